@@ -1,6 +1,6 @@
 """Four small networks trained alike in the same minutes, and their worst case over three norms.
 
-    python -m jaxrobust.main --config configs/aligned_study.py:coatnet_cctt
+    jaxrobust train --config configs/aligned_study.py:coatnet_cctt
 
 The runs, on 5,000 images of CIFAR-10 with the recipe of `cifar_aligned` in small, that is with
 PGD-5, batches of 64 and a rate that moves with each update (theirs is 0 for the first epoch), are

@@ -1,6 +1,6 @@
 """ConvNeXt-N + ConvStem on CIFAR-10, L-inf 8/255: clean epochs, then 10-step APGD.
 
-    TFDS_DATA_DIR=... python -m jaxrobust.main --config configs/cifar10_convnext.py
+    TFDS_DATA_DIR=... jaxrobust train --config configs/cifar10_convnext.py
 
 Not yet measured in full; README has a run of a few epochs on 10,000 images.
 """

@@ -1,6 +1,6 @@
 """Advanced adversarial training of residual networks (Huang et al. 2022, arXiv 2212.11005).
 
-    python -m jaxrobust.main --config configs/cifar_aat.py:robustresnet_a1,extra=500k
+    jaxrobust train --config configs/cifar_aat.py:robustresnet_a1,extra=500k
 
 The arguments are a network, as in `configs/cifar_bat.py`, and then, with their defaults first,
 

@@ -1,6 +1,6 @@
 """Twenty architectures at 32 px, all trained alike (Tang et al. 2022, arXiv 2209.14105).
 
-    python -m jaxrobust.main --config configs/cifar_aligned.py:cifar_vit,mode=adversarial,l1=1e-5
+    jaxrobust train --config configs/cifar_aligned.py:cifar_vit,mode=adversarial,l1=1e-5
 
 The arguments are a network and then, with their defaults first,
 
@@ -11,7 +11,7 @@ The arguments are a network and then, with their defaults first,
                      which images choose the epoch: the last 1,000 of training, or those that are
                      reported, as the paper does; at 224 px test only
 
-A network is one of cifar_* (`python -m jaxrobust.models`), on CIFAR-10; one of cifar_*_224,
+A network is one of cifar_* (`jaxrobust models`), on CIFAR-10; one of cifar_*_224,
 resnet50 or wide_resnet50_2 is trained on ImageNette, class folders under imagenette2/train and val
 (--config.data.name=folder:PATH). Other activations, orders and patches are options of the network,
 such as --config.model.options.activation=gelu.

@@ -1,7 +1,7 @@
 """Baseline adversarial training of residual networks at 32 and 64 px (Huang et al. 2022, arXiv
 2212.11005, "Revisiting Residual Networks for Adversarial Robustness").
 
-    python -m jaxrobust.main --config configs/cifar_bat.py:robustresnet_a1,objective=mart
+    jaxrobust train --config configs/cifar_bat.py:robustresnet_a1,objective=mart
 
 The arguments are a network and then, with their defaults first,
 
@@ -45,7 +45,7 @@ and on cifar10 with the other two (PGD-20, CW-40):
     wrn_70_16           54.12, 50.52   58.15, 54.37
     robustresnet_a4     59.01, 57.85   61.88, 57.55
 
-`python -m jaxrobust.evaluate --workdir RUN --attack cw-40 --step 0.8/255 --start uniform` is their
+`jaxrobust evaluate --workdir RUN --attack cw-40 --step 0.8/255 --start uniform` is their
 CW-40, `pgd-20` in its place their PGD-20, `fgsm` their FGSM. Not as there: float32 instead of mixed
 precision, and batch norms see the images of a device together (theirs 64 on each of two GPUs:
 --config.model.options.bn_group=64). Hardware, wall time, accuracies of ours: not yet measured.

@@ -1,6 +1,6 @@
 """Five questions of the main paper in small: a ConvNeXt at 32 px on CIFAR-10, Linf 8/255.
 
-    python -m jaxrobust.main --config configs/cifar_study.py:base,seed=0
+    jaxrobust train --config configs/cifar_study.py:base,seed=0
 
 The first argument is a run, each with one answer other than `base`, and each for the same budget:
 30 units, where a unit is a pass over the images in training (of K attack steps: K + 1), at half the

@@ -1,6 +1,6 @@
 """ConvNeXt-B + ConvStem on ImageNet, L-inf 4/255, 2-step APGD, 250 epochs.
 
-    python -m jaxrobust.main --config configs/convnext_b_cvst.py
+    jaxrobust train --config configs/convnext_b_cvst.py
 
 The paper's recipe with heavy augmentation: timm's clean convnext_base.fb_in1k gets a new ConvStem
 and is trained clean for 50 epochs, then against the attack. The paper's batch of 756 (8 x A100)

@@ -1,6 +1,6 @@
 """ConvNeXt-T + ConvStem on ImageNet, L-inf 4/255, 2-step APGD, 50 epochs.
 
-    python -m jaxrobust.main --config configs/convnext_t_cvst.py
+    jaxrobust train --config configs/convnext_t_cvst.py
 
 The paper's recipe with heavy augmentation: timm's clean convnext_tiny.fb_in1k gets a new ConvStem
 and is trained clean for 100 epochs, then against the attack. Without a network, fetch the weights

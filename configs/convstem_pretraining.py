@@ -1,6 +1,6 @@
 """Clean training of new ConvStems (Singh, Croce, Hein 2023, Table 10).
 
-    python -m jaxrobust.main --config configs/convstem_pretraining.py:convnext_t_cvst
+    jaxrobust train --config configs/convstem_pretraining.py:convnext_t_cvst
 
 timm's clean weights get a new ConvStem, and all weights are trained clean with heavy augmentation;
 vit_s_cvst normalises images as in `revisiting_at.py`, the others take them raw.

@@ -1,6 +1,6 @@
 """From 4/255 to 8/255 (Singh, Croce, Hein 2023, Table 4): 25 epochs of fine-tuning.
 
-    python -m jaxrobust.main --config configs/larger_radius.py:convnext_t_cvst
+    jaxrobust train --config configs/larger_radius.py:convnext_t_cvst
 
 The published networks at 4/255 are taken by their RobustBench ids, and trained on with heavy
 augmentation, learning rate 1e-4, peak at epoch 5; the epoch of the small ones is chosen by one step

@@ -1,6 +1,6 @@
 """How the light recipe came about: the ablations of Debenedetti's thesis (2022), its Tables 1 to 6.
 
-    python -m jaxrobust.main --config configs/light_ablation.py:xcit_n12,augmentation=m,warmup=20
+    jaxrobust train --config configs/light_ablation.py:xcit_n12,augmentation=m,warmup=20
 
 The arguments, with their defaults first, are
 

@@ -1,6 +1,6 @@
 """The light recipe for robust transformers on ImageNet (Debenedetti et al. 2022, arXiv 2209.07399).
 
-    python -m jaxrobust.main --config configs/light_recipe.py:xcit_s12,epsilon=4
+    jaxrobust train --config configs/light_recipe.py:xcit_s12,epsilon=4
 
 The arguments, with their defaults first, are epsilon=4|8 (255ths) and steps=1|2 of the attack
 (without: one at 4, two at 8, where one step leaks labels). One step is FGSM with 1.5 epsilon from a

@@ -1,6 +1,6 @@
 """Handwritten digits, L-inf 0.1: clean training, then adversarial training from those weights.
 
-python -m jaxrobust.main --config configs/quickstart.py
+jaxrobust train --config configs/quickstart.py
 
 Measured at seed 0 on 2 CPU cores: clean training 96.2 % clean and 7.1 % robust, adversarial
 training 98.5 % and 91.2 % (APGD-CE, 40 steps, all 397 test images) at commit 7b7af61; 54 s with

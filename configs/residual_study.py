@@ -1,6 +1,6 @@
 """A small RobustResNet against a WideResNet of as many multiply-adds, in the same minutes.
 
-    python -m jaxrobust.main --config configs/residual_study.py:wrn,seed=0
+    jaxrobust train --config configs/residual_study.py:wrn,seed=0
 
 The runs, on 5,000 images of CIFAR-10 with the recipe of `cifar_bat` (TRADES, at 8/255) in small,
 that is with PGD-5 and batches of 64:

@@ -1,6 +1,6 @@
 """Runs of "Revisiting Adversarial Training for ImageNet" (Singh, Croce, Hein 2023) at 4/255.
 
-    python -m jaxrobust.main --config configs/revisiting_at.py:convnext_t_cvst,epochs=300
+    jaxrobust train --config configs/revisiting_at.py:convnext_t_cvst,epochs=300
 
 The first argument is a network of Table 2; the others, with their defaults first, are
 

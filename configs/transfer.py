@@ -1,6 +1,6 @@
 """Robust networks of ImageNet on small data sets, adversarially, at 8/255.
 
-    python -m jaxrobust.main --config configs/transfer.py:convnext_t_cvst,cifar10
+    jaxrobust train --config configs/transfer.py:convnext_t_cvst,cifar10
 
 The arguments are a network and its data: convnext_t_cvst or convnext_b_cvst with cifar10, cifar100
 or flowers (Singh, Croce, Hein 2023, Table 6), xcit_s12, xcit_m12 or xcit_l12 with these or caltech

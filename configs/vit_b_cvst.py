@@ -1,6 +1,6 @@
 """ViT-B + ConvStem on ImageNet, L-inf 4/255, 2-step APGD, 250 epochs.
 
-    python -m jaxrobust.main --config configs/vit_b_cvst.py
+    jaxrobust train --config configs/vit_b_cvst.py
 
 The paper's recipe with heavy augmentation: timm's clean vit_base_patch16_224.augreg_in1k gets a new
 ConvStem and is trained clean for 50 epochs, then against the attack. The paper's batch of 864 is

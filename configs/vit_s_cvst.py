@@ -1,6 +1,6 @@
 """ViT-S + ConvStem on ImageNet, L-inf 4/255, 2-step APGD, 50 epochs.
 
-    python -m jaxrobust.main --config configs/vit_s_cvst.py
+    jaxrobust train --config configs/vit_s_cvst.py
 
 The paper's recipe with heavy augmentation: timm's clean deit_small_patch16_224.fb_in1k gets a new
 ConvStem and is trained clean for 100 epochs, then against the attack. Images are normalised by

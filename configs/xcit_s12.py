@@ -1,6 +1,6 @@
 """XCiT-S12 on ImageNet, L-inf 4/255, one step from a random start, 110 epochs.
 
-    python -m jaxrobust.main --config configs/xcit_s12.py
+    jaxrobust train --config configs/xcit_s12.py
 
 The light recipe (Debenedetti et al. 2022, arXiv 2209.07399): the row `xcit_s12` of
 `configs/light_recipe.py`, which says what is published of it and what differs. Hardware, wall time,

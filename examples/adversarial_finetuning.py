@@ -41,7 +41,7 @@ save_file(convert.to_torch("convnext_n", params, stats), "somebodys.safetensors"
 # %% [markdown]
 # ## Import
 #
-# The same as a command: `python -m jaxrobust.convert.import_torch somebodys.safetensors --model
+# The same as a command: `jaxrobust import somebodys.safetensors --model
 # convnext_n --num-classes 10 --image-size 8 --out imported`. Every name must match and every
 # parameter must be filled, or nothing is written.
 

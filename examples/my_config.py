@@ -1,6 +1,6 @@
 """A network of your own, `make` of my_nets.py, on the digits that ship with the package.
 
-python -m jaxrobust.main --config examples/my_config.py
+jaxrobust train --config examples/my_config.py
 
 Measured on 2 CPU cores in 25 s, under APGD-CE with 40 steps (linf 0.1, all 397 test images): clean
 training 96.2 % clean and 66.0 % robust, adversarial training 99.5 % and 88.7 %.

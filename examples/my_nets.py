@@ -1,7 +1,7 @@
 """Networks of your own, for `main` and for `evaluate`.
 
-python -m jaxrobust.main --config examples/my_config.py
-python -m jaxrobust.evaluate --workdir runs/my_config --n 100
+jaxrobust train --config examples/my_config.py
+jaxrobust evaluate --workdir runs/my_config --n 100
 
 The package calls the function with `num_classes`, `image_size`, `in_channels`, `dtype`, `remat` and
 `rngs`, with those of them that it takes, and with the config's `model.options`.

@@ -32,7 +32,7 @@ training.run(config, Path("runs/for_pytorch"))
 # %% [markdown]
 # ## Export
 #
-# The same as a command: `python -m jaxrobust.convert.export_torch --workdir runs/for_pytorch
+# The same as a command: `jaxrobust export --workdir runs/for_pytorch
 # --layout module --out ship`. It writes one .py and one .pt, which need nothing but PyTorch, after
 # it has compared them with the network here.
 

@@ -11,7 +11,7 @@ from jaxrobust.runtime.text.spelling import meant
 
 
 class Command(NamedTuple):
-    """A module that `python -m` runs too, how it is used, and what it does."""
+    """A module of `jaxrobust.commands`, which `python -m` runs too, its usage, and what it does."""
 
     module: str
     usage: str
@@ -19,85 +19,42 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command(
-        "jaxrobust.commands.train", "--config FILE", "trains a network, or continues to"
-    ),
-    "evaluate": Command(
-        "jaxrobust.commands.evaluate", "--workdir RUN", "attacks a network and keeps the record"
-    ),
-    "doctor": Command(
-        "jaxrobust.commands.doctor",
-        "RUN",
-        "looks for the usual faults of a network, a run or a config",
-    ),
-    "estimate": Command(
-        "jaxrobust.commands.estimate", "CONFIG --on v5e:8x8", "says what a run will cost"
-    ),
-    "report": Command(
-        "jaxrobust.commands.report",
-        "runs/quickstart",
-        "shows runs and evaluations as one HTML file",
-    ),
-    "select": Command(
-        "jaxrobust.commands.select",
-        "RUN",
-        "chooses the weights of a run on images that test nothing",
-    ),
-    "compare": Command(
-        "jaxrobust.commands.compare",
-        "A B",
-        "tells whether two evaluations differ by more than chance",
-    ),
-    "verify": Command(
-        "jaxrobust.commands.verify",
-        "BUNDLE --weights W",
-        "checks a claimed robust accuracy, one pass an image",
-    ),
-    "models": Command(
-        "jaxrobust.commands.models", "", "lists the architectures and the checkpoints that load"
-    ),
-    "scaling": Command(
-        "jaxrobust.commands.scaling",
-        "5e9",
-        "says how deep and wide a robust residual network should be",
-    ),
+    "train": Command("train", "--config FILE", "trains a network, or continues to"),
+    "evaluate": Command("evaluate", "--workdir RUN", "attacks a network, keeps the record"),
+    "doctor": Command("doctor", "RUN", "looks for usual faults of a network or config"),
+    "estimate": Command("estimate", "CONFIG --on v5e:8x8", "says what a run will cost"),
+    "report": Command("report", "RUN", "shows runs and evaluations as one HTML file"),
+    "select": Command("select", "RUN", "chooses a run's weights on held-out images"),
+    "compare": Command("compare", "A B", "tells whether two evaluations really differ"),
+    "verify": Command("verify", "BUNDLE --weights W", "checks a claimed robust accuracy"),
+    "models": Command("models", "", "lists architectures and checkpoints that load"),
+    "scaling": Command("scaling", "5e9", "says how deep and wide a network should be"),
     "import": Command(
-        "jaxrobust.convert.import_torch",
-        "SOURCE --out DIR",
-        "takes weights of files, URLs, hub or timm",
+        "conversion.import_weights", "SOURCE --out DIR", "takes weights of files, URLs, hub or timm"
     ),
     "export": Command(
-        "jaxrobust.convert.export_torch",
-        "--workdir RUN",
-        "writes them for us, PyTorch or RobustBench",
+        "conversion.export_weights", "--workdir RUN", "writes weights for us, PyTorch, RobustBench"
     ),
     "certificate": Command(
-        "jaxrobust.convert.certificate", "--model M", "compares a network with its reference"
+        "conversion.certificate", "--model M", "compares a network with its reference"
     ),
-    "prepare": Command(
-        "jaxrobust.commands.prepare", "cifar10 --out DIR", "writes data sets as training reads them"
-    ),
+    "prepare": Command("prepare", "cifar10 --out DIR", "writes data sets as training reads them"),
     "analyse": Command(
-        "jaxrobust.commands.analysis.analyse",
-        "ANALYSIS --workdir RUN",
-        "draws what a network has learnt, and how attacks fare",
+        "analysis.analyse", "ANALYSIS --workdir RUN", "draws what a network has learnt"
     ),
     "landscape": Command(
-        "jaxrobust.commands.analysis.landscape",
-        "--workdir RUN",
-        "draws the loss around the weights of a network",
+        "analysis.landscape", "--workdir RUN", "draws the loss around the weights"
     ),
     "sparsity": Command(
-        "jaxrobust.commands.analysis.sparsity",
-        "--workdir RUN",
-        "draws how many weights are next to nothing",
+        "analysis.sparsity", "--workdir RUN", "draws how many weights are next to nothing"
     ),
-    "reproduce": Command(
-        "jaxrobust.commands.reproduce",
-        "RUN --paper P",
-        "shows the papers' tables beside our records",
-    ),
+    "reproduce": Command("reproduce", "RUN --paper P", "shows papers' tables beside our records"),
 }
+
+
+def module_of(name: str) -> str:
+    """Return the full name of the module that a command is."""
+    return f"jaxrobust.commands.{COMMANDS[name].module}"
 
 
 def main() -> None:
@@ -112,16 +69,17 @@ def main() -> None:
     arguments.program = f"jaxrobust {name}"
     sys.argv[1:] = rest
     patience.begin(patience.LOADING)  # the packages of some commands need it
-    runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
+    runpy.run_module(module_of(name), run_name="__main__", alter_sys=True)
 
 
 def _overview() -> str:
-    usages = {f"jaxrobust {name} {row.usage}": row.does for name, row in COMMANDS.items()}
+    usages = {f"{name} {row.usage}".strip(): row.does for name, row in COMMANDS.items()}
     width = max(map(len, usages))
-    rows = "\n".join(f"{usage:{width}}  {does}" for usage, does in usages.items())
+    rows = "\n".join(f"  {usage:{width}}  {does}" for usage, does in usages.items())
     return (
-        f"jaxrobust {__version__}, adversarially robust image classifiers in JAX\n\n{rows}\n\n"
-        "Each command says more with --help; README.md shows them in the order of their use."
+        f"jaxrobust {__version__}, adversarially robust image classifiers in JAX\n\n"
+        f"jaxrobust COMMAND ..., where COMMAND is one of\n\n{rows}\n\n"
+        "Each command says more with --help; README.md shows them in the order of use."
     )
 
 

@@ -175,7 +175,7 @@ def base() -> ConfigDict:
     # on so many images; warns of catastrophic overfitting and gradient masking.
     config.alarm = ConfigDict({"every_steps": 1000, "images": 64})
     # While training: accuracy on the selection split, clean and under APGD-CE of the same radius,
-    # or under an attack of fixed steps: pgd-20, cw-40, ... as jaxrobust.evaluate names them.
+    # or under an attack of fixed steps: pgd-20, cw-40, ... as jaxrobust evaluate names them.
     config.evaluation = ConfigDict(
         {
             "every_epochs": 1,

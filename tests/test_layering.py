@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl.testing import absltest
 
+from jaxrobust.__main__ import COMMANDS, module_of
 from tests.support import paths
 
 ROOT = paths.ROOT
@@ -50,10 +51,11 @@ INSIDE = {
     "training": ("update", "build", "run"),
     "convert": ("torch_modules", "."),
     "report": ("drawing", "gathered", "parts", "page", "pictures", "watching"),
-    "analysis": ("plotting", "papers", "networks", "comparison"),
-    "commands": (".", "analysis"),
+    "analysis": ("plotting", "papers", "networks", "comparison", "selection"),
+    "commands": ("flags", ".", "analysis", "conversion"),
 }
 MOST_FILES = 15  # of a folder: more is a drawer
+MOST_LINES = 120  # of a command
 
 # third party -> where it may be imported, as prefixes of module paths
 ALLOWED = {
@@ -84,10 +86,8 @@ INSIDE_FUNCTIONS = {
     *("datasets", "pyarrow", "wandb", "resvg_py"),
 }
 
-# The modules whose names people type, and what takes a second to import.
-DOORS = ("__main__", "main", "evaluate", "doctor.__main__", "estimate.__main__", "convert")
-DOORS += tuple(f"commands.{name}" for name in ("train", "evaluate", "doctor", "estimate", "report"))
-DOORS += ("commands.models", "commands.prepare", "commands.select")
+# The modules that people start by their names; each says a line before it loads what takes long.
+ENTRY_POINTS = ("__main__", "main", "evaluate", "doctor.__main__", "estimate.__main__", "convert")
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "torch", "tensorflow_datasets")
 
 
@@ -119,10 +119,10 @@ def imports(path: Path) -> list[tuple[str, bool]]:
     return found
 
 
-def loaded(door: str) -> set[str]:
+def loaded(entry: str) -> set[str]:
     """The third parties that importing a module of ours loads, before any function is called."""
     known = modules()
-    todo, seen, others = [door], set(), set()
+    todo, seen, others = [entry], set(), set()
     while todo:
         name = todo.pop()
         packages = [".".join(name.split(".")[: i + 1]) for i in range(name.count(".") + 1)]
@@ -266,11 +266,21 @@ class LayeringTest(absltest.TestCase):
         ).stdout
         self.assertEqual(out.strip(), "")
 
-    def test_doors_load_nothing_that_takes_long(self):
+    def test_entry_points_load_nothing_that_takes_long(self):
         """A line can come within two seconds: `patience` begins before what is heavy is loaded."""
-        for door in DOORS:
-            with self.subTest(door):
-                self.assertNoCommonElements(loaded(door), HEAVY)
+        commands = [name for name in modules() if room(name) == "commands"]
+        self.assertGreater(len(commands), 18)
+        for name in (*ENTRY_POINTS, *commands):
+            with self.subTest(name):
+                self.assertNoCommonElements(loaded(name), HEAVY)
+
+    def test_commands_are_short_and_in_one_place(self):
+        """A command reads its flags into a dataclass and calls one function; rooms compute."""
+        for name, path in modules().items():
+            if room(name) == "commands":
+                self.assertLessEqual(len(path.read_text().splitlines()), MOST_LINES, name)
+        for name in COMMANDS:
+            self.assertIn(module_of(name).removeprefix("jaxrobust."), modules())
 
     def test_no_test_module_is_imported_by_another(self):
         tests = Path(__file__).parent

@@ -21,7 +21,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 import jaxrobust
-from jaxrobust.__main__ import COMMANDS
+from jaxrobust.__main__ import COMMANDS, module_of
 from jaxrobust.config import base
 from jaxrobust.runtime.commandline.arguments import split_config
 from tests.support import sweeps
@@ -74,9 +74,9 @@ def commands(page: str) -> Iterator[list[str]]:
 
 
 def _as_module(words: list[str]) -> list[str]:
-    """`jaxrobust train` is `python -m jaxrobust.main`."""
+    """`jaxrobust train` is `python -m jaxrobust.commands.train`."""
     named = words[0] == "jaxrobust"
-    return ["python", "-m", COMMANDS[words[1]].module, *words[2:]] if named else words
+    return ["python", "-m", module_of(words[1]), *words[2:]] if named else words
 
 
 def tool(words: list[str]) -> tuple[str, ...]:
@@ -183,10 +183,10 @@ class CommandsTest(parameterized.TestCase):
     def test_commands_are_seen(self):
         """Of this test itself: several lines, an environment, `&&`, a flag without a value."""
         found = [*commands("README.md")]
-        self.assertIn(("-m", "jaxrobust.evaluate"), map(tool, found))
+        self.assertIn(("-m", "jaxrobust.commands.evaluate"), map(tool, found))
         self.assertIn("--config.data.workers=16", [word for words in found for word in words])
         self.assertIn(
-            ["python", "-m", "jaxrobust.main", "--config", "configs/cifar10_convnext.py"], found
+            ["python", "-m", module_of("train"), "--config", "configs/cifar10_convnext.py"], found
         )
         self.assertIn("attack_steps", known_flags(("tools/bench_step.py",)))
         self.assertEqual(
@@ -259,7 +259,7 @@ class QuickstartTest(absltest.TestCase):
 
     def test_is_shown(self):
         words, rows = self.shown()
-        self.assertEqual(words[1:4], ["-m", "jaxrobust.main", "--config"])
+        self.assertEqual(words[1:4], ["-m", module_of("train"), "--config"])
         self.assertEqual([row[0].partition(",")[0] for row in rows], ["pretrain", "train"])
 
     @pytest.mark.slow

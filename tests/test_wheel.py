@@ -97,7 +97,7 @@ class WheelTest(absltest.TestCase):
 
         where = self.run_here("python", "-c", "import jaxrobust; print(jaxrobust.__file__)")
         self.assertIn(str(folder / "new"), where)
-        self.assertIn("jaxrobust train --config FILE", self.run_here("jaxrobust"))
+        self.assertIn("train --config FILE", self.run_here("jaxrobust"))
         self.assertStartsWith(self.run_here("jaxrobust", "--version"), "jaxrobust 0.")
 
         short = ["--config.pretrain.epochs=1", "--config.train.epochs=1", "--config.test.steps=2"]

@@ -9,76 +9,52 @@ beside what is none, are refused, with all that differs. Images that a replayed 
 left out, which the first sentence says.
 """
 
-import argparse
-import io
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.analysis.comparison import evaluations, findings, markdown, picture
-from jaxrobust.analysis.networks import pictures
-from jaxrobust.runtime.commandline.arguments import Arguments, answer
-from jaxrobust.runtime.files import jsonl, whole
+from jaxrobust.commands.flags.shared import shared
+from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline.arguments import answer
+from jaxrobust.runtime.commandline.fields import flag
+from jaxrobust.runtime.text import patience
 
 NAME = "comparison"  # of the files of --out
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareFlags:
+    """Which evaluations are compared, and where the files go."""
+
+    evaluations: tuple[str, ...] = flag(
+        "Two or more: folders of evaluations, runs, or results.jsonl files; FOLDER#NUMBER names "
+        "one of several evaluations that a folder holds.",
+        word=True,
+        required=True,
+    )
+    threat: str | None = flag("Only evaluations under it: NORM:RADIUS, as linf:4/255, or clean.")
+    out: Path | None = flag(f"Folder for {NAME}.md, {NAME}.json and {NAME}.png.")
+    json: bool = shared("json", False)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, print, write."""
-    parser = Arguments(__doc__ or "")
-    parser.add_argument(
-        "evaluations",
-        nargs="+",
-        help="Two or more: folders of evaluations, runs, or results.jsonl files; FOLDER#NUMBER "
-        "names one of several evaluations that a folder holds.",
-    )
-    parser.flag("threat", help="Only evaluations under it: NORM:RADIUS, as linf:4/255, or clean.")
-    parser.flag("out", type=Path, help=f"Folder for {NAME}.md, {NAME}.json and {NAME}.png.")
-    parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
-    answer(_compared, parser.parse_args(argv), "the same command starts again")
+    answer(_compared, fields.read(CompareFlags, __doc__, argv), "the same command starts again")
 
 
-def _compared(args: argparse.Namespace) -> dict[str, Any]:
-    if args.out:
-        pictures.plotting()  # refuses before anything is computed
-    found = findings.find(evaluations.load(args.evaluations, args.threat))
+def _compared(flags: CompareFlags) -> dict[str, Any]:
+    with patience.of(patience.LOADING):
+        from jaxrobust.analysis.comparison import evaluations, files, findings, markdown
+        from jaxrobust.analysis.plotting import plotting
+
+    if flags.out:
+        plotting()  # refuses before anything is computed
+    found = findings.find(evaluations.load(list(flags.evaluations), flags.threat))
     plain = findings.plain(found)
-    if args.out:
-        _write(args.out, found, plain)
-    print(markdown.document(found), end="\n" if args.json else "")
+    if flags.out:
+        files.write(flags.out, NAME, found, plain)
+    print(markdown.document(found), end="\n" if flags.json else "")
     return plain
-
-
-def _write(out: Path, found: findings.Findings, plain: dict[str, Any]) -> None:
-    """Write the three files, each of them whole.
-
-    Raises:
-      ValueError: the folder has a comparison of something else, or is none.
-    """
-    text, table, drawn = (out / f"{NAME}.{kind}" for kind in ("md", "json", "png"))
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; name a folder")
-    if table.exists() and _compares(table) != _files(plain):
-        raise ValueError(f"{table} compares other evaluations; name another folder with --out")
-    image = io.BytesIO()
-    picture.draw(found).savefig(image, dpi=130, format="png")
-    out.mkdir(parents=True, exist_ok=True)
-    with whole.writing(drawn) as part:
-        part.write_bytes(image.getvalue())
-    jsonl.replace(table, json.dumps(plain, indent=1) + "\n")
-    jsonl.replace(text, markdown.document(found, drawn.name))
-
-
-def _compares(table: Path) -> list[tuple[str, str]] | None:
-    """Return which evaluations a file compares; None: it is not of this tool, or damaged."""
-    try:
-        return _files(json.loads(table.read_text()))
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _files(plain: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(one["file"], one["evaluation"]) for one in plain["evaluations"]]
 
 
 if __name__ == "__main__":

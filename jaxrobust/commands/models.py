@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.models [--json | --parameters] [NAME ...]`: the table of architectures.
+"""`jaxrobust models [--json | --parameters] [NAME ...]`: the table of architectures.
 
 Exit codes: 0 done; 2 a mistake in the command, with one sentence on stderr.
 """
@@ -6,19 +6,29 @@ Exit codes: 0 done; 2 a mistake in the command, with one sentence on stderr.
 import json
 import os
 import shutil
+from dataclasses import dataclass
 
-from jaxrobust.runtime.commandline import arguments
-from jaxrobust.runtime.commandline.arguments import Arguments, stop
+from jaxrobust.runtime.commandline import arguments, fields
+from jaxrobust.runtime.commandline.arguments import stop
+from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsFlags:
+    """Which networks are shown, and how."""
+
+    names: tuple[str, ...] = flag(
+        "Networks; default: all.", (), word=True, nargs="*", metavar="NAME"
+    )
+    json: bool = flag("Print one JSON object instead.", False)
+    parameters: bool = flag("Print the table of their parameters.", False)
 
 
 def main() -> None:
     """Print the table, or the parameters of networks."""
-    parser = Arguments(__doc__, prog=arguments.program or "python -m jaxrobust.models")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="Networks; default: all.")
-    parser.flag("json", action="store_true", help="Print one JSON object instead.")
-    parser.flag("parameters", action="store_true", help="Print the table of their parameters.")
-    flags = parser.parse_args()
+    prog = arguments.program or "jaxrobust models"
+    flags = fields.read(ModelsFlags, __doc__, prog=prog)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: an accelerator would only wait
     with patience.of(patience.LOADING):
         from jaxrobust import models

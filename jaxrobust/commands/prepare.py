@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.data.prepare NAME ...`: data sets become ArrayRecord, without TensorFlow.
+"""`jaxrobust prepare NAME ...`: data sets become ArrayRecord, without TensorFlow.
 
 NAME is imagenet (from its tar files, or any folder of images), cifar10 or cifar100 (which are
 downloaded); pseudo-labelled makes .npz of a pickle. `NAME --help` says more.

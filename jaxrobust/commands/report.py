@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.report PATH... [--out FILE]`: runs and evaluations as one HTML file.
+"""`jaxrobust report PATH... [--out FILE]`: runs and evaluations as one HTML file.
 
 A path is a run, a folder of records (RUN/evaluation), a file of records, or a folder of many of
 them. The file opens from disk and loads nothing. With --watch a server shows the page instead, and
@@ -10,52 +10,61 @@ cannot be read or written, or the port is taken.
 
 import argparse
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.runtime.commandline import arguments
+from jaxrobust.runtime.commandline import arguments, fields
+from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.text import patience
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags:
+    """What the page shows, and where it goes."""
+
+    paths: tuple[Path, ...] = flag(
+        "Run, records, folder.", word=True, required=True, metavar="PATH"
+    )
+    out: Path | None = flag("File; default: report.html in the first PATH.")
+    watch: bool = flag("Serve the page and keep it fresh.", False)
+    host: str = flag("Address of --watch; default: only this machine reaches it.", "127.0.0.1")
+    port: int = flag("Port of --watch; default: 8017.", 8017)
+    every: float = flag("Seconds between two pages of --watch; default: 10.", 10.0)
+    json: bool = flag("Print what was made as JSON, last.", False)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Read the flags and write or serve the page."""
-    parser = arguments.Arguments(
-        __doc__ or "",
-        prog=arguments.program or "python -m jaxrobust.report",
+    flags = fields.read(
+        ReportFlags,
+        __doc__,
+        argv,
+        prog=arguments.program or "jaxrobust report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", type=Path, help="Run, records, folder.")
-    parser.add_argument("--out", type=Path, help="File; default: report.html in the first PATH.")
-    parser.add_argument("--watch", action="store_true", help="Serve the page and keep it fresh.")
-    parser.add_argument("--host", default="127.0.0.1", help="Address of --watch; default: only "
-                        "this machine reaches it.")  # fmt: skip
-    parser.add_argument("--port", type=int, default=8017, help="Port of --watch; default: 8017.")
-    parser.add_argument("--every", type=float, default=10, help="Seconds between two pages of "
-                        "--watch; default: 10.")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="Print what was made as JSON, last.")
-    args = parser.parse_args(argv)
     patience.end()
-    arguments.answer(run, args, "the same command makes the page again")
+    arguments.answer(run, flags, "the same command makes the page again")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any] | None:
+def run(flags: ReportFlags) -> dict[str, Any] | None:
     """Write the page, or serve it until Ctrl-C; return what was made."""
     with patience.of("loading the package"):
         from jaxrobust.report import gathered, page, watching
         from jaxrobust.report.parts import examples  # --help needs no JAX
 
-    if args.watch:
-        if args.out or args.json:
+    if flags.watch:
+        if flags.out or flags.json:
             raise ValueError("--watch serves the page and writes no file; leave --out, --json out")
-        watching.serve(args.paths, host=args.host, port=args.port, every=args.every)
+        watching.serve(flags.paths, host=flags.host, port=flags.port, every=flags.every)
         return None
-    out = args.out or _beside(args.paths[0])
+    out = flags.out or _beside(flags.paths[0])
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'report.html'}")
-    with patience.of(f"reading {', '.join(map(str, args.paths))}"):
-        found = gathered.gather(args.paths)
+    with patience.of(f"reading {', '.join(map(str, flags.paths))}"):
+        found = gathered.gather(flags.paths)
     if not out.parent.is_dir():
         raise ValueError(f"--out={out}: the folder {out.parent} is not there; make it first")
     text = page.page(found, pictures=examples.Album().part)

@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.main --config FILE [--workdir DIR] [--config.a.b=v ...]`: trains a network.
+"""`jaxrobust train --config FILE [--workdir DIR] [--config.a.b=v ...]`: trains a network.
 
 Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 a mistake in the command or the
 data, with one sentence on stderr; 3 the run stopped for another reason that it names (NaN, full

@@ -1,24 +1,20 @@
-"""Compare networks: `python -m jaxrobust.convert.certificate --model M --weights W --against T`.
+"""How well a network agrees with its reference: names, logits, gradients, and attacks on both.
 
-W is a file with our names or an imported folder; T the PyTorch file that it was made from
-or became (.pt, .pth, .safetensors, or the .py of an exported module). M may be a RobustBench id:
-RobustBench's own loader then reads T. `<stem>.certificate.json` is written beside W.
-
-Exit codes: 0 they agree, or no reference network is installed; 1 they differ; 2 a mistake;
-3 another reason that it names, such as a full disk.
+`jaxrobust certificate` calls `compare`, and an import and an export measure the same.
 """
 
-import argparse
 import importlib.metadata
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.runtime.text import patience
-
 if __name__ == "__main__":  # before the imports below, which take seconds
-    patience.begin(patience.LOADING)
+    runpy.run_module(
+        "jaxrobust.commands.conversion.certificate", run_name="__main__", alter_sys=True
+    )
+    sys.exit()
 
 import numpy as np
 
@@ -26,8 +22,6 @@ from jaxrobust import models
 from jaxrobust.convert import references, side_by_side
 from jaxrobust.convert.references import Network, Reference
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime.commandline.arguments import Arguments, mapping, stop
-from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.files import jsonl, provenance
 from jaxrobust.weights import load, reading
 from jaxrobust.weights.fetch import sources
@@ -204,72 +198,39 @@ def lines(certificate: dict[str, Any]) -> list[str]:
     return out
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line; hyphens and underscores are the same."""
-    parser = Arguments(__doc__)
-    parser.flag(
-        "model",
-        help="Network: a name of models.available(), or a RobustBench id; an imported folder says "
-        "it itself.",
-    )
-    parser.flag(
-        "weights",
-        required=True,
-        type=Path,
-        help="Our weights: a file or an imported folder, beside which the certificate goes.",
-    )
-    parser.flag(
-        "against",
-        required=True,
-        type=Path,
-        help="Their weights: a .pt, .pth, .safetensors or .py file.",
-    )
-    parser.flag(
-        "image_size",
-        type=int,
-        help="Side of the images in pixels; default: what the folder says, or 224.",
-    )
-    parser.flag("options", help="Other fields of the row of --model, where our weights say none.")
-    parser.flag("images", type=Path, help="Folder of photographs; default: seeded smooth images.")
-    parser.flag("json", action="store_true", help="Print the certificate on the last line.")
-    return parser.parse_args(argv)
+def compare(
+    weights: Path,
+    against: Path,
+    *,
+    model: str | None = None,
+    image_size: int | None = None,
+    options: dict[str, Any] | None = None,
+    images: Path | None = None,
+) -> dict[str, Any]:
+    """Compare weights with those of a reference, and write the certificate, which comes back.
 
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the certificate, after writing it."""
-    about = (weights_folder.about(args.weights) or {}) if args.weights.is_dir() else {}
-    layout = args.model if args.model in PUBLISHED else about.get("published_id") or "timm"
-    model = PUBLISHED[layout].model if args.model in PUBLISHED else args.model
-    if not args.against.is_file():
-        raise ValueError(f"--against {args.against}: no such file")
-    options = mapping("options", args.options)
-    artifact = reading.artifact_of(sources.at(args.weights))
-    network = load.fitted(artifact, model, image_size=args.image_size, options=options)
-    images = side_by_side.photographs(args.images, network.image_size) if args.images else None
-    weights = args.weights / weights_folder.WEIGHTS if args.weights.is_dir() else args.weights
-    reference = references.reference(network, args.against, layout)
-    compared = {"ours": weights, "theirs": args.against}
-    certificate = certify(network, reference, compared=compared, images=images)
-    path = write(weights, certificate)
+    Args:
+      weights: ours, a file or an imported folder; the certificate is written beside them.
+      against: theirs, a .pt, .pth or .safetensors file, or the .py of an exported module.
+      model: of our network, or a RobustBench id; None: what the folder says.
+      image_size: in pixels; None: what the folder says, or 224.
+      options: other fields of the network's row.
+      images: folder of photographs; None: seeded smooth images.
+    Raises:
+      ValueError: there is no such file, or the weights do not fit the network.
+    """
+    about = (weights_folder.about(weights) or {}) if weights.is_dir() else {}
+    layout = str(model if model in PUBLISHED else about.get("published_id") or "timm")
+    name = PUBLISHED[layout].model if model in PUBLISHED else model
+    if not against.is_file():
+        raise ValueError(f"--against {against}: no such file")
+    artifact = reading.artifact_of(sources.at(weights))
+    network = load.fitted(artifact, name, image_size=image_size, options=options)
+    shown = side_by_side.photographs(images, network.image_size) if images else None
+    file = weights / weights_folder.WEIGHTS if weights.is_dir() else weights
+    reference = references.reference(network, against, layout)
+    compared = {"ours": file, "theirs": against}
+    certificate = certify(network, reference, compared=compared, images=shown)
+    path = write(file, certificate)
     print("\n".join([*lines(certificate), f"written to {path}"]))
     return certificate
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Compare as the command line says."""
-    args = parse(argv)
-    compilation.use_persistent_cache()
-    try:
-        certificate = run(args)
-    except (ValueError, RuntimeError) as error:  # PyTorch's own loading raises the second
-        stop(error, 2)
-    except OSError as error:
-        stop(error, 3)
-    if args.json:
-        print(json.dumps(certificate))
-    if certificate["agrees"] is False:
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -249,7 +249,7 @@ def _use(network: Network, built: tuple[str, dict[str, Any]] | None) -> list[str
         "logits, _ = net.apply(params, stats, images)  # f32[B,H,W,C] in [0, 1]",
         "```",
         "",
-        "`python -m jaxrobust.evaluate --weights hf://ORG/REPO --dataset NAME` attacks it.",
+        "`jaxrobust evaluate --weights hf://ORG/REPO --dataset NAME` attacks it.",
     ]
     return [*(timm + both if built else torch), *jaxrobust]
 

@@ -85,7 +85,7 @@ def reference(
     PyTorch.
 
     Args:
-      path: the file, or a module that jaxrobust.convert.export_torch wrote (.py).
+      path: the file, or a module that jaxrobust export wrote (.py).
       layout: "timm", or a RobustBench id, whose file RobustBench's own loader then reads.
       which: "ema" or "raw", of a file that says which its weights are.
     Raises:

@@ -116,7 +116,7 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> dict[str, A
         p = protocol_of(own[-1])
         raise ValueError(
             f"{path}: this is no AutoAttack accuracy as RobustBench defines it, for "
-            f"{'; '.join(lacks(own[-1]))}. To have one, run: python -m jaxrobust.evaluate "
+            f"{'; '.join(lacks(own[-1]))}. To have one, run: jaxrobust evaluate "
             f"(--workdir RUN | --weights FOLDER) {p.said} --norm {p.threat.norm} --epsilon {p.eps} "
             "--attack autoattack --version standard"
         )

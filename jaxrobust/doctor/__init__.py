@@ -1,4 +1,4 @@
-"""Tests whether a network, or a config, has one of the usual faults: `python -m jaxrobust.doctor`.
+"""Tests whether a network, or a config, has one of the usual faults: `jaxrobust doctor`.
 
 patient          a network with its images, and what is measured on it, once each
 explanations     what done to the images or labels would raise its accuracy

@@ -33,7 +33,7 @@ def divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def configured(given: str, changes: Sequence[str]) -> "Config":
-    """Return a config, `FILE[:ARGUMENTS]`, with changes, as `jaxrobust.main` reads it; unlocked.
+    """Return a config, `FILE[:ARGUMENTS]`, with changes, as `jaxrobust train` reads it; unlocked.
 
     A mistake ends the process with a sentence and 2. To be called once: absl looks for the keys in
     `sys.argv`, which is changed to hold nothing else.

@@ -308,7 +308,7 @@ def known(name: str) -> str:
     if functions.is_name(name):
         raise ValueError(
             f"{name} is a function of yours, and this needs one of the package's networks; "
-            "`python -m jaxrobust.models` lists them"
+            "`jaxrobust models` lists them"
         )
     if name.endswith(".py"):
         raise ValueError(f"unknown model {name!r}; of a file name a function too: {name}:make")

@@ -156,7 +156,7 @@ there. cifar_*: Tang et al. 2022, Table 1, cut to two decimals, and ours
 for 224 px; 10 classes; "?" is the figure of another network: ViTAE's has 1000
 classes (23.19 here), LeViT's is not defined. stem: side of the patch, or how
 many 3x3 convolutions, or the window of one. weights: checkpoints of
-RobustBench, Linf; `python -m jaxrobust.models NAME` lists them."""
+RobustBench, Linf; `jaxrobust models NAME` lists them."""
 CHECKPOINT_NOTES = """\
 clean, AA: % of RobustBench's images, before and after AutoAttack (Linf, as
 published): 5,000 of ImageNet and 4/255; where no preprocessing is named 10,000

@@ -1,4 +1,4 @@
-"""Runs and evaluations as one HTML file: data -> figures -> page; see `python -m jaxrobust.report`.
+"""Runs and evaluations as one HTML file: data -> figures -> page; see `jaxrobust report`.
 
 `gathered` reads what is on disk into plain data (with `curves` for metrics), `sentences` says it in
 words, `figures` and `matrix` draw it as SVG, the `*_part` modules put figures and tables together,

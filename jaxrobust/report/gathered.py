@@ -282,7 +282,7 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
     for record in rows:
         try:
             if not {"clean", "attacks", "dataset"} <= record.keys():
-                raise ValueError(f"{file} holds a line that is no record of jaxrobust.evaluate")
+                raise ValueError(f"{file} holds a line that is no record of jaxrobust evaluate")
             records.check(record, str(file))
             _check_parts(record, file)
         except ValueError as error:

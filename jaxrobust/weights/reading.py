@@ -73,8 +73,8 @@ def _folder(source: WeightSource, which: str | None, cast: bool) -> Artifact:
     record = weights_folder.about(source.path)
     if record is None:
         raise ValueError(
-            f"{source.path} is as the hub has it; import it first: python -m "
-            f"jaxrobust.convert.import_torch {source.path} --out FOLDER"
+            f"{source.path} is as the hub has it; import it first: "
+            f"jaxrobust import {source.path} --out FOLDER"
         )
     held = record.get("which")
     if which not in (None, held):
@@ -113,8 +113,8 @@ def _run(source: WeightSource, which: str | None, cast: bool) -> Artifact:
     if which not in (None, held):
         raise ValueError(
             f"{workdir} keeps the best of the {files.WHICH[held]} weights, which it evaluates; the "
-            f"{files.WHICH[which]} ones of its latest checkpoint come from `python -m "
-            f"jaxrobust.convert.export_torch --workdir {workdir} --which {which} "
+            f"{files.WHICH[which]} ones of its latest checkpoint come from "
+            f"`jaxrobust export --workdir {workdir} --which {which} "
             "--layout jaxrobust --out FOLDER`"
         )
     words, (params, stats) = runs.run_weights(workdir)

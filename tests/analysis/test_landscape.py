@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from jaxrobust import data, models
+from jaxrobust.analysis.networks import landscape as drawn  # noqa: F401  # takes a second
 from jaxrobust.analysis.networks import surface
 from jaxrobust.commands.analysis import landscape
 from jaxrobust.runtime.devices import sharding

@@ -458,7 +458,7 @@ class CommandTest(parameterized.TestCase):
         file.write_text('{"step": 3}\n')
         code, _, error = call(file)
         self.assertEqual(code, 2)
-        self.assertIn("no records of jaxrobust.evaluate", error)
+        self.assertIn("no records of jaxrobust evaluate", error)
 
 
 class ReadmeTest(absltest.TestCase):

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from jaxrobust import models
-from jaxrobust.commands.analysis import sparsity
+from jaxrobust.analysis.networks import sparsity
+from jaxrobust.commands.analysis import sparsity as command
 
 PLOT = importlib.util.find_spec("matplotlib") is not None
 
@@ -103,7 +104,7 @@ class CommandTest(parameterized.TestCase):
             jax.numpy_dtype_promotion("standard"),
         ):
             try:
-                sparsity.main([str(word) for word in words])
+                command.main([str(word) for word in words])
             except SystemExit as stopped:
                 code = int(stopped.code or 0)
         return code, out.getvalue(), said.getvalue()

@@ -211,12 +211,12 @@ class RunTest(Case):
         """The exported network, in another process that has never heard of this package."""
         if not TORCH:
             self.skipTest(paths.PARITY)
-        from jaxrobust.convert import export_torch
+        from jaxrobust.commands.conversion import export_weights
 
         folder = Path(self.create_tempdir())
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             out = ["--layout=module", "--nocertificate", "--out", str(folder / "ship")]
-            export_torch.main(["--workdir", str(self.workdir), *out])
+            export_weights.main(["--workdir", str(self.workdir), *out])
         ran(self.bundle, "--write_images", folder / "images.npy")
         done = subprocess.run(
             [

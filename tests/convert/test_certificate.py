@@ -25,7 +25,9 @@ try:
 except ImportError:
     torch = None
 else:
-    from jaxrobust.convert import certificate, import_torch, references, side_by_side
+    from jaxrobust.commands.conversion import certificate as command
+    from jaxrobust.commands.conversion import import_weights
+    from jaxrobust.convert import certificate, references, side_by_side
     from jaxrobust.convert.references import Network
 
 CONVNEXT = {"depths": (1, 1), "dims": (8, 12), "stem_widths": (), "stem_strides": (4,)}
@@ -190,7 +192,7 @@ class FileTest(Case):
             arguments += ["--against", str(self.theirs)]
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
             try:
-                certificate.main(arguments)
+                command.main(arguments)
                 ended = 0
             except SystemExit as end:
                 ended = end.code
@@ -254,12 +256,12 @@ class FileTest(Case):
         out = self.folder / "imported"
         arguments = [str(self.theirs), "--model=convnext_n", f"--out={out}", "--image-size=32"]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            import_torch.main([*arguments, "--num-classes=5"])
+            import_weights.main([*arguments, "--num-classes=5"])
         self.assertIn("certificate: agrees with", printed.getvalue())
         self.assertRegex(certificates.line(out), "weights.certificate.json: agrees with")
         self.assertIsNotNone(weights_folder.about(out))
         with contextlib.redirect_stdout(io.StringIO()):  # again, into the same folder
-            import_torch.main([*arguments, "--num-classes=5"])
+            import_weights.main([*arguments, "--num-classes=5"])
 
     def test_import_of_something_else_leaves_nothing(self):
         out = self.folder / "imported"
@@ -271,7 +273,7 @@ class FileTest(Case):
             contextlib.redirect_stderr(said),
             self.assertRaises(SystemExit) as end,
         ):
-            import_torch.main([*arguments, "--num-classes=5"])
+            import_weights.main([*arguments, "--num-classes=5"])
         self.assertEqual(end.exception.code, 3)
         self.assertIn("nothing is written", said.getvalue())
         self.assertFalse(out.exists())

@@ -38,10 +38,9 @@ try:
 except ImportError:
     torch = None
 else:
+    from jaxrobust.commands.conversion import export_weights, import_weights
     from jaxrobust.convert import (
         account,
-        export_torch,
-        import_torch,
         layouts,
         references,
         robustbench_entry,
@@ -87,7 +86,7 @@ class Case(parameterized.TestCase):
             fixed.append(f"--out={self.out}")
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
             try:
-                export_torch.main([*fixed, *map(str, arguments)])
+                export_weights.main([*fixed, *map(str, arguments)])
             except SystemExit as end:
                 ended = end.code
         self.assertEqual(ended, code, said.getvalue())
@@ -189,7 +188,7 @@ class LayoutTest(FileCase):
         with contextlib.redirect_stdout(io.StringIO()):
             source = str(self.out / "convnext_n.safetensors")
             sizes = ["--num-classes=10", "--image-size=28", "--nocertificate"]
-            import_torch.main([source, "--model=convnext_n", f"--out={folder}", *sizes])
+            import_weights.main([source, "--model=convnext_n", f"--out={folder}", *sizes])
         self.out = self.folder / "again"
         done, _ = self.call(f"--weights={folder}", "--layout=timm")
         sha256 = hashes.weights_sha256(self.params, self.stats)
@@ -290,7 +289,7 @@ class OverTest(FileCase):
             contextlib.redirect_stderr(said),
             self.assertRaises(SystemExit) as end,
         ):
-            export_torch.main([*arguments, "--layout=timm", f"--out={self.out}"])
+            export_weights.main([*arguments, "--layout=timm", f"--out={self.out}"])
         self.assertEqual(end.exception.code, 3)
         self.assertIn("differ, so nothing is written", said.getvalue())
         self.assertFalse(self.out.exists())
@@ -566,7 +565,7 @@ class EntryTest(FileCase):
     def test_no_autoattack_accuracy(self, changes, message):
         _, said = self.entry(self.record | changes, code=2)
         self.assertRegex(said, message)
-        self.assertRegex(said, "run: python -m jaxrobust.evaluate .*--attack autoattack")
+        self.assertRegex(said, "run: jaxrobust evaluate .*--attack autoattack")
         self.assertFalse(self.out.exists())
 
     def test_of_a_record_that_lacks_something(self):
@@ -645,7 +644,7 @@ class SlowRobustBenchTest(Case):
         del net, state, stored
         back = self.folder / "back"
         with contextlib.redirect_stdout(io.StringIO()):
-            import_torch.main([str(file), f"--model={key}", f"--out={back}", "--nocertificate"])
+            import_weights.main([str(file), f"--model={key}", f"--out={back}", "--nocertificate"])
         arrays = files.read(back / "weights.safetensors")
         self.assertEqual(arrays.keys(), (params | stats).keys())
         for k, array in arrays.items():

@@ -13,8 +13,8 @@ import pytest
 from absl.testing import absltest
 
 import jaxrobust
+from jaxrobust.commands.conversion import export_weights
 from jaxrobust.config import VERSION, network_of
-from jaxrobust.convert import export_torch
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.store import folder as weights_folder
@@ -59,7 +59,7 @@ class FolderTest(absltest.TestCase):
         given = ["--workdir", self.workdir, "--layout=jaxrobust", f"--out={self.out}", *words]
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
             try:
-                export_torch.main([str(word) for word in given])
+                export_weights.main([str(word) for word in given])
             except SystemExit as end:
                 ended = end.code
         self.assertEqual(ended, code, said.getvalue())

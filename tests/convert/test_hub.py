@@ -31,7 +31,8 @@ try:
 except ImportError:
     torch = None
 else:
-    from jaxrobust.convert import account, export_torch, hub, torch_networks
+    from jaxrobust.commands.conversion import export_weights
+    from jaxrobust.convert import account, hub, torch_networks
     from jaxrobust.convert.references import Network
 
 RECORD = {
@@ -79,7 +80,7 @@ class Case(ServedCase):
         self.printed = io.StringIO()
         arguments = [f"--weights={source}", "--layout=hub", f"--out={self.out}", *more]
         with contextlib.redirect_stdout(self.printed):
-            export_torch.main(["--nocertificate", "--json", *arguments])
+            export_weights.main(["--nocertificate", "--json", *arguments])
         return self.out
 
     def ours(self):

@@ -11,8 +11,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
+from jaxrobust.commands.conversion import import_weights
 from jaxrobust.config import VERSION
-from jaxrobust.convert import import_torch
 from jaxrobust.runtime.files import download
 from jaxrobust.types import Weights
 from jaxrobust.weights import imports
@@ -45,7 +45,7 @@ class ImportTest(ServedCase):
         ]
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            import_torch.main([*arguments, *extra])
+            import_weights.main([*arguments, *extra])
         return json.loads(printed.getvalue().splitlines()[-1]), printed.getvalue()
 
     def refused(self, message, *extra, code=2, **given):
@@ -260,7 +260,7 @@ class ImportTest(ServedCase):
         arguments = [str(workdir), f"--out={self.out}", "--json"]
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            import_torch.main(arguments)
+            import_weights.main(arguments)
         done = json.loads(printed.getvalue().splitlines()[-1])
         self.assertEqual(done["weights_sha256"], hashes.weights_sha256(params, stats))
         self.assertEqual((done["norm"], done["epsilon"]), ("linf", 0.1))
@@ -269,7 +269,7 @@ class ImportTest(ServedCase):
         said = io.StringIO()
         for flag, message in (("--cast", "--cast is for weights of oth"), ("--sha256=0", "no one")):
             with contextlib.redirect_stderr(said), self.assertRaises(SystemExit):
-                import_torch.main([*arguments[:1], f"--out={self.folder / 'new'}", flag])
+                import_weights.main([*arguments[:1], f"--out={self.folder / 'new'}", flag])
             self.assertIn(message, said.getvalue())
 
     def test_mistakes_leave_nothing(self):

@@ -38,7 +38,7 @@ class EvaluateTest(parameterized.TestCase):
     )
     def test_names_a_network_that_is_none_of_ours(self, function, expected):
         said = words(function=function)
-        self.assertEqual(said[3 : 3 + len(expected)], expected)
+        self.assertEqual(said[2 : 2 + len(expected)], expected)
         self.assertIn("--steps", said)
 
     def test_names_corruptions(self):

@@ -5,7 +5,7 @@ import sys
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.convert import certificate, export_torch, import_torch
+from jaxrobust.commands.conversion import certificate, export_weights, import_weights
 from jaxrobust.data.prepare import imagenet
 from jaxrobust.runtime.commandline import arguments
 from tests.support import paths
@@ -128,9 +128,9 @@ class OnceTest(parameterized.TestCase):
         name = name or "config.attack.norm"
         self.assertIn(f"--{name} is given more than once; give it once", said)
 
-    @parameterized.parameters(import_torch, export_torch, certificate, imagenet)
+    @parameterized.parameters(import_weights, export_weights, certificate, imagenet)
     def test_tools_too(self, tool):
-        said = refused(lambda: tool.parse(["a.pt", "--image-size=1", "--image_size", "2"]))
+        said = refused(lambda: tool.main(["a.pt", "--image-size=1", "--image_size", "2"]))
         self.assertIn("--image_size is given more than once; give it once", said)
 
 

@@ -88,9 +88,6 @@ def _run(words: list[str], folder: str, out: Any, error: Any) -> int:
     sys.stdin = io.StringIO()
     from jaxrobust.__main__ import main
 
-    for name in _IMPORTED:  # else runpy warns of what it runs a second time
-        if name.startswith("jaxrobust.convert."):
-            sys.modules.pop(name)
     sys.argv = ["jaxrobust", *words]
     try:
         main()

@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
+from jaxrobust.commands.conversion import export_weights
 from jaxrobust.convert import export_torch
 from jaxrobust.evaluation.records import records
 from jaxrobust.training import build
@@ -144,7 +145,7 @@ class RunTest(parameterized.TestCase):
 
     def test_is_not_exported(self):
         with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit):
-            export_torch.main(["--workdir", "run", "--layout", "module", "--out", "ship"])
+            export_weights.main(["--workdir", "run", "--layout", "module", "--out", "ship"])
         with self.assertRaisesRegex(ValueError, "my_nets.py:make is a function of yours, and this"):
             export_torch.of_run(Path("run"), None, None)
         self.assertFalse(Path("ship").exists())

@@ -57,7 +57,7 @@ class ParseTest(parameterized.TestCase):
         ("nowhere.pth", "no such file; give one of .safetensors, .* or an imported folder, .*"
          "Salman2020Do_R18, or a timm id such as convnext_tiny.fb_in1k$"),
         ("weights/mine", "no such file"),
-        ("convnext_t", "that is an architecture, .*`python -m jaxrobust.models convnext_t` lists"),
+        ("convnext_t", "that is an architecture, .*`jaxrobust models convnext_t` lists"),
         ("Salman2020Do_R19", "no id of RobustBench; did you mean .*Salman2020Do_R18"),
         ("convnext_tinny.fb_in1k", "timm's convnext_tinny is no .*mean convnext_tiny.fb_in1k"),
         ("efficientnet_b0.ra_in1k", "no such file"),

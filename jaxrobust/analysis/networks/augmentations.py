@@ -1,5 +1,6 @@
 """A contact sheet: what a preset or a chain of augmentations makes of a user's own images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from jaxrobust import data
 from jaxrobust.analysis.networks import pictures
+from jaxrobust.analysis.networks.analyses import Settings
 from jaxrobust.data.transforms.decoding import decode
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.training.update import mixing
@@ -16,12 +18,12 @@ from jaxrobust.types import Batch
 _KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def analyse(seen: None, asked: Any) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: None, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each image and view: how bright it is, and how far from the plain image."""
     del seen
-    size, files = asked.image_size or 224, _files(asked.images, asked.n)
+    size, files = settings.named["image_size"] or 224, _files(settings.images, settings.n)
     plain_view = data.evaluation_transform(data.resolve("bicubic-1.0", size))
-    chain = data.chain(asked.chain, size)
+    chain = data.chain(settings.chain, size)
     plain, views = [], []
     for number, file in enumerate(files):
         try:
@@ -30,13 +32,15 @@ def analyse(seen: None, asked: Any) -> tuple[list[dict[str, Any]], Any]:
             raise ValueError(f"{file} is {error}; leave it out") from error
         plain.append(plain_view(image))
         given = image if chain.resizes else plain[-1]
-        rngs = [np.random.default_rng([asked.seed, number, view]) for view in range(asked.views)]
+        rngs = [
+            np.random.default_rng([settings.seed, number, view]) for view in range(settings.views)
+        ]
         views.append([chain.augment(given, rng) for rng in rngs])
     base = np.stack(plain).astype(np.float32) / 255
     sheet = np.array(views).astype(np.float32) / 255  # images, views, H, W, C
     kinds = [("host", sheet)]
-    if (preset := PRESETS.get(asked.chain)) and (preset.mixup or preset.cutmix or preset.erase):
-        kinds.append(("device", _on_device(sheet, preset, asked.seed)))
+    if (preset := PRESETS.get(settings.chain)) and (preset.mixup or preset.cutmix or preset.erase):
+        kinds.append(("device", _on_device(sheet, preset, settings.seed)))
     found = [
         {
             "file": str(file),
@@ -48,7 +52,7 @@ def analyse(seen: None, asked: Any) -> tuple[list[dict[str, Any]], Any]:
         }
         for where, made in kinds
         for i, file in enumerate(files)
-        for view in range(asked.views)
+        for view in range(settings.views)
     ]
     return found, (files, base, kinds)
 
@@ -68,7 +72,7 @@ def _on_device(sheet: np.ndarray, preset: Any, seed: int) -> np.ndarray:
     return np.stack(made, axis=1)[: len(sheet)]
 
 
-def _files(places: list[Path], most: int) -> list[Path]:
+def _files(places: Sequence[Path], most: int) -> list[Path]:
     found: list[Path] = []
     for place in places:
         inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in _KINDS)
@@ -82,7 +86,7 @@ def _files(places: list[Path], most: int) -> list[Path]:
     return found[:most]
 
 
-def draw(seen: None, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
+def draw(seen: None, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
     """Draw one line an image: as evaluation sees it, and its views."""
     del seen, rows
     files, base, kinds = made
@@ -92,8 +96,8 @@ def draw(seen: None, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
         for where, views in kinds:
             title = "+ mixing, erasing" if where == "device" else ""
             cells += [(view, title, False) for view in views[i]]
-    chain = PRESETS[asked.chain].chain if asked.chain in PRESETS else asked.chain
-    about = f"{asked.chain}: {chain}" if asked.chain in PRESETS else chain
-    about += f"\nleft: as evaluation sees it; then {asked.views} views"
+    chain = PRESETS[settings.chain].chain if settings.chain in PRESETS else settings.chain
+    about = f"{settings.chain}: {chain}" if settings.chain in PRESETS else chain
+    about += f"\nleft: as evaluation sees it; then {settings.views} views"
     about += " on the host, and as many after the device" if len(kinds) > 1 else ""
-    return pictures.grid(cells, 1 + asked.views * len(kinds), about)
+    return pictures.grid(cells, 1 + settings.views * len(kinds), about)

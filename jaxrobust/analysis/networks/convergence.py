@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.analysis.networks import attack, pictures
+from jaxrobust.analysis.networks.analyses import Settings
 from jaxrobust.analysis.networks.network import Seen, keys
 from jaxrobust.types import Threat
 
@@ -27,9 +28,9 @@ def trajectory(
     return attack.climb(machine, logits_fn, state, steps, machine.loss)[1]  # type: ignore[arg-type]
 
 
-def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each image and number of steps: mean, least and largest over the starts."""
-    right = attack.logits(seen, seen.images, asked.batch).argmax(1) == seen.labels
+    right = attack.logits(seen, seen.images, settings.batch).argmax(1) == seen.labels
     if not right.any():
         raise ValueError(
             f"{seen.name} gets none of the {len(right)} images right; give a larger --n"
@@ -37,7 +38,7 @@ def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
     images, labels, ids = seen.images[right], seen.labels[right], seen.ids[right]
     seen = seen._replace(images=images, labels=labels, ids=ids)
     curves = []
-    for seed in range(asked.seeds):
+    for seed in range(settings.seeds):
         drawn = keys(seen, seed)
         parts = [
             trajectory(
@@ -45,10 +46,10 @@ def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
                 drawn[p],
                 images[p],
                 labels[p],
-                steps=max(asked.steps),
+                steps=max(settings.steps),
                 threat=seen.threat,
             )
-            for p in attack.batches(len(ids), asked.batch)
+            for p in attack.batches(len(ids), settings.batch)
         ]
         curves.append(np.concatenate(parts, axis=1))
     losses = np.stack(curves)  # seeds, steps + 1, images
@@ -60,15 +61,15 @@ def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
             "ce_mean": float(losses[:, step, i].mean()),
             "ce_least": float(losses[:, step, i].min()),
             "ce_largest": float(losses[:, step, i].max()),
-            "seeds": asked.seeds,
+            "seeds": settings.seeds,
         }
         for i, number in enumerate(ids)
-        for step in asked.steps
+        for step in settings.steps
     ]
     return found, losses
 
 
-def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
+def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
     """Draw each image's loss over the steps, and their mean."""
     ball = seen.threat.written()
     about = f"PGD, {ball}, steps of 0.15 epsilon: loss of {made.shape[2]} images that are right "
@@ -79,12 +80,12 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
     panel.plot(steps, mean, color="#7a9cc0", linewidth=0.7, alpha=0.6)
     panel.plot([], [], color="#7a9cc0", linewidth=0.9, label="an image")
     panel.plot(steps, mean.mean(1), color="#d1495b", linewidth=2.2, label="mean")
-    marks = [mean.mean(1)[step] for step in asked.steps]
-    panel.plot(asked.steps, marks, "o", color="#d1495b", ms=4)
+    marks = [mean.mean(1)[step] for step in settings.steps]
+    panel.plot(settings.steps, marks, "o", color="#d1495b", ms=4)
     panel.set_xscale("symlog", linthresh=1)
-    panel.set_xticks(asked.steps, [str(step) for step in asked.steps], fontsize=8)
+    panel.set_xticks(settings.steps, [str(step) for step in settings.steps], fontsize=8)
     panel.xaxis.minorticks_off()
-    panel.set_xlim(0, 1.15 * max(asked.steps))
+    panel.set_xlim(0, 1.15 * max(settings.steps))
     panel.set_xlabel("attack steps")
     panel.set_ylabel("cross-entropy")
     panel.grid(color="#dddddd", linewidth=0.5)

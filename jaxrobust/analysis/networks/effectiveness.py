@@ -12,23 +12,25 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.analysis.networks import attack, network, pictures
+from jaxrobust.analysis.networks.analyses import Settings
 from jaxrobust.analysis.networks.network import Seen
 
 
-def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each checkpoint and number of steps; means over images and seeds."""
     found = []
-    for step, name, logits_fn in _checkpoints(seen, asked):
+    for step, name, logits_fn in _checkpoints(seen, settings):
         at = seen._replace(logits_fn=logits_fn)
         losses, right = {}, {}
-        for k in asked.steps:
+        for k in settings.steps:
             ends = [
-                attack.pgd(at, steps=k, seed=s, batch=asked.batch)[1] for s in range(asked.seeds)
+                attack.pgd(at, steps=k, seed=s, batch=settings.batch)[1]
+                for s in range(settings.seeds)
             ]
             losses[k] = np.array([attack.cross_entropy(e, seen.labels).mean() for e in ends])
             right[k] = np.mean([(e.argmax(1) == seen.labels).mean() for e in ends])
-        most = losses[max(asked.steps)].mean()
-        for k in asked.steps:
+        most = losses[max(settings.steps)].mean()
+        for k in settings.steps:
             found.append(
                 {
                     "checkpoint": name,
@@ -39,39 +41,41 @@ def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
                     "accuracy": float(right[k]),
                     "left_percent": float(100 * abs(most - losses[k].mean()) / most),
                     "images": len(seen.labels),
-                    "seeds": asked.seeds,
+                    "seeds": settings.seeds,
                 }
             )
     return found, None
 
 
-def _checkpoints(seen: Seen, asked: Any) -> list[Any]:
-    if asked.checkpoints:
-        named = [network.other(place, seen) for place in asked.checkpoints]
+def _checkpoints(seen: Seen, settings: Settings) -> list[Any]:
+    if settings.checkpoints:
+        named = [network.other(place, seen) for place in settings.checkpoints]
         return [(i, name, logits_fn) for i, (name, _, logits_fn) in enumerate(named)]
-    if asked.workdir:
-        return network.epochs(Path(asked.workdir), seen.subject, asked.phase)
+    if workdir := settings.named["workdir"]:
+        return network.epochs(Path(workdir), seen.subject, settings.named["phase"])
     return [(0, seen.name, seen.logits_fn)]
 
 
-def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
+def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
     """Draw loss, and what is left to the longest attack, over the steps of training."""
     del made
     ball = seen.threat.written()
-    starts = "one random start" if asked.seeds == 1 else f"the mean of {asked.seeds} random starts"
+    starts = (
+        "one random start" if settings.seeds == 1 else f"the mean of {settings.seeds} random starts"
+    )
     about = f"{seen.subject.network.name}: PGD with k steps of 1.5 epsilon / k, {ball}, on "
     about += f"{rows[0]['images']} images, {starts}"
     figure = pictures.figure(about, 9.6, 4.0)
     left, right = figure.subplots(1, 2)
     names = list(dict.fromkeys(row["checkpoint"] for row in rows))
     places = {name: row["step"] for row in rows for name in [row["checkpoint"]]}
-    for k, colour in zip(asked.steps, pictures.shades(len(asked.steps)), strict=True):
+    for k, colour in zip(settings.steps, pictures.shades(len(settings.steps)), strict=True):
         own = [row for row in rows if row["attack_steps"] == k]
         for panel, key in ((left, "ce"), (right, "left_percent")):
             xs = [places[row["checkpoint"]] for row in own]
             panel.plot(xs, [row[key] for row in own], "o-", color=colour, label=f"{k}", ms=4)
     left.set_ylabel("cross-entropy reached")
-    right.set_ylabel(f"left to {max(asked.steps)} steps, % of its loss")
+    right.set_ylabel(f"left to {max(settings.steps)} steps, % of its loss")
     for panel in (left, right):
         panel.grid(color="#dddddd", linewidth=0.5)
         panel.set_ylim(bottom=0)

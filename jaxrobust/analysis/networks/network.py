@@ -1,4 +1,4 @@
-"""The network that is analysed and its images, as the flags of `jaxrobust.evaluate` name them."""
+"""The network that is analysed and its images, as the flags of `jaxrobust evaluate` name them."""
 
 import contextlib
 import dataclasses

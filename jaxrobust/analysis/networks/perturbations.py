@@ -5,16 +5,17 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.analysis.networks import attack, pictures
+from jaxrobust.analysis.networks.analyses import Settings
 from jaxrobust.analysis.networks.network import Seen
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 
 
-def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each image, and what `draw` draws."""
-    steps = asked.steps[0]
-    adversarial, after = attack.pgd(seen, steps=steps, seed=asked.seed, batch=asked.batch)
-    before = attack.logits(seen, seen.images, asked.batch)
+    steps = settings.steps[0]
+    adversarial, after = attack.pgd(seen, steps=steps, seed=settings.seed, batch=settings.batch)
+    before = attack.logits(seen, seen.images, settings.batch)
     delta = adversarial - seen.images
     largest = limits(seen, delta)
     share = np.abs(delta) / largest[:, None, None, None]
@@ -30,7 +31,7 @@ def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
         "mean_change_of_limit": share.mean((1, 2, 3)),
         "share_at_limit": (share > 1 - 1e-4).mean((1, 2, 3)),
     }
-    return pictures.rows(columns), (adversarial, shown(delta, largest, asked.sign))
+    return pictures.rows(columns), (adversarial, shown(delta, largest, settings.sign))
 
 
 def limits(seen: Seen, delta: np.ndarray) -> np.ndarray:
@@ -49,7 +50,7 @@ def shown(delta: np.ndarray, largest: np.ndarray, sign: str) -> np.ndarray:
     return np.clip((turned + limit) / (2 * limit), 0, 1)
 
 
-def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
+def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
     """Draw image, adversarial image and perturbation, in colour and in grey."""
     adversarial, change = made
     grey = change @ LUMA[:, None] if change.shape[-1] == 3 else None
@@ -64,7 +65,7 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
         ):
             cells.append((images[i], title, red))
     ball = seen.threat.written()
-    about = f"PGD-{asked.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
+    about = f"PGD-{settings.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
     about += "titles: the class, and what the network calls the adversarial image (red: wrong)\n"
     about += "perturbation: grey is no change, white as much brighter as the ball allows"
     return pictures.grid(cells, len(kinds) * (2 if len(rows) > 4 else 1), f"{seen.name}\n{about}")

@@ -12,6 +12,11 @@ from jaxrobust.analysis.plotting import plotting
 MOST = 16  # images of a grid: more are in the CSV alone
 
 
+def folder(out: Path | None, workdir: str | None) -> Path:
+    """Choose the folder of a table and its picture: the one given, else one beside the run."""
+    return out or (Path(workdir) / "analyses" if workdir else Path("analyses"))
+
+
 def rows(columns: dict[str, Any]) -> list[dict[str, Any]]:
     """Return rows of plain numbers and texts from columns."""
     plain = {k: v.tolist() if isinstance(v, np.ndarray) else list(v) for k, v in columns.items()}

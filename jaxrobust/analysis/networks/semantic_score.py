@@ -11,24 +11,27 @@ import jax
 import numpy as np
 
 from jaxrobust.analysis.networks import attack, perturbations, pictures
+from jaxrobust.analysis.networks.analyses import Settings
 from jaxrobust.analysis.networks.network import Seen, other
 from jaxrobust.data.transforms.preparing import evaluation_transform
 
 _FEW = 20  # classes, of which five guesses would say little
 
 
-def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each judge."""
     judges = [(seen.name, seen.subject, seen.logits_fn)]
-    for place in asked.judges:
+    for place in settings.judges:
         name, subject, logits_fn = other(place, seen)
         judges.append((f"{name}, {Path(place).name}", subject, logits_fn))
-    adversarial, _ = attack.pgd(seen, steps=asked.steps[0], seed=asked.seed, batch=asked.batch)
+    adversarial, _ = attack.pgd(
+        seen, steps=settings.steps[0], seed=settings.seed, batch=settings.batch
+    )
     delta = adversarial - seen.images
-    change = quantised(perturbations.shown(delta, perturbations.limits(seen, delta), asked.sign))
+    change = quantised(perturbations.shown(delta, perturbations.limits(seen, delta), settings.sign))
     clean = quantised(seen.images)
     classes = int(seen.subject.network.num_classes or 0)
-    top = asked.top or (5 if classes > _FEW else 1)
+    top = settings.top or (5 if classes > _FEW else 1)
     if top >= classes:
         raise ValueError(f"--top={top} must be below the {classes} classes of {seen.name}")
     found = []
@@ -36,9 +39,9 @@ def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
         judge = seen._replace(logits_fn=logits_fn)
         size, row = subject.network.image_size or 0, {"judge": name, "itself": number == 0}
         for kind, images in (("perturbations", change), ("images", clean)):
-            values = attack.logits(judge, resized(images, size), asked.batch)
+            values = attack.logits(judge, resized(images, size), settings.batch)
             row |= {f"{kind}_top{k}": hits(values, seen.labels, k) for k in (1, top)}
-        found.append(row | {"top": top, "images": len(seen.labels), "steps": asked.steps[0]})
+        found.append(row | {"top": top, "images": len(seen.labels), "steps": settings.steps[0]})
     return found, change
 
 
@@ -61,12 +64,12 @@ def hits(values: np.ndarray, labels: np.ndarray, top: int) -> float:
     return float((np.asarray(best) == labels[:, None]).any(1).mean())
 
 
-def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
+def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
     """Draw a bar for each judge on perturbations and on images, and some perturbations."""
     top, shown = rows[0]["top"], made[: min(8, len(made))]
     ball = seen.threat.written()
     about = (
-        f"Top-{top} accuracy on the perturbations alone (PGD-{asked.steps[0]}, {ball}, "
+        f"Top-{top} accuracy on the perturbations alone (PGD-{settings.steps[0]}, {ball}, "
         f"{len(made)} images)\nof {seen.name}; chance is "
         f"{100 * top / int(seen.subject.network.num_classes or 1):.1f} %"
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.analysis.networks import attack, pictures
+from jaxrobust.analysis.networks.analyses import Settings
 from jaxrobust.analysis.networks.network import Seen
 
 _START = 15.0  # radius of the noise around U[0, 1], before it is clipped
@@ -36,28 +37,28 @@ def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.clip(start, 0, 1).astype(np.float32)
 
 
-def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each sample; its target is drawn, or the next of `--targets`."""
     count, classes = len(seen.images), int(seen.subject.network.num_classes or 0)
-    drawn = np.random.default_rng([asked.seed, 1]).integers(0, classes, count)
-    targets = np.resize(asked.targets or drawn, count).astype(np.int32)
+    drawn = np.random.default_rng([settings.seed, 1]).integers(0, classes, count)
+    targets = np.resize(settings.targets or drawn, count).astype(np.int32)
     if targets.min() < 0 or targets.max() >= classes:
         raise ValueError(f"--targets are classes from 0 to {classes - 1} of {seen.name}")
-    start = noise(seen.images.shape, asked.seed)
-    settings = {"steps": asked.steps[0], "step_size": asked.step_size}
+    start = noise(seen.images.shape, settings.seed)
+    how = {"steps": settings.steps[0], "step_size": settings.step_size}
     parts = [
-        made(seen.logits_fn, start[part], targets[part], **settings)
-        for part in attack.batches(count, asked.batch)
+        made(seen.logits_fn, start[part], targets[part], **how)
+        for part in attack.batches(count, settings.batch)
     ]
     images = np.concatenate([images for images, _ in parts])
     losses = np.concatenate([losses for _, losses in parts], axis=1)
     probabilities = np.asarray(
-        jax.nn.softmax(jnp.asarray(attack.logits(seen, images, asked.batch)))
+        jax.nn.softmax(jnp.asarray(attack.logits(seen, images, settings.batch)))
     )
     columns = {
         "sample": np.arange(count),
         "target": targets,
-        "class": [seen.called(target) for target in targets],
+        "class": [seen.called(int(target)) for target in targets],
         "start_ce": losses[0],
         "end_ce": losses[-1],
         "prediction": probabilities.argmax(1),
@@ -68,12 +69,14 @@ def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
     return pictures.rows(columns), images
 
 
-def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
+def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
     """Draw the images with their targets; red where the network calls one something else."""
     cells = [
         (image, f"{row['class']} {row['probability']:.0%}", row["prediction"] != row["target"])
         for image, row in zip(made[: pictures.MOST], rows, strict=False)
     ]
-    about = f"{asked.steps[0]} steps of {asked.step_size:g} from noise towards a class, with its "
+    about = (
+        f"{settings.steps[0]} steps of {settings.step_size:g} from noise towards a class, with its "
+    )
     about += "probability at the end"
     return pictures.grid(cells, min(4, len(cells)), f"{seen.name}\n{about}")

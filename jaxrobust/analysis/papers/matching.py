@@ -56,7 +56,7 @@ def collect(places: list[Path]) -> list[Ours]:
         found += [(record, file) for file in files for record in jsonl.read(file)]
     for record, file in found:
         if not {"clean", "attacks", "config_sha256", "dataset"} <= record.keys():
-            raise ValueError(f"{file} holds lines that are no records of jaxrobust.evaluate")
+            raise ValueError(f"{file} holds lines that are no records of jaxrobust evaluate")
     return [Ours(r, file, configs.get(str(r["config_sha256"]))) for r, file in found]
 
 

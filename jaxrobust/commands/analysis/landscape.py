@@ -1,190 +1,58 @@
 """Draw the loss around a network's weights: one PNG and one CSV.
 
-`jaxrobust landscape --workdir RUN` (or --weights, as `python -m jaxrobust.evaluate` takes
-them). The mean cross-entropy of clean training images in a plane of two random directions with the
-norm of each filter, at 51 x 51 points. The same command again goes on where it was stopped.
+`jaxrobust landscape --workdir RUN` (or --weights, as `jaxrobust evaluate` takes them). The mean
+cross-entropy of clean training images in a plane of two random directions with the norm of each
+filter, at 51 x 51 points. The same command again goes on where it was stopped.
 Source: Li et al. 2018 (arXiv 1712.09913), as Tang et al. 2022 (arXiv 2209.14105) use it.
 """
 
-import csv
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from jaxrobust.analysis.networks import commandline
-from jaxrobust.runtime.commandline.arguments import Arguments, mapping
+from jaxrobust.commands.flags.shared import ImageFlags, NetworkFlags, shared
+from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline.arguments import ending, quiet_libraries
+from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.processes.launch import keep_large_buffers
+from jaxrobust.runtime.text import patience
 
-LEVELS = np.arange(0.1, 10, 0.5)  # of contours, as the source draws them
-NETWORK = commandline.NETWORK | {
-    "workdir": "Run to look at: its network and training images.",
-    "split": "Split; default: that of the run's training, or train.",
-}
+_PLANE = ("side", "reach", "points", "batch", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandscapeFlags(NetworkFlags, ImageFlags):
+    """A network, its training images, and the points at which the loss is computed."""
+
+    split: str | None = shared("split", default="that of the run's training, or train")
+    n: int = flag("Number of images, the first of the split; default: 1000.", 1000, least=1)
+    side: int = flag("Number of points along a side, an odd number; default: 51.", 51, least=3)
+    points: int = flag("Number of points that a call computes; default: 51.", 51, least=1)
+    batch: int = flag("Images at a time; default: 250.", 250, least=1)
+    seed: int = shared("seed", 0, least=0)
+    reach: float = flag("The plane's half side; default: 1.", 1.0)
+    out: Path | None = shared("out")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, compute what is missing, write both files."""
-    commandline.run(lambda: _made(_parsed(argv)), "the same command goes on")
-
-
-def _parsed(argv: list[str] | None) -> Any:
-    parser = Arguments(__doc__ or "")
-    commandline.add_network(parser, NETWORK)
-    for name, default, text in (
-        ("n", 1000, "Number of images, the first of the split"),
-        ("side", 51, "Number of points along a side, an odd number"),
-        ("points", 51, "Number of points that a call computes"),
-        ("batch", 250, "Images at a time"),
-        ("seed", 0, "Seed of the directions"),
-    ):
-        parser.flag(name, type=int, default=default, help=f"{text}; default: {default}.")
-    parser.flag("reach", type=float, default=1.0, help="The plane's half side; default: 1.")
-    commandline.add_out(parser)
-    args = parser.parse_args(argv)
-    for name, low in (("n", 1), ("side", 3), ("points", 1), ("batch", 1), ("seed", 0)):
-        if getattr(args, name) < low:
-            raise ValueError(f"--{name}={getattr(args, name)} must be at least {low}")
-    if args.side % 2 == 0:
-        raise ValueError(
-            f"--side={args.side} has no point in the middle, where the weights are; give an odd one"
-        )
-    if not 0 < args.reach < np.inf:
-        raise ValueError(f"--reach={args.reach:g} must be above 0")
-    return args
-
-
-def grid(side: int, reach: float) -> np.ndarray:
-    """Return the points f64[side * side, 2], row by row."""
-    line = np.linspace(-reach, reach, side)
-    return np.stack([part.ravel() for part in np.meshgrid(line, line, indexing="ij")], 1)
-
-
-def _made(args: Any) -> tuple[Path, Path]:
-    import jax
-
-    from jaxrobust.analysis.networks import network, pictures, surface
-    from jaxrobust.runtime.devices import sharding
-    from jaxrobust.types import VERDICT_PRECISION
-    from jaxrobust.weights.store import hashes
-
-    pictures.plotting()  # refuses before anything is computed
-    named = {key: getattr(args, key) for key in (*NETWORK, "num_classes", "image_size", "n")}
-    named["options"] = mapping("options", named["options"])
-    named["split"] = named["split"] or _training_split(args)
-    seen = network.seen(named, attacked=False)
-    params, stats = seen.logits_fn.args  # type: ignore[attr-defined]
-    about = {
-        "images": len(seen.labels),
-        "split": f"{seen.subject.dataset} {seen.subject.split}",
-        "seed": args.seed,
-        "weights_sha256": hashes.weights_sha256(params, stats),
-    }
-    out = commandline.folder(args)
-    out.mkdir(parents=True, exist_ok=True)
-    table, picture = out / "landscape.csv", out / "landscape.png"
-    points = grid(args.side, args.reach)
-    done = _done(table, points, about)
-    if done < len(points):
-        both = [surface.direction(params, args.seed, number) for number in range(2)]
-        at = surface.losses(
-            seen.subject.create("float32"),
-            params,
-            stats,
-            both,
-            seen.images,
-            seen.labels,
-            batch=min(args.batch, len(seen.labels)),
-            mesh=sharding.make_mesh(jax.local_devices()),
-        )
-        with jax.default_matmul_precision(VERDICT_PRECISION):
-            _computed(table, at, points, done, args.points, about)
-    draw(seen.name, *_read(table), about).savefig(picture, dpi=130)
-    return table, picture
-
-
-def _training_split(args: Any) -> str:
-    from jaxrobust.weights.trained import runs
-
-    if args.workdir and not args.dataset:
-        return str(runs.run_config(Path(args.workdir), args.phase).data.train_split)
-    return "train"
-
-
-def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
-    """Return how many points a table has; a line that was cut off goes.
-
-    Raises:
-      ValueError: it is of something else.
-    """
-    if not table.exists():
-        return 0
-    text = table.read_text()
-    if not text.endswith("\n"):
-        table.write_text(text[: text.rfind("\n") + 1])
-    with table.open(newline="") as file:
-        there = list(csv.DictReader(file))
-    for row, point in zip(there, points, strict=False):
-        same = {key: str(value) for key, value in about.items()}
-        own = {key: row.get(key) for key in about}
-        places = [float(row.get(key) or "nan") for key in ("a", "b")]
-        if own != same or not np.allclose(places, point, atol=1e-12) or len(there) > len(points):
+    quiet_libraries()
+    with ending("the same command goes on", ". With that solved, run the same command again"):
+        flags = fields.read(LandscapeFlags, __doc__, argv)
+        if flags.side % 2 == 0:
             raise ValueError(
-                f"{table} is of other weights, images, directions or points; name another --out, "
-                "or remove it"
+                f"--side={flags.side} has no point in the middle, where the weights are; give an "
+                "odd one"
             )
-    return len(there)
+        if not 0 < flags.reach < math.inf:
+            raise ValueError(f"--reach={flags.reach:g} must be above 0")
+        with patience.of(patience.LOADING):
+            from jaxrobust.analysis.networks import landscape
 
-
-def _computed(
-    table: Path, at: Any, points: np.ndarray, done: int, step: int, about: dict[str, Any]
-) -> None:
-    """Add the rows of all points that are missing, call by call."""
-    from tqdm.auto import tqdm
-
-    keys = ["a", "b", "loss", "accuracy", *about]
-    with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, keys)
-        if not done:
-            writer.writeheader()
-        for start in tqdm(range(done, len(points), step), disable=None, unit="call", leave=False):
-            part = points[start : start + step]
-            asked = np.resize(part, (step, 2))  # the last call is as long as the others
-            loss, right = (values[: len(part)] for values in at(asked))
-            for (a, b), each, share in zip(part, loss, right, strict=True):
-                values = (float(a), float(b), float(each), float(share))
-                writer.writerow(dict(zip(keys, values, strict=False)) | about)
-            file.flush()
-
-
-def _read(table: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the coordinates f64[S] and the losses f64[S,S] of a whole table."""
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    side = round(len(rows) ** 0.5)
-    line = np.array([float(row["b"]) for row in rows[:side]])
-    return line, np.array([float(row["loss"]) for row in rows]).reshape(side, side)
-
-
-def draw(name: str, line: np.ndarray, losses: np.ndarray, about: dict[str, Any]) -> Any:
-    """Draw the contours of the loss."""
-    from jaxrobust.analysis.networks import pictures
-
-    middle = losses[len(line) // 2, len(line) // 2]
-    said = f"{name}\nmean cross-entropy of {about['images']:,} images of {about['split']}, "
-    figure = pictures.figure(f"{said}{middle:.3f} in the middle", 5.8, 5.2)
-    panel = figure.subplots()
-    shown = np.where(np.isfinite(losses), losses, LEVELS[-1] + 1).T
-    levels = LEVELS[: max(3, int((shown.max() > LEVELS).sum()) + 1)]  # as high as the surface is
-    colours = panel.contourf(line, line, shown, levels, cmap="viridis", extend="both")
-    lines = panel.contour(line, line, shown, levels, colors="white", linewidths=0.5)
-    panel.clabel(lines, fontsize=6, fmt="%.1f")
-    panel.plot(0, 0, "+", color="#d1495b", ms=9, mew=1.6)
-    panel.set_aspect("equal")
-    panel.set_xlabel("first direction, in norms of the filters")
-    panel.set_ylabel("second direction")
-    figure.colorbar(colours, ax=panel, shrink=0.9)
-    return figure
+        named = asdict(flags)
+        out = named.pop("out")
+        plane = landscape.Plane(**{name: named.pop(name) for name in _PLANE})
+        print("\n".join(map(str, landscape.written(named, plane, out))))
 
 
 if __name__ == "__main__":

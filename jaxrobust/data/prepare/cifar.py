@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.data.prepare cifar10 [--out OUT]`: CIFAR-10 or -100 as ArrayRecord.
+"""`jaxrobust prepare cifar10 [--out OUT]`: CIFAR-10 or -100 as ArrayRecord.
 
 The official archive is downloaded, or taken from --from ARCHIVE: the python or the binary version,
 recognised by its sha256. OUT/cifar10/3.0.2 is then what `tfds build` would write: the same ids and

@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.data.prepare imagenet SOURCE --out OUT`: ImageNet as ArrayRecord.
+"""`jaxrobust prepare imagenet SOURCE --out OUT`: ImageNet as ArrayRecord.
 
 SOURCE is a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or these files, or an
 ImageFolder with train/ and val/ (or validation/), of ImageNet or, with --name, of other classes.

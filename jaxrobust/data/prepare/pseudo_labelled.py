@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.data.prepare pseudo-labelled FILE.pickle`: images with labels become .npz.
+"""`jaxrobust prepare pseudo-labelled FILE.pickle`: images with labels become .npz.
 
 FILE is a pickle as Carmon et al. 2019 (arXiv 1905.13736) publish 500,000 tiny images with the
 labels of a network: a dict with `data`, uint8[N,H,W,3], and `extrapolated_targets`, integers [N].

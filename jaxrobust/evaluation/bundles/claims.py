@@ -99,7 +99,7 @@ def read(folder: Path) -> Bundle:
     if not (folder / SUMS).is_file():
         raise ValueError(
             f"{folder} is no bundle, it has no {SUMS}; give a folder that "
-            "`jaxrobust.evaluate --bundle` wrote"
+            "`jaxrobust evaluate --bundle` wrote"
         )
     listed = (folder / SUMS).read_bytes()
     sums = _sums(folder / SUMS)

@@ -23,7 +23,7 @@ from jaxrobust.weights.trained import kept, runs
 
 
 class Given(NamedTuple):
-    """The flags of `python -m jaxrobust.evaluate`; None: not given."""
+    """The flags of `jaxrobust evaluate`; None: not given."""
 
     workdir: str | None
     phase: str | None
@@ -129,7 +129,7 @@ def check(given: Given) -> None:
         raise ValueError(
             (each if named else "")
             + "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
-            "PATH is a folder that jaxrobust.convert.import_torch wrote, or a name such as "
+            "PATH is a folder that jaxrobust import wrote, or a name such as "
             "Salman2020Do_R18), or --function my_net.py:logits_fn --dataset NAME, or --torch "
             "my_models.py:build --dataset NAME"
         )

@@ -347,7 +347,7 @@ class Evaluation:
             say(
                 f"{subject.network.name} is right on {found['clean']:.1%} of the clean images; if "
                 "it expects others than those in [0, 1], such as normalised ones or [-1, 1], "
-                f"python -m jaxrobust.doctor {subject.flag} {subject.network.name} --dataset "
+                f"jaxrobust doctor {subject.flag} {subject.network.name} --dataset "
                 f"{self.source.name} finds it, and the normalisation belongs into the network"
             )
         return found

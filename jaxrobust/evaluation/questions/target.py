@@ -140,8 +140,7 @@ def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> S
     about = weights_folder.about(folder)
     if about is None:
         raise ValueError(
-            f"--weights {folder} is no folder that jaxrobust.convert.import_torch wrote; "
-            "give a file"
+            f"--weights {folder} is no folder that jaxrobust import wrote; give a file"
         )
     own = about["architecture"]
     if models.computed(name or own, {}) != models.computed(own, {}):

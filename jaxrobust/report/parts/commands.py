@@ -21,7 +21,7 @@ def evaluate(one: Evaluation, workdir: str | None) -> str:
     """Return the command of an evaluation; `workdir` is the run, None: it is not known."""
     record = one.record
     function = (record.get("function") or {}).get("name")
-    words = ["python", "-m", "jaxrobust.evaluate"]
+    words = ["jaxrobust", "evaluate"]
     if workdir:
         words += ["--workdir", workdir]
         phase = re.match(r"(\w+), step", str(record.get("weights")))
@@ -127,7 +127,7 @@ def _remark(one: Evaluation) -> str:
     """Return what to know of the command."""
     if not one.record.get("method") and one.record.get("attacks"):
         return (
-            "A training tested itself here; python -m jaxrobust.main with its config repeats that. "
+            "A training tested itself here; jaxrobust train with its config repeats that. "
             "The command below asks evaluate's attack of this name, with draws of its own."
         )
     same = "The command gives the same verdicts with the same weights, data and versions."

@@ -16,7 +16,7 @@ _UNKNOWN = (
 )
 _NO_VERDICTS = (
     "Classes, the confusion and images are not shown: there are no verdicts image by image, as "
-    "python -m jaxrobust.evaluate writes them. A training writes none, nor did older versions."
+    "jaxrobust evaluate writes them. A training writes none, nor did older versions."
 )
 _NONE = "No attack fooled an image that is right as it is, so no class was reached."
 _HEAD = ("label", "class reached", "images", "of the fooled with this label")

@@ -113,9 +113,7 @@ def unable(error: OSError | MemoryError) -> str:
     return f"the memory of this machine is too small ({said}); take smaller images, or fewer"
 
 
-def answer(
-    run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, interrupted: str
-) -> None:
+def answer(run: Callable[[Any], Any], args: Any, interrupted: str) -> None:
     """Run a command and print what it returns, if --json asks for it; fail as `ending` says."""
     with ending(interrupted):
         done = run(args)

@@ -12,16 +12,11 @@ from typing import NamedTuple
 
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.weights.fetch import download
+from jaxrobust.weights.fetch import KINDS, download
 from jaxrobust.weights.fetch.download import SETTINGS, Tell
 from jaxrobust.weights.store import files
 from jaxrobust.weights.store import folder as weights_folder
 
-KINDS = (
-    "a file, an imported folder, the workdir of a run, https://..., "
-    "hf://ORG/REPO[@REVISION][/FILE], a RobustBench id such as Salman2020Do_R18, or a timm id such "
-    "as convnext_tiny.fb_in1k"
-)
 _TIMM = re.compile(r"([a-z][a-z0-9_]*)\.([a-z0-9_]+)")
 
 
@@ -94,7 +89,7 @@ def folder(text: str, path: Path) -> WeightSource:
         return WeightSource(text, "run", path)
     inside = sorted(p.name for p in path.iterdir() if p.suffix in files.SUFFIXES)
     raise ValueError(
-        f"{path} holds no weights; give a file, a folder that jaxrobust.convert.import_torch "
+        f"{path} holds no weights; give a file, a folder that jaxrobust import "
         "wrote, or the workdir of a run"
         + (f" (the file may be {path / inside[0]})" if inside else "")
     )
@@ -117,7 +112,7 @@ def _unknown(text: str, timm: re.Match | None) -> str:
     if text in models.available():
         return (
             "that is an architecture, which has no weights of its own; "
-            f"`python -m jaxrobust.models {text}` lists the published ones"
+            f"`jaxrobust models {text}` lists the published ones"
         )
     if near := difflib.get_close_matches(text, PUBLISHED, n=3, cutoff=0.7):
         return f"nothing is there, and no id of RobustBench; did you mean {', '.join(near)}?"

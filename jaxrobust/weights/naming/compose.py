@@ -88,7 +88,7 @@ def compose(
         if stem == "keep" and _fits_but_for_stem(found, kept | added, expected):
             raise ValueError(
                 "only the stem is another one: for a new one set init.stem=fresh (--init-stem of "
-                f"jaxrobust.convert.import_torch). {error}"
+                f"jaxrobust import). {error}"
             ) from error
         raise
     of_head = [key for key in fresh if head == "fresh-torch" and re.fullmatch(found.head, key)]
@@ -114,7 +114,7 @@ def _check_types(arrays: Arrays) -> None:
         raise ValueError(
             f"{len(strange)} weights are {arrays[strange[0]].dtype} ({strange[0]}, ...), expected "
             "float32; where rounding them is meant, import them first with "
-            "`python -m jaxrobust.convert.import_torch --cast`"
+            "`jaxrobust import --cast`"
         )
 
 

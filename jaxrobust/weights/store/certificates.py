@@ -1,6 +1,6 @@
 """Certificates: the JSON beside weights that says how well a conversion agrees, for the loaders.
 
-jaxrobust.convert.certificate measures and writes it.
+jaxrobust certificate measures and writes it.
 """
 
 import json

@@ -11,7 +11,7 @@ def computed(run: Path, phase: str, sizes: Mapping[int, Any]) -> dict[str, Any]:
     Args:
       run: its workdir.
       phase: whose weights are the candidates.
-      sizes: image size -> `commands.select.Size`.
+      sizes: image size -> `sizes.Size`.
     """
     import jax
     import numpy as np

@@ -1,0 +1,159 @@
+"""The loss around a network's weights: a table of points that goes on, and its contours.
+
+The plane is that of two random directions with the norm of each filter.
+Source: Li et al. 2018 (arXiv 1712.09913), as Tang et al. 2022 (arXiv 2209.14105) use it.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust.analysis.networks import network, pictures, surface
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.types import VERDICT_PRECISION
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained import runs
+
+LEVELS = np.arange(0.1, 10, 0.5)  # of contours, as the source draws them
+
+
+class Plane(NamedTuple):
+    """Where the loss is computed, and how."""
+
+    side: int = 51  # points along a side, an odd number
+    reach: float = 1.0  # the half side, in norms of the filters
+    points: int = 51  # that one call computes
+    batch: int = 250
+    seed: int = 0  # of the directions
+
+
+def grid(side: int, reach: float) -> np.ndarray:
+    """Return the points f64[side * side, 2], row by row."""
+    line = np.linspace(-reach, reach, side)
+    return np.stack([part.ravel() for part in np.meshgrid(line, line, indexing="ij")], 1)
+
+
+def written(named: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path, Path]:
+    """Compute the points that are missing, and write both files; their paths come back.
+
+    Args:
+      named: flags of an evaluation that name a network and its images.
+      plane: where the loss is computed.
+      out: the folder; default: beside the run.
+    Raises:
+      ValueError: flags that name nothing, or a table of something else in the folder.
+    """
+    pictures.plotting()  # refuses before anything is computed
+    named = named | {"split": named["split"] or _training_split(named)}
+    seen = network.seen(named, attacked=False)
+    params, stats = seen.logits_fn.args  # type: ignore[attr-defined]
+    about = {
+        "images": len(seen.labels),
+        "split": f"{seen.subject.dataset} {seen.subject.split}",
+        "seed": plane.seed,
+        "weights_sha256": hashes.weights_sha256(params, stats),
+    }
+    out = pictures.folder(out, named["workdir"])
+    out.mkdir(parents=True, exist_ok=True)
+    table, picture = out / "landscape.csv", out / "landscape.png"
+    points = grid(plane.side, plane.reach)
+    done = _done(table, points, about)
+    if done < len(points):
+        both = [surface.direction(params, plane.seed, number) for number in range(2)]
+        at = surface.losses(
+            seen.subject.create("float32"),
+            params,
+            stats,
+            both,
+            seen.images,
+            seen.labels,
+            batch=min(plane.batch, len(seen.labels)),
+            mesh=sharding.make_mesh(jax.local_devices()),
+        )
+        with jax.default_matmul_precision(VERDICT_PRECISION):
+            _computed(table, at, points, done, plane.points, about)
+    draw(seen.name, *_read(table), about).savefig(picture, dpi=130)
+    return table, picture
+
+
+def _training_split(named: dict[str, Any]) -> str:
+    if named["workdir"] and not named["dataset"]:
+        return str(runs.run_config(Path(named["workdir"]), named["phase"]).data.train_split)
+    return "train"
+
+
+def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
+    """Return how many points a table has; a line that was cut off goes.
+
+    Raises:
+      ValueError: it is of something else.
+    """
+    if not table.exists():
+        return 0
+    text = table.read_text()
+    if not text.endswith("\n"):
+        table.write_text(text[: text.rfind("\n") + 1])
+    with table.open(newline="") as file:
+        there = list(csv.DictReader(file))
+    for row, point in zip(there, points, strict=False):
+        same = {key: str(value) for key, value in about.items()}
+        own = {key: row.get(key) for key in about}
+        places = [float(row.get(key) or "nan") for key in ("a", "b")]
+        if own != same or not np.allclose(places, point, atol=1e-12) or len(there) > len(points):
+            raise ValueError(
+                f"{table} is of other weights, images, directions or points; name another --out, "
+                "or remove it"
+            )
+    return len(there)
+
+
+def _computed(
+    table: Path, at: Any, points: np.ndarray, done: int, step: int, about: dict[str, Any]
+) -> None:
+    """Add the rows of all points that are missing, call by call."""
+    from tqdm.auto import tqdm
+
+    keys = ["a", "b", "loss", "accuracy", *about]
+    with table.open("a", newline="") as file:
+        writer = csv.DictWriter(file, keys)
+        if not done:
+            writer.writeheader()
+        for start in tqdm(range(done, len(points), step), disable=None, unit="call", leave=False):
+            part = points[start : start + step]
+            asked = np.resize(part, (step, 2))  # the last call is as long as the others
+            loss, right = (values[: len(part)] for values in at(asked))
+            for (a, b), each, share in zip(part, loss, right, strict=True):
+                values = (float(a), float(b), float(each), float(share))
+                writer.writerow(dict(zip(keys, values, strict=False)) | about)
+            file.flush()
+
+
+def _read(table: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the coordinates f64[S] and the losses f64[S,S] of a whole table."""
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    side = round(len(rows) ** 0.5)
+    line = np.array([float(row["b"]) for row in rows[:side]])
+    return line, np.array([float(row["loss"]) for row in rows]).reshape(side, side)
+
+
+def draw(name: str, line: np.ndarray, losses: np.ndarray, about: dict[str, Any]) -> Any:
+    """Draw the contours of the loss."""
+    middle = losses[len(line) // 2, len(line) // 2]
+    said = f"{name}\nmean cross-entropy of {about['images']:,} images of {about['split']}, "
+    figure = pictures.figure(f"{said}{middle:.3f} in the middle", 5.8, 5.2)
+    panel = figure.subplots()
+    shown = np.where(np.isfinite(losses), losses, LEVELS[-1] + 1).T
+    levels = LEVELS[: max(3, int((shown.max() > LEVELS).sum()) + 1)]  # as high as the surface is
+    colours = panel.contourf(line, line, shown, levels, cmap="viridis", extend="both")
+    lines = panel.contour(line, line, shown, levels, colors="white", linewidths=0.5)
+    panel.clabel(lines, fontsize=6, fmt="%.1f")
+    panel.plot(0, 0, "+", color="#d1495b", ms=9, mew=1.6)
+    panel.set_aspect("equal")
+    panel.set_xlabel("first direction, in norms of the filters")
+    panel.set_ylabel("second direction")
+    figure.colorbar(colours, ax=panel, shrink=0.9)
+    return figure

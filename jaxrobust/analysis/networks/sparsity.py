@@ -1,0 +1,148 @@
+"""The share of a network's weights that are next to nothing: counted, and drawn as histograms.
+
+The ratio of a set of weights is the share below a hundredth of the largest of them.
+Source: Tang et al. 2022 (arXiv 2209.14105), section 4.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.analysis.networks import network, pictures
+
+SMALL = 0.01  # of the largest weight; what is below counts as zero
+BINS = 200
+# Parts of names that say what a weight is for, in our networks and in the repositories they follow.
+_QKV = {"qkv", "kqv", "to_qkv", "q", "k", "v", "kv", "to_q", "to_k", "to_v", "to_kv"}
+_FEED = {"mlp", "mlp1", "mlp2", "ffn", "ff", "leff"}
+SETS = ("whole", "convolution", "qkv", "feed-forward")
+_TITLES = {"whole": "whole network", "qkv": "queries, keys, values"}
+
+
+class Part(NamedTuple):
+    """A set of weights, and what is said of it."""
+
+    name: str
+    tensors: int
+    weights: np.ndarray  # f32[N], of convolutions and linear maps
+    others: np.ndarray  # f32[M], of norms, biases, tokens and positions in that part
+
+    @property
+    def ratio(self) -> float:
+        """Return the share of the weights that are next to nothing."""
+        return ratio(self.weights)
+
+    @property
+    def ratio_of_all(self) -> float:
+        """Return the same of all parameters, against the largest of them."""
+        return ratio(np.concatenate([self.weights, self.others]))
+
+
+def ratio(values: np.ndarray) -> float:
+    """Return the share of values below a hundredth of the largest, by their size."""
+    sizes = np.abs(values)
+    return float((sizes < SMALL * sizes.max()).mean())
+
+
+def of_name(name: str, axes: int) -> str | None:
+    """Return which set beside the whole a parameter belongs to; None: to no other.
+
+    A convolution that makes queries or feeds forward belongs there.
+    """
+    parts = set(name.split("."))
+    if parts & _FEED:
+        return "feed-forward"
+    if parts & _QKV:
+        return "qkv"
+    return "convolution" if axes == 4 and name.endswith(".kernel") else None
+
+
+def parts(params: dict[str, Any]) -> list[Part]:
+    """Return the sets of a network that hold anything."""
+    found = []
+    for which in SETS:
+        own = [
+            (name, np.asarray(value, np.float32).ravel())
+            for name, value in params.items()
+            if which in ("whole", of_name(name, np.ndim(value)))
+        ]
+        kernels = [values for name, values in own if name.endswith(".kernel")]
+        if kernels:
+            rest = [values for name, values in own if not name.endswith(".kernel")]
+            others = np.concatenate([np.zeros(0, np.float32), *rest])
+            found.append(Part(which, len(kernels), np.concatenate(kernels), others))
+    return found
+
+
+def rows(found: list[Part]) -> list[dict[str, Any]]:
+    """Return a row for each bin of each set's histogram, with what is said of the set."""
+    made = []
+    for part in found:
+        density, edges = np.histogram(part.weights, BINS, density=True)
+        said = {
+            "set": part.name,
+            "tensors": part.tensors,
+            "weights": part.weights.size,
+            "largest": float(np.abs(part.weights).max()),
+            "ratio": part.ratio,
+            "ratio_of_all_parameters": part.ratio_of_all,
+        }
+        for low, high, value in zip(edges[:-1], edges[1:], density, strict=True):
+            made.append(said | {"from": float(low), "to": float(high), "density": float(value)})
+    return made
+
+
+def draw(name: str, found: list[Part]) -> Any:
+    """Draw the histograms, one below the other; what counts as zero is marked."""
+    figure = pictures.figure(
+        f"{name}: share of weights below 1 % of the largest of their set",
+        6.4,
+        0.5 + 1.75 * len(found),
+    )
+    panels = figure.subplots(len(found), 1, squeeze=False)[:, 0]
+    for panel, part in zip(panels, found, strict=True):
+        largest = float(np.abs(part.weights).max())
+        density, edges = np.histogram(part.weights, BINS, density=True)
+        panel.stairs(density, edges, fill=True, color="#1f4e79")
+        panel.axvspan(-SMALL * largest, SMALL * largest, color="#d1495b", alpha=0.5, linewidth=0)
+        panel.set_yscale("log")
+        panel.set_xlim(-1.02 * largest, 1.02 * largest)
+        panel.set_title(
+            f"{_TITLES.get(part.name, part.name)}: {part.ratio:.1%} of {part.weights.size:,} "
+            f"weights in {part.tensors} tensors",
+            fontsize=9,
+        )
+        panel.set_ylabel("density", fontsize=8)
+        panel.tick_params(labelsize=8)
+    panels[-1].set_xlabel("weight", fontsize=8)
+    return figure
+
+
+def written(named: dict[str, Any], out: Path | None) -> tuple[Path, Path]:
+    """Count, and write both files; their paths come back.
+
+    Args:
+      named: flags of an evaluation that name a network.
+      out: the folder; default: beside the run.
+    Raises:
+      ValueError: flags that name nothing, or a network without kernels.
+    """
+    pictures.plotting()  # refuses before anything is read
+    name, weights = network.weights_of(named)
+    found = parts(dict(weights.params))
+    if not found:
+        raise ValueError(f"{name} has no convolutions or linear maps whose names end in .kernel")
+    out = pictures.folder(out, named["workdir"])
+    out.mkdir(parents=True, exist_ok=True)
+    table, picture = out / "sparsity.csv", out / "sparsity.png"
+    draw(name, found).savefig(picture, dpi=130)
+    pictures.write(rows(found), table)
+    for part in found:
+        print(
+            f"{part.name:13} {part.ratio:6.1%} of {part.weights.size:,} weights, "
+            f"{part.ratio_of_all:.1%} of all its parameters",
+            file=sys.stderr,
+        )
+    return table, picture

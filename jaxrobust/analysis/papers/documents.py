@@ -1,0 +1,54 @@
+"""The papers' tables beside our records as Markdown: one text, or a file a paper with pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxrobust.analysis.papers import markdown, matching, scatter, tables
+
+
+def answer(
+    places: Sequence[Path],
+    *,
+    paper: str | None = None,
+    table: str | None = None,
+    out: Path | None = None,
+    alike: bool = False,
+) -> str:
+    """Show tables of papers beside the records of some places, or write them to a folder.
+
+    Args:
+      places: runs, folders with results.jsonl, such files, imported folders of weights.
+      paper: the only one; None: all.
+      table: the only one of that paper.
+      out: folder for one Markdown file a paper and its pictures; None: the text comes back.
+      alike: whether records of another training or of other images are shown too.
+    Raises:
+      ValueError: there is no such paper, table or record.
+    """
+    if table and not paper:
+        raise ValueError("--table needs --paper, whose table it is")
+    names = [paper] if paper else list(tables.PAPERS)
+    wanted = {name: tables.tables(name, table) for name in names}
+    records = matching.collect(list(places))
+    said = []
+    for name, found in wanted.items():
+        shown = [markdown.filled(each, records, alike=alike) for each in found]
+        text = markdown.document(name, shown, records)
+        said += _written(out, name, shown, records, text) if out else [text]
+    return "\n".join(said) + ("\n" if out else "")
+
+
+def _written(out: Path, name, shown, records, text: str) -> list[str]:
+    """Write the Markdown and the pictures of a paper; return their paths."""
+    scatter.plotting()  # refuses before anything is written
+    out.mkdir(parents=True, exist_ok=True)
+    made = []
+    for each in shown:
+        pictures = scatter.draw(each, records, out)
+        title = f"## {tables.title(each.table)}:"
+        links = "".join(f"![{each.table.caption}]({p.name})\n\n" for p in pictures)
+        text = text.replace(title, links + title, 1)
+        made += pictures
+    path = out / f"{name}.md"
+    path.write_text(text)
+    return [str(p) for p in (path, *made)]

@@ -1,0 +1,1 @@
+"""The choice of a run's weights on images that test nothing."""

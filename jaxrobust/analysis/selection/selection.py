@@ -1,0 +1,242 @@
+"""The choice among the weights that a run kept: evaluated, compared, and written down."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.analysis.selection import begun, sizes
+from jaxrobust.analysis.selection.picture import draw
+from jaxrobust.analysis.selection.sizes import Size
+from jaxrobust.data.splits import grammar as splits
+from jaxrobust.evaluation.network import collapse
+from jaxrobust.evaluation.records import trained
+from jaxrobust.runtime.devices import compilation
+from jaxrobust.runtime.files import jsonl, locks, provenance
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.types import Threat
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained import kept, runs
+
+RULE = "of equal ones the later epoch, then ema before raw, then the smaller images"
+ONE_CLASS = "one that answers one class only where all do"
+
+
+class Settings(NamedTuple):
+    """What is chosen among, on which images, and under which attack."""
+
+    run: Path
+    phase: str | None = None
+    image_size: tuple[int, ...] = ()
+    attack: str = "apgd-ce"  # or autoattack
+    steps: int | None = 10  # None: of AutoAttack
+    split: str | None = None
+    n: int = 0  # images, the first ones; 0: all
+    batch: int | None = None
+
+
+def select(given: Settings) -> dict[str, Any]:
+    """Evaluate what is missing, choose, and return what stands in the file.
+
+    Raises:
+      ValueError: the run has kept no weights, the choice would look at its test split, or the file
+        holds a choice of another kind.
+    """
+    phase = _phase(given)
+    config, path = _config(given, phase), given.run / kept.SELECTION
+    sides = sorted(set(given.image_size or [config.model.image_size]))
+    question = _question(given, phase, config)
+    code = {"commit": provenance.commit(), "versions": provenance.versions()}
+    compilation.use_persistent_cache(given.run.parent)
+    lock = given.run / "selection.lock"
+    held = locks.held(lock, what=f"the choice in {given.run}", otherwise="copy the run")
+    with tempfile.TemporaryDirectory() as folder, held:
+        how: dict[str, Any] = {"steps": given.steps, "folder": Path(folder)}
+        at = {side: sizes.at_size(given.run, phase, config, side, **how) for side in sides}
+        candidates, computed = begun.candidates(
+            path, question, begun.computed(given.run, phase, at)
+        )
+        begun.check_weights(given.run, candidates)
+        code |= computed
+        for row in _measured(given, phase, at, {key_of(row) for row in candidates}):
+            candidates = sorted([*candidates, row], key=key_of)
+            _write(path, question, candidates, code)
+        chosen, reason = choose(candidates, question["metric"])
+        while not chosen.get("exact", True):  # what is below an exact best, no attack makes better
+            own = _in_full(given, phase, at, chosen)
+            candidates = [own if key_of(row) == key_of(own) else row for row in candidates]
+            _write(path, question, candidates, code)
+            chosen, reason = choose(candidates, question["metric"])
+        said = _write(path, question, candidates, code, chosen=chosen, reason=reason)
+        picture = draw(said, given.run / "selection.png")
+    words = kept.selected(given.run).words
+    print(f"{words}, {chosen['image_size']} px: {reason}")
+    for line in warnings_of(chosen, candidates):
+        print(f"WARNING: {line}")
+    print(f"{path}\n{picture}")
+    print(f"test it once: jaxrobust evaluate --workdir {given.run} --selected")
+    return said
+
+
+def _phase(given: Settings) -> str:
+    """Return the phase whose weights are the candidates."""
+    config = runs.run_config(given.run, given.phase)
+    having = [name for name in config.phases if kept.steps_of(given.run, name)]
+    if not having or given.phase not in (None, *having):
+        of = f"the phase {given.phase} of {given.run}" if having else str(given.run)
+        raise ValueError(
+            f"{of} has kept no weights to choose from; train with "
+            "--config.checkpoint.keep_every_epochs=N"
+        )
+    return given.phase or having[-1]
+
+
+def _config(given: Settings, phase: str) -> Any:
+    """Return the run's config as the phase sees it, with the flags' split and images.
+
+    Raises:
+      ValueError: the choice would look at the test split.
+    """
+    config = runs.run_config(given.run, phase)
+    settings = {"images": given.n, "batch_size": given.batch}
+    config = sizes.changed(
+        config, {"data": {"selection_split": given.split}, "evaluation": settings}
+    )
+    data = config.data
+    if splits.overlap(data.selection_split, data.test_split, data.name):
+        same = data.selection_split == data.test_split
+        said = "is" if same else f"holds images, or may, of {data.test_split},"
+        raise ValueError(
+            f"{data.selection_split} {said} the test split of {given.run}, which a choice must not "
+            "look at; give another --split"
+        )
+    for images in trained.trained_on(config):
+        if splits.same_images(images, (data.name, data.selection_split)):
+            say(
+                f"WARNING: {data.selection_split} holds images of {images[1]}, which {phase} is "
+                "trained on: the choice does not see where the weights overfit"
+            )
+    return config
+
+
+def _question(given: Settings, phase: str, config: Any) -> dict[str, Any]:
+    """Return what every candidate of a file is asked."""
+    attack = {"name": given.attack, "steps": given.steps}
+    return {
+        "phase": phase,
+        "metric": "clean" if config[phase].objective == "clean" else "robust",
+        "dataset": config.data.name,
+        "split": config.data.selection_split,
+        "first_images": given.n or None,  # null: all
+        "seed": config.seed,
+        "dtype": "float32" if given.attack == "autoattack" else config.model.dtype,
+        "attack": attack | Threat.of(config.attack).settings(),
+    }
+
+
+def _measured(
+    given: Settings, phase: str, at: dict[int, Size], done: set[tuple[int, str, int]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the candidates that are not done, each with what it reaches."""
+    for step in kept.steps_of(given.run, phase):
+        missing = [
+            (which, size) for which in kept.WHICH for size in at if (step, which, size) not in done
+        ]
+        if not missing:
+            continue
+        epoch, both = kept.read(given.run, phase, step)
+        for which, size in missing:
+            weights = kept.at_size(given.run, phase, both.of(which), size)
+            reached = at[size].measure(weights, False)
+            exact = given.attack != "autoattack"
+            say(
+                f"{phase}, epoch {epoch:g}, {which}, {size} px: clean {reached['clean']:.2%}, "
+                f"robust {'' if exact else 'at most '}{reached['robust']:.2%} of "
+                f"{reached['images']:,} images"
+                + (", collapsed to one class" if collapse.proven(reached) else "")
+            )
+            yield {
+                "phase": phase,
+                "step": step,
+                "epoch": epoch,
+                "weights": which,
+                "image_size": size,
+                "preprocessing": at[size].preprocessing,
+                "weights_sha256": hashes.weights_sha256(*weights),
+                **{key: reached[key] for key in ("clean", "robust", "images")},
+                "passes": reached.get("passes"),  # of AutoAttack; a backward one counts 2
+                "exact": exact,
+                "collapse": reached.get("collapse"),  # null: not seen
+            }
+
+
+def _in_full(
+    given: Settings, phase: str, at: dict[int, Size], row: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a candidate with what AutoAttack leaves of the upper bound."""
+    size, which = row["image_size"], row["weights"]
+    if size not in at:
+        raise ValueError(
+            f"{size} px may be the best size, and has only met the first attack; give "
+            f"--image_size {size} too"
+        )
+    epoch, both = kept.read(given.run, phase, row["step"])
+    reached = at[size].measure(kept.at_size(given.run, phase, both.of(which), size), True)
+    robust = min(row["robust"], reached["robust"])
+    say(f"{phase}, epoch {epoch:g}, {which}, {size} px, in full: robust {robust:.2%}")
+    passes = (row["passes"] or 0) + reached.get("passes", 0)
+    return row | {"robust": robust, "exact": True, "passes": passes}
+
+
+def choose(candidates: list[dict[str, Any]], metric: str) -> tuple[dict[str, Any], str]:
+    """Return the best of the candidates, and why it is that.
+
+    A network of one class keeps its answer under attack, which is no robustness: it is chosen only
+    where all are such networks.
+    """
+
+    def rank(row: dict[str, Any]) -> tuple[Any, ...]:
+        one = collapse.proven(row)
+        return not one, row[metric], row["step"], row["weights"] == "ema", -row["image_size"]
+
+    best = max(candidates, key=rank)
+    aside = [] if collapse.proven(best) else [row for row in candidates if collapse.proven(row)]
+    equal = sum(row[metric] == best[metric] for row in candidates if row not in aside) - 1
+    reason = (
+        f"the highest {metric} accuracy of {len(candidates)} candidates, {best[metric]:.2%} of "
+        f"{best['images']:,} images"
+    )
+    if aside:
+        left = "one that answers" if len(aside) == 1 else f"{len(aside)} that answer"
+        reason += f"; {left} one class left out, at most {max(r[metric] for r in aside):.2%}"
+    bounded = sum(not row.get("exact", True) for row in candidates)
+    reason += f"; {bounded} reach no more after APGD-CE alone" if bounded else ""
+    others = "another one reaches" if equal == 1 else f"{equal} others reach"
+    return best, reason + (f"; {others} as much: {RULE}" if equal else "")
+
+
+def key_of(row: dict[str, Any]) -> tuple[int, str, int]:
+    """Return step, kind of weights and image size, which tell candidates apart."""
+    return row["step"], row["weights"], row["image_size"]
+
+
+def warnings_of(chosen: dict[str, Any], candidates: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield what puts a choice in doubt: it answers one class, or that is unknown."""
+    if chosen.get("collapse"):
+        yield chosen["collapse"]["words"]
+    if older := sum("collapse" not in row for row in candidates):
+        yield (
+            f"{older} of {len(candidates)} candidates were measured by an older version, which did "
+            "not look whether they answer one class; move the file away to measure them again"
+        )
+
+
+def _write(
+    path: Path, question: Any, candidates: Any, code: Any, *, chosen: Any = None, reason: Any = None
+) -> dict[str, Any]:
+    """Write the file, whole; nothing is chosen before all candidates are done."""
+    said = {"schema": kept.SCHEMA, **question, "rule": f"the highest; {ONE_CLASS}; {RULE}"}
+    said |= {"chosen": chosen, "reason": reason, "candidates": candidates} | code
+    jsonl.replace(path, json.dumps(said, indent=2) + "\n")
+    return said

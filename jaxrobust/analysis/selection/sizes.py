@@ -1,0 +1,124 @@
+"""How the candidates of a choice are evaluated at one image size: counted, or under AutoAttack."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxrobust import evaluation
+from jaxrobust.config import Values, network_of, plain
+from jaxrobust.data import Prepared
+from jaxrobust.data.stream import pipeline
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.evaluation.network import collapse
+from jaxrobust.evaluation.questions import target as subjects
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.training import build
+from jaxrobust.training.run import splits
+from jaxrobust.types import Threat
+
+# (weights, in full) -> clean, robust, images; not in full: `robust` may be an upper bound.
+Measure = Callable[[Any, bool], dict[str, Any]]
+_REPLAYED = 4  # candidates whose adversarial images are kept; neighbours resemble each other most
+
+
+class Size(NamedTuple):
+    """How candidates are evaluated at one image size."""
+
+    preprocessing: str
+    measure: Measure
+    network: Any  # (params, stats, images) -> logits
+    images: Any  # `data.Prepared`
+
+
+def changed(config: Any, changes: dict[str, dict[str, Any]]) -> Any:
+    """Copy a config, with other values in some of its sections; None leaves a value as it is."""
+    own = plain(config)
+    for section, values in changes.items():
+        own[section] |= {key: value for key, value in values.items() if value is not None}
+    return json.loads(json.dumps(own), object_hook=Values)
+
+
+def at_size(
+    run: Path,
+    phase: str,
+    config: Any,
+    image_size: int,
+    *,
+    steps: int | None,
+    folder: Path,
+) -> Size:
+    """Prepare the evaluation of candidates at an image size; nothing compiles yet.
+
+    Args:
+      run: its workdir.
+      phase: whose weights are the candidates.
+      config: with the split and the images of the choice.
+      image_size: the side in pixels.
+      steps: of APGD-CE; None: the attack is AutoAttack.
+      folder: for the ledgers of AutoAttack.
+    Raises:
+      ValueError: a network that does not take such images.
+    """
+    source = splits.opened(config, "selection_split")
+    wanted = subjects.preprocessing(subjects.of_run(run, phase), image_size, source)
+    config = changed(config, {"model": {"image_size": image_size}})
+    config["data"]["preprocessing"] = wanted
+    images = splits.evaluated(config, "selection_split", config.evaluation, run)
+    said = pipeline.preprocessing_id(source, image_size, wanted)
+    net = network_of(config, dtype="float32")
+    how: dict[str, Any] = {"image_size": image_size, "preprocessing": said}
+    shown = Prepared(images.source, images=len(images), **how)
+
+    def forward(params: Any, stats: Any, given: Any) -> Any:
+        return net.apply(params, stats, given)[0]
+
+    if steps is None:
+        return Size(said, _autoattack(config, forward, shown, folder), forward, shown)
+    mesh = sharding.make_mesh()
+    build.divides(images.batch_size, mesh.size, "--batch")
+    evaluate = build.evaluation(config, mesh, steps=steps)
+
+    def measure(weights: Any, full: bool) -> dict[str, Any]:
+        del full  # this attack is one
+        return accuracy.count(evaluate, weights, images, mesh, bar="images")
+
+    return Size(said, measure, forward, shown)
+
+
+def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
+    """Measure weights with AutoAttack or, where it is not in full, with its first attack.
+
+    The ledgers of the last candidates, in `folder`, are replayed.
+    """
+    size = config.model.image_size
+    ledgers: list[Path] = []
+
+    def measure(weights: Any, full: bool) -> dict[str, Any]:
+        ledger = folder / f"ledger-{size}-{len(ledgers)}.jsonl"
+        result = evaluation.autoattack(
+            jax.tree_util.Partial(forward, *weights),
+            shown,
+            shown.labels(),
+            **Threat.of(config.attack).settings(),
+            attacks=None if full else ("apgd-ce",),
+            seed=config.seed,
+            batch_size=config.evaluation.batch_size,
+            ledger=ledger,
+            replay=ledgers[-_REPLAYED:],
+        )
+        ledgers.append(ledger)
+        for old in ledgers[-_REPLAYED - 1 : -_REPLAYED]:
+            old.with_suffix(".images").unlink(missing_ok=True)
+        reached: dict[str, Any] = {
+            "clean": float(result.clean.mean()),
+            "robust": float(result.robust.mean()),
+        }
+        passes = sum(cost.forward + 2 * cost.backward for cost in result.costs)
+        if one := collapse.of(result.answers, result.verdicts.labels):
+            reached["collapse"] = one._asdict()
+        return reached | {"images": len(shown), "passes": passes}
+
+    return measure

@@ -1,0 +1,1 @@
+"""Commands that bring weights in, write them for others, and compare both."""

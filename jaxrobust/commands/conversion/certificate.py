@@ -1,0 +1,67 @@
+"""Compare networks: `jaxrobust certificate --model M --weights W --against T`.
+
+W is a file with our names or an imported folder; T the PyTorch file that it was made from
+or became (.pt, .pth, .safetensors, or the .py of an exported module). M may be a RobustBench id:
+RobustBench's own loader then reads T. `<stem>.certificate.json` is written beside W.
+
+Exit codes: 0 they agree, or no reference network is installed; 1 they differ; 2 a mistake;
+3 another reason that it names, such as a full disk.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxrobust.commands.flags.shared import shared
+from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline.arguments import stop
+from jaxrobust.runtime.commandline.fields import flag
+from jaxrobust.runtime.text import patience
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificateFlags:
+    """Our weights, theirs, and the images on which they are compared."""
+
+    model: str | None = flag(
+        "Network: a name of models.available(), or a RobustBench id; an imported folder says it "
+        "itself."
+    )
+    weights: Path = flag(
+        "Our weights: a file or an imported folder, beside which the certificate goes.",
+        required=True,
+    )
+    against: Path = flag("Their weights: a .pt, .pth, .safetensors or .py file.", required=True)
+    image_size: int | None = flag(
+        "Side of the images in pixels; default: what the folder says, or 224."
+    )
+    options: dict[str, Any] | None = shared("options")
+    images: Path | None = flag("Folder of photographs; default: seeded smooth images.")
+    json: bool = shared("json", False)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compare as the command line says."""
+    given = asdict(fields.read(CertificateFlags, __doc__, argv))
+    as_json, weights, against = (given.pop(name) for name in ("json", "weights", "against"))
+    with patience.of(patience.LOADING):
+        from jaxrobust.convert import certificate
+        from jaxrobust.runtime.devices import compilation
+
+    compilation.use_persistent_cache()
+    try:
+        found = certificate.compare(weights, against, **given)
+    except (ValueError, RuntimeError) as error:  # PyTorch's own loading raises the second
+        stop(error, 2)
+    except OSError as error:
+        stop(error, 3)
+    if as_json:
+        print(json.dumps(found))
+    if found["agrees"] is False:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

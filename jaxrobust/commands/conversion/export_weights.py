@@ -1,0 +1,90 @@
+"""Export of weights: `jaxrobust export --workdir RUN --layout L --out DIR`.
+
+--weights PATH takes imported or other weights instead of a run's. L is one of
+  jaxrobust  DIR/weights.safetensors and config.json, as an import writes them: for init.weights,
+          --weights and jaxrobust.load;
+  timm    DIR/<model>.safetensors with timm's names (of a ConvStem: those of the paper's files);
+  hub     a repository of the model hub: model.safetensors, timm's config.json and README.md, the
+          model card; of networks that timm does not have, the module beside them;
+  module  DIR/<model>.py and .pt: the network for PyTorch alone, with any options, normalisation
+          and number of classes; `from <model> import load`;
+  an id of RobustBench: its file at the place where `load_model(id, model_dir=DIR)` looks; it
+          normalises images or takes them raw (of Singh2023's, ViT-S alone normalises), and the
+          weights have to do the same.
+With --record FILE, also RobustBench's JSON entry and the text of its "New Model" issue.
+A certificate beside the weights says how well the file agrees with the network; a file that
+computes something else is not written.
+
+Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that it names, such
+as a full disk. Then nothing is left under DIR.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from jaxrobust.commands.flags.shared import shared
+from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline.arguments import answer
+from jaxrobust.runtime.commandline.fields import flag
+from jaxrobust.runtime.text import patience
+from jaxrobust.weights.fetch import KINDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags:
+    """What is exported, and as what."""
+
+    workdir: Path | None = flag("Run whose best weights are exported.")
+    phase: str | None = shared("phase")
+    weights: str | None = flag(f"Weights instead of a run's best: {KINDS}.")
+    model: str | None = shared("model")
+    image_size: int | None = flag("Side of the images in pixels, of a file; default: 224.")
+    options: dict[str, Any] | None = shared("options")
+    which: str | None = flag(
+        "Averaged or raw weights; default: those that the run evaluates.", choices=["ema", "raw"]
+    )
+    selected: bool = flag(
+        "The weights that jaxrobust select chose, instead of the run's best.", False
+    )
+    layout: str = flag("Layout: jaxrobust, timm, hub, module, or a RobustBench id.", required=True)
+    out: Path = flag("Folder that is written.", required=True)
+    record: Path | None = flag(
+        "Records of evaluations, results.jsonl, for the model card, the docstring or config.json, "
+        "and with --id for RobustBench's entry."
+    )
+    evaluation: str | None = flag("Id of the record; default: the last one of these weights.")
+    id: str | None = flag("Id of the entry of a new network; default: that of the layout.")
+    confirm: int | None = flag(
+        "Number of images, the first ones, that pyautoattack attacks in PyTorch too; the issue "
+        "says whether its verdicts are the record's.",
+        metavar="N",
+    )
+    data_dir: str | None = shared("data_dir", default="$TFDS_DATA_DIR; for --confirm")
+    license: str | None = flag("Licence of the weights for the model card, such as mit.")
+    nocertificate: bool = shared("nocertificate", False)
+    json: bool = shared("json", False)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export as the command line says."""
+    flags = fields.read(ExportFlags, __doc__, argv)
+    logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint
+    answer(_exported, flags, "nothing is written")
+
+
+def _exported(flags: ExportFlags) -> dict[str, Any]:
+    with patience.of(patience.LOADING):
+        from jaxrobust.convert import export_torch
+        from jaxrobust.runtime.devices import compilation
+
+    compilation.use_persistent_cache()
+    given = asdict(flags)
+    del given["json"]
+    return export_torch.export(export_torch.Settings(**given))
+
+
+if __name__ == "__main__":
+    main()

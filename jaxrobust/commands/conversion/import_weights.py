@@ -1,0 +1,83 @@
+"""Import weights: `jaxrobust import SOURCE [--model NAME] --out DIR`.
+
+SOURCE is a file (.safetensors, .pth, .pt, ...), a URL, hf://ORG/REPO[@REVISION][/FILE], a
+RobustBench id (Salman2020Do_R18), a timm id (convnext_tiny.fb_in1k), the workdir of a run, or a
+folder as the hub has it. DIR gets `weights.safetensors` with our names and `config.json`;
+training takes it as `--config.init.weights=DIR`, evaluation as `--weights DIR`. The certificate
+beside them says how well they agree with the reference network (jaxrobust certificate).
+
+Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that it names, such
+as no network; nothing is left under DIR then.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxrobust.commands.flags.shared import shared
+from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline.arguments import answer, mapping
+from jaxrobust.runtime.commandline.fields import flag
+from jaxrobust.runtime.text import patience
+from jaxrobust.weights.fetch import KINDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportFlags:
+    """What is imported, as which network, and where it goes."""
+
+    source: str = flag(f"Source of the weights: {KINDS}.", word=True, required=True)
+    model: str | None = flag(
+        "Network: a name of models.available(), or a RobustBench id; default: what the source says."
+    )
+    out: Path = flag("Folder that is written.", required=True)
+    image_size: int | None = flag(
+        "Side of the images in pixels, to which positions are resized; default: what the hub says, "
+        "or 224."
+    )
+    num_classes: int | None = flag(
+        "Number of classes; the head is drawn anew where the file's has another one."
+    )
+    options: dict[str, Any] | None = flag(
+        "Other fields of the network's row, as a dict.", reads=mapping
+    )
+    init_stem: bool = flag("Keep the body and draw the stem anew.", False)
+    which: str | None = flag(
+        "Averaged or raw weights, of a file that says which its weights are; default: the averaged "
+        "ones where it says so, else those that there are.",
+        choices=["ema", "raw"],
+    )
+    normalize: str = flag(
+        "Normalisation of weights that hold no mean and std; default: auto, which is what the hub "
+        "or RobustBench says.",
+        "auto",
+        choices=["auto", "none", "imagenet"],
+    )
+    sha256: str | None = flag("Hash that SOURCE must have.")
+    cast: bool = flag("Round what is stored in other types to float32.", False)
+    seed: int = flag("Seed of what is drawn; default: 0.", 0)
+    nocertificate: bool = shared("nocertificate", False)
+    json: bool = shared("json", False)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Import as the command line says."""
+    flags = fields.read(ImportFlags, __doc__, argv)
+    answer(_imported, flags, "the same command continues an unfinished download")
+
+
+def _imported(flags: ImportFlags) -> dict[str, Any]:
+    with patience.of(patience.LOADING):
+        from jaxrobust.convert import import_torch
+        from jaxrobust.weights.naming.networks import Request
+
+    given = asdict(flags)
+    source, out, sha256 = (given.pop(name) for name in ("source", "out", "sha256"))
+    certified = not given.pop("nocertificate")
+    del given["json"]
+    request = Request(**given)
+    return import_torch.import_weights(source, out, request, sha256=sha256, certified=certified)
+
+
+if __name__ == "__main__":
+    main()

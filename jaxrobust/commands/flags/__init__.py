@@ -1,0 +1,1 @@
+"""Flags that several commands have, and those of `jaxrobust evaluate`."""

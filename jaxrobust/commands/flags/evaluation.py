@@ -1,0 +1,112 @@
+"""The flags of `jaxrobust evaluate`."""
+
+from dataclasses import dataclass
+
+from jaxrobust.commands.flags.shared import (
+    FunctionFlags,
+    ImageFlags,
+    NetworkFlags,
+    ThreatFlags,
+    shared,
+)
+from jaxrobust.runtime.commandline.arguments import how_many, number
+from jaxrobust.runtime.commandline.fields import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
+    """What is attacked, how, and where the record goes."""
+
+    image_size: tuple[int, ...] = flag(  # type: ignore[assignment]
+        "Side of the images in pixels, one record each; default: that of the run or data set.",
+        (),
+    )
+    attack: str = flag(
+        "Attack: clean, fgsm, pgd-K, cw-K, margin-K, autoattack, or attacks of it: apgd-ce "
+        "or apgd-ce,apgd-t.",
+        "autoattack",
+    )
+    version: str = flag(
+        "Version of AutoAttack: standard, plus, rand, or custom for named attacks.", "standard"
+    )
+    rule: str | None = flag(
+        "How --version=rand judges the draws of an image: majority (more than half are right; "
+        "the default), mean (of their softmax probabilities), or one-draw, as auto-attack judges; "
+        "its number stands beside that of the others."
+    )
+    draws: int | None = flag(
+        "Number of draws of an image that --version=rand judges by; default: 20."
+    )
+    threat: tuple[str, ...] = flag(
+        "Norm and radius, such as linf:4/255; give several for a record each and one of all.",
+        (),
+    )
+    ladder: str | None = flag(
+        "Radii that share what they find, such as linf:0:16/255:9, the smallest first."
+    )
+    union_only: bool = flag(
+        "Whether to attack in each --threat, or part of --worst_case, only what stands before it: "
+        "cheaper, and the union or worst case is all that is known then.",
+        False,
+    )
+    worst_case: bool = flag(
+        "Whether to run PGD-20 and AutoAttack in linf and PGD-20 in l2 and l1 as Tang et al. 2022, "
+        "each on all images, and count those that withstand all: at 8/255, 1.5 and 40 for 32 px, "
+        "8/255, 8 and 1600 for 224 px, or at the radius of each --threat.",
+        False,
+    )
+    steps: int | None = flag("Number of steps of a named attack; default: its own.")
+    targets: int | None = flag(
+        "Number of classes that a named targeted attack aims at; default: its own."
+    )
+    restarts: int | None = flag("Number of restarts of a named attack; default: its own.")
+    relative_step: float | None = flag(
+        "Length of a step of fgsm, pgd-K, cw-K or margin-K, as a multiple of epsilon / K; default: "
+        "1 of fgsm, else 2.5.",
+        reads=number,
+    )
+    step: float | None = flag(
+        "Length of a step of these instead, such as 0.8/255, in the units of the radius.",
+        reads=number,
+    )
+    start: str | None = flag(
+        "Where these start: image, random (AutoAttack's, or of --l1_rule art ART's), uniform (in "
+        "the ball of linf or l2, not brought into [0, 1] before the first gradient) or "
+        "uniform-boxed (foolbox's); default: image of fgsm, else random."
+    )
+    l1_rule: str | None = flag(
+        "How these step and project on l1: sparse, as APGD does (the default), or art, as ART 1.10 "
+        "does: along the whole gradient, and scaled back."
+    )
+    search_dtype: str = flag(
+        "Type to search in: float32, or bfloat16, which is faster; float32 judges.", "float32"
+    )
+    corruptions: str | None = flag(
+        "Common corruptions to evaluate under in place of an attack: all, or kinds such as "
+        "fog,snow, or with a severity fog-3."
+    )
+    frost: str | None = flag("Folder of the photographs of frost, frost1.png to frost5.jpg.")
+    n: int = flag(
+        "Number of images, the first ones of the split, or all.",
+        "all",
+        reads=how_many,
+    )
+    batch: int | None = flag(
+        "Number of images at a time, for AutoAttack in each process; no verdict depends on it."
+    )
+    seed: int = shared("seed", 0)
+    replay: tuple[str, ...] = flag(
+        "Folder of an evaluation of these images, whose adversarial images are tried first.",
+        (),
+    )
+    noreplay: bool = flag("Whether to attack without trying what was found at other radii.", False)
+    again: bool = flag(
+        "Whether to compute what is done already anew, as a record beside the first.", False
+    )
+    selected: bool = flag("Whether to evaluate the weights that jaxrobust select chose.", False)
+    bundle: str | None = flag(
+        "New folder for adversarial images, hashes and a program that checks the number."
+    )
+    out: str | None = flag(
+        "Folder of the records; default: RUN/evaluation or runs/evaluation-NAME."
+    )

@@ -1,0 +1,118 @@
+"""Flags that several commands have: their help stands here once, with the default of each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxrobust.runtime.commandline.arguments import mapping, number
+from jaxrobust.runtime.commandline.fields import flag
+from jaxrobust.weights.fetch import KINDS
+
+# A flag -> its help, and the default that the help names where a command names no other.
+TEXTS: dict[str, tuple[str, str | None]] = {
+    "workdir": ("Run to look at: its network, data, norm and radius.", None),
+    "phase": ("Phase of the run, such as pretrain or train", "the last one that has weights"),
+    "model": ("Network of weights that are no run's: a name of models.available().", None),
+    "weights": (f"Its weights: {KINDS}.", None),
+    "options": (
+        "Fields of the row of --model that its weights do not say: {'stem_strides': (1,)}.",
+        None,
+    ),
+    "num_classes": ("Number of classes of --model", "that of the data set"),
+    "image_size": ("Side of the images in pixels", "that of the run or data set"),
+    "function": (
+        "Function of images in [0, 1] to logits instead: my_net.py:logits_fn, or "
+        "my_package.nets:logits_fn.",
+        None,
+    ),
+    "torch": (
+        "Network in PyTorch instead: my_models.py:build or my_package.nets:build, a function that "
+        "returns the module and whose code is run, or a file of torch.export.save or "
+        "torch.jit.save.",
+        None,
+    ),
+    "torch_args": ('Arguments of that function, as JSON: {"depth": 28}.', None),
+    "torch_output": (
+        "Which of several results of the module are the logits: a key or a place.",
+        None,
+    ),
+    "dataset": (
+        "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME, or cifar10-c:DIR",
+        "that of the run",
+    ),
+    "split": (
+        "Split, such as test[:1000]",
+        "the test split of the run, or test, or of imagenet2012 validation@robustbench",
+    ),
+    "classes": (
+        "List of the classes that are kept, imagenet100 or a file of names",
+        "that of the run",
+    ),
+    "data_dir": ("Folder of data sets", "that of the run, or $TFDS_DATA_DIR"),
+    "preprocessing": ("Preprocessing, such as Res256Crop224", "that of the run's tests"),
+    "norm": ("Norm of the attacks: linf, l2 or l1", "that of the run, or linf"),
+    "epsilon": ("Radius, such as 4/255, in units of [0, 1] pixels", "that of the run"),
+    "seed": ("Seed of all random draws", "0"),
+    "nocertificate": ("Compare with no reference network.", None),
+    "json": ("Print one JSON object on the last line.", None),
+    "out": ("Folder of both files", "RUN/analyses, or analyses"),
+}
+_READS = {"options": mapping, "torch_args": mapping, "epsilon": number}
+
+
+def shared(name: str, value: Any = None, *, default: str | None = None, **how: Any) -> Any:
+    """Return a field that is a flag of several commands.
+
+    Args:
+      name: of the flag, a key of `TEXTS`.
+      value: what counts where the flag is not given.
+      default: that in words, where it is another one than that of most commands.
+      how: further arguments of `flag`.
+    """
+    text, usual = TEXTS[name]
+    told = default or usual
+    help_text = f"{text.removesuffix('.')}; default: {told}." if told else text
+    if name in _READS:
+        how["reads"] = _READS[name]
+    return flag(help_text, value, **how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkFlags:
+    """Flags that name a network of this package and its weights."""
+
+    workdir: str | None = shared("workdir")
+    phase: str | None = shared("phase")
+    model: str | None = shared("model")
+    weights: str | None = shared("weights")
+    options: dict[str, Any] | None = shared("options")
+    num_classes: int | None = shared("num_classes")
+    image_size: int | None = shared("image_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionFlags:
+    """Flags that name a network of any library instead."""
+
+    function: str | None = shared("function")
+    torch: str | None = shared("torch")
+    torch_args: dict[str, Any] | None = shared("torch_args")
+    torch_output: str | None = shared("torch_output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFlags:
+    """Flags that name images and how they are prepared."""
+
+    dataset: str | None = shared("dataset")
+    split: str | None = shared("split")
+    classes: str | None = shared("classes")
+    data_dir: str | None = shared("data_dir")
+    preprocessing: str | None = shared("preprocessing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreatFlags:
+    """Flags that name the norm and the radius of attacks."""
+
+    norm: str | None = shared("norm")
+    epsilon: float | None = shared("epsilon")

@@ -1,0 +1,119 @@
+"""From what the command line names to an estimate: checked, computed, and printed as a page."""
+
+import shutil
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+from jaxrobust.estimate import changes
+from jaxrobust.estimate import devices as targets
+from jaxrobust.runtime.commandline.arguments import config_name
+from jaxrobust.runtime.text import patience
+
+UTILISATION = 0.2  # assumed where nothing is measured
+
+
+class Settings(NamedTuple):
+    """What is estimated, on which devices, and what is assumed."""
+
+    config: str  # FILE, or FILE:ARGUMENTS
+    changes: list[str]  # --config.key=value
+    on: str  # the devices
+    price: float | None = None  # of one chip for one hour
+    utilisation: float | None = None  # None: UTILISATION
+    batch: int | None = None  # images per chip and step; None: the config's
+    fsdp: int | None = None
+    seconds: float = 3.0  # for which each step and attack is measured
+    robust: float = 0.5  # share of images
+    images: int | None = None  # of AutoAttack
+    fast: bool = False
+
+
+def check(given: Settings) -> None:
+    """Refuse numbers out of range.
+
+    Raises:
+      ValueError: with what the number must be.
+    """
+    price, used, robust = given.price, given.utilisation, given.robust
+    rules = {
+        "price": (price is None or 0 < price < float("inf"), price, "above 0"),
+        "utilisation": (
+            used is None or 0 < used <= 1,
+            used,
+            "above 0 and at most 1, such as 0.4",
+        ),
+        "robust": (0 <= robust <= 1, robust, "from 0 to 1"),
+        "seconds": (0 < given.seconds < 3600, given.seconds, "above 0 and below 3600"),
+        "batch": (given.batch is None or given.batch >= 1, given.batch, "at least 1"),
+        "images": (given.images is None or given.images >= 0, given.images, "at least 0"),
+    }
+    for flag, (inside, value, wanted) in rules.items():
+        if not inside:
+            raise ValueError(f"--{flag}={value} must be {wanted}")
+
+
+def answer(given: Settings, begun: float) -> dict[str, Any]:
+    """Print the estimate and return it.
+
+    Args:
+      given: what is asked.
+      begun: when the process began, by `time.perf_counter`.
+    Raises:
+      ValueError: a mistake in the settings or in the config.
+    """
+    check(given)
+    with patience.of("loading JAX and looking for its devices"):
+        targets.prepare(given.on)
+        target = targets.target(given.on)
+    if given.price is not None and target.name == "cpu":
+        raise ValueError(
+            "--price is that of one chip for one hour, and --on cpu has no chips; name some with "
+            "--on, such as v5e:8x8, or leave --price out"
+        )
+    if given.utilisation and target.here:
+        raise ValueError(
+            f"--utilisation is assumed for chips that are not here, and --on {given.on} is "
+            "measured; leave it out"
+        )
+    return _account(given, target, begun)
+
+
+def _account(given: Settings, target: targets.Target, begun: float) -> dict[str, Any]:
+    compiles = target.compiles and not target.here and not given.fast
+    with patience.of("loading the package"):
+        import jax
+
+        from jaxrobust.config import phases
+        from jaxrobust.estimate import account, page
+        from jaxrobust.runtime.devices import topology
+
+        chips = topology.devices(given.on, flag="--on") if compiles else None
+        config = changes.configured(given.config, given.changes)
+
+    for name in phases(config):
+        if given.batch is not None:
+            config[name].batch_size = given.batch * target.chips
+    if given.fsdp is not None:
+        config.mesh.fsdp = given.fsdp
+
+    with tempfile.TemporaryDirectory() as empty:
+        # As where nothing is cached yet: a later phase finds what an earlier one has compiled.
+        jax.config.update("jax_compilation_cache_dir", empty)
+        found = account.account(
+            config,
+            target,
+            utilisation=given.utilisation or UTILISATION,
+            seconds=given.seconds,
+            chips=chips,
+            images=given.images,
+            robust=given.robust,
+            start=time.perf_counter() - begun if target.here else 0.0,
+        )
+    about = {"config": config_name(given.config), "changes": given.changes, "price": given.price}
+    found = about | found
+    if given.price is not None:
+        found = account.priced(found, given.price)
+    width = shutil.get_terminal_size((100, 24)).columns  # 100: where it is no terminal
+    print(page.page(found, width=max(width, 60)))
+    return found

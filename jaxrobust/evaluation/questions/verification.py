@@ -1,0 +1,218 @@
+"""A claimed robust accuracy, checked with our network: one forward pass for each fooled image."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust import models
+from jaxrobust.data import Prepared
+from jaxrobust.data.sources import registry
+from jaxrobust.evaluation.bundles import bundle as bundles
+from jaxrobust.evaluation.bundles import claims
+from jaxrobust.evaluation.questions import flags, measuring
+from jaxrobust.evaluation.questions import target as subjects
+from jaxrobust.evaluation.questions.flags import Given
+from jaxrobust.runtime.files import whole
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.weights.store import hashes
+
+
+class Settings(NamedTuple):
+    """A bundle, the network that is to confirm it, and where its images are."""
+
+    bundle: Path
+    weights: str | None = None
+    function: str | None = None
+    dataset: str | None = None
+    split: str | None = None
+    classes: str | None = None
+    data_dir: str | None = None
+    batch: int | None = None
+
+
+def verify(settings: Settings) -> dict[str, Any]:
+    """Print what the forward passes confirm, and return it for JSON.
+
+    Raises:
+      ValueError: no network is named or two are, or the record says images by a path.
+    """
+    if bool(settings.weights) == bool(settings.function):
+        raise ValueError("give --weights W, or --function my_net.py:logits_fn, the network")
+    bundle = claims.read(settings.bundle)
+    model = bundle.record["model"]
+    given = _given(settings, bundle.record)
+    flags.check(given)
+    subject, source = subjects.settled(
+        flags.origin(given),
+        network={"num_classes": model["num_classes"], "image_size": model["image_size"]},
+        **_source_of(settings, bundle.record),
+        **bundle.threat,
+    )
+    which, subject, weights = flags.weights(given, subject, source)
+    sha256 = subject.arrays_sha256 or hashes.weights_sha256(*weights)
+    prepared = _prepared(source, bundle)
+    words = [
+        _other(bundle.record, subject, sha256),
+        _other_split(bundle.about, source),
+        _other_program(bundle.folder),
+    ]
+    say(f"{subject.network.name}{f' ({which})' if which else ''} on {source.where()}")
+    batch = settings.batch or 64
+    logits = bundles.forward(
+        measuring.networks_of(subject, weights)("float32"), prepared.shape[1:], batch
+    )
+    found = claims.judge(
+        bundle,
+        lambda ids: prepared[np.asarray(ids)],
+        logits,
+        count=len(prepared),
+        split_images=len(source),
+        labels=prepared.labels(),
+        batch=batch,
+        tell=say,
+    )
+    print("\n".join([*claims.lines(bundle, found), *filter(None, words)]))
+    confirmed = found.whole and not any(words[:2])
+    named = {"bundle": bundle.number, "other_network": bool(words[0])}
+    return found.plain() | {"whole": confirmed} | named
+
+
+def _given(settings: Settings, record: dict[str, Any]) -> Any:
+    """Return the flags of an evaluation that name the network, as it is here.
+
+    A run's phase is that of the record, if the run has it; a file is of the record's network.
+    """
+    none: dict[str, Any] = dict.fromkeys(Given._fields) | Given._field_defaults
+    none |= {"attack": "autoattack", "version": "standard", "search_dtype": "float32"}
+    none |= {"n": 0, "seed": 0, "function": settings.function, "weights": settings.weights}
+    given = flags.placed(Given(**none))
+    if given.workdir:
+        phase = str(record["weights"]).partition(",")[0]
+        known = phase and (Path(given.workdir) / phase).is_dir()
+        return given._replace(phase=phase if known else None)
+    if given.weights and not Path(given.weights).is_dir():
+        model = record["model"]
+        return given._replace(model=model["name"], options=model["options"] or None)
+    return given
+
+
+def _source_of(settings: Settings, record: dict[str, Any]) -> dict[str, Any]:
+    """Return where the images of a record are.
+
+    Raises:
+      ValueError: the record alone names files, which whoever made it may have made too.
+    """
+    for flag, own in (("dataset", r"(npz|folder|cifar10-c):.*|hf:[./~].*"), ("split", ".*@.*")):
+        said = str(record[flag])
+        lists = flag == "split" and re.fullmatch(r"[^@]*@(robustbench|selection)(\[.*\])?", said)
+        if not getattr(settings, flag) and re.fullmatch(own, said) and not lists:
+            raise ValueError(
+                f"the record names its images by a path, {said}, which may be of whoever made the "
+                f"bundle; name your own: --{flag} {said}"
+            )
+    named = {key: getattr(settings, key) for key in ("dataset", "split", "classes", "data_dir")}
+    return named | {key: named[key] or record[key] for key in ("dataset", "split")}
+
+
+def _prepared(source: Any, bundle: Any) -> Any:
+    """Return the images of a source as the record's were prepared.
+
+    Raises:
+      ValueError: they have other channels.
+    """
+    size, _, channels = bundle.about["image"]
+    if source.channels != channels:
+        raise ValueError(
+            f"the bundle is of images with {channels} channels, and {source.where()} has "
+            f"{source.channels}; give the --dataset and --split of its record"
+        )
+    last = max(row["image"] for row in bundle.rows) + 1
+    return Prepared(
+        source,
+        image_size=size,
+        preprocessing=bundle.record["preprocessing"],
+        images=min(len(source), last),
+    )
+
+
+def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
+    """Return a sentence if this is another network than that of the record, or has other weights.
+
+    Of a user's function its name, its file's hash and its arrays count, whatever the folder.
+    """
+    model, function = record["model"], record.get("function") or {}
+    said = function.get("arrays_sha256") or record["weights_sha256"]
+    network = subject.network
+    here = (network.name, network.options, subject.origin() or {}, sha256)
+    there = (model["name"], model["options"], function, said)
+    plain = [
+        (
+            name.rpartition(":")[2],
+            json.dumps(models.essential(name, options or {})),
+            own.get("sha256"),
+            arrays,
+        )
+        for name, options, own, arrays in (here, there)
+    ]
+    if plain[0] == plain[1]:
+        return None
+    return (
+        f"This is another network than the record's, or has other weights ({network.name}, sha256 "
+        f"{sha256[:12]}...; there {model['name']}, {str(said)[:12]}...): what is confirmed holds "
+        "for it, and the claim itself is not confirmed"
+    )
+
+
+def _other_split(about: dict[str, Any], source: Any) -> str | None:
+    """Return a sentence if the split has another number of images than the bundle says."""
+    if about.get("split_images") in (None, len(source)):
+        return None
+    return (
+        f"{source.where()} has {len(source):,} images, and the bundle says "
+        f"{about['split_images']:,}: this is another split, or version of the data set, and the "
+        "claim itself is not confirmed"
+    )
+
+
+def _other_program(folder: Path) -> str | None:
+    """Return a sentence if the program in a bundle is another than this version writes."""
+    path = folder / bundles.PROGRAM
+    if path.is_file() and path.read_text(errors="replace") == bundles.program():
+        return None
+    return (
+        f"{path} is not the program that this version writes: another version wrote it, or "
+        "somebody changed it; before you run it, compare it with that of its version"
+    )
+
+
+def write_images(settings: Settings, file: Path) -> dict[str, Any]:
+    """Write images and labels as the bundle's verify.py takes them.
+
+    Raises:
+      ValueError: the file is no .npy, or the record says its images by a path.
+    """
+    if file.suffix != ".npy":
+        raise ValueError(f"--write_images {file}: name a file that ends in .npy")
+    bundle = claims.read(settings.bundle)
+    named = _source_of(settings, bundle.record)
+    source = registry.open_source(
+        named.pop("dataset"),
+        named.pop("split"),
+        num_classes=bundle.record["model"]["num_classes"],
+        **named,
+    )
+    prepared = _prepared(source, bundle)
+    with whole.writing(file) as part, part.open("wb") as opened:
+        np.lib.format.write_array_header_1_0(
+            opened, {"descr": "|u1", "fortran_order": False, "shape": prepared.shape}
+        )
+        for start in range(0, len(prepared), 64):
+            images = prepared[np.arange(start, min(start + 64, len(prepared)))]
+            opened.write(np.rint(images * np.float32(255)).astype(np.uint8).tobytes())
+    labels = file.with_suffix(".labels.npy")
+    np.save(labels, prepared.labels())
+    print(f"{len(prepared)} images in {file}, their labels in {labels}")
+    return {"images": len(prepared)}

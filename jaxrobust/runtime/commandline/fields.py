@@ -1,0 +1,151 @@
+"""Flags as the fields of a dataclass: a type, a default, and one sentence of help each.
+
+`read` gives a dataclass filled by argparse; `define` and `given` do the same with absl's flags,
+which the commands need that take `--config.key=value`.
+"""
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from absl import flags
+
+from jaxrobust.runtime.commandline.arguments import Arguments, stop
+
+flags.disclaim_key_flags()  # what `define` defines stands in the --help of the command that calls
+
+Asked = TypeVar("Asked")
+_ABSL: dict[tuple[type, bool], Callable[..., Any]] = {
+    (str, False): flags.DEFINE_string,
+    (int, False): flags.DEFINE_integer,
+    (bool, False): flags.DEFINE_boolean,
+    (str, True): flags.DEFINE_multi_string,
+    (int, True): flags.DEFINE_multi_integer,
+}
+
+
+class _About(NamedTuple):
+    """What a field says of its flag beside its name, type and default."""
+
+    text: str
+    word: bool  # a word without a flag
+    least: float | None
+    reads: Callable[[str, Any], Any] | None
+    how: dict[str, Any]  # of argparse
+
+
+def flag(
+    text: str,
+    default: Any = None,
+    *,
+    required: bool = False,
+    word: bool = False,
+    least: float | None = None,
+    reads: Callable[[str, Any], Any] | None = None,
+    **how: Any,
+) -> Any:
+    """Return a field of a dataclass that is a flag of a command.
+
+    Args:
+      text: the help.
+      default: what counts where the flag is not given.
+      required: the flag has to be given.
+      word: people write the value alone, without `--name`.
+      least: the smallest number that is accepted, of each where there are several.
+      reads: turns (name, text) into the value, or raises a `ValueError` that says how to write it.
+      how: further arguments of argparse, such as `choices`.
+    """
+    if required and not word:
+        how["required"] = True
+    about = {"about": _About(text, word, least, reads, how)}
+    if required:
+        return dataclasses.field(metadata=about)
+    return dataclasses.field(default=default, metadata=about)
+
+
+def read(
+    kind: type[Asked], doc: str | None, argv: Sequence[str] | None = None, **how: Any
+) -> Asked:
+    """Read a command line into a dataclass; stop with one sentence where that cannot be.
+
+    Args:
+      kind: the dataclass, whose fields are `flag`s.
+      doc: the help of the command; its first line is shown.
+      argv: the words; default: those of this process.
+      how: further arguments of argparse's parser.
+    """
+    parser = Arguments(doc or "", **how)
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        _add(parser, field, hints[field.name])
+    try:
+        return _made(kind, vars(parser.parse_args(argv)))
+    except ValueError as error:
+        stop(error, 2)
+
+
+def define(kind: type) -> None:
+    """Define absl's flags for the fields of a dataclass; several commands may define the same."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        about: _About = field.metadata["about"]
+        make = _ABSL[_plain(hints[field.name], about)]
+        default = None if field.default == () else field.default
+        make(field.name, default, about.text, allow_override=True)
+
+
+def given(kind: type[Asked]) -> Asked:
+    """Return the dataclass with the values of absl's flags.
+
+    Raises:
+      ValueError: a value cannot be read, or is too small; one sentence.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return _made(kind, {name: flags.FLAGS[name].value for name in names})
+
+
+def _add(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
+    about: _About = field.metadata["about"]
+    how: dict[str, Any] = {"help": about.text} | about.how
+    plain, several = _plain(hint, about)
+    if field.default is not dataclasses.MISSING:
+        how.setdefault("default", field.default)
+    if plain is bool:
+        how["action"] = "store_true"
+    else:
+        how["type"] = plain
+    if several:
+        how.setdefault("nargs", "+")
+    if about.word:
+        parser.add_argument(field.name, **how)
+    else:
+        parser.flag(field.name, **how)  # type: ignore[attr-defined]
+
+
+def _plain(hint: Any, about: _About) -> tuple[type, bool]:
+    """Return the type of one value on the command line, and whether there may be several."""
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    return (str, False) if about.reads else (hint, False)
+
+
+def _made(kind: type[Asked], values: dict[str, Any]) -> Asked:
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        name, about = field.name, field.metadata["about"]
+        value = values[name]
+        if _plain(hints[name], about)[1]:
+            one = isinstance(value, (str, int))
+            value = (value,) if one else () if value is None else tuple(value)
+        elif about.reads and value is not None:
+            value = about.reads(name, value)
+        for number in value if isinstance(value, tuple) else (value,):
+            if about.least is not None and number is not None and number < about.least:
+                raise ValueError(f"--{name}={number} must be at least {about.least}")
+        values[name] = value
+    return kind(**values)

@@ -1,0 +1,75 @@
+"""The recipes of CONTRIBUTING.md, executed in a copy of the package."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl.testing import absltest, parameterized
+
+from tests.support.paths import ROOT
+
+_BLOCK = re.compile(r"^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def recipes() -> dict[str, list[tuple[str, str]]]:
+    """The (kind, text) of the blocks of each recipe."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    found = {section.partition("\n")[0]: _BLOCK.findall(section) for section in sections}
+    return {title: blocks for title, blocks in found.items() if blocks}
+
+
+def changed(text: str, diff: str) -> str:
+    """A file with hunks applied, each of which has one place."""
+    for hunk in diff.split("@@\n"):
+        lines = hunk.splitlines()
+        old, new = (
+            "\n".join(line[1:] for line in lines if line[:1] != other) + "\n" for other in "+-"
+        )
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.mark.slow  # a copy of the package and a process for each
+class RecipesTest(parameterized.TestCase):
+    def test_there_are_recipes(self):
+        self.assertGreaterEqual(len(recipes()), 2)
+
+    @parameterized.parameters(*recipes())
+    def test_does_what_it_says(self, title):
+        folder = Path(self.create_tempdir())
+        for name in ("jaxrobust", "configs"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        programs = []
+        for kind, text in recipes()[title]:
+            head, _, rest = text.partition("\n")
+            path = folder / head.removeprefix("# ")
+            if kind == "diff":
+                path.write_text(changed(path.read_text(), rest))
+            elif head.endswith(".py"):
+                self.assertFalse(path.exists(), f"{path} is there already")
+                path.write_text(rest)
+            else:
+                programs.append(text)
+        self.assertNotEmpty(programs)
+        (folder / "empty").mkdir()
+        environment = os.environ | {"PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"}
+        for program in programs:
+            done = subprocess.run(
+                [sys.executable, "-c", program],
+                cwd=folder / "empty",
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
+            self.assertEqual(done.returncode, 0, done.stderr)
+
+
+if __name__ == "__main__":
+    absltest.main()

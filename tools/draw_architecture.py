@@ -1,0 +1,362 @@
+"""Draw docs/*.svg from the code: the rooms by their imports, an image's life, a training step.
+
+    python tools/draw_architecture.py
+
+The rooms stand above all that they import; an arrow that follows from others is left out. Boxes of
+the other two pictures name what they are of in the code, which has to be there. The pictures are
+plain SVG; a test compares them with what this program draws.
+"""
+
+import ast
+import importlib
+import operator
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the checkout, before any installed package
+PACKAGE, DOCS = ROOT / "jaxrobust", ROOT / "docs"
+NOT_ROOMS = {"moved", "main", "evaluate", "__main__", "__init__"}  # names of before, and starts
+WIDTH, GAP, LINE, BETWEEN = 190, 26, 14, 46  # pixels of a box, beside it, a line, between rows
+SIZE = 11  # of letters
+
+
+class Box(NamedTuple):
+    """A box of a picture: its title, and small lines below."""
+
+    title: str
+    lines: tuple[str, ...] = ()
+
+
+class Step(NamedTuple):
+    """A box of a flow: what happens, where in the code, and which boxes follow."""
+
+    title: str
+    code: str  # MODULE:NAME below jaxrobust, or MODULE
+    then: tuple[str, ...] = ()
+    back: str = ""  # a box further up that comes again
+
+
+IMAGE: dict[str, Step] = {
+    "image": Step("An image and its label", "evaluation.network.images:ImageSet", ("clean",)),
+    "clean": Step(
+        "One forward pass: what is misclassified is decided",
+        "evaluation.engine.engine:forward",
+        ("replay", "ledger"),
+    ),
+    "replay": Step(
+        "Points that fooled other networks or radii, one pass each",
+        "evaluation.engine.replay:run",
+        ("attack",),
+    ),
+    "attack": Step(
+        "The next attack takes what still stands", "evaluation.engine.cascade:Attack.run", ("jobs",)
+    ),
+    "jobs": Step(
+        "Jobs: one target and one restart of an image each",
+        "evaluation.engine.schedule:Jobs",
+        ("slots",),
+    ),
+    "slots": Step(
+        "Slots hold a job each; one program steps in all of them",
+        "evaluation.engine.slots:Slots",
+        ("verdict",),
+    ),
+    "verdict": Step(
+        "A slot is free: its image is fooled, or the job is over",
+        "evaluation.engine.schedule:Jobs.collect",
+        ("confirm",),
+        "jobs",
+    ),
+    "confirm": Step(
+        "Confirmation: a last pass with exact products, the norm in float64",
+        "evaluation.engine.cascade:Attack.confirm",
+        ("refute", "ledger"),
+    ),
+    "refute": Step(
+        "Refutation: the job goes on behind that step",
+        "evaluation.engine.schedule:Jobs.refute",
+        (),
+        "jobs",
+    ),
+    "ledger": Step(
+        "The verdict and its point are on disk; whoever continues begins here",
+        "evaluation.engine.ledger:Ledger.add",
+        ("record",),
+        "attack",
+    ),
+    "record": Step(
+        "All attacks are over: flags, accuracies, one record", "evaluation.records.records"
+    ),
+}
+TRAINING: dict[str, Step] = {
+    "batch": Step(
+        "The batch, split over the devices of the mesh (data x fsdp)",
+        "runtime.devices.sharding:global_arrays",
+        ("augment",),
+    ),
+    "state": Step(
+        "The state; large arrays are split over fsdp",
+        "training.update.step:TrainState",
+        ("keys", "gather"),
+    ),
+    "keys": Step(
+        "A key for each image, from the number of the step",
+        "attacks:image_keys",
+        ("attack",),
+    ),
+    "augment": Step(
+        "Mixing and erasing, on the device", "training.update.mixing:BatchAugmentation", ("attack",)
+    ),
+    "gather": Step(
+        "Parameters are gathered once, in the compute type",
+        "runtime.devices.sharding:spread",
+        ("attack",),
+    ),
+    "attack": Step(
+        "Each device attacks its own images, part by part; nothing is sent",
+        "training.update.step:of_device",
+        ("loss",),
+    ),
+    "loss": Step(
+        "Loss and gradients of the adversarial images",
+        "training.update.step:gradients",
+        ("reduce",),
+    ),
+    "reduce": Step(
+        "Gradients are averaged once; a device keeps its part",
+        "runtime.devices.sharding:Spread",
+        ("update",),
+    ),
+    "update": Step(
+        "Optimiser, and the average of the weights", "training.update.step:train_step", ("guard",)
+    ),
+    "guard": Step(
+        "If all is finite, the new state counts, else the old one",
+        "training.update.step:train_step",
+        (),
+        "state",
+    ),
+}
+
+
+def rooms() -> tuple[dict[str, Box], dict[str, set[str]]]:
+    """Read the rooms with their folders, and which rooms each imports."""
+    boxes: dict[str, Box] = {}
+    below: dict[str, set[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room in NOT_ROOMS or path.name == "__main__.py":
+            continue
+        folder = PACKAGE / room
+        inside = sorted(p.parent.name for p in folder.glob("*/__init__.py"))
+        boxes[room] = Box(room, tuple(_wrapped(" ".join(inside))))
+        below.setdefault(room, set()).update(_imported(path) - {room} - NOT_ROOMS)
+    return boxes, _direct(below)
+
+
+def _imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("jaxrobust.")}
+    return {name for name in found if (PACKAGE / name).exists() or _file(name).exists()}
+
+
+def _file(room: str) -> Path:
+    return PACKAGE / f"{room}.py"
+
+
+def _direct(below: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Leave out what follows from other arrows."""
+
+    def all_below(room: str) -> set[str]:
+        return set().union(*({name} | all_below(name) for name in below[room]), set())
+
+    return {
+        room: {n for n in names if not any(n in all_below(other) for other in names - {n})}
+        for room, names in below.items()
+    }
+
+
+def flow(steps: Mapping[str, Step]) -> tuple[dict[str, Box], dict[str, set[str]]]:
+    """Turn a flow into boxes and arrows, and look up each name in the code.
+
+    Raises:
+      AttributeError, ModuleNotFoundError: the code has no such name.
+    """
+    boxes = {}
+    for key, step in steps.items():
+        module, _, name = step.code.partition(":")
+        found = importlib.import_module(f"jaxrobust.{module}")
+        if name:
+            operator.attrgetter(name)(found)
+        code = [module, f":{name}"] if name else [module]
+        boxes[key] = Box("\n".join(_wrapped(step.title)), tuple(code))
+    return boxes, {key: set(step.then) for key, step in steps.items()}
+
+
+def _wrapped(text: str, most: int = 30) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > most:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines if text else []
+
+
+def levels(below: Mapping[str, Iterable[str]], *, from_top: bool) -> list[list[str]]:
+    """Put each box as near to the end of its arrows, or to their beginning, as they allow."""
+    above = {name: {m for m in below if name in below[m]} for name in below}
+    towards = above if from_top else below
+
+    def level(name: str) -> int:
+        return 1 + max(map(level, towards[name]), default=-1)
+
+    rows: list[list[str]] = [[] for _ in range(1 + max(map(level, below)))]
+    for name in below:
+        rows[level(name)].append(name)
+    return rows if from_top else rows[::-1]
+
+
+def _with_bends(
+    rows: list[list[str]], below: Mapping[str, Iterable[str]]
+) -> tuple[list[list[str]], list[tuple[str, ...]]]:
+    """Give an arrow over several rows a place in each; the arrows come back as their places."""
+    at = {name: i for i, row in enumerate(rows) for name in row}
+    rows, paths = [list(row) for row in rows], []
+    for name in sorted(below):
+        for other in sorted(below[name]):
+            bends = [f"{name}>{other}>{i}" for i in range(at[name] + 1, at[other])]
+            for bend in bends:
+                rows[int(bend.rpartition(">")[2])].append(bend)
+            paths.append((name, *bends, other))
+    for _ in range(12):  # each to the mean of its neighbours
+        for order in (rows, rows[::-1]):
+            place = {n: i - len(row) / 2 for row in order for i, n in enumerate(row)}
+            for row in order:
+                near = {
+                    n: [place[m] for path in paths for m in _beside(path, n)] or [place[n]]
+                    for n in row
+                }
+                row.sort(key=lambda n: sum(near[n]) / len(near[n]))
+                place |= {n: i - len(row) / 2 for i, n in enumerate(row)}
+    return rows, paths
+
+
+def _beside(path: Sequence[str], name: str) -> list[str]:
+    if name not in path:
+        return []
+    i = path.index(name)
+    return [*path[max(i - 1, 0) : i], *path[i + 1 : i + 2]]
+
+
+def svg(
+    boxes: Mapping[str, Box],
+    below: Mapping[str, set[str]],
+    *,
+    title: str,
+    from_top: bool = False,
+    back: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Draw boxes in rows with the arrows between them."""
+    rows, paths = _with_bends(levels(below, from_top=from_top), below)
+    height = {
+        name: 22 + LINE * (box.title.count("\n") + len(box.lines)) for name, box in boxes.items()
+    }
+    wide = {n: WIDTH if n in boxes else 12 for row in rows for n in row}
+    across = max(sum(wide[n] + GAP for n in row) for row in rows) + 2 * GAP + 60 * bool(back)
+    top, tops, middle = 40, {}, {}
+    for row in rows:
+        tall = max(height.get(n, 0) for n in row)
+        x = (across - 60 * bool(back) - sum(wide[n] + GAP for n in row) + GAP) / 2
+        for n in row:
+            middle[n] = x + wide[n] / 2
+            tops[n] = (top, top + height.get(n, tall))
+            x += wide[n] + GAP
+        top += tall + BETWEEN
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across:.0f} {top:.0f}" '
+        f'width="{across:.0f}" height="{top:.0f}" font-family="sans-serif" font-size="{SIZE}">',
+        f"<title>{escape(title)}</title>",
+        '<defs><marker id="a" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+        'orient="auto"><path d="M0 0L8 4L0 8z" fill="#5f6b73"/></marker></defs>',
+        f'<rect width="{across:.0f}" height="{top:.0f}" fill="white"/>',
+        f'<text x="{GAP}" y="22" font-size="14" font-weight="bold">{escape(title)}</text>',
+    ]
+    parts += [_arrow([(middle[n], *tops[n]) for n in path]) for path in paths]
+    for number, (name, other) in enumerate(back):
+        parts.append(_back(middle, tops, name, other, across - 50 + 14 * number))
+    parts += [_box(boxes[n], middle[n] - WIDTH / 2, tops[n], height[n]) for n in boxes]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _arrow(places: Sequence[tuple[float, float, float]]) -> str:
+    """Draw a curve from the bottom of the first place to the top of the last one."""
+    (x, _, y), *others = places
+    path = f"M{x:.0f} {y:.0f}"
+    for to, upper, lower in others:
+        half = (y + upper) / 2
+        path += f"C{x:.0f} {half:.0f} {to:.0f} {half:.0f} {to:.0f} {upper:.0f}"
+        x, y = to, lower
+        if (to, upper, lower) != places[-1]:
+            path += f"L{x:.0f} {y:.0f}"
+    return f'<path d="{path}" fill="none" stroke="#5f6b73" marker-end="url(#a)"/>'
+
+
+def _back(middle, tops, name: str, other: str, x: float) -> str:
+    """Draw a dashed way from the right side of a box to that of one further up."""
+    low, high = (sum(tops[n]) / 2 for n in (name, other))
+    begin, end = (middle[n] + WIDTH / 2 for n in (name, other))
+    path = f"M{begin:.0f} {low:.0f}H{x:.0f}V{high:.0f}H{end:.0f}"
+    return (
+        f'<path d="{path}" fill="none" stroke="#b07d2b" stroke-dasharray="5 3" '
+        'marker-end="url(#a)"/>'
+    )
+
+
+def _box(box: Box, x: float, place: tuple[float, float], height: float) -> str:
+    """Draw a box with its lines."""
+    y, _ = place
+    made = (
+        f'<rect x="{x:.0f}" y="{y:.0f}" width="{WIDTH}" height="{height}" rx="5" fill="#eef3f8" '
+        'stroke="#1f4e79"/>'
+    )
+    at = y + 15
+    for lines, style in ((box.title.split("\n"), 'font-weight="bold"'), (box.lines, 'fill="#555"')):
+        for line in lines:
+            made += (
+                f'<text x="{x + WIDTH / 2:.0f}" y="{at:.0f}" text-anchor="middle" {style}>'
+                f"{escape(line)}</text>"
+            )
+            at += LINE
+    return made
+
+
+def pictures() -> dict[str, str]:
+    """Draw all pictures: their file in docs/, and their text."""
+    made = {"rooms.svg": svg(*rooms(), title="The rooms; an arrow is an import")}
+    for name, steps, title in (
+        ("image.svg", IMAGE, "The life of an image in an evaluation"),
+        ("step.svg", TRAINING, "A training step on a mesh of devices"),
+    ):
+        back = [(key, step.back) for key, step in steps.items() if step.back]
+        made[name] = svg(*flow(steps), title=title, from_top=True, back=back)
+    return made
+
+
+def main() -> None:
+    """Write all pictures."""
+    DOCS.mkdir(exist_ok=True)
+    for name, text in pictures().items():
+        (DOCS / name).write_text(text)
+        print(DOCS / name)
+
+
+if __name__ == "__main__":
+    main()
