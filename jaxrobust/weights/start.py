@@ -72,10 +72,10 @@ def _keeps(init: Any) -> bool:
 
 def _composed(artifact: Artifact, config: Config, init: Any) -> Network:
     """Make weights those of a config's network, with the stem, head and normalisation of `init`."""
-    found = convert.names(config.model.name, artifact.arrays)
-    _belongs(artifact.facts, found, config, init)
+    stored = convert.names(config.model.name, artifact.arrays)
+    _belongs(artifact.facts, stored, config, init)
     spec = NetworkSpec.of_config(config)
-    start = compose(spec, found, stem=init.stem, head=init.head, seed=config.seed)
+    start = compose(spec, stored, stem=init.stem, head=init.head, seed=config.seed)
     return normalized(start, init.normalize)
 
 
@@ -146,7 +146,7 @@ def _random(config: Config) -> tuple[Network, dict[str, Any]]:
     return start, record | {"weights_sha256": sha256, "start_sha256": sha256}
 
 
-def _belongs(facts: Facts, found: StoredNames, config: Config, init: Any) -> None:
+def _belongs(facts: Facts, stored: StoredNames, config: Config, init: Any) -> None:
     """Refuse weights that no drawing makes fit, each with its remedy."""
     model = config.model
     theirs, ours = _rows(facts, model)
@@ -167,7 +167,7 @@ def _belongs(facts: Facts, found: StoredNames, config: Config, init: Any) -> Non
             f"they are those of {models.words(facts.model, facts.options)}, and the config has "
             f"{models.words(model.name, model.options)}; set model.options to theirs"
         )
-    width, channels = convert.head_width(found), convert.in_channels(found)
+    width, channels = convert.head_width(stored), convert.in_channels(stored)
     if init.head == "keep" and width not in (None, model.num_classes):
         raise ValueError(
             f"their head has {width} classes, and model.num_classes={model.num_classes}; set "
@@ -178,7 +178,7 @@ def _belongs(facts: Facts, found: StoredNames, config: Config, init: Any) -> Non
             f"they take images with {channels} channels, and model.in_channels="
             f"{model.in_channels}; give data with {channels}, or set init.stem=fresh for a new stem"
         )
-    mean = found.arrays.get("normalize.mean")
+    mean = stored.arrays.get("normalize.mean")
     if mean is not None and mean.size != model.in_channels:
         raise ValueError(
             f"they normalise images with {mean.size} channels, and model.in_channels="
