@@ -34,13 +34,18 @@ class MeshSection(Section, Protocol):
     fsdp: int
 
 
-class InitSection(Section, Protocol):
-    """The weights that the first phase starts from."""
+class StartSection(Section, Protocol):
+    """The changes of weights that are started from."""
 
-    weights: str | None
     stem: str
     head: str
     normalize: str
+
+
+class InitSection(StartSection, Protocol):
+    """The weights that the first phase starts from."""
+
+    weights: str | None
 
 
 class DataSection(Section, Protocol):
@@ -82,7 +87,7 @@ class EraseSection(Section, Protocol):
     noise: str
 
 
-class PhaseSection(Section, Protocol):
+class PhaseSection(StartSection, Protocol):
     """A run of the optimiser."""
 
     objective: str
@@ -115,9 +120,6 @@ class PhaseSection(Section, Protocol):
     bn_momentum: Sequence[float]
     from_random: bool
     start: str | None
-    stem: str
-    head: str
-    normalize: str
     changes: Mapping[str, Any]
 
 

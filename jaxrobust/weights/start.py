@@ -12,7 +12,7 @@ from jaxrobust import models
 from jaxrobust.config import NetworkSpec, network_of, of_phase, plain
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.sections import Config
+from jaxrobust.sections import Config, ModelSection, StartSection
 from jaxrobust.types import Weights
 from jaxrobust.weights import imports, reading
 from jaxrobust.weights.fetch import sources
@@ -27,7 +27,7 @@ RECORD = "init.json"  # in a run's workdir
 _OF_STEM = {"stem_widths", "stem_strides", "stem_kernels", "small_stem", "patch"}
 
 
-def of_config(config: Any) -> tuple[Network, dict[str, Any]] | None:
+def of_config(config: Config) -> tuple[Network, dict[str, Any]] | None:
     """Make the weights that a config starts from, and their record; None: random ones.
 
     Raises:
@@ -42,7 +42,7 @@ def of_config(config: Any) -> tuple[Network, dict[str, Any]] | None:
     return _of_source(str(init.weights), config)
 
 
-def _of_source(source: str, config: Any) -> tuple[Network, dict[str, Any]]:
+def _of_source(source: str, config: Config) -> tuple[Network, dict[str, Any]]:
     """Make the weights that a source stands for those of a config's network."""
     init = config.init
     try:
@@ -66,11 +66,11 @@ def _of_source(source: str, config: Any) -> tuple[Network, dict[str, Any]]:
     return start, record | {"start_sha256": start.weights_sha256}
 
 
-def _keeps(init: Any) -> bool:
+def _keeps(init: StartSection) -> bool:
     return init.stem == init.head == init.normalize == "keep"
 
 
-def _composed(artifact: Artifact, config: Config, init: Any) -> Network:
+def _composed(artifact: Artifact, config: Config, init: StartSection) -> Network:
     """Make weights those of a config's network, with the stem, head and normalisation of `init`."""
     stored = convert.names(config.model.name, artifact.arrays)
     _belongs(artifact.facts, stored, config, init)
@@ -146,7 +146,7 @@ def _random(config: Config) -> tuple[Network, dict[str, Any]]:
     return start, record | {"weights_sha256": sha256, "start_sha256": sha256}
 
 
-def _belongs(facts: Facts, stored: StoredNames, config: Config, init: Any) -> None:
+def _belongs(facts: Facts, stored: StoredNames, config: Config, init: StartSection) -> None:
     """Refuse weights that no drawing makes fit, each with its remedy."""
     model = config.model
     theirs, ours = _rows(facts, model)
@@ -186,7 +186,7 @@ def _belongs(facts: Facts, stored: StoredNames, config: Config, init: Any) -> No
         )
 
 
-def _rows(facts: Facts, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _rows(facts: Facts, model: ModelSection) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compute the fields that make the stored network and the config's; both empty: whose weights
     they are is not known.
     """
