@@ -99,10 +99,10 @@ class PhaseSection(StartSection, Protocol):
     microbatches: int
     lr: float
     schedule: str
-    warmup_epochs: float
+    warmup_epochs: int
     warmup_lr: float | None
     final_lr: float
-    cooldown_epochs: float
+    cooldown_epochs: int
     lr_steps: Sequence[float]
     lr_factor: float
     optimizer: str
@@ -130,7 +130,7 @@ class AttackSection(Section, Protocol):
     norm: str
     epsilon: float
     steps: int
-    warmup_epochs: float
+    warmup_epochs: int
     relative_step: float | None
     step_size: float | None
     start: str
