@@ -34,13 +34,18 @@ class MeshSection(Section, Protocol):
     fsdp: int
 
 
-class InitSection(Section, Protocol):
-    """The weights that the first phase starts from."""
+class StartSection(Section, Protocol):
+    """The changes of weights that are started from."""
 
-    weights: str | None
     stem: str
     head: str
     normalize: str
+
+
+class InitSection(StartSection, Protocol):
+    """The weights that the first phase starts from."""
+
+    weights: str | None
 
 
 class DataSection(Section, Protocol):
@@ -82,7 +87,7 @@ class EraseSection(Section, Protocol):
     noise: str
 
 
-class PhaseSection(Section, Protocol):
+class PhaseSection(StartSection, Protocol):
     """A run of the optimiser."""
 
     objective: str
@@ -94,10 +99,10 @@ class PhaseSection(Section, Protocol):
     microbatches: int
     lr: float
     schedule: str
-    warmup_epochs: float
+    warmup_epochs: int
     warmup_lr: float | None
     final_lr: float
-    cooldown_epochs: float
+    cooldown_epochs: int
     lr_steps: Sequence[float]
     lr_factor: float
     optimizer: str
@@ -115,9 +120,6 @@ class PhaseSection(Section, Protocol):
     bn_momentum: Sequence[float]
     from_random: bool
     start: str | None
-    stem: str
-    head: str
-    normalize: str
     changes: Mapping[str, Any]
 
 
@@ -128,7 +130,7 @@ class AttackSection(Section, Protocol):
     norm: str
     epsilon: float
     steps: int
-    warmup_epochs: float
+    warmup_epochs: int
     relative_step: float | None
     step_size: float | None
     start: str

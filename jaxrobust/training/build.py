@@ -16,7 +16,7 @@ from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.models.interface import classifier
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime.devices import sharding
-from jaxrobust.sections import Config
+from jaxrobust.sections import AttackSection, Config, PhaseSection
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
 from jaxrobust.training.update.inner import training_attack
 from jaxrobust.types import Batch, Classifier, Threat
@@ -31,7 +31,7 @@ _OBJECTIVES = {
 }
 
 
-def _objective(p: Any, attack: Any) -> objectives.Objective:
+def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
     """Return what a phase minimises."""
     made = _OBJECTIVES[p.objective](p, attack)
     return objectives.sparse(made, p.l1) if p.l1 else made
@@ -244,7 +244,7 @@ def phase(
     )
 
 
-def _shown(net: Classifier, p: Any, name: str) -> Classifier:
+def _shown(net: Classifier, p: PhaseSection, name: str) -> Classifier:
     """Return the network as an update passes images through it: where the phase says how its
     running statistics move, with those of the images in their place.
     """

@@ -12,7 +12,7 @@ from jaxrobust import models
 from jaxrobust.config import NetworkSpec, network_of, of_phase, plain
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.sections import Config
+from jaxrobust.sections import Config, ModelSection, StartSection
 from jaxrobust.types import Weights
 from jaxrobust.weights import imports, reading
 from jaxrobust.weights.fetch import sources
@@ -27,7 +27,7 @@ RECORD = "init.json"  # in a run's workdir
 _OF_STEM = {"stem_widths", "stem_strides", "stem_kernels", "small_stem", "patch"}
 
 
-def of_config(config: Any) -> tuple[Network, dict[str, Any]] | None:
+def of_config(config: Config) -> tuple[Network, dict[str, Any]] | None:
     """Make the weights that a config starts from, and their record; None: random ones.
 
     Raises:
@@ -42,7 +42,7 @@ def of_config(config: Any) -> tuple[Network, dict[str, Any]] | None:
     return _of_source(str(init.weights), config)
 
 
-def _of_source(source: str, config: Any) -> tuple[Network, dict[str, Any]]:
+def _of_source(source: str, config: Config) -> tuple[Network, dict[str, Any]]:
     """Make the weights that a source stands for those of a config's network."""
     init = config.init
     try:
@@ -66,16 +66,16 @@ def _of_source(source: str, config: Any) -> tuple[Network, dict[str, Any]]:
     return start, record | {"start_sha256": start.weights_sha256}
 
 
-def _keeps(init: Any) -> bool:
+def _keeps(init: StartSection) -> bool:
     return init.stem == init.head == init.normalize == "keep"
 
 
-def _composed(artifact: Artifact, config: Config, init: Any) -> Network:
+def _composed(artifact: Artifact, config: Config, init: StartSection) -> Network:
     """Make weights those of a config's network, with the stem, head and normalisation of `init`."""
-    found = convert.names(config.model.name, artifact.arrays)
-    _belongs(artifact.facts, found, config, init)
+    stored = convert.names(config.model.name, artifact.arrays)
+    _belongs(artifact.facts, stored, config, init)
     spec = NetworkSpec.of_config(config)
-    start = compose(spec, found, stem=init.stem, head=init.head, seed=config.seed)
+    start = compose(spec, stored, stem=init.stem, head=init.head, seed=config.seed)
     return normalized(start, init.normalize)
 
 
@@ -146,7 +146,7 @@ def _random(config: Config) -> tuple[Network, dict[str, Any]]:
     return start, record | {"weights_sha256": sha256, "start_sha256": sha256}
 
 
-def _belongs(facts: Facts, found: StoredNames, config: Config, init: Any) -> None:
+def _belongs(facts: Facts, stored: StoredNames, config: Config, init: StartSection) -> None:
     """Refuse weights that no drawing makes fit, each with its remedy."""
     model = config.model
     theirs, ours = _rows(facts, model)
@@ -167,7 +167,7 @@ def _belongs(facts: Facts, found: StoredNames, config: Config, init: Any) -> Non
             f"they are those of {models.words(facts.model, facts.options)}, and the config has "
             f"{models.words(model.name, model.options)}; set model.options to theirs"
         )
-    width, channels = convert.head_width(found), convert.in_channels(found)
+    width, channels = convert.head_width(stored), convert.in_channels(stored)
     if init.head == "keep" and width not in (None, model.num_classes):
         raise ValueError(
             f"their head has {width} classes, and model.num_classes={model.num_classes}; set "
@@ -178,7 +178,7 @@ def _belongs(facts: Facts, found: StoredNames, config: Config, init: Any) -> Non
             f"they take images with {channels} channels, and model.in_channels="
             f"{model.in_channels}; give data with {channels}, or set init.stem=fresh for a new stem"
         )
-    mean = found.arrays.get("normalize.mean")
+    mean = stored.arrays.get("normalize.mean")
     if mean is not None and mean.size != model.in_channels:
         raise ValueError(
             f"they normalise images with {mean.size} channels, and model.in_channels="
@@ -186,7 +186,7 @@ def _belongs(facts: Facts, found: StoredNames, config: Config, init: Any) -> Non
         )
 
 
-def _rows(facts: Facts, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _rows(facts: Facts, model: ModelSection) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compute the fields that make the stored network and the config's; both empty: whose weights
     they are is not known.
     """

@@ -242,7 +242,7 @@ def _opened(config: Config) -> dict[str, registry.Source]:
     return opened
 
 
-def _check_numbers(config) -> None:
+def _check_numbers(config: Config) -> None:
     """Refuse numbers outside their range."""
     lowest = {
         "evaluation.images": 0,

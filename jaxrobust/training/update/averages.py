@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxrobust.sections import PhaseSection
 from jaxrobust.types import Array, Params
 
 # (average, parameters, running statistics, updates before this one) -> the average after it
@@ -31,7 +32,7 @@ def constant(decay: float) -> Averaging:
     return lambda average, params, stats, step: ema(average, params | stats, decay)
 
 
-def averaging(p: Any, name: str, *, steps_per_epoch: int) -> Averaging:
+def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
     """Return how a phase averages its weights, and the running statistics with them.
 
     With `ema_warmup_epochs` the average is a copy for so long; after update d = 0, 1, ... from the
@@ -74,7 +75,7 @@ def as_moved(old: Params, new: Params, step: Any) -> Params:
     return new
 
 
-def running_statistics(p: Any, name: str) -> Statistics:
+def running_statistics(p: PhaseSection, name: str) -> Statistics:
     """Return how the running statistics of a phase move: as the network moves them, or with the
     momentum that `bn_momentum` says.
 

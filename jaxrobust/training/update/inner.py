@@ -146,7 +146,7 @@ def _of_radii(attack_of: Callable[[PerImage], Attack]) -> Attack:
     return attack
 
 
-def check(attack: Any, *, epochs: int, phase: str) -> None:
+def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
     """Raise `ValueError` for a length or a step that cannot work."""
     size = attack.step_size
     if size is not None and not 0 < size < math.inf:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrobust.sections import PhaseSection
 from jaxrobust.training.update import schedules
 from jaxrobust.types import Array, Params
 
@@ -113,7 +114,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def of_phase(
-    p: Any, name: str, *, decay_mask: str, steps_per_epoch: int
+    p: PhaseSection, name: str, *, decay_mask: str, steps_per_epoch: int
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """Return the learning rate and the optimiser of a phase's values.
 

@@ -30,7 +30,7 @@ def fetch(
         of `WEIGHTS` there is.
       sha256: of the file, or how it begins, if known; another file is refused and removed.
       name: of the file in the cache; default: what the address ends with.
-      tell: is told what happens, line by line.
+      tell: takes a line for each thing that happens.
     Raises:
       ValueError: a mistake in the source, or a file that is not the expected one.
       Unreachable: no answer, several times in a row.
@@ -102,7 +102,9 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
 
     try:
         tell(f"{repository}: asking the hub")
-        found = next((path for file in ([name] if name else WEIGHTS) if (path := get(file))), None)
+        weights = next(
+            (path for file in ([name] if name else WEIGHTS) if (path := get(file))), None
+        )
     except errors.GatedRepoError as error:
         raise ValueError(
             f"{source}: its authors ask for your consent first: give it at "
@@ -118,7 +120,7 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise ValueError(f"{source}: {str(error).partition(chr(10))[0]}") from error
-    if found is None:
+    if weights is None:
         api = huggingface_hub.HfApi(endpoint=endpoint)
         holds = _weights_in(api, repository, revision)
         raise ValueError(
@@ -126,7 +128,7 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
             + (f"name one of its files: {', '.join(holds)}" if holds else "")
             + ("" if holds else "it is no repository of PyTorch weights, give another one")
         )
-    return found, get(SETTINGS)
+    return weights, get(SETTINGS)
 
 
 def _by_hand(source: str) -> str:

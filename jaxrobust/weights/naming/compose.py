@@ -33,7 +33,7 @@ NORMALIZATIONS = {
 
 def compose(
     spec: NetworkSpec,
-    found: StoredNames,
+    stored: StoredNames,
     *,
     stem: str = "keep",
     head: str = "keep",
@@ -44,7 +44,7 @@ def compose(
 
     Args:
       spec: the network, with any options, classes and image size.
-      found: the arrays, float32, and how their names become those of this architecture.
+      stored: the arrays, float32, and how their names become those of this architecture.
       stem, head: "keep" or "fresh", which is the network's own initialisation (of a ConvStem:
         PyTorch's default); of a head also "fresh-torch", PyTorch's default for `nn.Linear`. What is
         stored under their names is then left out, if there is any.
@@ -61,37 +61,40 @@ def compose(
                 f"init.{key}={value}: which weights of {spec.name} are its {key} is not known; let "
                 f"that function load the weights that it keeps, or set init.{key}=keep"
             )
-    _check_types(found.arrays)
+    _check_types(stored.arrays)
     assert spec.num_classes is not None and spec.image_size is not None
     net = spec.create(dtype="float32")
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     shapes = {key: tuple(array.shape) for key, array in (params | stats).items()}
-    patterns = [p for p, how in ((found.stem, stem), (found.head, head)) if how != "keep"]
+    patterns = [p for p, how in ((stored.stem, stem), (stored.head, head)) if how != "keep"]
     anew = re.compile("|".join(f"(?:{p})" for p in patterns) or r"(?!)")
     fresh = [key for key in shapes if anew.fullmatch(key)]
 
     dropped, resized = {}, {}
-    for key, which, targets in found.matched:
+    for key, which, targets in stored.matched:
         if which.target is None:
             dropped[key] = which.reason
         elif all(anew.fullmatch(t) for t in targets):
             dropped[key] = "is drawn anew"
-        elif which.resize and (to := shapes.get(targets[0])) not in (None, found.arrays[key].shape):
-            resized[targets[0]] = (found.arrays[key].shape, to)
-    kept = {k: a for k, a in found.arrays.items() if dropped.get(k) != "is drawn anew"}
-    values = normalize or tuple((v,) for v in found.normalize)
-    added = {} if found.ours else _normalize(kept, values, shapes)
+        elif which.resize and (to := shapes.get(targets[0])) not in (
+            None,
+            stored.arrays[key].shape,
+        ):
+            resized[targets[0]] = (stored.arrays[key].shape, to)
+    kept = {k: a for k, a in stored.arrays.items() if dropped.get(k) != "is drawn anew"}
+    values = normalize or tuple((v,) for v in stored.normalize)
+    added = {} if stored.ours else _normalize(kept, values, shapes)
     expected = {key: shape for key, shape in shapes.items() if key not in fresh}
     try:
-        filled = convert.rename(found.rows, kept | added, expected, name=spec.name)
+        filled = convert.rename(stored.rows, kept | added, expected, name=spec.name)
     except ValueError as error:
-        if stem == "keep" and _fits_but_for_stem(found, kept | added, expected):
+        if stem == "keep" and _fits_but_for_stem(stored, kept | added, expected):
             raise ValueError(
                 "only the stem is another one: for a new one set init.stem=fresh (--init-stem of "
                 f"jaxrobust import). {error}"
             ) from error
         raise
-    of_head = [key for key in fresh if head == "fresh-torch" and re.fullmatch(found.head, key)]
+    of_head = [key for key in fresh if head == "fresh-torch" and re.fullmatch(stored.head, key)]
     filled |= _drawn(net, [key for key in fresh if key not in of_head], seed)
     filled |= _as_torch({key: shapes[key] for key in of_head}, seed)
     return Network(
@@ -118,13 +121,13 @@ def _check_types(arrays: Arrays) -> None:
         )
 
 
-def _fits_but_for_stem(found: StoredNames, arrays: Arrays, expected) -> bool:
+def _fits_but_for_stem(stored: StoredNames, arrays: Arrays, expected) -> bool:
     """Tell whether all weights fit but for those of the stem."""
-    left = re.compile(found.stem)
-    out = {k for k, _, targets in found.matched if any(left.fullmatch(t) for t in targets)}
+    left = re.compile(stored.stem)
+    out = {k for k, _, targets in stored.matched if any(left.fullmatch(t) for t in targets)}
     rest = {key: shape for key, shape in expected.items() if not left.fullmatch(key)}
     try:
-        convert.rename(found.rows, {k: a for k, a in arrays.items() if k not in out}, rest)
+        convert.rename(stored.rows, {k: a for k, a in arrays.items() if k not in out}, rest)
     except ValueError:
         return False
     return True
@@ -183,19 +186,19 @@ def normalized(network: Network, name: str) -> Network:
     if name not in NORMALIZATIONS:
         choices = ", ".join(("keep", *NORMALIZATIONS))
         raise ValueError(f"init.normalize={name!r}; one of {choices}")
-    found = network.stats.get("normalize.mean")
-    if found is None:
+    mean = network.stats.get("normalize.mean")
+    if mean is None:
         raise ValueError(
             f"init.normalize={name}: the network has no layer of ours that normalises; normalise "
             "in your function, and set init.normalize=keep"
         )
-    if len(NORMALIZATIONS[name][0]) not in (1, *found.shape):
+    if len(NORMALIZATIONS[name][0]) not in (1, *mean.shape):
         raise ValueError(
             f"init.normalize={name} is of {len(NORMALIZATIONS[name][0])} channels, and the images "
-            f"have {found.size}; set init.normalize=half, none or keep"
+            f"have {mean.size}; set init.normalize=half, none or keep"
         )
     values = {
-        f"normalize.{key}": np.broadcast_to(np.asarray(value, np.float32), found.shape).copy()
+        f"normalize.{key}": np.broadcast_to(np.asarray(value, np.float32), mean.shape).copy()
         for key, value in zip(("mean", "std"), NORMALIZATIONS[name], strict=True)
     }
     return network._replace(stats=network.stats | values)

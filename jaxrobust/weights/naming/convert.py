@@ -159,24 +159,24 @@ def _split(filled: Arrays, params, stats) -> tuple[Arrays, Arrays]:
     return {k: filled[k] for k in params}, {k: filled[k] for k in stats}
 
 
-def in_channels(found: StoredNames) -> int | None:
+def in_channels(stored: StoredNames) -> int | None:
     """Count the image channels that a stored stem takes; None if there is no stem."""
-    stem = re.compile(found.stem)
+    stem = re.compile(stored.stem)
     channels = {
-        _place(target): found.arrays[key].shape[1 if which.transform is conv_oihw else 2]
-        for key, which, targets in found.matched
+        _place(target): stored.arrays[key].shape[1 if which.transform is conv_oihw else 2]
+        for key, which, targets in stored.matched
         for target in targets
-        if stem.fullmatch(target) and target.endswith(".kernel") and found.arrays[key].ndim == 4
+        if stem.fullmatch(target) and target.endswith(".kernel") and stored.arrays[key].ndim == 4
     }
     return channels[min(channels)] if channels else None
 
 
-def head_width(found: StoredNames) -> int | None:
+def head_width(stored: StoredNames) -> int | None:
     """Count the classes of stored weights; None if they have no head."""
-    head = re.compile(found.head)
+    head = re.compile(stored.head)
     biases = [
-        found.arrays[key]
-        for key, _, targets in found.matched
+        stored.arrays[key]
+        for key, _, targets in stored.matched
         if any(head.fullmatch(t) and t.endswith(".bias") for t in targets)
     ]
     if not biases:
@@ -254,16 +254,16 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any
         keys = ("normalize.mean", "normalize.std")
         theirs = {key: _out(ours[key], channels, dtype) for key in keys}
     for key in models.torch_keys(name, **overrides):
-        ((found, match),) = matches(rows, key)
+        ((renaming, match),) = matches(rows, key)
         full = f"model.{key}" if wrapped else key
-        if found.target is None:
-            made = found.make(ours, match) if found.make else np.zeros((), np.int64)
+        if renaming.target is None:
+            made = renaming.make(ours, match) if renaming.make else np.zeros((), np.int64)
             theirs[full] = made.astype(dtype) if made.dtype.kind == "f" else made
             continue
-        (target,) = (match.expand(template) for template in targets(found))
+        (target,) = (match.expand(template) for template in targets(renaming))
         if target not in ours:
             raise ValueError(f"{target} is missing: these are not the weights of {name}")
-        theirs[full] = _out(ours[target], found.transform, dtype)
+        theirs[full] = _out(ours[target], renaming.transform, dtype)
         used.add(target)
     if extra := ours.keys() - used:
         raise ValueError(f"{sorted(extra)[:8]} have no place in {name}: other weights, or options")
@@ -384,12 +384,12 @@ def fit(
     name: str, arrays: Arrays, *, num_classes: int = 1000, image_size: int = 224, **overrides: Any
 ) -> tuple[Arrays, Arrays]:
     """Return params and stats of network `name` from arrays under our names or the reference's."""
-    found = names(name, arrays, **overrides)
-    channels = in_channels(found) or 3
+    stored = names(name, arrays, **overrides)
+    channels = in_channels(stored) or 3
     options = {"num_classes": num_classes, "image_size": image_size, "in_channels": channels}
     options |= overrides
-    if not found.ours:
+    if not stored.ours:
         return from_torch(name, arrays, **options)
     params, stats = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
-    filled = rename(found.rows, arrays, _shapes(params | stats), name=name)
+    filled = rename(stored.rows, arrays, _shapes(params | stats), name=name)
     return _split(filled, params, stats)

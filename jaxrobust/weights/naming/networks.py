@@ -41,17 +41,17 @@ def network(artifact: Artifact, request: Request) -> Network:
     facts = artifact.facts
     name = _name(facts, request.model)
     known = facts.model is not None and facts.options is not None
-    stored = (str(facts.model), dict(facts.options or {})) if known else None
-    options = certificates.options(name, request.options, stored, facts.where)
-    found = convert.names(name, artifact.arrays, **options)
-    values, normalized_by = normalisation(found, facts, request)
+    stated = (str(facts.model), dict(facts.options or {})) if known else None
+    options = certificates.options(name, request.options, stated, facts.where)
+    stored = convert.names(name, artifact.arrays, **options)
+    values, normalized_by = normalisation(stored, facts, request)
     try:
-        width = convert.head_width(found)
-        spec = NetworkSpec(name, *_sizes(found, width, facts, request), options)
+        width = convert.head_width(stored)
+        spec = NetworkSpec(name, *_sizes(stored, width, facts, request), options)
         keep = request.num_classes in (None, width)
         made = compose(
             spec,
-            found,
+            stored,
             stem="fresh" if request.init_stem else "keep",
             head="keep" if keep else "fresh",
             normalize=values,
@@ -63,10 +63,10 @@ def network(artifact: Artifact, request: Request) -> Network:
 
 
 def normalisation(
-    found: StoredNames, facts: Facts, request: Request
+    stored: StoredNames, facts: Facts, request: Request
 ) -> tuple[Normalisation | None, str]:
     """Choose (mean and std, who says so); None: the weights or their names say it themselves."""
-    if {"normalize.mean", "normalize.std"} & found.arrays.keys():
+    if {"normalize.mean", "normalize.std"} & stored.arrays.keys():
         if request.normalize != "auto":
             raise ValueError("the file holds its own mean and std; leave --normalize out")
         return None, "stored with the weights"
@@ -79,7 +79,7 @@ def normalisation(
     mean, std = facts.settings.get("mean"), facts.settings.get("std")
     if mean and std and not (request.init_stem or request.raw):
         return (tuple(mean), tuple(std)), "the hub's config.json"
-    if found.normalize != (0.0, 1.0):
+    if stored.normalize != (0.0, 1.0):
         return None, "what files with these names assume"
     return None, "none is stored: raw [0, 1] images; --normalize imagenet says otherwise"
 
@@ -99,7 +99,7 @@ def _name(facts: Facts, model: str | None) -> str:
 
 
 def _sizes(
-    found: StoredNames, width: int | None, facts: Facts, request: Request
+    stored: StoredNames, width: int | None, facts: Facts, request: Request
 ) -> tuple[int, int, int]:
     """Choose the classes (the stored head has `width`), the images' side and their channels."""
     classes = request.num_classes or facts.num_classes or 1000
@@ -110,7 +110,7 @@ def _sizes(
                 "another number draws a new one"
             )
         classes = int(width or 0)
-    mean = found.arrays.get("normalize.mean")
-    stem_channels = None if request.init_stem else convert.in_channels(found)
+    mean = stored.arrays.get("normalize.mean")
+    stem_channels = None if request.init_stem else convert.in_channels(stored)
     channels = stem_channels or (3 if mean is None else mean.size)
     return classes, request.image_size or facts.image_size or 224, channels

@@ -40,10 +40,10 @@ def rename(
         if len(fitting) != 1:
             problems.append(f"{key}: {len(fitting)} rows match, expected 1")
             continue
-        ((found, match),) = fitting
-        filling = [match.expand(template) for template in targets(found)]
+        ((renaming, match),) = fitting
+        filling = [match.expand(template) for template in targets(renaming)]
         try:
-            parts = _moved(found, filling, array, expected)
+            parts = _moved(renaming, filling, array, expected)
         except ValueError as error:
             problems.append(f"{key}: {error}")
             tried |= set(filling)
@@ -85,8 +85,8 @@ def compared(
     if not (other := [key for key in stored if stored[key] != own.get(key)]):
         return ""
     words, instead = (
-        ", ".join(f"{key}={found[key]!r}" for key in other if key in found)
-        for found in (stored, own)
+        ", ".join(f"{key}={options[key]!r}" for key in other if key in options)
+        for options in (stored, own)
     )
     here = f"this {name} has {instead}" if instead else f"this {name} is another one"
     return f"their shapes are those of {words}, and {here}; give {words} as options of the network"
@@ -103,26 +103,26 @@ def all_double(source: Mapping[str, np.ndarray]) -> bool:
     return dtypes == {np.dtype(np.float64)}
 
 
-def targets(found: Row) -> tuple[str, ...]:
+def targets(renaming: Row) -> tuple[str, ...]:
     """Return the templates of our names that a row fills; none for a name that is left out."""
-    if found.target is None:
+    if renaming.target is None:
         return ()
-    return found.target if isinstance(found.target, tuple) else (found.target,)
+    return renaming.target if isinstance(renaming.target, tuple) else (renaming.target,)
 
 
-def _moved(found: Row, targets: list[str], array: np.ndarray, expected) -> list[np.ndarray]:
+def _moved(renaming: Row, targets: list[str], array: np.ndarray, expected) -> list[np.ndarray]:
     """Return the arrays for the targets of a row; `ValueError` where the shape makes that
     impossible.
     """
     if not targets:
         return []
     try:
-        moved = found.transform(np.array(array, order="C"))  # a copy: the source may be in use
-        parts = list(moved) if isinstance(found.target, tuple) else [moved]
+        moved = renaming.transform(np.array(array, order="C"))  # a copy: the source may be in use
+        parts = list(moved) if isinstance(renaming.target, tuple) else [moved]
     except (ValueError, IndexError, TypeError) as error:
         raise ValueError(f"shape {array.shape} cannot be that of {', '.join(targets)}") from error
-    if found.resize and targets[0] in expected and parts[0].shape != tuple(expected[targets[0]]):
-        parts = [found.resize(parts[0], tuple(expected[targets[0]]))]
+    if renaming.resize and targets[0] in expected and parts[0].shape != tuple(expected[targets[0]]):
+        parts = [renaming.resize(parts[0], tuple(expected[targets[0]]))]
     return parts
 
 

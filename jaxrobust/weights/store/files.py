@@ -57,26 +57,26 @@ def artifact(path: Path, *, which: str | None = None, cast: bool = False) -> Art
         raise ValueError(f"{path}: no such file; give one of {', '.join(SUFFIXES)}")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown kind of file; give one of {', '.join(SUFFIXES)}")
-    found, arrays = Artifact({}), Arrays()
+    stored, arrays = Artifact({}), Arrays()
     for part in _parts(path):
-        found = _read_cast(part, which) if cast else _reader(part)(part, which)
-        if twice := arrays.keys() & found.arrays.keys():
+        stored = _read_cast(part, which) if cast else _reader(part)(part, which)
+        if twice := arrays.keys() & stored.arrays.keys():
             raise ValueError(f"{part} holds {sorted(twice)[:3]} a second time")
-        arrays |= found.arrays
+        arrays |= stored.arrays
     if not arrays:
         raise ValueError(f"{path} holds no arrays; get it again")
-    return found._replace(arrays=arrays)
+    return stored._replace(arrays=arrays)
 
 
 def _read_cast(path: Path, which: str | None) -> Artifact:
     """Read the arrays of a file with all floats in float32."""
     try:
-        found = _reader(path)(path, which)
+        stored = _reader(path)(path, which)
     except ValueError as error:
         if "bfloat16" not in str(error):
             raise
-        found = _read_bfloat16(path, which)
-    arrays = found.arrays
+        stored = _read_bfloat16(path, which)
+    arrays = stored.arrays
     if strange := [k for k, a in arrays.items() if a.dtype.kind == "c"]:
         raise ValueError(
             f"{path}: {strange[0]} is {arrays[strange[0]].dtype}, which has no float32"
@@ -84,7 +84,7 @@ def _read_cast(path: Path, which: str | None) -> Artifact:
     single = {
         k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()
     }
-    return found._replace(arrays=single)
+    return stored._replace(arrays=single)
 
 
 def _read_bfloat16(path: Path, which: str | None) -> Artifact:
@@ -96,11 +96,11 @@ def _read_bfloat16(path: Path, which: str | None) -> Artifact:
     import torch
 
     tree = torch.load(path, map_location="cpu", weights_only=True)
-    found = _state(path, tree, which, torch.is_tensor)
+    stored = _state(path, tree, which, torch.is_tensor)
     arrays = {
-        k: (t.float() if t.is_floating_point() else t).numpy() for k, t in found.arrays.items()
+        k: (t.float() if t.is_floating_point() else t).numpy() for k, t in stored.arrays.items()
     }
-    return found._replace(arrays=arrays)
+    return stored._replace(arrays=arrays)
 
 
 def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
@@ -200,8 +200,8 @@ def _read_torch(path: Path, which: str | None) -> Artifact:
             ) from error
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a whole PyTorch file ({reason}); get it again") from error
-    found = _state(path, tree, which, torch.is_tensor)
-    tensors = found.arrays
+    stored = _state(path, tree, which, torch.is_tensor)
+    tensors = stored.arrays
     if strange := [k for k, t in tensors.items() if t.dtype in (torch.bfloat16, torch.complex64)]:
         raise ValueError(
             f"{path}: {strange[0]} is {tensors[strange[0]].dtype}; rounded weights are other "
@@ -216,7 +216,7 @@ def _read_torch(path: Path, which: str | None) -> Artifact:
             raise ValueError(
                 f"{path}: {key} is no plain array ({kind}); save it anew in float32"
             ) from error
-    return found._replace(arrays=arrays)
+    return stored._replace(arrays=arrays)
 
 
 def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], bool]) -> Artifact:
@@ -226,21 +226,21 @@ def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], b
       ValueError: there are none, or the file does not say that they are of that kind.
     """
     try:
-        found = state_dict(tree, which, is_array)
+        stored = state_dict(tree, which, is_array)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if found is None:
+    if stored is None:
         raise ValueError(
             f"{path} holds no state dict, nor one under {', '.join(_PLAIN)}; save it with "
             "torch.save(model.state_dict(), ...)"
         )
-    if which and found.facts.which is None:
-        under = f", under {found.facts.place!r}," if found.facts.place else ""
+    if which and stored.facts.which is None:
+        under = f", under {stored.facts.place!r}," if stored.facts.place else ""
         raise ValueError(
             f"{path} holds one set of weights{under} and does not say whether they are averaged "
             "or raw; leave --which out"
         )
-    return found
+    return stored
 
 
 def state_dict(
@@ -268,9 +268,9 @@ def state_dict(
         )
     kind = own if there[own] else None
     for key in there[kind] or [k for k in _INSIDE if k in tree]:
-        if (found := state_dict(tree[key], which, is_array, depth - 1)) is not None:
-            place = f"{key}/{found.facts.place}".rstrip("/")
-            return Artifact(found.arrays, Facts(which=kind or found.facts.which, place=place))
+        if (stored := state_dict(tree[key], which, is_array, depth - 1)) is not None:
+            place = f"{key}/{stored.facts.place}".rstrip("/")
+            return Artifact(stored.arrays, Facts(which=kind or stored.facts.which, place=place))
     if kind:
         raise ValueError(
             f"{there[kind][0]!r} holds no state dict of {WHICH[kind]} weights; ask for {other}"

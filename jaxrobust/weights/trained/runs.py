@@ -70,9 +70,9 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
     Raises:
       ValueError: it is another version than this code's.
     """
-    if (found := config.get("version")) != VERSION:
+    if (version := config.get("version")) != VERSION:
         raise ValueError(
-            f"{path} has version {found} of the config's keys, and this code has {VERSION}: use "
+            f"{path} has version {version} of the config's keys, and this code has {VERSION}: use "
             "the version of jaxrobust that began the run, or give a new --workdir"
         )
     return type(config)({key: value for key, value in config.items() if key != "version"})
