@@ -14,7 +14,7 @@ data, with one sentence on stderr; 3 it stopped for another reason that it names
 same command continues after: 75 another process of the pod is gone; 143 SIGTERM; 130 interrupted.
 """
 
-import re
+import sys
 import traceback
 from functools import partial
 from typing import Any
@@ -60,19 +60,19 @@ _FLAGS = {
     "preprocessing": "Preprocessing, such as Res256Crop224; default: that of the run's tests.",
     "norm": "Norm of the attack: linf, l2 or l1; default: that of the run, or linf.",
     "epsilon": "Radius, such as 4/255, in units of [0, 1] pixels; default: that of the run.",
-    "attack": "Attack: clean, fgsm, pgd-K, cw-K, margin-K, autoattack, or attacks of it: apgd-ce "
-    "or apgd-ce,apgd-t.",
+    "attack": "Attack: clean, autoattack, attacks of it such as apgd-ce or apgd-ce,apgd-t, or one "
+    "of K steps such as pgd-20.",
     "version": "Version of AutoAttack: standard, plus, rand, or custom for named attacks.",
     "rule": "How --version=rand judges the draws of an image: majority (more than half are right; "
     "the default), mean (of their softmax probabilities), or one-draw, as auto-attack judges; its "
     "number stands beside that of the others.",
     "ladder": "Radii that share what they find, such as linf:0:16/255:9, the smallest first.",
-    "relative_step": "Length of a step of fgsm, pgd-K, cw-K or margin-K, as a multiple of epsilon "
-    "/ K; default: 1 of fgsm, else 2.5.",
+    "relative_step": "Length of a step of an attack of K steps, as a multiple of epsilon / K; "
+    "default: the attack's own.",
     "step": "Length of a step of these instead, such as 0.8/255, in the units of the radius.",
     "start": "Where these start: image, random (AutoAttack's, or of --l1_rule art ART's), uniform "
     "(in the ball of linf or l2, not brought into [0, 1] before the first gradient) or "
-    "uniform-boxed (foolbox's); default: image of fgsm, else random.",
+    "uniform-boxed (foolbox's); default: the attack's own.",
     "l1_rule": "How these step and project on l1: sparse, as APGD does (the default), or art, as "
     "ART 1.10 does: along the whole gradient, and scaled back.",
     "search_dtype": "Type to search in: float32, or bfloat16, which is faster; float32 judges.",
@@ -131,6 +131,22 @@ for _name, _help in _SWITCHES.items():
 define_host_flags()
 
 
+def _describe() -> None:
+    """Write the attacks that there are into the help of the flags, if that is asked for."""
+    if not {"--help", "-help", "--helpfull", "--helpshort", "-h", "--h", "-?"} & set(sys.argv[1:]):
+        return
+    from jaxrobust.attacks import registry  # which needs JAX: --help alone waits for it
+
+    known = flags.FLAGS
+    known["attack"].help += f" Of K steps:\n{registry.described(registry.fixed)}"
+    known["attack"].help += f"\nOf AutoAttack:\n{registry.described(registry.searching)}"
+    rows = registry.fixed().values()
+    lengths = [f"{row.length:g} of {row.written}" for row in rows]
+    starts = [f"{row.fixed.start} of {row.written}" for row in rows if row.fixed]
+    known["relative_step"].help += f" These are {', '.join(lengths)}."
+    known["start"].help += f" These are {', '.join(starts)}."
+
+
 def main(argv: list[str]) -> None:
     """Read the flags and evaluate."""
     if len(argv) > 1:
@@ -159,7 +175,9 @@ def main(argv: list[str]) -> None:
 
 def _again() -> str:
     """Say what the same command does with what is written of an evaluation."""
-    if re.fullmatch(r"clean|fgsm|(pgd|cw|margin)-.*", flags.FLAGS.attack):
+    rows = sys.modules.get("jaxrobust.attacks.fixed_steps")  # else nothing has begun
+    is_cascade = getattr(rows, "is_cascade", None)
+    if is_cascade and not is_cascade(flags.FLAGS.attack):
         return "the same command starts again, because nothing was saved yet"
     return "the same command continues with the verdicts so far"
 
@@ -195,4 +213,5 @@ if __name__ == "__main__":
     keep_large_buffers()
     use_every_core()
     patience.begin(patience.LOADING)
+    _describe()
     app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

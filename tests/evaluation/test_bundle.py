@@ -109,7 +109,9 @@ class DifferenceTest(parameterized.TestCase):
         rng = np.random.default_rng(0)
         image = rng.integers(0, 256, (224, 224, 3), np.uint8) / np.float32(255)
         signs = rng.choice([-1, 1], image.shape) * np.float32(4 / 255)
-        *_, code = differences._coded(np.clip(image + signs, 0, 1), image, 1, Threat("linf", 4 / 255))
+        *_, code = differences._coded(
+            np.clip(image + signs, 0, 1), image, 1, Threat("linf", 4 / 255)
+        )
         self.assertLess(5000 * len(code), 400e6 / 2)
 
 

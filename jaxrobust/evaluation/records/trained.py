@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxrobust.attacks import registry
 from jaxrobust.config import of_phase
 from jaxrobust.data.splits import grammar
 
@@ -34,7 +35,7 @@ def training(
         seen = of_phase(config, name)
         seen_images += trained_on(seen) if seen[name].epochs else []
         own, attack = seen[name], seen.attack
-        steps = 0 if own.objective == "clean" else 1 if attack.name == "fgsm" else attack.steps
+        steps = 0 if own.objective == "clean" else registry.steps(attack.name, attack.steps)
         made.append({"phase": name, "objective": own.objective, "epochs": own.epochs})
         made[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
         if steps:
