@@ -149,16 +149,16 @@ def base() -> ConfigDict:
     config.train = phase()
     config.attack = ConfigDict(
         {
-            "name": "apgd",  # apgd | pgd | fgsm
+            "name": "apgd",  # what trains in attacks.registry: apgd, pgd, fgsm, ...
             "norm": "linf",
             "epsilon": 4 / 255,  # in units of the [0, 1] pixel range
             "steps": 2,
             # The radius grows by epsilon / warmup_epochs after each epoch, from 0 in the first.
             "warmup_epochs": 0,
-            # Of pgd and fgsm, as a multiple of epsilon, or in pixels; default: the attack's own.
+            # Where steps have a length: a multiple of epsilon, or in pixels; default: the attack's.
             "relative_step": config_dict.placeholder(float),
             "step_size": config_dict.placeholder(float),
-            # image | random, as AutoAttack's; of pgd and fgsm also uniform (in the cube) and gauss,
+            # image | random, as AutoAttack's; but for apgd also uniform (in the cube) and gauss,
             # or uniform-boxed and gauss-boxed, brought into [0, 1] before the first gradient.
             "start": "image",
             "start_std": config_dict.placeholder(float),  # of gauss, in pixels; default: the step

@@ -21,7 +21,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
-from jaxrobust import attacks, data, evaluation
+from jaxrobust import data, evaluation
 from jaxrobust.attacks import ensembles
 from jaxrobust.commands import compare, select
 from jaxrobust.config import VERSION
@@ -44,6 +44,7 @@ from tests.support import (
     images,
     paths,
     reports,
+    rows,
     runs,
     sweeps,
     twins,
@@ -905,7 +906,7 @@ class NotFiniteTest(parameterized.TestCase):
         ):
             with (
                 mock.patch.object(engine, "decide", side_effect=AssertionError),
-                mock.patch.object(attacks, "pgd", side_effect=AssertionError),
+                rows.making("pgd", side_effect=AssertionError),
                 self.assertRaisesRegex(ValueError, "all 12 images are NaN or infinite before any"),
             ):
                 ask()

@@ -166,10 +166,10 @@ class ShapesTest(parameterized.TestCase):
             attack(lambda x: x.sum(axis=(1, 2)), jax.random.key(0), self.images, self.images)
 
     @sweeps.fast("pgd")
-    @parameterized.parameters(*attacks.ROWS)
+    @parameterized.parameters(*attacks.MACHINES)
     def test_states_are_what_they_say(self, name):
         setting = attacks.Setting(name, name, "linf", steps=10)
-        machine = attacks.ROWS[name].make(setting, jnp.float32(0.1))
+        machine = attacks.MACHINES[name].make(setting, jnp.float32(0.1))
         keys = attacks.image_keys(jax.random.key(0), 2)
         given = {"keys": keys, "targets": self.labels, "start": "random"}
         state = machine.init(self.images, self.labels, **given)

@@ -26,7 +26,7 @@ def abstract_step(
     import jax
     import jax.numpy as jnp
 
-    from jaxrobust.attacks import ROWS
+    from jaxrobust.attacks import MACHINES
     from jaxrobust.evaluation.engine.schedule import Rows
     from jaxrobust.evaluation.engine.slots import begin, prepare_program, programs
 
@@ -47,7 +47,7 @@ def abstract_step(
     epsilon, root, number = array(jnp.float32), array(jnp.uint32, 2), array(jnp.uint32)
     state = jax.eval_shape(functools.partial(begin, setting), epsilon, root, number, rows)
     floor = array(jnp.int32, mesh.size)
-    machine = ROWS[setting.machine].make(setting, jnp.float32(0))
+    machine = MACHINES[setting.machine].make(setting, jnp.float32(0))
     passes = 1 + (machine.loss is not None) + (machine.check is not None)
     advance = programs(mesh, setting, False).advance
     both = (logits_fn, None)

@@ -29,11 +29,8 @@ True
 from typing import Any
 
 from jaxrobust import moved
-from jaxrobust.attacks.apgd import ROW as _APGD
 from jaxrobust.attacks.apgd import ApgdState, apgd, apgd_machine, apgd_run
-from jaxrobust.attacks.apgd_radii import ROW as _APGD_RADII
 from jaxrobust.attacks.apgd_radii import MultiRadiusState, apgd_multi_radius_machine
-from jaxrobust.attacks.fab import ROW as _FAB
 from jaxrobust.attacks.fab import FabState, fab, fab_machine, fab_run
 from jaxrobust.attacks.geometry.balls import GEOMETRIES
 from jaxrobust.attacks.geometry.hyperplanes import project_onto_hyperplane
@@ -47,21 +44,10 @@ from jaxrobust.attacks.losses import (
     kl_loss,
     targeted_dlr_loss,
 )
-from jaxrobust.attacks.machine import TALLIES, Row, Setting, advance, run
-from jaxrobust.attacks.pgd import ROW as _PGD
+from jaxrobust.attacks.machine import TALLIES, advance, run
 from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine
-from jaxrobust.attacks.square import ROW as _SQUARE
+from jaxrobust.attacks.registry import MACHINES, ROWS, Row, Setting, passes
 from jaxrobust.attacks.square import SquareState, square, square_machine, square_run
-
-# One row for each file of an attack, which ends with it.
-ROWS = {row.machine: row for row in (_APGD, _APGD_RADII, _FAB, _SQUARE, _PGD)}
-
-
-def passes(name: str, steps: int) -> int:
-    """Return the forward and backward passes per image of a training attack of so many steps."""
-    row = ROWS["pgd" if name == "fgsm" else name]
-    made = 1 if name == "fgsm" else steps
-    return made * (row.forward + row.backward) + row.final_forward
 
 
 def __getattr__(name: str) -> Any:
@@ -73,6 +59,7 @@ __all__ = [
     "GEOMETRIES",
     "L1_RULES",
     "LOSSES",
+    "MACHINES",
     "ROWS",
     "STARTS",
     "TALLIES",

@@ -24,7 +24,8 @@ from jaxrobust.attacks.inputs import (
     start_points,
 )
 from jaxrobust.attacks.losses import DLR, LOSSES, by_target
-from jaxrobust.attacks.machine import Named, Row, as_attack, run
+from jaxrobust.attacks.machine import as_attack, run
+from jaxrobust.attacks.registry import Facts, Named, Row, add
 from jaxrobust.types import (
     Array,
     Attack,
@@ -339,17 +340,20 @@ def _is_correct(logits: Logits, labels: Array) -> Mask:
     return jnp.argmax(logits, axis=1).astype(labels.dtype) == labels
 
 
-ROW = Row(
+_FACTS = Facts(
     machine="apgd",
     make=lambda setting, epsilon: apgd_machine(
         norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=by_target
     ),
-    attacks={
-        "apgd-ce": Named(number=0, steps=100),
-        "apgd-dlr": Named(number=1, steps=100, code=DLR),
-        "apgd-t": Named(number=2, steps=100, targets=9),
-    },
+    rule="twice the radius at first, halved where the loss stops rising",
     final_forward=True,
     least={"steps": 1, "restarts": 1, "targets": 1, "eot": 1},
     flat=True,
+)
+add(
+    _FACTS,
+    Row("apgd", "Auto-PGD: it chooses its steps itself", _FACTS, trains=True, make=apgd),
+    Row("apgd-ce", "Auto-PGD on the cross-entropy", _FACTS, Named(0, 100)),
+    Row("apgd-dlr", "Auto-PGD on the DLR loss", _FACTS, Named(1, 100, code=DLR)),
+    Row("apgd-t", "Auto-PGD on the targeted DLR loss", _FACTS, Named(2, 100, targets=9)),
 )

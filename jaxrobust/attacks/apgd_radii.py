@@ -15,7 +15,7 @@ from jaxrobust.attacks.apgd import ApgdState, apgd_machine
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, where
 from jaxrobust.attacks.inputs import check_inputs, start_points
 from jaxrobust.attacks.losses import by_target
-from jaxrobust.attacks.machine import Row
+from jaxrobust.attacks.registry import Facts, add
 from jaxrobust.types import Array, Counts, Logits, Machine, Mask, PerImage, Points, Start
 
 
@@ -88,12 +88,15 @@ def apgd_multi_radius_machine(
     )
 
 
-ROW = Row(
-    machine="apgd-multi-radius",
-    make=lambda setting, epsilon: apgd_multi_radius_machine(
-        norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=by_target
-    ),
-    extra=3,  # each stage evaluates its start
-    least={"steps": 5, "restarts": 1, "targets": 1, "eot": 1},  # three stages of one step at least
-    flat=True,
+add(
+    Facts(
+        machine="apgd-multi-radius",  # of attacks that stand beside `apgd_machine`
+        make=lambda setting, epsilon: apgd_multi_radius_machine(
+            norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=by_target
+        ),
+        rule="as APGD's, at three radii",
+        extra=3,  # each stage evaluates its start
+        least={"steps": 5, "restarts": 1, "targets": 1, "eot": 1},  # three stages of one step
+        flat=True,
+    )
 )

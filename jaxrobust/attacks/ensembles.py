@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import attacks
+from jaxrobust.attacks import registry
 from jaxrobust.attacks.losses import DLR
-from jaxrobust.attacks.machine import Named, Row, Setting
+from jaxrobust.attacks.registry import Facts, Named, Setting
 from jaxrobust.types import check_norm
 
 VERSIONS = {
@@ -18,9 +19,9 @@ VERSIONS = {
 CUSTOM = "custom"  # any attacks
 
 
-def known() -> dict[str, tuple[Row, Named]]:
-    """Return the attacks by name, with the row that each stands in."""
-    return {name: (row, own) for row in attacks.ROWS.values() for name, own in row.attacks.items()}
+def known() -> dict[str, tuple[Facts, Named]]:
+    """Select the attacks that search, by name, with the machine of each."""
+    return registry.searching()
 
 
 def named(name: str) -> Named:
@@ -89,7 +90,7 @@ def plan(
 
 def _check_change(setting: Setting, change: dict[str, Any]) -> None:
     """Refuse an override that the attack does not have, or a number that it cannot use."""
-    least = attacks.ROWS[setting.machine].least
+    least = attacks.MACHINES[setting.machine].least
     editable = {k: v for k, v in least.items() if k != "targets" or setting.targets}
     for key, value in change.items():
         if key not in editable:
@@ -109,7 +110,7 @@ def fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting:
             f"the logits have {classes} classes"
         )
         setting = setting._replace(targets=classes - 1)
-    climbs = not attacks.ROWS[setting.machine].aims  # a loss that depends on the target
+    climbs = not attacks.MACHINES[setting.machine].aims  # a loss that depends on the target
     if setting.targets and climbs and classes < 4:
         tell(
             f"{setting.name}: the targeted DLR loss needs 4 classes; climbs the margin z_t - z_y "
@@ -138,12 +139,12 @@ def targets(setting: Setting, likely: np.ndarray) -> np.ndarray:
 
 def forward(setting: Setting) -> int:
     """Return the forward passes of one step."""
-    return attacks.ROWS[setting.machine].forward * setting.eot
+    return attacks.MACHINES[setting.machine].forward * setting.eot
 
 
 def backward(setting: Setting, classes: int) -> int:
     """Return the backward passes of one step."""
-    row = attacks.ROWS[setting.machine]
+    row = attacks.MACHINES[setting.machine]
     each = classes if row.each_class and not setting.targets else 1
     return row.backward * each * setting.eot
 
@@ -155,6 +156,6 @@ def passes(setting: Setting, classes: int) -> int:
 
 def most_passes(setting: Setting, classes: int) -> int:
     """Return the passes for an image that is never fooled."""
-    evaluations = setting.steps + attacks.ROWS[setting.machine].extra
+    evaluations = setting.steps + attacks.MACHINES[setting.machine].extra
     jobs = setting.restarts * max(setting.targets, 1)
     return evaluations * jobs * passes(setting, classes)

@@ -25,7 +25,8 @@ from jaxrobust.attacks.inputs import (
     image_keys,
     start_points,
 )
-from jaxrobust.attacks.machine import Named, Row, as_attack, run
+from jaxrobust.attacks.machine import as_attack, run
+from jaxrobust.attacks.registry import Facts, Named, Row, add
 from jaxrobust.types import (
     Array,
     Attack,
@@ -307,19 +308,21 @@ def fab(
     )
 
 
-ROW = Row(
+_FACTS = Facts(
     machine="fab",
     make=lambda setting, epsilon: fab_machine(
         norm=setting.norm, epsilon=epsilon, steps=setting.steps, targeted=setting.targets > 0
     ),
-    attacks={
-        "fab": Named(number=3, steps=100, restarts=5),
-        "fab-t": Named(number=4, steps=100, targets=9),
-    },
+    rule="to the nearest linearised boundary",
     starts=("image", "random"),
     aims=True,
     forward=2,
     each_class=True,
     extra=0,
     least={"steps": 1, "restarts": 1, "targets": 1},
+)
+add(
+    _FACTS,
+    Row("fab", "FAB, which looks for the nearest point", _FACTS, Named(3, 100, restarts=5)),
+    Row("fab-t", "FAB towards one class after the other", _FACTS, Named(4, 100, targets=9)),
 )

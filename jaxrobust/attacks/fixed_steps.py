@@ -1,21 +1,18 @@
 """Attacks of a fixed number of steps of a fixed length, as `--attack` and a config name them.
 
-`fgsm` is one step from the image and `pgd-K` are K, against the cross-entropy. `margin-K` are K
-against the margin, and `cw-K` against the margin with a floor, as Huang et al. 2022 (arXiv
-2212.11005) evaluate: what is misclassified stays where it is.
+`fgsm` is one step and `pgd-K` are K. The rows of `registry` say which there are, what each climbs
+and where it starts.
 """
 
-import re
 from typing import Any, NamedTuple
 
 from jaxrobust import attacks
+from jaxrobust.attacks import registry
 from jaxrobust.types import Attack, Threat
 
-_LOSSES = {"fgsm": "ce", "pgd": "ce", "cw": "cw-floor", "margin": "cw"}
-_NAMED = re.compile(r"(fgsm)|(pgd|cw|margin)-([1-9]\d{0,6})")
 # Where they may start; of `uniform`, not boxed, the first gradient is outside of [0, 1] too.
 STARTS = ("image", "random", "uniform", "uniform-boxed")
-WRITTEN = "fgsm, pgd-K, cw-K, margin-K (K steps)"
+is_cascade = registry.goes_image_by_image
 
 
 class FixedSteps(NamedTuple):
@@ -25,9 +22,25 @@ class FixedSteps(NamedTuple):
     steps: int
 
     @property
+    def row(self) -> registry.Row:
+        """Look its row up."""
+        return registry.ROWS[self.name]
+
+    @property
     def default_start(self) -> str:
         """Return where it starts unless told otherwise."""
-        return "image" if self.name == "fgsm" else "random"
+        assert self.row.fixed is not None
+        return self.row.fixed.start
+
+    @property
+    def forward(self) -> int:
+        """Count the forward passes of its steps, per image."""
+        return self.steps * self.row.facts.forward
+
+    @property
+    def backward(self) -> int:
+        """Count the backward passes of its steps, per image."""
+        return self.steps * self.row.facts.backward
 
     def length(
         self, epsilon: float, *, step: float | None = None, relative: float | None = None
@@ -35,7 +48,8 @@ class FixedSteps(NamedTuple):
         """Return the length of a step: in pixels, or as a multiple of epsilon / K."""
         if step is not None:
             return step
-        return (relative or (1.0 if self.name == "fgsm" else 2.5)) * epsilon / self.steps
+        assert self.row.length is not None
+        return (relative or self.row.length) * epsilon / self.steps
 
     def settings(
         self,
@@ -52,16 +66,15 @@ class FixedSteps(NamedTuple):
         return ball | {"steps": self.steps, "start": start, "step_size": length} | rule
 
 
-def is_cascade(attack: str) -> bool:
-    """Tell whether `--attack` goes on image by image: AutoAttack, or some of its parts."""
-    return not re.fullmatch(r"clean|fgsm|(pgd|cw|margin)-.*", attack)
+def written() -> str:
+    """List them for messages."""
+    return registry.written(also=" (K steps)")
 
 
 def parse(attack: str) -> FixedSteps | None:
     """Return the attack of a name; None: it is none of these."""
-    if not (match := _NAMED.fullmatch(attack)):
-        return None
-    return FixedSteps(match[1] or match[2], int(match[3] or 1))
+    named = registry.parse(attack)
+    return FixedSteps(named[0].name, named[1]) if named else None
 
 
 def attack_of(settings: dict[str, Any]) -> Attack:
@@ -70,13 +83,15 @@ def attack_of(settings: dict[str, Any]) -> Attack:
     Raises:
       ValueError: a start, norm, radius or rule of L1 that cannot be meant.
     """
+    row = registry.ROWS[settings["name"]]
+    assert row.fixed is not None and row.make is not None
     rule = {key: settings[key] for key in ("l1_rule",) if key in settings}
-    return attacks.pgd(
+    return row.make(
         norm=settings["norm"],
         epsilon=settings["epsilon"],
         steps=settings["steps"],
         step_size=settings["step_size"] or None,  # a radius of 0 leaves no room, whatever the step
         random_start=attacks.STARTS[settings["start"]],
-        loss=_LOSSES[settings["name"]],
+        loss=row.fixed.loss,
         **rule,
     )

@@ -1,13 +1,12 @@
-"""What iterative attacks share: one step of any machine, the loop around it, and their rows.
+"""What iterative attacks share: one step of any machine, and the loop around it.
 
 A machine (`types.Machine`) asks for points and is told logits and gradients; it never calls a
 network. `advance` makes one step of any machine; `run` is the plain loop around it, and
 `jaxrobust.evaluation.engine.engine` is the other one. What else others need to know of an attack
-stands in the `Row` at the end of its file.
+stands in the rows at the end of its file; see `registry`.
 """
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 
 from jaxrobust.attacks.geometry.balls import per_image
 from jaxrobust.attacks.inputs import Noise, check_array, check_classes, image_keys
-from jaxrobust.attacks.losses import CE
 from jaxrobust.attacks.network import of_one_image, remedy
 from jaxrobust.types import (
     Array,
@@ -29,46 +27,6 @@ from jaxrobust.types import (
     PerImage,
     Points,
 )
-
-
-class Setting(NamedTuple):
-    """One attack of an evaluation: `steps` are iterations, or Square's queries; `targets` classes
-    are aimed at in turn (0: none); `eot` gradients are averaged."""
-
-    name: str
-    machine: str
-    norm: str
-    steps: int
-    restarts: int = 1
-    targets: int = 0
-    eot: int = 1
-
-
-class Named(NamedTuple):
-    """An attack of AutoAttack with its standard settings."""
-
-    number: int  # its draws derive from it: fixed for ever
-    steps: int
-    restarts: int = 1
-    targets: int = 0
-    code: int = CE  # what an untargeted run climbs; see `losses.by_target`
-
-
-class Row(NamedTuple):
-    """What others need to know of a machine: the engine, the plan, the costs, the checks."""
-
-    machine: str
-    make: Callable[[Setting, Array], Machine]  # of a setting and a radius
-    attacks: Mapping[str, Named] = MappingProxyType({})  # by name
-    starts: tuple[str, ...] = ("random",)  # of the first restarts; the last one of all others
-    aims: bool = False  # whether its program knows if it is given target classes
-    forward: int = 1  # passes of a step
-    backward: int = 1
-    each_class: bool = False  # untargeted, so many backward passes for each class
-    extra: int = 1  # evaluations beside the steps, of an image that is never fooled
-    final_forward: bool = False  # whether a training attack ends with a pass without gradient
-    least: Mapping[str, int] = MappingProxyType({})  # what may be overridden -> its least value
-    flat: bool = False  # whether a first gradient of zeros puts an untargeted run in doubt
 
 
 class Step(NamedTuple):

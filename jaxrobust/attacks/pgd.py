@@ -16,7 +16,8 @@ from jaxrobust.attacks.inputs import (
     start_points,
 )
 from jaxrobust.attacks.losses import LOSSES
-from jaxrobust.attacks.machine import Row, as_attack
+from jaxrobust.attacks.machine import as_attack
+from jaxrobust.attacks.registry import Facts, Fixed, Row, add
 from jaxrobust.types import Array, Attack, Counts, Machine, PerImage, Points, Start
 
 
@@ -40,6 +41,7 @@ def fgsm(
     random_start: bool | Noise = False,
     loss: str = "ce",
     kept_fraction: float = 0.05,
+    l1_rule: str = "sparse",
 ) -> Attack:
     """Return one projected step of steepest ascent (Goodfellow et al. 2014, arXiv 1412.6572).
 
@@ -66,6 +68,7 @@ def fgsm(
         random_start=random_start,
         loss=loss,
         kept_fraction=kept_fraction,
+        l1_rule=l1_rule,
     )
 
 
@@ -189,11 +192,39 @@ def pgd_machine(
     )
 
 
-ROW = Row(
+_FACTS = Facts(
     machine="pgd",
     make=lambda setting, epsilon: pgd_machine(
         norm=setting.norm, epsilon=epsilon, steps=setting.steps
     ),
+    rule="a fixed length",
     extra=0,
     least={"steps": 1, "restarts": 1},
+)
+add(
+    _FACTS,
+    Row(
+        *("fgsm", "one step from the image, of the radius's length", _FACTS),
+        fixed=Fixed(start="image"),
+        trains=True,
+        make=lambda steps, **settings: fgsm(**settings),
+        length=1.0,
+        single=True,
+        stronger="pgd",
+    ),
+    Row(
+        *("pgd", "steps along the gradient of the cross-entropy", _FACTS),
+        fixed=Fixed(),
+        trains=True,
+        make=pgd,
+        length=2.5,
+    ),
+    # As Huang et al. 2022 (arXiv 2212.11005) evaluate: what is misclassified stays where it is.
+    Row(
+        *("cw", "PGD on the margin with a floor", _FACTS),
+        fixed=Fixed(loss="cw-floor"),
+        make=pgd,
+        length=2.5,
+    ),
+    Row("margin", "PGD on the margin", _FACTS, fixed=Fixed(loss="cw"), make=pgd, length=2.5),
 )

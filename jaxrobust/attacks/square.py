@@ -17,17 +17,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, where
-from jaxrobust.attacks.geometry.square_windows import check_schedule, window_levels, window_table
-from jaxrobust.attacks.inputs import check_array, check_inputs, check_settings, image_keys
-from jaxrobust.attacks.losses import cw_loss
-from jaxrobust.attacks.machine import Named, Row, advance, checked
-from jaxrobust.attacks.square_geometry import (
+from jaxrobust.attacks.geometry.square_proposals import (
     PROPOSALS,
     KeyData,
     Rows,
     as_rows,
     draw_query,
 )
+from jaxrobust.attacks.geometry.square_windows import check_schedule, window_levels, window_table
+from jaxrobust.attacks.inputs import check_array, check_inputs, check_settings, image_keys
+from jaxrobust.attacks.losses import cw_loss
+from jaxrobust.attacks.machine import advance, checked
+from jaxrobust.attacks.registry import Facts, Named, Row, add
 from jaxrobust.types import (
     Array,
     Attack,
@@ -246,12 +247,13 @@ def square(
     return attack
 
 
-ROW = Row(
+_FACTS = Facts(
     machine="square",
     make=lambda setting, epsilon: square_machine(
         norm=setting.norm, epsilon=epsilon, queries=setting.steps
     ),
-    attacks={"square": Named(number=5, steps=5000)},
+    rule="random squares of a shrinking size",
     backward=0,
     least={"steps": 1, "restarts": 1},
 )
+add(_FACTS, Row("square", "Square, which needs no gradient", _FACTS, Named(5, 5000)))

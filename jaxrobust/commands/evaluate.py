@@ -15,7 +15,7 @@ same command continues after: 75 another process of the pod is gone; 143 SIGTERM
 """
 
 import dataclasses
-import re
+import sys
 import traceback
 from functools import partial
 from typing import Any
@@ -38,6 +38,22 @@ from jaxrobust.runtime.text import patience, terminal
 
 fields.define(EvaluateFlags)
 define_host_flags()
+
+
+def _describe() -> None:
+    """Write the attacks that there are into the help of the flags, if that is asked for."""
+    if not {"--help", "-help", "--helpfull", "--helpshort", "-h", "--h", "-?"} & set(sys.argv[1:]):
+        return
+    from jaxrobust.attacks import registry  # which needs JAX: --help alone waits for it
+
+    known = flags.FLAGS
+    known["attack"].help += f" Of K steps:\n{registry.described(registry.fixed)}"
+    known["attack"].help += f"\nOf AutoAttack:\n{registry.described(registry.searching)}"
+    rows = registry.fixed().values()
+    lengths = [f"{row.length:g} of {row.written}" for row in rows]
+    starts = [f"{row.fixed.start} of {row.written}" for row in rows if row.fixed]
+    known["relative_step"].help += f" These are {', '.join(lengths)}."
+    known["start"].help += f" These are {', '.join(starts)}."
 
 
 def main(argv: list[str]) -> None:
@@ -70,7 +86,9 @@ def main(argv: list[str]) -> None:
 
 def _again() -> str:
     """Say what the same command does with what is written of an evaluation."""
-    if re.fullmatch(r"clean|fgsm|(pgd|cw|margin)-.*", flags.FLAGS.attack):
+    rows = sys.modules.get("jaxrobust.attacks.fixed_steps")  # else nothing has begun
+    is_cascade = getattr(rows, "is_cascade", None)
+    if is_cascade and not is_cascade(flags.FLAGS.attack):
         return "the same command starts again, because nothing was saved yet"
     return "the same command continues with the verdicts so far"
 
@@ -95,4 +113,5 @@ if __name__ == "__main__":
     keep_large_buffers()
     use_every_core()
     patience.begin(patience.LOADING)
+    _describe()
     app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

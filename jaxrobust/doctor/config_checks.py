@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.attacks import registry as attack_rows
 from jaxrobust.config import network_of, of_phase, phases
 from jaxrobust.data import DataError, Source
 from jaxrobust.data.sources import registry
@@ -113,10 +114,11 @@ def _step_of(name: str, seen: Config) -> Seen:
     a = seen.attack
     told = warnings.of_step(seen, name)
     size = inner.step_of(a)
-    if a.name == "apgd" or size is None or not a.epsilon:
+    row = attack_rows.trained(a.name)
+    if row.length is None or size is None or not a.epsilon:
         said = f"{name}: {a.name} chooses its steps itself"
         return Seen(YELLOW, told[0]) if told else Seen(GREEN, said)
-    steps = 1 if a.name == "fgsm" else a.steps
+    steps = row.steps(a.steps)
     share = size / a.epsilon
     said = f"{name}: {counted(steps, 'step')} of {share:.3g} of attack.epsilon={a.epsilon:.4g}"
     if share * steps < 1 - 1e-6:
@@ -132,7 +134,7 @@ def _one_step(plan: Plan) -> Seen:
     found = []
     for name, seen in plan.attacked.items():
         a = seen.attack
-        steps = 1 if a.name == "fgsm" else a.steps
+        steps = attack_rows.trained(a.name).steps(a.steps)
         said = f"{name}: {counted(steps, 'step')} of {a.name} at {a.norm} {a.epsilon:.4g}"
         said += f", start={a.start}"
         wide = a.norm == "linf" and a.epsilon >= _ONE_STEP - 1e-6
@@ -286,7 +288,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
     ),
     Check(
         "step-rule",
-        "Length of a step of PGD or FGSM beside the radius; red where all steps together do not "
+        "Length of a step beside the radius; red where all steps together do not "
         "reach it or one is above twice the radius, yellow where it is written in pixels.",
         "the step was written for another radius",
         "leave attack.step_size out and set attack.relative_step",

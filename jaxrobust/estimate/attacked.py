@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks import ensembles
-from jaxrobust.attacks.machine import Setting
+from jaxrobust.attacks.registry import Setting
 from jaxrobust.config import network_of
 from jaxrobust.estimate.devices import Target
 from jaxrobust.evaluation import autoattack

@@ -131,5 +131,7 @@ def forward_passes(steps: int) -> int:
 def evaluation_flops(work: Work, key: str) -> float:
     """Return the operations of one evaluation, of the model."""
     named = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
-    passes = 2 * named.steps + 2 if named else forward_passes(work.evaluation(key).steps)
+    passes = (
+        named.forward + named.backward + 2 if named else forward_passes(work.evaluation(key).steps)
+    )
     return passes * build.forward_flops(work.config) * work.evaluated(key)

@@ -338,7 +338,7 @@ def flops_per_image(config: Config, name: str) -> float:
     """Count the operations of a training image for model FLOP utilisation: nothing that is done
     twice.
 
-    With F for a forward pass: APGD-K (2K + 1) F, PGD-K 2K F, FGSM 2 F, the update 3 F; TRADES
+    With F for a forward pass: the attack as `attacks.passes` counts, the update 3 F; TRADES
     updates on two images, and asks for the clean probabilities first; so does MART, but for these.
     """
     p, a = config[name], config.attack

@@ -13,7 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.attacks import square_geometry
+from jaxrobust.attacks.geometry import square_proposals as square_geometry
 from jaxrobust.attacks.geometry.square_windows import template_of, window_levels, window_table
 from tests.support import paths, sweeps
 from tests.support.golden import assert_within, golden_nets, load, norm_in_float64

@@ -8,11 +8,11 @@ from unittest import mock
 import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust import attacks
 from jaxrobust.config import VERSION, phases
 from jaxrobust.training import build
 from jaxrobust.training.run import run as training_run
 from jaxrobust.training.run import warnings
+from tests.support import rows
 from tests.support.runs import quiet_run, tiny
 from tests.support.steps import small_config
 
@@ -28,7 +28,7 @@ def published(name: str, **changes):
 
 def step_of(config) -> float:
     """The step in pixels that training's PGD or FGSM is built with."""
-    with mock.patch.object(attacks, config.attack.name) as made:
+    with rows.making(config.attack.name) as made:
         build.training_attack(config, config.train.objective)
     return made.call_args.kwargs["step_size"]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxrobust.analysis.papers import tables, twenty
 from jaxrobust.analysis.papers.tables import Table
+from jaxrobust.attacks import registry
 from jaxrobust.config import Values, base, completed, of_phase, phases, plain
 from jaxrobust.data.transforms.presets import PRESETS, Preset
 from jaxrobust.runtime.commandline.arguments import RECIPES
@@ -65,7 +66,7 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
         said["design"] = design
     if own.objective != "clean":
         attack = seen.attack
-        made = 1 if attack.name == "fgsm" else attack.steps
+        made = registry.steps(attack.name, attack.steps)
         said |= {"train_attack": attack.name, "attack_steps": made}
         said |= {"epsilon_train": attack.epsilon, "norm_train": attack.norm}
         said["epsilon_warmup_epochs"] = attack.get("warmup_epochs") or 0

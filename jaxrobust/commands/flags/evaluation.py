@@ -22,8 +22,8 @@ class EvaluateFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
         (),
     )
     attack: str = flag(
-        "Attack: clean, fgsm, pgd-K, cw-K, margin-K, autoattack, or attacks of it: apgd-ce "
-        "or apgd-ce,apgd-t.",
+        "Attack: clean, autoattack, attacks of it such as apgd-ce or apgd-ce,apgd-t, or one of K "
+        "steps such as pgd-20.",
         "autoattack",
     )
     version: str = flag(
@@ -61,8 +61,8 @@ class EvaluateFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
     )
     restarts: int | None = flag("Number of restarts of a named attack; default: its own.")
     relative_step: float | None = flag(
-        "Length of a step of fgsm, pgd-K, cw-K or margin-K, as a multiple of epsilon / K; default: "
-        "1 of fgsm, else 2.5.",
+        "Length of a step of an attack of K steps, as a multiple of epsilon / K; default: the "
+        "attack's own.",
         reads=number,
     )
     step: float | None = flag(
@@ -72,7 +72,7 @@ class EvaluateFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
     start: str | None = flag(
         "Where these start: image, random (AutoAttack's, or of --l1_rule art ART's), uniform (in "
         "the ball of linf or l2, not brought into [0, 1] before the first gradient) or "
-        "uniform-boxed (foolbox's); default: image of fgsm, else random."
+        "uniform-boxed (foolbox's); default: the attack's own."
     )
     l1_rule: str | None = flag(
         "How these step and project on l1: sparse, as APGD does (the default), or art, as ART 1.10 "

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust.attacks import ROWS, Setting, ensembles
+from jaxrobust.attacks import MACHINES, Setting, ensembles
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine.ledger import Ledger
 from jaxrobust.evaluation.engine.progress import Decisions
@@ -327,7 +327,7 @@ class Attack:
         """Flag what this attack makes doubtful."""
         flags = self.found.flags
         untargeted = not (self.setting.targets or self.suffix)
-        if untargeted and ROWS[self.setting.machine].flat:
+        if untargeted and MACHINES[self.setting.machine].flat:
             flags.update(reliability.check_gradients(np.array(self.flat, bool)))
         if self.unconfirmed:
             flags[f"unconfirmed by {self.name}"] = (

@@ -18,8 +18,8 @@ import numpy as np
 from jax import local_devices
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxrobust.attacks import ROWS, ensembles
-from jaxrobust.attacks.machine import Setting
+from jaxrobust.attacks import MACHINES, ensembles
+from jaxrobust.attacks.registry import Setting
 from jaxrobust.evaluation.engine.schedule import Jobs, Verdict
 from jaxrobust.evaluation.engine.slots import (
     Programs,
@@ -221,7 +221,7 @@ def decide(
     slots: Any = None
     prepared: list[Array] = []
     limit = 0  # the first call compiles and makes no step
-    most = setting.steps + ROWS[setting.machine].extra
+    most = setting.steps + MACHINES[setting.machine].extra
     while True:
         while not jobs.assign():
             wrong = confirm(list(jobs.verdicts()), True)

@@ -15,7 +15,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxrobust import attacks
 from jaxrobust.attacks.geometry.balls import where
-from jaxrobust.attacks.machine import Row, Setting, advance
+from jaxrobust.attacks.machine import advance
+from jaxrobust.attacks.registry import Facts, Setting
 from jaxrobust.evaluation.engine.schedule import Rows
 from jaxrobust.models.kernels.rewriting import before_a_loop, canonical_convolutions
 from jaxrobust.types import VERDICT_PRECISION, Array
@@ -38,7 +39,7 @@ class Slots(NamedTuple):
     excess: Any = None  # f[S], by how much these call it wrong, of `Tally`; below 0: no point does
 
 
-def _initial(row: Row, setting: Setting, epsilon: Array, rows: Rows, keys: Array) -> Any:
+def _initial(row: Facts, setting: Setting, epsilon: Array, rows: Rows, keys: Array) -> Any:
     """Return the machines' states at the start, which is that of the row for this restart."""
     init = functools.partial(
         row.make(setting, epsilon).init, rows.images, rows.labels, keys=keys, targets=rows.targets
@@ -63,7 +64,7 @@ def begin(
 
     keys = jax.vmap(key, (0, None, 0, 0))(rows.ids, number, rows.targets, rows.restarts)
     return Slots(
-        state=_initial(attacks.ROWS[setting.machine], setting, epsilon, rows, keys),
+        state=_initial(attacks.MACHINES[setting.machine], setting, epsilon, rows, keys),
         labels=rows.labels,
         keys=jax.random.key_data(keys),
         live=jnp.ones_like(rows.fresh),
@@ -107,7 +108,7 @@ def _advance(
 
     `made` is of `_prepare`. Returns the slots and i32[1], the number of steps.
     """
-    machine = attacks.ROWS[setting.machine].make(setting, epsilon)
+    machine = attacks.MACHINES[setting.machine].make(setting, epsilon)
     decider = _network(logits_fn, keyed, platform, VERDICT_PRECISION)
     _, rest = _seeker(keyed, platform, logits_fn, search_fn, slots.adversarial, slots.keys)
     seeker = functools.partial(rest, made)
@@ -277,7 +278,7 @@ def _platform(mesh):
 
 def program_of(setting: Setting) -> Setting:
     """Return the setting without what its program does not depend on."""
-    row = attacks.ROWS[setting.machine]
+    row = attacks.MACHINES[setting.machine]
     return setting._replace(
         name="",
         targets=min(setting.targets, 1) if row.aims else 0,

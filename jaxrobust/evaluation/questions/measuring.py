@@ -193,22 +193,22 @@ def answered(
 ) -> dict[str, Any]:
     """Return what `counted` says of all that `accuracy.judged` says image by image."""
     found, n = told(reached, asked.attack, places), len(places)
-    steps = asked.fixed.steps if asked.fixed else 0
+    named = asked.fixed
     cost = Cost(
         attack=asked.attack,
         fooled=int((found.clean & ~found.robust).sum()),
-        forward=n * (steps + 2 if steps else 1),
-        backward=n * steps,
+        forward=n * (named.forward + 2 if named else 1),
+        backward=n * named.backward if named else 0,
         idle=0,
         seconds=seconds,
         compile_seconds=0.0,
     )
-    robust = float(found.robust.mean()) if n and steps else None
+    robust = float(found.robust.mean()) if n and named else None
     return {
         "attacks": settings,
         "clean": float(found.clean.mean()) if n else None,
         "robust": robust,
-        "accuracy_after": {asked.attack: robust} if steps else {},
+        "accuracy_after": {asked.attack: robust} if named else {},
         "flags": reliability.check_answers(reached["finite"], found.fooled_by, found.reached)
         | collapse.flags(reached["answers"], reached["labels"]),
         "verdicts": found,

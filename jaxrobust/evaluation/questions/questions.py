@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxrobust import attacks
 from jaxrobust.attacks import ensembles, fixed_steps
+from jaxrobust.attacks import registry as attack_rows
 from jaxrobust.attacks.inputs import filled
 from jaxrobust.data import evaluation_transform
 from jaxrobust.data.sources import registry
@@ -130,7 +131,7 @@ def check(asked: Question, subject: Subject, source: registry.Source) -> None:
     if not (asked.searches or asked.attack == "clean" or asked.fixed):
         raise ValueError(
             f"--attack={asked.attack} is unknown; {_near(asked.attack)}one of clean, "
-            f"{fixed_steps.WRITTEN}, autoattack, or of its attacks, with commas: "
+            f"{fixed_steps.written()}, autoattack, or of its attacks, with commas: "
             f"{', '.join(ensembles.known())}"
         )
     if asked.attack != "clean":
@@ -151,7 +152,8 @@ def check(asked: Question, subject: Subject, source: registry.Source) -> None:
 
 def _near(attack: str) -> str:
     """Return "did you mean X? " of the first name that is not known; "" if none is near."""
-    known = ("clean", "fgsm", AUTOATTACK, *ensembles.known())
+    single = [name for name, row in attack_rows.fixed().items() if row.single]
+    known = ("clean", *single, AUTOATTACK, *ensembles.known())
     unknown = [name for name in attack.split(",") if name not in known]
     return near(unknown[0], known) if unknown else ""
 

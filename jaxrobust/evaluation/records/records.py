@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxrobust.attacks import registry
 from jaxrobust.evaluation.network import checks, images, randomised
 from jaxrobust.evaluation.records import comparable, verdicts
 from jaxrobust.models.table import multiply_adds
@@ -44,17 +45,7 @@ _SINCE_2: dict[str, tuple[type, ...]] = {
     "size": (dict,),  # parameters, multiply_adds (of one image)
     "training": (dict,),  # of the whole run: phases with their attacks, passes over images in all
 }
-# What an attack's steps are, by the first word of its name.
-_STEPS = {
-    "apgd": "twice the radius at first, halved where the loss stops rising",
-    "fab": "to the nearest linearised boundary",
-    "square": "random squares of a shrinking size",
-    "pgd": "a fixed length",
-    "fgsm": "a fixed length",
-    "cw": "a fixed length",
-    "margin": "a fixed length",
-    "replay": "none: what fooled elsewhere, projected",
-}
+_REPLAY = "none: what fooled elsewhere, projected"
 
 
 def accuracy_record(
@@ -127,7 +118,7 @@ def accuracy_record(
 def written(**known: Any) -> dict[str, Any]:
     """Return a record of what is known; the other keys that every record has are None."""
     if known.get("costs"):
-        costs = [c | {"step_rule": _STEPS.get(c["attack"].split("-")[0])} for c in known["costs"]]
+        costs = [c | {"step_rule": _rule(c["attack"])} for c in known["costs"]]
         known = known | {"costs": costs}
     return dict.fromkeys((*_KEYS, *_SINCE_2)) | {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -139,6 +130,11 @@ def written(**known: Any) -> dict[str, Any]:
         "device": hardware.devices(),
         "schema": verdicts.SCHEMA,
     }
+
+
+def _rule(attack: str) -> str | None:
+    """Say what the steps of an attack are; those of a sum of several are not known."""
+    return _REPLAY if attack == verdicts.REPLAY else registry.rule(attack)
 
 
 def append(path: Path, record: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxrobust.attacks import registry
 from jaxrobust.config import of_phase
 from jaxrobust.data.splits import grammar
 
@@ -35,7 +36,7 @@ def training(
         seen_images += trained_on(seen) if seen[name].epochs else []
         section, attack = seen[name], seen.attack
         clean = section.objective == "clean"
-        steps = 0 if clean else 1 if attack.name == "fgsm" else attack.steps
+        steps = 0 if clean else registry.steps(attack.name, attack.steps)
         made.append({"phase": name, "objective": section.objective, "epochs": section.epochs})
         made[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
         if steps:

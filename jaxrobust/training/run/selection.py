@@ -44,7 +44,9 @@ def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
                 )
         return build.evaluation(config, mesh, steps=e.steps)
     if (named := fixed_steps.parse(e.attack)) is None:
-        raise ValueError(f"evaluation.attack={e.attack!r}; one of 'apgd-ce', {fixed_steps.WRITTEN}")
+        raise ValueError(
+            f"evaluation.attack={e.attack!r}; one of 'apgd-ce', {fixed_steps.written()}"
+        )
     if e.start is not None and e.start not in fixed_steps.STARTS:
         ways = ", ".join(map(repr, fixed_steps.STARTS))
         raise ValueError(f"evaluation.start={e.start!r}; one of {ways}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from jaxrobust.attacks import registry
 from jaxrobust.data.splits import grammar
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.sections import Config
@@ -44,8 +45,8 @@ def of_step(config: Config, name: str) -> list[str]:
     key = "step_size" if a.step_size is not None else "relative_step"
     if config[name].objective == "clean" or a[key] is None:
         return []
-    if a.name == "apgd":
-        return [f"attack.{key}={a[key]:.4g} is not read: APGD chooses its steps itself"]
+    if registry.trained(a.name).length is None:
+        return [f"attack.{key}={a[key]:.4g} is not read: {a.name.upper()} chooses its steps itself"]
     if a.step_size is None or not a.epsilon:
         return []
     share = f"{a.step_size / a.epsilon:.3g}"

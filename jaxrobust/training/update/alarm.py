@@ -209,7 +209,7 @@ def check_cost(
 
     Args:
       images: of a probe, on all devices together.
-      attack, steps: the training attack, "apgd", "pgd" or "fgsm".
+      attack, steps: the training attack, one of `registry.training`.
       objective: "adversarial", "trades" or "mart".
       dtype: the compute type.
     Raises:

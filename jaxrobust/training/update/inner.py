@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxrobust import attacks
+from jaxrobust.attacks import registry
 from jaxrobust.sections import AttackSection, Config
 from jaxrobust.training.update import objectives
 from jaxrobust.training.update.step import keys_alone
@@ -40,30 +41,22 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
             f"objective='trades' with attack.start={a.start!r}: the gradient of its KL term is "
             "zero at the image; set attack.start='random', 'gauss' or 'uniform'"
         )
-    common: dict[str, Any] = {
-        "norm": a.norm,
-        "loss": _ATTACK_LOSS[objective],
-        "random_start": _start(a),
-    }
-    size, steps = step_of(a), a.steps + more
+    row, size = registry.trained(a.name), step_of(a)
+    if row.single and more:  # one step more is an attack of several
+        row, size = registry.trained(row.stronger), None
+        steps = 1 + more
+    else:
+        steps = row.steps(a.steps) + more
+    assert row.make is not None
+    settings: dict[str, Any] = {"norm": a.norm, "steps": steps, "loss": _ATTACK_LOSS[objective]}
+    make = partial(row.make, random_start=_start(a), **settings)
 
     def made(epsilon: Any, *, whole: float | None) -> Attack:
         """Return the attack; steps that the config leaves open are those of the radius `whole`."""
-        ball: dict[str, Any] = {"epsilon": epsilon, **common}
-
-        def step(own: float | None, share: float) -> dict[str, Any]:
-            return {"step_size": share * whole if own is None and whole else own}
-
-        rows: dict[str, Callable[[], Attack]] = {
-            "apgd": lambda: attacks.apgd(steps=steps, **ball),
-            "pgd": lambda: attacks.pgd(steps=steps, **step(size, 2.5 / steps), **ball),
-            "fgsm": lambda: attacks.fgsm(**step(size, 1.0), **ball),
-        }
-        if a.name not in rows:
-            raise ValueError(f"unknown attack {a.name!r}; one of {sorted(rows)}")
-        if a.name == "fgsm" and more:
-            return attacks.pgd(steps=1 + more, **step(None, 2.5 / (1 + more)), **ball)
-        return rows[a.name]()
+        if row.length is None:
+            return make(epsilon=epsilon)
+        own = row.length / steps * whole if size is None and whole else size
+        return make(epsilon=epsilon, step_size=own)
 
     attack = made(a.epsilon, whole=None)
     return _of_radii(partial(made, whole=a.epsilon)) if a.warmup_epochs else attack
@@ -87,10 +80,11 @@ def _start(a: AttackSection) -> bool | attacks.Noise:
         )
     if not isinstance(start, attacks.Noise):
         return start
-    if a.name == "apgd":
+    if registry.trained(a.name).length is None:
+        able = [repr(row.name) for row in registry.training().values() if row.length is not None]
         raise ValueError(
-            f"attack.start={a.start!r} is of attack.name='pgd' and 'fgsm'; APGD starts at 'image' "
-            "or 'random'"
+            f"attack.start={a.start!r} is of attack.name={', '.join(able)}; {a.name.upper()} "
+            "starts at 'image' or 'random'"
         )
     if not normal:
         return start
@@ -104,7 +98,7 @@ def _start(a: AttackSection) -> bool | attacks.Noise:
 
 
 def step_of(attack: AttackSection) -> float | None:
-    """Return the step of PGD or FGSM, in pixels; None: the attack's own.
+    """Return the step of an attack whose steps have a length, in pixels; None: its own.
 
     Raises:
       ValueError: a step in pixels and one in radii, or one that is none.

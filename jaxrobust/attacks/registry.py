@@ -1,0 +1,196 @@
+"""The attacks by name: what trains, what AutoAttack searches with, what takes a number of steps.
+
+The file of an attack ends with its rows, which `add` enters: everything that names attacks (flags,
+configs, their messages and help, counts of passes, records) reads them here. An attack is one file
+and one import in `attacks/__init__.py`; one of your own is one call of `add` before it is used.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from jaxrobust.attacks.losses import CE
+from jaxrobust.types import Array, Attack, Machine
+
+
+class Setting(NamedTuple):
+    """One attack of an evaluation: `steps` are iterations, or Square's queries; `targets` classes
+    are aimed at in turn (0: none); `eot` gradients are averaged."""
+
+    name: str
+    machine: str
+    norm: str
+    steps: int
+    restarts: int = 1
+    targets: int = 0
+    eot: int = 1
+
+
+class Named(NamedTuple):
+    """An attack of AutoAttack with its standard settings."""
+
+    number: int  # its draws derive from it: fixed for ever
+    steps: int
+    restarts: int = 1
+    targets: int = 0
+    code: int = CE  # what an untargeted run climbs; see `losses.by_target`
+
+
+class Facts(NamedTuple):
+    """What others need to know of a machine: the engine, the plan, the costs, the checks."""
+
+    machine: str
+    make: Callable[[Setting, Array], Machine]  # of a setting and a radius
+    rule: str  # what its steps are
+    starts: tuple[str, ...] = ("random",)  # of the first restarts; the last one of all others
+    aims: bool = False  # whether its program knows if it is given target classes
+    forward: int = 1  # passes of a step
+    backward: int = 1
+    each_class: bool = False  # untargeted, so many backward passes for each class
+    extra: int = 1  # evaluations beside the steps, of an image that is never fooled
+    final_forward: bool = False  # whether a training attack ends with a pass without gradient
+    least: Mapping[str, int] = MappingProxyType({})  # what may be overridden -> its least value
+    flat: bool = False  # whether a first gradient of zeros puts an untargeted run in doubt
+
+
+class Fixed(NamedTuple):
+    """How an attack of a fixed number of steps is evaluated with, as `--attack NAME-K`."""
+
+    loss: str = "ce"
+    start: str = "random"  # unless told otherwise
+
+
+class Row(NamedTuple):
+    """An attack by its name.
+
+    `make(norm=, epsilon=, steps=, loss=, random_start=) -> attack` and, where steps have a
+    `length`, `step_size=` and `l1_rule=` too.
+    """
+
+    name: str  # in configs, flags and records
+    help: str  # in a few words, for lists
+    facts: Facts  # of its machine
+    searches: Named | None = None  # in AutoAttack; None: it does not
+    fixed: Fixed | None = None  # its evaluation by a number of steps; None: there is none
+    trains: bool = False  # as `attack.name` of a config
+    make: Callable[..., Attack] | None = None  # None: it searches only
+    length: float | None = None  # of a step, as a multiple of epsilon / steps; None: its own choice
+    single: bool = False  # it has one step
+    stronger: str = ""  # of a single step: the row that takes several
+
+    def steps(self, asked: int) -> int:
+        """Count the steps where so many are asked for."""
+        return 1 if self.single else asked
+
+    @property
+    def written(self) -> str:
+        """Write it as `--attack` takes it by a number of steps K."""
+        return self.name if self.single else f"{self.name}-K"
+
+
+ROWS: dict[str, Row] = {}
+MACHINES: dict[str, Facts] = {}
+
+
+def add(facts: Facts, *rows: Row) -> None:
+    """Enter a machine and the attacks that it makes.
+
+    Raises:
+      ValueError: a name or number that another attack has, or a row that says half of something.
+    """
+    numbers = {row.searches.number: row.name for row in ROWS.values() if row.searches}
+    for row in rows:
+        if row.name in ROWS:
+            raise ValueError(f"there is an attack {row.name} already; choose another name")
+        if row.searches and (other := numbers.get(row.searches.number)):
+            raise ValueError(
+                f"attack {row.name}: number {row.searches.number} is {other}'s, whose draws derive "
+                f"from it; choose another, such as {max(numbers) + 1}"
+            )
+        if (row.trains or row.fixed) and row.make is None:
+            raise ValueError(f"attack {row.name} trains or takes steps, so it needs `make`")
+    MACHINES[facts.machine] = facts
+    ROWS.update({row.name: row for row in rows})
+
+
+def searching() -> dict[str, tuple[Facts, Named]]:
+    """Select what AutoAttack can search with, with the machine of each."""
+    return {row.name: (row.facts, row.searches) for row in ROWS.values() if row.searches}
+
+
+def training() -> dict[str, Row]:
+    """Select what `attack.name` of a config may be."""
+    return {name: row for name, row in ROWS.items() if row.trains}
+
+
+def fixed() -> dict[str, Row]:
+    """Select what runs a fixed number of steps."""
+    return {name: row for name, row in ROWS.items() if row.fixed}
+
+
+def trained(name: str) -> Row:
+    """Find the training attack of a config.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    rows = training()
+    if name not in rows:
+        raise ValueError(f"unknown attack {name!r}; one of {sorted(rows)}")
+    return rows[name]
+
+
+_NAMED = re.compile(r"(.+)-([1-9]\d{0,6})")
+
+
+def parse(attack: str) -> tuple[Row, int] | None:
+    """Read an attack of a fixed number of steps, such as pgd-20; None: it is none."""
+    rows = fixed()
+    if (row := rows.get(attack)) and row.single:
+        return row, 1
+    match = _NAMED.fullmatch(attack)
+    row = rows.get(match[1]) if match else None
+    return (row, int(match[2])) if match and row and not row.single else None
+
+
+def goes_image_by_image(attack: str) -> bool:
+    """Tell whether `--attack` goes on image by image: AutoAttack, or some of its parts.
+
+    The others, misspelled numbers of steps among them, look at batches.
+    """
+    if attack == "clean" or parse(attack):
+        return False
+    heads = tuple(f"{name}-" for name, row in fixed().items() if not row.single)
+    return not attack.startswith(heads) or attack.split(",")[0] in searching()
+
+
+def written(*, also: str = "") -> str:
+    """List the attacks of a fixed number of steps for messages and help."""
+    return ", ".join(row.written for row in fixed().values()) + also
+
+
+def rule(attack: str) -> str | None:
+    """Say what the steps of an attack are, as records name it; None: it is not known here."""
+    named = parse(attack)
+    row = named[0] if named else ROWS.get(attack.partition(" ")[0])  # "apgd-ce (full)"
+    return row.facts.rule if row else None
+
+
+def steps(name: str, asked: int) -> int:
+    """Count the steps of a training attack; of one that is not known here, those asked for."""
+    return ROWS[name].steps(asked) if name in ROWS else asked
+
+
+def passes(name: str, steps: int) -> int:
+    """Count the forward and backward passes per image of a training attack of so many steps."""
+    row = trained(name)
+    own = row.facts
+    return row.steps(steps) * (own.forward + own.backward) + own.final_forward
+
+
+def described(*select: Callable[[], Mapping[str, Any]]) -> str:
+    """List attacks with their help, a line each."""
+    rows = dict.fromkeys(name for chosen in select for name in chosen())
+    width = max(map(len, rows), default=0)
+    return "\n".join(f"{name:{width}}  {ROWS[name].help}" for name in rows)
