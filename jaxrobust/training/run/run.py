@@ -180,7 +180,7 @@ def _data_of(config: Config) -> str:
     return json.dumps([*own, config.model.num_classes, config.model.in_channels])
 
 
-def _start(start: Network, record, workdir) -> Weights:
+def _start(start: Network, record: dict[str, Any], workdir: Path) -> Weights:
     """Return stored weights as if a phase before had reached them, after noting where they are
     from.
     """

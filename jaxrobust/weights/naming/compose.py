@@ -15,6 +15,7 @@ from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Classifier
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.naming.convert import StoredNames
+from jaxrobust.weights.naming.rename import Shapes
 from jaxrobust.weights.store.artifact import Arrays, Network
 
 # What `init.stem` and `init.head` may be; the head's third is PyTorch's default for a linear map.
@@ -121,7 +122,7 @@ def _check_types(arrays: Arrays) -> None:
         )
 
 
-def _fits_but_for_stem(stored: StoredNames, arrays: Arrays, expected) -> bool:
+def _fits_but_for_stem(stored: StoredNames, arrays: Arrays, expected: Shapes) -> bool:
     """Tell whether all weights fit but for those of the stem."""
     left = re.compile(stored.stem)
     out = {k for k, _, targets in stored.matched if any(left.fullmatch(t) for t in targets)}
@@ -133,7 +134,7 @@ def _fits_but_for_stem(stored: StoredNames, arrays: Arrays, expected) -> bool:
     return True
 
 
-def _normalize(arrays: Arrays, values, shapes) -> Arrays:
+def _normalize(arrays: Arrays, values: Sequence[tuple[float, ...]], shapes: Shapes) -> Arrays:
     """Fill in the normalisation that arrays lack, under the names of both namings."""
     if {"normalize.mean", "normalize.std"} & arrays.keys():
         return {}
@@ -151,7 +152,7 @@ def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
     if not fresh:
         return {}
 
-    def some(key):
+    def some(key: jax.Array) -> Arrays:
         params, stats = net.init(key)
         return {k: a for k, a in (params | stats).items() if k in fresh}
 

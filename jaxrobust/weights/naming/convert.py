@@ -5,7 +5,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.models.interface.renaming import INVERSE, Row, channels, conv_oihw, row
+from jaxrobust.models.interface.renaming import INVERSE, Row, Transform, channels, conv_oihw, row
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.commandline.functions import is_name
 from jaxrobust.weights.naming.rename import all_double, compared, matches, rename, targets
@@ -151,11 +151,11 @@ def from_torch(
     return _split(rename(rows, arrays, _shapes(params | stats), name=name), params, stats)
 
 
-def _shapes(arrays) -> dict[str, tuple[int, ...]]:
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {key: array.shape for key, array in arrays.items()}
 
 
-def _split(filled: Arrays, params, stats) -> tuple[Arrays, Arrays]:
+def _split(filled: Arrays, params: Iterable[str], stats: Iterable[str]) -> tuple[Arrays, Arrays]:
     return {k: filled[k] for k in params}, {k: filled[k] for k in stats}
 
 
@@ -312,7 +312,7 @@ def _type(ours: Mapping) -> np.dtype:
     )
 
 
-def _out(array, transform, dtype: np.dtype) -> np.ndarray:
+def _out(array: Any, transform: Transform, dtype: np.dtype) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype != dtype:
         raise ValueError(

@@ -4,11 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from jaxrobust import models
 from jaxrobust.models.interface.renaming import Row
 
 Arrays = dict[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
 
 _SHOWN = 5  # of what does not fit; all of it fills a screen
 _UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # the least that makes sense
@@ -110,7 +112,9 @@ def targets(renaming: Row) -> tuple[str, ...]:
     return renaming.target if isinstance(renaming.target, tuple) else (renaming.target,)
 
 
-def _moved(renaming: Row, targets: list[str], array: np.ndarray, expected) -> list[np.ndarray]:
+def _moved(
+    renaming: Row, targets: list[str], array: np.ndarray, expected: Shapes
+) -> list[np.ndarray]:
     """Return the arrays for the targets of a row; `ValueError` where the shape makes that
     impossible.
     """
@@ -126,7 +130,9 @@ def _moved(renaming: Row, targets: list[str], array: np.ndarray, expected) -> li
     return parts
 
 
-def _fault(target: str, array: np.ndarray, expected, tried: set[str], dtype) -> str:
+def _fault(
+    target: str, array: np.ndarray, expected: Shapes, tried: set[str], dtype: DTypeLike
+) -> str:
     """Explain the fault of an array that would fill a target; empty: it has none."""
     if target not in expected:
         return f"maps to {target}, which this network does not have"
