@@ -142,7 +142,7 @@ def _normalize(arrays: Arrays, values: Sequence[tuple[float, ...]], shapes: Shap
     if any(len(value) not in (1, *shape) for value in values):
         raise ValueError(f"a mean and std of {len(values[0])} channels for images with {shape[0]}")
     return {
-        f"normalize.{key}": np.broadcast_to(np.float32(value), shape).copy()
+        f"normalize.{key}": np.broadcast_to(np.asarray(value, np.float32), shape).copy()
         for key, value in zip(("mean", "std"), values, strict=True)
     }
 
