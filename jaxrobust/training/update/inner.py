@@ -55,8 +55,8 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
         """Return the attack; steps that the config leaves open are those of the radius `whole`."""
         if row.length is None:
             return make(epsilon=epsilon)
-        own = row.length / steps * whole if size is None and whole else size
-        return make(epsilon=epsilon, step_size=own)
+        own = row.length / steps * whole if whole else row.length * a.epsilon / steps or None
+        return make(epsilon=epsilon, step_size=own if size is None else size)
 
     attack = made(a.epsilon, whole=None)
     return _of_radii(partial(made, whole=a.epsilon)) if a.warmup_epochs else attack
