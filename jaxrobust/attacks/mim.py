@@ -40,7 +40,8 @@ def mim(
 ) -> Attack:
     """Return momentum FGSM, to its last iterate (Dong et al. 2018, arXiv 1710.06081, algorithm 1).
 
-    Arguments as in `pgd`, but for these.
+    Each gradient enters the sum divided by its L1 norm, as in the paper; foolbox 3.3.4 adds it as
+    it is. Arguments as in `pgd`, but for these.
 
     Args:
       step_size: length of a step, default epsilon / K.
