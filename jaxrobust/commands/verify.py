@@ -140,7 +140,10 @@ def _source_of(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, An
     Raises:
       ValueError: the record alone names files, which whoever made it may have made too.
     """
-    for flag, own in (("dataset", r"(npz|folder|cifar10-c):.*|hf:[./~].*"), ("split", ".*@.*")):
+    from jaxrobust.data.source import KINDS
+
+    paths = "|".join(re.escape(name) for name, kind in KINDS.items() if kind.is_path)
+    for flag, own in (("dataset", rf"({paths}):.*|hf:[./~].*"), ("split", ".*@.*")):
         said = str(record[flag])
         lists = flag == "split" and re.fullmatch(r"[^@]*@(robustbench|selection)(\[.*\])?", said)
         if not getattr(args, flag) and re.fullmatch(own, said) and not lists:
