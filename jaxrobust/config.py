@@ -155,7 +155,7 @@ def base() -> ConfigDict:
             "steps": 2,
             # The radius grows by epsilon / warmup_epochs after each epoch, from 0 in the first.
             "warmup_epochs": 0,
-            # Where steps have a length: a multiple of epsilon, or in pixels; default: the attack's.
+            # Length of a step: a multiple of epsilon, or pixels; default: the attack's own.
             "relative_step": config_dict.placeholder(float),
             "step_size": config_dict.placeholder(float),
             # image | random, as AutoAttack's; but for apgd also uniform (in the cube) and gauss,

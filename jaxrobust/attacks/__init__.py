@@ -45,6 +45,7 @@ from jaxrobust.attacks.losses import (
     targeted_dlr_loss,
 )
 from jaxrobust.attacks.machine import TALLIES, advance, run
+from jaxrobust.attacks.mim import mim as mim
 from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine
 from jaxrobust.attacks.registry import MACHINES, ROWS, Row, Setting, passes
 from jaxrobust.attacks.square import SquareState, square, square_machine, square_run

@@ -45,6 +45,8 @@ def _describe() -> None:
     if not {"--help", "-help", "--helpfull", "--helpshort", "-h", "--h", "-?"} & set(sys.argv[1:]):
         return
     from jaxrobust.attacks import registry  # which needs JAX: --help alone waits for it
+    from jaxrobust.data.source import KINDS
+    from jaxrobust.data.sources.registry import written
 
     known = flags.FLAGS
     known["attack"].help += f" Of K steps:\n{registry.described(registry.fixed)}"
@@ -52,6 +54,8 @@ def _describe() -> None:
     rows = registry.fixed().values()
     lengths = [f"{row.length:g} of {row.written}" for row in rows]
     starts = [f"{row.fixed.start} of {row.written}" for row in rows if row.fixed]
+    kinds = [f"{kind.written}: {kind.help}" for kind in KINDS.values()]
+    known["dataset"].help += "\n".join([f" Names are {written()}, or TFDS's.", *kinds])
     known["relative_step"].help += f" These are {', '.join(lengths)}."
     known["start"].help += f" These are {', '.join(starts)}."
 

@@ -1,8 +1,9 @@
 """What every kind of data set gives: records of encoded bytes and a label, with random access."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,3 +70,42 @@ def first_few(names: Sequence[str], most: int = 5) -> str:
     """Return `a, b, c, ... (17)`: the first names and how many there are."""
     shown = ", ".join(names[:most])
     return f"{shown}, ... ({len(names)})" if len(names) > most else f"{shown} ({len(names)})"
+
+
+class Kind(NamedTuple):
+    """A kind of data set, by the names that `open_source` takes for it.
+
+    `open(name, split, classes=, ids=, num_classes=) -> Source`: `classes` are those to keep and
+    `ids` a list of records, None where all are read; `num_classes` is what a network has, if known.
+    """
+
+    name: str  # before the colon
+    written: str  # as messages and help write it
+    help: str  # in a few words, for lists
+    open: Callable[..., Source]
+    pattern: str = ""  # of whole names; default: the name, a colon and anything
+    is_path: bool = False  # what follows the colon is a place on disk
+    contents: bool = False  # whether the records enter the fingerprint of a source without another
+
+    def takes(self, name: str) -> bool:
+        """Tell whether a data set is of this kind."""
+        return bool(re.fullmatch(self.pattern or rf"{re.escape(self.name)}:.+", name, re.DOTALL))
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def add(kind: Kind) -> None:
+    """Enter a kind of data set, which everything that names data sets knows from then on.
+
+    Raises:
+      ValueError: there is one of that name.
+    """
+    if kind.name in KINDS:
+        raise ValueError(f"there are data sets {kind.written} already; choose another name")
+    KINDS[kind.name] = kind
+
+
+def kind_of(name: Any) -> Kind | None:
+    """Find the kind of a data set; None: it is prepared, or its name is none."""
+    return next((kind for kind in KINDS.values() if kind.takes(str(name))), None)

@@ -21,7 +21,7 @@ from jaxrobust.runtime.commandline import functions
 from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits, warnings
-from jaxrobust.training.update import inner
+from jaxrobust.training.update import inner, objectives
 from jaxrobust.types import Classifier
 from jaxrobust.weights.naming.compose import NORMALIZATIONS
 
@@ -188,7 +188,8 @@ def _statistics(plan: Plan) -> Seen:
     for name, seen in plan.attacked.items():
         how = seen.attack.statistics
         said = f"{name}: objective={seen[name].objective}, attack.statistics={how}"
-        both = seen[name].objective == "trades" and seen[name].bn_statistics == "both"
+        own = objectives.named(seen[name].objective)
+        both = own.of_probabilities and seen[name].bn_statistics == "both"
         if both and how == "batch":  # only then the network has to be looked at
             norms = _has_batch_norms(plan)
             said += ", with batch norm" if norms else ", and no batch norm in the network"

@@ -15,7 +15,7 @@ from jaxrobust.runtime.devices import topology
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.sections import Config
 from jaxrobust.training import build
-from jaxrobust.training.update import optim
+from jaxrobust.training.update import objectives, optim
 from jaxrobust.training.update import step as training_step
 
 # Seconds that a step takes at least: its launch, and its batch on the way to the chips. Assumed.
@@ -107,7 +107,7 @@ def kept(config: Config, name: str, *, images: int) -> int:
 
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     left = jax.tree.leaves(jax.eval_shape(backward, params, stats, x))
-    passes = 2 if config[name].objective in ("trades", "mart") else 1  # clean and attacked images
+    passes = 2 if objectives.named(config[name].objective).both else 1  # clean and attacked images
     return passes * sum(leaf.size * leaf.dtype.itemsize for leaf in left)
 
 

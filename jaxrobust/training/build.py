@@ -21,19 +21,10 @@ from jaxrobust.training.update import alarm, averages, inner, mixing, objectives
 from jaxrobust.training.update.inner import training_attack
 from jaxrobust.types import Batch, Classifier, Threat
 
-_OBJECTIVES = {
-    "clean": lambda phase, attack: objectives.clean(),
-    "adversarial": lambda phase, attack: objectives.adversarial(attack.labels),
-    "trades": lambda phase, attack: objectives.trades(phase.trades_beta, phase.bn_statistics),
-    "mart": lambda phase, attack: objectives.mart(
-        phase.mart_beta, phase.bn_statistics, attack.labels
-    ),
-}
-
 
 def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
     """Return what a phase minimises."""
-    made = _OBJECTIVES[p.objective](p, attack)
+    made = objectives.named(p.objective).make(p, attack)
     return objectives.sparse(made, p.l1) if p.l1 else made
 
 
@@ -144,12 +135,11 @@ def phase(
       ValueError: every combination of values that cannot work.
     """
     p = config[name]
-    if p.objective not in _OBJECTIVES:
-        raise ValueError(f"unknown objective {p.objective!r}; one of {sorted(_OBJECTIVES)}")
+    objectives.named(p.objective)  # refuses another
+    weights = [key for row in objectives.ROWS.values() for key in row.weights]
     ranges = {
         "epochs": (p.epochs >= 1, "at least 1 (0 leaves the phase out)"),
-        "trades_beta": (0 <= p.trades_beta < math.inf, "at least 0"),
-        "mart_beta": (0 <= p.mart_beta < math.inf, "at least 0"),
+        **{key: (0 <= p[key] < math.inf, "at least 0") for key in weights},
         "l1": (0 <= p.l1 < math.inf, "at least 0, which penalises large weights"),
         "microbatches": (p.microbatches >= 1, "at least 1"),
     }
@@ -342,9 +332,9 @@ def flops_per_image(config: Config, name: str) -> float:
     updates on two images, and asks for the clean probabilities first; so does MART, but for these.
     """
     p, a = config[name], config.attack
-    attack = attacks.passes(a.name, a.steps)
-    rows = {"clean": 3, "adversarial": attack + 3, "trades": attack + 7, "mart": attack + 6}
-    passes = rows[p.objective]
+    own = objectives.named(p.objective)
+    attack = attacks.passes(a.name, a.steps) if own.attack_loss else 0
+    passes = own.before + attack + own.update
     return passes * forward_flops(config)
 
 

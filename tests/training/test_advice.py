@@ -54,7 +54,9 @@ class StepTest(parameterized.TestCase):
         changes = {"attack__name": "pgd", "attack__epsilon": 0.25}
         self.assertEqual(step_of(small_config(**changes, attack__relative_step=0.5)), 0.125)
         self.assertEqual(step_of(small_config(**changes, attack__step_size=0.03)), 0.03)
-        self.assertIsNone(step_of(small_config(**changes)))
+        self.assertEqual(
+            step_of(small_config(**changes)), 2.5 * 0.25 / 3
+        )  # as `attacks.pgd` has it
 
     def test_no_radius_leaves_no_room(self):
         self.assertIsNone(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Record, Source
+from jaxrobust.data.source import DataError, Kind, Record, Source, add
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.data.transforms import corruptions, decoding
 from jaxrobust.data.transforms.corruptions import Asked
@@ -152,3 +152,15 @@ def _array(path: str) -> np.ndarray:
         except (EOFError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{path} is damaged, or no .npy file ({reason}); {_REMEDY}") from error
+
+
+add(
+    Kind(
+        *("cifar10-c", "cifar10-c:DIR", "the files of CIFAR-10-C"),
+        lambda name, split, *, classes, ids, num_classes: open_cifar_c(
+            name, split, classes=classes, ids=ids
+        ),
+        is_path=True,
+        contents=True,
+    )
+)

@@ -3,10 +3,11 @@
 import functools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Record, Source
+from jaxrobust.data.source import DataError, Kind, Record, Source, add
 from jaxrobust.data.splits import grammar
 from jaxrobust.data.transforms import decoding
 
@@ -60,3 +61,18 @@ def _read(
         image = pattern.astype(np.uint8)[rows[:, None], columns] + noise
         records.append(Record(decoding.encode(image), label))
     return records
+
+
+def _open(name: str, split: str, *, classes: Any, ids: Any, num_classes: int | None) -> Source:
+    del ids, num_classes  # a list is refused by the split, a number of classes by who asked
+    if classes is not None:
+        raise DataError(f"data set {name!r} is synthetic: it has no classes to choose from")
+    return open_fake(name, split)
+
+
+add(
+    Kind(
+        *("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn", _open),
+        pattern=NAME.pattern,
+    )
+)

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jaxrobust.data import imagenet
-from jaxrobust.data.source import DataError, Record, Source, first_few
+from jaxrobust.data.source import DataError, Kind, Record, Source, add, first_few
 from jaxrobust.data.splits import grammar, storage, subsets
 
 PREFIX = "folder:"
@@ -211,3 +211,14 @@ def _read(indices: Sequence[int], *, files: Files) -> list[Record]:
     contents = storage.read_files([files.path(index) for index in indices], _REMEDY)
     labels = files.labels
     return [Record(c, int(labels[index])) for c, index in zip(contents, indices, strict=True)]
+
+
+add(
+    Kind(
+        "folder",
+        "folder:PATH",
+        "an ImageFolder: image files in one folder for each class",
+        open_folder,
+        is_path=True,
+    )
+)

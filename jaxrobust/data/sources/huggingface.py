@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxrobust.data.source import DataError, Record, Source, first_few
+from jaxrobust.data.source import DataError, Kind, Record, Source, add, first_few
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.runtime.files import download
 
@@ -380,3 +380,13 @@ def _files(images: Table) -> tuple[list[str] | None, list[int]]:
         return None, sizes
     names = [os.path.basename(path or "") for path in paths.to_pylist()]
     return [_IMAGENET_NAME.sub(r"\1\2", name) for name in names], sizes
+
+
+add(
+    Kind(
+        *("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files"),
+        lambda name, split, *, classes, ids, num_classes: open_hf(
+            name, split, classes=classes, ids=ids
+        ),
+    )
+)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Record, Source
+from jaxrobust.data.source import DataError, Kind, Record, Source, add
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.data.transforms import decoding
 
@@ -237,3 +237,15 @@ def _class_names(file: _File) -> tuple[str, ...]:
             values = _array.__wrapped__(file.path, key, file.sums[key])
             return tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist())
     return ()
+
+
+add(
+    Kind(
+        *("npz", "npz:PATH", "a file of arrays"),
+        lambda name, split, *, classes, ids, num_classes: open_npz(
+            name, split, classes=classes, ids=ids
+        ),
+        is_path=True,
+        contents=True,
+    )
+)

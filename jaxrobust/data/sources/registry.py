@@ -6,6 +6,7 @@ other name is a TFDS data set for image classification that was prepared as Arra
 are local or on `gs://` (not of `hf:`). Nothing here needs TensorFlow.
 """
 
+import dataclasses
 import itertools
 import os
 import re
@@ -14,15 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Record, Source, first_few
-from jaxrobust.data.sources import cifar_c, fake, folder, huggingface, npz, tfds
-from jaxrobust.data.splits import grammar, storage, subsets
+from jaxrobust.data.source import KINDS, DataError, Record, Source, first_few, kind_of
+from jaxrobust.data.sources import cifar_c, fake, folder, huggingface, npz, tfds  # noqa: F401  # kinds
+from jaxrobust.data.splits import content, grammar, storage, subsets
 
 __all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]
 
 _SHIPPED = {"digits": Path(__file__).parents[1] / "digits"}
-_OTHERS = {npz.PREFIX: npz.open_npz, huggingface.PREFIX: huggingface.open_hf}
-_OTHERS |= {cifar_c.PREFIX: cifar_c.open_cifar_c}
 _PREPARED_NAME = re.compile(r"(?:tfds:)?([\w-]+(?:/[\w-]+)?(?::[\w.]+)?)", re.ASCII)
 
 
@@ -81,16 +80,10 @@ def _open(
     ids: subsets.Ids | None,
     num_classes: int | None,
 ) -> Source:
-    if fake.NAME.fullmatch(name):
-        if classes is not None:
-            raise DataError(f"data set {name!r} is synthetic: it has no classes to choose from")
-        return fake.open_fake(name, split)
-    if name.startswith(folder.PREFIX) and name != folder.PREFIX:
-        return folder.open_folder(name, split, classes=classes, ids=ids, num_classes=num_classes)
-    for prefix, opened in _OTHERS.items():
-        if name.startswith(prefix) and name != prefix:
-            return opened(name, split, classes=classes, ids=ids)
-    others = f"{', '.join(_SHIPPED)}, fake[:HxWxC[:CLASSES]], folder:PATH, npz:PATH, hf:NAME"
+    if kind := kind_of(name):
+        source = kind.open(name, split, classes=classes, ids=ids, num_classes=num_classes)
+        return _fingerprinted(source) if kind.contents else source
+    others = written()
     if name in _SHIPPED:
         plain, remedy, root = name, "reinstall jaxrobust", storage.place(_SHIPPED[name])
     else:
@@ -106,6 +99,19 @@ def _open(
         remedy = f"copy the data set again or prepare it again: {tfds.build_command(plain, root)}"
     found = tfds.version_directory(plain, root, others)
     return tfds.open_prepared(plain, split, found, remedy, classes=classes, ids=ids)
+
+
+def _fingerprinted(source: Source) -> Source:
+    """Let the records of a source enter its fingerprint, where nothing else says which they are."""
+    if source.files_sha256 or source.ids_sha256:
+        return source
+    return dataclasses.replace(source, files_sha256=content.content_sha256(source, len(source)))
+
+
+def written() -> str:
+    """List the names of data sets that are not prepared ones, for messages and help."""
+    kinds = sorted(KINDS.values(), key=lambda kind: kind.is_path)  # what needs no file comes first
+    return ", ".join([*_SHIPPED, *(kind.written for kind in kinds)])
 
 
 def same_classes(sources: Sequence[Source]) -> None:

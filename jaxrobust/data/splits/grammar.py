@@ -6,7 +6,7 @@ import re
 from collections.abc import Container
 from typing import NamedTuple
 
-from jaxrobust.data.source import DataError
+from jaxrobust.data.source import KINDS, DataError
 from jaxrobust.data.splits import subsets
 
 _SPLIT = re.compile(r"(?P<name>[^@\[\]/+\s]+)(?:@(?P<ids>.+?))?(?P<part>\[[^\[\]]*\])?")
@@ -97,7 +97,7 @@ def same_data(one: str, other: str) -> bool:
 
 def _plain(name: str) -> str:
     kind, colon, path = name.partition(":")
-    if colon and kind in ("npz", "folder", "cifar10-c"):
+    if colon and kind in KINDS and KINDS[kind].is_path:
         return f"{kind}:{os.path.realpath(path) if '://' not in path else path}"
     if match := _HUB.fullmatch(name) or _PREPARED.fullmatch(name):
         return match[1].lower()

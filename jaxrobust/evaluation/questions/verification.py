@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.data import Prepared
+from jaxrobust.data.source import KINDS
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.bundles import bundle as bundles
 from jaxrobust.evaluation.bundles import claims
@@ -105,7 +106,8 @@ def _source_of(settings: Settings, record: dict[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: the record alone names files, which whoever made it may have made too.
     """
-    for flag, own in (("dataset", r"(npz|folder|cifar10-c):.*|hf:[./~].*"), ("split", ".*@.*")):
+    paths = "|".join(re.escape(name) for name, kind in KINDS.items() if kind.is_path)
+    for flag, own in (("dataset", rf"({paths}):.*|hf:[./~].*"), ("split", ".*@.*")):
         said = str(record[flag])
         lists = flag == "split" and re.fullmatch(r"[^@]*@(robustbench|selection)(\[.*\])?", said)
         if not getattr(settings, flag) and re.fullmatch(own, said) and not lists:

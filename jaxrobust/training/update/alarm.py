@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.models.interface.inputs import cast, unit_range
+from jaxrobust.training.update import objectives
 from jaxrobust.training.update.objectives import Objective, cross_entropy
 from jaxrobust.types import Array, Attack, Batch, Classifier, Params
 
@@ -210,16 +211,16 @@ def check_cost(
     Args:
       images: of a probe, on all devices together.
       attack, steps: the training attack, one of `registry.training`.
-      objective: "adversarial", "trades" or "mart".
+      objective: one of `objectives.ROWS` that is attacked.
       dtype: the compute type.
     Raises:
       ValueError: more than `share`.
     """
-    trades = int(objective == "trades")
+    own = objectives.named(objective)
     passes = attacks.passes(attack, steps)
     gradients = 2 + 2 * (1 if dtype == "float32" else _FLOAT32)
-    of_probe = trades + passes + 1 + (passes + 2 * STRONGER) + 1 + gradients
-    of_step = trades + passes + (3 if objective == "adversarial" else 6)
+    of_probe = own.before + passes + 1 + (passes + 2 * STRONGER) + 1 + gradients
+    of_step = own.before + passes + own.update
     cost = of_probe * images / (of_step * batch_size)  # of a single step
     if cost > share * every_steps:
         raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxrobust.sections import PhaseSection
+from jaxrobust.training.update import objectives
 from jaxrobust.types import Array, Params
 
 # (average, parameters, running statistics, updates before this one) -> the average after it
@@ -96,7 +97,7 @@ def running_statistics(p: PhaseSection, name: str) -> Statistics:
             f"{given} must be two numbers above 0, at most 1, of the first update and of the "
             "others, such as (1.0, 0.01), or () for the network's own"
         )
-    if p.objective in ("trades", "mart") and p.bn_statistics != "adversarial":
+    if objectives.named(p.objective).both and p.bn_statistics != "adversarial":
         raise ValueError(
             f"{given} is of statistics that move once in an update, and objective={p.objective!r} "
             f"moves them twice; set {name}.bn_statistics='adversarial'"

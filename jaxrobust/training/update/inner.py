@@ -19,8 +19,6 @@ from jaxrobust.training.update import objectives
 from jaxrobust.training.update.step import keys_alone
 from jaxrobust.types import Attack, Keys, PerImage
 
-_ATTACK_LOSS = {"adversarial": "ce", "trades": "kl", "mart": "ce"}
-
 
 def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
     """Return the inner maximisation, or one of `more` steps; for the clean objective, nothing."""
@@ -31,15 +29,16 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
         raise ValueError(
             f"attack.labels={a.labels!r}; one of {', '.join(map(repr, objectives.ATTACK_LABELS))}"
         )
-    if objective == "trades" and a.labels != "soft":
+    own = objectives.named(objective)
+    if own.of_probabilities and a.labels != "soft":
         raise ValueError(
-            f"objective='trades' with attack.labels={a.labels!r}: its attack aims at the clean "
-            "probabilities and reads no labels; leave attack.labels='soft'"
+            f"objective={objective!r} with attack.labels={a.labels!r}: its attack aims at the "
+            "clean probabilities and reads no labels; leave attack.labels='soft'"
         )
-    if objective == "trades" and a.start == "image":
+    if own.of_probabilities and a.start == "image":
         raise ValueError(
-            f"objective='trades' with attack.start={a.start!r}: the gradient of its KL term is "
-            "zero at the image; set attack.start='random', 'gauss' or 'uniform'"
+            f"objective={objective!r} with attack.start={a.start!r}: the gradient of its KL term "
+            "is zero at the image; set attack.start='random', 'gauss' or 'uniform'"
         )
     row, size = registry.trained(a.name), step_of(a)
     if row.single and more:  # one step more is an attack of several
@@ -48,15 +47,15 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
     else:
         steps = row.steps(a.steps) + more
     assert row.make is not None
-    settings: dict[str, Any] = {"norm": a.norm, "steps": steps, "loss": _ATTACK_LOSS[objective]}
+    settings: dict[str, Any] = {"norm": a.norm, "steps": steps, "loss": own.attack_loss}
     make = partial(row.make, random_start=_start(a), **settings)
 
     def made(epsilon: Any, *, whole: float | None) -> Attack:
         """Return the attack; steps that the config leaves open are those of the radius `whole`."""
         if row.length is None:
             return make(epsilon=epsilon)
-        own = row.length / steps * whole if size is None and whole else size
-        return make(epsilon=epsilon, step_size=own)
+        own = row.length / steps * whole if whole else row.length * a.epsilon / steps or None
+        return make(epsilon=epsilon, step_size=own if size is None else size)
 
     attack = made(a.epsilon, whole=None)
     return _of_radii(partial(made, whole=a.epsilon)) if a.warmup_epochs else attack

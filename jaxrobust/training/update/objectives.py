@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -232,3 +232,73 @@ def sparse(objective: Objective, weight: float) -> Objective:
         return value + weight * norm, (after, metrics | {"l1": norm})
 
     return objective._replace(loss=loss)
+
+
+class ObjectiveRow(NamedTuple):
+    """What others need to know of an objective: the attack, the checks, the counts of passes.
+
+    One that attacks nothing is `clean` alone: configs tell it by its name.
+    """
+
+    make: Callable[[Any, Any], Objective]  # of a phase and the attack of a config
+    attack_loss: str | None = "ce"  # what its attack climbs; None: there is none
+    of_probabilities: bool = False  # the attack aims at the clean ones, which cost a pass
+    both: bool = False  # images and those attacked pass the network, each in a pass of its own
+    weights: tuple[str, ...] = ()  # keys of a phase, at least 0
+
+    @property
+    def before(self) -> int:
+        """Count the forward passes before the attack."""
+        return int(self.of_probabilities)
+
+    @property
+    def update(self) -> int:
+        """Count what the update costs, in forward passes: forward and backward, of each image."""
+        return 6 if self.both else 3
+
+
+ROWS: dict[str, ObjectiveRow] = {}
+
+
+def add(name: str, row: ObjectiveRow) -> None:
+    """Enter an objective, which `objective` of a phase names from then on.
+
+    Raises:
+      ValueError: there is one of that name.
+    """
+    if name in ROWS:
+        raise ValueError(f"there is an objective {name} already; choose another name")
+    ROWS[name] = row
+
+
+def named(name: str) -> ObjectiveRow:
+    """Find an objective.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name not in ROWS:
+        raise ValueError(f"unknown objective {name!r}; one of {sorted(ROWS)}")
+    return ROWS[name]
+
+
+add("clean", ObjectiveRow(lambda phase, attack: clean(), attack_loss=None))
+add("adversarial", ObjectiveRow(lambda phase, attack: adversarial(attack.labels)))
+add(
+    "trades",
+    ObjectiveRow(
+        lambda phase, attack: trades(phase.trades_beta, phase.bn_statistics),
+        attack_loss="kl",
+        of_probabilities=True,
+        both=True,
+        weights=("trades_beta",),
+    ),
+)
+add(
+    "mart",
+    ObjectiveRow(
+        lambda phase, attack: mart(phase.mart_beta, phase.bn_statistics, attack.labels),
+        both=True,
+        weights=("mart_beta",),
+    ),
+)

@@ -1,0 +1,129 @@
+"""Momentum FGSM: steps along the sum of all gradients so far (Dong et al. 2018)."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxrobust.attacks.geometry.balls import all_finite, l1_norm, per_image
+from jaxrobust.attacks.inputs import Noise, check_no_targets, check_noise
+from jaxrobust.attacks.machine import as_attack
+from jaxrobust.attacks.pgd import PgdState, pgd_machine
+from jaxrobust.attacks.registry import Facts, Fixed, Named, Row, add
+from jaxrobust.types import Array, Attack, Machine, Points, check_number
+
+_DECAY = 1.0
+
+
+class MimState(NamedTuple):
+    """The state of momentum FGSM; the first axis of every array is the image."""
+
+    run: PgdState
+    momentum: Points
+
+    @property
+    def labels(self) -> Array:
+        """Return the labels, by which classes are checked."""
+        return self.run.labels
+
+
+def mim(
+    *,
+    norm: str = "linf",
+    epsilon: float | Array,
+    steps: int,
+    step_size: float | None = None,
+    random_start: bool | Noise = False,
+    loss: str = "ce",
+    decay: float = _DECAY,
+    kept_fraction: float = 0.05,
+    l1_rule: str = "sparse",
+) -> Attack:
+    """Return momentum FGSM, to its last iterate (Dong et al. 2018, arXiv 1710.06081, algorithm 1).
+
+    Each gradient enters the sum divided by its L1 norm, as in the paper; foolbox 3.3.4 adds it as
+    it is. Arguments as in `pgd`, but for these.
+
+    Args:
+      step_size: length of a step, default epsilon / K.
+      decay: the share of the momentum that stays, >= 0; without it (0) this is iterative FGSM.
+    Raises:
+      ValueError: as `pgd`, or a decay that is no number >= 0.
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
+    >>> images, labels = jnp.full((1, 4, 4, 1), 0.5), jnp.array([0])
+    >>> attack = mim(norm="linf", epsilon=0.25, steps=4)
+    >>> images_adv = attack(logits_fn, None, images, labels)
+    >>> float(images_adv.min())
+    0.25
+    """
+    check_no_targets(loss)
+    if isinstance(random_start, Noise):
+        check_noise(random_start, norm)
+    settings: dict[str, Any] = {"loss": loss, "kept_fraction": kept_fraction, "l1_rule": l1_rule}
+    machine = mim_machine(
+        norm=norm, epsilon=epsilon, steps=steps, step_size=step_size, decay=decay, **settings
+    )
+    return as_attack(machine, random_start=random_start, gradient_steps=steps, final_forward=False)
+
+
+def mim_machine(
+    *,
+    norm: str,
+    epsilon: float | Array,
+    steps: int,
+    step_size: float | None = None,
+    decay: float = _DECAY,
+    **settings: Any,
+) -> Machine:
+    """Return momentum FGSM as a `types.Machine`: PGD, told the momentum in place of a gradient."""
+    if not 0 <= check_number("decay", decay) < float("inf"):
+        raise ValueError(f"decay={decay} is no share of the momentum; pass a number >= 0, as 1.0")
+    pgd = pgd_machine(norm=norm, epsilon=epsilon, steps=steps, step_size=step_size, **settings)
+
+    def init(images: Any, labels: Any, **given: Any) -> MimState:
+        run = pgd.init(images, labels, **given)
+        if step_size is None:
+            run = run._replace(step=run.epsilon / steps)
+        return MimState(run, jnp.zeros_like(run.points))
+
+    def tell(state: MimState, logits: Any, gradient: Points) -> MimState:
+        gradient = jnp.where(per_image(all_finite(gradient), gradient), gradient, 0)
+        size = jnp.maximum(l1_norm(gradient), jnp.finfo(gradient.dtype).tiny)
+        momentum = decay * state.momentum + gradient / per_image(size, gradient)
+        return MimState(pgd.tell(state.run, logits, momentum), momentum)
+
+    return Machine(
+        init=init,
+        query=lambda state: pgd.query(state.run),
+        loss=lambda state, logits: pgd.loss(state.run, logits),  # type: ignore[misc]
+        tell=tell,
+        finished=lambda state: pgd.finished(state.run),
+        result=lambda state: pgd.result(state.run),
+    )
+
+
+def _searching(setting: Any, epsilon: Any) -> Machine:
+    """Make the machine for a search, which looks at the last point too."""
+    machine = mim_machine(norm=setting.norm, epsilon=epsilon, steps=setting.steps)
+    return machine._replace(finished=lambda state: state.run.iteration > state.run.steps)
+
+
+_FACTS = Facts(
+    machine="mim",
+    make=_searching,
+    rule="a fixed length along the sum of all gradients so far",
+    starts=("image", "random"),
+    least={"steps": 1, "restarts": 1, "eot": 1},
+)
+add(
+    _FACTS,
+    Row(
+        *("mim", "FGSM with momentum", _FACTS),
+        searches=Named(number=6, steps=20),
+        fixed=Fixed(start="image"),
+        trains=True,
+        make=mim,
+        length=1.0,
+    ),
+)

@@ -1,0 +1,104 @@
+"""An objective is a row: what is added by one call trains, is counted and is examined."""
+
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+
+from jaxrobust.config import network_of
+from jaxrobust.doctor import config_checks
+from jaxrobust.doctor.findings import YELLOW
+from jaxrobust.training import build
+from jaxrobust.training.update import alarm, averages, inner, objectives
+from tests.support import steps
+from tests.support.runs import tiny
+
+
+def halves(phase, attack):
+    """The mean of clean and adversarial cross-entropy."""
+    del phase
+    clean, robust = objectives.clean(), objectives.adversarial(attack.labels)
+
+    def loss(net, params, stats, batch, images_adv, key):
+        one, (stats, known) = clean.loss(net, params, stats, batch, images_adv, key)
+        other, (stats, more) = robust.loss(net, params, stats, batch, images_adv, key)
+        return (one + other) / 2, (stats, known | more)
+
+    return robust._replace(loss=loss)
+
+
+class RowsTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.enter_context(mock.patch.dict(objectives.ROWS))
+        objectives.add("halves", objectives.ObjectiveRow(halves, both=True))
+
+    def config(self, **changes):
+        return steps.small_config(train__objective="halves", **changes)
+
+    def test_what_it_minimises(self):
+        config, batch = self.config(), steps.batch_of()
+        net, images = network_of(config), batch.images.astype(jnp.float32) / 255
+        params, stats = jax.jit(net.init)(jax.random.key(0))
+        made = build._objective(config.train, config.attack)
+        shown = batch._replace(images=images)
+        value, (_, metrics) = made.loss(net, params, stats, shown, images[::-1], None)
+        one, other = (
+            own.loss(net, params, stats, shown, images[::-1], None)[0]
+            for own in (objectives.clean(), objectives.adversarial())
+        )
+        self.assertAlmostEqual(float(value), float(one + other) / 2, places=6)
+        self.assertSameElements(metrics, ("clean", "robust"))
+
+    @pytest.mark.slow
+    def test_it_trains(self):
+        config, batch = self.config(attack__name="fgsm"), steps.batch_of()
+        phase = build.phase(config, "train", 24, devices=jax.devices()[:1], donate=False)
+        state = phase.init(jax.random.key(0))
+        with jax.numpy_dtype_promotion("standard"):  # of optax
+            after, metrics = phase.step(state, batch, build.control(phase.mesh))
+        self.assertContainsSubset(("clean", "robust", "loss"), metrics)
+        name = "head.fc.kernel"
+        self.assertGreater(float(jnp.abs(after.params[name] - state.params[name]).max()), 0)
+
+    def test_its_passes_are_counted(self):
+        config = self.config()
+        flops = build.flops_per_image(config, "train") / build.forward_flops(config)
+        self.assertEqual(flops, (2 * 3 + 1) + 6)
+        how = {"every_steps": 10**6, "images": 8, "batch_size": 8, "dtype": "float32"}
+        given = {"attack": "apgd", "steps": 3} | how
+        self.assertEqual(
+            alarm.check_cost(objective="halves", **given),
+            alarm.check_cost(objective="mart", **given),
+        )
+
+    def test_its_checks_are_those_of_its_row(self):
+        config = self.config(train__bn_momentum=(1.0, 0.01))
+        with self.assertRaisesRegex(ValueError, "objective='halves' moves them twice"):
+            averages.running_statistics(config.train, "train")
+        with self.assertRaisesRegex(ValueError, r"unknown objective 'thirds'; one of .*'halves'"):
+            build.phase(steps.small_config(train__objective="thirds"), "train", 24)
+
+    def test_an_attack_at_probabilities(self):
+        row = objectives.ROWS["trades"]._replace(weights=())
+        objectives.add("mine", row)
+        with self.assertRaisesRegex(ValueError, "objective='mine' with attack.start='image'"):
+            inner.training_attack(steps.small_config(), "mine")
+        config = tiny(train__objective="mine", attack__start="random", attack__statistics="batch")
+        config.unlock().model.update(name="resnet18")
+        config.model.options = ConfigDict({"depths": (1, 1, 1, 1)})
+        look = next(
+            own.look for own in config_checks.CONFIG_CHECKS if own.name == "batch-statistics"
+        )
+        self.assertEqual(look(config_checks.Plan(config)).level, YELLOW)
+
+    def test_a_name_that_is_there(self):
+        with self.assertRaisesRegex(ValueError, "there is an objective mart already"):
+            objectives.add("mart", objectives.ROWS["mart"])
+
+
+if __name__ == "__main__":
+    absltest.main()
