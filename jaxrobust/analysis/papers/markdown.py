@@ -1,11 +1,13 @@
 """The tables as Markdown: paper, ours or `not measured`, and beside them what fits no row."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxrobust.analysis.papers import matching, tables
 from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.analysis.papers.tables import Table
-from jaxrobust.evaluation.records.record import AccuracyRecord
+
+if TYPE_CHECKING:
+    from jaxrobust.evaluation.records.record import AccuracyRecord
 
 NOT_MEASURED = "not measured"
 _NEAR = 3  # differences that are named of a record beside a table
@@ -151,7 +153,7 @@ def _records(records: list[Ours], shown: list[Filled]) -> str:
     return "\n".join([lines[0], "", *lines[1:]])
 
 
-def _clean(record: AccuracyRecord) -> str:
+def _clean(record: "AccuracyRecord") -> str:
     """Return the accuracy on clean images, and the mean under corruptions."""
     said = [] if record.clean is None else [f"{record.clean:.2%} clean"]
     if measured := record.corruptions:
@@ -159,13 +161,13 @@ def _clean(record: AccuracyRecord) -> str:
     return ", ".join(said)
 
 
-def short(record: AccuracyRecord) -> str:
+def short(record: "AccuracyRecord") -> str:
     """Return the commit of a record, cut, with a mark where files had changed."""
     commit, plus, _ = str(record.commit).partition("+")
     return commit[:8] + ("+changes" if plus else "")
 
 
-def _attack(record: AccuracyRecord) -> str:
+def _attack(record: "AccuracyRecord") -> str:
     if not record.attacks:
         return "no attack"
     first = record.attacks[0]
@@ -189,7 +191,7 @@ def _nearest(ours: Ours, shown: list[Filled]) -> str:
     return best[1] if best else "no table above has such a value"
 
 
-def _concerns(what: dict[str, Any], record: AccuracyRecord) -> bool:
+def _concerns(what: dict[str, Any], record: "AccuracyRecord") -> bool:
     """Tell whether a record may be near a result: clean ones near clean ones."""
     if what["attack"] == "corruptions" or record.corruptions:
         return what["attack"] == "corruptions" and bool(record.corruptions)

@@ -7,8 +7,9 @@ differs from what the record and the config beside it prove: what nobody proves,
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxrobust import models
 from jaxrobust.analysis.papers import tables, training, twenty
@@ -16,9 +17,11 @@ from jaxrobust.analysis.papers.tables import Table
 from jaxrobust.config import of_phase, phases
 from jaxrobust.data import imagenet
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
-from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.store import hashes
+
+if TYPE_CHECKING:
+    from jaxrobust.evaluation.records.record import AccuracyRecord
 
 # Keys of AutoAttack's standard version as records list them: name, steps, restarts, targets.
 _STANDARD = {
@@ -32,7 +35,7 @@ _STANDARD = {
 class Ours(NamedTuple):
     """A record, the file that holds it, and the config of its network, if that is beside it."""
 
-    record: AccuracyRecord
+    record: "AccuracyRecord"
     file: Path
     config: dict[str, Any] | None  # of a run, or of an imported folder
 
@@ -58,7 +61,9 @@ def collect(places: list[Path]) -> list[Ours]:
     return [ours._replace(config=configs.get(str(ours.record.config_sha256))) for ours in found]
 
 
-def _records(file: Path) -> Iterator[AccuracyRecord]:
+def _records(file: Path) -> "Iterator[AccuracyRecord]":
+    from jaxrobust.evaluation.records.record import AccuracyRecord  # which imports JAX
+
     for record in map(AccuracyRecord.from_json, jsonl.read(file)):
         if not {"clean", "attacks", "config_sha256", "dataset"}.isdisjoint(record.absent):
             raise ValueError(f"{file} holds lines that are no records of jaxrobust evaluate")
@@ -159,7 +164,9 @@ def _other_options(name: str, options: dict[str, Any], row: dict[str, Any]) -> I
         yield f"network {models.words(name, own)}, not {row['name']}"
 
 
-def _other_images(row: dict[str, Any], record: AccuracyRecord, of_training: bool) -> Iterator[str]:
+def _other_images(
+    row: dict[str, Any], record: "AccuracyRecord", of_training: bool
+) -> Iterator[str]:
     of_files = str(record.dataset).startswith("cifar10-c:")  # of which any split is of its own
     on_list = str(row["split"]).endswith("@robustbench")
     same = record.ids_sha256 == ROBUSTBENCH_SHA256
@@ -192,7 +199,7 @@ def _whole(split: str, exactly: bool) -> str:
 
 
 def other_attack(
-    what: dict[str, Any], record: AccuracyRecord, dataset: str | None = None
+    what: dict[str, Any], record: "AccuracyRecord", dataset: str | None = None
 ) -> Iterator[str]:
     """Say what of a record's attack is not that of a result on a data set."""
     kind = what["attack"]
@@ -207,7 +214,7 @@ def other_attack(
         yield from _other_attack(what, record)
 
 
-def _other_union(members: list[dict[str, Any]], record: AccuracyRecord) -> Iterator[str]:
+def _other_union(members: list[dict[str, Any]], record: "AccuracyRecord") -> Iterator[str]:
     if not record.is_union:
         yield "one attack, not the worst case of several"
         return
@@ -216,13 +223,13 @@ def _other_union(members: list[dict[str, Any]], record: AccuracyRecord) -> Itera
     if wanted != found:
         yield "another PGD than the study's in one of the norms"
     others = [own for own in record.attacks if own["name"] != "pgd"]
-    rest = AccuracyRecord(attacks=others, robust=0.0)
+    rest = replace(record, attacks=others, robust=0.0)
     for own in members:
         if own["attack"] != "pgd":
             yield from _other_attack(own, rest)
 
 
-def _other_attack(what: dict[str, Any], record: AccuracyRecord) -> Iterator[str]:
+def _other_attack(what: dict[str, Any], record: "AccuracyRecord") -> Iterator[str]:
     kind = what["attack"]
     attacks = record.attacks
     if not attacks or record.robust is None:
@@ -252,7 +259,7 @@ def _other_attack(what: dict[str, Any], record: AccuracyRecord) -> Iterator[str]
         yield f"the paper does not say the settings of its {kind}"
 
 
-def measured(what: dict[str, Any], record: AccuracyRecord) -> float | None:
+def measured(what: dict[str, Any], record: "AccuracyRecord") -> float | None:
     """Return the percentage that a record has for a result of a table."""
     if what["attack"] == "corruptions":
         value = (record.corruptions or {}).get("mean")

@@ -6,9 +6,10 @@ was trained. Facts: Tang et al. 2022 (arXiv 2209.14105) and DIG-Beihang/RobustAR
 
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxrobust.evaluation.records.record import AccuracyRecord
+if TYPE_CHECKING:
+    from jaxrobust.evaluation.records.record import AccuracyRecord
 
 PAPER = "twenty_architectures"
 NOTE = "epochs, start and attack_steps are those of the authors' repository, not of the paper."
@@ -89,7 +90,7 @@ def pgd(what: Mapping[str, Any]) -> tuple[Any, ...]:
     return what["norm"], round(epsilon, 9), steps, round(length, 9), what["start"], rule
 
 
-def other_corruptions(dataset: str | None, record: AccuracyRecord) -> Iterator[str]:
+def other_corruptions(dataset: str | None, record: "AccuracyRecord") -> Iterator[str]:
     """Say what of a record's corruptions is not the mean of all fifteen kinds and five severities
     of the published files, or of the computed ones where none are published.
     """
