@@ -309,6 +309,7 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
             and all(v is None or _is_number(v) for v in counts)
             and all(isinstance(a.get(key), str) for a in attacks for key in ("name", "norm"))
             and all(_is_number(a.get("epsilon")) for a in attacks)
+            and len(record.threats) == len(attacks)  # each of which is checked
         )
     if not sound:
         raise ValueError(f"{file} has a record with parts of a wrong type; get the file again")

@@ -176,7 +176,7 @@ class ConfirmTest(parameterized.TestCase):
         self.assertBetween(seen["images"].max(), 0.9, 1.0)
         labels = [open_source("digits", "test")[i].label for i in range(8)]
         self.assertEqual(seen["labels"].tolist(), labels)
-        self.assertEqual(tuple(seen["ball"]), ("linf", 8 / 255))
+        self.assertEqual((seen["ball"].norm, seen["ball"].epsilon), ("linf", 8 / 255))
 
     def test_others_are_named(self):
         said, _ = self.verdicts([True, False, True, True, False, False, False, False])
