@@ -9,8 +9,7 @@ import pytest
 from absl.testing import absltest
 
 from jaxrobust.convert import confirm
-from jaxrobust.evaluation.records import records
-from tests.support import paths
+from tests.support import paths, result_lines
 from tests.support.commands import commands
 
 CONFIG = """
@@ -60,7 +59,7 @@ class EndToEndTest(absltest.TestCase):
             where = f"--config.data.dir={data}"
             out = said("train", "--config", "own.py", where)
             self.assertIn("stem: step 0 of 240, clean", out)
-            rows = records.read(folder / run)
+            rows = result_lines.read(folder / run)
             clean, stem, robust = ([row["clean"], row["robust"]] for row in rows)
             self.assertGreater(min(clean[0], stem[0], robust[0]), 0.2)  # 0.1 is chance
             self.assertGreater(robust[1], max(clean[1], stem[1]) + 0.05)

@@ -30,6 +30,7 @@ from jaxrobust.evaluation.engine import accuracy, cascade, engine, replay
 from jaxrobust.evaluation.network import checks, fingerprint, randomised, tracing
 from jaxrobust.evaluation.questions import several
 from jaxrobust.evaluation.records import records, trained, verdicts
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report import gathered
 from jaxrobust.report.parts import commands, comparison, sentences
 from jaxrobust.runtime.commandline import functions
@@ -44,6 +45,7 @@ from tests.support import (
     images,
     paths,
     reports,
+    result_lines,
     rows,
     runs,
     sweeps,
@@ -286,7 +288,7 @@ class AnsweredTest(parameterized.TestCase):
         common = {"dataset": "digits", "n": 20, "out": "out", "epsilon": "0.05", "attack": "clean"}
         code, printed, said = call(**common | given)
         self.assertEqual(code, 0, said)
-        return records.read(Path(str((common | given)["out"])))[-1], said, printed
+        return result_lines.read(Path(str((common | given)["out"])))[-1], said, printed
 
     @parameterized.parameters("function", "torch", "model")
     def test_a_file_that_the_named_one_imports(self, flag):
@@ -384,11 +386,11 @@ class AnsweredTest(parameterized.TestCase):
         self.assertRegex(said, "done before, .*, by jaxrobust 0.0.1 at ffffffffffff, .*here: ")
         anew, said, _ = self.ask(**given, again=True)
         self.assertNotIn("done before", said)
-        self.assertLen(records.read(Path("out")), 2)
+        self.assertLen(result_lines.read(Path("out")), 2)
         self.assertEqual(anew["robust"], first["robust"])
         self.assertEqual(anew["fingerprint"]["versions"], fingerprint.versions())
         self.ask(**given, again=True)
-        self.assertLen({r["evaluation"] for r in records.read(Path("out"))}, 3)
+        self.assertLen({r["evaluation"] for r in result_lines.read(Path("out"))}, 3)
 
     def test_a_record_of_an_older_version_is_named_and_no_answer(self):
         self.fronts("x")
@@ -398,7 +400,7 @@ class AnsweredTest(parameterized.TestCase):
         Path("out/results.jsonl").write_text(json.dumps(record | {"evaluation": "0" * 12}) + "\n")
         _, said, _ = self.ask(**given)
         self.assertIn("noted neither what the network computes nor the images' bytes", said)
-        self.assertLen(records.read(Path("out")), 2)
+        self.assertLen(result_lines.read(Path("out")), 2)
 
 
 def digits_regression() -> np.ndarray:
@@ -607,7 +609,7 @@ class ChosenTest(parameterized.TestCase):
         on = {"dataset": "digits", "split": evaluated}
         said = trained.training(runs.tiny(), "train", **on, chosen=chosen)
         self.assertIs(said["selection"]["on_evaluated_images"], expected)
-        self.assertEqual("selection" in trained.seen_before(said), expected is not False)
+        self.assertEqual("selection" in trained.flags(said), expected is not False)
 
     @parameterized.parameters(
         ({}, "train[:20]", True),
@@ -620,7 +622,7 @@ class ChosenTest(parameterized.TestCase):
         config.data.update(more)
         said = trained.training(config, "train", dataset="digits", split=evaluated)
         self.assertEqual(said["on_evaluated_images"], expected)
-        self.assertEqual("training" in trained.seen_before(said), expected)
+        self.assertEqual("training" in trained.flags(said), expected)
 
     @parameterized.parameters(
         ({"selection_split": "test[50:]"}, "chosen on what is reported"),
@@ -805,15 +807,15 @@ class ComparedTest(parameterized.TestCase):
     def test_a_union_of_records_keeps_what_they_replayed(self):
         source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 9}
         folder = self.write("a1", self.fallen(9), replayed=[source])
-        (record,) = records.read(folder)
+        (record,) = result_lines.read(folder)
         self.assertEqual(several._of_record(record, folder)["replayed"], [source])
 
     def test_a_plain_attack_says_what_was_replayed(self):
         source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 3}
         folder = self.write("a1", replayed=[source], method="apgd-ce")
-        (record,) = records.read(folder)
+        (record,) = result_lines.read(folder)
         said = "apgd-ce, linf 0.1 (3 images decided by replayed points)"
-        self.assertEqual(records.how(record), said)
+        self.assertEqual(records.attack_line(AccuracyRecord.from_json(record)), said)
         (one,) = gathered.gather([folder]).evaluations
         self.assertIn("3 images decided by replayed points", " ".join(sentences.doubts(one, [])))
 
@@ -895,7 +897,7 @@ class NotFiniteTest(parameterized.TestCase):
         broken = int((data.load("digits", n=20).images[:, 0, 2, 0] > 0.3).sum())
         self.assertBetween(broken, 1, 19)
         self.assertIn(f"flag nan-logits: {broken} of 20 images", printed)
-        self.assertIn("nan-logits", records.read(Path("out"))[0]["flags"])
+        self.assertIn("nan-logits", result_lines.read(Path("out"))[0]["flags"])
 
     def test_a_program_is_refused_before_anything_is_attacked(self):
         for ask in (
@@ -1223,18 +1225,21 @@ class RandomisedTest(parameterized.TestCase):
         given |= {"version": "rand", "attack": "apgd-ce", "steps": 2, "epsilon": "0.05"}
         code, printed, said = call(**given, draws=5)
         self.assertEqual(code, 0, said)
-        record = records.read(Path("out"))[-1]
+        record = result_lines.read(Path("out"))[-1]
         self.assertEqual(record["method"], "apgd-ce, rand, steps 2, majority of 5 draws")
         one = record["draws"]["one_draw"]
         self.assertIn(f"clean {one['clean']:.1%}, robust {one['robust']:.1%}", printed)
-        self.assertEqual(commands._judged(record), ["--rule", "majority", "--draws", "5"])
+        self.assertEqual(
+            commands._judged(AccuracyRecord.from_json(record)),
+            ["--rule", "majority", "--draws", "5"],
+        )
         older = {key: record[key] for key in record if key != "draws"}
-        self.assertEqual(commands._judged(older), ["--rule", "one-draw"])
+        self.assertEqual(commands._judged(AccuracyRecord.from_json(older)), ["--rule", "one-draw"])
         self.assertIn("done before", call(**given, draws=5, rule="majority")[2])
         self.assertIn("done before", call(**given, draws=5, noreplay=True)[2])
         code, _, said = call(**given, rule="one-draw")
         self.assertNotIn("done before", said)
-        self.assertEqual(records.read(Path("out"))[-1]["robust"], one["robust"])
+        self.assertEqual(result_lines.read(Path("out"))[-1]["robust"], one["robust"])
         for words, message in (
             (
                 {"version": "standard", "rule": None},

@@ -97,7 +97,7 @@ def compared(
         _, real["autoattack"] = command(
             "jaxrobust.evaluate", *words, cache=folder / "attacking", cpu=cpu
         )
-        robust = records.read(out)[-1]["robust"]
+        robust = records.read(out)[-1].robust or 0.0
     estimates.append(estimated())
     found = {}
     for what, took in real.items():

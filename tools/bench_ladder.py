@@ -13,16 +13,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.commandline.threats import ladder
 
 
-def evaluated(out: Path, *flags: str) -> tuple[list[dict[str, Any]], float]:
+def evaluated(out: Path, *flags: str) -> tuple[list[AccuracyRecord], float]:
     """Return the records that the command writes into an empty folder, and its seconds."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "jaxrobust.evaluate", *flags, f"--out={out}"]
@@ -31,9 +31,9 @@ def evaluated(out: Path, *flags: str) -> tuple[list[dict[str, Any]], float]:
     return records.read(out), time.perf_counter() - start
 
 
-def passes(record: dict[str, Any]) -> int:
+def passes(record: AccuracyRecord) -> int:
     """Return what the attacks of a record took."""
-    return sum(cost["forward"] + 2 * cost["backward"] for cost in record["costs"])
+    return sum(cost["forward"] + 2 * cost["backward"] for cost in record.costs or ())
 
 
 def compare(radii: str, flags: list[str], folder: Path) -> str:
@@ -49,12 +49,12 @@ def compare(radii: str, flags: list[str], folder: Path) -> str:
         ours = [f"--norm={ball.norm}", f"--epsilon={ball.epsilon!r}", "--noreplay"]
         (own,), took = evaluated(out, *ours, *flags)
         alone, alone_seconds = alone + passes(own), alone_seconds + took
-        first = verdicts.read(folder / "ladder" / record["verdicts"]).robust
-        second = verdicts.read(out / own["verdicts"]).robust
+        first = verdicts.read(folder / "ladder" / str(record.verdicts)).robust
+        second = verdicts.read(out / str(own.verdicts)).robust
         cells = (
             f"{ball}",
-            f"{record['robust']:.1%}",
-            f"{own['robust']:.1%}",
+            f"{record.robust:.1%}",
+            f"{own.robust:.1%}",
             (first & ~second).sum(),
             (second & ~first).sum(),
             f"{passes(record) / passes(own):.2f}" if passes(own) else "-",

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from jaxrobust.analysis.papers import markdown, tables, training
 from jaxrobust.config import completed, plain
 from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.commandline.arguments import Arguments, load_config, stop
 from jaxrobust.weights.trained import runs
 from tools import refresh_configs
@@ -65,23 +66,23 @@ def _run(place: Path) -> str:
     own = command(plain(runs.run_config(place)))
     lines = [_line(own, found)]
     for record in records.read(place / "evaluation"):
-        if record["attacks"]:
+        if record.attacks:
             lines.append(
                 _line(
-                    f"`python -m jaxrobust.evaluate --workdir {place}`: {record['method']}",
+                    f"`python -m jaxrobust.evaluate --workdir {place}`: {record.method}",
                     [record],
                 )
             )
     return "".join(lines)
 
 
-def _line(first: str, found: list[dict[str, Any]]) -> str:
+def _line(first: str, found: list[AccuracyRecord]) -> str:
     last = found[-1]
-    reached = {record["weights"].partition(",")[0]: record for record in found}
-    ball = f"{last['attacks'][0]['norm']} {_radius(last['attacks'][0]['epsilon'])}"
-    images = f"{int(last['image_ids'].split('..')[1]) + 1:,} {last['dataset']}"
+    reached = {str(record.weights).partition(",")[0]: record for record in found}
+    ball = f"{last.threats[0].norm} {_radius(last.threats[0].epsilon)}"
+    images = f"{int(str(last.image_ids).split('..')[1]) + 1:,} {last.dataset}"
     clean, robust = (_accuracies(reached.get(phase)) for phase in ("pretrain", "train"))
-    where = f"{last['device']} (commit {markdown.short(last)})"
+    where = f"{last.device} (commit {markdown.short(last)})"
     return f"| {' | '.join((first, f'{images}, {ball}', clean, robust, where))} |\n"
 
 
@@ -113,10 +114,10 @@ def published(config: dict[str, Any]) -> Iterator[tuple[tables.Table, dict[str, 
                     yield table, row
 
 
-def _accuracies(record: dict[str, Any] | None) -> str:
-    if record is None:
+def _accuracies(record: AccuracyRecord | None) -> str:
+    if record is None or record.clean is None or record.robust is None:
         return ""
-    return f"{100 * record['clean']:.1f} % clean, {100 * record['robust']:.1f} % robust"
+    return f"{100 * record.clean:.1f} % clean, {100 * record.robust:.1f} % robust"
 
 
 def _radius(epsilon: float) -> str:

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.commandline.arguments import Arguments, stop
 
 SEEDS = (0, 1)
@@ -83,13 +84,13 @@ def _made(args: Any, name: str, seed: int, end: float) -> bool:
 
 def trained(workdir: Path) -> bool:
     """Tell whether a run has tested its last phase."""
-    return any(row["weights"].startswith("train,") for row in records.read(workdir))
+    return any(str(row.weights).startswith("train,") for row in records.read(workdir))
 
 
-def attacked(workdir: Path, found: Any) -> dict[str, Any] | None:
+def attacked(workdir: Path, found: Any) -> AccuracyRecord | None:
     """Return the record of the study's attack on a run."""
     rows = records.read(workdir / "evaluation")
-    return next((r for r in rows if r["method"] == found.METHOD), None)
+    return next((r for r in rows if r.method == found.METHOD), None)
 
 
 def table(out: Path, found: Any) -> str:
@@ -99,8 +100,8 @@ def table(out: Path, found: Any) -> str:
     means: dict[str, Any] = {}  # None: not all seeds are done
     for name in found.RUNS:
         made = [attacked(out / f"{name}-{seed}", found) for seed in SEEDS]
-        cells = [[_percent(r[key] if r else None) for r in made] for key in ("clean", "robust")]
-        robust = [r["robust"] for r in made if r]
+        cells = [[_percent(getattr(r, key, None)) for r in made] for key in ("clean", "robust")]
+        robust = [r.robust for r in made if r and r.robust is not None]
         means[name] = sum(robust) / len(robust) if len(robust) == len(SEEDS) else None
         mean = _percent(means[name])
         base = found.RUNS[0]

@@ -1,10 +1,11 @@
 """Accounts of networks that are handed on: their inputs, their training and their records."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxrobust.data import imagenet, resolve
 from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.types import Threat
@@ -26,7 +27,7 @@ class Account(NamedTuple):
     dataset: str | None = None  # of the training
     classes: tuple[str, ...] = ()  # in the order of labels
     imagenet: bool = False  # whether they are ImageNet's 1,000
-    records: tuple[dict[str, Any], ...] = ()  # of exactly these weights
+    records: tuple[AccuracyRecord, ...] = ()  # of exactly these weights
     published: str | None = None  # the RobustBench id
     source: str | None = None  # where imported weights are from
     source_sha256: str | None = None
@@ -58,7 +59,7 @@ def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = N
         dataset=config.data.name,
         classes=classes,
         imagenet=classes == imagenet.synsets(),
-        records=tuple(runs.records_of(workdir, sha256)),
+        records=tuple(map(AccuracyRecord.from_json, runs.records_of(workdir, sha256))),
     )
 
 
@@ -73,7 +74,7 @@ def of_weights(network: Network, which: str) -> Account:
         preprocessing=about["preprocessing"],
         dataset=board.data if board and board.dataset != "imagenet" else None,
         imagenet=board is not None and board.dataset == "imagenet",
-        records=tuple(about["accuracies"] or ()),
+        records=tuple(map(AccuracyRecord.from_json, about["accuracies"] or ())),
         published=key,
         source=about.get("source"),
         source_sha256=about.get("source_sha256"),
@@ -82,13 +83,14 @@ def of_weights(network: Network, which: str) -> Account:
 
 def with_records(known: Account, file: Path | None, sha256: str) -> Account:
     """Add the records of these weights in a file of records to an account."""
-    rows = [row for row in jsonl.read(file) if row.get("weights_sha256") == sha256] if file else []
-    new = tuple(row for row in rows if row not in known.records)
-    first = next((row for row in (*known.records, *new) if row.get("preprocessing")), {})
-    on_imagenet = any(str(row.get("dataset")).startswith("imagenet2012") for row in new)
+    rows = map(AccuracyRecord.from_json, jsonl.read(file) if file else [])
+    of_these = [record for record in rows if record.weights_sha256 == sha256]
+    new = tuple(record for record in of_these if record not in known.records)
+    expected = (record.preprocessing for record in (*known.records, *new))
+    on_imagenet = any(str(record.dataset).startswith("imagenet2012") for record in new)
     return known._replace(
         records=known.records + new,
-        preprocessing=known.preprocessing or first.get("preprocessing"),
+        preprocessing=known.preprocessing or next(filter(None, expected), None),
         imagenet=known.imagenet or on_imagenet,
     )
 
@@ -146,32 +148,32 @@ def threat(known: Account) -> str:
     return f"{known.threat.written()}, in units of [0, 1] pixels"
 
 
-def images(record: dict[str, Any]) -> str:
+def images(record: AccuracyRecord) -> str:
     """Count and name the images of a record."""
-    first, _, last = str(record.get("image_ids", "")).partition("..")
+    first, _, last = str(record.image_ids or "").partition("..")
     count = f"{int(last) - int(first) + 1:,} of " if first.isdigit() and last.isdigit() else ""
-    return f"{count}{record.get('dataset')}, split {record.get('split')}"
+    return f"{count}{record.dataset}, split {record.split}"
 
 
-def row(record: dict[str, Any]) -> tuple[str, str, str, str, str]:
+def row(record: AccuracyRecord) -> tuple[str, str, str, str, str]:
     """Return (images, attack, clean, robust, where it stands) of a record."""
-    robust = record.get("robust")
-    attack = _attack(record) if record["attacks"] and robust is not None else "none"
-    by = record.get("published_by")
+    robust = record.robust
+    attack = _attack(record) if record.attacks and robust is not None else "none"
+    by = record.published_by
     stands = f"published by {by}" if by else _stands(record)
     shown = "-" if robust is None else f"{robust:.2%}"
-    clean = "-" if record["clean"] is None else f"{record['clean']:.2%}"
+    clean = "-" if record.clean is None else f"{record.clean:.2%}"
     return images(record), attack, clean, shown, stands
 
 
-def _attack(record: dict[str, Any]) -> str:
-    if record.get("method") == "union":
-        return records.how(record)
-    name = records.how(record).partition(",")[0]
-    return f"{name}, {Threat.of(record['attacks'][0]).written()}"
+def _attack(record: AccuracyRecord) -> str:
+    if record.is_union:
+        return records.attack_line(record)
+    name = records.attack_line(record).partition(",")[0]
+    return f"{name}, {record.threats[0].written()}"
 
 
-def _stands(record: dict[str, Any]) -> str:
-    number = f"record {record['evaluation']} of " if "evaluation" in record else "record of "
-    flags = f", flags: {', '.join(record['flags'])}" if record.get("flags") else ""
-    return f"{number}{record['time']}, commit {record['commit'][:12]}, {record['device']}{flags}"
+def _stands(record: AccuracyRecord) -> str:
+    number = f"record {record.evaluation} of " if record.evaluation else "record of "
+    flags = f", flags: {', '.join(record.flags)}" if record.flags else ""
+    return f"{number}{record.time}, commit {str(record.commit)[:12]}, {record.device}{flags}"

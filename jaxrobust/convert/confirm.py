@@ -11,15 +11,17 @@ from jaxrobust.convert.references import INSTALL
 from jaxrobust.data import EvaluationBatch
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import say
+from jaxrobust.types import Threat
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
 _BATCH = 250
 
 
 def verdicts(
-    net: Any, record: dict[str, Any], ledger: Path, count: int, *, data_dir: str | None = None
+    net: Any, record: AccuracyRecord, ledger: Path, count: int, *, data_dir: str | None = None
 ) -> str:
     """Return how many of the first verdicts of a record pyautoattack reaches too, in words.
 
@@ -38,8 +40,8 @@ def verdicts(
         raise ValueError(f"--confirm needs pyautoattack: {INSTALL}") from error
     images, labels = _images(record, count, data_dir)
     ours = _ours(ledger, record, len(images))
-    ball = record["attacks"][0]
-    say(f"pyautoattack on {len(images)} images in PyTorch, {ball['norm']} {ball['epsilon']:.4g}")
+    ball = record.threats[0]
+    say(f"pyautoattack on {len(images)} images in PyTorch, {ball}")
     theirs = _theirs(pyautoattack, net, images, labels, ball)
     other = np.flatnonzero(ours != theirs)
     said = (
@@ -54,19 +56,22 @@ def verdicts(
 
 
 def _images(
-    record: dict[str, Any], count: int, data_dir: str | None
+    record: AccuracyRecord, count: int, data_dir: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return f32[N,H,W,C] in [0, 1] and i64[N], the first images of a record."""
-    model = record["model"]
+    model = record.model or {}
     source = registry.open_source(
-        record["dataset"], record["split"], data_dir=data_dir, num_classes=model["num_classes"]
+        str(record.dataset),
+        str(record.split),
+        data_dir=data_dir,
+        num_classes=model["num_classes"],
     )
-    count = min(count, int(record["image_ids"].partition("..")[2]) + 1)
+    count = min(count, int(str(record.image_ids).partition("..")[2]) + 1)
     parts = pipeline.evaluation_batches(
         source,
         batch_size=min(count, _BATCH),
-        image_size=model["image_size"],
-        preprocessing=record["preprocessing"],
+        image_size=int(model["image_size"] or 0),
+        preprocessing=record.preprocessing,
         limit=count,
     )
     with contextlib.closing(parts):
@@ -75,7 +80,7 @@ def _images(
     return batch.images.astype(np.float32) / np.float32(255), batch.labels.astype(np.int64)
 
 
-def _ours(ledger: Path, record: dict[str, Any], count: int) -> np.ndarray:
+def _ours(ledger: Path, record: AccuracyRecord, count: int) -> np.ndarray:
     """Return bool[N]: no attack fooled the image. One that no attack was tried on was
     misclassified.
     """
@@ -86,20 +91,20 @@ def _ours(ledger: Path, record: dict[str, Any], count: int) -> np.ndarray:
             f"{ledger} is not there, or empty: --confirm compares with the verdicts that an "
             "evaluation writes beside its records; give the results.jsonl in its folder"
         )
-    total = int(record["image_ids"].partition("..")[2]) + 1
-    last, robust = record["attacks"][-1]["name"], np.zeros(total, bool)
+    total = int(str(record.image_ids).partition("..")[2]) + 1
+    last, robust = record.attacks[-1]["name"], np.zeros(total, bool)
     standing = [r["image"] for r in rows if r["attack"] == last and not r["fooled"]]
     robust[[image for image in standing if image < total]] = True
-    if round(record["robust"] * total) != robust.sum():
+    if round((record.robust or 0) * total) != robust.sum():
         raise ValueError(
             f"{ledger} has {robust.sum():,} robust images of {total:,}, and its record says "
-            f"{record['robust']:.2%}: another evaluation's; evaluate again into a new --out"
+            f"{record.robust:.2%}: another evaluation's; evaluate again into a new --out"
         )
     return robust[:count]
 
 
 def _theirs(
-    library: Any, net: Any, images: np.ndarray, labels: np.ndarray, ball: dict[str, Any]
+    library: Any, net: Any, images: np.ndarray, labels: np.ndarray, ball: Threat
 ) -> np.ndarray:
     """Return bool[N]: pyautoattack's standard version did not fool the image."""
     import torch
@@ -111,8 +116,8 @@ def _theirs(
     torch.manual_seed(0)
     attack = library.AutoAttack(
         net,
-        norm=_NORMS[ball["norm"]],
-        eps=ball["epsilon"],
+        norm=_NORMS[ball.norm],
+        eps=ball.epsilon,
         version="standard",
         seed=0,
         device=device,

@@ -34,6 +34,7 @@ from jaxrobust.convert import (
 )
 from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
@@ -326,7 +327,7 @@ def export(given: Settings) -> dict[str, Any]:
     return done
 
 
-def _confirmed(given: Settings, subject: Subject, record: dict[str, Any], file: Path):
+def _confirmed(given: Settings, subject: Subject, record: AccuracyRecord, file: Path):
     """Return what pyautoattack says of the file's network."""
     reference = references.reference(subject.network, file, given.layout)
     if reference is None:

@@ -78,7 +78,7 @@ def config(network: Network, known: Account, sha256: str) -> dict[str, Any]:
         "options": models.essential(network.name, network.options),
         "preprocessing": known.preprocessing,
         **(known.threat.settings() if known.threat else {"norm": None, "epsilon": None}),
-        "accuracies": list(known.records) or None,
+        "accuracies": [record.to_json() for record in known.records] or None,
         "weights_sha256": sha256,
     }
     names = known.classes or (imagenet.synsets() if known.imagenet else ())
@@ -257,7 +257,7 @@ def _use(network: Network, built: tuple[str, dict[str, Any]] | None) -> list[str
 def _citation(known: Account) -> list[str]:
     """Return whom to cite."""
     own = [paper(known.published)] if known.published in PUBLISHED else []
-    attacked = any(str(row.get("method")).startswith("autoattack") for row in known.records)
+    attacked = any(str(one.method).startswith("autoattack") for one in known.records)
     papers = own + [_AUTOATTACK] * attacked
     lines = [f"- {p.authors}: {p.title}. {p.venue}. <{p.link}>" for p in papers]
     return lines if own else [f"- ({BY_HAND}: the paper of these weights)", *lines]

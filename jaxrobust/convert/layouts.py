@@ -124,7 +124,7 @@ def described(network: Network, known: Account) -> dict[str, Any]:
         "in_channels": network.in_channels,
         "preprocessing": known.preprocessing,
         **(known.threat.settings() if known.threat else {"norm": None, "epsilon": None}),
-        "accuracies": list(known.records) or None,
+        "accuracies": [record.to_json() for record in known.records] or None,
         "published_id": known.published,
         "source": known.source or known.which,
         "source_sha256": known.source_sha256,

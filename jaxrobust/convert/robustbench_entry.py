@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxrobust import models
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.types import Threat, fraction
 
@@ -59,11 +60,11 @@ PROTOCOLS = (
 _PREPARED = re.compile(r"(?:tfds:)?(cifar100?)(?:[:/].*)?")
 
 
-def protocol_of(record: dict[str, Any]) -> Protocol:
+def protocol_of(record: AccuracyRecord) -> Protocol:
     """Return the leaderboard that a record is meant for: that of its data and its norm."""
-    match = _PREPARED.fullmatch(str(record["dataset"]))
+    match = _PREPARED.fullmatch(str(record.dataset))
     dataset = match[1] if match else "imagenet"
-    norms = {attack["norm"] for attack in record["attacks"]}
+    norms = {threat.norm for threat in record.threats}
     own = [p for p in PROTOCOLS if p.dataset == dataset]
     return next((p for p in own if {p.threat.norm} == norms), own[0])
 
@@ -89,27 +90,27 @@ def architecture(name: str, options: dict[str, Any]) -> str:
     return plain + " + ConvStem" * (stem != name) + with_options
 
 
-def find(path: Path, weights_sha256: str, evaluation: str | None) -> dict[str, Any]:
+def find(path: Path, weights_sha256: str, evaluation: str | None) -> AccuracyRecord:
     """Return the record of these weights in a file of records: the chosen one, or the last that
     counts.
 
     Raises:
       ValueError: there is none, or none is AutoAttack's accuracy by RobustBench's protocol.
     """
-    rows = [r for r in jsonl.read(path) if isinstance(r, dict) and "weights_sha256" in r]
+    rows = [AccuracyRecord.from_json(row) for row in jsonl.read(path) if "weights_sha256" in row]
     if evaluation is not None:
-        rows = [r for r in rows if r.get("evaluation") == evaluation]
+        rows = [r for r in rows if r.evaluation == evaluation]
         if not rows:
             raise ValueError(f"{path} has no evaluation {evaluation}")
-    own = [r for r in rows if r["weights_sha256"] == weights_sha256]
+    own = [r for r in rows if r.weights_sha256 == weights_sha256]
     if not own:
-        others = sorted({str(r["weights_sha256"])[:12] for r in rows})
+        others = sorted({str(r.weights_sha256)[:12] for r in rows})
         raise ValueError(
             f"{path} has no record of these weights (sha256 {weights_sha256[:12]}), only of "
             f"{', '.join(others) or 'none'}; evaluate what you export, or choose it with --phase "
             "and --which"
         )
-    if absent := [key for key in _KEYS if key not in own[-1]]:
+    if absent := [key for key in _KEYS if key not in own[-1].to_json()]:
         raise ValueError(f"{path}: its record of these weights has no {absent[0]}; evaluate again")
     counting = [r for r in own if not lacks(r)]
     if not counting:
@@ -123,20 +124,20 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> dict[str, A
     return counting[-1]
 
 
-def ledger_of(records: Path, record: dict[str, Any]) -> Path:
+def ledger_of(records: Path, record: AccuracyRecord) -> Path:
     """Return the ledger that an evaluation wrote beside its records."""
-    return records.parent / f"ledger-{record['evaluation']}.jsonl"
+    return records.parent / f"ledger-{record.evaluation}.jsonl"
 
 
 def _same(one: Threat, other: Threat) -> bool:
     return one.norm == other.norm and math.isclose(one.epsilon, other.epsilon, rel_tol=1e-6)
 
 
-def lacks(record: dict[str, Any]) -> list[str]:
+def lacks(record: AccuracyRecord) -> list[str]:
     """Return what separates a record from the protocol of its leaderboard; empty: nothing."""
-    p, ids = protocol_of(record), record["image_ids"]
-    radii = [Threat.of(attack) for attack in record["attacks"]]
-    method = record.get("method")
+    p, ids = protocol_of(record), record.image_ids
+    radii = record.threats
+    method = record.method
     wanted = {
         f"its attack is {method or 'not AutoAttack'}, not autoattack standard": (
             method == "autoattack standard"
@@ -145,34 +146,36 @@ def lacks(record: dict[str, Any]) -> list[str]:
             bool(radii) and all(_same(own, p.threat) for own in radii)
         ),
         "adversarial images of other evaluations were replayed; evaluate with --noreplay": (
-            not record.get("replayed")
+            not record.replayed
         ),
         f"its images are {ids}, not 0..{p.images - 1}": ids == f"0..{p.images - 1}",
-        f"its network computes in {record['dtype']}, not float32": record["dtype"] == "float32",
+        f"its network computes in {record.dtype}, not float32": record.dtype == "float32",
     }
     return [*_other_data(record, p), *(text for text, holds in wanted.items() if not holds)]
 
 
-def _other_data(record: dict[str, Any], p: Protocol) -> list[str]:
+def _other_data(record: AccuracyRecord, p: Protocol) -> list[str]:
     """Say that a record's images are not those of the leaderboard; empty: they are."""
-    data = f"its data, {record['dataset']}, split {record['split']}, are not "
+    data = f"its data, {record.dataset}, split {record.split}, are not "
     if p.dataset == "imagenet":
-        same = record.get("ids_sha256") == ROBUSTBENCH_SHA256
+        same = record.ids_sha256 == ROBUSTBENCH_SHA256
         return [] if same else [f"{data}the 5,000 of RobustBench's list"]
-    if record["split"] != "test":
+    if record.split != "test":
         return [f"{data}the test split"]
-    as_they_are = record["preprocessing"] in (None, "none")
-    return [] if as_they_are else [f"its images are changed by {record['preprocessing']}, not none"]
+    as_they_are = record.preprocessing in (None, "none")
+    return [] if as_they_are else [f"its images are changed by {record.preprocessing}, not none"]
 
 
-def percent(fraction: float) -> str:
+def percent(fraction: float | None) -> str:
     """Write a fraction as a percentage with two decimals, as RobustBench does."""
+    if fraction is None:
+        raise TypeError("an accuracy is not known")
     return f"{100 * fraction:.2f}"
 
 
-def entry(record: dict[str, Any]) -> dict[str, Any]:
+def entry(record: AccuracyRecord) -> dict[str, Any]:
     """Return the JSON of model_info/DATASET/THREAT, in RobustBench's order of keys."""
-    model, p = record["model"], protocol_of(record)
+    model, p = record.model or {}, protocol_of(record)
     return {
         "link": BY_HAND,
         "name": BY_HAND,
@@ -181,23 +184,23 @@ def entry(record: dict[str, Any]) -> dict[str, Any]:
         "number_forward_passes": 1,
         "dataset": p.dataset,
         "venue": BY_HAND,
-        "architecture": architecture(model["name"], model["options"]),
+        "architecture": architecture(str(model["name"]), model["options"] or {}),
         "eps": p.eps,
-        "clean_acc": percent(record["clean"]),
-        "reported": percent(record["robust"]),
-        "autoattack_acc": percent(record["robust"]),
-        "unreliable": f"{BY_HAND}: see the flags of the record" if record["flags"] else False,
+        "clean_acc": percent(record.clean),
+        "reported": percent(record.robust),
+        "autoattack_acc": percent(record.robust),
+        "unreliable": f"{BY_HAND}: see the flags of the record" if record.flags else False,
     }
 
 
-def unknown(record: dict[str, Any]) -> list[str]:
+def unknown(record: AccuracyRecord) -> list[str]:
     """Return the keys of the entry that no record knows."""
     return [key for key, value in entry(record).items() if str(value).startswith(BY_HAND)]
 
 
 def issue(
     robustbench_id: str,
-    record: dict[str, Any],
+    record: AccuracyRecord,
     file: str,
     sha256: str,
     confirmed: str | None = None,
@@ -208,7 +211,7 @@ def issue(
     """
     made, p = entry(record), protocol_of(record)
     which = "5,000 images of RobustBench" if p.dataset == "imagenet" else "10,000 test images"
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in (record.versions or {}).items())
     rows = {
         "Architecture": made["architecture"],
         "Threat Model": p.norm,
@@ -217,12 +220,12 @@ def issue(
         "Robust accuracy": f"{made['autoattack_acc']} %",
         "Additional data": f"({BY_HAND}: true or false)",
         "Evaluation method": f"AutoAttack, version standard, on the {which} "
-        f"({record['dataset']}, {record['split']}), preprocessing {record['preprocessing']}, "
-        f"{record['dtype']}, seed {record['seed']}, with jaxrobust's implementation"
+        f"({record.dataset}, {record.split}), preprocessing {record.preprocessing}, "
+        f"{record.dtype}, seed {record.seed}, with jaxrobust's implementation"
         + (f"; {confirmed}" if confirmed else ""),
         "Checkpoint and code": f"({BY_HAND}: URL of {file} and of the code); sha256 {sha256}",
     }
-    flags = [f"- flag {name}: {text}" for name, text in record["flags"].items()]
+    flags = [f"- flag {name}: {text}" for name, text in record.flags.items()]
     lines = [
         f"Title: [New Model] {robustbench_id}",
         "Label: new-model",
@@ -239,8 +242,8 @@ def issue(
         "",
         *(f"- **{field}**: {value}" for field, value in rows.items()),
         "",
-        f"Record {record['evaluation']} of {record['time']}: commit {record['commit']}, weights "
-        f"{record['weights']} (sha256 {record['weights_sha256']}), {record['device']}, {versions}.",
+        f"Record {record.evaluation} of {record.time}: commit {record.commit}, weights "
+        f"{record.weights} (sha256 {record.weights_sha256}), {record.device}, {versions}.",
         *(["", *flags] if flags else []),
         *(
             []
@@ -262,7 +265,7 @@ def issue(
 
 def files(
     robustbench_id: str,
-    record: dict[str, Any],
+    record: AccuracyRecord,
     file: str,
     sha256: str,
     confirmed: str | None = None,

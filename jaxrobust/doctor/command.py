@@ -20,7 +20,7 @@ from jaxrobust.doctor.patient import Patient, Recorded
 from jaxrobust.evaluation.questions import flags, measuring
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import Given
-from jaxrobust.evaluation.questions.recording import known
+from jaxrobust.evaluation.questions.measuring import settled_size
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records
 from jaxrobust.runtime.devices import compilation
@@ -91,7 +91,7 @@ def _read(given: Given, images: int) -> tuple[str, Patient]:
     run = Path(given.workdir) if given.workdir else None
     compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
     origin, subject, source = flags.settled(given)
-    size = known(subject.network.image_size)
+    size = settled_size(subject.network.image_size)
     which, subject, weights = flags.weights(given, subject, source)
     wanted = subjects.preprocessing(origin, size, source, given.preprocessing)
     preprocessing = pipeline.preprocessing_id(source, size, wanted)
@@ -127,9 +127,9 @@ def _recorded(
     if run is None or not (run / "results.jsonl").is_file():
         return None
     for record in reversed(records.read(run)):
-        same = (record.get("dataset"), record.get("split")) == (source.name, source.split)
-        clean = record.get("clean")
-        if same and record.get("weights") == which and clean is not None and math.isfinite(clean):
+        same = (record.dataset, record.split) == (source.name, source.split)
+        clean = record.clean
+        if same and record.weights == which and clean is not None and math.isfinite(clean):
             return Recorded(float(clean), f"{run.name}/results.jsonl")
     return None
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records import verdicts
+from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import curves
 from jaxrobust.report.drawing.curves import Event, Metrics
@@ -49,7 +50,7 @@ class Evaluation(NamedTuple):
 
     name: str  # of the network, short
     file: Path  # that holds the record
-    record: dict[str, Any]
+    record: AccuracyRecord
     verdicts: Verdicts | None
     classes: list[str]
     run: Path | None  # the run that it is of
@@ -57,16 +58,16 @@ class Evaluation(NamedTuple):
 
     @property
     def model(self) -> str | None:
-        """Return the architecture, as the record or the run's config says; None: nobody knows."""
-        known = (_section(source, "model").get("name") for source in (self.record, self.config))
+        """Return the architecture, as the record or the run's config says; None: not known."""
+        known = (self.record.model or {}).get("name"), _section(self.config, "model").get("name")
         return next((str(name) for name in known if name), None)
 
     @property
     def images(self) -> int:
-        """Return how many images were evaluated; 0: nobody knows."""
+        """Return how many images were evaluated; 0: not known."""
         if self.verdicts is not None:
             return len(self.verdicts.labels)
-        first, dots, last = str(self.record.get("image_ids") or "").partition("..")
+        first, dots, last = str(self.record.image_ids or "").partition("..")
         return int(last) - int(first) + 1 if dots and (first + last).isdigit() else 0
 
     def class_name(self, label: int) -> str:
@@ -120,7 +121,7 @@ def _placed(one: Evaluation, runs: Sequence[Run]) -> Evaluation:
     """Return an evaluation with the run that it is of, if its config is that of one alone."""
     if one.run is not None:
         return one
-    same = [run for run in runs if one.record.get("config_sha256") == run.config_sha256]
+    same = [run for run in runs if one.record.config_sha256 == run.config_sha256]
     if len(same) != 1:
         return one
     run = same[0]
@@ -279,11 +280,12 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
     )
     classes = classes_of(run) if run else []
     config = _json(run / "config.json", notes) if run else {}
-    for record in rows:
+    for row in rows:
         try:
-            if not {"clean", "attacks", "dataset"} <= record.keys():
+            if not {"clean", "attacks", "dataset"} <= row.keys():
                 raise ValueError(f"{file} holds a line that is no record of jaxrobust evaluate")
-            records.check(record, str(file))
+            record = AccuracyRecord.from_json(row)
+            check(record, str(file))
             _check_parts(record, file)
         except ValueError as error:
             notes.append(f"{error}; it is left out.")
@@ -292,14 +294,14 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
         yield Evaluation(name, file, record, found, classes, run, config)
 
 
-def _check_parts(record: dict[str, Any], file: Path) -> None:
-    """Refuse a record whose parts are not what ours are; `records.check` sees only the whole."""
-    attacks, costs = (record.get(key) or [] for key in ("attacks", "costs"))
-    after, ends = (record.get(key) or {} for key in ("accuracy_after", "interval"))
-    others = (record.get(key) or {} for key in ("model", "flags", "function"))
-    sound = all(isinstance(one, dict) for one in (*attacks, *costs, after, ends, *others))
+def _check_parts(record: AccuracyRecord, file: Path) -> None:
+    """Refuse a record whose parts are not what ours are; `check` sees only the whole."""
+    attacks: list[Any] = [*record.attacks]
+    costs: list[Any] = [*(record.costs or ())]
+    after, ends = record.accuracy_after or {}, dict(record.interval or {})
+    sound = all(isinstance(one, dict) for one in (*attacks, *costs))
     if sound:
-        shares = [record.get("clean"), record.get("robust"), *after.values()]
+        shares = [record.clean, record.robust, *after.values()]
         counts = [cost.get(key) for cost in costs for key in _COSTS]
         sound = (
             all(v is None or (_is_number(v) and 0 <= v <= 1) for v in shares)
@@ -307,6 +309,7 @@ def _check_parts(record: dict[str, Any], file: Path) -> None:
             and all(v is None or _is_number(v) for v in counts)
             and all(isinstance(a.get(key), str) for a in attacks for key in ("name", "norm"))
             and all(_is_number(a.get("epsilon")) for a in attacks)
+            and len(record.threats) == len(attacks)  # each of which is checked
         )
     if not sound:
         raise ValueError(f"{file} has a record with parts of a wrong type; get the file again")
@@ -320,11 +323,11 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
-def _verdicts(file: Path, record: dict[str, Any], notes: list[str]) -> Verdicts | None:
-    if not record.get("verdicts"):
+def _verdicts(file: Path, record: AccuracyRecord, notes: list[str]) -> Verdicts | None:
+    if not record.verdicts:
         return None
     try:
-        return verdicts.read(file.parent / str(record["verdicts"]))
+        return verdicts.read(file.parent / record.verdicts)
     except (ValueError, OSError) as error:
         notes.append(f"{error}. What needs the verdicts is left out.")
         return None

@@ -104,7 +104,7 @@ def _evaluations(found: Gathered, pictures: Pictures | None) -> Html:
         told = len(own) <= _OPEN and any(one is other for other in first)
         shown.append(evaluation.part(one, f"e{at}", found.runs, images, told=told))
     titles = [evaluation.title(one) for one in own]
-    bare = [one.verdicts is None and not one.record.get("costs") for one in own]
+    bare = [one.verdicts is None and not one.record.costs for one in own]
     many = len(own) > _OPEN
     parts = [
         _folded(title, one) if many or little else one

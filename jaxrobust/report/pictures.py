@@ -27,7 +27,7 @@ def of_phase(workdir: Path, phase: str) -> dict[str, str]:
     run = next(run for run in found.runs if run.folder == workdir)
     parts = [training.part(one_phase(run, phase), "training", _POINTS)]
     own = [e for e in found.evaluations if e.file == workdir / "results.jsonl"]
-    own = [e for e in own if str(e.record.get("weights")).partition(",")[0] == phase]
+    own = [e for e in own if str(e.record.weights).partition(",")[0] == phase]
     parts += [evaluation.part(one, "record", found.runs) for one in own[-1:]]
     return {name: svg for part in parts for name, svg in standalone(part, phase)}
 

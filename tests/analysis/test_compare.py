@@ -20,7 +20,8 @@ from scipy import stats
 from jaxrobust.analysis.comparison import evaluations, findings
 from jaxrobust.commands import compare
 from jaxrobust.evaluation import autoattack
-from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records import verdicts
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 
 PLOT = importlib.util.find_spec("matplotlib") is not None
@@ -49,7 +50,7 @@ def found(seed: int, *, n: int = N, first: int = 0, share: float = 0.5) -> Verdi
 
 @functools.cache
 def _empty() -> dict[str, Any]:
-    return records.written()
+    return AccuracyRecord().stamped().to_json()
 
 
 def write(folder: Path, seen: Verdicts, number: str = "a1", **changes) -> Path:
@@ -259,7 +260,7 @@ class NumbersTest(Folders):
             labels, clean = (ids // n).astype(np.int32), np.ones(n * times, bool)
             none = (np.zeros(n * times), np.full(n * times, -1))
             seen.append(Verdicts(ids, labels, clean, fooled, *none))
-        ours = mock.Mock(record={"attacks": attacks()[:1]})
+        ours = mock.Mock(record=AccuracyRecord(attacks=attacks()[:1]))
         given = [evaluations.Evaluation("", ours, v, n * times) for v in seen]
         each = findings.find(given).pairs[0].by_class
         self.assertLen(each.low, times)

@@ -16,6 +16,7 @@ from jaxrobust.analysis.papers import markdown, matching, scatter, tables
 from jaxrobust.commands import reproduce
 from jaxrobust.config import base, plain
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models import published
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import runs
@@ -73,7 +74,9 @@ def record(plain: dict, **changes) -> dict:
 
 def ours(plain: dict | None = None, **changes) -> matching.Ours:
     plain = plain or config()
-    return matching.Ours(record(plain, **changes), Path("run/results.jsonl"), plain)
+    return matching.Ours(
+        AccuracyRecord.from_json(record(plain, **changes)), Path("run/results.jsonl"), plain
+    )
 
 
 def call(*words) -> tuple[int, str, str]:

@@ -13,6 +13,7 @@ from jaxrobust.commands import reproduce
 from jaxrobust.config import base
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.data.transforms import corruptions
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.weights.store import hashes
 
 LINF = 8 / 255
@@ -78,7 +79,7 @@ def ours(plain: dict | None = None, **changes) -> matching.Ours:
         "device": "1 x cpu",
         "model": {key: model[key] for key in keys} | {"in_channels": 3},
     }
-    return matching.Ours(own | changes, Path("run/results.jsonl"), plain)
+    return matching.Ours(AccuracyRecord.from_json(own | changes), Path("run/results.jsonl"), plain)
 
 
 def row(table: str = "1", objective: str = "adversarial", name: str = "ResNet", **wanted):
@@ -134,8 +135,8 @@ class MatchingTest(parameterized.TestCase):
         table, _ = row()
         record = ours(attacks=attacks, method=method)
         self.assertEqual(self.said(key, record), [])
-        again = ours(config(model__name="cifar_resnet50", model__options={}), attacks=attacks)
-        again.record["method"] = method
+        renamed = config(model__name="cifar_resnet50", model__options={})
+        again = ours(renamed, attacks=attacks, method=method)
         self.assertEqual(self.said(key, again), [])  # the same under its other name
         for other in table.attacked():
             if other not in (key, "clean"):
@@ -199,7 +200,7 @@ class TableTest(parameterized.TestCase):
     def folder(self, *found: matching.Ours) -> Path:
         place = Path(self.create_tempdir())
         (place / "config.json").write_text(json.dumps({"version": 1} | (found[0].config or {})))
-        lines = "".join(json.dumps(each.record) + "\n" for each in found)
+        lines = "".join(json.dumps(each.record.to_json()) + "\n" for each in found)
         (place / "results.jsonl").write_text(lines)
         return place
 
@@ -229,9 +230,9 @@ class TableTest(parameterized.TestCase):
         (place,) = (n for n, r in enumerate(table.rows) if r["clean"] == 72.72)
         whole = {"dataset": "imagenet2012", "split": "validation@robustbench"}
         whole |= {"ids_sha256": ROBUSTBENCH_SHA256, "image_ids": "0..4999", "model": None}
-        found = [ours()._replace(config=about) for _ in range(2)]
-        found[0].record.update(whole, clean=0.7)
-        found[1].record.update(whole, clean=0.6, image_ids="0..99")
+        whole |= {"clean": 0.7}
+        changes = whole, whole | {"clean": 0.6, "image_ids": "0..99"}
+        found = [ours(**each)._replace(config=about) for each in changes]
         for records, cell in ((found, (70.0, 0, False)), (found[1:], (60.0, 0, True))):
             filled = markdown.filled(table, records, alike=True)
             self.assertEqual(filled.cells[place, "clean"], markdown.Cell(*cell))

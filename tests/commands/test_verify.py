@@ -18,11 +18,11 @@ from absl.testing import absltest, parameterized
 from jaxrobust import data
 from jaxrobust.commands import verify
 from jaxrobust.evaluation.bundles import claims
-from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records import verdicts
 from jaxrobust.weights.store import files
 from jaxrobust.weights.store import folder as weights_folder
 from jaxrobust.weights.trained import runs
-from tests.support import bundles, paths
+from tests.support import bundles, paths, result_lines
 from tests.support.evaluations import call, run_for
 
 TORCH = importlib.util.find_spec("torch") is not None
@@ -96,7 +96,7 @@ class RunTest(Case):
         }  # fmt: skip
         code, _, said = call(**cls.flags)
         assert code == 0, said
-        (cls.record,) = records.read(root / "out")
+        (cls.record,) = result_lines.read(root / "out")
         cls.found = verdicts.read(root / "out" / cls.record["verdicts"])
         cls.wrong = {
             "misclassified": int((~cls.found.clean).sum()),

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrobust import models, types
 from jaxrobust.config import VERSION, network_of
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
 from jaxrobust.training.update import optim, step
 from jaxrobust.weights.naming import convert
@@ -469,11 +469,10 @@ class EntryTest(FileCase):
         super().setUp()
         ball = {"norm": "linf", "epsilon": 4 / 255}
         model = {"name": "convnext_n", "num_classes": 10, "image_size": 28, "options": {}}
-        self.record = records.accuracy_record(
-            config={},
+        record = AccuracyRecord(
+            config_sha256=hashes.config_sha256({}),
             weights="train, step 7, ema",
-            params=self.params,
-            stats=self.stats,
+            weights_sha256=hashes.weights_sha256(self.params, self.stats),
             dataset="imagenet2012",
             split="validation@robustbench",
             image_ids="0..4999",
@@ -484,8 +483,11 @@ class EntryTest(FileCase):
             robust=0.52420,
             seed=3,
             ids_sha256=robustbench_entry.ROBUSTBENCH_SHA256,
-            more={"evaluation": "abc123", "model": model, "method": "autoattack standard"},
+            evaluation="abc123",
+            model=model,
+            method="autoattack standard",
         )
+        self.record = record.stamped().to_json()
 
     def entry(self, *records, extra=(), code=0):
         path = self.folder / "results.jsonl"

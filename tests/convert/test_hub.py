@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 import jaxrobust
 from jaxrobust import models
 from jaxrobust.data import imagenet
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
 from jaxrobust.types import Threat
 from jaxrobust.weights.naming import convert
@@ -268,7 +269,7 @@ class CardTest(parameterized.TestCase):
             threat=Threat("linf", 8 / 255),
             preprocessing="none",
             classes=tuple("abcdefghij"),
-            records=(RECORD,),
+            records=(AccuracyRecord.from_json(RECORD),),
             license="mit",
         )
         for part in (

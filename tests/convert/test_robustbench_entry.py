@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import evaluation, models
 from jaxrobust.convert import confirm, robustbench_entry
 from jaxrobust.data import evaluation_batches, open_source
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.weights.load import Network
 from tests.support import paths
 from tests.support.modules import hidden
@@ -46,6 +47,9 @@ def record(dataset="cifar10", norm="linf", epsilon=8 / 255, **changes) -> dict:
         "device": "1 x cpu",
         "model": model,
     } | changes
+
+
+typed = AccuracyRecord.from_json
 
 
 class CifarTest(parameterized.TestCase):
@@ -94,13 +98,17 @@ class CifarTest(parameterized.TestCase):
 
     def test_names_of_prepared_data(self):
         for name in ("cifar10", "tfds:cifar10", "cifar10:3.0.2"):
-            self.assertEmpty(robustbench_entry.lacks(record(name)))
-        self.assertEqual(robustbench_entry.protocol_of(record("cifar100")).dataset, "cifar100")
-        self.assertEqual(robustbench_entry.protocol_of(record("mycifar10")).dataset, "imagenet")
+            self.assertEmpty(robustbench_entry.lacks(typed(record(name))))
+        self.assertEqual(
+            robustbench_entry.protocol_of(typed(record("cifar100"))).dataset, "cifar100"
+        )
+        self.assertEqual(
+            robustbench_entry.protocol_of(typed(record("mycifar10"))).dataset, "imagenet"
+        )
 
     def test_replayed_images(self):
         replayed = record("cifar10") | {"replayed": [{"ledger": "ledger-1"}]}
-        (lack,) = robustbench_entry.lacks(replayed)
+        (lack,) = robustbench_entry.lacks(typed(replayed))
         self.assertRegex(lack, "of other evaluations were replayed; evaluate with --noreplay")
 
     @parameterized.parameters(
@@ -121,7 +129,7 @@ class CifarTest(parameterized.TestCase):
 
     def test_confirmation_stands_in_the_issue(self):
         said = "pyautoattack 0.2.0 ...: 8 of 8 verdicts equal"
-        text = robustbench_entry.issue("Me2026Small", record(), "net.pt", "0" * 64, said)
+        text = robustbench_entry.issue("Me2026Small", typed(record()), "net.pt", "0" * 64, said)
         self.assertIn(f"with jaxrobust's implementation; {said}\n", text)
 
 
@@ -157,7 +165,7 @@ class ConfirmTest(parameterized.TestCase):
             return np.array(theirs[: len(images)])
 
         with mock.patch.object(confirm, "_theirs", run):
-            said = confirm.verdicts(None, self.record, self.ledger, count)
+            said = confirm.verdicts(None, typed(self.record), self.ledger, count)
         return said, seen
 
     def test_equal(self):
@@ -168,7 +176,7 @@ class ConfirmTest(parameterized.TestCase):
         self.assertBetween(seen["images"].max(), 0.9, 1.0)
         labels = [open_source("digits", "test")[i].label for i in range(8)]
         self.assertEqual(seen["labels"].tolist(), labels)
-        self.assertEqual((seen["ball"]["norm"], seen["ball"]["epsilon"]), ("linf", 8 / 255))
+        self.assertEqual((seen["ball"].norm, seen["ball"].epsilon), ("linf", 8 / 255))
 
     def test_others_are_named(self):
         said, _ = self.verdicts([True, False, True, True, False, False, False, False])
@@ -200,7 +208,7 @@ class ConfirmTest(parameterized.TestCase):
                 ValueError, r"--confirm needs pyautoattack: pip install 'jaxrobust\[parity\]'"
             ),
         ):
-            confirm.verdicts(None, self.record, self.ledger, 8)
+            confirm.verdicts(None, typed(self.record), self.ledger, 8)
 
     @pytest.mark.slow
     def test_pyautoattack_itself(self):
@@ -236,7 +244,7 @@ class ConfirmTest(parameterized.TestCase):
         file = layouts.stage(self.folder, network, account.Account("drawn"), "module")
         reference = references.reference(network, file, "module")
         with mock.patch.object(confirm, "_images", lambda *unused: (images, labels.astype(int))):
-            said = confirm.verdicts(reference.net, self.record, self.ledger, 12)
+            said = confirm.verdicts(reference.net, typed(self.record), self.ledger, 12)
         self.assertIn("the first 12 images: 12 of 12 verdicts equal", said)
 
 

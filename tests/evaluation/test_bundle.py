@@ -1,6 +1,7 @@
 """Bundles: what is stored comes back, is small, and every fault in one is found and named."""
 
 import ast
+import dataclasses
 import hashlib
 import json
 import re
@@ -18,9 +19,9 @@ from jaxrobust import data
 from jaxrobust.evaluation.bundles import bundle, claims, differences
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.questions import measuring
-from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records import verdicts
 from jaxrobust.types import Threat
-from tests.support import bundles
+from tests.support import bundles, result_lines
 from tests.support.bundles import SHAPE, attacked, changed, logits, photographs, row_changed
 from tests.support.evaluations import call, run_for
 
@@ -324,7 +325,11 @@ class WrittenTest(parameterized.TestCase):
         self.assertEqual({path: path.read_bytes() for path in self.folder.iterdir()}, before)
         with self.assertRaisesRegex(ValueError, "holds the bundle of evaluation a1, not of b2"):
             bundle.of_record(
-                self.folder, self.record | {"evaluation": "b2"}, self.out, self.images, logits
+                self.folder,
+                dataclasses.replace(self.record, evaluation="b2"),
+                self.out,
+                self.images,
+                logits,
             )
 
     def test_a_ledger_that_lacks_images(self):
@@ -339,7 +344,9 @@ class WrittenTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, r"lacks adversarial images .*\(1 verdicts\)"):
             bundle.of_record(place, self.record, out, self.images, logits)
         with self.assertRaisesRegex(ValueError, "an older version; evaluate again"):
-            bundle.of_record(place, self.record | {"verdicts": None}, out, self.images, logits)
+            bundle.of_record(
+                place, dataclasses.replace(self.record, verdicts=None), out, self.images, logits
+            )
         self.assertEqual([path.name for path in place.parent.iterdir()], ["bundle"])
 
     def test_the_verdicts_of_several_processes(self):
@@ -388,7 +395,7 @@ class CommandTest(parameterized.TestCase):
         place = self.root / "bundle"
         code, printed, said = call(**self.flags, bundle=str(place))
         self.assertEqual(code, 0, said)
-        (record,) = records.read(self.root / "out")
+        (record,) = result_lines.read(self.root / "out")
         found = claims.read(place)
         self.assertEqual(found.record, record)
         self.assertEqual(found.threat, {"norm": "linf", "epsilon": 0.03})

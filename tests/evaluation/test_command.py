@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 from unittest import mock
 
@@ -23,8 +22,9 @@ from safetensors.numpy import save_file
 from jaxrobust import data, models
 from jaxrobust.config import VERSION, NetworkSpec, network_of
 from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.evaluation.engine.result import AutoAttackResult
 from jaxrobust.evaluation.questions import measuring, target
-from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.runtime.commandline import arguments as commandline
@@ -36,7 +36,7 @@ from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.store import folder as weights_folder
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from jaxrobust.weights.trained import runs
-from tests.support import paths, sweeps
+from tests.support import paths, result_lines, sweeps
 from tests.support import runs as training
 from tests.support.evaluations import call, run_for
 
@@ -51,10 +51,13 @@ def autoattack(logits_fn, images, labels, **asked):
     robust = clean & (np.arange(len(images)) % 2 == 0)
     fooled_by = np.where(clean, np.where(robust, "", "square"), "clean")
     ids = np.arange(len(images), dtype=np.uint32)
-    return types.SimpleNamespace(
+    ball = {key: asked[key] for key in ("norm", "epsilon")}
+    return AutoAttackResult(
+        fooled_by=fooled_by,
+        images_adv=images,
         verdicts=Verdicts(ids, labels, clean, fooled_by, 0.1 * (clean & ~robust), labels),
         costs=[],
-        about={"fingerprint": {}},
+        about={"fingerprint": {}, **ball},
         clean=clean,
         robust=robust,
         flags={"standin": "not an attack"},
@@ -78,12 +81,12 @@ class RunTest(parameterized.TestCase):
         out = Path(self.create_tempdir()) / out
         code, printed, said = call(workdir=str(self.workdir), out=str(out), **given)
         self.assertEqual(code, 0, said)
-        record = records.read(out)[-1]
+        record = result_lines.read(out)[-1]
         self.assertIn(f"record {record['evaluation']} in {out / 'results.jsonl'}", printed)
         return record
 
     def test_clean_is_what_the_training_recorded(self):
-        (trained,) = records.read(self.workdir)
+        (trained,) = result_lines.read(self.workdir)
         ours = self.evaluated(attack="clean", phase="pretrain")
         for key in ("weights", "weights_sha256", "config_sha256", "clean", "image_ids"):
             self.assertEqual(ours[key], trained[key], key)
@@ -95,7 +98,7 @@ class RunTest(parameterized.TestCase):
         self.assertEqual(record["weights"], "train, step 3, ema")
         self.assertGreater(record["clean"], 0.6)
         self.assertNotEqual(
-            record["weights_sha256"], records.read(self.workdir)[0]["weights_sha256"]
+            record["weights_sha256"], result_lines.read(self.workdir)[0]["weights_sha256"]
         )
 
     def test_record_of_pgd(self):
@@ -143,7 +146,7 @@ class RunTest(parameterized.TestCase):
             workdir=str(self.workdir), out=str(out), attack=attack, n=16, epsilon="0.05"
         )
         self.assertEqual(code, 0, said)
-        (record,) = records.read(out)
+        (record,) = result_lines.read(out)
         found = verdicts.read(out / record["verdicts"])
         self.assertEqual(found.image_ids.tolist(), list(range(16)))
         self.assertEqual(found.clean.mean(), record["clean"])
@@ -177,7 +180,7 @@ class RunTest(parameterized.TestCase):
         out = Path(self.create_tempdir())
         flags = {"workdir": str(self.workdir), "out": str(out), "attack": "pgd-2", "n": 8}
         _, first, _ = call(**flags)
-        written = (out / "accuracies.jsonl").read_bytes()
+        written = (out / "results.jsonl").read_bytes()
         with mock.patch.object(accuracy, "each", side_effect=AssertionError("computes")):
             code, second, said = call(**flags)
             self.assertEqual((code, second), (0, first), said)
@@ -185,7 +188,7 @@ class RunTest(parameterized.TestCase):
             for other in ({"seed": 1}, {"epsilon": "0.2"}, {"n": 9}, {"phase": "pretrain"}):
                 with self.assertRaisesRegex(AssertionError, "computes"):
                     call(**flags | other)
-        self.assertEqual((out / "accuracies.jsonl").read_bytes(), written)
+        self.assertEqual((out / "results.jsonl").read_bytes(), written)
 
     @pytest.mark.slow
     def test_images_are_the_first_ones_and_at_most_all(self):
@@ -200,9 +203,9 @@ class RunTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_default_folder_and_the_table_of_a_run(self):
         self.assertEqual(call(workdir=str(self.workdir), attack="clean")[0], 0)
-        self.assertLen(records.read(self.workdir / "evaluation"), 1)
+        self.assertLen(result_lines.read(self.workdir / "evaluation"), 1)
         out = Path(self.create_tempdir())
-        (out / "accuracies.jsonl").write_bytes((self.workdir / "accuracies.jsonl").read_bytes())
+        (out / "results.jsonl").write_bytes((self.workdir / "results.jsonl").read_bytes())
         for attack in ("clean", "pgd-2"):  # into the records of a training
             self.assertEqual(call(workdir=str(self.workdir), out=str(out), attack=attack)[0], 0)
         table = accuracies.table(out)
@@ -249,7 +252,7 @@ class RunTest(parameterized.TestCase):
             call(**given, seed=6)
         self.assertNotEqual(asked["ledger"], autoattack.asked["ledger"])
         self.assertIsNone(autoattack.asked["search_fn"])
-        record = records.read(out)[0]
+        record = result_lines.read(out)[0]
         self.assertEqual(asked["ledger"], out / f"ledger-{record['evaluation']}.jsonl")
         known = record["fingerprint"]
         self.assertEqual(asked["identity"].exact | known, known)
@@ -291,7 +294,7 @@ class RunTest(parameterized.TestCase):
         ):
             code, _, said = call(attack=attack, **flags, **more)
             self.assertEqual(code, 0, said)
-            record = records.read(out)[-1]
+            record = result_lines.read(out)[-1]
             self.assertEqual(record["method"], method)
             (settings,) = record["attacks"]
             for key in ("steps", "restarts", "targets"):
@@ -304,15 +307,15 @@ class RunTest(parameterized.TestCase):
         given = {"workdir": str(self.workdir), "out": str(out), "attack": "apgd-ce", "n": 8}
         code, _, said = call(**given, epsilon="0.03")
         self.assertEqual(code, 0, said)
-        record = records.read(out)[0]
+        record = result_lines.read(out)[0]
         self.assertEqual(list(record["accuracy_after"]), ["apgd-ce"])
         self.assertBetween(record["robust"], 0, record["clean"])
         (ledger,) = out.glob("ledger-*.jsonl")
-        (out / "accuracies.jsonl").unlink()
+        (out / "results.jsonl").unlink()
         before = ledger.read_bytes()
         call(**given, epsilon="0.03")
         self.assertEqual(ledger.read_bytes(), before)  # every verdict came from there
-        repeated = records.read(out)[0]
+        repeated = result_lines.read(out)[0]
         for key in ("clean", "robust", "accuracy_after", "attacks", "evaluation"):
             self.assertEqual(repeated[key], record[key], key)
 
@@ -548,7 +551,7 @@ class FileTest(parameterized.TestCase):
     def test_counts_what_the_network_says(self):
         code, printed, said = call(**self.given, attack="clean", n=16)
         self.assertEqual(code, 0, said)
-        (record,) = records.read(self.folder / "out")
+        (record,) = result_lines.read(self.folder / "out")
         digits = data.open_source("digits", "test")
         (batch,) = data.evaluation_batches(digits, batch_size=16, image_size=8, limit=16)
         logits = self.apply(self.params, self.stats, batch.images / np.float32(255))[0]
@@ -576,7 +579,7 @@ class FileTest(parameterized.TestCase):
         given = self.given | {"weights": str(file), "n": 16, "attack": "clean"}
         code, _, said = call(**given)
         self.assertEqual(code, 0, said)
-        (record,) = records.read(self.folder / "out")
+        (record,) = result_lines.read(self.folder / "out")
         self.assertEqual(record["clean"], clean)
         self.assertEqual(record["model"]["options"], {"downsample_strides": [1, 1]})
         with self.subTest("a flag that says the same is the same evaluation"):

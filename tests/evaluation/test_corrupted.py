@@ -13,7 +13,8 @@ from jaxrobust.data.stream import corrupted_images
 from jaxrobust.data.transforms import corruptions, decoding
 from jaxrobust.data.transforms.corruptions import Asked
 from jaxrobust.evaluation.questions import corrupted
-from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records import verdicts
+from tests.support import result_lines
 from tests.support.evaluations import call
 
 NET = """
@@ -44,7 +45,7 @@ class CommandCase(parameterized.TestCase):
         code, printed, said = self.evaluate(**given)
         self.assertEqual(code, 0, said)
         self.printed = printed
-        return records.read(self.folder / given.get("out", "out"))[-1]
+        return result_lines.read(self.folder / given.get("out", "out"))[-1]
 
 
 class ComputedTest(CommandCase):
@@ -110,9 +111,9 @@ class ComputedTest(CommandCase):
         first = self.record(corruptions="pixelate-1")
         again = self.record(corruptions="pixelate-1")
         self.assertEqual(first, again)
-        self.assertLen(records.read(self.folder / "out"), 1)
+        self.assertLen(result_lines.read(self.folder / "out"), 1)
         self.record(corruptions="pixelate-1", seed=1)
-        self.assertLen(records.read(self.folder / "out"), 2)
+        self.assertLen(result_lines.read(self.folder / "out"), 2)
 
     def test_frost_is_part_of_the_record(self):
         place = self.folder / "frost"

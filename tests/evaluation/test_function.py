@@ -11,8 +11,8 @@ from absl.testing import absltest, parameterized
 from jaxrobust import data
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.questions import command
-from jaxrobust.evaluation.records import records
 from jaxrobust.weights.store import hashes
+from tests.support import result_lines
 from tests.support.evaluations import call
 
 SOURCE = """
@@ -95,7 +95,7 @@ class FunctionTest(parameterized.TestCase):
     def record(self, name="my_net.py:logits_fn", **given):
         code, _, said = self.call(name, **given)
         self.assertEqual(code, 0, said)
-        return records.read(Path(self.out))[-1]
+        return result_lines.read(Path(self.out))[-1]
 
     def correct(self, count):
         (batch,) = data.evaluation_batches(

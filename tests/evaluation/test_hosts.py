@@ -11,8 +11,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation.bundles import claims
-from jaxrobust.evaluation.records import records
-from tests.support import evaluations, paths
+from tests.support import evaluations, paths, result_lines
 from tests.support.processes import start, wait
 
 ROOT = paths.ROOT
@@ -207,7 +206,7 @@ class CommandTest(parameterized.TestCase):
     def check_same(self, folder, one, other):
         """The second folder's records are those of the first."""
         whole, parts = (
-            {r["evaluation"]: r for r in records.read(folder / name)} for name in (one, other)
+            {r["evaluation"]: r for r in result_lines.read(folder / name)} for name in (one, other)
         )
         for number, record in whole.items():
             for key in SAME:
@@ -251,7 +250,7 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(codes, [0, 0], said)
         found = self.check_same(folder, "one", "hosts")
         self.assertLen(found, 3)
-        hosts = {r["evaluation"]: r for r in records.read(folder / "hosts")}
+        hosts = {r["evaluation"]: r for r in result_lines.read(folder / "hosts")}
         for record in found:
             self.assertEqual(hosts[record["evaluation"]]["draws"], record["draws"])
             self.assertIsNotNone(record["draws"]["one_draw"])
@@ -274,7 +273,7 @@ class CommandTest(parameterized.TestCase):
         codes, said = wait(pod)
         self.assertEqual(codes[2], -9)
         self.assertNotIn(0, codes, said)
-        self.assertEmpty(records.read(folder / "hosts")[1:])
+        self.assertEmpty(result_lines.read(folder / "hosts")[1:])
         codes, said = wait(start(2, 1, command))
         self.assertEqual(codes, [0, 0], said)
         found = self.check_same(folder, "one", "hosts")

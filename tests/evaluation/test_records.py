@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -16,8 +17,10 @@ from absl.testing import absltest, parameterized
 import jaxrobust
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records.record import AccuracyRecord, check, keys_of
 from jaxrobust.runtime.files import jsonl, provenance
 from jaxrobust.weights.store import hashes
+from tests.support import paths, result_lines
 
 PACKAGE = Path(jaxrobust.__file__).parent
 OF_PACKAGE = Path(provenance.__file__).relative_to(PACKAGE).as_posix()
@@ -69,21 +72,7 @@ class ResultTest(parameterized.TestCase):
 
     def test_what_is_not_known_is_null(self):
         record = self.result.record()
-        plain = records.accuracy_record(
-            config={},
-            weights="w",
-            params={},
-            stats={},
-            dataset="digits",
-            split="test",
-            image_ids="0..1",
-            preprocessing="none",
-            dtype="float32",
-            attacks=[],
-            clean=1.0,
-            robust=1.0,
-            seed=0,
-        )
+        plain = AccuracyRecord(dataset="digits", clean=1.0).stamped().to_json()
         self.assertEqual([*record][: len(plain)], [*plain])
         unknown = ("config_sha256", "weights", "weights_sha256", "dataset", "split")
         for key in (*unknown, "preprocessing", "dtype", "verdicts", "search_dtype"):
@@ -119,7 +108,7 @@ class ResultTest(parameterized.TestCase):
             },
         )
         self.assertEqual(json.loads(json.dumps(record)), record)
-        self.assertIn("square, l2 0.5", records.how(record))
+        self.assertIn("square, l2 0.5", records.attack_line(AccuracyRecord.from_json(record)))
 
     @pytest.mark.slow
     def test_hashes_tell_networks_and_images_apart(self):
@@ -143,7 +132,7 @@ class ResultTest(parameterized.TestCase):
         self.assertEqual(found.fooled_by.tolist(), self.result.fooled_by.tolist())
         self.assertEqual(first["costs"][0]["attack"], "square")
         self.assertEqual(first["costs"][0]["step_rule"], "random squares of a shrinking size")
-        self.assertEqual(records.read(path.parent)[1]["model"]["name"], "another")
+        self.assertEqual(result_lines.read(path.parent)[1]["model"]["name"], "another")
 
     @parameterized.parameters(
         (
@@ -158,20 +147,66 @@ class ResultTest(parameterized.TestCase):
         folder = Path(self.create_tempdir())
         record = self.result.record() | changes
         with self.assertRaisesRegex(ValueError, message):
-            records.append(folder / "results.jsonl", record)
+            records.append(folder / "results.jsonl", AccuracyRecord.from_json(record))
         self.assertEqual(list(folder.iterdir()), [])
         jsonl.append(folder / "results.jsonl", record)
         with self.assertRaisesRegex(ValueError, message):
-            records.read(folder)
+            result_lines.read(folder)
 
     def test_records_before_schema_2_are_read(self):
         folder = Path(self.create_tempdir())
         new = ("schema", "verdicts", "interval", "costs", "size", "training")
         old = {key: value for key, value in self.result.record().items() if key not in new}
         jsonl.append(folder / "results.jsonl", old)
-        self.assertEqual(records.read(folder), [old])
+        self.assertEqual(result_lines.read(folder), [old])
+        self.assertSameElements(records.read(folder)[0].absent, new)
         with self.assertRaisesRegex(ValueError, "whose size is None"):
-            records.check({k: v for k, v in self.result.record().items() if k != "size"}, "it")
+            short = {k: v for k, v in self.result.record().items() if k != "size"}
+            check(AccuracyRecord.from_json(short), "it")
+
+    def test_the_keys_are_the_fields(self):
+        names = [key.name for key in keys_of(AccuracyRecord)]
+        whole = dict.fromkeys(names, "x") | {"schema": 2}
+        record = AccuracyRecord.from_json(whole)
+        self.assertEqual(record.to_json(), whole)
+        self.assertEqual((record.absent, record.others), ((), {}))
+
+    def test_a_field_is_all_that_a_new_key_needs(self):
+        @dataclasses.dataclass(frozen=True)
+        class Longer(AccuracyRecord):
+            watts: float | None = None
+
+        record = Longer(clean=0.5, watts=3.5).stamped()
+        check(record, "it")
+        self.assertEqual(record.to_json()["watts"], 3.5)
+        self.assertEqual(Longer.from_json(record.to_json()), record)
+        self.assertNotIn("watts", Longer(clean=0.5).to_json())
+        with self.assertRaisesRegex(ValueError, "whose watts is 'many'"):
+            check(Longer.from_json(record.to_json() | {"watts": "many"}), "it")
+
+    def test_what_another_version_wrote_is_kept(self):
+        old = {"dataset": "digits", "attacks": [], "ids_sha256": None, "unheard_of": {"a": 1}}
+        record = AccuracyRecord.from_json(old)
+        self.assertEqual(record.to_json(), old)
+        self.assertEqual(record.others, {"ids_sha256": None, "unheard_of": {"a": 1}})
+        self.assertIn("clean", record.absent)
+        changed = dataclasses.replace(record, clean=0.5)
+        self.assertEqual(changed.to_json(), old | {"clean": 0.5})
+
+    def test_every_record_of_this_repository_is_read_and_written_as_it_is(self):
+        lines = [
+            line
+            for folder in (paths.ROOT / "tools" / "records", paths.GOLDEN / "records")
+            for file in folder.rglob("*.jsonl")
+            for line in file.read_text().splitlines()
+            if '"attacks"' in line
+        ]
+        self.assertNotEmpty(lines)
+        for line in lines:
+            values = json.loads(line)
+            record = AccuracyRecord.from_json(values)
+            self.assertEqual(record.to_json(), values)
+            self.assertEmpty(record.others)
 
     def test_mistakes(self):
         with self.assertRaisesRegex(ValueError, "a record has no name; one of model, weights"):

@@ -15,8 +15,8 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.convert import account
 from jaxrobust.evaluation.engine.cascade import Attack
-from jaxrobust.evaluation.records import records, verdicts
-from tests.support import paths
+from jaxrobust.evaluation.records import verdicts
+from tests.support import paths, result_lines
 from tests.support.ensemble import GOLDEN, LABELS
 from tests.support.evaluations import call, run_for, trained
 
@@ -38,7 +38,7 @@ class SeveralTest(parameterized.TestCase):
         """The records and the answer of the command."""
         code, printed, said = call(workdir=str(self.workdir), out=os.fspath(out), **more)
         self.assertEqual(code, 0, said)
-        return records.read(Path(out)), printed
+        return result_lines.read(Path(out)), printed
 
     def refused(self, message, **more):
         out = Path(self.create_tempdir()) / "out"
@@ -54,13 +54,13 @@ class SeveralTest(parameterized.TestCase):
         threats = ["linf:0.012", "l2:0.05"]
         code, printed, said = call(out=str(out), threat=threats, **few)
         self.assertEqual(code, 0, said)
-        *each, union = records.read(out)
+        *each, union = result_lines.read(out)
         self.assertLen(each, 2)
         survives = np.ones(80, bool)
         for threat, record in zip(threats, each, strict=True):
             norm, _, epsilon = threat.partition(":")
             self.assertEqual(call(out=str(alone), norm=norm, epsilon=epsilon, **few)[0], 0)
-            own = records.read(alone)[-1]
+            own = result_lines.read(alone)[-1]
             self.assertEqual(record["evaluation"], own["evaluation"])
             for key in ("clean", "robust", "accuracy_after", "attacks", "method"):
                 self.assertEqual(record[key], own[key], key)
@@ -85,7 +85,7 @@ class SeveralTest(parameterized.TestCase):
 
         code, _, said = call(out=str(alone), threat=threats, union_only=True, **few)
         self.assertEqual(code, 0, said)
-        only = records.read(alone)[-1]
+        only = result_lines.read(alone)[-1]
         self.assertEqual(only["robust"], union["robust"])
         np.testing.assert_array_equal(verdicts.read(alone / only["verdicts"]).robust, survives)
         passes = [sum(c["forward"] for c in record["costs"]) for record in (only, union)]
@@ -97,10 +97,10 @@ class SeveralTest(parameterized.TestCase):
         flags = {"workdir": str(self.workdir), "attack": "fgsm", "epsilon": "0.02", "n": 16}
         code, printed, said = call(out=str(out), image_size=[8, 16], **flags)
         self.assertEqual(code, 0, said)
-        sizes = [record["model"]["image_size"] for record in records.read(out)]
+        sizes = [record["model"]["image_size"] for record in result_lines.read(out)]
         self.assertEqual(sizes, [8, 16])
         self.assertRegex(printed, r"fgsm, linf 0.02 +8 +.*\nfgsm, linf 0.02 +16 +")
-        for record in records.read(out):
+        for record in result_lines.read(out):
             (attack,) = record["attacks"]
             self.assertEqual((attack["step_size"], attack["start"]), (0.02, "image"))
 
@@ -126,7 +126,7 @@ class SeveralTest(parameterized.TestCase):
             self.assertLessEqual(record["robust"], own["robust"] + 1 / 128)
             self.assertTrue(below is None or not (robust & ~below).any())
             below = robust
-        self.assertLess(passes(found), 0.6 * passes(records.read(alone)))
+        self.assertLess(passes(found), 0.6 * passes(result_lines.read(alone)))
         self.assertNotIn("replayed", found[-1])
         self.assertEqual(found[1]["ladder"]["of_these_attacked_by"], ["apgd-ce"])
         beyond = verdicts.read(out / found[2]["verdicts"]).robust
@@ -205,7 +205,7 @@ class SeveralTest(parameterized.TestCase):
                 codes.append(call(workdir=str(self.workdir), out=str(out), **few)[0])
                 self.assertLess(len(codes), 20)
         self.assertGreater(codes.count(130), 2)
-        for one, other in zip(whole, records.read(out), strict=True):
+        for one, other in zip(whole, result_lines.read(out), strict=True):
             for key in ("evaluation", "robust", "accuracy_after", "ladder"):
                 self.assertEqual(one[key], other[key], key)
 
@@ -222,7 +222,7 @@ class SeveralTest(parameterized.TestCase):
         self.assertEqual(list(first["accuracy_after"]), ["replay", "apgd-ce"])
         # The same command finds its record, though there is more to replay by now.
         self.asked(out, epsilon="0.03", **few)
-        count = len(records.read(out))
+        count = len(result_lines.read(out))
         self.assertLen(self.asked(out, epsilon="0.02", **few)[0], count)
         *_, plain = self.asked(out, epsilon="0.02", noreplay=True, **few)[0]
         self.assertNotEqual(plain["evaluation"], first["evaluation"])
@@ -311,7 +311,7 @@ class GoldenTest(absltest.TestCase):
         own |= {"split": "all", "out": f"{folder}/out"}
         code, _, said = call(threat=["linf:8/255", "l2:0.5", "l1:12"], **own)
         self.assertEqual(code, 0, said)
-        *each, union = records.read(folder / "out")
+        *each, union = result_lines.read(folder / "out")
         whole = np.ones(len(LABELS), bool)
         for norm, record in zip(("Linf", "L2", "L1"), each, strict=True):
             found = verdicts.read(folder / "out" / record["verdicts"])
@@ -350,7 +350,7 @@ class GoldenTest(absltest.TestCase):
                 process.wait()
             self.assertEqual(start("parts", *more).wait(300), 0)
         self.assertGreaterEqual(killed, 8)
-        whole, parts = (records.read(folder / name) for name in ("whole", "parts"))
+        whole, parts = (result_lines.read(folder / name) for name in ("whole", "parts"))
         for one, other in zip(whole, parts, strict=True):
             for key in ("evaluation", "clean", "robust", "accuracy_after", "ladder"):
                 self.assertEqual(one.get(key), other.get(key), key)

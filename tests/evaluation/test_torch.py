@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation.records import records
-from tests.support import paths
+from tests.support import paths, result_lines
 from tests.support.evaluations import call
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
@@ -92,14 +91,14 @@ class TorchTest(parameterized.TestCase):
         self.assertEqual(code, 0, said)
         self.assertRegex(said, r"JAX and PyTorch agree on 8 images")
         self.assertRegex(said, r"of the clean images; .* jaxrobust\.doctor --torch nets\.py:conv")
-        (record,) = records.read(out)
+        (record,) = result_lines.read(out)
         source = record["function"]
         self.assertEqual(source["name"], "nets.py:convolutional")
         self.assertEqual(source["torch"], torch.__version__)
         self.assertEqual(source["arguments"], {"width": 6})
         self.assertLen(source["sha256"], 64)
         self.assertEqual(self.asked(out=str(out), **few)[1], printed)  # it is there
-        self.assertLen(records.read(out), 1)
+        self.assertLen(result_lines.read(out), 1)
 
     def test_files(self):
         linear, x = self.linear(), torch.zeros(2, 1, 8, 8)
@@ -110,7 +109,7 @@ class TorchTest(parameterized.TestCase):
             out = Path(tempfile.mkdtemp(dir="."))
             code, _, said = self.asked(out=str(out), torch=name, attack="clean", epsilon=None)
             self.assertEqual(code, 0, said)
-            (record,) = records.read(out)
+            (record,) = result_lines.read(out)
             self.assertEqual(record["function"]["name"], name)
 
     def linear(self):
@@ -122,7 +121,7 @@ class TorchTest(parameterized.TestCase):
         code, _, said = self.asked(out=str(out), **few)
         self.assertEqual(code, 0, said)
         self.assertRegex(said, "no gradient reaches the images .*; only attacks without gradients")
-        self.assertLen(records.read(out), 1)
+        self.assertLen(result_lines.read(out), 1)
 
     def test_randomness_that_is_meant(self):
         out = Path(tempfile.mkdtemp(dir="."))
@@ -130,7 +129,7 @@ class TorchTest(parameterized.TestCase):
         code, printed, said = self.asked(out=str(out), **few)
         self.assertEqual(code, 0, said)
         self.assertRegex(said, r"it draws random numbers in 1 places, of a key for each image")
-        (record,) = records.read(out)
+        (record,) = result_lines.read(out)
         self.assertRegex(record["method"], "^apgd-ce, rand")
         self.assertEqual(self.asked(out=str(out), **few)[1], printed)  # keys are derived, not drawn
 
@@ -139,7 +138,7 @@ class TorchTest(parameterized.TestCase):
         out = Path(tempfile.mkdtemp(dir="."))
         few = {"torch": "nets.py:ready", "steps": 3, "search_dtype": "bfloat16"}
         self.asked(out=str(out), **few)
-        (record,) = records.read(out)
+        (record,) = result_lines.read(out)
         self.assertEqual(record["search_dtype"], "bfloat16")
 
     @parameterized.parameters(
@@ -192,7 +191,7 @@ class TorchTest(parameterized.TestCase):
     def test_softmax_is_in_doubt(self):
         out = Path(tempfile.mkdtemp(dir="."))
         self.asked(torch="nets.py:softmax", out=str(out), steps=3)
-        (record,) = records.read(out)
+        (record,) = result_lines.read(out)
         self.assertIn("softmax", " ".join(record["flags"].values()))
 
 

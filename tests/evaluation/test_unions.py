@@ -9,8 +9,10 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation.network import randomised
 from jaxrobust.evaluation.records import records, unions
+from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.types import Threat
+from tests.support import result_lines
 from tests.support.evaluations import call
 
 BALLS = [Threat("linf", 0.1), Threat("l2", 0.5)]
@@ -32,43 +34,40 @@ def found(robust, once, ids=range(6), clean=(1, 1, 1, 1, 1, 0), **one):
     n, none = len(right), np.zeros(len(right))
     given = (np.array(ids, np.uint32), none.astype(np.int32), right, fooled_by, none)
     draws = {"clean": 5 / 6, "robust": once.mean(), "bits": randomised.packed(once)} | one
-    return {
-        "verdicts": Verdicts(*given, np.full(n, -1, np.int32)),
-        "draws": {"rule": "majority", "draws": 20, "one_draw": draws},
-        "attacks": [],
-        "costs": [],
-    }
+    judged = {"rule": "majority", "draws": 20, "one_draw": draws}
+    verdicts = Verdicts(*given, np.full(n, -1, np.int32))
+    return Measured(AccuracyRecord(draws=judged, costs=[]), verdicts)
 
 
 class OneDrawTest(parameterized.TestCase):
     def test_is_of_all_balls_image_by_image(self):
         first = found([1, 1, 1, 1, 0, 0], [1, 1, 0, 1, 0, 0])
         other = found([1, 1, 0, 1, 1, 0], [1, 0, 0, 1, 1, 0])
-        told = unions.united([first, other], BALLS, [*map(str, BALLS)])
-        self.assertEqual(told["robust"], 3 / 6)
-        one = told["draws"]["one_draw"]
+        whole = unions.united([first, other], BALLS, [*map(str, BALLS)]).record
+        self.assertEqual(whole.robust, 3 / 6)
+        one = whole.draws["one_draw"]
         self.assertEqual((one["clean"], one["robust"], one["at_most"]), (5 / 6, 2 / 6, False))
         self.assertEqual(one["interval"]["robust"], records.interval(2 / 6, 6))
         np.testing.assert_array_equal(
             randomised.unpacked(one["bits"], 6), np.array([1, 0, 0, 1, 0, 0], bool)
         )
-        line = records._judged(told["draws"])
+        line = records.draws_line(whole.draws)
         self.assertIn("by one draw, as auto-attack judges: clean 83.3%, robust 33.3%", line)
 
     def test_what_was_not_attacked_makes_it_a_bound(self):
         first = found([1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0])
         other = found([1, 1, 0, 1], [1, 0, 0, 1], ids=range(4))
-        one = unions.united([first, other], BALLS, ["a", "b"])["draws"]["one_draw"]
+        one = unions.united([first, other], BALLS, ["a", "b"]).record.draws["one_draw"]
         self.assertEqual((one["robust"], one["at_most"]), (3 / 6, True))
         told = {"rule": "majority", "draws": 20, "one_draw": one}
-        self.assertIn("robust at most 50.0%", records._judged(told))
+        self.assertIn("robust at most 50.0%", records.draws_line(told))
 
     def test_parts_of_before_do_not_know_it(self):
         first, other = (found([1] * 5 + [0], [1] * 5 + [0]) for _ in range(2))
-        del first["draws"]["one_draw"]["bits"]
-        told = unions.united([first, other], BALLS, ["a", "b"])
-        self.assertIsNone(told["draws"]["one_draw"])
-        self.assertIn("by one draw it is not known", records._judged(told["draws"]))
+        del first.record.draws["one_draw"]["bits"]
+        draws = unions.united([first, other], BALLS, ["a", "b"]).record.draws
+        self.assertIsNone(draws["one_draw"])
+        self.assertIn("by one draw it is not known", records.draws_line(draws))
 
     @parameterized.parameters(0, 1, 7, 8, 9)
     def test_bits(self, n):
@@ -92,7 +91,7 @@ class CommandTest(absltest.TestCase):
         for rule, draws in (("majority", 5), ("one-draw", None)):
             code, _, said = call(**given, rule=rule, draws=draws)
             self.assertEqual(code, 0, said)
-            unions_of[rule] = records.read(folder / "out")[-1]
+            unions_of[rule] = result_lines.read(folder / "out")[-1]
             self.assertEqual(unions_of[rule]["method"], "union")
         one = unions_of["majority"]["draws"]["one_draw"]
         self.assertEqual(one["robust"], unions_of["one-draw"]["robust"])

@@ -14,10 +14,12 @@ from jaxrobust import evaluation
 from jaxrobust.convert import account
 from jaxrobust.evaluation.questions import three_norms
 from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report import gathered
 from jaxrobust.report.parts import commands, sentences
 from jaxrobust.report.parts import evaluation as evaluation_part
 from jaxrobust.types import Threat
+from tests.support import result_lines
 from tests.support.evaluations import call, run_for
 
 RADII = {"linf": 0.012, "l2": 0.06, "l1": 0.5 + 0.7}
@@ -90,7 +92,7 @@ class CommandTest(parameterized.TestCase):
         with mock.patch.object(three_norms, "PARTS", SHORT):
             code, printed, said = call(workdir=str(self.workdir), out=os.fspath(out), **more)
         self.assertEqual(code, 0, said)
-        return records.read(Path(out)), printed
+        return result_lines.read(Path(out)), printed
 
     def refused(self, message, **more):
         out = Path(self.create_tempdir()) / "out"
@@ -259,14 +261,15 @@ class ProgramTest(parameterized.TestCase):
             self.assertRegex(result.table(), rf"worst case +{whole.robust.mean():.2%}, 95 %")
             path = Path(self.create_tempdir()) / "results.jsonl"
             record = result.save(path, model="mine", dataset="noise")
-            self.assertEqual(records.read(path.parent), [json.loads(json.dumps(record))])
+            self.assertEqual(result_lines.read(path.parent), [json.loads(json.dumps(record))])
             self.assertEqual((record["method"], record["image_ids"]), ("union", "0..23"))
             self.assertEqual(record["robust"], whole.robust.mean())
             self.assertLen(record["worst_case"], 4)
             found = verdicts.read(path.parent / record["verdicts"])
             np.testing.assert_array_equal(found.robust, whole.robust)
             self.assertEqual(
-                records.how(record), f"worst case of {', '.join(result.accuracy_after)}"
+                records.attack_line(AccuracyRecord.from_json(record)),
+                f"worst case of {', '.join(result.accuracy_after)}",
             )
 
     @parameterized.parameters(

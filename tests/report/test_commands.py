@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.commands import evaluate  # noqa: F401  # defines the flags
 from jaxrobust.data.transforms.corruptions import KINDS
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.gathered import Evaluation
 from jaxrobust.report.parts import commands
 
@@ -22,7 +23,7 @@ RECORD = {
 
 
 def words(**more) -> list[str]:
-    record = RECORD | more
+    record = AccuracyRecord.from_json(RECORD | more)
     one = Evaluation("net", Path("results.jsonl"), record, None, [], None, {})
     return shlex.split(commands.evaluate(one, None))
 

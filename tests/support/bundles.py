@@ -9,6 +9,7 @@ import numpy as np
 from jaxrobust.evaluation.bundles import bundle, claims
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 
 N, NORM, EPSILON, SPLIT = 40, "linf", 8 / 255, 100
@@ -75,7 +76,7 @@ def honest(root: Path) -> Honest:
             row = {"image": i, "attack": str(fooled_by[i]), "fooled": True, "flat": False}
             lines.write(json.dumps(row | {"stored": count}) + "\n")
             to.write(points[i].tobytes())
-    record = records.written() | {
+    values = AccuracyRecord().stamped().to_json() | {
         "evaluation": "a1",
         "dataset": "noise",
         "split": "test",
@@ -89,7 +90,8 @@ def honest(root: Path) -> Honest:
         "fingerprint": {"images": "0" * 64},
         "verdicts": "verdicts-a1.json",
     }
-    record |= numbers(fooled_by.tolist())
+    values |= numbers(fooled_by.tolist())
+    record = AccuracyRecord.from_json(values)
     folder = root / "bundle"
     bundle.of_record(folder, record, out, images, logits, batch=7, split_images=SPLIT)
     return Honest(images, found, record, out, folder)

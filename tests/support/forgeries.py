@@ -60,7 +60,9 @@ def other_label(of: str) -> Edit:
 
 def keys(key: str, **changes: Any) -> Edit:
     """One that changes a part of a number of the record."""
-    return lambda folder, honest: changed(folder, record={key: honest.record[key] | changes})
+    return lambda folder, honest: changed(
+        folder, record={key: honest.record.to_json()[key] | changes}
+    )
 
 
 def counted_twice(folder: Path, honest: Honest) -> None:

@@ -15,10 +15,9 @@ from jaxrobust import models
 from jaxrobust.data import train_batches
 from jaxrobust.data.sources import registry
 from jaxrobust.data.transforms import decoding
-from jaxrobust.evaluation.records import records
 from jaxrobust.training.run import run as training_run
 from jaxrobust.weights.trained import runs
-from tests.support import sweeps
+from tests.support import result_lines, sweeps
 from tests.support.evaluations import call
 from tests.support.runs import quiet_run, tiny
 
@@ -76,7 +75,7 @@ class FolderTest(parameterized.TestCase):
         for line in self.metrics():
             self.assertEqual(line["damaged_images"], 0)
             self.assertBetween(line["data_wait"], 0, 1)
-        (record,) = records.read(self.workdir)
+        (record,) = result_lines.read(self.workdir)
         self.assertEqual(record["preprocessing"], "bicubic-9-crop-8")
         self.assertNotIn("damaged", record)
 
@@ -97,7 +96,7 @@ class FolderTest(parameterized.TestCase):
         self.assertEqual(
             sorted(row["split"] for row in met), ["train"] * 2 + ["val[50%:]", "val[:50%]"]
         )
-        (record,) = records.read(self.workdir)
+        (record,) = result_lines.read(self.workdir)
         self.assertLen(record["damaged"], 1)
         self.assertIn(str(self.images("val")[-1]), record["damaged"][0])
 
@@ -120,7 +119,7 @@ class FolderTest(parameterized.TestCase):
             quiet_run(self.config, self.workdir)
         bad.write_bytes(content)
         quiet_run(self.config, self.workdir)
-        self.assertLen(records.read(self.workdir), 1)
+        self.assertLen(result_lines.read(self.workdir), 1)
 
     def test_other_classes_than_before_are_refused(self):
         training_run.check(self.config, self.workdir)
@@ -253,11 +252,11 @@ class OtherSourcesTest(parameterized.TestCase):
         for name in (getattr(self, kind)(), "digits"):
             workdir = self.root / f"run-{name.partition(':')[0]}"
             quiet_run(tiny(data__name=name, pretrain__epochs=0, train__epochs=2), workdir)
-            (record,) = records.read(workdir)
+            (record,) = result_lines.read(workdir)
             self.assertEqual((record["dataset"], record["image_ids"]), (name, "0..79"))
             code, _, said = call(workdir=str(workdir), attack="pgd-2", n=50)
             self.assertEqual(code, 0, said)
-            other = records.read(workdir / "evaluation")[-1]
+            other = result_lines.read(workdir / "evaluation")[-1]
             self.assertEqual((other["dataset"], other["split"]), (name, "test[:80]"))
             keys = ("clean", "robust", "weights_sha256")
             found.append([r[key] for r in (record, other) for key in keys])
@@ -279,8 +278,8 @@ class OtherSourcesTest(parameterized.TestCase):
                 self.as_npz()
             code, _, said = call(**given)
             self.assertEqual(code, 0, said)
-            self.assertLen(records.read(out), count)
-        one, other = records.read(out)
+            self.assertLen(result_lines.read(out), count)
+        one, other = result_lines.read(out)
         self.assertNotEqual(one["evaluation"], other["evaluation"])
 
 
@@ -305,7 +304,7 @@ class EvaluateTest(absltest.TestCase):
                 out=str(root / "out"),
             )
             self.assertEqual(code, 0, said)
-        one, other = records.read(root / "out")
+        one, other = result_lines.read(root / "out")
         self.assertNotEqual(one["evaluation"], other["evaluation"])
         self.assertNotEqual(one["classes_sha256"], other["classes_sha256"])
         self.assertNotEqual(one["clean"], other["clean"])  # one class is right, then another

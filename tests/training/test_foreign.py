@@ -16,11 +16,11 @@ from safetensors.numpy import save_file
 
 from jaxrobust.commands.conversion import export_weights
 from jaxrobust.convert import export_torch
-from jaxrobust.evaluation.records import records
 from jaxrobust.training import build
 from jaxrobust.training.run import run as training_run
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.store import hashes
+from tests.support import result_lines
 from tests.support import runs as training
 from tests.support.evaluations import call
 from tests.support.foreign import written
@@ -54,7 +54,7 @@ class RunTest(parameterized.TestCase):
 
     def test_trains_both_phases_and_says_who_made_the_network(self):
         self.assertIn("my_nets.py:make on digits", self.said)
-        first, second = records.read(Path("run"))
+        first, second = result_lines.read(Path("run"))
         for record in (first, second):
             self.assertEqual(record["function"], self.record)
             self.assertLen(record["weights_sha256"], 64)
@@ -78,10 +78,10 @@ class RunTest(parameterized.TestCase):
         jax.tree.map(np.testing.assert_array_equal, ours.stats, theirs.stats)
 
     def test_is_evaluated(self):
-        trained = records.read(Path("run"))[-1]
+        trained = result_lines.read(Path("run"))[-1]
         code, printed, said = call(workdir="run", attack="clean", out="out")
         self.assertEqual(code, 0, said)
-        (record,) = records.read(Path("out"))
+        (record,) = result_lines.read(Path("out"))
         for key in ("weights", "weights_sha256", "config_sha256", "clean", "function"):
             self.assertEqual(record[key], trained[key], key)
         self.assertIn("my_nets.py:make (train, step 8, ema), float32", printed)
@@ -98,7 +98,7 @@ class RunTest(parameterized.TestCase):
         said = call(**given)[2]
         self.assertNotIn("done before", said)
         self.assertRegex(said, changed)
-        first, second = records.read(Path("again"))
+        first, second = result_lines.read(Path("again"))
         self.assertEqual(first["weights_sha256"], second["weights_sha256"])
         self.assertNotEqual(first["function"], second["function"])
         self.assertNotEqual(first["evaluation"], second["evaluation"])
@@ -124,14 +124,14 @@ class RunTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_a_file_of_its_weights(self):
-        (_, weights), trained = self.best(), records.read(Path("run"))[-1]
+        (_, weights), trained = self.best(), result_lines.read(Path("run"))[-1]
         arrays = {k: np.asarray(v) for k, v in (weights.params | weights.stats).items()}
         save_file(arrays, "own.safetensors")
         given = {"model": "my_nets.py:make", "weights": "own.safetensors", "dataset": "digits"}
         given |= {"split": "test[:80]", "attack": "clean", "out": "of_file"}
         code, _, said = call(**given, options="{'width': 4}")
         self.assertEqual(code, 0, said)
-        (record,) = records.read(Path("of_file"))
+        (record,) = result_lines.read(Path("of_file"))
         for key in ("weights_sha256", "clean"):
             self.assertEqual(record[key], trained[key], key)
         code, _, said = call(**given, options="{'width': 8}")
@@ -170,7 +170,7 @@ class FunctionsTest(absltest.TestCase):
     def test_a_pair_of_functions_trains(self):
         asked = config("my_nets.py:linear", train__epochs=1, train__warmup_epochs=0)
         training.quiet_run(asked, Path("run"))
-        self.assertLen(records.read(Path("run")), 2)
+        self.assertLen(result_lines.read(Path("run")), 2)
 
     def test_operations_are_counted(self):
         asked = config("my_nets.py:linear", attack__steps=2)

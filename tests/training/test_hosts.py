@@ -13,8 +13,8 @@ from absl.testing import absltest
 
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import plan
-from jaxrobust.evaluation.records import records
 from jaxrobust.runtime.files import jsonl
+from tests.support import result_lines
 from tests.support.processes import start, wait, written
 from tools import bench_resume
 
@@ -246,7 +246,7 @@ class DamagedDataTest(absltest.TestCase):
         self.assertEqual(codes, [0], said)
         self.assertIn("train: step 2 of 4", said[0])
         self.assertLen(losses(folder / "run"), 4)
-        self.assertLen(records.read(folder / "run"), 1)
+        self.assertLen(result_lines.read(folder / "run"), 1)
 
 
 if __name__ == "__main__":

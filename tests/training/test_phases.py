@@ -10,11 +10,11 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.config import VERSION, base, completed, network_of, of_phase, phase, phases, plain
-from jaxrobust.evaluation.records import records
 from jaxrobust.training.run import run as training_run
 from jaxrobust.types import Weights
 from jaxrobust.weights import start
 from jaxrobust.weights.trained import runs
+from tests.support import result_lines
 from tests.support.runs import final_state, quiet_run, run_of_class, stop_after, tiny
 
 SHORT = {"epochs": 1, "batch_size": 64, "warmup_epochs": 0, "ema_decay": 0.5, "lr": 0.01}
@@ -53,7 +53,7 @@ class RunTest(absltest.TestCase):
     def test_each_has_its_own(self):
         for name in ("low", "train", "larger"):
             self.assertIn(f"{name}: step 0 of 4, adversarial", self.said)
-        rows = records.read(self.workdir)
+        rows = result_lines.read(self.workdir)
         self.assertEqual([row["weights"].split(",")[0] for row in rows], ["low", "train", "larger"])
         self.assertEqual([row["attacks"][0]["epsilon"] for row in rows], [0.1, 0.1, 0.2])
         self.assertEqual(rows[0]["preprocessing"], "bicubic-4-crop-4")
@@ -108,7 +108,7 @@ class StartTest(parameterized.TestCase):
         quiet_run(config, workdir)
         before, after = best(workdir, "train").params, best(workdir, "larger").params
         self.assertEqual((before["head.fc.bias"].size, after["head.fc.bias"].size), (10, 4))
-        self.assertEqual(records.read(workdir)[-1]["dataset"], "fake:8x8x1:4")
+        self.assertEqual(result_lines.read(workdir)[-1]["dataset"], "fake:8x8x1:4")
         noted = (workdir / "data.json").read_text()
         self.assertIn('"data.train_split.records": 256', noted)
         self.assertIn('"larger.data.train_split.records": 128', noted)

@@ -11,11 +11,11 @@ from absl.testing import parameterized
 
 from jaxrobust.config import of_phase
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.records import records
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.training import build
 from jaxrobust.training.run import accuracies
 from jaxrobust.types import Weights
+from tests.support import result_lines
 from tests.support.runs import tiny
 
 
@@ -34,7 +34,7 @@ class CollapsedTest(parameterized.TestCase):
         ):
             plain = json.loads(config.to_json())
             accuracies.test(of_phase(config, "train"), workdir, plain, "train", phase, 8, weights)
-        (record,) = records.read(workdir)
+        (record,) = result_lines.read(workdir)
         self.assertEqual(record["flags"].get("collapsed"), "all get class 3" if collapsed else None)
         line = "WARNING: train, step 8, ema: all get class 3"
         self.assertEqual(line in accuracies.table(workdir).splitlines(), collapsed)

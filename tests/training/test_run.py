@@ -19,12 +19,11 @@ from absl.testing import absltest, parameterized
 from jaxrobust.config import VERSION
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.records import records
 from jaxrobust.training.run import divergence, splits, stopping, trackers
 from jaxrobust.training.run import run as training_run
 from jaxrobust.weights.store import checkpoint
 from jaxrobust.weights.trained import runs
-from tests.support import paths, sweeps
+from tests.support import paths, result_lines, sweeps
 from tests.support.modules import hidden, needs
 from tests.support.recorder import DOT, Recorder
 from tests.support.runs import final_state, quiet_run, run_of_class, stop_after, tiny
@@ -40,7 +39,7 @@ class LoopTest(parameterized.TestCase):
         kind = trackers.Kind("json", lambda: None, told.opened)
 
         def draw(workdir, phase):  # as `report.pictures`: of the last record, where there is one
-            rows = records.read(workdir)
+            rows = result_lines.read(workdir)
             tested = any(r["weights"].startswith(f"{phase},") for r in rows)
             return {"dot": DOT} | ({"tested": DOT} if tested else {})
 
@@ -57,7 +56,7 @@ class LoopTest(parameterized.TestCase):
         self.assertRegex(self.said, r"step compiled in [\d.]+ s \(compilation cache (hit|miss)\)")
 
     def test_records_carry_their_evidence(self):
-        rows = records.read(self.workdir)
+        rows = result_lines.read(self.workdir)
         self.assertLen(rows, 2)
         for record in rows:
             for key in ("commit", "config_sha256", "weights_sha256", "seed", "versions", "device"):
@@ -81,7 +80,7 @@ class LoopTest(parameterized.TestCase):
         tests = [m for m in self.told.scalars_of if "test_robust" in m]
         self.assertEqual([m for m in self.told.scalars_of if m not in tests], lines)
         self.assertEqual(self.told.begun, [("pretrain", 0, 0), ("train", 0, 8)])
-        found = [(r["clean"], r["robust"]) for r in records.read(self.workdir)]
+        found = [(r["clean"], r["robust"]) for r in result_lines.read(self.workdir)]
         self.assertEqual([(m["test_clean"], m["test_robust"]) for m in tests], found)
         self.assertEqual([(m["phase"], m["step"]) for m in tests], [("pretrain", 8), ("train", 12)])
         self.assertEqual(self.told.closed, [True])
@@ -91,7 +90,7 @@ class LoopTest(parameterized.TestCase):
         self.assertEqual(about["architecture"], "convnext_n")
         self.assertEqual(about["train"]["lr"], 0.01)
         self.assertEqual(about["workdir"], str(self.workdir))
-        self.assertEqual(about["commit"], records.read(self.workdir)[0]["commit"])
+        self.assertEqual(about["commit"], result_lines.read(self.workdir)[0]["commit"])
         counted = (self.workdir / "parameters.txt").read_text()
         self.assertIn(f"Total: {about['parameters']:,}", counted)
 

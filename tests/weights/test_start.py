@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save_file
 from jaxrobust import models
 from jaxrobust.config import NetworkSpec
 from jaxrobust.evaluation.questions import target
-from jaxrobust.evaluation.records import records
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.training import build
@@ -27,8 +26,8 @@ from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.naming import compose, convert
 from jaxrobust.weights.store import folder as weights_folder
 from jaxrobust.weights.store import hashes
+from tests.support import result_lines, sweeps
 from tests.support import runs as training
-from tests.support import sweeps
 from tests.support.evaluations import call
 from tests.support.parity import torch_or_skip
 from tests.support.stored import as_timm, weights
@@ -224,7 +223,7 @@ class StartTest(parameterized.TestCase):
         for key, array in state.params.items():
             np.testing.assert_array_equal(state.ema[key], array, err_msg=key)
         sha256 = hashes.weights_sha256(*split(small()))
-        (record,) = records.read(self.workdir)
+        (record,) = result_lines.read(self.workdir)
         self.assertEqual(record["init"]["weights_sha256"], sha256)
         self.assertEqual(record["init"]["start_sha256"], sha256)
         self.assertEqual(record["init"]["weights"], str(self.file))
@@ -243,7 +242,7 @@ class StartTest(parameterized.TestCase):
                 training.quiet_run(tiny("other.pt"), self.workdir)
 
         with self.subTest("its best weights start another run"):
-            (best,) = [r["weights_sha256"] for r in records.read(self.workdir)]
+            (best,) = [r["weights_sha256"] for r in result_lines.read(self.workdir)]
             source, self.workdir = self.workdir, self.folder / "second"
             said, state = self.run_to_first_step(tiny(source))
             self.assertEqual(hashes.weights_sha256(state.params, state.stats), best)
@@ -256,7 +255,7 @@ class StartTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_from_random_weights(self):
         training.quiet_run(tiny(None), self.workdir)
-        self.assertNotIn("init", records.read(self.workdir)[0])
+        self.assertNotIn("init", result_lines.read(self.workdir)[0])
         self.assertNotIn("compiled", training.quiet_run(tiny(None), self.workdir))
         with self.assertRaisesRegex(ValueError, "init.weights: None there, 'x.pt' now"):
             training.quiet_run(tiny("x.pt"), self.workdir)
@@ -413,7 +412,7 @@ class FolderTest(parameterized.TestCase):
         code, printed, said = call(**given, n=16)
         self.assertEqual(code, 0, said)
         self.assertIn("convnext_n (weights.safetensors)", printed)
-        (record,) = records.read(Path(out))
+        (record,) = result_lines.read(Path(out))
         self.assertEqual(
             record["weights_sha256"], weights_folder.about(self.folder)["weights_sha256"]
         )

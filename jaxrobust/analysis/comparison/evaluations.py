@@ -10,6 +10,7 @@ from jaxrobust.analysis.papers import matching
 from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.data.transforms.preparing import same_preprocessing
 from jaxrobust.evaluation.records import comparable, records, verdicts
+from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.commandline.arguments import number
 from jaxrobust.runtime.processes import hosts
@@ -29,15 +30,15 @@ class Evaluation(NamedTuple):
     images: int  # that were evaluated; verdicts are of those that are compared
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> AccuracyRecord:
         """Return the record."""
         return self.ours.record
 
     @property
     def label(self) -> str:
         """Return which network this is of, for people: epochs, raw and ema told apart."""
-        name = (self.record.get("model") or {}).get("name") or "a network"
-        return f"{name} ({self.record['weights']})" if self.record.get("weights") else str(name)
+        name = (self.record.model or {}).get("name") or "a network"
+        return f"{name} ({self.record.weights})" if self.record.weights else str(name)
 
 
 def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
@@ -60,7 +61,7 @@ def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
     ]
     named: dict[tuple[Path, str], str] = {}
     for one in found:
-        key = one.ours.file.resolve(), one.record["verdicts"]
+        key = one.ours.file.resolve(), str(one.record.verdicts)
         if key in named:
             raise ValueError(
                 f"{one.place} is the same evaluation as {named[key]}; name two different ones"
@@ -90,15 +91,15 @@ def _ball(threat: str) -> set[tuple[str, str]]:
             f"--threat={threat} is no threat; write NORM:RADIUS, with one of "
             f"{', '.join(NORMS)}, such as linf:4/255, or clean"
         )
-    return {(norm, _said(number("threat", radius)))}
+    return {(norm, _rounded(number("threat", radius)))}
 
 
-def _balls(record: dict[str, Any]) -> list[tuple[str, str]]:
+def _balls(record: AccuracyRecord) -> list[tuple[str, str]]:
     """Return norm and radius of each attack of a record."""
-    return [(attack["norm"], _said(attack["epsilon"])) for attack in record["attacks"]]
+    return [(threat.norm, _rounded(threat.epsilon)) for threat in record.threats]
 
 
-def _said(epsilon: float) -> str:
+def _rounded(epsilon: float) -> str:
     return f"{epsilon:.6g}"
 
 
@@ -107,15 +108,16 @@ def _load(
 ) -> Evaluation:
     ours = _chosen(place, threat, ball, beside)
     record = ours.record
-    found = verdicts.read(ours.file.parent / record["verdicts"])
-    told = {"clean": found.clean, "robust": found.robust if record["attacks"] else None}
+    found = verdicts.read(ours.file.parent / str(record.verdicts))
+    told = {"clean": found.clean, "robust": found.robust if record.attacks else None}
     for key, right in told.items():
         if right is None or not len(right):
             continue
-        if record[key] is None or abs(right.mean() - record[key]) > 0.5 / len(right):
+        accuracy = record.clean if key == "clean" else record.robust
+        if accuracy is None or abs(right.mean() - accuracy) > 0.5 / len(right):
             raise ValueError(
-                f"{record['verdicts']} does not belong to its record in {ours.file}: {key} is "
-                f"{right.mean():.4f} there, {record[key]} in the record; get both again"
+                f"{record.verdicts} does not belong to its record in {ours.file}: {key} is "
+                f"{right.mean():.4f} there, {accuracy} in the record; get both again"
             )
     return Evaluation(place, ours, found, len(found.labels))
 
@@ -123,17 +125,17 @@ def _load(
 def _held(place: str) -> tuple[str, str, dict[str, Ours]]:
     """Return the folder of a place, the number that it wants, and all that the folder holds."""
     folder, _, wanted = (place, "", "") if Path(place).exists() else place.partition("#")
-    held = {str(o.record.get("evaluation")): o for o in matching.collect([Path(folder)])}
+    held = {str(o.record.evaluation): o for o in matching.collect([Path(folder)])}
     return folder, wanted, held
 
 
-def _fitting(folder: str, beside: Sequence[dict[str, Any]], held: dict[str, Ours]) -> list[str]:
+def _fitting(folder: str, beside: Sequence[AccuracyRecord], held: dict[str, Ours]) -> list[str]:
     """Return the names of those evaluations of a folder that ask what a record `beside` asks."""
     asked = [dict(_question(record)) for record in beside]
     return [
-        f"{folder}#{key} ({records.how(o.record)})"
+        f"{folder}#{key} ({records.attack_line(o.record)})"
         for key, o in held.items()
-        if o.record.get("verdicts") and dict(_question(o.record)) in asked
+        if o.record.verdicts and dict(_question(o.record)) in asked
     ]
 
 
@@ -160,7 +162,7 @@ def _chosen(
         named = {key: o for key, o in named.items() if set(_balls(o.record)) == ball}
     if not named:
         raise ValueError(f"{place} has no evaluation under {threat}; {_listed(folder, held)}")
-    told = {key: o for key, o in named.items() if o.record.get("verdicts")}
+    told = {key: o for key, o in named.items() if o.record.verdicts}
     if len(told) > 1:
         also = ", or give --threat NORM:RADIUS" if ball is None else ""
         others = [
@@ -168,7 +170,7 @@ def _chosen(
             for other in beside
             for _, number, rows in [_held(other)]
             for key, o in rows.items()
-            if key.startswith(number) and o.record.get("verdicts")
+            if key.startswith(number) and o.record.verdicts
         ]
         fit = _fitting(folder, others, told)
         if fit:
@@ -178,7 +180,7 @@ def _chosen(
             )
         raise ValueError(f"{place} holds {len(told)} evaluations; {_listed(folder, told)}{also}")
     ours = next(iter((told or named).values()))
-    records.check(ours.record, str(ours.file))
+    check(ours.record, str(ours.file))
     if not told:
         raise ValueError(
             f"{place} has no verdicts image by image, as of a training or of an older version; "
@@ -189,7 +191,7 @@ def _chosen(
 
 def _listed(folder: str, held: dict[str, Ours]) -> str:
     """Return how to name one of several evaluations."""
-    shown = [f"{folder}#{key} ({records.how(o.record)})" for key, o in held.items()]
+    shown = [f"{folder}#{key} ({records.attack_line(o.record)})" for key, o in held.items()]
     return f"name one of them: {_few(shown)}"
 
 
@@ -203,7 +205,7 @@ def differences(first: Evaluation, other: Evaluation) -> str:
     here, there = (one["preprocessing"] for one in asked)
     if here and there and same_preprocessing(here, there, asked[0]["image size"] or 224):
         asked[1]["preprocessing"] = here  # RobustBench names some of ours
-    attacked = [{attack["name"] for attack in one.record["attacks"]} for one in (first, other)]
+    attacked = [{attack["name"] for attack in one.record.attacks} for one in (first, other)]
     for name in attacked[0] ^ attacked[1]:  # "attacks" says it
         asked = [{k: v for k, v in one.items() if not k.startswith(f"{name}: ")} for one in asked]
     said = [hosts.differences(*asked), _other_images(first.verdicts, other.verdicts)]
@@ -219,25 +221,26 @@ _OPTIONAL = (
 )
 
 
-def _question(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
     """Yield what must be the same in two records for their verdicts to be comparable."""
-    yield "data set", record["dataset"]
-    yield "split", record.get("split")
-    yield "list of images", record.get("ids_sha256")
-    yield "list of classes", record.get("classes_sha256")
-    yield "image size", (record.get("model") or {}).get("image_size")
-    yield "preprocessing", record.get("preprocessing")
-    yield "type of the search", record.get("search_dtype")
+    yield "data set", record.dataset
+    yield "split", record.split
+    yield "list of images", record.ids_sha256
+    yield "list of classes", record.classes_sha256
+    yield "image size", record.image_size
+    yield "preprocessing", record.preprocessing
+    yield "type of the search", record.search_dtype
     yield from comparable.procedure(record).items()
-    attacks = record["attacks"]
+    attacks = record.attacks
     balls = _balls(record)
     for at, said in enumerate(("norm", "radius")):
         yield said, ", ".join(dict.fromkeys(ball[at] for ball in balls))
     yield "attacks", ", ".join(attack["name"] for attack in attacks)
     for attack, ball in zip(attacks, balls, strict=True):
         of = f" ({' '.join(ball)})" if len(set(balls)) > 1 else ""
-        for key in (key for key in attack if key not in _NO_SETTING):
-            yield f"{attack['name']}: {key}{of}", attack[key]
+        settings = {key: value for key, value in attack.items() if key not in _NO_SETTING}
+        for key, value in settings.items():
+            yield f"{attack['name']}: {key}{of}", value
 
 
 def _other_images(first: Verdicts, other: Verdicts) -> str:
@@ -310,7 +313,7 @@ def remarks(found: Sequence[Evaluation]) -> list[str]:
         each = _each([f"{one.images:,}" for one in found])
         said.append(f"Compared are the {images:,} images that all have; evaluated were {each}.")
     if not any(comparable.replayed(one.verdicts).any() for one in found):
-        tried = [letter(at) for at, one in enumerate(found) if one.record.get("replayed")]
+        tried = [letter(at) for at, one in enumerate(found) if one.record.replayed]
         if tried:
             said.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")
     older = [letter(at) for at, one in enumerate(found) if not comparable.pictures(one.record)]
@@ -319,16 +322,16 @@ def remarks(found: Sequence[Evaluation]) -> list[str]:
             f"What {_and(older)} evaluated is known by the names of the images alone: an older "
             "version, which did not note their bytes, wrote that."
         )
-    seeds = [one.record.get("seed") for one in found]
-    if found[0].record["attacks"] and len(set(seeds)) > 1:
+    seeds = [one.record.seed for one in found]
+    if found[0].record.attacks and len(set(seeds)) > 1:
         said.append(f"The attacks' draws have different seeds: {_each(seeds)}.")
-    hashes = [one.record.get("weights_sha256") for one in found]
+    hashes = [one.record.weights_sha256 for one in found]
     for at, value in enumerate(hashes):
         if value is not None and value in hashes[:at]:
             said.append(f"{letter(hashes.index(value))} and {letter(at)} have the same weights.")
     for at, one in enumerate(found):
-        flags = one.record.get("flags") or {}
-        said += [f"In doubt of {letter(at)}, {name}: {text}." for name, text in flags.items()]
+        flags = one.record.flags.items()
+        said += [f"In doubt of {letter(at)}, {name}: {text}." for name, text in flags]
     return said
 
 

@@ -72,7 +72,7 @@ def find(evaluations: list[Evaluation]) -> Findings:
     order = _attacks(evaluations)
     seen = [one.verdicts for one in evaluations]
     clean = _differences([v.clean for v in seen])
-    attacked = bool(evaluations[0].record["attacks"])
+    attacked = bool(evaluations[0].record.attacks)
     robust = _differences([v.robust for v in seen]) if attacked else [None] * len(clean)
     found = []
     for at, other in enumerate(seen[1:]):
@@ -100,8 +100,8 @@ def _attacks(evaluations: Sequence[Evaluation]) -> list[str]:
     fooling = {name for one in evaluations for name in one.verdicts.fooled_by.tolist()}
     fooling -= {"", "clean"}
     listed: dict[str, None] = {}
-    for attack in record["attacks"]:
-        ball = f"{attack['norm']} {attack['epsilon']:.4g}: " * (record.get("method") == "union")
+    for attack, threat in zip(record.attacks, record.threats, strict=True):
+        ball = f"{threat}: " * record.is_union
         of_ball = [name for name in listed if ball and name.startswith(ball)]
         if not of_ball:
             listed |= dict.fromkeys(sorted(n for n in fooling if n == f"{ball}{REPLAY}"))
@@ -138,15 +138,23 @@ def plain(found: Findings) -> dict[str, Any]:
 
 def _plain_evaluation(at: int, one: Evaluation) -> dict[str, Any]:
     record, seen = one.record, one.verdicts
-    kept = ("evaluation", "weights", "weights_sha256", "dataset", "split", "preprocessing")
     return {
         "name": letter(at),
         "network": one.label,
         "file": str(one.ours.file),
-        **{key: record.get(key) for key in (*kept, "attacks", "seed", "commit", "flags")},
+        "evaluation": record.evaluation,
+        "weights": record.weights,
+        "weights_sha256": record.weights_sha256,
+        "dataset": record.dataset,
+        "split": record.split,
+        "preprocessing": record.preprocessing,
+        "attacks": record.attacks,
+        "seed": record.seed,
+        "commit": record.commit,
+        "flags": record.flags,
         "evaluated": one.images,
         "clean": float(seen.clean.mean()),
-        "robust": float(seen.robust.mean()) if record["attacks"] else None,
+        "robust": float(seen.robust.mean()) if record.attacks else None,
         "removed": {
             name: int(count)
             for name, count in zip(*np.unique(seen.fooled_by, return_counts=True), strict=True)

@@ -17,8 +17,8 @@ def document(found: Findings, picture: str | None = None) -> str:
     record = found.evaluations[0].record
     names = [letter(at) for at in range(len(found.evaluations))]
     about = (
-        f"{found.images:,} images of {record['dataset']}, split {record['split']}, preprocessing "
-        f"{record['preprocessing']}; attack: {records.how(record)}."
+        f"{found.images:,} images of {record.dataset}, split {record.split}, preprocessing "
+        f"{record.preprocessing}; attack: {records.attack_line(record)}."
     )
     words = [said for pair in found.pairs for said in in_words(pair, len(found.pairs))]
     parts = [
@@ -43,9 +43,9 @@ def title(found: Findings) -> str:
     """Return what is compared, for a picture: both networks, or the first of several."""
     shown = [f"{letter(at)}: {one.label}" for at, one in enumerate(found.evaluations)]
     record = found.evaluations[0].record
-    about = f"{found.images:,} images of {record['dataset']}, {record['split']}; attack: "
+    about = f"{found.images:,} images of {record.dataset}, {record.split}; attack: "
     named = shown if len(found.pairs) == 1 else shown[:1]
-    return "\n".join([*named, about + records.how(record)])
+    return "\n".join([*named, about + records.attack_line(record)])
 
 
 def _listed(names: list[str]) -> str:
@@ -120,8 +120,8 @@ def _evaluations(found: Findings) -> list[list[str]]:
     rows = [["", "network", "clean, %", "robust, %", "evaluation"]]
     for at, one in enumerate(found.evaluations):
         seen = one.verdicts
-        robust = f"{100 * seen.robust.mean():.2f}" if one.record["attacks"] else ""
-        where = f"{one.record.get('evaluation')} in {one.ours.file}"
+        robust = f"{100 * seen.robust.mean():.2f}" if one.record.attacks else ""
+        where = f"{one.record.evaluation} in {one.ours.file}"
         clean = f"{100 * seen.clean.mean():.2f}"
         rows.append([letter(at), one.label, clean, robust, where])
     return rows

@@ -1,10 +1,13 @@
 """The tables as Markdown: paper, ours or `not measured`, and beside them what fits no row."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxrobust.analysis.papers import matching, tables
 from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.analysis.papers.tables import Table
+
+if TYPE_CHECKING:
+    from jaxrobust.evaluation.records.record import AccuracyRecord
 
 NOT_MEASURED = "not measured"
 _NEAR = 3  # differences that are named of a record beside a table
@@ -132,15 +135,15 @@ def _records(records: list[Ours], shown: list[Filled]) -> str:
     lines = ["## Records"]
     for number, ours in enumerate(records):
         record = ours.record
-        robust = "" if record["robust"] is None else f", {record['robust']:.2%} robust"
+        robust = "" if record.robust is None else f", {record.robust:.2%} robust"
         place = f"{ours.file.parent.name}/{ours.file.name}"
         text = (
             f"{number + 1}. {matching.label(ours)}: {_clean(record)}{robust}; "
-            f"{record['dataset']}, split {record['split']}, images {record['image_ids']}; "
-            f"{_attack(record)}; weights sha256 {str(record.get('weights_sha256'))[:12]}, commit "
+            f"{record.dataset}, split {record.split}, images {record.image_ids}; "
+            f"{_attack(record)}; weights sha256 {str(record.weights_sha256)[:12]}, commit "
             f"{short(record)}; {place}."
         )
-        for name, doubt in (record.get("flags") or {}).items():
+        for name, doubt in record.flags.items():
             text += f" In doubt, {name}: {doubt}."
         if number not in used:
             alike = any(c.record == number for each in shown for c in each.cells.values())
@@ -150,26 +153,25 @@ def _records(records: list[Ours], shown: list[Filled]) -> str:
     return "\n".join([lines[0], "", *lines[1:]])
 
 
-def _clean(record: dict[str, Any]) -> str:
+def _clean(record: "AccuracyRecord") -> str:
     """Return the accuracy on clean images, and the mean under corruptions."""
-    said = [] if record["clean"] is None else [f"{record['clean']:.2%} clean"]
-    if "corruptions" in record:
-        measured = record["corruptions"]
+    said = [] if record.clean is None else [f"{record.clean:.2%} clean"]
+    if measured := record.corruptions:
         said.append(f"{measured['mean']:.2%} under corruptions ({measured['images']})")
     return ", ".join(said)
 
 
-def short(record: dict[str, Any]) -> str:
+def short(record: "AccuracyRecord") -> str:
     """Return the commit of a record, cut, with a mark where files had changed."""
-    commit, plus, _ = str(record.get("commit")).partition("+")
+    commit, plus, _ = str(record.commit).partition("+")
     return commit[:8] + ("+changes" if plus else "")
 
 
-def _attack(record: dict[str, Any]) -> str:
-    if not record["attacks"]:
+def _attack(record: "AccuracyRecord") -> str:
+    if not record.attacks:
         return "no attack"
-    first = record["attacks"][0]
-    name = record.get("method") or f"{first['name']}, {first['steps']} steps"
+    first = record.attacks[0]
+    name = record.method or f"{first['name']}, {first['steps']} steps"
     return f"{name}, {first['norm']} {first['epsilon']:.4g}"
 
 
@@ -189,11 +191,11 @@ def _nearest(ours: Ours, shown: list[Filled]) -> str:
     return best[1] if best else "no table above has such a value"
 
 
-def _concerns(what: dict[str, Any], record: dict[str, Any]) -> bool:
+def _concerns(what: dict[str, Any], record: "AccuracyRecord") -> bool:
     """Tell whether a record may be near a result: clean ones near clean ones."""
-    if "corruptions" in (what["attack"], *record):
-        return what["attack"] == "corruptions" and "corruptions" in record
-    return (what["attack"] == "clean") == (not record["attacks"])
+    if what["attack"] == "corruptions" or record.corruptions:
+        return what["attack"] == "corruptions" and bool(record.corruptions)
+    return (what["attack"] == "clean") == (not record.attacks)
 
 
 def _contradictions(found: list[dict[str, Any]]) -> str:

@@ -6,9 +6,10 @@ differs from what the record and the config beside it prove: what nobody proves,
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxrobust import models
 from jaxrobust.analysis.papers import tables, training, twenty
@@ -18,6 +19,9 @@ from jaxrobust.data import imagenet
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.store import hashes
+
+if TYPE_CHECKING:
+    from jaxrobust.evaluation.records.record import AccuracyRecord
 
 # Keys of AutoAttack's standard version as records list them: name, steps, restarts, targets.
 _STANDARD = {
@@ -31,7 +35,7 @@ _STANDARD = {
 class Ours(NamedTuple):
     """A record, the file that holds it, and the config of its network, if that is beside it."""
 
-    record: dict[str, Any]
+    record: "AccuracyRecord"
     file: Path
     config: dict[str, Any] | None  # of a run, or of an imported folder
 
@@ -44,7 +48,7 @@ def collect(places: list[Path]) -> list[Ours]:
       ValueError: a place without records, with what may be named.
     """
     configs: dict[str, dict[str, Any]] = {}
-    found: list[tuple[dict[str, Any], Path]] = []
+    found: list[Ours] = []
     for place in places:
         configs |= dict(_configs(place))
         files = [p for p in _files(place) if p.is_file()]
@@ -53,11 +57,17 @@ def collect(places: list[Path]) -> list[Ours]:
                 f"{place} has no records; name a run, a folder that holds results.jsonl, such a "
                 "file, or an imported folder of weights"
             )
-        found += [(record, file) for file in files for record in jsonl.read(file)]
-    for record, file in found:
-        if not {"clean", "attacks", "config_sha256", "dataset"} <= record.keys():
+        found += [Ours(record, file, None) for file in files for record in _records(file)]
+    return [ours._replace(config=configs.get(str(ours.record.config_sha256))) for ours in found]
+
+
+def _records(file: Path) -> "Iterator[AccuracyRecord]":
+    from jaxrobust.evaluation.records.record import AccuracyRecord  # which imports JAX
+
+    for record in map(AccuracyRecord.from_json, jsonl.read(file)):
+        if not {"clean", "attacks", "config_sha256", "dataset"}.isdisjoint(record.absent):
             raise ValueError(f"{file} holds lines that are no records of jaxrobust evaluate")
-    return [Ours(r, file, configs.get(str(r["config_sha256"]))) for r, file in found]
+        yield record
 
 
 def _files(place: Path) -> list[Path]:
@@ -122,7 +132,7 @@ def _other_network(
         yield from _other_options(str(name), model.get("options") or {}, row)
     elif name != row.get("model"):
         yield f"network {name}, not {row.get('model') or row['name']}"
-    size = (ours.record.get("model") or model).get("image_size")
+    size = ours.record.image_size if ours.record.model else model.get("image_size")
     if size != row["image_size"]:
         yield f"{size} px, not {row['image_size']}"
     if imported:
@@ -135,7 +145,7 @@ def _other_network(
     else:
         yield from training.differences(table, row, config)
         of, last = (
-            str(ours.record.get("weights")).partition(",")[0],
+            str(ours.record.weights).partition(",")[0],
             phases(training.whole_config(config))[-1],
         )
         if of != last:
@@ -154,31 +164,33 @@ def _other_options(name: str, options: dict[str, Any], row: dict[str, Any]) -> I
         yield f"network {models.words(name, own)}, not {row['name']}"
 
 
-def _other_images(row: dict[str, Any], record: dict[str, Any], of_training: bool) -> Iterator[str]:
-    of_files = record["dataset"].startswith("cifar10-c:")  # of which any split is of its own
+def _other_images(
+    row: dict[str, Any], record: "AccuracyRecord", of_training: bool
+) -> Iterator[str]:
+    of_files = str(record.dataset).startswith("cifar10-c:")  # of which any split is of its own
     on_list = str(row["split"]).endswith("@robustbench")
-    same = record.get("ids_sha256") == ROBUSTBENCH_SHA256
-    name = "cifar10" if of_files else training.dataset(record["dataset"], None)
+    same = record.ids_sha256 == ROBUSTBENCH_SHA256
+    name = "cifar10" if of_files else training.dataset(str(record.dataset), None)
     listed = on_list and same  # a list of ImageNet's files, wherever they lie
     if row["dataset"] == "imagenet100":
         own = hashes.classes_sha256(imagenet.imagenet100())
-        if name != "imagenet2012" or record.get("classes_sha256") != own:
-            yield f"{record['dataset']} with other classes than imagenet100"
+        if name != "imagenet2012" or record.classes_sha256 != own:
+            yield f"{record.dataset} with other classes than imagenet100"
     elif not (name == row["dataset"] or listed):
-        yield f"{record['dataset']}, not {row['dataset']}"
+        yield f"{record.dataset}, not {row['dataset']}"
     if on_list and not same:
-        yield f"split {record['split']}, not RobustBench's list of images"
-    elif not on_list and not of_files and _whole(record["split"], of_training) != row["split"]:
-        yield f"split {record['split']}, not {row['split']}"
+        yield f"split {record.split}, not RobustBench's list of images"
+    elif not on_list and not of_files and _whole(str(record.split), of_training) != row["split"]:
+        yield f"split {record.split}, not {row['split']}"
     images = row["images"]
     if not of_training:
         return
     if images is None:
         yield "the paper does not say on how many images"
-    elif record["image_ids"] != f"0..{images - 1}":
-        yield f"images {record['image_ids']}, not all {images}"
-    if record.get("damaged"):
-        yield f"{len(record['damaged'])} damaged images are left out"
+    elif record.image_ids != f"0..{images - 1}":
+        yield f"images {record.image_ids}, not all {images}"
+    if record.damaged:
+        yield f"{len(record.damaged)} damaged images are left out"
 
 
 def _whole(split: str, exactly: bool) -> str:
@@ -187,14 +199,14 @@ def _whole(split: str, exactly: bool) -> str:
 
 
 def other_attack(
-    what: dict[str, Any], record: dict[str, Any], dataset: str | None = None
+    what: dict[str, Any], record: "AccuracyRecord", dataset: str | None = None
 ) -> Iterator[str]:
     """Say what of a record's attack is not that of a result on a data set."""
     kind = what["attack"]
     if kind == "corruptions":
         yield from twenty.other_corruptions(dataset, record)
     elif kind == "clean":  # every record has it, but those of files of corruptions
-        if record["clean"] is None:
+        if record.clean is None:
             yield "no clean images"
     elif "members" in what:
         yield from _other_union(what["members"], record)
@@ -202,24 +214,25 @@ def other_attack(
         yield from _other_attack(what, record)
 
 
-def _other_union(members: list[dict[str, Any]], record: dict[str, Any]) -> Iterator[str]:
-    if record.get("method") != "union":
+def _other_union(members: list[dict[str, Any]], record: "AccuracyRecord") -> Iterator[str]:
+    if not record.is_union:
         yield "one attack, not the worst case of several"
         return
     wanted = {twenty.pgd(own) for own in members if own["attack"] == "pgd"}
-    found = {twenty.pgd(own) for own in record["attacks"] if own["name"] == "pgd"}
+    found = {twenty.pgd(own) for own in record.attacks if own["name"] == "pgd"}
     if wanted != found:
         yield "another PGD than the study's in one of the norms"
-    rest = {"attacks": [own for own in record["attacks"] if own["name"] != "pgd"], "robust": 0.0}
+    others = [own for own in record.attacks if own["name"] != "pgd"]
+    rest = replace(record, attacks=others, robust=0.0)
     for own in members:
         if own["attack"] != "pgd":
             yield from _other_attack(own, rest)
 
 
-def _other_attack(what: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
+def _other_attack(what: dict[str, Any], record: "AccuracyRecord") -> Iterator[str]:
     kind = what["attack"]
-    attacks = record["attacks"]
-    if not attacks or record["robust"] is None:
+    attacks = record.attacks
+    if not attacks or record.robust is None:
         yield "clean accuracy only"
         return
     for attack in attacks:
@@ -246,30 +259,31 @@ def _other_attack(what: dict[str, Any], record: dict[str, Any]) -> Iterator[str]
         yield f"the paper does not say the settings of its {kind}"
 
 
-def measured(what: dict[str, Any], record: dict[str, Any]) -> float | None:
+def measured(what: dict[str, Any], record: "AccuracyRecord") -> float | None:
     """Return the percentage that a record has for a result of a table."""
     if what["attack"] == "corruptions":
-        value = (record.get("corruptions") or {}).get("mean")
+        value = (record.corruptions or {}).get("mean")
     else:
-        value = record["clean"] if what["attack"] == "clean" else record["robust"]
+        value = record.clean if what["attack"] == "clean" else record.robust
     return None if value is None else 100 * value
 
 
 def label(ours: Ours) -> str:
     """Return the name of what a record measures, for people."""
     record, config = ours.record, ours.config or {}
-    model = record.get("model") or config.get("model") or {"name": config.get("architecture")}
-    weights = re.sub(r", (ema|raw)$", "", str(record.get("weights")))
+    own = config.get("model") or {"name": config.get("architecture")}
+    model: Mapping[str, Any] = record.model or own
+    weights = re.sub(r", (ema|raw)$", "", str(record.weights))
     return f"{model['name'] or 'a network'} ({weights})"
 
 
 def sizes(ours: Ours) -> dict[str, float]:
     """Return the parameters and multiply-adds of a record's network, in the tables' units."""
     config, record = ours.config or {}, ours.record
-    model = record.get("model") or config.get("model") or config
+    model: Mapping[str, Any] = record.model or config.get("model") or config
     name = model.get("name") or model.get("architecture")
     classes, size = model.get("num_classes"), model.get("image_size")
-    if record.get("function") or not (name and classes and size):
+    if record.function or not (name and classes and size):
         return {}
     import jax
 

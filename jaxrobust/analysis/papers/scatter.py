@@ -77,8 +77,8 @@ def _beside(what: dict[str, Any], records: list[Ours], used: set[int]) -> list[P
         record = ours.record
         if number in used or any(matching.other_attack(what, record)):
             continue
-        values = {"clean": 100 * record["clean"], "robust": 100 * record["robust"]}
-        images = f"{record['dataset']}, images {record['image_ids']}"
+        values = {"clean": 100 * (record.clean or 0), "robust": 100 * (record.robust or 0)}
+        images = f"{record.dataset}, images {record.image_ids}"
         letter = chr(ord("a") + len(found) % 26)
         name = f"{matching.label(ours)}, {images}"
         found.append(Point(letter, name, values | matching.sizes(ours), "beside"))

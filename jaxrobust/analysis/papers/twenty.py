@@ -4,9 +4,12 @@ Its paper leaves out what its repository has: steps, their length and starts of 
 was trained. Facts: Tang et al. 2022 (arXiv 2209.14105) and DIG-Beihang/RobustART.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxrobust.evaluation.records.record import AccuracyRecord
 
 PAPER = "twenty_architectures"
 NOTE = "epochs, start and attack_steps are those of the authors' repository, not of the paper."
@@ -77,7 +80,7 @@ def results(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def pgd(what: dict[str, Any]) -> tuple[Any, ...]:
+def pgd(what: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what tells one PGD from another, of a result as of the settings in a record."""
     steps, epsilon = what["steps"], float(Fraction(what["epsilon"]))
     length = what.get("step_size")
@@ -87,11 +90,11 @@ def pgd(what: dict[str, Any]) -> tuple[Any, ...]:
     return what["norm"], round(epsilon, 9), steps, round(length, 9), what["start"], rule
 
 
-def other_corruptions(dataset: str | None, record: dict[str, Any]) -> Iterator[str]:
+def other_corruptions(dataset: str | None, record: "AccuracyRecord") -> Iterator[str]:
     """Say what of a record's corruptions is not the mean of all fifteen kinds and five severities
     of the published files, or of the computed ones where none are published.
     """
-    measured = record.get("corruptions")
+    measured = record.corruptions
     if measured is None:
         yield "no corruptions"
         return

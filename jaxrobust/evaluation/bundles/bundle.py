@@ -19,10 +19,12 @@ from jaxrobust.attacks.fixed_steps import is_cascade
 from jaxrobust.data import Prepared
 from jaxrobust.evaluation.bundles import claims, claims_torch, contradictions
 from jaxrobust.evaluation.bundles.claims import Logits
+from jaxrobust.evaluation.bundles.contradictions import About, ImageRow
 from jaxrobust.evaluation.bundles.differences import LEVELS, Coded, encoded
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.records import verdicts
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.files import jsonl, whole
 from jaxrobust.runtime.processes import hosts
@@ -66,8 +68,8 @@ def check(given: Any, asked: int) -> None:
         raise ValueError(f"--bundle {place} is there and is no bundle; name a new folder")
 
 
-def recorded(evaluation: Any, subject: Any, place: Path) -> dict[str, Any]:
-    """Return the record of a ball, and write its bundle in the first process.
+def recorded(evaluation: Any, subject: Any, place: Path) -> AccuracyRecord:
+    """Record a ball, and write its bundle in the first process.
 
     Args:
       evaluation: the network and its images, as the command has them.
@@ -76,20 +78,20 @@ def recorded(evaluation: Any, subject: Any, place: Path) -> dict[str, Any]:
     Raises:
       ValueError: `place` holds something else, before anything is computed.
     """
-    number, asked = evaluation.number(subject), evaluation.asked
-    if not asked.noreplay:  # which takes an equal record of another number too
+    number, question = evaluation.number(subject), evaluation.question
+    if not question.noreplay:  # which takes an equal record of another number too
         hosts.together(lambda: jax.process_index() or check_place(place, number))
     record = evaluation.record(subject)
     images = Prepared(
         evaluation.source,
         image_size=subject.network.image_size,
-        preprocessing=asked.preprocessing,
-        images=asked.images,
+        preprocessing=question.preprocessing,
+        images=question.images,
     )
 
     def write() -> None:
         if jax.process_index() == 0:
-            logits = forward(evaluation.logits_of("float32"), images.shape[1:], asked.batch)
+            logits = forward(evaluation.logits_of("float32"), images.shape[1:], question.batch)
             split = len(evaluation.source)
             of_record(place, record, evaluation.out, images, logits, split_images=split)
 
@@ -99,7 +101,7 @@ def recorded(evaluation: Any, subject: Any, place: Path) -> dict[str, Any]:
 
 def of_record(
     place: Path,
-    record: dict[str, Any],
+    record: AccuracyRecord,
     out: Path,
     images: ImageSet,
     logits: Logits,
@@ -121,21 +123,24 @@ def of_record(
       ValueError: `place` holds something else; verdicts or ledger are not there.
       OSError: the disk.
     """
-    if check_place(place, record["evaluation"]):
+    if check_place(place, str(record.evaluation)):
         say(f"the bundle {place} is there already; nothing is written")
         return
-    if not record.get("verdicts"):
+    if not record.verdicts:
         raise ValueError(
-            f"the record {record['evaluation']} has no verdicts image by image, as those of an "
+            f"the record {record.evaluation} has no verdicts image by image, as those of an "
             "older version; evaluate again with --out DIR"
         )
-    found = verdicts.read(out / record["verdicts"])
-    points = _Points(out / f"ledger-{record['evaluation']}.jsonl", found, tuple(images.shape[1:]))
+    found = verdicts.read(out / record.verdicts)
+    points = _Points(out / f"ledger-{record.evaluation}.jsonl", found, tuple(images.shape[1:]))
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of one that was killed
     part.mkdir(parents=True)
     try:
-        about = {"record": record, "split_images": split_images or len(images)}
+        about: About = {
+            "record": record.to_json(),
+            "split_images": split_images or len(images),
+        }
         with whole.explained(place):
             levels, unsure = _write(part, about, found, images, points, logits, batch)
         size = sum(file.stat().st_size for file in part.iterdir())
@@ -152,7 +157,7 @@ def of_record(
 
 
 def check_place(place: Path, evaluation: str) -> bool:
-    """Return whether the bundle of an evaluation is there.
+    """Tell whether the bundle of an evaluation is there.
 
     Raises:
       ValueError: the folder holds something else, or a damaged bundle.
@@ -193,14 +198,14 @@ def forward(logits_fn: Any, image: tuple[int, ...], batch: int | None = None) ->
 
 def _write(
     folder: Path,
-    about: dict[str, Any],
+    about: About,
     found: Verdicts,
     images: ImageSet,
     points: "_Points",
     logits: Logits,
     batch: int,
 ) -> tuple[dict[int, int], int]:
-    """Write all files; return how many images have how many levels, and how many are not sure."""
+    """Write all files; return the numbers of images by levels, and of those that are not sure."""
     attack = about["record"]["attacks"][0]
     threat = Threat.of(attack)
     files, levels, unsure = _Files(folder), dict.fromkeys((*LEVELS, 0), 0), 0
@@ -214,7 +219,7 @@ def _write(
             made = encoded(adversarial, clean[hit], labels, logits, threat)
             coded = dict(zip(hit.tolist(), made, strict=True))
             for i, place in enumerate(which.tolist()):
-                row = {
+                row: ImageRow = {
                     "image": int(found.image_ids[place]),
                     "label": int(found.labels[place]),
                     "verdict": str(found.fooled_by[place]),
@@ -223,7 +228,7 @@ def _write(
                 if i in coded:
                     levels[coded[i].levels] += 1
                     unsure += not coded[i].sure
-                    row |= files.add(coded[i])
+                    row = {**row, **files.add(coded[i])}
                 rows.write(json.dumps(row) + "\n")
     files.close()
     about = {
@@ -232,7 +237,8 @@ def _write(
         "encoding": _ENCODING,
         "levels": {str(count): number for count, number in levels.items() if number},
         "near_the_boundary": unsure,  # images, by `claims.MARGIN`
-    } | about
+        **about,
+    }
     (folder / claims.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     (folder / PROGRAM).write_text(program())
     names = sorted(file.name for file in folder.iterdir())
@@ -248,8 +254,8 @@ class _Files:
         self._folder, self._count = folder, 0
         self._file: BinaryIO | None = None
 
-    def add(self, coded: Coded) -> dict[str, Any]:
-        """Store a difference; return what its row says."""
+    def add(self, coded: Coded) -> ImageRow:
+        """Store a difference; return its part of a row."""
         if self._file is None or self._file.tell() + len(coded.code) > _PART_BYTES:
             self.close()
             self._file = (self._folder / f"differences-{self._count}.bin").open("wb")
@@ -257,8 +263,12 @@ class _Files:
         offset = self._file.tell()
         self._file.write(coded.code)
         name = Path(self._file.name).name
-        return {"levels": coded.levels, "step": coded.step, "file": name, "offset": offset} | {
-            "bytes": len(coded.code)
+        return {
+            "levels": coded.levels,
+            "step": coded.step,
+            "file": name,
+            "offset": offset,
+            "bytes": len(coded.code),
         }
 
     def close(self) -> None:

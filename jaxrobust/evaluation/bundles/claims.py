@@ -16,7 +16,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.evaluation.bundles.contradictions import ORDER, fault, interval, kind, lacking
+from jaxrobust.evaluation.bundles.contradictions import (
+    ORDER,
+    About,
+    ImageRow,
+    Record,
+    Rows,
+    fault,
+    interval,
+    kind,
+    lacking,
+)
 
 SCHEMA = 2
 ABOUT, ROWS, SUMS = "bundle.json", "images.jsonl", "SHA256SUMS"
@@ -24,7 +34,7 @@ BOUNDARY = 1e-4  # of the spread of the logits: what float32 sums in another ord
 MARGIN = 10 * BOUNDARY  # with which whoever writes a bundle wants its images to be misclassified
 _FILES = re.compile(r"bundle\.json|images\.jsonl|verify\.py|differences-\d+\.bin")
 _SHOWN = 8  # images that a line names
-# Why an image is not confirmed, in words; the keys are those of `Findings.unconfirmed`.
+# Why an image is not confirmed, for people; the keys are those of `Findings.unconfirmed`.
 WHY = {
     "missing": "not among the images that were given",
     "other image": "not the image that was evaluated",
@@ -44,13 +54,13 @@ class Bundle(NamedTuple):
     """What a bundle claims, after its hashes were checked."""
 
     folder: Path
-    about: dict[str, Any]  # bundle.json
-    rows: list[dict[str, Any]]  # of images.jsonl, one an image
+    about: About  # bundle.json
+    rows: Rows  # of images.jsonl, one an image
     number: str  # sha256 of SHA256SUMS
 
     @property
-    def record(self) -> dict[str, Any]:
-        """Return the record of the evaluation."""
+    def record(self) -> Record:
+        """Return the record of the evaluation, as JSON has it."""
         return self.about["record"]
 
     @property
@@ -71,7 +81,7 @@ class Findings(NamedTuple):
 
     @property
     def standing(self) -> int:
-        """Return how many images may still be robust."""
+        """Count the images that may still be robust."""
         return self.images - sum(self.confirmed.values())
 
     @property
@@ -81,7 +91,7 @@ class Findings(NamedTuple):
         return every and self.labels != "unchecked"
 
     def plain(self) -> dict[str, Any]:
-        """Return it all for JSON, with the bound that was confirmed and its exact interval."""
+        """List it all for JSON, with the bound that was confirmed and its exact interval."""
         return {
             **self._asdict(),
             "whole": self.whole,
@@ -253,10 +263,8 @@ def judge(
     return Findings(len(bundle.rows), claimed, confirmed, named, split, seen)
 
 
-def _judged(
-    bundle: Bundle, rows: list[dict[str, Any]], clean: np.ndarray, logits: Logits
-) -> dict[int, str]:
-    """Return why images are not confirmed, by id, of those that are not."""
+def _judged(bundle: Bundle, rows: Rows, clean: np.ndarray, logits: Logits) -> dict[int, str]:
+    """Give the reason for each image that is not confirmed, by id."""
     reasons, points = {}, np.array(clean)
     for place, row in enumerate(rows):
         if image_sha256(clean[place]) != row["sha256"]:
@@ -283,7 +291,7 @@ def _judged(
     return reasons
 
 
-def adversarial(bundle: Bundle, row: dict[str, Any], image: np.ndarray) -> np.ndarray:
+def adversarial(bundle: Bundle, row: ImageRow, image: np.ndarray) -> np.ndarray:
     """Return the adversarial image f32[H,W,C] of a row, given the clean one."""
     with (bundle.folder / row["file"]).open("rb") as file:
         file.seek(row["offset"])
@@ -295,7 +303,7 @@ def adversarial(bundle: Bundle, row: dict[str, Any], image: np.ndarray) -> np.nd
 
 
 def _outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float) -> str | None:
-    """Return what is wrong with an adversarial image; None: nothing.
+    """Say in what an adversarial image breaks its bounds; None: in nothing.
 
     Its norm may exceed the radius by rounding: 1e-5 of it, and 1e-6.
     """
@@ -307,14 +315,14 @@ def _outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float)
 
 
 def is_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return whether the label has the largest of logits f[n,K], bool[n]; it has not where one of
+    """Tell whether the label has the largest of logits f[n,K], bool[n]; it has not where one of
     them is not finite.
     """
     return (logits.argmax(axis=1) == labels) & np.isfinite(logits).all(axis=1)
 
 
 def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return by how much the label's logit exceeds all others, as a share of their spread, f64[n].
+    """Compute the margin of the label's logit to all others, as a share of their spread, f64[n].
 
     NaN where logits are not finite.
     """
@@ -326,7 +334,7 @@ def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def lines(bundle: Bundle, found: Findings) -> list[str]:
-    """Return what a bundle claims and what was found, for people."""
+    """Write the claim of a bundle and the findings, for people."""
     record, threat = bundle.record, bundle.threat
     noted = bundle.about.get("split_images")
     said = [

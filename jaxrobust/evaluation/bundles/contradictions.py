@@ -9,19 +9,47 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-Rows = list[dict[str, Any]]  # of images.jsonl, one an image
+Record = dict[str, Any]  # as JSON has it: this program stands alone
 
+
+class ImageRow(TypedDict, total=False):
+    """A line of images.jsonl; the keys after `sha256` are those of an image that was fooled."""
+
+    image: int  # its place in the split
+    label: int
+    verdict: str  # "": it stands; "clean": misclassified as it is; else the attack
+    sha256: str  # of the clean image
+    levels: int  # of the difference; 0: it is exact
+    step: float
+    file: str
+    offset: int
+    bytes: int
+
+
+class About(TypedDict, total=False):
+    """The content of bundle.json."""
+
+    schema: int
+    image: list[int]  # H, W, C
+    encoding: str
+    levels: dict[str, int]  # levels -> images
+    near_the_boundary: int  # images
+    record: Record
+    split_images: int
+
+
+Rows = list[ImageRow]
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 LEVELS = 127  # of a difference, at most
 _REPLAY, _FULL = "replay", "full"  # what was tried before the attacks, and once more after them
 _OFF = 1e-6  # of shares and their intervals, whatever computed them
 _KINDS = {"image": int, "label": int, "verdict": str, "sha256": str}
 _STORED = {"file": str, "offset": int, "bytes": int, "levels": int, "step": float}
-# What bundles of before lack, in words; where a record has nothing there is nothing to compare.
+# What older bundles lack, for people; where a record has nothing there is nothing to compare.
 _LACKING = {
     "split_images": "how many images its split has",
     "interval": "the interval of its accuracies",
@@ -31,8 +59,8 @@ _LACKING = {
 }
 
 
-def fault(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
-    """Return in what a bundle contradicts itself, as "has ..." or "says ..."; None: in nothing.
+def fault(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
+    """Say in what a bundle contradicts itself, as "has ..." or "says ..."; None: in nothing.
 
     Args:
       about: of bundle.json.
@@ -43,14 +71,14 @@ def fault(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | Non
     return next((said for check in checks if (said := check(about, rows, sizes))), None)
 
 
-def lacking(about: dict[str, Any]) -> list[str]:
-    """Return in words what a bundle does not say, as those of an older version do not."""
-    known = about | about["record"]
+def lacking(about: About) -> list[str]:
+    """List for people what a bundle does not say, as those of an older version do not."""
+    known: dict[str, Any] = {**about, **about["record"]}
     return [words for key, words in _LACKING.items() if known.get(key) is None]
 
 
-def kind(row: dict[str, Any]) -> str:
-    """Return what a row says of its image: standing, misclassified or fooled."""
+def kind(row: ImageRow) -> str:
+    """Tell whether a row's image is standing, misclassified or fooled."""
     return {"": "standing", "clean": "misclassified"}.get(row["verdict"], "fooled")
 
 
@@ -61,7 +89,7 @@ def _is(value: Any, wanted: type) -> bool:
     return type(value) is wanted
 
 
-def _types(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+def _types(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     if not rows:
         return "has no images"
     for number, row in enumerate(rows, 1):
@@ -75,7 +103,7 @@ def _types(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | No
     return None
 
 
-def _ids(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+def _ids(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     ids = [row["image"] for row in rows]
     if min(ids) < 0:
         return f"has the image {min(ids)}, and images are numbered from 0"
@@ -102,7 +130,7 @@ def _ids(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None
     return None
 
 
-def _threat(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+def _threat(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     record, shape = about["record"], about["image"]
     balls = [(attack["norm"], attack["epsilon"]) for attack in record["attacks"]]
     if not balls:
@@ -122,7 +150,7 @@ def _threat(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | N
     return None
 
 
-def _verdicts(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+def _verdicts(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     record, known = about["record"], {"", "clean"}
     for stage in _stages(record):
         names = [attack["name"] for attack in record["attacks"]]
@@ -141,7 +169,7 @@ def _verdicts(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str |
     return None
 
 
-def _differences(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+def _differences(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     for row in rows:
         if kind(row) != "fooled":
             continue
@@ -158,7 +186,7 @@ def _differences(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> st
     return None
 
 
-def _shares(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+def _shares(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     said = {"robust": ("", "robust"), "clean": ("clean", "rightly classified")}
     for key, (verdict, words) in said.items():
         found = sum(row["verdict"] == verdict for row in rows)
@@ -170,7 +198,7 @@ def _shares(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | N
     return None
 
 
-def _intervals(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+def _intervals(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     if not (said := about["record"].get("interval")):
         return None
     for key in ("clean", "robust"):
@@ -185,15 +213,15 @@ def _intervals(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str 
     return None
 
 
-def _stages(record: dict[str, Any]) -> list[str]:
-    """Return what was tried one after the other, by the names that costs have."""
+def _stages(record: Record) -> list[str]:
+    """List the attacks in their order, by the names that costs have."""
     names = [attack["name"] for attack in record["attacks"]]
     before = [_REPLAY] if record.get("replayed") else []
     return [*before, *names, *([_FULL] if _FULL in (record.get("accuracy_after") or {}) else [])]
 
 
-def _fooled(record: dict[str, Any], rows: Rows) -> dict[str, int]:
-    """Return how many images each stage fooled."""
+def _fooled(record: Record, rows: Rows) -> dict[str, int]:
+    """Count the images that each attack fooled."""
     found = dict.fromkeys(_stages(record), 0)
     for row in rows:
         if kind(row) == "fooled":
@@ -201,7 +229,7 @@ def _fooled(record: dict[str, Any], rows: Rows) -> dict[str, int]:
     return found
 
 
-def _after(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+def _after(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     record = about["record"]
     if not (said := record.get("accuracy_after")):
         return None
@@ -215,7 +243,7 @@ def _after(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | No
     return None
 
 
-def _costs(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+def _costs(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     record = about["record"]
     if not (costs := record.get("costs")):
         return None

@@ -91,7 +91,7 @@ def count(
 def each(
     counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, *, bar: str = ""
 ) -> dict[str, np.ndarray]:
-    """Return what a counter made with `each` says of every image, [N], in the split's order."""
+    """Run a counter made with `each` on every image; its arrays are [N], in the split's order."""
     parts: list[dict[str, np.ndarray]] = []
     for found in _judgements(counter, weights, images, mesh, bar):
         kept = found.pop("count")
@@ -267,7 +267,7 @@ def judged(
 def _moved(
     images: types.Images, logits: Logits, images_adv: types.Images, answers: Logits, mask: Mask
 ) -> dict[str, Array]:
-    """Return of each image `stable` (the class stays, right or wrong; False for padding) and
+    """Compute of each image `stable` (the class stays, right or wrong; False for padding) and
     `local_lipschitz`, |z(x) - z(x')|_1 / |x - x' + 1e-6|_inf.
 
     Source: Huang et al. 2022 (arXiv 2212.11005), whose evaluation adds 1e-6 to every pixel; parity:

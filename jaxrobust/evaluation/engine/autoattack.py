@@ -10,92 +10,28 @@ place in a batch; an image is fooled only if a last forward pass and its norm in
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrobust.attacks import ensembles
+from jaxrobust.attacks import Setting, ensembles
 from jaxrobust.attacks.inputs import check_array
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine import replay as replays
-from jaxrobust.evaluation.engine.cascade import Attack, Cost, Found, Sample, answers_of, logits_of
-from jaxrobust.evaluation.engine.ledger import open_ledger
+from jaxrobust.evaluation.engine.cascade import Attack, Found, Sample, answers_of, logits_of
+from jaxrobust.evaluation.engine.ledger import Ledger, open_ledger
 from jaxrobust.evaluation.engine.progress import Decisions
+from jaxrobust.evaluation.engine.result import About, AutoAttackResult
 from jaxrobust.evaluation.engine.sampled import search_again
 from jaxrobust.evaluation.network import checks, collapse, fingerprint, randomised, reliability
 from jaxrobust.evaluation.network.images import Adversarial, ImageSet, InRange, clipped, hashed
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import parts, records
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Array, Threat, check_number
-
-
-class AutoAttackResult(NamedTuple):
-    """The verdicts on N images."""
-
-    clean: np.ndarray  # bool[N], classified correctly
-    robust: np.ndarray  # bool[N], no attack found anything
-    fooled_by: np.ndarray  # str[N]: the attack; "clean" if misclassified as it is; "" if robust
-    images_adv: ImageSet  # f32[N,H,W,C]; the image itself where no attack succeeded
-    flags: dict[str, str]  # what makes the numbers doubtful, and what to do about it
-    accuracy_after: dict[str, float]  # robust accuracy after each attack
-    attacks: list[dict[str, Any]]  # their settings
-    costs: list[Cost]
-    about: dict[str, Any]  # what else a record says: ball, seed, images, hashes
-    verdicts: Verdicts  # all that is known image by image
-    answers: np.ndarray = np.zeros(0, int)  # i[N], classes of the clean images; -1: none
-
-    def table(self) -> str:
-        """Return accuracy after each attack, what it added and what it cost, for people."""
-        n = len(self.clean)
-        lines = [
-            f"{'attack':10}  {'accuracy':>8}  {'fooled':>6}  {'forward':>9}  {'backward':>9}  time"
-        ]
-        lines.append(f"{'clean':10}  {_share(self.clean.sum(), n)}")
-        for c in self.costs:
-            accuracy = _share(self.accuracy_after[c.attack] * n, n)
-            lines.append(
-                f"{c.attack:10}  {accuracy}  {c.fooled:6d}  {c.forward:9,d}  {c.backward:9,d}  "
-                f"{c.seconds:.1f} s + {c.compile_seconds:.1f} s compiling"
-            )
-        low, high = checks.binomial_interval(int(self.robust.sum()), n)
-        lines.append(
-            f"robust {int(self.robust.sum())} of {n}, 95 % interval {low:.1%} to {high:.1%}"
-        )
-        lines += records.said(self.about)
-        lines += [f"flag {name}: {text}" for name, text in self.flags.items()]
-        return "\n".join(lines)
-
-    def record(self, **known: str | None) -> dict[str, Any]:
-        """Return what belongs to the accuracies: versions, device, attacks, ball, seed, hashes.
-
-        It has the keys of the package's own records (`records.accuracy_record`); what nobody knows
-        is None. To be called in the process that evaluated.
-
-        Args:
-          **known: what only you know, in words: `model` (its name), `weights` (which ones),
-            `weights_sha256`, `dataset`, `split`, `preprocessing`, `dtype` (of the network).
-        Raises:
-          ValueError: another name.
-        """
-        return records.of_result(self, known)
-
-    def save(self, path: str | Path, **known: str | None) -> dict[str, Any]:
-        """Append the record to a file of JSON lines, such as results.jsonl, and return it.
-
-        A file beside it gets the verdicts image by image; the record names it.
-        Of several processes, the first one writes.
-
-        Args:
-          path: the file, in a folder that is there.
-          **known: see `record`.
-        Raises:
-          ValueError: the name of the file does not end in .jsonl.
-        """
-        return records.save(Path(path), self.verdicts, lambda: self.record(**known))
 
 
 def autoattack(
@@ -249,32 +185,49 @@ def autoattack(
     answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class of all
     result = result._replace(answers=np.where(finite, answers, -1))
     flags |= collapse.flags(result.answers, labels)
-    own = fingerprint.told(evaluation["fingerprint"])
+    own = fingerprint.resolved(evaluation["fingerprint"])
     flags |= reliability.check_slopes(own["probe"])
-    about = {key: evaluation[key] for key in ("norm", "epsilon", "version", "seed")}
-    about |= {"image_ids": records.ranges(ids.tolist()), "images_sha256": own["images"]}
-    about |= {"classes": classes, "image": held.shape[1:], "chosen": bool(attacks or overrides)}
-    about |= {"arrays_sha256": own["arrays"]}
+    about: About = {
+        "norm": norm,
+        "epsilon": evaluation["epsilon"],
+        "version": version,
+        "seed": evaluation["seed"],
+        "image_ids": records.ranges(ids.tolist()),
+        "images_sha256": own["images"],
+        "classes": classes,
+        "image": held.shape[1:],
+        "chosen": bool(attacks or overrides),
+        "arrays_sha256": own["arrays"],
+    }
     if known.robust_beyond.any():
         about["robust_beyond"] = int(known.robust_beyond.sum())
     if overshot := held.overshot() if isinstance(held, InRange) else overshot:
-        about["clipped"] = overshot._asdict()
+        about["clipped"] = overshot.as_json()
     about["fingerprint"] = own | ({"begun_by": book.begun_by} if book.begun_by else {})
-    result = result._replace(about=result.about | about)
+    result = result._replace(about={**result.about, **about})
     tell(result.table())
     return result
 
 
-def _cascade(runner, settings, sample, found, book, meter, known, how) -> AutoAttackResult:
-    """Return what was replayed, then the attacks, each on what the ones before left standing."""
+def _cascade(
+    runner: engine.Engine,
+    settings: Sequence[Setting],
+    sample: Sample,
+    found: Found,
+    book: Ledger,
+    meter: Decisions,
+    known: replays.Known,
+    how: randomised.Verdict | None,
+) -> AutoAttackResult:
+    """Run what is replayed, then the attacks, each on what the ones before left standing."""
     n, clean, flags = len(sample.images), sample.clean, found.flags
     costs, accuracy_after = [], {}
-    about: dict[str, Any] = {}
+    about: About = {}
     once = None if found.once is None else found.once.copy()
     if known.sources:
-        cost, tried = replays.run(runner, known, sample, found, book)
+        cost, replayed = replays.run(runner, known, sample, found, book)
         costs, accuracy_after = [cost], {cost.attack: _mean(found.standing)}
-        about = {"replayed": tried}
+        about = {"replayed": replayed}
     for number, setting in enumerate(settings):
         later = sum(ensembles.most_passes(s, sample.classes) for s in settings[number + 1 :])
         aside = known.robust_beyond & (number > 0)
@@ -286,10 +239,14 @@ def _cascade(runner, settings, sample, found, book, meter, known, how) -> AutoAt
     if runner.search_fn is not None:
         cost, again = search_again(runner, settings, sample, found, book)
         costs.append(cost)
-        about["search_sample"] = again._asdict()
+        about["search_sample"] = again.as_json()
         accuracy_after[costs[-1].attack] = _mean(found.standing)
-    if once is not None:
-        about["draws"] = how._asdict() | {"one_draw": _by_one(once, found.once)}
+    if how is not None and once is not None and found.once is not None:
+        about["draws"] = {
+            "rule": how.rule,
+            "draws": how.draws,
+            "one_draw": _by_one(once, found.once),
+        }
     present, places = np.unique(found.fooled_by, return_inverse=True)
     fooled_by = np.array([found.names[code] for code in present], str)[places]
     norms, reached = np.zeros(n), np.full(n, -1, np.int32)
@@ -312,8 +269,8 @@ def _cascade(runner, settings, sample, found, book, meter, known, how) -> AutoAt
     )
 
 
-def _check_network(runner, images, labels):
-    """Return what any process saw; all look at the same images."""
+def _check_network(runner: engine.Engine, images: ImageSet, labels: np.ndarray) -> dict[str, str]:
+    """Gather what any process saw; all look at the same images."""
     flags = reliability.check_network(
         lambda x: engine.forward(runner, x),
         runner.logits_fn,
@@ -334,19 +291,29 @@ def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Ve
     return None
 
 
-def _by_one(clean: np.ndarray, robust: np.ndarray) -> dict[str, Any]:
-    """Return the accuracies that one draw gives, as the reference judges, and their intervals.
+def _by_one(clean: np.ndarray, robust: np.ndarray) -> parts.OneDraw:
+    """Compute the accuracies that one draw gives, as the reference judges, and their intervals.
 
     `bits` says of each image whether it is robust by it, for unions: see `randomised.packed`.
     """
-    found, n = {"clean": _mean(clean), "robust": _mean(robust)}, len(clean)
-    return found | {
-        "interval": {key: records.interval(found[key], n) for key in found} if n else None,
+    right, left = _mean(clean), _mean(robust)
+    return {
+        "clean": right,
+        "robust": left,
+        "interval": records.intervals(right, left, len(clean)),
         "bits": randomised.packed(robust),
     }
 
 
-def _classified(runner, images, labels, ids, seed, most, how) -> tuple[np.ndarray, ...]:
+def _classified(
+    runner: engine.Engine,
+    images: ImageSet,
+    labels: np.ndarray,
+    ids: np.ndarray,
+    seed: int,
+    most: int,
+    how: randomised.Verdict | None,
+) -> tuple[np.ndarray, ...]:
     """Compute which images are right, by one draw too, and whose logits are finite, bool[N]; and
     their `most` likeliest wrong classes, u[N, T].
 
@@ -384,7 +351,7 @@ def _fingerprint(runner: engine.Engine, images: Any, known: Any) -> fingerprint.
 
 
 def _search(runner: engine.Engine, image: tuple[int, ...]) -> dict[str, str] | None:
-    """Return what tells the network that is searched with from others; None: it is the same."""
+    """Hash the network that is searched with; None: it is the one that decides."""
     if runner.search_fn is None:
         return None
     each = runner.slots // runner.mesh.size
@@ -411,7 +378,3 @@ def _held(images: Any) -> Any:
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else 0.0
-
-
-def _share(count: float, n: int) -> str:
-    return f"{count / n:8.2%}" if n else f"{'-':>8}"

@@ -86,7 +86,7 @@ class Found(NamedTuple):
             self.once[:] &= attacked.once | stays
 
     def of_interest(self) -> np.ndarray:
-        """Return which images an attack must look at, bool[N]."""
+        """Tell which images an attack must look at, bool[N]."""
         return self.standing if self.once is None else self.standing | self.once
 
 
@@ -257,12 +257,13 @@ class Attack:
         return undecided
 
     def standing(self) -> int:
-        """Return how many images are robust so far."""
+        """Count the images that are robust so far."""
         return int(self.found.standing.sum()) + self.found.aside
 
     def draw(self) -> int:
-        """Return which draw a randomised network's last forward pass takes; 0 is that of the clean
-        images.
+        """Return the number of the draw in a randomised network's last forward pass.
+
+        0 is that of the clean images.
         """
         return 1 + ensembles.named(self.setting.name).number
 
@@ -347,7 +348,9 @@ class Judged(NamedTuple):
     reached: int = -1
 
 
-def _inside(points, images, labels, sample) -> tuple[np.ndarray, np.ndarray]:
+def _inside(
+    points: np.ndarray, images: np.ndarray, labels: np.ndarray, sample: Sample
+) -> tuple[np.ndarray, np.ndarray]:
     """Tell which points are in the ball and in [0, 1], bool[n], and their norms, f64[n]."""
     wrong = ~np.eye(sample.classes, dtype=bool)[labels]  # whatever the logits
     return checks.verified(points, images, labels, wrong, sample.threat)
@@ -366,7 +369,7 @@ def answers_of(
     seed: int,
     draw: int,
 ) -> randomised.Answers:
-    """Return what a randomised network says of some images, of which there may be none.
+    """Judge a randomised network's answers to some images, of which there may be none.
 
     The draws derive from the seed, an image's id and `draw` alone, not from its batch.
     """

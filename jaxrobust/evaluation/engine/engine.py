@@ -10,7 +10,7 @@ at the end of a long attack, what is left goes on in fewer, by another program.
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from jaxrobust.attacks.registry import Setting
 from jaxrobust.evaluation.engine.schedule import Jobs, Verdict
 from jaxrobust.evaluation.engine.slots import (
     Programs,
+    Slots,
     begin,
     forward_program,
     prepare_program,
@@ -165,7 +166,7 @@ def forward(
     return np.concatenate(logits)[: len(images)]
 
 
-def _root(seed):
+def _root(seed: int) -> np.ndarray:
     return np.asarray(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")))
 
 
@@ -255,26 +256,26 @@ def decide(
             limit = int(min(max(CALL_SECONDS / a_step, 4), 4 * limit, 10_000)) if limit else 8
 
 
-def _take(engine, image, each):
+def _take(engine: Engine, image: tuple[int, ...], each: int) -> bool:
     """Tell whether the networks take so many images at a time."""
     given = (engine.logits_fn, engine.search_fn)[: len(engine.given)]
     return all(tracing.takes(network, image, each, engine.keyed) for network in given)
 
 
-def _moved(slots, places, sharding):
-    """Return the slots that were in `places`, i[S]; -1 is one without a job."""
+def _moved(slots: Slots, places: np.ndarray, sharding: Any) -> Slots:
+    """Gather the slots that were in `places`, i[S]; -1 is one without a job."""
     moved = jax.tree.map(lambda a: a[np.maximum(places, 0)], slots)
     return jax.device_put(moved._replace(live=moved.live & (places >= 0)), sharding)
 
 
-def _fooled(slots):
-    """Return in which slots a point may be an adversarial one, bool[S]."""
+def _fooled(slots: Slots) -> np.ndarray:
+    """Tell in which slots a point may be an adversarial one, bool[S]."""
     fooled = np.asarray(slots.fooled)
     return fooled if slots.excess is None else fooled | (np.asarray(slots.excess) >= 0)
 
 
-def _points(slots):
-    """Return those points, f32[S,H,W,C].
+def _points(slots: Slots) -> np.ndarray:
+    """Fetch those points, f32[S,H,W,C].
 
     Where draws are tallied, f32[S,2,H,W,C]: the latest that one draw called wrong and the strongest
     by the tally, NaN where there is none.
@@ -287,7 +288,7 @@ def _points(slots):
     return np.where(there[..., None, None, None], pairs, np.float32(np.nan))
 
 
-def _no_slots(setting, tally, settings, rows):
-    """Return slots without jobs."""
+def _no_slots(setting: Setting, tally: str, settings: Sequence[Any], rows: Any) -> Slots:
+    """Make slots without jobs."""
     shapes = jax.eval_shape(functools.partial(begin, setting, tally=tally), *settings, rows)
     return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)

@@ -119,7 +119,7 @@ class Ledger:
             )
 
     def known(self) -> tuple[int, str]:
-        """Return how many verdicts were read, and which, as a hash."""
+        """Return the number of verdicts that were read, and their hash."""
         there = {attack: rows["known"] for attack, rows in sorted(self._rows.items())}
         digest = hashlib.sha256(repr(list(there)).encode())
         for known in there.values():
@@ -127,7 +127,7 @@ class Ledger:
         return sum(int(known.sum()) for known in there.values()), digest.hexdigest()
 
     def rows(self, attack: str) -> np.ndarray:
-        """Return what is known of an attack on each image, ROW[N]."""
+        """Return the verdicts of an attack on each image, ROW[N]."""
         return self._rows.setdefault(attack, np.zeros(len(self._ids), ROW))
 
     def adversarial(self, place: int, attack: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -162,7 +162,7 @@ class Ledger:
         self._append(record)
 
     def found(self, places: np.ndarray, attack: str) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return what this process found on images that the attack fooled, for `take_over`."""
+        """Return the points of this process for images that the attack fooled, for `take_over`."""
         points = self._points
         here = [points[p, attack] for p in places.tolist() if (p, attack) in points]
         return self.rows(attack)[places], here
@@ -193,7 +193,7 @@ class Ledger:
         """Say of which evaluation the ledger is, which waits for its fingerprint."""
         identity, self._unwritten = self._unwritten, None
         if identity is not None:
-            known = fingerprint.told(identity["fingerprint"])
+            known = fingerprint.resolved(identity["fingerprint"])
             self._append({"identity": identity | {"fingerprint": known}})
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -255,7 +255,7 @@ def _begun_by(
     words = [hosts.differences(theirs | none, json.loads(json.dumps(ours | none)))]
     if known.get("images") != here["images"]:
         words.append("its images or labels are others")
-    words.append(fingerprint.apart(known, here))
+    words.append(fingerprint.difference(known, here))
     older = fingerprint.other_versions(known.get("versions") or {}, here["versions"])
     if not _same_search(theirs.get("search"), ours["search"], older):
         words.append("it was searched with another network")
@@ -274,7 +274,7 @@ def _same_search(theirs: Any, ours: Any, older: bool) -> bool:
     return theirs == ours
 
 
-def _is_verdict(record):
+def _is_verdict(record: dict[str, Any]) -> bool:
     kinds = {"image": int, "attack": str, "fooled": bool, "flat": bool}
     stored = record.get("stored")
     return (

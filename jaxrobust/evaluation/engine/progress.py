@@ -16,7 +16,7 @@ from jaxrobust.runtime.text.progress import Part, clock, columns, fitted, joined
 T = TypeVar("T")
 
 _SHORT = 5.0  # seconds: a first call below is mostly overhead
-_INTERVAL = 8.0  # seconds between two lines where nobody watches
+_INTERVAL = 8.0  # seconds between two lines in a log
 
 
 class Left(NamedTuple):

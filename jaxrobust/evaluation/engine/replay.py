@@ -30,6 +30,7 @@ from jaxrobust.evaluation.engine.cascade import (
 )
 from jaxrobust.evaluation.engine.ledger import Ledger
 from jaxrobust.evaluation.network import checks, fingerprint
+from jaxrobust.evaluation.records.parts import ReplayedLedger
 from jaxrobust.evaluation.records.verdicts import REPLAY
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts
@@ -94,7 +95,7 @@ def ledgers(folder: Path) -> list[Path]:
 
 
 def header(path: Path) -> dict[str, Any]:
-    """Return what a ledger says of its evaluation."""
+    """Read the identity of the evaluation that a ledger is of."""
     with path.open() as lines:
         return json.loads(lines.readline())["identity"]
 
@@ -124,7 +125,7 @@ def source(path: Path) -> Source:
 
 
 def points(source: Source) -> Points:
-    """Return what stands in a ledger: of many, one at a time is in memory."""
+    """Read the points of a ledger: of many, one at a time is in memory."""
     rows = jsonl.read(source.path)[1:]
     stored = {row["image"]: row["stored"] for row in rows if row["fooled"]}
     ids = np.array(sorted(stored), np.uint32)
@@ -151,7 +152,7 @@ def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
 
 def run(
     runner: engine.Engine, known: Known, sample: Sample, found: Found, book: Ledger
-) -> tuple[Cost, list[dict[str, Any]]]:
+) -> tuple[Cost, list[ReplayedLedger]]:
     """Try all that there is on what stands; return what that took, and each source's share.
 
     Raises:
@@ -162,7 +163,8 @@ def run(
     for first in range(0, len(before), runner.slots):
         refuse_damaged(runner, REPLAY, 0, before[first : first + runner.slots], sample, book)
     strike(found, REPLAY, before)
-    said, forward, idle = [], 0, 0
+    shares: list[ReplayedLedger] = []
+    forward, idle = 0, 0
     for source in known.sources:
         there = points(source)
         pending = np.flatnonzero(found.standing & there.has(sample.ids))
@@ -178,11 +180,12 @@ def run(
             book.take_over(process, which, REPLAY, theirs)
             strike(found, REPLAY, which)
         forward += len(pending)
-        said.append(
+        shares.append(
             {
                 "ledger": source.path.stem,
                 "sha256": there.sha256,
-                **source.threat.settings(),
+                "norm": source.threat.norm,
+                "epsilon": source.threat.epsilon,
                 "tried": len(pending),
                 "fooled": sum(len(which) for which, _ in parts),
             }
@@ -196,10 +199,19 @@ def run(
         seconds=time.perf_counter() - start,
         compile_seconds=0.0,
     )
-    return cost, said
+    return cost, shares
 
 
-def _try(runner, source, there, stretched, part, sample, found, book) -> None:
+def _try(
+    runner: engine.Engine,
+    source: Source,
+    there: Points,
+    stretched: bool,
+    part: np.ndarray,
+    sample: Sample,
+    found: Found,
+    book: Ledger,
+) -> None:
     """Bring the points of up to `slots` images into the ball, and write down those that fool."""
     images, labels, ids = sample.rows(part)
     norm, epsilon = sample.threat.norm, np.float32(sample.threat.epsilon)
@@ -238,7 +250,7 @@ def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: 
 
 @functools.lru_cache
 def _pull(norm: str) -> Callable[..., Array]:
-    """Return how points f32[B,H,W,C] come into a ball: projected, or stretched to its rim before.
+    """Make the program that pulls f32[B,H,W,C] into a ball, or first stretches them to its rim.
 
     One program for every radius.
     """
@@ -256,7 +268,7 @@ def _pull(norm: str) -> Callable[..., Array]:
 
 
 def network_of(identity: dict[str, Any]) -> list[Any]:
-    """Return what tells the network of a ledger from others; an older version knew less of it."""
+    """Read the identity of the network of a ledger; an older version knew less of it."""
     if known := identity.get("fingerprint"):
         return [known[key] for key in fingerprint.EXACT]
     return [identity["network"], identity.get("weights")]

@@ -1,7 +1,7 @@
 """A search in lower precision, checked by one in full precision of a sample of its survivors."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from jaxrobust.evaluation.engine.cascade import Attack, Cost, Found, Sample
 from jaxrobust.evaluation.engine.ledger import Ledger
 from jaxrobust.evaluation.engine.progress import Decisions
 from jaxrobust.evaluation.network import checks
+from jaxrobust.evaluation.records import parts
 
 _SAMPLE = 64  # survivors that are attacked again
 
@@ -25,8 +26,13 @@ class SearchSample(NamedTuple):
     fooled_of_all: int | None  # once all of them were searched again; None: they were not
     robust_at_least: float  # accuracy that such a search of all would have left, so far as known
 
+    def as_json(self) -> parts.SampledSearch:
+        """Return it as a part of a record."""
+        fields: Any = self._asdict()
+        return fields
+
     def words(self) -> str:
-        """Return it in a sentence."""
+        """Write it as a sentence."""
         text = (
             f"of {self.sampled} survivors of the search with search_fn, {self.fooled} were fooled "
             "by one with logits_fn itself"
@@ -82,8 +88,15 @@ def search_again(
     return Cost("full", *(sum(column) for column in list(zip(*costs, strict=True))[1:])), said
 
 
-def _attacked(runner, settings, sample, found, book, chosen) -> list[Cost]:
-    """Return what attacks on some images cost that stand; those that fall no longer do."""
+def _attacked(
+    runner: engine.Engine,
+    settings: Sequence[Setting],
+    sample: Sample,
+    found: Found,
+    book: Ledger,
+    chosen: np.ndarray,
+) -> list[Cost]:
+    """Attack some images that stand, of which those that fall no longer do; return the costs."""
     again = found._replace(standing=chosen.copy())
     interval, count = checks.binomial_interval, int(chosen.sum())
     with Decisions(count, interval=interval, enabled=False) as meter:

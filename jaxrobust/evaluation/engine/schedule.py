@@ -110,7 +110,7 @@ class Jobs:
         return new or (image, job) in self._again
 
     def rows(self, images: ImageSet, labels: np.ndarray, ids: np.ndarray) -> Rows | None:
-        """Return what the slots must be told, None if nothing changed."""
+        """Return the rows for slots that change jobs; None if nothing changed."""
         if not self._fresh and not self._dropped:
             return None
         count = self._devices * self._width
@@ -136,7 +136,7 @@ class Jobs:
         return rows
 
     def needed(self) -> int:
-        """Return how many slots of a device suffice for the jobs that are left.
+        """Compute the number of slots of a device that suffices for the jobs that are left.
 
         It is a power of two or three quarters of one: each number takes a program of its own.
         """

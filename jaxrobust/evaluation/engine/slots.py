@@ -56,7 +56,7 @@ def begin(
 ) -> Slots:
     """Return slots at the beginning of their jobs; an image's key does not depend on its slot."""
 
-    def key(*numbers):
+    def key(*numbers: Array) -> Array:
         key = _wrap(root)
         for n in numbers:
             key = jax.random.fold_in(key, n.astype(jnp.uint32))
@@ -78,14 +78,24 @@ def begin(
     )
 
 
-def _refill(setting, tally, epsilon, root, number, slots, rows):
+def _refill(
+    setting: Setting,
+    tally: str,
+    epsilon: Array,
+    root: Array,
+    number: Array,
+    slots: Slots,
+    rows: Any,
+) -> Slots:
     """Begin jobs in fresh slots, and end those that are not kept."""
     slots = slots._replace(live=slots.live & rows.keep)
     return _where(rows.fresh, begin(setting, epsilon, root, number, rows, tally=tally), slots)
 
 
-def _seeker(keyed, platform, logits_fn, search_fn, points, keys):
-    """Return how to make what the weights of the network that guides determine, and the rest of it.
+def _seeker(
+    keyed: bool, platform: str, logits_fn: Any, search_fn: Any, points: Array, keys: Array
+) -> tuple[Callable[[], Any], Callable[..., Array]]:
+    """Split the network that guides into what its weights determine, and the rest of it.
 
     On CPU the steps of all calls share what is made: as many programs would else make it again for
     every half second.
@@ -96,14 +106,26 @@ def _seeker(keyed, platform, logits_fn, search_fn, points, keys):
     return list, lambda made, *operands: network(*operands)
 
 
-def _prepare(keyed, platform, logits_fn, search_fn, points, keys):
-    """Return arrays that every step needs and none changes."""
+def _prepare(
+    keyed: bool, platform: str, logits_fn: Any, search_fn: Any, points: Array, keys: Array
+) -> Any:
+    """Compute the arrays that every step needs and none changes."""
     return _seeker(keyed, platform, logits_fn, search_fn, points, keys)[0]()
 
 
 def _advance(
-    setting, keyed, tally, platform, logits_fn, search_fn, epsilon, slots, limit, floor, made
-):
+    setting: Setting,
+    keyed: bool,
+    tally: str,
+    platform: str,
+    logits_fn: Any,
+    search_fn: Any,
+    epsilon: Array,
+    slots: Slots,
+    limit: Array,
+    floor: Array,
+    made: Any,
+) -> tuple[Slots, Array]:
     """Make steps in all slots until `limit`, or until no more than `floor` of them are live.
 
     `made` is of `_prepare`. Returns the slots and i32[1], the number of steps.
@@ -113,11 +135,11 @@ def _advance(
     _, rest = _seeker(keyed, platform, logits_fn, search_fn, slots.adversarial, slots.keys)
     seeker = functools.partial(rest, made)
 
-    def step(carry):
+    def step(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
         count, slots = carry
         keys = functools.partial(_fold, slots.keys, slots.steps)
         asks = lambda points, draw: seeker(points, keys(draw))  # noqa: E731
-        of = functools.partial(_told, attacks.TALLIES[tally].of, slots.labels) if tally else None
+        of = functools.partial(_tallied, attacks.TALLIES[tally].of, slots.labels) if tally else None
         done = advance(machine, asks, slots.state, draws=setting.eot, tally=of)
         hit = slots.live & _wrong(done.logits, slots.labels) & (slots.steps >= slots.first)
         if machine.counts is not None:
@@ -146,7 +168,7 @@ def _advance(
             excess=excess,
         )
 
-    def goes_on(carry):
+    def goes_on(carry: tuple[Array, Slots]) -> Array:
         count, slots = carry
         return (count < limit) & (jnp.sum(slots.live, dtype=jnp.int32) > floor[0])
 
@@ -154,12 +176,12 @@ def _advance(
     return slots, count[None]
 
 
-def _told(of, labels, logits):
+def _tallied(of: Callable[..., Any], labels: Array, logits: Array) -> Any:
     return of(logits, labels)
 
 
-def _strongest(tally, draws, done, slots):
-    """Return the point that most draws of a step call wrong, the latest of equals, and its excess.
+def _strongest(tally: str, draws: int, done: Any, slots: Slots) -> tuple[Any, Any]:
+    """Find the point that most draws of a step call wrong, the latest of equals, and its excess.
 
     The rule that judges it draws anew, so that it is not the luckiest one which counts.
     """
@@ -170,13 +192,15 @@ def _strongest(tally, draws, done, slots):
     return where(better, done.points, slots.strongest), jnp.where(better, excess, slots.excess)
 
 
-def _network(logits_fn, keyed, platform, precision=None, tiles=False):
-    """Return `logits_fn` of points and u32[B, 2], in float32, and fast inside loops on CPU.
+def _network(
+    logits_fn: Any, keyed: bool, platform: str, precision: str | None = None, tiles: bool = False
+) -> Callable[[Array, Array], Array]:
+    """Wrap `logits_fn` as one of points and u32[B, 2], in float32, and fast inside loops on CPU.
 
     `precision` is that of products, by default the caller's; it is read while they are traced.
     """
 
-    def call(points, keys):
+    def call(points: Array, keys: Array) -> Array:
         with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
             logits = logits_fn(points, _wrap(keys)) if keyed else logits_fn(points)
         return logits.astype(jnp.float32)
@@ -184,30 +208,30 @@ def _network(logits_fn, keyed, platform, precision=None, tiles=False):
     return canonical_convolutions(call, tiles=tiles) if platform == "cpu" else call
 
 
-def _fold(keys, steps, draw):
-    """Return keys u32[B, 2] for one draw of a network's own randomness in one step."""
+def _fold(keys: Array, steps: Array, draw: Any) -> Array:
+    """Derive keys u32[B, 2] for one draw of a network's own randomness in one step."""
 
-    def one(key, step):
+    def one(key: Array, step: Array) -> Array:
         return jax.random.fold_in(jax.random.fold_in(key, step), draw)
 
     return jax.random.key_data(jax.vmap(one)(_wrap(keys), steps))
 
 
-def _wrap(keys):
+def _wrap(keys: Any) -> Array:
     return jax.random.wrap_key_data(keys, impl="threefry2x32")
 
 
-def _wrong(logits, labels):
+def _wrong(logits: Array, labels: Array) -> Array:
     other = jnp.argmax(logits, axis=1).astype(labels.dtype) != labels
     return other | ~jnp.all(jnp.isfinite(logits), axis=1)  # no answer is no right one
 
 
-def _zero(gradient):
+def _zero(gradient: Any) -> Array:
     gradient = gradient[0] if isinstance(gradient, tuple) else gradient
     return jnp.all(gradient.reshape(gradient.shape[0], -1) == 0, axis=1)
 
 
-def _where(mask, yes, no):
+def _where(mask: Any, yes: Any, no: Any) -> Any:
     return jax.tree.map(functools.partial(where, mask), yes, no)
 
 
@@ -227,7 +251,7 @@ def programs(mesh: Mesh, setting: Setting, keyed: bool, tally: str = "") -> Prog
 
 
 def prepare_program(mesh: Mesh, keyed: bool) -> Callable[..., list[Array]]:
-    """Return what makes the last argument of `advance`, for one number of slots."""
+    """Compile the program that makes the last argument of `advance`, for one number of slots."""
     shared, split = PartitionSpec(), PartitionSpec("slots")
     specs = (shared, shared, split, split)
     prepare = functools.partial(_prepare, keyed, _platform(mesh))
@@ -249,7 +273,7 @@ def _refill_program(mesh: Mesh, setting: Setting, tally: str) -> Callable[..., S
 COMPILER_OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 
 
-def _spread(mesh, function, specs):
+def _spread(mesh: Mesh, function: Callable[..., Any], specs: Any) -> Callable[..., Any]:
     """Let every device run its own loop on its own slots: nothing inside is a collective."""
     split = PartitionSpec("slots")
     spread = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
@@ -259,8 +283,8 @@ def _spread(mesh, function, specs):
 def forward_program(mesh: Mesh, keyed: bool) -> Callable[..., Array]:
     """Return the forward pass that decides: (network, root, draw, images, ids) -> logits."""
 
-    def run(logits_fn, root, draw, images, ids):
-        def key(number):
+    def run(logits_fn: Any, root: Array, draw: Array, images: Array, ids: Array) -> Array:
+        def key(number: Array) -> Array:
             return jax.random.fold_in(jax.random.fold_in(_wrap(root), number), draw)
 
         keys = jax.random.key_data(jax.vmap(key)(ids))
@@ -272,7 +296,7 @@ def forward_program(mesh: Mesh, keyed: bool) -> Callable[..., Array]:
     return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
 
 
-def _platform(mesh):
+def _platform(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 

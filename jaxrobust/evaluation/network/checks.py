@@ -84,7 +84,7 @@ def check_range(images: np.ndarray) -> None:
     raise ValueError(f"images span [{low:.4g}, {high:.4g}], not [0, 1]; {remedy}")
 
 
-def _check_labels(labels, count, classes):
+def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> None:
     if labels.ndim == 2 and len(labels) == count:
         raise ValueError(
             f"labels have shape {labels.shape}; pass the class of each image, of one-hot rows "
@@ -164,7 +164,7 @@ def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[floa
 
 
 def upper_bound(successes: int, n: int, level: float = 0.95) -> float:
-    """Return what a probability is at most, after `successes` in `n` trials: Clopper-Pearson's
+    """Bound a probability from above, after `successes` in `n` trials: Clopper-Pearson's
     bound to one side, in at least `level` of all cases.
 
     After none in n it is near 3 / n, the rule of three. Errors as in `binomial_interval`.
@@ -176,7 +176,7 @@ def upper_bound(successes: int, n: int, level: float = 0.95) -> float:
 
 
 def is_right(logits: _Logits, labels: _Labels) -> _Mask:
-    """Return whether the label has the largest of logits f[n,K], bool[n]; it has not where one of
+    """Tell whether the label has the largest of logits f[n,K], bool[n]; it has not where one of
     them is not finite.
     """
     logits = np.asarray(logits)
@@ -184,5 +184,5 @@ def is_right(logits: _Logits, labels: _Labels) -> _Mask:
 
 
 def answered(logits: _Logits) -> _Mask:
-    """Return whether all logits f[n,K] of an image are finite, bool[n]: else they are no answer."""
+    """Tell whether all logits f[n,K] of an image are finite, bool[n]: else they are no answer."""
     return np.isfinite(logits).all(axis=1)

@@ -54,7 +54,7 @@ class Fingerprint(NamedTuple):
     @property
     def computed_probe(self) -> Probe:
         """Return the probe, once it is computed."""
-        return told(self._asdict())["probe"]
+        return resolved(self._asdict())["probe"]
 
 
 def of_network(network: Any, images: Any, *, each: int, keyed: bool = False) -> Fingerprint:
@@ -89,8 +89,8 @@ def of_network(network: Any, images: Any, *, each: int, keyed: bool = False) -> 
     return Fingerprint(**exact, probe=probing, versions=versions())
 
 
-def told(known: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a fingerprint as a record or a ledger holds them, once all are known."""
+def resolved(known: dict[str, Any]) -> Any:
+    """Wait for the probe; return the fields as a record or a ledger holds them."""
     probe = known["probe"]
     return known | {"probe": probe.result() if isinstance(probe, Future) else probe}
 
@@ -153,7 +153,7 @@ def _signs(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _sketch(rows: np.ndarray) -> list[list[float]]:
-    """Return of each row its length, then its products with the same random signs; -1 of a row
+    """Compute of each row its length, then its products with the same random signs; -1 of a row
     that is not finite.
     """
     flat = np.where(np.isfinite(rows), rows, 0).reshape(len(rows), -1)
@@ -175,8 +175,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def apart(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Say in words why one network is not the other; "" if it is.
+def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Say why one network is not the other; "" if it is.
 
     Args:
       theirs: the fields of `Fingerprint`, as a record or a ledger holds them.
@@ -188,7 +188,7 @@ def apart(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     there, here = theirs.get("versions") or {}, ours["versions"]
     if not all(same) and not other_versions(there, here):
         return f"the program of its {'input gradient' if same[0] else 'logits'} is another one"
-    ours = told(ours)
+    ours = resolved(ours)
     for name, limit in _LIMITS.items():
         if not _near((theirs.get("probe") or {}).get(name), ours["probe"][name], limit):
             said = "" if all(same) else f" (there {words(there)}, here {words(here)})"
@@ -203,7 +203,7 @@ def other_versions(theirs: dict[str, str], ours: dict[str, str]) -> bool:
 
 
 def words(versions: dict[str, str]) -> str:
-    """Return versions in words."""
+    """Write versions for people."""
     commit = versions.get("commit", "")
     named = f" at {commit[:12] + '+changes' * commit.endswith('+changes')}" if commit else ""
     others = [f"{key} {versions[key]}" for key in ("jax", "torch", "platform") if key in versions]

@@ -34,11 +34,15 @@ class Overshot(NamedTuple):
     largest: float  # distance from [0, 1]
 
     def words(self) -> str:
-        """Return it in a sentence."""
+        """Write it as a sentence."""
         return (
             f"{self.pixels} pixels of {self.images} images lay up to {self.largest:.2g} outside "
             "[0, 1], as a resize leaves them, and were clipped"
         )
+
+    def as_json(self) -> Any:
+        """Return it as a part of a record: see `records.parts.ClippedPixels`."""
+        return self._asdict()
 
 
 def clipped(images: np.ndarray) -> tuple[np.ndarray, Overshot | None]:
@@ -85,7 +89,7 @@ class InRange:
         return np.clip(read, 0, 1)
 
     def overshot(self) -> Overshot | None:
-        """Return what all processes have clipped; None: nothing."""
+        """Sum up the clipped pixels of all processes; None: there are none."""
         seen = {
             place: found for part in hosts.everyone(self._seen) for place, found in part.items()
         }
@@ -132,7 +136,7 @@ class Subset:
         return self._images[self._places[which]]
 
     def content_sha256(self) -> str:
-        """Return what tells these images from others, as `hashed` takes it."""
+        """Hash the content of these images, as `hashed` takes it."""
         return hashlib.sha256(
             f"{hashed(self._images)} {self._places.tolist()}".encode()
         ).hexdigest()

@@ -30,16 +30,16 @@ class Verdict(NamedTuple):
 
     @property
     def tally(self) -> str:
-        """Return by what the search judges points, a row of `attacks.TALLIES`; "": by one draw."""
+        """Return the search's rule for points, a row of `attacks.TALLIES`; "": one draw judges."""
         return self.rule if self.rule in TALLIES else ""
 
     def words(self) -> str:
-        """Return it in words."""
+        """Write it for people."""
         return "one draw" if self.rule == ONE else f"{self.rule} of {self.draws} draws"
 
 
 def verdict(rule: str | None = None, draws: int | None = None) -> Verdict:
-    """Return how answers are judged; None: by the majority of 20 draws, or one of `one-draw`.
+    """Make the rule that judges answers; None: the majority of 20 draws, or one of `one-draw`.
 
     Raises:
       ValueError: an unknown rule, or a number of draws that it cannot have.
@@ -71,7 +71,7 @@ class Answers(NamedTuple):
 def answers(
     forward: Callable[[int], np.ndarray], how: Verdict, labels: np.ndarray, classes: int
 ) -> Answers:
-    """Return what all draws say.
+    """Judge the answers of all draws.
 
     A draw whose logits are not finite is a wrong one, and leaves no mean.
 

@@ -75,18 +75,18 @@ def check_network(
     return flags
 
 
-def _logits(forward, images):
+def _logits(forward: Forward, images: np.ndarray) -> np.ndarray:
     return np.asarray(forward(images)).astype(np.float64)
 
 
-def _difference(a, b):
-    """Return a - b, 0 also where both are NaN or the same infinity, infinite where only one is."""
+def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Compute a - b, 0 also where both are NaN or the same infinity, infinite where only one is."""
     with np.errstate(invalid="ignore"):
         delta = np.nan_to_num(a - b, nan=np.inf, posinf=np.inf, neginf=-np.inf)
     return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, delta)
 
 
-def _randomized(passes, labels) -> Flags:
+def _randomized(passes: Sequence[np.ndarray], labels: np.ndarray) -> Flags:
     with np.errstate(invalid="ignore"):  # infinity / infinity
         unit = [z / (np.linalg.norm(z, axis=1, keepdims=True) + 1e-10) for z in passes]
     pairs = itertools.combinations(unit, 2)
@@ -102,7 +102,7 @@ def _randomized(passes, labels) -> Flags:
     }
 
 
-def _retraced(logits_fn, shape) -> Flags:
+def _retraced(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Flags:
     remedy = (
         "so that results depend on when it is compiled; draw no NumPy or Python random numbers "
         "and change no state inside logits_fn (evaluation mode: no dropout, train=False)"
@@ -119,7 +119,7 @@ def _retraced(logits_fn, shape) -> Flags:
     return {"retraced": f"tracing logits_fn twice gives two different programs, {remedy}"}
 
 
-def _trace(logits_fn, shape):
+def _trace(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Any:
     # The lambda: a trace of the very same function would come from the cache.
     return jax.make_jaxpr(lambda images: logits_fn(images))(
         jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -136,7 +136,7 @@ def constants(jaxpr: Any) -> Iterator[Any]:
                 yield from constants(inner)
 
 
-def _same(a, b) -> bool:
+def _same(a: Any, b: Any) -> bool:
     """Tell whether two constants have the same bits."""
     if a is b:
         return True
@@ -150,7 +150,7 @@ def _same(a, b) -> bool:
     return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
 
 
-def _batch_dependent(forward, images, logits) -> Flags:
+def _batch_dependent(forward: Forward, images: np.ndarray, logits: np.ndarray) -> Flags:
     # Every image elsewhere, beside bright ones of low contrast: neither the mean nor the variance
     # of a batch stays, even where all images fit into one.
     others = 1 - images[::-1] / 10
@@ -230,7 +230,7 @@ def check_slopes(probe: dict[str, list[list[float]]]) -> Flags:
     }
 
 
-def _degenerate(images, logits) -> Flags:
+def _degenerate(images: np.ndarray, logits: np.ndarray) -> Flags:
     flags = {}
     finite = logits[answered(logits)]
     if broken := len(logits) - len(finite):
@@ -251,7 +251,7 @@ def _degenerate(images, logits) -> Flags:
     return flags
 
 
-def _softmax(logits) -> Flags:
+def _softmax(logits: np.ndarray) -> Flags:
     # Log-softmax is no defect: it shifts the logits of an image by a constant, and all the losses
     # (CE, DLR, the margins of FAB and Square) ignore such a shift.
     logits = logits[np.isfinite(logits).all(axis=1)]
@@ -265,12 +265,12 @@ def _softmax(logits) -> Flags:
     }
 
 
-def _above_chance(correct, classes) -> bool:
+def _above_chance(correct: np.ndarray, classes: int) -> bool:
     chance = 1 / classes
     return correct.mean() > chance + 3 * math.sqrt(chance * (1 - chance) / len(correct))
 
 
-def _inaccurate(logits, labels) -> Flags:
+def _inaccurate(logits: np.ndarray, labels: np.ndarray) -> Flags:
     correct, classes = is_right(logits, labels), logits.shape[1]
     if len(labels) < _ENOUGH:
         return _too_few(int(correct.sum()), len(labels), classes)
@@ -298,7 +298,9 @@ def _too_few(right: int, n: int, classes: int) -> Flags:
     }
 
 
-def _normalised_twice(forward, images, labels, correct) -> Flags:
+def _normalised_twice(
+    forward: Forward, images: np.ndarray, labels: np.ndarray, correct: np.ndarray
+) -> Flags:
     """Flag a `logits_fn` that computes net(n(n(x))): `x * std + mean`, n's inverse, cancels one n.
 
     A sound network loses on such pale images (the golden ones 20 and 40 points); one that guesses

@@ -56,7 +56,7 @@ class _Rest:
 
     def __call__(self, arrays: list[Any], *operands: Any) -> Any:
         function = self.function()
-        assert function is not None, "nobody holds the network any more"
+        assert function is not None, "the network is no longer held"
         arguments, keywords = self.arguments(arrays)
         return function(*arguments, *operands, **keywords)
 
@@ -73,8 +73,8 @@ class _Rest:
         return hash(self.key)
 
 
-def _weakly(function):
-    """Return a reference to the function, a weak one if it can be had."""
+def _weakly(function: Any) -> Callable[[], Any]:
+    """Refer to the function, weakly if that can be had."""
     try:
         return (weakref.WeakMethod if inspect.ismethod(function) else weakref.ref)(
             function, _forget
@@ -83,14 +83,14 @@ def _weakly(function):
         return lambda: function
 
 
-def _forget(function):
+def _forget(function: Any) -> None:
     for key in list(_kept or ()):  # None where Python ends
         if any(rest.function is function for rest in key[0]):
             del _kept[key]
 
 
 def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]) -> T:
-    """Return what `make` made for the same use of the same networks, while `programs` stays the
+    """Keep the result of `make` for the same use of the same networks, while `programs` stays the
     same.
 
     It is forgotten as soon as one of the networks' functions is.
@@ -122,11 +122,11 @@ def argument(name: str, function: LogitsFn, mesh: Mesh) -> jax.tree_util.Partial
     return jax.tree_util.Partial(_Rest(called, tree, others), arrays)
 
 
-def _is_array(leaf):
+def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray)
 
 
-def _local(name, array, mesh):
+def _local(name: str, array: Any, mesh: Mesh) -> Any:
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return array
     if not array.is_fully_replicated:
@@ -143,7 +143,7 @@ def _local(name, array, mesh):
 def trace(
     name: str, function: LogitsFn, network: Any, image: tuple[int, ...], each: int, keyed: bool
 ) -> Trace:
-    """Return what is known of a network before anything is computed.
+    """Trace a network before anything is computed.
 
     Args:
       name: of the argument, for messages.
@@ -206,13 +206,13 @@ def takes(network: Any, image: tuple[int, ...], each: int, keyed: bool) -> bool:
         return False
 
 
-def _operands(batch, image, keyed):
+def _operands(batch: tuple[int, ...], image: tuple[int, ...], keyed: bool) -> tuple[Any, ...]:
     keys = jax.eval_shape(lambda: jnp.broadcast_to(jax.random.key(0), batch))
     points = jax.ShapeDtypeStruct((*batch, *image), jnp.float32)
     return (points, keys) if keyed else (points,)
 
 
-def _traced(network, operands):
+def _traced(network: Any, operands: tuple[Any, ...]) -> Any:
     # The lambda: a trace of the very same function would come from a cache.
     call = lambda network, *operands: network(*operands)  # noqa: E731
     return jax.make_jaxpr(call, return_shape=True)(network, *operands)

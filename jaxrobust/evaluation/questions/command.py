@@ -23,10 +23,12 @@ from jaxrobust.evaluation.questions import (
 )
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import Given
+from jaxrobust.evaluation.questions.measuring import settled_size
 from jaxrobust.evaluation.questions.questions import Question
-from jaxrobust.evaluation.questions.recording import Evaluation, Record, known
+from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.several import Member
 from jaxrobust.evaluation.questions.target import Subject
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.commandline import threats as threat_flags
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience
@@ -68,7 +70,7 @@ def answer(
     bundle.check(given, max(len(sizes), 1) * max(len(balls), 1))
     run, out = (Path(place) if place else None for place in (given.workdir, given.out))
     compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)
-    found: list[Record] = []
+    found: list[AccuracyRecord] = []
     for size in sizes or (given.image_size,):
         own = given._replace(image_size=size)
         place, more = _of_size(own, balls, bool(ladder), run=run, out=out)
@@ -119,7 +121,7 @@ def _rungs(given: Given, threats: Sequence[str], ladder: str) -> list[Threat]:
 
 def _of_size(
     given: Given, balls: list[Threat], climbs: bool, *, run: Path | None, out: Path | None
-) -> tuple[Path, list[Record]]:
+) -> tuple[Path, list[AccuracyRecord]]:
     """Return the folder and the records of all threats at one image size, and of their union."""
     if given.worst_case:
         given = given._replace(norm="linf", epsilon=three_norms.LINF)  # until its size is known
@@ -127,7 +129,7 @@ def _of_size(
         given = given._replace(**balls[-1].settings())  # the largest rung
     with _of("reading the network and its images"):
         origin, subject, source = flags.settled(given)
-        size = known(subject.network.image_size)
+        size = settled_size(subject.network.image_size)
         which, subject, weights = flags.weights(given, subject, source)
     asked = Question(
         attack=given.attack,
@@ -167,7 +169,7 @@ def _of_size(
         return place, [bundle.recorded(evaluation, asking[0][1], Path(given.bundle))]
     if len(asking) == 1:
         return place, [evaluation.record(asking[0][1])]
-    members = [Member(evaluation.asking(own), each) for own, each in asking]
+    members = [Member(evaluation.with_question(own), each) for own, each in asking]
     found = [] if given.union_only else [own.record(each) for own, each in members]
     last = several.union(evaluation, members, found, worst_case=given.worst_case)
     return place, [*found, last]
@@ -180,11 +182,11 @@ def _of(what: str) -> contextlib.AbstractContextManager:
 def _asking(
     given: Given, asked: Question, subject: Subject, balls: list[Threat]
 ) -> list[tuple[Question, Subject]]:
-    """Return what is asked in which balls: the same in all of them, but of a worst case."""
+    """Pair questions with balls: the same question for all of them, but of a worst case."""
     if not given.worst_case:
         balled = [subject.within(ball) for ball in balls] or [subject]
         return [(asked, each) for each in balled]
-    size, channels = known(subject.network.image_size), subject.network.in_channels or 3
+    size, channels = settled_size(subject.network.image_size), subject.network.in_channels or 3
     for ball in balls:
         questions.check_threat(ball, size, channels)
     radii = three_norms.radii(size, balls)

@@ -8,7 +8,6 @@ corruption that is done.
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +22,10 @@ from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse, reliability
 from jaxrobust.evaluation.questions import measuring
 from jaxrobust.evaluation.questions.flags import Given
-from jaxrobust.evaluation.questions.recording import Evaluation, Record, known
+from jaxrobust.evaluation.questions.measuring import settled_size
+from jaxrobust.evaluation.questions.recording import Evaluation
+from jaxrobust.evaluation.records import parts
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts
@@ -71,28 +73,28 @@ def wanted(given: Given) -> list[Asked]:
         raise ValueError(f"--corruptions={given.corruptions}: {error}") from error
 
 
-def record(evaluation: Evaluation, given: Given) -> Record:
-    """Return the record, computed unless it is there; the first process of a pod writes it.
+def record(evaluation: Evaluation, given: Given) -> AccuracyRecord:
+    """Record the accuracies, computed unless they are there; the first process of a pod writes.
 
     Raises:
       DataError: files that are missing or damaged, or images that cannot be corrupted.
     """
     asked, own = wanted(given), evaluation.source
     published = own.name.startswith(cifar_c.PREFIX)
-    size = known(evaluation.subject.network.image_size)
+    size = settled_size(evaluation.subject.network.image_size)
     frost = None if given.frost is None else corrupted_images.photographs(given.frost, size)
     sources = {each: _source(evaluation, each, frost, published) for each in asked}
     drawn = None if published else [given.seed, frost.sha256 if frost else None]
     files = [[str(each), source.files_sha256] for each, source in sources.items()]
     number = evaluation.number(evaluation.subject, corruptions=files, drawn=drawn)
-    if there := evaluation.there(number):
+    if there := evaluation.recorded(number):
         return there
     said = f"{len(asked)} corruptions, {'files' if published else 'computed'}"
-    say(f"{evaluation.subject.network.name} on {own.where()}: {said}, {evaluation.asked.images}")
+    say(f"{evaluation.subject.network.name} on {own.where()}: {said}, {evaluation.question.images}")
     start = time.perf_counter()
     judge = _judge(evaluation)
     clean = None if published else _answered(judge(own, "clean"))
-    verdicts = None if clean is None else measuring.told(clean, "clean")
+    verdicts = None if clean is None else measuring.verdicts_of(clean, "clean")
     ledger = evaluation.out / f"corruptions-{number}.jsonl"
     reached, unanswered = hosts.everyone(_done(ledger))[0]
     for each, source in sources.items():
@@ -114,29 +116,26 @@ def record(evaluation: Evaluation, given: Given) -> Record:
         said = ", ".join(f"{name}: {count}" for name, count in broken.items())
         flags["nan-under-corruption"] = (
             f"images have NaN or infinite logits under corruptions ({said} of "
-            f"{evaluation.asked.images} each): they count as wrong"
+            f"{evaluation.question.images} each): they count as wrong"
         )
-    found: dict[str, Any] = {
-        "attacks": [],
-        "clean": None if verdicts is None else float(verdicts.clean.mean()),
-        "robust": None,
-        "accuracy_after": {},
-        "verdicts": verdicts,
-        "costs": [],
-        "flags": flags,
-        "corruptions": {
+    measured = AccuracyRecord(
+        clean=None if verdicts is None else float(verdicts.clean.mean()),
+        accuracy_after={},
+        costs=[],
+        flags=flags,
+        corruptions={
             "images": "files" if published else "computed",
             "accuracy": _by_kind({each: reached[each] for each in asked}),
             "mean": float(np.mean([reached[each] for each in asked])),
             "frost_sha256": frost.sha256 if frost else None,
             "seconds": time.perf_counter() - start,
         },
-    }
-    return evaluation.kept(number, METHOD, found)
+    )
+    return evaluation.write(number, METHOD, measured, verdicts)
 
 
 def _answered(judged: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return what was judged; refuse a network that gives finite logits of no image."""
+    """Refuse a network that gives finite logits of no image; else return `judged` itself."""
     reliability.check_answers(judged["finite"], (), np.zeros(0))
     return judged
 
@@ -151,17 +150,17 @@ def _source(
     return corrupted_images.corrupted(
         own,
         asked,
-        image_size=known(subject.network.image_size),
-        preprocessing=str(evaluation.asked.preprocessing),
-        seed=evaluation.asked.seed,
+        image_size=settled_size(subject.network.image_size),
+        preprocessing=str(evaluation.question.preprocessing),
+        seed=evaluation.question.seed,
         frost=frost,
     )
 
 
 def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarray]]:
-    """Return what judges the images of one source after the other, by one compiled program."""
-    subject, asked, mesh = evaluation.subject, evaluation.asked, sharding.make_mesh()
-    size = known(subject.network.image_size)
+    """Make a function that judges the images of one source, by one compiled program for all."""
+    subject, asked, mesh = evaluation.subject, evaluation.question, sharding.make_mesh()
+    size = settled_size(subject.network.image_size)
     batch = evaluation.batch
     counter = accuracy.counter(
         subject.create("float32"),
@@ -188,7 +187,7 @@ def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarr
 
 
 def _done(ledger: Path) -> tuple[dict[Asked, float], dict[Asked, int]]:
-    """Return what an interrupted evaluation has measured, and how many images had no finite
+    """Read the accuracies of an interrupted evaluation, and how many images had no finite
     logits, where its version noted that.
     """
     rows = {Asked(row["kind"], row["severity"]): row for row in jsonl.read(ledger)}
@@ -203,8 +202,8 @@ def _by_kind(reached: dict[Asked, float]) -> dict[str, dict[str, float]]:
     return found
 
 
-def table(measured: dict[str, Any]) -> list[str]:
-    """Return the lines that show what a record says of corruptions, a kind each."""
+def table(measured: parts.CorruptionAccuracies) -> list[str]:
+    """Write the lines that show the accuracies under corruptions, a kind each."""
     severities = sorted({s for row in measured["accuracy"].values() for s in row})
     lines = ["".join([f"{'severity':18}", *(f"{s:>8}" for s in severities), f"{'mean':>8}"])]
     for kind, row in measured["accuracy"].items():

@@ -170,7 +170,7 @@ def _folder(given: Given) -> Path | None:
 
 
 def origin(given: Given) -> Subject:
-    """Return what is known of the network that checked flags name."""
+    """Describe the network that checked flags name."""
     if given.workdir:
         return subjects.of_run(Path(given.workdir), given.phase)
     random = given.version == "rand"
@@ -191,7 +191,7 @@ def origin(given: Given) -> Subject:
 
 
 def settled(given: Given) -> tuple[Subject, Subject, registry.Source]:
-    """Return what is known of the network of checked flags, what is evaluated, and its images.
+    """Describe the network of checked flags, settle the evaluated subject, and open its images.
 
     Raises:
       ValueError: nothing says which images or which ball, or two things contradict each other.
@@ -213,9 +213,10 @@ def settled(given: Given) -> tuple[Subject, Subject, registry.Source]:
 def weights(
     given: Given, subject: Subject, source: registry.Source
 ) -> tuple[str | None, Subject, Weights]:
-    """Return which weights a settled subject has, in words, it with what they say of it, and them.
+    """Load the weights of a settled subject.
 
-    Those of a function have no name.
+    Returns their name, the subject with what they say of it, and the weights. Those of a function
+    have no name.
     """
     if given.workdir:
         run = Path(given.workdir)

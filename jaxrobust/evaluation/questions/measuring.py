@@ -1,5 +1,6 @@
 """One question to one network: searched image by image, or counted batch by batch."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,14 +14,14 @@ from jaxrobust.attacks import fixed_steps
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.engine.autoattack import AutoAttackResult, autoattack
-from jaxrobust.evaluation.engine.cascade import Cost
+from jaxrobust.evaluation.engine.autoattack import autoattack
 from jaxrobust.evaluation.network import collapse, reliability
 from jaxrobust.evaluation.network.fingerprint import Fingerprint
 from jaxrobust.evaluation.network.images import Subset
 from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import parts
+from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.models.interface.inputs import cast
 from jaxrobust.runtime.devices import sharding
@@ -30,7 +31,7 @@ LogitsOf = Callable[[str], Any]  # compute type -> logits_fn
 
 
 def networks_of(subject: Subject, weights: Weights) -> LogitsOf:
-    """Return the network as `autoattack` takes it, by compute type; each is made once.
+    """Give the network as `autoattack` takes it, by compute type; each is made once.
 
     So all questions share what is compiled for it.
     """
@@ -59,14 +60,14 @@ def searched(
     subject: Subject,
     prepared: Prepared,
     logits_of: LogitsOf,
-    asked: Question,
+    question: Question,
     *,
     known: Fingerprint,
     ledger: Path,
     standing: np.ndarray | None = None,
     beyond: np.ndarray | None = None,
     replay: Sequence[Path] = (),
-) -> dict[str, Any]:
+) -> Measured:
     """Measure accuracy before and after AutoAttack, or attacks of it; print how it goes.
 
     Args:
@@ -75,8 +76,6 @@ def searched(
       standing: bool[N], the only images to look at; default: all.
       beyond: bool[N], images that an evaluation at a larger radius has found robust.
       replay: ledgers of other evaluations of these images.
-    Returns:
-      What `records.accuracy_record` takes, `accuracy_after`, `verdicts` and `costs`.
     """
     labels, places = prepared.labels(), np.arange(len(prepared))
     images: Any = prepared
@@ -85,51 +84,29 @@ def searched(
         images, labels = Subset(prepared, places), labels[places]
     decides = logits_of("float32")
     result = autoattack(
-        _keyed(decides) if asked.version == "rand" and not subject.keyed else decides,
+        _keyed(decides) if question.version == "rand" and not subject.keyed else decides,
         images,
         labels,
         **subject.ball.settings(),
-        version=asked.version,
-        attacks=asked.names,
-        overrides=asked.overrides(),
-        seed=asked.seed,
-        batch_size=asked.batch or subject.slots_for(len(labels)),
+        version=question.version,
+        attacks=question.names,
+        overrides=question.overrides(),
+        seed=question.seed,
+        batch_size=question.batch or subject.slots_for(len(labels)),
         image_ids=places.tolist(),
         ledger=ledger,
         identity=known,
-        search_fn=None if asked.search_dtype == "float32" else logits_of(asked.search_dtype),
+        search_fn=None if question.search_dtype == "float32" else logits_of(question.search_dtype),
         replay=replay,
         robust_beyond=None if beyond is None else beyond[places],
-        rule=asked.rule,
-        draws=asked.draws,
+        rule=question.rule,
+        draws=question.draws,
     )
-    return of_autoattack(result, subject.ball)
-
-
-def of_autoattack(result: AutoAttackResult, threat: Threat) -> dict[str, Any]:
-    """Return what `searched` says of what AutoAttack found under a threat."""
-    n = len(result.clean)
-    return {
-        "attacks": [threat.settings() | settings for settings in result.attacks],
-        "clean": float(result.clean.mean()) if n else None,
-        "robust": float(result.robust.mean()) if n else None,
-        "accuracy_after": dict(result.accuracy_after),
-        "flags": dict(result.flags),
-        "verdicts": result.verdicts,
-        "costs": [cost._asdict() for cost in result.costs],
-    } | {
-        key: known[key]
-        for known, keys in (
-            (result.about, records.SAID),
-            (result.about["fingerprint"], ("begun_by",)),
-        )
-        for key in keys
-        if key in known
-    }
+    return result.measured()
 
 
 def _keyed(logits_fn: Any) -> Any:
-    """Return a network that is given keys, of which it has no use."""
+    """Wrap a network so that it takes keys, which it does not use."""
     return jax.tree_util.Partial(_without_keys, logits_fn)
 
 
@@ -142,30 +119,30 @@ def counted(
     subject: Subject,
     source: registry.Source,
     weights: Weights,
-    asked: Question,
+    question: Question,
     *,
     standing: np.ndarray | None = None,
-) -> dict[str, Any]:
+) -> Measured:
     """Measure accuracy on clean images, and with an attack of fixed steps on its last iterates.
+
+    `clean_top5` is known where there are more than five classes; of an attack `stable` and
+    `local_lipschitz` are, the means of what `accuracy.judged` says.
 
     Args:
       standing: bool[N], the only images to look at; default: all.
-    Returns:
-      As `searched`, `clean_top5` where there are more than five classes, and of an attack `stable`
-      and `local_lipschitz`, the means of what `accuracy.judged` says.
     """
-    settings, attack = attack_of(asked, subject.ball)
+    settings, attack = attack_of(question, subject.ball)
     mesh = sharding.make_mesh()
-    batch = min(asked.batch or subject.batch_size, asked.images)
-    places = np.arange(asked.images) if standing is None else np.flatnonzero(standing)
+    batch = min(question.batch or subject.batch_size, question.images)
+    places = np.arange(question.images) if standing is None else np.flatnonzero(standing)
     images = accuracy.Images(
         source,
-        image_size=_known(subject.network.image_size),
+        image_size=settled_size(subject.network.image_size),
         batch_size=-(-batch // mesh.size) * mesh.size,
-        limit=asked.images,
+        limit=question.images,
         places=None if standing is None else tuple(places.tolist()),
-        seed=asked.seed,
-        preprocessing=asked.preprocessing,
+        seed=question.seed,
+        preprocessing=question.preprocessing,
         workers=subject.workers,
     )
     net = subject.create("float32")
@@ -174,46 +151,48 @@ def counted(
     )
     start = time.perf_counter()
     run = (counter, weights, images, mesh)
-    reached = accuracy.each(*run, bar=asked.attack) if len(places) else dict(_NOTHING)
+    reached = accuracy.each(*run, bar=question.attack) if len(places) else dict(_NOTHING)
     seconds = time.perf_counter() - start  # with what compiles
-    moved = ("stable", "local_lipschitz") if asked.fixed else ()
-    found = answered(reached, asked, places, settings, seconds)
+    measured = answered(reached, question, places, settings, seconds)
     if not len(places):
-        return found
-    means = {key: float(reached[key].mean()) for key in ("clean_top5", *moved) if key in reached}
-    return found | means
+        return measured
+    moved = ("stable", "local_lipschitz") if question.fixed else ()
+    means: Any = {
+        key: float(reached[key].mean()) for key in ("clean_top5", *moved) if key in reached
+    }
+    return measured._replace(record=dataclasses.replace(measured.record, **means))
 
 
 def answered(
     reached: dict[str, np.ndarray],
-    asked: Question,
+    question: Question,
     places: np.ndarray,
-    settings: list[dict[str, Any]],
+    settings: list[parts.AttackSettings],
     seconds: float,
-) -> dict[str, Any]:
-    """Return what `counted` says of all that `accuracy.judged` says image by image."""
-    found, n = told(reached, asked.attack, places), len(places)
-    named = asked.fixed
-    cost = Cost(
-        attack=asked.attack,
-        fooled=int((found.clean & ~found.robust).sum()),
-        forward=n * (named.forward + 2 if named else 1),
-        backward=n * named.backward if named else 0,
-        idle=0,
-        seconds=seconds,
-        compile_seconds=0.0,
-    )
-    robust = float(found.robust.mean()) if n and named else None
-    return {
-        "attacks": settings,
-        "clean": float(found.clean.mean()) if n else None,
-        "robust": robust,
-        "accuracy_after": {asked.attack: robust} if named else {},
-        "flags": reliability.check_answers(reached["finite"], found.fooled_by, found.reached)
-        | collapse.flags(reached["answers"], reached["labels"]),
-        "verdicts": found,
-        "costs": [cost._asdict()],
+) -> Measured:
+    """Gather what `accuracy.judged` says image by image, on the images at some places."""
+    found, n = verdicts_of(reached, question.attack, places), len(places)
+    named = question.fixed
+    cost: parts.AttackCost = {
+        "attack": question.attack,
+        "fooled": int((found.clean & ~found.robust).sum()),
+        "forward": n * (named.forward + 2 if named else 1),
+        "backward": n * named.backward if named else 0,
+        "idle": 0,
+        "seconds": seconds,
+        "compile_seconds": 0.0,
     }
+    robust = float(found.robust.mean()) if n and named else None
+    record = AccuracyRecord(
+        attacks=settings,
+        clean=float(found.clean.mean()) if n else None,
+        robust=robust,
+        accuracy_after={question.attack: robust} if named else {},
+        flags=reliability.check_answers(reached["finite"], found.fooled_by, found.reached)
+        | collapse.flags(reached["answers"], reached["labels"]),
+        costs=[cost],
+    )
+    return Measured(record, found)
 
 
 # What is reached where nothing stands any more.
@@ -221,17 +200,23 @@ _NOTHING = {name: np.zeros(0, bool) for name in ("clean", "robust", "finite")}
 _NOTHING |= {name: np.zeros(0, np.int32) for name in ("labels", "norms", "answers", "reached")}
 
 
-def attack_of(asked: Question, threat: Threat) -> tuple[list[dict[str, Any]], Attack]:
+def attack_of(question: Question, threat: Threat) -> tuple[list[parts.AttackSettings], Attack]:
     """Return the settings of an attack for the record, none if there is none, and the attack."""
-    if asked.fixed is None:
+    if question.fixed is None:
         return [], lambda logits_fn, key, images, labels: images
-    length = asked.fixed.length(threat.epsilon, step=asked.step, relative=asked.relative_step)
-    settings = asked.fixed.settings(threat, length=length, start=asked.start, l1_rule=asked.l1_rule)
+    length = question.fixed.length(
+        threat.epsilon, step=question.step, relative=question.relative_step
+    )
+    settings: Any = question.fixed.settings(
+        threat, length=length, start=question.start, l1_rule=question.l1_rule
+    )
     return [settings], fixed_steps.attack_of(settings)
 
 
-def told(reached: dict[str, np.ndarray], attack: str, places: np.ndarray | None = None) -> Verdicts:
-    """Return the verdicts of an attack on the images at some places of a split; None: its first."""
+def verdicts_of(
+    reached: dict[str, np.ndarray], attack: str, places: np.ndarray | None = None
+) -> Verdicts:
+    """Make the verdicts of an attack on the images at some places of a split; None: its first."""
     clean, robust = reached["clean"], reached["robust"]
     ids = np.arange(len(clean)) if places is None else places
     return Verdicts(
@@ -244,6 +229,7 @@ def told(reached: dict[str, np.ndarray], attack: str, places: np.ndarray | None 
     )
 
 
-def _known(size: int | None) -> int:
+def settled_size(size: int | None) -> int:
+    """Return a size of a settled subject, which has it."""
     assert size is not None, "settled"
     return size

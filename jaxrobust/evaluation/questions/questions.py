@@ -74,12 +74,12 @@ class Question(NamedTuple):
 
     @property
     def method(self) -> str:
-        """Return the attack in words, for the record."""
+        """Name the attack with its settings, for the record."""
         judged = [randomised.verdict(self.rule, self.draws).words()] * (self.version == "rand")
         if self.attack == AUTOATTACK:
             return ", ".join([f"{AUTOATTACK} {self.version}", *judged])
         version = [self.version] if self.version != "standard" else []
-        words = [f"{key} {_said(key, value)}" for key, value in self.changes.items()]
+        words = [f"{key} {_as_flag(key, value)}" for key, value in self.changes.items()]
         return ", ".join([self.attack.replace(",", " + "), *version, *words, *judged])
 
     def overrides(self) -> dict[str, dict[str, Any]] | None:
@@ -88,7 +88,7 @@ class Question(NamedTuple):
 
 
 def following(attack: str, version: str) -> tuple[str, ...]:
-    """Return which attacks of `--attack` and `--version` follow the gradient of the images."""
+    """List the attacks of `--attack` and `--version` that follow the gradient of the images."""
     if fixed_steps.parse(attack):
         return (attack,)
     known = ensembles.known()
@@ -96,8 +96,8 @@ def following(attack: str, version: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in known and known[name][0].backward)
 
 
-def _said(key: str, value: Any) -> str:
-    """Return a setting in words; a step such as 0.8/255 exactly, as it can be read again."""
+def _as_flag(key: str, value: Any) -> str:
+    """Write a setting for people; a step such as 0.8/255 exactly, as it can be read again."""
     return value if isinstance(value, str) else repr(value) if key == "step" else f"{value:g}"
 
 
@@ -199,7 +199,7 @@ def _check_choices(asked: Question, subject: Subject) -> None:
             say = "; name an attack of it, such as apgd-ce" if attack == AUTOATTACK else ""
             leave = say or "; leave it out"
             raise ValueError(
-                f"--{flag}={_said(flag, value)} has no effect on --attack={attack}{leave}"
+                f"--{flag}={_as_flag(flag, value)} has no effect on --attack={attack}{leave}"
             )
     _check_steps(asked)
     _check_start(asked, subject)

@@ -2,6 +2,7 @@
 what they find.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +10,14 @@ import jax
 import numpy as np
 
 from jaxrobust.evaluation.questions import three_norms
-from jaxrobust.evaluation.questions.recording import Evaluation, Record
+from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import unions, verdicts
+from jaxrobust.evaluation.records import parts, unions, verdicts
+from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 
 
 class Member(NamedTuple):
-    """What is asked in one of the balls."""
+    """An evaluation in one of several balls."""
 
     evaluation: Evaluation
     subject: Subject  # with the threat
@@ -24,46 +26,50 @@ class Member(NamedTuple):
 def union(
     evaluation: Evaluation,
     members: list[Member],
-    done: list[Record],
+    done: list[AccuracyRecord],
     *,
     worst_case: bool = False,
-) -> Record:
-    """Return the record of all balls: an image is robust if nothing in any of them fools it.
+) -> AccuracyRecord:
+    """Record all balls together: an image is robust if nothing in any of them fools it.
 
     Args:
       evaluation: whose settings the record has.
       members: the balls.
       done: their records; without, what one has fooled is not attacked in the next.
-      worst_case: they are those of `worst_case`; the record says what each found.
+      worst_case: they are those of `worst_case`; the record says what each left.
     """
     identity: dict[str, Any] = {"union": [own.evaluation.identity(own.subject) for own in members]}
     identity |= {"all": bool(done)} | ({"worst_case": True} if worst_case else {})
     number = evaluation.numbered(identity)
-    if there := evaluation.there(number):
+    if there := evaluation.recorded(number):
         return there
     if done and jax.process_index():  # the records of the first process are enough
-        return {"evaluation": number}
-    found = [_of_record(record, evaluation.out) for record in done]
+        return AccuracyRecord(evaluation=number)
+    measured = [_of_record(record, evaluation.out) for record in done]
     balls = [own.subject.ball for own in members]
-    for count, (asks, subject) in enumerate(members if not done else ()):
-        standing = unions.joined(found, balls).robust if count else None
-        asks.tell(subject, standing)
-        ledgers = asks.own(subject, number)
-        found.append(asks.found(subject, f"{number}-{count}", standing=standing, ledgers=ledgers))
-    asked = [own.evaluation.asked for own in members]
+    for count, (each, subject) in enumerate(members if not done else ()):
+        standing = unions.joined(measured, balls).robust if count else None
+        each.announce(subject, standing)
+        ledgers = each.ledgers_to_replay(subject, number)
+        measured.append(
+            each.measure(subject, f"{number}-{count}", standing=standing, ledgers=ledgers)
+        )
+    questions = [own.evaluation.question for own in members]
     if not worst_case:
-        told = unions.united(found, balls, [*map(str, balls)])
-        told |= {"union": {"each_on_all_images": bool(done)}}
-        return evaluation.kept(number, "union", told)
-    names = [three_norms.name(*own) for own in zip(balls, asked, strict=True)]
-    numbers = [record["evaluation"] for record in done] or [None] * len(members)
-    rows = unions.each_of(found, balls, [own.method for own in asked], numbers, skips=not done)
-    told = unions.united(found, balls, names) | {"worst_case": rows}
-    return evaluation.kept(number, "union", told)
+        whole = unions.united(measured, balls, [*map(str, balls)])
+        more: dict[str, Any] = {"union": {"each_on_all_images": bool(done)}}
+    else:
+        names = [three_norms.name(*own) for own in zip(balls, questions, strict=True)]
+        whole = unions.united(measured, balls, names)
+        numbers = [record.evaluation for record in done] or [None] * len(members)
+        methods = [question.method for question in questions]
+        rows = unions.parts_of(measured, balls, methods, numbers, skips=not done)
+        more = {"worst_case": rows}
+    return evaluation.write(number, "union", *_with(whole, **more))
 
 
-def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[Record]:
-    """Return the records of several radii of one norm, which rise.
+def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]:
+    """Record several radii of one norm, which rise.
 
     The largest radius goes first. What is robust there meets only the first attack at the smaller
     ones, whose balls lie within; what was fooled there is tried before any attack; what falls at a
@@ -71,59 +77,68 @@ def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[Record]:
     """
     radii = [float(subject.ball.epsilon) for subject in rungs]
     numbers = [evaluation.number(subject, ladder=radii) for subject in rungs]
-    there = [evaluation.there(number) for number in numbers]
+    there = [evaluation.recorded(number) for number in numbers]
     if all(there):
         return [record for record in there if record]
-    found: dict[int, dict[str, Any]] = {}
+    measured: dict[int, Measured] = {}
     beyond: dict[int, np.ndarray | None] = {}
     for place in reversed(range(len(rungs))):
         if not radii[place]:
-            found[place] = _clean(found[place + 1])
+            measured[place] = _clean(measured[place + 1])
             continue
-        beyond[place] = found[place + 1]["verdicts"].robust if place + 1 in found else None
-        evaluation.tell(rungs[place])
-        found[place] = evaluation.found(
+        larger = measured.get(place + 1)
+        beyond[place] = larger.verdicts.robust if larger else None
+        evaluation.announce(rungs[place])
+        measured[place] = evaluation.measure(
             rungs[place],
             numbers[place],
             beyond=beyond[place],
-            ledgers=[path for larger in found for path in evaluation.ledgers(numbers[larger])],
+            ledgers=[path for above in measured for path in evaluation.ledgers(numbers[above])],
         )
     for place in range(1, len(rungs)):
-        fallen = ~found[place - 1]["verdicts"].robust
-        if not (fallen & found[place]["verdicts"].robust).any():
+        fallen = ~measured[place - 1].verdicts.robust
+        if not (fallen & measured[place].verdicts.robust).any():
             continue
         lower = [numbers[i] for i in range(place) if radii[i]]
         smaller = [path for number in lower for path in evaluation.ledgers(number)]
-        again = evaluation.found(
+        again = evaluation.measure(
             rungs[place], numbers[place], beyond=beyond[place], ledgers=smaller
         )
-        found[place] = again | {
-            key: found[place].get(key, []) + again.get(key, []) for key in ("costs", "replayed")
-        }
+        first, then = measured[place].record, again.record
+        measured[place] = _with(
+            again,
+            costs=(first.costs or []) + (then.costs or []),
+            replayed=(first.replayed or []) + (then.replayed or []),
+        )
     return [
         there[place]
-        or evaluation.kept(
+        or evaluation.write(
             numbers[place],
-            f"{evaluation.asked.method}, ladder" if radii[place] else "clean",
-            found[place] | {"ladder": _shared(radii, beyond.get(place), found[place])},
+            f"{evaluation.question.method}, ladder" if radii[place] else "clean",
+            *_with(measured[place], ladder=_shared(radii, beyond.get(place), measured[place])),
         )
         for place in range(len(rungs))
     ]
 
 
-def _clean(found: dict[str, Any]) -> dict[str, Any]:
-    """Return what is found at radius 0, from what was found at another one."""
-    own = found["verdicts"]
+def _with(measured: Measured, **fields: Any) -> Measured:
+    return measured._replace(record=dataclasses.replace(measured.record, **fields))
+
+
+def _clean(measured: Measured) -> Measured:
+    """Derive what is measured at radius 0 from what was measured at another one."""
+    own = measured.verdicts
     fooled_by = np.where(own.clean, "", "clean")
     none = {"norms": np.zeros_like(own.norms), "reached": np.full_like(own.reached, -1)}
     still = own._replace(fooled_by=fooled_by, **none)
-    told: dict[str, Any] = {"attacks": [], "accuracy_after": {}, "costs": [], "flags": {}}
-    return told | {"clean": found["clean"], "robust": None, "verdicts": still}
+    return Measured(AccuracyRecord(clean=measured.record.clean, accuracy_after={}, costs=[]), still)
 
 
-def _shared(radii: list[float], beyond: np.ndarray | None, found: dict[str, Any]) -> dict[str, Any]:
-    """Return what a record of a ladder says of what it owes to the other radii."""
-    attacks = found["attacks"]
+def _shared(
+    radii: list[float], beyond: np.ndarray | None, measured: Measured
+) -> parts.LadderSettings:
+    """Say what a record of a ladder owes to the other radii."""
+    attacks = measured.record.attacks
     return {
         "radii": radii,
         "robust_beyond": 0 if beyond is None else int(beyond.sum()),
@@ -131,10 +146,16 @@ def _shared(radii: list[float], beyond: np.ndarray | None, found: dict[str, Any]
     }
 
 
-def _of_record(record: Record, out: Path) -> dict[str, Any]:
-    """Return what a record that is there says, as `measuring` does."""
-    keys = ["attacks", "clean", "robust", "flags", "costs", "accuracy_after"]
-    keys += [key for key in ("replayed", "draws") if key in record]
-    return {key: record[key] for key in keys} | {
-        "verdicts": verdicts.read(out / str(record["verdicts"]))
-    }
+def _of_record(record: AccuracyRecord, out: Path) -> Measured:
+    """Read from a record and its verdicts what was measured then."""
+    kept = AccuracyRecord(
+        attacks=record.attacks,
+        clean=record.clean,
+        robust=record.robust,
+        flags=record.flags,
+        costs=record.costs,
+        accuracy_after=record.accuracy_after,
+        replayed=record.replayed,
+        draws=record.draws,
+    )
+    return Measured(kept, verdicts.read(out / str(record.verdicts)))

@@ -34,7 +34,7 @@ _TURNS = 8  # images for each slot, below which more slots stand idle for what t
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, the images and the threat; what is None nobody has said yet."""
+    """A network, the images and the threat; None is what is not known yet."""
 
     network: NetworkSpec
     dataset: str | None = None
@@ -84,7 +84,7 @@ class Subject:
         return self.net or self.network.create(dtype=dtype)
 
     def origin(self) -> dict[str, Any] | None:
-        """Return what a record says of the user's function that is the network, or makes it; None:
+        """Describe the user's function that is the network, or makes it, for the record; None:
         the network is ours.
         """
         if self.function is None:
@@ -94,7 +94,7 @@ class Subject:
 
 
 def of_run(workdir: Path, phase: str | None = None) -> Subject:
-    """Return what a run says of itself, and of a phase of it (default: the last with weights).
+    """Describe the network of a run, of one phase of it (default: the last with weights).
 
     Raises:
       ValueError: no run is there, or no such phase.
@@ -117,12 +117,12 @@ def of_run(workdir: Path, phase: str | None = None) -> Subject:
 
 
 def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subject:
-    """Return what is known of a network `name` from a file of weights; `given` are its options.
+    """Describe a network `name` by its file of weights; `given` are its options.
 
     Raises:
       ValueError: see `certificates.options`.
     """
-    if functions.is_name(name):  # whose weights nobody describes
+    if functions.is_name(name):  # whose weights have no description
         options = given or {}
         return Subject(
             NetworkSpec(name, options=options), config={"model": name, "options": options}
@@ -132,7 +132,7 @@ def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subje
 
 
 def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> Subject:
-    """Return what is known of a network from imported weights, by the config.json beside them.
+    """Describe a network by its imported weights, with the config.json beside them.
 
     Raises:
       ValueError: there are none, or they are not those of `name` (None: any).
@@ -159,7 +159,7 @@ def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> S
 
 
 def of_function(name: str, *, random: bool = False) -> Subject:
-    """Return what is known of a function of images, or of images and keys if it is `random`.
+    """Describe a function of images, or of images and keys if it is `random`.
 
     Raises:
       ValueError: see `functions.find`.
@@ -170,7 +170,7 @@ def of_function(name: str, *, random: bool = False) -> Subject:
 def of_torch(
     name: str, arguments: dict[str, Any] | None, output: str | None, *, random: bool = False
 ) -> Subject:
-    """Return what is known of a network in PyTorch, which may draw `random` numbers.
+    """Describe a network in PyTorch, which may draw `random` numbers.
 
     Raises:
       ValueError: see `named.built`.
@@ -320,7 +320,9 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
         )
     arrays = {str(number): array for number, array in enumerate(taken.args[0])}
 
-    def apply(params, stats, images, *, train=False, key=None):
+    def apply(
+        params: Any, stats: Any, images: Any, *, train: bool = False, key: Any = None
+    ) -> tuple[Any, Any]:
         del params, train
         assert function is not None  # held: `taken` does so weakly
         if subject.keyed and key is None:  # of whoever counts what is computed

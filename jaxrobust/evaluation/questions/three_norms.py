@@ -50,7 +50,7 @@ def parts(*, skips: bool) -> list[Part]:
 
 
 def name(ball: Threat, asked: Question) -> str:
-    """Return what one of the attacks is called; of one ball there are two."""
+    """Name one of the attacks with its ball; of one ball there are two."""
     return f"{ball} {asked.attack}"
 
 

@@ -168,7 +168,7 @@ def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
     )
 
 
-def _other_split(about: dict[str, Any], source: Any) -> str | None:
+def _other_split(about: Any, source: Any) -> str | None:
     """Return a sentence if the split has another number of images than the bundle says."""
     if about.get("split_images") in (None, len(source)):
         return None

@@ -3,19 +3,22 @@
 What the command line reads weights and data with is imported when it is called.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import jax
 import numpy as np
 
 from jaxrobust.attacks.inputs import check_array
-from jaxrobust.evaluation.engine.autoattack import AutoAttackResult, autoattack
+from jaxrobust.evaluation.engine.autoattack import autoattack
+from jaxrobust.evaluation.engine.result import AutoAttackResult, Known
 from jaxrobust.evaluation.network import checks, fingerprint, reliability, tracing
 from jaxrobust.evaluation.network.images import clipped, hashed
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import parts, records
+from jaxrobust.evaluation.records.record import AccuracyRecord, Measured, keys_of
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.text.progress import say
@@ -31,15 +34,15 @@ class WorstCaseResult(NamedTuple):
     clean: np.ndarray  # bool[N], classified correctly
     robust: np.ndarray  # bool[N], nothing found anything
     fooled_by: np.ndarray  # str[N]: ball and attack; "clean"; "" if robust
-    parts: list[dict[str, Any]]  # of each attack: how, images, robust accuracy alone or None
-    accuracy_after: dict[str, float]  # the accuracy that is left after each, in their order
+    parts: list[parts.WorstCasePart]  # of each attack
+    accuracy_after: dict[str, float | None]  # the accuracy that is left after each, in their order
     flags: dict[str, str]  # what makes the numbers doubtful, and what to do about it
     autoattack: AutoAttackResult  # on the images that it was given
     verdicts: Verdicts  # all that is known image by image
-    about: dict[str, Any]  # what else a record says
+    own: AccuracyRecord  # what the record says of all attacks together
 
     def table(self) -> str:
-        """Return the accuracies for people."""
+        """Write the accuracies for people."""
         n = len(self.clean)
         lines = [f"{'clean':28} {self.clean.mean():8.2%} of {n}"]
         for part, (name, after) in zip(self.parts, self.accuracy_after.items(), strict=True):
@@ -50,29 +53,25 @@ class WorstCaseResult(NamedTuple):
         lines.append(
             f"{'worst case':28} {self.robust.mean():8.2%}, 95 % interval {low:.1%} to {high:.1%}"
         )
-        lines += records.said(self.about)
+        lines += records.notes_of(self.own)
         return "\n".join([*lines, *(f"flag {name}: {text}" for name, text in self.flags.items())])
 
-    def record(self, **known: str | None) -> dict[str, Any]:
-        """Return the record; arguments as in `AutoAttackResult.record`."""
-        n = len(self.clean)
-        shares = {"clean": float(self.clean.mean()), "robust": float(self.robust.mean())}
-        return (
-            self.autoattack.record(**known)
-            | shares
-            | self.about
-            | {
-                "method": "union",
-                "accuracy_after": self.accuracy_after,
-                "flags": self.flags,
-                "worst_case": self.parts,
-                "interval": {key: records.interval(value, n) for key, value in shares.items()},
-            }
-        )
+    def _typed_record(self, **known: Unpack[Known]) -> AccuracyRecord:
+        own = {
+            field.name: getattr(self.own, field.name)
+            for field in keys_of(AccuracyRecord)
+            if getattr(self.own, field.name) is not None
+        }
+        record = dataclasses.replace(self.autoattack.typed_record(**known), **own)
+        return dataclasses.replace(record, worst_case=self.parts)
 
-    def save(self, path: str | Path, **known: str | None) -> dict[str, Any]:
+    def record(self, **known: Unpack[Known]) -> dict[str, Any]:
+        """Return the record; arguments as in `AutoAttackResult.record`."""
+        return self._typed_record(**known).to_json()
+
+    def save(self, path: str | Path, **known: Unpack[Known]) -> dict[str, Any]:
         """Append the record to a file of JSON lines and return it, as `AutoAttackResult.save`."""
-        return records.save(Path(path), self.verdicts, lambda: self.record(**known))
+        return records.save(Path(path), self.verdicts, lambda: self._typed_record(**known))
 
 
 def worst_case(
@@ -87,7 +86,7 @@ def worst_case(
     ledger: str | Path | None = None,
     verbose: bool = True,
 ) -> WorstCaseResult:
-    """Return how many images withstand PGD and AutoAttack in Linf, PGD in L2 and PGD in L1.
+    """Measure accuracy under PGD and AutoAttack in Linf, PGD in L2 and PGD in L1.
 
     For one process.
 
@@ -106,7 +105,7 @@ def worst_case(
     Raises:
       ValueError: settings or inputs that cannot be meant.
     """
-    from jaxrobust.evaluation.questions import measuring, three_norms
+    from jaxrobust.evaluation.questions import three_norms
     from jaxrobust.evaluation.questions.questions import Question
     from jaxrobust.evaluation.records import unions
 
@@ -121,7 +120,7 @@ def worst_case(
         raise ValueError(f"batch_size={batch_size}: pass an int of at least 1")
     within = _radii(held.shape[1:], radii or {})
     known = _answering(logits_fn, held, batch_size)
-    found: list[dict[str, Any]] = []
+    found: list[Measured] = []
     asked = three_norms.questions(Question(seed=seed), skips=union_only)
     threats = [within[norm] for norm, _ in asked]
     whole: Any = None
@@ -147,35 +146,45 @@ def worst_case(
             identity=known,
             verbose=verbose,
         )
-        found.append(measuring.of_autoattack(whole, threat))
+        found.append(whole.measured())
     names = [three_norms.name(b, q) for b, (_, q) in zip(threats, asked, strict=True)]
     methods = [question.method for _, question in asked]
-    parts = unions.each_of(found, threats, methods, [None] * len(found), skips=union_only)
-    told = unions.united(found, threats, names)
-    own: Verdicts = told["verdicts"]
-    about = {key: told[key] for key in ("attacks", "costs")}
-    about |= {"image_ids": records.ranges(own.image_ids.tolist())}
-    about |= {"clipped": overshot._asdict()} if overshot else {}
-    about |= {"images_sha256": hashed(held, right, own.image_ids)}
-    about |= {"fingerprint": whole.about["fingerprint"] | {"images": about["images_sha256"]}}
-    own_about = records.told_apart(whole.about)
-    about |= {
-        "evaluation": records.number_of(records.told_apart(about | {"parts": parts} | own_about))
-    }
+    rows = unions.parts_of(found, threats, methods, [None] * len(found), skips=union_only)
+    record, own, _ = unions.united(found, threats, names)
+    images_sha256 = hashed(held, right, own.image_ids)
+    record = dataclasses.replace(
+        record,
+        image_ids=records.ranges(own.image_ids.tolist()),
+        clipped=overshot.as_json() if overshot else None,
+        images_sha256=images_sha256,
+        fingerprint={**whole.about["fingerprint"], "images": images_sha256},
+        method="union",
+        interval=records.intervals(record.clean, record.robust, len(held)),
+    )
     result = WorstCaseResult(
         clean=own.clean,
         robust=own.robust,
         fooled_by=own.fooled_by,
-        parts=parts,
-        accuracy_after=told["accuracy_after"],
-        flags=told["flags"],
+        parts=rows,
+        accuracy_after=record.accuracy_after or {},
+        flags=record.flags,
         autoattack=whole,
         verdicts=own,
-        about=about,
+        own=dataclasses.replace(record, evaluation=_number(record, rows, whole)),
     )
     if verbose:
         say(result.table())
     return result
+
+
+def _number(
+    record: AccuracyRecord, rows: list[parts.WorstCasePart], whole: AutoAttackResult
+) -> str:
+    """Compute the number of the evaluation."""
+    names = ("attacks", "costs", "image_ids", "clipped", "images_sha256", "fingerprint")
+    own = {name: getattr(record, name) for name in names if getattr(record, name) is not None}
+    about = own | {"parts": rows} | records.identity(whole.about)
+    return records.number_of(records.identity(about))
 
 
 def _answering(
@@ -230,18 +239,18 @@ def _stepped(
     labels: np.ndarray,
     ids: np.ndarray,
     ball: Threat,
-    asked: "Question",
+    question: "Question",
     *,
     batch_size: int,
-) -> dict[str, Any]:
-    """Return what an attack of fixed steps found of the images `ids`, as `measuring` does."""
+) -> Measured:
+    """Measure an attack of fixed steps on the images `ids`, as `measuring` does."""
     from jaxrobust.evaluation.engine import accuracy
     from jaxrobust.evaluation.questions import measuring
 
-    settings, attack = measuring.attack_of(asked, ball)
+    settings, attack = measuring.attack_of(question, ball)
     start, parts = time.perf_counter(), []
     key, network = (
-        jax.random.key(asked.seed),
+        jax.random.key(question.seed),
         tracing.argument("logits_fn", logits_fn, sharding.make_mesh()),
     )
 
@@ -259,4 +268,4 @@ def _stepped(
         )
         parts[-1] = {name: values[there] for name, values in parts[-1].items()}
     reached = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return measuring.answered(reached, asked, ids, settings, time.perf_counter() - start)
+    return measuring.answered(reached, question, ids, settings, time.perf_counter() - start)

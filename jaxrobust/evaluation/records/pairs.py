@@ -80,8 +80,8 @@ def difference_interval(
     return ends[0], ends[1]
 
 
-def _score(difference, gained, lost, n):
-    """Return Tango's statistic: standard errors from a supposed difference to what was found.
+def _score(difference: Any, gained: Any, lost: Any, n: Any) -> Any:
+    """Compute Tango's statistic: standard errors from a supposed difference to what was found.
 
     The standard error is that of the likeliest probabilities of `gained` and `lost` which have that
     difference; the one of `lost` is the larger root of a square equation.
@@ -95,7 +95,7 @@ def _score(difference, gained, lost, n):
 
 
 def images_needed(found: Paired, level: float = 0.95, power: float = 0.8) -> int | None:
-    """Return how many images would tell two networks apart that differ as much as was found.
+    """Estimate the number of images that would tell two networks apart with such a difference.
 
     Args:
       found: plain numbers; the shares of `gained` and `lost` are taken to be the true ones.

@@ -5,6 +5,7 @@ from typing import Any
 from jaxrobust.attacks import registry
 from jaxrobust.config import of_phase
 from jaxrobust.data.splits import grammar
+from jaxrobust.evaluation.records import parts
 
 
 def training(
@@ -13,14 +14,14 @@ def training(
     *,
     dataset: str,
     split: str,
-    chosen: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return what a run's config says of its training up to a phase; a pass is one over an image.
+    chosen: parts.SelectionImages | None = None,
+) -> parts.TrainingFacts:
+    """Read from a run's config how it trained up to a phase; a pass is one over an image.
 
     An attack of K steps costs K passes forward and backward before that of the update. `selection`
     says on which images the weights were chosen, and whether these are among those of the record
-    (null: nobody knows); `on_evaluated_images` says whether some of those were trained on. Both as
-    far as the names of splits tell, see `grammar.overlap`.
+    (null: it is not known); `on_evaluated_images` says whether some of those were trained on. Both
+    as far as the names of splits tell, see `grammar.overlap`.
 
     Args:
       config: of the run.
@@ -44,32 +45,31 @@ def training(
             made[-1] |= {key: attack[key] for key in keys if attack.get(key) is not None}
     passes = sum(m["epochs"] * (1 + m["attack_steps"]) for m in made)
     seen = of_phase(config, phase)
-    own = {"split": seen.data.selection_split, "attack": seen.evaluation.get("attack")}
-    evaluated, on = (dataset, split), chosen or {"dataset": seen.data.name, **own}
-    same = grammar.same_images((on["dataset"], on["split"]), evaluated) if on["split"] else None
+    ours: parts.SelectionImages = {"split": seen.data.selection_split}
+    ours["attack"] = seen.evaluation.get("attack")
+    evaluated, on = (dataset, split), chosen or {"dataset": seen.data.name, **ours}
+    images = (on["dataset"], on["split"]) if on["split"] else None
+    same = grammar.same_images(images, evaluated) if images else None
     return {
         "phases": made,
         "passes": passes,
         "on_evaluated_images": any(grammar.same_images(one, evaluated) for one in seen_images),
-        "selection": (chosen or own) | {"on_evaluated_images": same},
+        "selection": {**(chosen or ours), "on_evaluated_images": same},
     }
 
 
 def trained_on(config: Any) -> list[tuple[str, str]]:
-    """Return the data sets and splits that a config, as a phase sees it, trains on."""
+    """List the data sets and splits that a config, as a phase sees it, trains on."""
     data = config.data
     extra = [(data.extra, data.extra_split)] if data.get("extra") else []
     return [(data.name, data.train_split), *extra]
 
 
-def seen_before(known: dict[str, Any] | None) -> dict[str, str]:
-    """Return flags for images that the weights were chosen or trained on, of what `training` says.
-
-    Flags are those of a record: why its number is in doubt.
-    """
-    if not known:
+def flags(facts: parts.TrainingFacts | None) -> dict[str, str]:
+    """Write a record's flags for images that the weights were chosen or trained on."""
+    if not facts:
         return {}
-    found, chosen = {}, known["selection"]
+    found, chosen = {}, facts["selection"]
     if chosen["on_evaluated_images"]:
         found["selection"] = (
             f"the weights were chosen on images of {chosen['split']}, some of which, or all, are "
@@ -77,6 +77,6 @@ def seen_before(known: dict[str, Any] | None) -> dict[str, str]:
         )
     if chosen["on_evaluated_images"] is None:
         found["selection"] = "nothing says on which images the weights were chosen"
-    if known["on_evaluated_images"]:
+    if facts["on_evaluated_images"]:
         found["training"] = "the weights were trained on some of these images, or on all of them"
     return found

@@ -1,26 +1,26 @@
 """What several attacks found of the same images, as one: an image is robust if none fools it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from jaxrobust.evaluation.network import randomised
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import parts, records
+from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.types import Threat
 
 
-def joined(found: Sequence[dict[str, Any]], balls: Sequence[Threat]) -> Verdicts:
-    """Return the verdicts of all balls: the first of them that fools an image has its name there.
+def joined(found: Sequence[Measured], balls: Sequence[Threat]) -> Verdicts:
+    """Join the verdicts of all balls: the first of them that fools an image has its name there.
 
     Those after the first may know only images that stood before them.
     """
-    first = found[0]["verdicts"]
+    first = found[0].verdicts
     fooled_by = np.array(first.fooled_by, dtype=object)
     norms, reached = np.array(first.norms), np.array(first.reached)
     for each, ball in zip(found, balls, strict=False):
-        own = each["verdicts"]
+        own = each.verdicts
         places = np.searchsorted(first.image_ids, own.image_ids)
         hit = own.clean & ~own.robust
         new = hit & ((fooled_by[places] == "") | (own is first))
@@ -29,10 +29,8 @@ def joined(found: Sequence[dict[str, Any]], balls: Sequence[Threat]) -> Verdicts
     return first._replace(fooled_by=fooled_by.astype(str), norms=norms, reached=reached)
 
 
-def united(
-    found: Sequence[dict[str, Any]], balls: Sequence[Threat], names: Sequence[str]
-) -> dict[str, Any]:
-    """Return what the record of all of them needs, from what was found in each ball.
+def united(found: Sequence[Measured], balls: Sequence[Threat], names: Sequence[str]) -> Measured:
+    """Unite what was measured in each ball.
 
     Args:
       found: as `measuring` returns it.
@@ -44,35 +42,37 @@ def united(
         for count, name in enumerate(names, 1)
     }
     whole = joined(found, balls)
+    records_of = [each.record for each in found]
     flags = {
         f"{ball}: {name}": text
-        for each, ball in zip(found, balls, strict=True)
-        for name, text in each.get("flags", {}).items()
+        for record, ball in zip(records_of, balls, strict=True)
+        for name, text in record.flags.items()
     }
-    replayed = [tried for each in found for tried in each.get("replayed", ())]
-    judged = [each["draws"] | {"one_draw": _by_one(found)} for each in found if each.get("draws")]
-    return ({"replayed": replayed} if replayed else {}) | {
-        **({"draws": judged[0]} if judged else {}),
-        "attacks": [settings for each in found for settings in each["attacks"]],
-        "clean": float(whole.clean.mean()),
-        "robust": float(whole.robust.mean()),
-        "accuracy_after": after,
-        "flags": flags,
-        "verdicts": whole,
-        "costs": [cost for each in found for cost in each["costs"]],
-    }
+    replayed = [source for record in records_of for source in record.replayed or ()]
+    judged = [record.draws for record in records_of if record.draws]
+    record = AccuracyRecord(
+        attacks=[settings for record in records_of for settings in record.attacks],
+        clean=float(whole.clean.mean()),
+        robust=float(whole.robust.mean()),
+        accuracy_after=dict(after),
+        flags=flags,
+        costs=[cost for record in records_of for cost in record.costs or ()],
+        replayed=replayed or None,
+        draws={**judged[0], "one_draw": _by_one(found)} if judged else None,
+    )
+    return Measured(record, whole)
 
 
-def _by_one(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the accuracies of all balls by one draw; None: a part of an older version lacks them.
+def _by_one(found: Sequence[Measured]) -> parts.OneDraw | None:
+    """Unite the accuracies by one draw; None: a part of an older version lacks them.
 
     What a ball did not attack, because the rule says that one before it fools it, may stand by one
     draw: then `at_most` is True, and the robust accuracy a bound.
     """
-    whole = found[0]["verdicts"]
+    whole = found[0].verdicts
     robust, at_most = np.ones(len(whole.image_ids), bool), False
     for each in found:
-        own, draws = each["verdicts"], each.get("draws")
+        own, draws = each.verdicts, each.record.draws
         stands = own.robust
         if draws:
             one = draws.get("one_draw")
@@ -84,37 +84,50 @@ def _by_one(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         left_out[places] = False
         at_most |= bool((robust & left_out).any())
         robust[places] &= stands
-    n, clean = len(robust), (found[0].get("draws") or {}).get("one_draw", {}).get("clean")
-    means = {"clean": float(whole.clean.mean()) if clean is None else clean}
-    means |= {"robust": float(robust.mean())}
-    ends = {key: records.interval(value, n) for key, value in means.items()}
-    return means | {"interval": ends, "bits": randomised.packed(robust), "at_most": at_most}
+    first = found[0].record.draws
+    once = first["one_draw"] if first else None
+    clean = once["clean"] if once else None
+    right = float(whole.clean.mean()) if clean is None else clean
+    left = float(robust.mean())
+    return {
+        "clean": right,
+        "robust": left,
+        "interval": records.intervals(right, left, len(robust)),
+        "bits": randomised.packed(robust),
+        "at_most": at_most,
+    }
 
 
-def each_of(
-    found: Sequence[dict[str, Any]],
+def parts_of(
+    found: Sequence[Measured],
     balls: Sequence[Threat],
     methods: Sequence[str],
     numbers: Sequence[str | None],
     *,
     skips: bool,
-) -> list[dict[str, Any]]:
-    """Return what each attack was, on how many images, and what share of them it left.
+) -> list[parts.WorstCasePart]:
+    """List each attack, on how many images it was, and what share of them it left.
 
     Args:
       found, balls: as in `united`.
-      methods: each in words.
+      methods: what each is called.
       numbers: of the evaluations of each alone; None: there is none.
       skips: each saw only what stood before it, so that but for the first one its own robust
         accuracy is not known: None.
     """
-    rows: list[dict[str, Any]] = []
-    for place, own in enumerate(found):
-        n, robust = len(own["verdicts"].image_ids), own["robust"]
-        if skips and place:
-            robust = None
-        rows.append({"method": methods[place], **balls[place].settings()})
-        rows[-1] |= {"attacks": [settings["name"] for settings in own["attacks"]]}
-        rows[-1] |= {"images": n, "robust": robust, "interval": records.interval(robust, n)}
-        rows[-1] |= {"evaluation": numbers[place]}
+    rows: list[parts.WorstCasePart] = []
+    for place, (verdicts, record) in enumerate((each.verdicts, each.record) for each in found):
+        n, robust = len(verdicts.image_ids), None if skips and place else record.robust
+        rows.append(
+            {
+                "method": methods[place],
+                "norm": balls[place].norm,
+                "epsilon": balls[place].epsilon,
+                "attacks": [settings["name"] for settings in record.attacks],
+                "images": n,
+                "robust": robust,
+                "interval": records.interval(robust, n),
+                "evaluation": numbers[place],
+            }
+        )
     return rows

@@ -3,15 +3,16 @@
 import json
 import re
 import shlex
-from typing import Any
 
 from jaxrobust.convert import robustbench_entry
 from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES
 from jaxrobust.evaluation.network import randomised
+from jaxrobust.evaluation.records import parts
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.drawing.markup import Html, copied, tag
 from jaxrobust.report.gathered import Evaluation
 from jaxrobust.report.parts import sentences
-from jaxrobust.types import Threat, fraction
+from jaxrobust.types import fraction
 
 _SETTINGS = re.compile(r"(steps|targets|restarts|relative_step|step|start|l1_rule) ([\w.+-]+)")
 _VERSIONS = ("plus", "rand", "custom")
@@ -20,40 +21,40 @@ _VERSIONS = ("plus", "rand", "custom")
 def evaluate(one: Evaluation, workdir: str | None) -> str:
     """Return the command of an evaluation; `workdir` is the run, None: it is not known."""
     record = one.record
-    function = (record.get("function") or {}).get("name")
+    function = (record.function or {}).get("name")
     words = ["jaxrobust", "evaluate"]
     if workdir:
         words += ["--workdir", workdir]
-        phase = re.match(r"(\w+), step", str(record.get("weights")))
+        phase = re.match(r"(\w+), step", str(record.weights))
         words += ["--phase", phase[1]] if phase else []
-    elif function:
-        words += _function(record["function"])
+    elif record.function and function:
+        words += _function(record.function)
     else:
-        words += ["--model", str((record.get("model") or {}).get("name")), "--weights", "WEIGHTS"]
-    for flag in ("dataset", "split", "preprocessing"):
-        if record.get(flag) and not (flag == "split" and _of_files(record)):
-            words += [f"--{flag}", str(record[flag])]
-    if one.images and str(record.get("image_ids")).startswith("0.."):
+        words += ["--model", str((record.model or {}).get("name")), "--weights", "WEIGHTS"]
+    split = None if _of_files(record) else record.split
+    images = {"dataset": record.dataset, "split": split, "preprocessing": record.preprocessing}
+    words += [word for flag, value in images.items() if value for word in (f"--{flag}", value)]
+    if one.images and str(record.image_ids).startswith("0.."):
         words += ["--n", str(one.images)]
     words += _attack(record)
     words += _judged(record)
-    words += ["--seed", str(record.get("seed") or 0)]
-    if record.get("search_dtype") == "bfloat16":
+    words += ["--seed", str(record.seed or 0)]
+    if record.search_dtype == "bfloat16":
         words += ["--search_dtype", "bfloat16"]
     return shlex.join(words)
 
 
-def _judged(record: dict[str, Any]) -> list[str]:
+def _judged(record: AccuracyRecord) -> list[str]:
     """Return the flags of how draws are judged; older versions judged one."""
-    if "rand" not in re.split(r"[ ,]+", str(record.get("method"))):
+    if "rand" not in re.split(r"[ ,]+", str(record.method)):
         return []
-    how = record.get("draws") or {"rule": randomised.ONE, "draws": 1}
+    how: parts.DrawsJudged = record.draws or {"rule": randomised.ONE, "draws": 1}
     return ["--rule", how["rule"]] + (
         [] if how["rule"] == randomised.ONE else ["--draws", str(how["draws"])]
     )
 
 
-def _function(function: dict[str, Any]) -> list[str]:
+def _function(function: parts.UserFunction) -> list[str]:
     """Return the flags of a network that is none of ours."""
     if "torch" not in function:
         return ["--function", str(function["name"])]
@@ -63,12 +64,12 @@ def _function(function: dict[str, Any]) -> list[str]:
     return [*words, "--torch_output", str(function["output"])] if function.get("output") else words
 
 
-def _of_files(record: dict[str, Any]) -> bool:
+def _of_files(record: AccuracyRecord) -> bool:
     """Tell whether a record is of files of corruptions, each a split of its own."""
-    return (record.get("corruptions") or {}).get("images") == "files"
+    return (record.corruptions or {}).get("images") == "files"
 
 
-def _corruptions(measured: dict[str, Any]) -> list[str]:
+def _corruptions(measured: parts.CorruptionAccuracies) -> list[str]:
     names = [
         kind if len(row) == len(SEVERITIES) else ",".join(f"{kind}-{severity}" for severity in row)
         for kind, row in measured["accuracy"].items()
@@ -77,22 +78,22 @@ def _corruptions(measured: dict[str, Any]) -> list[str]:
     return [*words, "--frost", "PHOTOGRAPHS"] if measured.get("frost_sha256") else words
 
 
-def _attack(record: dict[str, Any]) -> list[str]:
-    if record.get("corruptions"):
-        return _corruptions(record["corruptions"])
-    attacks = record.get("attacks") or []
+def _attack(record: AccuracyRecord) -> list[str]:
+    if record.corruptions:
+        return _corruptions(record.corruptions)
+    attacks = record.attacks
     if not attacks:
         return ["--attack", "clean"]
-    threats = list(dict.fromkeys(map(Threat.of, attacks)))
+    threats = list(dict.fromkeys(record.threats))
     several = [w for t in threats for w in ("--threat", t.written().replace(" ", ":"))]
-    if parts := record.get("worst_case"):
-        alone = any(part["robust"] is None for part in parts)
+    if record.worst_case:
+        alone = any(part["robust"] is None for part in record.worst_case)
         return ["--worst_case", *several, *(["--union_only"] if alone else [])]
     if len(threats) > 1:
         words = several
     else:
         words = ["--norm", threats[0].norm, "--epsilon", fraction(threats[0].epsilon)]
-    said = str(record.get("method") or "")
+    said = str(record.method or "")
     name, *settings = said.split(", ")
     names = list(dict.fromkeys(str(a["name"]) for a in attacks))
     if name.startswith("autoattack "):
@@ -117,7 +118,7 @@ def part(one: Evaluation) -> Html:
     shown = [
         tag("p", _remark(one), class_="note"),
         copied("The command", command),
-        copied("The record", json.dumps(one.record, indent=1, ensure_ascii=False)),
+        copied("The record", json.dumps(one.record.to_json(), indent=1, ensure_ascii=False)),
     ]
     said = tag("summary", "To copy: command, record, RobustBench")
     return tag("details", said, shown, _board(one), class_="copyonly")
@@ -125,13 +126,13 @@ def part(one: Evaluation) -> Html:
 
 def _remark(one: Evaluation) -> str:
     """Return what to know of the command."""
-    if not one.record.get("method") and one.record.get("attacks"):
+    if not one.record.method and one.record.attacks:
         return (
             "A training tested itself here; jaxrobust train with its config repeats that. "
             "The command below asks evaluate's attack of this name, with draws of its own."
         )
     same = "The command gives the same verdicts with the same weights, data and versions."
-    if one.record.get("replayed") is not None or "ladder" in str(one.record.get("method")):
+    if one.record.replayed is not None or "ladder" in str(one.record.method):
         return f"{same} What other evaluations had found was tried first here, as the record says."
     return f"{same} Add --noreplay where evaluations at other radii lie beside it by now."
 

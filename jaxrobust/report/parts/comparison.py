@@ -107,7 +107,7 @@ def part(found: Sequence[Evaluation]) -> Html | None:
 
 def _group(own: Sequence[Evaluation], key: str) -> Html | None:
     first, *others = own
-    attacked = bool(first.record.get("attacks"))
+    attacked = bool(first.record.attacks)
     drawn, rows = [], []
     for what in ("robust", "clean") if attacked else ("clean",):
         known = [(o, d) for o in others if (d := difference(first, o, what)) is not None]
@@ -145,6 +145,6 @@ def _group(own: Sequence[Evaluation], key: str) -> Html | None:
 
 
 def _label(one: Evaluation) -> str:
-    weights = str(one.record.get("weights") or "")
+    weights = str(one.record.weights or "")
     phase = weights.partition(",")[0]
     return f"{one.name} {phase}".strip()

@@ -43,11 +43,11 @@ def part(one: Evaluation, key: str) -> tuple[Html | None, Html | None]:
     That is a table where there are many classes, or why nothing is known.
     """
     seen, found = one.verdicts, pairs(one)
-    if seen is None and one.record.get("robust") is not None:
+    if seen is None and one.record.robust is not None:
         return None, tag("p", _NO_VERDICTS, class_="note")
     fooled = 0 if seen is None else int((seen.clean & ~seen.robust).sum())
     if not fooled:
-        attacked = one.record.get("robust") is not None
+        attacked = one.record.robust is not None
         return None, tag("p", _NONE, class_="note") if attacked else None
     if not found:
         return None, tag("p", _UNKNOWN, class_="note")

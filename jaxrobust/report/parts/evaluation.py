@@ -1,12 +1,13 @@
 """An evaluation: what each attack removed and cost, each class, the union; radii side by side."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import figures
 from jaxrobust.report.drawing.figures import Axis, Line, Row
@@ -49,7 +50,7 @@ def part(
         tag("h3", title(one)),
         None if told else tag("p", sentences.headline(one)),
         tag("ul", [tag("li", text) for text in said], class_="doubts") if said else None,
-        [tag("p", line, class_="note") for line in records.said(one.record)],
+        [tag("p", line, class_="note") for line in records.notes_of(one.record)],
         tag("div", drawn, class_="figures"),
         confused,
         _costs(one),
@@ -61,7 +62,7 @@ def part(
 def title(one: Evaluation) -> str:
     """Return what an evaluation is called on the page."""
     threats = ", ".join(sentences.balls(one.record)) or "no attack"
-    phase = str(one.record.get("weights") or "").partition(",")[0]
+    phase = str(one.record.weights or "").partition(",")[0]
     said = f"{sentences.method(one.record)}, {threats}"
     return f"{one.name}{f', {phase}' if phase else ''}: {said}"
 
@@ -72,37 +73,44 @@ def _after(one: Evaluation) -> list[tuple[str, float]]:
     Of a worst case, those under each attack alone, where they are known.
     """
     record = one.record
-    found = [("clean", record.get("clean"))]
-    if record.get("corruptions"):
-        found.append((_CORRUPTED, record["corruptions"]["mean"]))
-    union = record.get("method") == sentences.UNION
-    after = record.get("accuracy_after") or {}
-    if _each(record):
-        parts = zip(after, record["worst_case"], strict=True)
+    found: list[tuple[str, float | None]] = [("clean", record.clean)]
+    if record.corruptions:
+        found.append((_CORRUPTED, record.corruptions["mean"]))
+    union = record.method == sentences.UNION
+    after = record.accuracy_after or {}
+    if record.worst_case and _each(record):
+        parts = zip(after, record.worst_case, strict=True)
         found += [(f"under {name}", part["robust"]) for name, part in parts]
     else:
         found += [(f"after {name}", value) for name, value in after.items()]
-    if record.get("robust") is not None and (union or len(found) == 1):
-        found.append(("under all" if union else "under attack", record["robust"]))
+    if record.robust is not None and (union or len(found) == 1):
+        found.append(("under all" if union else "under attack", record.robust))
     return [(name, float(value)) for name, value in found if value is not None]
 
 
-def _each(record: dict[str, Any]) -> bool:
+def _each(record: AccuracyRecord) -> bool:
     """Tell whether the accuracy under each attack of a worst case is known."""
-    parts = record.get("worst_case") or []
+    parts = record.worst_case or []
     return bool(parts) and all(part["robust"] is not None for part in parts)
+
+
+_INTERVALS: dict[str, Literal["clean", "robust"]] = {
+    "clean": "clean",
+    "under all": "robust",
+    "under attack": "robust",
+}
 
 
 def _left(one: Evaluation, key: str) -> Html:
     """Draw what is still right, from all images to those that withstand everything."""
     rows = []
     for name, value in _after(one):
-        known = {"clean": "clean", "under all": "robust", "under attack": "robust"}.get(name)
+        known = _INTERVALS.get(name)
         ends = interval(one, known) if known else None
         if ends is None and one.images and name != _CORRUPTED:
             ends = checks.binomial_interval(round(value * one.images), one.images)
         rows.append(Row(name, value, *(ends or (None, None))))
-    union = one.record.get("method") == sentences.UNION
+    union = one.record.method == sentences.UNION
     head = f"What each {'threat' if union else 'attack'} leaves"
     if _each(one.record):
         head = "Accuracy under each attack and under all"
@@ -112,7 +120,7 @@ def _left(one: Evaluation, key: str) -> Html:
 
 def _costs(one: Evaluation) -> Html | None:
     """Return what each attack removed and cost as a table."""
-    costs = one.record.get("costs")
+    costs: list[Any] = [*(one.record.costs or ())]
     if not costs:
         said = (
             "What each attack cost is not in this record: a training wrote it, or an older version."
@@ -174,15 +182,13 @@ def ladders(found: Sequence[Evaluation]) -> list[list[Evaluation]]:
     """Return groups of evaluations that differ in their radius alone, smallest radius first."""
     groups: dict[str, dict[float, Evaluation]] = {}
     for one in found:
-        attacks = one.record.get("attacks") or []
-        if (
-            one.record.get("robust") is None
-            or len({(a["norm"], a["epsilon"]) for a in attacks}) != 1
-        ):
+        record = one.record
+        if record.robust is None or len(set(record.threats)) != 1:
             continue
-        keys = ("dataset", "split", "image_ids", "preprocessing", "method", "search_dtype")
-        same = [sentences.identity(one), attacks[0]["norm"], *(one.record.get(k) for k in keys)]
-        groups.setdefault(str(same), {})[float(attacks[0]["epsilon"])] = one
+        images = [record.dataset, record.split, record.image_ids, record.preprocessing]
+        same = [sentences.identity(one), record.attacks[0]["norm"], *images]
+        same += [record.method, record.search_dtype]
+        groups.setdefault(str(same), {})[_radius(one)] = one
     return [[own[e] for e in sorted(own)] for own in groups.values() if len(own) > 1]
 
 
@@ -191,14 +197,14 @@ def radii(groups: Sequence[Sequence[Evaluation]], key: str) -> Html | None:
     drawn = []
     for number, group in enumerate(groups):
         points = [
-            (_radius(one), float(one.record["robust"]), interval(one, "robust")) for one in group
+            (_radius(one), float(one.record.robust or 0), interval(one, "robust")) for one in group
         ]
-        clean = group[0].record.get("clean")
+        clean = group[0].record.clean
         if points[0][0] > 0 and clean is not None:  # at radius 0 nothing can be changed
             points.insert(0, (0.0, float(clean), interval(group[0], "clean")))
         xs, ys, ends = zip(*points, strict=True)
         low, high = ([e[at] if e else float("nan") for e in ends] for at in (0, 1))
-        norm = sentences.ball(group[0].record["attacks"][0]).partition(" ")[0]
+        norm = sentences.ball(group[0].record.attacks[0]).partition(" ")[0]
         name = f"{group[0].name}, {sentences.method(group[0].record)}"
         drawn.append(
             figures.lines(
@@ -216,7 +222,7 @@ def radii(groups: Sequence[Sequence[Evaluation]], key: str) -> Html | None:
 
 
 def _radius(one: Evaluation) -> float:
-    return float(one.record["attacks"][0]["epsilon"])
+    return float(one.record.attacks[0]["epsilon"])
 
 
 def overview(found: Sequence[Evaluation]) -> Html:
@@ -225,14 +231,14 @@ def overview(found: Sequence[Evaluation]) -> Html:
     rows = [
         (
             one.name,
-            percent(one.record.get("clean")),
-            percent(one.record.get("robust")),
-            between(interval(one, "robust" if one.record.get("robust") is not None else "clean")),
+            percent(one.record.clean),
+            percent(one.record.robust),
+            between(interval(one, "clean" if one.record.robust is None else "robust")),
             ", ".join(sentences.balls(one.record)) or "-",
             sentences.method(one.record),
             f"{one.images:,}" if one.images else "-",
-            f"{one.record.get('dataset')}, {one.record.get('split')}",
-            str(one.record.get("weights") or "-"),
+            f"{one.record.dataset}, {one.record.split}",
+            str(one.record.weights or "-"),
         )
         for one in found
     ]

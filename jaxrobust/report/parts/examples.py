@@ -15,6 +15,8 @@ from PIL import Image
 
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
+from jaxrobust.evaluation.records import parts
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.drawing.markup import Child, Html, tag
 from jaxrobust.report.gathered import Evaluation
 from jaxrobust.report.parts import sentences
@@ -111,19 +113,19 @@ def searched(one: Evaluation) -> list[Search]:
     worst case, but for its attacks of fixed steps, which keep no images.
     """
     record, folder = one.record, one.file.parent
-    number, attacks = record.get("evaluation"), record.get("attacks") or []
-    if parts := record.get("worst_case"):
+    number, attacks = record.evaluation, record.attacks
+    if record.worst_case:
         found = []
-        for count, part in enumerate(parts):
+        for count, part in enumerate(record.worst_case):
             ledger = folder / f"ledger-{part['evaluation'] or f'{number}-{count}'}.jsonl"
             prefix = f"{Threat.of(part)}: "
             found.append(Search(prefix, ledger, part["attacks"]))
-    elif record.get("method") != sentences.UNION:
+    elif record.method != sentences.UNION:
         found = [Search("", folder / f"ledger-{number}.jsonl", [a["name"] for a in attacks])]
     else:
-        threats: dict[Threat, list[dict[str, Any]]] = {}
-        for attack in attacks:
-            threats.setdefault(Threat.of(attack), []).append(attack)
+        threats: dict[Threat, list[parts.AttackSettings]] = {}
+        for threat, attack in zip(record.threats, attacks, strict=True):
+            threats.setdefault(threat, []).append(attack)
         found = []
         for count, (threat, own) in enumerate(threats.items()):
             ledger = folder / f"ledger-{number}-{count}.jsonl"
@@ -134,13 +136,17 @@ def searched(one: Evaluation) -> list[Search]:
     return [search for search in found if search.ledger.is_file()]
 
 
-def _alone(union: Evaluation, attacks: list[dict[str, Any]]) -> str | None:
+def _alone(union: Evaluation, attacks: list[parts.AttackSettings]) -> str | None:
     """Return the number of the evaluation beside a union that asks about these attacks alone."""
-    keys = ("weights_sha256", "dataset", "split", "image_ids", "preprocessing", "seed", "model")
-    wanted = {key: union.record.get(key) for key in keys} | {"attacks": attacks}
-    rows = jsonl.read(union.file)
-    same = [row for row in rows if {key: row.get(key) for key in wanted} == wanted]
-    return str(same[-1].get("evaluation")) if same else None
+    wanted = _asks(union.record, attacks)
+    rows = map(AccuracyRecord.from_json, jsonl.read(union.file))
+    same = [record for record in rows if _asks(record, record.attacks) == wanted]
+    return str(same[-1].evaluation) if same else None
+
+
+def _asks(record: AccuracyRecord, attacks: list[parts.AttackSettings]) -> tuple[Any, ...]:
+    images = (record.dataset, record.split, record.image_ids, record.preprocessing)
+    return (record.weights_sha256, *images, record.seed, record.model, attacks)
 
 
 def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
@@ -190,15 +196,15 @@ def _images(one: Evaluation, shape: tuple[int, ...]) -> Any:
     record = one.record
     own = one.config.get("data")
     own = own if isinstance(own, dict) else {}
-    same = own.get("name") == record["dataset"]
+    same = own.get("name") == record.dataset
     source = registry.open_source(
-        str(record["dataset"]),
-        str(record["split"]),
+        str(record.dataset),
+        str(record.split),
         data_dir=own.get("dir") if same else None,
         classes=own.get("classes") if same else None,
     )
     count = int(one.verdicts.image_ids.max()) + 1 if one.verdicts is not None else 0
-    how = str(record.get("preprocessing"))
+    how = str(record.preprocessing)
     return Prepared(source, image_size=shape[0], preprocessing=how, images=count)
 
 

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from jaxrobust.evaluation.records import comparable, records
+from jaxrobust.evaluation.records import comparable, parts, records
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.drawing.figures import said
 from jaxrobust.report.gathered import Evaluation, Gathered, Run
 from jaxrobust.types import fraction
@@ -26,30 +27,33 @@ def between(ends: Sequence[float] | None) -> str:
     return "" if not ends else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
 
 
-def interval(one: Evaluation, key: str) -> Sequence[float] | None:
+def interval(one: Evaluation, key: Literal["clean", "robust"]) -> Sequence[float] | None:
     """Return the exact 95 % interval of `clean` or `robust`, of the record or of its images."""
-    own = (one.record.get("interval") or {}).get(key)
-    return own or (records.interval(one.record.get(key), one.images) if one.images else None)
+    own = one.record.interval and one.record.interval.get(key)
+    if own or not one.images:
+        return own
+    accuracy = {"clean": one.record.clean, "robust": one.record.robust}[key]
+    return records.interval(accuracy, one.images)
 
 
-def ball(attack: dict[str, Any]) -> str:
+def ball(attack: parts.AttackSettings) -> str:
     """Return norm and radius of an attack."""
     norm = str(attack.get("norm"))
     return f"{_NORMS.get(norm, norm)} {fraction(float(attack.get('epsilon') or 0))}"
 
 
-def balls(record: dict[str, Any]) -> list[str]:
+def balls(record: AccuracyRecord) -> list[str]:
     """Return the threats of a record, each once."""
-    return list(dict.fromkeys(ball(attack) for attack in record.get("attacks") or []))
+    return list(dict.fromkeys(ball(attack) for attack in record.attacks))
 
 
-def method(record: dict[str, Any]) -> str:
+def method(record: AccuracyRecord) -> str:
     """Return the attack of a record in words, without its threat."""
-    attacks = record.get("attacks") or []
-    if record.get("worst_case"):
+    attacks = record.attacks
+    if record.worst_case:
         return "worst case"
-    if record.get("method"):
-        return str(record["method"])
+    if record.method:
+        return str(record.method)
     if not attacks:
         return "no attack"
     steps = attacks[0].get("steps")
@@ -58,7 +62,7 @@ def method(record: dict[str, Any]) -> str:
 
 def network(one: Evaluation) -> str:
     """Return which network an evaluation is of."""
-    which = one.record.get("weights")
+    which = one.record.weights
     return f"{one.model or 'the network'}{f' ({which})' if which else ''}"
 
 
@@ -66,12 +70,12 @@ def headline(one: Evaluation) -> str:
     """Return an evaluation as one sentence that needs no knowledge of attacks."""
     record, n = one.record, one.images
     count = f"{n:,} images" if n else "the images"
-    where = f"{count} of {record.get('dataset')} (split {record.get('split')})"
-    clean = percent(record.get("clean"))
+    where = f"{count} of {record.dataset} (split {record.split})"
+    clean = percent(record.clean)
     text = f"{one.name}: {network(one)} classifies {clean} of {where} correctly"
     if ends := interval(one, "clean"):
         text += f" (95 % interval {between(ends)})"
-    if record.get("robust") is None:
+    if record.robust is None:
         return f"{text}; it was not attacked."
     ends = interval(one, "robust")
     kept = f" ({between(ends)})" if ends else ""
@@ -79,48 +83,48 @@ def headline(one: Evaluation) -> str:
     within = (
         f" within {threats[0]}" if len(threats) == 1 else f" within all of {', '.join(threats)}"
     )
-    by = "the attacks" if record.get("method") == UNION else method(record)
-    by += " of the worst case" if record.get("worst_case") else ""
-    return f"{text}, and {percent(record['robust'])}{kept} also when {by} may change them{within}."
+    by = "the attacks" if record.method == UNION else method(record)
+    by += " of the worst case" if record.worst_case else ""
+    return f"{text}, and {percent(record.robust)}{kept} also when {by} may change them{within}."
 
 
 def doubts(one: Evaluation, runs: Sequence[Run]) -> list[str]:
     """Return all that makes the number of an evaluation doubtful, each in a sentence or two."""
     record, n = one.record, one.images
-    found = [f"Flag {name}: {text}" for name, text in (record.get("flags") or {}).items()]
-    if record.get("robust") is not None and not _is_standard(record):
+    found = [f"Flag {name}: {text}" for name, text in record.flags.items()]
+    if record.robust is not None and not _is_standard(record):
         found.append(
             f"The attack was {method(record)}, not the standard version of AutoAttack: a stronger "
             "attack can only find more, so the robust accuracy is at most this."
         )
-    ends = interval(one, "robust" if record.get("robust") is not None else "clean")
+    ends = interval(one, "clean" if record.robust is None else "robust")
     if n and n < _FEW and ends:
         found.append(
             f"Only {n:,} images were evaluated, so the 95 % interval is "
             f"{100 * (ends[1] - ends[0]):.1f} points wide."
         )
-    if str(record.get("split")).startswith("train"):
+    if str(record.split).startswith("train"):
         found.append("The images are of the training split, which the network may have seen.")
-    if tried := comparable.tried(record):
+    if tried := comparable.replayed_line(record):
         found.append(
             f"Points that other evaluations had found were replayed before the attacks: {tried}, "
             "which the attacks alone might have left standing."
         )
-    if "+changes" in str(record.get("commit")):
+    if "+changes" in str(record.commit):
         found.append("The code differed from its commit when this was measured.")
-    if record.get("search_dtype") == "bfloat16":
+    if record.search_dtype == "bfloat16":
         found.append("The attacks searched in bfloat16, and found perhaps less than in float32.")
     if any(run.at_work and run.folder == one.run for run in runs):
         found.append("The run is still being trained; a later checkpoint gives other numbers.")
     return found
 
 
-def _is_standard(record: dict[str, Any]) -> bool:
-    if record.get("worst_case"):  # which has AutoAttack in one of its norms
+def _is_standard(record: AccuracyRecord) -> bool:
+    if record.worst_case:  # which has AutoAttack in one of its norms
         return False
-    names = [attack.get("name") for attack in record.get("attacks") or []]
+    names = [attack.get("name") for attack in record.attacks]
     whole = {"apgd-ce", "apgd-t", "fab-t", "square"} <= set(names)
-    return record.get("method") == STANDARD or (record.get("method") == UNION and whole)
+    return record.method == STANDARD or (record.method == UNION and whole)
 
 
 def chosen(found: Gathered) -> list[Evaluation]:
@@ -136,39 +140,39 @@ def chosen(found: Gathered) -> list[Evaluation]:
 
     def worth(one: Evaluation) -> tuple[Any, ...]:
         record = one.record
-        attacks = record.get("attacks") or []
+        attacks = record.attacks
         trained = radii.get(one.run) if one.run else None
         same = any(a.get("epsilon") == trained for a in attacks)
         return (
             min(one.images, _TRIAL),
-            record.get("robust") is not None,
-            record.get("method") == STANDARD,
-            record.get("method") != UNION,
+            record.robust is not None,
+            record.method == STANDARD,
+            record.method != UNION,
             same,
             one.images,
             len(attacks),
-            str(record.get("time") or ""),
+            str(record.time or ""),
         )
 
     for one in found.evaluations:
         key = str(one.run.resolve() if one.run else identity(one))
         if key not in best or worth(one) > worth(best[key]):
             best[key] = one
-    return sorted(best.values(), key=lambda e: -(e.record.get("robust") or 0.0))
+    return sorted(best.values(), key=lambda e: -(e.record.robust or 0.0))
 
 
 def identity(one: Evaluation) -> str:
     """Return what tells one network from another."""
-    return str(one.record.get("weights_sha256") or f"{one.file} {one.record.get('weights')}")
+    return str(one.record.weights_sha256 or f"{one.file} {one.record.weights}")
 
 
 def question(one: Evaluation) -> str:
     """Return what must be the same in two records for their verdicts to be compared."""
     record = one.record
-    keys = ("dataset", "split", "ids_sha256", "classes_sha256", "preprocessing", "search_dtype")
-    size = (record.get("model") or {}).get("image_size")
+    images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
+    how = [record.preprocessing, record.search_dtype, record.image_size, record.attacks]
     done = [comparable.procedure(record), comparable.pictures(record)]
-    return json.dumps([*(record.get(key) for key in keys), size, record.get("attacks"), *done])
+    return json.dumps([*images, *how, *done])
 
 
 def state(run: Run) -> str:

@@ -9,13 +9,15 @@ import jax
 from jaxrobust import models
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.records import records, trained
+from jaxrobust.evaluation.records import parts, records, trained
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.types import Threat, Weights
+from jaxrobust.weights.store import hashes
 
 
 def test(
@@ -34,9 +36,11 @@ def test(
     images = splits.evaluated(config, "test_split", config.test, workdir)
     source, meets = images.source, images.meets
     which = f"{name}, step {step}, {config.evaluation.weights}"
-    attack = {
+    threat = Threat.of(config.attack)
+    attack: parts.AttackSettings = {
         "name": "apgd-ce",
-        **Threat.of(config.attack).settings(),
+        "norm": threat.norm,
+        "epsilon": threat.epsilon,
         "steps": config.test.steps,
         "restarts": 1,
         "start": "random",
@@ -44,7 +48,7 @@ def test(
     started = workdir / "init.json"
     ids = records.ids_of(len(images))
     identity = (which, [attack], ids)
-    known = ((r["weights"], r["attacks"], r["image_ids"]) for r in records.read(workdir))
+    known = ((r.weights, r.attacks, r.image_ids) for r in records.read(workdir))
     if hosts.first(identity in known):
         return {}
     say(f"{name}: testing step {step} with APGD-CE, {config.test.steps} steps")
@@ -52,22 +56,16 @@ def test(
     how: dict[str, Any] = {"steps": config.test.steps, "dtype": "float32", "top5": True}
     evaluate = build.evaluation(config, phase.mesh, **how)
     scores = accuracy.count(evaluate, best, images, phase.mesh, bar="testing")
-    more = {"init": json.loads(started.read_text())} if started.exists() else {}
-    if "clean_top5" in scores:
-        more["clean_top5"] = scores["clean_top5"]
-    if function := models.origin(config.model.name):
-        more["function"] = function
-    if meets is not None and meets.met:
-        more["damaged"] = [source.describe(index) for index in sorted(meets.met)]
+    function: Any = models.origin(config.model.name)
+    damaged = sorted(meets.met) if meets is not None else []
     one = scores.get("collapse")
     training = trained.training(
         config, name, dataset=config.data.name, split=config.data.test_split
     )
-    record = records.accuracy_record(
-        config=plain,
+    record = AccuracyRecord(
+        config_sha256=hashes.config_sha256(plain),
         weights=which,
-        params=best.params,
-        stats=best.stats,
+        weights_sha256=hashes.weights_sha256(best.params, best.stats),
         dataset=config.data.name,
         split=config.data.test_split,
         image_ids=ids,
@@ -79,13 +77,16 @@ def test(
         clean=scores["clean"],
         robust=scores["robust"],
         seed=config.seed,
-        ids_sha256=source.ids_sha256,
-        classes=source.classes,
-        n=scores["images"],
-        flags=trained.seen_before(training) | ({"collapsed": one["words"]} if one else {}),
-        known={"training": training},
-        more=more,
-    )
+        flags=trained.flags(training) | ({"collapsed": one["words"]} if one else {}),
+        interval=records.intervals(scores["clean"], scores["robust"], scores["images"]),
+        training=training,
+        ids_sha256=source.ids_sha256 or None,
+        classes_sha256=hashes.classes_sha256(source.classes),
+        init=json.loads(started.read_text()) if started.exists() else None,
+        clean_top5=scores.get("clean_top5"),
+        function=function,
+        damaged=[source.describe(index) for index in damaged] or None,
+    ).stamped()
     if jax.process_index() == 0:
         records.append(workdir / "results.jsonl", record)
     return {key: scores[key] for key in ("clean", "robust")}
@@ -94,19 +95,15 @@ def test(
 def table(workdir: Path) -> str:
     """Return the records as a table for people."""
     rows = records.read(workdir)
-    width = max(len(r["weights"]) for r in rows)
+    width = max(len(str(r.weights)) for r in rows)
     lines = [f"{'weights':{width}}  {'clean':>7}  {'robust':>7}  images  attack"]
     for r in rows:
-        n = int(r["image_ids"].split("..")[1]) + 1 - len(r.get("damaged", ()))
-        robust = r["robust"]
-        robust = "-" if robust is None else f"{robust:.1%}"
-        lines.append(
-            f"{r['weights']:{width}}  {r['clean']:7.1%}  {robust:>7}  {n:6d}  {records.how(r)}"
-        )
-    split = f"{rows[-1]['dataset']}, split {rows[-1]['split']}"
+        n = int(str(r.image_ids).split("..")[1]) + 1 - len(r.damaged or ())
+        robust = "-" if r.robust is None else f"{r.robust:.1%}"
+        attack = records.attack_line(r)
+        lines.append(f"{r.weights:{width}}  {r.clean:7.1%}  {robust:>7}  {n:6d}  {attack}")
+    split = f"{rows[-1].dataset}, split {rows[-1].split}"
     lines += [
-        f"WARNING: {r['weights']}: {r['flags']['collapsed']}"
-        for r in rows
-        if "collapsed" in r["flags"]
+        f"WARNING: {r.weights}: {r.flags['collapsed']}" for r in rows if "collapsed" in r.flags
     ]
     return "\n".join(["", split, *lines, f"records: {workdir / 'results.jsonl'}"])

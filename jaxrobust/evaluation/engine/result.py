@@ -1,0 +1,189 @@
+"""What AutoAttack returns: the verdicts, and the record of them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import numpy as np
+
+from jaxrobust.evaluation.engine.cascade import Cost
+from jaxrobust.evaluation.network import checks, randomised
+from jaxrobust.evaluation.network.images import ImageSet
+from jaxrobust.evaluation.records import parts, records
+from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
+from jaxrobust.evaluation.records.verdicts import Verdicts
+
+
+class Known(TypedDict, total=False):
+    """What only the caller of `autoattack` knows of a network and its images."""
+
+    model: str | None  # the network's name
+    weights: str | None  # which ones
+    weights_sha256: str | None
+    dataset: str | None
+    split: str | None
+    preprocessing: str | None
+    dtype: str | None  # of the network
+
+
+class About(TypedDict, total=False):
+    """What tells an evaluation from others, and what only some evaluations have to say."""
+
+    norm: str
+    epsilon: float
+    version: str
+    seed: int
+    image_ids: str
+    images_sha256: str
+    classes: int
+    image: tuple[int, ...]  # H, W, C
+    chosen: bool  # the attacks are not those of the version
+    arrays_sha256: str
+    fingerprint: parts.NetworkFingerprint
+    replayed: list[parts.ReplayedLedger]
+    robust_beyond: int
+    draws: parts.DrawsJudged
+    search_sample: parts.SampledSearch
+    clipped: parts.ClippedPixels
+
+
+class AutoAttackResult(NamedTuple):
+    """The verdicts on N images."""
+
+    clean: np.ndarray  # bool[N], classified correctly
+    robust: np.ndarray  # bool[N], no attack found anything
+    fooled_by: np.ndarray  # str[N]: the attack; "clean" if misclassified as it is; "" if robust
+    images_adv: ImageSet  # f32[N,H,W,C]; the image itself where no attack succeeded
+    flags: dict[str, str]  # what makes the numbers doubtful, and what to do about it
+    accuracy_after: dict[str, float]  # robust accuracy after each attack
+    attacks: list[dict[str, Any]]  # their settings, without the ball
+    costs: list[Cost]
+    about: About
+    verdicts: Verdicts  # all that is known image by image
+    answers: np.ndarray = np.zeros(0, int)  # i[N], classes of the clean images; -1: none
+
+    def table(self) -> str:
+        """Write accuracy after each attack, what it added and what it cost, for people."""
+        n = len(self.clean)
+        lines = [
+            f"{'attack':10}  {'accuracy':>8}  {'fooled':>6}  {'forward':>9}  {'backward':>9}  time"
+        ]
+        lines.append(f"{'clean':10}  {_share(self.clean.sum(), n)}")
+        for c in self.costs:
+            accuracy = _share(self.accuracy_after[c.attack] * n, n)
+            lines.append(
+                f"{c.attack:10}  {accuracy}  {c.fooled:6d}  {c.forward:9,d}  {c.backward:9,d}  "
+                f"{c.seconds:.1f} s + {c.compile_seconds:.1f} s compiling"
+            )
+        low, high = checks.binomial_interval(int(self.robust.sum()), n)
+        lines.append(
+            f"robust {int(self.robust.sum())} of {n}, 95 % interval {low:.1%} to {high:.1%}"
+        )
+        lines += records.notes(self.about.get("clipped"), self.about.get("draws"))
+        lines += [f"flag {name}: {text}" for name, text in self.flags.items()]
+        return "\n".join(lines)
+
+    def measured(self) -> Measured:
+        """Gather what was measured, as a part of a record."""
+        about, n = self.about, len(self.clean)
+        ball = {"norm": about["norm"], "epsilon": about["epsilon"]}
+        attacks: list[Any] = [ball | settings for settings in self.attacks]
+        costs: list[Any] = [cost._asdict() for cost in self.costs]
+        record = AccuracyRecord(
+            attacks=attacks,
+            clean=float(self.clean.mean()) if n else None,
+            robust=float(self.robust.mean()) if n else None,
+            accuracy_after=dict(self.accuracy_after),
+            flags=dict(self.flags),
+            costs=costs,
+            replayed=about.get("replayed"),
+            robust_beyond=about.get("robust_beyond"),
+            draws=about.get("draws"),
+            search_sample=about.get("search_sample"),
+            clipped=about.get("clipped"),
+        )
+        return Measured(record, self.verdicts, about["fingerprint"].get("begun_by"))
+
+    def typed_record(self, **known: Unpack[Known]) -> AccuracyRecord:
+        """Make the record, as `record` does, for further use in the package."""
+        if unknown := sorted(known.keys() - Known.__annotations__):
+            raise ValueError(
+                f"a record has no {', '.join(unknown)}; one of {', '.join(Known.__annotations__)}"
+            )
+        about, n = self.about, len(self.clean)
+        own = self.measured().record
+        after = own.accuracy_after or {}
+        identity = records.identity(about) | {"attacks": self.attacks}
+        height, width, channels = about["image"]
+        return dataclasses.replace(
+            own,
+            weights=known.get("weights"),
+            weights_sha256=known.get("weights_sha256"),
+            dataset=known.get("dataset"),
+            split=known.get("split"),
+            preprocessing=known.get("preprocessing"),
+            dtype=known.get("dtype"),
+            image_ids=about["image_ids"],
+            seed=about["seed"],
+            interval=records.intervals(own.clean, own.robust, n),
+            costs=records.with_step_rules(own.costs or ()),
+            evaluation=records.number_of(identity),
+            model={
+                "name": known.get("model"),
+                "num_classes": about["classes"],
+                "options": None,
+                "image_size": height if height == width else None,
+                "in_channels": channels,
+            },
+            method=self._method(),
+            accuracy_after={name: float(v or 0) if n else None for name, v in after.items()},
+            version=about["version"],
+            images_sha256=about["images_sha256"],
+            fingerprint=about["fingerprint"],
+            function={
+                "name": None,
+                "file": None,
+                "sha256": None,
+                "arrays_sha256": about["arrays_sha256"],
+            },
+        ).stamped()
+
+    def _method(self) -> str:
+        """Name the attacks; of those of the caller's, a version is only where they started from."""
+        names = " + ".join(attack["name"] for attack in self.attacks)
+        method = names if self.about["chosen"] else f"autoattack {self.about['version']}"
+        if draws := self.about.get("draws"):
+            method += f", {randomised.Verdict(draws['rule'], draws['draws']).words()}"
+        return method
+
+    def record(self, **known: Unpack[Known]) -> dict[str, Any]:
+        """Make the record of the accuracies: versions, device, attacks, ball, seed, hashes.
+
+        It has the keys of the package's own records (`AccuracyRecord`); what is not known is None.
+        To be called in the process that evaluated.
+
+        Args:
+          **known: what only you know: `model` (its name), `weights` (which ones),
+            `weights_sha256`, `dataset`, `split`, `preprocessing`, `dtype` (of the network).
+        Raises:
+          ValueError: another name.
+        """
+        return self.typed_record(**known).to_json()
+
+    def save(self, path: str | Path, **known: Unpack[Known]) -> dict[str, Any]:
+        """Append the record to a file of JSON lines, such as results.jsonl, and return it.
+
+        A file beside it gets the verdicts image by image; the record names it.
+        Of several processes, the first one writes.
+
+        Args:
+          path: the file, in a folder that is there.
+          **known: see `record`.
+        Raises:
+          ValueError: the name of the file does not end in .jsonl.
+        """
+        return records.save(Path(path), self.verdicts, lambda: self.typed_record(**known))
+
+
+def _share(count: float, n: int) -> str:
+    return f"{count / n:8.2%}" if n else f"{'-':>8}"

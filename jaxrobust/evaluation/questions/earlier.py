@@ -1,0 +1,157 @@
+"""The records and ledgers that a folder holds already: which of them answer, or can be replayed."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxrobust.evaluation.engine import replay
+from jaxrobust.evaluation.network import fingerprint
+from jaxrobust.evaluation.network.fingerprint import Fingerprint
+from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.types import Threat
+
+
+def number(
+    out: Path, identity: dict[str, Any], question: str, network: Fingerprint, *, again: bool
+) -> str:
+    """Choose the number of an evaluation.
+
+    It is that of an evaluation which is there, done or begun, if that is of the same network.
+
+    Args:
+      out: the folder.
+      identity: of the evaluation.
+      question: hash of the identity, but for the network's programs.
+      network: the fingerprint of the network.
+      again: take a number that no record has.
+    """
+    exact = records.number_of(identity)
+    done = {record.evaluation: record for record in records.read(out)}
+    if again:
+        numbers = (records.number_of(identity | {"again": k}) for k in itertools.count(1))
+        return next(number for number in numbers if number not in done)
+    known: dict[str, Any] = {own: record.fingerprint for own, record in done.items() if own}
+    for path in replay.ledgers(out):
+        known.setdefault(_number_in(path), replay.header(path).get("fingerprint"))
+    same = {
+        own: theirs
+        for own, theirs in known.items()
+        if theirs and not fingerprint.difference(theirs, network._asdict())
+    }
+    if exact in same or exact not in known:
+        equal = [own for own, theirs in same.items() if theirs.get("question") == question]
+        equal.sort(key=lambda own: (own not in done, own != exact))
+        return equal[0] if equal else exact
+    # A program calls code that its text does not show, such as a callback's, which has changed.
+    numbers = (records.number_of(identity | {"unlike": k}) for k in itertools.count(1))
+    return next(number for number in numbers if number in same or number not in known)
+
+
+def _number_in(path: Path) -> str:
+    """Read the number of the evaluation that a ledger is of from its name."""
+    return path.stem.removeprefix("ledger-").partition(".")[0].partition("-")[0]
+
+
+def recorded(out: Path, number: str, versions: dict[str, str]) -> AccuracyRecord | None:
+    """Find the record of an evaluation that was done before, and say so; None: there is none.
+
+    Args:
+      out: the folder.
+      number: of the evaluation.
+      versions: today's, which the record may differ from.
+    """
+    known = [record for record in records.read(out) if record.evaluation == number]
+    if not hosts.first(bool(known)):
+        return None
+    if not known:  # a host that does not see the first one's records
+        return AccuracyRecord(evaluation=number)
+    theirs = (known[-1].fingerprint or {}).get("versions") or {}
+    other = ""
+    if fingerprint.other_versions(theirs, versions):
+        words = (fingerprint.words(each) for each in (theirs, versions))
+        other = ", by {} (here: {})".format(*words)
+    say(
+        f"done before, {known[-1].time}{other}; nothing is computed (--again computes it anew "
+        "beside that)"
+    )
+    return known[-1]
+
+
+def warn_of_older(out: Path, ours: Mapping[str, Any], threat: Threat) -> None:
+    """Say that a record of an older version seems to answer, but does not prove of what.
+
+    Args:
+      out: the folder.
+      ours: fields that a record has which answers.
+      threat: its threat, if it has one.
+    """
+    for record in records.read(out):
+        alike = all(getattr(record, name) == value for name, value in ours.items())
+        alike = alike and record.threats[:1] in ([], [threat])
+        if alike and record.evaluation and "fingerprint" in record.absent:
+            say(
+                f"the record of {record.time} (commit {str(record.commit)[:12]}) in {out}"
+                " is of an older version, which noted neither what the network computes nor "
+                "the images' bytes: it may be of others, and is not taken for an answer"
+            )
+            return
+
+
+def ledgers_named(folder: Path, images: Mapping[str, Any]) -> list[Path]:
+    """Find the ledgers of a folder of --replay.
+
+    Args:
+      folder: as it was given.
+      images: see `other_images`.
+    Raises:
+      ValueError: there are none, or they are of other images.
+    """
+    found = replay.ledgers(folder)
+    if not found:
+        raise ValueError(
+            f"--replay={folder} has no ledger; name the folder of an evaluation, such as "
+            "RUN/evaluation"
+        )
+    for record in records.read(folder):
+        if words := other_images(record, images):
+            raise ValueError(
+                f"--replay={folder} is of other images: {words}; replay an evaluation of these"
+            )
+    return found
+
+
+def ledgers_beside(
+    out: Path, number: str, network: Fingerprint, norm: str, images: Mapping[str, Any]
+) -> Iterator[Path]:
+    """Yield the ledgers of a folder that are of this network and norm, at other radii.
+
+    Args:
+      out: the folder.
+      number: of the evaluation that replays them.
+      network: its fingerprint.
+      norm: of the evaluation.
+      images: see `other_images`.
+    """
+    done = {record.evaluation: record for record in records.read(out)}
+    for path in replay.ledgers(out):
+        of = _number_in(path)
+        if of == number or of not in done or other_images(done[of], images):
+            continue
+        head = replay.header(path)
+        if replay.network_of(head) == list(network.exact.values()) and head["norm"] == norm:
+            yield path
+
+
+def other_images(record: AccuracyRecord, images: Mapping[str, Any]) -> str:
+    """Say how the images of a record differ from ours; "" where nothing is known.
+
+    Args:
+      record: of some evaluation.
+      images: ours: fields and properties of a record, with their values.
+    """
+    theirs = {name: getattr(record, name) for name in images}
+    return hosts.differences({k: v for k, v in theirs.items() if v is not None}, dict(images))

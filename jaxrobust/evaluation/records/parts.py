@@ -1,0 +1,188 @@
+"""The parts of a record that are dictionaries themselves: their keys, as JSON has them."""
+
+from typing import Any, TypedDict
+
+Interval = list[float]  # low, high: the exact 95 % interval of an accuracy
+
+
+class AttackSettings(TypedDict, total=False):
+    """The settings of one attack, its ball among them; which ones there are depends on it."""
+
+    norm: str
+    epsilon: float  # in units of pixels in [0, 1]
+    name: str
+    machine: str
+    steps: int
+    restarts: int
+    targets: int
+    eot: int  # gradients that one step averages
+    start: str
+    start_std: float
+    step_size: float
+    relative_step: float
+    l1_rule: str
+
+
+class AttackCost(TypedDict, total=False):
+    """What an attack took; a pass is that of one image."""
+
+    attack: str
+    fooled: int
+    forward: int
+    backward: int
+    idle: int  # forward passes in slots without an image
+    seconds: float
+    compile_seconds: float
+    step_rule: str | None  # what its steps are
+
+
+class Intervals(TypedDict):
+    """The exact 95 % intervals of the accuracies; None: of one that is not known."""
+
+    clean: Interval | None
+    robust: Interval | None
+
+
+class NetworkSize(TypedDict):
+    """The size of a network."""
+
+    parameters: int
+    multiply_adds: int  # of one image
+
+
+class Architecture(TypedDict, total=False):
+    """The architecture of a network."""
+
+    name: str | None
+    num_classes: int | None
+    image_size: int | None
+    in_channels: int | None
+    options: dict[str, Any] | None  # fields of its row that are replaced
+
+
+class UserFunction(TypedDict, total=False):
+    """A user's function that is the network, or makes it; `torch` and its like have more keys."""
+
+    name: str | None
+    file: str | None
+    sha256: str | None
+    arrays_sha256: str | None
+    torch: str
+    arguments: Any
+    output: Any
+
+
+class SelectionImages(TypedDict, total=False):
+    """The images that weights were chosen on."""
+
+    dataset: str
+    split: str | None
+    attack: Any
+    on_evaluated_images: bool | None  # whether these are among those of the record
+
+
+class TrainingFacts(TypedDict):
+    """How weights were trained, up to the phase whose weights the record is of."""
+
+    phases: list[dict[str, Any]]  # objective, epochs and attack of each
+    passes: float  # over an image, of all phases
+    on_evaluated_images: bool
+    selection: SelectionImages
+
+
+class ReplayedLedger(TypedDict, total=False):
+    """The points of one other evaluation that were tried before the attacks."""
+
+    ledger: str
+    sha256: str
+    norm: str
+    epsilon: float
+    tried: int
+    fooled: int
+
+
+class OneDraw(TypedDict, total=False):
+    """The accuracies of a randomised network by one draw, as auto-attack judges."""
+
+    clean: float
+    robust: float
+    interval: Intervals | None
+    bits: str  # which images are robust: `randomised.unpacked`
+    at_most: bool  # the robust accuracy is a bound
+
+
+class DrawsJudged(TypedDict, total=False):
+    """The rule that judged a randomised network's answers."""
+
+    rule: str
+    draws: int
+    one_draw: OneDraw | None
+
+
+class LadderSettings(TypedDict, total=False):
+    """The radii that share their adversarial images with that of the record."""
+
+    radii: list[float]
+    robust_beyond: int  # images that the next larger radius found robust
+    of_these_attacked_by: list[str]
+
+
+class WorstCasePart(TypedDict, total=False):
+    """One attack of a worst case over several."""
+
+    method: str
+    norm: str
+    epsilon: float
+    attacks: list[str]
+    images: int
+    robust: float | None  # the accuracy under it alone
+    interval: Interval | None
+    evaluation: str | None  # the number of its own record
+
+
+class CorruptionAccuracies(TypedDict, total=False):
+    """The accuracies under common corruptions."""
+
+    images: str  # "files" or "computed"
+    accuracy: dict[str, dict[str, float]]  # kind -> severity
+    mean: float
+    frost_sha256: str | None
+    seconds: float
+
+
+class UnionSettings(TypedDict):
+    """How the threats of a union were attacked."""
+
+    each_on_all_images: bool
+
+
+class NetworkFingerprint(TypedDict, total=False):
+    """What a network computes, and on which images, as `network.fingerprint` finds it."""
+
+    program: str
+    gradient: str
+    arrays: str
+    probe: dict[str, list[list[float]]]
+    versions: dict[str, str]
+    question: str
+    images: str
+    begun_by: dict[str, str]  # versions that began the evaluation, if they were others
+
+
+class ClippedPixels(TypedDict):
+    """The pixels slightly outside [0, 1], which were clipped."""
+
+    images: int
+    pixels: int
+    largest: float
+
+
+class SampledSearch(TypedDict):
+    """What a search in full precision found of survivors of one in lower precision."""
+
+    survivors: int
+    sampled: int
+    fooled: int
+    at_most: float
+    fooled_of_all: int | None
+    robust_at_least: float

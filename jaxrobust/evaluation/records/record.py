@@ -1,0 +1,215 @@
+"""The record of an accuracy: one type, whose fields are the keys of a line of results.jsonl.
+
+A new key is a field of `AccuracyRecord`, and the place that knows its value.
+"""
+
+import datetime
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from typing import Any, NamedTuple, Self
+
+from jaxrobust.evaluation.records import parts
+from jaxrobust.evaluation.records.verdicts import SCHEMA, Verdicts
+from jaxrobust.runtime.devices import hardware
+from jaxrobust.runtime.files import provenance
+from jaxrobust.types import VERDICT_PRECISION, Threat
+
+# When a field is written though its value is not known, as null: else it is written if it is known.
+_ALWAYS, _OF_EVALUATION = {"written": "always"}, {"written": "of an evaluation"}
+_NEVER = {"written": "never"}  # as a key of the JSON
+
+
+@dataclass(frozen=True)
+class AccuracyRecord:
+    """One network's accuracy on some images, with all that is needed to repeat it.
+
+    A field is None where its value is not known, as of a user's function, or does not exist.
+
+    Attributes:
+      absent: keys of the schema that the JSON of an older version lacked.
+      others: what the JSON had beside the schema; it is kept.
+    """
+
+    time: str | None = field(default=None, metadata=_ALWAYS)
+    commit: str | None = field(default=None, metadata=_ALWAYS)
+    config_sha256: str | None = field(
+        default=None, metadata=_ALWAYS
+    )  # of the resolved config that made the network
+    weights: str | None = field(
+        default=None, metadata=_ALWAYS
+    )  # which ones: "train, step 440, ema"
+    weights_sha256: str | None = field(default=None, metadata=_ALWAYS)
+    dataset: str | None = field(default=None, metadata=_ALWAYS)
+    split: str | None = field(default=None, metadata=_ALWAYS)
+    image_ids: str | None = field(
+        default=None, metadata=_ALWAYS
+    )  # by their place in the split: "0..999"
+    preprocessing: str | None = field(default=None, metadata=_ALWAYS)
+    dtype: str | None = field(default=None, metadata=_ALWAYS)  # the network's compute type
+    matmul_precision: str | None = field(
+        default=None, metadata=_ALWAYS
+    )  # of products wherever a verdict falls
+    attacks: list[parts.AttackSettings] = field(
+        default_factory=list, metadata=_ALWAYS
+    )  # empty: there was none
+    clean: float | None = field(
+        default=None, metadata=_ALWAYS
+    )  # accuracy, a fraction of the images
+    robust: float | None = field(default=None, metadata=_ALWAYS)  # after all attacks
+    seed: int | None = field(default=None, metadata=_ALWAYS)  # of the attacks' draws
+    flags: dict[str, str] = field(
+        default_factory=dict, metadata=_ALWAYS
+    )  # what puts the number in doubt, and why
+    versions: dict[str, str] | None = field(default=None, metadata=_ALWAYS)
+    device: str | None = field(default=None, metadata=_ALWAYS)
+    schema: int | None = field(default=None, metadata=_ALWAYS)
+    verdicts: str | None = field(
+        default=None, metadata=_ALWAYS
+    )  # the file beside the record that has them image by image
+    interval: parts.Intervals | None = field(default=None, metadata=_ALWAYS)
+    costs: list[parts.AttackCost] | None = field(default=None, metadata=_ALWAYS)  # of each attack
+    size: parts.NetworkSize | None = field(default=None, metadata=_ALWAYS)
+    training: parts.TrainingFacts | None = field(default=None, metadata=_ALWAYS)
+    ids_sha256: str | None = None  # of the list of ids that makes the split
+    classes_sha256: str | None = None  # of the classes' names in the order of labels
+    init: dict[str, Any] | None = None  # what the training started from
+    evaluation: str | None = field(default=None, metadata=_OF_EVALUATION)  # its number
+    model: parts.Architecture | None = field(default=None, metadata=_OF_EVALUATION)
+    method: str | None = field(
+        default=None, metadata=_OF_EVALUATION
+    )  # of the attack, as the command line says it
+    search_dtype: str | None = field(default=None, metadata=_OF_EVALUATION)
+    accuracy_after: dict[str, float | None] | None = field(
+        default=None, metadata=_OF_EVALUATION
+    )  # after each attack
+    version: str | None = None  # of AutoAttack
+    images_sha256: str | None = None
+    fingerprint: parts.NetworkFingerprint | None = field(default=None, metadata=_OF_EVALUATION)
+    clean_top5: float | None = None
+    stable: float | None = None  # share whose answer an attack of fixed steps leaves
+    local_lipschitz: float | None = None
+    ladder: parts.LadderSettings | None = None
+    corruptions: parts.CorruptionAccuracies | None = None
+    worst_case: list[parts.WorstCasePart] | None = None
+    union: parts.UnionSettings | None = None
+    replayed: list[parts.ReplayedLedger] | None = None
+    robust_beyond: int | None = None  # images that a larger radius found robust
+    draws: parts.DrawsJudged | None = None  # of a randomised network
+    search_sample: parts.SampledSearch | None = None
+    clipped: parts.ClippedPixels | None = None
+    function: parts.UserFunction | None = None
+    damaged: list[str] | None = None  # images that a test could not read
+    published_by: str | None = None  # who measured it, where that was not this package
+    absent: tuple[str, ...] = field(default=(), metadata=_NEVER)
+    others: Mapping[str, Any] = field(default_factory=dict, metadata=_NEVER)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Make the record of a line of any version; `check` tells whether it is sound."""
+        names = {key.name for key in keys_of(cls)}
+        given = {k: v for k, v in values.items() if k in names and v is not None}
+        record = cls(**given)
+        written = record.to_json()
+        return replace(
+            record,
+            absent=tuple(key for key in written if key not in values),
+            others={key: value for key, value in values.items() if key not in written},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Make the line, without the keys that its version did not have."""
+        found = {}
+        due = ["always"] if self.evaluation is None else ["always", "of an evaluation"]
+        for key in keys_of(type(self)):
+            value = getattr(self, key.name)
+            known = value is not None and value != _default(key)
+            if known or (key.metadata.get("written") in due and key.name not in self.absent):
+                found[key.name] = value
+        return found | dict(self.others)
+
+    def stamped(self) -> Self:
+        """Add what belongs to every number that is measured here and now."""
+        return replace(
+            self,
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            commit=provenance.commit(),
+            matmul_precision=VERDICT_PRECISION,
+            versions=provenance.versions(),
+            device=hardware.devices(),
+            schema=SCHEMA,
+        )
+
+    @property
+    def threats(self) -> list[Threat]:
+        """Return norm and radius of each attack."""
+        return [Threat(attack["norm"], attack["epsilon"]) for attack in self.attacks]
+
+    @property
+    def image_size(self) -> int | None:
+        """Return the side of the images, in pixels."""
+        return (self.model or {}).get("image_size")
+
+    @property
+    def is_union(self) -> bool:
+        """Tell whether several attacks or threats count together."""
+        return self.method == "union"
+
+
+class Measured(NamedTuple):
+    """What an evaluation measured, whatever network and images it is of."""
+
+    record: AccuracyRecord  # attacks, accuracies, flags, costs, and what only some have
+    verdicts: Verdicts
+    begun_by: dict[str, str] | None = None  # versions that began it, if they were others
+
+
+def keys_of(kind: type[AccuracyRecord]) -> list[Field]:
+    """Return the fields that are keys of the JSON, in their order."""
+    return [key for key in fields(kind) if key.metadata != _NEVER]
+
+
+def _default(key: Field) -> Any:
+    return key.default if key.default_factory is MISSING else key.default_factory()
+
+
+def check(record: AccuracyRecord, where: str) -> None:
+    """Refuse what is no record of this schema or an older one.
+
+    Raises:
+      ValueError: a newer schema, or a key that is missing or has another type; with what to do.
+    """
+    number = 1 if "schema" in record.absent else record.schema
+    if not isinstance(number, int) or number > SCHEMA:
+        raise ValueError(
+            f"{where} has a record of schema {number}, and this version knows up to "
+            f"{SCHEMA}; install a newer jaxrobust"
+        )
+    kind: Any = type(record)
+    kinds = _kinds(kind)
+    for key in keys_of(kind):
+        value = getattr(record, key.name)
+        missing = number > 1 and key.metadata == _ALWAYS and key.name in record.absent
+        if missing or not (value is None or isinstance(value, kinds[key.name])):
+            shown = None if missing else value
+            raise ValueError(
+                f"{where} has a record whose {key.name} is {shown!r:.40}; remove that line, or "
+                "get the file again"
+            )
+
+
+@functools.cache
+def _kinds(kind: type[AccuracyRecord]) -> dict[str, tuple[type, ...]]:
+    """Return the types that JSON has for each key."""
+    hints = typing.get_type_hints(kind)
+    return {key.name: _types(hints[key.name]) for key in keys_of(kind)}
+
+
+def _types(hint: Any) -> tuple[type, ...]:
+    if isinstance(hint, types.UnionType):
+        return tuple(one for each in typing.get_args(hint) for one in _types(each))
+    if typing.is_typeddict(hint):
+        return (dict,)
+    return (float, int) if hint is float else (typing.get_origin(hint) or hint,)
