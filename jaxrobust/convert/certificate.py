@@ -47,7 +47,7 @@ def certify(
     compared: dict[str, Path],
     images: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Return what is measured of a network and its reference, and whether they agree.
+    """Measure how well a network agrees with its reference.
 
     Args:
       network: ours.
@@ -151,7 +151,7 @@ def _names(network: Network, reference: Reference) -> dict[str, Any]:
 
 
 def _faults(found: dict[str, Any]) -> list[str]:
-    """Return what exceeds its bar, in words."""
+    """List the measurements that exceed their bars."""
     faults, names = [], found["names"]
     if names["matched"] != names["reference"]:
         faults.append(

@@ -187,7 +187,7 @@ def _known(given: Settings, known: Account, sha256: str) -> Account:
 def of_run(
     workdir: Path, phase: str | None, which: str | None, chosen: kept.Choice | None = None
 ) -> tuple[Network, str]:
-    """Return the network of a run, and its weights in words: the best ones, or those chosen.
+    """Read the network of a run with its best weights, or those chosen, and their name.
 
     The best checkpoint holds what the run evaluates; the other kind is in the latest one only.
     """
@@ -328,7 +328,7 @@ def export(given: Settings) -> dict[str, Any]:
 
 
 def _confirmed(given: Settings, subject: Subject, record: dict[str, Any], file: Path):
-    """Return what pyautoattack says of the file's network."""
+    """Attack the file's network with pyautoattack, and say how many verdicts are equal."""
     reference = references.reference(subject.network, file, given.layout)
     if reference is None:
         raise ValueError(f"--confirm needs PyTorch: {references.INSTALL}")

@@ -57,20 +57,20 @@ class Evaluation(NamedTuple):
 
     @property
     def model(self) -> str | None:
-        """Return the architecture, as the record or the run's config says; None: nobody knows."""
+        """Return the architecture, as the record or the run's config says; None: it is unknown."""
         known = (_section(source, "model").get("name") for source in (self.record, self.config))
         return next((str(name) for name in known if name), None)
 
     @property
     def images(self) -> int:
-        """Return how many images were evaluated; 0: nobody knows."""
+        """Count the images that were evaluated; 0: it is unknown."""
         if self.verdicts is not None:
             return len(self.verdicts.labels)
         first, dots, last = str(self.record.get("image_ids") or "").partition("..")
         return int(last) - int(first) + 1 if dots and (first + last).isdigit() else 0
 
     def class_name(self, label: int) -> str:
-        """Return what a class is called."""
+        """Name a class."""
         return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
 
 

@@ -64,7 +64,7 @@ def _function(function: dict[str, Any]) -> list[str]:
 
 
 def _of_files(record: dict[str, Any]) -> bool:
-    """Tell whether a record is of files of corruptions, each a split of its own."""
+    """Tell whether a record is of files of corruptions, each of which is a split."""
     return (record.get("corruptions") or {}).get("images") == "files"
 
 
@@ -112,7 +112,7 @@ def _attack(record: dict[str, Any]) -> list[str]:
 
 
 def part(one: Evaluation) -> Html:
-    """Return what to copy of an evaluation, folded."""
+    """Write the command, the record and RobustBench's texts of an evaluation, folded."""
     command = evaluate(one, str(one.run) if one.run else None)
     shown = [
         tag("p", _remark(one), class_="note"),
@@ -124,11 +124,11 @@ def part(one: Evaluation) -> Html:
 
 
 def _remark(one: Evaluation) -> str:
-    """Return what to know of the command."""
+    """Say how far the command repeats the evaluation."""
     if not one.record.get("method") and one.record.get("attacks"):
         return (
             "A training tested itself here; jaxrobust train with its config repeats that. "
-            "The command below asks evaluate's attack of this name, with draws of its own."
+            "The command below asks evaluate's attack of this name, with other random draws."
         )
     same = "The command gives the same verdicts with the same weights, data and versions."
     if one.record.get("replayed") is not None or "ladder" in str(one.record.get("method")):

@@ -1,4 +1,4 @@
-"""What a page says in words: what a number is of, what it is worth, and what puts it in doubt."""
+"""The sentences of a page: what a number is of, what it is worth, and what puts it in doubt."""
 
 import json
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def balls(record: dict[str, Any]) -> list[str]:
 
 
 def method(record: dict[str, Any]) -> str:
-    """Return the attack of a record in words, without its threat."""
+    """Name the attack of a record, without its threat."""
     attacks = record.get("attacks") or []
     if record.get("worst_case"):
         return "worst case"
@@ -57,7 +57,7 @@ def method(record: dict[str, Any]) -> str:
 
 
 def network(one: Evaluation) -> str:
-    """Return which network an evaluation is of."""
+    """Name the network of an evaluation."""
     which = one.record.get("weights")
     return f"{one.model or 'the network'}{f' ({which})' if which else ''}"
 
@@ -158,12 +158,12 @@ def chosen(found: Gathered) -> list[Evaluation]:
 
 
 def identity(one: Evaluation) -> str:
-    """Return what tells one network from another."""
+    """Identify a network by the hash of its weights, else by its file and their name."""
     return str(one.record.get("weights_sha256") or f"{one.file} {one.record.get('weights')}")
 
 
 def question(one: Evaluation) -> str:
-    """Return what must be the same in two records for their verdicts to be compared."""
+    """Write as one text all that two records must share for their verdicts to be compared."""
     record = one.record
     keys = ("dataset", "split", "ids_sha256", "classes_sha256", "preprocessing", "search_dtype")
     size = (record.get("model") or {}).get("image_size")
@@ -172,7 +172,7 @@ def question(one: Evaluation) -> str:
 
 
 def state(run: Run) -> str:
-    """Return how far a run has come, in a sentence or two."""
+    """Describe how far a run has come, in a sentence or two."""
     if not run.metrics.curves:
         return f"{run.name} has no metrics yet."
     phase = run.phases[-1]
