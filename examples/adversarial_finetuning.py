@@ -15,6 +15,7 @@ from jaxrobust import convert
 from jaxrobust.config import base
 from jaxrobust.convert import import_torch
 from jaxrobust.training.run import run as training
+from jaxrobust.weights.imports import Asked
 from jaxrobust.weights.trained import runs
 
 
@@ -46,8 +47,8 @@ save_file(convert.to_torch("convnext_n", params, stats), "somebodys.safetensors"
 # parameter must be filled, or nothing is written.
 
 # %%
-how = ["--model", "convnext_n", "--num-classes", "10", "--image-size", "8", "--out", "imported"]
-import_torch.main(["somebodys.safetensors", *how])
+settings = Asked(model="convnext_n", num_classes=10, image_size=8)
+import_torch.import_weights("somebodys.safetensors", Path("imported"), settings)
 
 # %% [markdown]
 # ## Fine-tune against an attack

@@ -37,7 +37,9 @@ training.run(config, Path("runs/for_pytorch"))
 # it has compared them with the network here.
 
 # %%
-export_torch.main(["--workdir", "runs/for_pytorch", "--layout", "module", "--out", "ship"])
+export_torch.export(
+    export_torch.Settings(layout="module", out=Path("ship"), workdir=Path("runs/for_pytorch"))
+)
 
 # %% [markdown]
 # ## Attacks here

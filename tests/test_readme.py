@@ -36,7 +36,13 @@ PACKAGES = (
     "jaxrobust/estimate/README.md",
     "tools/launch/README.md",
     "tools/README.md",
+    "jaxrobust/attacks/README.md",
+    "jaxrobust/models/README.md",
+    "jaxrobust/weights/README.md",
+    "jaxrobust/interop/README.md",
+    "jaxrobust/runtime/README.md",
 )
+DOCS = ("docs/architecture.md", "docs/glossary.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = ("README.md", *PACKAGES)
 LINES = 220  # of README.md, at most
 
@@ -195,7 +201,7 @@ class CommandsTest(parameterized.TestCase):
 
 
 class NamesTest(parameterized.TestCase):
-    @parameterized.parameters(*PAGES)
+    @parameterized.parameters(*PAGES, *DOCS)
     def test_files_exist(self, page):
         for path in {path for path in _PATH.findall(" ".join(spans(page)))}:
             self.assertTrue((ROOT / path).exists(), path)
@@ -228,7 +234,7 @@ class NamesTest(parameterized.TestCase):
 
 
 class LinksTest(parameterized.TestCase):
-    @parameterized.parameters(*PAGES)
+    @parameterized.parameters(*PAGES, *DOCS)
     def test_lead_somewhere(self, page):
         for link in re.findall(r"\]\(([^)\s]+)\)", read(page)):
             if "://" in link:
@@ -239,7 +245,7 @@ class LinksTest(parameterized.TestCase):
             if anchor:
                 self.assertIn(anchor, anchors(target))
 
-    @parameterized.parameters(*PACKAGES)
+    @parameterized.parameters(*PACKAGES, *DOCS)
     def test_readme_has_one_link_to_each(self, page):
         self.assertEqual(read("README.md").count(f"]({page})"), 1)
 

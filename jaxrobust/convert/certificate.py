@@ -22,6 +22,7 @@ from jaxrobust import models
 from jaxrobust.convert import references, side_by_side
 from jaxrobust.convert.references import Network, Reference
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.runtime import moved
 from jaxrobust.runtime.files import jsonl, provenance
 from jaxrobust.weights import load, reading
 from jaxrobust.weights.fetch import sources
@@ -46,7 +47,7 @@ def certify(
     compared: dict[str, Path],
     images: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Return what is measured of a network and its reference, and whether they agree.
+    """Measure how well a network agrees with its reference.
 
     Args:
       network: ours.
@@ -150,7 +151,7 @@ def _names(network: Network, reference: Reference) -> dict[str, Any]:
 
 
 def _faults(found: dict[str, Any]) -> list[str]:
-    """Return what exceeds its bar, in words."""
+    """List the measurements that exceed their bars."""
     faults, names = [], found["names"]
     if names["matched"] != names["reference"]:
         faults.append(
@@ -234,3 +235,8 @@ def compare(
     path = write(file, certificate)
     print("\n".join([*lines(certificate), f"written to {path}"]))
     return certificate
+
+
+def __getattr__(name: str) -> Any:
+    """Look up a name that stood here before."""
+    return moved.attribute(__name__, name)

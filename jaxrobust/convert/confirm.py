@@ -23,7 +23,7 @@ _BATCH = 250
 def verdicts(
     net: Any, record: AccuracyRecord, ledger: Path, count: int, *, data_dir: str | None = None
 ) -> str:
-    """Return how many of the first verdicts of a record pyautoattack reaches too, in words.
+    """Attack the first images of a record with pyautoattack, and say how many verdicts are equal.
 
     Args:
       net: the network in PyTorch, in evaluation mode, from images in [0, 1].

@@ -36,6 +36,7 @@ from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.runtime import moved
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text import patience
@@ -187,7 +188,7 @@ def _known(given: Settings, known: Account, sha256: str) -> Account:
 def of_run(
     workdir: Path, phase: str | None, which: str | None, chosen: kept.Choice | None = None
 ) -> tuple[Network, str]:
-    """Return the network of a run, and its weights in words: the best ones, or those chosen.
+    """Read the network of a run with its best weights, or those chosen, and their name.
 
     The best checkpoint holds what the run evaluates; the other kind is in the latest one only.
     """
@@ -328,7 +329,7 @@ def export(given: Settings) -> dict[str, Any]:
 
 
 def _confirmed(given: Settings, subject: Subject, record: AccuracyRecord, file: Path):
-    """Return what pyautoattack says of the file's network."""
+    """Attack the file's network with pyautoattack, and say how many verdicts are equal."""
     reference = references.reference(subject.network, file, given.layout)
     if reference is None:
         raise ValueError(f"--confirm needs PyTorch: {references.INSTALL}")
@@ -349,3 +350,8 @@ def _print(given: Settings, done: dict[str, Any], classes: int) -> None:
             print(f"  {said}{done[key]}")
     if done["by_hand"]:
         print(f"  to be filled in by hand: {', '.join(done['by_hand'])}, and the issue's marks")
+
+
+def __getattr__(name: str) -> Any:
+    """Look up a name that stood here before."""
+    return moved.attribute(__name__, name)

@@ -2,7 +2,7 @@
 
 `model.safetensors` and `config.json` as timm has them, where timm builds the network; else the
 self-contained module beside its `model.safetensors`. README.md is the model card. Its facts are
-those of `account`; what nobody knows is marked as to be filled in by hand.
+those of `account`; unknown facts are marked as to be filled in by hand.
 Source: timm 1.0.9, timm/models/_hub.py (`load_model_config_from_hf`), for the keys of config.json;
 the hub's documentation of model cards for those of the card's head.
 """
@@ -201,7 +201,7 @@ def _accuracies(known: Account) -> list[str]:
 
 
 def _use(network: Network, built: tuple[str, dict[str, Any]] | None) -> list[str]:
-    """Return how a network is loaded, in each library that can."""
+    """Write the lines that load a network, for each library that can."""
     shape = f"[B,{network.in_channels},{network.image_size},{network.image_size}]"
     timm = [
         "With timm (`local-dir:` needs 1.0.16 or newer):",

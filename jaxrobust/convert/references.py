@@ -123,7 +123,7 @@ def _robustbench(path: Path, robustbench_id: str) -> Reference:
 
 
 def place(folder: Path, robustbench_id: str) -> Path:
-    """Return where RobustBench looks for an id's file: below `model_dir` or $TORCH_HOME."""
+    """Find the place where RobustBench looks for an id's file: below `model_dir` or $TORCH_HOME."""
     file = PUBLISHED[robustbench_id].file
     if not file:
         raise ValueError(
@@ -171,7 +171,7 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
 
 
 def _built(network: Network) -> tuple[Any, str, bool]:
-    """Return (network, where from, whether it is not ours), with weights of its own."""
+    """Build (network, where from, whether it is not ours), with weights as it draws them."""
     from jaxrobust.convert import torch_networks
 
     sizes = {"num_classes": network.num_classes, "in_chans": network.in_channels}

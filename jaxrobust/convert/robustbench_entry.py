@@ -134,7 +134,7 @@ def _same(one: Threat, other: Threat) -> bool:
 
 
 def lacks(record: AccuracyRecord) -> list[str]:
-    """Return what separates a record from the protocol of its leaderboard; empty: nothing."""
+    """List the differences of a record from the protocol of its leaderboard."""
     p, ids = protocol_of(record), record.image_ids
     radii = record.threats
     method = record.method

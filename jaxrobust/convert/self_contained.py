@@ -92,7 +92,7 @@ def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
 
 
 def facts(network: Network, known: Account) -> list[str]:
-    """Return what a network expects and what it reached, as lines of a docstring."""
+    """Write the inputs that a network expects and its accuracies as lines of a docstring."""
     inside = account.normalisation(network)
     expects = {
         "Range": f"float32 in [0, 1] ({account.channels(network)}), not normalised"

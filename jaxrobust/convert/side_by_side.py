@@ -211,7 +211,7 @@ def _cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _transfer(ours: Side, theirs: Side, images, labels) -> dict[str, Any]:
-    """Return what the attack of each network does to both: how many images it fools, and the mean
+    """Attack each network and try the result on both: count the images that it fools, and the mean
     loss.
     """
 

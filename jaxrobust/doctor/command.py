@@ -34,7 +34,7 @@ _RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}  # where nobody names one: CIF
 
 
 class Examination(NamedTuple):
-    """What was examined, in words, and what was found."""
+    """The words for what was examined, and what was found."""
 
     of: str
     findings: list[Finding]
@@ -87,7 +87,7 @@ def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
 
 
 def _read(given: Given, images: int) -> tuple[str, Patient]:
-    """Return what is examined, in words, and the network with its images."""
+    """Read the network with its images, and say what is examined."""
     run = Path(given.workdir) if given.workdir else None
     compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
     origin, subject, source = flags.settled(given)
@@ -123,7 +123,7 @@ def _chosen(size: int, images: int) -> np.ndarray:
 def _recorded(
     run: Path | None, which: str | None, subject: Subject, source: registry.Source
 ) -> Recorded | None:
-    """Return what the run's own record says of these weights on this split, if there is one."""
+    """Find the accuracy of these weights on this split in the run's own records, if it is there."""
     if run is None or not (run / "results.jsonl").is_file():
         return None
     for record in reversed(records.read(run)):

@@ -37,8 +37,8 @@ class Patient:
       others: the same network in other compute types, such as {"bfloat16": logits_fn}.
       arrays: f32[M,H,W,C], the first M images as arrays are resized, without PIL; None: the images
         have the network's size.
-      recorded: what accuracy is expected; None: nobody has said.
-      classes: names of the classes; empty: nobody has said.
+      recorded: what accuracy is expected; None: it is unknown.
+      classes: names of the classes; empty: they are unknown.
     Raises:
       ValueError: a radius that cannot be meant for these images, with what to do.
     """
@@ -94,7 +94,7 @@ class Patient:
 
     @cached_property
     def flags(self) -> reliability.Flags:
-        """Return what `evaluation.doubts` has against the network."""
+        """Collect the flags that an evaluation would give the network."""
         return reliability.check_network(
             self.forward,
             self.logits_fn,

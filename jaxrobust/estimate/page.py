@@ -116,7 +116,7 @@ def _table(columns: list[dict[str, str]]) -> list[str]:
 
 
 def _sums(found: dict[str, Any]) -> list[str]:
-    """Return what the training takes as a whole, and the AutoAttack after it, under heads."""
+    """Write the costs of the whole training and of the AutoAttack after it, under heads."""
     rows = {"": None, "training": found["training"]}
     if aa := found.get("autoattack"):
         rows[f"AutoAttack, {aa['images']:,} images, {aa['robust']:.0%} robust"] = aa["expected"]

@@ -58,20 +58,20 @@ class Evaluation(NamedTuple):
 
     @property
     def model(self) -> str | None:
-        """Return the architecture, as the record or the run's config says; None: not known."""
+        """Return the architecture, as the record or the run's config says; None: it is unknown."""
         known = (self.record.model or {}).get("name"), _section(self.config, "model").get("name")
         return next((str(name) for name in known if name), None)
 
     @property
     def images(self) -> int:
-        """Return how many images were evaluated; 0: not known."""
+        """Count the images that were evaluated; 0: it is unknown."""
         if self.verdicts is not None:
             return len(self.verdicts.labels)
         first, dots, last = str(self.record.image_ids or "").partition("..")
         return int(last) - int(first) + 1 if dots and (first + last).isdigit() else 0
 
     def class_name(self, label: int) -> str:
-        """Return what a class is called."""
+        """Name a class."""
         return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
 
 

@@ -97,7 +97,7 @@ def _written(drawn: ElementTree.Element) -> Html:
 
 
 def _style(name: str, classes: set[str]) -> str:
-    """Return what the style sheet says of an element in light colours, variables resolved."""
+    """Look up the style of an element in light colours, with variables resolved."""
     found: dict[str, str] = {}
     for selectors, declarations in _rules():
         for selector in selectors.split(","):

@@ -33,13 +33,14 @@ def follow() -> None:
 
 
 def attribute(package: str, name: str) -> Any:
-    """Look a name up where it is today; for the `__getattr__` of a package that had it.
+    """Look a name up where it is today; for the `__getattr__` of a module that had it.
 
     Raises:
       AttributeError: there never was such a name.
     """
     unknown = AttributeError(f"module {package!r} has no attribute {name!r}")
-    if name.startswith("__") or importlib.util.find_spec(f"{package}.{name}"):
+    has_modules = "__path__" in vars(sys.modules[package])
+    if name.startswith("__") or (has_modules and importlib.util.find_spec(f"{package}.{name}")):
         raise unknown  # which lets Python import a module of the package
     old = f"{package}.{name}"
     module, _, known = names().get(old, f"{names().get(package, '')}:{name}").partition(":")

@@ -132,7 +132,7 @@ class MainTest(parameterized.TestCase):
             *("--num_processes=2", "--process_id=1", "--coordinator_timeout=3"),
         )
         self.assertLess(time.perf_counter() - began, 40)
-        self.assertIn(f"nobody answers at --coordinator_address {address} within 3 s", said)
+        self.assertIn(f"no process answers at --coordinator_address {address} within 3 s", said)
         self.assertIn("start the same command on every host", said)
 
     def test_nobody_comes_to_the_coordinator(self):

@@ -65,6 +65,15 @@ class MovedTest(parameterized.TestCase):
             package, _, name = old.rpartition(".")
             self.assertNotIn(name, bound(package), old)
 
+    def test_a_function_that_moved(self):
+        for module, name in (("import_torch", "import_weights"), ("certificate", "certificate")):
+            old = importlib.import_module(f"jaxrobust.convert.{module}")
+            new = importlib.import_module(f"jaxrobust.commands.conversion.{name}")
+            with self.assertWarnsRegex(FutureWarning, f"{module}.main is jaxrobust.commands"):
+                self.assertIs(old.main, new.main)
+            with self.assertRaisesRegex(AttributeError, "has no attribute 'nothing'"):
+                old.nothing  # noqa: B018
+
     def test_it_is_told(self):
         code = "from jaxrobust.weights.loading import load; import jaxrobust; assert load"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Return which network this is of, for people: epochs, raw and ema told apart."""
+        """Name the network of this evaluation for people: epochs, raw and ema are told apart."""
         name = (self.record.model or {}).get("name") or "a network"
         return f"{name} ({self.record.weights})" if self.record.weights else str(name)
 
@@ -190,13 +190,13 @@ def _chosen(
 
 
 def _listed(folder: str, held: dict[str, Ours]) -> str:
-    """Return how to name one of several evaluations."""
+    """Write how one of several evaluations is named on the command line."""
     shown = [f"{folder}#{key} ({records.attack_line(o.record)})" for key, o in held.items()]
     return f"name one of them: {_few(shown)}"
 
 
 def differences(first: Evaluation, other: Evaluation) -> str:
-    """Say in what two evaluations answer different questions, in words; "" if in nothing."""
+    """Say how the questions of two evaluations differ; "" if they do not."""
     asked = [dict(_question(one.record)) for one in (first, other)]
     for key in _OPTIONAL:
         if any(one[key] is None for one in asked):
@@ -306,7 +306,7 @@ def without_replayed(found: list[Evaluation]) -> tuple[list[Evaluation], str]:
 
 
 def remarks(found: Sequence[Evaluation]) -> list[str]:
-    """Return what belongs beside a comparison, though it does not forbid it; A is the first."""
+    """List differences that stand beside a comparison without forbidding it; A is the first."""
     said = []
     images = len(found[0].verdicts.labels)
     if {one.images for one in found} != {images}:
@@ -344,5 +344,5 @@ def _each(values: Sequence[Any]) -> str:
 
 
 def letter(index: int) -> str:
-    """Return what an evaluation is called: A to Z, then N27."""
+    """Name the evaluation at a place: A to Z, then N27."""
     return chr(ord("A") + index) if index < 26 else f"N{index + 1}"

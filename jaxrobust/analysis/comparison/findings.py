@@ -91,7 +91,7 @@ def find(evaluations: list[Evaluation]) -> Findings:
 
 
 def _attacks(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Return what may have fooled images, in the order in which it was tried.
+    """List the attacks that may have fooled images, in the order in which they were tried.
 
     Of several balls, verdicts name each with its attack: "l2 0.5: apgd-ce". What records do not
     list, such as a replayed point, was tried before all attacks, or before those of its ball.

@@ -1,4 +1,4 @@
-"""A comparison as Markdown: in words first, then the numbers."""
+"""A comparison as Markdown: sentences first, then the numbers."""
 
 from collections.abc import Iterator, Sequence
 
@@ -40,7 +40,7 @@ def document(found: Findings, picture: str | None = None) -> str:
 
 
 def title(found: Findings) -> str:
-    """Return what is compared, for a picture: both networks, or the first of several."""
+    """Write the title of a picture: both networks, or the first of several."""
     shown = [f"{letter(at)}: {one.label}" for at, one in enumerate(found.evaluations)]
     record = found.evaluations[0].record
     about = f"{found.images:,} images of {record.dataset}, {record.split}; attack: "

@@ -86,7 +86,7 @@ def _training_split(named: dict[str, Any]) -> str:
 
 
 def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
-    """Return how many points a table has; a line that was cut off goes.
+    """Count the points of a table, and remove a line that was cut off.
 
     Raises:
       ValueError: it is of something else.

@@ -44,7 +44,7 @@ class Seen(NamedTuple):
 
 
 def seen(named: dict[str, Any], *, attacked: bool = True) -> Seen:
-    """Return what flags name: a network and the first `n` images of its test split.
+    """Read the network that flags name, and the first `n` images of its test split.
 
     Args:
       named: the flags.
@@ -136,7 +136,7 @@ def other(place: str, like: Seen) -> tuple[str, Subject, LogitsFn]:
     Args:
       place: a run, an imported folder, a RobustBench or timm id, or NAME=FILE of weights.
     Raises:
-      ValueError: it has other classes, or nobody knows whose weights these are.
+      ValueError: it has other classes, or it is not known whose weights these are.
     """
     name, equals, file = place.partition("=")
     about = like.subject

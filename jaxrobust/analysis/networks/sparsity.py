@@ -47,7 +47,7 @@ def ratio(values: np.ndarray) -> float:
 
 
 def of_name(name: str, axes: int) -> str | None:
-    """Return which set beside the whole a parameter belongs to; None: to no other.
+    """Find the set beside the whole that a parameter belongs to; None: there is no other.
 
     A convolution that makes queries or feeds forward belongs there.
     """

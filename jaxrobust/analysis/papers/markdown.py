@@ -115,7 +115,7 @@ def _varying(table: Table) -> list[str]:
 
 
 def _same(table: Table, varying: list[str]) -> str:
-    """Return what is common to all rows."""
+    """Write the settings that are the same in all rows as a sentence."""
     row = table.rows[0]
     keys = [key for key in row if key not in (*tables.ABOUT, *table.results, *varying, "model")]
     said = [f"{key} {_plain(row[key])}" for key in keys if row[key] is not None]

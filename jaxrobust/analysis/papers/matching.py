@@ -1,7 +1,7 @@
 """Which record measures which row of a paper's table: strictly, and what is in the way otherwise.
 
 A record counts for a row if nothing that the row says of network, training, images and attack
-differs from what the record and the config beside it prove: what nobody proves, differs.
+differs from what the record and the config beside it prove: what is not proved, differs.
 """
 
 import json

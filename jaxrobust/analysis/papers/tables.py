@@ -119,7 +119,7 @@ def title(table: Table) -> str:
 
 
 def settings(table: Table, row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a row says of how its network was trained."""
+    """Select the entries of a row that describe how its network was trained."""
     left = {*ABOUT, *_PLACES, *table.results, "model"}
     return {k: v for k, v in row.items() if k not in left and not k.endswith("_std")}
 

@@ -38,7 +38,7 @@ def whole_config(config: dict[str, Any]) -> Values:
 
 @functools.lru_cache(256)
 def _completed(text: str) -> Values:
-    """Return a config with the keys that are younger; nobody changes it."""
+    """Complete a config with the keys that are younger than it; it must not be changed."""
     return json.loads(json.dumps(completed(json.loads(text))), object_hook=Values)
 
 
@@ -49,7 +49,7 @@ def _recipe() -> Values:
 
 
 def trained(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what a run's config says of its last phase; what cannot be told is missing."""
+    """Describe the last phase of a run by its config; unknown entries are missing."""
     whole = whole_config(config)
     *before, last = phases(whole)
     seen, own = of_phase(whole, last), whole[last]
@@ -74,7 +74,7 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _design(model: ModelSection) -> str | None:
-    """Return which stem of Tables 7 to 9 a network has instead of its own."""
+    """Name the stem of Tables 7 to 9 that a network has in place of the usual one."""
     made = tuple(tuple(model.options.get(key, ())) for key in _STEM)
     found = [
         name
@@ -205,7 +205,7 @@ _RAW = ("keep", "none")  # of weights that hold no mean and std, as networks of 
 def _normalisations(table: Table, row: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, ...]:
     """Return the values of `init.normalize` with which a network is that of a row.
 
-    Of the main paper's PatchStems nobody has said whether they normalise as the clean weights do.
+    The main paper does not say whether its PatchStems normalise as the clean weights do.
     """
     data, model = str(wanted.get("train_dataset")), str(row.get("model"))
     if table.paper == "revisiting_at":

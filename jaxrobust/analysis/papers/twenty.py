@@ -81,7 +81,7 @@ def results(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def pgd(what: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what tells one PGD from another, of a result as of the settings in a record."""
+    """Select the settings that tell one PGD from another, of a result or of a record."""
     steps, epsilon = what["steps"], float(Fraction(what["epsilon"]))
     length = what.get("step_size")
     if length is None:

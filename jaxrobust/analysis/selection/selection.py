@@ -121,7 +121,7 @@ def _config(given: Settings, phase: str) -> Any:
 
 
 def _question(given: Settings, phase: str, config: Any) -> dict[str, Any]:
-    """Return what every candidate of a file is asked."""
+    """Describe the question that every candidate of a file answers."""
     attack = {"name": given.attack, "steps": given.steps}
     return {
         "phase": phase,

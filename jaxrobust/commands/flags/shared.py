@@ -65,7 +65,7 @@ def shared(name: str, value: Any = None, *, default: str | None = None, **how: A
     Args:
       name: of the flag, a key of `TEXTS`.
       value: what counts where the flag is not given.
-      default: that in words, where it is another one than that of most commands.
+      default: the words for it, where it is another one than that of most commands.
       how: further arguments of `flag`.
     """
     text, usual = TEXTS[name]

@@ -84,7 +84,7 @@ class Transformer(nn.Module):
             self.layers.append(nn.Sequential(Added(dim, attention), Added(dim, mlp)))
 
     def one(self, number: int, x: Tensor) -> Tensor:
-        """Return what block `number` makes of x [B, N, D]."""
+        """Apply block `number` to x [B, N, D]."""
         return self.layers[number](x)
 
     def forward(self, x: Tensor) -> Tensor:

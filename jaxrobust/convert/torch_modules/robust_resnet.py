@@ -201,7 +201,7 @@ class Block(nn.Module):
         return self.get_submodule(f"bn{number + self.row.preact}")
 
     def branch(self, x: Tensor) -> Tensor:
-        """Return what the convolutions make of the first one's input."""
+        """Apply the convolutions to the first one's input."""
         x = self.act(self.behind(1)(self.conv(1)(x)))
         last = 3 if self.middle else 2
         if self.middle == "parts":

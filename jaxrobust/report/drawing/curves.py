@@ -56,7 +56,7 @@ class Followed:
         self._lock = threading.Lock()
 
     def read(self, path: Path) -> Metrics:
-        """Return what `read` does."""
+        """Read a file from where it was left off the last time."""
         with self._lock:
             return self._files.setdefault(path, _Growing(path)).read()
 
@@ -172,7 +172,7 @@ def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[Event]:
 
 
 def _skipped(curves: dict[str, dict[str, Curve]]) -> list[Event]:
-    """Return where steps updated nothing: one event for each stretch of lines that say so."""
+    """Find the steps that updated nothing: one event for each stretch of lines that say so."""
     found = []
     for phase, own in curves.items():
         if "skipped" not in own:

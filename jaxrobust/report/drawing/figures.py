@@ -119,7 +119,7 @@ def _drawable(value: float | None, axis: Axis) -> bool:
 
 
 def _empty(title: str, kind: str, note: str) -> Html:
-    """Return what stands in place of a figure without a point."""
+    """Draw the sentence in place of a figure without a point."""
     said = f"There is nothing to draw: no value is {kind}."
     return tag(
         "figure",
@@ -209,7 +209,7 @@ def _grid(fx: _Frame, fy: _Frame, x: Axis, y: Axis) -> Html:
 
 
 def _anchored(place: float) -> tuple[str, str]:
-    """Return how the number below a tick is set, and where: at the right edge it ends there."""
+    """Place the number below a tick: at the right edge it ends there."""
     near = place > _WIDTH - 22
     return ("end", f"{_WIDTH - 1}") if near else ("middle", f"{place:.1f}")
 
@@ -241,7 +241,7 @@ def _drawn(number: int, curve: Line, fx: _Frame, fy: _Frame) -> list[Html]:
 
 
 def _summary(curves: Sequence[Line], y: Axis) -> str:
-    """Return what a curve shows, for those who do not see it."""
+    """Describe a curve for those who do not see it."""
     told = []
     for curve in curves[:8]:
         finite = [v for v in curve.y if math.isfinite(v)]

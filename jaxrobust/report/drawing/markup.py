@@ -1,4 +1,4 @@
-"""HTML from text that nobody trusts: what is not marked as HTML is escaped."""
+"""HTML from text that is not trusted: what is not marked as HTML is escaped."""
 
 import html
 import json

@@ -65,7 +65,7 @@ def _function(function: parts.UserFunction) -> list[str]:
 
 
 def _of_files(record: AccuracyRecord) -> bool:
-    """Tell whether a record is of files of corruptions, each a split of its own."""
+    """Tell whether a record is of files of corruptions, each of which is a split."""
     return (record.corruptions or {}).get("images") == "files"
 
 
@@ -113,7 +113,7 @@ def _attack(record: AccuracyRecord) -> list[str]:
 
 
 def part(one: Evaluation) -> Html:
-    """Return what to copy of an evaluation, folded."""
+    """Write the command, the record and RobustBench's texts of an evaluation, folded."""
     command = evaluate(one, str(one.run) if one.run else None)
     shown = [
         tag("p", _remark(one), class_="note"),
@@ -125,11 +125,11 @@ def part(one: Evaluation) -> Html:
 
 
 def _remark(one: Evaluation) -> str:
-    """Return what to know of the command."""
+    """Say how far the command repeats the evaluation."""
     if not one.record.method and one.record.attacks:
         return (
             "A training tested itself here; jaxrobust train with its config repeats that. "
-            "The command below asks evaluate's attack of this name, with draws of its own."
+            "The command below asks evaluate's attack of this name, with other random draws."
         )
     same = "The command gives the same verdicts with the same weights, data and versions."
     if one.record.replayed is not None or "ladder" in str(one.record.method):

@@ -63,7 +63,7 @@ def groups(found: Sequence[Evaluation]) -> list[list[Evaluation]]:
 
 
 def difference(first: Evaluation, other: Evaluation, key: str) -> Paired | None:
-    """Return how two evaluations differ in `clean` or `robust` on the images of both.
+    """Compare two evaluations in `clean` or `robust` on the images of both.
 
     Without those that a replayed point decided in one of them. None: they have no image in common,
     or other labels on it.
@@ -81,7 +81,7 @@ def difference(first: Evaluation, other: Evaluation, key: str) -> Paired | None:
 
 
 def _left_out(first: Evaluation, other: Evaluation) -> np.ndarray:
-    """Return which of the images of both replayed points decided, as `comparable.left_out`."""
+    """Find the images of both that replayed points decided, as `comparable.left_out`."""
     a, b = first.verdicts, other.verdicts
     assert a is not None and b is not None, "groups() has them"
     ids, here, there = np.intersect1d(a.image_ids, b.image_ids, return_indices=True)

@@ -60,7 +60,7 @@ def part(
 
 
 def title(one: Evaluation) -> str:
-    """Return what an evaluation is called on the page."""
+    """Name an evaluation on the page."""
     threats = ", ".join(sentences.balls(one.record)) or "no attack"
     phase = str(one.record.weights or "").partition(",")[0]
     said = f"{sentences.method(one.record)}, {threats}"
@@ -119,7 +119,7 @@ def _left(one: Evaluation, key: str) -> Html:
 
 
 def _costs(one: Evaluation) -> Html | None:
-    """Return what each attack removed and cost as a table."""
+    """Tabulate the images that each attack removed, and its costs."""
     costs: list[Any] = [*(one.record.costs or ())]
     if not costs:
         said = (
@@ -151,7 +151,7 @@ def _seconds(value: float | None) -> str:
 
 
 def by_class(found: Verdicts) -> dict[int, tuple[int, int, int]]:
-    """Return how many images of each label there are, are right, and withstand everything."""
+    """Count the images of each label: all, the right ones, those that withstand everything."""
     return {
         int(label): (
             int((found.labels == label).sum()),

@@ -107,7 +107,7 @@ class Search(NamedTuple):
 
 
 def searched(one: Evaluation) -> list[Search]:
-    """Return where the adversarial images of an evaluation are, as far as they are there.
+    """Find the adversarial images of an evaluation, as far as they are there.
 
     The union of several threats has a ledger for each, or those of their own evaluations; so has a
     worst case, but for its attacks of fixed steps, which keep no images.

@@ -1,4 +1,4 @@
-"""What a page says in words: what a number is of, what it is worth, and what puts it in doubt."""
+"""The sentences of a page: what a number is of, what it is worth, and what puts it in doubt."""
 
 import json
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def balls(record: AccuracyRecord) -> list[str]:
 
 
 def method(record: AccuracyRecord) -> str:
-    """Return the attack of a record in words, without its threat."""
+    """Name the attack of a record, without its threat."""
     attacks = record.attacks
     if record.worst_case:
         return "worst case"
@@ -61,7 +61,7 @@ def method(record: AccuracyRecord) -> str:
 
 
 def network(one: Evaluation) -> str:
-    """Return which network an evaluation is of."""
+    """Name the network of an evaluation."""
     which = one.record.weights
     return f"{one.model or 'the network'}{f' ({which})' if which else ''}"
 
@@ -162,12 +162,12 @@ def chosen(found: Gathered) -> list[Evaluation]:
 
 
 def identity(one: Evaluation) -> str:
-    """Return what tells one network from another."""
+    """Identify a network by the hash of its weights, else by its file and their name."""
     return str(one.record.weights_sha256 or f"{one.file} {one.record.weights}")
 
 
 def question(one: Evaluation) -> str:
-    """Return what must be the same in two records for their verdicts to be compared."""
+    """Write as one text all that two records must share for their verdicts to be compared."""
     record = one.record
     images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
     how = [record.preprocessing, record.search_dtype, record.image_size, record.attacks]
@@ -176,7 +176,7 @@ def question(one: Evaluation) -> str:
 
 
 def state(run: Run) -> str:
-    """Return how far a run has come, in a sentence or two."""
+    """Describe how far a run has come, in a sentence or two."""
     if not run.metrics.curves:
         return f"{run.name} has no metrics yet."
     phase = run.phases[-1]

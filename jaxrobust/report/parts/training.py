@@ -132,4 +132,4 @@ def _events(run: Run) -> Html | None:
         return tag("p", "No alarm was raised, no step was skipped and nothing was rolled back.")
     more = len(run.metrics.events) - 50
     caption = f"What happened{f' (and {more} more events)' if more > 0 else ''}"
-    return table(caption, ("phase", "step", "what", "in words"), rows, words=4)
+    return table(caption, ("phase", "step", "what", "details"), rows, words=4)

@@ -269,7 +269,7 @@ def split_config(given: str) -> tuple[Path, str]:
 
 
 def load_config(given: str) -> Any:
-    """Return what `get_config` of a config, `FILE[:ARGUMENTS]`, returns, unlocked.
+    """Call `get_config` of a config, `FILE[:ARGUMENTS]`; the config comes back unlocked.
 
     Raises:
       ValueError: there is none, or a mistake in it; one sentence.
@@ -285,7 +285,7 @@ def load_config(given: str) -> Any:
 
 
 def config_name(given: str) -> str:
-    """Return what a config is called in names of files: its own name and its arguments."""
+    """Name a config for names of files: by its own name and its arguments."""
     path, arguments = split_config(given)
     return "-".join([path.stem, *re.findall(r"[\w.=]+", arguments)])
 
@@ -311,7 +311,7 @@ def config_file(given: str) -> Path:
 
 
 def _reason(error: Exception, path: Path, hint: str) -> str:
-    """Return what is wrong with a command line or with the config file that it names, as one
+    """Explain the mistake in a command line or in the config file that it names, as one
     sentence.
     """
     message = " ".join(str(error).replace("\\n", " ").split())
@@ -426,7 +426,7 @@ def _without_no(name: str) -> str:
 
 
 def _literal(text: str) -> Any:
-    """Return what a text says in JSON or Python; the text itself if it says nothing there."""
+    """Read a text as JSON or Python; the text itself comes back if it is neither."""
     for read in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return read(text.strip())

@@ -29,7 +29,7 @@ class Named(NamedTuple):
     sha256: str | None  # of that file
 
     def record(self) -> dict[str, Any]:
-        """Return what a record says of it."""
+        """Describe it for a record."""
         return {"name": self.name, "file": self.file, "sha256": self.sha256}
 
 

@@ -77,7 +77,7 @@ def program(what: str, *arguments: Any) -> str:
 
 
 def expected(name: str) -> str:
-    """Return in words what compiling a `program` took last time on this machine."""
+    """Say how long compiling a `program` took last time on this machine."""
     known = _remembered().get(name)
     if known is None:
         return "minutes for a large network"
@@ -121,7 +121,7 @@ def _times() -> Path:
 
 
 def _remembered() -> dict[str, dict[str, Any]]:
-    """Return what is known of programs; of a damaged or older file nothing."""
+    """Read the times that are known of programs; of a damaged or older file there are none."""
     try:
         found = json.loads(_times().read_text())
         return {

@@ -72,7 +72,7 @@ def chip(device_kind: str) -> Chip | None:
 
 
 def devices() -> str:
-    """Return how many devices compute, and what they are.
+    """Name the devices that compute, with their number.
 
     A CPU is one for each process, into however many devices JAX divides it: a record names the
     machine, whatever the command that wrote it.

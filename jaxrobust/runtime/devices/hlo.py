@@ -72,7 +72,7 @@ class Module(NamedTuple):
     devices: int  # that run the program together
 
     def root(self, computation: str) -> Instruction:
-        """Return what a computation returns."""
+        """Find the instruction whose result a computation returns."""
         return self.computations[computation][self.roots[computation]]
 
 

@@ -106,7 +106,7 @@ def too_large(error: str, remedy: str) -> str:
 
 
 def read(text: str) -> dict[str, Any]:
-    """Return what the text of an executable says: per chip, and per run of the program."""
+    """Read the costs in the text of an executable: per chip, and per run of the program."""
     module = hlo.parse(text)
     found = hlo.collectives(module)
     kinds: dict[tuple[str, bool], list[hlo.Collective]] = {}

@@ -36,7 +36,7 @@ def held(path: Path, *, what: str, otherwise: str, wait: bool = False) -> Iterat
 
     Args:
       path: of the lock.
-      what: is locked, in words.
+      what: the words for what is locked.
       otherwise: what to do instead of waiting.
       wait: until another process has done with it, however long that takes.
     Raises:
@@ -122,7 +122,7 @@ def _lock(file: int) -> bool:
 
 
 def _read(file: int) -> dict[str, Any] | None:
-    """Return who holds a lock, as it says itself; None: nobody, or not known yet."""
+    """Read who holds a lock, as the holder wrote; None: no process does, or it is not known yet."""
     try:
         holder = json.loads(os.pread(file, 4096, 0))
         return holder if {"host", "pid", "since", "started", "sign"} <= holder.keys() else None
@@ -161,7 +161,7 @@ def _runs(holder: dict[str, Any] | None) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process was started, by Linux's clock; None: it has ended, or nobody knows."""
+    """Read when a process was started, by Linux's clock; None: it has ended, or it is not known."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):

@@ -49,7 +49,7 @@ def commit() -> str:
 
 
 def _installed() -> str | None:
-    """Return what the installer noted of where this very package is from; None: nothing that is
+    """Read the installer's note of where this very package is from; None: there is none that is
     exact.
     """
     try:

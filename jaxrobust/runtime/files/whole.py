@@ -19,14 +19,14 @@ class DiskFull(OSError):
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Tell whether an error, or one behind it, is about no room for a file: a full disk, a quota or
-    a limit on the size of files.
+    """Tell whether an error, or one behind it, is about no space for a file: a full disk, a
+    quota or a limit on the size of files.
     """
     return _reason(error) is not None
 
 
 def _reason(error: BaseException | None) -> str | None:
-    """Return what the system says of a full disk; None: the error is another one."""
+    """Find the system's words for a full disk; None: the error is another one."""
     while error is not None:
         for number in _NO_ROOM:
             said = os.strerror(number)

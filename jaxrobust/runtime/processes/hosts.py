@@ -31,7 +31,7 @@ _calls = itertools.count()
 
 
 def first(value: int) -> int:
-    """Return what the first host says: others may have another, or a later, view of the files."""
+    """Take the first host's value for all: others may have another or later view of the files."""
     if jax.process_count() == 1:
         return value
     return type(value)(broadcast_one_to_all(np.array(value)))
@@ -98,7 +98,7 @@ def _lengths(mine: int) -> list[int]:
 
 
 def together(function: Callable[[], T]) -> T:
-    """Return what `function` returns; where it raises ValueError in one process, all raise it."""
+    """Call `function`; where it raises ValueError in one process, all raise it."""
     if jax.process_count() == 1:
         return function()
     result: Any = None
@@ -123,7 +123,7 @@ def agree(
 
     Args:
       identity: what this process has.
-      what: another process does or has, in words, where it is something else.
+      what: the words for another process that does or has something else.
       remedy: what to do then.
     """
     ours = json.loads(json.dumps(identity))
@@ -136,7 +136,7 @@ def agree(
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Say in what two evaluations differ, in words; "" if in nothing."""
+    """Say how two evaluations differ; "" if they do not."""
     differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
     return "; ".join(
         f"{k} is {_short(theirs.get(k))} there, {_short(ours.get(k))} here" for k in differing

@@ -209,7 +209,7 @@ def _missing(
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
             return (
-                f"nobody answers at --coordinator_address {coordinator} within {timeout_s:g} s "
+                f"no process answers at --coordinator_address {coordinator} within {timeout_s:g} s "
                 f"({error}); that is process 0: {remedy}"
             )
     return (

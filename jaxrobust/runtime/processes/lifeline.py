@@ -42,7 +42,7 @@ class Notice(NamedTuple):
 
 
 def verdict(notice: Notice, again: str) -> tuple[str, int]:
-    """Return what a process says whose pod has lost another one, and the code it ends with.
+    """Write the last sentence of a process whose pod has lost another one, with its exit code.
 
     Args:
       notice: of the process that ended first.
@@ -113,7 +113,7 @@ class Lifeline:
             self._gone.wait(LINGER)
 
     def done(self) -> None:
-        """Say that this process ends as all others do, so that nobody misses it."""
+        """Say that this process ends as all others do, so that no other takes it for lost."""
         self._send_all({"process": self._process, "done": True})
 
     def _live(self) -> None:
@@ -279,7 +279,7 @@ def joined(end: Callable[[str, int], None], again: Callable[[], str]) -> Lifelin
         from jaxrobust.runtime.text.progress import say  # with JAX, which a command imports late
 
         say(
-            f"WARNING: process {state.process_id} has no connection to process 0 of its own "
+            f"WARNING: process {state.process_id} has no direct connection to process 0 "
             f"({os.strerror(error.errno or 0)}); if one of them dies, the other hears of it by "
             "JAX, after 100 s",
             every_process=True,

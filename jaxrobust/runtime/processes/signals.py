@@ -1,6 +1,6 @@
 """What a process says and does at once when it is asked to stop, wherever its main thread is.
 
-Python runs its handler of a signal between two of its own instructions, so that a compilation of
+Python runs its handler of a signal between two instructions of Python, so that a compilation of
 minutes holds it up without a word. A thread hears of each signal when it comes.
 """
 
@@ -29,7 +29,7 @@ class Reaction(NamedTuple):
 
 
 def reaction(number: int, *, asked_before: bool, saves: bool, compiling: bool) -> Reaction | None:
-    """Return what a signal calls for beside what Python's handler does; None: nothing.
+    """Choose the response to a signal beside Python's handler; None: there is none.
 
     Args:
       number: SIGTERM or SIGINT.

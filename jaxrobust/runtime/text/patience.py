@@ -134,8 +134,8 @@ def lasting(
 
     Args:
       what: goes on, or a function that says how far it is.
-      last: how long it took before, in words.
-      since: what is counted, in words.
+      last: the words for how long it took before.
+      since: the words for what is counted.
       here: whether people are told, not on another host.
     """
     wait = Wait(what if callable(what) else lambda: what, last=last, since=since)

@@ -40,7 +40,7 @@ def columns() -> int:
 
 
 class Part(NamedTuple):
-    """A piece of a line; what has the highest `rank` is left out first where room is short."""
+    """A piece of a line; what has the highest `rank` is left out first where space is short."""
 
     text: str
     rank: int = 0
@@ -49,7 +49,7 @@ class Part(NamedTuple):
 def fitted(head: str, parts: Sequence[Part], room: int) -> str:
     """Return tqdm's `bar_format` of a line of `room` columns: head, percentage, bar and parts.
 
-    Of the bar there are up to 20 columns, and none where the parts leave no room for it.
+    Of the bar there are up to 20 columns, and none where the parts leave no space for it.
     """
     taken = len(f"{head} 100%  ")
     line = joined("", parts, room - taken)

@@ -17,7 +17,7 @@ def png(svg: str) -> bytes:
 
 
 def lacking() -> str:
-    """Return what pictures lack on this machine, as a sentence; nothing where all is well.
+    """Say what pictures lack on this machine; an empty text where all is well.
 
     Raises:
       ValueError: there can be none, because resvg is not installed.

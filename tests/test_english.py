@@ -1,0 +1,109 @@
+"""Plain English where a user or a newcomer reads: docstrings, messages and pages."""
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl.testing import absltest, parameterized
+
+from tests.support.paths import ROOT
+
+PACKAGE = ROOT / "jaxrobust"
+# The folders and files that are held to it.
+CLEAN = (
+    "runtime",
+    "commands",
+    "convert",
+    "report",
+    "analysis",
+    "doctor",
+    "estimate",
+    "__main__.py",
+)
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples/README.md")
+
+# A docstring's first line is imperative and true without the code; these say nothing without it.
+EMPTY = re.compile(r"\bReturns? (what|how|where|which)\b")
+# Words of a private vocabulary, and turns that a reader of another language stumbles over.
+WORDS = re.compile(r"(?<![.\w])(nobody|of its own|in words|rooms?|doors?|floors?)\b(?!\()", re.I)
+_CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
+# Where a house is drawn, it may have rooms.
+OF_A_HOUSE = {"docs/architecture.md": {"room", "rooms"}}
+
+
+@functools.cache
+def files() -> list[Path]:
+    return [
+        path
+        for name in CLEAN
+        for path in ([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).rglob("*.py"))
+    ]
+
+
+def texts(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """(line, text, is a docstring) of each string that somebody may read."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and ast.get_docstring(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, _CODE.sub("", node.value), node in docstrings
+
+
+def pages() -> list[Path]:
+    found = [*PACKAGE.rglob("*.md")]
+    for name in PAGES:
+        path = ROOT / name
+        found += [*path.glob("*.md")] if path.is_dir() else [path] * path.is_file()
+    return sorted(found)
+
+
+class EnglishTest(parameterized.TestCase):
+    def test_first_lines_say_something_without_the_code(self):
+        self.assertGreater(len(files()), 100)
+        found = [
+            f"{path.relative_to(ROOT)}:{line}: {text.splitlines()[0]}"
+            for path in files()
+            for line, text, is_docstring in texts(path)
+            if is_docstring and EMPTY.search(text.strip().partition("\n\n")[0])
+        ]
+        self.assertEmpty(found)
+
+    def test_docstrings_and_messages_use_the_words_of_the_field(self):
+        found = [
+            f"{path.relative_to(ROOT)}:{line}: {match[0]!r}"
+            for path in files()
+            for line, text, _ in texts(path)
+            if (match := WORDS.search(text))
+        ]
+        self.assertEmpty(found)
+
+    def test_pages_too(self):
+        found = []
+        for path in pages():
+            name = str(path.relative_to(ROOT))
+            for match in WORDS.finditer(_CODE.sub("", path.read_text())):
+                if match[1].lower() not in OF_A_HOUSE.get(name, set()):
+                    found.append(f"{name}: {match[0]!r}")
+        self.assertEmpty(found)
+
+    @parameterized.parameters(
+        ("Return what a file says.", EMPTY, True),
+        ("Return the names of a file.", EMPTY, False),
+        ("None: nobody knows", WORDS, True),
+        ("Math.floor(x)", WORDS, False),
+        ("a floor of the loss", WORDS, True),
+        ("outdoors and mushrooms", WORDS, False),
+    )
+    def test_of_this_test(self, text, pattern, expected):
+        self.assertEqual(bool(pattern.search(text)), expected)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,45 @@
+"""The pictures of docs/ are those of today's code."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+from absl.testing import absltest, parameterized
+
+from tests.support.paths import ROOT
+from tools import draw_architecture
+
+
+class PicturesTest(parameterized.TestCase):
+    @parameterized.parameters("rooms.svg", "image.svg", "step.svg")
+    def test_are_up_to_date(self, name):
+        drawn = draw_architecture.pictures()[name]
+        message = "run python tools/draw_architecture.py"
+        self.assertEqual((ROOT / "docs" / name).read_text(), drawn, message)
+        self.assertIn(f"({name})", (ROOT / "docs" / "architecture.md").read_text())
+        ElementTree.fromstring(drawn)
+
+    def test_every_arrow_that_is_left_out_follows(self):
+        below = draw_architecture._direct({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+        self.assertEqual(below, {"a": {"b"}, "b": {"c"}, "c": set()})
+
+    def test_rooms_stand_above_what_they_import(self):
+        _, below = draw_architecture.rooms()
+        rows = draw_architecture.levels(below, from_top=False)
+        at = {name: number for number, row in enumerate(rows) for name in row}
+        for name, others in below.items():
+            for other in others:
+                self.assertLess(at[name], at[other])
+        self.assertLess(at["commands"], at["attacks"])
+
+    def test_a_name_that_the_code_does_not_have(self):
+        with self.assertRaises(AttributeError):
+            draw_architecture.flow({"a": draw_architecture.Step("A", "types:Nothing")})
+
+    def test_text_stays_inside_of_its_box(self):
+        for drawn in draw_architecture.pictures().values():
+            for text in re.findall(r'text-anchor="middle" [^>]*>([^<]+)<', drawn):
+                self.assertLessEqual(len(text), 40, text)
+
+
+if __name__ == "__main__":
+    absltest.main()
