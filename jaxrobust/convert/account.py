@@ -21,8 +21,8 @@ _NAMED = 20  # classes; more stand in a file
 class Account(NamedTuple):
     """What is known beside the weights; None or empty: nothing."""
 
-    which: str  # the weights, in words
-    trained: str = ""  # how, in words
+    which: str  # a description of the weights
+    trained: str = ""  # a description of the training
     norm: str | None = None  # of the ball that it was trained or published for
     epsilon: float | None = None  # in units of [0, 1] pixels
     preprocessing: str | None = None
@@ -124,14 +124,14 @@ def classes(network: Network, known: Account) -> str:
 
 
 def channels(network: Network) -> str:
-    """Return the channels in words."""
+    """Describe the channels."""
     return {1: "1 channel, grey", 3: "3 channels, RGB"}.get(
         network.in_channels, f"{network.in_channels} channels"
     )
 
 
 def normalisation(network: Network) -> str:
-    """Return mean and std in words; empty: the network takes images as they are."""
+    """Describe mean and std; empty: the network takes images as they are."""
     if not network.normalised:
         return ""
     values = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
@@ -152,14 +152,14 @@ def prepared(network: Network, known: Account) -> str:
 
 
 def threat(known: Account) -> str:
-    """Return the threat model in words."""
+    """Describe the threat model."""
     if known.norm is None or known.epsilon is None:
         return UNKNOWN if not known.trained else "none: it was trained on clean images"
     return f"{radius(known.norm, known.epsilon)}, in units of [0, 1] pixels"
 
 
 def images(record: dict[str, Any]) -> str:
-    """Return the images of a record in words."""
+    """Describe the images of a record."""
     first, _, last = str(record.get("image_ids", "")).partition("..")
     count = f"{int(last) - int(first) + 1:,} of " if first.isdigit() and last.isdigit() else ""
     return f"{count}{record.get('dataset')}, split {record.get('split')}"

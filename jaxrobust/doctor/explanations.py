@@ -188,7 +188,7 @@ def permutation(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _told(order: np.ndarray, names: tuple[str, ...]) -> str:
-    """Return a permutation in words."""
+    """Describe a permutation."""
     count = len(order)
     for words, usual in _usual_orders(names, count):
         if (order == usual).all():

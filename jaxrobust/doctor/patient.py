@@ -37,8 +37,8 @@ class Patient:
       others: the same network in other compute types, such as {"bfloat16": logits_fn}.
       arrays: f32[M,H,W,C], the first M images as arrays are resized, without PIL; None: the images
         have the network's size.
-      recorded: what accuracy is expected; None: nobody has said.
-      classes: names of the classes; empty: nobody has said.
+      recorded: what accuracy is expected; None: not known.
+      classes: names of the classes; empty: not known.
     Raises:
       ValueError: no norm, or no radius of it, with what to do.
     """
@@ -96,7 +96,7 @@ class Patient:
 
     @cached_property
     def flags(self) -> reliability.Flags:
-        """Return what `evaluation.doubts` has against the network."""
+        """List the doubts of `evaluation.doubts` about the network."""
         return reliability.check_network(
             self.forward,
             self.logits_fn,

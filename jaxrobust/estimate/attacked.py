@@ -62,7 +62,7 @@ def seconds_of(found: dict[str, Any], *, images: int, robust: float) -> float:
 
 
 def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
-    """Return what chips take that are not here, at an assumed share of their peak."""
+    """Estimate the time of chips that are not here, at an assumed share of their peak."""
     settings = _settings(config)
     # Backward to the image: the same.
     seconds = build.forward_flops(config) / (target.float32 * utilisation)
@@ -73,7 +73,7 @@ def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
 
 
 def slots_of_chip(image_size: int) -> int:
-    """Return what `engine.make` gives an accelerator by default."""
+    """Choose the number of slots that `engine.make` gives an accelerator by default."""
     return 512 if image_size <= _SMALL else 64
 
 

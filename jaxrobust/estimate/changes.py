@@ -1,4 +1,4 @@
-"""A config with its changes on the command line, of a command that has flags of its own."""
+"""A config with its changes on the command line, of a command that has further flags."""
 
 import re
 import sys

@@ -36,7 +36,7 @@ class Computed(NamedTuple):
 def computed(
     work: Work, target: Target, *, utilisation: float, chips: list[Any] | None
 ) -> Computed:
-    """Return what a phase takes.
+    """Estimate the time of a phase.
 
     Args:
       utilisation: share of the chips' peak that the model's operations reach. Where the

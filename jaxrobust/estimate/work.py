@@ -43,7 +43,7 @@ class Work(NamedTuple):
 
 
 def work(config: Config) -> list[Work]:
-    """Return what the phases that happen have to do.
+    """Collect the work of the phases that happen.
 
     Raises:
       ValueError: a data set that is not here and of unknown size; a mistake in the config.

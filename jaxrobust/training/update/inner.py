@@ -70,7 +70,7 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
 
 
 def _start(a: Config) -> bool | attacks.Noise:
-    """Return what `attacks.pgd` calls `random_start`.
+    """Choose the `random_start` of `attacks.pgd`.
 
     Raises:
       ValueError: another word, or one that does not fit the attack.
@@ -121,7 +121,7 @@ def step_of(attack: Config) -> float | None:
         raise ValueError(
             f"attack.relative_step={relative} must be above 0: the step as a multiple of epsilon"
         )
-    return relative * attack.epsilon or None  # a radius of 0 leaves no room, whatever the step
+    return relative * attack.epsilon or None  # a radius of 0 allows no step
 
 
 class Given(NamedTuple):
