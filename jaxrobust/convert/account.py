@@ -114,14 +114,14 @@ def classes(network: Network, known: Account) -> str:
 
 
 def channels(network: Network) -> str:
-    """Name the channels."""
+    """Describe the channels."""
     return {1: "1 channel, grey", 3: "3 channels, RGB"}.get(
         network.in_channels, f"{network.in_channels} channels"
     )
 
 
 def normalisation(network: Network) -> str:
-    """Write mean and std; empty: the network takes images as they are."""
+    """Describe mean and std; empty: the network takes images as they are."""
     if not network.normalised:
         return ""
     values = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
@@ -142,14 +142,14 @@ def prepared(network: Network, known: Account) -> str:
 
 
 def threat(known: Account) -> str:
-    """Name the threat model."""
+    """Describe the threat model."""
     if known.threat is None:
         return UNKNOWN if not known.trained else "none: it was trained on clean images"
     return f"{known.threat.written()}, in units of [0, 1] pixels"
 
 
 def images(record: AccuracyRecord) -> str:
-    """Count and name the images of a record."""
+    """Describe the images of a record."""
     first, _, last = str(record.image_ids or "").partition("..")
     count = f"{int(last) - int(first) + 1:,} of " if first.isdigit() and last.isdigit() else ""
     return f"{count}{record.dataset}, split {record.split}"

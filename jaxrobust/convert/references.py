@@ -26,6 +26,7 @@ from jaxrobust.weights.store.artifact import Network
 
 Arrays = dict[str, Any]  # np.ndarray
 
+MODULES = Path(__file__).parent / "torch_modules"
 INSTALL = "pip install 'jaxrobust[parity]'"
 
 
@@ -60,9 +61,8 @@ def named(network: Network, *, wrapped: bool) -> Arrays:
 
 
 def module_file(name: str) -> Path:
-    """Return the PyTorch file of an architecture."""
-    folder, file = Path(__file__).parent / "torch_modules", f"{models.family(name).file}.py"
-    return next(folder.rglob(file))
+    """Find the PyTorch file of an architecture."""
+    return next(MODULES.rglob(f"{models.family(name).file}.py"))
 
 
 def module_row(network: Network) -> dict[str, Any]:

@@ -132,20 +132,25 @@ def _constant(name: str, values: tuple[str, ...]) -> str:
 
 
 def _code(file: Path) -> str:
-    """Return the file's code with what it takes from `layers` written out behind it."""
-    code, layers = file.read_text(), file.with_name("layers.py").read_text()
+    """Write out the file's code behind the layers that it derives from, before those it calls."""
+    code, layers = file.read_text(), references.MODULES.joinpath("layers.py").read_text()
     tree, shared = ast.parse(code), ast.parse(layers)
     taken = _taken(tree, shared)
-    constants = [_lines(layers, node) for node in taken if isinstance(node, ast.Assign)]
-    others = [_lines(layers, node) for node in taken if not isinstance(node, ast.Assign)]
     last = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)][-1]
+    own = [node for node in tree.body if node.lineno > last.lineno]
+    first = set().union(*map(_at_import, own))
+    parts: dict[str, list[str]] = {"constants": [], "bases": [], "called": []}
+    for node in taken:
+        at = "bases" if _name(node) in first else "called"
+        parts["constants" if isinstance(node, ast.Assign) else at].append(_lines(layers, node))
     body = "\n".join(code.splitlines()[last.end_lineno :]).strip()
-    imports = _imports(tree, shared) + "".join(f"\n\n{line}" for line in constants)
-    return "\n\n\n".join([imports, body, *others])
+    imports = _imports([tree, shared], set().union(*map(_names, [*own, *taken])))
+    head = "\n\n".join([imports, *parts["constants"]])
+    return "\n\n\n".join([head, *parts["bases"], body, *parts["called"]])
 
 
 def _taken(tree: ast.Module, shared: ast.Module) -> list[ast.stmt]:
-    """Return the definitions of `shared` that `tree` imports, and those that these need."""
+    """List the definitions of `shared` that `tree` imports, and those that these need."""
     wanted = {
         alias.name
         for node in tree.body
@@ -155,22 +160,45 @@ def _taken(tree: ast.Module, shared: ast.Module) -> list[ast.stmt]:
     wanted.add("normalized")  # for load()
     taken: list[ast.stmt] = []
     for node in reversed(shared.body):  # what a definition needs stands above it
-        named = node.targets[0] if isinstance(node, ast.Assign) else node
-        if getattr(named, "name", getattr(named, "id", None)) in wanted:
+        if _name(node) in wanted:
             taken.insert(0, node)
-            wanted |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+            wanted |= _names(node)
     return taken
 
 
-def _imports(*trees: ast.Module) -> str:
-    """Return the imports of several files and of `load()`, the standard library's first."""
-    whole: set[str] = {"hashlib"}
-    parts: dict[str, set[str]] = {"pathlib": {"Path"}}
+def _name(node: ast.stmt) -> str | None:
+    """Read the name that a statement defines."""
+    named = node.targets[0] if isinstance(node, ast.Assign) else node
+    return getattr(named, "name", getattr(named, "id", None))
+
+
+def _names(node: ast.AST) -> set[str]:
+    """Collect the names that a piece of code reads, without its local variables."""
+    names = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
+    local = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    return {name.id for name in names} - local
+
+
+def _at_import(node: ast.stmt) -> set[str]:
+    """Collect the names that a statement reads before any function is called."""
+    if isinstance(node, ast.FunctionDef):
+        return set().union(*map(_names, filter(None, [node.args, node.returns])))
+    if isinstance(node, ast.ClassDef):
+        return set().union(*map(_names, node.bases), *map(_at_import, node.body))
+    return _names(node)
+
+
+def _imports(trees: list[ast.Module], used: set[str]) -> str:
+    """Write the imports of several files that are used, and those of `load()`."""
+    whole: set[str] = {"hashlib", "torch"}
+    parts: dict[str, set[str]] = {"pathlib": {"Path"}, "torch": {"nn"}}
     for node in (node for tree in trees for node in tree.body):
         if isinstance(node, ast.Import):
-            whole |= {alias.name for alias in node.names}
+            whole |= {alias.name for alias in node.names} & used
         elif isinstance(node, ast.ImportFrom) and node.module and node.module != _LAYERS:
-            parts.setdefault(node.module, set()).update(alias.name for alias in node.names)
+            names = {alias.name for alias in node.names} & used
+            if names:
+                parts.setdefault(node.module, set()).update(names)
     lines = [f"import {name}" for name in sorted(whole)]
     lines += [f"from {name} import {', '.join(sorted(parts[name]))}" for name in sorted(parts)]
     groups = ([line for line in lines if (" torch" in line) == ours] for ours in (False, True))

@@ -31,7 +31,7 @@ class Source:
       image_shape: (H, W, channels) when all images have it, else None.
       read: indices in [0, size) -> records; picklable; raises DataError on a damaged record.
       remedy: what to do when the data is damaged, the end of every such message.
-      classes: the classes' names in the order of labels; empty where nobody names them.
+      classes: the classes' names in the order of labels; empty where they have none.
       describe: an index -> the words for that record in a message, with its file's name if any.
       ids_sha256: of the list of ids that chose the records, where one did.
       labels: int32[size] of the records, where they are known without reading these.

@@ -30,11 +30,11 @@ from jaxrobust.sections import Config
 from jaxrobust.types import Threat
 from jaxrobust.weights.trained import runs
 
-_RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}  # where nobody names one: CIFAR-10's
+_RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}  # the defaults: CIFAR-10's
 
 
 class Examination(NamedTuple):
-    """The words for what was examined, and what was found."""
+    """A description of the examined network, and the findings."""
 
     of: str
     findings: list[Finding]
@@ -87,7 +87,7 @@ def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
 
 
 def _read(given: Given, images: int) -> tuple[str, Patient]:
-    """Read the network with its images, and say what is examined."""
+    """Load the network and its images, with a description of them."""
     run = Path(given.workdir) if given.workdir else None
     compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
     origin, subject, source = flags.settled(given)
@@ -123,7 +123,7 @@ def _chosen(size: int, images: int) -> np.ndarray:
 def _recorded(
     run: Path | None, which: str | None, subject: Subject, source: registry.Source
 ) -> Recorded | None:
-    """Find the accuracy of these weights on this split in the run's own records, if it is there."""
+    """Find the run's own record of these weights on this split, if there is one."""
     if run is None or not (run / "results.jsonl").is_file():
         return None
     for record in reversed(records.read(run)):

@@ -47,14 +47,14 @@ class Finding(NamedTuple):
 
     @property
     def cause(self) -> str:
-        """Explain the cause."""
+        """Name the cause."""
         if self.after:
             return f"it follows from {self.after}, see there"
         return self.seen.cause or self.check.cause
 
     @property
     def remedy(self) -> str:
-        """Explain the remedy."""
+        """Name the remedy."""
         return f"mend {self.after} first" if self.after else self.seen.remedy or self.check.remedy
 
     def plain(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ Tell = Callable[["Finding | str"], None]  # a finding, or the words of what is e
 def examined(
     checks: Sequence[Check[Examined]], patient: Examined, tell: Tell | None = None
 ) -> list[Finding]:
-    """Run all checks of a table in its order, and collect their findings.
+    """Run all checks of a table, in its order.
 
     Where there is somebody to `tell`, each finding is told at once, and what takes long is said.
     A fault that shows in several rows is red in the first of them; those that follow are yellow.
@@ -122,7 +122,7 @@ def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str
 
 
 def _broken(start: str, said: str, columns: int) -> str:
-    """Write a finding; its further lines stand below what was seen on a wide terminal."""
+    """Return a line whose further lines stand below what was seen, if they fit."""
     indent = len(start) if columns >= 2 * len(start) else _LEVEL
     return _filled(said, start, indent, max(columns, _NARROWEST))
 
@@ -144,12 +144,12 @@ def _filled(text: str, start: str, indent: int, width: int) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """Write a number with its noun, in the singular or plural."""
+    """Write a number of things."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Count the findings by their level, in one line."""
+    """Count the checks by their outcome, in one line."""
     levels = [finding.seen.level for finding in findings]
     told = [f"{levels.count(level)} {level}" for level in _COLOURS if level in levels]
     return f"{counted(len(findings), 'check')}: {', '.join(told)}"

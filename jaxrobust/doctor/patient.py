@@ -94,7 +94,7 @@ class Patient:
 
     @cached_property
     def flags(self) -> reliability.Flags:
-        """Collect the flags that an evaluation would give the network."""
+        """List the doubts of `evaluation.doubts` about the network."""
         return reliability.check_network(
             self.forward,
             self.logits_fn,

@@ -24,7 +24,7 @@ def account(
     robust: float = 0.5,
     start: float = 0.0,
 ) -> dict[str, Any]:
-    """Estimate the costs of a config.
+    """Estimate the cost of a config.
 
     Args:
       utilisation: the assumed share of the peak; not used for devices that are here.
@@ -174,7 +174,7 @@ def _roofline(figures: dict[str, Any]) -> dict[str, Any]:
 def _autoattack(
     once: attacked.Attacked, chips: int, images: int, robust: float, start: float
 ) -> dict[str, Any]:
-    """Estimate the costs of standard AutoAttack on the network of the last phase."""
+    """Estimate the cost of standard AutoAttack on the network of the last phase."""
     found: dict[str, Any] = {
         "images": images,
         "slots": once.slots,
@@ -192,7 +192,7 @@ def _autoattack(
 
 
 def _known(target: Target, found: dict[str, Any]) -> list[str]:
-    """Name the sources of the other figures, a sentence each."""
+    """State the origin of the other figures, a sentence each."""
     if target.here:
         return [
             "Measured on this machine, for a moment each, times how often it happens: steps, "
@@ -211,7 +211,7 @@ def _known(target: Target, found: dict[str, Any]) -> list[str]:
 
 
 def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: float) -> list[str]:
-    """List the assumptions, a sentence each."""
+    """State the costs that are not measured, a sentence each."""
     lines = []
     if not target.here:
         lines.append(

@@ -74,7 +74,7 @@ def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
 
 
 def slots_of_chip(image_size: int) -> int:
-    """Count the slots that `engine.make` gives an accelerator by default."""
+    """Choose the number of slots that `engine.make` gives an accelerator by default."""
     return 512 if image_size <= _SMALL else 64
 
 

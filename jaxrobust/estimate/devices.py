@@ -48,7 +48,7 @@ class Target(NamedTuple):
     name: str  # as it was written
     kind: str  # as JAX calls one of them
     chips: int  # how many: what JAX calls devices
-    chip: "Chip | None"  # its peaks; None of a CPU, and of a device that nobody has listed
+    chip: "Chip | None"  # its peaks; None of a CPU, and of a device that is not listed
     here: bool
     compiles: bool  # whether a compiler for it is installed, though it is not here
 

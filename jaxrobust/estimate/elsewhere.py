@@ -37,7 +37,7 @@ class Computed(NamedTuple):
 def computed(
     work: Work, target: Target, *, utilisation: float, chips: list[Any] | None
 ) -> Computed:
-    """Estimate the time and memory of a phase.
+    """Estimate the time of a phase.
 
     Args:
       utilisation: share of the chips' peak that the model's operations reach. Where the

@@ -144,7 +144,7 @@ def _batches(work: Work, phase: build.Phase) -> Iterator[Iterator[Batch]]:
 def _steps(
     step: Any, state: Any, batches: Iterator[Batch], control: Any, seconds: float
 ) -> tuple[int, float]:
-    """Take steps for about these seconds; their number and the mean time of one come back.
+    """Count the steps taken in about these seconds, and average the time of one.
 
     The next batch is made while the device computes, as in training.
     """

@@ -86,10 +86,10 @@ def _roofline(found: dict[str, Any]) -> dict[str, str]:
 
 def _fitting(columns: list[dict[str, str]], width: int) -> Iterator[list[dict[str, str]]]:
     """Yield groups of phases that fit beside each other, each at least one."""
-    room = width - _names_width(columns)
+    left = width - _names_width(columns)
     group: list[dict[str, str]] = []
     for column in columns:
-        if group and sum(_width(c) + _GAP for c in (*group, column)) > room:
+        if group and sum(_width(c) + _GAP for c in (*group, column)) > left:
             yield group
             group = []
         group.append(column)
@@ -116,7 +116,7 @@ def _table(columns: list[dict[str, str]]) -> list[str]:
 
 
 def _sums(found: dict[str, Any]) -> list[str]:
-    """Write the costs of the whole training and of the AutoAttack after it, under heads."""
+    """Write the cost of the whole training and of the AutoAttack after it, under heads."""
     rows = {"": None, "training": found["training"]}
     if aa := found.get("autoattack"):
         rows[f"AutoAttack, {aa['images']:,} images, {aa['robust']:.0%} robust"] = aa["expected"]

@@ -48,7 +48,7 @@ class Work(NamedTuple):
 
 
 def work(config: Config) -> list[Work]:
-    """Count the work of the phases that happen.
+    """Collect the work of the phases that happen.
 
     Raises:
       ValueError: a data set that is not here and of unknown size; a mistake in the config.

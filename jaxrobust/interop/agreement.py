@@ -59,7 +59,7 @@ class Agreement(NamedTuple):
 def compared(
     network: Converted, images: np.ndarray, rewrite: Callable[..., Any] = lambda function: function
 ) -> Agreement:
-    """Return how well both sides agree on images f32[B,H,W,C], and how long they take.
+    """Measure the agreement and the times of both sides on images f32[B,H,W,C].
 
     Args:
       network: see `Converted`.
@@ -111,7 +111,7 @@ def _checked(
 
 
 def _bar(limits: dict[str, float], own: float) -> float:
-    """Return what two sides may differ by, when PyTorch's own rounding is `own`."""
+    """Bound the difference of two sides, given PyTorch's rounding `own`."""
     return max(limits["float32"], min(own, limits["widest"]))
 
 
@@ -160,7 +160,7 @@ def _check_alone(images: np.ndarray, all_of: Any, theirs: Pass, bars: tuple[floa
 
 
 def _at_once(one: Pass, images: np.ndarray, seconds: float) -> int:
-    """Return how many images a pass should have: twice as many where each then costs less.
+    """Choose the number of images of a pass: twice as many where each then costs less.
 
     So it is where maps are small and weights large, as in the last stages of a ResNet-18 at 32 px:
     49 ms an image in passes of 8 on one core, 39 in passes of 16, 37 in passes of 32; a ViT's
@@ -203,7 +203,7 @@ def _length(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _cotangent(shape: tuple[int, ...]) -> np.ndarray:
-    """Return what the logits are weighted with: all of them differently."""
+    """Make weights of the logits that all differ."""
     return np.cos(np.arange(np.prod(shape), dtype=np.float64)).reshape(shape)
 
 
@@ -249,7 +249,7 @@ def _keys(network: Converted, count: int) -> tuple[Any, ...]:
 
 
 def _drawing(network: Converted) -> Callable[[np.ndarray, str], list[list[np.ndarray]]]:
-    """Return what gives, for each of some images, all that the network draws, in its order."""
+    """Build the function that draws, for each image, the network's random numbers in its order."""
     program = network.program
 
     def one(weights: Any, image: Any, key: Any) -> Any:

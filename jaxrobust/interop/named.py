@@ -87,7 +87,7 @@ def _file(what: str, name: str, path: Path, said: Mapping[str, Any], output: str
 
 
 def _called(what: str, found: Named, arguments: dict[str, Any]) -> Any:
-    """Return what a function gives for these arguments."""
+    """Call a function with these arguments; take a module as it is."""
     import torch
 
     if isinstance(found.function, torch.nn.Module):  # the module itself

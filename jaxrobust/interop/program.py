@@ -105,7 +105,7 @@ def run(
       table: the operators.
       weights: arrays by their keys; their floating type is what is computed in.
       images: f[B,H,W,C].
-      key: of all that is drawn; each draw has a key of its own, by its place among them.
+      key: of all that is drawn; each draw has another key, by its place among them.
     """
     keys = {}
     if program.draws:
@@ -193,7 +193,7 @@ def read_by(step: Step) -> set[str]:
 def _own_gradient(
     step: Step, table: Mapping[str, Row], values: Mapping[str, Any], types: Mapping[str, Any]
 ) -> list[Array]:
-    """Return the outputs of a step whose gradient is that of its own backward pass."""
+    """Compute the outputs of a step that has a hand-written backward pass."""
     outputs, holes, inputs, gradients = ([*map(_of_one, each)] for each in step.operands)
     read = {name: values[name] for name in sorted(read_by(step)) if name not in outputs}
     leaves, tree = jax.tree.flatten(read)

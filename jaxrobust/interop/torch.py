@@ -118,7 +118,7 @@ def _function(program: Program, output: str) -> Any:
 def _keyed(program: Program, output: str) -> Any:
     """Return the function (weights, images, keys) of a program that may draw random numbers.
 
-    It is computed image by image, so that each meets draws of its own, also where the module draws
+    It is computed image by image, so that each has its draws, also where the module draws
     one for all of its batch.
     """
     name = str(program.results[output])
@@ -138,7 +138,7 @@ def _keyed(program: Program, output: str) -> Any:
 
 
 def _output(exported: Any, program: Program, asked: str | None) -> str:
-    """Return which result is the logits.
+    """Find the logits among the results.
 
     Raises:
       ValueError: `asked` is none of them, or several could be.

@@ -183,7 +183,7 @@ def module(
 
 
 def origin(name: str) -> dict[str, Any] | None:
-    """Return what a record says of a user's function of that name; None: it is one of our names."""
+    """Describe a user's function of that name for a record; None: it is one of our names."""
     return functions.find(foreign.KEY, name).record() if functions.is_name(name) else None
 
 
@@ -278,7 +278,7 @@ def family(name: str) -> Family:
 
 
 def member(name: str) -> Member:
-    """Return what is known of a variant beside its row."""
+    """Look up the facts about a variant that are not in its row."""
     return family(name).members[name]
 
 

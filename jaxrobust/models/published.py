@@ -49,7 +49,7 @@ class Published(NamedTuple):
     autoattack: float  # the same after AutoAttack
     file: str  # below `model_dir`, or the name in timm's hub cache; empty: no file is looked for
     address: str  # of the file that RobustBench fetches
-    sha256: str = ""  # of that file, or how it begins; empty: nobody has published it
+    sha256: str = ""  # of that file, or how it begins; empty: it is not published
     dataset: str = "imagenet"  # a key of `LEADERBOARDS`
     buffers: tuple[str, str] | None = None  # what mean and std are called where no layer holds them
     renamed: tuple[tuple[str, str], ...] = ()  # parts of the reference's names -> those of the file
@@ -213,7 +213,7 @@ _ROWS = {
 
 # RobustBench id -> network. Of ImageNet not there, for they are other architectures:
 # Peng2023Robust (RaWRN), Amini2024MeanSparse_* (MeanSparse layers inside Liu's networks),
-# Bai2024MixedNUTS (an ensemble), Xu2024MIMIR_* (a Swin of its own, with window 14 for L).
+# Bai2024MixedNUTS (an ensemble), Xu2024MIMIR_* (another Swin, with window 14 for L).
 PUBLISHED = {name: net._replace(file=net.file.format(name)) for name, net in _ROWS.items()}
 
 # How ids begin -> the paper that RobustBench names.

@@ -34,7 +34,7 @@ class Cost(NamedTuple):
         return Cost(*(a + b for a, b in zip(self, other, strict=True)))
 
     def times(self, count: float) -> "Cost":
-        """Return what so many of it cost."""
+        """Multiply a cost by a count."""
         return Cost(*(count * value for value in self))
 
 
@@ -88,7 +88,7 @@ def cost(
     image_size: int = 32,
     num_classes: int = 10,
 ) -> Cost:
-    """Return what a network costs whose stages have these depths and widths.
+    """Count the cost of a network whose stages have these depths and widths.
 
     >>> cost((4, 4, 4), (10, 10, 10)).parameters  # WRN-28-10
     36479194.0
@@ -178,7 +178,7 @@ def whole(
     block: str = "basic",
     image_size: int = 32,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return whole depths and widths near real ones that cost about `multiply_adds` for an image.
+    """Choose whole depths and widths near real ones that cost about `multiply_adds` for an image.
 
     To round each number alone misses the cost by up to a fifth, for all of them may go up together.
     So each number is taken down and up, in all combinations (at most 64 of three stages). Of those

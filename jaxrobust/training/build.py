@@ -23,7 +23,7 @@ from jaxrobust.types import Batch, Classifier, Threat
 
 
 def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
-    """Return what a phase minimises."""
+    """Build the objective that a phase minimises."""
     made = objectives.named(p.objective).make(p, attack)
     return objectives.sparse(made, p.l1) if p.l1 else made
 
@@ -60,7 +60,7 @@ def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
 
 
 def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.BatchAugmentation:
-    """Return what the device does to a batch of the phase `name` before the attack sees it.
+    """Build the changes to a batch of the phase `name` on the device, before the attack.
 
     Raises:
       ValueError: a value outside of its range, a group that does not fit a device's images.
@@ -308,7 +308,7 @@ def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.
 def control(
     mesh: jax.sharding.Mesh, *, stop: int = 0, lr_scale: float = 1.0, epsilon_share: float = 1.0
 ) -> step.Control:
-    """Return what this host tells a step."""
+    """Collect this host's inputs of a step."""
     here = np.full(len(mesh.local_devices), stop, np.int32)
     # Not `device_put`, which asks the other hosts for theirs: they may not stop yet.
     return step.Control(

@@ -19,10 +19,127 @@ ACTIVATIONS = {
 }
 
 
-def mlp(dim: int) -> nn.Module:
-    """Return a linear map to four times the width, exact GELU, and a linear map back."""
-    layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
+def named(**layers: nn.Module) -> nn.Sequential:
+    """Chain layers under their names."""
     return nn.Sequential(OrderedDict(layers))
+
+
+def mlp(dim: int, hidden: int = 0, act: type[nn.Module] = nn.GELU) -> nn.Module:
+    """Build linear maps to `hidden` units (0: four times the width) and back, `act` between."""
+    hidden = hidden or 4 * dim
+    return named(fc1=nn.Linear(dim, hidden), act=act(), fc2=nn.Linear(hidden, dim))
+
+
+def conv(
+    ins: int, outs: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = False
+) -> nn.Conv2d:
+    """Build a convolution that keeps the size, but for its stride."""
+    return nn.Conv2d(ins, outs, kernel, stride, kernel // 2, groups=groups, bias=bias)
+
+
+class Residual(nn.Sequential):
+    """x + what its layers make of x one after another.
+
+    A layer `shortcut` maps the x that is added; a layer `last` maps the sum.
+    """
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__(OrderedDict(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = dict(self.named_children())
+        shortcut, last = layers.pop("shortcut", None), layers.pop("last", None)
+        y = x
+        for layer in layers.values():
+            y = layer(y)
+        y = y + (x if shortcut is None else shortcut(x))
+        return y if last is None else last(y)
+
+
+def bottleneck(
+    ins: int, width: int, outs: int, middle: nn.Module, shortcut: nn.Module, act: type[nn.Module]
+) -> nn.Module:
+    """Build 1x1 to `width`, `middle`, 1x1 to `outs`, each with its norm; act(that + shortcut)."""
+    layers = {"conv1": conv(ins, width, 1), "bn1": nn.BatchNorm2d(width), "act1": act()}
+    layers |= {"conv2": middle, "bn2": nn.BatchNorm2d(width), "act2": act()}
+    layers |= {"conv3": conv(width, outs, 1), "bn3": nn.BatchNorm2d(outs)}
+    return Residual(**layers, shortcut=shortcut, last=act())
+
+
+class Mean(nn.Module):
+    """The mean over some axes, by default the pixels of [B, C, H, W]."""
+
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self.axes = axes or (2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.axes)
+
+
+class Tokens(nn.Module):
+    """[B, C, H, W] -> [B, H * W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).mT
+
+
+class ChannelsLast(nn.Module):
+    """[B, C, H, W] -> [B, H, W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class Patches(nn.Module):
+    """The pixels of each patch, channels last: [B, C, H, W] -> [B, N, side * side * C]."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(3, (-1, self.side)).unflatten(2, (-1, self.side))
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+class TokenNorm(nn.BatchNorm1d):
+    """Batch norm over images and tokens of [B, N, D]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mT).mT
+
+
+class First(nn.Module):
+    """The first token: [B, N, D] -> [B, D]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0]
+
+
+class WithClassToken(nn.Module):
+    """Layers `embed` of the images, the class token in front, positions if any, layers `body`."""
+
+    def __init__(
+        self, dim: int, positions: int, embed: dict[str, nn.Module], body: dict[str, nn.Module]
+    ) -> None:
+        super().__init__()
+        if positions:
+            self.pos_embedding = nn.Parameter(torch.randn(1, positions, dim))
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
+        self.positions, self.embed, self.body = positions, tuple(embed), tuple(body)
+        for name, layer in (embed | body).items():
+            self.add_module(name, layer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for name in self.embed:
+            x = self.get_submodule(name)(x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        x = x + self.pos_embedding if self.positions else x
+        for name in self.body:
+            x = self.get_submodule(name)(x)
+        return x
 
 
 class ClassAttention(nn.Module):
@@ -40,63 +157,69 @@ class ClassAttention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
-class Added(nn.Module):
-    """x + fn(LN(x)); names as in lucidrains' vit-pytorch, whose two wrappers this is."""
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    scale: float = 0.0,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Softmax attention of [..., heads, N, d], whose channels are joined: [..., N, heads * d].
 
-    def __init__(self, dim: int, inner: nn.Module) -> None:
-        super().__init__()
-        self.fn = nn.ModuleDict({"norm": nn.LayerNorm(dim), "fn": inner})
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.fn["fn"](self.fn["norm"](x))
-
-
-class ScaledAttention(nn.Module):
-    """Softmax attention of all tokens to all with logits times `scale`; q, k, v without bias."""
-
-    def __init__(self, dim: int, heads: int, scale: float) -> None:
-        super().__init__()
-        self.heads, self.scale = heads, scale
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(0.1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # [B, N, 3 D] -> three of [B, heads, N, D / heads]
-        q, k, v = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.transpose(-2, -1) * self.scale).softmax(-1)
-        return self.to_out((weights @ v).transpose(1, 2).flatten(2))
+    Args:
+      bias: of the logits.
+      scale: of the logits; 0: one over the root of d.
+      dropout: of the weights.
+    """
+    logits = q * (scale or q.shape[-1] ** -0.5) @ k.mT
+    weights = (logits if bias is None else logits + bias).softmax(-1)
+    weights = nn.functional.dropout(weights, dropout) if dropout else weights
+    return (weights @ v).transpose(-3, -2).flatten(-2)
 
 
-class Transformer(nn.Module):
-    """Blocks of attention and MLP; call `one` for the block of a number."""
+def split(x: Tensor, parts: int, heads: int) -> list[Tensor]:
+    """Split [..., N, parts * heads * d] into `parts` of [..., heads, N, d]."""
+    return [part.unflatten(-1, (heads, -1)).transpose(-3, -2) for part in x.chunk(parts, -1)]
+
+
+class SelfAttention(nn.Module):
+    """Softmax attention of all tokens to all, [..., N, D].
+
+    Args:
+      scale, dropout: see `attend`.
+      **maps: the map to queries, keys and values, and the map of the result.
+    """
 
     def __init__(
-        self, dim: int, depth: int, heads: int, hidden: int, activation: str, scale: float
+        self, heads: int, scale: float = 0.0, dropout: float = 0.0, **maps: nn.Module
     ) -> None:
         super().__init__()
-        act = ACTIVATIONS[activation]
-        self.layers = nn.ModuleList()
-        for _ in range(depth):
-            first, second = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-            parts = [first, act(), nn.Dropout(0.1), second, nn.Dropout(0.1)]
-            mlp = nn.Sequential(OrderedDict(net=nn.Sequential(*parts)))
-            attention = ScaledAttention(dim, heads, scale)
-            self.layers.append(nn.Sequential(Added(dim, attention), Added(dim, mlp)))
+        self.heads, self.scale, self.dropout = heads, scale, dropout
+        for name, layer in maps.items():
+            self.add_module(name, layer)
 
-    def one(self, number: int, x: Tensor) -> Tensor:
-        """Apply block `number` to x [B, N, D]."""
-        return self.layers[number](x)
+    def bias(self, x: Tensor) -> Tensor | None:
+        """Add nothing to the logits; a position bias overrides this."""
 
     def forward(self, x: Tensor) -> Tensor:
-        for number in range(len(self.layers)):
-            x = self.one(number, x)
-        return x
+        inward, outward = self.children()
+        dropout = self.dropout if self.training else 0.0
+        q, k, v = split(inward(x), 3, self.heads)
+        return outward(attend(q, k, v, self.bias(x), self.scale, dropout))
 
 
-def patches(images: Tensor, side: int) -> Tensor:
-    """Return the pixels of each patch, channels last: [B, C, H, W] -> [B, N, side * side * C]."""
-    x = images.unfold(2, side, side).unfold(3, side, side)  # [B, C, H', W', side, side]
-    return x.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+def vit_block(
+    dim: int, heads: int, hidden: int, act: type[nn.Module], scale: float = 0.0
+) -> nn.Module:
+    """Build x + attention(LN(x)), then x + MLP(LN(x)), under the names of lucidrains' ViT."""
+    qkv, out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
+    attention = SelfAttention(heads, scale, to_qkv=qkv, to_out=nn.Sequential(out, nn.Dropout(0.1)))
+    first, second = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+    net = nn.Sequential(first, act(), nn.Dropout(0.1), second, nn.Dropout(0.1))
+    branches = (attention, named(net=net))
+    layers = (named(norm=nn.LayerNorm(dim), fn=branch) for branch in branches)
+    return nn.Sequential(*(Residual(fn=layer) for layer in layers))
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -119,7 +119,7 @@ def of(dataset: str) -> list[Archive]:
 
 
 def identify(path: Path, dataset: str) -> Archive:
-    """Return which archive of a data set a file is, by its sha256.
+    """Recognise an archive of a data set by its sha256.
 
     Raises:
       ValueError: there is no such file, or it is none of them.
@@ -150,7 +150,7 @@ def identify(path: Path, dataset: str) -> Archive:
 
 
 def read(path: Path, archive: Archive) -> Images:
-    """Return what an archive holds.
+    """Read the contents of an archive.
 
     Raises:
       ValueError: it is damaged, or holds something else.
@@ -234,7 +234,7 @@ def _check(found: Images) -> None:
 
 
 def unpickle(content: bytes | BinaryIO) -> Any:
-    """Return what a pickle of arrays, lists, texts and numbers holds; it can call nothing else.
+    """Read a pickle of arrays, lists, texts and numbers; it can call nothing else.
 
     Raises:
       pickle.UnpicklingError: it asks for anything else, or is damaged.

@@ -96,7 +96,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _done(folder: Path) -> dict[str, Any]:
-    """Return what a finished directory holds, and that nothing of it was written now."""
+    """Summarise a finished directory, of which nothing was written now."""
     info = json.loads((folder / directory.INFO).read_text())
     splits = {
         part["name"]: {

@@ -94,7 +94,7 @@ def working(
 
 
 def images_of(part: Sequence[Shard]) -> int:
-    """Return how many images shards hold."""
+    """Count the images of shards."""
     return sum(shard.last - shard.first for shard in part)
 
 

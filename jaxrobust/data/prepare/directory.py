@@ -22,7 +22,7 @@ class About(NamedTuple):
 
     Attributes:
       version, description, module: as TFDS has them.
-      order: what decides the order of the records, in words.
+      order: a description of the order of the records.
       labels: the features that are labels, and their classes' names.
       image: what all images have in common, as `features.json` says it.
       name_key: the feature that names a record.
@@ -52,7 +52,7 @@ class Plan(NamedTuple):
 
 
 def settings(plan: Plan) -> dict[str, Any]:
-    """Return what has to be the same when a data set is written on."""
+    """List the facts that must be the same when writing a data set goes on."""
     splits = {}
     for split, (_, rows) in plan.content.splits.items():
         listing = hashlib.sha256("\n".join(plan.content.classes).encode())
@@ -215,7 +215,7 @@ def _features(about: About) -> dict[str, Any]:
 
 
 def image(shape: Sequence[int | None], encoding: str | None = None) -> dict[str, Any]:
-    """Return what `features.json` says of images: their shape (None: any), the format of all."""
+    """Read the images' shape (None: any) and format from `features.json`."""
     dimensions = ["-1" if side is None else str(side) for side in shape]
     found: dict[str, Any] = {"shape": {"dimensions": dimensions}}
     return found | ({"encodingFormat": encoding} if encoding else {})

@@ -40,7 +40,7 @@ def check(paths: Sequence[Path]) -> None:
 
 
 def scan(paths: Sequence[Path], *, name: str | None = None, allow_partial: bool = False) -> Content:
-    """Return what `paths` hold: a folder with the official tar files, these, or one ImageFolder.
+    """Recognise the contents of `paths`: the official tar files, their folder, or an ImageFolder.
 
     Args:
       paths: the source.
@@ -132,7 +132,7 @@ def _check(origin: Path, rows: np.ndarray) -> None:
 
 
 def _missing(split: str, origin: Path, rows: np.ndarray) -> list[str]:
-    """Return what ImageNet's split has and this one has not."""
+    """List the classes and images of ImageNet's split that this one lacks."""
     synsets, _, sizes = known()
     counts = np.bincount(rows["label"], minlength=len(synsets))
     problems = []

@@ -43,7 +43,7 @@ class _Reader:
         ]
 
     def describe(self, index: int) -> str:
-        """Return where a record is."""
+        """Name the file and the place of a record, for messages."""
         return f"row {self.first + index} of {self.path}"
 
 

@@ -55,7 +55,7 @@ class _Reader:
         return [Record(decoding.encode(images[i]), int(self.labels[i])) for i in indices]
 
     def describe(self, index: int) -> str:
-        """Return where a record is."""
+        """Name the file and the place of a record, for messages."""
         return f"image {index} of {self.key} in {self.path}"
 
 
@@ -135,12 +135,12 @@ def _reading(path: str) -> Iterator[None]:
 
 
 def _content(path: str) -> Any:
-    """Return what NumPy and zipfile open: a path, or the bytes from a bucket."""
+    """Prepare a file for NumPy and zipfile: a path, or the bytes from a bucket."""
     return io.BytesIO(storage.place(path).read_bytes()) if storage.is_remote(path) else path
 
 
 def _opened(name: str) -> _File:
-    """Return what a file holds, without reading its arrays."""
+    """List the arrays of a file without reading them."""
     path = os.fspath(storage.place(name.removeprefix(PREFIX)))
     arrays, sums = {}, {}
     with storage.reading(path):

@@ -32,7 +32,7 @@ _KNOWN = ("digits", "fake", "cifar10", "cifar100", "imagenet2012", "imagenette")
 
 
 def data_directory(given: str | os.PathLike | None = None) -> str:
-    """Return where prepared data sets lie unless `given`: `TFDS_DATA_DIR`, as TFDS has it."""
+    """Locate prepared data sets: `given`, else `TFDS_DATA_DIR`, as TFDS has it."""
     return os.fspath(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
@@ -240,7 +240,7 @@ def open_prepared(
 
 
 def _describe(directory: Any, remedy: str) -> tuple[Any, Any]:
-    """Return what TFDS says about a directory: its information and its features."""
+    """Read TFDS's description of a directory: its information and its features."""
     import tensorflow_datasets as tfds
 
     open_directory = tfds.builder_from_directory  # here a broken installation shows itself

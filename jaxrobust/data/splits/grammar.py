@@ -32,7 +32,7 @@ def parse(split: str) -> Asked | None:
 
 
 def present(name: str, there: Container[str]) -> str | None:
-    """Return which of the splits that are there has the name, or the name that means the same."""
+    """Find the existing split of a name, or of the name that means the same."""
     return next((split for split in (name, SAME.get(name)) if split in there), None)
 
 

@@ -75,7 +75,7 @@ def file_system(path: str | os.PathLike) -> tuple[Any, str]:
 
 
 def entries(path: str | os.PathLike[str]) -> Entries | None:
-    """Return what lies directly in a directory; None if there is no such directory.
+    """List the entries of a directory; None if there is no such directory.
 
     Raises:
       DataError: the directory or its bucket cannot be read.

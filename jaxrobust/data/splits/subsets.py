@@ -170,7 +170,7 @@ def find(
       ids: the list.
       labels: of all records, indices into `classes`.
       names: of all records, file names relative to their class.
-      classes: names; empty where nobody names them.
+      classes: names; empty where they have none.
       where: the data set, for messages.
       whole: whether the labels are those of all the data set's classes.
     Raises:
@@ -360,5 +360,5 @@ def _sha256(lines: Sequence[str]) -> str:
 
 
 def index_cache() -> Path:
-    """Return where indices are kept whose data set cannot be written."""
+    """Locate the indices of data sets whose folders cannot be written."""
     return folders.cache("index")

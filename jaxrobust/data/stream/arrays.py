@@ -21,7 +21,7 @@ class Loaded(NamedTuple):
       images: f32[N,H,W,C] in [0, 1]; RGB, or grey with C=1.
       labels: i32[N].
       ids: i32[N], the numbers of the images in their split: `image_ids` of `autoattack`.
-      classes: the classes' names in the order of labels; empty where nobody names them.
+      classes: the classes' names in the order of labels; empty where they have none.
     """
 
     images: np.ndarray

@@ -181,7 +181,7 @@ def evaluation_batches(
 
 
 def preprocessing_id(source: Source, image_size: int, wanted: str | None = None) -> str:
-    """Return how evaluation makes the images of a source `image_size`: the id that records carry.
+    """Name the preprocessing by which evaluation makes images `image_size`: the id in records.
 
     `wanted`, a percentage in it resolved. Without it "none" when all images have that size, else
     bicubic resizing to image_size / 0.875 and a central crop, as the main paper tests at any
@@ -246,7 +246,7 @@ def _batches(
 
 
 def _joined(parts: list[Any]) -> Any:
-    """Join parts to one batch in memory of its own: theirs is shared with the worker, and freed."""
+    """Join parts to one batch in new memory: theirs is shared with the worker, and freed."""
     return type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))
 
 

@@ -53,7 +53,7 @@ class Plan(NamedTuple):
             yield size, rows // views
 
     def place(self, position: int, count: int) -> Placed:
-        """Return what stands in the `count` rows from a position of the stream on."""
+        """Compute source, record and view of `count` rows from a position of the stream on."""
         steps, rows = np.divmod(position + np.arange(count), self.batch_size)
         epochs, steps_within = np.divmod(steps, self.steps)
         if len(self.rows) > 1:

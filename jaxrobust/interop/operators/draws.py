@@ -1,4 +1,4 @@
-"""Operators that draw random numbers: of a key, what PyTorch draws of its own state.
+"""Operators that draw random numbers: from a key, where PyTorch draws from a global state.
 
 Each takes a key before PyTorch's operands, and draws in float32, so that a network in another type
 meets the same numbers. No gradient passes through what is drawn, nor does it in PyTorch; dropout's

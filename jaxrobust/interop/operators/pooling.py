@@ -34,7 +34,7 @@ class _Axis(NamedTuple):
         return [lax.slice_in_dim(x, s, s + last, self.stride, self.place) for s in starts]
 
     def counted(self, with_padding: bool) -> np.ndarray:
-        """Return how many numbers every window has, those of the padding or not."""
+        """Count the numbers of every window, with those of the padding or without."""
         first = np.arange(self.windows) * self.stride - self.padding
         beyond = np.minimum(first + self.size, self.side + self.padding * with_padding)
         return beyond - (first if with_padding else np.maximum(first, 0))

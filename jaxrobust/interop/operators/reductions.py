@@ -137,7 +137,7 @@ def _product(x: Array, dim: int, keepdim: bool, dtype: Any = None) -> Array:
 
 
 def _chosen(x: Array, indices: Sequence[Any]) -> tuple[Any, ...]:
-    """Return what PyTorch's list of indices is in NumPy, whose rule of the result's axes it has.
+    """Translate PyTorch's list of indices to NumPy, whose rule of the result's axes it has.
 
     An index is an array, None, or places that are known, which `masks` writes as a list.
     """

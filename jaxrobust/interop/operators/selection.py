@@ -70,7 +70,7 @@ def _mode(x: Array, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]
 
 
 def _histogram(x: Array, bins: int = 100, low: Any = 0, high: Any = 0) -> Array:
-    """Return how many numbers lie in each of `bins` parts of [low, high]; it has no gradient.
+    """Count the numbers in each of `bins` parts of [low, high]; it has no gradient.
 
     Equal bounds mean those of the numbers, and equal numbers a part of length 2 around them.
     """
@@ -179,7 +179,7 @@ def _searchsorted(
     side: str | None = None,
     sorter: Array | None = None,
 ) -> Array:
-    """Return where numbers [..., M] belong among bounds [N], or those of their row [..., N]."""
+    """Find the places of numbers [..., M] among bounds [N], or those of their row [..., N]."""
     bounds = bounds if sorter is None else jnp.take_along_axis(bounds, sorter, axis=-1)
     x = jnp.asarray(x)
     if bounds.ndim == 1:

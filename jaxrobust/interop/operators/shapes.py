@@ -12,7 +12,7 @@ from jaxrobust.types import Array
 
 
 def moved(dim: int, axes: int) -> int:
-    """Return where a dimension of PyTorch lies with channels last."""
+    """Translate a dimension of PyTorch to channels last."""
     dim %= axes
     return dim if dim == 0 else axes - 1 if dim == 1 else dim - 1
 

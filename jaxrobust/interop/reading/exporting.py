@@ -23,7 +23,7 @@ from jaxrobust.interop.reading.silence import quietly
 from jaxrobust.interop.reading.source_lines import line, own_line
 from jaxrobust.types import Array
 
-# Whose formula here is shorter than PyTorch's, or whose gradient it has of its own, and what is
+# Whose formula here is shorter than PyTorch's, or whose gradient it has by hand, and what is
 # drawn at once.
 _KEPT = ("scaled_dot_product_attention", "silu", "_euclidean_dist", "bernoulli")
 _MORE = ("grid_sampler_2d",)  # which PyTorch can write with others
@@ -238,7 +238,7 @@ def _shared(
 
 
 def _array(value: Any) -> Array:
-    """Return a tensor or a number as an array of its own."""
+    """Copy a tensor or a number into a new array."""
     return jnp.asarray(np.array(value.detach().numpy() if hasattr(value, "detach") else value))
 
 

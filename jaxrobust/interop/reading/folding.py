@@ -68,7 +68,7 @@ class Free:
         if name == HOLE or not all(each.name in self.values for each in inputs):
             return False
         operands = torch.fx.map_arg((node.args, node.kwargs), self._read)
-        if name == OWN:  # its gradients are asked for by nobody
+        if name == OWN:  # no gradient of it is asked for
             self.values[node.name] = operands[0][0]
         else:
             args, named = torch.fx.node.map_aggregate(operands, self._typed)

@@ -31,7 +31,7 @@ _SCHEMAS = {
 
 
 class Refused(ValueError):
-    """A module that cannot be converted, with the reason in words for people."""
+    """A module that cannot be converted, with the reason for people."""
 
 
 @functools.cache
@@ -108,7 +108,7 @@ class _Context:
 
 
 def _applied(cls: Any, *operands: Any) -> Any:
-    """Return what `cls.apply` gives, as `own_gradient` of its forward and backward pass."""
+    """Compute `cls.apply` as `own_gradient` of its forward and backward pass."""
     import torch
 
     def floats(value: Any) -> bool:
@@ -118,7 +118,7 @@ def _applied(cls: Any, *operands: Any) -> Any:
     context = _Context(cls.__qualname__, needs)
     with torch.no_grad():
         result = _forward(cls, context, operands)
-    if not any(needs):  # nobody asks for its gradient
+    if not any(needs):  # no gradient of it is asked for
         return result
     outputs = result if isinstance(result, tuple) else (result,)
     constant = [id(value) for value in context.constant]
@@ -147,7 +147,7 @@ def _applied(cls: Any, *operands: Any) -> Any:
 
 
 def _forward(cls: Any, context: _Context, operands: tuple[Any, ...]) -> Any:
-    """Return what the forward pass gives; `setup_context` is a method of its own, or none."""
+    """Run the forward pass, and `setup_context` behind it if the class has one."""
     import torch
 
     if cls.setup_context is torch.autograd.function._SingleLevelFunction.setup_context:

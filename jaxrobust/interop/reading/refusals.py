@@ -1,4 +1,4 @@
-"""Why a module of PyTorch's cannot be taken, in words of its author: what it is, and what to do.
+"""Why a module of PyTorch's cannot be taken, for its author: what it is, and what to do.
 
 Needs PyTorch, imported inside of functions only.
 """
@@ -70,7 +70,7 @@ def is_for_checks(node: Any, checks: tuple[str, ...]) -> bool:
 
 def check_takes(module: Any, image: tuple[int, int, int]) -> None:
     """Raise `ValueError` where a module does not take images H, W, C, with those that it takes, or
-    computes in lower precision of its own accord.
+    computes in lower precision by itself.
     """
     import torch
 
@@ -169,7 +169,7 @@ def _taken(module: Any, example: Any) -> str | None:
 
 
 def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
-    """Return what is to be said of a module whose logits have no gradient in the images; "": they
+    """Write the message about a module whose logits have no gradient in the images; "": they
     have one.
 
     Args:

@@ -71,7 +71,7 @@ _INSTEAD = (
 
 
 def watched(module: Any, images: Any) -> Watched:
-    """Return what a module asks and calls on some images; it is run twice.
+    """Record the questions and the calls of a module on some images; it is run twice.
 
     The first pass is for those that change their weights in it, which is not written down:
     RobustBench's Pang2020Boosting normalises those of its last map.

@@ -41,7 +41,7 @@ BLOCKS = {
     "inverted": Kind(1, 4, "depthwise"),  # the paper prints no size of it: MobileNet's expansion
 }
 # On the last convolution's output, on the inner 3x3's, on the block's input before the shortcut,
-# or as a third branch behind a norm of its own.
+# or as a third branch behind another norm.
 SE = ("none", "standard", "conv3x3", "identity", "residual")
 
 
@@ -120,7 +120,7 @@ class Block(nnx.Module):
         return getattr(self, f"bn{number + self.variant.preact}")
 
     def _branch(self, x: Array, train: bool) -> Array:
-        """Return what the convolutions make of the first one's input."""
+        """Apply the convolutions to the input of the first one."""
         x = self.act(self._behind(1)(self.conv1(x), train))
         if BLOCKS[self.variant.block].middle:
             x = self.conv3(self._inner(x, train))
@@ -150,7 +150,7 @@ def inner_of(planes: int, v: Any) -> int:
     kind = BLOCKS[v.block]
     if not v.base_width:
         return int(planes * kind.inner)
-    # As the authors count, in floats of this order: elsewhere the floor may fall one lower.
+    # As the authors count, in floats of this order: another order may round down to one less.
     width = math.floor(planes * (v.base_width / _UNIT)) * v.groups
     return width * v.scales if kind.middle == "parts" else width
 

@@ -303,7 +303,7 @@ def _inner(v: Variant) -> tuple[int, ...]:
 
 
 def _told_of_stage(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, Any] | None:
-    """Return what the first block of a stage tells of itself; None: it is none of ours."""
+    """Recognise the kind of a stage's first block from its weights; None: it is none of ours."""
     own = {key.removeprefix(at): shape for key, shape in shapes.items() if key.startswith(at)}
     parts = [key for key in own if re.fullmatch(r"conv2\.\d+\.kernel", key)]
     names = ("conv1.kernel", "conv2.0.kernel" if parts else "conv2.kernel", "conv3.kernel")
@@ -324,7 +324,7 @@ def _told_of_stage(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, 
 
 
 def _told_of_squeeze(own: Mapping[str, tuple[int, ...]], inner: int, outs: int) -> dict[str, Any]:
-    """Return what a block's squeeze and excitation tells: its kind, and (channels, hidden)."""
+    """Recognise a block's squeeze and excitation: its kind, and (channels, hidden)."""
     if len(own.get("se.fc1.kernel", ())) != 2:
         return {"se": "none", "squeeze": None}
     channels, hidden = own["se.fc1.kernel"]

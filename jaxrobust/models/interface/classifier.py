@@ -110,7 +110,7 @@ def _wide(logits: Array) -> Array:
 
 
 def loaded(module: nnx.Module, params: Params, stats: Params) -> nnx.Module:
-    """Return a module of ours with these weights instead of its own, which are changed in place.
+    """Replace the weights of a module of ours, in place.
 
     Raises:
       ValueError: they do not belong to it.
@@ -192,9 +192,9 @@ def _streams(like: Any, key: Array | None) -> Any:
 def of_stages(
     depths: Sequence[int], *, train: bool, key: Array | None, drop_path: float, remat: bool
 ) -> list[dict[str, Any]]:
-    """Return what `run_blocks` is told in each stage of so many blocks.
+    """Choose the arguments of `run_blocks` in each stage of so many blocks.
 
-    Each has a key of its own; the blocks' rates grow linearly from 0 at the network's first to
+    Each has another key; the blocks' rates grow linearly from 0 at the network's first to
     `drop_path` at its last.
     """
     keys = [None] * len(depths) if key is None else split(key, len(depths))

@@ -53,7 +53,7 @@ class Names(NamedTuple):
     stem: str  # a pattern of our names: what `init.stem=fresh` draws
     head: str  # the same of `init.head=fresh`
     others: Sequence[Naming] = ()  # such as those of the first authors
-    # The options that the shapes of arrays under our names tell, for messages; None: nobody asks.
+    # The options that the shapes of our arrays tell, for messages; None: no message names any.
     told: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]] | None = None
 
 

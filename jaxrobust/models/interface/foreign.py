@@ -74,7 +74,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _taken(named: Named, given: dict[str, Any]) -> dict[str, Any]:
-    """Return what a function's signature takes of what is given; all options are to be taken."""
+    """Select the arguments that a function's signature takes; refuse an option that it does not."""
     standard = ("num_classes", "image_size", "in_channels", "dtype", "remat")
     parameters = _parameters(named)
     kinds = {parameter.kind for parameter in parameters.values()}

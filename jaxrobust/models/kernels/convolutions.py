@@ -136,7 +136,7 @@ _MANY = 8  # groups beside each other, above which each is a product of matrices
 
 
 def _joined(groups: int, ins: int) -> int:
-    """Return how many groups of `ins` channels one kernel joins."""
+    """Count the groups of `ins` channels that one kernel joins."""
     fitting = [n for n in range(1, groups + 1) if groups % n == 0 and n * ins <= _NARROW]
     return max(fitting, default=1)
 
@@ -152,7 +152,7 @@ def _diagonal(kernel: Array, groups: int) -> Array:
 
 
 def _blocks(kernel: Array, groups: int) -> Array:
-    """Return what stands on the diagonal of such a kernel, or of its gradient."""
+    """Read the diagonal blocks of such a kernel, or of its gradient."""
     if groups == 1:
         return kernel
     height, width, ins, outs = kernel.shape

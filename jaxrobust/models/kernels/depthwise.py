@@ -74,7 +74,7 @@ def _shifted(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> 
 
 
 def _phase(phase: int, window: int, stride: int, dilation: int) -> list[tuple[int, int]]:
-    """Return which entries of a window read the pixels `stride * m + phase`, each with n of the
+    """List the entries of a window that read the pixels `stride * m + phase`, each with n of the
     outputs `m + n` that it does so for.
     """
     from_entry = [phase + dilation * (window // 2 - i) for i in range(window)]

@@ -158,7 +158,7 @@ def _sums(x: Array, *, stride: int) -> Array:
 
 
 def _inside(size: int, stride: int) -> list[int]:
-    """Return how many of the three entries of each window along an axis are pixels."""
+    """Count the pixels among the three entries of each window along an axis."""
     return [min(i + 2, size) - max(i - 1, 0) for i in range(0, size, stride)]
 
 
@@ -179,7 +179,7 @@ Windows = list[tuple[int, int]]
 
 
 def _adaptive_windows(size: int, count: int) -> Windows:
-    """Return where PyTorch's `count` windows along an axis start and stop: they overlap by a pixel
+    """List the starts and stops of PyTorch's `count` windows along an axis: they overlap by a pixel
     where `count` does not divide `size`, and repeat pixels where it is larger.
     """
     return [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]

@@ -16,7 +16,7 @@ Out = TypeVar("Out")  # an array, or a list or tuple of them
 
 
 def walled(function: Callable[..., Out]) -> Callable[..., Out]:
-    """Return `function` compiled as a computation of its own: nothing fuses across its boundary.
+    """Compile `function` as a separate computation: nothing fuses across its boundary.
 
     Keyword-only parameters of `function` are static.
     """

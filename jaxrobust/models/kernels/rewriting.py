@@ -129,7 +129,7 @@ def _in_layout(formula: Callable, numbers: Any, x: Array, kernel: Array) -> list
 
 
 def _replacement(eqn: JaxprEqn, tiles: bool) -> Callable[..., list[Any]] | None:
-    """Return what to compute instead of `eqn`; None if there is no convolution to improve in it."""
+    """Rewrite `eqn` with faster convolutions; None if there is no convolution to improve in it."""
     if eqn.primitive is conv_general_dilated_p:
         formula = _fast_formula(eqn, tiles)
         numbers = eqn.params["dimension_numbers"]

@@ -28,7 +28,7 @@ class Drop(NamedTuple):
 
 
 def branches(drop: Drop | None, number: int) -> Sequence[Callable[[Array], Array]]:
-    """Return what each of a block's branches goes through: independent draws per image."""
+    """Build the stochastic depth of each of a block's branches: independent draws per image."""
     if drop is None:
         return (lambda y: y,) * number
     keys = split(drop.key, number)
@@ -38,7 +38,7 @@ def branches(drop: Drop | None, number: int) -> Sequence[Callable[[Array], Array
 def dropouts(
     drop: Drop | None, number: int, rate: float, *, paths: int
 ) -> Sequence[Callable[[Array], Array]]:
-    """Return what each place of a block's dropout goes through: draws of their own, with `rate`.
+    """Build the dropout of each place of a block: draws that differ from place to place.
 
     `paths`: how many branches it has, whose keys come first.
     """

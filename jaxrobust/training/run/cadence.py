@@ -24,7 +24,7 @@ class Every(NamedTuple):
 
 
 def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, kept: int = 0) -> Due:
-    """Return what is due after `step` steps.
+    """Decide the actions after `step` steps.
 
     A checkpoint, a copy or an evaluation stays due until it is done: where a step without a
     gradient is in the way, at the first step after.

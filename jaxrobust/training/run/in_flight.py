@@ -29,7 +29,7 @@ class Ahead:
             self._settle()
 
     def noted(self) -> dict[str, Any]:
-        """Return what a checkpoint has to keep of the steps so far; later ones do not change it."""
+        """Copy the state that a checkpoint keeps of the steps so far; no later step changes it."""
         return {"unlogged": list(self._rows), "skipped": self.skipped, "last": self.last}
 
     def drain(self) -> None:

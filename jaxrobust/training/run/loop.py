@@ -146,7 +146,7 @@ class _Loop:
             yield self
 
     def due(self) -> Any:
-        """Return what is due after the steps so far."""
+        """Decide the actions after the steps so far."""
         done = {"saved": self.saved, "evaluated": self.evaluated, "kept": self.kept}
         return due(self.step, self.every, start=self.start, **done)
 
@@ -155,7 +155,7 @@ class _Loop:
         return not self.ahead.skipped or self.step == self.run.phase.total_steps
 
     def troubled(self, now: Any) -> tuple[int, str] | None:
-        """Return where and why the run has to go back; None: it may go on."""
+        """Decide the step to go back to and the reason; None: the run may go on."""
         if self.trouble.too_much(self.ahead):
             return int(self.ahead.last["step"]), self.trouble.skipped(self.ahead)
         if not (now.saves or now.keeps or now.evaluates):

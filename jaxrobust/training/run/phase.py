@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
 
 def last(run: Run) -> tuple[Checkpoints, int | None]:
-    """Return where to go on from: which checkpoints, and their step; None: there is none.
+    """Find the checkpoints to go on from, and their step; None: there is none.
 
     For all hosts the first one's word.
     """

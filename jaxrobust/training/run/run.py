@@ -166,7 +166,7 @@ def _phases(
 def _note_classes(
     config: Config, workdir: Path, name: str, seen: Config, source: registry.Source
 ) -> None:
-    """Write the classes' names into a workdir, of data of its own beside the phase."""
+    """Write the classes' names into a workdir, for data that the phase does not train on."""
     folder = workdir if _data_of(seen) == _data_of(config) else workdir / name
     if source.classes and jax.process_index() == 0:
         folder.mkdir(exist_ok=True)
@@ -174,7 +174,7 @@ def _note_classes(
 
 
 def _data_of(config: Config) -> str:
-    """Return what decides which images and classes a phase has."""
+    """Collect the settings that decide the images and classes of a phase."""
     keys = ("name", "dir", "train_split", "selection_split", "test_split", "classes")
     own = [config.data[key] for key in (*keys, "extra", "extra_split")]
     return json.dumps([*own, config.model.num_classes, config.model.in_channels])
@@ -270,7 +270,7 @@ def _check_numbers(config: Config) -> None:
 
 
 def _described(source: registry.Source) -> dict[str, Any]:
-    """Return what a split is, but its name and the content of its files."""
+    """Describe a split without its name and the content of its files."""
     return {
         "records": len(source),
         "files_sha256": source.files_sha256,
@@ -346,7 +346,7 @@ def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def _noted(path: Path, value: dict) -> dict:
-    """Return what a file of the workdir says; one that is not there yet is written."""
+    """Read a file of the workdir; write it if it is not there yet."""
     try:
         found = json.loads(path.read_text())
         if not isinstance(found, dict):

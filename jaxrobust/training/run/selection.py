@@ -26,7 +26,7 @@ from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 
 
 def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
-    """Return what counts on the selection split, under the attack that the config names.
+    """Build the evaluation on the selection split under the attack that the config names.
 
     Raises:
       ValueError: another attack, or settings that do not fit it.
@@ -105,7 +105,7 @@ def selection(
 
 
 def _rank(reached: dict, metric: str) -> tuple[bool, float]:
-    """Return what the best weights are the highest of: a network of one class is below all others,
+    """Compute the score that chooses the best weights: a network of one class is below all others,
     because its robust accuracy is no robustness.
     """
     return not collapse.proven(reached), reached[metric]
@@ -121,7 +121,7 @@ def _keep(run: Run, step: int, weights: Weights, reached: dict) -> None:
 
 
 def _overfitting(run: Run) -> str | None:
-    """Return what `alarm.overfitting` says of the evaluations so far; on the first process."""
+    """Ask `alarm.overfitting` about the evaluations so far; on the first process."""
     scored = jsonl.read(run.file("selection.jsonl"))
     logged = [m for m in jsonl.read(run.workdir / "metrics.jsonl") if m["phase"] == run.name]
     since, training = 0, []

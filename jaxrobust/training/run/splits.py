@@ -48,7 +48,7 @@ def extra(config: Config) -> registry.Source | None:
 
 
 def _how(config: Config) -> dict[str, Any]:
-    """Return what the data room is told of views and a second source."""
+    """Choose the data stream's options of views and a second source."""
     data = config.data
     return {"views": data.views, "extra": extra(config), "extra_share": data.extra_share}
 
@@ -110,7 +110,7 @@ def evaluated(config: Config, key: str, settings: TestSection, workdir: Path) ->
 def damage(config: Config, workdir: Path, source: registry.Source) -> Damage:
     """Return the damaged images of a split that a run has met, also before it was interrupted.
 
-    Each process adds to a file of its own; all start from what all have met.
+    Each process adds to another file; all start from what all have met.
     """
     rows = [r for path in sorted(workdir.glob("damaged-*.jsonl")) for r in jsonl.read(path)]
     own = workdir / f"damaged-{jax.process_index()}.jsonl"

@@ -74,7 +74,7 @@ class Stops:
         return self._signals.asked if self.alone else 0
 
     def to_tell(self) -> int:
-        """Return what this host tells the next step."""
+        """Choose this host's signal for the next step."""
         return 0 if self.alone else _DATA if self.failure else self._signals.asked
 
     def now(self) -> int:
@@ -87,7 +87,7 @@ class Stops:
         return _DATA if self.alone else 0
 
     def exception(self, why: int, text: str) -> Exception:
-        """Return what to raise, once all is saved; `text` says so."""
+        """Build the exception to raise, once all is saved; `text` says so."""
         if self.failure is not None:
             others = "" if self.alone else "; the other hosts stop as well"
             return BadData(f"{self.failure}{others}. Repair the data first: {text}")

@@ -48,7 +48,7 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files under WORKDIR/tensorboard/PHASE; written in the caller's thread.
 
-    tensorboardX' own `SummaryWriter` writes in a thread of its own, which dies of a full disk, and
+    tensorboardX' own `SummaryWriter` writes in another thread, which dies of a full disk, and
     whose queue then blocks.
     """
 

@@ -1,4 +1,4 @@
-"""What is said or refused at the start of a run: what its config does and nobody may have meant."""
+"""What is said or refused at the start of a run: what its config does and may not mean."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from jaxrobust.training import build
 
 
 def lines(configs: Mapping[str, Config]) -> list[str]:
-    """Return what to say before a run trains or goes on, of the config as each phase sees it."""
+    """List the warnings before a run trains or goes on, of the config as each phase sees it."""
     every = (of_step(seen, name) + _splits(seen) for name, seen in configs.items())
     return list(dict.fromkeys(line for told in every for line in told))
 

@@ -39,7 +39,7 @@ def probe(
     dtype: jnp.dtype,
     mean: Callable[[Any], Any] = lambda values: values,
 ) -> dict[str, Array]:
-    """Return what the attack and the gradient that training lives on are worth, on some of its
+    """Measure the attack and the gradient that training lives on, on some of its
     images.
 
     The network is as it evaluates, whatever `attack.statistics` says.
@@ -118,7 +118,7 @@ def warnings(
     agreement: float = 0.8,
     zero: float = 0.1,
 ) -> list[str]:
-    """Return what the figures of a `probe` mean, one sentence for each that is out of its range.
+    """Explain the figures of a `probe`, one sentence for each that is out of its range.
 
     Args:
       values: of `probe`; one that is not finite says nothing here, the trainer stops at it.
@@ -202,7 +202,7 @@ def check_cost(
     dtype: str,
     share: float = 0.01,
 ) -> float:
-    """Return what a `probe` costs, as a share of the training steps between two of them.
+    """Compute the cost of a `probe`, as a share of the training steps between two of them.
 
     Counted in forward passes per image: APGD takes 2K + 1, PGD 2K, an input gradient 2, the update
     3; that of TRADES and MART takes 6, and TRADES' targets 1. Not in it: that a few images fill a
@@ -243,7 +243,7 @@ _NAMED = 4  # norms that a sentence names
 
 
 def of_norms(stats: Mapping[str, Any]) -> Norms:
-    """Return what is wrong with the running means and variances of batch norms.
+    """List the faults of the running means and variances of batch norms.
 
     A mean or variance that is not finite, or a negative variance, makes the evaluation NaN or
     anything. A channel whose running variance is at most 1e-10 has given the same number at every

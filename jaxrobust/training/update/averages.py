@@ -34,7 +34,7 @@ def constant(decay: float) -> Averaging:
 
 
 def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
-    """Return how a phase averages its weights, and the running statistics with them.
+    """Choose the averaging of a phase's weights, and of the running statistics with them.
 
     With `ema_warmup_epochs` the average is a copy for so long; after update d = 0, 1, ... from the
     last of these on its decay is min(ema_decay, (1 + d) / (10 + d)), as TensorFlow's
@@ -77,7 +77,7 @@ def as_moved(old: Params, new: Params, step: Any) -> Params:
 
 
 def running_statistics(p: PhaseSection, name: str) -> Statistics:
-    """Return how the running statistics of a phase move: as the network moves them, or with the
+    """Choose the update of a phase's running statistics: as the network moves them, or with the
     momentum that `bn_momentum` says.
 
     Args:

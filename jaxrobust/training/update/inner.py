@@ -114,7 +114,7 @@ def step_of(attack: AttackSection) -> float | None:
         raise ValueError(
             f"attack.relative_step={relative} must be above 0: the step as a multiple of epsilon"
         )
-    return relative * attack.epsilon or None  # a radius of 0 leaves no room, whatever the step
+    return relative * attack.epsilon or None  # a radius of 0 allows no step
 
 
 class Given(NamedTuple):

@@ -104,7 +104,7 @@ class _Passes(NamedTuple):
     stats: Params  # after them
 
     def metrics(self, labels: Labels | SoftLabels, divergence: Array) -> dict[str, Array]:
-        """Return what is logged of them."""
+        """Compute the metrics that are logged."""
         named = {"clean": self.clean, "robust": self.robust}
         found = {name: accuracy(logits, labels) for name, logits in named.items()}
         return found | {"kl": divergence}

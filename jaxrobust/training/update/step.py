@@ -78,7 +78,7 @@ class Control(NamedTuple):
 
 
 def keys_alone(keys: Keys, epsilon_share: Any) -> Any:
-    """Return what an attack is given, beside images and labels, whose radius never changes."""
+    """Collect the arguments, beside images and labels, of an attack whose radius never changes."""
     del epsilon_share
     return keys
 
@@ -139,7 +139,7 @@ def of_device(
     spread: Spread,
     microbatches: int,
 ) -> tuple[Params, tuple[Params, dict[str, Array]]]:
-    """Return what one device does of a step: `gradients` of its images, in so many parts of them.
+    """Build one device's part of a step: `gradients` of its images, in so many parts of them.
 
     Collectives come before and after, whatever the attack: parameters are gathered once, in the
     compute type; gradients, in the type of the parameters, are averaged once, after the last part.
@@ -190,7 +190,7 @@ def state_of(
 
 
 def started_average(params: Params, stats: Params) -> Params:
-    """Return the average of these weights alone, in buffers of its own: a step donates both."""
+    """Start the average with these weights alone, in new buffers: a step donates both."""
     return jax.tree.map(jnp.copy, params | _moving(stats))
 
 

@@ -5,10 +5,12 @@ kuangliu/pytorch-cifar (49b7aa9). Parity:
 tests/models/cifar/test_convolutional.py.
 """
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Mean, conv, named
 
 
 def model(
@@ -20,7 +22,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       depths: layers of each stage.
@@ -29,78 +31,31 @@ def model(
       small_stem: for 32 px, a 3x3 convolution; else 7x7, stride 2, norm and pooling.
       activation: relu, gelu, silu or softplus.
     """
-    act = ACTIVATIONS[activation]()
-    return DenseNet(tuple(depths), growth, stem, small_stem, act, in_channels, num_classes)
+    act, channels, wide = ACTIVATIONS[activation], stem, 4 * growth
+    parts: dict[str, nn.Module] = {"conv1": conv(in_channels, stem)}
+    if not small_stem:
+        parts = {"conv1": conv(in_channels, stem, 7, 2), "bn1": nn.BatchNorm2d(stem)}
+        parts |= {"act1": act(), "pool": nn.MaxPool2d(3, 2, 1)}
+    for number, depth in enumerate(depths, 1):
+        if number > 1:
+            half = {"bn": nn.BatchNorm2d(channels), "act": act()}
+            half |= {"conv": conv(channels, channels // 2, 1), "pool": nn.AvgPool2d(2)}
+            parts[f"trans{number - 1}"] = named(**half)
+            channels = channels // 2
+        layers = []
+        for _ in range(depth):
+            layer = {"bn1": nn.BatchNorm2d(channels), "act1": act()}
+            layer |= {"conv1": conv(channels, wide, 1), "bn2": nn.BatchNorm2d(wide), "act2": act()}
+            layer["conv2"] = conv(wide, growth)
+            layers.append(InFront(OrderedDict(layer)))
+            channels += growth
+        parts[f"dense{number}"] = nn.Sequential(*layers)
+    linear = nn.Linear(channels, num_classes)
+    return named(**parts, bn=nn.BatchNorm2d(channels), act=act(), mean=Mean(), linear=linear)
 
 
-class DenseNet(nn.Module):
-    """Stem, stages with transitions between them, norm and activation, mean, linear."""
-
-    def __init__(
-        self,
-        depths: tuple[int, ...],
-        growth: int,
-        stem: int,
-        small_stem: bool,
-        act: nn.Module,
-        in_channels: int,
-        num_classes: int,
-    ) -> None:
-        super().__init__()
-        self.act, self.small_stem = act, small_stem
-        if small_stem:
-            self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
-        else:
-            self.conv1 = nn.Conv2d(in_channels, stem, 7, stride=2, padding=3, bias=False)
-            self.bn1 = nn.BatchNorm2d(stem)
-        self.parts, channels = [], stem
-        for number, depth in enumerate(depths, 1):
-            if number > 1:
-                self.parts.append(f"trans{number - 1}")
-                self.add_module(self.parts[-1], Transition(channels, act))
-                channels = channels // 2
-            layers = []
-            for _ in range(depth):
-                layers.append(Layer(channels, growth, act))
-                channels += growth
-            self.parts.append(f"dense{number}")
-            self.add_module(self.parts[-1], nn.Sequential(*layers))
-        self.bn = nn.BatchNorm2d(channels)
-        self.linear = nn.Linear(channels, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.conv1(images)
-        if not self.small_stem:
-            x = nn.functional.max_pool2d(self.act(self.bn1(x)), 3, stride=2, padding=1)
-        for name in self.parts:
-            x = self.get_submodule(name)(x)
-        return self.linear(self.act(self.bn(x)).mean((2, 3)))
-
-
-class Layer(nn.Module):
-    """New channels of a 1x1 and a 3x3 convolution, in front of those that are there."""
-
-    def __init__(self, ins: int, growth: int, act: nn.Module) -> None:
-        super().__init__()
-        self.act = act
-        self.bn1 = nn.BatchNorm2d(ins)
-        self.conv1 = nn.Conv2d(ins, 4 * growth, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(4 * growth)
-        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+class InFront(nn.Sequential):
+    """New channels in front of those that are there."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(self.act(self.bn1(x)))
-        return torch.cat([self.conv2(self.act(self.bn2(y))), x], 1)
-
-
-class Transition(nn.Module):
-    """Half as many channels, rounded down, and half the side."""
-
-    def __init__(self, ins: int, act: nn.Module) -> None:
-        super().__init__()
-        self.act = act
-        self.bn = nn.BatchNorm2d(ins)
-        self.conv = nn.Conv2d(ins, ins // 2, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(self.conv(self.act(self.bn(x))), 2)
+        return torch.cat([super().forward(x), x], 1)

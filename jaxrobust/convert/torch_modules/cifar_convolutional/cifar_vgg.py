@@ -5,9 +5,9 @@ Sources: Simonyan & Zisserman 2015 (arXiv 1409.1556); its names are those of kua
 tests/models/cifar/test_convolutional.py.
 """
 
-from torch import Tensor, nn
+from torch import nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, conv, named
 
 
 def model(
@@ -18,7 +18,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       widths: channels of the stages, of 2, 2, 3, 3, 3 convolutions; fewer: the first stages.
@@ -26,36 +26,19 @@ def model(
       pool: side of the map that the linear maps read.
       activation: relu, gelu, silu or softplus.
     """
-    return VGG(tuple(widths), tuple(hidden), pool, activation, in_channels, num_classes)
-
-
-class VGG(nn.Module):
-    """Convolutions and poolings, then linear maps of the last map's values."""
-
-    def __init__(
-        self,
-        widths: tuple[int, ...],
-        hidden: tuple[int, ...],
-        pool: int,
-        activation: str,
-        ins: int,
-        num_classes: int,
-    ) -> None:
-        super().__init__()
-        act, layers = ACTIVATIONS[activation], []
-        for width, depth in zip(widths, (2, 2, 3, 3, 3), strict=False):
-            for _ in range(depth):
-                layers += [nn.Conv2d(ins, width, 3, padding=1), nn.BatchNorm2d(width), act()]
-                ins = width
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(pool)
-        ins, maps = ins * pool * pool, []
-        for width in hidden:
-            maps += [nn.Linear(ins, width), act(), nn.Dropout()]
+    act, ins = ACTIVATIONS[activation], in_channels
+    layers: list[nn.Module] = []
+    for width, depth in zip(widths, (2, 2, 3, 3, 3), strict=False):
+        for _ in range(depth):
+            layers += [conv(ins, width, bias=True), nn.BatchNorm2d(width), act()]
             ins = width
-        last = nn.Linear(ins, num_classes)
-        self.classifier = nn.Sequential(*maps, last) if maps else last
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.pool(self.features(images)).flatten(1))
+        layers.append(nn.MaxPool2d(2))
+    maps: list[nn.Module] = []
+    ins = ins * pool * pool
+    for width in hidden:
+        maps += [nn.Linear(ins, width), act(), nn.Dropout()]
+        ins = width
+    last = nn.Linear(ins, num_classes)
+    classifier = nn.Sequential(*maps, last) if maps else last
+    features, average = nn.Sequential(*layers), nn.AdaptiveAvgPool2d(pool)
+    return named(features=features, pool=average, flat=nn.Flatten(), classifier=classifier)

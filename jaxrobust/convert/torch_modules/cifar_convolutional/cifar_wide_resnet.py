@@ -7,9 +7,9 @@ tests/models/cifar/test_convolutional.py.
 
 import math
 
-from torch import Tensor, nn
+from torch import nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Mean, Residual, conv, named
 
 
 def model(
@@ -19,71 +19,35 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       depths: blocks of each stage.
       width: 16, 32, 64 times it are the channels of the stages.
       activation: relu, gelu, silu or softplus.
     """
-    return WideResNet(tuple(depths), width, ACTIVATIONS[activation](), in_channels, num_classes)
+    act, ins = ACTIVATIONS[activation], 16
+    parts: dict[str, nn.Module] = {"conv1": conv(in_channels, ins, bias=True)}
+    for i, depth in enumerate(depths):
+        outs = 16 * 2**i * width
+        first = block(ins, outs, 2 if i else 1, act)
+        rest = [block(outs, outs, 1, act) for _ in range(depth - 1)]
+        parts[f"layer{i + 1}"] = nn.Sequential(first, *rest)
+        ins = outs
+    parts |= {"bn1": nn.BatchNorm2d(ins, momentum=0.9), "act": act(), "mean": Mean()}
+    net = named(**parts, linear=nn.Linear(ins, num_classes))
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(2))
+            nn.init.zeros_(layer.bias)
+    return net
 
 
-class WideResNet(nn.Module):
-    """Stem, stages, norm and activation, mean over the pixels, linear."""
-
-    def __init__(
-        self,
-        depths: tuple[int, ...],
-        width: int,
-        act: nn.Module,
-        in_channels: int,
-        num_classes: int,
-    ) -> None:
-        super().__init__()
-        self.act, self.stages = act, len(depths)
-        self.conv1 = conv(in_channels, 16, 3)
-        ins = 16
-        for i, depth in enumerate(depths):
-            outs = 16 * 2**i * width
-            first = Block(ins, outs, 1 if i == 0 else 2, act)
-            rest = [Block(outs, outs, 1, act) for _ in range(depth - 1)]
-            self.add_module(f"layer{i + 1}", nn.Sequential(first, *rest))
-            ins = outs
-        self.bn1 = nn.BatchNorm2d(ins, momentum=0.9)
-        self.linear = nn.Linear(ins, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.conv1(images)
-        for i in range(self.stages):
-            x = self.get_submodule(f"layer{i + 1}")(x)
-        return self.linear(self.act(self.bn1(x)).mean((2, 3)))
-
-
-class Block(nn.Module):
-    """Two convolutions behind norm and activation each; the second one has the stride."""
-
-    def __init__(self, ins: int, outs: int, stride: int, act: nn.Module) -> None:
-        super().__init__()
-        self.act = act
-        self.bn1 = nn.BatchNorm2d(ins)
-        self.conv1 = conv(ins, outs, 3)
-        self.dropout = nn.Dropout(0.3)
-        self.bn2 = nn.BatchNorm2d(outs)
-        self.conv2 = conv(outs, outs, 3, stride)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or ins != outs:
-            self.shortcut.append(conv(ins, outs, 1, stride))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.dropout(self.conv1(self.act(self.bn1(x))))
-        return self.conv2(self.act(self.bn2(y))) + self.shortcut(x)
-
-
-def conv(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution with bias that keeps the size, but for its stride."""
-    made = nn.Conv2d(ins, outs, kernel, stride=stride, padding=kernel // 2)
-    nn.init.xavier_uniform_(made.weight, gain=math.sqrt(2))
-    assert made.bias is not None
-    nn.init.zeros_(made.bias)
-    return made
+def block(ins: int, outs: int, stride: int, act: type[nn.Module]) -> nn.Module:
+    """Build two convolutions behind norm and activation each; the second one has the stride."""
+    layers = {"bn1": nn.BatchNorm2d(ins), "act1": act(), "conv1": conv(ins, outs, bias=True)}
+    layers |= {"dropout": nn.Dropout(0.3), "bn2": nn.BatchNorm2d(outs), "act2": act()}
+    layers["conv2"] = conv(outs, outs, 3, stride, bias=True)
+    if stride != 1 or ins != outs:
+        layers["shortcut"] = nn.Sequential(conv(ins, outs, 1, stride, bias=True))
+    return Residual(**layers)

@@ -4,12 +4,10 @@ Source: Hassani et al. 2021 (arXiv 2104.05704), with the names of SHI-Labs/Compa
 Parity: tests/models/cifar/test_cct.py.
 """
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, SelfAttention, Tokens, named
 
 
 def model(
@@ -25,7 +23,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       dim, depth, heads, hidden: width, number of blocks, attention heads, width inside the MLPs.
@@ -34,40 +32,15 @@ def model(
       activation: relu, silu, softplus or gelu.
       image_size: side in pixels; the number of positions follows from it.
     """
-    widths = (in_channels, *(64,) * (convolutions - 1), dim)
-    tokenizer = Tokenizer(widths, kernel, stride)
-    side = image_size
-    for _ in range(convolutions):
+    layers, side, ins = [], image_size, in_channels
+    for outs in (*(64,) * (convolutions - 1), dim):
+        conv = nn.Conv2d(ins, outs, kernel, stride, kernel // 2, bias=False)
+        layers.append(nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(3, 2, 1)))
         side = (side + 2 * (kernel // 2) - kernel) // stride + 1
-        side = (side + 2 - 3) // 2 + 1
+        side, ins = (side + 2 - 3) // 2 + 1, outs
+    tokenizer = named(conv_layers=nn.Sequential(*layers), tokens=Tokens())
     blocks = [Block(dim, heads, hidden, ACTIVATIONS[activation]()) for _ in range(depth)]
-    return CCT(tokenizer, Classifier(blocks, dim, side**2, num_classes))
-
-
-class CCT(nn.Module):
-    """Tokeniser and transformer."""
-
-    def __init__(self, tokenizer: nn.Module, classifier: nn.Module) -> None:
-        super().__init__()
-        self.tokenizer, self.classifier = tokenizer, classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.tokenizer(images))
-
-
-class Tokenizer(nn.Module):
-    """Convolution, ReLU, maximum over 3x3 with stride 2, as often as there are widths."""
-
-    def __init__(self, widths: tuple[int, ...], kernel: int, stride: int) -> None:
-        super().__init__()
-        layers = []
-        for ins, outs in pairwise(widths):
-            conv = nn.Conv2d(ins, outs, kernel, stride, kernel // 2, bias=False)
-            layers.append(nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(3, 2, 1)))
-        self.conv_layers = nn.Sequential(*layers)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.conv_layers(images).flatten(2).transpose(1, 2)
+    return named(tokenizer=tokenizer, classifier=Classifier(blocks, dim, side**2, num_classes))
 
 
 class Classifier(nn.Module):
@@ -92,27 +65,12 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, hidden: int, act: nn.Module) -> None:
         super().__init__()
-        self.pre_norm, self.self_attn = nn.LayerNorm(dim), Attention(dim, heads)
+        qkv, proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
+        self.pre_norm = nn.LayerNorm(dim)
+        self.self_attn = SelfAttention(heads, dropout=0.1, qkv=qkv, proj=proj)
         self.linear1, self.norm1 = nn.Linear(dim, hidden), nn.LayerNorm(dim)
         self.linear2, self.act = nn.Linear(hidden, dim), act
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x + self.self_attn(self.pre_norm(x)))
         return y + self.linear2(self.act(self.linear1(y)))
-
-
-class Attention(nn.Module):
-    """Softmax attention of all tokens to all, scaled by the root of the head's width."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.dropout = nn.Dropout(0.1)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # [B, N, 3 D] -> three of [B, heads, N, D / heads]
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
-        return self.proj((self.dropout(weights) @ v).transpose(1, 2).flatten(2))

@@ -4,12 +4,10 @@ Source: Dai et al. 2021 (arXiv 2106.04803), with the names and details of
 chinhsuanwu/coatnet-pytorch d3ef1c3. Parity: tests/models/cifar/test_stages.py.
 """
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, SelfAttention, conv, named
 
 
 def model(
@@ -23,7 +21,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       order: of the stages behind the stem, C convolutions or T attention.
@@ -33,38 +31,22 @@ def model(
       image_size: side in pixels, of all images; each stage halves it.
     """
     act, ins = ACTIVATIONS[activation], in_channels
-    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    stages: dict[str, nn.Module] = {}
     for i, (kind, outs, depth) in enumerate(zip("S" + order, dims, depths, strict=True)):
-        side, blocks = image_size >> (i + 1), []
+        side, blocks = image_size >> (i + 1), nn.Sequential()
         for j in range(depth):
             if kind == "S":
-                blocks.append(stem(ins, outs, j == 0, act))
+                stem = conv(ins, outs, 3, 1 + (j == 0))
+                blocks.append(nn.Sequential(stem, nn.BatchNorm2d(outs), act()))
             elif kind == "C":
                 blocks.append(Convolve(ins, outs, j == 0, act))
             else:
-                blocks.append(Attend(ins, outs, j == 0, side, heads, head_dim, act))
+                attention = Attention(ins, outs, side, heads, head_dim)
+                blocks.append(Attend(ins, outs, j == 0, attention, act))
             ins = outs
-        stages[f"s{i}"] = nn.Sequential(*blocks)
-    stages["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    stages["fc"] = nn.Linear(ins, num_classes, bias=False)
-    return nn.Sequential(stages)
-
-
-def stem(ins: int, outs: int, halves: bool, act: type[nn.Module]) -> nn.Module:
-    """Return a 3x3 convolution with its norm and activation."""
-    conv = nn.Conv2d(ins, outs, 3, stride=1 + halves, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outs), act())
-
-
-class Behind(nn.Module):
-    """`fn` of the normalised input."""
-
-    def __init__(self, norm: nn.Module, fn: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.fn = norm, fn
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fn(self.norm(x))
+        stages[f"s{i}"] = blocks
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return named(**stages, pool=pool, fc=nn.Linear(ins, num_classes, bias=False))
 
 
 class Squeeze(nn.Module):
@@ -87,72 +69,51 @@ class Convolve(nn.Module):
         super().__init__()
         self.halves, hidden = halves, 4 * ins
         if halves:
-            self.proj = nn.Conv2d(ins, outs, 1, bias=False)
-        branch = nn.Sequential(
-            nn.Conv2d(ins, hidden, 1, stride=1 + halves, bias=False),
-            nn.BatchNorm2d(hidden),
-            act(),
-            nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False),
-            nn.BatchNorm2d(hidden),
-            act(),
-            Squeeze(hidden, ins // 4, act),
-            nn.Conv2d(hidden, outs, 1, bias=False),
-            nn.BatchNorm2d(outs),
-        )
-        self.conv = Behind(nn.BatchNorm2d(ins), branch)
+            self.proj = conv(ins, outs, 1)
+        first = nn.Conv2d(ins, hidden, 1, stride=1 + halves, bias=False)
+        depthwise = conv(hidden, hidden, groups=hidden)
+        branch = [first, nn.BatchNorm2d(hidden), act(), depthwise, nn.BatchNorm2d(hidden), act()]
+        branch += [Squeeze(hidden, ins // 4, act), conv(hidden, outs, 1), nn.BatchNorm2d(outs)]
+        self.conv = named(norm=nn.BatchNorm2d(ins), fn=nn.Sequential(*branch))
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = self.proj(pooled(x)) if self.halves else x
-        return shortcut + self.conv(x)
+        return (self.proj(pooled(x)) if self.halves else x) + self.conv(x)
 
 
-class Attention(nn.Module):
+class Attention(SelfAttention):
     """Attention among all tokens [B, N, D], plus a learned bias for each offset and head."""
 
     relative_index: Tensor
 
     def __init__(self, ins: int, outs: int, side: int, heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.heads = heads
-        offsets = 2 * side - 1
+        inner, offsets = heads * head_dim, 2 * side - 1
+        qkv, out = nn.Linear(ins, 3 * inner, bias=False), nn.Linear(inner, outs)
+        super().__init__(heads, to_qkv=qkv, to_out=nn.Sequential(out, nn.Identity()))
         self.relative_bias_table = nn.Parameter(torch.zeros(offsets**2, heads))
         at = torch.arange(side)
         rows = at.repeat_interleave(side)[:, None] - at.repeat_interleave(side) + side - 1
         columns = at.repeat(side)[:, None] - at.repeat(side) + side - 1
         self.register_buffer("relative_index", (rows * offsets + columns).reshape(-1, 1))
-        self.to_qkv = nn.Linear(ins, 3 * heads * head_dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, outs), nn.Identity())
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.shape[1]
-        q, k, v = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def bias(self, x: Tensor) -> Tensor:
         bias = self.relative_bias_table[self.relative_index[:, 0]]
-        bias = bias.reshape(tokens, tokens, -1).permute(2, 0, 1)
-        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + bias).softmax(-1)
-        return self.to_out((weights @ v).transpose(1, 2).flatten(2))
+        return bias.reshape(x.shape[1], x.shape[1], -1).permute(2, 0, 1)
 
 
 class Attend(nn.Module):
     """x + attention(LN(x)), then x + feed-forward(LN(x)), on [B, C, H, W]."""
 
     def __init__(
-        self,
-        ins: int,
-        outs: int,
-        halves: bool,
-        side: int,
-        heads: int,
-        head_dim: int,
-        act: type[nn.Module],
+        self, ins: int, outs: int, halves: bool, attention: nn.Module, act: type[nn.Module]
     ) -> None:
         super().__init__()
         self.halves = halves
         if halves:
-            self.proj = nn.Conv2d(ins, outs, 1, bias=False)
-        attn = Behind(nn.LayerNorm(ins), Attention(ins, outs, side, heads, head_dim))
+            self.proj = conv(ins, outs, 1)
         first, last = nn.Linear(outs, 4 * ins), nn.Linear(4 * ins, outs)
         net = nn.Sequential(first, act(), nn.Identity(), last)
-        ff = Behind(nn.LayerNorm(outs), nn.Sequential(OrderedDict(net=net)))
+        attn = named(norm=nn.LayerNorm(ins), fn=attention)
+        ff = named(norm=nn.LayerNorm(outs), fn=named(net=net))
         # The second of three places, as around it the repository turns maps into tokens and back.
         self.attn = nn.Sequential(nn.Identity(), attn, nn.Identity())
         self.ff = nn.Sequential(nn.Identity(), ff, nn.Identity())
@@ -160,11 +121,10 @@ class Attend(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = pooled(x) if self.halves else x
         shortcut = self.proj(x) if self.halves else x
-        size = x.shape[2:]
         tokens = shortcut.flatten(2).mT + self.attn(x.flatten(2).mT)
-        return (tokens + self.ff(tokens)).mT.unflatten(2, size)
+        return (tokens + self.ff(tokens)).mT.unflatten(2, x.shape[2:])
 
 
 def pooled(x: Tensor) -> Tensor:
-    """Return the largest of each 3x3 window, at half the size."""
+    """Take the largest of each 3x3 window, at half the size."""
     return nn.functional.max_pool2d(x, 3, stride=2, padding=1)

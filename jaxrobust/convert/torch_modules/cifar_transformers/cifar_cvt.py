@@ -4,12 +4,10 @@ Source: Wu et al. 2021 (arXiv 2103.15808), with the names and details of lucidra
 69d24fe. Parity: tests/models/cifar/test_stages.py.
 """
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Residual, attend, conv, named
 
 
 def model(
@@ -23,7 +21,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       dims, depths, heads: channels, blocks and attention heads of each stage.
@@ -33,18 +31,20 @@ def model(
     """
     act, ins, stages = ACTIVATIONS[activation], in_channels, []
     for i, (dim, depth, count) in enumerate(zip(dims, depths, heads, strict=True)):
-        kernel, stride = (3, 2) if i else (window, patch)
-        embed = nn.Conv2d(ins, dim, kernel, stride=stride, padding=kernel // 2)
-        blocks = [block(dim, count, head_dim, act) for _ in range(depth)]
-        behind = nn.Sequential(OrderedDict(layers=nn.Sequential(*blocks)))
-        stages.append(nn.Sequential(embed, ChannelNorm(dim), behind))
+        embed = conv(ins, dim, *((3, 2) if i else (window, patch)), bias=True)
+        blocks = []
+        for _ in range(depth):
+            first, last = nn.Conv2d(dim, 4 * dim, 1), nn.Conv2d(4 * dim, dim, 1)
+            net = nn.Sequential(LayerNorm(dim), first, act(), nn.Identity(), last)
+            blocks.append(nn.Sequential(Attention(dim, count, head_dim), Residual(net=net)))
+        stages.append(nn.Sequential(embed, LayerNorm(dim), named(layers=nn.Sequential(*blocks))))
         ins = dim
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ins, num_classes))
-    return nn.Sequential(OrderedDict(layers=nn.Sequential(*stages), to_logits=head))
+    return named(layers=nn.Sequential(*stages), to_logits=head)
 
 
-class ChannelNorm(nn.Module):
-    """Layer norm over the channels of [B, C, H, W]."""
+class LayerNorm(nn.Module):
+    """Layer norm over the channels of [B, C, H, W], with scale `g` and offset `b`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -57,25 +57,10 @@ class ChannelNorm(nn.Module):
         return centred * (variance + 1e-5).rsqrt() * self.g + self.b
 
 
-class Residual(nn.Sequential):
-    """x + the modules of it, one after the other."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
-
-
-def block(dim: int, heads: int, head_dim: int, act: type[nn.Module]) -> nn.Module:
-    """Return x + attention(x), then x + feed-forward(LN(x))."""
-    first, last = nn.Conv2d(dim, 4 * dim, 1), nn.Conv2d(4 * dim, dim, 1)
-    net = nn.Sequential(ChannelNorm(dim), first, act(), nn.Identity(), last)
-    return nn.Sequential(Attention(dim, heads, head_dim), Residual(OrderedDict(net=net)))
-
-
 def project(dim: int, outs: int, stride: int) -> nn.Module:
-    """Return a depthwise 3x3 convolution, its norm and a 1x1 one; named `net`."""
-    depthwise = nn.Conv2d(dim, dim, 3, stride=stride, padding=1, groups=dim, bias=False)
-    net = nn.Sequential(depthwise, nn.BatchNorm2d(dim), nn.Conv2d(dim, outs, 1, bias=False))
-    return nn.Sequential(OrderedDict(net=net))
+    """Build a depthwise 3x3 convolution, its norm and a 1x1 one; named `net`."""
+    depthwise = conv(dim, dim, 3, stride, groups=dim)
+    return named(net=nn.Sequential(depthwise, nn.BatchNorm2d(dim), conv(dim, outs, 1)))
 
 
 class Attention(nn.Module):
@@ -84,7 +69,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
         inner, self.heads = heads * head_dim, heads
-        self.norm = ChannelNorm(dim)
+        self.norm = LayerNorm(dim)
         self.to_q, self.to_kv = project(dim, inner, 1), project(dim, 2 * inner, 2)
         self.to_out = nn.Sequential(nn.Conv2d(inner, dim, 1), nn.Identity())
 
@@ -92,5 +77,4 @@ class Attention(nn.Module):
         normal = self.norm(x)
         maps = (self.to_q(normal), *self.to_kv(normal).chunk(2, 1))
         q, k, v = (map.flatten(2).unflatten(1, (self.heads, -1)).mT for map in maps)
-        weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-        return x + self.to_out((weights @ v).mT.flatten(1, 2).unflatten(2, x.shape[2:]))
+        return x + self.to_out(attend(q, k, v).mT.unflatten(2, x.shape[2:]))

@@ -4,12 +4,19 @@ Source: Graham et al. 2021 (arXiv 2104.01136), with the names of facebookresearc
 classifier. Parity: tests/models/cifar/test_hybrids.py.
 """
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
+from jaxrobust.convert.torch_modules.layers import (
+    ACTIVATIONS,
+    Mean,
+    Residual,
+    TokenNorm,
+    Tokens,
+    attend,
+    conv,
+    named,
+)
 
 
 def model(
@@ -23,7 +30,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       dims, depths, heads: of the stages.
@@ -35,68 +42,31 @@ def model(
     widths = [in_channels, *(dims[0] // 2**i for i in (3, 2, 1, 0))]
     stem, side, act = [], image_size, ACTIVATIONS[activation]
     for ins, outs, stride in zip(widths, widths[1:], stem_strides, strict=False):
-        convolution = nn.Conv2d(ins, outs, 3, stride, 1, bias=False)
-        stem += [normed(convolution, nn.BatchNorm2d(outs)), act()]
+        stem += [named(c=conv(ins, outs, 3, stride), bn=nn.BatchNorm2d(outs)), act()]
         side = -(-side // stride)
     blocks: list[nn.Module] = []
     for i, (dim, depth, number) in enumerate(zip(dims, depths, heads, strict=True)):
         if i:
             shrunk = dims[i - 1], dim, dims[i - 1] // key_width, key_width
-            blocks += [Attention(*shrunk, side, 2, act()), Residual(mlp(dim, act()))]
+            blocks += [Attention(*shrunk, side, 2, act()), feed_forward(dim, act())]
             side = -(-side // 2)
         for _ in range(depth):
             attention = Attention(dim, dim, number, key_width, side, 1, act())
-            blocks += [Residual(attention), Residual(mlp(dim, act()))]
-    return LeViT(stem[:-1], blocks, dims[-1], num_classes)
+            blocks += [Residual(m=attention), feed_forward(dim, act())]
+    parts = {"patch_embed": nn.Sequential(*stem[:-1]), "tokens": Tokens()}
+    parts |= {"blocks": nn.Sequential(*blocks), "mean": Mean(1)}
+    head = named(bn=nn.BatchNorm1d(dims[-1]), l=nn.Linear(dims[-1], num_classes))
+    return named(**parts, head=head)
 
 
-class LeViT(nn.Module):
-    """Stem, blocks over the tokens, mean, batch norm, linear."""
-
-    def __init__(
-        self, stem: list[nn.Module], blocks: list[nn.Module], dim: int, num_classes: int
-    ) -> None:
-        super().__init__()
-        self.patch_embed = nn.Sequential(*stem)
-        self.blocks = nn.Sequential(*blocks)
-        head = {"bn": nn.BatchNorm1d(dim), "l": nn.Linear(dim, num_classes)}
-        self.head = nn.Sequential(OrderedDict(head))
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.patch_embed(images).flatten(2).mT
-        return self.head(self.blocks(x).mean(1))
+def normed(ins: int, outs: int) -> nn.Module:
+    """Build a linear map of [B, N, D] without a bias, with batch norm over images and tokens."""
+    return named(c=nn.Linear(ins, outs, bias=False), bn=TokenNorm(outs))
 
 
-def normed(layer: nn.Module, norm: nn.Module) -> nn.Sequential:
-    """Return a layer and its norm under the names of the public code."""
-    return nn.Sequential(OrderedDict(c=layer, bn=norm))
-
-
-class LinearNorm(nn.Module):
-    """Linear map of [B, N, D] without a bias, batch norm over images and tokens."""
-
-    def __init__(self, ins: int, outs: int) -> None:
-        super().__init__()
-        self.c, self.bn = nn.Linear(ins, outs, bias=False), nn.BatchNorm1d(outs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.c(x).mT).mT
-
-
-def mlp(dim: int, act: nn.Module) -> nn.Module:
-    """Return linear maps to twice the width and back, each with its norm."""
-    return nn.Sequential(LinearNorm(dim, 2 * dim), act, LinearNorm(2 * dim, dim))
-
-
-class Residual(nn.Module):
-    """x + m(x)."""
-
-    def __init__(self, m: nn.Module) -> None:
-        super().__init__()
-        self.m = m
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.m(x)
+def feed_forward(dim: int, act: nn.Module) -> nn.Module:
+    """Build x + linear maps to twice the width and back, each with its norm."""
+    return Residual(m=nn.Sequential(normed(dim, 2 * dim), act, normed(2 * dim, dim)))
 
 
 class EverySecond(nn.Module):
@@ -116,14 +86,7 @@ class Attention(nn.Module):
     attention_bias_idxs: Tensor
 
     def __init__(
-        self,
-        ins: int,
-        outs: int,
-        heads: int,
-        width: int,
-        side: int,
-        stride: int,
-        act: nn.Module,
+        self, ins: int, outs: int, heads: int, width: int, side: int, stride: int, act: nn.Module
     ) -> None:
         super().__init__()
         keys, values = heads * width, heads * width * 2 * stride
@@ -134,20 +97,22 @@ class Attention(nn.Module):
         index = apart[:, None, :, None] * side + apart[None, :, None, :]
         self.register_buffer("attention_bias_idxs", index.flatten(2).flatten(0, 1))
         if stride == 1:
-            self.qkv = LinearNorm(ins, 2 * keys + values)
+            self.qkv = normed(ins, 2 * keys + values)
         else:
-            self.kv = LinearNorm(ins, keys + values)
-            self.q = nn.Sequential(EverySecond(side), LinearNorm(ins, keys))
-        self.proj = nn.Sequential(act, LinearNorm(values, outs))
+            self.kv = normed(ins, keys + values)
+            self.q = nn.Sequential(EverySecond(side), normed(ins, keys))
+        self.proj = nn.Sequential(act, normed(values, outs))
         self.shrinks = stride > 1
 
+    def split(self, x: Tensor) -> Tensor:
+        """Split [B, N, heads * d] into [B, heads, N, d]."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
     def forward(self, x: Tensor) -> Tensor:
-        together = self.kv(x) if self.shrinks else self.qkv(x)
-        together = together.unflatten(2, (self.heads, -1)).transpose(1, 2)
         if self.shrinks:
-            q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            q, kv = self.split(self.q(x)), self.split(self.kv(x))
         else:
-            q, together = together[..., : self.width], together[..., self.width :]
-        k, v = together[..., : self.width], together[..., self.width :]
-        logits = q @ k.mT * self.width**-0.5 + self.attention_biases[:, self.attention_bias_idxs]
-        return self.proj((logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+            q, kv = self.split(self.qkv(x)).tensor_split([self.width], -1)
+        k, v = kv.tensor_split([self.width], -1)
+        bias = self.attention_biases[:, self.attention_bias_idxs]
+        return self.proj(attend(q, k, v, bias))

@@ -4,10 +4,17 @@ Source: Tolstikhin et al. 2021 (arXiv 2105.01601), with the names of omihub777/M
 Parity: tests/models/cifar/test_mixer.py.
 """
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
+from jaxrobust.convert.torch_modules.layers import (
+    ACTIVATIONS,
+    First,
+    Mean,
+    Residual,
+    Tokens,
+    WithClassToken,
+    named,
+)
 
 
 def model(
@@ -22,7 +29,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       patch: side of the patches in pixels.
@@ -32,53 +39,15 @@ def model(
       activation: relu, silu, softplus or gelu.
       image_size: side in pixels; the number of tokens follows from it.
     """
-    tokens = (image_size // patch) ** 2 + class_token
-    act = ACTIVATIONS[activation]
+    tokens, act = (image_size // patch) ** 2 + class_token, ACTIVATIONS[activation]
+    blocks = []
+    for _ in range(depth):  # a convolution with one tap mixes the tokens of [B, N, D]
+        first, last = nn.Conv1d(tokens, token_hidden, 1), nn.Conv1d(token_hidden, tokens, 1)
+        mlp1 = Residual(ln=nn.LayerNorm(dim), fc1=first, act=act(), fc2=last)
+        maps = {"fc1": nn.Linear(dim, hidden), "act": act(), "fc2": nn.Linear(hidden, dim)}
+        blocks.append(named(mlp1=mlp1, mlp2=Residual(ln=nn.LayerNorm(dim), **maps)))
     stem = nn.Conv2d(in_channels, dim, patch, stride=patch)
-    blocks = [Block(tokens, dim, token_hidden, hidden, act) for _ in range(depth)]
-    return Mixer(stem, blocks, dim, class_token, num_classes)
-
-
-class Mixer(nn.Module):
-    """Patches, blocks, layer norm, linear on the class token or on the mean."""
-
-    def __init__(
-        self, stem: nn.Module, blocks: list, dim: int, class_token: bool, num_classes: int
-    ) -> None:
-        super().__init__()
-        self.patch_emb = nn.Sequential(stem)
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim)) if class_token else None
-        self.mixer_layers = nn.Sequential(*blocks)
-        self.ln = nn.LayerNorm(dim)
-        self.clf = nn.Linear(dim, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.patch_emb(images).flatten(2).transpose(1, 2)
-        if self.cls_token is None:
-            return self.clf(self.ln(self.mixer_layers(x)).mean(1))
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
-        return self.clf(self.ln(self.mixer_layers(x))[:, 0])
-
-
-class Block(nn.Module):
-    """The MLP over tokens, then the MLP over channels."""
-
-    def __init__(self, tokens: int, dim: int, token_hidden: int, hidden: int, act: type) -> None:
-        super().__init__()
-        over_tokens = nn.Conv1d(tokens, token_hidden, 1), nn.Conv1d(token_hidden, tokens, 1)
-        self.mlp1 = Mlp(dim, *over_tokens, act())
-        self.mlp2 = Mlp(dim, nn.Linear(dim, hidden), nn.Linear(hidden, dim), act())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mlp2(self.mlp1(x))
-
-
-class Mlp(nn.Module):
-    """x + fc2(activation(fc1(LN(x)))); a Conv1d with one tap mixes the tokens of [B, N, D]."""
-
-    def __init__(self, dim: int, fc1: nn.Module, fc2: nn.Module, act: nn.Module) -> None:
-        super().__init__()
-        self.ln, self.fc1, self.fc2, self.act = nn.LayerNorm(dim), fc1, fc2, act
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.fc2(self.act(self.fc1(self.ln(x))))
+    embed: dict[str, nn.Module] = {"patch_emb": nn.Sequential(stem), "tokens": Tokens()}
+    body = {"mixer_layers": nn.Sequential(*blocks), "ln": nn.LayerNorm(dim)}
+    body |= {"read": First() if class_token else Mean(1), "clf": nn.Linear(dim, num_classes)}
+    return WithClassToken(dim, 0, embed, body) if class_token else named(**embed, **body)

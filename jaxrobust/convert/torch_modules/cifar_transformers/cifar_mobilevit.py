@@ -4,12 +4,10 @@ Source: Mehta & Rastegari 2022 (arXiv 2110.02178), with the names of chinhsuanwu
 Parity: tests/models/cifar/test_hybrids.py.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Residual, SelfAttention, conv, named
 
 
 def model(
@@ -25,7 +23,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       channels, strides: of the stem and of the bottlenecks.
@@ -35,88 +33,64 @@ def model(
       activation: everywhere, a name in ACTIVATIONS.
       expansion: of the bottlenecks, and of the channels before the classifier.
     """
-    act = ACTIVATIONS[activation]()
-    mvit = [
-        Transformer(c, dim, ratio * dim, depth, heads, head_width, act)
-        for c, dim, ratio, depth in zip(channels[-len(dims) :], dims, ratios, depths, strict=True)
-    ]
-    return MobileViT(channels, strides, mvit, expansion, act, in_channels, num_classes)
+    act = ACTIVATIONS[activation]
+    mvit = []
+    for c, dim, ratio, depth in zip(channels[-len(dims) :], dims, ratios, depths, strict=True):
+        layers = [layer(dim, ratio * dim, heads, heads * head_width, act) for _ in range(depth)]
+        mvit.append(Transformer(c, dim, layers, act))
+    pairs = zip(channels, channels[1:], strides[1:], strict=False)
+    mv2 = [bottleneck(*pair, expansion, act) for pair in pairs]
+    stem = nn.Sequential(*normed(in_channels, channels[0], 3, act, strides[0]))
+    last = expansion * channels[-1]
+    head = nn.Sequential(*normed(channels[-1], last, 1, act))
+    return MobileViT(stem, mv2, mvit, head, nn.Linear(last, num_classes, bias=False))
 
 
 class MobileViT(nn.Module):
     """Stem, bottlenecks, each of the last with its transformer, 1x1, mean, linear."""
 
     def __init__(
-        self,
-        channels: tuple[int, ...],
-        strides: tuple[int, ...],
-        mvit: Sequence[nn.Module],
-        expansion: int,
-        act: nn.Module,
-        in_channels: int,
-        num_classes: int,
+        self, stem: nn.Module, mv2: list, mvit: list, head: nn.Module, fc: nn.Module
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(*conv(in_channels, channels[0], 3, act, strides[0]))
-        pairs = zip(channels, channels[1:], strides[1:], strict=False)
-        self.mv2 = nn.ModuleList([Bottleneck(*pair, expansion, act) for pair in pairs])
-        self.mvit = nn.ModuleList(mvit)
-        last = expansion * channels[-1]
-        self.conv2 = nn.Sequential(*conv(channels[-1], last, 1, act))
-        self.fc = nn.Linear(last, num_classes, bias=False)
+        self.conv1, self.mv2, self.mvit = stem, nn.ModuleList(mv2), nn.ModuleList(mvit)
+        self.conv2, self.fc = head, fc
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv1(images)
-        plain = len(self.mv2) - len(self.mvit)
-        for i, bottleneck in enumerate(self.mv2):
-            x = bottleneck(x)
-            if i >= plain:
-                x = self.mvit[i - plain](x)
+        x, plain = self.conv1(images), len(self.mv2) - len(self.mvit)
+        for i, part in enumerate(self.mv2):
+            x = part(x)
+            x = self.mvit[i - plain](x) if i >= plain else x
         return self.fc(self.conv2(x).mean((2, 3)))
 
 
-def conv(
-    ins: int, outs: int, kernel: int, act: nn.Module, stride: int = 1, groups: int = 1
+def normed(
+    ins: int, outs: int, kernel: int, act: type[nn.Module], stride: int = 1, groups: int = 1
 ) -> list[nn.Module]:
-    """Return a convolution without a bias that keeps the size, batch norm and activation."""
-    own = nn.Conv2d(ins, outs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return [own, nn.BatchNorm2d(outs), act]
+    """List a convolution without a bias that keeps the size, batch norm and activation."""
+    return [conv(ins, outs, kernel, stride, groups), nn.BatchNorm2d(outs), act()]
 
 
-class Bottleneck(nn.Module):
-    """1x1 to more channels, depthwise 3x3, 1x1 without activation; added to x where it fits."""
-
-    def __init__(self, ins: int, outs: int, stride: int, expansion: int, act: nn.Module) -> None:
-        super().__init__()
-        wide = expansion * ins
-        *project, _ = conv(wide, outs, 1, act)
-        depthwise = conv(wide, wide, 3, act, stride, wide)
-        self.conv = nn.Sequential(*conv(ins, wide, 1, act), *depthwise, *project)
-        self.adds = stride == 1 and ins == outs
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.adds else self.conv(x)
+def bottleneck(ins: int, outs: int, stride: int, expansion: int, act: type[nn.Module]) -> nn.Module:
+    """Build 1x1 to more channels, depthwise 3x3, 1x1 without activation; added to x if it fits."""
+    wide = expansion * ins
+    layers = normed(ins, wide, 1, act) + normed(wide, wide, 3, act, stride, wide)
+    branch = nn.Sequential(*layers, *normed(wide, outs, 1, act)[:-1])
+    return Residual(conv=branch) if stride == 1 and ins == outs else named(conv=branch)
 
 
 class Transformer(nn.Module):
     """3x3 and 1x1 convolution, layers across the patches, 1x1 back; 3x3 of that beside x."""
 
     def __init__(
-        self,
-        channels: int,
-        dim: int,
-        hidden: int,
-        depth: int,
-        heads: int,
-        width: int,
-        act: nn.Module,
+        self, channels: int, dim: int, layers: list[nn.Module], act: type[nn.Module]
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(*conv(channels, channels, 3, act))
-        self.conv2 = nn.Sequential(*conv(channels, dim, 1, act))
-        self.transformer = Layers(dim, hidden, depth, heads, width, act)
-        self.conv3 = nn.Sequential(*conv(dim, channels, 1, act))
-        self.conv4 = nn.Sequential(*conv(2 * channels, channels, 3, act))
+        self.conv1 = nn.Sequential(*normed(channels, channels, 3, act))
+        self.conv2 = nn.Sequential(*normed(channels, dim, 1, act))
+        self.transformer = named(layers=nn.Sequential(*layers))
+        self.conv3 = nn.Sequential(*normed(dim, channels, 1, act))
+        self.conv4 = nn.Sequential(*normed(2 * channels, channels, 3, act))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(self.conv1(x))
@@ -129,55 +103,10 @@ class Transformer(nn.Module):
         return self.conv4(torch.cat([self.conv3(y), x], 1))
 
 
-class Layers(nn.Module):
-    """x + attention(LN(x)) and x + feed-forward(LN(x)), again and again."""
-
-    def __init__(
-        self, dim: int, hidden: int, depth: int, heads: int, width: int, act: nn.Module
-    ) -> None:
-        super().__init__()
-        both = (lambda: Attention(dim, heads, width), lambda: FeedForward(dim, hidden, act))
-        layers = [[Residual(dim, make()) for make in both] for _ in range(depth)]
-        self.layers = nn.Sequential(*(nn.Sequential(*layer) for layer in layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
-class Residual(nn.Module):
-    """x + f(LN(x))."""
-
-    def __init__(self, dim: int, function: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.fn = nn.LayerNorm(dim), function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.fn(self.norm(x))
-
-
-class FeedForward(nn.Module):
-    """Linear, activation, linear."""
-
-    def __init__(self, dim: int, hidden: int, act: nn.Module) -> None:
-        super().__init__()
-        linears = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.net = nn.Sequential(linears[0], act, nn.Identity(), linears[1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-class Attention(nn.Module):
-    """Softmax attention of [B, P, N, D] over N; the map to queries, keys and values has no bias."""
-
-    def __init__(self, dim: int, heads: int, width: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_qkv = nn.Linear(dim, 3 * heads * width, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * width, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # [B, P, N, 3 h d] -> three of [B, P, h, N, d]
-        q, k, v = self.to_qkv(x).unflatten(3, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
-        out = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.to_out(out.transpose(2, 3).flatten(3))
+def layer(dim: int, hidden: int, heads: int, inner: int, act: type[nn.Module]) -> nn.Module:
+    """Build x + attention(LN(x)), then x + feed-forward(LN(x)), of [B, P, N, D] over N."""
+    qkv, out = nn.Linear(dim, 3 * inner, bias=False), nn.Linear(inner, dim)
+    attention = SelfAttention(heads, to_qkv=qkv, to_out=nn.Sequential(out))
+    first, last = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+    branches = (attention, named(net=nn.Sequential(first, act(), nn.Identity(), last)))
+    return nn.Sequential(*(Residual(norm=nn.LayerNorm(dim), fn=branch) for branch in branches))

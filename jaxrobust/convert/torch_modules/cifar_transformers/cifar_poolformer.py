@@ -4,12 +4,10 @@ Source: Yu et al. 2022 (arXiv 2111.11418), with the names of sail-sg/poolformer.
 tests/models/cifar/test_poolformer.py.
 """
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Mean, named
 
 
 def model(
@@ -22,7 +20,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       depths, dims: blocks and channels of each stage.
@@ -30,37 +28,15 @@ def model(
       gamma_init: of the factors of each branch's channels.
       activation: relu, silu, softplus or gelu.
     """
-    first = embedding(in_channels, dims[0], patch, stride, (patch - stride + 1) // 2)
-    parts: list[nn.Module] = []
+    act, parts = ACTIVATIONS[activation], []
+    first = nn.Conv2d(in_channels, dims[0], patch, stride, (patch - stride + 1) // 2)
     for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
         if i:
-            parts.append(embedding(dims[i - 1], dim, 3, 2, 1))
-        act = ACTIVATIONS[activation]
+            parts.append(named(proj=nn.Conv2d(dims[i - 1], dim, 3, 2, 1)))
         parts.append(nn.Sequential(*[Block(dim, gamma_init, act()) for _ in range(depth)]))
-    return PoolFormer(first, nn.ModuleList(parts), dims[-1], num_classes)
-
-
-def embedding(ins: int, outs: int, kernel: int, stride: int, padding: int) -> nn.Module:
-    """Return a convolution as the module `proj`."""
-    return nn.Sequential(OrderedDict(proj=nn.Conv2d(ins, outs, kernel, stride, padding)))
-
-
-class PoolFormer(nn.Module):
-    """Stages with a convolution before each, norm, mean over the pixels, linear."""
-
-    def __init__(
-        self, first: nn.Module, network: nn.ModuleList, dim: int, num_classes: int
-    ) -> None:
-        super().__init__()
-        self.patch_embed, self.network = first, network
-        self.norm = nn.GroupNorm(1, dim)
-        self.head = nn.Linear(dim, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.patch_embed(images)
-        for part in self.network:
-            x = part(x)
-        return self.head(self.norm(x).mean((2, 3)))
+    stages = {"patch_embed": named(proj=first), "network": nn.Sequential(*parts)}
+    head = nn.Linear(dims[-1], num_classes)
+    return named(**stages, norm=nn.GroupNorm(1, dims[-1]), mean=Mean(), head=head)
 
 
 class Block(nn.Module):
@@ -70,8 +46,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(1, dim), nn.GroupNorm(1, dim)
         self.pool = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
-        maps = OrderedDict(fc1=nn.Conv2d(dim, 4 * dim, 1), act=act, fc2=nn.Conv2d(4 * dim, dim, 1))
-        self.mlp = nn.Sequential(maps)
+        self.mlp = named(fc1=nn.Conv2d(dim, 4 * dim, 1), act=act, fc2=nn.Conv2d(4 * dim, dim, 1))
         self.layer_scale_1 = nn.Parameter(torch.full((dim,), float(gamma)))
         self.layer_scale_2 = nn.Parameter(torch.full((dim,), float(gamma)))
 

@@ -4,12 +4,17 @@ Source: Liu et al. 2021 (arXiv 2103.14030), with the names and details of
 berniwal/swin-transformer-pytorch c921ebf. Parity: tests/models/cifar/test_stages.py.
 """
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
+from jaxrobust.convert.torch_modules.layers import (
+    ACTIVATIONS,
+    ChannelsLast,
+    Mean,
+    Residual,
+    SelfAttention,
+    named,
+)
 
 
 def model(
@@ -23,7 +28,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       dim: channels of the first stage; they double with each.
@@ -33,111 +38,75 @@ def model(
       activation: gelu, relu, silu or softplus, of the feed-forward parts.
     """
     act, ins = ACTIVATIONS[activation], in_channels
-    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    stages: dict[str, nn.Module] = {"last": ChannelsLast()}
     rows = zip(depths, heads, (patch, *merges), strict=True)
     for i, (depth, count, side) in enumerate(rows):
         width = dim << i
         blocks = [block(width, count, window, bool(j % 2), act) for j in range(depth)]
         pairs = [nn.Sequential(*blocks[j : j + 2]) for j in range(0, depth, 2)]
-        parts = {"patch_partition": Merge(ins, width, side), "layers": nn.Sequential(*pairs)}
-        stages[f"stage{i + 1}"] = nn.Sequential(OrderedDict(parts))
+        merge = named(squares=Squares(side), linear=nn.Linear(ins * side**2, width))
+        stages[f"stage{i + 1}"] = named(patch_partition=merge, layers=nn.Sequential(*pairs))
         ins = width
     head = nn.Sequential(nn.LayerNorm(ins), nn.Linear(ins, num_classes))
-    return Swin(stages, head)
+    return named(**stages, mean=Mean(1, 2), mlp_head=head)
 
 
-class Swin(nn.Module):
-    """Stages on [B, H, W, C], mean over the map, layer norm and linear."""
+class Squares(nn.Module):
+    """Squares of pixels of [B, H, W, C] as one pixel each, channel by channel."""
 
-    def __init__(self, stages: OrderedDict[str, nn.Module], head: nn.Module) -> None:
+    def __init__(self, side: int) -> None:
         super().__init__()
-        for name, stage in stages.items():
-            self.add_module(name, stage)
-        self.names, self.mlp_head = list(stages), head
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = images.permute(0, 2, 3, 1)
-        for name in self.names:
-            x = self.get_submodule(name)(x)
-        return self.mlp_head(x.mean((1, 2)))
-
-
-class Merge(nn.Module):
-    """Squares of pixels as one, channel by channel, then linear."""
-
-    def __init__(self, ins: int, outs: int, side: int) -> None:
-        super().__init__()
-        self.side, self.linear = side, nn.Linear(ins * side**2, outs)
+        self.side = side
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.unflatten(2, (-1, self.side)).unflatten(1, (-1, self.side))
-        return self.linear(x.permute(0, 1, 3, 5, 2, 4).flatten(3))
-
-
-class Residual(nn.Module):
-    """x + fn(x)."""
-
-    def __init__(self, fn: nn.Module) -> None:
-        super().__init__()
-        self.fn = fn
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.fn(x)
-
-
-class Behind(nn.Module):
-    """`fn` of the layer norm of the input."""
-
-    def __init__(self, dim: int, fn: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.fn = nn.LayerNorm(dim), fn
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fn(self.norm(x))
+        return x.permute(0, 1, 3, 5, 2, 4).flatten(3)
 
 
 def block(dim: int, heads: int, window: int, shifted: bool, act: type[nn.Module]) -> nn.Module:
-    """Return x + attention(LN(x)), then x + feed-forward(LN(x))."""
+    """Build x + attention(LN(x)), then x + feed-forward(LN(x))."""
     net = nn.Sequential(nn.Linear(dim, 4 * dim), act(), nn.Linear(4 * dim, dim))
-    mlp = Behind(dim, nn.Sequential(OrderedDict(net=net)))
-    attn = Behind(dim, Attention(dim, heads, window, shifted))
-    parts = {"attention_block": Residual(attn), "mlp_block": Residual(mlp)}
-    return nn.Sequential(OrderedDict(parts))
+    attention = named(norm=nn.LayerNorm(dim), fn=WindowAttention(dim, heads, window, shifted))
+    feed = named(norm=nn.LayerNorm(dim), fn=named(net=net))
+    return named(attention_block=Residual(fn=attention), mlp_block=Residual(fn=feed))
 
 
-class Attention(nn.Module):
+class WindowAttention(SelfAttention):
     """Attention within each window, plus a bias for each offset of key from query."""
 
     index: Tensor
 
     def __init__(self, dim: int, heads: int, window: int, shifted: bool) -> None:
-        super().__init__()
-        self.heads, self.window, self.shift = heads, window, window // 2 if shifted else 0
+        qkv = nn.Linear(dim, 3 * dim, bias=False)
+        super().__init__(heads, to_qkv=qkv, to_out=nn.Linear(dim, dim))
+        self.window, self.shift = window, window // 2 if shifted else 0
         at = torch.arange(window)
         row, column = at.repeat_interleave(window), at.repeat(window)
         if shifted:
-            for name, along in (("upper_lower_mask", row), ("left_right_mask", column)):
-                behind = along >= window - self.shift
-                apart = behind[:, None] != behind
-                mask = torch.zeros(apart.shape).masked_fill(apart, float("-inf"))
-                self.register_parameter(name, nn.Parameter(mask, requires_grad=False))
+            self.upper_lower_mask = self.mask(row >= window - self.shift)
+            self.left_right_mask = self.mask(column >= window - self.shift)
         self.pos_embedding = nn.Parameter(torch.randn(2 * window - 1, 2 * window - 1))
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim)
         index = torch.stack([row - row[:, None], column - column[:, None]]) + window - 1
         self.register_buffer("index", index, persistent=False)
+
+    def mask(self, behind: Tensor) -> nn.Parameter:
+        """Part the pixels of a window that are behind the map's edge from the others."""
+        apart = behind[:, None] != behind
+        mask = torch.zeros(apart.shape).masked_fill(apart, float("-inf"))
+        return nn.Parameter(mask, requires_grad=False)
+
+    def bias(self, x: Tensor) -> Tensor:
+        bias = self.pos_embedding[self.index[0], self.index[1]]
+        if self.shift:  # [rows, columns of windows, 1, N, N]
+            bias = bias.repeat(*x.shape[1:3], 1, 1, 1)
+            bias[-1] += self.upper_lower_mask
+            bias[:, -1] += self.left_right_mask
+        return bias
 
     def forward(self, x: Tensor) -> Tensor:
         count, shift = x.shape[1] // self.window, self.shift
         x = x.roll((-shift, -shift), (1, 2))
         # [B, rows, columns of windows, N, D]
         x = x.unflatten(2, (count, -1)).unflatten(1, (count, -1)).transpose(2, 3).flatten(3, 4)
-        q, k, v = self.to_qkv(x).unflatten(4, (3, self.heads, -1)).movedim(4, 0).transpose(-3, -2)
-        weights = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-        weights = weights + self.pos_embedding[self.index[0], self.index[1]]
-        if shift:
-            weights[:, -1] += self.upper_lower_mask
-            weights[:, :, -1] += self.left_right_mask
-        x = self.to_out((weights.softmax(-1) @ v).transpose(-3, -2).flatten(4))
-        x = x.unflatten(3, (self.window, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        return x.roll((shift, shift), (1, 2))
+        x = super().forward(x).unflatten(3, (self.window, -1))
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2).roll((shift, shift), (1, 2))

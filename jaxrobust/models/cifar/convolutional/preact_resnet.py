@@ -51,7 +51,7 @@ VARIANTS = {
 
 
 class Block(nnx.Module):
-    """x + a branch of 1x1, 3x3, 1x1 convolutions, each behind a norm and activation of its own.
+    """x + a branch of 1x1, 3x3, 1x1 convolutions, each behind its norm and activation.
 
     A projection reads what the first of these gives, and has no norm.
     """

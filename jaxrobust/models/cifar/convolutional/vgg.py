@@ -48,7 +48,7 @@ VARIANTS = {
 
 
 def places(stages: int) -> list[list[int]]:
-    """Return where each stage's convolutions stand in PyTorch's sequence; norms are behind them."""
+    """List the places of each stage's convolutions in PyTorch's sequence; norms are behind them."""
     found, at = [], 0
     for depth in DEPTHS[:stages]:
         found.append([at + 3 * i for i in range(depth)])

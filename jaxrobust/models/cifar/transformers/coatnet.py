@@ -242,7 +242,7 @@ def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _index(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
-    """Return what the reference stores beside a table: which of its rows each pair reads."""
+    """Compute the index that the reference stores beside a table: the row that each pair reads."""
     entries = ours[match.expand(r"stages.\1.\2.attn.relative_bias_table")].shape[0]
     return relative_index((math.isqrt(entries) + 1) // 2).reshape(-1, 1)
 

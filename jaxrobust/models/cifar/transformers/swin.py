@@ -191,8 +191,8 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
 
 
 def _mask(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
-    """Return what the reference stores beside a table: -inf between the parts of a window in the
-    last row, or the last column, of windows.
+    """Compute the masks that the reference stores beside a table: -inf between the parts of a
+    window in the last row, or the last column, of windows.
     """
     table = ours[match.expand(r"\1\2.attn.pos_embedding")]
     window = (table.shape[0] + 1) // 2
