@@ -443,6 +443,16 @@ class CheckTest(PrepareTest):
         other.write_bytes(content)
         self.refused(r"is not what the index says \(and 1 more\)", "--check", code=3)
 
+    def test_other_labels_than_those_of_the_index(self):
+        index = imagenet.shards._index
+
+        def shifted(path):
+            labels, names = index(path)
+            return labels + 1, names
+
+        with mock.patch.object(imagenet.shards, "_index", shifted):
+            self.refused(r"is not what the index says", "--check", code=3)
+
     def test_a_changed_index(self):
         (self.directory / "jaxrobust-index-train.npz").write_bytes(b"x")
         self.refused("jaxrobust-index-train.npz is missing or has changed", "--check", code=3)
