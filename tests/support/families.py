@@ -295,7 +295,7 @@ CASES = {
         },
         golden32=_some(_SWIN, "swin_l"),
         golden64=_some(_SWIN, "swin_l"),
-        references={},  # at several sizes: tests/models/test_swin.py
+        references={},  # at several sizes: tests/models/families/test_swin.py
         small="swin_b",
         # A map of 5, padded to 6 and shifted, and one of 3 in windows of 2, padded to 4.
         tiny={
@@ -325,7 +325,8 @@ CASES = {
             "Salman2020Do_50_2": "wide_resnet50_2",
             "Chen2024Data_WRN_50_2": "wide_resnet50_2",
         },
-        golden32={},  # units near 0, where ReLU's derivative jumps: tests/models/test_resnet.py
+        # Units near 0, where ReLU's derivative jumps: tests/models/families/test_resnet.py.
+        golden32={},
         golden64={"resnet18": "Salman2020Do_R18", "wide_resnet50_2": "Salman2020Do_50_2"},
         fast64=("resnet18",),
         forward={name: (name, {}) for name in ("resnet50_gelu", "wide_resnet50_2")},
@@ -333,7 +334,7 @@ CASES = {
         digits={"resnet18": {"depths": (1, 1), "small_stem": True, "bn_group": 4}},
     ),
     "robust_resnet": Case(
-        listings={},  # of smaller ones: tests/models/test_robust_resnet.py
+        listings={},  # of smaller ones: tests/models/families/test_robust_resnet.py
         counts={"wrn_28_10": 36_479_194},
         golden32={},
         golden64={},
@@ -352,7 +353,7 @@ CASES = {
         },
     ),
     "searched": Case(
-        listings={},  # of smaller ones: tests/models/test_searched.py
+        listings={},  # of smaller ones: tests/models/families/test_searched.py
         counts={},
         golden32={},
         golden64={},
