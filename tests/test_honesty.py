@@ -637,7 +637,10 @@ class ChosenTest(parameterized.TestCase):
         self.assertIn(said, " ".join(warnings.lines({"train": config})))
 
     def test_what_a_choice_looked_at(self):
-        """`--selected` hands this to the record, which tests/evaluation/test_selected.py reads."""
+        """`--selected` hands this to the record.
+
+        Which tests/evaluation/questions/test_selected.py reads.
+        """
         workdir = Path(self.create_tempdir())
         told = {"schema": kept.SCHEMA, "candidates": [], "chosen": {}}
         for more in ({"dataset": "digits", "split": "test[5:]", "attack": {"name": "apgd-ce"}}, {}):

@@ -17,8 +17,9 @@ STATIC = {
 }
 FAST = {"tests": [PYTHON, "-m", "pytest"]}
 # The networks once more with the tree mode that Flax announces as NNX's default.
-_TREE = ("families", "convnext", "xcit", "resnet", "robust_resnet", "foreign", "module")
-TREE_TESTS = [f"tests/models/test_{name}.py" for name in _TREE]
+_TREE = [f"families/test_{name}" for name in ("families", "convnext", "xcit", "resnet")]
+_TREE += ["families/test_robust_resnet", "interface/test_foreign", "modules/test_module"]
+TREE_TESTS = [f"tests/models/{name}.py" for name in _TREE]
 TREE_MODE = ["env", "NNX_GRAPH_MODE=false", "NNX_GRAPH_UPDATES=false"]
 MATRIX = {"golden sets, architectures": [PYTHON, "-m", "pytest", "-m", "matrix"]}
 SLOW = {

@@ -76,7 +76,7 @@ def floored_cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
     Returns:
       f[B].
     Source: the attack "CW" of Huang et al. 2022 (arXiv 2212.11005); parity:
-      tests/evaluation/test_cifar_attacks.py.
+      tests/evaluation/engine/test_cifar_attacks.py.
     """
     margin = cw_loss(logits, labels)
     return jnp.where(margin <= 0, margin, 0)

@@ -126,7 +126,7 @@ class FoolboxTest(parameterized.TestCase):
             self.skipTest(paths.PARITY)
         self.foolbox, self.torch = foolbox, torch
 
-    @sweeps.fast(1, 3)
+    @sweeps.fast(3)
     @parameterized.product(norm=("linf", "l2"), steps=(15, 20))
     def test_points(self, norm, steps):
         torch, rng = self.torch, np.random.default_rng(0)

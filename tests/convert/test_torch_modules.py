@@ -6,7 +6,8 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from tests.support import paths, reference, sweeps
-from tests.support.torch_modules import FAST, LISTINGS, NETWORKS, SLOW, built, relative
+from tests.support.families import CASES
+from tests.support.torch_modules import LISTINGS, NETWORKS, built, relative, row
 
 try:
     import torch
@@ -55,8 +56,8 @@ def check_filled(test, listing):
     golden = json.loads((LISTINGS / "golden_forward.json").read_text())[listing]
     images = reference.forward_images(golden["input_size"])
     logits, gradient = logits_and_gradient(listing, weights, images, torch.float64)
-    for row, name in zip(logits, ("logits0", "logits1"), strict=True):
-        test.assertLess(relative(row[: len(golden[name])], np.array(golden[name])), 1e-9)
+    for found, name in zip(logits, ("logits0", "logits1"), strict=True):
+        test.assertLess(relative(found[: len(golden[name])], np.array(golden[name])), 1e-9)
     test.assertLess(abs(logits.sum() - golden["logit_sum"]), 1e-9 * np.abs(logits).sum())
     test.assertAlmostEqual(np.abs(gradient).sum() / golden["grad_abs_sum"], 1, delta=1e-7)
     difference = gradient[0, 0, 5, 5] - golden["grad_0_0_5_5"]
@@ -65,26 +66,16 @@ def check_filled(test, listing):
     test.assertLess(relative(single, logits), 1e-5)
 
 
-CHECKS = {"seeded": check_seeded, "filled": check_filled}
-
-
-# Of a row, what concerns training or JAX.
-NOT_THE_NETWORK = {"dtype", "remat", "scan", "drop_path", "bn_group", "bn_momentum"}
-NOT_THE_NETWORK |= {"dropout", "attention_dropout", "scale_init"}
-
-
 @absltest.skipIf(torch is None, paths.PARITY)
 class RowsTest(parameterized.TestCase):
     @sweeps.fast("cifar_vgg16", "convnext_n", "resnet18", "vit_s", "xcit_n12")
     @parameterized.parameters(*models.available())
     def test_the_rows_of_the_jax_networks_fit(self, name):
-        row = models.variant(name)._asdict()
-        row = {field: value for field, value in row.items() if field not in NOT_THE_NETWORK}
         file = models.family(name).file
         from jaxrobust.convert import torch_networks  # which needs PyTorch
 
         with torch.device("meta"):
-            net = torch_networks.module(file).model(**row)
+            net = torch_networks.module(file).model(**row(name))
         self.assertEqual(list(net.state_dict()), models.torch_keys(name))
 
 
@@ -93,17 +84,13 @@ class RowsTest(parameterized.TestCase):
 class GoldenTest(parameterized.TestCase):
     """The measure is max|difference| / max|reference|: 1e-5 in float32, 1e-9 in float64."""
 
-    @parameterized.parameters(*FAST)
-    def test_logits_and_input_gradient(self, rule, listing):
-        CHECKS[rule](self, listing)
+    @parameterized.parameters(*(x for case in CASES.values() for x in case.golden64.values()))
+    def test_seeded_weights(self, listing):
+        check_seeded(self, listing)
 
-
-@pytest.mark.matrix
-@absltest.skipIf(torch is None, paths.PARITY)
-class SlowGoldenTest(parameterized.TestCase):
-    @parameterized.parameters(*SLOW)
-    def test_logits_and_input_gradient(self, rule, listing):
-        CHECKS[rule](self, listing)
+    @parameterized.parameters(*(listing for case in CASES.values() for listing in case.forward))
+    def test_filled_weights(self, listing):
+        check_filled(self, listing)
 
 
 if __name__ == "__main__":

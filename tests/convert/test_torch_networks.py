@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust import models
 from tests.support import paths, reference, sweeps
+from tests.support.families import CASES
 from tests.support.modules import hidden
 from tests.support.torch_modules import LISTINGS, built, relative
 
@@ -19,45 +21,14 @@ try:
 except ImportError:
     torch = torch_reference = None
 
-# our name -> listing of the same network
-FAST = {
-    "convnext_t_cvst": "Singh2023Revisiting_ConvNeXt-T-ConvStem",
-    "vit_s_cvst": "Singh2023Revisiting_ViT-S-ConvStem",
-    "xcit_n12": "xcit_nano_12_p16_224",
-    "cait_xxs24": "cait_xxs24_224",
-    "resnet18": "Salman2020Do_R18",
-    "resnet50_gelu": "resnet50_gelu",
+# Our name -> listing of the same network, of those for ImageNet.
+LISTED = {
+    name: listing
+    for case in CASES.values()
+    for name, listing in case.listings.items()
+    if models.member(name).num_classes == 1000
 }
-SLOW = {
-    "convnext_t": "timm_convnext_tiny",
-    "convnext_s": "timm_convnext_small",
-    "convnext_s_cvst": "Singh2023Revisiting_ConvNeXt-S-ConvStem",
-    "convnext_b": "timm_convnext_base",
-    "convnext_b_cvst": "Singh2023Revisiting_ConvNeXt-B-ConvStem",
-    "convnext_l": "timm_convnext_large",
-    "convnext_l_cvst": "Singh2023Revisiting_ConvNeXt-L-ConvStem",
-    "iso_convnext_s": "meta_convnext_isotropic_small",
-    "iso_convnext_s_cvst": "paper_convnext_iso_small_cvst",
-    "vit_s": "timm_vit_small_patch16_224",
-    "vit_m": "timm_deit3_medium_patch16_224",
-    "vit_m_cvst": "paper_vit_m_cvst",
-    "vit_b": "timm_vit_base_patch16_224",
-    "vit_b_cvst": "Singh2023Revisiting_ViT-B-ConvStem",
-    "deit_s": "deit_small_patch16_224",
-    "xcit_t12": "xcit_tiny_12_p16_224",
-    "xcit_t24": "xcit_tiny_24_p16_224",
-    "xcit_s12": "xcit_small_12_p16_224",
-    "xcit_s12_p8": "xcit_small_12_p8_224",
-    "xcit_s24": "xcit_small_24_p16_224",
-    "xcit_m12": "xcit_medium_12_p16_224",
-    "xcit_l12": "xcit_large_12_p16_224",
-    "cait_s12": "cait_s12_224",
-    "cait_s24": "cait_s24_224",
-    "resnet50": "resnet50",
-    "wide_resnet50_2": "wide_resnet50_2",
-    "swin_b": "timm_swin_base_patch4_window7_224",
-    "swin_l": "timm_swin_large_patch4_window7_224",
-}
+FAST = ("convnext_t_cvst", "vit_s_cvst", "xcit_n12", "cait_xxs24", "resnet18", "resnet50_gelu")
 # timm's, but for L: other sizes of the same code, and gigabytes in float64.
 TIMMS = re.compile("(convnext_[tsb]|vit|deit|xcit_[nts]|cait|resnet|swin_b)")
 TIMMS_ANY_SIZE = re.compile("convnext|xcit|resnet")
@@ -131,14 +102,15 @@ def needs_robustbench(test):
 
 @absltest.skipIf(torch is None, paths.PARITY)
 class NetworkTest(parameterized.TestCase):
-    @parameterized.parameters(*FAST.items())
+    @sweeps.fast(*FAST)
+    @parameterized.parameters(*LISTED.items())
     def test_names_shapes_types_and_order(self, name, listing):
         self.assertEqual(state(torch_networks.network(name)), listed(listing, wrapped=False))
 
     @sweeps.fast("resnet18")
     @parameterized.parameters("xcit_n12", "resnet18", "convnext_t_cvst")
     def test_is_the_module(self, name):
-        check_is_the_module(self, name, FAST[name])
+        check_is_the_module(self, name, LISTED[name])
 
     @pytest.mark.slow
     def test_smaller_patches_are_smaller_strides(self):
@@ -290,11 +262,7 @@ class RobustbenchTest(absltest.TestCase):
 @pytest.mark.matrix
 @absltest.skipIf(torch is None, paths.PARITY)
 class SlowNetworkTest(parameterized.TestCase):
-    @parameterized.parameters(*SLOW.items())
-    def test_names_shapes_types_and_order(self, name, listing):
-        self.assertEqual(state(torch_networks.network(name)), listed(listing, wrapped=False))
-
-    @parameterized.parameters(*(item for item in (FAST | SLOW).items() if TIMMS.match(item[0])))
+    @parameterized.parameters(*(item for item in LISTED.items() if TIMMS.match(item[0])))
     def test_is_the_module(self, name, listing):
         check_is_the_module(self, name, listing)
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 from configs import quickstart
 from jaxrobust.data import open_source
 from jaxrobust.doctor import command
-from jaxrobust.doctor.findings import GREEN, RED, SKIPPED
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Finding, Seen
 from jaxrobust.doctor.patient import Recorded
 from jaxrobust.weights.trained import runs
 from tests.support import paths
@@ -84,6 +85,18 @@ def examine(place, **given):
     )
     told, code = code
     return json.loads(json.dumps(told)), code
+
+
+class ExitTest(parameterized.TestCase):
+    @parameterized.product(level=(GREEN, YELLOW, RED), as_json=(False, True))
+    def test_one_where_something_is_red(self, level, as_json):
+        check = Check("a", "measures", "cause", "remedy", "paper", lambda patient: None)
+        made = command.Examination("x", [Finding(check, Seen(level, "said"))])
+        how = {"named": "x", "devices": 1, "coloured": False, "as_json": as_json}
+        with mock.patch.object(command, "of_config", return_value=made):
+            told, code = command.answer({"n": 1, "seed": 0}, None, config=object(), **how)
+        self.assertEqual(code, int(level == RED))
+        self.assertEqual(told and told["red"], level == RED if as_json else None)
 
 
 def reds(told):

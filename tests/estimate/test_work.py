@@ -20,6 +20,11 @@ class WorkTest(parameterized.TestCase):
         self.assertEqual(second.evaluated("evaluation"), 4000)
         self.assertEqual(second.evaluated("test"), 5000)
 
+    def test_the_last_epoch_is_evaluated_whatever_its_number(self):
+        config = imagenet()
+        config.evaluation.every_epochs = 3
+        self.assertEqual([part.selections for part in work.work(config)], [34, 17])
+
     @parameterized.parameters(
         ("cifar10", "train[:90%]", 45_000),
         ("cifar100", "test", 10_000),

@@ -24,6 +24,10 @@ class Case(NamedTuple):
     fast32: tuple[str, ...] = ()  # of `golden32`, on every run
     fast64: tuple[str, ...] = ()  # of `golden64`, with the slow tests
     forward: dict[str, tuple[str, dict[str, Any]]] = {}  # noqa: RUF012  # listing -> name, options
+    rows: dict[str, tuple[str, dict[str, Any]]] = {}  # noqa: RUF012  # the same without golden logits
+    # Name -> its options for 8x8 grey digits: drop path, batch statistics in groups and recomputed
+    # blocks take part.
+    digits: dict[str, dict[str, Any]] = {}  # noqa: RUF012
     small: str = ""  # name of the small network below; empty: the family has tests of its own
     tiny: dict[str, Any] = {}  # noqa: RUF012  # its options
     scanned: tuple[dict[str, Any], ...] = ()  # changes of it with which blocks are scanned
@@ -115,16 +119,28 @@ _SWIN = {
     "swin_l": "timm_swin_large_patch4_window7_224",
 }
 
+_D222_W573 = {"depths": (2, 2, 2), "widths": (5, 7, 3), "planes": ()}
+_SEARCHED = {"robnet_large_v2": "robnet_large_v2", "advrush": "advrush_7_96", "racl": "racl_7_104"}
+
 
 def _some(listings: dict[str, str], *names: str) -> dict[str, str]:
     return {name: listings[name] for name in names}
 
 
-def _study(name: str, listing: str = "", scanned=({},), **tiny: Any) -> Case:
+def _study(
+    name: str,
+    listing: str = "",
+    scanned=({},),
+    *,
+    digits: dict[str, dict[str, Any]],
+    rows: dict[str, tuple[str, dict[str, Any]]] | None = None,
+    **tiny: Any,
+) -> Case:
     """A network of the study at 32 px: its listing, and options of a small one of three blocks."""
     listings = {name: listing} if listing else {}
     # Rates 0, 0.3 and 0.6: two blocks of two branches.
     how = {"small": name, "tiny": tiny, "scanned": scanned, "outcomes": 2**4}
+    how |= {"digits": digits, "rows": rows or {}}
     return Case(listings, {}, {}, {}, {}, **how)
 
 
@@ -153,6 +169,11 @@ CASES = {
         tiny={"depths": (2, 2), "dims": (6, 8), "image_size": 8, "gamma_init": 0.1},
         scanned=({}, {"stem_widths": (4, 6), "stem_strides": (2, 1)}),
         outcomes=2**3,  # rates 0, 0.2, 0.4 and 0.6: three blocks of one branch
+        rows={
+            "convnext_tiny": ("convnext_t", {}),
+            "Liu2023Comprehensive_ConvNeXt-B": ("convnext_b", {}),
+            "Liu2023Comprehensive_ConvNeXt-L": ("convnext_l", {}),
+        },
     ),
     "iso_convnext": Case(
         listings=_ISO,
@@ -166,6 +187,7 @@ CASES = {
         tiny={"dim": 12, "depth": 3, "stem_strides": (4,), "image_size": 12},
         scanned=({"depth": 2},),
         outcomes=2**2,  # rates 0, 0.3 and 0.6: two blocks of one branch
+        digits={"iso_convnext_s": {"dim": 16, "depth": 2, "stem_strides": (2,), "scan": True}},
     ),
     "vit": Case(
         listings=_VIT,
@@ -188,6 +210,13 @@ CASES = {
         tiny={"dim": 12, "depth": 3, "heads": 2, "stem_strides": (4,), "image_size": 12},
         scanned=({"depth": 2},),
         outcomes=2**4,  # rates 0, 0.3 and 0.6: two blocks of two branches
+        digits={
+            "vit_m_cvst": {
+                **{"dim": 16, "depth": 2, "heads": 2, "stem_widths": (8,), "stem_strides": (2,)},
+                **{"drop_path": 0.1, "gamma_init": 0.1, "scan": True},
+            }
+        },
+        rows={"Mo2022When_ViT-B": ("vit_b", {})},
     ),
     "cait": Case(
         listings=_CAIT,
@@ -201,6 +230,15 @@ CASES = {
         tiny={"dim": 12, "depth": 2, "heads": 2, "stem_strides": (4,), "image_size": 12},
         scanned=({"class_depth": 1},),
         outcomes=2**4,  # the same rate in both blocks, none in the layers of the class token
+        digits={
+            "cait_xxs24": {
+                "dim": 16,
+                "depth": 2,
+                "heads": 2,
+                "stem_strides": (2,),
+                "gamma_init": 0.1,
+            }
+        },
     ),
     "xcit": Case(
         listings=_XCIT,
@@ -237,6 +275,13 @@ CASES = {
         outcomes=2**6,  # the same rate in both blocks of three branches
         stored=lambda: rounded_as(stored_waves),
         here=reference_here,
+        digits={
+            "xcit_n12": {
+                **{"dim": 16, "depth": 2, "heads": 2, "stem_strides": (2,), "bn_group": 4},
+                **{"drop_path": 0.1, "scan": True},
+            }
+        },
+        rows={"xcit_small_12_p4_32_c100": ("xcit_s12_p4", {"num_classes": 100})},
     ),
     "swin": Case(
         listings=_SWIN,
@@ -250,7 +295,7 @@ CASES = {
         },
         golden32=_some(_SWIN, "swin_l"),
         golden64=_some(_SWIN, "swin_l"),
-        references={},  # at several sizes: tests/models/test_swin.py
+        references={},  # at several sizes: tests/models/families/test_swin.py
         small="swin_b",
         # A map of 5, padded to 6 and shifted, and one of 3 in windows of 2, padded to 4.
         tiny={
@@ -258,6 +303,7 @@ CASES = {
             "image_size": 10,
         },
         outcomes=2**4,  # rates 0, 0.3 and 0.6: two blocks of two branches
+        digits={"swin_b": {"dim": 8, "depths": (2, 2), "heads": (1, 2), "patch": 1, "window": 3}},
     ),
     "resnet": Case(
         listings={"resnet50": "resnet50", "wide_resnet50_2": "wide_resnet50_2"}
@@ -279,25 +325,44 @@ CASES = {
             "Salman2020Do_50_2": "wide_resnet50_2",
             "Chen2024Data_WRN_50_2": "wide_resnet50_2",
         },
-        golden32={},  # units near 0, where ReLU's derivative jumps: tests/models/test_resnet.py
+        # Units near 0, where ReLU's derivative jumps: tests/models/families/test_resnet.py.
+        golden32={},
         golden64={"resnet18": "Salman2020Do_R18", "wide_resnet50_2": "Salman2020Do_50_2"},
         fast64=("resnet18",),
         forward={name: (name, {}) for name in ("resnet50_gelu", "wide_resnet50_2")},
         references=dict.fromkeys(("resnet50", "resnet50_gelu", "wide_resnet50_2"), 64),
+        digits={"resnet18": {"depths": (1, 1), "small_stem": True, "bn_group": 4}},
     ),
     "robust_resnet": Case(
-        listings={},  # of smaller ones: tests/models/test_robust_resnet.py
+        listings={},  # of smaller ones: tests/models/families/test_robust_resnet.py
         counts={"wrn_28_10": 36_479_194},
         golden32={},
         golden64={},
         references={},
+        digits={
+            "robustresnet_a1": {
+                "depths": (2, 1),
+                "planes": (16, 16),
+                "bn_group": 4,
+                "drop_path": 0.1,
+            }
+        },
+        rows={
+            "wrn_D222_W573": ("wrn_28_10", _D222_W573),
+            "robustres_D222_W573": ("robustresnet_a1", _D222_W573),
+        },
     ),
     "searched": Case(
-        listings={},  # of smaller ones: tests/models/test_searched.py
+        listings={},  # of smaller ones: tests/models/families/test_searched.py
         counts={},
         golden32={},
         golden64={},
         references={},
+        digits={"racl_7_104": {"channels": 4, "cells": 3, "bn_group": 4}},
+        rows={
+            f"{cell}_C16_L5": (name, {"channels": 16, "cells": 5})
+            for cell, name in _SEARCHED.items()
+        },
     ),
     # Golden logits: tests/models/cifar/test_convolutional.py.
     "cifar_vgg": Case(
@@ -306,6 +371,7 @@ CASES = {
         golden32={},
         golden64={},
         references={"cifar_vgg16_224": 224},
+        digits={"cifar_vgg16": {"widths": (8, 16), "bn_group": 4}},
     ),
     "cifar_wide_resnet": Case(
         listings={"cifar_wrn_40_10": "wrn_40_10_biased"},
@@ -313,6 +379,7 @@ CASES = {
         golden32={},
         golden64={},
         references={},
+        digits={"cifar_wrn_40_10": {"depths": (1, 1), "width": 1, "bn_group": 4}},
     ),
     "cifar_densenet": Case(
         listings={"cifar_densenet": "densenet_16x4_k12"},
@@ -320,6 +387,15 @@ CASES = {
         golden32={},
         golden64={},
         references={"cifar_densenet_224": 224},
+        digits={
+            "cifar_densenet": {
+                "depths": (2, 1),
+                "growth": 4,
+                "stem": 8,
+                "bn_group": 4,
+                "drop_path": 0.1,
+            }
+        },
     ),
     "cifar_preact_resnet": Case(
         listings={"cifar_preactresnet50": "preactresnet50"},
@@ -327,6 +403,9 @@ CASES = {
         golden32={},
         golden64={},
         references={"cifar_preactresnet50_224": 224},
+        digits={
+            "cifar_preactresnet50": {"depths": (1, 1), "width": 4, "bn_group": 4, "drop_path": 0.1}
+        },
     ),
     "cifar_resnext": Case(
         listings={"cifar_resnext29": "resnext29_2x64d"},
@@ -334,28 +413,39 @@ CASES = {
         golden32={},
         golden64={},
         references={"cifar_resnext50_224": 224},
+        digits={"cifar_resnext29": {"depths": (1, 1), "width": 4, "bn_group": 4, "drop_path": 0.1}},
     ),
     # Golden logits and references of the study's networks: tests/models/cifar.
     "cifar_vit": _study(
         *("cifar_vit", "vit_p4_d512_L6_mlphead"),
         **{"dim": 12, "depth": 3, "heads": 2, "hidden": 8, "dropout": 0.0, "image_size": 8},
+        digits={
+            "cifar_vit": {"patch": 2, "dim": 16, "depth": 2, "heads": 2, "hidden": 16, "scan": True}
+        },
+        rows={f"vit_p{patch}": ("cifar_vit", {"patch": patch}) for patch in (8, 2)},
     ),
     "cifar_mixer": _study(
         *("cifar_mixer", "mlp_mixer_h128_s512_c64_L8_cls"),
         **{"dim": 12, "depth": 3, "token_hidden": 8, "hidden": 8, "image_size": 8},
+        digits={
+            "cifar_mixer": {"patch": 2, "dim": 16, "depth": 2, "token_hidden": 16, "hidden": 16}
+        },
     ),
     "cifar_poolformer": _study(
         *("cifar_poolformer", "poolformer_s12_k3s2p1", ()),
         **{"depths": (1, 2), "dims": (8, 12), "gamma_init": 0.1, "image_size": 8},
+        digits={"cifar_poolformer": {"depths": (1, 1), "dims": (16, 16), "gamma_init": 0.1}},
     ),
     "cifar_cpvt": _study(
         "cifar_cpvt",
         **{"dim": 12, "depth": 3, "heads": 2, "hidden": 8, "dropout": 0.0, "image_size": 8},
+        digits={"cifar_cpvt": {"patch": 2, "dim": 16, "depth": 2, "heads": 2, "hidden": 16}},
     ),
     "cifar_cct": _study(
         *("cifar_cct", "cct_7_3x1_32"),
         **{"dim": 12, "depth": 3, "heads": 2, "hidden": 8, "attention_dropout": 0.0},
         **{"image_size": 6},
+        digits={"cifar_cct": {"dim": 16, "depth": 2, "heads": 2, "hidden": 16, "drop_path": 0.05}},
     ),
     # Golden logits and options: tests/models/cifar/test_hybrids.py.
     "cifar_botnet": Case(
@@ -364,6 +454,15 @@ CASES = {
         golden32={},
         golden64={},
         references={"cifar_botnet50_224": 224},
+        digits={
+            "cifar_botnet50": {
+                "depths": (1, 1),
+                "width": 4,
+                "heads": 2,
+                "bn_group": 4,
+                "drop_path": 0.1,
+            }
+        },
     ),
     "cifar_ceit": Case(
         listings={"cifar_ceit": "ceit_t_32_4tokens"},
@@ -371,6 +470,12 @@ CASES = {
         golden32={},
         golden64={},
         references={"cifar_ceit_224": 224},
+        digits={
+            "cifar_ceit": {
+                **{"dim": 16, "depth": 2, "heads": 1, "patch": 2, "stem_width": 8, "bn_group": 4},
+                **{"drop_path": 0.1, "scan": True},
+            }
+        },
     ),
     "cifar_levit": Case(
         listings={"cifar_levit": "levit_128s_32_stem4"},
@@ -378,6 +483,18 @@ CASES = {
         golden32={},
         golden64={},
         references={"cifar_levit_224": 224},
+        digits={
+            "cifar_levit": {
+                **{
+                    "dims": (16, 16),
+                    "depths": (1, 1),
+                    "heads": (2, 2),
+                    "key_width": 8,
+                    "bn_group": 4,
+                },
+                **{"stem_strides": (1, 1, 1, 1), "drop_path": 0.1},
+            }
+        },
     ),
     "cifar_mobilevit": Case(
         listings={"cifar_mobilevit": "mobilevit_s_32_s11"},
@@ -385,6 +502,12 @@ CASES = {
         golden32={},
         golden64={},
         references={"cifar_mobilevit_224": 224},
+        digits={
+            "cifar_mobilevit": {
+                **{"channels": (8, 8, 8), "strides": (1, 1, 2), "dims": (8,), "depths": (1,)},
+                **{"ratios": (2,), "heads": 2, "bn_group": 4, "drop_path": 0.1},
+            }
+        },
     ),
     "cifar_vitae": Case(
         listings={"cifar_vitae": "vitae_14_10c"},
@@ -392,6 +515,19 @@ CASES = {
         golden32={},
         golden64={},
         references={"cifar_vitae_224": 224},
+        digits={
+            "cifar_vitae": {
+                **{"widths": (8, 8), "dims": (8, 16), "ratios": (2, 2), "kernels": (5, 3)},
+                **{
+                    "dilations": (2, 2),
+                    "depth": 2,
+                    "heads": 2,
+                    "groups": 4,
+                    "bn_group": 4,
+                    "scan": True,
+                },
+            }
+        },
     ),
     # Golden logits and behaviour with batch norm: tests/models/cifar/test_stages.py.
     "cifar_coatnet": Case(
@@ -400,6 +536,18 @@ CASES = {
         golden32={},
         golden64={},
         references={"cifar_coatnet_224": 224},
+        digits={
+            "cifar_coatnet": {
+                **{
+                    "dims": (8, 8, 8),
+                    "depths": (1, 1, 1),
+                    "order": "CT",
+                    "heads": 2,
+                    "head_dim": 4,
+                },
+                **{"bn_group": 4, "drop_path": 0.1},
+            }
+        },
     ),
     "cifar_pvt_v2": Case(
         listings={"cifar_pvt_v2": "pvt_v2_b1_linear"},
@@ -413,6 +561,18 @@ CASES = {
             "image_size": 8,
         },
         outcomes=2**4,  # rates 0, 0.3 and 0.6: two blocks of two branches
+        digits={
+            "cifar_pvt_v2": {
+                **{
+                    "dims": (8, 16),
+                    "depths": (1, 1),
+                    "heads": (1, 2),
+                    "ratios": (2, 2),
+                    "patch": 2,
+                },
+                **{"drop_path": 0.1},
+            }
+        },
     ),
     "cifar_swin": Case(
         listings={"cifar_swin": "swin_t_ws4_ds2122"},
@@ -426,6 +586,9 @@ CASES = {
             "image_size": 8,
         },
         outcomes=2**2,  # rates 0 and 0.6: one block of two branches
+        digits={
+            "cifar_swin": {"dim": 8, "depths": (2, 2), "heads": (1, 2), "patch": 1, "merges": (2,)}
+        },
     ),
     "cifar_cvt": Case(
         listings={"cifar_cvt": "cvt_s1k3_stride2"},
@@ -433,5 +596,27 @@ CASES = {
         golden32={},
         golden64={},
         references={"cifar_cvt_224": 224},
+        digits={
+            "cifar_cvt": {
+                **{
+                    "dims": (8, 16),
+                    "depths": (1, 1),
+                    "heads": (1, 2),
+                    "head_dim": 8,
+                    "bn_group": 4,
+                },
+                **{"drop_path": 0.1},
+            }
+        },
     ),
 }
+
+
+def networks() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Listing of a reference network -> our name of it, and the options that make ours the same."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for case in CASES.values():
+        found |= {listing: (name, {}) for listing, name in case.more_listings.items()}
+        found |= {listing: (name, {}) for name, listing in case.listings.items()}
+        found |= case.forward | case.rows
+    return found

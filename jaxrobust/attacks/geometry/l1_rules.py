@@ -3,7 +3,7 @@
 ART moves every entry in proportion to its gradient, and brings a perturbation back by scaling it.
 The projection is not the nearest point, and steps that are no sparser than the gradient reach less
 within an L1 ball than sparse ones: it is a weak attack, there to repeat figures that were measured
-with it (Tang et al. 2022). Parity: tests/evaluation/test_cifar_attacks.py.
+with it (Tang et al. 2022). Parity: tests/evaluation/engine/test_cifar_attacks.py.
 """
 
 import jax

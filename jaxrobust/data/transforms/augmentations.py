@@ -40,7 +40,7 @@ def rotate(image: Image.Image, rng: np.random.Generator, *, degrees: float) -> I
     """Return the image turned by up to so many degrees either way, over black, without
     interpolation.
 
-    Source: torchvision's RandomRotation; parity: tests/data/test_augmentations.py.
+    Source: torchvision's RandomRotation; parity: tests/data/transforms/test_augmentations.py.
     """
     return operations.rotate(image, rng.uniform(-degrees, degrees), _NEAREST)
 
@@ -61,7 +61,8 @@ def random_resized_crop(
       size: pixels.
       scale: range of the part's area, as a share of the image's.
       ratio: range of the part's width / height, drawn log-uniformly.
-    Source: torchvision's RandomResizedCrop; parity: tests/data/test_augmentations.py and timm's.
+    Source: torchvision's RandomResizedCrop; parity:
+      tests/data/transforms/test_augmentations.py and timm's.
     """
     array = to_array(image) if isinstance(image, Image.Image) else image
     top, left, height, width = _resized_crop_box(array.shape, rng, scale, ratio)

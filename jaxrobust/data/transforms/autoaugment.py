@@ -200,7 +200,8 @@ def autoaugment(
       fill: grey value that moved images leave behind.
       rows: whose changes: `TORCHVISION`, or `ROBUSTART` with fill=128.
     Source: Cubuk et al. 2019 as torchvision's AutoAugment on PIL images (pixels moved without
-      interpolation), or as DIG-Beihang/RobustART's; parity: tests/data/test_randaugment.py.
+      interpolation), or as DIG-Beihang/RobustART's; parity:
+      tests/data/transforms/test_randaugment.py.
     """
     sides = {"height": image.height, "width": image.width}
     plan = draw_autoaugment(rng, policy=policy, rows=rows, **sides)

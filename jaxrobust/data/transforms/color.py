@@ -16,7 +16,7 @@ def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> I
       image: RGB or grey; on grey images saturation and hue do nothing.
       rng: draws the order, and a number for each, uniformly.
       ranges: of the four numbers, as `jitter_ranges` gives them; an empty one is no change.
-    Source: torchvision's ColorJitter on PIL images; parity: tests/data/test_color.py.
+    Source: torchvision's ColorJitter on PIL images; parity: tests/data/transforms/test_color.py.
     """
     for index, number in draw_jitter(rng, ranges):
         image = _JITTER[index](image, number)
@@ -71,7 +71,7 @@ def blur(
 def three_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Return the image in grey, solarised from 128 on, or blurred by 0.1 to 2 pixels: one of these.
 
-    Source: Touvron et al. 2022 (DeiT III), "3-Augment"; parity: tests/data/test_color.py
+    Source: Touvron et al. 2022 (DeiT III), "3-Augment"; parity: tests/data/transforms/test_color.py
       against timm's auto-augment policy `3a`.
     """
     which = rng.integers(3)

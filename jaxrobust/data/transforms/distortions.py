@@ -6,7 +6,7 @@ takes the same numbers in the same order as the reference, so that its draws giv
 
 Source: Hendrycks & Dietterich 2019 (arXiv 1903.12261) and its repository hendrycks/robustness
   (Apache-2.0), whose behaviour is met and whose code is not used. Parity:
-  tests/data/test_corruptions.py.
+  tests/data/transforms/test_corruptions.py.
 """
 
 import functools

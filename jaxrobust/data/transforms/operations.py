@@ -2,8 +2,8 @@
 
 A change is `change(image, number, canvas) -> image`; those that move pixels read the canvas. Colour
 has no meaning on a grey image, and changes of it return that image as it is.
-Parity, 0 differing bytes: tests/data/test_randaugment.py and tests/data/test_augmentations.py
-against timm and torchvision.
+Parity, 0 differing bytes: tests/data/transforms/test_randaugment.py and
+tests/data/transforms/test_augmentations.py against timm and torchvision.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -33,7 +33,7 @@ def resize_crop(
       crop: pixels; black is added around an image that is smaller; None crops nothing.
       resample: BICUBIC or BILINEAR, antialiased.
     Source: torchvision's Resize and CenterCrop on PIL images, bit for bit; parity:
-      tests/data/test_transforms.py.
+      tests/data/transforms/test_transforms.py.
     """
     height, width = image.shape[:2]
     short, long = min(height, width), max(height, width)

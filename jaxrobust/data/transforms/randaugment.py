@@ -58,7 +58,7 @@ def randaugment(
       ops: how many changes.
       fill: grey value that moved images leave behind.
     Source: Cubuk et al. 2020 as timm 1.0.9's `rand-m9-mstd0.5-inc1` with mean 0; parity:
-      tests/data/test_randaugment.py.
+      tests/data/transforms/test_randaugment.py.
     """
     plan = draw_randaugment(rng, magnitude=magnitude, std=std, ops=ops)
     return make(plan, image, RANDAUGMENT, Canvas(Image.Resampling.BICUBIC, fill))

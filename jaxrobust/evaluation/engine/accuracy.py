@@ -271,7 +271,7 @@ def _moved(
     `local_lipschitz`, |z(x) - z(x')|_1 / |x - x' + 1e-6|_inf.
 
     Source: Huang et al. 2022 (arXiv 2212.11005), whose evaluation adds 1e-6 to every pixel; parity:
-      tests/evaluation/test_cifar_attacks.py.
+      tests/evaluation/engine/test_cifar_attacks.py.
     """
     rows = len(images)
     apart = jnp.abs((images - images_adv).reshape(rows, -1) + 1e-6).max(1)

@@ -1,10 +1,11 @@
 """AutoAttack: an ensemble of parameter-free attacks, one after the other on what still stands.
 
 Source: Croce & Hein 2020 (arXiv 2003.01690), Croce & Hein 2021 (arXiv 2103.01208) for L1. The
-verdicts are those of auto-attack a392200 (parity: tests/evaluation/test_autoattack.py), with three
-differences: an image stops as soon as it is fooled, so its adversarial image is the first that an
-attack finds, not the latest (version "rand" runs to its end); draws belong to the image, not to its
-place in a batch; an image is fooled only if a last forward pass and its norm in float64 confirm it.
+verdicts are those of auto-attack a392200 (parity: tests/evaluation/engine/test_autoattack.py),
+with three differences: an image stops as soon as it is fooled, so its adversarial image is the
+first that an attack finds, not the latest (version "rand" runs to its end); draws belong to the
+image, not to its place in a batch; an image is fooled only if a last forward pass and its norm in
+float64 confirm it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

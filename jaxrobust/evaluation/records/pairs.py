@@ -36,8 +36,8 @@ def mcnemar(gained: _Counts, lost: _Counts) -> _Values:
       gained, lost: images that only the one, or only the other, has right.
     Returns:
       f64 of the same shape, twice the smaller tail of a fair coin, 1 at most; 1 without any images.
-    Source: McNemar 1947, doi:10.1007/BF02295996; parity: tests/evaluation/test_pairs.py against
-      SciPy's binomtest.
+    Source: McNemar 1947, doi:10.1007/BF02295996; parity:
+      tests/evaluation/records/test_pairs.py against SciPy's binomtest.
     """
     from scipy.special import bdtr  # JAX depends on SciPy; its import takes 0.1 s
 
@@ -58,7 +58,8 @@ def difference_interval(
     Raises:
       ValueError: counts that are negative or exceed `n`, no images, or not 0 < level < 1.
     Source: Tango 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B;
-      parity: tests/evaluation/test_pairs.py against values of R's contingencytables and PropCIs.
+      parity: tests/evaluation/records/test_pairs.py against values of R's contingencytables and
+      PropCIs.
     """
     if not 0 < level < 1:
         raise ValueError(f"level={level} is not a probability; 95 % is 0.95")
@@ -103,7 +104,8 @@ def images_needed(found: Paired, level: float = 0.95, power: float = 0.8) -> int
       power: the probability to tell apart what does.
     Returns:
       Images of the same kind; None: nothing differs, no number would do.
-    Source: Connor 1987, doi:10.2307/2531961; parity: tests/evaluation/test_pairs.py by simulation.
+    Source: Connor 1987, doi:10.2307/2531961; parity:
+      tests/evaluation/records/test_pairs.py by simulation.
     """
     if found.gained == found.lost:
         return None
@@ -121,7 +123,7 @@ def holm(p: _Values) -> _Values:
     on each other.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70; parity:
-      tests/evaluation/test_pairs.py against values of statsmodels 0.15.
+      tests/evaluation/records/test_pairs.py against values of statsmodels 0.15.
     """
     order = np.argsort(p)
     scaled = p[order] * np.arange(len(p), 0, -1)

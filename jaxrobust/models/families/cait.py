@@ -1,7 +1,7 @@
 """CaiT: talking heads, and layers at the end in which only the class token attends.
 
 Source: Touvron et al. 2021 (arXiv 2103.17239); S12: Debenedetti 2022.
-Parity: tests/models/test_cait.py against timm 1.0.9 and the golden logits.
+Parity: tests/models/families/test_cait.py against timm 1.0.9 and the golden logits.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """ConvNeXt with the PatchStem of the original and the ConvStem of robust training.
 
 Sources: Liu et al. 2022 (arXiv 2201.03545); stems: Singh, Croce, Hein 2023 (arXiv 2303.01870).
-Parity: tests/models/test_convnext.py against timm 1.0.9 and the seeded-weight golden logits.
+Parity: tests/models/families/test_convnext.py against timm 1.0.9 and the seeded-weight golden
+logits.
 """
 
 import math

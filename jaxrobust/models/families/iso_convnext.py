@@ -2,7 +2,7 @@
 
 Sources: Liu et al. 2022 (arXiv 2201.03545), section 3.3; ConvStem: Singh, Croce, Hein 2023
 (2303.01870). timm does not have it: weights have the names of Meta's own code.
-Parity: tests/models/test_iso_convnext.py against the golden logits.
+Parity: tests/models/families/test_iso_convnext.py against the golden logits.
 """
 
 import math

@@ -3,7 +3,7 @@
 Sources: RobNet, Guo et al. 2020 (arXiv 1911.10695); AdvRush, Mok et al. 2021 (arXiv 2108.01289);
 RACL, Dong et al. 2020 (arXiv 2009.00902), at the sizes at which Huang et al. 2022 (arXiv
 2212.11005) train them; the macro of all three: Liu et al. 2019 (DARTS, arXiv 1806.09055). Parity:
-tests/models/test_searched.py against golden logits of that paper's code.
+tests/models/families/test_searched.py against golden logits of that paper's code.
 """
 
 from typing import NamedTuple

@@ -2,7 +2,7 @@
 
 Sources: RobNet, Guo et al. 2020 (arXiv 1911.10695); AdvRush, Mok et al. 2021 (arXiv 2108.01289);
 RACL, Dong et al. 2020 (arXiv 2009.00902); their operations: Liu et al. 2019 (DARTS, arXiv
-1806.09055). Parity: tests/models/test_searched.py.
+1806.09055). Parity: tests/models/families/test_searched.py.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929), Touvron et al. 2021 and 2022 (2012.12877,
 2204.07118); stems: Singh, Croce, Hein 2023 (2303.01870).
-Parity: tests/models/test_vit.py against timm 1.0.9 and the golden logits.
+Parity: tests/models/families/test_vit.py against timm 1.0.9 and the golden logits.
 """
 
 import math

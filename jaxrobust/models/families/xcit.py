@@ -1,7 +1,7 @@
 """XCiT: attention between channels instead of between patches, for any image size.
 
 Source: El-Nouby et al. 2021 (arXiv 2106.09681); the robust ones: Debenedetti et al. 2022 (arXiv
-2209.07399). Parity: tests/models/test_xcit.py against timm 1.0.9 and the golden logits.
+2209.07399). Parity: tests/models/families/test_xcit.py against timm 1.0.9 and the golden logits.
 """
 
 import math

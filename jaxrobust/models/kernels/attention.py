@@ -112,7 +112,7 @@ def attention(
     Values may have another width than queries and keys. `scale` is that of the logits; None:
     `d ** -0.5`. `bias` is added to the logits f[B,h,Nq,Nk], to which it broadcasts. Its first axis
     may also divide B and is then repeated: the masks of the windows of one image.
-    Parity: tests/models/test_attention.py against torch's scaled_dot_product_attention.
+    Parity: tests/models/kernels/test_attention.py against torch's scaled_dot_product_attention.
     """
     if bias is not None:
         bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
@@ -173,7 +173,7 @@ def talking_heads(q: Array, k: Array, v: Array, mix_before: Mix, mix_after: Mix)
 
     Each mix is a linear map of the head axis: kernel f[in,out] and bias f[out]. q is scaled by
     `d ** -0.5` before the first.
-    Parity: tests/models/test_attention.py against torch.
+    Parity: tests/models/kernels/test_attention.py against torch.
     """
     return _join(_talk(_swap(q), _swap(k), _swap(v), mix_before, mix_after))
 
@@ -238,7 +238,7 @@ def cross_covariance(q: Array, k: Array, v: Array, temperature: Array) -> Array:
 
     q and k are divided by their norm over tokens, or by 1e-12 where that is smaller (there the
     gradient is that of a division by a constant); logits are multiplied by `temperature` f[h,1,1].
-    Source: El-Nouby et al. 2021 (arXiv 2106.09681); parity: tests/models/test_attention.py against
-    torch.
+    Source: El-Nouby et al. 2021 (arXiv 2106.09681); parity:
+      tests/models/kernels/test_attention.py against torch.
     """
     return _join(_cross(_swap(q), _swap(k), _swap(v), temperature))

@@ -123,7 +123,7 @@ def batch_norm_train(
 
     Raises:
       ValueError: `group` does not divide the batch, or leaves one value for each channel.
-    Parity: tests/models/test_layers.py against torch's BatchNorm2d.
+    Parity: tests/models/kernels/test_layers.py against torch's BatchNorm2d.
     """
     batch = x.shape[0]
     if group < 0 or (group and batch % group):

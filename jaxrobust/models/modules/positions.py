@@ -32,7 +32,7 @@ def resized(embedding: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     Anything else comes back as it is, for the caller's comparison of shapes to report.
     Source: `interpolate_pos_encoding` in vision_transformer.py of facebookresearch/dino, which
     Singh, Croce, Hein 2023 follow: torch's interpolate with an explicit scale factor. Parity:
-    tests/models/test_positions.py against the golden `pos_embed_interp.npz`.
+    tests/models/modules/test_positions.py against the golden `pos_embed_interp.npz`.
     """
     if not (embedding.ndim == len(shape) == 3 and embedding.shape[::2] == tuple(shape[::2])):
         return embedding

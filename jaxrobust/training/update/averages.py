@@ -86,7 +86,7 @@ def running_statistics(p: PhaseSection, name: str) -> Statistics:
         see `classifier.showing_batches`.
     Raises:
       ValueError: a value that cannot work, with what to set.
-    Parity: tests/training/test_averages.py, against PyTorch's BatchNorm2d.
+    Parity: tests/training/update/test_averages.py, against PyTorch's BatchNorm2d.
     """
     if not p.bn_momentum:
         return as_moved

@@ -91,7 +91,7 @@ def erase(
       area: least and largest fraction of the image; uniform.
       aspect: least and largest height / width; log-uniform.
     Source: Zhong et al. 2020 (arXiv 1708.04896), as in timm: boxes that do not fit are drawn again,
-      ten times at most; parity: tests/training/test_mixing.py against timm 1.0.9.
+      ten times at most; parity: tests/training/update/test_mixing.py against timm 1.0.9.
     """
 
     def one(key, image):
@@ -157,7 +157,7 @@ def mix(
       group: an even divisor of the part of B that a device holds.
       smoothing: of the one-hot labels before they are mixed.
     Source: Zhang et al. 2018 (arXiv 1710.09412), Yun et al. 2019 (arXiv 1905.04899), as timm's
-      "batch" mode within a group; parity: tests/training/test_mixing.py against timm 1.0.9.
+      "batch" mode within a group; parity: tests/training/update/test_mixing.py against timm 1.0.9.
     """
     batch, *shape = images.shape
     switch = switch if mixup and cutmix else float(cutmix > 0)

@@ -146,7 +146,7 @@ def trades(beta: float, statistics: str = "both") -> Objective:
     Args:
       beta: weight of the divergence.
       statistics: a row of `STATISTICS`.
-    Parity: tests/training/test_golden_updates.py, 20 updates with the losses of
+    Parity: tests/training/update/test_golden_updates.py, 20 updates with the losses of
     zhichao-lu/robust-residual-network: "both" is its baseline, "adversarial" its advanced recipe.
     """
 
@@ -184,7 +184,7 @@ def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> 
       beta: weight of the divergence.
       statistics: a row of `STATISTICS`.
       attack_labels: what the attack's cross-entropy aims at: a key of `ATTACK_LABELS`.
-    Parity: tests/training/test_golden_updates.py, against the same in PyTorch.
+    Parity: tests/training/update/test_golden_updates.py, against the same in PyTorch.
     """
 
     def attack_targets(logits_fn, batch):

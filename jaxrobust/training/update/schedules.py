@@ -126,7 +126,7 @@ def learning_rate(
         multiplied by `factor`.
     Raises:
       ValueError: a length that is not positive, or a warm-up that leaves no epoch for the decay.
-    Parity: tests/training/test_schedules.py, against PyTorch, timm and golden curves.
+    Parity: tests/training/update/test_schedules.py, against PyTorch, timm and golden curves.
     """
     if epochs < 1 or steps_per_epoch < 1:
         raise ValueError(

@@ -237,6 +237,16 @@ class RecordsTest(PrepareTest):
         self.assertEqual(found, {(jpeg(1), 1), (jpeg(2), 1), (jpeg(3), 0)})
         self.assertTrue((self.out / "pets" / "1.0.0" / "label.labels.txt").exists())
 
+    def test_classes_are_in_the_order_of_their_bytes(self):
+        """As ImageFolder sorts them: capital letters come first, so that labels agree with it."""
+        names = ("Zebra", "ant", "Bee", "_wasp")
+        images = {name: {"1.jpg": jpeg(at)} for at, name in enumerate(names)}
+        self.run_tool(self.folder({"train": images}), "--name", "insects", "--allow-partial")
+        read = data.open_source("insects", "train", data_dir=self.out)
+        self.assertEqual(read.classes, ("Bee", "Zebra", "_wasp", "ant"))
+        found = {(record.image, record.label) for record in map(read.__getitem__, range(4))}
+        self.assertEqual(found, {(jpeg(2), 0), (jpeg(0), 1), (jpeg(3), 2), (jpeg(1), 3)})
+
     def test_the_order_is_fixed(self):
         rows = np.array(
             [(f"{name}.JPEG".encode(), label) for name in "abc" for label in (0, 1)],
@@ -432,6 +442,16 @@ class CheckTest(PrepareTest):
         self.shard.write_bytes(other.read_bytes())
         other.write_bytes(content)
         self.refused(r"is not what the index says \(and 1 more\)", "--check", code=3)
+
+    def test_other_labels_than_those_of_the_index(self):
+        index = imagenet.shards._index
+
+        def shifted(path):
+            labels, names = index(path)
+            return labels + 1, names
+
+        with mock.patch.object(imagenet.shards, "_index", shifted):
+            self.refused(r"is not what the index says", "--check", code=3)
 
     def test_a_changed_index(self):
         (self.directory / "jaxrobust-index-train.npz").write_bytes(b"x")

@@ -1,7 +1,7 @@
 """BoTNet, CeiT, LeViT, MobileViT and ViTAE of Tang et al. 2022: golden logits of the public code.
 
 And options of small ones. What every family must do (names, counts, the row of 224 px beside
-PyTorch) is in tests/models/test_families.py.
+PyTorch) is in tests/models/families/test_families.py.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """CoAtNet, PVTv2, Swin and CvT of Tang et al. 2022: golden logits, options, messages.
 
 What every family must do (names, counts, drop path, the row of 224 px beside PyTorch) is in
-tests/models/test_families.py.
+tests/models/families/test_families.py.
 """
 
 import jax
@@ -262,7 +262,7 @@ class MessageTest(parameterized.TestCase):
 
 @pytest.mark.slow
 class DropPathTest(parameterized.TestCase):
-    """Of those with batch norms; of the others: tests/models/test_families.py."""
+    """Of those with batch norms; of the others: tests/models/families/test_families.py."""
 
     @parameterized.parameters(
         ("cifar_coatnet", COATNET | {"order": "CT"}), ("cifar_cvt", CVT | {"image_size": 8})

@@ -45,8 +45,15 @@ class SelectionTest(parameterized.TestCase):
         lines = [call.args[0] for call in told.call_args_list]
         self.assertEqual(any("WARNING, at step 8: has collapsed" in line for line in lines), one)
 
-    def check(self, objective, before, reached, kept, metric=None):
+    def test_an_evaluation_that_is_made_again_takes_the_place_of_its_line(self):
+        reached = {"clean": 0.8, "robust": 0.5, "images": 64}
+        lines = [{"step": step} | reached for step in (4, 8, 12)]
+        self.check("adversarial", reached, reached, True, lines=lines, stay=lines[:1])
+
+    def check(self, objective, before, reached, kept, metric=None, lines=(), stay=()):
         folder = Path(self.create_tempdir())
+        for line in lines:  # of a run that was killed, or rolled back
+            jsonl.append(folder / "selection.jsonl", line)
         numbers = {k: v for k, v in reached.items() if k != "collapse"}
         settings = {"attack": "apgd-ce", "step_size": None, "start": None, "metric": metric}
         settings |= {"steps": 2, "weights": "raw"}
@@ -74,7 +81,8 @@ class SelectionTest(parameterized.TestCase):
         found = select(8, state)
         self.assertEqual(found, {f"selection_{k}": v for k, v in numbers.items()})
         self.assertEqual(run.best.save.called, kept)
-        self.assertEqual(jsonl.read(folder / "selection.jsonl"), [{"step": 8} | numbers])
+        written = jsonl.read(folder / "selection.jsonl")
+        self.assertEqual(written, [*stay, {"step": 8} | numbers])
 
 
 class AttackTest(parameterized.TestCase):

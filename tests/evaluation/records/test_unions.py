@@ -76,6 +76,15 @@ class OneDrawTest(parameterized.TestCase):
         np.testing.assert_array_equal(randomised.unpacked(json.loads(json.dumps(text)), n), values)
 
 
+class JoinedTest(absltest.TestCase):
+    def test_the_first_ball_that_fools_an_image_names_it(self):
+        first = found([1, 0, 1, 0, 1, 0], [1] * 6)
+        other = found([0, 0, 1, 1, 1, 0], [1] * 6)
+        joined = unions.joined([first, other], BALLS)
+        l2, linf = (f"{ball}: apgd-ce" for ball in reversed(BALLS))
+        self.assertEqual(joined.fooled_by.tolist(), [l2, linf, "", linf, "", "clean"])
+
+
 @pytest.mark.slow
 class CommandTest(absltest.TestCase):
     def test_the_number_of_one_draw_is_that_of_the_rule_one_draw(self):

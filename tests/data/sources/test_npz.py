@@ -73,8 +73,9 @@ class ReadTest(NpzCase):
             self.assertEqual(again[i].label, expected[5 + i])
         self.assertRegex(source.describe(2), "^image 7 of train_images in .*set.npz$")
 
-    def test_one_split(self):
-        name = self.write(images=images(10), labels=labels(10), classes=np.array([*"abcde"]))
+    @parameterized.parameters("U1", "S1")
+    def test_one_split(self, kind):
+        name = self.write(images=images(10), labels=labels(10), classes=np.array([*"abcde"], kind))
         source = data.open_source(name, "all[:40%]")
         self.assertEqual((len(source), source.num_classes), (4, 5))
         self.assertEqual(source.classes, tuple("abcde"))

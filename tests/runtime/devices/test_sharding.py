@@ -231,7 +231,7 @@ class MemoryTest(absltest.TestCase):
 
 
 class ControlTest(parameterized.TestCase):
-    """Of eight devices; one alone: tests/training/test_step.py."""
+    """Of eight devices; one alone: tests/training/update/test_step.py."""
 
     def step(self, phase, state, **control):
         local = tuple(map(np.asarray, batch_of()))

@@ -13,7 +13,7 @@ from tests.support.evaluations import call
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 
-FAULTS = Path(__file__).parents[1] / "support" / "torch_faults.py"
+FAULTS = Path(__file__).parents[2] / "support" / "torch_faults.py"
 MORE = """
 
 def linear():
