@@ -90,8 +90,7 @@ def main(argv: list[str]) -> None:
 
 def _again() -> str:
     """Say what the same command does with what is written of an evaluation."""
-    rows = sys.modules.get("jaxrobust.attacks.fixed_steps")  # else nothing has begun
-    is_cascade = getattr(rows, "is_cascade", None)
+    is_cascade = getattr(sys.modules.get("jaxrobust.attacks.fixed_steps"), "is_cascade", None)
     if is_cascade and not is_cascade(flags.FLAGS.attack):
         return "the same command starts again, because nothing was saved yet"
     return "the same command continues with the verdicts so far"
