@@ -213,8 +213,8 @@ def logits_fn(images):
         self.assertEqual(code, 0, said)
         (record,) = records.read(out)
         attack = {"name": "mim", "norm": "linf", "epsilon": 0.1, "steps": 20, "start": "image"}
-        self.assertEqual(record["attacks"], [attack | {"step_size": 0.1 / 20}])
-        (cost,) = record["costs"]
+        self.assertEqual(record.attacks, [attack | {"step_size": 0.1 / 20}])
+        (cost,) = record.costs
         self.assertEqual(cost["step_rule"], registry.ROWS["mim"].facts.rule)
         self.assertEqual((cost["forward"], cost["backward"]), (16 * 22, 16 * 20))
         self.assertIn("attack: mim-20, linf 0.1", printed)
