@@ -488,7 +488,7 @@ class ForgedTest(parameterized.TestCase):
     def test_the_honest_one(self):
         whole, said = self.said()
         self.assertTrue(whole, said)
-        share = f"{self.honest.record['robust']:.2%}"
+        share = f"{self.honest.record.robust:.2%}"
         self.assertIn(f"claim: at most {share} of 40 of the split's 100 images are robust", said)
 
     @parameterized.named_parameters((forgery.name, forgery) for forgery in forgeries.ALL)
@@ -810,8 +810,8 @@ class ComparedTest(parameterized.TestCase):
     def test_a_union_of_records_keeps_what_they_replayed(self):
         source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 9}
         folder = self.write("a1", self.fallen(9), replayed=[source])
-        (record,) = result_lines.read(folder)
-        self.assertEqual(several._of_record(record, folder)["replayed"], [source])
+        (record,) = records.read(folder)
+        self.assertEqual(several._of_record(record, folder).record.replayed, [source])
 
     def test_a_plain_attack_says_what_was_replayed(self):
         source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 3}

@@ -19,7 +19,7 @@ from jaxrobust.attacks.fixed_steps import is_cascade
 from jaxrobust.data import Prepared
 from jaxrobust.evaluation.bundles import claims, claims_torch, contradictions
 from jaxrobust.evaluation.bundles.claims import Logits
-from jaxrobust.evaluation.bundles.contradictions import About, ImageRow
+from jaxrobust.evaluation.bundles.contradictions import BundleFacts, ImageRow
 from jaxrobust.evaluation.bundles.differences import LEVELS, Coded, encoded
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.network.images import ImageSet
@@ -137,7 +137,7 @@ def of_record(
     shutil.rmtree(part, ignore_errors=True)  # of one that was killed
     part.mkdir(parents=True)
     try:
-        about: About = {
+        about: BundleFacts = {
             "record": record.to_json(),
             "split_images": split_images or len(images),
         }
@@ -198,7 +198,7 @@ def forward(logits_fn: Any, image: tuple[int, ...], batch: int | None = None) ->
 
 def _write(
     folder: Path,
-    about: About,
+    about: BundleFacts,
     found: Verdicts,
     images: ImageSet,
     points: "_Points",

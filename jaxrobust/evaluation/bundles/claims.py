@@ -18,9 +18,9 @@ import numpy as np
 
 from jaxrobust.evaluation.bundles.contradictions import (
     ORDER,
-    About,
+    BundleFacts,
     ImageRow,
-    Record,
+    RecordJson,
     Rows,
     fault,
     interval,
@@ -54,12 +54,12 @@ class Bundle(NamedTuple):
     """What a bundle claims, after its hashes were checked."""
 
     folder: Path
-    about: About  # bundle.json
+    about: BundleFacts  # bundle.json
     rows: Rows  # of images.jsonl, one an image
     number: str  # sha256 of SHA256SUMS
 
     @property
-    def record(self) -> Record:
+    def record(self) -> RecordJson:
         """Return the record of the evaluation, as JSON has it."""
         return self.about["record"]
 

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-Record = dict[str, Any]  # as JSON has it: this program stands alone
+RecordJson = dict[str, Any]  # as JSON has it: this program stands alone
 
 
 class ImageRow(TypedDict, total=False):
@@ -30,7 +30,7 @@ class ImageRow(TypedDict, total=False):
     bytes: int
 
 
-class About(TypedDict, total=False):
+class BundleFacts(TypedDict, total=False):
     """The content of bundle.json."""
 
     schema: int
@@ -38,7 +38,7 @@ class About(TypedDict, total=False):
     encoding: str
     levels: dict[str, int]  # levels -> images
     near_the_boundary: int  # images
-    record: Record
+    record: RecordJson
     split_images: int
 
 
@@ -59,7 +59,7 @@ _LACKING = {
 }
 
 
-def fault(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
+def fault(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     """Say in what a bundle contradicts itself, as "has ..." or "says ..."; None: in nothing.
 
     Args:
@@ -71,7 +71,7 @@ def fault(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     return next((said for check in checks if (said := check(about, rows, sizes))), None)
 
 
-def lacking(about: About) -> list[str]:
+def lacking(about: BundleFacts) -> list[str]:
     """List for people what a bundle does not say, as those of an older version do not."""
     known: dict[str, Any] = {**about, **about["record"]}
     return [words for key, words in _LACKING.items() if known.get(key) is None]
@@ -89,7 +89,7 @@ def _is(value: Any, wanted: type) -> bool:
     return type(value) is wanted
 
 
-def _types(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
+def _types(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     if not rows:
         return "has no images"
     for number, row in enumerate(rows, 1):
@@ -103,7 +103,7 @@ def _types(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _ids(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
+def _ids(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     ids = [row["image"] for row in rows]
     if min(ids) < 0:
         return f"has the image {min(ids)}, and images are numbered from 0"
@@ -130,7 +130,7 @@ def _ids(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _threat(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
+def _threat(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     record, shape = about["record"], about["image"]
     balls = [(attack["norm"], attack["epsilon"]) for attack in record["attacks"]]
     if not balls:
@@ -150,7 +150,7 @@ def _threat(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _verdicts(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
+def _verdicts(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     record, known = about["record"], {"", "clean"}
     for stage in _stages(record):
         names = [attack["name"] for attack in record["attacks"]]
@@ -169,7 +169,7 @@ def _verdicts(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _differences(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
+def _differences(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     for row in rows:
         if kind(row) != "fooled":
             continue
@@ -186,7 +186,7 @@ def _differences(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _shares(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
+def _shares(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     said = {"robust": ("", "robust"), "clean": ("clean", "rightly classified")}
     for key, (verdict, words) in said.items():
         found = sum(row["verdict"] == verdict for row in rows)
@@ -198,7 +198,7 @@ def _shares(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _intervals(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
+def _intervals(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     if not (said := about["record"].get("interval")):
         return None
     for key in ("clean", "robust"):
@@ -213,14 +213,14 @@ def _intervals(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _stages(record: Record) -> list[str]:
+def _stages(record: RecordJson) -> list[str]:
     """List the attacks in their order, by the names that costs have."""
     names = [attack["name"] for attack in record["attacks"]]
     before = [_REPLAY] if record.get("replayed") else []
     return [*before, *names, *([_FULL] if _FULL in (record.get("accuracy_after") or {}) else [])]
 
 
-def _fooled(record: Record, rows: Rows) -> dict[str, int]:
+def _fooled(record: RecordJson, rows: Rows) -> dict[str, int]:
     """Count the images that each attack fooled."""
     found = dict.fromkeys(_stages(record), 0)
     for row in rows:
@@ -229,7 +229,7 @@ def _fooled(record: Record, rows: Rows) -> dict[str, int]:
     return found
 
 
-def _after(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
+def _after(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     record = about["record"]
     if not (said := record.get("accuracy_after")):
         return None
@@ -243,7 +243,7 @@ def _after(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _costs(about: About, rows: Rows, sizes: dict[str, int]) -> str | None:
+def _costs(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     record = about["record"]
     if not (costs := record.get("costs")):
         return None

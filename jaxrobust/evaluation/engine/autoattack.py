@@ -23,7 +23,7 @@ from jaxrobust.evaluation.engine import replay as replays
 from jaxrobust.evaluation.engine.cascade import Attack, Found, Sample, answers_of, logits_of
 from jaxrobust.evaluation.engine.ledger import Ledger, open_ledger
 from jaxrobust.evaluation.engine.progress import Decisions
-from jaxrobust.evaluation.engine.result import About, AutoAttackResult
+from jaxrobust.evaluation.engine.result import AutoAttackResult, ResultFacts
 from jaxrobust.evaluation.engine.sampled import search_again
 from jaxrobust.evaluation.network import checks, collapse, fingerprint, randomised, reliability
 from jaxrobust.evaluation.network.images import Adversarial, ImageSet, InRange, clipped, hashed
@@ -188,7 +188,7 @@ def autoattack(
     flags |= collapse.flags(result.answers, labels)
     own = fingerprint.resolved(evaluation["fingerprint"])
     flags |= reliability.check_slopes(own["probe"])
-    about: About = {
+    about: ResultFacts = {
         "norm": norm,
         "epsilon": evaluation["epsilon"],
         "version": version,
@@ -223,7 +223,7 @@ def _cascade(
     """Run what is replayed, then the attacks, each on what the ones before left standing."""
     n, clean, flags = len(sample.images), sample.clean, found.flags
     costs, accuracy_after = [], {}
-    about: About = {}
+    about: ResultFacts = {}
     once = None if found.once is None else found.once.copy()
     if known.sources:
         cost, replayed = replays.run(runner, known, sample, found, book)

@@ -14,7 +14,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 from jaxrobust.evaluation.records.verdicts import Verdicts
 
 
-class Known(TypedDict, total=False):
+class CallerFacts(TypedDict, total=False):
     """What only the caller of `autoattack` knows of a network and its images."""
 
     model: str | None  # the network's name
@@ -26,7 +26,7 @@ class Known(TypedDict, total=False):
     dtype: str | None  # of the network
 
 
-class About(TypedDict, total=False):
+class ResultFacts(TypedDict, total=False):
     """What tells an evaluation from others, and what only some evaluations have to say."""
 
     norm: str
@@ -58,7 +58,7 @@ class AutoAttackResult(NamedTuple):
     accuracy_after: dict[str, float]  # robust accuracy after each attack
     attacks: list[dict[str, Any]]  # their settings, without the ball
     costs: list[Cost]
-    about: About
+    about: ResultFacts
     verdicts: Verdicts  # all that is known image by image
     answers: np.ndarray = np.zeros(0, int)  # i[N], classes of the clean images; -1: none
 
@@ -104,12 +104,11 @@ class AutoAttackResult(NamedTuple):
         )
         return Measured(record, self.verdicts, about["fingerprint"].get("begun_by"))
 
-    def typed_record(self, **known: Unpack[Known]) -> AccuracyRecord:
+    def typed_record(self, **known: Unpack[CallerFacts]) -> AccuracyRecord:
         """Make the record, as `record` does, for further use in the package."""
-        if unknown := sorted(known.keys() - Known.__annotations__):
-            raise ValueError(
-                f"a record has no {', '.join(unknown)}; one of {', '.join(Known.__annotations__)}"
-            )
+        names = CallerFacts.__annotations__
+        if unknown := sorted(known.keys() - names):
+            raise ValueError(f"a record has no {', '.join(unknown)}; one of {', '.join(names)}")
         about, n = self.about, len(self.clean)
         own = self.measured().record
         after = own.accuracy_after or {}
@@ -156,7 +155,7 @@ class AutoAttackResult(NamedTuple):
             method += f", {randomised.Verdict(draws['rule'], draws['draws']).words()}"
         return method
 
-    def record(self, **known: Unpack[Known]) -> dict[str, Any]:
+    def record(self, **known: Unpack[CallerFacts]) -> dict[str, Any]:
         """Make the record of the accuracies: versions, device, attacks, ball, seed, hashes.
 
         It has the keys of the package's own records (`AccuracyRecord`); what is not known is None.
@@ -170,7 +169,7 @@ class AutoAttackResult(NamedTuple):
         """
         return self.typed_record(**known).to_json()
 
-    def save(self, path: str | Path, **known: Unpack[Known]) -> dict[str, Any]:
+    def save(self, path: str | Path, **known: Unpack[CallerFacts]) -> dict[str, Any]:
         """Append the record to a file of JSON lines, such as results.jsonl, and return it.
 
         A file beside it gets the verdicts image by image; the record names it.

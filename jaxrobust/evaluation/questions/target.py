@@ -43,7 +43,7 @@ class Subject:
     classes: str | None = None  # only these of the data set
     workers: int = 0  # processes that decode
     threat: Threat | None = None
-    norm: str = "linf"  # in which a radius is meant that nobody has said yet
+    norm: str = "linf"  # in which a radius is meant where none is given yet
     batch_size: int = 128
     tested: str | None = None  # the preprocessing that its run tests with
     expected: str | None = None  # the preprocessing that imported weights expect of photographs

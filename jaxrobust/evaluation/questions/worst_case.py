@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxrobust.attacks.inputs import check_array
 from jaxrobust.evaluation.engine.autoattack import autoattack
-from jaxrobust.evaluation.engine.result import AutoAttackResult, Known
+from jaxrobust.evaluation.engine.result import AutoAttackResult, CallerFacts
 from jaxrobust.evaluation.network import checks, fingerprint, reliability, tracing
 from jaxrobust.evaluation.network.images import clipped, hashed
 from jaxrobust.evaluation.records import parts, records
@@ -56,7 +56,7 @@ class WorstCaseResult(NamedTuple):
         lines += records.notes_of(self.own)
         return "\n".join([*lines, *(f"flag {name}: {text}" for name, text in self.flags.items())])
 
-    def _typed_record(self, **known: Unpack[Known]) -> AccuracyRecord:
+    def _typed_record(self, **known: Unpack[CallerFacts]) -> AccuracyRecord:
         own = {
             field.name: getattr(self.own, field.name)
             for field in keys_of(AccuracyRecord)
@@ -65,11 +65,11 @@ class WorstCaseResult(NamedTuple):
         record = dataclasses.replace(self.autoattack.typed_record(**known), **own)
         return dataclasses.replace(record, worst_case=self.parts)
 
-    def record(self, **known: Unpack[Known]) -> dict[str, Any]:
+    def record(self, **known: Unpack[CallerFacts]) -> dict[str, Any]:
         """Return the record; arguments as in `AutoAttackResult.record`."""
         return self._typed_record(**known).to_json()
 
-    def save(self, path: str | Path, **known: Unpack[Known]) -> dict[str, Any]:
+    def save(self, path: str | Path, **known: Unpack[CallerFacts]) -> dict[str, Any]:
         """Append the record to a file of JSON lines and return it, as `AutoAttackResult.save`."""
         return records.save(Path(path), self.verdicts, lambda: self._typed_record(**known))
 
