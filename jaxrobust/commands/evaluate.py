@@ -1,9 +1,8 @@
 """`jaxrobust evaluate (--workdir RUN | --model NAME --weights PATH --dataset NAME) ...`.
 
 An imported folder (jaxrobust import), a RobustBench id and a timm id say themselves what they are:
---weights FOLDER without --model. What is on the internet is kept in a cache. --function
-my_net.py:logits_fn --dataset NAME evaluates a network of any library, --torch my_models.py:build
---dataset NAME one in PyTorch.
+--weights FOLDER without --model; what is on the internet is kept in a cache. --function FILE:NAME
+evaluates a network of any library, --torch FILE:NAME one in PyTorch, on --dataset NAME.
 
 Attacks a network, prints what it withstands and writes the record of it. The same command again
 continues an evaluation that was interrupted, and prints one that is done. On a pod, start it with
