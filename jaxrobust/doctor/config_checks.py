@@ -209,7 +209,7 @@ def _ema(plan: Plan) -> Seen:
     for name, seen in plan.phases.items():
         steps, decay = plan.steps(name), seen[name].ema_decay
         if seen.evaluation.weights == "raw":
-            said = f"{name}: evaluation.weights=raw, and nothing looks at the average"
+            said = f"{name}: evaluation.weights=raw, so the average is not used"
             found.append(Seen(GREEN, said))
             continue
         if steps is None:

@@ -161,7 +161,7 @@ def _of_any_order(patient: Patient) -> Iterator[Tried]:
         return
     order, judged = permutation(logits, labels)
     if (order != np.arange(classes)).any():
-        words, before = _told(order, patient.classes), logits[judged]
+        words, before = _described(order, patient.classes), logits[judged]
         yield compared(ORDER, words, before, _in_order(before, order), labels[judged])
 
 
@@ -187,8 +187,7 @@ def permutation(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.
     return linear_sum_assignment(-table)[1], judged
 
 
-def _told(order: np.ndarray, names: tuple[str, ...]) -> str:
-    """Describe a permutation."""
+def _described(order: np.ndarray, names: tuple[str, ...]) -> str:
     count = len(order)
     for words, usual in _usual_orders(names, count):
         if (order == usual).all():

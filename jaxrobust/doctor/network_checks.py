@@ -15,7 +15,7 @@ Look = Callable[[Patient], Seen]
 _ENOUGH = 32  # images for a statement about accuracy
 
 
-def _said_by_doubts(*names: str, healthy: str) -> Look:
+def _reliability(*names: str, healthy: str) -> Look:
     """Return a look at flags of `evaluation.doubts`, which are faults all of them."""
 
     def look(patient: Patient) -> Seen:
@@ -139,7 +139,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "the network draws random numbers, or keeps state",
         "switch the randomness off, or evaluate with --version=rand",
         "Athalye et al. 2018, arXiv 1802.00420, section 3 (stochastic gradients)",
-        _said_by_doubts("randomized", "retraced", healthy="the same logits in five passes"),
+        _reliability("randomized", "retraced", healthy="the same logits in five passes"),
     ),
     Check(
         "train-mode",
@@ -147,7 +147,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "batch norm or dropout in train mode",
         "evaluate with train=False",
         "Ioffe & Szegedy 2015, arXiv 1502.03167, section 3.1",
-        _said_by_doubts("batch-dependent", healthy="logits do not depend on the batch"),
+        _reliability("batch-dependent", healthy="logits do not depend on the batch"),
         ("determinism",),
     ),
     Check(
@@ -156,7 +156,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "overflow, broken weights, or an operation behind the logits",
         "look at the weights, and return the logits before any ReLU or clipping",
         "Carlini et al. 2019, arXiv 1902.06705",
-        _said_by_doubts("nan-logits", "constant-logits", healthy="logits are finite and differ"),
+        _reliability("nan-logits", "constant-logits", healthy="logits are finite and differ"),
     ),
     Check(
         "softmax",
@@ -165,7 +165,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "return the logits before the softmax",
         "Carlini & Wagner 2017, arXiv 1608.04644, section IV; Croce & Hein 2020, arXiv 2003.01690, "
         "section 4",
-        _said_by_doubts("softmax", healthy="outputs are logits"),
+        _reliability("softmax", healthy="outputs are logits"),
     ),
     Check(
         explanations.RANGE,

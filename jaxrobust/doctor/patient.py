@@ -110,7 +110,7 @@ class Patient:
 
     @cached_property
     def without_gradient(self) -> str | None:
-        """Return why the network cannot be differentiated; None: it can."""
+        """Explain why the network cannot be differentiated; None: it can."""
         image = jax.ShapeDtypeStruct((self.batch, *self.images.shape[1:]), jnp.float32)
         label = jax.ShapeDtypeStruct((self.batch,), jnp.int32)
         try:

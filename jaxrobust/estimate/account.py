@@ -104,7 +104,7 @@ def _is_short(found: dict[str, Any]) -> bool:
 
 
 def _why(target: Target) -> str:
-    """Return why no step was compiled, where that can be helped."""
+    """Explain why no step was compiled, where that can be helped."""
     if "TPU" not in target.kind or target.compiles:  # --fast
         return ""
     if target.chips == 1:

@@ -22,7 +22,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       dim, depth, heads: width, number of blocks on the patches, attention heads.
@@ -117,5 +117,5 @@ class ClassBlock(nn.Module):
 
 
 def scale(dim: int, value: float) -> nn.Parameter:
-    """Return a layer scale: one factor for each channel."""
+    """Build a layer scale: one factor for each channel."""
     return nn.Parameter(torch.full((dim,), float(value)))

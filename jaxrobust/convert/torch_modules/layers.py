@@ -236,7 +236,7 @@ def conv_stem(
     kernels: Sequence[int] = (),
     project: int = 0,
 ) -> nn.Module:
-    """Return convolution (3x3 if no `kernels` are given), layer norm, GELU for each width, 1x1 to
+    """Build convolution (3x3 if no `kernels` are given), layer norm, GELU for each width, 1x1 to
     `project`; named `stem`.
     """
     layers: list[nn.Module] = []
@@ -267,7 +267,7 @@ class Normalize(nn.Module):
 def normalized(
     net: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> nn.Module:
-    """Return the network behind its normalisation: the names `normalize.*` and `model.*`.
+    """Put a network behind its normalisation: the names `normalize.*` and `model.*`.
 
     Without a mean or a standard deviation it is returned as it is.
     """

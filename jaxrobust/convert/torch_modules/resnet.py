@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from jaxrobust.convert.torch_modules.layers import conv
+
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"relu": nn.functional.relu, "gelu": nn.functional.gelu}
 
@@ -22,7 +24,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       depths: blocks of each of the four stages.
@@ -105,13 +107,8 @@ class Bottleneck(nn.Module):
         return self.act(self.downsample(x) + self.bn3(self.conv3(y)))
 
 
-def conv(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution without bias that keeps the size, but for its stride."""
-    return nn.Conv2d(ins, outs, kernel, stride=stride, padding=kernel // 2, bias=False)
-
-
 def shortcut(ins: int, outs: int, stride: int) -> nn.Module:
-    """Return a 1x1 convolution and batch norm where size or channels change, else the identity."""
+    """Build a 1x1 convolution and batch norm where size or channels change, else the identity."""
     if stride == 1 and ins == outs:
         return nn.Identity()
     return nn.Sequential(conv(ins, outs, 1, stride=stride), nn.BatchNorm2d(outs))

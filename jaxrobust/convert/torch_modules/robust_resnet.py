@@ -67,7 +67,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       depths: blocks of each stage.
@@ -193,15 +193,15 @@ class Block(nn.Module):
         return y if row.preact else self.act(y)
 
     def conv(self, number: int) -> nn.Module:
-        """Return a convolution, or those of its parts."""
+        """Build a convolution, or those of its parts."""
         return self.get_submodule(f"conv{number}")
 
     def behind(self, number: int) -> nn.Module:
-        """Return the norm behind a convolution."""
+        """Build the norm behind a convolution."""
         return self.get_submodule(f"bn{number + self.row.preact}")
 
     def branch(self, x: Tensor) -> Tensor:
-        """Apply the convolutions to the first one's input."""
+        """Apply the convolutions to the input."""
         x = self.act(self.behind(1)(self.conv(1)(x)))
         last = 3 if self.middle else 2
         if self.middle == "parts":
@@ -213,7 +213,7 @@ class Block(nn.Module):
         return x if self.row.preact else self.behind(last)(x)
 
     def parts(self, x: Tensor) -> Tensor:
-        """Return the 3x3 convolutions of all parts but the last one."""
+        """Build the 3x3 convolutions of all parts but the last one."""
         *parts, rest = x.chunk(self.row.scales, 1)
         made: list[Tensor] = []
         for i, part in enumerate(parts):
@@ -245,7 +245,7 @@ class PixelNorm(nn.LayerNorm):
 
 
 def conv(ins: int, outs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Return a convolution without bias that keeps the size, but for its stride."""
+    """Build a convolution without bias that keeps the size, but for its stride."""
     how = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": False}
     made = nn.Conv2d(ins, outs, kernel, **how)  # type: ignore[arg-type]
     nn.init.normal_(made.weight, std=math.sqrt(2 / (kernel * kernel * outs)))

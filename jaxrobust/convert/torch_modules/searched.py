@@ -24,12 +24,12 @@ class Cell(NamedTuple):
 
 
 def dense(*codes: str) -> Steps:
-    """Return steps that read every state before them."""
+    """List steps that read every state before them."""
     return tuple(tuple((op, i) for i, op in enumerate(code.split())) for code in codes)
 
 
 def pairs(*steps: str) -> Steps:
-    """Return steps of written edges, such as "sep3 1, skip 0"."""
+    """List the steps of written edges, such as "sep3 1, skip 0"."""
     edges = [[edge.split() for edge in step.split(", ")] for step in steps]
     return tuple(tuple((op, int(state)) for op, state in step) for step in edges)
 
@@ -51,7 +51,7 @@ CELLS = {
 def model(
     cell: str, channels: int, cells: int, in_channels: int = 3, num_classes: int = 10
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       cell: robnet, advrush or racl.
@@ -187,7 +187,7 @@ class Both(nn.Module):
 
 
 def skip(channels: int, stride: int, affine: bool) -> nn.Module:
-    """Return the identity, or what reduces the map."""
+    """Build the identity, or the layers that reduce the map."""
     return nn.Identity() if stride == 1 else Reduce(channels, channels, affine)
 
 
@@ -204,6 +204,6 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 def conv(
     ins: int, outs: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """Return a convolution without bias that keeps the size, but for its stride."""
+    """Build a convolution without bias that keeps the size, but for its stride."""
     padding = dilation * (kernel // 2)
     return nn.Conv2d(ins, outs, kernel, stride, padding, dilation, groups, bias=False)

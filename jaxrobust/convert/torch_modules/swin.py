@@ -22,7 +22,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       dim: channels of the first stage; they double with each.
@@ -141,7 +141,7 @@ def windows(x: Tensor, side: int) -> Tensor:
 
 
 def merged(x: Tensor, height: int) -> Tensor:
-    """Return the inverse of `windows` for a square map."""
+    """Undo `windows` for a square map."""
     side = round(x.shape[2] ** 0.5)
     count = height // side
     x = x.unflatten(2, (side, side)).unflatten(1, (count, count))
@@ -149,7 +149,7 @@ def merged(x: Tensor, height: int) -> Tensor:
 
 
 def shift_mask(side: int, window: int, shift: int) -> Tensor:
-    """Return [windows, N, N]: -100 where the shift made strangers neighbours, else 0."""
+    """Compute [windows, N, N]: -100 where the shift made strangers neighbours, else 0."""
     at = torch.arange(side)
     band = (at >= side - window).long() + (at >= side - shift).long()
     label = windows((3 * band[:, None] + band)[None, :, :, None], window)[0, :, :, 0]

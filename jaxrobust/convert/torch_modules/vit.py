@@ -26,7 +26,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       dim, depth, heads: width, number of blocks, attention heads.

@@ -22,7 +22,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Return the network of one row.
+    """Build the network of one row.
 
     Args:
       dim, depth, heads: width, number of cross-covariance blocks, heads of their attention.
@@ -58,7 +58,7 @@ class Xcit(nn.Module):
 
 
 def stem(ins: int, dim: int, strides: tuple[int, ...]) -> nn.Sequential:
-    """Return 3x3 convolutions with batch norm, GELU between; the channels double up to `dim`."""
+    """Build 3x3 convolutions with batch norm, GELU between; the channels double up to `dim`."""
     layers: list[nn.Module] = []
     for left, stride in zip(reversed(range(len(strides))), strides, strict=True):
         out = dim >> left
@@ -128,7 +128,7 @@ class CrossCovariance(nn.Module):
 
 
 def local_interaction(dim: int) -> nn.Module:
-    """Return two depthwise 3x3 convolutions on the grid of patches, GELU and batch norm between."""
+    """Build two depthwise 3x3 convolutions on the grid of patches, GELU and batch norm between."""
     first, last = (nn.Conv2d(dim, dim, 3, padding=1, groups=dim) for _ in range(2))
     layers = {"conv1": first, "act": nn.GELU(), "bn": nn.BatchNorm2d(dim), "conv2": last}
     return nn.Sequential(OrderedDict(layers))

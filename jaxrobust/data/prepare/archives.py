@@ -268,7 +268,7 @@ class _Unpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return one of the few that are known."""
+        """Look up one of the few known classes."""
         if (module, name) not in self._KNOWN:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not called")
         return self._KNOWN[module, name]

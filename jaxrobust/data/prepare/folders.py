@@ -72,7 +72,7 @@ def identify(
     if name not in (None, IMAGENET):
         _check_same(classes, allow_partial)
         return str(name), tuple(every)
-    own = f"--name NAME makes it a data set of {len(every)} classes of its own"
+    own = f"--name NAME makes it a data set of these {len(every)} classes"
     if foreign:
         kind = "none of" if len(foreign) == len(every) else f"{len(every) - len(foreign)} of"
         raise ValueError(

@@ -42,7 +42,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.flag(
         "out", required=True, help="Folder of NAME/VERSION: a data_dir for jaxrobust and TFDS."
     )
-    parser.flag("name", help="Name of a data set with classes of its own; default: imagenet2012.")
+    parser.flag("name", help="Name of a data set with other classes; default: imagenet2012.")
     parser.flag(
         "allow_partial", action="store_true", help="Take a part of ImageNet, with its 1,000 labels."
     )
@@ -182,7 +182,7 @@ def _write(plan: Plan, workers: int) -> tuple[int, int]:
     if (free := shutil.disk_usage(plan.directory).free) < need:
         raise OSError(
             f"{need / 1e9:,.1f} GB are to be written and {free / 1e9:,.1f} GB are free in "
-            f"{plan.directory}; make room, or give another --out",
+            f"{plan.directory}; free some space, or give another --out",
         )
     for split, part in plan.shards.items():
         with part[0].plan.open("wb") as file:

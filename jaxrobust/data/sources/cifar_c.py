@@ -17,7 +17,7 @@ import numpy as np
 from jaxrobust.data.source import DataError, Kind, Record, Source, add
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.data.transforms import corruptions, decoding
-from jaxrobust.data.transforms.corruptions import Asked
+from jaxrobust.data.transforms.corruptions import Corruption
 
 PREFIX = "cifar10-c:"
 _IMAGES = 10_000  # of one severity
@@ -103,7 +103,7 @@ def open_cifar_c(
     )
 
 
-def _wanted(split: str, name: str) -> Asked:
+def _wanted(split: str, name: str) -> Corruption:
     """Return the corruption and severity that a split names.
 
     Raises:

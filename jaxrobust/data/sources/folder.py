@@ -122,7 +122,7 @@ def open_folder(
 
 
 def _class_folders(
-    path: Any, name: str, split: str, asked: grammar.Asked | None
+    path: Any, name: str, split: str, asked: grammar.Split | None
 ) -> tuple[Any, list[str]]:
     """Return the directory of a split's class folders, and their names."""
     top = storage.entries(path)

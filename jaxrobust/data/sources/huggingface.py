@@ -36,7 +36,7 @@ _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
 Table = Any  # pyarrow's
 
 
-class _Asked(NamedTuple):
+class _Address(NamedTuple):
     """What a name says; `folder` where it is a local one."""
 
     id: str
@@ -135,23 +135,23 @@ def open_hf(
     )
 
 
-def _parse(name: str) -> _Asked:
+def _parse(name: str) -> _Address:
     text, _, label = name.removeprefix(PREFIX).partition("#")
     folder = Path(text).expanduser()
     if text.startswith(("/", "./", "../", "~")) or folder.is_dir():
         if not folder.is_dir():
             raise DataError(f"data set {name!r}: there is no directory {folder}; check the path")
-        return _Asked(text, None, None, label or None, folder)
+        return _Address(text, None, None, label or None, folder)
     match = _HUB.fullmatch(text)
     if match is None:
         raise DataError(
             f"{name!r} is not the name of a data set; write hf:NAME[:CONFIG][@REVISION][#LABEL], "
             "such as hf:uoft-cs/cifar100, or hf:FOLDER with parquet files"
         )
-    return _Asked(match["id"], match["config"], match["revision"], label or None, None)
+    return _Address(match["id"], match["config"], match["revision"], label or None, None)
 
 
-def _load(name: str, asked: _Asked) -> dict[str, Any]:
+def _load(name: str, asked: _Address) -> dict[str, Any]:
     """Return split -> `datasets.Dataset`."""
     try:
         import datasets
@@ -207,7 +207,7 @@ def _parquet(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _from_hub(asked: _Asked) -> Mapping[str, Any]:
+def _from_hub(asked: _Address) -> Mapping[str, Any]:
     """Return the splits of a data set of the hub, in the revision that is asked for.
 
     `datasets` takes any revision that is in its cache where it does not find the right one.
@@ -241,13 +241,13 @@ def _first(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _remedy(asked: _Asked) -> str:
+def _remedy(asked: _Address) -> str:
     if asked.folder:
         return "copy its files again"
     return "remove its folder under HF_HOME, so that it is loaded again, or give another revision"
 
 
-def _why(error: Exception, asked: _Asked) -> str:
+def _why(error: Exception, asked: _Address) -> str:
     text = " ".join(str(error).split())
     if configs := re.search(r"(?:available configs|Available): \[(.*?)\]", text):
         known = configs[1].replace("'", "")

@@ -13,7 +13,7 @@ from jaxrobust.data.splits import grammar, subsets
 
 def choose(
     source: Source,
-    asked: grammar.Asked,
+    asked: grammar.Split,
     split: str,
     *,
     classes: Sequence[tuple[int | None, str]] | None,

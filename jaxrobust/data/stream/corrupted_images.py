@@ -12,7 +12,7 @@ from jaxrobust.data.source import DataError, Record, Source
 from jaxrobust.data.splits import storage
 from jaxrobust.data.stream import loading
 from jaxrobust.data.transforms import decoding, preparing
-from jaxrobust.data.transforms.corruptions import SIDES, Asked, corrupt, draws
+from jaxrobust.data.transforms.corruptions import SIDES, Corruption, corrupt, draws
 
 _PHOTOGRAPHS = 5  # that frost draws from, the first of a folder
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -69,7 +69,7 @@ class _Reader:
     source: Source
     preprocessing: str
     shape: tuple[int, int, int]
-    asked: Asked
+    asked: Corruption
     seed: int
     photographs: tuple[np.ndarray, ...]
 
@@ -90,7 +90,7 @@ class _Reader:
 
 def corrupted(
     source: Source,
-    asked: Asked,
+    asked: Corruption,
     *,
     image_size: int,
     preprocessing: str,

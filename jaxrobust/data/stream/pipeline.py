@@ -293,7 +293,7 @@ class Damage:
         self.known, self.new, self.met = frozenset(known), set[int](), set[int]()
         self._source, self._limit, self._say, self._note = source, limit, say, note
 
-    def meet(self, damaged: np.ndarray) -> None:
+    def add(self, damaged: np.ndarray) -> None:
         """Take the `damaged` of a batch."""
         source = self._source
         found = set(damaged[damaged >= 0].tolist())

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.data.sources.registry import Source
-from jaxrobust.data.splits import content
 from jaxrobust.data.stream import loading
 from jaxrobust.data.transforms import preparing
 
+_HASHED = 64  # records at a time, whose bytes are hashed
 _READ = 256  # records at a time, where only their labels are wanted
 _THREADS = min(8, os.cpu_count() or 1)  # decoding holds no lock
 
@@ -64,7 +64,7 @@ class Prepared:
     @functools.cached_property
     def _content_sha256(self) -> str:
         source = self._images.source
-        made = f"{content.content_sha256(source, len(self))} {self._preprocessing} {self.shape}"
+        made = f"{content_sha256(source, len(self))} {self._preprocessing} {self.shape}"
         return hashlib.sha256(made.encode()).hexdigest()
 
     def content_sha256(self) -> str:
@@ -91,3 +91,19 @@ class Prepared:
         for start in range(0, len(self), _READ):
             part = range(start, min(start + _READ, len(self)))
             yield from (record.label for record in self._images.source.read(part))
+
+
+def content_sha256(source: Source, images: int) -> str:
+    """Hash the encoded bytes and the labels of the first records of a source, in their order.
+
+    Nothing is decoded, so that 5,000 photographs take as long as reading their files.
+
+    Raises:
+      DataError: a record that cannot be read.
+    """
+    digest = hashlib.sha256()
+    for start in range(0, images, _HASHED):
+        for record in source.read(range(start, min(start + _HASHED, images))):
+            digest.update(f"{record.label} {len(record.image)} ".encode())
+            digest.update(record.image)
+    return digest.hexdigest()

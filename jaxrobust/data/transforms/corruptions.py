@@ -122,7 +122,7 @@ KINDS = {
 }
 
 
-class Asked(NamedTuple):
+class Corruption(NamedTuple):
     """A kind of corruption and its severity."""
 
     kind: str
@@ -132,14 +132,14 @@ class Asked(NamedTuple):
         return f"{self.kind}-{self.severity}"
 
 
-def chosen(text: str) -> list[Asked]:
+def chosen(text: str) -> list[Corruption]:
     """Return the corruptions that `all`, `fog,snow` or `fog-3,snow-5` names, in the table's order.
 
     Without a severity it is all five.
     Raises:
       DataError: a kind or a severity that does not exist, or one that is there twice.
     """
-    found: list[Asked] = []
+    found: list[Corruption] = []
     for word in (part.strip() for part in text.split(",")):
         kind, hyphen, severity = word.partition("-")
         if kind != "all" and kind not in KINDS:
@@ -151,7 +151,7 @@ def chosen(text: str) -> list[Asked]:
             )
         kinds = list(KINDS) if kind == "all" else [kind]
         found += [
-            Asked(each, number)
+            Corruption(each, number)
             for each in kinds
             for number in ([int(severity)] if hyphen else SEVERITIES)
         ]
@@ -162,7 +162,7 @@ def chosen(text: str) -> list[Asked]:
 
 def corrupt(
     image: np.ndarray,
-    asked: Asked,
+    asked: Corruption,
     rng: Any,
     *,
     photographs: Sequence[np.ndarray] = (),
@@ -187,7 +187,7 @@ def corrupt(
     )
 
 
-def draws(seed: int, asked: Asked, image: int) -> np.random.Generator:
+def draws(seed: int, asked: Corruption, image: int) -> np.random.Generator:
     """Return the random numbers of one image, by its place in the split, in one corruption."""
     key = [seed, 8 * list(KINDS).index(asked.kind) + asked.severity]
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, image]))

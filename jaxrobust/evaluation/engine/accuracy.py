@@ -132,7 +132,7 @@ def _judgements(
                 shown.set_postfix_str("", refresh=False)
                 wait.again()
             if images.meets is not None:
-                images.meets.meet(b.damaged)
+                images.meets.add(b.damaged)
             arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
             with _compiling(counter, bar, (weights, arrays)):
                 found = jax.device_get(counter(*weights, *arrays, key))

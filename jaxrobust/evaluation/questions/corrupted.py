@@ -17,7 +17,7 @@ from jaxrobust.data.sources import cifar_c
 from jaxrobust.data.stream import corrupted_images
 from jaxrobust.data.stream.corrupted_images import Photographs
 from jaxrobust.data.transforms import corruptions
-from jaxrobust.data.transforms.corruptions import Asked
+from jaxrobust.data.transforms.corruptions import Corruption as Asked
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse, reliability
 from jaxrobust.evaluation.questions import measuring

@@ -34,7 +34,7 @@ def drops(node: Any) -> bool:
 
 
 def refusal(line: str, operator: str) -> str:
-    """Return why a module that draws is refused, and what to do."""
+    """Explain why a module that draws is refused, and what to do."""
     return (
         f"{line}: {operator} draws random numbers in eval mode, and attacks on what is never the "
         "same twice say little; make it a function of the images, or, where a randomised defence "

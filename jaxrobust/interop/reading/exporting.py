@@ -56,7 +56,7 @@ def check(module: Any, *, random: bool = False) -> None:
     away = [name for name, array in arrays.items() if array.device.type != "cpu"]
     if away:
         where = f"{_named(away)} is on {arrays[away[0]].device}"
-        raise ValueError(f"{where}; call module.cpu(): JAX has devices of its own")
+        raise ValueError(f"{where}; call module.cpu(): JAX has its own devices")
     floating = {name: a.dtype for name, a in arrays.items() if a.is_floating_point()}
     other = [name for name, dtype in floating.items() if dtype != torch.float32]
     if other:
@@ -192,7 +192,7 @@ def read(
     free = Free({name: arrays[key] for name, key in names.items()}, known, _dtype(arrays), double)
     output = torch.export.graph_signature.OutputKind.USER_OUTPUT
     results = [s.arg for s in program.graph_signature.output_specs if s.kind == output]
-    graph = masks.settled(program, [*_steps(program.graph, free, random)], free.values)
+    graph = masks.resolved(program, [*_steps(program.graph, free, random)], free.values)
     values = [getattr(result, "name", None) for result in results]
     read = set(filter(None, values))
     steps = _living(graph, read)

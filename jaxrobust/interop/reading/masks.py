@@ -13,7 +13,7 @@ from jaxrobust.interop.program import Of, Step
 _INDEXED = {"aten.index.Tensor", "aten.index_put.default"}
 
 
-def settled(exported: Any, steps: Sequence[Step], values: Mapping[str, Any]) -> tuple[Step, ...]:
+def resolved(exported: Any, steps: Sequence[Step], values: Mapping[str, Any]) -> tuple[Step, ...]:
     """Return the steps of an exported program, with places for the masks that are known.
 
     Args:
@@ -25,11 +25,11 @@ def settled(exported: Any, steps: Sequence[Step], values: Mapping[str, Any]) -> 
     """
     nodes = {node.name: node for node in exported.graph.nodes}
     return tuple(
-        _settled(step, nodes, values) if step.operator in _INDEXED else step for step in steps
+        _resolved(step, nodes, values) if step.operator in _INDEXED else step for step in steps
     )
 
 
-def _settled(step: Step, nodes: dict[str, Any], values: Mapping[str, Any]) -> Step:
+def _resolved(step: Step, nodes: dict[str, Any], values: Mapping[str, Any]) -> Step:
     import torch
 
     indices: list[Any] = []

@@ -30,7 +30,7 @@ def check(module: Any) -> None:
 
 
 def no_row(line: str, name: str) -> str:
-    """Return why an operator cannot be computed here; `line` is the module's own."""
+    """Explain why an operator cannot be computed here; `line` is the module's own."""
     word = name.removeprefix("aten.")
     if word.startswith(_SIZED):
         if word.startswith("bincount"):
@@ -110,7 +110,7 @@ def _cast_to() -> Iterator[list[str]]:
 
 
 def _problem(module: Any, example: Any) -> str | None:
-    """Return why a module does not take images of a shape, and which it takes; None: it does."""
+    """Explain why a module does not take images of a shape, and which it takes; None: it does."""
     import torch
 
     inside: list[tuple[str, Any]] = []

@@ -260,7 +260,7 @@ _OF_BLOCK = re.compile(r"blocks\.(\d+)\.layer\.(\d+)\..+")
 _MOST = 1025  # base widths and reductions that are tried, and one
 
 
-def told(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def options_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Return the options that arrays of these shapes tell; nothing of arrays of other networks.
 
     `shapes`: our name -> shape.
@@ -269,7 +269,7 @@ def told(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     for match in filter(None, map(_OF_BLOCK.fullmatch, shapes)):
         stage, block = int(match[1]), int(match[2])
         last[stage] = max(block, last.get(stage, 0))
-    stages = [_told_of_stage(shapes, f"blocks.{i}.layer.0.") for i in range(len(last))]
+    stages = [_stage_options(shapes, f"blocks.{i}.layer.0.") for i in range(len(last))]
     rows = [row for row in stages if row]
     if not rows or rows != stages:
         return {}
@@ -302,7 +302,7 @@ def _inner(v: Variant) -> tuple[int, ...]:
     return tuple(robust_blocks.inner_of(planes, v) for planes in v.planes)
 
 
-def _told_of_stage(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, Any] | None:
+def _stage_options(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, Any] | None:
     """Recognise the kind of a stage's first block from its weights; None: it is none of ours."""
     own = {key.removeprefix(at): shape for key, shape in shapes.items() if key.startswith(at)}
     parts = [key for key in own if re.fullmatch(r"conv2\.\d+\.kernel", key)]
@@ -320,10 +320,10 @@ def _told_of_stage(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, 
             row["groups"] = groups
     if parts:
         row["scales"] = len(parts) + 1
-    return row | _told_of_squeeze(own, inner, outs) | {"planes": outs // BLOCKS[row["block"]].outs}
+    return row | _squeeze_options(own, inner, outs) | {"planes": outs // BLOCKS[row["block"]].outs}
 
 
-def _told_of_squeeze(own: Mapping[str, tuple[int, ...]], inner: int, outs: int) -> dict[str, Any]:
+def _squeeze_options(own: Mapping[str, tuple[int, ...]], inner: int, outs: int) -> dict[str, Any]:
     """Recognise a block's squeeze and excitation: its kind, and (channels, hidden)."""
     if len(own.get("se.fc1.kernel", ())) != 2:
         return {"se": "none", "squeeze": None}
@@ -362,7 +362,12 @@ MEMBERS = {
     for name, (title, paper) in _KNOWN.items()
 }
 NAMES = Names(
-    TORCH_NAMES, torch_keys, stem=r"stem_conv\..*", head=r"fc\..*", others=OTHER_NAMES, told=told
+    TORCH_NAMES,
+    torch_keys,
+    stem=r"stem_conv\..*",
+    head=r"fc\..*",
+    others=OTHER_NAMES,
+    options=options_of,
 )
 FAMILY = Family(
     "robust_resnet", "RobustResNet", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True

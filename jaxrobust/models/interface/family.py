@@ -53,8 +53,8 @@ class Names(NamedTuple):
     stem: str  # a pattern of our names: what `init.stem=fresh` draws
     head: str  # the same of `init.head=fresh`
     others: Sequence[Naming] = ()  # such as those of the first authors
-    # The options that the shapes of our arrays tell, for messages; None: no message names any.
-    told: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]] | None = None
+    # The options read from the shapes of arrays under our names, for messages.
+    options: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]] | None = None
 
 
 class Family(NamedTuple):

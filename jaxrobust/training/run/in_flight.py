@@ -26,7 +26,7 @@ class Ahead:
         """Take note of a step's metrics, and wait until few enough are on the device."""
         self._waiting.append((step, values))
         if len(self._waiting) > _AHEAD:
-            self._settle()
+            self._take()
 
     def noted(self) -> dict[str, Any]:
         """Copy the state that a checkpoint keeps of the steps so far; no later step changes it."""
@@ -35,9 +35,9 @@ class Ahead:
     def drain(self) -> None:
         """Wait for all steps that are on the device."""
         while self._waiting:
-            self._settle()
+            self._take()
 
-    def _settle(self) -> None:
+    def _take(self) -> None:
         step, values = self._waiting.popleft()
         row = {key: value.item() for key, value in jax.device_get(values).items()}
         why = row.pop("stop")

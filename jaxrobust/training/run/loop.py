@@ -222,7 +222,7 @@ class _Loop:
         try:
             with self.progress.waiting():
                 self.batch = self.batch if self.stops.failure else next(self.stream)
-            self.damage.meet(self.batch.damaged)
+            self.damage.add(self.batch.damaged)
         except registry.DataError as error:
             self.batch = self.batch or splits.blank(self.run)
             if why := self.stops.failed(error):

@@ -166,7 +166,7 @@ def _phases(
 def _note_classes(
     config: Config, workdir: Path, name: str, seen: Config, source: registry.Source
 ) -> None:
-    """Write the classes' names into a workdir, for data that the phase does not train on."""
+    """Write the classes' names into a workdir, of other data into the phase's folder."""
     folder = workdir if _data_of(seen) == _data_of(config) else workdir / name
     if source.classes and jax.process_index() == 0:
         folder.mkdir(exist_ok=True)

@@ -70,7 +70,7 @@ class Stops:
         self.failure: registry.DataError | None = None
 
     def at_once(self) -> int:
-        """Return why a process that is alone stops now; 0: it does not."""
+        """Look up the reason for which a process that is alone stops now; 0: none."""
         return self._signals.asked if self.alone else 0
 
     def to_tell(self) -> int:
@@ -78,7 +78,7 @@ class Stops:
         return 0 if self.alone else _DATA if self.failure else self._signals.asked
 
     def now(self) -> int:
-        """Return why all stop where none takes a step, to be called by all; 0: they do not."""
+        """Agree on the reason to stop where none takes a step, on all processes; 0: none."""
         return hosts.largest(self._signals.asked)
 
     def failed(self, error: registry.DataError) -> int:

@@ -248,7 +248,6 @@ def symmetric_beta(a: Array, u: Array, v: Array) -> Array:
 
 
 def _keys(key: Array, count: int) -> Array:
-    """Return a key for each row."""
     rows = jnp.arange(count, dtype=jnp.uint32)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 

@@ -80,7 +80,7 @@ def compared(
 
     `theirs`, `ours`: our name -> shape.
     """
-    tell = models.family(name).names.told if name else None
+    tell = models.family(name).names.options if name else None
     if tell is None:
         return ""
     stored, own = tell(theirs), tell(ours)

@@ -385,7 +385,7 @@ class DamageTest(parameterized.TestCase):
         said = []
         damage = pipeline.Damage(self.damaged(broken=[5, 9, 11]), 2, said.append)
         for damaged in ([-1, 5], [5, 9], [-1, -1], [9, 5]):
-            damage.meet(np.array(damaged, np.int32))
+            damage.add(np.array(damaged, np.int32))
         self.assertLen(said, 2)
         self.assertRegex(
             said[0],
@@ -397,18 +397,18 @@ class DamageTest(parameterized.TestCase):
             registry.DataError,
             r"record 11 is damaged \(.*\) and there are more than data.max_damaged=2; prepare",
         ):
-            damage.meet(np.array([11], np.int32))
+            damage.add(np.array([11], np.int32))
 
     def test_what_was_met_before_counts_and_is_not_named_again(self):
         said, noted = [], []
         source = self.damaged(broken=[5, 9, 11])
         damage = pipeline.Damage(source, 2, said.append, known=[5], note=noted.append)
-        damage.meet(np.array([5, 9], np.int32))
+        damage.add(np.array([5, 9], np.int32))
         self.assertEqual((noted, damage.known, damage.met), ([9], {5}, {5, 9}))
         self.assertLen(said, 1)
         for _ in range(2):  # a restart stops there again
             with self.assertRaisesRegex(registry.DataError, "more than data.max_damaged=2"):
-                damage.meet(np.array([11], np.int32))
+                damage.add(np.array([11], np.int32))
         self.assertEqual(noted, [9])
 
     def test_nothing_whole_is_an_error(self):

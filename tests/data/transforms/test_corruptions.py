@@ -13,7 +13,7 @@ from PIL import Image
 from jaxrobust import data
 from jaxrobust.data.stream import corrupted_images
 from jaxrobust.data.transforms import corruptions, decoding, distortions
-from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES, Asked
+from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES, Corruption
 from tests.support import paths
 
 GIVEN = paths.SHARED / "golden" / "cifar" / "corruptions_cifar.npz"
@@ -52,7 +52,7 @@ def ice(count: int = 2, side: int = 240) -> list[np.ndarray]:
 
 
 def corrupted(image, kind, severity, rng) -> np.ndarray:
-    return corruptions.corrupt(image, Asked(kind, severity), rng, photographs=ice())
+    return corruptions.corrupt(image, Corruption(kind, severity), rng, photographs=ice())
 
 
 class ReferenceTest(parameterized.TestCase):
@@ -210,7 +210,7 @@ class AllTest(parameterized.TestCase):
         image = picture(side)
         away = []
         for severity in (1, 5):
-            asked = Asked(kind, severity)
+            asked = Corruption(kind, severity)
             found = corrupted(image, kind, severity, corruptions.draws(3, asked, 5))
             again = corrupted(image, kind, severity, corruptions.draws(3, asked, 5))
             np.testing.assert_array_equal(found, again)
@@ -221,14 +221,14 @@ class AllTest(parameterized.TestCase):
 
     @parameterized.parameters(*RANDOM)
     def test_images_seeds_and_severities_draw_otherwise(self, kind):
-        image, asked = picture(32), Asked(kind, 2)
+        image, asked = picture(32), Corruption(kind, 2)
         seen = {
             corrupted(image, kind, 2, corruptions.draws(seed, asked, number)).tobytes()
             for seed in range(2)
             for number in range(3)
         }
         self.assertLen(seen, 6)
-        one, other = (corruptions.draws(0, Asked(kind, s), 0).random() for s in (1, 2))
+        one, other = (corruptions.draws(0, Corruption(kind, s), 0).random() for s in (1, 2))
         self.assertNotEqual(one, other)
 
     @pytest.mark.slow
@@ -244,7 +244,7 @@ class AllTest(parameterized.TestCase):
         images = [decoding.decode(r.image, channels=3) for r in source.read(range(5000))]
         for kind in RANDOM:
             for severity in (1, 3, 5):
-                asked = Asked(kind, severity)
+                asked = Corruption(kind, severity)
                 moments = []
                 for draw in (
                     lambda number, asked=asked: corruptions.draws(0, asked, number),
@@ -272,7 +272,7 @@ class AllTest(parameterized.TestCase):
         levels = np.arange(256)
         values = np.random.default_rng(0).normal(size=40_000)
         for severity, sigma in enumerate((0.04, 0.06, 0.08, 0.09, 0.10), 1):
-            asked = Asked("gaussian_noise", severity)
+            asked = Corruption("gaussian_noise", severity)
             found = np.stack(
                 [
                     corrupted(image, *asked, corruptions.draws(1, asked, number))
@@ -291,13 +291,13 @@ class ChosenTest(parameterized.TestCase):
     def test_all(self):
         found = corruptions.chosen("all")
         self.assertLen(found, 75)
-        self.assertEqual(found[0], Asked("gaussian_noise", 1))
+        self.assertEqual(found[0], Corruption("gaussian_noise", 1))
         self.assertLen(corruptions.chosen("all-5"), 15)
 
     def test_some(self):
         self.assertEqual(
             corruptions.chosen("fog-3, snow-5,fog-1"),
-            [Asked("snow", 5), Asked("fog", 1), Asked("fog", 3)],
+            [Corruption("snow", 5), Corruption("fog", 1), Corruption("fog", 3)],
         )
         self.assertLen(corruptions.chosen("frost"), 5)
 
@@ -318,7 +318,7 @@ class SourceTest(parameterized.TestCase):
         source = data.open_source(name, "test[:6]")
         return corrupted_images.corrupted(
             source,
-            Asked(kind, 2),
+            Corruption(kind, 2),
             image_size=size,
             preprocessing=preprocessing,
             seed=7,
@@ -330,8 +330,8 @@ class SourceTest(parameterized.TestCase):
         whole = source.read([4, 1])
         for record, index in zip(whole, (4, 1), strict=True):
             image = decoding.decode(plain[index].image, channels=3)
-            rng = corruptions.draws(7, Asked("fog", 2), index)
-            expected = corruptions.corrupt(image, Asked("fog", 2), rng)
+            rng = corruptions.draws(7, Corruption("fog", 2), index)
+            expected = corruptions.corrupt(image, Corruption("fog", 2), rng)
             np.testing.assert_array_equal(decoding.decode(record.image, channels=3), expected)
             self.assertEqual(record.label, plain[index].label)
         again = pickle.loads(pickle.dumps(source)).read([1])

@@ -11,7 +11,7 @@ from PIL import Image
 from jaxrobust import data
 from jaxrobust.data.stream import corrupted_images
 from jaxrobust.data.transforms import corruptions, decoding
-from jaxrobust.data.transforms.corruptions import Asked
+from jaxrobust.data.transforms.corruptions import Corruption
 from jaxrobust.evaluation.questions import corrupted
 from jaxrobust.evaluation.records import verdicts
 from tests.support import result_lines
@@ -60,7 +60,7 @@ class ComputedTest(CommandCase):
         reached = []
         for kind, row in said["accuracy"].items():
             for severity, value in row.items():
-                asked = Asked(kind, int(severity))
+                asked = Corruption(kind, int(severity))
                 changed = [
                     corruptions.corrupt(image, asked, corruptions.draws(3, asked, number))
                     for number, image in enumerate(images)

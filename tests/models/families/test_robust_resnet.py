@@ -189,7 +189,7 @@ class OthersTest(parameterized.TestCase):
             for part in jax.eval_shape(net.init, jax.random.key(0))
             for key, array in part.items()
         }
-        told = robust_resnet.told(shapes)
+        told = robust_resnet.options_of(shapes)
         self.assertEqual((told["block"], told["num_classes"]), (block, 7))
         kept = {key: sizes[key] for key in ("se", "first_conv") if key in sizes}
         again = models.create(A1, image_size=32, **kept | told)

@@ -176,7 +176,7 @@ TORCH_NAMES: list[Row] = [
 
 
 def torch_keys(variant: Variant) -> list[str]:
-    """Return that code's names in its order."""
+    """List the public code's names in its order."""
     v = variant
     keys = [f"tokenizer.conv_layers.{i}.0.weight" for i in range(v.convolutions)]
     keys += ["classifier.positional_emb", *affine("classifier.attention_pool")]

@@ -121,7 +121,7 @@ TORCH_NAMES: list[Row] = [
 
 
 def torch_keys(variant: Variant) -> list[str]:
-    """Return that code's names in its order."""
+    """List the public code's names in its order."""
     mlps = [f"mixer_layers.{i}.mlp{j}" for i in range(variant.depth) for j in (1, 2)]
     parts = [f"{mlp}.{part}" for mlp in mlps for part in ("ln", "fc1", "fc2")]
     token = ["cls_token"] * variant.class_token

@@ -134,7 +134,7 @@ TORCH_NAMES: list[Row] = [
 
 
 def torch_keys(variant: Variant) -> list[str]:
-    """Return that code's names in its order."""
+    """List the public code's names in its order."""
     keys = affine("patch_embed.proj")
     for i, depth in enumerate(variant.depths):
         keys += affine(f"network.{2 * i - 1}.proj") if i else []

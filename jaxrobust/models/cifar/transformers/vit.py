@@ -101,7 +101,7 @@ TORCH_NAMES: list[Row] = [
 
 
 def torch_keys(variant: Variant) -> list[str]:
-    """Return that code's names in its order."""
+    """List the public code's names in its order."""
     keys = ["pos_embedding", "cls_token", *affine("patch_to_embedding")]
     return keys + block_keys(variant.depth) + affine("mlp_head.0", "mlp_head.1", "mlp_head.4")
 
