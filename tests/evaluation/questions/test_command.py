@@ -432,6 +432,7 @@ class RunTest(parameterized.TestCase):
         self.assertRegex(said, f"jaxrobust: .*{message}")
         self.assertEqual(said.count("\n"), 1, said)
 
+    @sweeps.fast("LINF")
     @parameterized.parameters("Linf", "LINF", "linf")
     def test_a_norm_in_any_spelling(self, norm):
         record = self.evaluated(attack="pgd-1", norm=norm, epsilon="0.1", n=2)
