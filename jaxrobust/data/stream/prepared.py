@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.data.sources.registry import Source
+from jaxrobust.data.splits.content import content_sha256
 from jaxrobust.data.stream import loading
 from jaxrobust.data.transforms import preparing
 
@@ -91,19 +92,3 @@ class Prepared:
         for start in range(0, len(self), _READ):
             part = range(start, min(start + _READ, len(self)))
             yield from (record.label for record in self._images.source.read(part))
-
-
-def content_sha256(source: Source, images: int) -> str:
-    """Hash the encoded bytes and the labels of the first records of a source, in their order.
-
-    Nothing is decoded, so that 5,000 photographs take as long as reading their files.
-
-    Raises:
-      DataError: a record that cannot be read.
-    """
-    digest = hashlib.sha256()
-    for start in range(0, images, _HASHED):
-        for record in source.read(range(start, min(start + _HASHED, images))):
-            digest.update(f"{record.label} {len(record.image)} ".encode())
-            digest.update(record.image)
-    return digest.hexdigest()
