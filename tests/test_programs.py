@@ -36,7 +36,7 @@ POINTS = 6.0
 def written(name: str) -> set[str]:
     """The folders and files that an example writes, as its text has them."""
     text = (EXAMPLES / f"{name}.py").read_text()
-    return set(re.findall(r'"runs/\w+"|"--out", "\w+"', text))
+    return set(re.findall(r'"runs/\w+"|out=Path\("\w+"\)', text))
 
 
 def cells(name: str) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import app, flags
 
-from jaxrobust.commands.flags.evaluation import EvaluateFlags
+from jaxrobust.commands.flags.evaluation import EvaluateFlags, describe_attacks
 from jaxrobust.runtime.commandline import fields, functions
 from jaxrobust.runtime.commandline.arguments import (
     define_host_flags,
@@ -37,26 +37,6 @@ from jaxrobust.runtime.text import patience, terminal
 
 fields.define(EvaluateFlags)
 define_host_flags()
-
-
-def _describe() -> None:
-    """Write the attacks that there are into the help of the flags, if that is asked for."""
-    if not {"--help", "-help", "--helpfull", "--helpshort", "-h", "--h", "-?"} & set(sys.argv[1:]):
-        return
-    from jaxrobust.attacks import registry  # which needs JAX: --help alone waits for it
-    from jaxrobust.data.source import KINDS
-    from jaxrobust.data.sources.registry import written
-
-    known = flags.FLAGS
-    known["attack"].help += f" Of K steps:\n{registry.described(registry.fixed)}"
-    known["attack"].help += f"\nOf AutoAttack:\n{registry.described(registry.searching)}"
-    rows = registry.fixed().values()
-    lengths = [f"{row.length:g} of {row.written}" for row in rows]
-    starts = [f"{row.fixed.start} of {row.written}" for row in rows if row.fixed]
-    kinds = [f"{kind.written}: {kind.help}" for kind in KINDS.values()]
-    known["dataset"].help += "\n".join([f" Names are {written()}, or TFDS's.", *kinds])
-    known["relative_step"].help += f" These are {', '.join(lengths)}."
-    known["start"].help += f" These are {', '.join(starts)}."
 
 
 def main(argv: list[str]) -> None:
@@ -115,5 +95,5 @@ if __name__ == "__main__":
     keep_large_buffers()
     use_every_core()
     patience.begin(patience.LOADING)
-    _describe()
+    describe_attacks()
     app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

@@ -128,8 +128,7 @@ class StudyTest(parameterized.TestCase):
         kept = study.ROOT / "tools/records/aligned_study"
         means = {
             run: sum(
-                study.attacked(kept / f"{run}-{seed}", aligned_study)["robust"]
-                for seed in study.SEEDS
+                study.attacked(kept / f"{run}-{seed}", aligned_study).robust for seed in study.SEEDS
             )
             for run in aligned_study.PAPER
         }

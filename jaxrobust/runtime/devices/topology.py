@@ -37,6 +37,8 @@ def devices(name: str, *, flag: str = "--topology") -> list[Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(f"{flag} {name} needs the TPU compiler", name="libtpu")
+    if "0" in re.split("[:x]", name)[1:]:  # by which newer compilers divide, and end the process
+        raise ValueError(f"{flag} {name}: a side has no chips; write one such as {EXAMPLES}")
     os.environ.update(ENVIRONMENT)
     import jax
     from jax.errors import JaxRuntimeError

@@ -14,7 +14,7 @@ from jaxrobust.attacks import fixed_steps
 from jaxrobust.attacks.geometry import balls
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.models.kernels import convolutions
-from jaxrobust.types import Classifier
+from jaxrobust.types import Classifier, Threat
 from tests.support import paths, sweeps
 from tests.support.golden import golden_nets, load
 from tests.support.steps import standard
@@ -32,9 +32,8 @@ def asked(name, dtype):
     noise = np.random.RandomState(31).uniform(-EPSILON, EPSILON, (32, 3, 32, 32))
     named = fixed_steps.parse(NAMED[name])
     length = named.length(EPSILON, step=None if name == "fgsm" else STEP)
-    settings = named.settings(
-        norm="linf", epsilon=EPSILON, length=length, start=None if name == "fgsm" else "uniform"
-    )
+    start = None if name == "fgsm" else "uniform"
+    settings = named.settings(Threat("linf", EPSILON), length=length, start=start)
     drawn = jnp.asarray((noise.transpose(0, 2, 3, 1) / EPSILON + 1) / 2, dtype)
 
     def attack(*given):
