@@ -21,7 +21,8 @@ from typing import Any
 
 from absl import app, flags
 
-from jaxrobust.commands.flags.evaluation import EvaluateFlags, describe_attacks
+from jaxrobust.commands.flags.attacks import describe_attacks
+from jaxrobust.commands.flags.evaluation import EvaluateFlags
 from jaxrobust.runtime.commandline import fields, functions
 from jaxrobust.runtime.commandline.arguments import (
     define_host_flags,
