@@ -104,7 +104,7 @@ def _network(config: Config) -> tuple[Callable[..., Any], np.ndarray, np.ndarray
     """Return a network of random weights, images, and its own answers."""
     net, model = network_of(config, dtype="float32"), config.model
     params, stats = jax.jit(net.init)(jax.random.key(config.seed))
-    params = cast(params, jnp.float32)
+    params = cast(params, jnp.dtype("float32"))
     logits_fn = jax.tree_util.Partial(lambda *p: net.apply(*p)[0], params, stats)
     images = np.random.default_rng(0).random(
         (16, model.image_size, model.image_size, model.in_channels), np.float32

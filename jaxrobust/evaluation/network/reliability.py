@@ -267,7 +267,7 @@ def _softmax(logits: np.ndarray) -> Flags:
 
 def _above_chance(correct: np.ndarray, classes: int) -> bool:
     chance = 1 / classes
-    return correct.mean() > chance + 3 * math.sqrt(chance * (1 - chance) / len(correct))
+    return bool(correct.mean() > chance + 3 * math.sqrt(chance * (1 - chance) / len(correct)))
 
 
 def _inaccurate(logits: np.ndarray, labels: np.ndarray) -> Flags:

@@ -43,9 +43,7 @@ class OfModule(Classifier):
     dtype: Any  # compute type
 
 
-def classifier(
-    make: Callable[[Draws], nnx.Module], *, dtype: jnp.dtype | type = jnp.float32
-) -> OfModule:
+def classifier(make: Callable[[Draws], nnx.Module], *, dtype: Any = jnp.float32) -> OfModule:
     """Return the network that `make` builds as a pair of pure functions.
 
     Args:

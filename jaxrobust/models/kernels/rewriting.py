@@ -216,7 +216,7 @@ def before_a_loop(
     Returns:
       A function that makes the arrays, and the function of them and of operands for the loop.
     """
-    closed = jax.make_jaxpr(function)(*operands)
+    closed: Any = jax.make_jaxpr(function)(*operands)  # JAX types its parts differently by version
     jaxpr, known = closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     sizes = {var: math.prod(var.aval.shape) for var in jaxpr.constvars}
     before, inside = [], []
