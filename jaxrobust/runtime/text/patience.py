@@ -33,6 +33,10 @@ class Wait:
         self._announced = announced
         self.again()
 
+    def is_of(self, what: str) -> bool:
+        """Tell whether this is what is waited for."""
+        return self._what() == what
+
     def again(self) -> None:
         """Count from now on: something else was just said."""
         self._since, self._shown = _now(), 0
@@ -94,8 +98,11 @@ _watching: list[threading.Thread] = []
 def begin(what: str) -> None:
     """Print on stderr what this process is doing, from a second on, until `end` is called.
 
-    It loads nothing, so that a command can call it before its imports.
+    It loads nothing, so that a command can call it before its imports. What was begun already goes
+    on, and is counted from then.
     """
+    if any(wait.is_of(what) for wait in _begun):
+        return
     end()
     wait = Wait(lambda: what, announced=False)
     _begun.append(wait)

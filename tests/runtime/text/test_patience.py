@@ -47,6 +47,14 @@ class PatienceTest(absltest.TestCase):
                 with patience.of("loading"):
                     self.assertEqual(clock.wait(3), said)
 
+    def test_what_is_begun_twice_is_counted_once(self):
+        with Clock().running() as clock:
+            patience.begin("loading")
+            self.assertEqual(clock.wait(0.75), "")
+            patience.begin("loading")
+            self.assertEqual(clock.wait(0.5), "loading ...\n")
+            patience.end()
+
     def test_what_is_done_at_once_is_not(self):
         with Clock().running() as clock:
             with patience.of("loading"):
