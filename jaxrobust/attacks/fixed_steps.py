@@ -28,7 +28,7 @@ class FixedSteps(NamedTuple):
 
     @property
     def default_start(self) -> str:
-        """Return where it starts unless told otherwise."""
+        """Name the start of the attack that nothing else was asked of."""
         assert self.row.fixed is not None
         return self.row.fixed.start
 

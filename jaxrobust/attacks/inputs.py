@@ -196,7 +196,7 @@ def start_points(
     epsilon: PerImage,
     keys: Keys | None,
 ) -> Points:
-    """Return where an attack begins, not projected: the images, random points, or those given.
+    """Make the first points of an attack, not projected: the images, random ones, or those given.
 
     Args:
       ball: of the norm.

@@ -132,8 +132,7 @@ def _differentiated(machine, network, state, points, draws, tally):
 def nearest(
     machine: Machine, state: Any, values: Logits, pull: Callable[[Array], tuple[Array]]
 ) -> tuple[Points, Labels]:
-    """Return what `tell` of a machine with a `distance` is given, from the values f[B, C] of its
-    loss.
+    """Choose the pair that `tell` of a machine with a `distance` takes, by the losses f[B, C].
 
     Class by class: neither the program nor what it keeps grows with their number. For 1,000 classes
     at 224 px their gradients would take 0.6 GB an image.

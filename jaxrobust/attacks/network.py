@@ -19,7 +19,7 @@ _NO_KEY = ("Dropout requires a key", "non-None PRNGKey")
 
 
 def remedy(error: Exception) -> str:
-    """Return what to do about a network that cannot be traced, and in which line of the user's;
+    """Write the remedy for a network that cannot be traced, and the line of the user's file;
     "" if its own message must do.
     """
     where = f"; see {place}" if (place := functions.place_of(error)) else ""
@@ -44,7 +44,7 @@ def _remedy(error: Exception) -> str:
 
 
 def of_one_image(call: Callable[..., Any], *image: jax.ShapeDtypeStruct) -> str:
-    """Return what to say of a network that takes a single image; "" of others."""
+    """Write the remedy for a network that takes a single image; "" for others."""
     try:
         logits = jax.eval_shape(lambda *image: call(*image), *image)
     except Exception:

@@ -165,7 +165,7 @@ def _ascend_l1(points: Points, gradient: Points, step: PerImage, kept: PerImage)
 
 
 def l1_correction(images: Points, delta: Points, epsilon: PerImage) -> Points:
-    """Return what to add to `delta` for its Euclidean projection onto L1 ball and box.
+    """Compute what `delta` lacks to be its Euclidean projection onto L1 ball and box.
 
     Args:
       images: f[B, ...] in [0, 1].

@@ -19,7 +19,7 @@ class Windows(NamedTuple):
 
 
 def window_levels(queries: int, rescale: bool) -> np.ndarray:
-    """Return how often each query's window was halved in area, i32[queries]."""
+    """Count the halvings of each query's window in area, i32[queries]."""
     at = np.arange(queries)
     if rescale:
         at = (at / queries * 10000).astype(int)

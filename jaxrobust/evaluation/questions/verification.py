@@ -101,7 +101,7 @@ def _given(settings: Settings, record: dict[str, Any]) -> Any:
 
 
 def _source_of(settings: Settings, record: dict[str, Any]) -> dict[str, Any]:
-    """Return where the images of a record are.
+    """Locate the images of a record: data set, split, classes and folder.
 
     Raises:
       ValueError: the record alone names files, which whoever made it may have made too.
