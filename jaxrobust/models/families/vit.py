@@ -75,9 +75,7 @@ class Attention(nnx.Module):
         self.heads = heads
 
     def __call__(self, x: Array) -> Array:
-        batch, tokens, dim = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
-        return self.proj(attention.attention(*(qkv[:, :, i] for i in range(3))))
+        return self.proj(attention.self_attention(self.qkv(x), self.heads))
 
 
 class LayerScale(nnx.Module):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrobust.models.kernels.primitives import per_platform, rounded, widened
+from jaxrobust.models.kernels.tpu import token_attention
 
 Array = jax.Array
 Mix = tuple[Array, Array]
@@ -119,6 +120,86 @@ def attention(
         if q.shape[0] % bias.shape[0]:
             raise ValueError(f"bias of {bias.shape[0]} does not divide the batch of {q.shape[0]}")
     return _join(_attend(_swap(q), _swap(k), _swap(v), bias, scale))
+
+
+# ------------------------------------------------------------------------- tokens, of one product
+
+
+def _split(qkv: Array, heads: int) -> list[Array]:
+    """Part f[B,N,3*h*d] into queries, keys and values f[B,h,N,d]."""
+    parts = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
+    return [_swap(parts[:, :, i]) for i in range(3)]
+
+
+def _plain_forward(qkv, *bias, heads, scale):
+    out, residuals = _attend_forward(*_split(qkv, heads), *(bias or (None,)), scale)
+    *parts, _, probabilities = residuals
+    return _join(out), *parts, probabilities
+
+
+def _plain_backward(qkv, g, q, k, v, probabilities, *bias, heads, scale):
+    del qkv
+    g = _swap(g.reshape(*g.shape[:2], heads, -1))
+    residuals = q, k, v, *(bias or (None,)), probabilities
+    *parts, to_bias = _attend_backward(scale, residuals, g)
+    to_qkv = jnp.stack([_swap(part) for part in parts], 2)
+    return to_qkv.reshape(*to_qkv.shape[:2], -1), *([to_bias] * len(bias))
+
+
+def _kernel_forward(qkv, *bias, heads, scale):
+    kept = jax.eval_shape(
+        functools.partial(_plain_forward, heads=heads, scale=scale), qkv, *bias
+    )[1:]  # by the plain formula; the kernel's gradient asks for nothing but `qkv`
+    out = token_attention.forward(qkv, heads, scale=scale, bias=bias[0] if bias else None)
+    return out, *(jnp.zeros(a.shape, a.dtype) for a in kept)
+
+
+def _kernel_backward(qkv, g, q, k, v, probabilities, *bias, heads, scale):
+    del q, k, v, probabilities
+    bias = bias[0] if bias else None
+    return (token_attention.backward(qkv, g, heads, scale=scale, bias=bias),)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _attend_product(qkv: Array, heads: int, scale: float) -> Array:
+    return _attend_product_forward(qkv, heads, scale)[0]
+
+
+def _attend_product_forward(qkv, heads, scale):
+    how = {"heads": heads, "scale": scale}
+    out, *kept = lax.platform_dependent(
+        qkv,
+        tpu=functools.partial(_kernel_forward, **how),
+        default=functools.partial(_plain_forward, **how),
+    )
+    return out, (qkv, kept)
+
+
+def _attend_product_backward(heads, scale, residuals, g):
+    qkv, kept = residuals
+    how = {"heads": heads, "scale": scale}
+    return lax.platform_dependent(
+        qkv,
+        g,
+        *kept,
+        tpu=functools.partial(_kernel_backward, **how),
+        default=functools.partial(_plain_backward, **how),
+    )
+
+
+_attend_product.defvjp(_attend_product_forward, _attend_product_backward)
+
+
+def self_attention(qkv: Array, heads: int) -> Array:
+    """Compute the attention of all tokens to all, of their product f[B,N,3*h*d], as f[B,N,h*d].
+
+    Logits are scaled by `d ** -0.5`. On TPUs scores stay on the chip.
+    Parity: tests/models/kernels/test_attention.py against torch's scaled_dot_product_attention.
+    """
+    dim = qkv.shape[2] // 3
+    if token_attention.refused(qkv.shape[1], dim, heads, qkv.dtype):
+        return _join(_attend(*_split(qkv, heads), None, None))
+    return _attend_product(qkv, heads, (dim // heads) ** -0.5)
 
 
 # ---------------------------------------------------------------------------------- talking heads
