@@ -25,6 +25,7 @@ from jaxrobust.models.interface.renaming import (
     row,
 )
 from jaxrobust.models.kernels import layers
+from jaxrobust.models.kernels.normed_depthwise import depthwise_norm
 from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.initializers import Draws
 from jaxrobust.models.modules.stochastic_depth import Drop, branches, split
@@ -77,7 +78,10 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         del train
-        y = self.mlp.hidden(self.norm(self.conv_dw(x)))
+        conv, norm = self.conv_dw, self.norm
+        of_conv, of_norm = (conv.kernel[...], conv.bias[...]), (norm.scale[...], norm.bias[...])
+        y, x = depthwise_norm(x, *of_conv, *of_norm, eps=norm.eps)
+        y = self.mlp.hidden(y)
         scaled = (self.mlp.fc2.bias[...], self.gamma[...])
         if drop is None:
             return layers.scaled_residual(x, y, *scaled)

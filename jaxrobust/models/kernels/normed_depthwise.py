@@ -1,0 +1,100 @@
+"""ConvNeXt's depthwise convolution and LayerNorm, which TPUs compute as one kernel."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from jaxrobust.models.kernels.depthwise import depthwise_conv
+from jaxrobust.models.kernels.layers import layer_norm
+from jaxrobust.models.kernels.tpu import depthwise_norm as kernel
+
+Array = jax.Array
+Parameters = tuple[Array, Array, Array, Array]  # kernel, bias, scale, shift
+
+
+def _plain_forward(x: Array, *parameters: Array, eps: float) -> tuple[Array, Array]:
+    taps, bias, scale, shift = parameters
+    z = depthwise_conv(x, taps, bias)
+    return layer_norm(z, scale, shift, eps=eps), z
+
+
+def _kernel_forward(x: Array, *parameters: Array, eps: float) -> tuple[Array, Array]:
+    out, z = kernel.forward(x, *parameters, eps=eps)
+    return out, z
+
+
+def _norm_gradients(z: Array, scale: Array, shift: Array, g: Array, eps: float) -> list[Array]:
+    return [*jax.vjp(functools.partial(layer_norm, eps=eps), z, scale, shift)[1](g)]
+
+
+def _plain_input_gradient(x, z, g, beside, *parameters, eps):
+    taps, bias, scale, shift = parameters
+    to_z = _norm_gradients(z, scale, shift, g, eps)[0]
+    return jax.vjp(lambda x: depthwise_conv(x, taps, bias), x)[1](to_z)[0] + beside
+
+
+def _kernel_input_gradient(x, z, g, beside, *parameters, eps):
+    del x
+    return kernel.backward(z, g, beside, parameters[0], parameters[2], eps=eps)
+
+
+def _parameter_gradients(x, z, g, *parameters, eps):
+    taps, bias, scale, shift = parameters
+    to_z, to_scale, to_shift = _norm_gradients(z, scale, shift, g, eps)
+    to_taps, to_bias = jax.vjp(lambda *p: depthwise_conv(x, *p), taps, bias)[1](to_z)
+    return to_taps, to_bias, to_scale, to_shift
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _depthwise_norm(eps: float, x: Array, *parameters: Array) -> tuple[Array, Array]:
+    return _forward_rule(eps, x, *parameters)[0], x
+
+
+def _forward_rule(eps, x, *parameters):
+    return lax.platform_dependent(
+        x,
+        *parameters,
+        tpu=functools.partial(_kernel_forward, eps=eps),
+        default=functools.partial(_plain_forward, eps=eps),
+    )
+
+
+def _forward(eps, x, *parameters):
+    # Residuals hold arrays alone, so their structure tells the backward rule what is asked for.
+    asked = () if any(p.perturbed for p in parameters) else None
+    x, *values = (operand.value for operand in (x, *parameters))
+    out, z = _forward_rule(eps, x, *values)
+    return (out, x), (x, z, values, asked)
+
+
+def _backward(eps, residuals, gradients):
+    x, z, values, asked = residuals
+    g, beside = (
+        jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g for g in gradients
+    )
+    to_x = lax.platform_dependent(
+        *(x, z, g, beside, *values),
+        tpu=functools.partial(_kernel_input_gradient, eps=eps),
+        default=functools.partial(_plain_input_gradient, eps=eps),
+    )
+    if asked is None:
+        return to_x, *(None for _ in values)
+    return to_x, *_parameter_gradients(x, z, g, *values, eps=eps)
+
+
+_depthwise_norm.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def depthwise_norm(
+    x: Array, taps: Array, bias: Array, scale: Array, shift: Array, *, eps: float = 1e-6
+) -> tuple[Array, Array]:
+    """Convolve f[B,H,W,C] depthwise with f[k,k,1,C] and normalise over channels; also return `x`.
+
+    Whoever adds the result's branch to the returned `x` has both gradients added on the chip.
+    """
+    if kernel.refused(x, taps):
+        return _plain_forward(x, taps, bias, scale, shift, eps=eps)[0], x
+    return _depthwise_norm(eps, x, taps, bias, scale, shift)
