@@ -22,7 +22,6 @@ from jaxrobust import models
 from jaxrobust.convert import references, side_by_side
 from jaxrobust.convert.references import Network, Reference
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime import moved
 from jaxrobust.runtime.files import jsonl, provenance
 from jaxrobust.weights import load, reading
 from jaxrobust.weights.fetch import sources
@@ -235,8 +234,3 @@ def compare(
     path = write(file, certificate)
     print("\n".join([*lines(certificate), f"written to {path}"]))
     return certificate
-
-
-def __getattr__(name: str) -> Any:
-    """Look up a name that stood here before."""
-    return moved.attribute(__name__, name)

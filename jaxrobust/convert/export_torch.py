@@ -36,7 +36,6 @@ from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime import moved
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text import patience
@@ -350,8 +349,3 @@ def _print(given: Settings, done: dict[str, Any], classes: int) -> None:
             print(f"  {said}{done[key]}")
     if done["by_hand"]:
         print(f"  to be filled in by hand: {', '.join(done['by_hand'])}, and the issue's marks")
-
-
-def __getattr__(name: str) -> Any:
-    """Look up a name that stood here before."""
-    return moved.attribute(__name__, name)

@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     sys.exit()
 
 from jaxrobust.convert import certificate
-from jaxrobust.runtime import moved
 from jaxrobust.runtime.text import patience
 from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import sources
@@ -100,8 +99,3 @@ def _check_numbers(request: Request) -> None:
             raise ValueError(f"--{flag}={value} must be at least 1")
     if not 0 <= request.seed < 2**32:
         raise ValueError(f"--seed={request.seed} must be from 0 to 2^32 - 1")
-
-
-def __getattr__(name: str) -> Any:
-    """Look up a name that stood here before."""
-    return moved.attribute(__name__, name)

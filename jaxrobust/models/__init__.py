@@ -49,7 +49,6 @@ from jaxrobust.models.interface import foreign
 from jaxrobust.models.interface.classifier import OfModule, loaded
 from jaxrobust.models.interface.family import Family, Member
 from jaxrobust.models.interface.renaming import Naming, Row
-from jaxrobust.runtime import moved
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Classifier, Params
 
@@ -317,11 +316,6 @@ def known(name: str) -> str:
         said = f"did you mean {', '.join(near)}?" if near else "`jaxrobust models` lists them"
         raise ValueError(f"unknown model {name!r}; {said}")
     return name
-
-
-def __getattr__(name: str) -> Any:
-    """Look up a name that stood here before."""
-    return moved.attribute(__name__, name)
 
 
 __all__ = [
