@@ -288,11 +288,7 @@ def _merged(old: Any, new: Any) -> Any:
 
 
 def phases(config: Config) -> list[str]:
-    """Return the names of the phases that happen, in their order.
-
-    Raises:
-      ValueError: a name without a section, given twice, or no phase at all.
-    """
+    """Return the names of the phases that happen, in their order."""
     names = list(config.phases)
     for name in names:
         if name not in config or "objective" not in config[name]:
@@ -310,11 +306,7 @@ def phases(config: Config) -> list[str]:
 
 
 def of_phase(config: Config, name: str) -> Config:
-    """Return the config as a phase sees it: with its own `changes`.
-
-    Raises:
-      ValueError: they name a key that there is not, or that a phase cannot have of its own.
-    """
+    """Return the config as a phase sees it: with its own `changes`."""
     changes = plain(config[name].changes)
     if not changes:
         return config
@@ -367,11 +359,7 @@ class NetworkSpec:
         return cls(model.name, *sizes, options=dict(model.options.items()))
 
     def create(self, *, dtype: str, remat: bool = False) -> Classifier:
-        """Return the network's functions, which compute in `dtype`.
-
-        Raises:
-          ValueError: see `models.create`; an option that has a place of its own.
-        """
+        """Return the network's functions, which compute in `dtype`."""
         own: dict[str, Any] = {
             "num_classes": self.num_classes,
             "image_size": self.image_size,

@@ -113,11 +113,7 @@ def fraction(epsilon: float) -> str:
 
 
 def check_norm(norm: str) -> None:
-    """Refuse what is no norm.
-
-    Raises:
-      ValueError: with those that there are.
-    """
+    """Refuse what is no norm."""
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(NORMS)}")
 

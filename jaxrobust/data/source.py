@@ -96,11 +96,7 @@ KINDS: dict[str, Kind] = {}
 
 
 def add(kind: Kind) -> None:
-    """Enter a kind of data set, which everything that names data sets knows from then on.
-
-    Raises:
-      ValueError: there is one of that name.
-    """
+    """Enter a kind of data set, which everything that names data sets knows from then on."""
     if kind.name in KINDS:
         raise ValueError(f"there are data sets {kind.written} already; choose another name")
     KINDS[kind.name] = kind

@@ -28,11 +28,7 @@ def imagenet100() -> tuple[str, ...]:
 
 
 def robustbench() -> tuple[str, ...]:
-    """Return RobustBench's 5,000 validation images, `SYNSET/NAME.JPEG`, in its order.
-
-    Raises:
-      DataError: the file is not the one whose sha256 is `ROBUSTBENCH_SHA256`.
-    """
+    """Return RobustBench's 5,000 validation images, `SYNSET/NAME.JPEG`, in its order."""
     return _shipped("robustbench.txt", ROBUSTBENCH_SHA256)
 
 

@@ -119,11 +119,7 @@ def of(dataset: str) -> list[Archive]:
 
 
 def identify(path: Path, dataset: str) -> Archive:
-    """Recognise an archive of a data set by its sha256.
-
-    Raises:
-      ValueError: there is no such file, or it is none of them.
-    """
+    """Recognise an archive of a data set by its sha256."""
     if not path.is_file():
         kind = "is a folder; give the archive itself" if path.is_dir() else "is no file"
         raise ValueError(f"--from {path} {kind}, such as {of(dataset)[0].file}")
@@ -150,11 +146,7 @@ def identify(path: Path, dataset: str) -> Archive:
 
 
 def read(path: Path, archive: Archive) -> Images:
-    """Read the contents of an archive.
-
-    Raises:
-      ValueError: it is damaged, or holds something else.
-    """
+    """Read the contents of an archive."""
     try:
         files = _members(path, archive)
         images: dict[str, np.ndarray] = {}
@@ -234,11 +226,7 @@ def _check(found: Images) -> None:
 
 
 def unpickle(content: bytes | BinaryIO) -> Any:
-    """Read a pickle of arrays, lists, texts and numbers; it can call nothing else.
-
-    Raises:
-      pickle.UnpicklingError: it asks for anything else, or is damaged.
-    """
+    """Read a pickle of arrays, lists, texts and numbers; it can call nothing else."""
     file = io.BytesIO(content) if isinstance(content, bytes) else content
     return _Unpickler(file, encoding="latin1").load()
 

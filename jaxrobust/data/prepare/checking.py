@@ -24,14 +24,7 @@ class Begun(NamedTuple):
 
 
 def begun(out: str, name: str | None) -> Begun:
-    """Find the one data set in a folder, and compare its small files with their sha256.
-
-    Args:
-      out: the folder.
-      name: of the data set; None: any.
-    Raises:
-      ValueError: there is none, several, or one that is not finished.
-    """
+    """Find the one data set in a folder, and compare its small files with their sha256."""
     found = sorted(path.parent for path in Path(out).glob(f"{name or '*'}/*/{directory.SETTINGS}"))
     if len(found) != 1:
         names = ", ".join(str(path.relative_to(out)) for path in found) or "none"

@@ -60,12 +60,7 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
 
 
 def _check(args: argparse.Namespace) -> dict[str, Any]:
-    """Read a finished data set; return its counts.
-
-    Raises:
-      ValueError: there is no such data set.
-      OSError: it is damaged; says what.
-    """
+    """Read a finished data set; return its counts."""
     start = time.perf_counter()
     folder, every, damage, files = checking.begun(args.out, args.name)
     with working(shards.check, "checking", every, every, args.workers) as events:

@@ -69,11 +69,7 @@ def settings(plan: Plan) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claimed(plan: Plan) -> Iterator[None]:
-    """Claim the directory for this process alone, with nothing in it but this data set.
-
-    Raises:
-      ValueError: it holds something else, or another process writes it.
-    """
+    """Claim the directory for this process alone, with nothing in it but this data set."""
     directory, path = plan.directory, plan.directory / SETTINGS
     for folder in (directory, *directory.parents):
         if folder.exists() and not folder.is_dir():

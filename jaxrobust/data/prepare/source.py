@@ -40,16 +40,7 @@ def check(paths: Sequence[Path]) -> None:
 
 
 def scan(paths: Sequence[Path], *, name: str | None = None, allow_partial: bool = False) -> Content:
-    """Recognise the contents of `paths`: the official tar files, their folder, or an ImageFolder.
-
-    Args:
-      paths: the source.
-      name: of the data set; default: imagenet2012 where the classes are ImageNet's.
-      allow_partial: take a part of ImageNet, with its 1,000 labels.
-    Raises:
-      ValueError: it is damaged, incomplete or mislabelled.
-      OSError: it cannot be read.
-    """
+    """Recognise the contents of `paths`: the official tar files, their folder, or an ImageFolder."""
     notes = []
     files = [path for path in paths if path.is_file()]
     if not files and len(paths) == 1:

@@ -54,15 +54,7 @@ def open_cifar_c(
     classes: Sequence[tuple[int | None, str]] | None,
     ids: subsets.Ids | None,
 ) -> Source:
-    """Return one corruption in one severity of `cifar10-c:DIR`, such as `fog-3[:1000]`.
-
-    Args:
-      name, split: as in `open_source`.
-      classes: only these, in this order.
-      ids: refused, as these images have no names.
-    Raises:
-      DataError: as in `open_source`; a file of another length, or no labels.
-    """
+    """Return one corruption in one severity of `cifar10-c:DIR`, such as `fog-3[:1000]`."""
     folder = storage.place(name.removeprefix(PREFIX))
     there = storage.entries(folder)
     if there is None:
@@ -104,11 +96,7 @@ def open_cifar_c(
 
 
 def _wanted(split: str, name: str) -> Corruption:
-    """Return the corruption and severity that a split names.
-
-    Raises:
-      DataError: it names none.
-    """
+    """Return the corruption and severity that a split names."""
     asked = grammar.parse(split)
     what = f"data set {name!r} has no split {split!r}"
     if not asked or "-" not in asked.name or asked.name.startswith("all") or "," in asked.name:
@@ -124,11 +112,7 @@ def _wanted(split: str, name: str) -> Corruption:
 
 
 def _labels(path: str, first: int) -> np.ndarray:
-    """Return the labels i32[10000] of one severity, of a file that has them once or five times.
-
-    Raises:
-      DataError: it has another length, or values that are no classes.
-    """
+    """Return the labels i32[10000] of one severity, of a file that has them once or five times."""
     labels = _array(path)
     if labels.shape not in ((_IMAGES,), (_TOTAL,)) or labels.dtype.kind not in "iu":
         raise DataError(

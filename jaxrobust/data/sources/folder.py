@@ -73,14 +73,6 @@ def open_folder(
     `validation` are the same. Classes are the sorted folders and records are sorted by class and
     path, as in torchvision, so that a part such as [:10%] holds whole classes. Files and folders
     whose names begin with a dot do not count.
-
-    Args:
-      name, split: as in `open_source`.
-      classes: only these, in this order.
-      ids: only these, in this order.
-      num_classes: of the head, if it is known.
-    Raises:
-      DataError: as in `open_source`.
     """
     path = storage.place(name.removeprefix(PREFIX))
     asked = grammar.parse(split)

@@ -87,14 +87,6 @@ def open_hf(
     FOLDER holds parquet files, SPLIT.parquet, SPLIT-00000-of-00002.parquet or SPLIT/0000.parquet,
     or what `save_to_disk` wrote. LABEL names the column of labels where several could be meant.
     `val` and `validation` are the same.
-
-    Args:
-      name, split: as in `open_source`.
-      classes: only these, in this order.
-      ids: only these, in this order; the names of the files are those that the images carry.
-    Raises:
-      DataError: as in `open_source`.
-      ConnectionError: the hub does not answer.
     """
     asked = _parse(name)
     loaded = _load(name, asked)
@@ -261,11 +253,7 @@ def _why(error: Exception, asked: _Address) -> str:
 
 
 def _columns(features: Mapping[str, Any], label: str | None, name: str) -> tuple[str, str]:
-    """Return the columns of images and of labels.
-
-    Raises:
-      DataError: there is none, or it is not clear which is meant.
-    """
+    """Return the columns of images and of labels."""
     import datasets
 
     images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]

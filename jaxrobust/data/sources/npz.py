@@ -167,11 +167,7 @@ def _array(path: str, key: str, crc: int) -> np.ndarray:
 
 
 def _splits_of(file: _File) -> dict[str, tuple[str, str]]:
-    """Return split -> the keys of its images and labels.
-
-    Raises:
-      DataError: there are none, or images without labels.
-    """
+    """Return split -> the keys of its images and labels."""
     found: dict[str, tuple[str, str]] = {}
     wanted = [(s, (i.format(s), y.format(s))) for s in _SPLITS for i, y in _KEYS]
     unlabelled = ""
@@ -189,11 +185,7 @@ def _splits_of(file: _File) -> dict[str, tuple[str, str]]:
 
 
 def _shape(file: _File, key: str) -> tuple[int, int, int]:
-    """Return H, W and channels of the images.
-
-    Raises:
-      DataError: they are of another type or shape.
-    """
+    """Return H, W and channels of the images."""
     shape, dtype = file.arrays[key]
     said = f"{file.path}: {key} is {dtype}{list(shape)}, not uint8[N,H,W] or uint8[N,H,W,1 or 3]"
     if dtype != np.uint8:
@@ -212,11 +204,7 @@ def _shape(file: _File, key: str) -> tuple[int, int, int]:
 
 
 def _labels(file: _File, images: str, key: str) -> np.ndarray:
-    """Return labels as int32[N].
-
-    Raises:
-      DataError: they are no labels of these images.
-    """
+    """Return labels as int32[N]."""
     shape, dtype = file.arrays[key]
     count = file.arrays[images][0][0]
     if shape not in ((count,), (count, 1)) or dtype.kind not in "iu" or not count:

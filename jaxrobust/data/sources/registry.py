@@ -115,11 +115,7 @@ def written() -> str:
 
 
 def same_classes(sources: Sequence[Source]) -> None:
-    """Check that the splits of a data set have the same classes in the same order.
-
-    Raises:
-      DataError: a class that one split has and another lacks, so that labels differ.
-    """
+    """Check that the splits of a data set have the same classes in the same order."""
     named = [source for source in sources if source.classes]
     for one, other in itertools.pairwise(named):
         for has, lacks in ((one, other), (other, one)):

@@ -57,8 +57,6 @@ def version_directory(name: str, root: Any, others: str) -> Any:
       name: `NAME[/CONFIG][:VERSION]`; without CONFIG the only one that is prepared.
       root: an epath.Path.
       others: what else could have been asked for, for messages.
-    Raises:
-      DataError: no such directory, data set or version; several configs.
     """
     dataset, _, wanted = name.partition(":")
     top = storage.entries(root)
@@ -206,17 +204,7 @@ def open_prepared(
     classes: Sequence[tuple[int | None, str]] | None = None,
     ids: subsets.Ids | None = None,
 ) -> Source:
-    """Return the split `split` of the data set in `directory`, a version of one.
-
-    Args:
-      name, split: as in `open_source`.
-      directory: as `version_directory` returns.
-      remedy: the end of messages about damage.
-      classes: only these, in this order.
-      ids: only these, in this order.
-    Raises:
-      DataError: as in `open_source`.
-    """
+    """Return the split `split` of the data set in `directory`, a version of one."""
     info, features = _describe(directory, remedy)
     asked = grammar.parse(split)
     if asked and (there := grammar.present(asked.name, info.splits)):

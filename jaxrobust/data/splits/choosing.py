@@ -29,8 +29,6 @@ def choose(
       ids: only these, in this order.
       index: gives the labels of all records and the names of their files, None where there are
         none; where it reads all records, what can be refused without has been refused.
-    Raises:
-      DataError: as in `open_source`.
     """
     where = source.where()
     wanted: list[int] | None = None

@@ -11,9 +11,6 @@ def content_sha256(source: Source, images: int) -> str:
     """Hash the encoded bytes and the labels of the first records of a source, in their order.
 
     Nothing is decoded, so that 5,000 photographs take as long as reading their files.
-
-    Raises:
-      DataError: a record that cannot be read.
     """
     digest = hashlib.sha256()
     for start in range(0, images, _READ):

@@ -40,9 +40,6 @@ def rows(part: str | None, total: int, where: str) -> range:
     """Return the records of a part such as `[10%:-5]` among `total`, with TFDS' meaning.
 
     A percentage is rounded to the closest record, a negative bound counts from the end.
-
-    Raises:
-      DataError: not a part, beyond the records, or empty.
     """
     if part is None:
         return range(total)

@@ -20,11 +20,7 @@ LISTS = {"robustbench": 5_000, "selection": 4_000}  # of ImageNet's validation i
 
 
 def known_images(dataset: str, split: str) -> int | None:
-    """Return the images of a split such as `train[:90%]`; None: nothing is known of it.
-
-    Args:
-      dataset: its name; that of TFDS may come with `tfds:` and a version.
-    """
+    """Return the images of a split such as `train[:90%]`; None: nothing is known of it."""
     name, asked = dataset.removeprefix("tfds:").partition(":")[0], grammar.parse(split)
     there = IMAGES.get(name, {})
     if asked is None or asked.ids is not None:

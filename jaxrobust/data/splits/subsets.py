@@ -112,9 +112,6 @@ def common(one: str, other: str, data_set: str = "") -> bool:
 def read_classes(name: str) -> list[tuple[int | None, str]]:
     """Read (index or None, class) of `imagenet100` or of a file's lines, `CLASS` or
     `INDEX<TAB>CLASS`.
-
-    Raises:
-      DataError: no such file; an empty list; a class that is there twice.
     """
     if name == "imagenet100":
         return [(None, line) for line in imagenet.imagenet100()]
@@ -173,8 +170,6 @@ def find(
       classes: names; empty where they have none.
       where: the data set, for messages.
       whole: whether the labels are those of all the data set's classes.
-    Raises:
-      DataError: ids that the data lacks or has in another class, or that fit several files.
     """
     classes = classes or (imagenet.synsets() if whole and ids.imagenet else ())
     if not classes and any("/" in line for line in ids.lines):
@@ -272,8 +267,6 @@ def write_index(
       split: a split, not a part.
       labels: i[N], in the order of the records.
       names: N files' names, empty where there are none.
-    Raises:
-      OSError or what a bucket's library raises: the directory cannot be written.
     """
     content = io.BytesIO()
     np.savez(content, labels=np.asarray(labels, np.int32), names=np.asarray(names, np.bytes_))

@@ -30,8 +30,6 @@ def photographs(folder: str | os.PathLike, side: int) -> Photographs:
 
     The published ones are frost1.png to frost5.jpg of hendrycks/robustness (Apache-2.0). At 32
     pixels every fifth pixel of each line is taken, as their reduction to a fifth does.
-    Raises:
-      DataError: there is no such folder, no picture in it, or one that is damaged or too small.
     """
     place = storage.place(folder)
     there = storage.entries(place)
@@ -97,17 +95,7 @@ def corrupted(
     seed: int,
     frost: Photographs | None = None,
 ) -> Source:
-    """Return the images of a source as evaluation prepares them, corrupted.
-
-    Args:
-      source: what to read.
-      asked: how.
-      image_size, preprocessing: of evaluation; an id of `evaluation_transform`.
-      seed: of all draws.
-      frost: the photographs, of the kind frost.
-    Raises:
-      DataError: images of another size, or grey ones; frost without photographs.
-    """
+    """Return the images of a source as evaluation prepares them, corrupted."""
     if image_size not in SIDES or source.channels != 3:
         raise DataError(
             f"corruptions are of images of 32 and of 224 pixels in colour, not of {image_size} "

@@ -167,11 +167,7 @@ def prepare(
     preprocessing: str,
     shape: tuple[int, ...],
 ) -> np.ndarray:
-    """Return the image of a record as evaluation takes it, uint8[H,W,C] of `shape`.
-
-    Raises:
-      DataError: the preprocessing gives another size.
-    """
+    """Return the image of a record as evaluation takes it, uint8[H,W,C] of `shape`."""
     prepared = transform(image)
     if prepared.shape != shape:
         raise DataError(

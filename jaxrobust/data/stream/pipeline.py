@@ -41,11 +41,7 @@ class Batches(Protocol):
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Return steps of `batch_size` (global) in an epoch; the remainder of the records is left out.
-
-    Raises:
-      DataError: `batch_size` is larger than the source, or not positive.
-    """
+    """Return steps of `batch_size` (global) in an epoch; the remainder of the records is left out."""
     if not 1 <= batch_size <= len(source):
         raise DataError(
             f"batch_size={batch_size} must be between 1 and the {len(source)} records of "

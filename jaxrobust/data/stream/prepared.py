@@ -29,11 +29,7 @@ class Prepared:
     """
 
     def __init__(self, source: Source, *, image_size: int, preprocessing: str, images: int) -> None:
-        """Take the first `images` of a source; `preprocessing` is a resolved id.
-
-        Raises:
-          ValueError: not a preprocessing.
-        """
+        """Take the first `images` of a source; `preprocessing` is a resolved id."""
         self.shape = (images, image_size, image_size, source.channels)
         self._images = loading.Images(source, 0, strict=True)
         self._transform = preparing.evaluation_transform(preprocessing)
@@ -44,11 +40,7 @@ class Prepared:
         return self.shape[0]
 
     def __getitem__(self, which: Any) -> np.ndarray:
-        """Return the images at these places, in their order.
-
-        Raises:
-          DataError: a damaged image, a record that cannot be read, another size.
-        """
+        """Return the images at these places, in their order."""
         places = np.arange(len(self))[which]
         if not len(places):
             return np.zeros((0, *self.shape[1:]), np.float32)
@@ -72,17 +64,11 @@ class Prepared:
         """Return a hash of the images' bytes, their labels and how they are prepared.
 
         The records are read once, whatever their number, and not decoded.
-        Raises:
-          DataError: a record that cannot be read.
         """
         return self._content_sha256
 
     def labels(self) -> np.ndarray:
-        """Return i32[N], for which no image is decoded.
-
-        Raises:
-          DataError: a record that cannot be read.
-        """
+        """Return i32[N], for which no image is decoded."""
         known = self._images.source.labels
         if known is not None:
             return np.asarray(known[: len(self)], np.int32)

@@ -24,11 +24,7 @@ def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> I
 
 
 def jitter_ranges(brightness: float, contrast: float, saturation: float, hue: float) -> Ranges:
-    """Return ranges of factors around 1 by so much, from 0 at the lowest; of the hue, around 0.
-
-    Raises:
-      ValueError: a negative number, or a hue above 0.5.
-    """
+    """Return ranges of factors around 1 by so much, from 0 at the lowest; of the hue, around 0."""
     if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
         raise ValueError("numbers are 0 or more, and the hue's 0.5, half of the circle, or less")
     factors = (brightness, contrast, saturation)

@@ -136,8 +136,6 @@ def chosen(text: str) -> list[Corruption]:
     """Return the corruptions that `all`, `fog,snow` or `fog-3,snow-5` names, in the table's order.
 
     Without a severity it is all five.
-    Raises:
-      DataError: a kind or a severity that does not exist, or one that is there twice.
     """
     found: list[Corruption] = []
     for word in (part.strip() for part in text.split(",")):

@@ -61,9 +61,6 @@ def to_pixels(image: Image.Image, mode: str) -> np.ndarray:
     """Return the pixels of `image.convert(mode)`, uint8[H,W] for L and uint8[H,W,3] for RGB.
 
     They may be a view of `image`, which stays as it is.
-
-    Raises:
-      OSError, or another of Pillow's errors: the image's file is damaged.
     """
     if image.mode == mode:
         return np.asarray(image)

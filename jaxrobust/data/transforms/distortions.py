@@ -201,12 +201,7 @@ def fog(image: np.ndarray, rng: Any, amount: float, decay: float) -> np.ndarray:
 
 
 def plasma(side: int, decay: float, rng: Any) -> np.ndarray:
-    """Return a periodic map of heights f64[S,S] from 0 to 1, by diamonds and squares.
-
-    Args:
-      side: a power of two.
-      decay: what the amplitude is divided by after each halving of the steps.
-    """
+    """Return a periodic map of heights f64[S,S] from 0 to 1, by diamonds and squares."""
     heights, step, amplitude = np.zeros((side, side)), side, _AMPLITUDE
     while step >= 2:
         half = step // 2

@@ -122,11 +122,7 @@ def answer(run: Callable[[Any], Any], args: Any, interrupted: str) -> None:
 
 
 def number(flag: str, text: str) -> float:
-    """Return the value of a flag that was written as a number or a fraction (`4/255`).
-
-    Raises:
-      ValueError: with how to write it.
-    """
+    """Return the value of a flag that was written as a number or a fraction (`4/255`)."""
     try:
         return _fraction(text) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError) as error:
@@ -136,11 +132,7 @@ def number(flag: str, text: str) -> float:
 
 
 def how_many(flag: str, text: str | int) -> int:
-    """Return the number of images in a flag, where `all` is a word; 0: all of them.
-
-    Raises:
-      ValueError: with how to write it.
-    """
+    """Return the number of images in a flag, where `all` is a word; 0: all of them."""
     if text == "all":
         return 0
     try:
@@ -155,9 +147,6 @@ def how_many(flag: str, text: str | int) -> int:
 def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
     """Return the value of a flag that was written as a dict, Python's or JSON's; None: it is not
     given.
-
-    Raises:
-      ValueError: with how to write it.
     """
     if text is None:
         return None
@@ -269,11 +258,7 @@ def split_config(given: str) -> tuple[Path, str]:
 
 
 def load_config(given: str) -> Any:
-    """Call `get_config` of a config, `FILE[:ARGUMENTS]`; the config comes back unlocked.
-
-    Raises:
-      ValueError: there is none, or a mistake in it; one sentence.
-    """
+    """Call `get_config` of a config, `FILE[:ARGUMENTS]`; the config comes back unlocked."""
     path, arguments = split_config(given)
     sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
     try:
@@ -295,11 +280,7 @@ class NoConfigError(ValueError):
 
 
 def config_file(given: str) -> Path:
-    """Return the file of a config: the one of that name, else the recipe of the package.
-
-    Raises:
-      NoConfigError: neither is there.
-    """
+    """Return the file of a config: the one of that name, else the recipe of the package."""
     recipes = {path.stem: path for path in sorted(RECIPES.glob("[a-z]*.py"))}
     own, name = Path(given), given.removeprefix("configs/").removesuffix(".py")
     if own.is_file():

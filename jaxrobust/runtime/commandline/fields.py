@@ -69,14 +69,7 @@ def flag(
 def read(
     kind: type[Asked], doc: str | None, argv: Sequence[str] | None = None, **how: Any
 ) -> Asked:
-    """Read a command line into a dataclass; stop with one sentence where that cannot be.
-
-    Args:
-      kind: the dataclass, whose fields are `flag`s.
-      doc: the help of the command; its first line is shown.
-      argv: the words; default: those of this process.
-      how: further arguments of argparse's parser.
-    """
+    """Read a command line into a dataclass; stop with one sentence where that cannot be."""
     parser = Arguments(doc or "", **how)
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
@@ -98,11 +91,7 @@ def define(kind: type) -> None:
 
 
 def given(kind: type[Asked]) -> Asked:
-    """Return the dataclass with the values of absl's flags.
-
-    Raises:
-      ValueError: a value cannot be read, or is too small; one sentence.
-    """
+    """Return the dataclass with the values of absl's flags."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     return _made(kind, {name: flags.FLAGS[name].value for name in names})
 

@@ -43,12 +43,6 @@ def find(what: str, name: str) -> Named:
 
     Modules are looked for where Python looks, and in the current folder; a file may import its
     neighbours.
-
-    Args:
-      what: the flag or key that holds the name, for messages.
-      name: MODULE:FUNCTION, or FILE.py:FUNCTION; FUNCTION may have dots.
-    Raises:
-      ValueError: there is no such file, module or function, or its file cannot be run.
     """
     place, _, attribute = name.rpartition(":")
     if not (place and all(part.isidentifier() for part in attribute.split("."))):

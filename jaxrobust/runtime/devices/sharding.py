@@ -23,8 +23,6 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> 
 
     In the order of hosts, so that the rows of a batch that a host reads are consecutive. Axes are
     Auto, because JAX's default, Explicit, asks the network code for shardings.
-    Raises:
-      ValueError: groups that do not fit the devices.
     """
     devices = sorted(
         jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id)

@@ -31,9 +31,6 @@ def devices(name: str, *, flag: str = "--topology") -> list[Any]:
 
     `flag` is what people wrote the slice behind. Call it before anything imports JAX, which reads
     its environment then.
-    Raises:
-      ImportError: no libtpu.
-      ValueError: no such slice.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(f"{flag} {name} needs the TPU compiler", name="libtpu")
@@ -63,8 +60,6 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
       function: whose shardings, or those of its arguments, are of `devices`.
       arguments: `jax.ShapeDtypeStruct`s.
       remedy: what makes it smaller.
-    Raises:
-      ValueError: it needs more memory than a chip has.
     """
     from jax.errors import JaxRuntimeError
 

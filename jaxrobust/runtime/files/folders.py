@@ -14,8 +14,6 @@ def mounted(flag: str, text: str) -> Path:
     """Return the folder to write to that a flag names.
 
     Locks, logs that grow and renames need a file system, which a bucket becomes by gcsfuse.
-    Raises:
-      ValueError: it is an address, such as gs://BUCKET/RUN; with the commands that mount a bucket.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:

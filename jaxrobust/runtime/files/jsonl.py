@@ -9,11 +9,7 @@ from jaxrobust.runtime.files import locks, whole
 
 
 def read(path: Path) -> list[dict]:
-    """Return the objects of a file of JSON lines; a last line that was cut off does not count.
-
-    Raises:
-      ValueError: another line is damaged; names it.
-    """
+    """Return the objects of a file of JSON lines; a last line that was cut off does not count."""
     rows = []
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, 1):

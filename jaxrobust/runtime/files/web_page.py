@@ -37,10 +37,6 @@ class _Page(HTMLParser):
 def read(page: str, url: str) -> tuple[str, str]:
     """Return a page's title, and the address of the file if the page asks for a confirmation;
     else "".
-
-    Args:
-      page: its HTML.
-      url: of the page.
     """
     found = _Page()
     found.feed(page)

@@ -40,9 +40,6 @@ def _reason(error: BaseException | None) -> str | None:
 def explained(path: Path, size: int | None = None) -> Iterator[None]:
     """Turn a full disk, however deep it was noticed, into one sentence about the file or folder
     that did not fit; `size`: the bytes that it takes, where they are known.
-
-    Raises:
-      DiskFull: with file, need and remedy.
     """
     try:
         yield
@@ -79,9 +76,6 @@ def writing(path: Path, size: int | None = None) -> Iterator[Path]:
     The block may write that file with any library. Those that move a temporary file there (such as
     safetensors) leave it readable to its owner alone: it gets what the umask gives any new file.
     Where the block raises, the power fails or the disk is full, `path` is what it was before.
-
-    Raises:
-      DiskFull: with what to do; `size`: the bytes that the file takes, where they are known.
     """
     with explained(path, size), _writing(path) as part:
         yield part

@@ -42,12 +42,7 @@ class Notice(NamedTuple):
 
 
 def verdict(notice: Notice, again: str) -> tuple[str, int]:
-    """Write the last sentence of a process whose pod has lost another one, with its exit code.
-
-    Args:
-      notice: of the process that ended first.
-      again: what the same command does, such as "the same command continues".
-    """
+    """Write the last sentence of a process whose pod has lost another one, with its exit code."""
     who, solved = f"process {notice.process}", f"with that solved, {again}"
     if notice.code is None:
         return f"{who} is gone; {again}", 75
@@ -248,12 +243,7 @@ def _keep_alive(peer: socket.socket) -> None:
 
 
 def joined(end: Callable[[str, int], None], again: Callable[[], str]) -> Lifeline | None:
-    """Return the lifeline of this process, after `launch.join_hosts`; None: it is alone.
-
-    Args:
-      end: ends the process at once, with a sentence and an exit code.
-      again: says what the same command does.
-    """
+    """Return the lifeline of this process, after `launch.join_hosts`; None: it is alone."""
     from jax._src import distributed  # the coordination service has no public name
 
     state = distributed.global_state
