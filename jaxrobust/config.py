@@ -21,7 +21,7 @@ CHANGES = ("model", "data", "mixup", "erase", "label_smoothing", "attack", "eval
 
 
 def phase(**changes: Any) -> ConfigDict:
-    """Return the values of one run of the optimiser: the paper's AdamW and learning-rate curve."""
+    """Give the values of one run of the optimiser: the paper's AdamW and learning-rate curve."""
     values = {
         "objective": "adversarial",  # clean | adversarial | trades | mart
         "trades_beta": 6.0,
@@ -72,7 +72,7 @@ def phase(**changes: Any) -> ConfigDict:
 
 
 def base() -> ConfigDict:
-    """Return the defaults; locked, so that a mistyped key is an error."""
+    """Give the defaults; locked, so that a mistyped key is an error."""
     config = ConfigDict()
     config.seed = 0
     config.model = ConfigDict(
@@ -270,7 +270,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of a run with the defaults of keys that are younger than the run."""
+    """Give a run's config the defaults of keys that are younger than the run."""
     defaults = plain(base())
     log = dict(config.get("log", {}))
     if log.pop("tensorboard", False):  # `spelling.MOVED`
@@ -288,7 +288,7 @@ def _merged(old: Any, new: Any) -> Any:
 
 
 def phases(config: Config) -> list[str]:
-    """Return the names of the phases that happen, in their order."""
+    """List the names of the phases that happen, in their order."""
     names = list(config.phases)
     for name in names:
         if name not in config or "objective" not in config[name]:
@@ -306,7 +306,7 @@ def phases(config: Config) -> list[str]:
 
 
 def of_phase(config: Config, name: str) -> Config:
-    """Return the config as a phase sees it: with its own `changes`."""
+    """Give the config as a phase sees it: with its own `changes`."""
     changes = plain(config[name].changes)
     if not changes:
         return config
@@ -343,7 +343,7 @@ def _change(config: dict[str, Any], keys: tuple[str, ...], value: Any, prefix: s
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What a network is made from; what is None nobody has said yet."""
+    """What a network is made from; None: not known yet."""
 
     name: str
     num_classes: int | None = None
@@ -353,13 +353,13 @@ class NetworkSpec:
 
     @classmethod
     def of_config(cls, config: Config) -> "NetworkSpec":
-        """Return the network that a config describes."""
+        """Read the network that a config describes."""
         model = config.model
         sizes = (model.num_classes, model.image_size, model.in_channels)
         return cls(model.name, *sizes, options=dict(model.options.items()))
 
     def create(self, *, dtype: str, remat: bool = False) -> Classifier:
-        """Return the network's functions, which compute in `dtype`."""
+        """Make the network's functions, which compute in `dtype`."""
         own: dict[str, Any] = {
             "num_classes": self.num_classes,
             "image_size": self.image_size,
@@ -373,6 +373,6 @@ class NetworkSpec:
 
 
 def network_of(config: Config, *, dtype: str | None = None) -> Classifier:
-    """Return the config's network; `dtype` replaces its compute type."""
+    """Make the config's network; `dtype` replaces its compute type."""
     model = config.model
     return NetworkSpec.of_config(config).create(dtype=dtype or model.dtype, remat=model.remat)

@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 PACKAGE = ROOT / "jaxrobust"
 # The folders and files that are held to it.
 CLEAN = (
+    "data",
     "runtime",
     "commands",
     "convert",
@@ -20,7 +21,11 @@ CLEAN = (
     "analysis",
     "doctor",
     "estimate",
+    "__init__.py",
     "__main__.py",
+    "config.py",
+    "sections.py",
+    "types.py",
 )
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples/README.md")
 

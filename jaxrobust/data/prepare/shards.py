@@ -110,7 +110,7 @@ def length(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def writing(path: Path, count: int) -> Iterator[Callable[[bytes], None]]:
-    """Give what writes a record of a shard, which gets its name when it is whole and on the disk."""
+    """Give what writes a record of a shard, which gets its name when it is whole."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")

@@ -66,8 +66,6 @@ def no_names(source: Source) -> DataError:
 
 
 def _folders(source: Source, ids: subsets.Ids) -> tuple[str, ...]:
-    """Return the classes as a list of ids names them: ImageNet's go by its synsets, where a data
-    set has other words for them; the labels are compared then.
-    """
+    """Name the classes as a list of ids does; empty where only ImageNet's labels compare."""
     others = source.num_classes == 1000 and not set(source.classes) & set(imagenet.synsets())
     return () if ids.imagenet and others else source.classes

@@ -97,10 +97,7 @@ def read_ids(name: str, data_set: str = "") -> Ids:
 
 
 def common(one: str, other: str, data_set: str = "") -> bool:
-    """Tell whether two lists, named as in `read_ids`, name one image, by the names of its file.
-
-    A list that cannot be read may.
-    """
+    """Tell whether two lists name one file; a list that cannot be read may."""
     try:
         lists = [read_ids(name, data_set).lines for name in (one, other)]
     except DataError:
@@ -110,9 +107,7 @@ def common(one: str, other: str, data_set: str = "") -> bool:
 
 
 def read_classes(name: str) -> list[tuple[int | None, str]]:
-    """Read (index or None, class) of `imagenet100` or of a file's lines, `CLASS` or
-    `INDEX<TAB>CLASS`.
-    """
+    """Read (index or None, class) of `imagenet100` or of a file of `CLASS` or `INDEX<TAB>CLASS`."""
     if name == "imagenet100":
         return [(None, line) for line in imagenet.imagenet100()]
     content = _read_list(name, f"data.classes={name} is neither imagenet100 nor a readable file")
@@ -128,13 +123,7 @@ def read_classes(name: str) -> list[tuple[int | None, str]]:
 def class_labels(
     wanted: Sequence[tuple[int | None, str]], known: Sequence[str], num_classes: int, where: str
 ) -> list[int]:
-    """Return the labels in a data set of the classes of a list; `known` are its classes' names, if
-    any.
-
-    Raises:
-      DataError: a class that the data set does not have; a data set that does not name its
-        classes, and a list without indices.
-    """
+    """Look up the labels of a list's classes; `known` are the data set's names, if it has any."""
     if not known:
         bad = [name for index, name in wanted if index is None or index >= num_classes]
         if bad:
@@ -230,9 +219,7 @@ def _matched(
 def view(
     source: Source, rows: Sequence[int], lookup: np.ndarray | None = None, **changes: Any
 ) -> Source:
-    """Return the records `rows` of a source, in that order; `lookup[label]` are their labels, if
-    given.
-    """
+    """Select the records `rows`, in that order; with `lookup` a label becomes `lookup[label]`."""
     files = source.files_sha256
     if files is not None:
         chosen = hashlib.sha256(files.encode() + np.asarray(rows, np.int64).tobytes())

@@ -88,9 +88,7 @@ class Images:
 
 
 def decoded(source: Source, data: bytes) -> np.ndarray:
-    """Return the image of a record of `source`, uint8[H,W,C]; ValueError says what is wrong with
-    it.
-    """
+    """Decode a record of `source`, uint8[H,W,C]; `ValueError` says what is wrong with it."""
     image = decoding.decode(data, channels=source.channels)
     if source.image_shape not in (None, image.shape):
         raise ValueError(f"its shape is {image.shape}, not {source.image_shape} as the others'")
@@ -149,9 +147,7 @@ def _next_whole(images: Images, index: int) -> tuple[np.ndarray, int]:
 
 
 def _restart(bits: np.random.Philox, epoch: int, index: int, view: int) -> None:
-    """Put `bits` at the beginning of the numbers of (epoch, record, view), whatever was drawn
-    before.
-    """
+    """Put `bits` at the beginning of the numbers of (epoch, record, view)."""
     state: Any = bits.state
     state["state"]["counter"] = np.array([0, view, epoch, index], np.uint64)
     state["buffer_pos"] = 4  # nothing buffered

@@ -41,7 +41,11 @@ class Batches(Protocol):
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Return steps of `batch_size` (global) in an epoch; the remainder of the records is left out."""
+    """Count the steps of `batch_size` (global) in an epoch, without the remaining records.
+
+    Raises:
+      DataError: `batch_size` is larger than the source, or not positive.
+    """
     if not 1 <= batch_size <= len(source):
         raise DataError(
             f"batch_size={batch_size} must be between 1 and the {len(source)} records of "
@@ -213,9 +217,7 @@ def _sizes(source: Source) -> str:
 def _batches(
     load: Callable[..., Any], first: int, stride: int, rows: int, *, steps: int | None, workers: int
 ) -> Batches:
-    """Return batches, in order: batch k holds the `rows` positions from `first + k * stride` on,
-    and is made in parts.
-    """
+    """Make batches in parts; batch k has the `rows` positions from `first + k * stride` on."""
     import grain
 
     parts = -(-rows // _PART)

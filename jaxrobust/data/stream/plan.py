@@ -130,10 +130,7 @@ def plan(
 
 
 def _floor(product: float) -> int:
-    """Return the largest integer up to a product of a share and a number, as on paper.
-
-    In binary 0.29 times 100 is 28.999999999999996.
-    """
+    """Round down a product as on paper: in binary 0.29 times 100 is 28.999999999999996."""
     return math.floor(round(product, 6))
 
 

@@ -61,10 +61,7 @@ class Prepared:
         return hashlib.sha256(made.encode()).hexdigest()
 
     def content_sha256(self) -> str:
-        """Return a hash of the images' bytes, their labels and how they are prepared.
-
-        The records are read once, whatever their number, and not decoded.
-        """
+        """Hash the images' bytes, their labels and how they are prepared; nothing is decoded."""
         return self._content_sha256
 
     def labels(self) -> np.ndarray:

@@ -207,7 +207,11 @@ class Chain(NamedTuple):
 
 
 def chain(text: str, image_size: int) -> Chain:
-    """Return the ops of a preset or of `op|op(number, ...)|...`, for square images of `image_size`."""
+    """Make the ops of a preset or of `op|op(number, ...)|...`, for images of `image_size`.
+
+    Raises:
+      ValueError: an unknown op, or numbers that it does not take.
+    """
     text = PRESETS[text].chain if text in PRESETS else text
     rows = [_op(part.strip(), image_size) for part in text.split("|") if part.strip()]
     cuts = bool(rows) and rows[0][1]

@@ -133,10 +133,7 @@ class Corruption(NamedTuple):
 
 
 def chosen(text: str) -> list[Corruption]:
-    """Return the corruptions that `all`, `fog,snow` or `fog-3,snow-5` names, in the table's order.
-
-    Without a severity it is all five.
-    """
+    """List the corruptions of `all`, `fog,snow` or `fog-3,snow-5`; a kind alone is all five."""
     found: list[Corruption] = []
     for word in (part.strip() for part in text.split(",")):
         kind, hyphen, severity = word.partition("-")

@@ -106,10 +106,7 @@ def motion_blur(image: np.ndarray, rng: Any, radius: int, sigma: float) -> np.nd
 
 
 def _moved(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
-    """Return ImageMagick's motion blur of uint8[S,S,C]; pixels outside are the edge's.
-
-    Its 16 bits are rounded, and then cut to 8.
-    """
+    """Blur uint8[S,S,C] as ImageMagick's motion blur: 16 bits are rounded, then cut to 8."""
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()

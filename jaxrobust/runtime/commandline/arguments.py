@@ -48,7 +48,7 @@ def define_host_flags() -> None:
 
 
 def hosts() -> dict[str, Any] | None:
-    """Return the arguments of `launch.join_hosts` in the flags; None: this process is alone."""
+    """Read the arguments of `launch.join_hosts` in the flags; None: this process is alone."""
     given = {
         "coordinator": flags.FLAGS.coordinator_address,
         "processes": flags.FLAGS.num_processes,
@@ -122,7 +122,7 @@ def answer(run: Callable[[Any], Any], args: Any, interrupted: str) -> None:
 
 
 def number(flag: str, text: str) -> float:
-    """Return the value of a flag that was written as a number or a fraction (`4/255`)."""
+    """Read a flag that is written as a number or a fraction (`4/255`)."""
     try:
         return _fraction(text) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError) as error:
@@ -132,7 +132,7 @@ def number(flag: str, text: str) -> float:
 
 
 def how_many(flag: str, text: str | int) -> int:
-    """Return the number of images in a flag, where `all` is a word; 0: all of them."""
+    """Read a number of images, where `all` is a word; 0: all of them."""
     if text == "all":
         return 0
     try:
@@ -145,9 +145,7 @@ def how_many(flag: str, text: str | int) -> int:
 
 
 def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
-    """Return the value of a flag that was written as a dict, Python's or JSON's; None: it is not
-    given.
-    """
+    """Read a flag that is written as a dict, Python's or JSON's; None: it is not given."""
     if text is None:
         return None
     value = _literal(text)
@@ -159,10 +157,7 @@ def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
 def check_once(
     argv: Sequence[str], more: Sequence[str] = (), *, several: Container[str] = ()
 ) -> None:
-    """Stop where a flag, or one of `more` names, is given twice: one value would be dropped.
-
-    Those that take `several` values may be.
-    """
+    """Stop where a flag or one of `more` is given twice, unless it takes `several` values."""
     matches = (_FLAG.fullmatch(str(word)) for word in argv)
     names = [_without_no(match[1].replace("-", "_")) for match in matches if match]
     for name, count in Counter([*names, *more]).items():
@@ -239,7 +234,7 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
 
 
 def _with_config(words: list[str]) -> tuple[list[str], Path]:
-    """Return the words with the file that --config means in its place, and that file."""
+    """Put the file that --config means into its place in the words; return that file too."""
     at = [i for i, word in enumerate(words) if re.match(r"--?config(=|$)", word)]
     if not at:
         return words, Path()
@@ -252,7 +247,7 @@ def _with_config(words: list[str]) -> tuple[list[str], Path]:
 
 
 def split_config(given: str) -> tuple[Path, str]:
-    """Return the file of a config that is written `FILE[:ARGUMENTS]`, and its arguments."""
+    """Split a config that is written `FILE[:ARGUMENTS]`."""
     file, _, arguments = given.partition(":")
     return config_file(file), arguments
 
@@ -280,7 +275,7 @@ class NoConfigError(ValueError):
 
 
 def config_file(given: str) -> Path:
-    """Return the file of a config: the one of that name, else the recipe of the package."""
+    """Find the file of a config: the one of that name, else the recipe of the package."""
     recipes = {path.stem: path for path in sorted(RECIPES.glob("[a-z]*.py"))}
     own, name = Path(given), given.removeprefix("configs/").removesuffix(".py")
     if own.is_file():
@@ -292,9 +287,7 @@ def config_file(given: str) -> Path:
 
 
 def _reason(error: Exception, path: Path, hint: str) -> str:
-    """Explain the mistake in a command line or in the config file that it names, as one
-    sentence.
-    """
+    """Explain a mistake in a command line or in the config file that it names in one sentence."""
     message = " ".join(str(error).replace("\\n", " ").split())
     if isinstance(error, NoConfigError):
         return f"--config {message}"
@@ -332,7 +325,7 @@ _OPEN = re.compile(r"config\.(model\.options|\w+\.changes)\.")
 
 
 def _underscores(word: str) -> str:
-    """Return a flag that is written with hyphens as absl knows it; other words as they are."""
+    """Write a flag that has hyphens as absl knows it; other words stay as they are."""
     match = _FLAG.fullmatch(word)
     if not match or match[1].startswith("config."):
         return word
@@ -341,9 +334,7 @@ def _underscores(word: str) -> str:
 
 
 def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
-    """Return the words that absl understands, and (dotted key, value) of those that change a
-    config.
-    """
+    """Split words into absl's and the (dotted key, value) of changes of a config."""
     words, left, changes = list(words), [], []
     while words:
         word = words.pop(0)
@@ -401,7 +392,7 @@ def _is(value: Any) -> TypeGuard[ConfigDict]:
 
 
 def _without_no(name: str) -> str:
-    """Return the flag that `--noflag` turns off."""
+    """Name the flag that `--noflag` turns off."""
     other = name.removeprefix("no")
     return other if name not in flags.FLAGS and (other in flags.FLAGS or "." in other) else name
 
@@ -418,7 +409,7 @@ _FRACTION = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*/\s*(\d+\.?\d*|\.\d+)\s*")
 
 
 def _as_number(text: str) -> str:
-    """Return a fraction as a decimal number; other text as it is."""
+    """Write a fraction as a decimal number; other text stays as it is."""
     with contextlib.suppress(ZeroDivisionError):
         return str(_fraction(text)) if _FRACTION.fullmatch(text) else text
     return text

@@ -51,9 +51,7 @@ class Ending:
         self._listener.__exit__()
 
     def __call__(self, message: object, code: int) -> NoReturn:
-        """End with a sentence, at once where somebody waits for that: the others of a pod, or who
-        pressed Ctrl-C. Python takes seconds to end, and may crash if JAX was interrupted.
-        """
+        """End with a sentence: at once in a pod or after Ctrl-C, where Python may crash."""
         if self._pod or self._listener.interrupted:
             self.at_once(message, code)
         stop(message, code)

@@ -70,7 +70,7 @@ def _is_own(value: Any, module: ModuleType) -> bool:
 
 
 def _sha256(module: ModuleType) -> str | None:
-    """Return the hash of a module's source: of what was run, where that is known."""
+    """Hash a module's source: what was run, where that is known."""
     file = Path(getattr(module, "__file__", None) or "")
     if known := _loaded.get(file):
         return known[0]
@@ -122,11 +122,7 @@ def _look_in(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explained(what: str, name: str) -> Iterator[None]:
-    """Turn what a user's code raises into a `ValueError` of one sentence, with the line of that
-    code.
-
-    A `ValueError` of this package has its sentence already.
-    """
+    """Turn an error of a user's code into a `ValueError` of one sentence, which names its line."""
     try:
         yield
     except Exception as error:
@@ -140,11 +136,7 @@ def explained(what: str, name: str) -> Iterator[None]:
 
 
 def place_of(error: BaseException) -> str:
-    """Return "FILE, line N" of the user's code that this package called and an error came out of;
-    "" if it came out of no such code.
-
-    Installed packages that it called in turn are below it, this package's own functions are not.
-    """
+    """Write "FILE, line N" of the user's code that an error came out of, "" of other code."""
     lines = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     ours = [number for number, (path, _) in enumerate(lines) if path.is_relative_to(_PACKAGE)]
     if not ours:
@@ -158,7 +150,7 @@ def place_of(error: BaseException) -> str:
 
 
 def of_users(error: Exception) -> str | None:
-    """Return one sentence about an error that came out of the user's code; None of others."""
+    """Say in one sentence that an error came out of the user's code; None: it did not."""
     if not (place := place_of(error)):
         return None
     return f"{place}: {type(error).__name__}: {_text(error)}"
@@ -180,7 +172,7 @@ _TRACING = re.compile(r" ?[(]?[^.(]*\S+ at \S+:\d+ traced for \w+[.)]?")
 
 
 def _where(lines: Sequence[tuple[Path, int | None]], place: str) -> str:
-    """Return "FILE, line N: " of the innermost line in a file or module; "" if there is none."""
+    """Write "FILE, line N: " of the innermost line in a file or module; "" if there is none."""
     source: str | None = place
     if not place.endswith(".py"):
         source = None

@@ -91,10 +91,7 @@ _GOOGLE = "0x1ae0"  # as a PCI vendor; vfio alone may belong to anything
 
 
 def left_idle(root: Path = Path("/")) -> str | None:
-    """Return the sentence for an accelerator that seems to be here and that JAX does not use.
-
-    None: there is none, it is used, or the environment asks for the CPU.
-    """
+    """Warn of an accelerator that seems to be here and that JAX does not use; None: all is well."""
     if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
         return None
     vendors = {file.read_text().strip() for file in root.glob("sys/bus/pci/devices/*/vendor")}

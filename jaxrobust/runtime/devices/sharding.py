@@ -37,17 +37,17 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return a copy on every device."""
+    """Put a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_image(mesh: Mesh) -> NamedSharding:
-    """Return the first axis split over the devices."""
+    """Split the first axis over the devices."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def global_arrays(mesh: Mesh, local: Any) -> Any:
-    """Return arrays over the mesh from what this process holds of them, a tree of np.ndarray."""
+    """Join a tree of this process's np.ndarrays with those of others to arrays over the mesh."""
     sharding = by_image(mesh)
     return jax.tree.map(
         lambda part: jax.make_array_from_process_local_data(sharding, np.asarray(part)), local
@@ -55,10 +55,7 @@ def global_arrays(mesh: Mesh, local: Any) -> Any:
 
 
 def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
-    """Return the axis of a parameter that is split into `parts`; None: every device has all of it.
-
-    The largest that can be split, the last one of equals: in a kernel that is the output's.
-    """
+    """Choose the largest axis, the last of equals, that `parts` divide; None: none is split."""
     if parts == 1 or math.prod(shape) < SMALL or name.startswith("normalize."):
         return None
     fits = [(size, axis) for axis, size in enumerate(shape) if size % parts == 0]
@@ -66,11 +63,7 @@ def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
 
 
 def of_state(mesh: Mesh, abstract: Any) -> Any:
-    """Return a sharding for every leaf of a state: the rule of `split_axis` on the leaf's own name.
-
-    Parameters, their averages and the moments of the optimiser share their names, so each lies
-    where the others lie.
-    """
+    """Apply `split_axis` to each leaf by its name, which averages and moments share."""
 
     def sharding(path, leaf) -> NamedSharding:
         name = getattr(path[-1], "key", "") if path else ""

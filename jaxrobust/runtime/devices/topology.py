@@ -83,7 +83,7 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
 
 
 def sizes(executable: Any) -> dict[str, int]:
-    """Return the bytes that an executable takes on each device, by what they hold."""
+    """Read the bytes that an executable takes on each device, by what they hold."""
     memory = executable.memory_analysis()
     return {
         "argument_bytes": memory.argument_size_in_bytes,
@@ -94,7 +94,7 @@ def sizes(executable: Any) -> dict[str, int]:
 
 
 def too_large(error: str, remedy: str) -> str:
-    """One sentence out of the compiler's pages about memory."""
+    """Shorten the compiler's pages about memory to one sentence."""
     sizes = re.findall(r"\b[\d.]+[KMGT]\b", error)
     needed, there = sizes[:2] if len(sizes) > 1 else ("more", "less")
     return (
@@ -182,7 +182,7 @@ def show(
 def roofline(
     figures: dict[str, Any], chip: "hardware.Chip", *, flops: float, images: float
 ) -> dict[str, Any]:
-    """Return the time of a run that a chip's peaks allow; arguments as in `show`."""
+    """Compute the time of a run that a chip's peaks allow; arguments as in `show`."""
     seconds = {  # each as if it were alone
         "flops": flops / chip.flops,
         "hbm": figures["hbm_bytes"] / chip.bandwidth,
@@ -198,5 +198,5 @@ def roofline(
 
 
 def memory_of(figures: dict[str, Any]) -> int:
-    """Return the bytes of a chip that a program takes; `figures` are those of `compiled`."""
+    """Add up the bytes of a chip that a program takes; `figures` are those of `compiled`."""
     return sum(figures[f"{part}_bytes"] for part in _PARTS)

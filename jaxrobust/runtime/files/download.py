@@ -106,15 +106,13 @@ def check_sha256(path: Path, wanted: str | None, *, remove: bool = False) -> str
 
 
 def _is(found: str, wanted: str) -> bool:
-    """Tell whether a hash is the wanted one, or begins with the eight digits or more of it that
-    publishers write into the names of files.
-    """
+    """Tell whether a hash is the wanted one, or begins with its eight digits or more."""
     wanted = wanted.lower()
     return found == wanted or (len(wanted) >= 8 and found.startswith(wanted))
 
 
 def _whole(url: str, path: Path, sha256: str | None, tell: Tell) -> Path:
-    """Return `path`, when all of the file is there."""
+    """Download until all of the file is there."""
     if path.is_file():
         if sha256 is None or _is(file_sha256(path), sha256):
             tell(f"{path}: downloaded before")
@@ -173,11 +171,7 @@ def _refuse(url: str, error: urllib.error.HTTPError) -> None:
 
 
 def _answer(url: str, headers: dict[str, str]) -> Any:
-    """Return the answer that holds the file; a drive's question whether it is meant is answered.
-
-    Raises:
-      ValueError: the answer is a web page.
-    """
+    """Open the address of the file; a drive's question whether it is meant is answered."""
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     title, address = "", url
     for _ in range(2):

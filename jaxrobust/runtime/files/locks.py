@@ -79,7 +79,7 @@ def wait_for(file: Any) -> None:
 
 
 def _taken(path: Path, what: str, otherwise: str, wait: bool) -> int:
-    """Return the open file of a lock that is ours now."""
+    """Open the file of a lock when it is ours."""
     begun, first, told = time.monotonic(), None, False
     while True:
         # Opened again each time: else NFS shows what it read before. No other function may open

@@ -35,9 +35,7 @@ class _Page(HTMLParser):
 
 
 def read(page: str, url: str) -> tuple[str, str]:
-    """Return a page's title, and the address of the file if the page asks for a confirmation;
-    else "".
-    """
+    """Read a page's title, and the address of the file if it asks for a confirmation, else ""."""
     found = _Page()
     found.feed(page)
     title = " ".join(found.title.split())[:80]

@@ -19,9 +19,7 @@ class DiskFull(OSError):
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Tell whether an error, or one behind it, is about no space for a file: a full disk, a
-    quota or a limit on the size of files.
-    """
+    """Tell whether an error, or one behind it, is a full disk, a quota or a file's limit."""
     return _reason(error) is not None
 
 
@@ -38,9 +36,7 @@ def _reason(error: BaseException | None) -> str | None:
 
 @contextlib.contextmanager
 def explained(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turn a full disk, however deep it was noticed, into one sentence about the file or folder
-    that did not fit; `size`: the bytes that it takes, where they are known.
-    """
+    """Turn a full disk into one sentence about the file that did not fit and its `size`."""
     try:
         yield
     except DiskFull:
@@ -57,12 +53,12 @@ def explained(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def _free(path: Path) -> int:
-    """Return the free bytes of the disk that would hold a file."""
+    """Count the free bytes of the disk that would hold a file."""
     return shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
 
 
 def amount(size: int) -> str:
-    """Return bytes for people."""
+    """Write bytes for people."""
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size >= 1024**power:
             return f"{size / 1024**power:.1f} {unit}"

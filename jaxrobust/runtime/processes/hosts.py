@@ -38,21 +38,21 @@ def first(value: int) -> int:
 
 
 def total(count: int) -> int:
-    """Return the sum of what each host counted."""
+    """Add up the counts of all hosts."""
     if jax.process_count() == 1:
         return count
     return int(process_allgather(np.array(count)).sum())
 
 
 def largest(value: int) -> int:
-    """Return the largest value that a host has."""
+    """Take the largest value that a host has."""
     if jax.process_count() == 1:
         return value
     return int(process_allgather(np.array(value)).max())
 
 
 def share(which: np.ndarray) -> np.ndarray:
-    """Return the part of `which` that this process takes; the parts differ by one at most."""
+    """Take this process's part of `which`; the parts differ by one at most."""
     return which[jax.process_index() :: jax.process_count()]
 
 
@@ -74,10 +74,7 @@ def everyone(value: T) -> list[T]:
 
 
 def _lengths(mine: int) -> list[int]:
-    """Collect the lengths of all processes, through the coordination service.
-
-    Collectives cannot wait: the first one gives up after 30 s under Gloo.
-    """
+    """Collect all lengths by the coordination service, as Gloo's collectives give up after 30 s."""
     client = distributed.global_state.client
     if client is None:
         raise ValueError("call jax.distributed.initialize() first, in every process")

@@ -33,9 +33,7 @@ _LOST = re.compile(
 
 
 class Notice(NamedTuple):
-    """That a process has ended, and its exit code; None: it did not say; `STANDS_STILL`: it has
-    not ended.
-    """
+    """The end of a process; a code of None: it did not say; `STANDS_STILL`: it has not ended."""
 
     process: int
     code: int | None
@@ -193,9 +191,7 @@ class Lifeline:
                 self._peers[who[peer]] = peer
 
     def _left(self, process: int | None) -> None:
-        """Take note, as process 0, that the connection to another one is closed; None: a stranger
-        was there.
-        """
+        """Take note, as process 0, that the connection to another one or a stranger is closed."""
         if process is None:
             return
         self._heard({"process": process})
@@ -215,9 +211,7 @@ class _Lines:
         self._rest = b""
 
     def read(self, peer: socket.socket) -> list[dict[str, Any]] | None:
-        """Return the messages that are whole, after waiting for some bytes; None: it is closed, or
-        speaks another language.
-        """
+        """Wait for bytes, return the whole messages; None: it is closed or speaks otherwise."""
         try:
             came = peer.recv(4096)
             *whole, self._rest = (self._rest + came).split(b"\n")
@@ -243,7 +237,7 @@ def _keep_alive(peer: socket.socket) -> None:
 
 
 def joined(end: Callable[[str, int], None], again: Callable[[], str]) -> Lifeline | None:
-    """Return the lifeline of this process, after `launch.join_hosts`; None: it is alone."""
+    """Connect this process to its pod, after `launch.join_hosts`; None: it is alone."""
     from jax._src import distributed  # the coordination service has no public name
 
     state = distributed.global_state

@@ -74,7 +74,7 @@ class Wait:
                 sys.stderr.flush()
 
     def _words(self, seconds: int, columns: int) -> str:
-        """Return one line of less than so many columns."""
+        """Fit a line into less than so many columns."""
         long = f"{seconds // 60} min" if seconds >= 120 else f"{seconds} s"
         what, counted = self._what(), f", {long} {self._counts}"
         if self._last and len(whole := f"{what}{counted} ({self._last})") < columns:
@@ -84,7 +84,7 @@ class Wait:
 
 
 def _mark(seconds: int) -> int:
-    """Return the last of the seconds by now at which a pipe gets a line."""
+    """Find the last of the seconds by now at which a pipe gets a line."""
     return seconds // 10 * 10
 
 
@@ -117,9 +117,7 @@ def end() -> None:
 
 @contextlib.contextmanager
 def of(what: str, *, here: bool = True) -> Iterator[None]:
-    """Print on stderr what is done inside, where it takes longer than a second, and for how long
-    if it takes longer still; if it is `here`, not on another host, that people are told.
-    """
+    """Print on stderr, if `here`, what is done inside for longer than a second, and how long."""
     if not here:
         yield
         return
@@ -155,9 +153,7 @@ def lasting(
 
 @contextlib.contextmanager
 def shown_by(bar: Callable[[str], None], *, seen: bool = True) -> Iterator[None]:
-    """Let a bar that is `seen` show, once a second, what is waited for inside: the line in place
-    would be that of the bar.
-    """
+    """Let a bar that is `seen` show, once a second, what is waited for inside."""
     if not seen:
         yield
         return

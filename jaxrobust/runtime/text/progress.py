@@ -35,7 +35,7 @@ def watched() -> bool:
 
 
 def columns() -> int:
-    """Return the width of the terminal; 80 where there is none."""
+    """Measure the terminal; 80 where there is none."""
     return terminal.width(sys.stderr) or 80
 
 
@@ -59,7 +59,7 @@ def fitted(head: str, parts: Sequence[Part], room: int) -> str:
 
 
 def joined(head: str, parts: Sequence[Part], room: int) -> str:
-    """Return a line of less than `room` columns: head, and those of the parts that fit."""
+    """Join head and parts to a line of less than `room` columns, without those that do not fit."""
     kept = [part for part in parts if part.text]
     line = lambda: " ".join([head] * bool(head) + [part.text for part in kept])  # noqa: E731
     while len(kept) > 1 and len(line()) >= room:
@@ -95,7 +95,7 @@ class StopSignals:
 
 
 def clock(seconds: float) -> str:
-    """Return hours, minutes and seconds, for people."""
+    """Write hours, minutes and seconds, for people."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -8,7 +8,7 @@ _ZOOM = 2  # pixels to a unit: sharp on screens of today
 
 
 def png(svg: str) -> bytes:
-    """Return a picture of an SVG file's text on white, two pixels to a unit."""
+    """Draw an SVG file's text on white, two pixels to a unit."""
     return bytes(_resvg().svg_to_bytes(svg_string=svg, zoom=_ZOOM, background="#ffffff"))
 
 

@@ -15,7 +15,7 @@ _below: list[tuple[TextIO, int]] = []  # the line that is written in place, and 
 
 
 def width(stream: TextIO) -> int | None:
-    """Return the columns of the terminal that a stream is; None where it is none."""
+    """Measure the columns of the terminal that a stream is; None where it is none."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
     except (OSError, ValueError, AttributeError):  # closed, or a notebook's
