@@ -1,7 +1,7 @@
 """The types of a config's sections, for whoever reads one; `config.base` holds the values."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 
 class Section(Protocol):
@@ -214,18 +214,9 @@ class Config(Protocol):
 
 
 # The sections that a config has beside its phases.
+# The sections that a config has beside its phases.
 SECTIONS: dict[str, Any] = {
-    "model": ModelSection,
-    "mesh": MeshSection,
-    "init": InitSection,
-    "data": DataSection,
-    "mixup": MixupSection,
-    "erase": EraseSection,
-    "attack": AttackSection,
-    "trouble": TroubleSection,
-    "alarm": AlarmSection,
-    "evaluation": EvaluationSection,
-    "test": TestSection,
-    "checkpoint": CheckpointSection,
-    "log": LogSection,
+    name: kind
+    for name, kind in get_type_hints(Config).items()
+    if Section in getattr(kind, "__mro__", ())
 }

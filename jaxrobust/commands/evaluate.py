@@ -24,15 +24,8 @@ from absl import app, flags
 from jaxrobust.commands.flags.attacks import describe_attacks
 from jaxrobust.commands.flags.evaluation import EvaluateFlags
 from jaxrobust.runtime.commandline import fields, functions
-from jaxrobust.runtime.commandline.arguments import (
-    define_host_flags,
-    hosts,
-    parse,
-    quiet_libraries,
-    stop,
-    unable,
-)
-from jaxrobust.runtime.commandline.ending import Ending
+from jaxrobust.runtime.commandline.arguments import parse, quiet_libraries, stop, unable
+from jaxrobust.runtime.commandline.ending import Ending, define_host_flags, hosts
 from jaxrobust.runtime.processes.launch import keep_large_buffers, use_every_core
 from jaxrobust.runtime.text import patience, terminal
 

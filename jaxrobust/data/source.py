@@ -1,11 +1,14 @@
 """What every kind of data set gives: records of encoded bytes and a label, with random access."""
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+_READ = 64  # records at a time, to hash them
 
 
 class DataError(ValueError):
@@ -64,6 +67,16 @@ class Source:
     def where(self) -> str:
         """Return the words that name this split in a message."""
         return f"data set {self.name!r}, split {self.split!r}"
+
+
+def content_sha256(source: Source, images: int) -> str:
+    """Hash the encoded bytes and the labels of the first records of a source, in their order."""
+    digest = hashlib.sha256()
+    for start in range(0, images, _READ):
+        for record in source.read(range(start, min(start + _READ, images))):
+            digest.update(f"{record.label} {len(record.image)} ".encode())
+            digest.update(record.image)
+    return digest.hexdigest()
 
 
 def first_few(names: Sequence[str], most: int = 5) -> str:

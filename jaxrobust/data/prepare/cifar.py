@@ -84,15 +84,8 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     with directory.claimed(plan):
         written = _write(plan, functools.partial(_write_shard, found=found, orders=orders))
         directory.finish(plan)
-    seconds = time.perf_counter() - listed
     size = written * found.images["test"][0].nbytes
-    return _done(folder) | {
-        "written_images": written,
-        "written_bytes": size,
-        "listing_seconds": round(listed - start, 3),
-        "writing_seconds": round(seconds, 3),
-        "mb_per_second": round(size / seconds / 1e6, 1),
-    }
+    return _done(folder) | command.effort(written, size, start=start, listed=listed)
 
 
 def _done(folder: Path) -> dict[str, Any]:
@@ -127,11 +120,7 @@ def _write(plan: Plan, job: Job) -> int:
     todo = [shard for shard in every if not _is_there(shard, sums)]
     if todo:
         (plan.directory / directory.INFO).unlink(missing_ok=True)  # it promises all shards
-    with command.working(job, "writing", every, todo, 1) as events:
-        for event in events:
-            if event.shard:
-                directory.add_sum(plan.directory, event.shard, event.sha256)
-    return command.images_of(todo)
+    return command.write(plan, job, todo, 1)
 
 
 def _is_there(shard: Shard, sums: dict[str, str]) -> bool:

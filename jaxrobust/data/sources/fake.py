@@ -15,8 +15,11 @@ NAME = re.compile(r"fake(?::([1-9]\d*)x([1-9]\d*)x([13])(?::([1-9]\d*))?)?")
 _SPLITS = {"train": 1024, "test": 256}
 
 
-def open_fake(name: str, split: str) -> Source:
+def open_fake(name: str, split: str, *, classes: Any, ids: Any, num_classes: int | None) -> Source:
     """Return the split `split` of the synthetic data set `name`, which matches `NAME`."""
+    del ids, num_classes  # a list is refused by the split, a number of classes by who asked
+    if classes is not None:
+        raise DataError(f"data set {name!r} is synthetic: it has no classes to choose from")
     match = NAME.fullmatch(name)
     assert match is not None
     height, width, channels, classes = (
@@ -63,16 +66,5 @@ def _read(
     return records
 
 
-def _open(name: str, split: str, *, classes: Any, ids: Any, num_classes: int | None) -> Source:
-    del ids, num_classes  # a list is refused by the split, a number of classes by who asked
-    if classes is not None:
-        raise DataError(f"data set {name!r} is synthetic: it has no classes to choose from")
-    return open_fake(name, split)
-
-
-add(
-    Kind(
-        *("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn", _open),
-        pattern=NAME.pattern,
-    )
-)
+_ABOUT = ("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn")
+add(Kind(*_ABOUT, open_fake, pattern=NAME.pattern))

@@ -205,12 +205,5 @@ def _read(indices: Sequence[int], *, files: Files) -> list[Record]:
     return [Record(c, int(labels[index])) for c, index in zip(contents, indices, strict=True)]
 
 
-add(
-    Kind(
-        "folder",
-        "folder:PATH",
-        "an ImageFolder: image files in one folder for each class",
-        open_folder,
-        is_path=True,
-    )
-)
+_ABOUT = ("folder", "folder:PATH", "an ImageFolder: image files in one folder for each class")
+add(Kind(*_ABOUT, open_folder, is_path=True))

@@ -81,6 +81,7 @@ def open_hf(
     *,
     classes: Sequence[tuple[int | None, str]] | None,
     ids: subsets.Ids | None,
+    num_classes: int | None,
 ) -> Source:
     """Return the split `split` of `hf:NAME[:CONFIG][@REVISION][#LABEL]` or of `hf:FOLDER[#LABEL]`.
 
@@ -88,6 +89,7 @@ def open_hf(
     or what `save_to_disk` wrote. LABEL names the column of labels where several could be meant.
     `val` and `validation` are the same.
     """
+    del num_classes  # who asked compares
     asked = _parse(name)
     loaded = _load(name, asked)
     wanted = grammar.parse(split)
@@ -120,8 +122,6 @@ def open_hf(
         files_sha256=hashlib.sha256(labels.tobytes() + repr(described).encode()).hexdigest(),
         labels=labels,
     )
-    if classes is None and not wanted.ids and not wanted.part:
-        return source
     return choosing.choose(
         source, wanted, split, classes=classes, ids=ids, index=lambda: (labels, files)
     )
@@ -370,11 +370,4 @@ def _files(images: Table) -> tuple[list[str] | None, list[int]]:
     return [_IMAGENET_NAME.sub(r"\1\2", name) for name in names], sizes
 
 
-add(
-    Kind(
-        *("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files"),
-        lambda name, split, *, classes, ids, num_classes: open_hf(
-            name, split, classes=classes, ids=ids
-        ),
-    )
-)
+add(Kind("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files", open_hf))

@@ -65,6 +65,7 @@ def open_npz(
     *,
     classes: Sequence[tuple[int | None, str]] | None,
     ids: subsets.Ids | None,
+    num_classes: int | None,
 ) -> Source:
     """Return the split `split` of `npz:PATH`.
 
@@ -81,6 +82,7 @@ def open_npz(
     Raises:
       DataError: as in `open_source`.
     """
+    del num_classes  # who asked compares
     file = _opened(name)
     asked = grammar.parse(split)
     there = _splits_of(file)
@@ -113,11 +115,10 @@ def open_npz(
         files_sha256=hashlib.sha256(repr((sums, shape, names)).encode()).hexdigest(),
         labels=every[labels],
     )
-    if classes is not None or asked.ids or asked.part:
-        known = every[labels]
-        source = choosing.choose(
-            source, asked, split, classes=classes, ids=ids, index=lambda: (known, None)
-        )
+    known = every[labels]
+    source = choosing.choose(
+        source, asked, split, classes=classes, ids=ids, index=lambda: (known, None)
+    )
     source[0]  # reads the images, whose checksum shows a damaged file
     return source
 
@@ -227,13 +228,4 @@ def _class_names(file: _File) -> tuple[str, ...]:
     return ()
 
 
-add(
-    Kind(
-        *("npz", "npz:PATH", "a file of arrays"),
-        lambda name, split, *, classes, ids, num_classes: open_npz(
-            name, split, classes=classes, ids=ids
-        ),
-        is_path=True,
-        contents=True,
-    )
-)
+add(Kind("npz", "npz:PATH", "a file of arrays", open_npz, is_path=True, contents=True))

@@ -15,9 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrobust.data.source import KINDS, DataError, Record, Source, first_few, kind_of
+from jaxrobust.data.source import (
+    KINDS,
+    DataError,
+    Record,
+    Source,
+    content_sha256,
+    first_few,
+    kind_of,
+)
 from jaxrobust.data.sources import cifar_c, fake, folder, huggingface, npz, tfds  # noqa: F401  # kinds
-from jaxrobust.data.splits import content, grammar, storage, subsets
+from jaxrobust.data.splits import grammar, storage, subsets
 
 __all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]
 
@@ -105,7 +113,7 @@ def _fingerprinted(source: Source) -> Source:
     """Let the records of a source enter its fingerprint, where nothing else says which they are."""
     if source.files_sha256 or source.ids_sha256:
         return source
-    return dataclasses.replace(source, files_sha256=content.content_sha256(source, len(source)))
+    return dataclasses.replace(source, files_sha256=content_sha256(source, len(source)))
 
 
 def written() -> str:

@@ -30,9 +30,9 @@ def choose(
       index: gives the labels of all records and the names of their files, None where there are
         none; where it reads all records, what can be refused without has been refused.
     """
-    where = source.where()
-    wanted: list[int] | None = None
-    lookup = None
+    if classes is None and ids is None and asked.part is None:
+        return source
+    where, wanted, lookup = source.where(), None, None
     if classes is not None:
         wanted = subsets.class_labels(classes, source.classes, source.num_classes, where)
         lookup = np.full(source.num_classes, -1, np.int32)

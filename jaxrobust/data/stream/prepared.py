@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.data.sources.registry import Source
-from jaxrobust.data.splits.content import content_sha256
+from jaxrobust.data.source import Source, content_sha256
 from jaxrobust.data.stream import loading
 from jaxrobust.data.transforms import preparing
 
-_HASHED = 64  # records at a time, whose bytes are hashed
 _READ = 256  # records at a time, where only their labels are wanted
 _THREADS = min(8, os.cpu_count() or 1)  # decoding holds no lock
 

@@ -1,4 +1,4 @@
-"""Flags as people write them, and mistakes in them as one sentence."""
+"""Flags and configs as people write them, and mistakes in them as one sentence."""
 
 import argparse
 import ast
@@ -33,32 +33,6 @@ program: str | None = None  # what people typed, if it is not the file that runs
 flags.disclaim_key_flags()  # the flags below are in the --help of the command that asks for them
 
 
-def define_host_flags() -> None:
-    """Define the flags of a command that several hosts run together, for `hosts`."""
-    join = "Join the other hosts of a TPU or GPU pod; the command is started on each of them."
-    flags.DEFINE_bool("multihost", False, join, allow_override=True)
-    given = "It implies --multihost; default: what Cloud TPU, Slurm, GKE and others say."
-    address = f"Address of process 0, HOST:PORT, where it waits for the others. {given}"
-    flags.DEFINE_string("coordinator_address", None, address, allow_override=True)
-    count, index = f"Number of processes. {given}", f"Number of this process, from 0. {given}"
-    flags.DEFINE_integer("num_processes", None, count, allow_override=True)
-    flags.DEFINE_integer("process_id", None, index, allow_override=True)
-    waits = "Seconds to wait for the other processes; default: 300. It implies --multihost."
-    flags.DEFINE_float("coordinator_timeout", None, waits, allow_override=True)
-
-
-def hosts() -> dict[str, Any] | None:
-    """Read the arguments of `launch.join_hosts` in the flags; None: this process is alone."""
-    given = {
-        "coordinator": flags.FLAGS.coordinator_address,
-        "processes": flags.FLAGS.num_processes,
-        "process": flags.FLAGS.process_id,
-        "timeout_s": flags.FLAGS.coordinator_timeout,
-    }
-    several = flags.FLAGS.multihost or any(value is not None for value in given.values())
-    return given if several else None
-
-
 def quiet_libraries() -> None:
     """Keep Orbax and Grain from logging 30 lines a checkpoint, unless --verbosity is given.
 
@@ -74,22 +48,22 @@ def quiet_libraries() -> None:
 def stop(message: object, code: int) -> NoReturn:
     """End the process with a sentence on stderr."""
     patience.end()
-    _print(message)
+    show(message)
     sys.exit(code)
 
 
-def _print(message: object) -> None:
-    said = terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr))
+def show(message: object) -> None:
+    """Print a sentence on stderr, as wide as the terminal."""
+    sentence = terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr))
     with terminal.turn():
-        print(said, file=sys.stderr, flush=True)
+        print(sentence, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def ending(interrupted: str, solved: str = "") -> Iterator[None]:
-    """End the process with a sentence where what is done inside fails.
+    """End with a sentence where what is done inside fails: 2 for a wrong input, 130 for Ctrl-C,
 
-    With 2 for a wrong input, 3 for a file that cannot be read or written, after whose
-    sentence `solved` is said, 130 for Ctrl-C, after which `interrupted` is said.
+    and 3, with `solved` behind the sentence, for a file that cannot be read or written.
     """
     try:
         yield
@@ -100,8 +74,8 @@ def ending(interrupted: str, solved: str = "") -> Iterator[None]:
     except (OSError, MemoryError) as error:
         stop(f"{unable(error)}{solved}", 3)
     except Exception as error:
-        if said := functions.of_users(error):
-            stop(said, 2)
+        if users := functions.of_users(error):
+            stop(users, 2)
         raise
 
 
@@ -109,8 +83,8 @@ def unable(error: OSError | MemoryError) -> str:
     """Return the sentence for what this machine has no memory, no disk or no network for."""
     if isinstance(error, OSError):
         return str(error)
-    said = str(error).partition(" for an array")[0] or "it is not said how much was wanted"
-    return f"the memory of this machine is too small ({said}); take smaller images, or fewer"
+    wanted = str(error).partition(" for an array")[0] or "it is not said how much was wanted"
+    return f"the memory of this machine is too small ({wanted}); take smaller images, or fewer"
 
 
 def answer(run: Callable[[Any], Any], args: Any, interrupted: str) -> None:
@@ -194,8 +168,7 @@ class Arguments(argparse.ArgumentParser):
         stop(message, 2)
 
 
-def _no_flag(word: str, near: Sequence[str] = ()) -> str:
-    """Return the sentence for what is no flag, or no value of one."""
+def _no_flag(word: str, near: Sequence[str]) -> str:
     meant = f"; did you mean {' or '.join(near)}?" if near else ";"
     return f"{word} is no flag{meant} --help lists them"
 
@@ -208,26 +181,27 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
     """
     path = Path()
     try:
-        given = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
-        words, changes = _changes([_underscores(word) for word in given])
         known = flags.FLAGS
+        given = known.read_flags_from_files(argv[1:], force_gnu=False)
+        words, changes = _changes([_underscores(word) for word in given])
         several = {name for name in known if isinstance(known[name], flags.MultiFlag)}
         check_once(words, [key for key, _ in changes], several=several)
         for word in words:  # such as --workdir=$UNSET
             if re.fullmatch(r"--?[a-z_]+=", word):
                 raise ValueError(f"{word} is empty; give a value, or leave it out")
         words, path = _with_config(words)
-        if path.name:  # a config may import its neighbours, by one name or the other
-            sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
-        argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
-        rest = flags.FLAGS(argv)
-        if path.name and not isinstance(flags.FLAGS["config"].value, ConfigDict):
-            kind = type(flags.FLAGS["config"].value).__name__
-            raise ValueError(f"get_config() of {path} returns a {kind}; return a ConfigDict")
-        for key, value in changes:
-            _change(flags.FLAGS["config"].value, key.split(".")[1:], value)
         if path.name:
-            _spell(flags.FLAGS["config"].value)
+            _find_neighbours(path)
+        argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
+        rest = known(argv)
+        if path.name:
+            config = known["config"].value
+            if not isinstance(config, ConfigDict):
+                kind = type(config).__name__
+                raise ValueError(f"get_config() of {path} returns a {kind}; return a ConfigDict")
+            for key, value in changes:
+                _change(config, key.split(".")[1:], value)
+            _spell(config)
         return rest
     except Exception as error:
         stop(_reason(error, path, hint), 2)
@@ -255,13 +229,18 @@ def split_config(given: str) -> tuple[Path, str]:
 def load_config(given: str) -> Any:
     """Call `get_config` of a config, `FILE[:ARGUMENTS]`; the config comes back unlocked."""
     path, arguments = split_config(given)
-    sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
+    _find_neighbours(path)
     try:
         made = runpy.run_path(str(path))["get_config"](*[arguments] * bool(arguments)).unlock()
         _spell(made)
         return made
     except Exception as error:
         raise ValueError(_reason(error, path, f"--config {given}")) from error
+
+
+def _find_neighbours(path: Path) -> None:
+    """Let a config import its neighbours, by one name or the other."""
+    sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
 
 
 def config_name(given: str) -> str:

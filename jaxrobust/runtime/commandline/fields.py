@@ -4,7 +4,6 @@
 which the commands need that take `--config.key=value`.
 """
 
-import argparse
 import dataclasses
 import types
 import typing
@@ -61,9 +60,8 @@ def flag(
     if required and not word:
         how["required"] = True
     about = {"about": _About(text, word, least, reads, how)}
-    if required:
-        return dataclasses.field(metadata=about)
-    return dataclasses.field(default=default, metadata=about)
+    kept = {} if required else {"default": default}
+    return dataclasses.field(metadata=about, **kept)  # type: ignore[call-overload]
 
 
 def read(
@@ -96,22 +94,14 @@ def given(kind: type[Asked]) -> Asked:
     return _made(kind, {name: flags.FLAGS[name].value for name in names})
 
 
-def _add(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
+def _add(parser: Arguments, field: Any, hint: Any) -> None:
     about: _About = field.metadata["about"]
-    how: dict[str, Any] = {"help": about.text} | about.how
     plain, several = _plain(hint, about)
+    how: dict[str, Any] = {"help": about.text} | ({"nargs": "+"} if several else {})
+    how |= {"action": "store_true"} if plain is bool else {"type": plain}
     if field.default is not dataclasses.MISSING:
-        how.setdefault("default", field.default)
-    if plain is bool:
-        how["action"] = "store_true"
-    else:
-        how["type"] = plain
-    if several:
-        how.setdefault("nargs", "+")
-    if about.word:
-        parser.add_argument(field.name, **how)
-    else:
-        parser.flag(field.name, **how)  # type: ignore[attr-defined]
+        how["default"] = field.default
+    (parser.add_argument if about.word else parser.flag)(field.name, **(how | about.how))
 
 
 def _plain(hint: Any, about: _About) -> tuple[type, bool]:

@@ -39,10 +39,9 @@ def is_name(text: str) -> bool:
 
 
 def find(what: str, name: str) -> Named:
-    """Return the function that `name` says; a file is run again where it has changed.
+    """Find the function that `name` says, where Python looks and in the current folder.
 
-    Modules are looked for where Python looks, and in the current folder; a file may import its
-    neighbours.
+    A file is run again where it has changed, and may import its neighbours.
     """
     place, _, attribute = name.rpartition(":")
     if not (place and all(part.isidentifier() for part in attribute.split("."))):
@@ -53,7 +52,11 @@ def find(what: str, name: str) -> Named:
     try:
         function = operator.attrgetter(attribute)(module)
     except AttributeError as error:
-        known = [key for key, value in vars(module).items() if _is_own(value, module)]
+        known = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__
+        ]
         raise ValueError(
             f"{what}={name}: {place} has no {attribute!r}; it has {', '.join(known) or 'none'}"
         ) from error
@@ -63,10 +66,6 @@ def find(what: str, name: str) -> Named:
         )
     file = place if of_file else getattr(module, "__file__", None)
     return Named(function, name, file, _sha256(module))
-
-
-def _is_own(value: Any, module: ModuleType) -> bool:
-    return callable(value) and getattr(value, "__module__", None) == module.__name__
 
 
 def _sha256(module: ModuleType) -> str | None:
@@ -126,7 +125,7 @@ def explained(what: str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        lines = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+        lines = _lines(error)
         if isinstance(error, ValueError) and lines[-1][0].is_relative_to(_PACKAGE):
             raise
         if isinstance(error, SyntaxError) and error.filename:
@@ -135,13 +134,15 @@ def explained(what: str, name: str) -> Iterator[None]:
         raise ValueError(f"{what}={name}: {where}{type(error).__name__}: {_text(error)}") from error
 
 
+def _lines(error: BaseException) -> list[tuple[Path, int | None]]:
+    return [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+
+
 def place_of(error: BaseException) -> str:
     """Write "FILE, line N" of the user's code that an error came out of, "" of other code."""
-    lines = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    lines = _lines(error)
     ours = [number for number, (path, _) in enumerate(lines) if path.is_relative_to(_PACKAGE)]
-    if not ours:
-        return ""
-    own = [(path, line) for path, line in lines[ours[-1] + 1 :] if _is_users(path)]
+    own = [line for line in lines[ours[-1] + 1 :] if _is_users(line[0])] if ours else []
     if not own:
         return ""
     path, line = own[-1]
@@ -151,9 +152,8 @@ def place_of(error: BaseException) -> str:
 
 def of_users(error: Exception) -> str | None:
     """Say in one sentence that an error came out of the user's code; None: it did not."""
-    if not (place := place_of(error)):
-        return None
-    return f"{place}: {type(error).__name__}: {_text(error)}"
+    place = place_of(error)
+    return f"{place}: {type(error).__name__}: {_text(error)}" if place else None
 
 
 def _is_users(path: Path) -> bool:

@@ -27,8 +27,8 @@ def parse(text: str, flag: str = "threat") -> Threat:
     try:
         return Threat(norm, number(flag, radius))
     except ValueError as error:
-        said = str(error).removeprefix(f"--{flag}={radius} ")
-        raise ValueError(f"--{flag}={text}: {said}") from error
+        reason = str(error).removeprefix(f"--{flag}={radius} ")
+        raise ValueError(f"--{flag}={text}: {reason}") from error
 
 
 def ladder(text: str) -> list[Threat]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax._src import distributed  # the coordination service has no public name
-from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
+from jax.experimental.multihost_utils import process_allgather
 
 from jaxrobust.runtime.text import patience
 
@@ -30,25 +30,23 @@ ROUNDING = 2e-3
 _calls = itertools.count()
 
 
+def _of_all(value: int) -> np.ndarray:
+    return np.array([value]) if jax.process_count() == 1 else process_allgather(np.array(value))
+
+
 def first(value: int) -> int:
     """Take the first host's value for all: others may have another or later view of the files."""
-    if jax.process_count() == 1:
-        return value
-    return type(value)(broadcast_one_to_all(np.array(value)))
+    return type(value)(_of_all(value)[0])
 
 
 def total(count: int) -> int:
     """Add up the counts of all hosts."""
-    if jax.process_count() == 1:
-        return count
-    return int(process_allgather(np.array(count)).sum())
+    return int(_of_all(count).sum())
 
 
 def largest(value: int) -> int:
     """Take the largest value that a host has."""
-    if jax.process_count() == 1:
-        return value
-    return int(process_allgather(np.array(value)).max())
+    return int(_of_all(value).max())
 
 
 def share(which: np.ndarray) -> np.ndarray:
