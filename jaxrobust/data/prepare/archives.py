@@ -25,26 +25,16 @@ _PIXELS = 3 * 32 * 32
 
 
 class Archive(NamedTuple):
-    """One of the official files.
+    """One of the official files."""
 
-    Attributes:
-      dataset: TFDS' name.
-      file: its name.
-      size, sha256: of the file.
-      folder: in it, where all lies.
-      members: split -> the files of its images, in order.
-      labels: the feature of each label, in the order of a binary row -> its key in a pickle.
-      names: the feature of each label -> (file of the classes' names, key in a pickle).
-    """
-
-    dataset: str
+    dataset: str  # TFDS' name
     file: str
     size: int
     sha256: str
-    folder: str
-    members: Mapping[str, Sequence[str]]
-    labels: Mapping[str, str]
-    names: Mapping[str, tuple[str, str]]
+    folder: str  # in it, where all lies
+    members: Mapping[str, Sequence[str]]  # split -> the files of its images, in order
+    labels: Mapping[str, str]  # feature, in the order of a binary row -> its key in a pickle
+    names: Mapping[str, tuple[str, str]]  # feature -> (file of classes' names, key in a pickle)
 
     @property
     def pickled(self) -> bool:
@@ -53,17 +43,11 @@ class Archive(NamedTuple):
 
 
 class Images(NamedTuple):
-    """What an archive holds, in its order.
+    """The contents of an archive, in its order."""
 
-    Attributes:
-      images: split -> uint8[N,32,32,3].
-      labels: split -> feature -> i64[N].
-      classes: feature -> the names of its classes.
-    """
-
-    images: dict[str, np.ndarray]
-    labels: dict[str, dict[str, np.ndarray]]
-    classes: dict[str, tuple[str, ...]]
+    images: dict[str, np.ndarray]  # split -> uint8[N,32,32,3]
+    labels: dict[str, dict[str, np.ndarray]]  # split -> feature -> i64[N]
+    classes: dict[str, tuple[str, ...]]  # feature -> names
 
 
 _BATCHES = [f"data_batch_{number}" for number in range(1, 6)]

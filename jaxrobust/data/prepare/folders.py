@@ -100,12 +100,7 @@ def rows(
 ) -> Iterator[Row]:
     """Yield the images in the class folders; a name is the path within that of the class.
 
-    Args:
-      folder: of the split.
-      classes: in the order of labels.
-      left_out: counts what is not an image, by kind.
-      imagenet: refuse images whose names are of other classes; names are without folders.
-      allow_partial: take empty class folders.
+    Of `imagenet`, images named as of other classes are refused, and names are without folders.
     """
     labels = {name: label for label, name in enumerate(classes)}
     for name in class_folders(folder):

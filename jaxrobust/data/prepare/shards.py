@@ -242,8 +242,7 @@ def _index(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def work(job: Job, shards: Sequence[Shard], workers: int) -> Generator[Event]:
     """Yield the events of `job` on all shards, by `workers` processes; in this one if that is 1.
 
-    Closing the iterator ends the processes. They also end when this process is killed: their next
-    report has no reader.
+    Closing the iterator ends the processes; so does the end of this one, who reads their reports.
     """
     workers = min(workers, len(shards))
     if workers < 2:

@@ -24,20 +24,13 @@ _THREADS = 16  # a slow disk or a bucket answers many lists at once
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The paths of N files without N Python objects: cheap to keep and to send to workers.
+    """The paths of N files without N Python objects: cheap to keep and to send to workers."""
 
-    Attributes:
-      root: the directory of the class folders.
-      folders: of the classes, in the order of labels.
-      labels: int32[N].
-      blob, ends: the paths within the class folders one after the other, and int64[N] their ends.
-    """
-
-    root: str
-    folders: tuple[str, ...]
-    labels: np.ndarray
-    blob: bytes
-    ends: np.ndarray
+    root: str  # of the class folders
+    folders: tuple[str, ...]  # in the order of labels
+    labels: np.ndarray  # int32[N]
+    blob: bytes  # the paths within the class folders one after the other
+    ends: np.ndarray  # of each, int64[N]
 
     def __len__(self) -> int:
         return len(self.labels)

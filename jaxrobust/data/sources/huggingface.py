@@ -184,11 +184,7 @@ def _load(name: str, asked: _Address) -> dict[str, Any]:
 
 
 def _parquet(folder: Path) -> dict[str, list[str]]:
-    """Return split -> the parquet files of a folder, whatever else lies there.
-
-    They are SPLIT.parquet, SPLIT-00000-of-00002.parquet or SPLIT/0000.parquet, as the hub has them.
-    None where a card says more of them, which `datasets` then reads.
-    """
+    """Map splits to the parquet files of a folder; none where a card says more of them."""
     found: dict[str, list[str]] = {}
     if (folder / "README.md").is_file():
         return found
@@ -200,10 +196,7 @@ def _parquet(folder: Path) -> dict[str, list[str]]:
 
 
 def _from_hub(asked: _Address) -> Mapping[str, Any]:
-    """Return the splits of a data set of the hub, in the revision that is asked for.
-
-    `datasets` takes any revision that is in its cache where it does not find the right one.
-    """
+    """Load a data set in its revision, for which `datasets` may take any other from its cache."""
     import datasets
     import huggingface_hub
 
@@ -303,10 +296,7 @@ def _undecoded(data: Any, image_key: str) -> Any:
 def _labels(
     loaded: Mapping[str, Any], split: str, key: str, where: str
 ) -> tuple[np.ndarray, tuple[str, ...] | int]:
-    """Return the labels int32[N] of a split, and the classes' names, or how many there are.
-
-    Texts are classes in their sorted order, over all splits.
-    """
+    """Read labels int32[N] and the classes' names, sorted over all splits, or their number."""
     import datasets
 
     kind = loaded[split].features[key]

@@ -67,20 +67,12 @@ def open_npz(
     ids: subsets.Ids | None,
     num_classes: int | None,
 ) -> Source:
-    """Return the split `split` of `npz:PATH`.
+    """Open the split `split` of `npz:PATH`.
 
     The images uint8[N,H,W] (grey) or uint8[N,H,W,1 or 3] and the labels int[N] or int[N,1] of a
     split such as train are train_images and train_labels, or x_train and y_train. Alone, images and
-    labels, or image and label, as generated images are published, are the one split `all`. The
-    names of the classes are in `classes`, `class_names` or `label_names`, where there are any;
-    otherwise there are as many as the largest label says.
-
-    Args:
-      name, split: as in `open_source`.
-      classes: only these, in this order.
-      ids: refused, as these images have no names.
-    Raises:
-      DataError: as in `open_source`.
+    labels, or image and label, are the one split `all`. Names of classes are in `classes`,
+    `class_names` or `label_names`; else there are as many as the largest label says.
     """
     del num_classes  # who asked compares
     file = _opened(name)

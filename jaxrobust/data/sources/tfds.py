@@ -51,13 +51,7 @@ def build_command(name: str, root: Any) -> str:
 
 
 def version_directory(name: str, root: Any, others: str) -> Any:
-    """Return the directory `root/NAME[/CONFIG]/VERSION`: the newest version unless `name` says one.
-
-    Args:
-      name: `NAME[/CONFIG][:VERSION]`; without CONFIG the only one that is prepared.
-      root: an epath.Path.
-      others: what else could have been asked for, for messages.
-    """
+    """Find `root/NAME[/CONFIG]/VERSION`, the only config and newest version unless said."""
     dataset, _, wanted = name.partition(":")
     top = storage.entries(root)
     if top is None:

@@ -20,15 +20,10 @@ def choose(
     ids: subsets.Ids | None,
     index: Callable[[], tuple[np.ndarray, Iterable[str] | None]],
 ) -> Source:
-    """Return the records of a split that a list of classes, a list of ids and a part leave.
+    """Keep the records of a split that a list of classes, a list of ids and a part leave.
 
-    Args:
-      source: the whole split.
-      asked, split: what is asked for, in pieces and as it was written.
-      classes: only these, in this order.
-      ids: only these, in this order.
-      index: gives the labels of all records and the names of their files, None where there are
-        none; where it reads all records, what can be refused without has been refused.
+    `index` gives the labels of all records and the names of their files, None where there are none;
+    it is called when what can be refused without reading records has been refused.
     """
     if classes is None and ids is None and asked.part is None:
         return source

@@ -71,12 +71,8 @@ _ALL = "all"  # of a folder without splits, and of TFDS
 def overlap(one: str, other: str, data_set: str = "") -> bool:
     """Tell whether two splits of a data set hold some of the same images, as far as names say.
 
-    What names leave open counts as shared: `[:1000]` beside `[90%:]`, or a list that cannot be
-    read. TFDS joins splits with a plus.
-
-    Args:
-      one, other: the splits, whatever the order.
-      data_set: which one, as `subsets.read_ids` takes it.
+    What they leave open counts as shared: `[:1000]` beside `[90%:]`, or a list that cannot be read.
+    TFDS joins splits with a plus.
     """
     pieces = itertools.product(one.split("+"), other.split("+"))
     return any(_share(a.strip(), b.strip(), data_set) for a, b in pieces)

@@ -34,19 +34,12 @@ _PINNED = re.compile(r"(?P<file>.+?)#sha256=(?P<sha256>[0-9a-fA-F]{64})")
 
 
 class Ids(NamedTuple):
-    """A list of images.
+    """A list of images."""
 
-    Attributes:
-      name: what was asked for: robustbench, selection or a file.
-      lines: `CLASS/FILE` or `FILE`, in order.
-      sha256: of the lines, joined with newlines.
-      imagenet: whether the classes in the lines are ImageNet's, whose labels are known.
-    """
-
-    name: str
-    lines: tuple[str, ...]
-    sha256: str
-    imagenet: bool
+    name: str  # robustbench, selection or a file
+    lines: tuple[str, ...]  # `CLASS/FILE` or `FILE`, in order
+    sha256: str  # of the lines, joined with newlines
+    imagenet: bool  # whether the classes in the lines are ImageNet's, whose labels are known
 
 
 class Index(NamedTuple):
@@ -150,12 +143,10 @@ def find(
     *,
     whole: bool,
 ) -> np.ndarray:
-    """Return the records `int64[K]` of a list of ids, in its order.
+    """Find the records `int64[K]` of a list of ids, in its order.
 
     Args:
-      ids: the list.
-      labels: of all records, indices into `classes`.
-      names: of all records, file names relative to their class.
+      labels, names: of all records: indices into `classes`, file names relative to their class.
       classes: names; empty where they have none.
       where: the data set, for messages.
       whole: whether the labels are those of all the data set's classes.
@@ -247,14 +238,7 @@ def index_name(split: str) -> str:
 def write_index(
     directory: str | os.PathLike, split: str, labels: np.ndarray, names: Sequence[bytes]
 ) -> None:
-    """Write the index of a split, at once or not at all; several processes may.
-
-    Args:
-      directory: that of the records, local or `gs://`.
-      split: a split, not a part.
-      labels: i[N], in the order of the records.
-      names: N files' names, empty where there are none.
-    """
+    """Write the index of a split, not of a part, at once or not at all; several processes may."""
     content = io.BytesIO()
     np.savez(content, labels=np.asarray(labels, np.int32), names=np.asarray(names, np.bytes_))
     path = storage.place(directory) / index_name(split)

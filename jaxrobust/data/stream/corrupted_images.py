@@ -26,10 +26,9 @@ class Photographs(NamedTuple):
 
 
 def photographs(folder: str | os.PathLike, side: int) -> Photographs:
-    """Return the first five pictures of a folder by name, for images of that side.
+    """Read the first five pictures of a folder by name, for images of that side.
 
-    The published ones are frost1.png to frost5.jpg of hendrycks/robustness (Apache-2.0). At 32
-    pixels every fifth pixel of each line is taken, as their reduction to a fifth does.
+    At 32 pixels every fifth pixel of each line is taken, as the published reduction does.
     """
     place = storage.place(folder)
     there = storage.entries(place)

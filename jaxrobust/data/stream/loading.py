@@ -43,9 +43,8 @@ class EvaluationBatch(NamedTuple):
 class Images:
     """Decoded records of a source; those of a small data set are decoded once and kept.
 
-    `images(indices)` yields (uint8[H,W,C], label); the arrays are read-only. A damaged image is
-    None, or with `strict` a DataError.
-    The cache fills as records are read and stays in its process.
+    `images(indices)` yields (uint8[H,W,C], label), read-only; a damaged image is None, or with
+    `strict` a DataError. The cache fills as records are read and stays in its process.
     """
 
     def __init__(self, source: Source, cache_bytes: int, strict: bool) -> None:
@@ -105,10 +104,7 @@ def load_train(
     plan: Plan,
     rows: int,
 ) -> TrainBatch:
-    """Return the `rows` examples from a position of the stream on, which `plan` places.
-
-    `first_view` augments an image where it stands for the first time in its batch, `augment` else.
-    """
+    """Make the `rows` examples that `plan` places; first views are by `first_view`."""
     placed = plan.place(position, rows)
     batch = TrainBatch(
         images=np.empty((rows, image_size, image_size, images[0].source.channels), np.uint8),

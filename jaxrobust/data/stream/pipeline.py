@@ -249,10 +249,7 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def _obey_the_main_process(index: int, count: int) -> None:
-    """Let the main process answer signals to all (Ctrl-C, Slurm), and end this worker with it.
-
-    Without its workers it could not take the steps until all hosts have stopped.
-    """
+    """Let the main process answer signals, as it stops in step with other hosts."""
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -269,14 +266,9 @@ def _end_with_the_main_process() -> None:
 class Damage:
     """The damaged records of a source that a run has met; each is named once.
 
-    Args:
-      source: what is read.
-      limit: more of them are a DataError.
-      say: takes the sentence that names one.
-      known: records that were met before; they count, and are not named again.
-      note: is told each new record, to remember it.
-    Attributes:
-      known, new: those met before, and by this process since; met: by this object, either way.
+    More than `limit` are a DataError; `say` takes the sentence that names one, `note` each new one.
+    Those `known` from before count, and are not named again; `new` are those that this process met
+    since, `met` those that this object did, either way.
     """
 
     def __init__(

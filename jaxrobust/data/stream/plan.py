@@ -97,13 +97,8 @@ def plan(
     extra: Source | None = None,
     extra_share: float = 0.5,
 ) -> Plan:
-    """Return the plan of a training stream.
+    """Plan a training stream; `extra` has `extra_share` of each batch.
 
-    Args:
-      batch_size: rows of a step over all processes.
-      views: how often an image of `source` stands in its batch.
-      extra: the second source, of the same classes and channels.
-      extra_share: its share of each batch.
     Raises:
       DataError: numbers that do not fit each other or the sources, sources that do not fit.
     """

@@ -20,10 +20,9 @@ _THREADS = min(8, os.cpu_count() or 1)  # decoding holds no lock
 
 
 class Prepared:
-    """The first N images of a source as an evaluation takes them.
+    """The first N images of a source as an evaluation takes them, an `evaluation.ImageSet`.
 
-    `prepared[which]` reads, decodes and prepares the images at places i[n] anew: f32[n,H,W,C] in
-    [0, 1]. It is an `evaluation.ImageSet`.
+    `prepared[which]` makes the images at places i[n] anew: f32[n,H,W,C] in [0, 1].
     """
 
     def __init__(self, source: Source, *, image_size: int, preprocessing: str, images: int) -> None:

@@ -171,16 +171,10 @@ def autoaugment(
     fill: int = 0,
     rows: Mapping[str, Row] = TORCHVISION,
 ) -> Image.Image:
-    """Return the image after one of the policy's 25 pairs of changes.
+    """Make one of the policy's 25 pairs of changes; moved images leave `fill` behind.
 
-    Args:
-      image: RGB or grey; on grey images changes of colour do nothing.
-      rng: draws the pair, which of its changes happen, and their signs.
-      policy: cifar10 | imagenet.
-      fill: grey value that moved images leave behind.
-      rows: whose changes: `TORCHVISION`, or `ROBUSTART` with fill=128.
     Source: Cubuk et al. 2019 as torchvision's AutoAugment on PIL images (pixels moved without
-      interpolation), or as DIG-Beihang/RobustART's; parity:
+      interpolation), or as DIG-Beihang/RobustART's, `ROBUSTART` with fill=128; parity:
       tests/data/transforms/test_randaugment.py.
     """
     sides = {"height": image.height, "width": image.width}

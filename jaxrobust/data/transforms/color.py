@@ -10,12 +10,8 @@ _JITTER = (operations.brightness, operations.contrast, operations.saturation, op
 
 
 def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> Image.Image:
-    """Return the image with other brightness, contrast, saturation and hue, in a random order.
+    """Change brightness, contrast, saturation and hue (not of grey images) in a random order.
 
-    Args:
-      image: RGB or grey; on grey images saturation and hue do nothing.
-      rng: draws the order, and a number for each, uniformly.
-      ranges: of the four numbers, as `jitter_ranges` gives them; an empty one is no change.
     Source: torchvision's ColorJitter on PIL images; parity: tests/data/transforms/test_color.py.
     """
     for index, number in draw_jitter(rng, ranges):

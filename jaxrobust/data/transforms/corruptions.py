@@ -162,15 +162,9 @@ def corrupt(
     *,
     photographs: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
-    """Return a corrupted image, as the data set of its size has it.
+    """Corrupt uint8[S,S,3], S 32 or 224, as the data set of its size has it: at 224 it was a JPEG.
 
-    Args:
-      image: uint8[S,S,3], S 32 or 224.
-      asked: how.
-      rng: draws what is random: `draws` of an image.
-      photographs: of frost, see there.
-    Returns:
-      uint8[S,S,3]; of 224 pixels after it was a JPEG, in which ImageNet-C is stored.
+    `rng` are the `draws` of an image; only frost reads `photographs`.
     """
     kind = KINDS[asked.kind]
     settings = (kind.small if len(image) == SIDES[0] else kind.large)[asked.severity - 1]

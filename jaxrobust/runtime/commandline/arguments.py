@@ -174,10 +174,9 @@ def _no_flag(word: str, near: Sequence[str]) -> str:
 
 
 def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") -> list[str]:
-    """Parse absl's flags: with errors as one sentence, and fractions such as 4/255 as values.
+    """Parse absl's flags, with mistakes as one sentence, hyphens, and fractions such as 4/255.
 
-    A flag counts once, and may be written with hyphens or underscores. A dict changes those keys of
-    a section that it names, `--config.model.options.KEY` any field of the family's row.
+    A dict changes the keys of a section that it names, `--config.model.options.KEY` any field.
     """
     path = Path()
     try:

@@ -18,11 +18,10 @@ SMALL = 2**14  # values; below, a copy costs less than a collective of its own
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
-    """Return a mesh of all devices: `fsdp` neighbours share one copy of the state, each such group
-    has its own.
+    """Make a mesh of devices in the order of hosts, whose rows of a batch then are consecutive.
 
-    In the order of hosts, so that the rows of a batch that a host reads are consecutive. Axes are
-    Auto, because JAX's default, Explicit, asks the network code for shardings.
+    `fsdp` neighbours share one copy of the state. Axes are Auto: JAX's default, Explicit, asks the
+    network code for shardings.
     """
     devices = sorted(
         jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id)

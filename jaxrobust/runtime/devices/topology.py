@@ -27,10 +27,9 @@ EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4"
 
 
 def devices(name: str, *, flag: str = "--topology") -> list[Any]:
-    """Return the chips of a slice such as "v5e:8x8", as JAX would see them there.
+    """Describe the chips of a slice such as "v5e:8x8", as JAX would see them there.
 
-    `flag` is what people wrote the slice behind. Call it before anything imports JAX, which reads
-    its environment then.
+    Call it before anything imports JAX. `flag` is what people wrote the slice behind.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(f"{flag} {name} needs the TPU compiler", name="libtpu")
@@ -54,13 +53,7 @@ def devices(name: str, *, flag: str = "--topology") -> list[Any]:
 
 
 def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> dict[str, Any]:
-    """Compile a jitted function for the devices of its shardings; its figures, per chip.
-
-    Args:
-      function: whose shardings, or those of its arguments, are of `devices`.
-      arguments: `jax.ShapeDtypeStruct`s.
-      remedy: what makes it smaller.
-    """
+    """Compile a jitted function of `jax.ShapeDtypeStruct`s for its chips; figures per chip."""
     from jax.errors import JaxRuntimeError
 
     start = time.perf_counter()
@@ -140,11 +133,7 @@ def show(
 ) -> dict[str, Any]:
     """Print figures of `compiled` for people; return memory in all, and the roofline.
 
-    Args:
-      figures: of `compiled`.
-      chip: what it was compiled for; None: without its peaks.
-      flops: of the model, on one chip in one run.
-      images: that one chip takes in a run.
+    `flops` are those of the model on one chip in one run, which takes so many `images`.
     """
     memory = memory_of(figures)
     gib = ", ".join(f"{figures[f'{part}_bytes'] / 2**30:.2f} {part}" for part in _PARTS)

@@ -67,11 +67,10 @@ def amount(size: int) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[Path]:
-    """Give the path of an empty file beside `path`, which takes its place at the end of the block.
+    """Give the path of an empty file beside `path`, which takes its place in the end.
 
-    The block may write that file with any library. Those that move a temporary file there (such as
-    safetensors) leave it readable to its owner alone: it gets what the umask gives any new file.
-    Where the block raises, the power fails or the disk is full, `path` is what it was before.
+    Any library may write it: its permissions are set to what the umask gives. Where the block
+    raises, the power fails or the disk is full, `path` stays what it was.
     """
     with explained(path, size), _writing(path) as part:
         yield part

@@ -114,13 +114,7 @@ def agree(
     what: str = "evaluates something else",
     remedy: str = "Give all of them the same command, weights and data",
 ) -> None:
-    """Raise ValueError in all processes unless they have the same plain values.
-
-    Args:
-      identity: what this process has.
-      what: the words for another process that does or has something else.
-      remedy: what to do then.
-    """
+    """Raise ValueError in all processes unless they have the same plain values."""
     ours = json.loads(json.dumps(identity))
     for process, theirs in enumerate(everyone(ours)):
         words = process != jax.process_index() and differences(theirs, ours)

@@ -63,11 +63,9 @@ def lost(error: BaseException | None) -> bool:
 
 
 class Lifeline:
-    """The end of the connections that is in this process.
+    """The end of the connections that is in process number `process`.
 
-    Args:
-      process: which one this is, from 0.
-      ended: is called once, in a thread, with the first notice of a process that has ended.
+    `ended` is called once, in a thread, with the first notice of a process that has ended.
     """
 
     def __init__(self, process: int, ended: Callable[[Notice], None]) -> None:

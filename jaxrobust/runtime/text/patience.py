@@ -96,10 +96,9 @@ _watching: list[threading.Thread] = []
 
 
 def begin(what: str) -> None:
-    """Print on stderr what this process is doing, from a second on, until `end` is called.
+    """Print on stderr what this process does, from a second on, until `end` is called.
 
-    It loads nothing, so that a command can call it before its imports. What was begun already goes
-    on, and is counted from then.
+    It loads nothing, so that a command can call it before its imports.
     """
     if any(wait.is_of(what) for wait in _begun):
         return
@@ -134,14 +133,11 @@ def lasting(
     since: str = "so far",
     here: bool = True,
 ) -> Iterator[Wait]:
-    """Print on stderr for how long what was announced is going on: in a terminal on a line that is
-    written again each second and goes at the end, else after each ten seconds.
+    """Print on stderr, if `here`, for how long what was announced is going on.
 
-    Args:
-      what: goes on, or a function that says how far it is.
-      last: the words for how long it took before.
-      since: the words for what is counted.
-      here: whether people are told, not on another host.
+    In a terminal that is a line that is written again each second and goes at the end, else one
+    after each ten seconds. `what` may be a function that says how far it is; `last` are the words
+    for how long it took before, `since` those for what is counted.
     """
     wait = Wait(what if callable(what) else lambda: what, last=last, since=since)
     if not here:

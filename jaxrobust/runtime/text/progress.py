@@ -17,11 +17,7 @@ _YELLOW, _PLAIN = "\033[33m", "\033[0m"
 
 
 def say(message: str, *, every_process: bool = False) -> None:
-    """Print a line on stderr, above a bar that may be there; only from the first process unless
-    asked.
-
-    A warning is yellow on a terminal, unless NO_COLOR is set (no-color.org).
-    """
+    """Print a line above a bar on stderr, by the first process; warnings are yellow."""
     if "WARNING" in message and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         message = f"{_YELLOW}{message}{_PLAIN}"
     if every_process or jax.process_index() == 0:
@@ -47,10 +43,7 @@ class Part(NamedTuple):
 
 
 def fitted(head: str, parts: Sequence[Part], room: int) -> str:
-    """Return tqdm's `bar_format` of a line of `room` columns: head, percentage, bar and parts.
-
-    Of the bar there are up to 20 columns, and none where the parts leave no space for it.
-    """
+    """Make tqdm's `bar_format` of `room` columns; of the bar there are up to 20, or none."""
     taken = len(f"{head} 100%  ")
     line = joined("", parts, room - taken)
     left = min(room - taken - len(line) - 4, 20)

@@ -23,10 +23,7 @@ def width(stream: TextIO) -> int | None:
 
 
 def fitted(text: str, columns: int | None) -> str:
-    """Return text whose lines of more than so many columns are broken between words.
-
-    A terminal would break them anywhere. In a pipe (None) a line stays one, for `grep`.
-    """
+    """Break longer lines between words; in a pipe (None) they stay, for `grep`."""
     if columns is None:
         return text
     return "\n".join(
