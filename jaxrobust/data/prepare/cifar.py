@@ -77,7 +77,18 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     found = archives.read(path, kind)
     orders = {split: tfds_order(split, range(len(x))) for split, x in found.images.items()}
     splits = {split: Split(path, _rows(split, found, order)) for split, order in orders.items()}
-    parts = {split: [_shard(folder, args.name, split, len(x))] for split, x in orders.items()}
+    parts = {
+        split: [
+            Shard(
+                folder / shards.file_name(args.name, split, 0, 1),
+                Path(split),
+                folder,
+                0,
+                len(order),
+            )
+        ]
+        for split, order in orders.items()
+    }
     content = Content(args.name, found.classes["label"], splits, [])
     plan = Plan(folder, content, parts, _about(args.name, found))
     listed = time.perf_counter()
@@ -117,15 +128,15 @@ def _write(plan: Plan, job: Job) -> int:
     """Write the shards that are not there yet; return how many images they hold."""
     sums = directory.read_sums(plan.directory)
     every = [shard for part in plan.shards.values() for shard in part]
-    todo = [shard for shard in every if not _is_there(shard, sums)]
+    todo = [
+        shard
+        for shard in every
+        if shards.length(shard.path) != shard.last
+        or sums.get(shard.path.name) != shards.sha256(shard.path)
+    ]
     if todo:
         (plan.directory / directory.INFO).unlink(missing_ok=True)  # it promises all shards
     return command.write(plan, job, todo, 1)
-
-
-def _is_there(shard: Shard, sums: dict[str, str]) -> bool:
-    whole = shards.length(shard.path) == shard.last
-    return whole and sums.get(shard.path.name) == shards.sha256(shard.path)
 
 
 def _downloaded(dataset: str) -> Path:
@@ -163,11 +174,6 @@ def _rows(split: str, found: archives.Images, order: np.ndarray) -> np.ndarray:
     table["label"] = found.labels[split]["label"][order]
     table["size"] = found.images[split][0].nbytes
     return table
-
-
-def _shard(folder: Path, name: str, split: str, size: int) -> Shard:
-    path = folder / shards.file_name(name, split, 0, 1)
-    return Shard(path, Path(split), folder, 0, size)
 
 
 def _about(dataset: str, found: archives.Images) -> About:

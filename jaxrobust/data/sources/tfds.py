@@ -7,7 +7,6 @@ straight from the bucket: ImageNet's 150 GB do not fit a TPU VM's boot disk.
 import bisect
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import os
@@ -214,7 +213,12 @@ def open_prepared(
         raise choosing.no_names(source)
     if chosen:
         assert asked is not None
-        index = functools.partial(_labels_and_names, source, asked.name, info, directory)
+        whole_split, kept = source, asked.name
+
+        def index() -> tuple[np.ndarray, Iterator[str]]:
+            found = _index(whole_split, kept, info, directory)
+            return found.labels, (name.decode(errors="surrogateescape") for name in found.names)
+
         source = choosing.choose(source, asked, split, classes=classes, ids=ids, index=index)
     # A truncated file opens with its full length and fails at the first read: read now.
     source.read(sorted({0, len(source) - 1}))
@@ -318,14 +322,6 @@ def _feature(
             "supervised keys"
         )
     return chosen[0], found[chosen[0]]
-
-
-def _labels_and_names(
-    source: Source, split: str, info: Any, directory: Any
-) -> tuple[np.ndarray, Iterator[str]]:
-    index = _index(source, split, info, directory)
-    names = (name.decode(errors="surrogateescape") for name in index.names.tolist())
-    return index.labels, names
 
 
 def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Index:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxrobust.data.source import DataError, Record, Source
 from jaxrobust.data.splits import storage
 from jaxrobust.data.stream import loading
-from jaxrobust.data.transforms import decoding, preparing
+from jaxrobust.data.transforms import decoding
 from jaxrobust.data.transforms.corruptions import SIDES, Corruption, corrupt, draws
 
 _PHOTOGRAPHS = 5  # that frost draws from, the first of a folder
@@ -63,24 +63,17 @@ def photographs(folder: str | os.PathLike, side: int) -> Photographs:
 class _Reader:
     """Reads records of a source, prepares their images and corrupts them; picklable."""
 
-    source: Source
-    preprocessing: str
-    shape: tuple[int, int, int]
+    prepared: loading.Evaluated
     asked: Corruption
     seed: int
     photographs: tuple[np.ndarray, ...]
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
-        images = loading.Images(self.source, 0, strict=True)
-        transform = preparing.evaluation_transform(self.preprocessing)
         found = []
-        for index, (image, label) in zip(indices, images(indices), strict=True):
+        for index, (image, label) in zip(indices, self.prepared(indices), strict=True):
             assert image is not None, "strict"
-            prepared = loading.prepare(
-                image, index, images, transform, self.preprocessing, self.shape
-            )
             rng = draws(self.seed, self.asked, index)
-            changed = corrupt(prepared, self.asked, rng, photographs=self.photographs)
+            changed = corrupt(image, self.asked, rng, photographs=self.photographs)
             found.append(Record(decoding.encode(changed), label))
         return found
 
@@ -105,14 +98,7 @@ def corrupted(
             "the corruption frost needs photographs; give --frost FOLDER with frost1.png to "
             "frost5.jpg of hendrycks/robustness (ImageNet-C/create_c), or name the other kinds"
         )
-    reader = _Reader(
-        source=source,
-        preprocessing=preprocessing,
-        shape=(image_size, image_size, 3),
-        asked=asked,
-        seed=seed,
-        photographs=frost.pixels if frost and asked.kind == "frost" else (),
-    )
-    return dataclasses.replace(
-        source, read=reader, image_shape=(image_size, image_size, 3), channels=3
-    )
+    prepared = loading.Evaluated(source, image_size, preprocessing)
+    pixels = frost.pixels if frost and asked.kind == "frost" else ()
+    reader = _Reader(prepared, asked, seed, pixels)
+    return dataclasses.replace(source, read=reader, image_shape=prepared.shape)

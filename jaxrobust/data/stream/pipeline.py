@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from jaxrobust.data.sources.registry import DataError, Source
-from jaxrobust.data.stream.loading import Images, decoded, load_in_order, load_train
+from jaxrobust.data.stream.loading import Evaluated, Images, decoded, load_in_order, load_train
 from jaxrobust.data.stream.plan import plan
 from jaxrobust.data.transforms import augmentations, preparing
 
@@ -168,14 +168,8 @@ def evaluation_batches(
         raise DataError(f"batch_size={batch_size} and limit={limit} must be at least 1")
     preprocessing = preprocessing_id(source, image_size, preprocessing)
     taken = range(min(len(source), limit or len(source))) if places is None else places
-    load = functools.partial(
-        load_in_order,
-        images=Images(source, 0, strict),
-        transform=preparing.evaluation_transform(preprocessing),
-        preprocessing=preprocessing,
-        shape=(image_size, image_size, source.channels),
-        places=taken,
-    )
+    read = Evaluated(source, image_size, preprocessing, strict)
+    load = functools.partial(load_in_order, read=read, places=taken)
     steps = -(-len(taken) // batch_size)
     return _batches(load, process_index * local, batch_size, local, steps=steps, workers=workers)
 

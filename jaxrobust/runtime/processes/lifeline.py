@@ -170,7 +170,9 @@ class Lifeline:
                         selector.unregister(ready)
                         ready.close()
                         del lines[ready]
-                        self._left(who.pop(ready, None))
+                        if (process := who.pop(ready, None)) is not None:  # else a stranger
+                            self._heard({"process": process})
+                            self._without(process)
 
     def _read(
         self,
@@ -187,13 +189,6 @@ class Lifeline:
             elif message.get("token") == token:
                 who[peer] = int(message["process"])
                 self._peers[who[peer]] = peer
-
-    def _left(self, process: int | None) -> None:
-        """Take note, as process 0, that the connection to another one or a stranger is closed."""
-        if process is None:
-            return
-        self._heard({"process": process})
-        self._without(process)
 
     def _without(self, process: int) -> None:
         """Wait for another process no longer."""

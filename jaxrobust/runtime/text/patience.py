@@ -29,13 +29,9 @@ class Wait:
         last: str = "",
         since: str = "so far",
     ) -> None:
-        self._what, self._last, self._counts = what, last, since
+        self.what, self._last, self._counts = what, last, since
         self._announced = announced
         self.again()
-
-    def is_of(self, what: str) -> bool:
-        """Tell whether this is what is waited for."""
-        return self._what() == what
 
     def again(self) -> None:
         """Count from now on: something else was just said."""
@@ -67,7 +63,7 @@ class Wait:
             show(self._words(seconds, columns or 80))
 
     def _announce(self) -> None:
-        if (what := self._what()) not in _told:
+        if (what := self.what()) not in _told:
             _told.add(what)
             with terminal.turn():  # at once: the main thread may end with a sentence
                 sys.stderr.write(f"{what} ...\n")
@@ -76,7 +72,7 @@ class Wait:
     def _words(self, seconds: int, columns: int) -> str:
         """Fit a line into less than so many columns."""
         long = f"{seconds // 60} min" if seconds >= 120 else f"{seconds} s"
-        what, counted = self._what(), f", {long} {self._counts}"
+        what, counted = self.what(), f", {long} {self._counts}"
         if self._last and len(whole := f"{what}{counted} ({self._last})") < columns:
             return whole
         room = columns - 1 - len(counted)
@@ -100,7 +96,7 @@ def begin(what: str) -> None:
 
     It loads nothing, so that a command can call it before its imports.
     """
-    if any(wait.is_of(what) for wait in _begun):
+    if any(wait.what() == what for wait in _begun):
         return
     end()
     wait = Wait(lambda: what, announced=False)
