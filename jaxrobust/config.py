@@ -309,7 +309,6 @@ def _leaves(tree: Mapping[str, Any], keys: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _change(config: dict[str, Any], keys: tuple[str, ...], value: Any, prefix: str) -> None:
-    """Set a key that is there; `model.options` as a whole."""
     section, known = config, list(CHANGES)
     for depth, key in enumerate(keys):
         known = known if depth == 0 else list(section)

@@ -157,7 +157,6 @@ def read(path: Path, archive: Archive) -> Images:
 
 
 def _members(path: Path, archive: Archive) -> dict[str, bytes]:
-    """Return the files of an archive that are needed, by their names in its folder."""
     wanted = {name for names in archive.members.values() for name in names}
     wanted |= {name for name, _ in archive.names.values()}
     found = {}

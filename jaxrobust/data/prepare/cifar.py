@@ -125,7 +125,6 @@ def _done(folder: Path) -> dict[str, Any]:
 
 
 def _write(plan: Plan, job: Job) -> int:
-    """Write the shards that are not there yet; return how many images they hold."""
     sums = directory.read_sums(plan.directory)
     every = [shard for part in plan.shards.values() for shard in part]
     todo = [
@@ -140,7 +139,6 @@ def _write(plan: Plan, job: Job) -> int:
 
 
 def _downloaded(dataset: str) -> Path:
-    """Return the official archive, in the cache."""
     archive = archives.of(dataset)[0]
     address = f"{archives.ADDRESS}/{archive.file}"
     otherwise = f", with --from {archive.file}"
@@ -168,7 +166,6 @@ def tfds_order(split: str, keys: Iterable[object]) -> np.ndarray:
 
 
 def _rows(split: str, found: archives.Images, order: np.ndarray) -> np.ndarray:
-    """Return the table of a split's records, in their order."""
     table = np.empty(len(order), [("name", "S11"), ("label", "<i4"), ("size", "<i8")])
     table["name"] = [f"{split}_{position:05}".encode() for position in order.tolist()]
     table["label"] = found.labels[split]["label"][order]

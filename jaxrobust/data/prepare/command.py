@@ -63,7 +63,6 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
 
 
 def _check(args: argparse.Namespace) -> dict[str, Any]:
-    """Read a finished data set; return its counts."""
     start = time.perf_counter()
     folder = _finished(args.out, args.name)
     sums = directory.read_sums(folder)
@@ -90,7 +89,6 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _finished(out: str, name: str | None) -> Path:
-    """Find the one data set in a folder."""
     found = sorted(path.parent for path in Path(out).glob(f"{name or '*'}/*/{directory.SETTINGS}"))
     if len(found) != 1:
         names = ", ".join(str(path.relative_to(out)) for path in found) or "none"
@@ -170,15 +168,15 @@ def _progress(events: Generator[Event], what: str, total: int, todo: int) -> Gen
             unit=" images",
         ) as bar,
     ):
-        start = said = time.perf_counter()
+        start = reported = time.perf_counter()
         size = 0
         for event in events:
             size += event.size
             now = time.perf_counter()
             bar.set_postfix_str(f"{size / max(now - start, 1e-9) / 1e6:,.0f} MB/s", refresh=False)
             bar.update(event.images)
-            if not terminal and now - said > 10:
-                said = now
+            if not terminal and now - reported > 10:
+                reported = now
                 say(str(bar))
             yield event
 

@@ -131,7 +131,6 @@ def _encoding(content: Content) -> str | None:
 
 
 def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[str, list[Shard]]:
-    """Return the shards of each split; `wanted` are their numbers for train and validation."""
     lengths = {split: len(rows) for split, (_, rows) in content.splits.items()}
     whole = content.name == IMAGENET and lengths.items() <= known().sizes.items()
     found = {}

@@ -61,7 +61,6 @@ def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked(path: Path, found: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the two arrays of what a pickle holds."""
     wanted = " and ".join(map(repr, _KEYS))
     if not isinstance(found, dict) or not set(_KEYS) <= found.keys():
         holds = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__

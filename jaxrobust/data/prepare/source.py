@@ -121,7 +121,6 @@ def _check(origin: Path, rows: np.ndarray) -> None:
 
 
 def _missing(split: str, origin: Path, rows: np.ndarray) -> list[str]:
-    """List the classes and images of ImageNet's split that this one lacks."""
     synsets, _, sizes = known()
     counts = np.bincount(rows["label"], minlength=len(synsets))
     problems = []

@@ -39,7 +39,6 @@ def rows(path: Path) -> tuple[str, Iterator[Row]]:
 
 
 def _train(path: Path) -> Iterator[Row]:
-    """Yield the images of the tar files in a tar file, one for each class."""
     labels = {synset: label for label, synset in enumerate(known().synsets)}
     for outer, start, size in members(path):
         synset, ending = os.path.splitext(outer)

@@ -5,7 +5,6 @@ severity 5, and labels.npy. The splits are `fog-1` to `fog-5` and so on; an arra
 of which the rows that are asked for are read.
 """
 
-import dataclasses
 import functools
 import hashlib
 import io
@@ -14,9 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Kind, Record, Source, add
+from jaxrobust.data.source import DataError, Kind, Source, add
+from jaxrobust.data.sources.npz import Rows
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
-from jaxrobust.data.transforms import corruptions, decoding
+from jaxrobust.data.transforms import corruptions
 from jaxrobust.data.transforms.corruptions import Corruption
 
 PREFIX = "cifar10-c:"
@@ -26,25 +26,6 @@ _SHAPE = (32, 32, 3)
 _REMEDY = "download CIFAR-10-C again (zenodo.org/records/2535967) and unpack it"
 _CLASSES: tuple[str, ...] = ("airplane", "automobile", "bird", "cat", "deer")
 _CLASSES += ("dog", "frog", "horse", "ship", "truck")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-    """Reads records of one severity; picklable, the file is opened at first use."""
-
-    path: str
-    first: int  # row of the file
-    labels: np.ndarray
-
-    def __call__(self, indices: Sequence[int]) -> list[Record]:
-        images = _array(self.path)
-        return [
-            Record(decoding.encode(images[self.first + i]), int(self.labels[i])) for i in indices
-        ]
-
-    def describe(self, index: int) -> str:
-        """Name the file and the place of a record, for messages."""
-        return f"row {self.first + index} of {self.path}"
 
 
 def open_cifar_c(
@@ -61,8 +42,8 @@ def open_cifar_c(
     there = storage.entries(folder)
     if there is None:
         raise DataError(f"data set {name!r}: there is no folder {folder}; check the path")
-    asked, wanted = grammar.parse(split), _wanted(split, name)
-    assert asked is not None, "wanted"
+    parsed, wanted = grammar.parse(split), _wanted(split, name)
+    assert parsed is not None, "wanted"
     for file in (f"{wanted.kind}.npy", "labels.npy"):
         if file not in there.files:
             raise DataError(f"data set {name!r} has no {file} in {folder}; {_REMEDY}")
@@ -75,10 +56,10 @@ def open_cifar_c(
         )
     labels = _labels(f"{folder}/labels.npy", first)
     sums = [zlib.crc32(part.tobytes()) for part in (images[first : first + _IMAGES], labels)]
-    reader = _Reader(path, first, labels)
+    reader = Rows(functools.partial(_array, path), labels, "row", path, first)
     source = Source(
         name=name,
-        split=asked.name,
+        split=parsed.name,
         size=_IMAGES,
         num_classes=len(_CLASSES),
         channels=3,
@@ -91,21 +72,20 @@ def open_cifar_c(
         labels=labels,
     )
     return choosing.choose(
-        source, asked, split, classes=classes, ids=ids, index=lambda: (labels, None)
+        source, parsed, split, classes=classes, ids=ids, index=lambda: (labels, None)
     )
 
 
 def _wanted(split: str, name: str) -> Corruption:
-    """Return the corruption and severity that a split names."""
-    asked = grammar.parse(split)
+    parsed = grammar.parse(split)
     what = f"data set {name!r} has no split {split!r}"
-    if not asked or "-" not in asked.name or asked.name.startswith("all") or "," in asked.name:
+    if not parsed or "-" not in parsed.name or parsed.name.startswith("all") or "," in parsed.name:
         raise DataError(
             f"{what}: name one corruption in one severity, such as fog-3 or fog-3[:1000]; all of "
             "them are --corruptions all"
         )
     try:
-        (found,) = corruptions.chosen(asked.name)
+        (found,) = corruptions.chosen(parsed.name)
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
     return found

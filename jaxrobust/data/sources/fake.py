@@ -26,16 +26,18 @@ def open_fake(name: str, split: str, *, classes: Any, ids: Any, num_classes: int
         int(group or default)
         for group, default in zip(match.groups(), (32, 32, 3, 10), strict=True)
     )
-    asked = grammar.parse(split)
-    if asked is None or asked.name not in _SPLITS:
+    parsed = grammar.parse(split)
+    if parsed is None or parsed.name not in _SPLITS:
         raise DataError(
             f"data set {name!r} has no split {split!r}: it has "
             f"{', '.join(f'{key} ({size})' for key, size in _SPLITS.items())}; {grammar.WRITTEN}"
         )
-    if asked.ids:
+    if parsed.ids:
         raise DataError(f"data set {name!r} is synthetic: it has no files that ids could choose")
-    rows = grammar.rows(asked.part, _SPLITS[asked.name], f"data set {name!r}, split {asked.name!r}")
-    first = (list(_SPLITS).index(asked.name) << 32) + rows.start
+    rows = grammar.rows(
+        parsed.part, _SPLITS[parsed.name], f"data set {name!r}, split {parsed.name!r}"
+    )
+    first = (list(_SPLITS).index(parsed.name) << 32) + rows.start
     shape = (height, width, channels)
     return Source(
         name=name,

@@ -68,8 +68,8 @@ def open_folder(
     whose names begin with a dot do not count.
     """
     path = storage.place(name.removeprefix(PREFIX))
-    asked = grammar.parse(split)
-    root, folders = _class_folders(path, name, split, asked)
+    parsed = grammar.parse(split)
+    root, folders = _class_folders(path, name, split, parsed)
     where = f"data set {name!r}, split {split!r}"
     if classes is None:
         imagenet.check_folders(folders, num_classes, f"{root}")
@@ -92,31 +92,30 @@ def open_folder(
         files_sha256=None if ids else files.sha256(),
         labels=files.labels,
     )
-    assert asked is not None
+    assert parsed is not None
     rows: Any = range(len(files))
     if ids is not None:
         names = (files.name(index) for index in rows)
         whole = classes is None
         there = str(root) if whole else f"{root} with data.classes"
         rows = subsets.find(ids, files.labels, names, folders, there, whole=whole)
-    part = grammar.rows(asked.part, len(rows), where)
-    if ids is not None or asked.part is not None:
+    part = grammar.rows(parsed.part, len(rows), where)
+    if ids is not None or parsed.part is not None:
         source = subsets.view(source, rows[part.start : part.stop])
     source[0]  # whether files can be read at all shows here
     return source
 
 
 def _class_folders(
-    path: Any, name: str, split: str, asked: grammar.Split | None
+    path: Any, name: str, split: str, parsed: grammar.Split | None
 ) -> tuple[Any, list[str]]:
-    """Return the directory of a split's class folders, and their names."""
     top = storage.entries(path)
     if top is None:
         raise DataError(
             f"data set {name!r}: the directory {path} does not exist, or may not be read"
         )
     present = _present(path, top)
-    wanted = [asked.name, grammar.SAME.get(asked.name, "")] if asked else []
+    wanted = [parsed.name, grammar.SAME.get(parsed.name, "")] if parsed else []
     chosen = [folder for folder in wanted if folder in top.folders and _has_folders(path / folder)]
     if chosen:
         similar = [folder for folder in top.folders if folder.lower() in map(str.lower, wanted)]
@@ -161,8 +160,6 @@ def _has_folders(path: Any) -> bool:
 
 
 def _list(root: str, folders: list[str], *, allow_empty: bool) -> Files:
-    """Return the image files of the class folders."""
-
     def images(folder: str) -> list[str]:
         below = storage.files_below(f"{root}/{folder}")
         return [name for name in below if name.lower().endswith(ENDINGS)]

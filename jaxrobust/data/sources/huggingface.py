@@ -90,8 +90,10 @@ def open_hf(
     `val` and `validation` are the same.
     """
     del num_classes  # who asked compares
-    asked = _parse(name)
-    loaded = _load(name, asked)
+    address = _parse(name)
+    loaded = _load(name, address)
+    import datasets  # of which `_load` says how it is installed
+
     wanted = grammar.parse(split)
     part = wanted and grammar.present(wanted.name, loaded)
     if not wanted or not part:
@@ -100,10 +102,11 @@ def open_hf(
             f"data set {name!r} has no split {split!r}: it has {known}; {grammar.WRITTEN}"
         )
     where = f"data set {name!r}, split {wanted.name!r}"
-    image_key, label_key = _columns(loaded[part].features, asked.label, name)
+    image_key, label_key = _columns(loaded[part].features, address.label, name)
     labels, names = _labels(loaded, part, label_key, where)
     count = len(names) if isinstance(names, tuple) else names
-    data = _undecoded(loaded[part], image_key)
+    encoded = datasets.Image(decode=False)
+    data = loaded[part].select_columns([image_key]).cast_column(image_key, encoded)
     reader = _Reader(data, image_key, labels, where)
     channels, shape = _look(reader, len(labels), where)
     files, sizes = _files(data.with_format("arrow")[:].column(image_key))
@@ -116,7 +119,7 @@ def open_hf(
         channels=channels,
         image_shape=shape,
         read=reader,
-        remedy=_remedy(asked),
+        remedy=_remedy(address),
         classes=names if isinstance(names, tuple) else (),
         describe=reader.describe,
         files_sha256=hashlib.sha256(labels.tobytes() + repr(described).encode()).hexdigest(),
@@ -143,22 +146,21 @@ def _parse(name: str) -> _Address:
     return _Address(match["id"], match["config"], match["revision"], label or None, None)
 
 
-def _load(name: str, asked: _Address) -> dict[str, Any]:
-    """Return split -> `datasets.Dataset`."""
+def _load(name: str, address: _Address) -> dict[str, Any]:
     try:
         import datasets
         from datasets import exceptions
     except ImportError as error:
         raise DataError(f"{name} needs Hugging Face's datasets: {INSTALL}") from error
     try:
-        if asked.folder and any((asked.folder / file).is_file() for file in _SAVED):
-            found = datasets.load_from_disk(os.fspath(asked.folder))
-        elif asked.folder:
-            files = _parquet(asked.folder)
-            found = datasets.load_dataset(os.fspath(asked.folder), data_files=files or None)
+        if address.folder and any((address.folder / file).is_file() for file in _SAVED):
+            found = datasets.load_from_disk(os.fspath(address.folder))
+        elif address.folder:
+            files = _parquet(address.folder)
+            found = datasets.load_dataset(os.fspath(address.folder), data_files=files or None)
         else:
             with download.quiet_hub():
-                found = _from_hub(asked)
+                found = _from_hub(address)
     except exceptions.DatasetNotFoundError as error:
         raise DataError(
             f"{name}: {_first(error)}; check the name and the revision, or log in with `hf auth "
@@ -177,7 +179,7 @@ def _load(name: str, asked: _Address) -> dict[str, Any]:
     except (DataError, OSError):  # a full disk
         raise
     except Exception as error:  # ValueError, RuntimeError, pyarrow's own kinds
-        raise DataError(f"{name} cannot be loaded: {_why(error, asked)}") from error
+        raise DataError(f"{name} cannot be loaded: {_why(error, address)}") from error
     if isinstance(found, dict):
         return dict(found)
     return {str(found.split or "all"): found}
@@ -195,58 +197,56 @@ def _parquet(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _from_hub(asked: _Address) -> Mapping[str, Any]:
+def _from_hub(address: _Address) -> Mapping[str, Any]:
     """Load a data set in its revision, for which `datasets` may take any other from its cache."""
     import datasets
     import huggingface_hub
 
     from jaxrobust.runtime.text.progress import say  # with JAX, which reading images does not need
 
-    commit = asked.revision
+    commit = address.revision
     if commit and not _COMMIT.fullmatch(commit):
         try:
-            commit = huggingface_hub.HfApi().dataset_info(asked.id, revision=commit).sha
+            commit = huggingface_hub.HfApi().dataset_info(address.id, revision=commit).sha
         except huggingface_hub.errors.RevisionNotFoundError as error:
-            raise DataError(f"hf:{asked.id} has no revision {asked.revision}") from error
+            raise DataError(f"hf:{address.id} has no revision {address.revision}") from error
         except Exception as error:  # no network, or no such data set, which comes up below
             if not isinstance(error, huggingface_hub.errors.RepositoryNotFoundError):
                 raise ConnectionError(
-                    f"which commit {asked.revision} is, is not known here: {_first(error)}"
+                    f"which commit {address.revision} is, is not known here: {_first(error)}"
                 ) from error
-    say(f"hf:{asked.id}: asking the hub")
-    found = datasets.load_dataset(asked.id, asked.config, revision=commit)
+    say(f"hf:{address.id}: asking the hub")
+    found = datasets.load_dataset(address.id, address.config, revision=commit)
     files = [file["filename"] for data in found.values() for file in data.cache_files]
     if commit and files and not any(commit in Path(file).parts for file in files):
-        raise DataError(f"hf:{asked.id} has no revision {asked.revision}")
+        raise DataError(f"hf:{address.id} has no revision {address.revision}")
     return found
 
 
 def _first(error: Exception) -> str:
-    """Return the first line of an error, without its stop."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _remedy(asked: _Address) -> str:
-    if asked.folder:
+def _remedy(address: _Address) -> str:
+    if address.folder:
         return "copy its files again"
     return "remove its folder under HF_HOME, so that it is loaded again, or give another revision"
 
 
-def _why(error: Exception, asked: _Address) -> str:
+def _why(error: Exception, address: _Address) -> str:
     text = " ".join(str(error).split())
     if configs := re.search(r"(?:available configs|Available): \[(.*?)\]", text):
         known = configs[1].replace("'", "")
-        return f"its configurations are {known}; write hf:{asked.id}:CONFIG, with one of them"
+        return f"its configurations are {known}; write hf:{address.id}:CONFIG, with one of them"
     if "scripts are no longer supported" in text:
         return (
             "it is a program, which is not run; hf:NAME@refs/convert/parquet may hold the data "
             "itself"
         )
-    return f"{_first(error)}; {_remedy(asked)}"
+    return f"{_first(error)}; {_remedy(address)}"
 
 
 def _columns(features: Mapping[str, Any], label: str | None, name: str) -> tuple[str, str]:
-    """Return the columns of images and of labels."""
     import datasets
 
     images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
@@ -282,15 +282,7 @@ def _kind(kind: Any) -> str:
 
 
 def _chosen(found: Sequence[str], usual: Sequence[str]) -> str | None:
-    """Return the only one, or the first with a usual name."""
     return found[0] if len(found) == 1 else next((key for key in usual if key in found), None)
-
-
-def _undecoded(data: Any, image_key: str) -> Any:
-    """Return a data set of images alone, as they are encoded."""
-    import datasets
-
-    return data.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
 
 
 def _labels(

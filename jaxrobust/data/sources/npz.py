@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -42,21 +42,25 @@ class _File(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reader:
-    """Reads records of one array of images; picklable, the array is read at first use."""
+class Rows:
+    """Reads records of an array of images; picklable, `array` is called at first use."""
 
-    path: str
-    key: str
-    crc: int  # of the images, so that a file that was replaced is read again
+    array: Callable[[], np.ndarray]
     labels: np.ndarray
+    word: str  # for the place of a record in messages
+    place: str
+    first: int = 0  # row of the array
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
-        images = _array(self.path, self.key, self.crc)
-        return [Record(decoding.encode(images[i]), int(self.labels[i])) for i in indices]
+        """Read the records at some places."""
+        images = self.array()
+        return [
+            Record(decoding.encode(images[self.first + i]), int(self.labels[i])) for i in indices
+        ]
 
     def describe(self, index: int) -> str:
         """Name the file and the place of a record, for messages."""
-        return f"image {index} of {self.key} in {self.path}"
+        return f"{self.word} {self.first + index} of {self.place}"
 
 
 def open_npz(
@@ -76,10 +80,10 @@ def open_npz(
     """
     del num_classes  # who asked compares
     file = _opened(name)
-    asked = grammar.parse(split)
+    parsed = grammar.parse(split)
     there = _splits_of(file)
-    part = asked and grammar.present(asked.name, there)
-    if not asked or not part:
+    part = parsed and grammar.present(parsed.name, there)
+    if not parsed or not part:
         sizes = ", ".join(f"{key} ({file.arrays[i][0][0]})" for key, (i, _) in there.items())
         raise DataError(
             f"data set {name!r} has no split {split!r}: it has {sizes}; {grammar.WRITTEN}"
@@ -91,11 +95,13 @@ def open_npz(
     largest = max(int(values.max()) for values in every.values())
     if names and largest >= len(names):
         raise DataError(f"{file.path}: {labels} go to {largest}, but it names {len(names)} classes")
-    reader = _Reader(file.path, images, file.sums[images], every[labels])
+    # The checksum lets a file that was replaced be read again.
+    array = functools.partial(_array, file.path, images, file.sums[images])
+    reader = Rows(array, every[labels], "image", f"{images} in {file.path}")
     sums = [file.sums[key] for key in (images, labels)]
     source = Source(
         name=name,
-        split=asked.name,
+        split=parsed.name,
         size=len(every[labels]),
         num_classes=len(names) or largest + 1,
         channels=shape[2],
@@ -109,7 +115,7 @@ def open_npz(
     )
     known = every[labels]
     source = choosing.choose(
-        source, asked, split, classes=classes, ids=ids, index=lambda: (known, None)
+        source, parsed, split, classes=classes, ids=ids, index=lambda: (known, None)
     )
     source[0]  # reads the images, whose checksum shows a damaged file
     return source
@@ -117,7 +123,6 @@ def open_npz(
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """Turn what goes wrong with a file into a DataError."""
     try:
         yield
     except DataError:
@@ -133,7 +138,6 @@ def _content(path: str) -> Any:
 
 
 def _opened(name: str) -> _File:
-    """List the arrays of a file without reading them."""
     path = os.fspath(storage.place(name.removeprefix(PREFIX)))
     arrays, sums = {}, {}
     with storage.reading(path):
@@ -178,9 +182,8 @@ def _splits_of(file: _File) -> dict[str, tuple[str, str]]:
 
 
 def _shape(file: _File, key: str) -> tuple[int, int, int]:
-    """Return H, W and channels of the images."""
     shape, dtype = file.arrays[key]
-    said = f"{file.path}: {key} is {dtype}{list(shape)}, not uint8[N,H,W] or uint8[N,H,W,1 or 3]"
+    problem = f"{file.path}: {key} is {dtype}{list(shape)}, not uint8[N,H,W] or uint8[N,H,W,1 or 3]"
     if dtype != np.uint8:
         floats = dtype.kind == "f"
         remedy = (
@@ -188,16 +191,15 @@ def _shape(file: _File, key: str) -> tuple[int, int, int]:
             if floats
             else "write pixels from 0 to 255 as uint8"
         )
-        raise DataError(f"{said}; {remedy}")
+        raise DataError(f"{problem}; {remedy}")
     if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
-        raise DataError(f"{said}; write {key}.transpose(0, 2, 3, 1)")
+        raise DataError(f"{problem}; write {key}.transpose(0, 2, 3, 1)")
     if not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))) or 0 in shape:
-        raise DataError(f"{said}; write them in that shape")
+        raise DataError(f"{problem}; write them in that shape")
     return shape[1], shape[2], shape[3] if len(shape) == 4 else 1
 
 
 def _labels(file: _File, images: str, key: str) -> np.ndarray:
-    """Return labels as int32[N]."""
     shape, dtype = file.arrays[key]
     count = file.arrays[images][0][0]
     if shape not in ((count,), (count, 1)) or dtype.kind not in "iu" or not count:

@@ -67,8 +67,8 @@ def open_source(
         damaged or does not fit the data; another number of classes; an extra that is missing.
       ConnectionError: Hugging Face's hub does not answer.
     """
-    asked = grammar.parse(split)
-    ids = subsets.read_ids(asked.ids, name) if asked and asked.ids else None
+    parsed = grammar.parse(split)
+    ids = subsets.read_ids(parsed.ids, name) if parsed and parsed.ids else None
     chosen = subsets.read_classes(classes) if classes else None
     source = _open(name, split, data_dir, chosen, ids, num_classes)
     if num_classes is not None and source.num_classes != num_classes:

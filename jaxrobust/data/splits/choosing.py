@@ -13,7 +13,7 @@ from jaxrobust.data.splits import grammar, subsets
 
 def choose(
     source: Source,
-    asked: grammar.Split,
+    parsed: grammar.Split,
     split: str,
     *,
     classes: Sequence[tuple[int | None, str]] | None,
@@ -25,7 +25,7 @@ def choose(
     `index` gives the labels of all records and the names of their files, None where there are none;
     it is called when what can be refused without reading records has been refused.
     """
-    if classes is None and ids is None and asked.part is None:
+    if classes is None and ids is None and parsed.part is None:
         return source
     where, wanted, lookup = source.where(), None, None
     if classes is not None:
@@ -44,7 +44,7 @@ def choose(
             foreign = [ids.lines[row] for row in np.flatnonzero(~inside)]
             raise DataError(f"ids of {ids.name} are not of data.classes: {first_few(foreign)}")
         rows = rows[inside]
-    part = grammar.rows(asked.part, len(rows), f"data set {source.name!r}, split {split!r}")
+    part = grammar.rows(parsed.part, len(rows), f"data set {source.name!r}, split {split!r}")
     source, changes = dataclasses.replace(source, labels=labels), dict[str, Any]()
     if ids is not None:  # which say themselves which records these are
         source = dataclasses.replace(source, files_sha256=None)

@@ -64,7 +64,7 @@ class _Reader:
     """Reads records of a source, prepares their images and corrupts them; picklable."""
 
     prepared: loading.Evaluated
-    asked: Corruption
+    corruption: Corruption
     seed: int
     photographs: tuple[np.ndarray, ...]
 
@@ -72,15 +72,15 @@ class _Reader:
         found = []
         for index, (image, label) in zip(indices, self.prepared(indices), strict=True):
             assert image is not None, "strict"
-            rng = draws(self.seed, self.asked, index)
-            changed = corrupt(image, self.asked, rng, photographs=self.photographs)
+            rng = draws(self.seed, self.corruption, index)
+            changed = corrupt(image, self.corruption, rng, photographs=self.photographs)
             found.append(Record(decoding.encode(changed), label))
         return found
 
 
 def corrupted(
     source: Source,
-    asked: Corruption,
+    corruption: Corruption,
     *,
     image_size: int,
     preprocessing: str,
@@ -93,12 +93,12 @@ def corrupted(
             f"corruptions are of images of 32 and of 224 pixels in colour, not of {image_size} "
             f"pixels with {source.channels} channels; give --image_size 32 or 224, or other data"
         )
-    if asked.kind == "frost" and frost is None:
+    if corruption.kind == "frost" and frost is None:
         raise DataError(
             "the corruption frost needs photographs; give --frost FOLDER with frost1.png to "
             "frost5.jpg of hendrycks/robustness (ImageNet-C/create_c), or name the other kinds"
         )
     prepared = loading.Evaluated(source, image_size, preprocessing)
-    pixels = frost.pixels if frost and asked.kind == "frost" else ()
-    reader = _Reader(prepared, asked, seed, pixels)
+    pixels = frost.pixels if frost and corruption.kind == "frost" else ()
+    reader = _Reader(prepared, corruption, seed, pixels)
     return dataclasses.replace(source, read=reader, image_shape=prepared.shape)

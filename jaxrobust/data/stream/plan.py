@@ -74,7 +74,6 @@ class Plan(NamedTuple):
         return Placed(epochs, source, record, view)
 
     def _records(self, number: int, epochs: np.ndarray, within: np.ndarray, size: int):
-        """Return the records at some places of the epochs' permutations."""
         found = np.zeros(len(within), np.int64)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
@@ -130,7 +129,6 @@ def _floor(product: float) -> int:
 
 
 def _check_alike(source: Source, extra: Source) -> None:
-    """Raise `DataError` if the second source's labels or images mean something else."""
     for what in ("num_classes", "channels"):
         theirs, ours = getattr(extra, what), getattr(source, what)
         if theirs != ours:

@@ -29,7 +29,6 @@ class _Kind(NamedTuple):
 
 
 def _pixels(side: int, *rows: tuple[float, float, float]) -> list[tuple[float, float, float]]:
-    """Return settings that are written as multiples of a length."""
     return [(side * a, side * b, side * c) for a, b, c in rows]
 
 
@@ -157,7 +156,7 @@ def chosen(text: str) -> list[Corruption]:
 
 def corrupt(
     image: np.ndarray,
-    asked: Corruption,
+    corruption: Corruption,
     rng: Any,
     *,
     photographs: Sequence[np.ndarray] = (),
@@ -166,17 +165,17 @@ def corrupt(
 
     `rng` are the `draws` of an image; only frost reads `photographs`.
     """
-    kind = KINDS[asked.kind]
-    settings = (kind.small if len(image) == SIDES[0] else kind.large)[asked.severity - 1]
+    kind = KINDS[corruption.kind]
+    settings = (kind.small if len(image) == SIDES[0] else kind.large)[corruption.severity - 1]
     settings = settings if isinstance(settings, tuple) else (settings,)
-    more = {"photographs": photographs} if asked.kind == "frost" else {}
+    more = {"photographs": photographs} if corruption.kind == "frost" else {}
     changed = np.clip(kind.apply(image, rng, *settings, **more), 0, 255).astype(np.uint8)
     return (
         changed if len(image) == SIDES[0] else distortions.jpeg_compression(changed, rng, _STORED)
     )
 
 
-def draws(seed: int, asked: Corruption, image: int) -> np.random.Generator:
+def draws(seed: int, corruption: Corruption, image: int) -> np.random.Generator:
     """Return the random numbers of one image, by its place in the split, in one corruption."""
-    key = [seed, 8 * list(KINDS).index(asked.kind) + asked.severity]
+    key = [seed, 8 * list(KINDS).index(corruption.kind) + corruption.severity]
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, image]))

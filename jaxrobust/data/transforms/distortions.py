@@ -307,7 +307,6 @@ def _blurred(x: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _gaussian(sigma: float, width: int) -> tuple[float, ...]:
-    """Return the weights of 2 * width + 1 points."""
     if not width:
         return (1.0,)
     weights = np.exp(-(np.arange(-width, width + 1) ** 2) / (2 * sigma**2))

@@ -265,7 +265,6 @@ def config_file(given: str) -> Path:
 
 
 def _reason(error: Exception, path: Path, hint: str) -> str:
-    """Explain a mistake in a command line or in the config file that it names in one sentence."""
     message = " ".join(str(error).replace("\\n", " ").split())
     if isinstance(error, NoConfigError):
         return f"--config {message}"
@@ -278,23 +277,23 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
         return f"{number[1]} is no {'whole ' if number[2] == 'int' else ''}number"
     if "has no attribute 'get_config'" in message:
         return f"--config {path} defines no get_config(); see {RECIPES / 'quickstart.py'}"
-    said = f"{type(error).__name__}: {message}"
+    reason = f"{type(error).__name__}: {message}"
     if "Error whilst parsing config file" in message:
-        said = re.findall(r"\w+Error: .*", message)[-1]  # the end of the traceback in it
-    if re.search(r"get_config\(\) takes 0 positional arguments", said):
+        reason = re.findall(r"\w+Error: .*", message)[-1]  # the end of the traceback in it
+    if re.search(r"get_config\(\) takes 0 positional arguments", reason):
         return f"--config {path} takes no arguments; leave out what stands behind the colon"
-    if said.startswith("ArgumentError: "):
-        return f"--config {path}: {said.partition(': ')[2]}"
+    if reason.startswith("ArgumentError: "):
+        return f"--config {path}: {reason.partition(': ')[2]}"
     if typo := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message):
-        said = message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
+        reason = message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
     elif gone := [old for old in MOVED if re.search(rf"['\"]{old.split('.')[-1]}['\"]", message)]:
-        said = message = f"there is no config.{gone[0]} any more; write config.{MOVED[gone[0]]}"
+        reason = message = f"there is no config.{gone[0]} any more; write config.{MOVED[gone[0]]}"
     elif isinstance(error, (KeyError, AttributeError)):
         message = f"unknown config key {message.strip(chr(34))}"
     places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     places += re.findall(r'File "(.+?)", line (\d+)', str(error))
     lines = [line for file, line in places if Path(file).absolute() == path.absolute()]
-    return f"{path}, line {lines[-1]}: {said}" if lines else f"{message} ({hint})"
+    return f"{path}, line {lines[-1]}: {reason}" if lines else f"{message} ({hint})"
 
 
 _FLAG = re.compile(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", re.DOTALL)
@@ -370,13 +369,11 @@ def _is(value: Any) -> TypeGuard[ConfigDict]:
 
 
 def _without_no(name: str) -> str:
-    """Name the flag that `--noflag` turns off."""
     other = name.removeprefix("no")
     return other if name not in flags.FLAGS and (other in flags.FLAGS or "." in other) else name
 
 
 def _literal(text: str) -> Any:
-    """Read a text as JSON or Python; the text itself comes back if it is neither."""
     for read in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return read(text.strip())
@@ -387,7 +384,6 @@ _FRACTION = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*/\s*(\d+\.?\d*|\.\d+)\s*")
 
 
 def _as_number(text: str) -> str:
-    """Write a fraction as a decimal number; other text stays as it is."""
     with contextlib.suppress(ZeroDivisionError):
         return str(_fraction(text)) if _FRACTION.fullmatch(text) else text
     return text

@@ -18,24 +18,16 @@ flags.disclaim_key_flags()  # the flags below are in the --help of the command t
 
 def define_host_flags() -> None:
     """Define the flags of a command that several hosts run together, for `hosts`."""
+    join = "Join the other hosts of a TPU or GPU pod; the command is started on each of them."
+    flags.DEFINE_bool("multihost", False, join, allow_override=True)
     given = "It implies --multihost; default: what Cloud TPU, Slurm, GKE and others say."
-    for define, name, default, text in (
-        (
-            *(flags.DEFINE_bool, "multihost", False),
-            "Join the other hosts of a TPU or GPU pod; the command is started on each of them.",
-        ),
-        (
-            *(flags.DEFINE_string, "coordinator_address", None),
-            f"Address of process 0, HOST:PORT, where it waits for the others. {given}",
-        ),
-        (flags.DEFINE_integer, "num_processes", None, f"Number of processes. {given}"),
-        (flags.DEFINE_integer, "process_id", None, f"Number of this process, from 0. {given}"),
-        (
-            *(flags.DEFINE_float, "coordinator_timeout", None),
-            "Seconds to wait for the other processes; default: 300. It implies --multihost.",
-        ),
-    ):
-        define(name, default, text, allow_override=True)
+    address = f"Address of process 0, HOST:PORT, where it waits for the others. {given}"
+    flags.DEFINE_string("coordinator_address", None, address, allow_override=True)
+    count, index = f"Number of processes. {given}", f"Number of this process, from 0. {given}"
+    flags.DEFINE_integer("num_processes", None, count, allow_override=True)
+    flags.DEFINE_integer("process_id", None, index, allow_override=True)
+    waits = "Seconds to wait for the other processes; default: 300. It implies --multihost."
+    flags.DEFINE_float("coordinator_timeout", None, waits, allow_override=True)
 
 
 def hosts() -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from jaxrobust.runtime.commandline.arguments import Arguments, stop
 
 flags.disclaim_key_flags()  # what `define` defines stands in the --help of the command that calls
 
-Asked = TypeVar("Asked")
+Flags = TypeVar("Flags")
 _ABSL: dict[tuple[type, bool], Callable[..., Any]] = {
     (str, False): flags.DEFINE_string,
     (int, False): flags.DEFINE_integer,
@@ -27,8 +27,6 @@ _ABSL: dict[tuple[type, bool], Callable[..., Any]] = {
 
 
 class _About(NamedTuple):
-    """What a field says of its flag beside its name, type and default."""
-
     text: str
     word: bool  # a word without a flag
     least: float | None
@@ -65,8 +63,8 @@ def flag(
 
 
 def read(
-    kind: type[Asked], doc: str | None, argv: Sequence[str] | None = None, **how: Any
-) -> Asked:
+    kind: type[Flags], doc: str | None, argv: Sequence[str] | None = None, **how: Any
+) -> Flags:
     """Read a command line into a dataclass; stop with one sentence where that cannot be."""
     parser = Arguments(doc or "", **how)
     hints = typing.get_type_hints(kind)
@@ -88,7 +86,7 @@ def define(kind: type) -> None:
         make(field.name, default, about.text, allow_override=True)
 
 
-def given(kind: type[Asked]) -> Asked:
+def given(kind: type[Flags]) -> Flags:
     """Return the dataclass with the values of absl's flags."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     return _made(kind, {name: flags.FLAGS[name].value for name in names})
@@ -113,7 +111,7 @@ def _plain(hint: Any, about: _About) -> tuple[type, bool]:
     return (str, False) if about.reads else (hint, False)
 
 
-def _made(kind: type[Asked], values: dict[str, Any]) -> Asked:
+def _made(kind: type[Flags], values: dict[str, Any]) -> Flags:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         name, about = field.name, field.metadata["about"]

@@ -69,7 +69,6 @@ def find(what: str, name: str) -> Named:
 
 
 def _sha256(module: ModuleType) -> str | None:
-    """Hash a module's source: what was run, where that is known."""
     file = Path(getattr(module, "__file__", None) or "")
     if known := _loaded.get(file):
         return known[0]

@@ -112,7 +112,6 @@ def _instruction(name: str, rest: str, computation: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Find the end of the parenthesis that `text` begins with."""
     depth = 0
     for found in re.finditer(r"[()]", text):
         depth += 1 if found[0] == "(" else -1
@@ -333,7 +332,6 @@ def _union(groups: Iterable[frozenset[Instruction] | None]) -> frozenset[Instruc
 
 
 def _argument(call: Instruction, computation: str, number: int) -> str:
-    """Name the operand of a call that is parameter `number` of the computation."""
     if call.opcode == "conditional":
         return call.operands[1 + called(call).index(computation)]
     return call.operands[number]

@@ -113,7 +113,6 @@ def _is(found: str, wanted: str) -> bool:
 
 
 def _whole(url: str, path: Path, sha256: str | None, tell: Tell) -> Path:
-    """Download until all of the file is there."""
     if path.is_file():
         if sha256 is None or _is(file_sha256(path), sha256):
             tell(f"{path}: downloaded before")
@@ -160,14 +159,14 @@ def _etag(part: Path) -> Path:
 
 def _refuse(url: str, error: urllib.error.HTTPError) -> None:
     """Raise `ValueError` for an answer that another try does not change."""
-    told = {
+    remedies = {
         401: "it wants a login; download it in a browser and give the file",
         403: "it is forbidden; download it in a browser and give the file",
         404: "there is no such file; check the address",
         410: "the file is gone; look for another address",
     }
     if error.code < 500 and error.code not in (408, 416, 429):
-        why = told.get(error.code, "check the address")
+        why = remedies.get(error.code, "check the address")
         raise ValueError(f"{url}: the server answers {error.code} {error.reason}: {why}") from error
 
 
@@ -240,13 +239,13 @@ class _Page(HTMLParser):
         self._in_title = self._in_form = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        said = {key: value or "" for key, value in attrs}
+        values = {key: value or "" for key, value in attrs}
         if tag == "title":
             self._in_title = True
-        elif tag == "form" and said.get("id") == _FORM:
-            self._in_form, self.action = True, said.get("action", "")
-        elif tag == "input" and self._in_form and said.get("type") == "hidden":
-            self.fields[said.get("name", "")] = said.get("value", "")
+        elif tag == "form" and values.get("id") == _FORM:
+            self._in_form, self.action = True, values.get("action", "")
+        elif tag == "input" and self._in_form and values.get("type") == "hidden":
+            self.fields[values.get("name", "")] = values.get("value", "")
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "title":

@@ -64,7 +64,6 @@ def _installed() -> str | None:
 
 
 def _sources_sha256() -> str:
-    """Hash the names and bytes of this package's Python files."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\n".encode() + path.read_bytes())

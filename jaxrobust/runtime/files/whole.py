@@ -27,9 +27,9 @@ def _reason(error: BaseException | None) -> str | None:
     """Find the system's words for a full disk; None: the error is another one."""
     while error is not None:
         for number in _NO_ROOM:
-            said = os.strerror(number)
-            if getattr(error, "errno", None) == number or said in str(error):
-                return said
+            words = os.strerror(number)
+            if getattr(error, "errno", None) == number or words in str(error):
+                return words
         error = error.__cause__ or error.__context__
     return None
 
@@ -53,7 +53,6 @@ def explained(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def _free(path: Path) -> int:
-    """Count the free bytes of the disk that would hold a file."""
     return shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
 
 

@@ -80,8 +80,8 @@ def _lengths(mine: int) -> list[int]:
     client.key_value_set(f"{call}/{jax.process_index()}", str(mine))
 
     def length(process: int) -> int:
-        told = f"waiting for process {process}, which is still at work"
-        with patience.lasting(told, here=jax.process_index() == 0):
+        waiting = f"waiting for process {process}, which is still at work"
+        with patience.lasting(waiting, here=jax.process_index() == 0):
             while True:
                 try:
                     return int(client.blocking_key_value_get(f"{call}/{process}", 1000 * _PATIENCE))

@@ -194,7 +194,6 @@ def _check_port(coordinator: str) -> None:
 def _missing(
     coordinator: str | None, processes: int | None, process: int | None, timeout_s: float
 ) -> str:
-    """Say why the hosts did not meet, as far as this one can tell."""
     remedy = (
         "start the same command on every host, or wait longer with --coordinator_timeout SECONDS"
     )

@@ -108,7 +108,6 @@ class Lifeline:
         self._send_all({"process": self._process, "done": True})
 
     def _live(self) -> None:
-        """Give signs of life, and look for those of the others."""
         looked = time.monotonic()
         while True:
             time.sleep(_BEAT)
@@ -191,15 +190,12 @@ class Lifeline:
                 self._peers[who[peer]] = peer
 
     def _without(self, process: int) -> None:
-        """Wait for another process no longer."""
         self._peers.pop(process, None)
         if not self._peers:
             self._gone.set()
 
 
 class _Lines:
-    """What has come of the lines of a connection."""
-
     def __init__(self) -> None:
         self._rest = b""
 
@@ -246,12 +242,12 @@ def joined(end: Callable[[str, int], None], again: Callable[[], str]) -> Lifelin
     try:
         if state.process_id == 0:
             token = secrets.token_hex(16)
-            told = {"port": line.serve(token), "token": token}
-            state.client.key_value_set(_KEY, json.dumps(told))
+            address = {"port": line.serve(token), "token": token}
+            state.client.key_value_set(_KEY, json.dumps(address))
         else:
-            told = json.loads(state.client.blocking_key_value_get(_KEY, 1000 * _PATIENCE))
+            address = json.loads(state.client.blocking_key_value_get(_KEY, 1000 * _PATIENCE))
             host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
-            line.connect(host, told["port"], told["token"])
+            line.connect(host, address["port"], address["token"])
     except OSError as error:
         from jaxrobust.runtime.text.progress import say  # with JAX, which a command imports late
 

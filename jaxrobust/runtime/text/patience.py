@@ -70,7 +70,6 @@ class Wait:
                 sys.stderr.flush()
 
     def _words(self, seconds: int, columns: int) -> str:
-        """Fit a line into less than so many columns."""
         long = f"{seconds // 60} min" if seconds >= 120 else f"{seconds} s"
         what, counted = self.what(), f", {long} {self._counts}"
         if self._last and len(whole := f"{what}{counted} ({self._last})") < columns:
@@ -175,7 +174,6 @@ def _push(wait: Wait) -> None:
 
 
 def _remove(wait: Wait) -> None:
-    """Let nothing be written of it after this."""
     with terminal.turn(), contextlib.suppress(ValueError):
         _waits.remove(wait)
         if _waits:
