@@ -88,8 +88,7 @@ def first_few(names: Sequence[str], most: int = 5) -> str:
 class Kind(NamedTuple):
     """A kind of data set, by the names that `open_source` takes for it.
 
-    `open(name, split, classes=, ids=, num_classes=) -> Source`: `classes` are those to keep and
-    `ids` a list of records, None where all are read; `num_classes` is what a network has, if known.
+    `open(name, split, choice) -> Source`; `choice` (`subsets.Choice`) are the records to keep.
     """
 
     name: str  # before the colon

@@ -77,18 +77,10 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     found = archives.read(path, kind)
     orders = {split: tfds_order(split, range(len(x))) for split, x in found.images.items()}
     splits = {split: Split(path, _rows(split, found, order)) for split, order in orders.items()}
-    parts = {
-        split: [
-            Shard(
-                folder / shards.file_name(args.name, split, 0, 1),
-                Path(split),
-                folder,
-                0,
-                len(order),
-            )
-        ]
-        for split, order in orders.items()
-    }
+    parts = {}
+    for split, order in orders.items():
+        path_of = folder / shards.file_name(args.name, split, 0, 1)
+        parts[split] = [Shard(path_of, Path(split), folder, 0, len(order))]
     content = Content(args.name, found.classes["label"], splits, [])
     plan = Plan(folder, content, parts, _about(args.name, found))
     listed = time.perf_counter()

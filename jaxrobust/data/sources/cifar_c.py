@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import zlib
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,16 +27,8 @@ _CLASSES: tuple[str, ...] = ("airplane", "automobile", "bird", "cat", "deer")
 _CLASSES += ("dog", "frog", "horse", "ship", "truck")
 
 
-def open_cifar_c(
-    name: str,
-    split: str,
-    *,
-    classes: Sequence[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
-    num_classes: int | None,
-) -> Source:
+def open_cifar_c(name: str, split: str, choice: subsets.Choice) -> Source:
     """Return one corruption in one severity of `cifar10-c:DIR`, such as `fog-3[:1000]`."""
-    del num_classes  # who asked compares
     folder = storage.place(name.removeprefix(PREFIX))
     there = storage.entries(folder)
     if there is None:
@@ -71,9 +62,7 @@ def open_cifar_c(
         files_sha256=hashlib.sha256(repr(sums).encode()).hexdigest(),
         labels=labels,
     )
-    return choosing.choose(
-        source, parsed, split, classes=classes, ids=ids, index=lambda: (labels, None)
-    )
+    return choosing.choose(source, parsed, split, choice, lambda: (labels, None))
 
 
 def _wanted(split: str, name: str) -> Corruption:

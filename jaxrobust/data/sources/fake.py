@@ -3,22 +3,20 @@
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from jaxrobust.data.source import DataError, Kind, Record, Source, add
-from jaxrobust.data.splits import grammar
+from jaxrobust.data.splits import grammar, subsets
 from jaxrobust.data.transforms import decoding
 
 NAME = re.compile(r"fake(?::([1-9]\d*)x([1-9]\d*)x([13])(?::([1-9]\d*))?)?")
 _SPLITS = {"train": 1024, "test": 256}
 
 
-def open_fake(name: str, split: str, *, classes: Any, ids: Any, num_classes: int | None) -> Source:
-    """Return the split `split` of the synthetic data set `name`, which matches `NAME`."""
-    del ids, num_classes  # a list is refused by the split, a number of classes by who asked
-    if classes is not None:
+def open_fake(name: str, split: str, choice: subsets.Choice) -> Source:
+    """Open the split `split` of the synthetic data set `name`, which matches `NAME`."""
+    if choice.classes is not None:
         raise DataError(f"data set {name!r} is synthetic: it has no classes to choose from")
     match = NAME.fullmatch(name)
     assert match is not None

@@ -52,14 +52,7 @@ class Files:
         return f"{self.root}/{self.folders[self.labels[index]]}/{self.name(index)}"
 
 
-def open_folder(
-    name: str,
-    split: str,
-    *,
-    classes: Sequence[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
-    num_classes: int | None,
-) -> Source:
+def open_folder(name: str, split: str, choice: subsets.Choice) -> Source:
     """Return the split `split` of `folder:PATH`.
 
     PATH/SPLIT/CLASS/... holds the files, or PATH/CLASS/... those of the one split `all`; `val` and
@@ -67,6 +60,7 @@ def open_folder(
     path, as in torchvision, so that a part such as [:10%] holds whole classes. Files and folders
     whose names begin with a dot do not count.
     """
+    classes, ids, num_classes = choice
     path = storage.place(name.removeprefix(PREFIX))
     parsed = grammar.parse(split)
     root, folders = _class_folders(path, name, split, parsed)

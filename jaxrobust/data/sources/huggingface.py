@@ -75,21 +75,13 @@ class _Reader:
         return f"{name} (record {index})" if name else f"record {index}"
 
 
-def open_hf(
-    name: str,
-    split: str,
-    *,
-    classes: Sequence[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
-    num_classes: int | None,
-) -> Source:
+def open_hf(name: str, split: str, choice: subsets.Choice) -> Source:
     """Return the split `split` of `hf:NAME[:CONFIG][@REVISION][#LABEL]` or of `hf:FOLDER[#LABEL]`.
 
     FOLDER holds parquet files, SPLIT.parquet, SPLIT-00000-of-00002.parquet or SPLIT/0000.parquet,
     or what `save_to_disk` wrote. LABEL names the column of labels where several could be meant.
     `val` and `validation` are the same.
     """
-    del num_classes  # who asked compares
     address = _parse(name)
     loaded = _load(name, address)
     import datasets  # of which `_load` says how it is installed
@@ -125,9 +117,7 @@ def open_hf(
         files_sha256=hashlib.sha256(labels.tobytes() + repr(described).encode()).hexdigest(),
         labels=labels,
     )
-    return choosing.choose(
-        source, wanted, split, classes=classes, ids=ids, index=lambda: (labels, files)
-    )
+    return choosing.choose(source, wanted, split, choice, lambda: (labels, files))
 
 
 def _parse(name: str) -> _Address:

@@ -63,14 +63,7 @@ class Rows:
         return f"{self.word} {self.first + index} of {self.place}"
 
 
-def open_npz(
-    name: str,
-    split: str,
-    *,
-    classes: Sequence[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
-    num_classes: int | None,
-) -> Source:
+def open_npz(name: str, split: str, choice: subsets.Choice) -> Source:
     """Open the split `split` of `npz:PATH`.
 
     The images uint8[N,H,W] (grey) or uint8[N,H,W,1 or 3] and the labels int[N] or int[N,1] of a
@@ -78,7 +71,6 @@ def open_npz(
     labels, or image and label, are the one split `all`. Names of classes are in `classes`,
     `class_names` or `label_names`; else there are as many as the largest label says.
     """
-    del num_classes  # who asked compares
     file = _opened(name)
     parsed = grammar.parse(split)
     there = _splits_of(file)
@@ -114,9 +106,7 @@ def open_npz(
         labels=every[labels],
     )
     known = every[labels]
-    source = choosing.choose(
-        source, parsed, split, classes=classes, ids=ids, index=lambda: (known, None)
-    )
+    source = choosing.choose(source, parsed, split, choice, lambda: (known, None))
     source[0]  # reads the images, whose checksum shows a damaged file
     return source
 

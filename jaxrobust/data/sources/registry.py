@@ -70,7 +70,7 @@ def open_source(
     parsed = grammar.parse(split)
     ids = subsets.read_ids(parsed.ids, name) if parsed and parsed.ids else None
     chosen = subsets.read_classes(classes) if classes else None
-    source = _open(name, split, data_dir, chosen, ids, num_classes)
+    source = _open(name, split, data_dir, subsets.Choice(chosen, ids, num_classes))
     if num_classes is not None and source.num_classes != num_classes:
         raise DataError(
             f"the network has num_classes={num_classes}, but {source.where()} has "
@@ -81,15 +81,10 @@ def open_source(
 
 
 def _open(
-    name: str,
-    split: str,
-    data_dir: str | os.PathLike | None,
-    classes: list[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
-    num_classes: int | None,
+    name: str, split: str, data_dir: str | os.PathLike | None, choice: subsets.Choice
 ) -> Source:
     if kind := kind_of(name):
-        source = kind.open(name, split, classes=classes, ids=ids, num_classes=num_classes)
+        source = kind.open(name, split, choice)
         return _fingerprinted(source) if kind.contents else source
     others = written()
     if name in _SHIPPED:
@@ -106,7 +101,7 @@ def _open(
         root = storage.place(tfds.data_directory(data_dir))
         remedy = f"copy the data set again or prepare it again: {tfds.build_command(plain, root)}"
     found = tfds.version_directory(plain, root, others)
-    return tfds.open_prepared(plain, split, found, remedy, classes=classes, ids=ids)
+    return tfds.open_prepared(plain, split, found, remedy, choice)
 
 
 def _fingerprinted(source: Source) -> Source:

@@ -189,13 +189,7 @@ class _Reader:
 
 
 def open_prepared(
-    name: str,
-    split: str,
-    directory: Any,
-    remedy: str,
-    *,
-    classes: Sequence[tuple[int | None, str]] | None = None,
-    ids: subsets.Ids | None = None,
+    name: str, split: str, directory: Any, remedy: str, choice: subsets.Choice
 ) -> Source:
     """Return the split `split` of the data set in `directory`, a version of one."""
     info, features = _describe(directory, remedy)
@@ -203,13 +197,13 @@ def open_prepared(
     if parsed and (there := grammar.present(parsed.name, info.splits)):
         split = f"{there}{split.removeprefix(parsed.name)}"
         parsed = parsed._replace(name=there)
-    chosen = classes is not None or ids is not None
+    chosen = choice.classes is not None or choice.ids is not None
     if chosen and (parsed is None or parsed.name not in info.splits):
         raise DataError(_unknown_split(name, split, info.splits))
     whole = parsed.name if chosen and parsed else split
     source = _open_split(name, whole, info, features, directory, remedy)
     reader: Any = source.read
-    if ids is not None and reader.name_key is None:
+    if choice.ids is not None and reader.name_key is None:
         raise choosing.no_names(source)
     if chosen:
         assert parsed is not None
@@ -219,7 +213,7 @@ def open_prepared(
             found = _index(whole_split, kept, info, directory)
             return found.labels, (name.decode(errors="surrogateescape") for name in found.names)
 
-        source = choosing.choose(source, parsed, split, classes=classes, ids=ids, index=index)
+        source = choosing.choose(source, parsed, split, choice, index)
     # A truncated file opens with its full length and fails at the first read: read now.
     source.read(sorted({0, len(source) - 1}))
     return source

@@ -1,7 +1,7 @@
 """Which records of a split are read, where its labels are known: by classes, by ids, a part."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,15 @@ def choose(
     source: Source,
     parsed: grammar.Split,
     split: str,
-    *,
-    classes: Sequence[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
+    choice: subsets.Choice,
     index: Callable[[], tuple[np.ndarray, Iterable[str] | None]],
 ) -> Source:
-    """Keep the records of a split that a list of classes, a list of ids and a part leave.
+    """Keep the records of a split that a choice and a part leave.
 
     `index` gives the labels of all records and the names of their files, None where there are none;
     it is called when what can be refused without reading records has been refused.
     """
+    classes, ids, _ = choice
     if classes is None and ids is None and parsed.part is None:
         return source
     where, wanted, lookup = source.where(), None, None

@@ -42,6 +42,14 @@ class Ids(NamedTuple):
     imagenet: bool  # whether the classes in the lines are ImageNet's, whose labels are known
 
 
+class Choice(NamedTuple):
+    """The records of a split that are wanted, beside a part of it, and for what network."""
+
+    classes: Sequence[tuple[int | None, str]] | None = None  # (index, name): these, in this order
+    ids: Ids | None = None  # these, in this order
+    num_classes: int | None = None  # of the network, if it is known
+
+
 class Index(NamedTuple):
     """`labels` int32[N] and `names` S[N] of a split; the names are empty where files had none."""
 
