@@ -29,70 +29,49 @@ True
 from typing import Any
 
 from jaxrobust import moved
-from jaxrobust.attacks.apgd import ApgdState, apgd, apgd_machine, apgd_run
-from jaxrobust.attacks.apgd_radii import MultiRadiusState, apgd_multi_radius_machine
-from jaxrobust.attacks.fab import FabState, fab, fab_machine, fab_run
-from jaxrobust.attacks.geometry.balls import GEOMETRIES
-from jaxrobust.attacks.geometry.hyperplanes import project_onto_hyperplane
-from jaxrobust.attacks.geometry.l1_rules import L1_RULES
-from jaxrobust.attacks.inputs import STARTS, Noise, image_keys
-from jaxrobust.attacks.losses import (
-    LOSSES,
-    ce_loss,
-    cw_loss,
-    dlr_loss,
-    kl_loss,
-    targeted_dlr_loss,
+from jaxrobust.attacks.apgd import ApgdState as ApgdState
+from jaxrobust.attacks.apgd import apgd as apgd
+from jaxrobust.attacks.apgd import apgd_machine as apgd_machine
+from jaxrobust.attacks.apgd import apgd_run as apgd_run
+from jaxrobust.attacks.apgd_radii import MultiRadiusState as MultiRadiusState
+from jaxrobust.attacks.apgd_radii import apgd_multi_radius_machine as apgd_multi_radius_machine
+from jaxrobust.attacks.fab import FabState as FabState
+from jaxrobust.attacks.fab import fab as fab
+from jaxrobust.attacks.fab import fab_machine as fab_machine
+from jaxrobust.attacks.fab import fab_run as fab_run
+from jaxrobust.attacks.geometry.balls import GEOMETRIES as GEOMETRIES
+from jaxrobust.attacks.geometry.hyperplanes import (
+    project_onto_hyperplane as project_onto_hyperplane,
 )
-from jaxrobust.attacks.machine import TALLIES, advance, run
+from jaxrobust.attacks.geometry.l1_rules import L1_RULES as L1_RULES
+from jaxrobust.attacks.inputs import STARTS as STARTS
+from jaxrobust.attacks.inputs import Noise as Noise
+from jaxrobust.attacks.inputs import image_keys as image_keys
+from jaxrobust.attacks.losses import LOSSES as LOSSES
+from jaxrobust.attacks.losses import ce_loss as ce_loss
+from jaxrobust.attacks.losses import cw_loss as cw_loss
+from jaxrobust.attacks.losses import dlr_loss as dlr_loss
+from jaxrobust.attacks.losses import kl_loss as kl_loss
+from jaxrobust.attacks.losses import targeted_dlr_loss as targeted_dlr_loss
+from jaxrobust.attacks.machine import TALLIES as TALLIES
+from jaxrobust.attacks.machine import advance as advance
+from jaxrobust.attacks.machine import run as run
 from jaxrobust.attacks.mim import mim as mim
-from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine
-from jaxrobust.attacks.registry import MACHINES, ROWS, Row, Setting, passes
-from jaxrobust.attacks.square import SquareState, square, square_machine, square_run
+from jaxrobust.attacks.pgd import PgdState as PgdState
+from jaxrobust.attacks.pgd import fgsm as fgsm
+from jaxrobust.attacks.pgd import pgd as pgd
+from jaxrobust.attacks.pgd import pgd_machine as pgd_machine
+from jaxrobust.attacks.registry import MACHINES as MACHINES
+from jaxrobust.attacks.registry import ROWS as ROWS
+from jaxrobust.attacks.registry import Row as Row
+from jaxrobust.attacks.registry import Setting as Setting
+from jaxrobust.attacks.registry import passes as passes
+from jaxrobust.attacks.square import SquareState as SquareState
+from jaxrobust.attacks.square import square as square
+from jaxrobust.attacks.square import square_machine as square_machine
+from jaxrobust.attacks.square import square_run as square_run
 
 
 def __getattr__(name: str) -> Any:
     """Look a name of before up."""
     return moved.attribute(__name__, name)
-
-
-__all__ = [
-    "GEOMETRIES",
-    "L1_RULES",
-    "LOSSES",
-    "MACHINES",
-    "ROWS",
-    "STARTS",
-    "TALLIES",
-    "ApgdState",
-    "FabState",
-    "MultiRadiusState",
-    "Noise",
-    "PgdState",
-    "Row",
-    "Setting",
-    "SquareState",
-    "advance",
-    "apgd",
-    "apgd_machine",
-    "apgd_multi_radius_machine",
-    "apgd_run",
-    "ce_loss",
-    "cw_loss",
-    "dlr_loss",
-    "fab",
-    "fab_machine",
-    "fab_run",
-    "fgsm",
-    "image_keys",
-    "kl_loss",
-    "passes",
-    "pgd",
-    "pgd_machine",
-    "project_onto_hyperplane",
-    "run",
-    "square",
-    "square_machine",
-    "square_run",
-    "targeted_dlr_loss",
-]

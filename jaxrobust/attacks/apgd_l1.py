@@ -34,12 +34,12 @@ def follow_sparsity(state: State, due: Mask) -> tuple[State, Mask]:
 
 
 def kept_of(sparsity: PerImage, images: Points) -> PerImage:
-    """Return the fraction of entries to move, of a best point that differs in `sparsity` f[B]."""
+    """Compute the fraction of entries to move, of a best point that differs in `sparsity` f[B]."""
     return _divide(_divide(sparsity, images[0].size), 1.5)
 
 
 def _divide(values: PerImage, divisor: float) -> PerImage:
-    """Return a true division by a constant.
+    """Divide by a constant for good.
 
     XLA would multiply by the rounded reciprocal, and join two divisions into one; a unit in the
     last place of `kept` can move one entry more or less.

@@ -18,7 +18,7 @@ _FAR = 1e12  # a level at which every entry has reached the box
 
 
 def project_onto_hyperplane(points: Rows, normals: Rows, offsets: PerImage, *, norm: str) -> Rows:
-    """Return the shortest way from points in the box [0, 1] to a hyperplane, inside the box.
+    """Find the shortest way from points in the box [0, 1] to a hyperplane, inside the box.
 
     Args:
       points: f[B, d] in [0, 1].
@@ -28,9 +28,6 @@ def project_onto_hyperplane(points: Rows, normals: Rows, offsets: PerImage, *, n
     Returns:
       f[B, d], to be added to the points. Where the box does not reach the hyperplane: the way to
       its nearest corner.
-    Raises:
-      ValueError: an unknown norm.
-    Source: Croce & Hein 2020 (arXiv 1907.02044), section 2.2; parity: tests/attacks/test_fab.py.
     """
     if norm not in _MOVES:
         raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(_MOVES)}")
@@ -38,9 +35,7 @@ def project_onto_hyperplane(points: Rows, normals: Rows, offsets: PerImage, *, n
 
 
 def displacement(points: Rows, normals: Rows, excess: PerImage, norm: str) -> Rows:
-    """Do what `project_onto_hyperplane` does, from `excess` f[B] = <normal, point> - offset, which
-    is better known than the offset.
-    """
+    """Project by `excess` f[B] = <normal, point> - offset, which rounds less than the offset."""
     # Every entry can only move down along the normal, as far as its room to the box.
     normals = jnp.where((excess >= 0)[:, None], normals, -normals)
     room = jnp.where(normals > 0, points, 1 - points)
@@ -60,7 +55,7 @@ def _moves_l2(sizes: Rows, room: Rows, excess: PerImage) -> Rows:
 
 
 def _level(speed, sizes, room, excess):
-    """Return the level f[B] at which sum(sizes * min(level * speed, room)) is the excess.
+    """Find the level f[B] at which sum(sizes * min(level * speed, room)) is the excess.
 
     The sum is concave and piecewise linear in the level, so Newton's method climbs to the root
     from below and has reached it when no further entry runs out of room: few passes, no sort.

@@ -41,7 +41,7 @@ class StartDraws(NamedTuple):
 
 
 def draw_query(state: Any, side: Counts) -> Draws:
-    """Return the draws for evaluation `state.iteration` >= 1, with windows of `side` i32[B]."""
+    """Make the draws for evaluation `state.iteration` >= 1, with windows of `side` i32[B]."""
     height, width, channels = state.points.shape[1:]
     words = _random_words(state.keys, state.iteration, 4, 1 + channels)
     room = jnp.stack([height - side, width - side] * 2, axis=1)
@@ -83,7 +83,6 @@ def _random_words(keys, evaluation, words, bits):
 
 
 def _bits(words, count):
-    """Return the first bits of u32[B, n] words, u32[B, count]."""
     bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & 1
     return bits.reshape(len(words), -1)[:, :count]
 
@@ -163,9 +162,7 @@ def _to_sphere(norm: str, images: Rows, delta: Rows, epsilon: PerImage) -> Rows:
 
 
 def _template(images, draws, windows, level):
-    """Return the template of `template_profiles` in window 1, something finite outside; [B, H,
-    W*C].
-    """
+    """Compute `template_profiles`' template in window 1, something finite outside; [B, H, W*C]."""
     count, _, _, largest = windows.profiles.shape
     table = jnp.asarray(windows.profiles.reshape(2 * count, 2, largest), images.dtype)
 
@@ -195,7 +192,7 @@ def _window(images, draws, which, side):
 
 
 def _places(images):
-    """Return the row numbers of an image, and the column of each entry of a row; NumPy."""
+    """List the row numbers of an image, and the column of each entry of a row; NumPy."""
     _, height, width, channels = images.shape
     columns = np.repeat(np.arange(width, dtype=np.int32), channels)
     return np.arange(height, dtype=np.int32), columns
@@ -214,7 +211,6 @@ def _by_channel(values, images):
 
 
 def _per_channel(rows, channels):
-    """Return the sum per channel of [B, H, W*C], f[B, C]."""
     return jnp.sum(jnp.sum(rows, axis=1).reshape(len(rows), -1, channels), axis=1)
 
 

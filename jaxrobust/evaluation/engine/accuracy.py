@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Key, UInt8
 from tqdm.auto import tqdm
 
-from jaxrobust import attacks, types
+from jaxrobust import attacks
+from jaxrobust import types as t
 from jaxrobust.data import Damage, Source
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import checks, collapse
@@ -21,22 +22,8 @@ from jaxrobust.models.interface.inputs import cast, unit_range
 from jaxrobust.runtime.devices import compilation, sharding
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.types import (
-    VERDICT_PRECISION,
-    Array,
-    Attack,
-    Classifier,
-    Counts,
-    Labels,
-    Logits,
-    LogitsFn,
-    Mask,
-    Params,
-    Threat,
-    Weights,
-)
 
-Counter = Callable[..., dict[str, Array]]
+Counter = Callable[..., dict[str, t.Array]]
 _COMPILED: weakref.WeakSet[Counter] = weakref.WeakSet()  # those that have met a batch
 
 
@@ -62,7 +49,7 @@ class Images:
 
 def count(
     counter: Counter,
-    weights: Weights,
+    weights: t.Weights,
     images: Images,
     mesh: jax.sharding.Mesh,
     *,
@@ -89,7 +76,7 @@ def count(
 
 
 def each(
-    counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, *, bar: str = ""
+    counter: Counter, weights: t.Weights, images: Images, mesh: jax.sharding.Mesh, *, bar: str = ""
 ) -> dict[str, np.ndarray]:
     """Run a counter made with `each` on every image; its arrays are [N], in the split's order."""
     parts: list[dict[str, np.ndarray]] = []
@@ -100,7 +87,7 @@ def each(
 
 
 def _judgements(
-    counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, bar: str
+    counter: Counter, weights: t.Weights, images: Images, mesh: jax.sharding.Mesh, bar: str
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield what the counter says of each batch of all processes."""
     batches = pipeline.evaluation_batches(
@@ -148,7 +135,7 @@ def _compiling(counter: Counter, bar: str, arguments: Any) -> contextlib.Abstrac
     return compilation.waiting(f"{bar}: compiling the evaluation", program, say)
 
 
-def apgd_ce(threat: Threat, *, steps: int) -> Attack:
+def apgd_ce(threat: t.Threat, *, steps: int) -> t.Attack:
     """Return AutoAttack's APGD-CE with one random start, to the last misclassified iterate, if
     there is one.
 
@@ -158,8 +145,8 @@ def apgd_ce(threat: Threat, *, steps: int) -> Attack:
     attacks.apgd(**threat.settings(), steps=steps)  # refuses now, not while compiling
 
     def attack(
-        logits_fn: LogitsFn, keys: Array | None, images: types.Images, labels: Labels
-    ) -> types.Images:
+        logits_fn: t.LogitsFn, keys: t.Array | None, images: t.Images, labels: t.Labels
+    ) -> t.Images:
         run = partial(attacks.apgd_run, norm=threat.norm, epsilon=threat.epsilon, steps=steps)
         found = run(logits_fn, images, labels, key=keys, start="random").x_best_adv
         return attacks.GEOMETRIES[threat.norm].settle(found, images)
@@ -168,8 +155,8 @@ def apgd_ce(threat: Threat, *, steps: int) -> Attack:
 
 
 def counter(
-    net: Classifier,
-    attack: Attack,
+    net: t.Classifier,
+    attack: t.Attack,
     *,
     mesh: jax.sharding.Mesh,
     dtype: str,
@@ -189,7 +176,7 @@ def counter(
     )
 
 
-def counts(*batch: Any, **how: Any) -> dict[str, Array]:
+def counts(*batch: Any, **how: Any) -> dict[str, t.Array]:
     """Count images of a padded batch that are right clean, and those still right after the attack.
 
     Arguments as in `judged`, of which `mask`, `answers` and `labels` stay image by image.
@@ -200,21 +187,21 @@ def counts(*batch: Any, **how: Any) -> dict[str, Array]:
 
 
 def judged(
-    params: Params,
-    stats: Params,
-    images: types.Images | UInt8[Array, "B H W channels"],
-    labels: Labels,
-    mask: Mask,
-    ids: Counts,
-    key: Key[Array, ""],
+    params: t.Params,
+    stats: t.Params,
+    images: t.Images | UInt8[t.Array, "B H W channels"],
+    labels: t.Labels,
+    mask: t.Mask,
+    ids: t.Counts,
+    key: Key[t.Array, ""],
     *,
-    net: Classifier,
-    attack: Attack,
+    net: t.Classifier,
+    attack: t.Attack,
     dtype: str,
     top5: bool = False,
     norm: str = "linf",
     moved: bool = False,
-) -> dict[str, Array]:
+) -> dict[str, t.Array]:
     """Tell which images of a padded batch are right clean, and which still after the attack.
 
     The attack multiplies as training does, the verdicts at full precision.
@@ -233,11 +220,11 @@ def judged(
 
     frozen_params = cast(params, jnp.dtype(dtype))
 
-    def logits_fn(x: types.Images) -> Logits:
+    def logits_fn(x: t.Images) -> t.Logits:
         return net.apply(frozen_params, stats, x)[0]
 
-    def verdict(x: types.Images) -> tuple[Mask, Logits]:
-        with jax.default_matmul_precision(VERDICT_PRECISION):
+    def verdict(x: t.Images) -> tuple[t.Mask, t.Logits]:
+        with jax.default_matmul_precision(t.VERDICT_PRECISION):
             logits = logits_fn(x)
         # `argmax` calls NaN the largest, and no answer is no right one.
         return (logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1), logits
@@ -265,8 +252,8 @@ def judged(
 
 
 def _moved(
-    images: types.Images, logits: Logits, images_adv: types.Images, answers: Logits, mask: Mask
-) -> dict[str, Array]:
+    images: t.Images, logits: t.Logits, images_adv: t.Images, answers: t.Logits, mask: t.Mask
+) -> dict[str, t.Array]:
     """Compute of each image `stable` (the class stays, right or wrong; False for padding) and
     `local_lipschitz`, |z(x) - z(x')|_1 / |x - x' + 1e-6|_inf.
 

@@ -143,7 +143,7 @@ def _advance(
         done = advance(machine, asks, slots.state, draws=setting.eot, tally=of)
         hit = slots.live & _wrong(done.logits, slots.labels) & (slots.steps >= slots.first)
         if machine.counts is not None:
-            hit &= machine.counts(done.asked)
+            hit &= machine.counts(done.queried)
         if search_fn is not None:
             sure = lambda: _wrong(decider(done.points, keys(0)), slots.labels)  # noqa: E731
             hit &= lax.cond(jnp.any(hit), sure, lambda: hit)
