@@ -19,16 +19,7 @@ import numpy as np
 
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, per_image
 from jaxrobust.evaluation.engine import engine
-from jaxrobust.evaluation.engine.cascade import (
-    Cost,
-    Found,
-    Sample,
-    logits_of,
-    reached,
-    refuse_damaged,
-    strike,
-)
-from jaxrobust.evaluation.engine.ledger import Ledger
+from jaxrobust.evaluation.engine.outcome import Cost, Evaluation, logits_of, reached, refuse_damaged
 from jaxrobust.evaluation.network import checks, fingerprint
 from jaxrobust.evaluation.records.parts import ReplayedLedger
 from jaxrobust.evaluation.records.verdicts import REPLAY
@@ -150,35 +141,29 @@ def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
     return known._replace(sources=sorted(known.sources, key=rank), network=network)
 
 
-def run(
-    runner: engine.Engine, known: Known, sample: Sample, found: Found, book: Ledger
-) -> tuple[Cost, list[ReplayedLedger]]:
-    """Try all that there is on what stands; return what that took, and each source's share.
-
-    Raises:
-      ValueError: a source is of other images.
-    """
-    start, met = time.perf_counter(), int(found.standing.sum())
-    before = np.flatnonzero(found.standing & book.rows(REPLAY)["fooled"])
-    for first in range(0, len(before), runner.slots):
-        refuse_damaged(runner, REPLAY, 0, before[first : first + runner.slots], sample, book)
-    strike(found, REPLAY, before)
+def run(evaluation: Evaluation, known: Known) -> tuple[Cost, list[ReplayedLedger]]:
+    """Try all that there is on what stands; return what that took, and each source's share."""
+    runner, sample, outcome, book, _ = evaluation
+    start, met = time.perf_counter(), int(outcome.standing.sum())
+    before = np.flatnonzero(outcome.standing & book.rows(REPLAY)["fooled"])
+    refuse_damaged(evaluation, REPLAY, 0, before)
+    outcome.strike(REPLAY, before)
     shares: list[ReplayedLedger] = []
     forward, idle = 0, 0
     for source in known.sources:
         there = points(source)
-        pending = np.flatnonzero(found.standing & there.has(sample.ids))
+        pending = np.flatnonzero(outcome.standing & there.has(sample.ids))
         stretched = source.network != known.network  # of another one: to the rim of the ball
         mine = hosts.share(pending)
         for first in range(0, len(mine), runner.slots):
             part = mine[first : first + runner.slots]
-            _try(runner, source, there, stretched, part, sample, found, book)
+            _try(evaluation, source, there, stretched, part)
             idle += runner.slots - len(part)
-        fallen = mine[~found.standing[mine]]
+        fallen = mine[~outcome.standing[mine]]
         parts = hosts.everyone((fallen, book.found(fallen, REPLAY)))
         for process, (which, theirs) in enumerate(parts):
             book.take_over(process, which, REPLAY, theirs)
-            strike(found, REPLAY, which)
+            outcome.strike(REPLAY, which)
         forward += len(pending)
         shares.append(
             {
@@ -192,7 +177,7 @@ def run(
         )
     cost = Cost(
         attack=REPLAY,
-        fooled=met - int(found.standing.sum()),
+        fooled=met - int(outcome.standing.sum()),
         forward=forward,
         backward=0,
         idle=hosts.total(idle),
@@ -203,16 +188,10 @@ def run(
 
 
 def _try(
-    runner: engine.Engine,
-    source: Source,
-    there: Points,
-    stretched: bool,
-    part: np.ndarray,
-    sample: Sample,
-    found: Found,
-    book: Ledger,
+    evaluation: Evaluation, source: Source, there: Points, stretched: bool, part: np.ndarray
 ) -> None:
     """Bring the points of up to `slots` images into the ball, and write down those that fool."""
+    runner, sample, outcome, book, _ = evaluation
     images, labels, ids = sample.rows(part)
     norm, epsilon = sample.threat.norm, np.float32(sample.threat.epsilon)
     if images.shape[1:] != source.shape:
@@ -232,7 +211,7 @@ def _try(
     for i in np.flatnonzero(sure):
         about = {"norm": float(norms[i]), "reached": int(others[i])}
         book.add(int(part[i]), row | about, adversarial[i])
-        strike(found, REPLAY, part[i])
+        outcome.strike(REPLAY, part[i])
 
 
 def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: np.ndarray) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
-from jaxrobust.evaluation.engine.cascade import Cost
+from jaxrobust.evaluation.engine.outcome import Cost
 from jaxrobust.evaluation.network import checks, randomised
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.records import parts, records
