@@ -179,7 +179,7 @@ class Attack:
         return int(self.outcome.standing.sum()) + self.outcome.aside
 
     def draw(self) -> int:
-        """Number the draws of the last forward pass of a randomised network; 0: of clean images."""
+        """Derive the number of the draw of a last forward pass; 0 is that of the clean images."""
         return 1 + ensembles.named(self.setting.name).number
 
     def write(
@@ -221,7 +221,7 @@ class Attack:
         fallen, once = mine[rows["fooled"][mine]], mine[rows["once"][mine]]
         unconfirmed = sum(self.outcome.standing[list(self.doubtful)])
         counts = np.array([self.steps, self.idle, unconfirmed])
-        own = self.book.found(fallen, self.name)
+        own = self.book.results(fallen, self.name)
         parts = hosts.everyone((fallen, own, self.flat[known:], counts, once))
         for process, (which, theirs, _, _, by_one) in enumerate(parts):
             self.book.take_over(process, which, self.name, theirs)

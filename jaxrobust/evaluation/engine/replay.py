@@ -47,23 +47,19 @@ class Points(NamedTuple):
     stored: np.ndarray  # i64[M], places among the images
 
     def has(self, ids: np.ndarray) -> np.ndarray:
-        """Return bool[N]: is there one of these images?"""
+        """Tell of which images there is one, bool[N]."""
         return np.isin(ids, self.ids)
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """Return those of some images, f32[n,H,W,C].
-
-        Raises:
-          ValueError: the file beside the ledger is shorter than that.
-        """
+        """Read those of some images, f32[n,H,W,C]; `ValueError`: the file is too short for them."""
         file, count = self.path.with_suffix(".images"), int(np.prod(self.shape))
         places = self.stored[np.searchsorted(self.ids, ids)]
         if not file.exists() or file.stat().st_size < 4 * count * (int(places.max()) + 1):
             raise ValueError(
                 f"{file} lacks adversarial images of {self.path.name}; copy both, or replay others"
             )
-        found = [np.fromfile(file, np.float32, count, offset=4 * count * p) for p in places]
-        return np.stack(found).reshape(-1, *self.shape)
+        read = [np.fromfile(file, np.float32, count, offset=4 * count * p) for p in places]
+        return np.stack(read).reshape(-1, *self.shape)
 
 
 class Known(NamedTuple):
@@ -81,7 +77,7 @@ def is_ledger(path: Path) -> bool:
 
 
 def ledgers(folder: Path) -> list[Path]:
-    """Return the ledgers of a folder."""
+    """List the ledgers of a folder."""
     return sorted(path for path in folder.glob("*.jsonl") if is_ledger(path))
 
 
@@ -92,11 +88,7 @@ def header(path: Path) -> dict[str, Any]:
 
 
 def source(path: Path) -> Source:
-    """Return a ledger that can be replayed.
-
-    Raises:
-      ValueError: it is no ledger, or one that does not say what its images look like.
-    """
+    """Open a ledger to replay; `ValueError`: it is none, or does not note the size of its images."""
     if not (path.is_file() and is_ledger(path)):
         raise ValueError(
             f"{path} is no ledger to replay; name a file of an evaluation, ledger.jsonl"
@@ -107,12 +99,7 @@ def source(path: Path) -> Source:
             f"{path} was written by an older version, which did not note the size of its images; "
             "evaluate again to replay it"
         )
-    return Source(
-        path=path,
-        network=network_of(identity),
-        threat=Threat.of(identity),
-        shape=tuple(identity["image"]),
-    )
+    return Source(path, network_of(identity), Threat.of(identity), tuple(identity["image"]))
 
 
 def points(source: Source) -> Points:
@@ -126,7 +113,7 @@ def points(source: Source) -> Points:
 
 
 def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
-    """Return the sources of an evaluation, the likeliest to fool first.
+    """Order the sources of an evaluation, the likeliest to fool first.
 
     These are what fooled this network at smaller radii, then what is nearest.
     """
@@ -160,7 +147,7 @@ def run(evaluation: Evaluation, known: Known) -> tuple[Cost, list[ReplayedLedger
             _try(evaluation, source, there, stretched, part)
             idle += runner.slots - len(part)
         fallen = mine[~outcome.standing[mine]]
-        parts = hosts.everyone((fallen, book.found(fallen, REPLAY)))
+        parts = hosts.everyone((fallen, book.results(fallen, REPLAY)))
         for process, (which, theirs) in enumerate(parts):
             book.take_over(process, which, REPLAY, theirs)
             outcome.strike(REPLAY, which)
@@ -215,7 +202,7 @@ def _try(
 
 
 def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: np.ndarray) -> None:
-    """Raise ValueError where a point is no point of the source's ball around our image."""
+    """Refuse a source with a point that is not in its ball around our image."""
     deltas = (points.astype(np.float64) - images).reshape(len(points), -1)
     norms = np.linalg.norm(deltas, checks.ORDER[source.threat.norm], axis=1)
     if (norms > checks.most(source.threat.epsilon)).any():
@@ -229,10 +216,7 @@ def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: 
 
 @functools.lru_cache
 def _pull(norm: str) -> Callable[..., Array]:
-    """Make the program that pulls f32[B,H,W,C] into a ball, or first stretches them to its rim.
-
-    One program for every radius.
-    """
+    """Make the program, one for all radii, that pulls points into a ball, first to its rim if told."""
 
     def pull(points: Array, images: Array, epsilon: Array, stretched: Array) -> Array:
         deltas = points - images
