@@ -18,8 +18,11 @@ CLEAN = (
     "convert",
     "report",
     "analysis",
+    "attacks",
     "doctor",
     "estimate",
+    "evaluation/engine",
+    "evaluation/network",
     "__main__.py",
 )
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples/README.md")

@@ -934,8 +934,8 @@ class NotFiniteTest(parameterized.TestCase):
         numbers = jnp.zeros(4, jnp.int32)
         batch = (jnp.zeros((4, 1, 1, 3)), numbers, numbers == 0, numbers)
         attack = lambda logits_fn, key, images, labels: images  # noqa: E731
-        how = {"net": net, "attack": attack, "dtype": "float32", "moved": True}
-        found = accuracy.judged({}, {}, *batch, jax.random.key(0), **how)
+        how = accuracy.Judging(net, attack, "float32", moved=True)
+        found = accuracy.judged({}, {}, *batch, jax.random.key(0), how=how)
         np.testing.assert_array_equal(found["clean"], [False, True, False, False])
         np.testing.assert_array_equal(found["finite"], [False, True, False, False])
         np.testing.assert_array_equal(found["reached"], [-1, 0, -1, -1])

@@ -279,7 +279,7 @@ def _check_network(runner: engine.Engine, images: ImageSet, labels: np.ndarray) 
 
 
 def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Verdict | None:
-    """Return the rule and the number of draws of version "rand"; None: of another version."""
+    """Make the rule of version "rand"; None: of another version, which has none."""
     if version == "rand":
         return randomised.verdict(rule, draws)
     if rule is not None or draws is not None:
@@ -311,10 +311,10 @@ def _classified(
     most: int,
     how: randomised.Verdict | None,
 ) -> tuple[np.ndarray, ...]:
-    """Compute which images are right, by one draw too, and whose logits are finite, bool[N]; and
-    their `most` likeliest wrong classes, u[N, T].
+    """Compute which images are right, by one draw too, and finite, bool[N]; and likely others.
 
-    The same in all processes, each of which computes its share.
+    The last are u[N, most], the likeliest wrong classes. All processes get the same, each computes
+    its share.
     """
     mine = hosts.share(np.arange(len(images)))
     classes = runner.traces[0].classes
@@ -328,10 +328,8 @@ def _classified(
             clean[part] = once[part] = checks.is_right(logits, rows[1])
             finite[part] = checks.answered(logits)
         else:
-            said = answers_of(runner, how, *rows, seed=seed, draw=0)
-            logits, clean[part], once[part], finite[part] = (
-                *(said.logits, said.right),
-                *(said.once, said.finite),
+            clean[part], once[part], finite[part], _, logits = answers_of(
+                runner, how, *rows, seed=seed, draw=0
             )
         likely[part] = ensembles.ranks(logits, rows[1], most)
     found = (clean, once, finite, likely)
@@ -366,7 +364,7 @@ def _ids(ids: Sequence[int] | None, n: int) -> np.ndarray:
 
 
 def _held(images: Any) -> Any:
-    """Return an array as NumPy's, and an image set as it is."""
+    """Make an array one of NumPy's; an image set stays as it is."""
     if isinstance(images, ImageSet) and not hasattr(images, "dtype"):
         return images
     check_array("images", images)

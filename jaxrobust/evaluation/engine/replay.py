@@ -88,7 +88,7 @@ def header(path: Path) -> dict[str, Any]:
 
 
 def source(path: Path) -> Source:
-    """Open a ledger to replay; `ValueError`: it is none, or does not note the size of its images."""
+    """Open a ledger to replay; `ValueError`: it is none, or an old one that notes no size."""
     if not (path.is_file() and is_ledger(path)):
         raise ValueError(
             f"{path} is no ledger to replay; name a file of an evaluation, ledger.jsonl"
@@ -216,7 +216,7 @@ def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: 
 
 @functools.lru_cache
 def _pull(norm: str) -> Callable[..., Array]:
-    """Make the program, one for all radii, that pulls points into a ball, first to its rim if told."""
+    """Make the program, one for all radii, that pulls points into a ball, or first to its rim."""
 
     def pull(points: Array, images: Array, epsilon: Array, stretched: Array) -> Array:
         deltas = points - images
