@@ -6,6 +6,7 @@ outside [0, C) has no defined loss; soft targets, or fewer classes than a loss n
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def kl_loss(logits: Logits, target_probabilities: Array) -> PerImage:
 def cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
     """Compute the margin: the largest other logit minus the label's; positive means misclassified.
 
-    Source: Carlini & Wagner 2017 (arXiv 1608.04644), f_6 without its floor.
+    Source: Carlini & Wagner 2017 (arXiv 1608.04644), f_6 without its bound.
     """
     _need_classes("cw", logits, labels, 2)
     is_label = jnp.arange(logits.shape[1])[None, :] == labels[:, None].astype(int)
@@ -128,7 +129,7 @@ def _ratio(numerator: PerImage, denominator: PerImage) -> PerImage:
 
 
 @_ratio.defjvp
-def _ratio_jvp(primals, tangents):
+def _ratio_jvp(primals: Any, tangents: Any) -> tuple[PerImage, PerImage]:
     # JAX's own rule squares the denominator: its rounding leaves 1e-7 where the two terms cancel
     # (the label ranks third), which sign() would turn into a full step. This form cancels exactly.
     (numerator, denominator), (d_numerator, d_denominator) = primals, tangents

@@ -87,10 +87,12 @@ def advance(
     return Step(machine.check(after, logits), after, points, logits, slope)
 
 
-def _differentiated(machine, network, state, points, draws, tally):
+def _differentiated(
+    machine: t.Machine, network: Any, state: Any, points: t.Points, draws: int, tally: Any
+) -> tuple[t.Logits, Any, Any]:
     """Compute the logits of the last draw, the mean gradient for `tell`, and the votes."""
 
-    def once(draw):
+    def once(draw: Any) -> tuple[t.Logits, Any]:
         def losses(points: t.Points) -> tuple[t.PerImage | t.Logits, t.Logits]:
             logits = network(points, draw)
             return machine.loss(state, logits), logits
@@ -106,7 +108,7 @@ def _differentiated(machine, network, state, points, draws, tally):
     if draws == 1:
         return logits, total, votes
 
-    def add(draw, carry):
+    def add(draw: Any, carry: Any) -> Any:
         logits, gradient = once(draw)
         return logits, carry[1] + gradient, None if tally is None else carry[2] + tally(logits)
 
@@ -126,7 +128,7 @@ def nearest(
     distance_of = machine.distance
     assert distance_of is not None
 
-    def closer(best, which):
+    def closer(best: Any, which: Any) -> Any:
         (gradient,) = pull(jnp.zeros_like(values).at[:, which].set(1))
         distance = distance_of(state, values[:, which], gradient, which)
         # As of `argmin`: NaN is the least.
@@ -162,7 +164,7 @@ def run(
     """
     network = checked(logits_fn, state)
 
-    def step(state, _):
+    def step(state: Any, _: None) -> tuple[Any, None]:
         return advance(machine, network, state).state, None
 
     state, _ = jax.lax.scan(step, state, None, length=gradient_steps)

@@ -208,7 +208,7 @@ add(
     ),
     # As Huang et al. 2022 (arXiv 2212.11005) evaluate: what is misclassified stays where it is.
     Row(
-        *("cw", "PGD on the margin with a floor", _FACTS),
+        *("cw", "PGD on the margin, at most 0", _FACTS),
         fixed=Fixed(loss="cw-floor"),
         make=pgd,
         length=2.5,

@@ -127,7 +127,7 @@ def square_machine(
         if labels.ndim != 1:
             raise ValueError(f"labels of shape {labels.shape}: Square needs classes; pass i32[B]")
         if not (isinstance(start, str) and start == "random"):
-            raise ValueError("Square has a start of its own; pass start='random' and keys [B]")
+            raise ValueError("Square knows one start; pass start='random' and keys [B]")
         if norm == "l1":
             images = jnp.clip(images, 0, 1)  # as the projection does
         keys = _key_data(image_keys(keys, len(images)))

@@ -94,7 +94,8 @@ class RowsTest(parameterized.TestCase):
         # For ever: verdicts of ledgers on disk depend on them.
         fixed = {"apgd-ce": 0, "apgd-dlr": 1, "apgd-t": 2, "fab": 3, "fab-t": 4, "square": 5}
         self.assertContainsSubset(
-            fixed.items(), {name: own.number for name, (_, own) in registry.searching().items()}.items()
+            fixed.items(),
+            {name: own.number for name, (_, own) in registry.searching().items()}.items(),
         )
 
     def test_versions_name_what_is_there(self):

@@ -170,7 +170,7 @@ def l1_correction(images: Points, delta: Points, epsilon: PerImage) -> Points:
     least = jnp.maximum(0, -jnp.minimum(1 - images - delta, images + delta))
     left = most - least
 
-    def fits(alpha):
+    def fits(alpha: PerImage) -> Mask:
         # The sum of what is left, not of what is taken: the latter cancels when delta is large.
         remainder = jnp.minimum(jnp.maximum(most - per_image(alpha, most), 0), left)
         return _total(remainder) <= epsilon
@@ -209,7 +209,7 @@ def draw(distribution: Callable[..., Array], keys: Keys, images: Points) -> Poin
     return jax.vmap(lambda key: distribution(key, images.shape[1:], images.dtype))(keys)
 
 
-def _sign(values):
+def _sign(values: Array) -> Array:
     """Compute the sign as `jnp.sign` does, but 0 for NaN."""
     return (values > 0).astype(values.dtype) - (values < 0).astype(values.dtype)
 
@@ -222,7 +222,7 @@ def _order_statistic(sizes: Points, rank: Counts) -> PerImage:
     """Find entry `rank` i32[B] in ascending order of `sizes` f[B, ...] >= 0, without a sort."""
     sizes = sizes.reshape(sizes.shape[0], -1)
 
-    def too_high(value):
+    def too_high(value: PerImage) -> Mask:
         at_most = jnp.sum(sizes <= value[:, None], axis=1, dtype=jnp.int32)
         return at_most > rank
 
@@ -239,7 +239,7 @@ def _smallest_float(holds: Callable[[PerImage], Mask], like: PerImage) -> PerIma
     integer = jnp.dtype(f"int{8 * like.dtype.itemsize}")
     bits = 8 * like.dtype.itemsize - 1  # all but the sign
 
-    def body(i, below):
+    def body(i: Array, below: Array) -> Array:
         # `below` is the largest pattern known to fail, plus one, built from the highest bit down.
         candidate = below | (jnp.ones_like(below) << (bits - 1 - i).astype(integer))
         value = jax.lax.bitcast_convert_type(candidate - 1, like.dtype)

@@ -31,7 +31,7 @@ def window_table(norm: str, levels: np.ndarray, p_init: float, shape: tuple[int,
     """Make the windows for images of `shape` (H, W), from `window_levels`."""
     height, width = shape
 
-    def side(level):
+    def side(level: int) -> int:
         wished = round((p_init / 2**level * height * width) ** 0.5)
         if norm != "linf":
             wished = max(wished, 3)
@@ -75,7 +75,7 @@ def template_of(norm: str, side: int) -> np.ndarray:
     return scale[:, None] * np.minimum(along[:, None], other)
 
 
-def _length(norm, values):
+def _length(norm: str, values: np.ndarray) -> float:
     return np.abs(values).sum() if norm == "l1" else np.sqrt((values**2).sum())
 
 

@@ -38,7 +38,7 @@ class Ledger:
     """An append-only file of JSON lines beside a file of the adversarial images.
 
     The first line says which evaluation it belongs to, each other one is the verdict of an attack
-    on an image. A process of a pod appends to a file of its own; at the start, each reads all,
+    on an image. A process of a pod appends to its file; at the start, each reads all,
     whatever number of processes wrote them. Without a path, everything stays in memory.
     No other process can open the file to append to it until `close`.
     """

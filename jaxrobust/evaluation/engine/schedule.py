@@ -138,7 +138,7 @@ class Jobs:
     def needed(self) -> int:
         """Compute the number of slots of a device that suffices for the jobs that are left.
 
-        It is a power of two or three quarters of one: each number takes a program of its own.
+        It is a power of two or three quarters of one: each number takes another program.
         """
         if self._has_more() or not self._busy:
             return self._width

@@ -95,7 +95,7 @@ def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> None:
     if classes is not None and high >= classes:
         raise ValueError(
             f"a label is {high}, but the network has the {classes} classes 0 to {classes - 1}; "
-            "pass the labels of its own class list"
+            "pass the labels of its class list"
             + (", counted from 0: labels - 1" if low > 0 and high == classes else "")
         )
 

@@ -147,7 +147,7 @@ def parts(images: ImageSet, size: int = _PART) -> Iterator[np.ndarray]:
 def hashed(images: ImageSet, *arrays: np.ndarray) -> str:
     """Hash the type, shape and bytes of images f32[N,H,W,C], then those of some arrays.
 
-    Of an image set that has a `content_sha256()` of its own, that is taken instead: what its images
+    Of an image set that has a `content_sha256()`, that is taken instead: what its images
     are made of, such as the bytes of their files, and how, so that none needs to be decoded.
     """
     digest = hashlib.sha256()
