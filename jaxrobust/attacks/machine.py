@@ -91,11 +91,13 @@ def _differentiated(
     machine: t.Machine, network: Any, state: Any, points: t.Points, draws: int, tally: Any
 ) -> tuple[t.Logits, Any, Any]:
     """Compute the logits of the last draw, the mean gradient for `tell`, and the votes."""
+    loss_of = machine.loss
+    assert loss_of is not None
 
     def once(draw: Any) -> tuple[t.Logits, Any]:
         def losses(points: t.Points) -> tuple[t.PerImage | t.Logits, t.Logits]:
             logits = network(points, draw)
-            return machine.loss(state, logits), logits
+            return loss_of(state, logits), logits
 
         values, pull, logits = jax.vjp(losses, points, has_aux=True)
         if values.ndim == 2:
