@@ -181,10 +181,10 @@ def _template(images: Images, draws: Draws, windows: Windows, level: Counts) -> 
     return reach * row_scale[:, :, None] * column_scale[:, None]
 
 
-def _window(images: Images, draws: Draws, which: int, side: Counts) -> tuple[Array, Array]:
+def _window(images: Images, draws: Draws, which: int, side: Counts) -> tuple[Any, Any]:
     """Tell which rows and which columns a window covers, bool[B, H, 1] and bool[B, 1, W*C]."""
 
-    def covered(axis: int) -> Array:
+    def covered(axis: int) -> Any:
         place = _places(images)[axis][None] - draws.offsets[:, 2 * which + axis, None]
         return (place >= 0) & (place < side[:, None])
 
