@@ -3,8 +3,8 @@
 One machine serves training (start at the image, train on the point of highest loss) and AutoAttack
 (random or given start, report the last misclassified point).
 
-Source: Croce & Hein 2020 (arXiv 2003.01690), algorithm 1; what is different on L1 stands in
-`apgd_l1`. Details that the paper leaves open follow auto-attack a392200; parity:
+Source: Croce & Hein 2020 (arXiv 2003.01690), algorithm 1; on L1 Croce & Hein 2021 (arXiv
+2103.01208), section 3.2. Details that the papers leave open follow auto-attack a392200; parity:
 tests/attacks/test_apgd.py.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxrobust import types as t
 from jaxrobust.attacks import inputs
-from jaxrobust.attacks.apgd_l1 import follow_sparsity, kept_of
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, all_finite, l0_norm, per_image, where
 from jaxrobust.attacks.losses import DLR, LOSSES, by_target
 from jaxrobust.attacks.machine import as_attack, run
@@ -94,6 +94,38 @@ def _halve_when_stuck(state: ApgdState, due: t.Mask) -> tuple[ApgdState, t.Mask]
         step=jnp.where(halve, state.step / 2, state.step),
         reduced=jnp.where(due, halve, state.reduced),
     ), halve
+
+
+def _follow_sparsity(state: ApgdState, due: t.Mask) -> tuple[ApgdState, t.Mask]:
+    """Go back to the full step where the best point got sparser on L1, else shorten it.
+
+    Later steps move two thirds as many entries as the best point does.
+    """
+    sparsity = l0_norm(state.x_best - state.images)
+    sparser = sparsity / state.sparsity < 0.95  # 0/0 is not
+    step = jnp.where(sparser, state.epsilon, _divide(state.step, 1.5))
+    step = jnp.clip(step, _divide(state.epsilon, 10), state.epsilon)
+    state = state._replace(
+        step=jnp.where(due, step, state.step),
+        kept=jnp.where(due, _kept_of(sparsity, state.images), state.kept),
+        sparsity=jnp.where(due, sparsity, state.sparsity),
+    )
+    return state, due & sparser
+
+
+def _kept_of(sparsity: t.PerImage, images: t.Points) -> t.PerImage:
+    """Compute the fraction of entries to move, of a best point that differs in `sparsity`."""
+    return _divide(_divide(sparsity, images[0].size), 1.5)
+
+
+def _divide(values: t.PerImage, divisor: float) -> t.PerImage:
+    """Divide by a constant for good.
+
+    XLA would multiply by the rounded reciprocal, and join two divisions into one; a unit in the
+    last place of `kept` can move one entry more or less.
+    """
+    values, divisors = jax.lax.optimization_barrier((values, jnp.full_like(values, divisor)))
+    return values / divisors
 
 
 def _tell(
@@ -184,7 +216,7 @@ def apgd_machine(
             kept, sparsity = floats(kept_fraction), floats(images[0].size)
         else:
             sparsity = l0_norm(points - images)
-            kept = kept_of(sparsity, images)
+            kept = _kept_of(sparsity, images)
         period, period_floor, period_decrement = _periods(norm, steps)
         return ApgdState(
             images=images,
@@ -221,7 +253,7 @@ def apgd_machine(
             return loss_fn(logits, state.labels, state.targets)
         return loss_fn(logits, state.labels)
 
-    adapt = follow_sparsity if norm == "l1" else _halve_when_stuck
+    adapt = _follow_sparsity if norm == "l1" else _halve_when_stuck
     return t.Machine(
         init=init,
         query=lambda state: state.points,

@@ -7,16 +7,7 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks import MACHINES, Setting, ensembles
-from jaxrobust.evaluation.engine import engine
-from jaxrobust.evaluation.engine.outcome import (
-    Cost,
-    Evaluation,
-    answers_of,
-    logits_of,
-    reached,
-    refuse_damaged,
-    within,
-)
+from jaxrobust.evaluation.engine import engine, outcome
 from jaxrobust.evaluation.engine.progress import Decisions
 from jaxrobust.evaluation.network import checks, randomised, reliability
 from jaxrobust.runtime.devices import compilation
@@ -27,11 +18,7 @@ class Attack:
     """One attack on all images that stand, from the ledger as far as it knows them."""
 
     def __init__(
-        self,
-        evaluation: Evaluation,
-        setting: Setting,
-        meter: Decisions,
-        suffix: str = "",
+        self, evaluation: outcome.Evaluation, setting: Setting, meter: Decisions, suffix: str = ""
     ) -> None:
         self.evaluation, self.setting, self.meter, self.suffix = evaluation, setting, meter, suffix
         self.runner, self.sample, self.outcome, self.book, self.how = evaluation
@@ -44,7 +31,7 @@ class Attack:
         self.compile_seconds = 0.0
         self.flat: list[bool] = []
 
-    def run(self, later: int) -> Cost:
+    def run(self, later: int) -> outcome.Cost:
         """Decide every image; `later` passes are needed for one that survives this attack."""
         start, met = time.perf_counter(), int(self.outcome.standing.sum())
         pending = self.recall()
@@ -70,7 +57,7 @@ class Attack:
                 self.count(call, later // jax.process_count())
         self.join(mine, known)
         self.flag()
-        return Cost(
+        return outcome.Cost(
             attack=self.name,
             fooled=met - int(self.outcome.standing.sum()),
             forward=self.steps * ensembles.forward(self.setting),
@@ -98,7 +85,7 @@ class Attack:
         self.outcome.strike(self.name, fallen)
         if self.outcome.once is not None:
             self.outcome.once[met[rows["once"][met]]] = False
-        refuse_damaged(self.evaluation, self.name, self.draw(), fallen)
+        outcome.refuse_damaged(self.evaluation, self.name, self.draw(), fallen)
         return np.flatnonzero(self.outcome.of_interest() & ~rows["known"])
 
     def confirm(self, verdicts: list[engine.Verdict], last: bool) -> list[engine.Verdict]:
@@ -124,9 +111,9 @@ class Attack:
         images, labels, ids = self.sample.rows(np.array([v.image for v in part], int))
         points = np.stack([v.adversarial for v in part if v.adversarial is not None])
         points = engine.settled(self.runner, self.setting.norm, points, images)
-        logits = logits_of(self.runner, points, ids, self.sample.seed, draw=self.draw())
+        logits = outcome.logits_of(self.runner, points, ids, self.sample.seed, draw=self.draw())
         sure, norms = checks.verified(points, images, labels, logits, self.sample.threat)
-        wrong, others = [], reached(logits, labels)
+        wrong, others = [], outcome.reached(logits, labels)
         for verdict, ok, norm, other, point in zip(part, sure, norms, others, points, strict=True):
             if ok:
                 self.write(verdict, point, float(norm), int(other))
@@ -148,11 +135,11 @@ class Attack:
         latest, strongest = (
             engine.settled(self.runner, self.setting.norm, pairs[:, k], images) for k in (0, 1)
         )
-        inside = lambda points: within(points, images, labels, self.sample)  # noqa: E731
+        inside = lambda points: outcome.within(points, images, labels, self.sample)  # noqa: E731
         given: dict[str, Any] = {"seed": self.sample.seed, "draw": self.draw()}
         one = randomised.verdict(randomised.ONE)
-        alone = answers_of(self.runner, one, latest, labels, ids, **given)
-        ruled = answers_of(self.runner, self.how, strongest, labels, ids, **given)
+        alone = outcome.answers_of(self.runner, one, latest, labels, ids, **given)
+        ruled = outcome.answers_of(self.runner, self.how, strongest, labels, ids, **given)
         once = inside(latest)[0] & ~alone.right
         sure, norms = inside(strongest)
         sure &= ~ruled.right

@@ -16,8 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxrobust import attacks
 from jaxrobust.attacks.geometry.balls import where
 from jaxrobust.attacks.machine import advance
-from jaxrobust.attacks.registry import Facts, Setting
-from jaxrobust.evaluation.engine.schedule import Rows
+from jaxrobust.attacks.registry import Setting
 from jaxrobust.models.kernels.rewriting import before_a_loop, canonical_convolutions
 from jaxrobust.types import VERDICT_PRECISION, Array
 
@@ -48,18 +47,6 @@ class Slots(NamedTuple):
     excess: Any = None  # f[S], by how much these call it wrong, of `Tally`; below 0: no point does
 
 
-def _initial(row: Facts, setting: Setting, epsilon: Array, rows: Rows, keys: Array) -> Any:
-    """Make the machines' states at the start, which is that of the row for this restart."""
-    init = functools.partial(
-        row.make(setting, epsilon).init, rows.images, rows.labels, keys=keys, targets=rows.targets
-    )
-    first, *others = row.starts[: setting.restarts]
-    state = init(start=first)
-    for number, start in enumerate(others, 1):
-        state = _where(rows.restarts >= number, init(start=start), state)
-    return state
-
-
 def begin(
     setting: Setting, epsilon: Array, root: Array, number: Array, rows: Any, *, tally: str = ""
 ) -> Slots:
@@ -72,8 +59,16 @@ def begin(
         return key
 
     keys = jax.vmap(key, (0, None, 0, 0))(rows.ids, number, rows.targets, rows.restarts)
+    made = attacks.MACHINES[setting.machine]
+    init = functools.partial(
+        made.make(setting, epsilon).init, rows.images, rows.labels, keys=keys, targets=rows.targets
+    )
+    first, *others = made.starts[: setting.restarts]  # of which each restart has one
+    state = init(start=first)
+    for later, start in enumerate(others, 1):
+        state = _where(rows.restarts >= later, init(start=start), state)
     return Slots(
-        state=_initial(attacks.MACHINES[setting.machine], setting, epsilon, rows, keys),
+        state=state,
         labels=rows.labels,
         keys=jax.random.key_data(keys),
         live=jnp.ones_like(rows.fresh),
