@@ -343,7 +343,7 @@ class GoldenTest(GoldenCase):
         assert_points(seen["state"].adv[4], g[f"{norm}_rs_adv"], norm)  # after 5 iterations
 
     @sweeps.fast("L1")
-    @sweeps.fast("linf", "l2")
+    @sweeps.fast(0, 1)
     @parameterized.parameters(*REFERENCE)
     def test_perturb(self, norm):
         small, _ = golden()
