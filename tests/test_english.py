@@ -19,9 +19,12 @@ CLEAN = (
     "convert",
     "report",
     "analysis",
+    "attacks",
     "doctor",
     "estimate",
     "__init__.py",
+    "evaluation/engine",
+    "evaluation/network",
     "__main__.py",
     "config.py",
     "sections.py",
@@ -32,7 +35,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples/READM
 # A docstring's first line is imperative and true without the code; these say nothing without it.
 EMPTY = re.compile(r"\bReturns? (what|how|where|which)\b")
 # Words of a private vocabulary, and turns that a reader of another language stumbles over.
-WORDS = re.compile(r"(?<![.\w])(nobody|of its own|in words|rooms?|doors?|floors?)\b(?!\()", re.I)
+WORDS = re.compile(r"(?<![.\w-])(nobody|of its own|in words|rooms?|doors?|floors?)\b(?!\()", re.I)
 _CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 # Where a house is drawn, it may have rooms.
 OF_A_HOUSE = {"docs/architecture.md": {"room", "rooms"}}

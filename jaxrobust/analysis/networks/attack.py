@@ -54,7 +54,7 @@ def climb(
 
     def step(state: Any, _: None) -> tuple[Any, Array]:
         made = attacks.advance(machine, network, state)
-        return made.state, value(made.asked, made.logits)
+        return made.state, value(made.queried, made.logits)
 
     state, values = jax.lax.scan(step, state, None, length=steps)
     last = value(state, logits_fn(machine.query(state)))

@@ -24,7 +24,7 @@ _FIXED = (*_LENGTHS, "start", "l1_rule")
 class Question(NamedTuple):
     """How to evaluate; norm and radius stand in the subject."""
 
-    # Or clean, one of `fixed_steps`, or names of `ensembles.known`, with commas.
+    # Or clean, one of `fixed_steps`, or names of `registry.searching`, with commas.
     attack: str = AUTOATTACK
     version: str = "standard"  # of AutoAttack; or plus, rand, custom
     images: int = 0  # the first ones of the split; 0: all
@@ -54,7 +54,10 @@ class Question(NamedTuple):
     @property
     def searches(self) -> bool:
         """Tell whether AutoAttack's engine runs, image by image until it is fooled."""
-        return self.attack == AUTOATTACK or set(self.attack.split(",")) <= ensembles.known().keys()
+        return (
+            self.attack == AUTOATTACK
+            or set(self.attack.split(",")) <= attack_rows.searching().keys()
+        )
 
     @property
     def replays(self) -> bool:
@@ -91,7 +94,7 @@ def following(attack: str, version: str) -> tuple[str, ...]:
     """List the attacks of `--attack` and `--version` that follow the gradient of the images."""
     if fixed_steps.parse(attack):
         return (attack,)
-    known = ensembles.known()
+    known = attack_rows.searching()
     names = ensembles.VERSIONS.get(version, ()) if attack == AUTOATTACK else attack.split(",")
     return tuple(name for name in names if name in known and known[name][0].backward)
 
@@ -132,7 +135,7 @@ def check(asked: Question, subject: Subject, source: registry.Source) -> None:
         raise ValueError(
             f"--attack={asked.attack} is unknown; {_near(asked.attack)}one of clean, "
             f"{fixed_steps.written()}, autoattack, or of its attacks, with commas: "
-            f"{', '.join(ensembles.known())}"
+            f"{', '.join(attack_rows.searching())}"
         )
     if asked.attack != "clean":
         _check_ball(subject)
@@ -153,7 +156,7 @@ def check(asked: Question, subject: Subject, source: registry.Source) -> None:
 def _near(attack: str) -> str:
     """Return "did you mean X? " of the first name that is not known; "" if none is near."""
     single = [name for name, row in attack_rows.fixed().items() if row.single]
-    known = ("clean", *single, AUTOATTACK, *ensembles.known())
+    known = ("clean", *single, AUTOATTACK, *attack_rows.searching())
     unknown = [name for name in attack.split(",") if name not in known]
     return near(unknown[0], known) if unknown else ""
 

@@ -257,8 +257,8 @@ def _stepped(
     @jax.jit
     def judged(network: Any, *batch: Array) -> dict[str, Array]:
         net = Classifier(lambda key: ({}, {}), lambda params, stats, x: (network(x), stats))
-        how: dict[str, Any] = {"net": net, "attack": attack, "dtype": "float32", "norm": ball.norm}
-        return accuracy.judged({}, {}, *batch, moved=True, **how)
+        how = accuracy.Judging(net, attack, "float32", norm=ball.norm, moved=True)
+        return accuracy.judged({}, {}, *batch, how=how)
 
     for first in range(0, max(len(ids), 1), batch_size):
         which = np.resize(ids[first : first + batch_size], batch_size)  # one shape is compiled
