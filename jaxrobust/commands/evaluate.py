@@ -77,7 +77,6 @@ def _again() -> str:
 
 
 def _evaluated(end: Ending, pod: dict[str, Any] | None) -> tuple[str, bool]:
-    """Evaluate; the answer comes back, and whether this process prints it."""
     if pod is not None:
         end.join(pod)
     asked = fields.given(EvaluateFlags)

@@ -74,7 +74,6 @@ def _costs(share: float) -> str:
 def _line(
     name: str, depths: Sequence[float], widths: Sequence[float], **sizes: Any
 ) -> dict[str, Any]:
-    """Print a network, and return it."""
     from jaxrobust.models import scaling
 
     costs = scaling.cost(depths, widths, **sizes)

@@ -41,11 +41,7 @@ class Examination(NamedTuple):
 
 
 def given_of(place: str | None, **named: Any) -> Given:
-    """Return evaluate's flags; `place` is a run, weights, or a function, whose flag is left out.
-
-    Raises:
-      ValueError: it is none of them, a flag says the same, or a norm that there is not.
-    """
+    """Fill evaluate's flags; `place` is a run, weights, or a function, whose flag is left out."""
     named["norm"] = named.get("norm") and spelled(named["norm"])
     if named["norm"] not in (None, *_RADII):
         raise ValueError(f"--norm={named['norm']} is unknown; choose one of {', '.join(_RADII)}")
@@ -60,7 +56,6 @@ def given_of(place: str | None, **named: Any) -> Given:
 
 
 def _flag_of(place: str) -> str:
-    """Return the flag of `evaluate` that a word without one stands for."""
     path = Path(place)
     if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
         return "workdir"
@@ -70,12 +65,8 @@ def _flag_of(place: str) -> str:
 
 
 def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
-    """Examine the network of checked flags, on so many images of its test split.
-
-    Args:
-      tell: is told what is examined, and then each finding when it is found.
-    Raises:
-      ValueError: flags that contradict each other or the weights, with what to do.
+    """Examine the network of flags on so many images of its test split; a `ValueError` says which
+    flags contradict each other or the weights.
     """
     given = flags.placed(given)
     flags.check(given)
@@ -87,7 +78,6 @@ def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
 
 
 def _read(given: Given, images: int) -> tuple[str, Patient]:
-    """Load the network and its images, with a description of them."""
     run = Path(given.workdir) if given.workdir else None
     compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
     origin, subject, source = flags.settled(given)
@@ -135,11 +125,7 @@ def _recorded(
 
 
 def of_config(found: Config, *, devices: int, name: str, tell: Tell) -> Examination:
-    """Examine a config for training on so many devices; nothing is compiled.
-
-    Raises:
-      ValueError: a phase without a section, no norm or radius, a network that cannot be made.
-    """
+    """Examine a config for training on so many devices; nothing is compiled."""
     for phase in phases(found):
         Threat.of(of_phase(found, phase).attack)  # refuses a mistake
     of = f"{name} on {counted(devices, 'device')}"

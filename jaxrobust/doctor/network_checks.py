@@ -44,42 +44,32 @@ def _explained(name: str, healthy: str) -> Look:
     def look(patient: Patient) -> Seen:
         if len(patient.labels) < _ENOUGH:
             return Seen(SKIPPED, f"{len(patient.labels)} images say little about accuracy")
-        all_tried = tried_on(patient)
+        if "tried" not in patient.kept:
+            patient.kept["tried"] = explanations.tried(patient)
+        all_tried = patient.kept["tried"]
         own = [each for each in all_tried if each.check == name]
         if not own:
             return Seen(SKIPPED, "not looked at: the images are grey")
         found = explanations.best(all_tried, patient.logits.shape[1], len(patient.labels))
         if found is None or found.check != name:
-            return Seen(GREEN, f"{healthy}; {_loss(patient, max(own, key=_closest))}")
-        level = RED if found.convinces else YELLOW
+            closest = max(own, key=lambda each: each.accuracy)
+            return Seen(GREEN, f"{healthy}; {_loss(patient, closest)}")
+        level = RED if found.gain > explanations.GAIN else YELLOW
         before = found.accuracy - found.gain
-        said = (
-            f"accuracy is {before:.1%}, and {found.accuracy:.1%} with {found.done} "
-            f"{'' if name != explanations.TWICE else 'undone'}".rstrip()
-        )
+        undone = " undone" if name == explanations.TWICE else ""
+        said = f"accuracy is {before:.1%}, and {found.accuracy:.1%} with {found.done}{undone}"
         return Seen(level, said, {"as it is": before, found.done: found.accuracy})
 
     return look
 
 
-def _closest(tried: Tried) -> float:
-    return tried.accuracy
-
-
 def _loss(patient: Patient, other: Tried) -> str:
-    own = explanations.cross_entropy(patient.logits, patient.labels)
+    own = float(explanations.losses(patient.logits, patient.labels).mean())
     undone = " undone" if other.check == explanations.TWICE else ""
     return (
         f"loss {own:.3g} and accuracy {patient.right.mean():.1%}, with {other.done}{undone} "
         f"{other.loss:.3g} and {other.accuracy:.1%}"
     )
-
-
-def tried_on(patient: Patient) -> list[Tried]:
-    """Return the explanations of a patient, tried once."""
-    if "tried" not in patient.kept:
-        patient.kept["tried"] = explanations.tried(patient)
-    return patient.kept["tried"]
 
 
 def _one_class(patient: Patient) -> Seen:

@@ -120,9 +120,7 @@ class Patient:
         return None
 
     def slopes(self, loss: str, dtype: str = "float32") -> np.ndarray:
-        """Return f[n], the largest entry of the loss's gradient at each of the first images; NaN
-        where one is not finite.
-        """
+        """Compute f[n], the largest entry of the loss's gradient at each of the first images."""
         network = _argument(self.others.get(dtype, self.logits_fn))
         program = jax.jit(partial(_slopes, loss=attacks.LOSSES[loss]))
         images, labels = self.images[:_ATTACKED], self.labels[:_ATTACKED].astype(np.int32)
@@ -132,34 +130,27 @@ class Patient:
         """Return f[n], the margins of the attacked images after PGD; positive: misclassified."""
         name = f"{loss} {epsilon:.6g}"
         if name not in self.kept:
-            radius = np.full(len(self.attacked), epsilon, np.float32)
-            self.kept[name] = self._margins(self._pgd(loss), radius)
-        return self.kept[name]
-
-    def _pgd(self, loss: str) -> Callable[..., Any]:
-        name = f"pgd-{loss}"
-        if name not in self.kept:  # one for all radii
-            network = _argument(self.logits_fn)
-            program = jax.jit(partial(_after_pgd, norm=self.threat.norm, loss=loss))
-            self.kept[name] = lambda *of: program(network, *of)
+            self.kept[name] = self._margins(f"pgd-{loss}", partial(_pgd, loss=loss), epsilon)
         return self.kept[name]
 
     @cached_property
     def after_noise(self) -> np.ndarray:
-        """Return f[n], the largest margin of each attacked image at `STEPS` random points as far
-        away as PGD goes.
-        """
-        network = _argument(self.logits_fn)
-        program = jax.jit(partial(_after_noise, norm=self.threat.norm))
-        radius = np.full(len(self.attacked), self.threat.epsilon, np.float32)
-        return self._margins(lambda *of: program(network, *of), radius)
+        """Return f[n], the largest of `STEPS` margins at random points as far away as PGD goes."""
+        return self._margins("noise", _noise, self.threat.epsilon)
 
-    def _margins(self, program: Callable[..., Any], radius: np.ndarray) -> np.ndarray:
+    def _margins(self, name: str, search: Callable[..., Array], epsilon: float) -> np.ndarray:
+        if name not in self.kept:  # one program for all radii
+            self.kept[name] = jax.jit(partial(search, norm=self.threat.norm))
+        program, network, key = (
+            self.kept[name],
+            _argument(self.logits_fn),
+            jax.random.key(self.seed),
+        )
         chosen = self.attacked
         labels, ids = self.labels[chosen].astype(np.int32), chosen.astype(np.int32)
-        key = jax.random.key(self.seed)
+        radius = np.full(len(chosen), epsilon, np.float32)
         return self._batched(
-            lambda *of: program(*of, key), self.images[chosen], labels, ids, radius
+            lambda *of: program(network, key, *of), self.images[chosen], labels, ids, radius
         )
 
     @property
@@ -170,7 +161,6 @@ class Patient:
 
 
 def _argument(logits_fn: LogitsFn) -> Any:
-    """Return a network as an argument of a compiled program."""
     known = isinstance(logits_fn, jax.tree_util.Partial)
     return logits_fn if known else jax.tree_util.Partial(logits_fn)
 
@@ -189,32 +179,20 @@ def _margin(network: Any, images: Array, labels: Array) -> Array:
     return attacks.cw_loss(_verdict(network, images).astype(jnp.float32), labels)
 
 
-def _after_pgd(
-    network: Any,
-    images: Array,
-    labels: Array,
-    ids: Array,
-    epsilon: Array,
-    key: Array,
-    *,
-    norm: str,
-    loss: str,
+# Margins f[B] after a search of a network, from (a key, images, labels, ids, radii f[B]).
+
+
+def _pgd(
+    network: Any, key: Array, images: Array, labels: Array, ids: Array, epsilon: Array, **how: str
 ) -> Array:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
     # pgd checks a radius that is known; this one is an argument of the program.
-    attack = attacks.pgd(norm=norm, epsilon=epsilon, steps=STEPS, loss=loss)  # type: ignore[arg-type]
+    attack = attacks.pgd(epsilon=epsilon, steps=STEPS, **how)  # type: ignore[arg-type]
     return _margin(network, attack(network, keys, images, labels), labels)
 
 
-def _after_noise(
-    network: Any,
-    images: Array,
-    labels: Array,
-    ids: Array,
-    epsilon: Array,
-    key: Array,
-    *,
-    norm: str,
+def _noise(
+    network: Any, key: Array, images: Array, labels: Array, ids: Array, epsilon: Array, *, norm: str
 ) -> Array:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
 
@@ -222,8 +200,7 @@ def _after_noise(
         draws = jax.vmap(
             lambda k: jax.random.normal(jax.random.fold_in(k, number), images.shape[1:])
         )
-        noise = draws(keys)
-        far = jax.vmap(partial(_of_size, norm=norm))(noise, epsilon)
+        far = jax.vmap(partial(_of_size, norm=norm))(draws(keys), epsilon)
         return _margin(network, GEOMETRIES[norm].project(images + far, images, epsilon), labels)
 
     return jax.lax.map(at, jnp.arange(STEPS)).max(axis=0)

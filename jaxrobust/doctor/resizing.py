@@ -18,11 +18,8 @@ def resized(
     image_size: int,
     at_most: int = _IMAGES,
 ) -> np.ndarray | None:
-    """Return the first of the images at some places, f32[M,H,W,C], in [0, 1].
-
-    None where `preprocessing` resizes nothing.
-    Raises:
-      DataError: a damaged image.
+    """Resize the first of the images at some places, f32[M,H,W,C] in [0, 1]; None: the
+    preprocessing resizes nothing.
     """
     numbers = [int(text) for text in re.findall(r"\d+", preprocessing)]
     if preprocessing == "none" or preprocessing.startswith("Crop") or not numbers:

@@ -69,11 +69,6 @@ def account(
 
 
 def _attacked_images(part: Work, given: int | None) -> int:
-    """Count the images that AutoAttack gets.
-
-    Raises:
-      ValueError: more than there are.
-    """
     if given is not None and given > part.test.images:
         raise ValueError(
             f"--images={given} is more than the {part.test.images:,} images of the split "
@@ -99,12 +94,10 @@ def priced(found: Any, price: float) -> Any:
 
 
 def _is_short(found: dict[str, Any]) -> bool:
-    """Tell whether a pass in all slots takes less than a step takes at least."""
     return max(found["pass_s"].values()) * found["slots"] < elsewhere.SHORTEST
 
 
 def _why(target: Target) -> str:
-    """Explain why no step was compiled, where that can be helped."""
     if "TPU" not in target.kind or target.compiles:  # --fast
         return ""
     if target.chips == 1:
@@ -115,7 +108,6 @@ def _why(target: Target) -> str:
 def _phase(
     part: Work, target: Target, utilisation: float, seconds: float, chips: list[Any] | None
 ) -> dict[str, Any]:
-    """Return a phase: what it does, its speed, its memory, and the seconds of its parts."""
     config, p = part.config, part.config[part.name]
     with patience.of(f"{part.name}: counting its operations"):
         flops = build.flops_per_image(config, part.name)
@@ -174,7 +166,6 @@ def _roofline(figures: dict[str, Any]) -> dict[str, Any]:
 def _autoattack(
     once: attacked.Attacked, chips: int, images: int, robust: float, start: float
 ) -> dict[str, Any]:
-    """Estimate the cost of standard AutoAttack on the network of the last phase."""
     found: dict[str, Any] = {
         "images": images,
         "slots": once.slots,
@@ -192,7 +183,6 @@ def _autoattack(
 
 
 def _known(target: Target, found: dict[str, Any]) -> list[str]:
-    """State the origin of the other figures, a sentence each."""
     if target.here:
         return [
             "Measured on this machine, for a moment each, times how often it happens: steps, "
@@ -211,7 +201,6 @@ def _known(target: Target, found: dict[str, Any]) -> list[str]:
 
 
 def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: float) -> list[str]:
-    """State the costs that are not measured, a sentence each."""
     lines = []
     if not target.here:
         lines.append(

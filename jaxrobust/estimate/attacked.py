@@ -45,11 +45,8 @@ class Attacked(NamedTuple):
 
 
 def seconds_of(found: dict[str, Any], *, images: int, robust: float) -> float:
-    """Return the seconds for so many images, a share of which is robust.
-
-    Args:
-      found: `slots`, `jobs_per_image`, `passes_per_image`, `pass_s`, `compile_s` and `once_s` of an
-        account.
+    """Estimate AutoAttack's seconds on so many images, a share of which is robust, from the figures
+    of an account.
     """
     standing, slots, total = round(robust * images), found["slots"], 0.0
     for name, passes in found["passes_per_image"].items():
@@ -79,10 +76,9 @@ def slots_of_chip(image_size: int) -> int:
 
 
 def measured(config: Config, *, seconds: float) -> Attacked:
-    """Attack a network of random weights, each attack for `seconds`, on this process' devices.
+    """Attack a network of random weights, each attack for `seconds`, with evaluation's programs.
 
-    The programs are those of the evaluation. The network's own answers are the labels and the
-    radius is next to nothing, so that all slots stay full.
+    The network's own answers are the labels and the radius is next to nothing: slots stay full.
     """
     logits_fn, images, labels = _network(config)
     settings = _settings(config)
@@ -101,7 +97,6 @@ def measured(config: Config, *, seconds: float) -> Attacked:
 
 
 def _network(config: Config) -> tuple[Callable[..., Any], np.ndarray, np.ndarray]:
-    """Return a network of random weights, images, and its own answers."""
     net, model = network_of(config, dtype="float32"), config.model
     params, stats = jax.jit(net.init)(jax.random.key(config.seed))
     params = cast(params, jnp.dtype("float32"))
@@ -113,7 +108,7 @@ def _network(config: Config) -> tuple[Callable[..., Any], np.ndarray, np.ndarray
 
 
 def _once(logits_fn: Any, images: np.ndarray, labels: np.ndarray, config: Config) -> float:
-    """Return the seconds of an evaluation beside its attacks: the clean pass, the checks."""
+    """Time an evaluation beside its attacks: the clean pass, the checks."""
     start = time.perf_counter()
     found = autoattack(
         logits_fn,
@@ -132,7 +127,7 @@ def _once(logits_fn: Any, images: np.ndarray, labels: np.ndarray, config: Config
 def _tried(
     runner: engine.Engine, setting: Setting, images: np.ndarray, labels: np.ndarray, seconds: float
 ) -> tuple[float, float]:
-    """Return the seconds in which an attack compiles, and those of one pass in one slot."""
+    """Time the compilation of an attack, and one pass in one slot."""
     number, classes = len(images), runner.traces[0].classes
     ranks = ensembles.ranks(engine.forward(runner, images), labels, max(setting.targets, 1))
     calls = engine.decide(
@@ -164,6 +159,5 @@ def _settings(config: Config) -> list[Setting]:
 
 
 def _known(settings: list[Setting], config: Config) -> tuple[dict[str, int], dict[str, int]]:
-    """Return jobs and passes of an image that is never fooled, by attack."""
     jobs = {s.name: s.restarts * max(s.targets, 1) for s in settings}
     return jobs, {s.name: ensembles.most_passes(s, config.model.num_classes) for s in settings}

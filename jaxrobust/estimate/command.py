@@ -30,11 +30,7 @@ class Settings(NamedTuple):
 
 
 def check(given: Settings) -> None:
-    """Refuse numbers out of range.
-
-    Raises:
-      ValueError: with what the number must be.
-    """
+    """Refuse numbers out of range."""
     price, used, robust = given.price, given.utilisation, given.robust
     rules = {
         "price": (price is None or 0 < price < float("inf"), price, "above 0"),
@@ -54,14 +50,7 @@ def check(given: Settings) -> None:
 
 
 def answer(given: Settings, begun: float) -> dict[str, Any]:
-    """Print the estimate and return it.
-
-    Args:
-      given: what is asked.
-      begun: when the process began, by `time.perf_counter`.
-    Raises:
-      ValueError: a mistake in the settings or in the config.
-    """
+    """Print the estimate and return it; `begun`: start of the process, by `time.perf_counter`."""
     check(given)
     with patience.of("loading JAX and looking for its devices"):
         targets.prepare(given.on)

@@ -72,11 +72,7 @@ def prepare(name: str) -> None:
 
 
 def target(name: str) -> Target:
-    """Return the devices that `--on` names.
-
-    Raises:
-      ValueError: no such devices, or none of them here.
-    """
+    """Look up the devices that `--on` names; a `ValueError` says which names there are."""
     if name in HERE:
         return _present(name)
     kind, _, shape = name.partition(":")
@@ -104,7 +100,6 @@ def target(name: str) -> Target:
 
 
 def _rented(kind: str, shape: str) -> bool:
-    """Tell whether there are slices of that shape."""
     if kind not in _LARGEST:
         return shape in _PLANE
     sides = [int(side) for side in shape.split("x")]

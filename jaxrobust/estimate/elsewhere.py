@@ -37,14 +37,9 @@ class Computed(NamedTuple):
 def computed(
     work: Work, target: Target, *, utilisation: float, chips: list[Any] | None
 ) -> Computed:
-    """Estimate the time of a phase.
+    """Estimate a phase at a share of the chips' peak, or at the roofline where that takes longer.
 
-    Args:
-      utilisation: share of the chips' peak that the model's operations reach. Where the
-        executable's roofline takes longer than that, it is what counts.
-      chips: of `topology.devices`, to compile the step for; None: it is not compiled.
-    Raises:
-      ValueError: what training would refuse; a step that needs more memory than a chip has.
+    `chips`: of `topology.devices`, to compile the step for; None: it is not compiled.
     """
     assert target.chip is not None, "only listed chips have names"
     config, name = work.config, work.name
@@ -86,13 +81,11 @@ def computed(
 
 
 def kept(config: Config, name: str, *, images: int) -> int:
-    """Return the bytes that a phase's backward pass needs of the forward one, counted in the traced
-    network: about what an update takes beside the state.
+    """Count the bytes that a phase's backward pass needs of the forward one, in the traced network:
+    about what an update takes beside the state.
 
     A compiler keeps less where it fuses layers, and more where it copies; the attack's passes keep
-    no more than this, and after them nothing.
-    Args:
-      images: of a chip and step; what `microbatches` do in parts counts once.
+    no more than this. `images`: of a chip and step; what `microbatches` do in parts counts once.
     """
     net, size = network_of(config), config.model.image_size
     rows = images // config[name].microbatches
@@ -112,11 +105,7 @@ def kept(config: Config, name: str, *, images: int) -> int:
 
 
 def check(work: Work, chips: int) -> None:
-    """Refuse what training would refuse on so many chips.
-
-    Raises:
-      ValueError: one sentence, as training says it.
-    """
+    """Refuse what training would refuse on so many chips, with training's sentence."""
     config, name, size = work.config, work.name, work.batch_size
     build.divides(size, chips, f"{name}.batch_size")
     for key in ("evaluation", "test"):
@@ -132,7 +121,6 @@ def check(work: Work, chips: int) -> None:
 
 
 def _state(work: Work, target: Target) -> int:
-    """Return the bytes of parameters, their average and the optimiser's state on one chip."""
     config, p = work.config, work.config[work.name]
     _, tx = optim.of_phase(
         p,

@@ -40,11 +40,7 @@ class Measured(NamedTuple):
 
 
 def measured(work: Work, devices: list[Any], *, seconds: float) -> Measured:
-    """Compile and run the programs of a phase, the step for about `seconds`.
-
-    Raises:
-      ValueError: what training would refuse; programs that need more memory than there is.
-    """
+    """Compile and run the programs of a phase, the step for about `seconds`."""
     try:
         return _measured(work, devices, seconds)
     except JaxRuntimeError as error:
@@ -106,7 +102,7 @@ def _measured(work: Work, devices: list[Any], seconds: float) -> Measured:
 def _evaluation(
     work: Work, key: str, phase: build.Phase, weights: Any, run: Any
 ) -> tuple[float, float]:
-    """Return the seconds of one evaluation, from those of a batch, and of its compilation."""
+    """Time one evaluation, from a batch of it, and its compilation."""
     size = work.config[key].batch_size
     build.divides(size, phase.mesh.size, f"{key}.batch_size")
     images, labels = _random(work, size)
@@ -144,9 +140,8 @@ def _batches(work: Work, phase: build.Phase) -> Iterator[Iterator[Batch]]:
 def _steps(
     step: Any, state: Any, batches: Iterator[Batch], control: Any, seconds: float
 ) -> tuple[int, float]:
-    """Count the steps taken in about these seconds, and average the time of one.
-
-    The next batch is made while the device computes, as in training.
+    """Count the steps of about `seconds`, and average the time of one; the next batch is made while
+    the device computes, as in training.
     """
     batch, number = next(batches), -1  # the first step does not count
     start = end = time.perf_counter()
@@ -161,7 +156,6 @@ def _steps(
 
 
 def _saved(state: Any) -> float:
-    """Return the seconds of a checkpoint on this machine's disk."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         kept = stack.enter_context(contextlib.closing(Checkpoints(folder)))
@@ -173,7 +167,7 @@ def _saved(state: Any) -> float:
 
 
 def _timed(run: Callable[[], Any]) -> float:
-    """Return the seconds of a second run."""
+    """Time a second run."""
     jax.block_until_ready(run())
     start = time.perf_counter()
     jax.block_until_ready(run())

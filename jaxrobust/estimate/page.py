@@ -9,11 +9,7 @@ _UNDER = "  "  # before a row that is a part of the one above
 
 
 def page(found: dict[str, Any], *, width: int = 80) -> str:
-    """Return a column for each phase, what all costs together, and what is assumed.
-
-    Args:
-      width: columns of the terminal.
-    """
+    """Lay out a column for each phase, the costs of all and what is assumed in `width` columns."""
     lines = [f"{found['model']} on {found['dataset']}, {found['device']} ({found['on']})"]
     columns = [_column(row, found) for row in found["phases"]]
     for group in _fitting(columns, width):
@@ -24,7 +20,6 @@ def page(found: dict[str, Any], *, width: int = 80) -> str:
 
 
 def _wrapped(line: str, width: int) -> list[str]:
-    """Return a line in parts that fit; a row of the table fits already, or cannot be cut."""
     if len(line) <= width:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()))
@@ -33,7 +28,6 @@ def _wrapped(line: str, width: int) -> list[str]:
 
 
 def _column(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
-    """Return the cells of a phase by the names of their rows."""
     steps = f", {row['attack_steps']}-step attack" if row["attack_steps"] else ""
     several = found["chips"] > 1
     per_chip = f" ({row['images_per_s_per_chip']:,.0f} a chip)" if several else ""
@@ -75,7 +69,6 @@ _PARTS = {
 
 
 def _roofline(found: dict[str, Any]) -> dict[str, str]:
-    """Return the cells of what the chips' peaks allow the executable of a step."""
     bound = f"by {_BOUNDS[found['bound_by']]}"
     cells = {"roofline per step": f"{1e3 * found['roofline_step_s']:.1f} ms, {bound}"}
     for key, seconds in found["roofline_s"].items():
@@ -85,7 +78,6 @@ def _roofline(found: dict[str, Any]) -> dict[str, str]:
 
 
 def _fitting(columns: list[dict[str, str]], width: int) -> Iterator[list[dict[str, str]]]:
-    """Yield groups of phases that fit beside each other, each at least one."""
     left = width - _names_width(columns)
     group: list[dict[str, str]] = []
     for column in columns:
@@ -105,7 +97,6 @@ def _width(column: dict[str, str]) -> int:
 
 
 def _table(columns: list[dict[str, str]]) -> list[str]:
-    """Return the rows that any of these phases has."""
     first, lines = _names_width(columns), []
     for name in columns[0]:
         if any(column[name] for column in columns):
@@ -116,7 +107,6 @@ def _table(columns: list[dict[str, str]]) -> list[str]:
 
 
 def _sums(found: dict[str, Any]) -> list[str]:
-    """Write the cost of the whole training and of the AutoAttack after it, under heads."""
     rows = {"": None, "training": found["training"]}
     if aa := found.get("autoattack"):
         rows[f"AutoAttack, {aa['images']:,} images, {aa['robust']:.0%} robust"] = aa["expected"]

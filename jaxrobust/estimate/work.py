@@ -48,11 +48,7 @@ class Work(NamedTuple):
 
 
 def work(config: Config) -> list[Work]:
-    """Collect the work of the phases that happen.
-
-    Raises:
-      ValueError: a data set that is not here and of unknown size; a mistake in the config.
-    """
+    """Count what the phases that happen have to do."""
     return [_phase(of_phase(config, name), name) for name in phases(config)]
 
 
@@ -87,11 +83,7 @@ def _rows(config: Config, name: str, train: Split) -> int:
 
 
 def split(config: Config, key: str) -> Split:
-    """Return a split of the config's data set, or its known size where it is not here.
-
-    Raises:
-      ValueError: it is not here, and its size is not known.
-    """
+    """Open a split of the config's data set, or look up its known size where it is not here."""
     try:
         source = splits.opened(config, key)
         return Split(len(source), source)
@@ -105,7 +97,6 @@ def split(config: Config, key: str) -> Split:
 
 
 def _known(config: Config, key: str) -> int | None:
-    """Return the images of a split of a data set that everybody knows."""
     data = config.data
     name = data.name.removeprefix("tfds:").partition(":")[0]
     asked = grammar.parse(data[key])

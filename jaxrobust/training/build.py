@@ -23,7 +23,6 @@ from jaxrobust.types import Batch, Classifier, Threat
 
 
 def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
-    """Build the objective that a phase minimises."""
     made = objectives.named(p.objective).make(p, attack)
     return objectives.sparse(made, p.l1) if p.l1 else made
 
@@ -44,7 +43,7 @@ class Phase(NamedTuple):
 
 
 def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
-    """Return MixUp's and CutMix's parameter, the probability of erasing, and label smoothing.
+    """Look up MixUp's and CutMix's parameter, the probability of erasing, and label smoothing.
 
     A value of the config that is None is that of the preset that `data.augmentation` names; for a
     chain that is no preset, 0.
@@ -60,11 +59,7 @@ def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
 
 
 def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.BatchAugmentation:
-    """Build the changes to a batch of the phase `name` on the device, before the attack.
-
-    Raises:
-      ValueError: a value outside of its range, a group that does not fit a device's images.
-    """
+    """Build the changes to a batch of the phase `name` on the device, before the attack."""
     m, noise = config.mixup, config.erase.noise
     mixup, cutmix, erasing, smoothing = mixes_and_erases(config)
     fraction = "between 0 and 1"
@@ -103,14 +98,13 @@ def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.Bat
 
 
 def _check_ranges(values: dict[str, tuple[Any, bool, str]]) -> None:
-    """Raise `ValueError` for the first `key: (value, is it inside, what it must be)` outside."""
     for key, (value, inside, wanted) in values.items():
         if not inside:
             raise ValueError(f"{key}={value} must be {wanted}")
 
 
 def divides(batch_size: int, devices: int, key: str) -> None:
-    """Raise `ValueError` with the nearest sizes that work if devices do not divide the batch."""
+    """Refuse a batch that the devices do not divide, with the nearest sizes that work."""
     if batch_size < 1 or batch_size % devices:
         low = max(batch_size // devices, 1) * devices
         raise ValueError(
@@ -127,12 +121,10 @@ def phase(
     devices: Sequence[jax.Device] | None = None,
     donate: bool = True,
 ) -> Phase:
-    """Return the phase `name` ("pretrain" or "train") of a config for a split of `examples` images.
+    """Build a phase ("pretrain" or "train") of a config for a split of `examples` images.
 
     Nothing is compiled and no array is made: the trainer, the benchmark and an ahead-of-time
-    compiler lower the very same function.
-    Raises:
-      ValueError: every combination of values that cannot work.
+    compiler lower the very same function. A `ValueError` refuses what cannot work together.
     """
     p = config[name]
     objectives.named(p.objective)  # refuses another
@@ -235,9 +227,7 @@ def phase(
 
 
 def _shown(net: Classifier, p: PhaseSection, name: str) -> Classifier:
-    """Return the network as an update passes images through it: where the phase says how its
-    running statistics move, with those of the images in their place.
-    """
+    """Choose the network that shows its images' statistics, where the phase moves running ones."""
     if not p.bn_momentum:
         return net
     if (shown := classifier.showing_batches(net)) is None:
@@ -249,12 +239,9 @@ def _shown(net: Classifier, p: PhaseSection, name: str) -> Classifier:
 
 
 def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
-    """Return `(state, batch, control) -> f32[] figures`: `alarm.probe` on some images of each
-    device, jitted.
+    """Build `alarm.probe` on some images of each device: (state, batch, control) -> figures.
 
     None where nothing is attacked, or `alarm.every_steps` is 0.
-    Raises:
-      ValueError: it would cost more than 1 % of the training.
     """
     p, every = config[name], config.alarm.every_steps
     if p.objective == "clean" or not every:
@@ -300,7 +287,7 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
 
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """Return the mesh that a config asks for."""
+    """Make the mesh that a config asks for."""
     devices = jax.devices() if devices is None else devices
     return sharding.make_mesh(devices, fsdp=config.mesh.fsdp or len(devices))
 
@@ -325,8 +312,7 @@ def _of_any(number: float, index: Any) -> np.float32:
 
 
 def flops_per_image(config: Config, name: str) -> float:
-    """Count the operations of a training image for model FLOP utilisation: nothing that is done
-    twice.
+    """Count the operations of a training image for model FLOP utilisation: none that is done twice.
 
     With F for a forward pass: the attack as `attacks.passes` counts, the update 3 F; TRADES
     updates on two images, and asks for the clean probabilities first; so does MART, but for these.
@@ -347,7 +333,7 @@ def forward_flops(config: Config) -> float:
 
 
 def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ...]:
-    """Return shapes and types of the arguments of a phase's step."""
+    """List shapes and types of the arguments of a phase's step."""
     stop = jax.ShapeDtypeStruct((phase.mesh.size,), jnp.int32)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     control = step.Control(stop, number, number)  # type: ignore[arg-type]
@@ -355,7 +341,7 @@ def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ..
 
 
 def abstract_batch(config: Config, name: str) -> Any:
-    """Return shapes and types of the global batch of a phase, as a `Batch`."""
+    """Describe shapes and types of a phase's global batch, as a `Batch`."""
     size, side = config[name].batch_size, config.model.image_size
     images = jax.ShapeDtypeStruct((size, side, side, config.model.in_channels), jnp.uint8)
     return Batch(images, jax.ShapeDtypeStruct((size,), jnp.int32))  # type: ignore[arg-type]
@@ -369,7 +355,7 @@ def evaluation(
     dtype: str | None = None,
     top5: bool = False,
 ) -> accuracy.Counter:
-    """Return `(params, stats, images, labels, mask, ids, key) -> counts`: clean, and under APGD-CE.
+    """Build `(params, stats, images, labels, mask, ids, key) -> counts`: clean, and under APGD-CE.
 
     `dtype` replaces the model's compute type.
     """

@@ -124,7 +124,7 @@ class ConfigTest(parameterized.TestCase):
     def test_heavy_augmentation(self):
         config = tiny(data__augmentation="crop|randaugment", pretrain__epochs=0)
         found = self.check_only("heavy-augmentation", RED, config)
-        self.assertIn("give clean weights", found.remedy)
+        self.assertIn("give clean weights", found.seen.remedy)
 
     @parameterized.parameters(
         ({"name": "pgd", "steps": 2, "step_size": 0.02}, RED, "the radius is never reached"),
@@ -140,7 +140,7 @@ class ConfigTest(parameterized.TestCase):
     def test_one_step(self, start, level):
         config = tiny(attack__steps=1, attack__epsilon=8 / 255, attack__start=start)
         found = self.check_only("one-step", level, config)
-        self.assertIn("leaks the label", found.cause)
+        self.assertIn("leaks the label", found.seen.cause)
 
     def test_normalised_twice(self):
         file = self.create_tempfile("nets.py", TWICE)
@@ -172,7 +172,7 @@ class ConfigTest(parameterized.TestCase):
         if level is None:
             return self.assertEmpty(faults(config))
         found = self.check_only("ema-horizon", level, config)
-        self.assertIn("set train.ema_decay=0.167", found.remedy)
+        self.assertIn("set train.ema_decay=0.167", found.seen.remedy)
 
     def test_an_average_that_nobody_evaluates(self):
         self.assertEmpty(faults(tiny(train__ema_decay=0.9999, evaluation__weights="raw")))
@@ -190,7 +190,7 @@ class ConfigTest(parameterized.TestCase):
     def test_batch_and_mesh(self):
         found = self.check_only("batch-and-mesh", RED, tiny(), devices=3)
         self.assertIn("pretrain.batch_size=64 cannot be split over 3 devices", found.seen.said)
-        self.assertIn("use 63 or 66", found.remedy)
+        self.assertIn("use 63 or 66", found.seen.remedy)
 
     def test_image_size(self):
         found = self.check_only("image-size", RED, tiny(model__image_size=16))

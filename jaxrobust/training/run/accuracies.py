@@ -31,7 +31,7 @@ def test(
 ) -> dict[str, float]:
     """Append the record of a phase's best weights on the test split, unless it is there.
 
-    Returns what was found: accuracies, clean and robust; nothing, where the record is there.
+    Returns accuracies, clean and robust; nothing, where the record is there.
     """
     images = splits.evaluated(config, "test_split", config.test, workdir)
     source, meets = images.source, images.meets
@@ -93,7 +93,7 @@ def test(
 
 
 def table(workdir: Path) -> str:
-    """Return the records as a table for people."""
+    """Write the records as a table for people."""
     rows = records.read(workdir)
     width = max(len(str(r.weights)) for r in rows)
     lines = [f"{'weights':{width}}  {'clean':>7}  {'robust':>7}  images  attack"]

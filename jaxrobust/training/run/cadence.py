@@ -24,14 +24,10 @@ class Every(NamedTuple):
 
 
 def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, kept: int = 0) -> Due:
-    """Decide the actions after `step` steps.
+    """Decide the actions after `step` steps; a run went on from `start`.
 
     A checkpoint, a copy or an evaluation stays due until it is done: where a step without a
-    gradient is in the way, at the first step after.
-
-    Args:
-      start: the step that this run went on from.
-      saved, evaluated, kept: the last step that was.
+    gradient is in the way, at the first step after. `saved`, `evaluated`, `kept`: the last ones.
     """
     ends = step == every.total_steps
 

@@ -47,11 +47,8 @@ class Trouble:
         )
 
     def roll_back(self, step: int, why: str) -> None:
-        """Note that the phase goes back to its last checkpoint; `Diverged` if it may not.
-
-        Args:
-          step: of the phase, at which that was seen.
-          why: a sentence without its dot.
+        """Note that the phase goes back to its last checkpoint for the reason `why`, seen at
+        `step`; `Diverged` if it may not.
         """
         run = self._run
         run.stopped.clear()  # before the note: a kill in between repeats the steps that led here

@@ -108,13 +108,11 @@ class _Loop:
         return build.control(self.run.phase.mesh, stop=stop, **scales)
 
     def _epsilon_share(self, step: int) -> float:
-        """Return the share of the radius that the attack of the update after `step` others has."""
         lengths = {"steps_per_epoch": self.run.phase.steps_per_epoch}
         return inner.share(step, warmup_epochs=self.run.config.attack.warmup_epochs, **lengths)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["_Loop"]:
-        """Open the loop's files, its data and its bar, and catch signals."""
         run, config, name = self.run, self.run.config, self.run.name
         chip = hardware.chip(jax.devices()[0].device_kind)
         with contextlib.ExitStack() as stack:
@@ -146,12 +144,11 @@ class _Loop:
             yield self
 
     def due(self) -> Any:
-        """Decide the actions after the steps so far."""
         done = {"saved": self.saved, "evaluated": self.evaluated, "kept": self.kept}
         return due(self.step, self.every, start=self.start, **done)
 
     def sound(self) -> bool:
-        """Tell whether a rollback may return to this state: not behind steps without a gradient."""
+        """Allow a rollback to return to this state: not behind steps without a gradient."""
         return not self.ahead.skipped or self.step == self.run.phase.total_steps
 
     def troubled(self, now: Any) -> tuple[int, str] | None:
@@ -167,7 +164,6 @@ class _Loop:
         return (self.step, f"at step {self.step} {norms.broken}") if norms.broken else None
 
     def log(self) -> None:
-        """Write what the steps since the last line said, and show it."""
         name, found = self.run.name, self.ahead.window()
         found["damaged_images"] = len(self.damage.known) + hosts.total(len(self.damage.new))
         found["lr"] = float(self.run.phase.schedule(self.step - 1)) * self.trouble.lr_scale
@@ -180,7 +176,6 @@ class _Loop:
         self.write(self.step, found | shown)
 
     def save(self, checkpoints: Checkpoints) -> None:
-        """Save the state, and all that a run needs that goes on from it."""
         config, name = self.run.config, self.run.name
         about = {
             "examples_consumed": self.step * config[name].batch_size,
@@ -193,7 +188,6 @@ class _Loop:
         checkpoints.save(self.step, self.state, about | self.ahead.noted())
 
     def save_latest(self) -> None:
-        """Save where a rollback may come back to."""
         self.save(self.run.latest)
         self.saved = self.step
 
@@ -211,14 +205,13 @@ class _Loop:
             raise self.stopped(why, self.step)
 
     def evaluate(self) -> None:
-        """Evaluate on the selection split, and write the line that `scored` looks for."""
+        """Write the line that `scored` looks for, too."""
         self.write(self.step, self.select(self.step, self.state))
         self.run.trackers.pictures(self.step)
         self.evaluated = self.step
         self.progress.resume(self.step)
 
     def take(self) -> None:
-        """Send the next step to the devices."""
         try:
             with self.progress.waiting():
                 self.batch = self.batch if self.stops.failure else next(self.stream)
@@ -239,7 +232,6 @@ class _Loop:
             self.progress.resume(self.step)
 
     def stopped(self, why: int, step: int) -> Exception:
-        """Save, and say why all stop after `step`."""
         run, self.step = self.run, step
         self.ahead.drain()
         run.latest.wait()
@@ -257,7 +249,7 @@ class _Loop:
 
 
 def _compiled(run: Run, start: int) -> tuple[Any, Any]:
-    """Return the step and, where it looks before the end, the alarm's probe."""
+    """Compile the step and, where it looks before the end, the alarm's probe."""
     config, name, phase = run.config, run.name, run.phase
     arguments = build.abstract_arguments(config, name, phase)
     program = compilation.program(f"{config.model.name}: step of {name}", *arguments)

@@ -53,12 +53,7 @@ def writer(
 
 
 def parameters(workdir: Path, params: Params, *, enabled: bool) -> str:
-    """Write the table of the parameters to `parameters.txt`; return what it counts.
-
-    Args:
-      params: of a network; only their shapes and types are read.
-      enabled: False on all processes but the first: nothing is written.
-    """
+    """Write the table of parameters to `parameters.txt`, where `enabled`; return what it counts."""
     file = workdir / "parameters.txt"
     if enabled:
         jsonl.replace(file, overview.get_parameter_overview(params, include_stats=False) + "\n")

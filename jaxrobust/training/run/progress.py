@@ -66,7 +66,7 @@ class Progress:
         self._last_step = self._watcher.submit(self._finished, step, values)
 
     def _finished(self, step: int, values: Any) -> float:
-        """Return when the device had computed these values, and move the bar."""
+        """Wait for values of a step; return when the device had them, and move the bar."""
         jax.block_until_ready(values)
         now, self._done = time.perf_counter(), step
         if self._seen:
@@ -76,9 +76,7 @@ class Progress:
         return now
 
     def _move(self, step: int, now: float) -> None:
-        """Move the bar to `step`; the time left is that at the speed since the first step, or, once
-        a line was shown, at the speed in it.
-        """
+        """Move the bar; the time left is at the speed since the first step, or since a line."""
         since, start = self._first or (step, now)
         speed = self._speed or (step - since) * self._batch / max(now - start, 1e-9)
         eta = Part(f"ETA {self._left(step, speed)}")
@@ -134,7 +132,6 @@ class Progress:
     def _said(
         self, means: dict[str, float], costs: dict[str, float], data_wait: float
     ) -> list[Part]:
-        """Return the figures of a line; accuracies are those of the training batches."""
         known = [f"{k} {means[k]:.1%}" for k in ("clean", "robust") if k in means]
         a_chip = "/chip" if self._chips > 1 else ""
         return [
@@ -189,7 +186,6 @@ class Progress:
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
     def _lasts(self, told: str) -> None:
-        """Show in the bar what is waited for, and for how long."""
         parts = [Part(f"{self._bar.n}/{self._total}"), Part(told), *self._figures]
         self._bar.bar_format = fitted(self._phase, parts, columns())
         self._bar.refresh()
@@ -211,7 +207,5 @@ class Progress:
 
 
 def peak_memory() -> int:
-    """Return the most bytes that a device of this host has had in use; 0 where the backend tells
-    none.
-    """
+    """Return the most bytes in use so far on a device of this host; 0: the backend tells none."""
     return max((d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices())

@@ -109,7 +109,6 @@ def _trackers(
     parts: dict[str, Part],
     draw: trackers.Draw | None,
 ) -> trackers.Trackers:
-    """Return the trackers that the config names, on the first process alone."""
     if not config.log.to or jax.process_index() != 0:
         return trackers.NONE
     first = next(iter(parts.values())).phase.abstract_state.params
@@ -166,7 +165,6 @@ def _phases(
 def _note_classes(
     config: Config, workdir: Path, name: str, seen: Config, source: registry.Source
 ) -> None:
-    """Write the classes' names into a workdir, of other data into the phase's folder."""
     folder = workdir if _data_of(seen) == _data_of(config) else workdir / name
     if source.classes and jax.process_index() == 0:
         folder.mkdir(exist_ok=True)
@@ -174,16 +172,13 @@ def _note_classes(
 
 
 def _data_of(config: Config) -> str:
-    """Collect the settings that decide the images and classes of a phase."""
+    """Identify the images and classes of a phase."""
     keys = ("name", "dir", "train_split", "selection_split", "test_split", "classes")
     own = [config.data[key] for key in (*keys, "extra", "extra_split")]
     return json.dumps([*own, config.model.num_classes, config.model.in_channels])
 
 
 def _start(start: Network, record: dict[str, Any], workdir: Path) -> Weights:
-    """Return stored weights as if a phase before had reached them, after noting where they are
-    from.
-    """
     if jax.process_index() == 0:
         jsonl.replace(workdir / start_weights.RECORD, json.dumps(record, indent=2) + "\n")
     say(f"starting from {record['where']}, sha256 {record['weights_sha256'][:12]}")
@@ -193,7 +188,7 @@ def _start(start: Network, record: dict[str, Any], workdir: Path) -> Weights:
 
 
 def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any]]:
-    """Return the phases that happen, and what the data is; refuses whatever would fail later."""
+    """Build the phases that happen, and describe the data; refuse whatever would fail later."""
     if bad := re.search(r"[\[\\\ud800-\udfff]", str(workdir.absolute())):
         raise ValueError(
             f"--workdir {str(workdir.absolute())!r}: Orbax loses the arrays of checkpoints under a "
@@ -230,7 +225,6 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any
 
 
 def _opened(config: Config) -> dict[str, registry.Source]:
-    """Return the three splits of a config's data, and its second source, if it has one."""
     keys = ("train_split", "selection_split", "test_split")
     opened = {key: splits.opened(config, key) for key in keys}
     registry.same_classes(list(opened.values()))
@@ -243,7 +237,6 @@ def _opened(config: Config) -> dict[str, registry.Source]:
 
 
 def _check_numbers(config: Config) -> None:
-    """Refuse numbers outside their range."""
     lowest = {
         "evaluation.images": 0,
         "test.images": 0,
@@ -270,7 +263,6 @@ def _check_numbers(config: Config) -> None:
 
 
 def _described(source: registry.Source) -> dict[str, Any]:
-    """Describe a split without its name and the content of its files."""
     return {
         "records": len(source),
         "files_sha256": source.files_sha256,
@@ -315,10 +307,8 @@ def _alone(workdir: Path) -> Iterator[None]:
 
 
 def claim(workdir: Path, given: dict, data: dict[str, Any]) -> None:
-    """Write the resolved config, and what the data is, into a new workdir.
-
-    Raises:
-      ValueError: the workdir holds another run, or one on other data.
+    """Write the resolved config, and what the data is, into a new workdir; refuse that of another
+    run.
     """
     noted = _noted(workdir / "config.json", {"version": VERSION} | given)
     old = completed(runs.of_this_version(noted, workdir / "config.json"))
@@ -337,7 +327,6 @@ def claim(workdir: Path, given: dict, data: dict[str, Any]) -> None:
 
 
 def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return a config whose attack's step is in pixels, however it was written."""
     relative = flat["attack.relative_step"]
     if relative is None:
         return flat
@@ -369,7 +358,7 @@ def _differing(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
 
 
 def _run_phase(run: Run, start: Weights | None) -> tuple[int, Weights]:
-    """Return the best weights of a phase and their step, after training what is missing."""
+    """Train what is missing of a phase; return the step of its best weights, and these."""
     weights = Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
     weights = abstract_state(weights, sharding.replicated(run.phase.mesh))
     checkpoints, stop = (run.latest, run.best, run.stopped), StopSignals()
@@ -395,7 +384,6 @@ def _run_phase(run: Run, start: Weights | None) -> tuple[int, Weights]:
 
 
 def _state(run: Run, start: Weights | None) -> TrainState:
-    """Return the state to go on from: that of the last checkpoint, or the first."""
     checkpoints, done = last(run)
     if done is not None:
         return checkpoints.restore(done, run.phase.abstract_state)

@@ -26,11 +26,7 @@ from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 
 
 def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
-    """Build the evaluation on the selection split under the attack that the config names.
-
-    Raises:
-      ValueError: another attack, or settings that do not fit it.
-    """
+    """Build the evaluation on the selection split under the attack that the config names."""
     e = config.evaluation
     if e.metric not in (None, "clean", "robust"):
         raise ValueError(f"evaluation.metric={e.metric!r}; one of 'clean', 'robust'")
@@ -105,14 +101,12 @@ def selection(
 
 
 def _rank(reached: dict, metric: str) -> tuple[bool, float]:
-    """Compute the score that chooses the best weights: a network of one class is below all others,
-    because its robust accuracy is no robustness.
-    """
+    """Score weights: a network of one class is below all others, since its robustness is none."""
     return not collapse.proven(reached), reached[metric]
 
 
 def _keep(run: Run, step: int, weights: Weights, reached: dict) -> None:
-    """Add the weights of an evaluation to those of all; a rollback comes to a step again."""
+    """Keep the weights of an evaluation beside those of all; a rollback comes to a step again."""
     run.latest.wait()
     with contextlib.closing(Checkpoints(run.file("epochs"), keep_all=True)) as kept:
         if step not in steps(kept.directory):
@@ -121,7 +115,6 @@ def _keep(run: Run, step: int, weights: Weights, reached: dict) -> None:
 
 
 def _overfitting(run: Run) -> str | None:
-    """Ask `alarm.overfitting` about the evaluations so far; on the first process."""
     scored = jsonl.read(run.file("selection.jsonl"))
     logged = [m for m in jsonl.read(run.workdir / "metrics.jsonl") if m["phase"] == run.name]
     since, training = 0, []

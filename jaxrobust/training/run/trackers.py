@@ -30,9 +30,7 @@ class Tracker(Protocol):
     def begin(self, phase: str, start: int, before: int, seen: Mapping[str, int]) -> None:
         """Go on with a phase behind its step `start`; what was said of later steps is void.
 
-        Args:
-          before: steps of the phases before it.
-          seen: the last step of the phase that each scalar has been written at, in vain or not.
+        `before`: steps of the phases before; `seen`: last step of each scalar, in vain or not.
         """
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -156,7 +154,6 @@ class WandB:
 
 
 def _logged_in() -> None:
-    """Raise ValueError where W&B would want a login; on a terminal it asks for one."""
     import wandb
 
     if os.environ.get("WANDB_MODE", "online") != "online":
@@ -171,10 +168,7 @@ def _logged_in() -> None:
 
 
 class Kind(NamedTuple):
-    """A kind of tracker: the package that it needs, what else it wants of the user, how it opens.
-
-    `wants` raises ValueError with what is to be done.
-    """
+    """A kind of tracker: its package, what else it wants of the user (or raises), how it opens."""
 
     package: str
     wants: Callable[[], None]
@@ -188,15 +182,12 @@ KINDS = {
 
 
 def named(text: str) -> list[str]:
-    """Return the trackers that `log.to` names."""
+    """List the trackers that `log.to` names."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def check(text: str, *, first: bool = True) -> None:
-    """Raise ValueError where `log.to` names a tracker that there is not, or that cannot begin.
-
-    `first`: whether this is the first process, which alone has to log in.
-    """
+    """Refuse a tracker that there is not, or that cannot begin; the `first` process logs in."""
     for name in named(text):
         if name not in KINDS:
             raise ValueError(
@@ -225,10 +216,7 @@ class Trackers:
     ) -> None:
         """Open nothing yet: a run that has ended already says nothing.
 
-        Args:
-          names: of `named`; none on all processes but the first.
-          about: the run, for those trackers that show it.
-          draw: returns figures of a phase; None: no pictures.
+        `names`: none on all processes but the first; `draw` makes figures of a phase.
         """
         self._workdir, self._names, self._about = workdir, names, about or {}
         self._draw = draw if names else None
@@ -254,8 +242,7 @@ class Trackers:
             say(f"WARNING: log.to={','.join(self._names)}: {sentence}")
 
     def begin(self, phase: str, start: int, before: int) -> None:
-        """Go on with a phase behind its step `start`, before `metrics.jsonl` forgets what follows.
-
+        """Go on with a phase behind its step `start`, before `metrics.jsonl` forgets what follows;
         `before`: steps of the phases before it.
         """
         self._at = phase, before

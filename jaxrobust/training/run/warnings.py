@@ -26,7 +26,6 @@ _SHARED = {
 
 
 def _splits(config: Config) -> list[str]:
-    """Warn of images that are trained on, chosen on and reported, of which they are only one."""
     data, found = config.data, []
     for (one, other), why in _SHARED.items():
         own = {one: (data.name, data[one])}
@@ -57,13 +56,8 @@ def of_step(config: Config, name: str) -> list[str]:
 
 
 def check_start(config: Config, first: str) -> None:
-    """Refuse to attack random weights under heavy augmentation (Singh, Croce, Hein 2023).
-
-    Args:
-      config: as the first phase sees it.
-      first: the name of that phase.
-    Raises:
-      ValueError: that is what it would do, and `from_random` does not say that it is meant.
+    """Refuse to attack random weights under heavy augmentation (Singh, Croce, Hein 2023), unless
+    `from_random` says that it is meant; `config`: as the phase `first` sees it.
     """
     named = config.data.augmentation
     chain = PRESETS[named].chain if named in PRESETS else named

@@ -282,7 +282,6 @@ _WORDS |= {f"running_{key}": words for key, words in _WORDS.items()}
 
 
 def _running(stats: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the running means and variances, on the host."""
     found = {
         name: array
         for name, array in stats.items()
@@ -294,7 +293,6 @@ def _running(stats: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _listed(parts: Sequence[str]) -> str:
-    """Return parts of a sentence, the first few of many."""
     more = [f"{len(parts) - _NAMED} more norms"] * (len(parts) > _NAMED)
     *most, last = [*parts[:_NAMED], *more] or [""]
     return f"{', '.join(most)} and {last}" if most else last

@@ -19,7 +19,7 @@ EMA_STATISTICS = ("averaged", "copied")
 
 
 def ema(average: Params, new: Params, decay: float | Array) -> Params:
-    """Return the moving average after one more step: no bias correction."""
+    """Move the average by one step: no bias correction."""
 
     def step(mean: Array, new: Array) -> Array:
         share = decay if isinstance(decay, float) else decay.astype(new.dtype)
@@ -29,7 +29,7 @@ def ema(average: Params, new: Params, decay: float | Array) -> Params:
 
 
 def constant(decay: float) -> Averaging:
-    """Return the average of everything with one decay."""
+    """Average everything with one decay."""
     return lambda average, params, stats, step: ema(average, params | stats, decay)
 
 
@@ -71,7 +71,7 @@ def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
 
 
 def as_moved(old: Params, new: Params, step: Any) -> Params:
-    """Return running statistics as the network has moved them."""
+    """Keep running statistics as the network has moved them."""
     del old, step
     return new
 

@@ -21,7 +21,7 @@ from jaxrobust.types import Attack, Keys, PerImage
 
 
 def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
-    """Return the inner maximisation, or one of `more` steps; for the clean objective, nothing."""
+    """Build the inner maximisation, or one of `more` steps; for the clean objective, nothing."""
     if objective == "clean":
         return lambda logits_fn, key, images, labels: images
     a = config.attack
@@ -62,11 +62,6 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
 
 
 def _start(a: AttackSection) -> bool | attacks.Noise:
-    """Choose the `random_start` of `attacks.pgd`.
-
-    Raises:
-      ValueError: another word, or one that does not fit the attack.
-    """
     if a.start not in attacks.STARTS:
         ways = ", ".join(map(repr, attacks.STARTS))
         raise ValueError(f"attack.start={a.start!r}; one of {ways}")
@@ -97,11 +92,7 @@ def _start(a: AttackSection) -> bool | attacks.Noise:
 
 
 def step_of(attack: AttackSection) -> float | None:
-    """Return the step of an attack whose steps have a length, in pixels; None: its own.
-
-    Raises:
-      ValueError: a step in pixels and one in radii, or one that is none.
-    """
+    """Compute the step of an attack in pixels, where it is set; None: the attack's own."""
     size, relative = attack.step_size, attack.relative_step
     if relative is None:
         return size
@@ -125,14 +116,12 @@ class Given(NamedTuple):
 
 
 def share(step: int, *, steps_per_epoch: int, warmup_epochs: int) -> float:
-    """Return the share of the radius in the update after `step` others: constant in an epoch."""
+    """Compute the share of the radius in the update after `step` others: constant in an epoch."""
     epoch = step // steps_per_epoch
     return epoch / warmup_epochs if epoch < warmup_epochs else 1.0
 
 
 def _of_radii(attack_of: Callable[[PerImage], Attack]) -> Attack:
-    """Return the attack whose second argument is `Given`, from one for each radius."""
-
     def attack(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
         return attack_of(given.radii)(logits_fn, given.keys, images, labels)
 
@@ -140,7 +129,7 @@ def _of_radii(attack_of: Callable[[PerImage], Attack]) -> Attack:
 
 
 def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
-    """Raise `ValueError` for a length or a step that cannot work."""
+    """Refuse a length or a step that cannot work."""
     size = attack.step_size
     if size is not None and not 0 < size < math.inf:
         raise ValueError(f"attack.step_size={size} must be above 0, in pixels, such as 2/255")
@@ -157,7 +146,7 @@ def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
 
 
 def given(config: Config, objective: str) -> Callable[[Keys, Any], Any]:
-    """Return (keys [B], share of the radius by now f32[]) -> what `training_attack` reads."""
+    """Build (keys [B], share of the radius by now f32[]) -> what `training_attack` reads."""
     epsilon = config.attack.epsilon
     if objective == "clean" or not config.attack.warmup_epochs:
         return keys_alone

@@ -30,12 +30,9 @@ def batch_augmentation(
     group: int = 2,
     smoothing: float = 0.0,
 ) -> BatchAugmentation:
-    """Return `(key, batch) -> batch`: it erases, then mixes; what is off is not in the program.
+    """Build `(key, batch) -> batch`: it erases, then mixes; what is off is not in the program.
 
-    Args:
-      num_classes: C.
-      erasing, noise: `probability` and `noise` of `erase`.
-      mixup, cutmix, switch, probability, group, smoothing: of `mix`.
+    `num_classes` is C; `erasing` and `noise` are of `erase`, the others of `mix`.
     """
 
     def augment(key: Array, batch: Batch) -> Batch:
@@ -222,9 +219,8 @@ def _weighted(weight, a, b):
 
 
 def smoothed(labels: Labels, num_classes: int, smoothing: float) -> SoftLabels:
-    """Return one-hot labels f32[B,C] with `smoothing` spread over all classes, theirs included.
-
-    They are f64 where JAX computes so.
+    """Compute one-hot labels f32[B,C], or f64 where JAX computes so, of which `smoothing` is
+    spread over all classes, theirs included.
     """
     off, kind = smoothing / num_classes, jnp.result_type(float)
     is_label = labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None]
@@ -253,7 +249,6 @@ def _keys(key: Array, count: int) -> Array:
 
 
 def _inside(shape, top, bottom, left, right) -> Array:
-    """Return bool[H,W,1]: the pixels of a box."""
     y, x = jnp.arange(shape[0], dtype=jnp.float32), jnp.arange(shape[1], dtype=jnp.float32)
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
     return (rows[:, None] & columns[None, :])[..., None]

@@ -64,8 +64,6 @@ ATTACK_LABELS: dict[str, Callable[[Array], Array]] = {
 def _on_images(
     choose: Callable[[Batch, Array], Array], metric: str, attack_labels: str = "soft"
 ) -> Objective:
-    """Return cross-entropy on one set of images, whose accuracy is reported as `metric`."""
-
     def attack_targets(logits_fn, batch):
         return ATTACK_LABELS[attack_labels](batch.labels)
 
@@ -79,7 +77,7 @@ def _on_images(
 
 
 def clean() -> Objective:
-    """Return cross-entropy on the images themselves."""
+    """Minimise cross-entropy on the images themselves."""
     return _on_images(lambda batch, images_adv: batch.images, "clean")
 
 
@@ -104,7 +102,6 @@ class _Passes(NamedTuple):
     stats: Params  # after them
 
     def metrics(self, labels: Labels | SoftLabels, divergence: Array) -> dict[str, Array]:
-        """Compute the metrics that are logged."""
         named = {"clean": self.clean, "robust": self.robust}
         found = {name: accuracy(logits, labels) for name, logits in named.items()}
         return found | {"kl": divergence}
@@ -208,12 +205,12 @@ def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> 
 
 
 def kernels(params: Params) -> list[Array]:
-    """Return the weights of convolutions and linear maps: no biases, norms, tokens or positions."""
+    """List the weights of convolutions and linear maps: no biases, norms, tokens or positions."""
     return [array for name, array in params.items() if name.endswith("kernel")]
 
 
 def l1_norm(params: Params) -> Array:
-    """Return the sum f32[] (f64[] of such) of all absolute `kernels`; its gradient at 0 is 0."""
+    """Sum all absolute `kernels`, f32[] (f64[] of such); its gradient at 0 is 0."""
 
     def norm(wide: Array) -> Array:  # not `jnp.abs`, whose gradient at 0 is 1
         return (wide * jax.lax.stop_gradient(jnp.sign(wide))).sum()
@@ -222,8 +219,8 @@ def l1_norm(params: Params) -> Array:
 
 
 def sparse(objective: Objective, weight: float) -> Objective:
-    """Return an objective plus `weight` times `l1_norm`, which the metrics have as `l1` (Tang et
-    al. 2022, arXiv 2209.14105, section 5).
+    """Add `weight` times `l1_norm`, which the metrics have as `l1` (Tang et al. 2022, arXiv
+    2209.14105, section 5).
     """
 
     def loss(net: Classifier, params, stats, batch, images_adv, key):
@@ -235,10 +232,7 @@ def sparse(objective: Objective, weight: float) -> Objective:
 
 
 class ObjectiveRow(NamedTuple):
-    """What others need to know of an objective: the attack, the checks, the counts of passes.
-
-    One that attacks nothing is `clean` alone: configs tell it by its name.
-    """
+    """What others need to know of an objective: the attack, the checks, the counts of passes."""
 
     make: Callable[[Any, Any], Objective]  # of a phase and the attack of a config
     attack_loss: str | None = "ce"  # what its attack climbs; None: there is none
@@ -261,22 +255,19 @@ ROWS: dict[str, ObjectiveRow] = {}
 
 
 def add(name: str, row: ObjectiveRow) -> None:
-    """Enter an objective, which `objective` of a phase names from then on.
-
-    Raises:
-      ValueError: there is one of that name.
-    """
+    """Enter an objective, which `objective` of a phase names from then on."""
     if name in ROWS:
         raise ValueError(f"there is an objective {name} already; choose another name")
     ROWS[name] = row
 
 
-def named(name: str) -> ObjectiveRow:
-    """Find an objective.
+def attacks(name: str) -> bool:
+    """Tell whether an objective attacks the images."""
+    return named(name).attack_loss is not None
 
-    Raises:
-      ValueError: there is none of that name.
-    """
+
+def named(name: str) -> ObjectiveRow:
+    """Find an objective; a `ValueError` says which there are."""
     if name not in ROWS:
         raise ValueError(f"unknown objective {name!r}; one of {sorted(ROWS)}")
     return ROWS[name]

@@ -33,9 +33,7 @@ DECAY_MASKS = {
 def adamw(
     schedule: optax.Schedule, *, weight_decay: float, decay_mask: str, b2: float = 0.95
 ) -> optax.GradientTransformation:
-    """Return AdamW with betas (0.9, b2), eps 1e-8, decoupled decay and no clipping, as in the
-    paper.
-    """
+    """Build AdamW with betas (0.9, b2), eps 1e-8, decoupled decay, no clipping, as in the paper."""
     mask = _mask(decay_mask)
     return optax.adamw(schedule, b1=0.9, b2=b2, eps=1e-8, weight_decay=weight_decay, mask=mask)
 
@@ -48,7 +46,7 @@ def sgd(
     momentum: float | optax.Schedule = 0.9,
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """Return PyTorch's SGD: the decay is part of the gradient, and of the momentum with it.
+    """Build PyTorch's SGD: the decay is part of the gradient, and of the momentum with it.
 
     `momentum` may be a function of the step.
     """
@@ -62,9 +60,7 @@ def sgd(
 
 
 def clipped(largest: float) -> optax.GradientTransformation:
-    """Return the scaling of all gradients by min(1, largest / (norm + 1e-6)), of the norm of all of
-    them together: PyTorch's `clip_grad_norm_`.
-    """
+    """Scale all gradients by min(1, largest / (their norm + 1e-6)): PyTorch's `clip_grad_norm_`."""
 
     def update(grads: Params, state: Any, params: Any = None) -> tuple[Params, Any]:
         del params
@@ -80,7 +76,7 @@ class _Trace(NamedTuple):
 
 
 def _scheduled_trace(momentum: optax.Schedule, nesterov: bool) -> optax.GradientTransformation:
-    """Return `optax.trace` whose decay is a function of the step."""
+    """As `optax.trace`, but the decay is a function of the step."""
 
     def init(params: Params) -> _Trace:
         return _Trace(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
@@ -116,14 +112,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 def of_phase(
     p: PhaseSection, name: str, *, decay_mask: str, steps_per_epoch: int
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """Return the learning rate and the optimiser of a phase's values.
-
-    Args:
-      p: as `config.phase` has them.
-      name: of the phase, for messages.
-      decay_mask: of the network's family; the phase may name another.
-    Raises:
-      ValueError: a value that cannot work, with what to set.
+    """Build the learning rate and the optimiser of a phase; `name` and `decay_mask` are its own and
+    its network's. A value that cannot work is a `ValueError` with what to set.
     """
     mask = decay_mask if p.decay_mask is None else p.decay_mask
     for key, value, rows in (

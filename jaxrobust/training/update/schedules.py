@@ -46,15 +46,13 @@ def _cosine(s: Span) -> list[Piece]:
 
 
 def _unshifted_cosine(s: Span) -> list[Piece]:
-    """Return timm's: the cosine begins at epoch 0, under the warm-up, which ends below the peak."""
+    """timm's: the cosine begins at epoch 0, under the warm-up, which ends below the peak."""
     _, decay = _decay(s, 0, s.end)
     return [_warmup(s), (s.warmup, decay)]
 
 
 def _late_cosine(s: Span) -> list[Piece]:
-    """Return RobustART's: one more epoch at the peak, then a cosine as long as all epochs, so that
-    it is cut off above its end.
-    """
+    """RobustART's: one more epoch at the peak, then a cosine that is cut off above its end."""
     return [_warmup(s), _flat(s.warmup, s.peak), _decay(s, s.warmup + 1, s.end)]
 
 
@@ -70,9 +68,7 @@ def _steps(s: Span) -> list[Piece]:
 
 
 def _one_cycle(s: Span) -> list[Piece]:
-    """Return PyTorch's OneCycleLR, stepped once an epoch: both ways are cosines, and its last value
-    is that of the last epoch.
-    """
+    """PyTorch's OneCycleLR, once an epoch: cosines, whose last value is that of the last epoch."""
     top = s.warmup - 1
     rise, fall = s._replace(peak=s.start * s.peak, final=s.peak), _decay(s, top, s.end - 1 - top)
     return [_decay(rise, 0, top), fall]
@@ -172,8 +168,6 @@ def cycled_momentum(*, epochs: int, steps_per_epoch: int, warmup_epochs: int) ->
 
 
 def _table(pieces: Sequence[Piece], epochs: int) -> np.ndarray:
-    """Return the values at whole epochs, the end of the last one included."""
-
     def at(epoch: int) -> float:
         return [of for begin, of in pieces if begin <= epoch][-1](epoch, math.cos)
 
@@ -187,7 +181,6 @@ def _each_epoch(values: np.ndarray, steps_per_epoch: int) -> Callable[[Any], Any
 def _check_lengths(
     row: Shape, shape: str, epochs: int, warmup_epochs: int, cooldown_epochs: int
 ) -> None:
-    """Raise `ValueError` for lengths that do not fit into the epochs, or into the shape."""
     if not row.least_warmup <= warmup_epochs < epochs:
         most = max(epochs - 1, 0)
         remedy = (

@@ -175,7 +175,7 @@ def of_device(
 
 
 def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) -> TrainState:
-    """Return a fresh state; the average starts from the initial weights."""
+    """Draw a fresh state; the average starts from the initial weights."""
     init_key, _ = jax.random.split(key)
     return state_of(tx, key, *net.init(init_key))
 
@@ -183,7 +183,7 @@ def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) ->
 def state_of(
     tx: optax.GradientTransformation, key: Array, params: Params, stats: Params
 ) -> TrainState:
-    """Return the first state of known weights, with the keys that `init_state` would have."""
+    """Begin with known weights, and the keys that `init_state` would have."""
     _, root = jax.random.split(key)
     ema = started_average(params, stats)
     return TrainState(jnp.zeros((), jnp.int32), params, stats, ema, tx.init(params), root)
@@ -195,11 +195,11 @@ def started_average(params: Params, stats: Params) -> Params:
 
 
 def _moving(stats: Params) -> Params:
-    """Return the running statistics: all but the normalisation of images, which never changes."""
+    """Leave out the normalisation of images, which never changes."""
     return {name: s for name, s in stats.items() if not name.startswith("normalize.")}
 
 
 def averaged(state: TrainState) -> tuple[Params, Params]:
-    """Return params and stats of the averaged network."""
+    """Select params and stats of the averaged network."""
     params = {name: state.ema[name] for name in state.params}
     return params, {name: state.ema.get(name, s) for name, s in state.stats.items()}
