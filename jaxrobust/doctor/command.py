@@ -148,14 +148,11 @@ def answer(
     """Return the object to print `as_json`, else None, and the exit code: 1 if something is red.
 
     Args:
-      given: flags of evaluate, and `n`.
-      place: the word without a flag.
+      given: flags of evaluate, and `n`; place: the word without a flag.
       config: a config, and `named`, what it is called.
       devices: None: those that are here; a CPU is one.
       columns: of the terminal; None: there is none, and a finding is one line.
       show: prints a line, each when it is known; nothing of what is returned `as_json`.
-    Raises:
-      ValueError: nothing is named to examine, no device, or flags contradict each other.
     """
     if devices is not None and devices < 1:
         raise ValueError(f"--devices={devices} must be at least 1; leave it out for those here")

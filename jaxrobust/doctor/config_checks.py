@@ -44,7 +44,8 @@ class Plan:
     @property
     def attacked(self) -> dict[str, Config]:
         """Return those that train against an attack."""
-        return {n: c for n, c in self.phases.items() if objectives.attacks(c[n].objective)}
+        rows = ((n, c, objectives.named(c[n].objective)) for n, c in self.phases.items())
+        return {name: config for name, config, row in rows if row.attacks}
 
     @cached_property
     def source(self) -> Any:

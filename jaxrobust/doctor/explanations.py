@@ -136,10 +136,8 @@ def _of_orders(patient: Patient) -> Iterator[Tried]:
 
 
 def permutation(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the order of classes that fits best, i[K]: output i means class order[i]; and the
-    images to judge it on, i[n].
-
-    It is found on the other half of them (Kuhn 1955, on the table of confusions).
+    """Find the order of classes that fits one half of the images best, i[K]: output i means class
+    order[i] (Kuhn 1955, on the table of confusions); return also the other half, i[n], to judge it.
     """
     classes = logits.shape[1]
     mixed = np.random.default_rng(0).permutation(len(labels))

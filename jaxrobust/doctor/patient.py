@@ -29,18 +29,13 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Patient:
-    """A network, images in [0, 1] and the threat that it is meant to withstand.
+    """A network, images f32[N,H,W,C] in [0, 1], labels i32[N], the threat that it is to withstand.
 
     Attributes:
       logits_fn: f32[B,H,W,C] -> f32[B,K], as `autoattack` takes it; is traced and compiled.
-      images: f32[N,H,W,C]; labels: i32[N].
       others: the same network in other compute types, such as {"bfloat16": logits_fn}.
       arrays: f32[M,H,W,C], the first M images as arrays are resized, without PIL; None: the images
         have the network's size.
-      recorded: what accuracy is expected; None: it is unknown.
-      classes: names of the classes; empty: they are unknown.
-    Raises:
-      ValueError: a radius that cannot be meant for these images, with what to do.
     """
 
     logits_fn: LogitsFn

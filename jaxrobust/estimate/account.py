@@ -11,6 +11,7 @@ from jaxrobust.estimate.work import Work, work
 from jaxrobust.runtime.text import patience
 from jaxrobust.sections import Config
 from jaxrobust.training import build
+from jaxrobust.training.update import objectives
 
 
 def account(
@@ -33,8 +34,6 @@ def account(
       images: of the AutoAttack at the end; default: those of the test split; 0: no AutoAttack.
       robust: the share of them that is assumed to be robust.
       start: seconds until a command begins to work, as this one took.
-    Raises:
-      ValueError: a mistake in the config, or data of unknown size.
     """
     with patience.of("looking at the config and its data"):
         parts = work(config)
@@ -140,7 +139,7 @@ def _phase(
     return {
         "phase": part.name,
         "objective": p.objective,
-        "attack_steps": 0 if p.objective == "clean" else config.attack.steps,
+        "attack_steps": config.attack.steps if objectives.named(p.objective).attacks else 0,
         "epochs": p.epochs,
         "image_size": config.model.image_size,
         "batch_size": part.batch_size,

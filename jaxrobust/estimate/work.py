@@ -10,6 +10,7 @@ from jaxrobust.data.splits import grammar, sizes, subsets
 from jaxrobust.sections import Config, TestSection
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
+from jaxrobust.training.update import objectives
 
 
 class Split(NamedTuple):
@@ -61,7 +62,7 @@ def _phase(config: Config, name: str) -> Work:
             f"{name}.batch_size={p.batch_size} must be at least 1, at most the split's {rows}"
         )
     steps = p.epochs * (rows // p.batch_size)
-    looks = config.alarm.every_steps if p.objective != "clean" else 0
+    looks = config.alarm.every_steps if objectives.named(p.objective).attacks else 0
     return Work(
         name=name,
         config=config,

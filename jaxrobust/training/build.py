@@ -18,6 +18,7 @@ from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.sections import AttackSection, Config, PhaseSection
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
+from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.inner import training_attack
 from jaxrobust.types import Batch, Classifier, Threat
 
@@ -52,10 +53,8 @@ def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
     m, erase = config.mixup, config.erase
     own = (m.mixup, m.cutmix, erase.probability, config.label_smoothing)
     named = (preset.mixup, preset.cutmix, preset.erase, preset.label_smoothing)
-    mixup, cutmix, erasing, smoothing = (
-        b if a is None else a for a, b in zip(own, named, strict=True)
-    )
-    return mixup, cutmix, erasing, smoothing
+    values = [b if a is None else a for a, b in zip(own, named, strict=True)]
+    return values[0], values[1], values[2], values[3]
 
 
 def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.BatchAugmentation:
@@ -63,19 +62,14 @@ def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.Bat
     m, noise = config.mixup, config.erase.noise
     mixup, cutmix, erasing, smoothing = mixes_and_erases(config)
     fraction = "between 0 and 1"
-    _check_ranges(
-        {
-            "mixup.mixup": (mixup, 0 <= mixup < math.inf, "at least 0 (0 turns it off)"),
-            "mixup.cutmix": (cutmix, 0 <= cutmix < math.inf, "at least 0 (0 turns it off)"),
-            "mixup.switch": (m.switch, 0 <= m.switch <= 1, fraction),
-            "mixup.probability": (m.probability, 0 <= m.probability <= 1, fraction),
-            "mixup.group": (m.group, m.group > 0 and m.group % 2 == 0, "even, at least 2"),
-            "erase.probability": (erasing, 0 <= erasing <= 1, fraction),
-            "label_smoothing": (smoothing, 0 <= smoothing < 1, "at least 0 and below 1"),
-        }
-    )
-    if noise not in mixing.NOISES:
-        raise ValueError(f"erase.noise={noise!r}; one of {', '.join(map(repr, mixing.NOISES))}")
+    must_be("mixup.mixup", mixup, 0 <= mixup < math.inf, "at least 0 (0 turns it off)")
+    must_be("mixup.cutmix", cutmix, 0 <= cutmix < math.inf, "at least 0 (0 turns it off)")
+    must_be("mixup.switch", m.switch, 0 <= m.switch <= 1, fraction)
+    must_be("mixup.probability", m.probability, 0 <= m.probability <= 1, fraction)
+    must_be("mixup.group", m.group, m.group > 0 and m.group % 2 == 0, "even, at least 2")
+    must_be("erase.probability", erasing, 0 <= erasing <= 1, fraction)
+    must_be("label_smoothing", smoothing, 0 <= smoothing < 1, "at least 0 and below 1")
+    one_of("erase.noise", noise, mixing.NOISES)
     images = config[name].batch_size // devices
     if (mixup or cutmix) and images % m.group:
         fits = [n for n in range(2, images + 1, 2) if images % n == 0]
@@ -84,23 +78,10 @@ def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.Bat
             f"mixup.group={m.group} does not divide the {images} images of a device; use {group}"
             f"{name}.batch_size={max(round(images / m.group), 1) * m.group * devices}"
         )
-    return mixing.batch_augmentation(
-        num_classes=config.model.num_classes,
-        erasing=erasing,
-        noise=noise,
-        mixup=mixup,
-        cutmix=cutmix,
-        switch=m.switch,
-        probability=m.probability,
-        group=m.group,
-        smoothing=smoothing,
-    )
-
-
-def _check_ranges(values: dict[str, tuple[Any, bool, str]]) -> None:
-    for key, (value, inside, wanted) in values.items():
-        if not inside:
-            raise ValueError(f"{key}={value} must be {wanted}")
+    mixes = {key: m[key] for key in ("switch", "probability", "group")}
+    mixes |= {"mixup": mixup, "cutmix": cutmix, "smoothing": smoothing}
+    mixes |= {"num_classes": config.model.num_classes, "erasing": erasing, "noise": noise}
+    return mixing.batch_augmentation(**mixes)
 
 
 def divides(batch_size: int, devices: int, key: str) -> None:
@@ -127,24 +108,17 @@ def phase(
     compiler lower the very same function. A `ValueError` refuses what cannot work together.
     """
     p = config[name]
-    objectives.named(p.objective)  # refuses another
-    weights = [key for row in objectives.ROWS.values() for key in row.weights]
-    ranges = {
-        "epochs": (p.epochs >= 1, "at least 1 (0 leaves the phase out)"),
-        **{key: (0 <= p[key] < math.inf, "at least 0") for key in weights},
-        "l1": (0 <= p.l1 < math.inf, "at least 0, which penalises large weights"),
-        "microbatches": (p.microbatches >= 1, "at least 1"),
-    }
-    _check_ranges({f"{name}.{key}": (p[key], *row) for key, row in ranges.items()})
-    if p.bn_statistics not in objectives.STATISTICS:
-        ways = ", ".join(map(repr, objectives.STATISTICS))
-        raise ValueError(f"{name}.bn_statistics={p.bn_statistics!r}; one of {ways}")
-    if p.objective != "clean":
+    attacked = objectives.named(p.objective).attacks
+    must_be(f"{name}.epochs", p.epochs, p.epochs >= 1, "at least 1 (0 leaves the phase out)")
+    for key in (key for row in objectives.ROWS.values() for key in row.weights):
+        must_be(f"{name}.{key}", p[key], 0 <= p[key] < math.inf, "at least 0")
+    wanted = "at least 0, which penalises large weights"
+    must_be(f"{name}.l1", p.l1, 0 <= p.l1 < math.inf, wanted)
+    must_be(f"{name}.microbatches", p.microbatches, p.microbatches >= 1, "at least 1")
+    one_of(f"{name}.bn_statistics", p.bn_statistics, objectives.STATISTICS)
+    if attacked:
         inner.check(config.attack, epochs=p.epochs, phase=name)
-    if config.attack.statistics not in ("running", "batch"):
-        raise ValueError(
-            f"attack.statistics={config.attack.statistics!r}; one of 'running', 'batch'"
-        )
+    one_of("attack.statistics", config.attack.statistics, ("running", "batch"))
     net = network_of(config)
     mesh = mesh_of(config, devices)
     divides(p.batch_size, mesh.size, f"{name}.batch_size")
@@ -244,26 +218,16 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
     None where nothing is attacked, or `alarm.every_steps` is 0.
     """
     p, every = config[name], config.alarm.every_steps
-    if p.objective == "clean" or not every:
+    if not (objectives.named(p.objective).attacks and every):
         return None
     devices = phase.mesh.size
     images = max(min(config.alarm.images, p.batch_size) // devices, 1)
-    alarm.check_cost(
-        every_steps=every,
-        images=images * devices,
-        batch_size=p.batch_size,
-        attack=config.attack.name,
-        steps=config.attack.steps,
-        objective=p.objective,
-        dtype=config.model.dtype,
-    )
+    alarm.check_cost(config, name, images=images * devices)
     spread = sharding.spread(phase.mesh, phase.abstract_state.params)
     look = partial(
         alarm.probe,
-        net=phase.net,
-        net32=network_of(config, dtype="float32"),
-        attack=training_attack(config, p.objective),
-        stronger=training_attack(config, p.objective, more=alarm.STRONGER),
+        networks=(phase.net, network_of(config, dtype="float32")),
+        searches=tuple(training_attack(config, p.objective, more=n) for n in (0, alarm.STRONGER)),
         objective=_objective(p, config.attack),
         dtype=jnp.dtype(config.model.dtype),
         mean=spread.mean,
@@ -282,8 +246,8 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, phase.abstract_state)
     split, whole = sharding.by_image(phase.mesh), sharding.replicated(phase.mesh)
-    told = step.Control(split, whole, whole)  # type: ignore[arg-type]
-    return jax.jit(of_state, in_shardings=(placed, split, told))
+    control_of = step.Control(split, whole, whole)  # type: ignore[arg-type]
+    return jax.jit(of_state, in_shardings=(placed, split, control_of))
 
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -297,18 +261,14 @@ def control(
 ) -> step.Control:
     """Collect this host's inputs of a step."""
     here = np.full(len(mesh.local_devices), stop, np.int32)
-    # Not `device_put`, which asks the other hosts for theirs: they may not stop yet.
-    return step.Control(
-        sharding.global_arrays(mesh, here),
-        *(
-            jax.make_array_from_callback((), sharding.replicated(mesh), partial(_of_any, number))
-            for number in (lr_scale, epsilon_share)
-        ),
-    )
 
+    def everywhere(number: float) -> jax.Array:
+        # Not `device_put`, which asks the other hosts for theirs: they may not stop yet.
+        value, placed = np.float32(number), sharding.replicated(mesh)
+        return jax.make_array_from_callback((), placed, lambda index: value)
 
-def _of_any(number: float, index: Any) -> np.float32:
-    return np.float32(number)
+    numbers = everywhere(lr_scale), everywhere(epsilon_share)
+    return step.Control(sharding.global_arrays(mesh, here), *numbers)
 
 
 def flops_per_image(config: Config, name: str) -> float:
@@ -317,11 +277,7 @@ def flops_per_image(config: Config, name: str) -> float:
     With F for a forward pass: the attack as `attacks.passes` counts, the update 3 F; TRADES
     updates on two images, and asks for the clean probabilities first; so does MART, but for these.
     """
-    p, a = config[name], config.attack
-    own = objectives.named(p.objective)
-    attack = attacks.passes(a.name, a.steps) if own.attack_loss else 0
-    passes = own.before + attack + own.update
-    return passes * forward_flops(config)
+    return objectives.passes(config[name].objective, config.attack) * forward_flops(config)
 
 
 def forward_flops(config: Config) -> float:

@@ -24,7 +24,7 @@ from jaxrobust.training.run.phase import Run, last, scored
 from jaxrobust.training.run.progress import Progress
 from jaxrobust.training.run.selection import selection
 from jaxrobust.training.run.stopping import Stops
-from jaxrobust.training.update import alarm, inner
+from jaxrobust.training.update import alarm, inner, objectives
 from jaxrobust.training.update.step import TrainState, averaged
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from jaxrobust.weights.trained import kept
@@ -33,8 +33,7 @@ from jaxrobust.weights.trained import kept
 def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
     """Train from the state of the last checkpoint to the end of the phase, its evaluation included.
 
-    Returns whether that was reached; False: go on from the last checkpoint, after a rollback. What
-    `signals` are asked for holds then too.
+    Returns whether that was reached; False: go on from the last checkpoint, after a rollback.
     Raises:
       ValueError: a run that cannot go on as it was, before anything compiles.
       Interrupted, Diverged, DataError, OSError: the message says how to go on.
@@ -54,8 +53,9 @@ def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
                 return False
             if now.logs:
                 loop.log()
-            if now.saves and loop.sound():
-                loop.save_latest()  # before the evaluation, which may take long
+            if now.saves and loop.sound():  # where a rollback may come back to
+                loop.save(run.latest)  # before the evaluation, which may take long
+                loop.saved = loop.step
             if why := loop.stops.at_once():
                 raise loop.stopped(why, loop.step)
             if now.keeps and loop.sound():
@@ -108,8 +108,8 @@ class _Loop:
         return build.control(self.run.phase.mesh, stop=stop, **scales)
 
     def _epsilon_share(self, step: int) -> float:
-        lengths = {"steps_per_epoch": self.run.phase.steps_per_epoch}
-        return inner.share(step, warmup_epochs=self.run.config.attack.warmup_epochs, **lengths)
+        warmup_epochs = self.run.config.attack.warmup_epochs
+        return inner.share(step, self.run.phase.steps_per_epoch, warmup_epochs)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["_Loop"]:
@@ -168,7 +168,8 @@ class _Loop:
         found["damaged_images"] = len(self.damage.known) + hosts.total(len(self.damage.new))
         found["lr"] = float(self.run.phase.schedule(self.step - 1)) * self.trouble.lr_scale
         attack = self.run.config.attack
-        if attack.warmup_epochs and self.run.config[name].objective != "clean":
+        own = objectives.named(self.run.config[name].objective)
+        if attack.warmup_epochs and own.attacks:
             found["epsilon"] = attack.epsilon * self._epsilon_share(self.step - 1)
         for sentence in alarm.warnings(found) if "alarm_loss" in found else ():
             say(f"{name}: WARNING, up to step {self.step}: {sentence}")
@@ -187,12 +188,8 @@ class _Loop:
         }
         checkpoints.save(self.step, self.state, about | self.ahead.noted())
 
-    def save_latest(self) -> None:
-        self.save(self.run.latest)
-        self.saved = self.step
-
     def keep(self) -> None:
-        """Keep a copy of both weights, which a rollback does not come behind: see `save_latest`."""
+        """Keep a copy of both weights, which a rollback does not come behind."""
         self.run.latest.wait()  # two writers at once mix up their meetings of hosts
         both = kept.Kept(self.state.params, self.state.stats, *averaged(self.state))
         length = self.run.phase.steps_per_epoch

@@ -27,14 +27,9 @@ def writer(
     """Yield `write(step, scalars)`; a line is on disk, and the file closed, when it returns.
 
     A bucket's file system (gcsfuse) keeps nothing of a file that is still open when the host goes.
-
-    Args:
-      phase: goes into every line, and names the phase to trackers.
-      start: the step that the run continues at; lines of this phase behind it are removed, because
-        they will be written again.
-      enabled: False on all processes but the first: nothing is written.
-      trackers: get the same; whoever opened them closes them.
-      before: steps of the phases before this one.
+    Lines of this phase behind `start` are removed, because they will be written again; where it is
+    not `enabled`, on all processes but the first, nothing is written. `before`: steps of the phases
+    before this one, for trackers, which whoever opened them closes.
     """
     if not enabled:
         yield lambda step, scalars: None

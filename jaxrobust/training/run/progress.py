@@ -105,8 +105,7 @@ class Progress:
 
         `images_per_second`, `images_per_second_per_chip`, `mfu` (model FLOP utilisation) and
         `data_wait`, a share of the time, are those since the last call or `resume`; `chip_hours`
-        and `peak_memory_bytes` of a device of this host since the start. `mfu` and
-        `peak_memory_bytes` are there where they are known.
+        and `peak_memory_bytes` of a device here since the start; unknown ones are left out.
         """
         before, since = self._last
         seconds = max(time.perf_counter() - since, 1e-9)

@@ -23,6 +23,7 @@ from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import accuracies, loop, metrics, selection, splits, trackers, warnings
 from jaxrobust.training.run.phase import Run, last, note_resumption, scored
+from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.step import TrainState
 from jaxrobust.types import Weights
 from jaxrobust.weights import start as start_weights
@@ -78,10 +79,13 @@ def run(
     sha256 = function and function["sha256"]
     hosts.agree({"model.name": sha256}, what="has another file of the network", remedy=same)
     begun = hosts.first(bool(steps(workdir / first / "latest")))
+
+    def first_weights(seen: Config) -> tuple[Network, dict] | None:
+        warnings.check_start(seen, first)
+        return start_weights.of_config(seen)
+
     with patience.of("reading the weights that it starts from", here=first_host):
-        start = hosts.together(
-            lambda: None if begun else _first_weights(first, parts[first].config)
-        )
+        start = hosts.together(lambda: None if begun else first_weights(parts[first].config))
     sha256 = None if start is None else start[1]["start_sha256"]
     hosts.agree({"init.weights": sha256}, what="has other weights", remedy=same)
     with _alone(workdir):
@@ -97,33 +101,17 @@ def run(
             say(other)
         for line in warnings.lines({name: part.config for name, part in parts.items()}):
             say(line)
-        log = _trackers(config, workdir, given, parts, draw)
-        with trackers.closing(log):
+        params = parts[first].phase.abstract_state.params
+        say(metrics.parameters(workdir, params, enabled=first_host))
+        about = given | {
+            "architecture": config.model.name,
+            "parameters": sum(math.prod(array.shape) for array in params.values()),
+            "commit": provenance.commit(),
+            "workdir": str(workdir.absolute()),
+        }
+        shown = trackers.named(config.log.to) if first_host else []
+        with trackers.Trackers(workdir, shown, about, draw) as log:
             _phases(config, workdir, given, parts, start, profile, log)
-
-
-def _trackers(
-    config: Config,
-    workdir: Path,
-    given: dict,
-    parts: dict[str, Part],
-    draw: trackers.Draw | None,
-) -> trackers.Trackers:
-    if not config.log.to or jax.process_index() != 0:
-        return trackers.NONE
-    first = next(iter(parts.values())).phase.abstract_state.params
-    about = {
-        "architecture": config.model.name,
-        "parameters": sum(math.prod(array.shape) for array in first.values()),
-        "commit": provenance.commit(),
-        "workdir": str(workdir.absolute()),
-    }
-    return trackers.Trackers(workdir, trackers.named(config.log.to), given | about, draw)
-
-
-def _first_weights(name: str, config: Config) -> tuple[Network, dict] | None:
-    warnings.check_start(config, name)
-    return start_weights.of_config(config)
 
 
 def _phases(
@@ -136,39 +124,28 @@ def _phases(
     log: trackers.Trackers,
 ) -> None:
     """Train and test; `start` is what the first phase starts from, None where it has begun."""
-    first = next(iter(parts.values())).phase.abstract_state.params
-    say(metrics.parameters(workdir, first, enabled=jax.process_index() == 0))
     steps_before = 0
     reached: dict[str, Weights] = {}  # the best weights of each phase, on the host: the next
     weights = None if start is None else _start(*start, workdir)  # one's devices hold a part only
     for name, (seen, source, phase) in parts.items():
-        _note_classes(config, workdir, name, seen, source)
+        if source.classes and jax.process_index() == 0:  # other data's go into the phase's folder
+            folder = workdir if _data_of(seen) == _data_of(config) else workdir / name
+            folder.mkdir(exist_ok=True)
+            jsonl.replace(folder / runs.CLASSES, "".join(f"{name}\n" for name in source.classes))
         if reached:
             before = seen[name].start or list(reached)[-1]
             weights = start_weights.handed_on(parts[before].config, seen, name, reached[before])
-        kinds = ("latest", "best", "stopped")
-        latest, best, stopped = (Checkpoints(workdir / name / kind) for kind in kinds)
-        kept = (latest, best, stopped)
+        kept = [Checkpoints(workdir / name / kind) for kind in ("latest", "best", "stopped")]
         phase_run = Run(seen, workdir, name, phase, source, profile, *kept, log, steps_before)
         with jax.set_mesh(phase.mesh):
             step, best_weights = _run_phase(phase_run, weights)
-            scores = accuracies.test(seen, workdir, given, name, phase, step, best_weights)
-            if scores:
+            if scores := accuracies.test(phase_run, given, step, best_weights):
                 log.open()
                 log.tested(name, phase.total_steps, steps_before, scores)
             reached[name] = jax.device_get(best_weights)
         steps_before += phase.total_steps
     if jax.process_index() == 0:
         terminal.show(accuracies.table(workdir))
-
-
-def _note_classes(
-    config: Config, workdir: Path, name: str, seen: Config, source: registry.Source
-) -> None:
-    folder = workdir if _data_of(seen) == _data_of(config) else workdir / name
-    if source.classes and jax.process_index() == 0:
-        folder.mkdir(exist_ok=True)
-        jsonl.replace(folder / runs.CLASSES, "".join(f"{name}\n" for name in source.classes))
 
 
 def _data_of(config: Config) -> str:
@@ -251,15 +228,13 @@ def _check_numbers(config: Config) -> None:
         "trouble.rollbacks": 0,
         "log.every_steps": 1,
     }
+    flat, seed, lr = _flat(plain(config)), config.seed, config.trouble.lr
     for key, low in lowest.items():
-        if (value := _flat(plain(config))[key]) < low:
-            raise ValueError(f"{key}={value} must be at least {low}")
-    if not 0 <= config.seed < 2**32:  # of which JAX makes keys; the rest would be cut off
-        raise ValueError(f"seed={config.seed} must be from 0 to 2^32 - 1")
-    if not 0 < config.trouble.lr <= 1:
-        raise ValueError(f"trouble.lr={config.trouble.lr} must be above 0, at most 1")
-    if config.evaluation.weights not in ("ema", "raw"):
-        raise ValueError(f"evaluation.weights={config.evaluation.weights!r}; one of 'ema', 'raw'")
+        must_be(key, flat[key], flat[key] >= low, f"at least {low}")
+    # JAX makes keys of 32 bits; the rest would be cut off.
+    must_be("seed", seed, 0 <= seed < 2**32, "from 0 to 2^32 - 1")
+    must_be("trouble.lr", lr, 0 < lr <= 1, "above 0, at most 1")
+    one_of("evaluation.weights", config.evaluation.weights, ("ema", "raw"))
 
 
 def _described(source: registry.Source) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.training.run.phase import Run
-from jaxrobust.training.update import alarm
+from jaxrobust.training.update import alarm, objectives
+from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.step import TrainState, averaged
 from jaxrobust.types import Threat, Weights
 from jaxrobust.weights.store.checkpoint import Checkpoints, steps
@@ -28,26 +29,24 @@ from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
     """Build the evaluation on the selection split under the attack that the config names."""
     e = config.evaluation
-    if e.metric not in (None, "clean", "robust"):
-        raise ValueError(f"evaluation.metric={e.metric!r}; one of 'clean', 'robust'")
-    settings = {"step_size": e.step_size, "start": e.start}
+    if e.metric is not None:
+        one_of("evaluation.metric", e.metric, ("clean", "robust"))
     if e.attack == "apgd-ce":
-        for key, value in settings.items():
-            if value is not None:
+        for key in ("step_size", "start"):
+            if e[key] is not None:
                 raise ValueError(
-                    f"evaluation.{key}={value} has no effect on evaluation.attack='apgd-ce'; leave "
-                    "it out, or set evaluation.attack='pgd-20'"
+                    f"evaluation.{key}={e[key]} has no effect on evaluation.attack='apgd-ce'; "
+                    "leave it out, or set evaluation.attack='pgd-20'"
                 )
         return build.evaluation(config, mesh, steps=e.steps)
     if (named := fixed_steps.parse(e.attack)) is None:
         raise ValueError(
             f"evaluation.attack={e.attack!r}; one of 'apgd-ce', {fixed_steps.written()}"
         )
-    if e.start is not None and e.start not in fixed_steps.STARTS:
-        ways = ", ".join(map(repr, fixed_steps.STARTS))
-        raise ValueError(f"evaluation.start={e.start!r}; one of {ways}")
-    if e.step_size is not None and not 0 < e.step_size < math.inf:
-        raise ValueError(f"evaluation.step_size={e.step_size} must be above 0")
+    if e.start is not None:
+        one_of("evaluation.start", e.start, fixed_steps.STARTS)
+    inside = e.step_size is None or 0 < e.step_size < math.inf
+    must_be("evaluation.step_size", e.step_size, inside, "above 0")
     threat = Threat.of(config.attack)
     length = named.length(threat.epsilon, step=e.step_size)
     attack = fixed_steps.attack_of(named.settings(threat, length=length, start=e.start))
@@ -65,7 +64,7 @@ def selection(
     settings = config.evaluation
     images = splits.evaluated(config, "selection_split", settings, run.workdir)
     evaluate = counter(config, phase.mesh)
-    attacked = config[name].objective != "clean"
+    attacked = objectives.named(config[name].objective).attacks
     metric = settings.metric or ("robust" if attacked else "clean")
 
     def select(step: int, state: TrainState) -> dict[str, float]:

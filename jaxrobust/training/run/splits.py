@@ -55,16 +55,14 @@ def _how(config: Config) -> dict[str, Any]:
 def examples(config: Config, name: str, source: registry.Source) -> int:
     """Count the rows of an epoch of a phase, or more, but less than a batch more."""
     how, asked, size = _how(config), config.data.epoch_images, config[name].batch_size
-    if asked is not None and how["extra"] is None:
-        raise ValueError(
-            f"data.epoch_images={asked} is of runs with a second source; leave it out, or set "
-            "data.extra"
-        )
-    if asked is not None and asked < size:
-        raise ValueError(
-            f"data.epoch_images={asked} is less than {name}.batch_size={size}; an epoch has at "
-            "least one step"
-        )
+    if asked is not None:
+        given = f"data.epoch_images={asked} is"
+        if how["extra"] is None:
+            remedy = "leave it out, or set data.extra"
+            raise ValueError(f"{given} of runs with a second source; {remedy}")
+        if asked < size:
+            short = f"less than {name}.batch_size={size}; an epoch has at least one step"
+            raise ValueError(f"{given} {short}")
     if how["extra"] is None and how["views"] == 1 and 0 <= how["extra_share"] <= 1:
         return len(source)
     found = plan.plan(source, batch_size=size, **how).examples  # refuses what does not fit

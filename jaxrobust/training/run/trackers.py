@@ -8,9 +8,8 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -190,16 +189,14 @@ def check(text: str, *, first: bool = True) -> None:
     """Refuse a tracker that there is not, or that cannot begin; the `first` process logs in."""
     for name in named(text):
         if name not in KINDS:
-            raise ValueError(
-                f"log.to={text!r} names {name!r}, and the trackers are {', '.join(KINDS)}"
-            )
+            there = ", ".join(KINDS)
+            raise ValueError(f"log.to={text!r} names {name!r}, and the trackers are {there}")
     for name in named(text):
         try:
             importlib.import_module(KINDS[name].package)
         except ImportError as error:
-            raise ValueError(
-                f"log.to={name} needs an extra: pip install 'jaxrobust[{name}]'"
-            ) from error
+            needed = f"log.to={name} needs an extra: pip install 'jaxrobust[{name}]'"
+            raise ValueError(needed) from error
         if first:
             KINDS[name].wants()
 
@@ -252,12 +249,12 @@ class Trackers:
         for row in jsonl.read(self._workdir / "metrics.jsonl"):
             if row["phase"] == phase:
                 seen |= {name: max(row["step"], seen.get(name, 0)) for name in row}
-        self._each(lambda one: one.begin(phase, start, before, seen))
+        self._each("begin", phase, start, before, seen)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Show those values of a step of the phase that are numbers."""
         numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
-        self._each(lambda one: one.scalars(step, numbers))
+        self._each("scalars", step, numbers)
 
     def pictures(self, step: int) -> None:
         """Show the figures of the phase as they are now, but none twice at a step."""
@@ -273,7 +270,7 @@ class Trackers:
             return
         self._shown |= dict.fromkeys(made, (self._at[0], step))
         for name, picture in made.items():
-            self._each(partial(_show, step=step, name=f"figures/{name}", picture=picture))
+            self._each("image", step, f"figures/{name}", picture)
 
     def tested(self, phase: str, step: int, before: int, scores: Mapping[str, float]) -> None:
         """Show what the weights of a phase reached on the test split; `step`: its last."""
@@ -282,10 +279,10 @@ class Trackers:
         self.scalars(step, {f"test_{name}": value for name, value in scores.items()})
         self.pictures(step)
 
-    def _each(self, call: Callable[[Tracker], None]) -> None:
+    def _each(self, method: str, *args: Any, **how: Any) -> None:
         for name, one in list((self._open or {}).items()):
             try:
-                call(one)
+                getattr(one, method)(*args, **how)
             except Exception as error:
                 _warn(name, error)
                 assert self._open is not None
@@ -295,26 +292,17 @@ class Trackers:
 
     def close(self, *, ended: bool) -> None:
         """Close all."""
-        self._each(lambda one: one.close(ended=ended))
+        self._each("close", ended=ended)
         self._open = None
+
+    def __enter__(self) -> "Trackers":
+        return self
+
+    def __exit__(self, kind: object, *unused: object) -> None:
+        self.close(ended=kind is None)
 
 
 NONE = Trackers(Path(), [])
-
-
-@contextmanager
-def closing(trackers: Trackers) -> Iterator[None]:
-    """Close trackers at the end of the block, or where an exception leaves it."""
-    ended = False
-    try:
-        yield
-        ended = True
-    finally:
-        trackers.close(ended=ended)
-
-
-def _show(one: Tracker, **what: Any) -> None:
-    one.image(**what)
 
 
 def _warn(name: str, error: Exception) -> None:

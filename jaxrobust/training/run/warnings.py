@@ -7,6 +7,7 @@ from jaxrobust.data.splits import grammar
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.sections import Config
 from jaxrobust.training import build
+from jaxrobust.training.update import objectives
 
 
 def lines(configs: Mapping[str, Config]) -> list[str]:
@@ -42,7 +43,7 @@ def of_step(config: Config, name: str) -> list[str]:
     """Warn of a step in pixels: it stays where it is when somebody changes the radius."""
     a = config.attack
     key = "step_size" if a.step_size is not None else "relative_step"
-    if config[name].objective == "clean" or a[key] is None:
+    if not objectives.named(config[name].objective).attacks or a[key] is None:
         return []
     if registry.trained(a.name).length is None:
         return [f"attack.{key}={a[key]:.4g} is not read: {a.name.upper()} chooses its steps itself"]
@@ -64,7 +65,7 @@ def check_start(config: Config, first: str) -> None:
     mixup, cutmix, *_ = build.mixes_and_erases(config)
     heavy = mixup or cutmix or "randaugment" in chain
     random = not config.init.weights and not config[first].from_random
-    if heavy and random and config[first].objective != "clean":
+    if heavy and random and objectives.named(config[first].objective).attacks:
         raise ValueError(
             f"{first} would attack random weights under heavy augmentation, which the paper (arXiv "
             "2303.01870) reports as failing; give clean weights (init.weights=convnext_tiny."

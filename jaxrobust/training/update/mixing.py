@@ -8,6 +8,7 @@ devices, its condition would be a collective.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +20,18 @@ BatchAugmentation = Callable[[Array, Batch], Batch]
 
 
 def batch_augmentation(
-    *,
     num_classes: int,
+    *,
     erasing: float = 0.0,
     noise: str = "normal",
     mixup: float = 0.0,
     cutmix: float = 0.0,
-    switch: float = 0.5,
-    probability: float = 1.0,
-    group: int = 2,
     smoothing: float = 0.0,
+    **how: Any,
 ) -> BatchAugmentation:
     """Build `(key, batch) -> batch`: it erases, then mixes; what is off is not in the program.
 
-    `num_classes` is C; `erasing` and `noise` are of `erase`, the others of `mix`.
+    `num_classes` is C; `erasing` and `noise` are of `erase`, the others and `how` of `mix`.
     """
 
     def augment(key: Array, batch: Batch) -> Batch:
@@ -41,18 +40,8 @@ def batch_augmentation(
         if erasing:
             images = erase(erase_key, images, probability=erasing, noise=noise)
         if mixup or cutmix:
-            images, targets = mix(
-                mix_key,
-                images,
-                targets,
-                num_classes=num_classes,
-                mixup=mixup,
-                cutmix=cutmix,
-                switch=switch,
-                probability=probability,
-                group=group,
-                smoothing=smoothing,
-            )
+            mixes = {"mixup": mixup, "cutmix": cutmix, "smoothing": smoothing} | how
+            images, targets = mix(mix_key, images, targets, num_classes=num_classes, **mixes)
         elif smoothing:
             targets = smoothed(targets, num_classes, smoothing)
         return Batch(images, targets)
@@ -77,12 +66,10 @@ def erase(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Images:
-    """Fill one box of some images with noise, pixel by pixel.
+    """Fill one box of some images f32[B,H,W,C] with noise, pixel by pixel.
 
     Args:
       key: image i draws from `fold_in(key, i)`.
-      images: f32[B,H,W,C].
-      probability: of an image to be erased.
       noise: "normal", N(0, 1) whatever the range of the images; or "truncated", mean 0.5 and
         standard deviation 0.25 before it is cut to [0, 1].
       area: least and largest fraction of the image; uniform.
@@ -136,20 +123,16 @@ def mix(
     group: int = 2,
     smoothing: float = 0.0,
 ) -> tuple[Images, SoftLabels]:
-    """Mix images with others; return them and their soft targets f32[B,C].
+    """Mix images f32[B,H,W,C] with others; return them and their soft targets f32[B,C].
 
     Every `group` consecutive images of the batch share one choice, weight and box; the partner of
     its first image is its last. At most one of `mixup` and `cutmix` is 0.
 
     Args:
       key: group g draws from `fold_in(key, g)`.
-      images: f32[B,H,W,C].
-      labels: i32[B].
-      num_classes: C of the targets.
       mixup: the whole images are mixed, with a weight from Beta(mixup, mixup).
       cutmix: a box comes from the partner, of area 1 - Beta(cutmix, cutmix) before the border cuts
-        it.
-      switch: probability of boxes where both are on.
+        it; `switch` is its probability where both are on.
       probability: of mixing at all.
       group: an even divisor of the part of B that a device holds.
       smoothing: of the one-hot labels before they are mixed.
@@ -185,13 +168,10 @@ def _draw_mixing(key, shape, alphas, switch, probability):
 def blend(
     images: Array, targets: Array, boxes: Array, lam: Array, y: Array, x: Array
 ) -> tuple[Array, Array]:
-    """Mix each image of one group with its partner.
+    """Mix each image f32[group,H,W,C] of a group, and its targets f32[group,C], with its partner's.
 
-    Args:
-      images: f32[group,H,W,C]; targets: f32[group,C].
-      boxes: bool[]; whether a box is replaced, or the whole image mixed.
-      lam: f32[], the weight of the image itself.
-      y, x: f32[], whole numbers: the centre of the box.
+    `boxes` bool[]: a box is replaced, around (y, x), which are whole numbers, or the whole image
+    mixed; `lam` f32[]: the weight of the image itself.
     """
     _, height, width, _ = images.shape
     side = jnp.sqrt(1 - lam)

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float32
 
+from jaxrobust import attacks
 from jaxrobust.models.kernels.primitives import widened
+from jaxrobust.sections import AttackSection
 from jaxrobust.types import (
     Array,
     Batch,
@@ -61,19 +63,20 @@ ATTACK_LABELS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def _at_labels(attack_labels: str) -> Callable[[LogitsFn, Batch], Array]:
+    return lambda logits_fn, batch: ATTACK_LABELS[attack_labels](batch.labels)
+
+
 def _on_images(
     choose: Callable[[Batch, Array], Array], metric: str, attack_labels: str = "soft"
 ) -> Objective:
-    def attack_targets(logits_fn, batch):
-        return ATTACK_LABELS[attack_labels](batch.labels)
-
     def loss(net: Classifier, params, stats, batch, images_adv, key):
         images = choose(batch, images_adv)
         logits, stats = net.apply(params, stats, images, train=True, key=key)
         value = cross_entropy(logits, batch.labels).mean()
         return value, (stats, {metric: accuracy(logits, batch.labels)})
 
-    return Objective(attack_targets, loss, lambda key: (key, key))
+    return Objective(_at_labels(attack_labels), loss, lambda key: (key, key))
 
 
 def clean() -> Objective:
@@ -94,19 +97,6 @@ def adversarial(attack_labels: str = "soft") -> Objective:
 STATISTICS = ("both", "adversarial")
 
 
-class _Passes(NamedTuple):
-    """What two passes of a training step say, of the images and of those attacked."""
-
-    clean: Logits
-    robust: Logits
-    stats: Params  # after them
-
-    def metrics(self, labels: Labels | SoftLabels, divergence: Array) -> dict[str, Array]:
-        named = {"clean": self.clean, "robust": self.robust}
-        found = {name: accuracy(logits, labels) for name, logits in named.items()}
-        return found | {"kl": divergence}
-
-
 def _two_draws(key: Array | None) -> tuple[Array | None, Array | None]:
     if key is None:
         return None, None
@@ -115,93 +105,82 @@ def _two_draws(key: Array | None) -> tuple[Array | None, Array | None]:
     return first, second
 
 
-def _passes(
-    net: Classifier, params, stats, batch: Batch, images_adv, key, *, statistics: str
-) -> _Passes:
-    """Pass the images and those attacked one after the other, as the authors of TRADES have it.
+def _of_two_passes(
+    attack_targets: Callable[[LogitsFn, Batch], Array],
+    terms: Callable[[Labels | SoftLabels, Logits, Logits], tuple[Array, Array]],
+    statistics: str,
+) -> Objective:
+    """Build an objective of `terms(labels, clean logits, robust logits)`: the loss, and of it the
+    divergence.
 
-    Batch norms normalise them apart, and their running statistics move twice, or with the attacked
-    images alone. Images are cut to [0, 1], as every point of the attack is; else the noise of
-    random erasing, which leaves that range, would be part of the divergence, and no perturbation of
-    that size is in the ball.
+    The images and those attacked pass one after the other, as the authors of TRADES have it: batch
+    norms normalise them apart, and their running statistics move twice, or with the attacked images
+    alone. Images are cut to [0, 1], as every point of the attack is; else the noise of random
+    erasing, which leaves that range, would be part of the divergence, and no perturbation of that
+    size is in the ball.
     """
-    first, second = _two_draws(key)
-    images = batch.images.clip(0, 1)
-    clean, moved = net.apply(params, stats, images, train=True, key=first)
-    before = moved if statistics == "both" else stats
-    robust, after = net.apply(params, before, images_adv, train=True, key=second)
-    return _Passes(clean, robust, after)
+
+    def loss(net: Classifier, params, stats, batch, images_adv, key):
+        first, second = _two_draws(key)
+        images = batch.images.clip(0, 1)
+        clean, moved = net.apply(params, stats, images, train=True, key=first)
+        before = moved if statistics == "both" else stats
+        robust, after = net.apply(params, before, images_adv, train=True, key=second)
+        value, divergence = terms(batch.labels, clean, robust)
+        named = {"clean": clean, "robust": robust}
+        metrics = {name: accuracy(logits, batch.labels) for name, logits in named.items()}
+        return value, (after, metrics | {"kl": divergence})
+
+    return Objective(attack_targets, loss, _two_draws)
 
 
 def trades(beta: float, statistics: str = "both") -> Objective:
-    """Return clean cross-entropy + beta KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573,
-    eq. 5).
+    """Build clean cross-entropy + beta KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573).
 
-    The attack maximises the KL term against the clean probabilities, so it needs a random start:
-    at the image itself the gradient is zero. Of smoothed labels the cross-entropy alone knows.
-
-    Args:
-      beta: weight of the divergence.
-      statistics: a row of `STATISTICS`.
-    Parity: tests/training/update/test_golden_updates.py, 20 updates with the losses of
+    Their eq. 5. The attack maximises the KL term against the clean probabilities, so it needs a
+    random start: at the image itself the gradient is zero. Of smoothed labels the cross-entropy
+    alone knows. Parity: tests/training/update/test_golden_updates.py, 20 updates with the losses of
     zhichao-lu/robust-residual-network: "both" is its baseline, "adversarial" its advanced recipe.
     """
 
     def attack_targets(logits_fn, batch):
         return jax.nn.softmax(logits_fn(batch.images.clip(0, 1)))
 
-    def loss(net: Classifier, params, stats, batch, images_adv, key):
-        made = _passes(net, params, stats, batch, images_adv, key, statistics=statistics)
-        p, log_p, log_q = (
-            jax.nn.softmax(made.clean),
-            jax.nn.log_softmax(made.clean),
-            jax.nn.log_softmax(made.robust),
-        )
-        divergence = (p * (log_p - log_q)).sum(-1).mean()
-        value = cross_entropy(made.clean, batch.labels).mean() + beta * divergence
-        return value, (made.stats, made.metrics(batch.labels, divergence))
+    def terms(labels, clean, robust):
+        log_p, log_q = jax.nn.log_softmax(clean), jax.nn.log_softmax(robust)
+        divergence = (jax.nn.softmax(clean) * (log_p - log_q)).sum(-1).mean()
+        return cross_entropy(clean, labels).mean() + beta * divergence, divergence
 
-    return Objective(attack_targets, loss, _two_draws)
+    return _of_two_passes(attack_targets, terms, statistics)
 
 
 def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> Objective:
-    """Return adversarial cross-entropy, a margin, and KL(p(x) || p(x_adv)) where p(x) is unsure
+    """Build adversarial cross-entropy, a margin, and KL(p(x) || p(x_adv)) where p(x) is unsure
     (Wang et al. 2020, "Improving Adversarial Robustness Requires Revisiting Misclassified
     Examples", ICLR, eq. 11).
 
     With q = p(x_adv), y the label and k the likeliest other class of q, the mean over images of
 
-        CE(q, y) - log(1.0001 - q_k + 1e-12)
-            + beta KL(p || q) (1.0000001 - p_y),
+        CE(q, y) - log(1.0001 - q_k + 1e-12) + beta KL(p || q) (1.0000001 - p_y),
 
     where KL takes log(q + 1e-12): the constants are the authors'. Soft labels enter the first term;
-    the others take the largest of them.
-
-    Args:
-      beta: weight of the divergence.
-      statistics: a row of `STATISTICS`.
-      attack_labels: what the attack's cross-entropy aims at: a key of `ATTACK_LABELS`.
-    Parity: tests/training/update/test_golden_updates.py, against the same in PyTorch.
+    the others take the largest of them. `statistics`: of `STATISTICS`; `attack_labels`: a key of
+    `ATTACK_LABELS`. Parity: tests/training/update/test_golden_updates.py, against PyTorch.
     """
 
-    def attack_targets(logits_fn, batch):
-        return ATTACK_LABELS[attack_labels](batch.labels)
-
-    def loss(net: Classifier, params, stats, batch, images_adv, key):
-        made = _passes(net, params, stats, batch, images_adv, key, statistics=statistics)
-        p, q = jax.nn.softmax(made.clean), jax.nn.softmax(made.robust)
-        is_label = jnp.arange(p.shape[1])[None] == likeliest(batch.labels)[:, None]
+    def terms(labels, clean, robust):
+        p, q = jax.nn.softmax(clean), jax.nn.softmax(robust)
+        is_label = jnp.arange(p.shape[1])[None] == likeliest(labels)[:, None]
         # Through an index, so that tied runners-up do not share the gradient.
         other = jnp.argmax(jnp.where(is_label, -1, q), axis=1)
         strongest = jnp.take_along_axis(q, other[:, None], axis=1)[:, 0]
         margin = -jnp.log(1.0001 - strongest + 1e-12)
         unsure = 1.0000001 - jnp.where(is_label, p, 0).sum(-1)
-        terms = jax.scipy.special.xlogy(p, p) - p * jnp.log(q + 1e-12)
-        divergence = (terms.sum(-1) * unsure).mean()
-        value = (cross_entropy(made.robust, batch.labels) + margin).mean() + beta * divergence
-        return value, (made.stats, made.metrics(batch.labels, divergence))
+        each = jax.scipy.special.xlogy(p, p) - p * jnp.log(q + 1e-12)
+        divergence = (each.sum(-1) * unsure).mean()
+        return (cross_entropy(robust, labels) + margin).mean() + beta * divergence, divergence
 
-    return Objective(attack_targets, loss, _two_draws)
+    return _of_two_passes(_at_labels(attack_labels), terms, statistics)
 
 
 def kernels(params: Params) -> list[Array]:
@@ -241,6 +220,11 @@ class ObjectiveRow(NamedTuple):
     weights: tuple[str, ...] = ()  # keys of a phase, at least 0
 
     @property
+    def attacks(self) -> bool:
+        """Tell whether it attacks the images."""
+        return self.attack_loss is not None
+
+    @property
     def before(self) -> int:
         """Count the forward passes before the attack."""
         return int(self.of_probabilities)
@@ -261,9 +245,11 @@ def add(name: str, row: ObjectiveRow) -> None:
     ROWS[name] = row
 
 
-def attacks(name: str) -> bool:
-    """Tell whether an objective attacks the images."""
-    return named(name).attack_loss is not None
+def passes(name: str, attack: AttackSection) -> int:
+    """Count the forward passes that an update of one image costs, attack included."""
+    row = named(name)
+    passes = attacks.passes(attack.name, attack.steps) if row.attacks else 0
+    return row.before + passes + row.update
 
 
 def named(name: str) -> ObjectiveRow:

@@ -10,6 +10,7 @@ import optax
 
 from jaxrobust.sections import PhaseSection
 from jaxrobust.training.update import schedules
+from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.types import Array, Params
 
 # Which parameters are decayed, by name and shape; the references have one rule per group of
@@ -121,8 +122,7 @@ def of_phase(
         ("schedule", p.schedule, schedules.SHAPES),
         ("decay_mask", mask, DECAY_MASKS),
     ):
-        if value not in rows:
-            raise ValueError(f"{name}.{key}={value!r}; one of {', '.join(map(repr, rows))}")
+        one_of(f"{name}.{key}", value, rows)
     start, steps = p.warmup_lr, p.lr_steps
     peak = f"and {name}.lr={p.lr}"
     ranges = {
@@ -147,8 +147,7 @@ def of_phase(
         ),
     }
     for key, (inside, wanted) in ranges.items():
-        if not inside:
-            raise ValueError(f"{name}.{key}={p[key]} must be {wanted}")
+        must_be(f"{name}.{key}", p[key], inside, wanted)
     try:
         schedule = schedules.learning_rate(
             peak=p.lr,
@@ -174,7 +173,6 @@ def of_phase(
         cycle = schedules.cycled_momentum(
             epochs=p.epochs, steps_per_epoch=steps_per_epoch, warmup_epochs=p.warmup_epochs
         )
-    make = OPTIMIZERS[p.optimizer]
     decay = {"weight_decay": p.weight_decay, "decay_mask": mask}
-    tx = make(p, schedule, cycle=cycle, **decay)
+    tx = OPTIMIZERS[p.optimizer](p, schedule, cycle=cycle, **decay)
     return schedule, tx if p.clip_norm is None else optax.chain(clipped(p.clip_norm), tx)

@@ -36,8 +36,7 @@ def gradients(
       attack_train: whether the attack sees the network as it trains (statistics of these images,
         stochastic depth with the update's draws), instead of as it evaluates; what it aims at, as
         the update sees the images themselves.
-    Returns:
-      Gradients of the parameters, the statistics after, and metrics.
+    Returns: gradients of the parameters, the statistics after, and metrics.
     Source: Madry et al. 2018 (arXiv 1706.06083), eq. 2.1; with APGD of 2 steps that of Singh,
       Croce, Hein 2023 (arXiv 2303.01870).
     """
@@ -95,7 +94,7 @@ def train_step(
     statistics: averages.Statistics = averages.as_moved,
     given: Callable[[Keys, Any], Any] = keys_alone,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Return the state after one update, and its metrics (means over the global batch).
+    """Do one update; return the state after it, and metrics (means over the global batch).
 
     A step whose loss or gradient is not finite counts, but updates nothing, not even the counter
     of the learning-rate schedule; one that a host stops leaves the state as it is. `gradients` is
@@ -139,16 +138,11 @@ def of_device(
     spread: Spread,
     microbatches: int,
 ) -> tuple[Params, tuple[Params, dict[str, Array]]]:
-    """Build one device's part of a step: `gradients` of its images, in so many parts of them.
+    """Compute one device's part of a step: `gradients` of its images, in so many parts of them.
 
-    Collectives come before and after, whatever the attack: parameters are gathered once, in the
-    compute type; gradients, in the type of the parameters, are averaged once, after the last part.
-
-    Args:
-      params: the device's part, as `spread` splits them, f32 (f64 where JAX computes so and the
-        compute type is that too); returned gradients are those of it.
-      stats: all; returned are their averages over the devices.
-      batch: the device's images and labels; keys: [B], those of its images.
+    Collectives come before and after, whatever the attack: parameters, of which it has a part, f32
+    (f64 where JAX computes so and the compute type is that too), are gathered once, in the compute
+    type; gradients, in the type of the parameters, are averaged once, after the last part.
     """
     kinds = {name: array.dtype for name, array in params.items()}
     params = spread.gather(cast(params, dtype))
