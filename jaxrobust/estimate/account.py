@@ -92,10 +92,6 @@ def priced(found: Any, price: float) -> Any:
     return new | ({"money": price * found["chip_hours"]} if "chip_hours" in found else {})
 
 
-def _is_short(found: dict[str, Any]) -> bool:
-    return max(found["pass_s"].values()) * found["slots"] < elsewhere.SHORTEST
-
-
 def _why(target: Target) -> str:
     if "TPU" not in target.kind or target.compiles:  # --fast
         return ""
@@ -110,29 +106,21 @@ def _phase(
     config, p = part.config, part.config[part.name]
     with patience.of(f"{part.name}: counting its operations"):
         flops = build.flops_per_image(config, part.name)
-    more: dict[str, Any] = {}
     if target.here:
         devices = jax.devices(target.name)[: target.chips]
         with patience.lasting(f"{part.name}: compiling and measuring what it runs"):
-            once: Any = here.measured(part, devices, seconds=seconds)
-        more = {"measured_steps": once.steps, "measured_with_data": once.data}
-        saves = part.selections + math.ceil(p.epochs / config.checkpoint.every_epochs)
-        other = {"compile": once.compile, "checkpoints": saves * once.save}
+            once = here.measured(part, devices, seconds=seconds)
     else:
         with patience.of(f"{part.name}: looking at what its step takes"):
             once = elsewhere.computed(part, target, utilisation=utilisation, chips=chips)
-        other = {"compile": 0.0, "checkpoints": 0.0}
-        if once.figures is not None:
-            executed = once.figures["flops_executable"] * target.chips / part.batch_size
-            more = {"executed_flops_per_image": executed, "roofline": _roofline(once.figures)}
-        else:
-            more = {"activation_bytes": once.activations}
+    saves = part.selections + math.ceil(p.epochs / config.checkpoint.every_epochs)
     spent = {
         "steps": part.steps * once.step,
         "selection": part.selections * once.selection,
         "alarm": part.probes * once.probe,
         "test": once.test,
-        **other,
+        "compile": once.compile,
+        "checkpoints": saves * once.save,
     }
     speed = part.batch_size / once.step
     peak = target.chip and target.chips * target.chip.flops
@@ -152,29 +140,15 @@ def _phase(
         "mfu": speed * flops / peak if peak else None,
         "memory_bytes": once.memory,
         "parts_s": spent,
-        **more,
+        **once.figures,
         **costs(sum(spent.values()), target.chips),
     }
-
-
-def _roofline(figures: dict[str, Any]) -> dict[str, Any]:
-    keys = ("roofline_s", "roofline_step_s", "roofline_images_per_s_per_chip", "bound_by")
-    return {key: figures[key] for key in keys}
 
 
 def _autoattack(
     once: attacked.Attacked, chips: int, images: int, robust: float, start: float
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "images": images,
-        "slots": once.slots,
-        "jobs_per_image": once.jobs,
-        "passes_per_image": once.passes,
-        "pass_s": once.seconds,
-        "compile_s": once.compile,
-        "once_s": once.once,
-        "robust": robust,
-    }
+    found: dict[str, Any] = {"images": images, **once._asdict(), "robust": robust}
     for name, share in (("at_most", 1.0), ("expected", robust)):
         seconds = start + attacked.seconds_of(found, images=images, robust=share)
         found[name] = costs(seconds, chips)
@@ -200,7 +174,7 @@ def _known(target: Target, found: dict[str, Any]) -> list[str]:
 
 
 def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: float) -> list[str]:
-    lines = []
+    lines, aa = [], found.get("autoattack")
     if not target.here:
         lines.append(
             f"The chips reach {found['utilisation']:.0%} of their bfloat16 peak (--utilisation). "
@@ -211,7 +185,7 @@ def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: f
             f"A step takes {1e3 * elsewhere.SHORTEST:.0f} ms at least, as the chips wait for their "
             "program and their images; larger batches cost hardly more."
         )
-    if not target.here and "autoattack" in found and _is_short(found["autoattack"]):
+    if not target.here and aa and max(aa["pass_s"].values()) * aa["slots"] < elsewhere.SHORTEST:
         lines.append(
             "AutoAttack's passes are so short that the chips wait for their program: its time is "
             "what is possible at best."
@@ -227,7 +201,7 @@ def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: f
             "backward pass needs, counted in the network; compiled, it may be half or twice as "
             f"much: the step was not compiled{_why(target)}."
         )
-    if "autoattack" in found:
+    if aa:
         lines.append(
             f"{robust:.0%} of the images are robust (--robust); each other one costs "
             f"{attacked.FALLEN:.0%} of APGD-CE, as on twelve networks on CIFAR-10."

@@ -37,11 +37,11 @@ class Attacked(NamedTuple):
     """What each attack costs in the engine, by its name."""
 
     slots: int  # on all devices together
-    jobs: dict[str, int]  # of an image that is never fooled
-    passes: dict[str, int]  # of all its jobs
-    seconds: dict[str, float]  # of one pass in one slot, all devices together
-    compile: float  # of all programs
-    once: float  # of all else that is done once, such as the checks of the network
+    jobs_per_image: dict[str, int]  # of one that is never fooled
+    passes_per_image: dict[str, int]  # of all its jobs
+    pass_s: dict[str, float]  # of one pass in one slot, all devices together
+    compile_s: float  # of all programs
+    once_s: float  # of all else that is done once, such as the checks of the network
 
 
 def seconds_of(found: dict[str, Any], *, images: int, robust: float) -> float:
@@ -64,10 +64,9 @@ def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
     settings = _settings(config)
     # Backward to the image: the same.
     seconds = build.forward_flops(config) / (target.float32 * utilisation)
-    names = [setting.name for setting in settings]
-    each = slots_of_chip(config.model.image_size)
-    known = _known(settings, config)
-    return Attacked(each * target.chips, *known, dict.fromkeys(names, seconds), 0.0, 0.0)
+    pass_s = dict.fromkeys((setting.name for setting in settings), seconds)
+    slots = slots_of_chip(config.model.image_size) * target.chips
+    return Attacked(slots, *_known(settings, config), pass_s, 0.0, 0.0)
 
 
 def slots_of_chip(image_size: int) -> int:

@@ -9,6 +9,7 @@ from jaxrobust.estimate import changes
 from jaxrobust.estimate import devices as targets
 from jaxrobust.runtime.commandline.arguments import config_name
 from jaxrobust.runtime.text import patience
+from jaxrobust.training.update.checks import must_be
 
 UTILISATION = 0.2  # assumed where nothing is measured
 
@@ -31,22 +32,14 @@ class Settings(NamedTuple):
 
 def check(given: Settings) -> None:
     """Refuse numbers out of range."""
-    price, used, robust = given.price, given.utilisation, given.robust
-    rules = {
-        "price": (price is None or 0 < price < float("inf"), price, "above 0"),
-        "utilisation": (
-            used is None or 0 < used <= 1,
-            used,
-            "above 0 and at most 1, such as 0.4",
-        ),
-        "robust": (0 <= robust <= 1, robust, "from 0 to 1"),
-        "seconds": (0 < given.seconds < 3600, given.seconds, "above 0 and below 3600"),
-        "batch": (given.batch is None or given.batch >= 1, given.batch, "at least 1"),
-        "images": (given.images is None or given.images >= 0, given.images, "at least 0"),
-    }
-    for flag, (inside, value, wanted) in rules.items():
-        if not inside:
-            raise ValueError(f"--{flag}={value} must be {wanted}")
+    price, used, batch, images = given.price, given.utilisation, given.batch, given.images
+    must_be("--price", price, price is None or 0 < price < float("inf"), "above 0")
+    inside = used is None or 0 < used <= 1
+    must_be("--utilisation", used, inside, "above 0 and at most 1, such as 0.4")
+    must_be("--robust", given.robust, 0 <= given.robust <= 1, "from 0 to 1")
+    must_be("--seconds", given.seconds, 0 < given.seconds < 3600, "above 0 and below 3600")
+    must_be("--batch", batch, batch is None or batch >= 1, "at least 1")
+    must_be("--images", images, images is None or images >= 0, "at least 0")
 
 
 def answer(given: Settings, begun: float) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """How much a config has to do: images, steps, evaluations of each phase; nothing is computed."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxrobust.attacks import fixed_steps
 from jaxrobust.config import of_phase, phases
 from jaxrobust.data.source import DataError, Source
 from jaxrobust.data.splits import grammar, sizes, subsets
-from jaxrobust.sections import Config, TestSection
+from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.training.update import objectives
@@ -41,11 +41,20 @@ class Work(NamedTuple):
     def evaluated(self, key: str) -> int:
         """Return the images of one evaluation; `key` is "evaluation" or "test"."""
         split = self.selection if key == "evaluation" else self.test
-        return min(split.images, self.evaluation(key).images or split.images)
+        return min(split.images, self.config[key].images or split.images)
 
-    def evaluation(self, key: str) -> TestSection:
-        """Return the section of an evaluation; `key` is "evaluation" or "test"."""
-        return self.config.evaluation if key == "evaluation" else self.config.test
+
+class Cost(NamedTuple):
+    """Seconds of each part of a phase, once, and the memory of its step."""
+
+    step: float
+    probe: float
+    selection: float  # of one evaluation, a whole one
+    test: float
+    memory: int  # bytes of a device
+    figures: dict[str, Any]  # what else is known of the step
+    compile: float = 0.0  # of all programs
+    save: float = 0.0  # of the weights and the state
 
 
 def work(config: Config) -> list[Work]:
@@ -115,15 +124,9 @@ def _known(config: Config, key: str) -> int | None:
     return len(grammar.rows(asked.part, total, f"{data.name}, split {data[key]!r}"))
 
 
-def forward_passes(steps: int) -> int:
-    """Return the passes per image of an evaluation by APGD-CE of so many steps."""
-    return 2 * steps + 1 + 2  # the attack, and the network's answers before and after it
-
-
 def evaluation_flops(work: Work, key: str) -> float:
     """Return the operations of one evaluation, of the model."""
     named = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
-    passes = (
-        named.forward + named.backward + 2 if named else forward_passes(work.evaluation(key).steps)
-    )
+    attack = named.forward + named.backward if named else 2 * work.config[key].steps + 1  # APGD-CE
+    passes = attack + 2  # the network's answers before and after it
     return passes * build.forward_flops(work.config) * work.evaluated(key)
