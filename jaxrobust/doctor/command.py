@@ -70,8 +70,8 @@ def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
     """
     given = flags.placed(given)
     flags.check(given)
-    told = given.workdir or given.weights or given.function or given.torch
-    with patience.of(f"reading {told} and its images"):
+    name = given.workdir or given.weights or given.function or given.torch
+    with patience.of(f"reading {name} and its images"):
         of, patient = _read(given, images)
     tell(of)
     return Examination(of, examined(NETWORK_CHECKS, patient, tell))
@@ -99,12 +99,12 @@ def _read(given: Given, images: int) -> tuple[str, Patient]:
         classes=source.classes,
         seed=given.seed,
     )
-    said = f" ({which})" if which else ""
-    return f"{subject.network.name}{said} on {len(places)} images of {source.where()}", patient
+    of = f"{subject.network.name} ({which})" if which else subject.network.name
+    return f"{of} on {len(places)} images of {source.where()}", patient
 
 
 def _chosen(size: int, images: int) -> np.ndarray:
-    """Return the places of images from the whole split: its first ones may be all of one class."""
+    """Draw images from the whole split: its first ones may be all of one class."""
     if size <= images:
         return np.arange(size)
     return np.sort(np.random.default_rng(0).choice(size, images, replace=False))
@@ -124,13 +124,13 @@ def _recorded(
     return None
 
 
-def of_config(found: Config, *, devices: int, name: str, tell: Tell) -> Examination:
+def of_config(config: Config, *, devices: int, name: str, tell: Tell) -> Examination:
     """Examine a config for training on so many devices; nothing is compiled."""
-    for phase in phases(found):
-        Threat.of(of_phase(found, phase).attack)  # refuses a mistake
+    for phase in phases(config):
+        Threat.of(of_phase(config, phase).attack)  # refuses a mistake
     of = f"{name} on {counted(devices, 'device')}"
     tell(of)
-    return Examination(of, examined(CONFIG_CHECKS, Plan(found, devices), tell))
+    return Examination(of, examined(CONFIG_CHECKS, Plan(config, devices), tell))
 
 
 def answer(
@@ -157,8 +157,8 @@ def answer(
     if devices is not None and devices < 1:
         raise ValueError(f"--devices={devices} must be at least 1; leave it out for those here")
     devices = devices or (1 if jax.default_backend() == "cpu" else jax.device_count())
-    asked = {key: value for key, value in given.items() if key not in ("n", "seed")}
-    names_network = place is not None or any(value is not None for value in asked.values())
+    named_by = {key: value for key, value in given.items() if key not in ("n", "seed")}
+    names_network = place is not None or any(value is not None for value in named_by.values())
     if config is None and not names_network:
         raise ValueError(
             "name a run, weights, a function or a config: RUN, --model NAME --weights PATH "
@@ -166,13 +166,13 @@ def answer(
         )
     done: list[Examination] = []
 
-    def tell(told: Finding | str) -> None:
+    def tell(text: Finding | str) -> None:
         if as_json:
             return
-        if isinstance(told, str):
-            show(terminal.fitted(told, columns))
+        if isinstance(text, str):
+            show(terminal.fitted(text, columns))
         else:
-            show(line(told, coloured=coloured, columns=columns))
+            show(line(text, coloured=coloured, columns=columns))
 
     def examine(examination: Callable[..., Examination], *of: Any, **how: Any) -> None:
         if done:
@@ -191,6 +191,6 @@ def answer(
         examine(of_network, flags_given, images=given["n"])
     red = any(f.seen.level == RED for each in done for f in each.findings)
     if as_json:
-        told = [{"of": e.of, "findings": [f.plain() for f in e.findings]} for e in done]
-        return {"red": red, "examined": told}, int(red)
+        rows = [{"of": e.of, "findings": [f.plain() for f in e.findings]} for e in done]
+        return {"red": red, "examined": rows}, int(red)
     return None, int(red)

@@ -38,18 +38,18 @@ class Plan:
 
     @cached_property
     def phases(self) -> dict[str, Config]:
-        """Return the config as each phase that happens sees it."""
+        """Collect the config as each phase that happens sees it."""
         return {name: of_phase(self.config, name) for name in phases(self.config)}
 
     @property
     def attacked(self) -> dict[str, Config]:
-        """Return those that train against an attack."""
+        """Select those that train against an attack."""
         rows = ((n, c, objectives.named(c[n].objective)) for n, c in self.phases.items())
         return {name: config for name, config, row in rows if row.attacks}
 
     @cached_property
     def source(self) -> Any:
-        """Return the training split, or the sentence of why it cannot be opened."""
+        """Open the training split; a sentence says why it cannot be opened."""
         data = self.config.data
         try:
             return registry.open_source(
@@ -63,7 +63,7 @@ class Plan:
             return str(error)
 
     def steps(self, name: str) -> int | None:
-        """Return the number of steps of a phase; None: how many images there are is not known."""
+        """Count the steps of a phase; None: the number of images is unknown."""
         seen = self.phases[name]
         if isinstance(self.source, str):
             data = seen.data
@@ -84,7 +84,7 @@ class Plan:
 
     @cached_property
     def net(self) -> Classifier:
-        """Return the network of the config."""
+        """Build the network of the config."""
         return network_of(self.config)
 
 
@@ -107,41 +107,41 @@ def _of_phases(look: Callable[[Plan, str, Config], Seen], *, attacked: bool = Fa
 
 def _heavy(plan: Plan) -> Seen:
     first, seen = next(iter(plan.phases.items()))
-    said = f"{first} starts from {plan.config.init.weights or 'random weights'}"
-    said += f" under data.augmentation={seen.data.augmentation}"
+    sentence = f"{first} starts from {plan.config.init.weights or 'random weights'}"
+    sentence += f" under data.augmentation={seen.data.augmentation}"
     try:
         warnings.check_start(seen, first)
     except ValueError as error:
         _, _, remedy = str(error).partition("; ")
-        return Seen(RED, f"{said}, and is attacked", seen.data.augmentation, remedy=remedy)
-    return Seen(GREEN, said, seen.data.augmentation)
+        return Seen(RED, f"{sentence}, and is attacked", seen.data.augmentation, remedy=remedy)
+    return Seen(GREEN, sentence, seen.data.augmentation)
 
 
 def _step(plan: Plan, name: str, seen: Config) -> Seen:
     a = seen.attack
-    told = warnings.of_step(seen, name)
+    doubts = warnings.of_step(seen, name)
     size = inner.step_of(a)
     row = attack_rows.trained(a.name)
     if row.length is None or size is None or not a.epsilon:
-        said = f"{name}: {a.name} chooses its steps itself"
-        return Seen(YELLOW, told[0]) if told else Seen(GREEN, said)
+        sentence = f"{name}: {a.name} chooses its steps itself"
+        return Seen(YELLOW, doubts[0]) if doubts else Seen(GREEN, sentence)
     steps = row.steps(a.steps)
     share = size / a.epsilon
-    said = f"{name}: {counted(steps, 'step')} of {share:.3g} of attack.epsilon={a.epsilon:.4g}"
+    sentence = f"{name}: {counted(steps, 'step')} of {share:.3g} of attack.epsilon={a.epsilon:.4g}"
     if share * steps < 1 - 1e-6:
-        return Seen(RED, f"{said}: the radius is never reached", share)
+        return Seen(RED, f"{sentence}: the radius is never reached", share)
     if share > 2 + 1e-6:
-        return Seen(RED, f"{said}: each leaps over the ball", share)
-    return Seen(YELLOW, told[0], share) if told else Seen(GREEN, said, share)
+        return Seen(RED, f"{sentence}: each leaps over the ball", share)
+    return Seen(YELLOW, doubts[0], share) if doubts else Seen(GREEN, sentence, share)
 
 
 def _one_step(plan: Plan, name: str, seen: Config) -> Seen:
     a = seen.attack
     steps = attack_rows.trained(a.name).steps(a.steps)
-    said = f"{name}: {counted(steps, 'step')} of {a.name} at {a.norm} {a.epsilon:.4g}"
+    sentence = f"{name}: {counted(steps, 'step')} of {a.name} at {a.norm} {a.epsilon:.4g}"
     wide = a.norm == "linf" and a.epsilon >= _ONE_STEP - 1e-6
     level = GREEN if steps > 1 or not wide else YELLOW if a.start == "random" else RED
-    return Seen(level, f"{said}, start={a.start}", steps)
+    return Seen(level, f"{sentence}, start={a.start}", steps)
 
 
 def _constants(plan: Plan) -> list[str]:
@@ -174,24 +174,24 @@ def _is(value: np.ndarray, mean: tuple[float, ...]) -> bool:
 def _twice(plan: Plan) -> Seen:
     how = plan.config.init.normalize
     if not functions.is_name(plan.config.model.name):
-        said = "the network is ours, and normalises in its first layer only"
-        return Seen(GREEN, f"init.normalize={how}: {said}", how)
+        sentence = "the network is ours, and normalises in its first layer only"
+        return Seen(GREEN, f"init.normalize={how}: {sentence}", how)
     inside = _constants(plan)
-    said = f"init.normalize={how}, and {plan.config.model.name} "
-    said += f"holds the mean of {', '.join(inside)}" if inside else "holds no known mean"
-    return Seen(RED if inside and how not in ("keep", "none") else GREEN, said, inside)
+    sentence = f"init.normalize={how}, and {plan.config.model.name} "
+    sentence += f"holds the mean of {', '.join(inside)}" if inside else "holds no known mean"
+    return Seen(RED if inside and how not in ("keep", "none") else GREEN, sentence, inside)
 
 
 def _statistics(plan: Plan, name: str, seen: Config) -> Seen:
     objective, how = seen[name].objective, seen.attack.statistics
-    said = f"{name}: objective={objective}, attack.statistics={how}"
+    sentence = f"{name}: objective={objective}, attack.statistics={how}"
     both = objectives.named(objective).of_probabilities and seen[name].bn_statistics == "both"
     if not (both and how == "batch"):
-        return Seen(GREEN, said, how)
+        return Seen(GREEN, sentence, how)
     _, stats = jax.eval_shape(plan.net.init, jax.random.key(0))
     norms = any(not key.startswith("normalize.") for key in stats)
-    said += ", with batch norm" if norms else ", and no batch norm in the network"
-    return Seen(YELLOW if norms else GREEN, said, how)
+    sentence += ", with batch norm" if norms else ", and no batch norm in the network"
+    return Seen(YELLOW if norms else GREEN, sentence, how)
 
 
 def _ema(plan: Plan, name: str, seen: Config) -> Seen:
@@ -201,11 +201,13 @@ def _ema(plan: Plan, name: str, seen: Config) -> Seen:
     if steps is None:
         return Seen(SKIPPED, f"how many steps there are is not known: {plan.source}")
     horizon, left = 1 / (1 - decay), decay**steps
-    said = f"{name}: ema_decay={decay:g} averages {horizon:.0f} steps of {steps}, and {left:.1%} "
-    said += "of the average is the start"
+    sentence = (
+        f"{name}: ema_decay={decay:g} averages {horizon:.0f} steps of {steps}, and {left:.1%} "
+    )
+    sentence += "of the average is the start"
     level = RED if horizon > steps else YELLOW if left > 0.2 else GREEN
     wanted = f"set {name}.ema_decay={max(1 - 10 / max(steps, 1), 0):.3g} or lower"
-    return Seen(level, said, {"horizon": horizon, "steps": steps}, remedy=wanted)
+    return Seen(level, sentence, {"horizon": horizon, "steps": steps}, remedy=wanted)
 
 
 def _warmup(plan: Plan, name: str, seen: Config) -> Seen:
@@ -213,10 +215,10 @@ def _warmup(plan: Plan, name: str, seen: Config) -> Seen:
     rates = {f"{name}.warmup_epochs": seen[name].warmup_epochs}
     if name in plan.attacked:
         rates["attack.warmup_epochs"] = seen.attack.warmup_epochs
-    said = f"{name}: {', '.join(f'{k}={v}' for k, v in rates.items())} of {epochs} epochs"
+    sentence = f"{name}: {', '.join(f'{k}={v}' for k, v in rates.items())} of {epochs} epochs"
     longest = max(rates.values())
     level = RED if longest >= epochs else YELLOW if longest > epochs / 2 else GREEN
-    return Seen(level, said, longest / epochs)
+    return Seen(level, sentence, longest / epochs)
 
 
 def _batch(plan: Plan, name: str, seen: Config) -> Seen:
@@ -236,9 +238,9 @@ def _size(plan: Plan, name: str, seen: Config) -> Seen:
     if isinstance(plan.source, str):
         return Seen(SKIPPED, f"the images cannot be read: {plan.source}")
     side, size = plan.side, seen.model.image_size
-    said = f"{name}: images of {plan.config.data.name} have {side} px, the network {size}"
+    sentence = f"{name}: images of {plan.config.data.name} have {side} px, the network {size}"
     level = GREEN if side >= size else RED if side < 0.8 * size else YELLOW
-    return Seen(level, said, {"images": side, "network": size})
+    return Seen(level, sentence, {"images": side, "network": size})
 
 
 CONFIG_CHECKS: tuple[Check[Plan], ...] = (

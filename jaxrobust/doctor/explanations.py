@@ -33,7 +33,7 @@ class Tried(NamedTuple):
 
 
 def tried(patient: Patient) -> list[Tried]:
-    """Return all explanations that were tried, those of the images first."""
+    """Try all explanations, those of the images first."""
     done = []
     for check, words, change in _changes(patient.images.shape[-1]):
         logits = patient.forward(np.ascontiguousarray(change(patient.images), np.float32))
@@ -42,7 +42,7 @@ def tried(patient: Patient) -> list[Tried]:
 
 
 def best(explanations: list[Tried], classes: int, count: int) -> Tried | None:
-    """Return the explanation with the highest accuracy, of equal ones that with the lowest loss,
+    """Choose the explanation with the highest accuracy, of equal ones that with the lowest loss,
     among those that matter and are above guessing.
     """
     chance = 1 / classes

@@ -17,7 +17,7 @@ class Seen(NamedTuple):
     """The result of a look; cause and remedy replace those of the check where they differ."""
 
     level: str
-    said: str
+    sentence: str
     value: Any = None
     cause: str | None = None
     remedy: str | None = None
@@ -43,13 +43,13 @@ class Finding(NamedTuple):
     after: str | None = None  # the check that has found the cause
 
     def plain(self) -> dict[str, Any]:
-        """Return it as values that JSON has."""
+        """List it as values that JSON has."""
         faulty = self.seen.level in (YELLOW, RED)
         return {
             "check": self.check.name,
             "level": self.seen.level,
             "measures": self.check.measures,
-            "said": self.seen.said,
+            "said": self.seen.sentence,
             "value": self.seen.value,
             "cause": self.seen.cause if faulty else None,
             "remedy": self.seen.remedy if faulty else None,
@@ -68,11 +68,11 @@ def examined(
 
     A fault that shows in several rows is red in the first of them; those that follow are yellow.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for check in checks:
         with patience.of(f"looking at {check.name}", here=tell is not None):
             seen = check.look(patient)
-        reds = [f.check.name for f in found if f.seen.level == RED]
+        reds = [f.check.name for f in findings if f.seen.level == RED]
         after = next((name for name in reds if name in check.follows), None)
         cause, remedy = seen.cause or check.cause, seen.remedy or check.remedy
         if after and seen.level in (YELLOW, RED):
@@ -80,10 +80,10 @@ def examined(
             seen = seen._replace(level=YELLOW)
         else:
             after = None
-        found.append(Finding(check, seen._replace(cause=cause, remedy=remedy), after))
+        findings.append(Finding(check, seen._replace(cause=cause, remedy=remedy), after))
         if tell:
-            tell(found[-1])
-    return found
+            tell(findings[-1])
+    return findings
 
 
 _LEVEL, _NAME = 8, 23  # columns of a line before what was seen
@@ -94,21 +94,21 @@ def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str
 
     `columns`: of a terminal, in which lines are broken; None: it is one line.
     """
-    level, said = finding.seen.level, finding.seen.said
+    level, sentence = finding.seen.level, finding.seen.sentence
     parts = []
     if level in (YELLOW, RED):
         paper = f" ({finding.check.paper})" if finding.check.paper and not finding.after else ""
         parts = [f"Cause: {finding.seen.cause}", f"Remedy: {finding.seen.remedy}{paper}"]
     start = f"{level:{_LEVEL}}{finding.check.name:{_NAME}}"
     if columns is None:
-        text = ". ".join([f"{start}{said}", *parts])
+        text = ". ".join([f"{start}{sentence}", *parts])
     else:  # further lines stand below what was seen, if they fit
         indent, width = (
             len(start) if columns >= 2 * len(start) else _LEVEL,
             max(columns, _NARROWEST),
         )
         more = [_filled(part, " " * _LEVEL, _LEVEL + 2, width) for part in parts]
-        text = "\n".join([_filled(said, start, indent, width), *more])
+        text = "\n".join([_filled(sentence, start, indent, width), *more])
     return text.replace(level, f"\033[{_COLOURS[level]}m{level}\033[0m", 1) if coloured else text
 
 
@@ -131,5 +131,5 @@ def counted(number: int, what: str) -> str:
 def summary(findings: Sequence[Finding]) -> str:
     """Count the checks by their outcome, in one line."""
     levels = [finding.seen.level for finding in findings]
-    told = [f"{levels.count(level)} {level}" for level in _COLOURS if level in levels]
-    return f"{counted(len(findings), 'check')}: {', '.join(told)}"
+    counts = [f"{levels.count(level)} {level}" for level in _COLOURS if level in levels]
+    return f"{counted(len(findings), 'check')}: {', '.join(counts)}"

@@ -56,7 +56,7 @@ class Patient:
         questions.check_threat(self.threat, height, channels)
 
     def forward(self, images: np.ndarray) -> np.ndarray:
-        """Return the logits f[n,K] of any number of images f32[n,H,W,C]."""
+        """Compute the logits f[n,K] of any number of images f32[n,H,W,C]."""
         return self._batched(self._compiled, images)
 
     @cached_property
@@ -69,13 +69,13 @@ class Patient:
         """Run a program of a fixed batch size on any number of rows; the last batch is padded."""
         count = len(arrays[0])
         size = min(self.batch, count)
-        found = []
+        results = []
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)
             kept = min(size, count - start)
             parts = program(*(jnp.asarray(array[rows]) for array in arrays))
-            found.append(np.asarray(parts)[:kept])
-        return np.concatenate(found)
+            results.append(np.asarray(parts)[:kept])
+        return np.concatenate(results)
 
     @cached_property
     def logits(self) -> np.ndarray:
@@ -89,7 +89,7 @@ class Patient:
 
     @cached_property
     def flags(self) -> reliability.Flags:
-        """List the doubts of `evaluation.doubts` about the network."""
+        """List the flags that `reliability` raises of the network."""
         return reliability.check_network(
             self.forward,
             self.logits_fn,
@@ -100,7 +100,7 @@ class Patient:
 
     @cached_property
     def attacked(self) -> np.ndarray:
-        """Return the places of the images that are attacked: the first that are right."""
+        """Choose the images that are attacked: the first that are right."""
         return np.flatnonzero(self.right)[:_ATTACKED]
 
     @cached_property
@@ -150,7 +150,7 @@ class Patient:
 
     @property
     def everything(self) -> float:
-        """Return the radius at which all images can be made the same grey one."""
+        """Compute the radius at which all images can be made the same grey one."""
         pixels = float(np.prod(self.images.shape[1:]))
         return {"linf": 0.5, "l2": 0.5 * pixels**0.5, "l1": 0.5 * pixels}[self.threat.norm]
 

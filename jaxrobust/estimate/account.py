@@ -40,7 +40,7 @@ def account(
     images = _attacked_images(parts[-1], images)
     rows = [_phase(part, target, utilisation, seconds, chips) for part in parts]
     run = sum(row["seconds"] for row in rows) + start
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "model": config.model.name,
         "dataset": config.data.name,
         "on": target.name,
@@ -60,10 +60,10 @@ def account(
                 if target.here
                 else attacked.computed(parts[-1].config, target, utilisation=utilisation)
             )
-        found["autoattack"] = _autoattack(once, target.chips, images, robust, start)
-    return found | {
-        "known": _known(target, found),
-        "assumed": _assumed(parts, target, found, robust),
+        result["autoattack"] = _autoattack(once, target.chips, images, robust, start)
+    return result | {
+        "known": _known(target, result),
+        "assumed": _assumed(parts, target, result, robust),
     }
 
 
@@ -81,15 +81,15 @@ def costs(seconds: float, chips: int) -> dict[str, float]:
     return {"seconds": seconds, "hours": seconds / 3600, "chip_hours": chips * seconds / 3600}
 
 
-def priced(found: Any, price: float) -> Any:
-    """Return an account with the money for every part that has chip-hours."""
-    if not isinstance(found, dict):
-        return found
+def priced(result: Any, price: float) -> Any:
+    """Add the money to every part of an account that has chip-hours."""
+    if not isinstance(result, dict):
+        return result
     new: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in result.items():
         rows = key == "phases"
         new[key] = [priced(row, price) for row in value] if rows else priced(value, price)
-    return new | ({"money": price * found["chip_hours"]} if "chip_hours" in found else {})
+    return new | ({"money": price * result["chip_hours"]} if "chip_hours" in result else {})
 
 
 def _why(target: Target) -> str:
@@ -148,14 +148,14 @@ def _phase(
 def _autoattack(
     once: attacked.Attacked, chips: int, images: int, robust: float, start: float
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"images": images, **once._asdict(), "robust": robust}
+    result: dict[str, Any] = {"images": images, **once._asdict(), "robust": robust}
     for name, share in (("at_most", 1.0), ("expected", robust)):
-        seconds = start + attacked.seconds_of(found, images=images, robust=share)
-        found[name] = costs(seconds, chips)
-    return found
+        seconds = start + attacked.seconds_of(result, images=images, robust=share)
+        result[name] = costs(seconds, chips)
+    return result
 
 
-def _known(target: Target, found: dict[str, Any]) -> list[str]:
+def _known(target: Target, result: dict[str, Any]) -> list[str]:
     if target.here:
         return [
             "Measured on this machine, for a moment each, times how often it happens: steps, "
@@ -165,7 +165,7 @@ def _known(target: Target, found: dict[str, Any]) -> list[str]:
         "Computed, not measured, as no step has run on such chips: the operations are counted in "
         "the network, and divided by the chips' peak and the share of it that is assumed."
     ]
-    if any("roofline" in row for row in found["phases"]):
+    if any("roofline" in row for row in result["phases"]):
         lines.append(
             "Compiled with libtpu: memory and roofline are those of the step's executable. No step "
             "counts as faster than its roofline."
@@ -173,14 +173,14 @@ def _known(target: Target, found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: float) -> list[str]:
-    lines, aa = [], found.get("autoattack")
+def _assumed(parts: list[Work], target: Target, result: dict[str, Any], robust: float) -> list[str]:
+    lines, aa = [], result.get("autoattack")
     if not target.here:
         lines.append(
-            f"The chips reach {found['utilisation']:.0%} of their bfloat16 peak (--utilisation). "
+            f"The chips reach {result['utilisation']:.0%} of their bfloat16 peak (--utilisation). "
             "Start, compilation, checkpoints and waiting for data are not in the times."
         )
-    if not target.here and any(row["step_s"] == elsewhere.SHORTEST for row in found["phases"]):
+    if not target.here and any(row["step_s"] == elsewhere.SHORTEST for row in result["phases"]):
         lines.append(
             f"A step takes {1e3 * elsewhere.SHORTEST:.0f} ms at least, as the chips wait for their "
             "program and their images; larger batches cost hardly more."
@@ -195,7 +195,7 @@ def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: f
         lines.append(f"{name} is not here: its published number of images is taken.")
     if target.here and unknown:
         lines.append("The step was measured on random images: reading real ones is not in it.")
-    if not target.here and any("roofline" not in row for row in found["phases"]):
+    if not target.here and any("roofline" not in row for row in result["phases"]):
         lines.append(
             "Memory is that of parameters, average, optimiser, and of the activations that a "
             "backward pass needs, counted in the network; compiled, it may be half or twice as "

@@ -44,19 +44,19 @@ class Attacked(NamedTuple):
     once_s: float  # of all else that is done once, such as the checks of the network
 
 
-def seconds_of(found: dict[str, Any], *, images: int, robust: float) -> float:
+def seconds_of(estimate: dict[str, Any], *, images: int, robust: float) -> float:
     """Estimate AutoAttack's seconds on so many images, a share of which is robust, from the figures
     of an account.
     """
-    standing, slots, total = round(robust * images), found["slots"], 0.0
-    for name, passes in found["passes_per_image"].items():
-        jobs = found["jobs_per_image"][name]
+    standing, slots, total = round(robust * images), estimate["slots"], 0.0
+    for name, passes in estimate["passes_per_image"].items():
+        jobs = estimate["jobs_per_image"][name]
         waves = math.ceil(standing * jobs / slots)
-        total += waves * slots * passes / jobs * found["pass_s"][name]
-    first = next(iter(found["passes_per_image"]))
-    each = found["passes_per_image"][first] * found["pass_s"][first]
+        total += waves * slots * passes / jobs * estimate["pass_s"][name]
+    first = next(iter(estimate["passes_per_image"]))
+    each = estimate["passes_per_image"][first] * estimate["pass_s"][first]
     fallen = (images - standing) * FALLEN * each
-    return total + fallen + found["compile_s"] + found["once_s"]
+    return total + fallen + estimate["compile_s"] + estimate["once_s"]
 
 
 def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
@@ -109,7 +109,7 @@ def _network(config: Config) -> tuple[Callable[..., Any], np.ndarray, np.ndarray
 def _once(logits_fn: Any, images: np.ndarray, labels: np.ndarray, config: Config) -> float:
     """Time an evaluation beside its attacks: the clean pass, the checks."""
     start = time.perf_counter()
-    found = autoattack(
+    result = autoattack(
         logits_fn,
         images,
         labels,
@@ -119,7 +119,7 @@ def _once(logits_fn: Any, images: np.ndarray, labels: np.ndarray, config: Config
         overrides={"apgd-ce": {"steps": 1, "restarts": 1}},
         verbose=False,
     )
-    attacks = sum(cost.seconds + cost.compile_seconds for cost in found.costs)
+    attacks = sum(cost.seconds + cost.compile_seconds for cost in result.costs)
     return time.perf_counter() - start - attacks
 
 

@@ -82,7 +82,7 @@ def _account(given: Settings, target: targets.Target, begun: float) -> dict[str,
     with tempfile.TemporaryDirectory() as empty:
         # As where nothing is cached yet: a later phase finds what an earlier one has compiled.
         jax.config.update("jax_compilation_cache_dir", empty)
-        found = account.account(
+        estimate = account.account(
             config,
             target,
             utilisation=given.utilisation or UTILISATION,
@@ -93,9 +93,9 @@ def _account(given: Settings, target: targets.Target, begun: float) -> dict[str,
             start=time.perf_counter() - begun if target.here else 0.0,
         )
     about = {"config": config_name(given.config), "changes": given.changes, "price": given.price}
-    found = about | found
+    estimate = about | estimate
     if given.price is not None:
-        found = account.priced(found, given.price)
+        estimate = account.priced(estimate, given.price)
     width = shutil.get_terminal_size((100, 24)).columns  # 100: where it is no terminal
-    print(page.page(found, width=max(width, 60)))
-    return found
+    print(page.page(estimate, width=max(width, 60)))
+    return estimate

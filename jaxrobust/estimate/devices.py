@@ -116,12 +116,12 @@ def _present(name: str) -> Target:
     from jaxrobust.runtime.devices import hardware
 
     try:
-        found = jax.devices(name)
+        devices = jax.devices(name)
     except RuntimeError as error:
         raise ValueError(
             f"--on {name}: JAX finds no {name.upper()} on this machine; {_WRITTEN}"
         ) from error
     # `main` trains on one device of a CPU, which has all cores.
-    count = 1 if name == "cpu" else len(found)
-    kind = found[0].device_kind
+    count = 1 if name == "cpu" else len(devices)
+    kind = devices[0].device_kind
     return Target(name, kind, count, hardware.chip(kind), True, True)

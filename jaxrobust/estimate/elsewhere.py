@@ -39,10 +39,10 @@ def computed(work: Work, target: Target, *, utilisation: float, chips: list[Any]
         phase = build.phase(config, name, work.rows, devices=chips)
         arguments = build.abstract_arguments(config, name, phase)
         remedy = f"--batch {max(work.batch_size // target.chips // 2, 1)} or --fsdp 0"
-        found = topology.compiled(phase.step, *arguments, remedy=remedy)
-        roofline = topology.roofline(found, target.chip, flops=flops, images=images)
+        compiled = topology.compiled(phase.step, *arguments, remedy=remedy)
+        roofline = topology.roofline(compiled, target.chip, flops=flops, images=images)
         step = max(step, roofline["roofline_step_s"])
-        memory, executed = topology.memory_of(found), found["flops_executable"] / images
+        memory, executed = topology.memory_of(compiled), compiled["flops_executable"] / images
         keys = ("roofline_s", "roofline_step_s", "roofline_images_per_s_per_chip", "bound_by")
         figures = {"executed_flops_per_image": executed}
         figures["roofline"] = {key: roofline[key] for key in keys}

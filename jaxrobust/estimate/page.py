@@ -8,14 +8,14 @@ _GAP = 3  # columns between two phases
 _UNDER = "  "  # before a row that is a part of the one above
 
 
-def page(found: dict[str, Any], *, width: int = 80) -> str:
+def page(result: dict[str, Any], *, width: int = 80) -> str:
     """Lay out a column for each phase, the costs of all and what is assumed in `width` columns."""
-    lines = [f"{found['model']} on {found['dataset']}, {found['device']} ({found['on']})"]
-    columns = [_column(row, found) for row in found["phases"]]
+    lines = [f"{result['model']} on {result['dataset']}, {result['device']} ({result['on']})"]
+    columns = [_column(row, result) for row in result["phases"]]
     for group in _fitting(columns, width):
         lines += ["", *_table(group)]
-    lines += ["", *_sums(found)]
-    lines += ["", *found["known"], *(f"Assumed: {line}" for line in found["assumed"])]
+    lines += ["", *_sums(result)]
+    lines += ["", *result["known"], *(f"Assumed: {line}" for line in result["assumed"])]
     return "\n".join(part for line in lines for part in _wrapped(line, width))
 
 
@@ -27,11 +27,11 @@ def _wrapped(line: str, width: int) -> list[str]:
     return textwrap.wrap(line, width, subsequent_indent=f"{indent}  ", **how)  # type: ignore[arg-type]
 
 
-def _column(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
+def _column(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
     steps = f", {row['attack_steps']}-step attack" if row["attack_steps"] else ""
-    several = found["chips"] > 1
+    several = result["chips"] > 1
     per_chip = f" ({row['images_per_s_per_chip']:,.0f} a chip)" if several else ""
-    memory = f" of {found['chip_memory'] / 2**30:.0f} GiB" if found["chip_memory"] else ""
+    memory = f" of {result['chip_memory'] / 2**30:.0f} GiB" if result["chip_memory"] else ""
     cells = {
         "phase": row["phase"],
         "objective": f"{row['objective']}{steps}",
@@ -44,7 +44,7 @@ def _column(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
     }
     if row["mfu"] is not None:
         cells["share of peak FLOP/s"] = f"{row['mfu']:.1%}"
-    name = "memory per chip" if found["on"] != "cpu" else "memory"
+    name = "memory per chip" if result["on"] != "cpu" else "memory"
     cells[name] = f"{_bytes(row['memory_bytes'])}{memory}"
     if "activation_bytes" in row:
         cells[f"{_UNDER}activations, counted"] = _bytes(row["activation_bytes"])
@@ -52,7 +52,7 @@ def _column(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
     cells["time"] = _seconds(row["seconds"])
     for key, seconds in row["parts_s"].items():
         cells[f"{_UNDER}{_PARTS[key]}"] = _seconds(seconds) if seconds else ""
-    if found["on"] != "cpu":
+    if result["on"] != "cpu":
         cells["chip-hours"] = f"{row['chip_hours']:,.3g}"
     return cells | ({"money": _money(row["money"])} if "money" in row else {})
 
@@ -68,12 +68,12 @@ _PARTS = {
 }
 
 
-def _roofline(found: dict[str, Any]) -> dict[str, str]:
-    bound = f"by {_BOUNDS[found['bound_by']]}"
-    cells = {"roofline per step": f"{1e3 * found['roofline_step_s']:.1f} ms, {bound}"}
-    for key, seconds in found["roofline_s"].items():
+def _roofline(result: dict[str, Any]) -> dict[str, str]:
+    bound = f"by {_BOUNDS[result['bound_by']]}"
+    cells = {"roofline per step": f"{1e3 * result['roofline_step_s']:.1f} ms, {bound}"}
+    for key, seconds in result["roofline_s"].items():
         cells[f"{_UNDER}{_BOUNDS[key]}"] = f"{1e3 * seconds:.1f} ms"
-    best = found["roofline_images_per_s_per_chip"]
+    best = result["roofline_images_per_s_per_chip"]
     return cells | {f"{_UNDER}images/s at best": f"{best:,.0f} a chip"}
 
 
@@ -106,15 +106,15 @@ def _table(columns: list[dict[str, str]]) -> list[str]:
     return lines
 
 
-def _sums(found: dict[str, Any]) -> list[str]:
-    rows = {"": None, "training": found["training"]}
-    if aa := found.get("autoattack"):
+def _sums(result: dict[str, Any]) -> list[str]:
+    rows = {"": None, "training": result["training"]}
+    if aa := result.get("autoattack"):
         rows[f"AutoAttack, {aa['images']:,} images, {aa['robust']:.0%} robust"] = aa["expected"]
         if aa["robust"] < 1:
             passes = sum(aa["passes_per_image"].values())
             rows[f"{_UNDER}all robust, {passes:,} passes each"] = aa["at_most"]
-    heads = ["time"] + ["chip-hours"] * (found["on"] != "cpu")
-    heads += ["money"] * ("money" in found["training"])
+    heads = ["time"] + ["chip-hours"] * (result["on"] != "cpu")
+    heads += ["money"] * ("money" in result["training"])
     first, lines = max(map(len, rows)), []
     for name, costs in rows.items():
         cells = heads if costs is None else _cells(costs)[: len(heads)]

@@ -35,11 +35,11 @@ class Work(NamedTuple):
 
     @property
     def batch_size(self) -> int:
-        """Return the images of a step on all devices together."""
+        """Count the images of a step on all devices together."""
         return self.config[self.name].batch_size
 
     def evaluated(self, key: str) -> int:
-        """Return the images of one evaluation; `key` is "evaluation" or "test"."""
+        """Count the images of one evaluation; `key` is "evaluation" or "test"."""
         split = self.selection if key == "evaluation" else self.test
         return min(split.images, self.config[key].images or split.images)
 
@@ -109,23 +109,23 @@ def split(config: Config, key: str) -> Split:
 def _known(config: Config, key: str) -> int | None:
     data = config.data
     name = data.name.removeprefix("tfds:").partition(":")[0]
-    asked = grammar.parse(data[key])
+    wanted = grammar.parse(data[key])
     there = sizes.IMAGES.get(name)
-    if there is None or asked is None:
+    if there is None or wanted is None:
         return None
-    if asked.ids is not None:
-        total = sizes.LISTS.get(asked.ids) if name == "imagenet2012" else there.get(asked.name)
+    if wanted.ids is not None:
+        total = sizes.LISTS.get(wanted.ids) if name == "imagenet2012" else there.get(wanted.name)
     else:
-        total = there.get(grammar.present(asked.name, there) or "")
+        total = there.get(grammar.present(wanted.name, there) or "")
     if total is None:
         return None
     if data.classes is not None:  # classes of equal size, about
         total = round(total * len(subsets.read_classes(data.classes)) / sizes.CLASSES[name])
-    return len(grammar.rows(asked.part, total, f"{data.name}, split {data[key]!r}"))
+    return len(grammar.rows(wanted.part, total, f"{data.name}, split {data[key]!r}"))
 
 
 def evaluation_flops(work: Work, key: str) -> float:
-    """Return the operations of one evaluation, of the model."""
+    """Count the operations of one evaluation, of the model."""
     named = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
     attack = named.forward + named.backward if named else 2 * work.config[key].steps + 1  # APGD-CE
     passes = attack + 2  # the network's answers before and after it

@@ -66,8 +66,8 @@ def shared(name: str, value: Any = None, *, default: str | None = None, **how: A
     than that of most commands; `how`: further arguments of `flag`.
     """
     text, usual = TEXTS[name]
-    told = default or usual
-    help_text = f"{text.removesuffix('.')}; default: {told}." if told else text
+    words = default or usual
+    help_text = f"{text.removesuffix('.')}; default: {words}." if words else text
     if name in _READS:
         how["reads"] = _READS[name]
     return flag(help_text, value, **how)

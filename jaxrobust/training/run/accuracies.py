@@ -27,7 +27,7 @@ def test(run: Run, plain: dict[str, Any], step: int, best: Weights) -> dict[str,
     """
     config, workdir, name, mesh = run.config, run.workdir, run.name, run.phase.mesh
     images = splits.evaluated(config, "test_split", config.test, workdir)
-    source, meets = images.source, images.meets
+    source, damage = images.source, images.meets
     which = f"{name}, step {step}, {config.evaluation.weights}"
     threat = Threat.of(config.attack)
     attack: parts.AttackSettings = {
@@ -48,7 +48,7 @@ def test(run: Run, plain: dict[str, Any], step: int, best: Weights) -> dict[str,
     evaluate = build.evaluation(config, mesh, **how)
     scores = accuracy.count(evaluate, best, images, mesh, bar="testing")
     function: Any = models.origin(config.model.name)
-    damaged = sorted(meets.met) if meets is not None else []
+    damaged = sorted(damage.met) if damage is not None else []
     one = scores.get("collapse")
     data, wanted = config.data, config.data.preprocessing
     training = trained.training(config, name, dataset=data.name, split=data.test_split)

@@ -31,7 +31,7 @@ class Trouble:
 
     @property
     def lr_scale(self) -> float:
-        """Return the factor of the schedule's learning rate by now."""
+        """Compute the factor of the schedule's learning rate by now."""
         return self._settings.lr**self.rollbacks
 
     def too_much(self, ahead: Ahead) -> bool:
@@ -39,7 +39,7 @@ class Trouble:
         return ahead.skipped > self._settings.skips
 
     def skipped(self, ahead: Ahead) -> str:
-        """Return the sentence on the last steps, none of which updated anything."""
+        """Describe the last steps, none of which updated anything."""
         row = ahead.last
         return (
             f"the loss is {row['loss']} at step {row['step']}, its gradient's norm "

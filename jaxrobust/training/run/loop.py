@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -17,7 +17,6 @@ from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import StopSignals, say
 from jaxrobust.training import build
 from jaxrobust.training.run import metrics, splits
-from jaxrobust.training.run.cadence import Every, due
 from jaxrobust.training.run.divergence import Trouble
 from jaxrobust.training.run.in_flight import Ahead
 from jaxrobust.training.run.phase import Run, last, scored
@@ -28,6 +27,47 @@ from jaxrobust.training.update import alarm, inner, objectives
 from jaxrobust.training.update.step import TrainState, averaged
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from jaxrobust.weights.trained import kept
+
+
+class Due(NamedTuple):
+    """What to do before the next step is taken."""
+
+    logs: bool
+    saves: bool
+    keeps: bool
+    evaluates: bool
+
+
+class Every(NamedTuple):
+    """How often a phase does what; the last step is one for all."""
+
+    log_steps: int
+    checkpoint_epochs: int
+    evaluation_epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    keep_epochs: int = 0  # 0: never, not even at the end
+
+
+def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, kept: int = 0) -> Due:
+    """Decide the actions after `step` steps; a run went on from `start`.
+
+    A checkpoint, a copy or an evaluation stays due until it is done: where a step without a
+    gradient is in the way, at the first step after. `saved`, `evaluated`, `kept`: the last ones.
+    """
+    ends = step == every.total_steps
+
+    def last(epochs: int) -> int:
+        return step if ends else step - step % (epochs * every.steps_per_epoch)
+
+    evaluates = last(every.evaluation_epochs) > evaluated
+    keeps = every.keep_epochs > 0 and last(every.keep_epochs) > kept
+    return Due(
+        logs=step > start and (step % every.log_steps == 0 or ends),
+        saves=evaluates or keeps or last(every.checkpoint_epochs) > saved,
+        keeps=keeps,
+        evaluates=evaluates,
+    )
 
 
 def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
@@ -116,15 +156,7 @@ class _Loop:
         run, config, name = self.run, self.run.config, self.run.name
         chip = hardware.chip(jax.devices()[0].device_kind)
         with contextlib.ExitStack() as stack:
-            writer = metrics.writer(
-                run.workdir,
-                phase=name,
-                start=self.start,
-                enabled=jax.process_index() == 0,
-                trackers=run.trackers,
-                before=run.before,
-            )
-            self.write = stack.enter_context(writer)
+            self.write = metrics.writer(run, self.start, enabled=jax.process_index() == 0)
             progress = Progress(
                 name,
                 self.step,
@@ -164,17 +196,17 @@ class _Loop:
         return (self.step, f"at step {self.step} {norms.broken}") if norms.broken else None
 
     def log(self) -> None:
-        name, found = self.run.name, self.ahead.window()
-        found["damaged_images"] = len(self.damage.known) + hosts.total(len(self.damage.new))
-        found["lr"] = float(self.run.phase.schedule(self.step - 1)) * self.trouble.lr_scale
+        name, row = self.run.name, self.ahead.window()
+        row["damaged_images"] = len(self.damage.known) + hosts.total(len(self.damage.new))
+        row["lr"] = float(self.run.phase.schedule(self.step - 1)) * self.trouble.lr_scale
         attack = self.run.config.attack
         own = objectives.named(self.run.config[name].objective)
         if attack.warmup_epochs and own.attacks:
-            found["epsilon"] = attack.epsilon * self._epsilon_share(self.step - 1)
-        for sentence in alarm.warnings(found) if "alarm_loss" in found else ():
+            row["epsilon"] = attack.epsilon * self._epsilon_share(self.step - 1)
+        for sentence in alarm.warnings(row) if "alarm_loss" in row else ():
             say(f"{name}: WARNING, up to step {self.step}: {sentence}")
-        shown = self.progress.show(self.step, found) if "loss" in found else {}
-        self.write(self.step, found | shown)
+        shown = self.progress.show(self.step, row) if "loss" in row else {}
+        self.write(self.step, row | shown)
 
     def save(self, checkpoints: Checkpoints) -> None:
         config, name = self.run.config, self.run.name

@@ -184,16 +184,16 @@ class Progress:
         """Leave the time since the last `show` (an evaluation, a save) out of the speed."""
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
-    def _lasts(self, told: str) -> None:
-        parts = [Part(f"{self._bar.n}/{self._total}"), Part(told), *self._figures]
+    def _lasts(self, text: str) -> None:
+        parts = [Part(f"{self._bar.n}/{self._total}"), Part(text), *self._figures]
         self._bar.bar_format = fitted(self._phase, parts, columns())
         self._bar.refresh()
 
     def __enter__(self) -> "Progress":
         self._shows.enter_context(patience.shown_by(self._lasts, seen=self._seen))
-        told = lambda: "at work" if self._seen else f"{self._phase}: {self._done} steps taken"  # noqa: E731
+        state = lambda: "at work" if self._seen else f"{self._phase}: {self._done} steps taken"  # noqa: E731
         since = "since the last one" if self._seen else "since the last line"
-        here = patience.lasting(told, since=since, here=self._main)
+        here = patience.lasting(state, since=since, here=self._main)
         self._wait = self._shows.enter_context(here)
         return self
 

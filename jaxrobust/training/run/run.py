@@ -312,10 +312,10 @@ def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
 def _noted(path: Path, value: dict) -> dict:
     """Read a file of the workdir; write it if it is not there yet."""
     try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"{found!r} is no JSON object")
-        return found
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"{content!r} is no JSON object")
+        return content
     except FileNotFoundError:
         if jax.process_index() == 0:
             jsonl.replace(path, json.dumps(value, indent=2) + "\n")

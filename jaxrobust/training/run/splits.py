@@ -54,19 +54,19 @@ def _how(config: Config) -> dict[str, Any]:
 
 def examples(config: Config, name: str, source: registry.Source) -> int:
     """Count the rows of an epoch of a phase, or more, but less than a batch more."""
-    how, asked, size = _how(config), config.data.epoch_images, config[name].batch_size
-    if asked is not None:
-        given = f"data.epoch_images={asked} is"
+    how, length, size = _how(config), config.data.epoch_images, config[name].batch_size
+    if length is not None:
+        given = f"data.epoch_images={length} is"
         if how["extra"] is None:
             remedy = "leave it out, or set data.extra"
             raise ValueError(f"{given} of runs with a second source; {remedy}")
-        if asked < size:
+        if length < size:
             short = f"less than {name}.batch_size={size}; an epoch has at least one step"
             raise ValueError(f"{given} {short}")
     if how["extra"] is None and how["views"] == 1 and 0 <= how["extra_share"] <= 1:
         return len(source)
-    found = plan.plan(source, batch_size=size, **how).examples  # refuses what does not fit
-    return found if asked is None else asked
+    rows = plan.plan(source, batch_size=size, **how).examples  # refuses what does not fit
+    return rows if length is None else length
 
 
 def check_preprocessing(config: Config, source: registry.Source) -> None:

@@ -313,12 +313,12 @@ def _warn(name: str, error: Exception) -> None:
 
 
 def _short(error: Exception) -> str:
-    said = " ".join(str(error).split()) or "no reason given"
-    return f"{type(error).__name__}: {said[:300]}"
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text[:300]}"
 
 
 def _id(workdir: Path) -> str:
-    """Return the ID of a workdir's run at W&B, which is made once."""
+    """Read the ID of a workdir's run at W&B, or make it once."""
     path = workdir / "wandb_id"
     if not path.exists():
         jsonl.replace(path, f"{secrets.token_hex(6)}\n")

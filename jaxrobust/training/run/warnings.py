@@ -13,7 +13,7 @@ from jaxrobust.training.update import objectives
 def lines(configs: Mapping[str, Config]) -> list[str]:
     """List the warnings before a run trains or goes on, of the config as each phase sees it."""
     every = (of_step(seen, name) + _splits(seen) for name, seen in configs.items())
-    return list(dict.fromkeys(line for told in every for line in told))
+    return list(dict.fromkeys(line for sentences in every for line in sentences))
 
 
 # Why two splits of a config must not share images.
@@ -27,7 +27,7 @@ _SHARED = {
 
 
 def _splits(config: Config) -> list[str]:
-    data, found = config.data, []
+    data, sentences = config.data, []
     for (one, other), why in _SHARED.items():
         own = {one: (data.name, data[one])}
         if one == "train_split" and data.extra:
@@ -35,8 +35,8 @@ def _splits(config: Config) -> list[str]:
         for key, images in own.items():
             if grammar.same_images(images, (data.name, data[other])):
                 says = f"data.{key}={images[1]} holds images of data.{other}={data[other]}"
-                found.append(f"{says}: {why}")
-    return found
+                sentences.append(f"{says}: {why}")
+    return sentences
 
 
 def of_step(config: Config, name: str) -> list[str]:

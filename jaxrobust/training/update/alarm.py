@@ -63,7 +63,7 @@ def probe(
         return net.apply(computed, stats, x)[0]
 
     def gradient(logits_fn):
-        """Return the gradient's signs, and whether an image's are more than the rounding of a 1."""
+        """Find the gradient's signs, and the images where they are more than rounding of a 1."""
 
         def loss(x):
             logits = logits_fn(x)
@@ -80,13 +80,13 @@ def probe(
     with jax.default_matmul_precision("highest"):  # else float32 is bfloat16 on a TPU
         exact, has_exact = gradient(lambda x: net32.apply(params, stats, x)[0])
     counted = ((ours != 0) | (exact != 0)) & (has_ours & has_exact)[:, None]
-    found = [attack(logits_fn, key, batch.images, targets) for attack in searches]
+    adversarial = [attack(logits_fn, key, batch.images, targets) for attack in searches]
     same, counted, without, *losses = mean(
         [
             (counted & (ours == exact)).mean(dtype=jnp.float32),
             counted.mean(dtype=jnp.float32),
             (~has_ours).mean(dtype=jnp.float32),
-            *(cross_entropy(logits_fn(images_adv), labels).mean() for images_adv in found),
+            *(cross_entropy(logits_fn(images_adv), labels).mean() for images_adv in adversarial),
         ]
     )
     return {
@@ -116,28 +116,28 @@ def warnings(
         values[f"alarm_{key}"]
         for key in ("loss", "loss_stronger", "gradient_agreement", "gradient_zero")
     )
-    found = []
+    sentences = []
     if stronger > loss_ratio * loss and stronger > loss + loss_rise:
-        found.append(
+        sentences.append(
             f"the loss under an attack of {STRONGER} steps more is {stronger:.3g}, under the "
             f"training attack {loss:.3g}: training no longer sees the adversarial examples that "
             "exist (catastrophic overfitting), and its robust accuracy is too high; go back to "
             "an earlier checkpoint with more attack.steps, a smaller step or a lower learning rate"
         )
     if without > zero:
-        found.append(
+        sentences.append(
             f"{without:.0%} of the images have no input gradient but rounding: the network is so "
             "certain of them that attacks find no direction (gradient masking), which looks like "
             "robustness; start from weights that were trained less long, or set label_smoothing"
         )
     if same < agreement:
-        found.append(
+        sentences.append(
             f"the signs of the input gradient agree with those in float32 at {same:.0%} of the "
             "pixels: the compute type is too coarse for this network, and the attack partly "
             "guesses; set model.dtype='float32', or lower the learning rate if weights or logits "
             "have grown"
         )
-    return found
+    return sentences
 
 
 def overfitting(
