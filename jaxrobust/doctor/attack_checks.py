@@ -31,8 +31,8 @@ def _zero(patient: Patient) -> Seen:
             remedy="write that operation in JAX, or give it a derivative; until then only Square "
             "can attack the network",
         )
-    zero = {"float32": _share_of_zeros(patient, "ce", "float32")}
-    zero |= {dtype: _share_of_zeros(patient, "ce", dtype) for dtype in patient.others}
+    types = ("float32", *patient.others)
+    zero = {dtype: _share_of_zeros(patient, "ce", dtype) for dtype in types}
     value = {dtype: float(of.mean()) for dtype, of in zero.items()}
     sentence = "zero at " + ", ".join(f"{v:.1%} in {k}" for k, v in value.items())
     sentence += f" of {len(zero['float32'])} images"

@@ -152,23 +152,16 @@ def _constants(plan: Plan) -> list[str]:
     )
     params, stats = jax.eval_shape(plan.net.init, key)
     program = jax.make_jaxpr(lambda p, s, x: plan.net.apply(p, s, x)[0])(params, stats, image)
-    values = [
-        np.asarray(c, np.float64).ravel() for c in reliability.constants(program) if _small(c)
-    ]
-    return [
-        name
-        for name, (mean, _) in NORMALIZATIONS.items()
-        if len(mean) == 3 and any(_is(value, mean) for value in values)
-    ]
+    small = [np.asarray(c) for c in reliability.constants(program) if np.size(c) == 3]
+    real = [c for c in small if jnp.issubdtype(c.dtype, jnp.floating)]
+    values = [c.astype(np.float64).ravel() for c in real]
+    means = {name: mean for name, (mean, _) in NORMALIZATIONS.items() if len(mean) == 3}
 
+    def stands(mean: tuple[float, ...]) -> bool:
+        scaled = [scale * np.asarray(mean) for scale in (1, 255, -1)]
+        return any(np.allclose(v, one, rtol=1e-3) for v in values for one in scaled)
 
-def _small(constant: Any) -> bool:
-    return np.size(constant) == 3 and jnp.issubdtype(jnp.asarray(constant).dtype, jnp.floating)
-
-
-def _is(value: np.ndarray, mean: tuple[float, ...]) -> bool:
-    wanted = np.asarray(mean)
-    return any(np.allclose(value, scale * wanted, rtol=1e-3) for scale in (1, 255, -1))
+    return [name for name, mean in means.items() if stands(mean)]
 
 
 def _twice(plan: Plan) -> Seen:

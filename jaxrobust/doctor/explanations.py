@@ -5,6 +5,7 @@ that is normalised twice is not blamed for the order of its classes.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -65,10 +66,18 @@ def _changes(channels: int) -> Iterator[tuple[str, str, Callable[[np.ndarray], n
         if len(m) not in (1, channels):
             continue
         words = "[-1, 1] (mean 0.5, std 0.5)" if name == "half" else f"the {name} normalisation"
-        yield MISSING, words, lambda x, m=m, s=s: (x - m) / s
-        yield TWICE, words, lambda x, m=m, s=s: x * s + m
+        yield MISSING, words, partial(_normalised, mean=m, std=s)
+        yield TWICE, words, partial(_undone, mean=m, std=s)
     if channels == 3:
         yield CHANNELS, "BGR", lambda x: x[..., ::-1]
+
+
+def _normalised(images: np.ndarray, *, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    return (images - mean) / std
+
+
+def _undone(images: np.ndarray, *, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    return images * std + mean
 
 
 def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ import numpy as np
 
 from jaxrobust.doctor import explanations
 from jaxrobust.doctor.attack_checks import ATTACK_CHECKS
-from jaxrobust.doctor.explanations import Tried
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
 from jaxrobust.doctor.patient import Patient
 from jaxrobust.evaluation.network import checks, collapse
@@ -54,24 +53,18 @@ def _explained(name: str, healthy: str) -> Look:
             return Seen(SKIPPED, "not looked at: the images are grey")
         best = explanations.best(all_tried, patient.logits.shape[1], len(patient.labels))
         if best is None or best.check != name:
-            closest = max(own, key=lambda each: each.accuracy)
-            return Seen(GREEN, f"{healthy}; {_loss(patient, closest)}")
+            other = max(own, key=lambda each: each.accuracy)
+            loss = float(explanations.losses(patient.logits, patient.labels).mean())
+            undone = " undone" if other.check == explanations.TWICE else ""
+            sentence = f"{healthy}; loss {loss:.3g} and accuracy {patient.right.mean():.1%}, with "
+            beside = f"{other.done}{undone} {other.loss:.3g} and {other.accuracy:.1%}"
+            return Seen(GREEN, sentence + beside)
         level = RED if best.gain > explanations.GAIN else YELLOW
-        before = best.accuracy - best.gain
-        undone = " undone" if name == explanations.TWICE else ""
+        before, undone = best.accuracy - best.gain, " undone" if name == explanations.TWICE else ""
         sentence = f"accuracy is {before:.1%}, and {best.accuracy:.1%} with {best.done}{undone}"
         return Seen(level, sentence, {"as it is": before, best.done: best.accuracy})
 
     return look
-
-
-def _loss(patient: Patient, other: Tried) -> str:
-    own = float(explanations.losses(patient.logits, patient.labels).mean())
-    undone = " undone" if other.check == explanations.TWICE else ""
-    return (
-        f"loss {own:.3g} and accuracy {patient.right.mean():.1%}, with {other.done}{undone} "
-        f"{other.loss:.3g} and {other.accuracy:.1%}"
-    )
 
 
 def _one_class(patient: Patient) -> Seen:

@@ -37,7 +37,14 @@ def account(
     """
     with patience.of("looking at the config and its data"):
         parts = work(config)
-    images = _attacked_images(parts[-1], images)
+    end = parts[-1]
+    if images is None:
+        images = end.evaluated("test")
+    elif images > end.test.images:
+        raise ValueError(
+            f"--images={images} is more than the {end.test.images:,} images of the split "
+            f"{end.config.data.test_split!r}; give fewer, or leave it out"
+        )
     rows = [_phase(part, target, utilisation, seconds, chips) for part in parts]
     run = sum(row["seconds"] for row in rows) + start
     result: dict[str, Any] = {
@@ -55,25 +62,15 @@ def account(
     }
     if images:
         with patience.of("AutoAttack: looking at what it takes"):
-            once = (
-                attacked.measured(parts[-1].config, seconds=seconds)
-                if target.here
-                else attacked.computed(parts[-1].config, target, utilisation=utilisation)
-            )
+            if target.here:
+                once = attacked.measured(end.config, seconds=seconds)
+            else:
+                once = attacked.computed(end.config, target, utilisation=utilisation)
         result["autoattack"] = _autoattack(once, target.chips, images, robust, start)
     return result | {
         "known": _known(target, result),
         "assumed": _assumed(parts, target, result, robust),
     }
-
-
-def _attacked_images(part: Work, given: int | None) -> int:
-    if given is not None and given > part.test.images:
-        raise ValueError(
-            f"--images={given} is more than the {part.test.images:,} images of the split "
-            f"{part.config.data.test_split!r}; give fewer, or leave it out"
-        )
-    return part.evaluated("test") if given is None else given
 
 
 def costs(seconds: float, chips: int) -> dict[str, float]:

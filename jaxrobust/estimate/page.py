@@ -1,7 +1,7 @@
 """An account as lines for people, no wider than their terminal."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 _GAP = 3  # columns between two phases
@@ -78,29 +78,25 @@ def _roofline(result: dict[str, Any]) -> dict[str, str]:
 
 
 def _fitting(columns: list[dict[str, str]], width: int) -> Iterator[list[dict[str, str]]]:
-    left = width - _names_width(columns)
+    left = width - _width(name for column in columns for name in column)
     group: list[dict[str, str]] = []
     for column in columns:
-        if group and sum(_width(c) + _GAP for c in (*group, column)) > left:
+        if group and sum(_width(c.values()) + _GAP for c in (*group, column)) > left:
             yield group
             group = []
         group.append(column)
     yield group
 
 
-def _names_width(columns: list[dict[str, str]]) -> int:
-    return max(len(name) for column in columns for name in column)
-
-
-def _width(column: dict[str, str]) -> int:
-    return max(map(len, column.values()))
+def _width(texts: Iterable[str]) -> int:
+    return max(map(len, texts))
 
 
 def _table(columns: list[dict[str, str]]) -> list[str]:
-    first, lines = _names_width(columns), []
+    first, lines = _width(name for column in columns for name in column), []
     for name in columns[0]:
         if any(column[name] for column in columns):
-            cells = (f"{column[name] or '-':{_width(column)}}" for column in columns)
+            cells = (f"{column[name] or '-':{_width(column.values())}}" for column in columns)
             gap = " " * _GAP
             lines.append(gap.join([f"{name:{first}}", *cells]).rstrip())
     return lines
@@ -117,14 +113,12 @@ def _sums(result: dict[str, Any]) -> list[str]:
     heads += ["money"] * ("money" in result["training"])
     first, lines = max(map(len, rows)), []
     for name, costs in rows.items():
-        cells = heads if costs is None else _cells(costs)[: len(heads)]
-        lines.append(f"{name:{first}}" + "".join(f"  {cell:>10}" for cell in cells))
+        cells = heads
+        if costs is not None:
+            money = [_money(costs["money"])] if "money" in costs else []
+            cells = [_seconds(costs["seconds"]), f"{costs['chip_hours']:,.3g}", *money]
+        lines.append(f"{name:{first}}" + "".join(f"  {c:>10}" for c in cells[: len(heads)]))
     return lines
-
-
-def _cells(costs: dict[str, float]) -> list[str]:
-    money = [_money(costs["money"])] if "money" in costs else []
-    return [_seconds(costs["seconds"]), f"{costs['chip_hours']:,.3g}", *money]
 
 
 def _money(money: float) -> str:

@@ -7,7 +7,7 @@ from jaxrobust.attacks import fixed_steps
 from jaxrobust.config import of_phase, phases
 from jaxrobust.data.source import DataError, Source
 from jaxrobust.data.splits import grammar, sizes, subsets
-from jaxrobust.sections import Config
+from jaxrobust.sections import Config, TestSection
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.training.update import objectives
@@ -41,7 +41,11 @@ class Work(NamedTuple):
     def evaluated(self, key: str) -> int:
         """Count the images of one evaluation; `key` is "evaluation" or "test"."""
         split = self.selection if key == "evaluation" else self.test
-        return min(split.images, self.config[key].images or split.images)
+        return min(split.images, self.evaluation(key).images or split.images)
+
+    def evaluation(self, key: str) -> TestSection:
+        """Look up the section of an evaluation; `key` is "evaluation" or "test"."""
+        return self.config.evaluation if key == "evaluation" else self.config.test
 
 
 class Cost(NamedTuple):
@@ -127,6 +131,8 @@ def _known(config: Config, key: str) -> int | None:
 def evaluation_flops(work: Work, key: str) -> float:
     """Count the operations of one evaluation, of the model."""
     named = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
-    attack = named.forward + named.backward if named else 2 * work.config[key].steps + 1  # APGD-CE
+    attack = (
+        named.forward + named.backward if named else 2 * work.evaluation(key).steps + 1
+    )  # APGD-CE
     passes = attack + 2  # the network's answers before and after it
     return passes * build.forward_flops(work.config) * work.evaluated(key)

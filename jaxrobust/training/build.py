@@ -20,7 +20,7 @@ from jaxrobust.sections import AttackSection, Config, PhaseSection
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
 from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.inner import training_attack
-from jaxrobust.types import Batch, Classifier, Threat
+from jaxrobust.types import Batch, Classifier, Params, Threat
 
 
 def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
@@ -233,13 +233,13 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
         mean=spread.mean,
     )
 
-    def of_device(params, stats, batch, keys):
+    def of_device(params: Params, stats: Params, batch: Batch, keys: Any) -> dict[str, jax.Array]:
         (shown, labels), own = jax.tree.map(lambda x: x[:images], (batch, keys))
         return look(spread.gather(params), stats, shown, labels, own)
 
     given = inner.given(config, p.objective)
 
-    def of_state(state, batch, control):
+    def of_state(state: step.TrainState, batch: Batch, control: step.Control) -> Any:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
         keys = given(attacks.image_keys(key, batch.images.shape[0]), control.epsilon_share)
         return spread.each(of_device, whole=1, split=2)(state.params, state.stats, batch, keys)

@@ -1,5 +1,7 @@
 """Steps without a finite gradient, norms that no evaluation can use: going back before them."""
 
+from pathlib import Path
+
 import jax
 
 from jaxrobust.runtime.files import jsonl
@@ -26,7 +28,7 @@ class Trouble:
             raise self._diverged(before[-1]["why"] if before else "another host went back")
 
     @property
-    def _file(self):
+    def _file(self) -> Path:
         return self._run.file("rollbacks.jsonl")
 
     @property

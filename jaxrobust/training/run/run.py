@@ -135,7 +135,10 @@ def _phases(
         if reached:
             before = seen[name].start or list(reached)[-1]
             weights = start_weights.handed_on(parts[before].config, seen, name, reached[before])
-        kept = [Checkpoints(workdir / name / kind) for kind in ("latest", "best", "stopped")]
+        latest, best, stopped = (
+            Checkpoints(workdir / name / kind) for kind in ("latest", "best", "stopped")
+        )
+        kept = (latest, best, stopped)
         phase_run = Run(seen, workdir, name, phase, source, profile, *kept, log, steps_before)
         with jax.set_mesh(phase.mesh):
             step, best_weights = _run_phase(phase_run, weights)
@@ -250,15 +253,14 @@ def _described(source: registry.Source) -> dict[str, Any]:
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        nested = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
-        flat |= {f"{prefix}{key}": value} if nested is None else nested
+        whole = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if whole else {f"{prefix}{key}": value}
     return flat
 
 
 @contextlib.contextmanager
 def _alone(workdir: Path) -> Iterator[None]:
     """Make a workdir, and keep other runs out of it."""
-
     otherwise = "give another --workdir (the hosts of one run join with --multihost)"
     lock = locks.held(workdir / "lock", what=f"workdir {workdir}", otherwise=otherwise)
     with contextlib.ExitStack() as ours:
@@ -302,8 +304,7 @@ def claim(workdir: Path, given: dict, data: dict[str, Any]) -> None:
 
 
 def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
-    relative = flat["attack.relative_step"]
-    if relative is None:
+    if (relative := flat["attack.relative_step"]) is None:
         return flat
     size = relative * flat["attack.epsilon"]
     return flat | {"attack.relative_step": None, "attack.step_size": size}

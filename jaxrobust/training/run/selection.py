@@ -78,9 +78,12 @@ def selection(
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
             f"robust {reached['robust']:.1%}"
         )
-        if config.checkpoint.keep_epochs:
-            _keep(run, step, weights, reached)
         latest.wait()  # two writers at once mix up their meetings of hosts
+        if config.checkpoint.keep_epochs:
+            with contextlib.closing(Checkpoints(run.file("epochs"), keep_all=True)) as every:
+                if step not in steps(every.directory):  # to which a rollback comes again
+                    every.save(step, weights, reached)
+                    every.wait()
         before = best.latest_step()
         if before is None or _rank(reached, metric) >= _rank(best.meta(before), metric):
             best.save(step, weights, reached)
@@ -102,15 +105,6 @@ def selection(
 def _rank(reached: dict, metric: str) -> tuple[bool, float]:
     """Score weights: a network of one class is below all others, since its robustness is none."""
     return not collapse.proven(reached), reached[metric]
-
-
-def _keep(run: Run, step: int, weights: Weights, reached: dict) -> None:
-    """Keep the weights of an evaluation beside those of all; a rollback comes to a step again."""
-    run.latest.wait()
-    with contextlib.closing(Checkpoints(run.file("epochs"), keep_all=True)) as kept:
-        if step not in steps(kept.directory):
-            kept.save(step, weights, reached)
-            kept.wait()
 
 
 def _overfitting(run: Run) -> str | None:

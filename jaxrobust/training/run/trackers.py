@@ -42,7 +42,7 @@ class Tracker(Protocol):
         """Let go; `ended`: the run has come to its end."""
 
 
-class TensorBoard:
+class _TensorBoard:
     """Event files under WORKDIR/tensorboard/PHASE; written in the caller's thread.
 
     tensorboardX' own `SummaryWriter` writes in another thread, which dies of a full disk, and
@@ -67,19 +67,16 @@ class TensorBoard:
         self._events.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a value of each name."""
         self._write(step, [{"tag": name, "simple_value": v} for name, v in values.items()])
         self._events.flush()
 
     def image(self, step: int, name: str, picture: bytes) -> None:
-        """Write a picture."""
         width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
         size = {"width": width, "height": height, "colorspace": 4}  # RGBA
         self._write(step, [{"tag": name, "image": {**size, "encoded_image_string": picture}}])
         self._events.flush()
 
     def close(self, *, ended: bool) -> None:
-        """Close the file."""
         if self._events is not None:
             self._events.close()
         self._events = None
@@ -92,7 +89,7 @@ class TensorBoard:
         self._events.write_event(Event(wall_time=time.time(), step=step, **more))
 
 
-class WandB:
+class _WandB:
     """A run of W&B; `step` counts the steps of all phases, and each name begins with its phase.
 
     A run that is continued is the same there: its ID stays in WORKDIR/wandb_id. W&B takes no row
@@ -123,12 +120,10 @@ class WandB:
         self._run.define_metric("*", step_metric="step")
 
     def begin(self, phase: str, start: int, before: int, seen: Mapping[str, int]) -> None:
-        """Name what follows after its phase."""
         self._phase, self._before = phase, before
         self._seen, self._reached = dict(seen), max(seen.values(), default=0)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Send what was not sent before."""
         new = {name: value for name, value in values.items() if step > self._seen.get(name, -1)}
         self._seen |= dict.fromkeys(new, step)
         if new:
@@ -175,8 +170,8 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "tensorboard": Kind("tensorboardX", lambda: None, lambda workdir, _: TensorBoard(workdir)),
-    "wandb": Kind("wandb", _logged_in, WandB),
+    "tensorboard": Kind("tensorboardX", lambda: None, lambda workdir, _: _TensorBoard(workdir)),
+    "wandb": Kind("wandb", _logged_in, _WandB),
 }
 
 

@@ -15,7 +15,7 @@ from jaxrobust.models.interface.inputs import cast, unit_range
 from jaxrobust.sections import Config
 from jaxrobust.training.update import objectives
 from jaxrobust.training.update.objectives import Objective, cross_entropy
-from jaxrobust.types import Array, Attack, Batch, Classifier, Params
+from jaxrobust.types import Array, Attack, Batch, Classifier, LogitsFn, Params
 
 STRONGER = 3  # steps that the stronger attack has more
 _ROUNDING = 2**-22  # of a probability, relative; a 1 of XLA's softmax may miss 1 by 2**-24
@@ -29,7 +29,7 @@ def probe(
     key: Array,
     *,
     networks: tuple[Classifier, Classifier],
-    searches: tuple[Attack, Attack],
+    searches: Sequence[Attack],
     objective: Objective,
     dtype: jnp.dtype,
     mean: Callable[[Any], Any] = lambda values: values,
@@ -59,13 +59,13 @@ def probe(
     net, net32 = networks
     computed = cast(params, dtype)
 
-    def logits_fn(x):
+    def logits_fn(x: Array) -> Array:
         return net.apply(computed, stats, x)[0]
 
-    def gradient(logits_fn):
+    def gradient(logits_fn: LogitsFn) -> tuple[Array, Array]:
         """Find the gradient's signs, and the images where they are more than rounding of a 1."""
 
-        def loss(x):
+        def loss(x: Array) -> tuple[Array, Array]:
             logits = logits_fn(x)
             return cross_entropy(logits, labels).sum(), jax.nn.softmax(logits)
 

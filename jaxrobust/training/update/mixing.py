@@ -6,7 +6,7 @@ devices, its condition would be a collective.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,8 @@ from jaxtyping import Key
 from jaxrobust.types import Array, Batch, Images, Labels, SoftLabels
 
 BatchAugmentation = Callable[[Array, Batch], Batch]
+Shape = Sequence[int]
+Range = tuple[float, float]
 
 
 def batch_augmentation(
@@ -63,8 +65,8 @@ def erase(
     *,
     probability: float,
     noise: str = "normal",
-    area: tuple[float, float] = (0.02, 1 / 3),
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+    area: Range = (0.02, 1 / 3),
+    aspect: Range = (0.3, 1 / 0.3),
 ) -> Images:
     """Fill one box of some images f32[B,H,W,C] with noise, pixel by pixel.
 
@@ -78,7 +80,7 @@ def erase(
       ten times at most; parity: tests/training/update/test_mixing.py against timm 1.0.9.
     """
 
-    def one(key, image):
+    def one(key: Array, image: Array) -> Array:
         height, width, channels = image.shape
         box_key, noise_key = jax.random.split(key)
         erased, *box = _erased_box(box_key, image.shape, probability, area, aspect)
@@ -92,7 +94,14 @@ def erase(
     return jax.vmap(one)(_keys(key, images.shape[0]), images)
 
 
-def _erased_box(key, shape, probability, area, aspect, tries=10):
+def _erased_box(
+    key: Array,
+    shape: Shape,
+    probability: float,
+    area: Range,
+    aspect: Range,
+    tries: int = 10,
+) -> tuple[Array, ...]:
     """Draw whether to erase, and the top, bottom, left and right of the first box that fits."""
     height, width, _ = shape
     u = jax.random.uniform(key, (1 + 4 * tries,))
@@ -155,7 +164,9 @@ def mix(
     return images.reshape(batch, *shape), targets.reshape(batch, num_classes)
 
 
-def _draw_mixing(key, shape, alphas, switch, probability):
+def _draw_mixing(
+    key: Array, shape: Shape, alphas: Range, switch: float, probability: float
+) -> tuple[Array, ...]:
     """Draw whether to cut boxes, an image's weight (1: not mixed), and the centre of its box."""
     height, width, _ = shape
     u = jax.random.uniform(key, (6,))
@@ -189,7 +200,7 @@ def blend(
     )
 
 
-def _weighted(weight, a, b):
+def _weighted(weight: Array, a: Array, b: Array) -> Array:
     """Compute weight * a + (1 - weight) * b, the products rounded before they are added.
 
     A fused multiply-add, which compilers choose by the shape on a device, would round otherwise.
@@ -228,7 +239,7 @@ def _keys(key: Array, count: int) -> Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def _inside(shape, top, bottom, left, right) -> Array:
+def _inside(shape: Shape, top: Array, bottom: Array, left: Array, right: Array) -> Array:
     y, x = jnp.arange(shape[0], dtype=jnp.float32), jnp.arange(shape[1], dtype=jnp.float32)
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
     return (rows[:, None] & columns[None, :])[..., None]

@@ -24,6 +24,8 @@ from jaxrobust.types import (
     SoftLabels,
 )
 
+Value = tuple[Array, tuple[Params, dict[str, Array]]]  # a loss; the statistics after, and metrics
+
 
 class Objective(NamedTuple):
     """What the attack aims at, and what the update minimises.
@@ -36,7 +38,7 @@ class Objective(NamedTuple):
     """
 
     attack_targets: Callable[[LogitsFn, Batch], Array]
-    loss: Callable[..., tuple[Array, tuple[Params, dict[str, Array]]]]
+    loss: Callable[..., Value]
     draws: Callable[[Array | None], tuple[Array | None, Array | None]]
 
 
@@ -70,7 +72,9 @@ def _at_labels(attack_labels: str) -> Callable[[LogitsFn, Batch], Array]:
 def _on_images(
     choose: Callable[[Batch, Array], Array], metric: str, attack_labels: str = "soft"
 ) -> Objective:
-    def loss(net: Classifier, params, stats, batch, images_adv, key):
+    def loss(
+        net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
+    ) -> Value:
         images = choose(batch, images_adv)
         logits, stats = net.apply(params, stats, images, train=True, key=key)
         value = cross_entropy(logits, batch.labels).mean()
@@ -120,7 +124,9 @@ def _of_two_passes(
     size is in the ball.
     """
 
-    def loss(net: Classifier, params, stats, batch, images_adv, key):
+    def loss(
+        net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
+    ) -> Value:
         first, second = _two_draws(key)
         images = batch.images.clip(0, 1)
         clean, moved = net.apply(params, stats, images, train=True, key=first)
@@ -143,10 +149,10 @@ def trades(beta: float, statistics: str = "both") -> Objective:
     zhichao-lu/robust-residual-network: "both" is its baseline, "adversarial" its advanced recipe.
     """
 
-    def attack_targets(logits_fn, batch):
+    def attack_targets(logits_fn: LogitsFn, batch: Batch) -> Array:
         return jax.nn.softmax(logits_fn(batch.images.clip(0, 1)))
 
-    def terms(labels, clean, robust):
+    def terms(labels: Array, clean: Array, robust: Array) -> tuple[Array, Array]:
         log_p, log_q = jax.nn.log_softmax(clean), jax.nn.log_softmax(robust)
         divergence = (jax.nn.softmax(clean) * (log_p - log_q)).sum(-1).mean()
         return cross_entropy(clean, labels).mean() + beta * divergence, divergence
@@ -168,7 +174,7 @@ def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> 
     `ATTACK_LABELS`. Parity: tests/training/update/test_golden_updates.py, against PyTorch.
     """
 
-    def terms(labels, clean, robust):
+    def terms(labels: Array, clean: Array, robust: Array) -> tuple[Array, Array]:
         p, q = jax.nn.softmax(clean), jax.nn.softmax(robust)
         is_label = jnp.arange(p.shape[1])[None] == likeliest(labels)[:, None]
         # Through an index, so that tied runners-up do not share the gradient.
@@ -202,7 +208,9 @@ def sparse(objective: Objective, weight: float) -> Objective:
     2209.14105, section 5).
     """
 
-    def loss(net: Classifier, params, stats, batch, images_adv, key):
+    def loss(
+        net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
+    ) -> Value:
         value, (after, metrics) = objective.loss(net, params, stats, batch, images_adv, key)
         norm = l1_norm(params)
         return value + weight * norm, (after, metrics | {"l1": norm})

@@ -10,10 +10,9 @@ import optax
 from jaxrobust.attacks import image_keys
 from jaxrobust.models.interface.inputs import cast, unit_range
 from jaxrobust.runtime.devices.sharding import Spread
-from jaxrobust.training.update import averages
+from jaxrobust.training.update import averages, objectives
 from jaxrobust.training.update.mixing import BatchAugmentation
-from jaxrobust.training.update.objectives import Objective
-from jaxrobust.types import Array, Attack, Batch, Classifier, Keys, Params
+from jaxrobust.types import Array, Attack, Batch, Classifier, Keys, LogitsFn, Params
 
 
 def gradients(
@@ -25,7 +24,7 @@ def gradients(
     *,
     net: Classifier,
     attack: Attack,
-    objective: Objective,
+    objective: objectives.Objective,
     attack_train: bool,
 ) -> tuple[Params, Params, dict[str, Array]]:
     """Maximise over the images, then differentiate the loss that the parameters minimise there.
@@ -41,7 +40,7 @@ def gradients(
       Croce, Hein 2023 (arXiv 2303.01870).
     """
 
-    def frozen(key):
+    def frozen(key: Array | None) -> LogitsFn:
         mode = {"train": True, "key": key} if attack_train else {}
         return lambda images: net.apply(params, stats, images, **mode)[0]
 
@@ -50,7 +49,7 @@ def gradients(
         targets = objective.attack_targets(plain, batch)
         images_adv = jax.lax.stop_gradient(attack(attacked, attack_keys, batch.images, targets))
 
-    def loss(params):
+    def loss(params: Params) -> objectives.Value:
         return objective.loss(net, params, stats, batch, images_adv, net_keys)
 
     (value, (after, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -147,7 +146,7 @@ def of_device(
     kinds = {name: array.dtype for name, array in params.items()}
     params = spread.gather(cast(params, dtype))
 
-    def of_part(part):
+    def of_part(part: Any) -> tuple[Params, Params, dict[str, Array]]:
         grads, after, metrics = gradients(params, stats, *part)
         grads = {name: grad.astype(kinds[name]) for name, grad in grads.items()}
         return grads, _moving(after), metrics
@@ -160,7 +159,7 @@ def of_device(
         first = jax.tree.map(lambda x: x[0], parts)
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_part, first))
 
-        def add(sums, part):
+        def add(sums: Any, part: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, of_part(part)), None
 
         total, _ = jax.lax.scan(add, zeros, parts)
