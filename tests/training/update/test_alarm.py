@@ -1,3 +1,4 @@
+import functools
 from functools import partial
 
 import jax
@@ -68,6 +69,12 @@ def probe_of(*, dtype=jnp.float32, network=perceptron, attack=attacks.apgd, obje
     )
 
 
+@functools.cache
+def usual_probe(dtype=jnp.float32):
+    """One program for the tests that look at the same network and attack."""
+    return jax.jit(probe_of(dtype=dtype))
+
+
 class ProbeTest(parameterized.TestCase):
     def setUp(self):
         self.images = images_of()
@@ -102,7 +109,7 @@ class ProbeTest(parameterized.TestCase):
     @sweeps.fast(1)
     @parameterized.parameters(jnp.float32, jnp.bfloat16)
     def test_agreement_is_that_of_the_gradients(self, dtype):
-        found = jax.jit(probe_of(dtype=dtype))(self.params, {}, self.images, self.labels, None)
+        found = usual_probe(dtype)(self.params, {}, self.images, self.labels, None)
 
         def signs(dtype):
             def loss(x):
@@ -132,7 +139,7 @@ class ProbeTest(parameterized.TestCase):
             jax.nn.one_hot(self.labels, CLASSES),
             (self.images * 255).astype("uint8"),
         )
-        probe = jax.jit(probe_of())
+        probe = usual_probe()
         a = probe(self.params, {}, image_bytes, soft, None)
         b = probe(self.params, {}, image_bytes.astype("float32") / 255, self.labels, None)
         for name in a:
@@ -164,7 +171,7 @@ class ProbeTest(parameterized.TestCase):
                 np.testing.assert_allclose(one[name], many[name], **error)
 
     def test_saturated_network_has_no_gradient(self):
-        probe = jax.jit(probe_of())
+        probe = usual_probe()
         shares = []
         for scale in (1, 1e2, 1e3, 1e4, 1e5):
             params = certain(self.params, scale)
@@ -178,7 +185,7 @@ class ProbeTest(parameterized.TestCase):
 
     def test_no_gradient_at_all_is_no_disagreement(self):
         params = jax.tree.map(jnp.zeros_like, self.params)
-        found = jax.jit(probe_of(dtype=jnp.bfloat16))(params, {}, self.images, self.labels, None)
+        found = usual_probe(jnp.bfloat16)(params, {}, self.images, self.labels, None)
         self.assertEqual(found["alarm_gradient_agreement"], 1)
         self.assertEqual(found["alarm_gradient_zero"], 1)
 
