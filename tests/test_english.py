@@ -25,6 +25,7 @@ CLEAN = (
     "__init__.py",
     "evaluation/engine",
     "evaluation/network",
+    "training",
     "__main__.py",
     "config.py",
     "sections.py",

@@ -49,11 +49,11 @@ def _compared(flags: CompareFlags) -> dict[str, Any]:
 
     if flags.out:
         plotting()  # refuses before anything is computed
-    found = findings.find(evaluations.load(list(flags.evaluations), flags.threat))
-    plain = findings.plain(found)
+    result = findings.find(evaluations.load(list(flags.evaluations), flags.threat))
+    plain = findings.plain(result)
     if flags.out:
-        files.write(flags.out, NAME, found, plain)
-    print(markdown.document(found), end="\n" if flags.json else "")
+        files.write(flags.out, NAME, result, plain)
+    print(markdown.document(result), end="\n" if flags.json else "")
     return plain
 
 
