@@ -20,6 +20,7 @@ CLEAN = (
     "analysis",
     "doctor",
     "estimate",
+    "models",
     "__main__.py",
 )
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples/README.md")
