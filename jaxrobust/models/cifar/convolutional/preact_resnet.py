@@ -1,10 +1,6 @@
 """PreActResNet-50: without a norm before its pooling at 32 pixels, with one at 224.
 
-Sources: He et al. 2016 (arXiv 1603.05027). `cifar_preactresnet50` is that of Tang et al. 2022
-(arXiv 2209.14105), by its parameters kuangliu/pytorch-cifar's (49b7aa9), whose last block's sum is
-pooled as it is; `cifar_preactresnet50_224` is the standard network with these names, our choice:
-that paper does not say what it takes at 224 pixels. Parity:
-tests/models/cifar/test_convolutional.py.
+Source: He et al. 2016 (arXiv 1603.05027).
 """
 
 from typing import NamedTuple

@@ -1,10 +1,6 @@
 """ResNeXt-29 (2 x 64d) at 32 pixels, ResNeXt-50 (32 x 4d) at 224.
 
-Sources: Xie et al. 2017 (arXiv 1611.05431). `cifar_resnext29` is that of Tang et al. 2022 (arXiv
-2209.14105), by its parameters kuangliu/pytorch-cifar's (49b7aa9), whose stem is a 1x1 convolution
-and whose blocks double their inner channels; `cifar_resnext50_224` is the standard network with
-these names, our choice: that paper does not say what it takes at 224 pixels. Parity:
-tests/models/cifar/test_convolutional.py.
+That for 32 px has a 1x1 convolution as stem. Source: Xie et al. 2017 (arXiv 1611.05431).
 """
 
 import functools

@@ -1,9 +1,6 @@
 """VGG-16 with batch norm: at 32 pixels with one linear map behind it, at 224 with three.
 
-Sources: Simonyan & Zisserman 2015 (arXiv 1409.1556). `cifar_vgg16` is that of Tang et al. 2022
-(arXiv 2209.14105), by its parameters kuangliu/pytorch-cifar's (49b7aa9); `cifar_vgg16_224` is the
-standard network, our choice: that paper does not say what it takes at 224 pixels. Parity:
-tests/models/cifar/test_convolutional.py.
+Source: Simonyan & Zisserman 2015 (arXiv 1409.1556).
 """
 
 from collections.abc import Mapping

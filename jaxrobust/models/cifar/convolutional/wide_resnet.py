@@ -1,9 +1,7 @@
 """WRN-40-10 with biased convolutions, whose stride is the second convolution's.
 
-Sources: Zagoruyko & Komodakis 2016 (arXiv 1605.07146). `cifar_wrn_40_10` is that of Tang et al.
-2022 (arXiv 2209.14105), by its parameters meliketoy/wide-resnet.pytorch's (292b3ed); the standard
-one at 224 pixels is `wide_resnet50_2`. Parity:
-tests/models/cifar/test_convolutional.py.
+Sources: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); by its parameters it is that of
+meliketoy/wide-resnet.pytorch (292b3ed). The standard one at 224 pixels is `wide_resnet50_2`.
 """
 
 from typing import NamedTuple
