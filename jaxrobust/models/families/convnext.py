@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import stems
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import classifier, each_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import Naming, Row, keys, row, table
 from jaxrobust.models.kernels import layers
@@ -119,7 +119,7 @@ class ConvNeXt(nnx.Module):
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         for layer in self.stem:
             x = layer(x)
-        for stage, how in zip(self.stages, of_stages(v, train, key), strict=True):
+        for stage, how in zip(self.stages, each_stage(v, train, key), strict=True):
             x = stage(x, **how)
         return self.head(x.mean(axis=(1, 2)))
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxrobust.models.families import robust_blocks
 from jaxrobust.models.families.robust_blocks import BLOCKS, SE, Block, conv, norm_of
 from jaxrobust.models.interface import checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import classifier, each_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, Row, keys, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
@@ -109,7 +109,7 @@ class RobustResNet(nnx.Module):
         v, act = self.variant, ACTIVATIONS[self.variant.activation]
         x = self.stem_conv(self.normalize(images).astype(jnp.dtype(v.dtype)))
         x = x if v.preact else act(self.norm1(x, train))
-        for stage, how in zip(self.blocks, of_stages(v, train, key), strict=True):
+        for stage, how in zip(self.blocks, each_stage(v, train, key), strict=True):
             x = _run(stage.layer, x, **how)
         x = act(self.norm1(x, train)) if v.preact else x
         return self.fc(x.mean(axis=(1, 2)))

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models.interface import checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import classifier, each_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Reference
 from jaxrobust.models.interface.renaming import Naming, Row, drop, keys, linear_oi, row, table
 from jaxrobust.models.kernels import attention
@@ -210,7 +210,7 @@ class Swin(nnx.Module):
                 f"image_size={size}; create it with the images' size"
             )
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        for stage, how in zip(self.layers, of_stages(v, train, key), strict=True):
+        for stage, how in zip(self.layers, each_stage(v, train, key), strict=True):
             x = stage(x, **how)
         return self.head(self.norm(x).mean(axis=(1, 2)))
 

@@ -145,7 +145,8 @@ class VisionTransformer(nnx.Module):
         if v.class_position:
             x = add_bias(with_token(self.cls_token, x), self.pos_embed[...])
         else:
-            x = with_token(self.cls_token, add_bias(x, self.pos_embed[...]))
+            token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
+            x = jnp.concatenate([token, add_bias(x, self.pos_embed[...])], axis=1)
         x = run_blocks(self.blocks, x, **of_one_stage(v, train, key))
         return self.head(self.norm(x[:, 0]))
 

@@ -1,7 +1,7 @@
 """The only place where NNX modules become pure functions."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -189,17 +189,20 @@ def _streams(like: Any, key: Array | None) -> Any:
 
 
 def of_stages(v: Any, train: bool, key: Array | None) -> list[dict[str, Any]]:
-    """Choose the arguments of `run_blocks` in each stage of a row's `depths`.
+    """List the arguments of `run_blocks` in each stage, all keys drawn before the first runs."""
+    return [*each_stage(v, train, key)]
+
+
+def each_stage(v: Any, train: bool, key: Array | None) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of `run_blocks` in each stage of a row's `depths`.
 
     Each has another key; the blocks' rates grow linearly from 0 at the network's first to
     `drop_path` at its last.
     """
     keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
     rates, ends = np.linspace(0, v.drop_path, sum(v.depths)).tolist(), np.cumsum(v.depths)
-    return [
-        {"train": train, "key": k, "rates": rates[end - depth : end], **stored(v)}
-        for k, end, depth in zip(keys, ends, v.depths, strict=True)
-    ]
+    for end, depth, k in zip(ends, v.depths, keys, strict=True):
+        yield {"train": train, "key": k, "rates": rates[end - depth : end], **stored(v)}
 
 
 def of_one_stage(v: Any, train: bool, key: Array | None) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class Bottleneck(nnx.Module):
         self.conv1, self.bn1 = conv(ins, inner, 1, rngs), norm(inner)
         own = middle(inner, stride)
         self.conv2 = own or conv(inner, inner, 3, rngs, stride, groups=groups)
-        self.conv3, self.bn2, self.bn3 = conv(inner, outs, 1, rngs), norm(inner), norm(outs)
+        self.bn2 = norm(inner)
+        self.conv3, self.bn3 = conv(inner, outs, 1, rngs), norm(outs)
         changes = stride > 1 or ins != outs
         shortcut = [conv(ins, outs, 1, rngs, stride, bias=bias), norm(outs)] if changes else []
         self.shortcut, self.act = nnx.List(shortcut), ACTIVATIONS[v.activation]
