@@ -26,6 +26,7 @@ CLEAN = (
     "evaluation/engine",
     "evaluation/network",
     "training",
+    "models",
     "__main__.py",
     "config.py",
     "sections.py",

@@ -85,7 +85,7 @@ def _torch_names(name: str, arrays: Arrays, overrides: Mapping[str, Any]) -> Sto
     if _BUFFERS.keys() <= arrays.keys():
         arrays = {_BUFFERS.get(key, key): array for key, array in arrays.items()}
     for other in models.other_names(name):
-        if any(other.marker.fullmatch(key) for key in arrays):
+        if any(re.fullmatch(other.marker, key) for key in arrays):
             if not other.fits(models.variant(name, **overrides)):
                 raise ValueError(f"weights of {other.of} ({other.origin}), not of a {name}")
             return _matched(name, [*other.rows, _NORMALIZE], arrays, other.normalize)
