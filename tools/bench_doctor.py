@@ -172,7 +172,6 @@ def of_photographs(photographs: Path, folder: Path) -> Iterator[Case]:
 
 
 def _train(run: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Train a small network on images until it knows them."""
     file = run.with_suffix(".npz")
     both = {"images": images, "labels": labels}
     arrays: dict[str, Any] = {f"{s}_{k}": v for s in ("train", "test") for k, v in both.items()}
@@ -200,11 +199,7 @@ def _train(run: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str
 
 
 def examined(case: Case, cache: Path) -> Row:
-    """Run the doctor on a case.
-
-    Raises:
-      OSError: it does not end with 0 or 1.
-    """
+    """Run the doctor on a case."""
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "jaxrobust.doctor", *case.words, "--json"],
@@ -260,11 +255,7 @@ def _summary(rows: list[Row]) -> str:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Examine all cases and print a table.
-
-    Raises:
-      ValueError: no such run, or no such row.
-    """
+    """Examine all cases and print a table."""
     only = {name for name in args.only.split(",") if name}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:

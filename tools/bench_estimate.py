@@ -55,11 +55,7 @@ def parse() -> argparse.Namespace:
 
 
 def command(module: str, *words: str, cache: Path, cpu: bool) -> tuple[str, float]:
-    """Run a command; return what it prints, and its seconds, of the clock or of the CPU.
-
-    Raises:
-      OSError: it fails.
-    """
+    """Run a command; return what it prints, and its seconds, of the clock or of the CPU."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     clock = ("-c", _CPU) if cpu and module == "jaxrobust.estimate" else ("-m",)
     done = subprocess.run(

@@ -57,12 +57,7 @@ def parse() -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what would fail, or take days, only later.
-
-    Raises:
-      ImportError: PyTorch or timm is missing.
-      ValueError: a wrong value; no GPU is there.
-    """
+    """Refuse what would fail, or take days, only later."""
     for key in ("largest", "rounds", "steps"):
         value = getattr(args, key)
         if value is not None and value < 1:
@@ -106,12 +101,7 @@ class Network(NamedTuple):
 
 
 def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, Any] | None:
-    """Return the figures of one side in a process of its own; None: they do not fit into memory.
-
-    Raises:
-      ValueError: bench_step refuses what it is asked for.
-      RuntimeError: it fails otherwise.
-    """
+    """Measure one side in a process; None: it does not fit into memory."""
     command = [sys.executable, str(ROOT / "tools/bench_step.py"), network.config, "--json"]
     command += ["--against=torch", "--program", SIDES[side], "--dtype=bfloat16", "--rounds=1"]
     command += [f"--batch={batch}", *network.options, *more]
@@ -162,11 +152,7 @@ def largest_fitting(run: Attempt, side: str, start: int) -> dict[str, Any]:
 
 
 def compare(run: Attempt, *, start: int, rounds: int) -> dict[str, Any]:
-    """Each side at the largest batch that fits it, and at the largest that fits both.
-
-    Raises:
-      ValueError: the two are not on the same kind of device.
-    """
+    """Run each side at the largest batch that fits it, and at the largest that fits both."""
     first = {side: largest_fitting(run, side, start) for side in SIDES}
     kinds = {side: found["device"] for side, found in first.items()}
     if len(set(kinds.values())) > 1:

@@ -30,7 +30,6 @@ def their_network(name: str) -> Any:
 
 
 def _our_network(name: str) -> Any:
-    """Return a logits_fn with its weights as arguments."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -58,7 +57,6 @@ def _our_network(name: str) -> Any:
 
 
 def _their_network(name: str) -> Any:
-    """Return the same network in PyTorch."""
     import numpy as np
     import torch
     from torch import nn

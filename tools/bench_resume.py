@@ -63,11 +63,7 @@ class Different(AssertionError):
 
 
 def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
-    """Train in `folder` under so many kills; when each came, and what was there then.
-
-    Raises:
-      Different: what differs from the run in peace.
-    """
+    """Train in `folder` under so many kills; when each came, and what was there then."""
     draw = random.Random(seed)
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment |= {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
@@ -142,12 +138,7 @@ def whole(workdir: Path) -> dict[str, int | None]:
 
 
 def outcome(workdir: Path, phases: Sequence[str] = PHASES) -> dict[str, Any]:
-    """Return what a run that has ended leaves: arrays by name, lines without times, files of
-    checkpoints.
-
-    Raises:
-      Different: more than one step, or half of one, is left.
-    """
+    """Return what an ended run leaves: arrays, lines without times, files of checkpoints."""
     found: dict[str, Any] = {}
     for phase in phases:
         for kind in ("latest", "best"):
@@ -172,7 +163,6 @@ def outcome(workdir: Path, phases: Sequence[str] = PHASES) -> dict[str, Any]:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a checkpoint by name, on any number of devices."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.metadata(path).item_metadata.tree
         numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)

@@ -185,11 +185,7 @@ def _direct(below: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def flow(steps: Mapping[str, Step]) -> tuple[dict[str, Box], dict[str, set[str]]]:
-    """Turn a flow into boxes and arrows, and look up each name in the code.
-
-    Raises:
-      AttributeError, ModuleNotFoundError: the code has no such name.
-    """
+    """Turn a flow into boxes and arrows, and look up each name in the code."""
     boxes = {}
     for key, step in steps.items():
         module, _, name = step.code.partition(":")
@@ -297,7 +293,6 @@ def svg(
 
 
 def _arrow(places: Sequence[tuple[float, float, float]]) -> str:
-    """Draw a curve from the bottom of the first place to the top of the last one."""
     (x, _, y), *others = places
     path = f"M{x:.0f} {y:.0f}"
     for to, upper, lower in others:
@@ -310,7 +305,6 @@ def _arrow(places: Sequence[tuple[float, float, float]]) -> str:
 
 
 def _back(middle, tops, name: str, other: str, x: float) -> str:
-    """Draw a dashed way from the right side of a box to that of one further up."""
     low, high = (sum(tops[n]) / 2 for n in (name, other))
     begin, end = (middle[n] + WIDTH / 2 for n in (name, other))
     path = f"M{begin:.0f} {low:.0f}H{x:.0f}V{high:.0f}H{end:.0f}"
@@ -321,7 +315,6 @@ def _back(middle, tops, name: str, other: str, x: float) -> str:
 
 
 def _box(box: Box, x: float, place: tuple[float, float], height: float) -> str:
-    """Draw a box with its lines."""
     y, _ = place
     made = (
         f'<rect x="{x:.0f}" y="{y:.0f}" width="{WIDTH}" height="{height}" rx="5" fill="#eef3f8" '

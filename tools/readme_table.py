@@ -45,11 +45,7 @@ def kept() -> list[Path]:
 
 
 def rows(places: list[Path]) -> str:
-    """Return the table: of runs from their configs and records, of config files what they await.
-
-    Raises:
-      ValueError: a place is no run or config, or a run without records.
-    """
+    """Return the table: of runs from their configs and records, of config files what they await."""
     of_config = re.compile(r".+\.py(:.*)?")
     return HEAD + "".join(
         _planned(str(place)) if of_config.fullmatch(str(place)) else _run(place) for place in places
@@ -87,7 +83,6 @@ def _line(first: str, found: list[AccuracyRecord]) -> str:
 
 
 def _planned(given: str) -> str:
-    """Return the row of a config that nobody has run: what the paper has for it."""
     config = plain(load_config(given))
     said = "not yet measured"
     ball = f"{config['attack']['norm']} {_radius(config['attack']['epsilon'])}"

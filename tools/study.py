@@ -61,7 +61,6 @@ def study(name: str) -> Any:
 
 
 def _made(args: Any, name: str, seed: int, end: float) -> bool:
-    """Train and attack one network where that is not done; tell whether it is by now."""
     workdir = args.out / f"{name}-{seed}"
     data = [f"--config.data.dir={args.data_dir}"] if args.data_dir else []
     config = f"{ROOT / 'configs' / args.study}.py:{name},seed={seed}"

@@ -88,11 +88,7 @@ def gather(
 ) -> Gathered:
     """Return the runs and evaluations of places: runs, files of records, or folders of either.
 
-    Args:
-      places: files and folders.
-      metrics_of: reads a file of metrics.
-    Raises:
-      ValueError: a place is not there, or there is nothing to show in all of them.
+    `ValueError`: a place is not there, or there is nothing to show in all of them.
     """
     notes: list[str] = []
     runs: dict[Path, None] = {}
@@ -129,7 +125,6 @@ def _placed(one: Evaluation, runs: Sequence[Run]) -> Evaluation:
 
 
 def _found(place: Path) -> Iterator[Path]:
-    """Yield folders of runs and files of records."""
     if place.is_file():
         yield place
         return
@@ -209,7 +204,6 @@ def classes_of(folder: Path) -> list[str]:
 
 
 def _noted(folder: Path, phases: list[str], notes: list[str]) -> Iterator[Event]:
-    """Yield what a run notes beside its metrics: where it went back, and where it went on."""
     for phase in phases:
         for kind, said in (("rollback", _went_back), ("resumption", _went_on)):
             rows, damaged = _rows(folder / phase / f"{kind}s.jsonl")
@@ -257,7 +251,6 @@ def _at_work(folder: Path) -> str | None:
 
 
 def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the JSON objects of a file, line by line, and what is damaged."""
     try:
         return (jsonl.read(path) if path.is_file() else []), []
     except (ValueError, OSError):

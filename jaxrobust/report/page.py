@@ -19,13 +19,7 @@ Pictures = Callable[[Evaluation], Child]
 
 
 def page(found: Gathered, *, pictures: Pictures | None = None, refresh: float = 0) -> str:
-    """Return the whole page.
-
-    Args:
-      found: see `gathered.gather`.
-      pictures: returns what to show of the images of an evaluation.
-      refresh: seconds after which the page asks its server for a new one; 0: never.
-    """
+    """Return the whole page, with `pictures` of evaluations, renewed every `refresh` seconds."""
     title = _title(found)
     head = tag(
         "head",
@@ -53,7 +47,6 @@ def _title(found: Gathered) -> str:
 
 
 def _lead(found: Gathered) -> Html:
-    """Return the headline and, beside it, all that is doubtful."""
     chosen = sentences.chosen(found)
     shown: list[Child] = []
     for one in chosen[:_HEADLINES]:
@@ -83,7 +76,6 @@ def _lead(found: Gathered) -> Html:
 
 
 def _parts(found: Gathered, pictures: Pictures | None) -> list[tuple[str, str, Html]]:
-    """Return the parts of the page: key, name, what it shows."""
     own, runs = found.evaluations, found.runs
     made: list[tuple[str, str, Child]] = [
         ("differences", "Differences", comparison.part(own)),

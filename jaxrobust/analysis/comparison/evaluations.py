@@ -44,13 +44,8 @@ class Evaluation(NamedTuple):
 def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
     """Return the evaluations of `PLACE[#NUMBER]`s, on the images that are common to all of them.
 
-    Args:
-      places: runs, folders that hold results.jsonl, or such files; where one holds several
-        evaluations, with the number of one (or its beginning) behind `#`.
-      threat: only evaluations under this one: NORM:RADIUS, or "clean"; None: any.
-    Raises:
-      ValueError: fewer than two, one that cannot be read, or what cannot be compared; with all that
-        differs.
+    `threat`: only those under NORM:RADIUS, or "clean". `ValueError`: fewer than two, one that
+    cannot be read, or what cannot be compared; with all that differs.
     """
     if len(places) < 2:
         raise ValueError("one evaluation has nothing to compare with; name two or more")
@@ -81,7 +76,6 @@ def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
 
 
 def _ball(threat: str) -> set[tuple[str, str]]:
-    """Return norm and radius of a threat, as a set of one, or of none for "clean"."""
     written, colon, radius = threat.partition(":")
     norm = spelled(written)
     if threat == "clean":
@@ -95,7 +89,6 @@ def _ball(threat: str) -> set[tuple[str, str]]:
 
 
 def _balls(record: AccuracyRecord) -> list[tuple[str, str]]:
-    """Return norm and radius of each attack of a record."""
     return [(threat.norm, _rounded(threat.epsilon)) for threat in record.threats]
 
 
@@ -147,11 +140,6 @@ def _few(names: Sequence[str]) -> str:
 def _chosen(
     place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
 ) -> Ours:
-    """Return the record that a place names; `beside` are the others that are compared with it.
-
-    Raises:
-      ValueError: none or several, one without verdicts, or of a newer version.
-    """
     folder, wanted, held = _held(place)
     if not held:
         raise ValueError(f"{folder} has no records; name a folder that holds results.jsonl")
@@ -190,7 +178,6 @@ def _chosen(
 
 
 def _listed(folder: str, held: dict[str, Ours]) -> str:
-    """Write how one of several evaluations is named on the command line."""
     shown = [f"{folder}#{key} ({records.attack_line(o.record)})" for key, o in held.items()]
     return f"name one of them: {_few(shown)}"
 
@@ -260,7 +247,6 @@ def _other_images(first: Verdicts, other: Verdicts) -> str:
 
 
 def _aligned(found: list[Evaluation]) -> list[Evaluation]:
-    """Return evaluations on the images that all of them have, in the order of ids."""
     common = found[0].verdicts.image_ids
     for one in found[1:]:
         common = np.intersect1d(common, one.verdicts.image_ids)
@@ -274,12 +260,7 @@ def _aligned(found: list[Evaluation]) -> list[Evaluation]:
 
 
 def without_replayed(found: list[Evaluation]) -> tuple[list[Evaluation], str]:
-    """Return evaluations without the images that replayed points decided, and what is left out.
-
-    The second is a sentence or two, which belong before all others; "" where nothing is.
-    Raises:
-      ValueError: nothing else is there.
-    """
+    """Leave out the images that replayed points decided; a sentence says so, "" where none is."""
     seen = [one.verdicts for one in found]
     left = comparable.left_out([one.record for one in found], seen)
     if not left.any():

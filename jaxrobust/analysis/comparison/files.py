@@ -10,11 +10,7 @@ from jaxrobust.runtime.files import jsonl, whole
 
 
 def write(out: Path, name: str, found: findings.Findings, plain: dict[str, Any]) -> None:
-    """Write the three files, each of them whole.
-
-    Raises:
-      ValueError: the folder has a comparison of something else, or is none.
-    """
+    """Write the three files, each of them whole."""
     text, table, drawn = (out / f"{name}.{kind}" for kind in ("md", "json", "png"))
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder")
@@ -30,7 +26,6 @@ def write(out: Path, name: str, found: findings.Findings, plain: dict[str, Any])
 
 
 def _compares(table: Path) -> list[tuple[str, str]] | None:
-    """Read the evaluations that a file compares; None: it is no comparison, or damaged."""
     try:
         return _files(json.loads(table.read_text()))
     except (ValueError, KeyError, TypeError):

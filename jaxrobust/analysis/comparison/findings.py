@@ -62,11 +62,7 @@ class Findings(NamedTuple):
 
 
 def find(evaluations: list[Evaluation]) -> Findings:
-    """Compare evaluations, which answer the same question on the same images, with the first.
-
-    Raises:
-      ValueError: see `without_replayed`.
-    """
+    """Compare evaluations, which answer the same question on the same images, with the first."""
     said = remarks(evaluations)
     evaluations, left_out = without_replayed(evaluations)
     order = _attacks(evaluations)

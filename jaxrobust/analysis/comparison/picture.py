@@ -18,11 +18,7 @@ _LABELS = 12  # names of classes that are told apart, where there are more
 
 
 def draw(found: Findings) -> Any:
-    """Return the figure: of two networks their attacks and classes, of several their differences.
-
-    Raises:
-      ValueError: matplotlib is not installed.
-    """
+    """Draw of two networks their attacks and classes, of several their differences."""
     return _two(found) if len(found.pairs) == 1 else _several(found)
 
 
@@ -55,7 +51,6 @@ def _several(found: Findings) -> Any:
 
 
 def _forest(panel: Any, what: str, lines: list[tuple[str, Paired, bool]], minus: str) -> None:
-    """Draw differences from above: name, comparison, whether it tells apart."""
     for at, (_, one, apart) in enumerate(lines):
         _bar(panel, at, one, apart, 5, 2)
     panel.set_yticks(range(len(lines)), [name for name, _, _ in lines], fontsize=7.5)
@@ -82,7 +77,6 @@ def _axis(panel: Any, label: str) -> None:
 
 
 def _classes(panel: Any, pair: Pair) -> None:
-    """Draw the classes of a pair, those that can be told apart in red."""
     each = pair.by_class
     order = np.argsort(-each.difference, kind="stable")
     apart = pair.p_by_class < 1 - LEVEL

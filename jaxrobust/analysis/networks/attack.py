@@ -44,9 +44,7 @@ def pgd(seen: Seen, *, steps: int, seed: int, batch: int) -> tuple[np.ndarray, n
 def climb(
     machine: Machine, logits_fn: LogitsFn, state: Any, steps: int, value: Callable[..., Array]
 ) -> tuple[Any, Array]:
-    """Return the state after `steps` steps, and `value(state, logits)` at the start and after each
-    of them, f32[steps + 1, B].
-    """
+    """Return the state after `steps` steps, and the values of all, f32[steps + 1, B]."""
 
     def network(points: Array, draw: Any) -> Array:
         del draw

@@ -58,7 +58,6 @@ def analyse(seen: None, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
 
 
 def _on_device(sheet: np.ndarray, preset: Any, seed: int) -> np.ndarray:
-    """Return the views after erasing and mixing: every two images of a view are a group."""
     even = np.concatenate([sheet, sheet[:1]]) if len(sheet) % 2 else sheet
     change = mixing.batch_augmentation(
         num_classes=2, erasing=preset.erase, mixup=preset.mixup, cutmix=preset.cutmix

@@ -37,15 +37,7 @@ def grid(side: int, reach: float) -> np.ndarray:
 
 
 def written(named: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path, Path]:
-    """Compute the points that are missing, and write both files; their paths come back.
-
-    Args:
-      named: flags of an evaluation that name a network and its images.
-      plane: where the loss is computed.
-      out: the folder; default: beside the run.
-    Raises:
-      ValueError: flags that name nothing, or a table of something else in the folder.
-    """
+    """Compute the points that are missing, and write both files; their paths come back."""
     pictures.plotting()  # refuses before anything is computed
     named = named | {"split": named["split"] or _training_split(named)}
     seen = network.seen(named, attacked=False)
@@ -86,11 +78,7 @@ def _training_split(named: dict[str, Any]) -> str:
 
 
 def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
-    """Count the points of a table, and remove a line that was cut off.
-
-    Raises:
-      ValueError: it is of something else.
-    """
+    """Count the points of a table, and remove a line that was cut off."""
     if not table.exists():
         return 0
     text = table.read_text()
@@ -113,7 +101,6 @@ def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
 def _computed(
     table: Path, at: Any, points: np.ndarray, done: int, step: int, about: dict[str, Any]
 ) -> None:
-    """Add the rows of all points that are missing, call by call."""
     from tqdm.auto import tqdm
 
     keys = ["a", "b", "loss", "accuracy", *about]

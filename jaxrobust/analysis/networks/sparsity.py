@@ -47,10 +47,7 @@ def ratio(values: np.ndarray) -> float:
 
 
 def of_name(name: str, axes: int) -> str | None:
-    """Find the set beside the whole that a parameter belongs to; None: there is no other.
-
-    A convolution that makes queries or feeds forward belongs there.
-    """
+    """Find the set beside the whole that a parameter is of; of a convolution in an MLP, that."""
     parts = set(name.split("."))
     if parts & _FEED:
         return "feed-forward"
@@ -121,14 +118,7 @@ def draw(name: str, found: list[Part]) -> Any:
 
 
 def written(named: dict[str, Any], out: Path | None) -> tuple[Path, Path]:
-    """Count, and write both files; their paths come back.
-
-    Args:
-      named: flags of an evaluation that name a network.
-      out: the folder; default: beside the run.
-    Raises:
-      ValueError: flags that name nothing, or a network without kernels.
-    """
+    """Count, and write both files, by default beside the run; their paths come back."""
     pictures.plotting()  # refuses before anything is read
     name, weights = network.weights_of(named)
     found = parts(dict(weights.params))

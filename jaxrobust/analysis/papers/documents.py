@@ -14,16 +14,10 @@ def answer(
     out: Path | None = None,
     alike: bool = False,
 ) -> str:
-    """Show tables of papers beside the records of some places, or write them to a folder.
+    """Show tables of papers beside the records of some places, or write them to the folder `out`.
 
-    Args:
-      places: runs, folders with results.jsonl, such files, imported folders of weights.
-      paper: the only one; None: all.
-      table: the only one of that paper.
-      out: folder for one Markdown file a paper and its pictures; None: the text comes back.
-      alike: whether records of another training or of other images are shown too.
-    Raises:
-      ValueError: there is no such paper, table or record.
+    `alike`: also records of another training or of other images. `ValueError`: there is no such
+    paper, table or record.
     """
     if table and not paper:
         raise ValueError("--table needs --paper, whose table it is")
@@ -39,7 +33,6 @@ def answer(
 
 
 def _written(out: Path, name, shown, records, text: str) -> list[str]:
-    """Write the Markdown and the pictures of a paper; return their paths."""
     scatter.plotting()  # refuses before anything is written
     out.mkdir(parents=True, exist_ok=True)
     made = []

@@ -104,7 +104,6 @@ def _ours(shown: Filled, index: int, key: str, printed: str) -> str:
 
 
 def _varying(table: Table) -> list[str]:
-    """Return the keys in which the rows differ, in their order."""
     keys = dict.fromkeys(
         key
         for row in table.rows
@@ -115,7 +114,6 @@ def _varying(table: Table) -> list[str]:
 
 
 def _same(table: Table, varying: list[str]) -> str:
-    """Write the settings that are the same in all rows as a sentence."""
     row = table.rows[0]
     keys = [key for key in row if key not in (*tables.ABOUT, *table.results, *varying, "model")]
     said = [f"{key} {_plain(row[key])}" for key in keys if row[key] is not None]
@@ -154,7 +152,6 @@ def _records(records: list[Ours], shown: list[Filled]) -> str:
 
 
 def _clean(record: "AccuracyRecord") -> str:
-    """Return the accuracy on clean images, and the mean under corruptions."""
     said = [] if record.clean is None else [f"{record.clean:.2%} clean"]
     if measured := record.corruptions:
         said.append(f"{measured['mean']:.2%} under corruptions ({measured['images']})")
@@ -176,7 +173,6 @@ def _attack(record: "AccuracyRecord") -> str:
 
 
 def _nearest(ours: Ours, shown: list[Filled]) -> str:
-    """Return the value that a record is nearest to, and what differs."""
     best: tuple[int, str] | None = None
     for each in shown:
         for row in each.table.rows:

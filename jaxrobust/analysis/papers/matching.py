@@ -44,8 +44,6 @@ def collect(places: list[Path]) -> list[Ours]:
     """Return the records of runs, of folders of evaluations, and of files of records.
 
     A config belongs to a record whose `config_sha256` it has.
-    Raises:
-      ValueError: a place without records, with what may be named.
     """
     configs: dict[str, dict[str, Any]] = {}
     found: list[Ours] = []
@@ -81,9 +79,7 @@ def _configs_only(place: Path) -> bool:
 
 
 def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield configs under the hashes that records may have of them: as they lie there, completed
-    with younger keys, and as each phase sees them.
-    """
+    """Yield configs under the hashes that records have: as found, completed, of each phase."""
     for folder in (place, place.parent, place.parent.parent):
         path = folder / "config.json"
         if not path.is_file():
@@ -105,10 +101,9 @@ def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def differences(
     table: Table, row: dict[str, Any], key: str, ours: Ours, *, of_training: bool = True
 ) -> list[str]:
-    """Return all that is in the way of a record as the measurement of one value of a table.
+    """List all that is in the way of a record as the measurement of one value of a table.
 
-    Empty: it is that measurement. Without `of_training`, it is of the same network, data set,
-    objective and attack at least.
+    Without `of_training`, network, data set, objective and attack alone must be the same.
     """
     what = table.results[key]
     return [
@@ -153,7 +148,6 @@ def _other_network(
 
 
 def _other_options(name: str, options: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
-    """Say that a network is not that of a row, whatever either is called."""
     there = models.available()
     if name not in there or row["model"] not in there:
         yield f"network {name}, not {row['name']}"
@@ -194,7 +188,6 @@ def _other_images(
 
 
 def _whole(split: str, exactly: bool) -> str:
-    """Return a split, or the one that it is a part of."""
     return split if exactly else split.partition("[")[0]
 
 

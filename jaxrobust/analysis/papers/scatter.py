@@ -86,11 +86,7 @@ def _beside(what: dict[str, Any], records: list[Ours], used: set[int]) -> list[P
 
 
 def draw(filled: Filled, records: list[Ours], folder: Path) -> list[Path]:
-    """Write the pictures of a table, one a data set: of at least four networks whose size it has.
-
-    Raises:
-      ValueError: matplotlib is not installed.
-    """
+    """Write a picture a data set of a table, of at least four networks whose size it has."""
     rows = filled.table.rows
     names = dict.fromkeys(row.get("dataset") for row in rows)
     made = []
@@ -191,7 +187,6 @@ def _panel(panel: Any, axis: str, shown: list[Point], ordinate: str) -> None:
 
 
 def _label(panel: Any, axis: str, shown: list[Point]) -> None:
-    """Write the labels of points where nothing else is."""
     placed = [p for p in shown if axis in p.values]
     spots = [tuple(panel.transData.transform((p.values[axis], p.values["robust"]))) for p in placed]
     taken: list[tuple[float, float]] = [(float(x), float(y)) for x, y in spots]

@@ -64,22 +64,14 @@ class Table(NamedTuple):
 
 @functools.cache
 def paper(name: str) -> dict[str, Any]:
-    """Return the file of a paper: `source`, `tables`, `contradictions`.
-
-    Raises:
-      ValueError: no such paper.
-    """
+    """Return the file of a paper: `source`, `tables`, `contradictions`."""
     if name not in PAPERS:
         raise ValueError(f"--paper {name} is unknown; one of {', '.join(PAPERS)}")
     return json.loads((_DATA / f"{name}.json").read_text())
 
 
 def tables(name: str, wanted: str | None = None) -> list[Table]:
-    """Return the tables of a paper, or only `wanted`: an id, or its number.
-
-    Raises:
-      ValueError: no such paper or table.
-    """
+    """Return the tables of a paper, or only `wanted`: an id, or its number."""
     found = [_table(name, raw) for raw in paper(name)["tables"]]
     if wanted is None:
         return found

@@ -38,13 +38,11 @@ def whole_config(config: dict[str, Any]) -> Values:
 
 @functools.lru_cache(256)
 def _completed(text: str) -> Values:
-    """Complete a config with the keys that are younger than it; it must not be changed."""
     return json.loads(json.dumps(completed(json.loads(text))), object_hook=Values)
 
 
 @functools.cache
 def _recipe() -> Values:
-    """Return the main paper's values, which are the defaults."""
     return json.loads(json.dumps(plain(base())), object_hook=Values)
 
 
@@ -74,7 +72,6 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _design(model: ModelSection) -> str | None:
-    """Name the stem of Tables 7 to 9 that a network has in place of the usual one."""
     made = tuple(tuple(model.options.get(key, ())) for key in _STEM)
     found = [
         name
@@ -144,9 +141,7 @@ def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
 
 
 def _clean_start(of_images: dict[str, Any]) -> str:
-    """Return the tables' word for a new stem's clean epochs, which the paper has with heavy
-    augmentation and its label smoothing (A.1), whatever comes after; or what they had instead.
-    """
+    """Return the tables' word for a new stem's clean epochs (A.1), or what they had instead."""
     usual = {"augmentation": "heavy", "label_smoothing": PRESETS["heavy"].label_smoothing}
     other = [k for k, value in usual.items() if not tables.same(of_images.get(k), value)]
     if not other:
@@ -236,7 +231,6 @@ def other_kind(table: Table, row: dict[str, Any], config: dict[str, Any]) -> Ite
 def _other_recipe(
     said: dict[str, Any], wanted: dict[str, Any], config: dict[str, Any]
 ) -> Iterator[str]:
-    """Say where a run leaves the main paper's recipe in what its tables do not repeat."""
     recipe = _recipe().train | {"label_smoothing": 0.0}
     if preset := PRESETS.get(str(wanted.get("augmentation"))):
         recipe["label_smoothing"] = preset.label_smoothing

@@ -91,9 +91,7 @@ def pgd(what: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def other_corruptions(dataset: str | None, record: "AccuracyRecord") -> Iterator[str]:
-    """Say what of a record's corruptions is not the mean of all fifteen kinds and five severities
-    of the published files, or of the computed ones where none are published.
-    """
+    """Say what is not the mean of all 75 corruptions, of published files where there are some."""
     measured = record.corruptions
     if measured is None:
         yield "no corruptions"

@@ -6,13 +6,7 @@ from typing import Any
 
 
 def computed(run: Path, phase: str, sizes: Mapping[int, Any]) -> dict[str, Any]:
-    """Return hashes of what is computed at each size and of its images, and whose programs it is.
-
-    Args:
-      run: its workdir.
-      phase: whose weights are the candidates.
-      sizes: image size -> `sizes.Size`.
-    """
+    """Hash what each `sizes.Size` computes and its images, and say whose programs it is."""
     import jax
     import numpy as np
     from jax.sharding import Mesh
@@ -36,11 +30,7 @@ def computed(run: Path, phase: str, sizes: Mapping[int, Any]) -> dict[str, Any]:
 def candidates(
     path: Path, question: dict[str, Any], computed: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the candidates that are done, and what was computed, at all sizes.
-
-    Raises:
-      ValueError: the file answers another question, or of another network or other images.
-    """
+    """Return the candidates that are done, and what was computed, at all sizes."""
     from jaxrobust.evaluation.network import fingerprint
     from jaxrobust.runtime.processes import hosts
     from jaxrobust.weights.trained import kept

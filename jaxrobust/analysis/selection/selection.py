@@ -37,12 +37,7 @@ class Settings(NamedTuple):
 
 
 def select(given: Settings) -> dict[str, Any]:
-    """Evaluate what is missing, choose, and return what stands in the file.
-
-    Raises:
-      ValueError: the run has kept no weights, the choice would look at its test split, or the file
-        holds a choice of another kind.
-    """
+    """Evaluate what is missing, choose, and return what stands in the file."""
     phase = _phase(given)
     config, path = _config(given, phase), given.run / kept.SELECTION
     sides = sorted(set(given.image_size or [config.model.image_size]))
@@ -80,7 +75,6 @@ def select(given: Settings) -> dict[str, Any]:
 
 
 def _phase(given: Settings) -> str:
-    """Return the phase whose weights are the candidates."""
     config = runs.run_config(given.run, given.phase)
     having = [name for name in config.phases if kept.steps_of(given.run, name)]
     if not having or given.phase not in (None, *having):
@@ -93,11 +87,6 @@ def _phase(given: Settings) -> str:
 
 
 def _config(given: Settings, phase: str) -> Any:
-    """Return the run's config as the phase sees it, with the flags' split and images.
-
-    Raises:
-      ValueError: the choice would look at the test split.
-    """
     config = runs.run_config(given.run, phase)
     settings = {"images": given.n, "batch_size": given.batch}
     config = sizes.changed(
@@ -121,7 +110,6 @@ def _config(given: Settings, phase: str) -> Any:
 
 
 def _question(given: Settings, phase: str, config: Any) -> dict[str, Any]:
-    """Describe the question that every candidate of a file answers."""
     attack = {"name": given.attack, "steps": given.steps}
     return {
         "phase": phase,
@@ -138,7 +126,6 @@ def _question(given: Settings, phase: str, config: Any) -> dict[str, Any]:
 def _measured(
     given: Settings, phase: str, at: dict[int, Size], done: set[tuple[int, str, int]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the candidates that are not done, each with what it reaches."""
     for step in kept.steps_of(given.run, phase):
         missing = [
             (which, size) for which in kept.WHICH for size in at if (step, which, size) not in done
@@ -174,7 +161,6 @@ def _measured(
 def _in_full(
     given: Settings, phase: str, at: dict[int, Size], row: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return a candidate with what AutoAttack leaves of the upper bound."""
     size, which = row["image_size"], row["weights"]
     if size not in at:
         raise ValueError(
@@ -235,7 +221,6 @@ def warnings_of(chosen: dict[str, Any], candidates: list[dict[str, Any]]) -> Ite
 def _write(
     path: Path, question: Any, candidates: Any, code: Any, *, chosen: Any = None, reason: Any = None
 ) -> dict[str, Any]:
-    """Write the file, whole; nothing is chosen before all candidates are done."""
     said = {"schema": kept.SCHEMA, **question, "rule": f"the highest; {ONE_CLASS}; {RULE}"}
     said |= {"chosen": chosen, "reason": reason, "candidates": candidates} | code
     jsonl.replace(path, json.dumps(said, indent=2) + "\n")

@@ -52,15 +52,7 @@ def at_size(
 ) -> Size:
     """Prepare the evaluation of candidates at an image size; nothing compiles yet.
 
-    Args:
-      run: its workdir.
-      phase: whose weights are the candidates.
-      config: with the split and the images of the choice.
-      image_size: the side in pixels.
-      steps: of APGD-CE; None: the attack is AutoAttack.
-      folder: for the ledgers of AutoAttack.
-    Raises:
-      ValueError: a network that does not take such images.
+    `steps` are of APGD-CE; None: the attack is AutoAttack, whose ledgers lie in `folder`.
     """
     source = splits.opened(config, "selection_split")
     wanted = subjects.preprocessing(subjects.of_run(run, phase), image_size, source)
@@ -89,10 +81,7 @@ def at_size(
 
 
 def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
-    """Measure weights with AutoAttack or, where it is not in full, with its first attack.
-
-    The ledgers of the last candidates, in `folder`, are replayed.
-    """
+    """Measure by AutoAttack or its first attack; the last candidates' ledgers are replayed."""
     size = config.model.image_size
     ledgers: list[Path] = []
 

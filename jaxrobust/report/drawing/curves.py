@@ -41,10 +41,7 @@ class Metrics(NamedTuple):
 
 
 def read(path: Path) -> Metrics:
-    """Return the metrics of a file; damaged lines and a torn last one are left out and noted.
-
-    A file of 500,000 lines needs 16 bytes for each number in it.
-    """
+    """Return the metrics of a file; damaged lines and a torn last one are left out and noted."""
     return _Growing(path).read()
 
 
@@ -62,8 +59,6 @@ class Followed:
 
 
 class _Growing:
-    """What is known of one file so far."""
-
     def __init__(self, path: Path) -> None:
         self._path = path
         self._begin()
@@ -76,7 +71,6 @@ class _Growing:
         self._before = b""  # the bytes in front of the offset
 
     def read(self) -> Metrics:
-        """Return the metrics of the whole file, of which only what was added is read."""
         torn = False
         if not self._path.is_file():
             self._begin()
@@ -96,7 +90,6 @@ class _Growing:
         return Metrics(curves, events, notes)
 
     def _take(self, lines: BinaryIO) -> bool:
-        """Read the lines from here on; return whether the last one is cut off."""
         for line in lines:
             whole = line.endswith(b"\n")
             if line == b"\n" and self._before and not self._before.endswith(b"\n"):
@@ -150,7 +143,6 @@ def _alarms(row: dict[str, Any]) -> list[Event]:
 
 
 def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[Event]:
-    """Return the alarms of robust overfitting, as the training gives them."""
     found = []
     for phase, own in curves.items():
         if not {"selection_robust", "selection_images", "robust"} <= own.keys():
@@ -202,10 +194,7 @@ def _notes(path: Path, damaged: list[int], lines: int, torn: bool) -> list[str]:
 
 
 def thinned(curve: Curve, most: int) -> Curve:
-    """Return at most about `most` points, with the least and greatest of each stretch of steps.
-
-    So no peak is lost; the first and the last point stay.
-    """
+    """Return about `most` points: the first, the last, each stretch's least and greatest."""
     n = len(curve.steps)
     if n <= most:
         return curve

@@ -74,10 +74,7 @@ def lines(
     marks: Sequence[Mark] = (),
     note: str = "",
 ) -> Html:
-    """Return a figure of curves, with what happened on the way as dashed lines.
-
-    Where no point can be drawn, it is a sentence that says so.
-    """
+    """Return a figure of curves, with what happened on the way as dashed lines."""
     if not any(_drawable(b, y) for c in curves for b in c.y):
         return _empty(title, "positive and finite" if y.log else "finite", note)
     xs = [v for c in curves for v in c.x if math.isfinite(v)]
@@ -114,12 +111,10 @@ def lines(
 
 
 def _drawable(value: float | None, axis: Axis) -> bool:
-    """Tell whether an axis has a place for a value."""
     return value is not None and math.isfinite(value) and (value > 0 or not axis.log)
 
 
 def _empty(title: str, kind: str, note: str) -> Html:
-    """Draw the sentence in place of a figure without a point."""
     said = f"There is nothing to draw: no value is {kind}."
     return tag(
         "figure",
@@ -158,7 +153,6 @@ def _frame(axis: Axis, values: Sequence[float], start: float, end: float) -> _Fr
 
 
 def _ticks(frame: _Frame, most: int) -> list[float]:
-    """Return round numbers between the ends of an axis."""
     if frame.log:
         first, last = math.ceil(math.log10(frame.low)), math.floor(math.log10(frame.high))
         if last - first >= 1:
@@ -215,7 +209,6 @@ def _anchored(place: float) -> tuple[str, str]:
 
 
 def _drawn(number: int, curve: Line, fx: _Frame, fy: _Frame) -> list[Html]:
-    """Return the path of a curve, with points where there are few, and its intervals."""
     path, pen, places = [], "M", []
     for a, b in zip(curve.x, curve.y, strict=True):
         if not math.isfinite(b) or (fy.log and b <= 0):
@@ -264,13 +257,7 @@ def rows(
     names: tuple[str, str] = ("", ""),
     note: str = "",
 ) -> Html:
-    """Return a figure with a line for each value, its interval, and a second value as a ring.
-
-    Args:
-      names: what the value and the second value are.
-    Returns:
-      A figure; where no value can be drawn, a sentence that says so.
-    """
+    """Return a figure with a line for each value, its interval, and a second value as a ring."""
     if not any(_drawable(v, x) for r in values for v in (r.value, r.second)):
         return _empty(title, "known" if values else "there", note)
     fx = _frame(x, [v for r in values for v in r[1:5] if v is not None], 118, _WIDTH - _RIGHT)
@@ -342,9 +329,7 @@ def figure(
 ) -> Html:
     """Return a picture with its title, legend and note, and its data where the script finds them.
 
-    Args:
-      told: the data; its `kind` says which function of the script reads them.
-      alt: what the picture shows, for those who do not see it.
+    Of `told`, the data, `kind` says which function of the script reads them.
     """
     drawn = tag(
         "svg",

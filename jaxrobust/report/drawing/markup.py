@@ -78,10 +78,7 @@ def table(
     words: int = 1,
     of: str = "",
 ) -> Html:
-    """Return a table that scrolls where it is too wide; its first `words` columns are text.
-
-    `of` tells it from tables with the same caption, for those who do not see where it stands.
-    """
+    """Return a table that scrolls where it is too wide; its first `words` columns are text."""
     first = tag("tr", [tag("th", name, scope="col") for name in head])
     body = [
         tag(

@@ -17,12 +17,7 @@ _LETTERS = 11  # of a name
 def cells(
     identity: str, title: str, names: Sequence[str], counts: np.ndarray, *, alt: str, note: str
 ) -> Html:
-    """Return a figure of counts i[K, K] of K <= `MOST` classes, rows over columns.
-
-    Args:
-      names: of the classes.
-      alt: what the figure shows, for those who do not see it.
-    """
+    """Return a figure of counts i[K, K] of K <= `MOST` classes, rows over columns."""
     size = _SIDE / len(names)
     parts: list[Html] = [_shades(counts, size)]
     for at, name in enumerate(names):
@@ -52,7 +47,6 @@ def cells(
 
 
 def _shades(counts: np.ndarray, size: float) -> Html:
-    """Return the cells, those of one level of colour as one path."""
     most = max(int(counts.max(initial=0)), 1)
     levels = -(-_LEVELS * counts // most)
     paths = []

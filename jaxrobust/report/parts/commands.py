@@ -55,7 +55,6 @@ def _judged(record: AccuracyRecord) -> list[str]:
 
 
 def _function(function: parts.UserFunction) -> list[str]:
-    """Return the flags of a network that is none of ours."""
     if "torch" not in function:
         return ["--function", str(function["name"])]
     words = ["--torch", str(function["name"])]
@@ -65,7 +64,6 @@ def _function(function: parts.UserFunction) -> list[str]:
 
 
 def _of_files(record: AccuracyRecord) -> bool:
-    """Tell whether a record is of files of corruptions, each of which is a split."""
     return (record.corruptions or {}).get("images") == "files"
 
 
@@ -125,7 +123,6 @@ def part(one: Evaluation) -> Html:
 
 
 def _remark(one: Evaluation) -> str:
-    """Say how far the command repeats the evaluation."""
     if not one.record.method and one.record.attacks:
         return (
             "A training tested itself here; jaxrobust train with its config repeats that. "
@@ -138,7 +135,6 @@ def _remark(one: Evaluation) -> str:
 
 
 def _board(one: Evaluation) -> list[Html]:
-    """Return RobustBench's entry and issue, and why the record does not count there, if so."""
     record = one.record
     try:
         lacks = robustbench_entry.lacks(record)

@@ -63,10 +63,9 @@ def groups(found: Sequence[Evaluation]) -> list[list[Evaluation]]:
 
 
 def difference(first: Evaluation, other: Evaluation, key: str) -> Paired | None:
-    """Compare two evaluations in `clean` or `robust` on the images of both.
+    """Compare two evaluations in `clean` or `robust` on the images of both, without replayed ones.
 
-    Without those that a replayed point decided in one of them. None: they have no image in common,
-    or other labels on it.
+    None: they have no image in common, or other labels on it.
     """
     a, b = first.verdicts, other.verdicts
     assert a is not None and b is not None, "groups() has them"

@@ -23,10 +23,7 @@ _HEAD = ("label", "class reached", "images", "of the fooled with this label")
 
 
 def pairs(one: Evaluation) -> list[tuple[int, int, int]]:
-    """Return label, class reached, images; the most frequent pair first, ties by the label.
-
-    Only images count that are right as they are, that an attack fooled, and whose class is known.
-    """
+    """Return label, class reached, images; the most frequent pair first, ties by the label."""
     seen = one.verdicts
     if seen is None:
         return []
@@ -38,10 +35,7 @@ def pairs(one: Evaluation) -> list[tuple[int, int, int]]:
 
 
 def part(one: Evaluation, key: str) -> tuple[Html | None, Html | None]:
-    """Return the confusion of an evaluation as a matrix, and what stands below the figures.
-
-    That is a table where there are many classes, or why nothing is known.
-    """
+    """Return the confusion as a matrix, and what stands below: many classes, nothing known."""
     seen, found = one.verdicts, pairs(one)
     if seen is None and one.record.robust is not None:
         return None, tag("p", _NO_VERDICTS, class_="note")

@@ -33,15 +33,7 @@ def part(
     *,
     told: bool = False,
 ) -> Html:
-    """Return an evaluation.
-
-    Args:
-      one: the evaluation.
-      key: begins the names of its figures.
-      runs: those of the page.
-      pictures: of its images.
-      told: its sentence and its doubts stand above already.
-    """
+    """Return an evaluation; `told`: its sentence and its doubts stand above already."""
     said = [] if told else sentences.doubts(one, runs)
     matrix, confused = confusion.part(one, f"{key}-confusion")
     drawn = [_left(one, f"{key}-left"), _classes(one, f"{key}-classes"), matrix]
@@ -68,10 +60,6 @@ def title(one: Evaluation) -> str:
 
 
 def _after(one: Evaluation) -> list[tuple[str, float]]:
-    """Return the accuracies from clean to robust, attack by attack, or threat by threat.
-
-    Of a worst case, those under each attack alone, where they are known.
-    """
     record = one.record
     found: list[tuple[str, float | None]] = [("clean", record.clean)]
     if record.corruptions:
@@ -89,7 +77,6 @@ def _after(one: Evaluation) -> list[tuple[str, float]]:
 
 
 def _each(record: AccuracyRecord) -> bool:
-    """Tell whether the accuracy under each attack of a worst case is known."""
     parts = record.worst_case or []
     return bool(parts) and all(part["robust"] is not None for part in parts)
 
@@ -102,7 +89,6 @@ _INTERVALS: dict[str, Literal["clean", "robust"]] = {
 
 
 def _left(one: Evaluation, key: str) -> Html:
-    """Draw what is still right, from all images to those that withstand everything."""
     rows = []
     for name, value in _after(one):
         known = _INTERVALS.get(name)
@@ -119,7 +105,6 @@ def _left(one: Evaluation, key: str) -> Html:
 
 
 def _costs(one: Evaluation) -> Html | None:
-    """Tabulate the images that each attack removed, and its costs."""
     costs: list[Any] = [*(one.record.costs or ())]
     if not costs:
         said = (

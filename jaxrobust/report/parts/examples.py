@@ -47,7 +47,6 @@ class Album:
     """Pictures for a page, as long as the page stays small."""
 
     def __init__(self, budget: int = 1_200_000) -> None:
-        """Take how many letters may be used."""
         self._left = budget
 
     def part(self, one: Evaluation) -> Child:
@@ -150,11 +149,7 @@ def _asks(record: AccuracyRecord, attacks: list[parts.AttackSettings]) -> tuple[
 
 
 def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
-    """Return the shape H, W, C of the images of a ledger, and which were fooled.
-
-    Raises:
-      ValueError: a damaged line, or a ledger of an older version without the shape.
-    """
+    """Return the shape H, W, C of the images of a ledger, and which were fooled."""
     shape: tuple[int, ...] = ()
     found = []
     others = sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))
@@ -230,7 +225,6 @@ def _pictures(found: Fooled, clean: Any, shape: tuple[int, ...], label: str) -> 
 
 
 def _uri(image: np.ndarray, *, smooth: bool) -> str:
-    """Return an image f32[H,W,C] in [0, 1] as a PNG inside of an address."""
     pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
     drawn = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3])
     if max(drawn.size) > _SIDE:

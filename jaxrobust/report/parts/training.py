@@ -56,12 +56,7 @@ PANELS = {
 
 
 def part(run: Run, key: str, most: int) -> Html:
-    """Return the training of a run.
-
-    Args:
-      key: begins the names of its figures, and is different for each run.
-      most: points that a curve is thinned to.
-    """
+    """Return the training of a run; a curve is thinned to `most` points."""
     beside = min(len(run.phases), 3)
     drawn = []
     for name, panel in PANELS.items():
