@@ -275,9 +275,9 @@ def main() -> None:
     """Measure and print."""
     args = parse()
     if args.topology:
-        from tools.topology_autoattack import ahead_of_time
+        from tools import bench_topology
 
-        return ahead_of_time(args)
+        return bench_topology.autoattack(args)
     if args.worker:
         return our_worker(args) if args.worker == "ours" else their_worker(args)
     all_cores = sorted(os.sched_getaffinity(0))
