@@ -40,107 +40,63 @@ class Step(NamedTuple):
     back: str = ""  # a box further up that comes again
 
 
-IMAGE: dict[str, Step] = {
-    "image": Step("An image and its label", "evaluation.network.images:ImageSet", ("clean",)),
-    "clean": Step(
-        "One forward pass: what is misclassified is decided",
-        "evaluation.engine.engine:forward",
-        ("replay", "ledger"),
-    ),
-    "replay": Step(
-        "Points that fooled other networks or radii, one pass each",
-        "evaluation.engine.replay:run",
-        ("attack",),
-    ),
-    "attack": Step(
-        "The next attack takes what still stands", "evaluation.engine.cascade:Attack.run", ("jobs",)
-    ),
-    "jobs": Step(
-        "Jobs: one target and one restart of an image each",
-        "evaluation.engine.schedule:Jobs",
-        ("slots",),
-    ),
-    "slots": Step(
-        "Slots hold a job each; one program steps in all of them",
-        "evaluation.engine.slots:Slots",
-        ("verdict",),
-    ),
-    "verdict": Step(
-        "A slot is free: its image is fooled, or the job is over",
-        "evaluation.engine.schedule:Jobs.collect",
-        ("confirm",),
-        "jobs",
-    ),
-    "confirm": Step(
-        "Confirmation: a last pass with exact products, the norm in float64",
-        "evaluation.engine.cascade:Attack.confirm",
-        ("refute", "ledger"),
-    ),
-    "refute": Step(
-        "Refutation: the job goes on behind that step",
-        "evaluation.engine.schedule:Jobs.refute",
-        (),
-        "jobs",
-    ),
-    "ledger": Step(
-        "The verdict and its point are on disk; whoever continues begins here",
-        "evaluation.engine.ledger:Ledger.add",
-        ("record",),
-        "attack",
-    ),
-    "record": Step(
-        "All attacks are over: flags, accuracies, one record", "evaluation.records.records"
-    ),
-}
-TRAINING: dict[str, Step] = {
-    "batch": Step(
-        "The batch, split over the devices of the mesh (data x fsdp)",
-        "runtime.devices.sharding:global_arrays",
-        ("augment",),
-    ),
-    "state": Step(
-        "The state; large arrays are split over fsdp",
-        "training.update.step:TrainState",
-        ("keys", "gather"),
-    ),
-    "keys": Step(
-        "A key for each image, from the number of the step",
-        "attacks:image_keys",
-        ("attack",),
-    ),
-    "augment": Step(
-        "Mixing and erasing, on the device", "training.update.mixing:BatchAugmentation", ("attack",)
-    ),
-    "gather": Step(
-        "Parameters are gathered once, in the compute type",
-        "runtime.devices.sharding:spread",
-        ("attack",),
-    ),
-    "attack": Step(
-        "Each device attacks its own images, part by part; nothing is sent",
-        "training.update.step:of_device",
-        ("loss",),
-    ),
-    "loss": Step(
-        "Loss and gradients of the adversarial images",
-        "training.update.step:gradients",
-        ("reduce",),
-    ),
-    "reduce": Step(
-        "Gradients are averaged once; a device keeps its part",
-        "runtime.devices.sharding:Spread",
-        ("update",),
-    ),
-    "update": Step(
-        "Optimiser, and the average of the weights", "training.update.step:train_step", ("guard",)
-    ),
-    "guard": Step(
-        "If all is finite, the new state counts, else the old one",
-        "training.update.step:train_step",
-        (),
-        "state",
-    ),
-}
+def _steps(text: str) -> dict[str, Step]:
+    """Read lines of `KEY: TITLE` and `CODE -> BOXES THAT FOLLOW <- A BOX THAT COMES AGAIN`."""
+    found, lines = {}, text.strip().splitlines()
+    for head, below in zip(lines[::2], lines[1::2], strict=True):
+        key, _, title = head.partition(": ")
+        rest, _, back = below.strip().partition(" <- ")
+        code, _, then = rest.partition(" -> ")
+        found[key] = Step(title, code, tuple(then.split()), back)
+    return found
+
+
+IMAGE = _steps("""
+image: An image and its label
+    evaluation.network.images:ImageSet -> clean
+clean: One forward pass: what is misclassified is decided
+    evaluation.engine.engine:forward -> replay ledger
+replay: Points that fooled other networks or radii, one pass each
+    evaluation.engine.replay:run -> attack
+attack: The next attack takes what still stands
+    evaluation.engine.cascade:Attack.run -> jobs
+jobs: Jobs: one target and one restart of an image each
+    evaluation.engine.schedule:Jobs -> slots
+slots: Slots hold a job each; one program steps in all of them
+    evaluation.engine.slots:Slots -> verdict
+verdict: A slot is free: its image is fooled, or the job is over
+    evaluation.engine.schedule:Jobs.collect -> confirm <- jobs
+confirm: Confirmation: a last pass with exact products, the norm in float64
+    evaluation.engine.cascade:Attack.confirm -> refute ledger
+refute: Refutation: the job goes on behind that step
+    evaluation.engine.schedule:Jobs.refute <- jobs
+ledger: The verdict and its point are on disk; whoever continues begins here
+    evaluation.engine.ledger:Ledger.add -> record <- attack
+record: All attacks are over: flags, accuracies, one record
+    evaluation.records.records
+""")
+TRAINING = _steps("""
+batch: The batch, split over the devices of the mesh (data x fsdp)
+    runtime.devices.sharding:global_arrays -> augment
+state: The state; large arrays are split over fsdp
+    training.update.step:TrainState -> keys gather
+keys: A key for each image, from the number of the step
+    attacks:image_keys -> attack
+augment: Mixing and erasing, on the device
+    training.update.mixing:BatchAugmentation -> attack
+gather: Parameters are gathered once, in the compute type
+    runtime.devices.sharding:spread -> attack
+attack: Each device attacks its own images, part by part; nothing is sent
+    training.update.step:of_device -> loss
+loss: Loss and gradients of the adversarial images
+    training.update.step:gradients -> reduce
+reduce: Gradients are averaged once; a device keeps its part
+    runtime.devices.sharding:Spread -> update
+update: Optimiser, and the average of the weights
+    training.update.step:train_step -> guard
+guard: If all is finite, the new state counts, else the old one
+    training.update.step:train_step <- state
+""")
 
 
 def rooms() -> tuple[dict[str, Box], dict[str, set[str]]]:
