@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,10 @@ from jaxrobust.weights.store import hashes
 _DEPTH = 3  # folders below a named one that are looked into
 _RESULTS = "results.jsonl"
 _COSTS = ("fooled", "forward", "backward", "idle", "seconds", "compile_seconds")
+_NOTED = {  # beside the metrics: where a run went back, and where it went on
+    "rollback": "{why}; back to step {back_to}",
+    "resumption": "another process continued here, {time}, on {devices}",
+}
 
 
 class Run(NamedTuple):
@@ -205,22 +210,13 @@ def classes_of(folder: Path) -> list[str]:
 
 def _noted(folder: Path, phases: list[str], notes: list[str]) -> Iterator[Event]:
     for phase in phases:
-        for kind, said in (("rollback", _went_back), ("resumption", _went_on)):
+        for kind, text in _NOTED.items():
             rows, damaged = _rows(folder / phase / f"{kind}s.jsonl")
             notes += damaged
-            yield from (
-                Event(phase, row["step"], kind, said(row))
-                for row in rows
-                if isinstance(row.get("step"), int)
-            )
-
-
-def _went_back(row: dict[str, Any]) -> str:
-    return f"{row.get('why')}; back to step {row.get('back_to')}"
-
-
-def _went_on(row: dict[str, Any]) -> str:
-    return f"another process continued here, {row.get('time')}, on {row.get('devices')}"
+            for row in rows:
+                if isinstance(row.get("step"), int):
+                    said = text.format_map(defaultdict(lambda: None, row))
+                    yield Event(phase, row["step"], kind, said)
 
 
 def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:

@@ -12,6 +12,8 @@ from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
 
 LEVEL = 0.95  # of intervals; what has p below 1 - LEVEL can be told apart
 INTERVAL = f"{100 * LEVEL:.0f} % interval"
+_OF_RECORD = ("evaluation", "weights", "weights_sha256", "dataset", "split", "preprocessing")
+_OF_RECORD += ("attacks", "seed", "commit", "flags")  # type: ignore[assignment]
 
 
 class Difference(NamedTuple):
@@ -138,16 +140,7 @@ def _plain_evaluation(at: int, one: Evaluation) -> dict[str, Any]:
         "name": letter(at),
         "network": one.label,
         "file": str(one.ours.file),
-        "evaluation": record.evaluation,
-        "weights": record.weights,
-        "weights_sha256": record.weights_sha256,
-        "dataset": record.dataset,
-        "split": record.split,
-        "preprocessing": record.preprocessing,
-        "attacks": record.attacks,
-        "seed": record.seed,
-        "commit": record.commit,
-        "flags": record.flags,
+        **{key: getattr(record, key) for key in _OF_RECORD},
         "evaluated": one.images,
         "clean": float(seen.clean.mean()),
         "robust": float(seen.robust.mean()) if record.attacks else None,

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxrobust.analysis.comparison.evaluations import letter
 from jaxrobust.analysis.comparison.findings import INTERVAL, LEVEL, Difference, Findings, Pair
+from jaxrobust.analysis.papers.markdown import grid
 from jaxrobust.evaluation.records import pairs, records
 from jaxrobust.evaluation.records.pairs import Paired
 
@@ -25,16 +26,16 @@ def document(found: Findings, picture: str | None = None) -> str:
         f"# {_listed(names)}, image by image",
         found.left_out,
         about,
-        _table(_evaluations(found)),
+        grid(_evaluations(found)),
         "\n".join(f"- {said}" for said in (*words, *found.remarks)),
         f"![Differences]({picture})" if picture else "",
         "## Differences",
-        _table(_differences(found.pairs)),
+        grid(_differences(found.pairs)),
     ]
     if found.removed:
-        parts += ["## Images that each attack removed", _table(_removed(found, names))]
+        parts += ["## Images that each attack removed", grid(_removed(found, names))]
     if len(found.pairs) == 1:
-        parts += ["## Classes that differ most", _table(_classes(found.pairs[0]))]
+        parts += ["## Classes that differ most", grid(_classes(found.pairs[0]))]
     parts += ["## How this was computed", _how(len(found.pairs))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -181,11 +182,6 @@ def _how(asked: int) -> str:
         f"(1998). {correction} All of it is about these weights on images like these: how much two "
         "trainings of one recipe differ by their seeds, no test of two networks knows."
     )
-
-
-def _table(rows: list[list[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in lines)
 
 
 def _share(one: Paired) -> tuple[str, str]:

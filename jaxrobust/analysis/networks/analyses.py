@@ -102,8 +102,4 @@ def written(settings: Settings) -> tuple[Path, Path]:
         rows, made = module.analyse(seen, settings)
     figure = module.draw(seen, rows, made, settings)
     out = pictures.folder(settings.out, settings.named["workdir"])
-    out.mkdir(parents=True, exist_ok=True)
-    table, picture = (out / f"{settings.analysis}.{kind}" for kind in ("csv", "png"))
-    figure.savefig(picture, dpi=130)
-    pictures.write(rows, table)
-    return table, picture
+    return pictures.save(out, settings.analysis, figure, rows)

@@ -125,14 +125,11 @@ def written(named: dict[str, Any], out: Path | None) -> tuple[Path, Path]:
     if not found:
         raise ValueError(f"{name} has no convolutions or linear maps whose names end in .kernel")
     out = pictures.folder(out, named["workdir"])
-    out.mkdir(parents=True, exist_ok=True)
-    table, picture = out / "sparsity.csv", out / "sparsity.png"
-    draw(name, found).savefig(picture, dpi=130)
-    pictures.write(rows(found), table)
+    paths = pictures.save(out, "sparsity", draw(name, found), rows(found))
     for part in found:
         print(
             f"{part.name:13} {part.ratio:6.1%} of {part.weights.size:,} weights, "
             f"{part.ratio_of_all:.1%} of all its parameters",
             file=sys.stderr,
         )
-    return table, picture
+    return paths

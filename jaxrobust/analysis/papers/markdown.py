@@ -77,7 +77,7 @@ def _table(shown: Filled) -> str:
     head = ["network", *varying]
     for key, what in table.results.items():
         head += [f"{_title(key, what)}: paper", "ours"] if key in attacked else [_title(key, what)]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for index, row in enumerate(table.rows):
         cells = [tables.named(row), *(_plain(row.get(key)) for key in varying)]
         for key in table.results:
@@ -86,13 +86,16 @@ def _table(shown: Filled) -> str:
                 cells.append(_ours(shown, index, key, table.value(row, key)))
         lines.append(cells)
     title = f"## {tables.title(table)}: {table.caption}"
-    body = "\n".join("| " + " | ".join(_safe(c) for c in cells) + " |" for cells in lines)
-    notes = [
-        *table.notes,
-        *(f"{row['name']}: {row['note']}" for row in table.rows if "note" in row),
-    ]
-    said = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
-    return "\n\n".join(part for part in (title, _same(table, varying), body, said) if part)
+    of_rows = [f"{row['name']}: {row['note']}" for row in table.rows if "note" in row]
+    said = "\n".join(f"- {note}" for note in dict.fromkeys([*table.notes, *of_rows]))
+    parts = (title, _same(table, varying), grid(lines), said)
+    return "\n\n".join(part for part in parts if part)
+
+
+def grid(rows: list[list[str]]) -> str:
+    """Write rows of cells as a table, the first of them as its head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(_safe(cell) for cell in row) + " |" for row in lines)
 
 
 def _ours(shown: Filled, index: int, key: str, printed: str) -> str:
@@ -195,13 +198,11 @@ def _concerns(what: dict[str, Any], record: "AccuracyRecord") -> bool:
 
 
 def _contradictions(found: list[dict[str, Any]]) -> str:
-    lines = ["## Where the paper contradicts itself or others", ""]
-    lines += ["| where | says | likelier | why |", "|---|---|---|---|"]
+    rows = [["where", "says", "likelier", "why"]]
     for row in found:
         says = " / ".join(_plain(value) for value in row["says"])
-        cells = [row["where"], says, _plain(row["likely"]), row["why"]]
-        lines.append("| " + " | ".join(_safe(cell) for cell in cells) + " |")
-    return "\n".join(lines)
+        rows.append([row["where"], says, _plain(row["likely"]), row["why"]])
+    return "## Where the paper contradicts itself or others\n\n" + grid(rows)
 
 
 def _plain(value: Any) -> str:

@@ -13,34 +13,34 @@ if TYPE_CHECKING:
 
 PAPER = "twenty_architectures"
 NOTE = "epochs, start and attack_steps are those of the authors' repository, not of the paper."
-# Name of a row -> our network at 32 px and its options. That of ImageNette has _224 behind it,
+# Name of a row -> our network at 32 px. That of ImageNette has _224 behind it,
 # unless it is in `_LARGE`: the paper does not define those, and they are the standard ones.
-_NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ViT": ("cifar_vit", {}),
-    "MLP-Mixer": ("cifar_mixer", {}),
-    "PoolFormer": ("cifar_poolformer", {}),
-    "Swin Transformer": ("cifar_swin", {}),
-    "PVTv2": ("cifar_pvt_v2", {}),
-    "CoAtNet": ("cifar_coatnet", {}),
-    "CPVT": ("cifar_cpvt", {}),
-    "ViTAE": ("cifar_vitae", {}),
-    "CCT": ("cifar_cct", {}),
-    "LeViT": ("cifar_levit", {}),
-    "MobileViT": ("cifar_mobilevit", {}),
-    "BoTNet": ("cifar_botnet50", {}),
-    "CeiT": ("cifar_ceit", {}),
-    "CvT": ("cifar_cvt", {}),
-    "VGG": ("cifar_vgg16", {}),
-    "WideResNet": ("cifar_wrn_40_10", {}),
-    "DenseNet": ("cifar_densenet", {}),
-    "PreActResNet": ("cifar_preactresnet50", {}),
-    "ResNet": ("cifar_resnet50", {}),
-    "ResNeXt": ("cifar_resnext29", {}),
+_NETWORKS = {
+    "ViT": "cifar_vit",
+    "MLP-Mixer": "cifar_mixer",
+    "PoolFormer": "cifar_poolformer",
+    "Swin Transformer": "cifar_swin",
+    "PVTv2": "cifar_pvt_v2",
+    "CoAtNet": "cifar_coatnet",
+    "CPVT": "cifar_cpvt",
+    "ViTAE": "cifar_vitae",
+    "CCT": "cifar_cct",
+    "LeViT": "cifar_levit",
+    "MobileViT": "cifar_mobilevit",
+    "BoTNet": "cifar_botnet50",
+    "CeiT": "cifar_ceit",
+    "CvT": "cifar_cvt",
+    "VGG": "cifar_vgg16",
+    "WideResNet": "cifar_wrn_40_10",
+    "DenseNet": "cifar_densenet",
+    "PreActResNet": "cifar_preactresnet50",
+    "ResNet": "cifar_resnet50",
+    "ResNeXt": "cifar_resnext29",
 }
-_LARGE: dict[str, tuple[str, dict[str, Any]]] = {
-    "ResNet": ("resnet50", {}),
-    "ResNeXt": ("cifar_resnext50_224", {}),
-    "WideResNet": ("wide_resnet50_2", {}),
+_LARGE = {
+    "ResNet": "resnet50",
+    "ResNeXt": "cifar_resnext50_224",
+    "WideResNet": "wide_resnet50_2",
 }
 # Keys of a row that are options of its network.
 _OPTIONS = {"stages": "order", "patch": "patch"}
@@ -59,13 +59,12 @@ _STEPS = {"attack_steps": 15}
 def row(found: dict[str, Any]) -> dict[str, Any]:
     """Return a row with its network and with what the repository says of its training."""
     name = found["name"].partition("-")[0] if "stages" in found else found["name"]
-    small = found["image_size"] == 32
-    model, options = _NETWORKS[name]
-    if not small:
-        model, options = _LARGE.get(name, (f"{model}_224", {}))
+    model = _NETWORKS[name]
+    if found["image_size"] != 32:
+        model = _LARGE.get(name, f"{model}_224")
     own = {option: found[key] for key, option in _OPTIONS.items() if found.get(key) is not None}
     more = _TRAINING | (_STEPS if found["objective"] != "clean" else {})
-    return found | more | {"model": model, "options": options | own}
+    return found | more | {"model": model, "options": own}
 
 
 def results(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
