@@ -2,7 +2,7 @@
 
 `--network golden`: standard AutoAttack on the small convolutional network of the golden values,
 128 CIFAR-10 images; seconds, and whether the verdicts agree. `--network convnext_n`: seconds per
-forward and backward pass on a wider network, where nobody is fooled (radius 0). `--torch`: ours is
+forward and backward pass on a wider network, where no image is fooled (radius 0). `--torch`: ours is
 PyTorch's module in JAX, as `evaluate --torch` has it; `--network my_nets.py:build` is one's own.
 Each program runs in a process of its own, in turns: on one core with one thread (CPU seconds), then
 on all cores (wall seconds). Compilation is reported apart.
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust.runtime.commandline.arguments import Arguments
+from tools import guarded
 from tools.bench_networks import our_network, their_network
 
 GOLDEN = ROOT / "tests/golden/attacks"
@@ -150,7 +151,7 @@ def our_worker(args: argparse.Namespace) -> None:
 def network_seconds(
     network: Any, images: "np.ndarray", labels: "np.ndarray", result: Any, batch: int | None
 ) -> float:
-    """Return what the passes of a run cost by themselves, idle slots included, on one device."""
+    """Measure the seconds of a run's passes by themselves, idle slots included, on one device."""
     import jax
     import jax.numpy as jnp
 
@@ -347,12 +348,4 @@ if __name__ == "__main__":
     from jaxrobust.runtime.processes.launch import keep_large_buffers
 
     keep_large_buffers()
-    try:
-        main()
-    except ImportError as error:
-        extra = "tpu-aot" if error.name == "libtpu" else "test,parity"
-        print(f"bench_autoattack: {error}; pip install -e '.[{extra}]'", file=sys.stderr)
-        sys.exit(2)
-    except ValueError as error:
-        print(f"bench_autoattack: {error}", file=sys.stderr)
-        sys.exit(2)
+    guarded("bench_autoattack", main)

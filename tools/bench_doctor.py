@@ -5,7 +5,7 @@ python tools/bench_doctor.py RUN [RUN ...] [--plant RUN] [--photographs FOLDER] 
 Each fault of a network is planted into the run --plant (default: the first), each fault of a config
 into one of the package; all RUNs are taken to be healthy. --photographs are of one folder for each
 class: two small networks are trained on them, one as PIL resizes them and one as arrays are
-resized. Each row is one command in a process of its own with nothing cached. A fault is found if
+resized. Each row is one command in a separate process with nothing cached. A fault is found if
 its check is red; blame is wrong if another check is red or yellow and does not say that it follows.
 Exit code 1 if a fault is missed, blamed wrongly, or a healthy network alarms.
 """
@@ -215,13 +215,15 @@ def examined(case: Case, cache: Path) -> Row:
     return judged(case, json.loads(done.stdout.splitlines()[-1]), seconds)
 
 
-def judged(case: Case, told: dict[str, Any], seconds: float) -> Row:
-    """Return what the doctor's JSON says of a case."""
-    found = [finding for each in told["examined"] for finding in each["findings"]]
+def judged(case: Case, printed: dict[str, Any], seconds: float) -> Row:
+    """Read the doctor's JSON on a case."""
+    findings = [finding for each in printed["examined"] for finding in each["findings"]]
 
     def named(level: str, follows: bool) -> list[str]:
         return [
-            f["check"] for f in found if f["level"] == level and bool(f["follows_from"]) == follows
+            f["check"]
+            for f in findings
+            if f["level"] == level and bool(f["follows_from"]) == follows
         ]
 
     red, yellow, follow = named("red", False), named("yellow", False), named("yellow", True)
@@ -244,12 +246,12 @@ def _line(row: Row) -> str:
 def _summary(rows: list[Row]) -> str:
     faulty = [row for row in rows if row.check]
     healthy = [row for row in rows if not row.check]
-    found = sum(row.check in row.red for row in faulty)
+    detected = sum(row.check in row.red for row in faulty)
     wrong = sum(not row.right for row in faulty)
     alarms = sum(not row.right for row in healthy)
     longest = max((row.seconds for row in rows), default=0)
     return (
-        f"\n{found} of {len(faulty)} planted faults found, {wrong} missed or blamed wrongly; "
+        f"\n{detected} of {len(faulty)} planted faults found, {wrong} missed or blamed wrongly; "
         f"{alarms} of {len(healthy)} healthy networks alarm; the longest took {longest:.0f} s"
     )
 

@@ -4,7 +4,7 @@ Both sides compute in bfloat16: ours as it trains, PyTorch on timm's networks wi
 autocast, channels-last, fused AdamW and an attack that computes input gradients only. The batch of
 each is the largest that fits: from `--largest` down, halved while memory does not suffice. Then
 both run in turns, at their own largest batch and at the largest that fits both, each run
-`tools/bench_step.py` in a process of its own, which has the GPU's memory for itself.
+`tools/bench_step.py` in a separate process, which has the GPU's memory for itself.
 
 Needs JAX with CUDA and the extra `parity` with a CUDA build of PyTorch.
 """
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from jaxrobust.runtime.commandline.arguments import Arguments, config_name
 from jaxrobust.runtime.devices import hlo
-from tools import bench_step
+from tools import bench_step, guarded
 
 CONFIGS = ("convnext_t_cvst", "convnext_b_cvst", "vit_s_cvst", "vit_b_cvst", "xcit_s12")
 SIDES = {"jaxrobust": "step", "PyTorch": "torch"}  # name -> program of bench_step
@@ -119,7 +119,7 @@ def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, An
         raise RuntimeError(f"{where}: exit code {done.returncode}\n{done.stderr[-4000:]}")
     figures = json.loads(done.stdout.splitlines()[-1])
     program = SIDES[side]
-    found = {
+    result = {
         "batch": batch,
         "device": figures["device"],
         "images_per_s": figures["images_per_s"][program],
@@ -127,8 +127,8 @@ def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, An
         "mfu": figures["mfu"].get(program),
         "peak_memory": figures["peak_memory"].get(program),
     }
-    say(network, side, batch, f"{found['images_per_s']:.1f} images/s")
-    return found
+    say(network, side, batch, f"{result['images_per_s']:.1f} images/s")
+    return result
 
 
 def say(network: Network, side: str, batch: int, what: str) -> None:
@@ -145,8 +145,8 @@ def largest_fitting(run: Attempt, side: str, start: int) -> dict[str, Any]:
     """Return the figures of the first batch of start, start / 2, ... that fits."""
     batch = start
     while batch:
-        if found := run(side, batch):
-            return found
+        if result := run(side, batch):
+            return result
         batch //= 2
     raise ValueError(f"{side}: not even one image fits; take a smaller network or --image-size")
 
@@ -202,10 +202,10 @@ Events = Iterable[tuple[str, str, float]]  # (plane, operation, seconds)
 
 
 def events(folder: Path) -> list[tuple[str, str, float]]:
-    """Return what a folder's latest trace says: each operation that ran, on a GPU each kernel."""
+    """List the operations of a folder's latest trace, on a GPU each kernel."""
     import jax
 
-    found = []
+    operations = []
     latest = max(folder.rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
     for plane in jax.profiler.ProfileData.from_file(str(latest)).planes:
         device = (plane.name or "").startswith("/device:")
@@ -215,22 +215,22 @@ def events(folder: Path) -> list[tuple[str, str, float]]:
             for event in line.events:
                 name = dict(event.stats).get("hlo_op") or (event.name if device else None)
                 if name:
-                    found.append((plane.name or "", str(name), event.duration_ns / 1e9))
-    return found
+                    operations.append((plane.name or "", str(name), event.duration_ns / 1e9))
+    return operations
 
 
-def shares(found: Events, module: hlo.Module) -> tuple[dict[str, float], list[tuple[str, float]]]:
+def shares(timed: Events, module: hlo.Module) -> tuple[dict[str, float], list[tuple[str, float]]]:
     """(share of each kind of operation, [(operation, share)]), both from the costliest down.
 
     Where a GPU is in the trace, only what ran on it counts.
     """
-    found = list(found)
-    if any(plane.startswith("/device:") for plane, _, _ in found):
-        found = [row for row in found if row[0].startswith("/device:")]
+    timed = list(timed)
+    if any(plane.startswith("/device:") for plane, _, _ in timed):
+        timed = [row for row in timed if row[0].startswith("/device:")]
     by_name = {i.name: i for i in hlo.instructions(module.computations)}
     kinds: defaultdict[str, float] = defaultdict(float)
     operations: defaultdict[str, float] = defaultdict(float)
-    for _, name, seconds in found:
+    for _, name, seconds in timed:
         instruction = by_name.get(name)
         if instruction and instruction.opcode in CALLS:
             continue
@@ -247,7 +247,7 @@ def shares(found: Events, module: hlo.Module) -> tuple[dict[str, float], list[tu
 
 
 def kind(instruction: hlo.Instruction, module: hlo.Module) -> str:
-    """Return what an operation, or the fusion that it stands for, mainly is."""
+    """Name the main kind of an operation, or of the fusion that it stands for."""
     inside = [instruction]
     for computation in hlo.called(instruction):
         inside += module.computations.get(computation, {}).values()
@@ -314,11 +314,11 @@ def main() -> None:
             def run(side: str, batch: int, network: Network = network) -> dict[str, Any] | None:
                 return attempt(network, side, batch)
 
-            found = compare(run, start=args.largest, rounds=args.rounds)
-            result = {"config": config_name(config), "options": options, **found}
+            comparison = compare(run, start=args.largest, rounds=args.rounds)
+            result = {"config": config_name(config), "options": options, **comparison}
             show(result)
             if args.profile:
-                ours = [r["batch"] for r in found["rows"] if r["side"] == next(iter(SIDES))]
+                ours = [r["batch"] for r in comparison["rows"] if r["side"] == next(iter(SIDES))]
                 result["profile"] = profile(network, max(ours), args.profile)
             results.append(result)
     if args.json:
@@ -327,10 +327,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
-    except ImportError as error:
-        print(f"bench_gpu: {error}; pip install -e '.[test,parity]'", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, RuntimeError) as error:
+        guarded("bench_gpu", main)
+    except RuntimeError as error:
         print(f"bench_gpu: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        sys.exit(1)

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/
 
 from jaxrobust.runtime.commandline.arguments import Arguments, config_name, load_config
 from jaxrobust.runtime.processes.launch import keep_large_buffers
+from tools import guarded
 
 if TYPE_CHECKING:  # JAX is imported where it is used, after its environment is set
     import numpy as np
@@ -350,14 +351,7 @@ def main() -> None:
 if __name__ == "__main__":
     keep_large_buffers()
     try:
-        main()
-    except ImportError as error:
-        extra = "tpu-aot" if error.name == "libtpu" else "test,parity"
-        print(f"bench_step: {error}; pip install -e '.[{extra}]'", file=sys.stderr)
-        sys.exit(2)
-    except ValueError as error:
-        print(f"bench_step: {error}", file=sys.stderr)
-        sys.exit(2)
+        guarded("bench_step", main)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -42,13 +42,13 @@ class Step(NamedTuple):
 
 def _steps(text: str) -> dict[str, Step]:
     """Read lines of `KEY: TITLE` and `CODE -> BOXES THAT FOLLOW <- A BOX THAT COMES AGAIN`."""
-    found, lines = {}, text.strip().splitlines()
+    steps, lines = {}, text.strip().splitlines()
     for head, below in zip(lines[::2], lines[1::2], strict=True):
         key, _, title = head.partition(": ")
         rest, _, back = below.strip().partition(" <- ")
         code, _, then = rest.partition(" -> ")
-        found[key] = Step(title, code, tuple(then.split()), back)
-    return found
+        steps[key] = Step(title, code, tuple(then.split()), back)
+    return steps
 
 
 IMAGE = _steps("""
@@ -115,13 +115,13 @@ def rooms() -> tuple[dict[str, Box], dict[str, set[str]]]:
 
 
 def _imported(path: Path) -> set[str]:
-    found = set()
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("jaxrobust.")}
-    return {name for name in found if (PACKAGE / name).exists() or _file(name).exists()}
+        imported |= {name.split(".")[1] for name in names if name.startswith("jaxrobust.")}
+    return {name for name in imported if (PACKAGE / name).exists() or _file(name).exists()}
 
 
 def _file(room: str) -> Path:
@@ -145,9 +145,9 @@ def flow(steps: Mapping[str, Step]) -> tuple[dict[str, Box], dict[str, set[str]]
     boxes = {}
     for key, step in steps.items():
         module, _, name = step.code.partition(":")
-        found = importlib.import_module(f"jaxrobust.{module}")
+        value = importlib.import_module(f"jaxrobust.{module}")
         if name:
-            operator.attrgetter(name)(found)
+            operator.attrgetter(name)(value)
         code = [module, f":{name}"] if name else [module]
         boxes[key] = Box("\n".join(_wrapped(step.title)), tuple(code))
     return boxes, {key: set(step.then) for key, step in steps.items()}

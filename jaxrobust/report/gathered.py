@@ -39,9 +39,9 @@ class Run(NamedTuple):
     @property
     def phases(self) -> list[str]:
         """Return the phases in their order, those of the metrics that the config lacks last."""
-        asked = self.config.get("phases")
-        asked = asked if isinstance(asked, list) else []
-        named = [p for p in asked if isinstance(p, str) and p in self.metrics.curves]
+        listed = self.config.get("phases")
+        listed = listed if isinstance(listed, list) else []
+        named = [p for p in listed if isinstance(p, str) and p in self.metrics.curves]
         return named + [p for p in self.metrics.curves if p not in named]
 
     @property
@@ -114,8 +114,8 @@ def gather(
             else f"{where} holds neither a run (metrics.jsonl) nor records (results.jsonl); name "
             "the folder of a run or of an evaluation"
         )
-    found = [_placed(one, read) for one in evaluations]
-    return Gathered(read, found, list(dict.fromkeys(notes)))
+    placed = [_placed(one, read) for one in evaluations]
+    return Gathered(read, placed, list(dict.fromkeys(notes)))
 
 
 def _placed(one: Evaluation, runs: Sequence[Run]) -> Evaluation:
@@ -152,17 +152,17 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
     own = {f: f.resolve().parent if _is_of_run(f) else f.resolve() for f in folders}
     ends = {path: 1 for path in own.values()}
 
-    def said(path: Path) -> str:
+    def end_of(path: Path) -> str:
         return "/".join(path.parts[-ends[path] :]).lstrip("/")
 
     for _ in range(6):
         seen: dict[str, list[Path]] = {}
         for path in ends:
-            seen.setdefault(said(path), []).append(path)
+            seen.setdefault(end_of(path), []).append(path)
         for paths in (p for p in seen.values() if len(p) > 1):
             for path in paths:
                 ends[path] += 1
-    return {folder: said(path) for folder, path in own.items()}
+    return {folder: end_of(path) for folder, path in own.items()}
 
 
 def _is_of_run(folder: Path) -> bool:
@@ -173,11 +173,11 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         notes.append(f"{path} cannot be read ({error}); what it says is left out.")
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _run(folder: Path, name: str, metrics_of: Callable[[Path], Metrics], notes: list[str]) -> Run:
@@ -215,13 +215,13 @@ def _noted(folder: Path, phases: list[str], notes: list[str]) -> Iterator[Event]
             notes += damaged
             for row in rows:
                 if isinstance(row.get("step"), int):
-                    said = text.format_map(defaultdict(lambda: None, row))
-                    yield Event(phase, row["step"], kind, said)
+                    event = text.format_map(defaultdict(lambda: None, row))
+                    yield Event(phase, row["step"], kind, event)
 
 
 def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:
     """Return the steps that a config asks for: whole batches of each epoch."""
-    found = {}
+    planned = {}
     images = held.get("data.train_split.records")
     for phase, own in config.items():
         if not (isinstance(own, dict) and {"batch_size", "epochs"} <= own.keys()):
@@ -229,8 +229,8 @@ def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:
         counts = (images, own["batch_size"], own["epochs"])
         other = _section(own, "changes").get("data") or _section(config, "data").get("extra")
         if all(isinstance(n, int) and n > 0 for n in counts) and not other:
-            found[phase] = counts[0] // counts[1] * counts[2]
-    return found
+            planned[phase] = counts[0] // counts[1] * counts[2]
+    return planned
 
 
 def _section(config: dict[str, Any], key: str) -> dict[str, Any]:
@@ -262,8 +262,8 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation]:
-    rows, said = _rows(file)
-    notes += said
+    rows, damaged = _rows(file)
+    notes += damaged
     run = next(
         (p for p in (file.parent, file.parent.parent) if (p / "config.json").is_file()), None
     )
@@ -279,8 +279,8 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
         except ValueError as error:
             notes.append(f"{error}; it is left out.")
             continue
-        found = _verdicts(file, record, notes)
-        yield Evaluation(name, file, record, found, classes, run, config)
+        own_verdicts = _verdicts(file, record, notes)
+        yield Evaluation(name, file, record, own_verdicts, classes, run, config)
 
 
 def _check_parts(record: AccuracyRecord, file: Path) -> None:

@@ -20,12 +20,12 @@ _LETTER = 6.2  # width, on average, of the letters of the legend
 
 def of_phase(workdir: Path, phase: str) -> dict[str, str]:
     """Return the figures of a phase's training and of its last record: name to text of an SVG."""
-    found = gathered.gather([workdir])
-    run = next(run for run in found.runs if run.folder == workdir)
+    contents = gathered.gather([workdir])
+    run = next(run for run in contents.runs if run.folder == workdir)
     parts = [training.part(one_phase(run, phase), "training", _POINTS)]
-    own = [e for e in found.evaluations if e.file == workdir / "results.jsonl"]
+    own = [e for e in contents.evaluations if e.file == workdir / "results.jsonl"]
     own = [e for e in own if str(e.record.weights).partition(",")[0] == phase]
-    parts += [evaluation.part(one, "record", found.runs) for one in own[-1:]]
+    parts += [evaluation.part(one, "record", contents.runs) for one in own[-1:]]
     return {name: svg for part in parts for name, svg in standalone(part, phase)}
 
 
@@ -89,16 +89,18 @@ def _written(drawn: ElementTree.Element) -> Html:
 
 
 def _style(name: str, classes: set[str]) -> str:
-    found: dict[str, str] = {}
+    declared: dict[str, str] = {}
     for selectors, declarations in _rules():
         for selector in selectors.split(","):
             words = selector.strip().split(" ")
             kind, *needed = words[-1].split(".")
             if kind not in ("", name) or not set(needed) <= classes or not (kind or needed):
                 continue
-            found |= declarations
-    own = _light() | found
-    return ";".join(f"{k}:{_resolved(v, own)}" for k, v in found.items() if not k.startswith("--"))
+            declared |= declarations
+    own = _light() | declared
+    return ";".join(
+        f"{k}:{_resolved(v, own)}" for k, v in declared.items() if not k.startswith("--")
+    )
 
 
 def _resolved(value: str, variables: Mapping[str, str]) -> str:

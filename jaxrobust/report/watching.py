@@ -67,10 +67,10 @@ def _page(places: Sequence[Path], every: float, followed: curves.Followed) -> st
     try:
         return page.page(gathered.gather(places, metrics_of=followed.read), refresh=every)
     except (ValueError, OSError) as error:
-        said = html.escape(str(error))
+        text = html.escape(str(error))
         return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><title>Nothing yet'
-            f'</title><meta http-equiv="refresh" content="{every:g}"/></head><body><main><p>{said}'
+            f'</title><meta http-equiv="refresh" content="{every:g}"/></head><body><main><p>{text}'
             "</p></main></body></html>\n"
         )
 

@@ -65,14 +65,14 @@ class Findings(NamedTuple):
 
 def find(evaluations: list[Evaluation]) -> Findings:
     """Compare evaluations, which answer the same question on the same images, with the first."""
-    said = remarks(evaluations)
+    notes = remarks(evaluations)
     evaluations, left_out = without_replayed(evaluations)
     order = _attacks(evaluations)
     seen = [one.verdicts for one in evaluations]
     clean = _differences([v.clean for v in seen])
     attacked = bool(evaluations[0].record.attacks)
     robust = _differences([v.robust for v in seen]) if attacked else [None] * len(clean)
-    found = []
+    compared = []
     for at, other in enumerate(seen[1:]):
         first = seen[0]
         after = {
@@ -83,9 +83,9 @@ def find(evaluations: list[Evaluation]) -> Findings:
         classes, each = pairs.compare_groups(*last, first.labels)
         corrected = pairs.holm(each.p)
         names = letter(0), letter(at + 1)
-        found.append(Pair(*names, clean[at], robust[at], after, classes, each, corrected))
+        compared.append(Pair(*names, clean[at], robust[at], after, classes, each, corrected))
     removed = {name: [int((v.fooled_by == name).sum()) for v in seen] for name in order}
-    return Findings(evaluations, found, removed, said, left_out)
+    return Findings(evaluations, compared, removed, notes, left_out)
 
 
 def _attacks(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -111,26 +111,26 @@ def _attacks(evaluations: Sequence[Evaluation]) -> list[str]:
     return [*before, *listed, *again]
 
 
-def _left(found: Verdicts, attacks: list[str]) -> np.ndarray:
-    return found.clean & ~np.isin(found.fooled_by, attacks)
+def _left(seen: Verdicts, attacks: list[str]) -> np.ndarray:
+    return seen.clean & ~np.isin(seen.fooled_by, attacks)
 
 
 def _differences(verdicts: list[np.ndarray]) -> list[Difference]:
-    found = [pairs.compare(verdicts[0], other) for other in verdicts[1:]]
-    corrected = pairs.holm(np.array([one.p for one in found]))
-    return [Difference(one, float(p)) for one, p in zip(found, corrected, strict=True)]
+    compared = [pairs.compare(verdicts[0], other) for other in verdicts[1:]]
+    corrected = pairs.holm(np.array([one.p for one in compared]))
+    return [Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True)]
 
 
-def plain(found: Findings) -> dict[str, Any]:
+def plain(findings: Findings) -> dict[str, Any]:
     """Return findings as JSON has them; accuracies and their differences are fractions."""
     return {
         "schema": 1,
         "level": LEVEL,
-        "images": found.images,
-        "evaluations": [_plain_evaluation(at, one) for at, one in enumerate(found.evaluations)],
-        "pairs": [_plain_pair(pair) for pair in found.pairs],
-        "left_out": found.left_out,
-        "remarks": found.remarks,
+        "images": findings.images,
+        "evaluations": [_plain_evaluation(at, one) for at, one in enumerate(findings.evaluations)],
+        "pairs": [_plain_pair(pair) for pair in findings.pairs],
+        "left_out": findings.left_out,
+        "remarks": findings.remarks,
     }
 
 

@@ -41,7 +41,7 @@ def analyse(seen: None, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     kinds = [("host", sheet)]
     if (preset := PRESETS.get(settings.chain)) and (preset.mixup or preset.cutmix or preset.erase):
         kinds.append(("device", _on_device(sheet, preset, settings.seed)))
-    found = [
+    rows = [
         {
             "file": str(file),
             "where": where,
@@ -54,7 +54,7 @@ def analyse(seen: None, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
         for i, file in enumerate(files)
         for view in range(settings.views)
     ]
-    return found, (files, base, kinds)
+    return rows, (files, base, kinds)
 
 
 def _on_device(sheet: np.ndarray, preset: Any, seed: int) -> np.ndarray:
@@ -72,17 +72,17 @@ def _on_device(sheet: np.ndarray, preset: Any, seed: int) -> np.ndarray:
 
 
 def _files(places: Sequence[Path], most: int) -> list[Path]:
-    found: list[Path] = []
+    files: list[Path] = []
     for place in places:
         inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in _KINDS)
-        found += inside if place.is_dir() else [place]
-    if missing := [str(p) for p in found if not p.is_file()]:
+        files += inside if place.is_dir() else [place]
+    if missing := [str(p) for p in files if not p.is_file()]:
         raise ValueError(f"--images {missing[0]}: no such file or folder")
-    if not found:
+    if not files:
         raise ValueError(
             "--images names no picture; give files, or folders that hold " + ", ".join(_KINDS)
         )
-    return found[:most]
+    return files[:most]
 
 
 def draw(seen: None, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:

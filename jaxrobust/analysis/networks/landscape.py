@@ -110,8 +110,8 @@ def _computed(
             writer.writeheader()
         for start in tqdm(range(done, len(points), step), disable=None, unit="call", leave=False):
             part = points[start : start + step]
-            asked = np.resize(part, (step, 2))  # the last call is as long as the others
-            loss, right = (values[: len(part)] for values in at(asked))
+            filled = np.resize(part, (step, 2))  # the last call is as long as the others
+            loss, right = (values[: len(part)] for values in at(filled))
             for (a, b), each, share in zip(part, loss, right, strict=True):
                 values = (float(a), float(b), float(each), float(share))
                 writer.writerow(dict(zip(keys, values, strict=False)) | about)
@@ -130,8 +130,8 @@ def _read(table: Path) -> tuple[np.ndarray, np.ndarray]:
 def draw(name: str, line: np.ndarray, losses: np.ndarray, about: dict[str, Any]) -> Any:
     """Draw the contours of the loss."""
     middle = losses[len(line) // 2, len(line) // 2]
-    said = f"{name}\nmean cross-entropy of {about['images']:,} images of {about['split']}, "
-    figure = pictures.figure(f"{said}{middle:.3f} in the middle", 5.8, 5.2)
+    title = f"{name}\nmean cross-entropy of {about['images']:,} images of {about['split']}, "
+    figure = pictures.figure(f"{title}{middle:.3f} in the middle", 5.8, 5.2)
     panel = figure.subplots()
     shown = np.where(np.isfinite(losses), losses, LEVELS[-1] + 1).T
     levels = LEVELS[: max(3, int((shown.max() > LEVELS).sum()) + 1)]  # as high as the surface is

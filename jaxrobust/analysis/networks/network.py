@@ -154,7 +154,7 @@ def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int,
     shapes = Weights(*jax.eval_shape(net.init, jax.random.key(0)))
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     names: list[tuple[int, str]] = []
-    found: list[Weights] = []
+    weights: list[Weights] = []
     before, config = 0, subject.config
     model = {name: dict(config[name].changes).get("model") for name in config.phases}
     own = [n for n in config.phases if model[n] == model[config.phases[-1]] and only in (None, n)]
@@ -164,10 +164,10 @@ def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int,
             continue
         with contextlib.closing(Checkpoints(workdir / phase / kept, read_only=True)) as files:
             for step in steps(workdir / phase / kept):
-                found.append(files.restore(step, abstract_state(shapes, place)))
+                weights.append(files.restore(step, abstract_state(shapes, place)))
                 names.append((before + step, f"{phase} {step}"))
         before = names[-1][0]
-    made = logits_of(subject, *found)
+    made = logits_of(subject, *weights)
     return [(*name, logits_fn) for name, logits_fn in zip(names, made, strict=True)]
 
 

@@ -34,15 +34,15 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     top = settings.top or (5 if classes > _FEW else 1)
     if top >= classes:
         raise ValueError(f"--top={top} must be below the {classes} classes of {seen.name}")
-    found = []
+    rows = []
     for number, (name, subject, logits_fn) in enumerate(judges):
         judge = seen._replace(logits_fn=logits_fn)
         size, row = subject.network.image_size or 0, {"judge": name, "itself": number == 0}
         for kind, images in (("perturbations", change), ("images", clean)):
             values = attack.logits(judge, resized(images, size), settings.batch)
             row |= {f"{kind}_top{k}": hits(values, seen.labels, k) for k in (1, top)}
-        found.append(row | {"top": top, "images": len(seen.labels), "steps": settings.steps[0]})
-    return found, change
+        rows.append(row | {"top": top, "images": len(seen.labels), "steps": settings.steps[0]})
+    return rows, change
 
 
 def quantised(images: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ def of_name(name: str, axes: int) -> str | None:
 
 def parts(params: dict[str, Any]) -> list[Part]:
     """Return the sets of a network that hold anything."""
-    found = []
+    sets = []
     for which in SETS:
         own = [
             (name, np.asarray(value, np.float32).ravel())
@@ -69,16 +69,16 @@ def parts(params: dict[str, Any]) -> list[Part]:
         if kernels:
             rest = [values for name, values in own if not name.endswith(".kernel")]
             others = np.concatenate([np.zeros(0, np.float32), *rest])
-            found.append(Part(which, len(kernels), np.concatenate(kernels), others))
-    return found
+            sets.append(Part(which, len(kernels), np.concatenate(kernels), others))
+    return sets
 
 
-def rows(found: list[Part]) -> list[dict[str, Any]]:
+def rows(sets: list[Part]) -> list[dict[str, Any]]:
     """Return a row for each bin of each set's histogram, with what is said of the set."""
     made = []
-    for part in found:
+    for part in sets:
         density, edges = np.histogram(part.weights, BINS, density=True)
-        said = {
+        of_set = {
             "set": part.name,
             "tensors": part.tensors,
             "weights": part.weights.size,
@@ -87,19 +87,19 @@ def rows(found: list[Part]) -> list[dict[str, Any]]:
             "ratio_of_all_parameters": part.ratio_of_all,
         }
         for low, high, value in zip(edges[:-1], edges[1:], density, strict=True):
-            made.append(said | {"from": float(low), "to": float(high), "density": float(value)})
+            made.append(of_set | {"from": float(low), "to": float(high), "density": float(value)})
     return made
 
 
-def draw(name: str, found: list[Part]) -> Any:
+def draw(name: str, sets: list[Part]) -> Any:
     """Draw the histograms, one below the other; what counts as zero is marked."""
     figure = pictures.figure(
         f"{name}: share of weights below 1 % of the largest of their set",
         6.4,
-        0.5 + 1.75 * len(found),
+        0.5 + 1.75 * len(sets),
     )
-    panels = figure.subplots(len(found), 1, squeeze=False)[:, 0]
-    for panel, part in zip(panels, found, strict=True):
+    panels = figure.subplots(len(sets), 1, squeeze=False)[:, 0]
+    for panel, part in zip(panels, sets, strict=True):
         largest = float(np.abs(part.weights).max())
         density, edges = np.histogram(part.weights, BINS, density=True)
         panel.stairs(density, edges, fill=True, color="#1f4e79")
@@ -121,12 +121,12 @@ def written(named: dict[str, Any], out: Path | None) -> tuple[Path, Path]:
     """Count, and write both files, by default beside the run; their paths come back."""
     pictures.plotting()  # refuses before anything is read
     name, weights = network.weights_of(named)
-    found = parts(dict(weights.params))
-    if not found:
+    sets = parts(dict(weights.params))
+    if not sets:
         raise ValueError(f"{name} has no convolutions or linear maps whose names end in .kernel")
     out = pictures.folder(out, named["workdir"])
-    paths = pictures.save(out, "sparsity", draw(name, found), rows(found))
-    for part in found:
+    paths = pictures.save(out, "sparsity", draw(name, sets), rows(sets))
+    for part in sets:
         print(
             f"{part.name:13} {part.ratio:6.1%} of {part.weights.size:,} weights, "
             f"{part.ratio_of_all:.1%} of all its parameters",

@@ -24,12 +24,12 @@ def answer(
     names = [paper] if paper else list(tables.PAPERS)
     wanted = {name: tables.tables(name, table) for name in names}
     records = matching.collect(list(places))
-    said = []
-    for name, found in wanted.items():
-        shown = [markdown.filled(each, records, alike=alike) for each in found]
+    texts = []
+    for name, of_paper in wanted.items():
+        shown = [markdown.filled(each, records, alike=alike) for each in of_paper]
         text = markdown.document(name, shown, records)
-        said += _written(out, name, shown, records, text) if out else [text]
-    return "\n".join(said) + ("\n" if out else "")
+        texts += _written(out, name, shown, records, text) if out else [text]
+    return "\n".join(texts) + ("\n" if out else "")
 
 
 def _written(out: Path, name, shown, records, text: str) -> list[str]:

@@ -87,8 +87,8 @@ def _table(shown: Filled) -> str:
         lines.append(cells)
     title = f"## {tables.title(table)}: {table.caption}"
     of_rows = [f"{row['name']}: {row['note']}" for row in table.rows if "note" in row]
-    said = "\n".join(f"- {note}" for note in dict.fromkeys([*table.notes, *of_rows]))
-    parts = (title, _same(table, varying), grid(lines), said)
+    notes = "\n".join(f"- {note}" for note in dict.fromkeys([*table.notes, *of_rows]))
+    parts = (title, _same(table, varying), grid(lines), notes)
     return "\n\n".join(part for part in parts if part)
 
 
@@ -119,8 +119,8 @@ def _varying(table: Table) -> list[str]:
 def _same(table: Table, varying: list[str]) -> str:
     row = table.rows[0]
     keys = [key for key in row if key not in (*tables.ABOUT, *table.results, *varying, "model")]
-    said = [f"{key} {_plain(row[key])}" for key in keys if row[key] is not None]
-    return f"All rows: {', '.join(said)}." if said else ""
+    settings = [f"{key} {_plain(row[key])}" for key in keys if row[key] is not None]
+    return f"All rows: {', '.join(settings)}." if settings else ""
 
 
 def _title(key: str, what: dict[str, Any]) -> str:
@@ -155,10 +155,10 @@ def _records(records: list[Ours], shown: list[Filled]) -> str:
 
 
 def _clean(record: "AccuracyRecord") -> str:
-    said = [] if record.clean is None else [f"{record.clean:.2%} clean"]
+    parts = [] if record.clean is None else [f"{record.clean:.2%} clean"]
     if measured := record.corruptions:
-        said.append(f"{measured['mean']:.2%} under corruptions ({measured['images']})")
-    return ", ".join(said)
+        parts.append(f"{measured['mean']:.2%} under corruptions ({measured['images']})")
+    return ", ".join(parts)
 
 
 def short(record: "AccuracyRecord") -> str:
@@ -182,11 +182,13 @@ def _nearest(ours: Ours, shown: list[Filled]) -> str:
             for key, what in each.table.attacked().items():
                 if row.get(key) is None or not _concerns(what, ours.record):
                     continue
-                found = matching.differences(each.table, row, key, ours)
-                if best is None or len(found) < best[0]:
-                    more = len(found) - _NEAR
-                    said = "; ".join(found[:_NEAR]) + (f"; and {more} more" if more > 0 else "")
-                    best = len(found), f"nearest is {each.table.id}, {row['name']}, but {said}"
+                differing = matching.differences(each.table, row, key, ours)
+                if best is None or len(differing) < best[0]:
+                    more = len(differing) - _NEAR
+                    named = "; ".join(differing[:_NEAR]) + (
+                        f"; and {more} more" if more > 0 else ""
+                    )
+                    best = len(differing), f"nearest is {each.table.id}, {row['name']}, but {named}"
     return best[1] if best else "no table above has such a value"
 
 
@@ -197,9 +199,9 @@ def _concerns(what: dict[str, Any], record: "AccuracyRecord") -> bool:
     return (what["attack"] == "clean") == (not record.attacks)
 
 
-def _contradictions(found: list[dict[str, Any]]) -> str:
+def _contradictions(contradictions: list[dict[str, Any]]) -> str:
     rows = [["where", "says", "likelier", "why"]]
-    for row in found:
+    for row in contradictions:
         says = " / ".join(_plain(value) for value in row["says"])
         rows.append([row["where"], says, _plain(row["likely"]), row["why"]])
     return "## Where the paper contradicts itself or others\n\n" + grid(rows)

@@ -46,7 +46,7 @@ def collect(places: list[Path]) -> list[Ours]:
     A config belongs to a record whose `config_sha256` it has.
     """
     configs: dict[str, dict[str, Any]] = {}
-    found: list[Ours] = []
+    collected: list[Ours] = []
     for place in places:
         configs |= dict(_configs(place))
         files = [p for p in _files(place) if p.is_file()]
@@ -55,8 +55,8 @@ def collect(places: list[Path]) -> list[Ours]:
                 f"{place} has no records; name a run, a folder that holds results.jsonl, such a "
                 "file, or an imported folder of weights"
             )
-        found += [Ours(record, file, None) for file in files for record in _records(file)]
-    return [ours._replace(config=configs.get(str(ours.record.config_sha256))) for ours in found]
+        collected += [Ours(record, file, None) for file in files for record in _records(file)]
+    return [ours._replace(config=configs.get(str(ours.record.config_sha256))) for ours in collected]
 
 
 def _records(file: Path) -> "Iterator[AccuracyRecord]":
@@ -86,15 +86,15 @@ def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         try:
             config = json.loads(path.read_text())
-            found = {key: value for key, value in config.items() if key != "version"}
+            values = {key: value for key, value in config.items() if key != "version"}
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); get it again") from error
-        if "architecture" in found:  # of an imported folder
-            yield hashes.config_sha256(found), found
+        if "architecture" in values:  # of an imported folder
+            yield hashes.config_sha256(values), values
             continue
-        whole = training.whole_config(found)
+        whole = training.whole_config(values)
         phases: list[Any] = [of_phase(whole, name) for name in whole.phases]
-        for seen in (found, whole, *phases):
+        for seen in (values, whole, *phases):
             yield hashes.config_sha256(seen), whole
 
 
@@ -212,8 +212,8 @@ def _other_union(members: list[dict[str, Any]], record: "AccuracyRecord") -> Ite
         yield "one attack, not the worst case of several"
         return
     wanted = {twenty.pgd(own) for own in members if own["attack"] == "pgd"}
-    found = {twenty.pgd(own) for own in record.attacks if own["name"] == "pgd"}
-    if wanted != found:
+    run = {twenty.pgd(own) for own in record.attacks if own["name"] == "pgd"}
+    if wanted != run:
         yield "another PGD than the study's in one of the norms"
     others = [own for own in record.attacks if own["name"] != "pgd"]
     rest = replace(record, attacks=others, robust=0.0)

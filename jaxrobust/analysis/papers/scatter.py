@@ -39,7 +39,7 @@ def points(filled: Filled, records: list[Ours]) -> list[Point]:
     table, robust = filled.table, robust_key(filled)
     if robust is None:
         return []
-    found: list[Point] = []
+    shown: list[Point] = []
     used: set[int] = set()
     number = 0
     for index, row in enumerate(table.rows):
@@ -49,40 +49,40 @@ def points(filled: Filled, records: list[Ours]) -> list[Point]:
         kind = "authors" if row.get("origin") == "authors" else "others"
         number += 1
         label = str(number)
-        found.append(
+        shown.append(
             Point(label, _told_apart(row, table.rows), values | {"robust": row[robust]}, kind)
         )
         if (cell := filled.cells.get((index, robust))) and not cell.alike:
             used.add(cell.record)
             own = filled.cells.get((index, "clean"))
             values = values | ({"clean": own.value} if own else {})
-            found.append(Point(label, "", values | {"robust": cell.value}, "ours"))
-    found += _beside(table.results[robust], records, used)
-    return found
+            shown.append(Point(label, "", values | {"robust": cell.value}, "ours"))
+    shown += _beside(table.results[robust], records, used)
+    return shown
 
 
 def _told_apart(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Return the name of a row, with epochs and steps where another has the same name."""
     name = named(row)
     if sum(named(other) == name for other in rows) > 1:
-        said = {"epochs": "epochs", "attack_steps": "steps"}
-        name += "".join(f", {row[key]} {unit}" for key, unit in said.items() if row.get(key))
+        units = {"epochs": "epochs", "attack_steps": "steps"}
+        name += "".join(f", {row[key]} {unit}" for key, unit in units.items() if row.get(key))
     return name
 
 
 def _beside(what: dict[str, Any], records: list[Ours], used: set[int]) -> list[Point]:
     """Return the records that no row has, in the same ball and attack; of other images perhaps."""
-    found: list[Point] = []
+    shown: list[Point] = []
     for number, ours in enumerate(records):
         record = ours.record
         if number in used or any(matching.other_attack(what, record)):
             continue
         values = {"clean": 100 * (record.clean or 0), "robust": 100 * (record.robust or 0)}
         images = f"{record.dataset}, images {record.image_ids}"
-        letter = chr(ord("a") + len(found) % 26)
+        letter = chr(ord("a") + len(shown) % 26)
         name = f"{matching.label(ours)}, {images}"
-        found.append(Point(letter, name, values | matching.sizes(ours), "beside"))
-    return found
+        shown.append(Point(letter, name, values | matching.sizes(ours), "beside"))
+    return shown
 
 
 def draw(filled: Filled, records: list[Ours], folder: Path) -> list[Path]:

@@ -21,18 +21,20 @@ PAPERS = ("revisiting_at", "xcit_light_recipe", "twenty_architectures", "robust_
 _PLACES = ("dataset", "split", "images", "image_size")
 
 # What a row says of itself, and not of how its network was trained or tested.
-ABOUT: tuple[str, ...] = (
-    "name",
-    "origin",
-    "note",
-    "uncertain",
-    "inferred",
-    "approximate",
+ABOUT: tuple[str, ...] = ("name", "origin", "note", "uncertain", "inferred", "approximate")
+ABOUT += (
     "robustbench",
     "run",
     "stem",
+    "family",
+    "size",
+    "varied",
+    "unit",
+    "width",
+    "architecture_from",
+    "params_m",
+    "macs_g",
 )
-ABOUT += ("family", "size", "varied", "unit", "width", "architecture_from", "params_m", "macs_g")
 ABOUT += ("passes_per_image", "hours", "batch_per_core", "timm", "meta", "options")
 
 
@@ -72,11 +74,11 @@ def paper(name: str) -> dict[str, Any]:
 
 def tables(name: str, wanted: str | None = None) -> list[Table]:
     """Return the tables of a paper, or only `wanted`: an id, or its number."""
-    found = [_table(name, raw) for raw in paper(name)["tables"]]
+    all_tables = [_table(name, raw) for raw in paper(name)["tables"]]
     if wanted is None:
-        return found
-    ids = [table.id for table in found]
-    chosen = [t for t in found if wanted in (t.id, t.id.removeprefix("table_"))]
+        return all_tables
+    ids = [table.id for table in all_tables]
+    chosen = [t for t in all_tables if wanted in (t.id, t.id.removeprefix("table_"))]
     if not chosen:
         raise ValueError(f"--table {wanted}: {name} has no such table; one of {', '.join(ids)}")
     return chosen

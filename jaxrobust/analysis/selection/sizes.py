@@ -59,16 +59,16 @@ def at_size(
     config = changed(config, {"model": {"image_size": image_size}})
     config["data"]["preprocessing"] = wanted
     images = splits.evaluated(config, "selection_split", config.evaluation, run)
-    said = pipeline.preprocessing_id(source, image_size, wanted)
+    preprocessing = pipeline.preprocessing_id(source, image_size, wanted)
     net = network_of(config, dtype="float32")
-    how: dict[str, Any] = {"image_size": image_size, "preprocessing": said}
+    how: dict[str, Any] = {"image_size": image_size, "preprocessing": preprocessing}
     shown = Prepared(images.source, images=len(images), **how)
 
     def forward(params: Any, stats: Any, given: Any) -> Any:
         return net.apply(params, stats, given)[0]
 
     if steps is None:
-        return Size(said, _autoattack(config, forward, shown, folder), forward, shown)
+        return Size(preprocessing, _autoattack(config, forward, shown, folder), forward, shown)
     mesh = sharding.make_mesh()
     build.divides(images.batch_size, mesh.size, "--batch")
     evaluate = build.evaluation(config, mesh, steps=steps)
@@ -77,7 +77,7 @@ def at_size(
         del full  # this attack is one
         return accuracy.count(evaluate, weights, images, mesh, bar="images")
 
-    return Size(said, measure, forward, shown)
+    return Size(preprocessing, measure, forward, shown)
 
 
 def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:

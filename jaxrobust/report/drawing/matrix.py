@@ -35,7 +35,7 @@ def cells(
         for at in range(len(names) + 1)
     )
     parts.append(tag("path", d=grid, class_="grid"))
-    told = {
+    content = {
         "kind": "cells",
         "title": title,
         "names": list(names),
@@ -43,7 +43,7 @@ def cells(
         "frame": {"left": _LEFT, "top": _TOP, "cell": size},
     }
     drawn = [tag("g", parts, aria_hidden="true")]
-    return figure(identity, title, drawn, _TOP + _SIDE + _BELOW, told, alt, [], note)
+    return figure(identity, title, drawn, _TOP + _SIDE + _BELOW, content, alt, [], note)
 
 
 def _shades(counts: np.ndarray, size: float) -> Html:

@@ -91,12 +91,12 @@ def _attack(record: AccuracyRecord) -> list[str]:
         words = several
     else:
         words = ["--norm", threats[0].norm, "--epsilon", fraction(threats[0].epsilon)]
-    said = str(record.method or "")
-    name, *settings = said.split(", ")
+    method = str(record.method or "")
+    name, *settings = method.split(", ")
     names = list(dict.fromkeys(str(a["name"]) for a in attacks))
     if name.startswith("autoattack "):
         return [*words, "--attack", "autoattack", "--version", name.split()[1]]
-    if said in ("", sentences.UNION):
+    if method in ("", sentences.UNION):
         whole = set(names) == {"apgd-ce", "apgd-t", "fab-t", "square"}
         words += ["--attack", "autoattack" if whole else ",".join(names)]
         same = {a.get("steps") for a in attacks}
@@ -118,8 +118,8 @@ def part(one: Evaluation) -> Html:
         copied("The command", command),
         copied("The record", json.dumps(one.record.to_json(), indent=1, ensure_ascii=False)),
     ]
-    said = tag("summary", "To copy: command, record, RobustBench")
-    return tag("details", said, shown, _board(one), class_="copyonly")
+    summary = tag("summary", "To copy: command, record, RobustBench")
+    return tag("details", summary, shown, _board(one), class_="copyonly")
 
 
 def _remark(one: Evaluation) -> str:
@@ -143,6 +143,6 @@ def _board(one: Evaluation) -> list[Html]:
     except (KeyError, TypeError, ValueError, AttributeError):
         return [tag("p", "The record lacks what RobustBench's entry is made of.", class_="note")]
     if lacks:  # an entry would claim a leaderboard's data and radius
-        said = f"RobustBench would not count it, so there is no entry: {'; '.join(lacks)}."
-        return [tag("p", said, class_="note")]
+        reason = f"RobustBench would not count it, so there is no entry: {'; '.join(lacks)}."
+        return [tag("p", reason, class_="note")]
     return [copied("RobustBench's JSON", entry), copied("RobustBench's issue text", text)]
