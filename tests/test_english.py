@@ -30,9 +30,8 @@ EMPTY = re.compile(r"\bReturns? (what|how|where|which)\b")
 WORDS = re.compile(r"(?<![.\w])(nobody|of its own|in words|rooms?|doors?|floors?)\b(?!\()", re.I)
 _CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 # Where a house is drawn, it may have rooms.
-OF_A_HOUSE = dict.fromkeys(
-    ("docs/architecture.md", "tools/draw_architecture.py"), {"room", "rooms"}
-)
+_DRAWINGS = ("docs/architecture.md", "tools/draw_architecture.py")
+OF_A_HOUSE = {name: {"room", "rooms"} for name in _DRAWINGS}
 
 
 @functools.cache

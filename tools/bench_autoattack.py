@@ -2,9 +2,9 @@
 
 `--network golden`: standard AutoAttack on the small convolutional network of the golden values,
 128 CIFAR-10 images; seconds, and whether the verdicts agree. `--network convnext_n`: seconds per
-forward and backward pass on a wider network, where no image is fooled (radius 0). `--torch`: ours is
-PyTorch's module in JAX, as `evaluate --torch` has it; `--network my_nets.py:build` is one's own.
-Each program runs in a process of its own, in turns: on one core with one thread (CPU seconds), then
+forward and backward pass on a wider network at radius 0, where no image is fooled. `--torch`: ours
+is PyTorch's module in JAX, as `evaluate --torch` has it; `--network my_nets.py:build` is one's own.
+Each program runs in a separate process, in turns: on one core with one thread (CPU seconds), then
 on all cores (wall seconds). Compilation is reported apart.
 
 `--topology v5e:4x4 --model convnext_t_cvst` compiles the engine's programs for TPUs that are not
