@@ -74,6 +74,11 @@ CONFIGS = {  # check -> a config with its fault
 }
 REMARKS = ("batch-statistics",)  # yellow where they are found: papers have trained so
 _SIZE, _RESIZED = 64, "bilinear-72-crop-64"  # of the photographs
+_TRAINING = (  # on them
+    *("--config.data.train_split=train", "--config.data.selection_split=test"),
+    *("--config.data.augmentation=none", "--config.pretrain.epochs=60"),
+    *("--config.pretrain.batch_size=20", "--config.train.epochs=0"),
+)
 
 
 class Case(NamedTuple):
@@ -180,35 +185,25 @@ def _train(run: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str
         "model.image_size": _SIZE,
         "model.num_classes": len(classes),
         "data.name": f"npz:{file}",
-        "data.train_split": "train",
-        "data.selection_split": "test",
-        "data.augmentation": "none",
-        "pretrain.epochs": 60,
-        "pretrain.batch_size": 20,
-        "train.epochs": 0,
         "test.images": len(images),
     }
-    words = [f"--config.{key}={value}" for key, value in changes.items()]
+    words = [f"--config.{key}={value}" for key, value in changes.items()] + [*_TRAINING]
     config = ROOT / "configs" / "cifar_study.py:patch"
-    command = [sys.executable, "-m", "jaxrobust.main", f"--config={config}", *words]
-    done = subprocess.run(
-        [*command, f"--workdir={run}"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = _done("jaxrobust.main", f"--config={config}", *words, f"--workdir={run}")
     if done.returncode:
         raise OSError(f"the training on photographs ends with {done.returncode}: {done.stderr}")
+
+
+def _done(module: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command, env = [sys.executable, "-m", module, *words], os.environ | environment
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
 def examined(case: Case, cache: Path) -> Row:
     """Run the doctor on a case."""
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxrobust.doctor", *case.words, "--json"],
-        cwd=ROOT,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PLANTED_IN": case.run},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), "PLANTED_IN": case.run}
+    done = _done("jaxrobust.doctor", *case.words, "--json", **environment)
     seconds = time.perf_counter() - start
     if done.returncode not in (0, 1):
         raise OSError(f"{case.name}: the doctor ends with {done.returncode}: {done.stderr}")
@@ -231,15 +226,9 @@ def judged(case: Case, printed: dict[str, Any], seconds: float) -> Row:
 
 
 def _line(row: Row) -> str:
-    cells = (
-        row.name,
-        row.check or "nothing: healthy",
-        ", ".join(row.red) or "-",
-        ", ".join(row.yellow) or "-",
-        ", ".join(row.follow) or "-",
-        "yes" if row.right else "NO",
-        f"{row.seconds:.0f}",
-    )
+    checks = (", ".join(names) or "-" for names in (row.red, row.yellow, row.follow))
+    right = "yes" if row.right else "NO"
+    cells = (row.name, row.check or "nothing: healthy", *checks, right, f"{row.seconds:.0f}")
     return f"| {' | '.join(cells)} |"
 
 

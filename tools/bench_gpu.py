@@ -10,6 +10,7 @@ Needs JAX with CUDA and the extra `parity` with a CUDA build of PyTorch.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -118,15 +119,9 @@ def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, An
         where = f"{config_name(network.config)}, {side}, batch {batch}"
         raise RuntimeError(f"{where}: exit code {done.returncode}\n{done.stderr[-4000:]}")
     figures = json.loads(done.stdout.splitlines()[-1])
-    program = SIDES[side]
-    result = {
-        "batch": batch,
-        "device": figures["device"],
-        "images_per_s": figures["images_per_s"][program],
-        "compile_s": figures["compile_s"][program],
-        "mfu": figures["mfu"].get(program),
-        "peak_memory": figures["peak_memory"].get(program),
-    }
+    of_program = ("images_per_s", "compile_s", "mfu", "peak_memory")
+    result = {key: figures[key].get(SIDES[side]) for key in of_program}
+    result |= {"batch": batch, "device": figures["device"]}
     say(network, side, batch, f"{result['images_per_s']:.1f} images/s")
     return result
 
@@ -225,8 +220,7 @@ def shares(timed: Events, module: hlo.Module) -> tuple[dict[str, float], list[tu
     Where a GPU is in the trace, only what ran on it counts.
     """
     timed = list(timed)
-    if any(plane.startswith("/device:") for plane, _, _ in timed):
-        timed = [row for row in timed if row[0].startswith("/device:")]
+    timed = [row for row in timed if row[0].startswith("/device:")] or timed
     by_name = {i.name: i for i in hlo.instructions(module.computations)}
     kinds: defaultdict[str, float] = defaultdict(float)
     operations: defaultdict[str, float] = defaultdict(float)
@@ -311,9 +305,7 @@ def main() -> None:
                 config, (f"--steps={args.steps}", *options), environment(Path(caches))
             )
 
-            def run(side: str, batch: int, network: Network = network) -> dict[str, Any] | None:
-                return attempt(network, side, batch)
-
+            run = functools.partial(attempt, network)
             comparison = compare(run, start=args.largest, rounds=args.rounds)
             result = {"config": config_name(config), "options": options, **comparison}
             show(result)

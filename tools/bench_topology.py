@@ -80,16 +80,10 @@ def abstract_step(
         return jax.ShapeDtypeStruct(shape, dtype)
 
     flags, numbers = array(jnp.bool, slots), array(jnp.int32, slots)
-    rows = Rows(
-        fresh=flags,
-        keep=flags,
-        images=array(jnp.float32, slots, *image),
-        labels=numbers,
-        targets=numbers,
-        restarts=numbers,
-        ids=array(jnp.uint32, slots),
-        first=numbers,
-    )
+    each: dict[str, Any] = dict.fromkeys(("fresh", "keep"), flags)
+    each |= dict.fromkeys(("labels", "targets", "restarts", "first"), numbers)
+    arrays = {"images": array(jnp.float32, slots, *image), "ids": array(jnp.uint32, slots)}
+    rows = Rows(**each, **arrays)
     epsilon, root, number = array(jnp.float32), array(jnp.uint32, 2), array(jnp.uint32)
     state = jax.eval_shape(functools.partial(begin, setting), epsilon, root, number, rows)
     floor = array(jnp.int32, mesh.size)

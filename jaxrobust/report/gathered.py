@@ -287,14 +287,16 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
     """Refuse a record whose parts are not what ours are; `check` sees only the whole."""
     attacks: list[Any] = [*record.attacks]
     costs: list[Any] = [*(record.costs or ())]
-    after, ends = record.accuracy_after or {}, dict(record.interval or {})
+    after: dict[str, Any] = {**(record.accuracy_after or {})}
+    ends: list[Any] = [*dict(record.interval or {}).values()]
     sound = all(isinstance(one, dict) for one in (*attacks, *costs))
     if sound:
         shares = [record.clean, record.robust, *after.values()]
         counts = [cost.get(key) for cost in costs for key in _COSTS]
         sound = (
             all(v is None or (_is_number(v) and 0 <= v <= 1) for v in shares)
-            and all(e is None or _is_pair(e) for e in ends.values())
+            and all(e is None or (isinstance(e, list) and len(e) == 2) for e in ends)
+            and all(_is_number(end) for e in ends for end in e or ())
             and all(v is None or _is_number(v) for v in counts)
             and all(isinstance(a.get(key), str) for a in attacks for key in ("name", "norm"))
             and all(_is_number(a.get("epsilon")) for a in attacks)
@@ -306,10 +308,6 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _verdicts(file: Path, record: AccuracyRecord, notes: list[str]) -> Verdicts | None:

@@ -97,7 +97,8 @@ def _style(name: str, classes: set[str]) -> str:
             if kind not in ("", name) or not set(needed) <= classes or not (kind or needed):
                 continue
             declared |= declarations
-    own = _light() | declared
+    light = STYLE.partition("}")[0]  # the first rule has the colours
+    own = dict(re.findall(r"(--\w+):([^;}]*)", light)) | declared
     return ";".join(
         f"{k}:{_resolved(v, own)}" for k, v in declared.items() if not k.startswith("--")
     )
@@ -116,9 +117,3 @@ def _rules() -> list[tuple[str, dict[str, str]]]:
         (selectors, dict(part.split(":", 1) for part in body.split(";") if ":" in part))  # type: ignore[misc]
         for selectors, body in re.findall(r"([^{}]+)\{([^{}]*)\}", plain)
     ]
-
-
-def _light() -> dict[str, str]:
-    root = re.search(r":root\{([^}]*)\}", STYLE)
-    assert root is not None
-    return {k.strip(): v.strip() for k, v in re.findall(r"(--\w+):([^;}]*)", root[1])}

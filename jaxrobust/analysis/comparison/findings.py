@@ -8,7 +8,7 @@ import numpy as np
 from jaxrobust.analysis.comparison.evaluations import Evaluation, letter, remarks, without_replayed
 from jaxrobust.evaluation.records import pairs
 from jaxrobust.evaluation.records.pairs import Paired
-from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
+from jaxrobust.evaluation.records.verdicts import REPLAY
 
 LEVEL = 0.95  # of intervals; what has p below 1 - LEVEL can be told apart
 INTERVAL = f"{100 * LEVEL:.0f} % interval"
@@ -74,13 +74,13 @@ def find(evaluations: list[Evaluation]) -> Findings:
     robust = _differences([v.robust for v in seen]) if attacked else [None] * len(clean)
     compared = []
     for at, other in enumerate(seen[1:]):
-        first = seen[0]
+        both = (seen[0], other)
         after = {
-            name: pairs.compare(*(_left(v, order[: place + 1]) for v in (first, other)))
-            for place, name in enumerate(order)
+            name: pairs.compare(*(v.clean & ~np.isin(v.fooled_by, order[:end]) for v in both))
+            for end, name in enumerate(order, 1)
         }
-        last = (first.robust, other.robust) if attacked else (first.clean, other.clean)
-        classes, each = pairs.compare_groups(*last, first.labels)
+        first, last = (v.robust if attacked else v.clean for v in both)
+        classes, each = pairs.compare_groups(first, last, seen[0].labels)
         corrected = pairs.holm(each.p)
         names = letter(0), letter(at + 1)
         compared.append(Pair(*names, clean[at], robust[at], after, classes, each, corrected))
@@ -109,10 +109,6 @@ def _attacks(evaluations: Sequence[Evaluation]) -> list[str]:
     again = [f"{name} (full)" for name in listed if f"{name} (full)" in fooling]
     before = sorted(fooling - {*listed, *again})
     return [*before, *listed, *again]
-
-
-def _left(seen: Verdicts, attacks: list[str]) -> np.ndarray:
-    return seen.clean & ~np.isin(seen.fooled_by, attacks)
 
 
 def _differences(verdicts: list[np.ndarray]) -> list[Difference]:

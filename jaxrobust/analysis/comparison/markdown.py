@@ -25,7 +25,7 @@ def document(findings: Findings, picture: str | None = None) -> str:
         sentence for pair in findings.pairs for sentence in in_words(pair, len(findings.pairs))
     ]
     parts = [
-        f"# {_listed(names)}, image by image",
+        f"# {', '.join(names[:-1])} and {names[-1]}, image by image",
         findings.left_out,
         about,
         grid(_evaluations(findings)),
@@ -49,10 +49,6 @@ def title(findings: Findings) -> str:
     about = f"{findings.images:,} images of {record.dataset}, {record.split}; attack: "
     named = shown if len(findings.pairs) == 1 else shown[:1]
     return "\n".join([*named, about + records.attack_line(record)])
-
-
-def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def in_words(pair: Pair, count: int) -> Iterator[str]:
@@ -86,8 +82,9 @@ def _verdict(pair: Pair, one: Difference, what: str, count: int) -> str:
             " The interval leaves 0 out by a hair; the exact test is the stricter judge here."
         )
     if needed := pairs.images_needed(both):
+        rounded = float(f"{needed:.2g}")  # two digits count: 41,000
         sentence += (
-            f" A true difference of that size would show on about {_rounded(needed)} such images "
+            f" A true difference of that size would show on about {rounded:,.0f} such images "
             "(in 80 % of cases)."
         )
     return sentence
@@ -206,8 +203,3 @@ def _p(value: float) -> str:
 
 def _said_p(value: float) -> str:
     return f"p = {_p(value)}".replace("= <", "<")
-
-
-def _rounded(number: int) -> str:
-    """Return a number of images with two digits that count: 41,000."""
-    return f"{float(f'{number:.2g}'):,.0f}"

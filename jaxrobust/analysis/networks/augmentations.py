@@ -32,10 +32,8 @@ def analyse(seen: None, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
             raise ValueError(f"{file} is {error}; leave it out") from error
         plain.append(plain_view(image))
         given = image if chain.resizes else plain[-1]
-        rngs = [
-            np.random.default_rng([settings.seed, number, view]) for view in range(settings.views)
-        ]
-        views.append([chain.augment(given, rng) for rng in rngs])
+        seeds = ([settings.seed, number, view] for view in range(settings.views))
+        views.append([chain.augment(given, np.random.default_rng(seed)) for seed in seeds])
     base = np.stack(plain).astype(np.float32) / 255
     sheet = np.array(views).astype(np.float32) / 255  # images, views, H, W, C
     kinds = [("host", sheet)]

@@ -55,16 +55,10 @@ def written(named: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path
     done = _done(table, points, about)
     if done < len(points):
         both = [surface.direction(params, plane.seed, number) for number in range(2)]
-        at = surface.losses(
-            seen.subject.create("float32"),
-            params,
-            stats,
-            both,
-            seen.images,
-            seen.labels,
-            batch=min(plane.batch, len(seen.labels)),
-            mesh=sharding.make_mesh(jax.local_devices()),
-        )
+        net, mesh = seen.subject.create("float32"), sharding.make_mesh(jax.local_devices())
+        batch = min(plane.batch, len(seen.labels))
+        data = (seen.images, seen.labels)
+        at = surface.losses(net, params, stats, both, *data, batch=batch, mesh=mesh)
         with jax.default_matmul_precision(VERDICT_PRECISION):
             _computed(table, at, points, done, plane.points, about)
     draw(seen.name, *_read(table), about).savefig(picture, dpi=130)

@@ -24,9 +24,8 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     for place in settings.judges:
         name, subject, logits_fn = other(place, seen)
         judges.append((f"{name}, {Path(place).name}", subject, logits_fn))
-    adversarial, _ = attack.pgd(
-        seen, steps=settings.steps[0], seed=settings.seed, batch=settings.batch
-    )
+    how = {"steps": settings.steps[0], "seed": settings.seed, "batch": settings.batch}
+    adversarial, _ = attack.pgd(seen, **how)
     delta = adversarial - seen.images
     change = quantised(perturbations.shown(delta, perturbations.limits(seen, delta), settings.sign))
     clean = quantised(seen.images)

@@ -93,11 +93,8 @@ def rows(sets: list[Part]) -> list[dict[str, Any]]:
 
 def draw(name: str, sets: list[Part]) -> Any:
     """Draw the histograms, one below the other; what counts as zero is marked."""
-    figure = pictures.figure(
-        f"{name}: share of weights below 1 % of the largest of their set",
-        6.4,
-        0.5 + 1.75 * len(sets),
-    )
+    title = f"{name}: share of weights below 1 % of the largest of their set"
+    figure = pictures.figure(title, 6.4, 0.5 + 1.75 * len(sets))
     panels = figure.subplots(len(sets), 1, squeeze=False)[:, 0]
     for panel, part in zip(panels, sets, strict=True):
         largest = float(np.abs(part.weights).max())

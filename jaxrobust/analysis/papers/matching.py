@@ -49,8 +49,9 @@ def collect(places: list[Path]) -> list[Ours]:
     collected: list[Ours] = []
     for place in places:
         configs |= dict(_configs(place))
-        files = [p for p in _files(place) if p.is_file()]
-        if not files and not _configs_only(place):
+        inside = [place / "results.jsonl", place / "evaluation" / "results.jsonl"]
+        files = [p for p in (inside if place.is_dir() else [place]) if p.is_file()]
+        if not files and not (place / "config.json").is_file():
             raise ValueError(
                 f"{place} has no records; name a run, a folder that holds results.jsonl, such a "
                 "file, or an imported folder of weights"
@@ -66,16 +67,6 @@ def _records(file: Path) -> "Iterator[AccuracyRecord]":
         if not {"clean", "attacks", "config_sha256", "dataset"}.isdisjoint(record.absent):
             raise ValueError(f"{file} holds lines that are no records of jaxrobust evaluate")
         yield record
-
-
-def _files(place: Path) -> list[Path]:
-    if place.is_dir():
-        return [place / "results.jsonl", place / "evaluation" / "results.jsonl"]
-    return [place]
-
-
-def _configs_only(place: Path) -> bool:
-    return (place / "config.json").is_file()
 
 
 def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -164,6 +155,7 @@ def _other_images(
     of_files = str(record.dataset).startswith("cifar10-c:")  # of which any split is of its own
     on_list = str(row["split"]).endswith("@robustbench")
     same = record.ids_sha256 == ROBUSTBENCH_SHA256
+    split = str(record.split) if of_training else str(record.split).partition("[")[0]
     name = "cifar10" if of_files else training.dataset(str(record.dataset), None)
     listed = on_list and same  # a list of ImageNet's files, wherever they lie
     if row["dataset"] == "imagenet100":
@@ -174,7 +166,7 @@ def _other_images(
         yield f"{record.dataset}, not {row['dataset']}"
     if on_list and not same:
         yield f"split {record.split}, not RobustBench's list of images"
-    elif not on_list and not of_files and _whole(str(record.split), of_training) != row["split"]:
+    elif not on_list and not of_files and split != row["split"]:
         yield f"split {record.split}, not {row['split']}"
     images = row["images"]
     if not of_training:
@@ -185,10 +177,6 @@ def _other_images(
         yield f"images {record.image_ids}, not all {images}"
     if record.damaged:
         yield f"{len(record.damaged)} damaged images are left out"
-
-
-def _whole(split: str, exactly: bool) -> str:
-    return split if exactly else split.partition("[")[0]
 
 
 def other_attack(

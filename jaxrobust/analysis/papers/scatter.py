@@ -41,17 +41,13 @@ def points(filled: Filled, records: list[Ours]) -> list[Point]:
         return []
     shown: list[Point] = []
     used: set[int] = set()
-    number = 0
-    for index, row in enumerate(table.rows):
-        if row.get(robust) is None:
-            continue
+    known = [(index, row) for index, row in enumerate(table.rows) if row.get(robust) is not None]
+    for number, (index, row) in enumerate(known, 1):
         values = {key: row[key] for key in _AXES if row.get(key) is not None}
         kind = "authors" if row.get("origin") == "authors" else "others"
-        number += 1
         label = str(number)
-        shown.append(
-            Point(label, _told_apart(row, table.rows), values | {"robust": row[robust]}, kind)
-        )
+        name = _told_apart(row, table.rows)
+        shown.append(Point(label, name, values | {"robust": row[robust]}, kind))
         if (cell := filled.cells.get((index, robust))) and not cell.alike:
             used.add(cell.record)
             own = filled.cells.get((index, "clean"))
@@ -115,9 +111,8 @@ def _drawn(filled: Filled, records: list[Ours], path: Path, dataset: str) -> boo
     figure = pyplot.figure(figsize=(4.2 * len(axes) + 3.4, height), layout="constrained")
     panels = figure.subplots(1, len(axes) + 1, width_ratios=[4.2] * len(axes) + [3.4])
     what = filled.table.results[robust]
-    ordinate = (
-        f"{_ATTACKS.get(what['attack'], what['attack'])}, {what['norm']} {what['epsilon']}, %"
-    )
+    attack = _ATTACKS.get(what["attack"], what["attack"])
+    ordinate = f"{attack}, {what['norm']} {what['epsilon']}, %"
     panels[-1].axis("off")
     panels[-1].text(0, 1, "\n".join(key), va="top", fontsize=7, transform=panels[-1].transAxes)
     source = paper(filled.table.paper)["source"]
@@ -192,16 +187,10 @@ def _label(panel: Any, axis: str, shown: list[Point]) -> None:
     taken: list[tuple[float, float]] = [(float(x), float(y)) for x, y in spots]
     for point, spot in zip(placed, list(taken), strict=True):
         dx, dy = _free(spot, taken)
-        panel.annotate(
-            point.label,
-            (point.values[axis], point.values["robust"]),
-            xytext=(dx, dy),
-            textcoords="offset pixels",
-            fontsize=7,
-            ha="center",
-            va="center",
-            color=_OURS if point.kind in ("ours", "beside") else "black",
-        )
+        place = (point.values[axis], point.values["robust"])
+        colour = _OURS if point.kind in ("ours", "beside") else "black"
+        how = {"textcoords": "offset pixels", "fontsize": 7, "ha": "center", "va": "center"}
+        panel.annotate(point.label, place, xytext=(dx, dy), color=colour, **how)
         taken.append((spot[0] + dx, spot[1] + dy))
 
 

@@ -118,15 +118,10 @@ def settings(table: Table, row: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in row.items() if k not in left and not k.endswith("_std")}
 
 
-def radius(text: str) -> float:
-    """Return a radius that the data writes as "4/255" or "2"."""
-    return float(Fraction(text))
-
-
 def same(one: Any, other: Any) -> bool:
     """Tell whether two values are one, radii in either writing."""
     try:
-        numbers = [float(radius(x) if isinstance(x, str) else x) for x in (one, other)]
+        numbers = [float(Fraction(x) if isinstance(x, str) else x) for x in (one, other)]
         return math.isclose(*numbers, rel_tol=1e-9)
     except (TypeError, ValueError):
         return one == other and one is not None

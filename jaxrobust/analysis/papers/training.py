@@ -73,12 +73,8 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
 
 def _design(model: ModelSection) -> str | None:
     made = tuple(tuple(model.options.get(key, ())) for key in _STEM)
-    names = [
-        name
-        for (net, name), stem in _published()["STEMS"].items()
-        if (net, stem) == (model.name, made)
-    ]
-    return names[0] if names else None
+    stems = _published()["STEMS"].items()
+    return next((name for (net, name), stem in stems if (net, stem) == (model.name, made)), None)
 
 
 def _augmented(seen: Config) -> dict[str, Any]:

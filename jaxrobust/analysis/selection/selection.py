@@ -241,20 +241,15 @@ def draw(selection: dict[str, Any], path: Path) -> str:
         own = [row for row in rows if (row["image_size"], row["weights"]) == (size, which)]
         epochs, colour = [row["epoch"] for row in own], _COLOURS[i % len(_COLOURS)]
         for key, style in (("robust", "o-"), ("clean", "o--")):
-            values = [100 * row[key] for row in own]
-            panel.plot(
-                epochs, values, style, ms=3, color=colour, label=f"{key}, {which}, {size} px"
-            )
+            values, label = [100 * row[key] for row in own], f"{key}, {which}, {size} px"
+            panel.plot(epochs, values, style, ms=3, color=colour, label=label)
     metric = selection["metric"]
     at = (chosen["epoch"], 100 * chosen[metric])
     panel.plot(*at, "*", ms=14, color="black", label="chosen", zorder=0)
     steps = selection["attack"]["steps"]
     bounds = not all(row.get("exact", True) for row in rows)
-    attack = (
-        selection["attack"]["name"]
-        + (", upper bounds" if bounds else "")
-        + (f", {steps} steps" if steps else "")
-    )
+    attack = selection["attack"]["name"] + ", upper bounds" * bounds
+    attack += f", {steps} steps" if steps else ""
     panel.set(xlabel=f"epoch of {selection['phase']}", ylabel="accuracy, %", ylim=(0, 103))
     panel.set_title(f"{selection['dataset']}, split {selection['split']}: {attack}", fontsize=9)
     panel.legend(fontsize=7, ncols=2)

@@ -102,8 +102,7 @@ def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
         for old in ledgers[-_REPLAYED - 1 : -_REPLAYED]:
             old.with_suffix(".images").unlink(missing_ok=True)
         reached: dict[str, Any] = {
-            "clean": float(result.clean.mean()),
-            "robust": float(result.robust.mean()),
+            key: float(getattr(result, key).mean()) for key in ("clean", "robust")
         }
         passes = sum(cost.forward + 2 * cost.backward for cost in result.costs)
         if one := collapse.of(result.answers, result.verdicts.labels):

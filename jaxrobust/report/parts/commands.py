@@ -31,7 +31,8 @@ def evaluate(one: Evaluation, workdir: str | None) -> str:
         words += _function(record.function)
     else:
         words += ["--model", str((record.model or {}).get("name")), "--weights", "WEIGHTS"]
-    split = None if _of_files(record) else record.split
+    of_files = (record.corruptions or {}).get("images") == "files"  # each of which is a split
+    split = None if of_files else record.split
     images = {"dataset": record.dataset, "split": split, "preprocessing": record.preprocessing}
     words += [word for flag, value in images.items() if value for word in (f"--{flag}", value)]
     if one.images and str(record.image_ids).startswith("0.."):
@@ -61,10 +62,6 @@ def _function(function: parts.UserFunction) -> list[str]:
     if function.get("arguments"):
         words += ["--torch_args", json.dumps(function["arguments"])]
     return [*words, "--torch_output", str(function["output"])] if function.get("output") else words
-
-
-def _of_files(record: AccuracyRecord) -> bool:
-    return (record.corruptions or {}).get("images") == "files"
 
 
 def _corruptions(measured: parts.CorruptionAccuracies) -> list[str]:
