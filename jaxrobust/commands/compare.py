@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _compared(flags: CompareFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
-        from jaxrobust.analysis.comparison import evaluations, files, findings, markdown
+        from jaxrobust.analysis.comparison import evaluations, findings, markdown, picture
         from jaxrobust.analysis.plotting import plotting
 
     if flags.out:
@@ -52,7 +52,7 @@ def _compared(flags: CompareFlags) -> dict[str, Any]:
     result = findings.find(evaluations.load(list(flags.evaluations), flags.threat))
     plain = findings.plain(result)
     if flags.out:
-        files.write(flags.out, NAME, result, plain)
+        picture.write(flags.out, NAME, result, plain)
     print(markdown.document(result), end="\n" if flags.json else "")
     return plain
 
