@@ -40,9 +40,7 @@ class Reference(NamedTuple):
 
 
 def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
-    """Return field -> (value in the network, in the architecture `other`) of the fields by which
-    the two compute something else.
-    """
+    """Compare fields that matter with an architecture's: those that differ -> (ours, theirs)."""
     ours, theirs = models.computed(network.name, network.options), models.computed(other, {})
     return {
         key: (ours.get(key), theirs.get(key))
@@ -52,10 +50,7 @@ def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
 
 
 def named(network: Network, *, wrapped: bool) -> Arrays:
-    """Return the weights under the reference's names and in its order, of a row with any options.
-
-    `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
-    """
+    """Name weights as the reference does, in its order; `wrapped`: `normalize.*` and `model.*`."""
     ours = network.params | network.stats
     return convert.reference_names(network.name, ours, wrapped=wrapped, **network.options)
 
@@ -81,15 +76,12 @@ def module_row(network: Network) -> dict[str, Any]:
 def reference(
     network: Network, path: Path, layout: str = "timm", which: str | None = None
 ) -> Reference | None:
-    """Return a reference network with the weights of a PyTorch or safetensors file; None: no
-    PyTorch.
+    """Build a reference with a file's weights; without PyTorch: None; `ValueError`: no fit.
 
     Args:
-      path: the file, or a module that jaxrobust export wrote (.py).
+      path: a PyTorch or safetensors file, or a module that jaxrobust export wrote (.py).
       layout: "timm", or a RobustBench id, whose file RobustBench's own loader then reads.
       which: "ema" or "raw", of a file that says which its weights are.
-    Raises:
-      ValueError: the file does not fit.
     """
     try:
         import torch  # noqa: F401
@@ -186,7 +178,6 @@ def _built(network: Network) -> tuple[Any, str, bool]:
 
 
 def _normalised(net, network: Network, source: Arrays):
-    """Return the network behind the file's normalisation; ours where the file has none."""
     import torch
 
     mean, std = (

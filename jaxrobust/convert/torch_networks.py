@@ -68,12 +68,9 @@ def import_robustbench() -> ModuleType:
 
 
 def network(name: str, *, img_size: int = 224, **options: Any) -> torch.nn.Module:
-    """Return the PyTorch network under our name, in training mode, with some initialisation.
+    """Build the PyTorch network under our name, in training mode, with some initialisation.
 
-    Args:
-      name: of a network of ours.
-      img_size: side in pixels; only networks with learned positions or windows depend on it.
-      **options: of timm's constructor, such as `num_classes`, `in_chans`, `drop_path_rate`.
+    `options` are those of timm's constructor, such as `num_classes`, `in_chans`, `drop_path_rate`.
     """
     reference, family = models.member(name).reference, models.family(name)
     base, options = reference.base, {**reference.options, **options}
@@ -98,7 +95,6 @@ def network(name: str, *, img_size: int = 224, **options: Any) -> torch.nn.Modul
 
 
 def _conv_stem_of(name: str) -> list[tuple[int, int]]:
-    """Return (width, stride) of the 3x3 convolutions of a ConvStem; empty: it has none."""
     row = models.variant(name)
     widths = getattr(row, "stem_widths", ())
     return list(zip(widths, row.stem_strides, strict=True)) if widths else []

@@ -82,7 +82,6 @@ def _geometric(key: Array, shape: Any, p: float) -> Array:
 
 
 def _bernoulli_of(key: Array, p: Array) -> Array:
-    """Return draws that are one with the probabilities of a tensor."""
     return _bernoulli(key, p.shape, jax.lax.stop_gradient(p)).astype(p.dtype)
 
 
@@ -94,7 +93,6 @@ def _poisson(key: Array, rate: Array) -> Array:
 
 
 def _normal_of(key: Array, mean: Any, std: Any) -> Array:
-    """Return normal numbers of means and deviations, at least one of which is a tensor."""
     mean, std = jax.lax.stop_gradient((mean, std))
     shape = jnp.broadcast_shapes(jnp.shape(mean), jnp.shape(std))
     return _normal(key, shape, mean, std).astype(jnp.result_type(mean, std))

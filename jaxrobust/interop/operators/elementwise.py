@@ -64,7 +64,6 @@ def _leaky_relu(x: Array, slope: float) -> Array:
 
 
 def _rrelu(x: Array, noise: Array, low: float, high: float, training: bool) -> tuple[Any, None]:
-    """Return RReLU in eval mode, where its slope is the middle one."""
     return _leaky_relu(x, (low + high) / 2), None
 
 
@@ -85,7 +84,6 @@ def _same(x: Any, **ignored: Any) -> Any:
 
 
 def _cast(x: Any, dtype: Any = None) -> Any:
-    """Return numbers of another type; None: as they are."""
     return x if dtype is None else jnp.asarray(x).astype(dtype)
 
 

@@ -30,7 +30,6 @@ def _batch_norm(
 
 
 def _batch_norm_plain(x: Array, *rest: Any) -> tuple[Array, None, None]:
-    """Return [B,C] or [B,C,sides...] normalised by running statistics."""
     found = _batch_norm(jnp.moveaxis(x, 1, -1), *rest)[0].array
     return jnp.moveaxis(found, -1, 1), None, None
 

@@ -42,7 +42,6 @@ def _over(reduce: Callable[..., Array]) -> Row:
 
 
 def _whole(row: Row) -> Row:
-    """Return the row of the same reduction over all dimensions."""
     assert row.plain is not None
     reduce = row.plain
     return Row(lambda x, **rest: reduce(x, None, **rest))
@@ -111,10 +110,7 @@ def along(places: Array, dim: int) -> tuple[Array, ...]:
 
 
 def _written(x: Array, index: tuple[Any, ...], source: Any) -> Array:
-    """Return `x` with numbers written into it.
-
-    Where several go to one place, each has the gradient of that place, as in PyTorch.
-    """
+    """Write numbers into `x`; each has the gradient of its place, as in PyTorch."""
     value = x.at[index].set(source)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return value
@@ -137,10 +133,7 @@ def _product(x: Array, dim: int, keepdim: bool, dtype: Any = None) -> Array:
 
 
 def _chosen(x: Array, indices: Sequence[Any]) -> tuple[Any, ...]:
-    """Translate PyTorch's list of indices to NumPy, whose rule of the result's axes it has.
-
-    An index is an array, None, or places that are known, which `masks` writes as a list.
-    """
+    """Translate PyTorch's indices, known places as lists among them, to NumPy's."""
     return tuple(
         slice(None) if each is None else np.asarray(each, int) if isinstance(each, list) else each
         for each in indices
@@ -159,7 +152,6 @@ def _index_put(x: Array, indices: Sequence[Any], values: Array, add: bool) -> Ar
 
 
 def _put(x: Array, places: Array, source: Array, accumulate: bool = False) -> Array:
-    """Return `x` with numbers written to, or added at, places in its flat order."""
     flat, index = x.reshape(-1), (places.reshape(-1),)
     values = source.reshape(-1)
     found = flat.at[index].add(values) if accumulate else _written(flat, index, values)
@@ -167,7 +159,6 @@ def _put(x: Array, places: Array, source: Array, accumulate: bool = False) -> Ar
 
 
 def _put_where(x: Array, indices: Sequence[Any], value: Array, add: bool) -> Array:
-    """Return `x` with one number where a mask of the images says so."""
     (place,) = [i for i, each in enumerate(indices) if each is not None]
     mask = indices[place]
     mask = mask.reshape((1,) * place + mask.shape + (1,) * (x.ndim - place - mask.ndim))

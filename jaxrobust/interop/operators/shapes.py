@@ -76,7 +76,6 @@ def _pad_last(x: Array, widths: Sequence[int], value: float) -> Any:
 
 
 def _strided(x: Array, sizes: Sequence[int], strides: Sequence[int], offset: int | None) -> Array:
-    """Return the view that reads a contiguous tensor in another order."""
     places = np.asarray(offset or 0)
     for size, stride in zip(sizes, strides, strict=True):
         places = places[..., None] + np.arange(size) * stride
@@ -84,7 +83,6 @@ def _strided(x: Array, sizes: Sequence[int], strides: Sequence[int], offset: int
 
 
 def _unfold(x: Array, dim: int, size: int, step: int) -> Array:
-    """Return the windows along an axis, [..., windows, ..., size]."""
     starts = np.arange(0, x.shape[dim] - size + 1, step)
     taken = jnp.take(x, starts[:, None] + np.arange(size), axis=dim)
     return jnp.moveaxis(taken, dim % x.ndim + 1, -1)

@@ -38,11 +38,7 @@ def loaded(path: Path) -> Any:
 
 
 def is_scripted(module: Any) -> bool:
-    """Tell whether a module is of TorchScript.
-
-    Raises:
-      ValueError: one of its parts is, and it is not.
-    """
+    """Tell whether a module is of TorchScript; `ValueError`: one of its parts is, and it is not."""
     import torch
 
     if isinstance(module, torch.jit.ScriptModule):
@@ -67,11 +63,7 @@ def in_float64(module: Any) -> Any:
 
 
 def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
-    """Return a module of TorchScript as an exported program, and whether it takes one image only.
-
-    Raises:
-      ValueError: PyTorch's converter does not take it.
-    """
+    """Export a module of TorchScript; the second result says that it takes one image only."""
     import torch
 
     height, width, channels = image
