@@ -8,7 +8,6 @@ import importlib.metadata
 import inspect
 import os
 import tempfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -158,7 +157,10 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
         )
     net.load_state_dict({k: torch.tensor(v) for k, v in plain.items()})
     if network.normalised:
-        net = _normalised(net, network, source)
+        from jaxrobust.convert.torch_modules.layers import normalized
+
+        both = network.stats | source  # ours, where the file has none
+        net = normalized(net, *(both[f"normalize.{k}"].tolist() for k in ("mean", "std")))
     return Reference(net.eval(), origin, independent, how)
 
 
@@ -175,23 +177,3 @@ def _built(network: Network) -> tuple[Any, str, bool]:
     file = module_file(network.name)
     net = torch_networks.module(file.name).model(**module_row(network))
     return net, f"torch_modules/{file.name}", False
-
-
-def _normalised(net, network: Network, source: Arrays):
-    import torch
-
-    mean, std = (
-        torch.from_numpy(np.array(source.get(f"normalize.{k}", network.stats[f"normalize.{k}"])))
-        for k in ("mean", "std")
-    )
-
-    class Normalize(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("mean", mean.reshape(1, -1, 1, 1))
-            self.register_buffer("std", std.reshape(1, -1, 1, 1))
-
-        def forward(self, images):
-            return (images - self.mean) / self.std
-
-    return torch.nn.Sequential(OrderedDict(normalize=Normalize(), model=net))
