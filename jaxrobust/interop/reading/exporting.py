@@ -229,14 +229,9 @@ def _paths(program: Any) -> list[str]:
     import torch.utils._pytree as pytree
 
     spec = program.call_spec.out_spec
-    paths = [path for path, _ in pytree.tree_flatten_with_path(_unflattened(spec))[0]]
+    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
     return [".".join(re.findall(r"\w+", pytree.keystr(path))) for path in paths]
-
-
-def _unflattened(spec: Any) -> Any:
-    import torch.utils._pytree as pytree
-
-    return pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
 
 
 def _steps(graph: Any, free: Free, random: bool) -> Iterator[Step]:

@@ -79,17 +79,14 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
         try:
             with quietly(), torch.no_grad():
                 found = TS2EPConverter(module, (example,)).convert()
-            (images,) = [n for n in found.graph.nodes if n.name in _inputs(found)]
+            inputs = found.graph_signature.user_inputs
+            (images,) = [node for node in found.graph.nodes if node.name in inputs]
             if count == 1 or not isinstance(images.meta["val"].shape[0], int):
                 return found, count == 1
         except Exception as error:
             failed = failed or error
     said = str(failed or "it takes a fixed number of images").strip().partition("\n")[0]
     raise ValueError(f"it {_without(module)} ({said})") from failed
-
-
-def _inputs(exported: Any) -> tuple[str, ...]:
-    return tuple(exported.graph_signature.user_inputs)
 
 
 def _without(module: Any) -> str:
