@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import numpy as np
-
 # Before PyTorch is loaded: its threads would spin while JAX computes, on cores that JAX needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
