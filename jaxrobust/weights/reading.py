@@ -18,13 +18,7 @@ _SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that make n
 def artifact_of(source: WeightSource, *, which: str | None = None, cast: bool = False) -> Artifact:
     """Read the arrays of a source that is here, and what stands in or beside them.
 
-    Args:
-      source: see `imports.local`, `sources.fetch`.
-      which: "ema" or "raw", for averaged or raw weights; None: the averaged ones of a file where it
-        says so, and those that a run evaluates.
-      cast: whether floats become float32, also those of types that NumPy lacks.
-    Raises:
-      ValueError: there are none, they cannot be read, or they are others than `which`.
+    `which` and `cast` are as in `files.artifact`; a run has the weights that it evaluates.
     """
     artifact = READERS[source.kind](source, which, cast)
     if source.published is None:
@@ -39,7 +33,6 @@ def artifact_of(source: WeightSource, *, which: str | None = None, cast: bool = 
 
 
 def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
-    """Read a file; what a hub's `config.json` beside it says is known of it."""
     assert source.file is not None
     settings = sources.settings_of(source.settings)
     arrays, stored = files.artifact(source.file, which=which, cast=cast)
@@ -68,7 +61,6 @@ def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
 
 
 def _folder(source: WeightSource, which: str | None, cast: bool) -> Artifact:
-    """Read an imported folder, whose `config.json` says all."""
     assert source.path is not None and source.file is not None
     record = weights_folder.about(source.path)
     if record is None:
@@ -104,7 +96,6 @@ def _folder(source: WeightSource, which: str | None, cast: bool) -> Artifact:
 
 
 def _run(source: WeightSource, which: str | None, cast: bool) -> Artifact:
-    """Read the best weights of a run, whose config says all."""
     del cast  # they are float32
     workdir = source.path
     assert workdir is not None

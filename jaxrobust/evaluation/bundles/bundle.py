@@ -44,14 +44,7 @@ _ENCODING = (
 
 
 def check(given: Any, asked: int) -> None:
-    """Refuse flags of an evaluation that no bundle can be made of.
-
-    Args:
-      given: the flags, of which `bundle` is the folder or None.
-      asked: how many threats and image sizes there are.
-    Raises:
-      ValueError: with what to do.
-    """
+    """Refuse flags of `asked` threats and image sizes that no bundle can be made of."""
     if not given.bundle:
         return
     if asked > 1:
@@ -69,15 +62,7 @@ def check(given: Any, asked: int) -> None:
 
 
 def recorded(evaluation: Any, subject: Any, place: Path) -> AccuracyRecord:
-    """Record a ball, and write its bundle in the first process.
-
-    Args:
-      evaluation: the network and its images, as the command has them.
-      subject: with the ball.
-      place: see `of_record`.
-    Raises:
-      ValueError: `place` holds something else, before anything is computed.
-    """
+    """Record a ball, and write its bundle in the first process; refuse a `place` that is taken."""
     number, question = evaluation.number(subject), evaluation.question
     if not question.noreplay:  # which takes an equal record of another number too
         hosts.together(lambda: jax.process_index() or check_place(place, number))
@@ -109,19 +94,15 @@ def of_record(
     batch: int = 64,
     split_images: int | None = None,
 ) -> None:
-    """Write the bundle of an evaluation, unless it is there.
+    """Write the bundle of an evaluation under one threat, unless it is there.
 
     Args:
       place: the folder that it becomes; see `check_place`.
-      record: of the evaluation, under one threat.
       out: the folder with its verdicts and its ledger.
       images: all of them, as they were evaluated.
       logits: the network, as verdicts see it.
       batch: images at a time.
       split_images: how many the split has; None: as many as `images`.
-    Raises:
-      ValueError: `place` holds something else; verdicts or ledger are not there.
-      OSError: the disk.
     """
     if check_place(place, str(record.evaluation)):
         say(f"the bundle {place} is there already; nothing is written")
@@ -157,11 +138,7 @@ def of_record(
 
 
 def check_place(place: Path, evaluation: str) -> bool:
-    """Tell whether the bundle of an evaluation is there.
-
-    Raises:
-      ValueError: the folder holds something else, or a damaged bundle.
-    """
+    """Tell whether the bundle of an evaluation is there; refuse a folder that holds another."""
     if not place.exists() or _empty(place):
         return False
     there = claims.read(place).record["evaluation"]
@@ -178,12 +155,9 @@ def _empty(place: Path) -> bool:
 
 
 def forward(logits_fn: Any, image: tuple[int, ...], batch: int | None = None) -> Logits:
-    """Return a network as verdicts see it: one program for any number of arrays f32[n,H,W,C].
+    """Make a network, as verdicts see it, one program for any number of arrays f32[n,H,W,C].
 
-    Args:
-      logits_fn: as `autoattack` takes it.
-      image: H, W, C.
-      batch: images at a time on all devices; see `engine.make`.
+    `batch`: images at a time on all devices; see `engine.make`.
     """
     runner = engine.make(logits_fn, slots=batch, image_size=max(image[:2]))
     with jax.set_mesh(runner.mesh):
@@ -280,11 +254,6 @@ class _Points:
     """The adversarial images of an evaluation, by place, from its ledger."""
 
     def __init__(self, ledger: Path, found: Verdicts, shape: tuple[int, ...]) -> None:
-        """Find those that the verdicts name.
-
-        Raises:
-          ValueError: the ledger lacks one.
-        """
         self._shape, self._where = shape, {}
         wanted = {
             (int(found.image_ids[place]), str(found.fooled_by[place])): place
@@ -306,7 +275,6 @@ class _Points:
         return 4 * int(np.prod(self._shape))
 
     def __getitem__(self, place: int) -> np.ndarray:
-        """Return f32[H,W,C]."""
         file, stored = self._where[int(place)]
         point = np.fromfile(file, np.float32, self._bytes // 4, offset=stored * self._bytes)
         if 4 * point.size < self._bytes:
@@ -315,14 +283,13 @@ class _Points:
 
 
 def _rows(ledger: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the verdicts of all processes."""
     for file in [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]:
         for row in jsonl.read(file):
             yield file, row
 
 
 def program() -> str:
-    """Return the program in every bundle: the text of `claims_torch`, with what that needs."""
+    """Make the program in every bundle: the text of `claims_torch`, with what that needs."""
     modules = (claims_torch, contradictions, claims)
     texts = [Path(module.__file__ or "").read_text() for module in modules]
     docs, (last, first, then) = zip(*map(_parted, texts), strict=True)
@@ -331,7 +298,7 @@ def program() -> str:
 
 
 def _parted(text: str) -> tuple[str, str]:
-    """Return the docstring and the rest of a module, without what it imports of this package."""
+    """Split a module into docstring and rest, without what it imports of this package."""
     tree, rows = ast.parse(text), text.splitlines(keepends=True)
     own = [
         node

@@ -34,7 +34,6 @@ def union(
 
     Args:
       evaluation: whose settings the record has.
-      members: the balls.
       done: their records; without, what one has fooled is not attacked in the next.
       worst_case: they are those of `worst_case`; the record says what each left.
     """
@@ -137,7 +136,6 @@ def _clean(measured: Measured) -> Measured:
 def _shared(
     radii: list[float], beyond: np.ndarray | None, measured: Measured
 ) -> parts.LadderSettings:
-    """Say what a record of a ladder owes to the other radii."""
     attacks = measured.record.attacks
     return {
         "radii": radii,
@@ -147,7 +145,6 @@ def _shared(
 
 
 def _of_record(record: AccuracyRecord, out: Path) -> Measured:
-    """Read from a record and its verdicts what was measured then."""
     kept = AccuracyRecord(
         attacks=record.attacks,
         clean=record.clean,

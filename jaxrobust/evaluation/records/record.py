@@ -144,12 +144,12 @@ class AccuracyRecord:
 
     @property
     def threats(self) -> list[Threat]:
-        """Return norm and radius of each attack."""
+        """List norm and radius of each attack."""
         return [Threat(attack["norm"], attack["epsilon"]) for attack in self.attacks]
 
     @property
     def image_size(self) -> int | None:
-        """Return the side of the images, in pixels."""
+        """Give the side of the images, in pixels."""
         return (self.model or {}).get("image_size")
 
     @property
@@ -167,7 +167,7 @@ class Measured(NamedTuple):
 
 
 def keys_of(kind: type[AccuracyRecord]) -> list[Field]:
-    """Return the fields that are keys of the JSON, in their order."""
+    """List the fields that are keys of the JSON, in their order."""
     return [key for key in fields(kind) if key.metadata != _NEVER]
 
 
@@ -176,11 +176,7 @@ def _default(key: Field) -> Any:
 
 
 def check(record: AccuracyRecord, where: str) -> None:
-    """Refuse what is no record of this schema or an older one.
-
-    Raises:
-      ValueError: a newer schema, or a key that is missing or has another type; with what to do.
-    """
+    """Refuse what is no record of this schema or an older one."""
     number = 1 if "schema" in record.absent else record.schema
     if not isinstance(number, int) or number > SCHEMA:
         raise ValueError(
@@ -202,7 +198,6 @@ def check(record: AccuracyRecord, where: str) -> None:
 
 @functools.cache
 def _kinds(kind: type[AccuracyRecord]) -> dict[str, tuple[type, ...]]:
-    """Return the types that JSON has for each key."""
     hints = typing.get_type_hints(kind)
     return {key.name: _types(hints[key.name]) for key in keys_of(kind)}
 

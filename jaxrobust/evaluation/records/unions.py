@@ -30,13 +30,7 @@ def joined(found: Sequence[Measured], balls: Sequence[Threat]) -> Verdicts:
 
 
 def united(found: Sequence[Measured], balls: Sequence[Threat], names: Sequence[str]) -> Measured:
-    """Unite what was measured in each ball.
-
-    Args:
-      found: as `measuring` returns it.
-      balls: of each.
-      names: what each is called.
-    """
+    """Unite what was measured in each ball, which `names` call."""
     after = {
         name: float(joined(found[:count], balls).robust.mean())
         for count, name in enumerate(names, 1)
@@ -109,7 +103,6 @@ def parts_of(
     """List each attack, on how many images it was, and what share of them it left.
 
     Args:
-      found, balls: as in `united`.
       methods: what each is called.
       numbers: of the evaluations of each alone; None: there is none.
       skips: each saw only what stood before it, so that but for the first one its own robust

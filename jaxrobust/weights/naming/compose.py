@@ -44,13 +44,11 @@ def compose(
     """Make stored weights those of a network, with stem and head drawn anew where wanted.
 
     Args:
-      spec: the network, with any options, classes and image size.
       stored: the arrays, float32, and how their names become those of this architecture.
       stem, head: "keep" or "fresh", which is the network's own initialisation (of a ConvStem:
         PyTorch's default); of a head also "fresh-torch", PyTorch's default for `nn.Linear`. What is
         stored under their names is then left out, if there is any.
       normalize: mean and std of the first layer, for weights that do not hold theirs.
-      seed: of the draws.
     Raises:
       ValueError: weights that do not fit, all in one message.
     """
@@ -123,7 +121,6 @@ def _check_types(arrays: Arrays) -> None:
 
 
 def _fits_but_for_stem(stored: StoredNames, arrays: Arrays, expected: Shapes) -> bool:
-    """Tell whether all weights fit but for those of the stem."""
     left = re.compile(stored.stem)
     out = {k for k, _, targets in stored.matched if any(left.fullmatch(t) for t in targets)}
     rest = {key: shape for key, shape in expected.items() if not left.fullmatch(key)}
@@ -148,7 +145,6 @@ def _normalize(arrays: Arrays, values: Sequence[tuple[float, ...]], shapes: Shap
 
 
 def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
-    """Draw some of a network's initial weights; the others are not computed."""
     if not fresh:
         return {}
 
@@ -164,9 +160,7 @@ def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
 
 
 def _as_torch(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
-    """Draw kernels [inputs, outputs] and biases of linear maps as `nn.Linear` does: both
-    uniform in +-1/sqrt(inputs).
-    """
+    """Draw kernels [inputs, outputs] and biases as `nn.Linear` does: uniform, +-1/sqrt(inputs)."""
     inputs = {key.rpartition(".")[0]: shape[0] for key, shape in shapes.items() if len(shape) == 2}
     keys = jax.random.split(jax.random.key(seed), max(len(shapes), 1))
     drawn = {}
@@ -177,11 +171,7 @@ def _as_torch(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
 
 
 def normalized(network: Network, name: str) -> Network:
-    """Give a network's first layer the mean and std of that name; "keep": its own.
-
-    Raises:
-      ValueError: no such name, or one of other channels, or a network without such a layer.
-    """
+    """Give a network's first layer the mean and std of that name; "keep": its own."""
     if name == "keep":
         return network
     if name not in NORMALIZATIONS:
