@@ -13,6 +13,7 @@ from jaxrobust.weights.store.artifact import Artifact, Facts
 from jaxrobust.weights.trained import runs
 
 _SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that make no other network
+_EXPECTED = ("preprocessing", "norm", "epsilon", "accuracies")  # of what a config.json says
 
 
 def artifact_of(source: WeightSource, *, which: str | None = None, cast: bool = False) -> Artifact:
@@ -51,11 +52,8 @@ def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
         options=options,
         num_classes=settings.get("num_classes"),
         image_size=(settings.get("input_size") or [None])[-1],
-        preprocessing=own.get("preprocessing"),
-        norm=own.get("norm"),
-        epsilon=own.get("epsilon"),
-        accuracies=own.get("accuracies"),
         settings=settings,
+        **{key: own.get(key) for key in _EXPECTED},
     )
     return Artifact(arrays, facts)
 
@@ -85,12 +83,9 @@ def _folder(source: WeightSource, which: str | None, cast: bool) -> Artifact:
         options=options,
         num_classes=record["num_classes"],
         image_size=record["image_size"],
-        preprocessing=record.get("preprocessing"),
-        norm=record.get("norm"),
-        epsilon=record.get("epsilon"),
-        accuracies=record.get("accuracies"),
         which=held,
         record=record,
+        **{key: record.get(key) for key in _EXPECTED},
     )
     return Artifact(files.artifact(source.file, cast=cast).arrays, facts)
 

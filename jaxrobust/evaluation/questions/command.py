@@ -119,28 +119,9 @@ def _of_size(
         origin, subject, source = flags.settled(given)
         size = settled_size(subject.network.image_size)
         which, subject, weights = flags.weights(given, subject, source)
-    asked = Question(
-        attack=given.attack,
-        version=given.version,
-        images=given.n,
-        batch=given.batch,
-        seed=given.seed,
-        preprocessing=subjects.preprocessing(origin, size, source, given.preprocessing),
-        search_dtype=given.search_dtype,
-        steps=given.steps,
-        targets=given.targets,
-        restarts=given.restarts,
-        relative_step=given.relative_step,
-        step=given.step,
-        start=given.start,
-        l1_rule=given.l1_rule,
-        union_only=given.union_only,
-        replay=given.replay,
-        noreplay=given.noreplay,
-        again=given.again,
-        rule=given.rule,
-        draws=given.draws,
-    )
+    shared = {key: getattr(given, key) for key in Question._fields if key in Given._fields}
+    shared["preprocessing"] = subjects.preprocessing(origin, size, source, given.preprocessing)
+    asked = Question(**shared, images=given.n)
     name = re.sub(r"[^\w.-]+", "-", subject.network.name)
     place = out or (run / "evaluation" if run else Path("runs") / f"evaluation-{name}")
     asking = _asking(given, asked, subject, balls)

@@ -221,5 +221,6 @@ def verdicts_of(
 
 
 def settled_size(size: int | None) -> int:
+    """Take a size of a settled subject, which has it."""
     assert size is not None, "settled"
     return size

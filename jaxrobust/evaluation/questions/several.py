@@ -1,6 +1,4 @@
-"""Several balls: their union, the worst case over attacks in them, and a ladder of radii that share
-what they find.
-"""
+"""Several balls: their union, the worst case over attacks in them, and a ladder of radii."""
 
 import dataclasses
 from pathlib import Path
@@ -14,6 +12,9 @@ from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import parts, unions, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
+
+# The fields of a record that are measured, which the record of a union is made of.
+_MEASURED = "attacks clean robust flags costs accuracy_after replayed draws".split()
 
 
 class Member(NamedTuple):
@@ -145,14 +146,5 @@ def _shared(
 
 
 def _of_record(record: AccuracyRecord, out: Path) -> Measured:
-    kept = AccuracyRecord(
-        attacks=record.attacks,
-        clean=record.clean,
-        robust=record.robust,
-        flags=record.flags,
-        costs=record.costs,
-        accuracy_after=record.accuracy_after,
-        replayed=record.replayed,
-        draws=record.draws,
-    )
+    kept = AccuracyRecord(**{name: getattr(record, name) for name in _MEASURED})
     return Measured(kept, verdicts.read(out / str(record.verdicts)))

@@ -22,6 +22,15 @@ _ALWAYS, _OF_EVALUATION = {"written": "always"}, {"written": "of an evaluation"}
 _NEVER = {"written": "never"}  # as a key of the JSON
 
 
+def _always(kind: Any = None) -> Any:
+    empty: dict[str, Any] = {"default_factory": kind} if kind else {"default": None}
+    return field(**empty, metadata=_ALWAYS)
+
+
+def _of_evaluation() -> Any:
+    return field(default=None, metadata=_OF_EVALUATION)
+
+
 @dataclass(frozen=True)
 class AccuracyRecord:
     """One network's accuracy on some images, with all that is needed to repeat it.
@@ -33,61 +42,41 @@ class AccuracyRecord:
       others: what the JSON had beside the schema; it is kept.
     """
 
-    time: str | None = field(default=None, metadata=_ALWAYS)
-    commit: str | None = field(default=None, metadata=_ALWAYS)
-    config_sha256: str | None = field(
-        default=None, metadata=_ALWAYS
-    )  # of the resolved config that made the network
-    weights: str | None = field(
-        default=None, metadata=_ALWAYS
-    )  # which ones: "train, step 440, ema"
-    weights_sha256: str | None = field(default=None, metadata=_ALWAYS)
-    dataset: str | None = field(default=None, metadata=_ALWAYS)
-    split: str | None = field(default=None, metadata=_ALWAYS)
-    image_ids: str | None = field(
-        default=None, metadata=_ALWAYS
-    )  # by their place in the split: "0..999"
-    preprocessing: str | None = field(default=None, metadata=_ALWAYS)
-    dtype: str | None = field(default=None, metadata=_ALWAYS)  # the network's compute type
-    matmul_precision: str | None = field(
-        default=None, metadata=_ALWAYS
-    )  # of products wherever a verdict falls
-    attacks: list[parts.AttackSettings] = field(
-        default_factory=list, metadata=_ALWAYS
-    )  # empty: there was none
-    clean: float | None = field(
-        default=None, metadata=_ALWAYS
-    )  # accuracy, a fraction of the images
-    robust: float | None = field(default=None, metadata=_ALWAYS)  # after all attacks
-    seed: int | None = field(default=None, metadata=_ALWAYS)  # of the attacks' draws
-    flags: dict[str, str] = field(
-        default_factory=dict, metadata=_ALWAYS
-    )  # what puts the number in doubt, and why
-    versions: dict[str, str] | None = field(default=None, metadata=_ALWAYS)
-    device: str | None = field(default=None, metadata=_ALWAYS)
-    schema: int | None = field(default=None, metadata=_ALWAYS)
-    verdicts: str | None = field(
-        default=None, metadata=_ALWAYS
-    )  # the file beside the record that has them image by image
-    interval: parts.Intervals | None = field(default=None, metadata=_ALWAYS)
-    costs: list[parts.AttackCost] | None = field(default=None, metadata=_ALWAYS)  # of each attack
-    size: parts.NetworkSize | None = field(default=None, metadata=_ALWAYS)
-    training: parts.TrainingFacts | None = field(default=None, metadata=_ALWAYS)
+    time: str | None = _always()
+    commit: str | None = _always()
+    config_sha256: str | None = _always()  # of the resolved config that made the network
+    weights: str | None = _always()  # which ones: "train, step 440, ema"
+    weights_sha256: str | None = _always()
+    dataset: str | None = _always()
+    split: str | None = _always()
+    image_ids: str | None = _always()  # by their place in the split: "0..999"
+    preprocessing: str | None = _always()
+    dtype: str | None = _always()  # the network's compute type
+    matmul_precision: str | None = _always()  # of products wherever a verdict falls
+    attacks: list[parts.AttackSettings] = _always(list)  # empty: there was none
+    clean: float | None = _always()  # accuracy, a fraction of the images
+    robust: float | None = _always()  # after all attacks
+    seed: int | None = _always()  # of the attacks' draws
+    flags: dict[str, str] = _always(dict)  # what puts the number in doubt, and why
+    versions: dict[str, str] | None = _always()
+    device: str | None = _always()
+    schema: int | None = _always()
+    verdicts: str | None = _always()  # the file beside the record that has them image by image
+    interval: parts.Intervals | None = _always()
+    costs: list[parts.AttackCost] | None = _always()  # of each attack
+    size: parts.NetworkSize | None = _always()
+    training: parts.TrainingFacts | None = _always()
     ids_sha256: str | None = None  # of the list of ids that makes the split
     classes_sha256: str | None = None  # of the classes' names in the order of labels
     init: dict[str, Any] | None = None  # what the training started from
-    evaluation: str | None = field(default=None, metadata=_OF_EVALUATION)  # its number
-    model: parts.Architecture | None = field(default=None, metadata=_OF_EVALUATION)
-    method: str | None = field(
-        default=None, metadata=_OF_EVALUATION
-    )  # of the attack, as the command line says it
-    search_dtype: str | None = field(default=None, metadata=_OF_EVALUATION)
-    accuracy_after: dict[str, float | None] | None = field(
-        default=None, metadata=_OF_EVALUATION
-    )  # after each attack
+    evaluation: str | None = _of_evaluation()  # its number
+    model: parts.Architecture | None = _of_evaluation()
+    method: str | None = _of_evaluation()  # of the attack, as the command line says it
+    search_dtype: str | None = _of_evaluation()
+    accuracy_after: dict[str, float | None] | None = _of_evaluation()  # after each attack
     version: str | None = None  # of AutoAttack
     images_sha256: str | None = None
-    fingerprint: parts.NetworkFingerprint | None = field(default=None, metadata=_OF_EVALUATION)
+    fingerprint: parts.NetworkFingerprint | None = _of_evaluation()
     clean_top5: float | None = None
     stable: float | None = None  # share whose answer an attack of fixed steps leaves
     local_lipschitz: float | None = None

@@ -109,18 +109,10 @@ def parts_of(
         accuracy is not known: None.
     """
     rows: list[parts.WorstCasePart] = []
-    for place, (verdicts, record) in enumerate((each.verdicts, each.record) for each in found):
+    for place, (record, verdicts, _) in enumerate(found):
         n, robust = len(verdicts.image_ids), None if skips and place else record.robust
-        rows.append(
-            {
-                "method": methods[place],
-                "norm": balls[place].norm,
-                "epsilon": balls[place].epsilon,
-                "attacks": [settings["name"] for settings in record.attacks],
-                "images": n,
-                "robust": robust,
-                "interval": records.interval(robust, n),
-                "evaluation": numbers[place],
-            }
-        )
+        row: parts.WorstCasePart = {"method": methods[place], **balls[place].settings()}
+        row |= {"attacks": [settings["name"] for settings in record.attacks], "images": n}
+        row |= {"robust": robust, "interval": records.interval(robust, n)}
+        rows.append({**row, "evaluation": numbers[place]})
     return rows

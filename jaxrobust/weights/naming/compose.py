@@ -138,6 +138,11 @@ def _normalize(arrays: Arrays, values: Sequence[tuple[float, ...]], shapes: Shap
     shape = shapes["normalize.mean"]
     if any(len(value) not in (1, *shape) for value in values):
         raise ValueError(f"a mean and std of {len(values[0])} channels for images with {shape[0]}")
+    return _first_layer(values, shape)
+
+
+def _first_layer(values: Sequence[tuple[float, ...]], shape: tuple[int, ...]) -> Arrays:
+    """Make the arrays of the layer that normalises, of mean and std."""
     return {
         f"normalize.{key}": np.broadcast_to(np.asarray(value, np.float32), shape).copy()
         for key, value in zip(("mean", "std"), values, strict=True)
@@ -175,8 +180,7 @@ def normalized(network: Network, name: str) -> Network:
     if name == "keep":
         return network
     if name not in NORMALIZATIONS:
-        choices = ", ".join(("keep", *NORMALIZATIONS))
-        raise ValueError(f"init.normalize={name!r}; one of {choices}")
+        raise ValueError(f"init.normalize={name!r}; one of keep, {', '.join(NORMALIZATIONS)}")
     mean = network.stats.get("normalize.mean")
     if mean is None:
         raise ValueError(
@@ -188,10 +192,7 @@ def normalized(network: Network, name: str) -> Network:
             f"init.normalize={name} is of {len(NORMALIZATIONS[name][0])} channels, and the images "
             f"have {mean.size}; set init.normalize=half, none or keep"
         )
-    values = {
-        f"normalize.{key}": np.broadcast_to(np.asarray(value, np.float32), mean.shape).copy()
-        for key, value in zip(("mean", "std"), NORMALIZATIONS[name], strict=True)
-    }
+    values = _first_layer(NORMALIZATIONS[name], mean.shape)
     return network._replace(stats=network.stats | values)
 
 
