@@ -13,7 +13,6 @@ from jaxrobust.weights.store.artifact import Artifact, Facts
 from jaxrobust.weights.trained import runs
 
 _SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that make no other network
-_EXPECTED = ("preprocessing", "norm", "epsilon", "accuracies")  # of what a config.json says
 
 
 def artifact_of(source: WeightSource, *, which: str | None = None, cast: bool = False) -> Artifact:
@@ -31,6 +30,10 @@ def artifact_of(source: WeightSource, *, which: str | None = None, cast: bool = 
         image_size=facts.image_size or board.image_size,
     )
     return Artifact(artifact.arrays, facts)
+
+
+def _expected(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: config.get(key) for key in ("preprocessing", "norm", "epsilon", "accuracies")}
 
 
 def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
@@ -53,7 +56,7 @@ def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
         num_classes=settings.get("num_classes"),
         image_size=(settings.get("input_size") or [None])[-1],
         settings=settings,
-        **{key: own.get(key) for key in _EXPECTED},
+        **_expected(own),
     )
     return Artifact(arrays, facts)
 
@@ -85,7 +88,7 @@ def _folder(source: WeightSource, which: str | None, cast: bool) -> Artifact:
         image_size=record["image_size"],
         which=held,
         record=record,
-        **{key: record.get(key) for key in _EXPECTED},
+        **_expected(record),
     )
     return Artifact(files.artifact(source.file, cast=cast).arrays, facts)
 

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks.fixed_steps import is_cascade
-from jaxrobust.data import Prepared
 from jaxrobust.evaluation.bundles import claims, claims_torch, contradictions
 from jaxrobust.evaluation.bundles.claims import Logits
 from jaxrobust.evaluation.bundles.contradictions import BundleFacts, ImageRow
@@ -67,15 +66,10 @@ def recorded(evaluation: Any, subject: Any, place: Path) -> AccuracyRecord:
     if not question.noreplay:  # which takes an equal record of another number too
         hosts.together(lambda: jax.process_index() or check_place(place, number))
     record = evaluation.record(subject)
-    images = Prepared(
-        evaluation.source,
-        image_size=subject.network.image_size,
-        preprocessing=question.preprocessing,
-        images=question.images,
-    )
 
     def write() -> None:
         if jax.process_index() == 0:
+            images = evaluation.images
             logits = forward(evaluation.logits_of("float32"), images.shape[1:], question.batch)
             split = len(evaluation.source)
             of_record(place, record, evaluation.out, images, logits, split_images=split)
@@ -270,14 +264,11 @@ class _Points:
                 "--bundle needs them: evaluate again with --out DIR"
             )
 
-    @property
-    def _bytes(self) -> int:
-        return 4 * int(np.prod(self._shape))
-
     def __getitem__(self, place: int) -> np.ndarray:
         file, stored = self._where[int(place)]
-        point = np.fromfile(file, np.float32, self._bytes // 4, offset=stored * self._bytes)
-        if 4 * point.size < self._bytes:
+        size = int(np.prod(self._shape))
+        point = np.fromfile(file, np.float32, size, offset=stored * 4 * size)
+        if point.size < size:
             raise ValueError(f"{file} is cut off; --bundle needs it: evaluate again with --out DIR")
         return point.reshape(self._shape)
 

@@ -25,28 +25,28 @@ from jaxrobust.weights.trained import kept, runs
 class Given(NamedTuple):
     """The flags of `jaxrobust evaluate`; None: not given."""
 
-    workdir: str | None
-    phase: str | None
-    model: str | None
-    function: str | None
-    weights: str | None
-    options: dict[str, Any] | None
-    dataset: str | None
-    split: str | None
-    classes: str | None
-    data_dir: str | None
-    preprocessing: str | None
-    norm: str | None
-    epsilon: float | None
-    attack: str
-    version: str
-    search_dtype: str
-    out: str | None
-    num_classes: int | None
-    image_size: int | None
-    n: int
-    batch: int | None
-    seed: int
+    workdir: str | None = None
+    phase: str | None = None
+    model: str | None = None
+    function: str | None = None
+    weights: str | None = None
+    options: dict[str, Any] | None = None
+    dataset: str | None = None
+    split: str | None = None
+    classes: str | None = None
+    data_dir: str | None = None
+    preprocessing: str | None = None
+    norm: str | None = None
+    epsilon: float | None = None
+    attack: str = "autoattack"
+    version: str = "standard"
+    search_dtype: str = "float32"
+    out: str | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    n: int = 0
+    batch: int | None = None
+    seed: int = 0
     steps: int | None = None
     targets: int | None = None
     restarts: int | None = None
@@ -73,10 +73,12 @@ class Given(NamedTuple):
 def placed(given: Given) -> Given:
     """Fill in the paths of what flags name; weights are brought here if need be."""
     given = _with_weights(given._replace(norm=given.norm and norm(given.norm)))
-    paths: dict[str, Any] = {"workdir": given.workdir, "out": given.out}
-    paths |= {"bundle": given.bundle}
-    mounted = {flag: str(folders.mounted(flag, path)) for flag, path in paths.items() if path}
-    return _with_selected(given._replace(**(paths | mounted)))
+    mounted = {
+        flag: str(folders.mounted(flag, path))
+        for flag in ("workdir", "out", "bundle")
+        if (path := getattr(given, flag))
+    }
+    return _with_selected(given._replace(**mounted))
 
 
 def _with_selected(given: Given) -> Given:

@@ -38,15 +38,11 @@ def networks_of(subject: Subject, weights: Weights) -> LogitsOf:
         if dtype not in made:
             net = subject.create(dtype)
             params = cast(weights.params, jnp.dtype(dtype))
-            apply = _with_keys if subject.keyed else _plain
-            made[dtype] = jax.tree_util.Partial(apply(net), params, weights.stats)
+            logits = _with_keys(net) if subject.keyed else lambda *given: net.apply(*given)[0]
+            made[dtype] = jax.tree_util.Partial(logits, params, weights.stats)
         return made[dtype]
 
     return logits_fn
-
-
-def _plain(net: Classifier) -> Any:
-    return lambda *given: net.apply(*given)[0]
 
 
 def _with_keys(net: Classifier) -> Any:

@@ -159,15 +159,12 @@ def _check_ball(subject: Subject) -> None:
 
 def _check_choices(asked: Question, subject: Subject) -> None:
     attack = asked.attack
-    for flag, value, known, has_effect in (
-        ("version", asked.version, (*ensembles.VERSIONS, ensembles.CUSTOM), asked.searches),
-        ("search_dtype", asked.search_dtype, ("float32", "bfloat16"), asked.searches),
-    ):
-        if flag == "version":
-            known = ("standard", *(name for name in known if name != "standard"))
+    versions = (*ensembles.VERSIONS, ensembles.CUSTOM)
+    for flag, known in (("version", versions), ("search_dtype", ("float32", "bfloat16"))):
+        value = getattr(asked, flag)
         if value not in known:
             raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
-        if value != known[0] and not has_effect:
+        if value != known[0] and not asked.searches:
             raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
     _check_draws(asked, subject)
     if asked.union_only and not asked.searches:

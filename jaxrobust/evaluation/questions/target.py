@@ -112,12 +112,9 @@ def of_run(workdir: Path, phase: str | None = None) -> Subject:
 
 def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subject:
     """Describe a network `name` by its file of weights; `given` are its options."""
-    if functions.is_name(name):  # whose weights have no description
-        options = given or {}
-        return Subject(
-            NetworkSpec(name, options=options), config={"model": name, "options": options}
-        )
-    options = certificates.options(name, given, certificates.stated(path), path)
+    options = given or {}
+    if not functions.is_name(name):  # whose weights have no description
+        options = certificates.options(name, given, certificates.stated(path), path)
     return Subject(NetworkSpec(name, options=options), config={"model": name, "options": options})
 
 
@@ -181,9 +178,7 @@ def settled(
         subject = replace(subject, norm=norm, threat=None)
     dataset = subject.dataset
     if dataset is None:
-        flag = (
-            TORCH if subject.built else FUNCTION if subject.function else "a network that is no run"
-        )
+        flag = subject.flag or "a network that is no run"
         raise ValueError(f"{flag} needs --dataset NAME, such as digits, cifar10 or imagenet2012")
     if dataset != origin.dataset and "split" not in new:
         # A part of another data set's split says nothing here.

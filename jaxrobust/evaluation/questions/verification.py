@@ -82,10 +82,7 @@ def _given(settings: Settings, record: dict[str, Any]) -> Any:
 
     A run's phase is that of the record, if the run has it; a file is of the record's network.
     """
-    none: dict[str, Any] = dict.fromkeys(Given._fields) | Given._field_defaults
-    none |= {"attack": "autoattack", "version": "standard", "search_dtype": "float32"}
-    none |= {"n": 0, "seed": 0, "function": settings.function, "weights": settings.weights}
-    given = flags.placed(Given(**none))
+    given = flags.placed(Given(function=settings.function, weights=settings.weights))
     if given.workdir:
         phase = str(record["weights"]).partition(",")[0]
         known = phase and (Path(given.workdir) / phase).is_dir()

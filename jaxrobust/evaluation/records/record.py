@@ -22,12 +22,14 @@ _ALWAYS, _OF_EVALUATION = {"written": "always"}, {"written": "of an evaluation"}
 _NEVER = {"written": "never"}  # as a key of the JSON
 
 
-def _always(kind: Any = None) -> Any:
+def always(kind: Any = None) -> Any:
+    """Make a field that is written, as null where its value is not known; empty: of `kind`."""
     empty: dict[str, Any] = {"default_factory": kind} if kind else {"default": None}
     return field(**empty, metadata=_ALWAYS)
 
 
-def _of_evaluation() -> Any:
+def of_evaluation() -> Any:
+    """Make a field that every record of an evaluation has, as null where it is not known."""
     return field(default=None, metadata=_OF_EVALUATION)
 
 
@@ -42,41 +44,41 @@ class AccuracyRecord:
       others: what the JSON had beside the schema; it is kept.
     """
 
-    time: str | None = _always()
-    commit: str | None = _always()
-    config_sha256: str | None = _always()  # of the resolved config that made the network
-    weights: str | None = _always()  # which ones: "train, step 440, ema"
-    weights_sha256: str | None = _always()
-    dataset: str | None = _always()
-    split: str | None = _always()
-    image_ids: str | None = _always()  # by their place in the split: "0..999"
-    preprocessing: str | None = _always()
-    dtype: str | None = _always()  # the network's compute type
-    matmul_precision: str | None = _always()  # of products wherever a verdict falls
-    attacks: list[parts.AttackSettings] = _always(list)  # empty: there was none
-    clean: float | None = _always()  # accuracy, a fraction of the images
-    robust: float | None = _always()  # after all attacks
-    seed: int | None = _always()  # of the attacks' draws
-    flags: dict[str, str] = _always(dict)  # what puts the number in doubt, and why
-    versions: dict[str, str] | None = _always()
-    device: str | None = _always()
-    schema: int | None = _always()
-    verdicts: str | None = _always()  # the file beside the record that has them image by image
-    interval: parts.Intervals | None = _always()
-    costs: list[parts.AttackCost] | None = _always()  # of each attack
-    size: parts.NetworkSize | None = _always()
-    training: parts.TrainingFacts | None = _always()
+    time: str | None = always()
+    commit: str | None = always()
+    config_sha256: str | None = always()  # of the resolved config that made the network
+    weights: str | None = always()  # which ones: "train, step 440, ema"
+    weights_sha256: str | None = always()
+    dataset: str | None = always()
+    split: str | None = always()
+    image_ids: str | None = always()  # by their place in the split: "0..999"
+    preprocessing: str | None = always()
+    dtype: str | None = always()  # the network's compute type
+    matmul_precision: str | None = always()  # of products wherever a verdict falls
+    attacks: list[parts.AttackSettings] = always(list)  # empty: there was none
+    clean: float | None = always()  # accuracy, a fraction of the images
+    robust: float | None = always()  # after all attacks
+    seed: int | None = always()  # of the attacks' draws
+    flags: dict[str, str] = always(dict)  # what puts the number in doubt, and why
+    versions: dict[str, str] | None = always()
+    device: str | None = always()
+    schema: int | None = always()
+    verdicts: str | None = always()  # the file beside the record that has them image by image
+    interval: parts.Intervals | None = always()
+    costs: list[parts.AttackCost] | None = always()  # of each attack
+    size: parts.NetworkSize | None = always()
+    training: parts.TrainingFacts | None = always()
     ids_sha256: str | None = None  # of the list of ids that makes the split
     classes_sha256: str | None = None  # of the classes' names in the order of labels
     init: dict[str, Any] | None = None  # what the training started from
-    evaluation: str | None = _of_evaluation()  # its number
-    model: parts.Architecture | None = _of_evaluation()
-    method: str | None = _of_evaluation()  # of the attack, as the command line says it
-    search_dtype: str | None = _of_evaluation()
-    accuracy_after: dict[str, float | None] | None = _of_evaluation()  # after each attack
+    evaluation: str | None = of_evaluation()  # its number
+    model: parts.Architecture | None = of_evaluation()
+    method: str | None = of_evaluation()  # of the attack, as the command line says it
+    search_dtype: str | None = of_evaluation()
+    accuracy_after: dict[str, float | None] | None = of_evaluation()  # after each attack
     version: str | None = None  # of AutoAttack
     images_sha256: str | None = None
-    fingerprint: parts.NetworkFingerprint | None = _of_evaluation()
+    fingerprint: parts.NetworkFingerprint | None = of_evaluation()
     clean_top5: float | None = None
     stable: float | None = None  # share whose answer an attack of fixed steps leaves
     local_lipschitz: float | None = None

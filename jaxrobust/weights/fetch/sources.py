@@ -102,7 +102,7 @@ def timm_names() -> dict[str, str]:
 def _unknown(text: str, timm: re.Match | None) -> str:
     if text in models.available():
         return (
-            "that is an architecture, which has no weights of its own; "
+            "that is an architecture, which is without weights; "
             f"`jaxrobust models {text}` lists the published ones"
         )
     if near := difflib.get_close_matches(text, PUBLISHED, n=3, cutoff=0.7):

@@ -337,32 +337,23 @@ def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict)
 
 
 def load(
-    name: str,
-    path: Path,
-    *,
-    num_classes: int = 1000,
-    image_size: int = 224,
-    which: str | None = None,
-    **overrides: Any,
+    name: str, path: Path, *, which: str | None = None, **options: Any
 ) -> tuple[Arrays, Arrays]:
     """Read params and stats of a network from a file with our names or the reference's."""
     arrays = files.read(path, which=which)
     if all_double(arrays):
         raise ValueError(f"{path}: weights are float64, expected float32; cast them first")
     try:
-        return fit(name, arrays, num_classes=num_classes, image_size=image_size, **overrides)
+        return fit(name, arrays, **options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def fit(
-    name: str, arrays: Arrays, *, num_classes: int = 1000, image_size: int = 224, **overrides: Any
-) -> tuple[Arrays, Arrays]:
+def fit(name: str, arrays: Arrays, **options: Any) -> tuple[Arrays, Arrays]:
     """Make params and stats of network `name` from arrays under our names or the reference's."""
-    stored = names(name, arrays, **overrides)
-    channels = in_channels(stored) or 3
-    options = {"num_classes": num_classes, "image_size": image_size, "in_channels": channels}
-    options |= overrides
+    row_options = {key: options[key] for key in options.keys() - {"num_classes", "image_size"}}
+    stored = names(name, arrays, **row_options)
+    options = {"in_channels": in_channels(stored) or 3} | options
     if not stored.ours:
         return from_torch(name, arrays, **options)
     params, stats = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
