@@ -20,6 +20,10 @@ CLEAN = (
     "analysis",
     "doctor",
     "estimate",
+    "weights",
+    "evaluation/records",
+    "evaluation/bundles",
+    "evaluation/questions",
     "__main__.py",
 )
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples/README.md")

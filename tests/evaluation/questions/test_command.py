@@ -23,6 +23,7 @@ from jaxrobust import data, models
 from jaxrobust.config import VERSION, NetworkSpec, network_of
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.engine.result import AutoAttackResult
+from jaxrobust.evaluation.questions import flags as evaluation_flags
 from jaxrobust.evaluation.questions import measuring, target
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.verdicts import Verdicts
@@ -185,10 +186,18 @@ class RunTest(parameterized.TestCase):
             code, second, said = call(**flags)
             self.assertEqual((code, second), (0, first), said)
             self.assertRegex(said, r"done before, .*; nothing is computed \(--again .*\)")
-            for other in ({"seed": 1}, {"epsilon": "0.2"}, {"n": 9}, {"phase": "pretrain"}):
-                with self.assertRaisesRegex(AssertionError, "computes"):
-                    call(**flags | other)
+            with self.assertRaisesRegex(AssertionError, "computes"):
+                call(**flags, seed=1)
         self.assertEqual((out / "results.jsonl").read_bytes(), written)
+
+    @pytest.mark.slow
+    def test_other_flags_are_another_evaluation(self):
+        flags = {"workdir": str(self.workdir), "out": self.create_tempdir().full_path, "n": 8}
+        call(**flags, attack="pgd-2")
+        with mock.patch.object(accuracy, "each", side_effect=AssertionError("computes")):
+            for other in ({"epsilon": "0.2"}, {"n": 9}, {"phase": "pretrain"}):
+                with self.assertRaisesRegex(AssertionError, "computes"):
+                    call(**flags | other, attack="pgd-2")
 
     @pytest.mark.slow
     def test_images_are_the_first_ones_and_at_most_all(self):
@@ -432,12 +441,16 @@ class RunTest(parameterized.TestCase):
         self.assertRegex(said, f"jaxrobust: .*{message}")
         self.assertEqual(said.count("\n"), 1, said)
 
-    @sweeps.fast("LINF")
     @parameterized.parameters("Linf", "LINF", "linf")
     def test_a_norm_in_any_spelling(self, norm):
-        record = self.evaluated(attack="pgd-1", norm=norm, epsilon="0.1", n=2)
+        given = evaluation_flags.Given(workdir="run", norm=norm)
+        self.assertEqual(evaluation_flags.placed(given).norm, "linf")
+
+    @pytest.mark.slow
+    def test_a_norm_in_capitals(self):
+        record = self.evaluated(attack="pgd-1", norm="LINF", epsilon="0.1", n=2)
         self.assertEqual(record["attacks"][0]["norm"], "linf")
-        self.assertIsNotNone(self.evaluated(attack="clean", norm=norm, n=2)["clean"])
+        self.assertIsNotNone(self.evaluated(attack="clean", norm="LINF", n=2)["clean"])
 
     @parameterized.parameters("L2:1/2", "l2:1/2")
     def test_the_norm_of_a_threat_in_any_spelling(self, text):
@@ -550,12 +563,17 @@ class FileTest(parameterized.TestCase):
         }
 
     def test_counts_what_the_network_says(self):
-        code, printed, said = call(**self.given, attack="clean", n=16)
+        options = {"depths": (1,), "dims": (8,), "stem_strides": (1,)}
+        net = models.create("convnext_n", num_classes=10, image_size=8, in_channels=1, **options)
+        params, stats = jax.jit(net.init)(jax.random.key(0))
+        arrays = {k: np.array(v) for k, v in (params | stats).items()}
+        save_file(arrays, self.folder / "weights.safetensors")
+        code, printed, said = call(**self.given, options=str(options), attack="clean", n=16)
         self.assertEqual(code, 0, said)
         (record,) = result_lines.read(self.folder / "out")
         digits = data.open_source("digits", "test")
         (batch,) = data.evaluation_batches(digits, batch_size=16, image_size=8, limit=16)
-        logits = self.apply(self.params, self.stats, batch.images / np.float32(255))[0]
+        logits = jax.jit(net.apply)(params, stats, batch.images / np.float32(255))[0]
         clean = float(np.mean(np.asarray(logits).argmax(-1) == batch.labels))
         self.assertEqual(record["clean"], clean)
         self.assertEqual(record["weights"], "weights.safetensors")
