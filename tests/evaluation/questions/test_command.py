@@ -71,11 +71,15 @@ def stand_in():
     return mock.patch.object(measuring, "autoattack", autoattack)
 
 
-class RunTest(parameterized.TestCase):
+class OfRun(parameterized.TestCase):
+    """A run that the tests of a class evaluate."""
+
+    pretrained = False
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.workdir = run_for(cls)
+        cls.workdir = run_for(cls, pretrained=cls.pretrained)
 
     def evaluated(self, out="out", **given) -> dict:
         """The record that the command appends."""
@@ -85,6 +89,10 @@ class RunTest(parameterized.TestCase):
         record = result_lines.read(out)[-1]
         self.assertIn(f"record {record['evaluation']} in {out / 'results.jsonl'}", printed)
         return record
+
+
+class TrainedTest(OfRun):
+    pretrained = True
 
     def test_clean_is_what_the_training_recorded(self):
         (trained,) = result_lines.read(self.workdir)
@@ -102,6 +110,30 @@ class RunTest(parameterized.TestCase):
             record["weights_sha256"], result_lines.read(self.workdir)[0]["weights_sha256"]
         )
 
+    @pytest.mark.slow
+    def test_other_flags_are_another_evaluation(self):
+        flags = {"workdir": str(self.workdir), "out": self.create_tempdir().full_path, "n": 8}
+        call(**flags, attack="pgd-2")
+        with mock.patch.object(accuracy, "each", side_effect=AssertionError("computes")):
+            for other in ({"epsilon": "0.2"}, {"n": 9}, {"phase": "pretrain"}):
+                with self.assertRaisesRegex(AssertionError, "computes"):
+                    call(**flags | other, attack="pgd-2")
+
+    @pytest.mark.slow
+    def test_default_folder_and_the_table_of_a_run(self):
+        self.assertEqual(call(workdir=str(self.workdir), attack="clean")[0], 0)
+        self.assertLen(result_lines.read(self.workdir / "evaluation"), 1)
+        out = Path(self.create_tempdir())
+        (out / "results.jsonl").write_bytes((self.workdir / "results.jsonl").read_bytes())
+        for attack in ("clean", "pgd-2"):  # into the records of a training
+            self.assertEqual(call(workdir=str(self.workdir), out=str(out), attack=attack)[0], 0)
+        table = accuracies.table(out)
+        self.assertRegex(table, r"-      80  none\n")
+        self.assertRegex(table, r"%      80  pgd-2, linf 0.1\n")
+        self.assertRegex(table, r"%      80  APGD-CE 3 steps, linf 0.1\n")
+
+
+class RunTest(OfRun):
     def test_record_of_pgd(self):
         record = self.evaluated(attack="pgd-2", n=8, epsilon="0.2/2", seed=3)
         for key in ("commit", "weights_sha256", "config_sha256", "versions", "device", "time"):
@@ -191,15 +223,6 @@ class RunTest(parameterized.TestCase):
         self.assertEqual((out / "results.jsonl").read_bytes(), written)
 
     @pytest.mark.slow
-    def test_other_flags_are_another_evaluation(self):
-        flags = {"workdir": str(self.workdir), "out": self.create_tempdir().full_path, "n": 8}
-        call(**flags, attack="pgd-2")
-        with mock.patch.object(accuracy, "each", side_effect=AssertionError("computes")):
-            for other in ({"epsilon": "0.2"}, {"n": 9}, {"phase": "pretrain"}):
-                with self.assertRaisesRegex(AssertionError, "computes"):
-                    call(**flags | other, attack="pgd-2")
-
-    @pytest.mark.slow
     def test_images_are_the_first_ones_and_at_most_all(self):
         code, _, said = call(
             workdir=str(self.workdir), out=self.create_tempdir().full_path, attack="clean", n=999
@@ -208,19 +231,6 @@ class RunTest(parameterized.TestCase):
         self.assertIn("has 80 images, not 999: taking all", said)
         self.assertEqual(self.evaluated(attack="clean", n=0)["image_ids"], "0..79")
         self.assertEqual(self.evaluated(attack="clean", n=1)["image_ids"], "0..0")
-
-    @pytest.mark.slow
-    def test_default_folder_and_the_table_of_a_run(self):
-        self.assertEqual(call(workdir=str(self.workdir), attack="clean")[0], 0)
-        self.assertLen(result_lines.read(self.workdir / "evaluation"), 1)
-        out = Path(self.create_tempdir())
-        (out / "results.jsonl").write_bytes((self.workdir / "results.jsonl").read_bytes())
-        for attack in ("clean", "pgd-2"):  # into the records of a training
-            self.assertEqual(call(workdir=str(self.workdir), out=str(out), attack=attack)[0], 0)
-        table = accuracies.table(out)
-        self.assertRegex(table, r"-      80  none\n")
-        self.assertRegex(table, r"%      80  pgd-2, linf 0.1\n")
-        self.assertRegex(table, r"%      80  APGD-CE 3 steps, linf 0.1\n")
 
     @parameterized.parameters(
         (8, "bicubic-1.0", "bicubic-1.0"),
