@@ -62,10 +62,6 @@ def _of_source(source: str, config: Config) -> tuple[Network, dict[str, Any]]:
     return start, record | {"start_sha256": start.weights_sha256}
 
 
-def _keeps(init: StartSection) -> bool:
-    return init.stem == init.head == init.normalize == "keep"
-
-
 def _composed(artifact: Artifact, config: Config, init: StartSection) -> Network:
     stored = convert.names(config.model.name, artifact.arrays)
     _belongs(artifact.facts, stored, config, init)
@@ -99,7 +95,8 @@ def check_phases(config: Config, names: Sequence[str]) -> None:
 def handed_on(before: Config, config: Config, name: str, weights: Weights) -> Weights:
     """Make the weights of an earlier phase (float32, on the host) those of the phase `name`."""
     section = config[name]
-    if plain(before.model) == plain(config.model) and _keeps(section):
+    keeps = section.stem == section.head == section.normalize == "keep"
+    if keeps and plain(before.model) == plain(config.model):
         return weights
     arrays = {key: np.asarray(array) for key, array in (weights.params | weights.stats).items()}
     model, options = before.model.name, dict(before.model.options)

@@ -8,7 +8,6 @@ misclassifies what comes out; `claims` restores and checks just that.
 import ast
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -253,10 +252,11 @@ class _Points:
             (int(found.image_ids[place]), str(found.fooled_by[place])): place
             for place in np.flatnonzero(found.clean & ~found.robust).tolist()
         }
-        for file, row in _rows(ledger):
-            key = (row.get("image"), row.get("attack"))
-            if row.get("fooled") and key in wanted:
-                self._where[wanted[key]] = (file.with_suffix(".images"), int(row["stored"]))
+        for file in [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]:
+            for row in jsonl.read(file):
+                key = (row.get("image"), row.get("attack"))
+                if row.get("fooled") and key in wanted:
+                    self._where[wanted[key]] = (file.with_suffix(".images"), int(row["stored"]))
         missing = len(wanted) - len(self._where)
         if missing or not all(file.is_file() for file, _ in self._where.values()):
             raise ValueError(
@@ -271,12 +271,6 @@ class _Points:
         if point.size < size:
             raise ValueError(f"{file} is cut off; --bundle needs it: evaluate again with --out DIR")
         return point.reshape(self._shape)
-
-
-def _rows(ledger: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for file in [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]:
-        for row in jsonl.read(file):
-            yield file, row
 
 
 def program() -> str:

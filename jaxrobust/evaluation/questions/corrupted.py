@@ -113,7 +113,10 @@ def record(evaluation: Evaluation, given: Given) -> AccuracyRecord:
         flags=flags,
         corruptions={
             "images": "files" if published else "computed",
-            "accuracy": _by_kind({each: reached[each] for each in asked}),
+            "accuracy": {
+                kind: {str(each.severity): reached[each] for each in asked if each.kind == kind}
+                for kind in dict.fromkeys(each.kind for each in asked)
+            },
             "mean": float(np.mean([reached[each] for each in asked])),
             "frost_sha256": frost.sha256 if frost else None,
             "seconds": time.perf_counter() - start,
@@ -178,13 +181,6 @@ def _done(ledger: Path) -> tuple[dict[Asked, float], dict[Asked, int]]:
     rows = {Asked(row["kind"], row["severity"]): row for row in jsonl.read(ledger)}
     broken = {each: row["not_finite"] for each, row in rows.items() if "not_finite" in row}
     return {each: row["accuracy"] for each, row in rows.items()}, broken
-
-
-def _by_kind(reached: dict[Asked, float]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for each, value in reached.items():
-        found.setdefault(each.kind, {})[str(each.severity)] = value
-    return found
 
 
 def table(measured: parts.CorruptionAccuracies) -> list[str]:

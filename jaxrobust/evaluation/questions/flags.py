@@ -73,7 +73,7 @@ class Given(NamedTuple):
 def placed(given: Given) -> Given:
     """Fill in the paths of what flags name; weights are brought here if need be."""
     given = _with_weights(given._replace(norm=given.norm and norm(given.norm)))
-    mounted = {
+    mounted: dict[str, Any] = {
         flag: str(folders.mounted(flag, path))
         for flag in ("workdir", "out", "bundle")
         if (path := getattr(given, flag))

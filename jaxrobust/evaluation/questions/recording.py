@@ -235,7 +235,9 @@ class Evaluation:
           ledgers: what is replayed, beside what the flags name.
         """
         if not self.question.searches:
-            self._check_answers()
+            if not self.fingerprint.has_answers:  # of noisy images, so all are looked at
+                plain = self.question._replace(attack="clean", start=None, l1_rule=None)
+                measuring.counted(subject, self.source, self.weights, plain)  # refuses
             how = (subject, self.source, self.weights, self.question)
             measured = measuring.counted(*how, standing=standing)
             slopes = {}
@@ -264,15 +266,6 @@ class Evaluation:
                 f"{self.source.name} finds it, and the normalisation belongs into the network"
             )
         return measured
-
-    def _check_answers(self) -> None:
-        """Refuse a network of which no image has finite logits, before anything is attacked.
-
-        The images are looked at if those noisy ones that the fingerprint has seen had none.
-        """
-        if not self.fingerprint.has_answers:
-            clean = self.question._replace(attack="clean", start=None, l1_rule=None)
-            measuring.counted(self.subject, self.source, self.weights, clean)
 
     @property
     def size(self) -> parts.NetworkSize:

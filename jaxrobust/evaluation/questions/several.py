@@ -14,8 +14,8 @@ from jaxrobust.evaluation.records import parts, unions, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 
 # The fields of a record that are measured, which the record of a union is made of.
-_MEASURED = ("attacks", "clean", "robust", "flags")
-_MEASURED += ("costs", "accuracy_after", "replayed", "draws")
+_MEASURED = ["attacks", "clean", "robust", "flags"]
+_MEASURED += ["costs", "accuracy_after", "replayed", "draws"]
 
 
 class Member(NamedTuple):

@@ -57,13 +57,10 @@ class WorstCaseResult(NamedTuple):
         return "\n".join([*lines, *(f"flag {name}: {text}" for name, text in self.flags.items())])
 
     def _typed_record(self, **known: Unpack[CallerFacts]) -> AccuracyRecord:
-        own = {
-            field.name: getattr(self.own, field.name)
-            for field in keys_of(AccuracyRecord)
-            if getattr(self.own, field.name) is not None
-        }
-        record = dataclasses.replace(self.autoattack.typed_record(**known), **own)
-        return dataclasses.replace(record, worst_case=self.parts)
+        fields: Any = {key.name: getattr(self.own, key.name) for key in keys_of(AccuracyRecord)}
+        own = {name: value for name, value in fields.items() if value is not None}
+        whole = self.autoattack.typed_record(**known)
+        return dataclasses.replace(whole, **(own | {"worst_case": self.parts}))
 
     def record(self, **known: Unpack[CallerFacts]) -> dict[str, Any]:
         """Make the record's JSON; arguments as in `AutoAttackResult.record`."""

@@ -31,10 +31,6 @@ def joined(found: Sequence[Measured], balls: Sequence[Threat]) -> Verdicts:
 
 def united(found: Sequence[Measured], balls: Sequence[Threat], names: Sequence[str]) -> Measured:
     """Unite what was measured in each ball, which `names` call."""
-    after = {
-        name: float(joined(found[:count], balls).robust.mean())
-        for count, name in enumerate(names, 1)
-    }
     whole = joined(found, balls)
     records_of = [each.record for each in found]
     flags = {
@@ -48,7 +44,10 @@ def united(found: Sequence[Measured], balls: Sequence[Threat], names: Sequence[s
         attacks=[settings for record in records_of for settings in record.attacks],
         clean=float(whole.clean.mean()),
         robust=float(whole.robust.mean()),
-        accuracy_after=dict(after),
+        accuracy_after={
+            name: float(joined(found[:count], balls).robust.mean())
+            for count, name in enumerate(names, 1)
+        },
         flags=flags,
         costs=[cost for record in records_of for cost in record.costs or ()],
         replayed=replayed or None,
@@ -111,7 +110,9 @@ def parts_of(
     rows: list[parts.WorstCasePart] = []
     for place, (record, verdicts, _) in enumerate(found):
         n, robust = len(verdicts.image_ids), None if skips and place else record.robust
-        row: parts.WorstCasePart = {"method": methods[place], **balls[place].settings()}
+        ball = balls[place]
+        row: parts.WorstCasePart = {"method": methods[place]}
+        row |= {"norm": ball.norm, "epsilon": ball.epsilon}
         row |= {"attacks": [settings["name"] for settings in record.attacks], "images": n}
         row |= {"robust": robust, "interval": records.interval(robust, n)}
         rows.append({**row, "evaluation": numbers[place]})
