@@ -32,7 +32,7 @@ class SeveralTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.workdir = run_for(cls)
+        cls.workdir = run_for(cls, pretrained=False)
 
     def asked(self, out, **more):
         """The records and the answer of the command."""
