@@ -80,7 +80,7 @@ def _linf(model, preprocessing, clean, autoattack, drive, normalised=True):
 
 def _bare(*fields):
     """Make the row of a network that does not normalise."""
-    return _linf(*fields, normalised=False)
+    return _linf(*fields)._replace(normalised=False)
 
 
 def _cifar10(model, clean, autoattack, drive, **more):

@@ -6,7 +6,7 @@ Parity: tests/models/families/test_iso_convnext.py against the golden logits.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -114,8 +114,8 @@ def torch_keys(v: Variant) -> list[str]:
     return found + keys("", "norm head")
 
 
-_ISO = {"depth": 18, "dim": 384}
-_CVST = {"stem_widths": (48, 96, 192, 384), "stem_strides": (2, 2, 2, 2)}
+_ISO: dict[str, Any] = {"depth": 18, "dim": 384}
+_CVST: dict[str, Any] = {"stem_widths": (48, 96, 192, 384), "stem_strides": (2, 2, 2, 2)}
 VARIANTS = {"iso_convnext_s": Variant(**_ISO), "iso_convnext_s_cvst": Variant(**_ISO, **_CVST)}
 MEMBERS = {
     "iso_convnext_s": Member(Reference("iso_convnext.py", _ISO), Paper("22.31", "4.29")),

@@ -65,8 +65,9 @@ class PoolFormer(nnx.Module):
         self.normalize = Normalize(v.in_channels)
         how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
         padding = -(-(v.patch - v.stride) // 2)  # half of what windows overlap, rounded up
-        place = {"stride": v.stride, "padding": padding}
-        self.patch_embed = Conv(v.in_channels, v.dims[0], v.patch, **place, **how)
+        self.patch_embed = Conv(
+            v.in_channels, v.dims[0], v.patch, stride=v.stride, padding=padding, **how
+        )
         network: list[Any] = []  # stages, and what brings the map to the next one's width
         for i, (dim, depth) in enumerate(zip(v.dims, v.depths, strict=True)):
             network += [Conv(v.dims[i - 1], dim, 3, stride=2, padding=1, **how)] if i else []

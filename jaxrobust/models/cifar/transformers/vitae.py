@@ -177,8 +177,8 @@ class ViTAE(nnx.Module):
             raise ValueError(f"images have shape {images.shape}; {_whole(v)}")
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         first, last = (None, None) if key is None else split(key, 2)
-        how = {"train": train, "key": first, "draws": v.dropout > 0, "remat": v.remat}
-        x = run_blocks(self.reductions, x, **how)
+        draws = v.dropout > 0
+        x = run_blocks(self.reductions, x, train=train, key=first, draws=draws, remat=v.remat)
         x = x.reshape(x.shape[0], -1, x.shape[3])
         x = run_blocks(self.blocks, x, **of_one_stage(v, train, last))
         return self.head(x.mean(axis=1))
