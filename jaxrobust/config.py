@@ -21,7 +21,7 @@ CHANGES = ("model", "data", "mixup", "erase", "label_smoothing", "attack", "eval
 
 
 def phase(**changes: Any) -> ConfigDict:
-    """Return the values of one run of the optimiser: the paper's AdamW and learning-rate curve."""
+    """Give the values of one run of the optimiser: the paper's AdamW and learning-rate curve."""
     values = {
         "objective": "adversarial",  # clean | adversarial | trades | mart
         "trades_beta": 6.0,
@@ -72,138 +72,122 @@ def phase(**changes: Any) -> ConfigDict:
 
 
 def base() -> ConfigDict:
-    """Return the defaults; locked, so that a mistyped key is an error."""
+    """Give the defaults; locked, so that a mistyped key is an error."""
     config = ConfigDict()
     config.seed = 0
-    config.model = ConfigDict(
-        {
-            "name": "convnext_t_cvst",  # or a function of yours, such as my_nets.py:make
-            "num_classes": 1000,
-            "image_size": 224,
-            "in_channels": 3,
-            "dtype": "float32",  # compute type; parameters and update stay float32
-            "remat": False,
-            "options": ConfigDict(),  # further fields of the family's row, or of the function
-        }
-    )
+    config.model = {
+        "name": "convnext_t_cvst",  # or a function of yours, such as my_nets.py:make
+        "num_classes": 1000,
+        "image_size": 224,
+        "in_channels": 3,
+        "dtype": "float32",  # compute type; parameters and update stay float32
+        "remat": False,
+        "options": ConfigDict(),  # further fields of the family's row, or of the function
+    }
     # So many devices share one copy of parameters and optimiser state; 0: all, 1: none does.
-    config.mesh = ConfigDict({"fsdp": 1})
+    config.mesh = {"fsdp": 1}
     # What the first phase starts from, of the same network; positions are resized.
-    config.init = ConfigDict(
-        {
-            # File, imported folder, run, URL, hf://ORG/REPO, RobustBench or timm id; None: random.
-            "weights": config_dict.placeholder(str),
-            "stem": "keep",  # keep | fresh, such as a ConvStem on the body of a PatchStem's weights
-            "head": "keep",  # keep | fresh, for other classes | fresh-torch, nn.Linear's default
-            # Mean and std inside the network: keep (those of the weights) | none | half | imagenet
-            # | cifar10 | cifar10-robustart | cifar100.
-            "normalize": "keep",
-        }
-    )
-    config.data = ConfigDict(
-        {
-            "name": "imagenet2012",
-            "dir": config_dict.placeholder(str),  # default: $TFDS_DATA_DIR
-            "train_split": "train",
-            # validation@selection: 4,000 images that are not among the 5,000 of RobustBench.
-            "selection_split": "validation@selection",  # chooses the best checkpoint
-            "test_split": "validation@robustbench",  # the reported numbers
-            "classes": config_dict.placeholder(str),  # only these: imagenet100, or a file of names
-            "augmentation": "basic",  # a preset of data/transforms/presets.py, or a chain
-            # Of evaluation; default: bicubic-0.875, or nothing where all images have the size.
-            "preprocessing": config_dict.placeholder(str),
-            "workers": 0,  # processes that decode; 0: threads of this one
-            "strict": False,  # whether a damaged image stops the run
-            "max_damaged": 50,  # so many are replaced by another image each, and named
-            "views": 1,  # so often an image stands in its batch, each time augmented otherwise
-            "first_view": config_dict.placeholder(str),  # augmentation of the first; default: same
-            # A second source, such as npz:PATH of generated images, and its share of each batch.
-            "extra": config_dict.placeholder(str),
-            "extra_split": "all",
-            "extra_share": 0.5,
-            # Rows of an epoch with a second source; default: as many as either source lasts.
-            "epoch_images": config_dict.placeholder(int),
-        }
-    )
+    config.init = {
+        # File, imported folder, run, URL, hf://ORG/REPO, RobustBench or timm id; None: random.
+        "weights": config_dict.placeholder(str),
+        "stem": "keep",  # keep | fresh, such as a ConvStem on the body of a PatchStem's weights
+        "head": "keep",  # keep | fresh, for other classes | fresh-torch, nn.Linear's default
+        # Mean and std inside the network: keep (those of the weights) | none | half | imagenet
+        # | cifar10 | cifar10-robustart | cifar100.
+        "normalize": "keep",
+    }
+    config.data = {
+        "name": "imagenet2012",
+        "dir": config_dict.placeholder(str),  # default: $TFDS_DATA_DIR
+        "train_split": "train",
+        # validation@selection: 4,000 images that are not among the 5,000 of RobustBench.
+        "selection_split": "validation@selection",  # chooses the best checkpoint
+        "test_split": "validation@robustbench",  # the reported numbers
+        "classes": config_dict.placeholder(str),  # only these: imagenet100, or a file of names
+        "augmentation": "basic",  # a preset of data/transforms/presets.py, or a chain
+        # Of evaluation; default: bicubic-0.875, or nothing where all images have the size.
+        "preprocessing": config_dict.placeholder(str),
+        "workers": 0,  # processes that decode; 0: threads of this one
+        "strict": False,  # whether a damaged image stops the run
+        "max_damaged": 50,  # so many are replaced by another image each, and named
+        "views": 1,  # so often an image stands in its batch, each time augmented otherwise
+        "first_view": config_dict.placeholder(str),  # augmentation of the first; default: same
+        # A second source, such as npz:PATH of generated images, and its share of each batch.
+        "extra": config_dict.placeholder(str),
+        "extra_split": "all",
+        "extra_share": 0.5,
+        # Rows of an epoch with a second source; default: as many as either source lasts.
+        "epoch_images": config_dict.placeholder(int),
+    }
     # On the device; None: as the preset data.augmentation says.
-    config.mixup = ConfigDict(
-        {
-            "mixup": config_dict.placeholder(float),  # weights from Beta(mixup, mixup); 0: none
-            "cutmix": config_dict.placeholder(float),  # the same for boxes; 0: none
-            "switch": 0.5,  # probability of boxes where both are on
-            "probability": 1.0,  # of mixing at all
-            "group": 2,  # consecutive images that mix among themselves, with one weight
-        }
-    )
-    config.erase = ConfigDict(
-        {
-            "probability": config_dict.placeholder(float),
-            "noise": "normal",  # normal (leaves [0, 1], as the main paper's) | truncated (XCiT's)
-        }
-    )
+    config.mixup = {
+        "mixup": config_dict.placeholder(float),  # weights from Beta(mixup, mixup); 0: none
+        "cutmix": config_dict.placeholder(float),  # the same for boxes; 0: none
+        "switch": 0.5,  # probability of boxes where both are on
+        "probability": 1.0,  # of mixing at all
+        "group": 2,  # consecutive images that mix among themselves, with one weight
+    }
+    config.erase = {
+        "probability": config_dict.placeholder(float),
+        "noise": "normal",  # normal (leaves [0, 1], as the main paper's) | truncated (XCiT's)
+    }
     config.label_smoothing = config_dict.placeholder(float)
     # The phases in their order, each with a section of that name; one of 0 epochs does not happen.
     # Here: clean training, then against the attack, from the best weights of the first.
     config.phases = ("pretrain", "train")
     config.pretrain = phase(objective="clean", epochs=0)
     config.train = phase()
-    config.attack = ConfigDict(
-        {
-            "name": "apgd",  # what trains in attacks.registry: apgd, pgd, fgsm, ...
-            "norm": "linf",
-            "epsilon": 4 / 255,  # in units of the [0, 1] pixel range
-            "steps": 2,
-            # The radius grows by epsilon / warmup_epochs after each epoch, from 0 in the first.
-            "warmup_epochs": 0,
-            # Length of a step: a multiple of epsilon, or pixels; default: the attack's own.
-            "relative_step": config_dict.placeholder(float),
-            "step_size": config_dict.placeholder(float),
-            # image | random, as AutoAttack's; but for apgd also uniform (in the cube) and gauss,
-            # or uniform-boxed and gauss-boxed, brought into [0, 1] before the first gradient.
-            "start": "image",
-            "start_std": config_dict.placeholder(float),  # of gauss, in pixels; default: the step
-            "labels": "soft",  # soft: as mixed and smoothed | hard: the likeliest class
-            # The attack sees the network as it evaluates (running statistics of batch norms) | as
-            # it trains (batch: those of a device's images, and stochastic depth).
-            "statistics": "running",
-        }
-    )
+    config.attack = {
+        "name": "apgd",  # what trains in attacks.registry: apgd, pgd, fgsm, ...
+        "norm": "linf",
+        "epsilon": 4 / 255,  # in units of the [0, 1] pixel range
+        "steps": 2,
+        # The radius grows by epsilon / warmup_epochs after each epoch, from 0 in the first.
+        "warmup_epochs": 0,
+        # Length of a step: a multiple of epsilon, or pixels; default: the attack's own.
+        "relative_step": config_dict.placeholder(float),
+        "step_size": config_dict.placeholder(float),
+        # image | random, as AutoAttack's; but for apgd also uniform (in the cube) and gauss,
+        # or uniform-boxed and gauss-boxed, brought into [0, 1] before the first gradient.
+        "start": "image",
+        "start_std": config_dict.placeholder(float),  # of gauss, in pixels; default: the step
+        "labels": "soft",  # soft: as mixed and smoothed | hard: the likeliest class
+        # The attack sees the network as it evaluates (running statistics of batch norms) | as
+        # it trains (batch: those of a device's images, and stochastic depth).
+        "statistics": "running",
+    }
     # Steps in a row that may find no finite gradient (they update nothing); after more, back to
     # the last checkpoint with `lr` times the learning rate, so many times, then the run stops.
-    config.trouble = ConfigDict({"skips": 10, "rollbacks": 0, "lr": 0.5})
+    config.trouble = {"skips": 10, "rollbacks": 0, "lr": 0.5}
     # Every so many steps (0: never) a stronger attack and the input gradient's signs are looked at
     # on so many images; warns of catastrophic overfitting and gradient masking.
-    config.alarm = ConfigDict({"every_steps": 1000, "images": 64})
+    config.alarm = {"every_steps": 1000, "images": 64}
     # While training: accuracy on the selection split, clean and under APGD-CE of the same radius,
     # or under an attack of fixed steps: pgd-20, cw-40, ... as jaxrobust evaluate names them.
-    config.evaluation = ConfigDict(
-        {
-            "every_epochs": 1,
-            "images": 0,
-            "batch_size": 256,
-            "attack": "apgd-ce",
-            "steps": 10,  # of apgd-ce
-            # Of attacks of fixed steps, as there; default: 2.5 epsilon / K, at random.
-            "step_size": config_dict.placeholder(float),
-            "start": config_dict.placeholder(str),
-            "weights": "ema",
-            # What chooses the epoch: clean | robust; default: robust, after clean training clean.
-            "metric": config_dict.placeholder(str),
-        }
-    )
+    config.evaluation = {
+        "every_epochs": 1,
+        "images": 0,
+        "batch_size": 256,
+        "attack": "apgd-ce",
+        "steps": 10,  # of apgd-ce
+        # Of attacks of fixed steps, as there; default: 2.5 epsilon / K, at random.
+        "step_size": config_dict.placeholder(float),
+        "start": config_dict.placeholder(str),
+        "weights": "ema",
+        # What chooses the epoch: clean | robust; default: robust, after clean training clean.
+        "metric": config_dict.placeholder(str),
+    }
     # At the end: each phase's best weights on the test split; images=0 means all of them.
-    config.test = ConfigDict({"images": 0, "batch_size": 256, "steps": 40})
+    config.test = {"images": 0, "batch_size": 256, "steps": 40}
     # keep_epochs: the weights of every evaluation stay, under PHASE/epochs, for
     # `jaxrobust analyse`.
     # keep_every_epochs: the raw and the averaged weights of every so many epochs of each phase, and
     # of its last, stay under PHASE/kept for `jaxrobust select`; each copy takes 8 bytes a
     # parameter of disk (ConvNeXt-T: 0.23 GB, ConvNeXt-B: 0.71 GB). 0: none stays.
-    config.checkpoint = ConfigDict(
-        {"every_epochs": 1, "keep_epochs": False, "keep_every_epochs": 0}
-    )
+    config.checkpoint = {"every_epochs": 1, "keep_epochs": False, "keep_every_epochs": 0}
     # to: where metrics and figures go beside metrics.jsonl: names of trackers with commas between
     # them, such as tensorboard,wandb.
-    config.log = ConfigDict({"every_steps": 50, "to": ""})
+    config.log = {"every_steps": 50, "to": ""}
     return config.lock()
 
 
@@ -270,7 +254,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of a run with the defaults of keys that are younger than the run."""
+    """Give a run's config the defaults of keys that are younger than the run."""
     defaults = plain(base())
     log = dict(config.get("log", {}))
     if log.pop("tensorboard", False):  # `spelling.MOVED`
@@ -288,11 +272,7 @@ def _merged(old: Any, new: Any) -> Any:
 
 
 def phases(config: Config) -> list[str]:
-    """Return the names of the phases that happen, in their order.
-
-    Raises:
-      ValueError: a name without a section, given twice, or no phase at all.
-    """
+    """List the names of the phases that happen, in their order."""
     names = list(config.phases)
     for name in names:
         if name not in config or "objective" not in config[name]:
@@ -310,11 +290,7 @@ def phases(config: Config) -> list[str]:
 
 
 def of_phase(config: Config, name: str) -> Config:
-    """Return the config as a phase sees it: with its own `changes`.
-
-    Raises:
-      ValueError: they name a key that there is not, or that a phase cannot have of its own.
-    """
+    """Give the config as a phase sees it: with its own `changes`."""
     changes = plain(config[name].changes)
     if not changes:
         return config
@@ -333,7 +309,6 @@ def _leaves(tree: Mapping[str, Any], keys: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _change(config: dict[str, Any], keys: tuple[str, ...], value: Any, prefix: str) -> None:
-    """Set a key that is there; `model.options` as a whole."""
     section, known = config, list(CHANGES)
     for depth, key in enumerate(keys):
         known = known if depth == 0 else list(section)
@@ -351,7 +326,7 @@ def _change(config: dict[str, Any], keys: tuple[str, ...], value: Any, prefix: s
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What a network is made from; what is None nobody has said yet."""
+    """What a network is made from; None: not known yet."""
 
     name: str
     num_classes: int | None = None
@@ -361,17 +336,13 @@ class NetworkSpec:
 
     @classmethod
     def of_config(cls, config: Config) -> "NetworkSpec":
-        """Return the network that a config describes."""
+        """Read the network that a config describes."""
         model = config.model
         sizes = (model.num_classes, model.image_size, model.in_channels)
         return cls(model.name, *sizes, options=dict(model.options.items()))
 
     def create(self, *, dtype: str, remat: bool = False) -> Classifier:
-        """Return the network's functions, which compute in `dtype`.
-
-        Raises:
-          ValueError: see `models.create`; an option that has a place of its own.
-        """
+        """Make the network's functions, which compute in `dtype`."""
         own: dict[str, Any] = {
             "num_classes": self.num_classes,
             "image_size": self.image_size,
@@ -385,6 +356,6 @@ class NetworkSpec:
 
 
 def network_of(config: Config, *, dtype: str | None = None) -> Classifier:
-    """Return the config's network; `dtype` replaces its compute type."""
+    """Make the config's network; `dtype` replaces its compute type."""
     model = config.model
     return NetworkSpec.of_config(config).create(dtype=dtype or model.dtype, remat=model.remat)

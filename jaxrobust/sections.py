@@ -1,7 +1,7 @@
 """The types of a config's sections, for whoever reads one; `config.base` holds the values."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 
 class Section(Protocol):
@@ -17,8 +17,6 @@ class Section(Protocol):
 
 
 class ModelSection(Section, Protocol):
-    """The network."""
-
     name: str
     num_classes: int
     image_size: int
@@ -29,28 +27,20 @@ class ModelSection(Section, Protocol):
 
 
 class MeshSection(Section, Protocol):
-    """The arrangement of devices."""
-
     fsdp: int
 
 
 class StartSection(Section, Protocol):
-    """The changes of weights that are started from."""
-
     stem: str
     head: str
     normalize: str
 
 
 class InitSection(StartSection, Protocol):
-    """The weights that the first phase starts from."""
-
     weights: str | None
 
 
 class DataSection(Section, Protocol):
-    """The images of training and tests, and how they are prepared."""
-
     name: str
     dir: str | None
     train_split: str
@@ -71,8 +61,6 @@ class DataSection(Section, Protocol):
 
 
 class MixupSection(Section, Protocol):
-    """The mixing of images on the device."""
-
     mixup: float | None
     cutmix: float | None
     switch: float
@@ -81,15 +69,11 @@ class MixupSection(Section, Protocol):
 
 
 class EraseSection(Section, Protocol):
-    """The erasing of boxes on the device."""
-
     probability: float | None
     noise: str
 
 
 class PhaseSection(StartSection, Protocol):
-    """A run of the optimiser."""
-
     objective: str
     trades_beta: float
     mart_beta: float
@@ -124,8 +108,6 @@ class PhaseSection(StartSection, Protocol):
 
 
 class AttackSection(Section, Protocol):
-    """The attack of training."""
-
     name: str
     norm: str
     epsilon: float
@@ -140,31 +122,23 @@ class AttackSection(Section, Protocol):
 
 
 class TroubleSection(Section, Protocol):
-    """The patience with steps that find no finite gradient."""
-
     skips: int
     rollbacks: int
     lr: float
 
 
 class AlarmSection(Section, Protocol):
-    """The watch for catastrophic overfitting and gradient masking."""
-
     every_steps: int
     images: int
 
 
 class TestSection(Section, Protocol):
-    """The test of each phase's best weights."""
-
     images: int
     batch_size: int
     steps: int
 
 
 class EvaluationSection(TestSection, Protocol):
-    """The evaluation while training, which chooses the best weights."""
-
     every_epochs: int
     attack: str
     step_size: float | None
@@ -174,16 +148,12 @@ class EvaluationSection(TestSection, Protocol):
 
 
 class CheckpointSection(Section, Protocol):
-    """The checkpoints that are written and those that stay."""
-
     every_epochs: int
     keep_epochs: bool
     keep_every_epochs: int
 
 
 class LogSection(Section, Protocol):
-    """The lines of metrics."""
-
     every_steps: int
     to: str
 
@@ -214,18 +184,9 @@ class Config(Protocol):
 
 
 # The sections that a config has beside its phases.
+# The sections that a config has beside its phases.
 SECTIONS: dict[str, Any] = {
-    "model": ModelSection,
-    "mesh": MeshSection,
-    "init": InitSection,
-    "data": DataSection,
-    "mixup": MixupSection,
-    "erase": EraseSection,
-    "attack": AttackSection,
-    "trouble": TroubleSection,
-    "alarm": AlarmSection,
-    "evaluation": EvaluationSection,
-    "test": TestSection,
-    "checkpoint": CheckpointSection,
-    "log": LogSection,
+    name: kind
+    for name, kind in get_type_hints(Config).items()
+    if Section in getattr(kind, "__mro__", ())
 }

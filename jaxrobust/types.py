@@ -113,21 +113,13 @@ def fraction(epsilon: float) -> str:
 
 
 def check_norm(norm: str) -> None:
-    """Refuse what is no norm.
-
-    Raises:
-      ValueError: with those that there are.
-    """
+    """Refuse an unknown norm."""
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(NORMS)}")
 
 
 def check_radius(norm: str, epsilon: float) -> None:
-    """Refuse what is no radius.
-
-    Raises:
-      ValueError: not a number, below 0, not finite, or above 1 on Linf.
-    """
+    """Refuse a radius that is no number, below 0, not finite, or above 1 on Linf."""
     epsilon = check_number("epsilon", epsilon)
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")

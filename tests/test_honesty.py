@@ -26,7 +26,7 @@ from jaxrobust.attacks import ensembles
 from jaxrobust.commands import compare, select
 from jaxrobust.config import VERSION
 from jaxrobust.evaluation.bundles import claims
-from jaxrobust.evaluation.engine import accuracy, cascade, engine, replay
+from jaxrobust.evaluation.engine import accuracy, engine, outcome, replay
 from jaxrobust.evaluation.network import checks, fingerprint, randomised, tracing
 from jaxrobust.evaluation.questions import several
 from jaxrobust.evaluation.records import records, trained, verdicts
@@ -929,13 +929,13 @@ class NotFiniteTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             checks.is_right(logits, np.zeros(4, int)), [False, True, False, False]
         )
-        np.testing.assert_array_equal(cascade.reached(logits, np.zeros(4, int)), [-1, 2, -1, -1])
+        np.testing.assert_array_equal(outcome.reached(logits, np.zeros(4, int)), [-1, 2, -1, -1])
         net = Classifier(lambda key: ({}, {}), lambda p, s, x: (jnp.asarray(logits, "f4"), s))
         numbers = jnp.zeros(4, jnp.int32)
         batch = (jnp.zeros((4, 1, 1, 3)), numbers, numbers == 0, numbers)
         attack = lambda logits_fn, key, images, labels: images  # noqa: E731
-        how = {"net": net, "attack": attack, "dtype": "float32", "moved": True}
-        found = accuracy.judged({}, {}, *batch, jax.random.key(0), **how)
+        how = accuracy.Judging(net, attack, "float32", moved=True)
+        found = accuracy.judged({}, {}, *batch, jax.random.key(0), how=how)
         np.testing.assert_array_equal(found["clean"], [False, True, False, False])
         np.testing.assert_array_equal(found["finite"], [False, True, False, False])
         np.testing.assert_array_equal(found["reached"], [-1, 0, -1, -1])

@@ -27,7 +27,7 @@ NEEDS = {
     "autoattack_haiku": ("haiku",),
     "autoattack_linen": (),
     "autoattack_nnx": (),
-    "pytorch": ("torch",),
+    "to_pytorch": ("torch",),
 }
 # A trained network differs with the processor; seeds move these accuracies by several images.
 POINTS = 6.0
@@ -77,6 +77,8 @@ class ProgramsTest(parameterized.TestCase):
     def test_all_are_here(self):
         files = {path.stem for path in EXAMPLES.glob("*.py")}
         self.assertEqual(files, NEEDS.keys() | {"my_nets", "my_config"})
+        # torchvision tries `import pytorch`, and `my_nets.py:make` puts this folder on the path.
+        self.assertNotIn("pytorch", files)
 
     @parameterized.parameters(*NEEDS)
     def test_opens_as_a_notebook(self, name):

@@ -2,9 +2,9 @@
 
 `--network golden`: standard AutoAttack on the small convolutional network of the golden values,
 128 CIFAR-10 images; seconds, and whether the verdicts agree. `--network convnext_n`: seconds per
-forward and backward pass on a wider network, where nobody is fooled (radius 0). `--torch`: ours is
-PyTorch's module in JAX, as `evaluate --torch` has it; `--network my_nets.py:build` is one's own.
-Each program runs in a process of its own, in turns: on one core with one thread (CPU seconds), then
+forward and backward pass on a wider network at radius 0, where no image is fooled. `--torch`: ours
+is PyTorch's module in JAX, as `evaluate --torch` has it; `--network my_nets.py:build` is one's own.
+Each program runs in a separate process, in turns: on one core with one thread (CPU seconds), then
 on all cores (wall seconds). Compilation is reported apart.
 
 `--topology v5e:4x4 --model convnext_t_cvst` compiles the engine's programs for TPUs that are not
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust.runtime.commandline.arguments import Arguments
+from tools import guarded
 from tools.bench_networks import our_network, their_network
 
 GOLDEN = ROOT / "tests/golden/attacks"
@@ -116,25 +117,18 @@ def our_worker(args: argparse.Namespace) -> None:
     overrides = None
     if args.network == "convnext_n":
         labels = np.argmax(jax.jit(network)(images), axis=1)
-        overrides = {n: {"steps": WIDE["steps"]} for n in ("apgd-ce", "apgd-t", "fab-t")}
-        overrides["apgd-t"] |= {"targets": 1}
-        overrides["fab-t"] |= {"targets": 1}
-        overrides["square"] = {"steps": WIDE["queries"]}
+        short = {"steps": WIDE["steps"]}
+        overrides = dict.fromkeys(("apgd-t", "fab-t"), short | {"targets": 1})
+        overrides |= {"apgd-ce": short, "square": {"steps": WIDE["queries"]}}
     for norm in args.norms:
         compile_s = 0.0
         # A network of one's own is larger: once, and what compiling took is subtracted.
         for attempt in range(1 if ":" in args.network else 2):
             wall, cpu = time.perf_counter(), time.process_time()
-            result = autoattack(
-                network,
-                images,
-                labels,
-                norm=norm,
-                epsilon=0.0 if args.network == "convnext_n" else args.radii[norm],
-                overrides=overrides,
-                batch_size=args.batch,
-                verbose=False,
-            )
+            epsilon = 0.0 if args.network == "convnext_n" else args.radii[norm]
+            how: dict[str, Any] = {"norm": norm, "epsilon": epsilon, "overrides": overrides}
+            how |= {"batch_size": args.batch, "verbose": False}
+            result = autoattack(network, images, labels, **how)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             compile_s += sum(c.compile_seconds for c in result.costs) * (attempt == 0)
         if ":" in args.network:
@@ -150,7 +144,7 @@ def our_worker(args: argparse.Namespace) -> None:
 def network_seconds(
     network: Any, images: "np.ndarray", labels: "np.ndarray", result: Any, batch: int | None
 ) -> float:
-    """Return what the passes of a run cost by themselves, idle slots included, on one device."""
+    """Measure the seconds of a run's passes by themselves, idle slots included, on one device."""
     import jax
     import jax.numpy as jnp
 
@@ -275,9 +269,9 @@ def main() -> None:
     """Measure and print."""
     args = parse()
     if args.topology:
-        from tools.topology_autoattack import ahead_of_time
+        from tools import bench_topology
 
-        return ahead_of_time(args)
+        return bench_topology.autoattack(args)
     if args.worker:
         return our_worker(args) if args.worker == "ours" else their_worker(args)
     all_cores = sorted(os.sched_getaffinity(0))
@@ -347,12 +341,4 @@ if __name__ == "__main__":
     from jaxrobust.runtime.processes.launch import keep_large_buffers
 
     keep_large_buffers()
-    try:
-        main()
-    except ImportError as error:
-        extra = "tpu-aot" if error.name == "libtpu" else "test,parity"
-        print(f"bench_autoattack: {error}; pip install -e '.[{extra}]'", file=sys.stderr)
-        sys.exit(2)
-    except ValueError as error:
-        print(f"bench_autoattack: {error}", file=sys.stderr)
-        sys.exit(2)
+    guarded("bench_autoattack", main)

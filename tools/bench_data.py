@@ -34,6 +34,7 @@ from jaxrobust.data.sources import folder, registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.data.transforms import augmentations, decoding, preparing
 from jaxrobust.runtime.commandline.arguments import Arguments
+from tools import guarded
 
 SIZE = 224
 EVALUATION = "BicubicRes256Crop224"
@@ -291,19 +292,15 @@ def describe(result: dict[str, Any]) -> None:
         )
 
 
-def describe_batches(found: dict[str, Any]) -> None:
+def describe_batches(made: dict[str, Any]) -> None:
     """Print part two."""
     print(
-        f"  batches of {found['batch']}, {found['preset']}: {found['overhead_ms']:+.2f} ms for an "
+        f"  batches of {made['batch']}, {made['preset']}: {made['overhead_ms']:+.2f} ms for an "
         f"image on top of the functions; {os.cpu_count()} cores"
     )
-    for workers, speed in found["images_per_s_with_workers"].items():
+    for workers, speed in made["images_per_s_with_workers"].items():
         print(f"  {workers} worker processes: {speed:.0f} images/s")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"bench_data: {error}", file=sys.stderr)
-        sys.exit(2)
+    guarded("bench_data", main)

@@ -5,7 +5,7 @@ python tools/bench_doctor.py RUN [RUN ...] [--plant RUN] [--photographs FOLDER] 
 Each fault of a network is planted into the run --plant (default: the first), each fault of a config
 into one of the package; all RUNs are taken to be healthy. --photographs are of one folder for each
 class: two small networks are trained on them, one as PIL resizes them and one as arrays are
-resized. Each row is one command in a process of its own with nothing cached. A fault is found if
+resized. Each row is one command in a separate process with nothing cached. A fault is found if
 its check is red; blame is wrong if another check is red or yellow and does not say that it follows.
 Exit code 1 if a fault is missed, blamed wrongly, or a healthy network alarms.
 """
@@ -74,6 +74,11 @@ CONFIGS = {  # check -> a config with its fault
 }
 REMARKS = ("batch-statistics",)  # yellow where they are found: papers have trained so
 _SIZE, _RESIZED = 64, "bilinear-72-crop-64"  # of the photographs
+_TRAINING = (  # on them
+    *("--config.data.train_split=train", "--config.data.selection_split=test"),
+    *("--config.data.augmentation=none", "--config.pretrain.epochs=60"),
+    *("--config.pretrain.batch_size=20", "--config.train.epochs=0"),
+)
 
 
 class Case(NamedTuple):
@@ -172,7 +177,6 @@ def of_photographs(photographs: Path, folder: Path) -> Iterator[Case]:
 
 
 def _train(run: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Train a small network on images until it knows them."""
     file = run.with_suffix(".npz")
     both = {"images": images, "labels": labels}
     arrays: dict[str, Any] = {f"{s}_{k}": v for s in ("train", "test") for k, v in both.items()}
@@ -181,52 +185,40 @@ def _train(run: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str
         "model.image_size": _SIZE,
         "model.num_classes": len(classes),
         "data.name": f"npz:{file}",
-        "data.train_split": "train",
-        "data.selection_split": "test",
-        "data.augmentation": "none",
-        "pretrain.epochs": 60,
-        "pretrain.batch_size": 20,
-        "train.epochs": 0,
         "test.images": len(images),
     }
-    words = [f"--config.{key}={value}" for key, value in changes.items()]
+    words = [f"--config.{key}={value}" for key, value in changes.items()] + [*_TRAINING]
     config = ROOT / "configs" / "cifar_study.py:patch"
-    command = [sys.executable, "-m", "jaxrobust.main", f"--config={config}", *words]
-    done = subprocess.run(
-        [*command, f"--workdir={run}"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = _done("jaxrobust.main", f"--config={config}", *words, f"--workdir={run}")
     if done.returncode:
         raise OSError(f"the training on photographs ends with {done.returncode}: {done.stderr}")
 
 
-def examined(case: Case, cache: Path) -> Row:
-    """Run the doctor on a case.
+def _done(module: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command, env = [sys.executable, "-m", module, *words], os.environ | environment
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
-    Raises:
-      OSError: it does not end with 0 or 1.
-    """
+
+def examined(case: Case, cache: Path) -> Row:
+    """Run the doctor on a case."""
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxrobust.doctor", *case.words, "--json"],
-        cwd=ROOT,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PLANTED_IN": case.run},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), "PLANTED_IN": case.run}
+    done = _done("jaxrobust.doctor", *case.words, "--json", **environment)
     seconds = time.perf_counter() - start
     if done.returncode not in (0, 1):
         raise OSError(f"{case.name}: the doctor ends with {done.returncode}: {done.stderr}")
     return judged(case, json.loads(done.stdout.splitlines()[-1]), seconds)
 
 
-def judged(case: Case, told: dict[str, Any], seconds: float) -> Row:
-    """Return what the doctor's JSON says of a case."""
-    found = [finding for each in told["examined"] for finding in each["findings"]]
+def judged(case: Case, printed: dict[str, Any], seconds: float) -> Row:
+    """Read the doctor's JSON on a case."""
+    findings = [finding for each in printed["examined"] for finding in each["findings"]]
 
     def named(level: str, follows: bool) -> list[str]:
         return [
-            f["check"] for f in found if f["level"] == level and bool(f["follows_from"]) == follows
+            f["check"]
+            for f in findings
+            if f["level"] == level and bool(f["follows_from"]) == follows
         ]
 
     red, yellow, follow = named("red", False), named("yellow", False), named("yellow", True)
@@ -234,37 +226,27 @@ def judged(case: Case, told: dict[str, Any], seconds: float) -> Row:
 
 
 def _line(row: Row) -> str:
-    cells = (
-        row.name,
-        row.check or "nothing: healthy",
-        ", ".join(row.red) or "-",
-        ", ".join(row.yellow) or "-",
-        ", ".join(row.follow) or "-",
-        "yes" if row.right else "NO",
-        f"{row.seconds:.0f}",
-    )
+    checks = (", ".join(names) or "-" for names in (row.red, row.yellow, row.follow))
+    right = "yes" if row.right else "NO"
+    cells = (row.name, row.check or "nothing: healthy", *checks, right, f"{row.seconds:.0f}")
     return f"| {' | '.join(cells)} |"
 
 
 def _summary(rows: list[Row]) -> str:
     faulty = [row for row in rows if row.check]
     healthy = [row for row in rows if not row.check]
-    found = sum(row.check in row.red for row in faulty)
+    detected = sum(row.check in row.red for row in faulty)
     wrong = sum(not row.right for row in faulty)
     alarms = sum(not row.right for row in healthy)
     longest = max((row.seconds for row in rows), default=0)
     return (
-        f"\n{found} of {len(faulty)} planted faults found, {wrong} missed or blamed wrongly; "
+        f"\n{detected} of {len(faulty)} planted faults found, {wrong} missed or blamed wrongly; "
         f"{alarms} of {len(healthy)} healthy networks alarm; the longest took {longest:.0f} s"
     )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Examine all cases and print a table.
-
-    Raises:
-      ValueError: no such run, or no such row.
-    """
+    """Examine all cases and print a table."""
     only = {name for name in args.only.split(",") if name}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:

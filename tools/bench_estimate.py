@@ -2,7 +2,7 @@
 
 python tools/bench_estimate.py [CONFIG ...] [--config.key=value ...] [--images 64] [--workdir DIR]
 
-For each config, each command in a process of its own and with nothing cached: the estimate, the
+For each config, each command in a separate process and with nothing cached: the estimate, the
 training, standard AutoAttack on the first images of the test split, and the estimate again. The two
 estimates say how steady the machine was: a difference between them is noise, not error. AutoAttack
 is estimated with the share of robust images that it found. Changes are those of every config.
@@ -55,11 +55,7 @@ def parse() -> argparse.Namespace:
 
 
 def command(module: str, *words: str, cache: Path, cpu: bool) -> tuple[str, float]:
-    """Run a command; return what it prints, and its seconds, of the clock or of the CPU.
-
-    Raises:
-      OSError: it fails.
-    """
+    """Run a command; return what it prints, and its seconds, of the clock or of the CPU."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     clock = ("-c", _CPU) if cpu and module == "jaxrobust.estimate" else ("-m",)
     done = subprocess.run(
@@ -99,7 +95,7 @@ def compared(
         )
         robust = records.read(out)[-1].robust or 0.0
     estimates.append(estimated())
-    found = {}
+    comparison = {}
     for what, took in real.items():
         guesses = [
             e["training"]["seconds"]
@@ -108,23 +104,23 @@ def compared(
             for e in estimates
         ]
         mean = sum(guesses) / len(guesses)
-        found[what] = {
+        comparison[what] = {
             "estimates_s": guesses,
             "real_s": took,
             "error": mean / took - 1,
             "noise": abs(guesses[0] - guesses[1]) / mean,
         }
-    return found | {"robust": robust}
+    return comparison | {"robust": robust}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare and print."""
-    found = {}
+    comparisons = {}
     unit = "CPU s" if args.cpu else "s"
     for config in args.configs:
         with tempfile.TemporaryDirectory() as temporary:
             folder = args.workdir / Path(config).stem if args.workdir else Path(temporary)
-            found[config] = rows = compared(
+            comparisons[config] = rows = compared(
                 config, args.changes, folder, images=args.images, cpu=args.cpu
             )
         for what, row in rows.items():
@@ -138,7 +134,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 f"(the estimates differ by {row['noise']:.0%})",
                 flush=True,
             )
-    return found
+    return comparisons
 
 
 if __name__ == "__main__":

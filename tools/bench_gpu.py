@@ -4,12 +4,13 @@ Both sides compute in bfloat16: ours as it trains, PyTorch on timm's networks wi
 autocast, channels-last, fused AdamW and an attack that computes input gradients only. The batch of
 each is the largest that fits: from `--largest` down, halved while memory does not suffice. Then
 both run in turns, at their own largest batch and at the largest that fits both, each run
-`tools/bench_step.py` in a process of its own, which has the GPU's memory for itself.
+`tools/bench_step.py` in a separate process, which has the GPU's memory for itself.
 
 Needs JAX with CUDA and the extra `parity` with a CUDA build of PyTorch.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -28,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from jaxrobust.runtime.commandline.arguments import Arguments, config_name
 from jaxrobust.runtime.devices import hlo
-from tools import bench_step
+from tools import bench_step, guarded
 
 CONFIGS = ("convnext_t_cvst", "convnext_b_cvst", "vit_s_cvst", "vit_b_cvst", "xcit_s12")
 SIDES = {"jaxrobust": "step", "PyTorch": "torch"}  # name -> program of bench_step
@@ -57,12 +58,7 @@ def parse() -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what would fail, or take days, only later.
-
-    Raises:
-      ImportError: PyTorch or timm is missing.
-      ValueError: a wrong value; no GPU is there.
-    """
+    """Refuse what would fail, or take days, only later."""
     for key in ("largest", "rounds", "steps"):
         value = getattr(args, key)
         if value is not None and value < 1:
@@ -106,12 +102,7 @@ class Network(NamedTuple):
 
 
 def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, Any] | None:
-    """Return the figures of one side in a process of its own; None: they do not fit into memory.
-
-    Raises:
-      ValueError: bench_step refuses what it is asked for.
-      RuntimeError: it fails otherwise.
-    """
+    """Measure one side in a process; None: it does not fit into memory."""
     command = [sys.executable, str(ROOT / "tools/bench_step.py"), network.config, "--json"]
     command += ["--against=torch", "--program", SIDES[side], "--dtype=bfloat16", "--rounds=1"]
     command += [f"--batch={batch}", *network.options, *more]
@@ -128,17 +119,11 @@ def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, An
         where = f"{config_name(network.config)}, {side}, batch {batch}"
         raise RuntimeError(f"{where}: exit code {done.returncode}\n{done.stderr[-4000:]}")
     figures = json.loads(done.stdout.splitlines()[-1])
-    program = SIDES[side]
-    found = {
-        "batch": batch,
-        "device": figures["device"],
-        "images_per_s": figures["images_per_s"][program],
-        "compile_s": figures["compile_s"][program],
-        "mfu": figures["mfu"].get(program),
-        "peak_memory": figures["peak_memory"].get(program),
-    }
-    say(network, side, batch, f"{found['images_per_s']:.1f} images/s")
-    return found
+    of_program = ("images_per_s", "compile_s", "mfu", "peak_memory")
+    result = {key: figures[key].get(SIDES[side]) for key in of_program}
+    result |= {"batch": batch, "device": figures["device"]}
+    say(network, side, batch, f"{result['images_per_s']:.1f} images/s")
+    return result
 
 
 def say(network: Network, side: str, batch: int, what: str) -> None:
@@ -155,18 +140,14 @@ def largest_fitting(run: Attempt, side: str, start: int) -> dict[str, Any]:
     """Return the figures of the first batch of start, start / 2, ... that fits."""
     batch = start
     while batch:
-        if found := run(side, batch):
-            return found
+        if result := run(side, batch):
+            return result
         batch //= 2
     raise ValueError(f"{side}: not even one image fits; take a smaller network or --image-size")
 
 
 def compare(run: Attempt, *, start: int, rounds: int) -> dict[str, Any]:
-    """Each side at the largest batch that fits it, and at the largest that fits both.
-
-    Raises:
-      ValueError: the two are not on the same kind of device.
-    """
+    """Run each side at the largest batch that fits it, and at the largest that fits both."""
     first = {side: largest_fitting(run, side, start) for side in SIDES}
     kinds = {side: found["device"] for side, found in first.items()}
     if len(set(kinds.values())) > 1:
@@ -216,10 +197,10 @@ Events = Iterable[tuple[str, str, float]]  # (plane, operation, seconds)
 
 
 def events(folder: Path) -> list[tuple[str, str, float]]:
-    """Return what a folder's latest trace says: each operation that ran, on a GPU each kernel."""
+    """List the operations of a folder's latest trace, on a GPU each kernel."""
     import jax
 
-    found = []
+    operations = []
     latest = max(folder.rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
     for plane in jax.profiler.ProfileData.from_file(str(latest)).planes:
         device = (plane.name or "").startswith("/device:")
@@ -229,22 +210,21 @@ def events(folder: Path) -> list[tuple[str, str, float]]:
             for event in line.events:
                 name = dict(event.stats).get("hlo_op") or (event.name if device else None)
                 if name:
-                    found.append((plane.name or "", str(name), event.duration_ns / 1e9))
-    return found
+                    operations.append((plane.name or "", str(name), event.duration_ns / 1e9))
+    return operations
 
 
-def shares(found: Events, module: hlo.Module) -> tuple[dict[str, float], list[tuple[str, float]]]:
+def shares(timed: Events, module: hlo.Module) -> tuple[dict[str, float], list[tuple[str, float]]]:
     """(share of each kind of operation, [(operation, share)]), both from the costliest down.
 
     Where a GPU is in the trace, only what ran on it counts.
     """
-    found = list(found)
-    if any(plane.startswith("/device:") for plane, _, _ in found):
-        found = [row for row in found if row[0].startswith("/device:")]
+    timed = list(timed)
+    timed = [row for row in timed if row[0].startswith("/device:")] or timed
     by_name = {i.name: i for i in hlo.instructions(module.computations)}
     kinds: defaultdict[str, float] = defaultdict(float)
     operations: defaultdict[str, float] = defaultdict(float)
-    for _, name, seconds in found:
+    for _, name, seconds in timed:
         instruction = by_name.get(name)
         if instruction and instruction.opcode in CALLS:
             continue
@@ -261,7 +241,7 @@ def shares(found: Events, module: hlo.Module) -> tuple[dict[str, float], list[tu
 
 
 def kind(instruction: hlo.Instruction, module: hlo.Module) -> str:
-    """Return what an operation, or the fusion that it stands for, mainly is."""
+    """Name the main kind of an operation, or of the fusion that it stands for."""
     inside = [instruction]
     for computation in hlo.called(instruction):
         inside += module.computations.get(computation, {}).values()
@@ -325,14 +305,12 @@ def main() -> None:
                 config, (f"--steps={args.steps}", *options), environment(Path(caches))
             )
 
-            def run(side: str, batch: int, network: Network = network) -> dict[str, Any] | None:
-                return attempt(network, side, batch)
-
-            found = compare(run, start=args.largest, rounds=args.rounds)
-            result = {"config": config_name(config), "options": options, **found}
+            run = functools.partial(attempt, network)
+            comparison = compare(run, start=args.largest, rounds=args.rounds)
+            result = {"config": config_name(config), "options": options, **comparison}
             show(result)
             if args.profile:
-                ours = [r["batch"] for r in found["rows"] if r["side"] == next(iter(SIDES))]
+                ours = [r["batch"] for r in comparison["rows"] if r["side"] == next(iter(SIDES))]
                 result["profile"] = profile(network, max(ours), args.profile)
             results.append(result)
     if args.json:
@@ -341,10 +319,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
-    except ImportError as error:
-        print(f"bench_gpu: {error}; pip install -e '.[test,parity]'", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, RuntimeError) as error:
+        guarded("bench_gpu", main)
+    except RuntimeError as error:
         print(f"bench_gpu: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        sys.exit(1)

@@ -32,7 +32,7 @@ def evaluated(out: Path, *flags: str) -> tuple[list[AccuracyRecord], float]:
 
 
 def passes(record: AccuracyRecord) -> int:
-    """Return what the attacks of a record took."""
+    """Count the passes of a record's attacks; a backward one counts 2."""
     return sum(cost["forward"] + 2 * cost["backward"] for cost in record.costs or ())
 
 

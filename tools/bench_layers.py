@@ -54,54 +54,44 @@ CONVS = (
 )
 
 
-def conv(x: Tensor, kernel: Tensor, **kwargs: Any) -> Tensor:
-    """PyTorch's convolution of arrays as ours."""
-    out = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), **kwargs)
-    return out.permute(0, 2, 3, 1)
+def _of_images(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Give a function of PyTorch's images as one of ours, channels last."""
+    return lambda x, *rest, **how: function(x.permute(0, 3, 1, 2), *rest, **how).permute(0, 2, 3, 1)
 
 
-def pool(x: Tensor) -> Tensor:
-    """PyTorch's maximum over windows."""
-    return torch.nn.functional.max_pool2d(x.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
+conv = _of_images(
+    lambda x, kernel, **how: torch.nn.functional.conv2d(x, kernel.permute(3, 2, 0, 1), **how)
+)
+pool = _of_images(lambda x: torch.nn.functional.max_pool2d(x, 3, 2, 1))
+norm = _of_images(lambda x, s, b: torch.nn.functional.batch_norm(x, None, None, s, b, True))
 
 
-def norm(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """PyTorch's batch norm in training."""
-    out = torch.nn.functional.batch_norm(x.permute(0, 3, 1, 2), None, None, scale, bias, True)
-    return out.permute(0, 2, 3, 1)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor = None) -> Tensor:
-    """PyTorch's attention."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor = None) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return out.transpose(1, 2).flatten(2)
 
 
-def talk(q: Tensor, k: Tensor, v: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Talking heads in PyTorch, without biases."""
+def _talk(q: Tensor, k: Tensor, v: Tensor, before: Tensor, after: Tensor) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     logits = (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)).permute(0, 2, 3, 1)
     weights = ((logits @ before).softmax(2) @ after).permute(0, 3, 1, 2)
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
-def cross(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
-    """Cross-covariance attention in PyTorch."""
+def _cross(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
     q, k, v = (x.permute(0, 2, 3, 1) for x in (q, k, v))
     q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
     weights = (q @ k.transpose(2, 3) * temperature).softmax(-1)
     return (weights @ v).permute(0, 3, 1, 2).flatten(2)
 
 
-def talking_heads(q: Array, k: Array, v: Array, before: Array, after: Array) -> Array:
-    """Return ours without biases."""
+def _talking_heads(q: Array, k: Array, v: Array, before: Array, after: Array) -> Array:
     zeros = jnp.zeros(before.shape[0])
     return attention.talking_heads(q, k, v, (before, zeros), (after, zeros))
 
 
-def other_cases(batch: int) -> Iterator[Case]:
-    """Return layers of the other networks, as `cases`."""
+def _other_cases(batch: int) -> Iterator[Case]:
     for size, ins, outs, window, stride, padding in CONVS:
         options: dict[str, Any] = {"stride": stride, "padding": padding}
         yield (
@@ -119,18 +109,18 @@ def other_cases(batch: int) -> Iterator[Case]:
         norm,
     )
     tokens, windows, channels = (batch, 197, 6, 64), (16 * batch, 49, 8, 32), (batch, 196, 8, 48)
-    yield "attention", attention.attention, [tokens] * 3, attend
+    yield "attention", attention.attention, [tokens] * 3, _attend
     yield (
         "attention bias",
         lambda q, k, v, bias: attention.attention(q, k, v, bias=bias),
         [windows] * 3 + [(8, 49, 49)],
-        attend,
+        _attend,
     )
-    yield "talking_heads", talking_heads, [channels] * 3 + [(8, 8)] * 2, talk
-    yield "cross", attention.cross_covariance, [channels] * 3 + [(8, 1, 1)], cross
+    yield "talking_heads", _talking_heads, [channels] * 3 + [(8, 8)] * 2, _talk
+    yield "cross", attention.cross_covariance, [channels] * 3 + [(8, 1, 1)], _cross
 
 
-def cases(batch: int, size: int, channels: int) -> Iterator[Case]:
+def _cases(batch: int, size: int, channels: int) -> Iterator[Case]:
     """Yield (name, function, shapes of its operands, the same in PyTorch)."""
     image, wide = (batch, size, size, channels), (batch, size, size, 4 * channels)
     vector = (channels,)
@@ -217,8 +207,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.json:
         print("wall/processor ms: JAX forward, input gradient, parameter gradient | PyTorch")
-    stages = [cases(args.batch, size, channels) for size, channels in STAGES]
-    for stage in [*stages, other_cases(args.batch)]:
+    stages = [_cases(args.batch, size, channels) for size, channels in STAGES]
+    for stage in [*stages, _other_cases(args.batch)]:
         for name, function, shapes, reference in stage:
             if args.only not in name:
                 continue

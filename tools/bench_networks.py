@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 _GOLDEN = Path(__file__).resolve().parents[1] / "tests/golden/attacks"
-_DIMS, _DEPTHS = (64, 128, 256), (2, 2, 2)  # of convnext_n
-NAMES = ("golden", "convnext_n")
 
 
 def our_network(name: str, *, converted: bool) -> Any:
@@ -21,16 +19,21 @@ def our_network(name: str, *, converted: bool) -> Any:
 
 
 def their_network(name: str) -> Any:
-    """Return a network in PyTorch: one of `NAMES`, or of FILE.py:FUNCTION."""
-    if name in NAMES:
-        return _their_network(name)
-    from jaxrobust.runtime.commandline import functions
+    """Return the same in PyTorch, or the network of FILE.py:FUNCTION."""
+    if name == "golden":
+        net = _golden_in_torch()
+    elif name == "convnext_n":
+        from jaxrobust.convert import torch_networks
 
-    return functions.find("--network", name).function().requires_grad_(False)
+        net = torch_networks.network(name, num_classes=10, img_size=32)
+    else:
+        from jaxrobust.runtime.commandline import functions
+
+        return functions.find("--network", name).function().requires_grad_(False)
+    return net.eval().requires_grad_(False)
 
 
 def _our_network(name: str) -> Any:
-    """Return a logits_fn with its weights as arguments."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -57,56 +60,24 @@ def _our_network(name: str) -> Any:
     return jax.tree_util.Partial(apply, weights)
 
 
-def _their_network(name: str) -> Any:
-    """Return the same network in PyTorch."""
+def _golden_in_torch() -> Any:
     import numpy as np
     import torch
     from torch import nn
 
-    class Norm(nn.LayerNorm):
-        def forward(self, x):
-            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-    class Block(nn.Module):
-        def __init__(self, dim):
-            super().__init__()
-            self.depthwise = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
-            self.mlp = nn.Sequential(
-                nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
-            )
-            self.gamma = nn.Parameter(torch.full((dim,), 0.1))
-
-        def forward(self, x):
-            h = self.gamma * self.mlp(self.depthwise(x).permute(0, 2, 3, 1))
-            return x + h.permute(0, 3, 1, 2)
-
     class Normalize(nn.Module):
-        def __init__(self, mean, std):
-            super().__init__()
-            self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
-
         def forward(self, x):
-            return (x - self.mean) / self.std
+            return (x - w["mean"].view(1, -1, 1, 1)) / w["std"].view(1, -1, 1, 1)
 
-    if name == "golden":
-        w = {k: torch.tensor(v) for k, v in np.load(_GOLDEN / "nets.npz").items()}
-        layers: list[nn.Module] = [Normalize(w["mean"], w["std"])]
-        for i in "123":
-            kernel = w[f"conv{i}_w_hwio"].permute(3, 2, 0, 1)
-            conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, stride=2, padding=1)
-            conv.load_state_dict({"weight": kernel.contiguous(), "bias": w[f"conv{i}_b"]})
-            layers += [conv, nn.GELU()]
-        first, second = nn.Linear(1024, 24), nn.Linear(24, 10)
-        chw = w["fc1_w_hwc"].reshape(4, 4, 64, 24).permute(3, 2, 0, 1).reshape(24, 1024)
-        first.load_state_dict({"weight": chw.contiguous(), "bias": w["fc1_b"]})
-        second.load_state_dict({"weight": w["fc2_w"].T.contiguous(), "bias": w["fc2_b"]})
-        net = nn.Sequential(*layers, nn.Flatten(), first, nn.GELU(), second)
-    else:
-        layers, ins = [], 3
-        for number, (dim, depth) in enumerate(zip(_DIMS, _DEPTHS, strict=True)):
-            layers += [Norm(ins)] * (number > 0) + [nn.Conv2d(ins, dim, 2, stride=2)]
-            layers += [Norm(dim)] * (number == 0) + [Block(dim) for _ in range(depth)]
-            ins = dim
-        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(ins), nn.Linear(ins, 10)]
-        net = nn.Sequential(*layers, *head)
-    return net.eval().requires_grad_(False)
+    w = {k: torch.tensor(v) for k, v in np.load(_GOLDEN / "nets.npz").items()}
+    layers: list[nn.Module] = [Normalize()]
+    for i in "123":
+        kernel = w[f"conv{i}_w_hwio"].permute(3, 2, 0, 1)
+        conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, stride=2, padding=1)
+        conv.load_state_dict({"weight": kernel.contiguous(), "bias": w[f"conv{i}_b"]})
+        layers += [conv, nn.GELU()]
+    first, second = nn.Linear(1024, 24), nn.Linear(24, 10)
+    chw = w["fc1_w_hwc"].reshape(4, 4, 64, 24).permute(3, 2, 0, 1).reshape(24, 1024)
+    first.load_state_dict({"weight": chw.contiguous(), "bias": w["fc1_b"]})
+    second.load_state_dict({"weight": w["fc2_w"].T.contiguous(), "bias": w["fc2_b"]})
+    return nn.Sequential(*layers, nn.Flatten(), first, nn.GELU(), second)

@@ -63,11 +63,7 @@ class Different(AssertionError):
 
 
 def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
-    """Train in `folder` under so many kills; when each came, and what was there then.
-
-    Raises:
-      Different: what differs from the run in peace.
-    """
+    """Train in `folder` under so many kills; when each came, and what was there then."""
     draw = random.Random(seed)
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment |= {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
@@ -80,8 +76,8 @@ def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
     def start(workdir: Path) -> subprocess.Popen:
         command = [sys.executable, "-m", "jaxrobust.main", f"--config={config}"]
         command += [f"--workdir={workdir}"]
-        with (folder / "said.txt").open("w") as said:
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
+        with (folder / "said.txt").open("w") as log:
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     def ended(process: subprocess.Popen, timeout: float | None = None) -> bool:
         try:
@@ -113,8 +109,8 @@ def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
             if not over:
                 process.kill()
                 process.wait()
-            said = (folder / "said.txt").read_text()
-            _continues(before, said)
+            log = (folder / "said.txt").read_text()
+            _continues(before, log)
             if over:
                 break
             before = whole(workdir)
@@ -124,7 +120,7 @@ def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
                     "after_seconds": moment,
                     "half_written": [str(p.relative_to(workdir)) for p in _temporary(workdir)],
                     "whole": before,
-                    "last_line": said.splitlines()[-1] if said.strip() else "",
+                    "last_line": log.splitlines()[-1] if log.strip() else "",
                 }
             )
         ended(process)
@@ -142,37 +138,31 @@ def whole(workdir: Path) -> dict[str, int | None]:
 
 
 def outcome(workdir: Path, phases: Sequence[str] = PHASES) -> dict[str, Any]:
-    """Return what a run that has ended leaves: arrays by name, lines without times, files of
-    checkpoints.
-
-    Raises:
-      Different: more than one step, or half of one, is left.
-    """
-    found: dict[str, Any] = {}
+    """Read an ended run: arrays, lines without times, files of checkpoints."""
+    kept: dict[str, Any] = {}
     for phase in phases:
         for kind in ("latest", "best"):
             steps = _steps(workdir / phase / kind)
             if len(steps) != 1:
                 raise Different(f"{workdir / phase / kind} holds {[p.name for p in steps]}")
-            found |= {
+            kept |= {
                 f"{phase}/{kind}/{steps[0].name}{name}": array
                 for name, array in _arrays(steps[0] / "arrays").items()
             }
-        found[f"{phase}/selection.jsonl"] = jsonl.read(workdir / phase / "selection.jsonl")
+        kept[f"{phase}/selection.jsonl"] = jsonl.read(workdir / phase / "selection.jsonl")
     lines = jsonl.read(workdir / "metrics.jsonl")
-    found["metrics.jsonl"] = [
+    kept["metrics.jsonl"] = [
         {key: value for key, value in line.items() if key not in _OF_TIME} for line in lines
     ]
     keys = ("weights", "weights_sha256", "clean", "robust", "attacks", "image_ids")
     records = jsonl.read(workdir / "results.jsonl")
-    found["results.jsonl"] = [{key: record[key] for key in keys} for record in records]
+    kept["results.jsonl"] = [{key: record[key] for key in keys} for record in records]
     if left := _temporary(workdir) + list(workdir.rglob("*.part")):
         raise Different(f"left over: {left}")
-    return found
+    return kept
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a checkpoint by name, on any number of devices."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.metadata(path).item_metadata.tree
         numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -202,20 +192,20 @@ def meets_saves(process: subprocess.Popen, workdir: Path, number: int) -> bool:
     return True
 
 
-def _continues(before: dict[str, int | None] | None, said: str) -> None:
+def _continues(before: dict[str, int | None] | None, log: str) -> None:
     """`Different` where a run starts a phase at another step than that of its whole checkpoint."""
-    for phase, step in re.findall(r"^(\w+): step (\d+) of \d+, \w+$", said, re.MULTILINE):
+    for phase, step in re.findall(r"^(\w+): step (\d+) of \d+, \w+$", log, re.MULTILINE):
         expected = (before or {}).get(phase) or 0
         if int(step) != expected:
             raise Different(f"{phase} continues at step {step}, whole is {expected}")
 
 
-def same(expected: dict[str, Any], found: dict[str, Any], which: str) -> None:
+def same(expected: dict[str, Any], ended: dict[str, Any], which: str) -> None:
     """`Different` with the first of it, unless two outcomes are the same."""
-    if names := sorted(expected.keys() ^ found.keys()):
+    if names := sorted(expected.keys() ^ ended.keys()):
         raise Different(f"{which}: only in one of both: {names[:5]}")
     for name, value in expected.items():
-        other = found[name]
+        other = ended[name]
         if isinstance(value, np.ndarray):
             if value.dtype != other.dtype or value.tobytes() != other.tobytes():
                 raise Different(f"{which}: {name} has other bits")
@@ -237,19 +227,19 @@ def main(arguments: list[str] | None = None) -> int:
     logging.set_verbosity(logging.FATAL)  # Orbax misses metadata that it needs not
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = kills(Path(folder), given.kills, seed=given.seed)
+            trial = kills(Path(folder), given.kills, seed=given.seed)
         except Different as error:
             print(f"bench_resume: {error}", file=sys.stderr)
             return 1
     if given.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(trial, indent=2))
         return 0
-    for row in found["kills"]:
+    for row in trial["kills"]:
         moment = "in a save" if row["aimed"] else f"{row['after_seconds']:.1f} s"
         whole_steps = ", ".join(f"{phase} {step}" for phase, step in row["whole"].items())
         print(f"{moment:>10}  whole: {whole_steps:28}  {row['last_line'][:60]}")
     print(
-        f"{len(found['kills'])} kills, {found['runs']} runs of {found['seconds_in_peace']:.1f} s: "
+        f"{len(trial['kills'])} kills, {trial['runs']} runs of {trial['seconds_in_peace']:.1f} s: "
         "same weights, same lines, nothing left over"
     )
     return 0

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/
 
 from jaxrobust.runtime.commandline.arguments import Arguments, config_name, load_config
 from jaxrobust.runtime.processes.launch import keep_large_buffers
+from tools import guarded
 
 if TYPE_CHECKING:  # JAX is imported where it is used, after its environment is set
     import numpy as np
@@ -261,55 +262,13 @@ def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, floa
     }
 
 
-def ahead_of_time(args: argparse.Namespace) -> None:
-    """Compile for a slice of TPUs, and print."""
-    from jaxrobust.runtime.devices import topology
-
-    chips = topology.devices(args.topology)
-    from jaxrobust.runtime.devices import hardware
-    from jaxrobust.training import build
-
-    config = load(args, len(chips))
-    phase = build.phase(config, "train", 1000 * config.train.batch_size, devices=chips)
-    images = config.train.batch_size // len(chips)
-    fsdp, parts = phase.mesh.shape["fsdp"], config.train.microbatches
-    share = "" if fsdp == len(chips) else f", --fsdp {len(chips)}"
-    figures = topology.compiled(
-        phase.step,
-        *build.abstract_arguments(config, "train", phase),
-        remedy=f"--batch {max(images // 2, 1)}{share} or --microbatches {2 * parts}",
-    )
-    chip = hardware.chip(chips[0].device_kind)
-    flops = build.flops_per_image(config, "train") * images
-    result = {
-        "config": config_name(args.config),
-        "model": config.model.name,
-        "dtype": config.model.dtype,
-        "topology": args.topology,
-        "device": f"{len(chips)} x {chips[0].device_kind}",
-        "batch_per_chip": images,
-        "microbatches": parts,
-        "fsdp": fsdp,
-        "image_size": config.model.image_size,
-        "attack_steps": config.attack.steps,
-        "flops": flops,  # of the model, per chip and step
-        **figures,
-    }
-    print(
-        f"{result['model']} {result['image_size']} px, {images} images per chip in {parts} parts, "
-        f"APGD-{result['attack_steps']}, {result['dtype']}, {result['device']} ({args.topology}), "
-        f"state shared by {fsdp}"
-    )
-    result |= topology.show(figures, chip, flops=flops, images=images)
-    if args.json:
-        print(json.dumps(result))
-
-
 def main() -> None:
     """Measure and print."""
     args = parse()
     if args.topology:
-        return ahead_of_time(args)
+        from tools import bench_topology
+
+        return bench_topology.step(args, load)
     config = load(args)
     names = args.program.split(",") if args.program else PROGRAMS[: 4 if args.against else 2]
     if args.against and len(names) > 1:  # two allocators on one device
@@ -392,14 +351,7 @@ def main() -> None:
 if __name__ == "__main__":
     keep_large_buffers()
     try:
-        main()
-    except ImportError as error:
-        extra = "tpu-aot" if error.name == "libtpu" else "test,parity"
-        print(f"bench_step: {error}; pip install -e '.[{extra}]'", file=sys.stderr)
-        sys.exit(2)
-    except ValueError as error:
-        print(f"bench_step: {error}", file=sys.stderr)
-        sys.exit(2)
+        guarded("bench_step", main)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -4,7 +4,7 @@ python tools/check_versions.py [oldest|newest] [arguments of pytest]
 python tools/check_versions.py interpreters
 
 
-Each gets a fresh environment, .venv-oldest and .venv-newest. The oldest has the floors that
+Each gets a fresh environment, .venv-oldest and .venv-newest. The oldest has the lowest that
 pyproject.toml names, the newest the highest Python that this machine has and for which everything
 installs. Without a Python beside the oldest one, or without newer packages, the newest is what
 `.ci/run` tests anyway; that is said, and no test runs. Exits with 1 if a test failed, with 3 if
@@ -33,14 +33,14 @@ print("Python", platform.python_version() + ",", ", ".join(said))
 
 def interpreters() -> list[tuple[tuple[int, int], str]]:
     """Return (version, path) of the Pythons of PATH and of pyenv, the highest first."""
-    found: dict[tuple[int, int], str] = {}
+    paths: dict[tuple[int, int], str] = {}
     for path in (sys.executable, *_candidates()):
         command = [path, "-c", "import sys, ensurepip, venv; print(*sys.version_info[:2])"]
-        told = subprocess.run(command, capture_output=True, text=True)
-        if told.returncode == 0 and re.fullmatch(r"\d+ \d+\n", told.stdout):
-            major, minor = map(int, told.stdout.split())
-            found.setdefault((major, minor), path)
-    return sorted(((v, p) for v, p in found.items() if v >= OLDEST), reverse=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0 and re.fullmatch(r"\d+ \d+\n", done.stdout):
+            major, minor = map(int, done.stdout.split())
+            paths.setdefault((major, minor), path)
+    return sorted(((v, p) for v, p in paths.items() if v >= OLDEST), reverse=True)
 
 
 def _candidates() -> Iterator[str]:
@@ -63,7 +63,7 @@ def environment(python: str, folder: Path, *commands: tuple[str, ...]) -> str | 
 
 
 def oldest() -> str | None:
-    """Build the environment of the floors, which pip cannot find by itself and uv can."""
+    """Build the environment of the lowest versions, which pip cannot find by itself and uv can."""
     folder = ROOT / ".venv-oldest"
     install = ("uv", "pip", "install", "-q", "--python", str(folder))
     floors = (*install, "--resolution", "lowest-direct", "-e", ".[test]")
@@ -100,9 +100,9 @@ def main(arguments: list[str]) -> int:
         if python is None:
             print(f"{name}: the lines above say why there is no environment", file=sys.stderr)
             return 3
-        told = versions(python)
-        print(f"{name}: {told}", flush=True)
-        if name == "newest" and told == versions(sys.executable):
+        own = versions(python)
+        print(f"{name}: {own}", flush=True)
+        if name == "newest" and own == versions(sys.executable):
             print("newest: this machine has nothing newer than what runs here", flush=True)
             continue
         path = os.pathsep.join((str(Path(python).parent), os.environ.get("PATH", "")))

@@ -40,107 +40,63 @@ class Step(NamedTuple):
     back: str = ""  # a box further up that comes again
 
 
-IMAGE: dict[str, Step] = {
-    "image": Step("An image and its label", "evaluation.network.images:ImageSet", ("clean",)),
-    "clean": Step(
-        "One forward pass: what is misclassified is decided",
-        "evaluation.engine.engine:forward",
-        ("replay", "ledger"),
-    ),
-    "replay": Step(
-        "Points that fooled other networks or radii, one pass each",
-        "evaluation.engine.replay:run",
-        ("attack",),
-    ),
-    "attack": Step(
-        "The next attack takes what still stands", "evaluation.engine.cascade:Attack.run", ("jobs",)
-    ),
-    "jobs": Step(
-        "Jobs: one target and one restart of an image each",
-        "evaluation.engine.schedule:Jobs",
-        ("slots",),
-    ),
-    "slots": Step(
-        "Slots hold a job each; one program steps in all of them",
-        "evaluation.engine.slots:Slots",
-        ("verdict",),
-    ),
-    "verdict": Step(
-        "A slot is free: its image is fooled, or the job is over",
-        "evaluation.engine.schedule:Jobs.collect",
-        ("confirm",),
-        "jobs",
-    ),
-    "confirm": Step(
-        "Confirmation: a last pass with exact products, the norm in float64",
-        "evaluation.engine.cascade:Attack.confirm",
-        ("refute", "ledger"),
-    ),
-    "refute": Step(
-        "Refutation: the job goes on behind that step",
-        "evaluation.engine.schedule:Jobs.refute",
-        (),
-        "jobs",
-    ),
-    "ledger": Step(
-        "The verdict and its point are on disk; whoever continues begins here",
-        "evaluation.engine.ledger:Ledger.add",
-        ("record",),
-        "attack",
-    ),
-    "record": Step(
-        "All attacks are over: flags, accuracies, one record", "evaluation.records.records"
-    ),
-}
-TRAINING: dict[str, Step] = {
-    "batch": Step(
-        "The batch, split over the devices of the mesh (data x fsdp)",
-        "runtime.devices.sharding:global_arrays",
-        ("augment",),
-    ),
-    "state": Step(
-        "The state; large arrays are split over fsdp",
-        "training.update.step:TrainState",
-        ("keys", "gather"),
-    ),
-    "keys": Step(
-        "A key for each image, from the number of the step",
-        "attacks:image_keys",
-        ("attack",),
-    ),
-    "augment": Step(
-        "Mixing and erasing, on the device", "training.update.mixing:BatchAugmentation", ("attack",)
-    ),
-    "gather": Step(
-        "Parameters are gathered once, in the compute type",
-        "runtime.devices.sharding:spread",
-        ("attack",),
-    ),
-    "attack": Step(
-        "Each device attacks its own images, part by part; nothing is sent",
-        "training.update.step:of_device",
-        ("loss",),
-    ),
-    "loss": Step(
-        "Loss and gradients of the adversarial images",
-        "training.update.step:gradients",
-        ("reduce",),
-    ),
-    "reduce": Step(
-        "Gradients are averaged once; a device keeps its part",
-        "runtime.devices.sharding:Spread",
-        ("update",),
-    ),
-    "update": Step(
-        "Optimiser, and the average of the weights", "training.update.step:train_step", ("guard",)
-    ),
-    "guard": Step(
-        "If all is finite, the new state counts, else the old one",
-        "training.update.step:train_step",
-        (),
-        "state",
-    ),
-}
+def _steps(text: str) -> dict[str, Step]:
+    """Read lines of `KEY: TITLE` and `CODE -> BOXES THAT FOLLOW <- A BOX THAT COMES AGAIN`."""
+    steps, lines = {}, text.strip().splitlines()
+    for head, below in zip(lines[::2], lines[1::2], strict=True):
+        key, _, title = head.partition(": ")
+        rest, _, back = below.strip().partition(" <- ")
+        code, _, then = rest.partition(" -> ")
+        steps[key] = Step(title, code, tuple(then.split()), back)
+    return steps
+
+
+IMAGE = _steps("""
+image: An image and its label
+    evaluation.network.images:ImageSet -> clean
+clean: One forward pass: what is misclassified is decided
+    evaluation.engine.engine:forward -> replay ledger
+replay: Points that fooled other networks or radii, one pass each
+    evaluation.engine.replay:run -> attack
+attack: The next attack takes what still stands
+    evaluation.engine.cascade:Attack.run -> jobs
+jobs: Jobs: one target and one restart of an image each
+    evaluation.engine.schedule:Jobs -> slots
+slots: Slots hold a job each; one program steps in all of them
+    evaluation.engine.slots:Slots -> verdict
+verdict: A slot is free: its image is fooled, or the job is over
+    evaluation.engine.schedule:Jobs.collect -> confirm <- jobs
+confirm: Confirmation: a last pass with exact products, the norm in float64
+    evaluation.engine.cascade:Attack.confirm -> refute ledger
+refute: Refutation: the job goes on behind that step
+    evaluation.engine.schedule:Jobs.refute <- jobs
+ledger: The verdict and its point are on disk; whoever continues begins here
+    evaluation.engine.ledger:Ledger.add -> record <- attack
+record: All attacks are over: flags, accuracies, one record
+    evaluation.records.records
+""")
+TRAINING = _steps("""
+batch: The batch, split over the devices of the mesh (data x fsdp)
+    runtime.devices.sharding:global_arrays -> augment
+state: The state; large arrays are split over fsdp
+    training.update.step:TrainState -> keys gather
+keys: A key for each image, from the number of the step
+    attacks:image_keys -> attack
+augment: Mixing and erasing, on the device
+    training.update.mixing:BatchAugmentation -> attack
+gather: Parameters are gathered once, in the compute type
+    runtime.devices.sharding:spread -> attack
+attack: Each device attacks its own images, part by part; nothing is sent
+    training.update.step:of_device -> loss
+loss: Loss and gradients of the adversarial images
+    training.update.step:gradients -> reduce
+reduce: Gradients are averaged once; a device keeps its part
+    runtime.devices.sharding:Spread -> update
+update: Optimiser, and the average of the weights
+    training.update.step:train_step -> guard
+guard: If all is finite, the new state counts, else the old one
+    training.update.step:train_step <- state
+""")
 
 
 def rooms() -> tuple[dict[str, Box], dict[str, set[str]]]:
@@ -159,17 +115,15 @@ def rooms() -> tuple[dict[str, Box], dict[str, set[str]]]:
 
 
 def _imported(path: Path) -> set[str]:
-    found = set()
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("jaxrobust.")}
-    return {name for name in found if (PACKAGE / name).exists() or _file(name).exists()}
-
-
-def _file(room: str) -> Path:
-    return PACKAGE / f"{room}.py"
+        imported |= {name.split(".")[1] for name in names if name.startswith("jaxrobust.")}
+    return {
+        name for name in imported if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists()
+    }
 
 
 def _direct(below: Mapping[str, set[str]]) -> dict[str, set[str]]:
@@ -185,17 +139,13 @@ def _direct(below: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def flow(steps: Mapping[str, Step]) -> tuple[dict[str, Box], dict[str, set[str]]]:
-    """Turn a flow into boxes and arrows, and look up each name in the code.
-
-    Raises:
-      AttributeError, ModuleNotFoundError: the code has no such name.
-    """
+    """Turn a flow into boxes and arrows, and look up each name in the code."""
     boxes = {}
     for key, step in steps.items():
         module, _, name = step.code.partition(":")
-        found = importlib.import_module(f"jaxrobust.{module}")
+        value = importlib.import_module(f"jaxrobust.{module}")
         if name:
-            operator.attrgetter(name)(found)
+            operator.attrgetter(name)(value)
         code = [module, f":{name}"] if name else [module]
         boxes[key] = Box("\n".join(_wrapped(step.title)), tuple(code))
     return boxes, {key: set(step.then) for key, step in steps.items()}
@@ -297,7 +247,6 @@ def svg(
 
 
 def _arrow(places: Sequence[tuple[float, float, float]]) -> str:
-    """Draw a curve from the bottom of the first place to the top of the last one."""
     (x, _, y), *others = places
     path = f"M{x:.0f} {y:.0f}"
     for to, upper, lower in others:
@@ -310,7 +259,6 @@ def _arrow(places: Sequence[tuple[float, float, float]]) -> str:
 
 
 def _back(middle, tops, name: str, other: str, x: float) -> str:
-    """Draw a dashed way from the right side of a box to that of one further up."""
     low, high = (sum(tops[n]) / 2 for n in (name, other))
     begin, end = (middle[n] + WIDTH / 2 for n in (name, other))
     path = f"M{begin:.0f} {low:.0f}H{x:.0f}V{high:.0f}H{end:.0f}"
@@ -321,7 +269,6 @@ def _back(middle, tops, name: str, other: str, x: float) -> str:
 
 
 def _box(box: Box, x: float, place: tuple[float, float], height: float) -> str:
-    """Draw a box with its lines."""
     y, _ = place
     made = (
         f'<rect x="{x:.0f}" y="{y:.0f}" width="{WIDTH}" height="{height}" rx="5" fill="#eef3f8" '

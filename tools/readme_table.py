@@ -45,11 +45,7 @@ def kept() -> list[Path]:
 
 
 def rows(places: list[Path]) -> str:
-    """Return the table: of runs from their configs and records, of config files what they await.
-
-    Raises:
-      ValueError: a place is no run or config, or a run without records.
-    """
+    """Return the table: of runs from their configs and records, of config files what they await."""
     of_config = re.compile(r".+\.py(:.*)?")
     return HEAD + "".join(
         _planned(str(place)) if of_config.fullmatch(str(place)) else _run(place) for place in places
@@ -57,14 +53,14 @@ def rows(places: list[Path]) -> str:
 
 
 def _run(place: Path) -> str:
-    found = records.read(place)
-    if not found:
+    measured = records.read(place)
+    if not measured:
         raise ValueError(
             f"{place} has no results.jsonl with records; name a run that has been tested, or a "
             "config such as configs/convnext_t_cvst.py"
         )
     own = command(plain(runs.run_config(place)))
-    lines = [_line(own, found)]
+    lines = [_line(own, measured)]
     for record in records.read(place / "evaluation"):
         if record.attacks:
             lines.append(
@@ -76,9 +72,9 @@ def _run(place: Path) -> str:
     return "".join(lines)
 
 
-def _line(first: str, found: list[AccuracyRecord]) -> str:
-    last = found[-1]
-    reached = {str(record.weights).partition(",")[0]: record for record in found}
+def _line(first: str, measured: list[AccuracyRecord]) -> str:
+    last = measured[-1]
+    reached = {str(record.weights).partition(",")[0]: record for record in measured}
     ball = f"{last.threats[0].norm} {_radius(last.threats[0].epsilon)}"
     images = f"{int(str(last.image_ids).split('..')[1]) + 1:,} {last.dataset}"
     clean, robust = (_accuracies(reached.get(phase)) for phase in ("pretrain", "train"))
@@ -87,20 +83,19 @@ def _line(first: str, found: list[AccuracyRecord]) -> str:
 
 
 def _planned(given: str) -> str:
-    """Return the row of a config that nobody has run: what the paper has for it."""
     config = plain(load_config(given))
-    said = "not yet measured"
+    measured = "not yet measured"
     ball = f"{config['attack']['norm']} {_radius(config['attack']['epsilon'])}"
     for table, row in published(config):
         robust = next((k for k, w in table.attacked().items() if w["attack"] == "autoattack"), None)
         if robust and row.get(robust) is not None and row.get("clean") is not None:
-            said += (
+            measured += (
                 f"; **the paper's** ({tables.title(table)}): {row['clean']} % clean, "
                 f"{row[robust]} % under AutoAttack"
             )
             break
     images = f"{config['data']['name']}, {ball}"
-    return f"| `--config {given}` | {images} | not yet measured | {said} | |\n"
+    return f"| `--config {given}` | {images} | not yet measured | {measured} | |\n"
 
 
 def published(config: dict[str, Any]) -> Iterator[tuple[tables.Table, dict[str, Any]]]:
@@ -144,10 +139,8 @@ def command(config: dict[str, Any]) -> str:
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        is_section = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
     return flat
 
 

@@ -14,11 +14,11 @@ from jaxrobust.runtime.commandline.arguments import config_name
 
 def names() -> list[str]:
     """Return the configs, of a family `NAME:ARGUMENTS` for each of its `ROWS`."""
-    found = []
+    configs = []
     for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
         rows = getattr(importlib.import_module(f"configs.{path.stem}"), "ROWS", None)
-        found += [path.stem] if rows is None else [f"{path.stem}:{row}" for row in rows]
-    return found
+        configs += [path.stem] if rows is None else [f"{path.stem}:{row}" for row in rows]
+    return configs
 
 
 def load(name: str) -> Any:

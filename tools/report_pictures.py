@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for text in args.pictures:
         name, _, path = text.partition("=")
-        found = gathered.gather([Path(path)])
-        shown = page.page(found, pictures=examples.Album().part)
+        contents = gathered.gather([Path(path)])
+        shown = page.page(contents, pictures=examples.Album().part)
         file = args.out / f"{name}.png"
         file.write_bytes(small(screenshot(shown, args.width, args.height)))
         print(f"{file}: {file.stat().st_size:,} bytes")

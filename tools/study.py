@@ -46,12 +46,12 @@ def main() -> None:
     if args.minutes <= 0:
         stop(f"--minutes {args.minutes:g} must be above 0", 2)
     end = time.monotonic() + 60 * args.minutes
-    found = study(args.study)
+    module = study(args.study)
     left = 0
     seeds = SEEDS if args.seed is None else (args.seed,)
-    for seed, name in itertools.product(seeds, found.RUNS):
+    for seed, name in itertools.product(seeds, module.RUNS):
         left += not _made(args, name, seed, end)
-    print(table(args.out, found))
+    print(table(args.out, module))
     sys.exit(int(left > 0))
 
 
@@ -61,14 +61,13 @@ def study(name: str) -> Any:
 
 
 def _made(args: Any, name: str, seed: int, end: float) -> bool:
-    """Train and attack one network where that is not done; tell whether it is by now."""
     workdir = args.out / f"{name}-{seed}"
     data = [f"--config.data.dir={args.data_dir}"] if args.data_dir else []
     config = f"{ROOT / 'configs' / args.study}.py:{name},seed={seed}"
     train = ["jaxrobust.main", f"--config={config}", f"--workdir={workdir}", *data]
-    found = study(args.study)
-    attack = ["jaxrobust.evaluate", f"--workdir={workdir}", f"--n={found.IMAGES}", *found.ATTACK]
-    for done, command in ((trained(workdir), train), (attacked(workdir, found), attack)):
+    module = study(args.study)
+    attack = ["jaxrobust.evaluate", f"--workdir={workdir}", f"--n={module.IMAGES}", *module.ATTACK]
+    for done, command in ((trained(workdir), train), (attacked(workdir, module), attack)):
         if done:
             continue
         if time.monotonic() > end:
@@ -87,31 +86,31 @@ def trained(workdir: Path) -> bool:
     return any(str(row.weights).startswith("train,") for row in records.read(workdir))
 
 
-def attacked(workdir: Path, found: Any) -> AccuracyRecord | None:
+def attacked(workdir: Path, module: Any) -> AccuracyRecord | None:
     """Return the record of the study's attack on a run."""
     rows = records.read(workdir / "evaluation")
-    return next((r for r in rows if r.method == found.METHOD), None)
+    return next((r for r in rows if r.method == module.METHOD), None)
 
 
-def table(out: Path, found: Any) -> str:
+def table(out: Path, module: Any) -> str:
     """Return clean and robust accuracy of each run, their mean, and the paper's finding."""
     lines = ["| run | clean, seeds 0 and 1 | robust, seeds 0 and 1 | mean | the paper |"]
     lines += ["|---|---|---|---|---|"]
     means: dict[str, Any] = {}  # None: not all seeds are done
-    for name in found.RUNS:
-        made = [attacked(out / f"{name}-{seed}", found) for seed in SEEDS]
+    for name in module.RUNS:
+        made = [attacked(out / f"{name}-{seed}", module) for seed in SEEDS]
         cells = [[_percent(getattr(r, key, None)) for r in made] for key in ("clean", "robust")]
         robust = [r.robust for r in made if r and r.robust is not None]
         means[name] = sum(robust) / len(robust) if len(robust) == len(SEEDS) else None
         mean = _percent(means[name])
-        base = found.RUNS[0]
+        base = module.RUNS[0]
         if name != base and None not in (means[name], means[base]):
             mean += f" ({100 * (means[name] - means[base]):+.1f})"
-        row = (name, ", ".join(cells[0]), ", ".join(cells[1]), mean, found.PAPER.get(name, ""))
+        row = (name, ", ".join(cells[0]), ", ".join(cells[1]), mean, module.PAPER.get(name, ""))
         lines.append(f"| {' | '.join(row)} |")
-    half = 196 * math.sqrt(0.25 * 0.75 / found.IMAGES)
+    half = 196 * math.sqrt(0.25 * 0.75 / module.IMAGES)
     lines.append(
-        f"\nIn % of {found.IMAGES:,} test images of CIFAR-10: {found.ASKED}; one network's 95 % "
+        f"\nIn % of {module.IMAGES:,} test images of CIFAR-10: {module.ASKED}; one network's 95 % "
         f"interval is about {half:.1f} either way at 25 %. "
         f"Records: {out}/*/evaluation/results.jsonl"
     )

@@ -91,7 +91,6 @@ NETWORKS = {"preact_resnet18": preact_resnet18, "wrn_28_10": wrn_28_10, "vit": v
 
 
 def _batches(images: Any, labels: Any, rng: np.random.Generator) -> Iterator[tuple[Any, Any]]:
-    """Yield batches of images, half of them mirrored, forever."""
     while True:
         order = rng.permutation(len(labels))
         for start in range(0, len(order) - BATCH + 1, BATCH):
@@ -111,14 +110,7 @@ def _attacked(net: nn.Module, x: Any, y: Any) -> Any:
 
 
 def train(name: str, images: Any, labels: Any, minutes: float) -> nn.Module:
-    """Return the network after that long; the learning rate rises and falls with the time.
-
-    Args:
-      name: of `NETWORKS`.
-      images: f32[N,3,32,32] in [0, 1].
-      labels: i64[N].
-      minutes: of the clock.
-    """
+    """Train `NETWORKS[name]` on images f32[N,3,32,32]; its rate rises and falls with time."""
     torch.manual_seed(0)
     net = NETWORKS[name]().train()
     values = net.parameters()
@@ -158,9 +150,9 @@ def main() -> None:
     parser.flag("minutes", type=float, default=10.0, help="Minutes of training; %(default)s.")
     parser.flag("data_dir", help="Folder of CIFAR-10 in TFDS' layout.")
     args: argparse.Namespace = parser.parse_args()
-    found = arrays.load("cifar10", split="train", data_dir=args.data_dir)
-    images = torch.from_numpy(np.ascontiguousarray(found.images.transpose(0, 3, 1, 2)))
-    net = train(args.name, images, torch.from_numpy(found.labels).long(), args.minutes)
+    loaded = arrays.load("cifar10", split="train", data_dir=args.data_dir)
+    images = torch.from_numpy(np.ascontiguousarray(loaded.images.transpose(0, 3, 1, 2)))
+    net = train(args.name, images, torch.from_numpy(loaded.labels).long(), args.minutes)
     WEIGHTS.mkdir(parents=True, exist_ok=True)
     torch.save(net.state_dict(), WEIGHTS / f"{args.name}.pt")
     print(f"wrote {WEIGHTS / args.name}.pt")

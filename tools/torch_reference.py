@@ -133,11 +133,9 @@ class Trainer:
         loss.backward()
         self.optimiser.step()
         with torch.no_grad():
-            old, new = (_floats(net) for net in (self.average, self.net))
+            old, new = (  # parameters and batch statistics, but no batch norm's counter
+                [value for value in net.state_dict().values() if value.is_floating_point()]
+                for net in (self.average, self.net)
+            )
             torch._foreach_lerp_(old, new, 1 - self.ema_decay)
         return loss.item()
-
-
-def _floats(net) -> list[torch.Tensor]:
-    """All that is averaged: parameters and batch statistics, but not a batch norm's counter."""
-    return [value for value in net.state_dict().values() if value.is_floating_point()]

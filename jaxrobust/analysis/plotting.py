@@ -4,11 +4,7 @@ from typing import Any
 
 
 def plotting() -> Any:
-    """Return matplotlib's pyplot for files.
-
-    Raises:
-      ValueError: it is not installed.
-    """
+    """Return matplotlib's pyplot for files; `ValueError`: it is not installed."""
     try:
         import matplotlib
     except ImportError as error:

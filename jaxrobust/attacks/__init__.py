@@ -26,9 +26,6 @@ Underneath, it is a machine that asks for points and is told logits and gradient
 True
 """
 
-from typing import Any
-
-from jaxrobust import moved
 from jaxrobust.attacks.apgd import ApgdState, apgd, apgd_machine, apgd_run
 from jaxrobust.attacks.apgd_radii import MultiRadiusState, apgd_multi_radius_machine
 from jaxrobust.attacks.fab import FabState, fab, fab_machine, fab_run
@@ -49,12 +46,6 @@ from jaxrobust.attacks.mim import mim as mim
 from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine
 from jaxrobust.attacks.registry import MACHINES, ROWS, Row, Setting, passes
 from jaxrobust.attacks.square import SquareState, square, square_machine, square_run
-
-
-def __getattr__(name: str) -> Any:
-    """Look a name of before up."""
-    return moved.attribute(__name__, name)
-
 
 __all__ = [
     "GEOMETRIES",

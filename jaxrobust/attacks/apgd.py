@@ -3,8 +3,8 @@
 One machine serves training (start at the image, train on the point of highest loss) and AutoAttack
 (random or given start, report the last misclassified point).
 
-Source: Croce & Hein 2020 (arXiv 2003.01690), algorithm 1; what is different on L1 stands in
-`apgd_l1`. Details that the paper leaves open follow auto-attack a392200; parity:
+Source: Croce & Hein 2020 (arXiv 2003.01690), algorithm 1; on L1 Croce & Hein 2021 (arXiv
+2103.01208), section 3.2. Details that the papers leave open follow auto-attack a392200; parity:
 tests/attacks/test_apgd.py.
 """
 
@@ -12,35 +12,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from jaxrobust.attacks.apgd_l1 import follow_sparsity, kept_of
+from jaxrobust import types as t
+from jaxrobust.attacks import inputs
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, all_finite, l0_norm, per_image, where
-from jaxrobust.attacks.inputs import (
-    check_inputs,
-    check_no_targets,
-    check_settings,
-    image_keys,
-    start_points,
-)
 from jaxrobust.attacks.losses import DLR, LOSSES, by_target
 from jaxrobust.attacks.machine import as_attack, run
 from jaxrobust.attacks.registry import Facts, Named, Row, add
-from jaxrobust.types import (
-    Array,
-    Attack,
-    Counts,
-    Geometry,
-    GivenImages,
-    Labels,
-    Logits,
-    LogitsFn,
-    Machine,
-    Mask,
-    PerImage,
-    Points,
-    Start,
-)
 
 
 class ApgdState(NamedTuple):
@@ -50,40 +30,40 @@ class ApgdState(NamedTuple):
     loss that differ in radius or steps may share one batch, and either's `tell`.
     """
 
-    images: Points  # the centre of the ball; may leave [0, 1] on Linf and L2
-    labels: Array  # i32[B] or f[B, C]
-    targets: Labels  # read by the targeted loss only
-    epsilon: PerImage
-    steps: Counts  # iterations after the start
-    period_floor: Counts  # the shortest time between two checkpoints
-    period_decrement: Counts  # by how much that time shrinks at each
+    images: t.Points  # the centre of the ball; may leave [0, 1] on Linf and L2
+    labels: t.Array  # i32[B] or f[B, C]
+    targets: t.Labels  # read by the targeted loss only
+    epsilon: t.PerImage
+    steps: t.Counts  # iterations after the start
+    period_floor: t.Counts  # the shortest time between two checkpoints
+    period_decrement: t.Counts  # by how much that time shrinks at each
     # Where it is.
-    points: Points  # to be evaluated next
-    previous: Points  # the iterate before, for the momentum
-    step: PerImage
-    kept: PerImage  # L1 only: the fraction of entries that a step moves
-    iteration: Counts  # evaluations told so far; the first is that of the start
+    points: t.Points  # to be evaluated next
+    previous: t.Points  # the iterate before, for the momentum
+    step: t.PerImage
+    kept: t.PerImage  # L1 only: the fraction of entries that a step moves
+    iteration: t.Counts  # evaluations told so far; the first is that of the start
     # What it found.
-    x_best: Points  # the point of highest loss
-    loss_best: PerImage
-    gradient_best: Points
-    x_best_adv: Points  # the latest misclassified point, the start if there is none
-    correct: Mask  # no point so far was misclassified
+    x_best: t.Points  # the point of highest loss
+    loss_best: t.PerImage
+    gradient_best: t.Points
+    x_best_adv: t.Points  # the latest misclassified point, the start if there is none
+    correct: t.Mask  # no point so far was misclassified
     # Since the last checkpoint.
-    period: Counts  # iterations from that checkpoint to the next
-    since: Counts  # iterations done of them
-    rises: Counts  # how often the loss rose from one iterate to the next
-    last_loss: PerImage
-    loss_at_check: PerImage  # `loss_best` then
-    reduced: Mask  # whether the step was halved then
-    sparsity: PerImage  # L1 only: entries in which `x_best` differed from the image then
+    period: t.Counts  # iterations from that checkpoint to the next
+    since: t.Counts  # iterations done of them
+    rises: t.Counts  # how often the loss rose from one iterate to the next
+    last_loss: t.PerImage
+    loss_at_check: t.PerImage  # `loss_best` then
+    reduced: t.Mask  # whether the step was halved then
+    sparsity: t.PerImage  # L1 only: entries in which `x_best` differed from the image then
 
 
 # --- Algorithm 1: the schedule of checkpoints, the two conditions, one iteration ---
 
 
 def _periods(norm: str, steps: int) -> tuple[int, int, int]:
-    """Return the first period between checkpoints, the shortest, and the decrement from one to the
+    """Compute the first period between checkpoints, the shortest, and the decrement of one to the
     next.
 
     `int(0.22 * steps)` in Python doubles, as the reference rounds it.
@@ -93,7 +73,7 @@ def _periods(norm: str, steps: int) -> tuple[int, int, int]:
     return max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
 
 
-def _next_period(state: ApgdState, due: Mask) -> ApgdState:
+def _next_period(state: ApgdState, due: t.Mask) -> ApgdState:
     shorter = jnp.maximum(state.period - state.period_decrement, state.period_floor)
     return state._replace(
         period=jnp.where(due, shorter, state.period),
@@ -103,7 +83,7 @@ def _next_period(state: ApgdState, due: Mask) -> ApgdState:
     )
 
 
-def _halve_when_stuck(state: ApgdState, due: Mask) -> tuple[ApgdState, Mask]:
+def _halve_when_stuck(state: ApgdState, due: t.Mask) -> tuple[ApgdState, t.Mask]:
     """Halve the step where a condition of Linf and L2 holds, and restart from the best point."""
     # Condition 1: the loss rose in at most rho = 3/4 of the steps since the last checkpoint.
     oscillates = 4 * state.rises <= 3 * state.since
@@ -116,14 +96,46 @@ def _halve_when_stuck(state: ApgdState, due: Mask) -> tuple[ApgdState, Mask]:
     ), halve
 
 
+def _follow_sparsity(state: ApgdState, due: t.Mask) -> tuple[ApgdState, t.Mask]:
+    """Go back to the full step where the best point got sparser on L1, else shorten it.
+
+    Later steps move two thirds as many entries as the best point does.
+    """
+    sparsity = l0_norm(state.x_best - state.images)
+    sparser = sparsity / state.sparsity < 0.95  # 0/0 is not
+    step = jnp.where(sparser, state.epsilon, _divide(state.step, 1.5))
+    step = jnp.clip(step, _divide(state.epsilon, 10), state.epsilon)
+    state = state._replace(
+        step=jnp.where(due, step, state.step),
+        kept=jnp.where(due, _kept_of(sparsity, state.images), state.kept),
+        sparsity=jnp.where(due, sparsity, state.sparsity),
+    )
+    return state, due & sparser
+
+
+def _kept_of(sparsity: t.PerImage, images: t.Points) -> t.PerImage:
+    """Compute the fraction of entries to move, of a best point that differs in `sparsity`."""
+    return _divide(_divide(sparsity, images[0].size), 1.5)
+
+
+def _divide(values: t.PerImage, divisor: float) -> t.PerImage:
+    """Divide by a constant for good.
+
+    XLA would multiply by the rounded reciprocal, and join two divisions into one; a unit in the
+    last place of `kept` can move one entry more or less.
+    """
+    values, divisors = jax.lax.optimization_barrier((values, jnp.full_like(values, divisor)))
+    return values / divisors
+
+
 def _tell(
     state: ApgdState,
-    logits: Logits,
-    gradient: Points,
+    logits: t.Logits,
+    gradient: t.Points,
     *,
-    ball: Geometry,
-    loss_of: Callable[[ApgdState, Array], Array],
-    adapt: Callable[[ApgdState, Array], tuple[ApgdState, Array]],
+    ball: t.Geometry,
+    loss_of: Callable[[ApgdState, t.Array], t.Array],
+    adapt: Callable[[ApgdState, t.Array], tuple[ApgdState, t.Array]],
     momentum: bool,
 ) -> ApgdState:
     """Make one iteration: `logits` and `gradient` are those of `state.points`."""
@@ -168,12 +180,12 @@ def _tell(
 def apgd_machine(
     *,
     norm: str,
-    epsilon: float | Array,
+    epsilon: float | t.Array,
     steps: int,
-    loss: str | Callable[[Array, Array, Array], Array] = "ce",
+    loss: str | Callable[[t.Array, t.Array, t.Array], t.Array] = "ce",
     kept_fraction: float = 0.2,
-) -> Machine:
-    """Return APGD as a `types.Machine` of `steps + 1` evaluations; the last needs no gradient.
+) -> t.Machine:
+    """Make APGD a `types.Machine` of `steps + 1` evaluations; the last needs no gradient.
 
     Arguments as in `apgd_run`, but `epsilon` may be an array too (it is not checked then), and
     `loss` a function of logits, labels and targets. `result` is the point of highest loss;
@@ -181,15 +193,17 @@ def apgd_machine(
     finished image: nothing here stops it.
     """
     name = loss if isinstance(loss, str) else "ce"
-    check_settings(norm=norm, epsilon=epsilon, loss=name, steps=steps, kept_fraction=kept_fraction)
+    inputs.check_settings(
+        norm=norm, epsilon=epsilon, loss=name, steps=steps, kept_fraction=kept_fraction
+    )
     ball = GEOMETRIES[norm]
-    loss_fn: Callable[..., Array] = LOSSES[loss] if isinstance(loss, str) else loss
+    loss_fn: Callable[..., t.Array] = LOSSES[loss] if isinstance(loss, str) else loss
     reads_targets = loss == "dlr-targeted" or callable(loss)
 
     def init(
-        images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: Start = "image"
+        images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: t.Start = "image"
     ) -> ApgdState:
-        images, labels = check_inputs(images, labels)
+        images, labels = inputs.check_inputs(images, labels)
         one_each = images.reshape(images.shape[0], -1)[:, 0]
         floats = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
         integers = partial(jnp.full_like, one_each, dtype=jnp.int32)
@@ -197,12 +211,12 @@ def apgd_machine(
             raise ValueError(f"loss={loss!r} needs targets i32[B]; pass targets=...")
         if norm == "l1":
             images = jnp.clip(images, 0, 1)  # as the projection does, so that sparsity means it
-        points = jnp.clip(start_points(ball, start, images, floats(epsilon), keys), 0, 1)
+        points = jnp.clip(inputs.start_points(ball, start, images, floats(epsilon), keys), 0, 1)
         if isinstance(start, str):
             kept, sparsity = floats(kept_fraction), floats(images[0].size)
         else:
             sparsity = l0_norm(points - images)
-            kept = kept_of(sparsity, images)
+            kept = _kept_of(sparsity, images)
         period, period_floor, period_decrement = _periods(norm, steps)
         return ApgdState(
             images=images,
@@ -233,14 +247,14 @@ def apgd_machine(
             sparsity=sparsity,
         )
 
-    def loss_of(state: ApgdState, logits: Logits) -> PerImage:
+    def loss_of(state: ApgdState, logits: t.Logits) -> t.PerImage:
         logits = logits.astype(state.epsilon.dtype)
         if reads_targets:
             return loss_fn(logits, state.labels, state.targets)
         return loss_fn(logits, state.labels)
 
-    adapt = follow_sparsity if norm == "l1" else _halve_when_stuck
-    return Machine(
+    adapt = _follow_sparsity if norm == "l1" else _halve_when_stuck
+    return t.Machine(
         init=init,
         query=lambda state: state.points,
         loss=loss_of,
@@ -251,43 +265,38 @@ def apgd_machine(
 
 
 def apgd_run(
-    logits_fn: LogitsFn,
-    images: GivenImages,
-    labels: Array,
+    logits_fn: t.LogitsFn,
+    images: t.GivenImages,
+    labels: t.Array,
     *,
     norm: str,
     epsilon: float,
     steps: int,
     loss: str = "ce",
-    key: Array | None = None,
-    start: Start = "image",
-    targets: Labels | None = None,
+    key: t.Array | None = None,
+    start: t.Start = "image",
+    targets: t.Labels | None = None,
     kept_fraction: float = 0.2,
 ) -> ApgdState:
     """Run APGD once, as AutoAttack does; return the whole final state.
 
     Args:
-      logits_fn: f[B,H,W,C] -> f[B,C].
-      images: f[B,H,W,C].
       labels: i32[B] (or f[B,C] with `ce` and `kl`).
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1].
       steps: K >= 1; costs K+1 forward and K backward passes.
-      loss: a name in `LOSSES`; "dlr-targeted" needs `targets`.
+      loss: a name in `LOSSES`; "dlr-targeted" needs `targets` i32[B].
       key: one key or keys [B], read by the random start only.
       start: "image", "random", or points f[B,H,W,C] inside the ball.
-      targets: i32[B].
       kept_fraction: L1 only, the fraction of entries that the first steps move; with a start
         given as points it follows from their sparsity instead.
     Returns:
       `ApgdState`: `x_best`, `loss_best`, `x_best_adv`, `correct`, `step` and the rest.
-    Raises:
-      ValueError: see `inputs.check_settings`.
     """
     machine = apgd_machine(
         norm=norm, epsilon=epsilon, steps=steps, loss=loss, kept_fraction=kept_fraction
     )
-    keys = None if key is None else image_keys(key, images.shape[0])
+    keys = None if key is None else inputs.image_keys(key, images.shape[0])
     state = machine.init(images, labels, keys=keys, targets=targets, start=start)
     return run(machine, logits_fn, state, gradient_steps=steps, final_forward=True)
 
@@ -295,13 +304,13 @@ def apgd_run(
 def apgd(
     *,
     norm: str = "linf",
-    epsilon: float | Array,
+    epsilon: float | t.Array,
     steps: int,
     loss: str = "ce",
     random_start: bool = False,
     kept_fraction: float = 0.05,
-) -> Attack:
-    """Return Auto-PGD as used for training: it finds the point of highest loss, the start included.
+) -> t.Attack:
+    """Make Auto-PGD as used for training: it finds the point of highest loss, the start included.
 
     Args:
       norm: "linf", "l2" or "l1".
@@ -314,8 +323,6 @@ def apgd(
       attack(logits_fn, key, images, labels) -> images_adv. `key` is one key, or keys [B] (see
       `inputs.image_keys`); without a random start it is not read and may be None. A label
       outside the classes is an error outside `jit` and undefined inside.
-    Raises:
-      ValueError: see `inputs.check_settings`.
     Source: Singh, Croce & Hein 2023 (arXiv 2303.01870), training attack.
 
     >>> import jax, jax.numpy as jnp
@@ -326,14 +333,16 @@ def apgd(
     >>> float(images_adv.max())
     0.25
     """
-    check_no_targets(loss)
+    inputs.check_no_targets(loss)
     machine = apgd_machine(
         norm=norm, epsilon=epsilon, steps=steps, loss=loss, kept_fraction=kept_fraction
     )
-    return as_attack(machine, random_start=random_start, gradient_steps=steps, final_forward=True)
+    return as_attack(
+        machine, run, random_start=random_start, gradient_steps=steps, final_forward=True
+    )
 
 
-def _is_correct(logits: Logits, labels: Array) -> Mask:
+def _is_correct(logits: t.Logits, labels: t.Array) -> t.Mask:
     """Tell whether the first largest logit is the label, or the first largest soft target."""
     if labels.ndim == 2:
         labels = jnp.argmax(labels, axis=1)

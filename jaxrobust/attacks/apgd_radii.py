@@ -33,7 +33,7 @@ def apgd_multi_radius_machine(
     steps: int,
     loss: str | Callable[[Array, Array, Array], Array] = "ce",
 ) -> Machine:
-    """Return APGD in balls of 3, 2 and 1 times the radius, each from the last one's best point.
+    """Make APGD in balls of 3, 2 and 1 times the radius, each from the last one's best point.
 
     Arguments and `init` as in `apgd_machine`; only points of the last ball count. `steps` is
     split 3 : 3 : 4; each stage evaluates its start as well, so it takes `steps + 3` evaluations.

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import attacks
-from jaxrobust.attacks import registry
 from jaxrobust.attacks.losses import DLR
-from jaxrobust.attacks.registry import Facts, Named, Setting
+from jaxrobust.attacks.registry import Named, Setting, searching
 from jaxrobust.types import check_norm
 
 VERSIONS = {
@@ -19,19 +18,14 @@ VERSIONS = {
 CUSTOM = "custom"  # any attacks
 
 
-def known() -> dict[str, tuple[Facts, Named]]:
-    """Select the attacks that search, by name, with the machine of each."""
-    return registry.searching()
-
-
 def named(name: str) -> Named:
-    """Return an attack of AutoAttack, with its standard settings."""
-    return known()[name][1]
+    """Look up an attack of AutoAttack, with its standard settings."""
+    return searching()[name][1]
 
 
 def base(name: str, norm: str) -> Setting:
-    """Return the standard setting of an attack."""
-    row, own = known()[name]
+    """Make the standard setting of an attack."""
+    row, own = searching()[name]
     return Setting(name, row.machine, norm, own.steps, own.restarts, own.targets)
 
 
@@ -54,13 +48,9 @@ def plan(
     names: Sequence[str] | None,
     overrides: Mapping[str, Mapping[str, Any]] | None,
 ) -> list[Setting]:
-    """Return the attacks to run, in order; arguments as in `autoattack`.
-
-    Raises:
-      ValueError: an unknown norm, version, attack or override.
-    """
+    """List the attacks to run, in order; arguments and errors as of `autoattack`."""
     check_norm(norm)
-    versions = VERSIONS | {CUSTOM: tuple(known())}
+    versions = VERSIONS | {CUSTOM: tuple(searching())}
     if version not in versions:
         raise ValueError(f"version={version!r} is unknown; choose one of {', '.join(versions)}")
     choices = "choose from " + ", ".join(versions[version])
@@ -89,7 +79,6 @@ def plan(
 
 
 def _check_change(setting: Setting, change: dict[str, Any]) -> None:
-    """Refuse an override that the attack does not have, or a number that it cannot use."""
     least = attacks.MACHINES[setting.machine].least
     editable = {k: v for k, v in least.items() if k != "targets" or setting.targets}
     for key, value in change.items():
@@ -103,7 +92,7 @@ def _check_change(setting: Setting, change: dict[str, Any]) -> None:
 
 
 def fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting:
-    """Return the setting for this number of classes; says what changes."""
+    """Adapt a setting to this number of classes; `tell` is told what changes."""
     if setting.targets > classes - 1:
         tell(
             f"{setting.name}: {classes - 1} target classes instead of {setting.targets}, "
@@ -122,7 +111,7 @@ def fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting:
 
 
 def ranks(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Return u[n, count]: the likeliest wrong classes of clean images, by logits f[n, K]."""
+    """Rank the likeliest wrong classes of clean images, u[n, count], by logits f[n, K]."""
     wrong = logits.astype(np.float64)
     wrong[np.arange(len(labels)), labels] = -np.inf
     # From the end of an ascending order, as the reference: of equal logits the last class first.
@@ -131,31 +120,31 @@ def ranks(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def targets(setting: Setting, likely: np.ndarray) -> np.ndarray:
-    """Return i[n, T]: of `ranks` as many as the attack takes, or the code of a loss."""
+    """Select as many of `ranks` as the attack takes, i[n, T], or the code of a loss."""
     if not setting.targets:
         return np.full((len(likely), 1), named(setting.name).code, np.int32)
     return likely[:, : setting.targets]
 
 
 def forward(setting: Setting) -> int:
-    """Return the forward passes of one step."""
+    """Count the forward passes of one step."""
     return attacks.MACHINES[setting.machine].forward * setting.eot
 
 
 def backward(setting: Setting, classes: int) -> int:
-    """Return the backward passes of one step."""
+    """Count the backward passes of one step."""
     row = attacks.MACHINES[setting.machine]
     each = classes if row.each_class and not setting.targets else 1
     return row.backward * each * setting.eot
 
 
 def passes(setting: Setting, classes: int) -> int:
-    """Return the forward and backward passes of one step."""
+    """Count the forward and backward passes of one step."""
     return forward(setting) + backward(setting, classes)
 
 
 def most_passes(setting: Setting, classes: int) -> int:
-    """Return the passes for an image that is never fooled."""
+    """Count the passes for an image that is never fooled."""
     evaluations = setting.steps + attacks.MACHINES[setting.machine].extra
     jobs = setting.restarts * max(setting.targets, 1)
     return evaluations * jobs * passes(setting, classes)

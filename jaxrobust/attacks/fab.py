@@ -16,32 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxrobust import types as t
+from jaxrobust.attacks import inputs
 from jaxrobust.attacks.geometry import balls
 from jaxrobust.attacks.geometry.balls import per_image, where
 from jaxrobust.attacks.geometry.hyperplanes import displacement
-from jaxrobust.attacks.inputs import (
-    check_inputs,
-    check_settings,
-    image_keys,
-    start_points,
-)
 from jaxrobust.attacks.machine import as_attack, run
 from jaxrobust.attacks.registry import Facts, Named, Row, add
-from jaxrobust.types import (
-    Array,
-    Attack,
-    Counts,
-    GivenImages,
-    Keys,
-    Labels,
-    Logits,
-    LogitsFn,
-    Machine,
-    PerImage,
-    Points,
-    Start,
-    check_number,
-)
 
 _SIZE = {
     "linf": lambda rows: jnp.max(jnp.abs(rows), axis=1),
@@ -49,36 +30,34 @@ _SIZE = {
     "l1": balls.l1_norm,
 }
 _DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
+_RANGES = {"alpha_max": (0, 1), "eta": (1, math.inf), "beta": (0, 1)}
 
 
 class FabState(NamedTuple):
-    """The state of FAB; the first axis of every array is the image, so slots can be refilled.
+    """The state of FAB, settings included, as of `ApgdState`; the first axis is the image."""
 
-    All settings that users may vary from image to image live here, as in `ApgdState`.
-    """
-
-    images: Points  # in [0, 1]
-    labels: Labels
-    targets: Labels  # read by the targeted attack only
-    epsilon: PerImage  # read by `counts` only
-    steps: Counts
-    points: Points  # to be evaluated next: with gradient for `tell`, then without for `check`
-    iteration: Counts  # checks told so far
-    adv: Points  # the misclassified point of smallest norm so far, the image if there is none
-    norm_best: PerImage  # its distance to the image; infinite if there is none
+    images: t.Points  # in [0, 1]
+    labels: t.Labels
+    targets: t.Labels  # read by the targeted attack only
+    epsilon: t.PerImage  # read by `counts` only
+    steps: t.Counts
+    points: t.Points  # to be evaluated next: with gradient for `tell`, then without for `check`
+    iteration: t.Counts  # checks told so far
+    adv: t.Points  # the misclassified point of smallest norm so far, the image if there is none
+    norm_best: t.PerImage  # its distance to the image; infinite if there is none
 
 
 def fab_run(
-    logits_fn: LogitsFn,
-    images: GivenImages,
-    labels: Array,
+    logits_fn: t.LogitsFn,
+    images: t.GivenImages,
+    labels: t.Array,
     *,
     norm: str,
     epsilon: float,
     steps: int = 100,
-    targets: Array | None = None,
-    key: Array | None = None,
-    start: Start = "image",
+    targets: t.Array | None = None,
+    key: t.Array | None = None,
+    start: t.Start = "image",
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
@@ -86,9 +65,7 @@ def fab_run(
     """Run FAB once; return the whole final state.
 
     Args:
-      logits_fn: f[B,H,W,C] -> f[B,C].
       images: f[B,H,W,C], clipped to [0, 1]; the attack is meant for those classified correctly.
-      labels: i32[B].
       norm: "linf", "l2" or "l1".
       epsilon: radius of the random start, in units of pixels in [0, 1].
       steps: K >= 1; costs 2K forward and K backward passes, untargeted K times C backward.
@@ -101,52 +78,39 @@ def fab_run(
       beta: the share of its distance that an adversarial point keeps in the backward step.
     Returns:
       `FabState`: `adv`, `norm_best` and the rest.
-    Raises:
-      ValueError: see `fab_machine`; labels or targets outside the classes (outside `jit`).
     """
-    machine = fab_machine(
-        norm=norm,
-        epsilon=epsilon,
-        steps=steps,
-        targeted=targets is not None,
-        alpha_max=alpha_max,
-        eta=eta,
-        beta=beta,
-    )
-    keys = None if key is None else image_keys(key, len(images))
+    own = {"alpha_max": alpha_max, "eta": eta, "beta": beta}
+    aims = targets is not None
+    machine = fab_machine(norm=norm, epsilon=epsilon, steps=steps, targeted=aims, **own)
+    keys = None if key is None else inputs.image_keys(key, len(images))
     state = machine.init(images, labels, keys=keys, targets=targets, start=start)
-    return run(machine, logits_fn, state, gradient_steps=steps, final_forward=False)
+    return run(machine, logits_fn, state, gradient_steps=steps)
 
 
 def fab_machine(
     *,
     norm: str,
-    epsilon: float | Array,
+    epsilon: float | t.Array,
     steps: int = 100,
     targeted: bool = True,
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
-) -> Machine:
-    """Return FAB as a `types.Machine` of `steps` pairs of a gradient and a check.
+) -> t.Machine:
+    """Make FAB a `types.Machine` of `steps` pairs of a gradient and a check; `result` is `adv`.
 
     Arguments as in `fab_run`. Targeted, `loss` is f[B]; otherwise f[B, C], the boundary with each
-    class.
-    `result` is `adv`. A driver must not `tell` a finished image: nothing here stops it.
-
-    Raises:
-      ValueError: settings outside their range, labels that are not classes, no targets where
-        they are needed.
+    class. A driver must not `tell` a finished image: nothing here stops it.
     """
-    check_settings(norm=norm, epsilon=epsilon, loss="ce", steps=steps)
-    _check_own_settings(alpha_max, eta, beta)
+    inputs.check_settings(norm=norm, epsilon=epsilon, loss="ce", steps=steps)
+    _check_ranges(alpha_max=alpha_max, eta=eta, beta=beta)
     ball = balls.GEOMETRIES[norm]._replace(sample=partial(_sample, norm=norm))
     size = _SIZE[norm]
 
     def init(
-        images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: Start = "image"
+        images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: t.Start = "image"
     ) -> FabState:
-        images, labels = check_inputs(images, labels)
+        images, labels = inputs.check_inputs(images, labels)
         if labels.ndim != 1:
             raise ValueError(
                 f"FAB needs class labels i32[B], got shape {labels.shape}; pass their argmax"
@@ -168,20 +132,20 @@ def fab_machine(
             targets=targets,
             epsilon=floats(epsilon),
             steps=integers(steps),
-            points=jnp.clip(start_points(ball, start, images, floats(epsilon), keys), 0, 1),
+            points=jnp.clip(inputs.start_points(ball, start, images, floats(epsilon), keys), 0, 1),
             iteration=integers(0),
             adv=images,
             norm_best=floats(jnp.inf),
         )
 
-    def loss_of(state: FabState, logits: Logits) -> PerImage | Logits:
+    def loss_of(state: FabState, logits: t.Logits) -> t.PerImage | t.Logits:
         logits = logits.astype(state.epsilon.dtype)
         own = jnp.take_along_axis(logits, state.labels[:, None], axis=1)
         if targeted:
             return (jnp.take_along_axis(logits, state.targets[:, None], axis=1) - own)[:, 0]
         return logits - own
 
-    def tell(state: FabState, logits: Logits, gradient: Any) -> FabState:
+    def tell(state: FabState, logits: t.Logits, gradient: Any) -> FabState:
         x, x1, value = _rows(state.images), _rows(state.points), loss_of(state, logits)
         if not targeted:
             gradient, which = gradient
@@ -201,12 +165,14 @@ def fab_machine(
         moved = jnp.where(moves[:, None], moved, x1)
         return state._replace(points=moved.reshape(state.points.shape))
 
-    def distance(state: FabState, value: PerImage, gradient: Points, which: Array) -> PerImage:
+    def distance(
+        state: FabState, value: t.PerImage, gradient: t.Points, which: t.Array
+    ) -> t.PerImage:
         steepness = _SIZE[_DUAL[norm]](_rows(gradient))
         away = jnp.abs(value) / (1e-12 + steepness)
         return jnp.where(state.labels == which.astype(state.labels.dtype), jnp.inf, away)
 
-    def check(state: FabState, logits: Logits) -> FabState:
+    def check(state: FabState, logits: t.Logits) -> FabState:
         x, x1 = _rows(state.images), _rows(state.points)
         adversarial = jnp.argmax(logits, axis=1).astype(state.labels.dtype) != state.labels
         distance = size(x1 - x)
@@ -219,7 +185,7 @@ def fab_machine(
             norm_best=jnp.where(better, distance, state.norm_best),
         )
 
-    return Machine(
+    return t.Machine(
         init=init,
         query=lambda state: state.points,
         loss=loss_of,
@@ -232,37 +198,27 @@ def fab_machine(
     )
 
 
-def _rows(images: Points) -> Float[Array, "B d"]:
-    """Return rows [B, d]: XLA's CPU loops over a last axis of 3 channels are 20 times slower."""
+def _rows(images: t.Points) -> Float[t.Array, "B d"]:
+    """Reshape to [B, d]: XLA's CPU loops over a last axis of 3 channels are 20 times slower."""
     return images.reshape(images.shape[0], -1)
 
 
-def _sample(keys: Keys, images: Points, epsilon: PerImage, *, norm: str) -> Points:
+def _sample(keys: t.Keys, images: t.Points, epsilon: t.PerImage, *, norm: str) -> t.Points:
     draw = jax.random.uniform if norm == "linf" else jax.random.normal
     return place_start(balls.draw(draw, keys, images), images, epsilon, norm=norm)
 
 
-def place_start(draw: Points, images: Points, epsilon: PerImage, *, norm: str) -> Points:
-    """Return the start that AutoAttack's FAB makes of a draw: at half the radius.
-
-    Args:
-      draw: f[B, ...], from U[0, 1) on Linf, else from N(0, 1).
-      images: f[B, ...].
-      epsilon: f[B].
-      norm: "linf", "l2" or "l1".
-    """
+def place_start(draw: t.Points, images: t.Points, epsilon: t.PerImage, *, norm: str) -> t.Points:
+    """Make AutoAttack's start, at half the radius, of draws from U[0, 1) (Linf) or N(0, 1)."""
     direction = 2 * draw - 1 if norm == "linf" else draw
     length = per_image(_SIZE[norm](_rows(direction)), draw)
     return jnp.clip(images + per_image(epsilon, draw) * direction / length * 0.5, 0, 1)
 
 
-def _check_own_settings(alpha_max, eta, beta):
-    for name, value, least, most in (
-        ("alpha_max", alpha_max, 0, 1),
-        ("eta", eta, 1, math.inf),
-        ("beta", beta, 0, 1),
-    ):
-        if not least <= check_number(name, value) <= most:
+def _check_ranges(**settings: float) -> None:
+    for name, value in settings.items():
+        least, most = _RANGES[name]
+        if not least <= t.check_number(name, value) <= most:
             raise ValueError(f"{name}={value} is outside [{least}, {most}]; pass a number in it")
 
 
@@ -275,16 +231,11 @@ def fab(
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
-) -> Attack:
-    """Return untargeted FAB as an attack: the nearest misclassified point, if the ball holds it.
+) -> t.Attack:
+    """Make untargeted FAB an attack: the nearest misclassified point, if the ball holds it.
 
     An image for which nothing was found inside the ball comes back as it is, clipped to [0, 1].
-    Arguments as in `fab_run`.
-    Returns:
-      attack(logits_fn, key, images, labels i32[B]) -> images_adv. `key` is one key, or keys [B];
-      without a random start it is not read and may be None.
-    Raises:
-      ValueError: see `fab_machine`.
+    Arguments as in `fab_run`; `key` may be None without a random start.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda x: x.mean((1, 2)) @ jnp.array([[1.0, 0.0]]) + jnp.array([0, 0.4])
@@ -297,15 +248,11 @@ def fab(
     own = {"alpha_max": alpha_max, "eta": eta, "beta": beta}
     machine = fab_machine(norm=norm, epsilon=epsilon, steps=steps, targeted=False, **own)
 
-    def result(state: FabState) -> Points:
+    def result(state: FabState) -> t.Points:
         return where(state.norm_best <= state.epsilon, state.adv, state.images)
 
-    return as_attack(
-        machine._replace(result=result),
-        random_start=random_start,
-        gradient_steps=steps,
-        final_forward=False,
-    )
+    machine = machine._replace(result=result)
+    return as_attack(machine, run, random_start=random_start, gradient_steps=steps)
 
 
 _FACTS = Facts(

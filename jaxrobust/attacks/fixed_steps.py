@@ -18,19 +18,8 @@ is_cascade = registry.goes_image_by_image
 class FixedSteps(NamedTuple):
     """One of them."""
 
-    name: str
+    row: registry.Row
     steps: int
-
-    @property
-    def row(self) -> registry.Row:
-        """Look its row up."""
-        return registry.ROWS[self.name]
-
-    @property
-    def default_start(self) -> str:
-        """Name the start of the attack that nothing else was asked of."""
-        assert self.row.fixed is not None
-        return self.row.fixed.start
 
     @property
     def forward(self) -> int:
@@ -45,25 +34,20 @@ class FixedSteps(NamedTuple):
     def length(
         self, epsilon: float, *, step: float | None = None, relative: float | None = None
     ) -> float:
-        """Return the length of a step: in pixels, or as a multiple of epsilon / K."""
+        """Compute the length of a step: in pixels, or as a multiple of epsilon / K."""
         if step is not None:
             return step
         assert self.row.length is not None
         return (relative or self.row.length) * epsilon / self.steps
 
     def settings(
-        self,
-        threat: Threat,
-        *,
-        length: float,
-        start: str | None = None,
-        l1_rule: str | None = None,
+        self, threat: Threat, *, length: float, start: str | None = None, l1_rule: str | None = None
     ) -> dict[str, Any]:
-        """Return the settings for a record, which has a rule of L1 only if it is told one."""
-        start = start or self.default_start
-        ball = {"name": self.name, **threat.settings()}
+        """Write the settings for a record, which has a rule of L1 only where one is given."""
+        assert self.row.fixed is not None
+        made = {"steps": self.steps, "start": start or self.row.fixed.start, "step_size": length}
         rule = {"l1_rule": l1_rule} if l1_rule else {}
-        return ball | {"steps": self.steps, "start": start, "step_size": length} | rule
+        return {"name": self.row.name, **threat.settings()} | made | rule
 
 
 def written() -> str:
@@ -72,17 +56,13 @@ def written() -> str:
 
 
 def parse(attack: str) -> FixedSteps | None:
-    """Return the attack of a name; None: it is none of these."""
-    named = registry.parse(attack)
-    return FixedSteps(named[0].name, named[1]) if named else None
+    """Read the name of an attack; None: it is none of these."""
+    known = registry.parse(attack)
+    return FixedSteps(*known) if known else None
 
 
 def attack_of(settings: dict[str, Any]) -> Attack:
-    """Return the attack of settings.
-
-    Raises:
-      ValueError: a start, norm, radius or rule of L1 that cannot be meant.
-    """
+    """Make the attack of settings; `ValueError` where they cannot be meant."""
     row = registry.ROWS[settings["name"]]
     assert row.fixed is not None and row.make is not None
     rule = {key: settings[key] for key in ("l1_rule",) if key in settings}

@@ -8,52 +8,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust import types as t
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, draw
 from jaxrobust.attacks.losses import LOSSES
-from jaxrobust.types import (
-    Array,
-    Geometry,
-    Keys,
-    PerImage,
-    Points,
-    Start,
-    check_norm,
-    check_number,
-    check_radius,
-)
 
 
 def check_settings(
     *,
     norm: str,
-    epsilon: float | Array,
+    epsilon: float | t.Array,
     loss: str,
     steps: int = 1,
     step_size: float | None = None,
     kept_fraction: float = 1.0,
 ) -> None:
-    """Refuse settings that cannot be meant, before anything compiles.
-
-    Raises:
-      ValueError: unknown norm or loss, a radius below 0 or (Linf) above 1, steps not an int >= 1,
-        a step size that is not positive, a kept fraction outside (0, 1].
-    """
-    check_norm(norm)
+    """Refuse settings that cannot be meant with a `ValueError`, before anything compiles."""
+    t.check_norm(norm)
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
     if not isinstance(epsilon, jax.Array):  # inside `jit`, whoever calls it has checked
-        check_radius(norm, epsilon)
+        t.check_radius(norm, epsilon)
     try:
         whole = not isinstance(steps, bool) and operator.index(steps) >= 1
     except TypeError:
         whole = False
     if not whole:
         raise ValueError(f"steps={steps!r} is not a number of steps; pass an int >= 1")
-    if step_size is not None and not 0 < check_number("step_size", step_size) < math.inf:
+    if step_size is not None and not 0 < t.check_number("step_size", step_size) < math.inf:
         raise ValueError(
             f"step_size={step_size} is not a step; pass a number > 0, or None for the default"
         )
-    if not 0 < check_number("kept_fraction", kept_fraction) <= 1:
+    if not 0 < t.check_number("kept_fraction", kept_fraction) <= 1:
         raise ValueError(
             f"kept_fraction={kept_fraction} is not a fraction of the entries; pass a number "
             "above 0, at most 1"
@@ -61,11 +46,7 @@ def check_settings(
 
 
 def check_no_targets(loss: str) -> None:
-    """Refuse the targeted loss where there is nobody to give the targets.
-
-    Raises:
-      ValueError: the loss is `dlr-targeted`.
-    """
+    """Refuse the targeted loss where no targets can be given."""
     if loss == "dlr-targeted":
         raise ValueError(
             "loss='dlr-targeted' needs a target class per image, which this attack has no place "
@@ -74,11 +55,7 @@ def check_no_targets(loss: str) -> None:
 
 
 def check_array(name: str, value: Any) -> None:
-    """Refuse what is no array, nor a list that could be one.
-
-    Raises:
-      ValueError: an iterator, a dict, parts of different sizes.
-    """
+    """Refuse what is no array, nor a list that could be one, with a `ValueError`."""
     if isinstance(value, jax.Array):
         return
     try:
@@ -92,13 +69,8 @@ def check_array(name: str, value: Any) -> None:
         )
 
 
-def check_inputs(images: Any, labels: Any) -> tuple[Points, Array]:
-    """Return images and labels as JAX arrays, from NumPy's and lists too; refuse what misfits.
-
-    Raises:
-      ValueError: no arrays, no images or not floating point, labels that do not match their number
-        or are neither i[B] nor f[B, C].
-    """
+def check_inputs(images: Any, labels: Any) -> tuple[t.Points, t.Array]:
+    """Make JAX arrays of images and labels, from NumPy's and lists too; refuse what misfits."""
     check_array("images", images)
     check_array("labels", labels)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
@@ -122,15 +94,13 @@ def check_inputs(images: Any, labels: Any) -> tuple[Points, Array]:
     return images, labels
 
 
-def image_keys(key: Array | None, batch: int) -> Keys:
-    """Return one key per image.
+def image_keys(key: t.Array | None, batch: int) -> t.Keys:
+    """Derive one typed key per image, [B].
 
     Args:
       key: one key, then image i gets `fold_in(key, i)` (training: i is the position in the
         global batch); or keys [B], taken as they are (evaluation: derived from image ids).
       batch: B.
-    Returns:
-      Typed keys [B].
     Raises:
       ValueError: neither one key nor B of them.
     """
@@ -167,13 +137,11 @@ STARTS: dict[str, bool | Noise] = {
 }
 
 
-def check_noise(noise: Noise, norm: str) -> None:
-    """Refuse a start that is none.
-
-    Raises:
-      ValueError: a standard deviation that is no positive number, a ball without uniform points.
-    """
-    if noise.normal and not 0 < check_number("std", noise.std) < math.inf:
+def check_noise(noise: bool | Noise, norm: str) -> None:
+    """Refuse noise whose deviation is no positive number, or of a ball without uniform points."""
+    if not isinstance(noise, Noise):
+        return
+    if noise.normal and not 0 < t.check_number("std", noise.std) < math.inf:
         raise ValueError(
             f"a start with noise of std={noise.std} is the image; pass a number of pixels above 0, "
             "such as 0.001"
@@ -185,27 +153,20 @@ def check_noise(noise: Noise, norm: str) -> None:
 
 
 def filled() -> str:
-    """Return the norms whose ball has a uniform start, in words."""
+    """List the norms whose ball has a uniform start."""
     return " and ".join(norm for norm, ball in GEOMETRIES.items() if ball.fill)
 
 
 def start_points(
-    ball: Geometry,
-    start: Start | Noise,
-    images: Points,
-    epsilon: PerImage,
-    keys: Keys | None,
-) -> Points:
+    ball: t.Geometry,
+    start: t.Start | Noise,
+    images: t.Points,
+    epsilon: t.PerImage,
+    keys: t.Keys | None,
+) -> t.Points:
     """Make the first points of an attack, not projected: the images, random ones, or those given.
 
-    Args:
-      ball: of the norm.
-      start: "image", "random", noise, or points of the shape of the images.
-      images: f[B,H,W,C].
-      epsilon: f[B].
-      keys: [B], read by "random" only.
-    Raises:
-      ValueError: another word, points of another shape, "random" without keys.
+    `keys` [B] are read by random starts and noise only.
     """
     if isinstance(start, Noise):
         if keys is None:

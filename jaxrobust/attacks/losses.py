@@ -1,9 +1,12 @@
-"""What an attack climbs: per-image losses of the logits, larger is more adversarial.
+"""What an attack climbs: f[B] of logits f[B, C], each image's loss, larger is more adversarial.
 
-All of them take unnormalised logits and differentiate everything, sorted logits included.
+All of them take unnormalised logits and differentiate everything, sorted logits included. A label
+outside [0, C) has no defined loss; soft targets, or fewer classes than a loss needs, are a
+`ValueError`. Parity: tests/attacks/test_losses.py.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +15,7 @@ from jaxrobust.types import Array, Labels, Logits, PerImage, SoftLabels
 
 
 def ce_loss(logits: Logits, labels: Array) -> PerImage:
-    """Compute the cross-entropy of each image.
-
-    Args:
-      logits: f[B, C].
-      labels: i32[B], or soft targets f[B, C] (mixup, label smoothing).
-    Returns:
-      f[B], the dtype of the logits. A label outside [0, C) has no defined loss.
-    Raises:
-      ValueError: labels of another shape.
-    """
+    """Compute the cross-entropy with labels i32[B], or soft targets f[B, C] (mixup, smoothing)."""
     if labels.shape == logits.shape[:1]:
         return jax.nn.logsumexp(logits, axis=1) - _pick(logits, labels)
     _need_probabilities("ce", logits, labels, "pass labels i32[B] or soft targets f[B, C]")
@@ -29,16 +23,9 @@ def ce_loss(logits: Logits, labels: Array) -> PerImage:
 
 
 def kl_loss(logits: Logits, target_probabilities: Array) -> PerImage:
-    """Compute the Kullback-Leibler divergence of softmax(logits) from the targets, per image
-    (TRADES).
+    """Compute the Kullback-Leibler divergence of softmax(logits) from the targets (TRADES).
 
-    Args:
-      logits: f[B, C].
-      target_probabilities: f[B, C], rows sum to 1; zeros are allowed.
-    Returns:
-      f[B], sum over classes of p (log p - log softmax(logits)).
-    Raises:
-      ValueError: targets of another shape than the logits, labels among them.
+    Rows of `target_probabilities` sum to 1; zeros are allowed.
     Source: Zhang et al. 2019 (arXiv 1901.08573), eq. 5, inner maximisation.
     """
     remedy = "pass the softmax of the clean logits"
@@ -49,18 +36,11 @@ def kl_loss(logits: Logits, target_probabilities: Array) -> PerImage:
 
 
 def cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
-    """Compute each image's margin: the largest other logit minus the label's; positive means
-    misclassified.
+    """Compute the margin: the largest other logit minus the label's; positive means misclassified.
 
-    Args:
-      logits: f[B, C], C >= 2.
-      labels: i32[B].
-    Returns:
-      f[B].
-    Source: Carlini & Wagner 2017 (arXiv 1608.04644), f_6 without its floor.
+    Source: Carlini & Wagner 2017 (arXiv 1608.04644), f_6 without its bound.
     """
-    _need_labels("cw", labels)
-    _need_classes("cw", logits, 2)
+    _need_classes("cw", logits, labels, 2)
     is_label = jnp.arange(logits.shape[1])[None, :] == labels[:, None].astype(int)
     # Through an index, so that tied runners-up do not share the gradient.
     rival = jnp.argmax(jnp.where(is_label, -jnp.inf, logits), axis=1)
@@ -68,13 +48,8 @@ def cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
 
 
 def floored_cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
-    """Compute each image's margin, but at most 0: what is misclassified has no gradient and stays.
+    """Compute the margin, but at most 0: what is misclassified has no gradient and stays.
 
-    Args:
-      logits: f[B, C], C >= 2.
-      labels: i32[B].
-    Returns:
-      f[B].
     Source: the attack "CW" of Huang et al. 2022 (arXiv 2212.11005); parity:
       tests/evaluation/engine/test_cifar_attacks.py.
     """
@@ -83,20 +58,13 @@ def floored_cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
 
 
 def dlr_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
-    """Compute the difference-of-logits-ratio (DLR) loss of each image.
+    """Compute the difference-of-logits-ratio (DLR) loss, of at least 3 classes.
 
-    Args:
-      logits: f[B, C], C >= 3.
-      labels: i32[B].
-    Returns:
-      f[B]; unchanged by adding a constant to the logits or scaling them by a positive one.
-      Exactly 1, with zero gradient, where the label ranks third.
-    Raises:
-      ValueError: C < 3 (the denominator needs a third logit), soft targets.
-    Source: Croce & Hein 2020 (arXiv 2003.01690), eq. 6; parity: tests/attacks/test_losses.py.
+    It is unchanged by adding a constant to the logits or scaling them by a positive one, and
+    exactly 1, with zero gradient, where the label ranks third.
+    Source: Croce & Hein 2020 (arXiv 2003.01690), eq. 6.
     """
-    _need_labels("dlr", labels)
-    _need_classes("dlr", logits, 3)
+    _need_classes("dlr", logits, labels, 3)
     top, index = _largest(logits, 3)
     label_is_top = index[:, 0].astype(labels.dtype) == labels
     other = jnp.where(label_is_top, top[:, 1], top[:, 0])
@@ -104,20 +72,11 @@ def dlr_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
 
 
 def targeted_dlr_loss(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> PerImage:
-    """Compute the DLR loss that pulls each image towards one target class.
+    """Compute the DLR loss that pulls each image towards one target class, of at least 4 classes.
 
-    Args:
-      logits: f[B, C], C >= 4.
-      labels: i32[B].
-      targets: i32[B], the class to reach.
-    Returns:
-      f[B].
-    Raises:
-      ValueError: C < 4 (the denominator needs a fourth logit), soft targets.
-    Source: Croce & Hein 2020 (arXiv 2003.01690), eq. 7; parity: tests/attacks/test_losses.py.
+    Source: Croce & Hein 2020 (arXiv 2003.01690), eq. 7.
     """
-    _need_labels("dlr-targeted", labels)
-    _need_classes("dlr-targeted", logits, 4)
+    _need_classes("dlr-targeted", logits, labels, 4)
     top, _ = _largest(logits, 4)
     margin = _pick(logits, labels) - _pick(logits, targets)
     return _ratio(-margin, top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
@@ -138,16 +97,7 @@ CE, DLR = -1, -2
 
 
 def by_target(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> PerImage:
-    """Compute targeted DLR, or the loss of which a target is the code; margins where classes are
-    too few.
-
-    Args:
-      logits: f[B, C], C >= 2.
-      labels: i32[B].
-      targets: i32[B], a class each, or `CE` or `DLR`.
-    Returns:
-      f[B].
-    """
+    """Compute targeted DLR, or the loss of which a target is the code; margins of few classes."""
     classes, aimed = logits.shape[1], jnp.maximum(targets, 0)
     dlr = dlr_loss if classes >= 3 else cw_loss
     if classes >= 4:
@@ -159,13 +109,11 @@ def by_target(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> P
 
 
 def _pick(logits: Logits, index: Labels) -> PerImage:
-    """Return the logit of one class per image, f[B]."""
     return jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0]
 
 
 def _largest(logits: Logits, count: int) -> tuple[Array, Array]:
-    """Return the `count` largest logits, descending, and their classes; of equal ones the last
-    first.
+    """Find the `count` largest logits, descending, and their classes; of equal ones the last first.
 
     The reference reads an ascending stable sort from its end. `top_k` prefers the first of equal
     entries, hence the flip: it decides who receives the gradient of a tie.
@@ -181,7 +129,7 @@ def _ratio(numerator: PerImage, denominator: PerImage) -> PerImage:
 
 
 @_ratio.defjvp
-def _ratio_jvp(primals, tangents):
+def _ratio_jvp(primals: Any, tangents: Any) -> tuple[PerImage, PerImage]:
     # JAX's own rule squares the denominator: its rounding leaves 1e-7 where the two terms cancel
     # (the label ranks third), which sign() would turn into a full step. This form cancels exactly.
     (numerator, denominator), (d_numerator, d_denominator) = primals, tangents
@@ -189,11 +137,16 @@ def _ratio_jvp(primals, tangents):
     return value, (d_numerator - value * d_denominator) / denominator
 
 
-def _need_labels(name: str, labels: Array) -> None:
+def _need_classes(name: str, logits: Array, labels: Array, least: int) -> None:
     if labels.ndim != 1:
         raise ValueError(
             f"loss {name!r} needs class labels i32[B], got shape {labels.shape}; "
             "use loss='ce' or 'kl' with soft targets"
+        )
+    if logits.shape[1] < least:
+        raise ValueError(
+            f"loss {name!r} needs at least {least} classes, the logits have {logits.shape[1]}; "
+            "use loss='ce'"
         )
 
 
@@ -202,12 +155,4 @@ def _need_probabilities(name: str, logits: Array, targets: Array, remedy: str) -
         raise ValueError(
             f"loss {name!r}: targets of shape {targets.shape} do not fit logits of shape "
             f"{logits.shape}; {remedy}"
-        )
-
-
-def _need_classes(name: str, logits: Array, least: int) -> None:
-    if logits.shape[1] < least:
-        raise ValueError(
-            f"loss {name!r} needs at least {least} classes, the logits have {logits.shape[1]}; "
-            "use loss='ce'"
         )

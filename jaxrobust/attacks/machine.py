@@ -2,8 +2,7 @@
 
 A machine (`types.Machine`) asks for points and is told logits and gradients; it never calls a
 network. `advance` makes one step of any machine; `run` is the plain loop around it, and
-`jaxrobust.evaluation.engine.engine` is the other one. What else others need to know of an attack
-stands in the rows at the end of its file; see `registry`.
+`jaxrobust.evaluation.engine.engine` is the other one.
 """
 
 from collections.abc import Callable
@@ -12,42 +11,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrobust import types as t
 from jaxrobust.attacks.geometry.balls import per_image
 from jaxrobust.attacks.inputs import Noise, check_array, check_classes, image_keys
 from jaxrobust.attacks.network import of_one_image, remedy
-from jaxrobust.types import (
-    Array,
-    Attack,
-    GivenImages,
-    Images,
-    Labels,
-    Logits,
-    LogitsFn,
-    Machine,
-    PerImage,
-    Points,
-)
 
 
 class Step(NamedTuple):
     """What one step of a machine asked and was told."""
 
     state: Any  # after it
-    asked: Any  # the state whose points may be adversarial examples
-    points: Points  # those points
-    logits: Logits  # theirs
+    queried: Any  # the state whose points may be adversarial examples
+    points: t.Points  # those points
+    logits: t.Logits  # theirs
     gradient: Any  # as `tell` was given it
     votes: Any = None  # the sum over all draws of what `tally` made of their logits
 
 
-def _wrong(logits: Logits, labels: Labels) -> PerImage:
-    """Return 1 where the logits are no right answer."""
+def _wrong(logits: t.Logits, labels: t.Labels) -> t.PerImage:
     right = (jnp.argmax(logits, axis=1) == labels) & jnp.isfinite(logits).all(axis=1)
     return 1 - right.astype(jnp.float32)
 
 
-def _lead(probabilities: Logits, labels: Labels) -> PerImage:
-    """Return by how much the largest wrong probability exceeds the label's."""
+def _lead(probabilities: t.Logits, labels: t.Labels) -> t.PerImage:
+    """Compute by how much the largest wrong probability exceeds the label's."""
     own = jax.nn.one_hot(labels, probabilities.shape[1], dtype=bool)
     others = jnp.where(own, -jnp.inf, probabilities).max(axis=1)
     lead = others - jnp.where(own, probabilities, 0).sum(axis=1)
@@ -57,8 +44,8 @@ def _lead(probabilities: Logits, labels: Labels) -> PerImage:
 class Tally(NamedTuple):
     """What the draws of a randomised network say of a point."""
 
-    of: Callable[[Logits, Labels], Array]  # of one draw, f[B, ...]
-    excess: Callable[[Array, Labels], PerImage]  # of the mean over draws; 0 or more is wrong
+    of: Callable[[t.Logits, t.Labels], t.Array]  # of one draw, f[B, ...]
+    excess: Callable[[t.Array, t.Labels], t.PerImage]  # of the mean over draws; 0 or more is wrong
 
 
 TALLIES = {
@@ -68,21 +55,19 @@ TALLIES = {
 
 
 def advance(
-    machine: Machine,
-    network: Callable[[Array, Any], Array],
+    machine: t.Machine,
+    network: Callable[[t.Array, Any], t.Array],
     state: Any,
     *,
     draws: int = 1,
     gradient: bool = True,
-    tally: Callable[[Logits], Array] | None = None,
+    tally: Callable[[t.Logits], t.Array] | None = None,
 ) -> Step:
     """Query, evaluate, tell and, if the machine has one, check.
 
     Args:
-      machine: the attack.
       network: (points, draw) -> f[B, C]; `draw` numbers the calls of a step, for a network that
         draws random numbers itself.
-      state: of the machine.
       draws: over so many calls the gradient is averaged.
       gradient: False for an evaluation after which no step is made: the machine is told zeros.
       tally: what to sum up of the logits of all draws, of a machine with a gradient.
@@ -94,21 +79,25 @@ def advance(
         logits, slope, votes = _differentiated(machine, network, state, points, draws, tally)
     else:
         logits, slope = network(points, 0), jnp.zeros_like(points)
-    told = machine.tell(state, logits, slope)
+    after = machine.tell(state, logits, slope)
     if machine.check is None:
-        return Step(told, state, points, logits, slope, votes)
-    points = machine.query(told)
+        return Step(after, state, points, logits, slope, votes)
+    points = machine.query(after)
     logits = network(points, draws)
-    return Step(machine.check(told, logits), told, points, logits, slope)
+    return Step(machine.check(after, logits), after, points, logits, slope)
 
 
-def _differentiated(machine, network, state, points, draws, tally):
-    """Return logits of the last draw, for `tell` the gradients, averaged over draws, and votes."""
+def _differentiated(
+    machine: t.Machine, network: Any, state: Any, points: t.Points, draws: int, tally: Any
+) -> tuple[t.Logits, Any, Any]:
+    """Compute the logits of the last draw, the mean gradient for `tell`, and the votes."""
+    loss_of = machine.loss
+    assert loss_of is not None
 
-    def once(draw):
-        def losses(points: Points) -> tuple[PerImage | Logits, Logits]:
+    def once(draw: Any) -> tuple[t.Logits, Any]:
+        def losses(points: t.Points) -> tuple[t.PerImage | t.Logits, t.Logits]:
             logits = network(points, draw)
-            return machine.loss(state, logits), logits
+            return loss_of(state, logits), logits
 
         values, pull, logits = jax.vjp(losses, points, has_aux=True)
         if values.ndim == 2:
@@ -121,7 +110,7 @@ def _differentiated(machine, network, state, points, draws, tally):
     if draws == 1:
         return logits, total, votes
 
-    def add(draw, carry):
+    def add(draw: Any, carry: Any) -> Any:
         logits, gradient = once(draw)
         return logits, carry[1] + gradient, None if tally is None else carry[2] + tally(logits)
 
@@ -130,23 +119,18 @@ def _differentiated(machine, network, state, points, draws, tally):
 
 
 def nearest(
-    machine: Machine, state: Any, values: Logits, pull: Callable[[Array], tuple[Array]]
-) -> tuple[Points, Labels]:
+    machine: t.Machine, state: Any, values: t.Logits, pull: Callable[[t.Array], tuple[t.Array]]
+) -> tuple[t.Points, t.Labels]:
     """Choose the pair that `tell` of a machine with a `distance` takes, by the losses f[B, C].
 
     Class by class: neither the program nor what it keeps grows with their number. For 1,000 classes
-    at 224 px their gradients would take 0.6 GB an image.
-
-    Args:
-      pull: of `jax.vjp`, from the values to the points.
-    Returns:
-      f[B, ...] and i32[B].
+    at 224 px their gradients would take 0.6 GB an image. `pull` is that of `jax.vjp`, from the
+    values to the points.
     """
-
     distance_of = machine.distance
     assert distance_of is not None
 
-    def closer(best, which):
+    def closer(best: Any, which: Any) -> Any:
         (gradient,) = pull(jnp.zeros_like(values).at[:, which].set(1))
         distance = distance_of(state, values[:, which], gradient, which)
         # As of `argmin`: NaN is the least.
@@ -163,14 +147,17 @@ def nearest(
 
 
 def run(
-    machine: Machine, logits_fn: LogitsFn, state: Any, *, gradient_steps: int, final_forward: bool
+    machine: t.Machine,
+    logits_fn: t.LogitsFn,
+    state: Any,
+    *,
+    gradient_steps: int,
+    final_forward: bool = False,
 ) -> Any:
     """Drive a machine to its end and return its state.
 
     Args:
-      machine: the attack.
       logits_fn: f[B,H,W,C] -> f[B,C]; differentiated with respect to the images only.
-      state: from `machine.init`.
       gradient_steps: steps with a gradient, one scan, compiled once whatever their number.
       final_forward: one more evaluation, without a gradient (the machine is told zeros).
     Raises:
@@ -179,7 +166,7 @@ def run(
     """
     network = checked(logits_fn, state)
 
-    def step(state, _):
+    def step(state: Any, _: None) -> tuple[Any, None]:
         return advance(machine, network, state).state, None
 
     state, _ = jax.lax.scan(step, state, None, length=gradient_steps)
@@ -188,14 +175,10 @@ def run(
     return state
 
 
-def checked(logits_fn: LogitsFn, given: Any) -> Callable[[Array, Any], Array]:
-    """Return a network for `advance` that refuses classes which the logits do not have.
+def checked(logits_fn: t.LogitsFn, given: Any) -> Callable[[t.Array, Any], t.Array]:
+    """Wrap a network for `advance`; `ValueError` where it cannot be called, or lacks a class."""
 
-    Raises:
-      ValueError: the network cannot be called so, with what to do.
-    """
-
-    def network(points: Images, draw: Any) -> Logits:
+    def network(points: t.Images, draw: Any) -> t.Logits:
         del draw
         image = jax.ShapeDtypeStruct(points.shape[1:], points.dtype)
         try:
@@ -214,26 +197,26 @@ def checked(logits_fn: LogitsFn, given: Any) -> Callable[[Array, Any], Array]:
 
 
 def as_attack(
-    machine: Machine, *, random_start: bool | Noise, gradient_steps: int, final_forward: bool
-) -> Attack:
-    """Return the attack that drives a machine as `run` does; no images at all come back as they
-    are.
-    """
+    machine: t.Machine, drive: Callable[..., Any], *, random_start: bool | Noise, **settings: Any
+) -> t.Attack:
+    """Make an attack of a machine and what drives it; no images at all come back as they are."""
 
     def attack(
-        logits_fn: LogitsFn, key: Array | None, images: GivenImages, labels: Array
-    ) -> Images:
+        logits_fn: t.LogitsFn, key: t.Array | None, images: t.GivenImages, labels: t.Array
+    ) -> t.Images:
         check_array("images", images)
         images = jnp.asarray(images)
         if images.shape[0] == 0:
             return images
         keys = image_keys(key, images.shape[0]) if random_start else None
-        plain = "random" if random_start else "image"
-        start = random_start if isinstance(random_start, Noise) else plain
-        state = machine.init(images, labels, keys=keys, start=start)
-        state = run(
-            machine, logits_fn, state, gradient_steps=gradient_steps, final_forward=final_forward
+        start = (
+            random_start
+            if isinstance(random_start, Noise)
+            else "random"
+            if keys is not None
+            else "image"
         )
-        return machine.result(state)
+        state = machine.init(images, labels, keys=keys, start=start)
+        return machine.result(drive(machine, logits_fn, state, **settings))
 
     return attack

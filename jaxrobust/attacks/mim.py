@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxrobust.attacks.geometry.balls import all_finite, l1_norm, per_image
-from jaxrobust.attacks.inputs import Noise, check_no_targets, check_noise
-from jaxrobust.attacks.machine import as_attack
+from jaxrobust.attacks.inputs import Noise, check_noise
+from jaxrobust.attacks.machine import as_attack, run
 from jaxrobust.attacks.pgd import PgdState, pgd_machine
 from jaxrobust.attacks.registry import Facts, Fixed, Named, Row, add
 from jaxrobust.types import Array, Attack, Machine, Points, check_number
@@ -22,7 +22,7 @@ class MimState(NamedTuple):
 
     @property
     def labels(self) -> Array:
-        """Return the labels, by which classes are checked."""
+        """Look up the labels, by which classes are checked."""
         return self.run.labels
 
 
@@ -38,16 +38,11 @@ def mim(
     kept_fraction: float = 0.05,
     l1_rule: str = "sparse",
 ) -> Attack:
-    """Return momentum FGSM, to its last iterate (Dong et al. 2018, arXiv 1710.06081, algorithm 1).
+    """Make momentum FGSM, to its last iterate (Dong et al. 2018, arXiv 1710.06081, algorithm 1).
 
     Each gradient enters the sum divided by its L1 norm, as in the paper; foolbox 3.3.4 adds it as
-    it is. Arguments as in `pgd`, but for these.
-
-    Args:
-      step_size: length of a step, default epsilon / K.
-      decay: the share of the momentum that stays, >= 0; without it (0) this is iterative FGSM.
-    Raises:
-      ValueError: as `pgd`, or a decay that is no number >= 0.
+    it is. Arguments as in `pgd`, but `step_size` defaults to epsilon / K; `decay` >= 0 is the share
+    of the momentum that stays: without it (0) this is iterative FGSM.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
@@ -57,14 +52,12 @@ def mim(
     >>> float(images_adv.min())
     0.25
     """
-    check_no_targets(loss)
-    if isinstance(random_start, Noise):
-        check_noise(random_start, norm)
+    check_noise(random_start, norm)
     settings: dict[str, Any] = {"loss": loss, "kept_fraction": kept_fraction, "l1_rule": l1_rule}
     machine = mim_machine(
         norm=norm, epsilon=epsilon, steps=steps, step_size=step_size, decay=decay, **settings
     )
-    return as_attack(machine, random_start=random_start, gradient_steps=steps, final_forward=False)
+    return as_attack(machine, run, random_start=random_start, gradient_steps=steps)
 
 
 def mim_machine(
@@ -76,7 +69,7 @@ def mim_machine(
     decay: float = _DECAY,
     **settings: Any,
 ) -> Machine:
-    """Return momentum FGSM as a `types.Machine`: PGD, told the momentum in place of a gradient."""
+    """Make momentum FGSM a `types.Machine`: PGD, told the momentum in place of a gradient."""
     if not 0 <= check_number("decay", decay) < float("inf"):
         raise ValueError(f"decay={decay} is no share of the momentum; pass a number >= 0, as 1.0")
     pgd = pgd_machine(norm=norm, epsilon=epsilon, steps=steps, step_size=step_size, **settings)

@@ -19,11 +19,9 @@ _NO_KEY = ("Dropout requires a key", "non-None PRNGKey")
 
 
 def remedy(error: Exception) -> str:
-    """Write the remedy for a network that cannot be traced, and the line of the user's file;
-    "" if its own message must do.
-    """
+    """Write the remedy for a network that cannot be traced, and the line of its file; "": none."""
     where = f"; see {place}" if (place := functions.place_of(error)) else ""
-    return f"{said}{where}" if (said := _remedy(error)) else ""
+    return f"{text}{where}" if (text := _remedy(error)) else ""
 
 
 def _remedy(error: Exception) -> str:
@@ -40,7 +38,7 @@ def _remedy(error: Exception) -> str:
             "part of the function: Partial(lambda v, x: net.apply(v, x, train=False), variables)"
         )
     traced = isinstance(error, jax.errors.UnexpectedTracerError) or type(error).__name__ in _FLAX
-    return TRAINING.format(text) if traced or any(said in text for said in _NO_KEY) else ""
+    return TRAINING.format(text) if traced or any(words in text for words in _NO_KEY) else ""
 
 
 def of_one_image(call: Callable[..., Any], *image: jax.ShapeDtypeStruct) -> str:

@@ -5,18 +5,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from jaxrobust.attacks import inputs
 from jaxrobust.attacks.geometry.balls import all_finite, per_image
 from jaxrobust.attacks.geometry.l1_rules import geometry_of
-from jaxrobust.attacks.inputs import (
-    Noise,
-    check_inputs,
-    check_no_targets,
-    check_noise,
-    check_settings,
-    start_points,
-)
 from jaxrobust.attacks.losses import LOSSES
-from jaxrobust.attacks.machine import as_attack
+from jaxrobust.attacks.machine import as_attack, run
 from jaxrobust.attacks.registry import Facts, Fixed, Row, add
 from jaxrobust.types import Array, Attack, Counts, Machine, PerImage, Points, Start
 
@@ -38,12 +31,12 @@ def fgsm(
     norm: str = "linf",
     epsilon: float | Array,
     step_size: float | None = None,
-    random_start: bool | Noise = False,
+    random_start: bool | inputs.Noise = False,
     loss: str = "ce",
     kept_fraction: float = 0.05,
     l1_rule: str = "sparse",
 ) -> Attack:
-    """Return one projected step of steepest ascent (Goodfellow et al. 2014, arXiv 1412.6572).
+    """Make one projected step of steepest ascent (Goodfellow et al. 2014, arXiv 1412.6572).
 
     Arguments as in `pgd`, except that `step_size` defaults to `epsilon`. With `random_start` and
     1.25 epsilon this is Wong et al. 2020 (arXiv 2001.03994).
@@ -78,12 +71,12 @@ def pgd(
     epsilon: float | Array,
     steps: int,
     step_size: float | None = None,
-    random_start: bool | Noise = True,
+    random_start: bool | inputs.Noise = True,
     loss: str = "ce",
     kept_fraction: float = 0.05,
     l1_rule: str = "sparse",
 ) -> Attack:
-    """Return projected gradient ascent, to its last iterate (Madry et al. 2018, arXiv 1706.06083).
+    """Make projected gradient ascent, to its last iterate (Madry et al. 2018, arXiv 1706.06083).
 
     Args:
       norm: "linf", "l2" or "l1".
@@ -95,11 +88,7 @@ def pgd(
       kept_fraction: L1 only, the fraction of entries that a step moves.
       l1_rule: L1 only, how it starts, steps and projects: "sparse", or "art", see `l1_rules`.
     Returns:
-      attack(logits_fn, key, images, labels) -> images_adv. `key` is one key, or keys [B] (see
-      `inputs.image_keys`); without a random start it is not read and may be None. A label
-      outside the classes is an error outside `jit` and undefined inside.
-    Raises:
-      ValueError: see `inputs.check_settings`, `inputs.check_noise` and `l1_rules.geometry_of`.
+      attack(logits_fn, key, images, labels) -> images_adv; `key` and labels as of `apgd`.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
@@ -109,9 +98,7 @@ def pgd(
     >>> round(float(jnp.linalg.norm(images_adv - images)), 4)
     1.0
     """
-    check_no_targets(loss)
-    if isinstance(random_start, Noise):
-        check_noise(random_start, norm)
+    inputs.check_noise(random_start, norm)
     machine = pgd_machine(
         norm=norm,
         epsilon=epsilon,
@@ -121,7 +108,7 @@ def pgd(
         kept_fraction=kept_fraction,
         l1_rule=l1_rule,
     )
-    return as_attack(machine, random_start=random_start, gradient_steps=steps, final_forward=False)
+    return as_attack(machine, run, random_start=random_start, gradient_steps=steps)
 
 
 def pgd_machine(
@@ -134,8 +121,8 @@ def pgd_machine(
     kept_fraction: float = 0.05,
     l1_rule: str = "sparse",
 ) -> Machine:
-    """Return PGD as a `types.Machine` of `steps` evaluations; arguments as in `pgd`."""
-    check_settings(
+    """Make PGD a `types.Machine` of `steps` evaluations; arguments as in `pgd`."""
+    inputs.check_settings(
         norm=norm,
         epsilon=epsilon,
         loss=loss,
@@ -143,7 +130,7 @@ def pgd_machine(
         step_size=step_size,
         kept_fraction=kept_fraction,
     )
-    check_no_targets(loss)
+    inputs.check_no_targets(loss)
     ball, loss_fn = geometry_of(norm, l1_rule), LOSSES[loss]
     length = 2.5 * epsilon / steps if step_size is None else step_size
 
@@ -153,15 +140,15 @@ def pgd_machine(
         *,
         keys: Any = None,
         targets: Any = None,
-        start: Start | Noise = "image",
+        start: Start | inputs.Noise = "image",
     ) -> PgdState:
         del targets  # its losses have none
-        images, labels = check_inputs(images, labels)
+        images, labels = inputs.check_inputs(images, labels)
         one_each = images.reshape(images.shape[0], -1)[:, 0]
         fill = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
         radius = fill(epsilon)
-        points = start_points(ball, start, images, radius, keys)
-        if not isinstance(start, Noise) or start.projected:
+        points = inputs.start_points(ball, start, images, radius, keys)
+        if not isinstance(start, inputs.Noise) or start.projected:
             points = ball.project(points, images, radius)  # before the first gradient
         return PgdState(
             images=images,
@@ -221,7 +208,7 @@ add(
     ),
     # As Huang et al. 2022 (arXiv 2212.11005) evaluate: what is misclassified stays where it is.
     Row(
-        *("cw", "PGD on the margin with a floor", _FACTS),
+        *("cw", "PGD on the margin, at most 0", _FACTS),
         fixed=Fixed(loss="cw-floor"),
         make=pgd,
         length=2.5,

@@ -15,8 +15,11 @@ from jaxrobust.types import Array, Attack, Machine
 
 
 class Setting(NamedTuple):
-    """One attack of an evaluation: `steps` are iterations, or Square's queries; `targets` classes
-    are aimed at in turn (0: none); `eot` gradients are averaged."""
+    """One attack of an evaluation.
+
+    `steps` are iterations, or Square's queries; `targets` classes are aimed at in turn (0: none);
+    `eot` gradients are averaged.
+    """
 
     name: str
     machine: str
@@ -80,7 +83,7 @@ class Row(NamedTuple):
     stronger: str = ""  # of a single step: the row that takes several
 
     def steps(self, asked: int) -> int:
-        """Count the steps where so many are asked for."""
+        """Count the steps that are made of so many: those, or one."""
         return 1 if self.single else asked
 
     @property
@@ -94,11 +97,7 @@ MACHINES: dict[str, Facts] = {}
 
 
 def add(facts: Facts, *rows: Row) -> None:
-    """Enter a machine and the attacks that it makes.
-
-    Raises:
-      ValueError: a name or number that another attack has, or a row that says half of something.
-    """
+    """Enter a machine and the attacks that it makes; `ValueError` where a row fits no other."""
     numbers = {row.searches.number: row.name for row in ROWS.values() if row.searches}
     for row in rows:
         if row.name in ROWS:
@@ -130,11 +129,7 @@ def fixed() -> dict[str, Row]:
 
 
 def trained(name: str) -> Row:
-    """Find the training attack of a config.
-
-    Raises:
-      ValueError: there is none of that name.
-    """
+    """Find the training attack of a config; `ValueError`: there is none of that name."""
     rows = training()
     if name not in rows:
         raise ValueError(f"unknown attack {name!r}; one of {sorted(rows)}")
@@ -178,7 +173,7 @@ def rule(attack: str) -> str | None:
 
 
 def steps(name: str, asked: int) -> int:
-    """Count the steps of a training attack; of one that is not known here, those asked for."""
+    """Count the steps of a training attack; of one that is not known here, those given."""
     return ROWS[name].steps(asked) if name in ROWS else asked
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrobust import types as t
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, where
 from jaxrobust.attacks.geometry.square_proposals import (
     PROPOSALS,
@@ -25,53 +26,37 @@ from jaxrobust.attacks.geometry.square_proposals import (
     draw_query,
 )
 from jaxrobust.attacks.geometry.square_windows import check_schedule, window_levels, window_table
-from jaxrobust.attacks.inputs import check_array, check_inputs, check_settings, image_keys
+from jaxrobust.attacks.inputs import check_inputs, check_settings, image_keys
 from jaxrobust.attacks.losses import cw_loss
-from jaxrobust.attacks.machine import advance, checked
+from jaxrobust.attacks.machine import advance, as_attack, checked
 from jaxrobust.attacks.registry import Facts, Named, Row, add
-from jaxrobust.types import (
-    Array,
-    Attack,
-    Counts,
-    GivenImages,
-    Images,
-    Keys,
-    Labels,
-    Logits,
-    LogitsFn,
-    Machine,
-    Mask,
-    PerImage,
-    Start,
-)
 
 
 class SquareState(NamedTuple):
     """The state of Square; the first axis of every array is the image, so slots can be refilled.
 
-    States of two machines that differ in nothing but the radius may share one batch, and either's
-    `tell`.
+    States of two machines that differ in the radius alone may share one batch, and either's `tell`.
     """
 
     images: Rows  # the centre of the ball, may leave [0, 1] on Linf and L2
-    labels: Labels
-    epsilon: PerImage
+    labels: t.Labels
+    epsilon: t.PerImage
     keys: KeyData  # `where` and shard_map take no typed keys
-    iteration: Counts  # evaluations told so far; the first is that of the start
-    points: Images  # to be evaluated next
+    iteration: t.Counts  # evaluations told so far; the first is that of the start
+    points: t.Images  # to be evaluated next
     x_best: Rows  # the point of smallest margin, before any is known the start
-    margin_best: PerImage  # logit of the label minus the largest other; inf before any is known
+    margin_best: t.PerImage  # logit of the label minus the largest other; inf before any is known
 
 
 def square_run(
-    logits_fn: LogitsFn,
-    images: GivenImages,
-    labels: Array,
+    logits_fn: t.LogitsFn,
+    images: t.GivenImages,
+    labels: t.Array,
     *,
     norm: str,
-    epsilon: float | Array,
+    epsilon: float | t.Array,
     queries: int = 5000,
-    key: Array,
+    key: t.Array,
     p_init: float = 0.8,
     rescale: bool = False,
 ) -> SquareState:
@@ -79,8 +64,6 @@ def square_run(
 
     Args:
       logits_fn: f[B,H,W,C] -> f[B,C]; not differentiated.
-      images: f[B,H,W,C].
-      labels: i32[B].
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1].
       queries: at most; the start costs one evaluation more.
@@ -89,26 +72,23 @@ def square_run(
       rescale: stretch the schedule, which is made for 10,000 queries, to `queries`.
     Returns:
       `SquareState`: `x_best`, `margin_best` (success: at most 0), `iteration` and the rest.
-    Raises:
-      ValueError: see `square_machine`.
     """
     machine = square_machine(
         norm=norm, epsilon=epsilon, queries=queries, p_init=p_init, rescale=rescale
     )
+    state = machine.init(images, labels, keys=image_keys(key, len(images)), start="random")
+    return _until_fooled(machine, logits_fn, state)
 
-    return _until_fooled(machine, logits_fn, images, labels, key)
 
-
-def _until_fooled(machine, logits_fn, images, labels, key):
-    def over(state: SquareState) -> Mask:
+def _until_fooled(machine: t.Machine, logits_fn: t.LogitsFn, state: SquareState) -> SquareState:
+    def over(state: SquareState) -> t.Mask:
         return machine.finished(state) | (state.margin_best <= 0)
 
-    state = machine.init(images, labels, keys=image_keys(key, len(images)), start="random")
     network = checked(logits_fn, state)
 
-    def step(state):
-        told, stays = advance(machine, network, state).state, over(state)
-        return jax.tree.map(functools.partial(where, stays), state, told)
+    def step(state: SquareState) -> SquareState:
+        after, stays = advance(machine, network, state).state, over(state)
+        return jax.tree.map(functools.partial(where, stays), state, after)
 
     return jax.lax.while_loop(lambda state: ~jnp.all(over(state)), step, state)
 
@@ -116,22 +96,18 @@ def _until_fooled(machine, logits_fn, images, labels, key):
 def square_machine(
     *,
     norm: str,
-    epsilon: float | Array,
+    epsilon: float | t.Array,
     queries: int = 5000,
     p_init: float = 0.8,
     rescale: bool = False,
-) -> Machine:
-    """Return Square as a `types.Machine` of up to `queries + 1` evaluations, none with a gradient.
+) -> t.Machine:
+    """Make Square a `types.Machine` of up to `queries + 1` evaluations, none with a gradient.
 
     Arguments as in `square_run`; an `epsilon` that is an array is not checked, as it may be traced.
-    `init` always needs keys, and knows one start, "random". An image is finished when its queries
-    are used up: whether a margin of 0 or less means success is the driver's to say, whose network
-    may be a less exact one than the one that decides. `tell` leaves a finished image as it is. The
-    draws of evaluation n, the start being 0, come from `fold_in(key, n)`.
-
-    Raises:
-      ValueError: see `inputs.check_settings`; queries not an int >= 1, p_init outside (0, 1].
-        From `init`: soft labels, another start, no keys, or keys that are not threefry's.
+    `init` always needs keys, threefry's, and knows one start, "random". An image is finished when
+    its queries are used up: whether a margin of 0 or less means success is the driver's to say,
+    whose network may be a less exact one than the one that decides. `tell` leaves a finished image
+    as it is. The draws of evaluation n, the start being 0, come from `fold_in(key, n)`.
     """
     check_settings(norm=norm, epsilon=epsilon, loss="cw")
     check_schedule(queries, p_init)
@@ -139,14 +115,19 @@ def square_machine(
     geometry = PROPOSALS[norm]
 
     def init(
-        images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: Start = "random"
+        images: Any,
+        labels: Any,
+        *,
+        keys: Any = None,
+        targets: Any = None,
+        start: t.Start = "random",
     ) -> SquareState:
         del targets  # it aims at no class
         images, labels = check_inputs(images, labels)
         if labels.ndim != 1:
             raise ValueError(f"labels of shape {labels.shape}: Square needs classes; pass i32[B]")
         if not (isinstance(start, str) and start == "random"):
-            raise ValueError("Square has a start of its own; pass start='random' and keys [B]")
+            raise ValueError("Square knows one start; pass start='random' and keys [B]")
         if norm == "l1":
             images = jnp.clip(images, 0, 1)  # as the projection does
         keys = _key_data(image_keys(keys, len(images)))
@@ -165,7 +146,7 @@ def square_machine(
             margin_best=jnp.full_like(one_each, jnp.inf),
         )
 
-    def tell(state: SquareState, logits: Logits, gradient: Any = None) -> SquareState:
+    def tell(state: SquareState, logits: t.Logits, gradient: Any = None) -> SquareState:
         del gradient
         margin = -cw_loss(logits.astype(state.epsilon.dtype), state.labels)
         searching = ~finished(state)
@@ -181,10 +162,10 @@ def square_machine(
         draws = draw_query(state, jnp.asarray(windows.sides)[level])
         return state._replace(points=geometry.propose(state, draws, windows, level))
 
-    def finished(state: SquareState) -> Mask:
+    def finished(state: SquareState) -> t.Mask:
         return state.iteration > queries
 
-    return Machine(
+    return t.Machine(
         init=init,
         query=lambda state: state.points,
         loss=None,
@@ -196,7 +177,7 @@ def square_machine(
     )
 
 
-def _key_data(keys: Keys) -> KeyData:
+def _key_data(keys: t.Keys) -> KeyData:
     data = jax.random.key_data(keys)
     if data.shape[1:] != (2,):
         raise ValueError(
@@ -213,15 +194,10 @@ def square(
     queries: int = 5000,
     p_init: float = 0.8,
     rescale: bool = False,
-) -> Attack:
-    """Return Square as an attack: the point of smallest margin, misclassified or not.
+) -> t.Attack:
+    """Make Square an attack: the point of smallest margin, misclassified or not.
 
     Arguments as in `square_run`.
-    Returns:
-      attack(logits_fn, key, images, labels i32[B]) -> images_adv; `logits_fn` is not
-      differentiated.
-    Raises:
-      ValueError: see `square_machine`.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
@@ -234,17 +210,7 @@ def square(
     machine = square_machine(
         norm=norm, epsilon=epsilon, queries=queries, p_init=p_init, rescale=rescale
     )
-
-    def attack(
-        logits_fn: LogitsFn, key: Array | None, images: GivenImages, labels: Array
-    ) -> Images:
-        check_array("images", images)
-        images = jnp.asarray(images)
-        if images.shape[0] == 0:
-            return images
-        return machine.result(_until_fooled(machine, logits_fn, images, labels, key))
-
-    return attack
+    return as_attack(machine, _until_fooled, random_start=True)
 
 
 _FACTS = Facts(

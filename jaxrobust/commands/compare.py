@@ -44,16 +44,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def _compared(flags: CompareFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
-        from jaxrobust.analysis.comparison import evaluations, files, findings, markdown
+        from jaxrobust.analysis.comparison import evaluations, findings, markdown, picture
         from jaxrobust.analysis.plotting import plotting
 
     if flags.out:
         plotting()  # refuses before anything is computed
-    found = findings.find(evaluations.load(list(flags.evaluations), flags.threat))
-    plain = findings.plain(found)
+    result = findings.find(evaluations.load(list(flags.evaluations), flags.threat))
+    plain = findings.plain(result)
     if flags.out:
-        files.write(flags.out, NAME, found, plain)
-    print(markdown.document(found), end="\n" if flags.json else "")
+        picture.write(flags.out, NAME, result, plain)
+    print(markdown.document(result), end="\n" if flags.json else "")
     return plain
 
 

@@ -13,26 +13,18 @@ data, with one sentence on stderr; 3 it stopped for another reason that it names
 same command continues after: 75 another process of the pod is gone; 143 SIGTERM; 130 interrupted.
 """
 
-import dataclasses
 import sys
 import traceback
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from absl import app, flags
 
-from jaxrobust.commands.flags.attacks import describe_attacks
 from jaxrobust.commands.flags.evaluation import EvaluateFlags
 from jaxrobust.runtime.commandline import fields, functions
-from jaxrobust.runtime.commandline.arguments import (
-    define_host_flags,
-    hosts,
-    parse,
-    quiet_libraries,
-    stop,
-    unable,
-)
-from jaxrobust.runtime.commandline.ending import Ending
+from jaxrobust.runtime.commandline.arguments import parse, quiet_libraries, stop, unable
+from jaxrobust.runtime.commandline.ending import Ending, define_host_flags, hosts
 from jaxrobust.runtime.processes.launch import keep_large_buffers, use_every_core
 from jaxrobust.runtime.text import patience, terminal
 
@@ -77,14 +69,12 @@ def _again() -> str:
 
 
 def _evaluated(end: Ending, pod: dict[str, Any] | None) -> tuple[str, bool]:
-    """Evaluate; the answer comes back, and whether this process prints it."""
     if pod is not None:
         end.join(pod)
-    asked = fields.given(EvaluateFlags)
-    given = {field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)}
+    given = asdict(fields.given(EvaluateFlags))
     sizes, threats, ladder = (given.pop(name) for name in ("image_size", "threat", "ladder"))
     given["image_size"] = sizes[0] if len(sizes) == 1 else None
-    if asked.corruptions is not None and flags.FLAGS["attack"].using_default_value:
+    if given["corruptions"] is not None and flags.FLAGS["attack"].using_default_value:
         given["attack"] = "clean"
     with patience.of(patience.LOADING, here=pod is None):
         from jaxrobust.evaluation.questions import command  # after the flags: --help needs no JAX
@@ -92,9 +82,32 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None) -> tuple[str, bool]:
     return command.answer(command.Given(**given), sizes, threats, ladder)
 
 
+def _describe_attacks() -> None:
+    """Write the attacks that there are into the help of the flags, if that is asked for."""
+    if not {"--help", "-help", "--helpfull", "--helpshort", "-h", "--h", "-?"} & set(sys.argv[1:]):
+        return
+    try:
+        from jaxrobust.attacks import registry  # which needs JAX: --help alone waits for it
+    except ImportError:  # without JAX there is help, too
+        return
+    from jaxrobust.data.source import KINDS
+    from jaxrobust.data.sources.registry import written
+
+    known = flags.FLAGS
+    known["attack"].help += f" Of K steps:\n{registry.described(registry.fixed)}"
+    known["attack"].help += f"\nOf AutoAttack:\n{registry.described(registry.searching)}"
+    rows = registry.fixed().values()
+    lengths = [f"{row.length:g} of {row.written}" for row in rows]
+    starts = [f"{row.fixed.start} of {row.written}" for row in rows if row.fixed]
+    kinds = [f"{kind.written}: {kind.help}" for kind in KINDS.values()]
+    known["dataset"].help += "\n".join([f" Names are {written()}, or TFDS's.", *kinds])
+    known["relative_step"].help += f" These are {', '.join(lengths)}."
+    known["start"].help += f" These are {', '.join(starts)}."
+
+
 if __name__ == "__main__":
     keep_large_buffers()
     use_every_core()
     patience.begin(patience.LOADING)
-    describe_attacks()
+    _describe_attacks()
     app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

@@ -64,25 +64,25 @@ def run(flags: ReportFlags) -> dict[str, Any] | None:
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'report.html'}")
     with patience.of(f"reading {', '.join(map(str, flags.paths))}"):
-        found = gathered.gather(flags.paths)
+        records = gathered.gather(flags.paths)
     if not out.parent.is_dir():
         raise ValueError(f"--out={out}: the folder {out.parent} is not there; make it first")
-    text = page.page(found, pictures=examples.Album().part)
+    text = page.page(records, pictures=examples.Album().part)
     try:
         with whole.writing(out, len(text.encode())) as part:
             part.write_text(text, encoding="utf-8")
     except whole.DiskFull as error:
         raise OSError(f"{error}, with --out") from error
     except OSError as error:
-        said = f"cannot write {out} ({error.strerror or error}); name another file with --out"
-        raise OSError(said) from error
-    runs, own = len(found.runs), len(found.evaluations)
+        message = f"cannot write {out} ({error.strerror or error}); name another file with --out"
+        raise OSError(message) from error
+    runs, own = len(records.runs), len(records.evaluations)
     size = len(text.encode())
     print(f"{out}: {_count(runs, 'run')}, {_count(own, 'evaluation')}, {size / 1e6:.2f} MB")
-    for note in found.notes:
+    for note in records.notes:
         print(f"note: {note}")
     made = {"file": str(out), "bytes": size, "runs": runs, "evaluations": own}
-    return made | {"notes": found.notes}
+    return made | {"notes": records.notes}
 
 
 def _count(number: int, what: str) -> str:

@@ -53,18 +53,18 @@ def run(flags: ScalingFlags) -> dict[str, Any]:
             costs = "" if network.share is None else f"  # {_costs(network.share)}"
             print(f"{network.name} {network.options}{costs}")
         return {"study": flags.study, "networks": [network._asdict() for network in networks]}
-    found = scaling.robust_scaling(flags.multiply_adds, **sizes)
+    solution = scaling.robust_scaling(flags.multiply_adds, **sizes)
     rows: dict[str, tuple[Sequence[float], Sequence[float]]] = {
-        "solution": (found.depths, found.widths),
-        "rounded": (found.rounded_depths, found.rounded_widths),
+        "solution": (solution.depths, solution.widths),
+        "rounded": (solution.rounded_depths, solution.rounded_widths),
     }
     for number in (1, 2, 3, 4):
         row = robust_resnet.VARIANTS[f"{_PREFIX[flags.block]}{number}"]
         rows[f"{_PREFIX[flags.block]}{number}"] = (row.depths, row.widths)
     print(_HEAD)
     lines = {name: _line(name, *row, **sizes) for name, row in rows.items()}
-    print(f"the rounded ones cost {_costs(found.share)}")
-    return {"networks": lines, "cost": found.cost._asdict(), "share": found.share}
+    print(f"the rounded ones cost {_costs(solution.share)}")
+    return {"networks": lines, "cost": solution.cost._asdict(), "share": solution.share}
 
 
 def _costs(share: float) -> str:
@@ -74,7 +74,6 @@ def _costs(share: float) -> str:
 def _line(
     name: str, depths: Sequence[float], widths: Sequence[float], **sizes: Any
 ) -> dict[str, Any]:
-    """Print a network, and return it."""
     from jaxrobust.models import scaling
 
     costs = scaling.cost(depths, widths, **sizes)

@@ -14,15 +14,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from jaxrobust.runtime.commandline import functions
-from jaxrobust.runtime.commandline.arguments import (
-    config_name,
-    define_host_flags,
-    hosts,
-    parse,
-    quiet_libraries,
-    stop,
-)
-from jaxrobust.runtime.commandline.ending import Ending
+from jaxrobust.runtime.commandline.arguments import config_name, parse, quiet_libraries, stop
+from jaxrobust.runtime.commandline.ending import Ending, define_host_flags, hosts
 from jaxrobust.runtime.processes.launch import keep_large_buffers
 from jaxrobust.runtime.text import patience
 

@@ -47,7 +47,7 @@ class VerifyFlags:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check a bundle and print what was found; return the exit code."""
+    """Check a bundle and print the outcome; return the exit code."""
     codes = {}
 
     def run(flags: VerifyFlags) -> dict[str, Any]:
@@ -58,11 +58,11 @@ def main(argv: list[str] | None = None) -> int:
 
         settings = verification.Settings(**given)
         if flags.write_images:
-            found = verification.write_images(settings, flags.write_images)
+            result = verification.write_images(settings, flags.write_images)
         else:
-            found = verification.verify(settings)
-        codes["code"] = 0 if found.get("whole", True) else 1
-        return found
+            result = verification.verify(settings)
+        codes["code"] = 0 if result.get("whole", True) else 1
+        return result
 
     answer(run, fields.read(VerifyFlags, __doc__, argv), "the same command starts again")
     return codes["code"]

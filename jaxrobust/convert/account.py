@@ -35,10 +35,7 @@ class Account(NamedTuple):
 
 
 def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = None) -> Account:
-    """Take from a run the facts of weights of it, whose sha256 is given.
-
-    A preprocessing to the size of its images is nothing for another `image_size`.
-    """
+    """Take the facts of a run's weights; a preprocessing to its size is nothing for another."""
     phase = which.partition(",")[0]
     config = runs.run_config(workdir, phase)
     attack, objective = config.attack, config[phase].objective

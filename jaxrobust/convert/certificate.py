@@ -22,7 +22,6 @@ from jaxrobust import models
 from jaxrobust.convert import references, side_by_side
 from jaxrobust.convert.references import Network, Reference
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime import moved
 from jaxrobust.runtime.files import jsonl, provenance
 from jaxrobust.weights import load, reading
 from jaxrobust.weights.fetch import sources
@@ -47,11 +46,9 @@ def certify(
     compared: dict[str, Path],
     images: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Measure how well a network agrees with its reference.
+    """Measure how well a network agrees with its reference; None: none is installed.
 
     Args:
-      network: ours.
-      reference: with the weights that ours should be; None: none is installed.
       compared: "ours" and "theirs", where they are files.
       images: f32[B,H,W,C] in [0, 1]; default: seeded smooth ones.
     """
@@ -112,14 +109,7 @@ def write(weights: Path, certificate: dict[str, Any]) -> Path:
 
 
 def of_import(network: Network, source: Path, layout: str, which: str | None) -> dict[str, Any]:
-    """Return the certificate of weights that were just read from a file.
-
-    Args:
-      layout: "timm", or the RobustBench id of the file.
-      which: "ema" or "raw", as the weights were read.
-    Raises:
-      Differs: the reference with the same file computes something else.
-    """
+    """Certify weights just read from a file of a `layout`; `Differs` if they compute otherwise."""
     try:
         reference = references.reference(network, source, layout, which)
     except RuntimeError:  # RobustBench's loader takes fewer wrappings of the names than ours
@@ -214,11 +204,7 @@ def compare(
       weights: ours, a file or an imported folder; the certificate is written beside them.
       against: theirs, a .pt, .pth or .safetensors file, or the .py of an exported module.
       model: of our network, or a RobustBench id; None: what the folder says.
-      image_size: in pixels; None: what the folder says, or 224.
-      options: other fields of the network's row.
       images: folder of photographs; None: seeded smooth images.
-    Raises:
-      ValueError: there is no such file, or the weights do not fit the network.
     """
     about = (weights_folder.about(weights) or {}) if weights.is_dir() else {}
     layout = str(model if model in PUBLISHED else about.get("published_id") or "timm")
@@ -235,8 +221,3 @@ def compare(
     path = write(file, certificate)
     print("\n".join([*lines(certificate), f"written to {path}"]))
     return certificate
-
-
-def __getattr__(name: str) -> Any:
-    """Look up a name that stood here before."""
-    return moved.attribute(__name__, name)

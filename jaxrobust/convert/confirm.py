@@ -25,14 +25,7 @@ def verdicts(
 ) -> str:
     """Attack the first images of a record with pyautoattack, and say how many verdicts are equal.
 
-    Args:
-      net: the network in PyTorch, in evaluation mode, from images in [0, 1].
-      record: of standard AutoAttack.
-      ledger: of that evaluation, which holds its verdicts image by image.
-      count: so many images are attacked, the first ones.
-      data_dir: folder of data sets; default: $TFDS_DATA_DIR.
-    Raises:
-      ValueError: pyautoattack, the images or the verdicts are not there.
+    `net` is in evaluation mode; `ledger`, of the same evaluation, holds verdicts image by image.
     """
     try:
         import pyautoattack
@@ -58,7 +51,6 @@ def verdicts(
 def _images(
     record: AccuracyRecord, count: int, data_dir: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return f32[N,H,W,C] in [0, 1] and i64[N], the first images of a record."""
     model = record.model or {}
     source = registry.open_source(
         str(record.dataset),
@@ -81,9 +73,7 @@ def _images(
 
 
 def _ours(ledger: Path, record: AccuracyRecord, count: int) -> np.ndarray:
-    """Return bool[N]: no attack fooled the image. One that no attack was tried on was
-    misclassified.
-    """
+    """Read bool[N]: no attack fooled the image; one that none was tried on was misclassified."""
     files = [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]
     rows = [row for file in files for row in jsonl.read(file) if "image" in row]
     if not rows:
@@ -106,7 +96,6 @@ def _ours(ledger: Path, record: AccuracyRecord, count: int) -> np.ndarray:
 def _theirs(
     library: Any, net: Any, images: np.ndarray, labels: np.ndarray, ball: Threat
 ) -> np.ndarray:
-    """Return bool[N]: pyautoattack's standard version did not fool the image."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -36,7 +36,6 @@ from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime import moved
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text import patience
@@ -74,7 +73,6 @@ class Settings(NamedTuple):
 
 
 def _check(given: Settings) -> None:
-    """Refuse what says nothing, before anything is read."""
     if (given.workdir is None) == (given.weights is None):
         raise ValueError("give --workdir RUN or --weights PATH, one of them")
     if given.workdir:
@@ -95,14 +93,12 @@ def _check(given: Settings) -> None:
 
 
 def _check_selected(given: Settings) -> None:
-    """Refuse what names other weights than the chosen ones."""
     named = [key for key in ("weights", "phase", "which") if getattr(given, key) is not None]
     if given.selected and named:
         raise ValueError(f"--selected names the weights of a --workdir; leave --{named[0]} out")
 
 
 def _check_entry(given: Settings) -> None:
-    """Refuse flags of RobustBench's entry that belong to another one."""
     if not given.record:
         if extra := [k for k in ("evaluation", "id", "confirm") if getattr(given, k) is not None]:
             raise ValueError(f"--{extra[0]} belongs to --record FILE")
@@ -144,11 +140,7 @@ class Subject(NamedTuple):
 
 
 def read(given: Settings) -> Subject:
-    """Return the network and what is known of it.
-
-    Raises:
-      ValueError: there are no such weights.
-    """
+    """Read the network and the facts about it; `ValueError`: there are no such weights."""
     workdir = given.workdir or Path()
     if given.weights:
         named = sources.parse(given.weights)
@@ -235,12 +227,7 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
 def _measured(
     given: Settings, network: Network, origin: Path | None, file: Path
 ) -> dict[str, Any] | None:
-    """Return the certificate of a staged file, written beside its weights; None: no comparison is
-    asked for, or there is nothing to compare, as our own folder has the very arrays.
-
-    Raises:
-      certificate.Differs: the file computes something else.
-    """
+    """Write the certificate of a staged file beside its weights; None: nothing to compare."""
     if given.nocertificate or given.layout == "jaxrobust":
         return None
     weights = layouts.weights_of(file)
@@ -253,11 +240,7 @@ def _measured(
 
 
 def publish(staged: Path, out: Path) -> None:
-    """Move all staged files to their places, or none of them.
-
-    Raises:
-      ValueError: another file is at the place of one; the same content may be there.
-    """
+    """Move all staged files to their places, or none: another file at one raises `ValueError`."""
     files = [p.relative_to(staged) for p in sorted(staged.rglob("*")) if p.is_file()]
     for file in files:
         derived = file.name.endswith(".certificate.json")  # names its commit and versions
@@ -276,12 +259,7 @@ def publish(staged: Path, out: Path) -> None:
 
 
 def export(given: Settings) -> dict[str, Any]:
-    """Export, and say what was written.
-
-    Raises:
-      ValueError: no such weights, or flags that contradict each other; nothing is left.
-      OSError: the disk, or a file that computes something else than the network.
-    """
+    """Export, and say what was written; what is raised leaves nothing behind."""
     _check(given)
     with patience.of("reading the weights"):
         subject, name = read(given), _entry_id(given)
@@ -329,7 +307,6 @@ def export(given: Settings) -> dict[str, Any]:
 
 
 def _confirmed(given: Settings, subject: Subject, record: AccuracyRecord, file: Path):
-    """Attack the file's network with pyautoattack, and say how many verdicts are equal."""
     reference = references.reference(subject.network, file, given.layout)
     if reference is None:
         raise ValueError(f"--confirm needs PyTorch: {references.INSTALL}")
@@ -340,7 +317,6 @@ def _confirmed(given: Settings, subject: Subject, record: AccuracyRecord, file: 
 
 
 def _print(given: Settings, done: dict[str, Any], classes: int) -> None:
-    """Say what was written, for people."""
     sha256 = done["weights_sha256"]
     print(f"{done['model']} ({done['weights']}), {classes} classes, weights sha256 {sha256}")
     for name, value in done["files"].items():
@@ -350,8 +326,3 @@ def _print(given: Settings, done: dict[str, Any], classes: int) -> None:
             print(f"  {said}{done[key]}")
     if done["by_hand"]:
         print(f"  to be filled in by hand: {', '.join(done['by_hand'])}, and the issue's marks")
-
-
-def __getattr__(name: str) -> Any:
-    """Look up a name that stood here before."""
-    return moved.attribute(__name__, name)

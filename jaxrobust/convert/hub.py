@@ -37,9 +37,7 @@ _AUTOATTACK = Paper(
 
 
 def timm_name(network: Network) -> tuple[str, dict[str, Any]] | None:
-    """Return timm's name of a network and the arguments of `create_model` beside the number of
-    classes; None: timm does not build it.
-    """
+    """Look up timm's name and other arguments of `create_model`; None: timm does not build it."""
     known, row = models.member(network.name).reference, models.variant(network.name)
     other = known.base.endswith(".py") or known.strides or getattr(row, "stem_widths", ())
     if other or references.deviations(network, network.name):
@@ -53,10 +51,7 @@ def timm_name(network: Network) -> tuple[str, dict[str, Any]] | None:
 
 
 def config(network: Network, known: Account, sha256: str) -> dict[str, Any]:
-    """Return `config.json`: timm's keys, and under `jaxrobust` what our import reads.
-
-    `sha256`: of the weights under our names, as records have it.
-    """
+    """Write `config.json`: timm's keys, and under `jaxrobust` what our import reads."""
     built = timm_name(network)
     size, channels = network.image_size, network.in_channels
     mean, std = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
@@ -109,9 +104,7 @@ def _resized(preprocessing: str | None) -> dict[str, Any]:
 
 
 def _ends(network: Network) -> dict[str, str]:
-    """Return timm's names of the first and the last layer, which it replaces for other images and
-    classes.
-    """
+    """Find timm's names of the first and last layer, replaced for other images and classes."""
     names = models.family(network.name).names
     ours = network.params | network.stats
     found = convert.names(network.name, references.named(network, wrapped=False))
@@ -171,7 +164,6 @@ def card(network: Network, known: Account) -> str:
 
 
 def _head(timm: bool, known: Account) -> list[str]:
-    """Return the lines that the hub reads."""
     tags = ["image-classification", "adversarial-robustness", "jaxrobust"] + ["timm"] * timm
     datasets = ["imagenet-1k"] if known.imagenet else []
     return [
@@ -189,7 +181,6 @@ def _head(timm: bool, known: Account) -> list[str]:
 
 
 def _accuracies(known: Account) -> list[str]:
-    """Return the table of accuracies, each with its record."""
     if not known.records:
         return [f"There is no record of these weights ({BY_HAND}, or export with `--record`)."]
     rows = [account.row(record) for record in known.records]
@@ -201,7 +192,6 @@ def _accuracies(known: Account) -> list[str]:
 
 
 def _use(network: Network, built: tuple[str, dict[str, Any]] | None) -> list[str]:
-    """Write the lines that load a network, for each library that can."""
     shape = f"[B,{network.in_channels},{network.image_size},{network.image_size}]"
     timm = [
         "With timm (`local-dir:` needs 1.0.16 or newer):",
@@ -255,7 +245,6 @@ def _use(network: Network, built: tuple[str, dict[str, Any]] | None) -> list[str
 
 
 def _citation(known: Account) -> list[str]:
-    """Return whom to cite."""
     own = [paper(known.published)] if known.published in PUBLISHED else []
     attacked = any(str(one.method).startswith("autoattack") for one in known.records)
     papers = own + [_AUTOATTACK] * attacked

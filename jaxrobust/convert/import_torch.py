@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     sys.exit()
 
 from jaxrobust.convert import certificate
-from jaxrobust.runtime import moved
 from jaxrobust.runtime.text import patience
 from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import sources
@@ -35,17 +34,12 @@ def import_weights(
     sha256: str | None = None,
     certified: bool = True,
 ) -> dict[str, Any]:
-    """Import weights into a new folder, and say what was done.
+    """Import weights of any source into a new folder `out`, and say what was done.
 
     Args:
-      source: a file, a URL, hf://ORG/REPO, a RobustBench or timm id, a run, or a folder of the hub.
-      out: the folder that is written.
       request: the network, its size, and what is drawn anew.
       sha256: what the file must have.
       certified: whether the weights are compared with their reference network.
-    Raises:
-      ValueError: what is named is not there, or does not fit; one sentence.
-      OSError: the network or the disk.
     """
     weights_folder.check_free(out)
     _check_numbers(request)
@@ -77,7 +71,6 @@ def import_weights(
 
 
 def _print(out: Path, network: Network, done: dict[str, Any]) -> None:
-    """Say what was done, for people."""
     what = f"{done['architecture']}, {done['num_classes']} classes, {done['image_size']} px"
     print(f"{out}: {what}, sha256 {done['sha256']}")
     for line in compose.summary(network):
@@ -100,8 +93,3 @@ def _check_numbers(request: Request) -> None:
             raise ValueError(f"--{flag}={value} must be at least 1")
     if not 0 <= request.seed < 2**32:
         raise ValueError(f"--seed={request.seed} must be from 0 to 2^32 - 1")
-
-
-def __getattr__(name: str) -> Any:
-    """Look up a name that stood here before."""
-    return moved.attribute(__name__, name)

@@ -36,11 +36,7 @@ def known(layout: str, out: Path) -> str:
 
 
 def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
-    """Return the state dict of a layout.
-
-    Raises:
-      ValueError: the layout cannot express the network.
-    """
+    """Build the state dict of a layout; `ValueError` if it cannot express the network."""
     if layout == "hub" and hub.timm_name(network):
         return references.named(network, wrapped=False)  # timm's transforms normalise
     if layout in ("hub", "module"):
@@ -57,7 +53,6 @@ def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
 
 
 def _same_function(network: Network, other: str, layout: str) -> None:
-    """Refuse a layout whose network would compute something else with these weights."""
     if changed := references.deviations(network, other):
         said = ", ".join(
             f"{key}={ours!r} instead of {theirs!r}" for key, (ours, theirs) in changed.items()
@@ -69,12 +64,7 @@ def _same_function(network: Network, other: str, layout: str) -> None:
 
 
 def save_pt(path: Path, state: dict[str, np.ndarray]) -> None:
-    """Write a plain OrderedDict of contiguous tensors: what `weights_only=True` reads.
-
-    Raises:
-      ValueError: PyTorch is not installed.
-      OSError: the disk is full, or cannot be written.
-    """
+    """Write a plain OrderedDict of contiguous tensors: what `weights_only=True` reads."""
     try:
         import torch
     except ImportError as error:

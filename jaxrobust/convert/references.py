@@ -8,12 +8,9 @@ import importlib.metadata
 import inspect
 import os
 import tempfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
-
-import numpy as np
 
 # Before PyTorch is loaded: its threads would spin while JAX computes, on cores that JAX needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -40,9 +37,7 @@ class Reference(NamedTuple):
 
 
 def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
-    """Return field -> (value in the network, in the architecture `other`) of the fields by which
-    the two compute something else.
-    """
+    """Compare fields that matter with an architecture's: those that differ -> (ours, theirs)."""
     ours, theirs = models.computed(network.name, network.options), models.computed(other, {})
     return {
         key: (ours.get(key), theirs.get(key))
@@ -52,10 +47,7 @@ def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
 
 
 def named(network: Network, *, wrapped: bool) -> Arrays:
-    """Return the weights under the reference's names and in its order, of a row with any options.
-
-    `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
-    """
+    """Name weights as the reference does, in its order; `wrapped`: `normalize.*` and `model.*`."""
     ours = network.params | network.stats
     return convert.reference_names(network.name, ours, wrapped=wrapped, **network.options)
 
@@ -81,15 +73,12 @@ def module_row(network: Network) -> dict[str, Any]:
 def reference(
     network: Network, path: Path, layout: str = "timm", which: str | None = None
 ) -> Reference | None:
-    """Return a reference network with the weights of a PyTorch or safetensors file; None: no
-    PyTorch.
+    """Build a reference with a file's weights; without PyTorch: None; `ValueError`: no fit.
 
     Args:
-      path: the file, or a module that jaxrobust export wrote (.py).
+      path: a PyTorch or safetensors file, or a module that jaxrobust export wrote (.py).
       layout: "timm", or a RobustBench id, whose file RobustBench's own loader then reads.
       which: "ema" or "raw", of a file that says which its weights are.
-    Raises:
-      ValueError: the file does not fit.
     """
     try:
         import torch  # noqa: F401
@@ -166,7 +155,10 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
         )
     net.load_state_dict({k: torch.tensor(v) for k, v in plain.items()})
     if network.normalised:
-        net = _normalised(net, network, source)
+        from jaxrobust.convert.torch_modules.layers import normalized
+
+        both = network.stats | source  # ours, where the file has none
+        net = normalized(net, *(both[f"normalize.{k}"].tolist() for k in ("mean", "std")))
     return Reference(net.eval(), origin, independent, how)
 
 
@@ -183,24 +175,3 @@ def _built(network: Network) -> tuple[Any, str, bool]:
     file = module_file(network.name)
     net = torch_networks.module(file.name).model(**module_row(network))
     return net, f"torch_modules/{file.name}", False
-
-
-def _normalised(net, network: Network, source: Arrays):
-    """Return the network behind the file's normalisation; ours where the file has none."""
-    import torch
-
-    mean, std = (
-        torch.from_numpy(np.array(source.get(f"normalize.{k}", network.stats[f"normalize.{k}"])))
-        for k in ("mean", "std")
-    )
-
-    class Normalize(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("mean", mean.reshape(1, -1, 1, 1))
-            self.register_buffer("std", std.reshape(1, -1, 1, 1))
-
-        def forward(self, images):
-            return (images - self.mean) / self.std
-
-    return torch.nn.Sequential(OrderedDict(normalize=Normalize(), model=net))

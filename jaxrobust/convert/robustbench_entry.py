@@ -91,12 +91,7 @@ def architecture(name: str, options: dict[str, Any]) -> str:
 
 
 def find(path: Path, weights_sha256: str, evaluation: str | None) -> AccuracyRecord:
-    """Return the record of these weights in a file of records: the chosen one, or the last that
-    counts.
-
-    Raises:
-      ValueError: there is none, or none is AutoAttack's accuracy by RobustBench's protocol.
-    """
+    """Choose the record of these weights: the named evaluation, or the last that counts."""
     rows = [AccuracyRecord.from_json(row) for row in jsonl.read(path) if "weights_sha256" in row]
     if evaluation is not None:
         rows = [r for r in rows if r.evaluation == evaluation]
@@ -155,7 +150,6 @@ def lacks(record: AccuracyRecord) -> list[str]:
 
 
 def _other_data(record: AccuracyRecord, p: Protocol) -> list[str]:
-    """Say that a record's images are not those of the leaderboard; empty: they are."""
     data = f"its data, {record.dataset}, split {record.split}, are not "
     if p.dataset == "imagenet":
         same = record.ids_sha256 == ROBUSTBENCH_SHA256
@@ -205,10 +199,7 @@ def issue(
     sha256: str,
     confirmed: str | None = None,
 ) -> str:
-    """Return the text of the issue, in the fields of RobustBench's template.
-
-    `confirmed`: what pyautoattack found in PyTorch; None: it was not asked.
-    """
+    """Write the issue by RobustBench's template; `confirmed`: what pyautoattack found."""
     made, p = entry(record), protocol_of(record)
     which = "5,000 images of RobustBench" if p.dataset == "imagenet" else "10,000 test images"
     versions = ", ".join(f"{name} {version}" for name, version in (record.versions or {}).items())

@@ -53,13 +53,7 @@ _SAFETENSORS = "from safetensors.torch import load_file"
 
 
 def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
-    """Return the file: that of torch_modules, the layers it imports, its row and `load()`.
-
-    Args:
-      known: what is known of the weights, for the docstring.
-      weights: the file that lies beside it; a .safetensors needs the library of that name.
-      sha256: of the weights.
-    """
+    """Write the file: that of torch_modules, the layers it imports, its row and `load()`."""
     file = references.module_file(network.name)
     title, _, rest = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")
     head = _HEAD.format(
@@ -116,7 +110,6 @@ def facts(network: Network, known: Account) -> list[str]:
 
 
 def _listed(items: list[str]) -> list[str]:
-    """Return items of a list in a docstring, whose backslashes and quotes mean nothing."""
     plain = (item.replace("\\", "/").replace('"', "'") for item in items)
     return [
         line
@@ -126,7 +119,6 @@ def _listed(items: list[str]) -> list[str]:
 
 
 def _constant(name: str, values: tuple[str, ...]) -> str:
-    """Return the assignment of a tuple of texts; empty: there are none."""
     lines = [f"    {value!r}," for value in values]
     return "\n".join([f"{name} = (  # in the order of labels", *lines, ")", ""]) if values else ""
 
@@ -167,7 +159,6 @@ def _taken(tree: ast.Module, shared: ast.Module) -> list[ast.stmt]:
 
 
 def _name(node: ast.stmt) -> str | None:
-    """Read the name that a statement defines."""
     named = node.targets[0] if isinstance(node, ast.Assign) else node
     return getattr(named, "name", getattr(named, "id", None))
 
@@ -206,5 +197,4 @@ def _imports(trees: list[ast.Module], used: set[str]) -> str:
 
 
 def _lines(code: str, node: ast.stmt) -> str:
-    """Return the whole lines of a statement, with the comment that ends them."""
     return "\n".join(code.splitlines()[node.lineno - 1 : node.end_lineno])

@@ -153,8 +153,6 @@ def torch_side(net: Any) -> Side:
 
 
 def _in_parts(run):
-    """Return `run` as a function that takes a few images at a time."""
-
     def whole(images, labels, *more):
         cuts = range(0, len(images), AT_ONCE)
         parts = [run(images[i : i + AT_ONCE], labels[i : i + AT_ONCE], *more) for i in cuts]
@@ -178,7 +176,6 @@ def measured(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
 
 
 def _compared(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
-    """Compare logits and input gradients in both types; labels are the reference's own classes."""
     guess = theirs.logits_and_gradient(images, np.zeros(len(images), np.int64), "float32")[0]
     labels = guess.argmax(1)
     logits: dict[str, Any] = {}
@@ -205,15 +202,12 @@ def _compared(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
 
 
 def _cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return the smallest cosine between the two arrays of an image, over all images."""
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (ours, theirs))
     return float(((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))).min())
 
 
 def _transfer(ours: Side, theirs: Side, images, labels) -> dict[str, Any]:
-    """Attack each network and try the result on both: count the images that it fools, and the mean
-    loss.
-    """
+    """Attack each network; count the images that the result fools on both, and the mean loss."""
 
     def reached(side: Side, adversarial) -> dict[str, float]:
         logits = side.logits_and_gradient(adversarial, labels, "float32")[0].astype(np.float64)

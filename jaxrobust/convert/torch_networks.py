@@ -4,11 +4,10 @@ Needs PyTorch; timm with the extra `parity`; `published` needs robustbench too.
 """
 
 import contextlib
+import functools
 import importlib
 import sys
 import warnings
-from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from jaxrobust import models
+from jaxrobust.convert.torch_modules.layers import conv_stem
 from jaxrobust.models.published import PUBLISHED
 
 SETUP = "bash tools/setup_reference_env.sh"
@@ -68,12 +68,9 @@ def import_robustbench() -> ModuleType:
 
 
 def network(name: str, *, img_size: int = 224, **options: Any) -> torch.nn.Module:
-    """Return the PyTorch network under our name, in training mode, with some initialisation.
+    """Build the PyTorch network under our name, in training mode, with some initialisation.
 
-    Args:
-      name: of a network of ours.
-      img_size: side in pixels; only networks with learned positions or windows depend on it.
-      **options: of timm's constructor, such as `num_classes`, `in_chans`, `drop_path_rate`.
+    `options` are those of timm's constructor, such as `num_classes`, `in_chans`, `drop_path_rate`.
     """
     reference, family = models.member(name).reference, models.family(name)
     base, options = reference.base, {**reference.options, **options}
@@ -87,45 +84,27 @@ def network(name: str, *, img_size: int = 224, **options: Any) -> torch.nn.Modul
     if not family.any_size:
         options["img_size"] = img_size
     net = import_timm().create_model(base, pretrained=False, **options)
-    stem = _conv_stem_of(name)
-    if stem and hasattr(net, "patch_embed"):
-        net.patch_embed.proj = conv_stem(stem, ins, project=net.embed_dim)
-    elif stem:
-        net.stem = conv_stem(stem, ins)
+    if widths := _stem_widths(name):
+        stem = functools.partial(conv_stem, ins, widths, models.variant(name).stem_strides)
+        if hasattr(net, "patch_embed"):
+            net.patch_embed.proj = stem(project=net.embed_dim)
+        else:
+            net.stem = stem()
     for slot, stride in enumerate(reference.strides):
         net.patch_embed.proj[2 * slot][0].stride = (stride, stride)
     return net
 
 
-def _conv_stem_of(name: str) -> list[tuple[int, int]]:
-    """Return (width, stride) of the 3x3 convolutions of a ConvStem; empty: it has none."""
-    row = models.variant(name)
-    widths = getattr(row, "stem_widths", ())
-    return list(zip(widths, row.stem_strides, strict=True)) if widths else []
+def _stem_widths(name: str) -> tuple[int, ...]:
+    return getattr(models.variant(name), "stem_widths", ())
 
 
 def source(name: str) -> str:
     """Say whose network `network` returns, with the version; empty if it is a file of ours."""
     if models.member(name).reference.base.endswith(".py"):
         return ""
-    stem = " with a ConvStem of ours" if _conv_stem_of(name) else ""
+    stem = " with a ConvStem of ours" if _stem_widths(name) else ""
     return f"timm {import_timm().__version__}{stem}"
-
-
-def conv_stem(widths: Sequence[tuple[int, int]], ins: int, project: int = 0) -> torch.nn.Module:
-    """Return the ConvStem as in the authors' files: a Sequential named `stem`; with a last 1x1 for
-    ViT.
-    """
-    from timm.layers import LayerNorm2d
-
-    layers: list[torch.nn.Module] = []
-    for out, stride in widths:
-        conv = torch.nn.Conv2d(ins, out, 3, stride=stride, padding=1)
-        layers += [conv, LayerNorm2d(out, eps=1e-6), torch.nn.GELU()]
-        ins = out
-    if project:
-        layers.append(torch.nn.Conv2d(ins, project, 1))
-    return torch.nn.Sequential(OrderedDict(stem=torch.nn.Sequential(*layers)))
 
 
 def module(file: str) -> ModuleType:

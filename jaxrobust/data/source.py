@@ -1,11 +1,14 @@
 """What every kind of data set gives: records of encoded bytes and a label, with random access."""
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+_READ = 64  # records at a time, to hash them
 
 
 class DataError(ValueError):
@@ -66,6 +69,16 @@ class Source:
         return f"data set {self.name!r}, split {self.split!r}"
 
 
+def content_sha256(source: Source, images: int) -> str:
+    """Hash the encoded bytes and the labels of the first records of a source, in their order."""
+    digest = hashlib.sha256()
+    for start in range(0, images, _READ):
+        for record in source.read(range(start, min(start + _READ, images))):
+            digest.update(f"{record.label} {len(record.image)} ".encode())
+            digest.update(record.image)
+    return digest.hexdigest()
+
+
 def first_few(names: Sequence[str], most: int = 5) -> str:
     """Return `a, b, c, ... (17)`: the first names and how many there are."""
     shown = ", ".join(names[:most])
@@ -75,8 +88,7 @@ def first_few(names: Sequence[str], most: int = 5) -> str:
 class Kind(NamedTuple):
     """A kind of data set, by the names that `open_source` takes for it.
 
-    `open(name, split, classes=, ids=, num_classes=) -> Source`: `classes` are those to keep and
-    `ids` a list of records, None where all are read; `num_classes` is what a network has, if known.
+    `open(name, split, choice) -> Source`; `choice` (`subsets.Choice`) are the records to keep.
     """
 
     name: str  # before the colon
@@ -96,11 +108,7 @@ KINDS: dict[str, Kind] = {}
 
 
 def add(kind: Kind) -> None:
-    """Enter a kind of data set, which everything that names data sets knows from then on.
-
-    Raises:
-      ValueError: there is one of that name.
-    """
+    """Enter a kind of data set, which everything that names data sets knows from then on."""
     if kind.name in KINDS:
         raise ValueError(f"there are data sets {kind.written} already; choose another name")
     KINDS[kind.name] = kind

@@ -31,40 +31,40 @@ def _zero(patient: Patient) -> Seen:
             remedy="write that operation in JAX, or give it a derivative; until then only Square "
             "can attack the network",
         )
-    zero = {"float32": _share_of_zeros(patient, "ce", "float32")}
-    zero |= {dtype: _share_of_zeros(patient, "ce", dtype) for dtype in patient.others}
+    types = ("float32", *patient.others)
+    zero = {dtype: _share_of_zeros(patient, "ce", dtype) for dtype in types}
     value = {dtype: float(of.mean()) for dtype, of in zero.items()}
-    said = "zero at " + ", ".join(f"{v:.1%} in {k}" for k, v in value.items())
-    said += f" of {len(zero['float32'])} images"
+    sentence = "zero at " + ", ".join(f"{v:.1%} in {k}" for k, v in value.items())
+    sentence += f" of {len(zero['float32'])} images"
     if reliability.check_gradients(zero["float32"]):
-        return _why_zero(patient, said, value)
+        return _why_zero(patient, sentence, value)
     for dtype in patient.others:
         if value[dtype] > 0.1:
             return Seen(
                 YELLOW,
-                said,
+                sentence,
                 value,
                 cause=f"{dtype} is too coarse for this network's logits",
                 remedy=f"search in float32 (not --search_dtype={dtype})",
             )
-    return Seen(GREEN, said, value)
+    return Seen(GREEN, sentence, value)
 
 
-def _why_zero(patient: Patient, said: str, value: dict[str, float]) -> Seen:
+def _why_zero(patient: Patient, sentence: str, value: dict[str, float]) -> Seen:
     """Tell a saturated softmax, past which the margin still has a gradient, from a mask."""
     margin = float(_share_of_zeros(patient, "cw", "float32").mean())
     value = value | {"margin, float32": margin}
-    said += f"; that of the margin at {margin:.1%}"
+    sentence += f"; that of the margin at {margin:.1%}"
     if margin < 0.5 * value["float32"]:
         return Seen(
             RED,
-            said,
+            sentence,
             value,
             cause="the softmax saturates: logits are so large that the cross-entropy is 0 in "
             "float32",
             remedy="divide the logits by their range, or attack with DLR (apgd-t, fab-t)",
         )
-    return Seen(RED, said, value)
+    return Seen(RED, sentence, value)
 
 
 def _few(patient: Patient) -> Seen | None:
@@ -83,21 +83,21 @@ def _losses(patient: Patient) -> Seen:
         return Seen(SKIPPED, "DLR needs three classes")
     ce, dlr = (patient.after_pgd(patient.threat.epsilon, loss) > 0 for loss in ("ce", "dlr"))
     value = {"ce": 1 - float(ce.mean()), "dlr": 1 - float(dlr.mean())}
-    said = f"{value['ce']:.1%} withstand PGD with CE, {value['dlr']:.1%} with DLR"
+    sentence = f"{value['ce']:.1%} withstand PGD with CE, {value['dlr']:.1%} with DLR"
     only_dlr, only_ce = int((dlr & ~ce).sum()), int((ce & ~dlr).sum())
     apart = (only_dlr - only_ce) / max(only_dlr + only_ce, 1) ** 0.5
     gap = (only_dlr - only_ce) / len(ce)
     if gap > 0.1 and apart > 3.5:
-        return Seen(RED, said, value)
+        return Seen(RED, sentence, value)
     if gap < -0.3 and apart < -3.5:
         return Seen(
             YELLOW,
-            said,
+            sentence,
             value,
             cause="DLR divides by a third logit that is far away, or ties",
             remedy="report CE and DLR, and attack with CW's margin too",
         )
-    return Seen(GREEN, said, value)
+    return Seen(GREEN, sentence, value)
 
 
 def _noise(patient: Patient) -> Seen:
@@ -105,12 +105,12 @@ def _noise(patient: Patient) -> Seen:
         return few
     pgd, noise = patient.after_pgd(patient.threat.epsilon), patient.after_noise
     better = float((noise > pgd).mean())
-    said = (
+    sentence = (
         f"PGD fools {(pgd > 0).mean():.1%}, noise of its size {(noise > 0).mean():.1%}; noise "
         f"comes closer at {better:.1%} of {len(pgd)} images"
     )
     level = RED if better > 0.33 else YELLOW if better > 0.15 else GREEN
-    return Seen(level, said, {"noise is better": better})
+    return Seen(level, sentence, {"noise is better": better})
 
 
 def _radius(patient: Patient) -> Seen:
@@ -120,19 +120,21 @@ def _radius(patient: Patient) -> Seen:
     radii = [r for r in (eps / 2, eps, 2 * eps) if r < patient.everything] + [patient.everything]
     fooled = [patient.after_pgd(radius) > 0 for radius in radii]
     robust = [1 - float(of.mean()) for of in fooled]
-    said = "robust at " + ", ".join(f"{r:.3g}: {v:.1%}" for r, v in zip(radii, robust, strict=True))
+    sentence = "robust at " + ", ".join(
+        f"{r:.3g}: {v:.1%}" for r, v in zip(radii, robust, strict=True)
+    )
     value = dict(zip(map("{:.4g}".format, radii), robust, strict=True))
     for small, large in itertools.pairwise(fooled):
         up, down = int((small & ~large).sum()), int((large & ~small).sum())
         if up - down > 0.05 * len(small) and up - down > 3 * (up + down) ** 0.5:
-            return Seen(RED, f"accuracy rises with the radius: {said}", value)
+            return Seen(RED, f"accuracy rises with the radius: {sentence}", value)
     if robust[-1] > 0.3:
         return Seen(
             RED,
-            f"images withstand a radius at which all can be the same grey: {said}",
+            f"images withstand a radius at which all can be the same grey: {sentence}",
             value,
         )
-    return Seen(YELLOW if robust[-1] > 0.15 else GREEN, said, value)
+    return Seen(YELLOW if robust[-1] > 0.15 else GREEN, sentence, value)
 
 
 _SIGNS = "Athalye et al. 2018, arXiv 1802.00420, section 3.1"

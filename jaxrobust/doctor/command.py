@@ -41,11 +41,7 @@ class Examination(NamedTuple):
 
 
 def given_of(place: str | None, **named: Any) -> Given:
-    """Return evaluate's flags; `place` is a run, weights, or a function, whose flag is left out.
-
-    Raises:
-      ValueError: it is none of them, a flag says the same, or a norm that there is not.
-    """
+    """Fill evaluate's flags; `place` is a run, weights, or a function, whose flag is left out."""
     named["norm"] = named.get("norm") and spelled(named["norm"])
     if named["norm"] not in (None, *_RADII):
         raise ValueError(f"--norm={named['norm']} is unknown; choose one of {', '.join(_RADII)}")
@@ -60,7 +56,6 @@ def given_of(place: str | None, **named: Any) -> Given:
 
 
 def _flag_of(place: str) -> str:
-    """Return the flag of `evaluate` that a word without one stands for."""
     path = Path(place)
     if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
         return "workdir"
@@ -70,24 +65,19 @@ def _flag_of(place: str) -> str:
 
 
 def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
-    """Examine the network of checked flags, on so many images of its test split.
-
-    Args:
-      tell: is told what is examined, and then each finding when it is found.
-    Raises:
-      ValueError: flags that contradict each other or the weights, with what to do.
+    """Examine the network of flags on so many images of its test split; a `ValueError` says which
+    flags contradict each other or the weights.
     """
     given = flags.placed(given)
     flags.check(given)
-    told = given.workdir or given.weights or given.function or given.torch
-    with patience.of(f"reading {told} and its images"):
+    name = given.workdir or given.weights or given.function or given.torch
+    with patience.of(f"reading {name} and its images"):
         of, patient = _read(given, images)
     tell(of)
     return Examination(of, examined(NETWORK_CHECKS, patient, tell))
 
 
 def _read(given: Given, images: int) -> tuple[str, Patient]:
-    """Load the network and its images, with a description of them."""
     run = Path(given.workdir) if given.workdir else None
     compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
     origin, subject, source = flags.settled(given)
@@ -109,12 +99,12 @@ def _read(given: Given, images: int) -> tuple[str, Patient]:
         classes=source.classes,
         seed=given.seed,
     )
-    said = f" ({which})" if which else ""
-    return f"{subject.network.name}{said} on {len(places)} images of {source.where()}", patient
+    of = f"{subject.network.name} ({which})" if which else subject.network.name
+    return f"{of} on {len(places)} images of {source.where()}", patient
 
 
 def _chosen(size: int, images: int) -> np.ndarray:
-    """Return the places of images from the whole split: its first ones may be all of one class."""
+    """Draw images from the whole split: its first ones may be all of one class."""
     if size <= images:
         return np.arange(size)
     return np.sort(np.random.default_rng(0).choice(size, images, replace=False))
@@ -134,17 +124,13 @@ def _recorded(
     return None
 
 
-def of_config(found: Config, *, devices: int, name: str, tell: Tell) -> Examination:
-    """Examine a config for training on so many devices; nothing is compiled.
-
-    Raises:
-      ValueError: a phase without a section, no norm or radius, a network that cannot be made.
-    """
-    for phase in phases(found):
-        Threat.of(of_phase(found, phase).attack)  # refuses a mistake
+def of_config(config: Config, *, devices: int, name: str, tell: Tell) -> Examination:
+    """Examine a config for training on so many devices; nothing is compiled."""
+    for phase in phases(config):
+        Threat.of(of_phase(config, phase).attack)  # refuses a mistake
     of = f"{name} on {counted(devices, 'device')}"
     tell(of)
-    return Examination(of, examined(CONFIG_CHECKS, Plan(found, devices), tell))
+    return Examination(of, examined(CONFIG_CHECKS, Plan(config, devices), tell))
 
 
 def answer(
@@ -162,20 +148,17 @@ def answer(
     """Return the object to print `as_json`, else None, and the exit code: 1 if something is red.
 
     Args:
-      given: flags of evaluate, and `n`.
-      place: the word without a flag.
+      given: flags of evaluate, and `n`; place: the word without a flag.
       config: a config, and `named`, what it is called.
       devices: None: those that are here; a CPU is one.
       columns: of the terminal; None: there is none, and a finding is one line.
       show: prints a line, each when it is known; nothing of what is returned `as_json`.
-    Raises:
-      ValueError: nothing is named to examine, no device, or flags contradict each other.
     """
     if devices is not None and devices < 1:
         raise ValueError(f"--devices={devices} must be at least 1; leave it out for those here")
     devices = devices or (1 if jax.default_backend() == "cpu" else jax.device_count())
-    asked = {key: value for key, value in given.items() if key not in ("n", "seed")}
-    names_network = place is not None or any(value is not None for value in asked.values())
+    named_by = {key: value for key, value in given.items() if key not in ("n", "seed")}
+    names_network = place is not None or any(value is not None for value in named_by.values())
     if config is None and not names_network:
         raise ValueError(
             "name a run, weights, a function or a config: RUN, --model NAME --weights PATH "
@@ -183,13 +166,13 @@ def answer(
         )
     done: list[Examination] = []
 
-    def tell(told: Finding | str) -> None:
+    def tell(text: Finding | str) -> None:
         if as_json:
             return
-        if isinstance(told, str):
-            show(terminal.fitted(told, columns))
+        if isinstance(text, str):
+            show(terminal.fitted(text, columns))
         else:
-            show(line(told, coloured=coloured, columns=columns))
+            show(line(text, coloured=coloured, columns=columns))
 
     def examine(examination: Callable[..., Examination], *of: Any, **how: Any) -> None:
         if done:
@@ -208,6 +191,6 @@ def answer(
         examine(of_network, flags_given, images=given["n"])
     red = any(f.seen.level == RED for each in done for f in each.findings)
     if as_json:
-        told = [{"of": e.of, "findings": [f.plain() for f in e.findings]} for e in done]
-        return {"red": red, "examined": told}, int(red)
+        rows = [{"of": e.of, "findings": [f.plain() for f in e.findings]} for e in done]
+        return {"red": red, "examined": rows}, int(red)
     return None, int(red)

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrobust.attacks import registry as attack_rows
 from jaxrobust.config import network_of, of_phase, phases
-from jaxrobust.data import DataError, Source
+from jaxrobust.data import DataError
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits.sizes import known_images
 from jaxrobust.data.stream.loading import Images
@@ -38,17 +38,18 @@ class Plan:
 
     @cached_property
     def phases(self) -> dict[str, Config]:
-        """Return the config as each phase that happens sees it."""
+        """Collect the config as each phase that happens sees it."""
         return {name: of_phase(self.config, name) for name in phases(self.config)}
 
     @property
     def attacked(self) -> dict[str, Config]:
-        """Return those that train against an attack."""
-        return {n: c for n, c in self.phases.items() if c[n].objective != "clean"}
+        """Select those that train against an attack."""
+        rows = ((n, c, objectives.named(c[n].objective)) for n, c in self.phases.items())
+        return {name: config for name, config, row in rows if row.attacks}
 
     @cached_property
     def source(self) -> Any:
-        """Return the training split, or the sentence of why it cannot be opened."""
+        """Open the training split; a sentence says why it cannot be opened."""
         data = self.config.data
         try:
             return registry.open_source(
@@ -62,7 +63,7 @@ class Plan:
             return str(error)
 
     def steps(self, name: str) -> int | None:
-        """Return the number of steps of a phase; None: how many images there are is not known."""
+        """Count the steps of a phase; None: the number of images is unknown."""
         seen = self.phases[name]
         if isinstance(self.source, str):
             data = seen.data
@@ -73,209 +74,166 @@ class Plan:
         return None if images is None else seen[name].epochs * (images // seen[name].batch_size)
 
     @cached_property
+    def side(self) -> int:
+        """Measure the shorter side of the images, in pixels; of several sizes the usual one."""
+        if shape := self.source.image_shape:
+            return min(shape[:2])
+        places = np.linspace(0, len(self.source) - 1, min(_LOOKED_AT, len(self.source)))
+        images = Images(self.source, 0, False)(sorted(set(places.astype(int).tolist())))
+        return int(np.median([min(image.shape[:2]) for image, _ in images if image is not None]))
+
+    @cached_property
     def net(self) -> Classifier:
-        """Return the network of the config."""
+        """Build the network of the config."""
         return network_of(self.config)
 
 
 Look = Callable[[Plan], Seen]
-_NOTHING = Seen(SKIPPED, "nothing is attacked")
 
 
-def _worst(seen: list[Seen], healthy: Seen) -> Seen:
-    """Return the first red one, else the first yellow one, else what a healthy config is told."""
-    for level in (RED, YELLOW):
-        for each in seen:
-            if each.level == level:
-                return each
-    return healthy
+def _of_phases(look: Callable[[Plan, str, Config], Seen], *, attacked: bool = False) -> Look:
+    """Look at each phase, or at those that attack: the worst one counts, else the first or last."""
+
+    def looks(plan: Plan) -> Seen:
+        if attacked and not plan.attacked:
+            return Seen(SKIPPED, "nothing is attacked")
+        phases = plan.attacked if attacked else plan.phases
+        seen = [look(plan, name, config) for name, config in phases.items()]
+        bad = (each for level in (RED, YELLOW, SKIPPED) for each in seen if each.level == level)
+        return next(bad, seen[0] if attacked else seen[-1])
+
+    return looks
 
 
 def _heavy(plan: Plan) -> Seen:
     first, seen = next(iter(plan.phases.items()))
-    said = f"{first} starts from {plan.config.init.weights or 'random weights'}"
-    said += f" under data.augmentation={seen.data.augmentation}"
+    sentence = f"{first} starts from {plan.config.init.weights or 'random weights'}"
+    sentence += f" under data.augmentation={seen.data.augmentation}"
     try:
         warnings.check_start(seen, first)
     except ValueError as error:
         _, _, remedy = str(error).partition("; ")
-        return Seen(RED, f"{said}, and is attacked", seen.data.augmentation, remedy=remedy)
-    return Seen(GREEN, said, seen.data.augmentation)
+        return Seen(RED, f"{sentence}, and is attacked", seen.data.augmentation, remedy=remedy)
+    return Seen(GREEN, sentence, seen.data.augmentation)
 
 
-def _step(plan: Plan) -> Seen:
-    if not plan.attacked:
-        return _NOTHING
-    found = [_step_of(name, seen) for name, seen in plan.attacked.items()]
-    return _worst(found, found[0])
-
-
-def _step_of(name: str, seen: Config) -> Seen:
+def _step(plan: Plan, name: str, seen: Config) -> Seen:
     a = seen.attack
-    told = warnings.of_step(seen, name)
+    doubts = warnings.of_step(seen, name)
     size = inner.step_of(a)
     row = attack_rows.trained(a.name)
     if row.length is None or size is None or not a.epsilon:
-        said = f"{name}: {a.name} chooses its steps itself"
-        return Seen(YELLOW, told[0]) if told else Seen(GREEN, said)
+        sentence = f"{name}: {a.name} chooses its steps itself"
+        return Seen(YELLOW, doubts[0]) if doubts else Seen(GREEN, sentence)
     steps = row.steps(a.steps)
     share = size / a.epsilon
-    said = f"{name}: {counted(steps, 'step')} of {share:.3g} of attack.epsilon={a.epsilon:.4g}"
+    sentence = f"{name}: {counted(steps, 'step')} of {share:.3g} of attack.epsilon={a.epsilon:.4g}"
     if share * steps < 1 - 1e-6:
-        return Seen(RED, f"{said}: the radius is never reached", share)
+        return Seen(RED, f"{sentence}: the radius is never reached", share)
     if share > 2 + 1e-6:
-        return Seen(RED, f"{said}: each leaps over the ball", share)
-    return Seen(YELLOW, told[0], share) if told else Seen(GREEN, said, share)
+        return Seen(RED, f"{sentence}: each leaps over the ball", share)
+    return Seen(YELLOW, doubts[0], share) if doubts else Seen(GREEN, sentence, share)
 
 
-def _one_step(plan: Plan) -> Seen:
-    if not plan.attacked:
-        return _NOTHING
-    found = []
-    for name, seen in plan.attacked.items():
-        a = seen.attack
-        steps = attack_rows.trained(a.name).steps(a.steps)
-        said = f"{name}: {counted(steps, 'step')} of {a.name} at {a.norm} {a.epsilon:.4g}"
-        said += f", start={a.start}"
-        wide = a.norm == "linf" and a.epsilon >= _ONE_STEP - 1e-6
-        level = GREEN if steps > 1 or not wide else YELLOW if a.start == "random" else RED
-        found.append(Seen(level, said, steps))
-    return _worst(found, found[0])
+def _one_step(plan: Plan, name: str, seen: Config) -> Seen:
+    a = seen.attack
+    steps = attack_rows.trained(a.name).steps(a.steps)
+    sentence = f"{name}: {counted(steps, 'step')} of {a.name} at {a.norm} {a.epsilon:.4g}"
+    wide = a.norm == "linf" and a.epsilon >= _ONE_STEP - 1e-6
+    level = GREEN if steps > 1 or not wide else YELLOW if a.start == "random" else RED
+    return Seen(level, f"{sentence}, start={a.start}", steps)
 
 
 def _constants(plan: Plan) -> list[str]:
-    """Return the known normalisations whose mean stands in the program of the network."""
+    """List the known normalisations whose mean stands in the program of the network."""
     model, key = plan.config.model, jax.random.key(0)
     image = jax.ShapeDtypeStruct(
         (1, model.image_size, model.image_size, model.in_channels), jnp.float32
     )
     params, stats = jax.eval_shape(plan.net.init, key)
     program = jax.make_jaxpr(lambda p, s, x: plan.net.apply(p, s, x)[0])(params, stats, image)
-    values = [
-        np.asarray(c, np.float64).ravel() for c in reliability.constants(program) if _small(c)
-    ]
-    return [
-        name
-        for name, (mean, _) in NORMALIZATIONS.items()
-        if len(mean) == 3 and any(_is(value, mean) for value in values)
-    ]
+    small = [np.asarray(c) for c in reliability.constants(program) if np.size(c) == 3]
+    real = [c for c in small if jnp.issubdtype(c.dtype, jnp.floating)]
+    values = [c.astype(np.float64).ravel() for c in real]
+    means = {name: mean for name, (mean, _) in NORMALIZATIONS.items() if len(mean) == 3}
 
+    def stands(mean: tuple[float, ...]) -> bool:
+        scaled = [scale * np.asarray(mean) for scale in (1, 255, -1)]
+        return any(np.allclose(v, one, rtol=1e-3) for v in values for one in scaled)
 
-def _small(constant: Any) -> bool:
-    return np.size(constant) == 3 and jnp.issubdtype(jnp.asarray(constant).dtype, jnp.floating)
-
-
-def _is(value: np.ndarray, mean: tuple[float, ...]) -> bool:
-    wanted = np.asarray(mean)
-    return any(np.allclose(value, scale * wanted, rtol=1e-3) for scale in (1, 255, -1))
+    return [name for name, mean in means.items() if stands(mean)]
 
 
 def _twice(plan: Plan) -> Seen:
     how = plan.config.init.normalize
     if not functions.is_name(plan.config.model.name):
-        said = "the network is ours, and normalises in its first layer only"
-        return Seen(GREEN, f"init.normalize={how}: {said}", how)
+        sentence = "the network is ours, and normalises in its first layer only"
+        return Seen(GREEN, f"init.normalize={how}: {sentence}", how)
     inside = _constants(plan)
-    said = f"init.normalize={how}, and {plan.config.model.name} "
-    said += f"holds the mean of {', '.join(inside)}" if inside else "holds no known mean"
-    return Seen(RED if inside and how not in ("keep", "none") else GREEN, said, inside)
+    sentence = f"init.normalize={how}, and {plan.config.model.name} "
+    sentence += f"holds the mean of {', '.join(inside)}" if inside else "holds no known mean"
+    return Seen(RED if inside and how not in ("keep", "none") else GREEN, sentence, inside)
 
 
-def _statistics(plan: Plan) -> Seen:
-    if not plan.attacked:
-        return _NOTHING
-    found = []
-    for name, seen in plan.attacked.items():
-        how = seen.attack.statistics
-        said = f"{name}: objective={seen[name].objective}, attack.statistics={how}"
-        own = objectives.named(seen[name].objective)
-        both = own.of_probabilities and seen[name].bn_statistics == "both"
-        if both and how == "batch":  # only then the network has to be looked at
-            norms = _has_batch_norms(plan)
-            said += ", with batch norm" if norms else ", and no batch norm in the network"
-            found.append(Seen(YELLOW if norms else GREEN, said, how))
-        else:
-            found.append(Seen(GREEN, said, how))
-    return _worst(found, found[0])
-
-
-def _has_batch_norms(plan: Plan) -> bool:
+def _statistics(plan: Plan, name: str, seen: Config) -> Seen:
+    objective, how = seen[name].objective, seen.attack.statistics
+    sentence = f"{name}: objective={objective}, attack.statistics={how}"
+    both = objectives.named(objective).of_probabilities and seen[name].bn_statistics == "both"
+    if not (both and how == "batch"):
+        return Seen(GREEN, sentence, how)
     _, stats = jax.eval_shape(plan.net.init, jax.random.key(0))
-    return any(not name.startswith("normalize.") for name in stats)
+    norms = any(not key.startswith("normalize.") for key in stats)
+    sentence += ", with batch norm" if norms else ", and no batch norm in the network"
+    return Seen(YELLOW if norms else GREEN, sentence, how)
 
 
-def _ema(plan: Plan) -> Seen:
-    found = []
-    for name, seen in plan.phases.items():
-        steps, decay = plan.steps(name), seen[name].ema_decay
-        if seen.evaluation.weights == "raw":
-            said = f"{name}: evaluation.weights=raw, so the average is not used"
-            found.append(Seen(GREEN, said))
-            continue
-        if steps is None:
-            return Seen(SKIPPED, f"how many steps there are is not known: {plan.source}")
-        horizon, left = 1 / (1 - decay), decay**steps
-        said = (
-            f"{name}: ema_decay={decay:g} averages {horizon:.0f} steps of {steps}, and {left:.1%} "
-        )
-        said += "of the average is the start"
-        level = RED if horizon > steps else YELLOW if left > 0.2 else GREEN
-        wanted = f"set {name}.ema_decay={max(1 - 10 / max(steps, 1), 0):.3g} or lower"
-        found.append(Seen(level, said, {"horizon": horizon, "steps": steps}, remedy=wanted))
-    return _worst(found, found[-1])
+def _ema(plan: Plan, name: str, seen: Config) -> Seen:
+    steps, decay = plan.steps(name), seen[name].ema_decay
+    if seen.evaluation.weights == "raw":
+        return Seen(GREEN, f"{name}: evaluation.weights=raw, so the average is not used")
+    if steps is None:
+        return Seen(SKIPPED, f"how many steps there are is not known: {plan.source}")
+    horizon, left = 1 / (1 - decay), decay**steps
+    sentence = (
+        f"{name}: ema_decay={decay:g} averages {horizon:.0f} steps of {steps}, and {left:.1%} "
+    )
+    sentence += "of the average is the start"
+    level = RED if horizon > steps else YELLOW if left > 0.2 else GREEN
+    wanted = f"set {name}.ema_decay={max(1 - 10 / max(steps, 1), 0):.3g} or lower"
+    return Seen(level, sentence, {"horizon": horizon, "steps": steps}, remedy=wanted)
 
 
-def _warmup(plan: Plan) -> Seen:
-    found = []
-    for name, seen in plan.phases.items():
-        epochs = seen[name].epochs
-        rates = {f"{name}.warmup_epochs": seen[name].warmup_epochs}
-        if name in plan.attacked:
-            rates["attack.warmup_epochs"] = seen.attack.warmup_epochs
-        said = f"{name}: {', '.join(f'{k}={v}' for k, v in rates.items())} of {epochs} epochs"
-        longest = max(rates.values())
-        level = RED if longest >= epochs else YELLOW if longest > epochs / 2 else GREEN
-        found.append(Seen(level, said, longest / epochs))
-    return _worst(found, found[-1])
+def _warmup(plan: Plan, name: str, seen: Config) -> Seen:
+    epochs = seen[name].epochs
+    rates = {f"{name}.warmup_epochs": seen[name].warmup_epochs}
+    if name in plan.attacked:
+        rates["attack.warmup_epochs"] = seen.attack.warmup_epochs
+    sentence = f"{name}: {', '.join(f'{k}={v}' for k, v in rates.items())} of {epochs} epochs"
+    longest = max(rates.values())
+    level = RED if longest >= epochs else YELLOW if longest > epochs / 2 else GREEN
+    return Seen(level, sentence, longest / epochs)
 
 
-def _batch(plan: Plan) -> Seen:
-    found = []
-    for name, seen in plan.phases.items():
-        size, fsdp = seen[name].batch_size, plan.config.mesh.fsdp
-        said = f"{name}.batch_size={size} over {counted(plan.devices, 'device')}"
-        try:
-            build.divides(size, plan.devices, f"{name}.batch_size")
-            build.divides(plan.devices, fsdp or plan.devices, "the number of devices")
-            build.divides(size // plan.devices, seen[name].microbatches, "a device's images")
-            build.batch_augmentation(seen, name, devices=plan.devices)
-        except ValueError as error:
-            wrong, _, remedy = str(error).partition("; ")
-            found.append(Seen(RED, wrong, size, remedy=remedy or None))
-        else:
-            found.append(Seen(GREEN, said, size))
-    return _worst(found, found[-1])
+def _batch(plan: Plan, name: str, seen: Config) -> Seen:
+    size, fsdp = seen[name].batch_size, plan.config.mesh.fsdp
+    try:
+        build.divides(size, plan.devices, f"{name}.batch_size")
+        build.divides(plan.devices, fsdp or plan.devices, "the number of devices")
+        build.divides(size // plan.devices, seen[name].microbatches, "a device's images")
+        build.batch_augmentation(seen, name, devices=plan.devices)
+    except ValueError as error:
+        wrong, _, remedy = str(error).partition("; ")
+        return Seen(RED, wrong, size, remedy=remedy or None)
+    return Seen(GREEN, f"{name}.batch_size={size} over {counted(plan.devices, 'device')}", size)
 
 
-def _size(plan: Plan) -> Seen:
+def _size(plan: Plan, name: str, seen: Config) -> Seen:
     if isinstance(plan.source, str):
         return Seen(SKIPPED, f"the images cannot be read: {plan.source}")
-    shape = plan.source.image_shape
-    side = min(shape[:2]) if shape else _usual_side(plan.source)
-    found = []
-    for name, seen in plan.phases.items():
-        size = seen.model.image_size
-        said = f"{name}: images of {plan.config.data.name} have {side} px, the network {size}"
-        level = GREEN if side >= size else RED if side < 0.8 * size else YELLOW
-        found.append(Seen(level, said, {"images": side, "network": size}))
-    return _worst(found, found[-1])
-
-
-def _usual_side(source: Source) -> int:
-    """Return the median of the shorter sides of some images, in pixels."""
-    places = np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).astype(int)
-    images = Images(source, 0, False)(sorted(set(places.tolist())))
-    return int(np.median([min(image.shape[:2]) for image, _ in images if image is not None]))
+    side, size = plan.side, seen.model.image_size
+    sentence = f"{name}: images of {plan.config.data.name} have {side} px, the network {size}"
+    level = GREEN if side >= size else RED if side < 0.8 * size else YELLOW
+    return Seen(level, sentence, {"images": side, "network": size})
 
 
 CONFIG_CHECKS: tuple[Check[Plan], ...] = (
@@ -294,7 +252,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "the step was written for another radius",
         "leave attack.step_size out and set attack.relative_step",
         "Madry et al. 2018, arXiv 1706.06083, section 4",
-        _step,
+        _of_phases(_step, attacked=True),
     ),
     Check(
         "one-step",
@@ -303,7 +261,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "one step leaks the label, and training overfits to it (catastrophic overfitting)",
         "set attack.steps=2 or more, or attack.start=random and watch the alarms",
         "Kurakin et al. 2017, arXiv 1611.01236; Wong et al. 2020, arXiv 2001.03994",
-        _one_step,
+        _of_phases(_one_step, attacked=True),
     ),
     Check(
         "normalised-twice",
@@ -322,7 +280,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "set attack.statistics=running, or bn_statistics=adversarial of the phase, unless a paper "
         "has it so: robust XCiTs on CIFAR were trained like this",
         "Pang et al. 2021, arXiv 2010.00467",
-        _statistics,
+        _of_phases(_statistics, attacked=True),
     ),
     Check(
         "ema-horizon",
@@ -331,7 +289,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "the averaged weights are still close to those of the beginning",
         "set a lower ema_decay",
         "Rebuffi et al. 2021, arXiv 2103.01946",
-        _ema,
+        _of_phases(_ema),
     ),
     Check(
         "warm-up",
@@ -340,7 +298,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "the phase ends before the rate or the radius has its value",
         "set warmup_epochs below epochs",
         "Goyal et al. 2017, arXiv 1706.02677, section 2.2",
-        _warmup,
+        _of_phases(_warmup),
     ),
     Check(
         "batch-and-mesh",
@@ -348,7 +306,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "the batch was chosen for another number of devices",
         "set a batch size that they divide",
         "Goyal et al. 2017, arXiv 1706.02677, section 2.1",
-        _batch,
+        _of_phases(_batch),
     ),
     Check(
         "image-size",
@@ -356,6 +314,6 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "images are blown up: they cost more and show nothing more",
         "set model.image_size to the images' side, or take another data set",
         "Touvron et al. 2019, arXiv 1906.06423",
-        _size,
+        _of_phases(_size),
     ),
 )

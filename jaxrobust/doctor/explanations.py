@@ -18,7 +18,8 @@ from jaxrobust.weights.naming.compose import NORMALIZATIONS
 RANGE, MISSING, TWICE = "input-range", "missing-normalisation", "double-normalisation"
 CHANNELS, ORDER = "channel-order", "label-order"
 ALL = (RANGE, MISSING, TWICE, CHANNELS, ORDER)
-_GAIN, _SOME, _DEVIATIONS = 0.1, 0.04, 3.5  # of accuracy: red, yellow; and both beyond chance
+# Of accuracy: red, and yellow; both beyond chance and a network's taste for contrast.
+GAIN, _SOME, _DEVIATIONS = 0.1, 0.04, 3.5
 
 
 class Tried(NamedTuple):
@@ -31,31 +32,25 @@ class Tried(NamedTuple):
     gain: float  # in accuracy
     deviations: float  # standard ones, by which chance would have to go astray
 
-    @property
-    def convinces(self) -> bool:
-        """Tell whether chance or a network's taste for contrast does not explain it."""
-        return self.gain > _GAIN and self.deviations > _DEVIATIONS
-
-    @property
-    def suggests(self) -> bool:
-        """Tell whether it is worth a look."""
-        return self.gain > _SOME and self.deviations > _DEVIATIONS
-
 
 def tried(patient: Patient) -> list[Tried]:
-    """Return all explanations that were tried, those of the images first."""
-    done = [_of_images(patient, *row) for row in _changes(patient.images.shape[-1])]
-    return [*done, *_of_usual_orders(patient), *_of_any_order(patient)]
+    """Try all explanations, those of the images first."""
+    done = []
+    for check, words, change in _changes(patient.images.shape[-1]):
+        logits = patient.forward(np.ascontiguousarray(change(patient.images), np.float32))
+        done.append(compared(check, words, patient.logits, logits, patient.labels))
+    return [*done, *_of_orders(patient)]
 
 
 def best(explanations: list[Tried], classes: int, count: int) -> Tried | None:
-    """Return the explanation with the highest accuracy, of equal ones that with the lowest loss,
+    """Choose the explanation with the highest accuracy, of equal ones that with the lowest loss,
     among those that matter and are above guessing.
     """
     chance = 1 / classes
     floor = chance + 3 * (chance * (1 - chance) / max(count, 1)) ** 0.5
-    worth = [e for e in explanations if e.suggests and e.accuracy > floor]
-    return max(worth, key=lambda e: (round(e.accuracy, 2), -e.loss), default=None)
+    worth = [e for e in explanations if e.gain > _SOME and e.deviations > _DEVIATIONS]
+    above = [e for e in worth if e.accuracy > floor]
+    return max(above, key=lambda e: (round(e.accuracy, 2), -e.loss), default=None)
 
 
 def _changes(channels: int) -> Iterator[tuple[str, str, Callable[[np.ndarray], np.ndarray]]]:
@@ -85,12 +80,8 @@ def _undone(images: np.ndarray, *, mean: np.ndarray, std: np.ndarray) -> np.ndar
     return images * std + mean
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean cross-entropy of logits f[N,K]; infinite where one is not finite."""
-    return float(_losses(logits, labels).mean())
-
-
-def _losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Compute the cross-entropies f[N] of logits f[N,K]; infinite where one is not finite."""
     if not np.isfinite(logits).all():
         return np.full(len(labels), np.inf)
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
@@ -110,20 +101,13 @@ def compared(
     was, is_now = is_right(before, labels), is_right(after, labels)
     won, lost = int((is_now & ~was).sum()), int((was & ~is_now).sum())
     deviations = (won - lost) / max(won + lost, 1) ** 0.5
-    loss, earlier = _losses(after, labels), _losses(before, labels)
+    loss, earlier = losses(after, labels), losses(before, labels)
     if deviations >= 2 and np.isfinite(loss).all() and np.isfinite(earlier).all():
         less = earlier - loss
         spread = max(float(less.std()), 1e-12)
         deviations = max(deviations, float(less.mean()) / spread * len(less) ** 0.5)
     gain = (won - lost) / max(len(labels), 1)
     return Tried(check, done, float(is_now.mean()), float(loss.mean()), gain, deviations)
-
-
-def _of_images(
-    patient: Patient, check: str, words: str, change: Callable[[np.ndarray], np.ndarray]
-) -> Tried:
-    logits = patient.forward(np.ascontiguousarray(change(patient.images), np.float32))
-    return compared(check, words, patient.logits, logits, patient.labels)
 
 
 def _usual_orders(names: tuple[str, ...], count: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -142,41 +126,27 @@ def _usual_orders(names: tuple[str, ...], count: int) -> Iterator[tuple[str, np.
             yield f"classes as before they were sorted by {by}", np.argsort(order)
 
 
-def _of_usual_orders(patient: Patient) -> Iterator[Tried]:
-    """Yield what the usual orders explain, however few images a class has."""
-    logits, labels = patient.logits, patient.labels
-    if not np.isfinite(logits).all():
-        return
-    for words, order in _usual_orders(patient.classes, logits.shape[1]):
-        yield compared(ORDER, words, logits, _in_order(logits, order), labels)
-
-
-def _of_any_order(patient: Patient) -> Iterator[Tried]:
-    """Yield what a permutation of the classes explains, found on one half and tried on the other;
-    nothing where there are fewer than four images a class, or that order is the data set's.
+def _of_orders(patient: Patient) -> Iterator[Tried]:
+    """Yield what the usual orders of the classes explain, however few images a class has, and, of
+    four images a class or more, the best order of one half of them, tried on the other.
     """
     logits, labels = patient.logits, patient.labels
     classes = logits.shape[1]
-    if len(labels) < 4 * classes or not np.isfinite(logits).all():
+    if not np.isfinite(logits).all():
+        return
+    for words, order in _usual_orders(patient.classes, classes):
+        yield compared(ORDER, words, logits, logits[:, np.argsort(order)], labels)
+    if len(labels) < 4 * classes:
         return
     order, judged = permutation(logits, labels)
     if (order != np.arange(classes)).any():
         words, before = _described(order, patient.classes), logits[judged]
-        yield compared(ORDER, words, before, _in_order(before, order), labels[judged])
-
-
-def _in_order(logits: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return logits with output i in place order[i]."""
-    moved = np.empty_like(logits)
-    moved[:, order] = logits
-    return moved
+        yield compared(ORDER, words, before, before[:, np.argsort(order)], labels[judged])
 
 
 def permutation(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the order of classes that fits best, i[K]: output i means class order[i]; and the
-    images to judge it on, i[n].
-
-    It is found on the other half of them (Kuhn 1955, on the table of confusions).
+    """Find the order of classes that fits one half of the images best, i[K]: output i means class
+    order[i] (Kuhn 1955, on the table of confusions); return also the other half, i[n], to judge it.
     """
     classes = logits.shape[1]
     mixed = np.random.default_rng(0).permutation(len(labels))

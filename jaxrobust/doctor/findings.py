@@ -14,13 +14,10 @@ Examined = TypeVar("Examined")
 
 
 class Seen(NamedTuple):
-    """What a check saw: one of the levels, a sentence with the value, and the value itself.
-
-    Cause and remedy replace those of the check where this case has others.
-    """
+    """The result of a look; cause and remedy replace those of the check where they differ."""
 
     level: str
-    said: str
+    sentence: str
     value: Any = None
     cause: str | None = None
     remedy: str | None = None
@@ -45,29 +42,17 @@ class Finding(NamedTuple):
     seen: Seen
     after: str | None = None  # the check that has found the cause
 
-    @property
-    def cause(self) -> str:
-        """Name the cause."""
-        if self.after:
-            return f"it follows from {self.after}, see there"
-        return self.seen.cause or self.check.cause
-
-    @property
-    def remedy(self) -> str:
-        """Name the remedy."""
-        return f"mend {self.after} first" if self.after else self.seen.remedy or self.check.remedy
-
     def plain(self) -> dict[str, Any]:
-        """Return it as values that JSON has."""
+        """List it as values that JSON has."""
         faulty = self.seen.level in (YELLOW, RED)
         return {
             "check": self.check.name,
             "level": self.seen.level,
             "measures": self.check.measures,
-            "said": self.seen.said,
+            "said": self.seen.sentence,
             "value": self.seen.value,
-            "cause": self.cause if faulty else None,
-            "remedy": self.remedy if faulty else None,
+            "cause": self.seen.cause if faulty else None,
+            "remedy": self.seen.remedy if faulty else None,
             "follows_from": self.after,
             "paper": self.check.paper,
         }
@@ -79,57 +64,52 @@ Tell = Callable[["Finding | str"], None]  # a finding, or the words of what is e
 def examined(
     checks: Sequence[Check[Examined]], patient: Examined, tell: Tell | None = None
 ) -> list[Finding]:
-    """Run all checks of a table, in its order.
+    """Run all checks of a table, in its order; `tell` gets each finding at once.
 
-    Where there is somebody to `tell`, each finding is told at once, and what takes long is said.
     A fault that shows in several rows is red in the first of them; those that follow are yellow.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for check in checks:
         with patience.of(f"looking at {check.name}", here=tell is not None):
             seen = check.look(patient)
-        reds = [f.check.name for f in found if f.seen.level == RED]
+        reds = [f.check.name for f in findings if f.seen.level == RED]
         after = next((name for name in reds if name in check.follows), None)
+        cause, remedy = seen.cause or check.cause, seen.remedy or check.remedy
         if after and seen.level in (YELLOW, RED):
-            found.append(Finding(check, seen._replace(level=YELLOW), after))
+            cause, remedy = f"it follows from {after}, see there", f"mend {after} first"
+            seen = seen._replace(level=YELLOW)
         else:
-            found.append(Finding(check, seen))
+            after = None
+        findings.append(Finding(check, seen._replace(cause=cause, remedy=remedy), after))
         if tell:
-            tell(found[-1])
-    return found
+            tell(findings[-1])
+    return findings
 
 
 _LEVEL, _NAME = 8, 23  # columns of a line before what was seen
 
 
 def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str:
-    """Return a finding as one line; with its cause, remedy and paper where something is wrong.
+    """Write a finding; with its cause, remedy and paper where something is wrong.
 
-    Args:
-      columns: of a terminal, in which the line is broken and what follows the finding indented.
+    `columns`: of a terminal, in which lines are broken; None: it is one line.
     """
-    level, said = finding.seen.level, finding.seen.said
-    parts = [] if level in (GREEN, SKIPPED) else [f"Cause: {finding.cause}"]
-    if parts:
+    level, sentence = finding.seen.level, finding.seen.sentence
+    parts = []
+    if level in (YELLOW, RED):
         paper = f" ({finding.check.paper})" if finding.check.paper and not finding.after else ""
-        parts.append(f"Remedy: {finding.remedy}{paper}")
+        parts = [f"Cause: {finding.seen.cause}", f"Remedy: {finding.seen.remedy}{paper}"]
     start = f"{level:{_LEVEL}}{finding.check.name:{_NAME}}"
     if columns is None:
-        text = ". ".join([f"{start}{said}", *parts])
-    else:
-        text = "\n".join([_broken(start, said, columns), *_indented(parts, columns)])
+        text = ". ".join([f"{start}{sentence}", *parts])
+    else:  # further lines stand below what was seen, if they fit
+        indent, width = (
+            len(start) if columns >= 2 * len(start) else _LEVEL,
+            max(columns, _NARROWEST),
+        )
+        more = [_filled(part, " " * _LEVEL, _LEVEL + 2, width) for part in parts]
+        text = "\n".join([_filled(sentence, start, indent, width), *more])
     return text.replace(level, f"\033[{_COLOURS[level]}m{level}\033[0m", 1) if coloured else text
-
-
-def _broken(start: str, said: str, columns: int) -> str:
-    """Return a line whose further lines stand below what was seen, if they fit."""
-    indent = len(start) if columns >= 2 * len(start) else _LEVEL
-    return _filled(said, start, indent, max(columns, _NARROWEST))
-
-
-def _indented(parts: list[str], columns: int) -> list[str]:
-    width, indent = max(columns, _NARROWEST), " " * _LEVEL
-    return [_filled(part, indent, len(indent) + 2, width) for part in parts]
 
 
 def _filled(text: str, start: str, indent: int, width: int) -> str:
@@ -151,5 +131,5 @@ def counted(number: int, what: str) -> str:
 def summary(findings: Sequence[Finding]) -> str:
     """Count the checks by their outcome, in one line."""
     levels = [finding.seen.level for finding in findings]
-    told = [f"{levels.count(level)} {level}" for level in _COLOURS if level in levels]
-    return f"{counted(len(findings), 'check')}: {', '.join(told)}"
+    counts = [f"{levels.count(level)} {level}" for level in _COLOURS if level in levels]
+    return f"{counted(len(findings), 'check')}: {', '.join(counts)}"

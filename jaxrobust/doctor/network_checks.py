@@ -6,7 +6,6 @@ import numpy as np
 
 from jaxrobust.doctor import explanations
 from jaxrobust.doctor.attack_checks import ATTACK_CHECKS
-from jaxrobust.doctor.explanations import Tried
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
 from jaxrobust.doctor.patient import Patient
 from jaxrobust.evaluation.network import checks, collapse
@@ -16,14 +15,14 @@ _ENOUGH = 32  # images for a statement about accuracy
 
 
 def _reliability(*names: str, healthy: str) -> Look:
-    """Return a look at flags of `evaluation.doubts`, which are faults all of them."""
+    """Look at flags of `evaluation.network.reliability`, which are faults all of them."""
 
     def look(patient: Patient) -> Seen:
-        found = [name for name in names if name in patient.flags]
-        if not found:
+        raised = [name for name in names if name in patient.flags]
+        if not raised:
             return Seen(GREEN, healthy)
-        said, _, remedy = patient.flags[found[0]].partition("; ")
-        return Seen(RED, said, found, remedy=remedy or None)
+        sentence, _, remedy = patient.flags[raised[0]].partition("; ")
+        return Seen(RED, sentence, raised, remedy=remedy or None)
 
     return look
 
@@ -32,82 +31,68 @@ def _range(patient: Patient) -> Seen:
     try:
         checks.check_images(patient.images, patient.labels, classes=patient.logits.shape[1])
     except ValueError as error:
-        said, _, remedy = str(error).partition("; ")
-        return Seen(RED, said, cause="the data is not what an attack takes", remedy=remedy or None)
+        sentence, _, remedy = str(error).partition("; ")
+        return Seen(
+            RED, sentence, cause="the data is not what an attack takes", remedy=remedy or None
+        )
     low, high = float(patient.images.min()), float(patient.images.max())
     return _explained(explanations.RANGE, f"images span [{low:.3g}, {high:.3g}]")(patient)
 
 
 def _explained(name: str, healthy: str) -> Look:
-    """Return a look at the explanation that raises the accuracy most: is it of this kind?"""
+    """Look whether the explanation that raises the accuracy most is of this kind."""
 
     def look(patient: Patient) -> Seen:
         if len(patient.labels) < _ENOUGH:
             return Seen(SKIPPED, f"{len(patient.labels)} images say little about accuracy")
-        all_tried = tried_on(patient)
+        if "tried" not in patient.kept:
+            patient.kept["tried"] = explanations.tried(patient)
+        all_tried = patient.kept["tried"]
         own = [each for each in all_tried if each.check == name]
         if not own:
             return Seen(SKIPPED, "not looked at: the images are grey")
-        found = explanations.best(all_tried, patient.logits.shape[1], len(patient.labels))
-        if found is None or found.check != name:
-            return Seen(GREEN, f"{healthy}; {_loss(patient, max(own, key=_closest))}")
-        level = RED if found.convinces else YELLOW
-        before = found.accuracy - found.gain
-        said = (
-            f"accuracy is {before:.1%}, and {found.accuracy:.1%} with {found.done} "
-            f"{'' if name != explanations.TWICE else 'undone'}".rstrip()
-        )
-        return Seen(level, said, {"as it is": before, found.done: found.accuracy})
+        best = explanations.best(all_tried, patient.logits.shape[1], len(patient.labels))
+        if best is None or best.check != name:
+            other = max(own, key=lambda each: each.accuracy)
+            loss = float(explanations.losses(patient.logits, patient.labels).mean())
+            undone = " undone" if other.check == explanations.TWICE else ""
+            sentence = f"{healthy}; loss {loss:.3g} and accuracy {patient.right.mean():.1%}, with "
+            beside = f"{other.done}{undone} {other.loss:.3g} and {other.accuracy:.1%}"
+            return Seen(GREEN, sentence + beside)
+        level = RED if best.gain > explanations.GAIN else YELLOW
+        before, undone = best.accuracy - best.gain, " undone" if name == explanations.TWICE else ""
+        sentence = f"accuracy is {before:.1%}, and {best.accuracy:.1%} with {best.done}{undone}"
+        return Seen(level, sentence, {"as it is": before, best.done: best.accuracy})
 
     return look
 
 
-def _closest(tried: Tried) -> float:
-    return tried.accuracy
-
-
-def _loss(patient: Patient, other: Tried) -> str:
-    own = explanations.cross_entropy(patient.logits, patient.labels)
-    undone = " undone" if other.check == explanations.TWICE else ""
-    return (
-        f"loss {own:.3g} and accuracy {patient.right.mean():.1%}, with {other.done}{undone} "
-        f"{other.loss:.3g} and {other.accuracy:.1%}"
-    )
-
-
-def tried_on(patient: Patient) -> list[Tried]:
-    """Return the explanations of a patient, tried once."""
-    if "tried" not in patient.kept:
-        patient.kept["tried"] = explanations.tried(patient)
-    return patient.kept["tried"]
-
-
 def _one_class(patient: Patient) -> Seen:
     answers = np.where(checks.answered(patient.logits), patient.logits.argmax(axis=1), -1)
-    found = collapse.of(answers, patient.labels)
-    if found is None:
+    constant = collapse.of(answers, patient.labels)
+    if constant is None:
         given = len(np.unique(answers[answers >= 0]))
         return Seen(GREEN, f"{given} of {patient.logits.shape[1]} classes are answered")
-    said, _, remedy = found.words.partition("; ")
-    return Seen(RED if found.proven else YELLOW, said, remedy=remedy)
+    sentence, _, remedy = constant.words.partition("; ")
+    return Seen(RED if constant.proven else YELLOW, sentence, remedy=remedy)
 
 
 def _accuracy(patient: Patient) -> Seen:
     n, accuracy = len(patient.labels), float(patient.right.mean())
-    said = f"{accuracy:.1%} of {n} clean images are right"
+    sentence = f"{accuracy:.1%} of {n} clean images are right"
     if n < _ENOUGH:
-        return Seen(SKIPPED, f"{said}, which are few")
+        return Seen(SKIPPED, f"{sentence}, which are few")
     known = patient.recorded
     if known:
         p = min(max(known.clean, 1 / n), 1 - 1 / n)
         short = (known.clean - accuracy) / (p * (1 - p) / n) ** 0.5
-        beside = f"{said}, {known.clean:.1%} by {known.where}"
+        beside = f"{sentence}, {known.clean:.1%} by {known.where}"
         if short > 4 and known.clean - accuracy > 0.05:
             return Seen(RED, beside, {"here": accuracy, "recorded": known.clean})
-        said = beside
+        sentence = beside
     if "low-accuracy" in patient.flags:
-        return Seen(RED, f"{said}, no more than guessing explains", {"here": accuracy})
-    return Seen(GREEN, said, {"here": accuracy})
+        return Seen(RED, f"{sentence}, no more than guessing explains", {"here": accuracy})
+    return Seen(GREEN, sentence, {"here": accuracy})
 
 
 def _arrays(patient: Patient) -> Seen:
@@ -119,14 +104,14 @@ def _arrays(patient: Patient) -> Seen:
     own = patient.right[:n]
     apart = float(np.abs(arrays - patient.images[:n]).mean()) * 255
     won, lost = int((right & ~own).sum()), int((own & ~right).sum())
-    said = (
+    sentence = (
         f"{own.mean():.1%} right as PIL resizes, {right.mean():.1%} as arrays are without "
         f"antialiasing, {apart:.2g} of 255 apart"
     )
     value = {"pil": float(own.mean()), "arrays": float(right.mean())}
     if won - lost > 0.05 * n and won - lost > 3.5 * (won + lost) ** 0.5:
-        return Seen(RED, said, value)
-    return Seen(GREEN, said, value)
+        return Seen(RED, sentence, value)
+    return Seen(GREEN, sentence, value)
 
 
 _INPUTS = (*explanations.ALL, "resizing")

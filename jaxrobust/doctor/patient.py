@@ -29,18 +29,13 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Patient:
-    """A network, images in [0, 1] and the threat that it is meant to withstand.
+    """A network, images f32[N,H,W,C] in [0, 1], labels i32[N], the threat that it is to withstand.
 
     Attributes:
       logits_fn: f32[B,H,W,C] -> f32[B,K], as `autoattack` takes it; is traced and compiled.
-      images: f32[N,H,W,C]; labels: i32[N].
       others: the same network in other compute types, such as {"bfloat16": logits_fn}.
       arrays: f32[M,H,W,C], the first M images as arrays are resized, without PIL; None: the images
         have the network's size.
-      recorded: what accuracy is expected; None: it is unknown.
-      classes: names of the classes; empty: they are unknown.
-    Raises:
-      ValueError: a radius that cannot be meant for these images, with what to do.
     """
 
     logits_fn: LogitsFn
@@ -61,7 +56,7 @@ class Patient:
         questions.check_threat(self.threat, height, channels)
 
     def forward(self, images: np.ndarray) -> np.ndarray:
-        """Return the logits f[n,K] of any number of images f32[n,H,W,C]."""
+        """Compute the logits f[n,K] of any number of images f32[n,H,W,C]."""
         return self._batched(self._compiled, images)
 
     @cached_property
@@ -74,13 +69,13 @@ class Patient:
         """Run a program of a fixed batch size on any number of rows; the last batch is padded."""
         count = len(arrays[0])
         size = min(self.batch, count)
-        found = []
+        results = []
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)
             kept = min(size, count - start)
             parts = program(*(jnp.asarray(array[rows]) for array in arrays))
-            found.append(np.asarray(parts)[:kept])
-        return np.concatenate(found)
+            results.append(np.asarray(parts)[:kept])
+        return np.concatenate(results)
 
     @cached_property
     def logits(self) -> np.ndarray:
@@ -94,7 +89,7 @@ class Patient:
 
     @cached_property
     def flags(self) -> reliability.Flags:
-        """List the doubts of `evaluation.doubts` about the network."""
+        """List the flags that `reliability` raises of the network."""
         return reliability.check_network(
             self.forward,
             self.logits_fn,
@@ -105,7 +100,7 @@ class Patient:
 
     @cached_property
     def attacked(self) -> np.ndarray:
-        """Return the places of the images that are attacked: the first that are right."""
+        """Choose the images that are attacked: the first that are right."""
         return np.flatnonzero(self.right)[:_ATTACKED]
 
     @cached_property
@@ -120,9 +115,7 @@ class Patient:
         return None
 
     def slopes(self, loss: str, dtype: str = "float32") -> np.ndarray:
-        """Return f[n], the largest entry of the loss's gradient at each of the first images; NaN
-        where one is not finite.
-        """
+        """Compute f[n], the largest entry of the loss's gradient at each of the first images."""
         network = _argument(self.others.get(dtype, self.logits_fn))
         program = jax.jit(partial(_slopes, loss=attacks.LOSSES[loss]))
         images, labels = self.images[:_ATTACKED], self.labels[:_ATTACKED].astype(np.int32)
@@ -132,45 +125,37 @@ class Patient:
         """Return f[n], the margins of the attacked images after PGD; positive: misclassified."""
         name = f"{loss} {epsilon:.6g}"
         if name not in self.kept:
-            radius = np.full(len(self.attacked), epsilon, np.float32)
-            self.kept[name] = self._margins(self._pgd(loss), radius)
-        return self.kept[name]
-
-    def _pgd(self, loss: str) -> Callable[..., Any]:
-        name = f"pgd-{loss}"
-        if name not in self.kept:  # one for all radii
-            network = _argument(self.logits_fn)
-            program = jax.jit(partial(_after_pgd, norm=self.threat.norm, loss=loss))
-            self.kept[name] = lambda *of: program(network, *of)
+            self.kept[name] = self._margins(f"pgd-{loss}", partial(_pgd, loss=loss), epsilon)
         return self.kept[name]
 
     @cached_property
     def after_noise(self) -> np.ndarray:
-        """Return f[n], the largest margin of each attacked image at `STEPS` random points as far
-        away as PGD goes.
-        """
-        network = _argument(self.logits_fn)
-        program = jax.jit(partial(_after_noise, norm=self.threat.norm))
-        radius = np.full(len(self.attacked), self.threat.epsilon, np.float32)
-        return self._margins(lambda *of: program(network, *of), radius)
+        """Return f[n], the largest of `STEPS` margins at random points as far away as PGD goes."""
+        return self._margins("noise", _noise, self.threat.epsilon)
 
-    def _margins(self, program: Callable[..., Any], radius: np.ndarray) -> np.ndarray:
+    def _margins(self, name: str, search: Callable[..., Array], epsilon: float) -> np.ndarray:
+        if name not in self.kept:  # one program for all radii
+            self.kept[name] = jax.jit(partial(search, norm=self.threat.norm))
+        program, network, key = (
+            self.kept[name],
+            _argument(self.logits_fn),
+            jax.random.key(self.seed),
+        )
         chosen = self.attacked
         labels, ids = self.labels[chosen].astype(np.int32), chosen.astype(np.int32)
-        key = jax.random.key(self.seed)
+        radius = np.full(len(chosen), epsilon, np.float32)
         return self._batched(
-            lambda *of: program(*of, key), self.images[chosen], labels, ids, radius
+            lambda *of: program(network, key, *of), self.images[chosen], labels, ids, radius
         )
 
     @property
     def everything(self) -> float:
-        """Return the radius at which all images can be made the same grey one."""
+        """Compute the radius at which all images can be made the same grey one."""
         pixels = float(np.prod(self.images.shape[1:]))
         return {"linf": 0.5, "l2": 0.5 * pixels**0.5, "l1": 0.5 * pixels}[self.threat.norm]
 
 
 def _argument(logits_fn: LogitsFn) -> Any:
-    """Return a network as an argument of a compiled program."""
     known = isinstance(logits_fn, jax.tree_util.Partial)
     return logits_fn if known else jax.tree_util.Partial(logits_fn)
 
@@ -189,32 +174,20 @@ def _margin(network: Any, images: Array, labels: Array) -> Array:
     return attacks.cw_loss(_verdict(network, images).astype(jnp.float32), labels)
 
 
-def _after_pgd(
-    network: Any,
-    images: Array,
-    labels: Array,
-    ids: Array,
-    epsilon: Array,
-    key: Array,
-    *,
-    norm: str,
-    loss: str,
+# Margins f[B] after a search of a network, from (a key, images, labels, ids, radii f[B]).
+
+
+def _pgd(
+    network: Any, key: Array, images: Array, labels: Array, ids: Array, epsilon: Array, **how: str
 ) -> Array:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
     # pgd checks a radius that is known; this one is an argument of the program.
-    attack = attacks.pgd(norm=norm, epsilon=epsilon, steps=STEPS, loss=loss)  # type: ignore[arg-type]
+    attack = attacks.pgd(epsilon=epsilon, steps=STEPS, **how)  # type: ignore[arg-type]
     return _margin(network, attack(network, keys, images, labels), labels)
 
 
-def _after_noise(
-    network: Any,
-    images: Array,
-    labels: Array,
-    ids: Array,
-    epsilon: Array,
-    key: Array,
-    *,
-    norm: str,
+def _noise(
+    network: Any, key: Array, images: Array, labels: Array, ids: Array, epsilon: Array, *, norm: str
 ) -> Array:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
 
@@ -222,8 +195,7 @@ def _after_noise(
         draws = jax.vmap(
             lambda k: jax.random.normal(jax.random.fold_in(k, number), images.shape[1:])
         )
-        noise = draws(keys)
-        far = jax.vmap(partial(_of_size, norm=norm))(noise, epsilon)
+        far = jax.vmap(partial(_of_size, norm=norm))(draws(keys), epsilon)
         return _margin(network, GEOMETRIES[norm].project(images + far, images, epsilon), labels)
 
     return jax.lax.map(at, jnp.arange(STEPS)).max(axis=0)

@@ -18,11 +18,8 @@ def resized(
     image_size: int,
     at_most: int = _IMAGES,
 ) -> np.ndarray | None:
-    """Return the first of the images at some places, f32[M,H,W,C], in [0, 1].
-
-    None where `preprocessing` resizes nothing.
-    Raises:
-      DataError: a damaged image.
+    """Resize the first of the images at some places, f32[M,H,W,C] in [0, 1]; None: the
+    preprocessing resizes nothing.
     """
     numbers = [int(text) for text in re.findall(r"\d+", preprocessing)]
     if preprocessing == "none" or preprocessing.startswith("Crop") or not numbers:
@@ -30,7 +27,7 @@ def resized(
     chosen = [int(place) for place in places[:at_most]]
     read = Images(source, 0, True)
     squashes = len(numbers) == 1
-    found = []
+    arrays = []
     for image, _ in read(chosen):
         assert image is not None, "strict"
         height, width = image.shape[:2]
@@ -40,8 +37,8 @@ def resized(
             if squashes
             else (int(share * height / short), int(share * width / short))
         )
-        found.append(bilinear(image, rows, columns, image_size))
-    return np.stack(found) / np.float32(255)
+        arrays.append(bilinear(image, rows, columns, image_size))
+    return np.stack(arrays) / np.float32(255)
 
 
 def bilinear(image: np.ndarray, rows: int, columns: int, crop: int) -> np.ndarray:
@@ -60,7 +57,7 @@ def bilinear(image: np.ndarray, rows: int, columns: int, crop: int) -> np.ndarra
 
 
 def _between(size: int, resized: int, crop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the neighbours of the central pixels along one side, and the share of the second."""
+    """Find the neighbours of the central pixels along one side, and the share of the second."""
     first = round((resized - crop) / 2)
     at = (np.arange(first, first + crop) + 0.5) * (size / resized) - 0.5
     at = np.clip(at, 0, size - 1)

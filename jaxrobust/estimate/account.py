@@ -11,6 +11,7 @@ from jaxrobust.estimate.work import Work, work
 from jaxrobust.runtime.text import patience
 from jaxrobust.sections import Config
 from jaxrobust.training import build
+from jaxrobust.training.update import objectives
 
 
 def account(
@@ -33,15 +34,20 @@ def account(
       images: of the AutoAttack at the end; default: those of the test split; 0: no AutoAttack.
       robust: the share of them that is assumed to be robust.
       start: seconds until a command begins to work, as this one took.
-    Raises:
-      ValueError: a mistake in the config, or data of unknown size.
     """
     with patience.of("looking at the config and its data"):
         parts = work(config)
-    images = _attacked_images(parts[-1], images)
+    end = parts[-1]
+    if images is None:
+        images = end.evaluated("test")
+    elif images > end.test.images:
+        raise ValueError(
+            f"--images={images} is more than the {end.test.images:,} images of the split "
+            f"{end.config.data.test_split!r}; give fewer, or leave it out"
+        )
     rows = [_phase(part, target, utilisation, seconds, chips) for part in parts]
     run = sum(row["seconds"] for row in rows) + start
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "model": config.model.name,
         "dataset": config.data.name,
         "on": target.name,
@@ -56,30 +62,15 @@ def account(
     }
     if images:
         with patience.of("AutoAttack: looking at what it takes"):
-            once = (
-                attacked.measured(parts[-1].config, seconds=seconds)
-                if target.here
-                else attacked.computed(parts[-1].config, target, utilisation=utilisation)
-            )
-        found["autoattack"] = _autoattack(once, target.chips, images, robust, start)
-    return found | {
-        "known": _known(target, found),
-        "assumed": _assumed(parts, target, found, robust),
+            if target.here:
+                once = attacked.measured(end.config, seconds=seconds)
+            else:
+                once = attacked.computed(end.config, target, utilisation=utilisation)
+        result["autoattack"] = _autoattack(once, target.chips, images, robust, start)
+    return result | {
+        "known": _known(target, result),
+        "assumed": _assumed(parts, target, result, robust),
     }
-
-
-def _attacked_images(part: Work, given: int | None) -> int:
-    """Count the images that AutoAttack gets.
-
-    Raises:
-      ValueError: more than there are.
-    """
-    if given is not None and given > part.test.images:
-        raise ValueError(
-            f"--images={given} is more than the {part.test.images:,} images of the split "
-            f"{part.config.data.test_split!r}; give fewer, or leave it out"
-        )
-    return part.evaluated("test") if given is None else given
 
 
 def costs(seconds: float, chips: int) -> dict[str, float]:
@@ -87,24 +78,18 @@ def costs(seconds: float, chips: int) -> dict[str, float]:
     return {"seconds": seconds, "hours": seconds / 3600, "chip_hours": chips * seconds / 3600}
 
 
-def priced(found: Any, price: float) -> Any:
-    """Return an account with the money for every part that has chip-hours."""
-    if not isinstance(found, dict):
-        return found
+def priced(result: Any, price: float) -> Any:
+    """Add the money to every part of an account that has chip-hours."""
+    if not isinstance(result, dict):
+        return result
     new: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in result.items():
         rows = key == "phases"
         new[key] = [priced(row, price) for row in value] if rows else priced(value, price)
-    return new | ({"money": price * found["chip_hours"]} if "chip_hours" in found else {})
-
-
-def _is_short(found: dict[str, Any]) -> bool:
-    """Tell whether a pass in all slots takes less than a step takes at least."""
-    return max(found["pass_s"].values()) * found["slots"] < elsewhere.SHORTEST
+    return new | ({"money": price * result["chip_hours"]} if "chip_hours" in result else {})
 
 
 def _why(target: Target) -> str:
-    """Explain why no step was compiled, where that can be helped."""
     if "TPU" not in target.kind or target.compiles:  # --fast
         return ""
     if target.chips == 1:
@@ -115,40 +100,31 @@ def _why(target: Target) -> str:
 def _phase(
     part: Work, target: Target, utilisation: float, seconds: float, chips: list[Any] | None
 ) -> dict[str, Any]:
-    """Return a phase: what it does, its speed, its memory, and the seconds of its parts."""
     config, p = part.config, part.config[part.name]
     with patience.of(f"{part.name}: counting its operations"):
         flops = build.flops_per_image(config, part.name)
-    more: dict[str, Any] = {}
     if target.here:
         devices = jax.devices(target.name)[: target.chips]
         with patience.lasting(f"{part.name}: compiling and measuring what it runs"):
-            once: Any = here.measured(part, devices, seconds=seconds)
-        more = {"measured_steps": once.steps, "measured_with_data": once.data}
-        saves = part.selections + math.ceil(p.epochs / config.checkpoint.every_epochs)
-        other = {"compile": once.compile, "checkpoints": saves * once.save}
+            once = here.measured(part, devices, seconds=seconds)
     else:
         with patience.of(f"{part.name}: looking at what its step takes"):
             once = elsewhere.computed(part, target, utilisation=utilisation, chips=chips)
-        other = {"compile": 0.0, "checkpoints": 0.0}
-        if once.figures is not None:
-            executed = once.figures["flops_executable"] * target.chips / part.batch_size
-            more = {"executed_flops_per_image": executed, "roofline": _roofline(once.figures)}
-        else:
-            more = {"activation_bytes": once.activations}
+    saves = part.selections + math.ceil(p.epochs / config.checkpoint.every_epochs)
     spent = {
         "steps": part.steps * once.step,
         "selection": part.selections * once.selection,
         "alarm": part.probes * once.probe,
         "test": once.test,
-        **other,
+        "compile": once.compile,
+        "checkpoints": saves * once.save,
     }
     speed = part.batch_size / once.step
     peak = target.chip and target.chips * target.chip.flops
     return {
         "phase": part.name,
         "objective": p.objective,
-        "attack_steps": 0 if p.objective == "clean" else config.attack.steps,
+        "attack_steps": config.attack.steps if objectives.named(p.objective).attacks else 0,
         "epochs": p.epochs,
         "image_size": config.model.image_size,
         "batch_size": part.batch_size,
@@ -161,38 +137,22 @@ def _phase(
         "mfu": speed * flops / peak if peak else None,
         "memory_bytes": once.memory,
         "parts_s": spent,
-        **more,
+        **once.figures,
         **costs(sum(spent.values()), target.chips),
     }
-
-
-def _roofline(figures: dict[str, Any]) -> dict[str, Any]:
-    keys = ("roofline_s", "roofline_step_s", "roofline_images_per_s_per_chip", "bound_by")
-    return {key: figures[key] for key in keys}
 
 
 def _autoattack(
     once: attacked.Attacked, chips: int, images: int, robust: float, start: float
 ) -> dict[str, Any]:
-    """Estimate the cost of standard AutoAttack on the network of the last phase."""
-    found: dict[str, Any] = {
-        "images": images,
-        "slots": once.slots,
-        "jobs_per_image": once.jobs,
-        "passes_per_image": once.passes,
-        "pass_s": once.seconds,
-        "compile_s": once.compile,
-        "once_s": once.once,
-        "robust": robust,
-    }
+    result: dict[str, Any] = {"images": images, **once._asdict(), "robust": robust}
     for name, share in (("at_most", 1.0), ("expected", robust)):
-        seconds = start + attacked.seconds_of(found, images=images, robust=share)
-        found[name] = costs(seconds, chips)
-    return found
+        seconds = start + attacked.seconds_of(result, images=images, robust=share)
+        result[name] = costs(seconds, chips)
+    return result
 
 
-def _known(target: Target, found: dict[str, Any]) -> list[str]:
-    """State the origin of the other figures, a sentence each."""
+def _known(target: Target, result: dict[str, Any]) -> list[str]:
     if target.here:
         return [
             "Measured on this machine, for a moment each, times how often it happens: steps, "
@@ -202,7 +162,7 @@ def _known(target: Target, found: dict[str, Any]) -> list[str]:
         "Computed, not measured, as no step has run on such chips: the operations are counted in "
         "the network, and divided by the chips' peak and the share of it that is assumed."
     ]
-    if any("roofline" in row for row in found["phases"]):
+    if any("roofline" in row for row in result["phases"]):
         lines.append(
             "Compiled with libtpu: memory and roofline are those of the step's executable. No step "
             "counts as faster than its roofline."
@@ -210,20 +170,19 @@ def _known(target: Target, found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: float) -> list[str]:
-    """State the costs that are not measured, a sentence each."""
-    lines = []
+def _assumed(parts: list[Work], target: Target, result: dict[str, Any], robust: float) -> list[str]:
+    lines, aa = [], result.get("autoattack")
     if not target.here:
         lines.append(
-            f"The chips reach {found['utilisation']:.0%} of their bfloat16 peak (--utilisation). "
+            f"The chips reach {result['utilisation']:.0%} of their bfloat16 peak (--utilisation). "
             "Start, compilation, checkpoints and waiting for data are not in the times."
         )
-    if not target.here and any(row["step_s"] == elsewhere.SHORTEST for row in found["phases"]):
+    if not target.here and any(row["step_s"] == elsewhere.SHORTEST for row in result["phases"]):
         lines.append(
             f"A step takes {1e3 * elsewhere.SHORTEST:.0f} ms at least, as the chips wait for their "
             "program and their images; larger batches cost hardly more."
         )
-    if not target.here and "autoattack" in found and _is_short(found["autoattack"]):
+    if not target.here and aa and max(aa["pass_s"].values()) * aa["slots"] < elsewhere.SHORTEST:
         lines.append(
             "AutoAttack's passes are so short that the chips wait for their program: its time is "
             "what is possible at best."
@@ -233,13 +192,13 @@ def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: f
         lines.append(f"{name} is not here: its published number of images is taken.")
     if target.here and unknown:
         lines.append("The step was measured on random images: reading real ones is not in it.")
-    if not target.here and any("roofline" not in row for row in found["phases"]):
+    if not target.here and any("roofline" not in row for row in result["phases"]):
         lines.append(
             "Memory is that of parameters, average, optimiser, and of the activations that a "
             "backward pass needs, counted in the network; compiled, it may be half or twice as "
             f"much: the step was not compiled{_why(target)}."
         )
-    if "autoattack" in found:
+    if aa:
         lines.append(
             f"{robust:.0%} of the images are robust (--robust); each other one costs "
             f"{attacked.FALLEN:.0%} of APGD-CE, as on twelve networks on CIFAR-10."

@@ -37,29 +37,26 @@ class Attacked(NamedTuple):
     """What each attack costs in the engine, by its name."""
 
     slots: int  # on all devices together
-    jobs: dict[str, int]  # of an image that is never fooled
-    passes: dict[str, int]  # of all its jobs
-    seconds: dict[str, float]  # of one pass in one slot, all devices together
-    compile: float  # of all programs
-    once: float  # of all else that is done once, such as the checks of the network
+    jobs_per_image: dict[str, int]  # of one that is never fooled
+    passes_per_image: dict[str, int]  # of all its jobs
+    pass_s: dict[str, float]  # of one pass in one slot, all devices together
+    compile_s: float  # of all programs
+    once_s: float  # of all else that is done once, such as the checks of the network
 
 
-def seconds_of(found: dict[str, Any], *, images: int, robust: float) -> float:
-    """Return the seconds for so many images, a share of which is robust.
-
-    Args:
-      found: `slots`, `jobs_per_image`, `passes_per_image`, `pass_s`, `compile_s` and `once_s` of an
-        account.
+def seconds_of(estimate: dict[str, Any], *, images: int, robust: float) -> float:
+    """Estimate AutoAttack's seconds on so many images, a share of which is robust, from the figures
+    of an account.
     """
-    standing, slots, total = round(robust * images), found["slots"], 0.0
-    for name, passes in found["passes_per_image"].items():
-        jobs = found["jobs_per_image"][name]
+    standing, slots, total = round(robust * images), estimate["slots"], 0.0
+    for name, passes in estimate["passes_per_image"].items():
+        jobs = estimate["jobs_per_image"][name]
         waves = math.ceil(standing * jobs / slots)
-        total += waves * slots * passes / jobs * found["pass_s"][name]
-    first = next(iter(found["passes_per_image"]))
-    each = found["passes_per_image"][first] * found["pass_s"][first]
+        total += waves * slots * passes / jobs * estimate["pass_s"][name]
+    first = next(iter(estimate["passes_per_image"]))
+    each = estimate["passes_per_image"][first] * estimate["pass_s"][first]
     fallen = (images - standing) * FALLEN * each
-    return total + fallen + found["compile_s"] + found["once_s"]
+    return total + fallen + estimate["compile_s"] + estimate["once_s"]
 
 
 def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
@@ -67,10 +64,9 @@ def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
     settings = _settings(config)
     # Backward to the image: the same.
     seconds = build.forward_flops(config) / (target.float32 * utilisation)
-    names = [setting.name for setting in settings]
-    each = slots_of_chip(config.model.image_size)
-    known = _known(settings, config)
-    return Attacked(each * target.chips, *known, dict.fromkeys(names, seconds), 0.0, 0.0)
+    pass_s = dict.fromkeys((setting.name for setting in settings), seconds)
+    slots = slots_of_chip(config.model.image_size) * target.chips
+    return Attacked(slots, *_known(settings, config), pass_s, 0.0, 0.0)
 
 
 def slots_of_chip(image_size: int) -> int:
@@ -79,10 +75,9 @@ def slots_of_chip(image_size: int) -> int:
 
 
 def measured(config: Config, *, seconds: float) -> Attacked:
-    """Attack a network of random weights, each attack for `seconds`, on this process' devices.
+    """Attack a network of random weights, each attack for `seconds`, with evaluation's programs.
 
-    The programs are those of the evaluation. The network's own answers are the labels and the
-    radius is next to nothing, so that all slots stay full.
+    The network's own answers are the labels and the radius is next to nothing: slots stay full.
     """
     logits_fn, images, labels = _network(config)
     settings = _settings(config)
@@ -101,7 +96,6 @@ def measured(config: Config, *, seconds: float) -> Attacked:
 
 
 def _network(config: Config) -> tuple[Callable[..., Any], np.ndarray, np.ndarray]:
-    """Return a network of random weights, images, and its own answers."""
     net, model = network_of(config, dtype="float32"), config.model
     params, stats = jax.jit(net.init)(jax.random.key(config.seed))
     params = cast(params, jnp.dtype("float32"))
@@ -113,9 +107,9 @@ def _network(config: Config) -> tuple[Callable[..., Any], np.ndarray, np.ndarray
 
 
 def _once(logits_fn: Any, images: np.ndarray, labels: np.ndarray, config: Config) -> float:
-    """Return the seconds of an evaluation beside its attacks: the clean pass, the checks."""
+    """Time an evaluation beside its attacks: the clean pass, the checks."""
     start = time.perf_counter()
-    found = autoattack(
+    result = autoattack(
         logits_fn,
         images,
         labels,
@@ -125,14 +119,14 @@ def _once(logits_fn: Any, images: np.ndarray, labels: np.ndarray, config: Config
         overrides={"apgd-ce": {"steps": 1, "restarts": 1}},
         verbose=False,
     )
-    attacks = sum(cost.seconds + cost.compile_seconds for cost in found.costs)
+    attacks = sum(cost.seconds + cost.compile_seconds for cost in result.costs)
     return time.perf_counter() - start - attacks
 
 
 def _tried(
     runner: engine.Engine, setting: Setting, images: np.ndarray, labels: np.ndarray, seconds: float
 ) -> tuple[float, float]:
-    """Return the seconds in which an attack compiles, and those of one pass in one slot."""
+    """Time the compilation of an attack, and one pass in one slot."""
     number, classes = len(images), runner.traces[0].classes
     ranks = ensembles.ranks(engine.forward(runner, images), labels, max(setting.targets, 1))
     calls = engine.decide(
@@ -164,6 +158,5 @@ def _settings(config: Config) -> list[Setting]:
 
 
 def _known(settings: list[Setting], config: Config) -> tuple[dict[str, int], dict[str, int]]:
-    """Return jobs and passes of an image that is never fooled, by attack."""
     jobs = {s.name: s.restarts * max(s.targets, 1) for s in settings}
     return jobs, {s.name: ensembles.most_passes(s, config.model.num_classes) for s in settings}

@@ -33,10 +33,10 @@ def divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def configured(given: str, changes: Sequence[str]) -> "Config":
-    """Return a config, `FILE[:ARGUMENTS]`, with changes, as `jaxrobust train` reads it; unlocked.
+    """Read a config, `FILE[:ARGUMENTS]`, with changes, as `jaxrobust train` does; it is unlocked.
 
-    A mistake ends the process with a sentence and 2. To be called once: absl looks for the keys in
-    `sys.argv`, which is changed to hold nothing else.
+    A mistake ends the process. To be called once: absl looks for the keys in `sys.argv`, which is
+    changed to hold nothing else.
     """
     if "config" not in flags.FLAGS:
         config_flags.DEFINE_config_file("config", lock_config=True)

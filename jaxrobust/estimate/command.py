@@ -9,6 +9,7 @@ from jaxrobust.estimate import changes
 from jaxrobust.estimate import devices as targets
 from jaxrobust.runtime.commandline.arguments import config_name
 from jaxrobust.runtime.text import patience
+from jaxrobust.training.update.checks import must_be
 
 UTILISATION = 0.2  # assumed where nothing is measured
 
@@ -30,38 +31,19 @@ class Settings(NamedTuple):
 
 
 def check(given: Settings) -> None:
-    """Refuse numbers out of range.
-
-    Raises:
-      ValueError: with what the number must be.
-    """
-    price, used, robust = given.price, given.utilisation, given.robust
-    rules = {
-        "price": (price is None or 0 < price < float("inf"), price, "above 0"),
-        "utilisation": (
-            used is None or 0 < used <= 1,
-            used,
-            "above 0 and at most 1, such as 0.4",
-        ),
-        "robust": (0 <= robust <= 1, robust, "from 0 to 1"),
-        "seconds": (0 < given.seconds < 3600, given.seconds, "above 0 and below 3600"),
-        "batch": (given.batch is None or given.batch >= 1, given.batch, "at least 1"),
-        "images": (given.images is None or given.images >= 0, given.images, "at least 0"),
-    }
-    for flag, (inside, value, wanted) in rules.items():
-        if not inside:
-            raise ValueError(f"--{flag}={value} must be {wanted}")
+    """Refuse numbers out of range."""
+    price, used, batch, images = given.price, given.utilisation, given.batch, given.images
+    must_be("--price", price, price is None or 0 < price < float("inf"), "above 0")
+    inside = used is None or 0 < used <= 1
+    must_be("--utilisation", used, inside, "above 0 and at most 1, such as 0.4")
+    must_be("--robust", given.robust, 0 <= given.robust <= 1, "from 0 to 1")
+    must_be("--seconds", given.seconds, 0 < given.seconds < 3600, "above 0 and below 3600")
+    must_be("--batch", batch, batch is None or batch >= 1, "at least 1")
+    must_be("--images", images, images is None or images >= 0, "at least 0")
 
 
 def answer(given: Settings, begun: float) -> dict[str, Any]:
-    """Print the estimate and return it.
-
-    Args:
-      given: what is asked.
-      begun: when the process began, by `time.perf_counter`.
-    Raises:
-      ValueError: a mistake in the settings or in the config.
-    """
+    """Print the estimate and return it; `begun`: start of the process, by `time.perf_counter`."""
     check(given)
     with patience.of("loading JAX and looking for its devices"):
         targets.prepare(given.on)
@@ -100,7 +82,7 @@ def _account(given: Settings, target: targets.Target, begun: float) -> dict[str,
     with tempfile.TemporaryDirectory() as empty:
         # As where nothing is cached yet: a later phase finds what an earlier one has compiled.
         jax.config.update("jax_compilation_cache_dir", empty)
-        found = account.account(
+        estimate = account.account(
             config,
             target,
             utilisation=given.utilisation or UTILISATION,
@@ -111,9 +93,9 @@ def _account(given: Settings, target: targets.Target, begun: float) -> dict[str,
             start=time.perf_counter() - begun if target.here else 0.0,
         )
     about = {"config": config_name(given.config), "changes": given.changes, "price": given.price}
-    found = about | found
+    estimate = about | estimate
     if given.price is not None:
-        found = account.priced(found, given.price)
+        estimate = account.priced(estimate, given.price)
     width = shutil.get_terminal_size((100, 24)).columns  # 100: where it is no terminal
-    print(page.page(found, width=max(width, 60)))
-    return found
+    print(page.page(estimate, width=max(width, 60)))
+    return estimate

@@ -72,11 +72,7 @@ def prepare(name: str) -> None:
 
 
 def target(name: str) -> Target:
-    """Return the devices that `--on` names.
-
-    Raises:
-      ValueError: no such devices, or none of them here.
-    """
+    """Look up the devices that `--on` names; a `ValueError` says which names there are."""
     if name in HERE:
         return _present(name)
     kind, _, shape = name.partition(":")
@@ -104,7 +100,6 @@ def target(name: str) -> Target:
 
 
 def _rented(kind: str, shape: str) -> bool:
-    """Tell whether there are slices of that shape."""
     if kind not in _LARGEST:
         return shape in _PLANE
     sides = [int(side) for side in shape.split("x")]
@@ -121,12 +116,12 @@ def _present(name: str) -> Target:
     from jaxrobust.runtime.devices import hardware
 
     try:
-        found = jax.devices(name)
+        devices = jax.devices(name)
     except RuntimeError as error:
         raise ValueError(
             f"--on {name}: JAX finds no {name.upper()} on this machine; {_WRITTEN}"
         ) from error
     # `main` trains on one device of a CPU, which has all cores.
-    count = 1 if name == "cpu" else len(found)
-    kind = found[0].device_kind
+    count = 1 if name == "cpu" else len(devices)
+    kind = devices[0].device_kind
     return Target(name, kind, count, hardware.chip(kind), True, True)

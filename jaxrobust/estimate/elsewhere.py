@@ -2,7 +2,7 @@
 
 import json
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxrobust import models
 from jaxrobust.config import Values, network_of, plain
 from jaxrobust.estimate.devices import Target
-from jaxrobust.estimate.work import Work, evaluation_flops
+from jaxrobust.estimate.work import Cost, Work, evaluation_flops
 from jaxrobust.runtime.devices import topology
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.sections import Config
@@ -22,45 +22,30 @@ from jaxrobust.training.update import step as training_step
 SHORTEST = 5e-3
 
 
-class Computed(NamedTuple):
-    """Seconds of each part of a phase, once, at the assumed utilisation."""
+def computed(work: Work, target: Target, *, utilisation: float, chips: list[Any] | None) -> Cost:
+    """Estimate a phase at a share of the chips' peak, or at the roofline where that takes longer.
 
-    step: float
-    probe: float
-    selection: float  # of one evaluation
-    test: float
-    memory: int  # bytes of a chip: of the executable, else of the state and the activations
-    activations: int | None  # of them, where they are counted; None: the step was compiled
-    figures: dict[str, Any] | None  # of the executable, with its roofline; None: not compiled
-
-
-def computed(
-    work: Work, target: Target, *, utilisation: float, chips: list[Any] | None
-) -> Computed:
-    """Estimate the time of a phase.
-
-    Args:
-      utilisation: share of the chips' peak that the model's operations reach. Where the
-        executable's roofline takes longer than that, it is what counts.
-      chips: of `topology.devices`, to compile the step for; None: it is not compiled.
-    Raises:
-      ValueError: what training would refuse; a step that needs more memory than a chip has.
+    `chips`: of `topology.devices`, to compile the step for; None: it is not compiled.
     """
     assert target.chip is not None, "only listed chips have names"
     config, name = work.config, work.name
     check(work, target.chips)
-    flops = build.flops_per_image(config, name) * work.batch_size / target.chips
-    step, found = flops / (target.chip.flops * utilisation), None
+    images = work.batch_size / target.chips
+    flops = build.flops_per_image(config, name) * images
+    step = flops / (target.chip.flops * utilisation)
+    figures: dict[str, Any]
     if chips is not None:
         say(f"{name}: compiling the step for {target.name} (minutes for a large network)")
         phase = build.phase(config, name, work.rows, devices=chips)
         arguments = build.abstract_arguments(config, name, phase)
         remedy = f"--batch {max(work.batch_size // target.chips // 2, 1)} or --fsdp 0"
-        found = topology.compiled(phase.step, *arguments, remedy=remedy)
-        images = work.batch_size / target.chips
-        found |= topology.roofline(found, target.chip, flops=flops, images=images)
-        step = max(step, found["roofline_step_s"])
-        memory, activations = topology.memory_of(found), None
+        compiled = topology.compiled(phase.step, *arguments, remedy=remedy)
+        roofline = topology.roofline(compiled, target.chip, flops=flops, images=images)
+        step = max(step, roofline["roofline_step_s"])
+        memory, executed = topology.memory_of(compiled), compiled["flops_executable"] / images
+        keys = ("roofline_s", "roofline_step_s", "roofline_images_per_s_per_chip", "bound_by")
+        figures = {"executed_flops_per_image": executed}
+        figures["roofline"] = {key: roofline[key] for key in keys}
     else:
         state = _state(work, target)
         if state > target.chip.memory:
@@ -70,29 +55,26 @@ def computed(
                 "share them with --fsdp 0"
             )
         activations = kept(config, name, images=work.batch_size // target.chips)
-        memory = state + activations
+        memory, figures = state + activations, {"activation_bytes": activations}
     step = max(step, SHORTEST)
     speed = target.chips * target.chip.flops * utilisation
     every = config.alarm.every_steps or 1
-    return Computed(
+    return Cost(
         step=step,
         probe=step * every * 0.01,  # `alarm.check_cost` refuses more
         selection=evaluation_flops(work, "evaluation") / speed,
         test=evaluation_flops(work, "test") / (target.float32 * utilisation),
         memory=memory,
-        activations=activations,
-        figures=found,
+        figures=figures,
     )
 
 
 def kept(config: Config, name: str, *, images: int) -> int:
-    """Return the bytes that a phase's backward pass needs of the forward one, counted in the traced
-    network: about what an update takes beside the state.
+    """Count the bytes that a phase's backward pass needs of the forward one, in the traced network:
+    about what an update takes beside the state.
 
     A compiler keeps less where it fuses layers, and more where it copies; the attack's passes keep
-    no more than this, and after them nothing.
-    Args:
-      images: of a chip and step; what `microbatches` do in parts counts once.
+    no more than this. `images`: of a chip and step; what `microbatches` do in parts counts once.
     """
     net, size = network_of(config), config.model.image_size
     rows = images // config[name].microbatches
@@ -112,11 +94,7 @@ def kept(config: Config, name: str, *, images: int) -> int:
 
 
 def check(work: Work, chips: int) -> None:
-    """Refuse what training would refuse on so many chips.
-
-    Raises:
-      ValueError: one sentence, as training says it.
-    """
+    """Refuse what training would refuse on so many chips, with training's sentence."""
     config, name, size = work.config, work.name, work.batch_size
     build.divides(size, chips, f"{name}.batch_size")
     for key in ("evaluation", "test"):
@@ -132,7 +110,6 @@ def check(work: Work, chips: int) -> None:
 
 
 def _state(work: Work, target: Target) -> int:
-    """Return the bytes of parameters, their average and the optimiser's state on one chip."""
     config, p = work.config, work.config[work.name]
     _, tx = optim.of_phase(
         p,

@@ -6,13 +6,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.errors import JaxRuntimeError
 
-from jaxrobust.estimate.work import Work
+from jaxrobust.estimate.work import Cost, Work
 from jaxrobust.runtime.devices import compilation, sharding, topology
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
@@ -25,26 +25,8 @@ from jaxrobust.weights.store.checkpoint import Checkpoints
 MOST_STEPS = 50  # that are measured, or as many as fit in the seconds
 
 
-class Measured(NamedTuple):
-    """Seconds of each part of a phase, once, and the memory of the step."""
-
-    compile: float  # of all programs
-    step: float
-    probe: float
-    selection: float  # of one evaluation, a whole one
-    test: float
-    save: float  # of the weights and the state, once
-    steps: int  # that were measured
-    data: bool  # whether with the images of the data set
-    memory: int  # bytes of a device
-
-
-def measured(work: Work, devices: list[Any], *, seconds: float) -> Measured:
-    """Compile and run the programs of a phase, the step for about `seconds`.
-
-    Raises:
-      ValueError: what training would refuse; programs that need more memory than there is.
-    """
+def measured(work: Work, devices: list[Any], *, seconds: float) -> Cost:
+    """Compile and run the programs of a phase, the step for about `seconds`."""
     try:
         return _measured(work, devices, seconds)
     except JaxRuntimeError as error:
@@ -57,7 +39,7 @@ def measured(work: Work, devices: list[Any], *, seconds: float) -> Measured:
         ) from error
 
 
-def _measured(work: Work, devices: list[Any], seconds: float) -> Measured:
+def _measured(work: Work, devices: list[Any], seconds: float) -> Cost:
     config, name = work.config, work.name
     phase = build.phase(config, name, work.rows, devices=devices)
     say(f"{name}: compiling what it runs on {len(devices)} x {devices[0].device_kind}")
@@ -90,15 +72,14 @@ def _measured(work: Work, devices: list[Any], seconds: float) -> Measured:
                 alarm = _timed(lambda: probe(state, first, control))
             saved = _saved(state)
             number, each = _steps(step, state, batches, control, seconds)
-    return Measured(
+    return Cost(
         compile=total,
         step=each,
         probe=alarm if probe is not None else 0.0,
         selection=runs["evaluation"],
         test=runs["test"],
         save=saved,
-        steps=number,
-        data=work.train.source is not None,
+        figures={"measured_steps": number, "measured_with_data": work.train.source is not None},
         memory=peak_memory() or topology.memory_of(topology.sizes(step)),
     )
 
@@ -106,7 +87,7 @@ def _measured(work: Work, devices: list[Any], seconds: float) -> Measured:
 def _evaluation(
     work: Work, key: str, phase: build.Phase, weights: Any, run: Any
 ) -> tuple[float, float]:
-    """Return the seconds of one evaluation, from those of a batch, and of its compilation."""
+    """Time one evaluation, from a batch of it, and its compilation."""
     size = work.config[key].batch_size
     build.divides(size, phase.mesh.size, f"{key}.batch_size")
     images, labels = _random(work, size)
@@ -144,9 +125,8 @@ def _batches(work: Work, phase: build.Phase) -> Iterator[Iterator[Batch]]:
 def _steps(
     step: Any, state: Any, batches: Iterator[Batch], control: Any, seconds: float
 ) -> tuple[int, float]:
-    """Count the steps taken in about these seconds, and average the time of one.
-
-    The next batch is made while the device computes, as in training.
+    """Count the steps of about `seconds`, and average the time of one; the next batch is made while
+    the device computes, as in training.
     """
     batch, number = next(batches), -1  # the first step does not count
     start = end = time.perf_counter()
@@ -161,7 +141,6 @@ def _steps(
 
 
 def _saved(state: Any) -> float:
-    """Return the seconds of a checkpoint on this machine's disk."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         kept = stack.enter_context(contextlib.closing(Checkpoints(folder)))
@@ -173,7 +152,7 @@ def _saved(state: Any) -> float:
 
 
 def _timed(run: Callable[[], Any]) -> float:
-    """Return the seconds of a second run."""
+    """Time a second run."""
     jax.block_until_ready(run())
     start = time.perf_counter()
     jax.block_until_ready(run())

@@ -1,30 +1,25 @@
 """An account as lines for people, no wider than their terminal."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 _GAP = 3  # columns between two phases
 _UNDER = "  "  # before a row that is a part of the one above
 
 
-def page(found: dict[str, Any], *, width: int = 80) -> str:
-    """Return a column for each phase, what all costs together, and what is assumed.
-
-    Args:
-      width: columns of the terminal.
-    """
-    lines = [f"{found['model']} on {found['dataset']}, {found['device']} ({found['on']})"]
-    columns = [_column(row, found) for row in found["phases"]]
+def page(result: dict[str, Any], *, width: int = 80) -> str:
+    """Lay out a column for each phase, the costs of all and what is assumed in `width` columns."""
+    lines = [f"{result['model']} on {result['dataset']}, {result['device']} ({result['on']})"]
+    columns = [_column(row, result) for row in result["phases"]]
     for group in _fitting(columns, width):
         lines += ["", *_table(group)]
-    lines += ["", *_sums(found)]
-    lines += ["", *found["known"], *(f"Assumed: {line}" for line in found["assumed"])]
+    lines += ["", *_sums(result)]
+    lines += ["", *result["known"], *(f"Assumed: {line}" for line in result["assumed"])]
     return "\n".join(part for line in lines for part in _wrapped(line, width))
 
 
 def _wrapped(line: str, width: int) -> list[str]:
-    """Return a line in parts that fit; a row of the table fits already, or cannot be cut."""
     if len(line) <= width:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()))
@@ -32,12 +27,11 @@ def _wrapped(line: str, width: int) -> list[str]:
     return textwrap.wrap(line, width, subsequent_indent=f"{indent}  ", **how)  # type: ignore[arg-type]
 
 
-def _column(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
-    """Return the cells of a phase by the names of their rows."""
+def _column(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
     steps = f", {row['attack_steps']}-step attack" if row["attack_steps"] else ""
-    several = found["chips"] > 1
+    several = result["chips"] > 1
     per_chip = f" ({row['images_per_s_per_chip']:,.0f} a chip)" if several else ""
-    memory = f" of {found['chip_memory'] / 2**30:.0f} GiB" if found["chip_memory"] else ""
+    memory = f" of {result['chip_memory'] / 2**30:.0f} GiB" if result["chip_memory"] else ""
     cells = {
         "phase": row["phase"],
         "objective": f"{row['objective']}{steps}",
@@ -50,7 +44,7 @@ def _column(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
     }
     if row["mfu"] is not None:
         cells["share of peak FLOP/s"] = f"{row['mfu']:.1%}"
-    name = "memory per chip" if found["on"] != "cpu" else "memory"
+    name = "memory per chip" if result["on"] != "cpu" else "memory"
     cells[name] = f"{_bytes(row['memory_bytes'])}{memory}"
     if "activation_bytes" in row:
         cells[f"{_UNDER}activations, counted"] = _bytes(row["activation_bytes"])
@@ -58,7 +52,7 @@ def _column(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
     cells["time"] = _seconds(row["seconds"])
     for key, seconds in row["parts_s"].items():
         cells[f"{_UNDER}{_PARTS[key]}"] = _seconds(seconds) if seconds else ""
-    if found["on"] != "cpu":
+    if result["on"] != "cpu":
         cells["chip-hours"] = f"{row['chip_hours']:,.3g}"
     return cells | ({"money": _money(row["money"])} if "money" in row else {})
 
@@ -74,67 +68,57 @@ _PARTS = {
 }
 
 
-def _roofline(found: dict[str, Any]) -> dict[str, str]:
-    """Return the cells of what the chips' peaks allow the executable of a step."""
-    bound = f"by {_BOUNDS[found['bound_by']]}"
-    cells = {"roofline per step": f"{1e3 * found['roofline_step_s']:.1f} ms, {bound}"}
-    for key, seconds in found["roofline_s"].items():
+def _roofline(result: dict[str, Any]) -> dict[str, str]:
+    bound = f"by {_BOUNDS[result['bound_by']]}"
+    cells = {"roofline per step": f"{1e3 * result['roofline_step_s']:.1f} ms, {bound}"}
+    for key, seconds in result["roofline_s"].items():
         cells[f"{_UNDER}{_BOUNDS[key]}"] = f"{1e3 * seconds:.1f} ms"
-    best = found["roofline_images_per_s_per_chip"]
+    best = result["roofline_images_per_s_per_chip"]
     return cells | {f"{_UNDER}images/s at best": f"{best:,.0f} a chip"}
 
 
 def _fitting(columns: list[dict[str, str]], width: int) -> Iterator[list[dict[str, str]]]:
-    """Yield groups of phases that fit beside each other, each at least one."""
-    left = width - _names_width(columns)
+    left = width - _width(name for column in columns for name in column)
     group: list[dict[str, str]] = []
     for column in columns:
-        if group and sum(_width(c) + _GAP for c in (*group, column)) > left:
+        if group and sum(_width(c.values()) + _GAP for c in (*group, column)) > left:
             yield group
             group = []
         group.append(column)
     yield group
 
 
-def _names_width(columns: list[dict[str, str]]) -> int:
-    return max(len(name) for column in columns for name in column)
-
-
-def _width(column: dict[str, str]) -> int:
-    return max(map(len, column.values()))
+def _width(texts: Iterable[str]) -> int:
+    return max(map(len, texts))
 
 
 def _table(columns: list[dict[str, str]]) -> list[str]:
-    """Return the rows that any of these phases has."""
-    first, lines = _names_width(columns), []
+    first, lines = _width(name for column in columns for name in column), []
     for name in columns[0]:
         if any(column[name] for column in columns):
-            cells = (f"{column[name] or '-':{_width(column)}}" for column in columns)
+            cells = (f"{column[name] or '-':{_width(column.values())}}" for column in columns)
             gap = " " * _GAP
             lines.append(gap.join([f"{name:{first}}", *cells]).rstrip())
     return lines
 
 
-def _sums(found: dict[str, Any]) -> list[str]:
-    """Write the cost of the whole training and of the AutoAttack after it, under heads."""
-    rows = {"": None, "training": found["training"]}
-    if aa := found.get("autoattack"):
+def _sums(result: dict[str, Any]) -> list[str]:
+    rows = {"": None, "training": result["training"]}
+    if aa := result.get("autoattack"):
         rows[f"AutoAttack, {aa['images']:,} images, {aa['robust']:.0%} robust"] = aa["expected"]
         if aa["robust"] < 1:
             passes = sum(aa["passes_per_image"].values())
             rows[f"{_UNDER}all robust, {passes:,} passes each"] = aa["at_most"]
-    heads = ["time"] + ["chip-hours"] * (found["on"] != "cpu")
-    heads += ["money"] * ("money" in found["training"])
+    heads = ["time"] + ["chip-hours"] * (result["on"] != "cpu")
+    heads += ["money"] * ("money" in result["training"])
     first, lines = max(map(len, rows)), []
     for name, costs in rows.items():
-        cells = heads if costs is None else _cells(costs)[: len(heads)]
-        lines.append(f"{name:{first}}" + "".join(f"  {cell:>10}" for cell in cells))
+        cells = heads
+        if costs is not None:
+            money = [_money(costs["money"])] if "money" in costs else []
+            cells = [_seconds(costs["seconds"]), f"{costs['chip_hours']:,.3g}", *money]
+        lines.append(f"{name:{first}}" + "".join(f"  {c:>10}" for c in cells[: len(heads)]))
     return lines
-
-
-def _cells(costs: dict[str, float]) -> list[str]:
-    money = [_money(costs["money"])] if "money" in costs else []
-    return [_seconds(costs["seconds"]), f"{costs['chip_hours']:,.3g}", *money]
 
 
 def _money(money: float) -> str:

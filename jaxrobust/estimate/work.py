@@ -1,7 +1,7 @@
 """How much a config has to do: images, steps, evaluations of each phase; nothing is computed."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxrobust.attacks import fixed_steps
 from jaxrobust.config import of_phase, phases
@@ -10,6 +10,7 @@ from jaxrobust.data.splits import grammar, sizes, subsets
 from jaxrobust.sections import Config, TestSection
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
+from jaxrobust.training.update import objectives
 
 
 class Split(NamedTuple):
@@ -34,25 +35,34 @@ class Work(NamedTuple):
 
     @property
     def batch_size(self) -> int:
-        """Return the images of a step on all devices together."""
+        """Count the images of a step on all devices together."""
         return self.config[self.name].batch_size
 
     def evaluated(self, key: str) -> int:
-        """Return the images of one evaluation; `key` is "evaluation" or "test"."""
+        """Count the images of one evaluation; `key` is "evaluation" or "test"."""
         split = self.selection if key == "evaluation" else self.test
         return min(split.images, self.evaluation(key).images or split.images)
 
     def evaluation(self, key: str) -> TestSection:
-        """Return the section of an evaluation; `key` is "evaluation" or "test"."""
+        """Look up the section of an evaluation; `key` is "evaluation" or "test"."""
         return self.config.evaluation if key == "evaluation" else self.config.test
 
 
-def work(config: Config) -> list[Work]:
-    """Collect the work of the phases that happen.
+class Cost(NamedTuple):
+    """Seconds of each part of a phase, once, and the memory of its step."""
 
-    Raises:
-      ValueError: a data set that is not here and of unknown size; a mistake in the config.
-    """
+    step: float
+    probe: float
+    selection: float  # of one evaluation, a whole one
+    test: float
+    memory: int  # bytes of a device
+    figures: dict[str, Any]  # what else is known of the step
+    compile: float = 0.0  # of all programs
+    save: float = 0.0  # of the weights and the state
+
+
+def work(config: Config) -> list[Work]:
+    """Count what the phases that happen have to do."""
     return [_phase(of_phase(config, name), name) for name in phases(config)]
 
 
@@ -65,7 +75,7 @@ def _phase(config: Config, name: str) -> Work:
             f"{name}.batch_size={p.batch_size} must be at least 1, at most the split's {rows}"
         )
     steps = p.epochs * (rows // p.batch_size)
-    looks = config.alarm.every_steps if p.objective != "clean" else 0
+    looks = config.alarm.every_steps if objectives.named(p.objective).attacks else 0
     return Work(
         name=name,
         config=config,
@@ -87,11 +97,7 @@ def _rows(config: Config, name: str, train: Split) -> int:
 
 
 def split(config: Config, key: str) -> Split:
-    """Return a split of the config's data set, or its known size where it is not here.
-
-    Raises:
-      ValueError: it is not here, and its size is not known.
-    """
+    """Open a split of the config's data set, or look up its known size where it is not here."""
     try:
         source = splits.opened(config, key)
         return Split(len(source), source)
@@ -105,33 +111,28 @@ def split(config: Config, key: str) -> Split:
 
 
 def _known(config: Config, key: str) -> int | None:
-    """Return the images of a split of a data set that everybody knows."""
     data = config.data
     name = data.name.removeprefix("tfds:").partition(":")[0]
-    asked = grammar.parse(data[key])
+    wanted = grammar.parse(data[key])
     there = sizes.IMAGES.get(name)
-    if there is None or asked is None:
+    if there is None or wanted is None:
         return None
-    if asked.ids is not None:
-        total = sizes.LISTS.get(asked.ids) if name == "imagenet2012" else there.get(asked.name)
+    if wanted.ids is not None:
+        total = sizes.LISTS.get(wanted.ids) if name == "imagenet2012" else there.get(wanted.name)
     else:
-        total = there.get(grammar.present(asked.name, there) or "")
+        total = there.get(grammar.present(wanted.name, there) or "")
     if total is None:
         return None
     if data.classes is not None:  # classes of equal size, about
         total = round(total * len(subsets.read_classes(data.classes)) / sizes.CLASSES[name])
-    return len(grammar.rows(asked.part, total, f"{data.name}, split {data[key]!r}"))
-
-
-def forward_passes(steps: int) -> int:
-    """Return the passes per image of an evaluation by APGD-CE of so many steps."""
-    return 2 * steps + 1 + 2  # the attack, and the network's answers before and after it
+    return len(grammar.rows(wanted.part, total, f"{data.name}, split {data[key]!r}"))
 
 
 def evaluation_flops(work: Work, key: str) -> float:
-    """Return the operations of one evaluation, of the model."""
+    """Count the operations of one evaluation, of the model."""
     named = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
-    passes = (
-        named.forward + named.backward + 2 if named else forward_passes(work.evaluation(key).steps)
-    )
+    attack = (
+        named.forward + named.backward if named else 2 * work.evaluation(key).steps + 1
+    )  # APGD-CE
+    passes = attack + 2  # the network's answers before and after it
     return passes * build.forward_flops(work.config) * work.evaluated(key)

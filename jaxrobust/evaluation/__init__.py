@@ -1,7 +1,7 @@
 """Robust accuracy: AutoAttack, its engine, its ledger and its checks."""
 
 from jaxrobust.evaluation.engine.autoattack import AutoAttackResult, autoattack
-from jaxrobust.evaluation.engine.cascade import Cost
+from jaxrobust.evaluation.engine.outcome import Cost
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.questions.worst_case import WorstCaseResult, worst_case
 from jaxrobust.evaluation.records.verdicts import Verdicts

@@ -59,14 +59,9 @@ class Agreement(NamedTuple):
 def compared(
     network: Converted, images: np.ndarray, rewrite: Callable[..., Any] = lambda function: function
 ) -> Agreement:
-    """Measure the agreement and the times of both sides on images f32[B,H,W,C].
+    """Measure the agreement and the times of both sides on a few real images f32[B,H,W,C].
 
-    Args:
-      network: see `Converted`.
-      images: real ones: few, since a pass in float64 may follow.
-      rewrite: what the evaluation does with a network's function on this platform.
-    Raises:
-      ValueError: see `check`.
+    `rewrite` is what the evaluation does with a network's function on this platform.
     """
     theirs, ours = _torch_pass(network), _jax_pass(network, rewrite)
     found = _checked(network, images, theirs, ours)
@@ -75,11 +70,9 @@ def compared(
 
 
 def check(network: Converted, images: np.ndarray) -> tuple[float, float]:
-    """Return by how much logits and input gradients of both sides differ on images f32[B,H,W,C].
+    """Measure by how much logits and input gradients differ; `ValueError`: too much.
 
-    Raises:
-      ValueError: the module is no function of each image alone, or the two sides differ; the
-        message names the first operator whose values do.
+    The message names the first operator whose values differ, or says that it is no function.
     """
     return _checked(network, images, _torch_pass(network), _jax_pass(network, lambda f: f))
 
@@ -111,21 +104,16 @@ def _checked(
 
 
 def _bar(limits: dict[str, float], own: float) -> float:
-    """Bound the difference of two sides, given PyTorch's rounding `own`."""
     return max(limits["float32"], min(own, limits["widest"]))
 
 
 def _generators() -> tuple[Any, ...]:
-    """Return the states of Python's and NumPy's own generators of random numbers."""
     name, numbers, *rest = np.random.get_state()
     return random.getstate(), name, np.asarray(numbers).tobytes(), rest
 
 
 def _check_again(first: Any, second: Any, *, drawn: bool) -> None:
-    """Raise `ValueError` unless two passes on the same images are equal to rounding.
-
-    And where a pass has `drawn` of Python's or NumPy's own generators, which may show but rarely.
-    """
+    """Refuse passes on the same images that differ, or draw of Python's or NumPy's generators."""
     apart = _largest(second[0], first[0]), _length(second[1], first[1])
     if drawn or any(value > limit for value, limit in zip(apart, _AGAIN, strict=True)):
         raise ValueError(
@@ -139,10 +127,7 @@ def _check_again(first: Any, second: Any, *, drawn: bool) -> None:
 
 
 def _check_alone(images: np.ndarray, all_of: Any, theirs: Pass, bars: tuple[float, float]) -> None:
-    """Raise `ValueError` where logits or gradients of an image depend on its batch.
-
-    Another number of images than before is passed: half of them, or twice as many if there is one.
-    """
+    """Refuse logits or gradients of an image that depend on its batch: half of it, or twice one."""
     some = max(1, len(images) // 2)
     other = images[:some] if len(images) > 1 else np.concatenate([images, images[:, ::-1]])
     few = theirs(other, "float32")
@@ -175,7 +160,6 @@ def _at_once(one: Pass, images: np.ndarray, seconds: float) -> int:
 def _check_exactly(
     network: Converted, ours: Pass, exact: Any, images: np.ndarray, found: tuple[float, float]
 ) -> None:
-    """Raise `ValueError` unless what differs in float32 is equal in float64."""
     logits, gradient = ours(images, "float64")
     off = _largest(logits, exact[0]), _length(gradient, exact[1])
     if off[0] < LOGITS["float64"] and off[1] < GRADIENTS["float64"]:
@@ -203,12 +187,10 @@ def _length(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _cotangent(shape: tuple[int, ...]) -> np.ndarray:
-    """Make weights of the logits that all differ."""
     return np.cos(np.arange(np.prod(shape), dtype=np.float64)).reshape(shape)
 
 
 def _seconds(one: Pass, images: np.ndarray) -> float:
-    """Return the shortest of three passes; the first, which compiles, has been."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -242,7 +224,6 @@ def _jax_pass(network: Converted, rewrite: Callable[..., Any]) -> Pass:
 
 
 def _keys(network: Converted, count: int) -> tuple[Any, ...]:
-    """Return the keys [B] of some images, if the network takes any; the first has always one."""
     if not network.keyed:
         return ()
     return (jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(count)),)
@@ -285,9 +266,7 @@ def _cast(array: Any, dtype: str) -> Any:
 
 
 def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
-    """Return PyTorch's pass: of one image at a time, where that is what the program takes, unless
-    all are to be passed `at_once`.
-    """
+    """Build PyTorch's pass: of one image at a time where the program takes one, or `at_once`."""
     import torch
 
     drawing = _drawing(network)
@@ -335,10 +314,7 @@ def _chosen(result: Any, output: str) -> Any:
 
 
 def first_difference(network: Converted, images: np.ndarray) -> str | None:
-    """Return the first operator whose values differ in float64, with its line; None: none does.
-
-    Both sides are run operator by operator, each on its own values.
-    """
+    """Find the first operator whose values differ in float64, with its line; None: none does."""
     theirs = _torch_values(network, images)
     with jax.enable_x64(True):
         weights = _weights(network, "float64")
@@ -369,7 +345,6 @@ def _off(ours: Any, theirs: Any) -> float:
 
 
 def _torch_values(network: Converted, images: np.ndarray) -> dict[str, Any]:
-    """Return the values of PyTorch's graph in float64, by the names of its nodes."""
     import torch
 
     exported, found = network.exported, {}

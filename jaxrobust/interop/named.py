@@ -39,15 +39,12 @@ def built(
     *,
     random: bool = False,
 ) -> Built:
-    """Return the network that `name` says; a user's file or module is run, nothing else.
+    """Build the network that `name` says; a user's file or module is run, nothing else.
 
     Args:
       what: the flag that holds the name, for messages.
       name: MODULE:FUNCTION, FILE.py:FUNCTION, FILE.pt2, or a file of torch.jit.save.
-      arguments: of the function; None: none.
       output, random: see `torch.from_module`.
-    Raises:
-      ValueError: it names nothing that makes a module, or PyTorch is not installed.
     """
     path = Path(name)
     archive = scripted.is_file(path)
@@ -87,7 +84,6 @@ def _file(what: str, name: str, path: Path, said: Mapping[str, Any], output: str
 
 
 def _called(what: str, found: Named, arguments: dict[str, Any]) -> Any:
-    """Call a function with these arguments; take a module as it is."""
     import torch
 
     if isinstance(found.function, torch.nn.Module):  # the module itself
@@ -117,17 +113,13 @@ def in_jax(
     rewrite: Callable[..., Any],
     following: Sequence[str] = (),
 ) -> tuple[Any, int]:
-    """Return a network as a `jax.tree_util.Partial`, after both sides agreed on some images, and
-    how many images at once are cheapest for a device.
+    """Convert a network; say how many images at once are cheapest, after both sides agreed on some.
 
     Args:
       what: the flag, for messages.
-      network: what `built` returned.
       images: f32[B,H,W,C] in [0, 1], `agreement.FEW` real ones.
       rewrite: what the evaluation does with a network's function on this platform.
       following: attacks that are asked for and follow gradients.
-    Raises:
-      ValueError: it cannot be converted, the two sides differ, or no gradient reaches the images.
     """
     from jaxrobust.interop import agreement
     from jaxrobust.interop import torch as conversion

@@ -98,13 +98,10 @@ def run(
     images: Array,
     key: Array | None = None,
 ) -> dict[str, Any]:
-    """Return all values of a program, by name.
+    """Compute all values of a program, by name, of images f[B,H,W,C].
 
     Args:
-      program: what to compute.
-      table: the operators.
       weights: arrays by their keys; their floating type is what is computed in.
-      images: f[B,H,W,C].
       key: of all that is drawn; each draw has another key, by its place among them.
     """
     keys = {}
@@ -140,9 +137,7 @@ def compute(
     types: Mapping[str, Any],
     key: Array | None = None,
 ) -> Any:
-    """Return the value of a step; `types` are what some types of numbers are computed in, and `key`
-    is that of a step that draws.
-    """
+    """Compute a step; `types`: what some types are computed in; `key`: of a step that draws."""
 
     def read(operand: Any) -> Any:
         if isinstance(operand, Of):
@@ -193,7 +188,6 @@ def read_by(step: Step) -> set[str]:
 def _own_gradient(
     step: Step, table: Mapping[str, Row], values: Mapping[str, Any], types: Mapping[str, Any]
 ) -> list[Array]:
-    """Compute the outputs of a step that has a hand-written backward pass."""
     outputs, holes, inputs, gradients = ([*map(_of_one, each)] for each in step.operands)
     read = {name: values[name] for name in sorted(read_by(step)) if name not in outputs}
     leaves, tree = jax.tree.flatten(read)
@@ -253,7 +247,6 @@ def _last(value: Any) -> Any:
 
 
 def _joined(operands: list[Any]) -> list[Any]:
-    """Return operands that broadcast against values with channels last."""
     axes = max(operand.array.ndim for operand in operands if isinstance(operand, ChannelsLast))
 
     def join(operand: Any) -> Any:

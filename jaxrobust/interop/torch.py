@@ -98,7 +98,6 @@ def of_exported(
 
 
 def _function(program: Program, output: str) -> Any:
-    """Return the function (weights, images) of a program."""
     name = str(program.results[output])
 
     def logits_of(weights: Mapping[str, Array], images: Array) -> Array:
@@ -116,11 +115,7 @@ def _function(program: Program, output: str) -> Any:
 
 
 def _keyed(program: Program, output: str) -> Any:
-    """Return the function (weights, images, keys) of a program that may draw random numbers.
-
-    It is computed image by image, so that each has its draws, also where the module draws
-    one for all of its batch.
-    """
+    """Compute image by image, so that each has its draws, also where one is drawn for a batch."""
     name = str(program.results[output])
     plain = _function(program, output)
 
@@ -138,11 +133,7 @@ def _keyed(program: Program, output: str) -> Any:
 
 
 def _output(exported: Any, program: Program, asked: str | None) -> str:
-    """Find the logits among the results.
-
-    Raises:
-      ValueError: `asked` is none of them, or several could be.
-    """
+    """Find the logits among the results; `ValueError`: `asked` is none, or several could be."""
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
     shapes = {name: getattr(value, "shape", ()) for name, value in values.items()}
     found = {path: shapes.get(name or "", ()) for path, name in program.results.items()}

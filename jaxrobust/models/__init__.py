@@ -49,7 +49,6 @@ from jaxrobust.models.interface import foreign
 from jaxrobust.models.interface.classifier import OfModule, loaded
 from jaxrobust.models.interface.family import Family, Member
 from jaxrobust.models.interface.renaming import Naming, Row
-from jaxrobust.runtime import moved
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Classifier, Params
 
@@ -89,7 +88,7 @@ _FAMILY = {name: family for family in FAMILIES for name in family.variants}
 
 
 def available() -> list[str]:
-    """Return the names that `create` accepts.
+    """List the names that `create` accepts.
 
     >>> [name for name in available() if name.startswith("vit")]
     ['vit_b', 'vit_b_cvst', 'vit_m', 'vit_m_cvst', 'vit_s', 'vit_s_cvst']
@@ -100,7 +99,7 @@ def available() -> list[str]:
 def create(
     name: str, *, num_classes: int = 1000, image_size: int = 224, **overrides: Any
 ) -> Classifier:
-    """Return the network `name` as a pair of pure functions.
+    """Make the network `name` as a pair of pure functions.
 
     Args:
       name: one of `available()`, or a function of yours, such as "my_nets.py:make" (`foreign`).
@@ -148,7 +147,7 @@ def module(
     image_size: int = 224,
     **overrides: Any,
 ) -> Any:
-    """Return the network `name` as the `nnx.Module` that it is made of, to slice, print or re-head.
+    """Make the network `name` as the `nnx.Module` that it is made of, to slice, print or re-head.
 
     Its call is `module(images)`, with `train` and `key` behind them as in `Classifier.apply`.
 
@@ -270,7 +269,7 @@ def words(name: str, options: Mapping[str, Any]) -> str:
 
 
 def family(name: str) -> Family:
-    """Return the architecture of a name: its table, its names, and where its stem and head are.
+    """Look up the architecture of a name: its table, its names, and where its stem and head are.
 
     Of a user's function that is `foreign.FAMILY`, of which nothing is known.
     """
@@ -289,7 +288,7 @@ def decay_mask(name: str) -> str:
 
 
 def torch_names(name: str) -> Sequence[Row]:
-    """Return the rows that turn the reference's weight names into ours."""
+    """List the rows that turn the reference's weight names into ours."""
     return family(name).names.torch
 
 
@@ -299,7 +298,7 @@ def other_names(name: str) -> Sequence[Naming]:
 
 
 def torch_keys(name: str, **overrides: Any) -> list[str]:
-    """Return the reference's names of all weights, in its order."""
+    """List the reference's names of all weights, in its order."""
     return family(name).names.keys(variant(name, **overrides))
 
 
@@ -314,32 +313,6 @@ def known(name: str) -> str:
         raise ValueError(f"unknown model {name!r}; of a file name a function too: {name}:make")
     if name not in _FAMILY:
         near = difflib.get_close_matches(name, available(), n=3)
-        said = f"did you mean {', '.join(near)}?" if near else "`jaxrobust models` lists them"
-        raise ValueError(f"unknown model {name!r}; {said}")
+        hint = f"did you mean {', '.join(near)}?" if near else "`jaxrobust models` lists them"
+        raise ValueError(f"unknown model {name!r}; {hint}")
     return name
-
-
-def __getattr__(name: str) -> Any:
-    """Look up a name that stood here before."""
-    return moved.attribute(__name__, name)
-
-
-__all__ = [
-    "FAMILIES",
-    "available",
-    "check_size",
-    "computed",
-    "create",
-    "decay_mask",
-    "essential",
-    "family",
-    "known",
-    "member",
-    "module",
-    "origin",
-    "other_names",
-    "torch_keys",
-    "torch_names",
-    "variant",
-    "words",
-]

@@ -73,17 +73,19 @@ def _drive(key: str) -> str:
     return f"https://drive.google.com/uc?export=download&confirm=t&id={key}"
 
 
-def _linf(model, preprocessing, clean, autoattack, drive, *, normalised=True):
-    file = "imagenet/Linf/{}.pt"
-    accuracies = (clean, autoattack)
-    return Published(model, normalised, preprocessing, *accuracies, file, _drive(drive))
+def _linf(model, preprocessing, clean, autoattack, drive, normalised=True):
+    files = ("imagenet/Linf/{}.pt", _drive(drive))
+    return Published(model, normalised, preprocessing, clean, autoattack, *files)
+
+
+def _bare(*fields):
+    """Make the row of a network that does not normalise."""
+    return _linf(*fields)._replace(normalised=False)
 
 
 def _cifar10(model, clean, autoattack, drive, **more):
-    normalised = "buffers" in more
-    accuracies, file = (clean, autoattack), "cifar10/Linf/{}.pt"
-    more |= {"dataset": "cifar10"}
-    return Published(model, normalised, "none", *accuracies, file, _drive(drive), **more)
+    row = ("buffers" in more, "none", clean, autoattack, "cifar10/Linf/{}.pt", _drive(drive))
+    return Published(model, *row, dataset="cifar10", **more)
 
 
 _BICUBIC, _BILINEAR = "BicubicRes256Crop224", "Res256Crop224"
@@ -98,43 +100,23 @@ def _light(size, clean, autoattack):
 
 
 _ROWS = {
-    "Singh2023Revisiting_ConvNeXt-T-ConvStem": _linf(
-        "convnext_t_cvst",
-        _BICUBIC,
-        72.72,
-        49.46,
-        "1-FjtOF6LJ3-bf4VezsmWwncCxYSx-USP",
-        normalised=False,
+    "Singh2023Revisiting_ConvNeXt-T-ConvStem": _bare(
+        "convnext_t_cvst", _BICUBIC, 72.72, 49.46, "1-FjtOF6LJ3-bf4VezsmWwncCxYSx-USP"
     ),
-    "Singh2023Revisiting_ConvNeXt-S-ConvStem": _linf(
-        "convnext_s_cvst",
-        _BICUBIC,
-        74.10,
-        52.42,
-        "1-ZrMYajCCnrtV4oT0wa3qJJoQy1nUSnL",
-        normalised=False,
+    "Singh2023Revisiting_ConvNeXt-S-ConvStem": _bare(
+        "convnext_s_cvst", _BICUBIC, 74.10, 52.42, "1-ZrMYajCCnrtV4oT0wa3qJJoQy1nUSnL"
     ),
-    "Singh2023Revisiting_ConvNeXt-B-ConvStem": _linf(
-        "convnext_b_cvst",
-        _BICUBIC,
-        75.90,
-        56.14,
-        "1-lE-waaVvfL7lgBrydmZIM9UJimmHnVe",
-        normalised=False,
+    "Singh2023Revisiting_ConvNeXt-B-ConvStem": _bare(
+        "convnext_b_cvst", _BICUBIC, 75.90, 56.14, "1-lE-waaVvfL7lgBrydmZIM9UJimmHnVe"
     ),
-    "Singh2023Revisiting_ConvNeXt-L-ConvStem": _linf(
-        "convnext_l_cvst",
-        _BICUBIC,
-        77.00,
-        57.70,
-        "10-YOVdM2EQjHemSi9x2H44qKRSOXVQmh",
-        normalised=False,
+    "Singh2023Revisiting_ConvNeXt-L-ConvStem": _bare(
+        "convnext_l_cvst", _BICUBIC, 77.00, 57.70, "10-YOVdM2EQjHemSi9x2H44qKRSOXVQmh"
     ),
     "Singh2023Revisiting_ViT-S-ConvStem": _linf(
         "vit_s_cvst", _BICUBIC, 72.56, 48.08, "1-1sUYXnj6bDXacIKI3KKqn4rlkmL-ZI2"
     ),
-    "Singh2023Revisiting_ViT-B-ConvStem": _linf(
-        "vit_b_cvst", _BICUBIC, 76.30, 54.66, "1-JBbfi_eH3tKMXObvPPHprrZae0RiQGT", normalised=False
+    "Singh2023Revisiting_ViT-B-ConvStem": _bare(
+        "vit_b_cvst", _BICUBIC, 76.30, 54.66, "1-JBbfi_eH3tKMXObvPPHprrZae0RiQGT"
     ),
     "Debenedetti2022Light_XCiT-S12": _light("s", 72.34, 41.78),
     "Debenedetti2022Light_XCiT-M12": _light("m", 74.04, 45.24),
@@ -181,21 +163,12 @@ _ROWS = {
     ),
     # Listed there as a ResNet-18; the network that is built is a ResNet-50.
     "Wong2020Fast": _linf("resnet50", "Crop288", 55.62, 26.24, "1deM2ZNS5tf3S_-eRURJi-IlvUL8WJQ_w"),
-    "Chen2024Data_WRN_50_2": _linf(
-        "wide_resnet50_2",
-        _BILINEAR,
-        68.76,
-        41.92,
-        "1-PBlZVILAKFQ7mF8srKjdkTKJZAr61Uf",
-        normalised=False,
+    "Chen2024Data_WRN_50_2": _bare(
+        "wide_resnet50_2", _BILINEAR, 68.76, 41.92, "1-PBlZVILAKFQ7mF8srKjdkTKJZAr61Uf"
     ),
     # The file itself may lack mean and std: RobustBench's network has them from its constructor.
     "Huang2022Revisiting_WRN-A4": _cifar10(
-        "wrn_a4_silu",
-        91.58,
-        65.79,
-        "1okHk4XPgunmqHG3alXfVF84qRwlu6Oqe",
-        buffers=("mu", "sigma"),
+        "wrn_a4_silu", 91.58, 65.79, "1okHk4XPgunmqHG3alXfVF84qRwlu6Oqe", buffers=("mu", "sigma")
     ),
     # Listed there as a WideResNet-34-10; built with 320, 640 and 512 channels.
     **{
@@ -298,5 +271,5 @@ _PAPERS = {
 
 
 def paper(robustbench_id: str) -> Paper:
-    """Return the paper of a network of `PUBLISHED`."""
+    """Look up the paper of a network of `PUBLISHED`."""
     return _PAPERS[robustbench_id.partition("_")[0]]

@@ -63,7 +63,7 @@ def _sum(parts: Sequence[Cost]) -> Cost:
 
 
 def _basic(ins: float, planes: float, before: float, after: float) -> Cost:
-    """Return the cost of a block but for its shortcut, `before` and `after` its stride pixels."""
+    """Count the cost of a block but for its shortcut, `before` and `after` its stride pixels."""
     convs = [_conv(ins, planes, 3, after), _conv(planes, planes, 3, after)]
     return _sum([*convs, _norm(ins), _norm(planes)])
 

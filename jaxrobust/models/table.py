@@ -76,7 +76,7 @@ def parameters(name: str) -> str:
 def multiply_adds(
     net: Classifier, params: Params, stats: Params, *, image_size: int, in_channels: int = 3
 ) -> int:
-    """Return the multiply-adds of all convolutions and products of matrices, for one image."""
+    """Count the multiply-adds of all convolutions and products of matrices, for one image."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, in_channels), jnp.float32)
     program = jax.make_jaxpr(lambda *args: net.apply(*args)[0])(params, stats, images)
     return _count(program.jaxpr) + _head_mixes(params)

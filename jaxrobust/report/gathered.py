@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,10 @@ from jaxrobust.weights.store import hashes
 _DEPTH = 3  # folders below a named one that are looked into
 _RESULTS = "results.jsonl"
 _COSTS = ("fooled", "forward", "backward", "idle", "seconds", "compile_seconds")
+_NOTED = {  # beside the metrics: where a run went back, and where it went on
+    "rollback": "{why}; back to step {back_to}",
+    "resumption": "another process continued here, {time}, on {devices}",
+}
 
 
 class Run(NamedTuple):
@@ -34,9 +39,9 @@ class Run(NamedTuple):
     @property
     def phases(self) -> list[str]:
         """Return the phases in their order, those of the metrics that the config lacks last."""
-        asked = self.config.get("phases")
-        asked = asked if isinstance(asked, list) else []
-        named = [p for p in asked if isinstance(p, str) and p in self.metrics.curves]
+        listed = self.config.get("phases")
+        listed = listed if isinstance(listed, list) else []
+        named = [p for p in listed if isinstance(p, str) and p in self.metrics.curves]
         return named + [p for p in self.metrics.curves if p not in named]
 
     @property
@@ -88,11 +93,7 @@ def gather(
 ) -> Gathered:
     """Return the runs and evaluations of places: runs, files of records, or folders of either.
 
-    Args:
-      places: files and folders.
-      metrics_of: reads a file of metrics.
-    Raises:
-      ValueError: a place is not there, or there is nothing to show in all of them.
+    `ValueError`: a place is not there, or there is nothing to show in all of them.
     """
     notes: list[str] = []
     runs: dict[Path, None] = {}
@@ -113,8 +114,8 @@ def gather(
             else f"{where} holds neither a run (metrics.jsonl) nor records (results.jsonl); name "
             "the folder of a run or of an evaluation"
         )
-    found = [_placed(one, read) for one in evaluations]
-    return Gathered(read, found, list(dict.fromkeys(notes)))
+    placed = [_placed(one, read) for one in evaluations]
+    return Gathered(read, placed, list(dict.fromkeys(notes)))
 
 
 def _placed(one: Evaluation, runs: Sequence[Run]) -> Evaluation:
@@ -129,7 +130,6 @@ def _placed(one: Evaluation, runs: Sequence[Run]) -> Evaluation:
 
 
 def _found(place: Path) -> Iterator[Path]:
-    """Yield folders of runs and files of records."""
     if place.is_file():
         yield place
         return
@@ -152,17 +152,17 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
     own = {f: f.resolve().parent if _is_of_run(f) else f.resolve() for f in folders}
     ends = {path: 1 for path in own.values()}
 
-    def said(path: Path) -> str:
+    def end_of(path: Path) -> str:
         return "/".join(path.parts[-ends[path] :]).lstrip("/")
 
     for _ in range(6):
         seen: dict[str, list[Path]] = {}
         for path in ends:
-            seen.setdefault(said(path), []).append(path)
+            seen.setdefault(end_of(path), []).append(path)
         for paths in (p for p in seen.values() if len(p) > 1):
             for path in paths:
                 ends[path] += 1
-    return {folder: said(path) for folder, path in own.items()}
+    return {folder: end_of(path) for folder, path in own.items()}
 
 
 def _is_of_run(folder: Path) -> bool:
@@ -173,11 +173,11 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         notes.append(f"{path} cannot be read ({error}); what it says is left out.")
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _run(folder: Path, name: str, metrics_of: Callable[[Path], Metrics], notes: list[str]) -> Run:
@@ -209,29 +209,19 @@ def classes_of(folder: Path) -> list[str]:
 
 
 def _noted(folder: Path, phases: list[str], notes: list[str]) -> Iterator[Event]:
-    """Yield what a run notes beside its metrics: where it went back, and where it went on."""
     for phase in phases:
-        for kind, said in (("rollback", _went_back), ("resumption", _went_on)):
+        for kind, text in _NOTED.items():
             rows, damaged = _rows(folder / phase / f"{kind}s.jsonl")
             notes += damaged
-            yield from (
-                Event(phase, row["step"], kind, said(row))
-                for row in rows
-                if isinstance(row.get("step"), int)
-            )
-
-
-def _went_back(row: dict[str, Any]) -> str:
-    return f"{row.get('why')}; back to step {row.get('back_to')}"
-
-
-def _went_on(row: dict[str, Any]) -> str:
-    return f"another process continued here, {row.get('time')}, on {row.get('devices')}"
+            for row in rows:
+                if isinstance(row.get("step"), int):
+                    event = text.format_map(defaultdict(lambda: None, row))
+                    yield Event(phase, row["step"], kind, event)
 
 
 def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:
     """Return the steps that a config asks for: whole batches of each epoch."""
-    found = {}
+    planned = {}
     images = held.get("data.train_split.records")
     for phase, own in config.items():
         if not (isinstance(own, dict) and {"batch_size", "epochs"} <= own.keys()):
@@ -239,8 +229,8 @@ def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:
         counts = (images, own["batch_size"], own["epochs"])
         other = _section(own, "changes").get("data") or _section(config, "data").get("extra")
         if all(isinstance(n, int) and n > 0 for n in counts) and not other:
-            found[phase] = counts[0] // counts[1] * counts[2]
-    return found
+            planned[phase] = counts[0] // counts[1] * counts[2]
+    return planned
 
 
 def _section(config: dict[str, Any], key: str) -> dict[str, Any]:
@@ -257,7 +247,6 @@ def _at_work(folder: Path) -> str | None:
 
 
 def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the JSON objects of a file, line by line, and what is damaged."""
     try:
         return (jsonl.read(path) if path.is_file() else []), []
     except (ValueError, OSError):
@@ -273,8 +262,8 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation]:
-    rows, said = _rows(file)
-    notes += said
+    rows, damaged = _rows(file)
+    notes += damaged
     run = next(
         (p for p in (file.parent, file.parent.parent) if (p / "config.json").is_file()), None
     )
@@ -290,22 +279,24 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
         except ValueError as error:
             notes.append(f"{error}; it is left out.")
             continue
-        found = _verdicts(file, record, notes)
-        yield Evaluation(name, file, record, found, classes, run, config)
+        own_verdicts = _verdicts(file, record, notes)
+        yield Evaluation(name, file, record, own_verdicts, classes, run, config)
 
 
 def _check_parts(record: AccuracyRecord, file: Path) -> None:
     """Refuse a record whose parts are not what ours are; `check` sees only the whole."""
     attacks: list[Any] = [*record.attacks]
     costs: list[Any] = [*(record.costs or ())]
-    after, ends = record.accuracy_after or {}, dict(record.interval or {})
+    after: dict[str, Any] = {**(record.accuracy_after or {})}
+    ends: list[Any] = [*dict(record.interval or {}).values()]
     sound = all(isinstance(one, dict) for one in (*attacks, *costs))
     if sound:
         shares = [record.clean, record.robust, *after.values()]
         counts = [cost.get(key) for cost in costs for key in _COSTS]
         sound = (
             all(v is None or (_is_number(v) and 0 <= v <= 1) for v in shares)
-            and all(e is None or _is_pair(e) for e in ends.values())
+            and all(e is None or (isinstance(e, list) and len(e) == 2) for e in ends)
+            and all(_is_number(end) for e in ends for end in e or ())
             and all(v is None or _is_number(v) for v in counts)
             and all(isinstance(a.get(key), str) for a in attacks for key in ("name", "norm"))
             and all(_is_number(a.get("epsilon")) for a in attacks)
@@ -317,10 +308,6 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _verdicts(file: Path, record: AccuracyRecord, notes: list[str]) -> Verdicts | None:

@@ -18,15 +18,9 @@ _POLICY = (
 Pictures = Callable[[Evaluation], Child]
 
 
-def page(found: Gathered, *, pictures: Pictures | None = None, refresh: float = 0) -> str:
-    """Return the whole page.
-
-    Args:
-      found: see `gathered.gather`.
-      pictures: returns what to show of the images of an evaluation.
-      refresh: seconds after which the page asks its server for a new one; 0: never.
-    """
-    title = _title(found)
+def page(gathered: Gathered, *, pictures: Pictures | None = None, refresh: float = 0) -> str:
+    """Return the whole page, with `pictures` of evaluations, renewed every `refresh` seconds."""
+    title = _title(gathered)
     head = tag(
         "head",
         Html('<meta charset="utf-8"/>'),
@@ -35,74 +29,72 @@ def page(found: Gathered, *, pictures: Pictures | None = None, refresh: float = 
         tag("title", title),
         tag("style", Html(STYLE)),
     )
-    parts = _parts(found, pictures)
+    parts = _parts(gathered, pictures)
     links = [tag("li", tag("a", name, href=f"#{key}")) for key, name, _ in parts]
-    said = [tag("section", inside, id=key) for key, _, inside in parts]
+    sections = [tag("section", inside, id=key) for key, _, inside in parts]
     nav = tag("nav", tag("ul", links), aria_label="Parts of this page")
-    main = tag("main", tag("h1", title), _lead(found), nav, said, _foot(found))
+    main = tag("main", tag("h1", title), _lead(gathered), nav, sections, _foot(gathered))
     body = tag("body", main, tag("script", Html(SCRIPT)))
     every = f"{refresh:g}" if refresh else None
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en', data_refresh=every)}\n"
 
 
-def _title(found: Gathered) -> str:
-    runs = [run.name for run in found.runs]
-    names = list(dict.fromkeys(runs + [one.name for one in found.evaluations]))
+def _title(gathered: Gathered) -> str:
+    runs = [run.name for run in gathered.runs]
+    names = list(dict.fromkeys(runs + [one.name for one in gathered.evaluations]))
     shown = ", ".join(names[:_HEADLINES])
     return f"{shown} and {len(names) - _HEADLINES} more" if len(names) > _HEADLINES else shown
 
 
-def _lead(found: Gathered) -> Html:
-    """Return the headline and, beside it, all that is doubtful."""
-    chosen = sentences.chosen(found)
+def _lead(gathered: Gathered) -> Html:
+    chosen = sentences.chosen(gathered)
     shown: list[Child] = []
     for one in chosen[:_HEADLINES]:
         shown.append(tag("p", sentences.headline(one), class_="lead"))
-        said = sentences.doubts(one, found.runs)
+        doubts = sentences.doubts(one, gathered.runs)
         shown.append(
-            tag("ul", [tag("li", text) for text in said], class_="doubts") if said else None
+            tag("ul", [tag("li", text) for text in doubts], class_="doubts") if doubts else None
         )
     if len(chosen) > _HEADLINES:
         rest = f"{len(chosen) - _HEADLINES} more networks are in the table below."
         shown.append(tag("p", f"These are the most robust ones; {rest}"))
-    evaluated = {one.run.resolve() for one in found.evaluations if one.run}
-    waiting = [run for run in found.runs if run.folder.resolve() not in evaluated]
+    evaluated = {one.run.resolve() for one in gathered.evaluations if one.run}
+    waiting = [run for run in gathered.runs if run.folder.resolve() not in evaluated]
     for run in waiting[:_HEADLINES]:
         shown.append(tag("p", sentences.state(run), " It has not been tested yet.", class_="lead"))
     alarms = [
         f"{run.name}, {e.phase}, step {e.step:,}: {e.text}"
-        for run in found.runs
+        for run in gathered.runs
         for e in run.metrics.events
         if e.kind in training.DOUBTFUL
     ]
-    doubtful = [*found.notes, *alarms[:10]]
+    doubtful = [*gathered.notes, *alarms[:10]]
     shown.append(
         tag("ul", [tag("li", text) for text in doubtful], class_="doubts") if doubtful else None
     )
     return join(shown)
 
 
-def _parts(found: Gathered, pictures: Pictures | None) -> list[tuple[str, str, Html]]:
-    """Return the parts of the page: key, name, what it shows."""
-    own, runs = found.evaluations, found.runs
+def _parts(gathered: Gathered, pictures: Pictures | None) -> list[tuple[str, str, Html]]:
+    own, runs = gathered.evaluations, gathered.runs
     made: list[tuple[str, str, Child]] = [
         ("differences", "Differences", comparison.part(own)),
         ("radii", "Radii", evaluation.radii(evaluation.ladders(own), "radii")),
-        ("evaluations", "Evaluations", _evaluations(found, pictures) if own else None),
+        ("evaluations", "Evaluations", _evaluations(gathered, pictures) if own else None),
         ("overlays", "Runs compared", comparison.overlays(runs) if len(runs) > 1 else None),
-        ("training", "Training", _training(found) if runs else None),
+        ("training", "Training", _training(gathered) if runs else None),
     ]
     return [(key, name, join([inside])) for key, name, inside in made if inside]
 
 
-def _evaluations(found: Gathered, pictures: Pictures | None) -> Html:
-    own = found.evaluations
-    first = sentences.chosen(found)[:_HEADLINES]
+def _evaluations(gathered: Gathered, pictures: Pictures | None) -> Html:
+    own = gathered.evaluations
+    first = sentences.chosen(gathered)[:_HEADLINES]
     shown = []
     for at, one in enumerate(own):
         images = pictures(one) if pictures else None
-        told = len(own) <= _OPEN and any(one is other for other in first)
-        shown.append(evaluation.part(one, f"e{at}", found.runs, images, told=told))
+        in_lead = len(own) <= _OPEN and any(one is other for other in first)
+        shown.append(evaluation.part(one, f"e{at}", gathered.runs, images, in_lead=in_lead))
     titles = [evaluation.title(one) for one in own]
     bare = [one.verdicts is None and not one.record.costs for one in own]
     many = len(own) > _OPEN
@@ -113,11 +105,11 @@ def _evaluations(found: Gathered, pictures: Pictures | None) -> Html:
     return tag("div", tag("h2", "Evaluations"), evaluation.overview(own), parts)
 
 
-def _training(found: Gathered) -> Html:
-    most = max(40, min(400, _POINTS // len(found.runs)))
-    shown = [training.part(run, f"t{at}", most) for at, run in enumerate(found.runs)]
+def _training(gathered: Gathered) -> Html:
+    most = max(40, min(400, _POINTS // len(gathered.runs)))
+    shown = [training.part(run, f"t{at}", most) for at, run in enumerate(gathered.runs)]
     if len(shown) > _OPEN:
-        shown = [_folded(run.name, one) for run, one in zip(found.runs, shown, strict=True)]
+        shown = [_folded(run.name, one) for run, one in zip(gathered.runs, shown, strict=True)]
     return tag("div", tag("h2", "Training"), shown)
 
 
@@ -125,13 +117,13 @@ def _folded(title: str, shown: Html) -> Html:
     return tag("details", tag("summary", title), shown)
 
 
-def _foot(found: Gathered) -> Html:
+def _foot(gathered: Gathered) -> Html:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     rule = (
         "The headline shows for each network its strongest evaluation: at least 100 images before "
         "fewer, standard AutoAttack before other attacks, the radius of the training before "
         "others, then more images, more attacks."
     )
-    folders = ", ".join(dict.fromkeys(str(run.folder) for run in found.runs[:5]))
-    said = f"Made {now}{f' from {folders}' if folders else ''}. {rule}"
-    return tag("footer", tag("p", said, class_="note"))
+    folders = ", ".join(dict.fromkeys(str(run.folder) for run in gathered.runs[:5]))
+    sentence = f"Made {now}{f' from {folders}' if folders else ''}. {rule}"
+    return tag("footer", tag("p", sentence, class_="note"))

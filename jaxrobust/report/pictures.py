@@ -19,16 +19,13 @@ _LETTER = 6.2  # width, on average, of the letters of the legend
 
 
 def of_phase(workdir: Path, phase: str) -> dict[str, str]:
-    """Return the figures of a phase as the page draws them, by name: SVG files' texts.
-
-    Those of its training, and those of its last record in the run's own results.
-    """
-    found = gathered.gather([workdir])
-    run = next(run for run in found.runs if run.folder == workdir)
+    """Return the figures of a phase's training and of its last record: name to text of an SVG."""
+    contents = gathered.gather([workdir])
+    run = next(run for run in contents.runs if run.folder == workdir)
     parts = [training.part(one_phase(run, phase), "training", _POINTS)]
-    own = [e for e in found.evaluations if e.file == workdir / "results.jsonl"]
+    own = [e for e in contents.evaluations if e.file == workdir / "results.jsonl"]
     own = [e for e in own if str(e.record.weights).partition(",")[0] == phase]
-    parts += [evaluation.part(one, "record", found.runs) for one in own[-1:]]
+    parts += [evaluation.part(one, "record", contents.runs) for one in own[-1:]]
     return {name: svg for part in parts for name, svg in standalone(part, phase)}
 
 
@@ -41,10 +38,7 @@ def one_phase(run: gathered.Run, phase: str) -> gathered.Run:
 
 
 def standalone(part: Html, phase: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (name, text of an SVG file) for each figure of a part of the page.
-
-    A name is the title in small letters, such as `learning-rate`, without its phase.
-    """
+    """Yield (name, such as `learning-rate`, text of an SVG file) for each figure of a part."""
     for text in _FIGURE.findall(part):
         figure = ElementTree.fromstring(text)
         title = "".join(figure.find("figcaption").itertext())  # type: ignore[union-attr]
@@ -55,7 +49,6 @@ def standalone(part: Html, phase: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _file(title: str, drawn: ElementTree.Element, legend: list[ElementTree.Element]) -> str:
-    """Return a figure with its title above and its legend below, which are HTML on the page."""
     head = [
         tag("text", line, x=2, y=12 + _LINE * at, style=f"font:bold 12px {raster.FONTS};fill:#000")
         for at, line in enumerate(wrap(title, 48))
@@ -71,7 +64,6 @@ def _file(title: str, drawn: ElementTree.Element, legend: list[ElementTree.Eleme
 
 
 def _legend(items: list[ElementTree.Element], top: float) -> tuple[list[Html], float]:
-    """Return a legend in lines of several items each, and where it ends."""
     parts, x, y = [], 0.0, top
     for item in items:
         name = " ".join(item.itertext())
@@ -97,17 +89,19 @@ def _written(drawn: ElementTree.Element) -> Html:
 
 
 def _style(name: str, classes: set[str]) -> str:
-    """Look up the style of an element in light colours, with variables resolved."""
-    found: dict[str, str] = {}
+    declared: dict[str, str] = {}
     for selectors, declarations in _rules():
         for selector in selectors.split(","):
             words = selector.strip().split(" ")
             kind, *needed = words[-1].split(".")
             if kind not in ("", name) or not set(needed) <= classes or not (kind or needed):
                 continue
-            found |= declarations
-    own = _light() | found
-    return ";".join(f"{k}:{_resolved(v, own)}" for k, v in found.items() if not k.startswith("--"))
+            declared |= declarations
+    light = STYLE.partition("}")[0]  # the first rule has the colours
+    own = dict(re.findall(r"(--\w+):([^;}]*)", light)) | declared
+    return ";".join(
+        f"{k}:{_resolved(v, own)}" for k, v in declared.items() if not k.startswith("--")
+    )
 
 
 def _resolved(value: str, variables: Mapping[str, str]) -> str:
@@ -117,16 +111,9 @@ def _resolved(value: str, variables: Mapping[str, str]) -> str:
 
 
 def _rules() -> list[tuple[str, dict[str, str]]]:
-    """Return the rules that hold for SVG, without those of media."""
     plain = re.sub(r"@media[^{]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}", "", STYLE)
     plain = re.sub(r"@media print.*", "", plain, flags=re.DOTALL)
     return [
         (selectors, dict(part.split(":", 1) for part in body.split(";") if ":" in part))  # type: ignore[misc]
         for selectors, body in re.findall(r"([^{}]+)\{([^{}]*)\}", plain)
     ]
-
-
-def _light() -> dict[str, str]:
-    root = re.search(r":root\{([^}]*)\}", STYLE)
-    assert root is not None
-    return {k.strip(): v.strip() for k, v in re.findall(r"(--\w+):([^;}]*)", root[1])}

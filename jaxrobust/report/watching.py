@@ -18,15 +18,7 @@ _LARGEST_PORT = 65535
 def serve(
     places: Sequence[Path], *, host: str = "127.0.0.1", port: int = 8017, every: float = 10
 ) -> None:
-    """Serve the page of these places until Ctrl-C, made anew for each request.
-
-    Args:
-      host: address to listen on; another than a loopback one gets a warning.
-      every: seconds after which an open page asks again.
-    Raises:
-      ValueError: a port or a number of seconds that cannot be; a place that is not there.
-      OSError: the port is taken, or the address is none of this machine; with what to do.
-    """
+    """Serve the page of these places until Ctrl-C, made anew for each request."""
     if missing := [str(place) for place in places if not place.exists()]:
         raise ValueError(f"{missing[0]} is not there; name a run that has begun, or such a folder")
     if every < 1:
@@ -75,10 +67,10 @@ def _page(places: Sequence[Path], every: float, followed: curves.Followed) -> st
     try:
         return page.page(gathered.gather(places, metrics_of=followed.read), refresh=every)
     except (ValueError, OSError) as error:
-        said = html.escape(str(error))
+        text = html.escape(str(error))
         return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><title>Nothing yet'
-            f'</title><meta http-equiv="refresh" content="{every:g}"/></head><body><main><p>{said}'
+            f'</title><meta http-equiv="refresh" content="{every:g}"/></head><body><main><p>{text}'
             "</p></main></body></html>\n"
         )
 

@@ -1,8 +1,8 @@
-"""Modules under the names that they had: what imports them goes on working, and is told once.
+"""Modules and names under the names that they had, which go on working and warn once.
 
 `moved.txt` has a line for each: the old name and the one of today, without `jaxrobust.`; a colon
-stands before a name inside a module. Python
-asks here before it looks elsewhere, which costs a look into a dictionary.
+stands before a name inside a module. Python asks `_Finder` before it looks elsewhere, which costs
+a look into a dictionary.
 """
 
 import functools
@@ -32,12 +32,18 @@ def follow() -> None:
         sys.meta_path.insert(0, _Finder())  # else a folder's new name is found under its old one
 
 
-def attribute(package: str, name: str) -> Any:
-    """Look a name up where it is today; for the `__getattr__` of a module that had it.
+@functools.cache
+def _keepers() -> set[str]:
+    """List the modules of today in which names of before are looked for."""
+    return {
+        old if ":" not in new else old.rpartition(".")[0]
+        for old, new in names().items()
+        if ":" in new or new.startswith(f"{old}.")
+    }
 
-    Raises:
-      AttributeError: there never was such a name.
-    """
+
+def _attribute(package: str, name: str) -> Any:
+    """Look a name up where it is today; `AttributeError`: there never was such a name."""
     unknown = AttributeError(f"module {package!r} has no attribute {name!r}")
     has_modules = "__path__" in vars(sys.modules[package])
     if name.startswith("__") or (has_modules and importlib.util.find_spec(f"{package}.{name}")):
@@ -52,9 +58,14 @@ def attribute(package: str, name: str) -> Any:
 
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        del path, target
-        new = fullname.startswith(f"{PACKAGE}.") and names().get(fullname)
-        if not new or ":" in new or new.startswith(f"{fullname}."):  # `attribute` finds these
+        if not fullname.startswith(f"{PACKAGE}."):
+            return None
+        if fullname in _keepers():
+            found = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+            if found and found.origin:
+                found.loader = _Keeper(fullname, found.origin)
+            return found
+        if not (new := names().get(fullname)) or ":" in new:
             return None
         today = importlib.util.find_spec(new)
         return importlib.machinery.ModuleSpec(
@@ -64,6 +75,15 @@ class _Finder(importlib.abc.MetaPathFinder):
         )
 
 
+class _Keeper(importlib.machinery.SourceFileLoader):
+    """Loads a module of today that also finds names of before."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module, which looks up here what it does not define."""
+        vars(module)["__getattr__"] = functools.partial(_attribute, module.__name__)
+        super().exec_module(module)
+
+
 class _Loader(importlib.abc.Loader):
     """Gives the module of today under its old name, to `import` and to `python -m`."""
 
@@ -71,18 +91,15 @@ class _Loader(importlib.abc.Loader):
         self.new = new
 
     def create_module(self, spec: Any) -> ModuleType:
-        """Return the module of today."""
         _warn(spec.name, self.new)
         found = importlib.import_module(self.new)
         self.own = found.__spec__
         return found
 
     def exec_module(self, module: ModuleType) -> None:
-        """Leave the module as it was: it is complete, and it is called what it is called."""
-        module.__spec__ = self.own
+        module.__spec__ = self.own  # it is complete, and it is called what it is called
 
     def get_code(self, fullname: str) -> Any:
-        """Return the code, which `python -m` runs."""
         spec = importlib.util.find_spec(self.new)
         assert spec and isinstance(spec.loader, importlib.abc.InspectLoader)
         _warn(fullname, self.new)

@@ -18,12 +18,12 @@ from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.sections import AttackSection, Config, PhaseSection
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
+from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.inner import training_attack
-from jaxrobust.types import Batch, Classifier, Threat
+from jaxrobust.types import Batch, Classifier, Params, Threat
 
 
 def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
-    """Build the objective that a phase minimises."""
     made = objectives.named(p.objective).make(p, attack)
     return objectives.sparse(made, p.l1) if p.l1 else made
 
@@ -44,7 +44,7 @@ class Phase(NamedTuple):
 
 
 def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
-    """Return MixUp's and CutMix's parameter, the probability of erasing, and label smoothing.
+    """Look up MixUp's and CutMix's parameter, the probability of erasing, and label smoothing.
 
     A value of the config that is None is that of the preset that `data.augmentation` names; for a
     chain that is no preset, 0.
@@ -53,34 +53,23 @@ def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
     m, erase = config.mixup, config.erase
     own = (m.mixup, m.cutmix, erase.probability, config.label_smoothing)
     named = (preset.mixup, preset.cutmix, preset.erase, preset.label_smoothing)
-    mixup, cutmix, erasing, smoothing = (
-        b if a is None else a for a, b in zip(own, named, strict=True)
-    )
-    return mixup, cutmix, erasing, smoothing
+    values = [b if a is None else a for a, b in zip(own, named, strict=True)]
+    return values[0], values[1], values[2], values[3]
 
 
 def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.BatchAugmentation:
-    """Build the changes to a batch of the phase `name` on the device, before the attack.
-
-    Raises:
-      ValueError: a value outside of its range, a group that does not fit a device's images.
-    """
+    """Build the changes to a batch of the phase `name` on the device, before the attack."""
     m, noise = config.mixup, config.erase.noise
     mixup, cutmix, erasing, smoothing = mixes_and_erases(config)
     fraction = "between 0 and 1"
-    _check_ranges(
-        {
-            "mixup.mixup": (mixup, 0 <= mixup < math.inf, "at least 0 (0 turns it off)"),
-            "mixup.cutmix": (cutmix, 0 <= cutmix < math.inf, "at least 0 (0 turns it off)"),
-            "mixup.switch": (m.switch, 0 <= m.switch <= 1, fraction),
-            "mixup.probability": (m.probability, 0 <= m.probability <= 1, fraction),
-            "mixup.group": (m.group, m.group > 0 and m.group % 2 == 0, "even, at least 2"),
-            "erase.probability": (erasing, 0 <= erasing <= 1, fraction),
-            "label_smoothing": (smoothing, 0 <= smoothing < 1, "at least 0 and below 1"),
-        }
-    )
-    if noise not in mixing.NOISES:
-        raise ValueError(f"erase.noise={noise!r}; one of {', '.join(map(repr, mixing.NOISES))}")
+    must_be("mixup.mixup", mixup, 0 <= mixup < math.inf, "at least 0 (0 turns it off)")
+    must_be("mixup.cutmix", cutmix, 0 <= cutmix < math.inf, "at least 0 (0 turns it off)")
+    must_be("mixup.switch", m.switch, 0 <= m.switch <= 1, fraction)
+    must_be("mixup.probability", m.probability, 0 <= m.probability <= 1, fraction)
+    must_be("mixup.group", m.group, m.group > 0 and m.group % 2 == 0, "even, at least 2")
+    must_be("erase.probability", erasing, 0 <= erasing <= 1, fraction)
+    must_be("label_smoothing", smoothing, 0 <= smoothing < 1, "at least 0 and below 1")
+    one_of("erase.noise", noise, mixing.NOISES)
     images = config[name].batch_size // devices
     if (mixup or cutmix) and images % m.group:
         fits = [n for n in range(2, images + 1, 2) if images % n == 0]
@@ -89,28 +78,14 @@ def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.Bat
             f"mixup.group={m.group} does not divide the {images} images of a device; use {group}"
             f"{name}.batch_size={max(round(images / m.group), 1) * m.group * devices}"
         )
-    return mixing.batch_augmentation(
-        num_classes=config.model.num_classes,
-        erasing=erasing,
-        noise=noise,
-        mixup=mixup,
-        cutmix=cutmix,
-        switch=m.switch,
-        probability=m.probability,
-        group=m.group,
-        smoothing=smoothing,
-    )
-
-
-def _check_ranges(values: dict[str, tuple[Any, bool, str]]) -> None:
-    """Raise `ValueError` for the first `key: (value, is it inside, what it must be)` outside."""
-    for key, (value, inside, wanted) in values.items():
-        if not inside:
-            raise ValueError(f"{key}={value} must be {wanted}")
+    mixes = {key: m[key] for key in ("switch", "probability", "group")}
+    mixes |= {"mixup": mixup, "cutmix": cutmix, "smoothing": smoothing}
+    mixes |= {"num_classes": config.model.num_classes, "erasing": erasing, "noise": noise}
+    return mixing.batch_augmentation(**mixes)
 
 
 def divides(batch_size: int, devices: int, key: str) -> None:
-    """Raise `ValueError` with the nearest sizes that work if devices do not divide the batch."""
+    """Refuse a batch that the devices do not divide, with the nearest sizes that work."""
     if batch_size < 1 or batch_size % devices:
         low = max(batch_size // devices, 1) * devices
         raise ValueError(
@@ -127,32 +102,23 @@ def phase(
     devices: Sequence[jax.Device] | None = None,
     donate: bool = True,
 ) -> Phase:
-    """Return the phase `name` ("pretrain" or "train") of a config for a split of `examples` images.
+    """Build a phase ("pretrain" or "train") of a config for a split of `examples` images.
 
     Nothing is compiled and no array is made: the trainer, the benchmark and an ahead-of-time
-    compiler lower the very same function.
-    Raises:
-      ValueError: every combination of values that cannot work.
+    compiler lower the very same function. A `ValueError` refuses what cannot work together.
     """
     p = config[name]
-    objectives.named(p.objective)  # refuses another
-    weights = [key for row in objectives.ROWS.values() for key in row.weights]
-    ranges = {
-        "epochs": (p.epochs >= 1, "at least 1 (0 leaves the phase out)"),
-        **{key: (0 <= p[key] < math.inf, "at least 0") for key in weights},
-        "l1": (0 <= p.l1 < math.inf, "at least 0, which penalises large weights"),
-        "microbatches": (p.microbatches >= 1, "at least 1"),
-    }
-    _check_ranges({f"{name}.{key}": (p[key], *row) for key, row in ranges.items()})
-    if p.bn_statistics not in objectives.STATISTICS:
-        ways = ", ".join(map(repr, objectives.STATISTICS))
-        raise ValueError(f"{name}.bn_statistics={p.bn_statistics!r}; one of {ways}")
-    if p.objective != "clean":
+    attacked = objectives.named(p.objective).attacks
+    must_be(f"{name}.epochs", p.epochs, p.epochs >= 1, "at least 1 (0 leaves the phase out)")
+    for key in (key for row in objectives.ROWS.values() for key in row.weights):
+        must_be(f"{name}.{key}", p[key], 0 <= p[key] < math.inf, "at least 0")
+    wanted = "at least 0, which penalises large weights"
+    must_be(f"{name}.l1", p.l1, 0 <= p.l1 < math.inf, wanted)
+    must_be(f"{name}.microbatches", p.microbatches, p.microbatches >= 1, "at least 1")
+    one_of(f"{name}.bn_statistics", p.bn_statistics, objectives.STATISTICS)
+    if attacked:
         inner.check(config.attack, epochs=p.epochs, phase=name)
-    if config.attack.statistics not in ("running", "batch"):
-        raise ValueError(
-            f"attack.statistics={config.attack.statistics!r}; one of 'running', 'batch'"
-        )
+    one_of("attack.statistics", config.attack.statistics, ("running", "batch"))
     net = network_of(config)
     mesh = mesh_of(config, devices)
     divides(p.batch_size, mesh.size, f"{name}.batch_size")
@@ -235,9 +201,7 @@ def phase(
 
 
 def _shown(net: Classifier, p: PhaseSection, name: str) -> Classifier:
-    """Return the network as an update passes images through it: where the phase says how its
-    running statistics move, with those of the images in their place.
-    """
+    """Choose the network that shows its images' statistics, where the phase moves running ones."""
     if not p.bn_momentum:
         return net
     if (shown := classifier.showing_batches(net)) is None:
@@ -249,58 +213,45 @@ def _shown(net: Classifier, p: PhaseSection, name: str) -> Classifier:
 
 
 def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
-    """Return `(state, batch, control) -> f32[] figures`: `alarm.probe` on some images of each
-    device, jitted.
+    """Build `alarm.probe` on some images of each device: (state, batch, control) -> figures.
 
     None where nothing is attacked, or `alarm.every_steps` is 0.
-    Raises:
-      ValueError: it would cost more than 1 % of the training.
     """
     p, every = config[name], config.alarm.every_steps
-    if p.objective == "clean" or not every:
+    if not (objectives.named(p.objective).attacks and every):
         return None
     devices = phase.mesh.size
     images = max(min(config.alarm.images, p.batch_size) // devices, 1)
-    alarm.check_cost(
-        every_steps=every,
-        images=images * devices,
-        batch_size=p.batch_size,
-        attack=config.attack.name,
-        steps=config.attack.steps,
-        objective=p.objective,
-        dtype=config.model.dtype,
-    )
+    alarm.check_cost(config, name, images=images * devices)
     spread = sharding.spread(phase.mesh, phase.abstract_state.params)
     look = partial(
         alarm.probe,
-        net=phase.net,
-        net32=network_of(config, dtype="float32"),
-        attack=training_attack(config, p.objective),
-        stronger=training_attack(config, p.objective, more=alarm.STRONGER),
+        networks=(phase.net, network_of(config, dtype="float32")),
+        searches=tuple(training_attack(config, p.objective, more=n) for n in (0, alarm.STRONGER)),
         objective=_objective(p, config.attack),
         dtype=jnp.dtype(config.model.dtype),
         mean=spread.mean,
     )
 
-    def of_device(params, stats, batch, keys):
+    def of_device(params: Params, stats: Params, batch: Batch, keys: Any) -> dict[str, jax.Array]:
         (shown, labels), own = jax.tree.map(lambda x: x[:images], (batch, keys))
         return look(spread.gather(params), stats, shown, labels, own)
 
     given = inner.given(config, p.objective)
 
-    def of_state(state, batch, control):
+    def of_state(state: step.TrainState, batch: Batch, control: step.Control) -> Any:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
         keys = given(attacks.image_keys(key, batch.images.shape[0]), control.epsilon_share)
         return spread.each(of_device, whole=1, split=2)(state.params, state.stats, batch, keys)
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, phase.abstract_state)
     split, whole = sharding.by_image(phase.mesh), sharding.replicated(phase.mesh)
-    told = step.Control(split, whole, whole)  # type: ignore[arg-type]
-    return jax.jit(of_state, in_shardings=(placed, split, told))
+    control_of = step.Control(split, whole, whole)  # type: ignore[arg-type]
+    return jax.jit(of_state, in_shardings=(placed, split, control_of))
 
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """Return the mesh that a config asks for."""
+    """Make the mesh that a config asks for."""
     devices = jax.devices() if devices is None else devices
     return sharding.make_mesh(devices, fsdp=config.mesh.fsdp or len(devices))
 
@@ -310,32 +261,23 @@ def control(
 ) -> step.Control:
     """Collect this host's inputs of a step."""
     here = np.full(len(mesh.local_devices), stop, np.int32)
-    # Not `device_put`, which asks the other hosts for theirs: they may not stop yet.
-    return step.Control(
-        sharding.global_arrays(mesh, here),
-        *(
-            jax.make_array_from_callback((), sharding.replicated(mesh), partial(_of_any, number))
-            for number in (lr_scale, epsilon_share)
-        ),
-    )
 
+    def everywhere(number: float) -> jax.Array:
+        # Not `device_put`, which asks the other hosts for theirs: they may not stop yet.
+        value, placed = np.float32(number), sharding.replicated(mesh)
+        return jax.make_array_from_callback((), placed, lambda index: value)
 
-def _of_any(number: float, index: Any) -> np.float32:
-    return np.float32(number)
+    numbers = everywhere(lr_scale), everywhere(epsilon_share)
+    return step.Control(sharding.global_arrays(mesh, here), *numbers)
 
 
 def flops_per_image(config: Config, name: str) -> float:
-    """Count the operations of a training image for model FLOP utilisation: nothing that is done
-    twice.
+    """Count the operations of a training image for model FLOP utilisation: none that is done twice.
 
     With F for a forward pass: the attack as `attacks.passes` counts, the update 3 F; TRADES
     updates on two images, and asks for the clean probabilities first; so does MART, but for these.
     """
-    p, a = config[name], config.attack
-    own = objectives.named(p.objective)
-    attack = attacks.passes(a.name, a.steps) if own.attack_loss else 0
-    passes = own.before + attack + own.update
-    return passes * forward_flops(config)
+    return objectives.passes(config[name].objective, config.attack) * forward_flops(config)
 
 
 def forward_flops(config: Config) -> float:
@@ -347,7 +289,7 @@ def forward_flops(config: Config) -> float:
 
 
 def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ...]:
-    """Return shapes and types of the arguments of a phase's step."""
+    """List shapes and types of the arguments of a phase's step."""
     stop = jax.ShapeDtypeStruct((phase.mesh.size,), jnp.int32)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     control = step.Control(stop, number, number)  # type: ignore[arg-type]
@@ -355,7 +297,7 @@ def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ..
 
 
 def abstract_batch(config: Config, name: str) -> Any:
-    """Return shapes and types of the global batch of a phase, as a `Batch`."""
+    """Describe shapes and types of a phase's global batch, as a `Batch`."""
     size, side = config[name].batch_size, config.model.image_size
     images = jax.ShapeDtypeStruct((size, side, side, config.model.in_channels), jnp.uint8)
     return Batch(images, jax.ShapeDtypeStruct((size,), jnp.int32))  # type: ignore[arg-type]
@@ -369,7 +311,7 @@ def evaluation(
     dtype: str | None = None,
     top5: bool = False,
 ) -> accuracy.Counter:
-    """Return `(params, stats, images, labels, mask, ids, key) -> counts`: clean, and under APGD-CE.
+    """Build `(params, stats, images, labels, mask, ids, key) -> counts`: clean, and under APGD-CE.
 
     `dtype` replaces the model's compute type.
     """

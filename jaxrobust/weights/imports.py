@@ -38,15 +38,8 @@ def local(
     the cache; the file of a bare address is the file itself.
 
     Args:
-      source: see `sources.parse`.
-      model: network of weights that do not say it: a name of `models.available()`, or the
-        RobustBench id under which a file is read.
-      which: "ema" or "raw", of a source that says which it holds.
+      model, which: as in `load.load`.
       fresh_stem: whether the stem will be drawn anew, which takes raw images.
-      tell: takes a line for each thing that is done.
-    Raises:
-      ValueError: no such weights, or none that can be imported.
-      OSError: the network or the disk.
     """
     if source.kind in ("folder", "run"):
         return source
@@ -80,7 +73,6 @@ def _named(model: str | None, path: Path | None) -> str | None:
 
 
 def _there(folder: Path) -> bool:
-    """Tell whether a folder of the cache is whole; a damaged one is removed."""
     try:
         return weights_folder.about(folder) is not None
     except ValueError:
@@ -89,12 +81,7 @@ def _there(folder: Path) -> bool:
 
 
 def imported(source: WeightSource, request: Request) -> Network:
-    """Read a source that is here as a network of ours.
-
-    Raises:
-      ValueError: weights that cannot be read, of no known network, or that do not fit, all in one
-        message.
-    """
+    """Read a source that is here as a network of ours."""
     check_model(request.model)
     if source.kind == "run":
         _check_run(request)
@@ -113,10 +100,7 @@ def check_model(model: str | None) -> None:
 
 
 def published(model: str | None, path: Path) -> str | None:
-    """Find the RobustBench id of a file: given as the model, or by the name of the file.
-
-    `model`: None where it is not known whose weights they are.
-    """
+    """Find the RobustBench id of a file: given as the model, or by the name of the file."""
     if model in PUBLISHED:
         return model
     for key, net in PUBLISHED.items():
@@ -135,7 +119,6 @@ def _id(source: WeightSource, model: str | None) -> str | None:
 
 
 def _check_run(request: Request) -> None:
-    """Refuse to make something else of a run than its weights themselves."""
     changes = {k: v for k, v in request._asdict().items() if v != Request._field_defaults[k]}
     if extra := sorted(changes.keys() - {"image_size", "keep_head", "model"}):
         raise ValueError(
@@ -145,9 +128,7 @@ def _check_run(request: Request) -> None:
 
 
 def described(network: Network) -> dict[str, Any]:
-    """Describe a network as the `config.json` of an imported folder does: what it is, what it
-    expects, what it reached and where it is from; None where that is not known.
-    """
+    """Describe a network as the `config.json` of an imported folder does; None: it is not known."""
     facts, size, file = network.facts, network.image_size, network.facts.file
     key = facts.published
     whole = key is not None and size == PUBLISHED[key].board.image_size
@@ -190,7 +171,6 @@ def preprocessing(settings: dict[str, Any], size: int) -> str | None:
 
 
 def _published_accuracy(key: str, ball: dict[str, Any]) -> dict[str, Any]:
-    """Quote what RobustBench says that a network reaches, in the words of our records."""
     net = PUBLISHED[key]
     return {
         "published_by": "RobustBench",

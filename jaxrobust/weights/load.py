@@ -92,16 +92,9 @@ def fitted(
     image_size: int | None = None,
     options: dict[str, Any] | None = None,
 ) -> Network:
-    """Make stored weights a network as they are.
+    """Make stored weights a network as they are; `model` and `options` where they do not say it.
 
-    Args:
-      artifact: the weights.
-      model: of weights that do not say whose they are.
-      image_size: side of the images in pixels, to which positions are resized; default: what the
-        weights say, or 224.
-      options: of the model, for weights that do not say so themselves.
-    Raises:
-      ValueError: the model is not known, or the weights do not fit.
+    `image_size`: in pixels, to which positions are resized; default: what the weights say, or 224.
     """
     facts = artifact.facts
     if facts.model is not None and model not in (None, facts.model):

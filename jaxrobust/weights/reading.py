@@ -18,13 +18,7 @@ _SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that make n
 def artifact_of(source: WeightSource, *, which: str | None = None, cast: bool = False) -> Artifact:
     """Read the arrays of a source that is here, and what stands in or beside them.
 
-    Args:
-      source: see `imports.local`, `sources.fetch`.
-      which: "ema" or "raw", for averaged or raw weights; None: the averaged ones of a file where it
-        says so, and those that a run evaluates.
-      cast: whether floats become float32, also those of types that NumPy lacks.
-    Raises:
-      ValueError: there are none, they cannot be read, or they are others than `which`.
+    `which` and `cast` are as in `files.artifact`; a run has the weights that it evaluates.
     """
     artifact = READERS[source.kind](source, which, cast)
     if source.published is None:
@@ -38,8 +32,11 @@ def artifact_of(source: WeightSource, *, which: str | None = None, cast: bool = 
     return Artifact(artifact.arrays, facts)
 
 
+def _expected(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: config.get(key) for key in ("preprocessing", "norm", "epsilon", "accuracies")}
+
+
 def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
-    """Read a file; what a hub's `config.json` beside it says is known of it."""
     assert source.file is not None
     settings = sources.settings_of(source.settings)
     arrays, stored = files.artifact(source.file, which=which, cast=cast)
@@ -58,17 +55,13 @@ def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
         options=options,
         num_classes=settings.get("num_classes"),
         image_size=(settings.get("input_size") or [None])[-1],
-        preprocessing=own.get("preprocessing"),
-        norm=own.get("norm"),
-        epsilon=own.get("epsilon"),
-        accuracies=own.get("accuracies"),
         settings=settings,
+        **_expected(own),
     )
     return Artifact(arrays, facts)
 
 
 def _folder(source: WeightSource, which: str | None, cast: bool) -> Artifact:
-    """Read an imported folder, whose `config.json` says all."""
     assert source.path is not None and source.file is not None
     record = weights_folder.about(source.path)
     if record is None:
@@ -93,18 +86,14 @@ def _folder(source: WeightSource, which: str | None, cast: bool) -> Artifact:
         options=options,
         num_classes=record["num_classes"],
         image_size=record["image_size"],
-        preprocessing=record.get("preprocessing"),
-        norm=record.get("norm"),
-        epsilon=record.get("epsilon"),
-        accuracies=record.get("accuracies"),
         which=held,
         record=record,
+        **_expected(record),
     )
     return Artifact(files.artifact(source.file, cast=cast).arrays, facts)
 
 
 def _run(source: WeightSource, which: str | None, cast: bool) -> Artifact:
-    """Read the best weights of a run, whose config says all."""
     del cast  # they are float32
     workdir = source.path
     assert workdir is not None

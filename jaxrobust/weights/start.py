@@ -28,11 +28,7 @@ _OF_STEM = {"stem_widths", "stem_strides", "stem_kernels", "small_stem", "patch"
 
 
 def of_config(config: Config) -> tuple[Network, dict[str, Any]] | None:
-    """Make the weights that a config starts from, and their record; None: random ones.
-
-    Raises:
-      ValueError: no such weights, or weights of another network, before anything compiles.
-    """
+    """Make the weights that a config starts from, and their record; None: random ones."""
     init = config.init
     for key in ("stem", "head"):
         if init[key] not in CHOICES[key]:
@@ -66,12 +62,7 @@ def _of_source(source: str, config: Config) -> tuple[Network, dict[str, Any]]:
     return start, record | {"start_sha256": start.weights_sha256}
 
 
-def _keeps(init: StartSection) -> bool:
-    return init.stem == init.head == init.normalize == "keep"
-
-
 def _composed(artifact: Artifact, config: Config, init: StartSection) -> Network:
-    """Make weights those of a config's network, with the stem, head and normalisation of `init`."""
     stored = convert.names(config.model.name, artifact.arrays)
     _belongs(artifact.facts, stored, config, init)
     spec = NetworkSpec.of_config(config)
@@ -80,11 +71,7 @@ def _composed(artifact: Artifact, config: Config, init: StartSection) -> Network
 
 
 def check_phases(config: Config, names: Sequence[str]) -> None:
-    """Refuse phases that start from what is not there, or is no such network.
-
-    Raises:
-      ValueError: one sentence, before anything is trained.
-    """
+    """Refuse phases that start from what is not there, or is no such network, before training."""
     first = config[names[0]]
     for key in ("start", "stem", "head", "normalize"):
         if first[key] not in (None, "keep"):
@@ -106,16 +93,10 @@ def check_phases(config: Config, names: Sequence[str]) -> None:
 
 
 def handed_on(before: Config, config: Config, name: str, weights: Weights) -> Weights:
-    """Return the weights of an earlier phase as those of the phase `name`.
-
-    Args:
-      before, config: as these phases see it.
-      weights: float32, on the host.
-    Raises:
-      ValueError: they do not fit its network.
-    """
+    """Make the weights of an earlier phase (float32, on the host) those of the phase `name`."""
     section = config[name]
-    if plain(before.model) == plain(config.model) and _keeps(section):
+    keeps = section.stem == section.head == section.normalize == "keep"
+    if keeps and plain(before.model) == plain(config.model):
         return weights
     arrays = {key: np.asarray(array) for key, array in (weights.params | weights.stats).items()}
     model, options = before.model.name, dict(before.model.options)
@@ -187,9 +168,7 @@ def _belongs(facts: Facts, stored: StoredNames, config: Config, init: StartSecti
 
 
 def _rows(facts: Facts, model: ModelSection) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Compute the fields that make the stored network and the config's; both empty: whose weights
-    they are is not known.
-    """
+    """Compute the fields that make the stored network and the config's; empty: it is not known."""
     if facts.model is None:
         return {}, {}
     own = ({}, {}) if facts.options is None else (facts.options, model.options)

@@ -279,8 +279,8 @@ class FullGoldenTest(GoldenCase):
 class ReferenceTest(parameterized.TestCase):
     """The reference library itself in float64, where rounding decides nothing."""
 
-    @sweeps.fast(2, 10)
     @parameterized.product(norm=("Linf", "L2"), loss=tuple(LOSS), steps=(3, 30))
+    @pytest.mark.slow
     def test_parity(self, norm, loss, steps):
         try:
             import torch

@@ -343,6 +343,7 @@ class GoldenTest(GoldenCase):
         assert_points(seen["state"].adv[4], g[f"{norm}_rs_adv"], norm)  # after 5 iterations
 
     @sweeps.fast("L1")
+    @sweeps.fast(0, 1)
     @parameterized.parameters(*REFERENCE)
     def test_perturb(self, norm):
         small, _ = golden()
@@ -388,6 +389,7 @@ class PlantedBugTest(parameterized.TestCase):
                 small, "L2", "rank2", *run_golden("L2", images, small["y"], targets, run=run)
             )
 
+    @pytest.mark.slow
     def test_attack_with_the_wrong_sign(self):
         right = hyperplanes.displacement
         with (
@@ -396,6 +398,7 @@ class PlantedBugTest(parameterized.TestCase):
         ):
             self.run_planted()
 
+    @pytest.mark.slow
     def test_attack_without_overshoot(self):
         with self.assertRaises(AssertionError):
             self.run_planted(eta=1.0)
@@ -404,8 +407,8 @@ class PlantedBugTest(parameterized.TestCase):
 class ReferenceTest(parameterized.TestCase):
     """The reference library itself, on images that the golden arrays do not have."""
 
-    @sweeps.fast(2)
     @parameterized.product(norm=tuple(REFERENCE), targeted=(True, False))
+    @pytest.mark.slow
     def test_parity(self, norm, targeted):
         try:
             import torch

@@ -126,7 +126,7 @@ class FoolboxTest(parameterized.TestCase):
             self.skipTest(paths.PARITY)
         self.foolbox, self.torch = foolbox, torch
 
-    @sweeps.fast(3)
+    @pytest.mark.slow
     @parameterized.product(norm=("linf", "l2"), steps=(15, 20))
     def test_points(self, norm, steps):
         torch, rng = self.torch, np.random.default_rng(0)
@@ -165,6 +165,7 @@ class FoolboxTest(parameterized.TestCase):
         np.testing.assert_allclose(points, expected.numpy(), rtol=0, atol=1e-9)
         self.assertGreater(np.abs(points - start).max(), 0.01)
 
+    @pytest.mark.slow
     def test_l2_start(self):
         """The same draws give the same point."""
         torch, images = self.torch, np.full((8, 4, 4, 3), 0.5)

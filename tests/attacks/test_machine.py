@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
 from jaxrobust.attacks import registry
-from jaxrobust.attacks.ensembles import VERSIONS, known
+from jaxrobust.attacks.ensembles import VERSIONS
 from jaxrobust.evaluation import autoattack
 from jaxrobust.types import Machine
 from tests.support import sweeps
@@ -86,19 +86,20 @@ class RowsTest(parameterized.TestCase):
         np.testing.assert_allclose(result.images_adv[fooled], expected[fooled], atol=1e-6)
         standing = np.asarray(NETS["lin"](expected)).argmax(1) == LABELS[:24]
         np.testing.assert_array_equal(standing & result.clean, result.robust)
-        self.assertNotIn("corner", known())
+        self.assertNotIn("corner", registry.searching())
 
     def test_numbers_are_an_attacks_own(self):
-        numbers = [own.number for _, own in known().values()]
+        numbers = [own.number for _, own in registry.searching().values()]
         self.assertLen(set(numbers), len(numbers))
         # For ever: verdicts of ledgers on disk depend on them.
         fixed = {"apgd-ce": 0, "apgd-dlr": 1, "apgd-t": 2, "fab": 3, "fab-t": 4, "square": 5}
         self.assertContainsSubset(
-            fixed.items(), {name: own.number for name, (_, own) in known().items()}.items()
+            fixed.items(),
+            {name: own.number for name, (_, own) in registry.searching().items()}.items(),
         )
 
     def test_versions_name_what_is_there(self):
-        self.assertContainsSubset(set(itertools.chain(*VERSIONS.values())), known())
+        self.assertContainsSubset(set(itertools.chain(*VERSIONS.values())), registry.searching())
 
     @parameterized.parameters(
         ("apgd", 2, 5), ("apgd", 10, 21), ("pgd", 2, 4), ("pgd", 10, 20), ("fgsm", 9, 2)

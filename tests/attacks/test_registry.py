@@ -136,7 +136,7 @@ class EverywhereTest(parameterized.TestCase):
         seen = look(plan)
         self.assertEqual(seen.level, RED)
         self.assertIn(
-            "2 steps of 0.1 of attack.epsilon=0.1: the radius is never reached", seen.said
+            "2 steps of 0.1 of attack.epsilon=0.1: the radius is never reached", seen.sentence
         )
 
     def test_estimate(self):

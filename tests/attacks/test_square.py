@@ -52,6 +52,7 @@ class ScheduleTest(parameterized.TestCase):
         np.testing.assert_allclose(template_of(norm, side), expected, atol=1e-7, rtol=0)
 
     @parameterized.parameters(*NORMS)
+    @pytest.mark.slow
     def test_against_the_reference(self, norm):
         try:
             import pyautoattack.square as reference

@@ -13,8 +13,16 @@ try:
 except ImportError:
     torch = None
 
-# One name of each PyTorch file.
-NAMES = {models.family(name).file: name for name in sorted(models.available(), reverse=True)}
+
+def depth(name: str) -> int:
+    row = models.variant(name)._asdict()
+    return sum(row["depths"]) if "depths" in row else row.get("depth", row.get("cells", 0))
+
+
+# The smallest network of each PyTorch file.
+NAMES = {
+    models.family(name).file: name for name in sorted(models.available(), key=depth, reverse=True)
+}
 
 
 def written(folder, name, device="meta"):

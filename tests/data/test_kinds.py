@@ -9,13 +9,13 @@ from absl.testing import absltest, parameterized
 from jaxrobust import data
 from jaxrobust.data import source as sources
 from jaxrobust.data.sources import registry
-from jaxrobust.data.splits import content, grammar
+from jaxrobust.data.splits import grammar
 from jaxrobust.data.transforms import decoding
 
 
-def open_stripes(name, split, *, classes, ids, num_classes):
+def open_stripes(name, split, choice):
     """Grey images of eight pixels, half of them bright: the first rows, or the first columns."""
-    del classes, ids, num_classes
+    del choice
     bright = 255 if name.endswith("bright") else 128
 
     def read(indices):
@@ -50,7 +50,7 @@ class KindsTest(parameterized.TestCase):
     def test_its_contents_enter_the_fingerprint(self):
         plain = data.open_source("stripes:here", "train")
         other = data.open_source("stripes:bright", "train")
-        self.assertEqual(plain.files_sha256, content.content_sha256(plain, 6))
+        self.assertEqual(plain.files_sha256, sources.content_sha256(plain, 6))
         self.assertNotEqual(plain.files_sha256, other.files_sha256)
         sources.KINDS["stripes"] = self.kind._replace(contents=False)
         self.assertIsNone(data.open_source("stripes:here", "train").files_sha256)

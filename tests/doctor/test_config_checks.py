@@ -91,7 +91,7 @@ class ConfigTest(parameterized.TestCase):
         for line in lines:
             for found in examined(CONFIG_CHECKS, Traced(refresh_configs.load(line), 8)):
                 if found.seen.level == RED:
-                    red[line] = f"{found.check.name}: {found.seen.said}"
+                    red[line] = f"{found.check.name}: {found.seen.sentence}"
                 if found.seen.level == SKIPPED and found.check.name == "ema-horizon":
                     unknown.append(line)
         asked = {line for line in red if line.startswith(ASKED) and "one-step:" in red[line]}
@@ -124,7 +124,7 @@ class ConfigTest(parameterized.TestCase):
     def test_heavy_augmentation(self):
         config = tiny(data__augmentation="crop|randaugment", pretrain__epochs=0)
         found = self.check_only("heavy-augmentation", RED, config)
-        self.assertIn("give clean weights", found.remedy)
+        self.assertIn("give clean weights", found.seen.remedy)
 
     @parameterized.parameters(
         ({"name": "pgd", "steps": 2, "step_size": 0.02}, RED, "the radius is never reached"),
@@ -134,13 +134,13 @@ class ConfigTest(parameterized.TestCase):
     )
     def test_step_rule(self, attack, level, words):
         config = tiny(**{f"attack__{key}": value for key, value in attack.items()})
-        self.assertIn(words, self.check_only("step-rule", level, config).seen.said)
+        self.assertIn(words, self.check_only("step-rule", level, config).seen.sentence)
 
     @parameterized.parameters(("image", RED), ("random", YELLOW))
     def test_one_step(self, start, level):
         config = tiny(attack__steps=1, attack__epsilon=8 / 255, attack__start=start)
         found = self.check_only("one-step", level, config)
-        self.assertIn("leaks the label", found.cause)
+        self.assertIn("leaks the label", found.seen.cause)
 
     def test_normalised_twice(self):
         file = self.create_tempfile("nets.py", TWICE)
@@ -151,7 +151,7 @@ class ConfigTest(parameterized.TestCase):
             config.init.normalize = "imagenet"
         found = faults(config)["normalised-twice"]
         self.assertEqual(found.seen.level, RED)
-        self.assertIn("holds the mean of imagenet", found.seen.said)
+        self.assertIn("holds the mean of imagenet", found.seen.sentence)
 
     def test_batch_statistics(self):
         config = tiny(attack__statistics="batch", train__objective="trades")
@@ -172,7 +172,7 @@ class ConfigTest(parameterized.TestCase):
         if level is None:
             return self.assertEmpty(faults(config))
         found = self.check_only("ema-horizon", level, config)
-        self.assertIn("set train.ema_decay=0.167", found.remedy)
+        self.assertIn("set train.ema_decay=0.167", found.seen.remedy)
 
     def test_an_average_that_nobody_evaluates(self):
         self.assertEmpty(faults(tiny(train__ema_decay=0.9999, evaluation__weights="raw")))
@@ -181,7 +181,7 @@ class ConfigTest(parameterized.TestCase):
         config = tiny(data__name="cifar10", data__dir="/nowhere", data__train_split="train[:1%]")
         found = examined(CONFIG_CHECKS, Plan(config))
         (ema,) = [f for f in found if f.check.name == "ema-horizon"]
-        self.assertIn("of 21", ema.seen.said)  # 3 epochs of 500 images, 64 at a time
+        self.assertIn("of 21", ema.seen.sentence)  # 3 epochs of 500 images, 64 at a time
 
     @parameterized.parameters((3, RED), (2, YELLOW))
     def test_warm_up(self, epochs, level):
@@ -189,12 +189,12 @@ class ConfigTest(parameterized.TestCase):
 
     def test_batch_and_mesh(self):
         found = self.check_only("batch-and-mesh", RED, tiny(), devices=3)
-        self.assertIn("pretrain.batch_size=64 cannot be split over 3 devices", found.seen.said)
-        self.assertIn("use 63 or 66", found.remedy)
+        self.assertIn("pretrain.batch_size=64 cannot be split over 3 devices", found.seen.sentence)
+        self.assertIn("use 63 or 66", found.seen.remedy)
 
     def test_image_size(self):
         found = self.check_only("image-size", RED, tiny(model__image_size=16))
-        self.assertIn("images of digits have 8 px, the network 16", found.seen.said)
+        self.assertIn("images of digits have 8 px, the network 16", found.seen.sentence)
 
     def test_data_that_is_not_here(self):
         config = tiny(data__name="folder:/nowhere", data__train_split="train")

@@ -55,7 +55,7 @@ class FindingsTest(absltest.TestCase):
     def test_a_terminal_breaks_lines_between_words(self):
         said = "seen " + "many words and train.warmup_epochs=20 " * 5
         (red,) = findings.examined([check("label-order", RED)], None)
-        red = red._replace(seen=red.seen._replace(said=said.strip()))
+        red = red._replace(seen=red.seen._replace(sentence=said.strip()))
         whole = findings.line(red, coloured=False)
         for columns in (40, 80, 120):
             broken = findings.line(red, coloured=False, columns=columns)

@@ -33,7 +33,7 @@ class FaultsTest(parameterized.TestCase):
     def test_fault(self, name):
         found = examined(NETWORK_CHECKS, patient(faults.FAULTS[name]))
         reds = [f.check.name for f in found if f.seen.level == RED]
-        self.assertEqual(reds, [name.partition(",")[0]], [f.seen.said for f in found])
+        self.assertEqual(reds, [name.partition(",")[0]], [f.seen.sentence for f in found])
         for each in found:
             if each.seen.level == YELLOW:
                 self.assertEqual(each.after, reds[0], each)
@@ -62,7 +62,7 @@ class OneCheckTest(parameterized.TestCase):
     def test_what_explains(self, name, fault, words):
         seen = self.look(name, faults.FAULTS[fault])
         self.assertEqual(seen.level, RED)
-        self.assertIn(words, seen.said)
+        self.assertIn(words, seen.sentence)
 
     def test_few_images_are_no_reason(self):
         images, labels = faults.colours(20)
@@ -95,15 +95,15 @@ class OneCheckTest(parameterized.TestCase):
         how = {"images": images, "labels": labels, "classes": names}
         seen = self.look("label-order", network, **how)
         self.assertEqual(seen.level, RED)
-        self.assertIn(words, seen.said)
-        self.assertIn("100.0%", seen.said)
+        self.assertIn(words, seen.sentence)
+        self.assertIn("100.0%", seen.sentence)
 
     def test_accuracy_below_the_record(self):
         record = Recorded(0.99, "results.jsonl")
         rare = lambda x: faults.healthy(x).at[:, 3].add(-100.0)  # noqa: E731
         seen = self.look("accuracy", rare, recorded=record)
         self.assertEqual(seen.level, RED)
-        self.assertIn("99.0% by results.jsonl", seen.said)
+        self.assertIn("99.0% by results.jsonl", seen.sentence)
         self.assertEqual(self.look("accuracy", faults.healthy, recorded=record).level, GREEN)
 
     def test_weights_of_arrays(self):

@@ -56,18 +56,20 @@ class ComputedTest(parameterized.TestCase):
     def test_passes_are_those_of_the_plan_and_seconds_operations_over_speed(self):
         found = attacked.computed(imagenet(), H100, utilisation=0.25)
         for setting in ensembles.plan("linf", "standard", None, None):
-            self.assertEqual(found.passes[setting.name], ensembles.most_passes(setting, 1000))
+            self.assertEqual(
+                found.passes_per_image[setting.name], ensembles.most_passes(setting, 1000)
+            )
         adds = multiply_adds(NET, *SHAPES, image_size=224)
         # In TF32, for which NVIDIA quotes half of bfloat16's speed.
         by_hand = 2 * adds / (8 * 989e12 / 2 * 0.25)
-        for seconds in found.seconds.values():
+        for seconds in found.pass_s.values():
             self.assertAlmostEqual(seconds / by_hand, 1, delta=1e-6)
         self.assertEqual(found.slots, 8 * 64)
 
     def test_a_tpu_rounds_to_bfloat16(self):
         tpu = H100._replace(kind="TPU v5e")
         slow, fast = (
-            attacked.computed(imagenet(), on, utilisation=0.2).seconds["square"]
+            attacked.computed(imagenet(), on, utilisation=0.2).pass_s["square"]
             for on in (H100, tpu)
         )
         self.assertAlmostEqual(slow / fast, 2)
@@ -91,10 +93,10 @@ class MeasuredTest(absltest.TestCase):
         config.model.update(name="convnext_n", num_classes=4, image_size=8, in_channels=1)
         config.model.options = {"stem_strides": (1,), "depths": (1,), "dims": (8,)}
         found = attacked.measured(config, seconds=0.05)
-        self.assertEqual(list(found.seconds), list(ensembles.VERSIONS["standard"]))
-        self.assertEqual(found.jobs, {"apgd-ce": 1, "apgd-t": 3, "fab-t": 3, "square": 1})
+        self.assertEqual(list(found.pass_s), list(ensembles.VERSIONS["standard"]))
+        self.assertEqual(found.jobs_per_image, {"apgd-ce": 1, "apgd-t": 3, "fab-t": 3, "square": 1})
         self.assertEqual(found.slots, 8 * jax.local_device_count())
-        for seconds in (*found.seconds.values(), found.compile, found.once):
+        for seconds in (*found.pass_s.values(), found.compile_s, found.once_s):
             self.assertTrue(0 < seconds < np.inf)
 
 

@@ -1,6 +1,7 @@
 """What chips take that are not here: against arithmetic by hand."""
 
 import json
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from configs import quickstart
 from jaxrobust.config import network_of
 from jaxrobust.estimate import account, elsewhere
 from jaxrobust.models.table import multiply_adds
+from jaxrobust.runtime.devices import topology
 from tests.support import sweeps
 from tests.support.estimates import H100, NET, SHAPES, imagenet
 
@@ -45,6 +47,21 @@ class ElsewhereTest(parameterized.TestCase):
         self.assertFalse(found["measured"])
         self.assertIn("reach 1% of", found["assumed"][0])
         self.assertTrue(any("imagenet2012 is not here" in line for line in found["assumed"]))
+
+    def test_what_the_compiler_counts_is_of_one_chip_and_its_share_of_the_images(self):
+        compiled = {f"{part}_bytes": 1 for part in topology._PARTS}
+        compiled |= {"hbm_bytes": 0, "sent_bytes": 0, "flops_executable": 128 * 5e9}
+        with mock.patch.object(topology, "compiled", return_value=compiled):
+            how = {"utilisation": 0.01, "chips": jax.devices(), "images": 0}
+            row = account.account(imagenet(), H100, **how)["phases"][0]
+        self.assertEqual(row["batch_size"], 8 * 128)
+        self.assertAlmostEqual(row["executed_flops_per_image"], 5e9)
+        best = 989e12 / (3 * 2 * multiply_adds(NET, *SHAPES, image_size=224))
+        ratio = row["roofline"]["roofline_images_per_s_per_chip"] / best
+        self.assertAlmostEqual(ratio, 1, delta=1e-6)
+        self.assertAlmostEqual(row["images_per_s_per_chip"] / (0.01 * best), 1, delta=1e-6)
+        self.assertAlmostEqual(row["images_per_s"], 8 * row["images_per_s_per_chip"])
+        self.assertAlmostEqual(row["mfu"], 0.01)
 
     @pytest.mark.slow
     def test_half_the_utilisation_takes_twice_as_long(self):

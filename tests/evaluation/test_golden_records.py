@@ -127,8 +127,8 @@ class GoldenTest(parameterized.TestCase):
     def test_is_written_as_before(self, kind):
         self.compare(kind)
 
-    @pytest.mark.slow
     @parameterized.parameters("worst case", *sorted(COMMANDS.keys() - {*FAST}))
+    @pytest.mark.slow  # below the parameters, each of which it then marks
     def test_is_written_as_before_too(self, kind):
         self.compare(kind)
 

@@ -207,9 +207,9 @@ class FromModuleTest(parameterized.TestCase):
     )
     def test_is_the_modules(self, make):
         module = make().eval()
-        logits_fn, _ = from_module(module, images())
-        np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
         network = converted(module, IMAGE)
+        ours = network.logits_fn(images())
+        np.testing.assert_allclose(ours, reference(module, images()), atol=1e-6)
         self.assertLess(agreement.compared(network, images()).gradients, 1e-4)
 
     @parameterized.parameters(

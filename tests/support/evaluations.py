@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import tempfile
 import unittest
 from pathlib import Path
@@ -13,7 +14,7 @@ from absl.testing import flagsaver
 
 from jaxrobust import data
 from jaxrobust.commands import evaluate
-from jaxrobust.config import network_of
+from jaxrobust.config import VERSION, network_of
 from jaxrobust.types import Weights
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from tests.support import runs as training
@@ -53,20 +54,25 @@ def fitted(config) -> Weights:
     return Weights(params | {"head.fc.kernel": solved[:-1], "head.fc.bias": solved[-1]}, stats)
 
 
-def trained(workdir: Path) -> None:
-    """A run with weights of both phases; the latter are fit for attacks."""
+def trained(workdir: Path, *, pretrained: bool = True) -> None:
+    """A run with weights of both phases, or of the last alone; those are fit for attacks."""
     config = training.tiny(
         pretrain__epochs=1, pretrain__warmup_epochs=0, train__epochs=0, train__warmup_epochs=0
     )
     config.unlock().model.options.update(dims=(32,), gamma_init=5.0)
-    training.quiet_run(config, workdir)
+    if pretrained:
+        training.quiet_run(config, workdir)
+    else:
+        workdir.mkdir()
+        own = {"version": VERSION} | json.loads(config.to_json())
+        (workdir / "config.json").write_text(json.dumps(own))
     with contextlib.closing(Checkpoints(workdir / "train" / "best")) as best:
         best.save(3, fitted(config), {})  # as if a second phase had just begun
         best.wait()
 
 
-def run_for(tests: type[unittest.TestCase]) -> Path:
+def run_for(tests: type[unittest.TestCase], *, pretrained: bool = True) -> Path:
     """A run of `trained`, which goes when the tests of this class are over."""
     workdir = Path(tests.enterClassContext(tempfile.TemporaryDirectory())) / "run"
-    trained(workdir)
+    trained(workdir, pretrained=pretrained)
     return workdir

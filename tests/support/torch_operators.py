@@ -488,6 +488,19 @@ OF_SIZES = (
     *("of the batch", "sizes", "strides", "new ones", "views", "a number", "activation RReLU"),
     "written into what is empty",
 )
+# PyTorch writes these with operators that others of them use in the same way.
+_OF_OTHERS = (
+    *("PReLU", "PReLU of channels", "CELU", "SELU", "Mish", "Hardswish", "Hardsigmoid", "GLU"),
+    *("Hardshrink", "Softshrink", "Tanhshrink", "Softplus", "Softsign", "LogSigmoid", "Threshold"),
+    *("Softmin", "Softmax2d", "Tanh", "Sigmoid"),
+)
+COMPOSED = (
+    *("matrices", "equal ones", "other padding", "splits", "shuffles", "unpooling", "sampling"),
+    *("patches", "patches back", "spread", "any of several", "pooling of a line", "recurrence"),
+    *("resizing, cubic", "resizing, linear", "resizing, a line", "attention", "attention, scaled"),
+    *("convolution, same", "convolution, reflected", "linear", "linear, plain", "rms norm"),
+    *("response norm", *(f"activation {name}" for name in _OF_OTHERS)),
+)
 # PyTorch writes these down for a fixed number of images only.
 ALONE = ("few bits",)
 

@@ -1,5 +1,6 @@
 """The pictures of docs/ are those of today's code."""
 
+import functools
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -8,11 +9,13 @@ from absl.testing import absltest, parameterized
 from tests.support.paths import ROOT
 from tools import draw_architecture
 
+drawn_pictures = functools.cache(draw_architecture.pictures)
+
 
 class PicturesTest(parameterized.TestCase):
     @parameterized.parameters("rooms.svg", "image.svg", "step.svg")
     def test_are_up_to_date(self, name):
-        drawn = draw_architecture.pictures()[name]
+        drawn = drawn_pictures()[name]
         message = "run python tools/draw_architecture.py"
         self.assertEqual((ROOT / "docs" / name).read_text(), drawn, message)
         self.assertIn(f"({name})", (ROOT / "docs" / "architecture.md").read_text())
@@ -36,7 +39,7 @@ class PicturesTest(parameterized.TestCase):
             draw_architecture.flow({"a": draw_architecture.Step("A", "types:Nothing")})
 
     def test_text_stays_inside_of_its_box(self):
-        for drawn in draw_architecture.pictures().values():
+        for drawn in drawn_pictures().values():
             for text in re.findall(r'text-anchor="middle" [^>]*>([^<]+)<', drawn):
                 self.assertLessEqual(len(text), 40, text)
 

@@ -138,9 +138,7 @@ def not_a_number(x: Array) -> Array:
 
 
 def common_term(x: Array) -> Array:
-    """Add the same large number to all logits, in which float32 loses the cross-entropy's
-    gradient.
-    """
+    """Add one large number to all logits, in which float32 loses the cross-entropy's gradient."""
     return 20 * healthy(x) + 1e4 * (x**2).mean(axis=(1, 2, 3))[:, None]
 
 

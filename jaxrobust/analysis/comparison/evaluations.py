@@ -44,31 +44,26 @@ class Evaluation(NamedTuple):
 def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
     """Return the evaluations of `PLACE[#NUMBER]`s, on the images that are common to all of them.
 
-    Args:
-      places: runs, folders that hold results.jsonl, or such files; where one holds several
-        evaluations, with the number of one (or its beginning) behind `#`.
-      threat: only evaluations under this one: NORM:RADIUS, or "clean"; None: any.
-    Raises:
-      ValueError: fewer than two, one that cannot be read, or what cannot be compared; with all that
-        differs.
+    `threat`: only those under NORM:RADIUS, or "clean". `ValueError`: fewer than two, one that
+    cannot be read, or what cannot be compared; with all that differs.
     """
     if len(places) < 2:
         raise ValueError("one evaluation has nothing to compare with; name two or more")
     ball = None if threat is None else _ball(threat)
-    found = [
+    evaluations = [
         _load(place, threat, ball, [*places[:at], *places[at + 1 :]])
         for at, place in enumerate(places)
     ]
     named: dict[tuple[Path, str], str] = {}
-    for one in found:
+    for one in evaluations:
         key = one.ours.file.resolve(), str(one.record.verdicts)
         if key in named:
             raise ValueError(
                 f"{one.place} is the same evaluation as {named[key]}; name two different ones"
             )
         named[key] = one.place
-    first, *others = found
-    if wrong := [f"{o.place} (here): {said}" for o in others if (said := differences(first, o))]:
+    first, *others = evaluations
+    if wrong := [f"{o.place} (here): {text}" for o in others if (text := differences(first, o))]:
         held = {folder: rows for o in others for folder, _, rows in [_held(o.place)]}
         fit = [n for folder, rows in held.items() for n in _fitting(folder, [first.record], rows)]
         raise ValueError(
@@ -77,11 +72,10 @@ def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
             + "evaluate all of them on the same images, with the same preprocessing, radius and "
             "attack"
         )
-    return _aligned(found)
+    return _aligned(evaluations)
 
 
 def _ball(threat: str) -> set[tuple[str, str]]:
-    """Return norm and radius of a threat, as a set of one, or of none for "clean"."""
     written, colon, radius = threat.partition(":")
     norm = spelled(written)
     if threat == "clean":
@@ -91,16 +85,11 @@ def _ball(threat: str) -> set[tuple[str, str]]:
             f"--threat={threat} is no threat; write NORM:RADIUS, with one of "
             f"{', '.join(NORMS)}, such as linf:4/255, or clean"
         )
-    return {(norm, _rounded(number("threat", radius)))}
+    return {(norm, f"{number('threat', radius):.6g}")}
 
 
 def _balls(record: AccuracyRecord) -> list[tuple[str, str]]:
-    """Return norm and radius of each attack of a record."""
-    return [(threat.norm, _rounded(threat.epsilon)) for threat in record.threats]
-
-
-def _rounded(epsilon: float) -> str:
-    return f"{epsilon:.6g}"
+    return [(threat.norm, f"{threat.epsilon:.6g}") for threat in record.threats]
 
 
 def _load(
@@ -108,18 +97,17 @@ def _load(
 ) -> Evaluation:
     ours = _chosen(place, threat, ball, beside)
     record = ours.record
-    found = verdicts.read(ours.file.parent / str(record.verdicts))
-    told = {"clean": found.clean, "robust": found.robust if record.attacks else None}
-    for key, right in told.items():
-        if right is None or not len(right):
+    own = verdicts.read(ours.file.parent / str(record.verdicts))
+    for key in ("clean", "robust") if record.attacks else ("clean",):
+        right, accuracy = getattr(own, key), getattr(record, key)
+        if not len(right):
             continue
-        accuracy = record.clean if key == "clean" else record.robust
         if accuracy is None or abs(right.mean() - accuracy) > 0.5 / len(right):
             raise ValueError(
                 f"{record.verdicts} does not belong to its record in {ours.file}: {key} is "
                 f"{right.mean():.4f} there, {accuracy} in the record; get both again"
             )
-    return Evaluation(place, ours, found, len(found.labels))
+    return Evaluation(place, ours, own, len(own.labels))
 
 
 def _held(place: str) -> tuple[str, str, dict[str, Ours]]:
@@ -131,11 +119,11 @@ def _held(place: str) -> tuple[str, str, dict[str, Ours]]:
 
 def _fitting(folder: str, beside: Sequence[AccuracyRecord], held: dict[str, Ours]) -> list[str]:
     """Return the names of those evaluations of a folder that ask what a record `beside` asks."""
-    asked = [dict(_question(record)) for record in beside]
+    questions = [dict(_question(record)) for record in beside]
     return [
         f"{folder}#{key} ({records.attack_line(o.record)})"
         for key, o in held.items()
-        if o.record.verdicts and dict(_question(o.record)) in asked
+        if o.record.verdicts and dict(_question(o.record)) in questions
     ]
 
 
@@ -147,11 +135,6 @@ def _few(names: Sequence[str]) -> str:
 def _chosen(
     place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
 ) -> Ours:
-    """Return the record that a place names; `beside` are the others that are compared with it.
-
-    Raises:
-      ValueError: none or several, one without verdicts, or of a newer version.
-    """
     folder, wanted, held = _held(place)
     if not held:
         raise ValueError(f"{folder} has no records; name a folder that holds results.jsonl")
@@ -162,8 +145,8 @@ def _chosen(
         named = {key: o for key, o in named.items() if set(_balls(o.record)) == ball}
     if not named:
         raise ValueError(f"{place} has no evaluation under {threat}; {_listed(folder, held)}")
-    told = {key: o for key, o in named.items() if o.record.verdicts}
-    if len(told) > 1:
+    decided = {key: o for key, o in named.items() if o.record.verdicts}
+    if len(decided) > 1:
         also = ", or give --threat NORM:RADIUS" if ball is None else ""
         others = [
             o.record
@@ -172,16 +155,18 @@ def _chosen(
             for key, o in rows.items()
             if key.startswith(number) and o.record.verdicts
         ]
-        fit = _fitting(folder, others, told)
+        fit = _fitting(folder, others, decided)
         if fit:
             raise ValueError(
-                f"{place} holds {len(told)} evaluations, of which these can be compared with "
+                f"{place} holds {len(decided)} evaluations, of which these can be compared with "
                 f"{', '.join(beside)}: {_few(fit)}; name one of them{also}"
             )
-        raise ValueError(f"{place} holds {len(told)} evaluations; {_listed(folder, told)}{also}")
-    ours = next(iter((told or named).values()))
+        raise ValueError(
+            f"{place} holds {len(decided)} evaluations; {_listed(folder, decided)}{also}"
+        )
+    ours = next(iter((decided or named).values()))
     check(ours.record, str(ours.file))
-    if not told:
+    if not decided:
         raise ValueError(
             f"{place} has no verdicts image by image, as of a training or of an older version; "
             "evaluate again with --out DIR"
@@ -190,28 +175,29 @@ def _chosen(
 
 
 def _listed(folder: str, held: dict[str, Ours]) -> str:
-    """Write how one of several evaluations is named on the command line."""
     shown = [f"{folder}#{key} ({records.attack_line(o.record)})" for key, o in held.items()]
     return f"name one of them: {_few(shown)}"
 
 
 def differences(first: Evaluation, other: Evaluation) -> str:
     """Say how the questions of two evaluations differ; "" if they do not."""
-    asked = [dict(_question(one.record)) for one in (first, other)]
+    questions = [dict(_question(one.record)) for one in (first, other)]
     for key in _OPTIONAL:
-        if any(one[key] is None for one in asked):
-            for one in asked:
+        if any(one[key] is None for one in questions):
+            for one in questions:
                 one[key] = None
-    here, there = (one["preprocessing"] for one in asked)
-    if here and there and same_preprocessing(here, there, asked[0]["image size"] or 224):
-        asked[1]["preprocessing"] = here  # RobustBench names some of ours
+    here, there = (one["preprocessing"] for one in questions)
+    if here and there and same_preprocessing(here, there, questions[0]["image size"] or 224):
+        questions[1]["preprocessing"] = here  # RobustBench names some of ours
     attacked = [{attack["name"] for attack in one.record.attacks} for one in (first, other)]
     for name in attacked[0] ^ attacked[1]:  # "attacks" says it
-        asked = [{k: v for k, v in one.items() if not k.startswith(f"{name}: ")} for one in asked]
-    said = [hosts.differences(*asked), _other_images(first.verdicts, other.verdicts)]
+        questions = [
+            {k: v for k, v in one.items() if not k.startswith(f"{name}: ")} for one in questions
+        ]
+    texts = [hosts.differences(*questions), _other_images(first.verdicts, other.verdicts)]
     if comparable.other_pictures(first.record, other.record):
-        said.append("the images or labels of the same names are others")
-    return "; ".join(part for part in said if part)
+        texts.append("the images or labels of the same names are others")
+    return "; ".join(part for part in texts if part)
 
 
 # Keys that only some records have; the labels tell other lists and classes apart as well.
@@ -233,8 +219,8 @@ def _question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
     yield from comparable.procedure(record).items()
     attacks = record.attacks
     balls = _balls(record)
-    for at, said in enumerate(("norm", "radius")):
-        yield said, ", ".join(dict.fromkeys(ball[at] for ball in balls))
+    for at, kind in enumerate(("norm", "radius")):
+        yield kind, ", ".join(dict.fromkeys(ball[at] for ball in balls))
     yield "attacks", ", ".join(attack["name"] for attack in attacks)
     for attack, ball in zip(attacks, balls, strict=True):
         of = f" ({' '.join(ball)})" if len(set(balls)) > 1 else ""
@@ -259,31 +245,25 @@ def _other_images(first: Verdicts, other: Verdicts) -> str:
     )
 
 
-def _aligned(found: list[Evaluation]) -> list[Evaluation]:
-    """Return evaluations on the images that all of them have, in the order of ids."""
-    common = found[0].verdicts.image_ids
-    for one in found[1:]:
+def _aligned(evaluations: list[Evaluation]) -> list[Evaluation]:
+    common = evaluations[0].verdicts.image_ids
+    for one in evaluations[1:]:
         common = np.intersect1d(common, one.verdicts.image_ids)
     if not len(common):
         raise ValueError("no image is common to all of these evaluations; compare two at a time")
     cut = []
-    for one in found:
+    for one in evaluations:
         _, _, at = np.intersect1d(common, one.verdicts.image_ids, return_indices=True)
         cut.append(one._replace(verdicts=Verdicts(*(column[at] for column in one.verdicts))))
     return cut
 
 
-def without_replayed(found: list[Evaluation]) -> tuple[list[Evaluation], str]:
-    """Return evaluations without the images that replayed points decided, and what is left out.
-
-    The second is a sentence or two, which belong before all others; "" where nothing is.
-    Raises:
-      ValueError: nothing else is there.
-    """
-    seen = [one.verdicts for one in found]
-    left = comparable.left_out([one.record for one in found], seen)
+def without_replayed(evaluations: list[Evaluation]) -> tuple[list[Evaluation], str]:
+    """Leave out the images that replayed points decided; a sentence says so, "" where none is."""
+    seen = [one.verdicts for one in evaluations]
+    left = comparable.left_out([one.record for one in evaluations], seen)
     if not left.any():
-        return found, ""
+        return evaluations, ""
     if left.all():
         raise ValueError(
             "replayed points decided all of these images, so that nothing is left to compare; "
@@ -295,44 +275,52 @@ def without_replayed(found: list[Evaluation]) -> tuple[list[Evaluation], str]:
         counts.append(f"{int(decided.sum()):,}")
         low, high = one.robust.mean(), (one.robust | decided).mean()
         ends.append(f"{100 * low:.2f} to {100 * high:.2f} %")
-    said = (
+    sentence = (
         f"**{left.sum():,} of {len(left):,} images are left out, which replayed points decided "
         f"({_each(counts)}): the attacks alone might have left them standing.** On all images the "
         f"robust accuracy under the attacks alone lies within: {_each(ends)}; --noreplay computes "
         "it."
     )
     cut = [v._replace(**{k: col[~left] for k, col in v._asdict().items()}) for v in seen]
-    return [one._replace(verdicts=v) for one, v in zip(found, cut, strict=True)], said
+    return [one._replace(verdicts=v) for one, v in zip(evaluations, cut, strict=True)], sentence
 
 
-def remarks(found: Sequence[Evaluation]) -> list[str]:
+def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
     """List differences that stand beside a comparison without forbidding it; A is the first."""
-    said = []
-    images = len(found[0].verdicts.labels)
-    if {one.images for one in found} != {images}:
-        each = _each([f"{one.images:,}" for one in found])
-        said.append(f"Compared are the {images:,} images that all have; evaluated were {each}.")
-    if not any(comparable.replayed(one.verdicts).any() for one in found):
-        tried = [letter(at) for at, one in enumerate(found) if one.record.replayed]
+    sentences = []
+    images = len(evaluations[0].verdicts.labels)
+    if {one.images for one in evaluations} != {images}:
+        each = _each([f"{one.images:,}" for one in evaluations])
+        sentences.append(
+            f"Compared are the {images:,} images that all have; evaluated were {each}."
+        )
+    if not any(comparable.replayed(one.verdicts).any() for one in evaluations):
+        tried = [letter(at) for at, one in enumerate(evaluations) if one.record.replayed]
         if tried:
-            said.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")
-    older = [letter(at) for at, one in enumerate(found) if not comparable.pictures(one.record)]
+            sentences.append(
+                f"None of these was decided by a replayed point, which {_and(tried)} met."
+            )
+    older = [
+        letter(at) for at, one in enumerate(evaluations) if not comparable.pictures(one.record)
+    ]
     if older:
-        said.append(
+        sentences.append(
             f"What {_and(older)} evaluated is known by the names of the images alone: an older "
             "version, which did not note their bytes, wrote that."
         )
-    seeds = [one.record.seed for one in found]
-    if found[0].record.attacks and len(set(seeds)) > 1:
-        said.append(f"The attacks' draws have different seeds: {_each(seeds)}.")
-    hashes = [one.record.weights_sha256 for one in found]
+    seeds = [one.record.seed for one in evaluations]
+    if evaluations[0].record.attacks and len(set(seeds)) > 1:
+        sentences.append(f"The attacks' draws have different seeds: {_each(seeds)}.")
+    hashes = [one.record.weights_sha256 for one in evaluations]
     for at, value in enumerate(hashes):
         if value is not None and value in hashes[:at]:
-            said.append(f"{letter(hashes.index(value))} and {letter(at)} have the same weights.")
-    for at, one in enumerate(found):
+            sentences.append(
+                f"{letter(hashes.index(value))} and {letter(at)} have the same weights."
+            )
+    for at, one in enumerate(evaluations):
         flags = one.record.flags.items()
-        said += [f"In doubt of {letter(at)}, {name}: {text}." for name, text in flags]
-    return said
+        sentences += [f"In doubt of {letter(at)}, {name}: {text}." for name, text in flags]
+    return sentences
 
 
 def _and(names: list[str]) -> str:

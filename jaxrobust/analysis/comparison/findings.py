@@ -8,10 +8,12 @@ import numpy as np
 from jaxrobust.analysis.comparison.evaluations import Evaluation, letter, remarks, without_replayed
 from jaxrobust.evaluation.records import pairs
 from jaxrobust.evaluation.records.pairs import Paired
-from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
+from jaxrobust.evaluation.records.verdicts import REPLAY
 
 LEVEL = 0.95  # of intervals; what has p below 1 - LEVEL can be told apart
 INTERVAL = f"{100 * LEVEL:.0f} % interval"
+_OF_RECORD = ("evaluation", "weights", "weights_sha256", "dataset", "split", "preprocessing")
+_OF_RECORD += ("attacks", "seed", "commit", "flags")  # type: ignore[assignment]
 
 
 class Difference(NamedTuple):
@@ -62,32 +64,28 @@ class Findings(NamedTuple):
 
 
 def find(evaluations: list[Evaluation]) -> Findings:
-    """Compare evaluations, which answer the same question on the same images, with the first.
-
-    Raises:
-      ValueError: see `without_replayed`.
-    """
-    said = remarks(evaluations)
+    """Compare evaluations, which answer the same question on the same images, with the first."""
+    notes = remarks(evaluations)
     evaluations, left_out = without_replayed(evaluations)
     order = _attacks(evaluations)
     seen = [one.verdicts for one in evaluations]
     clean = _differences([v.clean for v in seen])
     attacked = bool(evaluations[0].record.attacks)
     robust = _differences([v.robust for v in seen]) if attacked else [None] * len(clean)
-    found = []
+    compared = []
     for at, other in enumerate(seen[1:]):
-        first = seen[0]
+        both = (seen[0], other)
         after = {
-            name: pairs.compare(*(_left(v, order[: place + 1]) for v in (first, other)))
-            for place, name in enumerate(order)
+            name: pairs.compare(*(v.clean & ~np.isin(v.fooled_by, order[:end]) for v in both))
+            for end, name in enumerate(order, 1)
         }
-        last = (first.robust, other.robust) if attacked else (first.clean, other.clean)
-        classes, each = pairs.compare_groups(*last, first.labels)
+        first, last = (v.robust if attacked else v.clean for v in both)
+        classes, each = pairs.compare_groups(first, last, seen[0].labels)
         corrected = pairs.holm(each.p)
         names = letter(0), letter(at + 1)
-        found.append(Pair(*names, clean[at], robust[at], after, classes, each, corrected))
+        compared.append(Pair(*names, clean[at], robust[at], after, classes, each, corrected))
     removed = {name: [int((v.fooled_by == name).sum()) for v in seen] for name in order}
-    return Findings(evaluations, found, removed, said, left_out)
+    return Findings(evaluations, compared, removed, notes, left_out)
 
 
 def _attacks(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -113,26 +111,22 @@ def _attacks(evaluations: Sequence[Evaluation]) -> list[str]:
     return [*before, *listed, *again]
 
 
-def _left(found: Verdicts, attacks: list[str]) -> np.ndarray:
-    return found.clean & ~np.isin(found.fooled_by, attacks)
-
-
 def _differences(verdicts: list[np.ndarray]) -> list[Difference]:
-    found = [pairs.compare(verdicts[0], other) for other in verdicts[1:]]
-    corrected = pairs.holm(np.array([one.p for one in found]))
-    return [Difference(one, float(p)) for one, p in zip(found, corrected, strict=True)]
+    compared = [pairs.compare(verdicts[0], other) for other in verdicts[1:]]
+    corrected = pairs.holm(np.array([one.p for one in compared]))
+    return [Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True)]
 
 
-def plain(found: Findings) -> dict[str, Any]:
+def plain(findings: Findings) -> dict[str, Any]:
     """Return findings as JSON has them; accuracies and their differences are fractions."""
     return {
         "schema": 1,
         "level": LEVEL,
-        "images": found.images,
-        "evaluations": [_plain_evaluation(at, one) for at, one in enumerate(found.evaluations)],
-        "pairs": [_plain_pair(pair) for pair in found.pairs],
-        "left_out": found.left_out,
-        "remarks": found.remarks,
+        "images": findings.images,
+        "evaluations": [_plain_evaluation(at, one) for at, one in enumerate(findings.evaluations)],
+        "pairs": [_plain_pair(pair) for pair in findings.pairs],
+        "left_out": findings.left_out,
+        "remarks": findings.remarks,
     }
 
 
@@ -142,16 +136,7 @@ def _plain_evaluation(at: int, one: Evaluation) -> dict[str, Any]:
         "name": letter(at),
         "network": one.label,
         "file": str(one.ours.file),
-        "evaluation": record.evaluation,
-        "weights": record.weights,
-        "weights_sha256": record.weights_sha256,
-        "dataset": record.dataset,
-        "split": record.split,
-        "preprocessing": record.preprocessing,
-        "attacks": record.attacks,
-        "seed": record.seed,
-        "commit": record.commit,
-        "flags": record.flags,
+        **{key: getattr(record, key) for key in _OF_RECORD},
         "evaluated": one.images,
         "clean": float(seen.clean.mean()),
         "robust": float(seen.robust.mean()) if record.attacks else None,

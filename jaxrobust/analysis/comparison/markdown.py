@@ -6,86 +6,88 @@ import numpy as np
 
 from jaxrobust.analysis.comparison.evaluations import letter
 from jaxrobust.analysis.comparison.findings import INTERVAL, LEVEL, Difference, Findings, Pair
+from jaxrobust.analysis.papers.markdown import grid
 from jaxrobust.evaluation.records import pairs, records
 from jaxrobust.evaluation.records.pairs import Paired
 
 CLASSES = 20  # rows of a table: the classes that differ most; JSON has all
 
 
-def document(found: Findings, picture: str | None = None) -> str:
+def document(findings: Findings, picture: str | None = None) -> str:
     """Return the comparison; `picture` is the name of the figure's file beside it."""
-    record = found.evaluations[0].record
-    names = [letter(at) for at in range(len(found.evaluations))]
+    record = findings.evaluations[0].record
+    names = [letter(at) for at in range(len(findings.evaluations))]
     about = (
-        f"{found.images:,} images of {record.dataset}, split {record.split}, preprocessing "
+        f"{findings.images:,} images of {record.dataset}, split {record.split}, preprocessing "
         f"{record.preprocessing}; attack: {records.attack_line(record)}."
     )
-    words = [said for pair in found.pairs for said in in_words(pair, len(found.pairs))]
+    words = [
+        sentence for pair in findings.pairs for sentence in in_words(pair, len(findings.pairs))
+    ]
     parts = [
-        f"# {_listed(names)}, image by image",
-        found.left_out,
+        f"# {', '.join(names[:-1])} and {names[-1]}, image by image",
+        findings.left_out,
         about,
-        _table(_evaluations(found)),
-        "\n".join(f"- {said}" for said in (*words, *found.remarks)),
+        grid(_evaluations(findings)),
+        "\n".join(f"- {sentence}" for sentence in (*words, *findings.remarks)),
         f"![Differences]({picture})" if picture else "",
         "## Differences",
-        _table(_differences(found.pairs)),
+        grid(_differences(findings.pairs)),
     ]
-    if found.removed:
-        parts += ["## Images that each attack removed", _table(_removed(found, names))]
-    if len(found.pairs) == 1:
-        parts += ["## Classes that differ most", _table(_classes(found.pairs[0]))]
-    parts += ["## How this was computed", _how(len(found.pairs))]
+    if findings.removed:
+        parts += ["## Images that each attack removed", grid(_removed(findings, names))]
+    if len(findings.pairs) == 1:
+        parts += ["## Classes that differ most", grid(_classes(findings.pairs[0]))]
+    parts += ["## How this was computed", _how(len(findings.pairs))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def title(found: Findings) -> str:
+def title(findings: Findings) -> str:
     """Write the title of a picture: both networks, or the first of several."""
-    shown = [f"{letter(at)}: {one.label}" for at, one in enumerate(found.evaluations)]
-    record = found.evaluations[0].record
-    about = f"{found.images:,} images of {record.dataset}, {record.split}; attack: "
-    named = shown if len(found.pairs) == 1 else shown[:1]
+    shown = [f"{letter(at)}: {one.label}" for at, one in enumerate(findings.evaluations)]
+    record = findings.evaluations[0].record
+    about = f"{findings.images:,} images of {record.dataset}, {record.split}; attack: "
+    named = shown if len(findings.pairs) == 1 else shown[:1]
     return "\n".join([*named, about + records.attack_line(record)])
 
 
-def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def in_words(pair: Pair, asked: int) -> Iterator[str]:
+def in_words(pair: Pair, count: int) -> Iterator[str]:
     """Yield whether two networks can be told apart; `asked` is the number of pairs."""
     if pair.robust:
-        yield _verdict(pair, pair.robust, "robust accuracy", asked)
-    yield _verdict(pair, pair.clean, "clean accuracy", asked)
+        yield _verdict(pair, pair.robust, "robust accuracy", count)
+    yield _verdict(pair, pair.clean, "clean accuracy", count)
     yield _of_classes(pair)
 
 
-def _verdict(pair: Pair, one: Difference, what: str, asked: int) -> str:
-    a, b, found = pair.first, pair.other, one.found
-    if not found.gained + found.lost:
+def _verdict(pair: Pair, one: Difference, what: str, count: int) -> str:
+    a, b, both = pair.first, pair.other, one.found
+    if not both.gained + both.lost:
         return (
-            f"**{a} and {b} have the same {what}, image by image.** Both have {_share(found)[1]} %."
-            f" Their difference on all such images lies within {_interval(found)} points."
+            f"**{a} and {b} have the same {what}, image by image.** Both have {_share(both)[1]} %."
+            f" Their difference on all such images lies within {_interval(both)} points."
         )
-    winner, loser = (b, a) if found.gained > found.lost else (a, b)
-    first, second = _share(found)
-    corrected = f", {_said_p(one.p)} corrected for {asked} pairs" if asked > 1 else ""
+    winner, loser = (b, a) if both.gained > both.lost else (a, b)
+    first, second = _share(both)
+    corrected = f", {_said_p(one.p)} corrected for {count} pairs" if count > 1 else ""
     figures = (
-        f"{a} has {first} %, {b} {second} % of the same {found.n:,} images: {_points(found)} points"
-        f", {INTERVAL} {_interval(found)}, exact McNemar test {_said_p(found.p)}{corrected}. "
-        f"{a} alone is right on {found.lost:,} images, {b} alone on {found.gained:,}."
+        f"{a} has {first} %, {b} {second} % of the same {both.n:,} images: {_points(both)} points"
+        f", {INTERVAL} {_interval(both)}, exact McNemar test {_said_p(both.p)}{corrected}. "
+        f"{a} alone is right on {both.lost:,} images, {b} alone on {both.gained:,}."
     )
     if one.apart:
         return f"**The {what} of {winner} is higher than that of {loser}.** {figures}"
-    said = f"**{a} and {b} cannot be told apart in {what}.** {figures}"
-    if found.low > 0 or found.high < 0:
-        said += " The interval leaves 0 out by a hair; the exact test is the stricter judge here."
-    if needed := pairs.images_needed(found):
-        said += (
-            f" A true difference of that size would show on about {_rounded(needed)} such images "
+    sentence = f"**{a} and {b} cannot be told apart in {what}.** {figures}"
+    if both.low > 0 or both.high < 0:
+        sentence += (
+            " The interval leaves 0 out by a hair; the exact test is the stricter judge here."
+        )
+    if needed := pairs.images_needed(both):
+        rounded = float(f"{needed:.2g}")  # two digits count: 41,000
+        sentence += (
+            f" A true difference of that size would show on about {rounded:,.0f} such images "
             "(in 80 % of cases)."
         )
-    return said
+    return sentence
 
 
 def _of_classes(pair: Pair) -> str:
@@ -116,9 +118,9 @@ def row(pair: Pair, at: int) -> Paired:
     return Paired(*(column[at] for column in pair.by_class))
 
 
-def _evaluations(found: Findings) -> list[list[str]]:
+def _evaluations(findings: Findings) -> list[list[str]]:
     rows = [["", "network", "clean, %", "robust, %", "evaluation"]]
-    for at, one in enumerate(found.evaluations):
+    for at, one in enumerate(findings.evaluations):
         seen = one.verdicts
         robust = f"{100 * seen.robust.mean():.2f}" if one.record.attacks else ""
         where = f"{one.record.evaluation} in {one.ours.file}"
@@ -127,13 +129,13 @@ def _evaluations(found: Findings) -> list[list[str]]:
     return rows
 
 
-def _differences(found: Sequence[Pair]) -> list[list[str]]:
-    if len(found) == 1:
-        a, b = found[0].first, found[0].other
-        steps = found[0].steps.items()
+def _differences(compared: Sequence[Pair]) -> list[list[str]]:
+    if len(compared) == 1:
+        a, b = compared[0].first, compared[0].other
+        steps = compared[0].steps.items()
         return [["accuracy", *_head(a, b)], *([what, *_numbers(one)] for what, one in steps)]
     rows = [["pair", "accuracy", *_head("first", "second"), "p, corrected"]]
-    for pair in found:
+    for pair in compared:
         for what, one in (("clean", pair.clean), ("robust", pair.robust)):
             if one:
                 names = f"{pair.first}, {pair.other}"
@@ -151,10 +153,10 @@ def _numbers(one: Paired) -> list[str]:
     return [*_share(one), *counts, _points(one), _interval(one), _p(one.p)]
 
 
-def _removed(found: Findings, names: list[str]) -> list[list[str]]:
-    wrong = [f"{(~one.verdicts.clean).sum():,}" for one in found.evaluations]
+def _removed(findings: Findings, names: list[str]) -> list[list[str]]:
+    wrong = [f"{(~one.verdicts.clean).sum():,}" for one in findings.evaluations]
     rows = [["", *names], ["wrong without an attack", *wrong]]
-    return rows + [[name, *(f"{n:,}" for n in counts)] for name, counts in found.removed.items()]
+    return rows + [[name, *(f"{n:,}" for n in counts)] for name, counts in findings.removed.items()]
 
 
 def _classes(pair: Pair) -> list[list[str]]:
@@ -167,11 +169,11 @@ def _classes(pair: Pair) -> list[list[str]]:
     return rows
 
 
-def _how(asked: int) -> str:
+def _how(count: int) -> str:
     correction = (
-        f"Holm's correction (1979) holds for the {asked} pairs of one accuracy, and for the classes"
+        f"Holm's correction (1979) holds for the {count} pairs of one accuracy, and for the classes"
         " of one pair; intervals are each for itself."
-        if asked > 1
+        if count > 1
         else "Holm's correction (1979) holds for the classes; clean and robust accuracy, and what "
         "each attack leaves, are each a question for itself, as are all intervals."
     )
@@ -181,11 +183,6 @@ def _how(asked: int) -> str:
         f"(1998). {correction} All of it is about these weights on images like these: how much two "
         "trainings of one recipe differ by their seeds, no test of two networks knows."
     )
-
-
-def _table(rows: list[list[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in lines)
 
 
 def _share(one: Paired) -> tuple[str, str]:
@@ -206,8 +203,3 @@ def _p(value: float) -> str:
 
 def _said_p(value: float) -> str:
     return f"p = {_p(value)}".replace("= <", "<")
-
-
-def _rounded(number: int) -> str:
-    """Return a number of images with two digits that count: 41,000."""
-    return f"{float(f'{number:.2g}'):,.0f}"

@@ -1,15 +1,20 @@
-"""A comparison as a picture: differences with their intervals, and the classes of a pair."""
+"""The picture of a comparison, and its three files: its text, its numbers, this picture."""
 
+import io
+import json
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxrobust.analysis.comparison import markdown
 from jaxrobust.analysis.comparison.evaluations import letter
 from jaxrobust.analysis.comparison.findings import INTERVAL, LEVEL, Findings, Pair
 from jaxrobust.analysis.comparison.markdown import row, title
 from jaxrobust.analysis.networks import pictures
 from jaxrobust.evaluation.records.pairs import Paired
+from jaxrobust.runtime.files import jsonl, whole
 
 _INK, _APART, _PALE = "#1f4e79", "#d1495b", "#b9c4d0"
 _NAMED = 40  # classes that have a name and an interval in the picture: more do not fit
@@ -17,22 +22,18 @@ _WIDTH = 44  # letters of a network's name in a line
 _LABELS = 12  # names of classes that are told apart, where there are more
 
 
-def draw(found: Findings) -> Any:
-    """Return the figure: of two networks their attacks and classes, of several their differences.
-
-    Raises:
-      ValueError: matplotlib is not installed.
-    """
-    return _two(found) if len(found.pairs) == 1 else _several(found)
+def draw(findings: Findings) -> Any:
+    """Draw of two networks their attacks and classes, of several their differences."""
+    return _two(findings) if len(findings.pairs) == 1 else _several(findings)
 
 
-def _two(found: Findings) -> Any:
-    pair = found.pairs[0]
+def _two(findings: Findings) -> Any:
+    pair = findings.pairs[0]
     lines = [(name, one, one.p < 1 - LEVEL) for name, one in pair.steps.items()]
     wide = len(pair.classes) > 1
     classes = min(len(pair.classes), _NAMED // 2) if wide else 0
     height = max(1.6 + max(0.34 * len(lines), 0.18 * classes), 3.2)
-    figure = pictures.figure(title(found), 11.5 if wide else 7, height)
+    figure = pictures.figure(title(findings), 11.5 if wide else 7, height)
     panels = figure.subplots(1, 1 + wide, squeeze=False)[0]
     _forest(panels[0], "accuracy", lines, "B minus A")
     if wide:
@@ -40,28 +41,27 @@ def _two(found: Findings) -> Any:
     return figure
 
 
-def _several(found: Findings) -> Any:
-    kinds = ("robust", "clean") if found.pairs[0].robust else ("clean",)
-    height = max(1.4 + 0.24 * len(found.pairs), 3.0)
-    figure = pictures.figure(title(found), 3.5 + 4 * len(kinds), height)
+def _several(findings: Findings) -> Any:
+    kinds = ("robust", "clean") if findings.pairs[0].robust else ("clean",)
+    height = max(1.4 + 0.24 * len(findings.pairs), 3.0)
+    figure = pictures.figure(title(findings), 3.5 + 4 * len(kinds), height)
     panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
-    labels = [f"{letter(at)}: {one.label}" for at, one in enumerate(found.evaluations)][1:]
+    labels = [f"{letter(at)}: {one.label}" for at, one in enumerate(findings.evaluations)][1:]
     shown = ["\n".join(textwrap.wrap(label, _WIDTH)[:2]) for label in labels]
     for panel, kind in zip(panels, kinds, strict=True):
-        differences = [getattr(pair, kind) for pair in found.pairs]
+        differences = [getattr(pair, kind) for pair in findings.pairs]
         lines = [(name, d.found, d.apart) for name, d in zip(shown, differences, strict=True)]
         _forest(panel, f"{kind} accuracy", lines, "minus A")
     return figure
 
 
 def _forest(panel: Any, what: str, lines: list[tuple[str, Paired, bool]], minus: str) -> None:
-    """Draw differences from above: name, comparison, whether it tells apart."""
     for at, (_, one, apart) in enumerate(lines):
         _bar(panel, at, one, apart, 5, 2)
     panel.set_yticks(range(len(lines)), [name for name, _, _ in lines], fontsize=7.5)
     panel.set_ylim(len(lines) - 0.4, -0.6)
-    told = "red: told apart" if any(apart for _, _, apart in lines) else "none is told apart"
-    panel.set_title(f"{what}; {told}", fontsize=8)
+    legend = "red: told apart" if any(apart for _, _, apart in lines) else "none is told apart"
+    panel.set_title(f"{what}; {legend}", fontsize=8)
     _axis(panel, f"{minus}: points, with {INTERVAL}s")
 
 
@@ -82,7 +82,6 @@ def _axis(panel: Any, label: str) -> None:
 
 
 def _classes(panel: Any, pair: Pair) -> None:
-    """Draw the classes of a pair, those that can be told apart in red."""
     each = pair.by_class
     order = np.argsort(-each.difference, kind="stable")
     apart = pair.p_by_class < 1 - LEVEL
@@ -109,3 +108,30 @@ def _classes(panel: Any, pair: Pair) -> None:
         f"class by class; {tested if apart.any() else 'none is told apart'}", fontsize=8
     )
     _axis(panel, f"B minus A: points{f', with {INTERVAL}s' if named else ''}")
+
+
+def write(out: Path, name: str, comparison: Findings, plain: dict[str, Any]) -> None:
+    """Write the three files, each of them whole."""
+    text, table, drawn = (out / f"{name}.{kind}" for kind in ("md", "json", "png"))
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder")
+    if table.exists() and _compares(table) != _files(plain):
+        raise ValueError(f"{table} compares other evaluations; name another folder with --out")
+    image = io.BytesIO()
+    draw(comparison).savefig(image, dpi=130, format="png")
+    out.mkdir(parents=True, exist_ok=True)
+    with whole.writing(drawn) as part:
+        part.write_bytes(image.getvalue())
+    jsonl.replace(table, json.dumps(plain, indent=1) + "\n")
+    jsonl.replace(text, markdown.document(comparison, drawn.name))
+
+
+def _compares(table: Path) -> list[tuple[str, str]] | None:
+    try:
+        return _files(json.loads(table.read_text()))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _files(plain: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(one["file"], one["evaluation"]) for one in plain["evaluations"]]

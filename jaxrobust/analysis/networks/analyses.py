@@ -58,14 +58,7 @@ class Settings(NamedTuple):
 
 
 def checked(given: dict[str, Any], named: dict[str, Any]) -> Settings:
-    """Fill in the defaults of an analysis.
-
-    Args:
-      given: fields of `Settings`; None or (): not given.
-      named: flags of an evaluation.
-    Raises:
-      ValueError: a setting that the analysis does not take, or a number out of range.
-    """
+    """Fill in the defaults of an analysis: of `given` fields of `Settings`, and `named` flags."""
     name = given["analysis"]
     row = ANALYSES[name]
     given = {key: value for key, value in given.items() if value not in (None, ())}
@@ -92,13 +85,7 @@ def checked(given: dict[str, Any], named: dict[str, Any]) -> Settings:
 
 
 def written(settings: Settings) -> tuple[Path, Path]:
-    """Compute an analysis, then write both of its files or none; their paths come back.
-
-    Args:
-      settings: as `checked` returns them.
-    Raises:
-      ValueError: flags that name nothing, or what the analysis refuses.
-    """
+    """Compute an analysis, then write both of its files or none; their paths come back."""
     import jax
 
     from jaxrobust.analysis.networks import network, pictures
@@ -115,8 +102,4 @@ def written(settings: Settings) -> tuple[Path, Path]:
         rows, made = module.analyse(seen, settings)
     figure = module.draw(seen, rows, made, settings)
     out = pictures.folder(settings.out, settings.named["workdir"])
-    out.mkdir(parents=True, exist_ok=True)
-    table, picture = (out / f"{settings.analysis}.{kind}" for kind in ("csv", "png"))
-    figure.savefig(picture, dpi=130)
-    pictures.write(rows, table)
-    return table, picture
+    return pictures.save(out, settings.analysis, figure, rows)

@@ -33,28 +33,22 @@ def pgd(seen: Seen, *, steps: int, seed: int, batch: int) -> tuple[np.ndarray, n
     """
     step_size = 1.5 * seen.threat.epsilon / steps
     settings = {"threat": seen.threat, "steps": steps, "step_size": step_size}
-    drawn, found = keys(seen, seed), []
+    drawn, ends = keys(seen, seed), []
     for part in batches(len(seen.images), batch):
-        found.append(
+        ends.append(
             _ended(seen.logits_fn, drawn[part], seen.images[part], seen.labels[part], **settings)
         )
-    return tuple(np.concatenate(arrays) for arrays in zip(*found, strict=True))  # type: ignore
+    return tuple(np.concatenate(arrays) for arrays in zip(*ends, strict=True))  # type: ignore
 
 
 def climb(
     machine: Machine, logits_fn: LogitsFn, state: Any, steps: int, value: Callable[..., Array]
 ) -> tuple[Any, Array]:
-    """Return the state after `steps` steps, and `value(state, logits)` at the start and after each
-    of them, f32[steps + 1, B].
-    """
-
-    def network(points: Array, draw: Any) -> Array:
-        del draw
-        return logits_fn(points)
+    """Return the state after `steps` steps, and the values of all, f32[steps + 1, B]."""
 
     def step(state: Any, _: None) -> tuple[Any, Array]:
-        made = attacks.advance(machine, network, state)
-        return made.state, value(made.asked, made.logits)
+        made = attacks.advance(machine, lambda points, draw: logits_fn(points), state)
+        return made.state, value(made.queried, made.logits)
 
     state, values = jax.lax.scan(step, state, None, length=steps)
     last = value(state, logits_fn(machine.query(state)))

@@ -32,16 +32,14 @@ def analyse(seen: None, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
             raise ValueError(f"{file} is {error}; leave it out") from error
         plain.append(plain_view(image))
         given = image if chain.resizes else plain[-1]
-        rngs = [
-            np.random.default_rng([settings.seed, number, view]) for view in range(settings.views)
-        ]
-        views.append([chain.augment(given, rng) for rng in rngs])
+        seeds = ([settings.seed, number, view] for view in range(settings.views))
+        views.append([chain.augment(given, np.random.default_rng(seed)) for seed in seeds])
     base = np.stack(plain).astype(np.float32) / 255
     sheet = np.array(views).astype(np.float32) / 255  # images, views, H, W, C
     kinds = [("host", sheet)]
     if (preset := PRESETS.get(settings.chain)) and (preset.mixup or preset.cutmix or preset.erase):
         kinds.append(("device", _on_device(sheet, preset, settings.seed)))
-    found = [
+    rows = [
         {
             "file": str(file),
             "where": where,
@@ -54,11 +52,10 @@ def analyse(seen: None, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
         for i, file in enumerate(files)
         for view in range(settings.views)
     ]
-    return found, (files, base, kinds)
+    return rows, (files, base, kinds)
 
 
 def _on_device(sheet: np.ndarray, preset: Any, seed: int) -> np.ndarray:
-    """Return the views after erasing and mixing: every two images of a view are a group."""
     even = np.concatenate([sheet, sheet[:1]]) if len(sheet) % 2 else sheet
     change = mixing.batch_augmentation(
         num_classes=2, erasing=preset.erase, mixup=preset.mixup, cutmix=preset.cutmix
@@ -73,17 +70,17 @@ def _on_device(sheet: np.ndarray, preset: Any, seed: int) -> np.ndarray:
 
 
 def _files(places: Sequence[Path], most: int) -> list[Path]:
-    found: list[Path] = []
+    files: list[Path] = []
     for place in places:
         inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in _KINDS)
-        found += inside if place.is_dir() else [place]
-    if missing := [str(p) for p in found if not p.is_file()]:
+        files += inside if place.is_dir() else [place]
+    if missing := [str(p) for p in files if not p.is_file()]:
         raise ValueError(f"--images {missing[0]}: no such file or folder")
-    if not found:
+    if not files:
         raise ValueError(
             "--images names no picture; give files, or folders that hold " + ", ".join(_KINDS)
         )
-    return found[:most]
+    return files[:most]
 
 
 def draw(seen: None, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:

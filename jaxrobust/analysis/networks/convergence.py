@@ -37,23 +37,17 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
         )
     images, labels, ids = seen.images[right], seen.labels[right], seen.ids[right]
     seen = seen._replace(images=images, labels=labels, ids=ids)
+    how = {"steps": max(settings.steps), "threat": seen.threat}
     curves = []
     for seed in range(settings.seeds):
         drawn = keys(seen, seed)
         parts = [
-            trajectory(
-                seen.logits_fn,
-                drawn[p],
-                images[p],
-                labels[p],
-                steps=max(settings.steps),
-                threat=seen.threat,
-            )
+            trajectory(seen.logits_fn, drawn[p], images[p], labels[p], **how)
             for p in attack.batches(len(ids), settings.batch)
         ]
         curves.append(np.concatenate(parts, axis=1))
     losses = np.stack(curves)  # seeds, steps + 1, images
-    found = [
+    rows = [
         {
             "image": int(number),
             "label": int(labels[i]),
@@ -66,7 +60,7 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
         for i, number in enumerate(ids)
         for step in settings.steps
     ]
-    return found, losses
+    return rows, losses
 
 
 def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:

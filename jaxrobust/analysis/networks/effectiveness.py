@@ -18,7 +18,7 @@ from jaxrobust.analysis.networks.network import Seen
 
 def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each checkpoint and number of steps; means over images and seeds."""
-    found = []
+    rows = []
     for step, name, logits_fn in _checkpoints(seen, settings):
         at = seen._replace(logits_fn=logits_fn)
         losses, right = {}, {}
@@ -31,7 +31,7 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
             right[k] = np.mean([(e.argmax(1) == seen.labels).mean() for e in ends])
         most = losses[max(settings.steps)].mean()
         for k in settings.steps:
-            found.append(
+            rows.append(
                 {
                     "checkpoint": name,
                     "step": step,
@@ -44,7 +44,7 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
                     "seeds": settings.seeds,
                 }
             )
-    return found, None
+    return rows, None
 
 
 def _checkpoints(seen: Seen, settings: Settings) -> list[Any]:
@@ -59,12 +59,10 @@ def _checkpoints(seen: Seen, settings: Settings) -> list[Any]:
 def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
     """Draw loss, and what is left to the longest attack, over the steps of training."""
     del made
-    ball = seen.threat.written()
-    starts = (
-        "one random start" if settings.seeds == 1 else f"the mean of {settings.seeds} random starts"
-    )
-    about = f"{seen.subject.network.name}: PGD with k steps of 1.5 epsilon / k, {ball}, on "
-    about += f"{rows[0]['images']} images, {starts}"
+    many = f"the mean of {settings.seeds} random starts"
+    about = f"{seen.subject.network.name}: PGD with k steps of 1.5 epsilon / k, "
+    about += f"{seen.threat.written()}, on {rows[0]['images']} images, "
+    about += "one random start" if settings.seeds == 1 else many
     figure = pictures.figure(about, 9.6, 4.0)
     left, right = figure.subplots(1, 2)
     names = list(dict.fromkeys(row["checkpoint"] for row in rows))
@@ -85,15 +83,11 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) 
         else:
             panel.set_xlabel("steps of training")
             for before, name in itertools.pairwise(names):
-                if before.partition(" ")[0] != name.partition(" ")[0]:  # the phase
+                phase = name.partition(" ")[0]
+                if before.partition(" ")[0] != phase:
                     panel.axvline(places[before], color="#888888", linestyle=":")
-                    panel.text(
-                        places[before],
-                        1.01,
-                        f"{name.partition(' ')[0]} →",
-                        fontsize=8,
-                        transform=panel.get_xaxis_transform(),
-                    )
+                    over = {"fontsize": 8, "transform": panel.get_xaxis_transform()}
+                    panel.text(places[before], 1.01, f"{phase} →", **over)
     figure.legend(
         *left.get_legend_handles_labels(), title="attack steps", fontsize=8, loc="outside right"
     )

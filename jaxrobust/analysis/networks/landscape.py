@@ -37,15 +37,7 @@ def grid(side: int, reach: float) -> np.ndarray:
 
 
 def written(named: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path, Path]:
-    """Compute the points that are missing, and write both files; their paths come back.
-
-    Args:
-      named: flags of an evaluation that name a network and its images.
-      plane: where the loss is computed.
-      out: the folder; default: beside the run.
-    Raises:
-      ValueError: flags that name nothing, or a table of something else in the folder.
-    """
+    """Compute the points that are missing, and write both files; their paths come back."""
     pictures.plotting()  # refuses before anything is computed
     named = named | {"split": named["split"] or _training_split(named)}
     seen = network.seen(named, attacked=False)
@@ -63,16 +55,10 @@ def written(named: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path
     done = _done(table, points, about)
     if done < len(points):
         both = [surface.direction(params, plane.seed, number) for number in range(2)]
-        at = surface.losses(
-            seen.subject.create("float32"),
-            params,
-            stats,
-            both,
-            seen.images,
-            seen.labels,
-            batch=min(plane.batch, len(seen.labels)),
-            mesh=sharding.make_mesh(jax.local_devices()),
-        )
+        net, mesh = seen.subject.create("float32"), sharding.make_mesh(jax.local_devices())
+        batch = min(plane.batch, len(seen.labels))
+        data = (seen.images, seen.labels)
+        at = surface.losses(net, params, stats, both, *data, batch=batch, mesh=mesh)
         with jax.default_matmul_precision(VERDICT_PRECISION):
             _computed(table, at, points, done, plane.points, about)
     draw(seen.name, *_read(table), about).savefig(picture, dpi=130)
@@ -86,11 +72,7 @@ def _training_split(named: dict[str, Any]) -> str:
 
 
 def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
-    """Count the points of a table, and remove a line that was cut off.
-
-    Raises:
-      ValueError: it is of something else.
-    """
+    """Count the points of a table, and remove a line that was cut off."""
     if not table.exists():
         return 0
     text = table.read_text()
@@ -113,7 +95,6 @@ def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
 def _computed(
     table: Path, at: Any, points: np.ndarray, done: int, step: int, about: dict[str, Any]
 ) -> None:
-    """Add the rows of all points that are missing, call by call."""
     from tqdm.auto import tqdm
 
     keys = ["a", "b", "loss", "accuracy", *about]
@@ -123,8 +104,8 @@ def _computed(
             writer.writeheader()
         for start in tqdm(range(done, len(points), step), disable=None, unit="call", leave=False):
             part = points[start : start + step]
-            asked = np.resize(part, (step, 2))  # the last call is as long as the others
-            loss, right = (values[: len(part)] for values in at(asked))
+            filled = np.resize(part, (step, 2))  # the last call is as long as the others
+            loss, right = (values[: len(part)] for values in at(filled))
             for (a, b), each, share in zip(part, loss, right, strict=True):
                 values = (float(a), float(b), float(each), float(share))
                 writer.writerow(dict(zip(keys, values, strict=False)) | about)
@@ -143,8 +124,8 @@ def _read(table: Path) -> tuple[np.ndarray, np.ndarray]:
 def draw(name: str, line: np.ndarray, losses: np.ndarray, about: dict[str, Any]) -> Any:
     """Draw the contours of the loss."""
     middle = losses[len(line) // 2, len(line) // 2]
-    said = f"{name}\nmean cross-entropy of {about['images']:,} images of {about['split']}, "
-    figure = pictures.figure(f"{said}{middle:.3f} in the middle", 5.8, 5.2)
+    title = f"{name}\nmean cross-entropy of {about['images']:,} images of {about['split']}, "
+    figure = pictures.figure(f"{title}{middle:.3f} in the middle", 5.8, 5.2)
     panel = figure.subplots()
     shown = np.where(np.isfinite(losses), losses, LEVELS[-1] + 1).T
     levels = LEVELS[: max(3, int((shown.max() > LEVELS).sum()) + 1)]  # as high as the surface is

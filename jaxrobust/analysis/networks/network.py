@@ -44,15 +44,7 @@ class Seen(NamedTuple):
 
 
 def seen(named: dict[str, Any], *, attacked: bool = True) -> Seen:
-    """Read the network that flags name, and the first `n` images of its test split.
-
-    Args:
-      named: the flags.
-      attacked: whether a radius is needed.
-    Raises:
-      ValueError: flags that name nothing, or contradict each other.
-      OSError: the network or the disk.
-    """
+    """Read the network that flags name, and the first `n` images of its test split."""
     given = flags.Given(**_NONE | named)
     if given.n < 0 or given.n > 100_000:
         raise ValueError(f"--n={given.n} must be at least 1 image, at most 100000")
@@ -82,12 +74,7 @@ def seen(named: dict[str, Any], *, attacked: bool = True) -> Seen:
 
 
 def weights_of(named: dict[str, Any]) -> tuple[str, Weights]:
-    """Return the weights that flags name, and their name; no images are looked for.
-
-    Raises:
-      ValueError: flags that name nothing, or contradict each other.
-      OSError: the network or the disk.
-    """
+    """Return the name of the weights that flags name, and them; no images are looked for."""
     given = flags.placed(flags.Given(**_NONE | named))
     flags.check(given)
     network = flags.origin(given).network
@@ -104,9 +91,7 @@ def weights_of(named: dict[str, Any]) -> tuple[str, Weights]:
 
 
 def logits_of(subject: Subject, *all_weights: Weights) -> list[LogitsFn]:
-    """Return a network with each of these weights, which are arguments of what is compiled: once
-    for all of them.
-    """
+    """Return a network with each of these weights; it compiles once for all of them."""
     net = subject.create("float32")
 
     def forward(params: Params, stats: Params, images: Array) -> Array:
@@ -131,12 +116,9 @@ def _images(source: registry.Source, subject: Subject, n: int, wanted: str | Non
 
 
 def other(place: str, like: Seen) -> tuple[str, Subject, LogitsFn]:
-    """Return another network for the same classes: its name, what is known of it, itself.
+    """Return the name, the subject and the logits of another network for the same classes.
 
-    Args:
-      place: a run, an imported folder, a RobustBench or timm id, or NAME=FILE of weights.
-    Raises:
-      ValueError: it has other classes, or it is not known whose weights these are.
+    `place`: a run, an imported folder, a RobustBench or timm id, or NAME=FILE of weights.
     """
     name, equals, file = place.partition("=")
     about = like.subject
@@ -172,7 +154,7 @@ def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int,
     shapes = Weights(*jax.eval_shape(net.init, jax.random.key(0)))
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     names: list[tuple[int, str]] = []
-    found: list[Weights] = []
+    weights: list[Weights] = []
     before, config = 0, subject.config
     model = {name: dict(config[name].changes).get("model") for name in config.phases}
     own = [n for n in config.phases if model[n] == model[config.phases[-1]] and only in (None, n)]
@@ -182,10 +164,10 @@ def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int,
             continue
         with contextlib.closing(Checkpoints(workdir / phase / kept, read_only=True)) as files:
             for step in steps(workdir / phase / kept):
-                found.append(files.restore(step, abstract_state(shapes, place)))
+                weights.append(files.restore(step, abstract_state(shapes, place)))
                 names.append((before + step, f"{phase} {step}"))
         before = names[-1][0]
-    made = logits_of(subject, *found)
+    made = logits_of(subject, *weights)
     return [(*name, logits_fn) for name, logits_fn in zip(names, made, strict=True)]
 
 

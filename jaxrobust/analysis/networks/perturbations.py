@@ -35,9 +35,7 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
 
 
 def limits(seen: Seen, delta: np.ndarray) -> np.ndarray:
-    """Return f32[N], the change of a pixel that is shown as black or white: the radius in linf,
-    else each image's largest.
-    """
+    """Return f32[N], the change shown black or white: the radius in linf, else its largest."""
     if seen.threat.norm == "linf":
         return np.full(len(delta), seen.threat.epsilon, np.float32)
     return np.maximum(np.abs(delta).max((1, 2, 3)), np.finfo(np.float32).tiny)

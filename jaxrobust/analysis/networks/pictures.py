@@ -23,12 +23,16 @@ def rows(columns: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)]
 
 
-def write(found: list[dict[str, Any]], path: Path) -> None:
-    """Write rows as CSV, floats with all their digits."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(found[0]))
+def save(out: Path, name: str, figure: Any, lines: list[dict[str, Any]]) -> tuple[Path, Path]:
+    """Write rows as CSV, floats with all their digits, and their picture; both paths come back."""
+    out.mkdir(parents=True, exist_ok=True)
+    table, picture = (out / f"{name}.{kind}" for kind in ("csv", "png"))
+    figure.savefig(picture, dpi=130)
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
-        writer.writerows(found)
+        writer.writerows(lines)
+    return table, picture
 
 
 def figure(about: str, width: float, height: float) -> Any:

@@ -24,9 +24,8 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     for place in settings.judges:
         name, subject, logits_fn = other(place, seen)
         judges.append((f"{name}, {Path(place).name}", subject, logits_fn))
-    adversarial, _ = attack.pgd(
-        seen, steps=settings.steps[0], seed=settings.seed, batch=settings.batch
-    )
+    how = {"steps": settings.steps[0], "seed": settings.seed, "batch": settings.batch}
+    adversarial, _ = attack.pgd(seen, **how)
     delta = adversarial - seen.images
     change = quantised(perturbations.shown(delta, perturbations.limits(seen, delta), settings.sign))
     clean = quantised(seen.images)
@@ -34,15 +33,15 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     top = settings.top or (5 if classes > _FEW else 1)
     if top >= classes:
         raise ValueError(f"--top={top} must be below the {classes} classes of {seen.name}")
-    found = []
+    rows = []
     for number, (name, subject, logits_fn) in enumerate(judges):
         judge = seen._replace(logits_fn=logits_fn)
         size, row = subject.network.image_size or 0, {"judge": name, "itself": number == 0}
         for kind, images in (("perturbations", change), ("images", clean)):
             values = attack.logits(judge, resized(images, size), settings.batch)
             row |= {f"{kind}_top{k}": hits(values, seen.labels, k) for k in (1, top)}
-        found.append(row | {"top": top, "images": len(seen.labels), "steps": settings.steps[0]})
-    return found, change
+        rows.append(row | {"top": top, "images": len(seen.labels), "steps": settings.steps[0]})
+    return rows, change
 
 
 def quantised(images: np.ndarray) -> np.ndarray:

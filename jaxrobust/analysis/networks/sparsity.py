@@ -47,10 +47,7 @@ def ratio(values: np.ndarray) -> float:
 
 
 def of_name(name: str, axes: int) -> str | None:
-    """Find the set beside the whole that a parameter belongs to; None: there is no other.
-
-    A convolution that makes queries or feeds forward belongs there.
-    """
+    """Find the set beside the whole that a parameter is of; of a convolution in an MLP, that."""
     parts = set(name.split("."))
     if parts & _FEED:
         return "feed-forward"
@@ -61,7 +58,7 @@ def of_name(name: str, axes: int) -> str | None:
 
 def parts(params: dict[str, Any]) -> list[Part]:
     """Return the sets of a network that hold anything."""
-    found = []
+    sets = []
     for which in SETS:
         own = [
             (name, np.asarray(value, np.float32).ravel())
@@ -72,16 +69,16 @@ def parts(params: dict[str, Any]) -> list[Part]:
         if kernels:
             rest = [values for name, values in own if not name.endswith(".kernel")]
             others = np.concatenate([np.zeros(0, np.float32), *rest])
-            found.append(Part(which, len(kernels), np.concatenate(kernels), others))
-    return found
+            sets.append(Part(which, len(kernels), np.concatenate(kernels), others))
+    return sets
 
 
-def rows(found: list[Part]) -> list[dict[str, Any]]:
+def rows(sets: list[Part]) -> list[dict[str, Any]]:
     """Return a row for each bin of each set's histogram, with what is said of the set."""
     made = []
-    for part in found:
+    for part in sets:
         density, edges = np.histogram(part.weights, BINS, density=True)
-        said = {
+        of_set = {
             "set": part.name,
             "tensors": part.tensors,
             "weights": part.weights.size,
@@ -90,19 +87,16 @@ def rows(found: list[Part]) -> list[dict[str, Any]]:
             "ratio_of_all_parameters": part.ratio_of_all,
         }
         for low, high, value in zip(edges[:-1], edges[1:], density, strict=True):
-            made.append(said | {"from": float(low), "to": float(high), "density": float(value)})
+            made.append(of_set | {"from": float(low), "to": float(high), "density": float(value)})
     return made
 
 
-def draw(name: str, found: list[Part]) -> Any:
+def draw(name: str, sets: list[Part]) -> Any:
     """Draw the histograms, one below the other; what counts as zero is marked."""
-    figure = pictures.figure(
-        f"{name}: share of weights below 1 % of the largest of their set",
-        6.4,
-        0.5 + 1.75 * len(found),
-    )
-    panels = figure.subplots(len(found), 1, squeeze=False)[:, 0]
-    for panel, part in zip(panels, found, strict=True):
+    title = f"{name}: share of weights below 1 % of the largest of their set"
+    figure = pictures.figure(title, 6.4, 0.5 + 1.75 * len(sets))
+    panels = figure.subplots(len(sets), 1, squeeze=False)[:, 0]
+    for panel, part in zip(panels, sets, strict=True):
         largest = float(np.abs(part.weights).max())
         density, edges = np.histogram(part.weights, BINS, density=True)
         panel.stairs(density, edges, fill=True, color="#1f4e79")
@@ -121,28 +115,18 @@ def draw(name: str, found: list[Part]) -> Any:
 
 
 def written(named: dict[str, Any], out: Path | None) -> tuple[Path, Path]:
-    """Count, and write both files; their paths come back.
-
-    Args:
-      named: flags of an evaluation that name a network.
-      out: the folder; default: beside the run.
-    Raises:
-      ValueError: flags that name nothing, or a network without kernels.
-    """
+    """Count, and write both files, by default beside the run; their paths come back."""
     pictures.plotting()  # refuses before anything is read
     name, weights = network.weights_of(named)
-    found = parts(dict(weights.params))
-    if not found:
+    sets = parts(dict(weights.params))
+    if not sets:
         raise ValueError(f"{name} has no convolutions or linear maps whose names end in .kernel")
     out = pictures.folder(out, named["workdir"])
-    out.mkdir(parents=True, exist_ok=True)
-    table, picture = out / "sparsity.csv", out / "sparsity.png"
-    draw(name, found).savefig(picture, dpi=130)
-    pictures.write(rows(found), table)
-    for part in found:
+    paths = pictures.save(out, "sparsity", draw(name, sets), rows(sets))
+    for part in sets:
         print(
             f"{part.name:13} {part.ratio:6.1%} of {part.weights.size:,} weights, "
             f"{part.ratio_of_all:.1%} of all its parameters",
             file=sys.stderr,
         )
-    return table, picture
+    return paths

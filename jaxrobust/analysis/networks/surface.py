@@ -27,11 +27,11 @@ def direction(params: dict[str, Any], seed: int, number: int) -> dict[str, np.nd
     kernel. Class tokens, tables of positions and other arrays of several axes count as one; those
     of one axis stay where they are. An array's draws depend on its name.
     """
-    found = {}
+    scaled = {}
     for name, value in params.items():
         weights = np.asarray(value, np.float32)
         if weights.ndim < 2:
-            found[name] = np.zeros_like(weights)
+            scaled[name] = np.zeros_like(weights)
             continue
         key = [seed, (number << 32) + zlib.crc32(name.encode())]
         drawn = np.random.Generator(np.random.Philox(key=key)).standard_normal(weights.shape)
@@ -40,8 +40,8 @@ def direction(params: dict[str, Any], seed: int, number: int) -> dict[str, np.nd
             np.sqrt(np.sum(np.square(array, dtype=np.float64), axes, keepdims=True))
             for array in (drawn, weights)
         )
-        found[name] = (drawn * (want / (have + _TINY))).astype(np.float32)
-    return found
+        scaled[name] = (drawn * (want / (have + _TINY))).astype(np.float32)
+    return scaled
 
 
 def losses(
@@ -57,16 +57,9 @@ def losses(
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Return a function of points f32[P,2] to mean cross-entropy and accuracy there, f64[P] each.
 
-    All calls of as many points are one compiled program; the devices share the points.
-
-    Args:
-      net: in evaluation mode.
-      params, stats: where the plane's middle is.
-      directions: of `direction`.
-      images: f32[N,H,W,C] in [0, 1], the same at every point.
-      labels: i32[N].
-      batch: images at a time, which changes the sum's rounding only.
-      mesh: whose devices share the points.
+    All calls of as many points are one compiled program; the devices of `mesh` share the points.
+    `images` f32[N,H,W,C] in [0, 1] and `labels` i32[N] are the same at every point; `batch`, the
+    images at a time, changes the sum's rounding only.
     """
     steps = -(-len(images) // batch)
     short = steps * batch - len(images)
@@ -113,8 +106,8 @@ def losses(
 
     def call(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         short = -len(points) % mesh.size
-        asked = np.concatenate([points, np.zeros((short, 2))]).astype(np.float32)
-        total, right = jax.device_get(of_points(*held, asked))
+        padded_points = np.concatenate([points, np.zeros((short, 2))]).astype(np.float32)
+        total, right = jax.device_get(of_points(*held, padded_points))
         count = len(images)
         return (
             total[: len(points)].astype(np.float64) / count,

@@ -14,32 +14,25 @@ def answer(
     out: Path | None = None,
     alike: bool = False,
 ) -> str:
-    """Show tables of papers beside the records of some places, or write them to a folder.
+    """Show tables of papers beside the records of some places, or write them to the folder `out`.
 
-    Args:
-      places: runs, folders with results.jsonl, such files, imported folders of weights.
-      paper: the only one; None: all.
-      table: the only one of that paper.
-      out: folder for one Markdown file a paper and its pictures; None: the text comes back.
-      alike: whether records of another training or of other images are shown too.
-    Raises:
-      ValueError: there is no such paper, table or record.
+    `alike`: also records of another training or of other images. `ValueError`: there is no such
+    paper, table or record.
     """
     if table and not paper:
         raise ValueError("--table needs --paper, whose table it is")
     names = [paper] if paper else list(tables.PAPERS)
     wanted = {name: tables.tables(name, table) for name in names}
     records = matching.collect(list(places))
-    said = []
-    for name, found in wanted.items():
-        shown = [markdown.filled(each, records, alike=alike) for each in found]
+    texts = []
+    for name, of_paper in wanted.items():
+        shown = [markdown.filled(each, records, alike=alike) for each in of_paper]
         text = markdown.document(name, shown, records)
-        said += _written(out, name, shown, records, text) if out else [text]
-    return "\n".join(said) + ("\n" if out else "")
+        texts += _written(out, name, shown, records, text) if out else [text]
+    return "\n".join(texts) + ("\n" if out else "")
 
 
 def _written(out: Path, name, shown, records, text: str) -> list[str]:
-    """Write the Markdown and the pictures of a paper; return their paths."""
     scatter.plotting()  # refuses before anything is written
     out.mkdir(parents=True, exist_ok=True)
     made = []

@@ -77,7 +77,7 @@ def _table(shown: Filled) -> str:
     head = ["network", *varying]
     for key, what in table.results.items():
         head += [f"{_title(key, what)}: paper", "ours"] if key in attacked else [_title(key, what)]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for index, row in enumerate(table.rows):
         cells = [tables.named(row), *(_plain(row.get(key)) for key in varying)]
         for key in table.results:
@@ -86,13 +86,16 @@ def _table(shown: Filled) -> str:
                 cells.append(_ours(shown, index, key, table.value(row, key)))
         lines.append(cells)
     title = f"## {tables.title(table)}: {table.caption}"
-    body = "\n".join("| " + " | ".join(_safe(c) for c in cells) + " |" for cells in lines)
-    notes = [
-        *table.notes,
-        *(f"{row['name']}: {row['note']}" for row in table.rows if "note" in row),
-    ]
-    said = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
-    return "\n\n".join(part for part in (title, _same(table, varying), body, said) if part)
+    of_rows = [f"{row['name']}: {row['note']}" for row in table.rows if "note" in row]
+    notes = "\n".join(f"- {note}" for note in dict.fromkeys([*table.notes, *of_rows]))
+    parts = (title, _same(table, varying), grid(lines), notes)
+    return "\n\n".join(part for part in parts if part)
+
+
+def grid(rows: list[list[str]]) -> str:
+    """Write rows of cells as a table, the first of them as its head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(_safe(cell) for cell in row) + " |" for row in lines)
 
 
 def _ours(shown: Filled, index: int, key: str, printed: str) -> str:
@@ -104,7 +107,6 @@ def _ours(shown: Filled, index: int, key: str, printed: str) -> str:
 
 
 def _varying(table: Table) -> list[str]:
-    """Return the keys in which the rows differ, in their order."""
     keys = dict.fromkeys(
         key
         for row in table.rows
@@ -115,11 +117,10 @@ def _varying(table: Table) -> list[str]:
 
 
 def _same(table: Table, varying: list[str]) -> str:
-    """Write the settings that are the same in all rows as a sentence."""
     row = table.rows[0]
     keys = [key for key in row if key not in (*tables.ABOUT, *table.results, *varying, "model")]
-    said = [f"{key} {_plain(row[key])}" for key in keys if row[key] is not None]
-    return f"All rows: {', '.join(said)}." if said else ""
+    settings = [f"{key} {_plain(row[key])}" for key in keys if row[key] is not None]
+    return f"All rows: {', '.join(settings)}." if settings else ""
 
 
 def _title(key: str, what: dict[str, Any]) -> str:
@@ -154,11 +155,10 @@ def _records(records: list[Ours], shown: list[Filled]) -> str:
 
 
 def _clean(record: "AccuracyRecord") -> str:
-    """Return the accuracy on clean images, and the mean under corruptions."""
-    said = [] if record.clean is None else [f"{record.clean:.2%} clean"]
+    parts = [] if record.clean is None else [f"{record.clean:.2%} clean"]
     if measured := record.corruptions:
-        said.append(f"{measured['mean']:.2%} under corruptions ({measured['images']})")
-    return ", ".join(said)
+        parts.append(f"{measured['mean']:.2%} under corruptions ({measured['images']})")
+    return ", ".join(parts)
 
 
 def short(record: "AccuracyRecord") -> str:
@@ -176,18 +176,19 @@ def _attack(record: "AccuracyRecord") -> str:
 
 
 def _nearest(ours: Ours, shown: list[Filled]) -> str:
-    """Return the value that a record is nearest to, and what differs."""
     best: tuple[int, str] | None = None
     for each in shown:
         for row in each.table.rows:
             for key, what in each.table.attacked().items():
                 if row.get(key) is None or not _concerns(what, ours.record):
                     continue
-                found = matching.differences(each.table, row, key, ours)
-                if best is None or len(found) < best[0]:
-                    more = len(found) - _NEAR
-                    said = "; ".join(found[:_NEAR]) + (f"; and {more} more" if more > 0 else "")
-                    best = len(found), f"nearest is {each.table.id}, {row['name']}, but {said}"
+                differing = matching.differences(each.table, row, key, ours)
+                if best is None or len(differing) < best[0]:
+                    more = len(differing) - _NEAR
+                    named = "; ".join(differing[:_NEAR]) + (
+                        f"; and {more} more" if more > 0 else ""
+                    )
+                    best = len(differing), f"nearest is {each.table.id}, {row['name']}, but {named}"
     return best[1] if best else "no table above has such a value"
 
 
@@ -198,14 +199,12 @@ def _concerns(what: dict[str, Any], record: "AccuracyRecord") -> bool:
     return (what["attack"] == "clean") == (not record.attacks)
 
 
-def _contradictions(found: list[dict[str, Any]]) -> str:
-    lines = ["## Where the paper contradicts itself or others", ""]
-    lines += ["| where | says | likelier | why |", "|---|---|---|---|"]
-    for row in found:
+def _contradictions(contradictions: list[dict[str, Any]]) -> str:
+    rows = [["where", "says", "likelier", "why"]]
+    for row in contradictions:
         says = " / ".join(_plain(value) for value in row["says"])
-        cells = [row["where"], says, _plain(row["likely"]), row["why"]]
-        lines.append("| " + " | ".join(_safe(cell) for cell in cells) + " |")
-    return "\n".join(lines)
+        rows.append([row["where"], says, _plain(row["likely"]), row["why"]])
+    return "## Where the paper contradicts itself or others\n\n" + grid(rows)
 
 
 def _plain(value: Any) -> str:

@@ -44,21 +44,20 @@ def collect(places: list[Path]) -> list[Ours]:
     """Return the records of runs, of folders of evaluations, and of files of records.
 
     A config belongs to a record whose `config_sha256` it has.
-    Raises:
-      ValueError: a place without records, with what may be named.
     """
     configs: dict[str, dict[str, Any]] = {}
-    found: list[Ours] = []
+    collected: list[Ours] = []
     for place in places:
         configs |= dict(_configs(place))
-        files = [p for p in _files(place) if p.is_file()]
-        if not files and not _configs_only(place):
+        inside = [place / "results.jsonl", place / "evaluation" / "results.jsonl"]
+        files = [p for p in (inside if place.is_dir() else [place]) if p.is_file()]
+        if not files and not (place / "config.json").is_file():
             raise ValueError(
                 f"{place} has no records; name a run, a folder that holds results.jsonl, such a "
                 "file, or an imported folder of weights"
             )
-        found += [Ours(record, file, None) for file in files for record in _records(file)]
-    return [ours._replace(config=configs.get(str(ours.record.config_sha256))) for ours in found]
+        collected += [Ours(record, file, None) for file in files for record in _records(file)]
+    return [ours._replace(config=configs.get(str(ours.record.config_sha256))) for ours in collected]
 
 
 def _records(file: Path) -> "Iterator[AccuracyRecord]":
@@ -70,45 +69,32 @@ def _records(file: Path) -> "Iterator[AccuracyRecord]":
         yield record
 
 
-def _files(place: Path) -> list[Path]:
-    if place.is_dir():
-        return [place / "results.jsonl", place / "evaluation" / "results.jsonl"]
-    return [place]
-
-
-def _configs_only(place: Path) -> bool:
-    return (place / "config.json").is_file()
-
-
 def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield configs under the hashes that records may have of them: as they lie there, completed
-    with younger keys, and as each phase sees them.
-    """
+    """Yield configs under the hashes that records have: as found, completed, of each phase."""
     for folder in (place, place.parent, place.parent.parent):
         path = folder / "config.json"
         if not path.is_file():
             continue
         try:
             config = json.loads(path.read_text())
-            found = {key: value for key, value in config.items() if key != "version"}
+            values = {key: value for key, value in config.items() if key != "version"}
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); get it again") from error
-        if "architecture" in found:  # of an imported folder
-            yield hashes.config_sha256(found), found
+        if "architecture" in values:  # of an imported folder
+            yield hashes.config_sha256(values), values
             continue
-        whole = training.whole_config(found)
+        whole = training.whole_config(values)
         phases: list[Any] = [of_phase(whole, name) for name in whole.phases]
-        for seen in (found, whole, *phases):
+        for seen in (values, whole, *phases):
             yield hashes.config_sha256(seen), whole
 
 
 def differences(
     table: Table, row: dict[str, Any], key: str, ours: Ours, *, of_training: bool = True
 ) -> list[str]:
-    """Return all that is in the way of a record as the measurement of one value of a table.
+    """List all that is in the way of a record as the measurement of one value of a table.
 
-    Empty: it is that measurement. Without `of_training`, it is of the same network, data set,
-    objective and attack at least.
+    Without `of_training`, network, data set, objective and attack alone must be the same.
     """
     what = table.results[key]
     return [
@@ -153,7 +139,6 @@ def _other_network(
 
 
 def _other_options(name: str, options: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
-    """Say that a network is not that of a row, whatever either is called."""
     there = models.available()
     if name not in there or row["model"] not in there:
         yield f"network {name}, not {row['name']}"
@@ -170,6 +155,7 @@ def _other_images(
     of_files = str(record.dataset).startswith("cifar10-c:")  # of which any split is of its own
     on_list = str(row["split"]).endswith("@robustbench")
     same = record.ids_sha256 == ROBUSTBENCH_SHA256
+    split = str(record.split) if of_training else str(record.split).partition("[")[0]
     name = "cifar10" if of_files else training.dataset(str(record.dataset), None)
     listed = on_list and same  # a list of ImageNet's files, wherever they lie
     if row["dataset"] == "imagenet100":
@@ -180,7 +166,7 @@ def _other_images(
         yield f"{record.dataset}, not {row['dataset']}"
     if on_list and not same:
         yield f"split {record.split}, not RobustBench's list of images"
-    elif not on_list and not of_files and _whole(str(record.split), of_training) != row["split"]:
+    elif not on_list and not of_files and split != row["split"]:
         yield f"split {record.split}, not {row['split']}"
     images = row["images"]
     if not of_training:
@@ -191,11 +177,6 @@ def _other_images(
         yield f"images {record.image_ids}, not all {images}"
     if record.damaged:
         yield f"{len(record.damaged)} damaged images are left out"
-
-
-def _whole(split: str, exactly: bool) -> str:
-    """Return a split, or the one that it is a part of."""
-    return split if exactly else split.partition("[")[0]
 
 
 def other_attack(
@@ -219,8 +200,8 @@ def _other_union(members: list[dict[str, Any]], record: "AccuracyRecord") -> Ite
         yield "one attack, not the worst case of several"
         return
     wanted = {twenty.pgd(own) for own in members if own["attack"] == "pgd"}
-    found = {twenty.pgd(own) for own in record.attacks if own["name"] == "pgd"}
-    if wanted != found:
+    run = {twenty.pgd(own) for own in record.attacks if own["name"] == "pgd"}
+    if wanted != run:
         yield "another PGD than the study's in one of the norms"
     others = [own for own in record.attacks if own["name"] != "pgd"]
     rest = replace(record, attacks=others, robust=0.0)

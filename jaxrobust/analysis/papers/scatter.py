@@ -39,58 +39,50 @@ def points(filled: Filled, records: list[Ours]) -> list[Point]:
     table, robust = filled.table, robust_key(filled)
     if robust is None:
         return []
-    found: list[Point] = []
+    shown: list[Point] = []
     used: set[int] = set()
-    number = 0
-    for index, row in enumerate(table.rows):
-        if row.get(robust) is None:
-            continue
+    known = [(index, row) for index, row in enumerate(table.rows) if row.get(robust) is not None]
+    for number, (index, row) in enumerate(known, 1):
         values = {key: row[key] for key in _AXES if row.get(key) is not None}
         kind = "authors" if row.get("origin") == "authors" else "others"
-        number += 1
         label = str(number)
-        found.append(
-            Point(label, _told_apart(row, table.rows), values | {"robust": row[robust]}, kind)
-        )
+        name = _told_apart(row, table.rows)
+        shown.append(Point(label, name, values | {"robust": row[robust]}, kind))
         if (cell := filled.cells.get((index, robust))) and not cell.alike:
             used.add(cell.record)
             own = filled.cells.get((index, "clean"))
             values = values | ({"clean": own.value} if own else {})
-            found.append(Point(label, "", values | {"robust": cell.value}, "ours"))
-    found += _beside(table.results[robust], records, used)
-    return found
+            shown.append(Point(label, "", values | {"robust": cell.value}, "ours"))
+    shown += _beside(table.results[robust], records, used)
+    return shown
 
 
 def _told_apart(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Return the name of a row, with epochs and steps where another has the same name."""
     name = named(row)
     if sum(named(other) == name for other in rows) > 1:
-        said = {"epochs": "epochs", "attack_steps": "steps"}
-        name += "".join(f", {row[key]} {unit}" for key, unit in said.items() if row.get(key))
+        units = {"epochs": "epochs", "attack_steps": "steps"}
+        name += "".join(f", {row[key]} {unit}" for key, unit in units.items() if row.get(key))
     return name
 
 
 def _beside(what: dict[str, Any], records: list[Ours], used: set[int]) -> list[Point]:
     """Return the records that no row has, in the same ball and attack; of other images perhaps."""
-    found: list[Point] = []
+    shown: list[Point] = []
     for number, ours in enumerate(records):
         record = ours.record
         if number in used or any(matching.other_attack(what, record)):
             continue
         values = {"clean": 100 * (record.clean or 0), "robust": 100 * (record.robust or 0)}
         images = f"{record.dataset}, images {record.image_ids}"
-        letter = chr(ord("a") + len(found) % 26)
+        letter = chr(ord("a") + len(shown) % 26)
         name = f"{matching.label(ours)}, {images}"
-        found.append(Point(letter, name, values | matching.sizes(ours), "beside"))
-    return found
+        shown.append(Point(letter, name, values | matching.sizes(ours), "beside"))
+    return shown
 
 
 def draw(filled: Filled, records: list[Ours], folder: Path) -> list[Path]:
-    """Write the pictures of a table, one a data set: of at least four networks whose size it has.
-
-    Raises:
-      ValueError: matplotlib is not installed.
-    """
+    """Write a picture a data set of a table, of at least four networks whose size it has."""
     rows = filled.table.rows
     names = dict.fromkeys(row.get("dataset") for row in rows)
     made = []
@@ -119,9 +111,8 @@ def _drawn(filled: Filled, records: list[Ours], path: Path, dataset: str) -> boo
     figure = pyplot.figure(figsize=(4.2 * len(axes) + 3.4, height), layout="constrained")
     panels = figure.subplots(1, len(axes) + 1, width_ratios=[4.2] * len(axes) + [3.4])
     what = filled.table.results[robust]
-    ordinate = (
-        f"{_ATTACKS.get(what['attack'], what['attack'])}, {what['norm']} {what['epsilon']}, %"
-    )
+    attack = _ATTACKS.get(what["attack"], what["attack"])
+    ordinate = f"{attack}, {what['norm']} {what['epsilon']}, %"
     panels[-1].axis("off")
     panels[-1].text(0, 1, "\n".join(key), va="top", fontsize=7, transform=panels[-1].transAxes)
     source = paper(filled.table.paper)["source"]
@@ -191,22 +182,15 @@ def _panel(panel: Any, axis: str, shown: list[Point], ordinate: str) -> None:
 
 
 def _label(panel: Any, axis: str, shown: list[Point]) -> None:
-    """Write the labels of points where nothing else is."""
     placed = [p for p in shown if axis in p.values]
     spots = [tuple(panel.transData.transform((p.values[axis], p.values["robust"]))) for p in placed]
     taken: list[tuple[float, float]] = [(float(x), float(y)) for x, y in spots]
     for point, spot in zip(placed, list(taken), strict=True):
         dx, dy = _free(spot, taken)
-        panel.annotate(
-            point.label,
-            (point.values[axis], point.values["robust"]),
-            xytext=(dx, dy),
-            textcoords="offset pixels",
-            fontsize=7,
-            ha="center",
-            va="center",
-            color=_OURS if point.kind in ("ours", "beside") else "black",
-        )
+        place = (point.values[axis], point.values["robust"])
+        colour = _OURS if point.kind in ("ours", "beside") else "black"
+        how = {"textcoords": "offset pixels", "fontsize": 7, "ha": "center", "va": "center"}
+        panel.annotate(point.label, place, xytext=(dx, dy), color=colour, **how)
         taken.append((spot[0] + dx, spot[1] + dy))
 
 

@@ -21,18 +21,20 @@ PAPERS = ("revisiting_at", "xcit_light_recipe", "twenty_architectures", "robust_
 _PLACES = ("dataset", "split", "images", "image_size")
 
 # What a row says of itself, and not of how its network was trained or tested.
-ABOUT: tuple[str, ...] = (
-    "name",
-    "origin",
-    "note",
-    "uncertain",
-    "inferred",
-    "approximate",
+ABOUT: tuple[str, ...] = ("name", "origin", "note", "uncertain", "inferred", "approximate")
+ABOUT += (
     "robustbench",
     "run",
     "stem",
+    "family",
+    "size",
+    "varied",
+    "unit",
+    "width",
+    "architecture_from",
+    "params_m",
+    "macs_g",
 )
-ABOUT += ("family", "size", "varied", "unit", "width", "architecture_from", "params_m", "macs_g")
 ABOUT += ("passes_per_image", "hours", "batch_per_core", "timm", "meta", "options")
 
 
@@ -64,27 +66,19 @@ class Table(NamedTuple):
 
 @functools.cache
 def paper(name: str) -> dict[str, Any]:
-    """Return the file of a paper: `source`, `tables`, `contradictions`.
-
-    Raises:
-      ValueError: no such paper.
-    """
+    """Return the file of a paper: `source`, `tables`, `contradictions`."""
     if name not in PAPERS:
         raise ValueError(f"--paper {name} is unknown; one of {', '.join(PAPERS)}")
     return json.loads((_DATA / f"{name}.json").read_text())
 
 
 def tables(name: str, wanted: str | None = None) -> list[Table]:
-    """Return the tables of a paper, or only `wanted`: an id, or its number.
-
-    Raises:
-      ValueError: no such paper or table.
-    """
-    found = [_table(name, raw) for raw in paper(name)["tables"]]
+    """Return the tables of a paper, or only `wanted`: an id, or its number."""
+    all_tables = [_table(name, raw) for raw in paper(name)["tables"]]
     if wanted is None:
-        return found
-    ids = [table.id for table in found]
-    chosen = [t for t in found if wanted in (t.id, t.id.removeprefix("table_"))]
+        return all_tables
+    ids = [table.id for table in all_tables]
+    chosen = [t for t in all_tables if wanted in (t.id, t.id.removeprefix("table_"))]
     if not chosen:
         raise ValueError(f"--table {wanted}: {name} has no such table; one of {', '.join(ids)}")
     return chosen
@@ -124,15 +118,10 @@ def settings(table: Table, row: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in row.items() if k not in left and not k.endswith("_std")}
 
 
-def radius(text: str) -> float:
-    """Return a radius that the data writes as "4/255" or "2"."""
-    return float(Fraction(text))
-
-
 def same(one: Any, other: Any) -> bool:
     """Tell whether two values are one, radii in either writing."""
     try:
-        numbers = [float(radius(x) if isinstance(x, str) else x) for x in (one, other)]
+        numbers = [float(Fraction(x) if isinstance(x, str) else x) for x in (one, other)]
         return math.isclose(*numbers, rel_tol=1e-9)
     except (TypeError, ValueError):
         return one == other and one is not None

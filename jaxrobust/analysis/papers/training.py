@@ -38,13 +38,11 @@ def whole_config(config: dict[str, Any]) -> Values:
 
 @functools.lru_cache(256)
 def _completed(text: str) -> Values:
-    """Complete a config with the keys that are younger than it; it must not be changed."""
     return json.loads(json.dumps(completed(json.loads(text))), object_hook=Values)
 
 
 @functools.cache
 def _recipe() -> Values:
-    """Return the main paper's values, which are the defaults."""
     return json.loads(json.dumps(plain(base())), object_hook=Values)
 
 
@@ -53,35 +51,30 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
     whole = whole_config(config)
     *before, last = phases(whole)
     seen, own = of_phase(whole, last), whole[last]
-    said: dict[str, Any] = {key: own[key] for key in _RECIPE}
-    said |= {key: own[key] for key in ("objective", "epochs", "batch_size")}
-    said["train_dataset"] = dataset(seen.data.name, seen.data.classes)
-    said["train_size"] = seen.model.image_size
-    said |= _augmented(seen)
+    training: dict[str, Any] = {key: own[key] for key in _RECIPE}
+    training |= {key: own[key] for key in ("objective", "epochs", "batch_size")}
+    training["train_dataset"] = dataset(seen.data.name, seen.data.classes)
+    training["train_size"] = seen.model.image_size
+    training |= _augmented(seen)
     if seen.data.views != 1:
-        said["repeated_augmentation"] = seen.data.views
+        training["repeated_augmentation"] = seen.data.views
     if seen.data.extra:
-        said["synthetic_share"] = seen.data.extra_share
+        training["synthetic_share"] = seen.data.extra_share
     if design := _design(seen.model):
-        said["design"] = design
+        training["design"] = design
     if own.objective != "clean":
         attack = seen.attack
         made = registry.steps(attack.name, attack.steps)
-        said |= {"train_attack": attack.name, "attack_steps": made}
-        said |= {"epsilon_train": attack.epsilon, "norm_train": attack.norm}
-        said["epsilon_warmup_epochs"] = attack.get("warmup_epochs") or 0
-    return said | _started(whole, before, last)
+        training |= {"train_attack": attack.name, "attack_steps": made}
+        training |= {"epsilon_train": attack.epsilon, "norm_train": attack.norm}
+        training["epsilon_warmup_epochs"] = attack.get("warmup_epochs") or 0
+    return training | _started(whole, before, last)
 
 
 def _design(model: ModelSection) -> str | None:
-    """Name the stem of Tables 7 to 9 that a network has in place of the usual one."""
     made = tuple(tuple(model.options.get(key, ())) for key in _STEM)
-    found = [
-        name
-        for (net, name), stem in _published()["STEMS"].items()
-        if (net, stem) == (model.name, made)
-    ]
-    return found[0] if found else None
+    stems = _published()["STEMS"].items()
+    return next((name for (net, name), stem in stems if (net, stem) == (model.name, made)), None)
 
 
 def _augmented(seen: Config) -> dict[str, Any]:
@@ -91,7 +84,7 @@ def _augmented(seen: Config) -> dict[str, Any]:
     usual = [preset.mixup, preset.cutmix, preset.erase]
     given = [u if s is None else s for s, u in zip(strengths, usual, strict=True)]
     smoothing = preset.label_smoothing if seen.label_smoothing is None else seen.label_smoothing
-    said: dict[str, Any] = {"label_smoothing": smoothing}
+    entries: dict[str, Any] = {"label_smoothing": smoothing}
     names = [
         name
         for name in ("basic", "light", "heavy", "light-cifar-thesis")
@@ -99,14 +92,14 @@ def _augmented(seen: Config) -> dict[str, Any]:
     ]
     if names:  # all of DeiT's is heavy but for the noise that fills what is erased
         erased = names[0] == "heavy" and seen.erase.noise == "truncated"
-        said["augmentation"] = "deit" if erased else names[0]
+        entries["augmentation"] = "deit" if erased else names[0]
     drawn = preset.chain == PRESETS["heavy"].chain
     on = [g > 0 for g in given]
     whole = [u * bool(g) for g, u in zip(given, _strengths(PRESETS["heavy"]), strict=True)] == given
     if whole and (drawn or preset.chain == PRESETS["light"].chain):
-        said |= dict(zip(("mixup", "cutmix", "random_erasing"), on, strict=True))
-        said["randaugment"] = drawn
-    return said
+        entries |= dict(zip(("mixup", "cutmix", "random_erasing"), on, strict=True))
+        entries["randaugment"] = drawn
+    return entries
 
 
 def _strengths(preset: Preset) -> list[float]:
@@ -144,9 +137,7 @@ def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
 
 
 def _clean_start(of_images: dict[str, Any]) -> str:
-    """Return the tables' word for a new stem's clean epochs, which the paper has with heavy
-    augmentation and its label smoothing (A.1), whatever comes after; or what they had instead.
-    """
+    """Return the tables' word for a new stem's clean epochs (A.1), or what they had instead."""
     usual = {"augmentation": "heavy", "label_smoothing": PRESETS["heavy"].label_smoothing}
     other = [k for k, value in usual.items() if not tables.same(of_images.get(k), value)]
     if not other:
@@ -177,10 +168,10 @@ def dataset(name: Any, classes: Any) -> str | None:
 
 def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
     """Say what of a run's training is not that of a row."""
-    said, wanted = trained(config), tables.settings(table, row)
+    ours, wanted = trained(config), tables.settings(table, row)
     needed = _NEEDED + (() if wanted.get("objective") == "clean" else _ATTACKED)
-    more = [key for key in ("repeated_augmentation", "synthetic_share", "design") if key in said]
-    yield from (f"{key} {tables.shown(said[key])}" for key in more if key not in wanted)
+    more = [key for key in ("repeated_augmentation", "synthetic_share", "design") if key in ours]
+    yield from (f"{key} {tables.shown(ours[key])}" for key in more if key not in wanted)
     for key in dict.fromkeys((*needed, *wanted)):
         if key in _OF_NETWORK:
             continue
@@ -188,15 +179,15 @@ def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> It
             yield f"the paper does not say its {key}"
         elif wanted[key] is None and key == "augmentation":  # told one by one: mixup, cutmix, ...
             continue
-        elif not tables.same(said.get(key), wanted[key]):
-            yield f"{key} {tables.shown(said.get(key))}, not {tables.shown(wanted[key])}"
+        elif not tables.same(ours.get(key), wanted[key]):
+            yield f"{key} {tables.shown(ours.get(key))}, not {tables.shown(wanted[key])}"
     known, how = _normalisations(table, row, wanted), whole_config(config).init.normalize
     if how not in known:
         yield f"init.normalize {how}, not {known[0]}"
-    if said.get("norm_train", "linf") != "linf":
-        yield f"trained in {said['norm_train']}, not linf"
+    if ours.get("norm_train", "linf") != "linf":
+        yield f"trained in {ours['norm_train']}, not linf"
     if table.paper == "revisiting_at":
-        yield from _other_recipe(said, wanted, config)
+        yield from _other_recipe(ours, wanted, config)
 
 
 _RAW = ("keep", "none")  # of weights that hold no mean and std, as networks of [0, 1] images do
@@ -227,30 +218,29 @@ _KIND = ("objective", "train_dataset", "train_size", "train_attack", "epsilon_tr
 
 def other_kind(table: Table, row: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
     """Say where a run is of another objective, radius, data set or size than a row."""
-    said, wanted = trained(config), tables.settings(table, row)
+    ours, wanted = trained(config), tables.settings(table, row)
     for key in _KIND:
-        if key in wanted and not tables.same(said.get(key), wanted[key]):
-            yield f"{key} {tables.shown(said.get(key))}, not {tables.shown(wanted[key])}"
+        if key in wanted and not tables.same(ours.get(key), wanted[key]):
+            yield f"{key} {tables.shown(ours.get(key))}, not {tables.shown(wanted[key])}"
 
 
 def _other_recipe(
-    said: dict[str, Any], wanted: dict[str, Any], config: dict[str, Any]
+    ours: dict[str, Any], wanted: dict[str, Any], config: dict[str, Any]
 ) -> Iterator[str]:
-    """Say where a run leaves the main paper's recipe in what its tables do not repeat."""
     recipe = _recipe().train | {"label_smoothing": 0.0}
     if preset := PRESETS.get(str(wanted.get("augmentation"))):
         recipe["label_smoothing"] = preset.label_smoothing
     if wanted.get("epochs") in (250, 300):
         recipe["warmup_epochs"] = 20
     for key in (*_RECIPE, "label_smoothing"):
-        if key not in wanted and not tables.same(said.get(key), recipe[key]):
-            yield f"{key} {tables.shown(said.get(key))}, not {tables.shown(recipe[key])}"
+        if key not in wanted and not tables.same(ours.get(key), recipe[key]):
+            yield f"{key} {tables.shown(ours.get(key))}, not {tables.shown(recipe[key])}"
     whole = whole_config(config)
     seen, usual = of_phase(whole, phases(whole)[-1]), _recipe()
-    stem = set(_STEM) if "design" in said else set()
+    stem = set(_STEM) if "design" in ours else set()
     if own := sorted(seen.model.options.keys() - _NEUTRAL - stem):
         yield f"model.options.{own[0]} is set"
-    if said["objective"] != "clean":
+    if ours["objective"] != "clean":
         for key in ("relative_step", "step_size", "start", "labels", "statistics"):
             one, other = seen.attack[key], usual.attack[key]
             if one != other:

@@ -13,34 +13,23 @@ if TYPE_CHECKING:
 
 PAPER = "twenty_architectures"
 NOTE = "epochs, start and attack_steps are those of the authors' repository, not of the paper."
-# Name of a row -> our network at 32 px and its options. That of ImageNette has _224 behind it,
-# unless it is in `_LARGE`: the paper does not define those, and they are the standard ones.
-_NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ViT": ("cifar_vit", {}),
-    "MLP-Mixer": ("cifar_mixer", {}),
-    "PoolFormer": ("cifar_poolformer", {}),
-    "Swin Transformer": ("cifar_swin", {}),
-    "PVTv2": ("cifar_pvt_v2", {}),
-    "CoAtNet": ("cifar_coatnet", {}),
-    "CPVT": ("cifar_cpvt", {}),
-    "ViTAE": ("cifar_vitae", {}),
-    "CCT": ("cifar_cct", {}),
-    "LeViT": ("cifar_levit", {}),
-    "MobileViT": ("cifar_mobilevit", {}),
-    "BoTNet": ("cifar_botnet50", {}),
-    "CeiT": ("cifar_ceit", {}),
-    "CvT": ("cifar_cvt", {}),
-    "VGG": ("cifar_vgg16", {}),
-    "WideResNet": ("cifar_wrn_40_10", {}),
-    "DenseNet": ("cifar_densenet", {}),
-    "PreActResNet": ("cifar_preactresnet50", {}),
-    "ResNet": ("cifar_resnet50", {}),
-    "ResNeXt": ("cifar_resnext29", {}),
+# Name of a row -> our network at 32 px, where it is not cifar_ and that name. That of ImageNette
+# has _224 behind it, unless it is in `_LARGE`: the paper does not define those; they are standard.
+_NETWORKS = {
+    "MLP-Mixer": "cifar_mixer",
+    "Swin Transformer": "cifar_swin",
+    "PVTv2": "cifar_pvt_v2",
+    "BoTNet": "cifar_botnet50",
+    "VGG": "cifar_vgg16",
+    "WideResNet": "cifar_wrn_40_10",
+    "PreActResNet": "cifar_preactresnet50",
+    "ResNet": "cifar_resnet50",
+    "ResNeXt": "cifar_resnext29",
 }
-_LARGE: dict[str, tuple[str, dict[str, Any]]] = {
-    "ResNet": ("resnet50", {}),
-    "ResNeXt": ("cifar_resnext50_224", {}),
-    "WideResNet": ("wide_resnet50_2", {}),
+_LARGE = {
+    "ResNet": "resnet50",
+    "ResNeXt": "cifar_resnext50_224",
+    "WideResNet": "wide_resnet50_2",
 }
 # Keys of a row that are options of its network.
 _OPTIONS = {"stages": "order", "patch": "patch"}
@@ -56,23 +45,22 @@ _TRAINING: dict[str, Any] = {"start": "random", "epochs": 100}
 _STEPS = {"attack_steps": 15}
 
 
-def row(found: dict[str, Any]) -> dict[str, Any]:
+def row(raw: dict[str, Any]) -> dict[str, Any]:
     """Return a row with its network and with what the repository says of its training."""
-    name = found["name"].partition("-")[0] if "stages" in found else found["name"]
-    small = found["image_size"] == 32
-    model, options = _NETWORKS[name]
-    if not small:
-        model, options = _LARGE.get(name, (f"{model}_224", {}))
-    own = {option: found[key] for key, option in _OPTIONS.items() if found.get(key) is not None}
-    more = _TRAINING | (_STEPS if found["objective"] != "clean" else {})
-    return found | more | {"model": model, "options": options | own}
+    name = raw["name"].partition("-")[0] if "stages" in raw else raw["name"]
+    model = _NETWORKS.get(name, f"cifar_{name.lower()}")
+    if raw["image_size"] != 32:
+        model = _LARGE.get(name, f"{model}_224")
+    own = {option: raw[key] for key, option in _OPTIONS.items() if raw.get(key) is not None}
+    more = _TRAINING | (_STEPS if raw["objective"] != "clean" else {})
+    return raw | more | {"model": model, "options": own}
 
 
-def results(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def results(raw: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the results of a table with the settings of PGD, and what the worst case is of."""
     made = {
         key: what | _PGD | _STARTS[what["norm"]] if what.get("attack") == "pgd" else what
-        for key, what in found.items()
+        for key, what in raw.items()
     }
     return {
         key: what | {"members": [made[own] for own in what["of"]]} if "of" in what else what
@@ -91,9 +79,7 @@ def pgd(what: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def other_corruptions(dataset: str | None, record: "AccuracyRecord") -> Iterator[str]:
-    """Say what of a record's corruptions is not the mean of all fifteen kinds and five severities
-    of the published files, or of the computed ones where none are published.
-    """
+    """Say what is not the mean of all 75 corruptions, of published files where there are some."""
     measured = record.corruptions
     if measured is None:
         yield "no corruptions"

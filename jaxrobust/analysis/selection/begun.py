@@ -6,13 +6,7 @@ from typing import Any
 
 
 def computed(run: Path, phase: str, sizes: Mapping[int, Any]) -> dict[str, Any]:
-    """Return hashes of what is computed at each size and of its images, and whose programs it is.
-
-    Args:
-      run: its workdir.
-      phase: whose weights are the candidates.
-      sizes: image size -> `sizes.Size`.
-    """
+    """Hash what each `sizes.Size` computes and its images, and say whose programs it is."""
     import jax
     import numpy as np
     from jax.sharding import Mesh
@@ -22,56 +16,52 @@ def computed(run: Path, phase: str, sizes: Mapping[int, Any]) -> dict[str, Any]:
 
     here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
     _, both = kept.read(run, phase, kept.steps_of(run, phase)[0])
-    found = {}
+    hashed = {}
     for side, size in sizes.items():
         weights = kept.at_size(run, phase, both.of("raw"), side)
         called = jax.tree_util.Partial(size.network, *weights)
         network = tracing.argument("network", called, here)
         exact = fingerprint.exact(network, size.images.shape[1:], each=1)
         own = {key: exact[key] for key in ("program", "gradient")}
-        found[str(side)] = own | {"images": size.images.content_sha256()}
-    return {"computed": found, "by": fingerprint.versions()}
+        hashed[str(side)] = own | {"images": size.images.content_sha256()}
+    return {"computed": hashed, "by": fingerprint.versions()}
 
 
 def candidates(
     path: Path, question: dict[str, Any], computed: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the candidates that are done, and what was computed, at all sizes.
-
-    Raises:
-      ValueError: the file answers another question, or of another network or other images.
-    """
+    """Return the candidates that are done, and what was computed, at all sizes."""
     from jaxrobust.evaluation.network import fingerprint
     from jaxrobust.runtime.processes import hosts
     from jaxrobust.weights.trained import kept
 
     if not path.exists():
         return [], computed
-    said = kept.read_selection(path)
-    if words := hosts.differences({key: said.get(key) for key in question}, question):
+    begun = kept.read_selection(path)
+    if words := hosts.differences({key: begun.get(key) for key in question}, question):
         raise ValueError(
             f"{path} is a choice of another kind: {words}. Repeat its flags, or move it away"
         )
-    if "computed" not in said:
+    if "computed" not in begun:
         raise ValueError(
             f"{path} is of an older version, which noted neither what the network computes nor the "
             "images' bytes, so nothing shows that its candidates are these: move it away"
         )
     for size, own in computed["computed"].items():
-        there = said["computed"].get(size, own)
+        there = begun["computed"].get(size, own)
         other = [key for key in own if there[key] != own[key]]
         if not other:
             continue
         whose = ""  # another version may write the same network as another program
-        if "images" not in other and fingerprint.other_versions(said["by"], computed["by"]):
-            whose = f" (begun by {fingerprint.words(said['by'])})"
+        if "images" not in other and fingerprint.other_versions(begun["by"], computed["by"]):
+            whose = f" (begun by {fingerprint.words(begun['by'])})"
         raise ValueError(
             f"{path} is a choice of another kind: under the same name, at {size} px, its "
             f"{' and '.join(other)} {'are others' if 'images' in other else 'is another'}{whose}. "
             "Move it away"
         )
-    both = said["computed"] | computed["computed"]
-    return said["candidates"], computed | {"computed": both}
+    both = begun["computed"] | computed["computed"]
+    return begun["candidates"], computed | {"computed": both}
 
 
 def check_weights(run: Path, candidates: list[dict[str, Any]]) -> None:

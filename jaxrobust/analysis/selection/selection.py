@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxrobust.analysis.plotting import plotting
 from jaxrobust.analysis.selection import begun, sizes
-from jaxrobust.analysis.selection.picture import draw
 from jaxrobust.analysis.selection.sizes import Size
 from jaxrobust.data.splits import grammar as splits
 from jaxrobust.evaluation.network import collapse
@@ -21,6 +21,7 @@ from jaxrobust.weights.trained import kept, runs
 
 RULE = "of equal ones the later epoch, then ema before raw, then the smaller images"
 ONE_CLASS = "one that answers one class only where all do"
+_COLOURS = ("#1f4e79", "#d1495b", "#3c896d", "#b07d2b", "#6b4c9a", "#5f6b73")
 
 
 class Settings(NamedTuple):
@@ -37,12 +38,7 @@ class Settings(NamedTuple):
 
 
 def select(given: Settings) -> dict[str, Any]:
-    """Evaluate what is missing, choose, and return what stands in the file.
-
-    Raises:
-      ValueError: the run has kept no weights, the choice would look at its test split, or the file
-        holds a choice of another kind.
-    """
+    """Evaluate what is missing, choose, and return what stands in the file."""
     phase = _phase(given)
     config, path = _config(given, phase), given.run / kept.SELECTION
     sides = sorted(set(given.image_size or [config.model.image_size]))
@@ -68,19 +64,18 @@ def select(given: Settings) -> dict[str, Any]:
             candidates = [own if key_of(row) == key_of(own) else row for row in candidates]
             _write(path, question, candidates, code)
             chosen, reason = choose(candidates, question["metric"])
-        said = _write(path, question, candidates, code, chosen=chosen, reason=reason)
-        picture = draw(said, given.run / "selection.png")
+        written = _write(path, question, candidates, code, chosen=chosen, reason=reason)
+        picture = draw(written, given.run / "selection.png")
     words = kept.selected(given.run).words
     print(f"{words}, {chosen['image_size']} px: {reason}")
     for line in warnings_of(chosen, candidates):
         print(f"WARNING: {line}")
     print(f"{path}\n{picture}")
     print(f"test it once: jaxrobust evaluate --workdir {given.run} --selected")
-    return said
+    return written
 
 
 def _phase(given: Settings) -> str:
-    """Return the phase whose weights are the candidates."""
     config = runs.run_config(given.run, given.phase)
     having = [name for name in config.phases if kept.steps_of(given.run, name)]
     if not having or given.phase not in (None, *having):
@@ -93,11 +88,6 @@ def _phase(given: Settings) -> str:
 
 
 def _config(given: Settings, phase: str) -> Any:
-    """Return the run's config as the phase sees it, with the flags' split and images.
-
-    Raises:
-      ValueError: the choice would look at the test split.
-    """
     config = runs.run_config(given.run, phase)
     settings = {"images": given.n, "batch_size": given.batch}
     config = sizes.changed(
@@ -106,9 +96,9 @@ def _config(given: Settings, phase: str) -> Any:
     data = config.data
     if splits.overlap(data.selection_split, data.test_split, data.name):
         same = data.selection_split == data.test_split
-        said = "is" if same else f"holds images, or may, of {data.test_split},"
+        why = "is" if same else f"holds images, or may, of {data.test_split},"
         raise ValueError(
-            f"{data.selection_split} {said} the test split of {given.run}, which a choice must not "
+            f"{data.selection_split} {why} the test split of {given.run}, which a choice must not "
             "look at; give another --split"
         )
     for images in trained.trained_on(config):
@@ -121,7 +111,6 @@ def _config(given: Settings, phase: str) -> Any:
 
 
 def _question(given: Settings, phase: str, config: Any) -> dict[str, Any]:
-    """Describe the question that every candidate of a file answers."""
     attack = {"name": given.attack, "steps": given.steps}
     return {
         "phase": phase,
@@ -138,7 +127,6 @@ def _question(given: Settings, phase: str, config: Any) -> dict[str, Any]:
 def _measured(
     given: Settings, phase: str, at: dict[int, Size], done: set[tuple[int, str, int]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the candidates that are not done, each with what it reaches."""
     for step in kept.steps_of(given.run, phase):
         missing = [
             (which, size) for which in kept.WHICH for size in at if (step, which, size) not in done
@@ -174,7 +162,6 @@ def _measured(
 def _in_full(
     given: Settings, phase: str, at: dict[int, Size], row: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return a candidate with what AutoAttack leaves of the upper bound."""
     size, which = row["image_size"], row["weights"]
     if size not in at:
         raise ValueError(
@@ -235,8 +222,37 @@ def warnings_of(chosen: dict[str, Any], candidates: list[dict[str, Any]]) -> Ite
 def _write(
     path: Path, question: Any, candidates: Any, code: Any, *, chosen: Any = None, reason: Any = None
 ) -> dict[str, Any]:
-    """Write the file, whole; nothing is chosen before all candidates are done."""
-    said = {"schema": kept.SCHEMA, **question, "rule": f"the highest; {ONE_CLASS}; {RULE}"}
-    said |= {"chosen": chosen, "reason": reason, "candidates": candidates} | code
-    jsonl.replace(path, json.dumps(said, indent=2) + "\n")
-    return said
+    written = {"schema": kept.SCHEMA, **question, "rule": f"the highest; {ONE_CLASS}; {RULE}"}
+    written |= {"chosen": chosen, "reason": reason, "candidates": candidates} | code
+    jsonl.replace(path, json.dumps(written, indent=2) + "\n")
+    return written
+
+
+def draw(selection: dict[str, Any], path: Path) -> str:
+    """Draw both accuracies over the epochs; return the picture's path, or why there is none."""
+    try:
+        plt = plotting()
+    except ValueError as error:
+        return f"no curve: {error}"
+    figure, panel = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    rows, chosen = selection["candidates"], selection["chosen"]
+    lines = sorted({(row["image_size"], row["weights"]) for row in rows})
+    for i, (size, which) in enumerate(lines):
+        own = [row for row in rows if (row["image_size"], row["weights"]) == (size, which)]
+        epochs, colour = [row["epoch"] for row in own], _COLOURS[i % len(_COLOURS)]
+        for key, style in (("robust", "o-"), ("clean", "o--")):
+            values, label = [100 * row[key] for row in own], f"{key}, {which}, {size} px"
+            panel.plot(epochs, values, style, ms=3, color=colour, label=label)
+    metric = selection["metric"]
+    at = (chosen["epoch"], 100 * chosen[metric])
+    panel.plot(*at, "*", ms=14, color="black", label="chosen", zorder=0)
+    steps = selection["attack"]["steps"]
+    bounds = not all(row.get("exact", True) for row in rows)
+    attack = selection["attack"]["name"] + ", upper bounds" * bounds
+    attack += f", {steps} steps" if steps else ""
+    panel.set(xlabel=f"epoch of {selection['phase']}", ylabel="accuracy, %", ylim=(0, 103))
+    panel.set_title(f"{selection['dataset']}, split {selection['split']}: {attack}", fontsize=9)
+    panel.legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return str(path)

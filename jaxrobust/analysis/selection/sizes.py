@@ -52,31 +52,23 @@ def at_size(
 ) -> Size:
     """Prepare the evaluation of candidates at an image size; nothing compiles yet.
 
-    Args:
-      run: its workdir.
-      phase: whose weights are the candidates.
-      config: with the split and the images of the choice.
-      image_size: the side in pixels.
-      steps: of APGD-CE; None: the attack is AutoAttack.
-      folder: for the ledgers of AutoAttack.
-    Raises:
-      ValueError: a network that does not take such images.
+    `steps` are of APGD-CE; None: the attack is AutoAttack, whose ledgers lie in `folder`.
     """
     source = splits.opened(config, "selection_split")
     wanted = subjects.preprocessing(subjects.of_run(run, phase), image_size, source)
     config = changed(config, {"model": {"image_size": image_size}})
     config["data"]["preprocessing"] = wanted
     images = splits.evaluated(config, "selection_split", config.evaluation, run)
-    said = pipeline.preprocessing_id(source, image_size, wanted)
+    preprocessing = pipeline.preprocessing_id(source, image_size, wanted)
     net = network_of(config, dtype="float32")
-    how: dict[str, Any] = {"image_size": image_size, "preprocessing": said}
+    how: dict[str, Any] = {"image_size": image_size, "preprocessing": preprocessing}
     shown = Prepared(images.source, images=len(images), **how)
 
     def forward(params: Any, stats: Any, given: Any) -> Any:
         return net.apply(params, stats, given)[0]
 
     if steps is None:
-        return Size(said, _autoattack(config, forward, shown, folder), forward, shown)
+        return Size(preprocessing, _autoattack(config, forward, shown, folder), forward, shown)
     mesh = sharding.make_mesh()
     build.divides(images.batch_size, mesh.size, "--batch")
     evaluate = build.evaluation(config, mesh, steps=steps)
@@ -85,14 +77,11 @@ def at_size(
         del full  # this attack is one
         return accuracy.count(evaluate, weights, images, mesh, bar="images")
 
-    return Size(said, measure, forward, shown)
+    return Size(preprocessing, measure, forward, shown)
 
 
 def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
-    """Measure weights with AutoAttack or, where it is not in full, with its first attack.
-
-    The ledgers of the last candidates, in `folder`, are replayed.
-    """
+    """Measure by AutoAttack or its first attack; the last candidates' ledgers are replayed."""
     size = config.model.image_size
     ledgers: list[Path] = []
 
@@ -113,8 +102,7 @@ def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
         for old in ledgers[-_REPLAYED - 1 : -_REPLAYED]:
             old.with_suffix(".images").unlink(missing_ok=True)
         reached: dict[str, Any] = {
-            "clean": float(result.clean.mean()),
-            "robust": float(result.robust.mean()),
+            key: float(getattr(result, key).mean()) for key in ("clean", "robust")
         }
         passes = sum(cost.forward + 2 * cost.backward for cost in result.costs)
         if one := collapse.of(result.answers, result.verdicts.labels):

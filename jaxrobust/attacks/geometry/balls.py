@@ -19,25 +19,23 @@ AnyPoints = Float[Array | np.ndarray, "B *pixels"]
 
 
 def per_image(values: Shaped[Array, " B"], images: Shaped[Array, "B ..."]) -> Array:
-    """Return `values` [B] in a shape that broadcasts against `images` [B, ...]."""
+    """Reshape `values` [B] so that they broadcast against `images` [B, ...]."""
     return values.reshape(values.shape + (1,) * (images.ndim - 1))
 
 
 def l0_norm(deltas: Points) -> PerImage:
-    """Return the number of entries that differ from zero exactly, per image, in the dtype of
-    `deltas`.
-    """
+    """Count the entries that differ from zero exactly, f[B]."""
     count = jnp.sum(deltas.reshape(deltas.shape[0], -1) != 0, axis=1, dtype=jnp.int32)
     return count.astype(deltas.dtype)
 
 
 def l1_norm(deltas: Points) -> PerImage:
-    """Return the sum of absolute values per image, f[B]."""
+    """Sum the absolute values per image, f[B]."""
     return _total(jnp.abs(deltas))
 
 
 def l2_norm(deltas: Points) -> PerImage:
-    """Return the Euclidean norm per image, f[B]."""
+    """Compute the Euclidean norm per image, f[B]."""
     return jnp.sqrt(_total(deltas * deltas))
 
 
@@ -59,9 +57,7 @@ def _sample_linf(keys: Keys, images: Points, epsilon: PerImage) -> Points:
 
 
 def place_linf(uniform: Points, images: Points, epsilon: PerImage) -> Points:
-    """Return the start that AutoAttack makes of a draw from U[0, 1): one entry at exactly
-    +-epsilon.
-    """
+    """Make AutoAttack's start of a draw from U[0, 1): one entry at exactly +-epsilon."""
     t = 2 * uniform - 1
     largest = jnp.max(jnp.abs(t.reshape(t.shape[0], -1)), axis=1)
     t = t / (per_image(largest, t) + 1e-12)
@@ -93,7 +89,7 @@ def _sample_l2(keys: Keys, images: Points, epsilon: PerImage) -> Points:
 
 
 def place_l2(normal: Points, images: Points, epsilon: PerImage) -> Points:
-    """Return the start that AutoAttack makes of a draw from N(0, 1): a point on the sphere."""
+    """Make AutoAttack's start of a draw from N(0, 1): a point on the sphere."""
     direction = normal / (per_image(l2_norm(normal), normal) + 1e-12)
     return jnp.clip(images + per_image(epsilon, normal) * direction, 0, 1)
 
@@ -105,13 +101,10 @@ def _fill_l2(keys: Keys, images: Points, epsilon: PerImage) -> Points:
 
 
 def fill_l2(normal: Float[Array, "B longer"], images: Points, epsilon: PerImage) -> Points:
-    """Return points that are uniform in the ball, as foolbox makes them of draws from N(0, 1).
+    """Make points that are uniform in the ball of draws from N(0, 1), as foolbox does.
 
-    Args:
-      normal: f[B, n + 2], two more than an image has entries: the first n coordinates of a uniform
-        point on the sphere in n + 2 dimensions are uniform in the ball.
-      images: f[B, ...].
-      epsilon: f[B].
+    `normal` is f[B, n + 2], two more than an image has entries: the first n coordinates of a
+    uniform point on the sphere in n + 2 dimensions are uniform in the ball.
     """
     inside = (normal / per_image(l2_norm(normal), normal))[:, :-2].reshape(images.shape)
     return images + per_image(epsilon, images) * inside
@@ -140,9 +133,7 @@ def _sample_l1(keys: Keys, images: Points, epsilon: PerImage) -> Points:
 
 
 def place_l1(normal: Points, images: Points, epsilon: PerImage) -> Points:
-    """Return the start that AutoAttack makes of a draw from N(0, 1): its projection, a sparse
-    point.
-    """
+    """Make AutoAttack's start of a draw from N(0, 1): its projection, a sparse point."""
     images = jnp.clip(images, 0, 1)
     return jnp.clip((images + normal) + l1_correction(images, normal, epsilon), 0, 1)
 
@@ -167,13 +158,8 @@ def _ascend_l1(points: Points, gradient: Points, step: PerImage, kept: PerImage)
 def l1_correction(images: Points, delta: Points, epsilon: PerImage) -> Points:
     """Compute what `delta` lacks to be its Euclidean projection onto L1 ball and box.
 
-    Args:
-      images: f[B, ...] in [0, 1].
-      delta: f[B, ...], any size.
-      epsilon: f[B].
-    Returns:
-      f[B, ...]; `delta` plus this is the nearest v with ||v||_1 <= epsilon and
-      0 <= images + v <= 1. Entries that shrink to nothing get exactly `-delta`.
+    Images are f[B, ...] in [0, 1]; `delta`, of any size, plus the result is the nearest v with
+    ||v||_1 <= epsilon and 0 <= images + v <= 1. Entries that shrink to nothing get exactly -delta.
     Source: Croce & Hein 2021 (arXiv 2103.01208), proposition 2.1: every entry shrinks by one and
       the same alpha, but by no less than the box demands and no more than it has.
     """
@@ -184,7 +170,7 @@ def l1_correction(images: Points, delta: Points, epsilon: PerImage) -> Points:
     least = jnp.maximum(0, -jnp.minimum(1 - images - delta, images + delta))
     left = most - least
 
-    def fits(alpha):
+    def fits(alpha: PerImage) -> Mask:
         # The sum of what is left, not of what is taken: the latter cancels when delta is large.
         remainder = jnp.minimum(jnp.maximum(most - per_image(alpha, most), 0), left)
         return _total(remainder) <= epsilon
@@ -223,21 +209,20 @@ def draw(distribution: Callable[..., Array], keys: Keys, images: Points) -> Poin
     return jax.vmap(lambda key: distribution(key, images.shape[1:], images.dtype))(keys)
 
 
-def _sign(values):
-    """Return the sign as `jnp.sign` does, but 0 for NaN."""
+def _sign(values: Array) -> Array:
+    """Compute the sign as `jnp.sign` does, but 0 for NaN."""
     return (values > 0).astype(values.dtype) - (values < 0).astype(values.dtype)
 
 
 def _total(values: Points) -> PerImage:
-    """Return the sum per image."""
     return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
 
 
 def _order_statistic(sizes: Points, rank: Counts) -> PerImage:
-    """Return entry `rank` i32[B] in ascending order of `sizes` f[B, ...] >= 0, without a sort."""
+    """Find entry `rank` i32[B] in ascending order of `sizes` f[B, ...] >= 0, without a sort."""
     sizes = sizes.reshape(sizes.shape[0], -1)
 
-    def too_high(value):
+    def too_high(value: PerImage) -> Mask:
         at_most = jnp.sum(sizes <= value[:, None], axis=1, dtype=jnp.int32)
         return at_most > rank
 
@@ -245,15 +230,16 @@ def _order_statistic(sizes: Points, rank: Counts) -> PerImage:
 
 
 def _smallest_float(holds: Callable[[PerImage], Mask], like: PerImage) -> PerImage:
-    """Return the smallest non-negative float per image at which the monotone `holds` becomes true.
+    """Find the smallest float >= 0 per image at which the monotone `holds`, f[B] to bool[B], gets
+    true.
 
     Floats >= 0 sort like their bits, so this bisects the bits: exact in as many steps as there
-    are bits, whatever the magnitudes. `holds` maps f[B] to bool[B]; `like` gives shape and dtype.
+    are bits, whatever the magnitudes. `like` gives shape and dtype.
     """
     integer = jnp.dtype(f"int{8 * like.dtype.itemsize}")
     bits = 8 * like.dtype.itemsize - 1  # all but the sign
 
-    def body(i, below):
+    def body(i: Array, below: Array) -> Array:
         # `below` is the largest pattern known to fail, plus one, built from the highest bit down.
         candidate = below | (jnp.ones_like(below) << (bits - 1 - i).astype(integer))
         value = jax.lax.bitcast_convert_type(candidate - 1, like.dtype)

@@ -4,7 +4,7 @@ Source: Croce & Hein 2020 (arXiv 1907.02044), section 2.2; parity: tests/attacks
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ _FAR = 1e12  # a level at which every entry has reached the box
 
 
 def project_onto_hyperplane(points: Rows, normals: Rows, offsets: PerImage, *, norm: str) -> Rows:
-    """Return the shortest way from points in the box [0, 1] to a hyperplane, inside the box.
+    """Find the shortest way from points in the box [0, 1] to a hyperplane, inside the box.
 
     Args:
       points: f[B, d] in [0, 1].
@@ -28,9 +28,6 @@ def project_onto_hyperplane(points: Rows, normals: Rows, offsets: PerImage, *, n
     Returns:
       f[B, d], to be added to the points. Where the box does not reach the hyperplane: the way to
       its nearest corner.
-    Raises:
-      ValueError: an unknown norm.
-    Source: Croce & Hein 2020 (arXiv 1907.02044), section 2.2; parity: tests/attacks/test_fab.py.
     """
     if norm not in _MOVES:
         raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(_MOVES)}")
@@ -38,48 +35,46 @@ def project_onto_hyperplane(points: Rows, normals: Rows, offsets: PerImage, *, n
 
 
 def displacement(points: Rows, normals: Rows, excess: PerImage, norm: str) -> Rows:
-    """Do what `project_onto_hyperplane` does, from `excess` f[B] = <normal, point> - offset, which
-    is better known than the offset.
-    """
-    # Every entry can only move down along the normal, as far as its room to the box.
+    """Project by `excess` f[B] = <normal, point> - offset, which rounds less than the offset."""
+    # Every entry can only move down along the normal, as far as the box lets it.
     normals = jnp.where((excess >= 0)[:, None], normals, -normals)
-    room = jnp.where(normals > 0, points, 1 - points)
-    moves = _MOVES[norm](jnp.abs(normals), room, jnp.abs(excess))
+    reach = jnp.where(normals > 0, points, 1 - points)
+    moves = _MOVES[norm](jnp.abs(normals), reach, jnp.abs(excess))
     return jnp.where(normals > 0, -moves, jnp.where(normals < 0, moves, 0))
 
 
-def _moves_linf(sizes: Rows, room: Rows, excess: PerImage) -> Rows:
-    level = _level(1.0, sizes, room, excess)
-    return jnp.minimum(level[:, None], room)
+def _moves_linf(sizes: Rows, reach: Rows, excess: PerImage) -> Rows:
+    level = _level(1.0, sizes, reach, excess)
+    return jnp.minimum(level[:, None], reach)
 
 
-def _moves_l2(sizes: Rows, room: Rows, excess: PerImage) -> Rows:
+def _moves_l2(sizes: Rows, reach: Rows, excess: PerImage) -> Rows:
     sizes = jnp.where(sizes > 1e-8, sizes, 0)
-    level = _level(sizes, sizes, room, excess)
-    return jnp.minimum(level[:, None] * sizes, room)
+    level = _level(sizes, sizes, reach, excess)
+    return jnp.minimum(level[:, None] * sizes, reach)
 
 
-def _level(speed, sizes, room, excess):
-    """Return the level f[B] at which sum(sizes * min(level * speed, room)) is the excess.
+def _level(speed: Any, sizes: Rows, reach: Rows, excess: PerImage) -> PerImage:
+    """Find the level f[B] at which sum(sizes * min(level * speed, reach)) is the excess.
 
     The sum is concave and piecewise linear in the level, so Newton's method climbs to the root
-    from below and has reached it when no further entry runs out of room: few passes, no sort.
+    from below and has reached it when no further entry runs out of reach: few passes, no sort.
     """
 
-    def body(carry):
+    def body(carry: Any) -> Any:
         passes, level, _ = carry
-        free = level[:, None] * speed < room
+        free = level[:, None] * speed < reach
         # Selected first, multiplied then: XLA would store products that no loop changes.
         slope = jnp.sum(jnp.where(free, sizes, 0) * speed, axis=1)
-        held = jnp.sum(jnp.where(free, 0, room) * sizes, axis=1)
+        held = jnp.sum(jnp.where(free, 0, reach) * sizes, axis=1)
         higher = jnp.where(slope > 0, jnp.minimum((excess - held) / slope, _FAR), _FAR)
         return passes + 1, jnp.maximum(level, higher), higher > level
 
-    def unfinished(carry):
+    def unfinished(carry: Any) -> Array:
         passes, _, climbs = carry
         return jnp.any(climbs) & (passes < 64)
 
-    # As if all entries had room for ever.
+    # As if no entry ran out of reach.
     level = jnp.minimum(excess / jnp.maximum(jnp.sum(sizes * speed, axis=1), 1e-30), _FAR)
     start = 0, level, jnp.ones_like(excess, bool)
     return jax.lax.while_loop(unfinished, body, start)[1]
@@ -93,29 +88,29 @@ class _Cut(NamedTuple):
     number: PerImage
 
 
-def _moves_l1(sizes: Rows, room: Rows, excess: PerImage) -> Rows:
+def _moves_l1(sizes: Rows, reach: Rows, excess: PerImage) -> Rows:
     """Move entries into their corner in order of size, the last one as far as needed.
 
     Bisects the sizes, instead of a sort, until a single entry, or equal ones, are left between
     the cut `upper`, whose entries move fully, and `lower`, whose entries are more than enough.
     """
     sizes = jnp.where(sizes > 1e-8, sizes, 0)
-    gains = sizes * room
+    gains = sizes * reach
 
-    def cut(size):
+    def cut(size: PerImage) -> _Cut:
         chosen = (sizes > size[:, None]).astype(sizes.dtype)
         return _Cut(size, jnp.sum(chosen * gains, axis=1), jnp.sum(chosen, axis=1))
 
-    def middle(lower, upper):
+    def middle(lower: _Cut, upper: _Cut) -> PerImage:
         return lower.size + (upper.size - lower.size) / 2
 
-    def body(carry):
+    def body(carry: tuple[_Cut, _Cut]) -> tuple[_Cut, _Cut]:
         lower, upper = carry
         new = cut(middle(lower, upper))
         select = partial(jnp.where, new.gain > excess)
         return jax.tree.map(select, new, lower), jax.tree.map(select, upper, new)
 
-    def unfinished(carry):
+    def unfinished(carry: tuple[_Cut, _Cut]) -> Array:
         lower, upper = carry
         between = middle(lower, upper)
         several = lower.number > upper.number + 1
@@ -127,8 +122,8 @@ def _moves_l1(sizes: Rows, room: Rows, excess: PerImage) -> Rows:
     lower, upper = jax.lax.while_loop(unfinished, body, (lower, upper))
     mass = lower.gain - upper.gain
     share = jnp.clip((excess - upper.gain) / jnp.where(mass > 0, mass, 1), 0, 1)
-    last = jnp.where(sizes > lower.size[:, None], share[:, None] * room, 0)
-    return jnp.where(sizes > upper.size[:, None], room, last)
+    last = jnp.where(sizes > lower.size[:, None], share[:, None] * reach, 0)
+    return jnp.where(sizes > upper.size[:, None], reach, last)
 
 
 _MOVES = {"linf": _moves_linf, "l2": _moves_l2, "l1": _moves_l1}

@@ -54,11 +54,7 @@ L1_RULES: dict[str, Geometry] = {
 
 
 def geometry_of(norm: str, l1_rule: str) -> Geometry:
-    """Return the geometry of a norm, on L1 by a rule.
-
-    Raises:
-      ValueError: there is no such rule, or it is of another norm.
-    """
+    """Choose the geometry of a norm, on L1 by a rule; `ValueError`: there is no such rule of it."""
     if l1_rule not in L1_RULES:
         raise ValueError(f"l1_rule={l1_rule!r} is unknown; choose one of {', '.join(L1_RULES)}")
     if norm == "l1":

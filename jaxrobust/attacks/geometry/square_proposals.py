@@ -41,7 +41,7 @@ class StartDraws(NamedTuple):
 
 
 def draw_query(state: Any, side: Counts) -> Draws:
-    """Return the draws for evaluation `state.iteration` >= 1, with windows of `side` i32[B]."""
+    """Make the draws for evaluation `state.iteration` >= 1, with windows of `side` i32[B]."""
     height, width, channels = state.points.shape[1:]
     words = _random_words(state.keys, state.iteration, 4, 1 + channels)
     room = jnp.stack([height - side, width - side] * 2, axis=1)
@@ -71,10 +71,10 @@ def _draw_tiles(keys: KeyData, images: Images) -> StartDraws:
     return StartDraws(signs=_signs(flips[:, :, 1:], images), across=flips[:, :, 0] == 1)
 
 
-def _random_words(keys, evaluation, words, bits):
+def _random_words(keys: KeyData, evaluation: Any, words: int, bits: int) -> Array:
     """Draw u32[B, n]: `words` of them and as many as it takes to hold `bits`, per image."""
 
-    def draw(key, evaluation):
+    def draw(key: Array, evaluation: Array) -> Array:
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
         shape = (words + -(-bits // 32),)
         return jax.random.bits(jax.random.fold_in(key, evaluation), shape, jnp.uint32)
@@ -82,13 +82,12 @@ def _random_words(keys, evaluation, words, bits):
     return jax.vmap(draw)(keys, evaluation)
 
 
-def _bits(words, count):
-    """Return the first bits of u32[B, n] words, u32[B, count]."""
+def _bits(words: Array, count: int) -> Array:
     bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & 1
     return bits.reshape(len(words), -1)[:, :count]
 
 
-def _signs(bits, images):
+def _signs(bits: Array, images: Array) -> Array:
     return 1 - 2 * bits.astype(images.dtype)
 
 
@@ -121,7 +120,7 @@ def _start_mass(norm: str, images: Images, epsilon: PerImage, draws: StartDraws)
     return _to_sphere(norm, as_rows(images), as_rows(delta), epsilon).reshape(images.shape)
 
 
-def _tile_side(images):
+def _tile_side(images: Images) -> int:
     return max(min(images.shape[1:3]) // 5, 1)
 
 
@@ -162,14 +161,12 @@ def _to_sphere(norm: str, images: Rows, delta: Rows, epsilon: PerImage) -> Rows:
     return (images + delta) + l1_correction(images, delta, epsilon * (1 - 1e-6))
 
 
-def _template(images, draws, windows, level):
-    """Return the template of `template_profiles` in window 1, something finite outside; [B, H,
-    W*C].
-    """
+def _template(images: Images, draws: Draws, windows: Windows, level: Counts) -> Rows:
+    """Compute `template_profiles`' template in window 1, something finite outside; [B, H, W*C]."""
     count, _, _, largest = windows.profiles.shape
     table = jnp.asarray(windows.profiles.reshape(2 * count, 2, largest), images.dtype)
 
-    def profile(axis, turned):
+    def profile(axis: int, turned: Mask) -> list[Array]:
         places = _places(images)[axis][None] - draws.offsets[:, axis, None]
         rows = 2 * level + turned.astype(jnp.int32)
         at = jnp.clip(places, 0, largest - 1)
@@ -184,18 +181,18 @@ def _template(images, draws, windows, level):
     return reach * row_scale[:, :, None] * column_scale[:, None]
 
 
-def _window(images, draws, which, side):
+def _window(images: Images, draws: Draws, which: int, side: Counts) -> tuple[Any, Any]:
     """Tell which rows and which columns a window covers, bool[B, H, 1] and bool[B, 1, W*C]."""
 
-    def covered(axis):
+    def covered(axis: int) -> Any:
         place = _places(images)[axis][None] - draws.offsets[:, 2 * which + axis, None]
         return (place >= 0) & (place < side[:, None])
 
     return covered(0)[:, :, None], covered(1)[:, None]
 
 
-def _places(images):
-    """Return the row numbers of an image, and the column of each entry of a row; NumPy."""
+def _places(images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """List the row numbers of an image, and the column of each entry of a row; NumPy."""
     _, height, width, channels = images.shape
     columns = np.repeat(np.arange(width, dtype=np.int32), channels)
     return np.arange(height, dtype=np.int32), columns
@@ -206,15 +203,14 @@ def as_rows(images: Images) -> Rows:
     return images.reshape(*images.shape[:2], -1)
 
 
-def _by_channel(values, images):
+def _by_channel(values: Array, images: Images) -> Array:
     """Repeat one value per channel, f[B, C], for each entry of a row, f[B, 1, W*C]."""
     # A product, which XLA does not fuse: it would compute a tiled index for each entry of an image.
     spread = np.tile(np.eye(values.shape[1]), (1, images.shape[2])).astype(values.dtype)
     return jnp.dot(values, spread, precision="highest")[:, None]
 
 
-def _per_channel(rows, channels):
-    """Return the sum per channel of [B, H, W*C], f[B, C]."""
+def _per_channel(rows: Rows, channels: int) -> Array:
     return jnp.sum(jnp.sum(rows, axis=1).reshape(len(rows), -1, channels), axis=1)
 
 

@@ -28,10 +28,10 @@ def window_levels(queries: int, rescale: bool) -> np.ndarray:
 
 
 def window_table(norm: str, levels: np.ndarray, p_init: float, shape: tuple[int, int]) -> Windows:
-    """Return the windows for images of `shape` (H, W), from `window_levels`."""
+    """Make the windows for images of `shape` (H, W), from `window_levels`."""
     height, width = shape
 
-    def side(level):
+    def side(level: int) -> int:
         wished = round((p_init / 2**level * height * width) ** 0.5)
         if norm != "linf":
             wished = max(wished, 3)
@@ -47,15 +47,14 @@ def window_table(norm: str, levels: np.ndarray, p_init: float, shape: tuple[int,
 
 
 def template_profiles(norm: str, side: int) -> np.ndarray:
-    """Return the template of L2 and L1, a pyramid above a negative one, by its axes; f64[2, 2,
-    side].
+    """Compute the template of L2 and L1, a pyramid above a negative one, by axes: f64[2, 2, side].
 
     A pyramid stacks centred squares of sides 1, 3, 5, .. and heights 1, 1/4, 1/9, .. (L2) or 1,
     1/16, 1/81, .. (L1). Its value is a falling function of the larger of the distances of row and
-    column from the peak, hence the smaller of what row and column allow. Returns what the axis
-    along which the template keeps its sign allows, and ones; then what the axis allows along
-    which the sign changes, and factors: the sign, over the length of pyramid and template.
-    Multiply by both axes' factors, as `template_of` does.
+    column from the peak, hence the smaller of what row and column allow. First comes what the axis
+    along which the template keeps its sign allows, and ones; then what the axis allows along which
+    the sign changes, and factors: the sign, over the length of pyramid and template. Multiply by
+    both axes' factors, as `template_of` does.
     """
     power = {"l2": 2, "l1": 4}[norm]
     heights = 1 / np.arange(1.0, side // 2 + 2) ** power
@@ -71,12 +70,12 @@ def template_profiles(norm: str, side: int) -> np.ndarray:
 
 
 def template_of(norm: str, side: int) -> np.ndarray:
-    """Return the template itself, f64[side, side], positive in the upper half."""
+    """Compute the template itself, f64[side, side], positive in the upper half."""
     (other, _), (along, scale) = template_profiles(norm, side)
     return scale[:, None] * np.minimum(along[:, None], other)
 
 
-def _length(norm, values):
+def _length(norm: str, values: np.ndarray) -> float:
     return np.abs(values).sum() if norm == "l1" else np.sqrt((values**2).sum())
 
 

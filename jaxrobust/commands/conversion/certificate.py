@@ -52,14 +52,14 @@ def main(argv: list[str] | None = None) -> None:
 
     compilation.use_persistent_cache()
     try:
-        found = certificate.compare(weights, against, **given)
+        result = certificate.compare(weights, against, **given)
     except (ValueError, RuntimeError) as error:  # PyTorch's own loading raises the second
         stop(error, 2)
     except OSError as error:
         stop(error, 3)
     if as_json:
-        print(json.dumps(found))
-    if found["agrees"] is False:
+        print(json.dumps(result))
+    if result["agrees"] is False:
         sys.exit(1)
 
 

@@ -60,17 +60,14 @@ _READS = {"options": mapping, "torch_args": mapping, "epsilon": number}
 
 
 def shared(name: str, value: Any = None, *, default: str | None = None, **how: Any) -> Any:
-    """Return a field that is a flag of several commands.
+    """Build a field that is a flag of several commands; `name` is a key of `TEXTS`.
 
-    Args:
-      name: of the flag, a key of `TEXTS`.
-      value: what counts where the flag is not given.
-      default: the words for it, where it is another one than that of most commands.
-      how: further arguments of `flag`.
+    `value` counts where the flag is not given; `default`: the words for it, where it is another one
+    than that of most commands; `how`: further arguments of `flag`.
     """
     text, usual = TEXTS[name]
-    told = default or usual
-    help_text = f"{text.removesuffix('.')}; default: {told}." if told else text
+    words = default or usual
+    help_text = f"{text.removesuffix('.')}; default: {words}." if words else text
     if name in _READS:
         how["reads"] = _READS[name]
     return flag(help_text, value, **how)

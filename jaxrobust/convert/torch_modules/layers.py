@@ -4,7 +4,7 @@ An exported file holds those that its network needs, so that it depends on nothi
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,30 +40,71 @@ def conv(
 class Residual(nn.Sequential):
     """x + what its layers make of x one after another.
 
-    A layer `shortcut` maps the x that is added; a layer `last` maps the sum.
+    A layer `shortcut` (or `downsample`, `res`) maps the x that is added; `last` maps the sum.
     """
 
     def __init__(self, **layers: nn.Module) -> None:
         super().__init__(OrderedDict(layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = dict(self.named_children())
-        shortcut, last = layers.pop("shortcut", None), layers.pop("last", None)
-        y = x
+        layers, added = dict(self.named_children()), x
+        last = layers.pop("last", nn.Identity())
+        for name in layers.keys() & {"shortcut", "downsample", "res"}:
+            added = layers.pop(name)(x)
         for layer in layers.values():
-            y = layer(y)
-        y = y + (x if shortcut is None else shortcut(x))
-        return y if last is None else last(y)
+            x = layer(x)
+        return last(x + added)
 
 
-def bottleneck(
-    ins: int, width: int, outs: int, middle: nn.Module, shortcut: nn.Module, act: type[nn.Module]
+def stem(ins: int, outs: int, kernel: int, act: type[nn.Module]) -> dict[str, nn.Module]:
+    """Build a convolution, norm and activation; one of 7x7 has stride 2, and pooling follows."""
+    first = conv(ins, outs, kernel, 2 if kernel == 7 else 1)
+    layers = {"conv1": first, "bn1": nn.BatchNorm2d(outs), "act": act()}
+    return layers | ({"pool": nn.MaxPool2d(3, 2, 1)} if kernel == 7 else {})
+
+
+def stages(
+    ins: int,
+    outs: Sequence[int],
+    depths: Sequence[int],
+    block: Callable[[int, int, int], nn.Module],
+) -> dict[str, nn.Module]:
+    """Build layer1, layer2, ... of `block(ins, number, stride)`; all but one halve the map."""
+    layers: dict[str, nn.Module] = {}
+    for i, depth in enumerate(depths):
+        rows = [(ins, 2 if i else 1)] + [(outs[i], 1)] * (depth - 1)
+        layers[f"layer{i + 1}"] = nn.Sequential(*(block(a, i, stride) for a, stride in rows))
+        ins = outs[i]
+    return layers
+
+
+def project(ins: int, outs: int, stride: int, bias: bool = False) -> nn.Module:
+    """Build a 1x1 convolution and batch norm where size or channels change, else the identity."""
+    if stride == 1 and ins == outs:
+        return nn.Identity()
+    return nn.Sequential(conv(ins, outs, 1, stride, bias=bias), nn.BatchNorm2d(outs))
+
+
+def narrow(
+    ins: int, width: int, outs: int, middle: nn.Module, act: type[nn.Module], **shortcut: nn.Module
 ) -> nn.Module:
     """Build 1x1 to `width`, `middle`, 1x1 to `outs`, each with its norm; act(that + shortcut)."""
     layers = {"conv1": conv(ins, width, 1), "bn1": nn.BatchNorm2d(width), "act1": act()}
     layers |= {"conv2": middle, "bn2": nn.BatchNorm2d(width), "act2": act()}
     layers |= {"conv3": conv(width, outs, 1), "bn3": nn.BatchNorm2d(outs)}
-    return Residual(**layers, shortcut=shortcut, last=act())
+    return Residual(**layers, **shortcut, last=act())
+
+
+class Squeeze(nn.Module):
+    """Scale each channel by a sigmoid of two linear maps of all channels' means."""
+
+    def __init__(self, channels: int, hidden: int, act: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        maps = [nn.Linear(channels, hidden, bias=False), nn.Linear(hidden, channels, bias=False)]
+        self.fc = nn.Sequential(maps[0], act(), maps[1], nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc(x.mean((2, 3)))[:, :, None, None]
 
 
 class Mean(nn.Module):
@@ -142,21 +183,6 @@ class WithClassToken(nn.Module):
         return x
 
 
-class ClassAttention(nn.Module):
-    """The class token's query against all tokens: [B, N, D] -> [B, 1, D]."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = ((self.q, x[:, :1]), (self.k, x), (self.v, x))
-        q, k, v = (f(t).unflatten(2, (self.heads, -1)).transpose(1, 2) for f, t in tokens)
-        out = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-
 def attend(
     q: Tensor,
     k: Tensor,
@@ -167,15 +193,10 @@ def attend(
 ) -> Tensor:
     """Softmax attention of [..., heads, N, d], whose channels are joined: [..., N, heads * d].
 
-    Args:
-      bias: of the logits.
-      scale: of the logits; 0: one over the root of d.
-      dropout: of the weights.
+    `bias` and `scale` (0: one over the root of d) are of the logits, `dropout` of the weights.
     """
-    logits = q * (scale or q.shape[-1] ** -0.5) @ k.mT
-    weights = (logits if bias is None else logits + bias).softmax(-1)
-    weights = nn.functional.dropout(weights, dropout) if dropout else weights
-    return (weights @ v).transpose(-3, -2).flatten(-2)
+    scaled = nn.functional.scaled_dot_product_attention
+    return scaled(q, k, v, bias, dropout, scale=scale or None).transpose(-3, -2).flatten(-2)
 
 
 def split(x: Tensor, parts: int, heads: int) -> list[Tensor]:
@@ -183,12 +204,24 @@ def split(x: Tensor, parts: int, heads: int) -> list[Tensor]:
     return [part.unflatten(-1, (heads, -1)).transpose(-3, -2) for part in x.chunk(parts, -1)]
 
 
-class SelfAttention(nn.Module):
-    """Softmax attention of all tokens to all, [..., N, D].
+class ClassAttention(nn.Module):
+    """The class token's query against all tokens: [B, N, D] -> [B, 1, D]."""
 
-    Args:
-      scale, dropout: see `attend`.
-      **maps: the map to queries, keys and values, and the map of the result.
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = (self.q(x[:, :1]), self.k(x), self.v(x))
+        q, k, v = (split(map, 1, self.heads)[0] for map in maps)
+        return self.proj(attend(q, k, v))
+
+
+class SelfAttention(nn.Module):
+    """Softmax attention of all tokens to all, [..., N, D]; for scale and dropout see `attend`.
+
+    The maps are that to queries, keys and values, and that of the result.
     """
 
     def __init__(

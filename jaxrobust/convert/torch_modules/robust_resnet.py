@@ -10,17 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-Activation = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": nn.functional.relu,
-    "silu": nn.functional.silu,
-    "softplus": nn.functional.softplus,
-    "gelu": nn.functional.gelu,
-}
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, ChannelNorm, Squeeze
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "group": lambda channels: nn.GroupNorm(channels // 8, channels),
-    "layer": lambda channels: PixelNorm(channels),
+    "layer": ChannelNorm,
     "instance": nn.InstanceNorm2d,
 }
 # block -> (its output and its inner channels in units of its planes, its 3x3 between two 1x1)
@@ -78,7 +73,6 @@ def model(
       se_reduction: the channels of squeeze and excitation by its hidden units.
       scales, groups: of the inner 3x3 convolutions.
       base_width: channels of a group in a block of 160 planes; 0: those of `BLOCKS`.
-      activation: relu, silu, softplus or gelu.
       norm: batch, group, layer or instance.
       preact: norm and activation before each convolution, else behind it.
       residual: whether blocks have a shortcut.
@@ -102,7 +96,7 @@ class RobustResNet(nn.Module):
         num_classes: int,
     ) -> None:
         super().__init__()
-        self.row, self.act = row, ACTIVATIONS[row.activation]
+        self.row, self.act = row, ACTIVATIONS[row.activation]()
         self.stem_conv = conv(in_channels, 16, 3)
         ins, stages = 16, []
         for i, (depth, width) in enumerate(zip(depths, planes, strict=True)):
@@ -145,7 +139,7 @@ class Block(nn.Module):
         if row.base_width:
             inner = math.floor(planes * (row.base_width / 160)) * row.groups
             inner *= row.scales if self.middle == "parts" else 1
-        self.row, self.stride, self.act = row, stride, ACTIVATIONS[row.activation]
+        self.row, self.stride, self.act = row, stride, ACTIVATIONS[row.activation]()
         norm = NORMS[row.norm]
         behind: list[nn.Module] = [norm(inner)]
         if self.middle == "parts":
@@ -223,25 +217,6 @@ class Block(nn.Module):
         if self.stride > 1:
             rest = nn.functional.avg_pool2d(rest, 3, stride=self.stride, padding=1)
         return torch.cat([*made, rest], 1)
-
-
-class Squeeze(nn.Module):
-    """Scale each channel by a sigmoid of two linear maps of all channels' means."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        maps = [nn.Linear(channels, hidden, bias=False), nn.Linear(hidden, channels, bias=False)]
-        self.fc = nn.Sequential(maps[0], nn.ReLU(), maps[1], nn.Sigmoid())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc(x.mean((2, 3)))[:, :, None, None]
-
-
-class PixelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each pixel of [B, C, H, W]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def conv(ins: int, outs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from jaxrobust.convert.torch_modules.layers import Residual, named
+
 Steps = tuple[tuple[tuple[str, int], ...], ...]
 
 
@@ -93,16 +95,16 @@ class Block(nn.Module):
         self, cell: Cell, ins: tuple[int, int], width: int, reduces: bool, reduced: bool
     ) -> None:
         super().__init__()
-        old = Reduce if reduced else Project
+        old = Reduce if reduced else project
         self.preprocess0 = old(ins[0], width, cell.affine)
-        self.preprocess1 = Project(ins[1], width, cell.affine)
+        self.preprocess1 = project(ins[1], width, cell.affine)
         self.steps = cell.reduction if reduces else cell.normal
         edges = [edge for step in self.steps for edge in step]
         made = [
             OPERATIONS[op](width, 2 if reduces and state < 2 else 1, cell.affine)
             for op, state in edges
         ]
-        self._ops = nn.ModuleList([Wrapped(op) for op in made] if cell.wrapped else made)
+        self._ops = nn.ModuleList([named(op=op) for op in made] if cell.wrapped else made)
 
     def forward(self, old: Tensor, new: Tensor) -> Tensor:
         states, ops = [self.preprocess0(old), self.preprocess1(new)], iter(self._ops)
@@ -112,26 +114,10 @@ class Block(nn.Module):
         return torch.cat(states[2:], 1)
 
 
-class Wrapped(nn.Module):
-    """An operation as the module `op`."""
-
-    def __init__(self, op: nn.Module) -> None:
-        super().__init__()
-        self.op = op
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class Project(nn.Module):
-    """ReLU, 1x1 convolution, norm."""
-
-    def __init__(self, ins: int, outs: int, affine: bool) -> None:
-        super().__init__()
-        self.op = nn.Sequential(nn.ReLU(), conv(ins, outs), nn.BatchNorm2d(outs, affine=affine))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+def project(ins: int, outs: int, affine: bool) -> nn.Module:
+    """Build ReLU, 1x1 convolution, norm."""
+    norm = nn.BatchNorm2d(outs, affine=affine)
+    return named(op=nn.Sequential(nn.ReLU(), conv(ins, outs), norm))
 
 
 class Reduce(nn.Module):
@@ -147,43 +133,22 @@ class Reduce(nn.Module):
         return self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], 1))
 
 
-class Separable(nn.Module):
-    """ReLU, depthwise convolution, 1x1 convolution and norm, once or twice."""
-
-    def __init__(
-        self,
-        channels: int,
-        stride: int,
-        affine: bool,
-        kernel: int = 3,
-        dilation: int = 1,
-        times: int = 2,
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for i in range(times):
-            own = stride if i == 0 else 1
-            layers += [
-                nn.ReLU(),
-                conv(channels, channels, kernel, own, dilation, groups=channels),
-                conv(channels, channels),
-                nn.BatchNorm2d(channels, affine=affine),
-            ]
-        self.op = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+def separable(
+    channels: int, stride: int, affine: bool, kernel: int = 3, dilation: int = 1, times: int = 2
+) -> nn.Module:
+    """Build ReLU, depthwise convolution, 1x1 convolution and norm, once or twice."""
+    layers: list[nn.Module] = []
+    for own in (stride, 1)[:times]:
+        depthwise = conv(channels, channels, kernel, own, dilation, groups=channels)
+        norm = nn.BatchNorm2d(channels, affine=affine)
+        layers += [nn.ReLU(), depthwise, conv(channels, channels), norm]
+    return named(op=nn.Sequential(*layers))
 
 
-class Both(nn.Module):
-    """The sum of a separable convolution and a skip."""
-
-    def __init__(self, channels: int, stride: int, affine: bool) -> None:
-        super().__init__()
-        self.conv, self.res = Separable(channels, stride, affine), skip(channels, stride, affine)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) + self.res(x)
+def both(channels: int, stride: int, affine: bool) -> nn.Module:
+    """Build the sum of a separable convolution and a skip."""
+    skipped = skip(channels, stride, affine)
+    return Residual(conv=separable(channels, stride, affine), res=skipped)
 
 
 def skip(channels: int, stride: int, affine: bool) -> nn.Module:
@@ -192,12 +157,12 @@ def skip(channels: int, stride: int, affine: bool) -> nn.Module:
 
 
 OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
-    "sep3": Separable,
-    "sep5": lambda channels, stride, affine: Separable(channels, stride, affine, 5),
-    "dil3": lambda channels, stride, affine: Separable(channels, stride, affine, 3, 2, 1),
+    "sep3": separable,
+    "sep5": lambda channels, stride, affine: separable(channels, stride, affine, 5),
+    "dil3": lambda channels, stride, affine: separable(channels, stride, affine, 3, 2, 1),
     "skip": skip,
     "avg3": lambda channels, stride, affine: nn.AvgPool2d(3, stride, 1, count_include_pad=False),
-    "both": Both,
+    "both": both,
 }
 
 

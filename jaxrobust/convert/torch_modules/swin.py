@@ -29,7 +29,6 @@ def model(
       depths, heads: blocks and attention heads of each stage.
       patch, window: sides of a patch in pixels and of a window in features.
       eps: of every layer norm.
-      image_size: side in pixels, of all images.
     """
     layers, side = [], image_size // patch
     for i, (depth, count) in enumerate(zip(depths, heads, strict=True)):

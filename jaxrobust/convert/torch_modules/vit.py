@@ -10,7 +10,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import EPS, conv_stem, mlp
+from jaxrobust.convert.torch_modules.layers import EPS, SelfAttention, conv_stem, mlp
 
 
 def model(
@@ -86,7 +86,8 @@ class Block(nn.Module):
     def __init__(self, dim: int, heads: int, gamma_init: float | None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=EPS)
-        self.attn = Attention(dim, heads)
+        qkv, proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.attn = SelfAttention(heads, qkv=qkv, proj=proj)
         self.ls1 = nn.Identity() if gamma_init is None else LayerScale(dim, gamma_init)
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
         self.mlp = mlp(dim)
@@ -95,22 +96,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))
-
-
-class Attention(nn.Module):
-    """Softmax attention of all tokens to all, scaled by the root of the head's width."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # [B, N, 3 D] -> three of [B, heads, N, D / heads]
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))
 
 
 class LayerScale(nn.Module):

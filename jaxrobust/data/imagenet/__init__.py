@@ -18,30 +18,23 @@ _CLAIM = 500  # so many of the 1,000 class folders are meant to be all of them
 
 
 def synsets() -> tuple[str, ...]:
-    """Return the 1,000 classes, such as n01440764, in the order of labels."""
+    """List the 1,000 classes, such as n01440764, in the order of labels."""
     return _shipped("synsets.txt", _SYNSETS_SHA256)
 
 
 def imagenet100() -> tuple[str, ...]:
-    """Return the 100 classes that "A Light Recipe to Train Robust ViTs" draws from ImageNet."""
+    """List the 100 classes that "A Light Recipe to Train Robust ViTs" draws from ImageNet."""
     return _shipped("imagenet100.txt", _IMAGENET100_SHA256)
 
 
 def robustbench() -> tuple[str, ...]:
-    """Return RobustBench's 5,000 validation images, `SYNSET/NAME.JPEG`, in its order.
-
-    Raises:
-      DataError: the file is not the one whose sha256 is `ROBUSTBENCH_SHA256`.
-    """
+    """List RobustBench's 5,000 validation images, `SYNSET/NAME.JPEG`, in its order."""
     return _shipped("robustbench.txt", ROBUSTBENCH_SHA256)
 
 
 @functools.cache
 def selection() -> tuple[str, ...]:
-    """Return 4,000 names of validation images to choose weights by, none of them RobustBench's.
-
-    The names in the order of the sha256 of "jaxrobust selection 0 NAME": no library can change it.
-    """
+    """Take the first 4,000 names not RobustBench's by sha256 of "jaxrobust selection 0 NAME"."""
     tested = {line.rpartition("/")[2] for line in robustbench()}
     names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001)]
     names.sort(key=lambda name: hashlib.sha256(f"jaxrobust selection 0 {name}".encode()).digest())

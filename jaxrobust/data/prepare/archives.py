@@ -25,26 +25,16 @@ _PIXELS = 3 * 32 * 32
 
 
 class Archive(NamedTuple):
-    """One of the official files.
+    """One of the official files."""
 
-    Attributes:
-      dataset: TFDS' name.
-      file: its name.
-      size, sha256: of the file.
-      folder: in it, where all lies.
-      members: split -> the files of its images, in order.
-      labels: the feature of each label, in the order of a binary row -> its key in a pickle.
-      names: the feature of each label -> (file of the classes' names, key in a pickle).
-    """
-
-    dataset: str
+    dataset: str  # TFDS' name
     file: str
     size: int
     sha256: str
-    folder: str
-    members: Mapping[str, Sequence[str]]
-    labels: Mapping[str, str]
-    names: Mapping[str, tuple[str, str]]
+    folder: str  # in it, where all lies
+    members: Mapping[str, Sequence[str]]  # split -> the files of its images, in order
+    labels: Mapping[str, str]  # feature, in the order of a binary row -> its key in a pickle
+    names: Mapping[str, tuple[str, str]]  # feature -> (file of classes' names, key in a pickle)
 
     @property
     def pickled(self) -> bool:
@@ -53,17 +43,11 @@ class Archive(NamedTuple):
 
 
 class Images(NamedTuple):
-    """What an archive holds, in its order.
+    """The contents of an archive, in its order."""
 
-    Attributes:
-      images: split -> uint8[N,32,32,3].
-      labels: split -> feature -> i64[N].
-      classes: feature -> the names of its classes.
-    """
-
-    images: dict[str, np.ndarray]
-    labels: dict[str, dict[str, np.ndarray]]
-    classes: dict[str, tuple[str, ...]]
+    images: dict[str, np.ndarray]  # split -> uint8[N,32,32,3]
+    labels: dict[str, dict[str, np.ndarray]]  # split -> feature -> i64[N]
+    classes: dict[str, tuple[str, ...]]  # feature -> names
 
 
 _BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
@@ -119,11 +103,7 @@ def of(dataset: str) -> list[Archive]:
 
 
 def identify(path: Path, dataset: str) -> Archive:
-    """Recognise an archive of a data set by its sha256.
-
-    Raises:
-      ValueError: there is no such file, or it is none of them.
-    """
+    """Recognise an archive of a data set by its sha256."""
     if not path.is_file():
         kind = "is a folder; give the archive itself" if path.is_dir() else "is no file"
         raise ValueError(f"--from {path} {kind}, such as {of(dataset)[0].file}")
@@ -150,11 +130,7 @@ def identify(path: Path, dataset: str) -> Archive:
 
 
 def read(path: Path, archive: Archive) -> Images:
-    """Read the contents of an archive.
-
-    Raises:
-      ValueError: it is damaged, or holds something else.
-    """
+    """Read the contents of an archive."""
     try:
         files = _members(path, archive)
         images: dict[str, np.ndarray] = {}
@@ -181,7 +157,6 @@ def read(path: Path, archive: Archive) -> Images:
 
 
 def _members(path: Path, archive: Archive) -> dict[str, bytes]:
-    """Return the files of an archive that are needed, by their names in its folder."""
     wanted = {name for names in archive.members.values() for name in names}
     wanted |= {name for name, _ in archive.names.values()}
     found = {}
@@ -234,11 +209,7 @@ def _check(found: Images) -> None:
 
 
 def unpickle(content: bytes | BinaryIO) -> Any:
-    """Read a pickle of arrays, lists, texts and numbers; it can call nothing else.
-
-    Raises:
-      pickle.UnpicklingError: it asks for anything else, or is damaged.
-    """
+    """Read a pickle of arrays, lists, texts and numbers; it can call nothing else."""
     file = io.BytesIO(content) if isinstance(content, bytes) else content
     return _Unpickler(file, encoding="latin1").load()
 

@@ -77,22 +77,18 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     found = archives.read(path, kind)
     orders = {split: tfds_order(split, range(len(x))) for split, x in found.images.items()}
     splits = {split: Split(path, _rows(split, found, order)) for split, order in orders.items()}
-    parts = {split: [_shard(folder, args.name, split, len(x))] for split, x in orders.items()}
+    parts = {}
+    for split, order in orders.items():
+        path_of = folder / shards.file_name(args.name, split, 0, 1)
+        parts[split] = [Shard(path_of, Path(split), folder, 0, len(order))]
     content = Content(args.name, found.classes["label"], splits, [])
     plan = Plan(folder, content, parts, _about(args.name, found))
     listed = time.perf_counter()
     with directory.claimed(plan):
         written = _write(plan, functools.partial(_write_shard, found=found, orders=orders))
         directory.finish(plan)
-    seconds = time.perf_counter() - listed
     size = written * found.images["test"][0].nbytes
-    return _done(folder) | {
-        "written_images": written,
-        "written_bytes": size,
-        "listing_seconds": round(listed - start, 3),
-        "writing_seconds": round(seconds, 3),
-        "mb_per_second": round(size / seconds / 1e6, 1),
-    }
+    return _done(folder) | command.effort(written, size, start=start, listed=listed)
 
 
 def _done(folder: Path) -> dict[str, Any]:
@@ -121,26 +117,20 @@ def _done(folder: Path) -> dict[str, Any]:
 
 
 def _write(plan: Plan, job: Job) -> int:
-    """Write the shards that are not there yet; return how many images they hold."""
     sums = directory.read_sums(plan.directory)
     every = [shard for part in plan.shards.values() for shard in part]
-    todo = [shard for shard in every if not _is_there(shard, sums)]
+    todo = [
+        shard
+        for shard in every
+        if shards.length(shard.path) != shard.last
+        or sums.get(shard.path.name) != shards.sha256(shard.path)
+    ]
     if todo:
         (plan.directory / directory.INFO).unlink(missing_ok=True)  # it promises all shards
-    with command.working(job, "writing", every, todo, 1) as events:
-        for event in events:
-            if event.shard:
-                directory.add_sum(plan.directory, event.shard, event.sha256)
-    return command.images_of(todo)
-
-
-def _is_there(shard: Shard, sums: dict[str, str]) -> bool:
-    whole = shards.length(shard.path) == shard.last
-    return whole and sums.get(shard.path.name) == shards.sha256(shard.path)
+    return command.write(plan, job, todo, 1)
 
 
 def _downloaded(dataset: str) -> Path:
-    """Return the official archive, in the cache."""
     archive = archives.of(dataset)[0]
     address = f"{archives.ADDRESS}/{archive.file}"
     otherwise = f", with --from {archive.file}"
@@ -168,17 +158,11 @@ def tfds_order(split: str, keys: Iterable[object]) -> np.ndarray:
 
 
 def _rows(split: str, found: archives.Images, order: np.ndarray) -> np.ndarray:
-    """Return the table of a split's records, in their order."""
     table = np.empty(len(order), [("name", "S11"), ("label", "<i4"), ("size", "<i8")])
     table["name"] = [f"{split}_{position:05}".encode() for position in order.tolist()]
     table["label"] = found.labels[split]["label"][order]
     table["size"] = found.images[split][0].nbytes
     return table
-
-
-def _shard(folder: Path, name: str, split: str, size: int) -> Shard:
-    path = folder / shards.file_name(name, split, 0, 1)
-    return Shard(path, Path(split), folder, 0, size)
 
 
 def _about(dataset: str, found: archives.Images) -> About:

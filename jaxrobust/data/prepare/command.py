@@ -7,12 +7,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from jaxrobust.data.prepare import checking, shards
+from jaxrobust.data.prepare import directory, shards
 from jaxrobust.data.prepare.shards import Event, Job, Shard
+from jaxrobust.data.splits.subsets import index_name
 from jaxrobust.runtime.commandline.arguments import Arguments, stop
 from jaxrobust.runtime.files.download import Unreachable
 
@@ -60,14 +63,16 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
 
 
 def _check(args: argparse.Namespace) -> dict[str, Any]:
-    """Read a finished data set; return its counts.
-
-    Raises:
-      ValueError: there is no such data set.
-      OSError: it is damaged; says what.
-    """
     start = time.perf_counter()
-    folder, every, damage, files = checking.begun(args.out, args.name)
+    folder = _finished(args.out, args.name)
+    sums = directory.read_sums(folder)
+    damage = {
+        name: "is missing or has changed"
+        for name, digest in sums.items()
+        if ".array_record-" not in name
+        and not ((folder / name).exists() and shards.sha256(folder / name) == digest)
+    }
+    every = [] if damage else _shards(folder, sums)
     with working(shards.check, "checking", every, every, args.workers) as events:
         damage |= {event.shard: event.damage for event in events if event.damage}
     if damage:
@@ -80,7 +85,55 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
     images = images_of(every)
     print(f"{folder}: {images:,} images; every record, label and sha256 is right")
     seconds = round(time.perf_counter() - start, 3)
-    return {"directory": str(folder), "images": images, "files": files, "seconds": seconds}
+    return {"directory": str(folder), "images": images, "files": len(sums), "seconds": seconds}
+
+
+def _finished(out: str, name: str | None) -> Path:
+    found = sorted(path.parent for path in Path(out).glob(f"{name or '*'}/*/{directory.SETTINGS}"))
+    if len(found) != 1:
+        names = ", ".join(str(path.relative_to(out)) for path in found) or "none"
+        raise ValueError(
+            f"{out} holds {names} of the data sets that this tool writes; "
+            f"{'--name says which' if found else 'give the --out that it was written to'}"
+        )
+    if not (found[0] / directory.INFO).exists():
+        raise ValueError(f"{found[0]} is not finished; the command that began it continues")
+    return found[0]
+
+
+def _shards(folder: Path, sums: dict[str, str]) -> list[Shard]:
+    """List the shards of a finished directory, with the index of their split as the plan."""
+    info = json.loads((folder / directory.INFO).read_text())
+    found = []
+    for split in info["splits"]:
+        ends = np.cumsum([int(text) for text in split["shardLengths"]]).tolist()
+        for i, (first, last) in enumerate(zip([0, *ends], ends, strict=False)):
+            name = shards.file_name(info["name"], split["name"], i, len(ends))
+            index = folder / index_name(split["name"])
+            found.append(Shard(folder / name, index, folder, first, last, sums.get(name, "")))
+    return found
+
+
+def write(plan: directory.Plan, job: Job, todo: Sequence[Shard], workers: int) -> int:
+    """Write shards of a data set and their sha256; return how many images they hold."""
+    every = [shard for part in plan.shards.values() for shard in part]
+    with working(job, "writing", every, todo, workers) as events:
+        for event in events:
+            if event.shard:
+                directory.add_sum(plan.directory, event.shard, event.sha256)
+    return images_of(todo)
+
+
+def effort(images: int, size: int, *, start: float, listed: float) -> dict[str, Any]:
+    """Sum up what was written since `listed`, after it was listed since `start`."""
+    seconds = time.perf_counter() - listed
+    return {
+        "written_images": images,
+        "written_bytes": size,
+        "listing_seconds": round(listed - start, 3),
+        "writing_seconds": round(seconds, 3),
+        "mb_per_second": round(size / seconds / 1e6, 1),
+    }
 
 
 @contextlib.contextmanager
@@ -115,15 +168,15 @@ def _progress(events: Generator[Event], what: str, total: int, todo: int) -> Gen
             unit=" images",
         ) as bar,
     ):
-        start = said = time.perf_counter()
+        start = reported = time.perf_counter()
         size = 0
         for event in events:
             size += event.size
             now = time.perf_counter()
             bar.set_postfix_str(f"{size / max(now - start, 1e-9) / 1e6:,.0f} MB/s", refresh=False)
             bar.update(event.images)
-            if not terminal and now - said > 10:
-                said = now
+            if not terminal and now - reported > 10:
+                reported = now
                 say(str(bar))
             yield event
 

@@ -18,28 +18,18 @@ FEATURES = "features.json"
 
 
 class About(NamedTuple):
-    """What TFDS is told of a data set.
-
-    Attributes:
-      version, description, module: as TFDS has them.
-      order: a description of the order of the records.
-      labels: the features that are labels, and their classes' names.
-      image: what all images have in common, as `features.json` says it.
-      name_key: the feature that names a record.
-      citation, homepage: empty where there are none.
-      sizes: bytes of the images of each split; of those not said, the shards' own.
-    """
+    """Facts of a data set that TFDS reads."""
 
     version: str
     description: str
     module: str
-    order: str
-    labels: Mapping[str, Sequence[str]]
-    image: Mapping[str, Any]
-    name_key: str
+    order: str  # a description of the order of the records
+    labels: Mapping[str, Sequence[str]]  # features -> their classes' names
+    image: Mapping[str, Any]  # what all images have in common, as `features.json` says it
+    name_key: str  # the feature that names a record
     citation: str = ""
     homepage: str = ""
-    sizes: Mapping[str, int] = {}
+    sizes: Mapping[str, int] = {}  # bytes of the images of each split; default: the shards' own
 
 
 class Plan(NamedTuple):
@@ -69,11 +59,7 @@ def settings(plan: Plan) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claimed(plan: Plan) -> Iterator[None]:
-    """Claim the directory for this process alone, with nothing in it but this data set.
-
-    Raises:
-      ValueError: it holds something else, or another process writes it.
-    """
+    """Claim the directory for this process alone, with nothing in it but this data set."""
     directory, path = plan.directory, plan.directory / SETTINGS
     for folder in (directory, *directory.parents):
         if folder.exists() and not folder.is_dir():

@@ -20,11 +20,7 @@ SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
 
 
 def find(root: Path) -> dict[str, Path]:
-    """Return the folder of each split.
-
-    Raises:
-      ValueError: there is none, or two of the same.
-    """
+    """Return the folder of each split."""
     found = {folder: root / folder for folder in SPLITS if (root / folder).is_dir()}
     if not found:
         raise ValueError(
@@ -42,11 +38,7 @@ def is_flat(folder: Path) -> bool:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the names of the class folders, sorted; hidden ones do not count.
-
-    Raises:
-      ValueError: there is none.
-    """
+    """Return the names of the class folders, sorted; hidden ones do not count."""
     names = [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
     if not names:
         raise ValueError(f"{folder} has no class folders")
@@ -56,16 +48,7 @@ def class_folders(folder: Path) -> list[str]:
 def identify(
     root: Path, classes: dict[str, list[str]], name: str | None, allow_partial: bool
 ) -> tuple[str, tuple[str, ...]]:
-    """(name of the data set, its classes in the order of labels).
-
-    Args:
-      root: the source, for messages.
-      classes: the class folders of the splits that have some.
-      name: what was asked for.
-      allow_partial: ImageNet's labels for a part of its classes.
-    Raises:
-      ValueError: it is not clear whether this is ImageNet, or the splits' classes differ.
-    """
+    """(name of the data set, its classes in the order of labels)."""
     every = sorted(set().union(*classes.values()))
     synsets = set(known().synsets)
     foreign = [folder for folder in every if folder not in synsets]
@@ -117,14 +100,7 @@ def rows(
 ) -> Iterator[Row]:
     """Yield the images in the class folders; a name is the path within that of the class.
 
-    Args:
-      folder: of the split.
-      classes: in the order of labels.
-      left_out: counts what is not an image, by kind.
-      imagenet: refuse images whose names are of other classes; names are without folders.
-      allow_partial: take empty class folders.
-    Raises:
-      ValueError: as said there.
+    Of `imagenet`, images named as of other classes are refused, and names are without folders.
     """
     labels = {name: label for label, name in enumerate(classes)}
     for name in class_folders(folder):

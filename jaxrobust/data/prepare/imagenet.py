@@ -82,7 +82,6 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     with directory.claimed(plan):
         images, size = _write(plan, args.workers)
         directory.finish(plan)
-    seconds = time.perf_counter() - listed
     return {
         "directory": str(folder),
         "name": content.name,
@@ -98,11 +97,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
             for split, (_, rows) in content.splits.items()
         },
         "notes": content.notes,
-        "written_images": images,
-        "written_bytes": size,
-        "listing_seconds": round(listed - start, 3),
-        "writing_seconds": round(seconds, 3),
-        "mb_per_second": round(size / seconds / 1e6, 1),
+        **command.effort(images, size, start=start, listed=listed),
     }
 
 
@@ -136,7 +131,6 @@ def _encoding(content: Content) -> str | None:
 
 
 def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[str, list[Shard]]:
-    """Return the shards of each split; `wanted` are their numbers for train and validation."""
     lengths = {split: len(rows) for split, (_, rows) in content.splits.items()}
     whole = content.name == IMAGENET and lengths.items() <= known().sizes.items()
     found = {}
@@ -164,7 +158,6 @@ def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[st
 def _write(plan: Plan, workers: int) -> tuple[int, int]:
     """Write the shards that are not there yet; return (images, bytes) of them."""
     sums = directory.read_sums(plan.directory)
-    every = [shard for part in plan.shards.values() for shard in part]
     todo = []
     need = 0
     for split, part in plan.shards.items():
@@ -187,12 +180,9 @@ def _write(plan: Plan, workers: int) -> tuple[int, int]:
     for split, part in plan.shards.items():
         with part[0].plan.open("wb") as file:
             np.save(file, plan.content.splits[split].rows)
-    command.say(f"writing {len(todo):,} of {len(every):,} shards, {need / 1e9:,.3f} GB")
-    with command.working(shards.write, "writing", every, todo, workers) as events:
-        for event in events:
-            if event.shard:
-                directory.add_sum(plan.directory, event.shard, event.sha256)
-    return command.images_of(todo), need
+    every = sum(map(len, plan.shards.values()))
+    command.say(f"writing {len(todo):,} of {every:,} shards, {need / 1e9:,.3f} GB")
+    return command.write(plan, shards.write, todo, workers), need
 
 
 def main(argv: list[str] | None = None) -> None:

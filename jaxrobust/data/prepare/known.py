@@ -34,11 +34,7 @@ class Row(NamedTuple):
 
 @functools.cache
 def known() -> Known:
-    """Return the lists that jaxrobust and the installed tensorflow_datasets hold.
-
-    Raises:
-      ValueError: the package or its list is missing or damaged.
-    """
+    """Return the lists that jaxrobust and the installed tensorflow_datasets hold."""
     from jaxrobust.data import imagenet
 
     sizes = IMAGES[IMAGENET]
@@ -61,11 +57,7 @@ def package_folder() -> Path:
 
 
 def validation_label(where: object, name: str) -> int:
-    """Return the label of a validation image, by the number in its name.
-
-    Raises:
-      ValueError: it is not such a name.
-    """
+    """Return the label of a validation image, by the number in its name."""
     synsets, validation, _ = known()
     match = VALIDATION_NAME.fullmatch(name)
     if not match or not 1 <= int(match[1]) <= len(validation):
@@ -74,11 +66,7 @@ def validation_label(where: object, name: str) -> int:
 
 
 def check_synset(where: object, name: str, synset: str) -> None:
-    """Refuse an image whose name says another class; in wrong folders is a known accident.
-
-    Raises:
-      ValueError: it does.
-    """
+    """Refuse an image whose name says another class; in wrong folders is a known accident."""
     match = _TRAIN_NAME.fullmatch(name)
     right = match[1] if match else synset
     if VALIDATION_NAME.fullmatch(name):

@@ -43,11 +43,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return images uint8[N,H,W,3] and labels i64[N] of a pickle.
-
-    Raises:
-      ValueError: it holds more than arrays, other arrays, or labels outside the classes.
-    """
+    """Return images uint8[N,H,W,3] and labels i64[N] of a pickle."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}; check the path")
     try:
@@ -65,7 +61,6 @@ def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked(path: Path, found: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the two arrays of what a pickle holds."""
     wanted = " and ".join(map(repr, _KEYS))
     if not isinstance(found, dict) or not set(_KEYS) <= found.keys():
         holds = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__

@@ -110,11 +110,7 @@ def length(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def writing(path: Path, count: int) -> Iterator[Callable[[bytes], None]]:
-    """Give what writes a record of a shard, which gets its name when it is whole and on the disk.
-
-    Raises:
-      OSError: the shard cannot be written, or there are not `count` records in it afterwards.
-    """
+    """Give what writes a record of a shard, which gets its name when it is whole."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
@@ -134,12 +130,7 @@ def writing(path: Path, count: int) -> Iterator[Callable[[bytes], None]]:
 
 
 def write(shard: Shard) -> Iterator[Event]:
-    """Write a shard of files that lie in a tar file or in folders.
-
-    Raises:
-      ValueError: the source has changed.
-      OSError: the source cannot be read, or the shard cannot be written.
-    """
+    """Write a shard of files that lie in a tar file or in folders."""
     rows = np.array(np.load(shard.plan, mmap_mode="r")[shard.first : shard.last])
     images = size = 0
     with writing(shard.path, len(rows)) as add:
@@ -251,8 +242,7 @@ def _index(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def work(job: Job, shards: Sequence[Shard], workers: int) -> Generator[Event]:
     """Yield the events of `job` on all shards, by `workers` processes; in this one if that is 1.
 
-    Closing the iterator ends the processes. They also end when this process is killed: their next
-    report has no reader.
+    Closing the iterator ends the processes; so does the end of this one, who reads their reports.
     """
     workers = min(workers, len(shards))
     if workers < 2:

@@ -23,11 +23,7 @@ _OTHERS = {
 
 
 def rows(path: Path) -> tuple[str, Iterator[Row]]:
-    """("train" or "validation", the images) of a tar file.
-
-    Raises:
-      ValueError: it is another file, compressed, truncated or damaged.
-    """
+    """("train" or "validation", the images) of a tar file."""
     first = next(members(path), ("", 0, 0))[0]
     if re.fullmatch(r"n\d{8}\.tar", first):
         return "train", _train(path)
@@ -43,7 +39,6 @@ def rows(path: Path) -> tuple[str, Iterator[Row]]:
 
 
 def _train(path: Path) -> Iterator[Row]:
-    """Yield the images of the tar files in a tar file, one for each class."""
     labels = {synset: label for label, synset in enumerate(known().synsets)}
     for outer, start, size in members(path):
         synset, ending = os.path.splitext(outer)
@@ -57,11 +52,7 @@ def _train(path: Path) -> Iterator[Row]:
 def members(
     path: Path, start: int = 0, stop: int | None = None, *, within: str = ""
 ) -> Iterator[tuple[str, int, int]]:
-    """(name, offset in `path`, size) of every file of the tar file in bytes [start, stop).
-
-    Raises:
-      ValueError: it is no plain tar file, or not a whole one; `within` names it in the message.
-    """
+    """(name, offset in `path`, size) of every file of the tar file in bytes [start, stop)."""
     where = f"{path}: {within}" if within else f"{path}"
     with path.open("rb") as file:
         end = os.fstat(file.fileno()).st_size if stop is None else stop

@@ -1,10 +1,1 @@
 """The kinds of data sets, one file each, and the registry that opens them by name."""
-
-from typing import Any
-
-from jaxrobust.runtime import moved
-
-
-def __getattr__(name: str) -> Any:
-    """Look up a name of the module that this package was."""
-    return moved.attribute(__name__, name)

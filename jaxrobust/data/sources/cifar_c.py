@@ -5,18 +5,17 @@ severity 5, and labels.npy. The splits are `fog-1` to `fog-5` and so on; an arra
 of which the rows that are asked for are read.
 """
 
-import dataclasses
 import functools
 import hashlib
 import io
 import zlib
-from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Kind, Record, Source, add
+from jaxrobust.data.source import DataError, Kind, Source, add
+from jaxrobust.data.sources.npz import Rows
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
-from jaxrobust.data.transforms import corruptions, decoding
+from jaxrobust.data.transforms import corruptions
 from jaxrobust.data.transforms.corruptions import Corruption
 
 PREFIX = "cifar10-c:"
@@ -28,47 +27,14 @@ _CLASSES: tuple[str, ...] = ("airplane", "automobile", "bird", "cat", "deer")
 _CLASSES += ("dog", "frog", "horse", "ship", "truck")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-    """Reads records of one severity; picklable, the file is opened at first use."""
-
-    path: str
-    first: int  # row of the file
-    labels: np.ndarray
-
-    def __call__(self, indices: Sequence[int]) -> list[Record]:
-        images = _array(self.path)
-        return [
-            Record(decoding.encode(images[self.first + i]), int(self.labels[i])) for i in indices
-        ]
-
-    def describe(self, index: int) -> str:
-        """Name the file and the place of a record, for messages."""
-        return f"row {self.first + index} of {self.path}"
-
-
-def open_cifar_c(
-    name: str,
-    split: str,
-    *,
-    classes: Sequence[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
-) -> Source:
-    """Return one corruption in one severity of `cifar10-c:DIR`, such as `fog-3[:1000]`.
-
-    Args:
-      name, split: as in `open_source`.
-      classes: only these, in this order.
-      ids: refused, as these images have no names.
-    Raises:
-      DataError: as in `open_source`; a file of another length, or no labels.
-    """
+def open_cifar_c(name: str, split: str, choice: subsets.Choice) -> Source:
+    """Return one corruption in one severity of `cifar10-c:DIR`, such as `fog-3[:1000]`."""
     folder = storage.place(name.removeprefix(PREFIX))
     there = storage.entries(folder)
     if there is None:
         raise DataError(f"data set {name!r}: there is no folder {folder}; check the path")
-    asked, wanted = grammar.parse(split), _wanted(split, name)
-    assert asked is not None, "wanted"
+    parsed, wanted = grammar.parse(split), _wanted(split, name)
+    assert parsed is not None, "wanted"
     for file in (f"{wanted.kind}.npy", "labels.npy"):
         if file not in there.files:
             raise DataError(f"data set {name!r} has no {file} in {folder}; {_REMEDY}")
@@ -81,10 +47,10 @@ def open_cifar_c(
         )
     labels = _labels(f"{folder}/labels.npy", first)
     sums = [zlib.crc32(part.tobytes()) for part in (images[first : first + _IMAGES], labels)]
-    reader = _Reader(path, first, labels)
+    reader = Rows(functools.partial(_array, path), labels, "row", path, first)
     source = Source(
         name=name,
-        split=asked.name,
+        split=parsed.name,
         size=_IMAGES,
         num_classes=len(_CLASSES),
         channels=3,
@@ -96,39 +62,26 @@ def open_cifar_c(
         files_sha256=hashlib.sha256(repr(sums).encode()).hexdigest(),
         labels=labels,
     )
-    if classes is None and not asked.ids and not asked.part:
-        return source
-    return choosing.choose(
-        source, asked, split, classes=classes, ids=ids, index=lambda: (labels, None)
-    )
+    return choosing.choose(source, parsed, split, choice, lambda: (labels, None))
 
 
 def _wanted(split: str, name: str) -> Corruption:
-    """Return the corruption and severity that a split names.
-
-    Raises:
-      DataError: it names none.
-    """
-    asked = grammar.parse(split)
+    parsed = grammar.parse(split)
     what = f"data set {name!r} has no split {split!r}"
-    if not asked or "-" not in asked.name or asked.name.startswith("all") or "," in asked.name:
+    if not parsed or "-" not in parsed.name or parsed.name.startswith("all") or "," in parsed.name:
         raise DataError(
             f"{what}: name one corruption in one severity, such as fog-3 or fog-3[:1000]; all of "
             "them are --corruptions all"
         )
     try:
-        (found,) = corruptions.chosen(asked.name)
+        (found,) = corruptions.chosen(parsed.name)
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
     return found
 
 
 def _labels(path: str, first: int) -> np.ndarray:
-    """Return the labels i32[10000] of one severity, of a file that has them once or five times.
-
-    Raises:
-      DataError: it has another length, or values that are no classes.
-    """
+    """Return the labels i32[10000] of one severity, of a file that has them once or five times."""
     labels = _array(path)
     if labels.shape not in ((_IMAGES,), (_TOTAL,)) or labels.dtype.kind not in "iu":
         raise DataError(
@@ -154,13 +107,5 @@ def _array(path: str) -> np.ndarray:
             raise DataError(f"{path} is damaged, or no .npy file ({reason}); {_REMEDY}") from error
 
 
-add(
-    Kind(
-        *("cifar10-c", "cifar10-c:DIR", "the files of CIFAR-10-C"),
-        lambda name, split, *, classes, ids, num_classes: open_cifar_c(
-            name, split, classes=classes, ids=ids
-        ),
-        is_path=True,
-        contents=True,
-    )
-)
+_ABOUT = ("cifar10-c", "cifar10-c:DIR", "the files of CIFAR-10-C")
+add(Kind(*_ABOUT, open_cifar_c, is_path=True, contents=True))

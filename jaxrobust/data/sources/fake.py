@@ -3,36 +3,39 @@
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from jaxrobust.data.source import DataError, Kind, Record, Source, add
-from jaxrobust.data.splits import grammar
+from jaxrobust.data.splits import grammar, subsets
 from jaxrobust.data.transforms import decoding
 
 NAME = re.compile(r"fake(?::([1-9]\d*)x([1-9]\d*)x([13])(?::([1-9]\d*))?)?")
 _SPLITS = {"train": 1024, "test": 256}
 
 
-def open_fake(name: str, split: str) -> Source:
-    """Return the split `split` of the synthetic data set `name`, which matches `NAME`."""
+def open_fake(name: str, split: str, choice: subsets.Choice) -> Source:
+    """Open the split `split` of the synthetic data set `name`, which matches `NAME`."""
+    if choice.classes is not None:
+        raise DataError(f"data set {name!r} is synthetic: it has no classes to choose from")
     match = NAME.fullmatch(name)
     assert match is not None
     height, width, channels, classes = (
         int(group or default)
         for group, default in zip(match.groups(), (32, 32, 3, 10), strict=True)
     )
-    asked = grammar.parse(split)
-    if asked is None or asked.name not in _SPLITS:
+    parsed = grammar.parse(split)
+    if parsed is None or parsed.name not in _SPLITS:
         raise DataError(
             f"data set {name!r} has no split {split!r}: it has "
             f"{', '.join(f'{key} ({size})' for key, size in _SPLITS.items())}; {grammar.WRITTEN}"
         )
-    if asked.ids:
+    if parsed.ids:
         raise DataError(f"data set {name!r} is synthetic: it has no files that ids could choose")
-    rows = grammar.rows(asked.part, _SPLITS[asked.name], f"data set {name!r}, split {asked.name!r}")
-    first = (list(_SPLITS).index(asked.name) << 32) + rows.start
+    rows = grammar.rows(
+        parsed.part, _SPLITS[parsed.name], f"data set {name!r}, split {parsed.name!r}"
+    )
+    first = (list(_SPLITS).index(parsed.name) << 32) + rows.start
     shape = (height, width, channels)
     return Source(
         name=name,
@@ -63,16 +66,5 @@ def _read(
     return records
 
 
-def _open(name: str, split: str, *, classes: Any, ids: Any, num_classes: int | None) -> Source:
-    del ids, num_classes  # a list is refused by the split, a number of classes by who asked
-    if classes is not None:
-        raise DataError(f"data set {name!r} is synthetic: it has no classes to choose from")
-    return open_fake(name, split)
-
-
-add(
-    Kind(
-        *("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn", _open),
-        pattern=NAME.pattern,
-    )
-)
+_ABOUT = ("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn")
+add(Kind(*_ABOUT, open_fake, pattern=NAME.pattern))

@@ -24,20 +24,13 @@ _THREADS = 16  # a slow disk or a bucket answers many lists at once
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The paths of N files without N Python objects: cheap to keep and to send to workers.
+    """The paths of N files without N Python objects: cheap to keep and to send to workers."""
 
-    Attributes:
-      root: the directory of the class folders.
-      folders: of the classes, in the order of labels.
-      labels: int32[N].
-      blob, ends: the paths within the class folders one after the other, and int64[N] their ends.
-    """
-
-    root: str
-    folders: tuple[str, ...]
-    labels: np.ndarray
-    blob: bytes
-    ends: np.ndarray
+    root: str  # of the class folders
+    folders: tuple[str, ...]  # in the order of labels
+    labels: np.ndarray  # int32[N]
+    blob: bytes  # the paths within the class folders one after the other
+    ends: np.ndarray  # of each, int64[N]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,32 +52,18 @@ class Files:
         return f"{self.root}/{self.folders[self.labels[index]]}/{self.name(index)}"
 
 
-def open_folder(
-    name: str,
-    split: str,
-    *,
-    classes: Sequence[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
-    num_classes: int | None,
-) -> Source:
+def open_folder(name: str, split: str, choice: subsets.Choice) -> Source:
     """Return the split `split` of `folder:PATH`.
 
     PATH/SPLIT/CLASS/... holds the files, or PATH/CLASS/... those of the one split `all`; `val` and
     `validation` are the same. Classes are the sorted folders and records are sorted by class and
     path, as in torchvision, so that a part such as [:10%] holds whole classes. Files and folders
     whose names begin with a dot do not count.
-
-    Args:
-      name, split: as in `open_source`.
-      classes: only these, in this order.
-      ids: only these, in this order.
-      num_classes: of the head, if it is known.
-    Raises:
-      DataError: as in `open_source`.
     """
+    classes, ids, num_classes = choice
     path = storage.place(name.removeprefix(PREFIX))
-    asked = grammar.parse(split)
-    root, folders = _class_folders(path, name, split, asked)
+    parsed = grammar.parse(split)
+    root, folders = _class_folders(path, name, split, parsed)
     where = f"data set {name!r}, split {split!r}"
     if classes is None:
         imagenet.check_folders(folders, num_classes, f"{root}")
@@ -107,31 +86,30 @@ def open_folder(
         files_sha256=None if ids else files.sha256(),
         labels=files.labels,
     )
-    assert asked is not None
+    assert parsed is not None
     rows: Any = range(len(files))
     if ids is not None:
         names = (files.name(index) for index in rows)
         whole = classes is None
         there = str(root) if whole else f"{root} with data.classes"
         rows = subsets.find(ids, files.labels, names, folders, there, whole=whole)
-    part = grammar.rows(asked.part, len(rows), where)
-    if ids is not None or asked.part is not None:
+    part = grammar.rows(parsed.part, len(rows), where)
+    if ids is not None or parsed.part is not None:
         source = subsets.view(source, rows[part.start : part.stop])
     source[0]  # whether files can be read at all shows here
     return source
 
 
 def _class_folders(
-    path: Any, name: str, split: str, asked: grammar.Split | None
+    path: Any, name: str, split: str, parsed: grammar.Split | None
 ) -> tuple[Any, list[str]]:
-    """Return the directory of a split's class folders, and their names."""
     top = storage.entries(path)
     if top is None:
         raise DataError(
             f"data set {name!r}: the directory {path} does not exist, or may not be read"
         )
     present = _present(path, top)
-    wanted = [asked.name, grammar.SAME.get(asked.name, "")] if asked else []
+    wanted = [parsed.name, grammar.SAME.get(parsed.name, "")] if parsed else []
     chosen = [folder for folder in wanted if folder in top.folders and _has_folders(path / folder)]
     if chosen:
         similar = [folder for folder in top.folders if folder.lower() in map(str.lower, wanted)]
@@ -176,8 +154,6 @@ def _has_folders(path: Any) -> bool:
 
 
 def _list(root: str, folders: list[str], *, allow_empty: bool) -> Files:
-    """Return the image files of the class folders."""
-
     def images(folder: str) -> list[str]:
         below = storage.files_below(f"{root}/{folder}")
         return [name for name in below if name.lower().endswith(ENDINGS)]
@@ -213,12 +189,5 @@ def _read(indices: Sequence[int], *, files: Files) -> list[Record]:
     return [Record(c, int(labels[index])) for c, index in zip(contents, indices, strict=True)]
 
 
-add(
-    Kind(
-        "folder",
-        "folder:PATH",
-        "an ImageFolder: image files in one folder for each class",
-        open_folder,
-        is_path=True,
-    )
-)
+_ABOUT = ("folder", "folder:PATH", "an ImageFolder: image files in one folder for each class")
+add(Kind(*_ABOUT, open_folder, is_path=True))

@@ -75,29 +75,17 @@ class _Reader:
         return f"{name} (record {index})" if name else f"record {index}"
 
 
-def open_hf(
-    name: str,
-    split: str,
-    *,
-    classes: Sequence[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
-) -> Source:
+def open_hf(name: str, split: str, choice: subsets.Choice) -> Source:
     """Return the split `split` of `hf:NAME[:CONFIG][@REVISION][#LABEL]` or of `hf:FOLDER[#LABEL]`.
 
     FOLDER holds parquet files, SPLIT.parquet, SPLIT-00000-of-00002.parquet or SPLIT/0000.parquet,
     or what `save_to_disk` wrote. LABEL names the column of labels where several could be meant.
     `val` and `validation` are the same.
-
-    Args:
-      name, split: as in `open_source`.
-      classes: only these, in this order.
-      ids: only these, in this order; the names of the files are those that the images carry.
-    Raises:
-      DataError: as in `open_source`.
-      ConnectionError: the hub does not answer.
     """
-    asked = _parse(name)
-    loaded = _load(name, asked)
+    address = _parse(name)
+    loaded = _load(name, address)
+    import datasets  # of which `_load` says how it is installed
+
     wanted = grammar.parse(split)
     part = wanted and grammar.present(wanted.name, loaded)
     if not wanted or not part:
@@ -106,10 +94,11 @@ def open_hf(
             f"data set {name!r} has no split {split!r}: it has {known}; {grammar.WRITTEN}"
         )
     where = f"data set {name!r}, split {wanted.name!r}"
-    image_key, label_key = _columns(loaded[part].features, asked.label, name)
+    image_key, label_key = _columns(loaded[part].features, address.label, name)
     labels, names = _labels(loaded, part, label_key, where)
     count = len(names) if isinstance(names, tuple) else names
-    data = _undecoded(loaded[part], image_key)
+    encoded = datasets.Image(decode=False)
+    data = loaded[part].select_columns([image_key]).cast_column(image_key, encoded)
     reader = _Reader(data, image_key, labels, where)
     channels, shape = _look(reader, len(labels), where)
     files, sizes = _files(data.with_format("arrow")[:].column(image_key))
@@ -122,17 +111,13 @@ def open_hf(
         channels=channels,
         image_shape=shape,
         read=reader,
-        remedy=_remedy(asked),
+        remedy=_remedy(address),
         classes=names if isinstance(names, tuple) else (),
         describe=reader.describe,
         files_sha256=hashlib.sha256(labels.tobytes() + repr(described).encode()).hexdigest(),
         labels=labels,
     )
-    if classes is None and not wanted.ids and not wanted.part:
-        return source
-    return choosing.choose(
-        source, wanted, split, classes=classes, ids=ids, index=lambda: (labels, files)
-    )
+    return choosing.choose(source, wanted, split, choice, lambda: (labels, files))
 
 
 def _parse(name: str) -> _Address:
@@ -151,22 +136,21 @@ def _parse(name: str) -> _Address:
     return _Address(match["id"], match["config"], match["revision"], label or None, None)
 
 
-def _load(name: str, asked: _Address) -> dict[str, Any]:
-    """Return split -> `datasets.Dataset`."""
+def _load(name: str, address: _Address) -> dict[str, Any]:
     try:
         import datasets
         from datasets import exceptions
     except ImportError as error:
         raise DataError(f"{name} needs Hugging Face's datasets: {INSTALL}") from error
     try:
-        if asked.folder and any((asked.folder / file).is_file() for file in _SAVED):
-            found = datasets.load_from_disk(os.fspath(asked.folder))
-        elif asked.folder:
-            files = _parquet(asked.folder)
-            found = datasets.load_dataset(os.fspath(asked.folder), data_files=files or None)
+        if address.folder and any((address.folder / file).is_file() for file in _SAVED):
+            found = datasets.load_from_disk(os.fspath(address.folder))
+        elif address.folder:
+            files = _parquet(address.folder)
+            found = datasets.load_dataset(os.fspath(address.folder), data_files=files or None)
         else:
             with download.quiet_hub():
-                found = _from_hub(asked)
+                found = _from_hub(address)
     except exceptions.DatasetNotFoundError as error:
         raise DataError(
             f"{name}: {_first(error)}; check the name and the revision, or log in with `hf auth "
@@ -185,18 +169,14 @@ def _load(name: str, asked: _Address) -> dict[str, Any]:
     except (DataError, OSError):  # a full disk
         raise
     except Exception as error:  # ValueError, RuntimeError, pyarrow's own kinds
-        raise DataError(f"{name} cannot be loaded: {_why(error, asked)}") from error
+        raise DataError(f"{name} cannot be loaded: {_why(error, address)}") from error
     if isinstance(found, dict):
         return dict(found)
     return {str(found.split or "all"): found}
 
 
 def _parquet(folder: Path) -> dict[str, list[str]]:
-    """Return split -> the parquet files of a folder, whatever else lies there.
-
-    They are SPLIT.parquet, SPLIT-00000-of-00002.parquet or SPLIT/0000.parquet, as the hub has them.
-    None where a card says more of them, which `datasets` then reads.
-    """
+    """Map splits to the parquet files of a folder; none where a card says more of them."""
     found: dict[str, list[str]] = {}
     if (folder / "README.md").is_file():
         return found
@@ -207,65 +187,56 @@ def _parquet(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _from_hub(asked: _Address) -> Mapping[str, Any]:
-    """Return the splits of a data set of the hub, in the revision that is asked for.
-
-    `datasets` takes any revision that is in its cache where it does not find the right one.
-    """
+def _from_hub(address: _Address) -> Mapping[str, Any]:
+    """Load a data set in its revision, for which `datasets` may take any other from its cache."""
     import datasets
     import huggingface_hub
 
     from jaxrobust.runtime.text.progress import say  # with JAX, which reading images does not need
 
-    commit = asked.revision
+    commit = address.revision
     if commit and not _COMMIT.fullmatch(commit):
         try:
-            commit = huggingface_hub.HfApi().dataset_info(asked.id, revision=commit).sha
+            commit = huggingface_hub.HfApi().dataset_info(address.id, revision=commit).sha
         except huggingface_hub.errors.RevisionNotFoundError as error:
-            raise DataError(f"hf:{asked.id} has no revision {asked.revision}") from error
+            raise DataError(f"hf:{address.id} has no revision {address.revision}") from error
         except Exception as error:  # no network, or no such data set, which comes up below
             if not isinstance(error, huggingface_hub.errors.RepositoryNotFoundError):
                 raise ConnectionError(
-                    f"which commit {asked.revision} is, is not known here: {_first(error)}"
+                    f"which commit {address.revision} is, is not known here: {_first(error)}"
                 ) from error
-    say(f"hf:{asked.id}: asking the hub")
-    found = datasets.load_dataset(asked.id, asked.config, revision=commit)
+    say(f"hf:{address.id}: asking the hub")
+    found = datasets.load_dataset(address.id, address.config, revision=commit)
     files = [file["filename"] for data in found.values() for file in data.cache_files]
     if commit and files and not any(commit in Path(file).parts for file in files):
-        raise DataError(f"hf:{asked.id} has no revision {asked.revision}")
+        raise DataError(f"hf:{address.id} has no revision {address.revision}")
     return found
 
 
 def _first(error: Exception) -> str:
-    """Return the first line of an error, without its stop."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _remedy(asked: _Address) -> str:
-    if asked.folder:
+def _remedy(address: _Address) -> str:
+    if address.folder:
         return "copy its files again"
     return "remove its folder under HF_HOME, so that it is loaded again, or give another revision"
 
 
-def _why(error: Exception, asked: _Address) -> str:
+def _why(error: Exception, address: _Address) -> str:
     text = " ".join(str(error).split())
     if configs := re.search(r"(?:available configs|Available): \[(.*?)\]", text):
         known = configs[1].replace("'", "")
-        return f"its configurations are {known}; write hf:{asked.id}:CONFIG, with one of them"
+        return f"its configurations are {known}; write hf:{address.id}:CONFIG, with one of them"
     if "scripts are no longer supported" in text:
         return (
             "it is a program, which is not run; hf:NAME@refs/convert/parquet may hold the data "
             "itself"
         )
-    return f"{_first(error)}; {_remedy(asked)}"
+    return f"{_first(error)}; {_remedy(address)}"
 
 
 def _columns(features: Mapping[str, Any], label: str | None, name: str) -> tuple[str, str]:
-    """Return the columns of images and of labels.
-
-    Raises:
-      DataError: there is none, or it is not clear which is meant.
-    """
     import datasets
 
     images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
@@ -301,24 +272,13 @@ def _kind(kind: Any) -> str:
 
 
 def _chosen(found: Sequence[str], usual: Sequence[str]) -> str | None:
-    """Return the only one, or the first with a usual name."""
     return found[0] if len(found) == 1 else next((key for key in usual if key in found), None)
-
-
-def _undecoded(data: Any, image_key: str) -> Any:
-    """Return a data set of images alone, as they are encoded."""
-    import datasets
-
-    return data.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
 
 
 def _labels(
     loaded: Mapping[str, Any], split: str, key: str, where: str
 ) -> tuple[np.ndarray, tuple[str, ...] | int]:
-    """Return the labels int32[N] of a split, and the classes' names, or how many there are.
-
-    Texts are classes in their sorted order, over all splits.
-    """
+    """Read labels int32[N] and the classes' names, sorted over all splits, or their number."""
     import datasets
 
     kind = loaded[split].features[key]
@@ -382,11 +342,4 @@ def _files(images: Table) -> tuple[list[str] | None, list[int]]:
     return [_IMAGENET_NAME.sub(r"\1\2", name) for name in names], sizes
 
 
-add(
-    Kind(
-        *("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files"),
-        lambda name, split, *, classes, ids, num_classes: open_hf(
-            name, split, classes=classes, ids=ids
-        ),
-    )
-)
+add(Kind("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files", open_hf))

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -42,50 +42,40 @@ class _File(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reader:
-    """Reads records of one array of images; picklable, the array is read at first use."""
+class Rows:
+    """Reads records of an array of images; picklable, `array` is called at first use."""
 
-    path: str
-    key: str
-    crc: int  # of the images, so that a file that was replaced is read again
+    array: Callable[[], np.ndarray]
     labels: np.ndarray
+    word: str  # for the place of a record in messages
+    place: str
+    first: int = 0  # row of the array
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
-        images = _array(self.path, self.key, self.crc)
-        return [Record(decoding.encode(images[i]), int(self.labels[i])) for i in indices]
+        """Read the records at some places."""
+        images = self.array()
+        return [
+            Record(decoding.encode(images[self.first + i]), int(self.labels[i])) for i in indices
+        ]
 
     def describe(self, index: int) -> str:
         """Name the file and the place of a record, for messages."""
-        return f"image {index} of {self.key} in {self.path}"
+        return f"{self.word} {self.first + index} of {self.place}"
 
 
-def open_npz(
-    name: str,
-    split: str,
-    *,
-    classes: Sequence[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
-) -> Source:
-    """Return the split `split` of `npz:PATH`.
+def open_npz(name: str, split: str, choice: subsets.Choice) -> Source:
+    """Open the split `split` of `npz:PATH`.
 
     The images uint8[N,H,W] (grey) or uint8[N,H,W,1 or 3] and the labels int[N] or int[N,1] of a
     split such as train are train_images and train_labels, or x_train and y_train. Alone, images and
-    labels, or image and label, as generated images are published, are the one split `all`. The
-    names of the classes are in `classes`, `class_names` or `label_names`, where there are any;
-    otherwise there are as many as the largest label says.
-
-    Args:
-      name, split: as in `open_source`.
-      classes: only these, in this order.
-      ids: refused, as these images have no names.
-    Raises:
-      DataError: as in `open_source`.
+    labels, or image and label, are the one split `all`. Names of classes are in `classes`,
+    `class_names` or `label_names`; else there are as many as the largest label says.
     """
     file = _opened(name)
-    asked = grammar.parse(split)
+    parsed = grammar.parse(split)
     there = _splits_of(file)
-    part = asked and grammar.present(asked.name, there)
-    if not asked or not part:
+    part = parsed and grammar.present(parsed.name, there)
+    if not parsed or not part:
         sizes = ", ".join(f"{key} ({file.arrays[i][0][0]})" for key, (i, _) in there.items())
         raise DataError(
             f"data set {name!r} has no split {split!r}: it has {sizes}; {grammar.WRITTEN}"
@@ -97,11 +87,13 @@ def open_npz(
     largest = max(int(values.max()) for values in every.values())
     if names and largest >= len(names):
         raise DataError(f"{file.path}: {labels} go to {largest}, but it names {len(names)} classes")
-    reader = _Reader(file.path, images, file.sums[images], every[labels])
+    # The checksum lets a file that was replaced be read again.
+    array = functools.partial(_array, file.path, images, file.sums[images])
+    reader = Rows(array, every[labels], "image", f"{images} in {file.path}")
     sums = [file.sums[key] for key in (images, labels)]
     source = Source(
         name=name,
-        split=asked.name,
+        split=parsed.name,
         size=len(every[labels]),
         num_classes=len(names) or largest + 1,
         channels=shape[2],
@@ -113,18 +105,14 @@ def open_npz(
         files_sha256=hashlib.sha256(repr((sums, shape, names)).encode()).hexdigest(),
         labels=every[labels],
     )
-    if classes is not None or asked.ids or asked.part:
-        known = every[labels]
-        source = choosing.choose(
-            source, asked, split, classes=classes, ids=ids, index=lambda: (known, None)
-        )
+    known = every[labels]
+    source = choosing.choose(source, parsed, split, choice, lambda: (known, None))
     source[0]  # reads the images, whose checksum shows a damaged file
     return source
 
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """Turn what goes wrong with a file into a DataError."""
     try:
         yield
     except DataError:
@@ -140,7 +128,6 @@ def _content(path: str) -> Any:
 
 
 def _opened(name: str) -> _File:
-    """List the arrays of a file without reading them."""
     path = os.fspath(storage.place(name.removeprefix(PREFIX)))
     arrays, sums = {}, {}
     with storage.reading(path):
@@ -167,11 +154,7 @@ def _array(path: str, key: str, crc: int) -> np.ndarray:
 
 
 def _splits_of(file: _File) -> dict[str, tuple[str, str]]:
-    """Return split -> the keys of its images and labels.
-
-    Raises:
-      DataError: there are none, or images without labels.
-    """
+    """Return split -> the keys of its images and labels."""
     found: dict[str, tuple[str, str]] = {}
     wanted = [(s, (i.format(s), y.format(s))) for s in _SPLITS for i, y in _KEYS]
     unlabelled = ""
@@ -189,13 +172,8 @@ def _splits_of(file: _File) -> dict[str, tuple[str, str]]:
 
 
 def _shape(file: _File, key: str) -> tuple[int, int, int]:
-    """Return H, W and channels of the images.
-
-    Raises:
-      DataError: they are of another type or shape.
-    """
     shape, dtype = file.arrays[key]
-    said = f"{file.path}: {key} is {dtype}{list(shape)}, not uint8[N,H,W] or uint8[N,H,W,1 or 3]"
+    problem = f"{file.path}: {key} is {dtype}{list(shape)}, not uint8[N,H,W] or uint8[N,H,W,1 or 3]"
     if dtype != np.uint8:
         floats = dtype.kind == "f"
         remedy = (
@@ -203,20 +181,15 @@ def _shape(file: _File, key: str) -> tuple[int, int, int]:
             if floats
             else "write pixels from 0 to 255 as uint8"
         )
-        raise DataError(f"{said}; {remedy}")
+        raise DataError(f"{problem}; {remedy}")
     if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
-        raise DataError(f"{said}; write {key}.transpose(0, 2, 3, 1)")
+        raise DataError(f"{problem}; write {key}.transpose(0, 2, 3, 1)")
     if not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))) or 0 in shape:
-        raise DataError(f"{said}; write them in that shape")
+        raise DataError(f"{problem}; write them in that shape")
     return shape[1], shape[2], shape[3] if len(shape) == 4 else 1
 
 
 def _labels(file: _File, images: str, key: str) -> np.ndarray:
-    """Return labels as int32[N].
-
-    Raises:
-      DataError: they are no labels of these images.
-    """
     shape, dtype = file.arrays[key]
     count = file.arrays[images][0][0]
     if shape not in ((count,), (count, 1)) or dtype.kind not in "iu" or not count:
@@ -239,13 +212,4 @@ def _class_names(file: _File) -> tuple[str, ...]:
     return ()
 
 
-add(
-    Kind(
-        *("npz", "npz:PATH", "a file of arrays"),
-        lambda name, split, *, classes, ids, num_classes: open_npz(
-            name, split, classes=classes, ids=ids
-        ),
-        is_path=True,
-        contents=True,
-    )
-)
+add(Kind("npz", "npz:PATH", "a file of arrays", open_npz, is_path=True, contents=True))

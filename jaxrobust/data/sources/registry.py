@@ -15,9 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrobust.data.source import KINDS, DataError, Record, Source, first_few, kind_of
+from jaxrobust.data.source import (
+    KINDS,
+    DataError,
+    Record,
+    Source,
+    content_sha256,
+    first_few,
+    kind_of,
+)
 from jaxrobust.data.sources import cifar_c, fake, folder, huggingface, npz, tfds  # noqa: F401  # kinds
-from jaxrobust.data.splits import content, grammar, storage, subsets
+from jaxrobust.data.splits import grammar, storage, subsets
 
 __all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]
 
@@ -59,10 +67,10 @@ def open_source(
         damaged or does not fit the data; another number of classes; an extra that is missing.
       ConnectionError: Hugging Face's hub does not answer.
     """
-    asked = grammar.parse(split)
-    ids = subsets.read_ids(asked.ids, name) if asked and asked.ids else None
+    parsed = grammar.parse(split)
+    ids = subsets.read_ids(parsed.ids, name) if parsed and parsed.ids else None
     chosen = subsets.read_classes(classes) if classes else None
-    source = _open(name, split, data_dir, chosen, ids, num_classes)
+    source = _open(name, split, data_dir, subsets.Choice(chosen, ids, num_classes))
     if num_classes is not None and source.num_classes != num_classes:
         raise DataError(
             f"the network has num_classes={num_classes}, but {source.where()} has "
@@ -73,15 +81,10 @@ def open_source(
 
 
 def _open(
-    name: str,
-    split: str,
-    data_dir: str | os.PathLike | None,
-    classes: list[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
-    num_classes: int | None,
+    name: str, split: str, data_dir: str | os.PathLike | None, choice: subsets.Choice
 ) -> Source:
     if kind := kind_of(name):
-        source = kind.open(name, split, classes=classes, ids=ids, num_classes=num_classes)
+        source = kind.open(name, split, choice)
         return _fingerprinted(source) if kind.contents else source
     others = written()
     if name in _SHIPPED:
@@ -98,14 +101,14 @@ def _open(
         root = storage.place(tfds.data_directory(data_dir))
         remedy = f"copy the data set again or prepare it again: {tfds.build_command(plain, root)}"
     found = tfds.version_directory(plain, root, others)
-    return tfds.open_prepared(plain, split, found, remedy, classes=classes, ids=ids)
+    return tfds.open_prepared(plain, split, found, remedy, choice)
 
 
 def _fingerprinted(source: Source) -> Source:
     """Let the records of a source enter its fingerprint, where nothing else says which they are."""
     if source.files_sha256 or source.ids_sha256:
         return source
-    return dataclasses.replace(source, files_sha256=content.content_sha256(source, len(source)))
+    return dataclasses.replace(source, files_sha256=content_sha256(source, len(source)))
 
 
 def written() -> str:
@@ -115,11 +118,7 @@ def written() -> str:
 
 
 def same_classes(sources: Sequence[Source]) -> None:
-    """Check that the splits of a data set have the same classes in the same order.
-
-    Raises:
-      DataError: a class that one split has and another lacks, so that labels differ.
-    """
+    """Check that the splits of a data set have the same classes in the same order."""
     named = [source for source in sources if source.classes]
     for one, other in itertools.pairwise(named):
         for has, lacks in ((one, other), (other, one)):

@@ -7,7 +7,6 @@ straight from the bucket: ImageNet's 150 GB do not fit a TPU VM's boot disk.
 import bisect
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import os
@@ -51,15 +50,7 @@ def build_command(name: str, root: Any) -> str:
 
 
 def version_directory(name: str, root: Any, others: str) -> Any:
-    """Return the directory `root/NAME[/CONFIG]/VERSION`: the newest version unless `name` says one.
-
-    Args:
-      name: `NAME[/CONFIG][:VERSION]`; without CONFIG the only one that is prepared.
-      root: an epath.Path.
-      others: what else could have been asked for, for messages.
-    Raises:
-      DataError: no such directory, data set or version; several configs.
-    """
+    """Find `root/NAME[/CONFIG]/VERSION`, the only config and newest version unless said."""
     dataset, _, wanted = name.partition(":")
     top = storage.entries(root)
     if top is None:
@@ -102,7 +93,6 @@ def _versions(directory: Any, wanted: str = "") -> dict[str, Any]:
 
 
 def _configs(directory: Any, wanted: str = "") -> dict[str, dict[str, Any]]:
-    """Return configuration -> its versions, of those that have any."""
     folders = getattr(storage.entries(directory), "folders", ())
     found = {folder: _versions(directory / folder, wanted) for folder in folders}
     return {folder: versions for folder, versions in found.items() if versions}
@@ -133,6 +123,10 @@ class _Reader:
             f"{self.where}: record {index} ({self.position(index)}) {reason}; {self.remedy}"
         )
 
+    def no_example(self, index: int, error: Exception) -> NoReturn:
+        wanted = f"{self.image_key!r} and {self.label_key!r}"
+        self.fail(index, f"is not an example with {wanted} ({error})")
+
     def features(self, indices: Sequence[int]) -> list[Any]:
         """Return the feature maps of records, one batched read; single reads find a damaged one."""
         from tensorflow_datasets.proto import tf_example_pb2
@@ -155,7 +149,7 @@ class _Reader:
             try:
                 found.append(tf_example_pb2.Example.FromString(serialized).features.feature)
             except Exception as error:  # protobuf's DecodeError
-                self.fail(index, f"{self._no_example()} ({error})")
+                self.no_example(index, error)
         return found
 
     def label(self, index: int, feature: Any) -> int:
@@ -163,7 +157,7 @@ class _Reader:
         try:
             label = feature[self.label_key].int64_list.value[0]
         except Exception as error:  # a feature that is not there, or of another kind
-            self.fail(index, f"{self._no_example()} ({error})")
+            self.no_example(index, error)
         if not 0 <= label < self.num_classes:
             self.fail(
                 index, f"has the label {label}, outside the classes 0 to {self.num_classes - 1}"
@@ -181,7 +175,7 @@ class _Reader:
             try:
                 image = feature[self.image_key].bytes_list.value[0]
             except Exception as error:
-                self.fail(index, f"{self._no_example()} ({error})")
+                self.no_example(index, error)
             records.append(Record(image, self.label(index, feature)))
         return records
 
@@ -193,54 +187,39 @@ class _Reader:
         place = self.position(index)
         return f"{name.decode(errors='replace')} ({place})" if name else place
 
-    def _no_example(self) -> str:
-        return f"is not an example with {self.image_key!r} and {self.label_key!r}"
-
 
 def open_prepared(
-    name: str,
-    split: str,
-    directory: Any,
-    remedy: str,
-    *,
-    classes: Sequence[tuple[int | None, str]] | None = None,
-    ids: subsets.Ids | None = None,
+    name: str, split: str, directory: Any, remedy: str, choice: subsets.Choice
 ) -> Source:
-    """Return the split `split` of the data set in `directory`, a version of one.
-
-    Args:
-      name, split: as in `open_source`.
-      directory: as `version_directory` returns.
-      remedy: the end of messages about damage.
-      classes: only these, in this order.
-      ids: only these, in this order.
-    Raises:
-      DataError: as in `open_source`.
-    """
+    """Return the split `split` of the data set in `directory`, a version of one."""
     info, features = _describe(directory, remedy)
-    asked = grammar.parse(split)
-    if asked and (there := grammar.present(asked.name, info.splits)):
-        split = f"{there}{split.removeprefix(asked.name)}"
-        asked = asked._replace(name=there)
-    chosen = classes is not None or ids is not None
-    if chosen and (asked is None or asked.name not in info.splits):
+    parsed = grammar.parse(split)
+    if parsed and (there := grammar.present(parsed.name, info.splits)):
+        split = f"{there}{split.removeprefix(parsed.name)}"
+        parsed = parsed._replace(name=there)
+    chosen = choice.classes is not None or choice.ids is not None
+    if chosen and (parsed is None or parsed.name not in info.splits):
         raise DataError(_unknown_split(name, split, info.splits))
-    whole = asked.name if chosen and asked else split
+    whole = parsed.name if chosen and parsed else split
     source = _open_split(name, whole, info, features, directory, remedy)
     reader: Any = source.read
-    if ids is not None and reader.name_key is None:
+    if choice.ids is not None and reader.name_key is None:
         raise choosing.no_names(source)
     if chosen:
-        assert asked is not None
-        index = functools.partial(_labels_and_names, source, asked.name, info, directory)
-        source = choosing.choose(source, asked, split, classes=classes, ids=ids, index=index)
+        assert parsed is not None
+        whole_split, kept = source, parsed.name
+
+        def index() -> tuple[np.ndarray, Iterator[str]]:
+            found = _index(whole_split, kept, info, directory)
+            return found.labels, (name.decode(errors="surrogateescape") for name in found.names)
+
+        source = choosing.choose(source, parsed, split, choice, index)
     # A truncated file opens with its full length and fails at the first read: read now.
     source.read(sorted({0, len(source) - 1}))
     return source
 
 
 def _describe(directory: Any, remedy: str) -> tuple[Any, Any]:
-    """Read TFDS's description of a directory: its information and its features."""
     import tensorflow_datasets as tfds
 
     open_directory = tfds.builder_from_directory  # here a broken installation shows itself
@@ -336,14 +315,6 @@ def _feature(
             "supervised keys"
         )
     return chosen[0], found[chosen[0]]
-
-
-def _labels_and_names(
-    source: Source, split: str, info: Any, directory: Any
-) -> tuple[np.ndarray, Iterator[str]]:
-    index = _index(source, split, info, directory)
-    names = (name.decode(errors="surrogateescape") for name in index.names.tolist())
-    return index.labels, names
 
 
 def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Index:

@@ -1,10 +1,1 @@
 """Which images of a data set are read: the grammar of splits, lists of images, storage."""
-
-from typing import Any
-
-from jaxrobust.runtime import moved
-
-
-def __getattr__(name: str) -> Any:
-    """Look up a name of the module that this package was."""
-    return moved.attribute(__name__, name)

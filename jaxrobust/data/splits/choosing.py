@@ -1,7 +1,7 @@
 """Which records of a split are read, where its labels are known: by classes, by ids, a part."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,28 +13,20 @@ from jaxrobust.data.splits import grammar, subsets
 
 def choose(
     source: Source,
-    asked: grammar.Split,
+    parsed: grammar.Split,
     split: str,
-    *,
-    classes: Sequence[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
+    choice: subsets.Choice,
     index: Callable[[], tuple[np.ndarray, Iterable[str] | None]],
 ) -> Source:
-    """Return the records of a split that a list of classes, a list of ids and a part leave.
+    """Keep the records of a split that a choice and a part leave.
 
-    Args:
-      source: the whole split.
-      asked, split: what is asked for, in pieces and as it was written.
-      classes: only these, in this order.
-      ids: only these, in this order.
-      index: gives the labels of all records and the names of their files, None where there are
-        none; where it reads all records, what can be refused without has been refused.
-    Raises:
-      DataError: as in `open_source`.
+    `index` gives the labels of all records and the names of their files, None where there are none;
+    it is called when what can be refused without reading records has been refused.
     """
-    where = source.where()
-    wanted: list[int] | None = None
-    lookup = None
+    classes, ids, _ = choice
+    if classes is None and ids is None and parsed.part is None:
+        return source
+    where, wanted, lookup = source.where(), None, None
     if classes is not None:
         wanted = subsets.class_labels(classes, source.classes, source.num_classes, where)
         lookup = np.full(source.num_classes, -1, np.int32)
@@ -51,7 +43,7 @@ def choose(
             foreign = [ids.lines[row] for row in np.flatnonzero(~inside)]
             raise DataError(f"ids of {ids.name} are not of data.classes: {first_few(foreign)}")
         rows = rows[inside]
-    part = grammar.rows(asked.part, len(rows), f"data set {source.name!r}, split {split!r}")
+    part = grammar.rows(parsed.part, len(rows), f"data set {source.name!r}, split {split!r}")
     source, changes = dataclasses.replace(source, labels=labels), dict[str, Any]()
     if ids is not None:  # which say themselves which records these are
         source = dataclasses.replace(source, files_sha256=None)
@@ -68,8 +60,6 @@ def no_names(source: Source) -> DataError:
 
 
 def _folders(source: Source, ids: subsets.Ids) -> tuple[str, ...]:
-    """Return the classes as a list of ids names them: ImageNet's go by its synsets, where a data
-    set has other words for them; the labels are compared then.
-    """
+    """Name the classes as a list of ids does; empty where only ImageNet's labels compare."""
     others = source.num_classes == 1000 and not set(source.classes) & set(imagenet.synsets())
     return () if ids.imagenet and others else source.classes

@@ -40,9 +40,6 @@ def rows(part: str | None, total: int, where: str) -> range:
     """Return the records of a part such as `[10%:-5]` among `total`, with TFDS' meaning.
 
     A percentage is rounded to the closest record, a negative bound counts from the end.
-
-    Raises:
-      DataError: not a part, beyond the records, or empty.
     """
     if part is None:
         return range(total)
@@ -74,12 +71,8 @@ _ALL = "all"  # of a folder without splits, and of TFDS
 def overlap(one: str, other: str, data_set: str = "") -> bool:
     """Tell whether two splits of a data set hold some of the same images, as far as names say.
 
-    What names leave open counts as shared: `[:1000]` beside `[90%:]`, or a list that cannot be
-    read. TFDS joins splits with a plus.
-
-    Args:
-      one, other: the splits, whatever the order.
-      data_set: which one, as `subsets.read_ids` takes it.
+    What they leave open counts as shared: `[:1000]` beside `[90%:]`, or a list that cannot be read.
+    TFDS joins splits with a plus.
     """
     pieces = itertools.product(one.split("+"), other.split("+"))
     return any(_share(a.strip(), b.strip(), data_set) for a, b in pieces)

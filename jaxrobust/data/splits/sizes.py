@@ -20,19 +20,15 @@ LISTS = {"robustbench": 5_000, "selection": 4_000}  # of ImageNet's validation i
 
 
 def known_images(dataset: str, split: str) -> int | None:
-    """Return the images of a split such as `train[:90%]`; None: nothing is known of it.
-
-    Args:
-      dataset: its name; that of TFDS may come with `tfds:` and a version.
-    """
-    name, asked = dataset.removeprefix("tfds:").partition(":")[0], grammar.parse(split)
+    """Return the images of a split such as `train[:90%]`; None: nothing is known of it."""
+    name, parsed = dataset.removeprefix("tfds:").partition(":")[0], grammar.parse(split)
     there = IMAGES.get(name, {})
-    if asked is None or asked.ids is not None:
+    if parsed is None or parsed.ids is not None:
         return None
-    found = grammar.present(asked.name, there)
+    found = grammar.present(parsed.name, there)
     if found is None:
         return None
     try:
-        return len(grammar.rows(asked.part, there[found], dataset))
+        return len(grammar.rows(parsed.part, there[found], dataset))
     except DataError:  # a mistake in the split, which opening it will tell
         return None

@@ -28,11 +28,7 @@ class Entries(NamedTuple):
 
 
 def place(text: str | os.PathLike) -> Any:
-    """Return an `epath.Path`, local or on Google Cloud Storage.
-
-    Raises:
-      DataError: another scheme, or `gs://` without the package that reads it.
-    """
+    """Return an `epath.Path`, local or on Google Cloud Storage."""
     from etils import epath
 
     text = os.fspath(text)
@@ -75,11 +71,7 @@ def file_system(path: str | os.PathLike) -> tuple[Any, str]:
 
 
 def entries(path: str | os.PathLike[str]) -> Entries | None:
-    """List the entries of a directory; None if there is no such directory.
-
-    Raises:
-      DataError: the directory or its bucket cannot be read.
-    """
+    """List the entries of a directory; None if there is no such directory."""
     found: dict[bool, list[str]] = {True: [], False: []}
     try:
         with reading(path):
@@ -125,11 +117,7 @@ def files_below(path: str | os.PathLike) -> list[str]:
 
 
 def read_files(paths: Sequence[str], remedy: str) -> list[bytes]:
-    """Return the content of local files, or of a bucket's, which are fetched at once.
-
-    Raises:
-      DataError: the first that cannot be read.
-    """
+    """Return the content of local files, or of a bucket's, which are fetched at once."""
     if not paths or not is_remote(paths[0]):
         return [_read_local(path, remedy) for path in paths]
     with reading(paths[0]):

@@ -34,19 +34,20 @@ _PINNED = re.compile(r"(?P<file>.+?)#sha256=(?P<sha256>[0-9a-fA-F]{64})")
 
 
 class Ids(NamedTuple):
-    """A list of images.
+    """A list of images."""
 
-    Attributes:
-      name: what was asked for: robustbench, selection or a file.
-      lines: `CLASS/FILE` or `FILE`, in order.
-      sha256: of the lines, joined with newlines.
-      imagenet: whether the classes in the lines are ImageNet's, whose labels are known.
-    """
+    name: str  # robustbench, selection or a file
+    lines: tuple[str, ...]  # `CLASS/FILE` or `FILE`, in order
+    sha256: str  # of the lines, joined with newlines
+    imagenet: bool  # whether the classes in the lines are ImageNet's, whose labels are known
 
-    name: str
-    lines: tuple[str, ...]
-    sha256: str
-    imagenet: bool
+
+class Choice(NamedTuple):
+    """The records of a split that are wanted, beside a part of it, and for what network."""
+
+    classes: Sequence[tuple[int | None, str]] | None = None  # (index, name): these, in this order
+    ids: Ids | None = None  # these, in this order
+    num_classes: int | None = None  # of the network, if it is known
 
 
 class Index(NamedTuple):
@@ -97,10 +98,7 @@ def read_ids(name: str, data_set: str = "") -> Ids:
 
 
 def common(one: str, other: str, data_set: str = "") -> bool:
-    """Tell whether two lists, named as in `read_ids`, name one image, by the names of its file.
-
-    A list that cannot be read may.
-    """
+    """Tell whether two lists name one file; a list that cannot be read may."""
     try:
         lists = [read_ids(name, data_set).lines for name in (one, other)]
     except DataError:
@@ -110,12 +108,7 @@ def common(one: str, other: str, data_set: str = "") -> bool:
 
 
 def read_classes(name: str) -> list[tuple[int | None, str]]:
-    """Read (index or None, class) of `imagenet100` or of a file's lines, `CLASS` or
-    `INDEX<TAB>CLASS`.
-
-    Raises:
-      DataError: no such file; an empty list; a class that is there twice.
-    """
+    """Read (index or None, class) of `imagenet100` or of a file of `CLASS` or `INDEX<TAB>CLASS`."""
     if name == "imagenet100":
         return [(None, line) for line in imagenet.imagenet100()]
     content = _read_list(name, f"data.classes={name} is neither imagenet100 nor a readable file")
@@ -131,13 +124,7 @@ def read_classes(name: str) -> list[tuple[int | None, str]]:
 def class_labels(
     wanted: Sequence[tuple[int | None, str]], known: Sequence[str], num_classes: int, where: str
 ) -> list[int]:
-    """Return the labels in a data set of the classes of a list; `known` are its classes' names, if
-    any.
-
-    Raises:
-      DataError: a class that the data set does not have; a data set that does not name its
-        classes, and a list without indices.
-    """
+    """Look up the labels of a list's classes; `known` are the data set's names, if it has any."""
     if not known:
         bad = [name for index, name in wanted if index is None or index >= num_classes]
         if bad:
@@ -164,17 +151,13 @@ def find(
     *,
     whole: bool,
 ) -> np.ndarray:
-    """Return the records `int64[K]` of a list of ids, in its order.
+    """Find the records `int64[K]` of a list of ids, in its order.
 
     Args:
-      ids: the list.
-      labels: of all records, indices into `classes`.
-      names: of all records, file names relative to their class.
+      labels, names: of all records: indices into `classes`, file names relative to their class.
       classes: names; empty where they have none.
       where: the data set, for messages.
       whole: whether the labels are those of all the data set's classes.
-    Raises:
-      DataError: ids that the data lacks or has in another class, or that fit several files.
     """
     classes = classes or (imagenet.synsets() if whole and ids.imagenet else ())
     if not classes and any("/" in line for line in ids.lines):
@@ -235,9 +218,7 @@ def _matched(
 def view(
     source: Source, rows: Sequence[int], lookup: np.ndarray | None = None, **changes: Any
 ) -> Source:
-    """Return the records `rows` of a source, in that order; `lookup[label]` are their labels, if
-    given.
-    """
+    """Select the records `rows`, in that order; with `lookup` a label becomes `lookup[label]`."""
     files = source.files_sha256
     if files is not None:
         chosen = hashlib.sha256(files.encode() + np.asarray(rows, np.int64).tobytes())
@@ -265,16 +246,7 @@ def index_name(split: str) -> str:
 def write_index(
     directory: str | os.PathLike, split: str, labels: np.ndarray, names: Sequence[bytes]
 ) -> None:
-    """Write the index of a split, at once or not at all; several processes may.
-
-    Args:
-      directory: that of the records, local or `gs://`.
-      split: a split, not a part.
-      labels: i[N], in the order of the records.
-      names: N files' names, empty where there are none.
-    Raises:
-      OSError or what a bucket's library raises: the directory cannot be written.
-    """
+    """Write the index of a split, not of a part, at once or not at all; several processes may."""
     content = io.BytesIO()
     np.savez(content, labels=np.asarray(labels, np.int32), names=np.asarray(names, np.bytes_))
     path = storage.place(directory) / index_name(split)

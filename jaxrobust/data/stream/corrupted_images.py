@@ -11,7 +11,7 @@ import numpy as np
 from jaxrobust.data.source import DataError, Record, Source
 from jaxrobust.data.splits import storage
 from jaxrobust.data.stream import loading
-from jaxrobust.data.transforms import decoding, preparing
+from jaxrobust.data.transforms import decoding
 from jaxrobust.data.transforms.corruptions import SIDES, Corruption, corrupt, draws
 
 _PHOTOGRAPHS = 5  # that frost draws from, the first of a folder
@@ -26,12 +26,9 @@ class Photographs(NamedTuple):
 
 
 def photographs(folder: str | os.PathLike, side: int) -> Photographs:
-    """Return the first five pictures of a folder by name, for images of that side.
+    """Read the first five pictures of a folder by name, for images of that side.
 
-    The published ones are frost1.png to frost5.jpg of hendrycks/robustness (Apache-2.0). At 32
-    pixels every fifth pixel of each line is taken, as their reduction to a fifth does.
-    Raises:
-      DataError: there is no such folder, no picture in it, or one that is damaged or too small.
+    At 32 pixels every fifth pixel of each line is taken, as the published reduction does.
     """
     place = storage.place(folder)
     there = storage.entries(place)
@@ -66,66 +63,42 @@ def photographs(folder: str | os.PathLike, side: int) -> Photographs:
 class _Reader:
     """Reads records of a source, prepares their images and corrupts them; picklable."""
 
-    source: Source
-    preprocessing: str
-    shape: tuple[int, int, int]
-    asked: Corruption
+    prepared: loading.Evaluated
+    corruption: Corruption
     seed: int
     photographs: tuple[np.ndarray, ...]
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
-        images = loading.Images(self.source, 0, strict=True)
-        transform = preparing.evaluation_transform(self.preprocessing)
         found = []
-        for index, (image, label) in zip(indices, images(indices), strict=True):
+        for index, (image, label) in zip(indices, self.prepared(indices), strict=True):
             assert image is not None, "strict"
-            prepared = loading.prepare(
-                image, index, images, transform, self.preprocessing, self.shape
-            )
-            rng = draws(self.seed, self.asked, index)
-            changed = corrupt(prepared, self.asked, rng, photographs=self.photographs)
+            rng = draws(self.seed, self.corruption, index)
+            changed = corrupt(image, self.corruption, rng, photographs=self.photographs)
             found.append(Record(decoding.encode(changed), label))
         return found
 
 
 def corrupted(
     source: Source,
-    asked: Corruption,
+    corruption: Corruption,
     *,
     image_size: int,
     preprocessing: str,
     seed: int,
     frost: Photographs | None = None,
 ) -> Source:
-    """Return the images of a source as evaluation prepares them, corrupted.
-
-    Args:
-      source: what to read.
-      asked: how.
-      image_size, preprocessing: of evaluation; an id of `evaluation_transform`.
-      seed: of all draws.
-      frost: the photographs, of the kind frost.
-    Raises:
-      DataError: images of another size, or grey ones; frost without photographs.
-    """
+    """Return the images of a source as evaluation prepares them, corrupted."""
     if image_size not in SIDES or source.channels != 3:
         raise DataError(
             f"corruptions are of images of 32 and of 224 pixels in colour, not of {image_size} "
             f"pixels with {source.channels} channels; give --image_size 32 or 224, or other data"
         )
-    if asked.kind == "frost" and frost is None:
+    if corruption.kind == "frost" and frost is None:
         raise DataError(
             "the corruption frost needs photographs; give --frost FOLDER with frost1.png to "
             "frost5.jpg of hendrycks/robustness (ImageNet-C/create_c), or name the other kinds"
         )
-    reader = _Reader(
-        source=source,
-        preprocessing=preprocessing,
-        shape=(image_size, image_size, 3),
-        asked=asked,
-        seed=seed,
-        photographs=frost.pixels if frost and asked.kind == "frost" else (),
-    )
-    return dataclasses.replace(
-        source, read=reader, image_shape=(image_size, image_size, 3), channels=3
-    )
+    prepared = loading.Evaluated(source, image_size, preprocessing)
+    pixels = frost.pixels if frost and corruption.kind == "frost" else ()
+    reader = _Reader(prepared, corruption, seed, pixels)
+    return dataclasses.replace(source, read=reader, image_shape=prepared.shape)

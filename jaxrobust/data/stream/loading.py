@@ -4,6 +4,7 @@ An image that does not decode, or has another shape than the data set says, is d
 replaces it by the next record that is whole; evaluation leaves it out.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -43,9 +44,8 @@ class EvaluationBatch(NamedTuple):
 class Images:
     """Decoded records of a source; those of a small data set are decoded once and kept.
 
-    `images(indices)` yields (uint8[H,W,C], label); the arrays are read-only. A damaged image is
-    None, or with `strict` a DataError.
-    The cache fills as records are read and stays in its process.
+    `images(indices)` yields (uint8[H,W,C], label), read-only; a damaged image is None, or with
+    `strict` a DataError. The cache fills as records are read and stays in its process.
     """
 
     def __init__(self, source: Source, cache_bytes: int, strict: bool) -> None:
@@ -88,9 +88,7 @@ class Images:
 
 
 def decoded(source: Source, data: bytes) -> np.ndarray:
-    """Return the image of a record of `source`, uint8[H,W,C]; ValueError says what is wrong with
-    it.
-    """
+    """Decode a record of `source`, uint8[H,W,C]; `ValueError` says what is wrong with it."""
     image = decoding.decode(data, channels=source.channels)
     if source.image_shape not in (None, image.shape):
         raise ValueError(f"its shape is {image.shape}, not {source.image_shape} as the others'")
@@ -107,10 +105,7 @@ def load_train(
     plan: Plan,
     rows: int,
 ) -> TrainBatch:
-    """Return the `rows` examples from a position of the stream on, which `plan` places.
-
-    `first_view` augments an image where it stands for the first time in its batch, `augment` else.
-    """
+    """Make the `rows` examples that `plan` places; first views are by `first_view`."""
     placed = plan.place(position, rows)
     batch = TrainBatch(
         images=np.empty((rows, image_size, image_size, images[0].source.channels), np.uint8),
@@ -149,9 +144,7 @@ def _next_whole(images: Images, index: int) -> tuple[np.ndarray, int]:
 
 
 def _restart(bits: np.random.Philox, epoch: int, index: int, view: int) -> None:
-    """Put `bits` at the beginning of the numbers of (epoch, record, view), whatever was drawn
-    before.
-    """
+    """Put `bits` at the beginning of the numbers of (epoch, record, view)."""
     state: Any = bits.state
     state["state"]["counter"] = np.array([0, view, epoch, index], np.uint64)
     state["buffer_pos"] = 4  # nothing buffered
@@ -159,52 +152,54 @@ def _restart(bits: np.random.Philox, epoch: int, index: int, view: int) -> None:
     bits.state = state
 
 
-def prepare(
-    image: np.ndarray,
-    index: int,
-    images: Images,
-    transform: preparing.Transform,
-    preprocessing: str,
-    shape: tuple[int, ...],
-) -> np.ndarray:
-    """Return the image of a record as evaluation takes it, uint8[H,W,C] of `shape`.
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """Reads the images of a source as evaluation takes them: `read(indices)`; picklable."""
 
-    Raises:
-      DataError: the preprocessing gives another size.
-    """
-    prepared = transform(image)
-    if prepared.shape != shape:
-        raise DataError(
-            f"{images.source.where()}: the preprocessing {preprocessing!r} makes record "
-            f"{index} {prepared.shape}, not {shape}; set image_size to the size it gives"
-        )
-    return prepared
+    source: Source
+    image_size: int
+    preprocessing: str  # an id of `preparing.evaluation_transform`
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        preparing.evaluation_transform(self.preprocessing)  # refuses an unknown one
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """H, W and channels of each image."""
+        return (self.image_size, self.image_size, self.source.channels)
+
+    def __call__(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, int]]:
+        """Yield (uint8[H,W,C], label); a damaged image is None, or with `strict` a DataError."""
+        transform = preparing.evaluation_transform(self.preprocessing)
+        images = Images(self.source, 0, self.strict)
+        for index, (image, label) in zip(indices, images(indices), strict=True):
+            prepared = None if image is None else transform(image)
+            if prepared is not None and prepared.shape != self.shape:
+                raise DataError(
+                    f"{self.source.where()}: the preprocessing {self.preprocessing!r} makes record "
+                    f"{index} {prepared.shape}, not {self.shape}; set image_size to the size it "
+                    "gives"
+                )
+            yield prepared, label
 
 
 def load_in_order(
-    first: int,
-    *,
-    images: Images,
-    transform: preparing.Transform,
-    preprocessing: str,
-    shape: tuple[int, int, int],
-    rows: int,
-    places: Sequence[int],
+    first: int, *, read: Evaluated, rows: int, places: Sequence[int]
 ) -> EvaluationBatch:
-    """Return `rows` of the records at `places`, from `first` onwards, padded where these end."""
+    """Load `rows` of the records at `places`, from `first` onwards, padded where these end."""
     indices = list(places[first : first + rows])
     batch = EvaluationBatch(
-        images=np.zeros((rows, *shape), np.uint8),
+        images=np.zeros((rows, *read.shape), np.uint8),
         labels=np.zeros(rows, np.int32),
         mask=np.zeros(rows, bool),
         ids=np.full(rows, -1, np.int32),
         damaged=np.full(rows, -1, np.int32),
     )
-    for row, (index, (image, label)) in enumerate(zip(indices, images(indices), strict=True)):
+    for row, (index, (image, label)) in enumerate(zip(indices, read(indices), strict=True)):
         if image is None:
             batch.damaged[row] = index
             continue
-        prepared = prepare(image, index, images, transform, preprocessing, shape)
-        batch.images[row], batch.labels[row] = prepared, label
+        batch.images[row], batch.labels[row] = image, label
         batch.mask[row], batch.ids[row] = True, index
     return batch

@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from jaxrobust.data.sources.registry import DataError, Source
-from jaxrobust.data.stream.loading import Images, decoded, load_in_order, load_train
+from jaxrobust.data.stream.loading import Evaluated, Images, decoded, load_in_order, load_train
 from jaxrobust.data.stream.plan import plan
 from jaxrobust.data.transforms import augmentations, preparing
 
@@ -41,7 +41,7 @@ class Batches(Protocol):
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Return steps of `batch_size` (global) in an epoch; the remainder of the records is left out.
+    """Count the steps of `batch_size` (global) in an epoch, without the remaining records.
 
     Raises:
       DataError: `batch_size` is larger than the source, or not positive.
@@ -168,14 +168,8 @@ def evaluation_batches(
         raise DataError(f"batch_size={batch_size} and limit={limit} must be at least 1")
     preprocessing = preprocessing_id(source, image_size, preprocessing)
     taken = range(min(len(source), limit or len(source))) if places is None else places
-    load = functools.partial(
-        load_in_order,
-        images=Images(source, 0, strict),
-        transform=preparing.evaluation_transform(preprocessing),
-        preprocessing=preprocessing,
-        shape=(image_size, image_size, source.channels),
-        places=taken,
-    )
+    read = Evaluated(source, image_size, preprocessing, strict)
+    load = functools.partial(load_in_order, read=read, places=taken)
     steps = -(-len(taken) // batch_size)
     return _batches(load, process_index * local, batch_size, local, steps=steps, workers=workers)
 
@@ -217,9 +211,7 @@ def _sizes(source: Source) -> str:
 def _batches(
     load: Callable[..., Any], first: int, stride: int, rows: int, *, steps: int | None, workers: int
 ) -> Batches:
-    """Return batches, in order: batch k holds the `rows` positions from `first + k * stride` on,
-    and is made in parts.
-    """
+    """Make batches in parts; batch k has the `rows` positions from `first + k * stride` on."""
     import grain
 
     parts = -(-rows // _PART)
@@ -251,10 +243,7 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def _obey_the_main_process(index: int, count: int) -> None:
-    """Let the main process answer signals to all (Ctrl-C, Slurm), and end this worker with it.
-
-    Without its workers it could not take the steps until all hosts have stopped.
-    """
+    """Let the main process answer signals, as it stops in step with other hosts."""
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -271,14 +260,9 @@ def _end_with_the_main_process() -> None:
 class Damage:
     """The damaged records of a source that a run has met; each is named once.
 
-    Args:
-      source: what is read.
-      limit: more of them are a DataError.
-      say: takes the sentence that names one.
-      known: records that were met before; they count, and are not named again.
-      note: is told each new record, to remember it.
-    Attributes:
-      known, new: those met before, and by this process since; met: by this object, either way.
+    More than `limit` are a DataError; `say` takes the sentence that names one, `note` each new one.
+    Those `known` from before count, and are not named again; `new` are those that this process met
+    since, `met` those that this object did, either way.
     """
 
     def __init__(

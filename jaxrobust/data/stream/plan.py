@@ -74,7 +74,6 @@ class Plan(NamedTuple):
         return Placed(epochs, source, record, view)
 
     def _records(self, number: int, epochs: np.ndarray, within: np.ndarray, size: int):
-        """Return the records at some places of the epochs' permutations."""
         found = np.zeros(len(within), np.int64)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
@@ -97,13 +96,8 @@ def plan(
     extra: Source | None = None,
     extra_share: float = 0.5,
 ) -> Plan:
-    """Return the plan of a training stream.
+    """Plan a training stream; `extra` has `extra_share` of each batch.
 
-    Args:
-      batch_size: rows of a step over all processes.
-      views: how often an image of `source` stands in its batch.
-      extra: the second source, of the same classes and channels.
-      extra_share: its share of each batch.
     Raises:
       DataError: numbers that do not fit each other or the sources, sources that do not fit.
     """
@@ -130,15 +124,11 @@ def plan(
 
 
 def _floor(product: float) -> int:
-    """Return the largest integer up to a product of a share and a number, as on paper.
-
-    In binary 0.29 times 100 is 28.999999999999996.
-    """
+    """Round down a product as on paper: in binary 0.29 times 100 is 28.999999999999996."""
     return math.floor(round(product, 6))
 
 
 def _check_alike(source: Source, extra: Source) -> None:
-    """Raise `DataError` if the second source's labels or images mean something else."""
     for what in ("num_classes", "channels"):
         theirs, ours = getattr(extra, what), getattr(source, what)
         if theirs != ours:

@@ -37,11 +37,7 @@ def flip(image: Image.Image, rng: np.random.Generator, *, p: float = 0.5) -> Ima
 
 
 def rotate(image: Image.Image, rng: np.random.Generator, *, degrees: float) -> Image.Image:
-    """Return the image turned by up to so many degrees either way, over black, without
-    interpolation.
-
-    Source: torchvision's RandomRotation; parity: tests/data/transforms/test_augmentations.py.
-    """
+    """Turn the image by up to so many degrees either way, over black, without interpolation."""
     return operations.rotate(image, rng.uniform(-degrees, degrees), _NEAREST)
 
 
@@ -53,14 +49,9 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Image.Image:
-    """Return a random part of the image, resized to `size` x `size` (bicubic, antialiased).
+    """Resize a random part of the image to `size` x `size` (bicubic, antialiased).
 
-    Args:
-      image: uint8[H,W,C], or a PIL image.
-      rng: draws the part.
-      size: pixels.
-      scale: range of the part's area, as a share of the image's.
-      ratio: range of the part's width / height, drawn log-uniformly.
+    `scale` is the range of its share of the area, `ratio` of width / height, drawn log-uniformly.
     Source: torchvision's RandomResizedCrop; parity:
       tests/data/transforms/test_augmentations.py and timm's.
     """
@@ -207,7 +198,7 @@ class Chain(NamedTuple):
 
 
 def chain(text: str, image_size: int) -> Chain:
-    """Return the ops of a preset or of `op|op(number, ...)|...`, for square images of `image_size`.
+    """Make the ops of a preset or of `op|op(number, ...)|...`, for images of `image_size`.
 
     Raises:
       ValueError: an unknown op, or numbers that it does not take.

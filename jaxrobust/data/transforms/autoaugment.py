@@ -1,7 +1,7 @@
 """AutoAugment as torchvision has it, and as RobustART: a plan of changes is drawn, then made."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,42 +18,34 @@ def _bins(first: float, last: float) -> tuple[float, ...]:
     return tuple(np.where(level < 5, low + step * level, high - step * (9 - level)).tolist())
 
 
-_SHEAR, _DEGREES, _AMOUNT = _bins(0, 0.3), _bins(0, 30), _bins(0, 0.9)
-_THRESHOLD = _bins(255, 0)
+_LEVELS = range(10)
 
 
-def _blend(sign: int, level: int, _: int) -> float:
-    return 1 + sign * _AMOUNT[level]
+def _signed(numbers: Sequence[float], middle: float, sign: int, level: int, _: int) -> float:
+    return middle + sign * numbers[level]
 
 
-def _rotate(sign: int, level: int, _: int) -> float:
-    return sign * _DEGREES[level]
-
-
-def _posterize(_: int, level: int, __: int) -> float:
-    return 8 - round(level * 4 / 9)
-
-
-def _solarize(_: int, level: int, __: int) -> float:
-    return _THRESHOLD[level]
-
-
-def _shear(sign: int, level: int, _: int) -> float:
-    return sign * _SHEAR[level]
+def _picked(numbers: Sequence[float], _: int, level: int, __: int) -> float:
+    return numbers[level]
 
 
 def _translate(sign: int, level: int, side: int) -> float:
     return -sign * int(_bins(0, 150 / 331 * side)[level])
 
 
+# Functions that pickle: workers of the pipeline get them.
+_blend = functools.partial(_signed, _bins(0, 0.9), 1)
+_shear = functools.partial(_signed, _bins(0, 0.3), 0)
 # torchvision's: numbers from (sign, level 0 to 9, pixels of the side).
 TORCHVISION = {
     "AutoContrast": Row(operations.auto_contrast, no_number),
     "Equalize": Row(operations.equalize, no_number),
     "Invert": Row(operations.invert, no_number),
-    "Rotate": Row(operations.rotate, _rotate),
-    "Posterize": Row(operations.posterize, _posterize),
-    "Solarize": Row(operations.solarize, _solarize),
+    "Rotate": Row(operations.rotate, functools.partial(_signed, _bins(0, 30), 0)),
+    "Posterize": Row(
+        operations.posterize, functools.partial(_picked, [8 - round(i * 4 / 9) for i in _LEVELS])
+    ),
+    "Solarize": Row(operations.solarize, functools.partial(_picked, _bins(255, 0))),
     "Color": Row(operations.saturation, _blend),
     "Contrast": Row(operations.contrast, _blend),
     "Brightness": Row(operations.brightness, _blend),
@@ -72,31 +64,19 @@ def _between_pixels(
     return change(image, number, canvas._replace(resample=Image.Resampling.BICUBIC))
 
 
-def _signed(last: float, middle: float, sign: int, level: int, _: int) -> float:
-    """Return one of ten numbers from 0 to last, on either side of the middle."""
-    return middle + sign * np.linspace(0, last, 10).tolist()[level]
-
-
-def _counter_clockwise(_: int, level: int, __: int) -> float:
-    return 30 * level / 9
-
-
-def _from_256(_: int, level: int, __: int) -> float:
-    return 256 - 256 * level / 9
-
-
 def _unrounded(sign: int, level: int, side: int) -> float:
     return sign * np.linspace(0, 150 / 331, 10).tolist()[level] * side
 
 
-# Functions that pickle: workers of the pipeline get them.
-_around_one = functools.partial(_signed, 0.9, 1)
-_sheared = functools.partial(_signed, 0.3, 0)
+_around_one = functools.partial(_signed, np.linspace(0, 0.9, 10).tolist(), 1)
+_sheared = functools.partial(_signed, np.linspace(0, 0.3, 10).tolist(), 0)
 # What DIG-Beihang/RobustART has otherwise: it turns counter-clockwise only, shears between pixels,
 # solarises from 256 on and does not round translations.
 ROBUSTART = TORCHVISION | {
-    "Rotate": Row(operations.rotate, _counter_clockwise),
-    "Solarize": Row(operations.solarize, _from_256),
+    "Rotate": Row(operations.rotate, functools.partial(_picked, [30 * i / 9 for i in _LEVELS])),
+    "Solarize": Row(
+        operations.solarize, functools.partial(_picked, [256 - 256 * i / 9 for i in _LEVELS])
+    ),
     "Color": Row(operations.saturation, _around_one),
     "Contrast": Row(operations.contrast, _around_one),
     "Brightness": Row(operations.brightness, _around_one),
@@ -191,16 +171,10 @@ def autoaugment(
     fill: int = 0,
     rows: Mapping[str, Row] = TORCHVISION,
 ) -> Image.Image:
-    """Return the image after one of the policy's 25 pairs of changes.
+    """Make one of the policy's 25 pairs of changes; moved images leave `fill` behind.
 
-    Args:
-      image: RGB or grey; on grey images changes of colour do nothing.
-      rng: draws the pair, which of its changes happen, and their signs.
-      policy: cifar10 | imagenet.
-      fill: grey value that moved images leave behind.
-      rows: whose changes: `TORCHVISION`, or `ROBUSTART` with fill=128.
     Source: Cubuk et al. 2019 as torchvision's AutoAugment on PIL images (pixels moved without
-      interpolation), or as DIG-Beihang/RobustART's; parity:
+      interpolation), or as DIG-Beihang/RobustART's, `ROBUSTART` with fill=128; parity:
       tests/data/transforms/test_randaugment.py.
     """
     sides = {"height": image.height, "width": image.width}

@@ -10,12 +10,8 @@ _JITTER = (operations.brightness, operations.contrast, operations.saturation, op
 
 
 def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> Image.Image:
-    """Return the image with other brightness, contrast, saturation and hue, in a random order.
+    """Change brightness, contrast, saturation and hue (not of grey images) in a random order.
 
-    Args:
-      image: RGB or grey; on grey images saturation and hue do nothing.
-      rng: draws the order, and a number for each, uniformly.
-      ranges: of the four numbers, as `jitter_ranges` gives them; an empty one is no change.
     Source: torchvision's ColorJitter on PIL images; parity: tests/data/transforms/test_color.py.
     """
     for index, number in draw_jitter(rng, ranges):
@@ -24,11 +20,7 @@ def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> I
 
 
 def jitter_ranges(brightness: float, contrast: float, saturation: float, hue: float) -> Ranges:
-    """Return ranges of factors around 1 by so much, from 0 at the lowest; of the hue, around 0.
-
-    Raises:
-      ValueError: a negative number, or a hue above 0.5.
-    """
+    """Return ranges of factors around 1 by so much, from 0 at the lowest; of the hue, around 0."""
     if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
         raise ValueError("numbers are 0 or more, and the hue's 0.5, half of the circle, or less")
     factors = (brightness, contrast, saturation)

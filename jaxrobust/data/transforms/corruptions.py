@@ -29,7 +29,6 @@ class _Kind(NamedTuple):
 
 
 def _pixels(side: int, *rows: tuple[float, float, float]) -> list[tuple[float, float, float]]:
-    """Return settings that are written as multiples of a length."""
     return [(side * a, side * b, side * c) for a, b, c in rows]
 
 
@@ -133,12 +132,7 @@ class Corruption(NamedTuple):
 
 
 def chosen(text: str) -> list[Corruption]:
-    """Return the corruptions that `all`, `fog,snow` or `fog-3,snow-5` names, in the table's order.
-
-    Without a severity it is all five.
-    Raises:
-      DataError: a kind or a severity that does not exist, or one that is there twice.
-    """
+    """List the corruptions of `all`, `fog,snow` or `fog-3,snow-5`; a kind alone is all five."""
     found: list[Corruption] = []
     for word in (part.strip() for part in text.split(",")):
         kind, hyphen, severity = word.partition("-")
@@ -162,32 +156,26 @@ def chosen(text: str) -> list[Corruption]:
 
 def corrupt(
     image: np.ndarray,
-    asked: Corruption,
+    corruption: Corruption,
     rng: Any,
     *,
     photographs: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
-    """Return a corrupted image, as the data set of its size has it.
+    """Corrupt uint8[S,S,3], S 32 or 224, as the data set of its size has it: at 224 it was a JPEG.
 
-    Args:
-      image: uint8[S,S,3], S 32 or 224.
-      asked: how.
-      rng: draws what is random: `draws` of an image.
-      photographs: of frost, see there.
-    Returns:
-      uint8[S,S,3]; of 224 pixels after it was a JPEG, in which ImageNet-C is stored.
+    `rng` are the `draws` of an image; only frost reads `photographs`.
     """
-    kind = KINDS[asked.kind]
-    settings = (kind.small if len(image) == SIDES[0] else kind.large)[asked.severity - 1]
+    kind = KINDS[corruption.kind]
+    settings = (kind.small if len(image) == SIDES[0] else kind.large)[corruption.severity - 1]
     settings = settings if isinstance(settings, tuple) else (settings,)
-    more = {"photographs": photographs} if asked.kind == "frost" else {}
+    more = {"photographs": photographs} if corruption.kind == "frost" else {}
     changed = np.clip(kind.apply(image, rng, *settings, **more), 0, 255).astype(np.uint8)
     return (
         changed if len(image) == SIDES[0] else distortions.jpeg_compression(changed, rng, _STORED)
     )
 
 
-def draws(seed: int, asked: Corruption, image: int) -> np.random.Generator:
+def draws(seed: int, corruption: Corruption, image: int) -> np.random.Generator:
     """Return the random numbers of one image, by its place in the split, in one corruption."""
-    key = [seed, 8 * list(KINDS).index(asked.kind) + asked.severity]
+    key = [seed, 8 * list(KINDS).index(corruption.kind) + corruption.severity]
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, image]))

@@ -50,21 +50,13 @@ def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None)
 
 
 def encode(image: np.ndarray) -> bytes:
-    """Return an image uint8[H,W], uint8[H,W,1] or uint8[H,W,3] as a file: its pixels as they are,
-    behind a header (PGM or PPM), which costs next to nothing.
-    """
+    """Put uint8[H,W], uint8[H,W,1] or uint8[H,W,3] into a PGM or PPM file, which is cheap."""
     height, width, *channels = image.shape
     return b"P%d %d %d 255\n" % (6 if channels == [3] else 5, width, height) + image.tobytes()
 
 
 def to_pixels(image: Image.Image, mode: str) -> np.ndarray:
-    """Return the pixels of `image.convert(mode)`, uint8[H,W] for L and uint8[H,W,3] for RGB.
-
-    They may be a view of `image`, which stays as it is.
-
-    Raises:
-      OSError, or another of Pillow's errors: the image's file is damaged.
-    """
+    """Convert to uint8[H,W] for L and uint8[H,W,3] for RGB, which may be a view of `image`."""
     if image.mode == mode:
         return np.asarray(image)
     image.load()
@@ -114,9 +106,7 @@ def _agrees(decoder: Callable[[Any, str], np.ndarray], data: bytes) -> bool:
 
 
 def _samples(simplejpeg: Any) -> Iterator[tuple[str, bytes]]:
-    """Yield (what it is, a small JPEG): every subsampling, rows longer than a vector register,
-    edges.
-    """
+    """Yield (name, a small JPEG): every subsampling, rows longer than a vector register, edges."""
     y, x, c = np.indices((37, 141, 3))
     noise = np.random.default_rng(0).integers(0, 64, y.shape)
     image = ((x * (c + 2) + y * 3 + (x // 9 % 2) * 90 + noise) % 256).astype(np.uint8)

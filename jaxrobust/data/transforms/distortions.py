@@ -106,10 +106,7 @@ def motion_blur(image: np.ndarray, rng: Any, radius: int, sigma: float) -> np.nd
 
 
 def _moved(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
-    """Return ImageMagick's motion blur of uint8[S,S,C]; pixels outside are the edge's.
-
-    Its 16 bits are rounded, and then cut to 8.
-    """
+    """Blur uint8[S,S,C] as ImageMagick's motion blur: 16 bits are rounded, then cut to 8."""
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -201,12 +198,7 @@ def fog(image: np.ndarray, rng: Any, amount: float, decay: float) -> np.ndarray:
 
 
 def plasma(side: int, decay: float, rng: Any) -> np.ndarray:
-    """Return a periodic map of heights f64[S,S] from 0 to 1, by diamonds and squares.
-
-    Args:
-      side: a power of two.
-      decay: what the amplitude is divided by after each halving of the steps.
-    """
+    """Return a periodic map of heights f64[S,S] from 0 to 1, by diamonds and squares."""
     heights, step, amplitude = np.zeros((side, side)), side, _AMPLITUDE
     while step >= 2:
         half = step // 2
@@ -315,7 +307,6 @@ def _blurred(x: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _gaussian(sigma: float, width: int) -> tuple[float, ...]:
-    """Return the weights of 2 * width + 1 points."""
     if not width:
         return (1.0,)
     weights = np.exp(-(np.arange(-width, width + 1) ** 2) / (2 * sigma**2))

@@ -6,8 +6,9 @@ Parity, 0 differing bytes: tests/data/transforms/test_randaugment.py and
 tests/data/transforms/test_augmentations.py against timm and torchvision.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
@@ -81,19 +82,22 @@ def rotate(image: Image.Image, degrees: float, canvas: Canvas) -> Image.Image:
     return image.rotate(degrees, canvas.resample, fillcolor=_fill(image, canvas))
 
 
-def auto_contrast(image: Image.Image, _: float = 0, __: Canvas | None = None) -> Image.Image:
-    """Stretch each channel to 0..255."""
-    return ImageOps.autocontrast(image)
+def _plain(change: Callable[..., Image.Image], image: Image.Image, *_: Any) -> Image.Image:
+    return change(image)
 
 
-def equalize(image: Image.Image, _: float = 0, __: Canvas | None = None) -> Image.Image:
-    """Flatten the histogram of each channel."""
-    return ImageOps.equalize(image)
+def _enhanced(kind: Any, image: Image.Image, factor: float, *_: Any) -> Image.Image:
+    return kind(image).enhance(factor)
 
 
-def invert(image: Image.Image, _: float = 0, __: Canvas | None = None) -> Image.Image:
-    """Subtract each value from 255."""
-    return ImageOps.invert(image)
+auto_contrast = functools.partial(_plain, ImageOps.autocontrast)  # each channel to 0..255
+equalize = functools.partial(_plain, ImageOps.equalize)  # flattens the channels' histograms
+invert = functools.partial(_plain, ImageOps.invert)
+# By a factor, blended with black, with its mean grey, with its grey and with its smooth copy.
+brightness = functools.partial(_enhanced, ImageEnhance.Brightness)
+contrast = functools.partial(_enhanced, ImageEnhance.Contrast)
+saturation = functools.partial(_enhanced, ImageEnhance.Color)
+sharpness = functools.partial(_enhanced, ImageEnhance.Sharpness)
 
 
 def posterize(image: Image.Image, bits: float, _: Canvas | None = None) -> Image.Image:
@@ -114,26 +118,6 @@ def solarize_add(image: Image.Image, more: float, _: Canvas | None = None) -> Im
 
 def _look_up(image: Image.Image, table: list[int]) -> Image.Image:
     return image.point(table * len(image.getbands()))
-
-
-def brightness(image: Image.Image, factor: float, _: Canvas | None = None) -> Image.Image:
-    """Return the image blended with black; 1 leaves it as it is, as in the next three."""
-    return ImageEnhance.Brightness(image).enhance(factor)
-
-
-def contrast(image: Image.Image, factor: float, _: Canvas | None = None) -> Image.Image:
-    """Return the image blended with its mean grey."""
-    return ImageEnhance.Contrast(image).enhance(factor)
-
-
-def saturation(image: Image.Image, factor: float, _: Canvas | None = None) -> Image.Image:
-    """Return the image blended with its grey copy."""
-    return ImageEnhance.Color(image).enhance(factor)
-
-
-def sharpness(image: Image.Image, factor: float, _: Canvas | None = None) -> Image.Image:
-    """Return the image blended with its smooth copy."""
-    return ImageEnhance.Sharpness(image).enhance(factor)
 
 
 def hue(image: Image.Image, turns: float, _: Canvas | None = None) -> Image.Image:

@@ -8,7 +8,6 @@ misclassifies what comes out; `claims` restores and checks just that.
 import ast
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +15,6 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks.fixed_steps import is_cascade
-from jaxrobust.data import Prepared
 from jaxrobust.evaluation.bundles import claims, claims_torch, contradictions
 from jaxrobust.evaluation.bundles.claims import Logits
 from jaxrobust.evaluation.bundles.contradictions import BundleFacts, ImageRow
@@ -44,14 +42,7 @@ _ENCODING = (
 
 
 def check(given: Any, asked: int) -> None:
-    """Refuse flags of an evaluation that no bundle can be made of.
-
-    Args:
-      given: the flags, of which `bundle` is the folder or None.
-      asked: how many threats and image sizes there are.
-    Raises:
-      ValueError: with what to do.
-    """
+    """Refuse flags of `asked` threats and image sizes that no bundle can be made of."""
     if not given.bundle:
         return
     if asked > 1:
@@ -69,28 +60,15 @@ def check(given: Any, asked: int) -> None:
 
 
 def recorded(evaluation: Any, subject: Any, place: Path) -> AccuracyRecord:
-    """Record a ball, and write its bundle in the first process.
-
-    Args:
-      evaluation: the network and its images, as the command has them.
-      subject: with the ball.
-      place: see `of_record`.
-    Raises:
-      ValueError: `place` holds something else, before anything is computed.
-    """
+    """Record a ball, and write its bundle in the first process; refuse a `place` that is taken."""
     number, question = evaluation.number(subject), evaluation.question
     if not question.noreplay:  # which takes an equal record of another number too
         hosts.together(lambda: jax.process_index() or check_place(place, number))
     record = evaluation.record(subject)
-    images = Prepared(
-        evaluation.source,
-        image_size=subject.network.image_size,
-        preprocessing=question.preprocessing,
-        images=question.images,
-    )
 
     def write() -> None:
         if jax.process_index() == 0:
+            images = evaluation.images
             logits = forward(evaluation.logits_of("float32"), images.shape[1:], question.batch)
             split = len(evaluation.source)
             of_record(place, record, evaluation.out, images, logits, split_images=split)
@@ -109,19 +87,15 @@ def of_record(
     batch: int = 64,
     split_images: int | None = None,
 ) -> None:
-    """Write the bundle of an evaluation, unless it is there.
+    """Write the bundle of an evaluation under one threat, unless it is there.
 
     Args:
       place: the folder that it becomes; see `check_place`.
-      record: of the evaluation, under one threat.
       out: the folder with its verdicts and its ledger.
       images: all of them, as they were evaluated.
       logits: the network, as verdicts see it.
       batch: images at a time.
       split_images: how many the split has; None: as many as `images`.
-    Raises:
-      ValueError: `place` holds something else; verdicts or ledger are not there.
-      OSError: the disk.
     """
     if check_place(place, str(record.evaluation)):
         say(f"the bundle {place} is there already; nothing is written")
@@ -157,11 +131,7 @@ def of_record(
 
 
 def check_place(place: Path, evaluation: str) -> bool:
-    """Tell whether the bundle of an evaluation is there.
-
-    Raises:
-      ValueError: the folder holds something else, or a damaged bundle.
-    """
+    """Tell whether the bundle of an evaluation is there; refuse a folder that holds another."""
     if not place.exists() or _empty(place):
         return False
     there = claims.read(place).record["evaluation"]
@@ -178,12 +148,9 @@ def _empty(place: Path) -> bool:
 
 
 def forward(logits_fn: Any, image: tuple[int, ...], batch: int | None = None) -> Logits:
-    """Return a network as verdicts see it: one program for any number of arrays f32[n,H,W,C].
+    """Make a network, as verdicts see it, one program for any number of arrays f32[n,H,W,C].
 
-    Args:
-      logits_fn: as `autoattack` takes it.
-      image: H, W, C.
-      batch: images at a time on all devices; see `engine.make`.
+    `batch`: images at a time on all devices; see `engine.make`.
     """
     runner = engine.make(logits_fn, slots=batch, image_size=max(image[:2]))
     with jax.set_mesh(runner.mesh):
@@ -280,20 +247,16 @@ class _Points:
     """The adversarial images of an evaluation, by place, from its ledger."""
 
     def __init__(self, ledger: Path, found: Verdicts, shape: tuple[int, ...]) -> None:
-        """Find those that the verdicts name.
-
-        Raises:
-          ValueError: the ledger lacks one.
-        """
         self._shape, self._where = shape, {}
         wanted = {
             (int(found.image_ids[place]), str(found.fooled_by[place])): place
             for place in np.flatnonzero(found.clean & ~found.robust).tolist()
         }
-        for file, row in _rows(ledger):
-            key = (row.get("image"), row.get("attack"))
-            if row.get("fooled") and key in wanted:
-                self._where[wanted[key]] = (file.with_suffix(".images"), int(row["stored"]))
+        for file in [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]:
+            for row in jsonl.read(file):
+                key = (row.get("image"), row.get("attack"))
+                if row.get("fooled") and key in wanted:
+                    self._where[wanted[key]] = (file.with_suffix(".images"), int(row["stored"]))
         missing = len(wanted) - len(self._where)
         if missing or not all(file.is_file() for file, _ in self._where.values()):
             raise ValueError(
@@ -301,28 +264,17 @@ class _Points:
                 "--bundle needs them: evaluate again with --out DIR"
             )
 
-    @property
-    def _bytes(self) -> int:
-        return 4 * int(np.prod(self._shape))
-
     def __getitem__(self, place: int) -> np.ndarray:
-        """Return f32[H,W,C]."""
         file, stored = self._where[int(place)]
-        point = np.fromfile(file, np.float32, self._bytes // 4, offset=stored * self._bytes)
-        if 4 * point.size < self._bytes:
+        size = int(np.prod(self._shape))
+        point = np.fromfile(file, np.float32, size, offset=stored * 4 * size)
+        if point.size < size:
             raise ValueError(f"{file} is cut off; --bundle needs it: evaluate again with --out DIR")
         return point.reshape(self._shape)
 
 
-def _rows(ledger: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the verdicts of all processes."""
-    for file in [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]:
-        for row in jsonl.read(file):
-            yield file, row
-
-
 def program() -> str:
-    """Return the program in every bundle: the text of `claims_torch`, with what that needs."""
+    """Make the program in every bundle: the text of `claims_torch`, with what that needs."""
     modules = (claims_torch, contradictions, claims)
     texts = [Path(module.__file__ or "").read_text() for module in modules]
     docs, (last, first, then) = zip(*map(_parted, texts), strict=True)
@@ -331,7 +283,7 @@ def program() -> str:
 
 
 def _parted(text: str) -> tuple[str, str]:
-    """Return the docstring and the rest of a module, without what it imports of this package."""
+    """Split a module into docstring and rest, without what it imports of this package."""
     tree, rows = ast.parse(text), text.splitlines(keepends=True)
     own = [
         node

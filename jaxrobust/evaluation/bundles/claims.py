@@ -60,12 +60,12 @@ class Bundle(NamedTuple):
 
     @property
     def record(self) -> RecordJson:
-        """Return the record of the evaluation, as JSON has it."""
+        """Take the record of the evaluation, as JSON has it."""
         return self.about["record"]
 
     @property
     def threat(self) -> dict[str, Any]:
-        """Return norm and radius (`epsilon`)."""
+        """Take norm and radius (`epsilon`)."""
         return {key: self.record["attacks"][0][key] for key in ("norm", "epsilon")}
 
 
@@ -101,11 +101,7 @@ class Findings(NamedTuple):
 
 
 def read(folder: Path) -> Bundle:
-    """Return a bundle whose files are what they were when it was written.
-
-    Raises:
-      ValueError: none is there, a file has changed, or it is of a newer version; with what to do.
-    """
+    """Read a bundle; refuse one whose files are not what they were when it was written."""
     if not (folder / SUMS).is_file():
         raise ValueError(
             f"{folder} is no bundle, it has no {SUMS}; give a folder that "
@@ -142,7 +138,6 @@ def read(folder: Path) -> Bundle:
 
 
 def _sums(path: Path) -> dict[str, str]:
-    """Return the hashes by file."""
     listed = path.read_text(errors="replace").splitlines()
     found = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line) for line in listed]
     sums = {match[2]: match[1] for match in found if match}
@@ -181,16 +176,13 @@ def image_sha256(image: np.ndarray) -> str:
 
 
 def restored(code: bytes, image: np.ndarray, levels: int, step: float) -> np.ndarray:
-    """Return the adversarial image f32[H,W,C] of an image f32[H,W,C].
+    """Make the adversarial image f32[H,W,C] of a clean one.
 
     Args:
       code: its difference, compressed (zlib). With levels: the steps, i8[H,W,C]. Without: what the
         bit patterns of the floats differ by, modulo 2^32, first the lowest bytes of all.
-      image: the clean one.
       levels: the largest number of steps; 0: there are none.
       step: length of a step in [0, 1] pixels.
-    Raises:
-      ValueError: not the difference of such an image.
     """
     count, stream = image.size * (1 if levels else 4), zlib.decompressobj()
     try:
@@ -223,17 +215,11 @@ def judge(
     """Compute the logits of all images that are said to be misclassified, and compare.
 
     Args:
-      bundle: as `read`.
       images: the clean ones, by id.
-      logits: the network.
       count: how many images there are; those with larger ids are missing.
       split_images: how many the split has; None: `count`.
       labels: int[count], of the data set; None: there are none to compare with.
       trust_labels: take those of the bundle without.
-      batch: images at a time.
-      tell: is told how far it is.
-    Raises:
-      ValueError: the network gives no logits of these classes.
     """
     wrong = [row for row in bundle.rows if row["verdict"]]
     kinds = {row["image"]: kind(row) for row in wrong}
@@ -292,7 +278,7 @@ def _judged(bundle: Bundle, rows: Rows, clean: np.ndarray, logits: Logits) -> di
 
 
 def adversarial(bundle: Bundle, row: ImageRow, image: np.ndarray) -> np.ndarray:
-    """Return the adversarial image f32[H,W,C] of a row, given the clean one."""
+    """Make the adversarial image f32[H,W,C] of a row, given the clean one."""
     with (bundle.folder / row["file"]).open("rb") as file:
         file.seek(row["offset"])
         code = file.read(row["bytes"])
@@ -315,17 +301,12 @@ def _outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float)
 
 
 def is_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Tell whether the label has the largest of logits f[n,K], bool[n]; it has not where one of
-    them is not finite.
-    """
+    """Tell whether the label has the largest of logits f[n,K], all finite, bool[n]."""
     return (logits.argmax(axis=1) == labels) & np.isfinite(logits).all(axis=1)
 
 
 def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Compute the margin of the label's logit to all others, as a share of their spread, f64[n].
-
-    NaN where logits are not finite.
-    """
+    """Compute the label's margin to all other logits, as a share of their spread; f64[n] or NaN."""
     logits = np.asarray(logits, np.float64)
     own = np.arange(logits.shape[1]) == np.asarray(labels)[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):

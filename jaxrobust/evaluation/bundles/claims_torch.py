@@ -33,14 +33,10 @@ BATCH = 50
 
 
 def network(name: str, device: str) -> Logits:
-    """Return a PyTorch network as a function of arrays.
+    """Make a PyTorch network a function of arrays.
 
-    Args:
-      name: FILE.py:NAME or package.module:NAME; NAME is a torch.nn.Module from f32[B,C,H,W] in
-        [0, 1] to logits, or a function without arguments that returns one.
-      device: such as "cpu" or "cuda".
-    Raises:
-      ValueError: there is none.
+    `name`: FILE.py:NAME or package.module:NAME; NAME is a torch.nn.Module from f32[B,C,H,W] in
+    [0, 1] to logits, or a function without arguments that returns one.
     """
     import torch
 
@@ -82,13 +78,9 @@ def _module(file: str) -> Any:
 
 
 def stored_images(path: Path, shape: Sequence[int]) -> tuple[Images, int]:
-    """Return images by id, and how many there are, of a file that may be larger than the memory.
+    """Open a .npy of uint8[N,H,W,C], or of f32[N,H,W,C] in [0, 1], which may be larger than memory.
 
-    Args:
-      path: a .npy of uint8[N,H,W,C], or of f32[N,H,W,C] in [0, 1]; image k has id k.
-      shape: H, W, C.
-    Raises:
-      ValueError: it is no such file.
+    Image k has id k; the images by id come back, and how many there are.
     """
     stored = _array(path, "images")
     if stored.shape[1:] != tuple(shape) or stored.dtype not in (np.uint8, np.float32):

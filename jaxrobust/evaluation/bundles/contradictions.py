@@ -62,10 +62,7 @@ _LACKING = {
 def fault(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     """Say in what a bundle contradicts itself, as "has ..." or "says ..."; None: in nothing.
 
-    Args:
-      about: of bundle.json.
-      rows: of images.jsonl.
-      sizes: bytes of each file that the bundle lists.
+    `sizes`: bytes of each file that the bundle lists.
     """
     checks = (_types, _ids, _threat, _verdicts, _differences, _shares, _intervals, _after, _costs)
     return next((said for check in checks if (said := check(about, rows, sizes))), None)
@@ -214,14 +211,12 @@ def _intervals(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | N
 
 
 def _stages(record: RecordJson) -> list[str]:
-    """List the attacks in their order, by the names that costs have."""
     names = [attack["name"] for attack in record["attacks"]]
     before = [_REPLAY] if record.get("replayed") else []
     return [*before, *names, *([_FULL] if _FULL in (record.get("accuracy_after") or {}) else [])]
 
 
 def _fooled(record: RecordJson, rows: Rows) -> dict[str, int]:
-    """Count the images that each attack fooled."""
     found = dict.fromkeys(_stages(record), 0)
     for row in rows:
         if kind(row) == "fooled":
@@ -257,7 +252,7 @@ def _costs(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
 
 
 def interval(successes: int, n: int) -> tuple[float, float]:
-    """Return the exact (Clopper-Pearson) 95 % interval of a share, by bisection."""
+    """Compute the exact (Clopper-Pearson) 95 % interval of a share, by bisection."""
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     ways = logs[n] - logs - logs[::-1]  # of choosing k among n, as a logarithm
 

@@ -33,17 +33,10 @@ def encoded(
     logits: Logits,
     threat: Threat,
 ) -> list[Coded]:
-    """Return the differences of n images, each with the fewest levels that keep it adversarial.
+    """Make the differences of n images, each with the fewest levels that keep it adversarial.
 
     With fewest levels among those that the network misclassifies by `claims.MARGIN`; where none
-    does so, exact, or among those that it misclassifies at all.
-
-    Args:
-      adversarial: f32[n,H,W,C].
-      images: f32[n,H,W,C], the clean ones.
-      labels: i[n].
-      logits: the network.
-      threat: the ball.
+    does so, exact, or among those that it misclassifies at all. Images are f32[n,H,W,C].
     """
     best: list[Coded | None] = [None] * len(images)
     for levels in (*LEVELS, 0):
@@ -69,7 +62,7 @@ def encoded(
 def _coded(
     adversarial: np.ndarray, image: np.ndarray, levels: int, threat: Threat
 ) -> tuple[int, float, bytes]:
-    """Return levels, step and code as `claims.restored` takes them; exact with 0 levels."""
+    """Compute levels, step and code as `claims.restored` takes them; exact with 0 levels."""
     if not levels:
         bits = [np.ascontiguousarray(a, "<f4").view("<u4") for a in (adversarial, image)]
         planes = (bits[0] - bits[1]).ravel().view(np.uint8).reshape(-1, 4).T

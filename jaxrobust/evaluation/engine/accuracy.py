@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Key, UInt8
 from tqdm.auto import tqdm
 
-from jaxrobust import attacks, types
+from jaxrobust import attacks
+from jaxrobust import types as t
 from jaxrobust.data import Damage, Source
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import checks, collapse
@@ -21,22 +22,8 @@ from jaxrobust.models.interface.inputs import cast, unit_range
 from jaxrobust.runtime.devices import compilation, sharding
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.types import (
-    VERDICT_PRECISION,
-    Array,
-    Attack,
-    Classifier,
-    Counts,
-    Labels,
-    Logits,
-    LogitsFn,
-    Mask,
-    Params,
-    Threat,
-    Weights,
-)
 
-Counter = Callable[..., dict[str, Array]]
+Counter = Callable[..., dict[str, t.Array]]
 _COMPILED: weakref.WeakSet[Counter] = weakref.WeakSet()  # those that have met a batch
 
 
@@ -62,7 +49,7 @@ class Images:
 
 def count(
     counter: Counter,
-    weights: Weights,
+    weights: t.Weights,
     images: Images,
     mesh: jax.sharding.Mesh,
     *,
@@ -89,7 +76,7 @@ def count(
 
 
 def each(
-    counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, *, bar: str = ""
+    counter: Counter, weights: t.Weights, images: Images, mesh: jax.sharding.Mesh, *, bar: str = ""
 ) -> dict[str, np.ndarray]:
     """Run a counter made with `each` on every image; its arrays are [N], in the split's order."""
     parts: list[dict[str, np.ndarray]] = []
@@ -100,7 +87,7 @@ def each(
 
 
 def _judgements(
-    counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, bar: str
+    counter: Counter, weights: t.Weights, images: Images, mesh: jax.sharding.Mesh, bar: str
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield what the counter says of each batch of all processes."""
     batches = pipeline.evaluation_batches(
@@ -119,13 +106,13 @@ def _judgements(
     steps = -(-len(images) // images.batch_size)
     hidden = None if bar else True  # None: on a terminal only
     shown = tqdm(batches, desc=bar, total=steps, disable=hidden, leave=False, unit="batch")
-    told = lambda: f"{bar}: {shown.n} of {steps} batches"  # noqa: E731
+    progress = lambda: f"{bar}: {shown.n} of {steps} batches"  # noqa: E731
     beside = lambda words: shown.set_postfix_str(words.removeprefix(f"{bar}: "))  # noqa: E731
     first_host = bool(bar) and jax.process_index() == 0
     with (
         contextlib.closing(batches),
         patience.shown_by(beside, seen=not shown.disable),
-        patience.lasting(told, here=first_host) as wait,
+        patience.lasting(progress, here=first_host) as wait,
     ):
         for b in shown:
             if not shown.disable:  # which says by itself how far it is
@@ -148,73 +135,83 @@ def _compiling(counter: Counter, bar: str, arguments: Any) -> contextlib.Abstrac
     return compilation.waiting(f"{bar}: compiling the evaluation", program, say)
 
 
-def apgd_ce(threat: Threat, *, steps: int) -> Attack:
-    """Return AutoAttack's APGD-CE with one random start, to the last misclassified iterate, if
-    there is one.
-
-    Raises:
-      ValueError: see `attacks.apgd`.
-    """
+def apgd_ce(threat: t.Threat, *, steps: int) -> t.Attack:
+    """Make AutoAttack's APGD-CE from one random start, to the last misclassified iterate."""
     attacks.apgd(**threat.settings(), steps=steps)  # refuses now, not while compiling
 
     def attack(
-        logits_fn: LogitsFn, keys: Array | None, images: types.Images, labels: Labels
-    ) -> types.Images:
+        logits_fn: t.LogitsFn, keys: t.Array | None, images: t.Images, labels: t.Labels
+    ) -> t.Images:
         run = partial(attacks.apgd_run, norm=threat.norm, epsilon=threat.epsilon, steps=steps)
-        found = run(logits_fn, images, labels, key=keys, start="random").x_best_adv
-        return attacks.GEOMETRIES[threat.norm].settle(found, images)
+        points = run(logits_fn, images, labels, key=keys, start="random").x_best_adv
+        return attacks.GEOMETRIES[threat.norm].settle(points, images)
 
     return attack
 
 
+@dataclass(frozen=True)
+class Judging:
+    """How images are judged, and what is told of them beside whether they are right.
+
+    `top5`: clean images whose label is among the five largest logits, if there are more. `moved`:
+    what the attack did to the outputs, see `_moved`, and whether all clean logits are finite.
+    """
+
+    net: t.Classifier
+    attack: t.Attack
+    dtype: str  # the network's compute type
+    top5: bool = False
+    norm: str = "linf"  # of which the perturbations' `norms` are
+    moved: bool = False
+
+
 def counter(
-    net: Classifier,
-    attack: Attack,
+    net: t.Classifier,
+    attack: t.Attack,
     *,
     mesh: jax.sharding.Mesh,
     dtype: str,
     top5: bool = False,
     each: str | None = None,
 ) -> Counter:
-    """Return `counts` of a network of that compute type, jitted for all devices of a mesh.
+    """Make `counts` of a network of that compute type, jitted for all devices of a mesh.
 
     With `each`, the norm to tell of perturbations, it is `judged`: what is known image by image.
     """
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
-    function = partial(judged, norm=each, moved=True) if each else counts
+    how = Judging(net, attack, dtype, top5, norm=each or "linf", moved=bool(each))
     return jax.jit(
-        partial(function, net=net, attack=attack, dtype=dtype, top5=top5),
+        partial(judged if each else counts, how=how),
         in_shardings=(whole, whole, split, split, split, split, whole),
         out_shardings=whole,
     )
 
 
-def counts(*batch: Any, **how: Any) -> dict[str, Array]:
+def counts(*batch: Any, how: Judging) -> dict[str, t.Array]:
     """Count images of a padded batch that are right clean, and those still right after the attack.
 
     Arguments as in `judged`, of which `mask`, `answers` and `labels` stay image by image.
     """
-    found = judged(*batch, **how)
-    sums = {name: found[name].sum() for name in found if found[name].dtype == bool}
-    return sums | {"mask": found["count"], "answers": found["answers"], "labels": found["labels"]}
+    results = judged(*batch, how=how)
+    sums = {name: results[name].sum() for name in results if results[name].dtype == bool}
+    return sums | {
+        "mask": results["count"],
+        "answers": results["answers"],
+        "labels": results["labels"],
+    }
 
 
 def judged(
-    params: Params,
-    stats: Params,
-    images: types.Images | UInt8[Array, "B H W channels"],
-    labels: Labels,
-    mask: Mask,
-    ids: Counts,
-    key: Key[Array, ""],
+    params: t.Params,
+    stats: t.Params,
+    images: t.Images | UInt8[t.Array, "B H W channels"],
+    labels: t.Labels,
+    mask: t.Mask,
+    ids: t.Counts,
+    key: Key[t.Array, ""],
     *,
-    net: Classifier,
-    attack: Attack,
-    dtype: str,
-    top5: bool = False,
-    norm: str = "linf",
-    moved: bool = False,
-) -> dict[str, Array]:
+    how: Judging,
+) -> dict[str, t.Array]:
     """Tell which images of a padded batch are right clean, and which still after the attack.
 
     The attack multiplies as training does, the verdicts at full precision.
@@ -222,51 +219,48 @@ def judged(
     Args:
       images: uint8 or f32[B,H,W,C]; labels, ids: i32[B]; mask: bool[B], False for padding.
       key: every image draws from `fold_in(key, id)`, so a verdict does not depend on its batch.
-      top5: also tell clean images whose label is among the five largest logits, if there are more.
-      moved: also tell what the attack did to the outputs, see `_moved`, and whether all clean
-        logits are `finite`, bool[B].
     Returns:
       bool[B], False for padding: `count` (it is an image), `clean`, `robust`, `clean_top5`; and
       `norms` f32[B], of what the attack did, in `norm`, and i32[B] the labels, the classes of the
       clean images, `answers`, and those `reached` under the attack, -1 for no answer.
     """
 
-    frozen_params = cast(params, jnp.dtype(dtype))
+    frozen_params = cast(params, jnp.dtype(how.dtype))
 
-    def logits_fn(x: types.Images) -> Logits:
-        return net.apply(frozen_params, stats, x)[0]
+    def logits_fn(x: t.Images) -> t.Logits:
+        return how.net.apply(frozen_params, stats, x)[0]
 
-    def verdict(x: types.Images) -> tuple[Mask, Logits]:
-        with jax.default_matmul_precision(VERDICT_PRECISION):
+    def verdict(x: t.Images) -> tuple[t.Mask, t.Logits]:
+        with jax.default_matmul_precision(t.VERDICT_PRECISION):
             logits = logits_fn(x)
         # `argmax` calls NaN the largest, and no answer is no right one.
         return (logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1), logits
 
     images = unit_range(images)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-    images_adv = attack(logits_fn, keys, images, labels)
+    images_adv = how.attack(logits_fn, keys, images, labels)
     right, logits = verdict(images)
     clean = right & mask
     withstands, answers = verdict(images_adv)
     robust = withstands & clean
     own, reached = (jnp.where(jnp.isfinite(z).all(-1), z.argmax(-1), -1) for z in (logits, answers))
     delta = (images_adv - images).reshape(len(labels), -1)
-    norms = jnp.linalg.norm(delta, checks.ORDER[norm], axis=1)
-    found = {"count": mask, "clean": clean, "robust": robust, "norms": norms, "labels": labels}
-    found |= {"answers": own.astype(jnp.int32), "reached": reached.astype(jnp.int32)}
-    if moved:
-        found |= _moved(images, logits, images_adv, answers, mask)
-        found["finite"] = jnp.isfinite(logits).all(-1) & mask
-    if top5 and logits.shape[-1] > 5:
+    norms = jnp.linalg.norm(delta, checks.ORDER[how.norm], axis=1)
+    results = {"count": mask, "clean": clean, "robust": robust, "norms": norms, "labels": labels}
+    results |= {"answers": own.astype(jnp.int32), "reached": reached.astype(jnp.int32)}
+    if how.moved:
+        results |= _moved(images, logits, images_adv, answers, mask)
+        results["finite"] = jnp.isfinite(logits).all(-1) & mask
+    if how.top5 and logits.shape[-1] > 5:
         _, largest = jax.lax.top_k(logits, 5)
         among = (largest == labels[:, None]).any(-1) & jnp.isfinite(logits).all(-1)
-        found["clean_top5"] = among & mask
-    return found
+        results["clean_top5"] = among & mask
+    return results
 
 
 def _moved(
-    images: types.Images, logits: Logits, images_adv: types.Images, answers: Logits, mask: Mask
-) -> dict[str, Array]:
+    images: t.Images, logits: t.Logits, images_adv: t.Images, answers: t.Logits, mask: t.Mask
+) -> dict[str, t.Array]:
     """Compute of each image `stable` (the class stays, right or wrong; False for padding) and
     `local_lipschitz`, |z(x) - z(x')|_1 / |x - x' + 1e-6|_inf.
 

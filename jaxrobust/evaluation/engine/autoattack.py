@@ -20,8 +20,9 @@ from jaxrobust.attacks import Setting, ensembles
 from jaxrobust.attacks.inputs import check_array
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine import replay as replays
-from jaxrobust.evaluation.engine.cascade import Attack, Found, Sample, answers_of, logits_of
-from jaxrobust.evaluation.engine.ledger import Ledger, open_ledger
+from jaxrobust.evaluation.engine.cascade import Attack
+from jaxrobust.evaluation.engine.ledger import open_ledger
+from jaxrobust.evaluation.engine.outcome import Evaluation, Outcome, Sample, answers_of, logits_of
 from jaxrobust.evaluation.engine.progress import Decisions
 from jaxrobust.evaluation.engine.result import AutoAttackResult, ResultFacts
 from jaxrobust.evaluation.engine.sampled import search_again
@@ -179,9 +180,10 @@ def autoattack(
             with first("checking whether the attacks can take this network"):
                 flags = _check_network(runner, held, labels) if plain else {}
             meter = Decisions(len(held), interval=checks.binomial_interval, enabled=verbose)
-            found = Found.of(clean, settings, flags, once if how else None)
+            outcome = Outcome.of(clean, settings, flags, once if how else None)
             with meter:
-                result = _cascade(runner, settings, seen, found, book, meter, known, how)
+                under_way = Evaluation(runner, seen, outcome, book, how)
+                result = _cascade(under_way, settings, meter, known)
     flags |= reliability.check_answers(finite, result.fooled_by, result.verdicts.reached)
     answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class of all
     result = result._replace(answers=np.where(finite, answers, -1))
@@ -211,54 +213,48 @@ def autoattack(
 
 
 def _cascade(
-    runner: engine.Engine,
-    settings: Sequence[Setting],
-    sample: Sample,
-    found: Found,
-    book: Ledger,
-    meter: Decisions,
-    known: replays.Known,
-    how: randomised.Verdict | None,
+    evaluation: Evaluation, settings: Sequence[Setting], meter: Decisions, known: replays.Known
 ) -> AutoAttackResult:
     """Run what is replayed, then the attacks, each on what the ones before left standing."""
-    n, clean, flags = len(sample.images), sample.clean, found.flags
+    runner, sample, outcome, book, how = evaluation
+    n, clean, flags = len(sample.images), sample.clean, outcome.flags
     costs, accuracy_after = [], {}
     about: ResultFacts = {}
-    once = None if found.once is None else found.once.copy()
+    once = None if outcome.once is None else outcome.once.copy()
     if known.sources:
-        cost, replayed = replays.run(runner, known, sample, found, book)
-        costs, accuracy_after = [cost], {cost.attack: _mean(found.standing)}
+        cost, replayed = replays.run(evaluation, known)
+        costs, accuracy_after = [cost], {cost.attack: _mean(outcome.standing)}
         about = {"replayed": replayed}
     for number, setting in enumerate(settings):
         later = sum(ensembles.most_passes(s, sample.classes) for s in settings[number + 1 :])
         aside = known.robust_beyond & (number > 0)
-        attacked = found.without(aside)
-        costs.append(Attack(runner, setting, sample, attacked, book, meter, how=how).run(later))
-        found.take(attacked, aside)
-        accuracy_after[setting.name] = _mean(found.standing)
+        attacked = outcome.without(aside)
+        costs.append(Attack(evaluation._replace(outcome=attacked), setting, meter).run(later))
+        outcome.take(attacked, aside)
+        accuracy_after[setting.name] = _mean(outcome.standing)
     flags |= reliability.check_cascade({"clean": _mean(clean), **accuracy_after})
     if runner.search_fn is not None:
-        cost, again = search_again(runner, settings, sample, found, book)
+        cost, again = search_again(evaluation, settings)
         costs.append(cost)
         about["search_sample"] = again.as_json()
-        accuracy_after[costs[-1].attack] = _mean(found.standing)
-    if how is not None and once is not None and found.once is not None:
+        accuracy_after[costs[-1].attack] = _mean(outcome.standing)
+    if how is not None and once is not None and outcome.once is not None:
         about["draws"] = {
             "rule": how.rule,
             "draws": how.draws,
-            "one_draw": _by_one(once, found.once),
+            "one_draw": _by_one(once, outcome.once),
         }
-    present, places = np.unique(found.fooled_by, return_inverse=True)
-    fooled_by = np.array([found.names[code] for code in present], str)[places]
+    present, places = np.unique(outcome.fooled_by, return_inverse=True)
+    fooled_by = np.array([outcome.names[code] for code in present], str)[places]
     norms, reached = np.zeros(n), np.full(n, -1, np.int32)
-    for name in (found.names[code] for code in present if code > 1):
+    for name in (outcome.names[code] for code in present if code > 1):
         which = fooled_by == name
         norms[which] = book.rows(name)["norm"][which]
         reached[which] = book.rows(name)["reached"][which]
     adversarial = Adversarial(sample.images, book, fooled_by)
     return AutoAttackResult(
         clean=clean,
-        robust=found.standing,
+        robust=outcome.standing,
         fooled_by=fooled_by,
         images_adv=adversarial[:] if isinstance(sample.images, np.ndarray) else adversarial,
         verdicts=Verdicts(sample.ids, sample.labels, clean, fooled_by, norms, reached),
@@ -283,7 +279,7 @@ def _check_network(runner: engine.Engine, images: ImageSet, labels: np.ndarray) 
 
 
 def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Verdict | None:
-    """Return the rule and the number of draws of version "rand"; None: of another version."""
+    """Make the rule of version "rand"; None: of another version, which has none."""
     if version == "rand":
         return randomised.verdict(rule, draws)
     if rule is not None or draws is not None:
@@ -315,10 +311,10 @@ def _classified(
     most: int,
     how: randomised.Verdict | None,
 ) -> tuple[np.ndarray, ...]:
-    """Compute which images are right, by one draw too, and whose logits are finite, bool[N]; and
-    their `most` likeliest wrong classes, u[N, T].
+    """Compute which images are right, by one draw too, and finite, bool[N]; and likely others.
 
-    The same in all processes, each of which computes its share.
+    The last are u[N, most], the likeliest wrong classes. All processes get the same, each computes
+    its share.
     """
     mine = hosts.share(np.arange(len(images)))
     classes = runner.traces[0].classes
@@ -332,10 +328,8 @@ def _classified(
             clean[part] = once[part] = checks.is_right(logits, rows[1])
             finite[part] = checks.answered(logits)
         else:
-            said = answers_of(runner, how, *rows, seed=seed, draw=0)
-            logits, clean[part], once[part], finite[part] = (
-                *(said.logits, said.right),
-                *(said.once, said.finite),
+            clean[part], once[part], finite[part], _, logits = answers_of(
+                runner, how, *rows, seed=seed, draw=0
             )
         likely[part] = ensembles.ranks(logits, rows[1], most)
     found = (clean, once, finite, likely)
@@ -370,7 +364,7 @@ def _ids(ids: Sequence[int] | None, n: int) -> np.ndarray:
 
 
 def _held(images: Any) -> Any:
-    """Return an array as NumPy's, and an image set as it is."""
+    """Make an array one of NumPy's; an image set stays as it is."""
     if isinstance(images, ImageSet) and not hasattr(images, "dtype"):
         return images
     check_array("images", images)

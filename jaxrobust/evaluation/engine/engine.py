@@ -76,13 +76,10 @@ def make(
     keyed: bool = False,
     tally: str = "",
 ) -> Engine:
-    """Return an engine on all devices of this process.
+    """Make an engine on all devices of this process.
 
     `slots` is rounded up to what the devices divide. By default there are 8 on a CPU device (more
     do not make a pass cheaper there), else 512 for small images and 64 for large ones.
-
-    Raises:
-      ValueError: `slots` is not an int >= 1.
     """
     if slots is not None and not (isinstance(slots, int | np.integer) and slots >= 1):
         raise ValueError(
@@ -101,14 +98,7 @@ def make(
 
 
 def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
-    """Return the engine with `traces`, and with what was compiled before for these networks.
-
-    Args:
-      engine: as made.
-      image: H, W, C.
-    Raises:
-      ValueError: one of them is no such network, or they have different numbers of classes.
-    """
+    """Add the `traces` of its networks for images H, W, C, and what was compiled before."""
     each, both = engine.slots // engine.mesh.size, [engine.logits_fn, engine.search_fn]
     both = both[: len(engine.given)]
     traces = [
@@ -149,7 +139,7 @@ def forward(
     seed: int = 0,
     draw: int = 0,
 ) -> np.ndarray:
-    """Return logits f32[n, K] of n >= 1 images, by one program for any n.
+    """Compute logits f32[n, K] of n >= 1 images, by one program for any n.
 
     A randomised network gets keys made of the seed, the image's id and `draw`.
     """
@@ -171,14 +161,14 @@ def _root(seed: int) -> np.ndarray:
 
 
 def settled(engine: Engine, norm: str, points: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Return up to `engine.slots` points without the rounding residue of an L1 iterate."""
+    """Free up to `engine.slots` points of the rounding residue of an L1 iterate."""
     program = settle_program(norm)
     rows = (padded(points, engine.slots), padded(images, engine.slots))
     return np.asarray(program(*rows))[: len(points)]
 
 
 def padded(array: np.ndarray, length: int) -> np.ndarray:
-    """Return `array` with rows of zeros behind it, `length` in all."""
+    """Add rows of zeros behind an array, up to `length` in all."""
     return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
 
 
@@ -198,15 +188,9 @@ def decide(
     """Run one attack; yield what each call of its program did.
 
     Args:
-      engine: the network and its slots.
-      setting: the attack.
-      images: f32[N,H,W,C].
-      labels: i32[N].
-      ids: u32[N], from which all randomness of an image derives.
+      images, labels, ids: f32[N,H,W,C], i32[N], u32[N]; all randomness of an image is of its id.
       which: i[n], the images to attack; all of them are classified correctly.
       targets: i32[n, T], the classes to aim at in turn, or the code of a loss (T = 1).
-      epsilon: radius.
-      seed: of the evaluation.
       confirm: is told the verdicts as they become known, and whether all are; returns those, of
         them or of earlier ones, that do not hold. Such an image is attacked further.
     """

@@ -31,11 +31,14 @@ ROW = np.dtype(
 )
 
 
+Results = tuple[np.ndarray, list[np.ndarray]]  # ROW[n], and points that are in no file
+
+
 class Ledger:
     """An append-only file of JSON lines beside a file of the adversarial images.
 
     The first line says which evaluation it belongs to, each other one is the verdict of an attack
-    on an image. A process of a pod appends to a file of its own; at the start, each reads all,
+    on an image. A process of a pod appends to its file; at the start, each reads all,
     whatever number of processes wrote them. Without a path, everything stays in memory.
     No other process can open the file to append to it until `close`.
     """
@@ -44,8 +47,7 @@ class Ledger:
         """Open or begin a ledger of images with these ids, u32[N]; a place is one of 0 to N - 1.
 
         Raises:
-          ValueError: it belongs to another evaluation; says in what they differ. A damaged line.
-            Another process appends to it.
+          ValueError: it is another evaluation's, or damaged, or another process appends to it.
         """
         self._ids = ids
         self._rows: dict[str, np.ndarray] = {}  # attack -> ROW[N]
@@ -86,13 +88,13 @@ class Ledger:
         for number, record in enumerate(lines[1:], 2):
             if not _is_verdict(record):
                 raise ValueError(f"{file}, line {number} is no verdict; remove that line")
-            found = int(np.searchsorted(ascending, record["image"]))
-            if found == len(order) or ascending[found] != record["image"]:
+            rank = int(np.searchsorted(ascending, record["image"]))
+            if rank == len(order) or ascending[rank] != record["image"]:
                 raise ValueError(
                     f"{file}, line {number} is of image {record['image']}, which is not among "
                     "these; remove that line"
                 )
-            self._keep(int(order[found]), file, record)
+            self._keep(int(order[rank]), file, record)
 
     def _keep(self, place: int, file: Path | None, record: dict[str, Any]) -> None:
         once = record.get("once", record["fooled"])
@@ -119,7 +121,7 @@ class Ledger:
             )
 
     def known(self) -> tuple[int, str]:
-        """Return the number of verdicts that were read, and their hash."""
+        """Count the verdicts that were read, and hash them."""
         there = {attack: rows["known"] for attack, rows in sorted(self._rows.items())}
         digest = hashlib.sha256(repr(list(there)).encode())
         for known in there.values():
@@ -127,11 +129,11 @@ class Ledger:
         return sum(int(known.sum()) for known in there.values()), digest.hexdigest()
 
     def rows(self, attack: str) -> np.ndarray:
-        """Return the verdicts of an attack on each image, ROW[N]."""
+        """Look up the verdicts of an attack on each image, ROW[N]."""
         return self._rows.setdefault(attack, np.zeros(len(self._ids), ROW))
 
     def adversarial(self, place: int, attack: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the adversarial image f32[H,W,C] of an image that the attack fooled."""
+        """Read the adversarial image f32[H,W,C] of an image that the attack fooled."""
         if (place, attack) in self._points:
             return self._points[place, attack]
         row, image = self._rows[attack][place], self._ids[place]
@@ -161,21 +163,15 @@ class Ledger:
         self._keep(place, self._path, record)
         self._append(record)
 
-    def found(self, places: np.ndarray, attack: str) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return the points of this process for images that the attack fooled, for `take_over`."""
+    def results(self, places: np.ndarray, attack: str) -> Results:
+        """Gather the results of this process for images that the attack fooled, for `take_over`."""
         points = self._points
         here = [points[p, attack] for p in places.tolist() if (p, attack) in points]
         return self.rows(attack)[places], here
 
-    def take_over(
-        self,
-        process: int,
-        places: np.ndarray,
-        attack: str,
-        found: tuple[np.ndarray, list[np.ndarray]],
-    ) -> None:
+    def take_over(self, process: int, places: np.ndarray, attack: str, results: Results) -> None:
         """Learn what another process has found on these images, and where it stored that."""
-        rows, points = found
+        rows, points = results
         if process == jax.process_index() or not len(places):
             return
         own = self.rows(attack)
@@ -236,7 +232,7 @@ def open_ledger(
 def _begun_by(
     path: Path, theirs: dict[str, Any] | None, ours: dict[str, Any]
 ) -> dict[str, str] | None:
-    """Return the versions that began a ledger of this evaluation, if they are others than today's.
+    """Read the versions that began a ledger of this evaluation, if they are others than today's.
 
     Raises:
       ValueError: it is of another evaluation, or does not say of which.
@@ -259,9 +255,9 @@ def _begun_by(
     older = fingerprint.other_versions(known.get("versions") or {}, here["versions"])
     if not _same_search(theirs.get("search"), ours["search"], older):
         words.append("it was searched with another network")
-    if said := "; ".join(filter(None, words)):
+    if text := "; ".join(filter(None, words)):
         raise ValueError(
-            f"ledger {path} belongs to another evaluation: {said}. "
+            f"ledger {path} belongs to another evaluation: {text}. "
             "Pass another ledger, or the settings of that one"
         )
     return known["versions"] if older else None

@@ -38,17 +38,13 @@ class Counts(NamedTuple):
     of_survived: int = 0
 
     def left(self, *, slots: int, most: int, later: float, standing: int) -> Left:
-        """Return the passes that are still to come.
+        """Compute the passes that are still to come.
 
         What is expected begins as the bound, and sinks as images are fooled. An image at work
         counts as one that survives as far as it has been attacked for as long as twice what a
-        fooled one takes: else the quick ones would make all look fooled.
-
-        Args:
-          slots: images at work at a time.
-          most: passes of an image that this attack does not fool.
-          later: and of all attacks after it.
-          standing: images that are not fooled yet.
+        fooled one takes: else the quick ones would make all look fooled. `slots` images are at work
+        at a time, an image that this attack does not fool takes `most` passes, and `later` by all
+        attacks after it.
         """
         at_work = min(slots, self.undecided)
         under_way = self.passes - self.of_fooled - self.of_survived
@@ -71,7 +67,7 @@ class Decisions:
         self._enabled = enabled and jax.process_index() == 0
         self._seen = self._enabled and watched()
         self._images = images
-        self._said, self._text = 0.0, ""
+        self._shown, self._text = 0.0, ""
         self._parts: list[Part] = []  # of the last line
         self._bar = tqdm(
             total=1, disable=not self._seen, dynamic_ncols=True, leave=False, miniters=1
@@ -86,8 +82,10 @@ class Decisions:
         slots: int,
         compiling: str = "minutes for a large network",
     ) -> None:
-        """Begin an attack on `images`, of which `known` are decided; `standing` are not fooled
-        yet, and at most `slots` are at work at a time. `compiling`: how long that takes, in words.
+        """Begin an attack on `images`: `known` are decided, `standing` not fooled yet, `slots` at
+        work.
+
+        `compiling` writes how long that takes.
         """
         self._attack, self._of, self._standing, self._slots = attack, images, standing, slots
         self._counts = Counts(images - known)
@@ -104,26 +102,24 @@ class Decisions:
             self._say(f"{attack}: compiling ({compiling})")
 
     def awaited(self, calls: Iterator[T]) -> Iterator[T]:
-        """Return calls of the attack's program; where one takes long, that is shown meanwhile."""
+        """Yield calls of the attack's program; where one takes long, that is shown meanwhile."""
         while True:
             what = "attacking" if self._calls else "compiling"
-            told = what if self._seen else f"{self._attack}: {what}"  # its bar has the name
+            text = what if self._seen else f"{self._attack}: {what}"  # its bar has the name
             last = "" if self._calls else self._compiling
-            with patience.lasting(told, last=last, here=self._enabled):
+            with patience.lasting(text, last=last, here=self._enabled):
                 call = next(calls, None)
             if call is None:
                 return
             yield call
 
-    def _lasts(self, told: str) -> None:
+    def _lasts(self, text: str) -> None:
         """Show what is waited for, and for how long."""
-        self._show([Part(told), *self._parts], self._bar.n, self._bar.total)
+        self._show([Part(text), *self._parts], self._bar.n, self._bar.total)
         self._bar.refresh()
 
     def decided(self, standing: int, passes: int, *, fooled: bool) -> None:
-        """Count one image more as decided, on which `passes` were made; `standing` are not fooled
-        yet.
-        """
+        """Count one image more as decided, by `passes`; `standing` are not fooled yet."""
         c, self._standing = self._counts, standing
         c = c._replace(undecided=c.undecided - 1)
         if fooled:
@@ -162,10 +158,10 @@ class Decisions:
         self._parts = parts
         if self._seen:
             self._show(parts, made, total)
-        elif self._enabled and time.perf_counter() - self._said > _INTERVAL:
+        elif self._enabled and time.perf_counter() - self._shown > _INTERVAL:
             text = joined(self._attack, parts, columns())
             if text != self._text:
-                self._said, self._text = time.perf_counter(), text
+                self._shown, self._text = time.perf_counter(), text
                 with terminal.turn():
                     print(text, file=sys.stderr, flush=True)
 

@@ -19,16 +19,7 @@ import numpy as np
 
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, per_image
 from jaxrobust.evaluation.engine import engine
-from jaxrobust.evaluation.engine.cascade import (
-    Cost,
-    Found,
-    Sample,
-    logits_of,
-    reached,
-    refuse_damaged,
-    strike,
-)
-from jaxrobust.evaluation.engine.ledger import Ledger
+from jaxrobust.evaluation.engine.outcome import Cost, Evaluation, logits_of, reached, refuse_damaged
 from jaxrobust.evaluation.network import checks, fingerprint
 from jaxrobust.evaluation.records.parts import ReplayedLedger
 from jaxrobust.evaluation.records.verdicts import REPLAY
@@ -56,23 +47,19 @@ class Points(NamedTuple):
     stored: np.ndarray  # i64[M], places among the images
 
     def has(self, ids: np.ndarray) -> np.ndarray:
-        """Return bool[N]: is there one of these images?"""
+        """Tell of which images there is one, bool[N]."""
         return np.isin(ids, self.ids)
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """Return those of some images, f32[n,H,W,C].
-
-        Raises:
-          ValueError: the file beside the ledger is shorter than that.
-        """
+        """Read those of some images, f32[n,H,W,C]; `ValueError`: the file is too short for them."""
         file, count = self.path.with_suffix(".images"), int(np.prod(self.shape))
         places = self.stored[np.searchsorted(self.ids, ids)]
         if not file.exists() or file.stat().st_size < 4 * count * (int(places.max()) + 1):
             raise ValueError(
                 f"{file} lacks adversarial images of {self.path.name}; copy both, or replay others"
             )
-        found = [np.fromfile(file, np.float32, count, offset=4 * count * p) for p in places]
-        return np.stack(found).reshape(-1, *self.shape)
+        read = [np.fromfile(file, np.float32, count, offset=4 * count * p) for p in places]
+        return np.stack(read).reshape(-1, *self.shape)
 
 
 class Known(NamedTuple):
@@ -90,7 +77,7 @@ def is_ledger(path: Path) -> bool:
 
 
 def ledgers(folder: Path) -> list[Path]:
-    """Return the ledgers of a folder."""
+    """List the ledgers of a folder."""
     return sorted(path for path in folder.glob("*.jsonl") if is_ledger(path))
 
 
@@ -101,11 +88,7 @@ def header(path: Path) -> dict[str, Any]:
 
 
 def source(path: Path) -> Source:
-    """Return a ledger that can be replayed.
-
-    Raises:
-      ValueError: it is no ledger, or one that does not say what its images look like.
-    """
+    """Open a ledger to replay; `ValueError`: it is none, or an old one that notes no size."""
     if not (path.is_file() and is_ledger(path)):
         raise ValueError(
             f"{path} is no ledger to replay; name a file of an evaluation, ledger.jsonl"
@@ -116,12 +99,7 @@ def source(path: Path) -> Source:
             f"{path} was written by an older version, which did not note the size of its images; "
             "evaluate again to replay it"
         )
-    return Source(
-        path=path,
-        network=network_of(identity),
-        threat=Threat.of(identity),
-        shape=tuple(identity["image"]),
-    )
+    return Source(path, network_of(identity), Threat.of(identity), tuple(identity["image"]))
 
 
 def points(source: Source) -> Points:
@@ -135,7 +113,7 @@ def points(source: Source) -> Points:
 
 
 def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
-    """Return the sources of an evaluation, the likeliest to fool first.
+    """Order the sources of an evaluation, the likeliest to fool first.
 
     These are what fooled this network at smaller radii, then what is nearest.
     """
@@ -150,35 +128,29 @@ def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
     return known._replace(sources=sorted(known.sources, key=rank), network=network)
 
 
-def run(
-    runner: engine.Engine, known: Known, sample: Sample, found: Found, book: Ledger
-) -> tuple[Cost, list[ReplayedLedger]]:
-    """Try all that there is on what stands; return what that took, and each source's share.
-
-    Raises:
-      ValueError: a source is of other images.
-    """
-    start, met = time.perf_counter(), int(found.standing.sum())
-    before = np.flatnonzero(found.standing & book.rows(REPLAY)["fooled"])
-    for first in range(0, len(before), runner.slots):
-        refuse_damaged(runner, REPLAY, 0, before[first : first + runner.slots], sample, book)
-    strike(found, REPLAY, before)
+def run(evaluation: Evaluation, known: Known) -> tuple[Cost, list[ReplayedLedger]]:
+    """Try all that there is on what stands; return what that took, and each source's share."""
+    runner, sample, outcome, book, _ = evaluation
+    start, met = time.perf_counter(), int(outcome.standing.sum())
+    before = np.flatnonzero(outcome.standing & book.rows(REPLAY)["fooled"])
+    refuse_damaged(evaluation, REPLAY, 0, before)
+    outcome.strike(REPLAY, before)
     shares: list[ReplayedLedger] = []
     forward, idle = 0, 0
     for source in known.sources:
         there = points(source)
-        pending = np.flatnonzero(found.standing & there.has(sample.ids))
+        pending = np.flatnonzero(outcome.standing & there.has(sample.ids))
         stretched = source.network != known.network  # of another one: to the rim of the ball
         mine = hosts.share(pending)
         for first in range(0, len(mine), runner.slots):
             part = mine[first : first + runner.slots]
-            _try(runner, source, there, stretched, part, sample, found, book)
+            _try(evaluation, source, there, stretched, part)
             idle += runner.slots - len(part)
-        fallen = mine[~found.standing[mine]]
-        parts = hosts.everyone((fallen, book.found(fallen, REPLAY)))
+        fallen = mine[~outcome.standing[mine]]
+        parts = hosts.everyone((fallen, book.results(fallen, REPLAY)))
         for process, (which, theirs) in enumerate(parts):
             book.take_over(process, which, REPLAY, theirs)
-            strike(found, REPLAY, which)
+            outcome.strike(REPLAY, which)
         forward += len(pending)
         shares.append(
             {
@@ -192,7 +164,7 @@ def run(
         )
     cost = Cost(
         attack=REPLAY,
-        fooled=met - int(found.standing.sum()),
+        fooled=met - int(outcome.standing.sum()),
         forward=forward,
         backward=0,
         idle=hosts.total(idle),
@@ -203,16 +175,10 @@ def run(
 
 
 def _try(
-    runner: engine.Engine,
-    source: Source,
-    there: Points,
-    stretched: bool,
-    part: np.ndarray,
-    sample: Sample,
-    found: Found,
-    book: Ledger,
+    evaluation: Evaluation, source: Source, there: Points, stretched: bool, part: np.ndarray
 ) -> None:
     """Bring the points of up to `slots` images into the ball, and write down those that fool."""
+    runner, sample, outcome, book, _ = evaluation
     images, labels, ids = sample.rows(part)
     norm, epsilon = sample.threat.norm, np.float32(sample.threat.epsilon)
     if images.shape[1:] != source.shape:
@@ -232,11 +198,11 @@ def _try(
     for i in np.flatnonzero(sure):
         about = {"norm": float(norms[i]), "reached": int(others[i])}
         book.add(int(part[i]), row | about, adversarial[i])
-        strike(found, REPLAY, part[i])
+        outcome.strike(REPLAY, part[i])
 
 
 def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: np.ndarray) -> None:
-    """Raise ValueError where a point is no point of the source's ball around our image."""
+    """Refuse a source with a point that is not in its ball around our image."""
     deltas = (points.astype(np.float64) - images).reshape(len(points), -1)
     norms = np.linalg.norm(deltas, checks.ORDER[source.threat.norm], axis=1)
     if (norms > checks.most(source.threat.epsilon)).any():
@@ -250,10 +216,7 @@ def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: 
 
 @functools.lru_cache
 def _pull(norm: str) -> Callable[..., Array]:
-    """Make the program that pulls f32[B,H,W,C] into a ball, or first stretches them to its rim.
-
-    One program for every radius.
-    """
+    """Make the program, one for all radii, that pulls points into a ball, or first to its rim."""
 
     def pull(points: Array, images: Array, epsilon: Array, stretched: Array) -> Array:
         deltas = points - images

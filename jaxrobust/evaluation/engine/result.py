@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
-from jaxrobust.evaluation.engine.cascade import Cost
+from jaxrobust.evaluation.engine.outcome import Cost
 from jaxrobust.evaluation.network import checks, randomised
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.records import parts, records
@@ -114,14 +114,10 @@ class AutoAttackResult(NamedTuple):
         after = own.accuracy_after or {}
         identity = records.identity(about) | {"attacks": self.attacks}
         height, width, channels = about["image"]
+        stated: Any = {key: value for key, value in known.items() if key != "model"}
         return dataclasses.replace(
             own,
-            weights=known.get("weights"),
-            weights_sha256=known.get("weights_sha256"),
-            dataset=known.get("dataset"),
-            split=known.get("split"),
-            preprocessing=known.get("preprocessing"),
-            dtype=known.get("dtype"),
+            **stated,
             image_ids=about["image_ids"],
             seed=about["seed"],
             interval=records.intervals(own.clean, own.robust, n),
@@ -140,9 +136,7 @@ class AutoAttackResult(NamedTuple):
             images_sha256=about["images_sha256"],
             fingerprint=about["fingerprint"],
             function={
-                "name": None,
-                "file": None,
-                "sha256": None,
+                **{"name": None, "file": None, "sha256": None},
                 "arrays_sha256": about["arrays_sha256"],
             },
         ).stamped()
@@ -164,22 +158,15 @@ class AutoAttackResult(NamedTuple):
         Args:
           **known: what only you know: `model` (its name), `weights` (which ones),
             `weights_sha256`, `dataset`, `split`, `preprocessing`, `dtype` (of the network).
-        Raises:
-          ValueError: another name.
         """
         return self.typed_record(**known).to_json()
 
     def save(self, path: str | Path, **known: Unpack[CallerFacts]) -> dict[str, Any]:
         """Append the record to a file of JSON lines, such as results.jsonl, and return it.
 
-        A file beside it gets the verdicts image by image; the record names it.
-        Of several processes, the first one writes.
-
-        Args:
-          path: the file, in a folder that is there.
-          **known: see `record`.
-        Raises:
-          ValueError: the name of the file does not end in .jsonl.
+        A file beside it gets the verdicts image by image; the record names it. Of several
+        processes, the first one writes. Of `known` see `record`; `ValueError`: the file's name does
+        not end in .jsonl.
         """
         return records.save(Path(path), self.verdicts, lambda: self.typed_record(**known))
 

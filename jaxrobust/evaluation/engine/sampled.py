@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrobust.attacks import Setting
-from jaxrobust.evaluation.engine import engine
-from jaxrobust.evaluation.engine.cascade import Attack, Cost, Found, Sample
-from jaxrobust.evaluation.engine.ledger import Ledger
+from jaxrobust.evaluation.engine.cascade import Attack
+from jaxrobust.evaluation.engine.outcome import Cost, Evaluation
 from jaxrobust.evaluation.engine.progress import Decisions
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import parts
@@ -27,7 +26,7 @@ class SearchSample(NamedTuple):
     robust_at_least: float  # accuracy that such a search of all would have left, so far as known
 
     def as_json(self) -> parts.SampledSearch:
-        """Return it as a part of a record."""
+        """Make it a part of a record."""
         fields: Any = self._asdict()
         return fields
 
@@ -54,55 +53,47 @@ class SearchSample(NamedTuple):
         return "; search with logits_fn" if self.fooled else ""
 
 
-def search_again(
-    runner: engine.Engine, settings: Sequence[Setting], sample: Sample, found: Found, book: Ledger
-) -> tuple[Cost, SearchSample]:
+def search_again(evaluation: Evaluation, settings: Sequence[Setting]) -> tuple[Cost, SearchSample]:
     """Search survivors with the network that decides: some, and if one of them falls, all.
 
     So `robust` is what one search left, never a mixture of two.
     """
-    survivors = np.flatnonzero(found.standing)
+    sample, outcome = evaluation.sample, evaluation.outcome
+    survivors = np.flatnonzero(outcome.standing)
     count = min(_SAMPLE, len(survivors))
-    chosen = np.zeros_like(found.standing)
+    chosen = np.zeros_like(outcome.standing)
     chosen[np.random.default_rng(sample.seed).choice(survivors, count, replace=False)] = True
-    runner = runner._replace(search_fn=None)
-    costs = _attacked(runner, settings, sample, found, book, chosen)
-    fallen = int((chosen & ~found.standing).sum())
+    evaluation = evaluation._replace(runner=evaluation.runner._replace(search_fn=None))
+    costs = _attacked(evaluation, settings, chosen)
+    fallen = int((chosen & ~outcome.standing).sum())
     every = None
     if fallen and count < len(survivors):
-        costs += _attacked(runner, settings, sample, found, book, found.standing & ~chosen)
-        every = int((~found.standing[survivors]).sum())
+        costs += _attacked(evaluation, settings, outcome.standing & ~chosen)
+        every = int((~outcome.standing[survivors]).sum())
     complete = count == len(survivors)
     at_most = fallen / max(count, 1) if complete else checks.upper_bound(fallen, count)
     unknown = 0 if every is not None else len(survivors) - count
-    said = SearchSample(
+    searched = SearchSample(
         survivors=len(survivors),
         sampled=count,
         fooled=fallen,
         at_most=at_most,
         fooled_of_all=every,
-        robust_at_least=(int(found.standing.sum()) - at_most * unknown)
-        / max(len(found.standing), 1),
+        robust_at_least=(int(outcome.standing.sum()) - at_most * unknown)
+        / max(len(outcome.standing), 1),
     )
-    found.flags["search-gap"] = said.words()
-    return Cost("full", *(sum(column) for column in list(zip(*costs, strict=True))[1:])), said
+    outcome.flags["search-gap"] = searched.words()
+    return Cost("full", *(sum(column) for column in list(zip(*costs, strict=True))[1:])), searched
 
 
 def _attacked(
-    runner: engine.Engine,
-    settings: Sequence[Setting],
-    sample: Sample,
-    found: Found,
-    book: Ledger,
-    chosen: np.ndarray,
+    evaluation: Evaluation, settings: Sequence[Setting], chosen: np.ndarray
 ) -> list[Cost]:
-    """Attack some images that stand, of which those that fall no longer do; return the costs."""
-    again = found._replace(standing=chosen.copy())
+    """Attack some images that stand, of which those that fall no longer do."""
+    again = evaluation.outcome._replace(standing=chosen.copy())
     interval, count = checks.binomial_interval, int(chosen.sum())
     with Decisions(count, interval=interval, enabled=False) as meter:
-        costs = [
-            Attack(runner, setting, sample, again, book, meter, suffix=" (full)").run(0)
-            for setting in settings
-        ]
-    found.standing[chosen & ~again.standing] = False
+        attacked = evaluation._replace(outcome=again)
+        costs = [Attack(attacked, setting, meter, suffix=" (full)").run(0) for setting in settings]
+    evaluation.outcome.standing[chosen & ~again.standing] = False
     return costs

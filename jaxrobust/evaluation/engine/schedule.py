@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
 
 
 def _in_turns(devices: int, width: int) -> np.ndarray:
-    """Return the slots, i[S], in the order in which they are given jobs: devices take turns."""
+    """List the slots, i[S], in the order in which they are given jobs: devices take turns."""
     return np.arange(devices * width).reshape(devices, width).T.ravel()
 
 
@@ -84,7 +84,7 @@ class Jobs:
         self._touched: list[int] = []
 
     def assign(self) -> bool:
-        """Give jobs to free slots; return whether any slot has one."""
+        """Give jobs to free slots; tell whether any slot has one."""
         self._fresh = []
         for slot in self._order.tolist():
             if slot not in self._busy and (job := self._next()) is not None:
@@ -110,7 +110,7 @@ class Jobs:
         return new or (image, job) in self._again
 
     def rows(self, images: ImageSet, labels: np.ndarray, ids: np.ndarray) -> Rows | None:
-        """Return the rows for slots that change jobs; None if nothing changed."""
+        """Make the rows for slots that change jobs; None if nothing changed."""
         if not self._fresh and not self._dropped:
             return None
         count = self._devices * self._width
@@ -138,7 +138,7 @@ class Jobs:
     def needed(self) -> int:
         """Compute the number of slots of a device that suffices for the jobs that are left.
 
-        It is a power of two or three quarters of one: each number takes a program of its own.
+        It is a power of two or three quarters of one: each number takes another program.
         """
         if self._has_more() or not self._busy:
             return self._width
@@ -157,7 +157,7 @@ class Jobs:
         return bool(self._again) or self._next_new < self._ended.size
 
     def floor(self) -> np.ndarray:
-        """Return i32[D]: with how many live slots left a device should come back for work."""
+        """Compute with how many live slots left a device should come back for work, i32[D]."""
         load = np.bincount([s // self._width for s in self._busy], minlength=self._devices)
         wait = max(self._width // 4, 1) if self._has_more() else self._width
         return np.maximum(load - wait, 0).astype(np.int32)
@@ -170,7 +170,7 @@ class Jobs:
         flat: np.ndarray,
         adversarial: Callable[[], np.ndarray],
     ) -> int:
-        """Take note of what the slots hold; return how many steps were made for some job."""
+        """Take note of what the slots hold; count the steps that were made for some job."""
         useful, self._dropped = 0, False
         points = adversarial() if any(fooled[s] and not live[s] for s in self._busy) else None
         for slot, (image, job) in list(self._busy.items()):
@@ -226,25 +226,18 @@ class Jobs:
         """
         for verdict in verdicts:
             image, job = int(np.searchsorted(self._which, verdict.image)), verdict.job
-            if not self._repeats:
-                self._go_on(image, job)
-                continue
-            before = self._refuted.get((image, job), 0)
-            self._first[image, job] = int(self._steps[image, job]) - 1 + 2**before
-            self._refuted[image, job] = before + 1
-            self._ended[image, job] = False
             self._won[image] = min(self._found.get(image, ()), default=len(self._jobs))
-            others = [j for j in range(job + 1, self._won[image]) if not self._ended[image, j]]
+            if self._repeats:
+                before = self._refuted.get((image, job), 0)
+                self._first[image, job] = int(self._steps[image, job]) - 1 + 2**before
+                self._refuted[image, job] = before + 1
+                self._ended[image, job] = False
+            else:
+                self._touched.append(image)
             busy = set(self._busy.values())
-            again = [(image, j) for j in (job, *others) if (image, j) not in busy]
-            again = [known for known in again if not self._is_queued(*known)]
-            self._again.extendleft(reversed(again))
-
-    def _go_on(self, image: int, job: int) -> None:
-        """Take back that a job succeeded; those after it follow, and what they find counts."""
-        self._won[image] = min(self._found.get(image, ()), default=len(self._jobs))
-        others = [j for j in range(job + 1, self._won[image]) if not self._ended[image, j]]
-        busy = set(self._busy.values())
-        again = [(image, j) for j in others if (image, j) not in busy]
-        self._again.extendleft(reversed([k for k in again if not self._is_queued(*k)]))
-        self._touched.append(image)
+            again = [
+                (image, j)
+                for j in range(job, max(job + self._repeats, self._won[image]))
+                if not self._ended[image, j] and (image, j) not in busy
+            ]
+            self._again.extendleft(reversed([k for k in again if not self._is_queued(*k)]))

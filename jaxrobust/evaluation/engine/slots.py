@@ -16,10 +16,18 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxrobust import attacks
 from jaxrobust.attacks.geometry.balls import where
 from jaxrobust.attacks.machine import advance
-from jaxrobust.attacks.registry import Facts, Setting
-from jaxrobust.evaluation.engine.schedule import Rows
+from jaxrobust.attacks.registry import Setting
 from jaxrobust.models.kernels.rewriting import before_a_loop, canonical_convolutions
 from jaxrobust.types import VERDICT_PRECISION, Array
+
+
+class Build(NamedTuple):
+    """What the programs of an attack are built for, beside the shapes of what they are given."""
+
+    setting: Setting
+    keyed: bool  # the network takes keys
+    tally: str  # a row of `attacks.TALLIES`, or ""
+    platform: str
 
 
 class Slots(NamedTuple):
@@ -39,22 +47,10 @@ class Slots(NamedTuple):
     excess: Any = None  # f[S], by how much these call it wrong, of `Tally`; below 0: no point does
 
 
-def _initial(row: Facts, setting: Setting, epsilon: Array, rows: Rows, keys: Array) -> Any:
-    """Return the machines' states at the start, which is that of the row for this restart."""
-    init = functools.partial(
-        row.make(setting, epsilon).init, rows.images, rows.labels, keys=keys, targets=rows.targets
-    )
-    first, *others = row.starts[: setting.restarts]
-    state = init(start=first)
-    for number, start in enumerate(others, 1):
-        state = _where(rows.restarts >= number, init(start=start), state)
-    return state
-
-
 def begin(
     setting: Setting, epsilon: Array, root: Array, number: Array, rows: Any, *, tally: str = ""
 ) -> Slots:
-    """Return slots at the beginning of their jobs; an image's key does not depend on its slot."""
+    """Begin jobs in all slots; an image's key does not depend on its slot."""
 
     def key(*numbers: Array) -> Array:
         key = _wrap(root)
@@ -63,8 +59,16 @@ def begin(
         return key
 
     keys = jax.vmap(key, (0, None, 0, 0))(rows.ids, number, rows.targets, rows.restarts)
+    made = attacks.MACHINES[setting.machine]
+    init = functools.partial(
+        made.make(setting, epsilon).init, rows.images, rows.labels, keys=keys, targets=rows.targets
+    )
+    first, *others = made.starts[: setting.restarts]  # of which each restart has one
+    state = init(start=first)
+    for later, start in enumerate(others, 1):
+        state = _where(rows.restarts >= later, init(start=start), state)
     return Slots(
-        state=_initial(attacks.MACHINES[setting.machine], setting, epsilon, rows, keys),
+        state=state,
         labels=rows.labels,
         keys=jax.random.key_data(keys),
         live=jnp.ones_like(rows.fresh),
@@ -79,17 +83,11 @@ def begin(
 
 
 def _refill(
-    setting: Setting,
-    tally: str,
-    epsilon: Array,
-    root: Array,
-    number: Array,
-    slots: Slots,
-    rows: Any,
+    start: Callable[..., Slots], epsilon: Array, root: Array, number: Array, slots: Slots, rows: Any
 ) -> Slots:
     """Begin jobs in fresh slots, and end those that are not kept."""
     slots = slots._replace(live=slots.live & rows.keep)
-    return _where(rows.fresh, begin(setting, epsilon, root, number, rows, tally=tally), slots)
+    return _where(rows.fresh, start(epsilon, root, number, rows), slots)
 
 
 def _seeker(
@@ -106,18 +104,8 @@ def _seeker(
     return list, lambda made, *operands: network(*operands)
 
 
-def _prepare(
-    keyed: bool, platform: str, logits_fn: Any, search_fn: Any, points: Array, keys: Array
-) -> Any:
-    """Compute the arrays that every step needs and none changes."""
-    return _seeker(keyed, platform, logits_fn, search_fn, points, keys)[0]()
-
-
 def _advance(
-    setting: Setting,
-    keyed: bool,
-    tally: str,
-    platform: str,
+    build: Build,
     logits_fn: Any,
     search_fn: Any,
     epsilon: Array,
@@ -128,8 +116,9 @@ def _advance(
 ) -> tuple[Slots, Array]:
     """Make steps in all slots until `limit`, or until no more than `floor` of them are live.
 
-    `made` is of `_prepare`. Returns the slots and i32[1], the number of steps.
+    `made` is of `prepare_program`. Returns the slots and i32[1], the number of steps.
     """
+    setting, keyed, tally, platform = build
     machine = attacks.MACHINES[setting.machine].make(setting, epsilon)
     decider = _network(logits_fn, keyed, platform, VERDICT_PRECISION)
     _, rest = _seeker(keyed, platform, logits_fn, search_fn, slots.adversarial, slots.keys)
@@ -139,11 +128,11 @@ def _advance(
         count, slots = carry
         keys = functools.partial(_fold, slots.keys, slots.steps)
         asks = lambda points, draw: seeker(points, keys(draw))  # noqa: E731
-        of = functools.partial(_tallied, attacks.TALLIES[tally].of, slots.labels) if tally else None
+        of = (lambda logits: attacks.TALLIES[tally].of(logits, slots.labels)) if tally else None
         done = advance(machine, asks, slots.state, draws=setting.eot, tally=of)
         hit = slots.live & _wrong(done.logits, slots.labels) & (slots.steps >= slots.first)
         if machine.counts is not None:
-            hit &= machine.counts(done.asked)
+            hit &= machine.counts(done.queried)
         if search_fn is not None:
             sure = lambda: _wrong(decider(done.points, keys(0)), slots.labels)  # noqa: E731
             hit &= lax.cond(jnp.any(hit), sure, lambda: hit)
@@ -174,10 +163,6 @@ def _advance(
 
     count, slots = lax.while_loop(goes_on, step, (jnp.zeros_like(floor[0]), slots))
     return slots, count[None]
-
-
-def _tallied(of: Callable[..., Any], labels: Array, logits: Array) -> Any:
-    return of(logits, labels)
 
 
 def _strongest(tally: str, draws: int, done: Any, slots: Slots) -> tuple[Any, Any]:
@@ -243,9 +228,9 @@ class Programs(NamedTuple):
 
 
 def programs(mesh: Mesh, setting: Setting, keyed: bool, tally: str = "") -> Programs:
-    """Return the programs of an attack on all devices of a mesh; the rest as in `engine.Engine`."""
+    """Make the programs of an attack on all devices of a mesh; the rest as in `engine.Engine`."""
     shared, split = PartitionSpec(), PartitionSpec("slots")
-    advance = functools.partial(_advance, setting, keyed, tally, _platform(mesh))
+    advance = functools.partial(_advance, Build(setting, keyed, tally, _platform(mesh)))
     specs = (shared, shared, shared, split, shared, split, shared)
     return Programs(_refill_program(mesh, setting, tally), _spread(mesh, advance, specs))
 
@@ -254,7 +239,10 @@ def prepare_program(mesh: Mesh, keyed: bool) -> Callable[..., list[Array]]:
     """Compile the program that makes the last argument of `advance`, for one number of slots."""
     shared, split = PartitionSpec(), PartitionSpec("slots")
     specs = (shared, shared, split, split)
-    prepare = functools.partial(_prepare, keyed, _platform(mesh))
+
+    def prepare(*given: Any) -> Any:
+        return _seeker(keyed, _platform(mesh), *given)[0]()
+
     return jax.jit(
         jax.shard_map(prepare, mesh=mesh, in_specs=specs, out_specs=shared, check_vma=False)
     )
@@ -264,7 +252,8 @@ def prepare_program(mesh: Mesh, keyed: bool) -> Callable[..., list[Array]]:
 def _refill_program(mesh: Mesh, setting: Setting, tally: str) -> Callable[..., Slots]:
     shared, split = PartitionSpec(), PartitionSpec("slots")
     specs = (shared, shared, shared, split, split)
-    return _spread(mesh, functools.partial(_refill, setting, tally), specs)
+    start = functools.partial(begin, setting, tally=tally)
+    return _spread(mesh, functools.partial(_refill, start), specs)
 
 
 # XLA's products of matrices on CPU by a library that packs the weights anew in each step take, in a
@@ -281,7 +270,7 @@ def _spread(mesh: Mesh, function: Callable[..., Any], specs: Any) -> Callable[..
 
 
 def forward_program(mesh: Mesh, keyed: bool) -> Callable[..., Array]:
-    """Return the forward pass that decides: (network, root, draw, images, ids) -> logits."""
+    """Make the forward pass that decides: (network, root, draw, images, ids) -> logits."""
 
     def run(logits_fn: Any, root: Array, draw: Array, images: Array, ids: Array) -> Array:
         def key(number: Array) -> Array:
@@ -301,7 +290,7 @@ def _platform(mesh: Mesh) -> str:
 
 
 def program_of(setting: Setting) -> Setting:
-    """Return the setting without what its program does not depend on."""
+    """Take from the setting what its program does not depend on."""
     row = attacks.MACHINES[setting.machine]
     return setting._replace(
         name="",
@@ -312,5 +301,5 @@ def program_of(setting: Setting) -> Setting:
 
 @functools.lru_cache
 def settle_program(norm: str) -> Callable[..., Array]:
-    """Return `Geometry.settle` of a norm, jitted."""
+    """Make the program of `Geometry.settle` of a norm."""
     return jax.jit(attacks.GEOMETRIES[norm].settle)

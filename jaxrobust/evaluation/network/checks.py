@@ -23,14 +23,8 @@ ORDER = {"linf": np.inf, "l2": 2, "l1": 1}  # of a norm, as NumPy and JAX take i
 def check_images(images: Any, labels: Any, *, classes: int | None = None) -> None:
     """Accept images f[N,H,W,C] in [0, 1] with labels int[N], N = 0 included, and refuse the rest.
 
-    A pixel may lie `OVERSHOOT` outside: `images.clipped` brings it in.
-
-    Args:
-      images: an array, or an `ImageSet`, of which only the shape is looked at.
-      labels: an array.
-      classes: labels must be below it; None: not known yet.
-    Raises:
-      ValueError: the shape, dtype or range of either is wrong; the message says what to do.
+    A pixel may lie `OVERSHOOT` outside: `images.clipped` brings it in. Of an `ImageSet` only the
+    shape is looked at; labels must be below `classes`, None: not known yet.
     """
     labels = np.asarray(labels)
     shape = getattr(images, "shape", None)
@@ -61,11 +55,7 @@ def check_images(images: Any, labels: Any, *, classes: int | None = None) -> Non
 
 
 def check_range(images: np.ndarray) -> None:
-    """Refuse images f[N,H,W,C], N > 0, with a pixel that is more than `OVERSHOOT` outside [0, 1].
-
-    Raises:
-      ValueError: with what may have happened, and what to do.
-    """
+    """Refuse images f[N,H,W,C], N > 0, with a pixel more than `OVERSHOOT` outside [0, 1]."""
     low, high = float(images.min()), float(images.max())
     if math.isnan(low):
         count = int(np.isnan(images).any(axis=(1, 2, 3)).sum())
@@ -105,7 +95,7 @@ def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> None:
     if classes is not None and high >= classes:
         raise ValueError(
             f"a label is {high}, but the network has the {classes} classes 0 to {classes - 1}; "
-            "pass the labels of its own class list"
+            "pass the labels of its class list"
             + (", counted from 0: labels - 1" if low > 0 and high == classes else "")
         )
 
@@ -119,14 +109,8 @@ def verified(
 ) -> tuple[_Mask, _Norms]:
     """Tell which images are adversarial examples, and the norms of their perturbations in float64.
 
-    Args:
-      images_adv: f[n,H,W,C].
-      images: f[n,H,W,C], the clean ones.
-      labels: int[n].
-      logits: f[n,K] of `images_adv`.
-      threat: the ball; a norm may exceed its radius by `most`.
-    Returns:
-      bool[n]: finite, in [0, 1], within the radius and misclassified; f64[n].
+    `logits` are of `images_adv`; a norm may exceed the threat's radius by `most`. An adversarial
+    example is finite, in [0, 1], within the radius and misclassified.
     """
     count = len(images_adv)
     norms, inside = np.zeros(count), np.zeros(count, bool)
@@ -139,17 +123,14 @@ def verified(
 
 
 def most(epsilon: float) -> float:
-    """Return the largest norm that counts as within a radius: rounding adds 1e-5 of it and 1e-6."""
+    """Compute the largest norm that counts as within a radius: rounding adds to it."""
     return epsilon * (1 + 1e-5) + 1e-6
 
 
 def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the Clopper-Pearson interval of a probability after `successes` in `n` trials.
+    """Compute the Clopper-Pearson interval of a probability after `successes` in `n` trials.
 
-    Returns:
-      (low, high), which contains the probability in at least `level` of all cases; (0, 1) for n=0.
-    Raises:
-      ValueError: not 0 <= successes <= n, or not 0 < level < 1.
+    It contains the probability in at least `level` of all cases, and is (0, 1) for n=0.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"successes={successes} of n={n}; pass counts with 0 <= successes <= n")
@@ -164,8 +145,7 @@ def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[floa
 
 
 def upper_bound(successes: int, n: int, level: float = 0.95) -> float:
-    """Bound a probability from above, after `successes` in `n` trials: Clopper-Pearson's
-    bound to one side, in at least `level` of all cases.
+    """Bound a probability from above: Clopper-Pearson's bound to one side, in `level` of all cases.
 
     After none in n it is near 3 / n, the rule of three. Errors as in `binomial_interval`.
 
@@ -176,9 +156,7 @@ def upper_bound(successes: int, n: int, level: float = 0.95) -> float:
 
 
 def is_right(logits: _Logits, labels: _Labels) -> _Mask:
-    """Tell whether the label has the largest of logits f[n,K], bool[n]; it has not where one of
-    them is not finite.
-    """
+    """Tell whether the label has the largest of logits f[n,K], all of them finite, bool[n]."""
     logits = np.asarray(logits)
     return (logits.argmax(axis=1) == np.asarray(labels)) & answered(logits)
 

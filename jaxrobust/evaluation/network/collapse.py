@@ -31,7 +31,7 @@ class Collapse(NamedTuple):
 
 
 def of(answers: Any, labels: Any) -> Collapse | None:
-    """Return the sentence about a network that has collapsed to one class; None: it has not.
+    """Describe a network that has collapsed to one class; None: it has not.
 
     Looked at are the m images that are labelled otherwise than the most frequent answer, because
     the label's own images say nothing: where most images have one class, a sound network gives it
@@ -44,12 +44,8 @@ def of(answers: Any, labels: Any) -> Collapse | None:
     network that is barely trained, but whose few other answers are right, has not collapsed.
 
     Too few images show neither. From five of other classes on, the most frequent answer is that of
-    most images, at 95 %: `proven` is False then. Fewer say nothing.
-
-    Args:
-      answers: int[N], the classes that the network gives to clean images; negative: none, and the
-        image is left out.
-      labels: int[N], from 0.
+    most images, at 95 %: `proven` is False then. Fewer say nothing. Images with a negative answer,
+    which is none, are left out.
     """
     answered = np.asarray(answers) >= 0
     answers, labels = np.asarray(answers)[answered], np.asarray(labels)[answered]
@@ -87,13 +83,13 @@ def proven(reached: dict[str, Any]) -> bool:
 
 
 def flags(answers: Any, labels: Any) -> dict[str, str]:
-    """Return the flag `collapsed` of an evaluation, as `of` says it; or nothing."""
+    """Flag `collapsed` where `of` says so."""
     found = of(answers, labels)
     return {"collapsed": found.words} if found else {}
 
 
 def _knows(answers: np.ndarray, labels: np.ndarray) -> float:
-    """Return the number of right answers beyond those of chance and three deviations of it."""
+    """Count the right answers beyond those of chance and three deviations of it."""
     n, classes = len(labels), int(max(answers.max(), labels.max())) + 1
     p, q = (np.bincount(of, minlength=classes) / n for of in (answers, labels))
     mean = float(p @ q)

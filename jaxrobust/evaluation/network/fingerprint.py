@@ -1,5 +1,4 @@
-"""What an evaluation computes, so that no number is taken for that of another network or of others'
-images.
+"""What an evaluation computes, so that no number is taken for that of another network or image.
 
 A network is its traced program (of the logits, and of the input gradient, where masked and
 straight-through gradients show) and all of its arrays. Another version of this package, of JAX or
@@ -43,7 +42,7 @@ class Fingerprint(NamedTuple):
 
     @property
     def exact(self) -> dict[str, str]:
-        """Return the hashes of the network."""
+        """Gather the hashes of the network."""
         return {key: getattr(self, key) for key in EXACT}
 
     @property
@@ -53,18 +52,15 @@ class Fingerprint(NamedTuple):
 
     @property
     def computed_probe(self) -> Probe:
-        """Return the probe, once it is computed."""
+        """Wait for the probe."""
         return resolved(self._asdict())["probe"]
 
 
 def of_network(network: Any, images: Any, *, each: int, keyed: bool = False) -> Fingerprint:
-    """Return the fingerprint of a network, whose probe is computed while its caller goes on.
+    """Take the fingerprint of a network, whose probe is computed while its caller goes on.
 
-    Args:
-      network: what `tracing.argument` made of it.
-      images: an `ImageSet` of images in [0, 1], of which the first ones are probed with.
-      each: the number of images that it is given at a time, where it takes no eight.
-      keyed: it takes one key per image too.
+    `network` is what `tracing.argument` made of it, and is given `each` images at a time, where it
+    takes no eight; `keyed`: with one key each. It is probed with the first of the `images`.
     """
     exact, both, operands = _traced(network, tuple(images.shape[1:]), each, keyed)
     rows = len(operands[1])
@@ -98,15 +94,16 @@ def resolved(known: dict[str, Any]) -> Any:
 def exact(
     network: Any, image: tuple[int, ...], *, each: int, keyed: bool = False
 ) -> dict[str, str]:
-    """Return the hashes of a network's fingerprint alone, for images H, W, C; nothing compiles."""
+    """Hash a network as its fingerprint does, for images H, W, C; nothing compiles."""
     return _traced(network, image, each, keyed)[0]
 
 
 def _traced(
     network: Any, image: tuple[int, ...], each: int, keyed: bool
 ) -> tuple[dict[str, str], Any, tuple[Any, ...]]:
-    """Return the hashes, the traced program of logits and gradient, and what it takes: the signs
-    that the gradient goes along, images, keys.
+    """Trace logits and gradient: the hashes, the program, and what it takes.
+
+    That is the signs that the gradient goes along, images, keys.
     """
     call = lambda network, *given: network(*given)  # noqa: E731
     with jax.default_matmul_precision(VERDICT_PRECISION):
@@ -134,7 +131,7 @@ def _operands(rows: int, image: tuple[int, ...], keyed: bool) -> tuple[Any, ...]
 def _logits_and_gradient(
     network: Any, along: Array, images: Array, *keys: Array
 ) -> tuple[Array, Array]:
-    """Return the logits, and the input gradient of their sum with the signs `along`."""
+    """Compute the logits, and the input gradient of their sum with the signs `along`."""
     logits, pull = jax.vjp(lambda images: network(images, *keys), images)
     return logits, pull(along)[0]
 
@@ -153,9 +150,7 @@ def _signs(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _sketch(rows: np.ndarray) -> list[list[float]]:
-    """Compute of each row its length, then its products with the same random signs; -1 of a row
-    that is not finite.
-    """
+    """Compute of each row its length, then products with random signs; -1 where not finite."""
     flat = np.where(np.isfinite(rows), rows, 0).reshape(len(rows), -1)
     finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
     products = flat @ _signs((flat.shape[1], _NUMBERS)).astype(np.float64)
@@ -166,7 +161,7 @@ def _sketch(rows: np.ndarray) -> list[list[float]]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of all that writes a network's program, and of what it is written for."""
+    """Read the versions of all that writes a network's program, and of what it is written for."""
     known = provenance.versions()
     found = {key: known[key] for key in ("jaxrobust", "jax")}
     found |= {"commit": provenance.commit(), "platform": jax.default_backend()}
@@ -176,12 +171,7 @@ def versions() -> dict[str, str]:
 
 
 def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Say why one network is not the other; "" if it is.
-
-    Args:
-      theirs: the fields of `Fingerprint`, as a record or a ledger holds them.
-      ours: those of one.
-    """
+    """Say why one network is not the other, by the fields of their fingerprints; "" if it is."""
     if theirs.get("arrays") != ours["arrays"]:
         return "its arrays (weights) are others"
     same = [theirs.get(key) == ours[key] for key in ("program", "gradient")]

@@ -41,12 +41,12 @@ class Overshot(NamedTuple):
         )
 
     def as_json(self) -> Any:
-        """Return it as a part of a record: see `records.parts.ClippedPixels`."""
+        """Make it a part of a record: see `records.parts.ClippedPixels`."""
         return self._asdict()
 
 
 def clipped(images: np.ndarray) -> tuple[np.ndarray, Overshot | None]:
-    """Return checked images f[N,H,W,C] in [0, 1], and what was clipped for it; None: nothing."""
+    """Clip checked images f[N,H,W,C] to [0, 1], and sum up what was clipped; None: nothing."""
     if not images.size or (images.min() >= 0 and images.max() <= 1):
         return images, None
     outside = (images < 0) | (images > 1)
@@ -72,11 +72,7 @@ class InRange:
         return len(self._images)
 
     def __getitem__(self, which: Any) -> np.ndarray:
-        """Return the images at these places.
-
-        Raises:
-          ValueError: one is outside [0, 1], by more than what is clipped.
-        """
+        """Read images; `ValueError`: one is outside [0, 1], by more than what is clipped."""
         read = np.asarray(self._images[which])
         if not read.size or (read.min() >= 0 and read.max() <= 1):
             return read
@@ -151,7 +147,7 @@ def parts(images: ImageSet, size: int = _PART) -> Iterator[np.ndarray]:
 def hashed(images: ImageSet, *arrays: np.ndarray) -> str:
     """Hash the type, shape and bytes of images f32[N,H,W,C], then those of some arrays.
 
-    Of an image set that has a `content_sha256()` of its own, that is taken instead: what its images
+    Of an image set that has a `content_sha256()`, that is taken instead: what its images
     are made of, such as the bytes of their files, and how, so that none needs to be decoded.
     """
     digest = hashlib.sha256()

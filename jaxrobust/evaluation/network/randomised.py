@@ -30,7 +30,7 @@ class Verdict(NamedTuple):
 
     @property
     def tally(self) -> str:
-        """Return the search's rule for points, a row of `attacks.TALLIES`; "": one draw judges."""
+        """Name the search's rule for points, a row of `attacks.TALLIES`; "": one draw judges."""
         return self.rule if self.rule in TALLIES else ""
 
     def words(self) -> str:
@@ -39,11 +39,7 @@ class Verdict(NamedTuple):
 
 
 def verdict(rule: str | None = None, draws: int | None = None) -> Verdict:
-    """Make the rule that judges answers; None: the majority of 20 draws, or one of `one-draw`.
-
-    Raises:
-      ValueError: an unknown rule, or a number of draws that it cannot have.
-    """
+    """Make the rule that judges answers; None: the majority of 20 draws, or one of `one-draw`."""
     rule = "majority" if rule is None else rule
     if rule not in RULES:
         raise ValueError(f"rule={rule!r} is unknown; one of {', '.join(RULES)}")
@@ -71,15 +67,10 @@ class Answers(NamedTuple):
 def answers(
     forward: Callable[[int], np.ndarray], how: Verdict, labels: np.ndarray, classes: int
 ) -> Answers:
-    """Judge the answers of all draws.
+    """Judge the answers of all draws to images with labels i[n].
 
-    A draw whose logits are not finite is a wrong one, and leaves no mean.
-
-    Args:
-      forward: number of a draw -> logits f32[n, C]; the first is that of the rule `one-draw`.
-      how: the rule and the number of draws.
-      labels: i[n].
-      classes: C.
+    A draw whose logits are not finite is a wrong one, and leaves no mean. `forward` computes the
+    logits f32[n, C] of a draw by its number; the first is that of the rule `one-draw`.
     """
     n = len(labels)
     first = np.zeros((n, classes), np.float32)
@@ -107,12 +98,12 @@ def answers(
 
 
 def packed(values: np.ndarray) -> str:
-    """Return bool[N] as a text of N / 4 hexadecimal digits, for records."""
+    """Write bool[N] as a text of N / 4 hexadecimal digits, for records."""
     return np.packbits(values).tobytes().hex()
 
 
 def unpacked(text: str, n: int) -> np.ndarray:
-    """Return bool[n] of what `packed` made."""
+    """Read bool[n] of what `packed` wrote."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n).astype(bool)
 
 

@@ -39,14 +39,13 @@ def check_network(
     *,
     batch_size: int | None = None,
 ) -> Flags:
-    """Return the flags of a network, from nine forward passes over at most 64 of the images.
+    """Flag what nine forward passes over at most 64 of the images show of a network.
 
     Args:
-      forward: the compiled network; takes any number of images f32[n,H,W,C], returns f[n,K].
+      forward: the compiled network.
       logits_fn: the function that `forward` compiles; only traced.
       images: f[N,H,W,C] in [0, 1], N = 0 included. The 64 are drawn with a fixed seed: the first
         ones of a sorted data set are all of one class.
-      labels: int[N].
       batch_size: the batch to trace with, for a `logits_fn` that takes no other; default: as many
         images as are looked at.
     Returns:
@@ -137,7 +136,6 @@ def constants(jaxpr: Any) -> Iterator[Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Tell whether two constants have the same bits."""
     if a is b:
         return True
     if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
@@ -186,11 +184,8 @@ def check_answers(
     """Flag `nan-logits` of clean images, and `nan-under-attack` of what an attack made of them.
 
     An image without finite logits counts as wrong, clean or attacked: no answer is no right one.
+    `reached` is i[N], the class that the network gives under the attack; -1: none.
 
-    Args:
-      finite: bool[N], whether all logits of the clean image are finite.
-      fooled_by: str[N], the attack; "clean": misclassified as it is; "": none.
-      reached: i[N], the class that the network gives under the attack; -1: none.
     Raises:
       ValueError: there are images, and none has finite logits.
     """
@@ -213,11 +208,7 @@ def check_answers(
 
 
 def check_slopes(probe: dict[str, list[list[float]]]) -> Flags:
-    """Flag `nan-gradients` where logits are finite and input gradients are not.
-
-    Args:
-      probe: of a fingerprint.
-    """
+    """Flag `nan-gradients` where a probe's logits are finite and its input gradients are not."""
     pairs = zip(probe["logits"], probe["gradients"], strict=True)
     broken = sum(logits[0] >= 0 > gradient[0] for logits, gradient in pairs)
     if not broken:
@@ -324,12 +315,7 @@ def _normalised_twice(
 
 
 def check_gradients(zero: np.ndarray) -> Flags:
-    """Flag `zero-gradients` if too many first gradients vanish.
-
-    Args:
-      zero: bool[n], whether the first gradient of an untargeted attack on image i was zero in
-        every entry.
-    """
+    """Flag `zero-gradients` if too many first gradients of an untargeted attack vanish, bool[n]."""
     zero = np.asarray(zero, bool)
     if not zero.size or zero.mean() <= 0.01:
         return {}
@@ -345,8 +331,7 @@ def check_gradients(zero: np.ndarray) -> Flags:
 def check_cascade(accuracy_after: dict[str, float]) -> Flags:
     """Flag `square-improves` if the black-box attack found what the gradients did not.
 
-    Args:
-      accuracy_after: accuracy in [0, 1] after each attack, the clean one among them, in any order.
+    `accuracy_after` has the accuracy after each attack, the clean one among them, in any order.
     """
     others = [value for name, value in accuracy_after.items() if name != "square"]
     if "square" not in accuracy_after or len(others) < 2:

@@ -61,7 +61,7 @@ class _Rest:
         return function(*arguments, *operands, **keywords)
 
     def arguments(self, arrays: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of a `Partial`, with its keywords."""
+        """Make the arguments of a `Partial`, with its keywords."""
         given = iter(arrays)
         leaves = [next(given) if leaf is _ARRAY else leaf for leaf in self.leaves]
         return jax.tree.unflatten(self.tree, leaves)
@@ -90,8 +90,7 @@ def _forget(function: Any) -> None:
 
 
 def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]) -> T:
-    """Keep the result of `make` for the same use of the same networks, while `programs` stays the
-    same.
+    """Keep the result of `make` for one use of the same networks, while `programs` stays the same.
 
     It is forgotten as soon as one of the networks' functions is.
     """
@@ -107,7 +106,7 @@ def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]
 
 
 def argument(name: str, function: LogitsFn, mesh: Mesh) -> jax.tree_util.Partial:
-    """Return the function as what `jit` takes: arrays in a `Partial` are arguments of the program.
+    """Make of the function what `jit` takes: arrays in a `Partial` are arguments of the program.
 
     The caller must hold `function`. Of an array with a copy on the devices of other processes too,
     this one's copy is taken.
@@ -143,17 +142,10 @@ def _local(name: str, array: Any, mesh: Mesh) -> Any:
 def trace(
     name: str, function: LogitsFn, network: Any, image: tuple[int, ...], each: int, keyed: bool
 ) -> Trace:
-    """Trace a network before anything is computed.
+    """Trace a network before anything is computed; `ValueError`: it is no such network.
 
-    Args:
-      name: of the argument, for messages.
-      function: as the user gave it.
-      network: what `argument` made of it.
-      image: H, W, C.
-      each: the number of images that it will be given.
-      keyed: it takes one key per image too.
-    Raises:
-      ValueError: it is no such network.
+    `network` is what `argument` made of `function`, as the user gave it and messages `name` it. It
+    will be given `each` images H, W, C; `keyed`: with one key each.
     """
     operands = _operands((each,), image, keyed)
     if not callable(function):
@@ -219,7 +211,7 @@ def _traced(network: Any, operands: tuple[Any, ...]) -> Any:
 
 
 def weights(network: Any, seen: Trace) -> str:
-    """Return a hash of all arrays of a network, those that its function closes over among them."""
+    """Hash all arrays of a network, those that its function closes over among them."""
     digest = hashlib.sha256()
     arguments = network.func.arguments(network.args[0])
     for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
@@ -246,7 +238,7 @@ class Programs:
         return self._once(jaxpr, self._hashed)
 
     def constants(self, jaxpr: Any) -> tuple[str, ...]:
-        """Return the hashes of the arrays of a jaxpr, sorted; numbers are not among them."""
+        """Hash the arrays of a jaxpr, sorted; numbers are not among them."""
         held = [constant for constant in reliability.constants(jaxpr) if np.size(constant) > 1]
         return tuple(sorted(self._once(constant, hashed) for constant in held))
 

@@ -16,12 +16,8 @@ def of_several(found: Sequence[AccuracyRecord], out: Path) -> str:
         ends = record.interval or {"clean": None, "robust": None}
         low, high = ends["robust"] or ends["clean"] or (math.nan, math.nan)
         method = attack_line(record) if record.attacks else str(record.method)
-        size, clean, robust = (
-            str(record.image_size),
-            _percent(record.clean),
-            _percent(record.robust),
-        )
-        rows.append((method, size, clean, robust, f"{low:.1%} to {high:.1%}"))
+        accuracies = (_percent(record.clean), _percent(record.robust))
+        rows.append((method, str(record.image_size), *accuracies, f"{low:.1%} to {high:.1%}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:]))]) for row in rows

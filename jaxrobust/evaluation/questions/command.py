@@ -41,15 +41,12 @@ def answer(
     threats: Sequence[str] = (),
     ladder: str | None = None,
 ) -> tuple[str, bool]:
-    """Return the answer for people, and whether this process is the one that prints it.
+    """Answer the command for people, and say whether this process is the one that prints it.
 
     Args:
-      given: the flags.
       sizes: the sides of images to evaluate at, one after the other; none: `given.image_size`.
       threats: the balls, NORM:RADIUS; none: norm and radius of `given`, or of its worst case.
       ladder: the radii, NORM:LOW:HIGH:RADII; None: those are all.
-    Raises:
-      ValueError: flags that contradict each other or the weights, before anything compiles.
     """
     given = flags.placed(given)
     flags.check(given)
@@ -83,11 +80,7 @@ def answer(
 
 
 def _balls(given: Given, threats: Sequence[str]) -> list[Threat]:
-    """Return the threats of the flags, none where norm and radius are one or the run's.
-
-    Raises:
-      ValueError: none that can be meant, one that is there twice, or both forms.
-    """
+    """Read the threats of the flags, none where norm and radius are one or the run's."""
     balls = [threat_flags.parse(text) for text in threats]
     if balls and (given.norm or given.epsilon is not None):
         raise ValueError("--threat says norm and radius; leave --norm and --epsilon out")
@@ -101,11 +94,6 @@ def _balls(given: Given, threats: Sequence[str]) -> list[Threat]:
 
 
 def _rungs(given: Given, threats: Sequence[str], ladder: str) -> list[Threat]:
-    """Return the threats of a ladder.
-
-    Raises:
-      ValueError: no ladder, or flags that it goes without.
-    """
     if threats or given.norm or given.epsilon is not None:
         raise ValueError("--ladder says norm and radii; leave --threat, --norm and --epsilon out")
     if given.union_only or given.noreplay:
@@ -122,7 +110,7 @@ def _rungs(given: Given, threats: Sequence[str], ladder: str) -> list[Threat]:
 def _of_size(
     given: Given, balls: list[Threat], climbs: bool, *, run: Path | None, out: Path | None
 ) -> tuple[Path, list[AccuracyRecord]]:
-    """Return the folder and the records of all threats at one image size, and of their union."""
+    """Make the folder and the records of all threats at one image size, and of their union."""
     if given.worst_case:
         given = given._replace(norm="linf", epsilon=three_norms.LINF)  # until its size is known
     elif balls:
@@ -131,28 +119,9 @@ def _of_size(
         origin, subject, source = flags.settled(given)
         size = settled_size(subject.network.image_size)
         which, subject, weights = flags.weights(given, subject, source)
-    asked = Question(
-        attack=given.attack,
-        version=given.version,
-        images=given.n,
-        batch=given.batch,
-        seed=given.seed,
-        preprocessing=subjects.preprocessing(origin, size, source, given.preprocessing),
-        search_dtype=given.search_dtype,
-        steps=given.steps,
-        targets=given.targets,
-        restarts=given.restarts,
-        relative_step=given.relative_step,
-        step=given.step,
-        start=given.start,
-        l1_rule=given.l1_rule,
-        union_only=given.union_only,
-        replay=given.replay,
-        noreplay=given.noreplay,
-        again=given.again,
-        rule=given.rule,
-        draws=given.draws,
-    )
+    shared = {key: getattr(given, key) for key in Question._fields if key in Given._fields}
+    shared["preprocessing"] = subjects.preprocessing(origin, size, source, given.preprocessing)
+    asked = Question(**shared, images=given.n)
     name = re.sub(r"[^\w.-]+", "-", subject.network.name)
     place = out or (run / "evaluation" if run else Path("runs") / f"evaluation-{name}")
     asking = _asking(given, asked, subject, balls)

@@ -35,11 +35,7 @@ METHOD = "corruptions"
 
 
 def settled(given: Given) -> Given:
-    """Return the flags of an evaluation with `--corruptions`, with what they imply.
-
-    Raises:
-      ValueError: a corruption that does not exist; flags that it goes without.
-    """
+    """Fill in the flags of an evaluation with `--corruptions`; refuse those that contradict it."""
     if given.corruptions is None:
         if given.frost is not None:
             raise ValueError(f"--frost={given.frost} has no effect without --corruptions")
@@ -62,11 +58,7 @@ def settled(given: Given) -> Given:
 
 
 def wanted(given: Given) -> list[Asked]:
-    """Return the corruptions of the flag.
-
-    Raises:
-      ValueError: there is none of that name or severity.
-    """
+    """Read the corruptions of the flag."""
     try:
         return corruptions.chosen(str(given.corruptions))
     except ValueError as error:
@@ -74,11 +66,7 @@ def wanted(given: Given) -> list[Asked]:
 
 
 def record(evaluation: Evaluation, given: Given) -> AccuracyRecord:
-    """Record the accuracies, computed unless they are there; the first process of a pod writes.
-
-    Raises:
-      DataError: files that are missing or damaged, or images that cannot be corrupted.
-    """
+    """Record the accuracies, computed unless they are there; the first process of a pod writes."""
     asked, own = wanted(given), evaluation.source
     published = own.name.startswith(cifar_c.PREFIX)
     size = settled_size(evaluation.subject.network.image_size)
@@ -125,7 +113,10 @@ def record(evaluation: Evaluation, given: Given) -> AccuracyRecord:
         flags=flags,
         corruptions={
             "images": "files" if published else "computed",
-            "accuracy": _by_kind({each: reached[each] for each in asked}),
+            "accuracy": {
+                kind: {str(each.severity): reached[each] for each in asked if each.kind == kind}
+                for kind in dict.fromkeys(each.kind for each in asked)
+            },
             "mean": float(np.mean([reached[each] for each in asked])),
             "frost_sha256": frost.sha256 if frost else None,
             "seconds": time.perf_counter() - start,
@@ -135,7 +126,6 @@ def record(evaluation: Evaluation, given: Given) -> AccuracyRecord:
 
 
 def _answered(judged: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Refuse a network that gives finite logits of no image; else return `judged` itself."""
     reliability.check_answers(judged["finite"], (), np.zeros(0))
     return judged
 
@@ -187,19 +177,10 @@ def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarr
 
 
 def _done(ledger: Path) -> tuple[dict[Asked, float], dict[Asked, int]]:
-    """Read the accuracies of an interrupted evaluation, and how many images had no finite
-    logits, where its version noted that.
-    """
+    """Read what an interrupted evaluation reached, and how many images had no finite logits."""
     rows = {Asked(row["kind"], row["severity"]): row for row in jsonl.read(ledger)}
     broken = {each: row["not_finite"] for each, row in rows.items() if "not_finite" in row}
     return {each: row["accuracy"] for each, row in rows.items()}, broken
-
-
-def _by_kind(reached: dict[Asked, float]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for each, value in reached.items():
-        found.setdefault(each.kind, {})[str(each.severity)] = value
-    return found
 
 
 def table(measured: parts.CorruptionAccuracies) -> list[str]:

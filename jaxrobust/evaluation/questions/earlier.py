@@ -18,15 +18,10 @@ from jaxrobust.types import Threat
 def number(
     out: Path, identity: dict[str, Any], question: str, network: Fingerprint, *, again: bool
 ) -> str:
-    """Choose the number of an evaluation.
-
-    It is that of an evaluation which is there, done or begun, if that is of the same network.
+    """Choose the number of an evaluation: that of one of the same network which is done or begun.
 
     Args:
-      out: the folder.
-      identity: of the evaluation.
       question: hash of the identity, but for the network's programs.
-      network: the fingerprint of the network.
       again: take a number that no record has.
     """
     exact = records.number_of(identity)
@@ -52,18 +47,11 @@ def number(
 
 
 def _number_in(path: Path) -> str:
-    """Read the number of the evaluation that a ledger is of from its name."""
     return path.stem.removeprefix("ledger-").partition(".")[0].partition("-")[0]
 
 
 def recorded(out: Path, number: str, versions: dict[str, str]) -> AccuracyRecord | None:
-    """Find the record of an evaluation that was done before, and say so; None: there is none.
-
-    Args:
-      out: the folder.
-      number: of the evaluation.
-      versions: today's, which the record may differ from.
-    """
+    """Find the record of an evaluation that was done before, and say so; None: there is none."""
     known = [record for record in records.read(out) if record.evaluation == number]
     if not hosts.first(bool(known)):
         return None
@@ -84,10 +72,7 @@ def recorded(out: Path, number: str, versions: dict[str, str]) -> AccuracyRecord
 def warn_of_older(out: Path, ours: Mapping[str, Any], threat: Threat) -> None:
     """Say that a record of an older version seems to answer, but does not prove of what.
 
-    Args:
-      out: the folder.
-      ours: fields that a record has which answers.
-      threat: its threat, if it has one.
+    `ours`: fields that a record has which answers.
     """
     for record in records.read(out):
         alike = all(getattr(record, name) == value for name, value in ours.items())
@@ -102,14 +87,7 @@ def warn_of_older(out: Path, ours: Mapping[str, Any], threat: Threat) -> None:
 
 
 def ledgers_named(folder: Path, images: Mapping[str, Any]) -> list[Path]:
-    """Find the ledgers of a folder of --replay.
-
-    Args:
-      folder: as it was given.
-      images: see `other_images`.
-    Raises:
-      ValueError: there are none, or they are of other images.
-    """
+    """Find the ledgers of a folder of --replay; refuse those of other images (`other_images`)."""
     found = replay.ledgers(folder)
     if not found:
         raise ValueError(
@@ -127,15 +105,7 @@ def ledgers_named(folder: Path, images: Mapping[str, Any]) -> list[Path]:
 def ledgers_beside(
     out: Path, number: str, network: Fingerprint, norm: str, images: Mapping[str, Any]
 ) -> Iterator[Path]:
-    """Yield the ledgers of a folder that are of this network and norm, at other radii.
-
-    Args:
-      out: the folder.
-      number: of the evaluation that replays them.
-      network: its fingerprint.
-      norm: of the evaluation.
-      images: see `other_images`.
-    """
+    """Yield the ledgers of a folder that are of this network and norm, at other radii."""
     done = {record.evaluation: record for record in records.read(out)}
     for path in replay.ledgers(out):
         of = _number_in(path)
@@ -147,11 +117,6 @@ def ledgers_beside(
 
 
 def other_images(record: AccuracyRecord, images: Mapping[str, Any]) -> str:
-    """Say how the images of a record differ from ours; "" where nothing is known.
-
-    Args:
-      record: of some evaluation.
-      images: ours: fields and properties of a record, with their values.
-    """
+    """Say how the images of a record differ from ours (its fields); "" where nothing is known."""
     theirs = {name: getattr(record, name) for name in images}
     return hosts.differences({k: v for k, v in theirs.items() if v is not None}, dict(images))

@@ -25,28 +25,28 @@ from jaxrobust.weights.trained import kept, runs
 class Given(NamedTuple):
     """The flags of `jaxrobust evaluate`; None: not given."""
 
-    workdir: str | None
-    phase: str | None
-    model: str | None
-    function: str | None
-    weights: str | None
-    options: dict[str, Any] | None
-    dataset: str | None
-    split: str | None
-    classes: str | None
-    data_dir: str | None
-    preprocessing: str | None
-    norm: str | None
-    epsilon: float | None
-    attack: str
-    version: str
-    search_dtype: str
-    out: str | None
-    num_classes: int | None
-    image_size: int | None
-    n: int
-    batch: int | None
-    seed: int
+    workdir: str | None = None
+    phase: str | None = None
+    model: str | None = None
+    function: str | None = None
+    weights: str | None = None
+    options: dict[str, Any] | None = None
+    dataset: str | None = None
+    split: str | None = None
+    classes: str | None = None
+    data_dir: str | None = None
+    preprocessing: str | None = None
+    norm: str | None = None
+    epsilon: float | None = None
+    attack: str = "autoattack"
+    version: str = "standard"
+    search_dtype: str = "float32"
+    out: str | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    n: int = 0
+    batch: int | None = None
+    seed: int = 0
     steps: int | None = None
     targets: int | None = None
     restarts: int | None = None
@@ -71,21 +71,17 @@ class Given(NamedTuple):
 
 
 def placed(given: Given) -> Given:
-    """Return the flags with the paths of what they name; weights are brought here if need be.
-
-    Raises:
-      ValueError: no such weights, or a path that no folder can stand for.
-      OSError: the network or the disk.
-    """
+    """Fill in the paths of what flags name; weights are brought here if need be."""
     given = _with_weights(given._replace(norm=given.norm and norm(given.norm)))
-    paths: dict[str, Any] = {"workdir": given.workdir, "out": given.out}
-    paths |= {"bundle": given.bundle}
-    mounted = {flag: str(folders.mounted(flag, path)) for flag, path in paths.items() if path}
-    return _with_selected(given._replace(**(paths | mounted)))
+    mounted: dict[str, Any] = {
+        flag: str(folders.mounted(flag, path))
+        for flag in ("workdir", "out", "bundle")
+        if (path := getattr(given, flag))
+    }
+    return _with_selected(given._replace(**mounted))
 
 
 def _with_selected(given: Given) -> Given:
-    """Return the flags with the phase and the image size of the chosen weights."""
     if not given.selected:
         return given
     if not given.workdir:
@@ -162,7 +158,7 @@ def _check_function(given: Given, extra: list[str]) -> None:
 
 
 def _folder(given: Given) -> Path | None:
-    """Return the imported folder that flags name, if they name one."""
+    """Find the imported folder that flags name, if they name one."""
     folder = Path(given.weights) if given.weights else None
     if folder and (given.workdir or given.function or given.torch or not folder.is_dir()):
         return None  # a file, which does not say whose it is
@@ -191,11 +187,7 @@ def origin(given: Given) -> Subject:
 
 
 def settled(given: Given) -> tuple[Subject, Subject, registry.Source]:
-    """Describe the network of checked flags, settle the evaluated subject, and open its images.
-
-    Raises:
-      ValueError: nothing says which images or which ball, or two things contradict each other.
-    """
+    """Describe the network of checked flags, settle the evaluated subject, and open its images."""
     known = origin(given)
     subject, source = subjects.settled(
         known,
@@ -213,11 +205,7 @@ def settled(given: Given) -> tuple[Subject, Subject, registry.Source]:
 def weights(
     given: Given, subject: Subject, source: registry.Source
 ) -> tuple[str | None, Subject, Weights]:
-    """Load the weights of a settled subject.
-
-    Returns their name, the subject with what they say of it, and the weights. Those of a function
-    have no name.
-    """
+    """Load the weights of a settled subject: their name, the subject with what they say, them."""
     if given.workdir:
         run = Path(given.workdir)
         phase = runs.phase_of(run, given.phase)
@@ -242,7 +230,7 @@ def weights(
 
 
 def _some(subject: Subject, source: registry.Source, given: Given) -> np.ndarray:
-    """Return the first images of a settled subject, f32[B,H,W,C] in [0, 1]."""
+    """Read the first images of a settled subject, f32[B,H,W,C] in [0, 1]."""
     from jaxrobust.interop.agreement import FEW  # with the operators, which --torch alone needs
 
     size = subject.network.image_size

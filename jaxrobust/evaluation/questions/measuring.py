@@ -31,25 +31,18 @@ LogitsOf = Callable[[str], Any]  # compute type -> logits_fn
 
 
 def networks_of(subject: Subject, weights: Weights) -> LogitsOf:
-    """Give the network as `autoattack` takes it, by compute type; each is made once.
-
-    So all questions share what is compiled for it.
-    """
+    """Give the network as `autoattack` takes it, by compute type; each is made only once."""
     made: dict[str, Any] = {}
 
     def logits_fn(dtype: str) -> Any:
         if dtype not in made:
             net = subject.create(dtype)
             params = cast(weights.params, jnp.dtype(dtype))
-            apply = _with_keys if subject.keyed else _plain
-            made[dtype] = jax.tree_util.Partial(apply(net), params, weights.stats)
+            logits = _with_keys(net) if subject.keyed else lambda *given: net.apply(*given)[0]
+            made[dtype] = jax.tree_util.Partial(logits, params, weights.stats)
         return made[dtype]
 
     return logits_fn
-
-
-def _plain(net: Classifier) -> Any:
-    return lambda *given: net.apply(*given)[0]
 
 
 def _with_keys(net: Classifier) -> Any:
@@ -71,8 +64,6 @@ def searched(
     """Measure accuracy before and after AutoAttack, or attacks of it; print how it goes.
 
     Args:
-      prepared: the images.
-      known: the network's fingerprint.
       standing: bool[N], the only images to look at; default: all.
       beyond: bool[N], images that an evaluation at a larger radius has found robust.
       replay: ledgers of other evaluations of these images.
@@ -106,7 +97,6 @@ def searched(
 
 
 def _keyed(logits_fn: Any) -> Any:
-    """Wrap a network so that it takes keys, which it does not use."""
     return jax.tree_util.Partial(_without_keys, logits_fn)
 
 
@@ -126,10 +116,7 @@ def counted(
     """Measure accuracy on clean images, and with an attack of fixed steps on its last iterates.
 
     `clean_top5` is known where there are more than five classes; of an attack `stable` and
-    `local_lipschitz` are, the means of what `accuracy.judged` says.
-
-    Args:
-      standing: bool[N], the only images to look at; default: all.
+    `local_lipschitz` are, the means of what `accuracy.judged` says. `standing`: see `searched`.
     """
     settings, attack = attack_of(question, subject.ball)
     mesh = sharding.make_mesh()
@@ -201,7 +188,7 @@ _NOTHING |= {name: np.zeros(0, np.int32) for name in ("labels", "norms", "answer
 
 
 def attack_of(question: Question, threat: Threat) -> tuple[list[parts.AttackSettings], Attack]:
-    """Return the settings of an attack for the record, none if there is none, and the attack."""
+    """Make an attack, and its settings for the record, none if there is none."""
     if question.fixed is None:
         return [], lambda logits_fn, key, images, labels: images
     length = question.fixed.length(
@@ -230,6 +217,6 @@ def verdicts_of(
 
 
 def settled_size(size: int | None) -> int:
-    """Return a size of a settled subject, which has it."""
+    """Take a size of a settled subject, which has it."""
     assert size is not None, "settled"
     return size

@@ -24,7 +24,7 @@ _FIXED = (*_LENGTHS, "start", "l1_rule")
 class Question(NamedTuple):
     """How to evaluate; norm and radius stand in the subject."""
 
-    # Or clean, one of `fixed_steps`, or names of `ensembles.known`, with commas.
+    # Or clean, one of `fixed_steps`, or names of `registry.searching`, with commas.
     attack: str = AUTOATTACK
     version: str = "standard"  # of AutoAttack; or plus, rand, custom
     images: int = 0  # the first ones of the split; 0: all
@@ -48,13 +48,16 @@ class Question(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """Return the attacks that are searched with; None: those of the version."""
+        """List the attacks that are searched with; None: those of the version."""
         return None if self.attack == AUTOATTACK else tuple(self.attack.split(","))
 
     @property
     def searches(self) -> bool:
         """Tell whether AutoAttack's engine runs, image by image until it is fooled."""
-        return self.attack == AUTOATTACK or set(self.attack.split(",")) <= ensembles.known().keys()
+        return (
+            self.attack == AUTOATTACK
+            or set(self.attack.split(",")) <= attack_rows.searching().keys()
+        )
 
     @property
     def replays(self) -> bool:
@@ -63,12 +66,12 @@ class Question(NamedTuple):
 
     @property
     def fixed(self) -> fixed_steps.FixedSteps | None:
-        """Return the attack of fixed steps; None: it is none."""
+        """Find the attack of fixed steps; None: it is none."""
         return fixed_steps.parse(self.attack)
 
     @property
     def changes(self) -> dict[str, Any]:
-        """Return the settings that are not the attack's own."""
+        """List the settings that are not the attack's own."""
         given = {key: getattr(self, key) for key in (*_SETTINGS, *_FIXED)}
         return {key: value for key, value in given.items() if value is not None}
 
@@ -83,7 +86,7 @@ class Question(NamedTuple):
         return ", ".join([self.attack.replace(",", " + "), *version, *words, *judged])
 
     def overrides(self) -> dict[str, dict[str, Any]] | None:
-        """Return the changes of each attack, as `autoattack` takes them."""
+        """List the changes of each attack, as `autoattack` takes them."""
         return {name: dict(self.changes) for name in self.names or ()} if self.changes else None
 
 
@@ -91,7 +94,7 @@ def following(attack: str, version: str) -> tuple[str, ...]:
     """List the attacks of `--attack` and `--version` that follow the gradient of the images."""
     if fixed_steps.parse(attack):
         return (attack,)
-    known = ensembles.known()
+    known = attack_rows.searching()
     names = ensembles.VERSIONS.get(version, ()) if attack == AUTOATTACK else attack.split(",")
     return tuple(name for name in names if name in known and known[name][0].backward)
 
@@ -102,11 +105,7 @@ def _as_flag(key: str, value: Any) -> str:
 
 
 def check_threat(threat: Threat, size: int, channels: int) -> None:
-    """Refuse a radius that is probably meant in another norm, or holds every image.
-
-    Raises:
-      ValueError: with what to do.
-    """
+    """Refuse a radius that is probably meant in another norm, or holds every image."""
     norm, epsilon = threat.norm, threat.epsilon
     if norm == "l1" and 0 < epsilon < 1:
         raise ValueError(
@@ -123,16 +122,12 @@ def check_threat(threat: Threat, size: int, channels: int) -> None:
 
 
 def check(asked: Question, subject: Subject, source: registry.Source) -> None:
-    """Refuse what cannot work, in the words of the command line.
-
-    Raises:
-      ValueError: before anything compiles.
-    """
+    """Refuse what cannot work, in the words of the command line, before anything compiles."""
     if not (asked.searches or asked.attack == "clean" or asked.fixed):
         raise ValueError(
             f"--attack={asked.attack} is unknown; {_near(asked.attack)}one of clean, "
             f"{fixed_steps.written()}, autoattack, or of its attacks, with commas: "
-            f"{', '.join(ensembles.known())}"
+            f"{', '.join(attack_rows.searching())}"
         )
     if asked.attack != "clean":
         _check_ball(subject)
@@ -151,9 +146,8 @@ def check(asked: Question, subject: Subject, source: registry.Source) -> None:
 
 
 def _near(attack: str) -> str:
-    """Return "did you mean X? " of the first name that is not known; "" if none is near."""
     single = [name for name, row in attack_rows.fixed().items() if row.single]
-    known = ("clean", *single, AUTOATTACK, *ensembles.known())
+    known = ("clean", *single, AUTOATTACK, *attack_rows.searching())
     unknown = [name for name in attack.split(",") if name not in known]
     return near(unknown[0], known) if unknown else ""
 
@@ -168,15 +162,12 @@ def _check_ball(subject: Subject) -> None:
 
 def _check_choices(asked: Question, subject: Subject) -> None:
     attack = asked.attack
-    for flag, value, known, has_effect in (
-        ("version", asked.version, (*ensembles.VERSIONS, ensembles.CUSTOM), asked.searches),
-        ("search_dtype", asked.search_dtype, ("float32", "bfloat16"), asked.searches),
-    ):
-        if flag == "version":
-            known = ("standard", *(name for name in known if name != "standard"))
+    versions = (*ensembles.VERSIONS, ensembles.CUSTOM)
+    for flag, known in (("version", versions), ("search_dtype", ("float32", "bfloat16"))):
+        value = getattr(asked, flag)
         if value not in known:
             raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
-        if value != known[0] and not has_effect:
+        if value != known[0] and not asked.searches:
             raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
     _check_draws(asked, subject)
     if asked.union_only and not asked.searches:

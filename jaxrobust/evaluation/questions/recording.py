@@ -51,7 +51,6 @@ class Evaluation:
         question: Question,
         out: Path,
     ) -> None:
-        """Take a settled subject, of whatever ball, and a checked question."""
         if question.images > len(source):
             say(f"{source.where()} has {len(source)} images, not {question.images}: taking all")
         size = settled_size(subject.network.image_size)
@@ -95,10 +94,7 @@ class Evaluation:
         return other
 
     def record(self, subject: Subject) -> AccuracyRecord:
-        """Record one ball, computed unless it is there.
-
-        The processes of a pod share the images; all get the record, the first one writes it.
-        """
+        """Record one ball, computed unless it is there; the first of all processes writes it."""
         number = self.number(subject)
         if there := self.recorded(number) or self._without_replay(subject):
             return there
@@ -116,8 +112,7 @@ class Evaluation:
         """Choose the number of what has this identity, the same in all processes.
 
         It is that of an evaluation which is there, done or begun, if that is of the same network:
-        also of one that another version of this package or of JAX began. With `again` it is one
-        that no record has.
+        also of one that another version of this package or of JAX began.
         """
         hosts.agree(identity)
         text = json.dumps(identity, sort_keys=True)
@@ -155,7 +150,7 @@ class Evaluation:
 
     @property
     def batch(self) -> int:
-        """Return the images that attacks of fixed steps take at a time."""
+        """Count the images that attacks of fixed steps take at a time."""
         return min(self.question.batch or self.subject.batch_size, self.question.images)
 
     def recorded(self, number: str) -> AccuracyRecord | None:
@@ -240,7 +235,9 @@ class Evaluation:
           ledgers: what is replayed, beside what the flags name.
         """
         if not self.question.searches:
-            self._check_answers()
+            if not self.fingerprint.has_answers:  # of noisy images, so all are looked at
+                plain = self.question._replace(attack="clean", start=None, l1_rule=None)
+                measuring.counted(subject, self.source, self.weights, plain)  # refuses
             how = (subject, self.source, self.weights, self.question)
             measured = measuring.counted(*how, standing=standing)
             slopes = {}
@@ -270,20 +267,9 @@ class Evaluation:
             )
         return measured
 
-    def _check_answers(self) -> None:
-        """Refuse a network of which no image has finite logits, before anything is attacked.
-
-        The images are looked at if those noisy ones that the fingerprint has seen had none.
-        Raises:
-          ValueError: with what to do.
-        """
-        if not self.fingerprint.has_answers:
-            clean = self.question._replace(attack="clean", start=None, l1_rule=None)
-            measuring.counted(self.subject, self.source, self.weights, clean)
-
     @property
     def size(self) -> parts.NetworkSize:
-        """Return the size of the network."""
+        """Count the network's parameters and multiply-adds."""
         if not self._size:
             network = self.subject.network
             side, channels = settled_size(network.image_size), settled_size(network.in_channels)
@@ -301,12 +287,7 @@ class Evaluation:
     ) -> AccuracyRecord:
         """Write the record of what was measured, in the first process, and return it.
 
-        Args:
-          number: of the evaluation.
-          method: of its attack.
-          record: what is known by measuring.
-          found: the verdicts; None: of files of corruptions there are none.
-          begun_by: see `Measured`.
+        `found` is None for files of corruptions, which have no verdicts.
         """
         subject, question, source = self.subject, self.question, self.source
         named = None if subject.net else self.weights

@@ -1,6 +1,4 @@
-"""Several balls: their union, the worst case over attacks in them, and a ladder of radii that share
-what they find.
-"""
+"""Several balls: their union, the worst case over attacks in them, and a ladder of radii."""
 
 import dataclasses
 from pathlib import Path
@@ -14,6 +12,10 @@ from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import parts, unions, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
+
+# The fields of a record that are measured, which the record of a union is made of.
+_MEASURED = ["attacks", "clean", "robust", "flags"]
+_MEASURED += ["costs", "accuracy_after", "replayed", "draws"]
 
 
 class Member(NamedTuple):
@@ -34,7 +36,6 @@ def union(
 
     Args:
       evaluation: whose settings the record has.
-      members: the balls.
       done: their records; without, what one has fooled is not attacked in the next.
       worst_case: they are those of `worst_case`; the record says what each left.
     """
@@ -137,7 +138,6 @@ def _clean(measured: Measured) -> Measured:
 def _shared(
     radii: list[float], beyond: np.ndarray | None, measured: Measured
 ) -> parts.LadderSettings:
-    """Say what a record of a ladder owes to the other radii."""
     attacks = measured.record.attacks
     return {
         "radii": radii,
@@ -147,15 +147,5 @@ def _shared(
 
 
 def _of_record(record: AccuracyRecord, out: Path) -> Measured:
-    """Read from a record and its verdicts what was measured then."""
-    kept = AccuracyRecord(
-        attacks=record.attacks,
-        clean=record.clean,
-        robust=record.robust,
-        flags=record.flags,
-        costs=record.costs,
-        accuracy_after=record.accuracy_after,
-        replayed=record.replayed,
-        draws=record.draws,
-    )
+    kept = AccuracyRecord(**{name: getattr(record, name) for name in _MEASURED})
     return Measured(kept, verdicts.read(out / str(record.verdicts)))

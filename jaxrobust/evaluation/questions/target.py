@@ -66,16 +66,16 @@ class Subject:
         return self.threat or Threat(self.norm, 0.0)
 
     def slots_for(self, count: int) -> int | None:
-        """Return the slots for that many images; None: the engine's own, as few as there are."""
+        """Count the slots for that many images; None: the engine's own, as few as there are."""
         return self.slots if self.slots and count >= _TURNS * self.slots else None
 
     @property
     def flag(self) -> str | None:
-        """Return the flag that names a network that is none of ours."""
+        """Name the flag of a network that is none of ours."""
         return TORCH if self.built else FUNCTION if self.function else None
 
     def create(self, dtype: str) -> Classifier:
-        """Return the network's functions, which compute in `dtype`; a function has its own."""
+        """Create the network's functions, which compute in `dtype`; a function has its own."""
         if self.net and self.built:  # which computes in the type of its arrays
             apply = self.net.apply
             return self.net._replace(
@@ -84,9 +84,7 @@ class Subject:
         return self.net or self.network.create(dtype=dtype)
 
     def origin(self) -> dict[str, Any] | None:
-        """Describe the user's function that is the network, or makes it, for the record; None:
-        the network is ours.
-        """
+        """Describe the user's function that is or makes the network; None: the network is ours."""
         if self.function is None:
             return models.origin(self.network.name)
         beside = {} if self.built is None else dict(self.built.said)
@@ -94,11 +92,7 @@ class Subject:
 
 
 def of_run(workdir: Path, phase: str | None = None) -> Subject:
-    """Describe the network of a run, of one phase of it (default: the last with weights).
-
-    Raises:
-      ValueError: no run is there, or no such phase.
-    """
+    """Describe the network of a run, of one phase of it (default: the last with weights)."""
     config = runs.run_config(workdir, phase)
     data, attack = config.data, config.attack
     return Subject(
@@ -117,26 +111,15 @@ def of_run(workdir: Path, phase: str | None = None) -> Subject:
 
 
 def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subject:
-    """Describe a network `name` by its file of weights; `given` are its options.
-
-    Raises:
-      ValueError: see `certificates.options`.
-    """
-    if functions.is_name(name):  # whose weights have no description
-        options = given or {}
-        return Subject(
-            NetworkSpec(name, options=options), config={"model": name, "options": options}
-        )
-    options = certificates.options(name, given, certificates.stated(path), path)
+    """Describe a network `name` by its file of weights; `given` are its options."""
+    options = given or {}
+    if not functions.is_name(name):  # whose weights have no description
+        options = certificates.options(name, given, certificates.stated(path), path)
     return Subject(NetworkSpec(name, options=options), config={"model": name, "options": options})
 
 
 def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> Subject:
-    """Describe a network by its imported weights, with the config.json beside them.
-
-    Raises:
-      ValueError: there are none, or they are not those of `name` (None: any).
-    """
+    """Describe a network by its imported weights, which may have to be those of `name`."""
     about = weights_folder.about(folder)
     if about is None:
         raise ValueError(
@@ -159,22 +142,14 @@ def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> S
 
 
 def of_function(name: str, *, random: bool = False) -> Subject:
-    """Describe a function of images, or of images and keys if it is `random`.
-
-    Raises:
-      ValueError: see `functions.find`.
-    """
+    """Describe a function of images, or of images and keys if it is `random`."""
     return Subject(NetworkSpec(name), function=functions.find(FUNCTION, name), keyed=random)
 
 
 def of_torch(
     name: str, arguments: dict[str, Any] | None, output: str | None, *, random: bool = False
 ) -> Subject:
-    """Describe a network in PyTorch, which may draw `random` numbers.
-
-    Raises:
-      ValueError: see `named.built`.
-    """
+    """Describe a network in PyTorch, which may draw `random` numbers."""
     built = named.built(TORCH, name, arguments, output, random=random)
     return Subject(NetworkSpec(name), function=built.named, built=built, keyed=random)
 
@@ -190,12 +165,9 @@ def settled(
     epsilon: float | None = None,
     **changes: Any,
 ) -> tuple[Subject, registry.Source]:
-    """Return a subject with `changes` (None: none) and what they imply, and its images.
+    """Settle a subject with `changes` (None: none) and what they imply, and open its images.
 
     A radius of one norm says nothing in another.
-
-    Raises:
-      ValueError: no data set, or one that does not belong to the network.
     """
     own = {key: value for key, value in (network or {}).items() if value is not None}
     new = {key: value for key, value in changes.items() if value is not None}
@@ -206,9 +178,7 @@ def settled(
         subject = replace(subject, norm=norm, threat=None)
     dataset = subject.dataset
     if dataset is None:
-        flag = (
-            TORCH if subject.built else FUNCTION if subject.function else "a network that is no run"
-        )
+        flag = subject.flag or "a network that is no run"
         raise ValueError(f"{flag} needs --dataset NAME, such as digits, cifar10 or imagenet2012")
     if dataset != origin.dataset and "split" not in new:
         # A part of another data set's split says nothing here.
@@ -235,13 +205,10 @@ def settled(
 def preprocessing(
     origin: Subject, image_size: int, source: registry.Source, given: str | None = None
 ) -> str | None:
-    """Return the flag's preprocessing, else the one that a run tested with or imported weights
-    expect; None: nothing is known.
+    """Choose the flag's preprocessing, else that of a run's tests, or what imported weights expect.
 
     Imported weights expect it of photographs, not of images that all have one size. At another
     image size only a crop percentage means the same, and what is dropped is said.
-    Raises:
-      ValueError: the flag contradicts imported weights.
     """
     expected = origin.expected if source.image_shape is None else None
     own = origin.tested or expected
@@ -262,12 +229,7 @@ def preprocessing(
 
 
 def file_weights(network: NetworkSpec, path: Path) -> tuple[str, NetworkSpec, Weights]:
-    """Return the weights of a file or imported folder: their name, the network with its channels,
-    them.
-
-    Raises:
-      ValueError: they are not those of the network, or cannot be read.
-    """
+    """Read the weights of a file or folder: their name, the network with its channels, them."""
     if line := certificates.line(path):
         say(line)
     path = path / weights_folder.WEIGHTS if path.is_dir() else path
@@ -282,13 +244,10 @@ def file_weights(network: NetworkSpec, path: Path) -> tuple[str, NetworkSpec, We
 
 
 def in_jax(subject: Subject, images: np.ndarray, following: Sequence[str] = ()) -> Subject:
-    """Return a settled subject whose network in PyTorch has become a function of ours.
+    """Make the network in PyTorch of a settled subject a function of ours.
 
-    Args:
-      images: some of the data set, on which both must agree.
-      following: attacks that are asked for and follow gradients.
-    Raises:
-      ValueError: they do not, it cannot be converted, or it has no gradients to follow.
+    `images`: some of the data set, on which both must agree; `following`: attacks that follow
+    gradients, which it must then have.
     """
     assert subject.built is not None and subject.function is not None
     fast = canonical_convolutions if jax.default_backend() == "cpu" else lambda function: function
@@ -300,11 +259,7 @@ def in_jax(subject: Subject, images: np.ndarray, following: Sequence[str] = ()) 
 
 
 def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
-    """Return a settled subject whose function has become a network, and its arrays as weights.
-
-    Raises:
-      ValueError: it does not give the logits of the data set's classes, with what to do.
-    """
+    """Make the function of a settled subject a network, and its arrays weights."""
     function, sizes = subject.function, subject.network
     assert function is not None and sizes.image_size and sizes.in_channels
     flag, image = str(subject.flag), (sizes.image_size,) * 2 + (sizes.in_channels,)

@@ -45,7 +45,7 @@ PARTS = (
 
 
 def parts(*, skips: bool) -> list[Part]:
-    """Return the attacks in the order in which they run; `skips`: each on what stands before it."""
+    """List the attacks in the order in which they run; `skips`: each on what stands before it."""
     return sorted(PARTS, key=lambda part: is_cascade(part.attack)) if skips else list(PARTS)
 
 
@@ -64,14 +64,9 @@ def radii(
     *,
     write: Callable[[Sequence[str]], str] = _as_flags,
 ) -> dict[str, Threat]:
-    """Find the threat of each norm: those that are given, and the study's.
+    """Find the threat of each norm, in images of `size` pixels: the given ones, and the study's.
 
-    Args:
-      size: the side of the images in pixels.
-      given: at most one of a norm.
-      write: returns how the radii of norms are given.
-    Raises:
-      ValueError: one is missing, and the study has no images of that size.
+    `write`: returns how the radii of norms are given.
     """
     found = {threat.norm: threat for threat in (*RADII.get(size, ()), *given)}
     if missing := [norm for norm in NORMS if norm not in found]:
@@ -83,11 +78,7 @@ def radii(
 
 
 def balls(named: Sequence[str]) -> list[Threat]:
-    """Read what --threat names, at most one of a norm.
-
-    Raises:
-      ValueError: none that can be meant, or two of a norm.
-    """
+    """Read what --threat names, at most one of a norm."""
     found: dict[str, Threat] = {}
     for text in named:
         threat = threats.parse(text)
@@ -108,14 +99,7 @@ _SAID |= dict.fromkeys(
 
 
 def check(given: Any, ladder: str | None) -> None:
-    """Refuse flags that --worst_case goes without.
-
-    Args:
-      given: the flags.
-      ladder: that one.
-    Raises:
-      ValueError: with what to do.
-    """
+    """Refuse flags that --worst_case goes without."""
     for flag, value in (("ladder", ladder), ("corruptions", given.corruptions)):
         if value:
             raise ValueError(f"--worst_case contradicts --{flag}; give one of them")
@@ -138,11 +122,9 @@ def check(given: Any, ladder: str | None) -> None:
 
 
 def questions(asked: Question, *, skips: bool) -> list[tuple[str, Question]]:
-    """Return the norm and the question of each attack, in the order of `parts`.
+    """List the norm and the question of each attack, in the order of `parts`.
 
-    Args:
-      asked: what they share; what is replayed, and the type of the search, are AutoAttack's alone.
-      skips: see `parts`.
+    What is replayed, and the type of the search, are AutoAttack's alone.
     """
     own = {"union_only": False}
     alone = own | {"replay": (), "noreplay": False, "search_dtype": "float32"}

@@ -35,11 +35,7 @@ class Settings(NamedTuple):
 
 
 def verify(settings: Settings) -> dict[str, Any]:
-    """Print what the forward passes confirm, and return it for JSON.
-
-    Raises:
-      ValueError: no network is named or two are, or the record says images by a path.
-    """
+    """Print what the forward passes confirm, and return it for JSON."""
     if bool(settings.weights) == bool(settings.function):
         raise ValueError("give --weights W, or --function my_net.py:logits_fn, the network")
     bundle = claims.read(settings.bundle)
@@ -82,14 +78,11 @@ def verify(settings: Settings) -> dict[str, Any]:
 
 
 def _given(settings: Settings, record: dict[str, Any]) -> Any:
-    """Return the flags of an evaluation that name the network, as it is here.
+    """Make the flags of an evaluation that name the network, as it is here.
 
     A run's phase is that of the record, if the run has it; a file is of the record's network.
     """
-    none: dict[str, Any] = dict.fromkeys(Given._fields) | Given._field_defaults
-    none |= {"attack": "autoattack", "version": "standard", "search_dtype": "float32"}
-    none |= {"n": 0, "seed": 0, "function": settings.function, "weights": settings.weights}
-    given = flags.placed(Given(**none))
+    given = flags.placed(Given(function=settings.function, weights=settings.weights))
     if given.workdir:
         phase = str(record["weights"]).partition(",")[0]
         known = phase and (Path(given.workdir) / phase).is_dir()
@@ -101,10 +94,9 @@ def _given(settings: Settings, record: dict[str, Any]) -> Any:
 
 
 def _source_of(settings: Settings, record: dict[str, Any]) -> dict[str, Any]:
-    """Locate the images of a record: data set, split, classes and folder.
+    """Locate the images of a record; refuse files that the record alone names.
 
-    Raises:
-      ValueError: the record alone names files, which whoever made it may have made too.
+    Whoever made the record may have made these too.
     """
     paths = "|".join(re.escape(name) for name, kind in KINDS.items() if kind.is_path)
     for flag, own in (("dataset", rf"({paths}):.*|hf:[./~].*"), ("split", ".*@.*")):
@@ -120,11 +112,6 @@ def _source_of(settings: Settings, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prepared(source: Any, bundle: Any) -> Any:
-    """Return the images of a source as the record's were prepared.
-
-    Raises:
-      ValueError: they have other channels.
-    """
     size, _, channels = bundle.about["image"]
     if source.channels != channels:
         raise ValueError(
@@ -141,7 +128,7 @@ def _prepared(source: Any, bundle: Any) -> Any:
 
 
 def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
-    """Return a sentence if this is another network than that of the record, or has other weights.
+    """Say that this is another network than that of the record, or has other weights.
 
     Of a user's function its name, its file's hash and its arrays count, whatever the folder.
     """
@@ -169,7 +156,6 @@ def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
 
 
 def _other_split(about: Any, source: Any) -> str | None:
-    """Return a sentence if the split has another number of images than the bundle says."""
     if about.get("split_images") in (None, len(source)):
         return None
     return (
@@ -180,7 +166,6 @@ def _other_split(about: Any, source: Any) -> str | None:
 
 
 def _other_program(folder: Path) -> str | None:
-    """Return a sentence if the program in a bundle is another than this version writes."""
     path = folder / bundles.PROGRAM
     if path.is_file() and path.read_text(errors="replace") == bundles.program():
         return None
@@ -191,11 +176,7 @@ def _other_program(folder: Path) -> str | None:
 
 
 def write_images(settings: Settings, file: Path) -> dict[str, Any]:
-    """Write images and labels as the bundle's verify.py takes them.
-
-    Raises:
-      ValueError: the file is no .npy, or the record says its images by a path.
-    """
+    """Write images and labels as the bundle's verify.py takes them."""
     if file.suffix != ".npy":
         raise ValueError(f"--write_images {file}: name a file that ends in .npy")
     bundle = claims.read(settings.bundle)

@@ -57,16 +57,13 @@ class WorstCaseResult(NamedTuple):
         return "\n".join([*lines, *(f"flag {name}: {text}" for name, text in self.flags.items())])
 
     def _typed_record(self, **known: Unpack[CallerFacts]) -> AccuracyRecord:
-        own = {
-            field.name: getattr(self.own, field.name)
-            for field in keys_of(AccuracyRecord)
-            if getattr(self.own, field.name) is not None
-        }
-        record = dataclasses.replace(self.autoattack.typed_record(**known), **own)
-        return dataclasses.replace(record, worst_case=self.parts)
+        fields: Any = {key.name: getattr(self.own, key.name) for key in keys_of(AccuracyRecord)}
+        own = {name: value for name, value in fields.items() if value is not None}
+        whole = self.autoattack.typed_record(**known)
+        return dataclasses.replace(whole, **(own | {"worst_case": self.parts}))
 
     def record(self, **known: Unpack[CallerFacts]) -> dict[str, Any]:
-        """Return the record; arguments as in `AutoAttackResult.record`."""
+        """Make the record's JSON; arguments as in `AutoAttackResult.record`."""
         return self._typed_record(**known).to_json()
 
     def save(self, path: str | Path, **known: Unpack[CallerFacts]) -> dict[str, Any]:
@@ -102,8 +99,6 @@ def worst_case(
       batch_size: images at a time; no verdict depends on it.
       ledger: of AutoAttack, see there.
       verbose: progress and a table on stderr.
-    Raises:
-      ValueError: settings or inputs that cannot be meant.
     """
     from jaxrobust.evaluation.questions import three_norms
     from jaxrobust.evaluation.questions.questions import Question
@@ -180,7 +175,6 @@ def worst_case(
 def _number(
     record: AccuracyRecord, rows: list[parts.WorstCasePart], whole: AutoAttackResult
 ) -> str:
-    """Compute the number of the evaluation."""
     names = ("attacks", "costs", "image_ids", "clipped", "images_sha256", "fingerprint")
     own = {name: getattr(record, name) for name in names if getattr(record, name) is not None}
     about = own | {"parts": rows} | records.identity(whole.about)
@@ -190,11 +184,7 @@ def _number(
 def _answering(
     logits_fn: Callable[..., Array], images: np.ndarray, batch_size: int
 ) -> fingerprint.Fingerprint:
-    """Return the fingerprint of a network that gives finite logits.
-
-    Raises:
-      ValueError: it does so for no image.
-    """
+    """Fingerprint a network; refuse one that gives finite logits of no image."""
     network = tracing.argument("logits_fn", logits_fn, sharding.make_mesh())
     known = fingerprint.of_network(network, images, each=batch_size)
     if not known.has_answers:  # for images like these; so all are looked at, before any is attacked
@@ -210,11 +200,7 @@ def _answering(
 
 
 def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, Threat]:
-    """Find the threat of each norm for images of a shape H, W, C.
-
-    Raises:
-      ValueError: one is missing, unknown or cannot be meant.
-    """
+    """Find the threat of each norm for images of a shape H, W, C."""
     from jaxrobust.evaluation.questions import questions, three_norms
 
     if unknown := sorted(given.keys() - set(NORMS)):
@@ -257,8 +243,8 @@ def _stepped(
     @jax.jit
     def judged(network: Any, *batch: Array) -> dict[str, Array]:
         net = Classifier(lambda key: ({}, {}), lambda params, stats, x: (network(x), stats))
-        how: dict[str, Any] = {"net": net, "attack": attack, "dtype": "float32", "norm": ball.norm}
-        return accuracy.judged({}, {}, *batch, moved=True, **how)
+        how = accuracy.Judging(net, attack, "float32", norm=ball.norm, moved=True)
+        return accuracy.judged({}, {}, *batch, how=how)
 
     for first in range(0, max(len(ids), 1), batch_size):
         which = np.resize(ids[first : first + batch_size], batch_size)  # one shape is compiled

@@ -11,10 +11,7 @@ from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
 
 
 def procedure(record: AccuracyRecord) -> dict[str, Any]:
-    """List what must be the same in two records, by names for people; None: not known.
-
-    Attacks, settings, balls and images are none of it.
-    """
+    """List what must be the same in two records, by names for people; None: not known."""
     ladder, parts = record.ladder, record.worst_case or []
     whole = record.union and record.union.get("each_on_all_images")
     if parts:
@@ -66,10 +63,6 @@ def left_out(records: Sequence[AccuracyRecord], found: Sequence[Verdicts]) -> np
 
     These are those that a replayed point decided in one of them, as the attacks alone might have
     left them standing. On ladders of the same radii all met such points: there it is none.
-
-    Args:
-      records: of the evaluations.
-      found: their verdicts, on the same images in the same order.
     """
     decided = np.any([replayed(one) for one in found], axis=0)
     ladders = [(record.ladder or {}).get("radii") for record in records]

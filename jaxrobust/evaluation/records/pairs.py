@@ -13,10 +13,7 @@ _HALVINGS = 60  # of an interval of at most 2: to the last digit of float64
 
 
 class Paired(NamedTuple):
-    """What two verdicts on each of n images say of the difference of their accuracies.
-
-    Plain numbers, or arrays of one for each group of images.
-    """
+    """Compares two verdicts on each of n images: plain numbers, or arrays, one for each group."""
 
     n: Any  # images
     first: Any  # of them right in the first
@@ -30,12 +27,9 @@ class Paired(NamedTuple):
 
 
 def mcnemar(gained: _Counts, lost: _Counts) -> _Values:
-    """Return the p-values of McNemar's exact test, two-sided: are both counts equally likely?
+    """Compute two-sided p-values of McNemar's exact test: are both counts equally likely?
 
-    Args:
-      gained, lost: images that only the one, or only the other, has right.
-    Returns:
-      f64 of the same shape, twice the smaller tail of a fair coin, 1 at most; 1 without any images.
+    `gained`, `lost`: images that only the one, or only the other, has right; 1 without any.
     Source: McNemar 1947, doi:10.1007/BF02295996; parity:
       tests/evaluation/records/test_pairs.py against SciPy's binomtest.
     """
@@ -48,15 +42,13 @@ def mcnemar(gained: _Counts, lost: _Counts) -> _Values:
 def difference_interval(
     gained: _Counts, lost: _Counts, n: _Counts, level: float = 0.95
 ) -> tuple[_Values, _Values]:
-    """Return Tango's score interval of the difference (gained - lost) / n of paired proportions.
+    """Compute Tango's score interval of the difference (gained - lost) / n of paired proportions.
 
     Args:
       gained, lost: images that only the second, or only the first, has right.
       n: all images, those on which both agree included.
     Returns:
       (low, high), inside of [-1, 1]: the differences that a score test at 1 - `level` lets stand.
-    Raises:
-      ValueError: counts that are negative or exceed `n`, no images, or not 0 < level < 1.
     Source: Tango 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B;
       parity: tests/evaluation/records/test_pairs.py against values of R's contingencytables and
       PropCIs.
@@ -96,14 +88,12 @@ def _score(difference: Any, gained: Any, lost: Any, n: Any) -> Any:
 
 
 def images_needed(found: Paired, level: float = 0.95, power: float = 0.8) -> int | None:
-    """Estimate the number of images that would tell two networks apart with such a difference.
+    """Estimate the number of images that would tell two networks apart; None: nothing differs.
 
     Args:
       found: plain numbers; the shares of `gained` and `lost` are taken to be the true ones.
       level: 1 minus the probability to tell apart what does not differ.
       power: the probability to tell apart what does.
-    Returns:
-      Images of the same kind; None: nothing differs, no number would do.
     Source: Connor 1987, doi:10.2307/2531961; parity:
       tests/evaluation/records/test_pairs.py by simulation.
     """
@@ -117,7 +107,7 @@ def images_needed(found: Paired, level: float = 0.95, power: float = 0.8) -> int
 
 
 def holm(p: _Values) -> _Values:
-    """Return p-values for several questions at once: Holm's correction.
+    """Correct p-values for several questions at once, by Holm's method.
 
     Those below 0.05 contain a false one in at most 5 % of all cases, however the questions depend
     on each other.
@@ -143,11 +133,9 @@ def compare_groups(
     second: Bool[np.ndarray, " n"],
     groups: Shaped[np.ndarray, " n"],
 ) -> tuple[Shaped[np.ndarray, " G"], Paired]:
-    """Compare two lists of verdicts group by group, such as class by class.
+    """Compare two lists of verdicts group by group: the G groups in their order, and arrays [G].
 
-    Returns:
-      The G groups in their order, and arrays [G]. Its p-values are those of one group each: see
-      `holm`.
+    Its p-values are those of one group each: see `holm`.
     """
     names, of = np.unique(groups, return_inverse=True)
 

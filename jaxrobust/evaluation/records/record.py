@@ -22,6 +22,17 @@ _ALWAYS, _OF_EVALUATION = {"written": "always"}, {"written": "of an evaluation"}
 _NEVER = {"written": "never"}  # as a key of the JSON
 
 
+def always(kind: Any = None) -> Any:
+    """Make a field that is written, as null where its value is not known; empty: of `kind`."""
+    empty: dict[str, Any] = {"default_factory": kind} if kind else {"default": None}
+    return field(**empty, metadata=_ALWAYS)
+
+
+def of_evaluation() -> Any:
+    """Make a field that every record of an evaluation has, as null where it is not known."""
+    return field(default=None, metadata=_OF_EVALUATION)
+
+
 @dataclass(frozen=True)
 class AccuracyRecord:
     """One network's accuracy on some images, with all that is needed to repeat it.
@@ -33,61 +44,41 @@ class AccuracyRecord:
       others: what the JSON had beside the schema; it is kept.
     """
 
-    time: str | None = field(default=None, metadata=_ALWAYS)
-    commit: str | None = field(default=None, metadata=_ALWAYS)
-    config_sha256: str | None = field(
-        default=None, metadata=_ALWAYS
-    )  # of the resolved config that made the network
-    weights: str | None = field(
-        default=None, metadata=_ALWAYS
-    )  # which ones: "train, step 440, ema"
-    weights_sha256: str | None = field(default=None, metadata=_ALWAYS)
-    dataset: str | None = field(default=None, metadata=_ALWAYS)
-    split: str | None = field(default=None, metadata=_ALWAYS)
-    image_ids: str | None = field(
-        default=None, metadata=_ALWAYS
-    )  # by their place in the split: "0..999"
-    preprocessing: str | None = field(default=None, metadata=_ALWAYS)
-    dtype: str | None = field(default=None, metadata=_ALWAYS)  # the network's compute type
-    matmul_precision: str | None = field(
-        default=None, metadata=_ALWAYS
-    )  # of products wherever a verdict falls
-    attacks: list[parts.AttackSettings] = field(
-        default_factory=list, metadata=_ALWAYS
-    )  # empty: there was none
-    clean: float | None = field(
-        default=None, metadata=_ALWAYS
-    )  # accuracy, a fraction of the images
-    robust: float | None = field(default=None, metadata=_ALWAYS)  # after all attacks
-    seed: int | None = field(default=None, metadata=_ALWAYS)  # of the attacks' draws
-    flags: dict[str, str] = field(
-        default_factory=dict, metadata=_ALWAYS
-    )  # what puts the number in doubt, and why
-    versions: dict[str, str] | None = field(default=None, metadata=_ALWAYS)
-    device: str | None = field(default=None, metadata=_ALWAYS)
-    schema: int | None = field(default=None, metadata=_ALWAYS)
-    verdicts: str | None = field(
-        default=None, metadata=_ALWAYS
-    )  # the file beside the record that has them image by image
-    interval: parts.Intervals | None = field(default=None, metadata=_ALWAYS)
-    costs: list[parts.AttackCost] | None = field(default=None, metadata=_ALWAYS)  # of each attack
-    size: parts.NetworkSize | None = field(default=None, metadata=_ALWAYS)
-    training: parts.TrainingFacts | None = field(default=None, metadata=_ALWAYS)
+    time: str | None = always()
+    commit: str | None = always()
+    config_sha256: str | None = always()  # of the resolved config that made the network
+    weights: str | None = always()  # which ones: "train, step 440, ema"
+    weights_sha256: str | None = always()
+    dataset: str | None = always()
+    split: str | None = always()
+    image_ids: str | None = always()  # by their place in the split: "0..999"
+    preprocessing: str | None = always()
+    dtype: str | None = always()  # the network's compute type
+    matmul_precision: str | None = always()  # of products wherever a verdict falls
+    attacks: list[parts.AttackSettings] = always(list)  # empty: there was none
+    clean: float | None = always()  # accuracy, a fraction of the images
+    robust: float | None = always()  # after all attacks
+    seed: int | None = always()  # of the attacks' draws
+    flags: dict[str, str] = always(dict)  # what puts the number in doubt, and why
+    versions: dict[str, str] | None = always()
+    device: str | None = always()
+    schema: int | None = always()
+    verdicts: str | None = always()  # the file beside the record that has them image by image
+    interval: parts.Intervals | None = always()
+    costs: list[parts.AttackCost] | None = always()  # of each attack
+    size: parts.NetworkSize | None = always()
+    training: parts.TrainingFacts | None = always()
     ids_sha256: str | None = None  # of the list of ids that makes the split
     classes_sha256: str | None = None  # of the classes' names in the order of labels
     init: dict[str, Any] | None = None  # what the training started from
-    evaluation: str | None = field(default=None, metadata=_OF_EVALUATION)  # its number
-    model: parts.Architecture | None = field(default=None, metadata=_OF_EVALUATION)
-    method: str | None = field(
-        default=None, metadata=_OF_EVALUATION
-    )  # of the attack, as the command line says it
-    search_dtype: str | None = field(default=None, metadata=_OF_EVALUATION)
-    accuracy_after: dict[str, float | None] | None = field(
-        default=None, metadata=_OF_EVALUATION
-    )  # after each attack
+    evaluation: str | None = of_evaluation()  # its number
+    model: parts.Architecture | None = of_evaluation()
+    method: str | None = of_evaluation()  # of the attack, as the command line says it
+    search_dtype: str | None = of_evaluation()
+    accuracy_after: dict[str, float | None] | None = of_evaluation()  # after each attack
     version: str | None = None  # of AutoAttack
     images_sha256: str | None = None
-    fingerprint: parts.NetworkFingerprint | None = field(default=None, metadata=_OF_EVALUATION)
+    fingerprint: parts.NetworkFingerprint | None = of_evaluation()
     clean_top5: float | None = None
     stable: float | None = None  # share whose answer an attack of fixed steps leaves
     local_lipschitz: float | None = None
@@ -144,12 +135,12 @@ class AccuracyRecord:
 
     @property
     def threats(self) -> list[Threat]:
-        """Return norm and radius of each attack."""
+        """List norm and radius of each attack."""
         return [Threat(attack["norm"], attack["epsilon"]) for attack in self.attacks]
 
     @property
     def image_size(self) -> int | None:
-        """Return the side of the images, in pixels."""
+        """Give the side of the images, in pixels."""
         return (self.model or {}).get("image_size")
 
     @property
@@ -167,7 +158,7 @@ class Measured(NamedTuple):
 
 
 def keys_of(kind: type[AccuracyRecord]) -> list[Field]:
-    """Return the fields that are keys of the JSON, in their order."""
+    """List the fields that are keys of the JSON, in their order."""
     return [key for key in fields(kind) if key.metadata != _NEVER]
 
 
@@ -176,11 +167,7 @@ def _default(key: Field) -> Any:
 
 
 def check(record: AccuracyRecord, where: str) -> None:
-    """Refuse what is no record of this schema or an older one.
-
-    Raises:
-      ValueError: a newer schema, or a key that is missing or has another type; with what to do.
-    """
+    """Refuse what is no record of this schema or an older one."""
     number = 1 if "schema" in record.absent else record.schema
     if not isinstance(number, int) or number > SCHEMA:
         raise ValueError(
@@ -202,7 +189,6 @@ def check(record: AccuracyRecord, where: str) -> None:
 
 @functools.cache
 def _kinds(kind: type[AccuracyRecord]) -> dict[str, tuple[type, ...]]:
-    """Return the types that JSON has for each key."""
     hints = typing.get_type_hints(kind)
     return {key.name: _types(hints[key.name]) for key in keys_of(kind)}
 

@@ -24,16 +24,11 @@ def with_step_rules(costs: Iterable[parts.AttackCost]) -> list[parts.AttackCost]
 
 
 def _rule(attack: str) -> str | None:
-    """Say what the steps of an attack are; those of a sum of several are not known."""
     return _REPLAY if attack == verdicts.REPLAY else registry.rule(attack)
 
 
 def read(workdir: Path) -> list[AccuracyRecord]:
-    """Read the records of a workdir, oldest first.
-
-    Raises:
-      ValueError: a damaged line, or what is no record; see `record.check`.
-    """
+    """Read the records of a workdir, oldest first; refuse a damaged line, and what is no record."""
     path = workdir / "results.jsonl"
     records = [AccuracyRecord.from_json(row) for row in jsonl.read(path)]
     for record in records:
@@ -42,11 +37,7 @@ def read(workdir: Path) -> list[AccuracyRecord]:
 
 
 def append(path: Path, record: AccuracyRecord) -> None:
-    """Add a record to a file of them.
-
-    Raises:
-      ValueError: it is none.
-    """
+    """Add a record to a file of them."""
     check(record, str(path))
     jsonl.append(path, record.to_json())
 
@@ -54,11 +45,7 @@ def append(path: Path, record: AccuracyRecord) -> None:
 def save(
     path: Path, found: verdicts.Verdicts, record_of: Callable[[], AccuracyRecord]
 ) -> dict[str, Any]:
-    """Add what `record_of` makes to a file of records, its verdicts beside it; return its JSON.
-
-    Raises:
-      ValueError: the name of the file does not end in .jsonl.
-    """
+    """Add what `record_of` makes to a file of records, its verdicts beside it; return its JSON."""
     if path.suffix != ".jsonl":
         raise ValueError(f"{path} gets a line of JSON; give a file such as results.jsonl")
     record = record_of()
@@ -81,10 +68,7 @@ def intervals(clean: float | None, robust: float | None, n: int) -> parts.Interv
 
 
 def identity(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep of what a result says what tells its evaluation from others.
-
-    Neither the probe and versions of its network nor what was found do so.
-    """
+    """Keep what tells an evaluation from others, which neither its findings nor its versions do."""
     exact = {key: value for key, value in result["fingerprint"].items() if isinstance(value, str)}
     own = {key: value for key, value in result.items() if key not in ("search_sample", "clipped")}
     if draws := own.get("draws"):

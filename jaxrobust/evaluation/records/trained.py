@@ -24,7 +24,6 @@ def training(
     as far as the names of splits tell, see `grammar.overlap`.
 
     Args:
-      config: of the run.
       phase: whose weights the record is of.
       dataset, split: of the record.
       chosen: dataset, split and attack of a later choice among the run's weights

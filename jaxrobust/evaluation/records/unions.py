@@ -30,17 +30,7 @@ def joined(found: Sequence[Measured], balls: Sequence[Threat]) -> Verdicts:
 
 
 def united(found: Sequence[Measured], balls: Sequence[Threat], names: Sequence[str]) -> Measured:
-    """Unite what was measured in each ball.
-
-    Args:
-      found: as `measuring` returns it.
-      balls: of each.
-      names: what each is called.
-    """
-    after = {
-        name: float(joined(found[:count], balls).robust.mean())
-        for count, name in enumerate(names, 1)
-    }
+    """Unite what was measured in each ball, which `names` call."""
     whole = joined(found, balls)
     records_of = [each.record for each in found]
     flags = {
@@ -54,7 +44,10 @@ def united(found: Sequence[Measured], balls: Sequence[Threat], names: Sequence[s
         attacks=[settings for record in records_of for settings in record.attacks],
         clean=float(whole.clean.mean()),
         robust=float(whole.robust.mean()),
-        accuracy_after=dict(after),
+        accuracy_after={
+            name: float(joined(found[:count], balls).robust.mean())
+            for count, name in enumerate(names, 1)
+        },
         flags=flags,
         costs=[cost for record in records_of for cost in record.costs or ()],
         replayed=replayed or None,
@@ -109,25 +102,18 @@ def parts_of(
     """List each attack, on how many images it was, and what share of them it left.
 
     Args:
-      found, balls: as in `united`.
       methods: what each is called.
       numbers: of the evaluations of each alone; None: there is none.
       skips: each saw only what stood before it, so that but for the first one its own robust
         accuracy is not known: None.
     """
     rows: list[parts.WorstCasePart] = []
-    for place, (verdicts, record) in enumerate((each.verdicts, each.record) for each in found):
+    for place, (record, verdicts, _) in enumerate(found):
         n, robust = len(verdicts.image_ids), None if skips and place else record.robust
-        rows.append(
-            {
-                "method": methods[place],
-                "norm": balls[place].norm,
-                "epsilon": balls[place].epsilon,
-                "attacks": [settings["name"] for settings in record.attacks],
-                "images": n,
-                "robust": robust,
-                "interval": records.interval(robust, n),
-                "evaluation": numbers[place],
-            }
-        )
+        ball = balls[place]
+        row: parts.WorstCasePart = {"method": methods[place]}
+        row |= {"norm": ball.norm, "epsilon": ball.epsilon}
+        row |= {"attacks": [settings["name"] for settings in record.attacks], "images": n}
+        row |= {"robust": robust, "interval": records.interval(robust, n)}
+        rows.append({**row, "evaluation": numbers[place]})
     return rows

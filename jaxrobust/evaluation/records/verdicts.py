@@ -24,7 +24,7 @@ class Verdicts(NamedTuple):
 
     @property
     def robust(self) -> np.ndarray:
-        """Return bool[N]: no attack found anything."""
+        """Tell which images no attack fooled, bool[N]."""
         return self.fooled_by == ""
 
 
@@ -38,7 +38,7 @@ _KINDS |= {"norms": np.float64, "reached": np.int32}
 
 
 def file_of(evaluation: str) -> str:
-    """Return the name of the file of an evaluation, by its number."""
+    """Name the file of an evaluation, by its number."""
     return f"verdicts-{evaluation}.json"
 
 
@@ -51,11 +51,7 @@ def write(path: Path, evaluation: str, verdicts: Verdicts) -> None:
 
 
 def read(path: Path) -> Verdicts:
-    """Return the verdicts of a file.
-
-    Raises:
-      ValueError: it is missing, damaged or of a newer version; with what to do.
-    """
+    """Read the verdicts of a file; refuse one that is missing, damaged or of a newer version."""
     if not path.is_file():
         raise ValueError(
             f"{path} is missing; copy it with its record, or evaluate again with --out DIR"

@@ -1,8 +1,6 @@
 """PyTorch's operators, one row each: what is left of a module after `run_decompositions`."""
 
 import operator
-from collections.abc import Callable
-from typing import Any
 
 from jaxrobust.interop.operators import (
     convolutions,
@@ -19,11 +17,8 @@ from jaxrobust.interop.operators import (
 from jaxrobust.interop.program import Row
 
 # Of sizes, which are known when a program is traced.
-_OF_SIZES: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod")},
-}
 _SIZES = {
-    **{name: Row(function) for name, function in _OF_SIZES.items()},
+    **{n: Row(getattr(operator, n)) for n in ("add", "sub", "mul", "floordiv", "mod")},
     "aten.sym_size.int": Row(lambda x, dim: x.shape[dim]),
 }
 TABLE: dict[str, Row] = {

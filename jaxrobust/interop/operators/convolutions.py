@@ -12,7 +12,6 @@ from jaxrobust.types import Array
 
 
 def _each(value: Sequence[int], axes: int) -> tuple[int, ...]:
-    """Return one number for each axis, of PyTorch's one for all or one each."""
     return tuple(value) * (axes if len(value) == 1 else 1)
 
 

@@ -5,7 +5,7 @@ meets the same numbers. No gradient passes through what is drawn, nor does it in
 goes through what it keeps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,22 +17,12 @@ from jaxrobust.types import Array
 Draw = Callable[..., Array]  # key, shape, numbers that describe the distribution -> draws
 
 
-def _of_sizes(draw: Draw) -> Row:
-    """Return the row of a draw (sizes, *numbers), such as `torch.randn`."""
-
-    def drawn(key: Array, sizes: Sequence[int], *numbers: Any, dtype: Any = None) -> Array:
-        found = draw(key, tuple(sizes), *numbers)
-        return found if dtype is None else found.astype(dtype)
-
-    return Row(drawn)
-
-
-def _between(draw: Draw) -> Row:
-    """Return the row of a draw (*numbers, sizes), such as `torch.randint`."""
+def _of_sizes(draw: Draw, place: int = 0) -> Row:
+    """Return the row of a draw whose operand `place` is its sizes: `randn` 0, `randint` -1."""
 
     def drawn(key: Array, *operands: Any, dtype: Any = None) -> Array:
-        *numbers, sizes = operands
-        found = draw(key, tuple(sizes), *numbers)
+        numbers = list(operands)
+        found = draw(key, tuple(numbers.pop(place)), *numbers)
         return found if dtype is None else found.astype(dtype)
 
     return Row(drawn)
@@ -60,20 +50,8 @@ def _bernoulli(key: Array, shape: Any, p: Any = 0.5) -> Array:
     return jax.random.uniform(key, shape, jnp.float32) < p
 
 
-def _exponential(key: Array, shape: Any, rate: float = 1.0) -> Array:
-    return jax.random.exponential(key, shape, jnp.float32) / rate
-
-
 def _integers(key: Array, shape: Any, low: int, high: int) -> Array:
     return jax.random.randint(key, shape, low, high, jnp.int32)
-
-
-def _log_normal(key: Array, shape: Any, mean: float = 1.0, std: float = 2.0) -> Array:
-    return jnp.exp(_normal(key, shape, mean, std))
-
-
-def _cauchy(key: Array, shape: Any, median: float = 0.0, sigma: float = 1.0) -> Array:
-    return median + sigma * jax.random.cauchy(key, shape, jnp.float32)
 
 
 def _geometric(key: Array, shape: Any, p: float) -> Array:
@@ -82,7 +60,6 @@ def _geometric(key: Array, shape: Any, p: float) -> Array:
 
 
 def _bernoulli_of(key: Array, p: Array) -> Array:
-    """Return draws that are one with the probabilities of a tensor."""
     return _bernoulli(key, p.shape, jax.lax.stop_gradient(p)).astype(p.dtype)
 
 
@@ -94,7 +71,6 @@ def _poisson(key: Array, rate: Array) -> Array:
 
 
 def _normal_of(key: Array, mean: Any, std: Any) -> Array:
-    """Return normal numbers of means and deviations, at least one of which is a tensor."""
     mean, std = jax.lax.stop_gradient((mean, std))
     shape = jnp.broadcast_shapes(jnp.shape(mean), jnp.shape(std))
     return _normal(key, shape, mean, std).astype(jnp.result_type(mean, std))
@@ -127,24 +103,30 @@ def _dropout(key: Array, x: Array, p: float, train: bool | None) -> tuple[Array,
 TABLE = {
     "aten.rand.default": _of_sizes(_uniform),
     "aten.randn.default": _of_sizes(_normal),
-    "aten.randint.low": _between(_integers),
-    "aten.randint.default": _between(lambda key, shape, high: _integers(key, shape, 0, high)),
+    "aten.randint.low": _of_sizes(_integers, -1),
+    "aten.randint.default": _of_sizes(lambda key, shape, high: _integers(key, shape, 0, high), -1),
     "aten.rand_like.default": _alike(_uniform),
     "aten.randn_like.default": _alike(_normal),
     "aten.randint_like.default": _alike(lambda key, shape, high: _integers(key, shape, 0, high)),
     "aten.randint_like.low_dtype": _alike(_integers),
     "aten.uniform.default": _alike(_uniform),
     "aten.normal_functional.default": _alike(_normal),
-    "aten.normal.float_float": _between(_normal),
+    "aten.normal.float_float": _of_sizes(_normal, -1),
     "aten.normal.Tensor_Tensor": Row(_normal_of),
     "aten.normal.Tensor_float": Row(_normal_of),
     "aten.normal.float_Tensor": Row(_normal_of),
     "aten.bernoulli.p": _alike(_bernoulli),
     "aten.bernoulli.Tensor": _alike(_bernoulli),
     "aten.bernoulli.default": Row(_bernoulli_of),
-    "aten.exponential.default": _alike(_exponential),
-    "aten.log_normal.default": _alike(_log_normal),
-    "aten.cauchy.default": _alike(_cauchy),
+    "aten.exponential.default": _alike(
+        lambda key, shape, rate=1.0: jax.random.exponential(key, shape, jnp.float32) / rate
+    ),
+    "aten.log_normal.default": _alike(
+        lambda key, shape, mean=1.0, std=2.0: jnp.exp(_normal(key, shape, mean, std))
+    ),
+    "aten.cauchy.default": _alike(
+        lambda key, shape, at=0.0, wide=1.0: at + wide * jax.random.cauchy(key, shape, jnp.float32)
+    ),
     "aten.geometric.default": _alike(_geometric),
     "aten.poisson.default": Row(_poisson),
     "aten.randperm.default": Row(_permutation),

@@ -64,7 +64,6 @@ def _leaky_relu(x: Array, slope: float) -> Array:
 
 
 def _rrelu(x: Array, noise: Array, low: float, high: float, training: bool) -> tuple[Any, None]:
-    """Return RReLU in eval mode, where its slope is the middle one."""
     return _leaky_relu(x, (low + high) / 2), None
 
 
@@ -80,12 +79,7 @@ def _clamp(x: Array, low: Any, high: Any) -> Array:
     return x if high is None else jnp.where(x <= high, x, jnp.asarray(high, x.dtype))
 
 
-def _same(x: Any, **ignored: Any) -> Any:
-    return x
-
-
 def _cast(x: Any, dtype: Any = None) -> Any:
-    """Return numbers of another type; None: as they are."""
     return x if dtype is None else jnp.asarray(x).astype(dtype)
 
 
@@ -96,10 +90,6 @@ def _quantised(x: Array, scale: Any, zero: Any, low: int, high: int) -> tuple[Ar
     inside = (places >= low) & (places <= high)
     value = (jnp.clip(places, low, high) - zero).astype(single.dtype) * single
     return with_gradient_of(value.astype(x.dtype), jnp.where(inside, x, 0)), inside
-
-
-def _copied(x: Any, source: Any) -> Any:
-    return jnp.broadcast_to(source, x.shape).astype(x.dtype)
 
 
 Functions = dict[str, Callable[..., Any]]
@@ -115,8 +105,7 @@ _UNARY: Functions = {
     "isinf": jnp.isinf,
     "logical_not": jnp.logical_not,
     "bitwise_not": jnp.bitwise_not,
-    "clone": _same,
-    "alias": _same,
+    **{name: lambda x, **ignored: x for name in ("clone", "alias")},
     "_to_copy": _cast,
     "relu": _relu,
     "gelu": _gelu,
@@ -148,7 +137,7 @@ _BINARY: Functions = {
     "logical_and": jnp.logical_and,
     "logical_or": jnp.logical_or,
     "logical_xor": jnp.logical_xor,
-    "copy": _copied,
+    "copy": lambda x, source: jnp.broadcast_to(source, x.shape).astype(x.dtype),
 }
 _OF_TENSOR_OR_SCALAR: Functions = {
     "add": _add,

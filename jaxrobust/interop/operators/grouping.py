@@ -15,10 +15,7 @@ from jaxrobust.types import Array
 def _scatter_reduce(
     x: Array, dim: int, places: Array, source: Array, reduce: str, include_self: bool = True
 ) -> Array:
-    """Return `x` with the numbers of `source` joined into its places along an axis.
-
-    Without `include_self`, what lies in a place that is named does not take part.
-    """
+    """Join the numbers of `source` into their places; without `include_self`, of nothing else."""
     index = along(places, dim)
     source = source[tuple(map(slice, places.shape))]
     named = jnp.zeros(x.shape, bool).at[index].set(True)
@@ -71,10 +68,9 @@ def _extremes(x: Array, own: Array, index: tuple[Array, ...], source: Array, red
 
 
 def _distances(x: Array, y: Array, order: float, mode: int | None = None) -> Array:
-    """Return the distances of [..., P, M] and [..., R, M], each with each, [..., P, R].
+    """Compute distances of [..., P, M] and [..., R, M], each with each; gradients are PyTorch's:
 
-    The gradient is PyTorch's: zero where two are equal, and for the largest difference that of all
-    that are largest.
+    zero where two are equal, and for the largest difference that of all that are largest.
     """
     apart = x[..., :, None, :] - y[..., None, :, :]
     size, sign = jnp.abs(lax.stop_gradient(apart)), jnp.sign(lax.stop_gradient(apart))

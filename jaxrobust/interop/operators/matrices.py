@@ -23,10 +23,7 @@ def _inverse(matrix: Array, check_errors: bool = False) -> tuple[Array, Array]:
 def _solve(
     matrix: Array, given: Array, *, left: bool = True, check_errors: bool = False
 ) -> tuple[Array | None, ...]:
-    """Return X with `matrix` X = `given` (X `matrix` = `given` without `left`), and `info`.
-
-    The factors between, which PyTorch's backward pass reads, are None.
-    """
+    """Solve `matrix` X = `given` (X `matrix` = `given` without `left`)."""
     vector = given.ndim == 1 or given.shape == matrix.shape[:-1]
     wide = given[..., None] if vector else given
     found = jnp.linalg.solve(matrix, wide) if left else jnp.linalg.solve(matrix.mT, wide.mT).mT
@@ -45,10 +42,7 @@ def _solve_triangular(
 
 
 def _cholesky(matrix: Array, upper: bool = False) -> Array:
-    """Return the factor of a symmetric matrix, of which one half is read; NaN where there is none.
-
-    PyTorch's gradient is symmetric all the same: both halves have it.
-    """
+    """Factor a symmetric matrix, of which one half is read; both have the gradient."""
     held = lax.stop_gradient(matrix)
     half = jnp.tril(held.mT if upper else held)
     apart = matrix - held  # zero

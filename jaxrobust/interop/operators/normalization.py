@@ -22,15 +22,10 @@ def _batch_norm(
 ) -> tuple[Any, None, None]:
     """Return [B,sides...,C] normalised by running statistics."""
     factor = lax.rsqrt(var + eps) if weight is None else weight * lax.rsqrt(var + eps)
-    return (
-        ChannelsLast((x - mean) * factor if bias is None else (x - mean) * factor + bias),
-        None,
-        None,
-    )
+    return ChannelsLast(_scaled(x - mean, factor, bias)), None, None
 
 
 def _batch_norm_plain(x: Array, *rest: Any) -> tuple[Array, None, None]:
-    """Return [B,C] or [B,C,sides...] normalised by running statistics."""
     found = _batch_norm(jnp.moveaxis(x, 1, -1), *rest)[0].array
     return jnp.moveaxis(found, -1, 1), None, None
 
@@ -64,11 +59,8 @@ def _group_norm(
     """Return [B,sides...,C] normalised within groups of channels."""
     split = x.reshape(*x.shape[:-1], groups, -1)
     axes = (*range(1, x.ndim - 1), x.ndim)
-    return (
-        ChannelsLast(_scaled(_normalised(split, axes, eps).reshape(x.shape), weight, bias)),
-        None,
-        None,
-    )
+    found = _scaled(_normalised(split, axes, eps).reshape(x.shape), weight, bias)
+    return ChannelsLast(found), None, None
 
 
 def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> Array:

@@ -84,7 +84,6 @@ class _Largest(Sequence[Any]):
 
 
 def _numbered(x: Array) -> Array:
-    """Return the place of every number of [B,sides...,C] within its channel of its image."""
     sides = x.shape[1:-1]
     return jnp.broadcast_to(jnp.arange(np.prod(sides)).reshape(1, *sides, 1), x.shape)
 
@@ -135,7 +134,6 @@ def _average_pool(
 
 
 def _bins(side: int, count: int) -> list[slice]:
-    """Return the parts of a side that an adaptive pooling joins; they may overlap."""
     return [slice(i * side // count, -(-(i + 1) * side // count)) for i in range(count)]
 
 
@@ -207,7 +205,6 @@ def _nearest(
 def _linear(
     x: Array, sizes: Sequence[int] | None, align: bool, factors: Sequence[float] | None
 ) -> ChannelsLast:
-    """Return images resized by linear interpolation, one side after the other."""
     for axis, (old, new, step) in enumerate(_ratios(x, sizes, factors), 1):
         at = np.arange(new) * ((old - 1) / max(new - 1, 1) if align else step)
         at = np.maximum(at if align else at + 0.5 * step - 0.5, 0)

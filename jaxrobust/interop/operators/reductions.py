@@ -26,14 +26,14 @@ def _over(reduce: Callable[..., Array]) -> Row:
 
     def plain(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **rest: Any) -> Array:
         x = x if dtype is None else x.astype(dtype)
-        return reduce(x, _axes(dims, x.ndim), keepdim, **rest)
+        return reduce(x, _axes(dims, x.ndim), keepdims=keepdim, **rest)
 
     def last(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **rest: Any) -> Any:
         gone = _axes(dims, x.ndim)
         if not keepdim and not {0, 1}.isdisjoint(gone):
             return plain(ChannelsLast(x).plain(), dims, keepdim, dtype, **rest)
         x = x if dtype is None else x.astype(dtype)
-        found = reduce(x, tuple(moved(dim, x.ndim) for dim in gone), keepdim, **rest)
+        found = reduce(x, tuple(moved(dim, x.ndim) for dim in gone), keepdims=keepdim, **rest)
         if keepdim:
             return ChannelsLast(found)
         return found if found.ndim == 2 else ChannelsLast(found)
@@ -42,13 +42,12 @@ def _over(reduce: Callable[..., Array]) -> Row:
 
 
 def _whole(row: Row) -> Row:
-    """Return the row of the same reduction over all dimensions."""
     assert row.plain is not None
     reduce = row.plain
     return Row(lambda x, **rest: reduce(x, None, **rest))
 
 
-def _deviation(x: Array, axes: Any, keepdims: bool, correction: float | None = 1) -> Array:
+def _deviation(x: Array, axes: Any, *, keepdims: bool, correction: float | None = 1) -> Array:
     return jnp.var(x, axes, ddof=1 if correction is None else int(correction), keepdims=keepdims)
 
 
@@ -111,10 +110,7 @@ def along(places: Array, dim: int) -> tuple[Array, ...]:
 
 
 def _written(x: Array, index: tuple[Any, ...], source: Any) -> Array:
-    """Return `x` with numbers written into it.
-
-    Where several go to one place, each has the gradient of that place, as in PyTorch.
-    """
+    """Write numbers into `x`; each has the gradient of its place, as in PyTorch."""
     value = x.at[index].set(source)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return value
@@ -132,23 +128,12 @@ def _scatter_add(x: Array, dim: int, places: Array, source: Array) -> Array:
     return x.at[along(places, dim)].add(source[tuple(map(slice, places.shape))])
 
 
-def _product(x: Array, dim: int, keepdim: bool, dtype: Any = None) -> Array:
-    return jnp.prod(x, dim, dtype, keepdims=keepdim)
-
-
 def _chosen(x: Array, indices: Sequence[Any]) -> tuple[Any, ...]:
-    """Translate PyTorch's list of indices to NumPy, whose rule of the result's axes it has.
-
-    An index is an array, None, or places that are known, which `masks` writes as a list.
-    """
+    """Translate PyTorch's indices, known places as lists among them, to NumPy's."""
     return tuple(
         slice(None) if each is None else np.asarray(each, int) if isinstance(each, list) else each
         for each in indices
     )
-
-
-def _index(x: Array, indices: Sequence[Any]) -> Array:
-    return x[_chosen(x, indices)]
 
 
 def _index_put(x: Array, indices: Sequence[Any], values: Array, add: bool) -> Array:
@@ -159,7 +144,6 @@ def _index_put(x: Array, indices: Sequence[Any], values: Array, add: bool) -> Ar
 
 
 def _put(x: Array, places: Array, source: Array, accumulate: bool = False) -> Array:
-    """Return `x` with numbers written to, or added at, places in its flat order."""
     flat, index = x.reshape(-1), (places.reshape(-1),)
     values = source.reshape(-1)
     found = flat.at[index].add(values) if accumulate else _written(flat, index, values)
@@ -167,54 +151,48 @@ def _put(x: Array, places: Array, source: Array, accumulate: bool = False) -> Ar
 
 
 def _put_where(x: Array, indices: Sequence[Any], value: Array, add: bool) -> Array:
-    """Return `x` with one number where a mask of the images says so."""
     (place,) = [i for i, each in enumerate(indices) if each is not None]
     mask = indices[place]
     mask = mask.reshape((1,) * place + mask.shape + (1,) * (x.ndim - place - mask.ndim))
     return jnp.where(mask, x + value if add else value, x)
 
 
-def _embedding(table: Array, places: Array, *ignored: Any) -> Array:
-    return table[places]
-
-
-def _share(x: Array, dims: Sequence[int], normalization: int) -> float:
+def _share(sizes: Sequence[int], normalization: int) -> float:
     """Return the factor of a Fourier transform: none, one by the root of its size, or by that."""
-    size = float(np.prod([x.shape[dim] for dim in dims]))
+    size = float(np.prod(sizes))
     return (1.0, size**-0.5, 1 / size)[normalization]
 
 
 def _fourier(x: Array, dims: Sequence[int], normalization: int, forward: bool) -> Array:
     if forward:
-        return jnp.fft.fftn(x, axes=dims) * _share(x, dims, normalization)
-    return jnp.fft.ifftn(x, axes=dims, norm="forward") * _share(x, dims, normalization)
+        return jnp.fft.fftn(x, axes=dims) * _share([x.shape[dim] for dim in dims], normalization)
+    return jnp.fft.ifftn(x, axes=dims, norm="forward") * _share(
+        [x.shape[dim] for dim in dims], normalization
+    )
 
 
 def _fourier_of_reals(x: Array, dims: Sequence[int], normalization: int, half: bool) -> Array:
     found = (jnp.fft.rfftn if half else jnp.fft.fftn)(x, axes=dims)
-    return found * _share(x, dims, normalization)
+    return found * _share([x.shape[dim] for dim in dims], normalization)
 
 
 def _fourier_to_reals(x: Array, dims: Sequence[int], normalization: int, last: int) -> Array:
     sizes = [x.shape[dim] for dim in dims[:-1]] + [last]
-    found = jnp.fft.irfftn(x, s=sizes, axes=dims, norm="forward")
-    return found * (1.0, float(np.prod(sizes)) ** -0.5, 1 / float(np.prod(sizes)))[normalization]
+    return jnp.fft.irfftn(x, s=sizes, axes=dims, norm="forward") * _share(sizes, normalization)
 
 
-_SUM, _MEAN = (
-    _over(lambda x, axes, keepdims: jnp.sum(x, axes, keepdims=keepdims)),
-    _over(lambda x, axes, keepdims: jnp.mean(x, axes, keepdims=keepdims)),
-)
 TABLE = {
-    "aten.sum.dim_IntList": _SUM,
-    "aten.mean.dim": _MEAN,
-    "aten.mean.default": _whole(_MEAN),
-    "aten.amax.default": _over(lambda x, axes, keepdims: jnp.max(x, axes, keepdims=keepdims)),
-    "aten.amin.default": _over(lambda x, axes, keepdims: jnp.min(x, axes, keepdims=keepdims)),
+    "aten.sum.dim_IntList": _over(jnp.sum),
+    "aten.mean.dim": _over(jnp.mean),
+    "aten.mean.default": _whole(_over(jnp.mean)),
+    "aten.amax.default": _over(jnp.max),
+    "aten.amin.default": _over(jnp.min),
     "aten.var.correction": _over(_deviation),
-    "aten.prod.dim_int": Row(_product),
+    "aten.prod.dim_int": Row(
+        lambda x, dim, keepdim, dtype=None: jnp.prod(x, dim, dtype, keepdims=keepdim)
+    ),
     "aten.any.dim": Row(lambda x, dim, keepdim: jnp.any(x, dim, keepdims=keepdim)),
-    "aten.any.dims": _over(lambda x, axes, keepdims: jnp.any(x, axes, keepdims=keepdims)),
+    "aten.any.dims": _over(jnp.any),
     "aten.any.default": Row(jnp.any),
     "aten.linalg_vector_norm.default": Row(_norm),
     "aten.cumsum.default": Row(lambda x, dim, dtype=None: jnp.cumsum(x, dim, dtype)),
@@ -234,12 +212,11 @@ TABLE = {
     "aten.view_as_real.default": Row(lambda x: jnp.stack([x.real, x.imag], -1)),
     "aten.view_as_complex.default": Row(lambda x: lax.complex(x[..., 0], x[..., 1])),
     "aten.gather.default": Row(_gather),
-    "aten.scatter.src": Row(_scatter),
-    "aten.scatter.value": Row(_scatter),
+    **{f"aten.scatter.{name}": Row(_scatter) for name in ("src", "value")},
     "aten.scatter_add.default": Row(_scatter_add),
-    "aten.index.Tensor": Row(_index),
+    "aten.index.Tensor": Row(lambda x, indices: x[_chosen(x, indices)]),
     "aten.index_put.default": Row(_index_put),
     "aten.put.default": Row(_put),
     "aten.index_select.default": Row(lambda x, dim, places: jnp.take(x, places, axis=dim)),
-    "aten.embedding.default": Row(_embedding),
+    "aten.embedding.default": Row(lambda table, places, *ignored: table[places]),
 }

@@ -23,10 +23,7 @@ def _first(mask: Array, dim: int) -> Array:
 
 
 def _median(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
-    """Return the lower median and its place: of equal ones that of a stable order, as PyTorch.
-
-    With something among the numbers that is none, the first of these.
-    """
+    """Take the lower median, of equal ones as PyTorch; of what holds NaN, the first of these."""
     order = jnp.argsort(x, axis=dim, stable=True)
     middle = lax.index_in_dim(order, (x.shape[dim] - 1) // 2, dim % x.ndim)
     none = jnp.isnan(x)
@@ -54,10 +51,7 @@ def _whole(median: Callable[[Array, int, bool], tuple[Array, Array]]) -> Row:
 
 
 def _mode(x: Array, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]:
-    """Return the most frequent number, of several the smallest, and its last place.
-
-    PyTorch's place of more than 16 numbers is any of the equal ones.
-    """
+    """Take the most frequent number, of several the smallest, and its last place."""
     if not x.ndim:
         return x, jnp.zeros((), int)
     order = jnp.argsort(x, axis=dim, stable=True)
@@ -70,10 +64,7 @@ def _mode(x: Array, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]
 
 
 def _histogram(x: Array, bins: int = 100, low: Any = 0, high: Any = 0) -> Array:
-    """Count the numbers in each of `bins` parts of [low, high]; it has no gradient.
-
-    Equal bounds mean those of the numbers, and equal numbers a part of length 2 around them.
-    """
+    """Count the numbers in parts of [low, high]; equal bounds mean those of the numbers."""
     x = lax.stop_gradient(x).reshape(-1)
     if low == high:
         low, high = x.min(), x.max()

@@ -1,6 +1,7 @@
 """Operators that move numbers and compute none: views, cuts, joints, padding, new tensors."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,10 +22,6 @@ def _part(x: Array, axis: int, start: Any, end: Any, step: int = 1) -> Array:
     index: list[Any] = [slice(None)] * x.ndim
     index[axis] = slice(start, end, step)
     return x[tuple(index)]
-
-
-def _slice(x: Array, dim: int, start: Any, end: Any, step: int) -> Array:
-    return _part(x, dim % x.ndim, start, end, step)
 
 
 def _slice_last(x: Array, dim: int, start: Any, end: Any, step: int) -> ChannelsLast:
@@ -57,26 +54,20 @@ def _expand(x: Array, sizes: Sequence[int], implicit: bool = False) -> Array:
     return jnp.broadcast_to(x, [o if s == -1 else s for s, o in zip(sizes, own, strict=True)])
 
 
-def _repeat(x: Array, counts: Sequence[int]) -> Array:
-    return jnp.tile(x, counts)
-
-
-def _pad(x: Array, widths: Sequence[int], value: float) -> Array:
-    """Return `x` with constants around it; widths count from the last axis, negative ones cut."""
+def _padded(x: Array, widths: Sequence[int], value: float, *, last: bool) -> Any:
+    """Put constants around `x`; widths count from PyTorch's last axis, negative ones cut."""
     pairs = [(low, high, 0) for low, high in zip(widths[::2], widths[1::2], strict=True)]
     around = [(0, 0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
+    if last:
+        around.append(around.pop(1))
     return lax.pad(x, jnp.asarray(value, x.dtype), around)
 
 
-def _pad_last(x: Array, widths: Sequence[int], value: float) -> Any:
-    pairs = [(low, high, 0) for low, high in zip(widths[::2], widths[1::2], strict=True)]
-    around = [(0, 0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
-    placed = [around[0], *around[2:], around[1]]
-    return ChannelsLast(lax.pad(x, jnp.asarray(value, x.dtype), placed))
+def _pad_last(x: Array, widths: Sequence[int], value: float) -> ChannelsLast:
+    return ChannelsLast(_padded(x, widths, value, last=True))
 
 
 def _strided(x: Array, sizes: Sequence[int], strides: Sequence[int], offset: int | None) -> Array:
-    """Return the view that reads a contiguous tensor in another order."""
     places = np.asarray(offset or 0)
     for size, stride in zip(sizes, strides, strict=True):
         places = places[..., None] + np.arange(size) * stride
@@ -84,7 +75,6 @@ def _strided(x: Array, sizes: Sequence[int], strides: Sequence[int], offset: int
 
 
 def _unfold(x: Array, dim: int, size: int, step: int) -> Array:
-    """Return the windows along an axis, [..., windows, ..., size]."""
     starts = np.arange(0, x.shape[dim] - size + 1, step)
     taken = jnp.take(x, starts[:, None] + np.arange(size), axis=dim)
     return jnp.moveaxis(taken, dim % x.ndim + 1, -1)
@@ -96,19 +86,7 @@ def _slice_scatter(x: Array, source: Array, dim: int, start: Any, end: Any, step
     return x.at[tuple(index)].set(source)
 
 
-def _full(sizes: Sequence[int], value: Any, dtype: Any = None) -> Array:
-    return jnp.full(sizes, value, dtype)
-
-
-def _full_like(x: Array, value: Any, dtype: Any = None) -> Array:
-    return jnp.full(x.shape, value, dtype or x.dtype)
-
-
-def _arange(start: Any, end: Any, step: Any, dtype: Any = None) -> Array:
-    return jnp.arange(start, end, step, dtype)
-
-
-def _empty(sizes: Sequence[int], *strides: Any, dtype: Any = None) -> Array:
+def _zeros(sizes: Sequence[int], *strides: Any, dtype: Any = None) -> Array:
     return jnp.zeros(sizes, dtype)  # it is written before it is read
 
 
@@ -118,21 +96,20 @@ TABLE = {
     "aten.unsqueeze.default": Row(jnp.expand_dims),
     "aten.squeeze.dims": Row(_squeeze),
     "aten.expand.default": Row(_expand),
-    "aten.repeat.default": Row(_repeat),
-    "aten.slice.Tensor": Row(_slice, _slice_last),
+    "aten.repeat.default": Row(jnp.tile),
+    "aten.slice.Tensor": Row(lambda x, dim, *rest: _part(x, dim % x.ndim, *rest), _slice_last),
     "aten.select.int": Row(lambda x, dim, place: lax.index_in_dim(x, place, dim, False)),
     "aten.split_with_sizes.default": Row(_split, _split_last),
     "aten.cat.default": Row(_concatenate, _concatenate_last),
     "aten.flip.default": Row(lambda x, dims: jnp.flip(x, dims)),
-    "aten.constant_pad_nd.default": Row(_pad, _pad_last),
+    "aten.constant_pad_nd.default": Row(partial(_padded, last=False), _pad_last),
     "aten.as_strided.default": Row(_strided),
     "aten.unfold.default": Row(_unfold),
     "aten.diagonal.default": Row(jnp.diagonal),
     "aten.slice_scatter.default": Row(_slice_scatter),
-    "aten.full.default": Row(_full),
-    "aten.full_like.default": Row(_full_like),
+    "aten.full.default": Row(jnp.full),
+    "aten.full_like.default": Row(jnp.full_like),
     "aten.scalar_tensor.default": Row(lambda value, dtype=None: jnp.asarray(value, dtype)),
-    "aten.arange.start_step": Row(_arange),
-    "aten.empty.memory_format": Row(_empty),
-    "aten.empty_permuted.default": Row(_empty),
+    "aten.arange.start_step": Row(jnp.arange),
+    **{f"aten.{name}": Row(_zeros) for name in ("empty.memory_format", "empty_permuted.default")},
 }

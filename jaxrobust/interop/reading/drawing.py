@@ -45,11 +45,7 @@ def refusal(line: str, operator: str) -> str:
 
 @contextlib.contextmanager
 def injected(drawn: Sequence[np.ndarray]) -> Iterator[None]:
-    """Let PyTorch draw these, in their order, whatever its own state is.
-
-    Raises:
-      ValueError: it draws more or fewer of them, or others' shapes.
-    """
+    """Let PyTorch draw these, in their order; `ValueError` if it draws others, more or fewer."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 

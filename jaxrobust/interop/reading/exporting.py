@@ -35,8 +35,7 @@ _CHECKS = ("_assert", "sym_constrain", "_log_api", "_linalg_check_errors")
 def check(module: Any, *, random: bool = False) -> None:
     """Raise `ValueError` unless a module is in eval mode, on the CPU, and in float32.
 
-    If it may draw random numbers, its dropout may be in training mode, but no layer whose
-    statistics are those of a batch then.
+    Dropout may be in training mode if it is `random`, but no layer of a batch's statistics.
     """
     import torch
 
@@ -72,14 +71,7 @@ def _named(names: list[str]) -> str:
 
 
 def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
-    """Return a module as `torch.export` writes it down, and whether it takes one image only.
-
-    Args:
-      module: see `check`.
-      image: H, W, C.
-    Raises:
-      ValueError: it cannot be written down; with PyTorch's reason and the module's line.
-    """
+    """Export a module for images H, W, C; the second result says that it takes one image only."""
     import torch
 
     refusals.check_takes(module, image)
@@ -117,11 +109,7 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
 
 
 def loaded(path: Path) -> tuple[Any, bool]:
-    """Return the program of a `.pt2`, and whether it takes one image only.
-
-    Raises:
-      ValueError: it is no such file, or of another version of PyTorch.
-    """
+    """Load the program of a `.pt2`; the second result says that it takes one image only."""
     import torch
 
     with quietly():
@@ -164,17 +152,14 @@ def decomposed(program: Any) -> Any:
 def read(
     program: Any, *, single: bool = False, random: bool = False, double: bool = False
 ) -> tuple[Program, dict[str, Array]]:
-    """Return a decomposed program as data, and its weights by their names in the module.
+    """Read a decomposed program as data, and its weights by their names in the module.
 
     What PyTorch has computed of weights alone is a weight too, `computed.NAME`.
 
     Args:
-      program: what `decomposed` returned.
       single: it takes one image at a time.
       random: it may draw random numbers.
       double: weights in float64, and what is computed of them; to be called where JAX has it.
-    Raises:
-      ValueError: an operator is random or has no row, with the module's line.
     """
     import torch
 
@@ -218,7 +203,6 @@ def read(
 
 
 def _dtype(tensors: dict[str, Any]) -> str:
-    """Return the floating type of weights."""
     floating = {str(t.dtype) for t in tensors.values() if t.is_floating_point()}
     if len(floating) > 1:
         raise ValueError(f"its weights have several types ({', '.join(sorted(floating))})")
@@ -228,7 +212,6 @@ def _dtype(tensors: dict[str, Any]) -> str:
 def _shared(
     names: dict[str, str], tensors: dict[str, Any]
 ) -> tuple[dict[str, str], dict[str, Array]]:
-    """Return names and arrays, of which those that a module shares are held once."""
     first: dict[Any, str] = {}
     for key, tensor in tensors.items():
         first.setdefault((tensor.data_ptr() or key, tensor.shape, tensor.stride()), key)
@@ -238,7 +221,6 @@ def _shared(
 
 
 def _array(value: Any) -> Array:
-    """Copy a tensor or a number into a new array."""
     return jnp.asarray(np.array(value.detach().numpy() if hasattr(value, "detach") else value))
 
 
@@ -247,14 +229,9 @@ def _paths(program: Any) -> list[str]:
     import torch.utils._pytree as pytree
 
     spec = program.call_spec.out_spec
-    paths = [path for path, _ in pytree.tree_flatten_with_path(_unflattened(spec))[0]]
+    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
     return [".".join(re.findall(r"\w+", pytree.keystr(path))) for path in paths]
-
-
-def _unflattened(spec: Any) -> Any:
-    import torch.utils._pytree as pytree
-
-    return pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
 
 
 def _steps(graph: Any, free: Free, random: bool) -> Iterator[Step]:
@@ -321,7 +298,6 @@ def _name(target: Any) -> str:
 
 
 def _step(node: Any, name: str, free: Free) -> Step:
-    """Return a node with all arguments of its operator, those that it leaves out too."""
     read = functools.partial(_operand, free)
     if not hasattr(node.target, "_schema"):
         return Step(node.name, name, tuple(map(read, node.args)), {}, line(node))

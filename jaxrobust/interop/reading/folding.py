@@ -26,11 +26,7 @@ _LAYOUT = {
 class Free:
     """The values of a program that no image changes, as PyTorch computes them.
 
-    Args:
-      weights: name of a value -> tensor.
-      constants: name of a value -> tensor, which is no weight.
-      double: compute in float64 what `dtype` is the type of.
-      dtype: that of the weights, such as "float32".
+    `double` computes in float64 what `dtype`, that of the weights, is the type of.
     """
 
     def __init__(
@@ -57,10 +53,7 @@ class Free:
     def takes(self, node: Any, name: str, rows: Iterable[str]) -> bool:
         """Compute what a node gives, and tell whether it is left to no step of the program.
 
-        Args:
-          node: of the graph, in its order.
-          name: of its operator.
-          rows: the operators that a program can compute.
+        Nodes come in the graph's order; `rows` are the operators that a program can compute.
         """
         import torch
 

@@ -56,10 +56,7 @@ def declared() -> Any:
 
 @contextlib.contextmanager
 def written_down() -> Iterator[None]:
-    """Keep the backward pass of each `torch.autograd.Function` that is called, and `Tensor.data`.
-
-    To be entered in a module's forward pass, while `torch.export` traces it.
-    """
+    """Keep the backward pass of each `torch.autograd.Function` called, and `Tensor.data`."""
     import torch
 
     declared()
@@ -108,7 +105,6 @@ class _Context:
 
 
 def _applied(cls: Any, *operands: Any) -> Any:
-    """Compute `cls.apply` as `own_gradient` of its forward and backward pass."""
     import torch
 
     def floats(value: Any) -> bool:
@@ -186,10 +182,7 @@ def _fitted(gradient: Any, operand: Any) -> Any:
 
 
 def kept(program: Any) -> Any:
-    """Return an exported program in which `stop` stands for `detach` and `torch.no_grad`.
-
-    It is to be called before the decompositions, which drop both.
-    """
+    """Put `stop` for `detach` and `torch.no_grad`, which the decompositions that follow drop."""
     import torch
 
     declared()
@@ -296,7 +289,6 @@ def _gives_itself(node: Any) -> bool:
 
 
 def _check_in_place(node: Any, values: dict[Any, Any], places: list[Any]) -> None:
-    """Raise `Refused` where images are changed in place and the gradient does not see it."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable or _name(node) == "aten.detach_.default":
         return

@@ -14,14 +14,9 @@ _INDEXED = {"aten.index.Tensor", "aten.index_put.default"}
 
 
 def resolved(exported: Any, steps: Sequence[Step], values: Mapping[str, Any]) -> tuple[Step, ...]:
-    """Return the steps of an exported program, with places for the masks that are known.
+    """Put places for the masks that are known into steps of an exported program.
 
-    Args:
-      exported: the program.
-      steps: of it.
-      values: name -> tensor, of what no image changes.
-    Raises:
-      ValueError: a mask depends on the images, and how many numbers it chooses too; with its line.
+    `values`: name -> tensor, of what no image changes. A mask of the images is refused.
     """
     nodes = {node.name: node for node in exported.graph.nodes}
     return tuple(

@@ -69,9 +69,7 @@ def is_for_checks(node: Any, checks: tuple[str, ...]) -> bool:
 
 
 def check_takes(module: Any, image: tuple[int, int, int]) -> None:
-    """Raise `ValueError` where a module does not take images H, W, C, with those that it takes, or
-    computes in lower precision by itself.
-    """
+    """Refuse a module that does not take images H, W, C, or computes in lower precision."""
     import torch
 
     floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
@@ -155,7 +153,6 @@ def _takes_hooks(part: Any) -> bool:
 
 
 def _taken(module: Any, example: Any) -> str | None:
-    """Return the shape of images that a module takes, of those that networks are made for."""
     import torch
 
     given = [example.shape[1], 3, 1]
@@ -169,15 +166,9 @@ def _taken(module: Any, example: Any) -> str | None:
 
 
 def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
-    """Write the message about a module whose logits have no gradient in the images; "": they
-    have one.
+    """Warn of a module whose logits have no gradient in f32[B,H,W,C]; "": they have one.
 
-    Args:
-      module: PyTorch's.
-      images: f32[B,H,W,C].
-      following: attacks that follow gradients.
-    Raises:
-      ValueError: they have none, and some attack follows it; or PyTorch cannot compute it.
+    Raises `ValueError` if attacks are `following` it, or PyTorch cannot compute it.
     """
     import torch
 
@@ -211,15 +202,9 @@ def _reaches(module: Any, image: Any) -> bool:
 
 
 def gradient(logits: Any, x: Any, cotangent: Any, again: Callable[[Any], Any]) -> Any:
-    """Return PyTorch's gradient of weighted logits in `x`: zeros, where none reaches it.
+    """Take PyTorch's gradient of weighted logits in `x`: zeros, where none reaches it.
 
-    Args:
-      logits: of `x`, with PyTorch's graph.
-      x: images, which require a gradient.
-      cotangent: what the logits are weighted with.
-      again: computes the logits of images, to find the line where PyTorch fails.
-    Raises:
-      ValueError: PyTorch itself cannot differentiate them; with the module's line.
+    Where PyTorch fails, `again` computes the logits of images anew, to find the module's line.
     """
     import torch
 
@@ -232,7 +217,6 @@ def gradient(logits: Any, x: Any, cotangent: Any, again: Callable[[Any], Any]) -
 
 @contextlib.contextmanager
 def _differentiable(again: Callable[[Any], Any], x: Any) -> Iterator[None]:
-    """Raise `ValueError` where PyTorch cannot differentiate a module's results in `x`."""
     try:
         yield
     except RuntimeError as error:

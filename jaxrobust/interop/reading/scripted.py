@@ -38,11 +38,7 @@ def loaded(path: Path) -> Any:
 
 
 def is_scripted(module: Any) -> bool:
-    """Tell whether a module is of TorchScript.
-
-    Raises:
-      ValueError: one of its parts is, and it is not.
-    """
+    """Tell whether a module is of TorchScript; `ValueError`: one of its parts is, and it is not."""
     import torch
 
     if isinstance(module, torch.jit.ScriptModule):
@@ -67,11 +63,7 @@ def in_float64(module: Any) -> Any:
 
 
 def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
-    """Return a module of TorchScript as an exported program, and whether it takes one image only.
-
-    Raises:
-      ValueError: PyTorch's converter does not take it.
-    """
+    """Export a module of TorchScript; the second result says that it takes one image only."""
     import torch
 
     height, width, channels = image
@@ -87,17 +79,14 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
         try:
             with quietly(), torch.no_grad():
                 found = TS2EPConverter(module, (example,)).convert()
-            (images,) = [n for n in found.graph.nodes if n.name in _inputs(found)]
+            inputs = found.graph_signature.user_inputs
+            (images,) = [node for node in found.graph.nodes if node.name in inputs]
             if count == 1 or not isinstance(images.meta["val"].shape[0], int):
                 return found, count == 1
         except Exception as error:
             failed = failed or error
     said = str(failed or "it takes a fixed number of images").strip().partition("\n")[0]
     raise ValueError(f"it {_without(module)} ({said})") from failed
-
-
-def _inputs(exported: Any) -> tuple[str, ...]:
-    return tuple(exported.graph_signature.user_inputs)
 
 
 def _without(module: Any) -> str:

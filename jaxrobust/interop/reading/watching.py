@@ -75,8 +75,6 @@ def watched(module: Any, images: Any) -> Watched:
 
     The first pass is for those that change their weights in it, which is not written down:
     RobustBench's Pang2020Boosting normalises those of its last map.
-    Raises:
-      Refused: it gives a tensor a hook.
     """
     seen = Watched([], [])
     images = images.clone().requires_grad_()
@@ -103,7 +101,6 @@ def answering(module: Any, seen: Watched) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _around(module: Any, context: Callable[[Any], Any]) -> Iterator[None]:
-    """Run a module's forward passes in a context, which is told what they are given."""
     forward, own = module.forward, "forward" in vars(module)
 
     @functools.wraps(forward)
@@ -123,7 +120,6 @@ def _around(module: Any, context: Callable[[Any], Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _calls_noted(names: list[str]) -> Iterator[None]:
-    """Note the names of the `torch.autograd.Function`s that are called."""
     import torch
 
     base = torch.autograd.Function
@@ -169,7 +165,6 @@ class _Moved:
 
 
 def _noting(answers: list[Answer], given: Any) -> Any:
-    """Return a mode that notes questions, in a pass that is given the images."""
     from torch.overrides import TorchFunctionMode
 
     answers.clear()
@@ -197,7 +192,6 @@ def _noting(answers: list[Answer], given: Any) -> Any:
 
 
 def _answering(answers: list[Answer]) -> Any:
-    """Return a mode that answers the same questions, in the same order."""
     from torch.overrides import TorchFunctionMode
 
     left = iter(answers)
@@ -216,7 +210,6 @@ def _answering(answers: list[Answer]) -> Any:
 
 
 def _caller() -> str:
-    """Return the line of the module that is at work, for the beginning of a message."""
     import traceback
 
     where = own_line("".join(traceback.format_stack()))

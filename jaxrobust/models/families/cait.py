@@ -12,9 +12,9 @@ from flax import nnx
 
 from jaxrobust.models.families import stems, vit
 from jaxrobust.models.families.vit import PatchEmbed, grid_of, patch_stem, token_rows
-from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Row, affine, row
+from jaxrobust.models.interface.renaming import Row, keys, row
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
@@ -79,10 +79,12 @@ class ClassAttention(nnx.Module):
         return self.proj(attention.attention(*(_heads(part, self.heads) for part in qkv)))
 
 
-class _Layer(nnx.Module):
-    """What both kinds of block hold."""
+class Block(nnx.Module):
+    """Talking-heads attention and MLP over the patches."""
 
-    def __init__(self, v: Variant, attn: Callable[..., nnx.Module], rngs: Draws) -> None:
+    def __init__(
+        self, v: Variant, rngs: Draws, attn: Callable[..., nnx.Module] = TalkingHeads
+    ) -> None:
         self.gamma_1 = nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
         self.gamma_2 = nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
         self.norm1, self.norm2 = LayerNorm(v.dim), LayerNorm(v.dim)
@@ -90,19 +92,10 @@ class _Layer(nnx.Module):
         self.mlp = Mlp(v.dim, rngs)
 
     def scaled_attn(self, x: Array) -> Array:
-        """Return the attention of f[B,N,D], scaled."""
         return layers.scale(self.attn(self.norm1(x)), self.gamma_1[...])
 
     def scaled_mlp(self, x: Array) -> Array:
-        """Return the MLP of f[B,N,D], scaled."""
         return layers.scale(self.mlp(self.norm2(x)), self.gamma_2[...])
-
-
-class Block(_Layer):
-    """Talking-heads attention and MLP over the patches."""
-
-    def __init__(self, v: Variant, rngs: Draws) -> None:
-        super().__init__(v, TalkingHeads, rngs)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         del train
@@ -111,13 +104,13 @@ class Block(_Layer):
         return x + path2(self.scaled_mlp(x))
 
 
-class ClassBlock(_Layer):
+class ClassBlock(Block):
     """Class attention and MLP; the class token changes, the patches do not."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
-        super().__init__(v, ClassAttention, rngs)
+        super().__init__(v, rngs, ClassAttention)
 
-    def __call__(self, token: Array, patches: Array) -> Array:
+    def __call__(self, token: Array, patches: Array) -> Array:  # type: ignore[override]
         token = token + self.scaled_attn(jnp.concatenate([token, patches], axis=1))
         return token + self.scaled_mlp(token)
 
@@ -125,8 +118,7 @@ class ClassBlock(_Layer):
 class CaiT(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         self.patch_embed = PatchEmbed(patch_stem(v, rngs))
         self.pos_embed = nnx.Param(normal_02(rngs.params(), (1, grid * grid, v.dim)))
@@ -141,24 +133,21 @@ class CaiT(nnx.Module):
         v = self.variant
         images = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = add_bias(self.patch_embed(images, self.grid), self.pos_embed[...])
-        rates = (v.drop_path,) * v.depth
-        x = run_blocks(
-            self.blocks, x, train=train, key=key, rates=rates, remat=v.remat, scan=v.scan
-        )
+        how = of_one_stage(v, train, key) | {"rates": (v.drop_path,) * v.depth}
+        x = run_blocks(self.blocks, x, **how)
         token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
         for block in self.blocks_token_only:
             token = block(token, x)
         return self.head(self.norm(token[:, 0]))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     stems.check_stem((), v.stem_strides)
     grid = grid_of(v, image_size)
     if v.class_depth < 1:
         raise ValueError(f"class_depth={v.class_depth}: the class token needs at least one layer")
-    return classifier(lambda rngs: CaiT(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: CaiT(v, num_classes, grid, rngs), dtype=v.dtype)
 
 
 _BLOCKS = r"blocks(?:_token_only)?\.\d+"
@@ -168,18 +157,16 @@ TORCH_NAMES: list[Row] = [
 ]
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return timm 1.0.9's names, in its order."""
-    v = variant
-    keys = ["cls_token", "pos_embed", *affine("patch_embed.proj")]
-    talking = ("attn.qkv", "attn.proj", "attn.proj_l", "attn.proj_w")
-    to_class = ("attn.q", "attn.k", "attn.v", "attn.proj")
+def torch_keys(v: Variant) -> list[str]:
+    """List timm 1.0.9's names, in its order."""
+    found = keys("", "cls_token: pos_embed: patch_embed.proj")
+    talking, to_class = "qkv attn.proj attn.proj_l attn.proj_w", "q attn.k attn.v attn.proj"
     kinds = (("blocks", v.depth, talking), ("blocks_token_only", v.class_depth, to_class))
     for blocks, depth, attn in kinds:
-        for block in (f"{blocks}.{i}." for i in range(depth)):
-            modules = ("norm1", *attn, "norm2", "mlp.fc1", "mlp.fc2")
-            keys += [block + "gamma_1", block + "gamma_2", *affine(*(block + m for m in modules))]
-    return keys + affine("norm", "head")
+        for i in range(depth):
+            modules = f"gamma_1: gamma_2: norm1 attn.{attn} norm2 mlp.fc1 mlp.fc2"
+            found += keys(f"{blocks}.{i}", modules)
+    return found + keys("", "norm head")
 
 
 MEMBERS = {

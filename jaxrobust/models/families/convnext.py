@@ -9,26 +9,17 @@ import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxrobust.models.families import stems
-from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.classifier import classifier, each_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    Naming,
-    Row,
-    affine,
-    conv_oihw,
-    linear_oi,
-    naming,
-    row,
-)
+from jaxrobust.models.interface.renaming import Naming, Row, keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.normed_depthwise import depthwise_norm
 from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches, split
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 
@@ -119,8 +110,7 @@ class Head(nnx.Module):
 class ConvNeXt(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         self.stem = nnx.List(_stem(v, rngs))
         rows = zip((0, *v.dims[:-1]), v.dims, v.depths, (0, *v.downsample_strides), strict=True)
@@ -133,26 +123,20 @@ class ConvNeXt(nnx.Module):
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         for layer in self.stem:
             x = layer(x)
-        keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
-        rates = np.linspace(0, v.drop_path, sum(v.depths)).tolist()
-        ends = np.cumsum(v.depths)
-        for stage, end, depth, k in zip(self.stages, ends, v.depths, keys, strict=True):
-            how = {"train": train, "key": k, "remat": v.remat, "scan": v.scan}
-            x = stage(x, rates=rates[end - depth : end], **how)
+        for stage, how in zip(self.stages, each_stage(v, train, key), strict=True):
+            x = stage(x, **how)
         return self.head(x.mean(axis=(1, 2)))
 
 
-def _stem(variant: Variant, rngs) -> list[nnx.Module]:
-    v = variant
+def _stem(v: Variant, rngs) -> list[nnx.Module]:
     if v.stem_widths:
         return stems.conv_stem(v, rngs)
     (stride,), dim = v.stem_strides, v.dims[0]
     return [Conv(v.in_channels, dim, stride, stride=stride, rngs=rngs), LayerNorm(dim)]
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     for name in ("depths", "dims", "downsample_strides"):
         values = getattr(v, name)
@@ -176,70 +160,60 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
             f"image_size={image_size} is smaller than the {reduction} px that become one feature; "
             "use a larger image_size, smaller stem_strides, or convnext_n"
         )
-    return classifier(lambda rngs: ConvNeXt(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: ConvNeXt(v, num_classes, rngs), dtype=v.dtype)
 
 
-_PLACE = r"(stages\.\d+\.blocks\.\d+)"
-TORCH_NAMES: list[Row] = [
+_PLACE = r"(stages\.\d+\.blocks\.\d+)\."
+TORCH_NAMES: list[Row] = table(
     # The ConvStem is an attribute `stem` that holds a Sequential called `stem`.
     *stems.conv_stem_rows(r"(?:stem\.)?stem", "stem"),
-    row(r"stages\.(\d)\.downsample\.0\.weight", r"stages.\1.downsample.0.scale"),
-    row(r"stages\.(\d)\.downsample\.1\.weight", r"stages.\1.downsample.1.kernel", conv_oihw),
-    row(r"stages\.(\d)\.downsample\.([01])\.bias", r"stages.\1.downsample.\2.bias"),
-    row(_PLACE + r"\.gamma", r"\1.gamma"),
-    row(_PLACE + r"\.conv_dw\.weight", r"\1.conv_dw.kernel", conv_oihw),
-    row(_PLACE + r"\.norm\.weight", r"\1.norm.scale"),
-    row(_PLACE + r"\.mlp\.fc([12])\.weight", r"\1.mlp.fc\2.kernel", linear_oi),
-    row(_PLACE + r"\.(conv_dw|norm|mlp\.fc[12])\.bias", r"\1.\2.bias"),
-    row(r"head\.norm\.weight", "head.norm.scale"),
-    row(r"head\.fc\.weight", "head.fc.kernel", linear_oi),
-    row(r"head\.(norm|fc)\.bias", r"head.\1.bias"),
-]
+    row(_PLACE + "gamma", r"\1.gamma"),
+    convs={
+        r"stages\.(\d)\.downsample\.1": r"stages.\1.downsample.1",
+        _PLACE + "conv_dw": r"\1.conv_dw",
+    },
+    norms={
+        r"stages\.(\d)\.downsample\.0": r"stages.\1.downsample.0",
+        _PLACE + "norm": r"\1.norm",
+        r"head\.norm": "head.norm",
+    },
+    linears={_PLACE + r"mlp\.fc([12])": r"\1.mlp.fc\2", r"head\.fc": "head.fc"},
+)
 
 _BLOCK = r"stages\.(\d)\.(\d+)\."
 _HERE = r"stages.\1.blocks.\2."
 OTHER_NAMES: list[Naming] = [
-    naming(
+    Naming(
         "Meta's ConvNeXt",
         r"downsample_layers\.\d\.\d\.weight",
-        [
+        table(
             *stems.conv_stem_rows(r"downsample_layers\.0", "stem"),
-            row(r"downsample_layers\.([123])\.0\.weight", r"stages.\1.downsample.0.scale"),
-            row(
-                r"downsample_layers\.([123])\.1\.weight",
-                r"stages.\1.downsample.1.kernel",
-                conv_oihw,
-            ),
-            row(r"downsample_layers\.([123])\.([01])\.bias", r"stages.\1.downsample.\2.bias"),
             row(_BLOCK + "gamma", _HERE + "gamma"),
-            row(_BLOCK + r"dwconv\.weight", _HERE + "conv_dw.kernel", conv_oihw),
-            row(_BLOCK + r"dwconv\.bias", _HERE + "conv_dw.bias"),
-            row(_BLOCK + r"norm\.weight", _HERE + "norm.scale"),
-            row(_BLOCK + r"norm\.bias", _HERE + "norm.bias"),
-            row(_BLOCK + r"pwconv([12])\.weight", _HERE + r"mlp.fc\3.kernel", linear_oi),
-            row(_BLOCK + r"pwconv([12])\.bias", _HERE + r"mlp.fc\3.bias"),
-            row(r"norm\.weight", "head.norm.scale"),
-            row(r"norm\.bias", "head.norm.bias"),
-            row(r"head\.weight", "head.fc.kernel", linear_oi),
-            row(r"head\.bias", "head.fc.bias"),
-        ],
+            convs={
+                r"downsample_layers\.([123])\.1": r"stages.\1.downsample.1",
+                _BLOCK + "dwconv": _HERE + "conv_dw",
+            },
+            norms={
+                r"downsample_layers\.([123])\.0": r"stages.\1.downsample.0",
+                _BLOCK + "norm": _HERE + "norm",
+                "norm": "head.norm",
+            },
+            linears={_BLOCK + "pwconv([12])": _HERE + r"mlp.fc\3", "head": "head.fc"},
+        ),
     )
 ]
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
-    v = variant
-    keys = affine("stem.0", "stem.1")
+def torch_keys(v: Variant) -> list[str]:
+    """List the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
+    found = keys("stem", "0 1")
     if v.stem_widths:
-        keys = stems.conv_stem_keys("stem.stem", len(v.stem_widths))
+        found = stems.conv_stem_keys("stem.stem", len(v.stem_widths))
     for i, depth in enumerate(v.depths):
-        keys += affine(*(f"stages.{i}.downsample.{slot}" for slot in (0, 1) if i))
+        found += keys(f"stages.{i}.downsample", "0 1" if i else "")
         for j in range(depth):
-            block = f"stages.{i}.blocks.{j}"
-            modules = ("conv_dw", "norm", "mlp.fc1", "mlp.fc2")
-            keys += [f"{block}.gamma", *affine(*(f"{block}.{module}" for module in modules))]
-    return keys + affine("head.norm", "head.fc")
+            found += keys(f"stages.{i}.blocks.{j}", "gamma: conv_dw norm mlp.fc1 mlp.fc2")
+    return found + keys("head", "norm fc")
 
 
 _N: dict[str, Any] = {"depths": (2, 2, 2), "dims": (64, 128, 256), "gamma_init": 0.1}

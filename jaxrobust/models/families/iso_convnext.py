@@ -9,13 +9,12 @@ import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxrobust.models.families import stems
-from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Row, affine, conv_oihw, linear_oi, row
+from jaxrobust.models.interface.renaming import Row, keys, table
 from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.initializers import Draws
 from jaxrobust.models.modules.stochastic_depth import Drop, branches
@@ -37,12 +36,6 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-VARIANTS = {
-    "iso_convnext_s": Variant(384, 18),
-    "iso_convnext_s_cvst": Variant(384, 18, (48, 96, 192, 384), (2, 2, 2, 2)),
-}
-
-
 class Block(nnx.Module):
     """x + MLP(LN(depthwise 7x7(x)))."""
 
@@ -60,8 +53,7 @@ class Block(nnx.Module):
 class IsotropicConvNeXt(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         self.stem = nnx.List(_stem(v, rngs))
         self.blocks = nnx.List([Block(v.dim, rngs) for _ in range(v.depth)])
@@ -74,10 +66,7 @@ class IsotropicConvNeXt(nnx.Module):
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         for layer in self.stem:
             x = layer(x)
-        rates = np.linspace(0, v.drop_path, v.depth).tolist()
-        x = run_blocks(
-            self.blocks, x, train=train, key=key, rates=rates, remat=v.remat, scan=v.scan
-        )
+        x = run_blocks(self.blocks, x, **of_one_stage(v, train, key))
         return self.head(self.norm(x.mean(axis=(1, 2))))
 
 
@@ -88,9 +77,8 @@ def _stem(v: Variant, rngs) -> list[nnx.Module]:
     return [Conv(v.in_channels, v.dim, stride, stride=stride, rngs=rngs)]
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     if min(v.dim, v.depth, v.in_channels) < 1:
         raise ValueError(
@@ -108,35 +96,27 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
 
 
 _PLACE = r"(blocks\.\d+)"
-TORCH_NAMES: list[Row] = [
-    row(r"stem\.weight", "stem.0.kernel", conv_oihw),
-    row(r"stem\.bias", "stem.0.bias"),
+TORCH_NAMES: list[Row] = table(
     *stems.conv_stem_rows(r"stem\.stem", "stem"),
-    row(_PLACE + r"\.dwconv\.weight", r"\1.conv_dw.kernel", conv_oihw),
-    row(_PLACE + r"\.dwconv\.bias", r"\1.conv_dw.bias"),
-    row(_PLACE + r"\.norm\.weight", r"\1.norm.scale"),
-    row(_PLACE + r"\.norm\.bias", r"\1.norm.bias"),
-    row(_PLACE + r"\.pwconv([12])\.weight", r"\1.mlp.fc\2.kernel", linear_oi),
-    row(_PLACE + r"\.pwconv([12])\.bias", r"\1.mlp.fc\2.bias"),
-    row(r"norm\.weight", "norm.scale"),
-    row(r"head\.weight", "head.kernel", linear_oi),
-    row(r"(norm|head)\.bias", r"\1.bias"),
-]
+    convs={"stem": "stem.0", rf"{_PLACE}\.dwconv": r"\1.conv_dw"},
+    norms={rf"{_PLACE}\.norm": r"\1.norm", "norm": "norm"},
+    linears={rf"{_PLACE}\.pwconv([12])": r"\1.mlp.fc\2", "head": "head"},
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return Meta's names, in its order (with ConvStem, the paper's)."""
-    v = variant
-    keys = affine("stem")
+def torch_keys(v: Variant) -> list[str]:
+    """List Meta's names, in its order (with ConvStem, the paper's)."""
+    found = keys("", "stem")
     if v.stem_widths:
-        keys = stems.conv_stem_keys("stem.stem", len(v.stem_widths), project=True)
-    for block in (f"blocks.{i}." for i in range(v.depth)):
-        keys += affine(*(block + part for part in ("dwconv", "norm", "pwconv1", "pwconv2")))
-    return keys + affine("norm", "head")
+        found = stems.conv_stem_keys("stem.stem", len(v.stem_widths), project=True)
+    for i in range(v.depth):
+        found += keys(f"blocks.{i}", "dwconv norm pwconv1 pwconv2")
+    return found + keys("", "norm head")
 
 
 _ISO: dict[str, Any] = {"depth": 18, "dim": 384}
 _CVST: dict[str, Any] = {"stem_widths": (48, 96, 192, 384), "stem_strides": (2, 2, 2, 2)}
+VARIANTS = {"iso_convnext_s": Variant(**_ISO), "iso_convnext_s_cvst": Variant(**_ISO, **_CVST)}
 MEMBERS = {
     "iso_convnext_s": Member(Reference("iso_convnext.py", _ISO), Paper("22.31", "4.29")),
     "iso_convnext_s_cvst": Member(
@@ -145,12 +125,6 @@ MEMBERS = {
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stem\..*", head=r"head\..*")
 FAMILY = Family(
-    "iso_convnext",
-    "Isotropic ConvNeXt",
-    VARIANTS,
-    create,
-    NAMES,
-    MEMBERS,
-    "not-bias",
+    *("iso_convnext", "Isotropic ConvNeXt", VARIANTS, create, NAMES, MEMBERS, "not-bias"),
     any_size=True,
 )

@@ -13,20 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
     Naming,
     Row,
-    affine,
-    batch_norm,
-    conv_oihw,
     drop,
-    linear_rows,
-    naming,
-    norm_rows,
+    keys,
     row,
+    table,
 )
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
@@ -67,7 +64,7 @@ _fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def _conv(ins, outs, kernel, rngs, stride=1):
-    """Return a convolution without bias that keeps the size, but for its stride."""
+    """Make a convolution without bias that keeps the size, but for its stride."""
     padding = kernel // 2
     return Conv(
         ins, outs, kernel, stride=stride, padding=padding, bias=False, init=_fan_out, rngs=rngs
@@ -75,7 +72,7 @@ def _conv(ins, outs, kernel, rngs, stride=1):
 
 
 def _shortcut(ins, outs, stride, group, rngs):
-    """Return a 1x1 convolution and batch norm where size or channels change, else nothing."""
+    """Make a 1x1 convolution and batch norm where size or channels change, else nothing."""
     if stride == 1 and ins == outs:
         return nnx.List([])
     return nnx.List([_conv(ins, outs, 1, rngs, stride), BatchNorm(outs, group=group)])
@@ -92,9 +89,9 @@ class Basic(nnx.Module):
     """act(x + 3x3(act(3x3(x)))); the stride is the first one's."""
 
     def __init__(
-        self, ins: int, width: int, outs: int, stride: int, variant: Variant, rngs: Draws
+        self, ins: int, width: int, outs: int, stride: int, v: Variant, rngs: Draws
     ) -> None:
-        group, self.act = variant.bn_group, ACTIVATIONS[variant.activation]
+        group, self.act = v.bn_group, ACTIVATIONS[v.activation]
         self.conv1, self.bn1 = _conv(ins, width, 3, rngs, stride), BatchNorm(width, group=group)
         self.conv2, self.bn2 = _conv(width, outs, 3, rngs), BatchNorm(outs, group=group)
         self.downsample = _shortcut(ins, outs, stride, group, rngs)
@@ -110,9 +107,9 @@ class Bottleneck(nnx.Module):
     """act(x + 1x1(act(3x3(act(1x1(x)))))); the stride is the 3x3 one's."""
 
     def __init__(
-        self, ins: int, width: int, outs: int, stride: int, variant: Variant, rngs: Draws
+        self, ins: int, width: int, outs: int, stride: int, v: Variant, rngs: Draws
     ) -> None:
-        group, self.act = variant.bn_group, ACTIVATIONS[variant.activation]
+        group, self.act = v.bn_group, ACTIVATIONS[v.activation]
         self.conv1, self.bn1 = _conv(ins, width, 1, rngs), BatchNorm(width, group=group)
         self.conv2, self.bn2 = _conv(width, width, 3, rngs, stride), BatchNorm(width, group=group)
         self.conv3, self.bn3 = _conv(width, outs, 1, rngs), BatchNorm(outs, group=group)
@@ -129,8 +126,7 @@ class Bottleneck(nnx.Module):
 class ResNet(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (3, 1) if v.small_stem else (7, 2)
         self.conv1 = _conv(v.in_channels, v.base, kernel, rngs, stride)
@@ -151,39 +147,27 @@ class ResNet(nnx.Module):
         x = ACTIVATIONS[v.activation](self.bn1(self.conv1(x), train))
         if not v.small_stem:
             x = pooling.max_pool(x)
-        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
-        for i, how in enumerate(told, 1):
+        for i, how in enumerate(of_stages(v, train, key), 1):
             x = run_blocks(getattr(self, f"layer{i}"), x, **how)
         return self.fc(x.mean(axis=(1, 2)))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
-    if not (isinstance(v.depths, tuple | list) and v.depths and all(n >= 1 for n in v.depths)):
-        raise ValueError(f"depths={v.depths!r} must be a tuple of positive integers")
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+    checks.check_tuples(v, "depths")
     if v.activation not in ACTIVATIONS:
         raise ValueError(f"activation={v.activation!r} is unknown; one of {list(ACTIVATIONS)}")
-    for name, low in {"width": 1, "base": 1, "in_channels": 1, "bn_group": 0}.items():
-        if (value := getattr(v, name)) < low:
-            raise ValueError(f"{name}={value} must be at least {low}")
+    checks.check_least(v, width=1, base=1, in_channels=1, bn_group=0)
     if not v.bottleneck and v.width != v.base:
         raise ValueError(f"width={v.width}: blocks of two 3x3 convolutions have base={v.base}")
-    if image_size < 1:
-        raise ValueError(f"image_size={image_size} must be at least 1")
-    return classifier(lambda rngs: ResNet(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    checks.check_image_size(image_size)
+    return classifier(lambda rngs: ResNet(v, num_classes, rngs), dtype=v.dtype)
 
 
 _CONV = r"((?:layer\d\.\d+\.)?(?:conv\d|downsample\.0))"
 _NORM = r"((?:layer\d\.\d+\.)?(?:bn\d|downsample\.1))"
-_SHARED = [
-    row(_CONV + r"\.weight", r"\1.kernel", conv_oihw),
-    *linear_rows("fc", "fc"),
-    BATCH_NORM_COUNT,
-]
-
-
-TORCH_NAMES: list[Row] = [*_SHARED, *norm_rows(_NORM, r"\1")]
+_SHARED = table(BATCH_NORM_COUNT, convs={_CONV: r"\1"}, linears={"fc": "fc"})
+TORCH_NAMES: list[Row] = table(*_SHARED, norms={_NORM: r"\1"})
 
 
 def _first_half(array: np.ndarray) -> np.ndarray:
@@ -199,7 +183,7 @@ def _first_half(array: np.ndarray) -> np.ndarray:
 
 
 OTHER_NAMES: list[Naming] = [
-    naming(
+    Naming(
         "Bai et al. 2021, GELU with eight-way batch norm",
         r".*\.aff\.bnconv\.weight",
         [
@@ -217,33 +201,35 @@ OTHER_NAMES: list[Naming] = [
         fits=lambda variant: variant.activation == "gelu",
         of="resnet50_gelu",
     ),
-    naming(
+    Naming(
         "kuangliu/pytorch-cifar",
         r"linear\.weight",
-        [
-            row(r"((?:layer\d\.\d+\.)?conv\d)\.weight", r"\1.kernel", conv_oihw),
-            row(r"(layer\d\.\d+\.)shortcut\.0\.weight", r"\1downsample.0.kernel", conv_oihw),
-            *norm_rows(r"((?:layer\d\.\d+\.)?bn\d)", r"\1"),
-            *norm_rows(r"(layer\d\.\d+\.)shortcut\.1", r"\1downsample.1"),
-            *linear_rows("linear", "fc"),
+        table(
             BATCH_NORM_COUNT,
-        ],
+            convs={
+                r"((?:layer\d\.\d+\.)?conv\d)": r"\1",
+                r"(layer\d\.\d+\.)shortcut\.0": r"\1downsample.0",
+            },
+            norms={
+                r"((?:layer\d\.\d+\.)?bn\d)": r"\1",
+                r"(layer\d\.\d+\.)shortcut\.1": r"\1downsample.1",
+            },
+            linears={"linear": "fc"},
+        ),
     ),
 ]
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the reference's names in its order (timm 1.0.9, torchvision 0.28.0)."""
-    v = variant
-    keys = ["conv1.weight", *batch_norm("bn1")]
+def torch_keys(v: Variant) -> list[str]:
+    """List the reference's names in its order (timm 1.0.9, torchvision 0.28.0)."""
+    found = keys("", "conv1:w bn1:bn")
+    block = "conv1:w bn1:bn conv2:w bn2:bn" + " conv3:w bn3:bn" * v.bottleneck
     for i, depth in enumerate(v.depths):
         for j in range(depth):
-            block = f"layer{i + 1}.{j}"
-            for k in range(3 if v.bottleneck else 2):
-                keys += [f"{block}.conv{k + 1}.weight", *batch_norm(f"{block}.bn{k + 1}")]
-            if j == 0 and (i or v.bottleneck):
-                keys += [f"{block}.downsample.0.weight", *batch_norm(f"{block}.downsample.1")]
-    return keys + affine("fc")
+            projects = j == 0 and (i or v.bottleneck)
+            shortcut = " downsample.0:w downsample.1:bn" if projects else ""
+            found += keys(f"layer{i + 1}.{j}", block + shortcut)
+    return found + keys("", "fc")
 
 
 MEMBERS = {

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.kernels import pooling
-from jaxrobust.models.kernels.layers import relu
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Conv, Linear
@@ -49,7 +48,7 @@ _fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, groups: int = 1) -> Conv:
-    """Return a convolution without bias that keeps the size, but for its stride."""
+    """Make a convolution without bias that keeps the size, but for its stride."""
     how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "groups": groups}
     return Conv(ins, outs, kernel, bias=False, init=_fan_out, rngs=rngs, **how)
 
@@ -57,12 +56,13 @@ def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, groups:
 class Squeeze(nnx.Module):
     """Scale each channel by a sigmoid of two linear maps of all channels' means."""
 
-    def __init__(self, channels: int, hidden: int, rngs: Draws) -> None:
+    def __init__(self, channels: int, hidden: int, rngs: Draws, activation: str = "relu") -> None:
         maps: dict[str, Any] = {"bias": False, "torch_init": True, "rngs": rngs}
         self.fc1, self.fc2 = Linear(channels, hidden, **maps), Linear(hidden, channels, **maps)
+        self.act = ACTIVATIONS[activation]
 
     def __call__(self, x: Array) -> Array:
-        gate = jax.nn.sigmoid(self.fc2(relu(self.fc1(x.mean(axis=(1, 2))))))
+        gate = jax.nn.sigmoid(self.fc2(self.act(self.fc1(x.mean(axis=(1, 2))))))
         # In float32: the gate's gradient is a sum over pixels.
         wide, gate = widened(x, gate)
         return (wide * gate[:, None, None]).astype(x.dtype)
@@ -75,8 +75,8 @@ class Block(nnx.Module):
     behind the convolution of its number.
     """
 
-    def __init__(self, ins: int, planes: int, stride: int, variant: Any, rngs: Draws) -> None:
-        v, kind = variant, BLOCKS[variant.block]
+    def __init__(self, ins: int, planes: int, stride: int, v: Any, rngs: Draws) -> None:
+        kind = BLOCKS[v.block]
         inner, outs = inner_of(planes, v), planes * kind.outs
         if v.preact:
             self.bn1 = norm_of(ins, v)
@@ -116,11 +116,9 @@ class Block(nnx.Module):
         return y if v.preact else self.act(y)
 
     def _behind(self, number: int) -> Any:
-        """Return the norm behind a convolution, or those behind its parts."""
         return getattr(self, f"bn{number + self.variant.preact}")
 
     def _branch(self, x: Array, train: bool) -> Array:
-        """Apply the convolutions to the input of the first one."""
         x = self.act(self._behind(1)(self.conv1(x), train))
         if BLOCKS[self.variant.block].middle:
             x = self.conv3(self._inner(x, train))
@@ -156,7 +154,6 @@ def inner_of(planes: int, v: Any) -> int:
 
 
 def _hidden(channels: int, v: Any) -> int:
-    """Return the hidden units of a block's squeeze and excitation."""
     if v.se_reduction > channels:
         raise ValueError(
             f"se_reduction={v.se_reduction} is above the {channels} channels that it reduces; at "
@@ -166,7 +163,7 @@ def _hidden(channels: int, v: Any) -> int:
 
 
 def norm_of(channels: int, v: Any) -> Any:
-    """Return a norm as a row has them."""
+    """Make a norm as a row has them."""
     return NORMS[v.norm](channels, v.bn_group, v.bn_momentum)
 
 

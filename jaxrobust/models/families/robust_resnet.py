@@ -11,24 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxrobust.models.families import robust_blocks
 from jaxrobust.models.families.robust_blocks import BLOCKS, SE, Block, conv, norm_of
-from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface import checks
+from jaxrobust.models.interface.classifier import classifier, each_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    Naming,
-    Row,
-    affine,
-    batch_norm,
-    conv_oihw,
-    linear_oi,
-    naming,
-    row,
-)
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, Row, keys, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Linear, Normalize
 from jaxrobust.models.modules.initializers import Draws, torch_uniform
@@ -86,9 +76,8 @@ VARIANTS = {
 }
 
 
-def planes_of(variant: Variant) -> tuple[int, ...]:
-    """Return the planes of each stage."""
-    v = variant
+def planes_of(v: Variant) -> tuple[int, ...]:
+    """List the planes of each stage."""
     return v.planes or tuple((STEM << i) * width for i, width in enumerate(v.widths))
 
 
@@ -102,8 +91,8 @@ class Stage(nnx.Module):
 class RobustResNet(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v, ins, stages = variant, STEM, []
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
+        v, ins, stages = v, STEM, []
         self.normalize = Normalize(v.in_channels)
         self.stem_conv = conv(v.in_channels, STEM, 3, rngs)
         for i, (depth, planes) in enumerate(zip(v.depths, planes_of(v), strict=True)):
@@ -120,42 +109,29 @@ class RobustResNet(nnx.Module):
         v, act = self.variant, ACTIVATIONS[self.variant.activation]
         x = self.stem_conv(self.normalize(images).astype(jnp.dtype(v.dtype)))
         x = x if v.preact else act(self.norm1(x, train))
-        keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
-        rates = np.linspace(0, v.drop_path, sum(v.depths)).tolist()
-        for stage, k in zip(self.blocks, keys, strict=True):
-            own, rates = rates[: len(stage.layer)], rates[len(stage.layer) :]
-            x = _run(stage.layer, x, v, train, k, own)
+        for stage, how in zip(self.blocks, each_stage(v, train, key), strict=True):
+            x = _run(stage.layer, x, **how)
         x = act(self.norm1(x, train)) if v.preact else x
         return self.fc(x.mean(axis=(1, 2)))
 
 
-def _run(blocks, x: Array, v: Variant, train: bool, key: Array | None, rates: list[float]) -> Array:
+def _run(blocks: Any, x: Array, key: Array | None, rates: list[float], **how: Any) -> Array:
     """Run the blocks of a stage; the first one has other arrays, and is never part of a scan."""
-    how: dict[str, Any] = {"train": train, "remat": v.remat}
     first, rest = (None, None) if key is None else split(key, 2)
-    x = run_blocks(blocks[:1], x, key=first, rates=rates[:1], **how)
-    if len(blocks) == 1:
-        return x
-    return run_blocks(blocks[1:], x, key=rest, rates=rates[1:], scan=v.scan, **how)
+    x = run_blocks(blocks[:1], x, key=first, rates=rates[:1], **how | {"scan": False})
+    return run_blocks(blocks[1:], x, key=rest, rates=rates[1:], **how) if len(blocks) > 1 else x
 
 
-_LEAST = {"in_channels": 1, "bn_group": 0, "se_reduction": 1, "groups": 1, "base_width": 0}
-
-
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     _check_words(v)
     _check_stages(v)
-    for name, low in _LEAST.items():
-        if (value := getattr(v, name)) < low:
-            raise ValueError(f"{name}={value} must be at least {low}")
+    checks.check_least(v, in_channels=1, bn_group=0, se_reduction=1, groups=1, base_width=0)
     robust_blocks.check(v, planes_of(v))
     if not 0 < v.bn_momentum <= 1:
         raise ValueError(f"bn_momentum={v.bn_momentum} must be above 0 and at most 1")
-    if image_size < 1:
-        raise ValueError(f"image_size={image_size} must be at least 1")
-    return classifier(lambda rngs: RobustResNet(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    checks.check_image_size(image_size)
+    return classifier(lambda rngs: RobustResNet(v, num_classes, rngs), dtype=v.dtype)
 
 
 def _check_words(v: Variant) -> None:
@@ -183,77 +159,57 @@ _CONV = rf"(stem_conv|{_LAYER}(?:conv\d(?:\.\d+)?|shortcut\.0))"
 _NORM = rf"(norm1|{_LAYER}(?:bn\d(?:\.\d+)?|se_bn))"
 
 
-def _rows(convs: list[tuple[str, str]], norms: list[tuple[str, str]]) -> list[Row]:
-    """Return the rows of a naming: patterns of convolutions and norms with their targets."""
-    return [
-        *(row(theirs + r"\.weight", ours + ".kernel", conv_oihw) for theirs, ours in convs),
-        *(row(theirs + r"\.weight", ours + ".scale") for theirs, ours in norms),
-        *(row(theirs + r"\.bias", ours + ".bias") for theirs, ours in norms),
-        *(
-            row(theirs + rf"\.running_{part}", f"{ours}.{part}")
-            for theirs, ours in norms
-            for part in ("mean", "var")
-        ),
-        row(rf"{_LAYER}se\.fc\.0\.weight", r"\1se.fc1.kernel", linear_oi),
-        row(rf"{_LAYER}se\.fc\.2\.weight", r"\1se.fc2.kernel", linear_oi),
-        row(r"fc\.weight", "fc.kernel", linear_oi),
-        row(r"fc\.bias", "fc.bias"),
-        BATCH_NORM_COUNT,
-    ]
+def _rows(convs: dict[str, str], norms: dict[str, str]) -> list[Row]:
+    """List the rows of a naming: patterns of convolutions and norms with their targets."""
+    squeezes = {rf"{_LAYER}se\.fc\.{2 * i}": rf"\1se.fc{i + 1}" for i in range(2)}
+    return table(BATCH_NORM_COUNT, convs=convs, norms=norms, linears=squeezes | {"fc": "fc"})
 
 
-TORCH_NAMES: list[Row] = _rows([(_CONV, r"\1")], [(_NORM, r"\1")])
+TORCH_NAMES: list[Row] = _rows({_CONV: r"\1"}, {_NORM: r"\1"})
 
 
 # RobustBench builds WRN-34-R of the blocks of another project.
 OTHER_NAMES: list[Naming] = [
-    naming(
+    Naming(
         "RobustBench's Huang2021Exploring",
         r".*\.convShortcut\.weight",
         _rows(
-            [
-                (rf"(stem_conv|{_LAYER}conv\d)", r"\1"),
-                (rf"{_LAYER}convShortcut", r"\1shortcut.0"),
-            ],
-            [(rf"{_LAYER}(bn\d)", r"\1\2"), ("bn1", "norm1")],
+            {rf"(stem_conv|{_LAYER}conv\d)": r"\1", rf"{_LAYER}convShortcut": r"\1shortcut.0"},
+            {rf"{_LAYER}(bn\d)": r"\1\2", "bn1": "norm1"},
         ),
     )
 ]
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the authors' names in their order."""
-    v, middle = variant, BLOCKS[variant.block].middle
-    keys, ins = ["stem_conv.weight"], STEM
+def torch_keys(v: Variant) -> list[str]:
+    """List the authors' names in their order."""
+    v, found, ins = v, keys("", "stem_conv:w"), STEM
     for i, (depth, planes) in enumerate(zip(v.depths, planes_of(v), strict=True)):
+        outs = planes * BLOCKS[v.block].outs
         for j in range(depth):
-            block, outs = f"blocks.{i}.layer.{j}", planes * BLOCKS[v.block].outs
-            keys += _block_keys(block, v, middle)
-            if v.residual and (ins != outs or (i and not j)):
-                keys.append(f"{block}.shortcut.0.weight")
+            projects = v.residual and (ins != outs or (i and not j))
+            modules = _modules(v) + ["shortcut.0:w"] * bool(projects)
+            found += keys(f"blocks.{i}.layer.{j}", " ".join(modules))
             ins = outs
-    return keys + _norm_keys("norm1", v.norm) + affine("fc")
+    return found + keys("", f"{_norm('norm1', v)} fc")
 
 
-def _block_keys(block: str, v: Variant, middle: str) -> list[str]:
-    """Return the names of a block but for its shortcut's."""
-    keys, convs = _norm_keys(f"{block}.bn1", v.norm) if v.preact else [], 3 if middle else 2
+def _modules(v: Variant) -> list[str]:
+    """List the modules of a block but for its shortcut."""
+    middle = BLOCKS[v.block].middle
+    found, convs = [_norm("bn1", v)] if v.preact else [], 3 if middle else 2
     for i in range(1, convs + 1):
         parts = [f".{part}" for part in range(v.scales - 1)]
         parts = parts if middle == "parts" and i == 2 else [""]
-        keys += [f"{block}.conv{i}{part}.weight" for part in parts]
+        found += [f"conv{i}{part}:w" for part in parts]
         if i < convs or not v.preact:
-            norms = [f"{block}.bn{i + v.preact}{part}" for part in parts]
-            keys += [key for norm in norms for key in _norm_keys(norm, v.norm)]
-    if v.se == "residual":
-        keys += _norm_keys(f"{block}.se_bn", v.norm)
-    if v.se != "none":
-        keys += [f"{block}.se.fc.0.weight", f"{block}.se.fc.2.weight"]
-    return keys
+            found += [_norm(f"bn{i + v.preact}{part}", v) for part in parts]
+    found += [_norm("se_bn", v)] if v.se == "residual" else []
+    return found + (["se.fc.0:w", "se.fc.2:w"] if v.se != "none" else [])
 
 
-def _norm_keys(name: str, norm: str) -> list[str]:
-    return {"batch": batch_norm, "instance": lambda _: []}.get(norm, affine)(name)
+def _norm(name: str, v: Variant) -> str:
+    return {"batch": f"{name}:bn", "instance": ""}.get(v.norm, name)
 
 
 _OF_BLOCK = re.compile(r"blocks\.(\d+)\.layer\.(\d+)\..+")
@@ -351,7 +307,7 @@ _KNOWN: dict[str, tuple[str, Paper | None]] = {
 
 
 def _reference(name: str) -> Reference:
-    """Return our file in PyTorch with what a row says beyond the defaults."""
+    """Name our file in PyTorch with what a row says beyond the defaults."""
     plain = Variant(())._asdict()
     fields = VARIANTS[name]._asdict().items()
     return Reference("robust_resnet.py", {k: v for k, v in fields if v != plain[k]})

@@ -11,18 +11,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.families.searched_cells import CELLS, Block, Cell, Maker, Place
+from jaxrobust.models.families.searched_cells import CELLS, Block, Maker, Place
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    Row,
-    affine,
-    batch_norm,
-    conv_oihw,
-    linear_oi,
-    row,
-)
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, table
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
 from jaxrobust.models.modules.initializers import Draws
 from jaxrobust.types import Array, Classifier
@@ -49,12 +42,12 @@ VARIANTS = {
 }
 
 
-def places(variant: Variant) -> list[Place]:
-    """Return the places of all cells."""
-    at = {variant.cells // 3, 2 * variant.cells // 3}
+def places(v: Variant) -> list[Place]:
+    """List the places of all cells."""
+    at = {v.cells // 3, 2 * v.cells // 3}
     found: list[Place] = []
-    width = variant.channels
-    for i in range(variant.cells):
+    width = v.channels
+    for i in range(v.cells):
         width *= 2 if i in at else 1
         found.append(Place(width, i in at, i - 1 in at))
     return found
@@ -63,8 +56,8 @@ def places(variant: Variant) -> list[Place]:
 class Searched(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v, make = variant, Maker(variant, rngs)
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
+        make = Maker(v, rngs)
         self.normalize = Normalize(v.in_channels)
         first = 3 * v.channels
         stem = Conv(v.in_channels, first, 3, padding=1, bias=False, torch_init=True, rngs=rngs)
@@ -87,21 +80,18 @@ class Searched(nnx.Module):
         return self.classifier(x.mean(axis=(1, 2)))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     if v.cell not in CELLS:
         raise ValueError(f"cell={v.cell!r} is unknown; one of {', '.join(CELLS)}")
-    for name, low in {"channels": 1, "cells": 3, "in_channels": 1, "bn_group": 0}.items():
-        if (value := getattr(v, name)) < low:
-            raise ValueError(f"{name}={value} must be at least {low}")
+    checks.check_least(v, channels=1, cells=3, in_channels=1, bn_group=0)
     if not 0 < v.bn_momentum <= 1:
         raise ValueError(f"bn_momentum={v.bn_momentum} must be above 0 and at most 1")
     if image_size < 4 or image_size % 4:
         raise ValueError(
             f"image_size={image_size}: two cells halve the map, so take a multiple of 4"
         )
-    return classifier(lambda rngs: Searched(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: Searched(v, num_classes, rngs), dtype=v.dtype)
 
 
 _CELL = r"(cells\.\d+\.)"
@@ -110,93 +100,53 @@ _EDGE = rf"{_CELL}_ops\.(\d+)"
 _PARTS = {1: "dw1", 2: "pw1", 3: "bn1", 5: "dw2", 6: "pw2", 7: "bn2"}
 
 
-def _module_rows(theirs: str, ours: str, *, norm: bool) -> list[Row]:
-    if not norm:
-        return [row(theirs + r"\.weight", ours + ".kernel", conv_oihw)]
-    return [
-        row(theirs + r"\.weight", ours + ".scale"),
-        row(theirs + r"\.bias", ours + ".bias"),
-        *(row(theirs + rf"\.running_{part}", f"{ours}.{part}") for part in ("mean", "var")),
-    ]
-
-
-def _all_rows() -> list[Row]:
-    """Return the rows of all convolutions and norms: their pattern, our name, whether a norm."""
-    pairs: list[tuple[str, str, bool]] = [
-        (r"stem\.0", "stem.0", False),
-        (r"stem\.1", "stem.1", True),
-        (rf"{_CELL}preprocess([01])\.op\.1", r"\1preprocess\2.conv", False),
-        (rf"{_CELL}preprocess([01])\.op\.2", r"\1preprocess\2.bn", True),
-        (rf"{_CELL}preprocess0\.(conv_[12])", r"\1preprocess0.\2", False),
-        (rf"{_CELL}preprocess0\.bn", r"\1preprocess0.bn", True),
-        (rf"{_EDGE}\.(conv_[12])", r"\1ops.\2.\3", False),
-        (rf"{_EDGE}\.bn", r"\1ops.\2.bn", True),
-        (rf"{_EDGE}\.op\.res\.(conv_[12])", r"\1ops.\2.res.\3", False),
-        (rf"{_EDGE}\.op\.res\.bn", r"\1ops.\2.res.bn", True),
-    ]
-    for place, part in _PARTS.items():
-        norm = part.startswith("bn")
-        pairs.append((rf"{_EDGE}(?:\.op){{1,2}}\.{place}", rf"\1ops.\2.{part}", norm))
-        pairs.append((rf"{_EDGE}\.op\.conv\.op\.{place}", rf"\1ops.\2.conv.{part}", norm))
-    return [r for theirs, ours, norm in pairs for r in _module_rows(theirs, ours, norm=norm)]
-
-
-TORCH_NAMES: list[Row] = [
-    *_all_rows(),
-    row(r"classifier\.weight", "classifier.kernel", linear_oi),
-    row(r"classifier\.bias", "classifier.bias"),
+_DEEP = {  # pattern -> our name, of separable convolutions' parts
+    rf"{_EDGE}{inside}\.{place}": rf"\1ops.\2.{where}{part}"
+    for place, part in _PARTS.items()
+    for inside, where in ((r"(?:\.op){1,2}", ""), (r"\.op\.conv\.op", "conv."))
+}
+TORCH_NAMES: list[Row] = table(
     BATCH_NORM_COUNT,
-]
+    convs={
+        r"stem\.0": "stem.0",
+        rf"{_CELL}preprocess([01])\.op\.1": r"\1preprocess\2.conv",
+        rf"{_CELL}preprocess0\.(conv_[12])": r"\1preprocess0.\2",
+        rf"{_EDGE}\.(conv_[12])": r"\1ops.\2.\3",
+        rf"{_EDGE}\.op\.res\.(conv_[12])": r"\1ops.\2.res.\3",
+        **{theirs: ours for theirs, ours in _DEEP.items() if "bn" not in ours},
+    },
+    norms={
+        r"stem\.1": "stem.1",
+        rf"{_CELL}preprocess([01])\.op\.2": r"\1preprocess\2.bn",
+        rf"{_CELL}preprocess0\.bn": r"\1preprocess0.bn",
+        rf"{_EDGE}\.bn": r"\1ops.\2.bn",
+        rf"{_EDGE}\.op\.res\.bn": r"\1ops.\2.res.bn",
+        **{theirs: ours for theirs, ours in _DEEP.items() if "bn" in ours},
+    },
+    linears={"classifier": "classifier"},
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the names of the code that trained them, in its order."""
-    cell = CELLS[variant.cell]
-    keys = ["stem.0.weight", *batch_norm("stem.1")]
-    for i, place in enumerate(places(variant)):
-        block = f"cells.{i}"
-        old = f"{block}.preprocess0"
-        keys += _reduced(old, cell) if place.after_reduction else _projected(f"{old}.op", cell)
-        keys += _projected(f"{block}.preprocess1.op", cell)
+def torch_keys(v: Variant) -> list[str]:
+    """List the names of the code that trained them, in its order."""
+    cell = CELLS[v.cell]
+    norm = "bn" if cell.affine else "bn0"
+    projected, reduced = f"1:w 2:{norm}", f"conv_1:w conv_2:w bn:{norm}"
+    found = keys("", "stem.0:w stem.1:bn")
+    for i, place in enumerate(places(v)):
+        old = ("", reduced) if place.after_reduction else (".op", projected)
+        found += keys(f"cells.{i}.preprocess0{old[0]}", old[1])
+        found += keys(f"cells.{i}.preprocess1.op", projected)
         steps = cell.reduction if place.reduces else cell.normal
         for number, (op, state) in enumerate(edge for step in steps for edge in step):
-            reduces = place.reduces and state < 2
-            keys += _edge(f"{block}._ops.{number}", op, reduces, cell)
-    return keys + affine("classifier")
-
-
-def _norm(name: str, cell: Cell) -> list[str]:
-    return batch_norm(name)[0 if cell.affine else 2 :]
-
-
-def _projected(name: str, cell: Cell) -> list[str]:
-    return [f"{name}.1.weight", *_norm(f"{name}.2", cell)]
-
-
-def _reduced(name: str, cell: Cell) -> list[str]:
-    return [f"{name}.conv_1.weight", f"{name}.conv_2.weight", *_norm(f"{name}.bn", cell)]
-
-
-def _edge(name: str, op: str, reduces: bool, cell: Cell) -> list[str]:
-    """Return the names of an edge's operation."""
-    name += ".op" if cell.wrapped else ""
-    if op == "skip":
-        return _reduced(name, cell) if reduces else []
-    if op == "avg3":
-        return []
-    if op == "both":
-        return _sequence(f"{name}.conv.op", _PARTS, cell) + (
-            _reduced(f"{name}.res", cell) if reduces else []
-        )
-    return _sequence(f"{name}.op", [1, 2, 3] if op == "dil3" else _PARTS, cell)
-
-
-def _sequence(name: str, places, cell: Cell) -> list[str]:
-    keys = []
-    for place in places:
-        norm = _PARTS[place].startswith("bn")
-        keys += _norm(f"{name}.{place}", cell) if norm else [f"{name}.{place}.weight"]
-    return keys
+            name = f"cells.{i}._ops.{number}" + ".op" * cell.wrapped
+            skipped = reduced if place.reduces and state < 2 else ""
+            parts = {"skip": [], "avg3": [], "dil3": [1, 2, 3]}.get(op, [*_PARTS])
+            kinds = [f"{at}:{norm if 'bn' in _PARTS[at] else 'w'}" for at in parts]
+            found += keys(f"{name}.conv.op" if op == "both" else f"{name}.op", " ".join(kinds))
+            if op in ("skip", "both"):
+                found += keys(f"{name}.res" if op == "both" else name, skipped)
+    return found + keys("", "classifier")
 
 
 _KNOWN = {
@@ -207,7 +157,7 @@ _KNOWN = {
 
 
 def _reference(name: str) -> Reference:
-    """Return our file in PyTorch with the fields that a row must give."""
+    """Name our file in PyTorch with the fields that a row must give."""
     return Reference("searched.py", dict(zip(Variant._fields, VARIANTS[name][:3], strict=False)))
 
 

@@ -33,12 +33,12 @@ class Cell(NamedTuple):
 
 
 def _dense(*codes: str) -> Steps:
-    """Return steps that read every state before them."""
+    """List steps that read every state before them."""
     return tuple(tuple((op, i) for i, op in enumerate(code.split())) for code in codes)
 
 
 def _pairs(*steps: str) -> Steps:
-    """Return steps of written edges, such as "sep3 1, skip 0"."""
+    """List steps of written edges, such as "sep3 1, skip 0"."""
     edges = (step.split(", ") for step in steps)
     return tuple(tuple((op, int(state)) for op, state in map(str.split, edge)) for edge in edges)
 
@@ -64,11 +64,11 @@ class Maker(NamedTuple):
     rngs: Draws
 
     def conv(self, ins: int, outs: int, *, stride: int = 1) -> Conv:
-        """Return a 1x1 convolution without bias."""
+        """Make a 1x1 convolution without bias."""
         return Conv(ins, outs, 1, stride=stride, bias=False, torch_init=True, rngs=self.rngs)
 
     def norm(self, channels: int) -> BatchNorm:
-        """Return a batch norm as the cell has them."""
+        """Make a batch norm as the cell has them."""
         v = self.variant
         how: dict[str, Any] = {"group": v.bn_group, "momentum": v.bn_momentum}
         return BatchNorm(channels, affine=CELLS[v.cell].affine, **how)

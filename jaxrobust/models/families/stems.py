@@ -14,7 +14,7 @@ from jaxrobust.models.modules.initializers import Draws
 
 
 def conv_stem(v: Any, rngs: Draws, *, project: int = 0) -> list[nnx.Module]:
-    """Return the ConvStem of a variant: convolutions with LN and GELU each; with `project`,
+    """Make the ConvStem of a variant: convolutions with LN and GELU each; with `project`,
     also a bare 1x1 one to it.
 
     Its kernels are odd, by default 3 of each; their padding is half of them.
@@ -31,7 +31,7 @@ def conv_stem(v: Any, rngs: Draws, *, project: int = 0) -> list[nnx.Module]:
 
 
 def conv_stem_rows(theirs: str, ours: str) -> list[Row]:
-    """Return the rows of a ConvStem: convolutions at 0, 3, 6, ..., norms behind them, GELUs
+    """List the rows of a ConvStem: convolutions at 0, 3, 6, ..., norms behind them, GELUs
     between.
     """
     return [
@@ -42,7 +42,7 @@ def conv_stem_rows(theirs: str, ours: str) -> list[Row]:
 
 
 def conv_stem_keys(prefix: str, convolutions: int, *, project: bool = False) -> list[str]:
-    """Return the reference's names of a ConvStem, in its order."""
+    """List the reference's names of a ConvStem, in its order."""
     slots = [slot for i in range(convolutions) for slot in (3 * i, 3 * i + 1)]
     return affine(*(f"{prefix}.{slot}" for slot in slots + [3 * convolutions] * project))
 

@@ -11,23 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface import checks
+from jaxrobust.models.interface.classifier import classifier, each_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Reference
-from jaxrobust.models.interface.renaming import (
-    Naming,
-    Row,
-    affine,
-    conv_oihw,
-    drop,
-    linear_oi,
-    naming,
-    row,
-)
+from jaxrobust.models.interface.renaming import Naming, Row, drop, keys, linear_oi, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.initializers import Draws, normal_02
-from jaxrobust.models.modules.stochastic_depth import Drop, branches, split
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 Map = TypeVar("Map", Array, np.ndarray)
@@ -58,7 +50,7 @@ VARIANTS = {
 
 
 def partition(x: Map, window: int) -> Map:
-    """Return the windows of each image, row by row, as a batch."""
+    """Cut out the windows of each image, row by row, as a batch."""
     batch, side, _, dim = x.shape
     count = side // window
     x = x.reshape(batch, count, window, count, window, dim).transpose(0, 1, 3, 2, 4, 5)
@@ -66,7 +58,7 @@ def partition(x: Map, window: int) -> Map:
 
 
 def merged(windows: Map, side: int) -> Map:
-    """Return the maps that `partition` cut."""
+    """Put together the maps that `partition` cut."""
     _, tokens, dim = windows.shape
     window = math.isqrt(tokens)
     count = side // window
@@ -123,7 +115,7 @@ class Block(nnx.Module):
         self.window, self.shift = window, shift
 
     def windowed(self, x: Array) -> Array:
-        """Return the attention of f[B,S,S,D]: shifted, zero-padded to whole windows, and back."""
+        """Compute the attention of f[B,S,S,D]: shifted, zero-padded to whole windows, and back."""
         side, shift, rest = x.shape[1], self.shift, -x.shape[1] % self.window
         x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
         x = jnp.pad(x, ((0, 0), (0, rest), (0, rest), (0, 0))) if rest else x
@@ -200,8 +192,7 @@ class Head(nnx.Module):
 class Swin(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, image_size: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, image_size: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         self.patch_embed = PatchEmbed(v, rngs)
         # Rounded down, as the reference decides about windows, though a merge pads an odd map.
@@ -219,27 +210,15 @@ class Swin(nnx.Module):
                 f"image_size={size}; create it with the images' size"
             )
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
-        rates = np.linspace(0, v.drop_path, sum(v.depths)).tolist()
-        ends = np.cumsum(v.depths)
-        for stage, end, depth, k in zip(self.layers, ends, v.depths, keys, strict=True):
-            how = {"train": train, "key": k, "remat": v.remat}
-            x = stage(x, rates=rates[end - depth : end], **how)
+        for stage, how in zip(self.layers, each_stage(v, train, key), strict=True):
+            x = stage(x, **how)
         return self.head(self.norm(x).mean(axis=(1, 2)))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
-    for name in ("depths", "heads"):
-        values = getattr(v, name)
-        if not (isinstance(values, tuple | list) and values and all(n >= 1 for n in values)):
-            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
-    if len(v.depths) != len(v.heads):
-        raise ValueError(f"depths={v.depths} and heads={v.heads} must have the same length")
-    for name in ("dim", "patch", "window", "in_channels"):
-        if getattr(v, name) < 1:
-            raise ValueError(f"{name}={getattr(v, name)} must be at least 1")
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+    checks.check_stages(v, "heads", "depths")
+    checks.check_least(v, dim=1, patch=1, window=1, in_channels=1)
     if not v.eps > 0:
         raise ValueError(f"eps={v.eps} must be above 0")
     if any((v.dim << i) % heads for i, heads in enumerate(v.heads)):
@@ -250,15 +229,31 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
             f"image_size={image_size} is not a whole number of patches of {v.patch} px; use {near} "
             f"or {near + v.patch}"
         )
-    make = lambda rngs: Swin(v, num_classes, image_size, rngs)  # noqa: E731
-    return classifier(make, dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: Swin(v, num_classes, image_size, rngs), dtype=v.dtype)
 
 
 _WINDOW = max(variant.window for variant in VARIANTS.values())
 
 
+def sides_of(table: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Return the sides of the maps that a table of position biases and one of `shape` are for.
+
+    None: it is no such table, or has other heads.
+    """
+    old = math.isqrt(len(table)) if table.ndim == len(shape) == 2 else 0
+    if table.shape[1:] != shape[1:] or old**2 != len(table) or old % 2 == 0:
+        return None
+    return (old + 1) // 2, (math.isqrt(shape[0]) + 1) // 2
+
+
+def cut_to(table: np.ndarray, before: int, after: int) -> np.ndarray:
+    """Return the biases of a smaller map: every offset keeps its bias."""
+    middle, old = slice(before - after, before + after - 1), 2 * before - 1
+    return table.reshape(old, old, -1)[middle, middle].reshape((2 * after - 1) ** 2, -1)
+
+
 def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a table of position biases for the window of a small map: every offset keeps its bias.
+    """Return a table of position biases for the window of a small map.
 
     What is no such table, or has other heads, comes back as it is.
 
@@ -266,12 +261,9 @@ def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
       ValueError: the new window is larger, so that there are offsets without a bias; or the old
         one is larger than the table of variants knows, so that every block's differs.
     """
-    if table.ndim != 2 or len(shape) != 2 or table.shape[1] != shape[1]:
+    if (sides := sides_of(table, shape)) is None:
         return table
-    old, new = math.isqrt(len(table)), math.isqrt(shape[0])
-    if old**2 != len(table) or old % 2 == 0:
-        return table
-    before, after = (old + 1) // 2, (new + 1) // 2
+    before, after = sides
     if before > _WINDOW:
         raise ValueError(
             f"relative position biases of a window of {before}: create the network with "
@@ -282,76 +274,56 @@ def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
             f"relative position biases for a window of {before} do not reach all of one of "
             f"{after}; keep the window that the weights were trained with"
         )
-    cut = slice((old - new) // 2, (old + new) // 2)
-    return table.reshape(old, old, -1)[cut, cut].reshape(new * new, -1)
+    return cut_to(table, before, after)
 
 
 _BLOCK = r"layers\.\d\.blocks\.\d+"
 _LINEARS = rf"{_BLOCK}\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])"
 _NORMS = rf"{_BLOCK}\.norm[12]|patch_embed\.norm|norm"
-_SHARED: list[Row] = [
-    row(r"patch_embed\.proj\.weight", "patch_embed.proj.kernel", conv_oihw),
-    row(rf"({_LINEARS})\.weight", r"\1.kernel", linear_oi),
-    row(rf"({_NORMS})\.weight", r"\1.scale"),
-    row(rf"({_LINEARS}|{_NORMS}|patch_embed\.proj)\.bias", r"\1.bias"),
+_SHARED: list[Row] = table(
     row(rf"({_BLOCK}\.attn\.relative_position_bias_table)", r"\1", resize=cropped),
     drop(r".+\.relative_position_index", "follows from the window"),
     drop(r".+\.attn_mask", "follows from the image size and the window"),
-]
+    convs={r"patch_embed\.proj": "patch_embed.proj"},
+    norms={f"({_NORMS})": r"\1"},
+    linears={f"({_LINEARS})": r"\1"},
+)
 
 
-def _moved(theirs: str, ours: str) -> list[Row]:
-    """Return the rows of one merge."""
-    return [
-        row(theirs + r"\.norm\.weight", ours + ".norm.scale"),
-        row(theirs + r"\.norm\.bias", ours + ".norm.bias"),
-        row(theirs + r"\.reduction\.weight", ours + ".reduction.kernel", linear_oi),
-    ]
+def _rows(merges: dict[str, str], head: str) -> list[Row]:
+    """List all rows: of merges, their pattern -> our name, and the head."""
+    return table(
+        *_SHARED,
+        *(
+            row(rf"{a}\.reduction\.weight", f"{b}.reduction.kernel", linear_oi)
+            for a, b in merges.items()
+        ),
+        norms={rf"{a}\.norm": f"{b}.norm" for a, b in merges.items()},
+        linears={head: "head.fc"},
+    )
 
 
-def _head(theirs: str) -> list[Row]:
-    return [
-        row(theirs + r"\.weight", "head.fc.kernel", linear_oi),
-        row(theirs + r"\.bias", "head.fc.bias"),
-    ]
-
-
-TORCH_NAMES: list[Row] = [
-    *_SHARED,
-    *_moved(r"layers\.([123])\.downsample", r"layers.\1.downsample"),
-    *_head(r"head\.fc"),
-]
-
+TORCH_NAMES = _rows({r"layers\.([123])\.downsample": r"layers.\1.downsample"}, r"head\.fc")
 OTHER_NAMES: list[Naming] = [
-    naming(
+    Naming(
         "Microsoft's Swin and timm before 0.9, whose merges end a stage",
         r"layers\.0\.downsample\..*|head\.(weight|bias)",
-        [
-            *_SHARED,
-            *(
-                merge
-                for i in range(3)
-                for merge in _moved(rf"layers\.{i}\.downsample", f"layers.{i + 1}.downsample")
-            ),
-            *_head("head"),
-        ],
+        _rows(
+            {rf"layers\.{i}\.downsample": f"layers.{i + 1}.downsample" for i in range(3)}, "head"
+        ),
     )
 ]
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the reference's names in its order (timm 1.0.9)."""
-    keys = affine("patch_embed.proj", "patch_embed.norm")
-    for i, depth in enumerate(variant.depths):
-        if i:
-            merge = f"layers.{i}.downsample"
-            keys += [*affine(f"{merge}.norm"), f"{merge}.reduction.weight"]
+def torch_keys(v: Variant) -> list[str]:
+    """List the reference's names in its order (timm 1.0.9)."""
+    found = keys("patch_embed", "proj norm")
+    for i, depth in enumerate(v.depths):
+        found += keys(f"layers.{i}.downsample", "norm reduction:w" if i else "")
         for j in range(depth):
-            b = f"layers.{i}.blocks.{j}"
-            keys += [*affine(f"{b}.norm1"), f"{b}.attn.relative_position_bias_table"]
-            modules = ("attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-            keys += affine(*(f"{b}.{module}" for module in modules))
-    return keys + affine("norm", "head.fc")
+            attn = "attn.relative_position_bias_table: attn.qkv attn.proj"
+            found += keys(f"layers.{i}.blocks.{j}", f"norm1 {attn} norm2 mlp.fc1 mlp.fc2")
+    return found + keys("", "norm head.fc")
 
 
 MEMBERS = {

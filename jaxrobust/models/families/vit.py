@@ -10,21 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxrobust.models.families import stems
-from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    Naming,
-    Row,
-    affine,
-    conv_oihw,
-    linear_oi,
-    naming,
-    row,
-)
+from jaxrobust.models.interface.renaming import Naming, Row, keys, row, table
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
@@ -125,13 +116,18 @@ class PatchEmbed(nnx.Module):
         return x.reshape(x.shape[0], grid * grid, x.shape[3])
 
 
+def with_token(token: nnx.Param, x: Array) -> Array:
+    """Put a class token f[1,1,D] in front of the tokens f[B,N,D] of each image."""
+    return jnp.concatenate([spread(token[...], (x.shape[0], 1, x.shape[2])), x], axis=1)
+
+
 class VisionTransformer(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        self.patch_embed = PatchEmbed(_stem(v, rngs))
+        stem = stems.conv_stem(v, rngs, project=v.dim) if v.stem_widths else patch_stem(v, rngs)
+        self.patch_embed = PatchEmbed(stem)
         tokens = grid * grid + v.class_position
         self.pos_embed = nnx.Param(normal_02(rngs.params(), (1, tokens, v.dim)))
         self.cls_token = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (1, 1, v.dim)))
@@ -144,26 +140,17 @@ class VisionTransformer(nnx.Module):
         v = self.variant
         images = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = self.patch_embed(images, self.grid)
-        token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
         if v.class_position:
-            x = add_bias(jnp.concatenate([token, x], axis=1), self.pos_embed[...])
+            x = add_bias(with_token(self.cls_token, x), self.pos_embed[...])
         else:
+            token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
             x = jnp.concatenate([token, add_bias(x, self.pos_embed[...])], axis=1)
-        rates = np.linspace(0, v.drop_path, v.depth).tolist()
-        x = run_blocks(
-            self.blocks, x, train=train, key=key, rates=rates, remat=v.remat, scan=v.scan
-        )
+        x = run_blocks(self.blocks, x, **of_one_stage(v, train, key))
         return self.head(self.norm(x[:, 0]))
 
 
-def _stem(v: Variant, rngs) -> list[nnx.Module]:
-    if v.stem_widths:
-        return stems.conv_stem(v, rngs, project=v.dim)
-    return patch_stem(v, rngs)
-
-
 def patch_stem(v: Any, rngs: Draws) -> list[nnx.Module]:
-    """Return one convolution with windows as large as its stride, as PyTorch draws it."""
+    """Make one convolution with windows as large as its stride, as PyTorch draws it."""
     (stride,) = v.stem_strides
     return [Conv(v.in_channels, v.dim, stride, stride=stride, torch_init=True, rngs=rngs)]
 
@@ -187,9 +174,8 @@ def grid_of(v: Any, image_size: int) -> int:
     return image_size // patch
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     grid = grid_of(v, image_size)
     return classifier(
@@ -197,24 +183,18 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     )
 
 
-# Our names of what `--init-stem` and `--num-classes` draw.
 def token_rows(blocks: str) -> list[Row]:
-    """Return the rows of patches, positions, head, and of the maps and norms in `blocks` (a
+    """List the rows of patches, positions, head, and of the maps and norms in `blocks` (a
     pattern).
     """
-    place = rf"({blocks})"
-    return [
+    place = rf"({blocks})\."
+    return table(
         row(r"cls_token", "cls_token"),
         row(r"pos_embed", "pos_embed", resize=resized),
-        row(r"patch_embed\.proj\.weight", "patch_embed.proj.0.kernel", conv_oihw),
-        row(r"patch_embed\.proj\.bias", "patch_embed.proj.0.bias"),
-        row(place + r"\.norm([12])\.weight", r"\1.norm\2.scale"),
-        row(place + r"\.(attn\.\w+|mlp\.fc[12])\.weight", r"\1.\2.kernel", linear_oi),
-        row(place + r"\.(norm[12]|attn\.\w+|mlp\.fc[12])\.bias", r"\1.\2.bias"),
-        row(r"norm\.weight", "norm.scale"),
-        row(r"head\.weight", "head.kernel", linear_oi),
-        row(r"(norm|head)\.bias", r"\1.bias"),
-    ]
+        convs={r"patch_embed\.proj": "patch_embed.proj.0"},
+        norms={place + r"norm([12])": r"\1.norm\2", "norm": "norm"},
+        linears={place + r"(attn\.\w+|mlp\.fc[12])": r"\1.\2", "head": "head"},
+    )
 
 
 _SHARED = [
@@ -223,7 +203,7 @@ _SHARED = [
 ]
 TORCH_NAMES: list[Row] = [*_SHARED, row(r"(blocks\.\d+\.ls[12])\.gamma", r"\1.gamma")]
 OTHER_NAMES: list[Naming] = [
-    naming(
+    Naming(
         "Facebook's DeiT-III",
         r"blocks\.\d+\.gamma_[12]",
         [*_SHARED, row(r"(blocks\.\d+)\.gamma_([12])", r"\1.ls\2.gamma")],
@@ -231,21 +211,19 @@ OTHER_NAMES: list[Naming] = [
 ]
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
-    v = variant
-    keys = ["cls_token", "pos_embed"]
+def torch_keys(v: Variant) -> list[str]:
+    """List the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
+    found = keys("", "cls_token: pos_embed:")
     if v.stem_widths:
         stem = "patch_embed.proj.stem"
-        keys += stems.conv_stem_keys(stem, len(v.stem_widths), project=True)
+        found += stems.conv_stem_keys(stem, len(v.stem_widths), project=True)
     else:
-        keys += affine("patch_embed.proj")
+        found += keys("", "patch_embed.proj")
+    ls1, ls2 = ("", "") if v.gamma_init is None else ("ls1.gamma:", "ls2.gamma:")
     for i in range(v.depth):
-        block = f"blocks.{i}."
-        for number, modules in enumerate((("attn.qkv", "attn.proj"), ("mlp.fc1", "mlp.fc2")), 1):
-            keys += affine(*(block + module for module in (f"norm{number}", *modules)))
-            keys += [f"{block}ls{number}.gamma"] if v.gamma_init is not None else []
-    return keys + affine("norm", "head")
+        modules = f"norm1 attn.qkv attn.proj {ls1} norm2 mlp.fc1 mlp.fc2 {ls2}"
+        found += keys(f"blocks.{i}", modules)
+    return found + keys("", "norm head")
 
 
 MEMBERS = {

@@ -11,18 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
     Naming,
     Row,
-    affine,
-    batch_norm,
-    conv_oihw,
+    keys,
     linear_oi,
-    naming,
     row,
+    table,
 )
 from jaxrobust.models.kernels import attention, convolutions, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
@@ -215,8 +213,7 @@ class ClassBlock(nnx.Module):
 class Xcit(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         self.cls_token = nnx.Param(normal_02(rngs.params(), (1, 1, v.dim)))
         self.patch_embed = PatchEmbed(v, rngs)
@@ -231,10 +228,8 @@ class Xcit(nnx.Module):
         v = self.variant
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)), train)
         x = add_bias(x, self.pos_embed(x.shape[1], x.shape[2], x.dtype))
-        rates = (v.drop_path,) * v.depth
-        x = run_blocks(
-            self.blocks, x, train=train, key=key, rates=rates, remat=v.remat, scan=v.scan
-        )
+        how = of_one_stage(v, train, key) | {"rates": (v.drop_path,) * v.depth}
+        x = run_blocks(self.blocks, x, **how)
         token = spread(self.cls_token[...], (len(x), 1, v.dim))
         patches = x.reshape(len(x), -1, v.dim)
         for block in self.cls_attn_blocks:
@@ -246,9 +241,8 @@ def _gamma(v: Variant) -> nnx.Param:
     return nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     strides = v.stem_strides
     if not (isinstance(strides, tuple | list) and strides and all(n >= 1 for n in strides)):
         raise ValueError(f"stem_strides={strides!r} must be a tuple of positive integers")
@@ -267,9 +261,9 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     if image_size < math.prod(strides):
         raise ValueError(
             f"image_size={image_size} is smaller than a patch of {math.prod(strides)} px; use a "
-            "larger image_size, smaller stem_strides, or the variant with _p4"
+            "larger image_size, smaller stem_strides, or the v with _p4"
         )
-    return classifier(lambda rngs: Xcit(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: Xcit(v, num_classes, rngs), dtype=v.dtype)
 
 
 _CONVS = r"patch_embed\.proj\.\d\.0|blocks\.\d+\.local_mp\.conv[12]"
@@ -280,35 +274,23 @@ _LINEARS = (
 _NORMS = (
     r"patch_embed\.proj\.\d\.1|blocks\.\d+\.local_mp\.bn|(?:cls_attn_)?blocks\.\d+\.norm[123]|norm"
 )
-_SHARED: list[Row] = [
-    row(rf"({_CONVS})\.weight", r"\1.kernel", conv_oihw),
-    row(rf"({_LINEARS})\.weight", r"\1.kernel", linear_oi),
-    row(rf"({_NORMS})\.weight", r"\1.scale"),
-    row(rf"({_CONVS}|{_LINEARS}|{_NORMS})\.bias", r"\1.bias"),
-    row(rf"({_NORMS})\.running_(mean|var)", r"\1.\2"),
+_SHARED: list[Row] = table(
     row(r"(cls_token|.+\.gamma[123]|.+\.temperature)", r"\1"),
     BATCH_NORM_COUNT,
-]
-
-
-def _position_rows(module: str) -> list[Row]:
-    theirs, ours = module + r"\.token_projection", "pos_embed.token_projection"
-    return [
-        row(theirs + r"\.weight", ours + ".kernel", conv_oihw),
-        row(theirs + r"\.bias", ours + ".bias"),
-    ]
-
-
-TORCH_NAMES: list[Row] = [*_SHARED, *_position_rows("pos_embed")]
-
+    convs={f"({_CONVS})": r"\1"},
+    linears={f"({_LINEARS})": r"\1"},
+    norms={f"({_NORMS})": r"\1"},
+)
+_POSITIONS = "pos_embed.token_projection"
+TORCH_NAMES = table(*_SHARED, convs={r"pos_embed\.token_projection": _POSITIONS})
 _FUSED = r"(cls_attn_blocks\.\d\.attn)\.qkv"
 OTHER_NAMES: list[Naming] = [
-    naming(
+    Naming(
         "Facebook's XCiT",
         rf"pos_embeder\..*|{_FUSED}\.weight",
         [
             *_SHARED,
-            *_position_rows("pos_embed(?:er)?"),
+            *table(convs={r"pos_embed(?:er)?\.token_projection": _POSITIONS}),
             row(
                 _FUSED + r"\.weight",
                 (r"\1.q.kernel", r"\1.k.kernel", r"\1.v.kernel"),
@@ -324,25 +306,20 @@ OTHER_NAMES: list[Naming] = [
 ]
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the reference's names in its order (timm 1.0.9)."""
-    keys = ["cls_token"]
-    for slot in range(0, 2 * len(variant.stem_strides), 2):
-        conv = f"patch_embed.proj.{slot}"
-        keys += [f"{conv}.0.weight", *batch_norm(f"{conv}.1")]
-    keys += affine("pos_embed.token_projection")
-    for i in range(variant.depth):
-        b = f"blocks.{i}"
-        keys += [f"{b}.gamma1", f"{b}.gamma3", f"{b}.gamma2", *affine(f"{b}.norm1")]
-        keys += [f"{b}.attn.temperature", *affine(f"{b}.attn.qkv", f"{b}.attn.proj")]
-        keys += affine(f"{b}.norm3", f"{b}.local_mp.conv1") + batch_norm(f"{b}.local_mp.bn")
-        keys += affine(f"{b}.local_mp.conv2", f"{b}.norm2", f"{b}.mlp.fc1", f"{b}.mlp.fc2")
+def torch_keys(v: Variant) -> list[str]:
+    """List the reference's names in its order (timm 1.0.9)."""
+    found = ["cls_token"]
+    for slot in range(0, 2 * len(v.stem_strides), 2):
+        found += keys(f"patch_embed.proj.{slot}", "0:w 1:bn")
+    found += keys("", _POSITIONS)
+    attn = "gamma1: gamma3: gamma2: norm1 attn.temperature: attn.qkv attn.proj"
+    local = "norm3 local_mp.conv1 local_mp.bn:bn local_mp.conv2"
+    for i in range(v.depth):
+        found += keys(f"blocks.{i}", f"{attn} {local} norm2 mlp.fc1 mlp.fc2")
     for i in range(2):
-        b = f"cls_attn_blocks.{i}"
-        attn = (f"attn.{layer}" for layer in ("q", "k", "v", "proj"))
-        modules = ("norm1", *attn, "norm2", "mlp.fc1", "mlp.fc2")
-        keys += [f"{b}.gamma1", f"{b}.gamma2", *affine(*(f"{b}.{m}" for m in modules))]
-    return keys + affine("norm", "head")
+        attn = "gamma1: gamma2: norm1 attn.q attn.k attn.v attn.proj"
+        found += keys(f"cls_attn_blocks.{i}", f"{attn} norm2 mlp.fc1 mlp.fc2")
+    return found + keys("", "norm head")
 
 
 _PAPERS = {
@@ -363,7 +340,7 @@ _OF_TIMM = {
 
 
 def _members() -> dict[str, Member]:
-    """Return all members: patches of 8 px have another stem, those of 4 px change two strides."""
+    """List all members: patches of 8 px have another stem, those of 4 px change two strides."""
     members = {}
     for name, p16 in _OF_TIMM.items():
         members[name] = Member(p16, _PAPERS.get(name))

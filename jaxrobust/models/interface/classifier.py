@@ -1,7 +1,7 @@
 """The only place where NNX modules become pure functions."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -55,6 +55,7 @@ def classifier(make: Callable[[Draws], nnx.Module], *, dtype: Any = jnp.float32)
     The layers have gradients of their own: reverse mode works, forward mode (`jax.jvp`) does not,
     and gradients inside of `shard_map` need `check_vma=False`.
     """
+    dtype = jnp.dtype(dtype)
     abstract = nnx.eval_shape(lambda: make(Draws(jax.random.key(0))))
     graph, *states = nnx.split(abstract, nnx.Param, nnx.BatchStat)
 
@@ -163,8 +164,8 @@ def of_foreign(make: Callable[[nnx.Rngs], nnx.Module], *, in_channels: int) -> C
         module = nnx.merge(graph, *states, constants)
         modes = {"use_running_average": not train, "deterministic": not train}
         module = nnx.view(module, raise_if_not_found=False, **modes)
-        told = {"train": train, "key": key}
-        logits = module(images, **{name: told[name] for name in takes})
+        given = {"train": train, "key": key}
+        logits = module(images, **{name: given[name] for name in takes})
         if not train:
             return _wide(logits), stats
         moved = _flat(_split(module)[3])
@@ -187,20 +188,32 @@ def _streams(like: Any, key: Array | None) -> Any:
     return nnx.from_flat_state(made)
 
 
-def of_stages(
-    depths: Sequence[int], *, train: bool, key: Array | None, drop_path: float, remat: bool
-) -> list[dict[str, Any]]:
-    """Choose the arguments of `run_blocks` in each stage of so many blocks.
+def of_stages(v: Any, train: bool, key: Array | None) -> list[dict[str, Any]]:
+    """List the arguments of `run_blocks` in each stage, all keys drawn before the first runs."""
+    return [*each_stage(v, train, key)]
+
+
+def each_stage(v: Any, train: bool, key: Array | None) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of `run_blocks` in each stage of a row's `depths`.
 
     Each has another key; the blocks' rates grow linearly from 0 at the network's first to
     `drop_path` at its last.
     """
-    keys = [None] * len(depths) if key is None else split(key, len(depths))
-    rates, ends = np.linspace(0, drop_path, sum(depths)).tolist(), np.cumsum(depths)
-    return [
-        {"train": train, "key": k, "rates": rates[end - depth : end], "remat": remat}
-        for k, end, depth in zip(keys, ends, depths, strict=True)
-    ]
+    keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
+    rates, ends = np.linspace(0, v.drop_path, sum(v.depths)).tolist(), np.cumsum(v.depths)
+    for end, depth, k in zip(ends, v.depths, keys, strict=True):
+        yield {"train": train, "key": k, "rates": rates[end - depth : end], **stored(v)}
+
+
+def of_one_stage(v: Any, train: bool, key: Array | None) -> dict[str, Any]:
+    """Choose the same for the blocks of a row with a `depth`."""
+    rates = np.linspace(0, v.drop_path, v.depth).tolist()
+    return {"train": train, "key": key, "rates": rates, **stored(v)}
+
+
+def stored(v: Any) -> dict[str, bool]:
+    """Return the settings of a row by which its blocks are compiled and stored."""
+    return {name: getattr(v, name) for name in ("remat", "scan") if name in v._fields}
 
 
 _DRAWS = "above 0 draws in training: call apply with a key"

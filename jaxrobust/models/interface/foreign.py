@@ -38,7 +38,7 @@ _NOTHING = r"(?!)"
 
 
 def create(name: str, **given: Any) -> Classifier:
-    """Return the network that a user's function makes.
+    """Make the network that a user's function makes.
 
     Args:
       name: MODULE:FUNCTION or FILE.py:FUNCTION.
@@ -63,7 +63,6 @@ def _created(named: Named, text: str) -> Classifier:
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
-    """Return a section of a config."""
     if not hasattr(value, "items"):
         raise TypeError(f"{value!r} is none")
     return dict(value.items())

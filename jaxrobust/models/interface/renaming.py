@@ -5,6 +5,7 @@ A converter is an ordered list of rows beside each architecture; `convert.py` ru
 
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,47 +79,50 @@ def row(
     transform: Transform = same,
     resize: Resize | None = None,
 ) -> Row:
-    r"""Return a row whose `target` may use the groups of `pattern` as `\1`; the whole name must
+    r"""Make a row whose `target` may use the groups of `pattern` as `\1`; the whole name must
     match.
     """
     return Row(re.compile(pattern), target, transform, resize=resize)
 
 
 def drop(pattern: str, reason: str, make: Make | None = None) -> Row:
-    """Return a row that leaves matching names out, with the reason, and makes them on the way
+    """Make a row that leaves matching names out, with the reason, and makes them on the way
     back.
     """
     return Row(re.compile(pattern), None, same, reason, make=make)
 
 
-def linear_rows(theirs: str, ours: str) -> list[Row]:
-    """Return the rows of linear maps, with a bias or without."""
-    return [
-        row(theirs + r"\.weight", ours + ".kernel", linear_oi),
-        row(theirs + r"\.bias", ours + ".bias"),
+# Of each kind of module, with a bias or without, with running statistics or without: what a
+# parameter is called there and here, and how its array is turned.
+_LINEAR = (("weight", "kernel", linear_oi), ("bias", "bias", same))
+_CONV = (("weight", "kernel", conv_oihw), ("bias", "bias", same))
+_NORM = (
+    ("weight", "scale", same),
+    ("bias", "bias", same),
+    ("running_(?P<part>mean|var)", r"\g<part>", same),
+)
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def table(
+    *others: Row,
+    convs: Mapping[str, str] = _NONE,
+    linears: Mapping[str, str] = _NONE,
+    norms: Mapping[str, str] = _NONE,
+    theirs: str = "",
+    ours: str = "",
+) -> list[Row]:
+    """List the rows of modules of three kinds, their pattern -> our name, then the others.
+
+    `theirs` stands before each pattern, `ours` before each name.
+    """
+    named = [
+        row(rf"{theirs}{pattern}\.{there}", f"{ours}{name}.{here}", transform)
+        for kind, modules in ((_CONV, convs), (_LINEAR, linears), (_NORM, norms))
+        for pattern, name in modules.items()
+        for there, here, transform in kind
     ]
-
-
-def conv_rows(theirs: str, ours: str) -> list[Row]:
-    """Return the rows of convolutions, with a bias or without."""
-    return [
-        row(theirs + r"\.weight", ours + ".kernel", conv_oihw),
-        row(theirs + r"\.bias", ours + ".bias"),
-    ]
-
-
-def norm_rows(theirs: str, ours: str) -> list[Row]:
-    """Return the rows of norms, with running statistics or without."""
-    return [
-        row(theirs + r"\.weight", ours + ".scale"),
-        row(theirs + r"\.bias", ours + ".bias"),
-        row(theirs + r"\.running_(?P<part>mean|var)", ours + r".\g<part>"),
-    ]
-
-
-def _any_variant(variant: Any) -> bool:
-    del variant
-    return True
+    return [*named, *others]
 
 
 class Naming(NamedTuple):
@@ -129,35 +133,42 @@ class Naming(NamedTuple):
     """
 
     origin: str  # whose files, for people
-    marker: re.Pattern[str]
+    marker: str  # a pattern of a whole name
     rows: list[Row]
     normalize: tuple[float, float] = (0.0, 1.0)
-    fits: Callable[[Any], bool] = _any_variant
+    fits: Callable[[Any], bool] = lambda variant: True
     of: str = ""  # for the message where a variant does not fit
 
 
-def naming(
-    origin: str,
-    marker: str,
-    rows: list[Row],
-    normalize: tuple[float, float] = (0.0, 1.0),
-    *,
-    fits: Callable[[Any], bool] = _any_variant,
-    of: str = "",
-) -> Naming:
-    """Return a `Naming` whose marker must match a whole name."""
-    return Naming(origin, re.compile(marker), rows, normalize, fits, of)
-
-
 def affine(*modules: str) -> list[str]:
-    """Return the names of the weight and bias of each module, in torch's order."""
+    """List the names of the weight and bias of each module, in torch's order."""
     return [f"{module}.{part}" for module in modules for part in ("weight", "bias")]
 
 
-def batch_norm(module: str) -> list[str]:
-    """Return the names that a batch norm of torch has, in its order."""
-    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    return [f"{module}.{part}" for part in parts]
+# What a module's kind says of its parameters, in torch's order; "": a parameter without a module.
+_PARTS = {
+    "w": (".weight",),
+    "bn": (".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked"),
+    "bn0": (".running_mean", ".running_var", ".num_batches_tracked"),  # without `affine`
+    "": ("",),
+}
+
+
+def keys(prefix: str, modules: str) -> list[str]:
+    """List torch's names of modules below a prefix, each with a weight and a bias.
+
+    Behind a module's name, `:w` says that it has a weight only, `:bn` that it is a batch norm, and
+    a colon alone that it is a parameter itself.
+
+    >>> keys("layer1.0", "conv:w fc gamma:")
+    ['layer1.0.conv.weight', 'layer1.0.fc.weight', 'layer1.0.fc.bias', 'layer1.0.gamma']
+    """
+    found = []
+    for module in modules.split():
+        name, colon, kind = module.partition(":")
+        name = f"{prefix}.{name}" if prefix else name
+        found += [name + part for part in _PARTS[kind]] if colon else affine(name)
+    return found
 
 
 BATCH_NORM_COUNT = drop(

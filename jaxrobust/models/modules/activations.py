@@ -8,18 +8,18 @@ from jaxrobust.types import Array
 
 
 def silu(x: Array) -> Array:
-    """Return `x * sigmoid(x)`."""
+    """Compute `x * sigmoid(x)`."""
     return x * jax.nn.sigmoid(x)
 
 
 def softplus(x: Array) -> Array:
-    """Return `log(1 + exp(x))`, and `x` itself above 20, as PyTorch has it."""
+    """Compute `log(1 + exp(x))`, and `x` itself above 20, as PyTorch has it."""
     below = jnp.minimum(x, 20)  # the branch that is not taken must have a finite gradient too
     return jnp.where(x > 20, x, jnp.log1p(jnp.exp(below)))
 
 
 def hard_swish(x: Array) -> Array:
-    """Return `x * min(max(x + 3, 0), 6) / 6`: 0 below -3, `x` itself above 3."""
+    """Compute `x * min(max(x + 3, 0), 6) / 6`: 0 below -3, `x` itself above 3."""
     inside = x * (jnp.clip(x, -3, 3) + 3) / 6
     return jnp.where(x < -3, jnp.zeros_like(x), jnp.where(x > 3, x, inside))
 

@@ -41,10 +41,7 @@ class Metrics(NamedTuple):
 
 
 def read(path: Path) -> Metrics:
-    """Return the metrics of a file; damaged lines and a torn last one are left out and noted.
-
-    A file of 500,000 lines needs 16 bytes for each number in it.
-    """
+    """Return the metrics of a file; damaged lines and a torn last one are left out and noted."""
     return _Growing(path).read()
 
 
@@ -62,8 +59,6 @@ class Followed:
 
 
 class _Growing:
-    """What is known of one file so far."""
-
     def __init__(self, path: Path) -> None:
         self._path = path
         self._begin()
@@ -76,7 +71,6 @@ class _Growing:
         self._before = b""  # the bytes in front of the offset
 
     def read(self) -> Metrics:
-        """Return the metrics of the whole file, of which only what was added is read."""
         torn = False
         if not self._path.is_file():
             self._begin()
@@ -96,7 +90,6 @@ class _Growing:
         return Metrics(curves, events, notes)
 
     def _take(self, lines: BinaryIO) -> bool:
-        """Read the lines from here on; return whether the last one is cut off."""
         for line in lines:
             whole = line.endswith(b"\n")
             if line == b"\n" and self._before and not self._before.endswith(b"\n"):
@@ -145,13 +138,12 @@ def _alarms(row: dict[str, Any]) -> list[Event]:
     values = {key: row.get(key) for key in _ALARM}
     if not all(isinstance(value, (int, float)) for value in values.values()):
         return []
-    said = alarm.warnings({key: float(value or 0) for key, value in values.items()})
-    return [Event(row["phase"], int(row["step"]), "alarm", text) for text in said]
+    warnings = alarm.warnings({key: float(value or 0) for key, value in values.items()})
+    return [Event(row["phase"], int(row["step"]), "alarm", text) for text in warnings]
 
 
 def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[Event]:
-    """Return the alarms of robust overfitting, as the training gives them."""
-    found = []
+    events = []
     for phase, own in curves.items():
         if not {"selection_robust", "selection_images", "robust"} <= own.keys():
             continue
@@ -164,16 +156,16 @@ def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[Event]:
             training.append(
                 float(own["robust"].values[start:end].mean()) if end > start else np.nan
             )
-            said = alarm.overfitting(scores[:number].tolist(), training, images=max(images, 1))
-            if said:
-                found.append(Event(phase, int(step), "alarm", said))
+            warning = alarm.overfitting(scores[:number].tolist(), training, images=max(images, 1))
+            if warning:
+                events.append(Event(phase, int(step), "alarm", warning))
                 break  # once is enough for a page
-    return found
+    return events
 
 
 def _skipped(curves: dict[str, dict[str, Curve]]) -> list[Event]:
     """Find the steps that updated nothing: one event for each stretch of lines that say so."""
-    found = []
+    events = []
     for phase, own in curves.items():
         if "skipped" not in own:
             continue
@@ -183,29 +175,26 @@ def _skipped(curves: dict[str, dict[str, Curve]]) -> list[Event]:
         for lines in stretches[:_STRETCHES]:
             text = f"{values[lines].sum():,.0f} steps had no finite gradient"
             until = f", up to step {steps[lines[-1]]:,.0f}" if len(lines) > 1 else ""
-            found.append(Event(phase, int(steps[lines[0]]), "skipped", text + until))
+            events.append(Event(phase, int(steps[lines[0]]), "skipped", text + until))
         if len(stretches) > _STRETCHES:
             last = stretches[_STRETCHES][0]
             text = f"{values[last:][values[last:] > 0].sum():,.0f} more steps from here on"
-            found.append(Event(phase, int(steps[last]), "skipped", text))
-    return found
+            events.append(Event(phase, int(steps[last]), "skipped", text))
+    return events
 
 
 def _notes(path: Path, damaged: list[int], lines: int, torn: bool) -> list[str]:
-    found = []
+    notes = []
     if torn:
-        found.append(f"The last line of {path} was cut off; the {lines:,} before it are used.")
+        notes.append(f"The last line of {path} was cut off; the {lines:,} before it are used.")
     if damaged:
         shown = ", ".join(map(str, damaged[:5])) + (" and others" if len(damaged) > 5 else "")
-        found.append(f"{len(damaged):,} damaged lines of {path} are left out: {shown}.")
-    return found
+        notes.append(f"{len(damaged):,} damaged lines of {path} are left out: {shown}.")
+    return notes
 
 
 def thinned(curve: Curve, most: int) -> Curve:
-    """Return at most about `most` points, with the least and greatest of each stretch of steps.
-
-    So no peak is lost; the first and the last point stay.
-    """
+    """Return about `most` points: the first, the last, each stretch's least and greatest."""
     n = len(curve.steps)
     if n <= most:
         return curve

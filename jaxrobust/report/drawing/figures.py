@@ -55,7 +55,7 @@ class Axis(NamedTuple):
     high: float | None = None
 
 
-def said(value: float | None, percent: bool = False) -> str:
+def spelled(value: float | None, percent: bool = False) -> str:
     """Return a value for people."""
     if value is None or not math.isfinite(value):
         return "not finite"
@@ -74,10 +74,7 @@ def lines(
     marks: Sequence[Mark] = (),
     note: str = "",
 ) -> Html:
-    """Return a figure of curves, with what happened on the way as dashed lines.
-
-    Where no point can be drawn, it is a sentence that says so.
-    """
+    """Return a figure of curves, with what happened on the way as dashed lines."""
     if not any(_drawable(b, y) for c in curves for b in c.y):
         return _empty(title, "positive and finite" if y.log else "finite", note)
     xs = [v for c in curves for v in c.x if math.isfinite(v)]
@@ -95,7 +92,7 @@ def lines(
     for number, curve in enumerate(curves):
         parts += _drawn(number, curve, fx, fy)
     height = _TOP + _HEIGHT + 34
-    told = {
+    content = {
         "kind": "lines",
         "title": title,
         "x": x.label,
@@ -110,21 +107,19 @@ def lines(
         for number, curve in enumerate(curves)
         if len(curves) > 1
     ]
-    return figure(identity, title, parts, height, told, _summary(curves, y), legend, note)
+    return figure(identity, title, parts, height, content, _summary(curves, y), legend, note)
 
 
 def _drawable(value: float | None, axis: Axis) -> bool:
-    """Tell whether an axis has a place for a value."""
     return value is not None and math.isfinite(value) and (value > 0 or not axis.log)
 
 
 def _empty(title: str, kind: str, note: str) -> Html:
-    """Draw the sentence in place of a figure without a point."""
-    said = f"There is nothing to draw: no value is {kind}."
+    sentence = f"There is nothing to draw: no value is {kind}."
     return tag(
         "figure",
         tag("figcaption", title),
-        tag("p", said),
+        tag("p", sentence),
         tag("p", note, class_="note") if note else None,
     )
 
@@ -158,7 +153,6 @@ def _frame(axis: Axis, values: Sequence[float], start: float, end: float) -> _Fr
 
 
 def _ticks(frame: _Frame, most: int) -> list[float]:
-    """Return round numbers between the ends of an axis."""
     if frame.log:
         first, last = math.ceil(math.log10(frame.low)), math.floor(math.log10(frame.high))
         if last - first >= 1:
@@ -168,11 +162,11 @@ def _ticks(frame: _Frame, most: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     apart = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
     number = math.ceil(frame.low / apart - 1e-9)
-    found: list[float] = []
-    while number * apart <= frame.high + 1e-9 * apart and len(found) < 4 * most:
-        found.append(number * apart)
+    ticks: list[float] = []
+    while number * apart <= frame.high + 1e-9 * apart and len(ticks) < 4 * most:
+        ticks.append(number * apart)
         number += 1
-    return found
+    return ticks
 
 
 def _short(value: float, percent: bool) -> str:
@@ -215,7 +209,6 @@ def _anchored(place: float) -> tuple[str, str]:
 
 
 def _drawn(number: int, curve: Line, fx: _Frame, fy: _Frame) -> list[Html]:
-    """Return the path of a curve, with points where there are few, and its intervals."""
     path, pen, places = [], "M", []
     for a, b in zip(curve.x, curve.y, strict=True):
         if not math.isfinite(b) or (fy.log and b <= 0):
@@ -242,17 +235,19 @@ def _drawn(number: int, curve: Line, fx: _Frame, fy: _Frame) -> list[Html]:
 
 def _summary(curves: Sequence[Line], y: Axis) -> str:
     """Describe a curve for those who do not see it."""
-    told = []
+    parts = []
     for curve in curves[:8]:
         finite = [v for v in curve.y if math.isfinite(v)]
         if finite:
-            ends = [said(v, y.percent) for v in (finite[0], finite[-1], min(finite), max(finite))]
-            told.append(
+            ends = [
+                spelled(v, y.percent) for v in (finite[0], finite[-1], min(finite), max(finite))
+            ]
+            parts.append(
                 f"{curve.name} begins at {ends[0]}, ends at {ends[1]}, lowest {ends[2]}, "
                 f"highest {ends[3]}"
             )
     more = f"; and {len(curves) - 8} more" if len(curves) > 8 else ""
-    return "; ".join(told) + more
+    return "; ".join(parts) + more
 
 
 def rows(
@@ -264,13 +259,7 @@ def rows(
     names: tuple[str, str] = ("", ""),
     note: str = "",
 ) -> Html:
-    """Return a figure with a line for each value, its interval, and a second value as a ring.
-
-    Args:
-      names: what the value and the second value are.
-    Returns:
-      A figure; where no value can be drawn, a sentence that says so.
-    """
+    """Return a figure with a line for each value, its interval, and a second value as a ring."""
     if not any(_drawable(v, x) for r in values for v in (r.value, r.second)):
         return _empty(title, "known" if values else "there", note)
     fx = _frame(x, [v for r in values for v in r[1:5] if v is not None], 118, _WIDTH - _RIGHT)
@@ -278,7 +267,7 @@ def rows(
     parts = [_rows_grid(fx, x, bottom)]
     for number, row in enumerate(values):
         parts += _row(row, 6 + _ROW * number + _ROW / 2, fx)
-    told = {
+    content = {
         "kind": "rows",
         "title": title,
         "x": x.label,
@@ -287,14 +276,14 @@ def rows(
         "frame": {"x": fx.plain(), "top": 6, "row": _ROW, "bottom": bottom},
         "rows": [r._asdict() for r in values],
     }
-    alt = "; ".join(f"{r.name} {said(r.value, x.percent)}" for r in values[:12])
+    alt = "; ".join(f"{r.name} {spelled(r.value, x.percent)}" for r in values[:12])
     more = f"; and {len(values) - 12} more" if len(values) > 12 else ""
     legend = [
         tag("li", tag("span", sign, class_="sign", aria_hidden="true"), name)
         for sign, name in zip("●○", names, strict=True)
         if name
     ]
-    return figure(identity, title, parts, bottom + 34, told, alt + more, legend, note)
+    return figure(identity, title, parts, bottom + 34, content, alt + more, legend, note)
 
 
 def _rows_grid(fx: _Frame, x: Axis, bottom: float) -> Html:
@@ -335,16 +324,14 @@ def figure(
     title: str,
     parts: list[Html],
     height: float,
-    told: dict[str, Any],
+    content: dict[str, Any],
     alt: str,
     legend: list[Html],
     note: str,
 ) -> Html:
     """Return a picture with its title, legend and note, and its data where the script finds them.
 
-    Args:
-      told: the data; its `kind` says which function of the script reads them.
-      alt: what the picture shows, for those who do not see it.
+    Of `content`, the data, `kind` says which function of the script reads them.
     """
     drawn = tag(
         "svg",
@@ -362,6 +349,6 @@ def figure(
         tag("ul", legend, class_="legend") if legend else None,
         tag("output", ""),
         tag("p", note, class_="note") if note else None,
-        data(f"data-{identity}", told),
+        data(f"data-{identity}", content),
         id=identity,
     )

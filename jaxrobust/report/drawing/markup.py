@@ -21,16 +21,16 @@ def tag(_name: str, *children: Child, **attributes: Any) -> Html:
 
     An attribute that is None or False is left out, and one that is True has no value.
     """
-    said = []
+    written = []
     for key, value in attributes.items():
         if value is None or value is False:
             continue
         name = key.rstrip("_").replace("_", "-")
-        said.append(f" {name}" if value is True else f' {name}="{html.escape(str(value))}"')
+        written.append(f" {name}" if value is True else f' {name}="{html.escape(str(value))}"')
     inside = join(children)
     if not inside and _name in _VOID:
-        return Html(f"<{_name}{''.join(said)}/>")
-    return Html(f"<{_name}{''.join(said)}>{inside}</{_name}>")
+        return Html(f"<{_name}{''.join(written)}/>")
+    return Html(f"<{_name}{''.join(written)}>{inside}</{_name}>")
 
 
 def join(children: Iterable[Child]) -> Html:
@@ -78,10 +78,7 @@ def table(
     words: int = 1,
     of: str = "",
 ) -> Html:
-    """Return a table that scrolls where it is too wide; its first `words` columns are text.
-
-    `of` tells it from tables with the same caption, for those who do not see where it stands.
-    """
+    """Return a table that scrolls where it is too wide; its first `words` columns are text."""
     first = tag("tr", [tag("th", name, scope="col") for name in head])
     body = [
         tag(

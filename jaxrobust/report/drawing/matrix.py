@@ -17,12 +17,7 @@ _LETTERS = 11  # of a name
 def cells(
     identity: str, title: str, names: Sequence[str], counts: np.ndarray, *, alt: str, note: str
 ) -> Html:
-    """Return a figure of counts i[K, K] of K <= `MOST` classes, rows over columns.
-
-    Args:
-      names: of the classes.
-      alt: what the figure shows, for those who do not see it.
-    """
+    """Return a figure of counts i[K, K] of K <= `MOST` classes, rows over columns."""
     size = _SIDE / len(names)
     parts: list[Html] = [_shades(counts, size)]
     for at, name in enumerate(names):
@@ -40,7 +35,7 @@ def cells(
         for at in range(len(names) + 1)
     )
     parts.append(tag("path", d=grid, class_="grid"))
-    told = {
+    content = {
         "kind": "cells",
         "title": title,
         "names": list(names),
@@ -48,11 +43,10 @@ def cells(
         "frame": {"left": _LEFT, "top": _TOP, "cell": size},
     }
     drawn = [tag("g", parts, aria_hidden="true")]
-    return figure(identity, title, drawn, _TOP + _SIDE + _BELOW, told, alt, [], note)
+    return figure(identity, title, drawn, _TOP + _SIDE + _BELOW, content, alt, [], note)
 
 
 def _shades(counts: np.ndarray, size: float) -> Html:
-    """Return the cells, those of one level of colour as one path."""
     most = max(int(counts.max(initial=0)), 1)
     levels = -(-_LEVELS * counts // most)
     paths = []

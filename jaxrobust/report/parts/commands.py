@@ -31,7 +31,8 @@ def evaluate(one: Evaluation, workdir: str | None) -> str:
         words += _function(record.function)
     else:
         words += ["--model", str((record.model or {}).get("name")), "--weights", "WEIGHTS"]
-    split = None if _of_files(record) else record.split
+    of_files = (record.corruptions or {}).get("images") == "files"  # each of which is a split
+    split = None if of_files else record.split
     images = {"dataset": record.dataset, "split": split, "preprocessing": record.preprocessing}
     words += [word for flag, value in images.items() if value for word in (f"--{flag}", value)]
     if one.images and str(record.image_ids).startswith("0.."):
@@ -55,18 +56,12 @@ def _judged(record: AccuracyRecord) -> list[str]:
 
 
 def _function(function: parts.UserFunction) -> list[str]:
-    """Return the flags of a network that is none of ours."""
     if "torch" not in function:
         return ["--function", str(function["name"])]
     words = ["--torch", str(function["name"])]
     if function.get("arguments"):
         words += ["--torch_args", json.dumps(function["arguments"])]
     return [*words, "--torch_output", str(function["output"])] if function.get("output") else words
-
-
-def _of_files(record: AccuracyRecord) -> bool:
-    """Tell whether a record is of files of corruptions, each of which is a split."""
-    return (record.corruptions or {}).get("images") == "files"
 
 
 def _corruptions(measured: parts.CorruptionAccuracies) -> list[str]:
@@ -93,12 +88,12 @@ def _attack(record: AccuracyRecord) -> list[str]:
         words = several
     else:
         words = ["--norm", threats[0].norm, "--epsilon", fraction(threats[0].epsilon)]
-    said = str(record.method or "")
-    name, *settings = said.split(", ")
+    method = str(record.method or "")
+    name, *settings = method.split(", ")
     names = list(dict.fromkeys(str(a["name"]) for a in attacks))
     if name.startswith("autoattack "):
         return [*words, "--attack", "autoattack", "--version", name.split()[1]]
-    if said in ("", sentences.UNION):
+    if method in ("", sentences.UNION):
         whole = set(names) == {"apgd-ce", "apgd-t", "fab-t", "square"}
         words += ["--attack", "autoattack" if whole else ",".join(names)]
         same = {a.get("steps") for a in attacks}
@@ -120,12 +115,11 @@ def part(one: Evaluation) -> Html:
         copied("The command", command),
         copied("The record", json.dumps(one.record.to_json(), indent=1, ensure_ascii=False)),
     ]
-    said = tag("summary", "To copy: command, record, RobustBench")
-    return tag("details", said, shown, _board(one), class_="copyonly")
+    summary = tag("summary", "To copy: command, record, RobustBench")
+    return tag("details", summary, shown, _board(one), class_="copyonly")
 
 
 def _remark(one: Evaluation) -> str:
-    """Say how far the command repeats the evaluation."""
     if not one.record.method and one.record.attacks:
         return (
             "A training tested itself here; jaxrobust train with its config repeats that. "
@@ -138,7 +132,6 @@ def _remark(one: Evaluation) -> str:
 
 
 def _board(one: Evaluation) -> list[Html]:
-    """Return RobustBench's entry and issue, and why the record does not count there, if so."""
     record = one.record
     try:
         lacks = robustbench_entry.lacks(record)
@@ -147,6 +140,6 @@ def _board(one: Evaluation) -> list[Html]:
     except (KeyError, TypeError, ValueError, AttributeError):
         return [tag("p", "The record lacks what RobustBench's entry is made of.", class_="note")]
     if lacks:  # an entry would claim a leaderboard's data and radius
-        said = f"RobustBench would not count it, so there is no entry: {'; '.join(lacks)}."
-        return [tag("p", said, class_="note")]
+        reason = f"RobustBench would not count it, so there is no entry: {'; '.join(lacks)}."
+        return [tag("p", reason, class_="note")]
     return [copied("RobustBench's JSON", entry), copied("RobustBench's issue text", text)]

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxrobust.evaluation.records import comparable, pairs
 from jaxrobust.evaluation.records.pairs import Paired
+from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import figures
 from jaxrobust.report.drawing.curves import thinned
 from jaxrobust.report.drawing.figures import Axis, Line, Row
@@ -53,47 +54,39 @@ def overlays(runs: Sequence[Run]) -> Html | None:
     return tag("section", head, tag("div", drawn, class_="figures"))
 
 
-def groups(found: Sequence[Evaluation]) -> list[list[Evaluation]]:
+def groups(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
     """Return evaluations of different networks that answer the same question, with verdicts."""
     same: dict[str, dict[str, Evaluation]] = {}
-    for one in found:
+    for one in evaluations:
         if one.verdicts is not None:
             same.setdefault(sentences.question(one), {}).setdefault(sentences.identity(one), one)
     return [list(own.values()) for own in same.values() if len(own) > 1]
 
 
 def difference(first: Evaluation, other: Evaluation, key: str) -> Paired | None:
-    """Compare two evaluations in `clean` or `robust` on the images of both.
+    """Compare two evaluations in `clean` or `robust` on the images of both, without replayed ones.
 
-    Without those that a replayed point decided in one of them. None: they have no image in common,
-    or other labels on it.
+    None: they have no image in common, or other labels on it.
     """
-    a, b = first.verdicts, other.verdicts
-    assert a is not None and b is not None, "groups() has them"
-    _, here, there = np.intersect1d(a.image_ids, b.image_ids, return_indices=True)
-    if (a.labels[here] != b.labels[there]).any():
+    (a, b), left_out = _of_both(first, other)
+    if left_out.all() or (a.labels != b.labels).any():
         return None
-    kept = ~_left_out(first, other)
-    here, there = here[kept], there[kept]
-    if not len(here):
-        return None
-    return pairs.compare(getattr(a, key)[here], getattr(b, key)[there])
+    return pairs.compare(getattr(a, key)[~left_out], getattr(b, key)[~left_out])
 
 
-def _left_out(first: Evaluation, other: Evaluation) -> np.ndarray:
-    """Find the images of both that replayed points decided, as `comparable.left_out`."""
+def _of_both(first: Evaluation, other: Evaluation) -> tuple[list[Verdicts], np.ndarray]:
+    """Return the verdicts on the images of both, and which of them replayed points decided."""
     a, b = first.verdicts, other.verdicts
     assert a is not None and b is not None, "groups() has them"
     ids, here, there = np.intersect1d(a.image_ids, b.image_ids, return_indices=True)
-    if not len(ids):
-        return np.zeros(0, bool)
-    both = [type(v)(*(col[at] for col in v)) for v, at in ((a, here), (b, there))]
-    return comparable.left_out([first.record, other.record], both)
+    both = [Verdicts(*(column[at] for column in v)) for v, at in ((a, here), (b, there))]
+    records = [first.record, other.record]
+    return both, comparable.left_out(records, both) if len(ids) else np.zeros(0, bool)
 
 
-def part(found: Sequence[Evaluation]) -> Html | None:
+def part(evaluations: Sequence[Evaluation]) -> Html | None:
     """Return paired differences against the first evaluation of each question."""
-    shown = [_group(own, f"pairs-{number}") for number, own in enumerate(groups(found))]
+    shown = [_group(own, f"pairs-{number}") for number, own in enumerate(groups(evaluations))]
     shown = [one for one in shown if one]
     if not shown:
         return None
@@ -128,9 +121,9 @@ def _group(own: Sequence[Evaluation], key: str) -> Html | None:
         axis = Axis("difference", percent=True)
         drawn.append(figures.rows(f"{key}-{what}", title, bars, axis, names=("difference", "")))
     threat = ", ".join(sentences.balls(first.record)) or "no attack"
-    left = [int(_left_out(first, other).sum()) for other in others]
+    left = [int(_of_both(first, other)[1].sum()) for other in others]
     without = [f"{n:,} beside {_label(one)}" for one, n in zip(others, left, strict=True) if n]
-    said = (
+    sentence = (
         "Images that replayed points decided are left out, as the attacks alone might have left "
         f"them standing: {', '.join(without)}."
     )
@@ -138,7 +131,7 @@ def _group(own: Sequence[Evaluation], key: str) -> Html | None:
     return tag(
         "section",
         tag("h3", name),
-        tag("p", said) if without else None,
+        tag("p", sentence) if without else None,
         tag("div", drawn, class_="figures"),
         table(f"Differences to {_label(first)}", _HEAD, rows, words=2),
     )

@@ -23,65 +23,59 @@ _HEAD = ("label", "class reached", "images", "of the fooled with this label")
 
 
 def pairs(one: Evaluation) -> list[tuple[int, int, int]]:
-    """Return label, class reached, images; the most frequent pair first, ties by the label.
-
-    Only images count that are right as they are, that an attack fooled, and whose class is known.
-    """
+    """Return label, class reached, images; the most frequent pair first, ties by the label."""
     seen = one.verdicts
     if seen is None:
         return []
     known = seen.reached >= 0
     both = np.stack([seen.labels[known], seen.reached[known]], axis=1)
     there, counts = np.unique(both, axis=0, return_counts=True)
-    found = [(int(a), int(b), int(n)) for (a, b), n in zip(there, counts, strict=True)]
-    return sorted(found, key=lambda pair: (-pair[2], pair[:2]))
+    counted = [(int(a), int(b), int(n)) for (a, b), n in zip(there, counts, strict=True)]
+    return sorted(counted, key=lambda pair: (-pair[2], pair[:2]))
 
 
 def part(one: Evaluation, key: str) -> tuple[Html | None, Html | None]:
-    """Return the confusion of an evaluation as a matrix, and what stands below the figures.
-
-    That is a table where there are many classes, or why nothing is known.
-    """
-    seen, found = one.verdicts, pairs(one)
+    """Return the confusion as a matrix, and what stands below: many classes, nothing known."""
+    seen, reached = one.verdicts, pairs(one)
     if seen is None and one.record.robust is not None:
         return None, tag("p", _NO_VERDICTS, class_="note")
     fooled = 0 if seen is None else int((seen.clean & ~seen.robust).sum())
     if not fooled:
         attacked = one.record.robust is not None
         return None, tag("p", _NONE, class_="note") if attacked else None
-    if not found:
+    if not reached:
         return None, tag("p", _UNKNOWN, class_="note")
-    unknown = fooled - sum(n for _, _, n in found)
+    unknown = fooled - sum(n for _, _, n in reached)
     lacking = f" Of {unknown:,} more fooled images it is not known." if unknown > 0 else ""
-    size = max(len(one.classes), *(1 + max(a, b) for a, b, _ in found))
-    if 1 < size <= matrix.MOST and min(a for a, _, _ in found) >= 0:
-        return _matrix(one, key, found, size, lacking), None
-    return None, tag("div", _table(one, found), tag("p", lacking.strip(), class_="note"))
+    size = max(len(one.classes), *(1 + max(a, b) for a, b, _ in reached))
+    if 1 < size <= matrix.MOST and min(a for a, _, _ in reached) >= 0:
+        return _matrix(one, key, reached, size, lacking), None
+    return None, tag("div", _table(one, reached), tag("p", lacking.strip(), class_="note"))
 
 
 def _matrix(
-    one: Evaluation, key: str, found: Sequence[tuple[int, int, int]], size: int, lacking: str
+    one: Evaluation, key: str, reached: Sequence[tuple[int, int, int]], size: int, lacking: str
 ) -> Html:
     counts = np.zeros((size, size), int)
-    for a, b, n in found:
+    for a, b, n in reached:
         counts[a, b] = n
     names = [one.class_name(label) for label in range(size)]
-    said = "; ".join(f"{names[a]} became {names[b]} {n} times" for a, b, n in found[:5])
+    alt = "; ".join(f"{names[a]} became {names[b]} {n} times" for a, b, n in reached[:5])
     note = (
         "Rows: the label. Columns: what the network says of the image that fooled it. Images that "
         f"were wrong without an attack do not count.{lacking}"
     )
-    return matrix.cells(key, _TITLE, names, counts, alt=said, note=note)
+    return matrix.cells(key, _TITLE, names, counts, alt=alt, note=note)
 
 
-def _table(one: Evaluation, found: Sequence[tuple[int, int, int]]) -> Html:
-    more = len(found) > _PAIRS
-    of = f": the {_PAIRS} most frequent of {len(found):,} pairs" if more else ""
+def _table(one: Evaluation, reached: Sequence[tuple[int, int, int]]) -> Html:
+    more = len(reached) > _PAIRS
+    of = f": the {_PAIRS} most frequent of {len(reached):,} pairs" if more else ""
     totals: dict[int, int] = {}
-    for a, _, n in found:
+    for a, _, n in reached:
         totals[a] = totals.get(a, 0) + n
     rows = [
         (one.class_name(a), one.class_name(b), f"{n:,}", f"{100 * n / totals[a]:.0f} %")
-        for a, b, n in found[:_PAIRS]
+        for a, b, n in reached[:_PAIRS]
     ]
     return table(f"{_TITLE}{of}", _HEAD, rows, words=2, of=f": {one.name}, {one.file}")

@@ -31,25 +31,17 @@ def part(
     runs: Sequence[Run],
     pictures: Child = None,
     *,
-    told: bool = False,
+    in_lead: bool = False,
 ) -> Html:
-    """Return an evaluation.
-
-    Args:
-      one: the evaluation.
-      key: begins the names of its figures.
-      runs: those of the page.
-      pictures: of its images.
-      told: its sentence and its doubts stand above already.
-    """
-    said = [] if told else sentences.doubts(one, runs)
+    """Return an evaluation; `in_lead`: its sentence and its doubts stand above already."""
+    doubts = [] if in_lead else sentences.doubts(one, runs)
     matrix, confused = confusion.part(one, f"{key}-confusion")
     drawn = [_left(one, f"{key}-left"), _classes(one, f"{key}-classes"), matrix]
     return tag(
         "section",
         tag("h3", title(one)),
-        None if told else tag("p", sentences.headline(one)),
-        tag("ul", [tag("li", text) for text in said], class_="doubts") if said else None,
+        None if in_lead else tag("p", sentences.headline(one)),
+        tag("ul", [tag("li", text) for text in doubts], class_="doubts") if doubts else None,
         [tag("p", line, class_="note") for line in records.notes_of(one.record)],
         tag("div", drawn, class_="figures"),
         confused,
@@ -63,33 +55,28 @@ def title(one: Evaluation) -> str:
     """Name an evaluation on the page."""
     threats = ", ".join(sentences.balls(one.record)) or "no attack"
     phase = str(one.record.weights or "").partition(",")[0]
-    said = f"{sentences.method(one.record)}, {threats}"
-    return f"{one.name}{f', {phase}' if phase else ''}: {said}"
+    attack = f"{sentences.method(one.record)}, {threats}"
+    return f"{one.name}{f', {phase}' if phase else ''}: {attack}"
 
 
 def _after(one: Evaluation) -> list[tuple[str, float]]:
-    """Return the accuracies from clean to robust, attack by attack, or threat by threat.
-
-    Of a worst case, those under each attack alone, where they are known.
-    """
     record = one.record
-    found: list[tuple[str, float | None]] = [("clean", record.clean)]
+    accuracies: list[tuple[str, float | None]] = [("clean", record.clean)]
     if record.corruptions:
-        found.append((_CORRUPTED, record.corruptions["mean"]))
+        accuracies.append((_CORRUPTED, record.corruptions["mean"]))
     union = record.method == sentences.UNION
     after = record.accuracy_after or {}
     if record.worst_case and _each(record):
         parts = zip(after, record.worst_case, strict=True)
-        found += [(f"under {name}", part["robust"]) for name, part in parts]
+        accuracies += [(f"under {name}", part["robust"]) for name, part in parts]
     else:
-        found += [(f"after {name}", value) for name, value in after.items()]
-    if record.robust is not None and (union or len(found) == 1):
-        found.append(("under all" if union else "under attack", record.robust))
-    return [(name, float(value)) for name, value in found if value is not None]
+        accuracies += [(f"after {name}", value) for name, value in after.items()]
+    if record.robust is not None and (union or len(accuracies) == 1):
+        accuracies.append(("under all" if union else "under attack", record.robust))
+    return [(name, float(value)) for name, value in accuracies if value is not None]
 
 
 def _each(record: AccuracyRecord) -> bool:
-    """Tell whether the accuracy under each attack of a worst case is known."""
     parts = record.worst_case or []
     return bool(parts) and all(part["robust"] is not None for part in parts)
 
@@ -102,7 +89,6 @@ _INTERVALS: dict[str, Literal["clean", "robust"]] = {
 
 
 def _left(one: Evaluation, key: str) -> Html:
-    """Draw what is still right, from all images to those that withstand everything."""
     rows = []
     for name, value in _after(one):
         known = _INTERVALS.get(name)
@@ -119,13 +105,12 @@ def _left(one: Evaluation, key: str) -> Html:
 
 
 def _costs(one: Evaluation) -> Html | None:
-    """Tabulate the images that each attack removed, and its costs."""
     costs: list[Any] = [*(one.record.costs or ())]
     if not costs:
-        said = (
+        reason = (
             "What each attack cost is not in this record: a training wrote it, or an older version."
         )
-        return tag("p", said, class_="note")
+        return tag("p", reason, class_="note")
     rows = [
         (
             c.get("attack"),
@@ -150,15 +135,15 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1f} s"
 
 
-def by_class(found: Verdicts) -> dict[int, tuple[int, int, int]]:
+def by_class(seen: Verdicts) -> dict[int, tuple[int, int, int]]:
     """Count the images of each label: all, the right ones, those that withstand everything."""
     return {
         int(label): (
-            int((found.labels == label).sum()),
-            int((found.clean & (found.labels == label)).sum()),
-            int((found.robust & (found.labels == label)).sum()),
+            int((seen.labels == label).sum()),
+            int((seen.clean & (seen.labels == label)).sum()),
+            int((seen.robust & (seen.labels == label)).sum()),
         )
-        for label in np.unique(found.labels)
+        for label in np.unique(seen.labels)
     }
 
 
@@ -178,10 +163,10 @@ def _classes(one: Evaluation, key: str) -> Html | None:
     return figures.rows(key, "Robust accuracy by class", order, _ACCURACY, names=names, note=note)
 
 
-def ladders(found: Sequence[Evaluation]) -> list[list[Evaluation]]:
+def ladders(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
     """Return groups of evaluations that differ in their radius alone, smallest radius first."""
     groups: dict[str, dict[float, Evaluation]] = {}
-    for one in found:
+    for one in evaluations:
         record = one.record
         if record.robust is None or len(set(record.threats)) != 1:
             continue
@@ -225,7 +210,7 @@ def _radius(one: Evaluation) -> float:
     return float(one.record.attacks[0]["epsilon"])
 
 
-def overview(found: Sequence[Evaluation]) -> Html:
+def overview(evaluations: Sequence[Evaluation]) -> Html:
     """Return all evaluations as a table."""
     head = ("network", "clean", "robust", "95 % interval", "threat", "attack", "images", "data")
     rows = [
@@ -240,6 +225,6 @@ def overview(found: Sequence[Evaluation]) -> Html:
             f"{one.record.dataset}, {one.record.split}",
             str(one.record.weights or "-"),
         )
-        for one in found
+        for one in evaluations
     ]
     return table("All evaluations", (*head, "weights"), rows)

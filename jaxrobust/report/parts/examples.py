@@ -47,14 +47,13 @@ class Album:
     """Pictures for a page, as long as the page stays small."""
 
     def __init__(self, budget: int = 1_200_000) -> None:
-        """Take how many letters may be used."""
         self._left = budget
 
     def part(self, one: Evaluation) -> Child:
         """Return the pictures of an evaluation, or a sentence where they cannot be had."""
         if self._left <= 0:
-            said = "Its images are not shown: the page would be too large. Report it alone."
-            return tag("p", said, class_="note")
+            reason = "Its images are not shown: the page would be too large. Report it alone."
+            return tag("p", reason, class_="note")
         try:
             shown = _part(one)
         except (ValueError, OSError, ImportError) as error:
@@ -68,17 +67,17 @@ def _part(one: Evaluation) -> Html | None:
     if one.verdicts is None or not searches:
         return None
     shape: tuple[int, ...] = ()
-    found, attacks = [], []
+    points, attacks = [], []
     by = dict(zip(one.verdicts.image_ids.tolist(), one.verdicts.fooled_by.tolist(), strict=True))
     for search in searches:
         shape, own = fooled(search.ledger)
         named = [f._replace(attack=f"{search.prefix}{f.attack}") for f in own]
         # In a union, the first threat that fools an image has it.
-        found += [f for f in named if not search.prefix or by.get(f.image) == f.attack]
+        points += [f for f in named if not search.prefix or by.get(f.image) == f.attack]
         attacks += [f"{search.prefix}{name}" for name in search.attacks]
-    if not found:
+    if not points:
         return tag("p", "No attack fooled an image, so none is shown.", class_="note")
-    easy, hard = choose(found, attacks)
+    easy, hard = choose(points, attacks)
     clean = _images(one, shape)
     labels = dict(zip(one.verdicts.image_ids.tolist(), one.verdicts.labels.tolist(), strict=True))
 
@@ -115,25 +114,25 @@ def searched(one: Evaluation) -> list[Search]:
     record, folder = one.record, one.file.parent
     number, attacks = record.evaluation, record.attacks
     if record.worst_case:
-        found = []
+        searches = []
         for count, part in enumerate(record.worst_case):
             ledger = folder / f"ledger-{part['evaluation'] or f'{number}-{count}'}.jsonl"
             prefix = f"{Threat.of(part)}: "
-            found.append(Search(prefix, ledger, part["attacks"]))
+            searches.append(Search(prefix, ledger, part["attacks"]))
     elif record.method != sentences.UNION:
-        found = [Search("", folder / f"ledger-{number}.jsonl", [a["name"] for a in attacks])]
+        searches = [Search("", folder / f"ledger-{number}.jsonl", [a["name"] for a in attacks])]
     else:
         threats: dict[Threat, list[parts.AttackSettings]] = {}
         for threat, attack in zip(record.threats, attacks, strict=True):
             threats.setdefault(threat, []).append(attack)
-        found = []
+        searches = []
         for count, (threat, own) in enumerate(threats.items()):
             ledger = folder / f"ledger-{number}-{count}.jsonl"
             if not ledger.is_file():
                 ledger = folder / f"ledger-{_alone(one, own)}.jsonl"
             names = [attack["name"] for attack in own]
-            found.append(Search(f"{threat}: ", ledger, names))
-    return [search for search in found if search.ledger.is_file()]
+            searches.append(Search(f"{threat}: ", ledger, names))
+    return [search for search in searches if search.ledger.is_file()]
 
 
 def _alone(union: Evaluation, attacks: list[parts.AttackSettings]) -> str | None:
@@ -150,18 +149,14 @@ def _asks(record: AccuracyRecord, attacks: list[parts.AttackSettings]) -> tuple[
 
 
 def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
-    """Return the shape H, W, C of the images of a ledger, and which were fooled.
-
-    Raises:
-      ValueError: a damaged line, or a ledger of an older version without the shape.
-    """
+    """Return the shape H, W, C of the images of a ledger, and which were fooled."""
     shape: tuple[int, ...] = ()
-    found = []
+    points = []
     others = sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))
     for file in (ledger, *others):
         rows = jsonl.read(file)
         shape = shape or tuple((rows[0].get("identity") or {}).get("image") or () if rows else ())
-        found += [
+        points += [
             Fooled(
                 int(row["image"]),
                 str(row["attack"]),
@@ -174,10 +169,10 @@ def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
         ]
     if len(shape) != 3:
         raise ValueError(f"{ledger} does not say how large its images are; evaluate again")
-    return shape, found
+    return shape, points
 
 
-def choose(found: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Fooled], list[Fooled]]:
+def choose(points: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Fooled], list[Fooled]]:
     """Return the easiest and the hardest of them by `RULE`; none is among both."""
     again = [f"{name} (full)" for name in attacks]  # after a search in lower precision
     order = {name: at for at, name in enumerate([*attacks, *again])}
@@ -185,8 +180,10 @@ def choose(found: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Fooled
     def effort(one: Fooled) -> tuple[int, int]:
         return order.get(one.attack, -1), one.iterations  # what was tried before is the easiest
 
-    easiest = sorted(found, key=lambda f: (effort(f), f.image))[: min(_EACH, (len(found) + 1) // 2)]
-    hardest = sorted(found, key=lambda f: (*(-e for e in effort(f)), f.image))
+    easiest = sorted(points, key=lambda f: (effort(f), f.image))[
+        : min(_EACH, (len(points) + 1) // 2)
+    ]
+    hardest = sorted(points, key=lambda f: (*(-e for e in effort(f)), f.image))
     taken = {f.image for f in easiest}
     return easiest, [f for f in hardest if f.image not in taken][:_EACH]
 
@@ -208,29 +205,30 @@ def _images(one: Evaluation, shape: tuple[int, ...]) -> Any:
     return Prepared(source, image_size=shape[0], preprocessing=how, images=count)
 
 
-def _pictures(found: Fooled, clean: Any, shape: tuple[int, ...], label: str) -> Html:
-    image = clean[[found.image]][0]
+def _pictures(fooling: Fooled, clean: Any, shape: tuple[int, ...], label: str) -> Html:
+    image = clean[[fooling.image]][0]
     count = int(np.prod(shape))
-    point = np.fromfile(found.file, np.float32, count, offset=4 * count * found.stored)
+    point = np.fromfile(fooling.file, np.float32, count, offset=4 * count * fooling.stored)
     if len(point) != count:
-        raise ValueError(f"{found.file} is cut off; copy it again")
+        raise ValueError(f"{fooling.file} is cut off; copy it again")
     added = point.reshape(shape) - image
     largest = float(np.abs(added).max())
     grey = 0.5 + added / (2 * largest) if largest else np.full(shape, 0.5)
-    said = f"image {found.image}, {label}"
+    name = f"image {fooling.image}, {label}"
     shown = {
-        f"{said}, as it is": _uri(image, smooth=True),
-        f"{said}, adversarial": _uri(point.reshape(shape), smooth=True),
-        f"what was added to {said}, amplified": _uri(grey, smooth=False),
+        f"{name}, as it is": _uri(image, smooth=True),
+        f"{name}, adversarial": _uri(point.reshape(shape), smooth=True),
+        f"what was added to {name}, amplified": _uri(grey, smooth=False),
     }
     times = f", amplified {0.5 / largest:.3g} times" if largest else ""
-    text = f"Image {found.image}, {label}: {found.attack}, {found.iterations} iterations{times}"
+    text = (
+        f"Image {fooling.image}, {label}: {fooling.attack}, {fooling.iterations} iterations{times}"
+    )
     images = [tag("img", src=uri, alt=alt) for alt, uri in shown.items()]
     return tag("figure", images, tag("figcaption", text))
 
 
 def _uri(image: np.ndarray, *, smooth: bool) -> str:
-    """Return an image f32[H,W,C] in [0, 1] as a PNG inside of an address."""
     pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
     drawn = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3])
     if max(drawn.size) > _SIDE:

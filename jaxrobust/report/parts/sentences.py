@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from jaxrobust.evaluation.records import comparable, parts, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.report.drawing.figures import said
+from jaxrobust.report.drawing.figures import spelled
 from jaxrobust.report.gathered import Evaluation, Gathered, Run
 from jaxrobust.types import fraction
 
@@ -91,32 +91,32 @@ def headline(one: Evaluation) -> str:
 def doubts(one: Evaluation, runs: Sequence[Run]) -> list[str]:
     """Return all that makes the number of an evaluation doubtful, each in a sentence or two."""
     record, n = one.record, one.images
-    found = [f"Flag {name}: {text}" for name, text in record.flags.items()]
+    reasons = [f"Flag {name}: {text}" for name, text in record.flags.items()]
     if record.robust is not None and not _is_standard(record):
-        found.append(
+        reasons.append(
             f"The attack was {method(record)}, not the standard version of AutoAttack: a stronger "
             "attack can only find more, so the robust accuracy is at most this."
         )
     ends = interval(one, "clean" if record.robust is None else "robust")
     if n and n < _FEW and ends:
-        found.append(
+        reasons.append(
             f"Only {n:,} images were evaluated, so the 95 % interval is "
             f"{100 * (ends[1] - ends[0]):.1f} points wide."
         )
     if str(record.split).startswith("train"):
-        found.append("The images are of the training split, which the network may have seen.")
+        reasons.append("The images are of the training split, which the network may have seen.")
     if tried := comparable.replayed_line(record):
-        found.append(
+        reasons.append(
             f"Points that other evaluations had found were replayed before the attacks: {tried}, "
             "which the attacks alone might have left standing."
         )
     if "+changes" in str(record.commit):
-        found.append("The code differed from its commit when this was measured.")
+        reasons.append("The code differed from its commit when this was measured.")
     if record.search_dtype == "bfloat16":
-        found.append("The attacks searched in bfloat16, and found perhaps less than in float32.")
+        reasons.append("The attacks searched in bfloat16, and found perhaps less than in float32.")
     if any(run.at_work and run.folder == one.run for run in runs):
-        found.append("The run is still being trained; a later checkpoint gives other numbers.")
-    return found
+        reasons.append("The run is still being trained; a later checkpoint gives other numbers.")
+    return reasons
 
 
 def _is_standard(record: AccuracyRecord) -> bool:
@@ -127,7 +127,7 @@ def _is_standard(record: AccuracyRecord) -> bool:
     return record.method == STANDARD or (record.method == UNION and whole)
 
 
-def chosen(found: Gathered) -> list[Evaluation]:
+def chosen(gathered: Gathered) -> list[Evaluation]:
     """Return an evaluation for each network, the strongest: that is the rule of the headline.
 
     At least 100 images before fewer, of which more come first; then standard AutoAttack before
@@ -135,7 +135,7 @@ def chosen(found: Gathered) -> list[Evaluation]:
     fewer, and the younger record. The most robust network is first.
     """
     best: dict[str, Evaluation] = {}
-    attacks = {run.folder: run.config.get("attack") for run in found.runs}
+    attacks = {run.folder: run.config.get("attack") for run in gathered.runs}
     radii = {f: a.get("epsilon") for f, a in attacks.items() if isinstance(a, dict)}
 
     def worth(one: Evaluation) -> tuple[Any, ...]:
@@ -154,7 +154,7 @@ def chosen(found: Gathered) -> list[Evaluation]:
             str(record.time or ""),
         )
 
-    for one in found.evaluations:
+    for one in gathered.evaluations:
         key = str(one.run.resolve() if one.run else identity(one))
         if key not in best or worth(one) > worth(best[key]):
             best[key] = one
@@ -188,7 +188,7 @@ def state(run: Run) -> str:
     if "selection_robust" in own and "selection_clean" in own:
         clean, robust = (own[f"selection_{key}"].values[-1] for key in ("clean", "robust"))
         text += (
-            f"; on the selection split {said(float(clean), True)} of the images are right, and "
-            f"{said(float(robust), True)} under the attack of the selection"
+            f"; on the selection split {spelled(float(clean), True)} of the images are right, and "
+            f"{spelled(float(robust), True)} under the attack of the selection"
         )
     return f"{text}. {f'At work: {run.at_work}.' if run.at_work else 'No process is at work.'}"

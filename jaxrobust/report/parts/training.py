@@ -56,12 +56,7 @@ PANELS = {
 
 
 def part(run: Run, key: str, most: int) -> Html:
-    """Return the training of a run.
-
-    Args:
-      key: begins the names of its figures, and is different for each run.
-      most: points that a curve is thinned to.
-    """
+    """Return the training of a run; a curve is thinned to `most` points."""
     beside = min(len(run.phases), 3)
     drawn = []
     for name, panel in PANELS.items():
@@ -99,13 +94,13 @@ def _panel(run: Run, phase: str, name: str, key: str, most: int) -> Html:
     y = Axis(panel.title.lower(), percent=panel.percent, log=panel.log and _spans(known))
     if panel.percent:
         y = y._replace(low=0.0, high=1.0)
-    said = [_not_finite(panel.quantities[q], curve) for q, curve in known.items()]
+    notes = [_not_finite(panel.quantities[q], curve) for q, curve in known.items()]
     if any(len(cut[q].steps) < len(known[q].steps) for q in known):
-        said.append("Thinned; the lowest and highest value of each stretch of steps are kept.")
+        notes.append("Thinned; the lowest and highest value of each stretch of steps are kept.")
     if kinds := [KINDS[kind] for kind in KINDS if any(e.kind == kind for e in events)]:
-        said.append(f"Dashed: {' and '.join(kinds)}.")
+        notes.append(f"Dashed: {' and '.join(kinds)}.")
     title = f"{panel.title}, {phase}"
-    note = " ".join(text for text in said if text)
+    note = " ".join(text for text in notes if text)
     return figures.lines(key, title, curves, Axis("step"), y, marks=marks, note=note)
 
 

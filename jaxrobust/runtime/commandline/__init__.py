@@ -1,10 +1,1 @@
 """Command lines: flags, mistakes as one sentence, functions by name, exit codes."""
-
-from typing import Any
-
-from jaxrobust.runtime import moved
-
-
-def __getattr__(name: str) -> Any:
-    """Look up a name of the module that this package was."""
-    return moved.attribute(__name__, name)

@@ -1,4 +1,4 @@
-"""Flags as people write them, and mistakes in them as one sentence."""
+"""Flags and configs as people write them, and mistakes in them as one sentence."""
 
 import argparse
 import ast
@@ -33,32 +33,6 @@ program: str | None = None  # what people typed, if it is not the file that runs
 flags.disclaim_key_flags()  # the flags below are in the --help of the command that asks for them
 
 
-def define_host_flags() -> None:
-    """Define the flags of a command that several hosts run together, for `hosts`."""
-    join = "Join the other hosts of a TPU or GPU pod; the command is started on each of them."
-    flags.DEFINE_bool("multihost", False, join, allow_override=True)
-    given = "It implies --multihost; default: what Cloud TPU, Slurm, GKE and others say."
-    address = f"Address of process 0, HOST:PORT, where it waits for the others. {given}"
-    flags.DEFINE_string("coordinator_address", None, address, allow_override=True)
-    count, index = f"Number of processes. {given}", f"Number of this process, from 0. {given}"
-    flags.DEFINE_integer("num_processes", None, count, allow_override=True)
-    flags.DEFINE_integer("process_id", None, index, allow_override=True)
-    waits = "Seconds to wait for the other processes; default: 300. It implies --multihost."
-    flags.DEFINE_float("coordinator_timeout", None, waits, allow_override=True)
-
-
-def hosts() -> dict[str, Any] | None:
-    """Return the arguments of `launch.join_hosts` in the flags; None: this process is alone."""
-    given = {
-        "coordinator": flags.FLAGS.coordinator_address,
-        "processes": flags.FLAGS.num_processes,
-        "process": flags.FLAGS.process_id,
-        "timeout_s": flags.FLAGS.coordinator_timeout,
-    }
-    several = flags.FLAGS.multihost or any(value is not None for value in given.values())
-    return given if several else None
-
-
 def quiet_libraries() -> None:
     """Keep Orbax and Grain from logging 30 lines a checkpoint, unless --verbosity is given.
 
@@ -74,22 +48,22 @@ def quiet_libraries() -> None:
 def stop(message: object, code: int) -> NoReturn:
     """End the process with a sentence on stderr."""
     patience.end()
-    _print(message)
+    show(message)
     sys.exit(code)
 
 
-def _print(message: object) -> None:
-    said = terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr))
+def show(message: object) -> None:
+    """Print a sentence on stderr, as wide as the terminal."""
+    sentence = terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr))
     with terminal.turn():
-        print(said, file=sys.stderr, flush=True)
+        print(sentence, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def ending(interrupted: str, solved: str = "") -> Iterator[None]:
-    """End the process with a sentence where what is done inside fails.
+    """End with a sentence where what is done inside fails: 2 for a wrong input, 130 for Ctrl-C,
 
-    With 2 for a wrong input, 3 for a file that cannot be read or written, after whose
-    sentence `solved` is said, 130 for Ctrl-C, after which `interrupted` is said.
+    and 3, with `solved` behind the sentence, for a file that cannot be read or written.
     """
     try:
         yield
@@ -100,8 +74,8 @@ def ending(interrupted: str, solved: str = "") -> Iterator[None]:
     except (OSError, MemoryError) as error:
         stop(f"{unable(error)}{solved}", 3)
     except Exception as error:
-        if said := functions.of_users(error):
-            stop(said, 2)
+        if users := functions.of_users(error):
+            stop(users, 2)
         raise
 
 
@@ -109,8 +83,8 @@ def unable(error: OSError | MemoryError) -> str:
     """Return the sentence for what this machine has no memory, no disk or no network for."""
     if isinstance(error, OSError):
         return str(error)
-    said = str(error).partition(" for an array")[0] or "it is not said how much was wanted"
-    return f"the memory of this machine is too small ({said}); take smaller images, or fewer"
+    wanted = str(error).partition(" for an array")[0] or "it is not said how much was wanted"
+    return f"the memory of this machine is too small ({wanted}); take smaller images, or fewer"
 
 
 def answer(run: Callable[[Any], Any], args: Any, interrupted: str) -> None:
@@ -122,11 +96,7 @@ def answer(run: Callable[[Any], Any], args: Any, interrupted: str) -> None:
 
 
 def number(flag: str, text: str) -> float:
-    """Return the value of a flag that was written as a number or a fraction (`4/255`).
-
-    Raises:
-      ValueError: with how to write it.
-    """
+    """Read a flag that is written as a number or a fraction (`4/255`)."""
     try:
         return _fraction(text) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError) as error:
@@ -136,11 +106,7 @@ def number(flag: str, text: str) -> float:
 
 
 def how_many(flag: str, text: str | int) -> int:
-    """Return the number of images in a flag, where `all` is a word; 0: all of them.
-
-    Raises:
-      ValueError: with how to write it.
-    """
+    """Read a number of images, where `all` is a word; 0: all of them."""
     if text == "all":
         return 0
     try:
@@ -153,12 +119,7 @@ def how_many(flag: str, text: str | int) -> int:
 
 
 def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
-    """Return the value of a flag that was written as a dict, Python's or JSON's; None: it is not
-    given.
-
-    Raises:
-      ValueError: with how to write it.
-    """
+    """Read a flag that is written as a dict, Python's or JSON's; None: it is not given."""
     if text is None:
         return None
     value = _literal(text)
@@ -170,10 +131,7 @@ def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
 def check_once(
     argv: Sequence[str], more: Sequence[str] = (), *, several: Container[str] = ()
 ) -> None:
-    """Stop where a flag, or one of `more` names, is given twice: one value would be dropped.
-
-    Those that take `several` values may be.
-    """
+    """Stop where a flag or one of `more` is given twice, unless it takes `several` values."""
     matches = (_FLAG.fullmatch(str(word)) for word in argv)
     names = [_without_no(match[1].replace("-", "_")) for match in matches if match]
     for name, count in Counter([*names, *more]).items():
@@ -210,47 +168,46 @@ class Arguments(argparse.ArgumentParser):
         stop(message, 2)
 
 
-def _no_flag(word: str, near: Sequence[str] = ()) -> str:
-    """Return the sentence for what is no flag, or no value of one."""
+def _no_flag(word: str, near: Sequence[str]) -> str:
     meant = f"; did you mean {' or '.join(near)}?" if near else ";"
     return f"{word} is no flag{meant} --help lists them"
 
 
 def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") -> list[str]:
-    """Parse absl's flags: with errors as one sentence, and fractions such as 4/255 as values.
+    """Parse absl's flags, with mistakes as one sentence, hyphens, and fractions such as 4/255.
 
-    A flag counts once, and may be written with hyphens or underscores. A dict changes those keys of
-    a section that it names, `--config.model.options.KEY` any field of the family's row.
+    A dict changes the keys of a section that it names, `--config.model.options.KEY` any field.
     """
     path = Path()
     try:
-        given = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
-        words, changes = _changes([_underscores(word) for word in given])
         known = flags.FLAGS
+        given = known.read_flags_from_files(argv[1:], force_gnu=False)
+        words, changes = _changes([_underscores(word) for word in given])
         several = {name for name in known if isinstance(known[name], flags.MultiFlag)}
         check_once(words, [key for key, _ in changes], several=several)
         for word in words:  # such as --workdir=$UNSET
             if re.fullmatch(r"--?[a-z_]+=", word):
                 raise ValueError(f"{word} is empty; give a value, or leave it out")
         words, path = _with_config(words)
-        if path.name:  # a config may import its neighbours, by one name or the other
-            sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
-        argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
-        rest = flags.FLAGS(argv)
-        if path.name and not isinstance(flags.FLAGS["config"].value, ConfigDict):
-            kind = type(flags.FLAGS["config"].value).__name__
-            raise ValueError(f"get_config() of {path} returns a {kind}; return a ConfigDict")
-        for key, value in changes:
-            _change(flags.FLAGS["config"].value, key.split(".")[1:], value)
         if path.name:
-            _spell(flags.FLAGS["config"].value)
+            _find_neighbours(path)
+        argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
+        rest = known(argv)
+        if path.name:
+            config = known["config"].value
+            if not isinstance(config, ConfigDict):
+                kind = type(config).__name__
+                raise ValueError(f"get_config() of {path} returns a {kind}; return a ConfigDict")
+            for key, value in changes:
+                _change(config, key.split(".")[1:], value)
+            _spell(config)
         return rest
     except Exception as error:
         stop(_reason(error, path, hint), 2)
 
 
 def _with_config(words: list[str]) -> tuple[list[str], Path]:
-    """Return the words with the file that --config means in its place, and that file."""
+    """Put the file that --config means into its place in the words; return that file too."""
     at = [i for i, word in enumerate(words) if re.match(r"--?config(=|$)", word)]
     if not at:
         return words, Path()
@@ -263,25 +220,26 @@ def _with_config(words: list[str]) -> tuple[list[str], Path]:
 
 
 def split_config(given: str) -> tuple[Path, str]:
-    """Return the file of a config that is written `FILE[:ARGUMENTS]`, and its arguments."""
+    """Split a config that is written `FILE[:ARGUMENTS]`."""
     file, _, arguments = given.partition(":")
     return config_file(file), arguments
 
 
 def load_config(given: str) -> Any:
-    """Call `get_config` of a config, `FILE[:ARGUMENTS]`; the config comes back unlocked.
-
-    Raises:
-      ValueError: there is none, or a mistake in it; one sentence.
-    """
+    """Call `get_config` of a config, `FILE[:ARGUMENTS]`; the config comes back unlocked."""
     path, arguments = split_config(given)
-    sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
+    _find_neighbours(path)
     try:
         made = runpy.run_path(str(path))["get_config"](*[arguments] * bool(arguments)).unlock()
         _spell(made)
         return made
     except Exception as error:
         raise ValueError(_reason(error, path, f"--config {given}")) from error
+
+
+def _find_neighbours(path: Path) -> None:
+    """Let a config import its neighbours, by one name or the other."""
+    sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
 
 
 def config_name(given: str) -> str:
@@ -295,11 +253,7 @@ class NoConfigError(ValueError):
 
 
 def config_file(given: str) -> Path:
-    """Return the file of a config: the one of that name, else the recipe of the package.
-
-    Raises:
-      NoConfigError: neither is there.
-    """
+    """Find the file of a config: the one of that name, else the recipe of the package."""
     recipes = {path.stem: path for path in sorted(RECIPES.glob("[a-z]*.py"))}
     own, name = Path(given), given.removeprefix("configs/").removesuffix(".py")
     if own.is_file():
@@ -311,9 +265,6 @@ def config_file(given: str) -> Path:
 
 
 def _reason(error: Exception, path: Path, hint: str) -> str:
-    """Explain the mistake in a command line or in the config file that it names, as one
-    sentence.
-    """
     message = " ".join(str(error).replace("\\n", " ").split())
     if isinstance(error, NoConfigError):
         return f"--config {message}"
@@ -326,23 +277,23 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
         return f"{number[1]} is no {'whole ' if number[2] == 'int' else ''}number"
     if "has no attribute 'get_config'" in message:
         return f"--config {path} defines no get_config(); see {RECIPES / 'quickstart.py'}"
-    said = f"{type(error).__name__}: {message}"
+    reason = f"{type(error).__name__}: {message}"
     if "Error whilst parsing config file" in message:
-        said = re.findall(r"\w+Error: .*", message)[-1]  # the end of the traceback in it
-    if re.search(r"get_config\(\) takes 0 positional arguments", said):
+        reason = re.findall(r"\w+Error: .*", message)[-1]  # the end of the traceback in it
+    if re.search(r"get_config\(\) takes 0 positional arguments", reason):
         return f"--config {path} takes no arguments; leave out what stands behind the colon"
-    if said.startswith("ArgumentError: "):
-        return f"--config {path}: {said.partition(': ')[2]}"
+    if reason.startswith("ArgumentError: "):
+        return f"--config {path}: {reason.partition(': ')[2]}"
     if typo := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message):
-        said = message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
+        reason = message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
     elif gone := [old for old in MOVED if re.search(rf"['\"]{old.split('.')[-1]}['\"]", message)]:
-        said = message = f"there is no config.{gone[0]} any more; write config.{MOVED[gone[0]]}"
+        reason = message = f"there is no config.{gone[0]} any more; write config.{MOVED[gone[0]]}"
     elif isinstance(error, (KeyError, AttributeError)):
         message = f"unknown config key {message.strip(chr(34))}"
     places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     places += re.findall(r'File "(.+?)", line (\d+)', str(error))
     lines = [line for file, line in places if Path(file).absolute() == path.absolute()]
-    return f"{path}, line {lines[-1]}: {said}" if lines else f"{message} ({hint})"
+    return f"{path}, line {lines[-1]}: {reason}" if lines else f"{message} ({hint})"
 
 
 _FLAG = re.compile(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", re.DOTALL)
@@ -351,7 +302,7 @@ _OPEN = re.compile(r"config\.(model\.options|\w+\.changes)\.")
 
 
 def _underscores(word: str) -> str:
-    """Return a flag that is written with hyphens as absl knows it; other words as they are."""
+    """Write a flag that has hyphens as absl knows it; other words stay as they are."""
     match = _FLAG.fullmatch(word)
     if not match or match[1].startswith("config."):
         return word
@@ -360,9 +311,7 @@ def _underscores(word: str) -> str:
 
 
 def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
-    """Return the words that absl understands, and (dotted key, value) of those that change a
-    config.
-    """
+    """Split words into absl's and the (dotted key, value) of changes of a config."""
     words, left, changes = list(words), [], []
     while words:
         word = words.pop(0)
@@ -420,13 +369,11 @@ def _is(value: Any) -> TypeGuard[ConfigDict]:
 
 
 def _without_no(name: str) -> str:
-    """Return the flag that `--noflag` turns off."""
     other = name.removeprefix("no")
     return other if name not in flags.FLAGS and (other in flags.FLAGS or "." in other) else name
 
 
 def _literal(text: str) -> Any:
-    """Read a text as JSON or Python; the text itself comes back if it is neither."""
     for read in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return read(text.strip())
@@ -437,7 +384,6 @@ _FRACTION = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*/\s*(\d+\.?\d*|\.\d+)\s*")
 
 
 def _as_number(text: str) -> str:
-    """Return a fraction as a decimal number; other text as it is."""
     with contextlib.suppress(ZeroDivisionError):
         return str(_fraction(text)) if _FRACTION.fullmatch(text) else text
     return text

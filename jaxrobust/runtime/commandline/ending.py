@@ -1,29 +1,53 @@
-"""How a command ends that other processes may run with it: one sentence, and its exit code."""
+"""How a command joins others of a pod, and how it ends: by a sentence and an exit code."""
 
 import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jaxrobust.runtime.commandline.arguments import stop
+from absl import flags
+
+from jaxrobust.runtime.commandline.arguments import show, stop
 from jaxrobust.runtime.processes import lifeline
 from jaxrobust.runtime.processes.launch import join_hosts
 from jaxrobust.runtime.processes.signals import Listener
-from jaxrobust.runtime.text import terminal
 
 _PATIENCE = 20  # seconds; after 15 a machine that does not answer is known to be gone
+flags.disclaim_key_flags()  # the flags below are in the --help of the command that asks for them
+
+
+def define_host_flags() -> None:
+    """Define the flags of a command that several hosts run together, for `hosts`."""
+    join = "Join the other hosts of a TPU or GPU pod; the command is started on each of them."
+    flags.DEFINE_bool("multihost", False, join, allow_override=True)
+    given = "It implies --multihost; default: what Cloud TPU, Slurm, GKE and others say."
+    address = f"Address of process 0, HOST:PORT, where it waits for the others. {given}"
+    flags.DEFINE_string("coordinator_address", None, address, allow_override=True)
+    count, index = f"Number of processes. {given}", f"Number of this process, from 0. {given}"
+    flags.DEFINE_integer("num_processes", None, count, allow_override=True)
+    flags.DEFINE_integer("process_id", None, index, allow_override=True)
+    waits = "Seconds to wait for the other processes; default: 300. It implies --multihost."
+    flags.DEFINE_float("coordinator_timeout", None, waits, allow_override=True)
+
+
+def hosts() -> dict[str, Any] | None:
+    """Read the arguments of `launch.join_hosts` in the flags; None: this process is alone."""
+    given = {
+        "coordinator": flags.FLAGS.coordinator_address,
+        "processes": flags.FLAGS.num_processes,
+        "process": flags.FLAGS.process_id,
+        "timeout_s": flags.FLAGS.coordinator_timeout,
+    }
+    several = flags.FLAGS.multihost or any(value is not None for value in given.values())
+    return given if several else None
 
 
 class Ending:
     """Ends this process where it has to, and tells the others of its pod.
 
-    While it is entered, SIGTERM and Ctrl-C are answered at once, also while something compiles.
-    An error inside that comes of the end of another process ends this one with what is known of
-    that.
-
-    Attributes:
-      again: says what the same command does with what is saved.
+    While it is entered, SIGTERM and Ctrl-C are answered at once, also while something compiles. An
+    error inside that comes of another process's end ends this one with what is known of that.
+    `again` says what the same command does with what is saved.
     """
 
     def __init__(self, again: Callable[[], str]) -> None:
@@ -51,9 +75,7 @@ class Ending:
         self._listener.__exit__()
 
     def __call__(self, message: object, code: int) -> NoReturn:
-        """End with a sentence, at once where somebody waits for that: the others of a pod, or who
-        pressed Ctrl-C. Python takes seconds to end, and may crash if JAX was interrupted.
-        """
+        """End with a sentence: at once in a pod or after Ctrl-C, where Python may crash."""
         if self._pod or self._listener.interrupted:
             self.at_once(message, code)
         stop(message, code)
@@ -61,9 +83,7 @@ class Ending:
     def at_once(self, message: object, code: int) -> NoReturn:
         """End with a sentence, from any thread, whatever the others of this process do."""
         self._ends.acquire()
-        said = terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr))
-        with terminal.turn():
-            print(said, file=sys.stderr, flush=True)
+        show(message)
         if self._line is not None:
             self._line.tell(code)
         os._exit(code)

@@ -4,7 +4,6 @@
 which the commands need that take `--config.key=value`.
 """
 
-import argparse
 import dataclasses
 import types
 import typing
@@ -17,7 +16,7 @@ from jaxrobust.runtime.commandline.arguments import Arguments, stop
 
 flags.disclaim_key_flags()  # what `define` defines stands in the --help of the command that calls
 
-Asked = TypeVar("Asked")
+Flags = TypeVar("Flags")
 _ABSL: dict[tuple[type, bool], Callable[..., Any]] = {
     (str, False): flags.DEFINE_string,
     (int, False): flags.DEFINE_integer,
@@ -28,8 +27,6 @@ _ABSL: dict[tuple[type, bool], Callable[..., Any]] = {
 
 
 class _About(NamedTuple):
-    """What a field says of its flag beside its name, type and default."""
-
     text: str
     word: bool  # a word without a flag
     least: float | None
@@ -61,22 +58,14 @@ def flag(
     if required and not word:
         how["required"] = True
     about = {"about": _About(text, word, least, reads, how)}
-    if required:
-        return dataclasses.field(metadata=about)
-    return dataclasses.field(default=default, metadata=about)
+    kept = {} if required else {"default": default}
+    return dataclasses.field(metadata=about, **kept)  # type: ignore[call-overload]
 
 
 def read(
-    kind: type[Asked], doc: str | None, argv: Sequence[str] | None = None, **how: Any
-) -> Asked:
-    """Read a command line into a dataclass; stop with one sentence where that cannot be.
-
-    Args:
-      kind: the dataclass, whose fields are `flag`s.
-      doc: the help of the command; its first line is shown.
-      argv: the words; default: those of this process.
-      how: further arguments of argparse's parser.
-    """
+    kind: type[Flags], doc: str | None, argv: Sequence[str] | None = None, **how: Any
+) -> Flags:
+    """Read a command line into a dataclass; stop with one sentence where that cannot be."""
     parser = Arguments(doc or "", **how)
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
@@ -97,32 +86,20 @@ def define(kind: type) -> None:
         make(field.name, default, about.text, allow_override=True)
 
 
-def given(kind: type[Asked]) -> Asked:
-    """Return the dataclass with the values of absl's flags.
-
-    Raises:
-      ValueError: a value cannot be read, or is too small; one sentence.
-    """
+def given(kind: type[Flags]) -> Flags:
+    """Return the dataclass with the values of absl's flags."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     return _made(kind, {name: flags.FLAGS[name].value for name in names})
 
 
-def _add(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
+def _add(parser: Arguments, field: Any, hint: Any) -> None:
     about: _About = field.metadata["about"]
-    how: dict[str, Any] = {"help": about.text} | about.how
     plain, several = _plain(hint, about)
+    how: dict[str, Any] = {"help": about.text} | ({"nargs": "+"} if several else {})
+    how |= {"action": "store_true"} if plain is bool else {"type": plain}
     if field.default is not dataclasses.MISSING:
-        how.setdefault("default", field.default)
-    if plain is bool:
-        how["action"] = "store_true"
-    else:
-        how["type"] = plain
-    if several:
-        how.setdefault("nargs", "+")
-    if about.word:
-        parser.add_argument(field.name, **how)
-    else:
-        parser.flag(field.name, **how)  # type: ignore[attr-defined]
+        how["default"] = field.default
+    (parser.add_argument if about.word else parser.flag)(field.name, **(how | about.how))
 
 
 def _plain(hint: Any, about: _About) -> tuple[type, bool]:
@@ -134,7 +111,7 @@ def _plain(hint: Any, about: _About) -> tuple[type, bool]:
     return (str, False) if about.reads else (hint, False)
 
 
-def _made(kind: type[Asked], values: dict[str, Any]) -> Asked:
+def _made(kind: type[Flags], values: dict[str, Any]) -> Flags:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         name, about = field.name, field.metadata["about"]

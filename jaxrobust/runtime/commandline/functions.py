@@ -39,16 +39,9 @@ def is_name(text: str) -> bool:
 
 
 def find(what: str, name: str) -> Named:
-    """Return the function that `name` says; a file is run again where it has changed.
+    """Find the function that `name` says, where Python looks and in the current folder.
 
-    Modules are looked for where Python looks, and in the current folder; a file may import its
-    neighbours.
-
-    Args:
-      what: the flag or key that holds the name, for messages.
-      name: MODULE:FUNCTION, or FILE.py:FUNCTION; FUNCTION may have dots.
-    Raises:
-      ValueError: there is no such file, module or function, or its file cannot be run.
+    A file is run again where it has changed, and may import its neighbours.
     """
     place, _, attribute = name.rpartition(":")
     if not (place and all(part.isidentifier() for part in attribute.split("."))):
@@ -59,7 +52,11 @@ def find(what: str, name: str) -> Named:
     try:
         function = operator.attrgetter(attribute)(module)
     except AttributeError as error:
-        known = [key for key, value in vars(module).items() if _is_own(value, module)]
+        known = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__
+        ]
         raise ValueError(
             f"{what}={name}: {place} has no {attribute!r}; it has {', '.join(known) or 'none'}"
         ) from error
@@ -71,12 +68,7 @@ def find(what: str, name: str) -> Named:
     return Named(function, name, file, _sha256(module))
 
 
-def _is_own(value: Any, module: ModuleType) -> bool:
-    return callable(value) and getattr(value, "__module__", None) == module.__name__
-
-
 def _sha256(module: ModuleType) -> str | None:
-    """Return the hash of a module's source: of what was run, where that is known."""
     file = Path(getattr(module, "__file__", None) or "")
     if known := _loaded.get(file):
         return known[0]
@@ -128,15 +120,11 @@ def _look_in(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explained(what: str, name: str) -> Iterator[None]:
-    """Turn what a user's code raises into a `ValueError` of one sentence, with the line of that
-    code.
-
-    A `ValueError` of this package has its sentence already.
-    """
+    """Turn an error of a user's code into a `ValueError` of one sentence, which names its line."""
     try:
         yield
     except Exception as error:
-        lines = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+        lines = _lines(error)
         if isinstance(error, ValueError) and lines[-1][0].is_relative_to(_PACKAGE):
             raise
         if isinstance(error, SyntaxError) and error.filename:
@@ -145,17 +133,15 @@ def explained(what: str, name: str) -> Iterator[None]:
         raise ValueError(f"{what}={name}: {where}{type(error).__name__}: {_text(error)}") from error
 
 
-def place_of(error: BaseException) -> str:
-    """Return "FILE, line N" of the user's code that this package called and an error came out of;
-    "" if it came out of no such code.
+def _lines(error: BaseException) -> list[tuple[Path, int | None]]:
+    return [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
 
-    Installed packages that it called in turn are below it, this package's own functions are not.
-    """
-    lines = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+
+def place_of(error: BaseException) -> str:
+    """Write "FILE, line N" of the user's code that an error came out of, "" of other code."""
+    lines = _lines(error)
     ours = [number for number, (path, _) in enumerate(lines) if path.is_relative_to(_PACKAGE)]
-    if not ours:
-        return ""
-    own = [(path, line) for path, line in lines[ours[-1] + 1 :] if _is_users(path)]
+    own = [line for line in lines[ours[-1] + 1 :] if _is_users(line[0])] if ours else []
     if not own:
         return ""
     path, line = own[-1]
@@ -164,10 +150,9 @@ def place_of(error: BaseException) -> str:
 
 
 def of_users(error: Exception) -> str | None:
-    """Return one sentence about an error that came out of the user's code; None of others."""
-    if not (place := place_of(error)):
-        return None
-    return f"{place}: {type(error).__name__}: {_text(error)}"
+    """Say in one sentence that an error came out of the user's code; None: it did not."""
+    place = place_of(error)
+    return f"{place}: {type(error).__name__}: {_text(error)}" if place else None
 
 
 def _is_users(path: Path) -> bool:
@@ -186,7 +171,7 @@ _TRACING = re.compile(r" ?[(]?[^.(]*\S+ at \S+:\d+ traced for \w+[.)]?")
 
 
 def _where(lines: Sequence[tuple[Path, int | None]], place: str) -> str:
-    """Return "FILE, line N: " of the innermost line in a file or module; "" if there is none."""
+    """Write "FILE, line N: " of the innermost line in a file or module; "" if there is none."""
     source: str | None = place
     if not place.endswith(".py"):
         source = None

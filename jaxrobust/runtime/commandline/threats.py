@@ -12,9 +12,6 @@ from jaxrobust.types import NORMS, Threat
 def parse(text: str, flag: str = "threat") -> Threat:
     """Read a threat such as `linf:4/255`, its norm in any spelling.
 
-    Raises:
-      ValueError: no norm, no radius, or one that cannot be meant.
-
     >>> str(parse("Linf:4/255"))
     'linf 0.01569'
     """
@@ -30,16 +27,12 @@ def parse(text: str, flag: str = "threat") -> Threat:
     try:
         return Threat(norm, number(flag, radius))
     except ValueError as error:
-        said = str(error).removeprefix(f"--{flag}={radius} ")
-        raise ValueError(f"--{flag}={text}: {said}") from error
+        reason = str(error).removeprefix(f"--{flag}={radius} ")
+        raise ValueError(f"--{flag}={text}: {reason}") from error
 
 
 def ladder(text: str) -> list[Threat]:
-    """Read the threats that --ladder names, the smallest first; one of radius 0 is no attack.
-
-    Raises:
-      ValueError: no such list, or one that does not rise.
-    """
+    """Read the threats that --ladder names, the smallest first; one of radius 0 is no attack."""
     parts = [part.strip() for part in text.split(":")]
     form = "write NORM:LOW:HIGH:RADII, such as linf:0:16/255:9"
     if len(parts) != 4:

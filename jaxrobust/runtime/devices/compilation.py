@@ -67,9 +67,7 @@ def cache_hits() -> Iterator[list[str]]:
 
 
 def program(what: str, *arguments: Any) -> str:
-    """Return the name under which the time of a program is remembered: what it does, for how many
-    arrays and numbers, on which devices.
-    """
+    """Name a program by purpose, arrays, numbers and devices, to remember its time."""
     leaves = jax.tree.leaves(arguments)
     numbers = sum(math.prod(leaf.shape) for leaf in leaves)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -88,10 +86,7 @@ def expected(name: str) -> str:
 
 
 def remember(name: str, seconds: float, *, hit: bool) -> None:
-    """Keep for `expected` how long a program took; `hit`, whether the cache had it.
-
-    A disk that cannot be written keeps nothing: what is lost is a remark.
-    """
+    """Keep for `expected` how long a program took, unless the disk cannot be written."""
     known = _remembered()
     before = known.pop(name, {"cold": None})
     cold = before["cold"] if hit else seconds
@@ -104,9 +99,7 @@ def remember(name: str, seconds: float, *, hit: bool) -> None:
 
 @contextlib.contextmanager
 def waiting(what: str, name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Say `what` is being compiled inside, unless it was short last time, and for how long; keep
-    how long it took under the name of the program.
-    """
+    """Announce a compilation, unless it was short last time, and keep its seconds for `name`."""
     known, took = _remembered().get(name), expected(name)
     if known is None or max(known["seconds"], known["cold"] or 0.0) >= _SHORT_S:
         say(f"{what} ({took})")

@@ -57,11 +57,7 @@ _CHIPS = {
 
 
 def chip(device_kind: str) -> Chip | None:
-    """Return the chip whose name starts `device_kind`; None for a CPU, an unknown or a divided
-    device.
-
-    The longest name counts, and only whole words: "NVIDIA L4" is no "NVIDIA L40S".
-    """
+    """Find the chip by the longest whole name that `device_kind` starts with; None: no one."""
     kind = device_kind.strip().lower() + " "
     if " mig " in kind:  # a slice of a GPU, under the name of the whole
         return None
@@ -72,11 +68,7 @@ def chip(device_kind: str) -> Chip | None:
 
 
 def devices() -> str:
-    """Name the devices that compute, with their number.
-
-    A CPU is one for each process, into however many devices JAX divides it: a record names the
-    machine, whatever the command that wrote it.
-    """
+    """Name the devices that compute, with their number; a CPU is one for each process."""
     first = jax.devices()[0]
     count = jax.process_count() if first.platform == "cpu" else jax.device_count()
     return f"{count} x {first.device_kind}"
@@ -91,10 +83,7 @@ _GOOGLE = "0x1ae0"  # as a PCI vendor; vfio alone may belong to anything
 
 
 def left_idle(root: Path = Path("/")) -> str | None:
-    """Return the sentence for an accelerator that seems to be here and that JAX does not use.
-
-    None: there is none, it is used, or the environment asks for the CPU.
-    """
+    """Warn of an accelerator that seems to be here and that JAX does not use; None: all is well."""
     if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
         return None
     vendors = {file.read_text().strip() for file in root.glob("sys/bus/pci/devices/*/vendor")}

@@ -77,7 +77,7 @@ class Module(NamedTuple):
 
 
 def parse(text: str) -> Module:
-    """Return a module from what `compiled.as_text()` returns."""
+    """Read the text of `compiled.as_text()`."""
     computations: dict[str, dict[str, Instruction]] = {}
     roots: dict[str, str] = {}
     callers: dict[str, list[Instruction]] = {}
@@ -112,7 +112,6 @@ def _instruction(name: str, rest: str, computation: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Return the length of the parenthesis that `text` begins with."""
     depth = 0
     for found in re.finditer(r"[()]", text):
         depth += 1 if found[0] == "(" else -1
@@ -127,7 +126,7 @@ def instructions(computations: dict[str, dict[str, Instruction]]) -> Iterator[In
 
 
 def called(instruction: Instruction) -> list[str]:
-    """Return the computations that an instruction runs."""
+    """List the computations that an instruction runs."""
     keys = "calls|to_apply|condition|body|branch_computations|true_computation|false_computation"
     groups = re.findall(rf"\b(?:{keys})=(\{{[^}}]*\}}|%?[\w.\-]+)", instruction.attributes)
     return re.findall(r"[\w.\-]+", " ".join(groups))
@@ -162,7 +161,7 @@ def collectives(module: Module) -> list[Collective]:
 
 
 def _carried(module: Module, i: Instruction, operand: str) -> Iterator[str]:
-    """Return parameters of the program that an operand is made of, unless it only adds them up."""
+    """Yield parameters of the program that an operand is made of, unless it only adds them up."""
     sums = i.opcode.startswith(("all-reduce", "reduce-scatter"))
     type_ = module.computations[i.computation][operand].type
     for leaf in _leaves(module, i.computation, operand) or ():
@@ -180,7 +179,7 @@ def _result(module: Module, i: Instruction, kind: str) -> tuple[str, str]:
 
 
 def elements(type_: str) -> list[str]:
-    """Return the types in a tuple's type."""
+    """Split a tuple's type."""
     inner, parts, depth = type_[1:-1], [""], 0
     for character in inner:
         depth += (character in "([{") - (character in ")]}")
@@ -192,7 +191,7 @@ def elements(type_: str) -> list[str]:
 
 
 def count(type_: str) -> int:
-    """Return values in an array's type."""
+    """Count the values in an array's type."""
     dims = re.search(r"\[([\d,]*)\]", type_)
     return math.prod(int(n) for n in dims[1].split(",") if n) if dims else 0
 
@@ -333,7 +332,6 @@ def _union(groups: Iterable[frozenset[Instruction] | None]) -> frozenset[Instruc
 
 
 def _argument(call: Instruction, computation: str, number: int) -> str:
-    """Return the operand of a call that is parameter `number` of the computation."""
     if call.opcode == "conditional":
         return call.operands[1 + called(call).index(computation)]
     return call.operands[number]

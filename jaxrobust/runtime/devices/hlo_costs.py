@@ -37,7 +37,6 @@ def _shape(type_: str) -> list[int]:
 
 
 def _dot(i: Instruction, left: str, right: str) -> int:
-    """Multiply-adds."""
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)
     axes = contracted[1].split(",") if contracted and contracted[1] else []
     return math.prod(_shape(i.type)) * math.prod(_shape(left)[int(axis)] for axis in axes)

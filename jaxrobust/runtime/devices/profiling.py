@@ -17,11 +17,7 @@ class Profile(NamedTuple):
 
 
 def profile(text: str) -> Profile:
-    """Return the value of `--profile START:STEPS`.
-
-    Raises:
-      ValueError: it is not two integers, START at least 0 and STEPS at least 1.
-    """
+    """Read `--profile START:STEPS`."""
     if not re.fullmatch(r"\d+:0*[1-9]\d*", text):
         raise ValueError(
             f"--profile {text} is not START:STEPS; write two integers, such as 10:5 for 5 steps "

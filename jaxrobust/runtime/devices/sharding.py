@@ -18,13 +18,10 @@ SMALL = 2**14  # values; below, a copy costs less than a collective of its own
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
-    """Return a mesh of all devices: `fsdp` neighbours share one copy of the state, each such group
-    has its own.
+    """Make a mesh of devices in the order of hosts, whose rows of a batch then are consecutive.
 
-    In the order of hosts, so that the rows of a batch that a host reads are consecutive. Axes are
-    Auto, because JAX's default, Explicit, asks the network code for shardings.
-    Raises:
-      ValueError: groups that do not fit the devices.
+    `fsdp` neighbours share one copy of the state. Axes are Auto: JAX's default, Explicit, asks the
+    network code for shardings.
     """
     devices = sorted(
         jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id)
@@ -39,17 +36,17 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return a copy on every device."""
+    """Put a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_image(mesh: Mesh) -> NamedSharding:
-    """Return the first axis split over the devices."""
+    """Split the first axis over the devices."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def global_arrays(mesh: Mesh, local: Any) -> Any:
-    """Return arrays over the mesh from what this process holds of them, a tree of np.ndarray."""
+    """Join a tree of this process's np.ndarrays with those of others to arrays over the mesh."""
     sharding = by_image(mesh)
     return jax.tree.map(
         lambda part: jax.make_array_from_process_local_data(sharding, np.asarray(part)), local
@@ -57,10 +54,7 @@ def global_arrays(mesh: Mesh, local: Any) -> Any:
 
 
 def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
-    """Return the axis of a parameter that is split into `parts`; None: every device has all of it.
-
-    The largest that can be split, the last one of equals: in a kernel that is the output's.
-    """
+    """Choose the largest axis, the last of equals, that `parts` divide; None: none is split."""
     if parts == 1 or math.prod(shape) < SMALL or name.startswith("normalize."):
         return None
     fits = [(size, axis) for axis, size in enumerate(shape) if size % parts == 0]
@@ -68,11 +62,7 @@ def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
 
 
 def of_state(mesh: Mesh, abstract: Any) -> Any:
-    """Return a sharding for every leaf of a state: the rule of `split_axis` on the leaf's own name.
-
-    Parameters, their averages and the moments of the optimiser share their names, so each lies
-    where the others lie.
-    """
+    """Apply `split_axis` to each leaf by its name, which averages and moments share."""
 
     def sharding(path, leaf) -> NamedSharding:
         name = getattr(path[-1], "key", "") if path else ""

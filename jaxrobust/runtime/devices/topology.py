@@ -27,13 +27,9 @@ EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4"
 
 
 def devices(name: str, *, flag: str = "--topology") -> list[Any]:
-    """Return the chips of a slice such as "v5e:8x8", as JAX would see them there.
+    """Describe the chips of a slice such as "v5e:8x8", as JAX would see them there.
 
-    `flag` is what people wrote the slice behind. Call it before anything imports JAX, which reads
-    its environment then.
-    Raises:
-      ImportError: no libtpu.
-      ValueError: no such slice.
+    Call it before anything imports JAX. `flag` is what people wrote the slice behind.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(f"{flag} {name} needs the TPU compiler", name="libtpu")
@@ -57,15 +53,7 @@ def devices(name: str, *, flag: str = "--topology") -> list[Any]:
 
 
 def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> dict[str, Any]:
-    """Compile a jitted function for the devices of its shardings; its figures, per chip.
-
-    Args:
-      function: whose shardings, or those of its arguments, are of `devices`.
-      arguments: `jax.ShapeDtypeStruct`s.
-      remedy: what makes it smaller.
-    Raises:
-      ValueError: it needs more memory than a chip has.
-    """
+    """Compile a jitted function of `jax.ShapeDtypeStruct`s for its chips; figures per chip."""
     from jax.errors import JaxRuntimeError
 
     start = time.perf_counter()
@@ -88,7 +76,7 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
 
 
 def sizes(executable: Any) -> dict[str, int]:
-    """Return the bytes that an executable takes on each device, by what they hold."""
+    """Read the bytes that an executable takes on each device, by what they hold."""
     memory = executable.memory_analysis()
     return {
         "argument_bytes": memory.argument_size_in_bytes,
@@ -99,7 +87,7 @@ def sizes(executable: Any) -> dict[str, int]:
 
 
 def too_large(error: str, remedy: str) -> str:
-    """One sentence out of the compiler's pages about memory."""
+    """Shorten the compiler's pages about memory to one sentence."""
     sizes = re.findall(r"\b[\d.]+[KMGT]\b", error)
     needed, there = sizes[:2] if len(sizes) > 1 else ("more", "less")
     return (
@@ -145,11 +133,7 @@ def show(
 ) -> dict[str, Any]:
     """Print figures of `compiled` for people; return memory in all, and the roofline.
 
-    Args:
-      figures: of `compiled`.
-      chip: what it was compiled for; None: without its peaks.
-      flops: of the model, on one chip in one run.
-      images: that one chip takes in a run.
+    `flops` are those of the model on one chip in one run, which takes so many `images`.
     """
     memory = memory_of(figures)
     gib = ", ".join(f"{figures[f'{part}_bytes'] / 2**30:.2f} {part}" for part in _PARTS)
@@ -187,7 +171,7 @@ def show(
 def roofline(
     figures: dict[str, Any], chip: "hardware.Chip", *, flops: float, images: float
 ) -> dict[str, Any]:
-    """Return the time of a run that a chip's peaks allow; arguments as in `show`."""
+    """Compute the time of a run that a chip's peaks allow; arguments as in `show`."""
     seconds = {  # each as if it were alone
         "flops": flops / chip.flops,
         "hbm": figures["hbm_bytes"] / chip.bandwidth,
@@ -203,5 +187,5 @@ def roofline(
 
 
 def memory_of(figures: dict[str, Any]) -> int:
-    """Return the bytes of a chip that a program takes; `figures` are those of `compiled`."""
+    """Add up the bytes of a chip that a program takes; `figures` are those of `compiled`."""
     return sum(figures[f"{part}_bytes"] for part in _PARTS)

@@ -13,12 +13,13 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from jaxrobust.runtime.files import folders, locks, web_page
+from jaxrobust.runtime.files import folders, locks
 
 _TRIES = 5  # in a row without a new byte
 _NETWORK = (  # not every OSError: a full disk does not get better by trying again
@@ -106,15 +107,12 @@ def check_sha256(path: Path, wanted: str | None, *, remove: bool = False) -> str
 
 
 def _is(found: str, wanted: str) -> bool:
-    """Tell whether a hash is the wanted one, or begins with the eight digits or more of it that
-    publishers write into the names of files.
-    """
+    """Tell whether a hash is the wanted one, or begins with its eight digits or more."""
     wanted = wanted.lower()
     return found == wanted or (len(wanted) >= 8 and found.startswith(wanted))
 
 
 def _whole(url: str, path: Path, sha256: str | None, tell: Tell) -> Path:
-    """Return `path`, when all of the file is there."""
     if path.is_file():
         if sha256 is None or _is(file_sha256(path), sha256):
             tell(f"{path}: downloaded before")
@@ -161,23 +159,19 @@ def _etag(part: Path) -> Path:
 
 def _refuse(url: str, error: urllib.error.HTTPError) -> None:
     """Raise `ValueError` for an answer that another try does not change."""
-    told = {
+    remedies = {
         401: "it wants a login; download it in a browser and give the file",
         403: "it is forbidden; download it in a browser and give the file",
         404: "there is no such file; check the address",
         410: "the file is gone; look for another address",
     }
     if error.code < 500 and error.code not in (408, 416, 429):
-        why = told.get(error.code, "check the address")
+        why = remedies.get(error.code, "check the address")
         raise ValueError(f"{url}: the server answers {error.code} {error.reason}: {why}") from error
 
 
 def _answer(url: str, headers: dict[str, str]) -> Any:
-    """Return the answer that holds the file; a drive's question whether it is meant is answered.
-
-    Raises:
-      ValueError: the answer is a web page.
-    """
+    """Open the address of the file; a drive's question whether it is meant is answered."""
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     title, address = "", url
     for _ in range(2):
@@ -186,7 +180,7 @@ def _answer(url: str, headers: dict[str, str]) -> Any:
             return answer
         with answer:
             page = answer.read(_PAGE).decode("utf-8", "replace")
-        title, confirmed = web_page.read(page, answer.url)
+        title, confirmed = read_page(page, answer.url)
         if not confirmed:
             break
         address = confirmed
@@ -231,3 +225,46 @@ def _continue(url: str, part: Path, tell: Tell) -> bool:
                 file.write(block)
                 bar.update(len(block))
             return total is None or file.tell() == total
+
+
+# Google Drive asks so before it sends a file that is too large for its search for viruses.
+_FORM = "download-form"
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.title, self.action = "", ""
+        self.fields: dict[str, str] = {}
+        self._in_title = self._in_form = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {key: value or "" for key, value in attrs}
+        if tag == "title":
+            self._in_title = True
+        elif tag == "form" and values.get("id") == _FORM:
+            self._in_form, self.action = True, values.get("action", "")
+        elif tag == "input" and self._in_form and values.get("type") == "hidden":
+            self.fields[values.get("name", "")] = values.get("value", "")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "title":
+            self._in_title = False
+        elif tag == "form":
+            self._in_form = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_title:
+            self.title += data
+
+
+def read_page(page: str, url: str) -> tuple[str, str]:
+    """Read a page's title, and the address of the file if it asks for a confirmation, else ""."""
+    found = _Page()
+    found.feed(page)
+    title = " ".join(found.title.split())[:80]
+    if not found.action:
+        return title, ""
+    address = urllib.parse.urlsplit(urllib.parse.urljoin(url, found.action))
+    fields = dict(urllib.parse.parse_qsl(address.query)) | found.fields
+    return title, address._replace(query=urllib.parse.urlencode(fields)).geturl()

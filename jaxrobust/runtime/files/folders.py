@@ -5,18 +5,13 @@ from pathlib import Path
 
 
 def cache(name: str) -> Path:
-    """Return `jaxrobust/NAME` in $XDG_CACHE_HOME or ~/.cache."""
+    """Locate `jaxrobust/NAME` in $XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME")
     return Path(root or Path.home() / ".cache") / "jaxrobust" / name
 
 
 def mounted(flag: str, text: str) -> Path:
-    """Return the folder to write to that a flag names.
-
-    Locks, logs that grow and renames need a file system, which a bucket becomes by gcsfuse.
-    Raises:
-      ValueError: it is an address, such as gs://BUCKET/RUN; with the commands that mount a bucket.
-    """
+    """Read a flag's folder: locks, growing logs and renames need a file system, no bucket."""
     scheme, separator, rest = text.partition("://")
     if not separator:
         return Path(text)

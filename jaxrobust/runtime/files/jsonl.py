@@ -9,11 +9,7 @@ from jaxrobust.runtime.files import locks, whole
 
 
 def read(path: Path) -> list[dict]:
-    """Return the objects of a file of JSON lines; a last line that was cut off does not count.
-
-    Raises:
-      ValueError: another line is damaged; names it.
-    """
+    """Read a file of JSON lines; a last line that was cut off does not count."""
     rows = []
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, 1):
@@ -31,10 +27,7 @@ def read(path: Path) -> list[dict]:
 
 
 def append(path: Path, row: dict) -> None:
-    """Add an object to a file of JSON lines, in place of a last line that was cut off.
-
-    Other processes may append to the same file at the same time.
-    """
+    """Add a line, in place of one that was cut off; other processes may do so meanwhile."""
     with whole.explained(path), path.open("a+b") as lines:
         locks.wait_for(lines)
         mend(lines)
@@ -44,10 +37,7 @@ def append(path: Path, row: dict) -> None:
 
 
 def mend(lines: BinaryIO) -> None:
-    """Make the last line of an open file end, or remove it where it was cut off, as `read` does.
-
-    Writing goes on at the end.
-    """
+    """Make the last line of an open file end, or remove it where it was cut off, as `read` does."""
     lines.seek(0)
     text = lines.read()
     last = text.rpartition(b"\n")[2]

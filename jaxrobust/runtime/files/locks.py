@@ -79,8 +79,7 @@ def wait_for(file: Any) -> None:
 
 
 def _taken(path: Path, what: str, otherwise: str, wait: bool) -> int:
-    """Return the open file of a lock that is ours now."""
-    begun, first, told = time.monotonic(), None, False
+    begun, first, warned = time.monotonic(), None, False
     while True:
         # Opened again each time: else NFS shows what it read before. No other function may open
         # the file, as closing it anywhere in this process gives the lock back.
@@ -95,8 +94,8 @@ def _taken(path: Path, what: str, otherwise: str, wait: bool) -> int:
         late = waited > (_GRACE if here else _PATIENCE)
         if (lives or late) and not wait:
             raise ValueError(_refusal(path, what, otherwise, holder))
-        if wait and not told and waited > 1:
-            told = True
+        if wait and not warned and waited > 1:
+            warned = True
             _say(f"{what} is in use {_words(holder)}: waiting")
         if first is None and not (here or wait):
             most = f"waiting up to {_PATIENCE:.0f} s for a sign of life"

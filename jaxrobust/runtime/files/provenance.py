@@ -49,9 +49,7 @@ def commit() -> str:
 
 
 def _installed() -> str | None:
-    """Read the installer's note of where this very package is from; None: there is none that is
-    exact.
-    """
+    """Read the installer's note of where this very package is from; None: none is exact."""
     try:
         found = importlib.metadata.distribution("jaxrobust")
         noted = json.loads(found.read_text("direct_url.json") or "{}")
@@ -66,7 +64,6 @@ def _installed() -> str | None:
 
 
 def _sources_sha256() -> str:
-    """Hash the names and bytes of this package's Python files."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\n".encode() + path.read_bytes())
@@ -74,7 +71,7 @@ def _sources_sha256() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that a number may depend on, and of Python."""
+    """Look up the versions of Python and of the packages that a number may depend on."""
     found = {}
     for name in _PACKAGES:
         try:

@@ -19,9 +19,7 @@ class DiskFull(OSError):
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Tell whether an error, or one behind it, is about no space for a file: a full disk, a
-    quota or a limit on the size of files.
-    """
+    """Tell whether an error, or one behind it, is a full disk, a quota or a file's limit."""
     return _reason(error) is not None
 
 
@@ -29,21 +27,16 @@ def _reason(error: BaseException | None) -> str | None:
     """Find the system's words for a full disk; None: the error is another one."""
     while error is not None:
         for number in _NO_ROOM:
-            said = os.strerror(number)
-            if getattr(error, "errno", None) == number or said in str(error):
-                return said
+            words = os.strerror(number)
+            if getattr(error, "errno", None) == number or words in str(error):
+                return words
         error = error.__cause__ or error.__context__
     return None
 
 
 @contextlib.contextmanager
 def explained(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turn a full disk, however deep it was noticed, into one sentence about the file or folder
-    that did not fit; `size`: the bytes that it takes, where they are known.
-
-    Raises:
-      DiskFull: with file, need and remedy.
-    """
+    """Turn a full disk into one sentence about the file that did not fit and its `size`."""
     try:
         yield
     except DiskFull:
@@ -60,12 +53,11 @@ def explained(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def _free(path: Path) -> int:
-    """Return the free bytes of the disk that would hold a file."""
     return shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
 
 
 def amount(size: int) -> str:
-    """Return bytes for people."""
+    """Write bytes for people."""
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size >= 1024**power:
             return f"{size / 1024**power:.1f} {unit}"
@@ -74,14 +66,10 @@ def amount(size: int) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[Path]:
-    """Give the path of an empty file beside `path`, which takes its place at the end of the block.
+    """Give the path of an empty file beside `path`, which takes its place in the end.
 
-    The block may write that file with any library. Those that move a temporary file there (such as
-    safetensors) leave it readable to its owner alone: it gets what the umask gives any new file.
-    Where the block raises, the power fails or the disk is full, `path` is what it was before.
-
-    Raises:
-      DiskFull: with what to do; `size`: the bytes that the file takes, where they are known.
+    Any library may write it: its permissions are set to what the umask gives. Where the block
+    raises, the power fails or the disk is full, `path` stays what it was.
     """
     with explained(path, size), _writing(path) as part:
         yield part

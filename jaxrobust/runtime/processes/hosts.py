@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax._src import distributed  # the coordination service has no public name
-from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
+from jax.experimental.multihost_utils import process_allgather
 
 from jaxrobust.runtime.text import patience
 
@@ -30,29 +30,27 @@ ROUNDING = 2e-3
 _calls = itertools.count()
 
 
+def _of_all(value: int) -> np.ndarray:
+    return np.array([value]) if jax.process_count() == 1 else process_allgather(np.array(value))
+
+
 def first(value: int) -> int:
     """Take the first host's value for all: others may have another or later view of the files."""
-    if jax.process_count() == 1:
-        return value
-    return type(value)(broadcast_one_to_all(np.array(value)))
+    return type(value)(_of_all(value)[0])
 
 
 def total(count: int) -> int:
-    """Return the sum of what each host counted."""
-    if jax.process_count() == 1:
-        return count
-    return int(process_allgather(np.array(count)).sum())
+    """Add up the counts of all hosts."""
+    return int(_of_all(count).sum())
 
 
 def largest(value: int) -> int:
-    """Return the largest value that a host has."""
-    if jax.process_count() == 1:
-        return value
-    return int(process_allgather(np.array(value)).max())
+    """Take the largest value that a host has."""
+    return int(_of_all(value).max())
 
 
 def share(which: np.ndarray) -> np.ndarray:
-    """Return the part of `which` that this process takes; the parts differ by one at most."""
+    """Take this process's part of `which`; the parts differ by one at most."""
     return which[jax.process_index() :: jax.process_count()]
 
 
@@ -74,10 +72,7 @@ def everyone(value: T) -> list[T]:
 
 
 def _lengths(mine: int) -> list[int]:
-    """Collect the lengths of all processes, through the coordination service.
-
-    Collectives cannot wait: the first one gives up after 30 s under Gloo.
-    """
+    """Collect all lengths by the coordination service, as Gloo's collectives give up after 30 s."""
     client = distributed.global_state.client
     if client is None:
         raise ValueError("call jax.distributed.initialize() first, in every process")
@@ -85,8 +80,8 @@ def _lengths(mine: int) -> list[int]:
     client.key_value_set(f"{call}/{jax.process_index()}", str(mine))
 
     def length(process: int) -> int:
-        told = f"waiting for process {process}, which is still at work"
-        with patience.lasting(told, here=jax.process_index() == 0):
+        waiting = f"waiting for process {process}, which is still at work"
+        with patience.lasting(waiting, here=jax.process_index() == 0):
             while True:
                 try:
                     return int(client.blocking_key_value_get(f"{call}/{process}", 1000 * _PATIENCE))
@@ -119,13 +114,7 @@ def agree(
     what: str = "evaluates something else",
     remedy: str = "Give all of them the same command, weights and data",
 ) -> None:
-    """Raise ValueError in all processes unless they have the same plain values.
-
-    Args:
-      identity: what this process has.
-      what: the words for another process that does or has something else.
-      remedy: what to do then.
-    """
+    """Raise ValueError in all processes unless they have the same plain values."""
     ours = json.loads(json.dumps(identity))
     for process, theirs in enumerate(everyone(ours)):
         words = process != jax.process_index() and differences(theirs, ours)

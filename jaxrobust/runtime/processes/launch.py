@@ -39,10 +39,7 @@ def keep_large_buffers() -> None:
 
 
 def use_every_core() -> None:
-    """Make JAX see one CPU device for each core that this process may use.
-
-    JAX reads the variable when it starts. Nothing happens where the environment says a number.
-    """
+    """Make JAX, before it starts, see a CPU device for each core, unless told a number."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         affinity = getattr(os, "sched_getaffinity", None)  # Linux
         cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -74,9 +71,7 @@ def _below(package: str) -> list[pkgutil.ModuleInfo]:
 
 
 def _has_tpu(devices: Path, bus: Path) -> bool:
-    """Tell whether a driver is there (also a GPU's, of which JAX says what it lacks), or a card of
-    Google's that is no network.
-    """
+    """Tell whether a driver (also a GPU's, of which JAX says more) or Google's card is here."""
     if [found for name in ("accel*", "vfio/[0-9]*", "nvidia*") for found in devices.glob(name)]:
         return True
     for card in bus.glob("*"):
@@ -199,7 +194,6 @@ def _check_port(coordinator: str) -> None:
 def _missing(
     coordinator: str | None, processes: int | None, process: int | None, timeout_s: float
 ) -> str:
-    """Say why the hosts did not meet, as far as this one can tell."""
     remedy = (
         "start the same command on every host, or wait longer with --coordinator_timeout SECONDS"
     )

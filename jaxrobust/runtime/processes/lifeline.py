@@ -33,21 +33,14 @@ _LOST = re.compile(
 
 
 class Notice(NamedTuple):
-    """That a process has ended, and its exit code; None: it did not say; `STANDS_STILL`: it has
-    not ended.
-    """
+    """The end of a process; a code of None: it did not say; `STANDS_STILL`: it has not ended."""
 
     process: int
     code: int | None
 
 
 def verdict(notice: Notice, again: str) -> tuple[str, int]:
-    """Write the last sentence of a process whose pod has lost another one, with its exit code.
-
-    Args:
-      notice: of the process that ended first.
-      again: what the same command does, such as "the same command continues".
-    """
+    """Write the last sentence of a process whose pod has lost another one, with its exit code."""
     who, solved = f"process {notice.process}", f"with that solved, {again}"
     if notice.code is None:
         return f"{who} is gone; {again}", 75
@@ -70,11 +63,9 @@ def lost(error: BaseException | None) -> bool:
 
 
 class Lifeline:
-    """The end of the connections that is in this process.
+    """The end of the connections that is in process number `process`.
 
-    Args:
-      process: which one this is, from 0.
-      ended: is called once, in a thread, with the first notice of a process that has ended.
+    `ended` is called once, in a thread, with the first notice of a process that has ended.
     """
 
     def __init__(self, process: int, ended: Callable[[Notice], None]) -> None:
@@ -117,7 +108,6 @@ class Lifeline:
         self._send_all({"process": self._process, "done": True})
 
     def _live(self) -> None:
-        """Give signs of life, and look for those of the others."""
         looked = time.monotonic()
         while True:
             time.sleep(_BEAT)
@@ -179,7 +169,9 @@ class Lifeline:
                         selector.unregister(ready)
                         ready.close()
                         del lines[ready]
-                        self._left(who.pop(ready, None))
+                        if (process := who.pop(ready, None)) is not None:  # else a stranger
+                            self._heard({"process": process})
+                            self._without(process)
 
     def _read(
         self,
@@ -197,32 +189,18 @@ class Lifeline:
                 who[peer] = int(message["process"])
                 self._peers[who[peer]] = peer
 
-    def _left(self, process: int | None) -> None:
-        """Take note, as process 0, that the connection to another one is closed; None: a stranger
-        was there.
-        """
-        if process is None:
-            return
-        self._heard({"process": process})
-        self._without(process)
-
     def _without(self, process: int) -> None:
-        """Wait for another process no longer."""
         self._peers.pop(process, None)
         if not self._peers:
             self._gone.set()
 
 
 class _Lines:
-    """What has come of the lines of a connection."""
-
     def __init__(self) -> None:
         self._rest = b""
 
     def read(self, peer: socket.socket) -> list[dict[str, Any]] | None:
-        """Return the messages that are whole, after waiting for some bytes; None: it is closed, or
-        speaks another language.
-        """
+        """Wait for bytes, return the whole messages; None: it is closed or speaks otherwise."""
         try:
             came = peer.recv(4096)
             *whole, self._rest = (self._rest + came).split(b"\n")
@@ -248,12 +226,7 @@ def _keep_alive(peer: socket.socket) -> None:
 
 
 def joined(end: Callable[[str, int], None], again: Callable[[], str]) -> Lifeline | None:
-    """Return the lifeline of this process, after `launch.join_hosts`; None: it is alone.
-
-    Args:
-      end: ends the process at once, with a sentence and an exit code.
-      again: says what the same command does.
-    """
+    """Connect this process to its pod, after `launch.join_hosts`; None: it is alone."""
     from jax._src import distributed  # the coordination service has no public name
 
     state = distributed.global_state
@@ -269,12 +242,12 @@ def joined(end: Callable[[str, int], None], again: Callable[[], str]) -> Lifelin
     try:
         if state.process_id == 0:
             token = secrets.token_hex(16)
-            told = {"port": line.serve(token), "token": token}
-            state.client.key_value_set(_KEY, json.dumps(told))
+            address = {"port": line.serve(token), "token": token}
+            state.client.key_value_set(_KEY, json.dumps(address))
         else:
-            told = json.loads(state.client.blocking_key_value_get(_KEY, 1000 * _PATIENCE))
+            address = json.loads(state.client.blocking_key_value_get(_KEY, 1000 * _PATIENCE))
             host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
-            line.connect(host, told["port"], told["token"])
+            line.connect(host, address["port"], address["token"])
     except OSError as error:
         from jaxrobust.runtime.text.progress import say  # with JAX, which a command imports late
 

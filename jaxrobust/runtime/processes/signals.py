@@ -29,13 +29,9 @@ class Reaction(NamedTuple):
 
 
 def reaction(number: int, *, asked_before: bool, saves: bool, compiling: bool) -> Reaction | None:
-    """Choose the response to a signal beside Python's handler; None: there is none.
+    """Choose the response to SIGTERM or SIGINT beside Python's handler; None: there is none.
 
-    Args:
-      number: SIGTERM or SIGINT.
-      asked_before: it is not the first one.
-      saves: a training loop takes note of signals and saves, then ends.
-      compiling: the main thread waits for the compiler, which nothing interrupts.
+    A training loop `saves`: it takes note and ends. Nothing interrupts a main thread that compiles.
     """
     if number == signal.SIGTERM and not saves:
         return Reaction("stopped (SIGTERM)", 143)
@@ -67,13 +63,8 @@ class Listener:
     """Hears SIGTERM and Ctrl-C while it is entered, by the main thread.
 
     Python raises KeyboardInterrupt wherever that thread is, and drops it in a callback of the
-    garbage collector, such as JAX's: it is raised again then.
-
-    Args:
-      end: ends the process at once, with a sentence and an exit code.
-      again: says what the same command does with what is saved.
-    Attributes:
-      interrupted: whether Ctrl-C came.
+    garbage collector, such as JAX's: it is raised again then. `interrupted` tells that Ctrl-C came.
+    `end` ends the process at once, by a sentence and a code; `again` says what is saved.
     """
 
     def __init__(self, end: Callable[[str, int], None], again: Callable[[], str]) -> None:

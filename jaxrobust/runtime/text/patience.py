@@ -29,13 +29,9 @@ class Wait:
         last: str = "",
         since: str = "so far",
     ) -> None:
-        self._what, self._last, self._counts = what, last, since
+        self.what, self._last, self._counts = what, last, since
         self._announced = announced
         self.again()
-
-    def is_of(self, what: str) -> bool:
-        """Tell whether this is what is waited for."""
-        return self._what() == what
 
     def again(self) -> None:
         """Count from now on: something else was just said."""
@@ -67,16 +63,15 @@ class Wait:
             show(self._words(seconds, columns or 80))
 
     def _announce(self) -> None:
-        if (what := self._what()) not in _told:
+        if (what := self.what()) not in _told:
             _told.add(what)
             with terminal.turn():  # at once: the main thread may end with a sentence
                 sys.stderr.write(f"{what} ...\n")
                 sys.stderr.flush()
 
     def _words(self, seconds: int, columns: int) -> str:
-        """Return one line of less than so many columns."""
         long = f"{seconds // 60} min" if seconds >= 120 else f"{seconds} s"
-        what, counted = self._what(), f", {long} {self._counts}"
+        what, counted = self.what(), f", {long} {self._counts}"
         if self._last and len(whole := f"{what}{counted} ({self._last})") < columns:
             return whole
         room = columns - 1 - len(counted)
@@ -84,7 +79,7 @@ class Wait:
 
 
 def _mark(seconds: int) -> int:
-    """Return the last of the seconds by now at which a pipe gets a line."""
+    """Find the last of the seconds by now at which a pipe gets a line."""
     return seconds // 10 * 10
 
 
@@ -96,12 +91,11 @@ _watching: list[threading.Thread] = []
 
 
 def begin(what: str) -> None:
-    """Print on stderr what this process is doing, from a second on, until `end` is called.
+    """Print on stderr what this process does, from a second on, until `end` is called.
 
-    It loads nothing, so that a command can call it before its imports. What was begun already goes
-    on, and is counted from then.
+    It loads nothing, so that a command can call it before its imports.
     """
-    if any(wait.is_of(what) for wait in _begun):
+    if any(wait.what() == what for wait in _begun):
         return
     end()
     wait = Wait(lambda: what, announced=False)
@@ -117,9 +111,7 @@ def end() -> None:
 
 @contextlib.contextmanager
 def of(what: str, *, here: bool = True) -> Iterator[None]:
-    """Print on stderr what is done inside, where it takes longer than a second, and for how long
-    if it takes longer still; if it is `here`, not on another host, that people are told.
-    """
+    """Print on stderr, if `here`, what is done inside for longer than a second, and how long."""
     if not here:
         yield
         return
@@ -136,14 +128,11 @@ def lasting(
     since: str = "so far",
     here: bool = True,
 ) -> Iterator[Wait]:
-    """Print on stderr for how long what was announced is going on: in a terminal on a line that is
-    written again each second and goes at the end, else after each ten seconds.
+    """Print on stderr, if `here`, for how long what was announced is going on.
 
-    Args:
-      what: goes on, or a function that says how far it is.
-      last: the words for how long it took before.
-      since: the words for what is counted.
-      here: whether people are told, not on another host.
+    In a terminal that is a line that is written again each second and goes at the end, else one
+    after each ten seconds. `what` may be a function that says how far it is; `last` are the words
+    for how long it took before, `since` those for what is counted.
     """
     wait = Wait(what if callable(what) else lambda: what, last=last, since=since)
     if not here:
@@ -155,9 +144,7 @@ def lasting(
 
 @contextlib.contextmanager
 def shown_by(bar: Callable[[str], None], *, seen: bool = True) -> Iterator[None]:
-    """Let a bar that is `seen` show, once a second, what is waited for inside: the line in place
-    would be that of the bar.
-    """
+    """Let a bar that is `seen` show, once a second, what is waited for inside."""
     if not seen:
         yield
         return
@@ -187,7 +174,6 @@ def _push(wait: Wait) -> None:
 
 
 def _remove(wait: Wait) -> None:
-    """Let nothing be written of it after this."""
     with terminal.turn(), contextlib.suppress(ValueError):
         _waits.remove(wait)
         if _waits:

@@ -17,11 +17,7 @@ _YELLOW, _PLAIN = "\033[33m", "\033[0m"
 
 
 def say(message: str, *, every_process: bool = False) -> None:
-    """Print a line on stderr, above a bar that may be there; only from the first process unless
-    asked.
-
-    A warning is yellow on a terminal, unless NO_COLOR is set (no-color.org).
-    """
+    """Print a line above a bar on stderr, by the first process; warnings are yellow."""
     if "WARNING" in message and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         message = f"{_YELLOW}{message}{_PLAIN}"
     if every_process or jax.process_index() == 0:
@@ -35,7 +31,7 @@ def watched() -> bool:
 
 
 def columns() -> int:
-    """Return the width of the terminal; 80 where there is none."""
+    """Measure the terminal; 80 where there is none."""
     return terminal.width(sys.stderr) or 80
 
 
@@ -47,10 +43,7 @@ class Part(NamedTuple):
 
 
 def fitted(head: str, parts: Sequence[Part], room: int) -> str:
-    """Return tqdm's `bar_format` of a line of `room` columns: head, percentage, bar and parts.
-
-    Of the bar there are up to 20 columns, and none where the parts leave no space for it.
-    """
+    """Make tqdm's `bar_format` of `room` columns; of the bar there are up to 20, or none."""
     taken = len(f"{head} 100%  ")
     line = joined("", parts, room - taken)
     left = min(room - taken - len(line) - 4, 20)
@@ -59,7 +52,7 @@ def fitted(head: str, parts: Sequence[Part], room: int) -> str:
 
 
 def joined(head: str, parts: Sequence[Part], room: int) -> str:
-    """Return a line of less than `room` columns: head, and those of the parts that fit."""
+    """Join head and parts to a line of less than `room` columns, without those that do not fit."""
     kept = [part for part in parts if part.text]
     line = lambda: " ".join([head] * bool(head) + [part.text for part in kept])  # noqa: E731
     while len(kept) > 1 and len(line()) >= room:
@@ -95,7 +88,7 @@ class StopSignals:
 
 
 def clock(seconds: float) -> str:
-    """Return hours, minutes and seconds, for people."""
+    """Write hours, minutes and seconds, for people."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -8,20 +8,12 @@ _ZOOM = 2  # pixels to a unit: sharp on screens of today
 
 
 def png(svg: str) -> bytes:
-    """Return a picture of an SVG file's text on white, two pixels to a unit.
-
-    Raises:
-      ValueError: resvg is not installed, or the text is no SVG.
-    """
+    """Draw an SVG file's text on white, two pixels to a unit."""
     return bytes(_resvg().svg_to_bytes(svg_string=svg, zoom=_ZOOM, background="#ffffff"))
 
 
 def lacking() -> str:
-    """Say what pictures lack on this machine; an empty text where all is well.
-
-    Raises:
-      ValueError: there can be none, because resvg is not installed.
-    """
+    """Say what pictures lack on this machine; an empty text where all is well."""
     letter = f'<text y="9" font-size="9" font-family="{FONTS}">x</text>'
     if png(_small(letter)) != png(_small("")):
         return ""

@@ -33,9 +33,7 @@ def near(word: str, known: Iterable[str]) -> str:
 
 
 def norm(text: str) -> str:
-    """Return our name of a norm that is written as RobustBench does, or in any case.
-
-    Other words come back as they are, for whoever knows the norms.
+    """Spell a norm as we do, if it is one in RobustBench's or any spelling; other words stay.
 
     >>> norm("Linf"), norm(" L2"), norm("l3")
     ('linf', 'l2', 'l3')

@@ -15,7 +15,7 @@ _below: list[tuple[TextIO, int]] = []  # the line that is written in place, and 
 
 
 def width(stream: TextIO) -> int | None:
-    """Return the columns of the terminal that a stream is; None where it is none."""
+    """Measure the columns of the terminal that a stream is; None where it is none."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
     except (OSError, ValueError, AttributeError):  # closed, or a notebook's
@@ -23,10 +23,7 @@ def width(stream: TextIO) -> int | None:
 
 
 def fitted(text: str, columns: int | None) -> str:
-    """Return text whose lines of more than so many columns are broken between words.
-
-    A terminal would break them anywhere. In a pipe (None) a line stays one, for `grep`.
-    """
+    """Break longer lines between words; in a pipe (None) they stay, for `grep`."""
     if columns is None:
         return text
     return "\n".join(

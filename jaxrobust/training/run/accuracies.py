@@ -13,28 +13,21 @@ from jaxrobust.evaluation.records import parts, records, trained
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
+from jaxrobust.training.run.phase import Run
 from jaxrobust.types import Threat, Weights
 from jaxrobust.weights.store import hashes
 
 
-def test(
-    config: Config,
-    workdir: Path,
-    plain: dict[str, Any],
-    name: str,
-    phase: build.Phase,
-    step: int,
-    best: Weights,
-) -> dict[str, float]:
+def test(run: Run, plain: dict[str, Any], step: int, best: Weights) -> dict[str, float]:
     """Append the record of a phase's best weights on the test split, unless it is there.
 
-    Returns what was found: accuracies, clean and robust; nothing, where the record is there.
+    Returns accuracies, clean and robust; nothing, where the record is there.
     """
+    config, workdir, name, mesh = run.config, run.workdir, run.name, run.phase.mesh
     images = splits.evaluated(config, "test_split", config.test, workdir)
-    source, meets = images.source, images.meets
+    source, damage = images.source, images.meets
     which = f"{name}, step {step}, {config.evaluation.weights}"
     threat = Threat.of(config.attack)
     attack: parts.AttackSettings = {
@@ -45,34 +38,29 @@ def test(
         "restarts": 1,
         "start": "random",
     }
-    started = workdir / "init.json"
-    ids = records.ids_of(len(images))
-    identity = (which, [attack], ids)
+    started, ids = workdir / "init.json", records.ids_of(len(images))
     known = ((r.weights, r.attacks, r.image_ids) for r in records.read(workdir))
-    if hosts.first(identity in known):
+    if hosts.first((which, [attack], ids) in known):
         return {}
     say(f"{name}: testing step {step} with APGD-CE, {config.test.steps} steps")
     # In float32, as RobustBench does, whatever the type of training.
     how: dict[str, Any] = {"steps": config.test.steps, "dtype": "float32", "top5": True}
-    evaluate = build.evaluation(config, phase.mesh, **how)
-    scores = accuracy.count(evaluate, best, images, phase.mesh, bar="testing")
+    evaluate = build.evaluation(config, mesh, **how)
+    scores = accuracy.count(evaluate, best, images, mesh, bar="testing")
     function: Any = models.origin(config.model.name)
-    damaged = sorted(meets.met) if meets is not None else []
+    damaged = sorted(damage.met) if damage is not None else []
     one = scores.get("collapse")
-    training = trained.training(
-        config, name, dataset=config.data.name, split=config.data.test_split
-    )
+    data, wanted = config.data, config.data.preprocessing
+    training = trained.training(config, name, dataset=data.name, split=data.test_split)
     record = AccuracyRecord(
         config_sha256=hashes.config_sha256(plain),
         weights=which,
         weights_sha256=hashes.weights_sha256(best.params, best.stats),
-        dataset=config.data.name,
-        split=config.data.test_split,
+        dataset=data.name,
+        split=data.test_split,
         image_ids=ids,
         dtype="float32",
-        preprocessing=pipeline.preprocessing_id(
-            source, config.model.image_size, config.data.preprocessing
-        ),
+        preprocessing=pipeline.preprocessing_id(source, config.model.image_size, wanted),
         attacks=[attack],
         clean=scores["clean"],
         robust=scores["robust"],
@@ -93,7 +81,7 @@ def test(
 
 
 def table(workdir: Path) -> str:
-    """Return the records as a table for people."""
+    """Write the records as a table for people."""
     rows = records.read(workdir)
     width = max(len(str(r.weights)) for r in rows)
     lines = [f"{'weights':{width}}  {'clean':>7}  {'robust':>7}  images  attack"]

@@ -1,5 +1,7 @@
 """Steps without a finite gradient, norms that no evaluation can use: going back before them."""
 
+from pathlib import Path
+
 import jax
 
 from jaxrobust.runtime.files import jsonl
@@ -26,12 +28,12 @@ class Trouble:
             raise self._diverged(before[-1]["why"] if before else "another host went back")
 
     @property
-    def _file(self):
+    def _file(self) -> Path:
         return self._run.file("rollbacks.jsonl")
 
     @property
     def lr_scale(self) -> float:
-        """Return the factor of the schedule's learning rate by now."""
+        """Compute the factor of the schedule's learning rate by now."""
         return self._settings.lr**self.rollbacks
 
     def too_much(self, ahead: Ahead) -> bool:
@@ -39,7 +41,7 @@ class Trouble:
         return ahead.skipped > self._settings.skips
 
     def skipped(self, ahead: Ahead) -> str:
-        """Return the sentence on the last steps, none of which updated anything."""
+        """Describe the last steps, none of which updated anything."""
         row = ahead.last
         return (
             f"the loss is {row['loss']} at step {row['step']}, its gradient's norm "
@@ -47,11 +49,8 @@ class Trouble:
         )
 
     def roll_back(self, step: int, why: str) -> None:
-        """Note that the phase goes back to its last checkpoint; `Diverged` if it may not.
-
-        Args:
-          step: of the phase, at which that was seen.
-          why: a sentence without its dot.
+        """Note that the phase goes back to its last checkpoint for the reason `why`, seen at
+        `step`; `Diverged` if it may not.
         """
         run = self._run
         run.stopped.clear()  # before the note: a kill in between repeats the steps that led here

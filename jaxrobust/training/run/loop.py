@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -17,24 +17,63 @@ from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import StopSignals, say
 from jaxrobust.training import build
 from jaxrobust.training.run import metrics, splits
-from jaxrobust.training.run.cadence import Every, due
 from jaxrobust.training.run.divergence import Trouble
 from jaxrobust.training.run.in_flight import Ahead
 from jaxrobust.training.run.phase import Run, last, scored
 from jaxrobust.training.run.progress import Progress
 from jaxrobust.training.run.selection import selection
 from jaxrobust.training.run.stopping import Stops
-from jaxrobust.training.update import alarm, inner
+from jaxrobust.training.update import alarm, inner, objectives
 from jaxrobust.training.update.step import TrainState, averaged
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from jaxrobust.weights.trained import kept
 
 
+class Due(NamedTuple):
+    """What to do before the next step is taken."""
+
+    logs: bool
+    saves: bool
+    keeps: bool
+    evaluates: bool
+
+
+class Every(NamedTuple):
+    """How often a phase does what; the last step is one for all."""
+
+    log_steps: int
+    checkpoint_epochs: int
+    evaluation_epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    keep_epochs: int = 0  # 0: never, not even at the end
+
+
+def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, kept: int = 0) -> Due:
+    """Decide the actions after `step` steps; a run went on from `start`.
+
+    A checkpoint, a copy or an evaluation stays due until it is done: where a step without a
+    gradient is in the way, at the first step after. `saved`, `evaluated`, `kept`: the last ones.
+    """
+    ends = step == every.total_steps
+
+    def last(epochs: int) -> int:
+        return step if ends else step - step % (epochs * every.steps_per_epoch)
+
+    evaluates = last(every.evaluation_epochs) > evaluated
+    keeps = every.keep_epochs > 0 and last(every.keep_epochs) > kept
+    return Due(
+        logs=step > start and (step % every.log_steps == 0 or ends),
+        saves=evaluates or keeps or last(every.checkpoint_epochs) > saved,
+        keeps=keeps,
+        evaluates=evaluates,
+    )
+
+
 def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
     """Train from the state of the last checkpoint to the end of the phase, its evaluation included.
 
-    Returns whether that was reached; False: go on from the last checkpoint, after a rollback. What
-    `signals` are asked for holds then too.
+    Returns whether that was reached; False: go on from the last checkpoint, after a rollback.
     Raises:
       ValueError: a run that cannot go on as it was, before anything compiles.
       Interrupted, Diverged, DataError, OSError: the message says how to go on.
@@ -54,8 +93,9 @@ def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
                 return False
             if now.logs:
                 loop.log()
-            if now.saves and loop.sound():
-                loop.save_latest()  # before the evaluation, which may take long
+            if now.saves and loop.sound():  # where a rollback may come back to
+                loop.save(run.latest)  # before the evaluation, which may take long
+                loop.saved = loop.step
             if why := loop.stops.at_once():
                 raise loop.stopped(why, loop.step)
             if now.keeps and loop.sound():
@@ -108,25 +148,15 @@ class _Loop:
         return build.control(self.run.phase.mesh, stop=stop, **scales)
 
     def _epsilon_share(self, step: int) -> float:
-        """Return the share of the radius that the attack of the update after `step` others has."""
-        lengths = {"steps_per_epoch": self.run.phase.steps_per_epoch}
-        return inner.share(step, warmup_epochs=self.run.config.attack.warmup_epochs, **lengths)
+        warmup_epochs = self.run.config.attack.warmup_epochs
+        return inner.share(step, self.run.phase.steps_per_epoch, warmup_epochs)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["_Loop"]:
-        """Open the loop's files, its data and its bar, and catch signals."""
         run, config, name = self.run, self.run.config, self.run.name
         chip = hardware.chip(jax.devices()[0].device_kind)
         with contextlib.ExitStack() as stack:
-            writer = metrics.writer(
-                run.workdir,
-                phase=name,
-                start=self.start,
-                enabled=jax.process_index() == 0,
-                trackers=run.trackers,
-                before=run.before,
-            )
-            self.write = stack.enter_context(writer)
+            self.write = metrics.writer(run, self.start, enabled=jax.process_index() == 0)
             progress = Progress(
                 name,
                 self.step,
@@ -146,12 +176,11 @@ class _Loop:
             yield self
 
     def due(self) -> Any:
-        """Decide the actions after the steps so far."""
         done = {"saved": self.saved, "evaluated": self.evaluated, "kept": self.kept}
         return due(self.step, self.every, start=self.start, **done)
 
     def sound(self) -> bool:
-        """Tell whether a rollback may return to this state: not behind steps without a gradient."""
+        """Allow a rollback to return to this state: not behind steps without a gradient."""
         return not self.ahead.skipped or self.step == self.run.phase.total_steps
 
     def troubled(self, now: Any) -> tuple[int, str] | None:
@@ -167,20 +196,19 @@ class _Loop:
         return (self.step, f"at step {self.step} {norms.broken}") if norms.broken else None
 
     def log(self) -> None:
-        """Write what the steps since the last line said, and show it."""
-        name, found = self.run.name, self.ahead.window()
-        found["damaged_images"] = len(self.damage.known) + hosts.total(len(self.damage.new))
-        found["lr"] = float(self.run.phase.schedule(self.step - 1)) * self.trouble.lr_scale
+        name, row = self.run.name, self.ahead.window()
+        row["damaged_images"] = len(self.damage.known) + hosts.total(len(self.damage.new))
+        row["lr"] = float(self.run.phase.schedule(self.step - 1)) * self.trouble.lr_scale
         attack = self.run.config.attack
-        if attack.warmup_epochs and self.run.config[name].objective != "clean":
-            found["epsilon"] = attack.epsilon * self._epsilon_share(self.step - 1)
-        for sentence in alarm.warnings(found) if "alarm_loss" in found else ():
+        own = objectives.named(self.run.config[name].objective)
+        if attack.warmup_epochs and own.attacks:
+            row["epsilon"] = attack.epsilon * self._epsilon_share(self.step - 1)
+        for sentence in alarm.warnings(row) if "alarm_loss" in row else ():
             say(f"{name}: WARNING, up to step {self.step}: {sentence}")
-        shown = self.progress.show(self.step, found) if "loss" in found else {}
-        self.write(self.step, found | shown)
+        shown = self.progress.show(self.step, row) if "loss" in row else {}
+        self.write(self.step, row | shown)
 
     def save(self, checkpoints: Checkpoints) -> None:
-        """Save the state, and all that a run needs that goes on from it."""
         config, name = self.run.config, self.run.name
         about = {
             "examples_consumed": self.step * config[name].batch_size,
@@ -192,13 +220,8 @@ class _Loop:
         }
         checkpoints.save(self.step, self.state, about | self.ahead.noted())
 
-    def save_latest(self) -> None:
-        """Save where a rollback may come back to."""
-        self.save(self.run.latest)
-        self.saved = self.step
-
     def keep(self) -> None:
-        """Keep a copy of both weights, which a rollback does not come behind: see `save_latest`."""
+        """Keep a copy of both weights, which a rollback does not come behind."""
         self.run.latest.wait()  # two writers at once mix up their meetings of hosts
         both = kept.Kept(self.state.params, self.state.stats, *averaged(self.state))
         length = self.run.phase.steps_per_epoch
@@ -211,14 +234,13 @@ class _Loop:
             raise self.stopped(why, self.step)
 
     def evaluate(self) -> None:
-        """Evaluate on the selection split, and write the line that `scored` looks for."""
+        """Write the line that `scored` looks for, too."""
         self.write(self.step, self.select(self.step, self.state))
         self.run.trackers.pictures(self.step)
         self.evaluated = self.step
         self.progress.resume(self.step)
 
     def take(self) -> None:
-        """Send the next step to the devices."""
         try:
             with self.progress.waiting():
                 self.batch = self.batch if self.stops.failure else next(self.stream)
@@ -239,7 +261,6 @@ class _Loop:
             self.progress.resume(self.step)
 
     def stopped(self, why: int, step: int) -> Exception:
-        """Save, and say why all stop after `step`."""
         run, self.step = self.run, step
         self.ahead.drain()
         run.latest.wait()
@@ -257,7 +278,7 @@ class _Loop:
 
 
 def _compiled(run: Run, start: int) -> tuple[Any, Any]:
-    """Return the step and, where it looks before the end, the alarm's probe."""
+    """Compile the step and, where it looks before the end, the alarm's probe."""
     config, name, phase = run.config, run.name, run.phase
     arguments = build.abstract_arguments(config, name, phase)
     program = compilation.program(f"{config.model.name}: step of {name}", *arguments)

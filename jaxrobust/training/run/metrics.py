@@ -1,64 +1,42 @@
 """Metrics to `metrics.jsonl` always, and to trackers where they are asked for."""
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from clu import parameter_overview as overview
 
 from jaxrobust.runtime.files import jsonl, whole
-from jaxrobust.training.run.trackers import NONE, Trackers
+from jaxrobust.training.run.phase import Run
 from jaxrobust.types import Params
 
 Write = Callable[[int, dict[str, float]], None]
 
 
-@contextlib.contextmanager
-def writer(
-    workdir: Path,
-    *,
-    phase: str,
-    start: int,
-    enabled: bool,
-    trackers: Trackers = NONE,
-    before: int = 0,
-) -> Iterator[Write]:
-    """Yield `write(step, scalars)`; a line is on disk, and the file closed, when it returns.
+def writer(run: Run, start: int, *, enabled: bool) -> Write:
+    """Return `write(step, scalars)`; a line is on disk, and the file closed, when that returns.
 
     A bucket's file system (gcsfuse) keeps nothing of a file that is still open when the host goes.
-
-    Args:
-      phase: goes into every line, and names the phase to trackers.
-      start: the step that the run continues at; lines of this phase behind it are removed, because
-        they will be written again.
-      enabled: False on all processes but the first: nothing is written.
-      trackers: get the same; whoever opened them closes them.
-      before: steps of the phases before this one.
+    Lines of this phase behind `start` are removed, because they will be written again; where it is
+    not `enabled`, on all processes but the first, nothing is written.
     """
     if not enabled:
-        yield lambda step, scalars: None
-        return
-    path = workdir / "metrics.jsonl"
-    trackers.begin(phase, start, before)
+        return lambda step, scalars: None
+    path, phase = run.workdir / "metrics.jsonl", run.name
+    run.trackers.begin(phase, start, run.before)
     kept = [m for m in jsonl.read(path) if m["phase"] != phase or m["step"] <= start]
     jsonl.replace(path, "".join(json.dumps(m) + "\n" for m in kept))
 
     def write(step: int, scalars: dict[str, float]) -> None:
         with whole.explained(path), path.open("a") as lines:
             lines.write(json.dumps({"phase": phase, "step": step} | scalars) + "\n")
-        trackers.scalars(step, scalars)
+        run.trackers.scalars(step, scalars)
 
-    yield write
+    return write
 
 
 def parameters(workdir: Path, params: Params, *, enabled: bool) -> str:
-    """Write the table of the parameters to `parameters.txt`; return what it counts.
-
-    Args:
-      params: of a network; only their shapes and types are read.
-      enabled: False on all processes but the first: nothing is written.
-    """
+    """Write the table of parameters to `parameters.txt`, where `enabled`; return what it counts."""
     file = workdir / "parameters.txt"
     if enabled:
         jsonl.replace(file, overview.get_parameter_overview(params, include_stats=False) + "\n")

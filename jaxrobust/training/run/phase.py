@@ -32,14 +32,13 @@ class Run(NamedTuple):
     before: int = 0  # steps of the phases before
 
     def file(self, name: str) -> Path:
-        """Return a file of this phase."""
+        """Name a file of this phase."""
         return self.workdir / self.name / name
 
 
 def last(run: Run) -> tuple[Checkpoints, int | None]:
-    """Find the checkpoints to go on from, and their step; None: there is none.
-
-    For all hosts the first one's word.
+    """Find the checkpoints to go on from, for all hosts those of the first, and their step; None:
+    there is none.
     """
     both = (run.latest, run.stopped)
     steps = [hosts.first(-1 if (k := c.latest_step()) is None else k) for c in both]
@@ -56,9 +55,8 @@ def note_resumption(run: Run, step: int) -> None:
 
 
 def scored(run: Run) -> int:
-    """Return the last step of the phase that was evaluated on the selection split; 0: none was.
-
-    Or the best weights are gone, so that it has to be done again.
+    """Find the last step that was evaluated on the selection split; 0: none was, or the best
+    weights are gone, so that it has to be done again.
     """
     rows = jsonl.read(run.workdir / "metrics.jsonl")
     here = [m["step"] for m in rows if m["phase"] == run.name and "selection_robust" in m]

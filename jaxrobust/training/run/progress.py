@@ -66,7 +66,7 @@ class Progress:
         self._last_step = self._watcher.submit(self._finished, step, values)
 
     def _finished(self, step: int, values: Any) -> float:
-        """Return when the device had computed these values, and move the bar."""
+        """Wait for values of a step; return when the device had them, and move the bar."""
         jax.block_until_ready(values)
         now, self._done = time.perf_counter(), step
         if self._seen:
@@ -76,9 +76,7 @@ class Progress:
         return now
 
     def _move(self, step: int, now: float) -> None:
-        """Move the bar to `step`; the time left is that at the speed since the first step, or, once
-        a line was shown, at the speed in it.
-        """
+        """Move the bar; the time left is at the speed since the first step, or since a line."""
         since, start = self._first or (step, now)
         speed = self._speed or (step - since) * self._batch / max(now - start, 1e-9)
         eta = Part(f"ETA {self._left(step, speed)}")
@@ -107,8 +105,7 @@ class Progress:
 
         `images_per_second`, `images_per_second_per_chip`, `mfu` (model FLOP utilisation) and
         `data_wait`, a share of the time, are those since the last call or `resume`; `chip_hours`
-        and `peak_memory_bytes` of a device of this host since the start. `mfu` and
-        `peak_memory_bytes` are there where they are known.
+        and `peak_memory_bytes` of a device here since the start; unknown ones are left out.
         """
         before, since = self._last
         seconds = max(time.perf_counter() - since, 1e-9)
@@ -134,7 +131,6 @@ class Progress:
     def _said(
         self, means: dict[str, float], costs: dict[str, float], data_wait: float
     ) -> list[Part]:
-        """Return the figures of a line; accuracies are those of the training batches."""
         known = [f"{k} {means[k]:.1%}" for k in ("clean", "robust") if k in means]
         a_chip = "/chip" if self._chips > 1 else ""
         return [
@@ -188,17 +184,16 @@ class Progress:
         """Leave the time since the last `show` (an evaluation, a save) out of the speed."""
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
-    def _lasts(self, told: str) -> None:
-        """Show in the bar what is waited for, and for how long."""
-        parts = [Part(f"{self._bar.n}/{self._total}"), Part(told), *self._figures]
+    def _lasts(self, text: str) -> None:
+        parts = [Part(f"{self._bar.n}/{self._total}"), Part(text), *self._figures]
         self._bar.bar_format = fitted(self._phase, parts, columns())
         self._bar.refresh()
 
     def __enter__(self) -> "Progress":
         self._shows.enter_context(patience.shown_by(self._lasts, seen=self._seen))
-        told = lambda: "at work" if self._seen else f"{self._phase}: {self._done} steps taken"  # noqa: E731
+        state = lambda: "at work" if self._seen else f"{self._phase}: {self._done} steps taken"  # noqa: E731
         since = "since the last one" if self._seen else "since the last line"
-        here = patience.lasting(told, since=since, here=self._main)
+        here = patience.lasting(state, since=since, here=self._main)
         self._wait = self._shows.enter_context(here)
         return self
 
@@ -211,7 +206,5 @@ class Progress:
 
 
 def peak_memory() -> int:
-    """Return the most bytes that a device of this host has had in use; 0 where the backend tells
-    none.
-    """
+    """Return the most bytes in use so far on a device of this host; 0: the backend tells none."""
     return max((d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices())

@@ -23,6 +23,7 @@ from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import accuracies, loop, metrics, selection, splits, trackers, warnings
 from jaxrobust.training.run.phase import Run, last, note_resumption, scored
+from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.step import TrainState
 from jaxrobust.types import Weights
 from jaxrobust.weights import start as start_weights
@@ -78,10 +79,13 @@ def run(
     sha256 = function and function["sha256"]
     hosts.agree({"model.name": sha256}, what="has another file of the network", remedy=same)
     begun = hosts.first(bool(steps(workdir / first / "latest")))
+
+    def first_weights(seen: Config) -> tuple[Network, dict] | None:
+        warnings.check_start(seen, first)
+        return start_weights.of_config(seen)
+
     with patience.of("reading the weights that it starts from", here=first_host):
-        start = hosts.together(
-            lambda: None if begun else _first_weights(first, parts[first].config)
-        )
+        start = hosts.together(lambda: None if begun else first_weights(parts[first].config))
     sha256 = None if start is None else start[1]["start_sha256"]
     hosts.agree({"init.weights": sha256}, what="has other weights", remedy=same)
     with _alone(workdir):
@@ -97,34 +101,17 @@ def run(
             say(other)
         for line in warnings.lines({name: part.config for name, part in parts.items()}):
             say(line)
-        log = _trackers(config, workdir, given, parts, draw)
-        with trackers.closing(log):
+        params = parts[first].phase.abstract_state.params
+        say(metrics.parameters(workdir, params, enabled=first_host))
+        about = given | {
+            "architecture": config.model.name,
+            "parameters": sum(math.prod(array.shape) for array in params.values()),
+            "commit": provenance.commit(),
+            "workdir": str(workdir.absolute()),
+        }
+        shown = trackers.named(config.log.to) if first_host else []
+        with trackers.Trackers(workdir, shown, about, draw) as log:
             _phases(config, workdir, given, parts, start, profile, log)
-
-
-def _trackers(
-    config: Config,
-    workdir: Path,
-    given: dict,
-    parts: dict[str, Part],
-    draw: trackers.Draw | None,
-) -> trackers.Trackers:
-    """Return the trackers that the config names, on the first process alone."""
-    if not config.log.to or jax.process_index() != 0:
-        return trackers.NONE
-    first = next(iter(parts.values())).phase.abstract_state.params
-    about = {
-        "architecture": config.model.name,
-        "parameters": sum(math.prod(array.shape) for array in first.values()),
-        "commit": provenance.commit(),
-        "workdir": str(workdir.absolute()),
-    }
-    return trackers.Trackers(workdir, trackers.named(config.log.to), given | about, draw)
-
-
-def _first_weights(name: str, config: Config) -> tuple[Network, dict] | None:
-    warnings.check_start(config, name)
-    return start_weights.of_config(config)
 
 
 def _phases(
@@ -137,24 +124,25 @@ def _phases(
     log: trackers.Trackers,
 ) -> None:
     """Train and test; `start` is what the first phase starts from, None where it has begun."""
-    first = next(iter(parts.values())).phase.abstract_state.params
-    say(metrics.parameters(workdir, first, enabled=jax.process_index() == 0))
     steps_before = 0
     reached: dict[str, Weights] = {}  # the best weights of each phase, on the host: the next
     weights = None if start is None else _start(*start, workdir)  # one's devices hold a part only
     for name, (seen, source, phase) in parts.items():
-        _note_classes(config, workdir, name, seen, source)
+        if source.classes and jax.process_index() == 0:  # other data's go into the phase's folder
+            folder = workdir if _data_of(seen) == _data_of(config) else workdir / name
+            folder.mkdir(exist_ok=True)
+            jsonl.replace(folder / runs.CLASSES, "".join(f"{name}\n" for name in source.classes))
         if reached:
             before = seen[name].start or list(reached)[-1]
             weights = start_weights.handed_on(parts[before].config, seen, name, reached[before])
-        kinds = ("latest", "best", "stopped")
-        latest, best, stopped = (Checkpoints(workdir / name / kind) for kind in kinds)
+        latest, best, stopped = (
+            Checkpoints(workdir / name / kind) for kind in ("latest", "best", "stopped")
+        )
         kept = (latest, best, stopped)
         phase_run = Run(seen, workdir, name, phase, source, profile, *kept, log, steps_before)
         with jax.set_mesh(phase.mesh):
             step, best_weights = _run_phase(phase_run, weights)
-            scores = accuracies.test(seen, workdir, given, name, phase, step, best_weights)
-            if scores:
+            if scores := accuracies.test(phase_run, given, step, best_weights):
                 log.open()
                 log.tested(name, phase.total_steps, steps_before, scores)
             reached[name] = jax.device_get(best_weights)
@@ -163,27 +151,14 @@ def _phases(
         terminal.show(accuracies.table(workdir))
 
 
-def _note_classes(
-    config: Config, workdir: Path, name: str, seen: Config, source: registry.Source
-) -> None:
-    """Write the classes' names into a workdir, of other data into the phase's folder."""
-    folder = workdir if _data_of(seen) == _data_of(config) else workdir / name
-    if source.classes and jax.process_index() == 0:
-        folder.mkdir(exist_ok=True)
-        jsonl.replace(folder / runs.CLASSES, "".join(f"{name}\n" for name in source.classes))
-
-
 def _data_of(config: Config) -> str:
-    """Collect the settings that decide the images and classes of a phase."""
+    """Identify the images and classes of a phase."""
     keys = ("name", "dir", "train_split", "selection_split", "test_split", "classes")
     own = [config.data[key] for key in (*keys, "extra", "extra_split")]
     return json.dumps([*own, config.model.num_classes, config.model.in_channels])
 
 
 def _start(start: Network, record: dict[str, Any], workdir: Path) -> Weights:
-    """Return stored weights as if a phase before had reached them, after noting where they are
-    from.
-    """
     if jax.process_index() == 0:
         jsonl.replace(workdir / start_weights.RECORD, json.dumps(record, indent=2) + "\n")
     say(f"starting from {record['where']}, sha256 {record['weights_sha256'][:12]}")
@@ -193,7 +168,7 @@ def _start(start: Network, record: dict[str, Any], workdir: Path) -> Weights:
 
 
 def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any]]:
-    """Return the phases that happen, and what the data is; refuses whatever would fail later."""
+    """Build the phases that happen, and describe the data; refuse whatever would fail later."""
     if bad := re.search(r"[\[\\\ud800-\udfff]", str(workdir.absolute())):
         raise ValueError(
             f"--workdir {str(workdir.absolute())!r}: Orbax loses the arrays of checkpoints under a "
@@ -230,7 +205,6 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any
 
 
 def _opened(config: Config) -> dict[str, registry.Source]:
-    """Return the three splits of a config's data, and its second source, if it has one."""
     keys = ("train_split", "selection_split", "test_split")
     opened = {key: splits.opened(config, key) for key in keys}
     registry.same_classes(list(opened.values()))
@@ -243,7 +217,6 @@ def _opened(config: Config) -> dict[str, registry.Source]:
 
 
 def _check_numbers(config: Config) -> None:
-    """Refuse numbers outside their range."""
     lowest = {
         "evaluation.images": 0,
         "test.images": 0,
@@ -258,19 +231,16 @@ def _check_numbers(config: Config) -> None:
         "trouble.rollbacks": 0,
         "log.every_steps": 1,
     }
+    flat, seed, lr = _flat(plain(config)), config.seed, config.trouble.lr
     for key, low in lowest.items():
-        if (value := _flat(plain(config))[key]) < low:
-            raise ValueError(f"{key}={value} must be at least {low}")
-    if not 0 <= config.seed < 2**32:  # of which JAX makes keys; the rest would be cut off
-        raise ValueError(f"seed={config.seed} must be from 0 to 2^32 - 1")
-    if not 0 < config.trouble.lr <= 1:
-        raise ValueError(f"trouble.lr={config.trouble.lr} must be above 0, at most 1")
-    if config.evaluation.weights not in ("ema", "raw"):
-        raise ValueError(f"evaluation.weights={config.evaluation.weights!r}; one of 'ema', 'raw'")
+        must_be(key, flat[key], flat[key] >= low, f"at least {low}")
+    # JAX makes keys of 32 bits; the rest would be cut off.
+    must_be("seed", seed, 0 <= seed < 2**32, "from 0 to 2^32 - 1")
+    must_be("trouble.lr", lr, 0 < lr <= 1, "above 0, at most 1")
+    one_of("evaluation.weights", config.evaluation.weights, ("ema", "raw"))
 
 
 def _described(source: registry.Source) -> dict[str, Any]:
-    """Describe a split without its name and the content of its files."""
     return {
         "records": len(source),
         "files_sha256": source.files_sha256,
@@ -283,15 +253,14 @@ def _described(source: registry.Source) -> dict[str, Any]:
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        nested = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
-        flat |= {f"{prefix}{key}": value} if nested is None else nested
+        whole = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if whole else {f"{prefix}{key}": value}
     return flat
 
 
 @contextlib.contextmanager
 def _alone(workdir: Path) -> Iterator[None]:
     """Make a workdir, and keep other runs out of it."""
-
     otherwise = "give another --workdir (the hosts of one run join with --multihost)"
     lock = locks.held(workdir / "lock", what=f"workdir {workdir}", otherwise=otherwise)
     with contextlib.ExitStack() as ours:
@@ -315,10 +284,8 @@ def _alone(workdir: Path) -> Iterator[None]:
 
 
 def claim(workdir: Path, given: dict, data: dict[str, Any]) -> None:
-    """Write the resolved config, and what the data is, into a new workdir.
-
-    Raises:
-      ValueError: the workdir holds another run, or one on other data.
+    """Write the resolved config, and what the data is, into a new workdir; refuse that of another
+    run.
     """
     noted = _noted(workdir / "config.json", {"version": VERSION} | given)
     old = completed(runs.of_this_version(noted, workdir / "config.json"))
@@ -337,9 +304,7 @@ def claim(workdir: Path, given: dict, data: dict[str, Any]) -> None:
 
 
 def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return a config whose attack's step is in pixels, however it was written."""
-    relative = flat["attack.relative_step"]
-    if relative is None:
+    if (relative := flat["attack.relative_step"]) is None:
         return flat
     size = relative * flat["attack.epsilon"]
     return flat | {"attack.relative_step": None, "attack.step_size": size}
@@ -348,10 +313,10 @@ def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
 def _noted(path: Path, value: dict) -> dict:
     """Read a file of the workdir; write it if it is not there yet."""
     try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"{found!r} is no JSON object")
-        return found
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"{content!r} is no JSON object")
+        return content
     except FileNotFoundError:
         if jax.process_index() == 0:
             jsonl.replace(path, json.dumps(value, indent=2) + "\n")
@@ -369,7 +334,7 @@ def _differing(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
 
 
 def _run_phase(run: Run, start: Weights | None) -> tuple[int, Weights]:
-    """Return the best weights of a phase and their step, after training what is missing."""
+    """Train what is missing of a phase; return the step of its best weights, and these."""
     weights = Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
     weights = abstract_state(weights, sharding.replicated(run.phase.mesh))
     checkpoints, stop = (run.latest, run.best, run.stopped), StopSignals()
@@ -395,7 +360,6 @@ def _run_phase(run: Run, start: Weights | None) -> tuple[int, Weights]:
 
 
 def _state(run: Run, start: Weights | None) -> TrainState:
-    """Return the state to go on from: that of the last checkpoint, or the first."""
     checkpoints, done = last(run)
     if done is not None:
         return checkpoints.restore(done, run.phase.abstract_state)

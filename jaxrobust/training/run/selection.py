@@ -19,39 +19,34 @@ from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.training.run.phase import Run
-from jaxrobust.training.update import alarm
+from jaxrobust.training.update import alarm, objectives
+from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.step import TrainState, averaged
 from jaxrobust.types import Threat, Weights
 from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 
 
 def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
-    """Build the evaluation on the selection split under the attack that the config names.
-
-    Raises:
-      ValueError: another attack, or settings that do not fit it.
-    """
+    """Build the evaluation on the selection split under the attack that the config names."""
     e = config.evaluation
-    if e.metric not in (None, "clean", "robust"):
-        raise ValueError(f"evaluation.metric={e.metric!r}; one of 'clean', 'robust'")
-    settings = {"step_size": e.step_size, "start": e.start}
+    if e.metric is not None:
+        one_of("evaluation.metric", e.metric, ("clean", "robust"))
     if e.attack == "apgd-ce":
-        for key, value in settings.items():
-            if value is not None:
+        for key in ("step_size", "start"):
+            if e[key] is not None:
                 raise ValueError(
-                    f"evaluation.{key}={value} has no effect on evaluation.attack='apgd-ce'; leave "
-                    "it out, or set evaluation.attack='pgd-20'"
+                    f"evaluation.{key}={e[key]} has no effect on evaluation.attack='apgd-ce'; "
+                    "leave it out, or set evaluation.attack='pgd-20'"
                 )
         return build.evaluation(config, mesh, steps=e.steps)
     if (named := fixed_steps.parse(e.attack)) is None:
         raise ValueError(
             f"evaluation.attack={e.attack!r}; one of 'apgd-ce', {fixed_steps.written()}"
         )
-    if e.start is not None and e.start not in fixed_steps.STARTS:
-        ways = ", ".join(map(repr, fixed_steps.STARTS))
-        raise ValueError(f"evaluation.start={e.start!r}; one of {ways}")
-    if e.step_size is not None and not 0 < e.step_size < math.inf:
-        raise ValueError(f"evaluation.step_size={e.step_size} must be above 0")
+    if e.start is not None:
+        one_of("evaluation.start", e.start, fixed_steps.STARTS)
+    inside = e.step_size is None or 0 < e.step_size < math.inf
+    must_be("evaluation.step_size", e.step_size, inside, "above 0")
     threat = Threat.of(config.attack)
     length = named.length(threat.epsilon, step=e.step_size)
     attack = fixed_steps.attack_of(named.settings(threat, length=length, start=e.start))
@@ -69,7 +64,7 @@ def selection(
     settings = config.evaluation
     images = splits.evaluated(config, "selection_split", settings, run.workdir)
     evaluate = counter(config, phase.mesh)
-    attacked = config[name].objective != "clean"
+    attacked = objectives.named(config[name].objective).attacks
     metric = settings.metric or ("robust" if attacked else "clean")
 
     def select(step: int, state: TrainState) -> dict[str, float]:
@@ -83,9 +78,12 @@ def selection(
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
             f"robust {reached['robust']:.1%}"
         )
-        if config.checkpoint.keep_epochs:
-            _keep(run, step, weights, reached)
         latest.wait()  # two writers at once mix up their meetings of hosts
+        if config.checkpoint.keep_epochs:
+            with contextlib.closing(Checkpoints(run.file("epochs"), keep_all=True)) as every:
+                if step not in steps(every.directory):  # to which a rollback comes again
+                    every.save(step, weights, reached)
+                    every.wait()
         before = best.latest_step()
         if before is None or _rank(reached, metric) >= _rank(best.meta(before), metric):
             best.save(step, weights, reached)
@@ -105,23 +103,11 @@ def selection(
 
 
 def _rank(reached: dict, metric: str) -> tuple[bool, float]:
-    """Compute the score that chooses the best weights: a network of one class is below all others,
-    because its robust accuracy is no robustness.
-    """
+    """Score weights: a network of one class is below all others, since its robustness is none."""
     return not collapse.proven(reached), reached[metric]
 
 
-def _keep(run: Run, step: int, weights: Weights, reached: dict) -> None:
-    """Add the weights of an evaluation to those of all; a rollback comes to a step again."""
-    run.latest.wait()
-    with contextlib.closing(Checkpoints(run.file("epochs"), keep_all=True)) as kept:
-        if step not in steps(kept.directory):
-            kept.save(step, weights, reached)
-            kept.wait()
-
-
 def _overfitting(run: Run) -> str | None:
-    """Ask `alarm.overfitting` about the evaluations so far; on the first process."""
     scored = jsonl.read(run.file("selection.jsonl"))
     logged = [m for m in jsonl.read(run.workdir / "metrics.jsonl") if m["phase"] == run.name]
     since, training = 0, []

@@ -21,7 +21,7 @@ from jaxrobust.types import Batch
 
 
 def opened(config: Config, key: str) -> registry.Source:
-    """Return a split of the config's data set, checked against its model."""
+    """Open a split of the config's data set, checked against its model."""
     data, model = config.data, config.model
     source = registry.open_source(
         data.name,
@@ -38,7 +38,7 @@ def opened(config: Config, key: str) -> registry.Source:
 
 
 def extra(config: Config) -> registry.Source | None:
-    """Return the second source of training images; None: there is none."""
+    """Open the second source of training images; None: there is none."""
     data = config.data
     if data.extra is None:
         return None
@@ -48,33 +48,25 @@ def extra(config: Config) -> registry.Source | None:
 
 
 def _how(config: Config) -> dict[str, Any]:
-    """Choose the data stream's options of views and a second source."""
     data = config.data
     return {"views": data.views, "extra": extra(config), "extra_share": data.extra_share}
 
 
 def examples(config: Config, name: str, source: registry.Source) -> int:
-    """Return the rows of an epoch of a phase, or more, but less than a batch more.
-
-    Raises:
-      DataError: views or a second source that do not fit.
-      ValueError: an epoch's length that does not.
-    """
-    how, asked, size = _how(config), config.data.epoch_images, config[name].batch_size
-    if asked is not None and how["extra"] is None:
-        raise ValueError(
-            f"data.epoch_images={asked} is of runs with a second source; leave it out, or set "
-            "data.extra"
-        )
-    if asked is not None and asked < size:
-        raise ValueError(
-            f"data.epoch_images={asked} is less than {name}.batch_size={size}; an epoch has at "
-            "least one step"
-        )
+    """Count the rows of an epoch of a phase, or more, but less than a batch more."""
+    how, length, size = _how(config), config.data.epoch_images, config[name].batch_size
+    if length is not None:
+        given = f"data.epoch_images={length} is"
+        if how["extra"] is None:
+            remedy = "leave it out, or set data.extra"
+            raise ValueError(f"{given} of runs with a second source; {remedy}")
+        if length < size:
+            short = f"less than {name}.batch_size={size}; an epoch has at least one step"
+            raise ValueError(f"{given} {short}")
     if how["extra"] is None and how["views"] == 1 and 0 <= how["extra_share"] <= 1:
         return len(source)
-    found = plan.plan(source, batch_size=size, **how).examples  # refuses what does not fit
-    return found if asked is None else asked
+    rows = plan.plan(source, batch_size=size, **how).examples  # refuses what does not fit
+    return rows if length is None else length
 
 
 def check_preprocessing(config: Config, source: registry.Source) -> None:
@@ -93,7 +85,7 @@ def check_preprocessing(config: Config, source: registry.Source) -> None:
 
 
 def evaluated(config: Config, key: str, settings: TestSection, workdir: Path) -> Images:
-    """Return a split for an evaluation; `settings` are those of `evaluation` or `test`."""
+    """Open a split for an evaluation; `settings` are those of `evaluation` or `test`."""
     source = opened(config, key)
     return Images(
         source,
@@ -108,7 +100,7 @@ def evaluated(config: Config, key: str, settings: TestSection, workdir: Path) ->
 
 
 def damage(config: Config, workdir: Path, source: registry.Source) -> Damage:
-    """Return the damaged images of a split that a run has met, also before it was interrupted.
+    """Collect the damaged images of a split that a run has met, also before it was interrupted.
 
     Each process adds to another file; all start from what all have met.
     """
@@ -129,7 +121,7 @@ def damage(config: Config, workdir: Path, source: registry.Source) -> Damage:
 
 
 def batches(config: Config, name: str, source: registry.Source, start: int) -> pipeline.Batches:
-    """Return this process' part of the training stream of a phase, from a position on."""
+    """Stream this process' part of a phase's training batches, from a position on."""
     return pipeline.train_batches(
         source,
         batch_size=config[name].batch_size,
@@ -147,12 +139,12 @@ def batches(config: Config, name: str, source: registry.Source, start: int) -> p
 
 
 def device_batch(mesh: jax.sharding.Mesh, batch: Any) -> Batch:
-    """Return the global batch, from this process' part of it."""
+    """Assemble the global batch from this process' part of it."""
     return Batch(*sharding.global_arrays(mesh, (batch.images, batch.labels)))
 
 
 def blank(run: Run) -> loading.TrainBatch:
-    """Return images for a step that no host takes."""
+    """Make images for a step that no host takes."""
     whole = build.abstract_batch(run.config, run.name)
     rows = len(whole.images) // jax.process_count()
     images, labels = (np.zeros((rows, *x.shape[1:]), x.dtype) for x in whole)

@@ -8,9 +8,8 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -30,9 +29,7 @@ class Tracker(Protocol):
     def begin(self, phase: str, start: int, before: int, seen: Mapping[str, int]) -> None:
         """Go on with a phase behind its step `start`; what was said of later steps is void.
 
-        Args:
-          before: steps of the phases before it.
-          seen: the last step of the phase that each scalar has been written at, in vain or not.
+        `before`: steps of the phases before; `seen`: last step of each scalar, in vain or not.
         """
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -45,7 +42,7 @@ class Tracker(Protocol):
         """Let go; `ended`: the run has come to its end."""
 
 
-class TensorBoard:
+class _TensorBoard:
     """Event files under WORKDIR/tensorboard/PHASE; written in the caller's thread.
 
     tensorboardX' own `SummaryWriter` writes in another thread, which dies of a full disk, and
@@ -70,19 +67,16 @@ class TensorBoard:
         self._events.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a value of each name."""
         self._write(step, [{"tag": name, "simple_value": v} for name, v in values.items()])
         self._events.flush()
 
     def image(self, step: int, name: str, picture: bytes) -> None:
-        """Write a picture."""
         width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
         size = {"width": width, "height": height, "colorspace": 4}  # RGBA
         self._write(step, [{"tag": name, "image": {**size, "encoded_image_string": picture}}])
         self._events.flush()
 
     def close(self, *, ended: bool) -> None:
-        """Close the file."""
         if self._events is not None:
             self._events.close()
         self._events = None
@@ -95,7 +89,7 @@ class TensorBoard:
         self._events.write_event(Event(wall_time=time.time(), step=step, **more))
 
 
-class WandB:
+class _WandB:
     """A run of W&B; `step` counts the steps of all phases, and each name begins with its phase.
 
     A run that is continued is the same there: its ID stays in WORKDIR/wandb_id. W&B takes no row
@@ -126,12 +120,10 @@ class WandB:
         self._run.define_metric("*", step_metric="step")
 
     def begin(self, phase: str, start: int, before: int, seen: Mapping[str, int]) -> None:
-        """Name what follows after its phase."""
         self._phase, self._before = phase, before
         self._seen, self._reached = dict(seen), max(seen.values(), default=0)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Send what was not sent before."""
         new = {name: value for name, value in values.items() if step > self._seen.get(name, -1)}
         self._seen |= dict.fromkeys(new, step)
         if new:
@@ -156,7 +148,6 @@ class WandB:
 
 
 def _logged_in() -> None:
-    """Raise ValueError where W&B would want a login; on a terminal it asks for one."""
     import wandb
 
     if os.environ.get("WANDB_MODE", "online") != "online":
@@ -171,10 +162,7 @@ def _logged_in() -> None:
 
 
 class Kind(NamedTuple):
-    """A kind of tracker: the package that it needs, what else it wants of the user, how it opens.
-
-    `wants` raises ValueError with what is to be done.
-    """
+    """A kind of tracker: its package, what else it wants of the user (or raises), how it opens."""
 
     package: str
     wants: Callable[[], None]
@@ -182,33 +170,28 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "tensorboard": Kind("tensorboardX", lambda: None, lambda workdir, _: TensorBoard(workdir)),
-    "wandb": Kind("wandb", _logged_in, WandB),
+    "tensorboard": Kind("tensorboardX", lambda: None, lambda workdir, _: _TensorBoard(workdir)),
+    "wandb": Kind("wandb", _logged_in, _WandB),
 }
 
 
 def named(text: str) -> list[str]:
-    """Return the trackers that `log.to` names."""
+    """List the trackers that `log.to` names."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def check(text: str, *, first: bool = True) -> None:
-    """Raise ValueError where `log.to` names a tracker that there is not, or that cannot begin.
-
-    `first`: whether this is the first process, which alone has to log in.
-    """
+    """Refuse a tracker that there is not, or that cannot begin; the `first` process logs in."""
     for name in named(text):
         if name not in KINDS:
-            raise ValueError(
-                f"log.to={text!r} names {name!r}, and the trackers are {', '.join(KINDS)}"
-            )
+            there = ", ".join(KINDS)
+            raise ValueError(f"log.to={text!r} names {name!r}, and the trackers are {there}")
     for name in named(text):
         try:
             importlib.import_module(KINDS[name].package)
         except ImportError as error:
-            raise ValueError(
-                f"log.to={name} needs an extra: pip install 'jaxrobust[{name}]'"
-            ) from error
+            needed = f"log.to={name} needs an extra: pip install 'jaxrobust[{name}]'"
+            raise ValueError(needed) from error
         if first:
             KINDS[name].wants()
 
@@ -225,10 +208,7 @@ class Trackers:
     ) -> None:
         """Open nothing yet: a run that has ended already says nothing.
 
-        Args:
-          names: of `named`; none on all processes but the first.
-          about: the run, for those trackers that show it.
-          draw: returns figures of a phase; None: no pictures.
+        `names`: none on all processes but the first; `draw` makes figures of a phase.
         """
         self._workdir, self._names, self._about = workdir, names, about or {}
         self._draw = draw if names else None
@@ -254,8 +234,7 @@ class Trackers:
             say(f"WARNING: log.to={','.join(self._names)}: {sentence}")
 
     def begin(self, phase: str, start: int, before: int) -> None:
-        """Go on with a phase behind its step `start`, before `metrics.jsonl` forgets what follows.
-
+        """Go on with a phase behind its step `start`, before `metrics.jsonl` forgets what follows;
         `before`: steps of the phases before it.
         """
         self._at = phase, before
@@ -265,12 +244,12 @@ class Trackers:
         for row in jsonl.read(self._workdir / "metrics.jsonl"):
             if row["phase"] == phase:
                 seen |= {name: max(row["step"], seen.get(name, 0)) for name in row}
-        self._each(lambda one: one.begin(phase, start, before, seen))
+        self._each("begin", phase, start, before, seen)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Show those values of a step of the phase that are numbers."""
         numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
-        self._each(lambda one: one.scalars(step, numbers))
+        self._each("scalars", step, numbers)
 
     def pictures(self, step: int) -> None:
         """Show the figures of the phase as they are now, but none twice at a step."""
@@ -286,7 +265,7 @@ class Trackers:
             return
         self._shown |= dict.fromkeys(made, (self._at[0], step))
         for name, picture in made.items():
-            self._each(partial(_show, step=step, name=f"figures/{name}", picture=picture))
+            self._each("image", step, f"figures/{name}", picture)
 
     def tested(self, phase: str, step: int, before: int, scores: Mapping[str, float]) -> None:
         """Show what the weights of a phase reached on the test split; `step`: its last."""
@@ -295,10 +274,10 @@ class Trackers:
         self.scalars(step, {f"test_{name}": value for name, value in scores.items()})
         self.pictures(step)
 
-    def _each(self, call: Callable[[Tracker], None]) -> None:
+    def _each(self, method: str, *args: Any, **how: Any) -> None:
         for name, one in list((self._open or {}).items()):
             try:
-                call(one)
+                getattr(one, method)(*args, **how)
             except Exception as error:
                 _warn(name, error)
                 assert self._open is not None
@@ -308,26 +287,17 @@ class Trackers:
 
     def close(self, *, ended: bool) -> None:
         """Close all."""
-        self._each(lambda one: one.close(ended=ended))
+        self._each("close", ended=ended)
         self._open = None
+
+    def __enter__(self) -> "Trackers":
+        return self
+
+    def __exit__(self, kind: object, *unused: object) -> None:
+        self.close(ended=kind is None)
 
 
 NONE = Trackers(Path(), [])
-
-
-@contextmanager
-def closing(trackers: Trackers) -> Iterator[None]:
-    """Close trackers at the end of the block, or where an exception leaves it."""
-    ended = False
-    try:
-        yield
-        ended = True
-    finally:
-        trackers.close(ended=ended)
-
-
-def _show(one: Tracker, **what: Any) -> None:
-    one.image(**what)
 
 
 def _warn(name: str, error: Exception) -> None:
@@ -338,12 +308,12 @@ def _warn(name: str, error: Exception) -> None:
 
 
 def _short(error: Exception) -> str:
-    said = " ".join(str(error).split()) or "no reason given"
-    return f"{type(error).__name__}: {said[:300]}"
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text[:300]}"
 
 
 def _id(workdir: Path) -> str:
-    """Return the ID of a workdir's run at W&B, which is made once."""
+    """Read the ID of a workdir's run at W&B, or make it once."""
     path = workdir / "wandb_id"
     if not path.exists():
         jsonl.replace(path, f"{secrets.token_hex(6)}\n")

@@ -7,12 +7,13 @@ from jaxrobust.data.splits import grammar
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.sections import Config
 from jaxrobust.training import build
+from jaxrobust.training.update import objectives
 
 
 def lines(configs: Mapping[str, Config]) -> list[str]:
     """List the warnings before a run trains or goes on, of the config as each phase sees it."""
     every = (of_step(seen, name) + _splits(seen) for name, seen in configs.items())
-    return list(dict.fromkeys(line for told in every for line in told))
+    return list(dict.fromkeys(line for sentences in every for line in sentences))
 
 
 # Why two splits of a config must not share images.
@@ -26,8 +27,7 @@ _SHARED = {
 
 
 def _splits(config: Config) -> list[str]:
-    """Warn of images that are trained on, chosen on and reported, of which they are only one."""
-    data, found = config.data, []
+    data, sentences = config.data, []
     for (one, other), why in _SHARED.items():
         own = {one: (data.name, data[one])}
         if one == "train_split" and data.extra:
@@ -35,15 +35,15 @@ def _splits(config: Config) -> list[str]:
         for key, images in own.items():
             if grammar.same_images(images, (data.name, data[other])):
                 says = f"data.{key}={images[1]} holds images of data.{other}={data[other]}"
-                found.append(f"{says}: {why}")
-    return found
+                sentences.append(f"{says}: {why}")
+    return sentences
 
 
 def of_step(config: Config, name: str) -> list[str]:
     """Warn of a step in pixels: it stays where it is when somebody changes the radius."""
     a = config.attack
     key = "step_size" if a.step_size is not None else "relative_step"
-    if config[name].objective == "clean" or a[key] is None:
+    if not objectives.named(config[name].objective).attacks or a[key] is None:
         return []
     if registry.trained(a.name).length is None:
         return [f"attack.{key}={a[key]:.4g} is not read: {a.name.upper()} chooses its steps itself"]
@@ -57,20 +57,15 @@ def of_step(config: Config, name: str) -> list[str]:
 
 
 def check_start(config: Config, first: str) -> None:
-    """Refuse to attack random weights under heavy augmentation (Singh, Croce, Hein 2023).
-
-    Args:
-      config: as the first phase sees it.
-      first: the name of that phase.
-    Raises:
-      ValueError: that is what it would do, and `from_random` does not say that it is meant.
+    """Refuse to attack random weights under heavy augmentation (Singh, Croce, Hein 2023), unless
+    `from_random` says that it is meant; `config`: as the phase `first` sees it.
     """
     named = config.data.augmentation
     chain = PRESETS[named].chain if named in PRESETS else named
     mixup, cutmix, *_ = build.mixes_and_erases(config)
     heavy = mixup or cutmix or "randaugment" in chain
     random = not config.init.weights and not config[first].from_random
-    if heavy and random and config[first].objective != "clean":
+    if heavy and random and objectives.named(config[first].objective).attacks:
         raise ValueError(
             f"{first} would attack random weights under heavy augmentation, which the paper (arXiv "
             "2303.01870) reports as failing; give clean weights (init.weights=convnext_tiny."

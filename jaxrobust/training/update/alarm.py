@@ -1,9 +1,5 @@
 """Training that fools itself: an attack that finds nothing, a gradient that means nothing, batch
 norms that no evaluation can use.
-
-`probe` looks at a few images every so many steps, `warnings` and `overfitting` make sentences of
-what it and the selection split show, `of_norms` of the running statistics of a state, and
-`check_cost` keeps the probe a small part of the steps.
 """
 
 import math
@@ -16,9 +12,10 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.models.interface.inputs import cast, unit_range
+from jaxrobust.sections import Config
 from jaxrobust.training.update import objectives
 from jaxrobust.training.update.objectives import Objective, cross_entropy
-from jaxrobust.types import Array, Attack, Batch, Classifier, Params
+from jaxrobust.types import Array, Attack, Batch, Classifier, LogitsFn, Params
 
 STRONGER = 3  # steps that the stronger attack has more
 _ROUNDING = 2**-22  # of a probability, relative; a 1 of XLA's softmax may miss 1 by 2**-24
@@ -31,16 +28,13 @@ def probe(
     labels: Array,
     key: Array,
     *,
-    net: Classifier,
-    net32: Classifier,
-    attack: Attack,
-    stronger: Attack,
+    networks: tuple[Classifier, Classifier],
+    searches: Sequence[Attack],
     objective: Objective,
     dtype: jnp.dtype,
     mean: Callable[[Any], Any] = lambda values: values,
 ) -> dict[str, Array]:
-    """Measure the attack and the gradient that training lives on, on some of its
-    images.
+    """Measure the attack and the gradient that training lives on, on some of its images.
 
     The network is as it evaluates, whatever `attack.statistics` says.
 
@@ -48,8 +42,8 @@ def probe(
       params: float32, whole.
       images: uint8 or f32[B,H,W,C], a device's; labels: i32[B] or f32[B,C].
       key: one, or keys [B] (see `attacks.image_keys`); both attacks start from the same point.
-      net32: the same network with the compute type float32.
-      attack, stronger: training's, and the same with `STRONGER` steps more.
+      networks: the one that trains, in `dtype`, and the same in float32.
+      searches: the attack of training, and the same with `STRONGER` steps more.
       mean: over the devices, of a tree.
     Returns:
       f32[] each, the same on every device:
@@ -62,22 +56,16 @@ def probe(
       2007.02617) for the stronger attack; Athalye et al. 2018 (arXiv 1802.00420) for the gradient.
     """
     batch = Batch(unit_range(images), labels)
-    compute_params = cast(params, dtype)
+    net, net32 = networks
+    computed = cast(params, dtype)
 
-    def logits_fn(x):
-        return net.apply(compute_params, stats, x)[0]
+    def logits_fn(x: Array) -> Array:
+        return net.apply(computed, stats, x)[0]
 
-    def logits32_fn(x):
-        return net32.apply(params, stats, x)[0]
+    def gradient(logits_fn: LogitsFn) -> tuple[Array, Array]:
+        """Find the gradient's signs, and the images where they are more than rounding of a 1."""
 
-    def loss_under(attack):
-        images_adv = attack(logits_fn, key, batch.images, targets)
-        return cross_entropy(logits_fn(images_adv), labels).mean()
-
-    def gradient(logits_fn):
-        """Return the gradient's signs, and whether an image's are more than the rounding of a 1."""
-
-        def loss(x):
+        def loss(x: Array) -> tuple[Array, Array]:
             logits = logits_fn(x)
             return cross_entropy(logits, labels).sum(), jax.nn.softmax(logits)
 
@@ -90,23 +78,22 @@ def probe(
     targets = objective.attack_targets(logits_fn, batch)
     ours, has_ours = gradient(logits_fn)
     with jax.default_matmul_precision("highest"):  # else float32 is bfloat16 on a TPU
-        exact, has_exact = gradient(logits32_fn)
+        exact, has_exact = gradient(lambda x: net32.apply(params, stats, x)[0])
     counted = ((ours != 0) | (exact != 0)) & (has_ours & has_exact)[:, None]
-    means = mean(
-        {
-            "same": (counted & (ours == exact)).mean(dtype=jnp.float32),
-            "counted": counted.mean(dtype=jnp.float32),
-            "without": (~has_ours).mean(dtype=jnp.float32),
-            "loss": loss_under(attack),
-            "loss_stronger": loss_under(stronger),
-        }
+    adversarial = [attack(logits_fn, key, batch.images, targets) for attack in searches]
+    same, counted, without, *losses = mean(
+        [
+            (counted & (ours == exact)).mean(dtype=jnp.float32),
+            counted.mean(dtype=jnp.float32),
+            (~has_ours).mean(dtype=jnp.float32),
+            *(cross_entropy(logits_fn(images_adv), labels).mean() for images_adv in adversarial),
+        ]
     )
-    same, counted = means["same"], means["counted"]
     return {
-        "alarm_loss": means["loss"],
-        "alarm_loss_stronger": means["loss_stronger"],
+        "alarm_loss": losses[0],
+        "alarm_loss_stronger": losses[1],
         "alarm_gradient_agreement": jnp.where(counted > 0, same / counted, 1.0),
-        "alarm_gradient_zero": means["without"],
+        "alarm_gradient_zero": without,
     }
 
 
@@ -118,58 +105,51 @@ def warnings(
     agreement: float = 0.8,
     zero: float = 0.1,
 ) -> list[str]:
-    """Explain the figures of a `probe`, one sentence for each that is out of its range.
+    """Explain the figures of a `probe`, one sentence for each that is out of its range; one that is
+    not finite says nothing here, the trainer stops at it.
 
-    Args:
-      values: of `probe`; one that is not finite says nothing here, the trainer stops at it.
-      loss_ratio, loss_rise: the stronger attack's loss is suspicious above `loss_ratio` times
-        the training attack's and `loss_rise` more than it; the second leaves out losses that are
-        both small.
-      agreement: the least share of equal signs.
-      zero: the largest share of images without a gradient.
+    The stronger attack's loss is suspicious above `loss_ratio` times the training attack's and
+    `loss_rise` more than it, which leaves out losses that are both small; `agreement` is the least
+    share of equal signs, `zero` the largest share of images without a gradient.
     """
     loss, stronger, same, without = (
         values[f"alarm_{key}"]
         for key in ("loss", "loss_stronger", "gradient_agreement", "gradient_zero")
     )
-    found = []
+    sentences = []
     if stronger > loss_ratio * loss and stronger > loss + loss_rise:
-        found.append(
+        sentences.append(
             f"the loss under an attack of {STRONGER} steps more is {stronger:.3g}, under the "
             f"training attack {loss:.3g}: training no longer sees the adversarial examples that "
             "exist (catastrophic overfitting), and its robust accuracy is too high; go back to "
             "an earlier checkpoint with more attack.steps, a smaller step or a lower learning rate"
         )
     if without > zero:
-        found.append(
+        sentences.append(
             f"{without:.0%} of the images have no input gradient but rounding: the network is so "
             "certain of them that attacks find no direction (gradient masking), which looks like "
             "robustness; start from weights that were trained less long, or set label_smoothing"
         )
     if same < agreement:
-        found.append(
+        sentences.append(
             f"the signs of the input gradient agree with those in float32 at {same:.0%} of the "
             "pixels: the compute type is too coarse for this network, and the attack partly "
             "guesses; set model.dtype='float32', or lower the learning rate if weights or logits "
             "have grown"
         )
-    return found
+    return sentences
 
 
 def overfitting(
     selection: Sequence[float], training: Sequence[float], *, images: int, fall: float = 0.03
 ) -> str | None:
-    """Return a sentence if robust accuracy falls on new images while it grows on the training
-    images.
+    """Explain that robust accuracy falls on new images while it grows on training ones; None: it
+    does not.
 
     The last two evaluations must both be lower than the best by `fall` and by twice the standard
-    error of a difference, so that one bad evaluation, or a small split, is no alarm.
-
-    Args:
-      selection: robust accuracy on the selection split at each evaluation so far.
-      training: that of the training batches between each of these evaluations and the one before;
-        NaN, which is no reason for an alarm, where none was logged.
-      images: in the selection split.
+    error of a difference, so that one bad evaluation, or a small split, is no alarm. `selection`:
+    robust accuracy on the selection split, of so many images, at each evaluation so far;
+    `training`: that of the batches before each of these; NaN, which is no alarm: none was logged.
     Source: Rice et al. 2020 (arXiv 2002.11569).
     """
     if len(selection) < 3:
@@ -191,44 +171,29 @@ def overfitting(
 _FLOAT32 = 6  # a float32 product at full precision in bfloat16 ones, on a TPU
 
 
-def check_cost(
-    *,
-    every_steps: int,
-    images: int,
-    batch_size: int,
-    attack: str,
-    steps: int,
-    objective: str,
-    dtype: str,
-    share: float = 0.01,
-) -> float:
-    """Compute the cost of a `probe`, as a share of the training steps between two of them.
+def check_cost(config: Config, name: str, *, images: int, share: float = 0.01) -> float:
+    """Compute the cost of a `probe`, as a share of the training steps between two of them; refuse
+    more than `share`.
 
     Counted in forward passes per image: APGD takes 2K + 1, PGD 2K, an input gradient 2, the update
     3; that of TRADES and MART takes 6, and TRADES' targets 1. Not in it: that a few images fill a
     device badly, and the collectives that gather the parameters once.
 
-    Args:
-      images: of a probe, on all devices together.
-      attack, steps: the training attack, one of `registry.training`.
-      objective: one of `objectives.ROWS` that is attacked.
-      dtype: the compute type.
-    Raises:
-      ValueError: more than `share`.
+    `images`: of a probe of the phase `name`, on all devices together.
     """
-    own = objectives.named(objective)
-    passes = attacks.passes(attack, steps)
-    gradients = 2 + 2 * (1 if dtype == "float32" else _FLOAT32)
-    of_probe = own.before + passes + 1 + (passes + 2 * STRONGER) + 1 + gradients
-    of_step = own.before + passes + own.update
-    cost = of_probe * images / (of_step * batch_size)  # of a single step
-    if cost > share * every_steps:
+    p, a, every = config[name], config.attack, config.alarm.every_steps
+    before, passes = objectives.named(p.objective).before, attacks.passes(a.name, a.steps)
+    gradients = 2 + 2 * (1 if config.model.dtype == "float32" else _FLOAT32)
+    of_probe = before + passes + 1 + (passes + 2 * STRONGER) + 1 + gradients
+    # Of a single step.
+    cost = of_probe * images / (objectives.passes(p.objective, a) * p.batch_size)
+    if cost > share * every:
         raise ValueError(
-            f"alarm.every_steps={every_steps} with {images} images costs {cost / every_steps:.2%} "
-            f"of the training, more than {share:.0%}; set alarm.every_steps="
-            f"{math.ceil(cost / share)} or more, or fewer alarm.images"
+            f"alarm.every_steps={every} with {images} images costs {cost / every:.2%} of the "
+            f"training, more than {share:.0%}; set alarm.every_steps={math.ceil(cost / share)} or "
+            "more, or fewer alarm.images"
         )
-    return cost / every_steps
+    return cost / every
 
 
 class Norms(NamedTuple):
@@ -238,6 +203,8 @@ class Norms(NamedTuple):
     dead: str  # a warning
 
 
+_WORDS = {"mean": "running mean", "var": "running variance"}
+_WORDS |= {f"running_{key}": words for key, words in _WORDS.items()}
 _DEAD = 1e-10  # of a running variance, to which norms add 1e-5
 _NAMED = 4  # norms that a sentence names
 
@@ -249,13 +216,18 @@ def of_norms(stats: Mapping[str, Any]) -> Norms:
     anything. A channel whose running variance is at most 1e-10 has given the same number at every
     pixel of every image for some time: with PyTorch's momentum m a variance of 1 falls so far in
     log(1e-10) / log(1 - m) updates, 219 of m = 0.1, and at once in an update of m = 1.
-
-    Args:
-      stats: by name; those called `mean` and `var`, or with `running_` before it, are looked at.
-        Arrays of which this host has only a part are left out.
+    Arrays of which this host has only a part are left out.
     """
+    running = {
+        name: array
+        for name, array in stats.items()
+        if name.rpartition(".")[2] in _WORDS and not name.startswith("normalize.")
+        if getattr(array, "is_fully_replicated", True)
+        or getattr(array, "is_fully_addressable", True)
+    }
     broken, dead = [], []
-    for name, array in _running(stats).items():
+    for name, array in jax.device_get(running).items():
+        array = np.asarray(array)
         norm, _, what = name.rpartition(".")
         below = array < 0 if what.endswith("var") else np.zeros(array.shape, bool)
         infinite = ~np.isfinite(array)
@@ -267,34 +239,15 @@ def of_norms(stats: Mapping[str, Any]) -> Norms:
         still = (array >= 0) & (array <= _DEAD)
         if what.endswith("var") and still.any():
             dead.append(f"{still.sum()} of {array.size} in {norm}")
-    return Norms(
-        _listed(broken),
+    warning = (
         f"{_listed(dead)} channels are dead: a running variance of at most {_DEAD:g} means that "
         "they give the same number for all images. Where that is not meant, as with train.l1, go "
         "back to an earlier checkpoint with a lower learning rate or a longer warm-up"
-        if dead
-        else "",
     )
-
-
-_WORDS = {"mean": "running mean", "var": "running variance"}
-_WORDS |= {f"running_{key}": words for key, words in _WORDS.items()}
-
-
-def _running(stats: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the running means and variances, on the host."""
-    found = {
-        name: array
-        for name, array in stats.items()
-        if name.rpartition(".")[2] in _WORDS and not name.startswith("normalize.")
-        if getattr(array, "is_fully_replicated", True)
-        or getattr(array, "is_fully_addressable", True)
-    }
-    return {name: np.asarray(array) for name, array in jax.device_get(found).items()}
+    return Norms(_listed(broken), warning if dead else "")
 
 
 def _listed(parts: Sequence[str]) -> str:
-    """Return parts of a sentence, the first few of many."""
     more = [f"{len(parts) - _NAMED} more norms"] * (len(parts) > _NAMED)
     *most, last = [*parts[:_NAMED], *more] or [""]
     return f"{', '.join(most)} and {last}" if most else last

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxrobust.sections import PhaseSection
 from jaxrobust.training.update import objectives
+from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.types import Array, Params
 
 # (average, parameters, running statistics, updates before this one) -> the average after it
@@ -19,7 +20,7 @@ EMA_STATISTICS = ("averaged", "copied")
 
 
 def ema(average: Params, new: Params, decay: float | Array) -> Params:
-    """Return the moving average after one more step: no bias correction."""
+    """Move the average by one step: no bias correction."""
 
     def step(mean: Array, new: Array) -> Array:
         share = decay if isinstance(decay, float) else decay.astype(new.dtype)
@@ -29,7 +30,7 @@ def ema(average: Params, new: Params, decay: float | Array) -> Params:
 
 
 def constant(decay: float) -> Averaging:
-    """Return the average of everything with one decay."""
+    """Average everything with one decay."""
     return lambda average, params, stats, step: ema(average, params | stats, decay)
 
 
@@ -38,24 +39,14 @@ def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
 
     With `ema_warmup_epochs` the average is a copy for so long; after update d = 0, 1, ... from the
     last of these on its decay is min(ema_decay, (1 + d) / (10 + d)), as TensorFlow's
-    ExponentialMovingAverage has it.
-
-    Args:
-      p: as `config.phase` has it; name: of the phase, for messages.
-    Raises:
-      ValueError: a value that cannot work, with what to set.
+    ExponentialMovingAverage has it. `name`: of the phase, for messages.
     """
     epochs = p.ema_warmup_epochs
-    if not 0 <= p.ema_decay < 1:
-        raise ValueError(f"{name}.ema_decay={p.ema_decay} must be at least 0 and below 1")
-    if epochs is not None and not 0 <= epochs < p.epochs:
-        raise ValueError(
-            f"{name}.ema_warmup_epochs={epochs} must be at least 0 and below "
-            f"{name}.epochs={p.epochs}, or None for a decay that is constant"
-        )
-    if p.ema_statistics not in EMA_STATISTICS:
-        ways = ", ".join(map(repr, EMA_STATISTICS))
-        raise ValueError(f"{name}.ema_statistics={p.ema_statistics!r}; one of {ways}")
+    must_be(f"{name}.ema_decay", p.ema_decay, 0 <= p.ema_decay < 1, "at least 0 and below 1")
+    inside = epochs is None or 0 <= epochs < p.epochs
+    wanted = f"at least 0 and below {name}.epochs={p.epochs}, or None for a decay that is constant"
+    must_be(f"{name}.ema_warmup_epochs", epochs, inside, wanted)
+    one_of(f"{name}.ema_statistics", p.ema_statistics, EMA_STATISTICS)
 
     def decay(step: Any) -> float | Array:
         if epochs is None:
@@ -71,21 +62,17 @@ def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
 
 
 def as_moved(old: Params, new: Params, step: Any) -> Params:
-    """Return running statistics as the network has moved them."""
+    """Keep running statistics as the network has moved them."""
     del old, step
     return new
 
 
 def running_statistics(p: PhaseSection, name: str) -> Statistics:
-    """Choose the update of a phase's running statistics: as the network moves them, or with the
-    momentum that `bn_momentum` says.
+    """Choose the update of a phase's running statistics: as the network moves them, or with
+    PyTorch's momentum in the first update and in the others, which `bn_momentum` gives.
 
-    Args:
-      p, name: as in `averaging`; `bn_momentum` are PyTorch's momentum in the first update and in
-        the others. With it the statistics "after an update" have to be those of its images alone:
-        see `classifier.showing_batches`.
-    Raises:
-      ValueError: a value that cannot work, with what to set.
+    Then the statistics "after an update" have to be those of its images alone: see
+    `classifier.showing_batches`.
     Parity: tests/training/update/test_averages.py, against PyTorch's BatchNorm2d.
     """
     if not p.bn_momentum:
@@ -108,12 +95,13 @@ def running_statistics(p: PhaseSection, name: str) -> Statistics:
         begins = jnp.asarray(step) == 0
         momentum = jnp.where(begins, first, later)
         kept = jnp.where(begins, 1 - first, 1 - later)
-        return {key: _mixed(old[key], new, kept, momentum) for key, new in batch.items()}
+
+        def mixed(old: Array, new: Array) -> Array:
+            kind = old.dtype
+            mean = kept.astype(kind) * old + momentum.astype(kind) * new.astype(kind)
+            # What did not move, such as the normalisation of images, keeps its very bits.
+            return jnp.where(new == old, old, mean)
+
+        return {key: mixed(old[key], new) for key, new in batch.items()}
 
     return moved
-
-
-def _mixed(old: Array, new: Array, kept: Array, momentum: Array) -> Array:
-    mixed = kept.astype(old.dtype) * old + momentum.astype(old.dtype) * new.astype(old.dtype)
-    # What the update did not move, such as the normalisation of images, keeps its very bits.
-    return jnp.where(new == old, old, mixed)

@@ -16,20 +16,17 @@ from jaxrobust import attacks
 from jaxrobust.attacks import registry
 from jaxrobust.sections import AttackSection, Config
 from jaxrobust.training.update import objectives
+from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.step import keys_alone
 from jaxrobust.types import Attack, Keys, PerImage
 
 
 def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
-    """Return the inner maximisation, or one of `more` steps; for the clean objective, nothing."""
-    if objective == "clean":
+    """Build the inner maximisation, or one of `more` steps; for the clean objective, nothing."""
+    own, a = objectives.named(objective), config.attack
+    if not own.attacks:
         return lambda logits_fn, key, images, labels: images
-    a = config.attack
-    if a.labels not in objectives.ATTACK_LABELS:
-        raise ValueError(
-            f"attack.labels={a.labels!r}; one of {', '.join(map(repr, objectives.ATTACK_LABELS))}"
-        )
-    own = objectives.named(objective)
+    one_of("attack.labels", a.labels, objectives.ATTACK_LABELS)
     if own.of_probabilities and a.labels != "soft":
         raise ValueError(
             f"objective={objective!r} with attack.labels={a.labels!r}: its attack aims at the "
@@ -41,35 +38,32 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
             "is zero at the image; set attack.start='random', 'gauss' or 'uniform'"
         )
     row, size = registry.trained(a.name), step_of(a)
+    steps = row.steps(a.steps) + more
     if row.single and more:  # one step more is an attack of several
         row, size = registry.trained(row.stronger), None
-        steps = 1 + more
-    else:
-        steps = row.steps(a.steps) + more
     assert row.make is not None
     settings: dict[str, Any] = {"norm": a.norm, "steps": steps, "loss": own.attack_loss}
     make = partial(row.make, random_start=_start(a), **settings)
 
     def made(epsilon: Any, *, whole: float | None) -> Attack:
-        """Return the attack; steps that the config leaves open are those of the radius `whole`."""
+        """Build it; steps that the config leaves open are those of the radius `whole`."""
         if row.length is None:
             return make(epsilon=epsilon)
-        own = row.length / steps * whole if whole else row.length * a.epsilon / steps or None
-        return make(epsilon=epsilon, step_size=own if size is None else size)
+        usual = row.length / steps * whole if whole else row.length * a.epsilon / steps or None
+        return make(epsilon=epsilon, step_size=usual if size is None else size)
 
     attack = made(a.epsilon, whole=None)
-    return _of_radii(partial(made, whole=a.epsilon)) if a.warmup_epochs else attack
+    if not a.warmup_epochs:
+        return attack
+
+    def of_radii(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
+        return made(given.radii, whole=a.epsilon)(logits_fn, given.keys, images, labels)
+
+    return of_radii
 
 
 def _start(a: AttackSection) -> bool | attacks.Noise:
-    """Choose the `random_start` of `attacks.pgd`.
-
-    Raises:
-      ValueError: another word, or one that does not fit the attack.
-    """
-    if a.start not in attacks.STARTS:
-        ways = ", ".join(map(repr, attacks.STARTS))
-        raise ValueError(f"attack.start={a.start!r}; one of {ways}")
+    one_of("attack.start", a.start, attacks.STARTS)
     start = attacks.STARTS[a.start]
     normal = isinstance(start, attacks.Noise) and start.normal
     if a.start_std is not None and not normal:
@@ -97,11 +91,7 @@ def _start(a: AttackSection) -> bool | attacks.Noise:
 
 
 def step_of(attack: AttackSection) -> float | None:
-    """Return the step of an attack whose steps have a length, in pixels; None: its own.
-
-    Raises:
-      ValueError: a step in pixels and one in radii, or one that is none.
-    """
+    """Compute the step of an attack in pixels, where it is set; None: the attack's own."""
     size, relative = attack.step_size, attack.relative_step
     if relative is None:
         return size
@@ -110,10 +100,8 @@ def step_of(attack: AttackSection) -> float | None:
             f"attack.step_size={size:.4g} and attack.relative_step={relative:.4g} are both set; "
             f"give one, such as attack.relative_step={size / (attack.epsilon or 1):.4g}"
         )
-    if not 0 < relative < math.inf:
-        raise ValueError(
-            f"attack.relative_step={relative} must be above 0: the step as a multiple of epsilon"
-        )
+    wanted = "above 0: the step as a multiple of epsilon"
+    must_be("attack.relative_step", relative, 0 < relative < math.inf, wanted)
     return relative * attack.epsilon or None  # a radius of 0 allows no step
 
 
@@ -124,41 +112,29 @@ class Given(NamedTuple):
     radii: PerImage
 
 
-def share(step: int, *, steps_per_epoch: int, warmup_epochs: int) -> float:
-    """Return the share of the radius in the update after `step` others: constant in an epoch."""
+def share(step: int, steps_per_epoch: int, warmup_epochs: int) -> float:
+    """Compute the share of the radius in the update after `step` others: constant in an epoch."""
     epoch = step // steps_per_epoch
     return epoch / warmup_epochs if epoch < warmup_epochs else 1.0
 
 
-def _of_radii(attack_of: Callable[[PerImage], Attack]) -> Attack:
-    """Return the attack whose second argument is `Given`, from one for each radius."""
-
-    def attack(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
-        return attack_of(given.radii)(logits_fn, given.keys, images, labels)
-
-    return attack
-
-
 def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
-    """Raise `ValueError` for a length or a step that cannot work."""
-    size = attack.step_size
-    if size is not None and not 0 < size < math.inf:
-        raise ValueError(f"attack.step_size={size} must be above 0, in pixels, such as 2/255")
-    if not 0 <= attack.warmup_epochs < epochs:
+    """Refuse a length or a step that cannot work."""
+    size, warmup = attack.step_size, attack.warmup_epochs
+    inside = size is None or 0 < size < math.inf
+    must_be("attack.step_size", size, inside, "above 0, in pixels, such as 2/255")
+    wanted = f"at least 0 and below {phase}.epochs={epochs}, so that the radius reaches "
+    must_be("attack.warmup_epochs", warmup, 0 <= warmup < epochs, wanted + "attack.epsilon")
+    if warmup and not attack.epsilon:
         raise ValueError(
-            f"attack.warmup_epochs={attack.warmup_epochs} must be at least 0 and below "
-            f"{phase}.epochs={epochs}, so that the radius reaches attack.epsilon"
-        )
-    if attack.warmup_epochs and not attack.epsilon:
-        raise ValueError(
-            f"attack.warmup_epochs={attack.warmup_epochs} with attack.epsilon=0: there is no "
-            "radius to grow to; set attack.warmup_epochs=0"
+            f"attack.warmup_epochs={warmup} with attack.epsilon=0: there is no radius to grow to; "
+            "set attack.warmup_epochs=0"
         )
 
 
 def given(config: Config, objective: str) -> Callable[[Keys, Any], Any]:
-    """Return (keys [B], share of the radius by now f32[]) -> what `training_attack` reads."""
+    """Build (keys [B], share of the radius by now f32[]) -> what `training_attack` reads."""
     epsilon = config.attack.epsilon
-    if objective == "clean" or not config.attack.warmup_epochs:
+    if not (objectives.named(objective).attacks and config.attack.warmup_epochs):
         return keys_alone
     return lambda keys, share: Given(keys, jnp.full(keys.shape, epsilon, jnp.float32) * share)

@@ -6,8 +6,9 @@ devices, its condition would be a collective.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +17,23 @@ from jaxtyping import Key
 from jaxrobust.types import Array, Batch, Images, Labels, SoftLabels
 
 BatchAugmentation = Callable[[Array, Batch], Batch]
+Shape = Sequence[int]
+Range = tuple[float, float]
 
 
 def batch_augmentation(
-    *,
     num_classes: int,
+    *,
     erasing: float = 0.0,
     noise: str = "normal",
     mixup: float = 0.0,
     cutmix: float = 0.0,
-    switch: float = 0.5,
-    probability: float = 1.0,
-    group: int = 2,
     smoothing: float = 0.0,
+    **how: Any,
 ) -> BatchAugmentation:
-    """Return `(key, batch) -> batch`: it erases, then mixes; what is off is not in the program.
+    """Build `(key, batch) -> batch`: it erases, then mixes; what is off is not in the program.
 
-    Args:
-      num_classes: C.
-      erasing, noise: `probability` and `noise` of `erase`.
-      mixup, cutmix, switch, probability, group, smoothing: of `mix`.
+    `num_classes` is C; `erasing` and `noise` are of `erase`, the others and `how` of `mix`.
     """
 
     def augment(key: Array, batch: Batch) -> Batch:
@@ -44,18 +42,8 @@ def batch_augmentation(
         if erasing:
             images = erase(erase_key, images, probability=erasing, noise=noise)
         if mixup or cutmix:
-            images, targets = mix(
-                mix_key,
-                images,
-                targets,
-                num_classes=num_classes,
-                mixup=mixup,
-                cutmix=cutmix,
-                switch=switch,
-                probability=probability,
-                group=group,
-                smoothing=smoothing,
-            )
+            mixes = {"mixup": mixup, "cutmix": cutmix, "smoothing": smoothing} | how
+            images, targets = mix(mix_key, images, targets, num_classes=num_classes, **mixes)
         elif smoothing:
             targets = smoothed(targets, num_classes, smoothing)
         return Batch(images, targets)
@@ -77,15 +65,13 @@ def erase(
     *,
     probability: float,
     noise: str = "normal",
-    area: tuple[float, float] = (0.02, 1 / 3),
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+    area: Range = (0.02, 1 / 3),
+    aspect: Range = (0.3, 1 / 0.3),
 ) -> Images:
-    """Fill one box of some images with noise, pixel by pixel.
+    """Fill one box of some images f32[B,H,W,C] with noise, pixel by pixel.
 
     Args:
       key: image i draws from `fold_in(key, i)`.
-      images: f32[B,H,W,C].
-      probability: of an image to be erased.
       noise: "normal", N(0, 1) whatever the range of the images; or "truncated", mean 0.5 and
         standard deviation 0.25 before it is cut to [0, 1].
       area: least and largest fraction of the image; uniform.
@@ -94,7 +80,7 @@ def erase(
       ten times at most; parity: tests/training/update/test_mixing.py against timm 1.0.9.
     """
 
-    def one(key, image):
+    def one(key: Array, image: Array) -> Array:
         height, width, channels = image.shape
         box_key, noise_key = jax.random.split(key)
         erased, *box = _erased_box(box_key, image.shape, probability, area, aspect)
@@ -108,7 +94,14 @@ def erase(
     return jax.vmap(one)(_keys(key, images.shape[0]), images)
 
 
-def _erased_box(key, shape, probability, area, aspect, tries=10):
+def _erased_box(
+    key: Array,
+    shape: Shape,
+    probability: float,
+    area: Range,
+    aspect: Range,
+    tries: int = 10,
+) -> tuple[Array, ...]:
     """Draw whether to erase, and the top, bottom, left and right of the first box that fits."""
     height, width, _ = shape
     u = jax.random.uniform(key, (1 + 4 * tries,))
@@ -139,20 +132,16 @@ def mix(
     group: int = 2,
     smoothing: float = 0.0,
 ) -> tuple[Images, SoftLabels]:
-    """Mix images with others; return them and their soft targets f32[B,C].
+    """Mix images f32[B,H,W,C] with others; return them and their soft targets f32[B,C].
 
     Every `group` consecutive images of the batch share one choice, weight and box; the partner of
     its first image is its last. At most one of `mixup` and `cutmix` is 0.
 
     Args:
       key: group g draws from `fold_in(key, g)`.
-      images: f32[B,H,W,C].
-      labels: i32[B].
-      num_classes: C of the targets.
       mixup: the whole images are mixed, with a weight from Beta(mixup, mixup).
       cutmix: a box comes from the partner, of area 1 - Beta(cutmix, cutmix) before the border cuts
-        it.
-      switch: probability of boxes where both are on.
+        it; `switch` is its probability where both are on.
       probability: of mixing at all.
       group: an even divisor of the part of B that a device holds.
       smoothing: of the one-hot labels before they are mixed.
@@ -175,7 +164,9 @@ def mix(
     return images.reshape(batch, *shape), targets.reshape(batch, num_classes)
 
 
-def _draw_mixing(key, shape, alphas, switch, probability):
+def _draw_mixing(
+    key: Array, shape: Shape, alphas: Range, switch: float, probability: float
+) -> tuple[Array, ...]:
     """Draw whether to cut boxes, an image's weight (1: not mixed), and the centre of its box."""
     height, width, _ = shape
     u = jax.random.uniform(key, (6,))
@@ -188,13 +179,10 @@ def _draw_mixing(key, shape, alphas, switch, probability):
 def blend(
     images: Array, targets: Array, boxes: Array, lam: Array, y: Array, x: Array
 ) -> tuple[Array, Array]:
-    """Mix each image of one group with its partner.
+    """Mix each image f32[group,H,W,C] of a group, and its targets f32[group,C], with its partner's.
 
-    Args:
-      images: f32[group,H,W,C]; targets: f32[group,C].
-      boxes: bool[]; whether a box is replaced, or the whole image mixed.
-      lam: f32[], the weight of the image itself.
-      y, x: f32[], whole numbers: the centre of the box.
+    `boxes` bool[]: a box is replaced, around (y, x), which are whole numbers, or the whole image
+    mixed; `lam` f32[]: the weight of the image itself.
     """
     _, height, width, _ = images.shape
     side = jnp.sqrt(1 - lam)
@@ -212,7 +200,7 @@ def blend(
     )
 
 
-def _weighted(weight, a, b):
+def _weighted(weight: Array, a: Array, b: Array) -> Array:
     """Compute weight * a + (1 - weight) * b, the products rounded before they are added.
 
     A fused multiply-add, which compilers choose by the shape on a device, would round otherwise.
@@ -222,9 +210,8 @@ def _weighted(weight, a, b):
 
 
 def smoothed(labels: Labels, num_classes: int, smoothing: float) -> SoftLabels:
-    """Return one-hot labels f32[B,C] with `smoothing` spread over all classes, theirs included.
-
-    They are f64 where JAX computes so.
+    """Compute one-hot labels f32[B,C], or f64 where JAX computes so, of which `smoothing` is
+    spread over all classes, theirs included.
     """
     off, kind = smoothing / num_classes, jnp.result_type(float)
     is_label = labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None]
@@ -252,8 +239,7 @@ def _keys(key: Array, count: int) -> Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def _inside(shape, top, bottom, left, right) -> Array:
-    """Return bool[H,W,1]: the pixels of a box."""
+def _inside(shape: Shape, top: Array, bottom: Array, left: Array, right: Array) -> Array:
     y, x = jnp.arange(shape[0], dtype=jnp.float32), jnp.arange(shape[1], dtype=jnp.float32)
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
     return (rows[:, None] & columns[None, :])[..., None]

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float32
 
+from jaxrobust import attacks
 from jaxrobust.models.kernels.primitives import widened
+from jaxrobust.sections import AttackSection
 from jaxrobust.types import (
     Array,
     Batch,
@@ -21,6 +23,8 @@ from jaxrobust.types import (
     PerImage,
     SoftLabels,
 )
+
+Value = tuple[Array, tuple[Params, dict[str, Array]]]  # a loss; the statistics after, and metrics
 
 
 class Objective(NamedTuple):
@@ -34,7 +38,7 @@ class Objective(NamedTuple):
     """
 
     attack_targets: Callable[[LogitsFn, Batch], Array]
-    loss: Callable[..., tuple[Array, tuple[Params, dict[str, Array]]]]
+    loss: Callable[..., Value]
     draws: Callable[[Array | None], tuple[Array | None, Array | None]]
 
 
@@ -61,25 +65,26 @@ ATTACK_LABELS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def _at_labels(attack_labels: str) -> Callable[[LogitsFn, Batch], Array]:
+    return lambda logits_fn, batch: ATTACK_LABELS[attack_labels](batch.labels)
+
+
 def _on_images(
     choose: Callable[[Batch, Array], Array], metric: str, attack_labels: str = "soft"
 ) -> Objective:
-    """Return cross-entropy on one set of images, whose accuracy is reported as `metric`."""
-
-    def attack_targets(logits_fn, batch):
-        return ATTACK_LABELS[attack_labels](batch.labels)
-
-    def loss(net: Classifier, params, stats, batch, images_adv, key):
+    def loss(
+        net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
+    ) -> Value:
         images = choose(batch, images_adv)
         logits, stats = net.apply(params, stats, images, train=True, key=key)
         value = cross_entropy(logits, batch.labels).mean()
         return value, (stats, {metric: accuracy(logits, batch.labels)})
 
-    return Objective(attack_targets, loss, lambda key: (key, key))
+    return Objective(_at_labels(attack_labels), loss, lambda key: (key, key))
 
 
 def clean() -> Objective:
-    """Return cross-entropy on the images themselves."""
+    """Minimise cross-entropy on the images themselves."""
     return _on_images(lambda batch, images_adv: batch.images, "clean")
 
 
@@ -96,20 +101,6 @@ def adversarial(attack_labels: str = "soft") -> Objective:
 STATISTICS = ("both", "adversarial")
 
 
-class _Passes(NamedTuple):
-    """What two passes of a training step say, of the images and of those attacked."""
-
-    clean: Logits
-    robust: Logits
-    stats: Params  # after them
-
-    def metrics(self, labels: Labels | SoftLabels, divergence: Array) -> dict[str, Array]:
-        """Compute the metrics that are logged."""
-        named = {"clean": self.clean, "robust": self.robust}
-        found = {name: accuracy(logits, labels) for name, logits in named.items()}
-        return found | {"kl": divergence}
-
-
 def _two_draws(key: Array | None) -> tuple[Array | None, Array | None]:
     if key is None:
         return None, None
@@ -118,102 +109,93 @@ def _two_draws(key: Array | None) -> tuple[Array | None, Array | None]:
     return first, second
 
 
-def _passes(
-    net: Classifier, params, stats, batch: Batch, images_adv, key, *, statistics: str
-) -> _Passes:
-    """Pass the images and those attacked one after the other, as the authors of TRADES have it.
+def _of_two_passes(
+    attack_targets: Callable[[LogitsFn, Batch], Array],
+    terms: Callable[[Labels | SoftLabels, Logits, Logits], tuple[Array, Array]],
+    statistics: str,
+) -> Objective:
+    """Build an objective of `terms(labels, clean logits, robust logits)`: the loss, and of it the
+    divergence.
 
-    Batch norms normalise them apart, and their running statistics move twice, or with the attacked
-    images alone. Images are cut to [0, 1], as every point of the attack is; else the noise of
-    random erasing, which leaves that range, would be part of the divergence, and no perturbation of
-    that size is in the ball.
-    """
-    first, second = _two_draws(key)
-    images = batch.images.clip(0, 1)
-    clean, moved = net.apply(params, stats, images, train=True, key=first)
-    before = moved if statistics == "both" else stats
-    robust, after = net.apply(params, before, images_adv, train=True, key=second)
-    return _Passes(clean, robust, after)
-
-
-def trades(beta: float, statistics: str = "both") -> Objective:
-    """Return clean cross-entropy + beta KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573,
-    eq. 5).
-
-    The attack maximises the KL term against the clean probabilities, so it needs a random start:
-    at the image itself the gradient is zero. Of smoothed labels the cross-entropy alone knows.
-
-    Args:
-      beta: weight of the divergence.
-      statistics: a row of `STATISTICS`.
-    Parity: tests/training/update/test_golden_updates.py, 20 updates with the losses of
-    zhichao-lu/robust-residual-network: "both" is its baseline, "adversarial" its advanced recipe.
+    The images and those attacked pass one after the other, as the authors of TRADES have it: batch
+    norms normalise them apart, and their running statistics move twice, or with the attacked images
+    alone. Images are cut to [0, 1], as every point of the attack is; else the noise of random
+    erasing, which leaves that range, would be part of the divergence, and no perturbation of that
+    size is in the ball.
     """
 
-    def attack_targets(logits_fn, batch):
-        return jax.nn.softmax(logits_fn(batch.images.clip(0, 1)))
-
-    def loss(net: Classifier, params, stats, batch, images_adv, key):
-        made = _passes(net, params, stats, batch, images_adv, key, statistics=statistics)
-        p, log_p, log_q = (
-            jax.nn.softmax(made.clean),
-            jax.nn.log_softmax(made.clean),
-            jax.nn.log_softmax(made.robust),
-        )
-        divergence = (p * (log_p - log_q)).sum(-1).mean()
-        value = cross_entropy(made.clean, batch.labels).mean() + beta * divergence
-        return value, (made.stats, made.metrics(batch.labels, divergence))
+    def loss(
+        net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
+    ) -> Value:
+        first, second = _two_draws(key)
+        images = batch.images.clip(0, 1)
+        clean, moved = net.apply(params, stats, images, train=True, key=first)
+        before = moved if statistics == "both" else stats
+        robust, after = net.apply(params, before, images_adv, train=True, key=second)
+        value, divergence = terms(batch.labels, clean, robust)
+        named = {"clean": clean, "robust": robust}
+        metrics = {name: accuracy(logits, batch.labels) for name, logits in named.items()}
+        return value, (after, metrics | {"kl": divergence})
 
     return Objective(attack_targets, loss, _two_draws)
 
 
+def trades(beta: float, statistics: str = "both") -> Objective:
+    """Build clean cross-entropy + beta KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573).
+
+    Their eq. 5. The attack maximises the KL term against the clean probabilities, so it needs a
+    random start: at the image itself the gradient is zero. Of smoothed labels the cross-entropy
+    alone knows. Parity: tests/training/update/test_golden_updates.py, 20 updates with the losses of
+    zhichao-lu/robust-residual-network: "both" is its baseline, "adversarial" its advanced recipe.
+    """
+
+    def attack_targets(logits_fn: LogitsFn, batch: Batch) -> Array:
+        return jax.nn.softmax(logits_fn(batch.images.clip(0, 1)))
+
+    def terms(labels: Array, clean: Array, robust: Array) -> tuple[Array, Array]:
+        log_p, log_q = jax.nn.log_softmax(clean), jax.nn.log_softmax(robust)
+        divergence = (jax.nn.softmax(clean) * (log_p - log_q)).sum(-1).mean()
+        return cross_entropy(clean, labels).mean() + beta * divergence, divergence
+
+    return _of_two_passes(attack_targets, terms, statistics)
+
+
 def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> Objective:
-    """Return adversarial cross-entropy, a margin, and KL(p(x) || p(x_adv)) where p(x) is unsure
+    """Build adversarial cross-entropy, a margin, and KL(p(x) || p(x_adv)) where p(x) is unsure
     (Wang et al. 2020, "Improving Adversarial Robustness Requires Revisiting Misclassified
     Examples", ICLR, eq. 11).
 
     With q = p(x_adv), y the label and k the likeliest other class of q, the mean over images of
 
-        CE(q, y) - log(1.0001 - q_k + 1e-12)
-            + beta KL(p || q) (1.0000001 - p_y),
+        CE(q, y) - log(1.0001 - q_k + 1e-12) + beta KL(p || q) (1.0000001 - p_y),
 
     where KL takes log(q + 1e-12): the constants are the authors'. Soft labels enter the first term;
-    the others take the largest of them.
-
-    Args:
-      beta: weight of the divergence.
-      statistics: a row of `STATISTICS`.
-      attack_labels: what the attack's cross-entropy aims at: a key of `ATTACK_LABELS`.
-    Parity: tests/training/update/test_golden_updates.py, against the same in PyTorch.
+    the others take the largest of them. `statistics`: of `STATISTICS`; `attack_labels`: a key of
+    `ATTACK_LABELS`. Parity: tests/training/update/test_golden_updates.py, against PyTorch.
     """
 
-    def attack_targets(logits_fn, batch):
-        return ATTACK_LABELS[attack_labels](batch.labels)
-
-    def loss(net: Classifier, params, stats, batch, images_adv, key):
-        made = _passes(net, params, stats, batch, images_adv, key, statistics=statistics)
-        p, q = jax.nn.softmax(made.clean), jax.nn.softmax(made.robust)
-        is_label = jnp.arange(p.shape[1])[None] == likeliest(batch.labels)[:, None]
+    def terms(labels: Array, clean: Array, robust: Array) -> tuple[Array, Array]:
+        p, q = jax.nn.softmax(clean), jax.nn.softmax(robust)
+        is_label = jnp.arange(p.shape[1])[None] == likeliest(labels)[:, None]
         # Through an index, so that tied runners-up do not share the gradient.
         other = jnp.argmax(jnp.where(is_label, -1, q), axis=1)
         strongest = jnp.take_along_axis(q, other[:, None], axis=1)[:, 0]
         margin = -jnp.log(1.0001 - strongest + 1e-12)
         unsure = 1.0000001 - jnp.where(is_label, p, 0).sum(-1)
-        terms = jax.scipy.special.xlogy(p, p) - p * jnp.log(q + 1e-12)
-        divergence = (terms.sum(-1) * unsure).mean()
-        value = (cross_entropy(made.robust, batch.labels) + margin).mean() + beta * divergence
-        return value, (made.stats, made.metrics(batch.labels, divergence))
+        each = jax.scipy.special.xlogy(p, p) - p * jnp.log(q + 1e-12)
+        divergence = (each.sum(-1) * unsure).mean()
+        return (cross_entropy(robust, labels) + margin).mean() + beta * divergence, divergence
 
-    return Objective(attack_targets, loss, _two_draws)
+    return _of_two_passes(_at_labels(attack_labels), terms, statistics)
 
 
 def kernels(params: Params) -> list[Array]:
-    """Return the weights of convolutions and linear maps: no biases, norms, tokens or positions."""
+    """List the weights of convolutions and linear maps: no biases, norms, tokens or positions."""
     return [array for name, array in params.items() if name.endswith("kernel")]
 
 
 def l1_norm(params: Params) -> Array:
-    """Return the sum f32[] (f64[] of such) of all absolute `kernels`; its gradient at 0 is 0."""
+    """Sum all absolute `kernels`, f32[] (f64[] of such); its gradient at 0 is 0."""
 
     def norm(wide: Array) -> Array:  # not `jnp.abs`, whose gradient at 0 is 1
         return (wide * jax.lax.stop_gradient(jnp.sign(wide))).sum()
@@ -222,11 +204,13 @@ def l1_norm(params: Params) -> Array:
 
 
 def sparse(objective: Objective, weight: float) -> Objective:
-    """Return an objective plus `weight` times `l1_norm`, which the metrics have as `l1` (Tang et
-    al. 2022, arXiv 2209.14105, section 5).
+    """Add `weight` times `l1_norm`, which the metrics have as `l1` (Tang et al. 2022, arXiv
+    2209.14105, section 5).
     """
 
-    def loss(net: Classifier, params, stats, batch, images_adv, key):
+    def loss(
+        net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
+    ) -> Value:
         value, (after, metrics) = objective.loss(net, params, stats, batch, images_adv, key)
         norm = l1_norm(params)
         return value + weight * norm, (after, metrics | {"l1": norm})
@@ -235,16 +219,18 @@ def sparse(objective: Objective, weight: float) -> Objective:
 
 
 class ObjectiveRow(NamedTuple):
-    """What others need to know of an objective: the attack, the checks, the counts of passes.
-
-    One that attacks nothing is `clean` alone: configs tell it by its name.
-    """
+    """What others need to know of an objective: the attack, the checks, the counts of passes."""
 
     make: Callable[[Any, Any], Objective]  # of a phase and the attack of a config
     attack_loss: str | None = "ce"  # what its attack climbs; None: there is none
     of_probabilities: bool = False  # the attack aims at the clean ones, which cost a pass
     both: bool = False  # images and those attacked pass the network, each in a pass of its own
     weights: tuple[str, ...] = ()  # keys of a phase, at least 0
+
+    @property
+    def attacks(self) -> bool:
+        """Tell whether it attacks the images."""
+        return self.attack_loss is not None
 
     @property
     def before(self) -> int:
@@ -261,22 +247,21 @@ ROWS: dict[str, ObjectiveRow] = {}
 
 
 def add(name: str, row: ObjectiveRow) -> None:
-    """Enter an objective, which `objective` of a phase names from then on.
-
-    Raises:
-      ValueError: there is one of that name.
-    """
+    """Enter an objective, which `objective` of a phase names from then on."""
     if name in ROWS:
         raise ValueError(f"there is an objective {name} already; choose another name")
     ROWS[name] = row
 
 
-def named(name: str) -> ObjectiveRow:
-    """Find an objective.
+def passes(name: str, attack: AttackSection) -> int:
+    """Count the forward passes that an update of one image costs, attack included."""
+    row = named(name)
+    passes = attacks.passes(attack.name, attack.steps) if row.attacks else 0
+    return row.before + passes + row.update
 
-    Raises:
-      ValueError: there is none of that name.
-    """
+
+def named(name: str) -> ObjectiveRow:
+    """Find an objective; a `ValueError` says which there are."""
     if name not in ROWS:
         raise ValueError(f"unknown objective {name!r}; one of {sorted(ROWS)}")
     return ROWS[name]

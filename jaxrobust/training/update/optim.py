@@ -10,6 +10,7 @@ import optax
 
 from jaxrobust.sections import PhaseSection
 from jaxrobust.training.update import schedules
+from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.types import Array, Params
 
 # Which parameters are decayed, by name and shape; the references have one rule per group of
@@ -33,9 +34,7 @@ DECAY_MASKS = {
 def adamw(
     schedule: optax.Schedule, *, weight_decay: float, decay_mask: str, b2: float = 0.95
 ) -> optax.GradientTransformation:
-    """Return AdamW with betas (0.9, b2), eps 1e-8, decoupled decay and no clipping, as in the
-    paper.
-    """
+    """Build AdamW with betas (0.9, b2), eps 1e-8, decoupled decay, no clipping, as in the paper."""
     mask = _mask(decay_mask)
     return optax.adamw(schedule, b1=0.9, b2=b2, eps=1e-8, weight_decay=weight_decay, mask=mask)
 
@@ -48,7 +47,7 @@ def sgd(
     momentum: float | optax.Schedule = 0.9,
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """Return PyTorch's SGD: the decay is part of the gradient, and of the momentum with it.
+    """Build PyTorch's SGD: the decay is part of the gradient, and of the momentum with it.
 
     `momentum` may be a function of the step.
     """
@@ -62,9 +61,7 @@ def sgd(
 
 
 def clipped(largest: float) -> optax.GradientTransformation:
-    """Return the scaling of all gradients by min(1, largest / (norm + 1e-6)), of the norm of all of
-    them together: PyTorch's `clip_grad_norm_`.
-    """
+    """Scale all gradients by min(1, largest / (their norm + 1e-6)): PyTorch's `clip_grad_norm_`."""
 
     def update(grads: Params, state: Any, params: Any = None) -> tuple[Params, Any]:
         del params
@@ -80,7 +77,7 @@ class _Trace(NamedTuple):
 
 
 def _scheduled_trace(momentum: optax.Schedule, nesterov: bool) -> optax.GradientTransformation:
-    """Return `optax.trace` whose decay is a function of the step."""
+    """As `optax.trace`, but the decay is a function of the step."""
 
     def init(params: Params) -> _Trace:
         return _Trace(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
@@ -116,14 +113,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 def of_phase(
     p: PhaseSection, name: str, *, decay_mask: str, steps_per_epoch: int
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """Return the learning rate and the optimiser of a phase's values.
-
-    Args:
-      p: as `config.phase` has them.
-      name: of the phase, for messages.
-      decay_mask: of the network's family; the phase may name another.
-    Raises:
-      ValueError: a value that cannot work, with what to set.
+    """Build the learning rate and the optimiser of a phase; `name` and `decay_mask` are its own and
+    its network's. A value that cannot work is a `ValueError` with what to set.
     """
     mask = decay_mask if p.decay_mask is None else p.decay_mask
     for key, value, rows in (
@@ -131,8 +122,7 @@ def of_phase(
         ("schedule", p.schedule, schedules.SHAPES),
         ("decay_mask", mask, DECAY_MASKS),
     ):
-        if value not in rows:
-            raise ValueError(f"{name}.{key}={value!r}; one of {', '.join(map(repr, rows))}")
+        one_of(f"{name}.{key}", value, rows)
     start, steps = p.warmup_lr, p.lr_steps
     peak = f"and {name}.lr={p.lr}"
     ranges = {
@@ -157,8 +147,7 @@ def of_phase(
         ),
     }
     for key, (inside, wanted) in ranges.items():
-        if not inside:
-            raise ValueError(f"{name}.{key}={p[key]} must be {wanted}")
+        must_be(f"{name}.{key}", p[key], inside, wanted)
     try:
         schedule = schedules.learning_rate(
             peak=p.lr,
@@ -184,7 +173,6 @@ def of_phase(
         cycle = schedules.cycled_momentum(
             epochs=p.epochs, steps_per_epoch=steps_per_epoch, warmup_epochs=p.warmup_epochs
         )
-    make = OPTIMIZERS[p.optimizer]
     decay = {"weight_decay": p.weight_decay, "decay_mask": mask}
-    tx = make(p, schedule, cycle=cycle, **decay)
+    tx = OPTIMIZERS[p.optimizer](p, schedule, cycle=cycle, **decay)
     return schedule, tx if p.clip_norm is None else optax.chain(clipped(p.clip_norm), tx)

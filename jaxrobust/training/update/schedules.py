@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.training.update.checks import must_be
+
 
 class Span(NamedTuple):
     """What the curves are made of; lengths in epochs."""
@@ -46,15 +48,13 @@ def _cosine(s: Span) -> list[Piece]:
 
 
 def _unshifted_cosine(s: Span) -> list[Piece]:
-    """Return timm's: the cosine begins at epoch 0, under the warm-up, which ends below the peak."""
+    """timm's: the cosine begins at epoch 0, under the warm-up, which ends below the peak."""
     _, decay = _decay(s, 0, s.end)
     return [_warmup(s), (s.warmup, decay)]
 
 
 def _late_cosine(s: Span) -> list[Piece]:
-    """Return RobustART's: one more epoch at the peak, then a cosine as long as all epochs, so that
-    it is cut off above its end.
-    """
+    """RobustART's: one more epoch at the peak, then a cosine that is cut off above its end."""
     return [_warmup(s), _flat(s.warmup, s.peak), _decay(s, s.warmup + 1, s.end)]
 
 
@@ -70,9 +70,7 @@ def _steps(s: Span) -> list[Piece]:
 
 
 def _one_cycle(s: Span) -> list[Piece]:
-    """Return PyTorch's OneCycleLR, stepped once an epoch: both ways are cosines, and its last value
-    is that of the last epoch.
-    """
+    """PyTorch's OneCycleLR, once an epoch: cosines, whose last value is that of the last epoch."""
     top = s.warmup - 1
     rise, fall = s._replace(peak=s.start * s.peak, final=s.peak), _decay(s, top, s.end - 1 - top)
     return [_decay(rise, 0, top), fall]
@@ -114,18 +112,15 @@ def learning_rate(
     steps: Sequence[float] = (),
     factor: float = 0.1,
 ) -> Callable[[Any], Any]:
-    """Return step i32[] -> f32[] (f64[] where JAX computes so): the learning rate of an update.
+    """Build step i32[] -> f32[] (f64[] where JAX computes so): the learning rate of an update.
 
     Args:
       epochs: of all, warm-up and cool-down included.
       final: where the decay ends; "step" does not read it.
-      shape: a row of `SHAPES`.
       warmup_lr: at epoch 0, from where it rises linearly; default 1e-4 peak.
       cooldown_epochs: the last ones, at `final`.
       steps: of "step": epochs, or below 1 fractions of `epochs`, from which on the rate is
         multiplied by `factor`.
-    Raises:
-      ValueError: a length that is not positive, or a warm-up that leaves no epoch for the decay.
     Parity: tests/training/update/test_schedules.py, against PyTorch, timm and golden curves.
     """
     if epochs < 1 or steps_per_epoch < 1:
@@ -161,7 +156,7 @@ def learning_rate(
 
 
 def cycled_momentum(*, epochs: int, steps_per_epoch: int, warmup_epochs: int) -> Callable[..., Any]:
-    """Return step i32[] -> f32[], SGD's momentum beside "one-cycle": from 0.95 down to 0.85 while
+    """Build step i32[] -> f32[], SGD's momentum beside "one-cycle": from 0.95 down to 0.85 while
     the rate rises, and back, as PyTorch's OneCycleLR has it by default, once an epoch.
     """
     top = warmup_epochs - 1
@@ -172,8 +167,6 @@ def cycled_momentum(*, epochs: int, steps_per_epoch: int, warmup_epochs: int) ->
 
 
 def _table(pieces: Sequence[Piece], epochs: int) -> np.ndarray:
-    """Return the values at whole epochs, the end of the last one included."""
-
     def at(epoch: int) -> float:
         return [of for begin, of in pieces if begin <= epoch][-1](epoch, math.cos)
 
@@ -187,23 +180,16 @@ def _each_epoch(values: np.ndarray, steps_per_epoch: int) -> Callable[[Any], Any
 def _check_lengths(
     row: Shape, shape: str, epochs: int, warmup_epochs: int, cooldown_epochs: int
 ) -> None:
-    """Raise `ValueError` for lengths that do not fit into the epochs, or into the shape."""
-    if not row.least_warmup <= warmup_epochs < epochs:
-        most = max(epochs - 1, 0)
-        remedy = (
-            f"; shorten it to {most} or less, or train longer" if warmup_epochs >= epochs else ""
-        )
-        raise ValueError(
-            f"warmup_epochs={warmup_epochs} must be at least {row.least_warmup} and below "
-            f"{epochs=}{remedy}"
-        )
+    wanted = f"at least {row.least_warmup} and below {epochs=}"
+    if warmup_epochs >= epochs:
+        wanted += f"; shorten it to {max(epochs - 1, 0)} or less, or train longer"
+    inside = row.least_warmup <= warmup_epochs < epochs
+    must_be("warmup_epochs", warmup_epochs, inside, wanted)
     if cooldown_epochs and not row.ends:
         raise ValueError(
             f"cooldown_epochs={cooldown_epochs} has no final value to stay at with "
             f"schedule={shape!r}; set cooldown_epochs=0"
         )
-    if not 0 <= cooldown_epochs < epochs - warmup_epochs:
-        raise ValueError(
-            f"cooldown_epochs={cooldown_epochs} must be at least 0 and below epochs - "
-            f"warmup_epochs = {epochs - warmup_epochs}, of which it is a part"
-        )
+    left = epochs - warmup_epochs
+    wanted = f"at least 0 and below epochs - warmup_epochs = {left}, of which it is a part"
+    must_be("cooldown_epochs", cooldown_epochs, 0 <= cooldown_epochs < left, wanted)

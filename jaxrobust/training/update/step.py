@@ -10,10 +10,9 @@ import optax
 from jaxrobust.attacks import image_keys
 from jaxrobust.models.interface.inputs import cast, unit_range
 from jaxrobust.runtime.devices.sharding import Spread
-from jaxrobust.training.update import averages
+from jaxrobust.training.update import averages, objectives
 from jaxrobust.training.update.mixing import BatchAugmentation
-from jaxrobust.training.update.objectives import Objective
-from jaxrobust.types import Array, Attack, Batch, Classifier, Keys, Params
+from jaxrobust.types import Array, Attack, Batch, Classifier, Keys, LogitsFn, Params
 
 
 def gradients(
@@ -25,7 +24,7 @@ def gradients(
     *,
     net: Classifier,
     attack: Attack,
-    objective: Objective,
+    objective: objectives.Objective,
     attack_train: bool,
 ) -> tuple[Params, Params, dict[str, Array]]:
     """Maximise over the images, then differentiate the loss that the parameters minimise there.
@@ -36,13 +35,12 @@ def gradients(
       attack_train: whether the attack sees the network as it trains (statistics of these images,
         stochastic depth with the update's draws), instead of as it evaluates; what it aims at, as
         the update sees the images themselves.
-    Returns:
-      Gradients of the parameters, the statistics after, and metrics.
+    Returns: gradients of the parameters, the statistics after, and metrics.
     Source: Madry et al. 2018 (arXiv 1706.06083), eq. 2.1; with APGD of 2 steps that of Singh,
       Croce, Hein 2023 (arXiv 2303.01870).
     """
 
-    def frozen(key):
+    def frozen(key: Array | None) -> LogitsFn:
         mode = {"train": True, "key": key} if attack_train else {}
         return lambda images: net.apply(params, stats, images, **mode)[0]
 
@@ -51,7 +49,7 @@ def gradients(
         targets = objective.attack_targets(plain, batch)
         images_adv = jax.lax.stop_gradient(attack(attacked, attack_keys, batch.images, targets))
 
-    def loss(params):
+    def loss(params: Params) -> objectives.Value:
         return objective.loss(net, params, stats, batch, images_adv, net_keys)
 
     (value, (after, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -95,7 +93,7 @@ def train_step(
     statistics: averages.Statistics = averages.as_moved,
     given: Callable[[Keys, Any], Any] = keys_alone,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Return the state after one update, and its metrics (means over the global batch).
+    """Do one update; return the state after it, and metrics (means over the global batch).
 
     A step whose loss or gradient is not finite counts, but updates nothing, not even the counter
     of the learning-rate schedule; one that a host stops leaves the state as it is. `gradients` is
@@ -139,21 +137,16 @@ def of_device(
     spread: Spread,
     microbatches: int,
 ) -> tuple[Params, tuple[Params, dict[str, Array]]]:
-    """Build one device's part of a step: `gradients` of its images, in so many parts of them.
+    """Compute one device's part of a step: `gradients` of its images, in so many parts of them.
 
-    Collectives come before and after, whatever the attack: parameters are gathered once, in the
-    compute type; gradients, in the type of the parameters, are averaged once, after the last part.
-
-    Args:
-      params: the device's part, as `spread` splits them, f32 (f64 where JAX computes so and the
-        compute type is that too); returned gradients are those of it.
-      stats: all; returned are their averages over the devices.
-      batch: the device's images and labels; keys: [B], those of its images.
+    Collectives come before and after, whatever the attack: parameters, of which it has a part, f32
+    (f64 where JAX computes so and the compute type is that too), are gathered once, in the compute
+    type; gradients, in the type of the parameters, are averaged once, after the last part.
     """
     kinds = {name: array.dtype for name, array in params.items()}
     params = spread.gather(cast(params, dtype))
 
-    def of_part(part):
+    def of_part(part: Any) -> tuple[Params, Params, dict[str, Array]]:
         grads, after, metrics = gradients(params, stats, *part)
         grads = {name: grad.astype(kinds[name]) for name, grad in grads.items()}
         return grads, _moving(after), metrics
@@ -166,7 +159,7 @@ def of_device(
         first = jax.tree.map(lambda x: x[0], parts)
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_part, first))
 
-        def add(sums, part):
+        def add(sums: Any, part: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, of_part(part)), None
 
         total, _ = jax.lax.scan(add, zeros, parts)
@@ -175,7 +168,7 @@ def of_device(
 
 
 def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) -> TrainState:
-    """Return a fresh state; the average starts from the initial weights."""
+    """Draw a fresh state; the average starts from the initial weights."""
     init_key, _ = jax.random.split(key)
     return state_of(tx, key, *net.init(init_key))
 
@@ -183,7 +176,7 @@ def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) ->
 def state_of(
     tx: optax.GradientTransformation, key: Array, params: Params, stats: Params
 ) -> TrainState:
-    """Return the first state of known weights, with the keys that `init_state` would have."""
+    """Begin with known weights, and the keys that `init_state` would have."""
     _, root = jax.random.split(key)
     ema = started_average(params, stats)
     return TrainState(jnp.zeros((), jnp.int32), params, stats, ema, tx.init(params), root)
@@ -195,11 +188,11 @@ def started_average(params: Params, stats: Params) -> Params:
 
 
 def _moving(stats: Params) -> Params:
-    """Return the running statistics: all but the normalisation of images, which never changes."""
+    """Leave out the normalisation of images, which never changes."""
     return {name: s for name, s in stats.items() if not name.startswith("normalize.")}
 
 
 def averaged(state: TrainState) -> tuple[Params, Params]:
-    """Return params and stats of the averaged network."""
+    """Select params and stats of the averaged network."""
     params = {name: state.ema[name] for name in state.params}
     return params, {name: state.ema.get(name, s) for name, s in state.stats.items()}

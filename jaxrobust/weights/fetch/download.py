@@ -30,7 +30,6 @@ def fetch(
         of `WEIGHTS` there is.
       sha256: of the file, or how it begins, if known; another file is refused and removed.
       name: of the file in the cache; default: what the address ends with.
-      tell: takes a line for each thing that happens.
     Raises:
       ValueError: a mistake in the source, or a file that is not the expected one.
       Unreachable: no answer, several times in a row.
@@ -48,10 +47,7 @@ def fetch(
 
 
 def parse_hub(source: str) -> tuple[str, str | None, str | None]:
-    """Parse `hf://ORG/REPO[@REVISION][/FILE]` into (repository, revision, file).
-
-    A revision that has a slash itself (`refs/pr/1`) needs it written as %2F.
-    """
+    """Parse `hf://ORG/REPO[@REVISION][/FILE]`; a slash in a revision (refs/pr/1) is %2F."""
     match = _HUB.fullmatch(source)
     if not match:
         raise ValueError(
@@ -132,7 +128,6 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
 
 
 def _by_hand(source: str) -> str:
-    """Write the command that fetches a source, for a machine that has a network."""
     repository, revision, name = parse_hub(source)
     words = ["hf", "download", repository, *([name] if name else [WEIGHTS[0], SETTINGS])]
     words += ["--revision", revision] if revision else []
@@ -153,7 +148,6 @@ def _checked(path: Path) -> Path:
 
 
 def _weights_in(api: Any, repository: str, revision: str | None) -> list[str]:
-    """List the addresses of the files that may hold weights in a repository; empty: it has none."""
     at = f"hf://{repository}" + (f"@{urllib.parse.quote(revision, safe='')}" if revision else "")
     with contextlib.suppress(Exception):  # this only makes a refusal more helpful
         there = api.list_repo_files(repository, revision=revision)

@@ -35,11 +35,7 @@ class WeightSource(NamedTuple):
 
 
 def parse(text: str) -> WeightSource:
-    """Parse the name of a source; a path that is there is what it is, whatever its name.
-
-    Raises:
-      ValueError: nothing is there and nothing has this name; says what to give.
-    """
+    """Parse the name of a source; a path that is there is what it is, whatever its name."""
     path = Path(text)
     if "://" in text:
         if text.startswith("hf://"):
@@ -72,11 +68,7 @@ def is_missing_file(text: str) -> bool:
 
 
 def folder(text: str, path: Path) -> WeightSource:
-    """Parse a folder: what it is follows from the files in it.
-
-    Raises:
-      ValueError: nothing that holds weights.
-    """
+    """Parse a folder: what it is follows from the files in it."""
     config = path / SETTINGS
     if (file := path / weights_folder.WEIGHTS).is_file():
         return WeightSource(text, "folder", path, file=file, settings=config)
@@ -97,7 +89,7 @@ def folder(text: str, path: Path) -> WeightSource:
 
 @functools.cache
 def timm_names() -> dict[str, str]:
-    """Return timm's name -> ours of the networks that timm builds as they are."""
+    """Map timm's names to ours, of the networks that timm builds as they are."""
     names = {}
     for name in models.available():
         known, row = models.member(name).reference, models.variant(name)
@@ -108,10 +100,9 @@ def timm_names() -> dict[str, str]:
 
 
 def _unknown(text: str, timm: re.Match | None) -> str:
-    """Explain why a text names no weights, and suggest another."""
     if text in models.available():
         return (
-            "that is an architecture, which has no weights of its own; "
+            "that is an architecture, which is without weights; "
             f"`jaxrobust models {text}` lists the published ones"
         )
     if near := difflib.get_close_matches(text, PUBLISHED, n=3, cutoff=0.7):
@@ -127,8 +118,7 @@ def _unknown(text: str, timm: re.Match | None) -> str:
 def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print) -> WeightSource:
     """Bring the file of a source here, and the settings beside it; a run is here already.
 
-    Args:
-      sha256: of the file, if known; default: what is published.
+    `sha256`: of the file, if known; default: what is published.
     Raises:
       ValueError: see `download.fetch`; a repository that holds no weights; the hash of a run.
       download.Unreachable: no answer.
@@ -146,11 +136,7 @@ def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print
 
 
 def settings_of(path: Path | None) -> dict:
-    """Read a `config.json` beside weights, timm's `pretrained_cfg` included.
-
-    Raises:
-      ValueError: it is damaged.
-    """
+    """Read a `config.json` beside weights, timm's `pretrained_cfg` included."""
     if path is None:
         return {}
     try:

@@ -44,13 +44,11 @@ def compose(
     """Make stored weights those of a network, with stem and head drawn anew where wanted.
 
     Args:
-      spec: the network, with any options, classes and image size.
       stored: the arrays, float32, and how their names become those of this architecture.
       stem, head: "keep" or "fresh", which is the network's own initialisation (of a ConvStem:
         PyTorch's default); of a head also "fresh-torch", PyTorch's default for `nn.Linear`. What is
         stored under their names is then left out, if there is any.
       normalize: mean and std of the first layer, for weights that do not hold theirs.
-      seed: of the draws.
     Raises:
       ValueError: weights that do not fit, all in one message.
     """
@@ -123,7 +121,6 @@ def _check_types(arrays: Arrays) -> None:
 
 
 def _fits_but_for_stem(stored: StoredNames, arrays: Arrays, expected: Shapes) -> bool:
-    """Tell whether all weights fit but for those of the stem."""
     left = re.compile(stored.stem)
     out = {k for k, _, targets in stored.matched if any(left.fullmatch(t) for t in targets)}
     rest = {key: shape for key, shape in expected.items() if not left.fullmatch(key)}
@@ -141,6 +138,11 @@ def _normalize(arrays: Arrays, values: Sequence[tuple[float, ...]], shapes: Shap
     shape = shapes["normalize.mean"]
     if any(len(value) not in (1, *shape) for value in values):
         raise ValueError(f"a mean and std of {len(values[0])} channels for images with {shape[0]}")
+    return _first_layer(values, shape)
+
+
+def _first_layer(values: Sequence[tuple[float, ...]], shape: tuple[int, ...]) -> Arrays:
+    """Make the arrays of the layer that normalises, of mean and std."""
     return {
         f"normalize.{key}": np.broadcast_to(np.asarray(value, np.float32), shape).copy()
         for key, value in zip(("mean", "std"), values, strict=True)
@@ -148,7 +150,6 @@ def _normalize(arrays: Arrays, values: Sequence[tuple[float, ...]], shapes: Shap
 
 
 def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
-    """Draw some of a network's initial weights; the others are not computed."""
     if not fresh:
         return {}
 
@@ -164,9 +165,7 @@ def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
 
 
 def _as_torch(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
-    """Draw kernels [inputs, outputs] and biases of linear maps as `nn.Linear` does: both
-    uniform in +-1/sqrt(inputs).
-    """
+    """Draw kernels [inputs, outputs] and biases as `nn.Linear` does: uniform, +-1/sqrt(inputs)."""
     inputs = {key.rpartition(".")[0]: shape[0] for key, shape in shapes.items() if len(shape) == 2}
     keys = jax.random.split(jax.random.key(seed), max(len(shapes), 1))
     drawn = {}
@@ -177,16 +176,11 @@ def _as_torch(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
 
 
 def normalized(network: Network, name: str) -> Network:
-    """Give a network's first layer the mean and std of that name; "keep": its own.
-
-    Raises:
-      ValueError: no such name, or one of other channels, or a network without such a layer.
-    """
+    """Give a network's first layer the mean and std of that name; "keep": its own."""
     if name == "keep":
         return network
     if name not in NORMALIZATIONS:
-        choices = ", ".join(("keep", *NORMALIZATIONS))
-        raise ValueError(f"init.normalize={name!r}; one of {choices}")
+        raise ValueError(f"init.normalize={name!r}; one of keep, {', '.join(NORMALIZATIONS)}")
     mean = network.stats.get("normalize.mean")
     if mean is None:
         raise ValueError(
@@ -198,10 +192,7 @@ def normalized(network: Network, name: str) -> Network:
             f"init.normalize={name} is of {len(NORMALIZATIONS[name][0])} channels, and the images "
             f"have {mean.size}; set init.normalize=half, none or keep"
         )
-    values = {
-        f"normalize.{key}": np.broadcast_to(np.asarray(value, np.float32), mean.shape).copy()
-        for key, value in zip(("mean", "std"), NORMALIZATIONS[name], strict=True)
-    }
+    values = _first_layer(NORMALIZATIONS[name], mean.shape)
     return network._replace(stats=network.stats | values)
 
 

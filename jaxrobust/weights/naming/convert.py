@@ -31,11 +31,7 @@ _NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 
 
 def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
-    """Take off the prefixes that wrappers put before all names; `normalize.*` may stand outside.
-
-    Raises:
-      ValueError: two arrays get the same name.
-    """
+    """Take off the prefixes that wrappers put before all names; `normalize.*` may stand outside."""
     names = dict(state_dict)
     if _COUNT in names and all(key.startswith(("module.", _COUNT)) for key in names):
         del names[_COUNT]
@@ -69,9 +65,7 @@ class StoredNames(NamedTuple):
 
 
 def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> StoredNames:
-    """Find the rows for arrays of network `name`: under our names, the reference's or its authors';
-    of a user's function, under its own.
-    """
+    """Find the rows for a network's arrays, under our names, the reference's or its authors'."""
     if is_name(name) or any(key.endswith(".kernel") for key in arrays):  # torch has no `.kernel`
         # What is resized has the same name in both namings.
         resizable = [r for r in models.torch_names(name) if r.resize]
@@ -85,7 +79,7 @@ def _torch_names(name: str, arrays: Arrays, overrides: Mapping[str, Any]) -> Sto
     if _BUFFERS.keys() <= arrays.keys():
         arrays = {_BUFFERS.get(key, key): array for key, array in arrays.items()}
     for other in models.other_names(name):
-        if any(other.marker.fullmatch(key) for key in arrays):
+        if any(re.fullmatch(other.marker, key) for key in arrays):
             if not other.fits(models.variant(name, **overrides)):
                 raise ValueError(f"weights of {other.of} ({other.origin}), not of a {name}")
             return _matched(name, [*other.rows, _NORMALIZE], arrays, other.normalize)
@@ -99,7 +93,6 @@ def _matched(
     normalize: tuple[float, float],
     ours: bool = False,
 ) -> StoredNames:
-    """Match each stored name with its row."""
     own, matched = models.family(name).names, []
     for key in arrays:
         if len(fitting := matches(rows, key)) == 1:
@@ -116,7 +109,7 @@ def from_torch(
     image_size: int = 224,
     **overrides: Any,
 ) -> tuple[Arrays, Arrays]:
-    """Return params and stats of network `name` from a PyTorch state dict of NumPy arrays.
+    """Make params and stats of network `name` from a PyTorch state dict of NumPy arrays.
 
     Args:
       name: one of `models.available()`.
@@ -129,8 +122,6 @@ def from_torch(
       ValueError: names, shapes or types that do not fit, all in one message.
     Source: names from timm 1.0.9 and the state dicts of RobustBench; parity:
       tests/weights/test_convert.py and the tests of each architecture.
-
-    Of weights that came from here, so that nothing has to be downloaded:
 
     >>> net = models.create("resnet18", num_classes=10, depths=(1,), small_stem=True)
     >>> params, stats = jax.jit(net.init)(jax.random.key(0))
@@ -187,7 +178,6 @@ def head_width(stored: StoredNames) -> int | None:
 
 
 def _place(name: str) -> str:
-    """Sort a name as a network runs: `stem.3` before `stem.12`."""
     return re.sub(r"\d+", lambda number: number[0].zfill(4), name)
 
 
@@ -200,7 +190,7 @@ def to_torch(
     image_size: int | None = None,
     **overrides: Any,
 ) -> Arrays:
-    """Return the state dict of a PyTorch reference network with our weights.
+    """Make the state dict of a PyTorch reference network, with its names and order, of our weights.
 
     Args:
       name: one of `models.available()`.
@@ -209,12 +199,10 @@ def to_torch(
         `models.published.PUBLISHED`, which has a normalisation layer or not.
       image_size: of the network; None: that of its row in the table, in general 224.
       **overrides: with which the network was created.
-    Returns:
-      StoredNames, shapes, types and order are those of that reference.
     Raises:
       ValueError: unknown layout, one of another architecture, weights that do not belong to the
         network, or a normalisation that the layout cannot hold.
-    Source: names of timm 1.0.9 and of RobustBench's files; parity: tests/weights/test_convert.py.
+    Source: names of timm 1.0.9 and RobustBench's files; parity: tests/weights/test_convert.py.
 
     >>> net = models.create("resnet18", num_classes=10, depths=(1,))
     >>> params, stats = jax.jit(net.init)(jax.random.key(0))
@@ -241,12 +229,9 @@ def to_torch(
 
 
 def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
-    """Return our arrays under the reference's names and in its order, of a row with any options.
+    """Put our arrays under the reference's names and in its order, of a row with any options.
 
     `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
-    Raises:
-      ValueError: an array that is missing, has no place there, or is neither float32 nor, as all
-        others, float64.
     """
     theirs, rows, used = {}, models.torch_names(name), {"normalize.mean", "normalize.std"}
     dtype = _type(ours)
@@ -271,7 +256,6 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any
 
 
 def _cause(name: str, ours: Mapping, overrides: dict) -> str:
-    """Name the options that weights tell and that are not the given ones; empty: none."""
     overrides = {"num_classes": 2, "in_channels": ours["normalize.mean"].size} | overrides
     net = models.create(name, **overrides)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
@@ -306,7 +290,6 @@ def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> Non
 
 
 def _type(ours: Mapping) -> np.dtype:
-    """Return float64 for arrays that are all of it, otherwise float32."""
     return np.dtype(
         np.float64 if all_double({k: np.asarray(a) for k, a in ours.items()}) else np.float32
     )
@@ -322,7 +305,6 @@ def _out(array: Any, transform: Transform, dtype: np.dtype) -> np.ndarray:
 
 
 def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict) -> bool:
-    """Tell whether the layout holds a normalisation layer; refuse what it cannot express."""
     if layout != "timm" and layout not in PUBLISHED:
         near = difflib.get_close_matches(layout, PUBLISHED, n=3) or sorted(PUBLISHED)
         raise ValueError(f"unknown layout {layout!r}; 'timm', or one of {', '.join(near)}")
@@ -355,39 +337,23 @@ def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict)
 
 
 def load(
-    name: str,
-    path: Path,
-    *,
-    num_classes: int = 1000,
-    image_size: int = 224,
-    which: str | None = None,
-    **overrides: Any,
+    name: str, path: Path, *, which: str | None = None, **options: Any
 ) -> tuple[Arrays, Arrays]:
-    """Return params and stats of network `name` from a file with our names or the reference's.
-
-    Args:
-      which: "ema" or "raw", of a file that says which its weights are; see `files.artifact`.
-      **overrides: of the network, as in `models.create`.
-    Raises:
-      ValueError: see `files.read`; weights that do not fit, all in one message.
-    """
+    """Read params and stats of a network from a file with our names or the reference's."""
     arrays = files.read(path, which=which)
     if all_double(arrays):
         raise ValueError(f"{path}: weights are float64, expected float32; cast them first")
     try:
-        return fit(name, arrays, num_classes=num_classes, image_size=image_size, **overrides)
+        return fit(name, arrays, **options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def fit(
-    name: str, arrays: Arrays, *, num_classes: int = 1000, image_size: int = 224, **overrides: Any
-) -> tuple[Arrays, Arrays]:
-    """Return params and stats of network `name` from arrays under our names or the reference's."""
-    stored = names(name, arrays, **overrides)
-    channels = in_channels(stored) or 3
-    options = {"num_classes": num_classes, "image_size": image_size, "in_channels": channels}
-    options |= overrides
+def fit(name: str, arrays: Arrays, **options: Any) -> tuple[Arrays, Arrays]:
+    """Make params and stats of network `name` from arrays under our names or the reference's."""
+    row_options = {key: options[key] for key in options.keys() - {"num_classes", "image_size"}}
+    stored = names(name, arrays, **row_options)
+    options = {"in_channels": in_channels(stored) or 3} | options
     if not stored.ours:
         return from_torch(name, arrays, **options)
     params, stats = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))

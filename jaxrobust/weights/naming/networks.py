@@ -33,11 +33,7 @@ class Request(NamedTuple):
 
 
 def network(artifact: Artifact, request: Request) -> Network:
-    """Name stored arrays as ours, and make them the complete weights of a network.
-
-    Raises:
-      ValueError: nothing says whose weights they are, or they do not fit, all in one message.
-    """
+    """Name stored arrays as ours, and make them the complete weights of a network."""
     facts = artifact.facts
     name = _name(facts, request.model)
     known = facts.model is not None and facts.options is not None
@@ -85,7 +81,6 @@ def normalisation(
 
 
 def _name(facts: Facts, model: str | None) -> str:
-    """Choose our name of the network: the wanted one, else what is known of the weights."""
     if model and model not in PUBLISHED:
         return model
     if facts.published:
@@ -101,7 +96,6 @@ def _name(facts: Facts, model: str | None) -> str:
 def _sizes(
     stored: StoredNames, width: int | None, facts: Facts, request: Request
 ) -> tuple[int, int, int]:
-    """Choose the classes (the stored head has `width`), the images' side and their channels."""
     classes = request.num_classes or facts.num_classes or 1000
     if request.num_classes is None and width not in (None, classes):
         if not request.keep_head:

@@ -23,15 +23,12 @@ def rename(
     *,
     name: str | None = None,
 ) -> Arrays:
-    """Return the arrays of `source` under our names.
+    """Put arrays (all float32, or all float64) under our names.
 
     Args:
       rows: every source name must match exactly one.
-      source: reference name -> array; all float32, or all float64.
       expected: our name -> shape; every one must be filled exactly once.
-      name: of the network, for the message.
-    Raises:
-      ValueError: with all problems in one message.
+      name: of the network, for the message, which has all problems.
     """
     filled: Arrays = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -75,10 +72,9 @@ def compared(
     theirs: Mapping[str, tuple[int, ...]],
     ours: Mapping[str, tuple[int, ...]],
 ) -> str:
-    """Name the options that stored shapes tell where a network has other ones; empty: none, or the
-    architecture knows no such options.
+    """Name the options that stored shapes (our name -> shape) tell where a network has others.
 
-    `theirs`, `ours`: our name -> shape.
+    Empty: there are none, or the architecture knows no such options.
     """
     tell = models.family(name).names.options if name else None
     if tell is None:
@@ -106,7 +102,7 @@ def all_double(source: Mapping[str, np.ndarray]) -> bool:
 
 
 def targets(renaming: Row) -> tuple[str, ...]:
-    """Return the templates of our names that a row fills; none for a name that is left out."""
+    """List the templates of our names that a row fills; none for a name that is left out."""
     if renaming.target is None:
         return ()
     return renaming.target if isinstance(renaming.target, tuple) else (renaming.target,)
@@ -115,9 +111,6 @@ def targets(renaming: Row) -> tuple[str, ...]:
 def _moved(
     renaming: Row, targets: list[str], array: np.ndarray, expected: Shapes
 ) -> list[np.ndarray]:
-    """Return the arrays for the targets of a row; `ValueError` where the shape makes that
-    impossible.
-    """
     if not targets:
         return []
     try:
@@ -133,7 +126,6 @@ def _moved(
 def _fault(
     target: str, array: np.ndarray, expected: Shapes, tried: set[str], dtype: DTypeLike
 ) -> str:
-    """Explain the fault of an array that would fill a target; empty: it has none."""
     if target not in expected:
         return f"maps to {target}, which this network does not have"
     if target in tried:
@@ -155,7 +147,7 @@ def _fault(
 
 
 def _alike(source: Mapping[str, np.ndarray], but: str | None) -> str:
-    """Name the networks that have exactly these names, for a message; empty: the network itself."""
+    """Name the networks that have exactly these names; empty: the network itself."""
     names = set(source) - {"normalize.mean", "normalize.std"}
     alike = [model for model in models.available() if names == set(models.torch_keys(model))]
     return f" (all names are those of {', '.join(alike)})" if alike and but not in alike else ""

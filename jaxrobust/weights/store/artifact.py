@@ -72,11 +72,7 @@ class Network(NamedTuple):
         return hashes.weights_sha256(self.params, self.stats)
 
     def create(self, **overrides: Any) -> Classifier:
-        """Create the network's functions, with more fields of its row, such as its type.
-
-        Raises:
-          ValueError: see `models.create`.
-        """
+        """Create the network's functions, with more fields of its row, such as its type."""
         sizes = {"num_classes": self.num_classes, "image_size": self.image_size}
         own = {"in_channels": self.in_channels} | self.options | overrides
         return models.create(self.name, **sizes, **own)

@@ -19,11 +19,7 @@ def beside(weights: Path) -> Path:
 
 
 def line(weights: Path) -> str | None:
-    """Summarise the certificate of a file or an imported folder in a line; None: there is none.
-
-    Raises:
-      ValueError: it is damaged.
-    """
+    """Summarise the certificate of a file or an imported folder in a line; None: there is none."""
     weights = weights / WEIGHTS if weights.is_dir() else weights
     if (certificate := _read(weights)) is None:
         return None
@@ -34,12 +30,9 @@ def line(weights: Path) -> str | None:
 
 
 def stated(weights: Path) -> tuple[str, dict[str, Any]] | None:
-    """Read the architecture and its options whose weights a file or folder holds; None: they are
-    not known.
+    """Read the architecture and its options whose weights a file or folder holds; None: unknown.
 
     A folder's config.json has them, or the file's own metadata; of PyTorch's, the certificate.
-    Raises:
-      ValueError: that is damaged.
     """
     if weights.is_dir():
         about = weights_folder.about(weights) or {}
@@ -58,12 +51,7 @@ def options(
     stored: tuple[str, dict[str, Any]] | None,
     where: Path | str,
 ) -> dict[str, Any]:
-    """Choose the options of stored weights of `name`: those that are stored with them, else the
-    given ones.
-
-    Raises:
-      ValueError: they are those of another network, or there is no such network or option.
-    """
+    """Choose the options of stored weights of `name`: those beside them, else the given ones."""
     own = models.computed(models.known(name), given or {})
     if given:  # fields that make no other network contradict nothing
         given = {key: value for key, value in given.items() if key in own} or None
@@ -84,7 +72,6 @@ class _Certificate(NamedTuple):
 
 
 def _read(weights: Path) -> _Certificate | None:
-    """Read a file's certificate; None: there is none. `ValueError`: damaged."""
     path = beside(weights)
     if not (weights.is_file() and path.is_file()):
         return None

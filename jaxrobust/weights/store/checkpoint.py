@@ -19,11 +19,10 @@ from jaxrobust.runtime.text import patience
 
 
 class Checkpoints:
-    """Saves arrays and JSON under `directory/<step>`; a new step replaces the one before, or with
-    `keep_all` stays beside it.
+    """Saves arrays and JSON under `directory/<step>`, where a new step replaces the one before.
 
     A step appears under its number only when it is complete, and the one before goes only then, so
-    that a kill at any moment leaves one to continue from.
+    that a kill at any moment leaves one to continue from. With `keep_all` every step stays.
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False, keep_all: bool = False) -> None:
@@ -50,7 +49,7 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """Return the newest checkpoint, complete after `wait`; None where there is none.
+        """Find the newest checkpoint, complete after `wait`; None where there is none.
 
         From memory: another host may list a shared folder as it was a minute ago.
         """
@@ -75,11 +74,7 @@ class Checkpoints:
                 self._manager.save(step, args=items, force=True)
 
     def restore(self, step: int, abstract: Any) -> Any:
-        """Return the arrays with the shapes, types and shardings of `abstract`.
-
-        Raises:
-          ValueError: the checkpoint is that of another network.
-        """
+        """Read arrays with shapes, types and shardings of `abstract`; refuse another network's."""
         self._same_network(step, abstract)
         items = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
         with _lasting(f"reading the checkpoint of step {step}"):
@@ -154,13 +149,13 @@ def _lasting(what: str) -> contextlib.AbstractContextManager:
 
 
 def steps(directory: Path) -> list[int]:
-    """Return the steps that have a folder in a directory of checkpoints, in order."""
+    """List the steps that have a folder in a directory of checkpoints, in order."""
     folders = [path.name for path in directory.glob("*") if path.is_dir()]
     return sorted(int(name) for name in folders if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def abstract_state(state: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Return shapes and types of a state, all under one sharding: what `restore` wants."""
+    """Give shapes and types of a state, all under one sharding: what `restore` wants."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state
     )

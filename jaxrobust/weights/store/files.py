@@ -46,10 +46,6 @@ def artifact(path: Path, *, which: str | None = None, cast: bool = False) -> Art
       which: "ema" or "raw", for the averaged or the raw weights, of a file that says which these
         are; None: the averaged ones where it says so, else those that there are.
       cast: whether floats become float32, also those of types that NumPy lacks.
-    Raises:
-      ValueError: no such file, another kind of file, a damaged one, one that holds more than
-        tensors, a part that is missing, PyTorch needed but not installed; `which` is not there, or
-        the file does not say which its weights are; `cast` of complex numbers.
     """
     if which not in (None, *WHICH):
         raise ValueError(f"which={which!r}; one of {', '.join(WHICH)}, or None")
@@ -69,7 +65,6 @@ def artifact(path: Path, *, which: str | None = None, cast: bool = False) -> Art
 
 
 def _read_cast(path: Path, which: str | None) -> Artifact:
-    """Read the arrays of a file with all floats in float32."""
     try:
         stored = _reader(path)(path, which)
     except ValueError as error:
@@ -104,11 +99,7 @@ def _read_bfloat16(path: Path, which: str | None) -> Artifact:
 
 
 def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
-    """Write a safetensors file, whole or not at all.
-
-    Raises:
-      OSError: the disk is full, or cannot be written.
-    """
+    """Write a safetensors file, whole or not at all."""
     with whole.writing(path, sum(array.nbytes for array in arrays.values())) as part:
         try:
             save_file(arrays, part, metadata=metadata)
@@ -117,7 +108,6 @@ def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return the file, or all the parts of which it is one."""
     match = _SHARD.fullmatch(path.name)
     if not match:
         return [path]
@@ -220,11 +210,6 @@ def _read_torch(path: Path, which: str | None) -> Artifact:
 
 
 def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], bool]) -> Artifact:
-    """Find the tensors in a checkpoint, of the wanted kind.
-
-    Raises:
-      ValueError: there are none, or the file does not say that they are of that kind.
-    """
     try:
         stored = state_dict(tree, which, is_array)
     except ValueError as error:
@@ -248,12 +233,7 @@ def state_dict(
 ) -> Artifact | None:
     """Find the name -> array mapping in a checkpoint, however deep; None if there is none.
 
-    Args:
-      which: see `artifact`; where the checkpoint does not say which its weights are, those that
-        there are.
-    Raises:
-      ValueError: only the other kind is there, or the weights that a checkpoint names cannot be
-        found.
+    `which` is as in `artifact`; where the checkpoint does not say, those that there are.
     """
     if not isinstance(tree, dict) or depth == 0:
         return None

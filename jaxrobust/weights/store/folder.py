@@ -27,11 +27,7 @@ _PERHAPS = {"options": dict, "preprocessing": str, "norm": str, "epsilon": int |
 
 
 def about(folder: Path) -> dict[str, Any] | None:
-    """Read the `config.json` of a folder; None if it is no folder of weights.
-
-    Raises:
-      ValueError: it is damaged, or the weights beside it are not those that it describes.
-    """
+    """Read the `config.json` of a folder; None if it is no folder of weights."""
     path = folder / CONFIG
     if not path.is_file():
         return None
@@ -61,7 +57,7 @@ def about(folder: Path) -> dict[str, Any] | None:
 
 
 def metadata(architecture: str, options: dict[str, Any]) -> dict[str, str]:
-    """Make the metadata of a safetensors file that say whose weights it holds.
+    """Say in a safetensors file's metadata whose weights it holds.
 
     Nothing beside it: safetensors writes several entries in any order, so that no hash would agree.
     """
@@ -69,11 +65,7 @@ def metadata(architecture: str, options: dict[str, Any]) -> dict[str, str]:
 
 
 def stated(path: Path) -> tuple[str, dict[str, Any]] | None:
-    """Read the architecture and its options from the metadata of a file; None: it has no such.
-
-    Raises:
-      ValueError: they are damaged.
-    """
+    """Read the architecture and its options from the metadata of a file; None: it has no such."""
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(_NETWORK)

@@ -31,7 +31,7 @@ class Kept(NamedTuple):
     ema_stats: Params
 
     def of(self, which: str) -> Weights:
-        """Return the "raw" or the "ema" weights."""
+        """Choose the "raw" or the "ema" weights."""
         raw = Weights(self.params, self.stats)
         return raw if which == "raw" else Weights(self.ema_params, self.ema_stats)
 
@@ -53,28 +53,19 @@ class Choice(NamedTuple):
 
 
 def steps_of(workdir: Path, phase: str) -> list[int]:
-    """Return the steps of a phase whose weights are kept, in order."""
+    """List the steps of a phase whose weights are kept, in order."""
     return steps(workdir / phase / FOLDER)
 
 
 def keep(workdir: Path, phase: str, step: int, both: Kept, *, steps_per_epoch: int) -> None:
-    """Add both weights after `step` to those that are kept; a step that is there already stays.
-
-    Returns when they are on disk. To be called by all hosts.
-    Raises:
-      checkpoint.DiskFull: with what to do.
-    """
+    """Keep both weights after `step`, on disk; one that is there stays. All hosts call it."""
     with contextlib.closing(Checkpoints(workdir / phase / FOLDER, keep_all=True)) as files:
         files.save(step, both, {"steps_per_epoch": steps_per_epoch})
         files.wait()
 
 
 def read(workdir: Path, phase: str, step: int) -> tuple[float, Kept]:
-    """Read the epoch that ended with a step, and both weights after it.
-
-    Raises:
-      ValueError: that step is not kept, or is one of another network.
-    """
+    """Read the epoch that ended with a step, and both weights after it; refuse what is not kept."""
     if step not in steps_of(workdir, phase):
         raise ValueError(f"{workdir / phase / FOLDER} has no step {step} (any more)")
     shapes = jax.eval_shape(network_of(runs.run_config(workdir, phase)).init, jax.random.key(0))
@@ -85,11 +76,7 @@ def read(workdir: Path, phase: str, step: int) -> tuple[float, Kept]:
 
 
 def at_size(workdir: Path, phase: str, weights: Weights, image_size: int) -> Weights:
-    """Return weights of a run whose positions are resized to images of that size, in pixels.
-
-    Raises:
-      ValueError: they cannot be.
-    """
+    """Resize positions in weights of a run to images of that size, in pixels."""
     config = runs.run_config(workdir, phase)
     if image_size == config.model.image_size:
         return weights
@@ -99,11 +86,7 @@ def at_size(workdir: Path, phase: str, weights: Weights, image_size: int) -> Wei
 
 
 def selected(workdir: Path) -> Choice:
-    """Read the choice among a run's weights, made on its selection split.
-
-    Raises:
-      ValueError: none were, with the command that chooses.
-    """
+    """Read the choice among a run's weights, made on its selection split."""
     runs.run_config(workdir)  # refuses what is no run
     path = workdir / SELECTION
     if not path.is_file():
@@ -131,11 +114,7 @@ def chosen_on(workdir: Path) -> dict[str, Any]:
 
 
 def read_selection(path: Path) -> dict[str, Any]:
-    """Read the file of `jaxrobust select`.
-
-    Raises:
-      ValueError: it is damaged, or written by a younger version.
-    """
+    """Read the file of `jaxrobust select`."""
     try:
         selection = json.loads(path.read_text())
         schema, _, _ = selection["schema"], selection["chosen"], selection["candidates"]
@@ -158,10 +137,7 @@ def selected_weights(
 ) -> tuple[str, Weights]:
     """Read the chosen weights: their name, as a record gives it, and them.
 
-    Args:
-      workdir: of the run.
-      chosen: see `selected`.
-      image_size: of the test, in pixels; default: that of the choice.
+    `image_size`: of the test, in pixels; default: that of the choice.
     Raises:
       ValueError: they are not kept any more, or are not those that were chosen.
     """

@@ -23,22 +23,13 @@ CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order
 
 
 def run_config(workdir: Path, phase: str | None = None) -> Config:
-    """Return the config of a run as a phase of it sees it (default: the last that has weights).
-
-    Raises:
-      ValueError: no run is there, or no such phase.
-    """
+    """Read the config of a run as a phase sees it (default: the last that has weights)."""
     config = _config(workdir)
     return of_phase(config, phase_of(workdir, phase, config))
 
 
 def phase_of(workdir: Path, phase: str | None = None, config: Config | None = None) -> str:
-    """Choose a phase of a run: the named one, else the last that has weights.
-
-    `config`: of the run, where it was read already.
-    Raises:
-      ValueError: no run is there, or no such phase.
-    """
+    """Choose a phase of a run, whose config may be known: the named one, else the last trained."""
     names = (config or _config(workdir)).phases
     if phase not in (None, *names):
         raise ValueError(f"--phase={phase} is unknown; one of {', '.join(names)}")
@@ -65,11 +56,7 @@ def _config(workdir: Path) -> Config:
 
 
 def of_this_version(config: dict[str, Any], path: Path) -> Any:
-    """Return the config of a run without the version of its keys.
-
-    Raises:
-      ValueError: it is another version than this code's.
-    """
+    """Take the version of its keys from a run's config; refuse another version than this code's."""
     if (version := config.get("version")) != VERSION:
         raise ValueError(
             f"{path} has version {version} of the config's keys, and this code has {VERSION}: use "
@@ -79,7 +66,7 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
 
 
 def classes_file(workdir: Path, phase: str) -> Path:
-    """Return the file with the classes of a phase: its own, if its data is not the run's."""
+    """Find the file with the classes of a phase: its own, if its data is not the run's."""
     own = workdir / phase / CLASSES
     return own if own.exists() else workdir / CLASSES
 
@@ -102,7 +89,7 @@ def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
 
 
 def check_classes(path: Path, source: registry.Source, *, renamed: bool = False) -> None:
-    """Raise `ValueError` if a run has other classes, in `path`: labels would mean something else.
+    """Refuse other classes than those in `path`, a run's: labels would mean something else.
 
     With `renamed`, lists without a common name tell nothing: another data set may name the same
     classes its way.
@@ -130,11 +117,9 @@ def records_of(workdir: Path, weights_sha256: str) -> list[dict[str, Any]]:
 def run_weights(
     workdir: Path, phase: str | None = None, *, image_size: int | None = None
 ) -> tuple[str, Weights]:
-    """Return the best weights of a phase (default: the last one that has them), and their name.
+    """Read the best weights of a phase (default: the last one that has them), and their name.
 
     Positions are resized, as conversion does, to another `image_size` than that of the run.
-    Raises:
-      ValueError: there is no such phase, or none of its weights.
     """
     config, name = run_config(workdir, phase), phase_of(workdir, phase)
     if not steps(workdir / name / "best"):
@@ -156,7 +141,7 @@ def run_weights(
 
 
 def resized(network: NetworkSpec, weights: Weights) -> list[dict[str, np.ndarray]]:
-    """Return params and stats of the same network at another image size, as those of `network`."""
+    """Resize a network's weights to the image size of `network`: its params and stats."""
     arrays = jax.device_get(weights.params | weights.stats)
     wanted = Weights(*jax.eval_shape(network.create(dtype="float32").init, jax.random.key(0)))
     shapes = {name: array.shape for name, array in (wanted.params | wanted.stats).items()}

@@ -42,7 +42,7 @@ class RandomResizedCropTest(parameterized.TestCase):
         theirs, functional = vision.transforms, vision.transforms.functional
         image = pattern(*shape)
         ratio = (3 / 4, 4 / 3)
-        for seed in range(40):
+        for seed in range(15):
             torch.manual_seed(seed)
             box = theirs.RandomResizedCrop.get_params(
                 Image.fromarray(image), list(scale), list(ratio)

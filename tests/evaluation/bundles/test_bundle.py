@@ -381,7 +381,7 @@ class CommandTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.workdir = run_for(cls)
+        cls.workdir = run_for(cls, pretrained=False)
 
     def setUp(self):
         super().setUp()

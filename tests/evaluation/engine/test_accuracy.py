@@ -19,9 +19,11 @@ class CountsTest(absltest.TestCase):
         found = accuracy.counts(
             *({}, {}, dark, jnp.array([0, 1]), jnp.ones(2, bool), jnp.arange(2)),
             jax.random.key(0),
-            net=Classifier(init=None, apply=apply),
-            attack=lambda logits_fn, key, images, labels: images + 1,
-            dtype=jnp.dtype("float32"),
+            how=accuracy.Judging(
+                net=Classifier(init=None, apply=apply),
+                attack=lambda logits_fn, key, images, labels: images + 1,
+                dtype="float32",
+            ),
         )
         self.assertEqual((found["clean"], found["robust"]), (1, 0))
 
@@ -40,9 +42,9 @@ class CountsTest(absltest.TestCase):
                 jnp.ones(4, bool),
                 jnp.arange(4),
                 jax.random.key(0),
-                net=net,
-                attack=lambda logits_fn, key, images, labels: images,
-                dtype=jnp.dtype("float32"),
+                how=accuracy.Judging(
+                    net, lambda logits_fn, key, images, labels: images, dtype="float32"
+                ),
             )
             self.assertEqual((counts["clean"], counts["robust"]), (clean, clean))
 
@@ -55,10 +57,9 @@ class Top5Test(absltest.TestCase):
             *({}, {}, jnp.zeros((n, 2, 2, 1)), jnp.asarray(labels), jnp.asarray(mask)),
             jnp.arange(n),
             jax.random.key(0),
-            net=net,
-            attack=lambda logits_fn, key, images, labels: images,
-            dtype=jnp.dtype("float32"),
-            **how,
+            how=accuracy.Judging(
+                net, lambda logits_fn, key, images, labels: images, dtype="float32", **how
+            ),
         )
 
     def test_is_torchs_topk(self):

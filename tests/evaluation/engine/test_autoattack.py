@@ -5,9 +5,11 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +31,7 @@ from jaxrobust.runtime.processes import hosts
 from tests.support import paths, sweeps
 from tests.support.ensemble import GOLDEN, IMAGES, LABELS, NETS, QUICK, evaluate, quick
 from tests.support.golden import norm_in_float64
-from tools import topology_autoattack
+from tools import bench_topology
 
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 REFERENCE = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -448,6 +450,7 @@ class VersionsTest(parameterized.TestCase):
         self.assertEqual(cost.forward % 4, 0)
 
     @pytest.mark.skipif(not find_spec("pyautoattack"), reason=paths.PARITY)
+    @pytest.mark.slow
     def test_rand_agrees_with_the_reference(self):
         import pyautoattack
         import torch
@@ -687,7 +690,7 @@ class MemoryTest(parameterized.TestCase):
         for classes in (10, 100):
             weights = jax.ShapeDtypeStruct((16 * 16 * 3, classes), np.float32)
             logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
-            step, arguments, _ = topology_autoattack.abstract_step(
+            step, arguments, _ = bench_topology.abstract_step(
                 mesh, slots.program_of(setting), logits_fn, slots=32, image=image
             )
             memory = step.lower(*arguments).compile().memory_analysis()
@@ -755,9 +758,19 @@ def read(path):
 
 @pytest.mark.computes
 class LedgerTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.result = quick(ledger=cls.folder / "ledger.jsonl")
+
+    def finished(self) -> Path:
+        """A copy of the ledger of a finished evaluation."""
+        copy = Path(self.create_tempdir()) / "copy"
+        return shutil.copytree(self.folder, copy) / "ledger.jsonl"
+
     def test_one_record_per_image_and_attack(self):
-        path = Path(self.create_tempdir()) / "ledger.jsonl"
-        result = quick(ledger=path)
+        path, result = self.finished(), self.result
         records = [json.loads(line) for line in path.read_text().splitlines()]
         self.assertEqual(records[0]["identity"]["epsilon"], 2 / 255)
         met = int(result.clean.sum())
@@ -830,8 +843,7 @@ class LedgerTest(parameterized.TestCase):
         np.testing.assert_array_equal(again.verdicts.reached, first.verdicts.reached)
 
     def test_a_finished_one_computes_nothing(self):
-        path = Path(self.create_tempdir()) / "ledger.jsonl"
-        first = quick(ledger=path)
+        path, first = self.finished(), self.result
         before = path.read_bytes()
         again = quick(ledger=path)
         self.assertEqual(path.read_bytes(), before)
@@ -848,16 +860,14 @@ class LedgerTest(parameterized.TestCase):
         ({"overrides": None}, "attacks is"),
     )
     def test_refuses_another_evaluation(self, changes, message):
-        path = Path(self.create_tempdir()) / "ledger.jsonl"
-        quick(ledger=path)
+        path = self.finished()
         with self.assertRaisesRegex(ValueError, f"belongs to another evaluation: .*{message}"):
             quick(ledger=path, **changes)
 
     @pytest.mark.slow
     def test_the_same_network_by_another_name_continues(self):
         """What is computed tells networks apart; a name is for whoever reads the ledger."""
-        path = Path(self.create_tempdir()) / "ledger.jsonl"
-        quick(ledger=path)
+        path = self.finished()
         again = quick(ledger=path, identity="mine")
         self.assertEqual(sum(cost.forward for cost in again.costs), 0)
 
@@ -874,23 +884,20 @@ class LedgerTest(parameterized.TestCase):
         quick("conv", n=8, ledger=path, batch_size=24)
 
     def test_lost_images_are_named(self):
-        path = Path(self.create_tempdir()) / "ledger.jsonl"
-        quick(ledger=path)
+        path = self.finished()
         path.with_suffix(".images").unlink()
         with self.assertRaisesRegex(ValueError, "lacks the adversarial image .*; remove .*jsonl"):
             quick(ledger=path)
 
     def test_damaged_images_are_refused(self):
-        path = Path(self.create_tempdir()) / "ledger.jsonl"
-        quick(ledger=path)
+        path = self.finished()
         images = path.with_suffix(".images")
         images.write_bytes(bytes(images.stat().st_size))
         with self.assertRaisesRegex(ValueError, "outside the ball: its .images file is damaged"):
             quick(ledger=path)
 
     def test_a_damaged_line_is_named(self):
-        path = Path(self.create_tempdir()) / "ledger.jsonl"
-        quick(ledger=path)
+        path = self.finished()
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join([*lines[:4], "nonsense\n", *lines[5:]]))
         with self.assertRaisesRegex(ValueError, "line 5 is damaged"):

@@ -59,8 +59,8 @@ def judged(name, dtype):
     def judge(images, labels):
         found = accuracy.judged(
             {}, {}, images, labels, jnp.ones(32, bool), jnp.arange(32, dtype=jnp.int32),
-            jax.random.key(0), net=Classifier(None, apply), attack=kept,
-            dtype=jnp.dtype(dtype).name, moved=True,
+            jax.random.key(0),
+            how=accuracy.Judging(Classifier(None, apply), kept, jnp.dtype(dtype).name, moved=True),
         )  # fmt: skip
         return found, points[-1]
 

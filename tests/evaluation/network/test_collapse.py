@@ -128,9 +128,11 @@ class EvaluationTest(absltest.TestCase):
         for apply, collapsed in ((constant, True), (healthy, False)):
             found = accuracy.counts(
                 *({}, {}, images, labels, mask, jnp.arange(40), jax.random.key(0)),
-                net=Classifier(init=None, apply=apply),
-                attack=lambda logits_fn, key, images, labels: images,
-                dtype="float32",
+                how=accuracy.Judging(
+                    net=Classifier(init=None, apply=apply),
+                    attack=lambda logits_fn, key, images, labels: images,
+                    dtype="float32",
+                ),
             )
             parts = [jax.device_get(found)]
             with mock.patch.object(accuracy, "_judgements", return_value=parts):

@@ -23,6 +23,7 @@ from jaxrobust import data, models
 from jaxrobust.config import VERSION, NetworkSpec, network_of
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.engine.result import AutoAttackResult
+from jaxrobust.evaluation.questions import flags as evaluation_flags
 from jaxrobust.evaluation.questions import measuring, target
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.verdicts import Verdicts
@@ -70,11 +71,15 @@ def stand_in():
     return mock.patch.object(measuring, "autoattack", autoattack)
 
 
-class RunTest(parameterized.TestCase):
+class OfRun(parameterized.TestCase):
+    """A run that the tests of a class evaluate."""
+
+    pretrained = False
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.workdir = run_for(cls)
+        cls.workdir = run_for(cls, pretrained=cls.pretrained)
 
     def evaluated(self, out="out", **given) -> dict:
         """The record that the command appends."""
@@ -84,6 +89,10 @@ class RunTest(parameterized.TestCase):
         record = result_lines.read(out)[-1]
         self.assertIn(f"record {record['evaluation']} in {out / 'results.jsonl'}", printed)
         return record
+
+
+class TrainedTest(OfRun):
+    pretrained = True
 
     def test_clean_is_what_the_training_recorded(self):
         (trained,) = result_lines.read(self.workdir)
@@ -101,6 +110,30 @@ class RunTest(parameterized.TestCase):
             record["weights_sha256"], result_lines.read(self.workdir)[0]["weights_sha256"]
         )
 
+    @pytest.mark.slow
+    def test_other_flags_are_another_evaluation(self):
+        flags = {"workdir": str(self.workdir), "out": self.create_tempdir().full_path, "n": 8}
+        call(**flags, attack="pgd-2")
+        with mock.patch.object(accuracy, "each", side_effect=AssertionError("computes")):
+            for other in ({"epsilon": "0.2"}, {"n": 9}, {"phase": "pretrain"}):
+                with self.assertRaisesRegex(AssertionError, "computes"):
+                    call(**flags | other, attack="pgd-2")
+
+    @pytest.mark.slow
+    def test_default_folder_and_the_table_of_a_run(self):
+        self.assertEqual(call(workdir=str(self.workdir), attack="clean")[0], 0)
+        self.assertLen(result_lines.read(self.workdir / "evaluation"), 1)
+        out = Path(self.create_tempdir())
+        (out / "results.jsonl").write_bytes((self.workdir / "results.jsonl").read_bytes())
+        for attack in ("clean", "pgd-2"):  # into the records of a training
+            self.assertEqual(call(workdir=str(self.workdir), out=str(out), attack=attack)[0], 0)
+        table = accuracies.table(out)
+        self.assertRegex(table, r"-      80  none\n")
+        self.assertRegex(table, r"%      80  pgd-2, linf 0.1\n")
+        self.assertRegex(table, r"%      80  APGD-CE 3 steps, linf 0.1\n")
+
+
+class RunTest(OfRun):
     def test_record_of_pgd(self):
         record = self.evaluated(attack="pgd-2", n=8, epsilon="0.2/2", seed=3)
         for key in ("commit", "weights_sha256", "config_sha256", "versions", "device", "time"):
@@ -185,9 +218,8 @@ class RunTest(parameterized.TestCase):
             code, second, said = call(**flags)
             self.assertEqual((code, second), (0, first), said)
             self.assertRegex(said, r"done before, .*; nothing is computed \(--again .*\)")
-            for other in ({"seed": 1}, {"epsilon": "0.2"}, {"n": 9}, {"phase": "pretrain"}):
-                with self.assertRaisesRegex(AssertionError, "computes"):
-                    call(**flags | other)
+            with self.assertRaisesRegex(AssertionError, "computes"):
+                call(**flags, seed=1)
         self.assertEqual((out / "results.jsonl").read_bytes(), written)
 
     @pytest.mark.slow
@@ -199,19 +231,6 @@ class RunTest(parameterized.TestCase):
         self.assertIn("has 80 images, not 999: taking all", said)
         self.assertEqual(self.evaluated(attack="clean", n=0)["image_ids"], "0..79")
         self.assertEqual(self.evaluated(attack="clean", n=1)["image_ids"], "0..0")
-
-    @pytest.mark.slow
-    def test_default_folder_and_the_table_of_a_run(self):
-        self.assertEqual(call(workdir=str(self.workdir), attack="clean")[0], 0)
-        self.assertLen(result_lines.read(self.workdir / "evaluation"), 1)
-        out = Path(self.create_tempdir())
-        (out / "results.jsonl").write_bytes((self.workdir / "results.jsonl").read_bytes())
-        for attack in ("clean", "pgd-2"):  # into the records of a training
-            self.assertEqual(call(workdir=str(self.workdir), out=str(out), attack=attack)[0], 0)
-        table = accuracies.table(out)
-        self.assertRegex(table, r"-      80  none\n")
-        self.assertRegex(table, r"%      80  pgd-2, linf 0.1\n")
-        self.assertRegex(table, r"%      80  APGD-CE 3 steps, linf 0.1\n")
 
     @parameterized.parameters(
         (8, "bicubic-1.0", "bicubic-1.0"),
@@ -432,12 +451,16 @@ class RunTest(parameterized.TestCase):
         self.assertRegex(said, f"jaxrobust: .*{message}")
         self.assertEqual(said.count("\n"), 1, said)
 
-    @sweeps.fast("LINF")
     @parameterized.parameters("Linf", "LINF", "linf")
     def test_a_norm_in_any_spelling(self, norm):
-        record = self.evaluated(attack="pgd-1", norm=norm, epsilon="0.1", n=2)
+        given = evaluation_flags.Given(workdir="run", norm=norm)
+        self.assertEqual(evaluation_flags.placed(given).norm, "linf")
+
+    @pytest.mark.slow
+    def test_a_norm_in_capitals(self):
+        record = self.evaluated(attack="pgd-1", norm="LINF", epsilon="0.1", n=2)
         self.assertEqual(record["attacks"][0]["norm"], "linf")
-        self.assertIsNotNone(self.evaluated(attack="clean", norm=norm, n=2)["clean"])
+        self.assertIsNotNone(self.evaluated(attack="clean", norm="LINF", n=2)["clean"])
 
     @parameterized.parameters("L2:1/2", "l2:1/2")
     def test_the_norm_of_a_threat_in_any_spelling(self, text):
@@ -550,12 +573,17 @@ class FileTest(parameterized.TestCase):
         }
 
     def test_counts_what_the_network_says(self):
-        code, printed, said = call(**self.given, attack="clean", n=16)
+        options = {"depths": (1,), "dims": (8,), "stem_strides": (1,)}
+        net = models.create("convnext_n", num_classes=10, image_size=8, in_channels=1, **options)
+        params, stats = jax.jit(net.init)(jax.random.key(0))
+        arrays = {k: np.array(v) for k, v in (params | stats).items()}
+        save_file(arrays, self.folder / "weights.safetensors")
+        code, printed, said = call(**self.given, options=str(options), attack="clean", n=16)
         self.assertEqual(code, 0, said)
         (record,) = result_lines.read(self.folder / "out")
         digits = data.open_source("digits", "test")
         (batch,) = data.evaluation_batches(digits, batch_size=16, image_size=8, limit=16)
-        logits = self.apply(self.params, self.stats, batch.images / np.float32(255))[0]
+        logits = jax.jit(net.apply)(params, stats, batch.images / np.float32(255))[0]
         clean = float(np.mean(np.asarray(logits).argmax(-1) == batch.labels))
         self.assertEqual(record["clean"], clean)
         self.assertEqual(record["weights"], "weights.safetensors")

@@ -32,7 +32,7 @@ class SeveralTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.workdir = run_for(cls)
+        cls.workdir = run_for(cls, pretrained=False)
 
     def asked(self, out, **more):
         """The records and the answer of the command."""
@@ -166,15 +166,11 @@ class SeveralTest(parameterized.TestCase):
 
         def blind(attack, later):
             if attack.sample.threat.epsilon == 0.02:
-                missed.append(attack.found.standing.sum())
-                attack = Attack(  # the images that stand, without any being attacked
-                    attack.runner,
-                    attack.setting,
-                    attack.sample,
-                    attack.found._replace(standing=np.zeros_like(attack.found.standing)),
-                    attack.book,
-                    attack.meter,
-                )
+                missed.append(attack.outcome.standing.sum())
+                # The images that stand, without any being attacked.
+                none = attack.outcome._replace(standing=np.zeros_like(attack.outcome.standing))
+                evaluation = attack.evaluation._replace(outcome=none)
+                attack = Attack(evaluation, attack.setting, attack.meter)
             return run(attack, later)
 
         with pytest.MonkeyPatch.context() as patch:

@@ -126,7 +126,7 @@ class TorchTest(parameterized.TestCase):
 
     def test_randomness_that_is_meant(self):
         out = Path(tempfile.mkdtemp(dir="."))
-        few = {"torch": "nets.py:random", "version": "rand", "steps": 2, "n": 8}
+        few = {"torch": "nets.py:random", "version": "rand", "steps": 2, "n": 8, "draws": 2}
         code, printed, said = self.asked(out=str(out), **few)
         self.assertEqual(code, 0, said)
         self.assertRegex(said, r"it draws random numbers in 1 places, of a key for each image")

@@ -85,7 +85,7 @@ class CommandTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.workdir = run_for(cls)
+        cls.workdir = run_for(cls, pretrained=False)
 
     def asked(self, out, **more):
         """The records and the answer of the command."""

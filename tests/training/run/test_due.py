@@ -2,7 +2,7 @@
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.training.run.cadence import Due, Every, due
+from jaxrobust.training.run.loop import Due, Every, due
 
 EVERY = Every(
     log_steps=3,

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -8,7 +9,7 @@ import numpy as np
 from absl.testing import absltest
 
 from jaxrobust.runtime.files import jsonl
-from jaxrobust.training.run import metrics
+from jaxrobust.training.run import metrics, trackers
 from tests.support import paths
 
 ROOT = paths.ROOT
@@ -20,10 +21,16 @@ class MetricsTest(absltest.TestCase):
         self.workdir = Path(self.create_tempdir())
         self.path = self.workdir / "metrics.jsonl"
 
+    def writer(self, phase, *, start=0, enabled=True):
+        run = types.SimpleNamespace(
+            workdir=self.workdir, name=phase, trackers=trackers.NONE, before=0
+        )
+        return metrics.writer(run, start, enabled=enabled)
+
     def write(self, phase, start, steps):
-        with metrics.writer(self.workdir, phase=phase, start=start, enabled=True) as write:
-            for step in steps:
-                write(step, {"loss": step / 2})
+        write = self.writer(phase, start=start)
+        for step in steps:
+            write(step, {"loss": step / 2})
 
     def test_resuming_leaves_each_step_once(self):
         self.write("pretrain", 0, [5])
@@ -36,8 +43,7 @@ class MetricsTest(absltest.TestCase):
         self.assertEqual(seen, expected)
 
     def test_other_processes_write_nothing(self):
-        with metrics.writer(self.workdir, phase="train", start=0, enabled=False) as write:
-            write(1, {"loss": 1.0})
+        self.writer("train", enabled=False)(1, {"loss": 1.0})
         self.assertFalse(self.path.exists())
 
     def test_table_of_the_parameters(self):
@@ -77,13 +83,13 @@ class MetricsTest(absltest.TestCase):
             jsonl.read(self.path)
 
     def test_nothing_is_open_between_two_lines(self):
-        with metrics.writer(self.workdir, phase="train", start=0, enabled=True) as write:
-            for step in (1, 2):
-                write(step, {"loss": 1.0})
-                self.assertEqual(jsonl.read(self.path)[-1]["step"], step)
-                links = Path("/proc/self/fd").glob("*")
-                targets = [os.readlink(link) for link in links if link.is_symlink()]
-                self.assertNotIn(str(self.path), targets)
+        write = self.writer("train")
+        for step in (1, 2):
+            write(step, {"loss": 1.0})
+            self.assertEqual(jsonl.read(self.path)[-1]["step"], step)
+            links = Path("/proc/self/fd").glob("*")
+            targets = [os.readlink(link) for link in links if link.is_symlink()]
+            self.assertNotIn(str(self.path), targets)
 
     def test_replace_keeps_the_old_file_when_the_disk_is_full(self):
         """A process that may write 1,000 bytes stops within the new content."""

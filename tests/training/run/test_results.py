@@ -33,7 +33,10 @@ class CollapsedTest(parameterized.TestCase):
             mock.patch.object(accuracy, "count", return_value=reached),
         ):
             plain = json.loads(config.to_json())
-            accuracies.test(of_phase(config, "train"), workdir, plain, "train", phase, 8, weights)
+            run = types.SimpleNamespace(
+                config=of_phase(config, "train"), workdir=workdir, name="train", phase=phase
+            )
+            accuracies.test(run, plain, 8, weights)
         (record,) = result_lines.read(workdir)
         self.assertEqual(record["flags"].get("collapsed"), "all get class 3" if collapsed else None)
         line = "WARNING: train, step 8, ema: all get class 3"

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -38,11 +39,10 @@ class TrackersCase(absltest.TestCase):
         return log
 
     def write(self, log, phase, start, steps, *, before=0, loss=lambda step: step / 2):
-        with metrics.writer(
-            self.workdir, phase=phase, start=start, enabled=True, trackers=log, before=before
-        ) as write:
-            for step in steps:
-                write(step, {"loss": loss(step)})
+        run = types.SimpleNamespace(workdir=self.workdir, name=phase, trackers=log, before=before)
+        write = metrics.writer(run, start, enabled=True)
+        for step in steps:
+            write(step, {"loss": loss(step)})
 
 
 class FailureTest(TrackersCase):

@@ -1,3 +1,4 @@
+import functools
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from jaxrobust.runtime.devices import sharding
 from jaxrobust.training.update import alarm, objectives
 from jaxrobust.types import Classifier
 from tests.support import sweeps
+from tests.support.steps import small_config
 
 SHAPE, CLASSES, HIDDEN = (16, 4, 4, 3), 10, 32
 
@@ -60,13 +62,17 @@ def probe_of(*, dtype=jnp.float32, network=perceptron, attack=attacks.apgd, obje
     options = {"epsilon": 0.1} | more
     return partial(
         alarm.probe,
-        net=network(dtype),
-        net32=network(jnp.float32),
-        attack=attack(steps=2, **options),
-        stronger=attack(steps=2 + alarm.STRONGER, **options),
+        networks=(network(dtype), network(jnp.float32)),
+        searches=[attack(steps=steps, **options) for steps in (2, 2 + alarm.STRONGER)],
         objective=objective or objectives.adversarial(),
         dtype=jnp.dtype(dtype),
     )
+
+
+@functools.cache
+def usual_probe(dtype=jnp.float32):
+    """One program for the tests that look at the same network and attack."""
+    return jax.jit(probe_of(dtype=dtype))
 
 
 class ProbeTest(parameterized.TestCase):
@@ -103,7 +109,7 @@ class ProbeTest(parameterized.TestCase):
     @sweeps.fast(1)
     @parameterized.parameters(jnp.float32, jnp.bfloat16)
     def test_agreement_is_that_of_the_gradients(self, dtype):
-        found = jax.jit(probe_of(dtype=dtype))(self.params, {}, self.images, self.labels, None)
+        found = usual_probe(dtype)(self.params, {}, self.images, self.labels, None)
 
         def signs(dtype):
             def loss(x):
@@ -133,7 +139,7 @@ class ProbeTest(parameterized.TestCase):
             jax.nn.one_hot(self.labels, CLASSES),
             (self.images * 255).astype("uint8"),
         )
-        probe = jax.jit(probe_of())
+        probe = usual_probe()
         a = probe(self.params, {}, image_bytes, soft, None)
         b = probe(self.params, {}, image_bytes.astype("float32") / 255, self.labels, None)
         for name in a:
@@ -165,7 +171,7 @@ class ProbeTest(parameterized.TestCase):
                 np.testing.assert_allclose(one[name], many[name], **error)
 
     def test_saturated_network_has_no_gradient(self):
-        probe = jax.jit(probe_of())
+        probe = usual_probe()
         shares = []
         for scale in (1, 1e2, 1e3, 1e4, 1e5):
             params = certain(self.params, scale)
@@ -179,7 +185,7 @@ class ProbeTest(parameterized.TestCase):
 
     def test_no_gradient_at_all_is_no_disagreement(self):
         params = jax.tree.map(jnp.zeros_like, self.params)
-        found = jax.jit(probe_of(dtype=jnp.bfloat16))(params, {}, self.images, self.labels, None)
+        found = usual_probe(jnp.bfloat16)(params, {}, self.images, self.labels, None)
         self.assertEqual(found["alarm_gradient_agreement"], 1)
         self.assertEqual(found["alarm_gradient_zero"], 1)
 
@@ -266,36 +272,28 @@ class CostTest(parameterized.TestCase):
         ("fgsm", 7, "adversarial", "float32", 0 + 2 + 1 + 8 + 1 + 2 + 2, 2 + 3),
     )
     def test_counts_passes(self, attack, steps, objective, dtype, of_probe, of_step):
-        found = alarm.check_cost(
-            every_steps=500,
-            images=64,
-            batch_size=1024,
-            attack=attack,
-            steps=steps,
-            objective=objective,
-            dtype=dtype,
-        )
+        changes = {"train__batch_size": 1024, "attack__name": attack, "attack__steps": steps}
+        changes |= {"train__objective": objective, "model__dtype": dtype}
+        config = small_config(alarm__every_steps=500, **changes)
+        found = alarm.check_cost(config, "train", images=64)
         self.assertAlmostEqual(found, of_probe * 64 / (of_step * 1024 * 500))
 
     def test_remedy_is_the_least_that_works(self):
-        cost = partial(
-            alarm.check_cost,
-            images=64,
-            batch_size=64,
-            attack="apgd",
-            steps=2,
-            objective="adversarial",
-            dtype="float32",
-        )
+        def cost(every_steps):
+            config = small_config(
+                train__batch_size=64, attack__steps=2, alarm__every_steps=every_steps
+            )
+            return alarm.check_cost(config, "train", images=64)
+
         message = (
             r"alarm.every_steps=50 with 64 images costs 5.50% of the training, more than 1%; set "
             r"alarm.every_steps=275 or more, or fewer alarm.images"
         )
         with self.assertRaisesRegex(ValueError, message):
-            cost(every_steps=50)
-        self.assertAlmostEqual(cost(every_steps=275), 0.01)
+            cost(50)
+        self.assertAlmostEqual(cost(275), 0.01)
         with self.assertRaisesRegex(ValueError, "every_steps=274"):
-            cost(every_steps=274)
+            cost(274)
 
 
 class NormsTest(absltest.TestCase):

@@ -29,11 +29,10 @@ def network(images):
 
 class RadiusTest(parameterized.TestCase):
     def test_grows_by_epochs(self):
-        lengths = {"steps_per_epoch": 4, "warmup_epochs": 3}
-        shares = [inner.share(step, **lengths) for step in range(16)]
+        shares = [inner.share(step, 4, 3) for step in range(16)]
         expected = np.repeat([0, 1 / 3, 2 / 3, 1], 4)
         np.testing.assert_array_equal(shares, expected)
-        self.assertEqual(inner.share(0, steps_per_epoch=4, warmup_epochs=0), 1)
+        self.assertEqual(inner.share(0, 4, 0), 1)
 
     @sweeps.fast(1, 7, 13, 19, 25, 31)
     @parameterized.product(

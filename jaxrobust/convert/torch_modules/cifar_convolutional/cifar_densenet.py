@@ -29,7 +29,6 @@ def model(
       growth: channels that each layer adds.
       stem: channels of the first convolution.
       small_stem: for 32 px, a 3x3 convolution; else 7x7, stride 2, norm and pooling.
-      activation: relu, gelu, silu or softplus.
     """
     act, channels, wide = ACTIVATIONS[activation], stem, 4 * growth
     parts: dict[str, nn.Module] = {"conv1": conv(in_channels, stem)}

@@ -7,7 +7,7 @@ tests/models/cifar/test_convolutional.py.
 
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Mean, conv, named
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Mean, conv, named, stages
 
 
 def model(
@@ -26,21 +26,15 @@ def model(
       width: inner channels of the first stage's blocks; they double with each stage.
       small_stem: for 32 px, a 3x3 convolution; else 7x7, stride 2, and pooling.
       last_norm: norm and activation before the last pooling.
-      activation: relu, gelu, silu or softplus.
     """
-    act, ins = ACTIVATIONS[activation], 64
-    parts: dict[str, nn.Module] = {"conv1": conv(in_channels, ins)}
+    act, outs = ACTIVATIONS[activation], [4 * width << i for i in range(len(depths))]
+    parts: dict[str, nn.Module] = {"conv1": conv(in_channels, 64)}
     if not small_stem:
-        parts = {"conv1": conv(in_channels, ins, 7, 2), "pool": nn.MaxPool2d(3, 2, 1)}
-    for number, depth in enumerate(depths, 1):
-        first = Block(ins, width, 2 if number > 1 else 1, act())
-        ins = 4 * width
-        rest = [Block(ins, width, 1, act()) for _ in range(depth - 1)]
-        parts[f"layer{number}"] = nn.Sequential(first, *rest)
-        width = 2 * width
+        parts = {"conv1": conv(in_channels, 64, 7, 2), "pool": nn.MaxPool2d(3, 2, 1)}
+    parts |= stages(64, outs, depths, lambda ins, i, stride: Block(ins, width << i, stride, act()))
     if last_norm:
-        parts |= {"bn": nn.BatchNorm2d(ins), "act": act()}
-    return named(**parts, mean=Mean(), linear=nn.Linear(ins, num_classes))
+        parts |= {"bn": nn.BatchNorm2d(outs[-1]), "act": act()}
+    return named(**parts, mean=Mean(), linear=nn.Linear(outs[-1], num_classes))
 
 
 class Block(nn.Module):

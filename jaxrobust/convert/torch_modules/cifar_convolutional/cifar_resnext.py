@@ -7,7 +7,16 @@ tests/models/cifar/test_convolutional.py.
 
 from torch import nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Mean, bottleneck, conv, named
+from jaxrobust.convert.torch_modules.layers import (
+    ACTIVATIONS,
+    Mean,
+    conv,
+    named,
+    narrow,
+    project,
+    stages,
+    stem,
+)
 
 
 def model(
@@ -26,23 +35,14 @@ def model(
       groups: of the 3x3 convolutions.
       width: channels of a group in the first stage; they double with each stage.
       small_stem: for 32 px, a 1x1 convolution; else 7x7, stride 2, and pooling.
-      activation: relu, gelu, silu or softplus.
     """
-    act, ins, inner = ACTIVATIONS[activation], 64, groups * width
-    stem = conv(in_channels, ins, *((1,) if small_stem else (7, 2)))
-    parts: dict[str, nn.Module] = {"conv1": stem, "bn1": nn.BatchNorm2d(ins), "act": act()}
-    if not small_stem:
-        parts["pool"] = nn.MaxPool2d(3, 2, 1)
-    for number, depth in enumerate(depths, 1):
-        blocks = []
-        for place in range(depth):
-            outs, stride = 2 * inner, 2 if number > 1 and place == 0 else 1
-            shortcut = nn.Sequential()
-            if stride != 1 or ins != outs:
-                shortcut = nn.Sequential(conv(ins, outs, 1, stride), nn.BatchNorm2d(outs))
-            middle = conv(inner, inner, 3, stride, groups)
-            blocks.append(bottleneck(ins, inner, outs, middle, shortcut, act))
-            ins = outs
-        parts[f"layer{number}"] = nn.Sequential(*blocks)
-        inner = 2 * inner
-    return named(**parts, mean=Mean(), linear=nn.Linear(ins, num_classes))
+    act, base = ACTIVATIONS[activation], groups * width
+    outs = [2 * base << i for i in range(len(depths))]
+
+    def block(ins: int, i: int, stride: int) -> nn.Module:
+        middle = conv(base << i, base << i, 3, stride, groups)
+        shortcut = project(ins, outs[i], stride)
+        return narrow(ins, base << i, outs[i], middle, act, shortcut=shortcut)
+
+    parts = stem(in_channels, 64, 1 if small_stem else 7, act) | stages(64, outs, depths, block)
+    return named(**parts, mean=Mean(), linear=nn.Linear(outs[-1], num_classes))

@@ -24,7 +24,6 @@ def model(
       widths: channels of the stages, of 2, 2, 3, 3, 3 convolutions; fewer: the first stages.
       hidden: units of linear maps before the last one.
       pool: side of the map that the linear maps read.
-      activation: relu, gelu, silu or softplus.
     """
     act, ins = ACTIVATIONS[activation], in_channels
     layers: list[nn.Module] = []

@@ -9,7 +9,7 @@ import math
 
 from torch import nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Mean, Residual, conv, named
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Mean, Residual, conv, named, stages
 
 
 def model(
@@ -24,18 +24,12 @@ def model(
     Args:
       depths: blocks of each stage.
       width: 16, 32, 64 times it are the channels of the stages.
-      activation: relu, gelu, silu or softplus.
     """
-    act, ins = ACTIVATIONS[activation], 16
-    parts: dict[str, nn.Module] = {"conv1": conv(in_channels, ins, bias=True)}
-    for i, depth in enumerate(depths):
-        outs = 16 * 2**i * width
-        first = block(ins, outs, 2 if i else 1, act)
-        rest = [block(outs, outs, 1, act) for _ in range(depth - 1)]
-        parts[f"layer{i + 1}"] = nn.Sequential(first, *rest)
-        ins = outs
-    parts |= {"bn1": nn.BatchNorm2d(ins, momentum=0.9), "act": act(), "mean": Mean()}
-    net = named(**parts, linear=nn.Linear(ins, num_classes))
+    act, outs = ACTIVATIONS[activation], [16 * width << i for i in range(len(depths))]
+    blocks = stages(16, outs, depths, lambda ins, i, stride: block(ins, outs[i], stride, act))
+    last = {"bn1": nn.BatchNorm2d(outs[-1], momentum=0.9), "act": act(), "mean": Mean()}
+    linear = nn.Linear(outs[-1], num_classes)
+    net = named(conv1=conv(in_channels, 16, bias=True), **blocks, **last, linear=linear)
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(2))

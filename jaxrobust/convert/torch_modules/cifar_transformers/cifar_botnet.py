@@ -11,9 +11,12 @@ from jaxrobust.convert.torch_modules.layers import (
     ACTIVATIONS,
     Mean,
     attend,
-    bottleneck,
     conv,
     named,
+    narrow,
+    project,
+    stages,
+    stem,
 )
 
 
@@ -33,30 +36,22 @@ def model(
       depths: blocks of each stage; those of the last one attend.
       width: inner channels of the first stage's blocks; they double with each stage.
       small_stem: 3x3 without stride, for 32 px; else 7x7 with stride 2 and pooling.
-      activation: everywhere, a name in ACTIVATIONS.
       image_size: side in pixels; the attention's positions depend on it.
     """
-    act, ins, side = ACTIVATIONS[activation], 64, image_size if small_stem else image_size // 4
-    stem = conv(in_channels, ins, *((3,) if small_stem else (7, 2)))
-    parts: dict[str, nn.Module] = {"conv1": stem, "bn1": nn.BatchNorm2d(ins), "act": act()}
-    if not small_stem:
-        parts["pool"] = nn.MaxPool2d(3, 2, 1)
-    for i, depth in enumerate(depths):
-        inner, outs, blocks = width * 2**i, 4 * width * 2**i, []
-        for j in range(depth):
-            stride = 2 if i and j == 0 else 1
-            middle: nn.Module = conv(inner, inner, 3, stride)
-            if i == len(depths) - 1:
-                pool = [nn.AvgPool2d(stride)] if stride > 1 else []
-                middle = nn.Sequential(Attention(inner, heads, side), *pool)
-            shortcut = nn.Sequential()
-            if stride > 1 or ins != outs:
-                projection = conv(ins, outs, 1, stride, bias=True)
-                shortcut = nn.Sequential(projection, nn.BatchNorm2d(outs))
-            blocks.append(bottleneck(ins, inner, outs, middle, shortcut, act))
-            ins, side = outs, side // stride
-        parts[f"layer{i + 1}"] = nn.Sequential(*blocks)
-    fc = nn.Sequential(nn.Dropout(0.3), nn.Linear(ins, num_classes))
+    act, side = ACTIVATIONS[activation], image_size if small_stem else image_size // 4
+    outs = [4 * width << i for i in range(len(depths))]
+
+    def block(ins: int, i: int, stride: int) -> nn.Module:
+        inner = width << i
+        middle: nn.Module = conv(inner, inner, 3, stride)
+        if i == len(depths) - 1:
+            attention = Attention(inner, heads, side >> (i + 1 - stride))
+            middle = nn.Sequential(attention, *[nn.AvgPool2d(stride)] * (stride > 1))
+        shortcut = project(ins, outs[i], stride, bias=True)
+        return narrow(ins, inner, outs[i], middle, act, shortcut=shortcut)
+
+    parts = stem(in_channels, 64, 3 if small_stem else 7, act) | stages(64, outs, depths, block)
+    fc = nn.Sequential(nn.Dropout(0.3), nn.Linear(outs[-1], num_classes))
     return named(**parts, mean=Mean(), fc=fc)
 
 

@@ -29,7 +29,6 @@ def model(
       dim, depth, heads, hidden: width, number of blocks, attention heads, width inside the MLPs.
       convolutions: of the tokeniser; all but the last one have 64 channels.
       kernel, stride: their windows, and the stride of each, which a maximum doubles.
-      activation: relu, silu, softplus or gelu.
       image_size: side in pixels; the number of positions follows from it.
     """
     layers, side, ins = [], image_size, in_channels

@@ -7,7 +7,7 @@ chinhsuanwu/coatnet-pytorch d3ef1c3. Parity: tests/models/cifar/test_stages.py.
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, SelfAttention, conv, named
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, SelfAttention, Squeeze, conv, named
 
 
 def model(
@@ -27,7 +27,6 @@ def model(
       order: of the stages behind the stem, C convolutions or T attention.
       dims, depths: channels and blocks of the stem and of these stages.
       heads, head_dim: of attention.
-      activation: gelu, relu, silu or softplus.
       image_size: side in pixels, of all images; each stage halves it.
     """
     act, ins = ACTIVATIONS[activation], in_channels
@@ -47,19 +46,6 @@ def model(
         stages[f"s{i}"] = blocks
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return named(**stages, pool=pool, fc=nn.Linear(ins, num_classes, bias=False))
-
-
-class Squeeze(nn.Module):
-    """Scale each channel by a sigmoid of two linear maps of all channels' means."""
-
-    def __init__(self, channels: int, hidden: int, act: type[nn.Module]) -> None:
-        super().__init__()
-        first = nn.Linear(channels, hidden, bias=False)
-        last = nn.Linear(hidden, channels, bias=False)
-        self.fc = nn.Sequential(first, act(), last, nn.Sigmoid())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc(x.mean((2, 3)))[:, :, None, None]
 
 
 class Convolve(nn.Module):

@@ -25,7 +25,6 @@ def model(
       patch: side of the patches in pixels.
       dim, depth, heads: width, number of blocks, attention heads.
       hidden: width inside the MLPs.
-      activation: relu, silu, softplus or gelu.
     """
     scale, act = (dim // heads) ** -0.5, ACTIVATIONS[activation]
     blocks = [vit_block(dim, heads, hidden, act, scale) for _ in range(depth)]

@@ -16,6 +16,7 @@ from jaxrobust.convert.torch_modules.layers import (
     attend,
     conv,
     named,
+    split,
 )
 
 
@@ -36,7 +37,6 @@ def model(
       dims, depths, heads: of the stages.
       key_width: of each head's queries and keys; values have twice as many channels.
       stem_strides: of the stem's four convolutions.
-      activation: everywhere, a name in ACTIVATIONS.
       image_size: side in pixels; the position biases depend on it.
     """
     widths = [in_channels, *(dims[0] // 2**i for i in (3, 2, 1, 0))]
@@ -104,15 +104,11 @@ class Attention(nn.Module):
         self.proj = nn.Sequential(act, normed(values, outs))
         self.shrinks = stride > 1
 
-    def split(self, x: Tensor) -> Tensor:
-        """Split [B, N, heads * d] into [B, heads, N, d]."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
-
     def forward(self, x: Tensor) -> Tensor:
         if self.shrinks:
-            q, kv = self.split(self.q(x)), self.split(self.kv(x))
+            (q,), (kv,) = split(self.q(x), 1, self.heads), split(self.kv(x), 1, self.heads)
         else:
-            q, kv = self.split(self.qkv(x)).tensor_split([self.width], -1)
+            q, kv = split(self.qkv(x), 1, self.heads)[0].tensor_split([self.width], -1)
         k, v = kv.tensor_split([self.width], -1)
         bias = self.attention_biases[:, self.attention_bias_idxs]
         return self.proj(attend(q, k, v, bias))

@@ -36,7 +36,6 @@ def model(
       dim, depth: width, number of blocks.
       token_hidden, hidden: width inside the MLPs over tokens and over channels.
       class_token: what the head reads; else it reads the mean of the patches.
-      activation: relu, silu, softplus or gelu.
       image_size: side in pixels; the number of tokens follows from it.
     """
     tokens, act = (image_size // patch) ** 2 + class_token, ACTIVATIONS[activation]

@@ -30,7 +30,6 @@ def model(
       dims, depths, ratios: of the transformers behind the last bottlenecks: width, layers, hidden
         units of the feed-forward in widths.
       heads, head_width: of the attention.
-      activation: everywhere, a name in ACTIVATIONS.
       expansion: of the bottlenecks, and of the channels before the classifier.
     """
     act = ACTIVATIONS[activation]

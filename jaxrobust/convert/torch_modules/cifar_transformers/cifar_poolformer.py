@@ -26,7 +26,6 @@ def model(
       depths, dims: blocks and channels of each stage.
       patch, stride: window and stride of the first convolution.
       gamma_init: of the factors of each branch's channels.
-      activation: relu, silu, softplus or gelu.
     """
     act, parts = ACTIVATIONS[activation], []
     first = nn.Conv2d(in_channels, dims[0], patch, stride, (patch - stride + 1) // 2)

@@ -33,7 +33,6 @@ def model(
       patch: side of the patches in pixels.
       dim, depth, heads: width, number of blocks, attention heads.
       hidden: width inside the MLPs and inside the head.
-      activation: relu, silu, softplus or gelu.
       image_size: side in pixels; the number of positions follows from it.
     """
     act, positions = ACTIVATIONS[activation], (image_size // patch) ** 2 + 1

@@ -1,22 +1,18 @@
 """DenseNet-BC: 4 x 16 layers that add 12 channels each at 32 pixels, DenseNet-121 at 224.
 
-Sources: Huang et al. 2017 (arXiv 1608.06993). `cifar_densenet` is that of Tang et al. 2022 (arXiv
-2209.14105), by its parameters the class of kuangliu/pytorch-cifar (49b7aa9), where new channels
-stand before the old ones; `cifar_densenet_224` is the standard network with these names, our
-choice: that paper does not say what it takes at 224 pixels. Parity:
-tests/models/cifar/test_convolutional.py.
+New channels stand before the old ones. Source: Huang et al. 2017 (arXiv 1608.06993).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.common import conv
+from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import affine, batch_norm
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
@@ -40,18 +36,14 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-_121: dict[str, Any] = {"depths": (6, 12, 24, 16), "growth": 32, "stem": 64, "small_stem": False}
-VARIANTS = {"cifar_densenet": Variant(), "cifar_densenet_224": Variant(**_121)}
-
-
 class Layer(nnx.Module):
     """[3x3(act(norm(1x1(act(norm(x)))))), x]: what is new comes first."""
 
-    def __init__(self, ins: int, variant: Variant, rngs: Draws) -> None:
-        v, inner = variant, 4 * variant.growth
-        self.bn1, self.conv1 = BatchNorm(ins, group=v.bn_group), conv(ins, inner, 1, rngs)
+    def __init__(self, ins: int, v: Variant, rngs: Draws) -> None:
+        inner = 4 * v.growth
+        self.bn1, self.conv1 = BatchNorm(ins, group=v.bn_group), residual.conv(ins, inner, 1, rngs)
         self.bn2 = BatchNorm(inner, group=v.bn_group)
-        self.conv2 = conv(inner, v.growth, 3, rngs)
+        self.conv2 = residual.conv(inner, v.growth, 3, rngs)
         self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
@@ -64,9 +56,12 @@ class Layer(nnx.Module):
 class Transition(nnx.Module):
     """Half as many channels, rounded down, and means of 2x2 pixels."""
 
-    def __init__(self, ins: int, variant: Variant, rngs: Draws) -> None:
-        self.bn, self.conv = BatchNorm(ins, group=variant.bn_group), conv(ins, ins // 2, 1, rngs)
-        self.act = ACTIVATIONS[variant.activation]
+    def __init__(self, ins: int, v: Variant, rngs: Draws) -> None:
+        self.bn, self.conv = (
+            BatchNorm(ins, group=v.bn_group),
+            residual.conv(ins, ins // 2, 1, rngs),
+        )
+        self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, train: bool) -> Array:
         return pooling.avg_pool_2x2(self.conv(self.act(self.bn(x, train))))
@@ -75,11 +70,11 @@ class Transition(nnx.Module):
 class DenseNet(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v, ins = variant, variant.stem
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
+        ins = v.stem
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (3, 1) if v.small_stem else (7, 2)
-        self.conv1 = conv(v.in_channels, ins, kernel, rngs, stride)
+        self.conv1 = residual.conv(v.in_channels, ins, kernel, rngs, stride)
         if not v.small_stem:
             self.bn1 = BatchNorm(ins, group=v.bn_group)
         for i, depth in enumerate(v.depths, 1):
@@ -98,21 +93,19 @@ class DenseNet(nnx.Module):
         x = self.conv1(self.normalize(images).astype(jnp.dtype(v.dtype)))
         if not v.small_stem:
             x = pooling.max_pool(act(self.bn1(x, train)))
-        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
-        for i, how in enumerate(told, 1):
+        for i, how in enumerate(of_stages(v, train, key), 1):
             if i > 1:
                 x = getattr(self, f"trans{i - 1}")(x, train)
             x = run_blocks(getattr(self, f"dense{i}"), x, **how)
         return self.linear(act(self.bn(x, train)).mean(axis=(1, 2)))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
-    common.check_stages(v, "depths")
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+    checks.check_stages(v, "depths")
     common.check(v, growth=1, stem=1, in_channels=1, bn_group=0)
     common.check_halvings(image_size, len(v.depths) - 1 + (0 if v.small_stem else 2))
-    return classifier(lambda rngs: DenseNet(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: DenseNet(v, num_classes, rngs), dtype=v.dtype)
 
 
 _LAYER = r"dense\d+\.\d+\."
@@ -121,33 +114,23 @@ TORCH_NAMES = common.rows(
 )
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the names of kuangliu/pytorch-cifar in its order; a larger stem's norm is `bn1`."""
-    v = variant
-    keys = ["conv1.weight"] + ([] if v.small_stem else batch_norm("bn1"))
+def torch_keys(v: Variant) -> list[str]:
+    """List the names of kuangliu/pytorch-cifar in its order; a larger stem's norm is `bn1`."""
+    found = keys("", "conv1:w" if v.small_stem else "conv1:w bn1:bn")
     for i, depth in enumerate(v.depths, 1):
         for j in range(depth):
-            for part in (1, 2):
-                layer = f"dense{i}.{j}"
-                keys += [*batch_norm(f"{layer}.bn{part}"), f"{layer}.conv{part}.weight"]
+            found += keys(f"dense{i}.{j}", "bn1:bn conv1:w bn2:bn conv2:w")
         if i < len(v.depths):
-            keys += [*batch_norm(f"trans{i}.bn"), f"trans{i}.conv.weight"]
-    return [*keys, *batch_norm("bn"), *affine("linear")]
+            found += keys(f"trans{i}", "bn:bn conv:w")
+    return found + keys("", "bn:bn linear")
 
 
-MEMBERS = {
-    "cifar_densenet": Member(
-        Reference("cifar_densenet.py"),
-        paper=Paper("1.12", ""),
-        counted_at=32,
-        num_classes=10,
-        title="DenseNet-BC at 32 px",
-    ),
-    "cifar_densenet_224": Member(
-        Reference("cifar_densenet.py", _121), num_classes=10, title="DenseNet-121"
-    ),
+_121 = {"depths": (6, 12, 24, 16), "growth": 32, "stem": 64, "small_stem": False}
+_NETWORKS = {
+    "cifar_densenet": common.Study("DenseNet-BC at 32 px", counted="1.12"),
+    "cifar_densenet_224": common.Study("DenseNet-121", _121),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"linear\..*")
-FAMILY = Family(
-    "cifar_densenet", "DenseNet", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True
+FAMILY = common.family(
+    "cifar_densenet", "DenseNet", Variant, create, NAMES, _NETWORKS, any_size=True
 )

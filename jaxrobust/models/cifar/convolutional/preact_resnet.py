@@ -1,22 +1,18 @@
 """PreActResNet-50: without a norm before its pooling at 32 pixels, with one at 224.
 
-Sources: He et al. 2016 (arXiv 1603.05027). `cifar_preactresnet50` is that of Tang et al. 2022
-(arXiv 2209.14105), by its parameters kuangliu/pytorch-cifar's (49b7aa9), whose last block's sum is
-pooled as it is; `cifar_preactresnet50_224` is the standard network with these names, our choice:
-that paper does not say what it takes at 224 pixels. Parity:
-tests/models/cifar/test_convolutional.py.
+Source: He et al. 2016 (arXiv 1603.05027).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.common import conv
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import affine, batch_norm
+from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.interface import checks
+from jaxrobust.models.interface.classifier import classifier
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
@@ -24,7 +20,6 @@ from jaxrobust.models.modules.initializers import Draws
 from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
-STEM = 64  # channels
 EXPANSION = 4  # a block's output channels by its inner ones
 
 
@@ -43,27 +38,23 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-_STANDARD: dict[str, Any] = {"small_stem": False, "last_norm": True}
-VARIANTS = {
-    "cifar_preactresnet50": Variant(),
-    "cifar_preactresnet50_224": Variant(**_STANDARD),
-}
-
-
 class Block(nnx.Module):
     """x + a branch of 1x1, 3x3, 1x1 convolutions, each behind its norm and activation.
 
     A projection reads what the first of these gives, and has no norm.
     """
 
-    def __init__(self, ins: int, width: int, stride: int, variant: Variant, rngs: Draws) -> None:
-        group, outs = variant.bn_group, EXPANSION * width
-        self.bn1, self.conv1 = BatchNorm(ins, group=group), conv(ins, width, 1, rngs)
-        self.bn2, self.conv2 = BatchNorm(width, group=group), conv(width, width, 3, rngs, stride)
-        self.bn3, self.conv3 = BatchNorm(width, group=group), conv(width, outs, 1, rngs)
+    def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
+        group, width = v.bn_group, outs // EXPANSION
+        self.bn1, self.conv1 = BatchNorm(ins, group=group), residual.conv(ins, width, 1, rngs)
+        self.bn2, self.conv2 = (
+            BatchNorm(width, group=group),
+            residual.conv(width, width, 3, rngs, stride),
+        )
+        self.bn3, self.conv3 = BatchNorm(width, group=group), residual.conv(width, outs, 1, rngs)
         changes = stride > 1 or ins != outs
-        self.shortcut = nnx.List([conv(ins, outs, 1, rngs, stride)] if changes else [])
-        self.act = ACTIVATIONS[variant.activation]
+        self.shortcut = nnx.List([residual.conv(ins, outs, 1, rngs, stride)] if changes else [])
+        self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
@@ -76,17 +67,11 @@ class Block(nnx.Module):
 class PreActResNet(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v, ins = variant, STEM
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (3, 1) if v.small_stem else (7, 2)
-        self.conv1 = conv(v.in_channels, STEM, kernel, rngs, stride)
-        for i, depth in enumerate(v.depths):
-            width = v.width << i
-            rows = [(ins, 2 if i else 1)] + [(EXPANSION * width, 1)] * (depth - 1)
-            blocks = [Block(a, width, stride, v, rngs) for a, stride in rows]
-            setattr(self, f"layer{i + 1}", nnx.List(blocks))
-            ins = EXPANSION * width
+        self.conv1 = residual.conv(v.in_channels, residual.STEM, kernel, rngs, stride)
+        ins = residual.add_stages(self, v, rngs, Block, EXPANSION * v.width)
         if v.last_norm:
             self.bn = BatchNorm(ins, group=v.bn_group)
         self.linear = Linear(ins, num_classes, torch_init=True, rngs=rngs)
@@ -96,51 +81,40 @@ class PreActResNet(nnx.Module):
         v = self.variant
         x = self.conv1(self.normalize(images).astype(jnp.dtype(v.dtype)))
         x = x if v.small_stem else pooling.max_pool(x)
-        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
-        for i, how in enumerate(told, 1):
-            x = run_blocks(getattr(self, f"layer{i}"), x, **how)
+        x = residual.run_stages(self, x, train, key)
         if v.last_norm:
             x = ACTIVATIONS[v.activation](self.bn(x, train))
         return self.linear(x.mean(axis=(1, 2)))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
-    common.check_stages(v, "depths")
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+    checks.check_stages(v, "depths")
     common.check(v, width=1, in_channels=1, bn_group=0)
-    common.check_image_size(image_size)
-    return classifier(lambda rngs: PreActResNet(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    checks.check_image_size(image_size)
+    return classifier(lambda rngs: PreActResNet(v, num_classes, rngs), dtype=v.dtype)
 
 
 _BLOCK = r"layer\d+\.\d+\."
 TORCH_NAMES = common.rows(rf"((?:{_BLOCK})?conv\d|{_BLOCK}shortcut\.0)", rf"({_BLOCK}bn\d|bn)")
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the names of kuangliu/pytorch-cifar in its order; a last norm is `bn`."""
-    v, keys = variant, ["conv1.weight"]
-    for block, projects in common.blocks(v.depths, STEM, EXPANSION * v.width):
-        for part in (1, 2, 3):
-            keys += [*batch_norm(f"{block}.bn{part}"), f"{block}.conv{part}.weight"]
-        if projects:
-            keys.append(f"{block}.shortcut.0.weight")
-    return keys + (batch_norm("bn") if v.last_norm else []) + affine("linear")
+def torch_keys(v: Variant) -> list[str]:
+    """List the names of kuangliu/pytorch-cifar in its order; a last norm is `bn`."""
+    found = keys("", "conv1:w")
+    for block, projects in residual.block_names(v.depths, residual.STEM, EXPANSION * v.width):
+        found += keys(block, "bn1:bn conv1:w bn2:bn conv2:w bn3:bn conv3:w")
+        found += keys(block, "shortcut.0:w") if projects else []
+    return found + keys("", "bn:bn linear" if v.last_norm else "linear")
 
 
-MEMBERS = {
-    "cifar_preactresnet50": Member(
-        Reference("cifar_preact_resnet.py"),
-        paper=Paper("23.50", ""),
-        counted_at=32,
-        num_classes=10,
-        title="PreActResNet-50 at 32 px",
-    ),
-    "cifar_preactresnet50_224": Member(
-        Reference("cifar_preact_resnet.py", _STANDARD), num_classes=10, title="PreActResNet-50"
+_NETWORKS = {
+    "cifar_preactresnet50": common.Study("PreActResNet-50 at 32 px", counted="23.50"),
+    "cifar_preactresnet50_224": common.Study(
+        "PreActResNet-50", {"small_stem": False, "last_norm": True}
     ),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"conv1\..*", head=r"linear\..*")
-FAMILY = Family(
-    "cifar_preact_resnet", "PreActResNet", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True
+FAMILY = common.family(
+    "cifar_preact_resnet", "PreActResNet", Variant, create, NAMES, _NETWORKS, any_size=True
 )

@@ -1,30 +1,25 @@
 """ResNeXt-29 (2 x 64d) at 32 pixels, ResNeXt-50 (32 x 4d) at 224.
 
-Sources: Xie et al. 2017 (arXiv 1611.05431). `cifar_resnext29` is that of Tang et al. 2022 (arXiv
-2209.14105), by its parameters kuangliu/pytorch-cifar's (49b7aa9), whose stem is a 1x1 convolution
-and whose blocks double their inner channels; `cifar_resnext50_224` is the standard network with
-these names, our choice: that paper does not say what it takes at 224 pixels. Parity:
-tests/models/cifar/test_convolutional.py.
+That for 32 px has a 1x1 convolution as stem. Source: Xie et al. 2017 (arXiv 1611.05431).
 """
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.common import conv
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import affine, batch_norm
+from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.interface import checks
+from jaxrobust.models.interface.classifier import classifier
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
-STEM = 64  # channels
 EXPANSION = 2  # a block's output channels by its inner ones
 
 
@@ -43,51 +38,16 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-_50: dict[str, Any] = {"depths": (3, 4, 6, 3), "groups": 32, "width": 4, "small_stem": False}
-VARIANTS = {"cifar_resnext29": Variant(), "cifar_resnext50_224": Variant(**_50)}
-
-
-class Block(nnx.Module):
-    """act(x + 1x1(act(3x3(act(1x1(x)))))), each with a norm; the 3x3 has groups and the stride."""
-
-    def __init__(self, ins: int, inner: int, stride: int, variant: Variant, rngs: Draws) -> None:
-        group, outs, groups = variant.bn_group, EXPANSION * inner, variant.groups
-        self.conv1, self.bn1 = conv(ins, inner, 1, rngs), BatchNorm(inner, group=group)
-        self.conv2 = conv(inner, inner, 3, rngs, stride, groups=groups)
-        self.bn2 = BatchNorm(inner, group=group)
-        self.conv3, self.bn3 = conv(inner, outs, 1, rngs), BatchNorm(outs, group=group)
-        changes = stride > 1 or ins != outs
-        self.shortcut = nnx.List(
-            [conv(ins, outs, 1, rngs, stride), BatchNorm(outs, group=group)] if changes else []
-        )
-        self.act = ACTIVATIONS[variant.activation]
-
-    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        (path,) = branches(drop, 1)
-        y = self.act(self.bn1(self.conv1(x), train))
-        y = self.act(self.bn2(self.conv2(y), train))
-        y = self.bn3(self.conv3(y), train)
-        if self.shortcut:
-            conv, norm = self.shortcut
-            x = norm(conv(x), train)
-        return self.act(x + path(y))
-
-
 class ResNeXt(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v, ins = variant, STEM
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (1, 1) if v.small_stem else (7, 2)
-        self.conv1 = conv(v.in_channels, STEM, kernel, rngs, stride)
-        self.bn1 = BatchNorm(STEM, group=v.bn_group)
-        for i, depth in enumerate(v.depths):
-            inner = v.groups * v.width << i
-            rows = [(ins, 2 if i else 1)] + [(EXPANSION * inner, 1)] * (depth - 1)
-            blocks = [Block(a, inner, stride, v, rngs) for a, stride in rows]
-            setattr(self, f"layer{i + 1}", nnx.List(blocks))
-            ins = EXPANSION * inner
+        self.conv1 = residual.conv(v.in_channels, residual.STEM, kernel, rngs, stride)
+        self.bn1 = BatchNorm(residual.STEM, group=v.bn_group)
+        block = functools.partial(residual.Bottleneck, expansion=EXPANSION, groups=v.groups)
+        ins = residual.add_stages(self, v, rngs, block, EXPANSION * v.groups * v.width)
         self.linear = Linear(ins, num_classes, torch_init=True, rngs=rngs)
         self.variant = v
 
@@ -96,19 +56,16 @@ class ResNeXt(nnx.Module):
         x = self.conv1(self.normalize(images).astype(jnp.dtype(v.dtype)))
         x = ACTIVATIONS[v.activation](self.bn1(x, train))
         x = x if v.small_stem else pooling.max_pool(x)
-        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
-        for i, how in enumerate(told, 1):
-            x = run_blocks(getattr(self, f"layer{i}"), x, **how)
+        x = residual.run_stages(self, x, train, key)
         return self.linear(x.mean(axis=(1, 2)))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
-    common.check_stages(v, "depths")
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+    checks.check_stages(v, "depths")
     common.check(v, groups=1, width=1, in_channels=1, bn_group=0)
-    common.check_image_size(image_size)
-    return classifier(lambda rngs: ResNeXt(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    checks.check_image_size(image_size)
+    return classifier(lambda rngs: ResNeXt(v, num_classes, rngs), dtype=v.dtype)
 
 
 _BLOCK = r"layer\d+\.\d+\."
@@ -117,28 +74,21 @@ TORCH_NAMES = common.rows(
 )
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the names of kuangliu/pytorch-cifar in its order."""
-    v, keys = variant, ["conv1.weight", *batch_norm("bn1")]
-    for block, projects in common.blocks(v.depths, STEM, EXPANSION * v.groups * v.width):
-        for part in (1, 2, 3):
-            keys += [f"{block}.conv{part}.weight", *batch_norm(f"{block}.bn{part}")]
-        if projects:
-            keys += [f"{block}.shortcut.0.weight", *batch_norm(f"{block}.shortcut.1")]
-    return keys + affine("linear")
+def torch_keys(v: Variant) -> list[str]:
+    """List the names of kuangliu/pytorch-cifar in its order."""
+    found = keys("", "conv1:w bn1:bn")
+    for block, projects in residual.block_names(
+        v.depths, residual.STEM, EXPANSION * v.groups * v.width
+    ):
+        found += keys(block, "conv1:w bn1:bn conv2:w bn2:bn conv3:w bn3:bn")
+        found += keys(block, "shortcut.0:w shortcut.1:bn") if projects else []
+    return found + keys("", "linear")
 
 
-MEMBERS = {
-    "cifar_resnext29": Member(
-        Reference("cifar_resnext.py"),
-        paper=Paper("9.12", ""),
-        counted_at=32,
-        num_classes=10,
-        title="ResNeXt-29 (2x64d)",
-    ),
-    "cifar_resnext50_224": Member(
-        Reference("cifar_resnext.py", _50), num_classes=10, title="ResNeXt-50 (32x4d)"
-    ),
+_50 = {"depths": (3, 4, 6, 3), "groups": 32, "width": 4, "small_stem": False}
+_NETWORKS = {
+    "cifar_resnext29": common.Study("ResNeXt-29 (2x64d)", counted="9.12"),
+    "cifar_resnext50_224": common.Study("ResNeXt-50 (32x4d)", _50),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"linear\..*")
-FAMILY = Family("cifar_resnext", "ResNeXt", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True)
+FAMILY = common.family("cifar_resnext", "ResNeXt", Variant, create, NAMES, _NETWORKS, any_size=True)

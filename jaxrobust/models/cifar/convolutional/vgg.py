@@ -1,9 +1,6 @@
 """VGG-16 with batch norm: at 32 pixels with one linear map behind it, at 224 with three.
 
-Sources: Simonyan & Zisserman 2015 (arXiv 1409.1556). `cifar_vgg16` is that of Tang et al. 2022
-(arXiv 2209.14105), by its parameters kuangliu/pytorch-cifar's (49b7aa9); `cifar_vgg16_224` is the
-standard network, our choice: that paper does not say what it takes at 224 pixels. Parity:
-tests/models/cifar/test_convolutional.py.
+Source: Simonyan & Zisserman 2015 (arXiv 1409.1556).
 """
 
 from collections.abc import Mapping
@@ -14,8 +11,8 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.interface.classifier import classifier, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import affine, batch_norm
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
@@ -39,12 +36,6 @@ class Variant(NamedTuple):
     in_channels: int = 3
     remat: bool = False  # recompute each convolution and norm in the backward pass
     dtype: str = "float32"  # compute type; parameters stay float32
-
-
-VARIANTS = {
-    "cifar_vgg16": Variant(),
-    "cifar_vgg16_224": Variant(hidden=(4096, 4096), pool=7, dropout=0.5),
-}
 
 
 def places(stages: int) -> list[list[int]]:
@@ -80,9 +71,9 @@ class Unit(nnx.Module):
 class Hidden(nnx.Module):
     """A linear map, activation and dropout."""
 
-    def __init__(self, linear: Linear, variant: Variant) -> None:
-        self.linear, self.dropout = linear, variant.dropout
-        self.act = ACTIVATIONS[variant.activation]
+    def __init__(self, linear: Linear, v: Variant) -> None:
+        self.linear, self.dropout = linear, v.dropout
+        self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (within,) = dropouts(drop, 1, self.dropout, paths=0)
@@ -92,8 +83,8 @@ class Hidden(nnx.Module):
 class VGG(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v, ins = variant, variant.in_channels
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
+        ins = v.in_channels
         self.normalize = Normalize(v.in_channels)
         features: dict[int, nnx.Module] = {}
         for width, stage in zip(v.widths, places(len(v.widths)), strict=True):
@@ -124,9 +115,8 @@ class VGG(nnx.Module):
         return self.classifier[3 * len(v.hidden)](x)
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     if not 1 <= len(v.widths) <= len(DEPTHS) or any(n < 1 for n in v.widths):
         raise ValueError(
             f"widths={v.widths!r} must be positive integers, one for each of at most "
@@ -140,7 +130,7 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
             f"drop_path={v.drop_path}: a VGG has no residual branches to leave out; set it to 0"
         )
     _check_map(v, image_size)
-    return classifier(lambda rngs: VGG(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: VGG(v, num_classes, rngs), dtype=v.dtype)
 
 
 def _check_map(v: Variant, image_size: int) -> None:
@@ -160,35 +150,23 @@ _NORM = rf"(features\.(?:{'|'.join(str(at + 1) for at in _STAGES)}))"
 TORCH_NAMES = common.rows(_CONV, _NORM, r"(classifier(?:\.\d+)?)")
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the names of kuangliu/pytorch-cifar in its order."""
-    keys: list[str] = []
-    for stage in places(len(variant.widths)):
-        for at in stage:
-            keys += affine(f"features.{at}") + batch_norm(f"features.{at + 1}")
-    if not variant.hidden:
-        return keys + affine("classifier")
-    return keys + affine(*(f"classifier.{3 * i}" for i in range(len(variant.hidden) + 1)))
+def torch_keys(v: Variant) -> list[str]:
+    """List the names of kuangliu/pytorch-cifar in its order."""
+    stages = places(len(v.widths))
+    found = [
+        key for stage in stages for at in stage for key in keys("features", f"{at} {at + 1}:bn")
+    ]
+    maps = [f"classifier.{3 * i}" for i in range(len(v.hidden) + 1)]
+    return found + keys("", " ".join(maps) if v.hidden else "classifier")
 
 
-MEMBERS = {
-    "cifar_vgg16": Member(
-        Reference("cifar_vgg.py"),
-        paper=Paper("14.72", ""),
-        counted_at=32,
-        num_classes=10,
-        title="VGG-16 at 32 px",
-    ),
-    "cifar_vgg16_224": Member(
-        Reference("cifar_vgg.py", {"hidden": (4096, 4096), "pool": 7}),
-        num_classes=10,
-        title="VGG-16",
+_NETWORKS = {
+    "cifar_vgg16": common.Study("VGG-16 at 32 px", counted="14.72"),
+    "cifar_vgg16_224": common.Study(
+        "VGG-16", {"hidden": (4096, 4096), "pool": 7}, {"dropout": 0.5}
     ),
 }
 NAMES = Names(
-    TORCH_NAMES,
-    torch_keys,
-    stem=r"features\.[01]\..*",
-    head=r"classifier\.(?:6\.)?[a-z]+",
+    TORCH_NAMES, torch_keys, stem=r"features\.[01]\..*", head=r"classifier\.(?:6\.)?[a-z]+"
 )
-FAMILY = Family("cifar_vgg", "VGG", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True)
+FAMILY = common.family("cifar_vgg", "VGG", Variant, create, NAMES, _NETWORKS, any_size=True)

@@ -1,9 +1,7 @@
 """WRN-40-10 with biased convolutions, whose stride is the second convolution's.
 
-Sources: Zagoruyko & Komodakis 2016 (arXiv 1605.07146). `cifar_wrn_40_10` is that of Tang et al.
-2022 (arXiv 2209.14105), by its parameters meliketoy/wide-resnet.pytorch's (292b3ed); the standard
-one at 224 pixels is `wide_resnet50_2`. Parity:
-tests/models/cifar/test_convolutional.py.
+Sources: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); by its parameters it is that of
+meliketoy/wide-resnet.pytorch (292b3ed). The standard one at 224 pixels is `wide_resnet50_2`.
 """
 
 from typing import NamedTuple
@@ -12,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import affine, batch_norm
+from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.interface import checks
+from jaxrobust.models.interface.classifier import classifier
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
 from jaxrobust.models.modules.initializers import Draws
@@ -39,14 +38,12 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-VARIANTS = {"cifar_wrn_40_10": Variant((6, 6, 6), 10)}
-
 # Glorot's uniform draw with gain sqrt(2).
 _glorot = jax.nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 
 
 def _conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1) -> Conv:
-    """Return a convolution with bias that keeps the size, but for its stride."""
+    """Make a convolution with bias that keeps the size, but for its stride."""
     padding = kernel // 2
     return Conv(ins, outs, kernel, stride=stride, padding=padding, init=_glorot, rngs=rngs)
 
@@ -73,16 +70,10 @@ class Block(nnx.Module):
 class WideResNet(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v, ins = variant, STEM
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         self.conv1 = _conv(v.in_channels, STEM, 3, rngs)
-        for i, depth in enumerate(v.depths):
-            outs = (STEM << i) * v.width
-            rows = [(ins, 2 if i else 1)] + [(outs, 1)] * (depth - 1)
-            blocks = [Block(a, outs, stride, v, rngs) for a, stride in rows]
-            setattr(self, f"layer{i + 1}", nnx.List(blocks))
-            ins = outs
+        ins = residual.add_stages(self, v, rngs, Block, STEM * v.width, STEM)
         self.bn1 = BatchNorm(ins, group=v.bn_group, momentum=0.9)  # as released: it moves fast
         self.linear = Linear(ins, num_classes, torch_init=True, rngs=rngs)
         self.variant = v
@@ -90,47 +81,37 @@ class WideResNet(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.conv1(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
-        for i, how in enumerate(told, 1):
-            x = run_blocks(getattr(self, f"layer{i}"), x, draws=v.dropout > 0, **how)
+        x = residual.run_stages(self, x, train, key, draws=v.dropout > 0)
         x = ACTIVATIONS[v.activation](self.bn1(x, train))
         return self.linear(x.mean(axis=(1, 2)))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
-    common.check_stages(v, "depths")
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+    checks.check_stages(v, "depths")
     common.check(v, width=1, in_channels=1, bn_group=0)
-    common.check_image_size(image_size)
-    return classifier(lambda rngs: WideResNet(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    checks.check_image_size(image_size)
+    return classifier(lambda rngs: WideResNet(v, num_classes, rngs), dtype=v.dtype)
 
 
 _BLOCK = r"layer\d+\.\d+\."
 TORCH_NAMES = common.rows(rf"((?:{_BLOCK})?conv\d|{_BLOCK}shortcut\.0)", rf"((?:{_BLOCK})?bn\d)")
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the names of meliketoy/wide-resnet.pytorch in its order."""
-    v, keys = variant, affine("conv1")
-    for block, projects in common.blocks(v.depths, STEM, STEM * v.width):
-        for part in (1, 2):
-            keys += batch_norm(f"{block}.bn{part}") + affine(f"{block}.conv{part}")
-        if projects:
-            keys += affine(f"{block}.shortcut.0")
-    return [*keys, *batch_norm("bn1"), *affine("linear")]
+def torch_keys(v: Variant) -> list[str]:
+    """List the names of meliketoy/wide-resnet.pytorch in its order."""
+    found = keys("", "conv1")
+    for block, projects in residual.block_names(v.depths, STEM, STEM * v.width):
+        found += keys(block, "bn1:bn conv1 bn2:bn conv2" + " shortcut.0" * projects)
+    return found + keys("", "bn1:bn linear")
 
 
-MEMBERS = {
-    "cifar_wrn_40_10": Member(
-        Reference("cifar_wide_resnet.py", {"depths": (6, 6, 6), "width": 10}),
-        paper=Paper("55.85", ""),
-        counted_at=32,
-        num_classes=10,
-        title="WideResNet-40-10 with biases",
+_NETWORKS = {
+    "cifar_wrn_40_10": common.Study(
+        "WideResNet-40-10 with biases", {"depths": (6, 6, 6), "width": 10}, counted="55.85"
     )
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"conv1\..*", head=r"linear\..*")
-FAMILY = Family(
-    "cifar_wide_resnet", "WideResNet", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True
+FAMILY = common.family(
+    "cifar_wide_resnet", "WideResNet", Variant, create, NAMES, _NETWORKS, any_size=True
 )

@@ -1,66 +1,22 @@
-"""What the networks of this folder share: convolutions, checks of rows, names of weights."""
+"""What the networks of the study share: checks of rows, names of weights, their tables."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    Row,
-    conv_rows,
-    linear_rows,
-    norm_rows,
-)
+from jaxrobust.models.interface.checks import check_least
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import Conv
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.types import Classifier
 
 
-def conv(
-    ins: int,
-    outs: int,
-    kernel: int,
-    rngs: Draws,
-    stride: int = 1,
-    *,
-    groups: int = 1,
-    bias: bool = False,
-) -> Conv:
-    """Return a convolution that keeps the size, but for its stride, drawn as PyTorch does."""
-    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": bias}
-    return Conv(ins, outs, kernel, torch_init=True, rngs=rngs, **how)
-
-
-def check(variant: Any, **lows: int) -> None:
+def check(v: Any, **lows: int) -> None:
     """Raise `ValueError` for fields of a row below these, and for an unknown activation."""
-    for name, low in lows.items():
-        if (value := getattr(variant, name)) < low:
-            raise ValueError(f"{name}={value} must be at least {low}")
-    if variant.activation not in ACTIVATIONS:
+    check_least(v, **lows)
+    if v.activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise ValueError(f"activation={variant.activation!r} is unknown; one of {known}")
-
-
-def check_tuples(variant: Any, *names: str) -> None:
-    """Raise `ValueError` where these fields are no tuples of positive integers."""
-    for name in names:
-        values = getattr(variant, name)
-        if not values or any(n < 1 for n in values):
-            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
-
-
-def check_stages(variant: Any, *names: str) -> None:
-    """Raise `ValueError` where these fields do not have a positive number for each stage."""
-    check_tuples(variant, *names)
-    first = getattr(variant, names[0])
-    for name in names[1:]:
-        if len(values := getattr(variant, name)) != len(first):
-            raise ValueError(f"{name}={values} and {names[0]}={first} must have the same length")
-
-
-def check_image_size(image_size: int) -> None:
-    """Raise `ValueError` for images without pixels."""
-    if image_size < 1:
-        raise ValueError(f"image_size={image_size} must be at least 1")
+        raise ValueError(f"activation={v.activation!r} is unknown; one of {known}")
 
 
 def check_halvings(image_size: int, halvings: int) -> None:
@@ -73,24 +29,42 @@ def check_halvings(image_size: int, halvings: int) -> None:
 
 
 def rows(conv: str, norm: str, linear: str = r"(linear)") -> list[Row]:
-    """Return the rows of convolutions, batch norms and linear maps that keep their names.
+    """List the rows of convolutions, batch norms and linear maps that keep their names.
 
     Each pattern has one group, which is the name here.
     """
-    maps = [*conv_rows(conv, r"\1"), *norm_rows(norm, r"\1"), *linear_rows(linear, r"\1")]
-    return [*maps, BATCH_NORM_COUNT]
+    return table(
+        BATCH_NORM_COUNT, convs={conv: r"\1"}, norms={norm: r"\1"}, linears={linear: r"\1"}
+    )
 
 
-def blocks(depths: Sequence[int], stem: int, first: int) -> Iterator[tuple[str, bool]]:
-    """Yield each residual block's name, and whether there is a convolution in its shortcut.
+class Study(NamedTuple):
+    """One network of a family of the study."""
 
-    Args:
-      depths: blocks of each stage; the first one of each stage but the first has a stride.
-      stem: channels before the first stage.
-      first: channels behind a block of the first stage; they double with each stage.
-    """
-    ins = stem
-    for i, depth in enumerate(depths):
-        for j in range(depth):
-            yield f"layer{i + 1}.{j}", ins != first << i or (i > 0 and j == 0)
-            ins = first << i
+    title: str  # on leaderboards
+    options: Mapping[str, Any] = MappingProxyType({})  # of its row, and of its PyTorch file
+    more: Mapping[str, Any] = MappingProxyType({})  # of its row alone
+    counted: str = ""  # millions of parameters as the study prints them, of those for 32 px
+    other: bool = False  # whether these are another network's
+
+
+def family(
+    file: str,
+    title: str,
+    variant: Callable[..., Any],
+    create: Callable[..., Classifier],
+    names: Names,
+    networks: Mapping[str, Study],
+    any_size: bool = False,
+) -> Family:
+    """Make a family of networks for 10 classes, see `Family`; `variant` makes a row."""
+
+    def member(study: Study) -> Member:
+        plain = Member(Reference(f"{file}.py", study.options), num_classes=10, title=study.title)
+        if not study.counted:
+            return plain
+        return plain._replace(paper=Paper(study.counted, "", other=study.other), counted_at=32)
+
+    members = {name: member(study) for name, study in networks.items()}
+    variants = {name: variant(**study.options, **study.more) for name, study in networks.items()}
+    return Family(file, title, variants, create, names, members, "all", any_size=any_size)

@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.interface.renaming import Row, linear_rows, norm_rows, row
+from jaxrobust.models.interface.renaming import Row, keys, row, table
 from jaxrobust.models.kernels import attention, convolutions, layers
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.activations import ACTIVATIONS
@@ -118,24 +118,24 @@ def check(v: Any, *positive: str) -> None:
 
 _LAYER = r"transformer\.layers\.(\d+)\."
 # Of lucidrains' vit-pytorch, as kentaroy47's vision-transformers-cifar10 has it.
-BLOCK_ROWS: list[Row] = [
+BLOCK_ROWS: list[Row] = table(
     row(r"cls_token", "cls_token"),
-    *linear_rows(r"patch_to_embedding", "patch_embed.proj.0"),
-    *norm_rows(_LAYER + r"0\.fn\.norm", r"blocks.\1.norm1"),
-    *linear_rows(_LAYER + r"0\.fn\.fn\.to_qkv", r"blocks.\1.attn.to_qkv"),
-    *linear_rows(_LAYER + r"0\.fn\.fn\.to_out\.0", r"blocks.\1.attn.to_out"),
-    *norm_rows(_LAYER + r"1\.fn\.norm", r"blocks.\1.norm2"),
-    *linear_rows(_LAYER + r"1\.fn\.fn\.net\.0", r"blocks.\1.mlp.fc1"),
-    *linear_rows(_LAYER + r"1\.fn\.fn\.net\.3", r"blocks.\1.mlp.fc2"),
-    *norm_rows(r"mlp_head\.0", "norm"),
-]
-BLOCK_KEYS = (
-    *("0.fn.norm.weight", "0.fn.norm.bias", "0.fn.fn.to_qkv.weight", "0.fn.fn.to_out.0.weight"),
-    *("0.fn.fn.to_out.0.bias", "1.fn.norm.weight", "1.fn.norm.bias", "1.fn.fn.net.0.weight"),
-    *("1.fn.fn.net.0.bias", "1.fn.fn.net.3.weight", "1.fn.fn.net.3.bias"),
+    norms={
+        _LAYER + r"0\.fn\.norm": r"blocks.\1.norm1",
+        _LAYER + r"1\.fn\.norm": r"blocks.\1.norm2",
+        r"mlp_head\.0": "norm",
+    },
+    linears={
+        r"patch_to_embedding": "patch_embed.proj.0",
+        _LAYER + r"0\.fn\.fn\.to_qkv": r"blocks.\1.attn.to_qkv",
+        _LAYER + r"0\.fn\.fn\.to_out\.0": r"blocks.\1.attn.to_out",
+        _LAYER + r"1\.fn\.fn\.net\.0": r"blocks.\1.mlp.fc1",
+        _LAYER + r"1\.fn\.fn\.net\.3": r"blocks.\1.mlp.fc2",
+    },
 )
 
 
 def block_keys(depth: int) -> list[str]:
-    """Return the names of all blocks there, in their order."""
-    return [f"transformer.layers.{i}.{key}" for i in range(depth) for key in BLOCK_KEYS]
+    """List the names of all blocks there, in their order."""
+    modules = "0.fn.norm 0.fn.fn.to_qkv:w 0.fn.fn.to_out.0 1.fn.norm 1.fn.fn.net.0 1.fn.fn.net.3"
+    return [key for i in range(depth) for key in keys(f"transformer.layers.{i}", modules)]

@@ -1,38 +1,29 @@
 """BoTNet-50: a ResNet-50 whose last stage attends where the others convolve.
 
 Source: Srinivas et al. 2021 (arXiv 2101.11605), as leaderj1001/BottleneckTransformers (142e965) has
-it: logits are not scaled, and a position meets the other pixel's query instead of its own. Parity:
+it: logits are not scaled, and the products of queries and positions are transposed. Parity:
 tests/models/cifar/test_hybrids.py against golden logits of that code.
 """
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.common import conv
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    Row,
-    affine,
-    batch_norm,
-    conv_rows,
-    linear_rows,
-    norm_rows,
-    row,
-)
+from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.interface.classifier import classifier
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, row, table
 from jaxrobust.models.kernels import attention, pooling
 from jaxrobust.models.kernels.layers import dropout
 from jaxrobust.models.kernels.primitives import spread, widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches, split
+from jaxrobust.models.modules.stochastic_depth import split
 from jaxrobust.types import Array, Classifier
 
 
@@ -52,21 +43,23 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-VARIANTS = {"cifar_botnet50": Variant(), "cifar_botnet50_224": Variant(small_stem=False)}
-
-
 class Attention(nnx.Module):
     """Attention of each pixel of f[B,S,S,D] to all: softmax over j of q_i.k_j + r_i.q_j.
 
     r is the sum of a row's and a column's embedding; nothing is divided by the root of the width.
+    With `halves` means over 2x2 pixels follow.
     """
 
-    def __init__(self, dim: int, heads: int, side: int, rngs: Draws) -> None:
+    def __init__(
+        self, dim: int, heads: int, side: int, rngs: Draws, *, halves: bool = False
+    ) -> None:
         normal, place = jax.nn.initializers.normal(1.0), (1, heads, dim // heads)
         self.rel_h = nnx.Param(normal(rngs.params(), (*place, 1, side)))
         self.rel_w = nnx.Param(normal(rngs.params(), (*place, side, 1)))
-        self.query, self.key, self.value = (conv(dim, dim, 1, rngs, bias=True) for _ in range(3))
-        self.heads = heads
+        self.query, self.key, self.value = (
+            residual.conv(dim, dim, 1, rngs, bias=True) for _ in range(3)
+        )
+        self.heads, self.halves = heads, halves
 
     def __call__(self, x: Array) -> Array:
         side = self.rel_h.shape[-1]
@@ -81,63 +74,28 @@ class Attention(nnx.Module):
         positions = (columns + rows).reshape(*tokens[2:], side * side).transpose(2, 0, 1)
         r = spread(positions.astype(x.dtype), tokens)
         q, k = jnp.concatenate([q, r], -1), jnp.concatenate([k, q], -1)
-        return attention.attention(q, k, v, scale=1.0).reshape(x.shape)
-
-
-class Bottleneck(nnx.Module):
-    """act(x + 1x1(act(3x3(act(1x1(x)))))), or with attention for 3x3.
-
-    The stride is the 3x3 one's; behind attention it is a mean over 2x2 pixels.
-    """
-
-    def __init__(
-        self, ins: int, width: int, stride: int, side: int, v: Variant, rngs: Draws
-    ) -> None:
-        outs, group, self.act = 4 * width, v.bn_group, ACTIVATIONS[v.activation]
-        self.conv1, self.bn1 = conv(ins, width, 1, rngs), BatchNorm(width, group=group)
-        if side:
-            self.conv2: Any = Attention(width, v.heads, side, rngs)
-        else:
-            self.conv2 = conv(width, width, 3, rngs, stride)
-        self.bn2 = BatchNorm(width, group=group)
-        self.conv3, self.bn3 = conv(width, outs, 1, rngs), BatchNorm(outs, group=group)
-        changes = stride > 1 or ins != outs
-        self.shortcut = nnx.List(
-            [conv(ins, outs, 1, rngs, stride, bias=True), BatchNorm(outs, group=group)]
-            if changes
-            else []
-        )
-        self.halves = bool(side) and stride > 1
-
-    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        (path,) = branches(drop, 1)
-        y = self.act(self.bn1(self.conv1(x), train))
-        y = self.conv2(y)
-        y = pooling.avg_pool_2x2(y) if self.halves else y
-        y = self.act(self.bn2(y, train))
-        y = self.bn3(self.conv3(y), train)
-        if self.shortcut:
-            conv, norm = self.shortcut
-            x = norm(conv(x), train)
-        return self.act(x + path(y))
+        y = attention.attention(q, k, v, scale=1.0).reshape(x.shape)
+        return pooling.avg_pool_2x2(y) if self.halves else y
 
 
 class BoTNet(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, image_size: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, image_size: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (3, 1) if v.small_stem else (7, 2)
-        self.conv1 = conv(v.in_channels, 64, kernel, rngs, stride)
-        self.bn1 = BatchNorm(64, group=v.bn_group)
-        side, ins, last = image_size // (1 if v.small_stem else 4), 64, len(v.depths) - 1
-        for i, depth in enumerate(v.depths):
-            blocks = []
-            for stride in [1 if i == 0 else 2] + [1] * (depth - 1):
-                blocks.append(Bottleneck(ins, v.width << i, stride, side * (i == last), v, rngs))
-                ins, side = 4 * v.width << i, side // stride
-            setattr(self, f"layer{i + 1}", nnx.List(blocks))
+        self.conv1 = residual.conv(v.in_channels, residual.STEM, kernel, rngs, stride)
+        self.bn1 = BatchNorm(residual.STEM, group=v.bn_group)
+        last = len(v.depths) - 1
+        side = image_size // (1 if v.small_stem else 4) >> last  # of the last stage's map
+
+        def middle(inner: int, stride: int) -> Attention | None:
+            if inner != v.width << last:
+                return None
+            return Attention(inner, v.heads, side * stride, rngs, halves=stride > 1)
+
+        block = functools.partial(residual.Bottleneck, expansion=4, middle=middle, bias=True)
+        ins = residual.add_stages(self, v, rngs, block, 4 * v.width)
         self.fc = Linear(ins, num_classes, torch_init=True, rngs=rngs)
         self.variant = v
 
@@ -147,15 +105,12 @@ class BoTNet(nnx.Module):
         x = ACTIVATIONS[v.activation](self.bn1(self.conv1(x), train))
         x = x if v.small_stem else pooling.max_pool(x)
         key, last = (None, None) if key is None else split(key, 2)
-        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
-        for i, how in enumerate(told, 1):
-            x = run_blocks(getattr(self, f"layer{i}"), x, draws=v.dropout > 0, **how)
+        x = residual.run_stages(self, x, train, key, draws=v.dropout > 0)
         return self.fc(dropout(x.mean(axis=(1, 2)), last if train else None, v.dropout))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     if len(v.depths) < 2 or min(v.depths) < 1:
         raise ValueError(f"depths={v.depths!r} must be two or more positive integers")
     common.check(v, width=1, heads=1, in_channels=1, bn_group=0)
@@ -166,8 +121,7 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
         raise ValueError(
             f"image_size={image_size} is not halved to whole maps; take a multiple of {step}"
         )
-    make = lambda rngs: BoTNet(v, num_classes, image_size, rngs)  # noqa: E731
-    return classifier(make, dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: BoTNet(v, num_classes, image_size, rngs), dtype=v.dtype)
 
 
 def refused(positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -179,42 +133,38 @@ def refused(positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 _BLOCK = r"(layer\d\.\d+)"
-TORCH_NAMES: list[Row] = [
-    *conv_rows(r"((?:layer\d\.\d+\.)?conv\d)", r"\1"),
-    *norm_rows(r"((?:layer\d\.\d+\.)?bn\d)", r"\1"),
-    *conv_rows(rf"{_BLOCK}\.shortcut\.0", r"\1.shortcut.0"),
-    *norm_rows(rf"{_BLOCK}\.shortcut\.1", r"\1.shortcut.1"),
-    *conv_rows(rf"{_BLOCK}\.conv2\.0\.(query|key|value)", r"\1.conv2.\2"),
+TORCH_NAMES: list[Row] = table(
     row(rf"{_BLOCK}\.conv2(?:\.0)?\.(rel_[hw])", r"\1.conv2.\2", resize=refused),
-    *linear_rows(r"fc\.1", "fc"),
     BATCH_NORM_COUNT,
-]
+    convs={
+        r"((?:layer\d\.\d+\.)?conv\d)": r"\1",
+        rf"{_BLOCK}\.shortcut\.0": r"\1.shortcut.0",
+        rf"{_BLOCK}\.conv2\.0\.(query|key|value)": r"\1.conv2.\2",
+    },
+    norms={
+        r"((?:layer\d\.\d+\.)?bn\d)": r"\1",
+        rf"{_BLOCK}\.shortcut\.1": r"\1.shortcut.1",
+    },
+    linears={r"fc\.1": "fc"},
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the names of leaderj1001's code, in its order."""
-    v, keys = variant, ["conv1.weight", *batch_norm("bn1")]
-    for block, projects in common.blocks(v.depths, 64, 4 * v.width):
-        heads = f"{block}.conv2.0."
-        attends = [heads + "rel_h", heads + "rel_w"]
-        attends += affine(*(heads + part for part in ("query", "key", "value")))
-        last = block.startswith(f"layer{len(v.depths)}.")
-        keys += [f"{block}.conv1.weight", *batch_norm(f"{block}.bn1")]
-        keys += attends if last else [f"{block}.conv2.weight"]
-        keys += [*batch_norm(f"{block}.bn2"), f"{block}.conv3.weight", *batch_norm(f"{block}.bn3")]
-        if projects:
-            keys += [*affine(f"{block}.shortcut.0"), *batch_norm(f"{block}.shortcut.1")]
-    return keys + affine("fc.1")
+def torch_keys(v: Variant) -> list[str]:
+    """List the names of leaderj1001's code, in its order."""
+    found = keys("", "conv1:w bn1:bn")
+    for block, projects in residual.block_names(v.depths, residual.STEM, 4 * v.width):
+        attends = " ".join(
+            f"conv2.0.{part}" for part in ("rel_h:", "rel_w:", "query", "key", "value")
+        )
+        conv2 = attends if block.startswith(f"layer{len(v.depths)}.") else "conv2:w"
+        found += keys(block, f"conv1:w bn1:bn {conv2} bn2:bn conv3:w bn3:bn")
+        found += keys(block, "shortcut.0 shortcut.1:bn") if projects else []
+    return found + keys("", "fc.1")
 
 
-_FILE = Reference("cifar_botnet.py")
-MEMBERS = {
-    "cifar_botnet50": Member(
-        _FILE, Paper("18.82", ""), counted_at=32, num_classes=10, title="BoTNet-50 at 32 px"
-    ),
-    "cifar_botnet50_224": Member(
-        _FILE._replace(options={"small_stem": False}), num_classes=10, title="BoTNet-50"
-    ),
+_NETWORKS = {
+    "cifar_botnet50": common.Study("BoTNet-50 at 32 px", counted="18.82"),
+    "cifar_botnet50_224": common.Study("BoTNet-50", {"small_stem": False}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"fc\..*")
-FAMILY = Family("cifar_botnet", "BoTNet", VARIANTS, create, NAMES, MEMBERS, "all")
+FAMILY = common.family("cifar_botnet", "BoTNet", Variant, create, NAMES, _NETWORKS)

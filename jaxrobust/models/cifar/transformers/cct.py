@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, Place, check
-from jaxrobust.models.interface.classifier import classifier, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Row, affine, conv_rows, linear_rows, norm_rows, row
+from jaxrobust.models.interface import checks
+from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import Row, keys, row, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.kernels.primitives import add_bias, widened
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
@@ -45,12 +45,6 @@ class Variant(NamedTuple):
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
     dtype: str = "float32"  # compute type; parameters stay float32
-
-
-VARIANTS = {
-    "cifar_cct": Variant(),  # CCT-7/3x1
-    "cifar_cct_224": Variant(384, 14, 6, 1152, 2, 7, 2),  # CCT-14/7x2
-}
 
 
 class Attention(nnx.Module):
@@ -112,8 +106,7 @@ class Tokenizer(nnx.Module):
 class CCT(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         self.tokenizer = Tokenizer(v, rngs)
         draw = jax.nn.initializers.normal(0.2)
@@ -134,10 +127,8 @@ class CCT(nnx.Module):
                 "weights, with their image_size"
             )
         x = add_bias(x, self.pos_embed[...])
-        rates = np.linspace(0, v.drop_path, v.depth).tolist()
-        how: dict[str, Any] = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
-        draws = v.attention_dropout > 0
-        x = self.norm(run_blocks(self.blocks, x, rates=rates, draws=draws, **how))
+        how = of_one_stage(v, train, key)
+        x = self.norm(run_blocks(self.blocks, x, draws=v.attention_dropout > 0, **how))
         (logits,) = widened(self.attention_pool(x))
         weights = jax.nn.softmax(logits[:, :, 0]).astype(x.dtype)
         return self.head(jnp.einsum("bn,bnd->bd", weights, x))
@@ -151,57 +142,45 @@ def grid_of(v: Variant, image_size: int) -> int:
     return side
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     check(v, "dim", "depth", "heads", "hidden", "convolutions", "kernel", "stride")
     if v.kernel % 2 == 0:
         raise ValueError(f"kernel={v.kernel} must be odd: windows have a pixel in their middle")
-    common.check_image_size(image_size)
+    checks.check_image_size(image_size)
     grid = grid_of(v, image_size)
-    return classifier(lambda rngs: CCT(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: CCT(v, num_classes, grid, rngs), dtype=v.dtype)
 
 
 _BLOCK = r"classifier\.blocks\.(\d+)\."
-TORCH_NAMES: list[Row] = [
-    *conv_rows(r"tokenizer\.conv_layers\.(\d+)\.0", r"tokenizer.conv_layers.\1"),
+TORCH_NAMES: list[Row] = table(
     row(r"classifier\.positional_emb", "pos_embed", resize=resized),
-    *norm_rows(_BLOCK + r"(pre_norm|norm1)", r"blocks.\1.\2"),
-    *linear_rows(_BLOCK + r"self_attn\.(qkv|proj)", r"blocks.\1.self_attn.\2"),
-    *linear_rows(_BLOCK + r"linear([12])", r"blocks.\1.mlp.fc\2"),
-    *norm_rows(r"classifier\.norm", "norm"),
-    *linear_rows(r"classifier\.attention_pool", "attention_pool"),
-    *linear_rows(r"classifier\.fc", "head"),
-]
+    convs={r"tokenizer\.conv_layers\.(\d+)\.0": r"tokenizer.conv_layers.\1"},
+    norms={_BLOCK + r"(pre_norm|norm1)": r"blocks.\1.\2", r"classifier\.norm": "norm"},
+    linears={
+        _BLOCK + r"self_attn\.(qkv|proj)": r"blocks.\1.self_attn.\2",
+        _BLOCK + r"linear([12])": r"blocks.\1.mlp.fc\2",
+        r"classifier\.attention_pool": "attention_pool",
+        r"classifier\.fc": "head",
+    },
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
+def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    v = variant
-    keys = [f"tokenizer.conv_layers.{i}.0.weight" for i in range(v.convolutions)]
-    keys += ["classifier.positional_emb", *affine("classifier.attention_pool")]
-    for block in (f"classifier.blocks.{i}." for i in range(v.depth)):
-        keys += [*affine(block + "pre_norm"), block + "self_attn.qkv.weight"]
-        parts = ("self_attn.proj", "linear1", "norm1", "linear2")
-        keys += affine(*(block + part for part in parts))
-    return keys + affine("classifier.norm", "classifier.fc")
+    found = [f"tokenizer.conv_layers.{i}.0.weight" for i in range(v.convolutions)]
+    found += keys("classifier", "positional_emb: attention_pool")
+    for i in range(v.depth):
+        parts = "pre_norm self_attn.qkv:w self_attn.proj linear1 norm1 linear2"
+        found += keys(f"classifier.blocks.{i}", parts)
+    return found + keys("classifier", "norm fc")
 
 
 _224 = {"dim": 384, "depth": 14, "heads": 6, "hidden": 1152}
-MEMBERS = {
-    "cifar_cct": Member(
-        Reference("cifar_cct.py"),
-        Paper("3.76", ""),
-        counted_at=32,
-        num_classes=10,
-        title="CCT-7/3x1",
-    ),
-    # Ours: CCT-14/7x2.
-    "cifar_cct_224": Member(
-        Reference("cifar_cct.py", _224 | {"convolutions": 2, "kernel": 7, "stride": 2}),
-        num_classes=10,
-        title="CCT-14/7x2",
-    ),
+_224 |= {"convolutions": 2, "kernel": 7, "stride": 2}
+_NETWORKS = {
+    "cifar_cct": common.Study("CCT-7/3x1", counted="3.76"),
+    "cifar_cct_224": common.Study("CCT-14/7x2", _224),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"tokenizer\..*", head=r"head\..*")
-FAMILY = Family("cifar_cct", "CCT (32 px)", VARIANTS, create, NAMES, MEMBERS, "all")
+FAMILY = common.family("cifar_cct", "CCT (32 px)", Variant, create, NAMES, _NETWORKS)

@@ -7,31 +7,20 @@ skips the feed-forward. At 32 px there are four patches. That code's feed-forwar
 logits of that code.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.tokens import Attention
-from jaxrobust.models.interface.classifier import classifier, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    Row,
-    affine,
-    batch_norm,
-    conv_oihw,
-    conv_rows,
-    linear_rows,
-    norm_rows,
-    row,
-)
+from jaxrobust.models.families.vit import with_token
+from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, conv_oihw, keys, row, table
 from jaxrobust.models.kernels.pooling import max_pool
-from jaxrobust.models.kernels.primitives import add_bias, spread
+from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.initializers import Draws
@@ -57,9 +46,6 @@ class Variant(NamedTuple):
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
     dtype: str = "float32"  # compute type; parameters stay float32
-
-
-VARIANTS = {"cifar_ceit": Variant(), "cifar_ceit_224": Variant()}
 
 
 class FeedForward(nnx.Module):
@@ -102,8 +88,7 @@ class Block(nnx.Module):
 class CeiT(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
         how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
         self.normalize = Normalize(v.in_channels)
         self.conv = Conv(v.in_channels, v.stem_width, 7, stride=2, padding=4, **how)
@@ -134,17 +119,13 @@ class CeiT(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.patches(self.normalize(images).astype(jnp.dtype(v.dtype)), train)
-        token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
-        x = add_bias(jnp.concatenate([token, x], axis=1), self.pos_embedding[...])
-        rates = np.linspace(0, v.drop_path, v.depth).tolist()
-        how: dict[str, Any] = {"remat": v.remat, "scan": v.scan}
-        x = run_blocks(self.blocks, x, train=train, key=key, rates=rates, **how)
+        x = add_bias(with_token(self.cls_token, x), self.pos_embedding[...])
+        x = run_blocks(self.blocks, x, **of_one_stage(v, train, key))
         return self.head(self.norm(x[:, 0]))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     common.check(v, dim=1, depth=1, heads=1, patch=1, stem_width=1, in_channels=1, bn_group=0)
     side = max(0, (image_size + 1) // 2 + 1 - 3) // 2 + 1  # behind the convolution and the pooling
     if image_size < 4 or side < v.patch or side % v.patch:
@@ -153,68 +134,51 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
             f"image_size={image_size}: the stem's map of {side}x{side} is not whole patches of "
             f"{v.patch}x{v.patch}; use image_size={near}, or another patch"
         )
-    make = lambda rngs: CeiT(v, num_classes, side // v.patch, rngs)  # noqa: E731
-    return classifier(make, dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: CeiT(v, num_classes, side // v.patch, rngs), dtype=v.dtype)
 
 
-_LAYER = r"transformer\.layers\.(\d+)"
-_ATTN, _LEFF = rf"{_LAYER}\.0\.fn", rf"{_LAYER}\.1\.fn"
-# The feed-forward's places in PyTorch's sequences.
-_NORMS = (r"up_proj\.2", r"depth_conv\.1", r"down_proj\.2")
-_MAPS = (r"up_proj\.0", r"down_proj\.0")
-
-
-def _of_each(rows: Callable[[str, str], list[Row]], part: str, places: Sequence[str]) -> list[Row]:
-    pairs = (
-        (rf"{_LEFF}\.fn\.{place}", rf"blocks.\1.leff.{part}{i}")
-        for i, place in enumerate(places, 1)
-    )
-    return [found for pair in pairs for found in rows(*pair)]
-
-
-TORCH_NAMES: list[Row] = [
+_LAYER = r"transformer\.layers\.(\d+)\."
+_ATTN, _LEFF = rf"{_LAYER}0\.fn\.", rf"{_LAYER}1\.fn\."
+TORCH_NAMES: list[Row] = table(
     row(r"pos_embedding", "pos_embedding", resize=resized),
     row(r"cls_token", "cls_token"),
-    *conv_rows(r"conv\.0", "conv"),
-    *norm_rows(r"conv\.1", "bn"),
-    *linear_rows(r"to_patch_embedding\.1", "patch_embed"),
-    *norm_rows(rf"{_ATTN}\.norm", r"blocks.\1.norm1"),
-    *linear_rows(rf"{_ATTN}\.fn\.to_qkv", r"blocks.\1.attn.qkv"),
-    *linear_rows(rf"{_ATTN}\.fn\.to_out\.0", r"blocks.\1.attn.proj"),
-    *norm_rows(rf"{_LEFF}\.norm", r"blocks.\1.norm2"),
-    row(rf"{_LEFF}\.fn\.depth_conv\.0\.weight", r"blocks.\1.leff.conv.kernel", conv_oihw),
-    *_of_each(linear_rows, "fc", _MAPS),
-    *_of_each(norm_rows, "bn", _NORMS),
-    *norm_rows(r"mlp_head\.0", "norm"),
-    *linear_rows(r"mlp_head\.1", "head"),
+    row(rf"{_LEFF}fn\.depth_conv\.0\.weight", r"blocks.\1.leff.conv.kernel", conv_oihw),
     BATCH_NORM_COUNT,
-]
+    convs={r"conv\.0": "conv"},
+    norms={
+        r"conv\.1": "bn",
+        rf"{_ATTN}norm": r"blocks.\1.norm1",
+        rf"{_LEFF}norm": r"blocks.\1.norm2",
+        rf"{_LEFF}fn\.up_proj\.2": r"blocks.\1.leff.bn1",
+        rf"{_LEFF}fn\.depth_conv\.1": r"blocks.\1.leff.bn2",
+        rf"{_LEFF}fn\.down_proj\.2": r"blocks.\1.leff.bn3",
+        r"mlp_head\.0": "norm",
+    },
+    linears={
+        r"to_patch_embedding\.1": "patch_embed",
+        rf"{_ATTN}fn\.to_qkv": r"blocks.\1.attn.qkv",
+        rf"{_ATTN}fn\.to_out\.0": r"blocks.\1.attn.proj",
+        rf"{_LEFF}fn\.up_proj\.0": r"blocks.\1.leff.fc1",
+        rf"{_LEFF}fn\.down_proj\.0": r"blocks.\1.leff.fc2",
+        r"mlp_head\.1": "head",
+    },
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the names of rishikksh20's code, in its order."""
-    keys = ["pos_embedding", "cls_token", *affine("conv.0"), *batch_norm("conv.1")]
-    keys += affine("to_patch_embedding.1")
-    for i in range(variant.depth):
-        attn, leff = (f"transformer.layers.{i}.{j}.fn" for j in (0, 1))
-        keys += [
-            *affine(f"{attn}.norm"),
-            f"{attn}.fn.to_qkv.weight",
-            *affine(f"{attn}.fn.to_out.0"),
-        ]
-        keys += [*affine(f"{leff}.norm"), *affine(f"{leff}.fn.up_proj.0")]
-        keys += [*batch_norm(f"{leff}.fn.up_proj.2"), f"{leff}.fn.depth_conv.0.weight"]
-        keys += [*batch_norm(f"{leff}.fn.depth_conv.1"), *affine(f"{leff}.fn.down_proj.0")]
-        keys += batch_norm(f"{leff}.fn.down_proj.2")
-    return keys + affine("mlp_head.0", "mlp_head.1")
+def torch_keys(v: Variant) -> list[str]:
+    """List the names of rishikksh20's code, in its order."""
+    found = keys("", "pos_embedding: cls_token: conv.0 conv.1:bn to_patch_embedding.1")
+    for i in range(v.depth):
+        found += keys(f"transformer.layers.{i}.0.fn", "norm fn.to_qkv:w fn.to_out.0")
+        parts = "up_proj.0 up_proj.2:bn depth_conv.0:w depth_conv.1:bn down_proj.0 down_proj.2:bn"
+        found += keys(f"transformer.layers.{i}.1.fn", "norm")
+        found += keys(f"transformer.layers.{i}.1.fn.fn", parts)
+    return found + keys("mlp_head", "0 1")
 
 
-_FILE = Reference("cifar_ceit.py")
-MEMBERS = {
-    "cifar_ceit": Member(
-        _FILE, Paper("5.56", ""), counted_at=32, num_classes=10, title="CeiT-T at 32 px"
-    ),
-    "cifar_ceit_224": Member(_FILE, num_classes=10, title="CeiT-T"),
+_NETWORKS = {
+    "cifar_ceit": common.Study("CeiT-T at 32 px", counted="5.56"),
+    "cifar_ceit_224": common.Study("CeiT-T"),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv|bn)\..*", head=r"head\..*")
-FAMILY = Family("cifar_ceit", "CeiT", VARIANTS, create, NAMES, MEMBERS, "all")
+FAMILY = common.family("cifar_ceit", "CeiT", Variant, create, NAMES, _NETWORKS)

@@ -14,27 +14,18 @@ from collections.abc import Mapping
 from re import Match
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.common import conv
+from jaxrobust.models.cifar.shared import common, residual
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check
-from jaxrobust.models.families.swin import relative_index
+from jaxrobust.models.families.robust_blocks import Squeeze
+from jaxrobust.models.families.swin import cut_to, relative_index, sides_of
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    Row,
-    affine,
-    batch_norm,
-    conv_oihw,
-    drop,
-    linear_oi,
-    row,
-)
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, drop, keys, row, table
 from jaxrobust.models.kernels import attention, pooling
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
@@ -60,35 +51,17 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-VARIANTS = {"cifar_coatnet": Variant(), "cifar_coatnet_224": Variant()}
-
-
 class Stem(nnx.Module):
     """act(BN(3x3(x)))."""
 
     def __init__(
         self, ins: int, outs: int, stride: int, side: int, v: Variant, rngs: Draws
     ) -> None:
-        self.conv = conv(ins, outs, 3, rngs, stride)
+        self.conv = residual.conv(ins, outs, 3, rngs, stride)
         self.norm, self.act = BatchNorm(outs, group=v.bn_group), ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         return self.act(self.norm(self.conv(x), train))
-
-
-class Squeeze(nnx.Module):
-    """Scale each channel by a sigmoid of two linear maps of all channels' means."""
-
-    def __init__(self, channels: int, hidden: int, v: Variant, rngs: Draws) -> None:
-        self.fc1 = Linear(channels, hidden, bias=False, torch_init=True, rngs=rngs)
-        self.fc2 = Linear(hidden, channels, bias=False, torch_init=True, rngs=rngs)
-        self.act = ACTIVATIONS[v.activation]
-
-    def __call__(self, x: Array) -> Array:
-        gate = jax.nn.sigmoid(self.fc2(self.act(self.fc1(x.mean(axis=(1, 2))))))
-        # In float32: the gate's gradient is a sum over pixels.
-        wide, gate = widened(x, gate)
-        return (wide * gate[:, None, None]).astype(x.dtype)
 
 
 class Convolve(nnx.Module):
@@ -101,13 +74,16 @@ class Convolve(nnx.Module):
         self, ins: int, outs: int, stride: int, side: int, v: Variant, rngs: Draws
     ) -> None:
         hidden, group = 4 * ins, v.bn_group
-        self.proj = conv(ins, outs, 1, rngs) if stride > 1 else None
+        self.proj = residual.conv(ins, outs, 1, rngs) if stride > 1 else None
         self.norm = BatchNorm(ins, group=group)
-        self.conv1 = conv(ins, hidden, 1, rngs, stride)
-        self.conv2 = conv(hidden, hidden, 3, rngs, groups=hidden)
-        self.conv3 = conv(hidden, outs, 1, rngs)
+        self.conv1 = residual.conv(ins, hidden, 1, rngs, stride)
+        self.conv2 = residual.conv(hidden, hidden, 3, rngs, groups=hidden)
+        self.conv3 = residual.conv(hidden, outs, 1, rngs)
         self.bn1, self.bn2 = (BatchNorm(hidden, group=group) for _ in range(2))
-        self.bn3, self.se = BatchNorm(outs, group=group), Squeeze(hidden, ins // 4, v, rngs)
+        self.bn3, self.se = (
+            BatchNorm(outs, group=group),
+            Squeeze(hidden, ins // 4, rngs, v.activation),
+        )
         self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
@@ -148,7 +124,7 @@ class Attend(nnx.Module):
     def __init__(
         self, ins: int, outs: int, stride: int, side: int, v: Variant, rngs: Draws
     ) -> None:
-        self.proj = conv(ins, outs, 1, rngs) if stride > 1 else None
+        self.proj = residual.conv(ins, outs, 1, rngs) if stride > 1 else None
         self.norm1, self.attn = LayerNorm(ins, eps=EPS), Attention(ins, outs, side, v, rngs)
         self.norm2, self.mlp = LayerNorm(outs, eps=EPS), Mlp(outs, 4 * ins, v.activation, rngs)
 
@@ -166,8 +142,7 @@ BLOCKS: dict[str, type[nnx.Module]] = {"C": Convolve, "T": Attend}
 class CoAtNet(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, image_size: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, image_size: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         kinds: list[Any] = [Stem, *(BLOCKS[letter] for letter in v.order)]
         ins, stages = v.in_channels, []
@@ -188,17 +163,15 @@ class CoAtNet(nnx.Module):
                 f"those of image_size={size}; create it with the images' size"
             )
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
-        how = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
-        for stage, told in zip(self.stages, how, strict=True):
-            x = run_blocks(stage, x, **told)
+        for stage, how in zip(self.stages, of_stages(v, train, key), strict=True):
+            x = run_blocks(stage, x, **how)
         return self.head(x.mean(axis=(1, 2)))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     check(v, "head_dim")
-    common.check_stages(v, "dims", "depths")
+    checks.check_stages(v, "dims", "depths")
     if min(v.dims) < 4:
         raise ValueError(f"dims={v.dims} must be at least 4: a squeeze has a quarter of them")
     stages = len(v.dims) - 1
@@ -215,8 +188,7 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
             f"image_size={image_size}: each of the {len(v.dims)} stages halves the map, so take a "
             f"multiple of {whole}"
         )
-    make = lambda rngs: CoAtNet(v, num_classes, image_size, rngs)  # noqa: E731
-    return classifier(make, dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: CoAtNet(v, num_classes, image_size, rngs), dtype=v.dtype)
 
 
 def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -227,18 +199,14 @@ def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
       ValueError: the new map is larger, so that there are offsets without a bias.
     """
-    if table.ndim != 2 or len(shape) != 2 or table.shape[1] != shape[1]:
+    if (sides := sides_of(table, shape)) is None:
         return table
-    old, new = math.isqrt(len(table)), math.isqrt(shape[0])
-    if old**2 != len(table) or old % 2 == 0:
-        return table
-    if new > old:
+    if sides[1] > sides[0]:
         raise ValueError(
-            f"relative position biases of a map of {(old + 1) // 2} do not reach all of one of "
-            f"{(new + 1) // 2}; keep the image size that the weights were trained with"
+            f"relative position biases of a map of {sides[0]} do not reach all of one of "
+            f"{sides[1]}; keep the image size that the weights were trained with"
         )
-    cut = slice((old - new) // 2, (old + new) // 2)
-    return table.reshape(old, old, -1)[cut, cut].reshape(new * new, -1)
+    return cut_to(table, *sides)
 
 
 def _index(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
@@ -249,77 +217,64 @@ def _index(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
 
 _BLOCK = r"s([0-9])\.(\d+)\."
 _OURS = r"stages.\1.\2."
-_CONVS = {r"0": "conv", "proj": "proj", r"conv\.fn\.0": "conv1", r"conv\.fn\.3": "conv2"}
-_CONVS |= {r"conv\.fn\.7": "conv3"}
-_BATCH_NORMS = {"1": "norm", r"conv\.norm": "norm"}
-_BATCH_NORMS |= {rf"conv\.fn\.{place}": f"bn{i}" for i, place in enumerate((1, 4, 8), 1)}
-_LAYER_NORMS = {r"attn\.1\.norm": "norm1", r"ff\.1\.norm": "norm2"}
-_LINEARS = {r"conv\.fn\.6\.fc\.0": "se.fc1", r"conv\.fn\.6\.fc\.2": "se.fc2"}
-_LINEARS |= {r"attn\.1\.fn\.to_qkv": "attn.to_qkv", r"attn\.1\.fn\.to_out\.0": "attn.to_out"}
-_LINEARS |= {r"ff\.1\.fn\.net\.0": "mlp.fc1", r"ff\.1\.fn\.net\.3": "mlp.fc2"}
-TORCH_NAMES: list[Row] = [
-    *(row(rf"{_BLOCK}{a}\.weight", f"{_OURS}{b}.kernel", conv_oihw) for a, b in _CONVS.items()),
-    *(row(rf"{_BLOCK}{a}\.weight", f"{_OURS}{b}.kernel", linear_oi) for a, b in _LINEARS.items()),
-    *(
-        row(rf"{_BLOCK}{a}\.weight", f"{_OURS}{b}.scale")
-        for a, b in (_BATCH_NORMS | _LAYER_NORMS).items()
-    ),
-    *(
-        row(rf"{_BLOCK}{a}\.bias", f"{_OURS}{b}.bias")
-        for a, b in (_BATCH_NORMS | _LAYER_NORMS | _LINEARS).items()
-    ),
-    *(row(rf"{_BLOCK}{a}\.running_(mean|var)", rf"{_OURS}{b}.\3") for a, b in _BATCH_NORMS.items()),
-    row(
-        rf"{_BLOCK}attn\.1\.fn\.relative_bias_table",
-        f"{_OURS}attn.relative_bias_table",
-        resize=cropped,
-    ),
-    drop(rf"{_BLOCK}attn\.1\.fn\.relative_index", "follows from the size of the map", _index),
-    row(r"fc\.weight", "head.kernel", linear_oi),
+_ATTN = rf"{_BLOCK}attn\.1\.fn\."
+TORCH_NAMES: list[Row] = table(
+    row(f"{_ATTN}relative_bias_table", f"{_OURS}attn.relative_bias_table", resize=cropped),
+    drop(f"{_ATTN}relative_index", "follows from the size of the map", _index),
+    *table(linears={"fc": "head"}),
     BATCH_NORM_COUNT,
-]
+    theirs=_BLOCK,
+    ours=_OURS,
+    convs={
+        "0": "conv",
+        "proj": "proj",
+        r"conv\.fn\.0": "conv1",
+        r"conv\.fn\.3": "conv2",
+        r"conv\.fn\.7": "conv3",
+    },
+    norms={
+        r"(?:1|conv\.norm)": "norm",
+        r"conv\.fn\.1": "bn1",
+        r"conv\.fn\.4": "bn2",
+        r"conv\.fn\.8": "bn3",
+        r"attn\.1\.norm": "norm1",
+        r"ff\.1\.norm": "norm2",
+    },
+    linears={
+        r"conv\.fn\.6\.fc\.0": "se.fc1",
+        r"conv\.fn\.6\.fc\.2": "se.fc2",
+        r"attn\.1\.fn\.to_qkv": "attn.to_qkv",
+        r"attn\.1\.fn\.to_out\.0": "attn.to_out",
+        r"ff\.1\.fn\.net\.0": "mlp.fc1",
+        r"ff\.1\.fn\.net\.3": "mlp.fc2",
+    },
+)
 
-
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the repository's names in its order."""
-    keys = [
-        key
-        for i in range(variant.depths[0])
-        for key in (f"s0.{i}.0.weight", *batch_norm(f"s0.{i}.1"))
-    ]
-    for i, (letter, depth) in enumerate(zip(variant.order, variant.depths[1:], strict=True), 1):
-        for block in (f"s{i}.{j}" for j in range(depth)):
-            keys += [f"{block}.proj.weight"] if block.endswith(".0") else []
-            keys += _convolve_keys(f"{block}.conv") if letter == "C" else _attend_keys(block)
-    return [*keys, "fc.weight"]
-
-
-def _convolve_keys(conv: str) -> list[str]:
-    fn = f"{conv}.fn"
-    keys = [*batch_norm(f"{conv}.norm"), f"{fn}.0.weight", *batch_norm(f"{fn}.1")]
-    keys += [f"{fn}.3.weight", *batch_norm(f"{fn}.4")]
-    keys += [f"{fn}.6.fc.0.weight", f"{fn}.6.fc.2.weight"]
-    return [*keys, f"{fn}.7.weight", *batch_norm(f"{fn}.8")]
-
-
-def _attend_keys(block: str) -> list[str]:
-    attn, ff = f"{block}.attn.1", f"{block}.ff.1"
-    tables = [f"{attn}.fn.relative_bias_table", f"{attn}.fn.relative_index"]
-    keys = [*affine(f"{attn}.norm"), *tables, f"{attn}.fn.to_qkv.weight"]
-    return keys + affine(f"{attn}.fn.to_out.0", f"{ff}.norm", f"{ff}.fn.net.0", f"{ff}.fn.net.3")
-
-
-MEMBERS = {
-    "cifar_coatnet": Member(
-        Reference("cifar_coatnet.py"),
-        Paper("16.99", ""),
-        counted_at=32,
-        num_classes=10,
-        title="CoAtNet-0 (32 px)",
+# The modules of a block, behind its projection.
+_MODULES = {
+    "C": (
+        "conv.norm:bn conv.fn.0:w conv.fn.1:bn conv.fn.3:w conv.fn.4:bn conv.fn.6.fc.0:w "
+        "conv.fn.6.fc.2:w conv.fn.7:w conv.fn.8:bn"
     ),
-    "cifar_coatnet_224": Member(
-        Reference("cifar_coatnet.py"), num_classes=10, title="CoAtNet-0 (224 px)"
+    "T": (
+        "attn.1.norm attn.1.fn.relative_bias_table: attn.1.fn.relative_index: attn.1.fn.to_qkv:w "
+        "attn.1.fn.to_out.0 ff.1.norm ff.1.fn.net.0 ff.1.fn.net.3"
     ),
 }
+
+
+def torch_keys(v: Variant) -> list[str]:
+    """List the repository's names in its order."""
+    found = [key for i in range(v.depths[0]) for key in keys(f"s0.{i}", "0:w 1:bn")]
+    for i, (letter, depth) in enumerate(zip(v.order, v.depths[1:], strict=True), 1):
+        for j in range(depth):
+            found += keys(f"s{i}.{j}", "" if j else "proj:w") + keys(f"s{i}.{j}", _MODULES[letter])
+    return [*found, "fc.weight"]
+
+
+_NETWORKS = {
+    "cifar_coatnet": common.Study("CoAtNet-0 (32 px)", counted="16.99"),
+    "cifar_coatnet_224": common.Study("CoAtNet-0 (224 px)"),
+}
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stages\.0\..*", head=r"head\..*")
-FAMILY = Family("cifar_coatnet", "CoAtNet", VARIANTS, create, NAMES, MEMBERS, "all")
+FAMILY = common.family("cifar_coatnet", "CoAtNet", Variant, create, NAMES, _NETWORKS)

@@ -13,20 +13,18 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
     Row,
-    affine,
-    batch_norm,
     channels,
     conv_oihw,
-    conv_rows,
-    linear_rows,
-    norm_rows,
+    keys,
     pointwise_oi,
     row,
+    table,
 )
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
@@ -50,9 +48,6 @@ class Variant(NamedTuple):
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     dtype: str = "float32"  # compute type; parameters stay float32
-
-
-VARIANTS = {"cifar_cvt": Variant(), "cifar_cvt_224": Variant(window=7, patch=4)}
 
 
 class Project(nnx.Module):
@@ -117,8 +112,7 @@ class Stage(nnx.Module):
 class CvT(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         ins = (v.in_channels, *v.dims)
         self.stages = nnx.List([Stage(ins[i], i, v, rngs) for i in range(len(v.dims))])
@@ -128,18 +122,16 @@ class CvT(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
-        how = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
-        for stage, told in zip(self.stages, how, strict=True):
-            x = stage(x, **told)
+        for stage, how in zip(self.stages, of_stages(v, train, key), strict=True):
+            x = stage(x, **how)
         return self.head(x.mean(axis=(1, 2)))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     check(v, "head_dim")
-    common.check_stages(v, "dims", "depths", "heads")
-    common.check_image_size(image_size)
+    checks.check_stages(v, "dims", "depths", "heads")
+    checks.check_image_size(image_size)
     common.check(v, bn_group=0)
     if v.window < 1 or v.window % 2 == 0:
         raise ValueError(f"window={v.window} must be odd, such as 3 or 7")
@@ -149,7 +141,7 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
             f"patch={v.patch} must divide image_size={image_size} and be at most the window of "
             f"{v.window}; one of {', '.join(map(str, fitting))}"
         )
-    return classifier(lambda rngs: CvT(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: CvT(v, num_classes, rngs), dtype=v.dtype)
 
 
 _STAGE = r"layers\.(\d+)\."
@@ -168,49 +160,34 @@ _LINEARS = {
     rf"{_BLOCK}1\.net\.1": f"{_OURS}mlp.fc1",
     rf"{_BLOCK}1\.net\.4": f"{_OURS}mlp.fc2",
 }
-TORCH_NAMES: list[Row] = [
-    *conv_rows(rf"{_STAGE}0", r"stages.\1.embed"),
+TORCH_NAMES: list[Row] = table(
     *(row(rf"{a}\.g", f"{b}.scale", channels) for a, b in _NORMS.items()),
     *(row(rf"{a}\.b", f"{b}.bias", channels) for a, b in _NORMS.items()),
     *(row(rf"{a}\.weight", f"{b}.kernel", pointwise_oi) for a, b in _LINEARS.items()),
     *(row(rf"{a}\.bias", f"{b}.bias") for a, b in _LINEARS.items()),
     row(rf"{_PROJECT}0\.weight", rf"{_OURS}attn.\3.conv.kernel", conv_oihw),
-    *norm_rows(rf"{_PROJECT}1", rf"{_OURS}attn.\3.norm"),
-    *linear_rows(r"to_logits\.2", "head"),
     BATCH_NORM_COUNT,
-]
+    convs={rf"{_STAGE}0": r"stages.\1.embed"},
+    norms={rf"{_PROJECT}1": rf"{_OURS}attn.\3.norm"},
+    linears={r"to_logits\.2": "head"},
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the repository's names in its order."""
-    keys = []
-    for i, depth in enumerate(variant.depths):
-        stage = f"layers.{i}"
-        keys += [*affine(f"{stage}.0"), f"{stage}.1.g", f"{stage}.1.b"]
-        for attn, mlp in (
-            (f"{stage}.2.layers.{j}.0", f"{stage}.2.layers.{j}.1") for j in range(depth)
-        ):
-            keys += [f"{attn}.norm.g", f"{attn}.norm.b"]
-            for net in (f"{attn}.to_q.net", f"{attn}.to_kv.net"):
-                keys += [f"{net}.0.weight", *batch_norm(f"{net}.1"), f"{net}.2.weight"]
-            keys += [*affine(f"{attn}.to_out.0"), f"{mlp}.net.0.g", f"{mlp}.net.0.b"]
-            keys += affine(f"{mlp}.net.1", f"{mlp}.net.4")
-    return keys + affine("to_logits.2")
+def torch_keys(v: Variant) -> list[str]:
+    """List the repository's names in its order."""
+    found = []
+    project = " ".join(f"0.{to}.net.0:w 0.{to}.net.1:bn 0.{to}.net.2:w" for to in ("to_q", "to_kv"))
+    parts = f"0.norm.g: 0.norm.b: {project} 0.to_out.0 1.net.0.g: 1.net.0.b: 1.net.1 1.net.4"
+    for i, depth in enumerate(v.depths):
+        found += keys(f"layers.{i}", "0 1.g: 1.b:")
+        for j in range(depth):
+            found += keys(f"layers.{i}.2.layers.{j}", parts)
+    return found + keys("", "to_logits.2")
 
 
-MEMBERS = {
-    "cifar_cvt": Member(
-        Reference("cifar_cvt.py"),
-        Paper("19.54", ""),
-        counted_at=32,
-        num_classes=10,
-        title="CvT-13 (32 px)",
-    ),
-    "cifar_cvt_224": Member(
-        Reference("cifar_cvt.py", {"window": 7, "patch": 4}),
-        num_classes=10,
-        title="CvT-13 (224 px)",
-    ),
+_NETWORKS = {
+    "cifar_cvt": common.Study("CvT-13 (32 px)", counted="19.54"),
+    "cifar_cvt_224": common.Study("CvT-13 (224 px)", {"window": 7, "patch": 4}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stages\.0\.(embed|norm)\..*", head=r"head\..*")
-FAMILY = Family("cifar_cvt", "CvT", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True)
+FAMILY = common.family("cifar_cvt", "CvT", Variant, create, NAMES, _NETWORKS, any_size=True)

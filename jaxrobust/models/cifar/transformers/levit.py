@@ -16,20 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    Row,
-    affine,
-    batch_norm,
-    conv_rows,
-    drop,
-    linear_rows,
-    norm_rows,
-    row,
-)
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, drop, keys, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
@@ -54,22 +45,6 @@ class Variant(NamedTuple):
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     dtype: str = "float32"  # compute type; parameters stay float32
-
-
-VARIANTS = {
-    "cifar_levit": Variant(),
-    "cifar_levit_224": Variant(stem_strides=(2, 2, 2, 2)),
-}
-
-
-class ConvNorm(nnx.Module):
-    """3x3 convolution without a bias, batch norm."""
-
-    def __init__(self, ins: int, outs: int, stride: int, group: int, rngs: Draws) -> None:
-        self.conv, self.bn = common.conv(ins, outs, 3, rngs, stride), BatchNorm(outs, group=group)
-
-    def __call__(self, x: Array, train: bool) -> Array:
-        return self.bn(self.conv(x), train)
 
 
 class LinearNorm(nnx.Module):
@@ -117,7 +92,6 @@ class Attention(nnx.Module):
         self.act = ACTIVATIONS[v.activation]
 
     def split(self, x: Array, train: bool) -> list[Array]:
-        """Return queries, keys and values, f[B,N,h,d]."""
         batch, tokens, dim = x.shape
         if self.stride == 1:
             heads = self.qkv(x, train).reshape(batch, tokens, self.heads, -1)
@@ -151,7 +125,7 @@ class Mlp(nnx.Module):
 
 
 def blocks(v: Variant, side: int, rngs: Draws) -> list[nnx.Module]:
-    """Return attentions and MLPs in turn, those that shrink the map between the stages."""
+    """List attentions and MLPs in turn, those that shrink the map between the stages."""
     made: list[nnx.Module] = []
     for i, (dim, depth, heads) in enumerate(zip(v.dims, v.depths, v.heads, strict=True)):
         if i:
@@ -168,19 +142,22 @@ def blocks(v: Variant, side: int, rngs: Draws) -> list[nnx.Module]:
 class LeViT(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, side: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, side: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         widths = [v.in_channels, *(v.dims[0] >> i for i in (3, 2, 1, 0))]
-        pairs = zip(widths, widths[1:], v.stem_strides, strict=False)
-        self.patch_embed = nnx.List([ConvNorm(*pair, v.bn_group, rngs) for pair in pairs])
+        convs = zip(widths, widths[1:], v.stem_strides, strict=False)
+        self.patch_embed = nnx.List(
+            [
+                residual.ConvNorm(a, b, 3, v, rngs, stride=stride, act=False)
+                for a, b, stride in convs
+            ]
+        )
         self.blocks = nnx.List(blocks(v, side, rngs))
         self.norm = BatchNorm(v.dims[-1], group=v.bn_group)
         self.head = Linear(v.dims[-1], num_classes, init=normal_02, rngs=rngs)
         self.variant, self.side = v, side
 
     def tokens(self, images: Array, train: bool) -> Array:
-        """Return the stem's pixels f[B,N,D]."""
         x, act = images, ACTIVATIONS[self.variant.activation]
         for i, layer in enumerate(self.patch_embed):
             x = layer(act(x) if i else x, train)
@@ -200,10 +177,9 @@ class LeViT(nnx.Module):
         return self.head(self.norm(x.mean(axis=1), train))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
-    common.check_tuples(v, "dims", "depths", "heads", "stem_strides")
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+    checks.check_tuples(v, "dims", "depths", "heads", "stem_strides")
     if len({len(v.dims), len(v.depths), len(v.heads)}) > 1:
         raise ValueError(
             f"dims={v.dims}, depths={v.depths} and heads={v.heads} must have the same length"
@@ -223,8 +199,7 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
             f"image_size={image_size} is not a whole number of patches of {patch} px; use "
             f"image_size={near}, or other stem_strides"
         )
-    make = lambda rngs: LeViT(v, num_classes, image_size // patch, rngs)  # noqa: E731
-    return classifier(make, dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: LeViT(v, num_classes, image_size // patch, rngs), dtype=v.dtype)
 
 
 def refused(biases: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -242,70 +217,39 @@ def _index(ours: Mapping[str, Any], match: re.Match[str]) -> np.ndarray:
 
 
 _BLOCK = r"(blocks\.\d+)(?:\.m)?"
-TORCH_NAMES: list[Row] = [
-    *(
-        found
-        # The places of the stem's convolutions, between which are activations.
-        for i, place in enumerate((0, 2, 4, 6))
-        for found in (
-            *conv_rows(rf"patch_embed\.{place}\.c", f"patch_embed.{i}.conv"),
-            *norm_rows(rf"patch_embed\.{place}\.bn", f"patch_embed.{i}.bn"),
-        )
-    ),
+# Their name -> ours, of linear maps and convolutions with a norm behind them: of the blocks, and of
+# the stem, between whose convolutions are activations.
+_LINEARS = {"qkv": "qkv", "kv": "kv", r"q\.1": "q", r"proj\.1": "proj", "0": "fc1", "2": "fc2"}
+_PAIRS = {rf"{_BLOCK}\.{theirs}": rf"\1.{ours}" for theirs, ours in _LINEARS.items()}
+_STEM = {rf"patch_embed\.{2 * i}": f"patch_embed.{i}" for i in range(4)}
+TORCH_NAMES: list[Row] = table(
     row(rf"{_BLOCK}\.attention_biases", r"\1.attention_biases", resize=refused),
     drop(rf"{_BLOCK}\.attention_bias_idxs", "follows from the side of the map", _index),
-    *(
-        found
-        for theirs, ours in {
-            r"qkv": "qkv",
-            r"kv": "kv",
-            r"q\.1": "q",
-            r"proj\.1": "proj",
-            r"0": "fc1",
-            r"2": "fc2",
-        }.items()
-        for found in (
-            *linear_rows(rf"{_BLOCK}\.{theirs}\.c", rf"\1.{ours}.linear"),
-            *norm_rows(rf"{_BLOCK}\.{theirs}\.bn", rf"\1.{ours}.bn"),
-        )
-    ),
-    *norm_rows(r"head\.bn", "norm"),
-    *linear_rows(r"head\.l", "head"),
     BATCH_NORM_COUNT,
-]
+    convs={rf"{a}\.c": f"{b}.conv" for a, b in _STEM.items()},
+    norms={rf"{a}\.bn": f"{b}.bn" for a, b in (_STEM | _PAIRS).items()} | {r"head\.bn": "norm"},
+    linears={rf"{a}\.c": f"{b}.linear" for a, b in _PAIRS.items()} | {r"head\.l": "head"},
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the names of LeViT's own code, in its order."""
-
-    def pair(name: str) -> list[str]:
-        return [f"{name}.c.weight", *batch_norm(f"{name}.bn")]
-
-    keys = [key for i in (0, 2, 4, 6) for key in pair(f"patch_embed.{i}")]
+def torch_keys(v: Variant) -> list[str]:
+    """List the names of LeViT's own code, in its order."""
+    found = [key for i in (0, 2, 4, 6) for key in keys(f"patch_embed.{i}", "c:w bn:bn")]
     number = 0
-    for stage, depth in enumerate(variant.depths):
+    for stage, depth in enumerate(v.depths):
         kinds = [("", ("kv", "q.1", "proj.1"))] * (stage > 0) + [(".m", ("qkv", "proj.1"))] * depth
         for inside, parts in kinds:
-            block = f"blocks.{number}{inside}"
-            keys += [f"{block}.attention_biases", f"{block}.attention_bias_idxs"]
-            keys += [key for part in parts for key in pair(f"{block}.{part}")]
-            keys += pair(f"blocks.{number + 1}.m.0") + pair(f"blocks.{number + 1}.m.2")
+            block, mlp = f"blocks.{number}{inside}", f"blocks.{number + 1}.m"
+            found += keys(block, "attention_biases: attention_bias_idxs:")
+            for pair in (*(f"{block}.{part}" for part in parts), f"{mlp}.0", f"{mlp}.2"):
+                found += keys(pair, "c:w bn:bn")
             number += 2
-    return [*keys, *batch_norm("head.bn"), *affine("head.l")]
+    return found + keys("head", "bn:bn l")
 
 
-_FILE = Reference("cifar_levit.py")
-MEMBERS = {
-    "cifar_levit": Member(
-        _FILE,
-        Paper("6.67", "", other=True),
-        counted_at=32,
-        num_classes=10,
-        title="LeViT-128S at 32 px",
-    ),
-    "cifar_levit_224": Member(
-        _FILE._replace(options={"stem_strides": (2, 2, 2, 2)}), num_classes=10, title="LeViT-128S"
-    ),
+_NETWORKS = {
+    "cifar_levit": common.Study("LeViT-128S at 32 px", counted="6.67", other=True),
+    "cifar_levit_224": common.Study("LeViT-128S", {"stem_strides": (2, 2, 2, 2)}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*")
-FAMILY = Family("cifar_levit", "LeViT", VARIANTS, create, NAMES, MEMBERS, "all")
+FAMILY = common.family("cifar_levit", "LeViT", Variant, create, NAMES, _NETWORKS)

@@ -5,28 +5,18 @@ which the count of Tang et al. 2022 (arXiv 2209.14105) is of. Parity:
 tests/models/cifar/test_mixer.py against golden logits of that code.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
+from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check, grid_of
-from jaxrobust.models.families.vit import PatchEmbed
-from jaxrobust.models.interface.classifier import classifier, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    Row,
-    affine,
-    conv_rows,
-    linear_oi,
-    linear_rows,
-    norm_rows,
-    pointwise1_oi,
-    row,
-)
-from jaxrobust.models.kernels.primitives import spread
+from jaxrobust.models.families.vit import PatchEmbed, with_token
+from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import Row, keys, linear_oi, pointwise1_oi, row, table
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.initializers import Draws
 from jaxrobust.models.modules.stochastic_depth import Drop, branches
@@ -50,12 +40,6 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-VARIANTS = {
-    "cifar_mixer": Variant(),
-    "cifar_mixer_224": Variant(16, 512, 8, 256, 2048, class_token=False),  # Mixer-S/16
-}
-
-
 class Block(nnx.Module):
     """Two MLPs, each behind a norm and added: of every channel's tokens, of every token."""
 
@@ -74,8 +58,7 @@ class Block(nnx.Module):
 class Mixer(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         conv = Conv(v.in_channels, v.dim, v.patch, stride=v.patch, torch_init=True, rngs=rngs)
         self.patch_embed = PatchEmbed([conv])
@@ -90,59 +73,44 @@ class Mixer(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)), self.grid)
-        if self.cls_token is not None:
-            token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
-            x = jnp.concatenate([token, x], axis=1)
-        how: dict[str, Any] = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
-        rates = np.linspace(0, v.drop_path, v.depth).tolist()
-        x = self.norm(run_blocks(self.blocks, x, rates=rates, **how))
+        x = x if self.cls_token is None else with_token(self.cls_token, x)
+        x = self.norm(run_blocks(self.blocks, x, **of_one_stage(v, train, key)))
         return self.head(x[:, 0] if v.class_token else x.mean(axis=1))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     check(v, "dim", "depth", "token_hidden", "hidden")
     grid = grid_of(image_size, v.patch)
-    return classifier(lambda rngs: Mixer(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: Mixer(v, num_classes, grid, rngs), dtype=v.dtype)
 
 
 _LAYER = r"mixer_layers\.(\d+)\.mlp([12])\."
-TORCH_NAMES: list[Row] = [
+TORCH_NAMES: list[Row] = table(
     row(r"cls_token", "cls_token"),
-    *conv_rows(r"patch_emb\.0", "patch_embed.proj.0"),
-    *norm_rows(_LAYER + r"ln", r"blocks.\1.norm\2"),
     row(r"mixer_layers\.(\d+)\.mlp1\.(fc[12])\.weight", r"blocks.\1.mlp1.\2.kernel", pointwise1_oi),
     row(r"mixer_layers\.(\d+)\.mlp2\.(fc[12])\.weight", r"blocks.\1.mlp2.\2.kernel", linear_oi),
     row(_LAYER + r"(fc[12])\.bias", r"blocks.\1.mlp\2.\3.bias"),
-    *norm_rows("ln", "norm"),
-    *linear_rows("clf", "head"),
-]
+    convs={r"patch_emb\.0": "patch_embed.proj.0"},
+    norms={_LAYER + "ln": r"blocks.\1.norm\2", "ln": "norm"},
+    linears={"clf": "head"},
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
+def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    mlps = [f"mixer_layers.{i}.mlp{j}" for i in range(variant.depth) for j in (1, 2)]
-    parts = [f"{mlp}.{part}" for mlp in mlps for part in ("ln", "fc1", "fc2")]
-    token = ["cls_token"] * variant.class_token
-    return [*token, *affine("patch_emb.0", *parts, "ln", "clf")]
+    mlps = [f"mixer_layers.{i}.mlp{j}" for i in range(v.depth) for j in (1, 2)]
+    token = ["cls_token"] * v.class_token
+    blocks = [key for mlp in mlps for key in keys(mlp, "ln fc1 fc2")]
+    return [*token, *keys("", "patch_emb.0"), *blocks, *keys("", "ln clf")]
 
 
+# Ours: Mixer-S/16, but for the eps of its norms, which timm has at 1e-6.
 _224 = {"patch": 16, "dim": 512, "depth": 8, "token_hidden": 256, "hidden": 2048}
-MEMBERS = {
-    "cifar_mixer": Member(
-        Reference("cifar_mixer.py"),
-        Paper("0.68", ""),
-        counted_at=32,
-        num_classes=10,
-        title="MLP-Mixer (32 px)",
-    ),
-    # Ours: Mixer-S/16, but for the eps of its norms, which timm has at 1e-6.
-    "cifar_mixer_224": Member(
-        Reference("cifar_mixer.py", _224 | {"class_token": False}),
-        num_classes=10,
-        title="MLP-Mixer-S/16",
-    ),
+_224 |= {"class_token": False}
+_NETWORKS = {
+    "cifar_mixer": common.Study("MLP-Mixer (32 px)", counted="0.68"),
+    "cifar_mixer_224": common.Study("MLP-Mixer-S/16", _224),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\..*")
-FAMILY = Family("cifar_mixer", "MLP-Mixer (32 px)", VARIANTS, create, NAMES, MEMBERS, "all")
+FAMILY = common.family("cifar_mixer", "MLP-Mixer (32 px)", Variant, create, NAMES, _NETWORKS)

@@ -13,21 +13,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.cifar.shared import common, residual
 from jaxrobust.models.cifar.shared.tokens import Attention
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    Row,
-    affine,
-    batch_norm,
-    conv_rows,
-    linear_rows,
-    norm_rows,
-)
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import BatchNorm, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.initializers import Draws
 from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
@@ -55,44 +48,14 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-VARIANTS = {
-    "cifar_mobilevit": Variant(),
-    "cifar_mobilevit_224": Variant(strides=(2, 1, 2, 1, 1, 2, 2, 1)),
-}
-
-
-class ConvNorm(nnx.Module):
-    """Convolution without a bias that keeps the size but for its stride, batch norm, activation."""
-
-    def __init__(
-        self,
-        ins: int,
-        outs: int,
-        kernel: int,
-        v: Variant,
-        rngs: Draws,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        act: bool = True,
-    ) -> None:
-        self.conv = common.conv(ins, outs, kernel, rngs, stride, groups=groups)
-        self.bn = BatchNorm(outs, group=v.bn_group)
-        self.act = ACTIVATIONS[v.activation] if act else None
-
-    def __call__(self, x: Array, train: bool) -> Array:
-        x = self.bn(self.conv(x), train)
-        return x if self.act is None else self.act(x)
-
-
 class Bottleneck(nnx.Module):
     """1x1 to more channels, depthwise 3x3, 1x1 without activation; added to x where it fits."""
 
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
         wide = v.expansion * ins
-        self.expand = ConvNorm(ins, wide, 1, v, rngs)
-        self.depthwise = ConvNorm(wide, wide, 3, v, rngs, stride=stride, groups=wide)
-        self.project = ConvNorm(wide, outs, 1, v, rngs, act=False)
+        self.expand = residual.ConvNorm(ins, wide, 1, v, rngs)
+        self.depthwise = residual.ConvNorm(wide, wide, 3, v, rngs, stride=stride, groups=wide)
+        self.project = residual.ConvNorm(wide, outs, 1, v, rngs, act=False)
         self.adds = stride == 1 and ins == outs
 
     def __call__(self, x: Array, train: bool) -> Array:
@@ -122,12 +85,12 @@ class Transformer(nnx.Module):
 
     def __init__(self, channels: int, stage: int, v: Variant, rngs: Draws) -> None:
         dim = v.dims[stage]
-        self.conv1 = ConvNorm(channels, channels, 3, v, rngs)
-        self.conv2 = ConvNorm(channels, dim, 1, v, rngs)
+        self.conv1 = residual.ConvNorm(channels, channels, 3, v, rngs)
+        self.conv2 = residual.ConvNorm(channels, dim, 1, v, rngs)
         hidden, depth = v.ratios[stage] * dim, v.depths[stage]
         self.layers = nnx.List([Layer(dim, hidden, v, rngs) for _ in range(depth)])
-        self.conv3 = ConvNorm(dim, channels, 1, v, rngs)
-        self.conv4 = ConvNorm(2 * channels, channels, 3, v, rngs)
+        self.conv3 = residual.ConvNorm(dim, channels, 1, v, rngs)
+        self.conv4 = residual.ConvNorm(2 * channels, channels, 3, v, rngs)
 
     def __call__(self, x: Array, how: dict) -> Array:
         train = how["train"]
@@ -145,7 +108,7 @@ def patches(x: Array) -> Array:
 
 
 def merged(x: Array, shape: tuple[int, ...]) -> Array:
-    """Return the map of `shape` that `patches` cut."""
+    """Put together the map of `shape` that `patches` cut."""
     batch, height, width, dim = shape
     x = x.reshape(batch, _PATCH, _PATCH, height // _PATCH, width // _PATCH, dim)
     return x.transpose(0, 3, 1, 4, 2, 5).reshape(shape)
@@ -154,11 +117,10 @@ def merged(x: Array, shape: tuple[int, ...]) -> Array:
 class MobileViT(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         first, *rest = zip(v.channels, v.strides, strict=True)
-        self.conv1 = ConvNorm(v.in_channels, first[0], 3, v, rngs, stride=first[1])
+        self.conv1 = residual.ConvNorm(v.in_channels, first[0], 3, v, rngs, stride=first[1])
         ins, mv2 = first[0], []
         for outs, stride in rest:
             mv2.append(Bottleneck(ins, outs, stride, v, rngs))
@@ -166,7 +128,7 @@ class MobileViT(nnx.Module):
         self.mv2 = nnx.List(mv2)
         behind = v.channels[-len(v.dims) :]
         self.mvit = nnx.List([Transformer(c, i, v, rngs) for i, c in enumerate(behind)])
-        self.conv2 = ConvNorm(ins, v.expansion * ins, 1, v, rngs)
+        self.conv2 = residual.ConvNorm(ins, v.expansion * ins, 1, v, rngs)
         how: dict[str, Any] = {"bias": False, "torch_init": True, "rngs": rngs}
         self.fc = Linear(v.expansion * ins, num_classes, **how)
         self.variant = v
@@ -177,16 +139,15 @@ class MobileViT(nnx.Module):
         plain = len(self.mv2) - len(self.mvit)
         for bottleneck in self.mv2[:plain]:
             x = bottleneck(x, train)
-        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
-        for bottleneck, transformer, how in zip(self.mv2[plain:], self.mvit, told, strict=True):
+        stages = zip(self.mv2[plain:], self.mvit, of_stages(v, train, key), strict=True)
+        for bottleneck, transformer, how in stages:
             x = transformer(bottleneck(x, train), how)
         return self.fc(self.conv2(x, train).mean(axis=(1, 2)))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
-    common.check_tuples(v, "channels", "strides", "dims", "depths", "ratios")
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+    checks.check_tuples(v, "channels", "strides", "dims", "depths", "ratios")
     for names in (("channels", "strides"), ("dims", "depths", "ratios")):
         if len({len(getattr(v, name)) for name in names}) > 1:
             rows = ", ".join(f"{name}={getattr(v, name)}" for name in names)
@@ -195,7 +156,7 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
         raise ValueError(f"channels={v.channels} needs more entries than dims={v.dims}")
     common.check(v, heads=1, head_width=1, expansion=1, in_channels=1, bn_group=0)
     _check_maps(v, image_size)
-    return classifier(lambda rngs: MobileViT(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: MobileViT(v, num_classes, rngs), dtype=v.dtype)
 
 
 def _check_maps(v: Variant, image_size: int) -> None:
@@ -214,64 +175,49 @@ def _check_maps(v: Variant, image_size: int) -> None:
             )
 
 
-_LAYER = r"(mvit\.\d+)\.transformer\.layers\.(\d+)"
-_PAIR = r"(conv\d|mvit\.\d+\.conv\d)"
+_LAYER = r"(mvit\.\d+)\.transformer\.layers\.(\d+)\."
+_PAIR = r"(conv\d|mvit\.\d+\.conv\d)\."
 _INNER = {"expand": (0, 1), "depthwise": (3, 4), "project": (6, 7)}  # their places in PyTorch's
-TORCH_NAMES: list[Row] = [
-    *conv_rows(rf"{_PAIR}\.0", r"\1.conv"),
-    *norm_rows(rf"{_PAIR}\.1", r"\1.bn"),
-    *(
-        found
-        for part, (conv, norm) in _INNER.items()
-        for found in (
-            *conv_rows(rf"(mv2\.\d+)\.conv\.{conv}", rf"\1.{part}.conv"),
-            *norm_rows(rf"(mv2\.\d+)\.conv\.{norm}", rf"\1.{part}.bn"),
-        )
-    ),
-    *norm_rows(rf"{_LAYER}\.0\.norm", r"\1.layers.\2.norm1"),
-    *linear_rows(rf"{_LAYER}\.0\.fn\.to_qkv", r"\1.layers.\2.attn.qkv"),
-    *linear_rows(rf"{_LAYER}\.0\.fn\.to_out\.0", r"\1.layers.\2.attn.proj"),
-    *norm_rows(rf"{_LAYER}\.1\.norm", r"\1.layers.\2.norm2"),
-    *linear_rows(rf"{_LAYER}\.1\.fn\.net\.0", r"\1.layers.\2.fc1"),
-    *linear_rows(rf"{_LAYER}\.1\.fn\.net\.3", r"\1.layers.\2.fc2"),
-    *linear_rows("fc", "fc"),
+_CONVS = {rf"(mv2\.\d+)\.conv\.{at}": rf"\1.{part}.conv" for part, (at, _) in _INNER.items()}
+_NORMS = {rf"(mv2\.\d+)\.conv\.{at}": rf"\1.{part}.bn" for part, (_, at) in _INNER.items()}
+TORCH_NAMES: list[Row] = table(
     BATCH_NORM_COUNT,
-]
+    convs=_CONVS | {f"{_PAIR}0": r"\1.conv"},
+    norms={
+        **_NORMS,
+        f"{_PAIR}1": r"\1.bn",
+        rf"{_LAYER}0\.norm": r"\1.layers.\2.norm1",
+        rf"{_LAYER}1\.norm": r"\1.layers.\2.norm2",
+    },
+    linears={
+        rf"{_LAYER}0\.fn\.to_qkv": r"\1.layers.\2.attn.qkv",
+        rf"{_LAYER}0\.fn\.to_out\.0": r"\1.layers.\2.attn.proj",
+        rf"{_LAYER}1\.fn\.net\.0": r"\1.layers.\2.fc1",
+        rf"{_LAYER}1\.fn\.net\.3": r"\1.layers.\2.fc2",
+        "fc": "fc",
+    },
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the names of chinhsuanwu's code, in its order."""
-
-    def pair(name: str) -> list[str]:
-        return [f"{name}.0.weight", *batch_norm(f"{name}.1")]
-
-    keys = pair("conv1")
-    for i in range(len(variant.channels) - 1):
-        for conv, norm in _INNER.values():
-            keys += [f"mv2.{i}.conv.{conv}.weight", *batch_norm(f"mv2.{i}.conv.{norm}")]
-    for i, depth in enumerate(variant.depths):
-        keys += pair(f"mvit.{i}.conv1") + pair(f"mvit.{i}.conv2")
+def torch_keys(v: Variant) -> list[str]:
+    """List the names of chinhsuanwu's code, in its order."""
+    found = keys("conv1", "0:w 1:bn")
+    for i in range(len(v.channels) - 1):
+        found += keys(f"mv2.{i}.conv", "0:w 1:bn 3:w 4:bn 6:w 7:bn")
+    for i, depth in enumerate(v.depths):
+        found += keys(f"mvit.{i}", "conv1.0:w conv1.1:bn conv2.0:w conv2.1:bn")
         for j in range(depth):
-            attn, mlp = (f"mvit.{i}.transformer.layers.{j}.{k}" for k in (0, 1))
-            keys += [*affine(f"{attn}.norm"), f"{attn}.fn.to_qkv.weight"]
-            keys += affine(f"{attn}.fn.to_out.0", f"{mlp}.norm", f"{mlp}.fn.net.0")
-            keys += affine(f"{mlp}.fn.net.3")
-        keys += pair(f"mvit.{i}.conv3") + pair(f"mvit.{i}.conv4")
-    return [*keys, *pair("conv2"), "fc.weight"]
+            parts = "0.norm 0.fn.to_qkv:w 0.fn.to_out.0 1.norm 1.fn.net.0 1.fn.net.3"
+            found += keys(f"mvit.{i}.transformer.layers.{j}", parts)
+        found += keys(f"mvit.{i}", "conv3.0:w conv3.1:bn conv4.0:w conv4.1:bn")
+    return found + keys("", "conv2.0:w conv2.1:bn fc:w")
 
 
-_FILE = Reference("cifar_mobilevit.py")
-MEMBERS = {
-    "cifar_mobilevit": Member(
-        _FILE, Paper("5.00", ""), counted_at=32, num_classes=10, title="MobileViT-S at 32 px"
-    ),
-    "cifar_mobilevit_224": Member(
-        _FILE._replace(options={"strides": VARIANTS["cifar_mobilevit_224"].strides}),
-        num_classes=10,
-        title="MobileViT-S",
-    ),
+_NETWORKS = {
+    "cifar_mobilevit": common.Study("MobileViT-S at 32 px", counted="5.00"),
+    "cifar_mobilevit_224": common.Study("MobileViT-S", {"strides": (2, 1, 2, 1, 1, 2, 2, 1)}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"conv1\..*", head=r"fc\..*")
-FAMILY = Family(
-    "cifar_mobilevit", "MobileViT", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True
+FAMILY = common.family(
+    "cifar_mobilevit", "MobileViT", Variant, create, NAMES, _NETWORKS, any_size=True
 )

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import Mlp, check
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Row, affine, conv_rows, linear_oi, pointwise_oi, row
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import Row, keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import Conv, Linear, Normalize
 from jaxrobust.models.modules.initializers import Draws, normal_02
@@ -36,14 +37,6 @@ class Variant(NamedTuple):
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     dtype: str = "float32"  # compute type; parameters stay float32
-
-
-VARIANTS = {"cifar_poolformer": Variant(), "cifar_poolformer_224": Variant(patch=7, stride=4)}
-
-
-def padding(v: Variant) -> int:
-    """Return the padding of the first convolution: half of what its windows overlap, rounded up."""
-    return -(-(v.patch - v.stride) // 2)
 
 
 class Block(nnx.Module):
@@ -68,20 +61,16 @@ class Block(nnx.Module):
 class PoolFormer(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        how: dict[str, Any] = {
-            "stride": v.stride,
-            "padding": padding(v),
-            "torch_init": True,
-            "rngs": rngs,
-        }
-        self.patch_embed = Conv(v.in_channels, v.dims[0], v.patch, **how)
+        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
+        padding = -(-(v.patch - v.stride) // 2)  # half of what windows overlap, rounded up
+        self.patch_embed = Conv(
+            v.in_channels, v.dims[0], v.patch, stride=v.stride, padding=padding, **how
+        )
         network: list[Any] = []  # stages, and what brings the map to the next one's width
         for i, (dim, depth) in enumerate(zip(v.dims, v.depths, strict=True)):
-            how |= {"stride": 2, "padding": 1}
-            network += [Conv(v.dims[i - 1], dim, 3, **how)] if i else []
+            network += [Conv(v.dims[i - 1], dim, 3, stride=2, padding=1, **how)] if i else []
             network.append(nnx.List([Block(dim, v, rngs) for _ in range(depth)]))
         self.network = nnx.List(network)
         self.norm = GroupNorm(v.dims[-1], groups=1)
@@ -91,16 +80,16 @@ class PoolFormer(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
-        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
         into = (self.patch_embed, *self.network[1::2])
-        for conv, blocks, how in zip(into, self.network[::2], told, strict=True):
+        for conv, blocks, how in zip(
+            into, self.network[::2], of_stages(v, train, key), strict=True
+        ):
             x = run_blocks(blocks, conv(x), **how)
         return self.head(self.norm(x).mean(axis=(1, 2)))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     check(v, "patch", "stride")
     if not v.depths or len(v.depths) != len(v.dims) or min(*v.depths, *v.dims) < 1:
         raise ValueError(
@@ -116,51 +105,36 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
             f"patch={v.patch} leaves no window in images of {image_size} px; take a smaller patch, "
             "or larger images"
         )
-    return classifier(lambda rngs: PoolFormer(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: PoolFormer(v, num_classes, rngs), dtype=v.dtype)
 
 
 _BLOCK = r"(network\.\d+\.\d+\."
-TORCH_NAMES: list[Row] = [
-    *conv_rows(r"patch_embed\.proj", "patch_embed"),
-    *conv_rows(r"(network\.\d+)\.proj", r"\1"),
+TORCH_NAMES: list[Row] = table(
     row(_BLOCK + r"layer_scale_[12])", r"\1"),
-    row(_BLOCK + r"norm[12])\.weight", r"\1.scale"),
     row(_BLOCK + r"mlp\.fc[12])\.weight", r"\1.kernel", pointwise_oi),
-    row(_BLOCK + r"(?:norm[12]|mlp\.fc[12])\.bias)", r"\1"),
-    row(r"norm\.weight", "norm.scale"),
-    row(r"head\.weight", "head.kernel", linear_oi),
-    row(r"((?:norm|head)\.bias)", r"\1"),
-]
+    row(_BLOCK + r"mlp\.fc[12]\.bias)", r"\1"),
+    convs={r"patch_embed\.proj": "patch_embed", r"(network\.\d+)\.proj": r"\1"},
+    norms={_BLOCK + "norm[12])": r"\1", "norm": "norm"},
+    linears={"head": "head"},
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
+def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    keys = affine("patch_embed.proj")
-    for i, depth in enumerate(variant.depths):
-        keys += affine(f"network.{2 * i - 1}.proj") if i else []
-        for block in (f"network.{2 * i}.{j}." for j in range(depth)):
-            keys += [block + "layer_scale_1", block + "layer_scale_2"]
-            keys += affine(*(block + part for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")))
-    return keys + affine("norm", "head")
+    found = keys("", "patch_embed.proj")
+    for i, depth in enumerate(v.depths):
+        found += keys("", f"network.{2 * i - 1}.proj") if i else []
+        for j in range(depth):
+            parts = "layer_scale_1: layer_scale_2: norm1 norm2 mlp.fc1 mlp.fc2"
+            found += keys(f"network.{2 * i}.{j}", parts)
+    return found + keys("", "norm head")
 
 
-MEMBERS = {
-    "cifar_poolformer": Member(
-        Reference("cifar_poolformer.py"),
-        Paper("11.39", ""),
-        counted_at=32,
-        num_classes=10,
-        title="PoolFormer-S12 (32 px)",
-    ),
-    # Ours: PoolFormer-S12.
-    "cifar_poolformer_224": Member(
-        Reference("cifar_poolformer.py", {"patch": 7, "stride": 4}),
-        num_classes=10,
-        title="PoolFormer-S12",
-    ),
+_NETWORKS = {
+    "cifar_poolformer": common.Study("PoolFormer-S12 (32 px)", counted="11.39"),
+    "cifar_poolformer_224": common.Study("PoolFormer-S12", {"patch": 7, "stride": 4}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*")
-FAMILY = Family(
-    *("cifar_poolformer", "PoolFormer (32 px)", VARIANTS, create, NAMES, MEMBERS, "all"),
-    any_size=True,
+FAMILY = common.family(
+    "cifar_poolformer", "PoolFormer (32 px)", Variant, create, NAMES, _NETWORKS, any_size=True
 )

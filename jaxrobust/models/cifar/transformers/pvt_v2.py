@@ -18,9 +18,10 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, check
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Row, affine, conv_oihw, linear_oi, row
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import Row, keys, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
@@ -44,9 +45,6 @@ class Variant(NamedTuple):
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     dtype: str = "float32"  # compute type; parameters stay float32
-
-
-VARIANTS = {"cifar_pvt_v2": Variant(), "cifar_pvt_v2_224": Variant()}
 
 
 def _fan_out(groups: int = 1) -> Any:
@@ -128,8 +126,7 @@ class Stage(nnx.Module):
 class PVTv2(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         self.patch_embed = Embed(v.in_channels, v.dims[0], 7, v.patch, rngs)
         self.stages = nnx.List([Stage(v, stage, rngs) for stage in range(len(v.dims))])
@@ -139,66 +136,52 @@ class PVTv2(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        how = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
-        for stage, told in zip(self.stages, how, strict=True):
-            x = stage(x, **told)
+        for stage, how in zip(self.stages, of_stages(v, train, key), strict=True):
+            x = stage(x, **how)
         return self.head(x.mean(axis=(1, 2)))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     check(v)
-    common.check_stages(v, "dims", "depths", "heads", "ratios")
+    checks.check_stages(v, "dims", "depths", "heads", "ratios")
     if any(dim % heads for dim, heads in zip(v.dims, v.heads, strict=True)):
         raise ValueError(f"heads={v.heads} must divide dims={v.dims}, stage by stage")
-    common.check_image_size(image_size)
+    checks.check_image_size(image_size)
     fitting = [patch for patch in range(1, 7) if image_size % patch == 0]
     if v.patch not in fitting:
         raise ValueError(
             f"patch={v.patch} must divide image_size={image_size} and be below the 7 pixels of "
             f"the first window; one of {', '.join(map(str, fitting))}"
         )
-    return classifier(lambda rngs: PVTv2(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: PVTv2(v, num_classes, rngs), dtype=v.dtype)
 
 
 _BLOCK = r"stages\.\d+\.blocks\.\d+"
 _CONVS = rf"patch_embed\.proj|stages\.\d+\.downsample\.proj|{_BLOCK}\.(?:attn\.sr|mlp\.dwconv)"
 _LINEARS = rf"{_BLOCK}\.(?:attn\.(?:q|kv|proj)|mlp\.fc[12])|head"
 _NORMS = rf"patch_embed\.norm|stages\.\d+\.(?:downsample\.)?norm|{_BLOCK}\.(?:norm[12]|attn\.norm)"
-TORCH_NAMES: list[Row] = [
-    row(rf"({_CONVS})\.weight", r"\1.kernel", conv_oihw),
-    row(rf"({_LINEARS})\.weight", r"\1.kernel", linear_oi),
-    row(rf"({_NORMS})\.weight", r"\1.scale"),
-    row(rf"({_CONVS}|{_LINEARS}|{_NORMS})\.bias", r"\1.bias"),
-]
+TORCH_NAMES: list[Row] = table(
+    convs={f"({_CONVS})": r"\1"}, linears={f"({_LINEARS})": r"\1"}, norms={f"({_NORMS})": r"\1"}
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return timm 1.0.9's names, in its order."""
-    keys = affine("patch_embed.proj", "patch_embed.norm")
-    attn = [f"attn.{part}" for part in ("q", "kv", "proj", "sr", "norm")]
-    modules = ("norm1", *attn, "norm2", "mlp.fc1", "mlp.dwconv", "mlp.fc2")
-    for i, depth in enumerate(variant.depths):
-        stage = f"stages.{i}"
-        keys += affine(f"{stage}.downsample.proj", f"{stage}.downsample.norm") if i else []
+def torch_keys(v: Variant) -> list[str]:
+    """List timm 1.0.9's names, in its order."""
+    found = keys("patch_embed", "proj norm")
+    attn = " ".join(f"attn.{part}" for part in ("q", "kv", "proj", "sr", "norm"))
+    for i, depth in enumerate(v.depths):
+        found += keys(f"stages.{i}.downsample", "proj norm") if i else []
         for j in range(depth):
-            keys += affine(*(f"{stage}.blocks.{j}.{module}" for module in modules))
-        keys += affine(f"{stage}.norm")
-    return keys + affine("head")
+            parts = f"norm1 {attn} norm2 mlp.fc1 mlp.dwconv mlp.fc2"
+            found += keys(f"stages.{i}.blocks.{j}", parts)
+        found += keys(f"stages.{i}", "norm")
+    return found + keys("", "head")
 
 
-MEMBERS = {
-    "cifar_pvt_v2": Member(
-        Reference("cifar_pvt_v2.py"),
-        Paper("12.40", ""),
-        counted_at=32,
-        num_classes=10,
-        title="PVTv2-B1-Li (32 px)",
-    ),
-    "cifar_pvt_v2_224": Member(
-        Reference("cifar_pvt_v2.py"), num_classes=10, title="PVTv2-B1-Li (224 px)"
-    ),
+_NETWORKS = {
+    "cifar_pvt_v2": common.Study("PVTv2-B1-Li (32 px)", counted="12.40"),
+    "cifar_pvt_v2_224": common.Study("PVTv2-B1-Li (224 px)"),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*")
-FAMILY = Family("cifar_pvt_v2", "PVTv2", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True)
+FAMILY = common.family("cifar_pvt_v2", "PVTv2", Variant, create, NAMES, _NETWORKS, any_size=True)

@@ -23,9 +23,10 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check
 from jaxrobust.models.families.swin import merged, partition, relative_index, shift_mask
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Row, affine, drop, linear_oi, row
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import Row, drop, keys, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
@@ -48,12 +49,6 @@ class Variant(NamedTuple):
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     dtype: str = "float32"  # compute type; parameters stay float32
-
-
-VARIANTS = {
-    "cifar_swin": Variant(),
-    "cifar_swin_224": Variant(patch=4, merges=(2, 2, 2), window=7),
-}
 
 
 class Merge(nnx.Module):
@@ -130,8 +125,7 @@ class Stage(nnx.Module):
 class Swin(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         ins = [v.in_channels, *(v.dim << stage for stage in range(len(v.depths)))]
         for i, merge in enumerate((v.patch, *v.merges)):
@@ -144,9 +138,8 @@ class Swin(nnx.Module):
         v = self.variant
         _check_size(v, *images.shape[1:3])
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
-        how = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
-        for i, told in enumerate(how):
-            x = getattr(self, f"stage{i + 1}")(x, **told)
+        for i, how in enumerate(of_stages(v, train, key), 1):
+            x = getattr(self, f"stage{i}")(x, **how)
         return self.head(self.norm(x.mean(axis=(1, 2))))
 
 
@@ -169,11 +162,10 @@ def _check_size(v: Variant, height: int, width: int) -> None:
             )
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     check(v, "dim", "patch", "window")
-    common.check_stages(v, "depths", "heads")
+    checks.check_stages(v, "depths", "heads")
     if len(v.merges) != len(v.depths) - 1 or any(n < 1 for n in v.merges):
         raise ValueError(
             f"merges={v.merges!r} must be a tuple of positive integers, one for each stage but the "
@@ -185,9 +177,9 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
         raise ValueError(f"window={v.window}: attention needs windows of at least 2")
     if any((v.dim << i) % heads for i, heads in enumerate(v.heads)):
         raise ValueError(f"heads={v.heads} must divide dim={v.dim}, doubled at every stage")
-    common.check_image_size(image_size)
+    checks.check_image_size(image_size)
     _check_size(v, image_size, image_size)
-    return classifier(lambda rngs: Swin(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: Swin(v, num_classes, rngs), dtype=v.dtype)
 
 
 def _mask(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
@@ -204,56 +196,42 @@ def _mask(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
 
 _BLOCK = r"(stage\d+\.layers\.)(\d+\.\d)\."
 _ATTENTION, _MLP = rf"{_BLOCK}attention_block\.fn\.", rf"{_BLOCK}mlp_block\.fn\."
-# Their pattern -> our name, of linear maps and of norms.
-_LINEARS = {
-    r"(stage\d+)\.patch_partition\.linear": r"\1.merge.linear",
-    rf"{_ATTENTION}fn\.(to_qkv|to_out)": r"\1\2.attn.\3",
-    rf"{_MLP}fn\.net\.0": r"\1\2.mlp.fc1",
-    rf"{_MLP}fn\.net\.2": r"\1\2.mlp.fc2",
-    r"mlp_head\.1": "head",
-}
-_NORMS = {
-    rf"{_ATTENTION}norm": r"\1\2.norm1",
-    rf"{_MLP}norm": r"\1\2.norm2",
-    r"mlp_head\.0": "norm",
-}
-TORCH_NAMES: list[Row] = [
-    *(row(rf"{a}\.weight", f"{b}.kernel", linear_oi) for a, b in _LINEARS.items()),
-    *(row(rf"{a}\.weight", f"{b}.scale") for a, b in _NORMS.items()),
-    *(row(rf"{a}\.bias", f"{b}.bias") for a, b in (_LINEARS | _NORMS).items()),
+TORCH_NAMES: list[Row] = table(
     row(rf"{_ATTENTION}fn\.pos_embedding", r"\1\2.attn.pos_embedding"),
     drop(rf"{_ATTENTION}fn\.(upper_lower|left_right)_mask", "follows from the window", _mask),
-]
+    norms={
+        rf"{_ATTENTION}norm": r"\1\2.norm1",
+        rf"{_MLP}norm": r"\1\2.norm2",
+        r"mlp_head\.0": "norm",
+    },
+    linears={
+        r"(stage\d+)\.patch_partition\.linear": r"\1.merge.linear",
+        rf"{_ATTENTION}fn\.(to_qkv|to_out)": r"\1\2.attn.\3",
+        rf"{_MLP}fn\.net\.0": r"\1\2.mlp.fc1",
+        rf"{_MLP}fn\.net\.2": r"\1\2.mlp.fc2",
+        r"mlp_head\.1": "head",
+    },
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the repository's names in its order."""
-    keys = []
-    for i, depth in enumerate(variant.depths, 1):
-        keys += affine(f"stage{i}.patch_partition.linear")
+def torch_keys(v: Variant) -> list[str]:
+    """List the repository's names in its order."""
+    found = []
+    for i, depth in enumerate(v.depths, 1):
+        found += keys(f"stage{i}", "patch_partition.linear")
         for j in range(depth):
-            block = f"stage{i}.layers.{j // 2}.{j % 2}"
-            attn, mlp = f"{block}.attention_block.fn", f"{block}.mlp_block.fn"
-            masks = [f"{attn}.fn.{side}_mask" for side in ("upper_lower", "left_right")]
-            keys += affine(f"{attn}.norm") + masks * (j % 2)
-            keys += [f"{attn}.fn.pos_embedding", f"{attn}.fn.to_qkv.weight"]
-            keys += affine(f"{attn}.fn.to_out", f"{mlp}.norm", f"{mlp}.fn.net.0", f"{mlp}.fn.net.2")
-    return keys + affine("mlp_head.0", "mlp_head.1")
+            block, masks = f"stage{i}.layers.{j // 2}.{j % 2}", "upper_lower_mask: left_right_mask:"
+            found += keys(f"{block}.attention_block.fn", "norm")
+            parts = f"{masks * (j % 2)} pos_embedding: to_qkv:w to_out"
+            found += keys(f"{block}.attention_block.fn.fn", parts)
+            found += keys(f"{block}.mlp_block.fn", "norm fn.net.0 fn.net.2")
+    return found + keys("mlp_head", "0 1")
 
 
-MEMBERS = {
-    "cifar_swin": Member(
-        Reference("cifar_swin.py"),
-        Paper("27.42", ""),
-        counted_at=32,
-        num_classes=10,
-        title="Swin-T (32 px)",
-    ),
-    "cifar_swin_224": Member(
-        Reference("cifar_swin.py", {"patch": 4, "merges": (2, 2, 2), "window": 7}),
-        num_classes=10,
-        title="Swin-T (224 px, one bias table)",
-    ),
+_224 = {"patch": 4, "merges": (2, 2, 2), "window": 7}
+_NETWORKS = {
+    "cifar_swin": common.Study("Swin-T (32 px)", counted="27.42"),
+    "cifar_swin_224": common.Study("Swin-T (224 px, one bias table)", _224),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stage1\.merge\..*", head=r"head\..*")
-FAMILY = Family("cifar_swin", "Swin", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True)
+FAMILY = common.family("cifar_swin", "Swin", Variant, create, NAMES, _NETWORKS, any_size=True)

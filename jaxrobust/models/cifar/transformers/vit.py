@@ -5,29 +5,19 @@ in 2020 (670fb58), which the count of Tang et al. 2022 (arXiv 2209.14105) is of.
 tests/models/cifar/test_vit.py against golden logits of that code.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from jaxrobust.models.cifar.shared.transformer import (
-    BLOCK_ROWS,
-    EPS,
-    Block,
-    Mlp,
-    Patches,
-    block_keys,
-    check,
-    grid_of,
-)
-from jaxrobust.models.families.vit import PatchEmbed
-from jaxrobust.models.interface.classifier import classifier, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Row, affine, linear_rows, row
+from jaxrobust.models.cifar.shared import common, transformer
+from jaxrobust.models.families.vit import PatchEmbed, with_token
+from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import Row, keys, row, table
 from jaxrobust.models.kernels import layers
-from jaxrobust.models.kernels.primitives import add_bias, spread
+from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.basic import LayerNorm, Normalize
 from jaxrobust.models.modules.initializers import Draws
 from jaxrobust.models.modules.positions import resized
@@ -52,71 +42,57 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-VARIANTS = {"cifar_vit": Variant(), "cifar_vit_224": Variant(16, 384, 12, 6, 1536)}
-
-
 class VisionTransformer(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        self.patch_embed = PatchEmbed([Patches(v.in_channels, v.dim, v.patch, rngs)])
+        self.patch_embed = PatchEmbed([transformer.Patches(v.in_channels, v.dim, v.patch, rngs)])
         self.pos_embed = nnx.Param(jax.random.normal(rngs.params(), (1, 1 + grid * grid, v.dim)))
         self.cls_token = nnx.Param(jax.random.normal(rngs.params(), (1, 1, v.dim)))
-        self.blocks = nnx.List([Block(v, rngs, full=True) for _ in range(v.depth)])
-        self.norm = LayerNorm(v.dim, eps=EPS)
-        self.head = Mlp(v.dim, v.hidden, v.activation, rngs, outs=num_classes)
+        self.blocks = nnx.List([transformer.Block(v, rngs, full=True) for _ in range(v.depth)])
+        self.norm = LayerNorm(v.dim, eps=transformer.EPS)
+        self.head = transformer.Mlp(v.dim, v.hidden, v.activation, rngs, outs=num_classes)
         self.variant, self.grid = v, grid
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v, draws = self.variant, train and self.variant.dropout > 0
         first, key, last = split(key, 3) if draws and key is not None else (None, key, None)
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)), self.grid)
-        token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
-        x = add_bias(jnp.concatenate([token, x], axis=1), self.pos_embed[...])
+        x = add_bias(with_token(self.cls_token, x), self.pos_embed[...])
         x = layers.dropout(x, first, v.dropout)
-        how: dict[str, Any] = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
-        rates = np.linspace(0, v.drop_path, v.depth).tolist()
-        x = run_blocks(self.blocks, x, rates=rates, draws=draws, **how)
+        x = run_blocks(self.blocks, x, draws=draws, **of_one_stage(v, train, key))
         return self.head(self.norm(x[:, 0]), lambda y: layers.dropout(y, last, v.dropout))
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
-    check(v, "dim", "depth", "heads", "hidden")
-    grid = grid_of(image_size, v.patch)
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+    transformer.check(v, "dim", "depth", "heads", "hidden")
+    grid = transformer.grid_of(image_size, v.patch)
     return classifier(
         lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype)
     )
 
 
-TORCH_NAMES: list[Row] = [
-    *BLOCK_ROWS,
+TORCH_NAMES: list[Row] = table(
+    *transformer.BLOCK_ROWS,
     row(r"pos_embedding", "pos_embed", resize=resized),
-    *linear_rows(r"mlp_head\.1", "head.fc1"),
-    *linear_rows(r"mlp_head\.4", "head.fc2"),
-]
+    linears={r"mlp_head\.1": "head.fc1", r"mlp_head\.4": "head.fc2"},
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
+def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    keys = ["pos_embedding", "cls_token", *affine("patch_to_embedding")]
-    return keys + block_keys(variant.depth) + affine("mlp_head.0", "mlp_head.1", "mlp_head.4")
+    found = keys("", "pos_embedding: cls_token: patch_to_embedding") + transformer.block_keys(
+        v.depth
+    )
+    return found + keys("mlp_head", "0 1 4")
 
 
 _224 = {"patch": 16, "dim": 384, "depth": 12, "heads": 6, "hidden": 1536}
-MEMBERS = {
-    "cifar_vit": Member(
-        Reference("cifar_vit.py"),
-        Paper("9.78", ""),
-        counted_at=32,
-        num_classes=10,
-        title="ViT (32 px)",
-    ),
-    # Ours: these blocks at the sizes of ViT-S/16.
-    "cifar_vit_224": Member(Reference("cifar_vit.py", _224), num_classes=10, title="ViT (224 px)"),
+_NETWORKS = {
+    "cifar_vit": common.Study("ViT (32 px)", counted="9.78"),
+    "cifar_vit_224": common.Study("ViT (224 px)", _224),  # ours: these blocks at ViT-S/16's sizes
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\.fc2\..*")
-FAMILY = Family("cifar_vit", "ViT (32 px)", VARIANTS, create, NAMES, MEMBERS, "all")
+FAMILY = common.family("cifar_vit", "ViT (32 px)", Variant, create, NAMES, _NETWORKS)

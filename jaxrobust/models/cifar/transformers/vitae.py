@@ -13,23 +13,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families.vit import Attention
-from jaxrobust.models.interface.classifier import classifier, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    Row,
-    affine,
-    batch_norm,
-    conv_rows,
-    linear_rows,
-    norm_rows,
-    row,
-)
+from jaxrobust.models.interface import checks
+from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS, silu
@@ -62,9 +53,6 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-VARIANTS = {"cifar_vitae": Variant(), "cifar_vitae_224": Variant()}
-
-
 class Pyramid(nnx.Module):
     """Convolutions of several dilations side by side, activated: f[B,S,S,C] -> f[B,S',S',D]."""
 
@@ -90,7 +78,7 @@ class Performer(nnx.Module):
         self.w = nnx.BatchStat(orthogonal(rngs.params(), (count, dim)))
 
     def features(self, x: Array) -> Array:
-        """Return exp(w.x - |x|^2 / 2) / sqrt(m) of f[B,N,D], f[B,N,m]."""
+        """Compute exp(w.x - |x|^2 / 2) / sqrt(m) of f[B,N,D], f[B,N,m]."""
         w = self.w[...].astype(x.dtype)
         half = (x * x).sum(axis=2, keepdims=True) / 2
         return jnp.exp(layers.linear(x, w.T) - half) / math.sqrt(w.shape[0])
@@ -161,7 +149,6 @@ class Normal(nnx.Module):
         self.fc1, self.fc2 = Linear(dim, wide, rngs=rngs), Linear(wide, dim, rngs=rngs)
 
     def beside(self, x: Array, train: bool) -> Array:
-        """Return the convolutions of f[B,N,D]."""
         first, second, third = self.convs
         side = round(x.shape[1] ** 0.5)
         y = silu(self.bn1(first(x.reshape(x.shape[0], side, side, -1)), train))
@@ -177,8 +164,7 @@ class Normal(nnx.Module):
 class ViTAE(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
-        v = variant
+    def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         self.reductions = nnx.List([Reduction(i, v, rngs) for i in range(len(v.dims))])
         self.blocks = nnx.List([Normal(v, rngs) for _ in range(v.depth)])
@@ -191,11 +177,10 @@ class ViTAE(nnx.Module):
             raise ValueError(f"images have shape {images.shape}; {_whole(v)}")
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         first, last = (None, None) if key is None else split(key, 2)
-        how: dict[str, Any] = {"train": train, "remat": v.remat}
-        x = run_blocks(self.reductions, x, key=first, draws=v.dropout > 0, **how)
+        draws = v.dropout > 0
+        x = run_blocks(self.reductions, x, train=train, key=first, draws=draws, remat=v.remat)
         x = x.reshape(x.shape[0], -1, x.shape[3])
-        rates = np.linspace(0, v.drop_path, v.depth).tolist()
-        x = run_blocks(self.blocks, x, key=last, rates=rates, scan=v.scan, **how)
+        x = run_blocks(self.blocks, x, **of_one_stage(v, train, last))
         return self.head(x.mean(axis=1))
 
 
@@ -203,11 +188,10 @@ def _whole(v: Variant) -> str:
     return f"three cells shrink the map, so take a square with a multiple of {math.prod(v.ratios)}"
 
 
-def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Return the network of one row; `ValueError` where the row or the size cannot work."""
-    v = variant
+def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Make the network of a row; `ValueError` where the row or the size cannot work."""
     cells = ("widths", "dims", "ratios", "kernels", "dilations")
-    common.check_tuples(v, *cells)
+    checks.check_tuples(v, *cells)
     if len({len(getattr(v, name)) for name in cells}) > 1:
         raise ValueError(f"{', '.join(cells)} must have the same length: one entry for each cell")
     if set(v.ratios) - {2, 4, 8}:
@@ -223,74 +207,55 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
             raise ValueError(f"{name}={value} must divide the last of dims={v.dims}")
     if image_size < (step := math.prod(v.ratios)) or image_size % step:
         raise ValueError(f"image_size={image_size}: {_whole(v)}")
-    return classifier(lambda rngs: ViTAE(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+    return classifier(lambda rngs: ViTAE(v, num_classes, rngs), dtype=v.dtype)
 
 
-_CELL, _NORMAL = r"layers\.(\d+)\.RC", r"layers\.\d+\.NC\.(\d+)"
-
-
-def _places(rows, theirs: str, ours: str, places: tuple[int, ...]) -> list[Row]:
-    """Return the rows of modules at some places of a sequence, which are 0, 1, ... here."""
-    return [
-        found
-        for i, place in enumerate(places)
-        for found in rows(rf"{theirs}\.{place}", f"{ours}.{i}")
-    ]
-
-
-TORCH_NAMES: list[Row] = [
-    *conv_rows(rf"{_CELL}\.PRM\.convs\.(\d+)\.0", r"reductions.\1.prm.convs.\2"),
-    *_places(conv_rows, rf"{_CELL}\.PCM", r"reductions.\1.pcm.convs", (0, 2, 5)),
-    *norm_rows(rf"{_CELL}\.PCM\.3", r"reductions.\1.pcm.bn"),
-    row(rf"{_CELL}\.attn\.w", r"reductions.\1.attn.w"),
-    *linear_rows(rf"{_CELL}\.attn\.(kqv|proj)", r"reductions.\1.attn.\2"),
-    *norm_rows(rf"{_CELL}\.attn\.(norm[12])", r"reductions.\1.\2"),
-    *linear_rows(rf"{_CELL}\.attn\.mlp\.0", r"reductions.\1.fc1"),
-    *linear_rows(rf"{_CELL}\.attn\.mlp\.2", r"reductions.\1.fc2"),
-    *norm_rows(rf"{_NORMAL}\.(norm[12])", r"blocks.\1.\2"),
-    *linear_rows(rf"{_NORMAL}\.attn\.(qkv|proj)", r"blocks.\1.attn.\2"),
-    *linear_rows(rf"{_NORMAL}\.mlp\.(fc[12])", r"blocks.\1.\2"),
-    *_places(conv_rows, rf"{_NORMAL}\.PCM", r"blocks.\1.convs", (0, 3, 6)),
-    *norm_rows(rf"{_NORMAL}\.PCM\.1", r"blocks.\1.bn1"),
-    *norm_rows(rf"{_NORMAL}\.PCM\.4", r"blocks.\1.bn2"),
-    *linear_rows("head", "head"),
+_CELL, _NORMAL = r"layers\.(\d+)\.RC\.", r"layers\.\d+\.NC\.(\d+)\."
+TORCH_NAMES: list[Row] = table(
+    row(rf"{_CELL}attn\.w", r"reductions.\1.attn.w"),
     BATCH_NORM_COUNT,
-]
+    convs={
+        rf"{_CELL}PRM\.convs\.(\d+)\.0": r"reductions.\1.prm.convs.\2",
+        **{rf"{_CELL}PCM\.{at}": rf"reductions.\1.pcm.convs.{i}" for i, at in enumerate((0, 2, 5))},
+        **{rf"{_NORMAL}PCM\.{3 * i}": rf"blocks.\1.convs.{i}" for i in range(3)},
+    },
+    norms={
+        rf"{_CELL}PCM\.3": r"reductions.\1.pcm.bn",
+        rf"{_CELL}attn\.(norm[12])": r"reductions.\1.\2",
+        rf"{_NORMAL}(norm[12])": r"blocks.\1.\2",
+        rf"{_NORMAL}PCM\.1": r"blocks.\1.bn1",
+        rf"{_NORMAL}PCM\.4": r"blocks.\1.bn2",
+    },
+    linears={
+        rf"{_CELL}attn\.(kqv|proj)": r"reductions.\1.attn.\2",
+        rf"{_CELL}attn\.mlp\.0": r"reductions.\1.fc1",
+        rf"{_CELL}attn\.mlp\.2": r"reductions.\1.fc2",
+        rf"{_NORMAL}attn\.(qkv|proj)": r"blocks.\1.attn.\2",
+        rf"{_NORMAL}mlp\.(fc[12])": r"blocks.\1.\2",
+        "head": "head",
+    },
+)
 
 
-def torch_keys(variant: Variant) -> list[str]:
-    """Return the names of ViTAE's own code, in its order."""
-    keys: list[str] = []
-    last = len(variant.dims) - 1
-    for i in range(last + 1):
+def torch_keys(v: Variant) -> list[str]:
+    """List the names of ViTAE's own code, in its order."""
+    found: list[str] = []
+    last = len(v.dims) - 1
+    for i, dilations in enumerate(v.dilations):
         cell = f"layers.{i}.RC"
-        if i < last:
-            keys += affine(f"{cell}.PCM.0", f"{cell}.PCM.2")
-            keys += [*batch_norm(f"{cell}.PCM.3"), *affine(f"{cell}.PCM.5")]
-        keys += affine(*(f"{cell}.PRM.convs.{j}.0" for j in range(variant.dilations[i])))
-        if i < last:
-            parts = ("kqv", "proj", "norm1", "norm2", "mlp.0", "mlp.2")
-            keys += [f"{cell}.attn.w", *affine(*(f"{cell}.attn.{part}" for part in parts))]
-    for j in range(variant.depth):
-        cell = f"layers.{last}.NC.{j}"
-        places = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2", "PCM.0")
-        keys += affine(*(f"{cell}.{place}" for place in places))
-        keys += [*batch_norm(f"{cell}.PCM.1"), *affine(f"{cell}.PCM.3")]
-        keys += [*batch_norm(f"{cell}.PCM.4"), *affine(f"{cell}.PCM.6")]
-    return keys + affine("head")
+        found += keys(f"{cell}.PCM", "0 2 3:bn 5" if i < last else "")
+        found += keys(f"{cell}.PRM", " ".join(f"convs.{j}.0" for j in range(dilations)))
+        found += keys(f"{cell}.attn", "w: kqv proj norm1 norm2 mlp.0 mlp.2" if i < last else "")
+    for j in range(v.depth):
+        parts = "norm1 attn.qkv attn.proj norm2 mlp.fc1 mlp.fc2"
+        found += keys(f"layers.{last}.NC.{j}", f"{parts} PCM.0 PCM.1:bn PCM.3 PCM.4:bn PCM.6")
+    return found + keys("", "head")
 
 
-_FILE = Reference("cifar_vitae.py")
-MEMBERS = {
-    "cifar_vitae": Member(
-        _FILE,
-        Paper("23.18", "", other=True),
-        counted_at=32,
-        num_classes=10,
-        title="ViTAE-S at 32 px",
-    ),
-    "cifar_vitae_224": Member(_FILE, num_classes=10, title="ViTAE-S"),
+_NETWORKS = {
+    "cifar_vitae": common.Study("ViTAE-S at 32 px", counted="23.18", other=True),
+    "cifar_vitae_224": common.Study("ViTAE-S"),
 }
 _STEM = r"reductions\.0\.(prm\.convs\.\d+|pcm\.convs\.0)\..*"  # all that reads pixels
 NAMES = Names(TORCH_NAMES, torch_keys, stem=_STEM, head=r"head\..*")
-FAMILY = Family("cifar_vitae", "ViTAE", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True)
+FAMILY = common.family("cifar_vitae", "ViTAE", Variant, create, NAMES, _NETWORKS, any_size=True)

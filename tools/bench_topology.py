@@ -1,4 +1,4 @@
-"""The steps of AutoAttack, compiled for TPUs that are not there: `bench_autoattack --topology`."""
+"""Steps of training and of AutoAttack, compiled for TPUs that are not here: `--topology`."""
 
 import argparse
 import functools
@@ -8,11 +8,57 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # JAX is imported where it is used, after `topology` has set its environment
     from jax.sharding import Mesh
+    from ml_collections import ConfigDict
 
     from jaxrobust.attacks import Setting
     from jaxrobust.types import LogitsFn
 
 FLOAT32_PRODUCTS = 6  # of bfloat16, which a TPU makes for a float32 one at full precision
+
+
+def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
+    """Compile the step of `bench_step` for a slice of TPUs, and print."""
+    from jaxrobust.runtime.devices import topology
+
+    chips = topology.devices(args.topology)
+    from jaxrobust.runtime.commandline.arguments import config_name
+    from jaxrobust.runtime.devices import hardware
+    from jaxrobust.training import build
+
+    config = load(args, len(chips))
+    phase = build.phase(config, "train", 1000 * config.train.batch_size, devices=chips)
+    images = config.train.batch_size // len(chips)
+    fsdp, parts = phase.mesh.shape["fsdp"], config.train.microbatches
+    share = "" if fsdp == len(chips) else f", --fsdp {len(chips)}"
+    figures = topology.compiled(
+        phase.step,
+        *build.abstract_arguments(config, "train", phase),
+        remedy=f"--batch {max(images // 2, 1)}{share} or --microbatches {2 * parts}",
+    )
+    chip = hardware.chip(chips[0].device_kind)
+    flops = build.flops_per_image(config, "train") * images
+    result = {
+        "config": config_name(args.config),
+        "model": config.model.name,
+        "dtype": config.model.dtype,
+        "topology": args.topology,
+        "device": f"{len(chips)} x {chips[0].device_kind}",
+        "batch_per_chip": images,
+        "microbatches": parts,
+        "fsdp": fsdp,
+        "image_size": config.model.image_size,
+        "attack_steps": config.attack.steps,
+        "flops": flops,  # of the model, per chip and step
+        **figures,
+    }
+    print(
+        f"{result['model']} {result['image_size']} px, {images} images per chip in {parts} parts, "
+        f"APGD-{result['attack_steps']}, {result['dtype']}, {result['device']} ({args.topology}), "
+        f"state shared by {fsdp}"
+    )
+    result |= topology.show(figures, chip, flops=flops, images=images)
+    if args.json:
+        print(json.dumps(result))
 
 
 def abstract_step(
@@ -34,16 +80,10 @@ def abstract_step(
         return jax.ShapeDtypeStruct(shape, dtype)
 
     flags, numbers = array(jnp.bool, slots), array(jnp.int32, slots)
-    rows = Rows(
-        fresh=flags,
-        keep=flags,
-        images=array(jnp.float32, slots, *image),
-        labels=numbers,
-        targets=numbers,
-        restarts=numbers,
-        ids=array(jnp.uint32, slots),
-        first=numbers,
-    )
+    each: dict[str, Any] = dict.fromkeys(("fresh", "keep"), flags)
+    each |= dict.fromkeys(("labels", "targets", "restarts", "first"), numbers)
+    arrays = {"images": array(jnp.float32, slots, *image), "ids": array(jnp.uint32, slots)}
+    rows = Rows(**each, **arrays)
     epsilon, root, number = array(jnp.float32), array(jnp.uint32, 2), array(jnp.uint32)
     state = jax.eval_shape(functools.partial(begin, setting), epsilon, root, number, rows)
     floor = array(jnp.int32, mesh.size)
@@ -70,7 +110,7 @@ def abstract_verdict(
     return forward_program(mesh, False), (logits_fn, root, draw, images, ids)
 
 
-def ahead_of_time(args: argparse.Namespace) -> None:
+def autoattack(args: argparse.Namespace) -> None:
     """Compile the steps of standard AutoAttack for a slice of TPUs, and print.
 
     A program makes steps until enough slots are done: figures are of one such step, and sizes of

@@ -1,0 +1,138 @@
+"""What the residual networks of the study share: convolutions, blocks, stages, and their names."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from flax import nnx
+
+from jaxrobust.models.interface.classifier import of_stages, run_blocks
+from jaxrobust.models.modules.activations import ACTIVATIONS
+from jaxrobust.models.modules.basic import BatchNorm, Conv
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.types import Array
+
+STEM = 64  # channels before the first stage
+
+
+def conv(
+    ins: int,
+    outs: int,
+    kernel: int,
+    rngs: Draws,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    bias: bool = False,
+) -> Conv:
+    """Make a convolution that keeps the size, but for its stride, drawn as PyTorch does."""
+    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": bias}
+    return Conv(ins, outs, kernel, torch_init=True, rngs=rngs, **how)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without a bias that keeps the size but for its stride, batch norm, activation."""
+
+    def __init__(
+        self,
+        ins: int,
+        outs: int,
+        kernel: int,
+        v: Any,
+        rngs: Draws,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        act: bool = True,
+    ) -> None:
+        self.conv = conv(ins, outs, kernel, rngs, stride, groups=groups)
+        self.bn = BatchNorm(outs, group=v.bn_group)
+        self.act = ACTIVATIONS[v.activation] if act else None
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = self.bn(self.conv(x), train)
+        return x if self.act is None else self.act(x)
+
+
+class Bottleneck(nnx.Module):
+    """act(x + 1x1(act(3x3(act(1x1(x)))))), each with a norm; the stride is the 3x3 one's.
+
+    Args:
+      expansion: the output's channels by those of the 3x3 convolution, which has `groups`.
+      middle: makes what stands in its place, if anything, of its channels and stride.
+      bias: whether a shortcut's convolution has one.
+    """
+
+    def __init__(
+        self,
+        ins: int,
+        outs: int,
+        stride: int,
+        v: Any,
+        rngs: Draws,
+        *,
+        expansion: int,
+        groups: int = 1,
+        middle: Callable[[int, int], Any] = lambda inner, stride: None,
+        bias: bool = False,
+    ) -> None:
+        inner = outs // expansion
+        norm = lambda channels: BatchNorm(channels, group=v.bn_group)  # noqa: E731
+        self.conv1, self.bn1 = conv(ins, inner, 1, rngs), norm(inner)
+        own = middle(inner, stride)
+        self.conv2 = own or conv(inner, inner, 3, rngs, stride, groups=groups)
+        self.bn2 = norm(inner)
+        self.conv3, self.bn3 = conv(inner, outs, 1, rngs), norm(outs)
+        changes = stride > 1 or ins != outs
+        shortcut = [conv(ins, outs, 1, rngs, stride, bias=bias), norm(outs)] if changes else []
+        self.shortcut, self.act = nnx.List(shortcut), ACTIVATIONS[v.activation]
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        (path,) = branches(drop, 1)
+        y = self.act(self.bn1(self.conv1(x), train))
+        y = self.act(self.bn2(self.conv2(y), train))
+        y = self.bn3(self.conv3(y), train)
+        if self.shortcut:
+            conv, norm = self.shortcut
+            x = norm(conv(x), train)
+        return self.act(x + path(y))
+
+
+def add_stages(network: Any, v: Any, rngs: Draws, block: Any, outs: int, ins: int = STEM) -> int:
+    """Give a network its stages `layer1`, `layer2`, ..., which halve the map but for the first.
+
+    Args:
+      block: makes one of its channels before and behind, its stride, the row and the draws.
+      outs: channels behind the first stage; they double with each.
+    Returns:
+      channels behind the last stage.
+    """
+    for i, depth in enumerate(v.depths):
+        sizes = [(ins, outs, 2 if i else 1)] + [(outs, outs, 1)] * (depth - 1)
+        setattr(network, f"layer{i + 1}", nnx.List([block(*size, v, rngs) for size in sizes]))
+        ins, outs = outs, 2 * outs
+    return ins
+
+
+def run_stages(
+    network: Any, x: Array, train: bool, key: Array | None, draws: bool = False
+) -> Array:
+    """Run the stages that `add_stages` made."""
+    for i, how in enumerate(of_stages(network.variant, train, key), 1):
+        x = run_blocks(getattr(network, f"layer{i}"), x, draws=draws, **how)
+    return x
+
+
+def block_names(depths: Sequence[int], stem: int, first: int) -> Iterator[tuple[str, bool]]:
+    """Yield each residual block's name, and whether there is a convolution in its shortcut.
+
+    Args:
+      depths: blocks of each stage; the first one of each stage but the first has a stride.
+      stem: channels before the first stage.
+      first: channels behind a block of the first stage; they double with each stage.
+    """
+    ins = stem
+    for i, depth in enumerate(depths):
+        for j in range(depth):
+            yield f"layer{i + 1}.{j}", ins != first << i or (i > 0 and j == 0)
+            ins = first << i

@@ -1,0 +1,17 @@
+"""How values of a config are refused."""
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def one_of(key: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Raise `ValueError` for a value that is none of those that there are."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ValueError(f"{key}={value!r}; one of {', '.join(map(repr, allowed))}")
+
+
+def must_be(key: str, value: Any, inside: bool, wanted: str) -> None:
+    """Raise `ValueError` for a value that is not inside its range, with what it must be."""
+    if not inside:
+        raise ValueError(f"{key}={value} must be {wanted}")
