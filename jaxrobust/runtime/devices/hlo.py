@@ -78,6 +78,8 @@ class Module(NamedTuple):
 
 def parse(text: str) -> Module:
     """Read the text of `compiled.as_text()`."""
+    # The one attribute that is written on lines of its own: what a kernel declares.
+    text = re.sub(r"kernel_metadata=\{\n(.*?)\n\}", r"kernel_metadata={\1}", text, flags=re.DOTALL)
     computations: dict[str, dict[str, Instruction]] = {}
     roots: dict[str, str] = {}
     callers: dict[str, list[Instruction]] = {}
@@ -200,9 +202,27 @@ def size(type_: str) -> int:
     """Bytes of an array's or a tuple's type."""
     bits = 0
     for kind, dims in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", type_):
-        width = _BITS[kind] if kind in _BITS else int(re.search(r"\d+", kind)[0])  # type: ignore[index]
-        bits += width * math.prod(map(int, dims.split(",") if dims else []))
+        bits += _width(kind) * math.prod(map(int, dims.split(",") if dims else []))
     return bits // 8
+
+
+def _width(kind: str) -> int:
+    return _BITS[kind] if kind in _BITS else int(re.search(r"\d+", kind)[0])  # type: ignore[index]
+
+
+def padded_size(type_: str) -> int:
+    """Bytes of an array's type with the padding of its tiles.
+
+    A TPU keeps an array in tiles of, say, 8 x 128 values of its two innermost axes, `T(8,128)`, and
+    a row of 197 values in two of them.
+    """
+    found = re.search(r"\b([a-z]\w*)\[([\d,]+)\]\{([\d,]+):T\(([\d,]+)\)", type_)
+    if not found:
+        return size(type_)
+    sides, order, tile = ([int(n) for n in part.split(",")] for part in found.groups()[1:])
+    for axis, side in zip(order, reversed(tile), strict=False):  # the innermost axis is first
+        sides[axis] = -(-sides[axis] // side) * side
+    return _width(found[1]) * math.prod(sides) // 8
 
 
 def _sent(kind: str, size: int, chips: int) -> float:

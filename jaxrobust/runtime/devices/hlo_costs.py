@@ -6,6 +6,7 @@ XLA's own `cost_analysis` counts the body of a loop once.
 import functools
 import math
 import re
+from typing import NamedTuple
 
 from jaxrobust.runtime.devices.hlo import (
     Instruction,
@@ -13,6 +14,7 @@ from jaxrobust.runtime.devices.hlo import (
     called,
     elements,
     instructions,
+    padded_size,
     runs,
     size,
 )
@@ -98,8 +100,8 @@ _FREE = {
 def traffic(module: Module) -> float:
     """Bytes between HBM and a chip's units: what each operation reads and writes there.
 
-    Arrays in a TPU's fast memory (`S(1)` in their layout) do not count. Of an array that a fusion
-    reads or writes a part of, all does.
+    Arrays in a TPU's fast memory (`S(1)` in their layout) do not count, the padding of tiles does.
+    Of an array that a fusion reads or writes a part of, all counts.
     """
     times, total = runs(module, unknown=1), 0.0
     inner = {
@@ -124,9 +126,42 @@ def _moved(i: Instruction, operands: list[str]) -> int:
         operands = [i.type]
     if i.opcode == "dynamic-update-slice":
         return 2 * size(operands[1])
-    return sum(size(array) for type_ in [i.type, *operands] for array in _in_hbm(type_))
+    return sum(padded_size(array) for type_ in [i.type, *operands] for array in _in_hbm(type_))
 
 
 def _in_hbm(type_: str) -> list[str]:
     arrays = re.findall(r"\b[a-z]\w*\[[\d,]*\](?:\{[^}]*\})?", type_)
     return [array for array in arrays if "S(" not in array]
+
+
+class Kernel(NamedTuple):
+    """One of Pallas' kernels, which no sum over a program's operations contains."""
+
+    name: str
+    calls: int
+    cycles: int  # of one call, as the kernel's file declares them
+
+
+def cycles(module: Module) -> int:
+    """Add up the compiler's own estimate of cycles, which most operations of a TPU program carry.
+
+    It alone knows vector units, copies into another layout and the padding of tiles. A kernel of
+    Pallas has none: see `kernels`.
+    """
+    times = runs(module, unknown=1)
+    return sum(
+        (times[i.computation][0] or 0) * int(found[1])
+        for i in instructions(module.computations)
+        if (found := re.search(r'"estimated_cycles":"(\d+)"', i.attributes))
+    )
+
+
+def kernels(module: Module) -> list[Kernel]:
+    """List the kernels that a TPU program calls, each with how often it does so."""
+    times, found = runs(module, unknown=1), dict[tuple[str, int], int]()
+    for i in instructions(module.computations):
+        if 'custom_call_target="tpu_custom_call"' in i.attributes:
+            declared = re.search(r'kernel_metadata=\{\s*"cycles":"(\d+)"', i.attributes)
+            key = re.sub(r"[.\d]+$", "", i.name), int(declared[1]) if declared else 0
+            found[key] = found.get(key, 0) + (times[i.computation][0] or 0)
+    return [Kernel(name, calls, each) for (name, each), calls in sorted(found.items())]
