@@ -16,9 +16,11 @@ from jax import lax
 
 from jaxrobust.models.kernels.primitives import (
     add_bias,
+    along,
+    by_rows,
     column_sum,
+    leading,
     matmul,
-    per_platform,
     rounded,
     rows,
     widened,
@@ -38,24 +40,24 @@ def _normalise(x: Array, eps: Array) -> tuple[Array, Array]:
     return centred * inverse, inverse
 
 
-@per_platform
+@by_rows
 def _norm_forward(x: Array, scale: Array, bias: Array, eps: Array) -> Array:
-    scale, bias = widened(scale[None], bias[None])
+    scale, bias = widened(along(scale, x), along(bias, x))
     return (_normalise(x, eps)[0] * scale + bias).astype(x.dtype)
 
 
-@per_platform
+@by_rows
 def _norm_input_gradient(x: Array, scale: Array, eps: Array, g: Array) -> Array:
     normal, inverse = _normalise(x, eps)
-    g, scale = widened(g, scale[None])
+    g, scale = widened(g, along(scale, x))
     g = g * scale
     g = g - g.mean(-1, keepdims=True) - normal * (normal * g).mean(-1, keepdims=True)
     return (inverse * g).astype(x.dtype)
 
 
-@per_platform
+@by_rows
 def _norm_scale_gradient(x: Array, eps: Array, g: Array) -> Array:
-    return (_normalise(x, eps)[0] * widened(g)[0]).sum(0)
+    return (_normalise(x, eps)[0] * widened(g)[0]).sum(leading(x))
 
 
 @jax.custom_vjp
@@ -80,7 +82,7 @@ _norm.defvjp(lambda *operands: (_norm_forward(*operands), operands), _norm_backw
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> Array:
     """Normalise `x` over its last axis (biased variance), then scale and shift it."""
     epsilon = jnp.asarray(eps, widened(x)[0].dtype)
-    return _norm(rows(x), scale, bias, epsilon).reshape(x.shape)
+    return _norm(x, scale, bias, epsilon)
 
 
 # ------------------------------------------------------------------------------ GELU and residual
@@ -91,16 +93,16 @@ def _normal_cdf(x: Array) -> Array:
     return 0.5 + 0.5 * lax.erf(x * 0.5**0.5)
 
 
-@per_platform
+@by_rows
 def _gelu_forward(x: Array, bias: Array) -> Array:
-    wide, bias = widened(x, bias[None])
+    wide, bias = widened(x, along(bias, x))
     wide = wide + bias
     return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
-@per_platform
+@by_rows
 def _gelu_input_gradient(x: Array, bias: Array, g: Array) -> Array:
-    wide, bias, g = widened(x, bias[None], g)
+    wide, bias, g = widened(x, along(bias, x), g)
     wide = wide + bias
     density = 0.3989422804014327 * jnp.exp(-0.5 * wide * wide)
     return (g * (_normal_cdf(wide) + wide * density)).astype(x.dtype)
@@ -123,7 +125,7 @@ _gelu.defvjp(lambda *operands: (_gelu_forward(*operands), operands), _gelu_backw
 def gelu(x: Array, bias: Array | None = None) -> Array:
     """Compute the exact (erf) GELU of `x + bias`; taking the bias along saves a pass over `x`."""
     bias = jnp.zeros(x.shape[-1:], x.dtype) if bias is None else bias
-    return _gelu(rows(x), bias).reshape(x.shape)
+    return _gelu(x, bias)
 
 
 def relu(x: Array) -> Array:
@@ -135,20 +137,20 @@ def relu(x: Array) -> Array:
     return jnp.where(x <= 0, jnp.zeros_like(x), x)
 
 
-@per_platform
+@by_rows
 def _residual_forward(x: Array, y: Array, bias: Array, gamma: Array) -> Array:
-    return x + (y + bias[None]) * gamma[None]
+    return x + (y + along(bias, y)) * along(gamma, y)
 
 
-@per_platform
+@by_rows
 def _residual_branch_gradient(gamma: Array, g: Array) -> Array:
-    return g * gamma[None]
+    return g * along(gamma, g)
 
 
-@per_platform
+@by_rows
 def _product_sum(y: Array, g: Array) -> Array:
     y, g = widened(y, g)
-    return (y * g).sum(0)
+    return (y * g).sum(leading(y))
 
 
 @jax.custom_vjp
@@ -173,12 +175,12 @@ _residual.defvjp(lambda x, *branch: (_residual_forward(x, *branch), branch), _re
 
 def scaled_residual(x: Array, y: Array, bias: Array, gamma: Array) -> Array:
     """Compute `x + (y + bias) * gamma`, `bias` and `gamma` f[C]: the end of a ConvNeXt block."""
-    return _residual(rows(x), rows(y), bias, gamma).reshape(x.shape)
+    return _residual(x, y, bias, gamma)
 
 
 @jax.custom_vjp
 def _scale(x: Array, gamma: Array) -> Array:
-    return x * gamma[None]
+    return x * along(gamma, x)
 
 
 def _scale_backward(residuals, g):
@@ -191,7 +193,7 @@ _scale.defvjp(lambda x, gamma: (_scale(x, gamma), (x, gamma)), _scale_backward)
 
 def scale(x: Array, gamma: Array) -> Array:
     """Multiply `x` by `gamma` f[C]."""
-    return _scale(rows(x), gamma).reshape(x.shape)
+    return _scale(x, gamma)
 
 
 # ----------------------------------------------------------------------------------------- linear
