@@ -12,7 +12,7 @@ Array = jax.Array
 LANES, SUBLANES = 128, 8  # of a vector register, in values of 32 bits
 _UNITS = 4  # matrix units of 128 x 128, and as many vector operations in a cycle
 _SCOPED = 16 * 2**20  # bytes of fast memory that a kernel may take without asking
-_FAST = 64 * 2**20  # bytes of fast memory that every chip since v5e has for one kernel
+FAST = 64 * 2**20  # bytes of fast memory that every chip since v5e has for one kernel
 
 
 class Cost(NamedTuple):
@@ -50,72 +50,73 @@ def over_images(
     body: Callable[..., None],
     name: str,
     arrays: Sequence[Array],
-    widths: Sequence[int],
+    outs: Sequence[tuple[int, ...]],
     *,
-    per: int,
     cost: Cost,
-    shared: Sequence[Array] = (),
-    scratch: int = 0,
+    per: int = 1,
+    repeated: Sequence[Array] = (),
+    parameters: Sequence[Array] = (),
+    scratch: Sequence[tuple[int, ...]] = (),
+    beside: int = 0,
     interpret: bool,
 ) -> list[Array]:
-    """Run a kernel on `per` images of f[B,N,..] at a time.
+    """Run a kernel on `per` images at a time.
 
     Args:
-      body: gets references to blocks f[per,N,..] of `arrays`, then of `shared`, then of results.
+      body: gets references to blocks f[per,..] of `arrays` and of `repeated`, to `parameters`, to
+        blocks of the results, and to f32 arrays of `scratch`.
       name: of the kernel in a program's text.
-      arrays: f[B,N,..], whose first and second axes are those of the results.
-      widths: of the results f[B,N,width], which have the type of the first array.
-      per: divides B.
+      arrays: f[B,..].
+      outs: shapes of the results of one image, which have the type of the first array.
       cost: of one image.
-      shared: f[P,..] with P one, or a multiple of `per` that divides B; image i sees row i modulo P.
-      scratch: bytes that the body takes beside the blocks.
+      per: divides B.
+      repeated: f[P,..] with P one, or a multiple of `per` that divides B; image i sees row i mod P.
+      scratch: shapes in fast memory.
+      beside: bytes that the body's values take.
       interpret: whether to run it by JAX's interpreter, on any platform.
     """
     from jax.experimental import pallas as pl  # 0.2 s, which nothing but a trace needs
     from jax.experimental.pallas import tpu as pltpu
 
-    batch, tokens, _ = arrays[0].shape
-    outs = [jax.ShapeDtypeStruct((batch, tokens, w), arrays[0].dtype) for w in widths]
+    batch, dtype = arrays[0].shape[0], arrays[0].dtype
+    results = [jax.ShapeDtypeStruct((batch, *shape), dtype) for shape in outs]
 
-    def block(width: int) -> Any:
-        return pl.BlockSpec((per, tokens, width), lambda i: (i, 0, 0))
-
-    def repeated(array: Array) -> Any:
-        rest = array.shape[1:]
-        if array.shape[0] == 1:
-            return pl.BlockSpec((1, *rest), lambda i: (0,) * array.ndim)
+    def block(array: Any) -> Any:
+        rest = (0,) * (array.ndim - 1)
+        if array.shape[0] == 1:  # one row for all images
+            return pl.BlockSpec(array.shape, lambda i: (0, *rest))
         turns = array.shape[0] // per
-        return pl.BlockSpec((per, *rest), lambda i: (lax.rem(i, turns), *(0,) * len(rest)))
+        return pl.BlockSpec((per, *array.shape[1:]), lambda i: (lax.rem(i, turns), *rest))
 
-    moved = sum(a.size * a.dtype.itemsize for a in (*arrays, *shared, *outs))
-    held = sum(per * a.size // a.shape[0] * a.dtype.itemsize for a in (*arrays, *shared, *outs))
-    needed = 2 * held + scratch  # the next blocks arrive while these are computed
-    cost = cost * batch
+    def whole(array: Array) -> Any:
+        return pl.BlockSpec(array.shape, lambda i: (0,) * array.ndim)
+
+    blocks = (*arrays, *repeated, *results)
+    held = sum(per * a.size // a.shape[0] * a.dtype.itemsize for a in blocks)
+    needed = 2 * held + 4 * sum(map(math.prod, scratch)) + beside  # the next blocks arrive meanwhile
+    moved = sum(a.size * a.dtype.itemsize for a in (*blocks, *parameters))
+    total = cost * batch
     return pl.pallas_call(
         body,
-        out_shape=outs,
+        out_shape=results,
         grid=(batch // per,),
-        in_specs=[*(block(a.shape[2]) for a in arrays), *map(repeated, shared)],
-        out_specs=[block(w) for w in widths],
+        in_specs=[*map(block, (*arrays, *repeated)), *map(whole, parameters)],
+        out_specs=[*map(block, results)],
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         name=name,
         interpret=interpret,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",),
-            vmem_limit_bytes=None if needed < _SCOPED else min(2 * needed, _FAST),
+            vmem_limit_bytes=None if needed < _SCOPED else FAST,
         ),
         cost_estimate=pl.CostEstimate(
-            flops=int(cost.flops), transcendentals=int(cost.powers), bytes_accessed=int(moved)
+            flops=int(total.flops), transcendentals=int(total.powers), bytes_accessed=int(moved)
         ),
-        metadata={"cycles": str(int(cost.cycles))},
-    )(*arrays, *shared)
+        metadata={"cycles": str(int(total.cycles))},
+    )(*arrays, *repeated, *parameters)
 
 
 def dot(a: Array, b: Array, axes: str) -> Array:
     """Multiply matrices into float32; `axes` names what is summed: "nt" is `a @ b.T`."""
     summed = ((0,) if axes[0] == "t" else (1,), (1,) if axes[1] == "t" else (0,))
     return lax.dot_general(a, b, (summed, ((), ())), preferred_element_type=jnp.float32)
-
-
-def columns(ref: Any, image: Any, start: int, width: int) -> Array:
-    """Read f[N,width] of one image's block."""
-    return ref[image, :, start : start + width]

@@ -4,9 +4,11 @@ A block of the network reads its images once for both: rows of an image, padded 
 float32 in fast memory, each output row adds up its taps in registers, and is normalised there. The
 gradient of the LayerNorm goes into such a padded image again, which the flipped taps read.
 
-By hand, on a v5e: a row of 56 x 128 values is 7 registers, so one with 49 taps takes 49 x 7 x 2
-vector operations / 4 = 172 cycles; XLA's convolution of 88 images of 56 x 56 x 96 takes 2.65 ms,
-this 88 x 56 x 172 = 0.85 M cycles = 0.57 ms and the LayerNorm.
+By hand, on a v5e: a row of 56 x 128 values is 7 registers, so its 49 taps take 49 x 7 x 2 vector
+operations / 4 = 172 cycles, its norm 7 x 20 / 4 = 35 and 7 x 30 / 4 in the gradient. 88 images of
+56 x 56 x 96 then take 1.0 M cycles = 0.7 ms forward and 1.1 M backward. By the compiler's schedule
+a row takes 257 and 300 cycles, when four of them are computed together so that norms do not wait
+for their sums (382 and 363 one by one). XLA's convolution alone takes 2.65 ms.
 """
 
 import functools
@@ -16,19 +18,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrobust.models.kernels.tpu.calls import (
+    FAST,
+    LANES,
+    SUBLANES,
+    Cost,
+    elementwise,
+    over_images,
+)
+
 Array = jax.Array
-_LANES, _SUBLANES, _UNITS = 128, 8, 4
-_FAST = 64 * 2**20  # bytes of fast memory that every chip since v5e has for a kernel
-_UNROLLED = 4  # rows at once: norms wait for their sums, which other rows' taps fill
-
-
-def _blocks(channels: int) -> list[slice]:
-    """Part channels into as many as a register has lanes."""
-    return [slice(c, min(c + _LANES, channels)) for c in range(0, channels, _LANES)]
-
-
-def _together(height: int) -> int:
-    return next(n for n in (_UNROLLED, 7, 3, 2, 1) if height % n == 0)
 
 
 def refused(x: Array, kernel: Array) -> str | None:
@@ -39,20 +38,28 @@ def refused(x: Array, kernel: Array) -> str | None:
         return f"{x.dtype} is neither float32 nor bfloat16"
     if side != kernel.shape[1] or side % 2 == 0:
         return f"a window of {side}x{kernel.shape[1]} is not square and odd"
-    padded = 4 * math.prod(_padded(height, width, channels, side))
-    if padded + 8 * 4 * height * width * channels > _FAST:
-        return f"images of {height}x{width}x{channels} are larger than a chip's fast memory"
+    blocks = 8 * x.dtype.itemsize * height * width * math.ceil(channels / LANES) * LANES
+    if 4 * math.prod(_padded(height, width, channels, side)) + blocks > FAST:
+        return f"an image of {height}x{width}x{channels} is larger than the fast memory of a chip"
     return None
 
 
 def _padded(height: int, width: int, channels: int, side: int) -> tuple[int, ...]:
     """Return the shape of the padded image: groups of 128 channels, rows, columns, channels."""
-    wide = math.ceil((width + side - 1) / _SUBLANES) * _SUBLANES
-    return math.ceil(channels / _LANES), height + side - 1, wide, _LANES
+    wide = math.ceil((width + side - 1) / SUBLANES) * SUBLANES
+    return math.ceil(channels / LANES), height + side - 1, wide, LANES
 
 
-def _clear(padded: Any, height: int, width: int, rim: int) -> None:
-    """Write zeros around the image."""
+def _groups(channels: int) -> list[slice]:
+    return [slice(c, min(c + LANES, channels)) for c in range(0, channels, LANES)]
+
+
+def _together(height: int) -> int:
+    """Find how many rows to compute at once: a norm waits for its sums, other rows do not."""
+    return next(n for n in (4, 7, 2, 1) if height % n == 0)
+
+
+def _clear_rim(padded: Any, height: int, width: int, rim: int) -> None:
     for rows in (slice(rim), slice(rim + height, None)):
         padded[:, rows] = jnp.zeros_like(padded[:, rows])
     for columns in (slice(rim), slice(rim + width, None)):
@@ -60,24 +67,24 @@ def _clear(padded: Any, height: int, width: int, rim: int) -> None:
 
 
 def _put(padded: Any, row: Any, rim: int, values: Array) -> None:
-    """Write a row f[W,C] into the padded image f32[blocks,H+2*rim,W+2*rim,128]."""
-    width, channels = values.shape
-    for b, block in enumerate(_blocks(channels)):
-        part = values[:, block].astype(jnp.float32)
-        padded[b, row + rim, rim : rim + width, : part.shape[1]] = part
+    """Write a row f[W,C] into the padded image."""
+    for i, group in enumerate(_groups(values.shape[1])):
+        part = values[:, group].astype(jnp.float32)
+        padded[i, row + rim, rim : rim + len(part), : part.shape[1]] = part
 
 
-def _taps(padded: Any, kernel: Any, row: Any, width: int, channels: int, side: int) -> Array:
-    """Add up one row f32[W,C] of the convolution; `kernel` is f32[side**2,C]."""
-    parts = []
-    for b, block in enumerate(_blocks(channels)):
-        count = block.stop - block.start
+def _taps(padded: Any, kernel: Any, row: Any, width: int) -> Array:
+    """Compute a row f32[W,C] of the convolution with f32[side**2,C]."""
+    side, parts = math.isqrt(kernel.shape[0]), []
+    for i, group in enumerate(_groups(kernel.shape[1])):
+        count = group.stop - group.start
         total = jnp.zeros((width, count), jnp.float32)
-        for i in range(side * side):
-            seen = padded[b, row + i // side, i % side : i % side + width, :count]
-            total += seen * kernel[i : i + 1, block]
+        for tap in range(side * side):
+            start = tap % side
+            seen = padded[i, row + tap // side, start : start + width, :count]
+            total += seen * kernel[tap : tap + 1, group]
         parts.append(total)
-    return jnp.concatenate(parts, -1) if len(parts) > 1 else parts[0]
+    return jnp.concatenate(parts, -1)
 
 
 def _normalised(x: Array, eps: float) -> tuple[Array, Array]:
@@ -86,35 +93,34 @@ def _normalised(x: Array, eps: float) -> tuple[Array, Array]:
     return centred * inverse, inverse
 
 
-def _forward(x, kernel, affine, *rest, side: int, eps: float) -> None:
+def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:
     from jax.experimental import pallas as pl
 
-    *outs, padded = rest
-    _, height, width, channels = x.shape
-    rim = side // 2
-    _clear(padded, height, width, rim)
+    *outs, padded = outs_and_padded
+    _, height, width, _ = x.shape
+    rim = math.isqrt(kernel.shape[0]) // 2
+    bias, scale, shift = (affine[i : i + 1] for i in range(3))
+    _clear_rim(padded, height, width, rim)
 
     @pl.loop(0, height)
     def _(row):
         _put(padded, row, rim, x[0, row])
 
-    bias, scale, shift = (affine[i : i + 1] for i in range(3))
-
     @pl.loop(0, height, unroll=_together(height))
     def _(row):
-        z = _taps(padded, kernel, row, width, channels, side) + bias
-        outs[0][0, row] = (_normalised(z, eps)[0] * scale + shift).astype(outs[0].dtype)
-        if len(outs) > 1:
-            outs[1][0, row] = z.astype(outs[1].dtype)
+        z = _taps(padded, kernel, row, width) + bias
+        normed = _normalised(z, eps)[0] * scale + shift
+        for out, value in zip(outs, (normed, z), strict=False):
+            out[0, row] = value.astype(out.dtype)
 
 
-def _backward(z, g, beside, kernel, affine, out, padded, *, side: int, eps: float) -> None:
+def _backward(z, g, beside, kernel, affine, out, padded, *, eps: float) -> None:
     from jax.experimental import pallas as pl
 
-    _, height, width, channels = z.shape
-    rim = side // 2
-    _clear(padded, height, width, rim)
-    scale = affine[1:2]
+    _, height, width, _ = z.shape
+    rim = math.isqrt(kernel.shape[0]) // 2
+    scale = affine[...]
+    _clear_rim(padded, height, width, rim)
 
     @pl.loop(0, height, unroll=_together(height))
     def _(row):
@@ -126,45 +132,65 @@ def _backward(z, g, beside, kernel, affine, out, padded, *, side: int, eps: floa
 
     @pl.loop(0, height, unroll=_together(height))
     def _(row):
-        to_x = _taps(padded, kernel, row, width, channels, side)
+        to_x = _taps(padded, kernel, row, width)
         out[0, row] = (to_x + beside[0, row].astype(jnp.float32)).astype(out.dtype)
 
 
-def _call(body, name, arrays, shared, outs, side, interpret):
-    from jax.experimental import pallas as pl
-    from jax.experimental.pallas import tpu as pltpu
+def _cost(x: Array, side: int, operations: int) -> Cost:
+    _, height, width, channels = x.shape
+    return elementwise(width, channels, 2 * side * side + operations) * height
 
-    batch, height, width, channels = arrays[0].shape
-    image = pl.BlockSpec((1, height, width, channels), lambda i: (i, 0, 0, 0))
-    padded = _padded(height, width, channels, side)
-    return pl.pallas_call(
-        body,
-        out_shape=[jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)] * outs,
-        grid=(batch,),
-        in_specs=[image] * len(arrays) + [pl.BlockSpec(a.shape, lambda i: (0, 0)) for a in shared],
-        out_specs=[image] * outs,
-        scratch_shapes=[pltpu.VMEM(padded, jnp.float32)],
-        name=name,
+
+def forward(
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    scale: Array,
+    shift: Array,
+    *,
+    eps: float,
+    interpret: bool = False,
+) -> list[Array]:
+    """Convolve f[B,H,W,C] with f[k,k,1,C]; return it after the norm and before."""
+    side = kernel.shape[0]
+    return over_images(
+        functools.partial(_forward, eps=eps),
+        "depthwise_norm",
+        [x],
+        [x.shape[1:]] * 2,
+        cost=_cost(x, side, 20),
+        parameters=[
+            kernel.reshape(side * side, -1).astype(jnp.float32),
+            jnp.stack([bias, scale, shift]).astype(jnp.float32),
+        ],
+        scratch=[_padded(*x.shape[1:], side)],
         interpret=interpret,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",), vmem_limit_bytes=_FAST
-        ),
-    )(*arrays, *shared)
+    )
 
 
-def forward(x, kernel, bias, scale, shift, *, eps: float, keep: bool = True, interpret: bool = False):
-    """Return normed f[B,H,W,C] and, with `keep`, the convolution before the norm."""
+def backward(
+    z: Array,
+    g: Array,
+    beside: Array,
+    kernel: Array,
+    scale: Array,
+    *,
+    eps: float,
+    interpret: bool = False,
+) -> Array:
+    """Compute the gradient for `x`, with `beside` added, from `z` before the norm and `g` after."""
     side = kernel.shape[0]
-    taps = kernel.reshape(side * side, -1).astype(jnp.float32)
-    affine = jnp.stack([bias, scale, shift]).astype(jnp.float32)
-    body = functools.partial(_forward, side=side, eps=eps)
-    return _call(body, "depthwise_norm", [x], [taps, affine], 1 + keep, side, interpret)
-
-
-def backward(z, g, beside, kernel, scale, *, eps: float, interpret: bool = False):
-    """Return the gradient of `x`, with `beside` added."""
-    side = kernel.shape[0]
-    taps = kernel.reshape(side * side, -1)[::-1].astype(jnp.float32)
-    affine = jnp.stack([scale, scale]).astype(jnp.float32)
-    body = functools.partial(_backward, side=side, eps=eps)
-    return _call(body, "depthwise_norm_gradient", [z, g, beside], [taps, affine], 1, side, interpret)[0]
+    (out,) = over_images(
+        functools.partial(_backward, eps=eps),
+        "depthwise_norm_gradient",
+        [z, g, beside],
+        [z.shape[1:]],
+        cost=_cost(z, side, 30),
+        parameters=[
+            kernel.reshape(side * side, -1)[::-1].astype(jnp.float32),
+            scale[None].astype(jnp.float32),
+        ],
+        scratch=[_padded(*z.shape[1:], side)],
+        interpret=interpret,
+    )
+    return out

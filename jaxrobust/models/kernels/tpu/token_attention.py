@@ -12,11 +12,13 @@ moves 88 x 197 x 384 x (3 + 1 + 3 + 1 + 3) values = 146 MB = 0.18 ms.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.models.kernels.tpu.calls import Cost, columns, dot, elementwise, over_images, product
+from jaxrobust.models.kernels.tpu.calls import Cost, dot, elementwise, over_images, product
 
 Array = jax.Array
 TOKENS, WIDTH = 1024, 32  # at most, and what divides the width of a head
@@ -41,6 +43,10 @@ def _probabilities(q: Array, k: Array, scale: float, bias: Array | None) -> Arra
     return powers * (1 / powers.sum(-1, keepdims=True))
 
 
+def _columns(start: int, width: int) -> slice:
+    return slice(start, start + width)
+
+
 def _bias_of(bias, image, head: int) -> Array | None:
     if not bias:
         return None
@@ -57,9 +63,9 @@ def _forward(qkv, *rest, heads: int, scale: float) -> None:
     @pl.loop(0, out.shape[0])
     def _(image):
         for head in range(heads):
-            q, k, v = (columns(qkv, image, i * dim + head * width, width) for i in range(3))
+            q, k, v = (qkv[image, :, _columns(i * dim + head * width, width)] for i in range(3))
             p = _probabilities(q, k, scale, _bias_of(bias, image, head)).astype(v.dtype)
-            out[image, :, head * width : (head + 1) * width] = dot(p, v, "nn").astype(out.dtype)
+            out[image, :, _columns(head * width, width)] = dot(p, v, "nn").astype(out.dtype)
 
 
 def _backward(qkv, g, *rest, heads: int, scale: float) -> None:
@@ -72,16 +78,15 @@ def _backward(qkv, g, *rest, heads: int, scale: float) -> None:
     @pl.loop(0, out.shape[0])
     def _(image):
         for head in range(heads):
-            q, k, v = (columns(qkv, image, i * dim + head * width, width) for i in range(3))
-            to_out = columns(g, image, head * width, width)
+            q, k, v = (qkv[image, :, _columns(i * dim + head * width, width)] for i in range(3))
+            to_out = g[image, :, _columns(head * width, width)]
             p = _probabilities(q, k, scale, _bias_of(bias, image, head))
             to_p = dot(to_out, v, "nt")
             to_logits = p * (to_p - (p * to_p).sum(-1, keepdims=True))
             to_logits = (to_logits * scale).astype(q.dtype)
             parts = dot(to_logits, k, "nn"), dot(to_logits, q, "tn")
             for i, part in enumerate((*parts, dot(p.astype(v.dtype), to_out, "tn"))):
-                start = i * dim + head * width
-                out[image, :, start : start + width] = part.astype(out.dtype)
+                out[image, :, _columns(i * dim + head * width, width)] = part.astype(out.dtype)
 
 
 def _images(batch: int, tokens: int, period: int) -> int:
@@ -91,18 +96,28 @@ def _images(batch: int, tokens: int, period: int) -> int:
     return max(n for n in range(1, most + 1) if whole % n == 0)
 
 
-def _run(body, name, arrays, width, heads, scale, bias, cost, interpret):
+def _run(
+    body: Callable[..., None],
+    name: str,
+    arrays: list[Array],
+    width: int,
+    cost: Cost,
+    *,
+    heads: int,
+    scale: float,
+    bias: Array | None,
+    interpret: bool,
+) -> Array:
     batch, tokens, _ = arrays[0].shape
-    shared = () if bias is None else (bias,)
     (out,) = over_images(
         functools.partial(body, heads=heads, scale=scale),
         name,
         arrays,
-        [width],
-        per=_images(batch, tokens, 1 if bias is None else bias.shape[0]),
+        [(tokens, width)],
         cost=cost * heads,
-        shared=shared,
-        scratch=6 * 4 * tokens * tokens,
+        per=_images(batch, tokens, 1 if bias is None else bias.shape[0]),
+        repeated=() if bias is None else (bias,),
+        beside=6 * 4 * tokens * tokens,
         interpret=interpret,
     )
     return out
@@ -119,9 +134,8 @@ def forward(
     tokens, dim = qkv.shape[1], qkv.shape[2] // 3
     products = product(tokens, dim // heads, tokens) + product(tokens, tokens, dim // heads)
     cost = products + _softmax_cost(tokens)
-    return _run(
-        _forward, "token_attention", [qkv], dim, heads, scale, bias, cost, interpret
-    )
+    how: dict[str, Any] = {"heads": heads, "scale": scale, "bias": bias, "interpret": interpret}
+    return _run(_forward, "token_attention", [qkv], dim, cost, **how)
 
 
 def backward(
@@ -138,6 +152,5 @@ def backward(
     width = dim // heads
     products = product(tokens, width, tokens) * 2 + product(tokens, tokens, width) * 3
     cost = products + _softmax_cost(tokens) + elementwise(tokens, tokens, 6)
-    return _run(
-        _backward, "token_attention_gradient", [qkv, g], 3 * dim, heads, scale, bias, cost, interpret
-    )
+    how: dict[str, Any] = {"heads": heads, "scale": scale, "bias": bias, "interpret": interpret}
+    return _run(_backward, "token_attention_gradient", [qkv, g], 3 * dim, cost, **how)
