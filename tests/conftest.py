@@ -5,6 +5,7 @@ Not in `__init__.py`: processes that tests start have neither (see
 """
 
 import gc
+import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ import jaxtyping
 import pytest
 from beartype import beartype
 
+from jaxrobust.runtime import moved
 from jaxrobust.runtime.devices.compilation import use_persistent_cache
 from jaxrobust.runtime.text import patience
 from tests.support import compiling
@@ -46,6 +48,7 @@ def _names_shape(hint: Any) -> bool:
 
 
 jaxtyping.install_import_hook(SHAPED, "tests.conftest.shapes")  # before the first import of them
+sys.meta_path.sort(key=lambda finder: type(finder).__module__ != moved.__name__)  # as for users
 
 # What tests read on stderr does not depend on how busy the machine is.
 patience.AFTER_S = 1e6

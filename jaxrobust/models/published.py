@@ -73,7 +73,7 @@ def _drive(key: str) -> str:
     return f"https://drive.google.com/uc?export=download&confirm=t&id={key}"
 
 
-def _linf(model, preprocessing, clean, autoattack, drive, normalised=True):
+def _linf(model, preprocessing, clean, autoattack, drive, *, normalised=True):
     files = ("imagenet/Linf/{}.pt", _drive(drive))
     return Published(model, normalised, preprocessing, clean, autoattack, *files)
 
