@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrobust.models.kernels.primitives import per_platform, rounded, widened
-from jaxrobust.models.kernels.tpu import token_attention
+from jaxrobust.models.kernels.tpu import calls, token_attention
 
 Array = jax.Array
 Mix = tuple[Array, Array]
@@ -147,9 +147,9 @@ def _plain_backward(qkv, g, q, k, v, probabilities, *bias, heads, scale):
 
 
 def _kernel_forward(qkv, *bias, heads, scale):
-    kept = jax.eval_shape(
-        functools.partial(_plain_forward, heads=heads, scale=scale), qkv, *bias
-    )[1:]  # by the plain formula; the kernel's gradient asks for nothing but `qkv`
+    kept = jax.eval_shape(functools.partial(_plain_forward, heads=heads, scale=scale), qkv, *bias)[
+        1:
+    ]  # by the plain formula; the kernel's gradient asks for nothing but `qkv`
     out = token_attention.forward(qkv, heads, scale=scale, bias=bias[0] if bias else None)
     return out, *(jnp.zeros(a.shape, a.dtype) for a in kept)
 
@@ -197,7 +197,8 @@ def self_attention(qkv: Array, heads: int) -> Array:
     Parity: tests/models/kernels/test_attention.py against torch's scaled_dot_product_attention.
     """
     dim = qkv.shape[2] // 3
-    if token_attention.refused(qkv.shape[1], dim, heads, qkv.dtype):
+    reason = token_attention.refused(qkv.shape[1], dim, heads, qkv.dtype)
+    if calls.plain("attention", reason):
         return _join(_attend(*_split(qkv, heads), None, None))
     return _attend_product(qkv, heads, (dim // heads) ** -0.5)
 

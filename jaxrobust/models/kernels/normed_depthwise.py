@@ -9,6 +9,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.layers import layer_norm
+from jaxrobust.models.kernels.tpu import calls
 from jaxrobust.models.kernels.tpu import depthwise_norm as kernel
 
 Array = jax.Array
@@ -95,6 +96,6 @@ def depthwise_norm(
 
     Whoever adds the result's branch to the returned `x` has both gradients added on the chip.
     """
-    if kernel.refused(x, taps):
+    if calls.plain("a depthwise convolution with its norm", kernel.refused(x, taps)):
         return _plain_forward(x, taps, bias, scale, shift, eps=eps)[0], x
     return _depthwise_norm(eps, x, taps, bias, scale, shift)

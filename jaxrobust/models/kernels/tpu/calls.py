@@ -8,11 +8,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrobust.runtime.text.progress import say
+
 Array = jax.Array
 LANES, SUBLANES = 128, 8  # of a vector register, in values of 32 bits
 _UNITS = 4  # matrix units of 128 x 128, and as many vector operations in a cycle
 _SCOPED = 16 * 2**20  # bytes of fast memory that a kernel may take without asking
 FAST = 64 * 2**20  # bytes of fast memory that every chip since v5e has for one kernel
+
+
+PLAIN: list[str] = []  # what was not for a kernel, and why
+
+
+def plain(what: str, reason: str | None) -> bool:
+    """Tell whether a kernel does not take `what`, for a `reason`; on a TPU, say so once."""
+    sentence = f"{what} takes XLA's path: {reason}"
+    if reason and sentence not in PLAIN:
+        PLAIN.append(sentence)
+        if jax.default_backend() == "tpu":
+            say(sentence)
+    return reason is not None
 
 
 class Cost(NamedTuple):
@@ -93,7 +108,9 @@ def over_images(
 
     blocks = (*arrays, *repeated, *results)
     held = sum(per * a.size // a.shape[0] * a.dtype.itemsize for a in blocks)
-    needed = 2 * held + 4 * sum(map(math.prod, scratch)) + beside  # the next blocks arrive meanwhile
+    needed = (
+        2 * held + 4 * sum(map(math.prod, scratch)) + beside
+    )  # the next blocks arrive meanwhile
     moved = sum(a.size * a.dtype.itemsize for a in (*blocks, *parameters))
     total = cost * batch
     return pl.pallas_call(

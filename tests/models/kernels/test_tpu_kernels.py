@@ -1,0 +1,222 @@
+"""Kernels for TPUs, run by JAX's interpreter, against the formulas that other platforms compute."""
+
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.models.kernels import attention, convolutions, normed_depthwise
+from jaxrobust.models.kernels.tpu import calls, depthwise_norm, token_attention
+from jaxrobust.runtime.devices import topology
+from tests.support import paths
+
+# Sums in another order. In bfloat16 the plain formulas round probabilities, or what is normalised,
+# before the backward pass reads them; the kernels keep float32, so a value of the gradient may be
+# one step of bfloat16 (2 ** -8 of the largest) and its rounding apart.
+BOUNDS = {"float32": 1e-6, "bfloat16": 2 * 2.0**-8}
+
+
+def on_tpu(*modules):
+    """Take the rules of TPUs on this platform, with interpreted kernels."""
+    stack = [mock.patch.object(m, "lax", _Lax(m.lax)) for m in modules]
+    for module in (token_attention, depthwise_norm):
+        for name in ("forward", "backward"):
+            interpreted = functools.partial(getattr(module, name), interpret=True)
+            stack.append(mock.patch.object(module, name, interpreted))
+    return stack
+
+
+class _Lax:
+    def __init__(self, lax):
+        self.lax = lax
+
+    def __getattr__(self, name):
+        return getattr(self.lax, name)
+
+    def platform_dependent(self, *operands, **rules):
+        return rules["tpu"](*operands)
+
+
+def vjp(function, *operands):
+    """Value and gradients for a random cotangent."""
+
+    def run(*operands):
+        value, pull = jax.vjp(function, *operands)
+        g = jax.tree.map(lambda v: normal(9, *v.shape).astype(v.dtype), value)
+        return value, pull(g)
+
+    return jax.tree.leaves(jax.jit(run)(*operands))
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def apart(results, expected):
+    """The largest difference, as a share of the largest value of its array."""
+    wide = [[np.asarray(a, np.float64) for a in arrays] for arrays in (results, expected)]
+    return max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(*wide, strict=True))
+
+
+class KernelsTest(parameterized.TestCase):
+    def as_on_tpu(self, *modules):
+        for patch in on_tpu(*modules):
+            self.enter_context(patch)
+
+    @parameterized.product(
+        dtype=("float32", "bfloat16"),
+        case=((2, 65, 3, 64), (6, 49, 4, 32), (1, 197, 2, 96)),
+    )
+    def test_attention(self, dtype, case):
+        batch, tokens, heads, width = case
+        qkv = normal(0, batch, tokens, 3 * heads * width).astype(dtype)
+        function = functools.partial(attention.self_attention, heads=heads)
+        expected = vjp(lambda x: function(x), qkv)
+        self.as_on_tpu(attention)
+        results = vjp(lambda x: function(x), qkv)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        self.assertLess(apart(results, expected), BOUNDS[dtype])
+
+    @parameterized.parameters(1, 4)
+    def test_attention_with_a_bias(self, period):
+        qkv, bias = normal(0, 8, 49, 3 * 64), normal(1, period, 2, 49, 49)
+        heads = [qkv.reshape(8, 49, 3, 2, 32)[:, :, i] for i in range(3)]
+        expected = attention.attention(*heads, bias=bias)
+        how = {"scale": 32**-0.5, "bias": bias, "interpret": True}
+        self.assertLess(apart([token_attention.forward(qkv, 2, **how)], [expected]), 1e-6)
+
+        def plain(qkv):
+            heads = [qkv.reshape(8, 49, 3, 2, 32)[:, :, i] for i in range(3)]
+            return attention.attention(*heads, bias=bias)
+
+        g = normal(2, 8, 49, 64)
+        expected = jax.vjp(plain, qkv)[1](g)
+        self.assertLess(apart([token_attention.backward(qkv, g, 2, **how)], expected), 1e-6)
+
+    @parameterized.parameters(
+        (1025, 64, 1, "float32", "1025 tokens are more than 1024"),
+        (9, 40, 1, "float32", "heads of width 40 are no multiple of 32"),
+        (9, 64, 1, "float16", "float16 is neither float32 nor bfloat16"),
+        (9, 64, 2, "float32", None),
+    )
+    def test_what_attention_does_not_take(self, tokens, dim, heads, dtype, reason):
+        self.assertEqual(token_attention.refused(tokens, dim, heads, jnp.dtype(dtype)), reason)
+
+    @parameterized.product(
+        dtype=("float32", "bfloat16"),
+        case=((2, 7, 7, 96, 7), (1, 8, 12, 136, 7), (2, 14, 6, 40, 3), (1, 5, 9, 128, 5)),
+    )
+    def test_depthwise_norm(self, dtype, case):
+        batch, height, width, channels, side = case
+        x = normal(0, batch, height, width, channels).astype(dtype)
+        parameters = [normal(1, side, side, 1, channels) / side]
+        parameters += [normal(seed, channels) for seed in (2, 3, 4)]
+        parameters = [p.astype(dtype) for p in parameters]
+        expected = vjp(normed_depthwise.depthwise_norm, x, *parameters)
+        self.as_on_tpu(normed_depthwise)
+        results = vjp(normed_depthwise.depthwise_norm, x, *parameters)
+        # The parameters' gradients are sums over pixels, by the same formulas in both cases.
+        self.assertLess(apart(results, expected), BOUNDS[dtype])
+        attacked = vjp(lambda x: normed_depthwise.depthwise_norm(x, *parameters), x)
+        self.assertLess(apart(attacked, expected[:3]), BOUNDS[dtype])
+
+    @parameterized.parameters(
+        ((1, 8, 8, 32), (7, 5), "float32", "a window of 7x5 is not square and odd"),
+        ((1, 8, 8, 32), (4, 4), "float32", "a window of 4x4 is not square and odd"),
+        ((1, 8, 8, 32), (7, 7), "float16", "float16 is neither float32 nor bfloat16"),
+        ((1, 512, 512, 256), (7, 7), "float32", "an image of 512x512x256 is larger than .* memory"),
+    )
+    def test_what_depthwise_norm_does_not_take(self, shape, window, dtype, reason):
+        x = jax.ShapeDtypeStruct(shape, dtype)
+        kernel = jax.ShapeDtypeStruct((*window, 1, shape[3]), jnp.float32)
+        self.assertRegex(depthwise_norm.refused(x, kernel), reason)
+
+    @parameterized.parameters((16, 16, 3, 8, True), (12, 4, 5, 6, True), (9, 2, 3, 4, False))
+    def test_patches_are_products(self, size, side, ins, outs, product):
+        x, kernel = normal(0, 2, size, size, ins), normal(1, side, side, ins, outs)
+        convolve = functools.partial(convolutions.conv, stride=side)
+        expected = vjp(convolve, x, kernel)
+        self.as_on_tpu(convolutions)
+        self.assertLess(apart(vjp(convolve, x, kernel), expected), 1e-6)
+        text = str(jax.make_jaxpr(convolve)(x, kernel))
+        self.assertEqual("conv_general_dilated" not in text, product)
+
+    def test_what_takes_the_plain_path_is_said_once_on_a_tpu(self):
+        x = normal(0, 1, 5, 3 * 40)
+        with (
+            mock.patch.object(calls, "PLAIN", []),
+            mock.patch.object(calls.jax, "default_backend", lambda: "tpu"),
+            mock.patch.object(calls, "say") as say,
+        ):
+            for _ in range(2):
+                attention.self_attention(x, 1)
+        say.assert_called_once_with(
+            "attention takes XLA's path: heads of width 40 are no multiple of 32"
+        )
+
+    def test_cycles_by_hand(self):
+        # 197 rows through two tiles of keys, four units: 98.5 cycles.
+        self.assertEqual(calls.product(197, 64, 197), (2 * 197 * 64 * 197, 0, 98.5))
+        self.assertEqual(calls.elementwise(56, 96, 2), (56 * 96 * 2, 0, 3.5))
+        both = calls.product(1, 1, 1) + calls.elementwise(1, 1, 4, powers=1)
+        self.assertEqual(both * 2, (12, 2, 4.5))
+
+
+COMPILE = """
+import sys
+from jaxrobust.runtime.devices import hlo, hlo_costs, topology
+chips = topology.devices(sys.argv[1])
+import functools, json
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxrobust.models.kernels import attention, normed_depthwise
+mesh = Mesh(np.array(chips[:1]), ("x",))
+def array(*shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+def both(function):
+    return jax.jit(lambda x: (lambda y, pull: pull(y))(*jax.vjp(function, x)))
+def norm(x):
+    channels = x.shape[3]
+    taps, ones = jnp.ones((7, 7, 1, channels), x.dtype), jnp.ones(channels, x.dtype)
+    return normed_depthwise.depthwise_norm(x, taps, ones, ones, ones)
+found = []
+for function, x in (
+    (functools.partial(attention.self_attention, heads=6), array(8, 197, 1152)),
+    (norm, array(4, 56, 56, 96)),
+    (norm, array(4, 7, 7, 768)),
+):
+    module = hlo.parse(both(function).lower(x).compile().as_text())
+    found += [(k.name, k.calls, k.cycles > 0) for k in hlo_costs.kernels(module)]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@absltest.skipIf(importlib.util.find_spec("libtpu") is None, "pip install -e '.[test,tpu-aot]'")
+class CompiledTest(parameterized.TestCase):
+    @parameterized.parameters("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+    def test_compile(self, slice_):
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILE, slice_],
+            cwd=paths.ROOT,
+            env={**topology.ENVIRONMENT, "PATH": "/usr/bin:/bin", "HOME": "/tmp"},
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        found = json.loads(done.stdout.splitlines()[-1])
+        norm = [["depthwise_norm", 1, True], ["depthwise_norm_gradient", 1, True]]
+        tokens = [["token_attention", 1, True], ["token_attention_gradient", 1, True]]
+        self.assertEqual(found, [*tokens, *norm, *norm])
+
+
+if __name__ == "__main__":
+    absltest.main()
