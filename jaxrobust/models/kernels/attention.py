@@ -131,33 +131,30 @@ def _split(qkv: Array, heads: int) -> list[Array]:
     return [_swap(parts[:, :, i]) for i in range(3)]
 
 
-def _plain_forward(qkv, *bias, heads, scale):
-    out, residuals = _attend_forward(*_split(qkv, heads), *(bias or (None,)), scale)
-    *parts, _, probabilities = residuals
-    return _join(out), *parts, probabilities
+def _plain_forward(qkv: Array, *, heads: int, scale: float) -> list[Array]:
+    q, k, v = _split(qkv, heads)
+    out, (*_, probabilities) = _attend_forward(q, k, v, None, scale)
+    return [_join(out), q, k, v, probabilities]
 
 
-def _plain_backward(qkv, g, q, k, v, probabilities, *bias, heads, scale):
+def _plain_backward(qkv, g, q, k, v, probabilities, *, heads: int, scale: float) -> Array:
     del qkv
     g = _swap(g.reshape(*g.shape[:2], heads, -1))
-    residuals = q, k, v, *(bias or (None,)), probabilities
-    *parts, to_bias = _attend_backward(scale, residuals, g)
+    *parts, _ = _attend_backward(scale, (q, k, v, None, probabilities), g)
     to_qkv = jnp.stack([_swap(part) for part in parts], 2)
-    return to_qkv.reshape(*to_qkv.shape[:2], -1), *([to_bias] * len(bias))
+    return to_qkv.reshape(*to_qkv.shape[:2], -1)
 
 
-def _kernel_forward(qkv, *bias, heads, scale):
-    kept = jax.eval_shape(functools.partial(_plain_forward, heads=heads, scale=scale), qkv, *bias)[
-        1:
-    ]  # by the plain formula; the kernel's gradient asks for nothing but `qkv`
-    out = token_attention.forward(qkv, heads, scale=scale, bias=bias[0] if bias else None)
-    return out, *(jnp.zeros(a.shape, a.dtype) for a in kept)
+def _kernel_forward(qkv: Array, *, heads: int, scale: float) -> list[Array]:
+    out = token_attention.forward(qkv, heads, scale=scale)
+    # Rules of all platforms keep arrays of one shape; XLA drops these, which no kernel reads.
+    kept = jax.eval_shape(functools.partial(_plain_forward, heads=heads, scale=scale), qkv)[1:]
+    return [out, *(jnp.zeros(a.shape, a.dtype) for a in kept)]
 
 
-def _kernel_backward(qkv, g, q, k, v, probabilities, *bias, heads, scale):
-    del q, k, v, probabilities
-    bias = bias[0] if bias else None
-    return (token_attention.backward(qkv, g, heads, scale=scale, bias=bias),)
+def _kernel_backward(qkv, g, *kept, heads: int, scale: float) -> Array:
+    del kept
+    return token_attention.backward(qkv, g, heads, scale=scale)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -178,13 +175,12 @@ def _attend_product_forward(qkv, heads, scale):
 def _attend_product_backward(heads, scale, residuals, g):
     qkv, kept = residuals
     how = {"heads": heads, "scale": scale}
-    return lax.platform_dependent(
-        qkv,
-        g,
-        *kept,
+    to_qkv = lax.platform_dependent(
+        *(qkv, g, *kept),
         tpu=functools.partial(_kernel_backward, **how),
         default=functools.partial(_plain_backward, **how),
     )
+    return (to_qkv,)
 
 
 _attend_product.defvjp(_attend_product_forward, _attend_product_backward)

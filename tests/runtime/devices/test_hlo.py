@@ -293,8 +293,9 @@ class TpuTextTest(parameterized.TestCase):
         self.assertEqual((total.sent, total.parameters), (2 * 256 * 3 / 4, ()))
 
     def test_fast_memory_costs_no_traffic(self):
-        # The loop's sum reads fast memory and writes 256 bytes, 10 times; a scalar stays there.
-        body = 10 * (256 + 3 * 4)
+        # The loop's sum reads fast memory and writes 8 rows of 128 values, of which 8 are not
+        # padding, 10 times; a scalar stays there.
+        body = 10 * (8 * 128 * 4 + 3 * 4)
         condition = 10 * (2 * 4 + 1)
         self.assertEqual(hlo_costs.traffic(hlo.parse(LOOP)), body + condition + 8)
 
@@ -315,6 +316,35 @@ class SizeTest(parameterized.TestCase):
     )
     def test_bytes_of_a_type(self, type_, size):
         self.assertEqual(hlo.size(type_), size)
+
+    @parameterized.parameters(
+        ("bf16[88,197,384]{2,1,0:T(8,128)(2,1)}", 88 * 200 * 384 * 2),
+        ("bf16[88,6,197,197]{2,3,1,0:T(8,128)(2,1)S(1)}", 88 * 6 * 256 * 200 * 2),
+        ("f32[56,96]{1,0:T(8,128)}", 56 * 128 * 4),
+        ("f32[56,96]{0,1:T(8,128)}", 96 * 128 * 4),
+        ("f32[384]{0:T(512)}", 512 * 4),
+        ("f32[5,3]{1,0}", 60),
+        ("s32[]{:T(128)}", 4),
+    )
+    def test_bytes_with_the_padding_of_tiles(self, type_, size):
+        self.assertEqual(hlo.padded_size(type_), size)
+
+
+class CyclesTest(absltest.TestCase):
+    def test_a_loop_s_cycles_count_as_often_as_it_runs(self):
+        each = ', backend_config={"window_config":{"estimated_cycles":"70"}}'
+        text = LOOP.replace("add(%i, %one)", "add(%i, %one)" + each)
+        self.assertEqual(hlo_costs.cycles(hlo.parse(text)), 700)
+
+    def test_kernels_say_what_they_take(self):
+        call = (
+            "  %attend.3 = f32[8,8]{1,0:T(8,128)} custom-call(%x), "
+            'custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n'
+            '"cycles":"25"\n}}, metadata={op_name="attend"}\n'
+        )
+        text = LOOP.replace("  %all-reduce.1", call + "  %all-reduce.1")
+        self.assertEqual(hlo_costs.kernels(hlo.parse(text)), [("attend", 10, 25)])
+        self.assertEmpty(hlo_costs.kernels(hlo.parse(LOOP)))
 
 
 if __name__ == "__main__":

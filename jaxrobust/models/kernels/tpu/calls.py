@@ -106,12 +106,12 @@ def over_images(
     def whole(array: Array) -> Any:
         return pl.BlockSpec(array.shape, lambda i: (0,) * array.ndim)
 
-    blocks = (*arrays, *repeated, *results)
+    blocks: list[Any] = [*arrays, *repeated, *results]
     held = sum(per * a.size // a.shape[0] * a.dtype.itemsize for a in blocks)
     needed = (
         2 * held + 4 * sum(map(math.prod, scratch)) + beside
     )  # the next blocks arrive meanwhile
-    moved = sum(a.size * a.dtype.itemsize for a in (*blocks, *parameters))
+    moved = sum(a.size * a.dtype.itemsize for a in [*blocks, *parameters])
     total = cost * batch
     return pl.pallas_call(
         body,

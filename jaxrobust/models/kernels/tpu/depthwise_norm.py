@@ -39,12 +39,12 @@ def refused(x: Array, kernel: Array) -> str | None:
     if side != kernel.shape[1] or side % 2 == 0:
         return f"a window of {side}x{kernel.shape[1]} is not square and odd"
     blocks = 8 * x.dtype.itemsize * height * width * math.ceil(channels / LANES) * LANES
-    if 4 * math.prod(_padded(height, width, channels, side)) + blocks > FAST:
+    if 4 * math.prod(_padded(side, height, width, channels)) + blocks > FAST:
         return f"an image of {height}x{width}x{channels} is larger than the fast memory of a chip"
     return None
 
 
-def _padded(height: int, width: int, channels: int, side: int) -> tuple[int, ...]:
+def _padded(side: int, height: int, width: int, channels: int) -> tuple[int, ...]:
     """Return the shape of the padded image: groups of 128 channels, rows, columns, channels."""
     wide = math.ceil((width + side - 1) / SUBLANES) * SUBLANES
     return math.ceil(channels / LANES), height + side - 1, wide, LANES
@@ -103,11 +103,11 @@ def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:
     _clear_rim(padded, height, width, rim)
 
     @pl.loop(0, height)
-    def _(row):
+    def put(row: Any) -> None:
         _put(padded, row, rim, x[0, row])
 
     @pl.loop(0, height, unroll=_together(height))
-    def _(row):
+    def sum_and_norm(row: Any) -> None:
         z = _taps(padded, kernel, row, width) + bias
         normed = _normalised(z, eps)[0] * scale + shift
         for out, value in zip(outs, (normed, z), strict=False):
@@ -123,7 +123,7 @@ def _backward(z, g, beside, kernel, affine, out, padded, *, eps: float) -> None:
     _clear_rim(padded, height, width, rim)
 
     @pl.loop(0, height, unroll=_together(height))
-    def _(row):
+    def norm_gradient(row: Any) -> None:
         normal, inverse = _normalised(z[0, row].astype(jnp.float32), eps)
         to_normal = g[0, row].astype(jnp.float32) * scale
         along = (to_normal * normal).mean(-1, keepdims=True)
@@ -131,7 +131,7 @@ def _backward(z, g, beside, kernel, affine, out, padded, *, eps: float) -> None:
         _put(padded, row, rim, to_z)
 
     @pl.loop(0, height, unroll=_together(height))
-    def _(row):
+    def sum_and_add(row: Any) -> None:
         to_x = _taps(padded, kernel, row, width)
         out[0, row] = (to_x + beside[0, row].astype(jnp.float32)).astype(out.dtype)
 
@@ -163,7 +163,7 @@ def forward(
             kernel.reshape(side * side, -1).astype(jnp.float32),
             jnp.stack([bias, scale, shift]).astype(jnp.float32),
         ],
-        scratch=[_padded(*x.shape[1:], side)],
+        scratch=[_padded(side, *x.shape[1:])],
         interpret=interpret,
     )
 
@@ -190,7 +190,7 @@ def backward(
             kernel.reshape(side * side, -1)[::-1].astype(jnp.float32),
             scale[None].astype(jnp.float32),
         ],
-        scratch=[_padded(*z.shape[1:], side)],
+        scratch=[_padded(side, *z.shape[1:])],
         interpret=interpret,
     )
     return out
