@@ -57,7 +57,12 @@ def _column(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
     return cells | ({"money": _money(row["money"])} if "money" in row else {})
 
 
-_BOUNDS = {"flops": "arithmetic", "hbm": "memory traffic", "interconnect": "interconnect"}
+_BOUNDS = {
+    "flops": "arithmetic",
+    "hbm": "memory traffic",
+    "cycles": "cycles",
+    "interconnect": "interconnect",
+}
 _PARTS = {
     "steps": "steps",
     "selection": "selection split",

@@ -21,7 +21,7 @@ from jaxrobust.runtime.devices.hlo import (
 
 
 def flops(module: Module) -> float:
-    """Of all convolutions and products of matrices on one chip.
+    """Of all convolutions and products of matrices on one chip, and of kernels, as they declare.
 
     A loop whose trip count is not in the text counts once, here and in `traffic`.
     """
@@ -31,6 +31,8 @@ def flops(module: Module) -> float:
             n = times[i.computation][0] or 0
             types = [module.computations[i.computation][name].type for name in i.operands]
             total += 2 * n * (_convolution if i.opcode == "convolution" else _dot)(i, *types)
+        elif found := re.search(r'"cost_estimate":\{"flops":"(\d+)"', i.attributes):
+            total += (times[i.computation][0] or 0) * int(found[1])
     return total
 
 

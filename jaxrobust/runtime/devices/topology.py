@@ -111,6 +111,8 @@ def read(text: str) -> dict[str, Any]:
         "instructions": sum(1 for _ in hlo.instructions(module.computations)),
         "flops_executable": hlo_costs.flops(module),
         "hbm_bytes": hlo_costs.traffic(module),
+        "cycles": hlo_costs.cycles(module),
+        "kernels": [kernel._asdict() for kernel in hlo_costs.kernels(module)],
         "sent_bytes": sum(c.sent * (c.times or 1) for c in found),
         "collectives": [
             {
@@ -159,6 +161,9 @@ def show(
         return found
     bounds = roofline(figures, chip, flops=flops, images=images)
     seconds = bounds["roofline_s"]
+    for kernel in figures["kernels"]:
+        calls = f"{kernel['calls']} calls of {kernel['cycles']:,} cycles"
+        print(f"  kernel {kernel['name']}: {calls}, as its file declares them")
     print(
         f"  roofline, not measured: {1e3 * bounds['roofline_step_s']:.1f} ms per step, "
         f"{bounds['roofline_images_per_s_per_chip']:.0f} images/s per chip, bound by "
@@ -172,9 +177,12 @@ def roofline(
     figures: dict[str, Any], chip: "hardware.Chip", *, flops: float, images: float
 ) -> dict[str, Any]:
     """Compute the time of a run that a chip's peaks allow; arguments as in `show`."""
+    # The compiler's own, which alone know vector units and copies, and what kernels declare.
+    cycles = figures["cycles"] + sum(k["calls"] * k["cycles"] for k in figures["kernels"])
     seconds = {  # each as if it were alone
         "flops": flops / chip.flops,
         "hbm": figures["hbm_bytes"] / chip.bandwidth,
+        **({"cycles": cycles / chip.clock} if chip.clock else {}),
         "interconnect": figures["sent_bytes"] / chip.interconnect,
     }
     bound = max(seconds, key=lambda key: seconds[key])
