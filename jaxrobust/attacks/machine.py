@@ -160,9 +160,6 @@ def run(
       logits_fn: f[B,H,W,C] -> f[B,C]; differentiated with respect to the images only.
       gradient_steps: steps with a gradient, one scan, compiled once whatever their number.
       final_forward: one more evaluation, without a gradient (the machine is told zeros).
-    Raises:
-      ValueError: labels or targets outside the classes, where their values are known: outside
-        `jit`. Inside, what such an image is turned into is undefined.
     """
     network = checked(logits_fn, state)
 

@@ -36,10 +36,6 @@ def local(
 
     What says whose weights it holds (a name, a repository of the hub) is imported into a folder of
     the cache; the file of a bare address is the file itself.
-
-    Args:
-      model, which: as in `load.load`.
-      fresh_stem: whether the stem will be drawn anew, which takes raw images.
     """
     if source.kind in ("folder", "run"):
         return source

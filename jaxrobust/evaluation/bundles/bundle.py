@@ -87,16 +87,7 @@ def of_record(
     batch: int = 64,
     split_images: int | None = None,
 ) -> None:
-    """Write the bundle of an evaluation under one threat, unless it is there.
-
-    Args:
-      place: the folder that it becomes; see `check_place`.
-      out: the folder with its verdicts and its ledger.
-      images: all of them, as they were evaluated.
-      logits: the network, as verdicts see it.
-      batch: images at a time.
-      split_images: how many the split has; None: as many as `images`.
-    """
+    """Write the bundle of an evaluation under one threat, unless it is there."""
     if check_place(place, str(record.evaluation)):
         say(f"the bundle {place} is there already; nothing is written")
         return

@@ -188,10 +188,7 @@ def counter(
 
 
 def counts(*batch: Any, how: Judging) -> dict[str, t.Array]:
-    """Count images of a padded batch that are right clean, and those still right after the attack.
-
-    Arguments as in `judged`, of which `mask`, `answers` and `labels` stay image by image.
-    """
+    """Count images of a padded batch that are right, clean and after the attack."""
     results = judged(*batch, how=how)
     sums = {name: results[name].sum() for name in results if results[name].dtype == bool}
     return sums | {

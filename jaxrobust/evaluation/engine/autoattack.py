@@ -289,10 +289,7 @@ def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Ve
 
 
 def _by_one(clean: np.ndarray, robust: np.ndarray) -> parts.OneDraw:
-    """Compute the accuracies that one draw gives, as the reference judges, and their intervals.
-
-    `bits` says of each image whether it is robust by it, for unions: see `randomised.packed`.
-    """
+    """Compute the accuracies that one draw gives, as the reference judges, and their intervals."""
     right, left = _mean(clean), _mean(robust)
     return {
         "clean": right,

@@ -227,13 +227,7 @@ class Evaluation:
         beyond: np.ndarray | None = None,
         ledgers: Sequence[Path] = (),
     ) -> Measured:
-        """Measure what one ball's record needs.
-
-        Args:
-          standing: bool[N], the only images to look at; None: all.
-          beyond: bool[N], robust at a larger radius; None: not known.
-          ledgers: what is replayed, beside what the flags name.
-        """
+        """Measure what one ball's record needs."""
         if not self.question.searches:
             if not self.fingerprint.has_answers:  # of noisy images, so all are looked at
                 plain = self.question._replace(attack="clean", start=None, l1_rule=None)

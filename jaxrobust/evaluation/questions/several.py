@@ -32,13 +32,7 @@ def union(
     *,
     worst_case: bool = False,
 ) -> AccuracyRecord:
-    """Record all balls together: an image is robust if nothing in any of them fools it.
-
-    Args:
-      evaluation: whose settings the record has.
-      done: their records; without, what one has fooled is not attacked in the next.
-      worst_case: they are those of `worst_case`; the record says what each left.
-    """
+    """Record all balls together: an image is robust if nothing in any of them fools it."""
     identity: dict[str, Any] = {"union": [own.evaluation.identity(own.subject) for own in members]}
     identity |= {"all": bool(done)} | ({"worst_case": True} if worst_case else {})
     number = evaluation.numbered(identity)

@@ -64,10 +64,7 @@ def radii(
     *,
     write: Callable[[Sequence[str]], str] = _as_flags,
 ) -> dict[str, Threat]:
-    """Find the threat of each norm, in images of `size` pixels: the given ones, and the study's.
-
-    `write`: returns how the radii of norms are given.
-    """
+    """Find the threat of each norm, in images of `size` pixels: the given ones, and the study's."""
     found = {threat.norm: threat for threat in (*RADII.get(size, ()), *given)}
     if missing := [norm for norm in NORMS if norm not in found]:
         known = "; ".join(f"{side} px: {', '.join(map(str, own))}" for side, own in RADII.items())
@@ -122,10 +119,7 @@ def check(given: Any, ladder: str | None) -> None:
 
 
 def questions(asked: Question, *, skips: bool) -> list[tuple[str, Question]]:
-    """List the norm and the question of each attack, in the order of `parts`.
-
-    What is replayed, and the type of the search, are AutoAttack's alone.
-    """
+    """List the norm and the question of each attack, in the order of `parts`."""
     own = {"union_only": False}
     alone = own | {"replay": (), "noreplay": False, "search_dtype": "float32"}
     return [

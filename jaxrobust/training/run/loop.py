@@ -74,9 +74,6 @@ def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
     """Train from the state of the last checkpoint to the end of the phase, its evaluation included.
 
     Returns whether that was reached; False: go on from the last checkpoint, after a rollback.
-    Raises:
-      ValueError: a run that cannot go on as it was, before anything compiles.
-      Interrupted, Diverged, DataError, OSError: the message says how to go on.
     """
     with _Loop(run, state, signals).opened() as loop:
         while True:

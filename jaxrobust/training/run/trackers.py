@@ -206,10 +206,7 @@ class Trackers:
         about: Mapping[str, Any] | None = None,
         draw: Draw | None = None,
     ) -> None:
-        """Open nothing yet: a run that has ended already says nothing.
-
-        `names`: none on all processes but the first; `draw` makes figures of a phase.
-        """
+        """Open nothing yet: a run that has ended already says nothing."""
         self._workdir, self._names, self._about = workdir, names, about or {}
         self._draw = draw if names else None
         self._open: dict[str, Tracker] | None = None

@@ -30,9 +30,6 @@ def fetch(
         of `WEIGHTS` there is.
       sha256: of the file, or how it begins, if known; another file is refused and removed.
       name: of the file in the cache; default: what the address ends with.
-    Raises:
-      ValueError: a mistake in the source, or a file that is not the expected one.
-      Unreachable: no answer, several times in a row.
     """
     if source.startswith("hf://"):
         with download.quiet_hub():

@@ -49,8 +49,6 @@ def compose(
         PyTorch's default); of a head also "fresh-torch", PyTorch's default for `nn.Linear`. What is
         stored under their names is then left out, if there is any.
       normalize: mean and std of the first layer, for weights that do not hold theirs.
-    Raises:
-      ValueError: weights that do not fit, all in one message.
     """
     for key, value in (("stem", stem), ("head", head)):
         if value not in CHOICES[key]:

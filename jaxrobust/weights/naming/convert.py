@@ -229,10 +229,7 @@ def to_torch(
 
 
 def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
-    """Put our arrays under the reference's names and in its order, of a row with any options.
-
-    `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
-    """
+    """Put our arrays under the reference's names and in its order, of a row with any options."""
     theirs, rows, used = {}, models.torch_names(name), {"normalize.mean", "normalize.std"}
     dtype = _type(ours)
     if wrapped:

@@ -23,13 +23,7 @@ def rename(
     *,
     name: str | None = None,
 ) -> Arrays:
-    """Put arrays (all float32, or all float64) under our names.
-
-    Args:
-      rows: every source name must match exactly one.
-      expected: our name -> shape; every one must be filled exactly once.
-      name: of the network, for the message, which has all problems.
-    """
+    """Put arrays (all float32, or all float64) under our names."""
     filled: Arrays = {}
     shapes: dict[str, tuple[int, ...]] = {}
     tried, problems = set(), []
