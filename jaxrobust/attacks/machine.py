@@ -34,7 +34,6 @@ def _wrong(logits: t.Logits, labels: t.Labels) -> t.PerImage:
 
 
 def _lead(probabilities: t.Logits, labels: t.Labels) -> t.PerImage:
-    """Compute by how much the largest wrong probability exceeds the label's."""
     own = jax.nn.one_hot(labels, probabilities.shape[1], dtype=bool)
     others = jnp.where(own, -jnp.inf, probabilities).max(axis=1)
     lead = others - jnp.where(own, probabilities, 0).sum(axis=1)

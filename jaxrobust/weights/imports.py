@@ -62,7 +62,6 @@ def local(
 
 
 def _named(model: str | None, path: Path | None) -> str | None:
-    """Find the RobustBench id under which a file is read, if it is to be."""
     if path is None or not (model is None or model in PUBLISHED):
         return None
     return published(model, path)
@@ -106,7 +105,6 @@ def published(model: str | None, path: Path) -> str | None:
 
 
 def _id(source: WeightSource, model: str | None) -> str | None:
-    """Find the RobustBench id of a source that is here, where `model` is wanted (None: any)."""
     if source.file is None:
         return None
     if model:

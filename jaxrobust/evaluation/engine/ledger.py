@@ -251,7 +251,6 @@ def _begun_by(
 
 
 def _same_search(theirs: Any, ours: Any, older: bool) -> bool:
-    """Tell whether two search networks (None: none) compute the same, as far as hashes tell."""
     if older and isinstance(theirs, dict) and isinstance(ours, dict):
         return theirs.get("arrays") == ours["arrays"]
     return theirs == ours

@@ -112,7 +112,6 @@ class Decisions:
             yield call
 
     def _lasts(self, text: str) -> None:
-        """Show what is waited for, and for how long."""
         self._show([Part(text), *self._parts], self._bar.n, self._bar.total)
         self._bar.refresh()
 
@@ -161,7 +160,6 @@ class Decisions:
                     print(text, file=sys.stderr, flush=True)
 
     def _show(self, parts: list[Part], made: int, total: int) -> None:
-        """Move the bar to the passes made of those that this attack needs."""
         self._bar.total = max(total, 1)
         self._bar.bar_format = fitted(self._attack, parts, columns())
         self._bar.update(made - self._bar.n)

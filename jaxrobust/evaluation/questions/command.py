@@ -74,7 +74,6 @@ def answer(
 
 
 def _balls(given: Given, threats: Sequence[str]) -> list[Threat]:
-    """Read the threats of the flags, none where norm and radius are one or the run's."""
     balls = [threat_flags.parse(text) for text in threats]
     if balls and (given.norm or given.epsilon is not None):
         raise ValueError("--threat says norm and radius; leave --norm and --epsilon out")

@@ -121,7 +121,6 @@ def _with(measured: Measured, **fields: Any) -> Measured:
 
 
 def _clean(measured: Measured) -> Measured:
-    """Derive what is measured at radius 0 from what was measured at another one."""
     own = measured.verdicts
     fooled_by = np.where(own.clean, "", "clean")
     none = {"norms": np.zeros_like(own.norms), "reached": np.full_like(own.reached, -1)}

@@ -275,7 +275,6 @@ class _Loop:
 
 
 def _compiled(run: Run, start: int) -> tuple[Any, Any]:
-    """Compile the step and, where it looks before the end, the alarm's probe."""
     config, name, phase = run.config, run.name, run.phase
     arguments = build.abstract_arguments(config, name, phase)
     program = compilation.program(f"{config.model.name}: step of {name}", *arguments)

@@ -262,7 +262,6 @@ def _cause(name: str, ours: Mapping, overrides: dict) -> str:
 
 
 def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> None:
-    """Refuse weights of another width, or for a published network of other classes or images."""
     if layout == "timm":
         rows = [r for r in models.torch_names(name) if r.resize]
         ours_of = [re.sub(r"\\\d", ".+", str(r.target)) for r in rows]

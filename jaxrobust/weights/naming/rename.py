@@ -66,10 +66,7 @@ def compared(
     theirs: Mapping[str, tuple[int, ...]],
     ours: Mapping[str, tuple[int, ...]],
 ) -> str:
-    """Name the options that stored shapes (our name -> shape) tell where a network has others.
-
-    Empty: there are none, or the architecture knows no such options.
-    """
+    """Name the options that stored shapes (our name -> shape) tell where a network has others."""
     tell = models.family(name).names.options if name else None
     if tell is None:
         return ""
