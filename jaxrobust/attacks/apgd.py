@@ -114,7 +114,6 @@ def _follow_sparsity(state: ApgdState, due: t.Mask) -> tuple[ApgdState, t.Mask]:
 
 
 def _kept_of(sparsity: t.PerImage, images: t.Points) -> t.PerImage:
-    """Compute the fraction of entries to move, of a best point that differs in `sparsity`."""
     return _divide(_divide(sparsity, images[0].size), 1.5)
 
 
@@ -138,7 +137,6 @@ def _tell(
     adapt: Callable[[ApgdState, t.Array], tuple[ApgdState, t.Array]],
     momentum: bool,
 ) -> ApgdState:
-    """Make one iteration: `logits` and `gradient` are those of `state.points`."""
     # Take note of the evaluation: of the start at first, then of iterates.
     value, correct = loss_of(state, logits), _is_correct(logits, state.labels)
     iterate = state.iteration > 0
@@ -343,7 +341,6 @@ def apgd(
 
 
 def _is_correct(logits: t.Logits, labels: t.Array) -> t.Mask:
-    """Tell whether the first largest logit is the label, or the first largest soft target."""
     if labels.ndim == 2:
         labels = jnp.argmax(labels, axis=1)
     return jnp.argmax(logits, axis=1).astype(labels.dtype) == labels

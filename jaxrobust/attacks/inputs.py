@@ -101,8 +101,6 @@ def image_keys(key: t.Array | None, batch: int) -> t.Keys:
       key: one key, then image i gets `fold_in(key, i)` (training: i is the position in the
         global batch); or keys [B], taken as they are (evaluation: derived from image ids).
       batch: B.
-    Raises:
-      ValueError: neither one key nor B of them.
     """
     if key is None:
         raise ValueError("a random start needs randomness; pass a key")

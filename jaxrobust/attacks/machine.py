@@ -34,7 +34,6 @@ def _wrong(logits: t.Logits, labels: t.Labels) -> t.PerImage:
 
 
 def _lead(probabilities: t.Logits, labels: t.Labels) -> t.PerImage:
-    """Compute by how much the largest wrong probability exceeds the label's."""
     own = jax.nn.one_hot(labels, probabilities.shape[1], dtype=bool)
     others = jnp.where(own, -jnp.inf, probabilities).max(axis=1)
     lead = others - jnp.where(own, probabilities, 0).sum(axis=1)
@@ -160,9 +159,6 @@ def run(
       logits_fn: f[B,H,W,C] -> f[B,C]; differentiated with respect to the images only.
       gradient_steps: steps with a gradient, one scan, compiled once whatever their number.
       final_forward: one more evaluation, without a gradient (the machine is told zeros).
-    Raises:
-      ValueError: labels or targets outside the classes, where their values are known: outside
-        `jit`. Inside, what such an image is turned into is undefined.
     """
     network = checked(logits_fn, state)
 

@@ -97,7 +97,6 @@ def mim_machine(
 
 
 def _searching(setting: Any, epsilon: Any) -> Machine:
-    """Make the machine for a search, which looks at the last point too."""
     machine = mim_machine(norm=setting.norm, epsilon=epsilon, steps=setting.steps)
     return machine._replace(finished=lambda state: state.run.iteration > state.run.steps)
 

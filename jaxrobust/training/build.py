@@ -213,10 +213,7 @@ def _shown(net: Classifier, p: PhaseSection, name: str) -> Classifier:
 
 
 def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
-    """Build `alarm.probe` on some images of each device: (state, batch, control) -> figures.
-
-    None where nothing is attacked, or `alarm.every_steps` is 0.
-    """
+    """Build `alarm.probe` on some images of each device: (state, batch, control) -> figures."""
     p, every = config[name], config.alarm.every_steps
     if not (objectives.named(p.objective).attacks and every):
         return None
@@ -311,10 +308,7 @@ def evaluation(
     dtype: str | None = None,
     top5: bool = False,
 ) -> accuracy.Counter:
-    """Build `(params, stats, images, labels, mask, ids, key) -> counts`: clean, and under APGD-CE.
-
-    `dtype` replaces the model's compute type.
-    """
+    """Build `(params, stats, images, labels, mask, ids, key) -> counts` under APGD-CE."""
     attack = accuracy.apgd_ce(Threat.of(config.attack), steps=steps)
     net = network_of(config, dtype=dtype)
     dtype = dtype or config.model.dtype

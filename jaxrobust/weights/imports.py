@@ -36,10 +36,6 @@ def local(
 
     What says whose weights it holds (a name, a repository of the hub) is imported into a folder of
     the cache; the file of a bare address is the file itself.
-
-    Args:
-      model, which: as in `load.load`.
-      fresh_stem: whether the stem will be drawn anew, which takes raw images.
     """
     if source.kind in ("folder", "run"):
         return source
@@ -66,7 +62,6 @@ def local(
 
 
 def _named(model: str | None, path: Path | None) -> str | None:
-    """Find the RobustBench id under which a file is read, if it is to be."""
     if path is None or not (model is None or model in PUBLISHED):
         return None
     return published(model, path)
@@ -110,7 +105,6 @@ def published(model: str | None, path: Path) -> str | None:
 
 
 def _id(source: WeightSource, model: str | None) -> str | None:
-    """Find the RobustBench id of a source that is here, where `model` is wanted (None: any)."""
     if source.file is None:
         return None
     if model:

@@ -92,10 +92,7 @@ def fitted(
     image_size: int | None = None,
     options: dict[str, Any] | None = None,
 ) -> Network:
-    """Make stored weights a network as they are; `model` and `options` where they do not say it.
-
-    `image_size`: in pixels, to which positions are resized; default: what the weights say, or 224.
-    """
+    """Make stored weights a network as they are; `model` and `options` where they do not say it."""
     facts = artifact.facts
     if facts.model is not None and model not in (None, facts.model):
         raise ValueError(f"{facts.where} holds a {facts.model}; leave --model={model} out")

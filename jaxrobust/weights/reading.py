@@ -16,10 +16,7 @@ _SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that make n
 
 
 def artifact_of(source: WeightSource, *, which: str | None = None, cast: bool = False) -> Artifact:
-    """Read the arrays of a source that is here, and what stands in or beside them.
-
-    `which` and `cast` are as in `files.artifact`; a run has the weights that it evaluates.
-    """
+    """Read the arrays of a source that is here, and what stands in or beside them."""
     artifact = READERS[source.kind](source, which, cast)
     if source.published is None:
         return artifact

@@ -39,7 +39,6 @@ def of_config(config: Config) -> tuple[Network, dict[str, Any]] | None:
 
 
 def _of_source(source: str, config: Config) -> tuple[Network, dict[str, Any]]:
-    """Make the weights that a source stands for those of a config's network."""
     init = config.init
     try:
         named = sources.parse(source)
@@ -110,7 +109,6 @@ def handed_on(before: Config, config: Config, name: str, weights: Weights) -> We
 
 
 def _random(config: Config) -> tuple[Network, dict[str, Any]]:
-    """Draw the weights that the run would draw itself, behind another normalisation."""
     key, _ = jax.random.split(jax.random.key(config.seed))  # as `step.init_state` does
     init, how, model = network_of(config).init, config.init.normalize, config.model
     shapes, moved = jax.eval_shape(init, key)

@@ -182,8 +182,6 @@ def _template(images: Images, draws: Draws, windows: Windows, level: Counts) -> 
 
 
 def _window(images: Images, draws: Draws, which: int, side: Counts) -> tuple[Any, Any]:
-    """Tell which rows and which columns a window covers, bool[B, H, 1] and bool[B, 1, W*C]."""
-
     def covered(axis: int) -> Any:
         place = _places(images)[axis][None] - draws.offsets[:, 2 * which + axis, None]
         return (place >= 0) & (place < side[:, None])
@@ -192,7 +190,6 @@ def _window(images: Images, draws: Draws, which: int, side: Counts) -> tuple[Any
 
 
 def _places(images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """List the row numbers of an image, and the column of each entry of a row; NumPy."""
     _, height, width, channels = images.shape
     columns = np.repeat(np.arange(width, dtype=np.int32), channels)
     return np.arange(height, dtype=np.int32), columns
@@ -204,7 +201,6 @@ def as_rows(images: Images) -> Rows:
 
 
 def _by_channel(values: Array, images: Images) -> Array:
-    """Repeat one value per channel, f[B, C], for each entry of a row, f[B, 1, W*C]."""
     # A product, which XLA does not fuse: it would compute a tiled index for each entry of an image.
     spread = np.tile(np.eye(values.shape[1]), (1, images.shape[2])).astype(values.dtype)
     return jnp.dot(values, spread, precision="highest")[:, None]

@@ -87,16 +87,7 @@ def of_record(
     batch: int = 64,
     split_images: int | None = None,
 ) -> None:
-    """Write the bundle of an evaluation under one threat, unless it is there.
-
-    Args:
-      place: the folder that it becomes; see `check_place`.
-      out: the folder with its verdicts and its ledger.
-      images: all of them, as they were evaluated.
-      logits: the network, as verdicts see it.
-      batch: images at a time.
-      split_images: how many the split has; None: as many as `images`.
-    """
+    """Write the bundle of an evaluation under one threat, unless it is there."""
     if check_place(place, str(record.evaluation)):
         say(f"the bundle {place} is there already; nothing is written")
         return
@@ -148,10 +139,7 @@ def _empty(place: Path) -> bool:
 
 
 def forward(logits_fn: Any, image: tuple[int, ...], batch: int | None = None) -> Logits:
-    """Make a network, as verdicts see it, one program for any number of arrays f32[n,H,W,C].
-
-    `batch`: images at a time on all devices; see `engine.make`.
-    """
+    """Make a network, as verdicts see it, one program for any number of arrays f32[n,H,W,C]."""
     runner = engine.make(logits_fn, slots=batch, image_size=max(image[:2]))
     with jax.set_mesh(runner.mesh):
         runner = engine.trace(runner, image)
@@ -172,7 +160,6 @@ def _write(
     logits: Logits,
     batch: int,
 ) -> tuple[dict[int, int], int]:
-    """Write all files; return the numbers of images by levels, and of those that are not sure."""
     attack = about["record"]["attacks"][0]
     threat = Threat.of(attack)
     files, levels, unsure = _Files(folder), dict.fromkeys((*LEVELS, 0), 0), 0

@@ -212,15 +212,7 @@ def judge(
     batch: int = 50,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Findings:
-    """Compute the logits of all images that are said to be misclassified, and compare.
-
-    Args:
-      images: the clean ones, by id.
-      count: how many images there are; those with larger ids are missing.
-      split_images: how many the split has; None: `count`.
-      labels: int[count], of the data set; None: there are none to compare with.
-      trust_labels: take those of the bundle without.
-    """
+    """Compute the logits of all images that are said to be misclassified, and compare."""
     wrong = [row for row in bundle.rows if row["verdict"]]
     kinds = {row["image"]: kind(row) for row in wrong}
     ids = [row["image"] for row in bundle.rows]

@@ -60,10 +60,7 @@ _LACKING = {
 
 
 def fault(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
-    """Say in what a bundle contradicts itself, as "has ..." or "says ..."; None: in nothing.
-
-    `sizes`: bytes of each file that the bundle lists.
-    """
+    """Say in what a bundle contradicts itself, as "has ..." or "says ..."; None: in nothing."""
     checks = (_types, _ids, _threat, _verdicts, _differences, _shares, _intervals, _after, _costs)
     return next((said for check in checks if (said := check(about, rows, sizes))), None)
 

@@ -62,7 +62,6 @@ def encoded(
 def _coded(
     adversarial: np.ndarray, image: np.ndarray, levels: int, threat: Threat
 ) -> tuple[int, float, bytes]:
-    """Compute levels, step and code as `claims.restored` takes them; exact with 0 levels."""
     if not levels:
         bits = [np.ascontiguousarray(a, "<f4").view("<u4") for a in (adversarial, image)]
         planes = (bits[0] - bits[1]).ravel().view(np.uint8).reshape(-1, 4).T

@@ -89,7 +89,6 @@ def each(
 def _judgements(
     counter: Counter, weights: t.Weights, images: Images, mesh: jax.sharding.Mesh, bar: str
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield what the counter says of each batch of all processes."""
     batches = pipeline.evaluation_batches(
         images.source,
         batch_size=images.batch_size,
@@ -127,7 +126,6 @@ def _judgements(
 
 
 def _compiling(counter: Counter, bar: str, arguments: Any) -> contextlib.AbstractContextManager:
-    """Say that a counter is compiled, which it is with its first batch; `bar` names it."""
     if not bar or counter in _COMPILED:
         return contextlib.nullcontext()
     _COMPILED.add(counter)
@@ -188,10 +186,7 @@ def counter(
 
 
 def counts(*batch: Any, how: Judging) -> dict[str, t.Array]:
-    """Count images of a padded batch that are right clean, and those still right after the attack.
-
-    Arguments as in `judged`, of which `mask`, `answers` and `labels` stay image by image.
-    """
+    """Count images of a padded batch that are right, clean and after the attack."""
     results = judged(*batch, how=how)
     sums = {name: results[name].sum() for name in results if results[name].dtype == bool}
     return sums | {

@@ -279,7 +279,6 @@ def _check_network(runner: engine.Engine, images: ImageSet, labels: np.ndarray) 
 
 
 def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Verdict | None:
-    """Make the rule of version "rand"; None: of another version, which has none."""
     if version == "rand":
         return randomised.verdict(rule, draws)
     if rule is not None or draws is not None:
@@ -289,10 +288,6 @@ def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Ve
 
 
 def _by_one(clean: np.ndarray, robust: np.ndarray) -> parts.OneDraw:
-    """Compute the accuracies that one draw gives, as the reference judges, and their intervals.
-
-    `bits` says of each image whether it is robust by it, for unions: see `randomised.packed`.
-    """
     right, left = _mean(clean), _mean(robust)
     return {
         "clean": right,
@@ -346,7 +341,6 @@ def _fingerprint(runner: engine.Engine, images: Any, known: Any) -> fingerprint.
 
 
 def _search(runner: engine.Engine, image: tuple[int, ...]) -> dict[str, str] | None:
-    """Hash the network that is searched with; None: it is the one that decides."""
     if runner.search_fn is None:
         return None
     each = runner.slots // runner.mesh.size
@@ -364,7 +358,6 @@ def _ids(ids: Sequence[int] | None, n: int) -> np.ndarray:
 
 
 def _held(images: Any) -> Any:
-    """Make an array one of NumPy's; an image set stays as it is."""
     if isinstance(images, ImageSet) and not hasattr(images, "dtype"):
         return images
     check_array("images", images)

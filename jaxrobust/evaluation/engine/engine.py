@@ -241,7 +241,6 @@ def decide(
 
 
 def _take(engine: Engine, image: tuple[int, ...], each: int) -> bool:
-    """Tell whether the networks take so many images at a time."""
     given = (engine.logits_fn, engine.search_fn)[: len(engine.given)]
     return all(tracing.takes(network, image, each, engine.keyed) for network in given)
 
@@ -273,6 +272,5 @@ def _points(slots: Slots) -> np.ndarray:
 
 
 def _no_slots(setting: Setting, tally: str, settings: Sequence[Any], rows: Any) -> Slots:
-    """Make slots without jobs."""
     shapes = jax.eval_shape(functools.partial(begin, setting, tally=tally), *settings, rows)
     return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)

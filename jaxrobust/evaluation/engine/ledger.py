@@ -44,11 +44,7 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path | None, identity: dict[str, Any], ids: np.ndarray) -> None:
-        """Open or begin a ledger of images with these ids, u32[N]; a place is one of 0 to N - 1.
-
-        Raises:
-          ValueError: it is another evaluation's, or damaged, or another process appends to it.
-        """
+        """Open or begin a ledger of images with these ids, u32[N]; a place is one of 0 to N - 1."""
         self._ids = ids
         self._rows: dict[str, np.ndarray] = {}  # attack -> ROW[N]
         self._files: list[Path] = []  # of adversarial images
@@ -202,12 +198,7 @@ class Ledger:
 def open_ledger(
     path: str | Path | None, identity: dict[str, Any], ids: np.ndarray
 ) -> Iterator[Ledger]:
-    """Yield the ledger, opened by all processes of a pod: none adds a verdict before all have read.
-
-    Raises:
-      ValueError: in all of them. What `Ledger` refuses in one; they evaluate different things; they
-        do not see each other's files.
-    """
+    """Yield the ledger, opened by all processes of a pod: none adds a line before all have read."""
     known = identity["fingerprint"]  # of which each rounds the probe, and has versions
     same = {key: known[key] for key in (*fingerprint.EXACT, "images")}
     hosts.agree({key: identity[key] for key in identity if key != "fingerprint"} | same)
@@ -232,11 +223,7 @@ def open_ledger(
 def _begun_by(
     path: Path, theirs: dict[str, Any] | None, ours: dict[str, Any]
 ) -> dict[str, str] | None:
-    """Read the versions that began a ledger of this evaluation, if they are others than today's.
-
-    Raises:
-      ValueError: it is of another evaluation, or does not say of which.
-    """
+    """Read the versions that began a ledger of this evaluation, if they are others than today's."""
     theirs = theirs if isinstance(theirs, dict) else {}
     known, here = theirs.get("fingerprint"), ours["fingerprint"]
     if theirs.get("version") == "rand":  # an older version's verdicts were those of one draw
@@ -264,7 +251,6 @@ def _begun_by(
 
 
 def _same_search(theirs: Any, ours: Any, older: bool) -> bool:
-    """Tell whether two search networks (None: none) compute the same, as far as hashes tell."""
     if older and isinstance(theirs, dict) and isinstance(ours, dict):
         return theirs.get("arrays") == ours["arrays"]
     return theirs == ours

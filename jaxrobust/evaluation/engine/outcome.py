@@ -133,10 +133,7 @@ def answers_of(
 
 
 def refuse_damaged(evaluation: Evaluation, name: str, draw: int, which: np.ndarray) -> None:
-    """Refuse adversarial images of the ledger that are none, by more than rounding.
-
-    The ledger learns the classes that they reach, where an older version did not note them.
-    """
+    """Refuse adversarial images of the ledger that are none, by more than rounding."""
     slots = evaluation.runner.slots
     for start in range(0, len(which), slots):
         _refuse_damaged(evaluation, name, draw, which[start : start + slots])

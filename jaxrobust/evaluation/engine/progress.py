@@ -84,8 +84,6 @@ class Decisions:
     ) -> None:
         """Begin an attack on `images`: `known` are decided, `standing` not fooled yet, `slots` at
         work.
-
-        `compiling` writes how long that takes.
         """
         self._attack, self._of, self._standing, self._slots = attack, images, standing, slots
         self._counts = Counts(images - known)
@@ -114,7 +112,6 @@ class Decisions:
             yield call
 
     def _lasts(self, text: str) -> None:
-        """Show what is waited for, and for how long."""
         self._show([Part(text), *self._parts], self._bar.n, self._bar.total)
         self._bar.refresh()
 
@@ -128,10 +125,7 @@ class Decisions:
             self._counts = c._replace(survived=c.survived + 1, of_survived=c.of_survived + passes)
 
     def advance(self, passes: int, seconds: float, compiles: bool, most: int, later: int) -> None:
-        """Show how it goes after `passes` forward and backward passes of images in `seconds`.
-
-        `most` are needed for an image that is not fooled by this attack, `later` by the others.
-        """
+        """Show how it goes after `passes` forward and backward passes of images in `seconds`."""
         if compiles:
             if seconds > 1:
                 self._say(f"{self._attack}: compiled in {seconds:.1f} s")
@@ -166,7 +160,6 @@ class Decisions:
                     print(text, file=sys.stderr, flush=True)
 
     def _show(self, parts: list[Part], made: int, total: int) -> None:
-        """Move the bar to the passes made of those that this attack needs."""
         self._bar.total = max(total, 1)
         self._bar.bar_format = fitted(self._attack, parts, columns())
         self._bar.update(made - self._bar.n)

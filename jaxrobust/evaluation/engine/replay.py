@@ -113,10 +113,7 @@ def points(source: Source) -> Points:
 
 
 def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
-    """Order the sources of an evaluation, the likeliest to fool first.
-
-    These are what fooled this network at smaller radii, then what is nearest.
-    """
+    """Order the sources of an evaluation, the likeliest to fool first."""
     network, threat = network_of(evaluation), Threat.of(evaluation)
 
     def rank(source: Source) -> tuple[Any, ...]:
@@ -177,7 +174,6 @@ def run(evaluation: Evaluation, known: Known) -> tuple[Cost, list[ReplayedLedger
 def _try(
     evaluation: Evaluation, source: Source, there: Points, stretched: bool, part: np.ndarray
 ) -> None:
-    """Bring the points of up to `slots` images into the ball, and write down those that fool."""
     runner, sample, outcome, book, _ = evaluation
     images, labels, ids = sample.rows(part)
     norm, epsilon = sample.threat.norm, np.float32(sample.threat.epsilon)
@@ -202,7 +198,6 @@ def _try(
 
 
 def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: np.ndarray) -> None:
-    """Refuse a source with a point that is not in its ball around our image."""
     deltas = (points.astype(np.float64) - images).reshape(len(points), -1)
     norms = np.linalg.norm(deltas, checks.ORDER[source.threat.norm], axis=1)
     if (norms > checks.most(source.threat.epsilon)).any():

@@ -142,7 +142,6 @@ class AutoAttackResult(NamedTuple):
         ).stamped()
 
     def _method(self) -> str:
-        """Name the attacks; of those of the caller's, a version is only where they started from."""
         names = " + ".join(attack["name"] for attack in self.attacks)
         method = names if self.about["chosen"] else f"autoattack {self.about['version']}"
         if draws := self.about.get("draws"):

@@ -54,10 +54,7 @@ class SearchSample(NamedTuple):
 
 
 def search_again(evaluation: Evaluation, settings: Sequence[Setting]) -> tuple[Cost, SearchSample]:
-    """Search survivors with the network that decides: some, and if one of them falls, all.
-
-    So `robust` is what one search left, never a mixture of two.
-    """
+    """Search survivors with the network that decides: some, and if one of them falls, all."""
     sample, outcome = evaluation.sample, evaluation.outcome
     survivors = np.flatnonzero(outcome.standing)
     count = min(_SAMPLE, len(survivors))
@@ -89,7 +86,6 @@ def search_again(evaluation: Evaluation, settings: Sequence[Setting]) -> tuple[C
 def _attacked(
     evaluation: Evaluation, settings: Sequence[Setting], chosen: np.ndarray
 ) -> list[Cost]:
-    """Attack some images that stand, of which those that fall no longer do."""
     again = evaluation.outcome._replace(standing=chosen.copy())
     interval, count = checks.binomial_interval, int(chosen.sum())
     with Decisions(count, interval=interval, enabled=False) as meter:

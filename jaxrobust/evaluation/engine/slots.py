@@ -85,7 +85,6 @@ def begin(
 def _refill(
     start: Callable[..., Slots], epsilon: Array, root: Array, number: Array, slots: Slots, rows: Any
 ) -> Slots:
-    """Begin jobs in fresh slots, and end those that are not kept."""
     slots = slots._replace(live=slots.live & rows.keep)
     return _where(rows.fresh, start(epsilon, root, number, rows), slots)
 
@@ -114,10 +113,7 @@ def _advance(
     floor: Array,
     made: Any,
 ) -> tuple[Slots, Array]:
-    """Make steps in all slots until `limit`, or until no more than `floor` of them are live.
-
-    `made` is of `prepare_program`. Returns the slots and i32[1], the number of steps.
-    """
+    """Make steps in all slots until `limit`, or until no more than `floor` of them are live."""
     setting, keyed, tally, platform = build
     machine = attacks.MACHINES[setting.machine].make(setting, epsilon)
     decider = _network(logits_fn, keyed, platform, VERDICT_PRECISION)
@@ -194,8 +190,6 @@ def _network(
 
 
 def _fold(keys: Array, steps: Array, draw: Any) -> Array:
-    """Derive keys u32[B, 2] for one draw of a network's own randomness in one step."""
-
     def one(key: Array, step: Array) -> Array:
         return jax.random.fold_in(jax.random.fold_in(key, step), draw)
 

@@ -131,7 +131,6 @@ def _operands(rows: int, image: tuple[int, ...], keyed: bool) -> tuple[Any, ...]
 def _logits_and_gradient(
     network: Any, along: Array, images: Array, *keys: Array
 ) -> tuple[Array, Array]:
-    """Compute the logits, and the input gradient of their sum with the signs `along`."""
     logits, pull = jax.vjp(lambda images: network(images, *keys), images)
     return logits, pull(along)[0]
 

@@ -185,9 +185,6 @@ def check_answers(
 
     An image without finite logits counts as wrong, clean or attacked: no answer is no right one.
     `reached` is i[N], the class that the network gives under the attack; -1: none.
-
-    Raises:
-      ValueError: there are images, and none has finite logits.
     """
     if finite.size and not finite.any():
         raise ValueError(

@@ -74,7 +74,6 @@ class _Rest:
 
 
 def _weakly(function: Any) -> Callable[[], Any]:
-    """Refer to the function, weakly if that can be had."""
     try:
         return (weakref.WeakMethod if inspect.ismethod(function) else weakref.ref)(
             function, _forget
@@ -90,10 +89,7 @@ def _forget(function: Any) -> None:
 
 
 def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]) -> T:
-    """Keep the result of `make` for one use of the same networks, while `programs` stays the same.
-
-    It is forgotten as soon as one of the networks' functions is.
-    """
+    """Keep what `make` returns for one use of the same networks and the same `programs`."""
     rests = tuple(network.func for network in networks)
     if not all(rest.lasts for rest in rests):
         return make()
@@ -142,11 +138,7 @@ def _local(name: str, array: Any, mesh: Mesh) -> Any:
 def trace(
     name: str, function: LogitsFn, network: Any, image: tuple[int, ...], each: int, keyed: bool
 ) -> Trace:
-    """Trace a network before anything is computed; `ValueError`: it is no such network.
-
-    `network` is what `argument` made of `function`, as the user gave it and messages `name` it. It
-    will be given `each` images H, W, C; `keyed`: with one key each.
-    """
+    """Trace a network before anything is computed; `ValueError`: it is no such network."""
     operands = _operands((each,), image, keyed)
     if not callable(function):
         raise ValueError(

@@ -41,13 +41,7 @@ def answer(
     threats: Sequence[str] = (),
     ladder: str | None = None,
 ) -> tuple[str, bool]:
-    """Answer the command for people, and say whether this process is the one that prints it.
-
-    Args:
-      sizes: the sides of images to evaluate at, one after the other; none: `given.image_size`.
-      threats: the balls, NORM:RADIUS; none: norm and radius of `given`, or of its worst case.
-      ladder: the radii, NORM:LOW:HIGH:RADII; None: those are all.
-    """
+    """Answer the command for people, and say whether this process is the one that prints it."""
     given = flags.placed(given)
     flags.check(given)
     if given.worst_case:
@@ -80,7 +74,6 @@ def answer(
 
 
 def _balls(given: Given, threats: Sequence[str]) -> list[Threat]:
-    """Read the threats of the flags, none where norm and radius are one or the run's."""
     balls = [threat_flags.parse(text) for text in threats]
     if balls and (given.norm or given.epsilon is not None):
         raise ValueError("--threat says norm and radius; leave --norm and --epsilon out")

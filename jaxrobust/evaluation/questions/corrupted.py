@@ -148,7 +148,6 @@ def _source(
 
 
 def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarray]]:
-    """Make a function that judges the images of one source, by one compiled program for all."""
     subject, asked, mesh = evaluation.subject, evaluation.question, sharding.make_mesh()
     size = settled_size(subject.network.image_size)
     batch = evaluation.batch
@@ -177,7 +176,6 @@ def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarr
 
 
 def _done(ledger: Path) -> tuple[dict[Asked, float], dict[Asked, int]]:
-    """Read what an interrupted evaluation reached, and how many images had no finite logits."""
     rows = {Asked(row["kind"], row["severity"]): row for row in jsonl.read(ledger)}
     broken = {each: row["not_finite"] for each, row in rows.items() if "not_finite" in row}
     return {each: row["accuracy"] for each, row in rows.items()}, broken

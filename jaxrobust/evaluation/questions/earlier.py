@@ -18,12 +18,7 @@ from jaxrobust.types import Threat
 def number(
     out: Path, identity: dict[str, Any], question: str, network: Fingerprint, *, again: bool
 ) -> str:
-    """Choose the number of an evaluation: that of one of the same network which is done or begun.
-
-    Args:
-      question: hash of the identity, but for the network's programs.
-      again: take a number that no record has.
-    """
+    """Choose the number of an evaluation: that of one of the same network, done or begun."""
     exact = records.number_of(identity)
     done = {record.evaluation: record for record in records.read(out)}
     if again:
@@ -70,10 +65,7 @@ def recorded(out: Path, number: str, versions: dict[str, str]) -> AccuracyRecord
 
 
 def warn_of_older(out: Path, ours: Mapping[str, Any], threat: Threat) -> None:
-    """Say that a record of an older version seems to answer, but does not prove of what.
-
-    `ours`: fields that a record has which answers.
-    """
+    """Say that a record of an older version seems to answer, but does not prove of what."""
     for record in records.read(out):
         alike = all(getattr(record, name) == value for name, value in ours.items())
         alike = alike and record.threats[:1] in ([], [threat])

@@ -158,7 +158,6 @@ def _check_function(given: Given, extra: list[str]) -> None:
 
 
 def _folder(given: Given) -> Path | None:
-    """Find the imported folder that flags name, if they name one."""
     folder = Path(given.weights) if given.weights else None
     if folder and (given.workdir or given.function or given.torch or not folder.is_dir()):
         return None  # a file, which does not say whose it is
@@ -230,7 +229,6 @@ def weights(
 
 
 def _some(subject: Subject, source: registry.Source, given: Given) -> np.ndarray:
-    """Read the first images of a settled subject, f32[B,H,W,C] in [0, 1]."""
     from jaxrobust.interop.agreement import FEW  # with the operators, which --torch alone needs
 
     size = subject.network.image_size

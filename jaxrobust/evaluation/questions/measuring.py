@@ -61,13 +61,7 @@ def searched(
     beyond: np.ndarray | None = None,
     replay: Sequence[Path] = (),
 ) -> Measured:
-    """Measure accuracy before and after AutoAttack, or attacks of it; print how it goes.
-
-    Args:
-      standing: bool[N], the only images to look at; default: all.
-      beyond: bool[N], images that an evaluation at a larger radius has found robust.
-      replay: ledgers of other evaluations of these images.
-    """
+    """Measure accuracy before and after AutoAttack, or attacks of it; print how it goes."""
     labels, places = prepared.labels(), np.arange(len(prepared))
     images: Any = prepared
     if standing is not None:
@@ -116,7 +110,7 @@ def counted(
     """Measure accuracy on clean images, and with an attack of fixed steps on its last iterates.
 
     `clean_top5` is known where there are more than five classes; of an attack `stable` and
-    `local_lipschitz` are, the means of what `accuracy.judged` says. `standing`: see `searched`.
+    `local_lipschitz` are, the means of what `accuracy.judged` says.
     """
     settings, attack = attack_of(question, subject.ball)
     mesh = sharding.make_mesh()

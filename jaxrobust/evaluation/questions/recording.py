@@ -33,14 +33,7 @@ _LOW = 0.5  # clean accuracy
 
 
 class Evaluation:
-    """A network and its images, for several questions; what compiles is shared.
-
-    Attributes:
-      which: the weights, as a run names them; None: they have no name.
-      weights: f32, on all devices.
-      out: holds the records, and the ledgers that interrupted evaluations continue from; of a pod,
-        a folder that all hosts see.
-    """
+    """A network and its images, for several questions; what compiles is shared."""
 
     def __init__(
         self,
@@ -196,7 +189,6 @@ class Evaluation:
         return hosts.everyone(list(found))[0]  # as the first process sees the folder
 
     def _image_fields(self) -> dict[str, Any]:
-        """List the fields of a record that name these images."""
         return {
             "dataset": self.source.name,
             "split": self.source.split,
@@ -227,13 +219,7 @@ class Evaluation:
         beyond: np.ndarray | None = None,
         ledgers: Sequence[Path] = (),
     ) -> Measured:
-        """Measure what one ball's record needs.
-
-        Args:
-          standing: bool[N], the only images to look at; None: all.
-          beyond: bool[N], robust at a larger radius; None: not known.
-          ledgers: what is replayed, beside what the flags name.
-        """
+        """Measure what one ball's record needs."""
         if not self.question.searches:
             if not self.fingerprint.has_answers:  # of noisy images, so all are looked at
                 plain = self.question._replace(attack="clean", start=None, l1_rule=None)
@@ -285,10 +271,7 @@ class Evaluation:
         found: verdicts.Verdicts | None,
         begun_by: dict[str, str] | None = None,
     ) -> AccuracyRecord:
-        """Write the record of what was measured, in the first process, and return it.
-
-        `found` is None for files of corruptions, which have no verdicts.
-        """
+        """Write the record of what was measured, in the first process, and return it."""
         subject, question, source = self.subject, self.question, self.source
         named = None if subject.net else self.weights
         training = _training(subject, self.which, source)
@@ -338,7 +321,6 @@ class Evaluation:
 def _training(
     subject: Subject, which: str | None, source: registry.Source
 ) -> parts.TrainingFacts | None:
-    """Read how the weights were trained, if they are a run's; None: it is not known."""
     if not (which and isinstance(subject.config, dict) and "phases" in subject.config):
         return None
     on: dict[str, Any] = {"dataset": source.name, "split": source.split, "chosen": subject.chosen}

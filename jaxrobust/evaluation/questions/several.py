@@ -32,13 +32,7 @@ def union(
     *,
     worst_case: bool = False,
 ) -> AccuracyRecord:
-    """Record all balls together: an image is robust if nothing in any of them fools it.
-
-    Args:
-      evaluation: whose settings the record has.
-      done: their records; without, what one has fooled is not attacked in the next.
-      worst_case: they are those of `worst_case`; the record says what each left.
-    """
+    """Record all balls together: an image is robust if nothing in any of them fools it."""
     identity: dict[str, Any] = {"union": [own.evaluation.identity(own.subject) for own in members]}
     identity |= {"all": bool(done)} | ({"worst_case": True} if worst_case else {})
     number = evaluation.numbered(identity)
@@ -127,7 +121,6 @@ def _with(measured: Measured, **fields: Any) -> Measured:
 
 
 def _clean(measured: Measured) -> Measured:
-    """Derive what is measured at radius 0 from what was measured at another one."""
     own = measured.verdicts
     fooled_by = np.where(own.clean, "", "clean")
     none = {"norms": np.zeros_like(own.norms), "reached": np.full_like(own.reached, -1)}

@@ -244,11 +244,7 @@ def file_weights(network: NetworkSpec, path: Path) -> tuple[str, NetworkSpec, We
 
 
 def in_jax(subject: Subject, images: np.ndarray, following: Sequence[str] = ()) -> Subject:
-    """Make the network in PyTorch of a settled subject a function of ours.
-
-    `images`: some of the data set, on which both must agree; `following`: attacks that follow
-    gradients, which it must then have.
-    """
+    """Make the network in PyTorch of a settled subject a function of ours."""
     assert subject.built is not None and subject.function is not None
     fast = canonical_convolutions if jax.default_backend() == "cpu" else lambda function: function
     function, at_once = named.in_jax(TORCH, subject.built, images, fast, following)

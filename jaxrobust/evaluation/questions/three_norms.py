@@ -54,25 +54,16 @@ def name(ball: Threat, asked: Question) -> str:
     return f"{ball} {asked.attack}"
 
 
-def _as_flags(norms: Sequence[str]) -> str:
-    return " ".join(f"--threat={norm}:RADIUS" for norm in norms)
-
-
 def radii(
-    size: int,
-    given: Sequence[Threat],
-    *,
-    write: Callable[[Sequence[str]], str] = _as_flags,
+    size: int, given: Sequence[Threat], *, write: Callable[[Sequence[str]], str] | None = None
 ) -> dict[str, Threat]:
-    """Find the threat of each norm, in images of `size` pixels: the given ones, and the study's.
-
-    `write`: returns how the radii of norms are given.
-    """
+    """Find the threat of each norm, in images of `size` pixels: the given ones, and the study's."""
     found = {threat.norm: threat for threat in (*RADII.get(size, ()), *given)}
     if missing := [norm for norm in NORMS if norm not in found]:
         known = "; ".join(f"{side} px: {', '.join(map(str, own))}" for side, own in RADII.items())
+        words = write(missing) if write else " ".join(f"--threat={n}:RADIUS" for n in missing)
         raise ValueError(
-            f"the worst case has no radii for images of {size} px ({known}); give {write(missing)}"
+            f"the worst case has no radii for images of {size} px ({known}); give {words}"
         )
     return {norm: found[norm] for norm in NORMS}
 
@@ -122,10 +113,7 @@ def check(given: Any, ladder: str | None) -> None:
 
 
 def questions(asked: Question, *, skips: bool) -> list[tuple[str, Question]]:
-    """List the norm and the question of each attack, in the order of `parts`.
-
-    What is replayed, and the type of the search, are AutoAttack's alone.
-    """
+    """List the norm and the question of each attack, in the order of `parts`."""
     own = {"union_only": False}
     alone = own | {"replay": (), "noreplay": False, "search_dtype": "float32"}
     return [

@@ -78,10 +78,6 @@ def verify(settings: Settings) -> dict[str, Any]:
 
 
 def _given(settings: Settings, record: dict[str, Any]) -> Any:
-    """Make the flags of an evaluation that name the network, as it is here.
-
-    A run's phase is that of the record, if the run has it; a file is of the record's network.
-    """
     given = flags.placed(Given(function=settings.function, weights=settings.weights))
     if given.workdir:
         phase = str(record["weights"]).partition(",")[0]

@@ -184,7 +184,6 @@ def _number(
 def _answering(
     logits_fn: Callable[..., Array], images: np.ndarray, batch_size: int
 ) -> fingerprint.Fingerprint:
-    """Fingerprint a network; refuse one that gives finite logits of no image."""
     network = tracing.argument("logits_fn", logits_fn, sharding.make_mesh())
     known = fingerprint.of_network(network, images, each=batch_size)
     if not known.has_answers:  # for images like these; so all are looked at, before any is attacked
@@ -200,7 +199,6 @@ def _answering(
 
 
 def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, Threat]:
-    """Find the threat of each norm for images of a shape H, W, C."""
     from jaxrobust.evaluation.questions import questions, three_norms
 
     if unknown := sorted(given.keys() - set(NORMS)):
@@ -229,7 +227,6 @@ def _stepped(
     *,
     batch_size: int,
 ) -> Measured:
-    """Measure an attack of fixed steps on the images `ids`, as `measuring` does."""
     from jaxrobust.evaluation.engine import accuracy
     from jaxrobust.evaluation.questions import measuring
 

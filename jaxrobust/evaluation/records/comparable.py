@@ -72,7 +72,6 @@ def left_out(records: Sequence[AccuracyRecord], found: Sequence[Verdicts]) -> np
 
 
 def _own_radii(records: Sequence[AccuracyRecord]) -> bool:
-    """Tell whether ladders replayed nothing but what they themselves found."""
     return all(
         any(np.isclose(source["epsilon"], radius) for radius in (record.ladder or {})["radii"])
         for record in records

@@ -133,10 +133,7 @@ def compare_groups(
     second: Bool[np.ndarray, " n"],
     groups: Shaped[np.ndarray, " n"],
 ) -> tuple[Shaped[np.ndarray, " G"], Paired]:
-    """Compare two lists of verdicts group by group: the G groups in their order, and arrays [G].
-
-    Its p-values are those of one group each: see `holm`.
-    """
+    """Compare two lists of verdicts group by group: the G groups in their order, and arrays [G]."""
     names, of = np.unique(groups, return_inverse=True)
 
     def count(which: np.ndarray) -> np.ndarray:

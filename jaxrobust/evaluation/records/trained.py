@@ -22,12 +22,6 @@ def training(
     says on which images the weights were chosen, and whether these are among those of the record
     (null: it is not known); `on_evaluated_images` says whether some of those were trained on. Both
     as far as the names of splits tell, see `grammar.overlap`.
-
-    Args:
-      phase: whose weights the record is of.
-      dataset, split: of the record.
-      chosen: dataset, split and attack of a later choice among the run's weights
-        (`kept.chosen_on`); None: the run itself chose, as its config says.
     """
     made: list[dict[str, Any]] = []
     names, seen_images = list(config.phases), []

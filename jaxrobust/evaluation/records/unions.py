@@ -99,14 +99,7 @@ def parts_of(
     *,
     skips: bool,
 ) -> list[parts.WorstCasePart]:
-    """List each attack, on how many images it was, and what share of them it left.
-
-    Args:
-      methods: what each is called.
-      numbers: of the evaluations of each alone; None: there is none.
-      skips: each saw only what stood before it, so that but for the first one its own robust
-        accuracy is not known: None.
-    """
+    """List each attack, on how many images it was, and what share of them it left."""
     rows: list[parts.WorstCasePart] = []
     for place, (record, verdicts, _) in enumerate(found):
         n, robust = len(verdicts.image_ids), None if skips and place else record.robust

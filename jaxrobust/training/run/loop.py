@@ -74,9 +74,6 @@ def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
     """Train from the state of the last checkpoint to the end of the phase, its evaluation included.
 
     Returns whether that was reached; False: go on from the last checkpoint, after a rollback.
-    Raises:
-      ValueError: a run that cannot go on as it was, before anything compiles.
-      Interrupted, Diverged, DataError, OSError: the message says how to go on.
     """
     with _Loop(run, state, signals).opened() as loop:
         while True:
@@ -278,7 +275,6 @@ class _Loop:
 
 
 def _compiled(run: Run, start: int) -> tuple[Any, Any]:
-    """Compile the step and, where it looks before the end, the alarm's probe."""
     config, name, phase = run.config, run.name, run.phase
     arguments = build.abstract_arguments(config, name, phase)
     program = compilation.program(f"{config.model.name}: step of {name}", *arguments)

@@ -166,7 +166,6 @@ class Progress:
         )
 
     def _watch(self, step: int, seconds: float, waited: float) -> None:
-        """Say when data becomes the bottleneck, from windows of at least a second."""
         self._watched, self._watched_wait = self._watched + seconds, self._watched_wait + waited
         if self._watched < 1:
             return

@@ -152,7 +152,6 @@ def _phases(
 
 
 def _data_of(config: Config) -> str:
-    """Identify the images and classes of a phase."""
     keys = ("name", "dir", "train_split", "selection_split", "test_split", "classes")
     own = [config.data[key] for key in (*keys, "extra", "extra_split")]
     return json.dumps([*own, config.model.num_classes, config.model.in_channels])
@@ -260,7 +259,6 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _alone(workdir: Path) -> Iterator[None]:
-    """Make a workdir, and keep other runs out of it."""
     otherwise = "give another --workdir (the hosts of one run join with --multihost)"
     lock = locks.held(workdir / "lock", what=f"workdir {workdir}", otherwise=otherwise)
     with contextlib.ExitStack() as ours:
@@ -311,7 +309,6 @@ def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def _noted(path: Path, value: dict) -> dict:
-    """Read a file of the workdir; write it if it is not there yet."""
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
@@ -334,7 +331,6 @@ def _differing(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
 
 
 def _run_phase(run: Run, start: Weights | None) -> tuple[int, Weights]:
-    """Train what is missing of a phase; return the step of its best weights, and these."""
     weights = Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
     weights = abstract_state(weights, sharding.replicated(run.phase.mesh))
     checkpoints, stop = (run.latest, run.best, run.stopped), StopSignals()

@@ -27,10 +27,7 @@ class Tracker(Protocol):
     """What shows a run while it goes on; each method may raise what it likes."""
 
     def begin(self, phase: str, start: int, before: int, seen: Mapping[str, int]) -> None:
-        """Go on with a phase behind its step `start`; what was said of later steps is void.
-
-        `before`: steps of the phases before; `seen`: last step of each scalar, in vain or not.
-        """
+        """Go on with a phase behind its step `start`; what was said of later steps is void."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Show values of a step of the phase."""
@@ -206,10 +203,6 @@ class Trackers:
         about: Mapping[str, Any] | None = None,
         draw: Draw | None = None,
     ) -> None:
-        """Open nothing yet: a run that has ended already says nothing.
-
-        `names`: none on all processes but the first; `draw` makes figures of a phase.
-        """
         self._workdir, self._names, self._about = workdir, names, about or {}
         self._draw = draw if names else None
         self._open: dict[str, Tracker] | None = None
@@ -234,9 +227,7 @@ class Trackers:
             say(f"WARNING: log.to={','.join(self._names)}: {sentence}")
 
     def begin(self, phase: str, start: int, before: int) -> None:
-        """Go on with a phase behind its step `start`, before `metrics.jsonl` forgets what follows;
-        `before`: steps of the phases before it.
-        """
+        """Go on with a phase behind its step `start`, before `metrics.jsonl` forgets the rest."""
         self._at = phase, before
         if not self._open:
             return
@@ -313,7 +304,6 @@ def _short(error: Exception) -> str:
 
 
 def _id(workdir: Path) -> str:
-    """Read the ID of a workdir's run at W&B, or make it once."""
     path = workdir / "wandb_id"
     if not path.exists():
         jsonl.replace(path, f"{secrets.token_hex(6)}\n")

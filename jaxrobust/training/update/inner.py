@@ -46,7 +46,6 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
     make = partial(row.make, random_start=_start(a), **settings)
 
     def made(epsilon: Any, *, whole: float | None) -> Attack:
-        """Build it; steps that the config leaves open are those of the radius `whole`."""
         if row.length is None:
             return make(epsilon=epsilon)
         usual = row.length / steps * whole if whole else row.length * a.epsilon / steps or None

@@ -31,10 +31,7 @@ def batch_augmentation(
     smoothing: float = 0.0,
     **how: Any,
 ) -> BatchAugmentation:
-    """Build `(key, batch) -> batch`: it erases, then mixes; what is off is not in the program.
-
-    `num_classes` is C; `erasing` and `noise` are of `erase`, the others and `how` of `mix`.
-    """
+    """Build `(key, batch) -> batch`: it erases, then mixes; what is off is not in the program."""
 
     def augment(key: Array, batch: Batch) -> Batch:
         erase_key, mix_key = jax.random.split(key)

@@ -23,17 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def fetch(
     source: str, *, sha256: str | None = None, name: str | None = None, tell: Tell = print
 ) -> tuple[Path, Path | None]:
-    """Download a file into the cache, unless it is there, and the settings beside it, if any.
-
-    Args:
-      source: `https://...[#sha256=HEX]`, or `hf://ORG/REPO[@REVISION][/FILE]`, by default the first
-        of `WEIGHTS` there is.
-      sha256: of the file, or how it begins, if known; another file is refused and removed.
-      name: of the file in the cache; default: what the address ends with.
-    Raises:
-      ValueError: a mistake in the source, or a file that is not the expected one.
-      Unreachable: no answer, several times in a row.
-    """
+    """Download a file into the cache, unless it is there, and the settings beside it, if any."""
     if source.startswith("hf://"):
         with download.quiet_hub():
             path, settings = _from_hub(source, tell)

@@ -116,13 +116,7 @@ def _unknown(text: str, timm: re.Match | None) -> str:
 
 
 def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print) -> WeightSource:
-    """Bring the file of a source here, and the settings beside it; a run is here already.
-
-    `sha256`: of the file, if known; default: what is published.
-    Raises:
-      ValueError: see `download.fetch`; a repository that holds no weights; the hash of a run.
-      download.Unreachable: no answer.
-    """
+    """Bring the file of a source here, and the settings beside it; a run is here already."""
     wanted = sha256 or source.sha256
     if source.kind == "remote":
         name = f"{source.published}.pt" if source.published else None

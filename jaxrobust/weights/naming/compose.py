@@ -49,8 +49,6 @@ def compose(
         PyTorch's default); of a head also "fresh-torch", PyTorch's default for `nn.Linear`. What is
         stored under their names is then left out, if there is any.
       normalize: mean and std of the first layer, for weights that do not hold theirs.
-    Raises:
-      ValueError: weights that do not fit, all in one message.
     """
     for key, value in (("stem", stem), ("head", head)):
         if value not in CHOICES[key]:
@@ -132,7 +130,6 @@ def _fits_but_for_stem(stored: StoredNames, arrays: Arrays, expected: Shapes) ->
 
 
 def _normalize(arrays: Arrays, values: Sequence[tuple[float, ...]], shapes: Shapes) -> Arrays:
-    """Fill in the normalisation that arrays lack, under the names of both namings."""
     if {"normalize.mean", "normalize.std"} & arrays.keys():
         return {}
     shape = shapes["normalize.mean"]
@@ -142,7 +139,6 @@ def _normalize(arrays: Arrays, values: Sequence[tuple[float, ...]], shapes: Shap
 
 
 def _first_layer(values: Sequence[tuple[float, ...]], shape: tuple[int, ...]) -> Arrays:
-    """Make the arrays of the layer that normalises, of mean and std."""
     return {
         f"normalize.{key}": np.broadcast_to(np.asarray(value, np.float32), shape).copy()
         for key, value in zip(("mean", "std"), values, strict=True)

@@ -229,10 +229,7 @@ def to_torch(
 
 
 def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
-    """Put our arrays under the reference's names and in its order, of a row with any options.
-
-    `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
-    """
+    """Put our arrays under the reference's names and in its order, of a row with any options."""
     theirs, rows, used = {}, models.torch_names(name), {"normalize.mean", "normalize.std"}
     dtype = _type(ours)
     if wrapped:
@@ -265,7 +262,6 @@ def _cause(name: str, ours: Mapping, overrides: dict) -> str:
 
 
 def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> None:
-    """Refuse weights of another width, or for a published network of other classes or images."""
     if layout == "timm":
         rows = [r for r in models.torch_names(name) if r.resize]
         ours_of = [re.sub(r"\\\d", ".+", str(r.target)) for r in rows]

@@ -23,13 +23,7 @@ def rename(
     *,
     name: str | None = None,
 ) -> Arrays:
-    """Put arrays (all float32, or all float64) under our names.
-
-    Args:
-      rows: every source name must match exactly one.
-      expected: our name -> shape; every one must be filled exactly once.
-      name: of the network, for the message, which has all problems.
-    """
+    """Put arrays (all float32, or all float64) under our names."""
     filled: Arrays = {}
     shapes: dict[str, tuple[int, ...]] = {}
     tried, problems = set(), []
@@ -72,10 +66,7 @@ def compared(
     theirs: Mapping[str, tuple[int, ...]],
     ours: Mapping[str, tuple[int, ...]],
 ) -> str:
-    """Name the options that stored shapes (our name -> shape) tell where a network has others.
-
-    Empty: there are none, or the architecture knows no such options.
-    """
+    """Name the options that stored shapes (our name -> shape) tell where a network has others."""
     tell = models.family(name).names.options if name else None
     if tell is None:
         return ""

@@ -59,11 +59,7 @@ class Checkpoints:
         return all((self.directory / str(step) / item).is_dir() for item in ("arrays", "meta"))
 
     def save(self, step: int, arrays: Any, meta: dict) -> None:
-        """Start writing `arrays` and `meta` (JSON); a step that is there already stays.
-
-        Raises:
-          DiskFull: with what to do; also for an earlier write that failed meanwhile.
-        """
+        """Start writing `arrays` and `meta` (JSON); a step that is there already stays."""
         items = ocp.args.Composite(
             arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
         )

@@ -41,11 +41,6 @@ def artifact(path: Path, *, which: str | None = None, cast: bool = False) -> Art
     """Read the arrays of a safetensors or PyTorch file by their names, in the types of the file.
 
     A state dict inside of a checkpoint is found. Of a file in several parts, all are read.
-
-    Args:
-      which: "ema" or "raw", for the averaged or the raw weights, of a file that says which these
-        are; None: the averaged ones where it says so, else those that there are.
-      cast: whether floats become float32, also those of types that NumPy lacks.
     """
     if which not in (None, *WHICH):
         raise ValueError(f"which={which!r}; one of {', '.join(WHICH)}, or None")
@@ -231,10 +226,7 @@ def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], b
 def state_dict(
     tree: Any, which: str | None, is_array: Callable[[Any], bool], depth: int = 5
 ) -> Artifact | None:
-    """Find the name -> array mapping in a checkpoint, however deep; None if there is none.
-
-    `which` is as in `artifact`; where the checkpoint does not say, those that there are.
-    """
+    """Find the name -> array mapping in a checkpoint, however deep; None if there is none."""
     if not isinstance(tree, dict) or depth == 0:
         return None
     if tree and all(isinstance(k, str) and is_array(v) for k, v in tree.items()):
@@ -259,7 +251,6 @@ def state_dict(
 
 
 def _places(tree: dict[Any, Any]) -> dict[str | None, list[str]]:
-    """List the keys of a checkpoint where weights may be: averaged, raw, or unknown (None)."""
     keys = [k for k, value in tree.items() if isinstance(k, str) and isinstance(value, dict)]
     plain = [k for k in _PLAIN if k in keys]
     average = [k for k in keys if _AVERAGE.fullmatch(k)]

@@ -92,11 +92,7 @@ def check_free(folder: Path) -> None:
 def write(
     folder: Path, params: dict[str, Any], stats: dict[str, Any], config: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write both files, whole or nothing of them, and return the config with its hashes.
-
-    Raises:
-      ValueError: the folder holds something else already; the very same content may be there.
-    """
+    """Write both files, whole or nothing of them, and return the config with its hashes."""
     check_free(folder)
     arrays = {k: np.ascontiguousarray(jax.device_get(v)) for k, v in (params | stats).items()}
     folder.parent.mkdir(parents=True, exist_ok=True)

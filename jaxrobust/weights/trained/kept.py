@@ -135,12 +135,7 @@ def _damaged(path: Path, error: Exception) -> str:
 def selected_weights(
     workdir: Path, chosen: Choice, *, image_size: int | None = None
 ) -> tuple[str, Weights]:
-    """Read the chosen weights: their name, as a record gives it, and them.
-
-    `image_size`: of the test, in pixels; default: that of the choice.
-    Raises:
-      ValueError: they are not kept any more, or are not those that were chosen.
-    """
+    """Read the chosen weights: their name, as a record gives it, and them."""
     _, both = read(workdir, chosen.phase, chosen.step)
     weights = at_size(workdir, chosen.phase, both.of(chosen.weights), chosen.image_size)
     if hashes.weights_sha256(*weights) != chosen.weights_sha256:

@@ -117,10 +117,7 @@ def records_of(workdir: Path, weights_sha256: str) -> list[dict[str, Any]]:
 def run_weights(
     workdir: Path, phase: str | None = None, *, image_size: int | None = None
 ) -> tuple[str, Weights]:
-    """Read the best weights of a phase (default: the last one that has them), and their name.
-
-    Positions are resized, as conversion does, to another `image_size` than that of the run.
-    """
+    """Read the best weights of a phase (default: the last one that has them), and their name."""
     config, name = run_config(workdir, phase), phase_of(workdir, phase)
     if not steps(workdir / name / "best"):
         either = " or ".join([phase] if phase else reversed(config.phases))
