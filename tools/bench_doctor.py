@@ -140,7 +140,6 @@ def planted(run: Path, folder: Path) -> Iterator[Case]:
 
 
 def _other_record(run: Path, folder: Path) -> Path | None:
-    """Return a copy of a run whose record says 20 points more, as if its weights were another's."""
     records = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     if max(record["clean"] for record in records) > 0.8:
         return None

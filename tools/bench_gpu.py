@@ -215,10 +215,7 @@ def events(folder: Path) -> list[tuple[str, str, float]]:
 
 
 def shares(timed: Events, module: hlo.Module) -> tuple[dict[str, float], list[tuple[str, float]]]:
-    """(share of each kind of operation, [(operation, share)]), both from the costliest down.
-
-    Where a GPU is in the trace, only what ran on it counts.
-    """
+    """(share of each kind of operation, [(operation, share)]), of the GPU if there is one."""
     timed = list(timed)
     timed = [row for row in timed if row[0].startswith("/device:")] or timed
     by_name = {i.name: i for i in hlo.instructions(module.computations)}

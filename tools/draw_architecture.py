@@ -127,8 +127,6 @@ def _imported(path: Path) -> set[str]:
 
 
 def _direct(below: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """Leave out what follows from other arrows."""
-
     def all_below(room: str) -> set[str]:
         return set().union(*({name} | all_below(name) for name in below[room]), set())
 

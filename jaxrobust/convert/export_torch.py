@@ -124,7 +124,6 @@ def _check_entry(given: Settings) -> None:
 
 
 def _entry_id(given: Settings) -> str:
-    """Return the RobustBench id of the entry that is asked for; empty: none is."""
     own = given.layout if given.layout in PUBLISHED else ""
     return (given.id or own) if given.record else ""
 
@@ -180,10 +179,7 @@ def _known(given: Settings, known: Account, sha256: str) -> Account:
 def of_run(
     workdir: Path, phase: str | None, which: str | None, chosen: kept.Choice | None = None
 ) -> tuple[Network, str]:
-    """Read the network of a run with its best weights, or those chosen, and their name.
-
-    The best checkpoint holds what the run evaluates; the other kind is in the latest one only.
-    """
+    """Read the network of a run with its best weights, or those chosen, and their name."""
     config = runs.run_config(workdir, chosen.phase if chosen else phase)
     models.known(config.model.name)  # of a user's function nobody knows the PyTorch side
     if chosen:
@@ -227,7 +223,6 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
 def _measured(
     given: Settings, network: Network, origin: Path | None, file: Path
 ) -> dict[str, Any] | None:
-    """Write the certificate of a staged file beside its weights; None: nothing to compare."""
     if given.nocertificate or given.layout == "jaxrobust":
         return None
     weights = layouts.weights_of(file)

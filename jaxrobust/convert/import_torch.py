@@ -34,13 +34,7 @@ def import_weights(
     sha256: str | None = None,
     certified: bool = True,
 ) -> dict[str, Any]:
-    """Import weights of any source into a new folder `out`, and say what was done.
-
-    Args:
-      request: the network, its size, and what is drawn anew.
-      sha256: what the file must have.
-      certified: whether the weights are compared with their reference network.
-    """
+    """Import weights of any source into a new folder `out`, and say what was done."""
     weights_folder.check_free(out)
     _check_numbers(request)
     imports.check_model(request.model)

@@ -163,7 +163,6 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
 
 
 def _built(network: Network) -> tuple[Any, str, bool]:
-    """Build (network, where from, whether it is not ours), with weights as it draws them."""
     from jaxrobust.convert import torch_networks
 
     sizes = {"num_classes": network.num_classes, "in_chans": network.in_channels}

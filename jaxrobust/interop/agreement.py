@@ -1,7 +1,4 @@
-"""Compare a converted network with PyTorch's own: logits, input gradients, time, every operator.
-
-Needs PyTorch, imported inside of functions only.
-"""
+"""Compare a converted network with PyTorch's own: logits, input gradients, time, every operator."""
 
 import contextlib
 import functools
@@ -70,10 +67,7 @@ def compared(
 
 
 def check(network: Converted, images: np.ndarray) -> tuple[float, float]:
-    """Measure by how much logits and input gradients differ; `ValueError`: too much.
-
-    The message names the first operator whose values differ, or says that it is no function.
-    """
+    """Measure how much logits and input gradients differ; `ValueError`: too much, and where."""
     return _checked(network, images, _torch_pass(network), _jax_pass(network, lambda f: f))
 
 
@@ -113,7 +107,6 @@ def _generators() -> tuple[Any, ...]:
 
 
 def _check_again(first: Any, second: Any, *, drawn: bool) -> None:
-    """Refuse passes on the same images that differ, or draw of Python's or NumPy's generators."""
     apart = _largest(second[0], first[0]), _length(second[1], first[1])
     if drawn or any(value > limit for value, limit in zip(apart, _AGAIN, strict=True)):
         raise ValueError(
@@ -327,7 +320,6 @@ def first_difference(network: Converted, images: np.ndarray) -> str | None:
 
 
 def _off(ours: Any, theirs: Any) -> float:
-    """Return the largest difference of two values, or of two lists of them; of sizes, none."""
     if isinstance(theirs, list | tuple):
         pairs = [(programs.plain(o), t) for o, t in zip(ours, theirs, strict=True) if o is not None]
         return max((_off(*pair) for pair in pairs), default=0.0)

@@ -39,13 +39,7 @@ def built(
     *,
     random: bool = False,
 ) -> Built:
-    """Build the network that `name` says; a user's file or module is run, nothing else.
-
-    Args:
-      what: the flag that holds the name, for messages.
-      name: MODULE:FUNCTION, FILE.py:FUNCTION, FILE.pt2, or a file of torch.jit.save.
-      output, random: see `torch.from_module`.
-    """
+    """Build the network that `name`, of the flag `what`, says; only a user's own code is run."""
     path = Path(name)
     archive = scripted.is_file(path)
     if path.suffix in _WEIGHTS and not archive:
@@ -158,7 +152,6 @@ def in_jax(
 
 @contextlib.contextmanager
 def _explained(what: str, name: str) -> Iterator[None]:
-    """Begin what goes wrong with the flag and its value."""
     start = f"{what}={name}: "
     try:
         yield

@@ -228,7 +228,6 @@ def _is_last(value: Any) -> bool:
 
 
 def _can_join(operands: list[Any]) -> bool:
-    """Tell whether there are values with channels last, and none that has more axes."""
     axes = [operand.array.ndim for operand in operands if isinstance(operand, ChannelsLast)]
     return bool(axes) and max(axes) >= max(getattr(plain(o), "ndim", 0) for o in operands)
 

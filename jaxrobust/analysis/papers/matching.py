@@ -41,10 +41,7 @@ class Ours(NamedTuple):
 
 
 def collect(places: list[Path]) -> list[Ours]:
-    """Return the records of runs, of folders of evaluations, and of files of records.
-
-    A config belongs to a record whose `config_sha256` it has.
-    """
+    """Return the records of places, with the config whose hash a record has."""
     configs: dict[str, dict[str, Any]] = {}
     collected: list[Ours] = []
     for place in places:

@@ -13,8 +13,6 @@ from jaxrobust.types import Array
 
 
 def _of_floats(function: Callable[..., Array]) -> Callable[..., Array]:
-    """Return a function that takes integers as PyTorch's default floating type."""
-
     def of_floats(x: Any, *rest: Any) -> Array:
         x = jnp.asarray(x)
         return function(x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float), *rest)
@@ -41,7 +39,6 @@ def _divide_rounded(x: Any, y: Any, rounding_mode: str | None) -> Array:
 
 
 def _power(x: Any, exponent: Any) -> Array:
-    """Return a power; a whole exponent of few keeps its gradient at zero."""
     whole = isinstance(exponent, float) and exponent.is_integer() and abs(exponent) < 64
     return jnp.power(x, int(exponent) if whole else exponent)
 
@@ -74,7 +71,6 @@ def _hardtanh(x: Array, low: float, high: float) -> Array:
 
 
 def _clamp(x: Array, low: Any, high: Any) -> Array:
-    """Return numbers cut off; at the ends the gradient is one."""
     x = x if low is None else jnp.where(x >= low, x, jnp.asarray(low, x.dtype))
     return x if high is None else jnp.where(x <= high, x, jnp.asarray(high, x.dtype))
 

@@ -48,7 +48,6 @@ def _axes(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> list[_Axis]:
-    """Return the axes of a pooling of [B,sides...,C]; PyTorch writes one number for all or each."""
     sides = x.shape[1:-1]
     every = [tuple(v) * (len(sides) if len(v) == 1 else 1) for v in (size, padding, dilation)]
     steps = tuple(stride) * (len(sides) if len(stride) == 1 else 1) or every[0]
@@ -138,7 +137,6 @@ def _bins(side: int, count: int) -> list[slice]:
 
 
 def _adaptive(x: Array, counts: Sequence[int], reduce: Callable[..., Array]) -> Array:
-    """Return `reduce` over the parts of each side in turn, the last side first."""
     for axis, count in reversed(list(enumerate(counts, 1))):
         side = x.shape[axis]
         if side % count == 0:
@@ -155,8 +153,6 @@ def _adaptive_average(x: Array, counts: Sequence[int]) -> ChannelsLast:
 
 
 def _adaptive_max(x: Array, counts: Sequence[int]) -> _Largest:
-    """Return the first of the largest numbers of each part, to which the gradient goes."""
-
     def largest(x: Array, axis: int) -> Array:
         at = jnp.expand_dims(jnp.argmax(x, axis), axis)
         return jnp.squeeze(jnp.take_along_axis(x, at, axis), axis)

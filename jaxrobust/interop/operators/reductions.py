@@ -22,8 +22,6 @@ def _axes(dims: Dims, axes: int) -> tuple[int, ...]:
 
 
 def _over(reduce: Callable[..., Array]) -> Row:
-    """Return the row of a reduction (x, axes, keepdims)."""
-
     def plain(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **rest: Any) -> Array:
         x = x if dtype is None else x.astype(dtype)
         return reduce(x, _axes(dims, x.ndim), keepdims=keepdim, **rest)
@@ -52,7 +50,6 @@ def _deviation(x: Array, axes: Any, *, keepdims: bool, correction: float | None 
 
 
 def _norm(x: Array, order: float, dims: Dims, keepdim: bool, dtype: Any = None) -> Array:
-    """Return a vector norm; where it is zero, so is its gradient."""
     axes, size = _axes(dims, x.ndim), jnp.abs(x)
     if order == float("inf"):
         return size.max(axes, keepdims=keepdim)

@@ -13,7 +13,6 @@ from jaxrobust.types import Array
 
 
 def _taken(x: Array, places: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
-    """Return the numbers at places [..., 1, ...] along an axis, and the places."""
     found = jnp.take_along_axis(x, places, axis=dim)
     return (found, places) if keepdim else (jnp.squeeze(found, dim), jnp.squeeze(places, dim))
 
@@ -51,7 +50,6 @@ def _whole(median: Callable[[Array, int, bool], tuple[Array, Array]]) -> Row:
 
 
 def _mode(x: Array, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]:
-    """Take the most frequent number, of several the smallest, and its last place."""
     if not x.ndim:
         return x, jnp.zeros((), int)
     order = jnp.argsort(x, axis=dim, stable=True)

@@ -55,7 +55,6 @@ def _expand(x: Array, sizes: Sequence[int], implicit: bool = False) -> Array:
 
 
 def _padded(x: Array, widths: Sequence[int], value: float, *, last: bool) -> Any:
-    """Put constants around `x`; widths count from PyTorch's last axis, negative ones cut."""
     pairs = [(low, high, 0) for low, high in zip(widths[::2], widths[1::2], strict=True)]
     around = [(0, 0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
     if last:

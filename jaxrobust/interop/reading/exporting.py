@@ -1,7 +1,4 @@
-"""From a PyTorch module to a `Program`: exported, decomposed, and read node by node.
-
-Needs PyTorch, imported inside of functions only.
-"""
+"""From a PyTorch module to a `Program`: exported, decomposed, and read node by node."""
 
 import contextlib
 import functools
@@ -225,7 +222,6 @@ def _array(value: Any) -> Array:
 
 
 def _paths(program: Any) -> list[str]:
-    """Return the names of what a module returns: keys, places in a tuple, or "" for one tensor."""
     import torch.utils._pytree as pytree
 
     spec = program.call_spec.out_spec
@@ -273,7 +269,6 @@ def _is_check(node: Any, name: str) -> bool:
 
 
 def _living(steps: Sequence[Step], results: set[str]) -> list[Step]:
-    """Return the steps that a result needs, and all that draw: they are counted."""
     read, found = set(results), []
     for step in reversed(steps):
         if step.name in read or is_draw(step.operator):
@@ -333,7 +328,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return in one sentence why PyTorch cannot write a module down, and where."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     where = own_line(str(error)) or own_line(frames)
     remedy = ""

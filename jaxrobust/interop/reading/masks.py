@@ -1,9 +1,6 @@
 """Boolean masks as indices: where they are known, the places that they name are written down.
 
-XLA computes with sizes that are known. A mask that no image changes says how many it chooses.
-
-Needs PyTorch, imported inside of functions only.
-"""
+XLA computes with sizes that are known. A mask that no image changes says how many it chooses."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,7 +46,6 @@ def _resolved(step: Step, nodes: dict[str, Any], values: Mapping[str, Any]) -> S
 
 
 def _puts_one_number(step: Step, nodes: dict[str, Any]) -> bool:
-    """Tell whether a step puts one number where its only index, a mask, says so."""
     if step.operator != "aten.index_put.default" or not isinstance(step.operands[2], Of):
         return False
     value = nodes[step.operands[2].name].meta.get("val")

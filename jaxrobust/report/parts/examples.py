@@ -189,7 +189,6 @@ def choose(points: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Foole
 
 
 def _images(one: Evaluation, shape: tuple[int, ...]) -> Any:
-    """Return the data set of an evaluation; `ValueError` or `OSError` where it is not at hand."""
     record = one.record
     own = one.config.get("data")
     own = own if isinstance(own, dict) else {}
