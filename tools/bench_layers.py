@@ -196,7 +196,6 @@ def time_torch(
 
 
 def main() -> None:
-    """Print one line or JSON record for each layer and stage."""
     parser = Arguments(__doc__)
     parser.flag("batch", type=int, default=8, help="Batch size; default: %(default)s.")
     parser.flag("repeats", type=int, default=7, help="Number of repetitions; default: %(default)s.")

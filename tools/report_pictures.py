@@ -32,7 +32,6 @@ _FLAGS = [
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make the pictures that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -140,7 +140,6 @@ def train(name: str, images: Any, labels: Any, minutes: float) -> nn.Module:
 
 
 def main() -> None:
-    """Train and write."""
     from jaxrobust.data.stream import arrays
 
     parser = Arguments(__doc__)

@@ -22,7 +22,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row."""
     (stride,) = stem_strides
     stem = nn.Conv2d(in_channels, dim, stride, stride=stride)
     positions = (image_size // stride) ** 2

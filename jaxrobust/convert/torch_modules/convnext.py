@@ -22,7 +22,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row."""
     stem = conv_stem(in_channels, stem_widths, stem_strides, stem_kernels) if stem_widths else None
     if stem is None:
         (stride,) = stem_strides

@@ -18,7 +18,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row."""
     if stem_widths:
         stem = conv_stem(in_channels, stem_widths, stem_strides, stem_kernels, dim)
     else:

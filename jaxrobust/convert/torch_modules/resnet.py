@@ -29,7 +29,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, kernel = ACTIVATIONS[activation], 3 if small_stem else 7
     outs = [(4 if bottleneck else 1) * base << i for i in range(len(depths))]
 

@@ -62,7 +62,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     own = tuple(planes) or tuple((16 << i) * width for i, width in enumerate(widths))
     parts = (scales, groups, base_width)
     row = Row(*(block, se, se_reduction, *parts, activation, norm, preact, residual, first_conv))

@@ -56,7 +56,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     return Searched(CELLS[cell], channels, cells, in_channels, num_classes)
 
 

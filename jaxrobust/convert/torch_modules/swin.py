@@ -22,7 +22,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row."""
     layers, side = [], image_size // patch
     for i, (depth, count) in enumerate(zip(depths, heads, strict=True)):
         if i:

@@ -25,7 +25,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row."""
     side = image_size
     for stride in stem_strides:
         side = -(-side // stride) if stem_widths else side // stride

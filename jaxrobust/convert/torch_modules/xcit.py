@@ -22,7 +22,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row."""
     blocks = nn.ModuleList([Block(dim, heads, gamma_init) for _ in range(depth)])
     last = nn.Sequential(*[ClassBlock(dim, heads, gamma_init, tokens_norm) for _ in range(2)])
     return Xcit(stem(in_channels, dim, stem_strides), blocks, last, dim, num_classes)

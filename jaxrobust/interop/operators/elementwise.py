@@ -20,14 +20,6 @@ def _of_floats(function: Callable[..., Array]) -> Callable[..., Array]:
     return of_floats
 
 
-def _add(x: Any, y: Any, alpha: Any = 1) -> Array:
-    return jnp.add(x, y if alpha == 1 else y * alpha)
-
-
-def _subtract(x: Any, y: Any, alpha: Any = 1) -> Array:
-    return jnp.subtract(x, y if alpha == 1 else y * alpha)
-
-
 def _divide_rounded(x: Any, y: Any, rounding_mode: str | None) -> Array:
     if rounding_mode is None:
         return _of_floats(jnp.divide)(x, y)
@@ -41,10 +33,6 @@ def _divide_rounded(x: Any, y: Any, rounding_mode: str | None) -> Array:
 def _power(x: Any, exponent: Any) -> Array:
     whole = isinstance(exponent, float) and exponent.is_integer() and abs(exponent) < 64
     return jnp.power(x, int(exponent) if whole else exponent)
-
-
-def _gelu(x: Array, approximate: str = "none") -> Array:
-    return jax.nn.gelu(x, approximate=approximate == "tanh")
 
 
 def _elu(x: Array, alpha: float, scale: float, input_scale: float) -> Array:
@@ -75,10 +63,6 @@ def _clamp(x: Array, low: Any, high: Any) -> Array:
     return x if high is None else jnp.where(x <= high, x, jnp.asarray(high, x.dtype))
 
 
-def _cast(x: Any, dtype: Any = None) -> Any:
-    return x if dtype is None else jnp.asarray(x).astype(dtype)
-
-
 def _quantised(x: Array, scale: Any, zero: Any, low: int, high: int) -> tuple[Array, Array]:
     """Return numbers as few bits hold them, and which are inside; the gradient passes there."""
     single = np.float32(scale)  # as PyTorch holds it, whatever it computes in
@@ -102,9 +86,9 @@ _UNARY: Functions = {
     "logical_not": jnp.logical_not,
     "bitwise_not": jnp.bitwise_not,
     **{name: lambda x, **ignored: x for name in ("clone", "alias")},
-    "_to_copy": _cast,
+    "_to_copy": lambda x, dtype=None: x if dtype is None else jnp.asarray(x).astype(dtype),
     "relu": _relu,
-    "gelu": _gelu,
+    "gelu": lambda x, approximate="none": jax.nn.gelu(x, approximate=approximate == "tanh"),
     "elu": _elu,
     "silu": jax.nn.silu,
     "leaky_relu": _leaky_relu,
@@ -136,8 +120,8 @@ _BINARY: Functions = {
     "copy": lambda x, source: jnp.broadcast_to(source, x.shape).astype(x.dtype),
 }
 _OF_TENSOR_OR_SCALAR: Functions = {
-    "add": _add,
-    "sub": _subtract,
+    "add": lambda x, y, alpha=1: jnp.add(x, y if alpha == 1 else y * alpha),
+    "sub": lambda x, y, alpha=1: jnp.subtract(x, y if alpha == 1 else y * alpha),
     "mul": jnp.multiply,
     "div": _of_floats(jnp.divide),
     "eq": jnp.equal,

@@ -21,7 +21,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, channels, wide = ACTIVATIONS[activation], stem, 4 * growth
     parts: dict[str, nn.Module] = {"conv1": conv(in_channels, stem)}
     if not small_stem:

@@ -18,7 +18,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, outs = ACTIVATIONS[activation], [4 * width << i for i in range(len(depths))]
     parts: dict[str, nn.Module] = {"conv1": conv(in_channels, 64)}
     if not small_stem:

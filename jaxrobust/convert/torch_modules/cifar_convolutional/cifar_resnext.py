@@ -27,7 +27,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, base = ACTIVATIONS[activation], groups * width
     outs = [2 * base << i for i in range(len(depths))]
 

@@ -17,7 +17,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, ins = ACTIVATIONS[activation], in_channels
     layers: list[nn.Module] = []
     for width, depth in zip(widths, (2, 2, 3, 3, 3), strict=False):

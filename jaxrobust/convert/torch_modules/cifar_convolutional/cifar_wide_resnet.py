@@ -18,7 +18,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, outs = ACTIVATIONS[activation], [16 * width << i for i in range(len(depths))]
     blocks = stages(16, outs, depths, lambda ins, i, stride: block(ins, outs[i], stride, act))
     last = {"bn1": nn.BatchNorm2d(outs[-1], momentum=0.9), "act": act(), "mean": Mean()}

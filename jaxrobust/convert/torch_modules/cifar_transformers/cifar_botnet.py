@@ -30,7 +30,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, side = ACTIVATIONS[activation], image_size if small_stem else image_size // 4
     outs = [4 * width << i for i in range(len(depths))]
 

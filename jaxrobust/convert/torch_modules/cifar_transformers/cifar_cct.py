@@ -22,7 +22,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     layers, side, ins = [], image_size, in_channels
     for outs in (*(64,) * (convolutions - 1), dim):
         conv = nn.Conv2d(ins, outs, kernel, stride, kernel // 2, bias=False)

@@ -32,7 +32,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, side = ACTIVATIONS[activation], ((image_size + 1) // 2 - 2) // 2 + 1  # of the stem's map
     stem = nn.Conv2d(in_channels, stem_width, 7, stride=2, padding=4)
     linear = nn.Linear(stem_width * patch * patch, dim)

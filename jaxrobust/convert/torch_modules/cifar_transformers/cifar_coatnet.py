@@ -21,7 +21,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, ins = ACTIVATIONS[activation], in_channels
     stages: dict[str, nn.Module] = {}
     for i, (kind, outs, depth) in enumerate(zip("S" + order, dims, depths, strict=True)):

@@ -19,7 +19,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     scale, act = (dim // heads) ** -0.5, ACTIVATIONS[activation]
     blocks = [vit_block(dim, heads, hidden, act, scale) for _ in range(depth)]
     head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))

@@ -21,7 +21,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, ins, stages = ACTIVATIONS[activation], in_channels, []
     for i, (dim, depth, count) in enumerate(zip(dims, depths, heads, strict=True)):
         embed = conv(ins, dim, *((3, 2) if i else (window, patch)), bias=True)

@@ -31,7 +31,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     widths = [in_channels, *(dims[0] // 2**i for i in (3, 2, 1, 0))]
     stem, side, act = [], image_size, ACTIVATIONS[activation]
     for ins, outs, stride in zip(widths, widths[1:], stem_strides, strict=False):

@@ -28,7 +28,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     tokens, act = (image_size // patch) ** 2 + class_token, ACTIVATIONS[activation]
     blocks = []
     for _ in range(depth):  # a convolution with one tap mixes the tokens of [B, N, D]

@@ -22,7 +22,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act = ACTIVATIONS[activation]
     mvit = []
     for c, dim, ratio, depth in zip(channels[-len(dims) :], dims, ratios, depths, strict=True):

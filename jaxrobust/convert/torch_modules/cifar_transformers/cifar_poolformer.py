@@ -19,7 +19,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, parts = ACTIVATIONS[activation], []
     first = nn.Conv2d(in_channels, dims[0], patch, stride, (patch - stride + 1) // 2)
     for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):

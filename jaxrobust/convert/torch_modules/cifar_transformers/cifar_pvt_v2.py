@@ -28,7 +28,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, ins = ACTIVATIONS[activation], dims[0]
     embed, stages = named(proj=PixelConv(in_channels, ins, 7, patch, 3), norm=nn.LayerNorm(ins)), []
     for i, (dim, depth, count, ratio) in enumerate(zip(dims, depths, heads, ratios, strict=True)):

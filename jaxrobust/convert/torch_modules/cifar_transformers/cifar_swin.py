@@ -28,7 +28,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, ins = ACTIVATIONS[activation], in_channels
     stages: dict[str, nn.Module] = {"last": ChannelsLast()}
     rows = zip(depths, heads, (patch, *merges), strict=True)

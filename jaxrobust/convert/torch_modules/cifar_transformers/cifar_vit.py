@@ -27,7 +27,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, positions = ACTIVATIONS[activation], (image_size // patch) ** 2 + 1
     blocks = [vit_block(dim, heads, hidden, act, dim**-0.5) for _ in range(depth)]
     linear = nn.Linear(patch**2 * in_channels, dim)

@@ -33,7 +33,6 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row."""
     act, ins, cells = ACTIVATIONS[activation], in_channels, []
     for width, dim, ratio, kernel, count in zip(
         widths, dims, ratios, kernels, dilations, strict=True
