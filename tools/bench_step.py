@@ -77,9 +77,7 @@ def parse() -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace, devices: int = 1) -> "ConfigDict":
-    """Return the config of the command line, unlocked, with its changes; `args.batch` is of a
-    device.
-    """
+    """Return the config of the command line, unlocked, changed; `args.batch` is of a device."""
     config = load_config(args.config)
     given = (
         (config.train, "batch_size", args.batch and args.batch * devices),

@@ -13,11 +13,7 @@ from jaxrobust.convert.torch_attack import apgd
 
 
 def randomised(net: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Return the network with weights under which each part of it shows in the logits.
-
-    A fresh network of timm's has layer scales of 1e-6, no biases and batch statistics 0 and 1: a
-    mistake in most of its parts would not change its logits.
-    """
+    """Return the network with weights under which each part of it shows in the logits."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in net.state_dict().items():

@@ -1,7 +1,4 @@
-"""How well a network agrees with its reference: names, logits, gradients, and attacks on both.
-
-`jaxrobust certificate` calls `compare`, and an import and an export measure the same.
-"""
+"""How well a network agrees with its reference: names, logits, gradients, and attacks on both."""
 
 import importlib.metadata
 import json

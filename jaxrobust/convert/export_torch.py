@@ -1,8 +1,4 @@
-"""Weights as files for this package, for PyTorch, for the model hub and for RobustBench.
-
-`jaxrobust export` calls `export`; a certificate beside the weights says how well the file agrees
-with the network, and a file that computes something else is not written.
-"""
+"""Weights as files for this package, for PyTorch, for the model hub and for RobustBench."""
 
 import contextlib
 import os
@@ -81,7 +77,9 @@ def _check(given: Settings) -> None:
             raise ValueError(f"--{extra[0]} belongs to --weights; a run knows its own")
     elif given.phase:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
-    _check_selected(given)
+    named = [key for key in ("weights", "phase", "which") if getattr(given, key) is not None]
+    if given.selected and named:
+        raise ValueError(f"--selected names the weights of a --workdir; leave --{named[0]} out")
     layouts.known(given.layout, given.out)
     if given.out.exists() and not given.out.is_dir():
         raise ValueError(f"--out {given.out} is a file; name a folder")
@@ -90,12 +88,6 @@ def _check(given: Settings) -> None:
     _check_entry(given)
     if given.record and not given.record.is_file():
         raise ValueError(f"--record {given.record}: no such file; evaluations write results.jsonl")
-
-
-def _check_selected(given: Settings) -> None:
-    named = [key for key in ("weights", "phase", "which") if getattr(given, key) is not None]
-    if given.selected and named:
-        raise ValueError(f"--selected names the weights of a --workdir; leave --{named[0]} out")
 
 
 def _check_entry(given: Settings) -> None:

@@ -1,8 +1,4 @@
-"""Weights of files, URLs, the hub, timm and RobustBench as a folder of this package.
-
-`jaxrobust import` calls `import_weights`; the certificate beside the weights says how well they
-agree with the reference network.
-"""
+"""Weights of files, URLs, the hub, timm and RobustBench as a folder of this package."""
 
 import runpy
 import sys

@@ -75,10 +75,7 @@ def reference(
 ) -> Reference | None:
     """Build a reference with a file's weights; without PyTorch: None; `ValueError`: no fit.
 
-    Args:
-      path: a PyTorch or safetensors file, or a module that jaxrobust export wrote (.py).
-      layout: "timm", or a RobustBench id, whose file RobustBench's own loader then reads.
-      which: "ema" or "raw", of a file that says which its weights are.
+    `layout`: "timm", or a RobustBench id, whose own loader then reads the file.
     """
     try:
         import torch  # noqa: F401

@@ -109,11 +109,7 @@ def in_jax(
 ) -> tuple[Any, int]:
     """Convert a network; say how many images at once are cheapest, after both sides agreed on some.
 
-    Args:
-      what: the flag, for messages.
-      images: f32[B,H,W,C] in [0, 1], `agreement.FEW` real ones.
-      rewrite: what the evaluation does with a network's function on this platform.
-      following: attacks that are asked for and follow gradients.
+    `what` is the flag, for messages; `following`: attacks that are asked for and follow gradients.
     """
     from jaxrobust.interop import agreement
     from jaxrobust.interop import torch as conversion

@@ -98,12 +98,7 @@ def run(
     images: Array,
     key: Array | None = None,
 ) -> dict[str, Any]:
-    """Compute all values of a program, by name, of images f[B,H,W,C].
-
-    Args:
-      weights: arrays by their keys; their floating type is what is computed in.
-      key: of all that is drawn; each draw has another key, by its place among them.
-    """
+    """Compute all values of a program, by name, of images f[B,H,W,C]; draws have keys of `key`."""
     keys = {}
     if program.draws:
         assert key is not None, "it draws random numbers"

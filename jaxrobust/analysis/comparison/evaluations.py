@@ -42,11 +42,7 @@ class Evaluation(NamedTuple):
 
 
 def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
-    """Return the evaluations of `PLACE[#NUMBER]`s, on the images that are common to all of them.
-
-    `threat`: only those under NORM:RADIUS, or "clean". `ValueError`: fewer than two, one that
-    cannot be read, or what cannot be compared; with all that differs.
-    """
+    """Read `PLACE[#NUMBER]`s on their common images; `ValueError`: they cannot be compared."""
     if len(places) < 2:
         raise ValueError("one evaluation has nothing to compare with; name two or more")
     ball = None if threat is None else _ball(threat)

@@ -57,9 +57,7 @@ def losses(
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Return a function of points f32[P,2] to mean cross-entropy and accuracy there, f64[P] each.
 
-    All calls of as many points are one compiled program; the devices of `mesh` share the points.
-    `images` f32[N,H,W,C] in [0, 1] and `labels` i32[N] are the same at every point; `batch`, the
-    images at a time, changes the sum's rounding only.
+    The devices of `mesh` share the points; `batch` changes the sum's rounding only.
     """
     steps = -(-len(images) // batch)
     short = steps * batch - len(images)

@@ -83,10 +83,7 @@ def _kth_value(x: Array, k: int, dim: int, keepdim: bool) -> tuple[Array, Array]
 
 
 def _selected(row: Array, k: int) -> Array:
-    """Return the place in f[N] of the k-th smallest number, by Hoare's selection.
-
-    PyTorch takes the median of three as pivot; which of equal numbers comes out depends on it.
-    """
+    """Select the k-th smallest of f[N] as PyTorch does: Hoare's, with the median of three."""
 
     def after(x: Array, y: Array) -> Array:
         return (x > y) | (jnp.isnan(x) & ~jnp.isnan(y))

@@ -30,10 +30,7 @@ _CHECKS = ("_assert", "sym_constrain", "_log_api", "_linalg_check_errors")
 
 
 def check(module: Any, *, random: bool = False) -> None:
-    """Raise `ValueError` unless a module is in eval mode, on the CPU, and in float32.
-
-    Dropout may be in training mode if it is `random`, but no layer of a batch's statistics.
-    """
+    """Raise `ValueError` unless a module is in eval mode (dropout: or `random`), CPU, float32."""
     import torch
 
     if not isinstance(module, torch.nn.Module):
@@ -151,12 +148,7 @@ def read(
 ) -> tuple[Program, dict[str, Array]]:
     """Read a decomposed program as data, and its weights by their names in the module.
 
-    What PyTorch has computed of weights alone is a weight too, `computed.NAME`.
-
-    Args:
-      single: it takes one image at a time.
-      random: it may draw random numbers.
-      double: weights in float64, and what is computed of them; to be called where JAX has it.
+    `single`: it takes one image at a time; `random`: it may draw; `double`: weights in float64.
     """
     import torch
 

@@ -21,10 +21,7 @@ _LAYOUT = {
 
 
 class Free:
-    """The values of a program that no image changes, as PyTorch computes them.
-
-    `double` computes in float64 what `dtype`, that of the weights, is the type of.
-    """
+    """The values that no image changes, as PyTorch computes them, perhaps in double precision."""
 
     def __init__(
         self, weights: dict[str, Any], constants: dict[str, Any], dtype: str, double: bool = False

@@ -11,10 +11,7 @@ _INDEXED = {"aten.index.Tensor", "aten.index_put.default"}
 
 
 def resolved(exported: Any, steps: Sequence[Step], values: Mapping[str, Any]) -> tuple[Step, ...]:
-    """Put places for the masks that are known into steps of an exported program.
-
-    `values`: name -> tensor, of what no image changes. A mask of the images is refused.
-    """
+    """Put places for known masks into the steps of a program; a mask of images is refused."""
     nodes = {node.name: node for node in exported.graph.nodes}
     return tuple(
         _resolved(step, nodes, values) if step.operator in _INDEXED else step for step in steps

@@ -195,10 +195,7 @@ def _reaches(module: Any, image: Any) -> bool:
 
 
 def gradient(logits: Any, x: Any, cotangent: Any, again: Callable[[Any], Any]) -> Any:
-    """Take PyTorch's gradient of weighted logits in `x`: zeros, where none reaches it.
-
-    Where PyTorch fails, `again` computes the logits of images anew, to find the module's line.
-    """
+    """Take PyTorch's gradient in `x`; where it fails, `again` finds the module's line."""
     import torch
 
     found = (None,)

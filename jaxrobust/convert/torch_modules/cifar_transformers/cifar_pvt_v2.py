@@ -51,9 +51,7 @@ class PixelConv(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then x + feed-forward(LN(x)); between its linear maps ReLU, depthwise
-    3x3 and activation.
-    """
+    """x + attention(LN(x)), then x + feed-forward(LN(x)), with ReLU and depthwise 3x3 inside."""
 
     def __init__(self, dim: int, heads: int, hidden: int, act: type[nn.Module]) -> None:
         super().__init__()
