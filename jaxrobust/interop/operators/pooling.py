@@ -148,10 +148,6 @@ def _adaptive(x: Array, counts: Sequence[int], reduce: Callable[..., Array]) -> 
     return x
 
 
-def _adaptive_average(x: Array, counts: Sequence[int]) -> ChannelsLast:
-    return ChannelsLast(_adaptive(x, counts, jnp.mean))
-
-
 def _adaptive_max(x: Array, counts: Sequence[int]) -> _Largest:
     def largest(x: Array, axis: int) -> Array:
         at = jnp.expand_dims(jnp.argmax(x, axis), axis)
@@ -250,8 +246,10 @@ TABLE = {
     "aten.max_pool3d_with_indices.default": Row(None, _max_pool),
     "aten.avg_pool2d.default": Row(None, _average_pool),
     "aten.avg_pool3d.default": Row(None, _average_pool),
-    "aten._adaptive_avg_pool2d.default": Row(None, _adaptive_average),
-    "aten._adaptive_avg_pool3d.default": Row(None, _adaptive_average),
+    **dict.fromkeys(
+        ("aten._adaptive_avg_pool2d.default", "aten._adaptive_avg_pool3d.default"),
+        Row(None, lambda x, counts: ChannelsLast(_adaptive(x, counts, jnp.mean))),
+    ),
     "aten.adaptive_max_pool2d.default": Row(None, _adaptive_max),
     "aten.adaptive_max_pool3d.default": Row(None, _adaptive_max),
     "aten._upsample_bilinear2d_aa.default": Row(None, _smoothed(_triangle, 1)),
