@@ -140,9 +140,7 @@ def _check_alone(images: np.ndarray, all_of: Any, theirs: Pass, bars: tuple[floa
 def _at_once(one: Pass, images: np.ndarray, seconds: float) -> int:
     """Choose the number of images of a pass: twice as many where each then costs less.
 
-    So it is where maps are small and weights large, as in the last stages of a ResNet-18 at 32 px:
-    49 ms an image in passes of 8 on one core, 39 in passes of 16, 37 in passes of 32; a ViT's
-    tokens take 16 to 17 in either. Short passes, of which most is dispatch, say nothing.
+    So it is where maps are small and weights large. Short passes, mostly dispatch, say nothing.
     """
     if len(images) < FEW or seconds < DISPATCH:
         return FEW

@@ -23,9 +23,8 @@ _TINY = 1e-10
 def direction(params: dict[str, Any], seed: int, number: int) -> dict[str, np.ndarray]:
     """Return direction `number` of a seed: normal entries, each filter scaled to the norm it has.
 
-    A filter is what gives one output of a convolution or linear map, along the last axis of its
-    kernel. Class tokens, tables of positions and other arrays of several axes count as one; those
-    of one axis stay where they are. An array's draws depend on its name.
+    A filter gives one output of a kernel; other arrays of several axes count as one, and those of
+    one axis stay where they are. An array's draws depend on its name.
     """
     scaled = {}
     for name, value in params.items():

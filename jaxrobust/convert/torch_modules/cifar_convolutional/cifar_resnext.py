@@ -1,7 +1,6 @@
 """ResNeXt in PyTorch, at 32 and at 224 pixels.
 
-Sources: Xie et al. 2017 (arXiv 1611.05431); names and the small stem as in kuangliu/pytorch-cifar
-(49b7aa9).
+Sources: Xie et al. 2017 (arXiv 1611.05431); names and small stem: kuangliu/pytorch-cifar (49b7aa9).
 """
 
 from torch import nn

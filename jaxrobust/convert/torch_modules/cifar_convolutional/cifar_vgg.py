@@ -1,7 +1,6 @@
 """VGG-16 with batch norm in PyTorch, at 32 and at 224 pixels.
 
-Sources: Simonyan & Zisserman 2015 (arXiv 1409.1556); its names are those of kuangliu/pytorch-cifar
-(49b7aa9).
+Sources: Simonyan & Zisserman 2015 (arXiv 1409.1556); names: kuangliu/pytorch-cifar (49b7aa9).
 """
 
 from torch import nn

@@ -1,7 +1,6 @@
 """CoAtNet-0 in PyTorch, whose last four stages convolve or attend by choice.
 
-Source: Dai et al. 2021 (arXiv 2106.04803), with the names and details of
-chinhsuanwu/coatnet-pytorch d3ef1c3.
+Source: Dai et al. 2021 (arXiv 2106.04803); names and details: chinhsuanwu/coatnet-pytorch d3ef1c3.
 """
 
 import torch

@@ -1,7 +1,6 @@
 """CvT-13 in PyTorch: queries, keys and values through depthwise convolutions, no class token.
 
-Source: Wu et al. 2021 (arXiv 2103.15808), with the names and details of lucidrains/vit-pytorch
-69d24fe.
+Source: Wu et al. 2021 (arXiv 2103.15808); names and details: lucidrains/vit-pytorch 69d24fe.
 """
 
 import torch

@@ -1,7 +1,6 @@
 """LeViT-128S in PyTorch: attention with batch norms, whose map shrinks from stage to stage.
 
-Source: Graham et al. 2021 (arXiv 2104.01136), with the names of facebookresearch/LeViT and one
-classifier.
+Source: Graham et al. 2021 (arXiv 2104.01136); names: facebookresearch/LeViT and one classifier.
 """
 
 import torch

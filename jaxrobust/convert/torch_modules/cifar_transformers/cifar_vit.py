@@ -1,7 +1,6 @@
 """Vision transformer for 32 px in PyTorch: logits scaled by all heads' width, an MLP as head.
 
-Source: Dosovitskiy et al. 2021 (arXiv 2010.11929), with the names of
-kentaroy47/vision-transformers-cifar10.
+Source: Dosovitskiy et al. 2021 (arXiv 2010.11929); names: kentaroy47/vision-transformers-cifar10.
 """
 
 from torch import nn
