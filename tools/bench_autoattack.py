@@ -39,7 +39,6 @@ WIDE = {"steps": 50, "queries": 250}  # enough to time a pass of a wider network
 
 
 def parse() -> argparse.Namespace:
-    """Return the command line."""
     parser = Arguments(__doc__)
     parser.flag(
         "network",
@@ -247,7 +246,6 @@ def their_worker(args: argparse.Namespace) -> None:
 def launch(
     worker: str, args: argparse.Namespace, cores: list[int], seed: int = 0
 ) -> dict[str, dict]:
-    """Run a worker on those cores; return {norm: report}."""
     command = [sys.executable, __file__, f"--worker={worker}", f"--network={args.network}"]
     command += [f"--norms={','.join(args.norms)}", f"--images={args.images}"]
     command += [f"--epsilon={','.join(map(str, args.radii.values()))}", f"--seed={seed}"]
@@ -266,7 +264,6 @@ def launch(
 
 
 def main() -> None:
-    """Measure and print."""
     args = parse()
     if args.topology:
         from tools import bench_topology
@@ -301,7 +298,6 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace, norm: str, key: str, best: dict[str, dict]) -> dict:
-    """Return ratios of a norm in one mode."""
     ours, theirs = best["ours"], best["theirs"]
     per_pass = {w: r[key] / (r["forward"] + r["backward"]) for w, r in best.items()}
     robust = {w: r["robust"] for w, r in best.items()}
@@ -321,7 +317,6 @@ def compare(args: argparse.Namespace, norm: str, key: str, best: dict[str, dict]
 
 
 def show(norm: str, mode: str, cores: int, key: str, r: dict) -> None:
-    """Print two lines for people."""
     kind = {"cpu": "CPU s", "wall": "wall s"}[key]
     print(
         f"{norm:4} {mode} ({cores}): ours {r['seconds']['ours']:.1f}, pyautoattack "

@@ -43,7 +43,6 @@ Program = Callable[[bytes], Any]
 
 
 def parse() -> argparse.Namespace:
-    """Return the command line."""
     parser = Arguments(__doc__)
     parser.add_argument(
         "folder", nargs="?", type=Path, help="ImageFolder of photographs; default: made up."
@@ -74,8 +73,6 @@ def make_up(root: Path, count: int) -> None:
 
 
 def ours() -> dict[str, Program]:
-    """Our pipelines by name."""
-
     def augmented(data: bytes, *, chain: augmentations.Chain, rng: np.random.Generator) -> Any:
         return chain.augment(decoding.decode(data, channels=3), rng)
 
@@ -230,7 +227,6 @@ def batches(source: registry.Source, args: argparse.Namespace, preset: str) -> d
 
 
 def main() -> None:
-    """Measure and print."""
     args = parse()
     if min(args.images, args.rounds, args.batch) < 1 or min(args.batches, *args.workers, 0) < 0:
         raise ValueError("--images, --rounds and --batch must be positive, the others not negative")
@@ -277,7 +273,6 @@ def compare(files: list[bytes], rounds: int) -> dict[str, Any]:
 
 
 def describe(result: dict[str, Any]) -> None:
-    """Print part one."""
     print(
         f"{result['images']} photographs ({result['photographs']}), {result['rounds']} rounds, one "
         "core; images/s and where our milliseconds go"
@@ -293,7 +288,6 @@ def describe(result: dict[str, Any]) -> None:
 
 
 def describe_batches(made: dict[str, Any]) -> None:
-    """Print part two."""
     print(
         f"  batches of {made['batch']}, {made['preset']}: {made['overhead_ms']:+.2f} ms for an "
         f"image on top of the functions; {os.cpu_count()} cores"

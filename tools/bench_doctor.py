@@ -109,7 +109,6 @@ class Row(NamedTuple):
 
 
 def parse() -> argparse.Namespace:
-    """Return the command line."""
     parser = Arguments(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="Folders of healthy runs.")
     parser.flag("plant", type=Path, help="Run to plant the faults in; default: the first.")
@@ -120,7 +119,6 @@ def parse() -> argparse.Namespace:
 
 
 def planted(run: Path, folder: Path) -> Iterator[Case]:
-    """Yield the faults of networks."""
     config = runs.run_config(run)
     data, size = config.data, config.model.image_size
     words = ["--dataset", data.name, "--split", data.test_split, f"--image_size={size}"]
@@ -140,7 +138,6 @@ def planted(run: Path, folder: Path) -> Iterator[Case]:
 
 
 def _other_record(run: Path, folder: Path) -> Path | None:
-    """Return a copy of a run whose record says 20 points more, as if its weights were another's."""
     records = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     if max(record["clean"] for record in records) > 0.8:
         return None
@@ -200,7 +197,6 @@ def _done(module: str, *words: str, **environment: str) -> subprocess.CompletedP
 
 
 def examined(case: Case, cache: Path) -> Row:
-    """Run the doctor on a case."""
     start = time.perf_counter()
     environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), "PLANTED_IN": case.run}
     done = _done("jaxrobust.doctor", *case.words, "--json", **environment)
@@ -211,7 +207,6 @@ def examined(case: Case, cache: Path) -> Row:
 
 
 def judged(case: Case, printed: dict[str, Any], seconds: float) -> Row:
-    """Read the doctor's JSON on a case."""
     findings = [finding for each in printed["examined"] for finding in each["findings"]]
 
     def named(level: str, follows: bool) -> list[str]:
@@ -246,7 +241,6 @@ def _summary(rows: list[Row]) -> str:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Examine all cases and print a table."""
     only = {name for name in args.only.split(",") if name}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:

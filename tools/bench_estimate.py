@@ -41,7 +41,6 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 def parse() -> argparse.Namespace:
-    """Return the command line."""
     words, changed = changes.divided(sys.argv[1:])
     parser = Arguments(__doc__)
     parser.add_argument("configs", nargs="*", default=["quickstart"], help="Configs to train.")
@@ -74,8 +73,6 @@ def command(module: str, *words: str, cache: Path, cpu: bool) -> tuple[str, floa
 def compared(
     config: str, changed: list[str], folder: Path, *, images: int, cpu: bool
 ) -> dict[str, Any]:
-    """Return the estimates of a config beside what it took."""
-
     def estimated() -> dict[str, Any]:
         words = (config, "--on", "cpu", "--images", str(images), "--json", *changed)
         out, _ = command("jaxrobust.estimate", *words, cache=folder / "unused", cpu=cpu)
@@ -114,7 +111,6 @@ def compared(
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare and print."""
     comparisons = {}
     unit = "CPU s" if args.cpu else "s"
     for config in args.configs:

@@ -38,7 +38,6 @@ TRACED_STEPS = 3
 
 
 def parse() -> argparse.Namespace:
-    """Return the command line."""
     parser = Arguments(__doc__)
     parser.add_argument(
         "configs",
@@ -127,7 +126,6 @@ def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, An
 
 
 def say(network: Network, side: str, batch: int, what: str) -> None:
-    """One line about a process, at once."""
     print(
         f"{config_name(network.config)}, {side}, batch {batch}: {what}", file=sys.stderr, flush=True
     )
@@ -215,10 +213,7 @@ def events(folder: Path) -> list[tuple[str, str, float]]:
 
 
 def shares(timed: Events, module: hlo.Module) -> tuple[dict[str, float], list[tuple[str, float]]]:
-    """(share of each kind of operation, [(operation, share)]), both from the costliest down.
-
-    Where a GPU is in the trace, only what ran on it counts.
-    """
+    """(share of each kind of operation, [(operation, share)]), of the GPU if there is one."""
     timed = list(timed)
     timed = [row for row in timed if row[0].startswith("/device:")] or timed
     by_name = {i.name: i for i in hlo.instructions(module.computations)}
@@ -277,7 +272,6 @@ def profile(network: Network, batch: int, folder: Path) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """One network's rows and ratios."""
     print(f"{' '.join([result['config'], *result['options']])}, bfloat16, {result['device']}")
     for row in result["rows"]:
         mfu = f"{row['mfu']:6.1%}" if row["mfu"] else "     -"
@@ -293,7 +287,6 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
     args = parse()
     check(args)
     given = {"image-size": args.image_size, "attack-steps": args.attack_steps}

@@ -37,7 +37,6 @@ def passes(record: AccuracyRecord) -> int:
 
 
 def compare(radii: str, flags: list[str], folder: Path) -> str:
-    """Return the comparison as a table, with the ratios below."""
     together, seconds = evaluated(folder / "ladder", f"--ladder={radii}", *flags)
     lines = ["| radius | ladder | alone | images robust in the ladder only | alone only | passes |"]
     lines += ["|---|---|---|---|---|---|"]
@@ -69,7 +68,6 @@ def compare(radii: str, flags: list[str], folder: Path) -> str:
 
 
 def main() -> None:
-    """Compare as the command line says."""
     words = sys.argv[1:]
     if words in ([], ["--help"]) or not re.fullmatch(r"[^-]\S*", words[0]):
         print(__doc__)

@@ -55,7 +55,6 @@ CONVS = (
 
 
 def _of_images(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Give a function of PyTorch's images as one of ours, channels last."""
     return lambda x, *rest, **how: function(x.permute(0, 3, 1, 2), *rest, **how).permute(0, 2, 3, 1)
 
 
@@ -121,7 +120,6 @@ def _other_cases(batch: int) -> Iterator[Case]:
 
 
 def _cases(batch: int, size: int, channels: int) -> Iterator[Case]:
-    """Yield (name, function, shapes of its operands, the same in PyTorch)."""
     image, wide = (batch, size, size, channels), (batch, size, size, 4 * channels)
     vector = (channels,)
     for name in sorted(depthwise.IMPLEMENTATIONS):
@@ -198,7 +196,6 @@ def time_torch(
 
 
 def main() -> None:
-    """Print one line or JSON record for each layer and stage."""
     parser = Arguments(__doc__)
     parser.flag("batch", type=int, default=8, help="Batch size; default: %(default)s.")
     parser.flag("repeats", type=int, default=7, help="Number of repetitions; default: %(default)s.")

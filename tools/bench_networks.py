@@ -19,7 +19,6 @@ def our_network(name: str, *, converted: bool) -> Any:
 
 
 def their_network(name: str) -> Any:
-    """Return the same in PyTorch, or the network of FILE.py:FUNCTION."""
     if name == "golden":
         net = _golden_in_torch()
     elif name == "convnext_n":

@@ -39,7 +39,6 @@ PAIR = "step,torch"  # of a network whose clean step alone compiles for minutes
 
 
 def parse() -> argparse.Namespace:
-    """Return the command line."""
     parser = Arguments(__doc__)
     parser.add_argument("config", help="Config whose step runs: its file, or FILE:ARGUMENTS.")
     parser.flag(
@@ -78,9 +77,7 @@ def parse() -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace, devices: int = 1) -> "ConfigDict":
-    """Return the config of the command line, unlocked, with its changes; `args.batch` is of a
-    device.
-    """
+    """Return the config of the command line, unlocked, changed; `args.batch` is of a device."""
     config = load_config(args.config)
     given = (
         (config.train, "batch_size", args.batch and args.batch * devices),
@@ -134,7 +131,6 @@ class Program(NamedTuple):
 
 
 def ours(config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray") -> Program:
-    """Return the step that the config trains with."""
     import jax
 
     from jaxrobust.runtime.devices import compilation, sharding
@@ -263,7 +259,6 @@ def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, floa
 
 
 def main() -> None:
-    """Measure and print."""
     args = parse()
     if args.topology:
         from tools import bench_topology

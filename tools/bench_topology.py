@@ -64,10 +64,7 @@ def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
 def abstract_step(
     mesh: "Mesh", setting: "Setting", logits_fn: "LogitsFn", *, slots: int, image: tuple[int, ...]
 ) -> tuple[Callable[..., Any], tuple[Any, ...], int]:
-    """Return (the program that makes steps in the engine's slots, its arguments, passes in a step).
-
-    Arguments are shapes: `logits_fn` a `Partial` of them, `image` H, W, C.
-    """
+    """Return the program of the engine's steps, its arguments as shapes, passes in a step."""
 
     import jax
     import jax.numpy as jnp

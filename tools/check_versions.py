@@ -82,12 +82,10 @@ def newest() -> str | None:
 
 
 def versions(python: str) -> str:
-    """Say the versions that an environment has."""
     return subprocess.check_output([python, "-c", _VERSIONS], text=True).strip()
 
 
 def main(arguments: list[str]) -> int:
-    """Run the tests on both, or on the one that is named; return the exit code."""
     if arguments == ["interpreters"]:
         print(*(path for _, path in interpreters()), sep="\n")
         return 0

@@ -127,8 +127,6 @@ def _imported(path: Path) -> set[str]:
 
 
 def _direct(below: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """Leave out what follows from other arrows."""
-
     def all_below(room: str) -> set[str]:
         return set().union(*({name} | all_below(name) for name in below[room]), set())
 
@@ -214,7 +212,6 @@ def svg(
     from_top: bool = False,
     back: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Draw boxes in rows with the arrows between them."""
     rows, paths = _with_bends(levels(below, from_top=from_top), below)
     height = {
         name: 22 + LINE * (box.title.count("\n") + len(box.lines)) for name, box in boxes.items()
@@ -286,7 +283,6 @@ def _box(box: Box, x: float, place: tuple[float, float], height: float) -> str:
 
 
 def pictures() -> dict[str, str]:
-    """Draw all pictures: their file in docs/, and their text."""
     made = {"rooms.svg": svg(*rooms(), title="The rooms; an arrow is an import")}
     for name, steps, title in (
         ("image.svg", IMAGE, "The life of an image in an evaluation"),
@@ -298,7 +294,6 @@ def pictures() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write all pictures."""
     DOCS.mkdir(exist_ok=True)
     for name, text in pictures().items():
         (DOCS / name).write_text(text)

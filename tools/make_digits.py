@@ -121,7 +121,6 @@ def write(images: np.ndarray, labels: np.ndarray, target: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return 0, or 2 with one sentence on stderr when scikit-learn is missing."""
     parser = Arguments(__doc__)
     parser.flag(
         "target", type=Path, default=TARGET, help="Folder that is written; default: %(default)s."

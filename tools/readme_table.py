@@ -29,7 +29,6 @@ HEAD = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and print."""
     parser = Arguments(__doc__ or "")
     parser.add_argument("places", nargs="*", type=Path, help="Runs, and config files.")
     places = parser.parse_args(argv).places

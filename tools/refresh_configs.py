@@ -22,18 +22,15 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Any:
-    """Return a config, `NAME` or `NAME:ARGUMENTS`."""
     file, _, arguments = name.partition(":")
     return importlib.import_module(f"configs.{file}").get_config(*[arguments] * bool(arguments))
 
 
 def resolved(name: str) -> str:
-    """All values of a config as JSON."""
     return json.dumps(json.loads(load(name).to_json()), indent=2) + "\n"
 
 
 def golden(name: str) -> Path:
-    """Where the text of a config is kept."""
     return ROOT / "tests" / "golden_configs" / f"{config_name(name)}.json"
 
 

@@ -22,7 +22,6 @@ COUNTED: dict[str, tuple[int, int, str, str]] = {
 
 
 def text(rows: Iterable[table.Architecture]) -> str:
-    """Return the file, a line for each architecture."""
     lines = [
         f'    "{row.name}": ({row.parameters}, {row.multiply_adds}, "{row.stem}", "{row.norms}"),\n'
         for row in rows

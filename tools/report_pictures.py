@@ -32,7 +32,6 @@ _FLAGS = [
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make the pictures that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -75,11 +74,7 @@ def screenshot(text: str, width: int, height: int) -> Image.Image:
 
 
 def small(image: Image.Image) -> bytes:
-    """Return an image as PNG with as many colours as fit.
-
-    Raises:
-      ValueError: it does not fit with 32 colours.
-    """
+    """Return an image as PNG with as many colours as fit; `ValueError`: not even 32 do."""
     for colours in (256, 128, 64, 32):
         held = io.BytesIO()
         image.quantize(colours, dither=Image.Dither.NONE).save(held, "png", optimize=True)

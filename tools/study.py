@@ -35,7 +35,6 @@ STUDIES = ("cifar_study", "residual_study", "aligned_study")
 
 
 def main() -> None:
-    """Make what is left; print the table."""
     parser = Arguments(__doc__)
     parser.flag("study", choices=STUDIES, default=STUDIES[0], help="Config whose runs are made.")
     parser.flag("out", type=Path, default=Path("runs/study"), help="Folder of the runs.")
@@ -56,7 +55,6 @@ def main() -> None:
 
 
 def study(name: str) -> Any:
-    """Return the module of a study's config."""
     return importlib.import_module(f"configs.{name}")
 
 

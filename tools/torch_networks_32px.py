@@ -50,7 +50,6 @@ class _Block(nn.Module):
 
 
 def _preact_resnet(stem: int, depths: tuple[int, ...], widths: tuple[int, ...]) -> nn.Module:
-    """Return a ResNet of pre-activation blocks, whose stages after the first halve the map."""
     layers: list[nn.Module] = [nn.Conv2d(3, stem, 3, 1, 1, bias=False)]
     ins = stem
     for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
@@ -62,7 +61,6 @@ def _preact_resnet(stem: int, depths: tuple[int, ...], widths: tuple[int, ...]) 
 
 
 def _trained(name: str, net: nn.Module) -> nn.Module:
-    """Return a network with its weights of `runs/torch`, if there are some, in eval mode."""
     path = WEIGHTS / f"{name}.pt"
     if path.exists():
         net.load_state_dict(torch.load(path, weights_only=True))
@@ -142,7 +140,6 @@ def train(name: str, images: Any, labels: Any, minutes: float) -> nn.Module:
 
 
 def main() -> None:
-    """Train and write."""
     from jaxrobust.data.stream import arrays
 
     parser = Arguments(__doc__)

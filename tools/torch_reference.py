@@ -13,11 +13,7 @@ from jaxrobust.convert.torch_attack import apgd
 
 
 def randomised(net: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Return the network with weights under which each part of it shows in the logits.
-
-    A fresh network of timm's has layer scales of 1e-6, no biases and batch statistics 0 and 1: a
-    mistake in most of its parts would not change its logits.
-    """
+    """Return the network with weights under which each part of it shows in the logits."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in net.state_dict().items():
@@ -66,16 +62,7 @@ def pgd(
 
 
 class Trainer:
-    """One network, its AdamW and its moving average; `step(images, labels) -> loss`.
-
-    Args:
-      step_size: of PGD, in pixels; None: the attack is APGD, which takes at most 9 steps.
-      device: where all of it lives; on a GPU the update is PyTorch's fused AdamW.
-      dtype: what `torch.autocast` computes in; float32: no autocast.
-      channels_last: weights and images as NHWC in memory.
-      compiled: `torch.compile` of the network: one graph for the attack, which is in eval mode and
-        has input gradients only, and one for the update.
-    """
+    """One network, its AdamW and its moving average; `step(images, labels) -> loss`."""
 
     def __init__(
         self,
@@ -86,12 +73,12 @@ class Trainer:
         ema_decay: float,
         epsilon: float,
         attack_steps: int,
-        step_size: float | None = None,
+        step_size: float | None = None,  # of PGD, in pixels; None: APGD, of at most 9 steps
         decay_mask: str = "not-bias",
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        channels_last: bool = False,
-        compiled: bool = False,
+        device: str = "cpu",  # of all of it; on a GPU the update is PyTorch's fused AdamW
+        dtype: torch.dtype = torch.float32,  # of `torch.autocast`; float32: none
+        channels_last: bool = False,  # weights and images as NHWC in memory
+        compiled: bool = False,  # `torch.compile`: a graph for the attack, one for the update
     ) -> None:
         self.device, self.dtype = torch.device(device), dtype
         self.layout = torch.channels_last if channels_last else torch.preserve_format

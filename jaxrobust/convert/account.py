@@ -157,7 +157,10 @@ def row(record: AccuracyRecord) -> tuple[str, str, str, str, str]:
     robust = record.robust
     attack = _attack(record) if record.attacks and robust is not None else "none"
     by = record.published_by
-    stands = f"published by {by}" if by else _stands(record)
+    number = f"record {record.evaluation} of " if record.evaluation else "record of "
+    flags = f", flags: {', '.join(record.flags)}" if record.flags else ""
+    own = f"{number}{record.time}, commit {str(record.commit)[:12]}, {record.device}{flags}"
+    stands = f"published by {by}" if by else own
     shown = "-" if robust is None else f"{robust:.2%}"
     clean = "-" if record.clean is None else f"{record.clean:.2%}"
     return images(record), attack, clean, shown, stands
@@ -168,9 +171,3 @@ def _attack(record: AccuracyRecord) -> str:
         return records.attack_line(record)
     name = records.attack_line(record).partition(",")[0]
     return f"{name}, {record.threats[0].written()}"
-
-
-def _stands(record: AccuracyRecord) -> str:
-    number = f"record {record.evaluation} of " if record.evaluation else "record of "
-    flags = f", flags: {', '.join(record.flags)}" if record.flags else ""
-    return f"{number}{record.time}, commit {str(record.commit)[:12]}, {record.device}{flags}"

@@ -1,7 +1,4 @@
-"""How well a network agrees with its reference: names, logits, gradients, and attacks on both.
-
-`jaxrobust certificate` calls `compare`, and an import and an export measure the same.
-"""
+"""How well a network agrees with its reference: names, logits, gradients, and attacks on both."""
 
 import importlib.metadata
 import json
@@ -46,12 +43,7 @@ def certify(
     compared: dict[str, Path],
     images: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Measure how well a network agrees with its reference; None: none is installed.
-
-    Args:
-      compared: "ours" and "theirs", where they are files.
-      images: f32[B,H,W,C] in [0, 1]; default: seeded smooth ones.
-    """
+    """Measure how well a network agrees with its reference; None: none is installed."""
     certificate: dict[str, Any] = {
         "model": network.name,
         "num_classes": network.num_classes,
@@ -129,7 +121,6 @@ def _versions() -> dict[str, str]:
 
 
 def _names(network: Network, reference: Reference) -> dict[str, Any]:
-    """Count the names of the reference that are ours, and those of them that hold the same bits."""
     theirs = {k: v.numpy() for k, v in reference.net.state_dict().items()}
     wrapped = any(key.startswith("normalize.") for key in theirs)
     ours = references.named(network, wrapped=wrapped)
@@ -141,7 +132,6 @@ def _names(network: Network, reference: Reference) -> dict[str, Any]:
 
 
 def _faults(found: dict[str, Any]) -> list[str]:
-    """List the measurements that exceed their bars."""
     faults, names = [], found["names"]
     if names["matched"] != names["reference"]:
         faults.append(
@@ -198,14 +188,7 @@ def compare(
     options: dict[str, Any] | None = None,
     images: Path | None = None,
 ) -> dict[str, Any]:
-    """Compare weights with those of a reference, and write the certificate, which comes back.
-
-    Args:
-      weights: ours, a file or an imported folder; the certificate is written beside them.
-      against: theirs, a .pt, .pth or .safetensors file, or the .py of an exported module.
-      model: of our network, or a RobustBench id; None: what the folder says.
-      images: folder of photographs; None: seeded smooth images.
-    """
+    """Compare weights with those of a reference; the certificate beside them comes back."""
     about = (weights_folder.about(weights) or {}) if weights.is_dir() else {}
     layout = str(model if model in PUBLISHED else about.get("published_id") or "timm")
     name = PUBLISHED[layout].model if model in PUBLISHED else model

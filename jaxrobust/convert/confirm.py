@@ -23,10 +23,7 @@ _BATCH = 250
 def verdicts(
     net: Any, record: AccuracyRecord, ledger: Path, count: int, *, data_dir: str | None = None
 ) -> str:
-    """Attack the first images of a record with pyautoattack, and say how many verdicts are equal.
-
-    `net` is in evaluation mode; `ledger`, of the same evaluation, holds verdicts image by image.
-    """
+    """Attack the first images of a record with pyautoattack, and count the equal verdicts."""
     try:
         import pyautoattack
     except ImportError as error:

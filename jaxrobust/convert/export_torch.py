@@ -1,8 +1,4 @@
-"""Weights as files for this package, for PyTorch, for the model hub and for RobustBench.
-
-`jaxrobust export` calls `export`; a certificate beside the weights says how well the file agrees
-with the network, and a file that computes something else is not written.
-"""
+"""Weights as files for this package, for PyTorch, for the model hub and for RobustBench."""
 
 import contextlib
 import os
@@ -81,7 +77,9 @@ def _check(given: Settings) -> None:
             raise ValueError(f"--{extra[0]} belongs to --weights; a run knows its own")
     elif given.phase:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
-    _check_selected(given)
+    named = [key for key in ("weights", "phase", "which") if getattr(given, key) is not None]
+    if given.selected and named:
+        raise ValueError(f"--selected names the weights of a --workdir; leave --{named[0]} out")
     layouts.known(given.layout, given.out)
     if given.out.exists() and not given.out.is_dir():
         raise ValueError(f"--out {given.out} is a file; name a folder")
@@ -90,12 +88,6 @@ def _check(given: Settings) -> None:
     _check_entry(given)
     if given.record and not given.record.is_file():
         raise ValueError(f"--record {given.record}: no such file; evaluations write results.jsonl")
-
-
-def _check_selected(given: Settings) -> None:
-    named = [key for key in ("weights", "phase", "which") if getattr(given, key) is not None]
-    if given.selected and named:
-        raise ValueError(f"--selected names the weights of a --workdir; leave --{named[0]} out")
 
 
 def _check_entry(given: Settings) -> None:
@@ -124,7 +116,6 @@ def _check_entry(given: Settings) -> None:
 
 
 def _entry_id(given: Settings) -> str:
-    """Return the RobustBench id of the entry that is asked for; empty: none is."""
     own = given.layout if given.layout in PUBLISHED else ""
     return (given.id or own) if given.record else ""
 
@@ -180,10 +171,7 @@ def _known(given: Settings, known: Account, sha256: str) -> Account:
 def of_run(
     workdir: Path, phase: str | None, which: str | None, chosen: kept.Choice | None = None
 ) -> tuple[Network, str]:
-    """Read the network of a run with its best weights, or those chosen, and their name.
-
-    The best checkpoint holds what the run evaluates; the other kind is in the latest one only.
-    """
+    """Read the network of a run with its best weights, or those chosen, and their name."""
     config = runs.run_config(workdir, chosen.phase if chosen else phase)
     models.known(config.model.name)  # of a user's function nobody knows the PyTorch side
     if chosen:
@@ -227,7 +215,6 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
 def _measured(
     given: Settings, network: Network, origin: Path | None, file: Path
 ) -> dict[str, Any] | None:
-    """Write the certificate of a staged file beside its weights; None: nothing to compare."""
     if given.nocertificate or given.layout == "jaxrobust":
         return None
     weights = layouts.weights_of(file)

@@ -1,8 +1,4 @@
-"""Weights of files, URLs, the hub, timm and RobustBench as a folder of this package.
-
-`jaxrobust import` calls `import_weights`; the certificate beside the weights says how well they
-agree with the reference network.
-"""
+"""Weights of files, URLs, the hub, timm and RobustBench as a folder of this package."""
 
 import runpy
 import sys
@@ -34,13 +30,7 @@ def import_weights(
     sha256: str | None = None,
     certified: bool = True,
 ) -> dict[str, Any]:
-    """Import weights of any source into a new folder `out`, and say what was done.
-
-    Args:
-      request: the network, its size, and what is drawn anew.
-      sha256: what the file must have.
-      certified: whether the weights are compared with their reference network.
-    """
+    """Import weights of any source into a new folder `out`, and say what was done."""
     weights_folder.check_free(out)
     _check_numbers(request)
     imports.check_model(request.model)

@@ -75,10 +75,7 @@ def reference(
 ) -> Reference | None:
     """Build a reference with a file's weights; without PyTorch: None; `ValueError`: no fit.
 
-    Args:
-      path: a PyTorch or safetensors file, or a module that jaxrobust export wrote (.py).
-      layout: "timm", or a RobustBench id, whose file RobustBench's own loader then reads.
-      which: "ema" or "raw", of a file that says which its weights are.
+    `layout`: "timm", or a RobustBench id, whose own loader then reads the file.
     """
     try:
         import torch  # noqa: F401
@@ -163,7 +160,6 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
 
 
 def _built(network: Network) -> tuple[Any, str, bool]:
-    """Build (network, where from, whether it is not ours), with weights as it draws them."""
     from jaxrobust.convert import torch_networks
 
     sizes = {"num_classes": network.num_classes, "in_chans": network.in_channels}

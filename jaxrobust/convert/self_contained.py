@@ -142,7 +142,6 @@ def _code(file: Path) -> str:
 
 
 def _taken(tree: ast.Module, shared: ast.Module) -> list[ast.stmt]:
-    """List the definitions of `shared` that `tree` imports, and those that these need."""
     wanted = {
         alias.name
         for node in tree.body
@@ -180,7 +179,6 @@ def _at_import(node: ast.stmt) -> set[str]:
 
 
 def _imports(trees: list[ast.Module], used: set[str]) -> str:
-    """Write the imports of several files that are used, and those of `load()`."""
     whole: set[str] = {"hashlib", "torch"}
     parts: dict[str, set[str]] = {"pathlib": {"Path"}, "torch": {"nn"}}
     for node in (node for tree in trees for node in tree.body):

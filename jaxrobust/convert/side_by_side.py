@@ -207,8 +207,6 @@ def _cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _transfer(ours: Side, theirs: Side, images, labels) -> dict[str, Any]:
-    """Attack each network; count the images that the result fools on both, and the mean loss."""
-
     def reached(side: Side, adversarial) -> dict[str, float]:
         logits = side.logits_and_gradient(adversarial, labels, "float32")[0].astype(np.float64)
         shifted = logits - logits.max(1, keepdims=True)

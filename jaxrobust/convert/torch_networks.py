@@ -68,10 +68,7 @@ def import_robustbench() -> ModuleType:
 
 
 def network(name: str, *, img_size: int = 224, **options: Any) -> torch.nn.Module:
-    """Build the PyTorch network under our name, in training mode, with some initialisation.
-
-    `options` are those of timm's constructor, such as `num_classes`, `in_chans`, `drop_path_rate`.
-    """
+    """Build the PyTorch network under our name, in training mode; `options` are timm's."""
     reference, family = models.member(name).reference, models.family(name)
     base, options = reference.base, {**reference.options, **options}
     ins = options.get("in_chans", 3)

@@ -1,7 +1,4 @@
-"""Compare a converted network with PyTorch's own: logits, input gradients, time, every operator.
-
-Needs PyTorch, imported inside of functions only.
-"""
+"""Compare a converted network with PyTorch's own: logits, input gradients, time, every operator."""
 
 import contextlib
 import functools
@@ -70,10 +67,7 @@ def compared(
 
 
 def check(network: Converted, images: np.ndarray) -> tuple[float, float]:
-    """Measure by how much logits and input gradients differ; `ValueError`: too much.
-
-    The message names the first operator whose values differ, or says that it is no function.
-    """
+    """Measure how much logits and input gradients differ; `ValueError`: too much, and where."""
     return _checked(network, images, _torch_pass(network), _jax_pass(network, lambda f: f))
 
 
@@ -113,7 +107,6 @@ def _generators() -> tuple[Any, ...]:
 
 
 def _check_again(first: Any, second: Any, *, drawn: bool) -> None:
-    """Refuse passes on the same images that differ, or draw of Python's or NumPy's generators."""
     apart = _largest(second[0], first[0]), _length(second[1], first[1])
     if drawn or any(value > limit for value, limit in zip(apart, _AGAIN, strict=True)):
         raise ValueError(
@@ -147,9 +140,7 @@ def _check_alone(images: np.ndarray, all_of: Any, theirs: Pass, bars: tuple[floa
 def _at_once(one: Pass, images: np.ndarray, seconds: float) -> int:
     """Choose the number of images of a pass: twice as many where each then costs less.
 
-    So it is where maps are small and weights large, as in the last stages of a ResNet-18 at 32 px:
-    49 ms an image in passes of 8 on one core, 39 in passes of 16, 37 in passes of 32; a ViT's
-    tokens take 16 to 17 in either. Short passes, of which most is dispatch, say nothing.
+    So it is where maps are small and weights large. Short passes, mostly dispatch, say nothing.
     """
     if len(images) < FEW or seconds < DISPATCH:
         return FEW
@@ -327,7 +318,6 @@ def first_difference(network: Converted, images: np.ndarray) -> str | None:
 
 
 def _off(ours: Any, theirs: Any) -> float:
-    """Return the largest difference of two values, or of two lists of them; of sizes, none."""
     if isinstance(theirs, list | tuple):
         pairs = [(programs.plain(o), t) for o, t in zip(ours, theirs, strict=True) if o is not None]
         return max((_off(*pair) for pair in pairs), default=0.0)

@@ -39,13 +39,7 @@ def built(
     *,
     random: bool = False,
 ) -> Built:
-    """Build the network that `name` says; a user's file or module is run, nothing else.
-
-    Args:
-      what: the flag that holds the name, for messages.
-      name: MODULE:FUNCTION, FILE.py:FUNCTION, FILE.pt2, or a file of torch.jit.save.
-      output, random: see `torch.from_module`.
-    """
+    """Build the network that `name`, of the flag `what`, says; only a user's own code is run."""
     path = Path(name)
     archive = scripted.is_file(path)
     if path.suffix in _WEIGHTS and not archive:
@@ -115,11 +109,7 @@ def in_jax(
 ) -> tuple[Any, int]:
     """Convert a network; say how many images at once are cheapest, after both sides agreed on some.
 
-    Args:
-      what: the flag, for messages.
-      images: f32[B,H,W,C] in [0, 1], `agreement.FEW` real ones.
-      rewrite: what the evaluation does with a network's function on this platform.
-      following: attacks that are asked for and follow gradients.
+    `what` is the flag, for messages; `following`: attacks that are asked for and follow gradients.
     """
     from jaxrobust.interop import agreement
     from jaxrobust.interop import torch as conversion
@@ -158,7 +148,6 @@ def in_jax(
 
 @contextlib.contextmanager
 def _explained(what: str, name: str) -> Iterator[None]:
-    """Begin what goes wrong with the flag and its value."""
     start = f"{what}={name}: "
     try:
         yield

@@ -98,12 +98,7 @@ def run(
     images: Array,
     key: Array | None = None,
 ) -> dict[str, Any]:
-    """Compute all values of a program, by name, of images f[B,H,W,C].
-
-    Args:
-      weights: arrays by their keys; their floating type is what is computed in.
-      key: of all that is drawn; each draw has another key, by its place among them.
-    """
+    """Compute all values of a program, by name, of images f[B,H,W,C]; draws have keys of `key`."""
     keys = {}
     if program.draws:
         assert key is not None, "it draws random numbers"
@@ -228,7 +223,6 @@ def _is_last(value: Any) -> bool:
 
 
 def _can_join(operands: list[Any]) -> bool:
-    """Tell whether there are values with channels last, and none that has more axes."""
     axes = [operand.array.ndim for operand in operands if isinstance(operand, ChannelsLast)]
     return bool(axes) and max(axes) >= max(getattr(plain(o), "ndim", 0) for o in operands)
 

@@ -155,7 +155,6 @@ def _shape(shape: Any) -> str:
 
 
 def _some(images: Any, count: int) -> np.ndarray:
-    """Return the first of some images as f32[B,H,W,C], or as many random ones of their shape."""
     arrays = isinstance(images, np.ndarray | jax.Array)
     first = np.asarray(images[:count] if arrays else images[:count].detach(), np.float32)
     first = first if arrays else first.transpose(0, 2, 3, 1)
@@ -165,7 +164,6 @@ def _some(images: Any, count: int) -> np.ndarray:
 
 
 def _image(images: Any) -> tuple[int, int, int]:
-    """Return H, W, C of images, or of a tensor of PyTorch."""
     shape = tuple(images.shape)
     if len(shape) != 4:
         raise ValueError(f"images have shape {shape}; pass [B,H,W,C], or a tensor [B,C,H,W]")

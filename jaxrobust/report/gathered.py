@@ -91,10 +91,7 @@ class Gathered(NamedTuple):
 def gather(
     places: Sequence[Path], *, metrics_of: Callable[[Path], Metrics] = curves.read
 ) -> Gathered:
-    """Return the runs and evaluations of places: runs, files of records, or folders of either.
-
-    `ValueError`: a place is not there, or there is nothing to show in all of them.
-    """
+    """Return the runs and evaluations of places: runs, files of records, or folders of either."""
     notes: list[str] = []
     runs: dict[Path, None] = {}
     files: dict[Path, None] = {}
@@ -119,7 +116,6 @@ def gather(
 
 
 def _placed(one: Evaluation, runs: Sequence[Run]) -> Evaluation:
-    """Return an evaluation with the run that it is of, if its config is that of one alone."""
     if one.run is not None:
         return one
     same = [run for run in runs if one.record.config_sha256 == run.config_sha256]
@@ -148,7 +144,6 @@ def _found(place: Path) -> Iterator[Path]:
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
-    """Return the shortest ends of paths that tell them apart; an evaluation is named as its run."""
     own = {f: f.resolve().parent if _is_of_run(f) else f.resolve() for f in folders}
     ends = {path: 1 for path in own.values()}
 
@@ -220,7 +215,6 @@ def _noted(folder: Path, phases: list[str], notes: list[str]) -> Iterator[Event]
 
 
 def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:
-    """Return the steps that a config asks for: whole batches of each epoch."""
     planned = {}
     images = held.get("data.train_split.records")
     for phase, own in config.items():

@@ -81,7 +81,6 @@ def _legend(items: list[ElementTree.Element], top: float) -> tuple[list[Html], f
 
 
 def _written(drawn: ElementTree.Element) -> Html:
-    """Return an element as text, with the page's style sheet in it, element by element."""
     for element in drawn.iter():
         if style := _style(element.tag, set(element.get("class", "").split())):
             element.set("style", style)

@@ -39,7 +39,6 @@ KNOWN = _known_images()
 
 
 def healthy(x: Array) -> Array:
-    """Return the logits of the run's network."""
     return NET.apply(PARAMS, STATS, x)[0]
 
 
@@ -78,7 +77,6 @@ def train_mode(x: Array) -> Array:
 
 
 def softmax(x: Array) -> Array:
-    """Return probabilities."""
     return jax.nn.softmax(healthy(x))
 
 
@@ -117,12 +115,10 @@ def shifted_order(x: Array) -> Array:
 
 
 def bgr(x: Array) -> Array:
-    """Expect the channels as OpenCV reads them."""
     return healthy(x[..., ::-1])
 
 
 def rounded(x: Array) -> Array:
-    """Round the pixels to 17 levels, as a defence does."""
     return healthy(jnp.round(x * 16) / 16)
 
 

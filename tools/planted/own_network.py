@@ -11,7 +11,6 @@ MEAN, STD = ([[[[0.485, 0.456, 0.406]]]], [[[[0.229, 0.224, 0.225]]]])  # of Ima
 
 
 def make(num_classes: int, image_size: int, in_channels: int, **options: Any) -> Classifier:
-    """Return a small ConvNeXt behind the normalisation."""
     net = models.create(
         "convnext_n",
         num_classes=num_classes,

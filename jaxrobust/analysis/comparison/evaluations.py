@@ -42,11 +42,7 @@ class Evaluation(NamedTuple):
 
 
 def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
-    """Return the evaluations of `PLACE[#NUMBER]`s, on the images that are common to all of them.
-
-    `threat`: only those under NORM:RADIUS, or "clean". `ValueError`: fewer than two, one that
-    cannot be read, or what cannot be compared; with all that differs.
-    """
+    """Read `PLACE[#NUMBER]`s on their common images; `ValueError`: they cannot be compared."""
     if len(places) < 2:
         raise ValueError("one evaluation has nothing to compare with; name two or more")
     ball = None if threat is None else _ball(threat)
@@ -111,14 +107,12 @@ def _load(
 
 
 def _held(place: str) -> tuple[str, str, dict[str, Ours]]:
-    """Return the folder of a place, the number that it wants, and all that the folder holds."""
     folder, _, wanted = (place, "", "") if Path(place).exists() else place.partition("#")
     held = {str(o.record.evaluation): o for o in matching.collect([Path(folder)])}
     return folder, wanted, held
 
 
 def _fitting(folder: str, beside: Sequence[AccuracyRecord], held: dict[str, Ours]) -> list[str]:
-    """Return the names of those evaluations of a folder that ask what a record `beside` asks."""
     questions = [dict(_question(record)) for record in beside]
     return [
         f"{folder}#{key} ({records.attack_line(o.record)})"
@@ -208,7 +202,6 @@ _OPTIONAL = (
 
 
 def _question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
-    """Yield what must be the same in two records for their verdicts to be comparable."""
     yield "data set", record.dataset
     yield "split", record.split
     yield "list of images", record.ids_sha256

@@ -27,10 +27,7 @@ def _ended(logits_fn, drawn, images, labels, *, steps, threat, step_size):
 
 
 def pgd(seen: Seen, *, steps: int, seed: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the end of PGD from a random start, f32[N,H,W,C], and its logits f32[N,C].
-
-    The step is 1.5 epsilon / steps, as in the thesis (section 4.1.2 and its code).
-    """
+    """Return the end of PGD with steps of 1.5 epsilon / steps, f32[N,H,W,C], and its logits."""
     step_size = 1.5 * seen.threat.epsilon / steps
     settings = {"threat": seen.threat, "steps": steps, "step_size": step_size}
     drawn, ends = keys(seen, seed), []

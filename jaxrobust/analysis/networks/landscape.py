@@ -72,7 +72,6 @@ def _training_split(named: dict[str, Any]) -> str:
 
 
 def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
-    """Count the points of a table, and remove a line that was cut off."""
     if not table.exists():
         return 0
     text = table.read_text()
@@ -113,7 +112,6 @@ def _computed(
 
 
 def _read(table: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the coordinates f64[S] and the losses f64[S,S] of a whole table."""
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     side = round(len(rows) ** 0.5)

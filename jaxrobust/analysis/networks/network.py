@@ -116,10 +116,7 @@ def _images(source: registry.Source, subject: Subject, n: int, wanted: str | Non
 
 
 def other(place: str, like: Seen) -> tuple[str, Subject, LogitsFn]:
-    """Return the name, the subject and the logits of another network for the same classes.
-
-    `place`: a run, an imported folder, a RobustBench or timm id, or NAME=FILE of weights.
-    """
+    """Return name, subject and logits of another network (a place or NAME=FILE)."""
     name, equals, file = place.partition("=")
     about = like.subject
     named: dict[str, Any] = {"weights": place}

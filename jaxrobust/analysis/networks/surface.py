@@ -23,9 +23,8 @@ _TINY = 1e-10
 def direction(params: dict[str, Any], seed: int, number: int) -> dict[str, np.ndarray]:
     """Return direction `number` of a seed: normal entries, each filter scaled to the norm it has.
 
-    A filter is what gives one output of a convolution or linear map, along the last axis of its
-    kernel. Class tokens, tables of positions and other arrays of several axes count as one; those
-    of one axis stay where they are. An array's draws depend on its name.
+    A filter gives one output of a kernel; other arrays of several axes count as one, and those of
+    one axis stay where they are. An array's draws depend on its name.
     """
     scaled = {}
     for name, value in params.items():
@@ -57,9 +56,7 @@ def losses(
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Return a function of points f32[P,2] to mean cross-entropy and accuracy there, f64[P] each.
 
-    All calls of as many points are one compiled program; the devices of `mesh` share the points.
-    `images` f32[N,H,W,C] in [0, 1] and `labels` i32[N] are the same at every point; `batch`, the
-    images at a time, changes the sum's rounding only.
+    The devices of `mesh` share the points; `batch` changes the sum's rounding only.
     """
     steps = -(-len(images) // batch)
     short = steps * batch - len(images)

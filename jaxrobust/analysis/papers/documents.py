@@ -14,11 +14,7 @@ def answer(
     out: Path | None = None,
     alike: bool = False,
 ) -> str:
-    """Show tables of papers beside the records of some places, or write them to the folder `out`.
-
-    `alike`: also records of another training or of other images. `ValueError`: there is no such
-    paper, table or record.
-    """
+    """Show tables of papers beside the records of some places, or write them to `out`."""
     if table and not paper:
         raise ValueError("--table needs --paper, whose table it is")
     names = [paper] if paper else list(tables.PAPERS)

@@ -29,11 +29,7 @@ class Filled(NamedTuple):
 
 
 def filled(table: Table, records: list[Ours], *, alike: bool = False) -> Filled:
-    """Return a table with the last record that measures each value.
-
-    With `alike`, where there is none, with the last of the same network and attack whose training
-    or images are others.
-    """
+    """Return a table with the last record of each value, else, if `alike`, the last near it."""
     cells: dict[tuple[int, str], Cell] = {}
     for index, row in enumerate(table.rows):
         for key, what in table.attacked().items():
@@ -193,7 +189,6 @@ def _nearest(ours: Ours, shown: list[Filled]) -> str:
 
 
 def _concerns(what: dict[str, Any], record: "AccuracyRecord") -> bool:
-    """Tell whether a record may be near a result: clean ones near clean ones."""
     if what["attack"] == "corruptions" or record.corruptions:
         return what["attack"] == "corruptions" and bool(record.corruptions)
     return (what["attack"] == "clean") == (not record.attacks)

@@ -41,10 +41,7 @@ class Ours(NamedTuple):
 
 
 def collect(places: list[Path]) -> list[Ours]:
-    """Return the records of runs, of folders of evaluations, and of files of records.
-
-    A config belongs to a record whose `config_sha256` it has.
-    """
+    """Return the records of places, with the config whose hash a record has."""
     configs: dict[str, dict[str, Any]] = {}
     collected: list[Ours] = []
     for place in places:
@@ -92,10 +89,7 @@ def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def differences(
     table: Table, row: dict[str, Any], key: str, ours: Ours, *, of_training: bool = True
 ) -> list[str]:
-    """List all that is in the way of a record as the measurement of one value of a table.
-
-    Without `of_training`, network, data set, objective and attack alone must be the same.
-    """
+    """List all that is in the way of a record as the measurement of one value of a table."""
     what = table.results[key]
     return [
         *_other_network(table, row, ours, of_training),

@@ -58,7 +58,6 @@ def points(filled: Filled, records: list[Ours]) -> list[Point]:
 
 
 def _told_apart(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Return the name of a row, with epochs and steps where another has the same name."""
     name = named(row)
     if sum(named(other) == name for other in rows) > 1:
         units = {"epochs": "epochs", "attack_steps": "steps"}
@@ -67,7 +66,6 @@ def _told_apart(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def _beside(what: dict[str, Any], records: list[Ours], used: set[int]) -> list[Point]:
-    """Return the records that no row has, in the same ball and attack; of other images perhaps."""
     shown: list[Point] = []
     for number, ours in enumerate(records):
         record = ours.record

@@ -27,7 +27,6 @@ _OF_NETWORK = ("stages", "patch")  # which are options of it, see `matching`
 
 @functools.cache
 def _published() -> dict[str, Any]:
-    """Read the networks, stems and starts of "Revisiting Adversarial Training" in its config."""
     return runpy.run_path(str(RECIPES / "revisiting_at.py"))
 
 
@@ -78,7 +77,6 @@ def _design(model: ModelSection) -> str | None:
 
 
 def _augmented(seen: Config) -> dict[str, Any]:
-    """Return the augmentation in the words of the tables: a name, or what is mixed and erased."""
     preset = PRESETS.get(seen.data.augmentation, Preset(seen.data.augmentation))
     strengths = [seen.mixup.mixup, seen.mixup.cutmix, seen.erase.probability]
     usual = [preset.mixup, preset.cutmix, preset.erase]
@@ -107,7 +105,6 @@ def _strengths(preset: Preset) -> list[float]:
 
 
 def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
-    """Return `start` and `pretrain_epochs`, where they are one of the tables'."""
     init = whole.init
     if (whole[last].start, whole[last].stem, whole[last].head) != (None, "keep", "keep"):
         return {}

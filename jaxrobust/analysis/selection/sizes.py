@@ -50,10 +50,7 @@ def at_size(
     steps: int | None,
     folder: Path,
 ) -> Size:
-    """Prepare the evaluation of candidates at an image size; nothing compiles yet.
-
-    `steps` are of APGD-CE; None: the attack is AutoAttack, whose ledgers lie in `folder`.
-    """
+    """Prepare the evaluation of candidates at an image size; nothing compiles yet."""
     source = splits.opened(config, "selection_split")
     wanted = subjects.preprocessing(subjects.of_run(run, phase), image_size, source)
     config = changed(config, {"model": {"image_size": image_size}})

@@ -1,6 +1,6 @@
 """CaiT in PyTorch.
 
-Source: Touvron et al. 2021 (arXiv 2103.17239). Parity: tests/convert/test_torch_modules.py.
+Source: Touvron et al. 2021 (arXiv 2103.17239).
 """
 
 from collections import OrderedDict
@@ -12,25 +12,16 @@ from jaxrobust.convert.torch_modules.layers import EPS, ClassAttention, mlp
 
 
 def model(
-    dim: int,
+    dim: int,  # width, number of blocks on the patches, attention heads
     depth: int,
     heads: int,
-    gamma_init: float = 1e-5,
-    class_depth: int = 2,
-    stem_strides: tuple[int, ...] = (16,),
-    image_size: int = 224,
+    gamma_init: float = 1e-5,  # of the layer scales
+    class_depth: int = 2,  # layers in which only the class token attends
+    stem_strides: tuple[int, ...] = (16,),  # of the one convolution; its kernel is as large
+    image_size: int = 224,  # side in pixels; the number of positions follows from it
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      dim, depth, heads: width, number of blocks on the patches, attention heads.
-      gamma_init: of the layer scales.
-      class_depth: layers in which only the class token attends.
-      stem_strides: of the one convolution that cuts the patches; its kernel is as large.
-      image_size: side in pixels; the number of positions follows from it.
-    """
     (stride,) = stem_strides
     stem = nn.Conv2d(in_channels, dim, stride, stride=stride)
     positions = (image_size // stride) ** 2

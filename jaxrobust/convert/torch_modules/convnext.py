@@ -1,7 +1,6 @@
 """ConvNeXt with PatchStem or ConvStem in PyTorch.
 
 Sources: Liu et al. 2022 (arXiv 2201.03545); stems: Singh, Croce, Hein 2023 (arXiv 2303.01870).
-Parity: tests/convert/test_torch_modules.py.
 """
 
 from collections import OrderedDict
@@ -13,25 +12,16 @@ from jaxrobust.convert.torch_modules.layers import EPS, ChannelNorm, conv_stem, 
 
 
 def model(
-    depths: tuple[int, ...],
+    depths: tuple[int, ...],  # blocks of each stage
     dims: tuple[int, ...],
-    stem_widths: tuple[int, ...] = (),
+    stem_widths: tuple[int, ...] = (),  # of the ConvStem; empty: PatchStem
     stem_strides: tuple[int, ...] = (4,),
     stem_kernels: tuple[int, ...] = (),
-    downsample_strides: tuple[int, ...] | None = None,
-    gamma_init: float = 1e-6,
+    downsample_strides: tuple[int, ...] | None = None,  # of the 2x2 convolutions
+    gamma_init: float = 1e-6,  # of the layer scale
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      depths, dims: blocks and channels of each stage.
-      stem_widths: channels of the ConvStem's convolutions; empty for a PatchStem, whose
-        kernel is as large as its stride.
-      downsample_strides: of the 2x2 convolution between two stages; default 2 everywhere.
-      gamma_init: of the layer scale.
-    """
     stem = conv_stem(in_channels, stem_widths, stem_strides, stem_kernels) if stem_widths else None
     if stem is None:
         (stride,) = stem_strides

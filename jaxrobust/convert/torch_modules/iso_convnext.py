@@ -1,7 +1,7 @@
 """Isotropic ConvNeXt with PatchStem or ConvStem in PyTorch.
 
 Sources: Liu et al. 2022 (arXiv 2201.03545), section 3.3, and the names of its published weights;
-stem: Singh, Croce, Hein 2023 (arXiv 2303.01870). Parity: tests/convert/test_torch_modules.py.
+stem: Singh, Croce, Hein 2023 (arXiv 2303.01870).
 """
 
 from torch import Tensor, nn
@@ -10,21 +10,14 @@ from jaxrobust.convert.torch_modules.layers import EPS, conv_stem
 
 
 def model(
-    depth: int,
+    depth: int,  # number of blocks and their channels
     dim: int,
-    stem_widths: tuple[int, ...] = (),
+    stem_widths: tuple[int, ...] = (),  # of the ConvStem; empty: PatchStem
     stem_strides: tuple[int, ...] = (16,),
     stem_kernels: tuple[int, ...] = (),
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      depth, dim: number of blocks and their channels.
-      stem_widths: channels of the ConvStem's convolutions, before its 1x1 to `dim`; empty for
-        a PatchStem, whose kernel is as large as its stride.
-    """
     if stem_widths:
         stem = conv_stem(in_channels, stem_widths, stem_strides, stem_kernels, dim)
     else:

@@ -269,9 +269,7 @@ def conv_stem(
     kernels: Sequence[int] = (),
     project: int = 0,
 ) -> nn.Module:
-    """Build convolution (3x3 if no `kernels` are given), layer norm, GELU for each width, 1x1 to
-    `project`; named `stem`.
-    """
+    """Build `stem`: convolution, layer norm, GELU for each width, and 1x1 to `project`."""
     layers: list[nn.Module] = []
     for out, stride, k in zip(widths, strides, kernels or (3,) * len(widths), strict=True):
         conv = nn.Conv2d(ins, out, k, stride=stride, padding=k // 2)
@@ -300,10 +298,7 @@ class Normalize(nn.Module):
 def normalized(
     net: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> nn.Module:
-    """Put a network behind its normalisation: the names `normalize.*` and `model.*`.
-
-    Without a mean or a standard deviation it is returned as it is.
-    """
+    """Put a network behind its normalisation, if it has any: names `normalize.*`, `model.*`."""
     if mean is None or std is None:
         return net
     return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))

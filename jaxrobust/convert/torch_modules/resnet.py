@@ -1,7 +1,7 @@
 """ResNet, wide ResNet and ResNet with GELU in PyTorch.
 
 Sources: He et al. 2016 (arXiv 1512.03385); Zagoruyko & Komodakis 2016 (arXiv 1605.07146); GELU:
-Bai et al. 2021 (arXiv 2111.05464). Parity: tests/convert/test_torch_modules.py.
+Bai et al. 2021 (arXiv 2111.05464).
 """
 
 from torch import nn
@@ -20,24 +20,15 @@ from jaxrobust.convert.torch_modules.layers import (
 
 
 def model(
-    depths: tuple[int, ...],
-    bottleneck: bool = True,
-    width: int = 64,
-    base: int = 64,
+    depths: tuple[int, ...],  # blocks of each of the four stages
+    bottleneck: bool = True,  # blocks of 1x1, 3x3, 1x1 convolutions, else of two 3x3
+    width: int = 64,  # inner channels of the first stage's blocks; they double with each stage
+    base: int = 64,  # channels of the stem; the first stage returns as many, of bottlenecks 4 times
     activation: str = "relu",
-    small_stem: bool = False,
+    small_stem: bool = False,  # 3x3, stride 1, for 32 px; else 7x7, stride 2, and pooling
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      depths: blocks of each of the four stages.
-      bottleneck: blocks of 1x1, 3x3, 1x1 convolutions, else of two 3x3.
-      width: inner channels of the first stage's blocks; they double with each stage.
-      base: channels of the stem; the first stage returns as many, of bottlenecks 4 times.
-      small_stem: for 32 px, a 3x3 convolution of stride 1 instead of 7x7, stride 2, and pooling.
-    """
     act, kernel = ACTIVATIONS[activation], 3 if small_stem else 7
     outs = [(4 if bottleneck else 1) * base << i for i in range(len(depths))]
 

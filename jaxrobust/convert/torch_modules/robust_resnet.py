@@ -1,6 +1,6 @@
 """RobustResNets, their wide residual baselines and the blocks between them in PyTorch.
 
-Source: Huang et al. 2022 (arXiv 2212.11005). Parity: tests/convert/test_torch_modules.py.
+Source: Huang et al. 2022 (arXiv 2212.11005).
 """
 
 import math
@@ -45,39 +45,23 @@ class Row(NamedTuple):
 
 
 def model(
-    depths: tuple[int, ...],
-    widths: tuple[int, ...] = (),
-    planes: tuple[int, ...] = (),
-    block: str = "basic",
-    se: str = "none",
-    se_reduction: int = 64,
-    scales: int = 8,
+    depths: tuple[int, ...],  # blocks of each stage
+    widths: tuple[int, ...] = (),  # of each stage; 16, 32, 64 times it are the planes
+    planes: tuple[int, ...] = (),  # channels of each stage's blocks; empty: those of `widths`
+    block: str = "basic",  # basic, bottleneck, aggregated, hierarchical or inverted
+    se: str = "none",  # none, standard, conv3x3, identity or residual
+    se_reduction: int = 64,  # the channels of squeeze and excitation by its hidden units
+    scales: int = 8,  # of the inner 3x3 convolutions
     groups: int = 4,
-    base_width: int = 0,
+    base_width: int = 0,  # channels of a group in a block of 160 planes; 0: those of `BLOCKS`
     activation: str = "relu",
-    norm: str = "batch",
-    preact: bool = True,
-    residual: bool = True,
-    first_conv: str = "activated",
+    norm: str = "batch",  # batch, group, layer or instance
+    preact: bool = True,  # norm and activation before each convolution, else behind it
+    residual: bool = True,  # whether blocks have a shortcut
+    first_conv: str = "activated",  # what a first 1x1 reads: activated, or raw
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      depths: blocks of each stage.
-      widths: of each stage; 16, 32, 64 times it are the planes.
-      planes: channels of each stage's blocks; empty: those of `widths`.
-      block: basic, bottleneck, aggregated, hierarchical or inverted.
-      se: none, standard, conv3x3, identity or residual.
-      se_reduction: the channels of squeeze and excitation by its hidden units.
-      scales, groups: of the inner 3x3 convolutions.
-      base_width: channels of a group in a block of 160 planes; 0: those of `BLOCKS`.
-      norm: batch, group, layer or instance.
-      preact: norm and activation before each convolution, else behind it.
-      residual: whether blocks have a shortcut.
-      first_conv: what a first 1x1 convolution reads: activated, or the raw input of the block.
-    """
     own = tuple(planes) or tuple((16 << i) * width for i, width in enumerate(widths))
     parts = (scales, groups, base_width)
     row = Row(*(block, se, se_reduction, *parts, activation, norm, preact, residual, first_conv))

@@ -1,8 +1,7 @@
 """Networks of searched cells in PyTorch: RobNet, AdvRush and RACL.
 
 Sources: Guo et al. 2020 (arXiv 1911.10695); Mok et al. 2021 (arXiv 2108.01289); Dong et al. 2020
-(arXiv 2009.00902); the macro: Liu et al. 2019 (arXiv 1806.09055). Parity:
-tests/convert/test_torch_modules.py.
+(arXiv 2009.00902); the macro: Liu et al. 2019 (arXiv 1806.09055).
 """
 
 from collections.abc import Callable
@@ -51,15 +50,12 @@ CELLS = {
 
 
 def model(
-    cell: str, channels: int, cells: int, in_channels: int = 3, num_classes: int = 10
+    cell: str,  # robnet, advrush or racl
+    channels: int,  # of the first cells' states; they double where the map is reduced
+    cells: int,
+    in_channels: int = 3,
+    num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      cell: robnet, advrush or racl.
-      channels: of the first cells' states; they double where the map is reduced.
-      cells: their number.
-    """
     return Searched(CELLS[cell], channels, cells, in_channels, num_classes)
 
 

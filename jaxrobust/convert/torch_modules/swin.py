@@ -1,6 +1,6 @@
 """Swin transformer in PyTorch.
 
-Source: Liu et al. 2021 (arXiv 2103.14030). Parity: tests/convert/test_torch_modules.py.
+Source: Liu et al. 2021 (arXiv 2103.14030).
 """
 
 from collections import OrderedDict
@@ -12,24 +12,16 @@ from jaxrobust.convert.torch_modules.layers import mlp
 
 
 def model(
-    dim: int,
-    depths: tuple[int, ...],
+    dim: int,  # channels of the first stage; they double with each
+    depths: tuple[int, ...],  # blocks and attention heads of each stage
     heads: tuple[int, ...],
-    patch: int = 4,
+    patch: int = 4,  # sides of a patch in pixels and of a window in features
     window: int = 7,
-    eps: float = 1e-5,
+    eps: float = 1e-5,  # of every layer norm
     image_size: int = 224,
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      dim: channels of the first stage; they double with each.
-      depths, heads: blocks and attention heads of each stage.
-      patch, window: sides of a patch in pixels and of a window in features.
-      eps: of every layer norm.
-    """
     layers, side = [], image_size // patch
     for i, (depth, count) in enumerate(zip(depths, heads, strict=True)):
         if i:

@@ -2,7 +2,6 @@
 
 Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929); Touvron et al. 2022 (DeiT III, arXiv
 2204.07118); stem: Singh, Croce, Hein 2023 (arXiv 2303.01870).
-Parity: tests/convert/test_torch_modules.py.
 """
 
 from collections import OrderedDict
@@ -14,28 +13,18 @@ from jaxrobust.convert.torch_modules.layers import EPS, SelfAttention, conv_stem
 
 
 def model(
-    dim: int,
+    dim: int,  # width
     depth: int,
     heads: int,
-    stem_widths: tuple[int, ...] = (),
+    stem_widths: tuple[int, ...] = (),  # of the ConvStem; empty: PatchStem
     stem_strides: tuple[int, ...] = (16,),
     stem_kernels: tuple[int, ...] = (),
-    class_position: bool = True,
-    gamma_init: float | None = None,
-    image_size: int = 224,
+    class_position: bool = True,  # the class token has a position too (DeiT III: it has none)
+    gamma_init: float | None = None,  # of the layer scale; None without one
+    image_size: int = 224,  # side in pixels; the number of positions follows from it
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      dim, depth, heads: width, number of blocks, attention heads.
-      stem_widths: channels of the ConvStem's convolutions, before its 1x1 to `dim`; empty for
-        a PatchStem, whose kernel is as large as its stride.
-      class_position: the class token has a position too (DeiT III: it has none).
-      gamma_init: of the layer scale; None without one.
-      image_size: side in pixels; the number of positions follows from it.
-    """
     side = image_size
     for stride in stem_strides:
         side = -(-side // stride) if stem_widths else side // stride

@@ -1,6 +1,6 @@
 """XCiT in PyTorch.
 
-Source: El-Nouby et al. 2021 (arXiv 2106.09681). Parity: tests/convert/test_torch_modules.py.
+Source: El-Nouby et al. 2021 (arXiv 2106.09681).
 """
 
 import math
@@ -13,22 +13,15 @@ from jaxrobust.convert.torch_modules.layers import EPS, ClassAttention, mlp
 
 
 def model(
-    dim: int,
+    dim: int,  # width
     depth: int,
     heads: int,
-    tokens_norm: bool = True,
-    stem_strides: tuple[int, ...] = (2, 2, 2, 2),
+    tokens_norm: bool = True,  # class attention: norm of all tokens, or of one
+    stem_strides: tuple[int, ...] = (2, 2, 2, 2),  # each doubles the channels, up to `dim`
     gamma_init: float = 1.0,
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      dim, depth, heads: width, number of cross-covariance blocks, heads of their attention.
-      tokens_norm: in the class-attention blocks, layer norm on all tokens or the class token only.
-      stem_strides: of the stem's convolutions; each doubles the channels, up to `dim`.
-    """
     blocks = nn.ModuleList([Block(dim, heads, gamma_init) for _ in range(depth)])
     last = nn.Sequential(*[ClassBlock(dim, heads, gamma_init, tokens_norm) for _ in range(2)])
     return Xcit(stem(in_channels, dim, stem_strides), blocks, last, dim, num_classes)

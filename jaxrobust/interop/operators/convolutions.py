@@ -11,10 +11,6 @@ from jaxrobust.interop.program import ChannelsLast, Row
 from jaxrobust.types import Array
 
 
-def _each(value: Sequence[int], axes: int) -> tuple[int, ...]:
-    return tuple(value) * (axes if len(value) == 1 else 1)
-
-
 def _convolution(
     x: Array,
     weight: Array,
@@ -30,7 +26,8 @@ def _convolution(
     sides = x.ndim - 2
     taps = weight.shape[2:]
     steps, pads, holes, more = (
-        _each(value, sides) for value in (stride, padding, dilation, output_padding)
+        tuple(value) * (sides if len(value) == 1 else 1)
+        for value in (stride, padding, dilation, output_padding)
     )
     spread = (1,) * sides
     if transposed:  # the gradient of a convolution: its weight is [in,out/groups,taps...]

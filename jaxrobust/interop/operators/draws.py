@@ -82,7 +82,6 @@ def _permutation(key: Array, n: int, dtype: Any = None) -> Array:
 
 
 def _multinomial(key: Array, weights: Array, count: int, replacement: bool = False) -> Array:
-    """Return places, drawn in proportion to weights [K] or [B,K]."""
     logits = jnp.log(jax.lax.stop_gradient(weights).astype(jnp.float32))
     if replacement:
         shape = (*weights.shape[:-1], count, weights.shape[-1])
@@ -93,7 +92,6 @@ def _multinomial(key: Array, weights: Array, count: int, replacement: bool = Fal
 
 
 def _dropout(key: Array, x: Array, p: float, train: bool | None) -> tuple[Array, Array]:
-    """Return numbers of which a share `p` is zero, and which are not."""
     if train is False:
         return x, jnp.ones(x.shape, bool)
     mask = jax.random.uniform(key, x.shape, jnp.float32) >= p

@@ -13,21 +13,11 @@ from jaxrobust.types import Array
 
 
 def _of_floats(function: Callable[..., Array]) -> Callable[..., Array]:
-    """Return a function that takes integers as PyTorch's default floating type."""
-
     def of_floats(x: Any, *rest: Any) -> Array:
         x = jnp.asarray(x)
         return function(x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float), *rest)
 
     return of_floats
-
-
-def _add(x: Any, y: Any, alpha: Any = 1) -> Array:
-    return jnp.add(x, y if alpha == 1 else y * alpha)
-
-
-def _subtract(x: Any, y: Any, alpha: Any = 1) -> Array:
-    return jnp.subtract(x, y if alpha == 1 else y * alpha)
 
 
 def _divide_rounded(x: Any, y: Any, rounding_mode: str | None) -> Array:
@@ -41,13 +31,8 @@ def _divide_rounded(x: Any, y: Any, rounding_mode: str | None) -> Array:
 
 
 def _power(x: Any, exponent: Any) -> Array:
-    """Return a power; a whole exponent of few keeps its gradient at zero."""
     whole = isinstance(exponent, float) and exponent.is_integer() and abs(exponent) < 64
     return jnp.power(x, int(exponent) if whole else exponent)
-
-
-def _gelu(x: Array, approximate: str = "none") -> Array:
-    return jax.nn.gelu(x, approximate=approximate == "tanh")
 
 
 def _elu(x: Array, alpha: float, scale: float, input_scale: float) -> Array:
@@ -74,13 +59,8 @@ def _hardtanh(x: Array, low: float, high: float) -> Array:
 
 
 def _clamp(x: Array, low: Any, high: Any) -> Array:
-    """Return numbers cut off; at the ends the gradient is one."""
     x = x if low is None else jnp.where(x >= low, x, jnp.asarray(low, x.dtype))
     return x if high is None else jnp.where(x <= high, x, jnp.asarray(high, x.dtype))
-
-
-def _cast(x: Any, dtype: Any = None) -> Any:
-    return x if dtype is None else jnp.asarray(x).astype(dtype)
 
 
 def _quantised(x: Array, scale: Any, zero: Any, low: int, high: int) -> tuple[Array, Array]:
@@ -106,9 +86,9 @@ _UNARY: Functions = {
     "logical_not": jnp.logical_not,
     "bitwise_not": jnp.bitwise_not,
     **{name: lambda x, **ignored: x for name in ("clone", "alias")},
-    "_to_copy": _cast,
+    "_to_copy": lambda x, dtype=None: x if dtype is None else jnp.asarray(x).astype(dtype),
     "relu": _relu,
-    "gelu": _gelu,
+    "gelu": lambda x, approximate="none": jax.nn.gelu(x, approximate=approximate == "tanh"),
     "elu": _elu,
     "silu": jax.nn.silu,
     "leaky_relu": _leaky_relu,
@@ -140,8 +120,8 @@ _BINARY: Functions = {
     "copy": lambda x, source: jnp.broadcast_to(source, x.shape).astype(x.dtype),
 }
 _OF_TENSOR_OR_SCALAR: Functions = {
-    "add": _add,
-    "sub": _subtract,
+    "add": lambda x, y, alpha=1: jnp.add(x, y if alpha == 1 else y * alpha),
+    "sub": lambda x, y, alpha=1: jnp.subtract(x, y if alpha == 1 else y * alpha),
     "mul": jnp.multiply,
     "div": _of_floats(jnp.divide),
     "eq": jnp.equal,

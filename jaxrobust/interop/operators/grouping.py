@@ -101,7 +101,6 @@ def _euclidean(x: Array, y: Array) -> Array:
 
 
 def _pairs(x: Array, order: float) -> Array:
-    """Return the distances of [N, M] among each other, [N (N - 1) / 2]."""
     rows, columns = jnp.triu_indices(x.shape[0], 1)
     return _distances(x[rows][:, None], x[columns][:, None], order)[:, 0, 0]
 
@@ -116,7 +115,6 @@ def _trilinear(
     summed: Sequence[int],
     unroll: int = 1,
 ) -> Array:
-    """Return the sum over some axes of a product of three, each of which lacks some axes."""
     axes = ascii_letters[: x.ndim + len(expand_x)]
 
     def without(gone: Sequence[int]) -> str:

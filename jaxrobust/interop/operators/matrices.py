@@ -23,7 +23,6 @@ def _inverse(matrix: Array, check_errors: bool = False) -> tuple[Array, Array]:
 def _solve(
     matrix: Array, given: Array, *, left: bool = True, check_errors: bool = False
 ) -> tuple[Array | None, ...]:
-    """Solve `matrix` X = `given` (X `matrix` = `given` without `left`)."""
     vector = given.ndim == 1 or given.shape == matrix.shape[:-1]
     wide = given[..., None] if vector else given
     found = jnp.linalg.solve(matrix, wide) if left else jnp.linalg.solve(matrix.mT, wide.mT).mT

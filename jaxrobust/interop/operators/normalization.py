@@ -20,7 +20,6 @@ def _scaled(x: Array, weight: Weight, bias: Weight) -> Array:
 def _batch_norm(
     x: Array, weight: Weight, bias: Weight, mean: Array, var: Array, momentum: float, eps: float
 ) -> tuple[Any, None, None]:
-    """Return [B,sides...,C] normalised by running statistics."""
     factor = lax.rsqrt(var + eps) if weight is None else weight * lax.rsqrt(var + eps)
     return ChannelsLast(_scaled(x - mean, factor, bias)), None, None
 
@@ -56,7 +55,6 @@ def _group_norm(
     groups: int,
     eps: float,
 ) -> tuple[Any, None, None]:
-    """Return [B,sides...,C] normalised within groups of channels."""
     split = x.reshape(*x.shape[:-1], groups, -1)
     axes = (*range(1, x.ndim - 1), x.ndim)
     found = _scaled(_normalised(split, axes, eps).reshape(x.shape), weight, bias)

@@ -48,7 +48,6 @@ def _axes(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> list[_Axis]:
-    """Return the axes of a pooling of [B,sides...,C]; PyTorch writes one number for all or each."""
     sides = x.shape[1:-1]
     every = [tuple(v) * (len(sides) if len(v) == 1 else 1) for v in (size, padding, dilation)]
     steps = tuple(stride) * (len(sides) if len(stride) == 1 else 1) or every[0]
@@ -138,7 +137,6 @@ def _bins(side: int, count: int) -> list[slice]:
 
 
 def _adaptive(x: Array, counts: Sequence[int], reduce: Callable[..., Array]) -> Array:
-    """Return `reduce` over the parts of each side in turn, the last side first."""
     for axis, count in reversed(list(enumerate(counts, 1))):
         side = x.shape[axis]
         if side % count == 0:
@@ -150,13 +148,7 @@ def _adaptive(x: Array, counts: Sequence[int], reduce: Callable[..., Array]) -> 
     return x
 
 
-def _adaptive_average(x: Array, counts: Sequence[int]) -> ChannelsLast:
-    return ChannelsLast(_adaptive(x, counts, jnp.mean))
-
-
 def _adaptive_max(x: Array, counts: Sequence[int]) -> _Largest:
-    """Return the first of the largest numbers of each part, to which the gradient goes."""
-
     def largest(x: Array, axis: int) -> Array:
         at = jnp.expand_dims(jnp.argmax(x, axis), axis)
         return jnp.squeeze(jnp.take_along_axis(x, at, axis), axis)
@@ -254,8 +246,10 @@ TABLE = {
     "aten.max_pool3d_with_indices.default": Row(None, _max_pool),
     "aten.avg_pool2d.default": Row(None, _average_pool),
     "aten.avg_pool3d.default": Row(None, _average_pool),
-    "aten._adaptive_avg_pool2d.default": Row(None, _adaptive_average),
-    "aten._adaptive_avg_pool3d.default": Row(None, _adaptive_average),
+    **dict.fromkeys(
+        ("aten._adaptive_avg_pool2d.default", "aten._adaptive_avg_pool3d.default"),
+        Row(None, lambda x, counts: ChannelsLast(_adaptive(x, counts, jnp.mean))),
+    ),
     "aten.adaptive_max_pool2d.default": Row(None, _adaptive_max),
     "aten.adaptive_max_pool3d.default": Row(None, _adaptive_max),
     "aten._upsample_bilinear2d_aa.default": Row(None, _smoothed(_triangle, 1)),

@@ -22,8 +22,6 @@ def _axes(dims: Dims, axes: int) -> tuple[int, ...]:
 
 
 def _over(reduce: Callable[..., Array]) -> Row:
-    """Return the row of a reduction (x, axes, keepdims)."""
-
     def plain(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **rest: Any) -> Array:
         x = x if dtype is None else x.astype(dtype)
         return reduce(x, _axes(dims, x.ndim), keepdims=keepdim, **rest)
@@ -41,18 +39,11 @@ def _over(reduce: Callable[..., Array]) -> Row:
     return Row(plain, last)
 
 
-def _whole(row: Row) -> Row:
-    assert row.plain is not None
-    reduce = row.plain
-    return Row(lambda x, **rest: reduce(x, None, **rest))
-
-
 def _deviation(x: Array, axes: Any, *, keepdims: bool, correction: float | None = 1) -> Array:
     return jnp.var(x, axes, ddof=1 if correction is None else int(correction), keepdims=keepdims)
 
 
 def _norm(x: Array, order: float, dims: Dims, keepdim: bool, dtype: Any = None) -> Array:
-    """Return a vector norm; where it is zero, so is its gradient."""
     axes, size = _axes(dims, x.ndim), jnp.abs(x)
     if order == float("inf"):
         return size.max(axes, keepdims=keepdim)
@@ -72,18 +63,6 @@ def _extreme(arg: Callable[..., Array]) -> Row:
         return (found, places) if keepdim else (jnp.squeeze(found, dim), jnp.squeeze(places, dim))
 
     return Row(extreme)
-
-
-def _place(arg: Callable[..., Array]) -> Row:
-    return Row(lambda x, dim, keepdim: arg(x, axis=dim, keepdims=keepdim))
-
-
-def _softmax(x: Array, dim: int, half_to_float: bool) -> Array:
-    return jax.nn.softmax(x, axis=dim)
-
-
-def _log_softmax(x: Array, dim: int, half_to_float: bool) -> Array:
-    return jax.nn.log_softmax(x, axis=dim)
 
 
 def _sort(x: Array, dim: int, descending: bool) -> tuple[Array, Array]:
@@ -164,11 +143,8 @@ def _share(sizes: Sequence[int], normalization: int) -> float:
 
 
 def _fourier(x: Array, dims: Sequence[int], normalization: int, forward: bool) -> Array:
-    if forward:
-        return jnp.fft.fftn(x, axes=dims) * _share([x.shape[dim] for dim in dims], normalization)
-    return jnp.fft.ifftn(x, axes=dims, norm="forward") * _share(
-        [x.shape[dim] for dim in dims], normalization
-    )
+    found = jnp.fft.fftn(x, axes=dims) if forward else jnp.fft.ifftn(x, axes=dims, norm="forward")
+    return found * _share([x.shape[dim] for dim in dims], normalization)
 
 
 def _fourier_of_reals(x: Array, dims: Sequence[int], normalization: int, half: bool) -> Array:
@@ -184,7 +160,9 @@ def _fourier_to_reals(x: Array, dims: Sequence[int], normalization: int, last: i
 TABLE = {
     "aten.sum.dim_IntList": _over(jnp.sum),
     "aten.mean.dim": _over(jnp.mean),
-    "aten.mean.default": _whole(_over(jnp.mean)),
+    "aten.mean.default": Row(
+        lambda x, dtype=None: jnp.mean(x if dtype is None else x.astype(dtype))
+    ),
     "aten.amax.default": _over(jnp.max),
     "aten.amin.default": _over(jnp.min),
     "aten.var.correction": _over(_deviation),
@@ -200,10 +178,10 @@ TABLE = {
     "aten.logcumsumexp.default": Row(lambda x, dim: lax.cumlogsumexp(x, dim % x.ndim)),
     "aten.max.dim": _extreme(jnp.argmax),
     "aten.min.dim": _extreme(jnp.argmin),
-    "aten.argmax.default": _place(jnp.argmax),
-    "aten.argmin.default": _place(jnp.argmin),
-    "aten._softmax.default": Row(_softmax),
-    "aten._log_softmax.default": Row(_log_softmax),
+    "aten.argmax.default": Row(lambda x, dim, keepdim: jnp.argmax(x, dim, keepdims=keepdim)),
+    "aten.argmin.default": Row(lambda x, dim, keepdim: jnp.argmin(x, dim, keepdims=keepdim)),
+    "aten._softmax.default": Row(lambda x, dim, half: jax.nn.softmax(x, axis=dim)),
+    "aten._log_softmax.default": Row(lambda x, dim, half: jax.nn.log_softmax(x, axis=dim)),
     "aten.sort.default": Row(_sort),
     "aten.topk.default": Row(_topk),
     "aten._fft_c2c.default": Row(_fourier),

@@ -13,7 +13,6 @@ from jaxrobust.types import Array
 
 
 def _taken(x: Array, places: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
-    """Return the numbers at places [..., 1, ...] along an axis, and the places."""
     found = jnp.take_along_axis(x, places, axis=dim)
     return (found, places) if keepdim else (jnp.squeeze(found, dim), jnp.squeeze(places, dim))
 
@@ -51,7 +50,6 @@ def _whole(median: Callable[[Array, int, bool], tuple[Array, Array]]) -> Row:
 
 
 def _mode(x: Array, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]:
-    """Take the most frequent number, of several the smallest, and its last place."""
     if not x.ndim:
         return x, jnp.zeros((), int)
     order = jnp.argsort(x, axis=dim, stable=True)
@@ -85,10 +83,7 @@ def _kth_value(x: Array, k: int, dim: int, keepdim: bool) -> tuple[Array, Array]
 
 
 def _selected(row: Array, k: int) -> Array:
-    """Return the place in f[N] of the k-th smallest number, by Hoare's selection.
-
-    PyTorch takes the median of three as pivot; which of equal numbers comes out depends on it.
-    """
+    """Select the k-th smallest of f[N] as PyTorch does: Hoare's, with the median of three."""
 
     def after(x: Array, y: Array) -> Array:
         return (x > y) | (jnp.isnan(x) & ~jnp.isnan(y))

@@ -55,7 +55,6 @@ def _expand(x: Array, sizes: Sequence[int], implicit: bool = False) -> Array:
 
 
 def _padded(x: Array, widths: Sequence[int], value: float, *, last: bool) -> Any:
-    """Put constants around `x`; widths count from PyTorch's last axis, negative ones cut."""
     pairs = [(low, high, 0) for low, high in zip(widths[::2], widths[1::2], strict=True)]
     around = [(0, 0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
     if last:
@@ -86,10 +85,6 @@ def _slice_scatter(x: Array, source: Array, dim: int, start: Any, end: Any, step
     return x.at[tuple(index)].set(source)
 
 
-def _zeros(sizes: Sequence[int], *strides: Any, dtype: Any = None) -> Array:
-    return jnp.zeros(sizes, dtype)  # it is written before it is read
-
-
 TABLE = {
     "aten.view.default": Row(lambda x, sizes: x.reshape(sizes)),
     "aten.permute.default": Row(jnp.transpose),
@@ -111,5 +106,8 @@ TABLE = {
     "aten.full_like.default": Row(jnp.full_like),
     "aten.scalar_tensor.default": Row(lambda value, dtype=None: jnp.asarray(value, dtype)),
     "aten.arange.start_step": Row(jnp.arange),
-    **{f"aten.{name}": Row(_zeros) for name in ("empty.memory_format", "empty_permuted.default")},
+    **{  # written before they are read
+        f"aten.{name}": Row(lambda sizes, *strides, dtype=None: jnp.zeros(sizes, dtype))
+        for name in ("empty.memory_format", "empty_permuted.default")
+    },
 }

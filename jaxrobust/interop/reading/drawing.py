@@ -1,7 +1,4 @@
-"""Modules that draw random numbers: which operators do, and PyTorch's pass on JAX's draws.
-
-Needs PyTorch, imported inside of functions only.
-"""
+"""Modules that draw random numbers: which operators do, and PyTorch's pass on JAX's draws."""
 
 import contextlib
 import re

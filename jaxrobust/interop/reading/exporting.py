@@ -1,7 +1,4 @@
-"""From a PyTorch module to a `Program`: exported, decomposed, and read node by node.
-
-Needs PyTorch, imported inside of functions only.
-"""
+"""From a PyTorch module to a `Program`: exported, decomposed, and read node by node."""
 
 import contextlib
 import functools
@@ -33,10 +30,7 @@ _CHECKS = ("_assert", "sym_constrain", "_log_api", "_linalg_check_errors")
 
 
 def check(module: Any, *, random: bool = False) -> None:
-    """Raise `ValueError` unless a module is in eval mode, on the CPU, and in float32.
-
-    Dropout may be in training mode if it is `random`, but no layer of a batch's statistics.
-    """
+    """Raise `ValueError` unless a module is in eval mode (dropout: or `random`), CPU, float32."""
     import torch
 
     if not isinstance(module, torch.nn.Module):
@@ -154,12 +148,7 @@ def read(
 ) -> tuple[Program, dict[str, Array]]:
     """Read a decomposed program as data, and its weights by their names in the module.
 
-    What PyTorch has computed of weights alone is a weight too, `computed.NAME`.
-
-    Args:
-      single: it takes one image at a time.
-      random: it may draw random numbers.
-      double: weights in float64, and what is computed of them; to be called where JAX has it.
+    `single`: it takes one image at a time; `random`: it may draw; `double`: weights in float64.
     """
     import torch
 
@@ -225,7 +214,6 @@ def _array(value: Any) -> Array:
 
 
 def _paths(program: Any) -> list[str]:
-    """Return the names of what a module returns: keys, places in a tuple, or "" for one tensor."""
     import torch.utils._pytree as pytree
 
     spec = program.call_spec.out_spec
@@ -273,7 +261,6 @@ def _is_check(node: Any, name: str) -> bool:
 
 
 def _living(steps: Sequence[Step], results: set[str]) -> list[Step]:
-    """Return the steps that a result needs, and all that draw: they are counted."""
     read, found = set(results), []
     for step in reversed(steps):
         if step.name in read or is_draw(step.operator):
@@ -333,7 +320,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return in one sentence why PyTorch cannot write a module down, and where."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     where = own_line(str(error)) or own_line(frames)
     remedy = ""

@@ -1,10 +1,7 @@
 """What of an exported program depends on no image, which PyTorch computes once.
 
 So an orthogonal or normalised weight is an array here, with PyTorch's own bits. A weight that is
-only laid out in another way stays the module's own, by its name.
-
-Needs PyTorch, imported inside of functions only.
-"""
+only laid out in another way stays the module's own, by its name."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,10 +21,7 @@ _LAYOUT = {
 
 
 class Free:
-    """The values of a program that no image changes, as PyTorch computes them.
-
-    `double` computes in float64 what `dtype`, that of the weights, is the type of.
-    """
+    """The values that no image changes, as PyTorch computes them, perhaps in double precision."""
 
     def __init__(
         self, weights: dict[str, Any], constants: dict[str, Any], dtype: str, double: bool = False
@@ -51,10 +45,7 @@ class Free:
         return self._wide if value is self._own else value
 
     def takes(self, node: Any, name: str, rows: Iterable[str]) -> bool:
-        """Compute what a node gives, and tell whether it is left to no step of the program.
-
-        Nodes come in the graph's order; `rows` are the operators that a program can compute.
-        """
+        """Compute what a node, in the graph's order, gives; True: no step of the program does."""
         import torch
 
         inputs = node.args[0] if name == OWN else node.all_input_nodes

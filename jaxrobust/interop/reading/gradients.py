@@ -7,10 +7,7 @@ operators of our own keep it through the decompositions:
   stop(x)                                       x, through which no gradient passes
   hole(output)                                  the gradient of an output, known in a backward pass
   own_gradient(outputs, holes, inputs, gradients)  the outputs; the gradients of the inputs are
-                                                what the steps between holes and gradients compute
-
-Needs PyTorch, imported inside of functions only.
-"""
+                                                what steps between holes and gradients compute"""
 
 import contextlib
 import copy
@@ -143,7 +140,6 @@ def _applied(cls: Any, *operands: Any) -> Any:
 
 
 def _forward(cls: Any, context: _Context, operands: tuple[Any, ...]) -> Any:
-    """Run the forward pass, and `setup_context` behind it if the class has one."""
     import torch
 
     if cls.setup_context is torch.autograd.function._SingleLevelFunction.setup_context:
@@ -172,7 +168,6 @@ def _zero(value: Any) -> Any:
 
 
 def _fitted(gradient: Any, operand: Any) -> Any:
-    """Return a gradient in the shape and type of what it is the gradient of, as PyTorch does."""
     if gradient.shape != operand.shape:
         gradient = gradient.sum_to_size(operand.shape)
     return gradient if gradient.dtype == operand.dtype else gradient.to(operand.dtype)
@@ -206,7 +201,6 @@ def _name(node: Any) -> str:
 
 
 def _replace(graph: Any, node: Any) -> None:
-    """Put `stop` in the place of `detach`; what follows `detach_` has the result too."""
     place, source = _name(node), node.args[0]
     new = _stop(graph, node, source)
     node.replace_all_uses_with(new)
@@ -221,7 +215,6 @@ def _replace(graph: Any, node: Any) -> None:
 
 
 def _stop(graph: Any, after: Any, value: Any) -> Any:
-    """Add `stop(value)` behind a node, which it takes its line from."""
     import torch
 
     with graph.inserting_after(after):
@@ -231,7 +224,6 @@ def _stop(graph: Any, after: Any, value: Any) -> Any:
 
 
 def _inline(module: Any, region: Any) -> None:
-    """Write what is computed with gradients off (or on again) into the program itself."""
     import torch
 
     graph, (enabled, body, *operands) = module.graph, region.args

@@ -1,9 +1,6 @@
 """Boolean masks as indices: where they are known, the places that they name are written down.
 
-XLA computes with sizes that are known. A mask that no image changes says how many it chooses.
-
-Needs PyTorch, imported inside of functions only.
-"""
+XLA computes with sizes that are known. A mask that no image changes says how many it chooses."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,10 +11,7 @@ _INDEXED = {"aten.index.Tensor", "aten.index_put.default"}
 
 
 def resolved(exported: Any, steps: Sequence[Step], values: Mapping[str, Any]) -> tuple[Step, ...]:
-    """Put places for the masks that are known into steps of an exported program.
-
-    `values`: name -> tensor, of what no image changes. A mask of the images is refused.
-    """
+    """Put places for known masks into the steps of a program; a mask of images is refused."""
     nodes = {node.name: node for node in exported.graph.nodes}
     return tuple(
         _resolved(step, nodes, values) if step.operator in _INDEXED else step for step in steps
@@ -49,7 +43,6 @@ def _resolved(step: Step, nodes: dict[str, Any], values: Mapping[str, Any]) -> S
 
 
 def _puts_one_number(step: Step, nodes: dict[str, Any]) -> bool:
-    """Tell whether a step puts one number where its only index, a mask, says so."""
     if step.operator != "aten.index_put.default" or not isinstance(step.operands[2], Of):
         return False
     value = nodes[step.operands[2].name].meta.get("val")

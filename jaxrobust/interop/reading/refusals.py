@@ -1,7 +1,4 @@
-"""Why a module of PyTorch's cannot be taken, for its author: what it is, and what to do.
-
-Needs PyTorch, imported inside of functions only.
-"""
+"""Why a module of PyTorch's cannot be taken, for its author: what it is, and what to do."""
 
 import contextlib
 import warnings
@@ -89,7 +86,6 @@ def check_takes(module: Any, image: tuple[int, int, int]) -> None:
 
 @contextlib.contextmanager
 def _cast_to() -> Iterator[list[str]]:
-    """Collect the types that `torch.autocast` on the CPU computes in."""
     import torch
 
     found: list[str] = []
@@ -166,10 +162,7 @@ def _taken(module: Any, example: Any) -> str | None:
 
 
 def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
-    """Warn of a module whose logits have no gradient in f32[B,H,W,C]; "": they have one.
-
-    Raises `ValueError` if attacks are `following` it, or PyTorch cannot compute it.
-    """
+    """Warn of logits without a gradient; `ValueError`, if attacks are `following` it."""
     import torch
 
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
@@ -202,10 +195,7 @@ def _reaches(module: Any, image: Any) -> bool:
 
 
 def gradient(logits: Any, x: Any, cotangent: Any, again: Callable[[Any], Any]) -> Any:
-    """Take PyTorch's gradient of weighted logits in `x`: zeros, where none reaches it.
-
-    Where PyTorch fails, `again` computes the logits of images anew, to find the module's line.
-    """
+    """Take PyTorch's gradient in `x`; where it fails, `again` finds the module's line."""
     import torch
 
     found = (None,)
@@ -248,7 +238,6 @@ def _line_without_gradient(again: Callable[[Any], Any], x: Any) -> str:
 
 
 def _tensors(value: Any) -> list[Any]:
-    """Return the tensors with a gradient among what a module returns."""
     import torch
 
     if isinstance(value, dict):

@@ -1,7 +1,4 @@
-"""Modules of TorchScript, which `torch.jit.script` and `torch.jit.trace` make.
-
-Needs PyTorch, imported inside of functions only.
-"""
+"""Modules of TorchScript, which `torch.jit.script` and `torch.jit.trace` make."""
 
 import copy
 import io

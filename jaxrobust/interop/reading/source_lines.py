@@ -1,7 +1,4 @@
-"""Lines of a module's own source, which messages name.
-
-Needs PyTorch, imported inside of functions only.
-"""
+"""Lines of a module's own source, which messages name."""
 
 import re
 from pathlib import Path

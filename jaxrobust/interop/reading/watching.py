@@ -3,10 +3,7 @@
 `torch.export` traces a module without numbers, so that a question to one (`if (std == 0).any()`,
 `scale.item()`) has no answer, although it may be the same for all images. A pass on real numbers
 goes before it: there, each question is noted with its answer, and whether what is asked depends on
-the images; while the module is written down, those that do not are answered.
-
-Needs PyTorch, imported inside of functions only.
-"""
+the images; while the module is written down, those that do not are answered."""
 
 import contextlib
 import copy

@@ -203,7 +203,6 @@ def _grid(fx: _Frame, fy: _Frame, x: Axis, y: Axis) -> Html:
 
 
 def _anchored(place: float) -> tuple[str, str]:
-    """Place the number below a tick: at the right edge it ends there."""
     near = place > _WIDTH - 22
     return ("end", f"{_WIDTH - 1}") if near else ("middle", f"{place:.1f}")
 
@@ -234,7 +233,6 @@ def _drawn(number: int, curve: Line, fx: _Frame, fy: _Frame) -> list[Html]:
 
 
 def _summary(curves: Sequence[Line], y: Axis) -> str:
-    """Describe a curve for those who do not see it."""
     parts = []
     for curve in curves[:8]:
         finite = [v for v in curve.y if math.isfinite(v)]
@@ -329,10 +327,7 @@ def figure(
     legend: list[Html],
     note: str,
 ) -> Html:
-    """Return a picture with its title, legend and note, and its data where the script finds them.
-
-    Of `content`, the data, `kind` says which function of the script reads them.
-    """
+    """Return a picture with title, legend, note, and the data that `kind` of the script reads."""
     drawn = tag(
         "svg",
         parts,

@@ -17,10 +17,7 @@ class Html(str):
 
 
 def tag(_name: str, *children: Child, **attributes: Any) -> Html:
-    """Return an element; `class_` is the attribute class, `aria_label` is aria-label.
-
-    An attribute that is None or False is left out, and one that is True has no value.
-    """
+    """Return an element; `class_` is class, `aria_label` aria-label, None or False left out."""
     written = []
     for key, value in attributes.items():
         if value is None or value is False:

@@ -29,7 +29,17 @@ def cells(
         turned = {"transform": f"translate({x:.1f} {y}) rotate(-90)", "dy": "0.35em"}
         parts.append(tag("text", short, class_="end", **turned))
     if len(names) <= _NUMBERS:
-        parts += _numbers(counts, size)
+        parts += [
+            tag(
+                "text",
+                f"{counts[row, column]}" if counts[row, column] < 1000 else "1k+",
+                x=f"{_LEFT + size * (column + 0.5):.1f}",
+                y=f"{_TOP + size * (row + 0.5):.1f}",
+                dy="0.35em",
+                class_="middle ink",
+            )
+            for row, column in np.argwhere(counts > 0).tolist()
+        ]
     grid = "".join(
         f"M{_LEFT} {_TOP + size * at:.1f}h{_SIDE}M{_LEFT + size * at:.1f} {_TOP}v{_SIDE}"
         for at in range(len(names) + 1)
@@ -60,17 +70,3 @@ def _shades(counts: np.ndarray, size: float) -> Html:
             shade = f"{0.5 * level / _LEVELS:.2f}"  # the number in it stays readable
             paths.append(tag("path", d=places, class_="heat", fill_opacity=shade))
     return tag("g", paths)
-
-
-def _numbers(counts: np.ndarray, size: float) -> list[Html]:
-    return [
-        tag(
-            "text",
-            f"{counts[row, column]}" if counts[row, column] < 1000 else "1k+",
-            x=f"{_LEFT + size * (column + 0.5):.1f}",
-            y=f"{_TOP + size * (row + 0.5):.1f}",
-            dy="0.35em",
-            class_="middle ink",
-        )
-        for row, column in np.argwhere(counts > 0).tolist()
-    ]

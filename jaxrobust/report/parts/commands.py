@@ -46,7 +46,6 @@ def evaluate(one: Evaluation, workdir: str | None) -> str:
 
 
 def _judged(record: AccuracyRecord) -> list[str]:
-    """Return the flags of how draws are judged; older versions judged one."""
     if "rand" not in re.split(r"[ ,]+", str(record.method)):
         return []
     how: parts.DrawsJudged = record.draws or {"rule": randomised.ONE, "draws": 1}

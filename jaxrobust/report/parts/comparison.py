@@ -64,10 +64,7 @@ def groups(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
 
 
 def difference(first: Evaluation, other: Evaluation, key: str) -> Paired | None:
-    """Compare two evaluations in `clean` or `robust` on the images of both, without replayed ones.
-
-    None: they have no image in common, or other labels on it.
-    """
+    """Compare the common images, without replayed ones; None: there are none, or other labels."""
     (a, b), left_out = _of_both(first, other)
     if left_out.all() or (a.labels != b.labels).any():
         return None
@@ -75,7 +72,6 @@ def difference(first: Evaluation, other: Evaluation, key: str) -> Paired | None:
 
 
 def _of_both(first: Evaluation, other: Evaluation) -> tuple[list[Verdicts], np.ndarray]:
-    """Return the verdicts on the images of both, and which of them replayed points decided."""
     a, b = first.verdicts, other.verdicts
     assert a is not None and b is not None, "groups() has them"
     ids, here, there = np.intersect1d(a.image_ids, b.image_ids, return_indices=True)

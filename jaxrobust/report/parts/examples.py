@@ -1,8 +1,4 @@
-"""The hardest and the easiest images of an evaluation, beside what fooled the network.
-
-The adversarial images are those of the ledger beside the record; the images themselves come from
-the data set, where it is at hand.
-"""
+"""The hardest and the easiest images of an evaluation, beside what fooled the network."""
 
 import base64
 import io
@@ -106,11 +102,7 @@ class Search(NamedTuple):
 
 
 def searched(one: Evaluation) -> list[Search]:
-    """Find the adversarial images of an evaluation, as far as they are there.
-
-    The union of several threats has a ledger for each, or those of their own evaluations; so has a
-    worst case, but for its attacks of fixed steps, which keep no images.
-    """
+    """Find the adversarial images of an evaluation or its members, as far as they are there."""
     record, folder = one.record, one.file.parent
     number, attacks = record.evaluation, record.attacks
     if record.worst_case:
@@ -189,7 +181,6 @@ def choose(points: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Foole
 
 
 def _images(one: Evaluation, shape: tuple[int, ...]) -> Any:
-    """Return the data set of an evaluation; `ValueError` or `OSError` where it is not at hand."""
     record = one.record
     own = one.config.get("data")
     own = own if isinstance(own, dict) else {}

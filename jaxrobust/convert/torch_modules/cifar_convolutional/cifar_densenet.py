@@ -1,8 +1,7 @@
 """DenseNet-BC in PyTorch, at 32 and at 224 pixels.
 
 Sources: Huang et al. 2017 (arXiv 1608.06993); names, and the order of channels, as in
-kuangliu/pytorch-cifar (49b7aa9). Parity:
-tests/models/cifar/test_convolutional.py.
+kuangliu/pytorch-cifar (49b7aa9).
 """
 
 from collections import OrderedDict
@@ -14,22 +13,14 @@ from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Mean, conv, name
 
 
 def model(
-    depths: tuple[int, ...] = (16, 16, 16, 16),
-    growth: int = 12,
-    stem: int = 24,
-    small_stem: bool = True,
+    depths: tuple[int, ...] = (16, 16, 16, 16),  # layers of each stage
+    growth: int = 12,  # channels that each layer adds
+    stem: int = 24,  # channels of the first convolution
+    small_stem: bool = True,  # for 32 px, a 3x3 convolution; else 7x7, stride 2, norm and pooling
     activation: str = "relu",
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      depths: layers of each stage.
-      growth: channels that each layer adds.
-      stem: channels of the first convolution.
-      small_stem: for 32 px, a 3x3 convolution; else 7x7, stride 2, norm and pooling.
-    """
     act, channels, wide = ACTIVATIONS[activation], stem, 4 * growth
     parts: dict[str, nn.Module] = {"conv1": conv(in_channels, stem)}
     if not small_stem:

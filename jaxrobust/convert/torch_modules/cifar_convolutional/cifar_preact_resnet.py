@@ -1,8 +1,7 @@
 """Residual networks with preactivation in PyTorch, such as PreActResNet-50.
 
 Sources: He et al. 2016 (arXiv 1603.05027); names, and what is missing before the last pooling, as
-in kuangliu/pytorch-cifar (49b7aa9). Parity:
-tests/models/cifar/test_convolutional.py.
+in kuangliu/pytorch-cifar (49b7aa9).
 """
 
 from torch import Tensor, nn
@@ -11,22 +10,14 @@ from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Mean, conv, name
 
 
 def model(
-    depths: tuple[int, ...] = (3, 4, 6, 3),
-    width: int = 64,
-    small_stem: bool = True,
-    last_norm: bool = False,
+    depths: tuple[int, ...] = (3, 4, 6, 3),  # blocks of each stage
+    width: int = 64,  # inner channels of the first stage's blocks; they double with each stage
+    small_stem: bool = True,  # for 32 px, a 3x3 convolution; else 7x7, stride 2, and pooling
+    last_norm: bool = False,  # norm and activation before the last pooling
     activation: str = "relu",
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      depths: blocks of each stage.
-      width: inner channels of the first stage's blocks; they double with each stage.
-      small_stem: for 32 px, a 3x3 convolution; else 7x7, stride 2, and pooling.
-      last_norm: norm and activation before the last pooling.
-    """
     act, outs = ACTIVATIONS[activation], [4 * width << i for i in range(len(depths))]
     parts: dict[str, nn.Module] = {"conv1": conv(in_channels, 64)}
     if not small_stem:

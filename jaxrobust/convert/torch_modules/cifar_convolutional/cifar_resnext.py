@@ -1,8 +1,6 @@
 """ResNeXt in PyTorch, at 32 and at 224 pixels.
 
-Sources: Xie et al. 2017 (arXiv 1611.05431); names and the small stem as in kuangliu/pytorch-cifar
-(49b7aa9). Parity:
-tests/models/cifar/test_convolutional.py.
+Sources: Xie et al. 2017 (arXiv 1611.05431); names and small stem: kuangliu/pytorch-cifar (49b7aa9).
 """
 
 from torch import nn
@@ -20,22 +18,14 @@ from jaxrobust.convert.torch_modules.layers import (
 
 
 def model(
-    depths: tuple[int, ...] = (3, 3, 3),
-    groups: int = 2,
-    width: int = 64,
-    small_stem: bool = True,
+    depths: tuple[int, ...] = (3, 3, 3),  # blocks of each stage
+    groups: int = 2,  # of the 3x3 convolutions
+    width: int = 64,  # channels of a group in the first stage; they double with each stage
+    small_stem: bool = True,  # for 32 px, a 1x1 convolution; else 7x7, stride 2, and pooling
     activation: str = "relu",
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      depths: blocks of each stage.
-      groups: of the 3x3 convolutions.
-      width: channels of a group in the first stage; they double with each stage.
-      small_stem: for 32 px, a 1x1 convolution; else 7x7, stride 2, and pooling.
-    """
     act, base = ACTIVATIONS[activation], groups * width
     outs = [2 * base << i for i in range(len(depths))]
 

@@ -1,8 +1,6 @@
 """VGG-16 with batch norm in PyTorch, at 32 and at 224 pixels.
 
-Sources: Simonyan & Zisserman 2015 (arXiv 1409.1556); its names are those of kuangliu/pytorch-cifar
-(49b7aa9). Parity:
-tests/models/cifar/test_convolutional.py.
+Sources: Simonyan & Zisserman 2015 (arXiv 1409.1556); names: kuangliu/pytorch-cifar (49b7aa9).
 """
 
 from torch import nn
@@ -11,20 +9,13 @@ from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, conv, named
 
 
 def model(
-    widths: tuple[int, ...] = (64, 128, 256, 512, 512),
-    hidden: tuple[int, ...] = (),
-    pool: int = 1,
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512),  # of 2, 2, 3, 3, 3 convolutions
+    hidden: tuple[int, ...] = (),  # units of linear maps before the last one
+    pool: int = 1,  # side of the map that the linear maps read
     activation: str = "relu",
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      widths: channels of the stages, of 2, 2, 3, 3, 3 convolutions; fewer: the first stages.
-      hidden: units of linear maps before the last one.
-      pool: side of the map that the linear maps read.
-    """
     act, ins = ACTIVATIONS[activation], in_channels
     layers: list[nn.Module] = []
     for width, depth in zip(widths, (2, 2, 3, 3, 3), strict=False):

@@ -1,8 +1,7 @@
 """Wide residual networks with biased convolutions in PyTorch, such as WRN-40-10.
 
 Sources: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); names, and where stride and shortcut are, as
-in meliketoy/wide-resnet.pytorch (292b3ed). Parity:
-tests/models/cifar/test_convolutional.py.
+in meliketoy/wide-resnet.pytorch (292b3ed).
 """
 
 import math
@@ -13,18 +12,12 @@ from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Mean, Residual, 
 
 
 def model(
-    depths: tuple[int, ...],
-    width: int,
+    depths: tuple[int, ...],  # blocks of each stage
+    width: int,  # 16, 32, 64 times it are the channels of the stages
     activation: str = "relu",
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      depths: blocks of each stage.
-      width: 16, 32, 64 times it are the channels of the stages.
-    """
     act, outs = ACTIVATIONS[activation], [16 * width << i for i in range(len(depths))]
     blocks = stages(16, outs, depths, lambda ins, i, stride: block(ins, outs[i], stride, act))
     last = {"bn1": nn.BatchNorm2d(outs[-1], momentum=0.9), "act": act(), "mean": Mean()}

@@ -1,7 +1,7 @@
 """BoTNet-50 in PyTorch: a ResNet-50 whose last stage attends.
 
 Source: Srinivas et al. 2021 (arXiv 2101.11605), with the names and the unscaled logits of
-leaderj1001/BottleneckTransformers. Parity: tests/models/cifar/test_hybrids.py.
+leaderj1001/BottleneckTransformers.
 """
 
 import torch
@@ -21,23 +21,15 @@ from jaxrobust.convert.torch_modules.layers import (
 
 
 def model(
-    depths: tuple[int, ...] = (3, 4, 6, 3),
-    width: int = 64,
+    depths: tuple[int, ...] = (3, 4, 6, 3),  # blocks of each stage; those of the last one attend
+    width: int = 64,  # inner channels of the first stage's blocks; they double with each stage
     heads: int = 4,
-    small_stem: bool = True,
-    image_size: int = 32,
+    small_stem: bool = True,  # 3x3 without stride, for 32 px; else 7x7 with stride 2 and pooling
+    image_size: int = 32,  # side in pixels; the attention's positions depend on it
     activation: str = "relu",
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      depths: blocks of each stage; those of the last one attend.
-      width: inner channels of the first stage's blocks; they double with each stage.
-      small_stem: 3x3 without stride, for 32 px; else 7x7 with stride 2 and pooling.
-      image_size: side in pixels; the attention's positions depend on it.
-    """
     act, side = ACTIVATIONS[activation], image_size if small_stem else image_size // 4
     outs = [4 * width << i for i in range(len(depths))]
 

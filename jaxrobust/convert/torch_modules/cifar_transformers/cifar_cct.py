@@ -1,7 +1,6 @@
 """Compact convolutional transformer (CCT) in PyTorch.
 
 Source: Hassani et al. 2021 (arXiv 2104.05704), with the names of SHI-Labs/Compact-Transformers.
-Parity: tests/models/cifar/test_cct.py.
 """
 
 import torch
@@ -11,26 +10,18 @@ from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, SelfAttention, T
 
 
 def model(
-    dim: int = 256,
+    dim: int = 256,  # width; `hidden` is that inside the MLPs
     depth: int = 7,
     heads: int = 4,
     hidden: int = 512,
-    convolutions: int = 1,
-    kernel: int = 3,
+    convolutions: int = 1,  # of the tokeniser; all but the last one have 64 channels
+    kernel: int = 3,  # their windows, and the stride of each, which a maximum doubles
     stride: int = 1,
     activation: str = "gelu",
-    image_size: int = 32,
+    image_size: int = 32,  # side in pixels; the number of positions follows from it
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      dim, depth, heads, hidden: width, number of blocks, attention heads, width inside the MLPs.
-      convolutions: of the tokeniser; all but the last one have 64 channels.
-      kernel, stride: their windows, and the stride of each, which a maximum doubles.
-      image_size: side in pixels; the number of positions follows from it.
-    """
     layers, side, ins = [], image_size, in_channels
     for outs in (*(64,) * (convolutions - 1), dim):
         conv = nn.Conv2d(ins, outs, kernel, stride, kernel // 2, bias=False)

@@ -1,7 +1,6 @@
 """CeiT-T in PyTorch: a convolutional stem, and feed-forwards that convolve the patches.
 
-Source: Yuan et al. 2021 (arXiv 2103.11816), with the names of rishikksh20/CeiT-pytorch. Parity:
-tests/models/cifar/test_hybrids.py.
+Source: Yuan et al. 2021 (arXiv 2103.11816), with the names of rishikksh20/CeiT-pytorch.
 """
 
 import math
@@ -23,25 +22,16 @@ from jaxrobust.convert.torch_modules.layers import (
 
 
 def model(
-    dim: int = 192,
+    dim: int = 192,  # width
     depth: int = 12,
     heads: int = 3,
-    patch: int = 4,
-    stem_width: int = 32,
-    image_size: int = 32,
-    activation: str = "gelu",
+    patch: int = 4,  # side of the patches of the stem's map, a quarter of the image
+    stem_width: int = 32,  # channels of the stem
+    image_size: int = 32,  # side in pixels; the number of positions follows from it
+    activation: str = "gelu",  # of the feed-forwards, a name in ACTIVATIONS
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      dim, depth, heads: width, number of blocks, attention heads of 64 channels.
-      patch: side of the patches of the stem's map, which has a quarter of the image's side.
-      stem_width: channels of the stem.
-      activation: of the feed-forwards, a name in ACTIVATIONS.
-      image_size: side in pixels; the number of positions follows from it.
-    """
     act, side = ACTIVATIONS[activation], ((image_size + 1) // 2 - 2) // 2 + 1  # of the stem's map
     stem = nn.Conv2d(in_channels, stem_width, 7, stride=2, padding=4)
     linear = nn.Linear(stem_width * patch * patch, dim)
@@ -73,9 +63,7 @@ class Block(nn.ModuleList):
 
 
 def feed_forward(dim: int, act: type[nn.Module]) -> nn.Module:
-    """Build a linear map to four times the width, a depthwise 3x3 and a linear map back; behind
-    each, batch norm and activation.
-    """
+    """Build linear, depthwise 3x3, linear; behind each, batch norm and activation."""
     wide = 4 * dim
     # The places in between are those where the public code moves axes.
     up = nn.Sequential(nn.Linear(dim, wide), nn.Identity(), TokenNorm(wide), act())

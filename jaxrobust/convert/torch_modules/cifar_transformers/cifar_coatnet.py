@@ -1,7 +1,6 @@
 """CoAtNet-0 in PyTorch, whose last four stages convolve or attend by choice.
 
-Source: Dai et al. 2021 (arXiv 2106.04803), with the names and details of
-chinhsuanwu/coatnet-pytorch d3ef1c3. Parity: tests/models/cifar/test_stages.py.
+Source: Dai et al. 2021 (arXiv 2106.04803); names and details: chinhsuanwu/coatnet-pytorch d3ef1c3.
 """
 
 import torch
@@ -11,24 +10,16 @@ from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, SelfAttention, S
 
 
 def model(
-    order: str = "CCTT",
-    dims: tuple[int, ...] = (64, 96, 192, 384, 768),
+    order: str = "CCTT",  # of the stages behind the stem, C convolutions or T attention
+    dims: tuple[int, ...] = (64, 96, 192, 384, 768),  # channels of stem and stages
     depths: tuple[int, ...] = (2, 2, 3, 5, 2),
-    heads: int = 8,
+    heads: int = 8,  # of attention
     head_dim: int = 32,
     activation: str = "gelu",
-    image_size: int = 32,
+    image_size: int = 32,  # side in pixels, of all images; each stage halves it
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      order: of the stages behind the stem, C convolutions or T attention.
-      dims, depths: channels and blocks of the stem and of these stages.
-      heads, head_dim: of attention.
-      image_size: side in pixels, of all images; each stage halves it.
-    """
     act, ins = ACTIVATIONS[activation], in_channels
     stages: dict[str, nn.Module] = {}
     for i, (kind, outs, depth) in enumerate(zip("S" + order, dims, depths, strict=True)):

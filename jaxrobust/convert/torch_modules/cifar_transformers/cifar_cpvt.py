@@ -1,6 +1,6 @@
 """CPVT in PyTorch: patches, and a depthwise convolution over them instead of positions.
 
-Source: Chu et al. 2021 (arXiv 2102.10882). Parity: tests/models/cifar/test_cpvt.py.
+Source: Chu et al. 2021 (arXiv 2102.10882).
 """
 
 import torch
@@ -10,22 +10,15 @@ from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Patches, named, 
 
 
 def model(
-    patch: int = 4,
-    dim: int = 512,
+    patch: int = 4,  # side of the patches in pixels
+    dim: int = 512,  # width
     depth: int = 6,
     heads: int = 8,
-    hidden: int = 512,
+    hidden: int = 512,  # width inside the MLPs
     activation: str = "gelu",
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      patch: side of the patches in pixels.
-      dim, depth, heads: width, number of blocks, attention heads.
-      hidden: width inside the MLPs.
-    """
     scale, act = (dim // heads) ** -0.5, ACTIVATIONS[activation]
     blocks = [vit_block(dim, heads, hidden, act, scale) for _ in range(depth)]
     head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))

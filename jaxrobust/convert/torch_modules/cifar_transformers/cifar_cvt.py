@@ -1,7 +1,6 @@
 """CvT-13 in PyTorch: queries, keys and values through depthwise convolutions, no class token.
 
-Source: Wu et al. 2021 (arXiv 2103.15808), with the names and details of lucidrains/vit-pytorch
-69d24fe. Parity: tests/models/cifar/test_stages.py.
+Source: Wu et al. 2021 (arXiv 2103.15808); names and details: lucidrains/vit-pytorch 69d24fe.
 """
 
 import torch
@@ -11,24 +10,16 @@ from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Residual, attend
 
 
 def model(
-    dims: tuple[int, ...] = (64, 192, 384),
+    dims: tuple[int, ...] = (64, 192, 384),  # channels of each stage
     depths: tuple[int, ...] = (1, 2, 10),
     heads: tuple[int, ...] = (1, 3, 6),
-    head_dim: int = 64,
-    window: int = 3,
+    head_dim: int = 64,  # channels of a head
+    window: int = 3,  # window and stride of the first convolution
     patch: int = 2,
-    activation: str = "gelu",
+    activation: str = "gelu",  # gelu, relu, silu or softplus, of the feed-forward parts
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      dims, depths, heads: channels, blocks and attention heads of each stage.
-      head_dim: channels of a head.
-      window, patch: window and stride of the first convolution.
-      activation: gelu, relu, silu or softplus, of the feed-forward parts.
-    """
     act, ins, stages = ACTIVATIONS[activation], in_channels, []
     for i, (dim, depth, count) in enumerate(zip(dims, depths, heads, strict=True)):
         embed = conv(ins, dim, *((3, 2) if i else (window, patch)), bias=True)

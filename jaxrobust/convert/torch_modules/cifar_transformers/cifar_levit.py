@@ -1,7 +1,6 @@
 """LeViT-128S in PyTorch: attention with batch norms, whose map shrinks from stage to stage.
 
-Source: Graham et al. 2021 (arXiv 2104.01136), with the names of facebookresearch/LeViT and one
-classifier. Parity: tests/models/cifar/test_hybrids.py.
+Source: Graham et al. 2021 (arXiv 2104.01136); names: facebookresearch/LeViT and one classifier.
 """
 
 import torch
@@ -21,24 +20,16 @@ from jaxrobust.convert.torch_modules.layers import (
 
 
 def model(
-    dims: tuple[int, ...] = (128, 256, 384),
+    dims: tuple[int, ...] = (128, 256, 384),  # of the stages
     depths: tuple[int, ...] = (2, 3, 4),
     heads: tuple[int, ...] = (4, 6, 8),
-    key_width: int = 16,
-    stem_strides: tuple[int, ...] = (2, 2, 1, 1),
-    image_size: int = 32,
+    key_width: int = 16,  # of each head's queries and keys; values have twice as many channels
+    stem_strides: tuple[int, ...] = (2, 2, 1, 1),  # of the stem's four convolutions
+    image_size: int = 32,  # side in pixels; the position biases depend on it
     activation: str = "hard_swish",
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      dims, depths, heads: of the stages.
-      key_width: of each head's queries and keys; values have twice as many channels.
-      stem_strides: of the stem's four convolutions.
-      image_size: side in pixels; the position biases depend on it.
-    """
     widths = [in_channels, *(dims[0] // 2**i for i in (3, 2, 1, 0))]
     stem, side, act = [], image_size, ACTIVATIONS[activation]
     for ins, outs, stride in zip(widths, widths[1:], stem_strides, strict=False):

@@ -1,7 +1,6 @@
 """MLP-Mixer in PyTorch, with a class token or without.
 
 Source: Tolstikhin et al. 2021 (arXiv 2105.01601), with the names of omihub777/MLP-Mixer-CIFAR.
-Parity: tests/models/cifar/test_mixer.py.
 """
 
 from torch import nn
@@ -18,26 +17,17 @@ from jaxrobust.convert.torch_modules.layers import (
 
 
 def model(
-    patch: int = 4,
-    dim: int = 128,
+    patch: int = 4,  # side of the patches in pixels
+    dim: int = 128,  # width
     depth: int = 8,
-    token_hidden: int = 512,
+    token_hidden: int = 512,  # width inside the MLPs over tokens and over channels
     hidden: int = 64,
-    class_token: bool = True,
+    class_token: bool = True,  # what the head reads; else it reads the mean of the patches
     activation: str = "gelu",
-    image_size: int = 32,
+    image_size: int = 32,  # side in pixels; the number of tokens follows from it
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      patch: side of the patches in pixels.
-      dim, depth: width, number of blocks.
-      token_hidden, hidden: width inside the MLPs over tokens and over channels.
-      class_token: what the head reads; else it reads the mean of the patches.
-      image_size: side in pixels; the number of tokens follows from it.
-    """
     tokens, act = (image_size // patch) ** 2 + class_token, ACTIVATIONS[activation]
     blocks = []
     for _ in range(depth):  # a convolution with one tap mixes the tokens of [B, N, D]

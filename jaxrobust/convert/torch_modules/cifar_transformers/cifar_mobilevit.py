@@ -1,7 +1,6 @@
 """MobileViT-S in PyTorch: inverted bottlenecks and transformers across patches of 2x2 pixels.
 
 Source: Mehta & Rastegari 2022 (arXiv 2110.02178), with the names of chinhsuanwu/mobilevit-pytorch.
-Parity: tests/models/cifar/test_hybrids.py.
 """
 
 import torch
@@ -11,27 +10,18 @@ from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Residual, SelfAt
 
 
 def model(
-    channels: tuple[int, ...] = (16, 32, 64, 64, 64, 96, 128, 160),
+    channels: tuple[int, ...] = (16, 32, 64, 64, 64, 96, 128, 160),  # of stem and bottlenecks
     strides: tuple[int, ...] = (1, 1, 1, 1, 1, 2, 2, 2),
-    dims: tuple[int, ...] = (144, 192, 240),
+    dims: tuple[int, ...] = (144, 192, 240),  # width of the transformers
     depths: tuple[int, ...] = (2, 4, 3),
     ratios: tuple[int, ...] = (2, 4, 4),
-    heads: int = 4,
+    heads: int = 4,  # of the attention
     head_width: int = 8,
-    expansion: int = 4,
+    expansion: int = 4,  # of the bottlenecks, and of the channels before the classifier
     activation: str = "silu",
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      channels, strides: of the stem and of the bottlenecks.
-      dims, depths, ratios: of the transformers behind the last bottlenecks: width, layers, hidden
-        units of the feed-forward in widths.
-      heads, head_width: of the attention.
-      expansion: of the bottlenecks, and of the channels before the classifier.
-    """
     act = ACTIVATIONS[activation]
     mvit = []
     for c, dim, ratio, depth in zip(channels[-len(dims) :], dims, ratios, depths, strict=True):

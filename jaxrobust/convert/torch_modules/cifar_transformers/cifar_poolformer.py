@@ -1,7 +1,6 @@
 """PoolFormer in PyTorch: pooling in the place of attention.
 
-Source: Yu et al. 2022 (arXiv 2111.11418), with the names of sail-sg/poolformer. Parity:
-tests/models/cifar/test_poolformer.py.
+Source: Yu et al. 2022 (arXiv 2111.11418), with the names of sail-sg/poolformer.
 """
 
 import torch
@@ -11,22 +10,15 @@ from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, Mean, named
 
 
 def model(
-    depths: tuple[int, ...] = (2, 2, 6, 2),
+    depths: tuple[int, ...] = (2, 2, 6, 2),  # blocks of each stage
     dims: tuple[int, ...] = (64, 128, 320, 512),
-    patch: int = 3,
+    patch: int = 3,  # window and stride of the first convolution
     stride: int = 2,
-    gamma_init: float = 1e-5,
+    gamma_init: float = 1e-5,  # of the factors of each branch's channels
     activation: str = "gelu",
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      depths, dims: blocks and channels of each stage.
-      patch, stride: window and stride of the first convolution.
-      gamma_init: of the factors of each branch's channels.
-    """
     act, parts = ACTIVATIONS[activation], []
     first = nn.Conv2d(in_channels, dims[0], patch, stride, (patch - stride + 1) // 2)
     for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):

@@ -1,7 +1,6 @@
 """PVTv2-B1 "linear" in PyTorch: keys and values from 7 x 7 means of the map.
 
-Source: Wang et al. 2022 (arXiv 2106.13797), with the names and details of timm 1.0.9. Parity:
-tests/models/cifar/test_stages.py.
+Source: Wang et al. 2022 (arXiv 2106.13797), with the names and details of timm 1.0.9.
 """
 
 from torch import Tensor, nn
@@ -20,23 +19,15 @@ MEANS = 7
 
 
 def model(
-    dims: tuple[int, ...] = (64, 128, 320, 512),
+    dims: tuple[int, ...] = (64, 128, 320, 512),  # of each stage
     depths: tuple[int, ...] = (2, 2, 2, 2),
     heads: tuple[int, ...] = (1, 2, 5, 8),
-    ratios: tuple[int, ...] = (8, 8, 4, 4),
-    patch: int = 4,
-    activation: str = "gelu",
+    ratios: tuple[int, ...] = (8, 8, 4, 4),  # of feed-forward's hidden units to channels
+    patch: int = 4,  # stride of the first convolution, 7x7
+    activation: str = "gelu",  # gelu, relu, silu or softplus, in place of every GELU
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      dims, depths, heads: channels, blocks and attention heads of each stage.
-      ratios: the hidden units of its feed-forward parts by its channels.
-      patch: stride of the first convolution, 7x7.
-      activation: gelu, relu, silu or softplus, in place of every GELU.
-    """
     act, ins = ACTIVATIONS[activation], dims[0]
     embed, stages = named(proj=PixelConv(in_channels, ins, 7, patch, 3), norm=nn.LayerNorm(ins)), []
     for i, (dim, depth, count, ratio) in enumerate(zip(dims, depths, heads, ratios, strict=True)):
@@ -60,9 +51,7 @@ class PixelConv(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then x + feed-forward(LN(x)); between its linear maps ReLU, depthwise
-    3x3 and activation.
-    """
+    """x + attention(LN(x)), then x + feed-forward(LN(x)), with ReLU and depthwise 3x3 inside."""
 
     def __init__(self, dim: int, heads: int, hidden: int, act: type[nn.Module]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Swin-T in PyTorch as a study at 32 px has it: one table of position biases for all heads.
 
 Source: Liu et al. 2021 (arXiv 2103.14030), with the names and details of
-berniwal/swin-transformer-pytorch c921ebf. Parity: tests/models/cifar/test_stages.py.
+berniwal/swin-transformer-pytorch c921ebf.
 """
 
 import torch
@@ -18,25 +18,16 @@ from jaxrobust.convert.torch_modules.layers import (
 
 
 def model(
-    dim: int = 96,
-    depths: tuple[int, ...] = (2, 2, 6, 2),
+    dim: int = 96,  # channels of the first stage; they double with each
+    depths: tuple[int, ...] = (2, 2, 6, 2),  # every second block is shifted
     heads: tuple[int, ...] = (3, 6, 12, 24),
-    patch: int = 2,
+    patch: int = 2,  # how many pixels a side the first stage joins, and each that follows
     merges: tuple[int, ...] = (1, 2, 2),
-    window: int = 4,
-    activation: str = "gelu",
+    window: int = 4,  # side of a window in features
+    activation: str = "gelu",  # gelu, relu, silu or softplus, of the feed-forward parts
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      dim: channels of the first stage; they double with each.
-      depths, heads: blocks and attention heads of each stage; every second block is shifted.
-      patch, merges: how many pixels a side the first stage joins, and each that follows.
-      window: side of a window in features.
-      activation: gelu, relu, silu or softplus, of the feed-forward parts.
-    """
     act, ins = ACTIVATIONS[activation], in_channels
     stages: dict[str, nn.Module] = {"last": ChannelsLast()}
     rows = zip(depths, heads, (patch, *merges), strict=True)

@@ -1,7 +1,6 @@
 """Vision transformer for 32 px in PyTorch: logits scaled by all heads' width, an MLP as head.
 
-Source: Dosovitskiy et al. 2021 (arXiv 2010.11929), with the names of
-kentaroy47/vision-transformers-cifar10. Parity: tests/models/cifar/test_vit.py.
+Source: Dosovitskiy et al. 2021 (arXiv 2010.11929); names: kentaroy47/vision-transformers-cifar10.
 """
 
 from torch import nn
@@ -17,24 +16,16 @@ from jaxrobust.convert.torch_modules.layers import (
 
 
 def model(
-    patch: int = 4,
-    dim: int = 512,
+    patch: int = 4,  # side of the patches in pixels
+    dim: int = 512,  # width
     depth: int = 6,
     heads: int = 8,
-    hidden: int = 512,
+    hidden: int = 512,  # width inside the MLPs and inside the head
     activation: str = "gelu",
-    image_size: int = 32,
+    image_size: int = 32,  # side in pixels; the number of positions follows from it
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      patch: side of the patches in pixels.
-      dim, depth, heads: width, number of blocks, attention heads.
-      hidden: width inside the MLPs and inside the head.
-      image_size: side in pixels; the number of positions follows from it.
-    """
     act, positions = ACTIVATIONS[activation], (image_size // patch) ** 2 + 1
     blocks = [vit_block(dim, heads, hidden, act, dim**-0.5) for _ in range(depth)]
     linear = nn.Linear(patch**2 * in_channels, dim)

@@ -1,7 +1,6 @@
 """ViTAE-S in PyTorch: convolutions beside attention, of several dilations where the map shrinks.
 
-Source: Xu et al. 2021 (arXiv 2106.03348), with the names of Annbless/ViTAE. Parity:
-tests/models/cifar/test_hybrids.py.
+Source: Xu et al. 2021 (arXiv 2106.03348), with the names of Annbless/ViTAE.
 """
 
 import math
@@ -21,27 +20,19 @@ from jaxrobust.convert.torch_modules.layers import (
 
 
 def model(
-    widths: tuple[int, ...] = (64, 64, 192),
+    widths: tuple[int, ...] = (64, 64, 192),  # of the convolutions of the cells that shrink the map
     dims: tuple[int, ...] = (64, 64, 384),
     ratios: tuple[int, ...] = (4, 2, 2),
     kernels: tuple[int, ...] = (7, 3, 3),
     dilations: tuple[int, ...] = (4, 3, 2),
-    depth: int = 14,
+    depth: int = 14,  # of the cells behind them; groups of their convolutions
     heads: int = 6,
     mlp_ratio: int = 3,
     groups: int = 96,
-    activation: str = "gelu",
+    activation: str = "gelu",  # for GELU, a name in ACTIVATIONS
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    """Build the network of one row.
-
-    Args:
-      widths, dims, ratios, kernels, dilations: of the cells that shrink the map: channels of their
-        convolutions, of their tokens, how far they shrink it, windows, and how many dilations.
-      depth, heads, mlp_ratio, groups: of the cells behind them; groups of their convolutions.
-      activation: for GELU, a name in ACTIVATIONS.
-    """
     act, ins, cells = ACTIVATIONS[activation], in_channels, []
     for width, dim, ratio, kernel, count in zip(
         widths, dims, ratios, kernels, dilations, strict=True
