@@ -54,9 +54,13 @@ def _groups(channels: int) -> list[slice]:
     return [slice(c, min(c + LANES, channels)) for c in range(0, channels, LANES)]
 
 
-def _together(height: int) -> int:
-    """Find how many rows to compute at once: a norm waits for its sums, other rows do not."""
-    return next(n for n in (4, 7, 2, 1) if height % n == 0)
+def _together(height: int, channels: int) -> int:
+    """Find how many rows to compute at once: a norm waits for its sums, other rows do not.
+
+    Rows of many groups of channels are long enough, and each row takes its time to compile.
+    """
+    most = max(1, 4 // len(_groups(channels)))
+    return next(n for n in range(most, 0, -1) if height % n == 0)
 
 
 def _clear_rim(padded: Any, height: int, width: int, rim: int) -> None:
@@ -97,7 +101,7 @@ def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:
     from jax.experimental import pallas as pl
 
     *outs, padded = outs_and_padded
-    _, height, width, _ = x.shape
+    _, height, width, channels = x.shape
     rim = math.isqrt(kernel.shape[0]) // 2
     bias, scale, shift = (affine[i : i + 1] for i in range(3))
     _clear_rim(padded, height, width, rim)
@@ -106,7 +110,7 @@ def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:
     def put(row: Any) -> None:
         _put(padded, row, rim, x[0, row])
 
-    @pl.loop(0, height, unroll=_together(height))
+    @pl.loop(0, height, unroll=_together(height, channels))
     def sum_and_norm(row: Any) -> None:
         z = _taps(padded, kernel, row, width) + bias
         normed = _normalised(z, eps)[0] * scale + shift
@@ -117,12 +121,12 @@ def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:
 def _backward(z, g, beside, kernel, affine, out, padded, *, eps: float) -> None:
     from jax.experimental import pallas as pl
 
-    _, height, width, _ = z.shape
+    _, height, width, channels = z.shape
     rim = math.isqrt(kernel.shape[0]) // 2
     scale = affine[...]
     _clear_rim(padded, height, width, rim)
 
-    @pl.loop(0, height, unroll=_together(height))
+    @pl.loop(0, height, unroll=_together(height, channels))
     def norm_gradient(row: Any) -> None:
         normal, inverse = _normalised(z[0, row].astype(jnp.float32), eps)
         to_normal = g[0, row].astype(jnp.float32) * scale
@@ -130,7 +134,7 @@ def _backward(z, g, beside, kernel, affine, out, padded, *, eps: float) -> None:
         to_z = inverse * (to_normal - to_normal.mean(-1, keepdims=True) - normal * along)
         _put(padded, row, rim, to_z)
 
-    @pl.loop(0, height, unroll=_together(height))
+    @pl.loop(0, height, unroll=_together(height, channels))
     def sum_and_add(row: Any) -> None:
         to_x = _taps(padded, kernel, row, width)
         out[0, row] = (to_x + beside[0, row].astype(jnp.float32)).astype(out.dtype)
