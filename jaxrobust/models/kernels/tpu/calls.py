@@ -61,33 +61,35 @@ def elementwise(rows: int, columns: int, operations: float, powers: float = 0) -
     return Cost(flops, rows * columns * powers, registers * (operations / _UNITS + powers))
 
 
+class Kernel(NamedTuple):
+    """What runs on some images, and what it needs."""
+
+    name: str  # in a program's text
+    body: Callable[..., None]  # see `over_images`
+    cost: Cost  # of one image
+    scratch: Sequence[tuple[int, ...]] = ()  # shapes of f32 arrays in fast memory
+    beside: int = 0  # bytes that the body's values take
+
+
 def over_images(
-    body: Callable[..., None],
-    name: str,
+    kernel: Kernel,
     arrays: Sequence[Array],
     outs: Sequence[tuple[int, ...]],
     *,
-    cost: Cost,
     per: int = 1,
     repeated: Sequence[Array] = (),
     parameters: Sequence[Array] = (),
-    scratch: Sequence[tuple[int, ...]] = (),
-    beside: int = 0,
     interpret: bool,
 ) -> list[Array]:
     """Run a kernel on `per` images at a time.
 
     Args:
-      body: gets references to blocks f[per,..] of `arrays` and of `repeated`, to `parameters`, to
-        blocks of the results, and to f32 arrays of `scratch`.
-      name: of the kernel in a program's text.
+      kernel: whose body gets references to blocks f[per,..] of `arrays` and of `repeated`, to
+        `parameters`, to blocks of the results, and to `scratch`.
       arrays: f[B,..].
       outs: shapes of the results of one image, which have the type of the first array.
-      cost: of one image.
       per: divides B.
       repeated: f[P,..] with P one, or a multiple of `per` that divides B; image i sees row i mod P.
-      scratch: shapes in fast memory.
-      beside: bytes that the body's values take.
       interpret: whether to run it by JAX's interpreter, on any platform.
     """
     from jax.experimental import pallas as pl  # 0.2 s, which nothing but a trace needs
@@ -108,19 +110,18 @@ def over_images(
 
     blocks: list[Any] = [*arrays, *repeated, *results]
     held = sum(per * a.size // a.shape[0] * a.dtype.itemsize for a in blocks)
-    needed = (
-        2 * held + 4 * sum(map(math.prod, scratch)) + beside
-    )  # the next blocks arrive meanwhile
+    scratch = 4 * sum(map(math.prod, kernel.scratch))
+    needed = 2 * held + scratch + kernel.beside  # the next blocks arrive meanwhile
     moved = sum(a.size * a.dtype.itemsize for a in [*blocks, *parameters])
-    total = cost * batch
+    total = kernel.cost * batch
     return pl.pallas_call(
-        body,
+        kernel.body,
         out_shape=results,
         grid=(batch // per,),
         in_specs=[*map(block, (*arrays, *repeated)), *map(whole, parameters)],
         out_specs=[*map(block, results)],
-        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
-        name=name,
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in kernel.scratch],
+        name=kernel.name,
         interpret=interpret,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",),

@@ -23,6 +23,7 @@ from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     SUBLANES,
     Cost,
+    Kernel,
     elementwise,
     over_images,
 )
@@ -157,17 +158,15 @@ def forward(
 ) -> list[Array]:
     """Convolve f[B,H,W,C] with f[k,k,1,C]; return it after the norm and before."""
     side = kernel.shape[0]
+    padded = [_padded(side, *x.shape[1:])]
     return over_images(
-        functools.partial(_forward, eps=eps),
-        "depthwise_norm",
+        Kernel("depthwise_norm", functools.partial(_forward, eps=eps), _cost(x, side, 20), padded),
         [x],
         [x.shape[1:]] * 2,
-        cost=_cost(x, side, 20),
         parameters=[
             kernel.reshape(side * side, -1).astype(jnp.float32),
             jnp.stack([bias, scale, shift]).astype(jnp.float32),
         ],
-        scratch=[_padded(side, *x.shape[1:])],
         interpret=interpret,
     )
 
@@ -183,18 +182,15 @@ def backward(
     interpret: bool = False,
 ) -> Array:
     """Compute the gradient for `x`, with `beside` added, from `z` before the norm and `g` after."""
-    side = kernel.shape[0]
+    side, body = kernel.shape[0], functools.partial(_backward, eps=eps)
     (out,) = over_images(
-        functools.partial(_backward, eps=eps),
-        "depthwise_norm_gradient",
+        Kernel("depthwise_norm_gradient", body, _cost(z, side, 30), [_padded(side, *z.shape[1:])]),
         [z, g, beside],
         [z.shape[1:]],
-        cost=_cost(z, side, 30),
         parameters=[
             kernel.reshape(side * side, -1)[::-1].astype(jnp.float32),
             scale[None].astype(jnp.float32),
         ],
-        scratch=[_padded(side, *z.shape[1:])],
         interpret=interpret,
     )
     return out

@@ -19,7 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.models.kernels.tpu.calls import Cost, dot, elementwise, over_images, product
+from jaxrobust.models.kernels.tpu.calls import (
+    Cost,
+    Kernel,
+    dot,
+    elementwise,
+    over_images,
+    product,
+)
 
 Array = jax.Array
 TOKENS, WIDTH = 1024, 32  # at most, and what divides the width of a head
@@ -110,15 +117,13 @@ def _run(
     interpret: bool,
 ) -> Array:
     batch, tokens, _ = arrays[0].shape
+    body = functools.partial(body, heads=heads, scale=scale)
     (out,) = over_images(
-        functools.partial(body, heads=heads, scale=scale),
-        name,
+        Kernel(name, body, cost * heads, beside=6 * 4 * tokens * tokens),
         arrays,
         [(tokens, width)],
-        cost=cost * heads,
         per=_images(batch, tokens, 1 if bias is None else bias.shape[0]),
         repeated=() if bias is None else (bias,),
-        beside=6 * 4 * tokens * tokens,
         interpret=interpret,
     )
     return out
