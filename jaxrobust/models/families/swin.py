@@ -91,15 +91,14 @@ class WindowAttention(nnx.Module):
         self.heads, self.window = heads, window
 
     def __call__(self, x: Array, mask: np.ndarray | None) -> Array:
-        windows, tokens, dim = x.shape
+        tokens = x.shape[1]
         index = relative_index(self.window).ravel()
         # Wide, as the gradients of an offset's pairs are added up in the type of its bias.
         (table,) = widened(self.relative_position_bias_table[...])
         bias = table[index].reshape(tokens, tokens, self.heads).transpose(2, 0, 1)
         if mask is not None:
             bias = bias[None] + jnp.asarray(mask, bias.dtype)[:, None]  # for each of the windows
-        qkv = self.qkv(x).reshape(windows, tokens, 3, self.heads, dim // self.heads)
-        return self.proj(attention.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias=bias))
+        return self.proj(attention.self_attention(self.qkv(x), self.heads, bias=bias))
 
 
 class Block(nnx.Module):

@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxrobust.models.kernels.primitives import per_platform, rounded, widened
 from jaxrobust.models.kernels.tpu import calls, token_attention
@@ -105,6 +106,13 @@ def _attend_backward(scale, residuals, g):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
+def _four_axes(bias: Array, x: Array) -> Array:
+    bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
+    if x.shape[0] % bias.shape[0]:
+        raise ValueError(f"bias of {bias.shape[0]} does not divide the batch of {x.shape[0]}")
+    return bias
+
+
 def attention(
     q: Array, k: Array, v: Array, *, bias: Array | None = None, scale: float | None = None
 ) -> Array:
@@ -116,9 +124,7 @@ def attention(
     Parity: tests/models/kernels/test_attention.py against torch's scaled_dot_product_attention.
     """
     if bias is not None:
-        bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
-        if q.shape[0] % bias.shape[0]:
-            raise ValueError(f"bias of {bias.shape[0]} does not divide the batch of {q.shape[0]}")
+        bias = _four_axes(bias, q)
     return _join(_attend(_swap(q), _swap(k), _swap(v), bias, scale))
 
 
@@ -131,72 +137,93 @@ def _split(qkv: Array, heads: int) -> list[Array]:
     return [_swap(parts[:, :, i]) for i in range(3)]
 
 
-def _plain_forward(qkv: Array, *, heads: int, scale: float) -> list[Array]:
+def _plain_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[Array]:
     q, k, v = _split(qkv, heads)
-    out, (*_, probabilities) = _attend_forward(q, k, v, None, scale)
+    out, (*_, probabilities) = _attend_forward(q, k, v, bias[0] if bias else None, scale)
     return [_join(out), q, k, v, probabilities]
 
 
-def _plain_backward(qkv, g, q, k, v, probabilities, *, heads: int, scale: float) -> Array:
+def _plain_backward(qkv, g, kept, *bias, heads: int, scale: float, asked: bool) -> list[Array]:
+    """Compute the gradient of the product, and of the bias where it is asked for."""
     del qkv
+    q, k, v, probabilities = kept
     g = _swap(g.reshape(*g.shape[:2], heads, -1))
-    *parts, _ = _attend_backward(scale, (q, k, v, None, probabilities), g)
+    residuals = q, k, v, *(bias or (None,)), probabilities
+    *parts, to_bias = _attend_backward(scale, residuals, g)
     to_qkv = jnp.stack([_swap(part) for part in parts], 2)
-    return to_qkv.reshape(*to_qkv.shape[:2], -1)
+    return [to_qkv.reshape(*to_qkv.shape[:2], -1), *([to_bias] if asked else [])]
 
 
-def _kernel_forward(qkv: Array, *, heads: int, scale: float) -> list[Array]:
-    out = token_attention.forward(qkv, heads, scale=scale)
+def _whole(bias: tuple[Array, ...], qkv: Array, heads: int) -> Array | None:
+    """Spread a bias over heads, queries and keys, as the kernel reads it."""
+    tokens = qkv.shape[1]
+    return jnp.broadcast_to(bias[0], (len(bias[0]), heads, tokens, tokens)) if bias else None
+
+
+def _kernel_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[Array]:
+    out = token_attention.forward(qkv, heads, scale=scale, bias=_whole(bias, qkv, heads))
     # Rules of all platforms keep arrays of one shape; XLA drops these, which no kernel reads.
-    kept = jax.eval_shape(functools.partial(_plain_forward, heads=heads, scale=scale), qkv)[1:]
+    plain = functools.partial(_plain_forward, heads=heads, scale=scale)
+    kept = jax.eval_shape(plain, qkv, *bias)[1:]
     return [out, *(jnp.zeros(a.shape, a.dtype) for a in kept)]
 
 
-def _kernel_backward(qkv, g, *kept, heads: int, scale: float) -> Array:
+def _kernel_backward(qkv, g, kept, *bias, heads: int, scale: float, asked: bool) -> list[Array]:
     del kept
-    return token_attention.backward(qkv, g, heads, scale=scale)
+    whole = _whole(bias, qkv, heads)
+    to_qkv = token_attention.backward(qkv, g, heads, scale=scale, bias=whole)
+    if not asked:
+        return [to_qkv]
+    kept = _plain_forward(qkv, *bias, heads=heads, scale=scale)[1:]
+    return [to_qkv, _plain_backward(qkv, g, kept, *bias, heads=heads, scale=scale, asked=True)[1]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _attend_product(qkv: Array, heads: int, scale: float) -> Array:
-    return _attend_product_forward(qkv, heads, scale)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend_product(heads: int, scale: float, qkv: Array, *bias: Array) -> Array:
+    return _attend_product_rule(heads, scale, qkv, *bias)[0]
 
 
-def _attend_product_forward(qkv, heads, scale):
+def _attend_product_rule(heads, scale, qkv, *bias):
     how = {"heads": heads, "scale": scale}
-    out, *kept = lax.platform_dependent(
-        qkv,
-        tpu=functools.partial(_kernel_forward, **how),
-        default=functools.partial(_plain_forward, **how),
-    )
-    return out, (qkv, kept)
+    rules = {"tpu": _kernel_forward, "default": _plain_forward}
+    rules = {name: functools.partial(rule, **how) for name, rule in rules.items()}
+    return lax.platform_dependent(qkv, *bias, **rules)
+
+
+def _attend_product_forward(heads, scale, qkv, *bias):
+    # Residuals hold arrays alone, so their structure tells the backward rule: () or None.
+    asked = () if any(b.perturbed for b in bias) else None
+    operands = [operand.value for operand in (qkv, *bias)]
+    out, *kept = _attend_product_rule(heads, scale, *operands)
+    return out, (operands, kept, asked)
 
 
 def _attend_product_backward(heads, scale, residuals, g):
-    qkv, kept = residuals
-    how = {"heads": heads, "scale": scale}
-    to_qkv = lax.platform_dependent(
-        *(qkv, g, *kept),
-        tpu=functools.partial(_kernel_backward, **how),
-        default=functools.partial(_plain_backward, **how),
-    )
-    return (to_qkv,)
+    (qkv, *bias), kept, asked = residuals
+    g = jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
+    how = {"heads": heads, "scale": scale, "asked": asked is not None}
+    rules = {"tpu": _kernel_backward, "default": _plain_backward}
+    rules = {name: functools.partial(rule, **how) for name, rule in rules.items()}
+    gradients = lax.platform_dependent(qkv, g, kept, *bias, **rules)
+    return (*gradients, *(None for _ in bias[: 1 + len(bias) - len(gradients)]))
 
 
-_attend_product.defvjp(_attend_product_forward, _attend_product_backward)
+_attend_product.defvjp(_attend_product_forward, _attend_product_backward, symbolic_zeros=True)
 
 
-def self_attention(qkv: Array, heads: int) -> Array:
+def self_attention(qkv: Array, heads: int, *, bias: Array | None = None) -> Array:
     """Compute the attention of all tokens to all, of their product f[B,N,3*h*d], as f[B,N,h*d].
 
-    Logits are scaled by `d ** -0.5`. On TPUs scores stay on the chip.
+    Logits are scaled by `d ** -0.5`; `bias` is that of `attention`. On TPUs scores stay on the
+    chip.
     Parity: tests/models/kernels/test_attention.py against torch's scaled_dot_product_attention.
     """
-    dim = qkv.shape[2] // 3
+    dim, scale = qkv.shape[2] // 3, (qkv.shape[2] // 3 // heads) ** -0.5
     reason = token_attention.refused(qkv.shape[1], dim, heads, qkv.dtype)
     if calls.plain("attention", reason):
-        return _join(_attend(*_split(qkv, heads), None, None))
-    return _attend_product(qkv, heads, (dim // heads) ** -0.5)
+        parts = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
+        return attention(*(parts[:, :, i] for i in range(3)), bias=bias)
+    return _attend_product(heads, scale, qkv, *([] if bias is None else [_four_axes(bias, qkv)]))
 
 
 # ---------------------------------------------------------------------------------- talking heads

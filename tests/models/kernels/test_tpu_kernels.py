@@ -85,21 +85,23 @@ class KernelsTest(parameterized.TestCase):
         self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
         self.assertLess(apart(results, expected), BOUNDS[dtype])
 
-    @parameterized.parameters(1, 4)
-    def test_attention_with_a_bias(self, period):
-        qkv, bias = normal(0, 8, 49, 3 * 64), normal(1, period, 2, 49, 49)
-        heads = [qkv.reshape(8, 49, 3, 2, 32)[:, :, i] for i in range(3)]
-        expected = attention.attention(*heads, bias=bias)
-        how = {"scale": 32**-0.5, "bias": bias, "interpret": True}
-        self.assertLess(apart([token_attention.forward(qkv, 2, **how)], [expected]), 1e-6)
+    @parameterized.product(
+        dtype=("float32", "bfloat16"), shape=((2, 49, 49), (1, 1, 49, 49), (4, 2, 49, 49))
+    )
+    def test_attention_with_a_bias(self, dtype, shape):
+        qkv, bias = normal(0, 8, 49, 3 * 64).astype(dtype), normal(1, *shape)
+        bias = bias.at[..., 0, 7].set(-jnp.inf)  # between strangers, in shifted windows
 
-        def plain(qkv):
-            heads = [qkv.reshape(8, 49, 3, 2, 32)[:, :, i] for i in range(3)]
-            return attention.attention(*heads, bias=bias)
+        def both(qkv, bias):
+            return attention.self_attention(qkv, 2, bias=bias)
 
-        g = normal(2, 8, 49, 64)
-        expected = jax.vjp(plain, qkv)[1](g)
-        self.assertLess(apart([token_attention.backward(qkv, g, 2, **how)], expected), 1e-6)
+        def attacked(qkv):
+            return both(qkv, bias)
+
+        expected, alone = vjp(both, qkv, bias), vjp(attacked, qkv)
+        self.as_on_tpu(attention)
+        self.assertLess(apart(vjp(both, qkv, bias), expected), BOUNDS[dtype])
+        self.assertLess(apart(vjp(attacked, qkv), alone), BOUNDS[dtype])
 
     @parameterized.parameters(
         (1025, 64, 1, "float32", "1025 tokens are more than 1024"),

@@ -87,8 +87,7 @@ class WindowAttention(nnx.Module):
             strangers = shift_mask(side, window, shift) < 0
             bias = bias + jnp.where(strangers, -jnp.inf, 0).astype(bias.dtype)[:, None]
         qkv = self.to_qkv(partition(x, window))
-        qkv = qkv.reshape(*qkv.shape[:2], 3, self.heads, -1)
-        y = attention.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias=bias)
+        y = attention.self_attention(qkv, self.heads, bias=bias)
         x = merged(self.to_out(y), side)
         return jnp.roll(x, (shift, shift), (1, 2)) if shift else x
 
