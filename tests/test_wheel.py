@@ -104,10 +104,8 @@ class WheelTest(absltest.TestCase):
         short += ["--config.pretrain.warmup_epochs=0", "--config.train.warmup_epochs=0"]
         said = self.run_here("jaxrobust", "train", "--config", "quickstart", *short)
         self.assertIn("digits, split test", said)
-        said = self.run_here(
-            *("python", "-m", "jaxrobust.main", "--config", "configs/quickstart.py", *short)
-        )
-        self.assertIn("digits, split test", said)
+        words = ["python", "-m", "jaxrobust.main", "--config", "configs/quickstart.py"]
+        self.assertIn("nowhere", self.run_here(*words, "--config.data.name=nowhere", code=2))
 
         run = ["--workdir", "runs/quickstart"]
         words = ["jaxrobust", "export", *run, "--layout", "module", "--out", "ship"]
