@@ -16,7 +16,7 @@ from jaxrobust.data.sources import registry
 from jaxrobust.data.splits.sizes import known_images
 from jaxrobust.data.stream.loading import Images
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen, counted
-from jaxrobust.evaluation.network import reliability
+from jaxrobust.evaluation.network import tracing
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.sections import Config
 from jaxrobust.training import build
@@ -152,7 +152,7 @@ def _constants(plan: Plan) -> list[str]:
     )
     params, stats = jax.eval_shape(plan.net.init, key)
     program = jax.make_jaxpr(lambda p, s, x: plan.net.apply(p, s, x)[0])(params, stats, image)
-    small = [np.asarray(c) for c in reliability.constants(program) if np.size(c) == 3]
+    small = [np.asarray(c) for c in tracing.constants(program) if np.size(c) == 3]
     real = [c for c in small if jnp.issubdtype(c.dtype, jnp.floating)]
     values = [c.astype(np.float64).ravel() for c in real]
     means = {name: mean for name, (mean, _) in NORMALIZATIONS.items() if len(mean) == 3}

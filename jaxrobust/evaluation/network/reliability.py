@@ -8,7 +8,7 @@ without any error. Everything here is a pure function of NumPy arrays.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from jaxrobust.evaluation.network import tracing
 from jaxrobust.evaluation.network.checks import answered, is_right
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.types import LogitsFn
@@ -113,8 +114,12 @@ def _retraced(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Flags:
             second = _trace(logits_fn, shape)
     except jax.errors.UnexpectedTracerError:
         return {"retraced": f"tracing logits_fn twice fails: it keeps traced values, {remedy}"}
-    if str(first) == str(second) and all(map(_same, constants(first), constants(second))):
-        return {}
+    # A value that is kept from an earlier trace has no hash.
+    held = (*tracing.constants(first), *tracing.constants(second))
+    if not any(isinstance(constant, jax.core.Tracer) for constant in held):
+        programs = tracing.Programs()
+        if programs.hashed(first) == programs.hashed(second):
+            return {}
     return {"retraced": f"tracing logits_fn twice gives two different programs, {remedy}"}
 
 
@@ -123,29 +128,6 @@ def _trace(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Any:
     return jax.make_jaxpr(lambda images: logits_fn(images))(
         jax.ShapeDtypeStruct(shape, jnp.float32)
     )
-
-
-def constants(jaxpr: Any) -> Iterator[Any]:
-    """Yield the constants of a jaxpr and of those inside it, in order, scalars included."""
-    yield from getattr(jaxpr, "consts", ())  # a closed one's
-    for equation in jaxpr.eqns:
-        yield from (operand.val for operand in equation.invars if hasattr(operand, "val"))
-        for inner in jax.tree.leaves(list(equation.params.values())):
-            if hasattr(inner, "eqns"):
-                yield from constants(inner)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
-        return False  # kept from an earlier trace
-    if any(
-        isinstance(c, jax.Array) and jnp.issubdtype(c.dtype, jax.dtypes.prng_key) for c in (a, b)
-    ):
-        a, b = jax.random.key_data(a), jax.random.key_data(b)
-    a, b = np.asarray(a), np.asarray(b)
-    return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
 
 
 def _batch_dependent(forward: Forward, images: np.ndarray, logits: np.ndarray) -> Flags:

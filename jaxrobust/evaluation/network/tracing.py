@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -19,7 +19,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust.attacks.network import TRAINING, of_one_image, remedy
-from jaxrobust.evaluation.network import reliability
 from jaxrobust.types import LogitsFn
 
 T = TypeVar("T")
@@ -176,7 +175,7 @@ def trace(
         raise ValueError(leak) from error
     except Exception:  # it takes `each` images only
         pass
-    if any(isinstance(constant, jax.core.Tracer) for constant in reliability.constants(closed)):
+    if any(isinstance(constant, jax.core.Tracer) for constant in constants(closed)):
         raise ValueError(leak)
     programs = Programs()
     return Trace(int(shape[1]), programs.hashed(closed), programs.constants(closed))
@@ -214,6 +213,16 @@ def weights(network: Any, seen: Trace) -> str:
     return digest.hexdigest()
 
 
+def constants(jaxpr: Any) -> Iterator[Any]:
+    """Yield the constants of a jaxpr and of those inside it, in order, scalars included."""
+    yield from getattr(jaxpr, "consts", ())  # a closed one's
+    for equation in jaxpr.eqns:
+        yield from (operand.val for operand in equation.invars if hasattr(operand, "val"))
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(inner, "eqns"):
+                yield from constants(inner)
+
+
 class Programs:
     """Hashes of traced programs; what several of them share is hashed once.
 
@@ -231,7 +240,7 @@ class Programs:
 
     def constants(self, jaxpr: Any) -> tuple[str, ...]:
         """Hash the arrays of a jaxpr, sorted; numbers are not among them."""
-        held = [constant for constant in reliability.constants(jaxpr) if np.size(constant) > 1]
+        held = [constant for constant in constants(jaxpr) if np.size(constant) > 1]
         return tuple(sorted(self._once(constant, hashed) for constant in held))
 
     def _once(self, value: Any, hash_of: Callable[[Any], str]) -> str:
