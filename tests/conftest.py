@@ -7,7 +7,6 @@ Not in `__init__.py`: processes that tests start have neither (see
 import gc
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -51,10 +50,6 @@ def _names_shape(hint: Any) -> bool:
 jaxtyping.install_import_hook(SHAPED, "tests.conftest.shapes")  # before the first import of them
 sys.meta_path.sort(key=lambda finder: type(finder).__module__ != moved.__name__)  # as for users
 
-TESTS = Path(__file__).resolve().parent
-THOROUGH = {*(TESTS / "thorough.txt").read_text().splitlines()}
-_FAST = "not slow and not matrix"  # as in pyproject.toml
-
 # What tests read on stderr does not depend on how busy the machine is.
 patience.AFTER_S = 1e6
 
@@ -72,21 +67,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", known)
     if "matrix" not in config.getoption("markexpr").replace("not matrix", ""):
         compiling.quickly()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the longest tests out where folders of rooms are named, which then answer soon.
-
-    They are the lines of `thorough.txt`; `pytest` alone, a file's or a test's name, and `-m` or
-    `-k` run them too.
-    """
-    rooms = [Path(name).resolve() for name in config.args]
-    chosen = config.getoption("keyword") or config.getoption("markexpr") != _FAST
-    if chosen or not all(TESTS in room.parents and room.is_dir() for room in rooms):
-        return
-    left_out = THOROUGH & {item.nodeid for item in items}
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
-    items[:] = [item for item in items if item.nodeid not in left_out]
 
 
 def pytest_collection_finish() -> None:
