@@ -27,26 +27,23 @@ def _kernel_forward(x: Array, *parameters: Array, eps: float) -> tuple[Array, Ar
     return out, z
 
 
-def _norm_gradients(z: Array, scale: Array, shift: Array, g: Array, eps: float) -> list[Array]:
-    return [*jax.vjp(functools.partial(layer_norm, eps=eps), z, scale, shift)[1](g)]
-
-
-def _plain_input_gradient(x, z, g, beside, *parameters, eps):
+def _plain_gradients(x, z, g, beside, *parameters, eps: float, asked: bool) -> list[Array]:
+    """Compute the gradient for `x` and, where asked for, those of the parameters."""
     taps, bias, scale, shift = parameters
-    to_z = _norm_gradients(z, scale, shift, g, eps)[0]
-    return jax.vjp(lambda x: depthwise_conv(x, taps, bias), x)[1](to_z)[0] + beside
+    norm = functools.partial(layer_norm, eps=eps)
+    if not asked:
+        (to_z,) = jax.vjp(lambda z: norm(z, scale, shift), z)[1](g)
+        return [jax.vjp(lambda x: depthwise_conv(x, taps, bias), x)[1](to_z)[0] + beside]
+    to_z, *of_norm = jax.vjp(norm, z, scale, shift)[1](g)
+    to_x, *of_conv = jax.vjp(depthwise_conv, x, taps, bias)[1](to_z)
+    return [to_x + beside, *of_conv, *of_norm]
 
 
-def _kernel_input_gradient(x, z, g, beside, *parameters, eps):
-    del x
-    return kernel.backward(z, g, beside, parameters[0], parameters[2], eps=eps)
-
-
-def _parameter_gradients(x, z, g, *parameters, eps):
-    taps, bias, scale, shift = parameters
-    to_z, to_scale, to_shift = _norm_gradients(z, scale, shift, g, eps)
-    to_taps, to_bias = jax.vjp(lambda *p: depthwise_conv(x, *p), taps, bias)[1](to_z)
-    return to_taps, to_bias, to_scale, to_shift
+def _kernel_gradients(x, z, g, beside, *parameters, eps: float, asked: bool) -> list[Array]:
+    to_x = kernel.backward(z, g, beside, parameters[0], parameters[2], eps=eps)
+    if not asked:
+        return [to_x]
+    return [to_x, *_plain_gradients(x, z, g, beside, *parameters, eps=eps, asked=True)[1:]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -76,14 +73,13 @@ def _backward(eps, residuals, gradients):
     g, beside = (
         jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g for g in gradients
     )
-    to_x = lax.platform_dependent(
+    how = {"eps": eps, "asked": asked is not None}
+    to_x, *of_parameters = lax.platform_dependent(
         *(x, z, g, beside, *values),
-        tpu=functools.partial(_kernel_input_gradient, eps=eps),
-        default=functools.partial(_plain_input_gradient, eps=eps),
+        tpu=functools.partial(_kernel_gradients, **how),
+        default=functools.partial(_plain_gradients, **how),
     )
-    if asked is None:
-        return to_x, *(None for _ in values)
-    return to_x, *_parameter_gradients(x, z, g, *values, eps=eps)
+    return to_x, *(of_parameters or (None for _ in values))
 
 
 _depthwise_norm.defvjp(_forward, _backward, symbolic_zeros=True)
