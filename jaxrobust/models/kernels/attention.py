@@ -220,10 +220,10 @@ def self_attention(qkv: Array, heads: int, *, bias: Array | None = None) -> Arra
     """
     dim, scale = qkv.shape[2] // 3, (qkv.shape[2] // 3 // heads) ** -0.5
     reason = token_attention.refused(qkv.shape[1], dim, heads, qkv.dtype)
+    bias = bias if bias is None else _four_axes(bias, qkv)
     if calls.plain("attention", reason):
-        parts = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
-        return attention(*(parts[:, :, i] for i in range(3)), bias=bias)
-    return _attend_product(heads, scale, qkv, *([] if bias is None else [_four_axes(bias, qkv)]))
+        return _join(_attend(*_split(qkv, heads), bias, None))
+    return _attend_product(heads, scale, qkv, *([] if bias is None else [bias]))
 
 
 # ---------------------------------------------------------------------------------- talking heads

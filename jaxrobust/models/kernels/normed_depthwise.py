@@ -13,18 +13,12 @@ from jaxrobust.models.kernels.tpu import calls
 from jaxrobust.models.kernels.tpu import depthwise_norm as kernel
 
 Array = jax.Array
-Parameters = tuple[Array, Array, Array, Array]  # kernel, bias, scale, shift
 
 
-def _plain_forward(x: Array, *parameters: Array, eps: float) -> tuple[Array, Array]:
+def _plain_forward(x: Array, *parameters: Array, eps: float) -> list[Array]:
     taps, bias, scale, shift = parameters
     z = depthwise_conv(x, taps, bias)
-    return layer_norm(z, scale, shift, eps=eps), z
-
-
-def _kernel_forward(x: Array, *parameters: Array, eps: float) -> tuple[Array, Array]:
-    out, z = kernel.forward(x, *parameters, eps=eps)
-    return out, z
+    return [layer_norm(z, scale, shift, eps=eps), z]
 
 
 def _plain_gradients(x, z, g, beside, *parameters, eps: float, asked: bool) -> list[Array]:
@@ -55,7 +49,7 @@ def _forward_rule(eps, x, *parameters):
     return lax.platform_dependent(
         x,
         *parameters,
-        tpu=functools.partial(_kernel_forward, eps=eps),
+        tpu=functools.partial(kernel.forward, eps=eps),
         default=functools.partial(_plain_forward, eps=eps),
     )
 

@@ -47,8 +47,9 @@ def per_platform(function: Callable[..., Out]) -> Callable[..., Out]:
 def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
     """Return `function` of f[..,C], parameters f[C] and numbers; on CPU of matrices, behind a wall.
 
-    XLA's loops over two axes are faster there. On a TPU an image's 197 tokens, or rows of 28
-    pixels, lie in tiles of 8, so that a reshape to a matrix copies them.
+    The times in `layers.py` are of that form. On a TPU an image's 197 tokens lie in tiles of 8, so
+    that a reshape to a matrix copies them: without it a block of ViT-S takes 2.4 instead of 3.1 M
+    cycles beside its kernels.
     """
     on_cpu = walled(function)
 

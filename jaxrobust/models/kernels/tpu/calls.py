@@ -1,5 +1,6 @@
 """What every kernel declares: its blocks of images, and what it costs."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,21 +14,28 @@ from jaxrobust.runtime.text.progress import say
 Array = jax.Array
 LANES, SUBLANES = 128, 8  # of a vector register, in values of 32 bits
 _UNITS = 4  # matrix units of 128 x 128, and as many vector operations in a cycle
-_SCOPED = 16 * 2**20  # bytes of fast memory that a kernel may take without asking
-FAST = 64 * 2**20  # bytes of fast memory that every chip since v5e has for one kernel
-
-
-PLAIN: list[str] = []  # what was not for a kernel, and why
+SCOPED = 16 * 2**20  # bytes of fast memory for a kernel, which a TPU v4 has and others give unasked
+_MORE = 64 * 2**20  # what chips since v5e give to a kernel that asks for it
 
 
 def plain(what: str, reason: str | None) -> bool:
-    """Tell whether a kernel does not take `what`, for a `reason`; on a TPU, say so once."""
-    sentence = f"{what} takes XLA's path: {reason}"
-    if reason and sentence not in PLAIN:
-        PLAIN.append(sentence)
-        if jax.default_backend() == "tpu":
-            say(sentence)
+    """Decide for XLA's path where a kernel does not take `what`, and say so once on a TPU."""
+    if reason:
+        _say_once(f"{what} takes XLA's path: {reason}")
     return reason is not None
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    if jax.default_backend() == "tpu":
+        say(sentence)
+
+
+def tiled(shape: Sequence[int], itemsize: int) -> int:
+    """Count the bytes of an array in fast memory, in tiles of 8 rows of 128 values."""
+    *rest, rows, columns = (1, *shape) if len(shape) == 1 else shape
+    rows, columns = (-(-n // tile) * tile for n, tile in ((rows, SUBLANES), (columns, LANES)))
+    return math.prod(rest) * rows * columns * itemsize
 
 
 class Cost(NamedTuple):
@@ -109,12 +117,12 @@ def over_images(
         return pl.BlockSpec(array.shape, lambda i: (0,) * array.ndim)
 
     blocks: list[Any] = [*arrays, *repeated, *results]
-    held = sum(per * a.size // a.shape[0] * a.dtype.itemsize for a in blocks)
-    scratch = 4 * sum(map(math.prod, kernel.scratch))
+    held = sum(min(per, a.shape[0]) * tiled(a.shape[1:], a.dtype.itemsize) for a in blocks)
+    scratch = sum(tiled(shape, 4) for shape in kernel.scratch)
     needed = 2 * held + scratch + kernel.beside  # the next blocks arrive meanwhile
     moved = sum(a.size * a.dtype.itemsize for a in [*blocks, *parameters])
     total = kernel.cost * batch
-    return pl.pallas_call(
+    run = pl.pallas_call(
         kernel.body,
         out_shape=results,
         grid=(batch // per,),
@@ -125,16 +133,23 @@ def over_images(
         interpret=interpret,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",),
-            vmem_limit_bytes=None if needed < _SCOPED else FAST,
+            vmem_limit_bytes=None if needed < SCOPED else _MORE,
         ),
         cost_estimate=pl.CostEstimate(
             flops=int(total.flops), transcendentals=int(total.powers), bytes_accessed=int(moved)
         ),
         metadata={"cycles": str(int(total.cycles))},
-    )(*arrays, *repeated, *parameters)
+    )
+    return [*run(*arrays, *repeated, *parameters)]
 
 
 def dot(a: Array, b: Array, axes: str) -> Array:
-    """Multiply matrices into float32; `axes` names what is summed: "nt" is `a @ b.T`."""
+    """Multiply matrices into float32; `axes` names what is summed: "nt" is `a @ b.T`.
+
+    Products of bfloat16 are exact whatever JAX's precision is, and their kernel knows no other.
+    """
+    precision = lax.Precision.DEFAULT if a.dtype == jnp.bfloat16 else None
     summed = ((0,) if axes[0] == "t" else (1,), (1,) if axes[1] == "t" else (0,))
-    return lax.dot_general(a, b, (summed, ((), ())), preferred_element_type=jnp.float32)
+    return lax.dot_general(
+        a, b, (summed, ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )

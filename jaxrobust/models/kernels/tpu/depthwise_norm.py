@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.models.kernels.tpu.calls import (
-    FAST,
     LANES,
+    SCOPED,
     SUBLANES,
     Cost,
     Kernel,
     elementwise,
     over_images,
+    tiled,
 )
 
 Array = jax.Array
@@ -39,8 +40,9 @@ def refused(x: Array, kernel: Array) -> str | None:
         return f"{x.dtype} is neither float32 nor bfloat16"
     if side != kernel.shape[1] or side % 2 == 0:
         return f"a window of {side}x{kernel.shape[1]} is not square and odd"
-    blocks = 8 * x.dtype.itemsize * height * width * math.ceil(channels / LANES) * LANES
-    if 4 * math.prod(_padded(side, height, width, channels)) + blocks > FAST:
+    # Four arrays of the gradient, twice, because the next ones arrive meanwhile.
+    blocks = 8 * tiled(x.shape[1:], x.dtype.itemsize)
+    if tiled(_padded(side, height, width, channels), 4) + blocks > SCOPED:
         return f"an image of {height}x{width}x{channels} is larger than the fast memory of a chip"
     return None
 
