@@ -150,7 +150,7 @@ def parse(attack: str) -> tuple[Row, int] | None:
 
 
 def goes_image_by_image(attack: str) -> bool:
-    """Tell whether `--attack` goes on image by image: AutoAttack, or some of its parts."""
+    """Recognise AutoAttack, or some of its parts, which attack each image until it is fooled."""
     if attack == "clean" or parse(attack):
         return False
     heads = tuple(f"{name}-" for name, row in fixed().items() if not row.single)

@@ -98,7 +98,7 @@ def read_ids(name: str, data_set: str = "") -> Ids:
 
 
 def common(one: str, other: str, data_set: str = "") -> bool:
-    """Tell whether two lists name one file; a list that cannot be read may."""
+    """Compare the files of two lists; a list that cannot be read may name any file."""
     try:
         lists = [read_ids(name, data_set).lines for name in (one, other)]
     except DataError:

@@ -122,7 +122,7 @@ def of_record(
 
 
 def check_place(place: Path, evaluation: str) -> bool:
-    """Tell whether the bundle of an evaluation is there; refuse a folder that holds another."""
+    """Look for the bundle of an evaluation in a folder, and refuse one that holds another's."""
     if not place.exists() or _empty(place):
         return False
     there = claims.read(place).record["evaluation"]

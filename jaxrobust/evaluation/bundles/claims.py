@@ -293,7 +293,7 @@ def _outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float)
 
 
 def is_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Tell whether the label has the largest of logits f[n,K], all finite, bool[n]."""
+    """Mark images whose label has the largest of logits f[n,K], all finite, bool[n]."""
     return (logits.argmax(axis=1) == labels) & np.isfinite(logits).all(axis=1)
 
 

@@ -89,7 +89,7 @@ class Outcome(NamedTuple):
         self.fooled_by[which] = self.names.index(name)
 
     def of_interest(self) -> np.ndarray:
-        """Tell which images an attack must look at, bool[N]."""
+        """Mark the images that stand and that an attack must look at, bool[N]."""
         return self.standing if self.once is None else self.standing | self.once
 
 
@@ -106,7 +106,7 @@ class Evaluation(NamedTuple):
 def within(
     points: np.ndarray, images: np.ndarray, labels: np.ndarray, sample: Sample
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tell which points are in the ball and in [0, 1], bool[n], and their norms, f64[n]."""
+    """Mark points that are in the ball and in [0, 1], bool[n], and measure their norms, f64[n]."""
     wrong = ~np.eye(sample.classes, dtype=bool)[labels]  # whatever the logits
     return checks.verified(points, images, labels, wrong, sample.threat)
 

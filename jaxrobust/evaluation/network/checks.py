@@ -156,7 +156,7 @@ def upper_bound(successes: int, n: int, level: float = 0.95) -> float:
 
 
 def is_right(logits: _Logits, labels: _Labels) -> _Mask:
-    """Tell whether the label has the largest of logits f[n,K], all of them finite, bool[n]."""
+    """Mark images whose label has the largest of logits f[n,K], all of them finite, bool[n]."""
     logits = np.asarray(logits)
     return (logits.argmax(axis=1) == np.asarray(labels)) & answered(logits)
 

@@ -193,8 +193,9 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrobust.models.kernels import attention, normed_depthwise
 mesh = Mesh(np.array(chips[:1]), ("x",))
-def array(*shape, dtype=jnp.bfloat16):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+def array(*shape):
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, sys.argv[2], sharding=sharding)
 def both(function):
     return jax.jit(lambda x: (lambda y, pull: pull(y))(*jax.vjp(function, x)))
 def norm(x):
@@ -202,8 +203,10 @@ def norm(x):
     taps, ones = jnp.ones((7, 7, 1, channels), x.dtype), jnp.ones(channels, x.dtype)
     return normed_depthwise.depthwise_norm(x, taps, ones, ones, ones)
 found = []
+jax.config.update("jax_default_matmul_precision", sys.argv[3])
 for function, x in (
     (functools.partial(attention.self_attention, heads=6), array(8, 197, 1152)),
+    (functools.partial(attention.self_attention, heads=2), array(2, int(sys.argv[4]), 384)),
     (norm, array(4, 56, 56, 96)),
     (norm, array(4, 7, 7, 768)),
 ):
@@ -216,10 +219,19 @@ print(json.dumps(found))
 @pytest.mark.slow
 @absltest.skipIf(importlib.util.find_spec("libtpu") is None, "pip install -e '.[test,tpu-aot]'")
 class CompiledTest(parameterized.TestCase):
-    @parameterized.parameters("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
-    def test_compile(self, slice_):
+    @parameterized.product(
+        slice_=("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"),
+        how=(
+            ("bfloat16", "default", "1024"),
+            ("bfloat16", "highest", "8"),
+            ("float32", "default", "896"),
+            ("float32", "highest", "896"),
+        ),
+    )
+    def test_compile(self, slice_, how):
+        """In what attacks search with, and in the exact products that decide."""
         done = subprocess.run(
-            [sys.executable, "-c", COMPILE, slice_],
+            [sys.executable, "-c", COMPILE, slice_, *how],
             cwd=paths.ROOT,
             env={**topology.ENVIRONMENT, "PATH": "/usr/bin:/bin", "HOME": "/tmp"},
             capture_output=True,
@@ -229,7 +241,7 @@ class CompiledTest(parameterized.TestCase):
         found = json.loads(done.stdout.splitlines()[-1])
         norm = [["depthwise_norm", 1, True], ["depthwise_norm_gradient", 1, True]]
         tokens = [["token_attention", 1, True], ["token_attention_gradient", 1, True]]
-        self.assertEqual(found, [*tokens, *norm, *norm])
+        self.assertEqual(found, [*tokens, *tokens, *norm, *norm])
 
 
 if __name__ == "__main__":

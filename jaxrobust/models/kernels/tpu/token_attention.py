@@ -3,7 +3,8 @@
 Scores live in fast memory only: the queries, keys and values of an image come in, its tokens go
 out, and the backward pass computes the probabilities again. XLA writes scores f[B,h,N,N] in float32
 and bfloat16 and copies f[B,N,3,h,d] into another layout with half of the lanes unused: for an
-attack step of a ViT-S block, 88 images, that is 60 % of the cycles for 5 % of the operations.
+attack step of a ViT-S block, 88 images, operations on arrays of heads are 66 % of the cycles for
+8 % of the arithmetic.
 
 By hand, for one head of 197 tokens and width 64 on a v5e: each product takes 197 rows x 2 tiles / 4
 units = 99 cycles, two forward and five backward; a softmax on 25 x 2 registers 150, its gradient
