@@ -84,6 +84,13 @@ class MessagesTest(parameterized.TestCase):
         self.assertEqual(message.count("\n"), 1)
 
     @absltest.skipUnless(there, NEEDS)
+    def test_unknown_block(self):
+        code, message = said("bench_block.py", "resnet50")
+        self.assertEqual(code, 2)
+        known = "vit_s, convnext_t:1, convnext_t:2, convnext_t:3, convnext_t:4"
+        self.assertEqual(message, f"bench_block: resnet50 is no known block; one of {known}\n")
+
+    @absltest.skipUnless(there, NEEDS)
     def test_batch_that_the_chips_do_not_divide(self):
         code, message = said(*STEP, "--topology", "v5e:16x16")
         self.assertEqual(code, 2)
