@@ -27,6 +27,8 @@ class Clock:
             width = absltest.mock.patch.object(terminal, "width", lambda stream: self._columns)
             stack.enter_context(width)
             stack.enter_context(absltest.mock.patch.object(patience, "_watching", [None]))
+            # A thread that an earlier test started would sleep for `_LOOKS_S`.
+            stack.enter_context(absltest.mock.patch.object(patience, "_came", threading.Event()))
             for name, value in mocks.items():
                 stack.enter_context(absltest.mock.patch.object(patience, name, value))
             yield self
@@ -143,7 +145,11 @@ class PatienceTest(absltest.TestCase):
         with (
             contextlib.redirect_stderr(out),
             absltest.mock.patch.multiple(
-                patience, AFTER_S=0.0, _LOOKS_S=0.001, _now=lambda: 40 * time.monotonic()
+                patience,
+                AFTER_S=0.0,
+                _LOOKS_S=0.001,
+                _now=lambda: 40 * time.monotonic(),
+                _watching=[],  # a thread of this test's
             ),
         ):
             other = threading.Thread(target=talk)
