@@ -70,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.flag("rounds", type=int, default=1, help="Number of turns, of which the fastest counts.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     parser.flag("topology", help="Compile for a slice such as v5e:4x4, without running.")
+    parser.flag("traffic", action="store_true", help="Print where the time of --topology goes.")
     parser.flag("model", default="convnext_t_cvst", help="Network for --topology.")
     parser.flag(
         "image_size", type=int, default=224, help="Side of the images for --topology, in pixels."
@@ -78,6 +79,8 @@ def parse() -> argparse.Namespace:
     parser.flag("worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     parser.flag("seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.traffic and not args.topology:
+        parser.error("--traffic reads an executable; add a slice, such as --topology v5e:4x4")
     args.torch = args.torch or ":" in args.network
     args.norms = (args.norms or ("linf" if args.topology else "linf,l2,l1")).split(",")
     if unknown := set(args.norms) - set(EPSILON):

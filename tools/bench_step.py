@@ -10,7 +10,9 @@ cross-entropy. `--program` runs one program alone, which then has the device's m
 `tools/bench_gpu.py` puts such runs together. What does not fit ends with exit code 4.
 
 `--topology v5e:8x8` compiles the same step for TPUs that are not here instead: what it sends
-between chips and where, whether it fits, and the step time that the chips' peaks allow.
+between chips and where, whether it fits, and the step time that the chips' peaks allow. `--traffic`
+says in which part of a step, for which kind of work and by which line of source bytes and cycles
+are spent; `--block 0` compiles the network's first block alone, in a minute or two.
 """
 
 import argparse
@@ -51,6 +53,8 @@ def parse() -> argparse.Namespace:
     parser.flag("microbatches", type=int, help="Number of parts of a device's images.")
     parser.flag("scan", action="store_true", help="Compile one block for all alike of a stage.")
     parser.flag("topology", help="Compile for a slice such as v5e:8x8, without running.")
+    parser.flag("traffic", action="store_true", help="Print where the time of --topology goes.")
+    parser.flag("block", type=int, help="Compile this block alone for --topology; 0: the first.")
     parser.flag("against", choices=["torch"], help="Also run the same step in PyTorch.")
     parser.flag(
         "program",
@@ -68,6 +72,11 @@ def parse() -> argparse.Namespace:
             if getattr(args, name):
                 parser.error(f"--topology compiles and runs nothing; leave --{name} out")
     else:
+        for name in ("traffic", "block"):
+            if getattr(args, name) is not parser.get_default(name):
+                parser.error(
+                    f"--{name} reads an executable; add a slice, such as --topology v5e:4x4"
+                )
         if "torch" in (args.program or "") and not args.against:
             parser.error(f"--program {args.program} needs --against torch")
         if args.trace and args.program not in ("step", "clean"):
@@ -263,7 +272,8 @@ def main() -> None:
     if args.topology:
         from tools import bench_topology
 
-        return bench_topology.step(args, load)
+        compile_ = bench_topology.step if args.block is None else bench_topology.block
+        return compile_(args, load)
     config = load(args)
     names = args.program.split(",") if args.program else PROGRAMS[: 4 if args.against else 2]
     if args.against and len(names) > 1:  # two allocators on one device

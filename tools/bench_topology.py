@@ -1,10 +1,13 @@
 """Steps of training and of AutoAttack, compiled for TPUs that are not here: `--topology`."""
 
 import argparse
+import contextlib
 import functools
+import inspect
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 if TYPE_CHECKING:  # JAX is imported where it is used, after `topology` has set its environment
     from jax.sharding import Mesh
@@ -56,7 +59,120 @@ def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
         f"APGD-{result['attack_steps']}, {result['dtype']}, {result['device']} ({args.topology}), "
         f"state shared by {fsdp}"
     )
-    result |= topology.show(figures, chip, flops=flops, images=images)
+    result |= topology.show(figures, chip, flops=flops, images=images, parts=args.traffic)
+    if args.json:
+        print(json.dumps(result))
+
+
+class Block(NamedTuple):
+    """A block of a network, alone: what stochastic depth may leave out."""
+
+    name: str  # its path
+    call: Callable[..., Any]  # of its variables and its input
+    variables: Any  # as shapes
+    features: Any  # its input, as shapes
+
+
+def blocks(net: Any, images: Any) -> list[Block]:
+    """List the blocks of a network in the order in which it calls them on images of this shape."""
+    import jax
+    from flax import nnx
+
+    from jaxrobust.models.modules.initializers import Draws
+
+    found: dict[str, Block] = {}
+    shapes = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype))
+
+    def recorded(kind: Any, paths: dict[int, str]) -> Callable[..., Any]:
+        own = kind.__call__
+
+        def call(block: Any, x: Any, drop: Any, train: Any) -> Any:
+            graph, variables = nnx.split(block)
+            forward = lambda v, x: own(nnx.merge(graph, v), x, None, False)  # noqa: E731
+            name = paths[id(block)]
+            found.setdefault(name, Block(name, forward, shapes(variables), shapes(x)))
+            return own(block, x, drop, train)
+
+        return call
+
+    def run(images: Any) -> Any:
+        module = net.make(Draws(jax.random.key(0)))
+        params = nnx.state(module, nnx.Param)
+        nnx.update(module, jax.tree.map(lambda a: a.astype(net.dtype), params))
+        parts: list[tuple[Any, Any]] = [*nnx.iter_modules(module)]
+        paths = {id(part): ".".join(map(str, path)) for path, part in parts}
+        with contextlib.ExitStack() as patched:
+            for kind in {type(part) for _, part in parts}:
+                if "drop" in inspect.signature(kind.__call__).parameters:
+                    call = recorded(kind, paths)
+                    patched.enter_context(mock.patch.object(kind, "__call__", call))
+            return module(images, False, None)
+
+    jax.eval_shape(run, images)
+    return [*found.values()]
+
+
+def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
+    """Compile one block of the network of `bench_step`, alone, for one chip of a slice."""
+    from jaxrobust.runtime.devices import topology
+
+    chips = topology.devices(args.topology)
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from jaxrobust.config import network_of
+    from jaxrobust.runtime.devices import hardware
+
+    config = load(args, len(chips))
+    images = config.train.batch_size // len(chips)
+    net, side = network_of(config), config.model.image_size
+    shape = jax.ShapeDtypeStruct((images, side, side, config.model.in_channels), jnp.float32)
+    found = blocks(net, shape)
+    if not found:
+        raise ValueError(
+            f"--block: {config.model.name} is not cut into blocks; networks that are: vit_s, "
+            "convnext_t, xcit_s12, swin_b and all others but cifar_vgg16"
+        )
+    if not 0 <= args.block < len(found):
+        last = len(found) - 1
+        raise ValueError(f"--block {args.block}: {config.model.name} has blocks 0 to {last}")
+    name, call, variables, features = found[args.block]
+    params, rest = nnx.split_state(variables, nnx.Param, ...)
+    sharding = NamedSharding(Mesh(np.array(chips[:1]), ("chip",)), PartitionSpec())
+
+    def placed(arrays: Any) -> Any:
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arrays
+        )
+
+    def forward(params: Any, rest: Any, x: Any) -> Any:
+        return call(nnx.merge_state(params, rest), x)
+
+    def attacked(params: Any, rest: Any, x: Any) -> Any:
+        y, pull = jax.vjp(lambda x: forward(params, rest, x), x)
+        return pull(y)
+
+    def trained(params: Any, rest: Any, x: Any) -> Any:
+        y, pull = jax.vjp(lambda params, x: forward(params, rest, x), params, x)
+        return pull(y)
+
+    chip = hardware.chip(chips[0].device_kind)
+    print(
+        f"{name} of {config.model.name}, {images} images of {side} px, {config.model.dtype}, one "
+        f"{chips[0].device_kind}"
+    )
+    result: dict[str, Any] = {"model": config.model.name, "block": name, "batch_per_chip": images}
+    functions = (forward, attacked, trained)
+    for title, function in zip(("forward", "input_gradient", "gradients"), functions, strict=True):
+        arguments = (placed(params), placed(rest), placed(features))
+        figures = topology.compiled(jax.jit(function), *arguments)
+        flops = figures["flops_executable"]
+        print(f"{title.replace('_', ' ')}, {figures['hbm_bytes'] / 1e6:,.0f} MB of HBM")
+        figures |= topology.show(figures, chip, flops=flops, images=images, parts=args.traffic)
+        result[title] = figures
     if args.json:
         print(json.dumps(result))
 
@@ -150,7 +266,9 @@ def autoattack(args: argparse.Namespace) -> None:
         figures = topology.compiled(advance, *arguments, remedy=f"--batch {max(width // 2, 1)}")
         print(f"{', '.join(attacks)} ({setting.norm}), {passes} passes of the network in a step")
         chip = hardware.chip(chips[0].device_kind)
-        figures |= topology.show(figures, chip, flops=passes * flops * width, images=width)
+        figures |= topology.show(
+            figures, chip, flops=passes * flops * width, images=width, parts=args.traffic
+        )
         result.append({"attacks": attacks, "norm": setting.norm, "passes": passes} | figures)
     verdict, arguments = abstract_verdict(mesh, logits_fn, slots=width * len(chips), image=image)
     figures = topology.compiled(verdict, *arguments, remedy=f"--batch {max(width // 2, 1)}")
@@ -158,7 +276,9 @@ def autoattack(args: argparse.Namespace) -> None:
     print(
         f"verdicts, 1 pass of the network, {products} bfloat16 product(s) for one of {args.dtype}"
     )
-    figures |= topology.show(figures, chip, flops=products * flops * width, images=width)
+    figures |= topology.show(
+        figures, chip, flops=products * flops * width, images=width, parts=args.traffic
+    )
     result.append({"attacks": ["verdicts"], "norm": None, "passes": 1} | figures)
     if args.json:
         about = {"model": args.model, "dtype": args.dtype, "topology": args.topology}

@@ -43,9 +43,9 @@ def computed(work: Work, target: Target, *, utilisation: float, chips: list[Any]
         roofline = topology.roofline(compiled, target.chip, flops=flops, images=images)
         step = max(step, roofline["roofline_step_s"])
         memory, executed = topology.memory_of(compiled), compiled["flops_executable"] / images
-        keys = ("roofline_s", "roofline_step_s", "roofline_images_per_s_per_chip", "bound_by")
+        keys = (*topology.SECONDS, "roofline_step_s", "roofline_images_per_s_per_chip", "bound_by")
         figures = {"executed_flops_per_image": executed}
-        figures["roofline"] = {key: roofline[key] for key in keys}
+        figures["roofline"] = {key: roofline[key] for key in keys if key in roofline}
     else:
         state = _state(work, target)
         if state > target.chip.memory:

@@ -61,7 +61,7 @@ _BOUNDS = {
     "flops": "arithmetic",
     "hbm": "memory traffic",
     "cycles": "cycles",
-    "interconnect": "interconnect",
+    "ici": "interconnect",
 }
 _PARTS = {
     "steps": "steps",
@@ -76,8 +76,9 @@ _PARTS = {
 def _roofline(result: dict[str, Any]) -> dict[str, str]:
     bound = f"by {_BOUNDS[result['bound_by']]}"
     cells = {"roofline per step": f"{1e3 * result['roofline_step_s']:.1f} ms, {bound}"}
-    for key, seconds in result["roofline_s"].items():
-        cells[f"{_UNDER}{_BOUNDS[key]}"] = f"{1e3 * seconds:.1f} ms"
+    for key, name in _BOUNDS.items():
+        if f"{key}_s" in result:
+            cells[f"{_UNDER}{name}"] = f"{1e3 * result[f'{key}_s']:.1f} ms"
     best = result["roofline_images_per_s_per_chip"]
     return cells | {f"{_UNDER}images/s at best": f"{best:,.0f} a chip"}
 

@@ -8,7 +8,7 @@ from jaxrobust.estimate import account, elsewhere, page
 from tests.support.estimates import H100, imagenet
 
 ROOFLINE = {
-    "roofline_s": {"flops": 0.0156, "hbm": 0.0291, "cycles": 0.0211, "interconnect": 0.0012},
+    **{"flops_s": 0.0156, "hbm_s": 0.0291, "cycles_s": 0.0211, "ici_s": 0.0012},
     "roofline_step_s": 0.0291,
     "roofline_images_per_s_per_chip": 2201.0,
     "bound_by": "hbm",

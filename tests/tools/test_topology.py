@@ -84,11 +84,27 @@ class MessagesTest(parameterized.TestCase):
         self.assertEqual(message.count("\n"), 1)
 
     @absltest.skipUnless(there, NEEDS)
-    def test_unknown_block(self):
-        code, message = said("bench_block.py", "resnet50")
+    @parameterized.parameters(
+        ("vit_s_cvst", "12", "--block 12: vit_s_cvst has blocks 0 to 11"),
+        ("vit_s_cvst", "-1", "--block -1: vit_s_cvst has blocks 0 to 11"),
+        ("cifar_aligned:cifar_vgg16", "0", "--block: cifar_vgg16 is not cut into blocks; networks "
+         "that are: vit_s, convnext_t, xcit_s12, swin_b and all others but cifar_vgg16"),
+    )  # fmt: skip
+    def test_unknown_block(self, config, number, expected):
+        name, _, argument = config.partition(":")
+        path = f"{TOOLS.parent}/configs/{name}.py" + f":{argument}" * bool(argument)
+        command = ("bench_step.py", path, "--topology", "v5e:2x2", f"--block={number}")
+        code, message = said(*command, "--batch", "4")
+        self.assertEqual((code, message), (2, f"bench_step: {expected}\n"))
+
+    @parameterized.parameters(
+        (STEP, "--traffic"), (STEP, "--block", "0"), (("bench_autoattack.py",), "--traffic")
+    )
+    def test_an_executable_needs_a_slice(self, command, *flag):
+        code, message = said(*command, *flag)
         self.assertEqual(code, 2)
-        known = "vit_s, convnext_t:1, convnext_t:2, convnext_t:3, convnext_t:4"
-        self.assertEqual(message, f"bench_block: resnet50 is no known block; one of {known}\n")
+        wanted = f"{flag[0]} reads an executable; add a slice, such as --topology v5e:4x4"
+        self.assertRegex(message, wanted)
 
     @absltest.skipUnless(there, NEEDS)
     def test_batch_that_the_chips_do_not_divide(self):
@@ -186,7 +202,10 @@ class CompiledTest(parameterized.TestCase):
         self.assertLess(result["memory_bytes"], result["chip_memory_bytes"])
         # Counted in the executable's text and from the model: this network recomputes nothing.
         self.assertBetween(result["flops_executable"] / result["flops"], 0.8, 1.2)
-        self.assertEqual(result["roofline_step_s"], max(result["roofline_s"].values()))
+        self.assertEqual(result["roofline_step_s"], max(result[key] for key in topology.SECONDS))
+        self.assertContainsSubset({"attack forward", "attack backward"}, result["by_part"])
+        cycles = sum(s["cycles"] for kinds in result["by_part"].values() for s in kinds.values())
+        self.assertEqual(cycles, result["cycles"])  # this network has no kernels
 
         longer = self.figures("--attack-steps", "10")
         self.assertEqual(longer["collectives"], result["collectives"])

@@ -10,7 +10,7 @@ For programs of the CPU and the TPU compiler. What is not obvious in such a text
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 KINDS = (
     "all-gather",
@@ -62,6 +62,15 @@ class Collective(NamedTuple):
     parameters: tuple[str, ...]  # arguments of the program that it carries unchanged but for type
 
 
+class Frame(NamedTuple):
+    """A call in the source."""
+
+    function: str
+    file: str
+    line: int
+    parent: int  # the call around it; 0: none
+
+
 class Module(NamedTuple):
     """Computations by name, each a dict of instructions; `callers` are call sites."""
 
@@ -70,6 +79,13 @@ class Module(NamedTuple):
     roots: dict[str, str]
     callers: dict[str, list[Instruction]]
     devices: int  # that run the program together
+    frames: dict[int, "Frame"]
+
+    def stack(self, frame: int) -> Iterator["Frame"]:
+        """Yield the calls that made an instruction of `stack_frame_id`, the innermost first."""
+        while frame in self.frames:
+            yield self.frames[frame]
+            frame = self.frames[frame].parent
 
     def root(self, computation: str) -> Instruction:
         """Find the instruction whose result a computation returns."""
@@ -100,7 +116,29 @@ def parse(text: str) -> Module:
         for callee in set(called(instruction)) & set(callers):
             callers[callee].append(instruction)
     counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
-    return Module(computations, entry, roots, callers, math.prod(map(int, counts)))
+    return Module(computations, entry, roots, callers, math.prod(map(int, counts)), _frames(text))
+
+
+def _frames(text: str) -> dict[int, Frame]:
+    """Read the tables of files, functions, places and calls at the beginning of a text."""
+    head = text.partition("\n%")[0]
+
+    def table(name: str, pattern: str) -> dict[int, Any]:
+        rows = re.search(rf"^{name}\n((?:\d+ .*\n)+)", head, re.MULTILINE)
+        return {int(n): row for n, *row in re.findall(pattern, rows[1] if rows else "")}
+
+    files, functions = (table(name, r'(\d+) "(.*)"') for name in ("FileNames", "FunctionNames"))
+    number = r".*file_name_id=(\d+) function_name_id=(\d+) line=(\d+)"
+    places = table("FileLocations", r"(\d+) \{" + number)
+    calls = table("StackFrames", r"(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?")
+    # The text counts parents from one, as if "none" were a call: the first call has itself.
+    first = int(calls[1][1] or 0) if 1 in calls else 0
+    frames = {}
+    for number, (place, parent) in calls.items():
+        file, function, line = places[int(place)]
+        around = max(int(parent or 0) - first, 0)
+        frames[number] = Frame(functions[int(function)][0], files[int(file)][0], int(line), around)
+    return frames
 
 
 def _instruction(name: str, rest: str, computation: str) -> Instruction:
@@ -145,15 +183,15 @@ def collectives(module: Module) -> list[Collective]:
         chain = re.search(r'chain_id="(\d+)"', i.attributes)
         carried = {name for operand in i.operands for name in _carried(module, i, operand)}
         kind, result = _result(module, i, kind)
-        op_name = _op_name(i)
+        name = op_name(i)
         collective = Collective(
             kind=kind,
             bytes=size(result),
             sent=_sent(kind, size(result), _group(i.attributes) or module.devices),
             arrays=len(re.findall(r"\w\[", result)),
             times=times[i.computation][0],
-            inside=times[i.computation][1] or bool(_LOOP.search(op_name)),
-            op_name=op_name,
+            inside=times[i.computation][1] or bool(_LOOP.search(name)),
+            op_name=name,
             parameters=tuple(sorted(carried)),
         )
         key = (kind, chain[1], collective.inside) if chain else i
@@ -168,7 +206,7 @@ def _carried(module: Module, i: Instruction, operand: str) -> Iterator[str]:
     type_ = module.computations[i.computation][operand].type
     for leaf in _leaves(module, i.computation, operand) or ():
         if leaf.opcode == "parameter" and not (sums and count(leaf.type) == count(type_)):
-            yield _op_name(leaf) or leaf.name
+            yield op_name(leaf) or leaf.name
 
 
 def _result(module: Module, i: Instruction, kind: str) -> tuple[str, str]:
@@ -249,7 +287,8 @@ def _group(attributes: str) -> int | None:
     return None
 
 
-def _op_name(i: Instruction) -> str:
+def op_name(i: Instruction) -> str:
+    """Read JAX's transformations and the operation that an instruction comes from."""
     found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', i.attributes)
     return re.sub(r"\\(.)", r"\1", found[1]) if found else ""
 

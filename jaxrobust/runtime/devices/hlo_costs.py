@@ -99,13 +99,22 @@ _FREE = {
 }
 
 
-def traffic(module: Module) -> float:
-    """Bytes between HBM and a chip's units: what each operation reads and writes there.
+class Work(NamedTuple):
+    """What one instruction costs in all its runs."""
+
+    instruction: Instruction
+    bytes: int  # between HBM and the chip's units, with the padding of tiles
+    cycles: int  # by the compiler's estimate; of a kernel, as its file declares them
+
+
+def works(module: Module) -> list[Work]:
+    """List the instructions that take time, with what each reads and writes in HBM.
 
     Arrays in a TPU's fast memory (`S(1)` in their layout) do not count, the padding of tiles does.
-    Of an array that a fusion reads or writes a part of, all counts.
+    Of an array that a fusion reads or writes a part of, all counts. A loop whose trip count is not
+    in the text counts once.
     """
-    times, total = runs(module, unknown=1), 0.0
+    times, found = runs(module, unknown=1), []
     inner = {
         callee
         for i in instructions(module.computations)
@@ -116,8 +125,16 @@ def traffic(module: Module) -> float:
         for i in () if name in inner else computation.values():
             if i.opcode not in _FREE and not i.opcode.endswith("-done"):
                 types = [computation[operand].type for operand in i.operands]
-                total += (times[name][0] or 0) * _moved(i, types)
-    return total
+                n = times[name][0] or 0
+                kernel = _declared(i)
+                each = kernel.cycles if kernel else _estimate(i)
+                found.append(Work(i, n * _moved(i, types), n * each))
+    return found
+
+
+def traffic(module: Module) -> float:
+    """Add up the bytes between HBM and a chip's units; see `works`."""
+    return sum(work.bytes for work in works(module))
 
 
 def _moved(i: Instruction, operands: list[str]) -> int:
@@ -137,11 +154,13 @@ def _in_hbm(type_: str) -> list[str]:
 
 
 class Kernel(NamedTuple):
-    """One of Pallas' kernels, which no sum over a program's operations contains."""
+    """One of Pallas' kernels; the figures of one call are those that its file declares."""
 
     name: str
     calls: int
-    cycles: int  # of one call, as the kernel's file declares them
+    cycles: int
+    flops: int
+    bytes: int
 
 
 def cycles(module: Module) -> int:
@@ -152,18 +171,30 @@ def cycles(module: Module) -> int:
     """
     times = runs(module, unknown=1)
     return sum(
-        (times[i.computation][0] or 0) * int(found[1])
-        for i in instructions(module.computations)
-        if (found := re.search(r'"estimated_cycles":"(\d+)"', i.attributes))
+        (times[i.computation][0] or 0) * _estimate(i) for i in instructions(module.computations)
     )
+
+
+def _estimate(i: Instruction) -> int:
+    found = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
+    return int(found[1]) if found else 0
 
 
 def kernels(module: Module) -> list[Kernel]:
     """List the kernels that a TPU program calls, each with how often it does so."""
-    times, found = runs(module, unknown=1), dict[tuple[str, int], int]()
+    times, found = runs(module, unknown=1), dict[Kernel, int]()
     for i in instructions(module.computations):
-        if 'custom_call_target="tpu_custom_call"' in i.attributes:
-            declared = re.search(r'kernel_metadata=\{\s*"cycles":"(\d+)"', i.attributes)
-            key = re.sub(r"[.\d]+$", "", i.name), int(declared[1]) if declared else 0
-            found[key] = found.get(key, 0) + (times[i.computation][0] or 0)
-    return [Kernel(name, calls, each) for (name, each), calls in sorted(found.items())]
+        if kernel := _declared(i):
+            found[kernel] = found.get(kernel, 0) + (times[i.computation][0] or 0)
+    return [kernel._replace(calls=calls) for kernel, calls in sorted(found.items())]
+
+
+def _declared(i: Instruction) -> Kernel | None:
+    """Read what a kernel's call declares, in its metadata and in `pl.CostEstimate`."""
+    if 'custom_call_target="tpu_custom_call"' not in i.attributes:
+        return None
+    number = r'"?(\d+)'
+    keys = r'kernel_metadata=\{\s*"cycles":', r'"cost_estimate":\{"flops":', r'"bytes_accessed":'
+    figures = (re.search(key + number, i.attributes) for key in keys)
+    cycles, flops, moved = (int(found[1]) if found else 0 for found in figures)
+    return Kernel(re.sub(r"[.\d]+$", "", i.name), 0, cycles, flops, moved)

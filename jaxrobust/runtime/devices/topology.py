@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from jaxrobust.runtime.devices import hlo, hlo_costs
+from jaxrobust.runtime.devices import hlo, hlo_costs, hlo_parts
 
 if TYPE_CHECKING:  # it imports JAX, which reads the environment that `devices` sets
     from jaxrobust.runtime.devices import hardware
@@ -22,6 +22,8 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",  # these two: no complaints; any host and type will do
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
 }
+# What an executable's arithmetic, memory, cycles and messages take, each as if it were alone.
+SECONDS = ("flops_s", "hbm_s", "cycles_s", "ici_s")
 _PARTS = ("argument", "output", "temporary", "code")
 EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4"
 
@@ -113,6 +115,7 @@ def read(text: str) -> dict[str, Any]:
         "hbm_bytes": hlo_costs.traffic(module),
         "cycles": hlo_costs.cycles(module),
         "kernels": [kernel._asdict() for kernel in hlo_costs.kernels(module)],
+        **hlo_parts.figures(module),
         "sent_bytes": sum(c.sent * (c.times or 1) for c in found),
         "collectives": [
             {
@@ -131,11 +134,17 @@ def read(text: str) -> dict[str, Any]:
 
 
 def show(
-    figures: dict[str, Any], chip: "hardware.Chip | None", *, flops: float, images: float
+    figures: dict[str, Any],
+    chip: "hardware.Chip | None",
+    *,
+    flops: float,
+    images: float,
+    parts: bool = False,
 ) -> dict[str, Any]:
     """Print figures of `compiled` for people; return memory in all, and the roofline.
 
-    `flops` are those of the model on one chip in one run, which takes so many `images`.
+    `flops` are those of the model on one chip in one run, which takes so many `images`; `parts`
+    adds the tables of `hlo_parts`.
     """
     memory = memory_of(figures)
     gib = ", ".join(f"{figures[f'{part}_bytes'] / 2**30:.2f} {part}" for part in _PARTS)
@@ -156,14 +165,18 @@ def show(
         f"  {flops / 1e12:.3f} TFLOP per chip and step of the model, {executable / flops:.2f} of "
         "that in the executable"
     )
+    for line in hlo_parts.lines(figures) if parts else ():
+        print(f"  {line}")
     found = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
     if chip is None:
         return found
     bounds = roofline(figures, chip, flops=flops, images=images)
-    seconds = bounds["roofline_s"]
+    seconds = {key.removesuffix("_s"): bounds[key] for key in SECONDS if key in bounds}
     for kernel in figures["kernels"]:
-        calls = f"{kernel['calls']} calls of {kernel['cycles']:,} cycles"
-        print(f"  kernel {kernel['name']}: {calls}, as its file declares them")
+        print(
+            f"  kernel {kernel['name']}: {kernel['calls']} calls of {kernel['cycles']:,} cycles, "
+            f"{kernel['bytes'] / 1e6:,.1f} MB, {kernel['flops'] / 1e9:,.1f} GFLOP, as its file says"
+        )
     print(
         f"  roofline, not measured: {1e3 * bounds['roofline_step_s']:.1f} ms per step, "
         f"{bounds['roofline_images_per_s_per_chip']:.0f} images/s per chip, bound by "
@@ -183,11 +196,11 @@ def roofline(
         "flops": flops / chip.flops,
         "hbm": figures["hbm_bytes"] / chip.bandwidth,
         **({"cycles": cycles / chip.clock} if chip.clock else {}),
-        "interconnect": figures["sent_bytes"] / chip.interconnect,
+        "ici": figures["sent_bytes"] / chip.interconnect,
     }
     bound = max(seconds, key=lambda key: seconds[key])
     return {
-        "roofline_s": seconds,
+        **{f"{key}_s": value for key, value in seconds.items()},
         "roofline_step_s": seconds[bound],
         "roofline_images_per_s_per_chip": images / seconds[bound],
         "bound_by": bound,

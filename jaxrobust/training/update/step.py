@@ -101,16 +101,18 @@ def train_step(
     """
     step_key = jax.random.fold_in(state.key, state.step)
     attack_key, net_key, augment_key = jax.random.split(step_key, 3)
-    batch = augment(augment_key, Batch(unit_range(batch.images), batch.labels))
+    with jax.named_scope("augmentation"):
+        batch = augment(augment_key, Batch(unit_range(batch.images), batch.labels))
     keys, net_keys = (image_keys(key, batch.images.shape[0]) for key in (attack_key, net_key))
     keys = given(keys, control.epsilon_share)
     grads, (stats, metrics) = gradients(state.params, state.stats, batch, keys, net_keys)
     stats = statistics(state.stats, stats, state.step)
 
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    updates = jax.tree.map(lambda update: control.lr_scale * update, updates)
-    params = optax.apply_updates(state.params, updates)
-    mean = average(state.ema, params, _moving(stats), state.step)
+    with jax.named_scope("optimiser"):
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda update: control.lr_scale * update, updates)
+        params = optax.apply_updates(state.params, updates)
+        mean = average(state.ema, params, _moving(stats), state.step)
 
     norm, stop = optax.tree.norm(grads), control.stop.max()
     goes = stop == 0

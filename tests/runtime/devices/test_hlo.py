@@ -340,10 +340,11 @@ class CyclesTest(absltest.TestCase):
         call = (
             "  %attend.3 = f32[8,8]{1,0:T(8,128)} custom-call(%x), "
             'custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n'
-            '"cycles":"25"\n}}, metadata={op_name="attend"}\n'
+            '"cycles":"25"\n}}, metadata={op_name="attend"}, backend_config={"cost_estimate":{'
+            '"flops":"64","transcendentals":"8","bytes_accessed":"512"}}\n'
         )
         text = LOOP.replace("  %all-reduce.1", call + "  %all-reduce.1")
-        self.assertEqual(hlo_costs.kernels(hlo.parse(text)), [("attend", 10, 25)])
+        self.assertEqual(hlo_costs.kernels(hlo.parse(text)), [("attend", 10, 25, 64, 512)])
         self.assertEmpty(hlo_costs.kernels(hlo.parse(LOOP)))
 
 
