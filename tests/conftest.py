@@ -7,6 +7,7 @@ Not in `__init__.py`: processes that tests start have neither (see
 import gc
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -67,6 +68,38 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", known)
     if "matrix" not in config.getoption("markexpr").replace("not matrix", ""):
         compiling.quickly()
+
+
+# The longest tests whose like another test of their folder makes too: rows of one table, mostly.
+THOROUGH = Path(__file__).with_name("thorough.txt")
+
+
+def _quick(config: pytest.Config) -> bool:
+    """Whether folders were asked for, none of them the whole suite, and no tests by a marker."""
+    paths = [Path(argument).resolve() for argument in config.args]
+    own = config.getoption("markexpr") == "not slow and not matrix"
+    return own and all(path.is_dir() and path not in THOROUGH.parents for path in paths)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the tests of `thorough.txt` out where someone asks what a change of a folder broke."""
+    thorough = {f"tests/{line}" for line in THOROUGH.read_text().split()}
+    if _quick(config):
+        items[:] = [item for item in items if item.nodeid not in thorough]
+    elif config.args == [*config.getini("testpaths")]:
+        if gone := thorough - {item.nodeid for item in items}:
+            raise pytest.UsageError(f"{THOROUGH.name} names tests that there are not: {gone}")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say what was left out."""
+    if _quick(config):
+        terminalreporter.write_line(
+            f"The longest tests ({THOROUGH.name}) were left out; pytest alone, or with their files "
+            "in place of folders, runs them too."
+        )
 
 
 def pytest_collection_finish() -> None:

@@ -19,7 +19,7 @@ _PARTS = (
     ("optimiser", r"\boptimiser/"),
     ("augmentation", r"\baugmentation/"),
     ("backward", r"transpose\("),
-    ("forward", r"jvp\("),
+    ("forward", r"jvp\(|^jit\(forward\)/"),
 )
 PARTS = (*(part for part, _ in _PARTS), "other")
 # The innermost of our functions that one of these patterns fits says the kind.
