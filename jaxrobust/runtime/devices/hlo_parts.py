@@ -30,7 +30,7 @@ _FUNCTIONS = (
     ("depthwise", r"depthwise"),
     ("norm", r"[nN]orm"),
 )
-_SHARED = r"/models/(kernels|modules|interface)/"
+_SHARED = r"/models/(kernels|modules|interface)/|/runtime/"
 _MOVES = {"bitcast", "broadcast", "constant", "copy", "iota", "pad", "parameter", "reshape"}
 _MOVES |= {"slice", "transpose", "tuple", "get-tuple-element", "concatenate", "dynamic-slice"}
 _MOVES |= {"dynamic-update-slice", "bitcast-convert", "fusion"}
