@@ -86,9 +86,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     thorough = {f"tests/{line}" for line in THOROUGH.read_text().split()}
     if _quick(config):
         items[:] = [item for item in items if item.nodeid not in thorough]
-    elif config.args == [*config.getini("testpaths")]:
-        if gone := thorough - {item.nodeid for item in items}:
-            raise pytest.UsageError(f"{THOROUGH.name} names tests that there are not: {gone}")
+        return
+    gone = thorough - {item.nodeid for item in items}
+    if gone and config.args == [*config.getini("testpaths")]:
+        raise pytest.UsageError(f"{THOROUGH.name} names tests that there are not: {gone}")
 
 
 def pytest_terminal_summary(

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.commandline.arguments import config_name, parse, quiet_libraries, stop
 from jaxrobust.runtime.commandline.ending import Ending, define_host_flags, hosts
-from jaxrobust.runtime.processes.launch import keep_large_buffers
+from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text import patience
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -55,6 +55,8 @@ def main(argv: list[str]) -> None:
             profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
             if pod is not None:
                 end.join(pod)
+            elif cores := launch.cores():
+                _use(cores)
             training_run.run(_CONFIG.value, workdir, profile=profile, draw=pictures.of_phase)
     except stopping.Stopped as error:  # all hosts together
         stop(error, error.code)
@@ -73,7 +75,21 @@ def main(argv: list[str]) -> None:
         end(error, 1)
 
 
+def _use(cores: int) -> None:
+    """Train on a CPU device for each core, or say why not."""
+    import jax
+
+    from jaxrobust.runtime.text.progress import say
+    from jaxrobust.training import build
+
+    reason = build.one_device(_CONFIG.value, cores)
+    if reason is None:
+        jax.config.update("jax_num_cpu_devices", cores)
+    elif cores > 1 and jax.default_backend() == "cpu":
+        say(f"one CPU device for all {cores} cores, not one for each: {reason}")
+
+
 if __name__ == "__main__":
-    keep_large_buffers()
+    launch.keep_large_buffers()
     patience.begin(patience.LOADING)  # a config imports the package too
     app.run(main, flags_parser=parse)

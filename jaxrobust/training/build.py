@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks, models
-from jaxrobust.config import network_of
+from jaxrobust.config import network_of, of_phase, phases
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.models.counted import COUNTED
 from jaxrobust.models.interface import classifier
+from jaxrobust.models.kernels import rewriting
 from jaxrobust.models.table import multiply_adds
+from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.sections import AttackSection, Config, PhaseSection
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
@@ -157,6 +160,7 @@ def phase(
         attack=training_attack(config, p.objective),
         objective=_objective(p, config.attack),
         attack_train=config.attack.statistics == "batch",
+        **({"ready": rewriting.ready} if mesh.devices.flat[0].platform == "cpu" else {}),
     )
     of_device = partial(
         step.of_device,
@@ -245,6 +249,29 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
     split, whole = sharding.by_image(phase.mesh), sharding.replicated(phase.mesh)
     control_of = step.Control(split, whole, whole)  # type: ignore[arg-type]
     return jax.jit(of_state, in_shardings=(placed, split, control_of))
+
+
+def one_device(config: Config, cores: int) -> str | None:
+    """Say why a training on CPU should not have a device for each core; None: it should.
+
+    Its images have to be split evenly, and no batch norm may notice that a device has fewer; a
+    network of one's own may have some.
+    """
+    for name in phases(config):
+        seen, p = of_phase(config, name), config[name]
+        mixes = any(mixes_and_erases(seen)[:2])
+        group = math.lcm(max(p.microbatches, 1), max(seen.mixup.group, 1) if mixes else 1)
+        if p.batch_size % (cores * group):
+            fits = [n for n in range(2, cores) if p.batch_size % (n * group) == 0]
+            remedy = f"; JAX_NUM_CPU_DEVICES={fits[-1]} before the command works" if fits else ""
+            return f"{name}.batch_size={p.batch_size} cannot be split so{remedy}"
+        model = seen.model.name
+        if "BN" in COUNTED[model][3] if model in COUNTED else functions.is_name(model):
+            return (
+                f"batch norms of {model} would see {p.batch_size // cores} images at a time; "
+                f"JAX_NUM_CPU_DEVICES={cores} before the command allows it, and is often faster"
+            )
+    return None
 
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:

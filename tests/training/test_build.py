@@ -1,4 +1,5 @@
 import math
+import os
 from unittest import mock
 
 import jax
@@ -6,6 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from jaxrobust.commands import train
+from jaxrobust.config import base
+from jaxrobust.runtime.processes import launch
+from jaxrobust.runtime.text import progress
 from jaxrobust.training import build
 from jaxrobust.training.update import mixing
 from jaxrobust.types import Classifier
@@ -171,6 +176,65 @@ class AttackLabelsTest(absltest.TestCase):
             out = augmented(jax.random.key(0), batch)
         self.assertEqual(out.labels.dtype, np.int32)
         self.assertIs(out.images, batch.images)
+
+
+class OneDeviceTest(parameterized.TestCase):
+    """Whether a training on CPU gets a device for each core."""
+
+    def config(self, **changes):
+        config = base().unlock()
+        config.model.name, config.train.batch_size = "convnext_n", 16
+        for key, value in changes.items():
+            part, _, name = key.partition("__")
+            config[part][name] = value
+        return config
+
+    @parameterized.parameters(
+        {"cores": 2},
+        {"cores": 16},
+        {"cores": 4, "train__microbatches": 2},
+        {"cores": 2, "model__name": "no_such_network"},  # which the run says
+    )
+    def test_is_for_other_trainings(self, cores, **changes):
+        self.assertIsNone(build.one_device(self.config(**changes), cores))
+
+    @parameterized.parameters(
+        (3, {}, "train.batch_size=16 cannot be split so; JAX_NUM_CPU_DEVICES=2 before"),
+        (12, {}, "cannot be split so; JAX_NUM_CPU_DEVICES=8 before the command works"),
+        (6, {"train__batch_size": 7}, "train.batch_size=7 cannot be split so$"),
+        (8, {"train__microbatches": 4}, "split so; JAX_NUM_CPU_DEVICES=4 before"),
+        (8, {"mixup__group": 4, "mixup__cutmix": 1.0}, "split so; JAX_NUM_CPU_DEVICES=4 before"),
+        (4, {"model__name": "resnet50"}, "batch norms of resnet50 would see 4 images at a time"),
+        (4, {"model__name": "nets.py:make"}, "batch norms of nets.py:make would see 4 images"),
+    )
+    def test_is_for_what_would_notice(self, cores, changes, reason):
+        config = self.config(**changes)
+        if "mixup__cutmix" in changes:
+            config.data.augmentation = "heavy"
+        self.assertRegex(build.one_device(config, cores), reason)
+
+    @parameterized.parameters((2, None, "update"), (2, "batch norms", "say"), (1, "never", None))
+    def test_the_command_says_so_or_uses_all(self, cores, reason, called):
+        with (
+            mock.patch.object(build, "one_device", return_value=reason),
+            mock.patch.object(jax.config, "update") as update,
+            mock.patch.object(progress, "say") as said,
+        ):
+            train._use(cores)
+        if called == "update":
+            update.assert_called_once_with("jax_num_cpu_devices", 2)
+        self.assertEqual(said.called, called == "say")
+        if said.called:
+            sentence = "one CPU device for all 2 cores, not one for each: batch norms"
+            said.assert_called_once_with(sentence)
+
+    def test_a_number_that_was_told_stays(self):
+        for told in (
+            {"JAX_NUM_CPU_DEVICES": "3"},
+            {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        ):
+            with mock.patch.dict(os.environ, told):
+                self.assertIsNone(launch.cores())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Convolutions as functions, each with the implementation that is fast where it runs."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrobust.models.kernels import winograd
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.primitives import add_bias, matmul, rows, walled
 from jaxrobust.models.kernels.windows import column_conv, group_conv, taps
@@ -240,6 +243,41 @@ def _conv_backward(stride, padding, groups, dilation, residuals, g):
 _conv.defvjp(lambda x, kernel, *rest: (_conv(x, kernel, *rest), (x, kernel)), _conv_backward)
 
 
+_tiles: contextvars.ContextVar[list[Array] | None] = contextvars.ContextVar("tiles", default=None)
+
+
+@contextlib.contextmanager
+def in_tiles() -> Iterator[list[Array]]:
+    """Compute 3x3 convolutions that are traced here as `winograd` does, where that is faster.
+
+    Gives a list that grows with the kernel of each. Their weights have to be transformed before a
+    loop, see `rewriting.ready`.
+    """
+    kernels: list[Array] = []
+    token = _tiles.set(kernels)
+    try:
+        yield kernels
+    finally:
+        _tiles.reset(token)
+
+
+def _tiled(x: Array, kernel: Array, *, stride: int, padding: int, groups: int, dilation: int):
+    """Return the convolution by `winograd`; None: not asked for, or it is none of its kind."""
+    kernels, pads = _tiles.get(), ((padding, padding),) * 2
+    settings = {
+        "window_strides": (stride, stride),
+        "padding": pads,
+        "lhs_dilation": (1, 1),
+        "rhs_dilation": (dilation, dilation),
+        "feature_group_count": groups,
+        "preferred_element_type": None,
+    }
+    if kernels is None or not winograd.applies(settings, x, kernel):
+        return None
+    kernels.append(kernel)
+    return winograd.convolve(pads, x, kernel)
+
+
 def conv(
     x: Array,
     kernel: Array,
@@ -259,4 +297,6 @@ def conv(
     half = dilation * (kernel.shape[0] // 2)
     if groups > 1 and ins == 1 and outs == groups and padding == half:
         return depthwise_conv(x, kernel, bias, stride=stride, dilation=dilation)
-    return add_bias(_conv(x, kernel, stride, padding, groups, dilation), bias)
+    how = {"stride": stride, "padding": padding, "groups": groups, "dilation": dilation}
+    tiled = _tiled(x, kernel, **how)
+    return add_bias(_conv(x, kernel, *how.values()) if tiled is None else tiled, bias)

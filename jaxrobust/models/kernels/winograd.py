@@ -51,6 +51,11 @@ _NEAR, _FAR = 0.5**0.5, 2**0.5
 TILES = {4: tile(_NEAR, -_NEAR, _FAR, -_FAR), 2: tile(1, -1)}  # by the side of its outputs
 
 
+def growth(m: int) -> float:
+    """How many times more transformed weights there are, of both directions, than weights."""
+    return 2 * (m + 2) ** 2 / 9
+
+
 def side(padding: Padding, shape: tuple[int, ...]) -> int | None:
     """Return the side of tiles that suits maps [B,H,W,C], the largest; None: none does."""
     sizes = _sizes(padding, shape)

@@ -69,11 +69,15 @@ def chip(device_kind: str) -> Chip | None:
     return _CHIPS[max(names, key=len)] if names else None
 
 
+def count() -> int:
+    """Count the devices that compute; a CPU is one for each process, whatever JAX makes of it."""
+    on_cpu = jax.devices()[0].platform == "cpu"
+    return jax.process_count() if on_cpu else jax.device_count()
+
+
 def devices() -> str:
-    """Name the devices that compute, with their number; a CPU is one for each process."""
-    first = jax.devices()[0]
-    count = jax.process_count() if first.platform == "cpu" else jax.device_count()
-    return f"{count} x {first.device_kind}"
+    """Name the devices that compute, with their number."""
+    return f"{count()} x {jax.devices()[0].device_kind}"
 
 
 # The files of a driver (the second one of WSL's), and the extra with JAX's plug-in for it.

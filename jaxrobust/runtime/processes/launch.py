@@ -38,12 +38,19 @@ def keep_large_buffers() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)
 
 
+def cores() -> int | None:
+    """Count the cores that this process may use; None: it was told how many CPU devices to have."""
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if told or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return None
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def use_every_core() -> None:
     """Make JAX, before it starts, see a CPU device for each core, unless told a number."""
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        affinity = getattr(os, "sched_getaffinity", None)  # Linux
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores))
+    if count := cores():
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(count)
 
 
 def without_tpu(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/devices")) -> bool:

@@ -36,7 +36,7 @@ class Progress:
         flops_per_image: float | None = None,
         chip_hours: float = 0.0,
     ) -> None:
-        self._chips = jax.device_count()
+        self._chips = hardware.count()
         self._chip = hardware.chip(jax.devices()[0].device_kind)
         self._flops_per_image, self._chip_hours_before = flops_per_image, chip_hours
         self._started, self._peak_said = time.perf_counter(), 0.0

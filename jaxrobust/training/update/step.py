@@ -26,6 +26,7 @@ def gradients(
     attack: Attack,
     objective: objectives.Objective,
     attack_train: bool,
+    ready: Callable[[LogitsFn, Array], LogitsFn] = lambda network, images: network,
 ) -> tuple[Params, Params, dict[str, Array]]:
     """Maximise over the images, then differentiate the loss that the parameters minimise there.
 
@@ -35,6 +36,7 @@ def gradients(
       attack_train: whether the attack sees the network as it trains (statistics of these images,
         stochastic depth with the update's draws), instead of as it evaluates; what it aims at, as
         the update sees the images themselves.
+      ready: makes a network of images of this shape ready for the many passes of an attack.
     Returns: gradients of the parameters, the statistics after, and metrics.
     Source: Madry et al. 2018 (arXiv 1706.06083), eq. 2.1; with APGD of 2 steps that of Singh,
       Croce, Hein 2023 (arXiv 2303.01870).
@@ -47,6 +49,7 @@ def gradients(
     with jax.named_scope("attack"):
         plain, attacked = map(frozen, objective.draws(net_keys))
         targets = objective.attack_targets(plain, batch)
+        attacked = ready(attacked, batch.images)
         images_adv = jax.lax.stop_gradient(attack(attacked, attack_keys, batch.images, targets))
 
     def loss(params: Params) -> objectives.Value:
