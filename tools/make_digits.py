@@ -59,8 +59,8 @@ def write(images: np.ndarray, labels: np.ndarray, target: Path) -> None:
     order = np.argsort(np.random.PCG64(SEED).random_raw(len(images)), kind="stable")
     lengths, sizes = {}, {}
     for split, rows in {"train": order[TEST_SIZE:], "test": order[:TEST_SIZE]}.items():
-        examples = [{"image": png(images[row]), "label": int(labels[row])} for row in rows]
-        records = [shards.example(features) for features in examples]
+        pairs = [(png(images[row]), int(labels[row])) for row in rows]
+        records = [shards.example({"image": image, "label": label}) for image, label in pairs]
         path = folder / shards.file_name("digits", split, 0, 1)
         writer = ArrayRecordWriter(str(path), "group_size:1")
         for record in records:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -144,20 +143,10 @@ Equalize 8 0, Equalize 6 0
 """
 
 
-class Step(NamedTuple):
-    """A change of a sub-policy."""
-
-    name: str
-    probability: float
-    level: int
-
-
-def _policy(text: str) -> tuple[tuple[Step, ...], ...]:
-    def step(words: str) -> Step:
-        name, tenths, level = words.split()
-        return Step(name, int(tenths) / 10, int(level))
-
-    return tuple(tuple(map(step, line.split(","))) for line in text.strip().splitlines())
+def _policy(text: str) -> tuple[tuple[tuple[str, float, int], ...], ...]:
+    """Read pairs of (name, probability, level)."""
+    lines = ([words.split() for words in line.split(",")] for line in text.strip().splitlines())
+    return tuple(tuple((n, int(tenths) / 10, int(k)) for n, tenths, k in line) for line in lines)
 
 
 POLICIES = {"cifar10": _policy(_CIFAR10), "imagenet": _policy(_IMAGENET)}

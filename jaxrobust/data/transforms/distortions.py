@@ -42,7 +42,6 @@ def impulse_noise(image: np.ndarray, rng: Any, amount: float) -> np.ndarray:
 
 def defocus_blur(image: np.ndarray, rng: Any, radius: float, alias: float) -> np.ndarray:
     """Return the image under a disk, whose own edge is blurred by `alias`."""
-    del rng
     kernel = disk(radius, alias)
     reach = len(kernel) // 2
     while reach and not kernel[[0, -1]].any():  # a border of zeros
@@ -123,7 +122,6 @@ def _moved(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.nda
 
 def zoom_blur(image: np.ndarray, rng: Any, step: float, zooms: int) -> np.ndarray:
     """Return the mean of the image and of that many zooms of it, from 1 in such steps."""
-    del rng
     x = (image / 255).astype(np.float32)
     total = x.astype(np.float64)
     for number in range(zooms):  # as np.arange rounds: 26 * 1.25 is a tie when its side is rounded
@@ -221,7 +219,6 @@ def plasma(side: int, decay: float, rng: Any) -> np.ndarray:
 
 def brightness(image: np.ndarray, rng: Any, amount: float) -> np.ndarray:
     """Return the image with more value, in the sense of HSV: hue and saturation stay."""
-    del rng
     x = image / 255
     value = x.max(-1, keepdims=True)
     brighter = np.minimum(value + amount, 1)
@@ -230,7 +227,6 @@ def brightness(image: np.ndarray, rng: Any, amount: float) -> np.ndarray:
 
 def contrast(image: np.ndarray, rng: Any, share: float) -> np.ndarray:
     """Return the image with a share of its distance from the mean of each channel."""
-    del rng
     x = image / 255
     mean = x.mean((0, 1), keepdims=True)
     return 255 * np.clip((x - mean) * share + mean, 0, 1)
@@ -265,7 +261,6 @@ def elastic_transform(
 
 def pixelate(image: np.ndarray, rng: Any, share: float) -> np.ndarray:
     """Return the image after it was reduced to such a share of its side, and enlarged again."""
-    del rng
     side = len(image)
     small = Image.fromarray(image).resize((int(side * share),) * 2, Image.Resampling.BOX)
     return np.asarray(small.resize((side, side), Image.Resampling.BOX))
@@ -273,7 +268,6 @@ def pixelate(image: np.ndarray, rng: Any, share: float) -> np.ndarray:
 
 def jpeg_compression(image: np.ndarray, rng: Any, quality: int) -> np.ndarray:
     """Return the image after it was a JPEG of that quality."""
-    del rng
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file))

@@ -102,8 +102,7 @@ sharpness = functools.partial(_enhanced, ImageEnhance.Sharpness)
 
 def posterize(image: Image.Image, bits: float, _: Canvas | None = None) -> Image.Image:
     """Return the highest `bits` of 8 kept; 0 is black, which Pillow's own posterize may refuse."""
-    mask = 0xFF00 >> int(bits) & 0xFF
-    return _look_up(image, [value & mask for value in range(256)])
+    return _look_up(image, [v & (0xFF00 >> int(bits)) for v in range(256)])
 
 
 def solarize(image: Image.Image, threshold: float, _: Canvas | None = None) -> Image.Image:
@@ -124,8 +123,7 @@ def hue(image: Image.Image, turns: float, _: Canvas | None = None) -> Image.Imag
     """Return colours moved around the circle of 8-bit hues, by int(255 turns) of 256."""
     if image.mode == "L":
         return image
-    shift = int(255 * turns)
-    table = [(value + shift) % 256 for value in range(256)]
+    table = [(value + int(255 * turns)) % 256 for value in range(256)]
     return image.convert("HSV").point(table + 2 * list(range(256))).convert("RGB")
 
 
