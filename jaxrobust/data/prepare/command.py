@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
             )
         if args.workers < 1:
             raise ValueError(f"--workers {args.workers} must be at least 1")
-        done = _check(args) if args.check else prepare(args)
+        found = _check(args) if args.check else prepare(args)
     except KeyboardInterrupt:
         stop("interrupted; the same command continues", 130)
     except ValueError as error:
@@ -57,9 +57,9 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
     except OSError as error:
         stop(f"{error}{'' if args.check else '; the same command continues'}", 3)
     if not args.check:
-        _report(done)
+        _report(found)
     if args.json:
-        print(json.dumps(done))
+        print(json.dumps(found))
 
 
 def _check(args: argparse.Namespace) -> dict[str, Any]:
@@ -122,6 +122,24 @@ def write(plan: directory.Plan, job: Job, todo: Sequence[Shard], workers: int) -
             if event.shard:
                 directory.add_sum(plan.directory, event.shard, event.sha256)
     return images_of(todo)
+
+
+def done(folder: Path) -> dict[str, Any]:
+    """Summarise a finished directory, of which nothing was written now."""
+    info = json.loads((folder / directory.INFO).read_text())
+    splits = {
+        part["name"]: {
+            "images": sum(map(int, part["shardLengths"])),
+            "of": None,
+            "bytes": int(part["numBytes"]),
+            "shards": len(part["shardLengths"]),
+        }
+        for part in info["splits"]
+    }
+    about = {"directory": str(folder), "name": info["name"], "version": info["version"]}
+    classes = len((folder / "label.labels.txt").read_text().splitlines())
+    about |= {"classes": classes, "splits": splits, "notes": []}
+    return about | {"written_images": 0, "written_bytes": 0}
 
 
 def effort(images: int, size: int, *, start: float, listed: float) -> dict[str, Any]:

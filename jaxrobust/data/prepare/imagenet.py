@@ -82,23 +82,11 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     with directory.claimed(plan):
         images, size = _write(plan, args.workers)
         directory.finish(plan)
-    return {
-        "directory": str(folder),
-        "name": content.name,
-        "version": about.version,
-        "classes": len(content.classes),
-        "splits": {
-            split: {
-                "images": len(rows),
-                "of": known().sizes[split] if content.name == IMAGENET else None,
-                "bytes": int(rows["size"].sum()),
-                "shards": len(plan.shards[split]),
-            }
-            for split, (_, rows) in content.splits.items()
-        },
-        "notes": content.notes,
-        **command.effort(images, size, start=start, listed=listed),
-    }
+    done = command.done(folder) | {"notes": content.notes}
+    for split, (_, rows) in content.splits.items():
+        of = known().sizes[split] if content.name == IMAGENET else None
+        done["splits"][split] |= {"of": of, "bytes": int(rows["size"].sum())}
+    return done | command.effort(images, size, start=start, listed=listed)
 
 
 def _about(content: Content) -> About:
@@ -167,15 +155,14 @@ def _write(plan: Plan, workers: int) -> tuple[int, int]:
                 todo.append(shard)
                 need += int(sizes[shard.first : shard.last].sum())
             elif shard.path.name not in sums:  # killed between the shard and its line
-                digest = shards.sha256(shard.path)
-                directory.add_sum(plan.directory, shard.path.name, digest)
+                directory.add_sum(plan.directory, shard.path.name, shards.sha256(shard.path))
     if not todo:
         return 0, 0
     (plan.directory / directory.INFO).unlink(missing_ok=True)  # it promises all shards
     if (free := shutil.disk_usage(plan.directory).free) < need:
         raise OSError(
             f"{need / 1e9:,.1f} GB are to be written and {free / 1e9:,.1f} GB are free in "
-            f"{plan.directory}; free some space, or give another --out",
+            f"{plan.directory}; free some space, or give another --out"
         )
     for split, part in plan.shards.items():
         with part[0].plan.open("wb") as file:

@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 
 from jaxrobust.data.source import DataError, Kind, Source, add
-from jaxrobust.data.sources.npz import Rows
+from jaxrobust.data.sources.npz import Rows, parsing
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.data.transforms import corruptions
 from jaxrobust.data.transforms.corruptions import Corruption
@@ -96,15 +96,11 @@ def _labels(path: str, first: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=3)  # one kind and the labels are read at a time
 def _array(path: str) -> np.ndarray:
-    with storage.reading(path):
-        try:
-            if storage.is_remote(path):
-                (content,) = storage.read_files([path], _REMEDY)
-                return np.load(io.BytesIO(content), allow_pickle=False)
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (EOFError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path} is damaged, or no .npy file ({reason}); {_REMEDY}") from error
+    with storage.reading(path), parsing(path, ".npy", _REMEDY):
+        if storage.is_remote(path):
+            (content,) = storage.read_files([path], _REMEDY)
+            return np.load(io.BytesIO(content), allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 _ABOUT = ("cifar10-c", "cifar10-c:DIR", "the files of CIFAR-10-C")

@@ -85,7 +85,10 @@ def _open(
 ) -> Source:
     if kind := kind_of(name):
         source = kind.open(name, split, choice)
-        return _fingerprinted(source) if kind.contents else source
+        if kind.contents and not (source.files_sha256 or source.ids_sha256):
+            files_sha256 = content_sha256(source, len(source))  # nothing else says which they are
+            return dataclasses.replace(source, files_sha256=files_sha256)
+        return source
     others = written()
     if name in _SHIPPED:
         plain, remedy, root = name, "reinstall jaxrobust", storage.place(_SHIPPED[name])
@@ -102,13 +105,6 @@ def _open(
         remedy = f"copy the data set again or prepare it again: {tfds.build_command(plain, root)}"
     found = tfds.version_directory(plain, root, others)
     return tfds.open_prepared(plain, split, found, remedy, choice)
-
-
-def _fingerprinted(source: Source) -> Source:
-    """Let the records of a source enter its fingerprint, where nothing else says which they are."""
-    if source.files_sha256 or source.ids_sha256:
-        return source
-    return dataclasses.replace(source, files_sha256=content_sha256(source, len(source)))
 
 
 def written() -> str:

@@ -111,8 +111,9 @@ def train_batches(
     sources = (source,) if extra is None else (source, extra)
     for own in sources:
         if not ((chain.resizes and first_chain.resizes) or _has_size(own, image_size)):
+            sizes = "x".join(map(str, (own.image_shape or ())[:2])) or "differently sized"
             raise DataError(
-                f"{own.where()} has {_sizes(own)} images, and the augmentation {augmentation!r} "
+                f"{own.where()} has {sizes} images, and the augmentation {augmentation!r} "
                 f"does not resize them to image_size={image_size}; set image_size to theirs or "
                 "begin with resized-crop"
             )
@@ -204,10 +205,6 @@ def _has_size(source: Source, image_size: int) -> bool:
     return source.image_shape is not None and source.image_shape[:2] == (image_size, image_size)
 
 
-def _sizes(source: Source) -> str:
-    return "x".join(map(str, source.image_shape[:2])) if source.image_shape else "differently sized"
-
-
 def _batches(
     load: Callable[..., Any], first: int, stride: int, rows: int, *, steps: int | None, workers: int
 ) -> Batches:
@@ -222,8 +219,7 @@ def _batches(
         return load(first + step * stride + ends[part], rows=ends[part + 1] - ends[part])
 
     dataset = grain.MapDataset.range(sys.maxsize if steps is None else steps * parts)
-    cores = os.cpu_count() or 1
-    threads = min(4, cores) if workers == 0 else 1
+    threads = min(4, os.cpu_count() or 1) if workers == 0 else 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterable = dataset.map(load_part).to_iter_dataset(options)
     if workers:
@@ -244,7 +240,6 @@ def _joined(parts: list[Any]) -> Any:
 
 def _obey_the_main_process(index: int, count: int) -> None:
     """Let the main process answer signals, as it stops in step with other hosts."""
-    del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
