@@ -136,11 +136,9 @@ Attempt = Callable[[str, int], dict[str, Any] | None]  # (side, batch)
 
 def largest_fitting(run: Attempt, side: str, start: int) -> dict[str, Any]:
     """Return the figures of the first batch of start, start / 2, ... that fits."""
-    batch = start
-    while batch:
-        if result := run(side, batch):
+    for halvings in range(start.bit_length()):
+        if result := run(side, start >> halvings):
             return result
-        batch //= 2
     raise ValueError(f"{side}: not even one image fits; take a smaller network or --image-size")
 
 
@@ -297,7 +295,6 @@ def main() -> None:
             network = Network(
                 config, (f"--steps={args.steps}", *options), environment(Path(caches))
             )
-
             run = functools.partial(attempt, network)
             comparison = compare(run, start=args.largest, rounds=args.rounds)
             result = {"config": config_name(config), "options": options, **comparison}

@@ -60,14 +60,10 @@ def _run(place: Path) -> str:
         )
     own = command(plain(runs.run_config(place)))
     lines = [_line(own, measured)]
+    evaluated = f"`python -m jaxrobust.evaluate --workdir {place}`"
     for record in records.read(place / "evaluation"):
         if record.attacks:
-            lines.append(
-                _line(
-                    f"`python -m jaxrobust.evaluate --workdir {place}`: {record.method}",
-                    [record],
-                )
-            )
+            lines.append(_line(f"{evaluated}: {record.method}", [record]))
     return "".join(lines)
 
 

@@ -115,7 +115,7 @@ def open_npz(name: str, split: str, choice: subsets.Choice) -> Source:
 
 @contextmanager
 def parsing(path: str, ending: str, remedy: str) -> Iterator[None]:
-    """Turn what NumPy says of a file that is none of its own into a DataError."""
+    """Turn what NumPy says of a damaged file, or of one in another format, into a DataError."""
     try:
         yield
     except DataError:

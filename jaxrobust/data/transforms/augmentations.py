@@ -15,10 +15,9 @@ import numpy as np
 from PIL import Image
 
 from jaxrobust.data.transforms import color, operations
-from jaxrobust.data.transforms.autoaugment import ROBUSTART, TORCHVISION, autoaugment
+from jaxrobust.data.transforms.policies import ROBUSTART, TORCHVISION, Row, autoaugment, randaugment
 from jaxrobust.data.transforms.preparing import BICUBIC, to_array, to_pil
 from jaxrobust.data.transforms.presets import PRESETS
-from jaxrobust.data.transforms.randaugment import randaugment
 
 Op = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # on uint8[H,W,C]
 PictureOp = Callable[..., Image.Image]  # (PIL image, generator) -> PIL image
@@ -143,7 +142,7 @@ def _randaugment(
 
 
 def _autoaugment(
-    policy: str, rows: Mapping[str, operations.Row] = TORCHVISION, fill: int = 0
+    policy: str, rows: Mapping[str, Row] = TORCHVISION, fill: int = 0
 ) -> Callable[..., PictureOp]:
     return lambda size, fill=fill: functools.partial(
         autoaugment, policy=policy, fill=_whole(fill, 0, 255), rows=rows

@@ -7,7 +7,7 @@ tests/data/transforms/test_augmentations.py against timm and torchvision.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -23,28 +23,6 @@ class Canvas(NamedTuple):
 
 
 Change = Callable[[Image.Image, float, Canvas], Image.Image]
-
-
-class Row(NamedTuple):
-    """A change, and its number from how strong it is to be."""
-
-    change: Change
-    number: Callable[..., float]
-
-
-Plan = list[tuple[str, float]]
-
-
-def make(plan: Plan, image: Image.Image, rows: Mapping[str, Row], canvas: Canvas) -> Image.Image:
-    """Return the image after the plan's changes, (name in `rows`, number), one after the other."""
-    for name, number in plan:
-        image = rows[name].change(image, number, canvas)
-    return image
-
-
-def no_number(*_: float) -> float:
-    """Return 0, for changes that need no number."""
-    return 0
 
 
 def _fill(image: Image.Image, canvas: Canvas) -> float | tuple[float, ...]:
