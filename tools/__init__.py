@@ -7,7 +7,7 @@ from typing import Any
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Return what a call returns, and its wall and CPU seconds."""
+    """Measure the wall and CPU seconds of a call, which stand behind what it returns."""
     wall, cpu = time.perf_counter(), time.process_time()
     returned = call()
     return returned, time.perf_counter() - wall, time.process_time() - cpu

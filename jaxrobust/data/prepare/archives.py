@@ -114,11 +114,12 @@ def identify(path: Path, dataset: str) -> Archive:
     what = "a web page" if page else f"{size:,} bytes"
     if 0 < size < right.size and not page:
         what += f" of {right.size:,}, it is cut off"
-    raise ValueError(
-        f"{path} is not {right.file}: {what or 'empty'}, sha256 {digest[:12]}... instead of "
-        f"{right.sha256[:12]}...; remove it and run `jaxrobust prepare {dataset}`, which downloads "
-        "it"
-    )
+    sums = f"sha256 {digest[:12]}... instead of {right.sha256[:12]}..."
+    raise ValueError(f"{path} is not {right.file}: {what or 'empty'}, {sums}; {_again(dataset)}")
+
+
+def _again(dataset: str) -> str:
+    return f"remove it and run `jaxrobust prepare {dataset}`, which downloads it"
 
 
 def read(path: Path, archive: Archive) -> Images:
@@ -131,9 +132,7 @@ def read(path: Path, archive: Archive) -> Images:
             parts = [_part(files[name], archive) for name in names]
             images[split] = np.concatenate([pixels for pixels, _ in parts])
             labels[split] = {k: np.concatenate([of[k] for _, of in parts]) for k in archive.labels}
-        classes = {
-            feature: _names(files[name], key) for feature, (name, key) in archive.names.items()
-        }
+        classes = {k: _names(files[name], key) for k, (name, key) in archive.names.items()}
         found = Images(images, labels, classes)
         _check(found)
     except (
@@ -141,10 +140,7 @@ def read(path: Path, archive: Archive) -> Images:
         *(pickle.UnpicklingError, KeyError, IndexError, TypeError, ValueError, AttributeError),
     ) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
-            f"{path} is damaged ({reason}); remove it and run `jaxrobust prepare "
-            f"{archive.dataset}`, which downloads it"
-        ) from error
+        raise ValueError(f"{path} is damaged ({reason}); {_again(archive.dataset)}") from error
     return found
 
 

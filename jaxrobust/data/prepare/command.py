@@ -42,9 +42,8 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
     args.out = os.path.expanduser(args.out)
     try:
         if "://" in args.out:
-            raise ValueError(
-                f"--out {args.out}: write to a local folder, then `gcloud storage cp -r` copies it"
-            )
+            remedy = "write to a local folder, then `gcloud storage cp -r` copies it"
+            raise ValueError(f"--out {args.out}: {remedy}")
         if args.workers < 1:
             raise ValueError(f"--workers {args.workers} must be at least 1")
         found = _check(args) if args.check else prepare(args)
@@ -78,10 +77,8 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
     if damage:
         name, what = next(iter(damage.items()))
         more = f" (and {len(damage) - 1} more)" * (len(damage) > 1)
-        raise OSError(
-            f"{folder / name} {what}{more}; remove what is damaged, the command that wrote it "
-            "writes it again"
-        )
+        remedy = "remove what is damaged, the command that wrote it writes it again"
+        raise OSError(f"{folder / name} {what}{more}; {remedy}")
     images = images_of(every)
     print(f"{folder}: {images:,} images; every record, label and sha256 is right")
     seconds = round(time.perf_counter() - start, 3)
@@ -92,10 +89,8 @@ def _finished(out: str, name: str | None) -> Path:
     found = sorted(path.parent for path in Path(out).glob(f"{name or '*'}/*/{directory.SETTINGS}"))
     if len(found) != 1:
         names = ", ".join(str(path.relative_to(out)) for path in found) or "none"
-        raise ValueError(
-            f"{out} holds {names} of the data sets that this tool writes; "
-            f"{'--name says which' if found else 'give the --out that it was written to'}"
-        )
+        remedy = "--name says which" if found else "give the --out that it was written to"
+        raise ValueError(f"{out} holds {names} of the data sets that this tool writes; {remedy}")
     if not (found[0] / directory.INFO).exists():
         raise ValueError(f"{found[0]} is not finished; the command that began it continues")
     return found[0]
@@ -107,9 +102,9 @@ def _shards(folder: Path, sums: dict[str, str]) -> list[Shard]:
     found = []
     for split in info["splits"]:
         ends = np.cumsum([int(text) for text in split["shardLengths"]]).tolist()
+        index = folder / index_name(split["name"])
         for i, (first, last) in enumerate(zip([0, *ends], ends, strict=False)):
             name = shards.file_name(info["name"], split["name"], i, len(ends))
-            index = folder / index_name(split["name"])
             found.append(Shard(folder / name, index, folder, first, last, sums.get(name, "")))
     return found
 
@@ -211,10 +206,9 @@ def _report(done: dict[str, Any]) -> None:
         if part["of"]:
             same = part["of"] == part["images"]
             whole = ", as many as ImageNet has" if same else f" of ImageNet's {part['of']:,}"
-        print(
-            f"  {split}: {part['images']:,} images{whole}; {part['bytes'] / 1e9:,.3f} GB in "
-            f"{part['shards']:,} shard{'s' * (part['shards'] > 1)}"
-        )
+        count = f"{part['shards']:,} shard{'s' * (part['shards'] > 1)}"
+        size = f"{part['bytes'] / 1e9:,.3f} GB in {count}"
+        print(f"  {split}: {part['images']:,} images{whole}; {size}")
     for note in done["notes"]:
         print(f"  {note}")
     print(

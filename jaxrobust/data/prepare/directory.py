@@ -94,16 +94,14 @@ def _other(path: Path, text: str, new: dict[str, Any]) -> str:
     try:
         old = json.loads(text)
         before, now = old["splits"], new["splits"]
-        if {k: part["listing_sha256"] for k, part in before.items()} != {
-            k: part["listing_sha256"] for k, part in now.items()
-        }:
+        first, second = ({k: p["listing_sha256"] for k, p in s.items()} for s in (before, now))
+        if first != second:
             sizes = ", ".join(f"{split} {part['images']:,}" for split, part in before.items())
             origins = ", ".join(sorted(set(old["origins"].values())))
             return f"from another source ({origins}; images: {sizes})"
         if before != now:
-            return "with other --shards: " + ", ".join(
-                f"{split} {part['shards']}" for split, part in before.items()
-            )
+            counts = ", ".join(f"{split} {part['shards']}" for split, part in before.items())
+            return f"with other --shards: {counts}"
         return "by another version of this tool" if old["salt"] != new["salt"] else ""
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove {path.parent}") from error

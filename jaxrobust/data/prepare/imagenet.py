@@ -16,6 +16,7 @@ stopped for another reason that it names (full disk, damaged shards); 130 interr
 """
 
 import argparse
+import itertools
 import re
 import shutil
 import time
@@ -64,10 +65,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """Write the data set; return what was done."""
     if args.name in _TAKEN or not re.fullmatch(r"[a-z][a-z0-9_]*", args.name or "x"):
-        raise ValueError(
-            f"--name {args.name}: write a name of small letters, digits and _, not "
-            f"{' or '.join(_TAKEN)}"
-        )
+        wanted = f"a name of small letters, digits and _, not {' or '.join(_TAKEN)}"
+        raise ValueError(f"--name {args.name}: write {wanted}")
     source.check(args.source)
     command.say(f"listing {', '.join(map(str, args.source))}")
     start = time.perf_counter()
@@ -129,16 +128,11 @@ def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[st
             count = wanted[list(_SHARDS).index(split)]
         if not 1 <= count <= len(rows):
             raise ValueError(f"--shards: {split} with {len(rows):,} images can't be {count} shards")
-        bounds = [i * len(rows) // count for i in range(count + 1)]
+        table = folder / f"{split}.npy{shards.PARTIAL}"
+        paths = [folder / shards.file_name(content.name, split, i, count) for i in range(count)]
+        bounds = itertools.pairwise(i * len(rows) // count for i in range(count + 1))
         found[split] = [
-            Shard(
-                folder / shards.file_name(content.name, split, i, count),
-                folder / f"{split}.npy{shards.PARTIAL}",
-                origin,
-                bounds[i],
-                bounds[i + 1],
-            )
-            for i in range(count)
+            Shard(path, table, origin, *b) for path, b in zip(paths, bounds, strict=True)
         ]
     return found
 

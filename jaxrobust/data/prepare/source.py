@@ -109,10 +109,8 @@ def _check(origin: Path, rows: np.ndarray) -> None:
         raise ValueError(f"{origin} holds no image")
     if len(empty := np.flatnonzero(rows["size"] == 0)):
         more = f", and {len(empty) - 1} more" * (len(empty) > 1)
-        row = rows[empty[0]]
-        raise ValueError(
-            f"{origin}: {os.fsdecode(row['place'] or row['name'])} is empty{more}; copy it again"
-        )
+        file = os.fsdecode(rows[empty[0]]["place"] or rows[empty[0]]["name"])
+        raise ValueError(f"{origin}: {file} is empty{more}; copy it again")
     keys = np.sort(rows[["name", "label"]], order=["name", "label"])
     if len(twice := np.flatnonzero(keys[1:] == keys[:-1])):
         raise ValueError(f"{origin} holds {os.fsdecode(keys['name'][twice[0]])} twice; remove one")
@@ -123,12 +121,9 @@ def _missing(split: str, origin: Path, rows: np.ndarray) -> list[str]:
     problems = []
     if len(gone := np.flatnonzero(np.bincount(rows["label"], minlength=len(synsets)) == 0)):
         names = ", ".join(synsets[label] for label in gone[:5]) + ", ..." * (len(gone) > 5)
-        problems.append(
-            f"{origin}: {split} has no image of {len(gone)} of ImageNet's {len(synsets):,} classes "
-            f"({names})"
-        )
+        classes = f"{len(gone)} of ImageNet's {len(synsets):,} classes ({names})"
+        problems.append(f"{origin}: {split} has no image of {classes}")
     if len(rows) != sizes[split]:
-        problems.append(
-            f"{origin}: {split} has {len(rows):,} images, ImageNet's has {sizes[split]:,}"
-        )
+        whole = f"ImageNet's has {sizes[split]:,}"
+        problems.append(f"{origin}: {split} has {len(rows):,} images, {whole}")
     return problems

@@ -112,18 +112,14 @@ def _class_folders(name: str, split: str, parsed: grammar.Split | None) -> tuple
         similar = [folder for folder in top.folders if folder.lower() in map(str.lower, wanted)]
         same = [folder for folder in similar if _folders(path / folder)]
         if len(same) > 1:
-            raise DataError(
-                f"data set {name!r}, split {split!r}: {path} holds both {same[0]}/ and {same[1]}/; "
-                "move one away"
-            )
+            both = f"{path} holds both {same[0]}/ and {same[1]}/"
+            raise DataError(f"data set {name!r}, split {split!r}: {both}; move one away")
         return path / chosen[0], _folders(path / chosen[0])
     if top.folders and not present and "all" in wanted:
         return path, top.folders
     if not top.folders:
-        raise DataError(
-            f"data set {name!r}: {path} has no folders; its files must be "
-            "SPLIT/CLASS/FILE or CLASS/FILE"
-        )
+        remedy = "its files must be SPLIT/CLASS/FILE or CLASS/FILE"
+        raise DataError(f"data set {name!r}: {path} has no folders; {remedy}")
     splits_there = ", ".join(present) or (
         f"the one split all, its class folders lie directly inside: {first_few(top.folders)}"
     )

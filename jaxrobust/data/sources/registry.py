@@ -115,8 +115,7 @@ def written() -> str:
 
 def same_classes(sources: Sequence[Source]) -> None:
     """Check that the splits of a data set have the same classes in the same order."""
-    named = [source for source in sources if source.classes]
-    for one, other in itertools.pairwise(named):
+    for one, other in itertools.pairwise(source for source in sources if source.classes):
         for has, lacks in ((one, other), (other, one)):
             if missing := [name for name in has.classes if name not in set(lacks.classes)]:
                 raise DataError(
@@ -124,9 +123,8 @@ def same_classes(sources: Sequence[Source]) -> None:
                     f"differ: {first_few(missing)}; make the class folders the same"
                 )
         if one.classes != other.classes:
-            raise DataError(
-                f"{one.where()} has the classes of split {other.split!r} in another order"
-            )
+            others = f"the classes of split {other.split!r} in another order"
+            raise DataError(f"{one.where()} has {others}")
 
 
 def foreign_classes(train: Source, other: Source) -> str:
@@ -147,17 +145,13 @@ def foreign_classes(train: Source, other: Source) -> str:
         "another split, or lists of files of all classes, SPLIT@FILE"
     )
     if foreign.any():
-        share = (
-            f"{foreign.mean():.0%} of the records of {other.where()} are of "
-            f"{len(np.unique(other.labels[foreign]))} classes that split {train.split!r} has no "
-            f"record of. {why}"
-        )
+        classes = f"{len(np.unique(other.labels[foreign]))} classes that split {train.split!r}"
+        records = f"{foreign.mean():.0%} of the records of {other.where()}"
+        share = f"{records} are of {classes} has no record of. {why}"
         if foreign.mean() > 0.5:
             raise DataError(share)
         return share
     if 2 * len(found) < len(trained) and len(other) > 2 * len(trained):
-        return (
-            f"{other.where()} holds {len(found)} of the {len(trained)} classes of split "
-            f"{train.split!r}. {why}"
-        )
+        few = f"{len(found)} of the {len(trained)} classes of split {train.split!r}"
+        return f"{other.where()} holds {few}. {why}"
     return ""

@@ -39,10 +39,8 @@ def build_command(name: str, root: Any) -> str:
     """Say how a data set is prepared in the directory `root`: the shortest way that works."""
     dataset = name.partition(":")[0]
     if dataset not in _OWN:
-        return (
-            f"`tfds build {dataset} --file_format=array_record --data_dir={root}` (in an "
-            "environment that has TensorFlow; reading needs none)"
-        )
+        build = f"`tfds build {dataset} --file_format=array_record --data_dir={root}`"
+        return f"{build} (in an environment that has TensorFlow; reading needs none)"
     if storage.is_remote(root):
         return f"`{_OWN[dataset]} --out DIR`, then `gcloud storage cp -r DIR/{dataset} {root}/`"
     usual = storage.place(data_directory()) == root and "SOURCE" not in _OWN[dataset]
@@ -119,9 +117,8 @@ class _Reader:
         return f"record {index - ends[shard] + take + skip} of {filename}"
 
     def fail(self, index: int, reason: object) -> NoReturn:
-        raise DataError(
-            f"{self.where}: record {index} ({self.position(index)}) {reason}; {self.remedy}"
-        )
+        record = f"record {index} ({self.position(index)})"
+        raise DataError(f"{self.where}: {record} {reason}; {self.remedy}")
 
     def no_example(self, index: int, error: Exception) -> NoReturn:
         wanted = f"{self.image_key!r} and {self.label_key!r}"

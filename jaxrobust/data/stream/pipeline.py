@@ -47,10 +47,8 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
       DataError: `batch_size` is larger than the source, or not positive.
     """
     if not 1 <= batch_size <= len(source):
-        raise DataError(
-            f"batch_size={batch_size} must be between 1 and the {len(source)} records of "
-            f"{source.where()}"
-        )
+        there = f"{len(source)} records of {source.where()}"
+        raise DataError(f"{batch_size=} must be between 1 and the {there}")
     return len(source) // batch_size
 
 
@@ -98,10 +96,8 @@ def train_batches(
     if extra is None and views == 1:
         steps_per_epoch(source, batch_size)
     try:
-        chain, first_chain = (
-            augmentations.chain(text, image_size)
-            for text in (augmentation, first_view or augmentation)
-        )
+        chain = augmentations.chain(augmentation, image_size)
+        first_chain = augmentations.chain(first_view or augmentation, image_size)
     except ValueError as error:
         raise DataError(str(error)) from error
     if not 0 <= seed < 2**63:
@@ -189,14 +185,11 @@ def preprocessing_id(source: Source, image_size: int, wanted: str | None = None)
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
     if not 0 <= process_index < process_count:
-        raise DataError(
-            f"process_index={process_index} must be at least 0 and below "
-            f"process_count={process_count}"
-        )
+        raise DataError(f"{process_index=} must be at least 0 and below {process_count=}")
     if batch_size % process_count:
         raise DataError(
-            f"batch_size={batch_size} is the batch over all processes and must be a multiple of "
-            f"process_count={process_count}"
+            f"{batch_size=} is the batch over all processes and must be a multiple of "
+            f"{process_count=}"
         )
     return batch_size // process_count
 
@@ -246,8 +239,9 @@ def _obey_the_main_process(index: int, count: int) -> None:
 
 
 def _end_with_the_main_process() -> None:
-    main = multiprocessing.parent_process()
-    if main is not None:  # killed with -9, it would leave its workers behind for ever
+    if (
+        main := multiprocessing.parent_process()
+    ):  # killed with -9, it would leave its workers behind
         main.join()
         os._exit(1)
 

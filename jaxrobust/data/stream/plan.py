@@ -59,8 +59,7 @@ class Plan(NamedTuple):
         if len(self.rows) > 1:
             for step in np.unique(steps).tolist():
                 here = steps == step
-                order = _permutation((self.seed, _ROWS), step, self.batch_size)
-                rows[here] = order[rows[here]]
+                rows[here] = _permutation((self.seed, _ROWS), step, self.batch_size)[rows[here]]
         source, record, view = (np.zeros(count, np.int64) for _ in range(3))
         begin = 0
         for number, (size, images) in enumerate(self._images()):
