@@ -239,12 +239,8 @@ def launch(
     command += [f"--epsilon={','.join(map(str, args.radii.values()))}", f"--seed={seed}"]
     command += ["--torch"] * args.torch
     command += [f"--batch={args.batch}"] * (args.batch is not None)
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )
+    pin = functools.partial(os.sched_setaffinity, 0, cores)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, preexec_fn=pin)
     if done.returncode:
         sys.exit(done.returncode)
     reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -269,10 +265,7 @@ def main() -> None:
             for worker in runs:
                 runs[worker].append(launch(worker, args, cores))
         for norm in args.norms:
-            best = {
-                w: min((r[norm] for r in reports), key=lambda r: r[key])
-                for w, reports in runs.items()
-            }
+            best = {w: min((r[norm] for r in runs[w]), key=lambda r: r[key]) for w in runs}
             result[norm][mode] = compare(args, norm, key, best)
             show(norm, mode, len(cores), key, result[norm][mode])
             robust[norm] = best["theirs"]["robust"]
@@ -288,7 +281,7 @@ def main() -> None:
 def compare(args: argparse.Namespace, norm: str, key: str, best: dict[str, dict]) -> dict:
     ours, theirs = best["ours"], best["theirs"]
     per_pass = {w: r[key] / (r["forward"] + r["backward"]) for w, r in best.items()}
-    robust = {w: r["robust"] for w, r in best.items()}
+    differing = sum(a != b for a, b in zip(ours["robust"], theirs["robust"], strict=True))
     return {
         "seconds": {"ours": ours[key], "theirs": theirs[key]},
         "ratio": theirs[key] / ours[key],
@@ -297,10 +290,8 @@ def compare(args: argparse.Namespace, norm: str, key: str, best: dict[str, dict]
         "over_network": ours["cpu"] / ours["network"],
         "passes": {w: [r["forward"], r["backward"]] for w, r in best.items()},
         "idle": ours["idle"],
-        "robust": {w: sum(flags) for w, flags in robust.items()},
-        "differing_verdicts": sum(a != b for a, b in zip(*robust.values(), strict=True))
-        if args.network != "convnext_n"
-        else None,
+        "robust": {w: sum(r["robust"]) for w, r in best.items()},
+        "differing_verdicts": differing if args.network != "convnext_n" else None,
     }
 
 

@@ -291,10 +291,9 @@ def main() -> None:
     options = [f"--{key}={value}" for key, value in given.items() if value is not None]
     results = []
     with tempfile.TemporaryDirectory() as caches:
+        variables = environment(Path(caches))
         for config in args.configs:
-            network = Network(
-                config, (f"--steps={args.steps}", *options), environment(Path(caches))
-            )
+            network = Network(config, (f"--steps={args.steps}", *options), variables)
             run = functools.partial(attempt, network)
             comparison = compare(run, start=args.largest, rounds=args.rounds)
             result = {"config": config_name(config), "options": options, **comparison}

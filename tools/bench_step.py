@@ -297,11 +297,9 @@ def main() -> None:
         "mfu": {},
         "peak_memory": {},  # since the start, so of one program only where it runs alone
     }
-    print(
-        f"{result['model']} {side} px, batch {args.batch}, "
-        f"{config.attack.name.upper()}-{config.attack.steps}, "
-        f"{result['dtype']}, {result['device']}"
-    )
+    attack = f"{config.attack.name.upper()}-{config.attack.steps}"
+    about = f"{side} px, batch {args.batch}, {attack}, {result['dtype']}, {result['device']}"
+    print(f"{result['model']} {about}")
     for name, t in times.items():
         speed = result["images_per_s"][name]
         kind, count, used = device_of(name)

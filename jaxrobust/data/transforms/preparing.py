@@ -92,19 +92,13 @@ def _exact(size: int, resized: int) -> bool:
     return under & (under - 1) == 0 and size * under <= 2**24
 
 
-def squash(image: np.ndarray, *, size: int, resample: Image.Resampling = BILINEAR) -> np.ndarray:
-    """Return the image resized to `uint8[size,size,C]` without keeping its aspect."""
-    return to_array(to_pil(image).resize((size, size), resample))
-
-
 def _center_crop(image: np.ndarray, crop: int) -> np.ndarray:
     height, width = image.shape[:2]
     if height < crop or width < crop:
         below, beside = max(0, crop - height), max(0, crop - width)
         padding = ((below // 2, below - below // 2), (beside // 2, beside - beside // 2), (0, 0))
         image = np.pad(image, padding)
-        height, width = image.shape[:2]
-    top, left = _offset(height, crop), _offset(width, crop)
+    top, left = (_offset(side, crop) for side in image.shape[:2])
     return image[top : top + crop, left : left + crop]
 
 
@@ -119,7 +113,7 @@ EVALUATION: dict[str, Transform] = {
     "none": lambda image: image,
     "Res256Crop224": functools.partial(resize_crop, resize=256, crop=224, resample=BILINEAR),
     "BicubicRes256Crop224": functools.partial(resize_crop, resize=256, crop=224),
-    "Res224": functools.partial(squash, size=224),
+    "Res224": lambda image: to_array(to_pil(image).resize((224, 224), BILINEAR)),
     "Crop288": functools.partial(resize_crop, resize=None, crop=288),
 }
 _OTHER_NAMES = {
