@@ -256,9 +256,8 @@ def compare(files: list[bytes], rounds: int) -> dict[str, Any]:
         row: dict[str, Any] = {"images_per_s": 1e3 / milliseconds[name], "milliseconds": parts}
         if name in their_times:
             row["theirs_images_per_s"] = 1 / statistics.median(their_times[name])
-            row["ratio"] = statistics.median(
-                theirs / ours for theirs, ours in zip(their_times[name], times, strict=True)
-            )
+            pairs = zip(their_times[name], times, strict=True)
+            row["ratio"] = statistics.median(theirs / ours for theirs, ours in pairs)
         rows[name] = row
     return {"images": len(files), "rounds": rounds, "pipelines": rows}
 

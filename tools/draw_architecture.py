@@ -123,9 +123,7 @@ def _imported(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         imported |= {name.split(".")[1] for name in names if name.startswith("jaxrobust.")}
-    return {
-        name for name in imported if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists()
-    }
+    return imported & {path.stem for path in PACKAGE.iterdir()}
 
 
 def _direct(below: Mapping[str, set[str]]) -> dict[str, set[str]]:

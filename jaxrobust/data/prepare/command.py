@@ -72,7 +72,8 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
         and not ((folder / name).exists() and shards.sha256(folder / name) == digest)
     }
     every = [] if damage else _shards(folder, sums)
-    with working(shards.check, "checking", every, every, args.workers) as events:
+    checked = working(shards.check, "checking", every, every, args.workers)
+    with contextlib.closing(checked) as events:
         damage |= {event.shard: event.damage for event in events if event.damage}
     if damage:
         name, what = next(iter(damage.items()))
@@ -112,7 +113,7 @@ def _shards(folder: Path, sums: dict[str, str]) -> list[Shard]:
 def write(plan: directory.Plan, job: Job, todo: Sequence[Shard], workers: int) -> int:
     """Write shards of a data set and their sha256; return how many images they hold."""
     every = [shard for part in plan.shards.values() for shard in part]
-    with working(job, "writing", every, todo, workers) as events:
+    with contextlib.closing(working(job, "writing", every, todo, workers)) as events:
         for event in events:
             if event.shard:
                 directory.add_sum(plan.directory, event.shard, event.sha256)
@@ -149,31 +150,26 @@ def effort(images: int, size: int, *, start: float, listed: float) -> dict[str, 
     }
 
 
-@contextlib.contextmanager
-def working(
-    job: Job, what: str, every: Sequence[Shard], todo: Sequence[Shard], workers: int
-) -> Generator[Generator[Event]]:
-    """Give the events of `job` on the shards `todo`, shown in a bar over all of them."""
-    events = shards.work(job, todo, workers)
-    with contextlib.closing(_progress(events, what, images_of(every), images_of(todo))) as shown:
-        yield shown
-
-
 def images_of(part: Sequence[Shard]) -> int:
     """Count the images of shards."""
     return sum(shard.last - shard.first for shard in part)
 
 
-def _progress(events: Generator[Event], what: str, total: int, todo: int) -> Generator[Event]:
-    """Yield the events, with images/s, MB/s and the time left on stderr: a bar, or plain lines."""
+def working(
+    job: Job, what: str, every: Sequence[Shard], todo: Sequence[Shard], workers: int
+) -> Generator[Event]:
+    """Yield the events of `job` on the shards `todo`, with images/s, MB/s and the time left.
+
+    These are on stderr: a bar over all shards, or plain lines.
+    """
     terminal = sys.stderr.isatty()
     with (
-        contextlib.closing(events),
+        contextlib.closing(shards.work(job, todo, workers)) as events,
         open(os.devnull, "w") as nowhere,
         tqdm(
             desc=what,
-            total=total,
-            initial=total - todo,
+            total=images_of(every),
+            initial=images_of(every) - images_of(todo),
             file=sys.stderr if terminal else nowhere,
             dynamic_ncols=terminal,
             bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} "

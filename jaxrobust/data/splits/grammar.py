@@ -70,7 +70,6 @@ def rows(part: str | None, total: int, where: str) -> range:
 _MANY = 10**9  # records: more than any split has
 _PREPARED = re.compile(r"(?:tfds:)?([\w-]+(?:/[\w-]+)?)(?::[\d.*]+)?")
 _HUB = re.compile(r"hf:(?:.*/)?([\w.-]+)(?:[:@#].*)?")
-_ALL = "all"  # of a folder without splits, and of TFDS
 
 
 def overlap(one: str, other: str, data_set: str = "") -> bool:
@@ -106,7 +105,7 @@ def _share(one: str, other: str, data_set: str) -> bool:
     a, b = parse(one), parse(other)
     if one == other or not a or not b:
         return one == other
-    if _ALL in (a.name, b.name):
+    if "all" in (a.name, b.name):  # of a folder without splits, and of TFDS
         return True
     if a.name not in (b.name, SAME.get(b.name)):
         return False
