@@ -321,12 +321,10 @@ def main() -> None:
         result["ratio_to_flop_bound"] = bound / times["step"]["wall_s"]
         print(f"  the step runs at {result['ratio_to_flop_bound']:.2f} of the FLOP bound")
     for ours_name, other in (("step", "torch"), ("clean", "torch_clean")):
-        if not {ours_name, other} <= times.keys():
-            continue
-        ratio = times[other]["wall_s"] / times[ours_name]["wall_s"]
-        cpu = times[other]["cpu_s"] / times[ours_name]["cpu_s"]
-        result[f"{ours_name}_against_torch"] = {"wall": ratio, "cpu": cpu}
-        print(f"  {ours_name}: {ratio:.2f} x PyTorch's speed (CPU seconds: {cpu:.2f} x)")
+        if {ours_name, other} <= times.keys():
+            wall, cpu = (times[other][key] / times[ours_name][key] for key in ("wall_s", "cpu_s"))
+            result[f"{ours_name}_against_torch"] = {"wall": wall, "cpu": cpu}
+            print(f"  {ours_name}: {wall:.2f} x PyTorch's speed (CPU seconds: {cpu:.2f} x)")
     if args.trace:
         trace(programs[names[-1]], args.trace, args.steps)
     if args.json:

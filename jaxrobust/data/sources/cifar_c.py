@@ -33,8 +33,7 @@ def open_cifar_c(name: str, split: str, choice: subsets.Choice) -> Source:
     there = storage.entries(folder)
     if there is None:
         raise DataError(f"data set {name!r}: there is no folder {folder}; check the path")
-    parsed, wanted = grammar.parse(split), _wanted(split, name)
-    assert parsed is not None, "wanted"
+    parsed, wanted = _wanted(split, name)
     for file in (f"{wanted.kind}.npy", "labels.npy"):
         if file not in there.files:
             raise DataError(f"data set {name!r} has no {file} in {folder}; {_REMEDY}")
@@ -65,7 +64,7 @@ def open_cifar_c(name: str, split: str, choice: subsets.Choice) -> Source:
     return choosing.choose(source, parsed, split, choice, lambda: (labels, None))
 
 
-def _wanted(split: str, name: str) -> Corruption:
+def _wanted(split: str, name: str) -> tuple[grammar.Split, Corruption]:
     parsed = grammar.parse(split)
     what = f"data set {name!r} has no split {split!r}"
     if not parsed or "-" not in parsed.name or parsed.name.startswith("all") or "," in parsed.name:
@@ -77,7 +76,7 @@ def _wanted(split: str, name: str) -> Corruption:
         (found,) = corruptions.chosen(parsed.name)
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
-    return found
+    return parsed, found
 
 
 def _labels(path: str, first: int) -> np.ndarray:

@@ -164,9 +164,7 @@ def _load(name: str, address: _Address) -> dict[str, Any]:
         raise
     except Exception as error:  # ValueError, RuntimeError, pyarrow's own kinds
         raise DataError(f"{name} cannot be loaded: {_why(error, address)}") from error
-    if isinstance(found, dict):
-        return dict(found)
-    return {str(found.split or "all"): found}
+    return dict(found) if isinstance(found, dict) else {str(found.split or "all"): found}
 
 
 def _parquet(folder: Path) -> dict[str, list[str]]:

@@ -110,9 +110,8 @@ def _moved(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.nda
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
     radians = np.deg2rad(angle)
-    right, down = (
-        np.ceil(steps * way - 0.5).astype(int) for way in (np.cos(radians), np.sin(radians))
-    )
+    ways = (np.cos(radians), np.sin(radians))
+    right, down = (np.ceil(steps * way - 0.5).astype(int) for way in ways)
     places, blurred = np.arange(len(image)), np.zeros(image.shape)
     for weight, dx, dy in zip(weights, right, down, strict=True):
         rows, columns = (np.clip(places + d, 0, len(image) - 1) for d in (dy, dx))
@@ -252,10 +251,8 @@ def elastic_transform(
     warped = _sampled((image / 255).astype(np.float32), at_y, at_x, "mirror")
     width = int(3 * sigma + 0.5)
     smooth = _matrix(side, _gaussian(sigma, width), "symmetric")
-    dx, dy = (
-        (alpha * (smooth @ rng.uniform(-1, 1, (side, side)) @ smooth.T)).astype(np.float32)
-        for _ in range(2)
-    )
+    noises = (rng.uniform(-1, 1, (side, side)) for _ in range(2))
+    dx, dy = ((alpha * (smooth @ u @ smooth.T)).astype(np.float32) for u in noises)
     return 255 * _sampled(warped, y + dy, x + dx, "reflect")
 
 
@@ -323,9 +320,8 @@ def _matrix(side: int, weights: tuple[float, ...], border: str) -> np.ndarray:
 
 def _correlated(padded: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Return the correlation of padded f64[H,W,C] with a kernel, where it fits."""
-    height, width = (
-        have - need + 1 for have, need in zip(padded.shape[:2], kernel.shape, strict=True)
-    )
+    sides = zip(padded.shape[:2], kernel.shape, strict=True)
+    height, width = (have - need + 1 for have, need in sides)
     spectrum = np.fft.rfft2(padded, axes=(0, 1))
     turned = np.fft.rfft2(kernel[::-1, ::-1], padded.shape[:2])[..., None]
     product = np.fft.irfft2(spectrum * turned, padded.shape[:2], axes=(0, 1))
