@@ -2,9 +2,8 @@
 
     python tools/draw_architecture.py
 
-The rooms stand above all that they import; an arrow that follows from others is left out. Boxes of
-the other two pictures name what they are of in the code, which has to be there. The pictures are
-plain SVG; a test compares them with what this program draws.
+An arrow between rooms that follows from others is left out. Boxes of the other two pictures name
+what they are of in the code, which has to be there.
 """
 
 import ast

@@ -1,9 +1,6 @@
 """Where images come from: records of encoded bytes and a label, with random access.
 
-`digits` ships with the package, `fake` is synthetic, `folder:PATH` is an ImageFolder, `npz:PATH` a
-file of arrays, `cifar10-c:DIR` the files of CIFAR-10-C, `hf:NAME` a data set of Hugging Face; every
-other name is a TFDS data set for image classification that was prepared as ArrayRecord. Directories
-are local or on `gs://` (not of `hf:`). Nothing here needs TensorFlow.
+`open_source` says which names there are. Directories are local or on `gs://` (not of `hf:`).
 """
 
 import dataclasses

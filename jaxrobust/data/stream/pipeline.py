@@ -31,11 +31,9 @@ CACHE_BYTES = 400 * 2**20  # a data set whose decoded images fit is decoded once
 _PART = 64  # rows that one thread or worker makes at a time, at most: latency, read-ahead's memory
 
 
-class Batches(Protocol):
+class Batches(Iterator[Any], Protocol):
     """An iterator over batches; `close()` stops its threads and worker processes."""
 
-    def __iter__(self) -> Iterator[Any]: ...
-    def __next__(self) -> Any: ...
     def close(self) -> None:
         """Stop reading ahead; the iterator cannot be used any more."""
 
