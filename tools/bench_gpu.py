@@ -1,9 +1,9 @@
 """`python tools/bench_gpu.py [CONFIG ...]`: our training steps beside PyTorch's on one GPU.
 
-Both sides compute in bfloat16, as `tools/bench_step.py` does, which is a process of its own for
-each run, with the GPU's memory for itself. The batch of each is the largest that fits: from
-`--largest` down, halved while memory does not suffice. Then both run in turns, at their own largest
-batch and at the largest that fits both.
+Both sides compute in bfloat16. The batch of each is the largest that fits: from `--largest` down,
+halved while memory does not suffice. Then both run in turns, at their own largest batch and at the
+largest that fits both, each run `tools/bench_step.py` in a separate process, which has the GPU's
+memory for itself.
 
 Needs JAX with CUDA and the extra `parity` with a CUDA build of PyTorch.
 """
