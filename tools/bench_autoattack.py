@@ -17,7 +17,7 @@ import json
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +29,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust.runtime.commandline.arguments import Arguments
-from tools import guarded
+from tools import guarded, timed
 from tools.bench_networks import our_network, their_network
 
 GOLDEN = ROOT / "tests/golden/attacks"
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 THEIRS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+NETWORK_STEPS = 20  # passes of the network in a row, by themselves
 WIDE = {"steps": 50, "queries": 250}  # enough to time a pass of a wider network
 
 
@@ -123,18 +124,16 @@ def our_worker(args: argparse.Namespace) -> None:
         overrides = dict.fromkeys(("apgd-t", "fab-t"), short | {"targets": 1})
         overrides |= {"apgd-ce": short, "square": {"steps": WIDE["queries"]}}
     for norm in args.norms:
-        compile_s = 0.0
-        # A network of one's own is larger: once, and what compiling took is subtracted.
-        for attempt in range(1 if ":" in args.network else 2):
-            wall, cpu = time.perf_counter(), time.process_time()
-            epsilon = 0.0 if args.network == "convnext_n" else args.radii[norm]
-            how: dict[str, Any] = {"norm": norm, "epsilon": epsilon, "overrides": overrides}
-            how |= {"batch_size": args.batch, "verbose": False}
-            result = autoattack(network, images, labels, **how)
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            compile_s += sum(c.compile_seconds for c in result.costs) * (attempt == 0)
-        if ":" in args.network:
+        epsilon = 0.0 if args.network == "convnext_n" else args.radii[norm]
+        how: dict[str, Any] = {"norm": norm, "epsilon": epsilon, "overrides": overrides}
+        how |= {"batch_size": args.batch, "verbose": False}
+        attack = functools.partial(autoattack, network, images, labels, **how)
+        result, wall, cpu = timed(attack)
+        compile_s = sum(c.compile_seconds for c in result.costs)
+        if ":" in args.network:  # larger: once, and what compiling took is subtracted
             wall, cpu = wall - compile_s, cpu - compile_s
+        else:
+            result, wall, cpu = timed(attack)
         passes = {k: sum(getattr(c, k) for c in result.costs) for k in ("forward", "backward")}
         report = {"norm": norm, "wall": wall, "cpu": cpu, "compile": compile_s} | passes
         report["idle"] = sum(c.idle for c in result.costs)
@@ -167,10 +166,8 @@ def network_seconds(
 
         return jax.grad(loss)(x)
 
-    steps, seconds = 20, {}
-    for name, function in {"forward": forward, "both": both}.items():
-
-        def loop(network, x, function=function):
+    def seconds_of(function: Callable[..., Any]) -> float:
+        def loop(network, x):
             make, body_of = before_a_loop(canonical_convolutions(network, tiles=True), x)
             logits_of = functools.partial(body_of, make())
 
@@ -178,24 +175,20 @@ def network_seconds(
                 value = function(logits_of, x)
                 return x + 1e-9 * value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
 
-            return jax.lax.fori_loop(0, steps, body, x)
+            return jax.lax.fori_loop(0, NETWORK_STEPS, body, x)
 
         program = jax.jit(loop)
         jax.block_until_ready(program(network, x))
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            jax.block_until_ready(program(network, x))
-            times.append(time.perf_counter() - start)
-        seconds[name] = min(times) / steps / len(x)
-    total = 0.0
-    for c in result.costs:
-        # A pass of an idle slot is of the same kinds as the others of its attack.
-        scale = 1 + c.idle / max(c.forward, 1)
-        total += scale * (
-            (c.forward - c.backward) * seconds["forward"] + c.backward * seconds["both"]
-        )
-    return total
+        runs = (timed(lambda: jax.block_until_ready(program(network, x))) for _ in range(5))
+        return min(wall for _, wall, _ in runs) / NETWORK_STEPS / len(x)
+
+    forward_s, both_s = seconds_of(forward), seconds_of(both)
+    # A pass of an idle slot is of the same kinds as the others of its attack.
+    return sum(
+        (1 + c.idle / max(c.forward, 1))
+        * ((c.forward - c.backward) * forward_s + c.backward * both_s)
+        for c in result.costs
+    )
 
 
 # --- In PyTorch ---
@@ -210,15 +203,11 @@ def their_worker(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     net, passes = their_network(args.network), {"forward": 0, "backward": 0}
 
-    def counted(x):
-        passes["forward"] += len(x)
-        if x.requires_grad:
-            passes["backward"] += len(x)
-        return net(x)
-
     class Counted(torch.nn.Module):
         def forward(self, x):
-            return counted(x)
+            passes["forward"] += len(x)
+            passes["backward"] += len(x) * x.requires_grad
+            return net(x)
 
     images, labels, _ = data(args.images)
     x = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
@@ -236,9 +225,8 @@ def their_worker(args: argparse.Namespace) -> None:
             attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = 1
             attack.square.n_queries = WIDE["queries"]
         passes.update(forward=0, backward=0)
-        wall, cpu = time.perf_counter(), time.process_time()
-        _, predicted = attack.run_standard_evaluation(x, y, batch_size=250)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        run = functools.partial(attack.run_standard_evaluation, x, y, batch_size=250)
+        (_, predicted), wall, cpu = timed(run)
         report = {"norm": norm, "wall": wall, "cpu": cpu} | passes
         print(json.dumps(report | {"robust": (predicted == y).tolist()}), flush=True)
 
@@ -254,12 +242,8 @@ def launch(
     command += [f"--epsilon={','.join(map(str, args.radii.values()))}", f"--seed={seed}"]
     command += ["--torch"] * args.torch
     command += [f"--batch={args.batch}"] * (args.batch is not None)
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )
+    pin = functools.partial(os.sched_setaffinity, 0, cores)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, preexec_fn=pin)
     if done.returncode:
         sys.exit(done.returncode)
     reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -284,10 +268,7 @@ def main() -> None:
             for worker in runs:
                 runs[worker].append(launch(worker, args, cores))
         for norm in args.norms:
-            best = {
-                w: min((r[norm] for r in reports), key=lambda r: r[key])
-                for w, reports in runs.items()
-            }
+            best = {w: min((r[norm] for r in runs[w]), key=lambda r: r[key]) for w in runs}
             result[norm][mode] = compare(args, norm, key, best)
             show(norm, mode, len(cores), key, result[norm][mode])
             robust[norm] = best["theirs"]["robust"]
@@ -303,7 +284,7 @@ def main() -> None:
 def compare(args: argparse.Namespace, norm: str, key: str, best: dict[str, dict]) -> dict:
     ours, theirs = best["ours"], best["theirs"]
     per_pass = {w: r[key] / (r["forward"] + r["backward"]) for w, r in best.items()}
-    robust = {w: r["robust"] for w, r in best.items()}
+    differing = sum(a != b for a, b in zip(ours["robust"], theirs["robust"], strict=True))
     return {
         "seconds": {"ours": ours[key], "theirs": theirs[key]},
         "ratio": theirs[key] / ours[key],
@@ -312,10 +293,8 @@ def compare(args: argparse.Namespace, norm: str, key: str, best: dict[str, dict]
         "over_network": ours["cpu"] / ours["network"],
         "passes": {w: [r["forward"], r["backward"]] for w, r in best.items()},
         "idle": ours["idle"],
-        "robust": {w: sum(flags) for w, flags in robust.items()},
-        "differing_verdicts": sum(a != b for a, b in zip(*robust.values(), strict=True))
-        if args.network != "convnext_n"
-        else None,
+        "robust": {w: sum(r["robust"]) for w, r in best.items()},
+        "differing_verdicts": differing if args.network != "convnext_n" else None,
     }
 
 

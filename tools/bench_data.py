@@ -81,9 +81,8 @@ def ours() -> dict[str, Program]:
         "evaluation": preparing.evaluation_transform(EVALUATION),
     }
     for name in PRESETS:
-        programs[name] = functools.partial(
-            augmented, chain=augmentations.chain(name, SIZE), rng=np.random.default_rng(0)
-        )
+        chain, rng = augmentations.chain(name, SIZE), np.random.default_rng(0)
+        programs[name] = functools.partial(augmented, chain=chain, rng=rng)
     return programs
 
 
@@ -106,16 +105,8 @@ def theirs() -> dict[str, Program]:
         with Image.open(io.BytesIO(data)) as image:
             return image.convert("RGB")
 
-    def train(**options: Any) -> Any:
-        return timm_data.create_transform(
-            SIZE,
-            is_training=True,
-            interpolation="bicubic",
-            mean=(0.0, 0.0, 0.0),
-            std=(1.0, 1.0, 1.0),
-            **options,
-        )
-
+    plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bicubic"}
+    train = functools.partial(timm_data.create_transform, SIZE, is_training=True, **plain)
     bicubic = vision.InterpolationMode.BICUBIC
     steps = {
         "evaluation": [vision.Resize(256, bicubic), vision.CenterCrop(SIZE), vision.ToTensor()],
@@ -265,9 +256,8 @@ def compare(files: list[bytes], rounds: int) -> dict[str, Any]:
         row: dict[str, Any] = {"images_per_s": 1e3 / milliseconds[name], "milliseconds": parts}
         if name in their_times:
             row["theirs_images_per_s"] = 1 / statistics.median(their_times[name])
-            row["ratio"] = statistics.median(
-                theirs / ours for theirs, ours in zip(their_times[name], times, strict=True)
-            )
+            pairs = zip(their_times[name], times, strict=True)
+            row["ratio"] = statistics.median(theirs / ours for theirs, ours in pairs)
         rows[name] = row
     return {"images": len(files), "rounds": rounds, "pipelines": rows}
 

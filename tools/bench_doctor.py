@@ -11,12 +11,12 @@ Exit code 1 if a fault is missed, blamed wrongly, or a healthy network alarms.
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from jaxrobust.data.stream.prepared import Prepared
 from jaxrobust.doctor import resizing
 from jaxrobust.runtime.commandline.arguments import Arguments, answer
 from jaxrobust.weights.trained import runs
+from tools import timed
 
 NETWORKS = {  # function of planted/networks.py -> the check that is to find it
     "noise": "determinism",
@@ -197,10 +198,9 @@ def _done(module: str, *words: str, **environment: str) -> subprocess.CompletedP
 
 
 def examined(case: Case, cache: Path) -> Row:
-    start = time.perf_counter()
     environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), "PLANTED_IN": case.run}
-    done = _done("jaxrobust.doctor", *case.words, "--json", **environment)
-    seconds = time.perf_counter() - start
+    doctor = functools.partial(_done, "jaxrobust.doctor", *case.words, "--json", **environment)
+    done, seconds, _ = timed(doctor)
     if done.returncode not in (0, 1):
         raise OSError(f"{case.name}: the doctor ends with {done.returncode}: {done.stderr}")
     return judged(case, json.loads(done.stdout.splitlines()[-1]), seconds)
@@ -210,11 +210,8 @@ def judged(case: Case, printed: dict[str, Any], seconds: float) -> Row:
     findings = [finding for each in printed["examined"] for finding in each["findings"]]
 
     def named(level: str, follows: bool) -> list[str]:
-        return [
-            f["check"]
-            for f in findings
-            if f["level"] == level and bool(f["follows_from"]) == follows
-        ]
+        wanted = (level, follows)
+        return [f["check"] for f in findings if (f["level"], bool(f["follows_from"])) == wanted]
 
     red, yellow, follow = named("red", False), named("yellow", False), named("yellow", True)
     return Row(case.name, case.check, red, yellow, follow, seconds)

@@ -94,19 +94,14 @@ def compared(
     estimates.append(estimated())
     comparison = {}
     for what, took in real.items():
-        guesses = [
-            e["training"]["seconds"]
-            if what == "training"
-            else seconds_of(e["autoattack"], images=images, robust=robust) + e["start_s"]
-            for e in estimates
-        ]
+        if what == "training":
+            guesses = [e["training"]["seconds"] for e in estimates]
+        else:
+            attacks = (seconds_of(e["autoattack"], images=images, robust=robust) for e in estimates)
+            guesses = [s + e["start_s"] for s, e in zip(attacks, estimates, strict=True)]
         mean = sum(guesses) / len(guesses)
-        comparison[what] = {
-            "estimates_s": guesses,
-            "real_s": took,
-            "error": mean / took - 1,
-            "noise": abs(guesses[0] - guesses[1]) / mean,
-        }
+        error, noise = mean / took - 1, abs(guesses[0] - guesses[1]) / mean
+        comparison[what] = {"estimates_s": guesses, "real_s": took, "error": error, "noise": noise}
     return comparison | {"robust": robust}
 
 

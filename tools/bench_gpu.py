@@ -1,10 +1,9 @@
 """`python tools/bench_gpu.py [CONFIG ...]`: our training steps beside PyTorch's on one GPU.
 
-Both sides compute in bfloat16: ours as it trains, PyTorch on timm's networks with `torch.compile`,
-autocast, channels-last, fused AdamW and an attack that computes input gradients only. The batch of
-each is the largest that fits: from `--largest` down, halved while memory does not suffice. Then
-both run in turns, at their own largest batch and at the largest that fits both, each run
-`tools/bench_step.py` in a separate process, which has the GPU's memory for itself.
+Both sides compute in bfloat16. The batch of each is the largest that fits: from `--largest` down,
+halved while memory does not suffice. Then both run in turns, at their own largest batch and at the
+largest that fits both, each run `tools/bench_step.py` in a separate process, which has the GPU's
+memory for itself.
 
 Needs JAX with CUDA and the extra `parity` with a CUDA build of PyTorch.
 """
@@ -136,11 +135,9 @@ Attempt = Callable[[str, int], dict[str, Any] | None]  # (side, batch)
 
 def largest_fitting(run: Attempt, side: str, start: int) -> dict[str, Any]:
     """Return the figures of the first batch of start, start / 2, ... that fits."""
-    batch = start
-    while batch:
-        if result := run(side, batch):
+    for halvings in range(start.bit_length()):
+        if result := run(side, start >> halvings):
             return result
-        batch //= 2
     raise ValueError(f"{side}: not even one image fits; take a smaller network or --image-size")
 
 
@@ -293,11 +290,9 @@ def main() -> None:
     options = [f"--{key}={value}" for key, value in given.items() if value is not None]
     results = []
     with tempfile.TemporaryDirectory() as caches:
+        variables = environment(Path(caches))
         for config in args.configs:
-            network = Network(
-                config, (f"--steps={args.steps}", *options), environment(Path(caches))
-            )
-
+            network = Network(config, (f"--steps={args.steps}", *options), variables)
             run = functools.partial(attempt, network)
             comparison = compare(run, start=args.largest, rounds=args.rounds)
             result = {"config": config_name(config), "options": options, **comparison}

@@ -50,14 +50,9 @@ def compare(radii: str, flags: list[str], folder: Path) -> str:
         alone, alone_seconds = alone + passes(own), alone_seconds + took
         first = verdicts.read(folder / "ladder" / str(record.verdicts)).robust
         second = verdicts.read(out / str(own.verdicts)).robust
-        cells = (
-            f"{ball}",
-            f"{record.robust:.1%}",
-            f"{own.robust:.1%}",
-            (first & ~second).sum(),
-            (second & ~first).sum(),
-            f"{passes(record) / passes(own):.2f}" if passes(own) else "-",
-        )
+        share = f"{passes(record) / passes(own):.2f}" if passes(own) else "-"
+        only = ((first & ~second).sum(), (second & ~first).sum())
+        cells = (ball, f"{record.robust:.1%}", f"{own.robust:.1%}", *only, share)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     cost = sum(map(passes, together))
     lines += [

@@ -37,8 +37,6 @@ Tensor = Any  # PyTorch's, which may be missing
 Case = tuple[str, Callable[..., Any], list[tuple[int, ...]], Callable[..., Any]]
 
 STAGES = ((56, 96), (28, 192), (14, 384), (7, 768))
-
-
 # size, channels, features, window, stride, padding
 CONVS = (
     (224, 3, 64, 7, 2, 3),  # ResNet
@@ -92,13 +90,10 @@ def _talking_heads(q: Array, k: Array, v: Array, before: Array, after: Array) ->
 
 def _other_cases(batch: int) -> Iterator[Case]:
     for size, ins, outs, window, stride, padding in CONVS:
-        options: dict[str, Any] = {"stride": stride, "padding": padding}
-        yield (
-            f"conv {window}x{window}/{stride}",
-            functools.partial(convolutions.conv, **options),
-            [(batch, size, size, ins), (window, window, ins, outs)],
-            functools.partial(conv, **options),
-        )
+        how: dict[str, Any] = {"stride": stride, "padding": padding}
+        ours, theirs = (functools.partial(f, **how) for f in (convolutions.conv, conv))
+        shapes: list[tuple[int, ...]] = [(batch, size, size, ins), (window, window, ins, outs)]
+        yield f"conv {window}x{window}/{stride}", ours, shapes, theirs
     yield "max_pool", pooling.max_pool, [(batch, 112, 112, 64)], pool
     image, vector = (batch, 56, 56, 64), (64,)
     yield (
@@ -122,13 +117,10 @@ def _other_cases(batch: int) -> Iterator[Case]:
 def _cases(batch: int, size: int, channels: int) -> Iterator[Case]:
     image, wide = (batch, size, size, channels), (batch, size, size, 4 * channels)
     vector = (channels,)
+    theirs = functools.partial(conv, padding=3, groups=channels)
     for name in sorted(depthwise.IMPLEMENTATIONS):
-        yield (
-            f"depthwise {name}",
-            lambda x, k, name=name: convolutions.depthwise_conv(x, k, implementation=name),
-            [image, (7, 7, 1, channels)],
-            lambda x, k: conv(x, k, padding=3, groups=channels),
-        )
+        ours = functools.partial(convolutions.depthwise_conv, implementation=name)
+        yield f"depthwise {name}", ours, [image, (7, 7, 1, channels)], theirs
     yield (
         "layer_norm",
         layers.layer_norm,
@@ -139,12 +131,8 @@ def _cases(batch: int, size: int, channels: int) -> Iterator[Case]:
     yield "linear up", layers.linear, [image, (channels, 4 * channels)], lambda x, k: x @ k
     yield "linear down", layers.linear, [wide, (4 * channels, channels)], lambda x, k: x @ k
     if size > 7:
-        yield (
-            "conv 2x2/2",
-            lambda x, k: convolutions.conv(x, k, stride=2),
-            [image, (2, 2, channels, 2 * channels)],
-            lambda x, k: conv(x, k, stride=2),
-        )
+        ours, theirs = (functools.partial(f, stride=2) for f in (convolutions.conv, conv))
+        yield "conv 2x2/2", ours, [image, (2, 2, channels, 2 * channels)], theirs
 
 
 def best(call: Callable[[], Any], repeats: int) -> list[float]:
@@ -219,13 +207,9 @@ def main() -> None:
             if args.json:
                 print(json.dumps(record), flush=True)
                 continue
-            columns = [
-                " ".join(
-                    "/".join(f"{t:.1f}" for t in record[side][part]).rjust(13) for part in parts
-                )
-                for side in ("jax", "torch")
-                if (parts := list(record.get(side, ())))
-            ]
+            sides = [record[side].values() for side in ("jax", "torch") if side in record]
+            cells = [["/".join(f"{t:.1f}" for t in pair) for pair in side] for side in sides]
+            columns = [" ".join(cell.rjust(13) for cell in side) for side in cells]
             shape = "x".join(map(str, shapes[0]))
             print(f"{name:18s} {shape:14s} {' | '.join(columns)}", flush=True)
 

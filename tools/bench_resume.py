@@ -101,11 +101,10 @@ def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
         while True:
             process, aimed, done = start(workdir), len(rows) % 4 == 3, len(rows) >= count
             moment = None if done or aimed else draw.uniform(0, seconds)
-            over = (
-                ended(process, moment)
-                if not aimed or done
-                else meets_saves(process, workdir, draw.randint(1, 6))
-            )
+            if aimed and not done:
+                over = meets_saves(process, workdir, draw.randint(1, 6))
+            else:
+                over = ended(process, moment)
             if not over:
                 process.kill()
                 process.wait()
@@ -114,15 +113,10 @@ def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
             if over:
                 break
             before = whole(workdir)
-            rows.append(
-                {
-                    "aimed": aimed,
-                    "after_seconds": moment,
-                    "half_written": [str(p.relative_to(workdir)) for p in _temporary(workdir)],
-                    "whole": before,
-                    "last_line": log.splitlines()[-1] if log.strip() else "",
-                }
-            )
+            half = [str(p.relative_to(workdir)) for p in _temporary(workdir)]
+            last = log.splitlines()[-1] if log.strip() else ""
+            row = {"aimed": aimed, "after_seconds": moment, "half_written": half, "whole": before}
+            rows.append(row | {"last_line": last})
         ended(process)
         same(expected, outcome(workdir), f"run {runs}, after {len(rows)} kills")
         runs += 1
@@ -145,15 +139,11 @@ def outcome(workdir: Path, phases: Sequence[str] = PHASES) -> dict[str, Any]:
             steps = _steps(workdir / phase / kind)
             if len(steps) != 1:
                 raise Different(f"{workdir / phase / kind} holds {[p.name for p in steps]}")
-            kept |= {
-                f"{phase}/{kind}/{steps[0].name}{name}": array
-                for name, array in _arrays(steps[0] / "arrays").items()
-            }
+            arrays = _arrays(steps[0] / "arrays")
+            kept |= {f"{phase}/{kind}/{steps[0].name}{name}": a for name, a in arrays.items()}
         kept[f"{phase}/selection.jsonl"] = jsonl.read(workdir / phase / "selection.jsonl")
     lines = jsonl.read(workdir / "metrics.jsonl")
-    kept["metrics.jsonl"] = [
-        {key: value for key, value in line.items() if key not in _OF_TIME} for line in lines
-    ]
+    kept["metrics.jsonl"] = [{k: line[k] for k in line if k not in _OF_TIME} for line in lines]
     keys = ("weights", "weights_sha256", "clean", "robust", "attacks", "image_ids")
     records = jsonl.read(workdir / "results.jsonl")
     kept["results.jsonl"] = [{key: record[key] for key in keys} for record in records]

@@ -20,7 +20,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/
 
 from jaxrobust.runtime.commandline.arguments import Arguments, config_name, load_config
 from jaxrobust.runtime.processes.launch import keep_large_buffers
-from tools import guarded
+from tools import guarded, timed
 
 if TYPE_CHECKING:  # JAX is imported where it is used, after its environment is set
     import numpy as np
@@ -116,15 +115,12 @@ def load(args: argparse.Namespace, devices: int = 1) -> "ConfigDict":
         config.mixup.update(mixup=None, cutmix=None)
         config.erase.probability = None
         options = dict(config.model.options)
-        compiling = {k: options[k] for k in options if k in ("scan", "remat")}
-        known = {"drop_path", "bn_group", *compiling}
-        options = {k: options[k] for k in options if k not in known}
-        if options:
+        config.model.options = {k: options.pop(k) for k in ("scan", "remat") if k in options}
+        if unknown := {k: options[k] for k in options if k not in ("drop_path", "bn_group")}:
             raise ValueError(
-                f"--against torch has no counterpart of model.options {options}; leave it out, or "
+                f"--against torch has no counterpart of model.options {unknown}; leave it out, or "
                 "take a config without them"
             )
-        config.model.options = compiling
     if min(args.rounds, args.steps) < 1:
         raise ValueError(f"--rounds={args.rounds} and --steps={args.steps} must be at least 1")
     return config
@@ -203,9 +199,7 @@ def theirs(config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray") -> 
     x = torch.tensor(images).permute(0, 3, 1, 2).float().div(255).contiguous()
     x, y = x.to(trainer.device, memory_format=trainer.layout), torch.tensor(labels).long()
     y = y.to(trainer.device)
-    start = time.perf_counter()
-    trainer.step(x, y)
-    seconds = time.perf_counter() - start
+    _, seconds, _ = timed(lambda: trainer.step(x, y))
     return Program(lambda: trainer.step(x, y), seconds, build.flops_per_image(config, "train"))
 
 
@@ -254,9 +248,7 @@ def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, floa
         for name, run in programs.items():
             run()
             for _ in range(steps):
-                wall, cpu = time.perf_counter(), time.process_time()
-                run()
-                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+                times[name].append(timed(run)[1:])
     return {
         name: {
             "wall_s": statistics.median(w for w, _ in pairs),
@@ -315,11 +307,9 @@ def main() -> None:
         "mfu": {},
         "peak_memory": {},  # since the start, so of one program only where it runs alone
     }
-    print(
-        f"{result['model']} {side} px, batch {args.batch}, "
-        f"{config.attack.name.upper()}-{config.attack.steps}, "
-        f"{result['dtype']}, {result['device']}"
-    )
+    attack = f"{config.attack.name.upper()}-{config.attack.steps}"
+    about = f"{side} px, batch {args.batch}, {attack}, {result['dtype']}, {result['device']}"
+    print(f"{result['model']} {about}")
     for name, t in times.items():
         speed = result["images_per_s"][name]
         kind, count, used = device_of(name)
@@ -341,12 +331,10 @@ def main() -> None:
         result["ratio_to_flop_bound"] = bound / times["step"]["wall_s"]
         print(f"  the step runs at {result['ratio_to_flop_bound']:.2f} of the FLOP bound")
     for ours_name, other in (("step", "torch"), ("clean", "torch_clean")):
-        if not {ours_name, other} <= times.keys():
-            continue
-        ratio = times[other]["wall_s"] / times[ours_name]["wall_s"]
-        cpu = times[other]["cpu_s"] / times[ours_name]["cpu_s"]
-        result[f"{ours_name}_against_torch"] = {"wall": ratio, "cpu": cpu}
-        print(f"  {ours_name}: {ratio:.2f} x PyTorch's speed (CPU seconds: {cpu:.2f} x)")
+        if {ours_name, other} <= times.keys():
+            wall, cpu = (times[other][key] / times[ours_name][key] for key in ("wall_s", "cpu_s"))
+            result[f"{ours_name}_against_torch"] = {"wall": wall, "cpu": cpu}
+            print(f"  {ours_name}: {wall:.2f} x PyTorch's speed (CPU seconds: {cpu:.2f} x)")
     if args.trace:
         trace(programs[names[-1]], args.trace, args.steps)
     if args.json:

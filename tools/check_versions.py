@@ -3,7 +3,6 @@
 python tools/check_versions.py [oldest|newest] [arguments of pytest]
 python tools/check_versions.py interpreters
 
-
 Each gets a fresh environment, .venv-oldest and .venv-newest. The oldest has the lowest that
 pyproject.toml names, the newest the highest Python that this machine has and for which everything
 installs. Without a Python beside the oldest one, or without newer packages, the newest is what

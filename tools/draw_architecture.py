@@ -2,15 +2,17 @@
 
     python tools/draw_architecture.py
 
-The rooms stand above all that they import; an arrow that follows from others is left out. Boxes of
-the other two pictures name what they are of in the code, which has to be there. The pictures are
-plain SVG; a test compares them with what this program draws.
+An arrow between rooms that follows from others is left out. Boxes of the other two pictures name
+what they are of in the code, which has to be there.
 """
 
 import ast
 import importlib
+import itertools
 import operator
 import sys
+import textwrap
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -107,8 +109,7 @@ def rooms() -> tuple[dict[str, Box], dict[str, set[str]]]:
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if room in NOT_ROOMS or path.name == "__main__.py":
             continue
-        folder = PACKAGE / room
-        inside = sorted(p.parent.name for p in folder.glob("*/__init__.py"))
+        inside = sorted(p.parent.name for p in (PACKAGE / room).glob("*/__init__.py"))
         boxes[room] = Box(room, tuple(_wrapped(" ".join(inside))))
         below.setdefault(room, set()).update(_imported(path) - {room} - NOT_ROOMS)
     return boxes, _direct(below)
@@ -121,9 +122,7 @@ def _imported(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         imported |= {name.split(".")[1] for name in names if name.startswith("jaxrobust.")}
-    return {
-        name for name in imported if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists()
-    }
+    return imported & {path.stem for path in PACKAGE.iterdir()}
 
 
 def _direct(below: Mapping[str, set[str]]) -> dict[str, set[str]]:
@@ -140,22 +139,17 @@ def flow(steps: Mapping[str, Step]) -> tuple[dict[str, Box], dict[str, set[str]]
     """Turn a flow into boxes and arrows, and look up each name in the code."""
     boxes = {}
     for key, step in steps.items():
-        module, _, name = step.code.partition(":")
-        value = importlib.import_module(f"jaxrobust.{module}")
+        module, colon, name = step.code.partition(":")
+        found = importlib.import_module(f"jaxrobust.{module}")
         if name:
-            operator.attrgetter(name)(value)
-        code = [module, f":{name}"] if name else [module]
-        boxes[key] = Box("\n".join(_wrapped(step.title)), tuple(code))
+            operator.attrgetter(name)(found)
+        code = (module, f":{name}") if colon else (module,)
+        boxes[key] = Box("\n".join(_wrapped(step.title)), code)
     return boxes, {key: set(step.then) for key, step in steps.items()}
 
 
-def _wrapped(text: str, most: int = 30) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > most:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines if text else []
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 30, break_long_words=False, break_on_hyphens=False)
 
 
 def levels(below: Mapping[str, Iterable[str]], *, from_top: bool) -> list[list[str]]:
@@ -184,24 +178,18 @@ def _with_bends(
             for bend in bends:
                 rows[int(bend.rpartition(">")[2])].append(bend)
             paths.append((name, *bends, other))
+    neighbours = defaultdict(list)
+    for one, next_one in itertools.chain.from_iterable(map(itertools.pairwise, paths)):
+        neighbours[one].append(next_one)
+        neighbours[next_one].append(one)
     for _ in range(12):  # each to the mean of its neighbours
         for order in (rows, rows[::-1]):
             place = {n: i - len(row) / 2 for row in order for i, n in enumerate(row)}
             for row in order:
-                near = {
-                    n: [place[m] for path in paths for m in _beside(path, n)] or [place[n]]
-                    for n in row
-                }
+                near = {n: [place[m] for m in neighbours[n] or [n]] for n in row}
                 row.sort(key=lambda n: sum(near[n]) / len(near[n]))
                 place |= {n: i - len(row) / 2 for i, n in enumerate(row)}
     return rows, paths
-
-
-def _beside(path: Sequence[str], name: str) -> list[str]:
-    if name not in path:
-        return []
-    i = path.index(name)
-    return [*path[max(i - 1, 0) : i], *path[i + 1 : i + 2]]
 
 
 def svg(
@@ -259,26 +247,19 @@ def _back(middle, tops, name: str, other: str, x: float) -> str:
     low, high = (sum(tops[n]) / 2 for n in (name, other))
     begin, end = (middle[n] + WIDTH / 2 for n in (name, other))
     path = f"M{begin:.0f} {low:.0f}H{x:.0f}V{high:.0f}H{end:.0f}"
-    return (
-        f'<path d="{path}" fill="none" stroke="#b07d2b" stroke-dasharray="5 3" '
-        'marker-end="url(#a)"/>'
-    )
+    style = 'fill="none" stroke="#b07d2b" stroke-dasharray="5 3" marker-end="url(#a)"'
+    return f'<path d="{path}" {style}/>'
 
 
 def _box(box: Box, x: float, place: tuple[float, float], height: float) -> str:
     y, _ = place
-    made = (
-        f'<rect x="{x:.0f}" y="{y:.0f}" width="{WIDTH}" height="{height}" rx="5" fill="#eef3f8" '
-        'stroke="#1f4e79"/>'
-    )
-    at = y + 15
-    for lines, style in ((box.title.split("\n"), 'font-weight="bold"'), (box.lines, 'fill="#555"')):
-        for line in lines:
-            made += (
-                f'<text x="{x + WIDTH / 2:.0f}" y="{at:.0f}" text-anchor="middle" {style}>'
-                f"{escape(line)}</text>"
-            )
-            at += LINE
+    size = f'width="{WIDTH}" height="{height}" rx="5"'
+    made = f'<rect x="{x:.0f}" y="{y:.0f}" {size} fill="#eef3f8" stroke="#1f4e79"/>'
+    lines = [(line, 'font-weight="bold"') for line in box.title.split("\n")]
+    lines += [(line, 'fill="#555"') for line in box.lines]
+    for number, (line, style) in enumerate(lines):
+        at = f'x="{x + WIDTH / 2:.0f}" y="{y + 15 + LINE * number:.0f}" text-anchor="middle"'
+        made += f"<text {at} {style}>{escape(line)}</text>"
     return made
 
 

@@ -13,6 +13,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from flax.traverse_util import flatten_dict
+
 from jaxrobust.analysis.papers import markdown, tables, training
 from jaxrobust.config import completed, plain
 from jaxrobust.evaluation.records import records
@@ -60,14 +62,10 @@ def _run(place: Path) -> str:
         )
     own = command(plain(runs.run_config(place)))
     lines = [_line(own, measured)]
+    evaluated = f"`python -m jaxrobust.evaluate --workdir {place}`"
     for record in records.read(place / "evaluation"):
         if record.attacks:
-            lines.append(
-                _line(
-                    f"`python -m jaxrobust.evaluate --workdir {place}`: {record.method}",
-                    [record],
-                )
-            )
+            lines.append(_line(f"{evaluated}: {record.method}", [record]))
     return "".join(lines)
 
 
@@ -122,9 +120,9 @@ def _radius(epsilon: float) -> str:
 def command(config: dict[str, Any]) -> str:
     """Return the flags that make a config: the nearest recipe, and what differs from it."""
     best: tuple[int, str] | None = None
-    flat = _flat(completed(config))
+    flat = flatten_dict(completed(config), sep=".")
     for name in refresh_configs.names():
-        own = _flat(plain(refresh_configs.load(name)))
+        own = flatten_dict(plain(refresh_configs.load(name)), sep=".")
         differing = [key for key in flat if key not in own or own[key] != flat[key]]
         if best is None or len(differing) < best[0]:
             file, colon, arguments = name.partition(":")
@@ -133,14 +131,6 @@ def command(config: dict[str, Any]) -> str:
             best = len(differing), " ".join(flags)
     assert best is not None
     return f"`{best[1]}`"
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        is_section = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
-    return flat
 
 
 if __name__ == "__main__":

@@ -59,15 +59,12 @@ def screenshot(text: str, width: int, height: int) -> Image.Image:
         sys.exit("report_pictures needs Chromium: apt-get install chromium")
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)
-        (there / "page.html").write_text(text)
+        html, png = there / "page.html", there / "page.png"
+        html.write_text(text)
         window = (f"--window-size={width},{height}", f"--user-data-dir={there / 'browser'}")
-        subprocess.run(
-            [chromium, *_FLAGS, *window, f"--screenshot={there / 'page.png'}", there / "page.html"],
-            check=True,
-            capture_output=True,
-            timeout=120,
-        )
-        image = Image.open(there / "page.png").convert("RGB")
+        command = [chromium, *_FLAGS, *window, f"--screenshot={png}", str(html)]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        image = Image.open(png).convert("RGB")
     empty = Image.new("RGB", image.size, image.getpixel((0, image.height - 1)))
     box = ImageChops.difference(image, empty).getbbox() or (0, 0, *image.size)
     return image.crop((0, 0, image.width, min(box[3] + 16, image.height)))

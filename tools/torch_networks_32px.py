@@ -132,10 +132,8 @@ def train(name: str, images: Any, labels: Any, minutes: float) -> nn.Module:
         optimizer.step()
         if step % 20 == 0:
             right = (logits.argmax(1) == y).float().mean()
-            print(
-                f"{step:5} {60 * part * minutes:5.0f} s  loss {loss:.3f}  robust {right:.2f}",
-                flush=True,
-            )
+            figures = f"{60 * part * minutes:5.0f} s  loss {loss:.3f}  robust {right:.2f}"
+            print(f"{step:5} {figures}", flush=True)
     return net.eval()
 
 

@@ -79,10 +79,9 @@ def content_sha256(source: Source, images: int) -> str:
     return digest.hexdigest()
 
 
-def first_few(names: Sequence[str], most: int = 5) -> str:
-    """Return `a, b, c, ... (17)`: the first names and how many there are."""
-    shown = ", ".join(names[:most])
-    return f"{shown}, ... ({len(names)})" if len(names) > most else f"{shown} ({len(names)})"
+def first_few(names: Sequence[str]) -> str:
+    """Return `a, b, c, d, e, ... (17)`: the first names and how many there are."""
+    return f"{', '.join(names[:5])}{', ...' * (len(names) > 5)} ({len(names)})"
 
 
 class Kind(NamedTuple):

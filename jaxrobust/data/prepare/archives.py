@@ -55,9 +55,7 @@ _FINE, _COARSE = "fine_label_names", "coarse_label_names"
 # The first one of a data set is the one that is downloaded.
 ARCHIVES = (
     Archive(
-        "cifar10",
-        "cifar-10-python.tar.gz",
-        170_498_071,
+        *("cifar10", "cifar-10-python.tar.gz", 170_498_071),
         "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
         "cifar-10-batches-py",
         {"train": _BATCHES, "test": ["test_batch"]},
@@ -65,9 +63,7 @@ ARCHIVES = (
         {"label": ("batches.meta", "label_names")},
     ),
     Archive(
-        "cifar10",
-        "cifar-10-binary.tar.gz",
-        170_052_171,
+        *("cifar10", "cifar-10-binary.tar.gz", 170_052_171),
         "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         "cifar-10-batches-bin",
         {"train": [f"{name}.bin" for name in _BATCHES], "test": ["test_batch.bin"]},
@@ -75,9 +71,7 @@ ARCHIVES = (
         {"label": ("batches.meta.txt", "")},
     ),
     Archive(
-        "cifar100",
-        "cifar-100-python.tar.gz",
-        169_001_437,
+        *("cifar100", "cifar-100-python.tar.gz", 169_001_437),
         "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
         "cifar-100-python",
         {"train": ["train"], "test": ["test"]},
@@ -85,9 +79,7 @@ ARCHIVES = (
         {"coarse_label": ("meta", _COARSE), "label": ("meta", _FINE)},
     ),
     Archive(
-        "cifar100",
-        "cifar-100-binary.tar.gz",
-        168_513_733,
+        *("cifar100", "cifar-100-binary.tar.gz", 168_513_733),
         "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
         "cifar-100-binary",
         {"train": ["train.bin"], "test": ["test.bin"]},
@@ -122,11 +114,12 @@ def identify(path: Path, dataset: str) -> Archive:
     what = "a web page" if page else f"{size:,} bytes"
     if 0 < size < right.size and not page:
         what += f" of {right.size:,}, it is cut off"
-    raise ValueError(
-        f"{path} is not {right.file}: {what or 'empty'}, sha256 {digest[:12]}... instead of "
-        f"{right.sha256[:12]}...; remove it and run `jaxrobust prepare {dataset}`, which downloads "
-        "it"
-    )
+    sums = f"sha256 {digest[:12]}... instead of {right.sha256[:12]}..."
+    raise ValueError(f"{path} is not {right.file}: {what or 'empty'}, {sums}; {_again(dataset)}")
+
+
+def _again(dataset: str) -> str:
+    return f"remove it and run `jaxrobust prepare {dataset}`, which downloads it"
 
 
 def read(path: Path, archive: Archive) -> Images:
@@ -139,9 +132,7 @@ def read(path: Path, archive: Archive) -> Images:
             parts = [_part(files[name], archive) for name in names]
             images[split] = np.concatenate([pixels for pixels, _ in parts])
             labels[split] = {k: np.concatenate([of[k] for _, of in parts]) for k in archive.labels}
-        classes = {
-            feature: _names(files[name], key) for feature, (name, key) in archive.names.items()
-        }
+        classes = {k: _names(files[name], key) for k, (name, key) in archive.names.items()}
         found = Images(images, labels, classes)
         _check(found)
     except (
@@ -149,10 +140,7 @@ def read(path: Path, archive: Archive) -> Images:
         *(pickle.UnpicklingError, KeyError, IndexError, TypeError, ValueError, AttributeError),
     ) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
-            f"{path} is damaged ({reason}); remove it and run `jaxrobust prepare "
-            f"{archive.dataset}`, which downloads it"
-        ) from error
+        raise ValueError(f"{path} is damaged ({reason}); {_again(archive.dataset)}") from error
     return found
 
 
@@ -193,8 +181,7 @@ def _part(content: bytes, archive: Archive) -> tuple[np.ndarray, dict[str, np.nd
 
 
 def _names(content: bytes, key: str) -> tuple[str, ...]:
-    names = unpickle(content)[key] if key else content.decode().split()
-    return tuple(str(name) for name in names)
+    return tuple(map(str, unpickle(content)[key] if key else content.decode().split()))
 
 
 def _check(found: Images) -> None:
@@ -214,9 +201,8 @@ def unpickle(content: bytes | BinaryIO) -> Any:
     return _Unpickler(file, encoding="latin1").load()
 
 
-def _array(kind: object, shape: object, dtype: object) -> np.ndarray:
+def _array(*_: object) -> np.ndarray:
     """Do what NumPy's pickles ask for first: an empty array, which its state then fills."""
-    del kind, shape, dtype
     return np.ndarray((0,), np.uint8)
 
 

@@ -13,7 +13,6 @@ import argparse
 import functools
 import hashlib
 import io
-import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -69,7 +68,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     if not args.source and (folder / directory.INFO).exists():
         if not (folder / directory.SETTINGS).exists():
             raise ValueError(f"{folder} was written by another tool; use it, or give another --out")
-        return _done(folder)
+        return command.done(folder)
     start = time.perf_counter()
     path = args.source or _downloaded(args.name)
     kind = archives.identify(path, args.name)
@@ -88,32 +87,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         written = _write(plan, functools.partial(_write_shard, found=found, orders=orders))
         directory.finish(plan)
     size = written * found.images["test"][0].nbytes
-    return _done(folder) | command.effort(written, size, start=start, listed=listed)
-
-
-def _done(folder: Path) -> dict[str, Any]:
-    """Summarise a finished directory, of which nothing was written now."""
-    info = json.loads((folder / directory.INFO).read_text())
-    splits = {
-        part["name"]: {
-            "images": sum(map(int, part["shardLengths"])),
-            "of": None,
-            "bytes": int(part["numBytes"]),
-            "shards": len(part["shardLengths"]),
-        }
-        for part in info["splits"]
-    }
-    classes = (folder / "label.labels.txt").read_text().splitlines()
-    return {
-        "directory": str(folder),
-        "name": info["name"],
-        "version": info["version"],
-        "classes": len(classes),
-        "splits": splits,
-        "notes": [],
-        "written_images": 0,
-        "written_bytes": 0,
-    }
+    return command.done(folder) | command.effort(written, size, start=start, listed=listed)
 
 
 def _write(plan: Plan, job: Job) -> int:
@@ -188,21 +162,14 @@ def _write_shard(
 ) -> Iterator[Event]:
     split = str(shard.plan)
     images, labels = found.images[split], found.labels[split]
+
+    def record(position: int) -> dict[str, bytes | int]:
+        found: dict[str, bytes | int] = {k: int(values[position]) for k, values in labels.items()}
+        name = f"{split}_{position:05}".encode()
+        return found | {"id": name, "image": png(images[position])}
+
     size = images[0].nbytes
-    waiting = 0
-    with shards.writing(shard.path, shard.last) as add:
-        for position in orders[split].tolist():
-            record: dict[str, bytes | int] = {
-                feature: int(values[position]) for feature, values in labels.items()
-            }
-            record["id"] = f"{split}_{position:05}".encode()
-            record["image"] = png(images[position])
-            add(shards.example(record))
-            waiting += 1
-            if waiting == shards.CHUNK:
-                yield Event(waiting, waiting * size)
-                waiting = 0
-    yield Event(waiting, waiting * size, shard.path.name, shards.sha256(shard.path))
+    return shards.put(shard, ((size, record(position)) for position in orders[split].tolist()))
 
 
 def png(image: np.ndarray) -> bytes:

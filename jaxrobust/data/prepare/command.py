@@ -42,12 +42,11 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
     args.out = os.path.expanduser(args.out)
     try:
         if "://" in args.out:
-            raise ValueError(
-                f"--out {args.out}: write to a local folder, then `gcloud storage cp -r` copies it"
-            )
+            remedy = "write to a local folder, then `gcloud storage cp -r` copies it"
+            raise ValueError(f"--out {args.out}: {remedy}")
         if args.workers < 1:
             raise ValueError(f"--workers {args.workers} must be at least 1")
-        done = _check(args) if args.check else prepare(args)
+        found = _check(args) if args.check else prepare(args)
     except KeyboardInterrupt:
         stop("interrupted; the same command continues", 130)
     except ValueError as error:
@@ -57,9 +56,9 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
     except OSError as error:
         stop(f"{error}{'' if args.check else '; the same command continues'}", 3)
     if not args.check:
-        _report(done)
+        _report(found)
     if args.json:
-        print(json.dumps(done))
+        print(json.dumps(found))
 
 
 def _check(args: argparse.Namespace) -> dict[str, Any]:
@@ -73,15 +72,14 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
         and not ((folder / name).exists() and shards.sha256(folder / name) == digest)
     }
     every = [] if damage else _shards(folder, sums)
-    with working(shards.check, "checking", every, every, args.workers) as events:
+    checked = working(shards.check, "checking", every, every, args.workers)
+    with contextlib.closing(checked) as events:
         damage |= {event.shard: event.damage for event in events if event.damage}
     if damage:
         name, what = next(iter(damage.items()))
         more = f" (and {len(damage) - 1} more)" * (len(damage) > 1)
-        raise OSError(
-            f"{folder / name} {what}{more}; remove what is damaged, the command that wrote it "
-            "writes it again"
-        )
+        remedy = "remove what is damaged, the command that wrote it writes it again"
+        raise OSError(f"{folder / name} {what}{more}; {remedy}")
     images = images_of(every)
     print(f"{folder}: {images:,} images; every record, label and sha256 is right")
     seconds = round(time.perf_counter() - start, 3)
@@ -92,10 +90,8 @@ def _finished(out: str, name: str | None) -> Path:
     found = sorted(path.parent for path in Path(out).glob(f"{name or '*'}/*/{directory.SETTINGS}"))
     if len(found) != 1:
         names = ", ".join(str(path.relative_to(out)) for path in found) or "none"
-        raise ValueError(
-            f"{out} holds {names} of the data sets that this tool writes; "
-            f"{'--name says which' if found else 'give the --out that it was written to'}"
-        )
+        remedy = "--name says which" if found else "give the --out that it was written to"
+        raise ValueError(f"{out} holds {names} of the data sets that this tool writes; {remedy}")
     if not (found[0] / directory.INFO).exists():
         raise ValueError(f"{found[0]} is not finished; the command that began it continues")
     return found[0]
@@ -107,9 +103,9 @@ def _shards(folder: Path, sums: dict[str, str]) -> list[Shard]:
     found = []
     for split in info["splits"]:
         ends = np.cumsum([int(text) for text in split["shardLengths"]]).tolist()
+        index = folder / index_name(split["name"])
         for i, (first, last) in enumerate(zip([0, *ends], ends, strict=False)):
             name = shards.file_name(info["name"], split["name"], i, len(ends))
-            index = folder / index_name(split["name"])
             found.append(Shard(folder / name, index, folder, first, last, sums.get(name, "")))
     return found
 
@@ -117,11 +113,29 @@ def _shards(folder: Path, sums: dict[str, str]) -> list[Shard]:
 def write(plan: directory.Plan, job: Job, todo: Sequence[Shard], workers: int) -> int:
     """Write shards of a data set and their sha256; return how many images they hold."""
     every = [shard for part in plan.shards.values() for shard in part]
-    with working(job, "writing", every, todo, workers) as events:
+    with contextlib.closing(working(job, "writing", every, todo, workers)) as events:
         for event in events:
             if event.shard:
                 directory.add_sum(plan.directory, event.shard, event.sha256)
     return images_of(todo)
+
+
+def done(folder: Path) -> dict[str, Any]:
+    """Summarise a finished directory, of which nothing was written now."""
+    info = json.loads((folder / directory.INFO).read_text())
+    splits = {
+        part["name"]: {
+            "images": sum(map(int, part["shardLengths"])),
+            "of": None,
+            "bytes": int(part["numBytes"]),
+            "shards": len(part["shardLengths"]),
+        }
+        for part in info["splits"]
+    }
+    about = {"directory": str(folder), "name": info["name"], "version": info["version"]}
+    classes = len((folder / "label.labels.txt").read_text().splitlines())
+    about |= {"classes": classes, "splits": splits, "notes": []}
+    return about | {"written_images": 0, "written_bytes": 0}
 
 
 def effort(images: int, size: int, *, start: float, listed: float) -> dict[str, Any]:
@@ -136,31 +150,26 @@ def effort(images: int, size: int, *, start: float, listed: float) -> dict[str, 
     }
 
 
-@contextlib.contextmanager
-def working(
-    job: Job, what: str, every: Sequence[Shard], todo: Sequence[Shard], workers: int
-) -> Generator[Generator[Event]]:
-    """Give the events of `job` on the shards `todo`, shown in a bar over all of them."""
-    events = shards.work(job, todo, workers)
-    with contextlib.closing(_progress(events, what, images_of(every), images_of(todo))) as shown:
-        yield shown
-
-
 def images_of(part: Sequence[Shard]) -> int:
     """Count the images of shards."""
     return sum(shard.last - shard.first for shard in part)
 
 
-def _progress(events: Generator[Event], what: str, total: int, todo: int) -> Generator[Event]:
-    """Yield the events, with images/s, MB/s and the time left on stderr: a bar, or plain lines."""
+def working(
+    job: Job, what: str, every: Sequence[Shard], todo: Sequence[Shard], workers: int
+) -> Generator[Event]:
+    """Yield the events of `job` on the shards `todo`, with images/s, MB/s and the time left.
+
+    These are on stderr: a bar over all shards, or plain lines.
+    """
     terminal = sys.stderr.isatty()
     with (
-        contextlib.closing(events),
+        contextlib.closing(shards.work(job, todo, workers)) as events,
         open(os.devnull, "w") as nowhere,
         tqdm(
             desc=what,
-            total=total,
-            initial=total - todo,
+            total=images_of(every),
+            initial=images_of(every) - images_of(todo),
             file=sys.stderr if terminal else nowhere,
             dynamic_ncols=terminal,
             bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} "
@@ -193,10 +202,9 @@ def _report(done: dict[str, Any]) -> None:
         if part["of"]:
             same = part["of"] == part["images"]
             whole = ", as many as ImageNet has" if same else f" of ImageNet's {part['of']:,}"
-        print(
-            f"  {split}: {part['images']:,} images{whole}; {part['bytes'] / 1e9:,.3f} GB in "
-            f"{part['shards']:,} shard{'s' * (part['shards'] > 1)}"
-        )
+        count = f"{part['shards']:,} shard{'s' * (part['shards'] > 1)}"
+        size = f"{part['bytes'] / 1e9:,.3f} GB in {count}"
+        print(f"  {split}: {part['images']:,} images{whole}; {size}")
     for note in done["notes"]:
         print(f"  {note}")
     print(

@@ -26,10 +26,10 @@ class About(NamedTuple):
     order: str  # a description of the order of the records
     labels: Mapping[str, Sequence[str]]  # features -> their classes' names
     image: Mapping[str, Any]  # what all images have in common, as `features.json` says it
-    name_key: str  # the feature that names a record
+    name_key: str = ""  # the feature that names a record, if there is one
     citation: str = ""
     homepage: str = ""
-    sizes: Mapping[str, int] = {}  # bytes of the images of each split; default: the shards' own
+    sizes: Mapping[str, int] = {}  # bytes of a split, if they are not those of its shards
 
 
 class Plan(NamedTuple):
@@ -94,16 +94,14 @@ def _other(path: Path, text: str, new: dict[str, Any]) -> str:
     try:
         old = json.loads(text)
         before, now = old["splits"], new["splits"]
-        if {k: part["listing_sha256"] for k, part in before.items()} != {
-            k: part["listing_sha256"] for k, part in now.items()
-        }:
+        first, second = ({k: p["listing_sha256"] for k, p in s.items()} for s in (before, now))
+        if first != second:
             sizes = ", ".join(f"{split} {part['images']:,}" for split, part in before.items())
             origins = ", ".join(sorted(set(old["origins"].values())))
             return f"from another source ({origins}; images: {sizes})"
         if before != now:
-            return "with other --shards: " + ", ".join(
-                f"{split} {part['shards']}" for split, part in before.items()
-            )
+            counts = ", ".join(f"{split} {part['shards']}" for split, part in before.items())
+            return f"with other --shards: {counts}"
         return "by another version of this tool" if old["salt"] != new["salt"] else ""
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove {path.parent}") from error
@@ -124,18 +122,21 @@ def finish(plan: Plan) -> None:
     for feature, classes in plan.about.labels.items():
         (directory / f"{feature}.labels.txt").write_text("".join(f"{name}\n" for name in classes))
         names.append(f"{feature}.labels.txt")
-    _write_json(directory / FEATURES, _features(plan.about))
-    info = directory / (INFO + PARTIAL)
-    _write_json(info, _info(plan))
+    write_json(directory / FEATURES, features(plan.about))
+    partial_info = directory / (INFO + PARTIAL)
+    lengths = {split: [s.last - s.first for s in part] for split, part in plan.shards.items()}
+    sizes = {split: sum(s.path.stat().st_size for s in part) for split, part in plan.shards.items()}
+    write_json(partial_info, info(content.name, plan.about, lengths, sizes, content.notes))
     sums = read_sums(directory) | {name: sha256(directory / name) for name in names}
-    sums[INFO] = sha256(info)
+    sums[INFO] = sha256(partial_info)
     partial = directory / (SUMS + PARTIAL)
     partial.write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
     partial.replace(directory / SUMS)
-    info.replace(directory / INFO)
+    partial_info.replace(directory / INFO)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a description as TFDS does."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -152,52 +153,51 @@ def read_sums(directory: Path) -> dict[str, str]:
     return {line[66:]: line[:64] for line in lines if re.match(r"[0-9a-f]{64}  .", line)}
 
 
-def _info(plan: Plan) -> dict[str, Any]:
-    about = plan.about
-    notes = "".join(f" {note}." for note in plan.content.notes)
-    size = {
-        split: about.sizes.get(split) or sum(shard.path.stat().st_size for shard in shards)
-        for split, shards in plan.shards.items()
-    }
+def info(
+    name: str,
+    about: About,
+    lengths: Mapping[str, Sequence[int]],
+    sizes: Mapping[str, int],
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return `dataset_info.json`: of each split the records of its shards and the bytes of all."""
     return {
         "citation": about.citation,
-        "description": f"{about.description}{notes}",
+        "description": about.description + "".join(f" {note}." for note in notes),
         "fileFormat": "array_record",
         **({"location": {"urls": [about.homepage]}} if about.homepage else {}),
         "moduleName": about.module,
-        "name": plan.content.name,
+        "name": name,
         "splits": [
             {
                 "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
                 "name": split,
-                "numBytes": str(size[split]),
-                "shardLengths": [str(shard.last - shard.first) for shard in shards],
+                "numBytes": str(about.sizes.get(split) or sizes[split]),
+                "shardLengths": list(map(str, counts)),
             }
-            for split, shards in plan.shards.items()
+            for split, counts in lengths.items()
         ],
         "supervisedKeys": {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}},
         "version": about.version,
     }
 
 
-def _features(about: About) -> dict[str, Any]:
+def features(about: About) -> dict[str, Any]:
+    """Return `features.json`."""
     kind = "tensorflow_datasets.core.features"
-    features: dict[str, Any] = {
-        about.name_key: {"pythonClassName": f"{kind}.text_feature.Text", "text": {}},
-        "image": {
-            "pythonClassName": f"{kind}.image_feature.Image",
-            "image": {"dtype": "uint8", **about.image},
-        },
+    image = {"dtype": "uint8", **about.image}
+    found: dict[str, Any] = {
+        "image": {"pythonClassName": f"{kind}.image_feature.Image", "image": image}
     }
+    if about.name_key:
+        found[about.name_key] = {"pythonClassName": f"{kind}.text_feature.Text", "text": {}}
     for label, classes in about.labels.items():
-        features[label] = {
+        found[label] = {
             "pythonClassName": f"{kind}.class_label_feature.ClassLabel",
             "classLabel": {"numClasses": str(len(classes))},
         }
-    return {
-        "pythonClassName": f"{kind}.features_dict.FeaturesDict",
-        "featuresDict": {"features": features},
-    }
+    known = f"{kind}.features_dict.FeaturesDict"
+    return {"pythonClassName": known, "featuresDict": {"features": found}}
 
 
 def image(shape: Sequence[int | None], encoding: str | None = None) -> dict[str, Any]:

@@ -58,9 +58,9 @@ def identify(
     own = f"--name NAME makes it a data set of these {len(every)} classes"
     if foreign:
         kind = "none of" if len(foreign) == len(every) else f"{len(every) - len(foreign)} of"
+        others = f"{len(foreign)} others ({foreign[0]})"
         raise ValueError(
-            f"{root} has {kind} ImageNet's {len(synsets):,} classes and {len(foreign)} others "
-            f"({foreign[0]}); {own}"
+            f"{root} has {kind} ImageNet's {len(synsets):,} classes and {others}; {own}"
         )
     if classes and len(every) < len(synsets) and not allow_partial:
         gone = [synset for synset in known().synsets if synset not in every]

@@ -16,6 +16,7 @@ stopped for another reason that it names (full disk, damaged shards); 130 interr
 """
 
 import argparse
+import itertools
 import re
 import shutil
 import time
@@ -64,10 +65,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """Write the data set; return what was done."""
     if args.name in _TAKEN or not re.fullmatch(r"[a-z][a-z0-9_]*", args.name or "x"):
-        raise ValueError(
-            f"--name {args.name}: write a name of small letters, digits and _, not "
-            f"{' or '.join(_TAKEN)}"
-        )
+        wanted = f"a name of small letters, digits and _, not {' or '.join(_TAKEN)}"
+        raise ValueError(f"--name {args.name}: write {wanted}")
     source.check(args.source)
     command.say(f"listing {', '.join(map(str, args.source))}")
     start = time.perf_counter()
@@ -82,23 +81,11 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     with directory.claimed(plan):
         images, size = _write(plan, args.workers)
         directory.finish(plan)
-    return {
-        "directory": str(folder),
-        "name": content.name,
-        "version": about.version,
-        "classes": len(content.classes),
-        "splits": {
-            split: {
-                "images": len(rows),
-                "of": known().sizes[split] if content.name == IMAGENET else None,
-                "bytes": int(rows["size"].sum()),
-                "shards": len(plan.shards[split]),
-            }
-            for split, (_, rows) in content.splits.items()
-        },
-        "notes": content.notes,
-        **command.effort(images, size, start=start, listed=listed),
-    }
+    done = command.done(folder) | {"notes": content.notes}
+    for split, (_, rows) in content.splits.items():
+        of = known().sizes[split] if content.name == IMAGENET else None
+        done["splits"][split] |= {"of": of, "bytes": int(rows["size"].sum())}
+    return done | command.effort(images, size, start=start, listed=listed)
 
 
 def _about(content: Content) -> About:
@@ -141,16 +128,11 @@ def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[st
             count = wanted[list(_SHARDS).index(split)]
         if not 1 <= count <= len(rows):
             raise ValueError(f"--shards: {split} with {len(rows):,} images can't be {count} shards")
-        bounds = [i * len(rows) // count for i in range(count + 1)]
+        table = folder / f"{split}.npy{shards.PARTIAL}"
+        paths = [folder / shards.file_name(content.name, split, i, count) for i in range(count)]
+        bounds = itertools.pairwise(i * len(rows) // count for i in range(count + 1))
         found[split] = [
-            Shard(
-                folder / shards.file_name(content.name, split, i, count),
-                folder / f"{split}.npy{shards.PARTIAL}",
-                origin,
-                bounds[i],
-                bounds[i + 1],
-            )
-            for i in range(count)
+            Shard(path, table, origin, *b) for path, b in zip(paths, bounds, strict=True)
         ]
     return found
 
@@ -167,15 +149,14 @@ def _write(plan: Plan, workers: int) -> tuple[int, int]:
                 todo.append(shard)
                 need += int(sizes[shard.first : shard.last].sum())
             elif shard.path.name not in sums:  # killed between the shard and its line
-                digest = shards.sha256(shard.path)
-                directory.add_sum(plan.directory, shard.path.name, digest)
+                directory.add_sum(plan.directory, shard.path.name, shards.sha256(shard.path))
     if not todo:
         return 0, 0
     (plan.directory / directory.INFO).unlink(missing_ok=True)  # it promises all shards
     if (free := shutil.disk_usage(plan.directory).free) < need:
         raise OSError(
             f"{need / 1e9:,.1f} GB are to be written and {free / 1e9:,.1f} GB are free in "
-            f"{plan.directory}; free some space, or give another --out",
+            f"{plan.directory}; free some space, or give another --out"
         )
     for split, part in plan.shards.items():
         with part[0].plan.open("wb") as file:

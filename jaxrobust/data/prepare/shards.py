@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -132,13 +132,21 @@ def writing(path: Path, count: int) -> Iterator[Callable[[bytes], None]]:
 def write(shard: Shard) -> Iterator[Event]:
     """Write a shard of files that lie in a tar file or in folders."""
     rows = np.array(np.load(shard.plan, mmap_mode="r")[shard.first : shard.last])
+    found = zip(rows.tolist(), _read_ahead(shard.origin, rows), strict=True)
+    records = (
+        (len(data), {"image": data, "label": label, "file_name": name})
+        for (name, _, label, _, _), data in found
+    )
+    return put(shard, records)
+
+
+def put(shard: Shard, records: Iterable[tuple[int, Mapping[str, bytes | int]]]) -> Generator[Event]:
+    """Write the records of a shard, each with the size of its image in bytes."""
     images = size = 0
-    with writing(shard.path, len(rows)) as add:
-        for (name, _, label, _, _), data in zip(
-            rows.tolist(), _read_ahead(shard.origin, rows), strict=True
-        ):
-            add(example({"image": data, "label": label, "file_name": name}))
-            images, size = images + 1, size + len(data)
+    with writing(shard.path, shard.last - shard.first) as add:
+        for length_of, features in records:
+            add(example(features))
+            images, size = images + 1, size + length_of
             if images == CHUNK:
                 yield Event(images, size)
                 images = size = 0

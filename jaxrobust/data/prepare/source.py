@@ -93,10 +93,8 @@ def _of_folder(root: Path, name: str | None, allow_partial: bool) -> Content:
 
 def _table(found: Iterable[Row]) -> np.ndarray:
     """Make a structured array of the rows: 150 MB for 1.28 million, a fifth of what tuples need."""
-    shown = tqdm(found, "listing", unit=" images", disable=None, delay=2, leave=False)
-    rows = list(shown)
-    names = [os.fsencode(row.name) for row in rows]
-    places = [os.fsencode(row.place) for row in rows]
+    rows = list(tqdm(found, "listing", unit=" images", disable=None, delay=2, leave=False))
+    names, places = ([os.fsencode(row[i]) for row in rows] for i in (0, 1))
     name, place = (f"S{max(map(len, texts), default=0) or 1}" for texts in (names, places))
     columns = {"name": name, "place": place, "label": "<i4", "offset": "<i8", "size": "<i8"}
     table = np.empty(len(rows), list(columns.items()))
@@ -111,10 +109,8 @@ def _check(origin: Path, rows: np.ndarray) -> None:
         raise ValueError(f"{origin} holds no image")
     if len(empty := np.flatnonzero(rows["size"] == 0)):
         more = f", and {len(empty) - 1} more" * (len(empty) > 1)
-        row = rows[empty[0]]
-        raise ValueError(
-            f"{origin}: {os.fsdecode(row['place'] or row['name'])} is empty{more}; copy it again"
-        )
+        file = os.fsdecode(rows[empty[0]]["place"] or rows[empty[0]]["name"])
+        raise ValueError(f"{origin}: {file} is empty{more}; copy it again")
     keys = np.sort(rows[["name", "label"]], order=["name", "label"])
     if len(twice := np.flatnonzero(keys[1:] == keys[:-1])):
         raise ValueError(f"{origin} holds {os.fsdecode(keys['name'][twice[0]])} twice; remove one")
@@ -122,16 +118,12 @@ def _check(origin: Path, rows: np.ndarray) -> None:
 
 def _missing(split: str, origin: Path, rows: np.ndarray) -> list[str]:
     synsets, _, sizes = known()
-    counts = np.bincount(rows["label"], minlength=len(synsets))
     problems = []
-    if len(gone := np.flatnonzero(counts == 0)):
+    if len(gone := np.flatnonzero(np.bincount(rows["label"], minlength=len(synsets)) == 0)):
         names = ", ".join(synsets[label] for label in gone[:5]) + ", ..." * (len(gone) > 5)
-        problems.append(
-            f"{origin}: {split} has no image of {len(gone)} of ImageNet's {len(synsets):,} classes "
-            f"({names})"
-        )
+        classes = f"{len(gone)} of ImageNet's {len(synsets):,} classes ({names})"
+        problems.append(f"{origin}: {split} has no image of {classes}")
     if len(rows) != sizes[split]:
-        problems.append(
-            f"{origin}: {split} has {len(rows):,} images, ImageNet's has {sizes[split]:,}"
-        )
+        whole = f"ImageNet's has {sizes[split]:,}"
+        problems.append(f"{origin}: {split} has {len(rows):,} images, {whole}")
     return problems

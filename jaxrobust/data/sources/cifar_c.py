@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 
 from jaxrobust.data.source import DataError, Kind, Source, add
-from jaxrobust.data.sources.npz import Rows
+from jaxrobust.data.sources.npz import Rows, parsing
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.data.transforms import corruptions
 from jaxrobust.data.transforms.corruptions import Corruption
@@ -33,8 +33,7 @@ def open_cifar_c(name: str, split: str, choice: subsets.Choice) -> Source:
     there = storage.entries(folder)
     if there is None:
         raise DataError(f"data set {name!r}: there is no folder {folder}; check the path")
-    parsed, wanted = grammar.parse(split), _wanted(split, name)
-    assert parsed is not None, "wanted"
+    parsed, wanted = _wanted(split, name)
     for file in (f"{wanted.kind}.npy", "labels.npy"):
         if file not in there.files:
             raise DataError(f"data set {name!r} has no {file} in {folder}; {_REMEDY}")
@@ -65,7 +64,7 @@ def open_cifar_c(name: str, split: str, choice: subsets.Choice) -> Source:
     return choosing.choose(source, parsed, split, choice, lambda: (labels, None))
 
 
-def _wanted(split: str, name: str) -> Corruption:
+def _wanted(split: str, name: str) -> tuple[grammar.Split, Corruption]:
     parsed = grammar.parse(split)
     what = f"data set {name!r} has no split {split!r}"
     if not parsed or "-" not in parsed.name or parsed.name.startswith("all") or "," in parsed.name:
@@ -77,7 +76,7 @@ def _wanted(split: str, name: str) -> Corruption:
         (found,) = corruptions.chosen(parsed.name)
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
-    return found
+    return parsed, found
 
 
 def _labels(path: str, first: int) -> np.ndarray:
@@ -96,15 +95,11 @@ def _labels(path: str, first: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=3)  # one kind and the labels are read at a time
 def _array(path: str) -> np.ndarray:
-    with storage.reading(path):
-        try:
-            if storage.is_remote(path):
-                (content,) = storage.read_files([path], _REMEDY)
-                return np.load(io.BytesIO(content), allow_pickle=False)
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (EOFError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path} is damaged, or no .npy file ({reason}); {_REMEDY}") from error
+    with storage.reading(path), parsing(path, ".npy", _REMEDY):
+        if storage.is_remote(path):
+            (content,) = storage.read_files([path], _REMEDY)
+            return np.load(io.BytesIO(content), allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 _ABOUT = ("cifar10-c", "cifar10-c:DIR", "the files of CIFAR-10-C")

@@ -20,23 +20,18 @@ def open_fake(name: str, split: str, choice: subsets.Choice) -> Source:
         raise DataError(f"data set {name!r} is synthetic: it has no classes to choose from")
     match = NAME.fullmatch(name)
     assert match is not None
-    height, width, channels, classes = (
-        int(group or default)
-        for group, default in zip(match.groups(), (32, 32, 3, 10), strict=True)
-    )
+    numbers = zip(match.groups(), (32, 32, 3, 10), strict=True)
+    height, width, channels, classes = (int(group or default) for group, default in numbers)
+    shape = (height, width, channels)
     parsed = grammar.parse(split)
     if parsed is None or parsed.name not in _SPLITS:
-        raise DataError(
-            f"data set {name!r} has no split {split!r}: it has "
-            f"{', '.join(f'{key} ({size})' for key, size in _SPLITS.items())}; {grammar.WRITTEN}"
-        )
+        sizes = ", ".join(f"{key} ({size})" for key, size in _SPLITS.items())
+        raise grammar.no_split(name, split, sizes)
     if parsed.ids:
         raise DataError(f"data set {name!r} is synthetic: it has no files that ids could choose")
-    rows = grammar.rows(
-        parsed.part, _SPLITS[parsed.name], f"data set {name!r}, split {parsed.name!r}"
-    )
+    where = f"data set {name!r}, split {parsed.name!r}"
+    rows = grammar.rows(parsed.part, _SPLITS[parsed.name], where)
     first = (list(_SPLITS).index(parsed.name) << 32) + rows.start
-    shape = (height, width, channels)
     return Source(
         name=name,
         split=split,
@@ -57,10 +52,9 @@ def _read(
     records = []
     for index in indices:
         label = (first + index) % num_classes
-        pattern = np.random.Generator(np.random.Philox(label)).integers(0, 192, (4, 4, channels))
-        noise = np.random.Generator(np.random.Philox(key=[first + index, 1])).integers(
-            0, 64, shape, dtype=np.uint8
-        )
+        of_class, of_image = np.random.Philox(label), np.random.Philox(key=[first + index, 1])
+        pattern = np.random.Generator(of_class).integers(0, 192, (4, 4, channels))
+        noise = np.random.Generator(of_image).integers(0, 64, shape, np.uint8)
         image = pattern.astype(np.uint8)[rows[:, None], columns] + noise
         records.append(Record(decoding.encode(image), label))
     return records

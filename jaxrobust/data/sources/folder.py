@@ -61,9 +61,8 @@ def open_folder(name: str, split: str, choice: subsets.Choice) -> Source:
     whose names begin with a dot do not count.
     """
     classes, ids, num_classes = choice
-    path = storage.place(name.removeprefix(PREFIX))
     parsed = grammar.parse(split)
-    root, folders = _class_folders(path, name, split, parsed)
+    root, folders = _class_folders(name, split, parsed)
     where = f"data set {name!r}, split {split!r}"
     if classes is None:
         imagenet.check_folders(folders, num_classes, f"{root}")
@@ -100,42 +99,31 @@ def open_folder(name: str, split: str, choice: subsets.Choice) -> Source:
     return source
 
 
-def _class_folders(
-    path: Any, name: str, split: str, parsed: grammar.Split | None
-) -> tuple[Any, list[str]]:
+def _class_folders(name: str, split: str, parsed: grammar.Split | None) -> tuple[Any, list[str]]:
+    path = storage.place(name.removeprefix(PREFIX))
     top = storage.entries(path)
     if top is None:
-        raise DataError(
-            f"data set {name!r}: the directory {path} does not exist, or may not be read"
-        )
+        problem = f"the directory {path} does not exist, or may not be read"
+        raise DataError(f"data set {name!r}: {problem}")
     present = _present(path, top)
     wanted = [parsed.name, grammar.SAME.get(parsed.name, "")] if parsed else []
-    chosen = [folder for folder in wanted if folder in top.folders and _has_folders(path / folder)]
+    chosen = [folder for folder in wanted if folder in top.folders and _folders(path / folder)]
     if chosen:
         similar = [folder for folder in top.folders if folder.lower() in map(str.lower, wanted)]
-        same = [folder for folder in similar if _has_folders(path / folder)]
+        same = [folder for folder in similar if _folders(path / folder)]
         if len(same) > 1:
-            raise DataError(
-                f"data set {name!r}, split {split!r}: {path} holds both {same[0]}/ and {same[1]}/; "
-                "move one away"
-            )
-        path = path / chosen[0]
-        folders = storage.entries(path)
-        assert folders is not None
-        return path, folders.folders
+            both = f"{path} holds both {same[0]}/ and {same[1]}/"
+            raise DataError(f"data set {name!r}, split {split!r}: {both}; move one away")
+        return path / chosen[0], _folders(path / chosen[0])
     if top.folders and not present and "all" in wanted:
         return path, top.folders
     if not top.folders:
-        raise DataError(
-            f"data set {name!r}: {path} has no folders; its files must be "
-            "SPLIT/CLASS/FILE or CLASS/FILE"
-        )
+        remedy = "its files must be SPLIT/CLASS/FILE or CLASS/FILE"
+        raise DataError(f"data set {name!r}: {path} has no folders; {remedy}")
     splits_there = ", ".join(present) or (
         f"the one split all, its class folders lie directly inside: {first_few(top.folders)}"
     )
-    raise DataError(
-        f"data set {name!r} has no split {split!r}: it has {splits_there}; {grammar.WRITTEN}"
-    )
+    raise grammar.no_split(name, split, splits_there)
 
 
 def splits_there(path: Any) -> list[str]:
@@ -145,12 +133,12 @@ def splits_there(path: Any) -> list[str]:
 
 
 def _present(path: Any, top: storage.Entries) -> list[str]:
-    return [name for name in _USUAL_SPLITS if name in top.folders and _has_folders(path / name)]
+    return [name for name in _USUAL_SPLITS if name in top.folders and _folders(path / name)]
 
 
-def _has_folders(path: Any) -> bool:
+def _folders(path: Any) -> list[str]:
     found = storage.entries(path)
-    return found is not None and bool(found.folders)
+    return found.folders if found else []
 
 
 def _list(root: str, folders: list[str], *, allow_empty: bool) -> Files:
@@ -185,8 +173,7 @@ def _list(root: str, folders: list[str], *, allow_empty: bool) -> Files:
 
 def _read(indices: Sequence[int], *, files: Files) -> list[Record]:
     contents = storage.read_files([files.path(index) for index in indices], _REMEDY)
-    labels = files.labels
-    return [Record(c, int(labels[index])) for c, index in zip(contents, indices, strict=True)]
+    return [Record(c, int(files.labels[i])) for c, i in zip(contents, indices, strict=True)]
 
 
 _ABOUT = ("folder", "folder:PATH", "an ImageFolder: image files in one folder for each class")

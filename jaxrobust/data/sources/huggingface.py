@@ -29,7 +29,6 @@ _IMAGES = ("image", "img")  # usual names, where types do not decide
 _LABELS = ("label", "labels", "fine_label", "cls")
 _SAMPLE = 200  # images whose headers say whether all have one size
 _IMAGENET_NAME = re.compile(r"(ILSVRC2012_val_\d{8})_n\d{8}(\.JPEG)")  # with the class, as there
-
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
 
@@ -57,11 +56,8 @@ class _Reader:
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
         rows = self.data[list(map(int, indices))][self.image_key] if len(indices) else []
-        labels = self.labels
-        return [
-            Record(self._bytes(row), int(labels[index]))
-            for index, row in zip(indices, rows, strict=True)
-        ]
+        pairs = zip(indices, rows, strict=True)
+        return [Record(self._bytes(row), int(self.labels[index])) for index, row in pairs]
 
     def _bytes(self, row: Mapping[str, Any] | None) -> bytes:
         if row and row["bytes"] is None and row["path"]:
@@ -90,9 +86,7 @@ def open_hf(name: str, split: str, choice: subsets.Choice) -> Source:
     part = wanted and grammar.present(wanted.name, loaded)
     if not wanted or not part:
         known = ", ".join(f"{key} ({len(data):,})" for key, data in loaded.items())
-        raise DataError(
-            f"data set {name!r} has no split {split!r}: it has {known}; {grammar.WRITTEN}"
-        )
+        raise grammar.no_split(name, split, known)
     where = f"data set {name!r}, split {wanted.name!r}"
     image_key, label_key = _columns(loaded[part].features, address.label, name)
     labels, names = _labels(loaded, part, label_key, where)
@@ -102,7 +96,7 @@ def open_hf(name: str, split: str, choice: subsets.Choice) -> Source:
     reader = _Reader(data, image_key, labels, where)
     channels, shape = _look(reader, len(labels), where)
     files, sizes = _files(data.with_format("arrow")[:].column(image_key))
-    described = (files, sizes, names)
+    described = repr((files, sizes, names)).encode()
     source = Source(
         name=name,
         split=wanted.name,
@@ -114,7 +108,7 @@ def open_hf(name: str, split: str, choice: subsets.Choice) -> Source:
         remedy=_remedy(address),
         classes=names if isinstance(names, tuple) else (),
         describe=reader.describe,
-        files_sha256=hashlib.sha256(labels.tobytes() + repr(described).encode()).hexdigest(),
+        files_sha256=hashlib.sha256(labels.tobytes() + described).hexdigest(),
         labels=labels,
     )
     return choosing.choose(source, wanted, split, choice, lambda: (labels, files))
@@ -170,9 +164,7 @@ def _load(name: str, address: _Address) -> dict[str, Any]:
         raise
     except Exception as error:  # ValueError, RuntimeError, pyarrow's own kinds
         raise DataError(f"{name} cannot be loaded: {_why(error, address)}") from error
-    if isinstance(found, dict):
-        return dict(found)
-    return {str(found.split or "all"): found}
+    return dict(found) if isinstance(found, dict) else {str(found.split or "all"): found}
 
 
 def _parquet(folder: Path) -> dict[str, list[str]]:
@@ -229,10 +221,8 @@ def _why(error: Exception, address: _Address) -> str:
         known = configs[1].replace("'", "")
         return f"its configurations are {known}; write hf:{address.id}:CONFIG, with one of them"
     if "scripts are no longer supported" in text:
-        return (
-            "it is a program, which is not run; hf:NAME@refs/convert/parquet may hold the data "
-            "itself"
-        )
+        other = "hf:NAME@refs/convert/parquet may hold the data itself"
+        return f"it is a program, which is not run; {other}"
     return f"{_first(error)}; {_remedy(address)}"
 
 
@@ -243,12 +233,11 @@ def _columns(features: Mapping[str, Any], label: str | None, name: str) -> tuple
     images = images or [key for key in _IMAGES if _is_bytes(features.get(key))]
     labels = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     if not labels:
-        plain = (f"{getattr(features.get(key), 'dtype', '')}" for key in _LABELS)
-        labels = [
-            k for k, kind in zip(_LABELS, plain, strict=True) if "int" in kind or "str" in kind
-        ]
+        dtypes = {key: f"{getattr(features.get(key), 'dtype', '')}" for key in _LABELS}
+        labels = [key for key, dtype in dtypes.items() if "int" in dtype or "str" in dtype]
     image = _chosen(images, _IMAGES)
-    there = ", ".join(f"{key} ({_kind(kind)})" for key, kind in features.items())
+    kinds = {key: getattr(kind, "dtype", type(kind).__name__) for key, kind in features.items()}
+    there = ", ".join(f"{key} ({kind})" for key, kind in kinds.items())
     if image is None:
         raise DataError(f"data set {name!r} has no column of images: it has {there}")
     if label is not None and label not in features:
@@ -265,10 +254,6 @@ def _columns(features: Mapping[str, Any], label: str | None, name: str) -> tuple
 def _is_bytes(kind: Any) -> bool:
     """Tell whether a column may hold files: as bytes, or as `datasets` keeps images."""
     return "bytes" in kind if isinstance(kind, dict) else "binary" in getattr(kind, "dtype", "")
-
-
-def _kind(kind: Any) -> str:
-    return str(getattr(kind, "dtype", type(kind).__name__))
 
 
 def _chosen(found: Sequence[str], usual: Sequence[str]) -> str | None:
@@ -291,10 +276,8 @@ def _labels(
         raise DataError(f"{where}: {key} is missing in some records; give a labelled split")
     named = isinstance(kind, datasets.ClassLabel)
     if not named and "str" in kind.dtype:
-        every = set().union(
-            *(column.drop_null().unique().to_pylist() for column in columns.values())
-        )
-        names = tuple(sorted(every))
+        every = (column.drop_null().unique().to_pylist() for column in columns.values())
+        names = tuple(sorted(set().union(*every)))
         labels = np.searchsorted(names, columns[split].to_pylist())
         return labels.astype(np.int32), names
     if not named and "int" not in kind.dtype:

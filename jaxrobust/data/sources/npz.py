@@ -31,6 +31,10 @@ _WRITTEN = (
     "test_labels=...)"
 )
 _REMEDY = "copy the file again"
+_HEADERS = {  # version of the format -> what reads (shape, Fortran's order, dtype)
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 class _File(NamedTuple):
@@ -77,9 +81,7 @@ def open_npz(name: str, split: str, choice: subsets.Choice) -> Source:
     part = parsed and grammar.present(parsed.name, there)
     if not parsed or not part:
         sizes = ", ".join(f"{key} ({file.arrays[i][0][0]})" for key, (i, _) in there.items())
-        raise DataError(
-            f"data set {name!r} has no split {split!r}: it has {sizes}; {grammar.WRITTEN}"
-        )
+        raise grammar.no_split(name, split, sizes)
     images, labels = there[part]
     shape = _shape(file, images)
     names = _class_names(file)
@@ -89,12 +91,13 @@ def open_npz(name: str, split: str, choice: subsets.Choice) -> Source:
         raise DataError(f"{file.path}: {labels} go to {largest}, but it names {len(names)} classes")
     # The checksum lets a file that was replaced be read again.
     array = functools.partial(_array, file.path, images, file.sums[images])
-    reader = Rows(array, every[labels], "image", f"{images} in {file.path}")
+    known = every[labels]
+    reader = Rows(array, known, "image", f"{images} in {file.path}")
     sums = [file.sums[key] for key in (images, labels)]
     source = Source(
         name=name,
         split=parsed.name,
-        size=len(every[labels]),
+        size=len(known),
         num_classes=len(names) or largest + 1,
         channels=shape[2],
         image_shape=shape,
@@ -103,23 +106,23 @@ def open_npz(name: str, split: str, choice: subsets.Choice) -> Source:
         classes=names,
         describe=reader.describe,
         files_sha256=hashlib.sha256(repr((sums, shape, names)).encode()).hexdigest(),
-        labels=every[labels],
+        labels=known,
     )
-    known = every[labels]
     source = choosing.choose(source, parsed, split, choice, lambda: (known, None))
     source[0]  # reads the images, whose checksum shows a damaged file
     return source
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[None]:
+def parsing(path: str, ending: str, remedy: str) -> Iterator[None]:
+    """Turn what NumPy says of a damaged file, or of one in another format, into a DataError."""
     try:
         yield
     except DataError:
         raise
     except (zipfile.BadZipFile, EOFError, ValueError, KeyError, NotImplementedError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} is damaged, or no .npz file ({reason}); {_REMEDY}") from error
+        raise DataError(f"{path} is damaged, or no {ending} file ({reason}); {remedy}") from error
 
 
 def _content(path: str) -> Any:
@@ -133,23 +136,19 @@ def _opened(name: str) -> _File:
     with storage.reading(path):
         if not storage.place(path).exists():
             raise DataError(f"data set {name!r}: there is no file {path}; check the path")
-        with _reading(path), zipfile.ZipFile(_content(path)) as members:
+        with parsing(path, ".npz", _REMEDY), zipfile.ZipFile(_content(path)) as members:
             for member in members.infolist():
                 key = member.filename.removesuffix(".npy")
                 with members.open(member) as file:
                     version = np.lib.format.read_magic(file)
-                    header = {
-                        (1, 0): np.lib.format.read_array_header_1_0,
-                        (2, 0): np.lib.format.read_array_header_2_0,
-                    }[version]
-                    shape, _, dtype = header(file)
+                    shape, _, dtype = _HEADERS[version](file)
                 arrays[key], sums[key] = (shape, dtype), member.CRC
     return _File(path, arrays, sums)
 
 
 @functools.lru_cache(maxsize=3)  # train, selection and test
 def _array(path: str, key: str, crc: int) -> np.ndarray:
-    with _reading(path), np.load(_content(path), allow_pickle=False) as arrays:
+    with parsing(path, ".npz", _REMEDY), np.load(_content(path), allow_pickle=False) as arrays:
         return arrays[key]
 
 
@@ -175,13 +174,9 @@ def _shape(file: _File, key: str) -> tuple[int, int, int]:
     shape, dtype = file.arrays[key]
     problem = f"{file.path}: {key} is {dtype}{list(shape)}, not uint8[N,H,W] or uint8[N,H,W,1 or 3]"
     if dtype != np.uint8:
-        floats = dtype.kind == "f"
-        remedy = (
-            f"write np.round(255 * {key}).astype('uint8') of images in [0, 1]"
-            if floats
-            else "write pixels from 0 to 255 as uint8"
-        )
-        raise DataError(f"{problem}; {remedy}")
+        of_floats = f"np.round(255 * {key}).astype('uint8') of images in [0, 1]"
+        remedy = of_floats if dtype.kind == "f" else "pixels from 0 to 255 as uint8"
+        raise DataError(f"{problem}; write {remedy}")
     if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
         raise DataError(f"{problem}; write {key}.transpose(0, 2, 3, 1)")
     if not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))) or 0 in shape:

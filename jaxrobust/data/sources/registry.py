@@ -1,9 +1,6 @@
 """Where images come from: records of encoded bytes and a label, with random access.
 
-`digits` ships with the package, `fake` is synthetic, `folder:PATH` is an ImageFolder, `npz:PATH` a
-file of arrays, `cifar10-c:DIR` the files of CIFAR-10-C, `hf:NAME` a data set of Hugging Face; every
-other name is a TFDS data set for image classification that was prepared as ArrayRecord. Directories
-are local or on `gs://` (not of `hf:`). Nothing here needs TensorFlow.
+`open_source` says which names there are. Directories are local or on `gs://` (not of `hf:`).
 """
 
 import dataclasses
@@ -85,7 +82,10 @@ def _open(
 ) -> Source:
     if kind := kind_of(name):
         source = kind.open(name, split, choice)
-        return _fingerprinted(source) if kind.contents else source
+        if kind.contents and not (source.files_sha256 or source.ids_sha256):
+            files_sha256 = content_sha256(source, len(source))  # nothing else says which they are
+            return dataclasses.replace(source, files_sha256=files_sha256)
+        return source
     others = written()
     if name in _SHIPPED:
         plain, remedy, root = name, "reinstall jaxrobust", storage.place(_SHIPPED[name])
@@ -104,13 +104,6 @@ def _open(
     return tfds.open_prepared(plain, split, found, remedy, choice)
 
 
-def _fingerprinted(source: Source) -> Source:
-    """Let the records of a source enter its fingerprint, where nothing else says which they are."""
-    if source.files_sha256 or source.ids_sha256:
-        return source
-    return dataclasses.replace(source, files_sha256=content_sha256(source, len(source)))
-
-
 def written() -> str:
     """List the names of data sets that are not prepared ones, for messages and help."""
     kinds = sorted(KINDS.values(), key=lambda kind: kind.is_path)  # what needs no file comes first
@@ -119,8 +112,7 @@ def written() -> str:
 
 def same_classes(sources: Sequence[Source]) -> None:
     """Check that the splits of a data set have the same classes in the same order."""
-    named = [source for source in sources if source.classes]
-    for one, other in itertools.pairwise(named):
+    for one, other in itertools.pairwise(source for source in sources if source.classes):
         for has, lacks in ((one, other), (other, one)):
             if missing := [name for name in has.classes if name not in set(lacks.classes)]:
                 raise DataError(
@@ -128,9 +120,8 @@ def same_classes(sources: Sequence[Source]) -> None:
                     f"differ: {first_few(missing)}; make the class folders the same"
                 )
         if one.classes != other.classes:
-            raise DataError(
-                f"{one.where()} has the classes of split {other.split!r} in another order"
-            )
+            others = f"the classes of split {other.split!r} in another order"
+            raise DataError(f"{one.where()} has {others}")
 
 
 def foreign_classes(train: Source, other: Source) -> str:
@@ -151,17 +142,13 @@ def foreign_classes(train: Source, other: Source) -> str:
         "another split, or lists of files of all classes, SPLIT@FILE"
     )
     if foreign.any():
-        share = (
-            f"{foreign.mean():.0%} of the records of {other.where()} are of "
-            f"{len(np.unique(other.labels[foreign]))} classes that split {train.split!r} has no "
-            f"record of. {why}"
-        )
+        classes = f"{len(np.unique(other.labels[foreign]))} classes that split {train.split!r}"
+        records = f"{foreign.mean():.0%} of the records of {other.where()}"
+        share = f"{records} are of {classes} has no record of. {why}"
         if foreign.mean() > 0.5:
             raise DataError(share)
         return share
     if 2 * len(found) < len(trained) and len(other) > 2 * len(trained):
-        return (
-            f"{other.where()} holds {len(found)} of the {len(trained)} classes of split "
-            f"{train.split!r}. {why}"
-        )
+        few = f"{len(found)} of the {len(trained)} classes of split {train.split!r}"
+        return f"{other.where()} holds {few}. {why}"
     return ""

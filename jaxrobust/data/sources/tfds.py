@@ -39,10 +39,8 @@ def build_command(name: str, root: Any) -> str:
     """Say how a data set is prepared in the directory `root`: the shortest way that works."""
     dataset = name.partition(":")[0]
     if dataset not in _OWN:
-        return (
-            f"`tfds build {dataset} --file_format=array_record --data_dir={root}` (in an "
-            "environment that has TensorFlow; reading needs none)"
-        )
+        build = f"`tfds build {dataset} --file_format=array_record --data_dir={root}`"
+        return f"{build} (in an environment that has TensorFlow; reading needs none)"
     if storage.is_remote(root):
         return f"`{_OWN[dataset]} --out DIR`, then `gcloud storage cp -r DIR/{dataset} {root}/`"
     usual = storage.place(data_directory()) == root and "SOURCE" not in _OWN[dataset]
@@ -119,9 +117,8 @@ class _Reader:
         return f"record {index - ends[shard] + take + skip} of {filename}"
 
     def fail(self, index: int, reason: object) -> NoReturn:
-        raise DataError(
-            f"{self.where}: record {index} ({self.position(index)}) {reason}; {self.remedy}"
-        )
+        record = f"record {index} ({self.position(index)})"
+        raise DataError(f"{self.where}: {record} {reason}; {self.remedy}")
 
     def no_example(self, index: int, error: Exception) -> NoReturn:
         wanted = f"{self.image_key!r} and {self.label_key!r}"
@@ -159,9 +156,8 @@ class _Reader:
         except Exception as error:  # a feature that is not there, or of another kind
             self.no_example(index, error)
         if not 0 <= label < self.num_classes:
-            self.fail(
-                index, f"has the label {label}, outside the classes 0 to {self.num_classes - 1}"
-            )
+            within = f"0 to {self.num_classes - 1}"
+            self.fail(index, f"has the label {label}, outside the classes {within}")
         return label
 
     def name(self, feature: Any) -> bytes:
@@ -197,23 +193,22 @@ def open_prepared(
     if parsed and (there := grammar.present(parsed.name, info.splits)):
         split = f"{there}{split.removeprefix(parsed.name)}"
         parsed = parsed._replace(name=there)
-    chosen = choice.classes is not None or choice.ids is not None
-    if chosen and (parsed is None or parsed.name not in info.splits):
-        raise DataError(_unknown_split(name, split, info.splits))
-    whole = parsed.name if chosen and parsed else split
-    source = _open_split(name, whole, info, features, directory, remedy)
-    reader: Any = source.read
-    if choice.ids is not None and reader.name_key is None:
-        raise choosing.no_names(source)
-    if chosen:
-        assert parsed is not None
-        whole_split, kept = source, parsed.name
+    if choice.classes is None and choice.ids is None:
+        source = _open_split(name, split, info, features, directory, remedy)
+    else:
+        if parsed is None or parsed.name not in info.splits:
+            raise _no_split(name, split, info.splits)
+        kept = parsed.name
+        whole = _open_split(name, kept, info, features, directory, remedy)
+        reader: Any = whole.read
+        if choice.ids is not None and reader.name_key is None:
+            raise choosing.no_names(whole)
 
         def index() -> tuple[np.ndarray, Iterator[str]]:
-            found = _index(whole_split, kept, info, directory)
+            found = _index(whole, kept, info, directory)
             return found.labels, (name.decode(errors="surrogateescape") for name in found.names)
 
-        source = choosing.choose(source, parsed, split, choice, index)
+        source = choosing.choose(whole, parsed, split, choice, index)
     # A truncated file opens with its full length and fails at the first read: read now.
     source.read(sorted({0, len(source) - 1}))
     return source
@@ -252,11 +247,10 @@ def _open_split(
         files = [(os.fspath(f.filename), f.skip, f.take) for f in part.file_instructions]
         size = sum(take for _, _, take in files)
     except (ValueError, KeyError, AssertionError) as error:
-        raise DataError(_unknown_split(name, split, info.splits)) from error
+        raise _no_split(name, split, info.splits) from error
     if size < 1 or any(take < 1 for _, _, take in files):
-        raise DataError(f"{_unknown_split(name, split, info.splits)}; this part holds no record")
-    there = storage.entries(directory)
-    present = set(there.files) if there else set()
+        raise DataError(f"{_no_split(name, split, info.splits)}; this part holds no record")
+    present = set(getattr(storage.entries(directory), "files", ()))
     missing = [filename for filename, _, _ in files if os.path.basename(filename) not in present]
     if missing:
         raise DataError(f"data set {name!r}: the file {missing[0]} is missing; {remedy}")
@@ -297,9 +291,9 @@ def _files_sha256(split: str, files: Sequence[Any], info: Any, directory: Any) -
     return hashlib.sha256(repr((directory.name, whole, taken)).encode()).hexdigest()
 
 
-def _unknown_split(name: str, split: str, known: Any) -> str:
+def _no_split(name: str, split: str, known: Any) -> DataError:
     sizes = ", ".join(f"{key} ({info.num_examples})" for key, info in known.items())
-    return f"data set {name!r} has no split {split!r}: it has {sizes}; {grammar.WRITTEN}"
+    return grammar.no_split(name, split, sizes)
 
 
 def _feature(
@@ -328,10 +322,8 @@ def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Ind
             return index
     labels = np.empty(len(source), np.int32)
     names: list[bytes] = []
-    progress = tqdm(
-        total=len(source), desc=f"labels of {source.where()}, once", unit=" records", delay=2
-    )
-    with progress:
+    what = f"labels of {source.where()}, once"
+    with tqdm(total=len(source), desc=what, unit=" records", delay=2) as progress:
         for start in range(0, len(source), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(source)))
             for row, feature in zip(chunk, reader.features(chunk), strict=True):
@@ -352,8 +344,7 @@ def _fits(index: subsets.Index, reader: _Reader, size: int) -> bool:
     if len(index.labels) != size:
         return False
     rows = sorted({0, size // 2, size - 1})
-    found = reader.features(rows)
     return all(
         reader.label(row, feature) == index.labels[row] and reader.name(feature) == index.names[row]
-        for row, feature in zip(rows, found, strict=True)
+        for row, feature in zip(rows, reader.features(rows), strict=True)
     )

@@ -36,6 +36,11 @@ def present(name: str, there: Container[str]) -> str | None:
     return next((split for split in (name, SAME.get(name)) if split in there), None)
 
 
+def no_split(name: str, split: str, there: str) -> DataError:
+    """Return the refusal of a split that a data set does not have, and `there` what it has."""
+    return DataError(f"data set {name!r} has no split {split!r}: it has {there}; {WRITTEN}")
+
+
 def rows(part: str | None, total: int, where: str) -> range:
     """Return the records of a part such as `[10%:-5]` among `total`, with TFDS' meaning.
 
@@ -65,7 +70,6 @@ def rows(part: str | None, total: int, where: str) -> range:
 _MANY = 10**9  # records: more than any split has
 _PREPARED = re.compile(r"(?:tfds:)?([\w-]+(?:/[\w-]+)?)(?::[\d.*]+)?")
 _HUB = re.compile(r"hf:(?:.*/)?([\w.-]+)(?:[:@#].*)?")
-_ALL = "all"  # of a folder without splits, and of TFDS
 
 
 def overlap(one: str, other: str, data_set: str = "") -> bool:
@@ -101,7 +105,7 @@ def _share(one: str, other: str, data_set: str) -> bool:
     a, b = parse(one), parse(other)
     if one == other or not a or not b:
         return one == other
-    if _ALL in (a.name, b.name):
+    if "all" in (a.name, b.name):  # of a folder without splits, and of TFDS
         return True
     if a.name not in (b.name, SAME.get(b.name)):
         return False
@@ -113,15 +117,10 @@ def _share(one: str, other: str, data_set: str) -> bool:
 
 
 def _parts_share(one: str, other: str) -> bool:
-    for says in ("%" in one, "%" in other), (_from_the_end(one), _from_the_end(other)):
-        if len(set(says)) > 1:  # how many records there are would tell
-            return True
+    if any((sign in one) != (sign in other) for sign in "%-"):
+        return True  # how many records there are would tell
     try:
         first, second = rows(one, _MANY, one), rows(other, _MANY, other)
     except DataError:  # TFDS knows other parts, such as those in shards
         return True
     return max(first.start, second.start) < min(first.stop, second.stop)
-
-
-def _from_the_end(part: str) -> bool:
-    return "-" in part

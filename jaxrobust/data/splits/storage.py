@@ -56,11 +56,8 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
         raise
     except Exception as error:  # OSError; google.auth's, gcsfs' and aiohttp's own kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        if is_remote(path):
-            raise DataError(f"{path} cannot be read ({reason}); {_BUCKET}") from error
-        raise DataError(
-            f"{path} cannot be read ({reason}); check it and its permissions"
-        ) from error
+        remedy = _BUCKET if is_remote(path) else "check it and its permissions"
+        raise DataError(f"{path} cannot be read ({reason}); {remedy}") from error
 
 
 def file_system(path: str | os.PathLike) -> tuple[Any, str]:

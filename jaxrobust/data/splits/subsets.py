@@ -84,14 +84,11 @@ def read_ids(name: str, data_set: str = "") -> Ids:
     lines = _lines(content, file)
     found = hashlib.sha256(content).hexdigest()
     if pinned and pinned["sha256"].lower() not in (found, _sha256(lines)):
-        raise DataError(
-            f"the list of ids {file} has the sha256 {found}, not {pinned['sha256'].lower()}"
-        )
+        wanted = pinned["sha256"].lower()
+        raise DataError(f"the list of ids {file} has the sha256 {found}, not {wanted}")
     if absolute := [line for line in lines if _is_absolute(line)]:
-        raise DataError(
-            f"the list of ids {file} has absolute paths: {first_few(absolute)}; ids are CLASS/FILE "
-            "or FILE"
-        )
+        what = f"absolute paths: {first_few(absolute)}"
+        raise DataError(f"the list of ids {file} has {what}; ids are CLASS/FILE or FILE")
     if repeated := [line for line, count in Counter(lines).items() if count > 1]:
         raise DataError(f"the list of ids {file} names images twice: {first_few(repeated)}")
     return Ids(file, lines, _sha256(lines), imagenet=False)
@@ -163,28 +160,23 @@ def find(
     if not classes and any("/" in line for line in ids.lines):
         raise DataError(f"{where} does not name its classes; write ids as the files' names alone")
     if foreign := sorted({f for line in ids.lines if (f := _folder(line))} - set(classes)):
-        raise DataError(
-            f"ids of {ids.name} are of classes that {where} does not have: {first_few(foreign)}"
-        )
+        lacks = f"are of classes that {where} does not have: {first_few(foreign)}"
+        raise DataError(f"ids of {ids.name} {lacks}")
     found, elsewhere, several = _matched(ids, labels, names, classes)
     if several:
-        raise DataError(
-            f"{where} has several files for ids of {ids.name}: {first_few(several)}; write "
-            "CLASS/FILE"
-        )
+        files = f"several files for ids of {ids.name}: {first_few(several)}"
+        raise DataError(f"{where} has {files}; write CLASS/FILE")
     if wrong := [row for row in elsewhere if found[row] < 0]:
-        line = ids.lines[wrong[0]]
+        label = elsewhere[wrong[0]]
         raise DataError(
-            f"{where} has the label {elsewhere[wrong[0]]} ({classes[elsewhere[wrong[0]]]}) for "
-            f"{line} of {ids.name}, and another class than the list for {len(wrong)} of "
+            f"{where} has the label {label} ({classes[label]}) for {ids.lines[wrong[0]]} of "
+            f"{ids.name}, and another class than the list for {len(wrong)} of "
             f"{len(ids.lines)} ids; prepare the data set again"
         )
     missing = [line for line, record in zip(ids.lines, found, strict=True) if record < 0]
     if missing:
-        raise DataError(
-            f"{where} lacks {len(missing)} of the {len(ids.lines)} images of {ids.name}: "
-            f"{first_few(missing)}"
-        )
+        of = f"{len(missing)} of the {len(ids.lines)} images of {ids.name}"
+        raise DataError(f"{where} lacks {of}: {first_few(missing)}")
     if ids.imagenet and whole:
         _check_labels(ids, labels[found], where)
     return found
@@ -276,11 +268,9 @@ def read_index(directory: str | os.PathLike, split: str) -> Index | None:
 def _check_labels(ids: Ids, labels: np.ndarray, where: str) -> None:
     expected = {synset: label for label, synset in enumerate(imagenet.synsets())}
     for line, label in zip(ids.lines, labels.tolist(), strict=True):
-        if label != expected[_folder(line)]:
-            raise DataError(
-                f"{where} has the label {label} for {line}, which is class "
-                f"{expected[_folder(line)]} of ImageNet's 1,000: its labels are others"
-            )
+        if label != (right := expected[_folder(line)]):
+            which = f"which is class {right} of ImageNet's 1,000: its labels are others"
+            raise DataError(f"{where} has the label {label} for {line}, {which}")
 
 
 def _folder(line: str) -> str:

@@ -75,9 +75,8 @@ def load(
         limit=n,
         strict=strict,
     )
-    found: list[loading.EvaluationBatch] = []
     with contextlib.closing(batches):
-        found.extend(batches)
+        found: list[loading.EvaluationBatch] = list(batches)
     kept = np.concatenate([batch.mask for batch in found])
     images = np.empty((int(kept.sum()), size, size, source.channels), np.float32)
     row = 0

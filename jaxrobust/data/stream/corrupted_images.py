@@ -51,10 +51,8 @@ def photographs(folder: str | os.PathLike, side: int) -> Photographs:
         pixels = pixels[2::5, 2::5] if side == SIDES[0] else pixels
         if min(pixels.shape[:2]) <= side:
             least = 5 * (side + 1) if side == SIDES[0] else side + 1
-            raise DataError(
-                f"{place / name} is too small for frost on images of {side} px; give photographs "
-                f"of {least} px and more"
-            )
+            small = f"{place / name} is too small for frost on images of {side} px"
+            raise DataError(f"{small}; give photographs of {least} px and more")
         found.append(np.ascontiguousarray(pixels))
     return Photographs(tuple(found), digest.hexdigest())
 

@@ -116,9 +116,8 @@ def load_train(
         bits = np.random.Philox(key=[plan.seed, 1 + 2 * number])
         rng = np.random.Generator(bits)
         here = np.flatnonzero(placed.source == number)
-        epochs, indices, views = (
-            values[here].tolist() for values in (placed.epochs, placed.record, placed.view)
-        )
+        columns = (placed.epochs, placed.record, placed.view)
+        epochs, indices, views = (values[here].tolist() for values in columns)
         read = zip(here.tolist(), epochs, indices, views, own(indices), strict=True)
         for row, epoch, index, view, (image, label) in read:
             if image is None:
@@ -176,10 +175,10 @@ class Evaluated:
         for index, (image, label) in zip(indices, images(indices), strict=True):
             prepared = None if image is None else transform(image)
             if prepared is not None and prepared.shape != self.shape:
+                made = f"makes record {index} {prepared.shape}, not {self.shape}"
                 raise DataError(
-                    f"{self.source.where()}: the preprocessing {self.preprocessing!r} makes record "
-                    f"{index} {prepared.shape}, not {self.shape}; set image_size to the size it "
-                    "gives"
+                    f"{self.source.where()}: the preprocessing {self.preprocessing!r} {made}; set "
+                    "image_size to the size it gives"
                 )
             yield prepared, label
 

@@ -31,11 +31,9 @@ CACHE_BYTES = 400 * 2**20  # a data set whose decoded images fit is decoded once
 _PART = 64  # rows that one thread or worker makes at a time, at most: latency, read-ahead's memory
 
 
-class Batches(Protocol):
+class Batches(Iterator[Any], Protocol):
     """An iterator over batches; `close()` stops its threads and worker processes."""
 
-    def __iter__(self) -> Iterator[Any]: ...
-    def __next__(self) -> Any: ...
     def close(self) -> None:
         """Stop reading ahead; the iterator cannot be used any more."""
 
@@ -47,10 +45,8 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
       DataError: `batch_size` is larger than the source, or not positive.
     """
     if not 1 <= batch_size <= len(source):
-        raise DataError(
-            f"batch_size={batch_size} must be between 1 and the {len(source)} records of "
-            f"{source.where()}"
-        )
+        there = f"{len(source)} records of {source.where()}"
+        raise DataError(f"{batch_size=} must be between 1 and the {there}")
     return len(source) // batch_size
 
 
@@ -98,10 +94,8 @@ def train_batches(
     if extra is None and views == 1:
         steps_per_epoch(source, batch_size)
     try:
-        chain, first_chain = (
-            augmentations.chain(text, image_size)
-            for text in (augmentation, first_view or augmentation)
-        )
+        chain = augmentations.chain(augmentation, image_size)
+        first_chain = augmentations.chain(first_view or augmentation, image_size)
     except ValueError as error:
         raise DataError(str(error)) from error
     if not 0 <= seed < 2**63:
@@ -111,8 +105,9 @@ def train_batches(
     sources = (source,) if extra is None else (source, extra)
     for own in sources:
         if not ((chain.resizes and first_chain.resizes) or _has_size(own, image_size)):
+            sizes = "x".join(map(str, (own.image_shape or ())[:2])) or "differently sized"
             raise DataError(
-                f"{own.where()} has {_sizes(own)} images, and the augmentation {augmentation!r} "
+                f"{own.where()} has {sizes} images, and the augmentation {augmentation!r} "
                 f"does not resize them to image_size={image_size}; set image_size to theirs or "
                 "begin with resized-crop"
             )
@@ -188,24 +183,17 @@ def preprocessing_id(source: Source, image_size: int, wanted: str | None = None)
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
     if not 0 <= process_index < process_count:
-        raise DataError(
-            f"process_index={process_index} must be at least 0 and below "
-            f"process_count={process_count}"
-        )
+        raise DataError(f"{process_index=} must be at least 0 and below {process_count=}")
     if batch_size % process_count:
         raise DataError(
-            f"batch_size={batch_size} is the batch over all processes and must be a multiple of "
-            f"process_count={process_count}"
+            f"{batch_size=} is the batch over all processes and must be a multiple of "
+            f"{process_count=}"
         )
     return batch_size // process_count
 
 
 def _has_size(source: Source, image_size: int) -> bool:
     return source.image_shape is not None and source.image_shape[:2] == (image_size, image_size)
-
-
-def _sizes(source: Source) -> str:
-    return "x".join(map(str, source.image_shape[:2])) if source.image_shape else "differently sized"
 
 
 def _batches(
@@ -222,8 +210,7 @@ def _batches(
         return load(first + step * stride + ends[part], rows=ends[part + 1] - ends[part])
 
     dataset = grain.MapDataset.range(sys.maxsize if steps is None else steps * parts)
-    cores = os.cpu_count() or 1
-    threads = min(4, cores) if workers == 0 else 1
+    threads = min(4, os.cpu_count() or 1) if workers == 0 else 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterable = dataset.map(load_part).to_iter_dataset(options)
     if workers:
@@ -244,15 +231,15 @@ def _joined(parts: list[Any]) -> Any:
 
 def _obey_the_main_process(index: int, count: int) -> None:
     """Let the main process answer signals, as it stops in step with other hosts."""
-    del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
 
 
 def _end_with_the_main_process() -> None:
-    main = multiprocessing.parent_process()
-    if main is not None:  # killed with -9, it would leave its workers behind for ever
+    if (
+        main := multiprocessing.parent_process()
+    ):  # killed with -9, it would leave its workers behind
         main.join()
         os._exit(1)
 

@@ -59,8 +59,7 @@ class Plan(NamedTuple):
         if len(self.rows) > 1:
             for step in np.unique(steps).tolist():
                 here = steps == step
-                order = _permutation((self.seed, _ROWS), step, self.batch_size)
-                rows[here] = order[rows[here]]
+                rows[here] = _permutation((self.seed, _ROWS), step, self.batch_size)[rows[here]]
         source, record, view = (np.zeros(count, np.int64) for _ in range(3))
         begin = 0
         for number, (size, images) in enumerate(self._images()):
@@ -105,7 +104,8 @@ def plan(
         raise DataError(f"data.extra_share={extra_share} must be between 0 and 1")
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size} must be at least 1")
-    second = 0 if extra is None else _floor(extra_share * batch_size)
+    # Rounded down as on paper: in binary 0.29 times 100 is 28.999999999999996.
+    second = 0 if extra is None else math.floor(round(extra_share * batch_size, 6))
     rows = batch_size - second
     if views < 1 or rows % views:
         near = [n for n in range(1, rows + 1) if rows % n == 0]
@@ -121,11 +121,6 @@ def plan(
         return Plan(seed, batch_size, (len(source),), (rows,), (views,))
     _check_alike(source, extra)
     return Plan(seed, batch_size, (len(source), len(extra)), (rows, second), (views, 1))
-
-
-def _floor(product: float) -> int:
-    """Round down a product as on paper: in binary 0.29 times 100 is 28.999999999999996."""
-    return math.floor(round(product, 6))
 
 
 def _check_alike(source: Source, extra: Source) -> None:

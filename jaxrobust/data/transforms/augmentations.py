@@ -15,10 +15,9 @@ import numpy as np
 from PIL import Image
 
 from jaxrobust.data.transforms import color, operations
-from jaxrobust.data.transforms.autoaugment import ROBUSTART, TORCHVISION, autoaugment
-from jaxrobust.data.transforms.preparing import BICUBIC, resample_to, to_array, to_pil
+from jaxrobust.data.transforms.policies import ROBUSTART, TORCHVISION, Row, autoaugment, randaugment
+from jaxrobust.data.transforms.preparing import BICUBIC, to_array, to_pil
 from jaxrobust.data.transforms.presets import PRESETS
-from jaxrobust.data.transforms.randaugment import randaugment
 
 Op = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # on uint8[H,W,C]
 PictureOp = Callable[..., Image.Image]  # (PIL image, generator) -> PIL image
@@ -59,7 +58,7 @@ def random_resized_crop(
     top, left, height, width = _resized_crop_box(array.shape, rng, scale, ratio)
     # Only the part becomes a PIL image.
     part = to_pil(array[top : top + height, left : left + width])
-    return resample_to(part, (size, size), BICUBIC)
+    return part.resize((size, size), BICUBIC)
 
 
 def _resized_crop_box(
@@ -90,10 +89,6 @@ def _within(number: float, lowest: float, highest: float) -> float:
     if not lowest <= number <= highest:
         raise ValueError(f"{number:g} is not from {lowest:g} to {highest:g}")
     return number
-
-
-def _probability(p: float) -> float:
-    return _within(p, 0, 1)
 
 
 def _whole(number: float, lowest: int, highest: int) -> int:
@@ -147,45 +142,32 @@ def _randaugment(
 
 
 def _autoaugment(
-    policy: str, rows: Mapping[str, operations.Row] = TORCHVISION, fill: int = 0
+    policy: str, rows: Mapping[str, Row] = TORCHVISION, fill: int = 0
 ) -> Callable[..., PictureOp]:
     return lambda size, fill=fill: functools.partial(
         autoaugment, policy=policy, fill=_whole(fill, 0, 255), rows=rows
     )
 
 
-class _Row(NamedTuple):
-    """`make(image_size, *numbers) -> PictureOp`, and whether the op makes any image that size."""
-
-    make: Callable[..., PictureOp]
-    resizes: bool = False
-
-
-OPS = {
-    "crop": _Row(_crop),
-    "resized-crop": _Row(_resized_crop, resizes=True),
-    "flip": _Row(lambda size, p=0.5: functools.partial(flip, p=_probability(p))),
-    "rotate": _Row(
-        lambda size, degrees: functools.partial(rotate, degrees=_within(degrees, 0, 180))
+OPS: dict[str, Callable[..., PictureOp]] = {  # `make(image_size, *numbers)`
+    "crop": _crop,
+    "resized-crop": _resized_crop,
+    "flip": lambda size, p=0.5: functools.partial(flip, p=_within(p, 0, 1)),
+    "rotate": lambda size, degrees: functools.partial(rotate, degrees=_within(degrees, 0, 180)),
+    "jitter": _jitter,
+    "grey": lambda size, p=1.0: functools.partial(color.grey, p=_within(p, 0, 1)),
+    "solarize": lambda size, p=1.0, threshold=128: functools.partial(
+        color.solarize, p=_within(p, 0, 1), threshold=_within(threshold, 0, 256)
     ),
-    "jitter": _Row(_jitter),
-    "grey": _Row(lambda size, p=1.0: functools.partial(color.grey, p=_probability(p))),
-    "solarize": _Row(
-        lambda size, p=1.0, threshold=128: functools.partial(
-            color.solarize, p=_probability(p), threshold=_within(threshold, 0, 256)
-        )
+    "blur": lambda size, p=1.0, low=0.1, high=2.0: functools.partial(
+        color.blur, p=_within(p, 0, 1), radii=_ordered(low, high)
     ),
-    "blur": _Row(
-        lambda size, p=1.0, low=0.1, high=2.0: functools.partial(
-            color.blur, p=_probability(p), radii=_ordered(low, high)
-        )
-    ),
-    "3-augment": _Row(lambda size: color.three_augment),
-    "randaugment": _Row(_randaugment),
-    "autoaugment": _Row(_autoaugment("cifar10")),
-    "autoaugment-imagenet": _Row(_autoaugment("imagenet")),
-    "autoaugment-robustart": _Row(_autoaugment("cifar10", ROBUSTART, 128)),
-    "autoaugment-robustart-imagenet": _Row(_autoaugment("imagenet", ROBUSTART, 128)),
+    "3-augment": lambda size: color.three_augment,
+    "randaugment": _randaugment,
+    "autoaugment": _autoaugment("cifar10"),
+    "autoaugment-imagenet": _autoaugment("imagenet"),
+    "autoaugment-robustart": _autoaugment("cifar10", ROBUSTART, 128),
+    "autoaugment-robustart-imagenet": _autoaugment("imagenet", ROBUSTART, 128),
 }
 _OP = re.compile(r"([\w-]+?)(?:\(([^()]*)\))?")
 
@@ -223,6 +205,7 @@ def _augment(
 
 
 def _op(text: str, image_size: int) -> tuple[PictureOp, bool]:
+    """Make an op of a chain, and tell whether it resizes."""
     match = _OP.fullmatch(text)
     if match and match[1] == "3aug":
         raise ValueError(
@@ -234,12 +217,12 @@ def _op(text: str, image_size: int) -> tuple[PictureOp, bool]:
             f"unknown augmentation {text!r}: presets are {', '.join(PRESETS)}; a chain is written "
             f"op|op(number, ...) of {', '.join(OPS)}"
         )
-    row = OPS[match[1]]
+    make = OPS[match[1]]
     try:
         numbers = [float(number) for number in (match[2] or "").split(",") if number.strip()]
         if not all(map(math.isfinite, numbers)):
             raise ValueError("numbers are finite")
-        return row.make(image_size, *numbers), row.resizes
+        return make(image_size, *numbers), make is _resized_crop
     except (TypeError, ValueError) as error:
-        takes = ", ".join(list(inspect.signature(row.make).parameters)[1:]) or "no number"
+        takes = ", ".join(list(inspect.signature(make).parameters)[1:]) or "no number"
         raise ValueError(f"augmentation {text!r}: {match[1]} takes {takes} ({error})") from error

@@ -6,7 +6,7 @@ published (`cifar10-c:DIR`, see `cifar_c.py`) are the reference; computed images
 returns depends on seed, image, kind and severity.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +20,9 @@ SIDES = (32, 224)
 _STORED = 85  # JPEG quality, in which ImageNet-C's images are kept
 
 
-class _Kind(NamedTuple):
-    """What a kind does, and its settings of each severity at 32 and at 224 pixels."""
+class _Settings(NamedTuple):
+    """Numbers for the function of `distortions`, of each severity at 32 and at 224 pixels."""
 
-    apply: Callable[..., np.ndarray]
     small: Sequence[Any]
     large: Sequence[Any]
 
@@ -32,36 +31,27 @@ def _pixels(side: int, *rows: tuple[float, float, float]) -> list[tuple[float, f
     return [(side * a, side * b, side * c) for a, b, c in rows]
 
 
-KINDS = {
-    "gaussian_noise": _Kind(
-        distortions.gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)
-    ),
-    "shot_noise": _Kind(distortions.shot_noise, (500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
-    "impulse_noise": _Kind(
-        distortions.impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27)
-    ),
-    "defocus_blur": _Kind(
-        distortions.defocus_blur,
+KINDS = {  # function of `distortions` -> its settings
+    "gaussian_noise": _Settings((0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)),
+    "shot_noise": _Settings((500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
+    "impulse_noise": _Settings((0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27)),
+    "defocus_blur": _Settings(
         ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
         ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
     ),
-    "glass_blur": _Kind(
-        distortions.glass_blur,
+    "glass_blur": _Settings(
         ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
         ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
     ),
-    "motion_blur": _Kind(
-        distortions.motion_blur,
+    "motion_blur": _Settings(
         ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
         ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
     ),
-    "zoom_blur": _Kind(
-        distortions.zoom_blur,
+    "zoom_blur": _Settings(
         ((0.01, 7), (0.01, 12), (0.01, 16), (0.01, 21), (0.01, 26)),
         ((0.01, 12), (0.01, 16), (0.02, 11), (0.02, 13), (0.03, 11)),
     ),
-    "snow": _Kind(
-        distortions.snow,
+    "snow": _Settings(
         (
             (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
             (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
@@ -77,24 +67,17 @@ KINDS = {
             (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
         ),
     ),
-    "frost": _Kind(
-        distortions.frost,
+    "frost": _Settings(
         ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
         ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
     ),
-    "fog": _Kind(
-        distortions.fog,
+    "fog": _Settings(
         ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
         ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
     ),
-    "brightness": _Kind(
-        distortions.brightness, (0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5)
-    ),
-    "contrast": _Kind(
-        distortions.contrast, (0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)
-    ),
-    "elastic_transform": _Kind(
-        distortions.elastic_transform,
+    "brightness": _Settings((0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "contrast": _Settings((0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)),
+    "elastic_transform": _Settings(
         _pixels(
             32,
             (0, 0, 0.08),
@@ -112,12 +95,8 @@ KINDS = {
             (0.12, 0.01, 0.02),
         ),
     ),
-    "pixelate": _Kind(
-        distortions.pixelate, (0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)
-    ),
-    "jpeg_compression": _Kind(
-        distortions.jpeg_compression, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7)
-    ),
+    "pixelate": _Settings((0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)),
+    "jpeg_compression": _Settings((80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
 }
 
 
@@ -143,36 +122,28 @@ def chosen(text: str) -> list[Corruption]:
                 f"there is no severity {severity!r} of {kind}; write {kind}-1 to {kind}-5, or "
                 f"{kind} for all five"
             )
-        kinds = list(KINDS) if kind == "all" else [kind]
-        found += [
-            Corruption(each, number)
-            for each in kinds
-            for number in ([int(severity)] if hyphen else SEVERITIES)
-        ]
+        for each in KINDS if kind == "all" else [kind]:
+            severities = [int(severity)] if hyphen else SEVERITIES
+            found += [Corruption(each, number) for number in severities]
     if twice := [each for each in found if found.count(each) > 1]:
         raise DataError(f"{text} has {twice[0]} twice; name it once")
     return sorted(found, key=lambda each: (list(KINDS).index(each.kind), each.severity))
 
 
 def corrupt(
-    image: np.ndarray,
-    corruption: Corruption,
-    rng: Any,
-    *,
-    photographs: Sequence[np.ndarray] = (),
+    image: np.ndarray, corruption: Corruption, rng: Any, *, photographs: Sequence[np.ndarray] = ()
 ) -> np.ndarray:
     """Corrupt uint8[S,S,3], S 32 or 224, as the data set of its size has it: at 224 it was a JPEG.
 
     `rng` are the `draws` of an image; only frost reads `photographs`.
     """
-    kind = KINDS[corruption.kind]
-    settings = (kind.small if len(image) == SIDES[0] else kind.large)[corruption.severity - 1]
+    is_small, kind = len(image) == SIDES[0], KINDS[corruption.kind]
+    settings = (kind.small if is_small else kind.large)[corruption.severity - 1]
     settings = settings if isinstance(settings, tuple) else (settings,)
     more = {"photographs": photographs} if corruption.kind == "frost" else {}
-    changed = np.clip(kind.apply(image, rng, *settings, **more), 0, 255).astype(np.uint8)
-    return (
-        changed if len(image) == SIDES[0] else distortions.jpeg_compression(changed, rng, _STORED)
-    )
+    changed = getattr(distortions, corruption.kind)(image, rng, *settings, **more)
+    pixels = np.clip(changed, 0, 255).astype(np.uint8)
+    return pixels if is_small else distortions.jpeg_compression(pixels, rng, _STORED)
 
 
 def draws(seed: int, corruption: Corruption, image: int) -> np.random.Generator:

@@ -42,7 +42,6 @@ def impulse_noise(image: np.ndarray, rng: Any, amount: float) -> np.ndarray:
 
 def defocus_blur(image: np.ndarray, rng: Any, radius: float, alias: float) -> np.ndarray:
     """Return the image under a disk, whose own edge is blurred by `alias`."""
-    del rng
     kernel = disk(radius, alias)
     reach = len(kernel) // 2
     while reach and not kernel[[0, -1]].any():  # a border of zeros
@@ -111,9 +110,8 @@ def _moved(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.nda
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
     radians = np.deg2rad(angle)
-    right, down = (
-        np.ceil(steps * way - 0.5).astype(int) for way in (np.cos(radians), np.sin(radians))
-    )
+    ways = (np.cos(radians), np.sin(radians))
+    right, down = (np.ceil(steps * way - 0.5).astype(int) for way in ways)
     places, blurred = np.arange(len(image)), np.zeros(image.shape)
     for weight, dx, dy in zip(weights, right, down, strict=True):
         rows, columns = (np.clip(places + d, 0, len(image) - 1) for d in (dy, dx))
@@ -123,7 +121,6 @@ def _moved(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.nda
 
 def zoom_blur(image: np.ndarray, rng: Any, step: float, zooms: int) -> np.ndarray:
     """Return the mean of the image and of that many zooms of it, from 1 in such steps."""
-    del rng
     x = (image / 255).astype(np.float32)
     total = x.astype(np.float64)
     for number in range(zooms):  # as np.arange rounds: 26 * 1.25 is a tie when its side is rounded
@@ -221,7 +218,6 @@ def plasma(side: int, decay: float, rng: Any) -> np.ndarray:
 
 def brightness(image: np.ndarray, rng: Any, amount: float) -> np.ndarray:
     """Return the image with more value, in the sense of HSV: hue and saturation stay."""
-    del rng
     x = image / 255
     value = x.max(-1, keepdims=True)
     brighter = np.minimum(value + amount, 1)
@@ -230,7 +226,6 @@ def brightness(image: np.ndarray, rng: Any, amount: float) -> np.ndarray:
 
 def contrast(image: np.ndarray, rng: Any, share: float) -> np.ndarray:
     """Return the image with a share of its distance from the mean of each channel."""
-    del rng
     x = image / 255
     mean = x.mean((0, 1), keepdims=True)
     return 255 * np.clip((x - mean) * share + mean, 0, 1)
@@ -256,16 +251,13 @@ def elastic_transform(
     warped = _sampled((image / 255).astype(np.float32), at_y, at_x, "mirror")
     width = int(3 * sigma + 0.5)
     smooth = _matrix(side, _gaussian(sigma, width), "symmetric")
-    dx, dy = (
-        (alpha * (smooth @ rng.uniform(-1, 1, (side, side)) @ smooth.T)).astype(np.float32)
-        for _ in range(2)
-    )
+    noises = (rng.uniform(-1, 1, (side, side)) for _ in range(2))
+    dx, dy = ((alpha * (smooth @ u @ smooth.T)).astype(np.float32) for u in noises)
     return 255 * _sampled(warped, y + dy, x + dx, "reflect")
 
 
 def pixelate(image: np.ndarray, rng: Any, share: float) -> np.ndarray:
     """Return the image after it was reduced to such a share of its side, and enlarged again."""
-    del rng
     side = len(image)
     small = Image.fromarray(image).resize((int(side * share),) * 2, Image.Resampling.BOX)
     return np.asarray(small.resize((side, side), Image.Resampling.BOX))
@@ -273,7 +265,6 @@ def pixelate(image: np.ndarray, rng: Any, share: float) -> np.ndarray:
 
 def jpeg_compression(image: np.ndarray, rng: Any, quality: int) -> np.ndarray:
     """Return the image after it was a JPEG of that quality."""
-    del rng
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file))
@@ -329,9 +320,8 @@ def _matrix(side: int, weights: tuple[float, ...], border: str) -> np.ndarray:
 
 def _correlated(padded: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Return the correlation of padded f64[H,W,C] with a kernel, where it fits."""
-    height, width = (
-        have - need + 1 for have, need in zip(padded.shape[:2], kernel.shape, strict=True)
-    )
+    sides = zip(padded.shape[:2], kernel.shape, strict=True)
+    height, width = (have - need + 1 for have, need in sides)
     spectrum = np.fft.rfft2(padded, axes=(0, 1))
     turned = np.fft.rfft2(kernel[::-1, ::-1], padded.shape[:2])[..., None]
     product = np.fft.irfft2(spectrum * turned, padded.shape[:2], axes=(0, 1))

@@ -7,7 +7,7 @@ tests/data/transforms/test_augmentations.py against timm and torchvision.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -23,28 +23,6 @@ class Canvas(NamedTuple):
 
 
 Change = Callable[[Image.Image, float, Canvas], Image.Image]
-
-
-class Row(NamedTuple):
-    """A change, and its number from how strong it is to be."""
-
-    change: Change
-    number: Callable[..., float]
-
-
-Plan = list[tuple[str, float]]
-
-
-def make(plan: Plan, image: Image.Image, rows: Mapping[str, Row], canvas: Canvas) -> Image.Image:
-    """Return the image after the plan's changes, (name in `rows`, number), one after the other."""
-    for name, number in plan:
-        image = rows[name].change(image, number, canvas)
-    return image
-
-
-def no_number(*_: float) -> float:
-    """Return 0, for changes that need no number."""
-    return 0
 
 
 def _fill(image: Image.Image, canvas: Canvas) -> float | tuple[float, ...]:
@@ -102,8 +80,7 @@ sharpness = functools.partial(_enhanced, ImageEnhance.Sharpness)
 
 def posterize(image: Image.Image, bits: float, _: Canvas | None = None) -> Image.Image:
     """Return the highest `bits` of 8 kept; 0 is black, which Pillow's own posterize may refuse."""
-    mask = 0xFF00 >> int(bits) & 0xFF
-    return _look_up(image, [value & mask for value in range(256)])
+    return _look_up(image, [v & (0xFF00 >> int(bits)) for v in range(256)])
 
 
 def solarize(image: Image.Image, threshold: float, _: Canvas | None = None) -> Image.Image:
@@ -124,8 +101,7 @@ def hue(image: Image.Image, turns: float, _: Canvas | None = None) -> Image.Imag
     """Return colours moved around the circle of 8-bit hues, by int(255 turns) of 256."""
     if image.mode == "L":
         return image
-    shift = int(255 * turns)
-    table = [(value + shift) % 256 for value in range(256)]
+    table = [(value + int(255 * turns)) % 256 for value in range(256)]
     return image.convert("HSV").point(table + 2 * list(range(256))).convert("RGB")
 
 

@@ -21,7 +21,7 @@ _RADIUS = 2  # of BICUBIC, in pixels of the smaller image; BILINEAR's is 1
 
 
 def resize_crop(
-    image: np.ndarray, *, resize: int | None, crop: int | None, resample: int = BICUBIC
+    image: np.ndarray, *, resize: int | None, crop: int | None, resample: Image.Resampling = BICUBIC
 ) -> np.ndarray:
     """Return the image with its short side resized to `resize`, then its central `crop` x `crop`
     pixels.
@@ -42,12 +42,12 @@ def resize_crop(
         rows, columns = (far, resize) if width <= height else (resize, far)
         if crop is not None and crop <= resize and _along_rows_first(image, rows, columns):
             return _resized_center(image, rows, columns, crop, resample)
-        image = to_array(resample_to(to_pil(image), (columns, rows), resample))
+        image = to_array(to_pil(image).resize((columns, rows), resample))
     return image if crop is None else _center_crop(image, crop)
 
 
 def _resized_center(
-    image: np.ndarray, rows: int, columns: int, crop: int, resample: int
+    image: np.ndarray, rows: int, columns: int, crop: int, resample: Image.Resampling
 ) -> np.ndarray:
     """Resize to (rows, columns) and crop the centre, of only the rows that the crop depends on.
 
@@ -61,16 +61,16 @@ def _resized_center(
     strip = to_pil(image[first:last])
     if _exact(width, columns):
         box = (left * width / columns, 0, (left + crop) * width / columns, last - first)
-        strip = strip.resize((crop, last - first), resample, box)  # type: ignore[arg-type]
+        strip = strip.resize((crop, last - first), resample, box)
     else:
-        strip = resample_to(strip, (columns, last - first), resample)
+        strip = strip.resize((columns, last - first), resample)
         strip = strip.crop((left, 0, left + crop, last - first))
     if _exact(height, rows):
         box = (0, top * height / rows - first, crop, (top + crop) * height / rows - first)
-        return to_array(strip.resize((crop, crop), resample, box))  # type: ignore[arg-type]
+        return to_array(strip.resize((crop, crop), resample, box))
     whole = Image.new(strip.mode, (crop, height))
     whole.paste(strip, (0, first))
-    return to_array(resample_to(whole, (crop, rows), resample))[top : top + crop]
+    return to_array(whole.resize((crop, rows), resample))[top : top + crop]
 
 
 def _along_rows_first(image: np.ndarray, rows: int, columns: int) -> bool:
@@ -92,19 +92,13 @@ def _exact(size: int, resized: int) -> bool:
     return under & (under - 1) == 0 and size * under <= 2**24
 
 
-def squash(image: np.ndarray, *, size: int, resample: int = BILINEAR) -> np.ndarray:
-    """Return the image resized to `uint8[size,size,C]` without keeping its aspect."""
-    return to_array(resample_to(to_pil(image), (size, size), resample))
-
-
 def _center_crop(image: np.ndarray, crop: int) -> np.ndarray:
     height, width = image.shape[:2]
     if height < crop or width < crop:
         below, beside = max(0, crop - height), max(0, crop - width)
         padding = ((below // 2, below - below // 2), (beside // 2, beside - beside // 2), (0, 0))
         image = np.pad(image, padding)
-        height, width = image.shape[:2]
-    top, left = _offset(height, crop), _offset(width, crop)
+    top, left = (_offset(side, crop) for side in image.shape[:2])
     return image[top : top + crop, left : left + crop]
 
 
@@ -119,7 +113,7 @@ EVALUATION: dict[str, Transform] = {
     "none": lambda image: image,
     "Res256Crop224": functools.partial(resize_crop, resize=256, crop=224, resample=BILINEAR),
     "BicubicRes256Crop224": functools.partial(resize_crop, resize=256, crop=224),
-    "Res224": functools.partial(squash, size=224),
+    "Res224": lambda image: to_array(to_pil(image).resize((224, 224), BILINEAR)),
     "Crop288": functools.partial(resize_crop, resize=None, crop=288),
 }
 _OTHER_NAMES = {
@@ -230,23 +224,14 @@ def to_pil(image: np.ndarray) -> Image.Image:
         and pixels.strides == image.strides
         and image.size
     ):
-        start = _address(image) - _address(pixels)
+        start = image.ctypes.data - pixels.ctypes.data
         if start % 4 == 0:
             rest, size = pixels.reshape(-1)[start:], (image.shape[1], image.shape[0])
             return Image.frombytes("RGB", size, rest, "raw", "RGBX", image.strides[0], 1)
     return Image.fromarray(image)
 
 
-def _address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
-
-
 def to_array(image: Image.Image) -> np.ndarray:
     """Return the uint8[H,W,C] of a PIL image of mode L or RGB, read-only."""
     array = np.asarray(image)
     return array if array.ndim == 3 else array[:, :, None]
-
-
-def resample_to(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
-    """Return the image resized to (width, height), antialiased."""
-    return image.resize(size, resample)  # type: ignore[arg-type]

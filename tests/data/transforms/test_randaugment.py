@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
-from jaxrobust.data.transforms import autoaugment, randaugment
+from jaxrobust.data.transforms import policies
 from jaxrobust.data.transforms.operations import Canvas
 from tests.support.images import pattern, photographs, torchvision
 
@@ -61,10 +61,10 @@ def same_frequencies(test, ours, theirs, floor=1e-3):
 
 
 class RandAugmentOpTest(parameterized.TestCase):
-    @parameterized.parameters(*randaugment.RANDAUGMENT)
+    @parameterized.parameters(*policies.RANDAUGMENT)
     def test_bytes_of_timm(self, name):
         module, theirs = timm_randaugment(self)
-        row = randaugment.RANDAUGMENT[name]
+        row = policies.RANDAUGMENT[name]
         (op,) = [op for op in theirs.ops if op.name == _THEIR_NAMES.get(name, name)]
         op.prob, op.magnitude_std = 1, 0
         canvas = Canvas(BICUBIC, fill=0)
@@ -87,7 +87,7 @@ class RandAugmentOpTest(parameterized.TestCase):
         module, theirs = timm_randaugment(self, mean=(128 / 255,) * 3)
         (op,) = [op for op in theirs.ops if op.name == _THEIR_NAMES.get(name, name)]
         op.prob, op.magnitude_std = 1, 0
-        row = randaugment.RANDAUGMENT[name]
+        row = policies.RANDAUGMENT[name]
         image = pictures([(224, 224)])[0]
         with mock.patch.object(module, "_randomly_negate", lambda v: v):
             expected = op(image)
@@ -96,7 +96,7 @@ class RandAugmentOpTest(parameterized.TestCase):
 
     def test_ops_are_those_of_timm(self):
         _, theirs = timm_randaugment(self)
-        names = [_THEIR_NAMES.get(name, name) for name in randaugment.RANDAUGMENT]
+        names = [_THEIR_NAMES.get(name, name) for name in policies.RANDAUGMENT]
         self.assertEqual(names, [op.name for op in theirs.ops])
 
 
@@ -119,8 +119,7 @@ class RandAugmentDrawTest(absltest.TestCase):
             expected.append(tuple(happened))
         rng = np.random.default_rng(0)
         ours = [
-            tuple(randaugment.draw_randaugment(rng, magnitude=9, std=0.5, ops=2))
-            for _ in range(count)
+            tuple(policies.draw_randaugment(rng, magnitude=9, std=0.5, ops=2)) for _ in range(count)
         ]
 
         same_frequencies(self, [len(plan) for plan in ours], [len(plan) for plan in expected])
@@ -154,7 +153,7 @@ class RandAugmentDrawTest(absltest.TestCase):
 
     def test_strength_and_count_follow_the_arguments(self):
         rng = np.random.default_rng(1)
-        plans = [randaugment.draw_randaugment(rng, magnitude=3, std=0, ops=5) for _ in range(2000)]
+        plans = [policies.draw_randaugment(rng, magnitude=3, std=0, ops=5) for _ in range(2000)]
         rotations = {abs(n) for plan in plans for name, n in plan if name == "Rotate"}
         np.testing.assert_allclose(list(rotations), [9])
         self.assertEqual(max(map(len, plans)), 5)
@@ -163,10 +162,10 @@ class RandAugmentDrawTest(absltest.TestCase):
 
 class RandAugmentTest(parameterized.TestCase):
     @parameterized.parameters(
-        (randaugment.randaugment, 1),
-        (randaugment.randaugment, 3),
-        (autoaugment.autoaugment, 1),
-        (autoaugment.autoaugment, 3),
+        (policies.randaugment, 1),
+        (policies.randaugment, 3),
+        (policies.autoaugment, 1),
+        (policies.autoaugment, 3),
     )
     def test_keeps_type_and_input_and_repeats(self, op, channels):
         array = pattern(24, 30, channels)
@@ -185,14 +184,14 @@ class RandAugmentTest(parameterized.TestCase):
     def test_the_plan_is_what_happens(self):
         image = Image.fromarray(pattern(24, 30))
         for seed in range(20):
-            plan = randaugment.draw_randaugment(
+            plan = policies.draw_randaugment(
                 np.random.default_rng(seed), magnitude=9, std=0.5, ops=2
             )
             changed = image
             for name, number in plan:
-                row = randaugment.RANDAUGMENT[name]
+                row = policies.RANDAUGMENT[name]
                 changed = row.change(changed, number, Canvas(BICUBIC, 0))
-            ours = randaugment.randaugment(image, np.random.default_rng(seed))
+            ours = policies.randaugment(image, np.random.default_rng(seed))
             np.testing.assert_array_equal(ours, changed)
 
 
@@ -209,12 +208,12 @@ class AutoAugmentTest(parameterized.TestCase):
         expected = tuple(
             tuple((op, p, level or 0) for op, p, level in pair) for pair in theirs.policies
         )
-        self.assertEqual(autoaugment.POLICIES[name], expected)
+        self.assertEqual(policies.POLICIES[name], expected)
 
-    @parameterized.parameters(*autoaugment.TORCHVISION)
+    @parameterized.parameters(*policies.TORCHVISION)
     def test_bytes_of_torchvision(self, name):
         _, module, theirs = self.policy("cifar10")
-        row = autoaugment.TORCHVISION[name]
+        row = policies.TORCHVISION[name]
         for image in pictures([(32, 32), (32, 32), (224, 224), (50, 331)]):
             values, signed = theirs._augmentation_space(10, image.size[::-1])[name]
             side = image.width if name == "TranslateX" else image.height
@@ -266,8 +265,8 @@ class AutoAugmentTest(parameterized.TestCase):
             }
             for name, enhancer in enhancers.items():
                 expected[name] = enhancer(image).enhance(1 + sign * np.linspace(0, 0.9, 10)[level])
-            self.assertEqual(expected.keys(), autoaugment.ROBUSTART.keys())
-            for name, row in autoaugment.ROBUSTART.items():
+            self.assertEqual(expected.keys(), policies.ROBUSTART.keys())
+            for name, row in policies.ROBUSTART.items():
                 side = width if name == "TranslateX" else height
                 ours = row.change(image, row.number(sign, level, side), Canvas(NEAREST, fill=128))
                 np.testing.assert_array_equal(ours, expected[name], f"{name} {level} {sign}")
@@ -277,10 +276,10 @@ class AutoAugmentTest(parameterized.TestCase):
         differ = set()
         for name, policy in itertools.product(("cifar10", "imagenet"), range(300)):
             plans = [
-                autoaugment.draw_autoaugment(
+                policies.draw_autoaugment(
                     np.random.default_rng(policy), policy=name, height=32, width=32, rows=rows
                 )
-                for rows in (autoaugment.TORCHVISION, autoaugment.ROBUSTART)
+                for rows in (policies.TORCHVISION, policies.ROBUSTART)
             ]
             for (op, theirs), (same, ours) in zip(*plans, strict=True):
                 self.assertEqual(op, same)
@@ -295,7 +294,7 @@ class AutoAugmentTest(parameterized.TestCase):
             canvas = Canvas(NEAREST, 128)
             theirs, ours = (
                 np.asarray(rows[name].change(image, number, canvas))
-                for rows in (autoaugment.TORCHVISION, autoaugment.ROBUSTART)
+                for rows in (policies.TORCHVISION, policies.ROBUSTART)
             )
             self.assertTrue((theirs != ours).any())
 
@@ -321,7 +320,7 @@ class AutoAugmentTest(parameterized.TestCase):
                 expected.append(tuple(happened))
         rng = np.random.default_rng(0)
         ours = [
-            tuple(autoaugment.draw_autoaugment(rng, policy=name, height=32, width=32))
+            tuple(policies.draw_autoaugment(rng, policy=name, height=32, width=32))
             for _ in range(5000)
         ]
         same_frequencies(

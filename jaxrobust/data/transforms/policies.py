@@ -1,14 +1,103 @@
-"""AutoAugment as torchvision has it, and as RobustART: a plan of changes is drawn, then made."""
+"""RandAugment as timm has it, AutoAugment as torchvision and RobustART: drawn, then made."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from jaxrobust.data.transforms import operations
-from jaxrobust.data.transforms.operations import Canvas, Change, Plan, Row, make, no_number
+from jaxrobust.data.transforms.operations import Canvas, Change
+
+
+class Row(NamedTuple):
+    """A change, and its number from how strong it is to be."""
+
+    change: Change
+    number: Callable[..., float]
+
+
+Plan = list[tuple[str, float]]
+
+
+def _made(plan: Plan, image: Image.Image, rows: Mapping[str, Row], canvas: Canvas) -> Image.Image:
+    """Return the image after the plan's changes, (name in `rows`, number), one after the other."""
+    for name, number in plan:
+        image = rows[name].change(image, number, canvas)
+    return image
+
+
+def _no_number(*_: float) -> float:
+    return 0
+
+
+def _factor(strength: float) -> float:
+    return max(0.1, 1 + 0.9 * strength)
+
+
+# timm's set `rand-...-inc1`: numbers from a signed strength in [-1, 1], its magnitude over 10.
+RANDAUGMENT = {
+    "AutoContrast": Row(operations.auto_contrast, _no_number),
+    "Equalize": Row(operations.equalize, _no_number),
+    "Invert": Row(operations.invert, _no_number),
+    "Rotate": Row(operations.rotate, lambda strength: strength * 30),
+    "Posterize": Row(operations.posterize, lambda strength: 4 - int(abs(strength) * 4)),
+    "Solarize": Row(operations.solarize, lambda strength: 256 - int(abs(strength) * 256)),
+    "SolarizeAdd": Row(operations.solarize_add, lambda strength: int(abs(strength) * 110)),
+    "Color": Row(operations.saturation, _factor),
+    "Contrast": Row(operations.contrast, _factor),
+    "Brightness": Row(operations.brightness, _factor),
+    "Sharpness": Row(operations.sharpness, _factor),
+    "ShearX": Row(operations.shear_x, lambda strength: strength * 0.3),
+    "ShearY": Row(operations.shear_y, lambda strength: strength * 0.3),
+    # Shares of the image's own side.
+    "TranslateX": Row(
+        lambda image, share, canvas: operations.translate_x(image, share * image.width, canvas),
+        lambda strength: strength * 0.45,
+    ),
+    "TranslateY": Row(
+        lambda image, share, canvas: operations.translate_y(image, share * image.height, canvas),
+        lambda strength: strength * 0.45,
+    ),
+}
+_NAMES = tuple(RANDAUGMENT)
+
+
+def randaugment(
+    image: Image.Image,
+    rng: np.random.Generator,
+    *,
+    magnitude: float = 9.0,
+    std: float = 0.5,
+    ops: int = 2,
+    fill: int = 0,
+) -> Image.Image:
+    """Return the image after `ops` of 15 changes, each of which happens with probability one half.
+
+    Args:
+      image: RGB or grey; on grey images changes of colour do nothing.
+      rng: draws changes, with replacement, and their strengths.
+      magnitude: mean strength, 0 to 10; at 10 or more, images may become black or inverted.
+      std: of the strength, which is clipped to [0, 10].
+      ops: how many changes.
+      fill: grey value that moved images leave behind.
+    Source: Cubuk et al. 2020 as timm 1.0.9's `rand-m9-mstd0.5-inc1` with mean 0; parity:
+      tests/data/transforms/test_randaugment.py.
+    """
+    plan = draw_randaugment(rng, magnitude=magnitude, std=std, ops=ops)
+    return _made(plan, image, RANDAUGMENT, Canvas(Image.Resampling.BICUBIC, fill))
+
+
+def draw_randaugment(rng: np.random.Generator, *, magnitude: float, std: float, ops: int) -> Plan:
+    """Return the changes that happen to one image, in their order."""
+    plan = []
+    for index in rng.integers(0, len(_NAMES), size=ops).tolist():
+        if rng.random() < 0.5:
+            strength = min(max(rng.normal(magnitude, std), 0.0), 10.0) / 10
+            strength = -strength if rng.random() < 0.5 else strength
+            plan.append((_NAMES[index], RANDAUGMENT[_NAMES[index]].number(strength)))
+    return plan
 
 
 def _bins(first: float, last: float) -> tuple[float, ...]:
@@ -38,9 +127,9 @@ _blend = functools.partial(_signed, _bins(0, 0.9), 1)
 _shear = functools.partial(_signed, _bins(0, 0.3), 0)
 # torchvision's: numbers from (sign, level 0 to 9, pixels of the side).
 TORCHVISION = {
-    "AutoContrast": Row(operations.auto_contrast, no_number),
-    "Equalize": Row(operations.equalize, no_number),
-    "Invert": Row(operations.invert, no_number),
+    "AutoContrast": Row(operations.auto_contrast, _no_number),
+    "Equalize": Row(operations.equalize, _no_number),
+    "Invert": Row(operations.invert, _no_number),
     "Rotate": Row(operations.rotate, functools.partial(_signed, _bins(0, 30), 0)),
     "Posterize": Row(
         operations.posterize, functools.partial(_picked, [8 - round(i * 4 / 9) for i in _LEVELS])
@@ -144,20 +233,10 @@ Equalize 8 0, Equalize 6 0
 """
 
 
-class Step(NamedTuple):
-    """A change of a sub-policy."""
-
-    name: str
-    probability: float
-    level: int
-
-
-def _policy(text: str) -> tuple[tuple[Step, ...], ...]:
-    def step(words: str) -> Step:
-        name, tenths, level = words.split()
-        return Step(name, int(tenths) / 10, int(level))
-
-    return tuple(tuple(map(step, line.split(","))) for line in text.strip().splitlines())
+def _policy(text: str) -> tuple[tuple[tuple[str, float, int], ...], ...]:
+    """Read pairs of (name, probability, level)."""
+    lines = ([words.split() for words in line.split(",")] for line in text.strip().splitlines())
+    return tuple(tuple((n, int(tenths) / 10, int(k)) for n, tenths, k in line) for line in lines)
 
 
 POLICIES = {"cifar10": _policy(_CIFAR10), "imagenet": _policy(_IMAGENET)}
@@ -179,7 +258,7 @@ def autoaugment(
     """
     sides = {"height": image.height, "width": image.width}
     plan = draw_autoaugment(rng, policy=policy, rows=rows, **sides)
-    return make(plan, image, rows, Canvas(Image.Resampling.NEAREST, fill))
+    return _made(plan, image, rows, Canvas(Image.Resampling.NEAREST, fill))
 
 
 def draw_autoaugment(
