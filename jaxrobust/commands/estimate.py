@@ -75,5 +75,5 @@ if __name__ == "__main__":
     from jaxrobust.runtime.processes.launch import keep_large_buffers, use_every_core
 
     keep_large_buffers()
-    use_every_core()  # as the AutoAttack does; training takes the first device alone
+    use_every_core()  # as AutoAttack and, where it can, training do
     main()

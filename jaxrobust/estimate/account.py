@@ -104,7 +104,9 @@ def _phase(
     with patience.of(f"{part.name}: counting its operations"):
         flops = build.flops_per_image(config, part.name)
     if target.here:
-        devices = jax.devices(target.name)[: target.chips]
+        devices = jax.devices(target.name)
+        if target.name == "cpu" and build.one_device(config, len(devices)):
+            devices = devices[:1]
         with patience.lasting(f"{part.name}: compiling and measuring what it runs"):
             once = here.measured(part, devices, seconds=seconds)
     else:

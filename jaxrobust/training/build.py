@@ -160,7 +160,7 @@ def phase(
         attack=training_attack(config, p.objective),
         objective=_objective(p, config.attack),
         attack_train=config.attack.statistics == "batch",
-        **({"ready": rewriting.ready} if mesh.devices.flat[0].platform == "cpu" else {}),
+        ready=rewriting.ready if mesh.devices.flat[0].platform == "cpu" else step.as_it_is,
     )
     of_device = partial(
         step.of_device,

@@ -128,8 +128,8 @@ def _frames(text: str) -> dict[int, Frame]:
         return {int(n): row for n, *row in re.findall(pattern, rows[1] if rows else "")}
 
     files, functions = (table(name, r'(\d+) "(.*)"') for name in ("FileNames", "FunctionNames"))
-    number = r".*file_name_id=(\d+) function_name_id=(\d+) line=(\d+)"
-    places = table("FileLocations", r"(\d+) \{" + number)
+    place_of = r".*file_name_id=(\d+) function_name_id=(\d+) line=(\d+)"
+    places = table("FileLocations", r"(\d+) \{" + place_of)
     calls = table("StackFrames", r"(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?")
     # The text counts parents from one, as if "none" were a call: the first call has itself.
     first = int(calls[1][1] or 0) if 1 in calls else 0

@@ -5,7 +5,7 @@ calls of ours. The compiler leaves both out of copies, which belong to what firs
 """
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -51,15 +51,15 @@ class Heavy(NamedTuple):
     part: str
     kind: str
     line: str  # FILE:LINE FUNCTION, or the instruction's name where the compiler does not say
-    count: int  # of instructions
+    instructions: int
     bytes: float
     cycles: float
 
 
 def shares(module: Module) -> list[Share]:
     """Add up bytes and cycles by part and kind, the most cycles first."""
-    bytes_: Counter[tuple[str, str]] = Counter()
-    cycles: Counter[tuple[str, str]] = Counter()
+    bytes_: defaultdict[tuple[str, str], float] = defaultdict(float)
+    cycles: defaultdict[tuple[str, str], float] = defaultdict(float)
     for heavy in _all(module):
         bytes_[heavy.part, heavy.kind] += heavy.bytes
         cycles[heavy.part, heavy.kind] += heavy.cycles
@@ -72,8 +72,8 @@ def heaviest(module: Module, count: int = 20) -> list[Heavy]:
     rows: dict[tuple[str, str, str], Heavy] = {}
     for one in _all(module):
         row = rows.get(one[:3], Heavy(*one[:3], 0, 0, 0))
-        more = {"count": row.count + 1, "bytes": row.bytes + one.bytes}
-        rows[one[:3]] = row._replace(**more, cycles=row.cycles + one.cycles)
+        sums = row.instructions + 1, row.bytes + one.bytes, row.cycles + one.cycles
+        rows[one[:3]] = Heavy(*one[:3], *sums)
     return sorted(rows.values(), key=lambda row: (-row.cycles, -row.bytes))[:count]
 
 
@@ -105,7 +105,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     for row in found["heaviest"]:
         yield (
             f"{row['cycles'] / 1e3:12,.0f} {row['bytes'] / 1e6:9,.1f}  {row['part']}, "
-            f"{row['kind']}: {row['line']} ({row['count']})"
+            f"{row['kind']}: {row['line']} ({row['instructions']})"
         )
 
 

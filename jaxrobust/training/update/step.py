@@ -15,6 +15,12 @@ from jaxrobust.training.update.mixing import BatchAugmentation
 from jaxrobust.types import Array, Attack, Batch, Classifier, Keys, LogitsFn, Params
 
 
+def as_it_is(network: LogitsFn, images: Array) -> LogitsFn:
+    """Return a network for the passes of an attack unchanged."""
+    del images
+    return network
+
+
 def gradients(
     params: Params,
     stats: Params,
@@ -26,7 +32,7 @@ def gradients(
     attack: Attack,
     objective: objectives.Objective,
     attack_train: bool,
-    ready: Callable[[LogitsFn, Array], LogitsFn] = lambda network, images: network,
+    ready: Callable[[LogitsFn, Array], LogitsFn] = as_it_is,
 ) -> tuple[Params, Params, dict[str, Array]]:
     """Maximise over the images, then differentiate the loss that the parameters minimise there.
 

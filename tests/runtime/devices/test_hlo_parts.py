@@ -120,7 +120,7 @@ class PartsTest(parameterized.TestCase):
         first, second = self.found["heaviest"][:2]
         self.assertEqual(first["line"], "models/families/vit.py:69 Mlp.__call__")
         self.assertEqual(
-            (first["part"], first["cycles"], first["count"]), ("attack forward", 500, 1)
+            (first["part"], first["cycles"], first["instructions"]), ("attack forward", 500, 1)
         )
         self.assertEqual((second["kind"], second["cycles"]), ("copy", 150))
 
