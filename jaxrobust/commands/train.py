@@ -55,8 +55,8 @@ def main(argv: list[str]) -> None:
             profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
             if pod is not None:
                 end.join(pod)
-            elif cores := launch.cores():
-                _use(cores)
+            else:
+                _use(launch.cores())
             training_run.run(_CONFIG.value, workdir, profile=profile, draw=pictures.of_phase)
     except stopping.Stopped as error:  # all hosts together
         stop(error, error.code)
@@ -75,17 +75,18 @@ def main(argv: list[str]) -> None:
         end(error, 1)
 
 
-def _use(cores: int) -> None:
-    """Train on a CPU device for each core, or say why not."""
+def _use(cores: int | None) -> None:
+    """Train on a CPU device for each core, or say why not; None: on as many as JAX was told."""
     import jax
 
     from jaxrobust.runtime.text.progress import say
     from jaxrobust.training import build
 
-    reason = build.one_device(_CONFIG.value, cores)
-    if reason is None:
+    launch.patient_collectives()
+    reason = cores and build.one_device(_CONFIG.value, cores)
+    if cores and not reason:
         jax.config.update("jax_num_cpu_devices", cores)
-    elif cores > 1 and jax.default_backend() == "cpu":
+    elif cores and cores > 1 and jax.default_backend() == "cpu":
         say(f"one CPU device for all {cores} cores, not one for each: {reason}")
 
 

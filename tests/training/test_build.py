@@ -213,15 +213,20 @@ class OneDeviceTest(parameterized.TestCase):
             config.data.augmentation = "heavy"
         self.assertRegex(build.one_device(config, cores), reason)
 
-    @parameterized.parameters((2, None, "update"), (2, "batch norms", "say"), (1, "never", None))
+    @parameterized.parameters(
+        (2, None, "update"), (2, "batch norms", "say"), (1, "never", None), (None, None, None)
+    )
     def test_the_command_says_so_or_uses_all(self, cores, reason, called):
         with (
             mock.patch.object(build, "one_device", return_value=reason),
             mock.patch.object(jax.config, "update") as update,
             mock.patch.object(progress, "say") as said,
+            mock.patch.dict(os.environ, XLA_FLAGS="--mine=1"),
         ):
             train._use(cores)
-        if called == "update":
+            self.assertRegex(os.environ["XLA_FLAGS"], r"terminate_timeout_seconds=3600 .*--mine=1$")
+        self.assertEqual(update.called, called == "update")
+        if update.called:
             update.assert_called_once_with("jax_num_cpu_devices", 2)
         self.assertEqual(said.called, called == "say")
         if said.called:

@@ -53,6 +53,16 @@ def use_every_core() -> None:
         os.environ["JAX_NUM_CPU_DEVICES"] = str(count)
 
 
+def patient_collectives() -> None:
+    """Let CPU devices wait for each other; to be called before JAX's first computation.
+
+    XLA ends a process of which a device waits for 40 s, as on a machine with much else to do.
+    """
+    hour = "--xla_cpu_collective_call_terminate_timeout_seconds=3600"
+    warning = "--xla_cpu_collective_call_warn_stuck_timeout_seconds=600"
+    os.environ["XLA_FLAGS"] = f"{hour} {warning} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+
 def without_tpu(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/devices")) -> bool:
     """Keep JAX from starting the TPU's library on a machine without a TPU, where each process
     would print five lines of its errors; return whether that was done.
