@@ -11,6 +11,10 @@ The first argument is a network of Table 2; the others, with their defaults firs
     augmentation=heavy|light|basic of the epochs against the attack; light: the 3-Aug of Table 16
     epochs=50|250|300, steps=2|1|3, attack=apgd|pgd
     weight_decay=0.05|0.5|0.005, label_smoothing=0.1|0.0|0.2 (Table 17), of these epochs too
+    batch=4096                     instead of the paper's, in all phases, for slices of 256 chips,
+                                   with the learning rate times the square root of the ratio (as
+                                   suits Adam: Malladi et al. 2022, arXiv 2205.10287): ours, not the
+                                   paper's, and not yet measured
     stem=...                       with start=clean (Tables 7 to 9): of convnext_t_cvst 7x7/4,
                                    7x7/4+3x3/1, 7x7/2+3x3/2, 5x5/2+3x3/2; of convnext_b_cvst C1; of
                                    vit_s_cvst C2, C3, C4, C5
@@ -85,6 +89,7 @@ tools/bench_step.py configs/revisiting_at.py:vit_s_cvst --topology v5e:4x4 --bat
 chip has measured it, nor wall time or accuracies of ours. The other networks are not yet compiled.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from jaxrobust.config import ArgumentError, base, read_arguments
@@ -138,6 +143,7 @@ ROWS = (
     "convnext_t,start=21k,epochs=300",
     "convnext_t_cvst,start=clean,stem=7x7/2+3x3/2",
     "convnext_t_cvst,epochs=300,steps=3",
+    "convnext_b_cvst,batch=4096",
     "iso_convnext_s_cvst",
     "vit_s_cvst,augmentation=light",
     "vit_m",
@@ -157,6 +163,7 @@ def get_config(arguments: str = ""):
         weight_decay=(0.05, 0.5, 0.005),
         label_smoothing=(None, 0.1, 0.0, 0.2),
         stem=(None, *dict.fromkeys(stem for _, stem in STEMS)),
+        batch=(None, 4096),
     )
     config = start_from(a["model"], a["start"] or default_start(a["model"]))
     network = NETWORKS[a["model"].removesuffix("_cvst")]
@@ -174,6 +181,10 @@ def get_config(arguments: str = ""):
     config.train.update(warmup_epochs=10 if a["epochs"] == 50 else 20)
     config.train.from_random = a["start"] == "random"  # as the paper's first rows
     config.evaluation.steps = network.selection_steps
+    if a["batch"]:
+        for part in (config.pretrain, config.train):
+            lr = part.lr * math.sqrt(a["batch"] / part.batch_size)
+            part.update(batch_size=a["batch"], lr=round(lr, 6))
     return config
 
 
