@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust.analysis.papers import markdown, tables, training
-from jaxrobust.config import completed, plain
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.resolved import completed, plain
 from jaxrobust.runtime.commandline.arguments import Arguments, load_config, stop
 from jaxrobust.weights.trained import runs
 from tools import refresh_configs

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks, models
-from jaxrobust.config import network_of
+from jaxrobust.config import AttackSection, Config, PhaseSection, network_of
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.models.interface import classifier
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime.devices import sharding
-from jaxrobust.sections import AttackSection, Config, PhaseSection
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
 from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.inner import training_attack

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.config import NetworkSpec, network_of, of_phase, plain
+from jaxrobust.config import Config, ModelSection, NetworkSpec, StartSection, network_of
+from jaxrobust.resolved import of_phase, plain
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.sections import Config, ModelSection, StartSection
 from jaxrobust.types import Weights
 from jaxrobust.weights import imports, reading
 from jaxrobust.weights.fetch import sources

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrobust import models
-from jaxrobust.config import VERSION, completed, of_phase, phases, plain
+from jaxrobust.config import VERSION, Config
 from jaxrobust.data.sources import registry
+from jaxrobust.resolved import completed, of_phase, phases, plain
 from jaxrobust.runtime.devices import compilation, hardware, sharding
 from jaxrobust.runtime.devices.profiling import Profile
 from jaxrobust.runtime.files import jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.progress import StopSignals, say
-from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import accuracies, loop, metrics, selection, splits, trackers, warnings
 from jaxrobust.training.run.phase import Run, last, note_resumption, scored

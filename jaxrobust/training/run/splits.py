@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrobust.config import Config, TestSection
 from jaxrobust.data import Damage, evaluation_transform
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import loading, pipeline, plan
@@ -14,7 +15,6 @@ from jaxrobust.evaluation.engine.accuracy import Images
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.sections import Config, TestSection
 from jaxrobust.training import build
 from jaxrobust.training.run.phase import Run
 from jaxrobust.types import Batch

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxrobust.sections import PhaseSection
+from jaxrobust.config import PhaseSection
 from jaxrobust.training.update import objectives
 from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.types import Array, Params

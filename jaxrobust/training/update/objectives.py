@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Float32
 
 from jaxrobust import attacks
+from jaxrobust.config import AttackSection
 from jaxrobust.models.kernels.primitives import widened
-from jaxrobust.sections import AttackSection
 from jaxrobust.types import (
     Array,
     Batch,

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.config import VERSION, NetworkSpec, Values, completed, network_of, of_phase
+from jaxrobust.config import VERSION, Config, NetworkSpec, network_of
 from jaxrobust.data.sources import registry
+from jaxrobust.resolved import Values, completed, of_phase
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
-from jaxrobust.sections import Config
 from jaxrobust.types import Weights
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
