@@ -55,12 +55,7 @@ def quiet_hub() -> Iterator[None]:
 
 
 def fetch(
-    url: str,
-    cache: str,
-    *,
-    sha256: str | None = None,
-    name: str | None = None,
-    tell: Tell = print,
+    url: str, cache: str, *, sha256: str | None = None, name: str | None = None, tell: Tell = print
 ) -> Path:
     """Return the file of a URL; what an interrupted download left is continued.
 

@@ -122,11 +122,7 @@ def of(what: str, *, here: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lasting(
-    what: str | Callable[[], str],
-    *,
-    last: str = "",
-    since: str = "so far",
-    here: bool = True,
+    what: str | Callable[[], str], *, last: str = "", since: str = "so far", here: bool = True
 ) -> Iterator[Wait]:
     """Print on stderr, if `here`, for how long what was announced is going on.
 

@@ -49,11 +49,7 @@ class Part(NamedTuple):
 
 
 def run(
-    config: Any,
-    workdir: Path,
-    *,
-    profile: Profile | None = None,
-    draw: trackers.Draw | None = None,
+    config: Any, workdir: Path, *, profile: Profile | None = None, draw: trackers.Draw | None = None
 ) -> None:
     """Train every phase of `config` that has epochs, then evaluate each on the test split.
 

@@ -24,11 +24,7 @@ def opened(config: Config, key: str) -> registry.Source:
     """Open a split of the config's data set, checked against its model."""
     data, model = config.data, config.model
     source = registry.open_source(
-        data.name,
-        data[key],
-        data_dir=data.dir,
-        classes=data.classes,
-        num_classes=model.num_classes,
+        data.name, data[key], data_dir=data.dir, classes=data.classes, num_classes=model.num_classes
     )
     if source.channels != model.in_channels:
         raise ValueError(

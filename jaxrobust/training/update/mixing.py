@@ -92,12 +92,7 @@ def erase(
 
 
 def _erased_box(
-    key: Array,
-    shape: Shape,
-    probability: float,
-    area: Range,
-    aspect: Range,
-    tries: int = 10,
+    key: Array, shape: Shape, probability: float, area: Range, aspect: Range, tries: int = 10
 ) -> tuple[Array, ...]:
     """Draw whether to erase, and the top, bottom, left and right of the first box that fits."""
     height, width, _ = shape

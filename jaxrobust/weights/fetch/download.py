@@ -64,11 +64,7 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
     def get(file: str) -> Path | None:
         try:
             path = huggingface_hub.hf_hub_download(
-                repository,
-                file,
-                revision=revision,
-                cache_dir=cache,
-                endpoint=endpoint,
+                repository, file, revision=revision, cache_dir=cache, endpoint=endpoint
             )
         except errors.LocalEntryNotFoundError as error:  # it did not ask, or got no answer
             known = huggingface_hub.try_to_load_from_cache(

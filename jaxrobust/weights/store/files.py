@@ -50,47 +50,21 @@ def artifact(path: Path, *, which: str | None = None, cast: bool = False) -> Art
         raise ValueError(f"{path}: unknown kind of file; give one of {', '.join(SUFFIXES)}")
     stored, arrays = Artifact({}), Arrays()
     for part in _parts(path):
-        stored = _read_cast(part, which) if cast else _reader(part)(part, which)
+        stored = _reader(part)(part, which, cast)
         if twice := arrays.keys() & stored.arrays.keys():
             raise ValueError(f"{part} holds {sorted(twice)[:3]} a second time")
-        arrays |= stored.arrays
+        arrays |= _single(part, stored.arrays) if cast else stored.arrays
     if not arrays:
         raise ValueError(f"{path} holds no arrays; get it again")
     return stored._replace(arrays=arrays)
 
 
-def _read_cast(path: Path, which: str | None) -> Artifact:
-    try:
-        stored = _reader(path)(path, which)
-    except ValueError as error:
-        if "bfloat16" not in str(error):
-            raise
-        stored = _read_bfloat16(path, which)
-    arrays = stored.arrays
+def _single(path: Path, arrays: Arrays) -> Arrays:
     if strange := [k for k, a in arrays.items() if a.dtype.kind == "c"]:
         raise ValueError(
             f"{path}: {strange[0]} is {arrays[strange[0]].dtype}, which has no float32"
         )
-    single = {
-        k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()
-    }
-    return stored._replace(arrays=single)
-
-
-def _read_bfloat16(path: Path, which: str | None) -> Artifact:
-    if path.suffix == ".safetensors":
-        import jax.numpy as jnp
-        from safetensors.flax import load_file as load
-
-        return Artifact({k: np.asarray(a.astype(jnp.float32)) for k, a in load(path).items()})
-    import torch
-
-    tree = torch.load(path, map_location="cpu", weights_only=True)
-    stored = _state(path, tree, which, torch.is_tensor)
-    arrays = {
-        k: (t.float() if t.is_floating_point() else t).numpy() for k, t in stored.arrays.items()
-    }
-    return stored._replace(arrays=arrays)
+    return {k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()}
 
 
 def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
@@ -116,7 +90,7 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _reader(path: Path) -> Callable[[Path, str | None], Artifact]:
+def _reader(path: Path) -> Callable[[Path, str | None, bool], Artifact]:
     """Choose the reader of a file by its first bytes; its name may lie."""
     with path.open("rb") as file:
         head = file.read(256)
@@ -147,7 +121,7 @@ def _reader(path: Path) -> Callable[[Path, str | None], Artifact]:
     return _read_torch
 
 
-def _read_safetensors(path: Path, which: str | None) -> Artifact:
+def _read_safetensors(path: Path, which: str | None, cast: bool) -> Artifact:
     if which:
         raise ValueError(f"{path} holds one set of weights; leave --which out")
     try:
@@ -157,12 +131,17 @@ def _read_safetensors(path: Path, which: str | None) -> Artifact:
             f"{path} is not a whole safetensors file ({error}); get it again"
         ) from error
     except (AttributeError, KeyError, TypeError) as error:  # bfloat16, which NumPy does not have
+        if cast and "bfloat16" in str(error):
+            import jax.numpy as jnp
+            from safetensors.flax import load_file as load
+
+            return Artifact({k: np.asarray(a.astype(jnp.float32)) for k, a in load(path).items()})
         raise ValueError(
             f"{path} holds a type that NumPy lacks ({error}); cast to float32"
         ) from error
 
 
-def _read_torch(path: Path, which: str | None) -> Artifact:
+def _read_torch(path: Path, which: str | None, cast: bool) -> Artifact:
     try:
         import torch
     except ImportError as error:
@@ -187,6 +166,8 @@ def _read_torch(path: Path, which: str | None) -> Artifact:
         raise ValueError(f"{path} is not a whole PyTorch file ({reason}); get it again") from error
     stored = _state(path, tree, which, torch.is_tensor)
     tensors = stored.arrays
+    if cast:
+        tensors |= {k: t.float() for k, t in tensors.items() if t.dtype == torch.bfloat16}
     if strange := [k for k, t in tensors.items() if t.dtype in (torch.bfloat16, torch.complex64)]:
         raise ValueError(
             f"{path}: {strange[0]} is {tensors[strange[0]].dtype}; rounded weights are other "
