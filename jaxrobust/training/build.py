@@ -42,7 +42,7 @@ class Phase(NamedTuple):
     bn_group: int  # images whose batch-norm statistics are taken together; 0: no batch norm
 
 
-def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
+def mixes_and_erases(config: Config) -> tuple[float, ...]:
     """Look up MixUp's and CutMix's parameter, the probability of erasing, and label smoothing.
 
     A value of the config that is None is that of the preset that `data.augmentation` names; for a
@@ -52,8 +52,7 @@ def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
     m, erase = config.mixup, config.erase
     own = (m.mixup, m.cutmix, erase.probability, config.label_smoothing)
     named = (preset.mixup, preset.cutmix, preset.erase, preset.label_smoothing)
-    values = [b if a is None else a for a, b in zip(own, named, strict=True)]
-    return values[0], values[1], values[2], values[3]
+    return tuple(b if a is None else a for a, b in zip(own, named, strict=True))
 
 
 def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.BatchAugmentation:

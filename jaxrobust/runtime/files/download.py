@@ -38,9 +38,6 @@ Tell = Callable[[str], None]
 class Unreachable(OSError):
     """The network or the server does not answer; the same command may work later."""
 
-    def __str__(self) -> str:
-        return str(self.args[0])
-
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:

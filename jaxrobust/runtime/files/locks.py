@@ -78,6 +78,11 @@ def wait_for(file: Any) -> None:
             raise
 
 
+def _say(message: str) -> None:
+    with terminal.turn():
+        print(message, file=sys.stderr, flush=True)
+
+
 def _taken(path: Path, what: str, otherwise: str, wait: bool) -> int:
     begun, first, warned = time.monotonic(), None, False
     while True:
@@ -102,11 +107,6 @@ def _taken(path: Path, what: str, otherwise: str, wait: bool) -> int:
             _say(f"{what} was in use {_words(holder)}: {most}")
         first = first or holder
         time.sleep(0.2)
-
-
-def _say(message: str) -> None:
-    with terminal.turn():
-        print(message, file=sys.stderr, flush=True)
 
 
 def _lock(file: int) -> bool:
@@ -175,9 +175,6 @@ def _words(holder: dict[str, Any] | None) -> str:
 
 
 def _refusal(path: Path, what: str, otherwise: str, holder: dict[str, Any] | None) -> str:
-    gone = (
-        ""
-        if holder is None or holder["host"] == socket.gethostname()
-        else (f", or remove {path} if that host is gone")
-    )
+    elsewhere = holder is not None and holder["host"] != socket.gethostname()
+    gone = f", or remove {path} if that host is gone" if elsewhere else ""
     return f"{what} is in use {_words(holder)}: wait for it, end it, or {otherwise}{gone}"

@@ -177,13 +177,17 @@ def _check_hosts(
         raise ValueError(f"--coordinator_timeout {timeout_s:g} must be seconds, such as 600")
 
 
+def listening(port: int, *, backlog: int | None = None) -> socket.socket:
+    """Listen at a port of all addresses of this machine; 0: at any that is free."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=backlog)
+
+
 def _check_port(coordinator: str) -> None:
     """Refuse a port that is taken, at which JAX may crash."""
-    both = socket.has_dualstack_ipv6()
-    port = int(coordinator.rpartition(":")[2])
     try:
-        family = socket.AF_INET6 if both else socket.AF_INET
-        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+        listening(int(coordinator.rpartition(":")[2])).close()
     except OSError as error:
         raise ValueError(
             f"--coordinator_address {coordinator}: process 0 cannot listen at its port "

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from jaxrobust.runtime.processes.launch import listening
+
 _KEY = "jaxrobust/lifeline"
 _PATIENCE = 60  # seconds to find process 0 in, and to connect to it
 _GRACE = 2.0  # seconds in which a process may end by itself, with what it has to say
@@ -79,11 +81,7 @@ class Lifeline:
 
     def serve(self, token: str) -> int:
         """Wait for the others, as process 0; return the port."""
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        self._server = socket.create_server(
-            ("", 0), family=family, dualstack_ipv6=both, backlog=1024
-        )
+        self._server = listening(0, backlog=1024)
         _thread(self._serve, token)
         _thread(self._live)
         return int(self._server.getsockname()[1])

@@ -79,8 +79,7 @@ class Wait:
 
 
 def _mark(seconds: int) -> int:
-    """Find the last of the seconds by now at which a pipe gets a line."""
-    return seconds // 10 * 10
+    return seconds // 10 * 10  # at which a pipe gets a line
 
 
 _waits: list[Wait] = []  # the last one is inside of those before
@@ -112,30 +111,22 @@ def end() -> None:
 @contextlib.contextmanager
 def of(what: str, *, here: bool = True) -> Iterator[None]:
     """Print on stderr, if `here`, what is done inside for longer than a second, and how long."""
-    if not here:
-        yield
-        return
-    end()
-    with _during(Wait(lambda: what, announced=False)):
+    if here:
+        end()
+    with _during(Wait(lambda: what, announced=False), here):
         yield
 
 
-@contextlib.contextmanager
 def lasting(
     what: str | Callable[[], str], *, last: str = "", since: str = "so far", here: bool = True
-) -> Iterator[Wait]:
+) -> contextlib.AbstractContextManager[Wait]:
     """Print on stderr, if `here`, for how long what was announced is going on.
 
     In a terminal that is a line that is written again each second and goes at the end, else one
     after each ten seconds. `what` may be a function that says how far it is; `last` are the words
     for how long it took before, `since` those for what is counted.
     """
-    wait = Wait(what if callable(what) else lambda: what, last=last, since=since)
-    if not here:
-        yield wait
-        return
-    with _during(wait):
-        yield wait
+    return _during(Wait(what if callable(what) else lambda: what, last=last, since=since), here)
 
 
 @contextlib.contextmanager
@@ -153,10 +144,13 @@ def shown_by(bar: Callable[[str], None], *, seen: bool = True) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def _during(wait: Wait) -> Iterator[None]:
+def _during(wait: Wait, here: bool) -> Iterator[Wait]:
+    if not here:
+        yield wait
+        return
     _push(wait)
     try:
-        yield
+        yield wait
     finally:
         _remove(wait)
 

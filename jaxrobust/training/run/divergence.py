@@ -1,7 +1,5 @@
 """Steps without a finite gradient, norms that no evaluation can use: going back before them."""
 
-from pathlib import Path
-
 import jax
 
 from jaxrobust.runtime.files import jsonl
@@ -22,26 +20,21 @@ class Trouble:
     def __init__(self, run: Run) -> None:
         """Read how often the phase went back; `Diverged` if that is more than it may."""
         self._run, self._settings = run, run.config.trouble
+        self._file = run.file("rollbacks.jsonl")
         before = jsonl.read(self._file)
         self.rollbacks = hosts.first(len(before))
         if self.rollbacks > self._settings.rollbacks:
             raise self._diverged(before[-1]["why"] if before else "another host went back")
 
     @property
-    def _file(self) -> Path:
-        return self._run.file("rollbacks.jsonl")
-
-    @property
     def lr_scale(self) -> float:
         """Compute the factor of the schedule's learning rate by now."""
         return self._settings.lr**self.rollbacks
 
-    def too_much(self, ahead: Ahead) -> bool:
-        """Tell whether more steps in a row updated nothing than the settings allow."""
-        return ahead.skipped > self._settings.skips
-
     def skipped(self, ahead: Ahead) -> str:
-        """Describe the last steps, none of which updated anything."""
+        """Describe the last steps where more in a row updated nothing than may; empty: not so."""
+        if ahead.skipped <= self._settings.skips:
+            return ""
         row = ahead.last
         return (
             f"the loss is {row['loss']} at step {row['step']}, its gradient's norm "

@@ -182,8 +182,8 @@ class _Loop:
 
     def troubled(self, now: Any) -> tuple[int, str] | None:
         """Decide the step to go back to and the reason; None: the run may go on."""
-        if self.trouble.too_much(self.ahead):
-            return int(self.ahead.last["step"]), self.trouble.skipped(self.ahead)
+        if why := self.trouble.skipped(self.ahead):
+            return int(self.ahead.last["step"]), why
         if not (now.saves or now.keeps or now.evaluates):
             return None
         norms = alarm.of_norms(self.state.stats)
