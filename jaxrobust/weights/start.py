@@ -35,11 +35,7 @@ def of_config(config: Config) -> tuple[Network, dict[str, Any]] | None:
             raise ValueError(f"init.{key}={init[key]!r}; one of {', '.join(CHOICES[key])}")
     if not init.weights:
         return None if init.normalize == "keep" else _random(config)
-    return _of_source(str(init.weights), config)
-
-
-def _of_source(source: str, config: Config) -> tuple[Network, dict[str, Any]]:
-    init = config.init
+    source = str(init.weights)
     try:
         named = sources.parse(source)
         here = imports.local(named, fresh_stem=init.stem == "fresh")

@@ -17,12 +17,10 @@ from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import StopSignals, say
 from jaxrobust.training import build
 from jaxrobust.training.run import metrics, splits
-from jaxrobust.training.run.divergence import Trouble
-from jaxrobust.training.run.in_flight import Ahead
 from jaxrobust.training.run.phase import Run, last, scored
 from jaxrobust.training.run.progress import Progress
 from jaxrobust.training.run.selection import selection
-from jaxrobust.training.run.stopping import Stops
+from jaxrobust.training.run.stopping import Stops, Trouble
 from jaxrobust.training.update import alarm, inner, objectives
 from jaxrobust.training.update.step import TrainState, averaged
 from jaxrobust.weights.store.checkpoint import Checkpoints
@@ -122,7 +120,7 @@ class _Loop:
         same_groups(run, self.meta)
         if checkpoints is not run.stopped:  # behind which there is a good one to go back to
             evaluates(run, state)
-        self.trouble, self.ahead = Trouble(run), Ahead(self.meta)
+        self.trouble, self.ahead = Trouble(run), metrics.Ahead(self.meta)
         self.every = Every(
             log_steps=config.log.every_steps,
             checkpoint_epochs=config.checkpoint.every_epochs,

@@ -181,10 +181,9 @@ def named(text: str) -> list[str]:
 
 def check(text: str, *, first: bool = True) -> None:
     """Refuse a tracker that there is not, or that cannot begin; the `first` process logs in."""
-    for name in named(text):
-        if name not in KINDS:
-            there = ", ".join(KINDS)
-            raise ValueError(f"log.to={text!r} names {name!r}, and the trackers are {there}")
+    if unknown := [name for name in named(text) if name not in KINDS]:
+        there = ", ".join(KINDS)
+        raise ValueError(f"log.to={text!r} names {unknown[0]!r}, and the trackers are {there}")
     for name in named(text):
         try:
             importlib.import_module(KINDS[name].package)

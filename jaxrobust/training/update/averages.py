@@ -29,11 +29,6 @@ def ema(average: Params, new: Params, decay: float | Array) -> Params:
     return {name: step(average[name], new[name]) for name in new}
 
 
-def constant(decay: float) -> Averaging:
-    """Average everything with one decay."""
-    return lambda average, params, stats, step: ema(average, params | stats, decay)
-
-
 def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
     """Choose the averaging of a phase's weights, and of the running statistics with them.
 

@@ -343,18 +343,13 @@ def load(
     arrays = files.read(path, which=which)
     if float_type(arrays) == np.float64:
         raise ValueError(f"{path}: weights are float64, expected float32; cast them first")
+    row_options = {key: options[key] for key in options.keys() - {"num_classes", "image_size"}}
     try:
-        return fit(name, arrays, **options)
+        stored = names(name, arrays, **row_options)
+        options = {"in_channels": in_channels(stored) or 3} | options
+        if not stored.ours:
+            return from_torch(name, arrays, **options)
+        shapes = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
+        return filled(shapes, stored.rows, arrays, name=name)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def fit(name: str, arrays: Arrays, **options: Any) -> tuple[Arrays, Arrays]:
-    """Make params and stats of network `name` from arrays under our names or the reference's."""
-    row_options = {key: options[key] for key in options.keys() - {"num_classes", "image_size"}}
-    stored = names(name, arrays, **row_options)
-    options = {"in_channels": in_channels(stored) or 3} | options
-    if not stored.ours:
-        return from_torch(name, arrays, **options)
-    shapes = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
-    return filled(shapes, stored.rows, arrays, name=name)
