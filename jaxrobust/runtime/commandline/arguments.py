@@ -54,9 +54,7 @@ def stop(message: object, code: int) -> NoReturn:
 
 def show(message: object) -> None:
     """Print a sentence on stderr, as wide as the terminal."""
-    sentence = terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr))
-    with terminal.turn():
-        print(sentence, file=sys.stderr, flush=True)
+    terminal.tell(terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr)))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -78,11 +77,6 @@ def wait_for(file: Any) -> None:
             raise
 
 
-def _say(message: str) -> None:
-    with terminal.turn():
-        print(message, file=sys.stderr, flush=True)
-
-
 def _taken(path: Path, what: str, otherwise: str, wait: bool) -> int:
     begun, first, warned = time.monotonic(), None, False
     while True:
@@ -101,10 +95,10 @@ def _taken(path: Path, what: str, otherwise: str, wait: bool) -> int:
             raise ValueError(_refusal(path, what, otherwise, holder))
         if wait and not warned and waited > 1:
             warned = True
-            _say(f"{what} is in use {_words(holder)}: waiting")
+            terminal.tell(f"{what} is in use {_words(holder)}: waiting")
         if first is None and not (here or wait):
             most = f"waiting up to {_PATIENCE:.0f} s for a sign of life"
-            _say(f"{what} was in use {_words(holder)}: {most}")
+            terminal.tell(f"{what} was in use {_words(holder)}: {most}")
         first = first or holder
         time.sleep(0.2)
 

@@ -56,18 +56,14 @@ def without_tpu(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/dev
     named = [name for name in os.environ if name.startswith(("TPU_", "JAX_PLATFORM"))]
     # $JAX_PLATFORMS can only say where to look, and CUDA's plug-in ends a process without a GPU.
     others = [m.name for m in pkgutil.iter_modules() if m.name.startswith("jax_")]
-    others += [m.name for m in _below("jax_plugins")]
+    if (plugins := importlib.util.find_spec("jax_plugins")) is not None:
+        others += [m.name for m in pkgutil.iter_modules(plugins.submodule_search_locations)]
     if named or others or not importlib.util.find_spec("libtpu") or _has_tpu(devices, bus):
         return False
     os.environ["JAX_PLATFORMS"] = "cpu"
     if loaded := sys.modules.get("jax"):  # which read the variable when it was imported
         loaded.config.update("jax_platforms", "cpu")
     return True
-
-
-def _below(package: str) -> list[pkgutil.ModuleInfo]:
-    found = importlib.util.find_spec(package)
-    return [*pkgutil.iter_modules(found.submodule_search_locations)] if found else []
 
 
 def _has_tpu(devices: Path, bus: Path) -> bool:

@@ -65,9 +65,7 @@ class Wait:
     def _announce(self) -> None:
         if (what := self.what()) not in _told:
             _told.add(what)
-            with terminal.turn():  # at once: the main thread may end with a sentence
-                sys.stderr.write(f"{what} ...\n")
-                sys.stderr.flush()
+            terminal.tell(f"{what} ...")  # at once: the main thread may end with a sentence
 
     def _words(self, seconds: int, columns: int) -> str:
         long = f"{seconds // 60} min" if seconds >= 120 else f"{seconds} s"
@@ -187,6 +185,7 @@ def look() -> None:
             _waits[-1].look()
 
 
+@atexit.register
 def _forget() -> None:
     """Let nothing be written while Python ends."""
     with terminal.turn():
@@ -198,5 +197,4 @@ def _in_a_child() -> None:
         what.clear()
 
 
-atexit.register(_forget)
 os.register_at_fork(after_in_child=_in_a_child)

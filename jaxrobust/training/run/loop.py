@@ -13,7 +13,6 @@ from jaxrobust.runtime.devices import compilation, hardware
 from jaxrobust.runtime.devices.profiling import Trace
 from jaxrobust.runtime.files import provenance
 from jaxrobust.runtime.processes import hosts
-from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import StopSignals, say
 from jaxrobust.training import build
 from jaxrobust.training.run import metrics, splits
@@ -276,11 +275,8 @@ def _compiled(run: Run, start: int) -> tuple[Any, Any]:
     config, name, phase = run.config, run.name, run.phase
     arguments = build.abstract_arguments(config, name, phase)
     program = compilation.program(f"{config.model.name}: step of {name}", *arguments)
-    what, took = f"{name}: compiling the step", compilation.expected(program)
-    say(f"{what} ({took})")
-    with patience.lasting(what, last=took, here=jax.process_index() == 0):
+    with compilation.waiting(f"{name}: compiling the step", program, say, always=True):
         step, seconds, hit = compilation.compiled(phase.step, *arguments)
-    compilation.remember(program, seconds, hit=hit)
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
     probe, every = build.probe(config, name, phase), config.alarm.every_steps
     if probe and start // every < phase.total_steps // every:

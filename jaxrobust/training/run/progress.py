@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -121,8 +120,7 @@ class Progress:
         elif self._main:
             text = " ".join(part.text for part in self._figures if part.text)
             line = f"{self._phase} {step}/{self._total} {text} ETA {self._left(step, self._speed)}"
-            with terminal.turn():
-                print(line, file=sys.stderr, flush=True)
+            terminal.tell(line)
             self._wait.again()
         if costs.get("peak_memory_bytes", 0) > 1.01 * self._peak_said:
             self._say_costs(costs)

@@ -15,9 +15,6 @@ Averaging = Callable[[Params, Params, Params, Any], Params]
 # (running statistics before, after an update, updates before this one) -> those that are kept
 Statistics = Callable[[Params, Params, Any], Params]
 
-# Whether the average's running statistics are averaged as its parameters are, or the last ones.
-EMA_STATISTICS = ("averaged", "copied")
-
 
 def ema(average: Params, new: Params, decay: float | Array) -> Params:
     """Move the average by one step: no bias correction."""
@@ -41,7 +38,7 @@ def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
     inside = epochs is None or 0 <= epochs < p.epochs
     wanted = f"at least 0 and below {name}.epochs={p.epochs}, or None for a decay that is constant"
     must_be(f"{name}.ema_warmup_epochs", epochs, inside, wanted)
-    one_of(f"{name}.ema_statistics", p.ema_statistics, EMA_STATISTICS)
+    one_of(f"{name}.ema_statistics", p.ema_statistics, ("averaged", "copied"))
 
     def decay(step: Any) -> float | Array:
         if epochs is None:

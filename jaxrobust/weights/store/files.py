@@ -164,7 +164,7 @@ def _read_torch(path: Path, which: str | None, cast: bool) -> Artifact:
             ) from error
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a whole PyTorch file ({reason}); get it again") from error
-    stored = _state(path, tree, which, torch.is_tensor)
+    stored = _state(path, tree, which)
     tensors = stored.arrays
     if cast:
         tensors |= {k: t.float() for k, t in tensors.items() if t.dtype == torch.bfloat16}
@@ -185,9 +185,9 @@ def _read_torch(path: Path, which: str | None, cast: bool) -> Artifact:
     return stored._replace(arrays=arrays)
 
 
-def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], bool]) -> Artifact:
+def _state(path: Path, tree: Any, which: str | None) -> Artifact:
     try:
-        stored = state_dict(tree, which, is_array)
+        stored = state_dict(tree, which)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if stored is None:
@@ -204,13 +204,13 @@ def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], b
     return stored
 
 
-def state_dict(
-    tree: Any, which: str | None, is_array: Callable[[Any], bool], depth: int = 5
-) -> Artifact | None:
+def state_dict(tree: Any, which: str | None, depth: int = 5) -> Artifact | None:
     """Find the name -> array mapping in a checkpoint, however deep; None if there is none."""
+    import torch
+
     if not isinstance(tree, dict) or depth == 0:
         return None
-    if tree and all(isinstance(k, str) and is_array(v) for k, v in tree.items()):
+    if tree and all(isinstance(k, str) and torch.is_tensor(v) for k, v in tree.items()):
         return Artifact(tree)
     there = _places(tree)
     own = which or next((kind for kind in ("ema", None, "raw") if there[kind]), None)
@@ -221,7 +221,7 @@ def state_dict(
         )
     kind = own if there[own] else None
     for key in there[kind] or [k for k in _INSIDE if k in tree]:
-        if (stored := state_dict(tree[key], which, is_array, depth - 1)) is not None:
+        if (stored := state_dict(tree[key], which, depth - 1)) is not None:
             place = f"{key}/{stored.facts.place}".rstrip("/")
             return Artifact(stored.arrays, Facts(which=kind or stored.facts.which, place=place))
     if kind:
