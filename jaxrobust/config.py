@@ -355,13 +355,8 @@ class NetworkSpec:
 
     def create(self, *, dtype: str, remat: bool = False) -> Classifier:
         """Make the network's functions, which compute in `dtype`."""
-        own: dict[str, Any] = {
-            "num_classes": self.num_classes,
-            "image_size": self.image_size,
-            "in_channels": self.in_channels,
-            "dtype": dtype,
-            "remat": remat,
-        }
+        sizes = {key: getattr(self, key) for key in ("num_classes", "image_size", "in_channels")}
+        own = sizes | {"dtype": dtype, "remat": remat}
         if twice := sorted(own.keys() & self.options.keys()):
             raise ValueError(f"model.options.{twice[0]} is no option; set model.{twice[0]}")
         return models.create(self.name, **own, **self.options)

@@ -110,8 +110,7 @@ def phase(
     must_be(f"{name}.epochs", p.epochs, p.epochs >= 1, "at least 1 (0 leaves the phase out)")
     for key in (key for row in objectives.ROWS.values() for key in row.weights):
         must_be(f"{name}.{key}", p[key], 0 <= p[key] < math.inf, "at least 0")
-    wanted = "at least 0, which penalises large weights"
-    must_be(f"{name}.l1", p.l1, 0 <= p.l1 < math.inf, wanted)
+    must_be(f"{name}.l1", p.l1, 0 <= p.l1 < math.inf, "at least 0, which penalises large weights")
     must_be(f"{name}.microbatches", p.microbatches, p.microbatches >= 1, "at least 1")
     one_of(f"{name}.bn_statistics", p.bn_statistics, objectives.STATISTICS)
     if attacked:

@@ -37,8 +37,7 @@ def of_config(config: Config) -> tuple[Network, dict[str, Any]] | None:
         return None if init.normalize == "keep" else _random(config)
     source = str(init.weights)
     try:
-        named = sources.parse(source)
-        here = imports.local(named, fresh_stem=init.stem == "fresh")
+        here = imports.local(sources.parse(source), fresh_stem=init.stem == "fresh")
         artifact = reading.artifact_of(here)
         start = _composed(artifact, config, init)
     except ValueError as error:

@@ -258,8 +258,7 @@ def config_file(given: str) -> Path:
         return own
     if name in recipes:
         return recipes[name]
-    others = meant(name, recipes, give="give one, or ")
-    raise NoConfigError(f"{given}: no such file; {others}")
+    raise NoConfigError(f"{given}: no such file; {meant(name, recipes, give='give one, or ')}")
 
 
 def _reason(error: Exception, path: Path, hint: str) -> str:

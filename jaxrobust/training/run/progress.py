@@ -142,8 +142,7 @@ class Progress:
 
     def chip_hours(self) -> float:
         """Return devices times hours of the phase so far, those before this run included."""
-        hours = (time.perf_counter() - self._started) / 3600
-        return self._chip_hours_before + self._chips * hours
+        return self._chip_hours_before + self._chips * (time.perf_counter() - self._started) / 3600
 
     def _costs(self) -> dict[str, float]:
         per_chip = self._speed / self._chips

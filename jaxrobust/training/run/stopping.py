@@ -135,8 +135,7 @@ class Trouble:
         run.latest.wait()  # the last one may not be whole yet, or not for every host
         last, scale = run.latest.latest_step() or 0, self._settings.lr ** (self.rollbacks + 1)
         if jax.process_index() == 0:
-            note = {"step": step, "back_to": last, "lr_scale": scale, "why": why}
-            jsonl.append(self._file, note)
+            jsonl.append(self._file, {"step": step, "back_to": last, "lr_scale": scale, "why": why})
         if self.rollbacks >= self._settings.rollbacks:
             raise self._diverged(why)
         say(f"{run.name}: {why}. Back to step {last}, with {scale:g} times the learning rate")

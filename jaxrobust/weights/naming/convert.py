@@ -264,8 +264,7 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any
 
 def _cause(name: str, ours: Mapping, overrides: dict) -> str:
     overrides = {"num_classes": 2, "in_channels": ours["normalize.mean"].size} | overrides
-    net = models.create(name, **overrides)
-    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    params, stats = jax.eval_shape(models.create(name, **overrides).init, jax.random.key(0))
     skip = re.compile(models.family(name).names.head)
     own = {key: shape for key, shape in _shapes(ours).items() if not skip.fullmatch(key)}
     return compared(name, own, _shapes(params | stats))

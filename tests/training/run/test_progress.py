@@ -2,9 +2,9 @@
 
 import contextlib
 import io
-import sys
 import os
 import signal
+import sys
 import time
 from functools import partialmethod
 
@@ -238,7 +238,7 @@ class LineTest(parameterized.TestCase):
         kept = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
         with (
             absltest.mock.patch.dict(os.environ, kept | environment, clear=True),
-            absltest.mock.patch.object(runtime_sys, "stderr", screen),
+            absltest.mock.patch.object(runtime_progress.sys, "stderr", screen),
         ):
             runtime_progress.say("run: WARNING: hot")
             runtime_progress.say("all is well")
