@@ -309,7 +309,8 @@ def _underscores(word: str) -> str:
 
 def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
     """Split words into absl's and the (dotted key, value) of changes of a config."""
-    words, left, changes = list(words), [], []
+    words, left = list(words), []
+    changes: list[tuple[str, Any]] = []
     while words:
         word = words.pop(0)
         match = _FLAG.fullmatch(word)
