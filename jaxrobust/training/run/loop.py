@@ -74,7 +74,8 @@ def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
     """
     with _Loop(run, state, signals).opened() as loop:
         while True:
-            now = loop.due()
+            done = {"saved": loop.saved, "evaluated": loop.evaluated, "kept": loop.kept}
+            now = due(loop.step, loop.every, start=loop.start, **done)
             # Steps run ahead of what is known of them. Before anything is written, all of them
             # end: one of them may be the last that another host takes, or may have found no
             # gradient, and what a stop or a rollback undoes must not be seen by anybody.
@@ -169,15 +170,11 @@ class _Loop:
             self.evaluated = scored(run)  # after the writer has removed lines behind the start
             yield self
 
-    def due(self) -> Any:
-        done = {"saved": self.saved, "evaluated": self.evaluated, "kept": self.kept}
-        return due(self.step, self.every, start=self.start, **done)
-
     def sound(self) -> bool:
         """Allow a rollback to return to this state: not behind steps without a gradient."""
         return not self.ahead.skipped or self.step == self.run.phase.total_steps
 
-    def troubled(self, now: Any) -> tuple[int, str] | None:
+    def troubled(self, now: Due) -> tuple[int, str] | None:
         """Decide the step to go back to and the reason; None: the run may go on."""
         if why := self.trouble.skipped(self.ahead):
             return int(self.ahead.last["step"]), why

@@ -100,7 +100,7 @@ class Diverged(Stopped):
 
 
 class Trouble:
-    """What a phase has met of it: `rollbacks` so far, each of which lowers the learning rate."""
+    """The trouble of a phase: `rollbacks` so far, each of which lowers the learning rate."""
 
     def __init__(self, run: Run) -> None:
         """Read how often the phase went back; `Diverged` if that is more than it may."""

@@ -15,7 +15,6 @@ from jaxrobust.runtime.files import jsonl
 from jaxrobust.types import Weights
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import checkpoint
-from jaxrobust.weights.store.checkpoint import steps
 
 FUNCTION = "function.json"  # of a run: the network's `models.origin` when it began
 CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order of labels
@@ -32,7 +31,7 @@ def phase_of(workdir: Path, phase: str | None = None, config: Config | None = No
     names = (config or _config(workdir)).phases
     if phase not in (None, *names):
         raise ValueError(f"--phase={phase} is unknown; one of {', '.join(names)}")
-    done = [name for name in names if steps(workdir / name / "best")]
+    done = [name for name in names if checkpoint.steps(workdir / name / "best")]
     return phase or (done or names)[-1]
 
 
@@ -118,7 +117,7 @@ def run_weights(
 ) -> tuple[str, Weights]:
     """Read the best weights of a phase (default: the last one that has them), and their name."""
     config, name = run_config(workdir, phase), phase_of(workdir, phase)
-    if not steps(workdir / name / "best"):
+    if not checkpoint.steps(workdir / name / "best"):
         either = " or ".join([phase] if phase else reversed(config.phases))
         raise ValueError(
             f"{workdir} has no best checkpoint of {either}; train until it has one (the training "
