@@ -8,9 +8,10 @@ from absl.testing import absltest, parameterized
 
 from configs import light_recipe, revisiting_at, transfer
 from jaxrobust.analysis.papers import tables
-from jaxrobust.config import network_of, of_phase, phases
+from jaxrobust.config import network_of
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline.arguments import config_name, load_config
 from jaxrobust.training import build
 from jaxrobust.training.update import optim

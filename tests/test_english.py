@@ -34,7 +34,7 @@ CLEAN = (
     "evaluation/questions",
     "__main__.py",
     "config.py",
-    "sections.py",
+    "resolved.py",
     "types.py",
 )
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples/README.md")

@@ -13,13 +13,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flax.traverse_util import flatten_dict
-
 from jaxrobust.analysis.papers import markdown, tables, training
-from jaxrobust.config import completed, plain
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.runtime.commandline.arguments import Arguments, load_config, stop
+from jaxrobust.resolved import completed, plain
+from jaxrobust.runtime.commandline.arguments import Arguments, flat, load_config, stop
 from jaxrobust.weights.trained import runs
 from tools import refresh_configs
 
@@ -120,14 +118,14 @@ def _radius(epsilon: float) -> str:
 def command(config: dict[str, Any]) -> str:
     """Return the flags that make a config: the nearest recipe, and what differs from it."""
     best: tuple[int, str] | None = None
-    flat = flatten_dict(completed(config), sep=".")
+    values = flat(completed(config))
     for name in refresh_configs.names():
-        own = flatten_dict(plain(refresh_configs.load(name)), sep=".")
-        differing = [key for key in flat if key not in own or own[key] != flat[key]]
+        own = flat(plain(refresh_configs.load(name)))
+        differing = [key for key in values if key not in own or own[key] != values[key]]
         if best is None or len(differing) < best[0]:
             file, colon, arguments = name.partition(":")
             flags = [f"--config configs/{file}.py{colon}{arguments}"]
-            flags += [f"--config.{key}={flat[key]}" for key in differing]
+            flags += [f"--config.{key}={values[key]}" for key in differing]
             best = len(differing), " ".join(flags)
     assert best is not None
     return f"`{best[1]}`"

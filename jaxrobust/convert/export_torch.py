@@ -1,6 +1,5 @@
 """Weights as files for this package, for PyTorch, for the model hub and for RobustBench."""
 
-import contextlib
 import os
 import runpy
 import shutil
@@ -32,7 +31,6 @@ from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text import patience
 from jaxrobust.training.update import optim
@@ -40,8 +38,7 @@ from jaxrobust.training.update.step import averaged, init_state
 from jaxrobust.weights import imports, load, reading
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.fetch.sources import WeightSource
-from jaxrobust.weights.store import certificates
-from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state
+from jaxrobust.weights.store import certificates, checkpoint
 from jaxrobust.weights.store.hashes import file_sha256
 from jaxrobust.weights.trained import kept, runs
 
@@ -203,11 +200,7 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
     tx = optim.adamw(lambda step: 0.0, weight_decay=0.0, decay_mask=mask)
     init = partial(init_state, network_of(config), tx)
     shapes = jax.eval_shape(init, jax.random.key(0))
-    abstract = abstract_state(shapes, sharding.replicated(sharding.make_mesh()))
-    with contextlib.closing(Checkpoints(workdir / done[0] / "latest", read_only=True)) as latest:
-        step = latest.latest_step()
-        assert step is not None
-        state = latest.restore(step, abstract)
+    step, state, _ = checkpoint.read(workdir / done[0] / "latest", shapes)
     weights = averaged(state) if which == "ema" else (state.params, state.stats)
     return f"{done[0]}, step {step}, {which}, latest checkpoint", weights
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust.config import of_phase, phases
+from jaxrobust.config import Config
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
@@ -23,10 +23,10 @@ from jaxrobust.evaluation.questions.flags import Given
 from jaxrobust.evaluation.questions.measuring import settled_size
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records
+from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import norm as spelled
-from jaxrobust.sections import Config
 from jaxrobust.types import Threat
 from jaxrobust.weights.trained import runs
 

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks import registry as attack_rows
-from jaxrobust.config import network_of, of_phase, phases
+from jaxrobust.config import Config, network_of
 from jaxrobust.data import DataError
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits.sizes import known_images
 from jaxrobust.data.stream.loading import Images
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen, counted
 from jaxrobust.evaluation.network import tracing
+from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline import functions
-from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits, warnings
 from jaxrobust.training.update import inner, objectives

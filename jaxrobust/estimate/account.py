@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
+from jaxrobust.config import Config
 from jaxrobust.estimate import attacked, elsewhere, here
 from jaxrobust.estimate.devices import Target
 from jaxrobust.estimate.work import Work, work
 from jaxrobust.runtime.text import patience
-from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.update import objectives
 

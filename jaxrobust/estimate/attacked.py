@@ -16,14 +16,13 @@ import numpy as np
 
 from jaxrobust.attacks import ensembles
 from jaxrobust.attacks.registry import Setting
-from jaxrobust.config import network_of
+from jaxrobust.config import Config, network_of
 from jaxrobust.estimate.devices import Target
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.models.interface.inputs import cast
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.sections import Config
 from jaxrobust.training import build
 
 _TINY = 1e-7  # a radius in which nothing is fooled

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from jaxrobust.runtime.commandline import arguments
 
 if TYPE_CHECKING:  # it imports JAX, which reads the environment that `target.prepare` sets
-    from jaxrobust.sections import Config
+    from jaxrobust.config import Config
 
 
 def divided(words: Sequence[str]) -> tuple[list[str], list[str]]:

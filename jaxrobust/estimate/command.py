@@ -66,8 +66,8 @@ def _account(given: Settings, target: targets.Target, begun: float) -> dict[str,
     with patience.of("loading the package"):
         import jax
 
-        from jaxrobust.config import phases
         from jaxrobust.estimate import account, page
+        from jaxrobust.resolved import phases
         from jaxrobust.runtime.devices import topology
 
         chips = topology.devices(given.on, flag="--on") if compiles else None

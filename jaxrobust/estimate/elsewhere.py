@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import models
-from jaxrobust.config import Values, network_of, plain
+from jaxrobust.config import Config, network_of
 from jaxrobust.estimate.devices import Target
 from jaxrobust.estimate.work import Cost, Work, evaluation_flops
+from jaxrobust.resolved import Values, plain
 from jaxrobust.runtime.devices import topology
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.update import objectives, optim
 from jaxrobust.training.update import step as training_step

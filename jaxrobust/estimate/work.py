@@ -4,10 +4,10 @@ import math
 from typing import Any, NamedTuple
 
 from jaxrobust.attacks import fixed_steps
-from jaxrobust.config import of_phase, phases
+from jaxrobust.config import Config, TestSection
 from jaxrobust.data.source import DataError, Source
 from jaxrobust.data.splits import grammar, sizes, subsets
-from jaxrobust.sections import Config, TestSection
+from jaxrobust.resolved import of_phase, phases
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.training.update import objectives

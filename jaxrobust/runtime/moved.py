@@ -1,8 +1,7 @@
 """Modules and names under the names that they had, which go on working and warn once.
 
 `moved.txt` has a line for each: the old name and the one of today, without `jaxrobust.`; a colon
-stands before a name inside a module. Python asks `_Finder` before it looks elsewhere, which costs
-a look into a dictionary.
+stands before a name inside a module.
 """
 
 import functools

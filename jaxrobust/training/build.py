@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks, models
-from jaxrobust.config import network_of, of_phase, phases
+from jaxrobust.config import AttackSection, Config, PhaseSection, network_of
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.models.counted import COUNTED
 from jaxrobust.models.interface import classifier
 from jaxrobust.models.kernels import rewriting
 from jaxrobust.models.table import multiply_adds
+from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding
-from jaxrobust.sections import AttackSection, Config, PhaseSection
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
 from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.inner import training_attack
@@ -46,7 +46,7 @@ class Phase(NamedTuple):
     bn_group: int  # images whose batch-norm statistics are taken together; 0: no batch norm
 
 
-def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
+def mixes_and_erases(config: Config) -> tuple[float, ...]:
     """Look up MixUp's and CutMix's parameter, the probability of erasing, and label smoothing.
 
     A value of the config that is None is that of the preset that `data.augmentation` names; for a
@@ -56,8 +56,7 @@ def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
     m, erase = config.mixup, config.erase
     own = (m.mixup, m.cutmix, erase.probability, config.label_smoothing)
     named = (preset.mixup, preset.cutmix, preset.erase, preset.label_smoothing)
-    values = [b if a is None else a for a, b in zip(own, named, strict=True)]
-    return values[0], values[1], values[2], values[3]
+    return tuple(b if a is None else a for a, b in zip(own, named, strict=True))
 
 
 def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.BatchAugmentation:
@@ -115,8 +114,7 @@ def phase(
     must_be(f"{name}.epochs", p.epochs, p.epochs >= 1, "at least 1 (0 leaves the phase out)")
     for key in (key for row in objectives.ROWS.values() for key in row.weights):
         must_be(f"{name}.{key}", p[key], 0 <= p[key] < math.inf, "at least 0")
-    wanted = "at least 0, which penalises large weights"
-    must_be(f"{name}.l1", p.l1, 0 <= p.l1 < math.inf, wanted)
+    must_be(f"{name}.l1", p.l1, 0 <= p.l1 < math.inf, "at least 0, which penalises large weights")
     must_be(f"{name}.microbatches", p.microbatches, p.microbatches >= 1, "at least 1")
     one_of(f"{name}.bn_statistics", p.bn_statistics, objectives.STATISTICS)
     if attacked:

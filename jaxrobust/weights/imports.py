@@ -79,7 +79,12 @@ def imported(source: WeightSource, request: Request) -> Network:
     """Read a source that is here as a network of ours."""
     check_model(request.model)
     if source.kind == "run":
-        _check_run(request)
+        changes = {k for k, v in request._asdict().items() if v != Request._field_defaults[k]}
+        if extra := sorted(changes - {"image_size", "keep_head", "model"}):
+            raise ValueError(
+                f"--{extra[0].replace('_', '-')} is for weights of others; a run's are taken as "
+                "they are (init.stem and init.head of a config draw anew)"
+            )
     own = source._replace(published=_id(source, request.model))
     artifact = reading.artifact_of(own, which=request.which, cast=request.cast)
     known = artifact.facts.model
@@ -112,15 +117,6 @@ def _id(source: WeightSource, model: str | None) -> str | None:
     return source.published or (None if source.model else published(None, source.file))
 
 
-def _check_run(request: Request) -> None:
-    changes = {k: v for k, v in request._asdict().items() if v != Request._field_defaults[k]}
-    if extra := sorted(changes.keys() - {"image_size", "keep_head", "model"}):
-        raise ValueError(
-            f"--{extra[0].replace('_', '-')} is for weights of others; a run's are taken as they "
-            "are (init.stem and init.head of a config draw anew)"
-        )
-
-
 def described(network: Network) -> dict[str, Any]:
     """Describe a network as the `config.json` of an imported folder does; None: it is not known."""
     facts, size, file = network.facts, network.image_size, network.facts.file
@@ -129,12 +125,8 @@ def described(network: Network) -> dict[str, Any]:
     if key is None or not whole or network.fresh or network.options:
         key = None
     own = facts.preprocessing if size == (facts.image_size or 224) else None
-    expected = {
-        "preprocessing": own or preprocessing(facts.settings, size),
-        "norm": facts.norm,
-        "epsilon": facts.epsilon,
-        "accuracies": facts.accuracies,
-    }
+    expected: dict[str, Any] = {"preprocessing": own or preprocessing(facts.settings, size)}
+    expected |= {"norm": facts.norm, "epsilon": facts.epsilon, "accuracies": facts.accuracies}
     if key is not None:
         ball = {"norm": "linf", "epsilon": PUBLISHED[key].board.epsilon}
         expected = {"preprocessing": PUBLISHED[key].preprocessing} | ball

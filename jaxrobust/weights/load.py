@@ -76,8 +76,7 @@ def load(
     >>> logits.shape, about["architecture"], about["num_classes"]
     ((2, 10), 'convnext_n', 10)
     """
-    named = sources.parse(str(source))
-    here = imports.local(named, model=model, which=which, tell=tell)
+    here = imports.local(sources.parse(str(source)), model=model, which=which, tell=tell)
     artifact = reading.artifact_of(here, which=which)
     own_name = None if model in PUBLISHED else model
     network = fitted(artifact, own_name, image_size=image_size, options=overrides or None)

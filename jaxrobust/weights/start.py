@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.config import NetworkSpec, network_of, of_phase, plain
+from jaxrobust.config import Config, ModelSection, NetworkSpec, StartSection, network_of
+from jaxrobust.resolved import of_phase, plain
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.sections import Config, ModelSection, StartSection
 from jaxrobust.types import Weights
 from jaxrobust.weights import imports, reading
 from jaxrobust.weights.fetch import sources
@@ -35,14 +35,9 @@ def of_config(config: Config) -> tuple[Network, dict[str, Any]] | None:
             raise ValueError(f"init.{key}={init[key]!r}; one of {', '.join(CHOICES[key])}")
     if not init.weights:
         return None if init.normalize == "keep" else _random(config)
-    return _of_source(str(init.weights), config)
-
-
-def _of_source(source: str, config: Config) -> tuple[Network, dict[str, Any]]:
-    init = config.init
+    source = str(init.weights)
     try:
-        named = sources.parse(source)
-        here = imports.local(named, fresh_stem=init.stem == "fresh")
+        here = imports.local(sources.parse(source), fresh_stem=init.stem == "fresh")
         artifact = reading.artifact_of(here)
         start = _composed(artifact, config, init)
     except ValueError as error:

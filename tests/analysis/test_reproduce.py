@@ -14,10 +14,11 @@ from absl.testing import absltest, parameterized
 from configs import revisiting_at, transfer
 from jaxrobust.analysis.papers import markdown, matching, scatter, tables
 from jaxrobust.commands import reproduce
-from jaxrobust.config import base, plain
+from jaxrobust.config import base
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models import published
+from jaxrobust.resolved import plain
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import runs
 from tests.support import paths

@@ -3,10 +3,9 @@
 import jax
 
 from jaxrobust import models
-from jaxrobust.config import base
+from jaxrobust.config import Config, base
 from jaxrobust.estimate.devices import Target
 from jaxrobust.runtime.devices import hardware
-from jaxrobust.sections import Config
 
 # Of eight chips that are nowhere here.
 H100 = Target("h100:8", "NVIDIA H100 SXM", 8, hardware.chip("NVIDIA H100 SXM"), False, False)

@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 from configs import aligned_study, cifar_study
 from jaxrobust.analysis.papers import tables
-from jaxrobust.config import of_phase, phases
+from jaxrobust.resolved import of_phase, phases
 from tools import study
 
 

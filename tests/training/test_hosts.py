@@ -133,10 +133,10 @@ class DataTest(absltest.TestCase):
 TROUBLE = """
 import os, signal, sys
 from pathlib import Path
-from jaxrobust.runtime.launch import join_hosts
+from jaxrobust.runtime.processes.launch import join_hosts
 join_hosts()
 import jax
-from jaxrobust.training import run, splits, stopping
+from jaxrobust.training.run import run, splits, stopping
 from tests.support.runs import one_phase, poisoned
 
 real, left = splits.device_batch, [int(sys.argv[2])]

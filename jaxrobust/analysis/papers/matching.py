@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxrobust import models
 from jaxrobust.analysis.papers import tables, training, twenty
 from jaxrobust.analysis.papers.tables import Table
-from jaxrobust.config import of_phase, phases
 from jaxrobust.data import imagenet
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
+from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.store import hashes
 

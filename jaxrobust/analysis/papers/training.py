@@ -9,10 +9,10 @@ from typing import Any
 from jaxrobust.analysis.papers import tables, twenty
 from jaxrobust.analysis.papers.tables import Table
 from jaxrobust.attacks import registry
-from jaxrobust.config import Values, base, completed, of_phase, phases, plain
+from jaxrobust.config import Config, ModelSection, base
 from jaxrobust.data.transforms.presets import PRESETS, Preset
+from jaxrobust.resolved import Values, completed, of_phase, phases, plain
 from jaxrobust.runtime.commandline.arguments import RECIPES
-from jaxrobust.sections import Config, ModelSection
 
 # Of the phase that trains last: where a row is silent, the paper's recipe, config.base(), counts.
 _RECIPE = ("lr", "warmup_epochs", "final_lr", "weight_decay", "b2", "ema_decay", "trades_beta")

@@ -3,9 +3,9 @@
 from typing import Any
 
 from jaxrobust.attacks import registry
-from jaxrobust.config import of_phase
 from jaxrobust.data.splits import grammar
 from jaxrobust.evaluation.records import parts
+from jaxrobust.resolved import of_phase
 
 
 def training(

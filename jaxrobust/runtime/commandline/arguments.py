@@ -11,7 +11,7 @@ import runpy
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
@@ -54,9 +54,7 @@ def stop(message: object, code: int) -> NoReturn:
 
 def show(message: object) -> None:
     """Print a sentence on stderr, as wide as the terminal."""
-    sentence = terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr))
-    with terminal.turn():
-        print(sentence, file=sys.stderr, flush=True)
+    terminal.tell(terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr)))
 
 
 @contextlib.contextmanager
@@ -260,8 +258,7 @@ def config_file(given: str) -> Path:
         return own
     if name in recipes:
         return recipes[name]
-    others = meant(name, recipes, give="give one, or ")
-    raise NoConfigError(f"{given}: no such file; {others}")
+    raise NoConfigError(f"{given}: no such file; {meant(name, recipes, give='give one, or ')}")
 
 
 def _reason(error: Exception, path: Path, hint: str) -> str:
@@ -312,7 +309,8 @@ def _underscores(word: str) -> str:
 
 def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
     """Split words into absl's and the (dotted key, value) of changes of a config."""
-    words, left, changes = list(words), [], []
+    words, left = list(words), []
+    changes: list[tuple[str, Any]] = []
     while words:
         word = words.pop(0)
         match = _FLAG.fullmatch(word)
@@ -325,7 +323,7 @@ def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
         if value is None:  # a boolean
             left.append(word)
         elif value.lstrip().startswith("{"):
-            changes += _leaves(name, mapping(name, value))
+            changes += flat(mapping(name, value) or {}, f"{name}.").items()
         elif _OPEN.match(name):
             changes.append((name, _literal(_as_number(value))))
         else:
@@ -333,10 +331,13 @@ def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
     return left, changes
 
 
-def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        return [(name, value)]
-    return [leaf for key, part in value.items() for leaf in _leaves(f"{name}.{key}", part)]
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give the values of a tree of sections by their dotted keys."""
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        is_section = isinstance(value, Mapping)
+        values |= flat(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
+    return values
 
 
 def _change(config: Any, keys: list[str], value: Any) -> None:

@@ -69,7 +69,13 @@ def read(
     parser = Arguments(doc or "", **how)
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        _add(parser, field, hints[field.name])
+        about: _About = field.metadata["about"]
+        plain, several = _plain(hints[field.name], about)
+        own: dict[str, Any] = {"help": about.text} | ({"nargs": "+"} if several else {})
+        own |= {"action": "store_true"} if plain is bool else {"type": plain}
+        if field.default is not dataclasses.MISSING:
+            own["default"] = field.default
+        (parser.add_argument if about.word else parser.flag)(field.name, **(own | about.how))
     try:
         return _made(kind, vars(parser.parse_args(argv)))
     except ValueError as error:
@@ -90,16 +96,6 @@ def given(kind: type[Flags]) -> Flags:
     """Return the dataclass with the values of absl's flags."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     return _made(kind, {name: flags.FLAGS[name].value for name in names})
-
-
-def _add(parser: Arguments, field: Any, hint: Any) -> None:
-    about: _About = field.metadata["about"]
-    plain, several = _plain(hint, about)
-    how: dict[str, Any] = {"help": about.text} | ({"nargs": "+"} if several else {})
-    how |= {"action": "store_true"} if plain is bool else {"type": plain}
-    if field.default is not dataclasses.MISSING:
-        how["default"] = field.default
-    (parser.add_argument if about.word else parser.flag)(field.name, **(how | about.how))
 
 
 def _plain(hint: Any, about: _About) -> tuple[type, bool]:

@@ -98,10 +98,12 @@ def remember(name: str, seconds: float, *, hit: bool) -> None:
 
 
 @contextlib.contextmanager
-def waiting(what: str, name: str, say: Callable[[str], None]) -> Iterator[None]:
+def waiting(
+    what: str, name: str, say: Callable[[str], None], *, always: bool = False
+) -> Iterator[None]:
     """Announce a compilation, unless it was short last time, and keep its seconds for `name`."""
     known, took = _remembered().get(name), expected(name)
-    if known is None or max(known["seconds"], known["cold"] or 0.0) >= _SHORT_S:
+    if always or known is None or max(known["seconds"], known["cold"] or 0.0) >= _SHORT_S:
         say(f"{what} ({took})")
     start = time.perf_counter()
     with cache_hits() as hits, patience.lasting(what, last=took, here=jax.process_index() == 0):

@@ -38,9 +38,6 @@ Tell = Callable[[str], None]
 class Unreachable(OSError):
     """The network or the server does not answer; the same command may work later."""
 
-    def __str__(self) -> str:
-        return str(self.args[0])
-
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
@@ -55,12 +52,7 @@ def quiet_hub() -> Iterator[None]:
 
 
 def fetch(
-    url: str,
-    cache: str,
-    *,
-    sha256: str | None = None,
-    name: str | None = None,
-    tell: Tell = print,
+    url: str, cache: str, *, sha256: str | None = None, name: str | None = None, tell: Tell = print
 ) -> Path:
     """Return the file of a URL; what an interrupted download left is continued.
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 def cache(name: str) -> Path:
     """Locate `jaxrobust/NAME` in $XDG_CACHE_HOME or ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(root or Path.home() / ".cache") / "jaxrobust" / name
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxrobust" / name
 
 
 def mounted(flag: str, text: str) -> Path:

@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -96,17 +95,12 @@ def _taken(path: Path, what: str, otherwise: str, wait: bool) -> int:
             raise ValueError(_refusal(path, what, otherwise, holder))
         if wait and not warned and waited > 1:
             warned = True
-            _say(f"{what} is in use {_words(holder)}: waiting")
+            terminal.tell(f"{what} is in use {_words(holder)}: waiting")
         if first is None and not (here or wait):
             most = f"waiting up to {_PATIENCE:.0f} s for a sign of life"
-            _say(f"{what} was in use {_words(holder)}: {most}")
+            terminal.tell(f"{what} was in use {_words(holder)}: {most}")
         first = first or holder
         time.sleep(0.2)
-
-
-def _say(message: str) -> None:
-    with terminal.turn():
-        print(message, file=sys.stderr, flush=True)
 
 
 def _lock(file: int) -> bool:
@@ -175,9 +169,6 @@ def _words(holder: dict[str, Any] | None) -> str:
 
 
 def _refusal(path: Path, what: str, otherwise: str, holder: dict[str, Any] | None) -> str:
-    gone = (
-        ""
-        if holder is None or holder["host"] == socket.gethostname()
-        else (f", or remove {path} if that host is gone")
-    )
+    elsewhere = holder is not None and holder["host"] != socket.gethostname()
+    gone = f", or remove {path} if that host is gone" if elsewhere else ""
     return f"{what} is in use {_words(holder)}: wait for it, end it, or {otherwise}{gone}"

@@ -45,15 +45,12 @@ def explained(path: Path, size: int | None = None) -> Iterator[None]:
         if (reason := _reason(error)) is None:
             raise
         takes = "" if size is None else f"it takes {amount(size)}, and "
+        free = shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
         raise DiskFull(
             errno.ENOSPC,
-            f"cannot write {path} ({reason}): {takes}{amount(_free(path))} are free there; free "
+            f"cannot write {path} ({reason}): {takes}{amount(free)} are free there; free "
             "some space, or write elsewhere",
         ) from error
-
-
-def _free(path: Path) -> int:
-    return shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
 
 
 def amount(size: int) -> str:
@@ -71,22 +68,17 @@ def writing(path: Path, size: int | None = None) -> Iterator[Path]:
     Any library may write it: its permissions are set to what the umask gives. Where the block
     raises, the power fails or the disk is full, `path` stays what it was.
     """
-    with explained(path, size), _writing(path) as part:
-        yield part
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part-{secrets.token_hex(4)}")
-    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    mode = part.stat().st_mode & 0o777
-    try:
-        yield part
-        if part.stat().st_mode & 0o777 != mode:
-            part.chmod(mode)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())  # else the new name may outlive the content
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)  # on a full disk every byte counts
-        raise
+    with explained(path, size):
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        mode = part.stat().st_mode & 0o777
+        try:
+            yield part
+            if part.stat().st_mode & 0o777 != mode:
+                part.chmod(mode)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())  # else the new name may outlive the content
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)  # on a full disk every byte counts
+            raise

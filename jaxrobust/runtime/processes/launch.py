@@ -73,18 +73,14 @@ def without_tpu(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/dev
     named = [name for name in os.environ if name.startswith(("TPU_", "JAX_PLATFORM"))]
     # $JAX_PLATFORMS can only say where to look, and CUDA's plug-in ends a process without a GPU.
     others = [m.name for m in pkgutil.iter_modules() if m.name.startswith("jax_")]
-    others += [m.name for m in _below("jax_plugins")]
+    if (plugins := importlib.util.find_spec("jax_plugins")) is not None:
+        others += [m.name for m in pkgutil.iter_modules(plugins.submodule_search_locations)]
     if named or others or not importlib.util.find_spec("libtpu") or _has_tpu(devices, bus):
         return False
     os.environ["JAX_PLATFORMS"] = "cpu"
     if loaded := sys.modules.get("jax"):  # which read the variable when it was imported
         loaded.config.update("jax_platforms", "cpu")
     return True
-
-
-def _below(package: str) -> list[pkgutil.ModuleInfo]:
-    found = importlib.util.find_spec(package)
-    return [*pkgutil.iter_modules(found.submodule_search_locations)] if found else []
 
 
 def _has_tpu(devices: Path, bus: Path) -> bool:
@@ -194,13 +190,17 @@ def _check_hosts(
         raise ValueError(f"--coordinator_timeout {timeout_s:g} must be seconds, such as 600")
 
 
+def listening(port: int, *, backlog: int | None = None) -> socket.socket:
+    """Listen at a port of all addresses of this machine; 0: at any that is free."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=backlog)
+
+
 def _check_port(coordinator: str) -> None:
     """Refuse a port that is taken, at which JAX may crash."""
-    both = socket.has_dualstack_ipv6()
-    port = int(coordinator.rpartition(":")[2])
     try:
-        family = socket.AF_INET6 if both else socket.AF_INET
-        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+        listening(int(coordinator.rpartition(":")[2])).close()
     except OSError as error:
         raise ValueError(
             f"--coordinator_address {coordinator}: process 0 cannot listen at its port "

@@ -7,16 +7,18 @@ them at once where it was process 0.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import re
 import secrets
-import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+
+from jaxrobust.runtime.processes.launch import listening
 
 _KEY = "jaxrobust/lifeline"
 _PATIENCE = 60  # seconds to find process 0 in, and to connect to it
@@ -26,6 +28,7 @@ LINGER = 10.0  # seconds for which process 0, which JAX needs, stays for the oth
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}
 _BEAT = 5.0  # seconds between two signs of life
 _SILENT = 30.0  # without one, a process stands still; less than JAX waits, which aborts
+_LONGEST = 4096  # bytes of a message
 STANDS_STILL = -1  # in place of an exit code
 _LOST = re.compile(
     "(closed|reset) by peer|Socket closed|Timed out waiting|UNAVAILABLE|heartbeat|another task"
@@ -70,7 +73,7 @@ class Lifeline:
 
     def __init__(self, process: int, ended: Callable[[Notice], None]) -> None:
         self._process, self._ended = process, ended
-        self._first: Notice | None = None
+        self._only_once = threading.Lock()  # whose holder has heard of the first end
         self._gone = threading.Event()  # all others have closed their connections
         self._peers: dict[int, socket.socket] = {}
         self._done: set[int] = set()  # processes that came to their end with all others
@@ -78,13 +81,9 @@ class Lifeline:
 
     def serve(self, token: str) -> int:
         """Wait for the others, as process 0; return the port."""
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        self._server = socket.create_server(
-            ("", 0), family=family, dualstack_ipv6=both, backlog=1024
-        )
-        threading.Thread(target=self._serve, args=(token,), name="lifeline", daemon=True).start()
-        threading.Thread(target=self._live, name="signs of life", daemon=True).start()
+        self._server = listening(0, backlog=1024)
+        _thread(self._serve, token)
+        _thread(self._live)
         return int(self._server.getsockname()[1])
 
     def connect(self, host: str, port: int, token: str, timeout_s: float = _PATIENCE) -> None:
@@ -94,8 +93,8 @@ class Lifeline:
         _keep_alive(peer)
         _send(peer, {"token": token, "process": self._process})
         self._peers[0] = peer
-        threading.Thread(target=self._live, name="signs of life", daemon=True).start()
-        threading.Thread(target=self._follow, args=(peer,), name="lifeline", daemon=True).start()
+        _thread(self._live)
+        _thread(self._follow, peer)
 
     def tell(self, code: int) -> None:
         """Say that this process ends alone; of process 0, return when the others have ended."""
@@ -132,62 +131,39 @@ class Lifeline:
         process = int(message["process"])
         if message.get("done"):
             self._done.add(process)
-        elif process not in self._done and self._first is None:
-            self._first = Notice(process, message.get("code"))
+        elif process not in self._done and self._only_once.acquire(blocking=False):
+            first = Notice(process, message.get("code"))
             if self._process == 0:
-                self._send_all({"process": process, "code": self._first.code})
-            threading.Thread(target=self._ended, args=(self._first,), daemon=True).start()
+                self._send_all({"process": process, "code": first.code})
+            _thread(self._ended, first)
 
     def _follow(self, peer: socket.socket) -> None:
-        lines = _Lines()
-        with peer:
-            while (messages := lines.read(peer)) is not None:
-                self._lived[0] = time.monotonic()
-                for message in messages:
-                    self._heard(message)
+        """Hear, as another process, what process 0 says until it closes the connection."""
+        for message in _messages(peer):
+            self._lived[0] = time.monotonic()
+            self._heard(message)
         self._heard({"process": 0})
 
     def _serve(self, token: str) -> None:
-        with selectors.DefaultSelector() as selector, self._server:
-            selector.register(self._server, selectors.EVENT_READ)
-            lines: dict[socket.socket, _Lines] = {}
-            who: dict[socket.socket, int] = {}
+        with self._server, contextlib.suppress(OSError):  # it is shut down
             while True:
-                for ready in [key.fileobj for key, _ in selector.select()]:
-                    assert isinstance(ready, socket.socket)
-                    if ready is self._server:
-                        try:
-                            peer, _ = self._server.accept()
-                        except OSError:  # it is shut down
-                            return
-                        _keep_alive(peer)
-                        selector.register(peer, selectors.EVENT_READ)
-                        lines[peer] = _Lines()
-                    elif (messages := lines[ready].read(ready)) is not None:
-                        self._read(ready, messages, token, who)
-                    else:
-                        selector.unregister(ready)
-                        ready.close()
-                        del lines[ready]
-                        if (process := who.pop(ready, None)) is not None:  # else a stranger
-                            self._heard({"process": process})
-                            self._without(process)
+                peer, _ = self._server.accept()
+                _keep_alive(peer)
+                _thread(self._listen, peer, token)
 
-    def _read(
-        self,
-        peer: socket.socket,
-        messages: list[dict[str, Any]],
-        token: str,
-        who: dict[socket.socket, int],
-    ) -> None:
-        """Read, as process 0, who another one is and what it says of itself."""
-        for message in messages:
-            if peer in who:
-                self._lived[who[peer]] = time.monotonic()
-                self._heard({**message, "process": who[peer]})
+    def _listen(self, peer: socket.socket, token: str) -> None:
+        """Hear, as process 0, who another one is and what it says of itself, until it is gone."""
+        process = None  # as long as it may be a stranger
+        for message in _messages(peer):
+            if process is not None:
+                self._lived[process] = time.monotonic()
+                self._heard({**message, "process": process})
             elif message.get("token") == token:
-                who[peer] = int(message["process"])
-                self._peers[who[peer]] = peer
+                process = int(message["process"])
+                self._peers[process] = peer
+        if process is not None:
+            self._heard({"process": process})
+            self._without(process)
 
     def _without(self, process: int) -> None:
         self._peers.pop(process, None)
@@ -195,20 +171,17 @@ class Lifeline:
             self._gone.set()
 
 
-class _Lines:
-    def __init__(self) -> None:
-        self._rest = b""
+def _messages(peer: socket.socket) -> Iterator[dict[str, Any]]:
+    """Wait for the messages of a connection, until it is closed or speaks otherwise."""
+    with peer, peer.makefile("rb") as lines, contextlib.suppress(OSError, ValueError):
+        while (line := lines.readline(_LONGEST)).endswith(b"\n"):
+            if not isinstance(message := json.loads(line), dict):
+                return
+            yield message
 
-    def read(self, peer: socket.socket) -> list[dict[str, Any]] | None:
-        """Wait for bytes, return the whole messages; None: it is closed or speaks otherwise."""
-        try:
-            came = peer.recv(4096)
-            *whole, self._rest = (self._rest + came).split(b"\n")
-            found = [json.loads(line) for line in whole]
-        except (OSError, ValueError):
-            return None
-        strange = len(self._rest) > 4096 or not all(isinstance(each, dict) for each in found)
-        return None if not came or strange else found
+
+def _thread(function: Callable[..., None], *args: Any) -> None:
+    threading.Thread(target=function, args=args, name="lifeline", daemon=True).start()
 
 
 def _send(peer: socket.socket, message: dict[str, Any]) -> None:

@@ -65,9 +65,7 @@ class Wait:
     def _announce(self) -> None:
         if (what := self.what()) not in _told:
             _told.add(what)
-            with terminal.turn():  # at once: the main thread may end with a sentence
-                sys.stderr.write(f"{what} ...\n")
-                sys.stderr.flush()
+            terminal.tell(f"{what} ...")  # at once: the main thread may end with a sentence
 
     def _words(self, seconds: int, columns: int) -> str:
         long = f"{seconds // 60} min" if seconds >= 120 else f"{seconds} s"
@@ -79,8 +77,7 @@ class Wait:
 
 
 def _mark(seconds: int) -> int:
-    """Find the last of the seconds by now at which a pipe gets a line."""
-    return seconds // 10 * 10
+    return seconds // 10 * 10  # at which a pipe gets a line
 
 
 _waits: list[Wait] = []  # the last one is inside of those before
@@ -112,34 +109,22 @@ def end() -> None:
 @contextlib.contextmanager
 def of(what: str, *, here: bool = True) -> Iterator[None]:
     """Print on stderr, if `here`, what is done inside for longer than a second, and how long."""
-    if not here:
-        yield
-        return
-    end()
-    with _during(Wait(lambda: what, announced=False)):
+    if here:
+        end()
+    with _during(Wait(lambda: what, announced=False), here):
         yield
 
 
-@contextlib.contextmanager
 def lasting(
-    what: str | Callable[[], str],
-    *,
-    last: str = "",
-    since: str = "so far",
-    here: bool = True,
-) -> Iterator[Wait]:
+    what: str | Callable[[], str], *, last: str = "", since: str = "so far", here: bool = True
+) -> contextlib.AbstractContextManager[Wait]:
     """Print on stderr, if `here`, for how long what was announced is going on.
 
     In a terminal that is a line that is written again each second and goes at the end, else one
     after each ten seconds. `what` may be a function that says how far it is; `last` are the words
     for how long it took before, `since` those for what is counted.
     """
-    wait = Wait(what if callable(what) else lambda: what, last=last, since=since)
-    if not here:
-        yield wait
-        return
-    with _during(wait):
-        yield wait
+    return _during(Wait(what if callable(what) else lambda: what, last=last, since=since), here)
 
 
 @contextlib.contextmanager
@@ -157,10 +142,13 @@ def shown_by(bar: Callable[[str], None], *, seen: bool = True) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def _during(wait: Wait) -> Iterator[None]:
+def _during(wait: Wait, here: bool) -> Iterator[Wait]:
+    if not here:
+        yield wait
+        return
     _push(wait)
     try:
-        yield
+        yield wait
     finally:
         _remove(wait)
 
@@ -197,6 +185,7 @@ def look() -> None:
             _waits[-1].look()
 
 
+@atexit.register
 def _forget() -> None:
     """Let nothing be written while Python ends."""
     with terminal.turn():
@@ -208,5 +197,4 @@ def _in_a_child() -> None:
         what.clear()
 
 
-atexit.register(_forget)
 os.register_at_fork(after_in_child=_in_a_child)

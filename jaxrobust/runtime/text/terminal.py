@@ -52,6 +52,12 @@ def turn() -> Iterator[None]:
             TURN.release()
 
 
+def tell(text: str) -> None:
+    """Print a line on stderr at once, as it is."""
+    with turn():
+        print(text, file=sys.stderr, flush=True)
+
+
 def in_place(text: str) -> None:
     """Write a line on stderr over the one that was written so before; by who has the `TURN`."""
     blank = " " * (max((columns for _, columns in _below), default=0) - len(text))

@@ -1,6 +1,5 @@
 """What a network reaches: accuracies on a split, their records, and the table of a run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.training.run.phase import Run
 from jaxrobust.types import Threat, Weights
+from jaxrobust.weights import start
 from jaxrobust.weights.store import hashes
 
 
@@ -38,7 +38,7 @@ def test(run: Run, plain: dict[str, Any], step: int, best: Weights) -> dict[str,
         "restarts": 1,
         "start": "random",
     }
-    started, ids = workdir / "init.json", records.ids_of(len(images))
+    ids = records.ids_of(len(images))
     known = ((r.weights, r.attacks, r.image_ids) for r in records.read(workdir))
     if hosts.first((which, [attack], ids) in known):
         return {}
@@ -70,7 +70,7 @@ def test(run: Run, plain: dict[str, Any], step: int, best: Weights) -> dict[str,
         training=training,
         ids_sha256=source.ids_sha256 or None,
         classes_sha256=hashes.classes_sha256(source.classes),
-        init=json.loads(started.read_text()) if started.exists() else None,
+        init=start.record_of(workdir),
         clean_top5=scores.get("clean_top5"),
         function=function,
         damaged=[source.describe(index) for index in damaged] or None,

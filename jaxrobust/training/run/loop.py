@@ -7,22 +7,19 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrobust.config import plain
 from jaxrobust.data.sources import registry
+from jaxrobust.resolved import plain
 from jaxrobust.runtime.devices import compilation, hardware
 from jaxrobust.runtime.devices.profiling import Trace
 from jaxrobust.runtime.files import provenance
 from jaxrobust.runtime.processes import hosts
-from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import StopSignals, say
 from jaxrobust.training import build
 from jaxrobust.training.run import metrics, splits
-from jaxrobust.training.run.divergence import Trouble
-from jaxrobust.training.run.in_flight import Ahead
 from jaxrobust.training.run.phase import Run, last, scored
 from jaxrobust.training.run.progress import Progress
 from jaxrobust.training.run.selection import selection
-from jaxrobust.training.run.stopping import Stops
+from jaxrobust.training.run.stopping import Stops, Trouble
 from jaxrobust.training.update import alarm, inner, objectives
 from jaxrobust.training.update.step import TrainState, averaged
 from jaxrobust.weights.store.checkpoint import Checkpoints
@@ -77,7 +74,8 @@ def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
     """
     with _Loop(run, state, signals).opened() as loop:
         while True:
-            now = loop.due()
+            done = {"saved": loop.saved, "evaluated": loop.evaluated, "kept": loop.kept}
+            now = due(loop.step, loop.every, start=loop.start, **done)
             # Steps run ahead of what is known of them. Before anything is written, all of them
             # end: one of them may be the last that another host takes, or may have found no
             # gradient, and what a stop or a rollback undoes must not be seen by anybody.
@@ -122,7 +120,7 @@ class _Loop:
         same_groups(run, self.meta)
         if checkpoints is not run.stopped:  # behind which there is a good one to go back to
             evaluates(run, state)
-        self.trouble, self.ahead = Trouble(run), Ahead(self.meta)
+        self.trouble, self.ahead = Trouble(run), metrics.Ahead(self.meta)
         self.every = Every(
             log_steps=config.log.every_steps,
             checkpoint_epochs=config.checkpoint.every_epochs,
@@ -172,18 +170,14 @@ class _Loop:
             self.evaluated = scored(run)  # after the writer has removed lines behind the start
             yield self
 
-    def due(self) -> Any:
-        done = {"saved": self.saved, "evaluated": self.evaluated, "kept": self.kept}
-        return due(self.step, self.every, start=self.start, **done)
-
     def sound(self) -> bool:
         """Allow a rollback to return to this state: not behind steps without a gradient."""
         return not self.ahead.skipped or self.step == self.run.phase.total_steps
 
-    def troubled(self, now: Any) -> tuple[int, str] | None:
+    def troubled(self, now: Due) -> tuple[int, str] | None:
         """Decide the step to go back to and the reason; None: the run may go on."""
-        if self.trouble.too_much(self.ahead):
-            return int(self.ahead.last["step"]), self.trouble.skipped(self.ahead)
+        if why := self.trouble.skipped(self.ahead):
+            return int(self.ahead.last["step"]), why
         if not (now.saves or now.keeps or now.evaluates):
             return None
         norms = alarm.of_norms(self.state.stats)
@@ -278,11 +272,8 @@ def _compiled(run: Run, start: int) -> tuple[Any, Any]:
     config, name, phase = run.config, run.name, run.phase
     arguments = build.abstract_arguments(config, name, phase)
     program = compilation.program(f"{config.model.name}: step of {name}", *arguments)
-    what, took = f"{name}: compiling the step", compilation.expected(program)
-    say(f"{what} ({took})")
-    with patience.lasting(what, last=took, here=jax.process_index() == 0):
+    with compilation.waiting(f"{name}: compiling the step", program, say, always=True):
         step, seconds, hit = compilation.compiled(phase.step, *arguments)
-    compilation.remember(program, seconds, hit=hit)
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
     probe, every = build.probe(config, name, phase), config.alarm.every_steps
     if probe and start // every < phase.total_steps // every:

@@ -60,5 +60,4 @@ def scored(run: Run) -> int:
     """
     rows = jsonl.read(run.workdir / "metrics.jsonl")
     here = [m["step"] for m in rows if m["phase"] == run.name and "selection_robust" in m]
-    kept = run.best.latest_step() is not None
-    return hosts.first(max(here, default=0) if kept else 0)
+    return hosts.first(0 if run.best.latest_step() is None else max(here, default=0))

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -121,8 +120,7 @@ class Progress:
         elif self._main:
             text = " ".join(part.text for part in self._figures if part.text)
             line = f"{self._phase} {step}/{self._total} {text} ETA {self._left(step, self._speed)}"
-            with terminal.turn():
-                print(line, file=sys.stderr, flush=True)
+            terminal.tell(line)
             self._wait.again()
         if costs.get("peak_memory_bytes", 0) > 1.01 * self._peak_said:
             self._say_costs(costs)
@@ -144,8 +142,7 @@ class Progress:
 
     def chip_hours(self) -> float:
         """Return devices times hours of the phase so far, those before this run included."""
-        hours = (time.perf_counter() - self._started) / 3600
-        return self._chip_hours_before + self._chips * hours
+        return self._chip_hours_before + self._chips * (time.perf_counter() - self._started) / 3600
 
     def _costs(self) -> dict[str, float]:
         per_chip = self._speed / self._chips

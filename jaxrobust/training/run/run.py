@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrobust import models
-from jaxrobust.config import VERSION, completed, of_phase, phases, plain
+from jaxrobust.config import VERSION, Config
 from jaxrobust.data.sources import registry
+from jaxrobust.resolved import completed, of_phase, phases, plain
+from jaxrobust.runtime.commandline.arguments import flat
 from jaxrobust.runtime.devices import compilation, hardware, sharding
 from jaxrobust.runtime.devices.profiling import Profile
 from jaxrobust.runtime.files import jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.progress import StopSignals, say
-from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import accuracies, loop, metrics, selection, splits, trackers, warnings
 from jaxrobust.training.run.phase import Run, last, note_resumption, scored
@@ -49,11 +50,7 @@ class Part(NamedTuple):
 
 
 def run(
-    config: Any,
-    workdir: Path,
-    *,
-    profile: Profile | None = None,
-    draw: trackers.Draw | None = None,
+    config: Any, workdir: Path, *, profile: Profile | None = None, draw: trackers.Draw | None = None
 ) -> None:
     """Train every phase of `config` that has epochs, then evaluate each on the test split.
 
@@ -64,7 +61,7 @@ def run(
       Interrupted, Diverged, OSError: the run stopped; the message says how to go on.
     """
     given = plain(config)
-    own = {k: v for k, v in _flat(given).items() if k not in ("data.dir", "data.workers")}
+    own = {k: v for k, v in flat(given).items() if k not in ("data.dir", "data.workers")}
     hosts.agree(own, what="has another config", remedy="Start the same command on every host")
     compilation.use_persistent_cache(workdir.parent)  # before a new stem is drawn
     first_host = jax.process_index() == 0
@@ -200,7 +197,7 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any
         build.probe(seen, name, phase)
         splits.batches(seen, name, source, 0).close()
         parts[name] = Part(seen, source, phase)
-    return parts, _flat(described)
+    return parts, flat(described)
 
 
 def _opened(config: Config) -> dict[str, registry.Source]:
@@ -217,22 +214,14 @@ def _opened(config: Config) -> dict[str, registry.Source]:
 
 def _check_numbers(config: Config) -> None:
     lowest = {
-        "evaluation.images": 0,
-        "test.images": 0,
-        "evaluation.every_epochs": 1,
-        "checkpoint.every_epochs": 1,
-        "checkpoint.keep_every_epochs": 0,
-        "data.max_damaged": 0,
-        "mesh.fsdp": 0,
-        "alarm.every_steps": 0,
-        "alarm.images": 1,
-        "trouble.skips": 0,
-        "trouble.rollbacks": 0,
-        "log.every_steps": 1,
+        0: "evaluation.images test.images checkpoint.keep_every_epochs data.max_damaged mesh.fsdp "
+        "alarm.every_steps trouble.skips trouble.rollbacks",
+        1: "evaluation.every_epochs checkpoint.every_epochs alarm.images log.every_steps",
     }
-    flat, seed, lr = _flat(plain(config)), config.seed, config.trouble.lr
-    for key, low in lowest.items():
-        must_be(key, flat[key], flat[key] >= low, f"at least {low}")
+    values, seed, lr = flat(plain(config)), config.seed, config.trouble.lr
+    for low, keys in lowest.items():
+        for key in keys.split():
+            must_be(key, values[key], values[key] >= low, f"at least {low}")
     # JAX makes keys of 32 bits; the rest would be cut off.
     must_be("seed", seed, 0 <= seed < 2**32, "from 0 to 2^32 - 1")
     must_be("trouble.lr", lr, 0 < lr <= 1, "above 0, at most 1")
@@ -247,14 +236,6 @@ def _described(source: registry.Source) -> dict[str, Any]:
         "classes": source.num_classes,
         "classes_sha256": hashes.classes_sha256(source.classes),
     }
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        whole = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if whole else {f"{prefix}{key}": value}
-    return flat
 
 
 @contextlib.contextmanager
@@ -287,7 +268,7 @@ def claim(workdir: Path, given: dict, data: dict[str, Any]) -> None:
     """
     noted = _noted(workdir / "config.json", {"version": VERSION} | given)
     old = completed(runs.of_this_version(noted, workdir / "config.json"))
-    old, new = _in_pixels(_flat(old)), _in_pixels(_flat(given))
+    old, new = _in_pixels(flat(old)), _in_pixels(flat(given))
     free = (*_FREE, *(f"{name}.microbatches" for name in given["phases"]))
     if differing := _differing(old, new, free=free):
         raise ValueError(
@@ -301,11 +282,11 @@ def claim(workdir: Path, given: dict, data: dict[str, Any]) -> None:
         )
 
 
-def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
-    if (relative := flat["attack.relative_step"]) is None:
-        return flat
-    size = relative * flat["attack.epsilon"]
-    return flat | {"attack.relative_step": None, "attack.step_size": size}
+def _in_pixels(values: dict[str, Any]) -> dict[str, Any]:
+    if (relative := values["attack.relative_step"]) is None:
+        return values
+    size = relative * values["attack.epsilon"]
+    return values | {"attack.relative_step": None, "attack.step_size": size}
 
 
 def _noted(path: Path, value: dict) -> dict:

@@ -9,13 +9,12 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks import fixed_steps
-from jaxrobust.config import network_of
+from jaxrobust.config import Config, network_of
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.training.run.phase import Run

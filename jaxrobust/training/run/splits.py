@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrobust.config import Config, TestSection
 from jaxrobust.data import Damage, evaluation_transform
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import loading, pipeline, plan
@@ -14,7 +15,6 @@ from jaxrobust.evaluation.engine.accuracy import Images
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.sections import Config, TestSection
 from jaxrobust.training import build
 from jaxrobust.training.run.phase import Run
 from jaxrobust.types import Batch
@@ -24,11 +24,7 @@ def opened(config: Config, key: str) -> registry.Source:
     """Open a split of the config's data set, checked against its model."""
     data, model = config.data, config.model
     source = registry.open_source(
-        data.name,
-        data[key],
-        data_dir=data.dir,
-        classes=data.classes,
-        num_classes=model.num_classes,
+        data.name, data[key], data_dir=data.dir, classes=data.classes, num_classes=model.num_classes
     )
     if source.channels != model.in_channels:
         raise ValueError(

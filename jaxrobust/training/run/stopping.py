@@ -1,4 +1,4 @@
-"""How a run stops before its end: all hosts after the same step, with everything saved."""
+"""How a run stops before its end, or goes back: all hosts after the same step, with all saved."""
 
 import signal
 from collections.abc import Sequence
@@ -7,8 +7,11 @@ from pathlib import Path
 import jax
 
 from jaxrobust.data.sources import registry
+from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts
-from jaxrobust.runtime.text.progress import StopSignals
+from jaxrobust.runtime.text.progress import StopSignals, say
+from jaxrobust.training.run.metrics import Ahead
+from jaxrobust.training.run.phase import Run
 from jaxrobust.weights.store.checkpoint import steps
 
 _DATA = 64  # why a host stops, beside the numbers of signals
@@ -90,3 +93,62 @@ class Stops:
         if why == _DATA:
             return HostStopped(f"another host cannot read its data, and names it; {text}")
         return (Preempted if why == signal.SIGTERM else Interrupted)(text)
+
+
+class Diverged(Stopped):
+    """No finite loss or gradient for more steps than may be skipped, or broken statistics."""
+
+
+class Trouble:
+    """The trouble of a phase: `rollbacks` so far, each of which lowers the learning rate."""
+
+    def __init__(self, run: Run) -> None:
+        """Read how often the phase went back; `Diverged` if that is more than it may."""
+        self._run, self._settings = run, run.config.trouble
+        self._file = run.file("rollbacks.jsonl")
+        before = jsonl.read(self._file)
+        self.rollbacks = hosts.first(len(before))
+        if self.rollbacks > self._settings.rollbacks:
+            raise self._diverged(before[-1]["why"] if before else "another host went back")
+
+    @property
+    def lr_scale(self) -> float:
+        """Compute the factor of the schedule's learning rate by now."""
+        return self._settings.lr**self.rollbacks
+
+    def skipped(self, ahead: Ahead) -> str:
+        """Describe the last steps where more in a row updated nothing than may; empty: not so."""
+        if ahead.skipped <= self._settings.skips:
+            return ""
+        row = ahead.last
+        return (
+            f"the loss is {row['loss']} at step {row['step']}, its gradient's norm "
+            f"{row['gradient_norm']}; {ahead.skipped} steps in a row updated nothing"
+        )
+
+    def roll_back(self, step: int, why: str) -> None:
+        """Note that the phase goes back to its last checkpoint for the reason `why`, seen at
+        `step`; `Diverged` if it may not.
+        """
+        run = self._run
+        run.stopped.clear()  # before the note: a kill in between repeats the steps that led here
+        run.latest.wait()  # the last one may not be whole yet, or not for every host
+        last, scale = run.latest.latest_step() or 0, self._settings.lr ** (self.rollbacks + 1)
+        if jax.process_index() == 0:
+            jsonl.append(self._file, {"step": step, "back_to": last, "lr_scale": scale, "why": why})
+        if self.rollbacks >= self._settings.rollbacks:
+            raise self._diverged(why)
+        say(f"{run.name}: {why}. Back to step {last}, with {scale:g} times the learning rate")
+
+    def _diverged(self, why: str) -> Diverged:
+        latest, more = self._run.latest, len(jsonl.read(self._file))
+        last = latest.latest_step()
+        good = f"The last good checkpoint is step {last} under {latest.directory}"
+        there = "go on from there"
+        if not last:
+            good, there = "No checkpoint was written yet", "begin anew at step 0"
+        return Diverged(
+            f"{why}. {good}. Set trouble.rollbacks={more} to {there} with {self._settings.lr} "
+            "times the learning rate, or start again in a new --workdir with a lower one or a "
+            "longer warm-up"
+        )

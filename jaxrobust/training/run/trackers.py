@@ -96,11 +96,13 @@ class _WandB:
     def __init__(self, workdir: Path, about: Mapping[str, Any]) -> None:
         import wandb
 
+        if not (identity := workdir / "wandb_id").exists():
+            jsonl.replace(identity, f"{secrets.token_hex(6)}\n")
         how: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", "jaxrobust"),
             "name": os.environ.get("WANDB_NAME", workdir.absolute().name),
             "dir": os.environ.get("WANDB_DIR", str(workdir)),
-            "id": _id(workdir),
+            "id": identity.read_text().strip(),
             "resume": "allow",
             "config": dict(about),
             "allow_val_change": True,  # such as the commit of a run that goes on
@@ -179,10 +181,9 @@ def named(text: str) -> list[str]:
 
 def check(text: str, *, first: bool = True) -> None:
     """Refuse a tracker that there is not, or that cannot begin; the `first` process logs in."""
-    for name in named(text):
-        if name not in KINDS:
-            there = ", ".join(KINDS)
-            raise ValueError(f"log.to={text!r} names {name!r}, and the trackers are {there}")
+    if unknown := [name for name in named(text) if name not in KINDS]:
+        there = ", ".join(KINDS)
+        raise ValueError(f"log.to={text!r} names {unknown[0]!r}, and the trackers are {there}")
     for name in named(text):
         try:
             importlib.import_module(KINDS[name].package)
@@ -301,10 +302,3 @@ def _warn(name: str, error: Exception) -> None:
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split()) or "no reason given"
     return f"{type(error).__name__}: {text[:300]}"
-
-
-def _id(workdir: Path) -> str:
-    path = workdir / "wandb_id"
-    if not path.exists():
-        jsonl.replace(path, f"{secrets.token_hex(6)}\n")
-    return path.read_text().strip()

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from jaxrobust.attacks import registry
+from jaxrobust.config import Config
 from jaxrobust.data.splits import grammar
 from jaxrobust.data.transforms.presets import PRESETS
-from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.update import objectives
 

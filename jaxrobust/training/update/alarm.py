@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks
+from jaxrobust.config import Config
 from jaxrobust.models.interface.inputs import cast, unit_range
-from jaxrobust.sections import Config
 from jaxrobust.training.update import objectives
 from jaxrobust.training.update.objectives import Objective, cross_entropy
 from jaxrobust.types import Array, Attack, Batch, Classifier, LogitsFn, Params
@@ -182,7 +182,8 @@ def check_cost(config: Config, name: str, *, images: int, share: float = 0.01) -
     `images`: of a probe of the phase `name`, on all devices together.
     """
     p, a, every = config[name], config.attack, config.alarm.every_steps
-    before, passes = objectives.named(p.objective).before, attacks.passes(a.name, a.steps)
+    before = int(objectives.named(p.objective).of_probabilities)
+    passes = attacks.passes(a.name, a.steps)
     gradients = 2 + 2 * (1 if config.model.dtype == "float32" else _FLOAT32)
     of_probe = before + passes + 1 + (passes + 2 * STRONGER) + 1 + gradients
     # Of a single step.

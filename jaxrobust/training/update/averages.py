@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxrobust.sections import PhaseSection
+from jaxrobust.config import PhaseSection
 from jaxrobust.training.update import objectives
 from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.types import Array, Params
@@ -14,9 +14,6 @@ from jaxrobust.types import Array, Params
 Averaging = Callable[[Params, Params, Params, Any], Params]
 # (running statistics before, after an update, updates before this one) -> those that are kept
 Statistics = Callable[[Params, Params, Any], Params]
-
-# Whether the average's running statistics are averaged as its parameters are, or the last ones.
-EMA_STATISTICS = ("averaged", "copied")
 
 
 def ema(average: Params, new: Params, decay: float | Array) -> Params:
@@ -27,11 +24,6 @@ def ema(average: Params, new: Params, decay: float | Array) -> Params:
         return share * mean + (1 - share) * new
 
     return {name: step(average[name], new[name]) for name in new}
-
-
-def constant(decay: float) -> Averaging:
-    """Average everything with one decay."""
-    return lambda average, params, stats, step: ema(average, params | stats, decay)
 
 
 def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
@@ -46,7 +38,7 @@ def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
     inside = epochs is None or 0 <= epochs < p.epochs
     wanted = f"at least 0 and below {name}.epochs={p.epochs}, or None for a decay that is constant"
     must_be(f"{name}.ema_warmup_epochs", epochs, inside, wanted)
-    one_of(f"{name}.ema_statistics", p.ema_statistics, EMA_STATISTICS)
+    one_of(f"{name}.ema_statistics", p.ema_statistics, ("averaged", "copied"))
 
     def decay(step: Any) -> float | Array:
         if epochs is None:

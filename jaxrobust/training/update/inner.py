@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxrobust import attacks
 from jaxrobust.attacks import registry
-from jaxrobust.sections import AttackSection, Config
+from jaxrobust.config import AttackSection, Config
 from jaxrobust.training.update import objectives
 from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.step import keys_alone

@@ -83,21 +83,15 @@ def erase(
         erased, *box = _erased_box(box_key, image.shape, probability, area, aspect)
         # Channel after channel in a loop, which fills memory: fused into a mixing that reads each
         # pixel twice, XLA's CPU draws the noise twice and 5 times slower.
-        draw = NOISES[noise]
         keys = jax.random.split(noise_key, channels)
-        values = jax.lax.map(lambda key: draw(key, height * width), keys)
+        values = jax.lax.map(lambda key: NOISES[noise](key, height * width), keys)
         return jnp.where(erased & _inside(image.shape, *box), values.T.reshape(image.shape), image)
 
     return jax.vmap(one)(_keys(key, images.shape[0]), images)
 
 
 def _erased_box(
-    key: Array,
-    shape: Shape,
-    probability: float,
-    area: Range,
-    aspect: Range,
-    tries: int = 10,
+    key: Array, shape: Shape, probability: float, area: Range, aspect: Range, tries: int = 10
 ) -> tuple[Array, ...]:
     """Draw whether to erase, and the top, bottom, left and right of the first box that fits."""
     height, width, _ = shape
@@ -147,9 +141,8 @@ def mix(
     """
     batch, *shape = images.shape
     switch = switch if mixup and cutmix else float(cutmix > 0)
-    keys = _keys(key, batch // group)
     draw = partial(_draw_mixing, alphas=(mixup, cutmix), switch=switch, probability=probability)
-    boxes, lam, y, x = jax.vmap(lambda key: draw(key, shape))(keys)
+    boxes, lam, y, x = jax.vmap(lambda key: draw(key, shape))(_keys(key, batch // group))
     images, targets = jax.vmap(blend)(
         images.reshape(-1, group, *shape),
         smoothed(labels, num_classes, smoothing).reshape(-1, group, num_classes),
@@ -221,8 +214,7 @@ def symmetric_beta(a: Array, u: Array, v: Array) -> Array:
     Source: Bailey 1994 (Math. Comp. 62): sqrt(nu (u^(-2/nu) - 1)) cos(2 pi v) is Student's t with
     nu degrees of freedom; T / sqrt(nu + T^2) of it, moved to [0, 1], is Beta(nu/2, nu/2).
     """
-    cosine = jnp.cos(2 * math.pi * v)
-    t = jnp.sqrt(jnp.expm1(-jnp.log1p(-u) / a)) * cosine  # T / sqrt(nu)
+    t = jnp.sqrt(jnp.expm1(-jnp.log1p(-u) / a)) * jnp.cos(2 * math.pi * v)  # T / sqrt(nu)
     root = jnp.sqrt(1 + t * t)
     nearer = 0.5 / (root * (root + jnp.abs(t)))  # to the nearer end: not a difference from 1
     return jnp.where(t < 0, nearer, 1 - nearer)
@@ -232,8 +224,7 @@ def symmetric_beta(a: Array, u: Array, v: Array) -> Array:
 
 
 def _keys(key: Array, count: int) -> Array:
-    rows = jnp.arange(count, dtype=jnp.uint32)
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count, dtype=jnp.uint32))
 
 
 def _inside(shape: Shape, top: Array, bottom: Array, left: Array, right: Array) -> Array:

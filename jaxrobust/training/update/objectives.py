@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Float32
 
 from jaxrobust import attacks
+from jaxrobust.config import AttackSection
 from jaxrobust.models.kernels.primitives import widened
-from jaxrobust.sections import AttackSection
 from jaxrobust.types import (
     Array,
     Batch,
@@ -75,8 +75,7 @@ def _on_images(
     def loss(
         net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
     ) -> Value:
-        images = choose(batch, images_adv)
-        logits, stats = net.apply(params, stats, images, train=True, key=key)
+        logits, stats = net.apply(params, stats, choose(batch, images_adv), train=True, key=key)
         value = cross_entropy(logits, batch.labels).mean()
         return value, (stats, {metric: accuracy(logits, batch.labels)})
 
@@ -128,8 +127,7 @@ def _of_two_passes(
         net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
     ) -> Value:
         first, second = _two_draws(key)
-        images = batch.images.clip(0, 1)
-        clean, moved = net.apply(params, stats, images, train=True, key=first)
+        clean, moved = net.apply(params, stats, batch.images.clip(0, 1), train=True, key=first)
         before = moved if statistics == "both" else stats
         robust, after = net.apply(params, before, images_adv, train=True, key=second)
         value, divergence = terms(batch.labels, clean, robust)
@@ -232,16 +230,6 @@ class ObjectiveRow(NamedTuple):
         """Tell whether it attacks the images."""
         return self.attack_loss is not None
 
-    @property
-    def before(self) -> int:
-        """Count the forward passes before the attack."""
-        return int(self.of_probabilities)
-
-    @property
-    def update(self) -> int:
-        """Count what the update costs, in forward passes: forward and backward, of each image."""
-        return 6 if self.both else 3
-
 
 ROWS: dict[str, ObjectiveRow] = {}
 
@@ -257,7 +245,8 @@ def passes(name: str, attack: AttackSection) -> int:
     """Count the forward passes that an update of one image costs, attack included."""
     row = named(name)
     passes = attacks.passes(attack.name, attack.steps) if row.attacks else 0
-    return row.before + passes + row.update
+    update = 6 if row.both else 3  # forward and backward, of each image
+    return int(row.of_probabilities) + passes + update
 
 
 def named(name: str) -> ObjectiveRow:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrobust.sections import PhaseSection
+from jaxrobust.config import PhaseSection
 from jaxrobust.training.update import schedules
 from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.types import Array, Params

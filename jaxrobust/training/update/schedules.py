@@ -64,8 +64,7 @@ def _linear(s: Span) -> list[Piece]:
 
 
 def _steps(s: Span) -> list[Piece]:
-    steps = sorted(s.steps)
-    falls = [_flat(step, s.peak * s.factor**n) for n, step in enumerate(steps, 1)]
+    falls = [_flat(step, s.peak * s.factor**n) for n, step in enumerate(sorted(s.steps), 1)]
     return [_warmup(s), _flat(s.warmup, s.peak), *falls]
 
 

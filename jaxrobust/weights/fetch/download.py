@@ -44,8 +44,7 @@ def parse_hub(source: str) -> tuple[str, str | None, str | None]:
             f"{source}: write hf://ORG/REPO[@REVISION][/FILE], such as "
             "hf://timm/convnext_tiny.fb_in1k"
         )
-    revision = urllib.parse.unquote(match[2]) if match[2] else None
-    return match[1], revision, match[3]
+    return match[1], match[2] and urllib.parse.unquote(match[2]), match[3]
 
 
 def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
@@ -58,17 +57,21 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
             f"{source} needs the hub's own client: pip install 'jaxrobust[hub]' (or give the "
             "https:// address of the file)"
         ) from error
+    refusals = {  # the first one is one of the last, too
+        errors.GatedRepoError: "its authors ask for your consent first: give it at "
+        f"https://huggingface.co/{repository}, log in with `hf auth login` (or set HF_TOKEN), and "
+        "run the same command again",
+        errors.RevisionNotFoundError: f"{repository} has no revision {revision}",
+        errors.RepositoryNotFoundError: f"the hub has no repository {repository}, or a private "
+        "one; check its name, or log in with `hf auth login`",
+    }
     endpoint = os.environ.get("HF_ENDPOINT") or None
     cache = folders.cache("weights") / "hub"
 
     def get(file: str) -> Path | None:
         try:
             path = huggingface_hub.hf_hub_download(
-                repository,
-                file,
-                revision=revision,
-                cache_dir=cache,
-                endpoint=endpoint,
+                repository, file, revision=revision, cache_dir=cache, endpoint=endpoint
             )
         except errors.LocalEntryNotFoundError as error:  # it did not ask, or got no answer
             known = huggingface_hub.try_to_load_from_cache(
@@ -91,24 +94,11 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
         weights = next(
             (path for file in ([name] if name else WEIGHTS) if (path := get(file))), None
         )
-    except errors.GatedRepoError as error:
-        raise ValueError(
-            f"{source}: its authors ask for your consent first: give it at "
-            f"https://huggingface.co/{repository}, log in with `hf auth login` (or set HF_TOKEN), "
-            "and run the same command again"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ValueError(f"{source}: {repository} has no revision {revision}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ValueError(
-            f"{source}: the hub has no repository {repository}, or a private one; check its name, "
-            "or log in with `hf auth login`"
-        ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise ValueError(f"{source}: {str(error).partition(chr(10))[0]}") from error
+        said = next((words for kind, words in refusals.items() if isinstance(error, kind)), "")
+        raise ValueError(f"{source}: {said or str(error).partition(chr(10))[0]}") from error
     if weights is None:
-        api = huggingface_hub.HfApi(endpoint=endpoint)
-        holds = _weights_in(api, repository, revision)
+        holds = _weights_in(huggingface_hub.HfApi(endpoint=endpoint), repository, revision)
         raise ValueError(
             f"{source}: {repository} holds no {name or ' or '.join(WEIGHTS)}; "
             + (f"name one of its files: {', '.join(holds)}" if holds else "")

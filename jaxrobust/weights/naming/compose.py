@@ -21,7 +21,7 @@ from jaxrobust.weights.store.artifact import Arrays, Network
 # What `init.stem` and `init.head` may be; the head's third is PyTorch's default for a linear map.
 CHOICES = {"stem": ("keep", "fresh"), "head": ("keep", "fresh", "fresh-torch")}
 # Mean and std, one for all channels or one each, that `init.normalize` puts inside the network.
-NORMALIZATIONS = {
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "none": ((0.0,), (1.0,)),
     "half": ((0.5,), (0.5,)),
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
@@ -188,8 +188,7 @@ def normalized(network: Network, name: str) -> Network:
             f"init.normalize={name} is of {len(NORMALIZATIONS[name][0])} channels, and the images "
             f"have {mean.size}; set init.normalize=half, none or keep"
         )
-    values = _first_layer(NORMALIZATIONS[name], mean.shape)
-    return network._replace(stats=network.stats | values)
+    return network._replace(stats=network.stats | _first_layer(NORMALIZATIONS[name], mean.shape))
 
 
 def summary(network: Network) -> list[str]:

@@ -5,7 +5,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from jaxrobust import models
 from jaxrobust.models.interface.renaming import INVERSE, Row, Transform, channels, conv_oihw, row
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.commandline.functions import is_name
-from jaxrobust.weights.naming.rename import all_double, compared, matches, rename, targets
+from jaxrobust.weights.naming.rename import compared, float_type, matches, rename, targets
 from jaxrobust.weights.store import files
 
 Arrays = dict[str, np.ndarray]
@@ -72,10 +72,13 @@ def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> Stor
         others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
         rest = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
         return _matched(name, [*resizable, rest], dict(arrays), (0.0, 1.0), ours=True)
-    return _torch_names(name, unwrapped(arrays), overrides)
+    return _torch_names(name, arrays, overrides)
 
 
-def _torch_names(name: str, arrays: Arrays, overrides: Mapping[str, Any]) -> StoredNames:
+def _torch_names(
+    name: str, stored: Mapping[str, np.ndarray], overrides: Mapping[str, Any]
+) -> StoredNames:
+    arrays = unwrapped(stored)
     if _BUFFERS.keys() <= arrays.keys():
         arrays = {_BUFFERS.get(key, key): array for key, array in arrays.items()}
     for other in models.other_names(name):
@@ -131,23 +134,32 @@ def from_torch(
     >>> params["fc.kernel"].shape
     (64, 10)
     """
-    _, rows, arrays, normalize, *_ = _torch_names(name, unwrapped(state_dict), overrides)
+    _, rows, arrays, normalize, *_ = _torch_names(name, state_dict, overrides)
     net = models.create(name, num_classes=num_classes, image_size=image_size, **overrides)
-    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
     # Weights without a normalisation layer mean raw [0, 1] input unless their naming says more.
     if not {"normalize.mean", "normalize.std"} & arrays.keys():
-        dtype = np.float64 if all_double(arrays) else np.float32
+        dtype = float_type(arrays)
         for key, value in zip(("normalize.mean", "normalize.std"), normalize, strict=True):
-            arrays[key] = np.full(stats[key].shape, value, dtype)
-    return _split(rename(rows, arrays, _shapes(params | stats), name=name), params, stats)
+            arrays[key] = np.full(shapes[1][key].shape, value, dtype)
+    return filled(shapes, rows, arrays, name=name)
 
 
 def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {key: array.shape for key, array in arrays.items()}
 
 
-def _split(filled: Arrays, params: Iterable[str], stats: Iterable[str]) -> tuple[Arrays, Arrays]:
-    return {k: filled[k] for k in params}, {k: filled[k] for k in stats}
+def filled(
+    shapes: tuple[Mapping[str, Any], Mapping[str, Any]],
+    rows: Sequence[Row],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    name: str | None = None,
+) -> tuple[Arrays, Arrays]:
+    """Make params and stats of these shapes of arrays whose names the rows make ours."""
+    params, stats = shapes
+    ours = rename(rows, arrays, _shapes({**params, **stats}), name=name)
+    return {key: ours[key] for key in params}, {key: ours[key] for key in stats}
 
 
 def in_channels(stored: StoredNames) -> int | None:
@@ -224,17 +236,15 @@ def to_torch(
     _check_shapes(name, ours, layout, size | overrides)
     for old, new in net.renamed if net else ():
         theirs = {key.replace(old, new): array for key, array in theirs.items()}
-    inside = {key: _out(ours[_BUFFERS[key]], channels, _type(ours))[0] for key in buffers}
+    inside = {key: _out(ours[_BUFFERS[key]], channels, float_type(ours))[0] for key in buffers}
     return inside | theirs
 
 
 def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
     """Put our arrays under the reference's names and in its order, of a row with any options."""
-    theirs, rows, used = {}, models.torch_names(name), {"normalize.mean", "normalize.std"}
-    dtype = _type(ours)
-    if wrapped:
-        keys = ("normalize.mean", "normalize.std")
-        theirs = {key: _out(ours[key], channels, dtype) for key in keys}
+    rows, used, dtype = models.torch_names(name), {*_BUFFERS.values()}, float_type(ours)
+    inside = _BUFFERS.values() if wrapped else ()
+    theirs = {key: _out(ours[key], channels, dtype) for key in inside}
     for key in models.torch_keys(name, **overrides):
         ((renaming, match),) = matches(rows, key)
         full = f"model.{key}" if wrapped else key
@@ -254,8 +264,7 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any
 
 def _cause(name: str, ours: Mapping, overrides: dict) -> str:
     overrides = {"num_classes": 2, "in_channels": ours["normalize.mean"].size} | overrides
-    net = models.create(name, **overrides)
-    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    params, stats = jax.eval_shape(models.create(name, **overrides).init, jax.random.key(0))
     skip = re.compile(models.family(name).names.head)
     own = {key: shape for key, shape in _shapes(ours).items() if not skip.fullmatch(key)}
     return compared(name, own, _shapes(params | stats))
@@ -285,12 +294,6 @@ def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> Non
             )
 
 
-def _type(ours: Mapping) -> np.dtype:
-    return np.dtype(
-        np.float64 if all_double({k: np.asarray(a) for k, a in ours.items()}) else np.float32
-    )
-
-
 def _out(array: Any, transform: Transform, dtype: np.dtype) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype != dtype:
@@ -304,7 +307,7 @@ def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict)
     if layout != "timm" and layout not in PUBLISHED:
         near = difflib.get_close_matches(layout, PUBLISHED, n=3) or sorted(PUBLISHED)
         raise ValueError(f"unknown layout {layout!r}; 'timm', or one of {', '.join(near)}")
-    wrapped, fixed = False, np.array(((0,), (1,)))
+    wrapped = False
     if layout != "timm":
         board = PUBLISHED[layout].board
         wanted, wrapped = PUBLISHED[layout].model, PUBLISHED[layout].normalised
@@ -313,7 +316,7 @@ def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict)
     if missing := {"normalize.mean", "normalize.std"} - ours.keys():
         raise ValueError(f"{sorted(missing)} missing in stats: give both results of `init`")
     mean, std = (np.asarray(ours[f"normalize.{k}"]) for k in ("mean", "std"))
-    fixed = np.array((board.mean, board.std)) if wrapped else fixed
+    fixed = np.array((board.mean, board.std) if wrapped else ((0,), (1,)))
     # Of float64 both numbers: that which is written, and what its rounding to float32 became.
     if not all(
         any(np.array_equal(have, np.broadcast_to(w, have.shape)) for w in (want, np.float32(want)))
@@ -337,21 +340,15 @@ def load(
 ) -> tuple[Arrays, Arrays]:
     """Read params and stats of a network from a file with our names or the reference's."""
     arrays = files.read(path, which=which)
-    if all_double(arrays):
+    if float_type(arrays) == np.float64:
         raise ValueError(f"{path}: weights are float64, expected float32; cast them first")
+    row_options = {key: options[key] for key in options.keys() - {"num_classes", "image_size"}}
     try:
-        return fit(name, arrays, **options)
+        stored = names(name, arrays, **row_options)
+        options = {"in_channels": in_channels(stored) or 3} | options
+        if not stored.ours:
+            return from_torch(name, arrays, **options)
+        shapes = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
+        return filled(shapes, stored.rows, arrays, name=name)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def fit(name: str, arrays: Arrays, **options: Any) -> tuple[Arrays, Arrays]:
-    """Make params and stats of network `name` from arrays under our names or the reference's."""
-    row_options = {key: options[key] for key in options.keys() - {"num_classes", "image_size"}}
-    stored = names(name, arrays, **row_options)
-    options = {"in_channels": in_channels(stored) or 3} | options
-    if not stored.ours:
-        return from_torch(name, arrays, **options)
-    params, stats = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
-    filled = rename(stored.rows, arrays, _shapes(params | stats), name=name)
-    return _split(filled, params, stats)

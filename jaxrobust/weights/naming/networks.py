@@ -3,17 +3,14 @@
 from typing import Any, NamedTuple
 
 from jaxrobust.config import NetworkSpec
-from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights.naming import convert
-from jaxrobust.weights.naming.compose import compose
+from jaxrobust.weights.naming.compose import NORMALIZATIONS, compose
 from jaxrobust.weights.naming.convert import StoredNames
 from jaxrobust.weights.store import certificates
 from jaxrobust.weights.store.artifact import Artifact, Facts, Network
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-
-_NONE: Normalisation = ((0.0,), (1.0,))
-_IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 class Request(NamedTuple):
@@ -67,10 +64,10 @@ def normalisation(
             raise ValueError("the file holds its own mean and std; leave --normalize out")
         return None, "stored with the weights"
     if request.normalize != "auto":
-        return {"none": _NONE, "imagenet": _IMAGENET}[request.normalize], "--normalize"
+        return NORMALIZATIONS[request.normalize], "--normalize"
     if key := facts.published:
         board = PUBLISHED[key].board
-        inside = (board.mean, board.std) if PUBLISHED[key].normalised else _NONE
+        inside = (board.mean, board.std) if PUBLISHED[key].normalised else NORMALIZATIONS["none"]
         return inside, f"RobustBench's {key}"
     mean, std = facts.settings.get("mean"), facts.settings.get("std")
     if mean and std and not (request.init_stem or request.raw):

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from jaxrobust import models
 from jaxrobust.models.interface.renaming import Row
@@ -19,7 +19,7 @@ _UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # the least that makes 
 def rename(
     rows: Sequence[Row],
     source: Mapping[str, np.ndarray],
-    expected: Mapping[str, tuple[int, ...]],
+    expected: Shapes,
     *,
     name: str | None = None,
 ) -> Arrays:
@@ -27,7 +27,7 @@ def rename(
     filled: Arrays = {}
     shapes: dict[str, tuple[int, ...]] = {}
     tried, problems = set(), []
-    dtype = np.float64 if all_double(source) else np.float32
+    dtype = float_type(source)
     for key, array in source.items():
         fitting = matches(rows, key)
         if len(fitting) != 1:
@@ -43,29 +43,22 @@ def rename(
             continue
         for target, part in zip(filling, parts, strict=True):
             shapes[target] = part.shape
+            filled[target] = np.ascontiguousarray(part)
             if fault := _fault(target, part, expected, tried, dtype):
                 problems.append(f"{key}: {fault}")
-            else:
-                filled[target] = np.ascontiguousarray(part)
             tried.add(target)
     problems += [f"{key}: not filled by any source name" for key in expected.keys() - tried]
     if problems:
         cause = compared(name, shapes, expected)
         cause = cause or "check the model name, num_classes and image_size"
-        cause += _alike(source, but=name)
-        shown = sorted(problems)[:_SHOWN]
-        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        raise ValueError(
-            f"{len(problems)} weights do not fit; {cause}:\n  " + "\n  ".join([*shown, *more])
-        )
+        lines = [f"{len(problems)} weights do not fit; {cause}{_alike(source, but=name)}:"]
+        lines += sorted(problems)[:_SHOWN]
+        lines += [f"and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
+        raise ValueError("\n  ".join(lines))
     return filled
 
 
-def compared(
-    name: str | None,
-    theirs: Mapping[str, tuple[int, ...]],
-    ours: Mapping[str, tuple[int, ...]],
-) -> str:
+def compared(name: str | None, theirs: Shapes, ours: Shapes) -> str:
     """Name the options that stored shapes (our name -> shape) tell where a network has others."""
     tell = models.family(name).names.options if name else None
     if tell is None:
@@ -86,10 +79,10 @@ def matches(rows: Sequence[Row], name: str) -> list[tuple[Row, re.Match[str]]]:
     return [(r, match) for r in rows if (match := r.pattern.fullmatch(name))]
 
 
-def all_double(source: Mapping[str, np.ndarray]) -> bool:
-    """Tell whether all floats are float64."""
-    dtypes = {array.dtype for array in source.values() if array.dtype.kind == "f"}
-    return dtypes == {np.dtype(np.float64)}
+def float_type(arrays: Mapping[str, Any]) -> np.dtype:
+    """Choose the type that all floats have to be of: float64 where all are, else float32."""
+    kinds = {array.dtype for array in arrays.values() if array.dtype.kind == "f"}
+    return np.dtype(np.float64 if kinds == {np.dtype(np.float64)} else np.float32)
 
 
 def targets(renaming: Row) -> tuple[str, ...]:
@@ -115,7 +108,7 @@ def _moved(
 
 
 def _fault(
-    target: str, array: np.ndarray, expected: Shapes, tried: set[str], dtype: DTypeLike
+    target: str, array: np.ndarray, expected: Shapes, tried: set[str], dtype: np.dtype
 ) -> str:
     if target not in expected:
         return f"maps to {target}, which this network does not have"
@@ -125,7 +118,7 @@ def _fault(
         return f"shape {array.shape} for {target} {tuple(expected[target])}"
     if array.dtype != dtype:
         return (
-            f"dtype {array.dtype}, expected {np.dtype(dtype)}; rounded weights are other weights: "
+            f"dtype {array.dtype}, expected {dtype}; rounded weights are other weights: "
             "where that is meant, cast them first"
         )
     if not np.isfinite(array).all():

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.files.whole import DiskFull, disk_full
 from jaxrobust.runtime.text import patience
@@ -144,14 +145,24 @@ def _lasting(what: str) -> contextlib.AbstractContextManager:
     return patience.lasting(what, here=jax.process_index() == 0)
 
 
+def read(directory: Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:
+    """Read a step (default: the latest) of a run that may go on: its number, arrays, meta."""
+    everywhere = sharding.replicated(sharding.make_mesh())
+    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
+        step = checkpoints.latest_step() if step is None else step
+        assert step is not None
+        arrays = checkpoints.restore(step, abstract_state(abstract, everywhere))
+        return step, arrays, checkpoints.meta(step)
+
+
 def steps(directory: Path) -> list[int]:
     """List the steps that have a folder in a directory of checkpoints, in order."""
     folders = [path.name for path in directory.glob("*") if path.is_dir()]
     return sorted(int(name) for name in folders if re.fullmatch("0|[1-9][0-9]*", name))
 
 
-def abstract_state(state: Any, sharding: jax.sharding.Sharding) -> Any:
+def abstract_state(state: Any, place: jax.sharding.Sharding) -> Any:
     """Give shapes and types of a state, all under one sharding: what `restore` wants."""
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state
     )

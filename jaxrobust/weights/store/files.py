@@ -50,47 +50,21 @@ def artifact(path: Path, *, which: str | None = None, cast: bool = False) -> Art
         raise ValueError(f"{path}: unknown kind of file; give one of {', '.join(SUFFIXES)}")
     stored, arrays = Artifact({}), Arrays()
     for part in _parts(path):
-        stored = _read_cast(part, which) if cast else _reader(part)(part, which)
+        stored = _reader(part)(part, which, cast)
         if twice := arrays.keys() & stored.arrays.keys():
             raise ValueError(f"{part} holds {sorted(twice)[:3]} a second time")
-        arrays |= stored.arrays
+        arrays |= _single(part, stored.arrays) if cast else stored.arrays
     if not arrays:
         raise ValueError(f"{path} holds no arrays; get it again")
     return stored._replace(arrays=arrays)
 
 
-def _read_cast(path: Path, which: str | None) -> Artifact:
-    try:
-        stored = _reader(path)(path, which)
-    except ValueError as error:
-        if "bfloat16" not in str(error):
-            raise
-        stored = _read_bfloat16(path, which)
-    arrays = stored.arrays
+def _single(path: Path, arrays: Arrays) -> Arrays:
     if strange := [k for k, a in arrays.items() if a.dtype.kind == "c"]:
         raise ValueError(
             f"{path}: {strange[0]} is {arrays[strange[0]].dtype}, which has no float32"
         )
-    single = {
-        k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()
-    }
-    return stored._replace(arrays=single)
-
-
-def _read_bfloat16(path: Path, which: str | None) -> Artifact:
-    if path.suffix == ".safetensors":
-        import jax.numpy as jnp
-        from safetensors.flax import load_file as load
-
-        return Artifact({k: np.asarray(a.astype(jnp.float32)) for k, a in load(path).items()})
-    import torch
-
-    tree = torch.load(path, map_location="cpu", weights_only=True)
-    stored = _state(path, tree, which, torch.is_tensor)
-    arrays = {
-        k: (t.float() if t.is_floating_point() else t).numpy() for k, t in stored.arrays.items()
-    }
-    return stored._replace(arrays=arrays)
+    return {k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()}
 
 
 def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
@@ -116,7 +90,7 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _reader(path: Path) -> Callable[[Path, str | None], Artifact]:
+def _reader(path: Path) -> Callable[[Path, str | None, bool], Artifact]:
     """Choose the reader of a file by its first bytes; its name may lie."""
     with path.open("rb") as file:
         head = file.read(256)
@@ -147,7 +121,7 @@ def _reader(path: Path) -> Callable[[Path, str | None], Artifact]:
     return _read_torch
 
 
-def _read_safetensors(path: Path, which: str | None) -> Artifact:
+def _read_safetensors(path: Path, which: str | None, cast: bool) -> Artifact:
     if which:
         raise ValueError(f"{path} holds one set of weights; leave --which out")
     try:
@@ -157,12 +131,17 @@ def _read_safetensors(path: Path, which: str | None) -> Artifact:
             f"{path} is not a whole safetensors file ({error}); get it again"
         ) from error
     except (AttributeError, KeyError, TypeError) as error:  # bfloat16, which NumPy does not have
+        if cast and "bfloat16" in str(error):
+            import jax.numpy as jnp
+            from safetensors.flax import load_file as load
+
+            return Artifact({k: np.asarray(a.astype(jnp.float32)) for k, a in load(path).items()})
         raise ValueError(
             f"{path} holds a type that NumPy lacks ({error}); cast to float32"
         ) from error
 
 
-def _read_torch(path: Path, which: str | None) -> Artifact:
+def _read_torch(path: Path, which: str | None, cast: bool) -> Artifact:
     try:
         import torch
     except ImportError as error:
@@ -185,8 +164,10 @@ def _read_torch(path: Path, which: str | None) -> Artifact:
             ) from error
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a whole PyTorch file ({reason}); get it again") from error
-    stored = _state(path, tree, which, torch.is_tensor)
+    stored = _state(path, tree, which)
     tensors = stored.arrays
+    if cast:
+        tensors |= {k: t.float() for k, t in tensors.items() if t.dtype == torch.bfloat16}
     if strange := [k for k, t in tensors.items() if t.dtype in (torch.bfloat16, torch.complex64)]:
         raise ValueError(
             f"{path}: {strange[0]} is {tensors[strange[0]].dtype}; rounded weights are other "
@@ -204,9 +185,9 @@ def _read_torch(path: Path, which: str | None) -> Artifact:
     return stored._replace(arrays=arrays)
 
 
-def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], bool]) -> Artifact:
+def _state(path: Path, tree: Any, which: str | None) -> Artifact:
     try:
-        stored = state_dict(tree, which, is_array)
+        stored = state_dict(tree, which)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if stored is None:
@@ -223,13 +204,13 @@ def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], b
     return stored
 
 
-def state_dict(
-    tree: Any, which: str | None, is_array: Callable[[Any], bool], depth: int = 5
-) -> Artifact | None:
+def state_dict(tree: Any, which: str | None, depth: int = 5) -> Artifact | None:
     """Find the name -> array mapping in a checkpoint, however deep; None if there is none."""
+    import torch
+
     if not isinstance(tree, dict) or depth == 0:
         return None
-    if tree and all(isinstance(k, str) and is_array(v) for k, v in tree.items()):
+    if tree and all(isinstance(k, str) and torch.is_tensor(v) for k, v in tree.items()):
         return Artifact(tree)
     there = _places(tree)
     own = which or next((kind for kind in ("ema", None, "raw") if there[kind]), None)
@@ -240,7 +221,7 @@ def state_dict(
         )
     kind = own if there[own] else None
     for key in there[kind] or [k for k in _INSIDE if k in tree]:
-        if (stored := state_dict(tree[key], which, is_array, depth - 1)) is not None:
+        if (stored := state_dict(tree[key], which, depth - 1)) is not None:
             place = f"{key}/{stored.facts.place}".rstrip("/")
             return Artifact(stored.arrays, Facts(which=kind or stored.facts.which, place=place))
     if kind:

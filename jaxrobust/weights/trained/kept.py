@@ -2,17 +2,15 @@
 
 import contextlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxrobust.config import NetworkSpec, network_of
-from jaxrobust.runtime.devices import sharding
+from jaxrobust.config import network_of
 from jaxrobust.types import Params, Weights
-from jaxrobust.weights.store import hashes
-from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
+from jaxrobust.weights.store import checkpoint, hashes
+from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 from jaxrobust.weights.trained import runs
 
 FOLDER = "kept"  # of a phase
@@ -69,20 +67,13 @@ def read(workdir: Path, phase: str, step: int) -> tuple[float, Kept]:
     if step not in steps_of(workdir, phase):
         raise ValueError(f"{workdir / phase / FOLDER} has no step {step} (any more)")
     shapes = jax.eval_shape(network_of(runs.run_config(workdir, phase)).init, jax.random.key(0))
-    everywhere = sharding.replicated(sharding.make_mesh())
-    with contextlib.closing(Checkpoints(workdir / phase / FOLDER, read_only=True)) as files:
-        both = files.restore(step, abstract_state(Kept(*shapes, *shapes), everywhere))
-        return step / files.meta(step)["steps_per_epoch"], both
+    _, both, meta = checkpoint.read(workdir / phase / FOLDER, Kept(*shapes, *shapes), step)
+    return step / meta["steps_per_epoch"], both
 
 
 def at_size(workdir: Path, phase: str, weights: Weights, image_size: int) -> Weights:
     """Resize positions in weights of a run to images of that size, in pixels."""
-    config = runs.run_config(workdir, phase)
-    if image_size == config.model.image_size:
-        return weights
-    network = replace(NetworkSpec.of_config(config), image_size=image_size)
-    everywhere = sharding.replicated(sharding.make_mesh())
-    return Weights(*jax.device_put(runs.resized(network, weights), everywhere))
+    return runs.at_size(runs.run_config(workdir, phase), weights, image_size)
 
 
 def selected(workdir: Path) -> Choice:

@@ -1,22 +1,20 @@
 """What the workdir of a run holds for others: its config, its classes, its best weights."""
 
-import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from jaxrobust.config import VERSION, NetworkSpec, Values, completed, network_of, of_phase
+from jaxrobust.config import VERSION, Config, NetworkSpec, network_of
 from jaxrobust.data.sources import registry
+from jaxrobust.resolved import Values, completed, of_phase
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
-from jaxrobust.sections import Config
 from jaxrobust.types import Weights
 from jaxrobust.weights.naming import convert
-from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
+from jaxrobust.weights.store import checkpoint
 
 FUNCTION = "function.json"  # of a run: the network's `models.origin` when it began
 CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order of labels
@@ -33,7 +31,7 @@ def phase_of(workdir: Path, phase: str | None = None, config: Config | None = No
     names = (config or _config(workdir)).phases
     if phase not in (None, *names):
         raise ValueError(f"--phase={phase} is unknown; one of {', '.join(names)}")
-    done = [name for name in names if steps(workdir / name / "best")]
+    done = [name for name in names if checkpoint.steps(workdir / name / "best")]
     return phase or (done or names)[-1]
 
 
@@ -45,7 +43,7 @@ def _config(workdir: Path) -> Config:
             "a training, or --model NAME --weights PATH"
         )
     try:
-        config = json.loads(path.read_text(), object_hook=Values)
+        config = json.loads(path.read_text())
         missing = {"model", "data", "attack", "evaluation", "test"} - config.keys()
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); give another --workdir") from error
@@ -62,7 +60,7 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
             f"{path} has version {version} of the config's keys, and this code has {VERSION}: use "
             "the version of jaxrobust that began the run, or give a new --workdir"
         )
-    return type(config)({key: value for key, value in config.items() if key != "version"})
+    return {key: value for key, value in config.items() if key != "version"}
 
 
 def classes_file(workdir: Path, phase: str) -> Path:
@@ -119,31 +117,28 @@ def run_weights(
 ) -> tuple[str, Weights]:
     """Read the best weights of a phase (default: the last one that has them), and their name."""
     config, name = run_config(workdir, phase), phase_of(workdir, phase)
-    if not steps(workdir / name / "best"):
+    if not checkpoint.steps(workdir / name / "best"):
         either = " or ".join([phase] if phase else reversed(config.phases))
         raise ValueError(
             f"{workdir} has no best checkpoint of {either}; train until it has one (the training "
             "command continues)"
         )
     shapes = Weights(*jax.eval_shape(network_of(config).init, jax.random.key(0)))
-    everywhere = sharding.replicated(sharding.make_mesh())
-    with contextlib.closing(Checkpoints(workdir / name / "best", read_only=True)) as best:
-        number = best.latest_step()
-        assert number is not None
-        weights = best.restore(number, abstract_state(shapes, everywhere))
-    if image_size not in (None, config.model.image_size):
-        network = replace(NetworkSpec.of_config(config), image_size=image_size)
-        weights = Weights(*jax.device_put(resized(network, weights), everywhere))
+    number, weights, _ = checkpoint.read(workdir / name / "best", shapes)
+    if image_size is not None:
+        weights = at_size(config, weights, image_size)
     return f"{name}, step {number}, {config.evaluation.weights}", weights
 
 
-def resized(network: NetworkSpec, weights: Weights) -> list[dict[str, np.ndarray]]:
-    """Resize a network's weights to the image size of `network`: its params and stats."""
+def at_size(config: Config, weights: Weights, image_size: int) -> Weights:
+    """Resize positions in a run's weights to images of that size, in pixels."""
+    if image_size == config.model.image_size:
+        return weights
+    network = replace(NetworkSpec.of_config(config), image_size=image_size)
+    shapes = jax.eval_shape(network.create(dtype="float32").init, jax.random.key(0))
     arrays = jax.device_get(weights.params | weights.stats)
-    wanted = Weights(*jax.eval_shape(network.create(dtype="float32").init, jax.random.key(0)))
-    shapes = {name: array.shape for name, array in (wanted.params | wanted.stats).items()}
     try:
-        filled = convert.rename(convert.names(network.name, arrays).rows, arrays, shapes)
+        made = convert.filled(shapes, convert.names(network.name, arrays).rows, arrays)
     except ValueError as error:
-        raise ValueError(f"--image_size={network.image_size}: {error}") from error
-    return [{name: filled[name] for name in part} for part in wanted]
+        raise ValueError(f"--image_size={image_size}: {error}") from error
+    return Weights(*jax.device_put(made, sharding.replicated(sharding.make_mesh())))

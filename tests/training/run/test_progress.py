@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import signal
+import sys
 import time
 from functools import partialmethod
 
@@ -106,7 +107,7 @@ class CostTest(parameterized.TestCase):
         lines = io.StringIO()
         with (
             pod(**devices) as (now, said),
-            absltest.mock.patch.object(progress.sys, "stderr", lines),
+            absltest.mock.patch.object(sys, "stderr", lines),
             progress.Progress(
                 "train", 0, 100, batch, 2, flops_per_image=flops_per_image, chip_hours=10.0
             ) as shown,
@@ -125,7 +126,7 @@ class CostTest(parameterized.TestCase):
         """A trace that begins after the last step leaves out the time of all of them."""
         with (
             pod(chips=1, kind="cpu", peak=None),
-            absltest.mock.patch.object(progress.sys, "stderr", io.StringIO()) as lines,
+            absltest.mock.patch.object(sys, "stderr", io.StringIO()) as lines,
             progress.Progress("train", 0, 100, 8, 2) as shown,
         ):
             shown.resume(2)
@@ -215,7 +216,7 @@ def terminal(columns):
     patch = absltest.mock.patch.object
     with (
         pod(chips=1, kind="cpu", peak=None) as (now, _),
-        patch(progress.sys, "stderr", screen),
+        patch(sys, "stderr", screen),
         patch(os, "get_terminal_size", lambda *_: size),
         patch(runtime_progress.tqdm, "__init__", partialmethod(TQDM, mininterval=0)),
     ):

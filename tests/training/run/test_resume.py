@@ -21,10 +21,10 @@ from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl, provenance
 from jaxrobust.training import build
-from jaxrobust.training.run import divergence, loop, phase, splits, stopping
+from jaxrobust.training.run import loop, phase, splits, stopping
 from jaxrobust.training.run import run as training_run
 from jaxrobust.training.run import selection as selection_split
-from jaxrobust.training.run.in_flight import Ahead
+from jaxrobust.training.run.metrics import Ahead
 from jaxrobust.training.update import alarm
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.store import checkpoint
@@ -273,7 +273,7 @@ class SkippedTest(RunTest):
         with poisoned([5, 6, 7]):
             stop_after(7, lambda: quiet_run(one_phase(), workdir), said="last 2 in a row")
             with self.assertRaisesRegex(
-                divergence.Diverged,
+                stopping.Diverged,
                 r"norm nan; 2 steps in a row updated nothing.* checkpoint: step 4",
             ):
                 quiet_run(one_phase(trouble__skips=1), workdir)
@@ -328,7 +328,7 @@ class RollbackTest(RunTest):
         np.testing.assert_allclose(lines(folder / "whole", "lr")[6], 0.25 * schedule(5), rtol=1e-6)
         with (
             broken_at(3),
-            self.assertRaisesRegex(divergence.Diverged, "bn1 is negative.*step 4 under"),
+            self.assertRaisesRegex(stopping.Diverged, "bn1 is negative.*step 4 under"),
         ):
             quiet_run(one_phase(), folder / "none")
         with checkpoint_of(folder / "none") as checkpoints:
@@ -341,7 +341,7 @@ class RollbackTest(RunTest):
 
     @pytest.mark.slow
     def test_a_signal_while_it_goes_back_is_heard(self):
-        workdir, real = Path(self.create_tempdir()) / "run", divergence.Trouble.roll_back
+        workdir, real = Path(self.create_tempdir()) / "run", stopping.Trouble.roll_back
 
         def signalled(*arguments):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -350,7 +350,7 @@ class RollbackTest(RunTest):
         config = one_phase(trouble__skips=1, trouble__rollbacks=1)
         with (
             poisoned([5, 6, 7]),
-            mock.patch.object(divergence.Trouble, "roll_back", signalled),
+            mock.patch.object(stopping.Trouble, "roll_back", signalled),
             self.assertRaisesRegex(stopping.Preempted, "stopped after step 4 of 12, saved"),
         ):
             quiet_run(config, workdir)
@@ -362,7 +362,7 @@ class RollbackTest(RunTest):
         message = r"norm nan; . steps in a row .* checkpoint: step 4 .*Set trouble.rollbacks=2 to"
         with poisoned([6, 7, 8, 9, 10], scales=(1.0, 0.5)):
             for _ in range(2):  # the second time at once
-                with self.assertRaisesRegex(divergence.Diverged, message):
+                with self.assertRaisesRegex(stopping.Diverged, message):
                     quiet_run(config, workdir)
             with checkpoint_of(workdir) as checkpoints:
                 self.assertEqual(checkpoints.latest_step(), 4)

@@ -19,8 +19,8 @@ from absl.testing import absltest, parameterized
 from jaxrobust.config import VERSION
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.training.run import divergence, splits, stopping, trackers
 from jaxrobust.training.run import run as training_run
+from jaxrobust.training.run import splits, stopping, trackers
 from jaxrobust.weights.store import checkpoint
 from jaxrobust.weights.trained import runs
 from tests.support import paths, result_lines, sweeps
@@ -156,7 +156,7 @@ class TroubleTest(parameterized.TestCase):
         workdir = Path(self.create_tempdir()) / "nan"
         config = tiny(pretrain__epochs=0, train__lr=1e38, train__epochs=2, trouble__skips=3)
         with self.assertRaisesRegex(
-            divergence.Diverged, r"loss is (nan|inf) at step \d+.*checkpoint"
+            stopping.Diverged, r"loss is (nan|inf) at step \d+.*checkpoint"
         ):
             quiet_run(config, workdir)
 

@@ -14,7 +14,7 @@ from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import StopSignals
-from jaxrobust.training.run import divergence, stopping
+from jaxrobust.training.run import stopping
 from tests.support.runs import one_phase, quiet_run
 
 
@@ -65,7 +65,7 @@ class StopsTest(parameterized.TestCase):
         self.assertEqual(error.code, 3)
 
     def test_every_end_of_a_run_has_its_exit_code(self):
-        codes = {75: stopping.Preempted, 3: divergence.Diverged, 130: stopping.Interrupted}
+        codes = {75: stopping.Preempted, 3: stopping.Diverged, 130: stopping.Interrupted}
         for code, kind in codes.items():
             self.assertEqual(kind("").code, code)
             self.assertIsInstance(kind(""), stopping.Stopped)

@@ -24,6 +24,10 @@ from tests.support import paths, sweeps
 from tests.support.steps import batch_of, small_config, standard
 
 
+def moving(decay):
+    return lambda average, params, stats, step: averages.ema(average, params | stats, decay)
+
+
 def trained(config, devices, steps=3, size=8):
     phase = build.phase(config, "train", 80, devices=devices)
     history = []
@@ -181,7 +185,7 @@ class TrainStepTest(parameterized.TestCase):
                 augment=lambda key, batch: batch,
                 gradients=spread.each(of_device, whole=1, split=3, gradients=True),
                 tx=tx,
-                average=averages.constant(0.9),
+                average=moving(0.9),
             )
         )
         trainer = torch_reference.Trainer(
@@ -325,7 +329,7 @@ class UpdateTest(absltest.TestCase):
             augment=lambda key, batch: batch,
             gradients=gradients,
             tx=tx,
-            average=averages.constant(0.5),
+            average=moving(0.5),
         )
 
     def test_update_and_average(self):
