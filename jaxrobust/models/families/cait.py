@@ -18,8 +18,7 @@ from jaxrobust.models.interface.renaming import Row, keys, row
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
-from jaxrobust.models.modules.initializers import Draws, normal_02
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
 from jaxrobust.types import Array, Classifier
 
 

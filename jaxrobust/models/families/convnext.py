@@ -18,8 +18,7 @@ from jaxrobust.models.interface.renaming import Naming, Row, keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.normed_depthwise import depthwise_norm
 from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
 
 

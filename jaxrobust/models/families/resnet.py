@@ -27,8 +27,7 @@ from jaxrobust.models.interface.renaming import (
 )
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
 
 ACTIVATIONS = {"relu": layers.relu, "gelu": layers.gelu}

@@ -18,9 +18,8 @@ from jaxrobust.models.kernels import pooling
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Conv, Linear
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.models.modules.norms import NORMS
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array
 
 

@@ -21,9 +21,8 @@ from jaxrobust.models.interface.family import Family, Member, Names, Paper, Refe
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, Row, keys, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws, torch_uniform
+from jaxrobust.models.modules.draws import Draws, split, torch_uniform
 from jaxrobust.models.modules.norms import NORMS
-from jaxrobust.models.modules.stochastic_depth import split
 from jaxrobust.types import Array, Classifier
 
 STEM = 16  # channels

@@ -17,7 +17,7 @@ from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, table
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws
 from jaxrobust.types import Array, Classifier
 
 

@@ -14,8 +14,7 @@ from flax import nnx
 from jaxrobust.models.kernels import convolutions, pooling
 from jaxrobust.models.kernels.layers import relu
 from jaxrobust.models.modules.basic import BatchNorm, Conv
-from jaxrobust.models.modules.initializers import Draws, torch_uniform
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_uniform
 from jaxrobust.types import Array
 
 # The steps of a cell, each the sum of its edges: an operation and the state that it reads. States

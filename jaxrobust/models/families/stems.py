@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxrobust.models.interface.renaming import Row, affine, conv_oihw, row
 from jaxrobust.models.modules.basic import Conv, Gelu, LayerNorm
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws
 
 
 def conv_stem(v: Any, rngs: Draws, *, project: int = 0) -> list[nnx.Module]:

@@ -18,8 +18,7 @@ from jaxrobust.models.interface.renaming import Naming, Row, drop, keys, linear_
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
-from jaxrobust.models.modules.initializers import Draws, normal_02
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
 from jaxrobust.types import Array, Classifier
 
 Map = TypeVar("Map", Array, np.ndarray)

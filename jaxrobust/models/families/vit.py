@@ -19,9 +19,8 @@ from jaxrobust.models.interface.renaming import Naming, Row, keys, row, table
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
-from jaxrobust.models.modules.initializers import Draws, normal_02
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 

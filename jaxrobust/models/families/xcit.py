@@ -34,9 +34,8 @@ from jaxrobust.models.modules.basic import (
     Mlp,
     Normalize,
 )
-from jaxrobust.models.modules.initializers import Draws, normal_02
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
 from jaxrobust.models.modules.positions import fourier_features
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 

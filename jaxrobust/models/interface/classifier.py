@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models.modules.basic import BatchNorm
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, split
+from jaxrobust.models.modules.draws import Draws, Drop, split
 from jaxrobust.types import Array, Classifier, Params
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxrobust.models.kernels import batch_norms, convolutions, layers
 from jaxrobust.models.kernels.primitives import add_bias
-from jaxrobust.models.modules.initializers import Draws, Initializer, normal_02, torch_uniform
+from jaxrobust.models.modules.draws import Draws, Initializer, normal_02, torch_uniform
 from jaxrobust.types import Array
 
 

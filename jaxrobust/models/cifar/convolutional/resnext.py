@@ -17,7 +17,7 @@ from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws
 from jaxrobust.types import Array, Classifier
 
 EXPANSION = 2  # a block's output channels by its inner ones

@@ -16,8 +16,7 @@ from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, dropouts
+from jaxrobust.models.modules.draws import Draws, Drop, dropouts
 from jaxrobust.types import Array, Classifier
 
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each stage of a VGG-16

@@ -17,8 +17,7 @@ from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches, dropouts
+from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts
 from jaxrobust.types import Array, Classifier
 
 STEM = 16  # channels

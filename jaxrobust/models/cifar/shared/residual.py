@@ -8,8 +8,7 @@ from flax import nnx
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array
 
 STEM = 64  # channels before the first stage

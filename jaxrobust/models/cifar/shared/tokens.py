@@ -5,7 +5,7 @@ from flax import nnx
 
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.modules.basic import Linear
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws
 from jaxrobust.types import Array
 
 

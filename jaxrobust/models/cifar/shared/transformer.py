@@ -11,8 +11,7 @@ from jaxrobust.models.kernels import attention, convolutions, layers
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import LayerNorm, Linear
-from jaxrobust.models.modules.initializers import Draws, Initializer
-from jaxrobust.models.modules.stochastic_depth import Drop, branches, dropouts
+from jaxrobust.models.modules.draws import Draws, Drop, Initializer, branches, dropouts
 from jaxrobust.types import Array
 
 EPS = 1e-5  # of layer norms, PyTorch's default

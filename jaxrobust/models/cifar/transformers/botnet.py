@@ -22,8 +22,7 @@ from jaxrobust.models.kernels.layers import dropout
 from jaxrobust.models.kernels.primitives import spread, widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import split
+from jaxrobust.models.modules.draws import Draws, split
 from jaxrobust.types import Array, Classifier
 
 

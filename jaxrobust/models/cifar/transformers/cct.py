@@ -22,9 +22,8 @@ from jaxrobust.models.interface.renaming import Row, keys, row, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.kernels.primitives import add_bias, widened
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws, normal_02
+from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, normal_02
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.models.modules.stochastic_depth import Drop, branches, dropouts
 from jaxrobust.types import Array, Classifier
 
 

@@ -23,9 +23,8 @@ from jaxrobust.models.kernels.pooling import max_pool
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 _EPS = 1e-5  # of the layer norms

@@ -17,8 +17,7 @@ from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import Row, keys, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import split
+from jaxrobust.models.modules.draws import Draws, split
 from jaxrobust.types import Array, Classifier
 
 

@@ -28,8 +28,7 @@ from jaxrobust.models.interface.renaming import (
 )
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
 
 

@@ -18,8 +18,7 @@ from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import Row, keys, linear_oi, pointwise1_oi, row, table
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
 
 

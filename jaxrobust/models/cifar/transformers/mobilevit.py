@@ -21,8 +21,7 @@ from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
 
 _PATCH = 2  # side of the patches; each transformer attends across them, for each of their pixels

@@ -18,9 +18,8 @@ from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import Row, keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import Conv, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws, normal_02
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
 from jaxrobust.models.modules.norms import GroupNorm
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 

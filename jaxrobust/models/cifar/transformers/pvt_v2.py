@@ -25,8 +25,7 @@ from jaxrobust.models.interface.renaming import Row, keys, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
 
 MEANS = 7  # along each side of the map, that keys and values are made of

@@ -19,9 +19,8 @@ from jaxrobust.models.interface.renaming import Row, keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.basic import LayerNorm, Normalize
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws, split
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.models.modules.stochastic_depth import split
 from jaxrobust.types import Array, Classifier
 
 

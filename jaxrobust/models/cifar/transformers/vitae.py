@@ -25,8 +25,7 @@ from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS, silu
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches, dropouts, split
+from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, split
 from jaxrobust.types import Array, Classifier
 
 
