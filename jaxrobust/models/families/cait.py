@@ -97,7 +97,6 @@ class Block(nnx.Module):
         return layers.scale(self.mlp(self.norm2(x)), self.gamma_2[...])
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         path1, path2 = branches(drop, 2)
         x = x + path1(self.scaled_attn(x))
         return x + path2(self.scaled_mlp(x))
@@ -162,9 +161,7 @@ def torch_keys(v: Variant) -> list[str]:
     talking, to_class = "qkv attn.proj attn.proj_l attn.proj_w", "q attn.k attn.v attn.proj"
     kinds = (("blocks", v.depth, talking), ("blocks_token_only", v.class_depth, to_class))
     for blocks, depth, attn in kinds:
-        for i in range(depth):
-            modules = f"gamma_1: gamma_2: norm1 attn.{attn} norm2 mlp.fc1 mlp.fc2"
-            found += keys(f"{blocks}.{i}", modules)
+        found += keys(blocks, f"gamma_1: gamma_2: norm1 attn.{attn} norm2 mlp.fc1 mlp.fc2", depth)
     return found + keys("", "norm head")
 
 

@@ -67,7 +67,6 @@ class Block(nnx.Module):
         self.gamma = nnx.Param(jnp.full(dim, gamma_init, jnp.float32))
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         conv, norm = self.conv_dw, self.norm
         of_conv, of_norm = (conv.kernel[...], conv.bias[...]), (norm.scale[...], norm.bias[...])
         y, x = depthwise_norm(x, *of_conv, *of_norm, eps=norm.eps)
@@ -210,8 +209,7 @@ def torch_keys(v: Variant) -> list[str]:
         found = stems.conv_stem_keys("stem.stem", len(v.stem_widths))
     for i, depth in enumerate(v.depths):
         found += keys(f"stages.{i}.downsample", "0 1" if i else "")
-        for j in range(depth):
-            found += keys(f"stages.{i}.blocks.{j}", "gamma: conv_dw norm mlp.fc1 mlp.fc2")
+        found += keys(f"stages.{i}.blocks", "gamma: conv_dw norm mlp.fc1 mlp.fc2", depth)
     return found + keys("head", "norm fc")
 
 

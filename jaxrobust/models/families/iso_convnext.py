@@ -44,7 +44,6 @@ class Block(nnx.Module):
         self.mlp = Mlp(dim, rngs)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         (path,) = branches(drop, 1)
         return x + path(self.mlp(self.norm(self.conv_dw(x))))
 
@@ -89,9 +88,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"image_size={image_size} is smaller than the {reduction} px that become one feature; "
             "use a larger image_size or smaller stem_strides"
         )
-    return classifier(
-        lambda rngs: IsotropicConvNeXt(v, num_classes, rngs), dtype=jnp.dtype(v.dtype)
-    )
+    return classifier(lambda rngs: IsotropicConvNeXt(v, num_classes, rngs), dtype=v.dtype)
 
 
 _PLACE = r"(blocks\.\d+)"
@@ -108,8 +105,7 @@ def torch_keys(v: Variant) -> list[str]:
     found = keys("", "stem")
     if v.stem_widths:
         found = stems.conv_stem_keys("stem.stem", len(v.stem_widths), project=True)
-    for i in range(v.depth):
-        found += keys(f"blocks.{i}", "dwconv norm pwconv1 pwconv2")
+    found += keys("blocks", "dwconv norm pwconv1 pwconv2", v.depth)
     return found + keys("", "norm head")
 
 

@@ -27,7 +27,7 @@ from jaxrobust.models.interface.renaming import (
 )
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
 
 ACTIVATIONS = {"relu": layers.relu, "gelu": layers.gelu}
@@ -137,7 +137,7 @@ class ResNet(nnx.Module):
             blocks = [block(a, width, outs, stride, v, rngs) for a, stride in rows]
             setattr(self, f"layer{i + 1}", nnx.List(blocks))
             ins = outs
-        self.fc = Linear(ins, num_classes, torch_init=True, rngs=rngs)
+        self.fc = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:

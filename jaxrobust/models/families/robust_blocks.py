@@ -18,7 +18,7 @@ from jaxrobust.models.kernels import pooling
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Conv, Linear
-from jaxrobust.models.modules.draws import Draws, Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.models.modules.norms import NORMS
 from jaxrobust.types import Array
 
@@ -56,7 +56,7 @@ class Squeeze(nnx.Module):
     """Scale each channel by a sigmoid of two linear maps of all channels' means."""
 
     def __init__(self, channels: int, hidden: int, rngs: Draws, activation: str = "relu") -> None:
-        maps: dict[str, Any] = {"bias": False, "torch_init": True, "rngs": rngs}
+        maps: dict[str, Any] = {"bias": False, "init": torch_default, "rngs": rngs}
         self.fc1, self.fc2 = Linear(channels, hidden, **maps), Linear(hidden, channels, **maps)
         self.act = ACTIVATIONS[activation]
 

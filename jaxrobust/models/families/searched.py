@@ -17,7 +17,7 @@ from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, table
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws
+from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -60,7 +60,7 @@ class Searched(nnx.Module):
         make = Maker(v, rngs)
         self.normalize = Normalize(v.in_channels)
         first = 3 * v.channels
-        stem = Conv(v.in_channels, first, 3, padding=1, bias=False, torch_init=True, rngs=rngs)
+        stem = Conv(v.in_channels, first, 3, padding=1, bias=False, init=torch_default, rngs=rngs)
         norm = BatchNorm(first, group=v.bn_group, momentum=v.bn_momentum)
         self.stem = nnx.List([stem, norm])
         ins, blocks = (first, first), []
@@ -68,7 +68,7 @@ class Searched(nnx.Module):
             blocks.append(Block(ins, place, make))
             ins = (ins[1], place.width * len(CELLS[v.cell].normal))
         self.cells = nnx.List(blocks)
-        self.classifier = Linear(ins[1], num_classes, torch_init=True, rngs=rngs)
+        self.classifier = Linear(ins[1], num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:

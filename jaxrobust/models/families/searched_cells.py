@@ -14,7 +14,7 @@ from flax import nnx
 from jaxrobust.models.kernels import convolutions, pooling
 from jaxrobust.models.kernels.layers import relu
 from jaxrobust.models.modules.basic import BatchNorm, Conv
-from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_uniform
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default, torch_uniform
 from jaxrobust.types import Array
 
 # The steps of a cell, each the sum of its edges: an operation and the state that it reads. States
@@ -64,7 +64,7 @@ class Maker(NamedTuple):
 
     def conv(self, ins: int, outs: int, *, stride: int = 1) -> Conv:
         """Make a 1x1 convolution without bias."""
-        return Conv(ins, outs, 1, stride=stride, bias=False, torch_init=True, rngs=self.rngs)
+        return Conv(ins, outs, 1, stride=stride, bias=False, init=torch_default, rngs=self.rngs)
 
     def norm(self, channels: int) -> BatchNorm:
         """Make a batch norm as the cell has them."""

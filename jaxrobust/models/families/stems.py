@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxrobust.models.interface.renaming import Row, affine, conv_oihw, row
 from jaxrobust.models.modules.basic import Conv, Gelu, LayerNorm
-from jaxrobust.models.modules.draws import Draws
+from jaxrobust.models.modules.draws import Draws, torch_default
 
 
 def conv_stem(v: Any, rngs: Draws, *, project: int = 0) -> list[nnx.Module]:
@@ -22,11 +22,11 @@ def conv_stem(v: Any, rngs: Draws, *, project: int = 0) -> list[nnx.Module]:
     stem: list[nnx.Module] = []
     ins, kernels = v.in_channels, v.stem_kernels or (3,) * len(v.stem_widths)
     for out, stride, k in zip(v.stem_widths, v.stem_strides, kernels, strict=True):
-        conv = Conv(ins, out, k, stride=stride, padding=k // 2, torch_init=True, rngs=rngs)
+        conv = Conv(ins, out, k, stride=stride, padding=k // 2, init=torch_default, rngs=rngs)
         stem += [conv, LayerNorm(out), Gelu()]
         ins = out
     if project:
-        stem.append(Conv(ins, project, 1, torch_init=True, rngs=rngs))
+        stem.append(Conv(ins, project, 1, init=torch_default, rngs=rngs))
     return stem
 
 

@@ -18,7 +18,7 @@ from jaxrobust.models.interface.renaming import Naming, Row, drop, keys, linear_
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.types import Array, Classifier
 
 Map = TypeVar("Map", Array, np.ndarray)
@@ -122,7 +122,6 @@ class Block(nnx.Module):
         return jnp.roll(x, (shift, shift), (1, 2)) if shift else x
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         attn_path, mlp_path = branches(drop, 2)
         x = x + attn_path(self.windowed(self.norm1(x)))
         return x + mlp_path(self.mlp(self.norm2(x)))
@@ -170,7 +169,9 @@ class PatchEmbed(nnx.Module):
     """Convolution of each patch, then LN."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
-        self.proj = Conv(v.in_channels, v.dim, v.patch, stride=v.patch, torch_init=True, rngs=rngs)
+        self.proj = Conv(
+            v.in_channels, v.dim, v.patch, stride=v.patch, init=torch_default, rngs=rngs
+        )
         self.norm = LayerNorm(v.dim, eps=v.eps)
 
     def __call__(self, x: Array) -> Array:
@@ -318,9 +319,8 @@ def torch_keys(v: Variant) -> list[str]:
     found = keys("patch_embed", "proj norm")
     for i, depth in enumerate(v.depths):
         found += keys(f"layers.{i}.downsample", "norm reduction:w" if i else "")
-        for j in range(depth):
-            attn = "attn.relative_position_bias_table: attn.qkv attn.proj"
-            found += keys(f"layers.{i}.blocks.{j}", f"norm1 {attn} norm2 mlp.fc1 mlp.fc2")
+        attn = "attn.relative_position_bias_table: attn.qkv attn.proj"
+        found += keys(f"layers.{i}.blocks", f"norm1 {attn} norm2 mlp.fc1 mlp.fc2", depth)
     return found + keys("", "norm head.fc")
 
 

@@ -19,7 +19,7 @@ from jaxrobust.models.interface.renaming import Naming, Row, keys, row, table
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.types import Array, Classifier
 
@@ -89,7 +89,6 @@ class Block(nnx.Module):
         self.ls2 = None if v.gamma_init is None else LayerScale(v.dim, v.gamma_init)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         path1, path2 = branches(drop, 2)
         ls1, ls2 = (ls or (lambda y: y) for ls in (self.ls1, self.ls2))
         x = x + path1(ls1(self.attn(self.norm1(x))))
@@ -151,7 +150,7 @@ class VisionTransformer(nnx.Module):
 def patch_stem(v: Any, rngs: Draws) -> list[nnx.Module]:
     """Make one convolution with windows as large as its stride, as PyTorch draws it."""
     (stride,) = v.stem_strides
-    return [Conv(v.in_channels, v.dim, stride, stride=stride, torch_init=True, rngs=rngs)]
+    return [Conv(v.in_channels, v.dim, stride, stride=stride, init=torch_default, rngs=rngs)]
 
 
 def grid_of(v: Any, image_size: int) -> int:
@@ -177,9 +176,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     grid = grid_of(v, image_size)
-    return classifier(
-        lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype)
-    )
+    return classifier(lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=v.dtype)
 
 
 def token_rows(blocks: str) -> list[Row]:
@@ -219,9 +216,7 @@ def torch_keys(v: Variant) -> list[str]:
     else:
         found += keys("", "patch_embed.proj")
     ls1, ls2 = ("", "") if v.gamma_init is None else ("ls1.gamma:", "ls2.gamma:")
-    for i in range(v.depth):
-        modules = f"norm1 attn.qkv attn.proj {ls1} norm2 mlp.fc1 mlp.fc2 {ls2}"
-        found += keys(f"blocks.{i}", modules)
+    found += keys("blocks", f"norm1 attn.qkv attn.proj {ls1} norm2 mlp.fc1 mlp.fc2 {ls2}", v.depth)
     return found + keys("", "norm head")
 
 

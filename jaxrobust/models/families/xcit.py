@@ -34,7 +34,7 @@ from jaxrobust.models.modules.basic import (
     Mlp,
     Normalize,
 )
-from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.models.modules.positions import fourier_features
 from jaxrobust.types import Array, Classifier
 
@@ -83,7 +83,7 @@ class PatchEmbed(nnx.Module):
         for left, stride in zip(reversed(range(len(v.stem_strides))), v.stem_strides, strict=True):
             out = v.dim >> left
             conv = Conv(
-                ins, out, 3, stride=stride, padding=1, bias=False, torch_init=True, rngs=rngs
+                ins, out, 3, stride=stride, padding=1, bias=False, init=torch_default, rngs=rngs
             )
             proj += [nnx.List([conv, BatchNorm(out, group=v.bn_group)]), Gelu()]
             ins = out
@@ -103,7 +103,7 @@ class FourierPositions(nnx.Module):
     """The waves of every position through a learned 1x1 convolution."""
 
     def __init__(self, dim: int, rngs: Draws) -> None:
-        self.token_projection = Conv(64, dim, 1, torch_init=True, rngs=rngs)
+        self.token_projection = Conv(64, dim, 1, init=torch_default, rngs=rngs)
 
     def __call__(self, height: int, width: int, dtype: jnp.dtype) -> Array:
         return self.token_projection(jnp.asarray(fourier_features(height, width), dtype)[None])
@@ -129,9 +129,9 @@ class LocalInteraction(nnx.Module):
     """Depthwise 3x3, GELU, batch norm, depthwise 3x3: the exchange between neighbours."""
 
     def __init__(self, dim: int, group: int, rngs: Draws) -> None:
-        self.conv1 = DepthwiseConv(dim, 3, torch_init=True, rngs=rngs)
+        self.conv1 = DepthwiseConv(dim, 3, init=torch_default, rngs=rngs)
         self.bn = BatchNorm(dim, group=group)
-        self.conv2 = DepthwiseConv(dim, 3, torch_init=True, rngs=rngs)
+        self.conv2 = DepthwiseConv(dim, 3, init=torch_default, rngs=rngs)
 
     def hidden(self, x: Array, train: bool) -> Array:
         """Return the output but for its last bias, which goes with what follows."""
@@ -313,11 +313,9 @@ def torch_keys(v: Variant) -> list[str]:
     found += keys("", _POSITIONS)
     attn = "gamma1: gamma3: gamma2: norm1 attn.temperature: attn.qkv attn.proj"
     local = "norm3 local_mp.conv1 local_mp.bn:bn local_mp.conv2"
-    for i in range(v.depth):
-        found += keys(f"blocks.{i}", f"{attn} {local} norm2 mlp.fc1 mlp.fc2")
-    for i in range(2):
-        attn = "gamma1: gamma2: norm1 attn.q attn.k attn.v attn.proj"
-        found += keys(f"cls_attn_blocks.{i}", f"{attn} norm2 mlp.fc1 mlp.fc2")
+    found += keys("blocks", f"{attn} {local} norm2 mlp.fc1 mlp.fc2", v.depth)
+    attn = "gamma1: gamma2: norm1 attn.q attn.k attn.v attn.proj"
+    found += keys("cls_attn_blocks", f"{attn} norm2 mlp.fc1 mlp.fc2", 2)
     return found + keys("", "norm head")
 
 

@@ -36,6 +36,11 @@ def torch_uniform(fan_in: int) -> Initializer:
     return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
+def torch_default(key: Array, shape: tuple[int, ...]) -> Array:
+    """Draw a kernel [..., in, out] as PyTorch does by default."""
+    return torch_uniform(math.prod(shape[:-1]))(key, shape)
+
+
 def split(key: Array, number: int) -> Array:
     """Return `number` keys, or as many times the keys [B] of images: [number, B]."""
     if key.ndim:

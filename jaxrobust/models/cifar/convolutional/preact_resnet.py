@@ -16,7 +16,7 @@ from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
 
 EXPANSION = 4  # a block's output channels by its inner ones
@@ -73,7 +73,7 @@ class PreActResNet(nnx.Module):
         ins = residual.add_stages(self, v, rngs, Block, EXPANSION * v.width)
         if v.last_norm:
             self.bn = BatchNorm(ins, group=v.bn_group)
-        self.linear = Linear(ins, num_classes, torch_init=True, rngs=rngs)
+        self.linear = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:

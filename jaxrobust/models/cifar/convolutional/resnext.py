@@ -17,7 +17,7 @@ from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws
+from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array, Classifier
 
 EXPANSION = 2  # a block's output channels by its inner ones
@@ -48,7 +48,7 @@ class ResNeXt(nnx.Module):
         self.bn1 = BatchNorm(residual.STEM, group=v.bn_group)
         block = functools.partial(residual.Bottleneck, expansion=EXPANSION, groups=v.groups)
         ins = residual.add_stages(self, v, rngs, block, EXPANSION * v.groups * v.width)
-        self.linear = Linear(ins, num_classes, torch_init=True, rngs=rngs)
+        self.linear = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:

@@ -16,7 +16,7 @@ from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, dropouts
+from jaxrobust.models.modules.draws import Draws, Drop, dropouts, torch_default
 from jaxrobust.types import Array, Classifier
 
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each stage of a VGG-16
@@ -88,13 +88,13 @@ class VGG(nnx.Module):
         features: dict[int, nnx.Module] = {}
         for width, stage in zip(v.widths, places(len(v.widths)), strict=True):
             for at in stage:
-                features[at] = Conv(ins, width, 3, padding=1, torch_init=True, rngs=rngs)
+                features[at] = Conv(ins, width, 3, padding=1, init=torch_default, rngs=rngs)
                 features[at + 1] = BatchNorm(width, group=v.bn_group)
                 ins = width
         self.features = Numbered(features)
         maps, ins = {}, ins * v.pool**2
         for i, width in enumerate((*v.hidden, num_classes)):
-            maps[3 * i] = Linear(ins, width, torch_init=True, rngs=rngs)  # then ReLU and dropout
+            maps[3 * i] = Linear(ins, width, init=torch_default, rngs=rngs)  # then ReLU and dropout
             ins = width
         self.classifier: Any = Numbered(maps) if v.hidden else maps[0]
         self.variant = v

@@ -17,7 +17,7 @@ from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts
+from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, torch_default
 from jaxrobust.types import Array, Classifier
 
 STEM = 16  # channels
@@ -74,7 +74,7 @@ class WideResNet(nnx.Module):
         self.conv1 = _conv(v.in_channels, STEM, 3, rngs)
         ins = residual.add_stages(self, v, rngs, Block, STEM * v.width, STEM)
         self.bn1 = BatchNorm(ins, group=v.bn_group, momentum=0.9)  # as released: it moves fast
-        self.linear = Linear(ins, num_classes, torch_init=True, rngs=rngs)
+        self.linear = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:

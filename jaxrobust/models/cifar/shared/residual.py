@@ -8,7 +8,7 @@ from flax import nnx
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv
-from jaxrobust.models.modules.draws import Draws, Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array
 
 STEM = 64  # channels before the first stage
@@ -26,7 +26,7 @@ def conv(
 ) -> Conv:
     """Make a convolution that keeps the size, but for its stride, drawn as PyTorch does."""
     how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": bias}
-    return Conv(ins, outs, kernel, torch_init=True, rngs=rngs, **how)
+    return Conv(ins, outs, kernel, init=torch_default, rngs=rngs, **how)
 
 
 class ConvNorm(nnx.Module):

@@ -5,7 +5,7 @@ from flax import nnx
 
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.modules.basic import Linear
-from jaxrobust.models.modules.draws import Draws
+from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array
 
 
@@ -17,8 +17,8 @@ class Attention(nnx.Module):
 
     def __init__(self, dim: int, heads: int, width: int, rngs: Draws) -> None:
         inner = heads * width
-        self.qkv = Linear(dim, 3 * inner, bias=False, torch_init=True, rngs=rngs)
-        self.proj = Linear(inner, dim, torch_init=True, rngs=rngs)
+        self.qkv = Linear(dim, 3 * inner, bias=False, init=torch_default, rngs=rngs)
+        self.proj = Linear(inner, dim, init=torch_default, rngs=rngs)
         self.heads, self.width = heads, width
 
     def __call__(self, x: Array) -> Array:

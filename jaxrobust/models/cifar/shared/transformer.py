@@ -11,7 +11,14 @@ from jaxrobust.models.kernels import attention, convolutions, layers
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import LayerNorm, Linear
-from jaxrobust.models.modules.draws import Draws, Drop, Initializer, branches, dropouts
+from jaxrobust.models.modules.draws import (
+    Draws,
+    Drop,
+    Initializer,
+    branches,
+    dropouts,
+    torch_default,
+)
 from jaxrobust.types import Array
 
 EPS = 1e-5  # of layer norms, PyTorch's default
@@ -25,7 +32,7 @@ def _stay(x: Array) -> Array:
 class Mlp(nnx.Module):
     """Linear to `hidden` features, activation, linear to `outs`; places of dropout behind both.
 
-    It is drawn as PyTorch does by itself, or from `init` with biases of 0.
+    From an `init` other than PyTorch's biases are 0.
     """
 
     def __init__(
@@ -36,11 +43,10 @@ class Mlp(nnx.Module):
         rngs: Draws,
         *,
         outs: int = 0,  # 0: `ins`
-        init: Initializer | None = None,
+        init: Initializer = torch_default,
     ) -> None:
-        how: dict[str, Any] = {"init": init} if init else {"torch_init": True}
-        self.fc1 = Linear(ins, hidden, rngs=rngs, **how)
-        self.fc2 = Linear(hidden, outs or ins, rngs=rngs, **how)
+        self.fc1 = Linear(ins, hidden, init=init, rngs=rngs)
+        self.fc2 = Linear(hidden, outs or ins, init=init, rngs=rngs)
         self.activation = activation
 
     def __call__(self, x: Array, inside: Place = _stay, behind: Place = _stay) -> Array:
@@ -56,7 +62,7 @@ class Patches(Linear):
     """A linear map of the pixels of each patch, channels last; f[B,H,W,C] -> f[B,H',W',D]."""
 
     def __init__(self, ins: int, dim: int, patch: int, rngs: Draws) -> None:
-        super().__init__(patch * patch * ins, dim, torch_init=True, rngs=rngs)
+        super().__init__(patch * patch * ins, dim, init=torch_default, rngs=rngs)
         self.patch = patch
 
     def __call__(self, x: Array) -> Array:
@@ -68,8 +74,8 @@ class Attention(nnx.Module):
     """Attention of all tokens to all; `full`: logits are scaled by the root of all heads' width."""
 
     def __init__(self, dim: int, heads: int, full: bool, rngs: Draws) -> None:
-        self.to_qkv = Linear(dim, 3 * dim, bias=False, torch_init=True, rngs=rngs)
-        self.to_out = Linear(dim, dim, torch_init=True, rngs=rngs)
+        self.to_qkv = Linear(dim, 3 * dim, bias=False, init=torch_default, rngs=rngs)
+        self.to_out = Linear(dim, dim, init=torch_default, rngs=rngs)
         self.heads, self.factor = heads, heads**-0.5 if full else 1.0
 
     def __call__(self, x: Array) -> Array:
@@ -89,7 +95,6 @@ class Block(nnx.Module):
         self.dropout = v.dropout
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         path1, path2 = branches(drop, 2)
         attended, inside, behind = dropouts(drop, 3, self.dropout, paths=2)
         x = x + path1(attended(self.attn(self.norm1(x))))
@@ -137,4 +142,4 @@ BLOCK_ROWS: list[Row] = table(
 def block_keys(depth: int) -> list[str]:
     """List the names of all blocks there, in their order."""
     modules = "0.fn.norm 0.fn.fn.to_qkv:w 0.fn.fn.to_out.0 1.fn.norm 1.fn.fn.net.0 1.fn.fn.net.3"
-    return [key for i in range(depth) for key in keys(f"transformer.layers.{i}", modules)]
+    return keys("transformer.layers", modules, depth)

@@ -22,7 +22,7 @@ from jaxrobust.models.kernels.layers import dropout
 from jaxrobust.models.kernels.primitives import spread, widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, split
+from jaxrobust.models.modules.draws import Draws, split, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -95,7 +95,7 @@ class BoTNet(nnx.Module):
 
         block = functools.partial(residual.Bottleneck, expansion=4, middle=middle, bias=True)
         ins = residual.add_stages(self, v, rngs, block, 4 * v.width)
-        self.fc = Linear(ins, num_classes, torch_init=True, rngs=rngs)
+        self.fc = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:

@@ -167,11 +167,10 @@ TORCH_NAMES: list[Row] = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    found = [f"tokenizer.conv_layers.{i}.0.weight" for i in range(v.convolutions)]
+    found = keys("tokenizer.conv_layers", "0:w", v.convolutions)
     found += keys("classifier", "positional_emb: attention_pool")
-    for i in range(v.depth):
-        parts = "pre_norm self_attn.qkv:w self_attn.proj linear1 norm1 linear2"
-        found += keys(f"classifier.blocks.{i}", parts)
+    block = "pre_norm self_attn.qkv:w self_attn.proj linear1 norm1 linear2"
+    found += keys("classifier.blocks", block, v.depth)
     return found + keys("classifier", "norm fc")
 
 

@@ -23,7 +23,7 @@ from jaxrobust.models.kernels.pooling import max_pool
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.types import Array, Classifier
 
@@ -52,7 +52,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         dim, wide, group = v.dim, 4 * v.dim, v.bn_group
-        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
         self.act = ACTIVATIONS[v.activation]
         self.fc1, self.bn1 = Linear(dim, wide, **how), BatchNorm(wide, group=group)
         self.conv = Conv(wide, wide, 3, padding=1, groups=wide, bias=False, **how)
@@ -88,7 +88,7 @@ class CeiT(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
     def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
-        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
         self.normalize = Normalize(v.in_channels)
         self.conv = Conv(v.in_channels, v.stem_width, 7, stride=2, padding=4, **how)
         self.bn = BatchNorm(v.stem_width, group=v.bn_group)
@@ -167,11 +167,10 @@ TORCH_NAMES: list[Row] = table(
 def torch_keys(v: Variant) -> list[str]:
     """List the names of rishikksh20's code, in its order."""
     found = keys("", "pos_embedding: cls_token: conv.0 conv.1:bn to_patch_embedding.1")
-    for i in range(v.depth):
-        found += keys(f"transformer.layers.{i}.0.fn", "norm fn.to_qkv:w fn.to_out.0")
-        parts = "up_proj.0 up_proj.2:bn depth_conv.0:w depth_conv.1:bn down_proj.0 down_proj.2:bn"
-        found += keys(f"transformer.layers.{i}.1.fn", "norm")
-        found += keys(f"transformer.layers.{i}.1.fn.fn", parts)
+    parts = "up_proj.0 up_proj.2:bn depth_conv.0:w depth_conv.1:bn down_proj.0 down_proj.2:bn"
+    feed_forward = " ".join(f"1.fn.fn.{part}" for part in parts.split())
+    attn = "0.fn.norm 0.fn.fn.to_qkv:w 0.fn.fn.to_out.0"
+    found += keys("transformer.layers", f"{attn} 1.fn.norm {feed_forward}", v.depth)
     return found + keys("mlp_head", "0 1")
 
 

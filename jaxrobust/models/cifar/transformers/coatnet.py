@@ -30,7 +30,7 @@ from jaxrobust.models.kernels import attention, pooling
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -100,8 +100,8 @@ class Attention(nnx.Module):
     def __init__(self, ins: int, outs: int, side: int, v: Variant, rngs: Draws) -> None:
         inner = v.heads * v.head_dim
         self.relative_bias_table = nnx.Param(jnp.zeros(((2 * side - 1) ** 2, v.heads)))
-        self.to_qkv = Linear(ins, 3 * inner, bias=False, torch_init=True, rngs=rngs)
-        self.to_out = Linear(inner, outs, torch_init=True, rngs=rngs)
+        self.to_qkv = Linear(ins, 3 * inner, bias=False, init=torch_default, rngs=rngs)
+        self.to_out = Linear(inner, outs, init=torch_default, rngs=rngs)
         self.heads, self.side = v.heads, side
 
     def __call__(self, x: Array) -> Array:
@@ -151,7 +151,7 @@ class CoAtNet(nnx.Module):
             stages.append(nnx.List([kind(a, outs, stride, side, v, rngs) for a, stride in rows]))
             ins = outs
         self.stages = nnx.List(stages)
-        self.head = Linear(ins, num_classes, bias=False, torch_init=True, rngs=rngs)
+        self.head = Linear(ins, num_classes, bias=False, init=torch_default, rngs=rngs)
         self.variant, self.image_size = v, image_size
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -264,7 +264,7 @@ _MODULES = {
 
 def torch_keys(v: Variant) -> list[str]:
     """List the repository's names in its order."""
-    found = [key for i in range(v.depths[0]) for key in keys(f"s0.{i}", "0:w 1:bn")]
+    found = keys("s0", "0:w 1:bn", v.depths[0])
     for i, (letter, depth) in enumerate(zip(v.order, v.depths[1:], strict=True), 1):
         for j in range(depth):
             found += keys(f"s{i}.{j}", "" if j else "proj:w") + keys(f"s{i}.{j}", _MODULES[letter])

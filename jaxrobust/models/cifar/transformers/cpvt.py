@@ -17,7 +17,7 @@ from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import Row, keys, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, split
+from jaxrobust.models.modules.draws import Draws, split, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -25,7 +25,7 @@ class ConditionalPositions(nnx.Module):
     """The patches of f[B,1+N,D] plus a 3x3 depthwise convolution of them; the class token stays."""
 
     def __init__(self, dim: int, grid: int, rngs: Draws) -> None:
-        self.proj = DepthwiseConv(dim, 3, torch_init=True, rngs=rngs)
+        self.proj = DepthwiseConv(dim, 3, init=torch_default, rngs=rngs)
         self.grid = grid
 
     def __call__(self, x: Array) -> Array:
@@ -44,7 +44,7 @@ class CPVT(nnx.Module):
         self.blocks = nnx.List([transformer.Block(v, rngs, full=False) for _ in range(v.depth)])
         self.pos_block = ConditionalPositions(v.dim, grid, rngs)
         self.norm = LayerNorm(v.dim, eps=transformer.EPS)
-        self.head = Linear(v.dim, num_classes, torch_init=True, rngs=rngs)
+        self.head = Linear(v.dim, num_classes, init=torch_default, rngs=rngs)
         self.variant, self.grid = v, grid
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:

@@ -28,7 +28,7 @@ from jaxrobust.models.interface.renaming import (
 )
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -53,7 +53,7 @@ class Project(nnx.Module):
     """Depthwise 3x3, BN, linear: f[B,H,W,D] -> f[B,H/stride,W/stride,outs]."""
 
     def __init__(self, dim: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
-        how: dict[str, Any] = {"bias": False, "torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"bias": False, "init": torch_default, "rngs": rngs}
         self.conv = Conv(dim, dim, 3, stride=stride, padding=1, groups=dim, **how)
         self.norm, self.linear = BatchNorm(dim, group=v.bn_group), Linear(dim, outs, **how)
 
@@ -67,7 +67,7 @@ class Attention(nnx.Module):
     def __init__(self, dim: int, heads: int, v: Variant, rngs: Draws) -> None:
         inner = heads * v.head_dim
         self.to_q, self.to_kv = Project(dim, inner, 1, v, rngs), Project(dim, 2 * inner, 2, v, rngs)
-        self.to_out = Linear(inner, dim, torch_init=True, rngs=rngs)
+        self.to_out = Linear(inner, dim, init=torch_default, rngs=rngs)
         self.heads = heads
 
     def __call__(self, x: Array, train: bool) -> Array:
@@ -99,7 +99,7 @@ class Stage(nnx.Module):
     def __init__(self, ins: int, stage: int, v: Variant, rngs: Draws) -> None:
         dim, heads = v.dims[stage], v.heads[stage]
         window, stride = (3, 2) if stage else (v.window, v.patch)
-        how: dict[str, Any] = {"padding": window // 2, "torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"padding": window // 2, "init": torch_default, "rngs": rngs}
         self.embed = Conv(ins, dim, window, stride=stride, **how)
         self.norm = LayerNorm(dim, eps=EPS)
         self.blocks = nnx.List([Block(dim, heads, v, rngs) for _ in range(v.depths[stage])])
@@ -115,7 +115,7 @@ class CvT(nnx.Module):
         self.normalize = Normalize(v.in_channels)
         ins = (v.in_channels, *v.dims)
         self.stages = nnx.List([Stage(ins[i], i, v, rngs) for i in range(len(v.dims))])
-        self.head = Linear(ins[-1], num_classes, torch_init=True, rngs=rngs)
+        self.head = Linear(ins[-1], num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -179,8 +179,7 @@ def torch_keys(v: Variant) -> list[str]:
     parts = f"0.norm.g: 0.norm.b: {project} 0.to_out.0 1.net.0.g: 1.net.0.b: 1.net.1 1.net.4"
     for i, depth in enumerate(v.depths):
         found += keys(f"layers.{i}", "0 1.g: 1.b:")
-        for j in range(depth):
-            found += keys(f"layers.{i}.2.layers.{j}", parts)
+        found += keys(f"layers.{i}.2.layers", parts, depth)
     return found + keys("", "to_logits.2")
 
 

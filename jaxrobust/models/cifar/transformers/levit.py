@@ -25,7 +25,7 @@ from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -50,7 +50,7 @@ class LinearNorm(nnx.Module):
     """Linear map without a bias, batch norm, whose scale starts at `init`."""
 
     def __init__(self, ins: int, outs: int, group: int, rngs: Draws, init: float = 1.0) -> None:
-        self.linear = Linear(ins, outs, bias=False, torch_init=True, rngs=rngs)
+        self.linear = Linear(ins, outs, bias=False, init=torch_default, rngs=rngs)
         self.bn = BatchNorm(outs, group=group)
         self.bn.scale = nnx.Param(jnp.full(outs, init, jnp.float32))
 
@@ -233,7 +233,7 @@ TORCH_NAMES: list[Row] = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of LeViT's own code, in its order."""
-    found = [key for i in (0, 2, 4, 6) for key in keys(f"patch_embed.{i}", "c:w bn:bn")]
+    found = keys("patch_embed", " ".join(f"{i}.c:w {i}.bn:bn" for i in (0, 2, 4, 6)))
     number = 0
     for stage, depth in enumerate(v.depths):
         kinds = [("", ("kv", "q.1", "proj.1"))] * (stage > 0) + [(".m", ("qkv", "proj.1"))] * depth

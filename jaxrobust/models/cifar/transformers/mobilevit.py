@@ -21,7 +21,7 @@ from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
 
 _PATCH = 2  # side of the patches; each transformer attends across them, for each of their pixels
@@ -66,14 +66,13 @@ class Layer(nnx.Module):
     """x + attention(LN(x)), then x + MLP(LN(x))."""
 
     def __init__(self, dim: int, hidden: int, v: Variant, rngs: Draws) -> None:
-        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
         self.norm1, self.norm2 = LayerNorm(dim, eps=_EPS), LayerNorm(dim, eps=_EPS)
         self.attn = Attention(dim, v.heads, v.head_width, rngs)
         self.fc1, self.fc2 = Linear(dim, hidden, **how), Linear(hidden, dim, **how)
         self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         path1, path2 = branches(drop, 2)
         x = x + path1(self.attn(self.norm1(x)))
         return x + path2(self.fc2(self.act(self.fc1(self.norm2(x)))))
@@ -128,7 +127,7 @@ class MobileViT(nnx.Module):
         behind = v.channels[-len(v.dims) :]
         self.mvit = nnx.List([Transformer(c, i, v, rngs) for i, c in enumerate(behind)])
         self.conv2 = residual.ConvNorm(ins, v.expansion * ins, 1, v, rngs)
-        how: dict[str, Any] = {"bias": False, "torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"bias": False, "init": torch_default, "rngs": rngs}
         self.fc = Linear(v.expansion * ins, num_classes, **how)
         self.variant = v
 
@@ -201,13 +200,12 @@ TORCH_NAMES: list[Row] = table(
 def torch_keys(v: Variant) -> list[str]:
     """List the names of chinhsuanwu's code, in its order."""
     found = keys("conv1", "0:w 1:bn")
-    for i in range(len(v.channels) - 1):
-        found += keys(f"mv2.{i}.conv", "0:w 1:bn 3:w 4:bn 6:w 7:bn")
+    bottleneck = "conv.0:w conv.1:bn conv.3:w conv.4:bn conv.6:w conv.7:bn"
+    found += keys("mv2", bottleneck, len(v.channels) - 1)
+    layer = "0.norm 0.fn.to_qkv:w 0.fn.to_out.0 1.norm 1.fn.net.0 1.fn.net.3"
     for i, depth in enumerate(v.depths):
         found += keys(f"mvit.{i}", "conv1.0:w conv1.1:bn conv2.0:w conv2.1:bn")
-        for j in range(depth):
-            parts = "0.norm 0.fn.to_qkv:w 0.fn.to_out.0 1.norm 1.fn.net.0 1.fn.net.3"
-            found += keys(f"mvit.{i}.transformer.layers.{j}", parts)
+        found += keys(f"mvit.{i}.transformer.layers", layer, depth)
         found += keys(f"mvit.{i}", "conv3.0:w conv3.1:bn conv4.0:w conv4.1:bn")
     return found + keys("", "conv2.0:w conv2.1:bn fc:w")
 

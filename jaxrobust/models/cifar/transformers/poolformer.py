@@ -18,7 +18,7 @@ from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import Row, keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import Conv, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.models.modules.norms import GroupNorm
 from jaxrobust.types import Array, Classifier
 
@@ -49,7 +49,6 @@ class Block(nnx.Module):
         )
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         path1, path2 = branches(drop, 2)
         y = self.norm1(x)
         mixed = pooling.avg_pool(y, stride=1, count_padding=False) - y
@@ -62,7 +61,7 @@ class PoolFormer(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
         padding = -(-(v.patch - v.stride) // 2)  # half of what windows overlap, rounded up
         self.patch_embed = Conv(
             v.in_channels, v.dims[0], v.patch, stride=v.stride, padding=padding, **how
@@ -123,9 +122,8 @@ def torch_keys(v: Variant) -> list[str]:
     found = keys("", "patch_embed.proj")
     for i, depth in enumerate(v.depths):
         found += keys("", f"network.{2 * i - 1}.proj") if i else []
-        for j in range(depth):
-            parts = "layer_scale_1: layer_scale_2: norm1 norm2 mlp.fc1 mlp.fc2"
-            found += keys(f"network.{2 * i}.{j}", parts)
+        block = "layer_scale_1: layer_scale_2: norm1 norm2 mlp.fc1 mlp.fc2"
+        found += keys(f"network.{2 * i}", block, depth)
     return found + keys("", "norm head")
 
 

@@ -171,9 +171,8 @@ def torch_keys(v: Variant) -> list[str]:
     attn = " ".join(f"attn.{part}" for part in ("q", "kv", "proj", "sr", "norm"))
     for i, depth in enumerate(v.depths):
         found += keys(f"stages.{i}.downsample", "proj norm") if i else []
-        for j in range(depth):
-            parts = f"norm1 {attn} norm2 mlp.fc1 mlp.dwconv mlp.fc2"
-            found += keys(f"stages.{i}.blocks.{j}", parts)
+        block = f"norm1 {attn} norm2 mlp.fc1 mlp.dwconv mlp.fc2"
+        found += keys(f"stages.{i}.blocks", block, depth)
         found += keys(f"stages.{i}", "norm")
     return found + keys("", "head")
 

@@ -30,7 +30,7 @@ from jaxrobust.models.interface.renaming import Row, drop, keys, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -54,7 +54,7 @@ class Merge(nnx.Module):
     """Squares of pixels as one token, channel by channel, then linear."""
 
     def __init__(self, ins: int, outs: int, side: int, rngs: Draws) -> None:
-        self.linear = Linear(ins * side**2, outs, torch_init=True, rngs=rngs)
+        self.linear = Linear(ins * side**2, outs, init=torch_default, rngs=rngs)
         self.side = side
 
     def __call__(self, x: Array) -> Array:
@@ -70,8 +70,8 @@ class WindowAttention(nnx.Module):
     def __init__(self, dim: int, heads: int, shifted: bool, v: Variant, rngs: Draws) -> None:
         offsets = (2 * v.window - 1, 2 * v.window - 1)
         self.pos_embedding = nnx.Param(jax.random.normal(rngs.params(), offsets))
-        self.to_qkv = Linear(dim, 3 * dim, bias=False, torch_init=True, rngs=rngs)
-        self.to_out = Linear(dim, dim, torch_init=True, rngs=rngs)
+        self.to_qkv = Linear(dim, 3 * dim, bias=False, init=torch_default, rngs=rngs)
+        self.to_out = Linear(dim, dim, init=torch_default, rngs=rngs)
         self.heads, self.window = heads, v.window
         self.shift = v.window // 2 if shifted else 0
 
@@ -129,7 +129,7 @@ class Swin(nnx.Module):
         for i, merge in enumerate((v.patch, *v.merges)):
             setattr(self, f"stage{i + 1}", Stage(ins[i], merge, i, v, rngs))
         self.norm = LayerNorm(ins[-1], eps=EPS)
-        self.head = Linear(ins[-1], num_classes, torch_init=True, rngs=rngs)
+        self.head = Linear(ins[-1], num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:

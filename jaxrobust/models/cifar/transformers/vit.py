@@ -68,9 +68,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     transformer.check(v, "dim", "depth", "heads", "hidden")
     grid = transformer.grid_of(image_size, v.patch)
-    return classifier(
-        lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype)
-    )
+    return classifier(lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=v.dtype)
 
 
 TORCH_NAMES: list[Row] = table(
@@ -82,10 +80,8 @@ TORCH_NAMES: list[Row] = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    found = keys("", "pos_embedding: cls_token: patch_to_embedding") + transformer.block_keys(
-        v.depth
-    )
-    return found + keys("mlp_head", "0 1 4")
+    found = keys("", "pos_embedding: cls_token: patch_to_embedding")
+    return found + transformer.block_keys(v.depth) + keys("mlp_head", "0 1 4")
 
 
 _224 = {"patch": 16, "dim": 384, "depth": 12, "heads": 6, "hidden": 1536}

@@ -25,7 +25,7 @@ from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS, silu
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, split
+from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, split, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -60,7 +60,7 @@ class Pyramid(nnx.Module):
         for dilation in range(1, v.dilations[cell] + 1):
             padding = math.ceil(((kernel - 1) * dilation + 1 - stride) / 2)
             how: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
-            convs.append(Conv(ins, v.widths[cell], kernel, torch_init=True, rngs=rngs, **how))
+            convs.append(Conv(ins, v.widths[cell], kernel, init=torch_default, rngs=rngs, **how))
         self.convs, self.act = nnx.List(convs), ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array) -> Array:
@@ -122,7 +122,7 @@ class Beside(nnx.Module):
         ratio, width, dim = v.ratios[cell], v.widths[cell], v.dims[cell]
         sizes = ((ins, width), (width, width), (width, dim))
         strides = [2 if ratio >> (i + 1) else 1 for i in range(3)]
-        how: dict[str, Any] = {"padding": 1, "torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"padding": 1, "init": torch_default, "rngs": rngs}
         pairs = zip(sizes, strides, strict=True)
         self.convs = nnx.List([Conv(*size, 3, stride=stride, **how) for size, stride in pairs])
         self.bn = BatchNorm(width, group=v.bn_group)
@@ -139,7 +139,12 @@ class Normal(nnx.Module):
     def __init__(self, v: Variant, rngs: Draws) -> None:
         dim = v.dims[-1]
         wide, self.act = v.mlp_ratio * dim, ACTIVATIONS[v.activation]
-        how: dict[str, Any] = {"padding": 1, "groups": v.groups, "torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {
+            "padding": 1,
+            "groups": v.groups,
+            "init": torch_default,
+            "rngs": rngs,
+        }
         self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
         self.attn = Attention(dim, v.heads, rngs)
         sizes = ((dim, wide), (wide, dim), (dim, dim))
@@ -245,9 +250,8 @@ def torch_keys(v: Variant) -> list[str]:
         found += keys(f"{cell}.PCM", "0 2 3:bn 5" if i < last else "")
         found += keys(f"{cell}.PRM", " ".join(f"convs.{j}.0" for j in range(dilations)))
         found += keys(f"{cell}.attn", "w: kqv proj norm1 norm2 mlp.0 mlp.2" if i < last else "")
-    for j in range(v.depth):
-        parts = "norm1 attn.qkv attn.proj norm2 mlp.fc1 mlp.fc2"
-        found += keys(f"layers.{last}.NC.{j}", f"{parts} PCM.0 PCM.1:bn PCM.3 PCM.4:bn PCM.6")
+    parts = "norm1 attn.qkv attn.proj norm2 mlp.fc1 mlp.fc2 PCM.0 PCM.1:bn PCM.3 PCM.4:bn PCM.6"
+    found += keys(f"layers.{last}.NC", parts, v.depth)
     return found + keys("", "head")
 
 
