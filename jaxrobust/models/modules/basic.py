@@ -24,9 +24,10 @@ def _affine(
 ) -> None:
     """Give a module its kernel [..., in, out] and bias [out]: 0, but of torch drawn as well."""
     module.kernel = nnx.Param(init(rngs.params(), shape))
-    drawn = jnp.zeros(shape[-1])
     if init is torch_default:
         drawn = torch_uniform(math.prod(shape[:-1]))(rngs.params(), shape[-1:])
+    else:
+        drawn = jnp.zeros(shape[-1])
     module.bias = nnx.Param(drawn) if bias else None
 
 

@@ -29,6 +29,8 @@ class Draws:
 
 normal_02 = jax.nn.initializers.normal(0.02)  # timm cuts at +-2, a hundred deviations out
 
+fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He's draw
+
 
 def torch_uniform(fan_in: int) -> Initializer:
     """Return PyTorch's default for linear maps, convolutions and biases: U(+-1/sqrt(fan_in))."""

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names

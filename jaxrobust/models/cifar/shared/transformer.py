@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
@@ -83,6 +84,24 @@ class Attention(nnx.Module):
         qkv = self.to_qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
         return self.to_out(attention.attention(q * self.factor, k, v))
+
+
+class TokenAttention(nnx.Module):
+    """Attention of all tokens f[...,N,D] to all: queries, keys, values from a map without a bias.
+
+    Heads are `width` wide, whatever D is.
+    """
+
+    def __init__(self, dim: int, heads: int, width: int, rngs: Draws) -> None:
+        inner = heads * width
+        self.qkv = Linear(dim, 3 * inner, bias=False, init=torch_default, rngs=rngs)
+        self.proj = Linear(inner, dim, init=torch_default, rngs=rngs)
+        self.heads, self.width = heads, width
+
+    def __call__(self, x: Array) -> Array:
+        parts, tokens = jnp.split(self.qkv(x), 3, axis=-1), x.shape[-2]
+        q, k, v = (part.reshape(-1, tokens, self.heads, self.width) for part in parts)
+        return self.proj(attention.attention(q, k, v)).reshape(x.shape)
 
 
 class Block(nnx.Module):

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, row, table
@@ -151,13 +152,11 @@ TORCH_NAMES: list[Row] = table(
 def torch_keys(v: Variant) -> list[str]:
     """List the names of leaderj1001's code, in its order."""
     found = keys("", "conv1:w bn1:bn")
+    attends = "conv2.0.rel_h: conv2.0.rel_w: conv2.0.query conv2.0.key conv2.0.value"
     for block, projects in residual.block_names(v.depths, residual.STEM, 4 * v.width):
-        attends = " ".join(
-            f"conv2.0.{part}" for part in ("rel_h:", "rel_w:", "query", "key", "value")
-        )
         conv2 = attends if block.startswith(f"layer{len(v.depths)}.") else "conv2:w"
-        found += keys(block, f"conv1:w bn1:bn {conv2} bn2:bn conv3:w bn3:bn")
-        found += keys(block, "shortcut.0 shortcut.1:bn") if projects else []
+        parts = f"conv1:w bn1:bn {conv2} bn2:bn conv3:w bn3:bn"
+        found += keys(block, parts + " shortcut.0 shortcut.1:bn" * projects)
     return found + keys("", "fc.1")
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.tokens import Attention
+from jaxrobust.models.cifar.shared.transformer import EPS, TokenAttention
 from jaxrobust.models.families.vit import with_token
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
@@ -26,8 +26,6 @@ from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, N
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.types import Array, Classifier
-
-_EPS = 1e-5  # of the layer norms
 
 
 class Variant(NamedTuple):
@@ -72,8 +70,8 @@ class Block(nnx.Module):
     """x + attention(LN(x)), then for all but the class token x + feed-forward(LN(x))."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
-        self.norm1, self.norm2 = LayerNorm(v.dim, eps=_EPS), LayerNorm(v.dim, eps=_EPS)
-        self.attn = Attention(v.dim, v.heads, 64, rngs)
+        self.norm1, self.norm2 = LayerNorm(v.dim, eps=EPS), LayerNorm(v.dim, eps=EPS)
+        self.attn = TokenAttention(v.dim, v.heads, 64, rngs)
         self.leff = FeedForward(v, rngs)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
@@ -97,7 +95,7 @@ class CeiT(nnx.Module):
         self.pos_embedding = nnx.Param(normal(rngs.params(), (1, grid * grid + 1, v.dim)))
         self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, v.dim)))
         self.blocks = nnx.List([Block(v, rngs) for _ in range(v.depth)])
-        self.norm = LayerNorm(v.dim, eps=_EPS)
+        self.norm = LayerNorm(v.dim, eps=EPS)
         self.head = Linear(v.dim, num_classes, **how)
         self.variant, self.grid = v, grid
 

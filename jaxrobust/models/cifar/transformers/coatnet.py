@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check
+from jaxrobust.models.families import residual
 from jaxrobust.models.families.robust_blocks import Squeeze
 from jaxrobust.models.families.swin import cut_to, relative_index, sides_of
 from jaxrobust.models.interface import checks

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Names

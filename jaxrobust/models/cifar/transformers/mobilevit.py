@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
-from jaxrobust.models.cifar.shared.tokens import Attention
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.cifar.shared.transformer import EPS, TokenAttention
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
@@ -25,7 +26,6 @@ from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
 
 _PATCH = 2  # side of the patches; each transformer attends across them, for each of their pixels
-_EPS = 1e-5  # of the layer norms
 
 
 class Variant(NamedTuple):
@@ -67,8 +67,8 @@ class Layer(nnx.Module):
 
     def __init__(self, dim: int, hidden: int, v: Variant, rngs: Draws) -> None:
         how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
-        self.norm1, self.norm2 = LayerNorm(dim, eps=_EPS), LayerNorm(dim, eps=_EPS)
-        self.attn = Attention(dim, v.heads, v.head_width, rngs)
+        self.norm1, self.norm2 = LayerNorm(dim, eps=EPS), LayerNorm(dim, eps=EPS)
+        self.attn = TokenAttention(dim, v.heads, v.head_width, rngs)
         self.fc1, self.fc2 = Linear(dim, hidden, **how), Linear(hidden, dim, **how)
         self.act = ACTIVATIONS[v.activation]
 

@@ -1,4 +1,4 @@
-"""What the residual networks of the study share: convolutions, blocks, stages, and their names."""
+"""What residual networks share: convolutions, blocks, stages, and their names."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from flax import nnx
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv
-from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
+from jaxrobust.models.modules.draws import Draws, Drop, Initializer, branches, torch_default
 from jaxrobust.types import Array
 
 STEM = 64  # channels before the first stage
@@ -23,10 +23,11 @@ def conv(
     *,
     groups: int = 1,
     bias: bool = False,
+    init: Initializer = torch_default,
 ) -> Conv:
-    """Make a convolution that keeps the size, but for its stride, drawn as PyTorch does."""
+    """Make a convolution that keeps the size, but for its stride."""
     how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": bias}
-    return Conv(ins, outs, kernel, init=torch_default, rngs=rngs, **how)
+    return Conv(ins, outs, kernel, init=init, rngs=rngs, **how)
 
 
 class ConvNorm(nnx.Module):
