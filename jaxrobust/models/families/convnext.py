@@ -1,8 +1,6 @@
 """ConvNeXt with the PatchStem of the original and the ConvStem of robust training.
 
 Sources: Liu et al. 2022 (arXiv 2201.03545); stems: Singh, Croce, Hein 2023 (arXiv 2303.01870).
-Parity: tests/models/families/test_convnext.py against timm 1.0.9 and the seeded-weight golden
-logits.
 """
 
 import math
@@ -110,7 +108,8 @@ class ConvNeXt(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        self.stem = nnx.List(_stem(v, rngs))
+        stem = stems.stem(v, v.dims[0], rngs)
+        self.stem = nnx.List(stem if v.stem_widths else [*stem, LayerNorm(v.dims[0])])
         rows = zip((0, *v.dims[:-1]), v.dims, v.depths, (0, *v.downsample_strides), strict=True)
         self.stages = nnx.List([Stage(*row, v.gamma_init, rngs) for row in rows])
         self.head = Head(v.dims[-1], num_classes, rngs)
@@ -124,13 +123,6 @@ class ConvNeXt(nnx.Module):
         for stage, how in zip(self.stages, each_stage(v, train, key), strict=True):
             x = stage(x, **how)
         return self.head(x.mean(axis=(1, 2)))
-
-
-def _stem(v: Variant, rngs) -> list[nnx.Module]:
-    if v.stem_widths:
-        return stems.conv_stem(v, rngs)
-    (stride,), dim = v.stem_strides, v.dims[0]
-    return [Conv(v.in_channels, dim, stride, stride=stride, rngs=rngs), LayerNorm(dim)]
 
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:

@@ -2,7 +2,6 @@
 
 Sources: Liu et al. 2022 (arXiv 2201.03545), section 3.3; ConvStem: Singh, Croce, Hein 2023
 (2303.01870). timm does not have it: weights have the names of Meta's own code.
-Parity: tests/models/families/test_iso_convnext.py against the golden logits.
 """
 
 import math
@@ -15,7 +14,7 @@ from jaxrobust.models.families import stems
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import Row, keys, table
-from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
+from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
 
@@ -53,7 +52,7 @@ class IsotropicConvNeXt(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        self.stem = nnx.List(_stem(v, rngs))
+        self.stem = nnx.List(stems.stem(v, v.dim, rngs, project=True))
         self.blocks = nnx.List([Block(v.dim, rngs) for _ in range(v.depth)])
         self.norm = LayerNorm(v.dim)
         self.head = Linear(v.dim, num_classes, rngs=rngs)
@@ -66,13 +65,6 @@ class IsotropicConvNeXt(nnx.Module):
             x = layer(x)
         x = run_blocks(self.blocks, x, **of_one_stage(v, train, key))
         return self.head(self.norm(x.mean(axis=(1, 2))))
-
-
-def _stem(v: Variant, rngs) -> list[nnx.Module]:
-    if v.stem_widths:
-        return stems.conv_stem(v, rngs, project=v.dim)
-    (stride,) = v.stem_strides
-    return [Conv(v.in_channels, v.dim, stride, stride=stride, rngs=rngs)]
 
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:

@@ -2,8 +2,7 @@
 
 Sources: He et al. 2016 (arXiv 1512.03385); Zagoruyko & Komodakis 2016 (arXiv 1605.07146); GELU:
 Bai et al. 2021 (arXiv 2111.05464); `cifar_resnet50` is the ResNet of Tang et al. 2022 (arXiv
-2209.14105). Parity: tests/models/families/test_resnet.py against timm 1.0.9, torchvision 0.28.0 and
-golden logits.
+2209.14105). Compared with torchvision 0.28.0 too.
 """
 
 import functools

@@ -2,7 +2,7 @@
 
 Source: Huang et al. 2022 (arXiv 2212.11005) and what its released code computes: basic blocks and
 RobustResBlocks. Of the others the paper prints sizes, which fix their widths; where their parts
-stand is our reading. Parity: tests/models/families/test_robust_resnet.py.
+stand is our reading.
 """
 
 import functools

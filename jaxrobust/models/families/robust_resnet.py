@@ -2,8 +2,7 @@
 
 Source: Huang et al. 2022, "Revisiting Residual Networks for Adversarial Robustness" (arXiv
 2212.11005), and what its released code computes (zhichao-lu/robust-residual-network 8c6d2c2). A
-RobustResBlock is `block="hierarchical", se="residual", first_conv="raw"`. Parity:
-tests/models/families/test_robust_resnet.py against golden logits of that code.
+RobustResBlock is `block="hierarchical", se="residual", first_conv="raw"`.
 """
 
 import re

@@ -1,9 +1,7 @@
 """Networks of cells that a search found, the baselines of RobustResNets.
 
-Sources: RobNet, Guo et al. 2020 (arXiv 1911.10695); AdvRush, Mok et al. 2021 (arXiv 2108.01289);
-RACL, Dong et al. 2020 (arXiv 2009.00902), at the sizes at which Huang et al. 2022 (arXiv
-2212.11005) train them; the macro of all three: Liu et al. 2019 (DARTS, arXiv 1806.09055). Parity:
-tests/models/families/test_searched.py against golden logits of that paper's code.
+The cells are those of `searched_cells`, at the sizes at which Huang et al. 2022 (arXiv 2212.11005)
+train them, in the macro of Liu et al. 2019 (DARTS, arXiv 1806.09055).
 """
 
 from typing import NamedTuple

@@ -1,7 +1,6 @@
 """Swin Transformer: attention inside windows that shift from block to block.
 
-Source: Liu et al. 2021 (arXiv 2103.14030). Parity: tests/models/families/test_swin.py against timm
-1.0.9 and the seeded-weight golden logits.
+Source: Liu et al. 2021 (arXiv 2103.14030).
 """
 
 import math

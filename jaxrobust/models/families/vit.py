@@ -2,7 +2,6 @@
 
 Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929), Touvron et al. 2021 and 2022 (2012.12877,
 2204.07118); stems: Singh, Croce, Hein 2023 (2303.01870).
-Parity: tests/models/families/test_vit.py against timm 1.0.9 and the golden logits.
 """
 
 import math
@@ -13,12 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import stems
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import Naming, Row, keys, row, table
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
-from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
+from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.types import Array, Classifier
@@ -60,8 +60,7 @@ class Attention(nnx.Module):
     """Attention of all tokens to all tokens; query, key and value come from one map."""
 
     def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
-        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
-        self.proj = Linear(dim, dim, rngs=rngs)
+        self.qkv, self.proj = Linear(dim, 3 * dim, rngs=rngs), Linear(dim, dim, rngs=rngs)
         self.heads = heads
 
     def __call__(self, x: Array) -> Array:
@@ -105,13 +104,10 @@ class PatchEmbed(nnx.Module):
         x = images
         for layer in self.proj:
             x = layer(x)
-        if x.shape[1:3] != (grid, grid):
-            raise ValueError(
-                f"images of {images.shape[1]}x{images.shape[2]} px give {x.shape[1]}x{x.shape[2]} "
-                f"patches, this network has positions for {grid}x{grid}: create it, and convert "
-                "its weights, with their image_size"
-            )
-        return x.reshape(x.shape[0], grid * grid, x.shape[3])
+        _, height, width, dim = x.shape
+        fits, own = (height, width) == (grid, grid), f"positions for {grid}x{grid}"
+        checks.check_fits(fits, images, f"{height}x{width} patches", own)
+        return x.reshape(-1, grid * grid, dim)
 
 
 def with_token(token: nnx.Param, x: Array) -> Array:
@@ -124,7 +120,7 @@ class VisionTransformer(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        stem = stems.conv_stem(v, rngs, project=v.dim) if v.stem_widths else patch_stem(v, rngs)
+        stem = stems.stem(v, v.dim, rngs, init=torch_default, project=True)
         self.patch_embed = PatchEmbed(stem)
         tokens = grid * grid + v.class_position
         self.pos_embed = nnx.Param(normal_02(rngs.params(), (1, tokens, v.dim)))
@@ -145,12 +141,6 @@ class VisionTransformer(nnx.Module):
             x = jnp.concatenate([token, add_bias(x, self.pos_embed[...])], axis=1)
         x = run_blocks(self.blocks, x, **of_one_stage(v, train, key))
         return self.head(self.norm(x[:, 0]))
-
-
-def patch_stem(v: Any, rngs: Draws) -> list[nnx.Module]:
-    """Make one convolution with windows as large as its stride, as PyTorch draws it."""
-    (stride,) = v.stem_strides
-    return [Conv(v.in_channels, v.dim, stride, stride=stride, init=torch_default, rngs=rngs)]
 
 
 def grid_of(v: Any, image_size: int) -> int:
@@ -211,8 +201,7 @@ def torch_keys(v: Variant) -> list[str]:
     """List the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
     found = keys("", "cls_token: pos_embed:")
     if v.stem_widths:
-        stem = "patch_embed.proj.stem"
-        found += stems.conv_stem_keys(stem, len(v.stem_widths), project=True)
+        found += stems.conv_stem_keys("patch_embed.proj.stem", len(v.stem_widths), project=True)
     else:
         found += keys("", "patch_embed.proj")
     ls1, ls2 = ("", "") if v.gamma_init is None else ("ls1.gamma:", "ls2.gamma:")

@@ -1,7 +1,7 @@
 """XCiT: attention between channels instead of between patches, for any image size.
 
 Source: El-Nouby et al. 2021 (arXiv 2106.09681); the robust ones: Debenedetti et al. 2022 (arXiv
-2209.07399). Parity: tests/models/families/test_xcit.py against timm 1.0.9 and the golden logits.
+2209.07399).
 """
 
 import math
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import (
@@ -82,9 +83,7 @@ class PatchEmbed(nnx.Module):
         ins, proj = v.in_channels, []
         for left, stride in zip(reversed(range(len(v.stem_strides))), v.stem_strides, strict=True):
             out = v.dim >> left
-            conv = Conv(
-                ins, out, 3, stride=stride, padding=1, bias=False, init=torch_default, rngs=rngs
-            )
+            conv = residual.conv(ins, out, 3, rngs, stride)
             proj += [nnx.List([conv, BatchNorm(out, group=v.bn_group)]), Gelu()]
             ins = out
         self.proj = nnx.List(proj[:-1])
@@ -283,6 +282,7 @@ _SHARED: list[Row] = table(
 _POSITIONS = "pos_embed.token_projection"
 TORCH_NAMES = table(*_SHARED, convs={r"pos_embed\.token_projection": _POSITIONS})
 _FUSED = r"(cls_attn_blocks\.\d\.attn)\.qkv"
+_KERNELS, _BIASES = (tuple(rf"\1.{a}.{part}" for a in "qkv") for part in ("kernel", "bias"))
 OTHER_NAMES: list[Naming] = [
     Naming(
         "Facebook's XCiT",
@@ -290,16 +290,8 @@ OTHER_NAMES: list[Naming] = [
         [
             *_SHARED,
             *table(convs={r"pos_embed(?:er)?\.token_projection": _POSITIONS}),
-            row(
-                _FUSED + r"\.weight",
-                (r"\1.q.kernel", r"\1.k.kernel", r"\1.v.kernel"),
-                lambda fused: np.split(linear_oi(fused), 3, axis=1),
-            ),
-            row(
-                _FUSED + r"\.bias",
-                (r"\1.q.bias", r"\1.k.bias", r"\1.v.bias"),
-                lambda fused: np.split(fused, 3),
-            ),
+            row(_FUSED + r"\.weight", _KERNELS, lambda a: np.split(linear_oi(a), 3, axis=1)),
+            row(_FUSED + r"\.bias", _BIASES, lambda a: np.split(a, 3)),
         ],
     )
 ]

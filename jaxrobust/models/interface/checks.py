@@ -1,6 +1,11 @@
-"""Checks of a row that several architectures make; each names the field and what it must be."""
+"""Checks that several architectures make, of rows, images and weights; each names what must be."""
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+
+from jaxrobust.types import Array
 
 
 def check_least(v: Any, **lows: int) -> None:
@@ -31,3 +36,24 @@ def check_image_size(image_size: int) -> None:
     """Raise `ValueError` for images without pixels."""
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1")
+
+
+def check_fits(fits: bool, images: Array, made: str, own: str) -> None:
+    """Raise `ValueError` where images have other positions, `made`, than the network, `own`."""
+    if not fits:
+        raise ValueError(
+            f"images of {images.shape[1]}x{images.shape[2]} px give {made}, this network has {own}"
+            ": create it, and convert its weights, with their image_size"
+        )
+
+
+def refusing(what: str) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
+    """Return a `resize` that raises `ValueError`, for weights that belong to one size of images."""
+
+    def refused(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        raise ValueError(
+            f"{what} of shape {array.shape}, and this network has {shape}; give the image_size "
+            "and options that the weights were trained with"
+        )
+
+    return refused

@@ -1,8 +1,7 @@
 """BoTNet-50: a ResNet-50 whose last stage attends where the others convolve.
 
 Source: Srinivas et al. 2021 (arXiv 2101.11605), as leaderj1001/BottleneckTransformers (142e965) has
-it: logits are not scaled, and the products of queries and positions are transposed. Parity:
-tests/models/cifar/test_hybrids.py against golden logits of that code.
+it: logits are not scaled, and the products of queries and positions are transposed.
 """
 
 import functools
@@ -10,11 +9,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families import residual
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, row, table
@@ -50,9 +49,7 @@ class Attention(nnx.Module):
     With `halves` means over 2x2 pixels follow.
     """
 
-    def __init__(
-        self, dim: int, heads: int, side: int, rngs: Draws, *, halves: bool = False
-    ) -> None:
+    def __init__(self, dim: int, heads: int, side: int, halves: bool, rngs: Draws) -> None:
         normal, place = jax.nn.initializers.normal(1.0), (1, heads, dim // heads)
         self.rel_h = nnx.Param(normal(rngs.params(), (*place, 1, side)))
         self.rel_w = nnx.Param(normal(rngs.params(), (*place, side, 1)))
@@ -92,7 +89,7 @@ class BoTNet(nnx.Module):
         def middle(inner: int, stride: int) -> Attention | None:
             if inner != v.width << last:
                 return None
-            return Attention(inner, v.heads, side * stride, rngs, halves=stride > 1)
+            return Attention(inner, v.heads, side * stride, stride > 1, rngs)
 
         block = functools.partial(residual.Bottleneck, expansion=4, middle=middle, bias=True)
         ins = residual.add_stages(self, v, rngs, block, 4 * v.width)
@@ -124,17 +121,11 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     return classifier(lambda rngs: BoTNet(v, num_classes, image_size, rngs), dtype=v.dtype)
 
 
-def refused(positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Raise `ValueError`: positions belong to one size of images."""
-    raise ValueError(
-        f"positions of shape {positions.shape}, and this network has {shape}; give the image_size "
-        "and options that the weights were trained with"
-    )
-
-
 _BLOCK = r"(layer\d\.\d+)"
 TORCH_NAMES: list[Row] = table(
-    row(rf"{_BLOCK}\.conv2(?:\.0)?\.(rel_[hw])", r"\1.conv2.\2", resize=refused),
+    row(
+        rf"{_BLOCK}\.conv2(?:\.0)?\.(rel_[hw])", r"\1.conv2.\2", resize=checks.refusing("positions")
+    ),
     BATCH_NORM_COUNT,
     convs={
         r"((?:layer\d\.\d+\.)?conv\d)": r"\1",

@@ -1,9 +1,8 @@
 """CCT: convolutions as tokeniser, and a mean of the tokens whose weights are learned.
 
-Sources: Hassani et al. 2021 (arXiv 2104.05704) as SHI-Labs/Compact-Transformers (cd11f09) has
-CCT-7/3x1, which the count of Tang et al. 2022 (arXiv 2209.14105) is of. The second norm of its
-blocks is not before the MLP but on the trunk: what the MLP reads is also what it is added to.
-Parity: tests/models/cifar/test_cct.py against golden logits of that code.
+Source: Hassani et al. 2021 (arXiv 2104.05704) as SHI-Labs/Compact-Transformers (cd11f09) has
+CCT-7/3x1. The second norm of its blocks is not before the MLP but on the trunk: what the MLP reads
+is also what it is added to.
 """
 
 from itertools import pairwise
@@ -119,12 +118,8 @@ class CCT(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.tokenizer(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        if x.shape[1] != self.pos_embed.shape[1]:
-            raise ValueError(
-                f"images of {images.shape[1]}x{images.shape[2]} px give {x.shape[1]} tokens, this "
-                f"network has positions for {self.pos_embed.shape[1]}: create it, and convert its "
-                "weights, with their image_size"
-            )
+        tokens, own = x.shape[1], self.pos_embed.shape[1]
+        checks.check_fits(tokens == own, images, f"{tokens} tokens", f"positions for {own}")
         x = add_bias(x, self.pos_embed[...])
         how = of_one_stage(v, train, key)
         x = self.norm(run_blocks(self.blocks, x, draws=v.attention_dropout > 0, **how))

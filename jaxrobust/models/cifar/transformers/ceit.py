@@ -3,8 +3,7 @@
 Source: Yuan et al. 2021 (arXiv 2103.11816), as rishikksh20/CeiT-pytorch (d41cb23) has it, without
 attention over layers: batch norms and a GELU behind the last linear map too, and the class token
 skips the feed-forward. At 32 px there are four patches. That code's feed-forward has a grid of
-14x14; here it is that of the patches. Parity: tests/models/cifar/test_hybrids.py against golden
-logits of that code.
+14x14; here it is that of the patches.
 """
 
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, TokenAttention
 from jaxrobust.models.families.vit import with_token
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, conv_oihw, keys, row, table
@@ -104,12 +104,8 @@ class CeiT(nnx.Module):
         x = max_pool(self.bn(self.conv(images), train), 0)
         batch, height, width, channels = x.shape
         grid, patch = self.grid, self.variant.patch
-        if (height, width) != (grid * patch, grid * patch):
-            raise ValueError(
-                f"images of {images.shape[1]}x{images.shape[2]} px give a map of {height}x{width}, "
-                f"this network has positions for {grid}x{grid} patches of {patch}: create it, and "
-                "convert its weights, with their image_size"
-            )
+        fits, own = (height, width) == (grid * patch,) * 2, f"{grid}x{grid} patches of {patch}"
+        checks.check_fits(fits, images, f"a map of {height}x{width}", f"positions for {own}")
         x = x.reshape(batch, grid, patch, grid, patch, channels).transpose(0, 1, 3, 2, 4, 5)
         return self.patch_embed(x.reshape(batch, grid * grid, -1))
 

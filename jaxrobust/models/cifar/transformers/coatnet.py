@@ -1,12 +1,10 @@
-"""CoAtNet-0 of a study at 32 px: five stages, of which the last four convolve or attend by choice.
+"""CoAtNet-0: five stages, of which the last four convolve or attend by choice.
 
 A stage's first block halves the map, to 1 x 1 at 32 px. The hidden units of a feed-forward part are
 four times the channels that its block is given, also where it gives out twice as many.
 
-Sources: Dai et al. 2021 (arXiv 2106.04803), as chinhsuanwu/coatnet-pytorch d3ef1c3 (MIT) has it; in
-the study: Tang et al. 2022 (arXiv 2209.14105), Tables 1 and 2. Parity:
-tests/models/cifar/test_stages.py against golden logits of that repository. The row of 224 px is
-ours: the same network, whose tables of position biases are larger.
+Source: Dai et al. 2021 (arXiv 2106.04803), as chinhsuanwu/coatnet-pytorch d3ef1c3 (MIT) has it. The
+row of 224 px is the same network, whose tables of position biases are larger.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The study's CPVT: no positions, but a depthwise convolution over the patches behind block 1.
 
-Source: Chu et al. 2021 (arXiv 2102.10882), at the sizes that the count of Tang et al. 2022
-(arXiv 2209.14105) fits: those of its ViT, with a class token and a head of one linear map. No code
-of it is public. Parity: tests/models/cifar/test_cpvt.py against our file in PyTorch.
+Source: Chu et al. 2021 (arXiv 2102.10882), at the sizes that the study's count fits: those of its
+ViT, with a class token and a head of one linear map. No code of it is public, so that our file in
+PyTorch stands for it.
 """
 
 import jax

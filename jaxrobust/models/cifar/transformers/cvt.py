@@ -1,9 +1,7 @@
-"""CvT-13 of a study at 32 px: queries, keys and values through depthwise convolutions, no token.
+"""CvT-13: queries, keys and values through depthwise convolutions, no token.
 
-Sources: Wu et al. 2021 (arXiv 2103.15808), as lucidrains/vit-pytorch 69d24fe (MIT) has it; in the
-study: Tang et al. 2022 (arXiv 2209.14105), Table 1, whose first convolution was found by
-counting parameters: 3x3 at stride 2 for 7x7 at stride 4. Parity: tests/models/cifar/test_stages.py
-against golden logits of that repository. The row of 224 px is ours: the repository's own sizes.
+Source: Wu et al. 2021 (arXiv 2103.15808), as lucidrains/vit-pytorch 69d24fe (MIT) has it, whose
+sizes the row of 224 px has. The study's first convolution is 3x3 at stride 2 for 7x7 at stride 4.
 """
 
 from typing import Any, NamedTuple

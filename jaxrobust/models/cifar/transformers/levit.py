@@ -3,8 +3,7 @@
 Source: Graham et al. 2021 (arXiv 2104.01136), as facebookresearch/LeViT (3772b8e) has it, with one
 classifier. The study names a LeViT of 6.67M parameters and no definition; none of the public ones
 has so many, and thousands of settings would. At 32 px this is the official network, 7.01M, whose
-stem has the strides 2, 2, 1, 1 instead of four times 2, so that 8x8 tokens are left. Parity:
-tests/models/cifar/test_hybrids.py against golden logits of that code.
+stem has the strides 2, 2, 1, 1 instead of four times 2, so that 8x8 tokens are left.
 """
 
 import math
@@ -146,12 +145,9 @@ class LeViT(nnx.Module):
         self.normalize = Normalize(v.in_channels)
         widths = [v.in_channels, *(v.dims[0] >> i for i in (3, 2, 1, 0))]
         convs = zip(widths, widths[1:], v.stem_strides, strict=False)
-        self.patch_embed = nnx.List(
-            [
-                residual.ConvNorm(a, b, 3, v, rngs, stride=stride, act=False)
-                for a, b, stride in convs
-            ]
-        )
+        how: dict[str, Any] = {"v": v, "rngs": rngs, "act": False}
+        stem = [residual.ConvNorm(a, b, 3, stride=stride, **how) for a, b, stride in convs]
+        self.patch_embed = nnx.List(stem)
         self.blocks = nnx.List(blocks(v, side, rngs))
         self.norm = BatchNorm(v.dims[-1], group=v.bn_group)
         self.head = Linear(v.dims[-1], num_classes, init=normal_02, rngs=rngs)
@@ -161,13 +157,10 @@ class LeViT(nnx.Module):
         x, act = images, ACTIVATIONS[self.variant.activation]
         for i, layer in enumerate(self.patch_embed):
             x = layer(act(x) if i else x, train)
-        if x.shape[1:3] != (self.side, self.side):
-            raise ValueError(
-                f"images of {images.shape[1]}x{images.shape[2]} px give {x.shape[1]}x{x.shape[2]} "
-                f"tokens, this network has biases for {self.side}x{self.side}: create it, and "
-                "convert its weights, with their image_size"
-            )
-        return x.reshape(x.shape[0], self.side * self.side, -1)
+        _, height, width, dim = x.shape
+        fits, own = (height, width) == (self.side, self.side), f"{self.side}x{self.side}"
+        checks.check_fits(fits, images, f"{height}x{width} tokens", f"biases for {own}")
+        return x.reshape(-1, height * width, dim)
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
@@ -202,20 +195,13 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     return classifier(lambda rngs: LeViT(v, num_classes, image_size // patch, rngs), dtype=v.dtype)
 
 
-def refused(biases: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Raise `ValueError`: position biases belong to one size of images."""
-    raise ValueError(
-        f"position biases of shape {biases.shape}, and this network has {shape}; give the "
-        "image_size and options that the weights were trained with"
-    )
-
-
 def _index(ours: Mapping[str, Any], match: re.Match[str]) -> np.ndarray:
     """Return the buffer in which LeViT's own code holds where biases stand."""
     side = math.isqrt(ours[f"{match[1]}.attention_biases"].shape[1])
     return offset_index(side, 1 if ".m." in match[0] else 2)
 
 
+_REFUSED = checks.refusing("position biases")
 _BLOCK = r"(blocks\.\d+)(?:\.m)?"
 # Their name -> ours, of linear maps and convolutions with a norm behind them: of the blocks, and of
 # the stem, between whose convolutions are activations.
@@ -223,7 +209,7 @@ _LINEARS = {"qkv": "qkv", "kv": "kv", r"q\.1": "q", r"proj\.1": "proj", "0": "fc
 _PAIRS = {rf"{_BLOCK}\.{theirs}": rf"\1.{ours}" for theirs, ours in _LINEARS.items()}
 _STEM = {rf"patch_embed\.{2 * i}": f"patch_embed.{i}" for i in range(4)}
 TORCH_NAMES: list[Row] = table(
-    row(rf"{_BLOCK}\.attention_biases", r"\1.attention_biases", resize=refused),
+    row(rf"{_BLOCK}\.attention_biases", r"\1.attention_biases", resize=_REFUSED),
     drop(rf"{_BLOCK}\.attention_bias_idxs", "follows from the side of the map", _index),
     BATCH_NORM_COUNT,
     convs={rf"{a}\.c": f"{b}.conv" for a, b in _STEM.items()},

@@ -1,8 +1,6 @@
 """MLP-Mixer with a class token, which is mixed with the patches and is what the head reads.
 
-Sources: Tolstikhin et al. 2021 (arXiv 2105.01601) as omihub777/MLP-Mixer-CIFAR has it (14213f9),
-which the count of Tang et al. 2022 (arXiv 2209.14105) is of. Parity:
-tests/models/cifar/test_mixer.py against golden logits of that code.
+Source: Tolstikhin et al. 2021 (arXiv 2105.01601) as omihub777/MLP-Mixer-CIFAR has it (14213f9).
 """
 
 from typing import NamedTuple

@@ -4,8 +4,7 @@ Source: Mehta & Rastegari 2022 (arXiv 2110.02178), as chinhsuanwu/mobilevit-pyto
 it: batch norm and SiLU behind the 1x1 convolutions around each transformer too, and a classifier
 without a bias. At 32 px the stem and the second bottleneck keep the size, so that the last map is
 4x4. At 224 px that code's last map would be 7x7, which 2x2 patches do not fill: in our row for
-ImageNette the last bottleneck keeps the size instead. Parity: tests/models/cifar/test_hybrids.py
-against golden logits of that code.
+ImageNette the last bottleneck keeps the size instead.
 """
 
 from typing import Any, NamedTuple

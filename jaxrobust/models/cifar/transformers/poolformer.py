@@ -1,9 +1,8 @@
 """PoolFormer: the mean of the neighbours in the place of attention.
 
-Sources: Yu et al. 2022 (arXiv 2111.11418) as sail-sg/poolformer has S12 (a075575), with a first
-convolution that the count of Tang et al. 2022 (arXiv 2209.14105) allows: windows of 1, 2 and 3
-fit it, strides do not show in it; 3 with stride 2 is our choice. Parity:
-tests/models/cifar/test_poolformer.py against golden logits of that code.
+Source: Yu et al. 2022 (arXiv 2111.11418) as sail-sg/poolformer has S12 (a075575), with a first
+convolution that the study's count allows: windows of 1, 2 and 3 fit it, strides do not show in it;
+3 with stride 2 is our choice.
 """
 
 from typing import Any, NamedTuple

@@ -1,14 +1,12 @@
-"""Swin-T of a study at 32 px: small windows, and one table of position biases for all heads.
+"""Swin-T with small windows, and one table of position biases for all heads.
 
-Other than in models/swin.py: patches are merged by a linear map with a bias and without a norm, the
-first ones too; the query's bias for a key is that of the key's offset from it; every second block
-is shifted, also where one window is all of the map; what the shift made neighbours is left out
-wholly; and there is no norm in front of the mean over the map, but one behind it.
+Other than in families/swin.py: patches are merged by a linear map with a bias and without a norm,
+the first ones too; the query's bias for a key is that of the key's offset from it; every second
+block is shifted, also where one window is all of the map; what the shift made neighbours is left
+out wholly; and there is no norm in front of the mean over the map, but one behind it.
 
-Sources: Liu et al. 2021 (arXiv 2103.14030), as berniwal/swin-transformer-pytorch c921ebf (MIT) has
-it; in the study: Tang et al. 2022 (arXiv 2209.14105), Table 1, whose merges and window were
-found by counting parameters. Parity: tests/models/cifar/test_stages.py against golden logits of
-that repository. The row of 224 px is ours: the repository's own `swin_t`.
+Source: Liu et al. 2021 (arXiv 2103.14030), as berniwal/swin-transformer-pytorch c921ebf (MIT) has
+it, whose `swin_t` the row of 224 px is.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,7 @@
 """The study's ViT: logits scaled by the root of all heads' width, a head of two linear maps.
 
-Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929) as kentaroy47/vision-transformers-cifar10 had it
-in 2020 (670fb58), which the count of Tang et al. 2022 (arXiv 2209.14105) is of. Parity:
-tests/models/cifar/test_vit.py against golden logits of that code.
+Source: Dosovitskiy et al. 2021 (arXiv 2010.11929) as kentaroy47/vision-transformers-cifar10 had it
+in 2020 (670fb58).
 """
 
 from typing import NamedTuple

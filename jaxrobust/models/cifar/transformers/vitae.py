@@ -3,8 +3,7 @@
 Source: Xu et al. 2021 (arXiv 2106.03348), as Annbless/ViTAE (a4c31bb) has it under the name
 ViTAE_basic_14: no positions, no class token and no norm before the classifier; the last cell that
 shrinks the map has neither attention nor convolutions beside it. At 32 px four tokens are left. The
-study counts the network of 1000 classes. Parity: tests/models/cifar/test_hybrids.py against golden
-logits of that code.
+study counts the network of 1000 classes.
 """
 
 import math
