@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import stems
-from jaxrobust.models.interface.classifier import classifier, each_stage, run_blocks
+from jaxrobust.models.interface import checks
+from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import Naming, Row, keys, row, table
 from jaxrobust.models.kernels import layers
@@ -120,7 +121,7 @@ class ConvNeXt(nnx.Module):
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         for layer in self.stem:
             x = layer(x)
-        for stage, how in zip(self.stages, each_stage(v, train, key), strict=True):
+        for stage, how in zip(self.stages, of_stages(v, train, key), strict=True):
             x = stage(x, **how)
         return self.head(x.mean(axis=(1, 2)))
 
@@ -128,10 +129,7 @@ class ConvNeXt(nnx.Module):
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
-    for name in ("depths", "dims", "downsample_strides"):
-        values = getattr(v, name)
-        if not (isinstance(values, tuple | list) and all(n >= 1 for n in values)):
-            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    checks.check_tuples(v, "depths", "dims", "downsample_strides", empty=True)
     v = v._replace(downsample_strides=v.downsample_strides or (2,) * (len(v.dims) - 1))
     if not v.dims or v.in_channels < 1:
         raise ValueError(f"dims={v.dims} and in_channels={v.in_channels} must not be empty or 0")

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models.interface import checks
-from jaxrobust.models.interface.classifier import classifier, each_stage, run_blocks
+from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Reference
 from jaxrobust.models.interface.renaming import Naming, Row, drop, keys, linear_oi, row, table
 from jaxrobust.models.kernels import attention
@@ -84,8 +84,7 @@ class WindowAttention(nnx.Module):
     def __init__(self, dim: int, heads: int, window: int, rngs: Draws) -> None:
         table = ((2 * window - 1) ** 2, heads)
         self.relative_position_bias_table = nnx.Param(normal_02(rngs.params(), table))
-        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
-        self.proj = Linear(dim, dim, rngs=rngs)
+        self.qkv, self.proj = Linear(dim, 3 * dim, rngs=rngs), Linear(dim, dim, rngs=rngs)
         self.heads, self.window = heads, window
 
     def __call__(self, x: Array, mask: np.ndarray | None) -> Array:
@@ -152,12 +151,8 @@ class Stage(nnx.Module):
         window = min(v.window, side)
         shift = window // 2 if side > window else 0
         self.downsample = Merge(dim // 2, v.eps, rngs) if stage else None
-        self.blocks = nnx.List(
-            [
-                Block(dim, heads, window, shift * (i % 2), v.eps, rngs)
-                for i in range(v.depths[stage])
-            ]
-        )
+        shifts = [shift * (i % 2) for i in range(v.depths[stage])]
+        self.blocks = nnx.List([Block(dim, heads, window, s, v.eps, rngs) for s in shifts])
 
     def __call__(self, x: Array, **how: Any) -> Array:
         x = x if self.downsample is None else self.downsample(x)
@@ -208,7 +203,7 @@ class Swin(nnx.Module):
                 f"image_size={size}; create it with the images' size"
             )
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        for stage, how in zip(self.layers, each_stage(v, train, key), strict=True):
+        for stage, how in zip(self.layers, of_stages(v, train, key), strict=True):
             x = stage(x, **how)
         return self.head(self.norm(x).mean(axis=(1, 2)))
 
@@ -327,7 +322,6 @@ MEMBERS = {
     "swin_b": Member(Reference("swin_base_patch4_window7_224")),
     "swin_l": Member(Reference("swin_large_patch4_window7_224")),
 }
-NAMES = Names(
-    TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\.fc\..*", others=OTHER_NAMES
-)
+_STEM, _HEAD = r"patch_embed\..*", r"head\.fc\..*"
+NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES)
 FAMILY = Family("swin", "Swin", VARIANTS, create, NAMES, MEMBERS, "matrices")

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models.families import residual
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import (
@@ -242,8 +243,7 @@ def _gamma(v: Variant) -> nnx.Param:
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     strides = v.stem_strides
-    if not (isinstance(strides, tuple | list) and strides and all(n >= 1 for n in strides)):
-        raise ValueError(f"stem_strides={strides!r} must be a tuple of positive integers")
+    checks.check_tuples(v, "stem_strides")
     if min(v.dim, v.depth, v.heads, v.in_channels) < 1 or v.dim % v.heads:
         raise ValueError(
             f"dim={v.dim}, depth={v.depth}, heads={v.heads} and in_channels={v.in_channels} must "
@@ -338,17 +338,10 @@ def _members() -> dict[str, Member]:
     return members
 
 
-NAMES = Names(
-    TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*", others=OTHER_NAMES
-)
+_STEM, _HEAD = r"patch_embed\..*", r"head\..*"
+NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES)
 FAMILY = Family(
-    "xcit",
-    "XCiT",
-    VARIANTS,
-    create,
-    NAMES,
-    _members(),
-    "matrices-not-tokens",
+    *("xcit", "XCiT", VARIANTS, create, NAMES, _members(), "matrices-not-tokens"),
     any_size=True,
     compared={"positions": "in float64 with PyTorch's rounding of float32 sines on both sides"},
 )

@@ -15,11 +15,11 @@ def check_least(v: Any, **lows: int) -> None:
             raise ValueError(f"{name}={value} must be at least {low}")
 
 
-def check_tuples(v: Any, *names: str) -> None:
-    """Raise `ValueError` where these fields are no tuples of positive integers."""
+def check_tuples(v: Any, *names: str, empty: bool = False) -> None:
+    """Raise `ValueError` where these fields are no tuples of positive integers, `empty` or not."""
     for name in names:
         values = getattr(v, name)
-        if not values or any(n < 1 for n in values):
+        if not (values or empty) or any(n < 1 for n in values):
             raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
 
 

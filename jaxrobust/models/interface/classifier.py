@@ -1,7 +1,7 @@
 """The only place where NNX modules become pure functions."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,16 +23,13 @@ def _single(flat: Params) -> Params:
 
 
 def _state(flat: Params, like):
-    paths = [(path, leaf) for path, leaf in nnx.to_flat_state(like)]
-    missing = {".".join(map(str, path)) for path, _ in paths} ^ flat.keys()
-    if missing:
+    named = [(".".join(map(str, path)), path, leaf) for path, leaf in nnx.to_flat_state(like)]
+    if missing := {name for name, *_ in named} ^ flat.keys():
         raise ValueError(f"these weights do not belong to this network: {sorted(missing)[:8]}")
-    for path, leaf in paths:
-        name = ".".join(map(str, path))
+    for name, _, leaf in named:
         if flat[name].shape != leaf.shape:
             raise ValueError(f"{name} has shape {flat[name].shape}, expected {leaf.shape}")
-    leaves = [leaf.replace(flat[".".join(map(str, path))]) for path, leaf in paths]
-    return nnx.from_flat_state([(p, leaf) for (p, _), leaf in zip(paths, leaves, strict=True)])
+    return nnx.from_flat_state([(path, leaf.replace(flat[name])) for name, path, leaf in named])
 
 
 class OfModule(Classifier):
@@ -188,20 +185,17 @@ def _streams(like: Any, key: Array | None) -> Any:
 
 
 def of_stages(v: Any, train: bool, key: Array | None) -> list[dict[str, Any]]:
-    """List the arguments of `run_blocks` in each stage, all keys drawn before the first runs."""
-    return [*each_stage(v, train, key)]
-
-
-def each_stage(v: Any, train: bool, key: Array | None) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of `run_blocks` in each stage of a row's `depths`.
+    """List the arguments of `run_blocks` in each stage of a row's `depths`.
 
     Each has another key; the blocks' rates grow linearly from 0 at the network's first to
     `drop_path` at its last.
     """
     keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
     rates, ends = np.linspace(0, v.drop_path, sum(v.depths)).tolist(), np.cumsum(v.depths)
-    for end, depth, k in zip(ends, v.depths, keys, strict=True):
-        yield {"train": train, "key": k, "rates": rates[end - depth : end], **stored(v)}
+    return [
+        {"train": train, "key": k, "rates": rates[end - depth : end], **stored(v)}
+        for end, depth, k in zip(ends, v.depths, keys, strict=True)
+    ]
 
 
 def of_one_stage(v: Any, train: bool, key: Array | None) -> dict[str, Any]:

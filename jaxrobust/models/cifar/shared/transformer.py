@@ -120,6 +120,19 @@ class Block(nnx.Module):
         return x + path2(self.mlp(self.norm2(x), inside, behind))
 
 
+class PreNorm(nnx.Module):
+    """x + attention(LN(x)), then x + feed-forward(LN(x)); attention is called with `train` too."""
+
+    def __init__(self, dim: int, attn: Any, mlp: Any, eps: float = EPS) -> None:
+        self.norm1, self.attn = LayerNorm(dim, eps=eps), attn
+        self.norm2, self.mlp = LayerNorm(dim, eps=eps), mlp
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        attn_path, mlp_path = branches(drop, 2)
+        x = x + attn_path(self.attn(self.norm1(x), train))
+        return x + mlp_path(self.mlp(self.norm2(x)))
+
+
 def grid_of(image_size: int, patch: int) -> int:
     """Return the side of the grid of patches; `ValueError` where they do not tile the image."""
     if patch < 1 or image_size < 1 or image_size % patch:

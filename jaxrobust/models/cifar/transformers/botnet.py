@@ -53,9 +53,8 @@ class Attention(nnx.Module):
         normal, place = jax.nn.initializers.normal(1.0), (1, heads, dim // heads)
         self.rel_h = nnx.Param(normal(rngs.params(), (*place, 1, side)))
         self.rel_w = nnx.Param(normal(rngs.params(), (*place, side, 1)))
-        self.query, self.key, self.value = (
-            residual.conv(dim, dim, 1, rngs, bias=True) for _ in range(3)
-        )
+        maps = (residual.conv(dim, dim, 1, rngs, bias=True) for _ in range(3))
+        self.query, self.key, self.value = maps
         self.heads, self.halves = heads, halves
 
     def __call__(self, x: Array) -> Array:

@@ -78,10 +78,8 @@ class Convolve(nnx.Module):
         self.conv2 = residual.conv(hidden, hidden, 3, rngs, groups=hidden)
         self.conv3 = residual.conv(hidden, outs, 1, rngs)
         self.bn1, self.bn2 = (BatchNorm(hidden, group=group) for _ in range(2))
-        self.bn3, self.se = (
-            BatchNorm(outs, group=group),
-            Squeeze(hidden, ins // 4, rngs, v.activation),
-        )
+        self.bn3 = BatchNorm(outs, group=group)
+        self.se = Squeeze(hidden, ins // 4, rngs, v.activation)
         self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check
+from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, PreNorm, check
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
@@ -26,7 +26,7 @@ from jaxrobust.models.interface.renaming import (
 )
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
+from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -71,24 +71,14 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         batch, height, width, dim = x.shape
         q = self.to_q(x, train).reshape(batch, height * width, self.heads, -1)
-        kv = self.to_kv(x, train)
-        kv = kv.reshape(batch, -1, 2, self.heads, q.shape[3])
+        kv = self.to_kv(x, train).reshape(batch, -1, 2, self.heads, q.shape[3])
         y = attention.attention(q, kv[:, :, 0], kv[:, :, 1])
         return self.to_out(y).reshape(batch, height, width, dim)
 
 
-class Block(nnx.Module):
-    """x + attention(LN(x)), then x + feed-forward(LN(x))."""
-
-    def __init__(self, dim: int, heads: int, v: Variant, rngs: Draws) -> None:
-        self.norm1, self.attn = LayerNorm(dim, eps=EPS), Attention(dim, heads, v, rngs)
-        self.norm2 = LayerNorm(dim, eps=EPS)
-        self.mlp = Mlp(dim, 4 * dim, v.activation, rngs)
-
-    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        attn_path, mlp_path = branches(drop, 2)
-        x = x + attn_path(self.attn(self.norm1(x), train))
-        return x + mlp_path(self.mlp(self.norm2(x)))
+def block(dim: int, heads: int, v: Variant, rngs: Draws) -> PreNorm:
+    """Make one block."""
+    return PreNorm(dim, Attention(dim, heads, v, rngs), Mlp(dim, 4 * dim, v.activation, rngs))
 
 
 class Stage(nnx.Module):
@@ -100,7 +90,7 @@ class Stage(nnx.Module):
         how: dict[str, Any] = {"padding": window // 2, "init": torch_default, "rngs": rngs}
         self.embed = Conv(ins, dim, window, stride=stride, **how)
         self.norm = LayerNorm(dim, eps=EPS)
-        self.blocks = nnx.List([Block(dim, heads, v, rngs) for _ in range(v.depths[stage])])
+        self.blocks = nnx.List([block(dim, heads, v, rngs) for _ in range(v.depths[stage])])
 
     def __call__(self, x: Array, **how: Any) -> Array:
         return run_blocks(self.blocks, self.norm(self.embed(x)), **how)

@@ -62,9 +62,8 @@ class PoolFormer(nnx.Module):
         self.normalize = Normalize(v.in_channels)
         how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
         padding = -(-(v.patch - v.stride) // 2)  # half of what windows overlap, rounded up
-        self.patch_embed = Conv(
-            v.in_channels, v.dims[0], v.patch, stride=v.stride, padding=padding, **how
-        )
+        own: dict[str, Any] = {"stride": v.stride, "padding": padding}
+        self.patch_embed = Conv(v.in_channels, v.dims[0], v.patch, **own, **how)
         network: list[Any] = []  # stages, and what brings the map to the next one's width
         for i, (dim, depth) in enumerate(zip(v.dims, v.depths, strict=True)):
             network += [Conv(v.dims[i - 1], dim, 3, stride=2, padding=1, **how)] if i else []
@@ -77,10 +76,8 @@ class PoolFormer(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
-        into = (self.patch_embed, *self.network[1::2])
-        for conv, blocks, how in zip(
-            into, self.network[::2], of_stages(v, train, key), strict=True
-        ):
+        into, stages = (self.patch_embed, *self.network[1::2]), self.network[::2]
+        for conv, blocks, how in zip(into, stages, of_stages(v, train, key), strict=True):
             x = run_blocks(blocks, conv(x), **how)
         return self.head(self.norm(x).mean(axis=(1, 2)))
 

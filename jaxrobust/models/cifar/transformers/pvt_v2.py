@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.transformer import EPS, check
+from jaxrobust.models.cifar.shared.transformer import EPS, PreNorm, check
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
@@ -23,7 +23,7 @@ from jaxrobust.models.interface.renaming import Row, keys, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches
+from jaxrobust.models.modules.draws import Draws
 from jaxrobust.types import Array, Classifier
 
 MEANS = 7  # along each side of the map, that keys and values are made of
@@ -71,7 +71,7 @@ class Attention(nnx.Module):
         self.norm = LayerNorm(dim, eps=EPS)
         self.heads, self.act = heads, ACTIVATIONS[v.activation]
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, train: bool) -> Array:
         batch, height, width, dim = x.shape
         q = self.q(x).reshape(batch, height * width, self.heads, -1)
         means = self.sr(pooling.adaptive_avg_pool(x, MEANS))
@@ -93,17 +93,9 @@ class Mlp(nnx.Module):
         return self.fc2(self.act(self.dwconv(layers.relu(self.fc1(x)))))
 
 
-class Block(nnx.Module):
-    """x + attention(LN(x)), then x + feed-forward(LN(x))."""
-
-    def __init__(self, dim: int, heads: int, ratio: int, v: Variant, rngs: Draws) -> None:
-        self.norm1, self.attn = LayerNorm(dim), Attention(dim, heads, v, rngs)
-        self.norm2, self.mlp = LayerNorm(dim), Mlp(dim, ratio * dim, v, rngs)
-
-    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        attn_path, mlp_path = branches(drop, 2)
-        x = x + attn_path(self.attn(self.norm1(x)))
-        return x + mlp_path(self.mlp(self.norm2(x)))
+def block(dim: int, heads: int, ratio: int, v: Variant, rngs: Draws) -> PreNorm:
+    """Make one block."""
+    return PreNorm(dim, Attention(dim, heads, v, rngs), Mlp(dim, ratio * dim, v, rngs), eps=1e-6)
 
 
 class Stage(nnx.Module):
@@ -112,7 +104,7 @@ class Stage(nnx.Module):
     def __init__(self, v: Variant, stage: int, rngs: Draws) -> None:
         dim, heads, ratio = v.dims[stage], v.heads[stage], v.ratios[stage]
         self.downsample = Embed(v.dims[stage - 1], dim, 3, 2, rngs) if stage else None
-        blocks = [Block(dim, heads, ratio, v, rngs) for _ in range(v.depths[stage])]
+        blocks = [block(dim, heads, ratio, v, rngs) for _ in range(v.depths[stage])]
         self.blocks, self.norm = nnx.List(blocks), LayerNorm(dim)
 
     def __call__(self, x: Array, **how: Any) -> Array:
@@ -166,10 +158,10 @@ TORCH_NAMES: list[Row] = table(
 def torch_keys(v: Variant) -> list[str]:
     """List timm 1.0.9's names, in its order."""
     found = keys("patch_embed", "proj norm")
-    attn = " ".join(f"attn.{part}" for part in ("q", "kv", "proj", "sr", "norm"))
+    attn = "attn.q attn.kv attn.proj attn.sr attn.norm"
+    block = f"norm1 {attn} norm2 mlp.fc1 mlp.dwconv mlp.fc2"
     for i, depth in enumerate(v.depths):
         found += keys(f"stages.{i}.downsample", "proj norm") if i else []
-        block = f"norm1 {attn} norm2 mlp.fc1 mlp.dwconv mlp.fc2"
         found += keys(f"stages.{i}.blocks", block, depth)
         found += keys(f"stages.{i}", "norm")
     return found + keys("", "head")

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check
+from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, PreNorm, check
 from jaxrobust.models.families.swin import merged, partition, relative_index, shift_mask
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
@@ -28,7 +28,7 @@ from jaxrobust.models.interface.renaming import Row, drop, keys, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
+from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -73,7 +73,7 @@ class WindowAttention(nnx.Module):
         self.heads, self.window = heads, v.window
         self.shift = v.window // 2 if shifted else 0
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, train: bool) -> Array:
         side, window, shift = x.shape[1], self.window, self.shift
         x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
         # Wide, as the gradients of an offset's pairs are added up in the type of its bias.
@@ -89,19 +89,10 @@ class WindowAttention(nnx.Module):
         return jnp.roll(x, (shift, shift), (1, 2)) if shift else x
 
 
-class Block(nnx.Module):
-    """x + attention in windows(LN(x)), then x + feed-forward(LN(x))."""
-
-    def __init__(self, dim: int, heads: int, shifted: bool, v: Variant, rngs: Draws) -> None:
-        self.norm1 = LayerNorm(dim, eps=EPS)
-        self.attn = WindowAttention(dim, heads, shifted, v, rngs)
-        self.norm2 = LayerNorm(dim, eps=EPS)
-        self.mlp = Mlp(dim, 4 * dim, v.activation, rngs)
-
-    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        attn_path, mlp_path = branches(drop, 2)
-        x = x + attn_path(self.attn(self.norm1(x)))
-        return x + mlp_path(self.mlp(self.norm2(x)))
+def block(dim: int, heads: int, shifted: bool, v: Variant, rngs: Draws) -> PreNorm:
+    """Make one block."""
+    attn = WindowAttention(dim, heads, shifted, v, rngs)
+    return PreNorm(dim, attn, Mlp(dim, 4 * dim, v.activation, rngs))
 
 
 class Stage(nnx.Module):
@@ -110,7 +101,7 @@ class Stage(nnx.Module):
     def __init__(self, ins: int, merge: int, stage: int, v: Variant, rngs: Draws) -> None:
         dim, heads = v.dim << stage, v.heads[stage]
         self.merge = Merge(ins, dim, merge, rngs)
-        pair = lambda: nnx.List([Block(dim, heads, s, v, rngs) for s in (False, True)])  # noqa: E731
+        pair = lambda: nnx.List([block(dim, heads, s, v, rngs) for s in (False, True)])  # noqa: E731
         self.layers = nnx.List([pair() for _ in range(v.depths[stage] // 2)])
 
     def __call__(self, x: Array, **how: Any) -> Array:
