@@ -3,8 +3,7 @@
 Source: Touvron et al. 2021 (arXiv 2103.17239); S12: Debenedetti 2022.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +12,7 @@ from jaxrobust.models.families import stems, vit
 from jaxrobust.models.families.vit import PatchEmbed, grid_of, token_rows
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Row, keys, row
+from jaxrobust.models.interface.renaming import keys, row
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
@@ -77,9 +76,7 @@ class ClassAttention(nnx.Module):
 class Block(nnx.Module):
     """Talking-heads attention and MLP over the patches."""
 
-    def __init__(
-        self, v: Variant, rngs: Draws, attn: Callable[..., nnx.Module] = TalkingHeads
-    ) -> None:
+    def __init__(self, v: Variant, rngs: Draws, attn: Any = TalkingHeads) -> None:
         self.gamma_1 = nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
         self.gamma_2 = nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
         self.norm1, self.norm2 = LayerNorm(v.dim), LayerNorm(v.dim)
@@ -145,7 +142,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _BLOCKS = r"blocks(?:_token_only)?\.\d+"
-TORCH_NAMES: list[Row] = [*token_rows(_BLOCKS), row(rf"({_BLOCKS}\.gamma_[12])", r"\1")]
+TORCH_NAMES = [*token_rows(_BLOCKS), row(rf"({_BLOCKS}\.gamma_[12])", r"\1")]
 
 
 def torch_keys(v: Variant) -> list[str]:

@@ -13,7 +13,7 @@ from jaxrobust.models.families import stems
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Naming, Row, keys, row, table
+from jaxrobust.models.interface.renaming import Naming, keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.normed_depthwise import depthwise_norm
 from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
@@ -152,7 +152,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _PLACE = r"(stages\.\d+\.blocks\.\d+)\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     # The ConvStem is an attribute `stem` that holds a Sequential called `stem`.
     *stems.conv_stem_rows(r"(?:stem\.)?stem", "stem"),
     row(_PLACE + "gamma", r"\1.gamma"),
@@ -170,7 +170,7 @@ TORCH_NAMES: list[Row] = table(
 
 _BLOCK = r"stages\.(\d)\.(\d+)\."
 _HERE = r"stages.\1.blocks.\2."
-OTHER_NAMES: list[Naming] = [
+OTHER_NAMES = [
     Naming(
         "Meta's ConvNeXt",
         r"downsample_layers\.\d\.\d\.weight",

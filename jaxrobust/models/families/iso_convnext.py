@@ -13,7 +13,7 @@ from flax import nnx
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Row, keys, table
+from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
@@ -84,7 +84,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _PLACE = r"(blocks\.\d+)"
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     *stems.conv_stem_rows(r"stem\.stem", "stem"),
     convs={"stem": "stem.0", rf"{_PLACE}\.dwconv": r"\1.conv_dw"},
     norms={rf"{_PLACE}\.norm": r"\1.norm", "norm": "norm"},

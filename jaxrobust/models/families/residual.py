@@ -8,44 +8,28 @@ from flax import nnx
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv
-from jaxrobust.models.modules.draws import Draws, Drop, Initializer, branches, torch_default
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array
 
 STEM = 64  # channels before the first stage
 
 
-def conv(
-    ins: int,
-    outs: int,
-    kernel: int,
-    rngs: Draws,
-    stride: int = 1,
-    *,
-    groups: int = 1,
-    bias: bool = False,
-    init: Initializer = torch_default,
-) -> Conv:
-    """Make a convolution that keeps the size, but for its stride."""
-    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": bias}
-    return Conv(ins, outs, kernel, init=init, rngs=rngs, **how)
+def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, **how: Any) -> Conv:
+    """Make a convolution that keeps the size, but for its stride.
+
+    It has no bias and is drawn as PyTorch does, unless further arguments of `Conv` say otherwise.
+    """
+    default: dict[str, Any] = {"padding": kernel // 2, "bias": False, "init": torch_default}
+    return Conv(ins, outs, kernel, stride=stride, rngs=rngs, **default | how)
 
 
 class ConvNorm(nnx.Module):
     """Convolution without a bias that keeps the size but for its stride, batch norm, activation."""
 
     def __init__(
-        self,
-        ins: int,
-        outs: int,
-        kernel: int,
-        v: Any,
-        rngs: Draws,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        act: bool = True,
+        self, ins: int, outs: int, kernel: int, v: Any, rngs: Draws, *, act: bool = True, **how: Any
     ) -> None:
-        self.conv = conv(ins, outs, kernel, rngs, stride, groups=groups)
+        self.conv = conv(ins, outs, kernel, rngs, **how)
         self.bn = BatchNorm(outs, group=v.bn_group)
         self.act = ACTIVATIONS[v.activation] if act else None
 

@@ -16,15 +16,7 @@ from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    Naming,
-    Row,
-    drop,
-    keys,
-    row,
-    table,
-)
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, drop, keys, row, table
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, fan_out, torch_default
@@ -154,7 +146,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 _CONV = r"((?:layer\d\.\d+\.)?(?:conv\d|downsample\.0))"
 _NORM = r"((?:layer\d\.\d+\.)?(?:bn\d|downsample\.1))"
 _SHARED = table(BATCH_NORM_COUNT, convs={_CONV: r"\1"}, linears={"fc": "fc"})
-TORCH_NAMES: list[Row] = table(*_SHARED, norms={_NORM: r"\1"})
+TORCH_NAMES = table(*_SHARED, norms={_NORM: r"\1"})
 
 
 def _first_half(array: np.ndarray) -> np.ndarray:
@@ -169,7 +161,7 @@ def _first_half(array: np.ndarray) -> np.ndarray:
     return array[: len(array) // 2]
 
 
-OTHER_NAMES: list[Naming] = [
+OTHER_NAMES = [
     Naming(
         "Bai et al. 2021, GELU with eight-way batch norm",
         r".*\.aff\.bnconv\.weight",

@@ -160,11 +160,11 @@ def _rows(convs: dict[str, str], norms: dict[str, str]) -> list[Row]:
     return table(BATCH_NORM_COUNT, convs=convs, norms=norms, linears=squeezes | {"fc": "fc"})
 
 
-TORCH_NAMES: list[Row] = _rows({_CONV: r"\1"}, {_NORM: r"\1"})
+TORCH_NAMES = _rows({_CONV: r"\1"}, {_NORM: r"\1"})
 
 
 # RobustBench builds WRN-34-R of the blocks of another project.
-OTHER_NAMES: list[Naming] = [
+OTHER_NAMES = [
     Naming(
         "RobustBench's Huang2021Exploring",
         r".*\.convShortcut\.weight",

@@ -13,7 +13,7 @@ from jaxrobust.models.families.searched_cells import CELLS, Block, Maker, Place
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array, Classifier
@@ -103,7 +103,7 @@ _DEEP = {  # pattern -> our name, of separable convolutions' parts
     for place, part in _PARTS.items()
     for inside, where in ((r"(?:\.op){1,2}", ""), (r"\.op\.conv\.op", "conv."))
 }
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     BATCH_NORM_COUNT,
     convs={
         r"stem\.0": "stem.0",

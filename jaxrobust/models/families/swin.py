@@ -273,7 +273,7 @@ def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 _BLOCK = r"layers\.\d\.blocks\.\d+"
 _LINEARS = rf"{_BLOCK}\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])"
 _NORMS = rf"{_BLOCK}\.norm[12]|patch_embed\.norm|norm"
-_SHARED: list[Row] = table(
+_SHARED = table(
     row(rf"({_BLOCK}\.attn\.relative_position_bias_table)", r"\1", resize=cropped),
     drop(r".+\.relative_position_index", "follows from the window"),
     drop(r".+\.attn_mask", "follows from the image size and the window"),
@@ -297,7 +297,7 @@ def _rows(merges: dict[str, str], head: str) -> list[Row]:
 
 
 TORCH_NAMES = _rows({r"layers\.([123])\.downsample": r"layers.\1.downsample"}, r"head\.fc")
-OTHER_NAMES: list[Naming] = [
+OTHER_NAMES = [
     Naming(
         "Microsoft's Swin and timm before 0.9, whose merges end a stage",
         r"layers\.0\.downsample\..*|head\.(weight|bias)",

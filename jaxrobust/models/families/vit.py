@@ -187,8 +187,8 @@ _SHARED = [
     *token_rows(r"blocks\.\d+"),
     *stems.conv_stem_rows(r"patch_embed\.proj\.stem", "patch_embed.proj"),
 ]
-TORCH_NAMES: list[Row] = [*_SHARED, row(r"(blocks\.\d+\.ls[12])\.gamma", r"\1.gamma")]
-OTHER_NAMES: list[Naming] = [
+TORCH_NAMES = [*_SHARED, row(r"(blocks\.\d+\.ls[12])\.gamma", r"\1.gamma")]
+OTHER_NAMES = [
     Naming(
         "Facebook's DeiT-III",
         r"blocks\.\d+\.gamma_[12]",

@@ -18,7 +18,6 @@ from jaxrobust.models.interface.family import Family, Member, Names, Paper, Refe
 from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
     Naming,
-    Row,
     keys,
     linear_oi,
     row,
@@ -272,7 +271,7 @@ _LINEARS = (
 _NORMS = (
     r"patch_embed\.proj\.\d\.1|blocks\.\d+\.local_mp\.bn|(?:cls_attn_)?blocks\.\d+\.norm[123]|norm"
 )
-_SHARED: list[Row] = table(
+_SHARED = table(
     row(r"(cls_token|.+\.gamma[123]|.+\.temperature)", r"\1"),
     BATCH_NORM_COUNT,
     convs={f"({_CONVS})": r"\1"},
@@ -283,7 +282,7 @@ _POSITIONS = "pos_embed.token_projection"
 TORCH_NAMES = table(*_SHARED, convs={r"pos_embed\.token_projection": _POSITIONS})
 _FUSED = r"(cls_attn_blocks\.\d\.attn)\.qkv"
 _KERNELS, _BIASES = (tuple(rf"\1.{a}.{part}" for a in "qkv") for part in ("kernel", "bias"))
-OTHER_NAMES: list[Naming] = [
+OTHER_NAMES = [
     Naming(
         "Facebook's XCiT",
         rf"pos_embeder\..*|{_FUSED}\.weight",

@@ -19,16 +19,14 @@ from jaxrobust.models.modules.draws import (
 from jaxrobust.types import Array
 
 
-def _affine(
-    module: Any, shape: tuple[int, ...], bias: bool, init: Initializer, rngs: Draws
-) -> None:
-    """Give a module its kernel [..., in, out] and bias [out]: 0, but of torch drawn as well."""
-    module.kernel = nnx.Param(init(rngs.params(), shape))
+def _affine(shape: tuple[int, ...], bias: bool, init: Initializer, rngs: Draws) -> tuple[Any, Any]:
+    """Return a kernel [..., in, out] and a bias [out], or None: 0, but of torch drawn as well."""
+    kernel = nnx.Param(init(rngs.params(), shape))
     if init is torch_default:
         drawn = torch_uniform(math.prod(shape[:-1]))(rngs.params(), shape[-1:])
     else:
         drawn = jnp.zeros(shape[-1])
-    module.bias = nnx.Param(drawn) if bias else None
+    return kernel, nnx.Param(drawn) if bias else None
 
 
 def _bias(module: Any) -> Array | None:
@@ -41,9 +39,6 @@ class Conv(nnx.Module):
     Where `init` is `torch_default` the bias is drawn as well, else it is 0: stems that are created
     after timm's own initialisation have it.
     """
-
-    kernel: nnx.Param
-    bias: Any  # a Param, or None
 
     def __init__(
         self,
@@ -59,7 +54,8 @@ class Conv(nnx.Module):
         init: Initializer = normal_02,
         rngs: Draws,
     ) -> None:
-        _affine(self, (kernel, kernel, ins // groups, outs), bias, init, rngs)
+        shape = (kernel, kernel, ins // groups, outs)
+        self.kernel, self.bias = _affine(shape, bias, init, rngs)
         self.stride, self.padding = stride, padding
         self.groups, self.dilation = groups, dilation
 
@@ -79,19 +75,10 @@ class DepthwiseConv(Conv):
 class Linear(nnx.Module):
     """Affine map of the last axis; [in, out] kernel."""
 
-    kernel: nnx.Param
-    bias: Any  # a Param, or None
-
     def __init__(
-        self,
-        ins: int,
-        outs: int,
-        *,
-        bias: bool = True,
-        init: Initializer = normal_02,
-        rngs: Draws,
+        self, ins: int, outs: int, *, bias: bool = True, init: Initializer = normal_02, rngs: Draws
     ) -> None:
-        _affine(self, (ins, outs), bias, init, rngs)
+        self.kernel, self.bias = _affine((ins, outs), bias, init, rngs)
 
     def __call__(self, x: Array) -> Array:
         return layers.linear(x, self.kernel[...], _bias(self))

@@ -7,19 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.interface.renaming import Row, keys, row, table
+from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import attention, convolutions, layers
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import LayerNorm, Linear
-from jaxrobust.models.modules.draws import (
-    Draws,
-    Drop,
-    Initializer,
-    branches,
-    dropouts,
-    torch_default,
-)
+from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, torch_default
 from jaxrobust.types import Array
 
 EPS = 1e-5  # of layer norms, PyTorch's default
@@ -31,20 +24,13 @@ def _stay(x: Array) -> Array:
 
 
 class Mlp(nnx.Module):
-    """Linear to `hidden` features, activation, linear to `outs`; places of dropout behind both.
+    """Linear to `hidden` features, activation, linear to `outs` (0: `ins`); dropout behind both.
 
     From an `init` other than PyTorch's biases are 0.
     """
 
     def __init__(
-        self,
-        ins: int,
-        hidden: int,
-        activation: str,
-        rngs: Draws,
-        *,
-        outs: int = 0,  # 0: `ins`
-        init: Initializer = torch_default,
+        self, ins: int, hidden: int, activation: str, rngs: Draws, outs=0, init=torch_default
     ) -> None:
         self.fc1 = Linear(ins, hidden, init=init, rngs=rngs)
         self.fc2 = Linear(hidden, outs or ins, init=init, rngs=rngs)
@@ -154,7 +140,7 @@ def check(v: Any, *positive: str) -> None:
 
 _LAYER = r"transformer\.layers\.(\d+)\."
 # Of lucidrains' vit-pytorch, as kentaroy47's vision-transformers-cifar10 has it.
-BLOCK_ROWS: list[Row] = table(
+BLOCK_ROWS = table(
     row(r"cls_token", "cls_token"),
     norms={
         _LAYER + r"0\.fn\.norm": r"blocks.\1.norm1",

@@ -16,7 +16,7 @@ from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, row, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, row, table
 from jaxrobust.models.kernels import attention, pooling
 from jaxrobust.models.kernels.layers import dropout
 from jaxrobust.models.kernels.primitives import spread, widened
@@ -121,7 +121,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _BLOCK = r"(layer\d\.\d+)"
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(
         rf"{_BLOCK}\.conv2(?:\.0)?\.(rel_[hw])", r"\1.conv2.\2", resize=checks.refusing("positions")
     ),
@@ -131,10 +131,7 @@ TORCH_NAMES: list[Row] = table(
         rf"{_BLOCK}\.shortcut\.0": r"\1.shortcut.0",
         rf"{_BLOCK}\.conv2\.0\.(query|key|value)": r"\1.conv2.\2",
     },
-    norms={
-        r"((?:layer\d\.\d+\.)?bn\d)": r"\1",
-        rf"{_BLOCK}\.shortcut\.1": r"\1.shortcut.1",
-    },
+    norms={r"((?:layer\d\.\d+\.)?bn\d)": r"\1", rf"{_BLOCK}\.shortcut\.1": r"\1.shortcut.1"},
     linears={r"fc\.1": "fc"},
 )
 

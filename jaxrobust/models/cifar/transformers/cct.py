@@ -17,7 +17,7 @@ from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, Place, check
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, keys, row, table
+from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.kernels.primitives import add_bias, widened
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
@@ -90,10 +90,8 @@ class Tokenizer(nnx.Module):
         he = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         how: dict[str, Any] = {"stride": v.stride, "padding": v.kernel // 2, "bias": False}
         widths = (v.in_channels, *(64,) * (v.convolutions - 1), v.dim)
-        pairs = pairwise(widths)
-        self.conv_layers = nnx.List(
-            [Conv(*pair, v.kernel, init=he, rngs=rngs, **how) for pair in pairs]
-        )
+        convs = [Conv(*pair, v.kernel, init=he, rngs=rngs, **how) for pair in pairwise(widths)]
+        self.conv_layers = nnx.List(convs)
 
     def __call__(self, x: Array) -> Array:
         for conv in self.conv_layers:
@@ -147,7 +145,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _BLOCK = r"classifier\.blocks\.(\d+)\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(r"classifier\.positional_emb", "pos_embed", resize=resized),
     convs={r"tokenizer\.conv_layers\.(\d+)\.0": r"tokenizer.conv_layers.\1"},
     norms={_BLOCK + r"(pre_norm|norm1)": r"blocks.\1.\2", r"classifier\.norm": "norm"},

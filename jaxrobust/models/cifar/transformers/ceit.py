@@ -18,7 +18,7 @@ from jaxrobust.models.families.vit import with_token
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, conv_oihw, keys, row, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, conv_oihw, keys, row, table
 from jaxrobust.models.kernels.pooling import max_pool
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.activations import ACTIVATIONS
@@ -132,7 +132,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 _LAYER = r"transformer\.layers\.(\d+)\."
 _ATTN, _LEFF = rf"{_LAYER}0\.fn\.", rf"{_LAYER}1\.fn\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(r"pos_embedding", "pos_embedding", resize=resized),
     row(r"cls_token", "cls_token"),
     row(rf"{_LEFF}fn\.depth_conv\.0\.weight", r"blocks.\1.leff.conv.kernel", conv_oihw),

@@ -24,7 +24,7 @@ from jaxrobust.models.families.swin import cut_to, relative_index, sides_of
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, drop, keys, row, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, drop, keys, row, table
 from jaxrobust.models.kernels import attention, pooling
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
@@ -214,7 +214,7 @@ def _index(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
 _BLOCK = r"s([0-9])\.(\d+)\."
 _OURS = r"stages.\1.\2."
 _ATTN = rf"{_BLOCK}attn\.1\.fn\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(f"{_ATTN}relative_bias_table", f"{_OURS}attn.relative_bias_table", resize=cropped),
     drop(f"{_ATTN}relative_index", "follows from the size of the map", _index),
     *table(linears={"fc": "head"}),

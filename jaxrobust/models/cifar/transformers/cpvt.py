@@ -14,7 +14,7 @@ from jaxrobust.models.cifar.transformers.vit import Variant
 from jaxrobust.models.families.vit import PatchEmbed, with_token
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, keys, table
+from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, split, torch_default
@@ -69,7 +69,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     return classifier(lambda rngs: CPVT(v, num_classes, grid, rngs), dtype=v.dtype)
 
 
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     *transformer.BLOCK_ROWS,
     convs={r"pos_block\.0\.proj\.0": "pos_block.proj"},
     linears={r"mlp_head\.1": "head"},

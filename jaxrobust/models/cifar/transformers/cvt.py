@@ -16,7 +16,6 @@ from jaxrobust.models.interface.classifier import classifier, of_stages, run_blo
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
-    Row,
     channels,
     conv_oihw,
     keys,
@@ -147,7 +146,7 @@ _LINEARS = {
     rf"{_BLOCK}1\.net\.1": f"{_OURS}mlp.fc1",
     rf"{_BLOCK}1\.net\.4": f"{_OURS}mlp.fc2",
 }
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     *(row(rf"{a}\.g", f"{b}.scale", channels) for a, b in _NORMS.items()),
     *(row(rf"{a}\.b", f"{b}.bias", channels) for a, b in _NORMS.items()),
     *(row(rf"{a}\.weight", f"{b}.kernel", pointwise_oi) for a, b in _LINEARS.items()),

@@ -20,7 +20,7 @@ from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, drop, keys, row, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, drop, keys, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
@@ -208,7 +208,7 @@ _BLOCK = r"(blocks\.\d+)(?:\.m)?"
 _LINEARS = {"qkv": "qkv", "kv": "kv", r"q\.1": "q", r"proj\.1": "proj", "0": "fc1", "2": "fc2"}
 _PAIRS = {rf"{_BLOCK}\.{theirs}": rf"\1.{ours}" for theirs, ours in _LINEARS.items()}
 _STEM = {rf"patch_embed\.{2 * i}": f"patch_embed.{i}" for i in range(4)}
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(rf"{_BLOCK}\.attention_biases", r"\1.attention_biases", resize=_REFUSED),
     drop(rf"{_BLOCK}\.attention_bias_idxs", "follows from the side of the map", _index),
     BATCH_NORM_COUNT,

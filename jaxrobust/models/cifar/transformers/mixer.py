@@ -14,7 +14,7 @@ from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check, grid_of
 from jaxrobust.models.families.vit import PatchEmbed, with_token
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, keys, linear_oi, pointwise1_oi, row, table
+from jaxrobust.models.interface.renaming import keys, linear_oi, pointwise1_oi, row, table
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
@@ -82,7 +82,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _LAYER = r"mixer_layers\.(\d+)\.mlp([12])\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(r"cls_token", "cls_token"),
     row(r"mixer_layers\.(\d+)\.mlp1\.(fc[12])\.weight", r"blocks.\1.mlp1.\2.kernel", pointwise1_oi),
     row(r"mixer_layers\.(\d+)\.mlp2\.(fc[12])\.weight", r"blocks.\1.mlp2.\2.kernel", linear_oi),

@@ -18,7 +18,7 @@ from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
@@ -177,7 +177,7 @@ _PAIR = r"(conv\d|mvit\.\d+\.conv\d)\."
 _INNER = {"expand": (0, 1), "depthwise": (3, 4), "project": (6, 7)}  # their places in PyTorch's
 _CONVS = {rf"(mv2\.\d+)\.conv\.{at}": rf"\1.{part}.conv" for part, (at, _) in _INNER.items()}
 _NORMS = {rf"(mv2\.\d+)\.conv\.{at}": rf"\1.{part}.bn" for part, (_, at) in _INNER.items()}
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     BATCH_NORM_COUNT,
     convs=_CONVS | {f"{_PAIR}0": r"\1.conv"},
     norms={

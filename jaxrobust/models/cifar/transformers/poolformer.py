@@ -14,7 +14,7 @@ from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import Mlp, check
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, keys, pointwise_oi, row, table
+from jaxrobust.models.interface.renaming import keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import Conv, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
@@ -103,7 +103,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _BLOCK = r"(network\.\d+\.\d+\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(_BLOCK + r"layer_scale_[12])", r"\1"),
     row(_BLOCK + r"mlp\.fc[12])\.weight", r"\1.kernel", pointwise_oi),
     row(_BLOCK + r"mlp\.fc[12]\.bias)", r"\1"),

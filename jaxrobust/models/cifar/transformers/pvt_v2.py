@@ -19,7 +19,7 @@ from jaxrobust.models.cifar.shared.transformer import EPS, PreNorm, check
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, keys, table
+from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
@@ -150,7 +150,7 @@ _BLOCK = r"stages\.\d+\.blocks\.\d+"
 _CONVS = rf"patch_embed\.proj|stages\.\d+\.downsample\.proj|{_BLOCK}\.(?:attn\.sr|mlp\.dwconv)"
 _LINEARS = rf"{_BLOCK}\.(?:attn\.(?:q|kv|proj)|mlp\.fc[12])|head"
 _NORMS = rf"patch_embed\.norm|stages\.\d+\.(?:downsample\.)?norm|{_BLOCK}\.(?:norm[12]|attn\.norm)"
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     convs={f"({_CONVS})": r"\1"}, linears={f"({_LINEARS})": r"\1"}, norms={f"({_NORMS})": r"\1"}
 )
 

@@ -24,7 +24,7 @@ from jaxrobust.models.families.swin import merged, partition, relative_index, sh
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, drop, keys, row, table
+from jaxrobust.models.interface.renaming import drop, keys, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
@@ -183,7 +183,7 @@ def _mask(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
 
 _BLOCK = r"(stage\d+\.layers\.)(\d+\.\d)\."
 _ATTENTION, _MLP = rf"{_BLOCK}attention_block\.fn\.", rf"{_BLOCK}mlp_block\.fn\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(rf"{_ATTENTION}fn\.pos_embedding", r"\1\2.attn.pos_embedding"),
     drop(rf"{_ATTENTION}fn\.(upper_lower|left_right)_mask", "follows from the window", _mask),
     norms={

@@ -14,7 +14,7 @@ from jaxrobust.models.cifar.shared import common, transformer
 from jaxrobust.models.families.vit import PatchEmbed, with_token
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, keys, row, table
+from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.basic import LayerNorm, Normalize
@@ -70,7 +70,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     return classifier(lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=v.dtype)
 
 
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     *transformer.BLOCK_ROWS,
     row(r"pos_embedding", "pos_embed", resize=resized),
     linears={r"mlp_head\.1": "head.fc1", r"mlp_head\.4": "head.fc2"},

@@ -19,7 +19,7 @@ from jaxrobust.models.families.vit import Attention
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, row, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS, silu
@@ -214,7 +214,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _CELL, _NORMAL = r"layers\.(\d+)\.RC\.", r"layers\.\d+\.NC\.(\d+)\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(rf"{_CELL}attn\.w", r"reductions.\1.attn.w"),
     BATCH_NORM_COUNT,
     convs={
