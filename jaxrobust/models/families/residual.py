@@ -23,6 +23,21 @@ def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, **how: 
     return Conv(ins, outs, kernel, stride=stride, rngs=rngs, **default | how)
 
 
+def shortcut(ins: int, outs: int, stride: int, v: Any, rngs: Draws, **how: Any) -> nnx.List:
+    """Make a 1x1 convolution and batch norm where size or channels change, else nothing."""
+    if stride == 1 and ins == outs:
+        return nnx.List([])
+    return nnx.List([conv(ins, outs, 1, rngs, stride, **how), BatchNorm(outs, group=v.bn_group)])
+
+
+def through(shortcut: nnx.List, x: Array, train: bool) -> Array:
+    """Return what a shortcut makes of `x`."""
+    if not shortcut:
+        return x
+    conv, norm = shortcut
+    return norm(conv(x), train)
+
+
 class ConvNorm(nnx.Module):
     """Convolution without a bias that keeps the size but for its stride, batch norm, activation."""
 
@@ -67,19 +82,15 @@ class Bottleneck(nnx.Module):
         self.conv2 = own or conv(inner, inner, 3, rngs, stride, groups=groups)
         self.bn2 = norm(inner)
         self.conv3, self.bn3 = conv(inner, outs, 1, rngs), norm(outs)
-        changes = stride > 1 or ins != outs
-        shortcut = [conv(ins, outs, 1, rngs, stride, bias=bias), norm(outs)] if changes else []
-        self.shortcut, self.act = nnx.List(shortcut), ACTIVATIONS[v.activation]
+        self.shortcut = shortcut(ins, outs, stride, v, rngs, bias=bias)
+        self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
         y = self.act(self.bn1(self.conv1(x), train))
         y = self.act(self.bn2(self.conv2(y), train))
         y = self.bn3(self.conv3(y), train)
-        if self.shortcut:
-            conv, norm = self.shortcut
-            x = norm(conv(x), train)
-        return self.act(x + path(y))
+        return self.act(through(self.shortcut, x, train) + path(y))
 
 
 def add_stages(network: Any, v: Any, rngs: Draws, block: Any, outs: int, ins: int = STEM) -> int:

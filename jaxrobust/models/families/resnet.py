@@ -53,20 +53,6 @@ VARIANTS = {
 _conv = functools.partial(residual.conv, init=fan_out)
 
 
-def _shortcut(ins, outs, stride, group, rngs):
-    """Make a 1x1 convolution and batch norm where size or channels change, else nothing."""
-    if stride == 1 and ins == outs:
-        return nnx.List([])
-    return nnx.List([_conv(ins, outs, 1, rngs, stride), BatchNorm(outs, group=group)])
-
-
-def _through(shortcut, x, train):
-    if not shortcut:
-        return x
-    conv, norm = shortcut
-    return norm(conv(x), train)
-
-
 class Basic(nnx.Module):
     """act(x + 3x3(act(3x3(x)))); the stride is the first one's."""
 
@@ -74,13 +60,13 @@ class Basic(nnx.Module):
         group, self.act = v.bn_group, ACTIVATIONS[v.activation]
         self.conv1, self.bn1 = _conv(ins, outs, 3, rngs, stride), BatchNorm(outs, group=group)
         self.conv2, self.bn2 = _conv(outs, outs, 3, rngs), BatchNorm(outs, group=group)
-        self.downsample = _shortcut(ins, outs, stride, group, rngs)
+        self.downsample = residual.shortcut(ins, outs, stride, v, rngs, init=fan_out)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
         y = self.act(self.bn1(self.conv1(x), train))
         y = self.bn2(self.conv2(y), train)
-        return self.act(_through(self.downsample, x, train) + path(y))
+        return self.act(residual.through(self.downsample, x, train) + path(y))
 
 
 class Bottleneck(nnx.Module):
@@ -95,14 +81,14 @@ class Bottleneck(nnx.Module):
         self.conv1, self.bn1 = _conv(ins, width, 1, rngs), BatchNorm(width, group=group)
         self.conv2, self.bn2 = _conv(width, width, 3, rngs, stride), BatchNorm(width, group=group)
         self.conv3, self.bn3 = _conv(width, outs, 1, rngs), BatchNorm(outs, group=group)
-        self.downsample = _shortcut(ins, outs, stride, group, rngs)
+        self.downsample = residual.shortcut(ins, outs, stride, v, rngs, init=fan_out)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
         y = self.act(self.bn1(self.conv1(x), train))
         y = self.act(self.bn2(self.conv2(y), train))
         y = self.bn3(self.conv3(y), train)
-        return self.act(_through(self.downsample, x, train) + path(y))
+        return self.act(residual.through(self.downsample, x, train) + path(y))
 
 
 class ResNet(nnx.Module):

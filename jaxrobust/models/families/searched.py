@@ -9,12 +9,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxrobust.models.families import residual
 from jaxrobust.models.families.searched_cells import CELLS, Block, Maker, Place
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
-from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
+from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array, Classifier
 
@@ -58,7 +59,7 @@ class Searched(nnx.Module):
         make = Maker(v, rngs)
         self.normalize = Normalize(v.in_channels)
         first = 3 * v.channels
-        stem = Conv(v.in_channels, first, 3, padding=1, bias=False, init=torch_default, rngs=rngs)
+        stem = residual.conv(v.in_channels, first, 3, rngs)
         norm = BatchNorm(first, group=v.bn_group, momentum=v.bn_momentum)
         self.stem = nnx.List([stem, norm])
         ins, blocks = (first, first), []

@@ -223,7 +223,6 @@ MEMBERS = {
         decay_mask="matrices-not-tokens",
     ),
 }
-NAMES = Names(
-    TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\..*", others=OTHER_NAMES
-)
+_STEM, _HEAD = r"patch_embed\.proj\..*", r"head\..*"
+NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES)
 FAMILY = Family("vit", "ViT", VARIANTS, create, NAMES, MEMBERS, "matrices")

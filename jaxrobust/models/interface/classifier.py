@@ -209,9 +209,6 @@ def stored(v: Any) -> dict[str, bool]:
     return {name: getattr(v, name) for name in ("remat", "scan") if name in v._fields}
 
 
-_DRAWS = "above 0 draws in training: call apply with a key"
-
-
 def run_blocks(
     blocks: Sequence[nnx.Module],
     x: Any,
@@ -236,7 +233,8 @@ def run_blocks(
     drops: list[Drop | None] = [None] * len(blocks)
     if train and (draws or any(rates)):
         if key is None:
-            raise ValueError(f"{'dropout' if draws else 'drop_path'} {_DRAWS}")
+            what = "dropout" if draws else "drop_path"
+            raise ValueError(f"{what} above 0 draws in training: call apply with a key")
         keys, rates = split(key, len(blocks)), rates or (0.0,) * len(blocks)
         drops = [Drop(k, rate) for k, rate in zip(keys, rates, strict=True)]
     if not (remat or scan):

@@ -49,7 +49,7 @@ class Attention(nnx.Module):
     With `halves` means over 2x2 pixels follow.
     """
 
-    def __init__(self, dim: int, heads: int, side: int, halves: bool, rngs: Draws) -> None:
+    def __init__(self, dim: int, heads: int, side: int, rngs: Draws, halves: bool = False) -> None:
         normal, place = jax.nn.initializers.normal(1.0), (1, heads, dim // heads)
         self.rel_h = nnx.Param(normal(rngs.params(), (*place, 1, side)))
         self.rel_w = nnx.Param(normal(rngs.params(), (*place, side, 1)))
@@ -88,7 +88,7 @@ class BoTNet(nnx.Module):
         def middle(inner: int, stride: int) -> Attention | None:
             if inner != v.width << last:
                 return None
-            return Attention(inner, v.heads, side * stride, stride > 1, rngs)
+            return Attention(inner, v.heads, side * stride, rngs, halves=stride > 1)
 
         block = functools.partial(residual.Bottleneck, expansion=4, middle=middle, bias=True)
         ins = residual.add_stages(self, v, rngs, block, 4 * v.width)

@@ -11,6 +11,7 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, PreNorm, check
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
@@ -24,7 +25,7 @@ from jaxrobust.models.interface.renaming import (
     table,
 )
 from jaxrobust.models.kernels import attention
-from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.basic import BatchNorm, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array, Classifier
 
@@ -50,9 +51,9 @@ class Project(nnx.Module):
     """Depthwise 3x3, BN, linear: f[B,H,W,D] -> f[B,H/stride,W/stride,outs]."""
 
     def __init__(self, dim: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
-        how: dict[str, Any] = {"bias": False, "init": torch_default, "rngs": rngs}
-        self.conv = Conv(dim, dim, 3, stride=stride, padding=1, groups=dim, **how)
-        self.norm, self.linear = BatchNorm(dim, group=v.bn_group), Linear(dim, outs, **how)
+        self.conv = residual.conv(dim, dim, 3, rngs, stride, groups=dim)
+        self.norm = BatchNorm(dim, group=v.bn_group)
+        self.linear = Linear(dim, outs, bias=False, init=torch_default, rngs=rngs)
 
     def __call__(self, x: Array, train: bool) -> Array:
         return self.linear(self.norm(self.conv(x), train))
@@ -86,8 +87,7 @@ class Stage(nnx.Module):
     def __init__(self, ins: int, stage: int, v: Variant, rngs: Draws) -> None:
         dim, heads = v.dims[stage], v.heads[stage]
         window, stride = (3, 2) if stage else (v.window, v.patch)
-        how: dict[str, Any] = {"padding": window // 2, "init": torch_default, "rngs": rngs}
-        self.embed = Conv(ins, dim, window, stride=stride, **how)
+        self.embed = residual.conv(ins, dim, window, rngs, stride, bias=True)
         self.norm = LayerNorm(dim, eps=EPS)
         self.blocks = nnx.List([block(dim, heads, v, rngs) for _ in range(v.depths[stage])])
 

@@ -126,8 +126,8 @@ class MobileViT(nnx.Module):
         behind = v.channels[-len(v.dims) :]
         self.mvit = nnx.List([Transformer(c, i, v, rngs) for i, c in enumerate(behind)])
         self.conv2 = residual.ConvNorm(ins, v.expansion * ins, 1, v, rngs)
-        how: dict[str, Any] = {"bias": False, "init": torch_default, "rngs": rngs}
-        self.fc = Linear(v.expansion * ins, num_classes, **how)
+        wide = v.expansion * ins
+        self.fc = Linear(wide, num_classes, bias=False, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:

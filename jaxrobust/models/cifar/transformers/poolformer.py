@@ -12,12 +12,13 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import Mlp, check
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers, pooling
-from jaxrobust.models.modules.basic import Conv, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
+from jaxrobust.models.modules.basic import Linear, Normalize
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
 from jaxrobust.models.modules.norms import GroupNorm
 from jaxrobust.types import Array, Classifier
 
@@ -60,13 +61,11 @@ class PoolFormer(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
-        padding = -(-(v.patch - v.stride) // 2)  # half of what windows overlap, rounded up
-        own: dict[str, Any] = {"stride": v.stride, "padding": padding}
-        self.patch_embed = Conv(v.in_channels, v.dims[0], v.patch, **own, **how)
+        how: dict[str, Any] = {"padding": -(-(v.patch - v.stride) // 2), "bias": True}  # rounded up
+        self.patch_embed = residual.conv(v.in_channels, v.dims[0], v.patch, rngs, v.stride, **how)
         network: list[Any] = []  # stages, and what brings the map to the next one's width
         for i, (dim, depth) in enumerate(zip(v.dims, v.depths, strict=True)):
-            network += [Conv(v.dims[i - 1], dim, 3, stride=2, padding=1, **how)] if i else []
+            network += [residual.conv(v.dims[i - 1], dim, 3, rngs, 2, bias=True)] if i else []
             network.append(nnx.List([Block(dim, v, rngs) for _ in range(depth)]))
         self.network = nnx.List(network)
         self.norm = GroupNorm(v.dims[-1], groups=1)

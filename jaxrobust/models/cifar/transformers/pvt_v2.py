@@ -16,14 +16,15 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, PreNorm, check
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.draws import Draws
+from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.draws import Draws, fan_out
 from jaxrobust.types import Array, Classifier
 
 MEANS = 7  # along each side of the map, that keys and values are made of
@@ -44,17 +45,11 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-def _fan_out(groups: int = 1) -> Any:
-    """Return the draw of convolutions, normal of variance 2 / (entries * outputs of a group)."""
-    return jax.nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
-
-
 class Embed(nnx.Module):
     """Overlapping patches by a convolution, then LN."""
 
     def __init__(self, ins: int, outs: int, kernel: int, stride: int, rngs: Draws) -> None:
-        how: dict[str, Any] = {"stride": stride, "padding": kernel // 2}
-        self.proj = Conv(ins, outs, kernel, **how, init=_fan_out(), rngs=rngs)
+        self.proj = residual.conv(ins, outs, kernel, rngs, stride, bias=True, init=fan_out)
         self.norm = LayerNorm(outs, eps=EPS)
 
     def __call__(self, x: Array) -> Array:
@@ -67,7 +62,7 @@ class Attention(nnx.Module):
     def __init__(self, dim: int, heads: int, v: Variant, rngs: Draws) -> None:
         self.q, self.kv = Linear(dim, dim, rngs=rngs), Linear(dim, 2 * dim, rngs=rngs)
         self.proj = Linear(dim, dim, rngs=rngs)
-        self.sr = Conv(dim, dim, 1, init=_fan_out(), rngs=rngs)
+        self.sr = Conv(dim, dim, 1, init=fan_out, rngs=rngs)
         self.norm = LayerNorm(dim, eps=EPS)
         self.heads, self.act = heads, ACTIVATIONS[v.activation]
 
@@ -85,8 +80,9 @@ class Mlp(nnx.Module):
 
     def __init__(self, dim: int, hidden: int, v: Variant, rngs: Draws) -> None:
         self.fc1, self.fc2 = Linear(dim, hidden, rngs=rngs), Linear(hidden, dim, rngs=rngs)
-        how: dict[str, Any] = {"padding": 1, "groups": hidden}
-        self.dwconv = Conv(hidden, hidden, 3, **how, init=_fan_out(hidden), rngs=rngs)
+        # He's draw, of outputs of one group.
+        init = jax.nn.initializers.variance_scaling(2.0 * hidden, "fan_out", "normal")
+        self.dwconv = DepthwiseConv(hidden, 3, init=init, rngs=rngs)
         self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array) -> Array:

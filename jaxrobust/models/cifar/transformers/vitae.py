@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.families import residual
 from jaxrobust.models.families.vit import Attention
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
@@ -121,9 +122,9 @@ class Beside(nnx.Module):
         ratio, width, dim = v.ratios[cell], v.widths[cell], v.dims[cell]
         sizes = ((ins, width), (width, width), (width, dim))
         strides = [2 if ratio >> (i + 1) else 1 for i in range(3)]
-        how: dict[str, Any] = {"padding": 1, "init": torch_default, "rngs": rngs}
         pairs = zip(sizes, strides, strict=True)
-        self.convs = nnx.List([Conv(*size, 3, stride=stride, **how) for size, stride in pairs])
+        convs = [residual.conv(*size, 3, rngs, stride, bias=True) for size, stride in pairs]
+        self.convs = nnx.List(convs)
         self.bn = BatchNorm(width, group=v.bn_group)
 
     def __call__(self, x: Array, train: bool) -> Array:
@@ -138,16 +139,11 @@ class Normal(nnx.Module):
     def __init__(self, v: Variant, rngs: Draws) -> None:
         dim = v.dims[-1]
         wide, self.act = v.mlp_ratio * dim, ACTIVATIONS[v.activation]
-        how: dict[str, Any] = {
-            "padding": 1,
-            "groups": v.groups,
-            "init": torch_default,
-            "rngs": rngs,
-        }
         self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
         self.attn = Attention(dim, v.heads, rngs)
         sizes = ((dim, wide), (wide, dim), (dim, dim))
-        self.convs = nnx.List([Conv(*size, 3, **how) for size in sizes])
+        convs = [residual.conv(*size, 3, rngs, groups=v.groups, bias=True) for size in sizes]
+        self.convs = nnx.List(convs)
         self.bn1, self.bn2 = BatchNorm(wide, group=v.bn_group), BatchNorm(dim, group=v.bn_group)
         self.fc1, self.fc2 = Linear(dim, wide, rngs=rngs), Linear(wide, dim, rngs=rngs)
 
