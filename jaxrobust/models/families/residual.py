@@ -93,7 +93,7 @@ class Bottleneck(nnx.Module):
         return self.act(through(self.shortcut, x, train) + path(y))
 
 
-def add_stages(network: Any, v: Any, rngs: Draws, block: Any, outs: int, ins: int = STEM) -> int:
+def add_stages(net: Any, v: Any, rngs: Draws, block: Any, outs: int, ins: int = STEM) -> int:
     """Give a network its stages `layer1`, `layer2`, ..., which halve the map but for the first.
 
     Args:
@@ -104,17 +104,15 @@ def add_stages(network: Any, v: Any, rngs: Draws, block: Any, outs: int, ins: in
     """
     for i, depth in enumerate(v.depths):
         sizes = [(ins, outs, 2 if i else 1)] + [(outs, outs, 1)] * (depth - 1)
-        setattr(network, f"layer{i + 1}", nnx.List([block(*size, v, rngs) for size in sizes]))
+        setattr(net, f"layer{i + 1}", nnx.List([block(*size, v, rngs) for size in sizes]))
         ins, outs = outs, 2 * outs
     return ins
 
 
-def run_stages(
-    network: Any, x: Array, train: bool, key: Array | None, draws: bool = False
-) -> Array:
+def run_stages(net: Any, x: Array, train: bool, key: Array | None, draws: bool = False) -> Array:
     """Run the stages that `add_stages` made."""
-    for i, how in enumerate(of_stages(network.variant, train, key), 1):
-        x = run_blocks(getattr(network, f"layer{i}"), x, draws=draws, **how)
+    for i, how in enumerate(of_stages(net.variant, train, key), 1):
+        x = run_blocks(getattr(net, f"layer{i}"), x, draws=draws, **how)
     return x
 
 

@@ -164,15 +164,13 @@ def _skip(channels: int, stride: int, make: Maker) -> Any:
     return Identity() if stride == 1 else Reduce(channels, channels, make)
 
 
-# name -> (channels, stride, maker) -> module
+# name -> (width, stride, maker) -> module
 OPERATIONS: dict[str, Callable[[int, int, Maker], Any]] = {
     "sep3": _separable,
-    "sep5": lambda channels, stride, make: _separable(channels, stride, make, 5),
-    "dil3": lambda channels, stride, make: Separable(
-        channels, stride, make, 3, dilation=2, times=1
-    ),
+    "sep5": lambda width, stride, make: _separable(width, stride, make, 5),
+    "dil3": lambda width, stride, make: Separable(width, stride, make, 3, dilation=2, times=1),
     "skip": _skip,
-    "avg3": lambda channels, stride, make: Mean(stride),
+    "avg3": lambda width, stride, make: Mean(stride),
     "both": Both,
 }
 

@@ -4,7 +4,6 @@ Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929), Touvron et al. 2021 and 202
 2204.07118); stems: Singh, Croce, Hein 2023 (2303.01870).
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -152,14 +151,7 @@ def grid_of(v: Any, image_size: int) -> int:
             f"dim={v.dim}, depth={v.depth}, heads={v.heads}, in_channels={v.in_channels} must be "
             "positive, and heads a divisor of dim"
         )
-    patch = math.prod(v.stem_strides)
-    if image_size < patch or image_size % patch:
-        near = max(patch, round(image_size / patch) * patch)
-        raise ValueError(
-            f"image_size={image_size} is not a whole number of patches of {patch} px; use "
-            f"image_size={near}, or other stem_strides"
-        )
-    return image_size // patch
+    return checks.whole_patches(v, image_size)
 
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:

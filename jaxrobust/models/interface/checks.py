@@ -1,5 +1,6 @@
 """Checks that several architectures make, of rows, images and weights; each names what must be."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,18 @@ def check_image_size(image_size: int) -> None:
     """Raise `ValueError` for images without pixels."""
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1")
+
+
+def whole_patches(v: Any, image_size: int) -> int:
+    """Return how many patches of a stem are along a side; `ValueError` for a broken one."""
+    patch = math.prod(v.stem_strides)
+    if image_size < patch or image_size % patch:
+        near = max(patch, round(image_size / patch) * patch)
+        raise ValueError(
+            f"image_size={image_size} is not a whole number of patches of {patch} px; use "
+            f"image_size={near}, or other stem_strides"
+        )
+    return image_size // patch
 
 
 def check_fits(fits: bool, images: Array, made: str, own: str) -> None:

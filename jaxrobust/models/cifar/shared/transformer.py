@@ -19,10 +19,6 @@ EPS = 1e-5  # of layer norms, PyTorch's default
 Place = Callable[[Array], Array]  # what a place of dropout does
 
 
-def _stay(x: Array) -> Array:
-    return x
-
-
 class Mlp(nnx.Module):
     """Linear to `hidden` features, activation, linear to `outs` (0: `ins`); dropout behind both.
 
@@ -36,7 +32,7 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(hidden, outs or ins, init=init, rngs=rngs)
         self.activation = activation
 
-    def __call__(self, x: Array, inside: Place = _stay, behind: Place = _stay) -> Array:
+    def __call__(self, x: Array, inside: Place = lambda x: x, behind: Place = lambda x: x) -> Array:
         x, bias = layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...]
         if self.activation == "gelu":  # takes the bias along, which saves a pass
             x = layers.gelu(x, bias)

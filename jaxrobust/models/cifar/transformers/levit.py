@@ -185,14 +185,8 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"dims={v.dims}: the first must be a multiple of 8, for the stem's widths, and all but "
             f"the last multiples of key_width={v.key_width}, for the heads between stages"
         )
-    patch = math.prod(v.stem_strides)
-    if image_size < patch or image_size % patch:
-        near = max(1, round(image_size / patch)) * patch
-        raise ValueError(
-            f"image_size={image_size} is not a whole number of patches of {patch} px; use "
-            f"image_size={near}, or other stem_strides"
-        )
-    return classifier(lambda rngs: LeViT(v, num_classes, image_size // patch, rngs), dtype=v.dtype)
+    side = checks.whole_patches(v, image_size)
+    return classifier(lambda rngs: LeViT(v, num_classes, side, rngs), dtype=v.dtype)
 
 
 def _index(ours: Mapping[str, Any], match: re.Match[str]) -> np.ndarray:
