@@ -31,7 +31,7 @@ def shortcut(ins: int, outs: int, stride: int, v: Any, rngs: Draws, **how: Any) 
 
 
 def through(shortcut: nnx.List, x: Array, train: bool) -> Array:
-    """Return what a shortcut makes of `x`."""
+    """Return a map behind its shortcut."""
     if not shortcut:
         return x
     conv, norm = shortcut

@@ -40,7 +40,11 @@ def check_image_size(image_size: int) -> None:
 
 
 def whole_patches(v: Any, image_size: int) -> int:
-    """Return how many patches of a stem are along a side; `ValueError` for a broken one."""
+    """Count the patches of a stem along a side.
+
+    Raises:
+      ValueError: the last one is cut.
+    """
     patch = math.prod(v.stem_strides)
     if image_size < patch or image_size % patch:
         near = max(patch, round(image_size / patch) * patch)
