@@ -53,37 +53,14 @@ from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Classifier, Params
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-# One entry for each file of an architecture, which ends with it.
-FAMILIES = (
-    convnext.FAMILY,
-    resnet.FAMILY,
-    iso_convnext.FAMILY,
-    vit.FAMILY,
-    cait.FAMILY,
-    xcit.FAMILY,
-    swin.FAMILY,
-    robust_resnet.FAMILY,
-    searched.FAMILY,
-    vgg.FAMILY,
-    wide_resnet.FAMILY,
-    densenet.FAMILY,
-    preact_resnet.FAMILY,
-    resnext.FAMILY,
-    cifar_vit.FAMILY,
-    mixer.FAMILY,
-    poolformer.FAMILY,
-    cpvt.FAMILY,
-    cct.FAMILY,
-    botnet.FAMILY,
-    ceit.FAMILY,
-    levit.FAMILY,
-    mobilevit.FAMILY,
-    vitae.FAMILY,
-    coatnet.FAMILY,
-    pvt_v2.FAMILY,
-    cifar_swin.FAMILY,
-    cvt.FAMILY,
+# Each of them ends with its `FAMILY`.
+_FILES = (
+    *(convnext, resnet, iso_convnext, vit, cait, xcit, swin, robust_resnet, searched),
+    *(vgg, wide_resnet, densenet, preact_resnet, resnext),
+    *(cifar_vit, mixer, poolformer, cpvt, cct, botnet, ceit, levit, mobilevit, vitae, coatnet),
+    *(pvt_v2, cifar_swin, cvt),
 )
+FAMILIES: tuple[Family, ...] = tuple(file.FAMILY for file in _FILES)
 _FAMILY = {name: family for family in FAMILIES for name in family.variants}
 
 

@@ -6,7 +6,8 @@ preprocessing, files on Google Drive), architectures/xcit.py (files on GitHub) a
 model_info/{imagenet,cifar10}/Linf/*.json (accuracies, papers); parity: tests/models/test_table.py.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -73,14 +74,18 @@ def _drive(key: str) -> str:
     return f"https://drive.google.com/uc?export=download&confirm=t&id={key}"
 
 
-def _linf(model, preprocessing, clean, autoattack, drive, *, normalised=True):
-    files = ("imagenet/Linf/{}.pt", _drive(drive))
-    return Published(model, normalised, preprocessing, clean, autoattack, *files)
+def _linf(ids: str, preprocessing: str, *rows: tuple[str, str, float, float, str], normalised=True):
+    """Make ImageNet's networks: what stands in the id, our name, clean, AutoAttack, Drive's key."""
+    return {
+        ids.format(part): Published(
+            *(model, normalised, preprocessing, clean, autoattack),
+            *("imagenet/Linf/{}.pt", _drive(drive)),
+        )
+        for part, model, clean, autoattack, drive in rows
+    }
 
 
-def _bare(*fields):
-    """Make the row of a network that does not normalise."""
-    return _linf(*fields)._replace(normalised=False)
+_bare = partial(_linf, normalised=False)
 
 
 def _cifar10(model, clean, autoattack, drive, **more):
@@ -89,82 +94,67 @@ def _cifar10(model, clean, autoattack, drive, **more):
 
 
 _BICUBIC, _BILINEAR = "BicubicRes256Crop224", "Res256Crop224"
-_HUB = "debenedetti2022light-xcit-{}-imagenet-linf.pth.tar"
 _RELEASE = "https://github.com/RobustBench/robustbench/releases/download/v1.1/"
 
 
 def _light(size, clean, autoattack):
-    file = _HUB.format(size)
+    file = f"debenedetti2022light-xcit-{size}-imagenet-linf.pth.tar"
     kind = (f"xcit_{size}12", False, "bicubic-224-crop-224")
     return Published(*kind, clean, autoattack, file, _RELEASE + file)
 
 
-_ROWS = {
-    "Singh2023Revisiting_ConvNeXt-T-ConvStem": _bare(
-        "convnext_t_cvst", _BICUBIC, 72.72, 49.46, "1-FjtOF6LJ3-bf4VezsmWwncCxYSx-USP"
+_SINGH = ("Singh2023Revisiting_{}-ConvStem", _BICUBIC)
+_ROWS: dict[str, Any] = {
+    **_bare(
+        *_SINGH,
+        ("ConvNeXt-T", "convnext_t_cvst", 72.72, 49.46, "1-FjtOF6LJ3-bf4VezsmWwncCxYSx-USP"),
+        ("ConvNeXt-S", "convnext_s_cvst", 74.10, 52.42, "1-ZrMYajCCnrtV4oT0wa3qJJoQy1nUSnL"),
+        ("ConvNeXt-B", "convnext_b_cvst", 75.90, 56.14, "1-lE-waaVvfL7lgBrydmZIM9UJimmHnVe"),
+        ("ConvNeXt-L", "convnext_l_cvst", 77.00, 57.70, "10-YOVdM2EQjHemSi9x2H44qKRSOXVQmh"),
     ),
-    "Singh2023Revisiting_ConvNeXt-S-ConvStem": _bare(
-        "convnext_s_cvst", _BICUBIC, 74.10, 52.42, "1-ZrMYajCCnrtV4oT0wa3qJJoQy1nUSnL"
-    ),
-    "Singh2023Revisiting_ConvNeXt-B-ConvStem": _bare(
-        "convnext_b_cvst", _BICUBIC, 75.90, 56.14, "1-lE-waaVvfL7lgBrydmZIM9UJimmHnVe"
-    ),
-    "Singh2023Revisiting_ConvNeXt-L-ConvStem": _bare(
-        "convnext_l_cvst", _BICUBIC, 77.00, 57.70, "10-YOVdM2EQjHemSi9x2H44qKRSOXVQmh"
-    ),
-    "Singh2023Revisiting_ViT-S-ConvStem": _linf(
-        "vit_s_cvst", _BICUBIC, 72.56, 48.08, "1-1sUYXnj6bDXacIKI3KKqn4rlkmL-ZI2"
-    ),
-    "Singh2023Revisiting_ViT-B-ConvStem": _bare(
-        "vit_b_cvst", _BICUBIC, 76.30, 54.66, "1-JBbfi_eH3tKMXObvPPHprrZae0RiQGT"
-    ),
+    **_linf(*_SINGH, ("ViT-S", "vit_s_cvst", 72.56, 48.08, "1-1sUYXnj6bDXacIKI3KKqn4rlkmL-ZI2")),
+    **_bare(*_SINGH, ("ViT-B", "vit_b_cvst", 76.30, 54.66, "1-JBbfi_eH3tKMXObvPPHprrZae0RiQGT")),
     "Debenedetti2022Light_XCiT-S12": _light("s", 72.34, 41.78),
     "Debenedetti2022Light_XCiT-M12": _light("m", 74.04, 45.24),
     "Debenedetti2022Light_XCiT-L12": _light("l", 73.76, 47.60),
-    "Liu2023Comprehensive_ConvNeXt-B": _linf(
-        "convnext_b", _BICUBIC, 76.02, 55.82, "10-nSm-qUftvfKXHeOAakBQl8rxm-jCbk"
+    **_linf(
+        *("Liu2023Comprehensive_{}", _BICUBIC),
+        ("ConvNeXt-B", "convnext_b", 76.02, 55.82, "10-nSm-qUftvfKXHeOAakBQl8rxm-jCbk"),
+        ("ConvNeXt-L", "convnext_l", 78.02, 58.48, "1dIPLNfdQtAnqZrKPyuy3_zDI-FVgJ2FH"),
+        ("Swin-B", "swin_b", 76.16, 56.16, "1-4mtxQCkThJUVdS3wvQ6NnmMZuySqR3c"),
+        ("Swin-L", "swin_l", 78.92, 59.56, "1-57sQfcrsDsslfDR18nRD7FnpQmsSBk7"),
     ),
-    "Liu2023Comprehensive_ConvNeXt-L": _linf(
-        "convnext_l", _BICUBIC, 78.02, 58.48, "1dIPLNfdQtAnqZrKPyuy3_zDI-FVgJ2FH"
+    **_linf(
+        *("RodriguezMunoz2024Characterizing_{}", _BICUBIC),
+        ("Swin-B", "swin_b", 77.76, 51.56, "1-BSUjoFXx3PP-TfeE5fjbofO2lLyUf56"),
+        ("Swin-L", "swin_l", 79.36, 53.82, "1-Dc9WhPU2wv4OMskLo1U57n5O8VbpNXv"),
     ),
-    "Liu2023Comprehensive_Swin-B": _linf(
-        "swin_b", _BICUBIC, 76.16, 56.16, "1-4mtxQCkThJUVdS3wvQ6NnmMZuySqR3c"
+    **_linf(
+        *("Mo2022When_{}", "Res224"),
+        ("Swin-B", "swin_b", 74.66, 38.30, "1-SXi4Z2X6Zo_j8EO4slJcBMXNej8fKUd"),
+        ("ViT-B", "vit_b", 68.38, 34.40, "1-dUFdvDBflqMsMLjZv3wlPJTm-Jm7net"),
     ),
-    "Liu2023Comprehensive_Swin-L": _linf(
-        "swin_l", _BICUBIC, 78.92, 59.56, "1-57sQfcrsDsslfDR18nRD7FnpQmsSBk7"
-    ),
-    "RodriguezMunoz2024Characterizing_Swin-B": _linf(
-        "swin_b", _BICUBIC, 77.76, 51.56, "1-BSUjoFXx3PP-TfeE5fjbofO2lLyUf56"
-    ),
-    "RodriguezMunoz2024Characterizing_Swin-L": _linf(
-        "swin_l", _BICUBIC, 79.36, 53.82, "1-Dc9WhPU2wv4OMskLo1U57n5O8VbpNXv"
-    ),
-    "Mo2022When_Swin-B": _linf(
-        "swin_b", "Res224", 74.66, 38.30, "1-SXi4Z2X6Zo_j8EO4slJcBMXNej8fKUd"
-    ),
-    "Mo2022When_ViT-B": _linf("vit_b", "Res224", 68.38, 34.40, "1-dUFdvDBflqMsMLjZv3wlPJTm-Jm7net"),
-    "Salman2020Do_R18": _linf(
-        "resnet18", _BILINEAR, 52.92, 25.32, "1OThCOQCOxY6lAgxZxgiK3YuZDD7PPfPx"
-    ),
-    "Salman2020Do_R50": _linf(
-        "resnet50", _BILINEAR, 64.02, 34.96, "1TmT5oGa1UvVjM3d-XeSj_XmKqBNRUg8r"
-    ),
-    "Salman2020Do_50_2": _linf(
-        "wide_resnet50_2", _BILINEAR, 68.46, 38.14, "1OT7xaQYljrTr3vGbM37xK9SPoPJvbSKB"
-    ),
-    "Engstrom2019Robustness": _linf(
-        "resnet50", _BILINEAR, 62.56, 29.22, "1T2Fvi1eCJTeAOEzrH_4TAIwO8HTOYVyn"
+    **_linf(
+        *("{}", _BILINEAR),
+        ("Salman2020Do_R18", "resnet18", 52.92, 25.32, "1OThCOQCOxY6lAgxZxgiK3YuZDD7PPfPx"),
+        ("Salman2020Do_R50", "resnet50", 64.02, 34.96, "1TmT5oGa1UvVjM3d-XeSj_XmKqBNRUg8r"),
+        ("Salman2020Do_50_2", "wide_resnet50_2", 68.46, 38.14, "1OT7xaQYljrTr3vGbM37xK9SPoPJvbSKB"),
+        ("Engstrom2019Robustness", "resnet50", 62.56, 29.22, "1T2Fvi1eCJTeAOEzrH_4TAIwO8HTOYVyn"),
     ),
     # RobustBench takes torchvision's own weights and looks for no file.
-    "Standard_R50": _linf("resnet50", _BILINEAR, 76.52, 0.0, "")._replace(
-        file="",
+    "Standard_R50": Published(
+        *("resnet50", True, _BILINEAR, 76.52, 0.0, ""),
         address="https://download.pytorch.org/models/resnet50-0676ba61.pth",
         sha256="0676ba61",
     ),
     # Listed there as a ResNet-18; the network that is built is a ResNet-50.
-    "Wong2020Fast": _linf("resnet50", "Crop288", 55.62, 26.24, "1deM2ZNS5tf3S_-eRURJi-IlvUL8WJQ_w"),
-    "Chen2024Data_WRN_50_2": _bare(
-        "wide_resnet50_2", _BILINEAR, 68.76, 41.92, "1-PBlZVILAKFQ7mF8srKjdkTKJZAr61Uf"
+    **_linf(
+        *("Wong2020Fast", "Crop288"),
+        ("", "resnet50", 55.62, 26.24, "1deM2ZNS5tf3S_-eRURJi-IlvUL8WJQ_w"),
+    ),
+    **_bare(
+        *("Chen2024Data_{}", _BILINEAR),
+        ("WRN_50_2", "wide_resnet50_2", 68.76, 41.92, "1-PBlZVILAKFQ7mF8srKjdkTKJZAr61Uf"),
     ),
     # The file itself may lack mean and std: RobustBench's network has them from its constructor.
     "Huang2022Revisiting_WRN-A4": _cifar10(

@@ -9,7 +9,7 @@ the solution, and cost up to 8 % more or less than the paper's target; ours are 
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 RATIO = 0.7  # of depths in the sum of depths and widths
@@ -58,14 +58,10 @@ def _norm(channels: float) -> Cost:
     return Cost(2 * channels, 0)
 
 
-def _sum(parts: Sequence[Cost]) -> Cost:
-    return sum(parts[1:], parts[0])
-
-
 def _basic(ins: float, planes: float, before: float, after: float) -> Cost:
     """Count the cost of a block but for its shortcut, `before` and `after` its stride pixels."""
     convs = [_conv(ins, planes, 3, after), _conv(planes, planes, 3, after)]
-    return _sum([*convs, _norm(ins), _norm(planes)])
+    return sum([*convs, _norm(ins), _norm(planes)], Cost(0, 0))
 
 
 def _robust(ins: float, planes: float, before: float, after: float) -> Cost:
@@ -73,7 +69,8 @@ def _robust(ins: float, planes: float, before: float, after: float) -> Cost:
     parts = (_conv(part, part, 3, after, groups=4) + _norm(part)).times(7)
     squeeze = 2 * outs * (outs / 64)
     convs = [_conv(ins, inner, 1, before), parts, _conv(inner, outs, 1, after)]
-    return _sum([*convs, _norm(ins), _norm(inner), _norm(outs), Cost(squeeze, squeeze)])
+    norms = [_norm(ins), _norm(inner), _norm(outs)]
+    return sum([*convs, *norms, Cost(squeeze, squeeze)], Cost(0, 0))
 
 
 # block -> (cost of one, its output's channels in units of its planes)
@@ -188,41 +185,31 @@ def whole(
     is (1.6 % above). Where none is within 2 %, numbers one further down and up count too, and where
     still none is, the one of the nearest cost is returned.
     """
-    real = (*depths, *widths)
+    real, stages = (*depths, *widths), len(depths)
+
+    def tried_out(numbers: tuple[int, ...]) -> _Tried:
+        own = cost(numbers[:stages], numbers[stages:], block=block, image_size=image_size)
+        distance = sum((a - b) ** 2 for a, b in zip(numbers, real, strict=True))
+        off = abs(own.multiply_adds / multiply_adds - 1)
+        # Rounded: equal ones differ in the last bits, by the order of their sums.
+        return _Tried(numbers, round(distance, 9), round(off, 9))
+
     for reach in (0, 1):
-        near = [_around(number, reach) for number in real]
-        tried = [
-            _tried(numbers, real, multiply_adds, block, image_size)
-            for numbers in itertools.product(*near)
-        ]
+        ends = [(math.floor(number) - reach, math.ceil(number) + reach) for number in real]
+        near = [range(max(1, low), max(1, high) + 1) for low, high in ends]
+        tried = [tried_out(numbers) for numbers in itertools.product(*near)]
         if close := [one for one in tried if one.off <= _TOLERANCE]:
             best = min(close, key=lambda one: (one.distance, one.off, one.numbers))
             break
     else:
         best = min(tried, key=lambda one: (one.off, one.distance, one.numbers))
-    return best.numbers[: len(depths)], best.numbers[len(depths) :]
+    return best.numbers[:stages], best.numbers[stages:]
 
 
 class _Tried(NamedTuple):
     numbers: tuple[int, ...]  # depths, then widths
     distance: float  # from the solution, squared
     off: float  # share of the cost that is asked for, by which theirs is above or below it
-
-
-def _around(number: float, reach: int) -> Iterable[int]:
-    low, high = math.floor(number) - reach, math.ceil(number) + reach
-    return range(max(1, low), max(1, high) + 1)
-
-
-def _tried(
-    numbers: tuple[int, ...], real: Sequence[float], multiply_adds: float, block: str, size: int
-) -> _Tried:
-    half = len(numbers) // 2
-    own = cost(numbers[:half], numbers[half:], block=block, image_size=size)
-    distance = sum((a - b) ** 2 for a, b in zip(numbers, real, strict=True))
-    off = abs(own.multiply_adds / multiply_adds - 1)
-    # Rounded: equal ones differ in the last bits, by the order of their sums.
-    return _Tried(numbers, round(distance, 9), round(off, 9))
 
 
 class Studied(NamedTuple):
@@ -235,11 +222,15 @@ class Studied(NamedTuple):
 
 # The paper varies depths at one width and widths at one depth, which it does not print: ours are
 # those of its smallest baseline, WRN-28-10.
-_GRIDS = {"depth": (2, 3, 4, 5, 7, 9, 11), "width": (4, 6, 8, 10, 12, 14, 16, 20)}
-_AT = {"depth": ("widths", (10, 10, 10)), "width": ("depths", (4, 4, 4))}
+# study -> the option that varies, its values in each stage, the fixed options
+_GRIDS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "depth": ("depths", (2, 3, 4, 5, 7, 9, 11), {"widths": (10, 10, 10)}),
+    "width": ("widths", (4, 6, 8, 10, 12, 14, 16, 20), {"depths": (4, 4, 4)}),
+}
 _RATIOS = tuple(percent / 100 for percent in range(30, 100, 5))
 # Table 1 and the figures before it, at the size of WRN-70-16.
 _RAW: dict[str, Any] = {"first_conv": "raw"}  # as the released code, from which the paper's came
+_SQUEEZES = ("standard", "conv3x3", "identity", "residual")
 _BOTTLENECK = {"block": "bottleneck"} | _RAW
 _ABLATIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -250,20 +241,11 @@ _ABLATIONS: tuple[dict[str, Any], ...] = (
     {"block": "bottleneck", "preact": False},
     {"block": "aggregated"} | _RAW,
     {"block": "hierarchical"} | _RAW,
-    *(
-        _BOTTLENECK | {"se": se, "se_reduction": 16}
-        for se in ("standard", "conv3x3", "identity", "residual")
-    ),
+    *(_BOTTLENECK | {"se": se, "se_reduction": 16} for se in _SQUEEZES),
     _BOTTLENECK | {"se": "residual"},
     OPTIONS["robust"],
 )
 _SMALLER = ("wrn_28_10", "wrn_34_12", "wrn_46_14")  # the paper's other sizes of equal stages
-
-
-def _grid(study: str) -> Iterator[Studied]:
-    (key, fixed), varied = _AT[study], {"depth": "depths", "width": "widths"}[study]
-    for values in itertools.product(_GRIDS[study], repeat=3):
-        yield Studied("wrn_28_10", {key: fixed, varied: values})
 
 
 def _ratios(multiply_adds: float, block: str, image_size: int) -> Iterator[Studied]:
@@ -287,7 +269,9 @@ def study(
       ValueError: an unknown study, or a cost that is too small.
     """
     if name in _GRIDS:
-        return list(_grid(name))
+        varied, values, fixed = _GRIDS[name]
+        grid = itertools.product(values, repeat=3)
+        return [Studied("wrn_28_10", fixed | {varied: sizes}) for sizes in grid]
     if name == "ratio":
         return list(_ratios(multiply_adds, block, image_size))
     if name != "blocks":

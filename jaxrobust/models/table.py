@@ -32,44 +32,38 @@ class Architecture(NamedTuple):
 
 def architecture(name: str) -> Architecture:
     """Return the line of one network, from the figures that are shipped: nothing is traced."""
-    parameters, adds, stem, norms = COUNTED[name]
-    return Architecture(
-        name=name,
-        parameters=parameters,
-        multiply_adds=adds,
-        image_size=models.member(name).counted_at,
-        stem=stem,
-        norms=norms,
-        paper=models.member(name).paper,
-        published={key: net for key, net in PUBLISHED.items() if net.model == name},
-    )
+    return _line(name, *COUNTED[name])
 
 
 def counted(name: str) -> Architecture:
     """Return the line of one network as it is; nothing is computed or compiled, only traced."""
-    size = models.member(name).counted_at
     # One block stands for all of a stage where it can: traced once, counted as often as it runs.
     fast = {"scan": True} if "scan" in models.variant(name)._fields else {}
-    classes = models.member(name).num_classes
-    net = models.create(name, num_classes=classes, image_size=size, **fast)
-    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    net, (params, stats) = _traced(name, **fast)
+    adds = multiply_adds(net, params, stats, image_size=models.member(name).counted_at)
+    size = sum(array.size for array in params.values())
+    return _line(name, size, adds, _stem(name, params), _norms(params, stats))
+
+
+def _line(name: str, parameters: int, adds: int, stem: str, norms: str) -> Architecture:
+    member = models.member(name)
+    published = {key: net for key, net in PUBLISHED.items() if net.model == name}
     return Architecture(
-        name=name,
-        parameters=sum(array.size for array in params.values()),
-        multiply_adds=multiply_adds(net, params, stats, image_size=size),
-        image_size=size,
-        stem=_stem(name, params),
-        norms=_norms(params, stats),
-        paper=models.member(name).paper,
-        published={key: net for key, net in PUBLISHED.items() if net.model == name},
+        *(name, parameters, adds, member.counted_at, stem, norms, member.paper, published)
     )
+
+
+def _traced(name: str, **options: Any) -> tuple[Classifier, Any]:
+    """Return a network of the size at which it is counted, and the shapes of its weights."""
+    of = models.member(name)
+    sizes = {"num_classes": of.num_classes, "image_size": of.counted_at}
+    net = models.create(name, **sizes, **options)
+    return net, jax.eval_shape(net.init, jax.random.key(0))
 
 
 def parameters(name: str) -> str:
     """Return the table of a network's parameters: names, shapes, types, sizes, and their sum."""
-    member = models.member(name)
-    net = models.create(name, num_classes=member.num_classes, image_size=member.counted_at)
-    params, _ = jax.eval_shape(net.init, jax.random.key(0))
+    _, (params, _) = _traced(name)
     return overview.get_parameter_overview(params, include_stats=False)
 
 

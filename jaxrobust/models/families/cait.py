@@ -1,25 +1,22 @@
 """CaiT: talking heads, and layers at the end in which only the class token attends.
 
 Source: Touvron et al. 2021 (arXiv 2103.17239); S12: Debenedetti 2022.
-Parity: tests/models/families/test_cait.py against timm 1.0.9 and the golden logits.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import stems, vit
-from jaxrobust.models.families.vit import PatchEmbed, grid_of, patch_stem, token_rows
+from jaxrobust.models.families.vit import PatchEmbed, grid_of, token_rows
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Row, keys, row
+from jaxrobust.models.interface.renaming import keys, row
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
-from jaxrobust.models.modules.initializers import Draws, normal_02
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -54,10 +51,8 @@ class TalkingHeads(nnx.Module):
     """Attention whose heads are mixed before and after the softmax."""
 
     def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
-        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
-        self.proj = Linear(dim, dim, rngs=rngs)
-        self.proj_l = Linear(heads, heads, rngs=rngs)
-        self.proj_w = Linear(heads, heads, rngs=rngs)
+        self.qkv, self.proj = Linear(dim, 3 * dim, rngs=rngs), Linear(dim, dim, rngs=rngs)
+        self.proj_l, self.proj_w = (Linear(heads, heads, rngs=rngs) for _ in range(2))
         self.heads = heads
 
     def __call__(self, x: Array) -> Array:
@@ -70,8 +65,7 @@ class ClassAttention(nnx.Module):
     """Attention of the first token to all: f[B,N,D] -> f[B,1,D]."""
 
     def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
-        self.q, self.k, self.v = (Linear(dim, dim, rngs=rngs) for _ in range(3))
-        self.proj = Linear(dim, dim, rngs=rngs)
+        self.q, self.k, self.v, self.proj = (Linear(dim, dim, rngs=rngs) for _ in range(4))
         self.heads = heads
 
     def __call__(self, x: Array) -> Array:
@@ -82,9 +76,7 @@ class ClassAttention(nnx.Module):
 class Block(nnx.Module):
     """Talking-heads attention and MLP over the patches."""
 
-    def __init__(
-        self, v: Variant, rngs: Draws, attn: Callable[..., nnx.Module] = TalkingHeads
-    ) -> None:
+    def __init__(self, v: Variant, rngs: Draws, attn: Any = TalkingHeads) -> None:
         self.gamma_1 = nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
         self.gamma_2 = nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
         self.norm1, self.norm2 = LayerNorm(v.dim), LayerNorm(v.dim)
@@ -98,7 +90,6 @@ class Block(nnx.Module):
         return layers.scale(self.mlp(self.norm2(x)), self.gamma_2[...])
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         path1, path2 = branches(drop, 2)
         x = x + path1(self.scaled_attn(x))
         return x + path2(self.scaled_mlp(x))
@@ -120,7 +111,7 @@ class CaiT(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        self.patch_embed = PatchEmbed(patch_stem(v, rngs))
+        self.patch_embed = PatchEmbed(stems.patch_stem(v, v.dim, rngs, torch_default))
         self.pos_embed = nnx.Param(normal_02(rngs.params(), (1, grid * grid, v.dim)))
         self.cls_token = nnx.Param(normal_02(rngs.params(), (1, 1, v.dim)))
         self.blocks = nnx.List([Block(v, rngs) for _ in range(v.depth)])
@@ -151,10 +142,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _BLOCKS = r"blocks(?:_token_only)?\.\d+"
-TORCH_NAMES: list[Row] = [
-    *token_rows(_BLOCKS),
-    row(rf"({_BLOCKS}\.gamma_[12])", r"\1"),
-]
+TORCH_NAMES = [*token_rows(_BLOCKS), row(rf"({_BLOCKS}\.gamma_[12])", r"\1")]
 
 
 def torch_keys(v: Variant) -> list[str]:
@@ -163,9 +151,7 @@ def torch_keys(v: Variant) -> list[str]:
     talking, to_class = "qkv attn.proj attn.proj_l attn.proj_w", "q attn.k attn.v attn.proj"
     kinds = (("blocks", v.depth, talking), ("blocks_token_only", v.class_depth, to_class))
     for blocks, depth, attn in kinds:
-        for i in range(depth):
-            modules = f"gamma_1: gamma_2: norm1 attn.{attn} norm2 mlp.fc1 mlp.fc2"
-            found += keys(f"{blocks}.{i}", modules)
+        found += keys(blocks, f"gamma_1: gamma_2: norm1 attn.{attn} norm2 mlp.fc1 mlp.fc2", depth)
     return found + keys("", "norm head")
 
 

@@ -1,8 +1,6 @@
 """ConvNeXt with the PatchStem of the original and the ConvStem of robust training.
 
 Sources: Liu et al. 2022 (arXiv 2201.03545); stems: Singh, Croce, Hein 2023 (arXiv 2303.01870).
-Parity: tests/models/families/test_convnext.py against timm 1.0.9 and the seeded-weight golden
-logits.
 """
 
 import math
@@ -12,14 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import stems
-from jaxrobust.models.interface.classifier import classifier, each_stage, run_blocks
+from jaxrobust.models.interface import checks
+from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Naming, Row, keys, row, table
+from jaxrobust.models.interface.renaming import Naming, keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.normed_depthwise import depthwise_norm
 from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
 
 
@@ -68,7 +66,6 @@ class Block(nnx.Module):
         self.gamma = nnx.Param(jnp.full(dim, gamma_init, jnp.float32))
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         conv, norm = self.conv_dw, self.norm
         of_conv, of_norm = (conv.kernel[...], conv.bias[...]), (norm.scale[...], norm.bias[...])
         y, x = depthwise_norm(x, *of_conv, *of_norm, eps=norm.eps)
@@ -112,7 +109,8 @@ class ConvNeXt(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        self.stem = nnx.List(_stem(v, rngs))
+        stem = stems.stem(v, v.dims[0], rngs)
+        self.stem = nnx.List(stem if v.stem_widths else [*stem, LayerNorm(v.dims[0])])
         rows = zip((0, *v.dims[:-1]), v.dims, v.depths, (0, *v.downsample_strides), strict=True)
         self.stages = nnx.List([Stage(*row, v.gamma_init, rngs) for row in rows])
         self.head = Head(v.dims[-1], num_classes, rngs)
@@ -123,25 +121,15 @@ class ConvNeXt(nnx.Module):
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         for layer in self.stem:
             x = layer(x)
-        for stage, how in zip(self.stages, each_stage(v, train, key), strict=True):
+        for stage, how in zip(self.stages, of_stages(v, train, key), strict=True):
             x = stage(x, **how)
         return self.head(x.mean(axis=(1, 2)))
-
-
-def _stem(v: Variant, rngs) -> list[nnx.Module]:
-    if v.stem_widths:
-        return stems.conv_stem(v, rngs)
-    (stride,), dim = v.stem_strides, v.dims[0]
-    return [Conv(v.in_channels, dim, stride, stride=stride, rngs=rngs), LayerNorm(dim)]
 
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
-    for name in ("depths", "dims", "downsample_strides"):
-        values = getattr(v, name)
-        if not (isinstance(values, tuple | list) and all(n >= 1 for n in values)):
-            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    checks.check_tuples(v, "depths", "dims", "downsample_strides", empty=True)
     v = v._replace(downsample_strides=v.downsample_strides or (2,) * (len(v.dims) - 1))
     if not v.dims or v.in_channels < 1:
         raise ValueError(f"dims={v.dims} and in_channels={v.in_channels} must not be empty or 0")
@@ -164,7 +152,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _PLACE = r"(stages\.\d+\.blocks\.\d+)\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     # The ConvStem is an attribute `stem` that holds a Sequential called `stem`.
     *stems.conv_stem_rows(r"(?:stem\.)?stem", "stem"),
     row(_PLACE + "gamma", r"\1.gamma"),
@@ -182,7 +170,7 @@ TORCH_NAMES: list[Row] = table(
 
 _BLOCK = r"stages\.(\d)\.(\d+)\."
 _HERE = r"stages.\1.blocks.\2."
-OTHER_NAMES: list[Naming] = [
+OTHER_NAMES = [
     Naming(
         "Meta's ConvNeXt",
         r"downsample_layers\.\d\.\d\.weight",
@@ -211,8 +199,7 @@ def torch_keys(v: Variant) -> list[str]:
         found = stems.conv_stem_keys("stem.stem", len(v.stem_widths))
     for i, depth in enumerate(v.depths):
         found += keys(f"stages.{i}.downsample", "0 1" if i else "")
-        for j in range(depth):
-            found += keys(f"stages.{i}.blocks.{j}", "gamma: conv_dw norm mlp.fc1 mlp.fc2")
+        found += keys(f"stages.{i}.blocks", "gamma: conv_dw norm mlp.fc1 mlp.fc2", depth)
     return found + keys("head", "norm fc")
 
 

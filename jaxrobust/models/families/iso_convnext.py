@@ -2,7 +2,6 @@
 
 Sources: Liu et al. 2022 (arXiv 2201.03545), section 3.3; ConvStem: Singh, Croce, Hein 2023
 (2303.01870). timm does not have it: weights have the names of Meta's own code.
-Parity: tests/models/families/test_iso_convnext.py against the golden logits.
 """
 
 import math
@@ -14,10 +13,9 @@ from flax import nnx
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Row, keys, table
-from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.interface.renaming import keys, table
+from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
+from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
 
 
@@ -45,7 +43,6 @@ class Block(nnx.Module):
         self.mlp = Mlp(dim, rngs)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         (path,) = branches(drop, 1)
         return x + path(self.mlp(self.norm(self.conv_dw(x))))
 
@@ -55,7 +52,7 @@ class IsotropicConvNeXt(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        self.stem = nnx.List(_stem(v, rngs))
+        self.stem = nnx.List(stems.stem(v, v.dim, rngs, project=True))
         self.blocks = nnx.List([Block(v.dim, rngs) for _ in range(v.depth)])
         self.norm = LayerNorm(v.dim)
         self.head = Linear(v.dim, num_classes, rngs=rngs)
@@ -68,13 +65,6 @@ class IsotropicConvNeXt(nnx.Module):
             x = layer(x)
         x = run_blocks(self.blocks, x, **of_one_stage(v, train, key))
         return self.head(self.norm(x.mean(axis=(1, 2))))
-
-
-def _stem(v: Variant, rngs) -> list[nnx.Module]:
-    if v.stem_widths:
-        return stems.conv_stem(v, rngs, project=v.dim)
-    (stride,) = v.stem_strides
-    return [Conv(v.in_channels, v.dim, stride, stride=stride, rngs=rngs)]
 
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
@@ -90,13 +80,11 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"image_size={image_size} is smaller than the {reduction} px that become one feature; "
             "use a larger image_size or smaller stem_strides"
         )
-    return classifier(
-        lambda rngs: IsotropicConvNeXt(v, num_classes, rngs), dtype=jnp.dtype(v.dtype)
-    )
+    return classifier(lambda rngs: IsotropicConvNeXt(v, num_classes, rngs), dtype=v.dtype)
 
 
 _PLACE = r"(blocks\.\d+)"
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     *stems.conv_stem_rows(r"stem\.stem", "stem"),
     convs={"stem": "stem.0", rf"{_PLACE}\.dwconv": r"\1.conv_dw"},
     norms={rf"{_PLACE}\.norm": r"\1.norm", "norm": "norm"},
@@ -109,8 +97,7 @@ def torch_keys(v: Variant) -> list[str]:
     found = keys("", "stem")
     if v.stem_widths:
         found = stems.conv_stem_keys("stem.stem", len(v.stem_widths), project=True)
-    for i in range(v.depth):
-        found += keys(f"blocks.{i}", "dwconv norm pwconv1 pwconv2")
+    found += keys("blocks", "dwconv norm pwconv1 pwconv2", v.depth)
     return found + keys("", "norm head")
 
 

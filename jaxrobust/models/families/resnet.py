@@ -2,33 +2,24 @@
 
 Sources: He et al. 2016 (arXiv 1512.03385); Zagoruyko & Komodakis 2016 (arXiv 1605.07146); GELU:
 Bai et al. 2021 (arXiv 2111.05464); `cifar_resnet50` is the ResNet of Tang et al. 2022 (arXiv
-2209.14105). Parity: tests/models/families/test_resnet.py against timm 1.0.9, torchvision 0.28.0 and
-golden logits.
+2209.14105). Compared with torchvision 0.28.0 too.
 """
 
+import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    Naming,
-    Row,
-    drop,
-    keys,
-    row,
-    table,
-)
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, drop, keys, row, table
 from jaxrobust.models.kernels import layers, pooling
-from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
+from jaxrobust.models.modules.draws import Draws, Drop, branches, fan_out, torch_default
 from jaxrobust.types import Array, Classifier
 
 ACTIVATIONS = {"relu": layers.relu, "gelu": layers.gelu}
@@ -59,68 +50,45 @@ VARIANTS = {
     "cifar_resnet50": Variant(_50, small_stem=True),
 }
 
-# He's draw: normal, variance 2 / (entries of the window * output channels).
-_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def _conv(ins, outs, kernel, rngs, stride=1):
-    """Make a convolution without bias that keeps the size, but for its stride."""
-    padding = kernel // 2
-    return Conv(
-        ins, outs, kernel, stride=stride, padding=padding, bias=False, init=_fan_out, rngs=rngs
-    )
-
-
-def _shortcut(ins, outs, stride, group, rngs):
-    """Make a 1x1 convolution and batch norm where size or channels change, else nothing."""
-    if stride == 1 and ins == outs:
-        return nnx.List([])
-    return nnx.List([_conv(ins, outs, 1, rngs, stride), BatchNorm(outs, group=group)])
-
-
-def _through(shortcut, x, train):
-    if not shortcut:
-        return x
-    conv, norm = shortcut
-    return norm(conv(x), train)
+_conv = functools.partial(residual.conv, init=fan_out)
 
 
 class Basic(nnx.Module):
     """act(x + 3x3(act(3x3(x)))); the stride is the first one's."""
 
-    def __init__(
-        self, ins: int, width: int, outs: int, stride: int, v: Variant, rngs: Draws
-    ) -> None:
+    def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
         group, self.act = v.bn_group, ACTIVATIONS[v.activation]
-        self.conv1, self.bn1 = _conv(ins, width, 3, rngs, stride), BatchNorm(width, group=group)
-        self.conv2, self.bn2 = _conv(width, outs, 3, rngs), BatchNorm(outs, group=group)
-        self.downsample = _shortcut(ins, outs, stride, group, rngs)
+        self.conv1, self.bn1 = _conv(ins, outs, 3, rngs, stride), BatchNorm(outs, group=group)
+        self.conv2, self.bn2 = _conv(outs, outs, 3, rngs), BatchNorm(outs, group=group)
+        self.downsample = residual.shortcut(ins, outs, stride, v, rngs, init=fan_out)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
         y = self.act(self.bn1(self.conv1(x), train))
         y = self.bn2(self.conv2(y), train)
-        return self.act(_through(self.downsample, x, train) + path(y))
+        return self.act(residual.through(self.downsample, x, train) + path(y))
 
 
 class Bottleneck(nnx.Module):
     """act(x + 1x1(act(3x3(act(1x1(x)))))); the stride is the 3x3 one's."""
 
-    def __init__(
-        self, ins: int, width: int, outs: int, stride: int, v: Variant, rngs: Draws
-    ) -> None:
-        group, self.act = v.bn_group, ACTIVATIONS[v.activation]
+    def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
+        group, self.act, width = (
+            v.bn_group,
+            ACTIVATIONS[v.activation],
+            outs * v.width // (4 * v.base),
+        )
         self.conv1, self.bn1 = _conv(ins, width, 1, rngs), BatchNorm(width, group=group)
         self.conv2, self.bn2 = _conv(width, width, 3, rngs, stride), BatchNorm(width, group=group)
         self.conv3, self.bn3 = _conv(width, outs, 1, rngs), BatchNorm(outs, group=group)
-        self.downsample = _shortcut(ins, outs, stride, group, rngs)
+        self.downsample = residual.shortcut(ins, outs, stride, v, rngs, init=fan_out)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
         y = self.act(self.bn1(self.conv1(x), train))
         y = self.act(self.bn2(self.conv2(y), train))
         y = self.bn3(self.conv3(y), train)
-        return self.act(_through(self.downsample, x, train) + path(y))
+        return self.act(residual.through(self.downsample, x, train) + path(y))
 
 
 class ResNet(nnx.Module):
@@ -131,25 +99,22 @@ class ResNet(nnx.Module):
         kernel, stride = (3, 1) if v.small_stem else (7, 2)
         self.conv1 = _conv(v.in_channels, v.base, kernel, rngs, stride)
         self.bn1 = BatchNorm(v.base, group=v.bn_group)
-        block, ins = (Bottleneck if v.bottleneck else Basic), v.base
-        for i, depth in enumerate(v.depths):
-            width, outs = v.width << i, (4 if v.bottleneck else 1) * v.base << i
-            rows = [(ins, 1 if i == 0 else 2)] + [(outs, 1)] * (depth - 1)
-            blocks = [block(a, width, outs, stride, v, rngs) for a, stride in rows]
-            setattr(self, f"layer{i + 1}", nnx.List(blocks))
-            ins = outs
-        self.fc = Linear(ins, num_classes, torch_init=True, rngs=rngs)
+        block = Bottleneck if v.bottleneck else Basic
+        ins = residual.add_stages(self, v, rngs, block, _first(v), v.base)
+        self.fc = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = ACTIVATIONS[v.activation](self.bn1(self.conv1(x), train))
-        if not v.small_stem:
-            x = pooling.max_pool(x)
-        for i, how in enumerate(of_stages(v, train, key), 1):
-            x = run_blocks(getattr(self, f"layer{i}"), x, **how)
-        return self.fc(x.mean(axis=(1, 2)))
+        x = x if v.small_stem else pooling.max_pool(x)
+        return self.fc(residual.run_stages(self, x, train, key).mean(axis=(1, 2)))
+
+
+def _first(v: Variant) -> int:
+    """Return the channels behind the first stage."""
+    return (4 if v.bottleneck else 1) * v.base
 
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
@@ -167,7 +132,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 _CONV = r"((?:layer\d\.\d+\.)?(?:conv\d|downsample\.0))"
 _NORM = r"((?:layer\d\.\d+\.)?(?:bn\d|downsample\.1))"
 _SHARED = table(BATCH_NORM_COUNT, convs={_CONV: r"\1"}, linears={"fc": "fc"})
-TORCH_NAMES: list[Row] = table(*_SHARED, norms={_NORM: r"\1"})
+TORCH_NAMES = table(*_SHARED, norms={_NORM: r"\1"})
 
 
 def _first_half(array: np.ndarray) -> np.ndarray:
@@ -182,7 +147,7 @@ def _first_half(array: np.ndarray) -> np.ndarray:
     return array[: len(array) // 2]
 
 
-OTHER_NAMES: list[Naming] = [
+OTHER_NAMES = [
     Naming(
         "Bai et al. 2021, GELU with eight-way batch norm",
         r".*\.aff\.bnconv\.weight",
@@ -224,11 +189,8 @@ def torch_keys(v: Variant) -> list[str]:
     """List the reference's names in its order (timm 1.0.9, torchvision 0.28.0)."""
     found = keys("", "conv1:w bn1:bn")
     block = "conv1:w bn1:bn conv2:w bn2:bn" + " conv3:w bn3:bn" * v.bottleneck
-    for i, depth in enumerate(v.depths):
-        for j in range(depth):
-            projects = j == 0 and (i or v.bottleneck)
-            shortcut = " downsample.0:w downsample.1:bn" if projects else ""
-            found += keys(f"layer{i + 1}.{j}", block + shortcut)
+    for name, projects in residual.block_names(v.depths, v.base, _first(v)):
+        found += keys(name, block + " downsample.0:w downsample.1:bn" * projects)
     return found + keys("", "fc")
 
 

@@ -2,9 +2,10 @@
 
 Source: Huang et al. 2022 (arXiv 2212.11005) and what its released code computes: basic blocks and
 RobustResBlocks. Of the others the paper prints sizes, which fix their widths; where their parts
-stand is our reading. Parity: tests/models/families/test_robust_resnet.py.
+stand is our reading.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -14,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxrobust.models.families import residual
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import Conv, Linear
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.basic import Linear
+from jaxrobust.models.modules.draws import Draws, Drop, branches, fan_out, torch_default
 from jaxrobust.models.modules.norms import NORMS
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array
 
 
@@ -44,20 +45,14 @@ BLOCKS = {
 SE = ("none", "standard", "conv3x3", "identity", "residual")
 
 
-_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, groups: int = 1) -> Conv:
-    """Make a convolution without bias that keeps the size, but for its stride."""
-    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "groups": groups}
-    return Conv(ins, outs, kernel, bias=False, init=_fan_out, rngs=rngs, **how)
+conv = functools.partial(residual.conv, init=fan_out)
 
 
 class Squeeze(nnx.Module):
     """Scale each channel by a sigmoid of two linear maps of all channels' means."""
 
     def __init__(self, channels: int, hidden: int, rngs: Draws, activation: str = "relu") -> None:
-        maps: dict[str, Any] = {"bias": False, "torch_init": True, "rngs": rngs}
+        maps: dict[str, Any] = {"bias": False, "init": torch_default, "rngs": rngs}
         self.fc1, self.fc2 = Linear(channels, hidden, **maps), Linear(hidden, channels, **maps)
         self.act = ACTIVATIONS[activation]
 
@@ -172,10 +167,10 @@ def _middle(inner: int, stride: int, v: Any, rngs: Draws) -> tuple[Any, Any]:
     middle = BLOCKS[v.block].middle
     if middle == "parts":
         width, count = inner // v.scales, v.scales - 1
-        convs = [conv(width, width, 3, rngs, stride, v.groups) for _ in range(count)]
+        convs = [conv(width, width, 3, rngs, stride, groups=v.groups) for _ in range(count)]
         return nnx.List(convs), nnx.List([norm_of(width, v) for _ in range(count)])
     groups = {"full": 1, "grouped": v.groups, "depthwise": inner}[middle]
-    return conv(inner, inner, 3, rngs, stride, groups), norm_of(inner, v)
+    return conv(inner, inner, 3, rngs, stride, groups=groups), norm_of(inner, v)
 
 
 def check(v: Any, planes: Sequence[int]) -> None:

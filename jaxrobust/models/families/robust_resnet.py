@@ -2,8 +2,7 @@
 
 Source: Huang et al. 2022, "Revisiting Residual Networks for Adversarial Robustness" (arXiv
 2212.11005), and what its released code computes (zhichao-lu/robust-residual-network 8c6d2c2). A
-RobustResBlock is `block="hierarchical", se="residual", first_conv="raw"`. Parity:
-tests/models/families/test_robust_resnet.py against golden logits of that code.
+RobustResBlock is `block="hierarchical", se="residual", first_conv="raw"`.
 """
 
 import re
@@ -16,14 +15,13 @@ from flax import nnx
 from jaxrobust.models.families import robust_blocks
 from jaxrobust.models.families.robust_blocks import BLOCKS, SE, Block, conv, norm_of
 from jaxrobust.models.interface import checks
-from jaxrobust.models.interface.classifier import classifier, each_stage, run_blocks
+from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, Row, keys, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws, torch_uniform
+from jaxrobust.models.modules.draws import Draws, split, torch_uniform
 from jaxrobust.models.modules.norms import NORMS
-from jaxrobust.models.modules.stochastic_depth import split
 from jaxrobust.types import Array, Classifier
 
 STEM = 16  # channels
@@ -92,7 +90,7 @@ class RobustResNet(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
     def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
-        v, ins, stages = v, STEM, []
+        ins, stages = STEM, []
         self.normalize = Normalize(v.in_channels)
         self.stem_conv = conv(v.in_channels, STEM, 3, rngs)
         for i, (depth, planes) in enumerate(zip(v.depths, planes_of(v), strict=True)):
@@ -109,7 +107,7 @@ class RobustResNet(nnx.Module):
         v, act = self.variant, ACTIVATIONS[self.variant.activation]
         x = self.stem_conv(self.normalize(images).astype(jnp.dtype(v.dtype)))
         x = x if v.preact else act(self.norm1(x, train))
-        for stage, how in zip(self.blocks, each_stage(v, train, key), strict=True):
+        for stage, how in zip(self.blocks, of_stages(v, train, key), strict=True):
             x = _run(stage.layer, x, **how)
         x = act(self.norm1(x, train)) if v.preact else x
         return self.fc(x.mean(axis=(1, 2)))
@@ -143,10 +141,7 @@ def _check_words(v: Variant) -> None:
 
 
 def _check_stages(v: Variant) -> None:
-    for name in ("depths", "widths", "planes"):
-        values = getattr(v, name)
-        if any(n < 1 for n in values):
-            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    checks.check_tuples(v, "depths", "widths", "planes", empty=True)
     if not v.depths or len(v.depths) != len(planes_of(v)):
         name = "planes" if v.planes else "widths"
         raise ValueError(
@@ -165,11 +160,11 @@ def _rows(convs: dict[str, str], norms: dict[str, str]) -> list[Row]:
     return table(BATCH_NORM_COUNT, convs=convs, norms=norms, linears=squeezes | {"fc": "fc"})
 
 
-TORCH_NAMES: list[Row] = _rows({_CONV: r"\1"}, {_NORM: r"\1"})
+TORCH_NAMES = _rows({_CONV: r"\1"}, {_NORM: r"\1"})
 
 
 # RobustBench builds WRN-34-R of the blocks of another project.
-OTHER_NAMES: list[Naming] = [
+OTHER_NAMES = [
     Naming(
         "RobustBench's Huang2021Exploring",
         r".*\.convShortcut\.weight",
@@ -183,7 +178,7 @@ OTHER_NAMES: list[Naming] = [
 
 def torch_keys(v: Variant) -> list[str]:
     """List the authors' names in their order."""
-    v, found, ins = v, keys("", "stem_conv:w"), STEM
+    found, ins = keys("", "stem_conv:w"), STEM
     for i, (depth, planes) in enumerate(zip(v.depths, planes_of(v), strict=True)):
         outs = planes * BLOCKS[v.block].outs
         for j in range(depth):
@@ -317,14 +312,8 @@ MEMBERS = {
     name: Member(_reference(name), paper, counted_at=32, num_classes=10, title=title)
     for name, (title, paper) in _KNOWN.items()
 }
-NAMES = Names(
-    TORCH_NAMES,
-    torch_keys,
-    stem=r"stem_conv\..*",
-    head=r"fc\..*",
-    others=OTHER_NAMES,
-    options=options_of,
-)
+_STEM, _HEAD = r"stem_conv\..*", r"fc\..*"
+NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES, options_of)
 FAMILY = Family(
     "robust_resnet", "RobustResNet", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True
 )

@@ -1,9 +1,7 @@
 """Networks of cells that a search found, the baselines of RobustResNets.
 
-Sources: RobNet, Guo et al. 2020 (arXiv 1911.10695); AdvRush, Mok et al. 2021 (arXiv 2108.01289);
-RACL, Dong et al. 2020 (arXiv 2009.00902), at the sizes at which Huang et al. 2022 (arXiv
-2212.11005) train them; the macro of all three: Liu et al. 2019 (DARTS, arXiv 1806.09055). Parity:
-tests/models/families/test_searched.py against golden logits of that paper's code.
+The cells are those of `searched_cells`, at the sizes at which Huang et al. 2022 (arXiv 2212.11005)
+train them, in the macro of Liu et al. 2019 (DARTS, arXiv 1806.09055).
 """
 
 from typing import NamedTuple
@@ -11,13 +9,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxrobust.models.families import residual
 from jaxrobust.models.families.searched_cells import CELLS, Block, Maker, Place
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, table
-from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
+from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
+from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -60,7 +59,7 @@ class Searched(nnx.Module):
         make = Maker(v, rngs)
         self.normalize = Normalize(v.in_channels)
         first = 3 * v.channels
-        stem = Conv(v.in_channels, first, 3, padding=1, bias=False, torch_init=True, rngs=rngs)
+        stem = residual.conv(v.in_channels, first, 3, rngs)
         norm = BatchNorm(first, group=v.bn_group, momentum=v.bn_momentum)
         self.stem = nnx.List([stem, norm])
         ins, blocks = (first, first), []
@@ -68,7 +67,7 @@ class Searched(nnx.Module):
             blocks.append(Block(ins, place, make))
             ins = (ins[1], place.width * len(CELLS[v.cell].normal))
         self.cells = nnx.List(blocks)
-        self.classifier = Linear(ins[1], num_classes, torch_init=True, rngs=rngs)
+        self.classifier = Linear(ins[1], num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -105,7 +104,7 @@ _DEEP = {  # pattern -> our name, of separable convolutions' parts
     for place, part in _PARTS.items()
     for inside, where in ((r"(?:\.op){1,2}", ""), (r"\.op\.conv\.op", "conv."))
 }
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     BATCH_NORM_COUNT,
     convs={
         r"stem\.0": "stem.0",

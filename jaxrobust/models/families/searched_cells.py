@@ -2,7 +2,7 @@
 
 Sources: RobNet, Guo et al. 2020 (arXiv 1911.10695); AdvRush, Mok et al. 2021 (arXiv 2108.01289);
 RACL, Dong et al. 2020 (arXiv 2009.00902); their operations: Liu et al. 2019 (DARTS, arXiv
-1806.09055). Parity: tests/models/families/test_searched.py.
+1806.09055).
 """
 
 from collections.abc import Callable
@@ -11,11 +11,17 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.kernels import convolutions, pooling
+from jaxrobust.models.kernels import pooling
 from jaxrobust.models.kernels.layers import relu
 from jaxrobust.models.modules.basic import BatchNorm, Conv
-from jaxrobust.models.modules.initializers import Draws, torch_uniform
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import (
+    Draws,
+    Drop,
+    Initializer,
+    branches,
+    torch_default,
+    torch_uniform,
+)
 from jaxrobust.types import Array
 
 # The steps of a cell, each the sum of its edges: an operation and the state that it reads. States
@@ -63,29 +69,17 @@ class Maker(NamedTuple):
     variant: Any  # the row
     rngs: Draws
 
-    def conv(self, ins: int, outs: int, *, stride: int = 1) -> Conv:
-        """Make a 1x1 convolution without bias."""
-        return Conv(ins, outs, 1, stride=stride, bias=False, torch_init=True, rngs=self.rngs)
+    def conv(
+        self, ins: int, outs: int, kernel: int = 1, init: Initializer = torch_default, **how: Any
+    ) -> Conv:
+        """Make a convolution without bias."""
+        return Conv(ins, outs, kernel, bias=False, init=init, rngs=self.rngs, **how)
 
     def norm(self, channels: int) -> BatchNorm:
         """Make a batch norm as the cell has them."""
         v = self.variant
         how: dict[str, Any] = {"group": v.bn_group, "momentum": v.bn_momentum}
         return BatchNorm(channels, affine=CELLS[v.cell].affine, **how)
-
-
-class Depthwise(nnx.Module):
-    """Depthwise convolution without bias; [k, k, 1, C] kernel."""
-
-    def __init__(self, channels: int, kernel: int, stride: int, dilation: int, rngs: Draws) -> None:
-        draw = torch_uniform(kernel * kernel)
-        self.kernel = nnx.Param(draw(rngs.params(), (kernel, kernel, 1, channels)))
-        self.stride, self.dilation = stride, dilation
-
-    def __call__(self, x: Array) -> Array:
-        return convolutions.depthwise_conv(
-            x, self.kernel[...], stride=self.stride, dilation=self.dilation
-        )
 
 
 class Separable(nnx.Module):
@@ -95,18 +89,19 @@ class Separable(nnx.Module):
         self, channels: int, stride: int, make: Maker, kernel: int, *, dilation: int, times: int
     ) -> None:
         self.times = times
+        how = {"groups": channels, "dilation": dilation, "padding": dilation * (kernel // 2)}
+        init = torch_uniform(kernel * kernel)  # draws once, `torch_default` twice
         for i in range(1, times + 1):
             own = stride if i == 1 else 1
-            setattr(self, f"dw{i}", Depthwise(channels, kernel, own, dilation, make.rngs))
+            depthwise = make.conv(channels, channels, kernel, init, stride=own, **how)
+            setattr(self, f"dw{i}", depthwise)
             setattr(self, f"pw{i}", make.conv(channels, channels))
             setattr(self, f"bn{i}", make.norm(channels))
 
     def __call__(self, x: Array, train: bool) -> Array:
         for i in range(1, self.times + 1):
-            depthwise, pointwise, norm = (
-                getattr(self, f"{part}{i}") for part in ("dw", "pw", "bn")
-            )
-            x = norm(pointwise(depthwise(relu(x))), train)
+            dw, pw, bn = (getattr(self, f"{part}{i}") for part in ("dw", "pw", "bn"))
+            x = bn(pw(dw(relu(x))), train)
         return x
 
 
@@ -114,8 +109,7 @@ class Reduce(nnx.Module):
     """ReLU, two 1x1 convolutions of stride 2, one of them a pixel further on, together, norm."""
 
     def __init__(self, ins: int, outs: int, make: Maker) -> None:
-        self.conv_1 = make.conv(ins, outs // 2, stride=2)
-        self.conv_2 = make.conv(ins, outs // 2, stride=2)
+        self.conv_1, self.conv_2 = (make.conv(ins, outs // 2, stride=2) for _ in range(2))
         self.bn = make.norm(outs)
 
     def __call__(self, x: Array, train: bool) -> Array:
@@ -170,15 +164,13 @@ def _skip(channels: int, stride: int, make: Maker) -> Any:
     return Identity() if stride == 1 else Reduce(channels, channels, make)
 
 
-# name -> (channels, stride, maker) -> module
+# name -> (width, stride, maker) -> module
 OPERATIONS: dict[str, Callable[[int, int, Maker], Any]] = {
     "sep3": _separable,
-    "sep5": lambda channels, stride, make: _separable(channels, stride, make, 5),
-    "dil3": lambda channels, stride, make: Separable(
-        channels, stride, make, 3, dilation=2, times=1
-    ),
+    "sep5": lambda width, stride, make: _separable(width, stride, make, 5),
+    "dil3": lambda width, stride, make: Separable(width, stride, make, 3, dilation=2, times=1),
     "skip": _skip,
-    "avg3": lambda channels, stride, make: Mean(stride),
+    "avg3": lambda width, stride, make: Mean(stride),
     "both": Both,
 }
 
@@ -199,13 +191,10 @@ class Block(nnx.Module):
         old = Reduce if place.after_reduction else Project
         self.preprocess0, self.preprocess1 = old(ins[0], width, make), Project(ins[1], width, make)
         self.steps = cell.reduction if place.reduces else cell.normal
-        self.ops = nnx.List(
-            [
-                OPERATIONS[op](width, 2 if place.reduces and state < 2 else 1, make)
-                for step in self.steps
-                for op, state in step
-            ]
-        )
+        edges = [edge for step in self.steps for edge in step]
+        strides = [2 if place.reduces and state < 2 else 1 for _, state in edges]
+        pairs = zip(edges, strides, strict=True)
+        self.ops = nnx.List([OPERATIONS[op](width, stride, make) for (op, _), stride in pairs])
 
     def __call__(
         self, before: tuple[Array, Array], drop: Drop | None, train: bool

@@ -10,23 +10,33 @@ from flax import nnx
 
 from jaxrobust.models.interface.renaming import Row, affine, conv_oihw, row
 from jaxrobust.models.modules.basic import Conv, Gelu, LayerNorm
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws, Initializer, normal_02, torch_default
 
 
-def conv_stem(v: Any, rngs: Draws, *, project: int = 0) -> list[nnx.Module]:
-    """Make the ConvStem of a variant: convolutions with LN and GELU each; with `project`,
-    also a bare 1x1 one to it.
+def patch_stem(v: Any, dim: int, rngs: Draws, init: Initializer) -> list[nnx.Module]:
+    """Make one convolution with windows as large as its stride."""
+    (stride,) = v.stem_strides
+    return [Conv(v.in_channels, dim, stride, stride=stride, init=init, rngs=rngs)]
 
-    Its kernels are odd, by default 3 of each; their padding is half of them.
+
+def stem(
+    v: Any, dim: int, rngs: Draws, *, init: Initializer = normal_02, project: bool = False
+) -> list[nnx.Module]:
+    """Make the stem of a variant: a PatchStem, drawn from `init`, where there are no `stem_widths`.
+
+    Else a ConvStem: convolutions with LN and GELU each; with `project`, also a bare 1x1 one to
+    `dim`. Its kernels are odd, by default 3 of each; their padding is half of them.
     """
+    if not v.stem_widths:
+        return patch_stem(v, dim, rngs, init)
     stem: list[nnx.Module] = []
     ins, kernels = v.in_channels, v.stem_kernels or (3,) * len(v.stem_widths)
     for out, stride, k in zip(v.stem_widths, v.stem_strides, kernels, strict=True):
-        conv = Conv(ins, out, k, stride=stride, padding=k // 2, torch_init=True, rngs=rngs)
+        conv = Conv(ins, out, k, stride=stride, padding=k // 2, init=torch_default, rngs=rngs)
         stem += [conv, LayerNorm(out), Gelu()]
         ins = out
     if project:
-        stem.append(Conv(ins, project, 1, torch_init=True, rngs=rngs))
+        stem.append(Conv(ins, dim, 1, init=torch_default, rngs=rngs))
     return stem
 
 

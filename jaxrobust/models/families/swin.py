@@ -1,7 +1,6 @@
 """Swin Transformer: attention inside windows that shift from block to block.
 
-Source: Liu et al. 2021 (arXiv 2103.14030). Parity: tests/models/families/test_swin.py against timm
-1.0.9 and the seeded-weight golden logits.
+Source: Liu et al. 2021 (arXiv 2103.14030).
 """
 
 import math
@@ -12,14 +11,13 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models.interface import checks
-from jaxrobust.models.interface.classifier import classifier, each_stage, run_blocks
+from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Reference
 from jaxrobust.models.interface.renaming import Naming, Row, drop, keys, linear_oi, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
-from jaxrobust.models.modules.initializers import Draws, normal_02
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.types import Array, Classifier
 
 Map = TypeVar("Map", Array, np.ndarray)
@@ -86,8 +84,7 @@ class WindowAttention(nnx.Module):
     def __init__(self, dim: int, heads: int, window: int, rngs: Draws) -> None:
         table = ((2 * window - 1) ** 2, heads)
         self.relative_position_bias_table = nnx.Param(normal_02(rngs.params(), table))
-        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
-        self.proj = Linear(dim, dim, rngs=rngs)
+        self.qkv, self.proj = Linear(dim, 3 * dim, rngs=rngs), Linear(dim, dim, rngs=rngs)
         self.heads, self.window = heads, window
 
     def __call__(self, x: Array, mask: np.ndarray | None) -> Array:
@@ -123,7 +120,6 @@ class Block(nnx.Module):
         return jnp.roll(x, (shift, shift), (1, 2)) if shift else x
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         attn_path, mlp_path = branches(drop, 2)
         x = x + attn_path(self.windowed(self.norm1(x)))
         return x + mlp_path(self.mlp(self.norm2(x)))
@@ -155,12 +151,8 @@ class Stage(nnx.Module):
         window = min(v.window, side)
         shift = window // 2 if side > window else 0
         self.downsample = Merge(dim // 2, v.eps, rngs) if stage else None
-        self.blocks = nnx.List(
-            [
-                Block(dim, heads, window, shift * (i % 2), v.eps, rngs)
-                for i in range(v.depths[stage])
-            ]
-        )
+        shifts = [shift * (i % 2) for i in range(v.depths[stage])]
+        self.blocks = nnx.List([Block(dim, heads, window, s, v.eps, rngs) for s in shifts])
 
     def __call__(self, x: Array, **how: Any) -> Array:
         x = x if self.downsample is None else self.downsample(x)
@@ -171,7 +163,9 @@ class PatchEmbed(nnx.Module):
     """Convolution of each patch, then LN."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
-        self.proj = Conv(v.in_channels, v.dim, v.patch, stride=v.patch, torch_init=True, rngs=rngs)
+        self.proj = Conv(
+            v.in_channels, v.dim, v.patch, stride=v.patch, init=torch_default, rngs=rngs
+        )
         self.norm = LayerNorm(v.dim, eps=v.eps)
 
     def __call__(self, x: Array) -> Array:
@@ -209,7 +203,7 @@ class Swin(nnx.Module):
                 f"image_size={size}; create it with the images' size"
             )
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        for stage, how in zip(self.layers, each_stage(v, train, key), strict=True):
+        for stage, how in zip(self.layers, of_stages(v, train, key), strict=True):
             x = stage(x, **how)
         return self.head(self.norm(x).mean(axis=(1, 2)))
 
@@ -279,7 +273,7 @@ def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 _BLOCK = r"layers\.\d\.blocks\.\d+"
 _LINEARS = rf"{_BLOCK}\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])"
 _NORMS = rf"{_BLOCK}\.norm[12]|patch_embed\.norm|norm"
-_SHARED: list[Row] = table(
+_SHARED = table(
     row(rf"({_BLOCK}\.attn\.relative_position_bias_table)", r"\1", resize=cropped),
     drop(r".+\.relative_position_index", "follows from the window"),
     drop(r".+\.attn_mask", "follows from the image size and the window"),
@@ -303,7 +297,7 @@ def _rows(merges: dict[str, str], head: str) -> list[Row]:
 
 
 TORCH_NAMES = _rows({r"layers\.([123])\.downsample": r"layers.\1.downsample"}, r"head\.fc")
-OTHER_NAMES: list[Naming] = [
+OTHER_NAMES = [
     Naming(
         "Microsoft's Swin and timm before 0.9, whose merges end a stage",
         r"layers\.0\.downsample\..*|head\.(weight|bias)",
@@ -319,9 +313,8 @@ def torch_keys(v: Variant) -> list[str]:
     found = keys("patch_embed", "proj norm")
     for i, depth in enumerate(v.depths):
         found += keys(f"layers.{i}.downsample", "norm reduction:w" if i else "")
-        for j in range(depth):
-            attn = "attn.relative_position_bias_table: attn.qkv attn.proj"
-            found += keys(f"layers.{i}.blocks.{j}", f"norm1 {attn} norm2 mlp.fc1 mlp.fc2")
+        attn = "attn.relative_position_bias_table: attn.qkv attn.proj"
+        found += keys(f"layers.{i}.blocks", f"norm1 {attn} norm2 mlp.fc1 mlp.fc2", depth)
     return found + keys("", "norm head.fc")
 
 
@@ -329,7 +322,6 @@ MEMBERS = {
     "swin_b": Member(Reference("swin_base_patch4_window7_224")),
     "swin_l": Member(Reference("swin_large_patch4_window7_224")),
 }
-NAMES = Names(
-    TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\.fc\..*", others=OTHER_NAMES
-)
+_STEM, _HEAD = r"patch_embed\..*", r"head\.fc\..*"
+NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES)
 FAMILY = Family("swin", "Swin", VARIANTS, create, NAMES, MEMBERS, "matrices")

@@ -2,10 +2,8 @@
 
 Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929), Touvron et al. 2021 and 2022 (2012.12877,
 2204.07118); stems: Singh, Croce, Hein 2023 (2303.01870).
-Parity: tests/models/families/test_vit.py against timm 1.0.9 and the golden logits.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -13,15 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import stems
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import Naming, Row, keys, row, table
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
-from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
-from jaxrobust.models.modules.initializers import Draws, normal_02
+from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 
@@ -61,8 +59,7 @@ class Attention(nnx.Module):
     """Attention of all tokens to all tokens; query, key and value come from one map."""
 
     def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
-        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
-        self.proj = Linear(dim, dim, rngs=rngs)
+        self.qkv, self.proj = Linear(dim, 3 * dim, rngs=rngs), Linear(dim, dim, rngs=rngs)
         self.heads = heads
 
     def __call__(self, x: Array) -> Array:
@@ -90,7 +87,6 @@ class Block(nnx.Module):
         self.ls2 = None if v.gamma_init is None else LayerScale(v.dim, v.gamma_init)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         path1, path2 = branches(drop, 2)
         ls1, ls2 = (ls or (lambda y: y) for ls in (self.ls1, self.ls2))
         x = x + path1(ls1(self.attn(self.norm1(x))))
@@ -107,13 +103,10 @@ class PatchEmbed(nnx.Module):
         x = images
         for layer in self.proj:
             x = layer(x)
-        if x.shape[1:3] != (grid, grid):
-            raise ValueError(
-                f"images of {images.shape[1]}x{images.shape[2]} px give {x.shape[1]}x{x.shape[2]} "
-                f"patches, this network has positions for {grid}x{grid}: create it, and convert "
-                "its weights, with their image_size"
-            )
-        return x.reshape(x.shape[0], grid * grid, x.shape[3])
+        _, height, width, dim = x.shape
+        fits, own = (height, width) == (grid, grid), f"positions for {grid}x{grid}"
+        checks.check_fits(fits, images, f"{height}x{width} patches", own)
+        return x.reshape(-1, grid * grid, dim)
 
 
 def with_token(token: nnx.Param, x: Array) -> Array:
@@ -126,7 +119,7 @@ class VisionTransformer(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        stem = stems.conv_stem(v, rngs, project=v.dim) if v.stem_widths else patch_stem(v, rngs)
+        stem = stems.stem(v, v.dim, rngs, init=torch_default, project=True)
         self.patch_embed = PatchEmbed(stem)
         tokens = grid * grid + v.class_position
         self.pos_embed = nnx.Param(normal_02(rngs.params(), (1, tokens, v.dim)))
@@ -149,12 +142,6 @@ class VisionTransformer(nnx.Module):
         return self.head(self.norm(x[:, 0]))
 
 
-def patch_stem(v: Any, rngs: Draws) -> list[nnx.Module]:
-    """Make one convolution with windows as large as its stride, as PyTorch draws it."""
-    (stride,) = v.stem_strides
-    return [Conv(v.in_channels, v.dim, stride, stride=stride, torch_init=True, rngs=rngs)]
-
-
 def grid_of(v: Any, image_size: int) -> int:
     """Return the side of the grid of patches; `ValueError` where row or size cannot make a
     transformer.
@@ -164,23 +151,14 @@ def grid_of(v: Any, image_size: int) -> int:
             f"dim={v.dim}, depth={v.depth}, heads={v.heads}, in_channels={v.in_channels} must be "
             "positive, and heads a divisor of dim"
         )
-    patch = math.prod(v.stem_strides)
-    if image_size < patch or image_size % patch:
-        near = max(patch, round(image_size / patch) * patch)
-        raise ValueError(
-            f"image_size={image_size} is not a whole number of patches of {patch} px; use "
-            f"image_size={near}, or other stem_strides"
-        )
-    return image_size // patch
+    return checks.whole_patches(v, image_size)
 
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     grid = grid_of(v, image_size)
-    return classifier(
-        lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype)
-    )
+    return classifier(lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=v.dtype)
 
 
 def token_rows(blocks: str) -> list[Row]:
@@ -201,8 +179,8 @@ _SHARED = [
     *token_rows(r"blocks\.\d+"),
     *stems.conv_stem_rows(r"patch_embed\.proj\.stem", "patch_embed.proj"),
 ]
-TORCH_NAMES: list[Row] = [*_SHARED, row(r"(blocks\.\d+\.ls[12])\.gamma", r"\1.gamma")]
-OTHER_NAMES: list[Naming] = [
+TORCH_NAMES = [*_SHARED, row(r"(blocks\.\d+\.ls[12])\.gamma", r"\1.gamma")]
+OTHER_NAMES = [
     Naming(
         "Facebook's DeiT-III",
         r"blocks\.\d+\.gamma_[12]",
@@ -215,14 +193,11 @@ def torch_keys(v: Variant) -> list[str]:
     """List the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
     found = keys("", "cls_token: pos_embed:")
     if v.stem_widths:
-        stem = "patch_embed.proj.stem"
-        found += stems.conv_stem_keys(stem, len(v.stem_widths), project=True)
+        found += stems.conv_stem_keys("patch_embed.proj.stem", len(v.stem_widths), project=True)
     else:
         found += keys("", "patch_embed.proj")
     ls1, ls2 = ("", "") if v.gamma_init is None else ("ls1.gamma:", "ls2.gamma:")
-    for i in range(v.depth):
-        modules = f"norm1 attn.qkv attn.proj {ls1} norm2 mlp.fc1 mlp.fc2 {ls2}"
-        found += keys(f"blocks.{i}", modules)
+    found += keys("blocks", f"norm1 attn.qkv attn.proj {ls1} norm2 mlp.fc1 mlp.fc2 {ls2}", v.depth)
     return found + keys("", "norm head")
 
 
@@ -240,7 +215,6 @@ MEMBERS = {
         decay_mask="matrices-not-tokens",
     ),
 }
-NAMES = Names(
-    TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\..*", others=OTHER_NAMES
-)
+_STEM, _HEAD = r"patch_embed\.proj\..*", r"head\..*"
+NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES)
 FAMILY = Family("vit", "ViT", VARIANTS, create, NAMES, MEMBERS, "matrices")

@@ -1,7 +1,7 @@
 """XCiT: attention between channels instead of between patches, for any image size.
 
 Source: El-Nouby et al. 2021 (arXiv 2106.09681); the robust ones: Debenedetti et al. 2022 (arXiv
-2209.07399). Parity: tests/models/families/test_xcit.py against timm 1.0.9 and the golden logits.
+2209.07399).
 """
 
 import math
@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxrobust.models.families import residual
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
     Naming,
-    Row,
     keys,
     linear_oi,
     row,
@@ -34,9 +35,8 @@ from jaxrobust.models.modules.basic import (
     Mlp,
     Normalize,
 )
-from jaxrobust.models.modules.initializers import Draws, normal_02
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.models.modules.positions import fourier_features
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 
@@ -83,9 +83,7 @@ class PatchEmbed(nnx.Module):
         ins, proj = v.in_channels, []
         for left, stride in zip(reversed(range(len(v.stem_strides))), v.stem_strides, strict=True):
             out = v.dim >> left
-            conv = Conv(
-                ins, out, 3, stride=stride, padding=1, bias=False, torch_init=True, rngs=rngs
-            )
+            conv = residual.conv(ins, out, 3, rngs, stride)
             proj += [nnx.List([conv, BatchNorm(out, group=v.bn_group)]), Gelu()]
             ins = out
         self.proj = nnx.List(proj[:-1])
@@ -104,7 +102,7 @@ class FourierPositions(nnx.Module):
     """The waves of every position through a learned 1x1 convolution."""
 
     def __init__(self, dim: int, rngs: Draws) -> None:
-        self.token_projection = Conv(64, dim, 1, torch_init=True, rngs=rngs)
+        self.token_projection = Conv(64, dim, 1, init=torch_default, rngs=rngs)
 
     def __call__(self, height: int, width: int, dtype: jnp.dtype) -> Array:
         return self.token_projection(jnp.asarray(fourier_features(height, width), dtype)[None])
@@ -130,9 +128,9 @@ class LocalInteraction(nnx.Module):
     """Depthwise 3x3, GELU, batch norm, depthwise 3x3: the exchange between neighbours."""
 
     def __init__(self, dim: int, group: int, rngs: Draws) -> None:
-        self.conv1 = DepthwiseConv(dim, 3, torch_init=True, rngs=rngs)
+        self.conv1 = DepthwiseConv(dim, 3, init=torch_default, rngs=rngs)
         self.bn = BatchNorm(dim, group=group)
-        self.conv2 = DepthwiseConv(dim, 3, torch_init=True, rngs=rngs)
+        self.conv2 = DepthwiseConv(dim, 3, init=torch_default, rngs=rngs)
 
     def hidden(self, x: Array, train: bool) -> Array:
         """Return the output but for its last bias, which goes with what follows."""
@@ -244,8 +242,7 @@ def _gamma(v: Variant) -> nnx.Param:
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     strides = v.stem_strides
-    if not (isinstance(strides, tuple | list) and strides and all(n >= 1 for n in strides)):
-        raise ValueError(f"stem_strides={strides!r} must be a tuple of positive integers")
+    checks.check_tuples(v, "stem_strides")
     if min(v.dim, v.depth, v.heads, v.in_channels) < 1 or v.dim % v.heads:
         raise ValueError(
             f"dim={v.dim}, depth={v.depth}, heads={v.heads} and in_channels={v.in_channels} must "
@@ -274,7 +271,7 @@ _LINEARS = (
 _NORMS = (
     r"patch_embed\.proj\.\d\.1|blocks\.\d+\.local_mp\.bn|(?:cls_attn_)?blocks\.\d+\.norm[123]|norm"
 )
-_SHARED: list[Row] = table(
+_SHARED = table(
     row(r"(cls_token|.+\.gamma[123]|.+\.temperature)", r"\1"),
     BATCH_NORM_COUNT,
     convs={f"({_CONVS})": r"\1"},
@@ -284,23 +281,16 @@ _SHARED: list[Row] = table(
 _POSITIONS = "pos_embed.token_projection"
 TORCH_NAMES = table(*_SHARED, convs={r"pos_embed\.token_projection": _POSITIONS})
 _FUSED = r"(cls_attn_blocks\.\d\.attn)\.qkv"
-OTHER_NAMES: list[Naming] = [
+_KERNELS, _BIASES = (tuple(rf"\1.{a}.{part}" for a in "qkv") for part in ("kernel", "bias"))
+OTHER_NAMES = [
     Naming(
         "Facebook's XCiT",
         rf"pos_embeder\..*|{_FUSED}\.weight",
         [
             *_SHARED,
             *table(convs={r"pos_embed(?:er)?\.token_projection": _POSITIONS}),
-            row(
-                _FUSED + r"\.weight",
-                (r"\1.q.kernel", r"\1.k.kernel", r"\1.v.kernel"),
-                lambda fused: np.split(linear_oi(fused), 3, axis=1),
-            ),
-            row(
-                _FUSED + r"\.bias",
-                (r"\1.q.bias", r"\1.k.bias", r"\1.v.bias"),
-                lambda fused: np.split(fused, 3),
-            ),
+            row(_FUSED + r"\.weight", _KERNELS, lambda a: np.split(linear_oi(a), 3, axis=1)),
+            row(_FUSED + r"\.bias", _BIASES, lambda a: np.split(a, 3)),
         ],
     )
 ]
@@ -314,11 +304,9 @@ def torch_keys(v: Variant) -> list[str]:
     found += keys("", _POSITIONS)
     attn = "gamma1: gamma3: gamma2: norm1 attn.temperature: attn.qkv attn.proj"
     local = "norm3 local_mp.conv1 local_mp.bn:bn local_mp.conv2"
-    for i in range(v.depth):
-        found += keys(f"blocks.{i}", f"{attn} {local} norm2 mlp.fc1 mlp.fc2")
-    for i in range(2):
-        attn = "gamma1: gamma2: norm1 attn.q attn.k attn.v attn.proj"
-        found += keys(f"cls_attn_blocks.{i}", f"{attn} norm2 mlp.fc1 mlp.fc2")
+    found += keys("blocks", f"{attn} {local} norm2 mlp.fc1 mlp.fc2", v.depth)
+    attn = "gamma1: gamma2: norm1 attn.q attn.k attn.v attn.proj"
+    found += keys("cls_attn_blocks", f"{attn} norm2 mlp.fc1 mlp.fc2", 2)
     return found + keys("", "norm head")
 
 
@@ -349,17 +337,10 @@ def _members() -> dict[str, Member]:
     return members
 
 
-NAMES = Names(
-    TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*", others=OTHER_NAMES
-)
+_STEM, _HEAD = r"patch_embed\..*", r"head\..*"
+NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES)
 FAMILY = Family(
-    "xcit",
-    "XCiT",
-    VARIANTS,
-    create,
-    NAMES,
-    _members(),
-    "matrices-not-tokens",
+    *("xcit", "XCiT", VARIANTS, create, NAMES, _members(), "matrices-not-tokens"),
     any_size=True,
     compared={"positions": "in float64 with PyTorch's rounding of float32 sines on both sides"},
 )

@@ -1,6 +1,12 @@
-"""Checks of a row that several architectures make; each names the field and what it must be."""
+"""Checks that several architectures make, of rows, images and weights; each names what must be."""
 
+import math
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+
+from jaxrobust.types import Array
 
 
 def check_least(v: Any, **lows: int) -> None:
@@ -10,11 +16,11 @@ def check_least(v: Any, **lows: int) -> None:
             raise ValueError(f"{name}={value} must be at least {low}")
 
 
-def check_tuples(v: Any, *names: str) -> None:
-    """Raise `ValueError` where these fields are no tuples of positive integers."""
+def check_tuples(v: Any, *names: str, empty: bool = False) -> None:
+    """Raise `ValueError` where these fields are no tuples of positive integers, `empty` or not."""
     for name in names:
         values = getattr(v, name)
-        if not values or any(n < 1 for n in values):
+        if not (values or empty) or any(n < 1 for n in values):
             raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
 
 
@@ -31,3 +37,40 @@ def check_image_size(image_size: int) -> None:
     """Raise `ValueError` for images without pixels."""
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1")
+
+
+def whole_patches(v: Any, image_size: int) -> int:
+    """Count the patches of a stem along a side.
+
+    Raises:
+      ValueError: the last one is cut.
+    """
+    patch = math.prod(v.stem_strides)
+    if image_size < patch or image_size % patch:
+        near = max(patch, round(image_size / patch) * patch)
+        raise ValueError(
+            f"image_size={image_size} is not a whole number of patches of {patch} px; use "
+            f"image_size={near}, or other stem_strides"
+        )
+    return image_size // patch
+
+
+def check_fits(fits: bool, images: Array, made: str, own: str) -> None:
+    """Raise `ValueError` where images have other positions, `made`, than the network, `own`."""
+    if not fits:
+        raise ValueError(
+            f"images of {images.shape[1]}x{images.shape[2]} px give {made}, this network has {own}"
+            ": create it, and convert its weights, with their image_size"
+        )
+
+
+def refusing(what: str) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
+    """Return a `resize` that raises `ValueError`, for weights that belong to one size of images."""
+
+    def refused(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        raise ValueError(
+            f"{what} of shape {array.shape}, and this network has {shape}; give the image_size "
+            "and options that the weights were trained with"
+        )
+
+    return refused

@@ -1,7 +1,7 @@
 """The only place where NNX modules become pure functions."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models.modules.basic import BatchNorm
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, split
+from jaxrobust.models.modules.draws import Draws, Drop, split
 from jaxrobust.types import Array, Classifier, Params
 
 
@@ -24,16 +23,13 @@ def _single(flat: Params) -> Params:
 
 
 def _state(flat: Params, like):
-    paths = [(path, leaf) for path, leaf in nnx.to_flat_state(like)]
-    missing = {".".join(map(str, path)) for path, _ in paths} ^ flat.keys()
-    if missing:
+    named = [(".".join(map(str, path)), path, leaf) for path, leaf in nnx.to_flat_state(like)]
+    if missing := {name for name, *_ in named} ^ flat.keys():
         raise ValueError(f"these weights do not belong to this network: {sorted(missing)[:8]}")
-    for path, leaf in paths:
-        name = ".".join(map(str, path))
+    for name, _, leaf in named:
         if flat[name].shape != leaf.shape:
             raise ValueError(f"{name} has shape {flat[name].shape}, expected {leaf.shape}")
-    leaves = [leaf.replace(flat[".".join(map(str, path))]) for path, leaf in paths]
-    return nnx.from_flat_state([(p, leaf) for (p, _), leaf in zip(paths, leaves, strict=True)])
+    return nnx.from_flat_state([(path, leaf.replace(flat[name])) for name, path, leaf in named])
 
 
 class OfModule(Classifier):
@@ -189,20 +185,17 @@ def _streams(like: Any, key: Array | None) -> Any:
 
 
 def of_stages(v: Any, train: bool, key: Array | None) -> list[dict[str, Any]]:
-    """List the arguments of `run_blocks` in each stage, all keys drawn before the first runs."""
-    return [*each_stage(v, train, key)]
-
-
-def each_stage(v: Any, train: bool, key: Array | None) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of `run_blocks` in each stage of a row's `depths`.
+    """List the arguments of `run_blocks` in each stage of a row's `depths`.
 
     Each has another key; the blocks' rates grow linearly from 0 at the network's first to
     `drop_path` at its last.
     """
     keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
     rates, ends = np.linspace(0, v.drop_path, sum(v.depths)).tolist(), np.cumsum(v.depths)
-    for end, depth, k in zip(ends, v.depths, keys, strict=True):
-        yield {"train": train, "key": k, "rates": rates[end - depth : end], **stored(v)}
+    return [
+        {"train": train, "key": k, "rates": rates[end - depth : end], **stored(v)}
+        for end, depth, k in zip(ends, v.depths, keys, strict=True)
+    ]
 
 
 def of_one_stage(v: Any, train: bool, key: Array | None) -> dict[str, Any]:
@@ -214,9 +207,6 @@ def of_one_stage(v: Any, train: bool, key: Array | None) -> dict[str, Any]:
 def stored(v: Any) -> dict[str, bool]:
     """Return the settings of a row by which its blocks are compiled and stored."""
     return {name: getattr(v, name) for name in ("remat", "scan") if name in v._fields}
-
-
-_DRAWS = "above 0 draws in training: call apply with a key"
 
 
 def run_blocks(
@@ -243,7 +233,8 @@ def run_blocks(
     drops: list[Drop | None] = [None] * len(blocks)
     if train and (draws or any(rates)):
         if key is None:
-            raise ValueError(f"{'dropout' if draws else 'drop_path'} {_DRAWS}")
+            what = "dropout" if draws else "drop_path"
+            raise ValueError(f"{what} above 0 draws in training: call apply with a key")
         keys, rates = split(key, len(blocks)), rates or (0.0,) * len(blocks)
         drops = [Drop(k, rate) for k, rate in zip(keys, rates, strict=True)]
     if not (remat or scan):

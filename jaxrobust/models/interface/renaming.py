@@ -154,15 +154,20 @@ _PARTS = {
 }
 
 
-def keys(prefix: str, modules: str) -> list[str]:
+def keys(prefix: str, modules: str, count: int | None = None) -> list[str]:
     """List torch's names of modules below a prefix, each with a weight and a bias.
 
     Behind a module's name, `:w` says that it has a weight only, `:bn` that it is a batch norm, and
-    a colon alone that it is a parameter itself.
+    a colon alone that it is a parameter itself. With a `count` they are below each of so many
+    numbers behind the prefix.
 
     >>> keys("layer1.0", "conv:w fc gamma:")
     ['layer1.0.conv.weight', 'layer1.0.fc.weight', 'layer1.0.fc.bias', 'layer1.0.gamma']
+    >>> keys("blocks", "norm:w", 2)
+    ['blocks.0.norm.weight', 'blocks.1.norm.weight']
     """
+    if count is not None:
+        return [key for i in range(count) for key in keys(f"{prefix}.{i}", modules)]
     found = []
     for module in modules.split():
         name, colon, kind = module.partition(":")

@@ -9,23 +9,24 @@ from flax import nnx
 
 from jaxrobust.models.kernels import batch_norms, convolutions, layers
 from jaxrobust.models.kernels.primitives import add_bias
-from jaxrobust.models.modules.initializers import Draws, Initializer, normal_02, torch_uniform
+from jaxrobust.models.modules.draws import (
+    Draws,
+    Initializer,
+    normal_02,
+    torch_default,
+    torch_uniform,
+)
 from jaxrobust.types import Array
 
 
-def _affine(
-    module: Any,
-    shape: tuple[int, ...],
-    bias: bool,
-    torch_init: bool,
-    init: Initializer,
-    rngs: Draws,
-) -> None:
-    """Give a module its kernel [..., in, out] and bias [out], from timm's or torch's draw."""
-    torch = torch_uniform(math.prod(shape[:-1])) if torch_init else None
-    module.kernel = nnx.Param((torch or init)(rngs.params(), shape))
-    zeros_or_torch = torch(rngs.params(), shape[-1:]) if torch else jnp.zeros(shape[-1])
-    module.bias = nnx.Param(zeros_or_torch) if bias else None
+def _affine(shape: tuple[int, ...], bias: bool, init: Initializer, rngs: Draws) -> tuple[Any, Any]:
+    """Return a kernel [..., in, out] and a bias [out], or None: 0, but of torch drawn as well."""
+    kernel = nnx.Param(init(rngs.params(), shape))
+    if init is torch_default:
+        drawn = torch_uniform(math.prod(shape[:-1]))(rngs.params(), shape[-1:])
+    else:
+        drawn = jnp.zeros(shape[-1])
+    return kernel, nnx.Param(drawn) if bias else None
 
 
 def _bias(module: Any) -> Array | None:
@@ -35,12 +36,9 @@ def _bias(module: Any) -> Array | None:
 class Conv(nnx.Module):
     """Convolution with symmetric zero padding; [kh, kw, in // groups, out] kernel.
 
-    `torch_init` draws PyTorch's default instead of `init` and a zero bias: stems that are created
+    Where `init` is `torch_default` the bias is drawn as well, else it is 0: stems that are created
     after timm's own initialisation have it.
     """
-
-    kernel: nnx.Param
-    bias: Any  # a Param, or None
 
     def __init__(
         self,
@@ -53,11 +51,11 @@ class Conv(nnx.Module):
         groups: int = 1,
         dilation: int = 1,
         bias: bool = True,
-        torch_init: bool = False,
         init: Initializer = normal_02,
         rngs: Draws,
     ) -> None:
-        _affine(self, (kernel, kernel, ins // groups, outs), bias, torch_init, init, rngs)
+        shape = (kernel, kernel, ins // groups, outs)
+        self.kernel, self.bias = _affine(shape, bias, init, rngs)
         self.stride, self.padding = stride, padding
         self.groups, self.dilation = groups, dilation
 
@@ -67,38 +65,20 @@ class Conv(nnx.Module):
         return convolutions.conv(x, self.kernel[...], _bias(self), **how)
 
 
-class DepthwiseConv(nnx.Module):
+class DepthwiseConv(Conv):
     """Depthwise convolution with bias, stride 1, size kept; [k, k, 1, C] kernel."""
 
-    kernel: nnx.Param
-    bias: nnx.Param
-
-    def __init__(
-        self, channels: int, kernel: int, *, torch_init: bool = False, rngs: Draws
-    ) -> None:
-        _affine(self, (kernel, kernel, 1, channels), True, torch_init, normal_02, rngs)
-
-    def __call__(self, x: Array) -> Array:
-        return convolutions.depthwise_conv(x, self.kernel[...], self.bias[...])
+    def __init__(self, channels: int, kernel: int, **how: Any) -> None:
+        super().__init__(channels, channels, kernel, padding=kernel // 2, groups=channels, **how)
 
 
 class Linear(nnx.Module):
     """Affine map of the last axis; [in, out] kernel."""
 
-    kernel: nnx.Param
-    bias: Any  # a Param, or None
-
     def __init__(
-        self,
-        ins: int,
-        outs: int,
-        *,
-        bias: bool = True,
-        torch_init: bool = False,
-        init: Initializer = normal_02,
-        rngs: Draws,
+        self, ins: int, outs: int, *, bias: bool = True, init: Initializer = normal_02, rngs: Draws
     ) -> None:
-        _affine(self, (ins, outs), bias, torch_init, init, rngs)
+        self.kernel, self.bias = _affine((ins, outs), bias, init, rngs)
 
     def __call__(self, x: Array) -> Array:
         return layers.linear(x, self.kernel[...], _bias(self))

@@ -4,7 +4,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.models.cifar.transformers.cct import Attention
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws
 from tests.support import cifar_study, golden32, parity
 
 LISTING = "cct_7_3x1_32"

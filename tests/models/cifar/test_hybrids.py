@@ -281,7 +281,7 @@ class QuirksTest(absltest.TestCase):
     def test_botnets_logits_are_not_scaled(self):
         """With unit queries and keys a softmax of d = 8 differs from that of d / sqrt(d)."""
         from jaxrobust.models.cifar.transformers.botnet import Attention
-        from jaxrobust.models.modules.initializers import Draws
+        from jaxrobust.models.modules.draws import Draws
 
         module = Attention(8, 1, 2, Draws(jax.random.key(0)))
         x = np.random.default_rng(0).standard_normal((1, 2, 2, 8)).astype(np.float32)
@@ -298,7 +298,7 @@ class QuirksTest(absltest.TestCase):
 
     def test_vitaes_features_are_not_trained(self):
         from jaxrobust.models.cifar.transformers.vitae import Performer
-        from jaxrobust.models.modules.initializers import Draws
+        from jaxrobust.models.modules.draws import Draws
 
         module = Performer(4, 6, Draws(jax.random.key(0)))
         self.assertIsInstance(module.w, nnx.BatchStat)

@@ -5,7 +5,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models.cifar.shared.transformer import Attention
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws
 from tests.support import cifar_study, golden32, parity
 
 # listing -> patch; the reference counts convolutions and linear maps

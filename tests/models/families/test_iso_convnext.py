@@ -7,7 +7,7 @@ from flax import nnx
 
 from jaxrobust import models
 from jaxrobust.models.families import iso_convnext
-from jaxrobust.models.modules.stochastic_depth import Drop
+from jaxrobust.models.modules.draws import Drop
 from tests.support import behaviour
 from tests.support.families import CASES
 

@@ -7,7 +7,7 @@ from flax import nnx
 
 from jaxrobust import models
 from jaxrobust.models.families import swin
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws
 from jaxrobust.weights.naming import convert
 from tests.support import behaviour, parity, paths, reference, sweeps
 from tests.support.families import CASES

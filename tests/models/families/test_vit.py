@@ -7,8 +7,8 @@ from flax import nnx
 
 from jaxrobust import models
 from jaxrobust.models.families import vit
+from jaxrobust.models.modules.draws import Drop
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.models.modules.stochastic_depth import Drop
 from jaxrobust.weights.naming import convert
 from tests.support import behaviour, parity, reference, sweeps
 from tests.support.families import CASES

@@ -9,8 +9,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.models.families import xcit
 from jaxrobust.models.modules import positions
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop
+from jaxrobust.models.modules.draws import Draws, Drop
 from jaxrobust.weights.naming import convert
 from tests.support import behaviour, parity, reference
 from tests.support.families import reference_here, stored_waves

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models.modules.stochastic_depth import Drop, branches, dropouts
+from jaxrobust.models.modules.draws import Drop, branches, dropouts
 
 
 class KeysTest(parameterized.TestCase):

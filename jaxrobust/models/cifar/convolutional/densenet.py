@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
@@ -16,8 +17,7 @@ from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -57,10 +57,7 @@ class Transition(nnx.Module):
     """Half as many channels, rounded down, and means of 2x2 pixels."""
 
     def __init__(self, ins: int, v: Variant, rngs: Draws) -> None:
-        self.bn, self.conv = (
-            BatchNorm(ins, group=v.bn_group),
-            residual.conv(ins, ins // 2, 1, rngs),
-        )
+        self.bn, self.conv = BatchNorm(ins, group=v.bn_group), residual.conv(ins, ins // 2, 1, rngs)
         self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, train: bool) -> Array:
@@ -85,7 +82,7 @@ class DenseNet(nnx.Module):
                 setattr(self, f"trans{i}", Transition(ins, v, rngs))
                 ins //= 2
         self.bn = BatchNorm(ins, group=v.bn_group)
-        self.linear = Linear(ins, num_classes, torch_init=True, rngs=rngs)
+        self.linear = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -118,8 +115,7 @@ def torch_keys(v: Variant) -> list[str]:
     """List the names of kuangliu/pytorch-cifar in its order; a larger stem's norm is `bn1`."""
     found = keys("", "conv1:w" if v.small_stem else "conv1:w bn1:bn")
     for i, depth in enumerate(v.depths, 1):
-        for j in range(depth):
-            found += keys(f"dense{i}.{j}", "bn1:bn conv1:w bn2:bn conv2:w")
+        found += keys(f"dense{i}", "bn1:bn conv1:w bn2:bn conv2:w", depth)
         if i < len(v.depths):
             found += keys(f"trans{i}", "bn:bn conv:w")
     return found + keys("", "bn:bn linear")

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Names
@@ -16,8 +17,7 @@ from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
 
 EXPANSION = 4  # a block's output channels by its inner ones
@@ -47,10 +47,8 @@ class Block(nnx.Module):
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
         group, width = v.bn_group, outs // EXPANSION
         self.bn1, self.conv1 = BatchNorm(ins, group=group), residual.conv(ins, width, 1, rngs)
-        self.bn2, self.conv2 = (
-            BatchNorm(width, group=group),
-            residual.conv(width, width, 3, rngs, stride),
-        )
+        self.bn2 = BatchNorm(width, group=group)
+        self.conv2 = residual.conv(width, width, 3, rngs, stride)
         self.bn3, self.conv3 = BatchNorm(width, group=group), residual.conv(width, outs, 1, rngs)
         changes = stride > 1 or ins != outs
         self.shortcut = nnx.List([residual.conv(ins, outs, 1, rngs, stride)] if changes else [])
@@ -74,7 +72,7 @@ class PreActResNet(nnx.Module):
         ins = residual.add_stages(self, v, rngs, Block, EXPANSION * v.width)
         if v.last_norm:
             self.bn = BatchNorm(ins, group=v.bn_group)
-        self.linear = Linear(ins, num_classes, torch_init=True, rngs=rngs)
+        self.linear = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -103,16 +101,15 @@ def torch_keys(v: Variant) -> list[str]:
     """List the names of kuangliu/pytorch-cifar in its order; a last norm is `bn`."""
     found = keys("", "conv1:w")
     for block, projects in residual.block_names(v.depths, residual.STEM, EXPANSION * v.width):
-        found += keys(block, "bn1:bn conv1:w bn2:bn conv2:w bn3:bn conv3:w")
-        found += keys(block, "shortcut.0:w") if projects else []
+        parts = "bn1:bn conv1:w bn2:bn conv2:w bn3:bn conv3:w" + " shortcut.0:w" * projects
+        found += keys(block, parts)
     return found + keys("", "bn:bn linear" if v.last_norm else "linear")
 
 
+_224 = {"small_stem": False, "last_norm": True}
 _NETWORKS = {
     "cifar_preactresnet50": common.Study("PreActResNet-50 at 32 px", counted="23.50"),
-    "cifar_preactresnet50_224": common.Study(
-        "PreActResNet-50", {"small_stem": False, "last_norm": True}
-    ),
+    "cifar_preactresnet50_224": common.Study("PreActResNet-50", _224),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"conv1\..*", head=r"linear\..*")
 FAMILY = common.family(

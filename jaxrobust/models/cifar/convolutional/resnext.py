@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Names
@@ -17,7 +18,7 @@ from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array, Classifier
 
 EXPANSION = 2  # a block's output channels by its inner ones
@@ -48,7 +49,7 @@ class ResNeXt(nnx.Module):
         self.bn1 = BatchNorm(residual.STEM, group=v.bn_group)
         block = functools.partial(residual.Bottleneck, expansion=EXPANSION, groups=v.groups)
         ins = residual.add_stages(self, v, rngs, block, EXPANSION * v.groups * v.width)
-        self.linear = Linear(ins, num_classes, torch_init=True, rngs=rngs)
+        self.linear = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -76,12 +77,10 @@ TORCH_NAMES = common.rows(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of kuangliu/pytorch-cifar in its order."""
-    found = keys("", "conv1:w bn1:bn")
-    for block, projects in residual.block_names(
-        v.depths, residual.STEM, EXPANSION * v.groups * v.width
-    ):
-        found += keys(block, "conv1:w bn1:bn conv2:w bn2:bn conv3:w bn3:bn")
-        found += keys(block, "shortcut.0:w shortcut.1:bn") if projects else []
+    found, first = keys("", "conv1:w bn1:bn"), EXPANSION * v.groups * v.width
+    own, shortcut = "conv1:w bn1:bn conv2:w bn2:bn conv3:w bn3:bn", " shortcut.0:w shortcut.1:bn"
+    for block, projects in residual.block_names(v.depths, residual.STEM, first):
+        found += keys(block, own + shortcut * projects)
     return found + keys("", "linear")
 
 

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, dropouts
+from jaxrobust.models.modules.draws import Draws, Drop, dropouts, torch_default
 from jaxrobust.types import Array, Classifier
 
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each stage of a VGG-16
@@ -89,13 +89,13 @@ class VGG(nnx.Module):
         features: dict[int, nnx.Module] = {}
         for width, stage in zip(v.widths, places(len(v.widths)), strict=True):
             for at in stage:
-                features[at] = Conv(ins, width, 3, padding=1, torch_init=True, rngs=rngs)
+                features[at] = Conv(ins, width, 3, padding=1, init=torch_default, rngs=rngs)
                 features[at + 1] = BatchNorm(width, group=v.bn_group)
                 ins = width
         self.features = Numbered(features)
         maps, ins = {}, ins * v.pool**2
         for i, width in enumerate((*v.hidden, num_classes)):
-            maps[3 * i] = Linear(ins, width, torch_init=True, rngs=rngs)  # then ReLU and dropout
+            maps[3 * i] = Linear(ins, width, init=torch_default, rngs=rngs)  # then ReLU and dropout
             ins = width
         self.classifier: Any = Numbered(maps) if v.hidden else maps[0]
         self.variant = v
@@ -122,8 +122,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"widths={v.widths!r} must be positive integers, one for each of at most "
             f"{len(DEPTHS)} stages"
         )
-    if any(n < 1 for n in v.hidden):
-        raise ValueError(f"hidden={v.hidden!r} must be a tuple of positive integers")
+    checks.check_tuples(v, "hidden", empty=True)
     common.check(v, pool=1, in_channels=1, bn_group=0)
     if v.drop_path:
         raise ValueError(
@@ -152,21 +151,17 @@ TORCH_NAMES = common.rows(_CONV, _NORM, r"(classifier(?:\.\d+)?)")
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of kuangliu/pytorch-cifar in its order."""
-    stages = places(len(v.widths))
-    found = [
-        key for stage in stages for at in stage for key in keys("features", f"{at} {at + 1}:bn")
-    ]
+    convs = [at for stage in places(len(v.widths)) for at in stage]
+    found = keys("features", " ".join(f"{at} {at + 1}:bn" for at in convs))
     maps = [f"classifier.{3 * i}" for i in range(len(v.hidden) + 1)]
     return found + keys("", " ".join(maps) if v.hidden else "classifier")
 
 
+_224 = {"hidden": (4096, 4096), "pool": 7}
 _NETWORKS = {
     "cifar_vgg16": common.Study("VGG-16 at 32 px", counted="14.72"),
-    "cifar_vgg16_224": common.Study(
-        "VGG-16", {"hidden": (4096, 4096), "pool": 7}, {"dropout": 0.5}
-    ),
+    "cifar_vgg16_224": common.Study("VGG-16", _224, {"dropout": 0.5}),
 }
-NAMES = Names(
-    TORCH_NAMES, torch_keys, stem=r"features\.[01]\..*", head=r"classifier\.(?:6\.)?[a-z]+"
-)
+_HEAD = r"classifier\.(?:6\.)?[a-z]+"
+NAMES = Names(TORCH_NAMES, torch_keys, stem=r"features\.[01]\..*", head=_HEAD)
 FAMILY = common.family("cifar_vgg", "VGG", Variant, create, NAMES, _NETWORKS, any_size=True)

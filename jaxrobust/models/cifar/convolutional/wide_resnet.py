@@ -4,21 +4,22 @@ Sources: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); by its parameters it is 
 meliketoy/wide-resnet.pytorch (292b3ed). The standard one at 224 pixels is `wide_resnet50_2`.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches, dropouts
+from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
+from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, torch_default
 from jaxrobust.types import Array, Classifier
 
 STEM = 16  # channels
@@ -40,12 +41,7 @@ class Variant(NamedTuple):
 
 # Glorot's uniform draw with gain sqrt(2).
 _glorot = jax.nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
-
-
-def _conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1) -> Conv:
-    """Make a convolution with bias that keeps the size, but for its stride."""
-    padding = kernel // 2
-    return Conv(ins, outs, kernel, stride=stride, padding=padding, init=_glorot, rngs=rngs)
+_conv = functools.partial(residual.conv, bias=True, init=_glorot)
 
 
 class Block(nnx.Module):
@@ -75,7 +71,7 @@ class WideResNet(nnx.Module):
         self.conv1 = _conv(v.in_channels, STEM, 3, rngs)
         ins = residual.add_stages(self, v, rngs, Block, STEM * v.width, STEM)
         self.bn1 = BatchNorm(ins, group=v.bn_group, momentum=0.9)  # as released: it moves fast
-        self.linear = Linear(ins, num_classes, torch_init=True, rngs=rngs)
+        self.linear = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:

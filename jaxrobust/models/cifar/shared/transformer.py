@@ -3,48 +3,36 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.interface.renaming import Row, keys, row, table
+from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import attention, convolutions, layers
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import LayerNorm, Linear
-from jaxrobust.models.modules.initializers import Draws, Initializer
-from jaxrobust.models.modules.stochastic_depth import Drop, branches, dropouts
+from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, torch_default
 from jaxrobust.types import Array
 
 EPS = 1e-5  # of layer norms, PyTorch's default
 Place = Callable[[Array], Array]  # what a place of dropout does
 
 
-def _stay(x: Array) -> Array:
-    return x
-
-
 class Mlp(nnx.Module):
-    """Linear to `hidden` features, activation, linear to `outs`; places of dropout behind both.
+    """Linear to `hidden` features, activation, linear to `outs` (0: `ins`); dropout behind both.
 
-    It is drawn as PyTorch does by itself, or from `init` with biases of 0.
+    From an `init` other than PyTorch's biases are 0.
     """
 
     def __init__(
-        self,
-        ins: int,
-        hidden: int,
-        activation: str,
-        rngs: Draws,
-        *,
-        outs: int = 0,  # 0: `ins`
-        init: Initializer | None = None,
+        self, ins: int, hidden: int, activation: str, rngs: Draws, outs=0, init=torch_default
     ) -> None:
-        how: dict[str, Any] = {"init": init} if init else {"torch_init": True}
-        self.fc1 = Linear(ins, hidden, rngs=rngs, **how)
-        self.fc2 = Linear(hidden, outs or ins, rngs=rngs, **how)
+        self.fc1 = Linear(ins, hidden, init=init, rngs=rngs)
+        self.fc2 = Linear(hidden, outs or ins, init=init, rngs=rngs)
         self.activation = activation
 
-    def __call__(self, x: Array, inside: Place = _stay, behind: Place = _stay) -> Array:
+    def __call__(self, x: Array, inside: Place = lambda x: x, behind: Place = lambda x: x) -> Array:
         x, bias = layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...]
         if self.activation == "gelu":  # takes the bias along, which saves a pass
             x = layers.gelu(x, bias)
@@ -57,7 +45,7 @@ class Patches(Linear):
     """A linear map of the pixels of each patch, channels last; f[B,H,W,C] -> f[B,H',W',D]."""
 
     def __init__(self, ins: int, dim: int, patch: int, rngs: Draws) -> None:
-        super().__init__(patch * patch * ins, dim, torch_init=True, rngs=rngs)
+        super().__init__(patch * patch * ins, dim, init=torch_default, rngs=rngs)
         self.patch = patch
 
     def __call__(self, x: Array) -> Array:
@@ -69,8 +57,8 @@ class Attention(nnx.Module):
     """Attention of all tokens to all; `full`: logits are scaled by the root of all heads' width."""
 
     def __init__(self, dim: int, heads: int, full: bool, rngs: Draws) -> None:
-        self.to_qkv = Linear(dim, 3 * dim, bias=False, torch_init=True, rngs=rngs)
-        self.to_out = Linear(dim, dim, torch_init=True, rngs=rngs)
+        self.to_qkv = Linear(dim, 3 * dim, bias=False, init=torch_default, rngs=rngs)
+        self.to_out = Linear(dim, dim, init=torch_default, rngs=rngs)
         self.heads, self.factor = heads, heads**-0.5 if full else 1.0
 
     def __call__(self, x: Array) -> Array:
@@ -78,6 +66,24 @@ class Attention(nnx.Module):
         qkv = self.to_qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
         return self.to_out(attention.attention(q * self.factor, k, v))
+
+
+class TokenAttention(nnx.Module):
+    """Attention of all tokens f[...,N,D] to all: queries, keys, values from a map without a bias.
+
+    Heads are `width` wide, whatever D is.
+    """
+
+    def __init__(self, dim: int, heads: int, width: int, rngs: Draws) -> None:
+        inner = heads * width
+        self.qkv = Linear(dim, 3 * inner, bias=False, init=torch_default, rngs=rngs)
+        self.proj = Linear(inner, dim, init=torch_default, rngs=rngs)
+        self.heads, self.width = heads, width
+
+    def __call__(self, x: Array) -> Array:
+        parts, tokens = jnp.split(self.qkv(x), 3, axis=-1), x.shape[-2]
+        q, k, v = (part.reshape(-1, tokens, self.heads, self.width) for part in parts)
+        return self.proj(attention.attention(q, k, v)).reshape(x.shape)
 
 
 class Block(nnx.Module):
@@ -90,11 +96,23 @@ class Block(nnx.Module):
         self.dropout = v.dropout
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         path1, path2 = branches(drop, 2)
         attended, inside, behind = dropouts(drop, 3, self.dropout, paths=2)
         x = x + path1(attended(self.attn(self.norm1(x))))
         return x + path2(self.mlp(self.norm2(x), inside, behind))
+
+
+class PreNorm(nnx.Module):
+    """x + attention(LN(x)), then x + feed-forward(LN(x)); attention is called with `train` too."""
+
+    def __init__(self, dim: int, attn: Any, mlp: Any, eps: float = EPS) -> None:
+        self.norm1, self.attn = LayerNorm(dim, eps=eps), attn
+        self.norm2, self.mlp = LayerNorm(dim, eps=eps), mlp
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        attn_path, mlp_path = branches(drop, 2)
+        x = x + attn_path(self.attn(self.norm1(x), train))
+        return x + mlp_path(self.mlp(self.norm2(x)))
 
 
 def grid_of(image_size: int, patch: int) -> int:
@@ -118,7 +136,7 @@ def check(v: Any, *positive: str) -> None:
 
 _LAYER = r"transformer\.layers\.(\d+)\."
 # Of lucidrains' vit-pytorch, as kentaroy47's vision-transformers-cifar10 has it.
-BLOCK_ROWS: list[Row] = table(
+BLOCK_ROWS = table(
     row(r"cls_token", "cls_token"),
     norms={
         _LAYER + r"0\.fn\.norm": r"blocks.\1.norm1",
@@ -138,4 +156,4 @@ BLOCK_ROWS: list[Row] = table(
 def block_keys(depth: int) -> list[str]:
     """List the names of all blocks there, in their order."""
     modules = "0.fn.norm 0.fn.fn.to_qkv:w 0.fn.fn.to_out.0 1.fn.norm 1.fn.fn.net.0 1.fn.fn.net.3"
-    return [key for i in range(depth) for key in keys(f"transformer.layers.{i}", modules)]
+    return keys("transformer.layers", modules, depth)

@@ -1,8 +1,7 @@
 """BoTNet-50: a ResNet-50 whose last stage attends where the others convolve.
 
 Source: Srinivas et al. 2021 (arXiv 2101.11605), as leaderj1001/BottleneckTransformers (142e965) has
-it: logits are not scaled, and the products of queries and positions are transposed. Parity:
-tests/models/cifar/test_hybrids.py against golden logits of that code.
+it: logits are not scaled, and the products of queries and positions are transposed.
 """
 
 import functools
@@ -10,20 +9,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.families import residual
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, row, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, row, table
 from jaxrobust.models.kernels import attention, pooling
 from jaxrobust.models.kernels.layers import dropout
 from jaxrobust.models.kernels.primitives import spread, widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import split
+from jaxrobust.models.modules.draws import Draws, split, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -50,15 +49,12 @@ class Attention(nnx.Module):
     With `halves` means over 2x2 pixels follow.
     """
 
-    def __init__(
-        self, dim: int, heads: int, side: int, rngs: Draws, *, halves: bool = False
-    ) -> None:
+    def __init__(self, dim: int, heads: int, side: int, rngs: Draws, halves: bool = False) -> None:
         normal, place = jax.nn.initializers.normal(1.0), (1, heads, dim // heads)
         self.rel_h = nnx.Param(normal(rngs.params(), (*place, 1, side)))
         self.rel_w = nnx.Param(normal(rngs.params(), (*place, side, 1)))
-        self.query, self.key, self.value = (
-            residual.conv(dim, dim, 1, rngs, bias=True) for _ in range(3)
-        )
+        maps = (residual.conv(dim, dim, 1, rngs, bias=True) for _ in range(3))
+        self.query, self.key, self.value = maps
         self.heads, self.halves = heads, halves
 
     def __call__(self, x: Array) -> Array:
@@ -96,7 +92,7 @@ class BoTNet(nnx.Module):
 
         block = functools.partial(residual.Bottleneck, expansion=4, middle=middle, bias=True)
         ins = residual.add_stages(self, v, rngs, block, 4 * v.width)
-        self.fc = Linear(ins, num_classes, torch_init=True, rngs=rngs)
+        self.fc = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -124,27 +120,18 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     return classifier(lambda rngs: BoTNet(v, num_classes, image_size, rngs), dtype=v.dtype)
 
 
-def refused(positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Raise `ValueError`: positions belong to one size of images."""
-    raise ValueError(
-        f"positions of shape {positions.shape}, and this network has {shape}; give the image_size "
-        "and options that the weights were trained with"
-    )
-
-
 _BLOCK = r"(layer\d\.\d+)"
-TORCH_NAMES: list[Row] = table(
-    row(rf"{_BLOCK}\.conv2(?:\.0)?\.(rel_[hw])", r"\1.conv2.\2", resize=refused),
+TORCH_NAMES = table(
+    row(
+        rf"{_BLOCK}\.conv2(?:\.0)?\.(rel_[hw])", r"\1.conv2.\2", resize=checks.refusing("positions")
+    ),
     BATCH_NORM_COUNT,
     convs={
         r"((?:layer\d\.\d+\.)?conv\d)": r"\1",
         rf"{_BLOCK}\.shortcut\.0": r"\1.shortcut.0",
         rf"{_BLOCK}\.conv2\.0\.(query|key|value)": r"\1.conv2.\2",
     },
-    norms={
-        r"((?:layer\d\.\d+\.)?bn\d)": r"\1",
-        rf"{_BLOCK}\.shortcut\.1": r"\1.shortcut.1",
-    },
+    norms={r"((?:layer\d\.\d+\.)?bn\d)": r"\1", rf"{_BLOCK}\.shortcut\.1": r"\1.shortcut.1"},
     linears={r"fc\.1": "fc"},
 )
 
@@ -152,13 +139,11 @@ TORCH_NAMES: list[Row] = table(
 def torch_keys(v: Variant) -> list[str]:
     """List the names of leaderj1001's code, in its order."""
     found = keys("", "conv1:w bn1:bn")
+    attends = "conv2.0.rel_h: conv2.0.rel_w: conv2.0.query conv2.0.key conv2.0.value"
     for block, projects in residual.block_names(v.depths, residual.STEM, 4 * v.width):
-        attends = " ".join(
-            f"conv2.0.{part}" for part in ("rel_h:", "rel_w:", "query", "key", "value")
-        )
         conv2 = attends if block.startswith(f"layer{len(v.depths)}.") else "conv2:w"
-        found += keys(block, f"conv1:w bn1:bn {conv2} bn2:bn conv3:w bn3:bn")
-        found += keys(block, "shortcut.0 shortcut.1:bn") if projects else []
+        parts = f"conv1:w bn1:bn {conv2} bn2:bn conv3:w bn3:bn"
+        found += keys(block, parts + " shortcut.0 shortcut.1:bn" * projects)
     return found + keys("", "fc.1")
 
 

@@ -1,9 +1,8 @@
 """CCT: convolutions as tokeniser, and a mean of the tokens whose weights are learned.
 
-Sources: Hassani et al. 2021 (arXiv 2104.05704) as SHI-Labs/Compact-Transformers (cd11f09) has
-CCT-7/3x1, which the count of Tang et al. 2022 (arXiv 2209.14105) is of. The second norm of its
-blocks is not before the MLP but on the trunk: what the MLP reads is also what it is added to.
-Parity: tests/models/cifar/test_cct.py against golden logits of that code.
+Source: Hassani et al. 2021 (arXiv 2104.05704) as SHI-Labs/Compact-Transformers (cd11f09) has
+CCT-7/3x1. The second norm of its blocks is not before the MLP but on the trunk: what the MLP reads
+is also what it is added to.
 """
 
 from itertools import pairwise
@@ -18,13 +17,12 @@ from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, Place, check
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, keys, row, table
+from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.kernels.primitives import add_bias, widened
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws, normal_02
+from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, normal_02
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.models.modules.stochastic_depth import Drop, branches, dropouts
 from jaxrobust.types import Array, Classifier
 
 
@@ -92,10 +90,8 @@ class Tokenizer(nnx.Module):
         he = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         how: dict[str, Any] = {"stride": v.stride, "padding": v.kernel // 2, "bias": False}
         widths = (v.in_channels, *(64,) * (v.convolutions - 1), v.dim)
-        pairs = pairwise(widths)
-        self.conv_layers = nnx.List(
-            [Conv(*pair, v.kernel, init=he, rngs=rngs, **how) for pair in pairs]
-        )
+        convs = [Conv(*pair, v.kernel, init=he, rngs=rngs, **how) for pair in pairwise(widths)]
+        self.conv_layers = nnx.List(convs)
 
     def __call__(self, x: Array) -> Array:
         for conv in self.conv_layers:
@@ -120,12 +116,8 @@ class CCT(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.tokenizer(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        if x.shape[1] != self.pos_embed.shape[1]:
-            raise ValueError(
-                f"images of {images.shape[1]}x{images.shape[2]} px give {x.shape[1]} tokens, this "
-                f"network has positions for {self.pos_embed.shape[1]}: create it, and convert its "
-                "weights, with their image_size"
-            )
+        tokens, own = x.shape[1], self.pos_embed.shape[1]
+        checks.check_fits(tokens == own, images, f"{tokens} tokens", f"positions for {own}")
         x = add_bias(x, self.pos_embed[...])
         how = of_one_stage(v, train, key)
         x = self.norm(run_blocks(self.blocks, x, draws=v.attention_dropout > 0, **how))
@@ -153,7 +145,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _BLOCK = r"classifier\.blocks\.(\d+)\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(r"classifier\.positional_emb", "pos_embed", resize=resized),
     convs={r"tokenizer\.conv_layers\.(\d+)\.0": r"tokenizer.conv_layers.\1"},
     norms={_BLOCK + r"(pre_norm|norm1)": r"blocks.\1.\2", r"classifier\.norm": "norm"},
@@ -168,11 +160,10 @@ TORCH_NAMES: list[Row] = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    found = [f"tokenizer.conv_layers.{i}.0.weight" for i in range(v.convolutions)]
+    found = keys("tokenizer.conv_layers", "0:w", v.convolutions)
     found += keys("classifier", "positional_emb: attention_pool")
-    for i in range(v.depth):
-        parts = "pre_norm self_attn.qkv:w self_attn.proj linear1 norm1 linear2"
-        found += keys(f"classifier.blocks.{i}", parts)
+    block = "pre_norm self_attn.qkv:w self_attn.proj linear1 norm1 linear2"
+    found += keys("classifier.blocks", block, v.depth)
     return found + keys("classifier", "norm fc")
 
 

@@ -3,8 +3,7 @@
 Source: Yuan et al. 2021 (arXiv 2103.11816), as rishikksh20/CeiT-pytorch (d41cb23) has it, without
 attention over layers: batch norms and a GELU behind the last linear map too, and the class token
 skips the feed-forward. At 32 px there are four patches. That code's feed-forward has a grid of
-14x14; here it is that of the patches. Parity: tests/models/cifar/test_hybrids.py against golden
-logits of that code.
+14x14; here it is that of the patches.
 """
 
 from typing import Any, NamedTuple
@@ -14,21 +13,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.tokens import Attention
+from jaxrobust.models.cifar.shared.transformer import EPS, TokenAttention
 from jaxrobust.models.families.vit import with_token
+from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, conv_oihw, keys, row, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, conv_oihw, keys, row, table
 from jaxrobust.models.kernels.pooling import max_pool
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
-
-_EPS = 1e-5  # of the layer norms
 
 
 class Variant(NamedTuple):
@@ -53,7 +50,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         dim, wide, group = v.dim, 4 * v.dim, v.bn_group
-        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
         self.act = ACTIVATIONS[v.activation]
         self.fc1, self.bn1 = Linear(dim, wide, **how), BatchNorm(wide, group=group)
         self.conv = Conv(wide, wide, 3, padding=1, groups=wide, bias=False, **how)
@@ -73,8 +70,8 @@ class Block(nnx.Module):
     """x + attention(LN(x)), then for all but the class token x + feed-forward(LN(x))."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
-        self.norm1, self.norm2 = LayerNorm(v.dim, eps=_EPS), LayerNorm(v.dim, eps=_EPS)
-        self.attn = Attention(v.dim, v.heads, 64, rngs)
+        self.norm1, self.norm2 = LayerNorm(v.dim, eps=EPS), LayerNorm(v.dim, eps=EPS)
+        self.attn = TokenAttention(v.dim, v.heads, 64, rngs)
         self.leff = FeedForward(v, rngs)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
@@ -89,7 +86,7 @@ class CeiT(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
     def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
-        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
         self.normalize = Normalize(v.in_channels)
         self.conv = Conv(v.in_channels, v.stem_width, 7, stride=2, padding=4, **how)
         self.bn = BatchNorm(v.stem_width, group=v.bn_group)
@@ -98,7 +95,7 @@ class CeiT(nnx.Module):
         self.pos_embedding = nnx.Param(normal(rngs.params(), (1, grid * grid + 1, v.dim)))
         self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, v.dim)))
         self.blocks = nnx.List([Block(v, rngs) for _ in range(v.depth)])
-        self.norm = LayerNorm(v.dim, eps=_EPS)
+        self.norm = LayerNorm(v.dim, eps=EPS)
         self.head = Linear(v.dim, num_classes, **how)
         self.variant, self.grid = v, grid
 
@@ -107,12 +104,8 @@ class CeiT(nnx.Module):
         x = max_pool(self.bn(self.conv(images), train), 0)
         batch, height, width, channels = x.shape
         grid, patch = self.grid, self.variant.patch
-        if (height, width) != (grid * patch, grid * patch):
-            raise ValueError(
-                f"images of {images.shape[1]}x{images.shape[2]} px give a map of {height}x{width}, "
-                f"this network has positions for {grid}x{grid} patches of {patch}: create it, and "
-                "convert its weights, with their image_size"
-            )
+        fits, own = (height, width) == (grid * patch,) * 2, f"{grid}x{grid} patches of {patch}"
+        checks.check_fits(fits, images, f"a map of {height}x{width}", f"positions for {own}")
         x = x.reshape(batch, grid, patch, grid, patch, channels).transpose(0, 1, 3, 2, 4, 5)
         return self.patch_embed(x.reshape(batch, grid * grid, -1))
 
@@ -139,7 +132,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 _LAYER = r"transformer\.layers\.(\d+)\."
 _ATTN, _LEFF = rf"{_LAYER}0\.fn\.", rf"{_LAYER}1\.fn\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(r"pos_embedding", "pos_embedding", resize=resized),
     row(r"cls_token", "cls_token"),
     row(rf"{_LEFF}fn\.depth_conv\.0\.weight", r"blocks.\1.leff.conv.kernel", conv_oihw),
@@ -168,11 +161,10 @@ TORCH_NAMES: list[Row] = table(
 def torch_keys(v: Variant) -> list[str]:
     """List the names of rishikksh20's code, in its order."""
     found = keys("", "pos_embedding: cls_token: conv.0 conv.1:bn to_patch_embedding.1")
-    for i in range(v.depth):
-        found += keys(f"transformer.layers.{i}.0.fn", "norm fn.to_qkv:w fn.to_out.0")
-        parts = "up_proj.0 up_proj.2:bn depth_conv.0:w depth_conv.1:bn down_proj.0 down_proj.2:bn"
-        found += keys(f"transformer.layers.{i}.1.fn", "norm")
-        found += keys(f"transformer.layers.{i}.1.fn.fn", parts)
+    parts = "up_proj.0 up_proj.2:bn depth_conv.0:w depth_conv.1:bn down_proj.0 down_proj.2:bn"
+    feed_forward = " ".join(f"1.fn.fn.{part}" for part in parts.split())
+    attn = "0.fn.norm 0.fn.fn.to_qkv:w 0.fn.fn.to_out.0"
+    found += keys("transformer.layers", f"{attn} 1.fn.norm {feed_forward}", v.depth)
     return found + keys("mlp_head", "0 1")
 
 

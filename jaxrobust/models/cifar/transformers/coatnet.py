@@ -1,12 +1,10 @@
-"""CoAtNet-0 of a study at 32 px: five stages, of which the last four convolve or attend by choice.
+"""CoAtNet-0: five stages, of which the last four convolve or attend by choice.
 
 A stage's first block halves the map, to 1 x 1 at 32 px. The hidden units of a feed-forward part are
 four times the channels that its block is given, also where it gives out twice as many.
 
-Sources: Dai et al. 2021 (arXiv 2106.04803), as chinhsuanwu/coatnet-pytorch d3ef1c3 (MIT) has it; in
-the study: Tang et al. 2022 (arXiv 2209.14105), Tables 1 and 2. Parity:
-tests/models/cifar/test_stages.py against golden logits of that repository. The row of 224 px is
-ours: the same network, whose tables of position biases are larger.
+Source: Dai et al. 2021 (arXiv 2106.04803), as chinhsuanwu/coatnet-pytorch d3ef1c3 (MIT) has it. The
+row of 224 px is the same network, whose tables of position biases are larger.
 """
 
 import math
@@ -18,20 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check
+from jaxrobust.models.families import residual
 from jaxrobust.models.families.robust_blocks import Squeeze
 from jaxrobust.models.families.swin import cut_to, relative_index, sides_of
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, drop, keys, row, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, drop, keys, row, table
 from jaxrobust.models.kernels import attention, pooling
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -80,10 +78,8 @@ class Convolve(nnx.Module):
         self.conv2 = residual.conv(hidden, hidden, 3, rngs, groups=hidden)
         self.conv3 = residual.conv(hidden, outs, 1, rngs)
         self.bn1, self.bn2 = (BatchNorm(hidden, group=group) for _ in range(2))
-        self.bn3, self.se = (
-            BatchNorm(outs, group=group),
-            Squeeze(hidden, ins // 4, rngs, v.activation),
-        )
+        self.bn3 = BatchNorm(outs, group=group)
+        self.se = Squeeze(hidden, ins // 4, rngs, v.activation)
         self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
@@ -101,8 +97,8 @@ class Attention(nnx.Module):
     def __init__(self, ins: int, outs: int, side: int, v: Variant, rngs: Draws) -> None:
         inner = v.heads * v.head_dim
         self.relative_bias_table = nnx.Param(jnp.zeros(((2 * side - 1) ** 2, v.heads)))
-        self.to_qkv = Linear(ins, 3 * inner, bias=False, torch_init=True, rngs=rngs)
-        self.to_out = Linear(inner, outs, torch_init=True, rngs=rngs)
+        self.to_qkv = Linear(ins, 3 * inner, bias=False, init=torch_default, rngs=rngs)
+        self.to_out = Linear(inner, outs, init=torch_default, rngs=rngs)
         self.heads, self.side = v.heads, side
 
     def __call__(self, x: Array) -> Array:
@@ -152,7 +148,7 @@ class CoAtNet(nnx.Module):
             stages.append(nnx.List([kind(a, outs, stride, side, v, rngs) for a, stride in rows]))
             ins = outs
         self.stages = nnx.List(stages)
-        self.head = Linear(ins, num_classes, bias=False, torch_init=True, rngs=rngs)
+        self.head = Linear(ins, num_classes, bias=False, init=torch_default, rngs=rngs)
         self.variant, self.image_size = v, image_size
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -218,7 +214,7 @@ def _index(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
 _BLOCK = r"s([0-9])\.(\d+)\."
 _OURS = r"stages.\1.\2."
 _ATTN = rf"{_BLOCK}attn\.1\.fn\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(f"{_ATTN}relative_bias_table", f"{_OURS}attn.relative_bias_table", resize=cropped),
     drop(f"{_ATTN}relative_index", "follows from the size of the map", _index),
     *table(linears={"fc": "head"}),
@@ -265,7 +261,7 @@ _MODULES = {
 
 def torch_keys(v: Variant) -> list[str]:
     """List the repository's names in its order."""
-    found = [key for i in range(v.depths[0]) for key in keys(f"s0.{i}", "0:w 1:bn")]
+    found = keys("s0", "0:w 1:bn", v.depths[0])
     for i, (letter, depth) in enumerate(zip(v.order, v.depths[1:], strict=True), 1):
         for j in range(depth):
             found += keys(f"s{i}.{j}", "" if j else "proj:w") + keys(f"s{i}.{j}", _MODULES[letter])

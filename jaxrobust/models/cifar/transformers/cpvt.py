@@ -1,8 +1,8 @@
 """The study's CPVT: no positions, but a depthwise convolution over the patches behind block 1.
 
-Source: Chu et al. 2021 (arXiv 2102.10882), at the sizes that the count of Tang et al. 2022
-(arXiv 2209.14105) fits: those of its ViT, with a class token and a head of one linear map. No code
-of it is public. Parity: tests/models/cifar/test_cpvt.py against our file in PyTorch.
+Source: Chu et al. 2021 (arXiv 2102.10882), at the sizes that the study's count fits: those of its
+ViT, with a class token and a head of one linear map. No code of it is public, so that our file in
+PyTorch stands for it.
 """
 
 import jax
@@ -14,11 +14,10 @@ from jaxrobust.models.cifar.transformers.vit import Variant
 from jaxrobust.models.families.vit import PatchEmbed, with_token
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, keys, table
+from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import split
+from jaxrobust.models.modules.draws import Draws, split, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -26,7 +25,7 @@ class ConditionalPositions(nnx.Module):
     """The patches of f[B,1+N,D] plus a 3x3 depthwise convolution of them; the class token stays."""
 
     def __init__(self, dim: int, grid: int, rngs: Draws) -> None:
-        self.proj = DepthwiseConv(dim, 3, torch_init=True, rngs=rngs)
+        self.proj = DepthwiseConv(dim, 3, init=torch_default, rngs=rngs)
         self.grid = grid
 
     def __call__(self, x: Array) -> Array:
@@ -45,7 +44,7 @@ class CPVT(nnx.Module):
         self.blocks = nnx.List([transformer.Block(v, rngs, full=False) for _ in range(v.depth)])
         self.pos_block = ConditionalPositions(v.dim, grid, rngs)
         self.norm = LayerNorm(v.dim, eps=transformer.EPS)
-        self.head = Linear(v.dim, num_classes, torch_init=True, rngs=rngs)
+        self.head = Linear(v.dim, num_classes, init=torch_default, rngs=rngs)
         self.variant, self.grid = v, grid
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -70,7 +69,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     return classifier(lambda rngs: CPVT(v, num_classes, grid, rngs), dtype=v.dtype)
 
 
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     *transformer.BLOCK_ROWS,
     convs={r"pos_block\.0\.proj\.0": "pos_block.proj"},
     linears={r"mlp_head\.1": "head"},

@@ -1,9 +1,7 @@
-"""CvT-13 of a study at 32 px: queries, keys and values through depthwise convolutions, no token.
+"""CvT-13: queries, keys and values through depthwise convolutions, no token.
 
-Sources: Wu et al. 2021 (arXiv 2103.15808), as lucidrains/vit-pytorch 69d24fe (MIT) has it; in the
-study: Tang et al. 2022 (arXiv 2209.14105), Table 1, whose first convolution was found by
-counting parameters: 3x3 at stride 2 for 7x7 at stride 4. Parity: tests/models/cifar/test_stages.py
-against golden logits of that repository. The row of 224 px is ours: the repository's own sizes.
+Source: Wu et al. 2021 (arXiv 2103.15808), as lucidrains/vit-pytorch 69d24fe (MIT) has it, whose
+sizes the row of 224 px has. The study's first convolution is 3x3 at stride 2 for 7x7 at stride 4.
 """
 
 from typing import Any, NamedTuple
@@ -12,13 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check
+from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, PreNorm, check
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
-    Row,
     channels,
     conv_oihw,
     keys,
@@ -27,9 +25,8 @@ from jaxrobust.models.interface.renaming import (
     table,
 )
 from jaxrobust.models.kernels import attention
-from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.basic import BatchNorm, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -54,9 +51,9 @@ class Project(nnx.Module):
     """Depthwise 3x3, BN, linear: f[B,H,W,D] -> f[B,H/stride,W/stride,outs]."""
 
     def __init__(self, dim: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
-        how: dict[str, Any] = {"bias": False, "torch_init": True, "rngs": rngs}
-        self.conv = Conv(dim, dim, 3, stride=stride, padding=1, groups=dim, **how)
-        self.norm, self.linear = BatchNorm(dim, group=v.bn_group), Linear(dim, outs, **how)
+        self.conv = residual.conv(dim, dim, 3, rngs, stride, groups=dim)
+        self.norm = BatchNorm(dim, group=v.bn_group)
+        self.linear = Linear(dim, outs, bias=False, init=torch_default, rngs=rngs)
 
     def __call__(self, x: Array, train: bool) -> Array:
         return self.linear(self.norm(self.conv(x), train))
@@ -68,30 +65,20 @@ class Attention(nnx.Module):
     def __init__(self, dim: int, heads: int, v: Variant, rngs: Draws) -> None:
         inner = heads * v.head_dim
         self.to_q, self.to_kv = Project(dim, inner, 1, v, rngs), Project(dim, 2 * inner, 2, v, rngs)
-        self.to_out = Linear(inner, dim, torch_init=True, rngs=rngs)
+        self.to_out = Linear(inner, dim, init=torch_default, rngs=rngs)
         self.heads = heads
 
     def __call__(self, x: Array, train: bool) -> Array:
         batch, height, width, dim = x.shape
         q = self.to_q(x, train).reshape(batch, height * width, self.heads, -1)
-        kv = self.to_kv(x, train)
-        kv = kv.reshape(batch, -1, 2, self.heads, q.shape[3])
+        kv = self.to_kv(x, train).reshape(batch, -1, 2, self.heads, q.shape[3])
         y = attention.attention(q, kv[:, :, 0], kv[:, :, 1])
         return self.to_out(y).reshape(batch, height, width, dim)
 
 
-class Block(nnx.Module):
-    """x + attention(LN(x)), then x + feed-forward(LN(x))."""
-
-    def __init__(self, dim: int, heads: int, v: Variant, rngs: Draws) -> None:
-        self.norm1, self.attn = LayerNorm(dim, eps=EPS), Attention(dim, heads, v, rngs)
-        self.norm2 = LayerNorm(dim, eps=EPS)
-        self.mlp = Mlp(dim, 4 * dim, v.activation, rngs)
-
-    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        attn_path, mlp_path = branches(drop, 2)
-        x = x + attn_path(self.attn(self.norm1(x), train))
-        return x + mlp_path(self.mlp(self.norm2(x)))
+def block(dim: int, heads: int, v: Variant, rngs: Draws) -> PreNorm:
+    """Make one block."""
+    return PreNorm(dim, Attention(dim, heads, v, rngs), Mlp(dim, 4 * dim, v.activation, rngs))
 
 
 class Stage(nnx.Module):
@@ -100,10 +87,9 @@ class Stage(nnx.Module):
     def __init__(self, ins: int, stage: int, v: Variant, rngs: Draws) -> None:
         dim, heads = v.dims[stage], v.heads[stage]
         window, stride = (3, 2) if stage else (v.window, v.patch)
-        how: dict[str, Any] = {"padding": window // 2, "torch_init": True, "rngs": rngs}
-        self.embed = Conv(ins, dim, window, stride=stride, **how)
+        self.embed = residual.conv(ins, dim, window, rngs, stride, bias=True)
         self.norm = LayerNorm(dim, eps=EPS)
-        self.blocks = nnx.List([Block(dim, heads, v, rngs) for _ in range(v.depths[stage])])
+        self.blocks = nnx.List([block(dim, heads, v, rngs) for _ in range(v.depths[stage])])
 
     def __call__(self, x: Array, **how: Any) -> Array:
         return run_blocks(self.blocks, self.norm(self.embed(x)), **how)
@@ -116,7 +102,7 @@ class CvT(nnx.Module):
         self.normalize = Normalize(v.in_channels)
         ins = (v.in_channels, *v.dims)
         self.stages = nnx.List([Stage(ins[i], i, v, rngs) for i in range(len(v.dims))])
-        self.head = Linear(ins[-1], num_classes, torch_init=True, rngs=rngs)
+        self.head = Linear(ins[-1], num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -160,7 +146,7 @@ _LINEARS = {
     rf"{_BLOCK}1\.net\.1": f"{_OURS}mlp.fc1",
     rf"{_BLOCK}1\.net\.4": f"{_OURS}mlp.fc2",
 }
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     *(row(rf"{a}\.g", f"{b}.scale", channels) for a, b in _NORMS.items()),
     *(row(rf"{a}\.b", f"{b}.bias", channels) for a, b in _NORMS.items()),
     *(row(rf"{a}\.weight", f"{b}.kernel", pointwise_oi) for a, b in _LINEARS.items()),
@@ -180,8 +166,7 @@ def torch_keys(v: Variant) -> list[str]:
     parts = f"0.norm.g: 0.norm.b: {project} 0.to_out.0 1.net.0.g: 1.net.0.b: 1.net.1 1.net.4"
     for i, depth in enumerate(v.depths):
         found += keys(f"layers.{i}", "0 1.g: 1.b:")
-        for j in range(depth):
-            found += keys(f"layers.{i}.2.layers.{j}", parts)
+        found += keys(f"layers.{i}.2.layers", parts, depth)
     return found + keys("", "to_logits.2")
 
 

@@ -3,8 +3,7 @@
 Source: Graham et al. 2021 (arXiv 2104.01136), as facebookresearch/LeViT (3772b8e) has it, with one
 classifier. The study names a LeViT of 6.67M parameters and no definition; none of the public ones
 has so many, and thousands of settings would. At 32 px this is the official network, 7.01M, whose
-stem has the strides 2, 2, 1, 1 instead of four times 2, so that 8x8 tokens are left. Parity:
-tests/models/cifar/test_hybrids.py against golden logits of that code.
+stem has the strides 2, 2, 1, 1 instead of four times 2, so that 8x8 tokens are left.
 """
 
 import math
@@ -16,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, drop, keys, row, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, drop, keys, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws, normal_02
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -51,7 +50,7 @@ class LinearNorm(nnx.Module):
     """Linear map without a bias, batch norm, whose scale starts at `init`."""
 
     def __init__(self, ins: int, outs: int, group: int, rngs: Draws, init: float = 1.0) -> None:
-        self.linear = Linear(ins, outs, bias=False, torch_init=True, rngs=rngs)
+        self.linear = Linear(ins, outs, bias=False, init=torch_default, rngs=rngs)
         self.bn = BatchNorm(outs, group=group)
         self.bn.scale = nnx.Param(jnp.full(outs, init, jnp.float32))
 
@@ -146,12 +145,9 @@ class LeViT(nnx.Module):
         self.normalize = Normalize(v.in_channels)
         widths = [v.in_channels, *(v.dims[0] >> i for i in (3, 2, 1, 0))]
         convs = zip(widths, widths[1:], v.stem_strides, strict=False)
-        self.patch_embed = nnx.List(
-            [
-                residual.ConvNorm(a, b, 3, v, rngs, stride=stride, act=False)
-                for a, b, stride in convs
-            ]
-        )
+        how: dict[str, Any] = {"v": v, "rngs": rngs, "act": False}
+        stem = [residual.ConvNorm(a, b, 3, stride=stride, **how) for a, b, stride in convs]
+        self.patch_embed = nnx.List(stem)
         self.blocks = nnx.List(blocks(v, side, rngs))
         self.norm = BatchNorm(v.dims[-1], group=v.bn_group)
         self.head = Linear(v.dims[-1], num_classes, init=normal_02, rngs=rngs)
@@ -161,13 +157,10 @@ class LeViT(nnx.Module):
         x, act = images, ACTIVATIONS[self.variant.activation]
         for i, layer in enumerate(self.patch_embed):
             x = layer(act(x) if i else x, train)
-        if x.shape[1:3] != (self.side, self.side):
-            raise ValueError(
-                f"images of {images.shape[1]}x{images.shape[2]} px give {x.shape[1]}x{x.shape[2]} "
-                f"tokens, this network has biases for {self.side}x{self.side}: create it, and "
-                "convert its weights, with their image_size"
-            )
-        return x.reshape(x.shape[0], self.side * self.side, -1)
+        _, height, width, dim = x.shape
+        fits, own = (height, width) == (self.side, self.side), f"{self.side}x{self.side}"
+        checks.check_fits(fits, images, f"{height}x{width} tokens", f"biases for {own}")
+        return x.reshape(-1, height * width, dim)
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
@@ -192,22 +185,8 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"dims={v.dims}: the first must be a multiple of 8, for the stem's widths, and all but "
             f"the last multiples of key_width={v.key_width}, for the heads between stages"
         )
-    patch = math.prod(v.stem_strides)
-    if image_size < patch or image_size % patch:
-        near = max(1, round(image_size / patch)) * patch
-        raise ValueError(
-            f"image_size={image_size} is not a whole number of patches of {patch} px; use "
-            f"image_size={near}, or other stem_strides"
-        )
-    return classifier(lambda rngs: LeViT(v, num_classes, image_size // patch, rngs), dtype=v.dtype)
-
-
-def refused(biases: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Raise `ValueError`: position biases belong to one size of images."""
-    raise ValueError(
-        f"position biases of shape {biases.shape}, and this network has {shape}; give the "
-        "image_size and options that the weights were trained with"
-    )
+    side = checks.whole_patches(v, image_size)
+    return classifier(lambda rngs: LeViT(v, num_classes, side, rngs), dtype=v.dtype)
 
 
 def _index(ours: Mapping[str, Any], match: re.Match[str]) -> np.ndarray:
@@ -216,14 +195,15 @@ def _index(ours: Mapping[str, Any], match: re.Match[str]) -> np.ndarray:
     return offset_index(side, 1 if ".m." in match[0] else 2)
 
 
+_REFUSED = checks.refusing("position biases")
 _BLOCK = r"(blocks\.\d+)(?:\.m)?"
 # Their name -> ours, of linear maps and convolutions with a norm behind them: of the blocks, and of
 # the stem, between whose convolutions are activations.
 _LINEARS = {"qkv": "qkv", "kv": "kv", r"q\.1": "q", r"proj\.1": "proj", "0": "fc1", "2": "fc2"}
 _PAIRS = {rf"{_BLOCK}\.{theirs}": rf"\1.{ours}" for theirs, ours in _LINEARS.items()}
 _STEM = {rf"patch_embed\.{2 * i}": f"patch_embed.{i}" for i in range(4)}
-TORCH_NAMES: list[Row] = table(
-    row(rf"{_BLOCK}\.attention_biases", r"\1.attention_biases", resize=refused),
+TORCH_NAMES = table(
+    row(rf"{_BLOCK}\.attention_biases", r"\1.attention_biases", resize=_REFUSED),
     drop(rf"{_BLOCK}\.attention_bias_idxs", "follows from the side of the map", _index),
     BATCH_NORM_COUNT,
     convs={rf"{a}\.c": f"{b}.conv" for a, b in _STEM.items()},
@@ -234,7 +214,7 @@ TORCH_NAMES: list[Row] = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of LeViT's own code, in its order."""
-    found = [key for i in (0, 2, 4, 6) for key in keys(f"patch_embed.{i}", "c:w bn:bn")]
+    found = keys("patch_embed", " ".join(f"{i}.c:w {i}.bn:bn" for i in (0, 2, 4, 6)))
     number = 0
     for stage, depth in enumerate(v.depths):
         kinds = [("", ("kv", "q.1", "proj.1"))] * (stage > 0) + [(".m", ("qkv", "proj.1"))] * depth

@@ -1,8 +1,6 @@
 """MLP-Mixer with a class token, which is mixed with the patches and is what the head reads.
 
-Sources: Tolstikhin et al. 2021 (arXiv 2105.01601) as omihub777/MLP-Mixer-CIFAR has it (14213f9),
-which the count of Tang et al. 2022 (arXiv 2209.14105) is of. Parity:
-tests/models/cifar/test_mixer.py against golden logits of that code.
+Source: Tolstikhin et al. 2021 (arXiv 2105.01601) as omihub777/MLP-Mixer-CIFAR has it (14213f9).
 """
 
 from typing import NamedTuple
@@ -16,10 +14,9 @@ from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check, grid_of
 from jaxrobust.models.families.vit import PatchEmbed, with_token
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, keys, linear_oi, pointwise1_oi, row, table
+from jaxrobust.models.interface.renaming import keys, linear_oi, pointwise1_oi, row, table
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -49,7 +46,6 @@ class Block(nnx.Module):
         self.mlp2 = Mlp(v.dim, v.hidden, v.activation, rngs)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         path1, path2 = branches(drop, 2)
         x = x + path1(self.mlp1(self.norm1(x).swapaxes(1, 2)).swapaxes(1, 2))
         return x + path2(self.mlp2(self.norm2(x)))
@@ -60,14 +56,14 @@ class Mixer(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        conv = Conv(v.in_channels, v.dim, v.patch, stride=v.patch, torch_init=True, rngs=rngs)
+        conv = Conv(v.in_channels, v.dim, v.patch, stride=v.patch, init=torch_default, rngs=rngs)
         self.patch_embed = PatchEmbed([conv])
         token = jax.random.normal(rngs.params(), (1, 1, v.dim))
         self.cls_token = nnx.Param(token) if v.class_token else None
         tokens = grid * grid + v.class_token
         self.blocks = nnx.List([Block(v, tokens, rngs) for _ in range(v.depth)])
         self.norm = LayerNorm(v.dim, eps=EPS)
-        self.head = Linear(v.dim, num_classes, torch_init=True, rngs=rngs)
+        self.head = Linear(v.dim, num_classes, init=torch_default, rngs=rngs)
         self.variant, self.grid = v, grid
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -86,7 +82,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _LAYER = r"mixer_layers\.(\d+)\.mlp([12])\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(r"cls_token", "cls_token"),
     row(r"mixer_layers\.(\d+)\.mlp1\.(fc[12])\.weight", r"blocks.\1.mlp1.\2.kernel", pointwise1_oi),
     row(r"mixer_layers\.(\d+)\.mlp2\.(fc[12])\.weight", r"blocks.\1.mlp2.\2.kernel", linear_oi),
@@ -99,10 +95,9 @@ TORCH_NAMES: list[Row] = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    mlps = [f"mixer_layers.{i}.mlp{j}" for i in range(v.depth) for j in (1, 2)]
-    token = ["cls_token"] * v.class_token
-    blocks = [key for mlp in mlps for key in keys(mlp, "ln fc1 fc2")]
-    return [*token, *keys("", "patch_emb.0"), *blocks, *keys("", "ln clf")]
+    found = keys("", f"{'cls_token: ' * v.class_token}patch_emb.0")
+    mlps = "mlp1.ln mlp1.fc1 mlp1.fc2 mlp2.ln mlp2.fc1 mlp2.fc2"
+    return found + keys("mixer_layers", mlps, v.depth) + keys("", "ln clf")
 
 
 # Ours: Mixer-S/16, but for the eps of its norms, which timm has at 1e-6.

@@ -4,8 +4,7 @@ Source: Mehta & Rastegari 2022 (arXiv 2110.02178), as chinhsuanwu/mobilevit-pyto
 it: batch norm and SiLU behind the 1x1 convolutions around each transformer too, and a classifier
 without a bias. At 32 px the stem and the second bottleneck keep the size, so that the last map is
 4x4. At 224 px that code's last map would be 7x7, which 2x2 patches do not fill: in our row for
-ImageNette the last bottleneck keeps the size instead. Parity: tests/models/cifar/test_hybrids.py
-against golden logits of that code.
+ImageNette the last bottleneck keeps the size instead.
 """
 
 from typing import Any, NamedTuple
@@ -13,20 +12,19 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.cifar.shared import common, residual
-from jaxrobust.models.cifar.shared.tokens import Attention
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.cifar.shared.transformer import EPS, TokenAttention
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, Classifier
 
 _PATCH = 2  # side of the patches; each transformer attends across them, for each of their pixels
-_EPS = 1e-5  # of the layer norms
 
 
 class Variant(NamedTuple):
@@ -67,14 +65,13 @@ class Layer(nnx.Module):
     """x + attention(LN(x)), then x + MLP(LN(x))."""
 
     def __init__(self, dim: int, hidden: int, v: Variant, rngs: Draws) -> None:
-        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
-        self.norm1, self.norm2 = LayerNorm(dim, eps=_EPS), LayerNorm(dim, eps=_EPS)
-        self.attn = Attention(dim, v.heads, v.head_width, rngs)
+        how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
+        self.norm1, self.norm2 = LayerNorm(dim, eps=EPS), LayerNorm(dim, eps=EPS)
+        self.attn = TokenAttention(dim, v.heads, v.head_width, rngs)
         self.fc1, self.fc2 = Linear(dim, hidden, **how), Linear(hidden, dim, **how)
         self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         path1, path2 = branches(drop, 2)
         x = x + path1(self.attn(self.norm1(x)))
         return x + path2(self.fc2(self.act(self.fc1(self.norm2(x)))))
@@ -129,8 +126,8 @@ class MobileViT(nnx.Module):
         behind = v.channels[-len(v.dims) :]
         self.mvit = nnx.List([Transformer(c, i, v, rngs) for i, c in enumerate(behind)])
         self.conv2 = residual.ConvNorm(ins, v.expansion * ins, 1, v, rngs)
-        how: dict[str, Any] = {"bias": False, "torch_init": True, "rngs": rngs}
-        self.fc = Linear(v.expansion * ins, num_classes, **how)
+        wide = v.expansion * ins
+        self.fc = Linear(wide, num_classes, bias=False, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -180,7 +177,7 @@ _PAIR = r"(conv\d|mvit\.\d+\.conv\d)\."
 _INNER = {"expand": (0, 1), "depthwise": (3, 4), "project": (6, 7)}  # their places in PyTorch's
 _CONVS = {rf"(mv2\.\d+)\.conv\.{at}": rf"\1.{part}.conv" for part, (at, _) in _INNER.items()}
 _NORMS = {rf"(mv2\.\d+)\.conv\.{at}": rf"\1.{part}.bn" for part, (_, at) in _INNER.items()}
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     BATCH_NORM_COUNT,
     convs=_CONVS | {f"{_PAIR}0": r"\1.conv"},
     norms={
@@ -202,13 +199,12 @@ TORCH_NAMES: list[Row] = table(
 def torch_keys(v: Variant) -> list[str]:
     """List the names of chinhsuanwu's code, in its order."""
     found = keys("conv1", "0:w 1:bn")
-    for i in range(len(v.channels) - 1):
-        found += keys(f"mv2.{i}.conv", "0:w 1:bn 3:w 4:bn 6:w 7:bn")
+    bottleneck = "conv.0:w conv.1:bn conv.3:w conv.4:bn conv.6:w conv.7:bn"
+    found += keys("mv2", bottleneck, len(v.channels) - 1)
+    layer = "0.norm 0.fn.to_qkv:w 0.fn.to_out.0 1.norm 1.fn.net.0 1.fn.net.3"
     for i, depth in enumerate(v.depths):
         found += keys(f"mvit.{i}", "conv1.0:w conv1.1:bn conv2.0:w conv2.1:bn")
-        for j in range(depth):
-            parts = "0.norm 0.fn.to_qkv:w 0.fn.to_out.0 1.norm 1.fn.net.0 1.fn.net.3"
-            found += keys(f"mvit.{i}.transformer.layers.{j}", parts)
+        found += keys(f"mvit.{i}.transformer.layers", layer, depth)
         found += keys(f"mvit.{i}", "conv3.0:w conv3.1:bn conv4.0:w conv4.1:bn")
     return found + keys("", "conv2.0:w conv2.1:bn fc:w")
 

@@ -1,9 +1,8 @@
 """PoolFormer: the mean of the neighbours in the place of attention.
 
-Sources: Yu et al. 2022 (arXiv 2111.11418) as sail-sg/poolformer has S12 (a075575), with a first
-convolution that the count of Tang et al. 2022 (arXiv 2209.14105) allows: windows of 1, 2 and 3
-fit it, strides do not show in it; 3 with stride 2 is our choice. Parity:
-tests/models/cifar/test_poolformer.py against golden logits of that code.
+Source: Yu et al. 2022 (arXiv 2111.11418) as sail-sg/poolformer has S12 (a075575), with a first
+convolution that the study's count allows: windows of 1, 2 and 3 fit it, strides do not show in it;
+3 with stride 2 is our choice.
 """
 
 from typing import Any, NamedTuple
@@ -13,14 +12,14 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import Mlp, check
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, keys, pointwise_oi, row, table
+from jaxrobust.models.interface.renaming import keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers, pooling
-from jaxrobust.models.modules.basic import Conv, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws, normal_02
+from jaxrobust.models.modules.basic import Linear, Normalize
+from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
 from jaxrobust.models.modules.norms import GroupNorm
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 
@@ -50,7 +49,6 @@ class Block(nnx.Module):
         )
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        del train
         path1, path2 = branches(drop, 2)
         y = self.norm1(x)
         mixed = pooling.avg_pool(y, stride=1, count_padding=False) - y
@@ -63,14 +61,11 @@ class PoolFormer(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
-        padding = -(-(v.patch - v.stride) // 2)  # half of what windows overlap, rounded up
-        self.patch_embed = Conv(
-            v.in_channels, v.dims[0], v.patch, stride=v.stride, padding=padding, **how
-        )
+        how: dict[str, Any] = {"padding": -(-(v.patch - v.stride) // 2), "bias": True}  # rounded up
+        self.patch_embed = residual.conv(v.in_channels, v.dims[0], v.patch, rngs, v.stride, **how)
         network: list[Any] = []  # stages, and what brings the map to the next one's width
         for i, (dim, depth) in enumerate(zip(v.dims, v.depths, strict=True)):
-            network += [Conv(v.dims[i - 1], dim, 3, stride=2, padding=1, **how)] if i else []
+            network += [residual.conv(v.dims[i - 1], dim, 3, rngs, 2, bias=True)] if i else []
             network.append(nnx.List([Block(dim, v, rngs) for _ in range(depth)]))
         self.network = nnx.List(network)
         self.norm = GroupNorm(v.dims[-1], groups=1)
@@ -80,10 +75,8 @@ class PoolFormer(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
-        into = (self.patch_embed, *self.network[1::2])
-        for conv, blocks, how in zip(
-            into, self.network[::2], of_stages(v, train, key), strict=True
-        ):
+        into, stages = (self.patch_embed, *self.network[1::2]), self.network[::2]
+        for conv, blocks, how in zip(into, stages, of_stages(v, train, key), strict=True):
             x = run_blocks(blocks, conv(x), **how)
         return self.head(self.norm(x).mean(axis=(1, 2)))
 
@@ -109,7 +102,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _BLOCK = r"(network\.\d+\.\d+\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(_BLOCK + r"layer_scale_[12])", r"\1"),
     row(_BLOCK + r"mlp\.fc[12])\.weight", r"\1.kernel", pointwise_oi),
     row(_BLOCK + r"mlp\.fc[12]\.bias)", r"\1"),
@@ -124,9 +117,8 @@ def torch_keys(v: Variant) -> list[str]:
     found = keys("", "patch_embed.proj")
     for i, depth in enumerate(v.depths):
         found += keys("", f"network.{2 * i - 1}.proj") if i else []
-        for j in range(depth):
-            parts = "layer_scale_1: layer_scale_2: norm1 norm2 mlp.fc1 mlp.fc2"
-            found += keys(f"network.{2 * i}.{j}", parts)
+        block = "layer_scale_1: layer_scale_2: norm1 norm2 mlp.fc1 mlp.fc2"
+        found += keys(f"network.{2 * i}", block, depth)
     return found + keys("", "norm head")
 
 

@@ -1,13 +1,11 @@
-"""PVTv2-B1 "linear" of a study at 32 px: keys and values from 7 x 7 means of the map.
+"""PVTv2-B1 "linear": keys and values from 7 x 7 means of the map.
 
 Where the map is smaller, as in the last stages at 32 px, the 7 x 7 means repeat its pixels. The
 feed-forward part has a ReLU in front of its depthwise convolution beside the activation behind it.
 
-Sources: Wang et al. 2022 (arXiv 2106.13797), as timm 1.0.9 (Apache-2.0) has `pvt_v2_b1` with
-`linear=True`; in the study: Tang et al. 2022 (arXiv 2209.14105), Tables 1 and 3, whose patches
-of 4, 2 and 1 pixels are the stride of the first 7x7 convolution. Parity:
-tests/models/cifar/test_stages.py against golden logits of timm. The row of 224 px is ours: the same
-network.
+Source: Wang et al. 2022 (arXiv 2106.13797), as timm 1.0.9 (Apache-2.0) has `pvt_v2_b1` with
+`linear=True`, at 224 px too. The study's patches of 4, 2 and 1 pixels are the stride of the first
+7x7 convolution.
 """
 
 from typing import Any, NamedTuple
@@ -17,16 +15,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.transformer import EPS, check
+from jaxrobust.models.cifar.shared.transformer import EPS, PreNorm, check
+from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, keys, table
+from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.draws import Draws, fan_out
 from jaxrobust.types import Array, Classifier
 
 MEANS = 7  # along each side of the map, that keys and values are made of
@@ -47,17 +45,11 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-def _fan_out(groups: int = 1) -> Any:
-    """Return the draw of convolutions, normal of variance 2 / (entries * outputs of a group)."""
-    return jax.nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
-
-
 class Embed(nnx.Module):
     """Overlapping patches by a convolution, then LN."""
 
     def __init__(self, ins: int, outs: int, kernel: int, stride: int, rngs: Draws) -> None:
-        how: dict[str, Any] = {"stride": stride, "padding": kernel // 2}
-        self.proj = Conv(ins, outs, kernel, **how, init=_fan_out(), rngs=rngs)
+        self.proj = residual.conv(ins, outs, kernel, rngs, stride, bias=True, init=fan_out)
         self.norm = LayerNorm(outs, eps=EPS)
 
     def __call__(self, x: Array) -> Array:
@@ -70,11 +62,11 @@ class Attention(nnx.Module):
     def __init__(self, dim: int, heads: int, v: Variant, rngs: Draws) -> None:
         self.q, self.kv = Linear(dim, dim, rngs=rngs), Linear(dim, 2 * dim, rngs=rngs)
         self.proj = Linear(dim, dim, rngs=rngs)
-        self.sr = Conv(dim, dim, 1, init=_fan_out(), rngs=rngs)
+        self.sr = Conv(dim, dim, 1, init=fan_out, rngs=rngs)
         self.norm = LayerNorm(dim, eps=EPS)
         self.heads, self.act = heads, ACTIVATIONS[v.activation]
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, train: bool) -> Array:
         batch, height, width, dim = x.shape
         q = self.q(x).reshape(batch, height * width, self.heads, -1)
         means = self.sr(pooling.adaptive_avg_pool(x, MEANS))
@@ -88,25 +80,18 @@ class Mlp(nnx.Module):
 
     def __init__(self, dim: int, hidden: int, v: Variant, rngs: Draws) -> None:
         self.fc1, self.fc2 = Linear(dim, hidden, rngs=rngs), Linear(hidden, dim, rngs=rngs)
-        how: dict[str, Any] = {"padding": 1, "groups": hidden}
-        self.dwconv = Conv(hidden, hidden, 3, **how, init=_fan_out(hidden), rngs=rngs)
+        # He's draw, of outputs of one group.
+        init = jax.nn.initializers.variance_scaling(2.0 * hidden, "fan_out", "normal")
+        self.dwconv = DepthwiseConv(hidden, 3, init=init, rngs=rngs)
         self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array) -> Array:
         return self.fc2(self.act(self.dwconv(layers.relu(self.fc1(x)))))
 
 
-class Block(nnx.Module):
-    """x + attention(LN(x)), then x + feed-forward(LN(x))."""
-
-    def __init__(self, dim: int, heads: int, ratio: int, v: Variant, rngs: Draws) -> None:
-        self.norm1, self.attn = LayerNorm(dim), Attention(dim, heads, v, rngs)
-        self.norm2, self.mlp = LayerNorm(dim), Mlp(dim, ratio * dim, v, rngs)
-
-    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        attn_path, mlp_path = branches(drop, 2)
-        x = x + attn_path(self.attn(self.norm1(x)))
-        return x + mlp_path(self.mlp(self.norm2(x)))
+def block(dim: int, heads: int, ratio: int, v: Variant, rngs: Draws) -> PreNorm:
+    """Make one block."""
+    return PreNorm(dim, Attention(dim, heads, v, rngs), Mlp(dim, ratio * dim, v, rngs), eps=1e-6)
 
 
 class Stage(nnx.Module):
@@ -115,7 +100,7 @@ class Stage(nnx.Module):
     def __init__(self, v: Variant, stage: int, rngs: Draws) -> None:
         dim, heads, ratio = v.dims[stage], v.heads[stage], v.ratios[stage]
         self.downsample = Embed(v.dims[stage - 1], dim, 3, 2, rngs) if stage else None
-        blocks = [Block(dim, heads, ratio, v, rngs) for _ in range(v.depths[stage])]
+        blocks = [block(dim, heads, ratio, v, rngs) for _ in range(v.depths[stage])]
         self.blocks, self.norm = nnx.List(blocks), LayerNorm(dim)
 
     def __call__(self, x: Array, **how: Any) -> Array:
@@ -161,7 +146,7 @@ _BLOCK = r"stages\.\d+\.blocks\.\d+"
 _CONVS = rf"patch_embed\.proj|stages\.\d+\.downsample\.proj|{_BLOCK}\.(?:attn\.sr|mlp\.dwconv)"
 _LINEARS = rf"{_BLOCK}\.(?:attn\.(?:q|kv|proj)|mlp\.fc[12])|head"
 _NORMS = rf"patch_embed\.norm|stages\.\d+\.(?:downsample\.)?norm|{_BLOCK}\.(?:norm[12]|attn\.norm)"
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     convs={f"({_CONVS})": r"\1"}, linears={f"({_LINEARS})": r"\1"}, norms={f"({_NORMS})": r"\1"}
 )
 
@@ -169,12 +154,11 @@ TORCH_NAMES: list[Row] = table(
 def torch_keys(v: Variant) -> list[str]:
     """List timm 1.0.9's names, in its order."""
     found = keys("patch_embed", "proj norm")
-    attn = " ".join(f"attn.{part}" for part in ("q", "kv", "proj", "sr", "norm"))
+    attn = "attn.q attn.kv attn.proj attn.sr attn.norm"
+    block = f"norm1 {attn} norm2 mlp.fc1 mlp.dwconv mlp.fc2"
     for i, depth in enumerate(v.depths):
         found += keys(f"stages.{i}.downsample", "proj norm") if i else []
-        for j in range(depth):
-            parts = f"norm1 {attn} norm2 mlp.fc1 mlp.dwconv mlp.fc2"
-            found += keys(f"stages.{i}.blocks.{j}", parts)
+        found += keys(f"stages.{i}.blocks", block, depth)
         found += keys(f"stages.{i}", "norm")
     return found + keys("", "head")
 

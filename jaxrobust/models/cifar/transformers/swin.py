@@ -1,14 +1,12 @@
-"""Swin-T of a study at 32 px: small windows, and one table of position biases for all heads.
+"""Swin-T with small windows, and one table of position biases for all heads.
 
-Other than in models/swin.py: patches are merged by a linear map with a bias and without a norm, the
-first ones too; the query's bias for a key is that of the key's offset from it; every second block
-is shifted, also where one window is all of the map; what the shift made neighbours is left out
-wholly; and there is no norm in front of the mean over the map, but one behind it.
+Other than in families/swin.py: patches are merged by a linear map with a bias and without a norm,
+the first ones too; the query's bias for a key is that of the key's offset from it; every second
+block is shifted, also where one window is all of the map; what the shift made neighbours is left
+out wholly; and there is no norm in front of the mean over the map, but one behind it.
 
-Sources: Liu et al. 2021 (arXiv 2103.14030), as berniwal/swin-transformer-pytorch c921ebf (MIT) has
-it; in the study: Tang et al. 2022 (arXiv 2209.14105), Table 1, whose merges and window were
-found by counting parameters. Parity: tests/models/cifar/test_stages.py against golden logits of
-that repository. The row of 224 px is ours: the repository's own `swin_t`.
+Source: Liu et al. 2021 (arXiv 2103.14030), as berniwal/swin-transformer-pytorch c921ebf (MIT) has
+it, whose `swin_t` the row of 224 px is.
 """
 
 from collections.abc import Mapping
@@ -21,17 +19,16 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check
+from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, PreNorm, check
 from jaxrobust.models.families.swin import merged, partition, relative_index, shift_mask
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, drop, keys, row, table
+from jaxrobust.models.interface.renaming import drop, keys, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -55,7 +52,7 @@ class Merge(nnx.Module):
     """Squares of pixels as one token, channel by channel, then linear."""
 
     def __init__(self, ins: int, outs: int, side: int, rngs: Draws) -> None:
-        self.linear = Linear(ins * side**2, outs, torch_init=True, rngs=rngs)
+        self.linear = Linear(ins * side**2, outs, init=torch_default, rngs=rngs)
         self.side = side
 
     def __call__(self, x: Array) -> Array:
@@ -71,12 +68,12 @@ class WindowAttention(nnx.Module):
     def __init__(self, dim: int, heads: int, shifted: bool, v: Variant, rngs: Draws) -> None:
         offsets = (2 * v.window - 1, 2 * v.window - 1)
         self.pos_embedding = nnx.Param(jax.random.normal(rngs.params(), offsets))
-        self.to_qkv = Linear(dim, 3 * dim, bias=False, torch_init=True, rngs=rngs)
-        self.to_out = Linear(dim, dim, torch_init=True, rngs=rngs)
+        self.to_qkv = Linear(dim, 3 * dim, bias=False, init=torch_default, rngs=rngs)
+        self.to_out = Linear(dim, dim, init=torch_default, rngs=rngs)
         self.heads, self.window = heads, v.window
         self.shift = v.window // 2 if shifted else 0
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, train: bool) -> Array:
         side, window, shift = x.shape[1], self.window, self.shift
         x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
         # Wide, as the gradients of an offset's pairs are added up in the type of its bias.
@@ -92,19 +89,10 @@ class WindowAttention(nnx.Module):
         return jnp.roll(x, (shift, shift), (1, 2)) if shift else x
 
 
-class Block(nnx.Module):
-    """x + attention in windows(LN(x)), then x + feed-forward(LN(x))."""
-
-    def __init__(self, dim: int, heads: int, shifted: bool, v: Variant, rngs: Draws) -> None:
-        self.norm1 = LayerNorm(dim, eps=EPS)
-        self.attn = WindowAttention(dim, heads, shifted, v, rngs)
-        self.norm2 = LayerNorm(dim, eps=EPS)
-        self.mlp = Mlp(dim, 4 * dim, v.activation, rngs)
-
-    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        attn_path, mlp_path = branches(drop, 2)
-        x = x + attn_path(self.attn(self.norm1(x)))
-        return x + mlp_path(self.mlp(self.norm2(x)))
+def block(dim: int, heads: int, shifted: bool, v: Variant, rngs: Draws) -> PreNorm:
+    """Make one block."""
+    attn = WindowAttention(dim, heads, shifted, v, rngs)
+    return PreNorm(dim, attn, Mlp(dim, 4 * dim, v.activation, rngs))
 
 
 class Stage(nnx.Module):
@@ -113,7 +101,7 @@ class Stage(nnx.Module):
     def __init__(self, ins: int, merge: int, stage: int, v: Variant, rngs: Draws) -> None:
         dim, heads = v.dim << stage, v.heads[stage]
         self.merge = Merge(ins, dim, merge, rngs)
-        pair = lambda: nnx.List([Block(dim, heads, s, v, rngs) for s in (False, True)])  # noqa: E731
+        pair = lambda: nnx.List([block(dim, heads, s, v, rngs) for s in (False, True)])  # noqa: E731
         self.layers = nnx.List([pair() for _ in range(v.depths[stage] // 2)])
 
     def __call__(self, x: Array, **how: Any) -> Array:
@@ -130,7 +118,7 @@ class Swin(nnx.Module):
         for i, merge in enumerate((v.patch, *v.merges)):
             setattr(self, f"stage{i + 1}", Stage(ins[i], merge, i, v, rngs))
         self.norm = LayerNorm(ins[-1], eps=EPS)
-        self.head = Linear(ins[-1], num_classes, torch_init=True, rngs=rngs)
+        self.head = Linear(ins[-1], num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -195,7 +183,7 @@ def _mask(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
 
 _BLOCK = r"(stage\d+\.layers\.)(\d+\.\d)\."
 _ATTENTION, _MLP = rf"{_BLOCK}attention_block\.fn\.", rf"{_BLOCK}mlp_block\.fn\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(rf"{_ATTENTION}fn\.pos_embedding", r"\1\2.attn.pos_embedding"),
     drop(rf"{_ATTENTION}fn\.(upper_lower|left_right)_mask", "follows from the window", _mask),
     norms={

@@ -1,8 +1,7 @@
 """The study's ViT: logits scaled by the root of all heads' width, a head of two linear maps.
 
-Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929) as kentaroy47/vision-transformers-cifar10 had it
-in 2020 (670fb58), which the count of Tang et al. 2022 (arXiv 2209.14105) is of. Parity:
-tests/models/cifar/test_vit.py against golden logits of that code.
+Source: Dosovitskiy et al. 2021 (arXiv 2010.11929) as kentaroy47/vision-transformers-cifar10 had it
+in 2020 (670fb58).
 """
 
 from typing import NamedTuple
@@ -15,13 +14,12 @@ from jaxrobust.models.cifar.shared import common, transformer
 from jaxrobust.models.families.vit import PatchEmbed, with_token
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import Row, keys, row, table
+from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.basic import LayerNorm, Normalize
-from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.draws import Draws, split
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.models.modules.stochastic_depth import split
 from jaxrobust.types import Array, Classifier
 
 
@@ -69,12 +67,10 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     transformer.check(v, "dim", "depth", "heads", "hidden")
     grid = transformer.grid_of(image_size, v.patch)
-    return classifier(
-        lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype)
-    )
+    return classifier(lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=v.dtype)
 
 
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     *transformer.BLOCK_ROWS,
     row(r"pos_embedding", "pos_embed", resize=resized),
     linears={r"mlp_head\.1": "head.fc1", r"mlp_head\.4": "head.fc2"},
@@ -83,10 +79,8 @@ TORCH_NAMES: list[Row] = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    found = keys("", "pos_embedding: cls_token: patch_to_embedding") + transformer.block_keys(
-        v.depth
-    )
-    return found + keys("mlp_head", "0 1 4")
+    found = keys("", "pos_embedding: cls_token: patch_to_embedding")
+    return found + transformer.block_keys(v.depth) + keys("mlp_head", "0 1 4")
 
 
 _224 = {"patch": 16, "dim": 384, "depth": 12, "heads": 6, "hidden": 1536}

@@ -3,8 +3,7 @@
 Source: Xu et al. 2021 (arXiv 2106.03348), as Annbless/ViTAE (a4c31bb) has it under the name
 ViTAE_basic_14: no positions, no class token and no norm before the classifier; the last cell that
 shrinks the map has neither attention nor convolutions beside it. At 32 px four tokens are left. The
-study counts the network of 1000 classes. Parity: tests/models/cifar/test_hybrids.py against golden
-logits of that code.
+study counts the network of 1000 classes.
 """
 
 import math
@@ -16,17 +15,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.families import residual
 from jaxrobust.models.families.vit import Attention
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, keys, row, table
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS, silu
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches, dropouts, split
+from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, split, torch_default
 from jaxrobust.types import Array, Classifier
 
 
@@ -61,7 +60,7 @@ class Pyramid(nnx.Module):
         for dilation in range(1, v.dilations[cell] + 1):
             padding = math.ceil(((kernel - 1) * dilation + 1 - stride) / 2)
             how: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
-            convs.append(Conv(ins, v.widths[cell], kernel, torch_init=True, rngs=rngs, **how))
+            convs.append(Conv(ins, v.widths[cell], kernel, init=torch_default, rngs=rngs, **how))
         self.convs, self.act = nnx.List(convs), ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array) -> Array:
@@ -123,9 +122,9 @@ class Beside(nnx.Module):
         ratio, width, dim = v.ratios[cell], v.widths[cell], v.dims[cell]
         sizes = ((ins, width), (width, width), (width, dim))
         strides = [2 if ratio >> (i + 1) else 1 for i in range(3)]
-        how: dict[str, Any] = {"padding": 1, "torch_init": True, "rngs": rngs}
         pairs = zip(sizes, strides, strict=True)
-        self.convs = nnx.List([Conv(*size, 3, stride=stride, **how) for size, stride in pairs])
+        convs = [residual.conv(*size, 3, rngs, stride, bias=True) for size, stride in pairs]
+        self.convs = nnx.List(convs)
         self.bn = BatchNorm(width, group=v.bn_group)
 
     def __call__(self, x: Array, train: bool) -> Array:
@@ -140,11 +139,11 @@ class Normal(nnx.Module):
     def __init__(self, v: Variant, rngs: Draws) -> None:
         dim = v.dims[-1]
         wide, self.act = v.mlp_ratio * dim, ACTIVATIONS[v.activation]
-        how: dict[str, Any] = {"padding": 1, "groups": v.groups, "torch_init": True, "rngs": rngs}
         self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
         self.attn = Attention(dim, v.heads, rngs)
         sizes = ((dim, wide), (wide, dim), (dim, dim))
-        self.convs = nnx.List([Conv(*size, 3, **how) for size in sizes])
+        convs = [residual.conv(*size, 3, rngs, groups=v.groups, bias=True) for size in sizes]
+        self.convs = nnx.List(convs)
         self.bn1, self.bn2 = BatchNorm(wide, group=v.bn_group), BatchNorm(dim, group=v.bn_group)
         self.fc1, self.fc2 = Linear(dim, wide, rngs=rngs), Linear(wide, dim, rngs=rngs)
 
@@ -211,7 +210,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 
 
 _CELL, _NORMAL = r"layers\.(\d+)\.RC\.", r"layers\.\d+\.NC\.(\d+)\."
-TORCH_NAMES: list[Row] = table(
+TORCH_NAMES = table(
     row(rf"{_CELL}attn\.w", r"reductions.\1.attn.w"),
     BATCH_NORM_COUNT,
     convs={
@@ -246,9 +245,8 @@ def torch_keys(v: Variant) -> list[str]:
         found += keys(f"{cell}.PCM", "0 2 3:bn 5" if i < last else "")
         found += keys(f"{cell}.PRM", " ".join(f"convs.{j}.0" for j in range(dilations)))
         found += keys(f"{cell}.attn", "w: kqv proj norm1 norm2 mlp.0 mlp.2" if i < last else "")
-    for j in range(v.depth):
-        parts = "norm1 attn.qkv attn.proj norm2 mlp.fc1 mlp.fc2"
-        found += keys(f"layers.{last}.NC.{j}", f"{parts} PCM.0 PCM.1:bn PCM.3 PCM.4:bn PCM.6")
+    parts = "norm1 attn.qkv attn.proj norm2 mlp.fc1 mlp.fc2 PCM.0 PCM.1:bn PCM.3 PCM.4:bn PCM.6"
+    found += keys(f"layers.{last}.NC", parts, v.depth)
     return found + keys("", "head")
 
 

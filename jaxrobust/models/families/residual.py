@@ -1,4 +1,4 @@
-"""What the residual networks of the study share: convolutions, blocks, stages, and their names."""
+"""What residual networks share: convolutions, blocks, stages, and their names."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,44 +8,43 @@ from flax import nnx
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv
-from jaxrobust.models.modules.initializers import Draws
-from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array
 
 STEM = 64  # channels before the first stage
 
 
-def conv(
-    ins: int,
-    outs: int,
-    kernel: int,
-    rngs: Draws,
-    stride: int = 1,
-    *,
-    groups: int = 1,
-    bias: bool = False,
-) -> Conv:
-    """Make a convolution that keeps the size, but for its stride, drawn as PyTorch does."""
-    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": bias}
-    return Conv(ins, outs, kernel, torch_init=True, rngs=rngs, **how)
+def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, **how: Any) -> Conv:
+    """Make a convolution that keeps the size, but for its stride.
+
+    It has no bias and is drawn as PyTorch does, unless further arguments of `Conv` say otherwise.
+    """
+    default: dict[str, Any] = {"padding": kernel // 2, "bias": False, "init": torch_default}
+    return Conv(ins, outs, kernel, stride=stride, rngs=rngs, **default | how)
+
+
+def shortcut(ins: int, outs: int, stride: int, v: Any, rngs: Draws, **how: Any) -> nnx.List:
+    """Make a 1x1 convolution and batch norm where size or channels change, else nothing."""
+    if stride == 1 and ins == outs:
+        return nnx.List([])
+    return nnx.List([conv(ins, outs, 1, rngs, stride, **how), BatchNorm(outs, group=v.bn_group)])
+
+
+def through(shortcut: nnx.List, x: Array, train: bool) -> Array:
+    """Return a map behind its shortcut."""
+    if not shortcut:
+        return x
+    conv, norm = shortcut
+    return norm(conv(x), train)
 
 
 class ConvNorm(nnx.Module):
     """Convolution without a bias that keeps the size but for its stride, batch norm, activation."""
 
     def __init__(
-        self,
-        ins: int,
-        outs: int,
-        kernel: int,
-        v: Any,
-        rngs: Draws,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        act: bool = True,
+        self, ins: int, outs: int, kernel: int, v: Any, rngs: Draws, *, act: bool = True, **how: Any
     ) -> None:
-        self.conv = conv(ins, outs, kernel, rngs, stride, groups=groups)
+        self.conv = conv(ins, outs, kernel, rngs, **how)
         self.bn = BatchNorm(outs, group=v.bn_group)
         self.act = ACTIVATIONS[v.activation] if act else None
 
@@ -83,22 +82,18 @@ class Bottleneck(nnx.Module):
         self.conv2 = own or conv(inner, inner, 3, rngs, stride, groups=groups)
         self.bn2 = norm(inner)
         self.conv3, self.bn3 = conv(inner, outs, 1, rngs), norm(outs)
-        changes = stride > 1 or ins != outs
-        shortcut = [conv(ins, outs, 1, rngs, stride, bias=bias), norm(outs)] if changes else []
-        self.shortcut, self.act = nnx.List(shortcut), ACTIVATIONS[v.activation]
+        self.shortcut = shortcut(ins, outs, stride, v, rngs, bias=bias)
+        self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
         y = self.act(self.bn1(self.conv1(x), train))
         y = self.act(self.bn2(self.conv2(y), train))
         y = self.bn3(self.conv3(y), train)
-        if self.shortcut:
-            conv, norm = self.shortcut
-            x = norm(conv(x), train)
-        return self.act(x + path(y))
+        return self.act(through(self.shortcut, x, train) + path(y))
 
 
-def add_stages(network: Any, v: Any, rngs: Draws, block: Any, outs: int, ins: int = STEM) -> int:
+def add_stages(net: Any, v: Any, rngs: Draws, block: Any, outs: int, ins: int = STEM) -> int:
     """Give a network its stages `layer1`, `layer2`, ..., which halve the map but for the first.
 
     Args:
@@ -109,17 +104,15 @@ def add_stages(network: Any, v: Any, rngs: Draws, block: Any, outs: int, ins: in
     """
     for i, depth in enumerate(v.depths):
         sizes = [(ins, outs, 2 if i else 1)] + [(outs, outs, 1)] * (depth - 1)
-        setattr(network, f"layer{i + 1}", nnx.List([block(*size, v, rngs) for size in sizes]))
+        setattr(net, f"layer{i + 1}", nnx.List([block(*size, v, rngs) for size in sizes]))
         ins, outs = outs, 2 * outs
     return ins
 
 
-def run_stages(
-    network: Any, x: Array, train: bool, key: Array | None, draws: bool = False
-) -> Array:
+def run_stages(net: Any, x: Array, train: bool, key: Array | None, draws: bool = False) -> Array:
     """Run the stages that `add_stages` made."""
-    for i, how in enumerate(of_stages(network.variant, train, key), 1):
-        x = run_blocks(getattr(network, f"layer{i}"), x, draws=draws, **how)
+    for i, how in enumerate(of_stages(net.variant, train, key), 1):
+        x = run_blocks(getattr(net, f"layer{i}"), x, draws=draws, **how)
     return x
 
 

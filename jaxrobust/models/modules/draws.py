@@ -1,8 +1,8 @@
-"""Stochastic depth (Huang et al. 2016, arXiv 1603.09382): branches dropped for single images.
-
-And dropout, of single entries, where a block has it.
+"""Random draws: of parameters, in a fixed order, and of what training leaves out: stochastic depth
+(Huang et al. 2016, arXiv 1603.09382), which drops branches for single images, and dropout.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -11,6 +11,36 @@ import jax
 
 from jaxrobust.models.kernels import layers
 from jaxrobust.types import Array
+
+# (key, shape) -> array
+Initializer = Callable[[Array, tuple[int, ...]], Array]
+
+
+class Draws:
+    """Keys, one for each draw: what modules use of `nnx.Rngs`, whose tracing is quadratic."""
+
+    def __init__(self, key: Array) -> None:
+        self.key, self.drawn = key, 0
+
+    def params(self) -> Array:
+        self.drawn += 1
+        return jax.random.fold_in(self.key, self.drawn - 1)
+
+
+normal_02 = jax.nn.initializers.normal(0.02)  # timm cuts at +-2, a hundred deviations out
+
+fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He's draw
+
+
+def torch_uniform(fan_in: int) -> Initializer:
+    """Return PyTorch's default for linear maps, convolutions and biases: U(+-1/sqrt(fan_in))."""
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+def torch_default(key: Array, shape: tuple[int, ...]) -> Array:
+    """Draw a kernel [..., in, out] as PyTorch does by default."""
+    return torch_uniform(math.prod(shape[:-1]))(key, shape)
 
 
 def split(key: Array, number: int) -> Array:
