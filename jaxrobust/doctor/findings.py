@@ -44,18 +44,11 @@ class Finding(NamedTuple):
 
     def plain(self) -> dict[str, Any]:
         """List it as values that JSON has."""
-        faulty = self.seen.level in (YELLOW, RED)
-        return {
-            "check": self.check.name,
-            "level": self.seen.level,
-            "measures": self.check.measures,
-            "said": self.seen.sentence,
-            "value": self.seen.value,
-            "cause": self.seen.cause if faulty else None,
-            "remedy": self.seen.remedy if faulty else None,
-            "follows_from": self.after,
-            "paper": self.check.paper,
-        }
+        check, seen, faulty = self.check, self.seen, self.seen.level in (YELLOW, RED)
+        found = {"check": check.name, "level": seen.level, "measures": check.measures}
+        found |= {"said": seen.sentence, "value": seen.value}
+        found |= {key: getattr(seen, key) if faulty else None for key in ("cause", "remedy")}
+        return found | {"follows_from": self.after, "paper": check.paper}
 
 
 Tell = Callable[["Finding | str"], None]  # a finding, or the words of what is examined
@@ -103,24 +96,17 @@ def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str
     if columns is None:
         text = ". ".join([f"{start}{sentence}", *parts])
     else:  # further lines stand below what was seen, if they fit
-        indent, width = (
-            len(start) if columns >= 2 * len(start) else _LEVEL,
-            max(columns, _NARROWEST),
-        )
+        indent = len(start) if columns >= 2 * len(start) else _LEVEL
+        width = max(columns, _NARROWEST)
         more = [_filled(part, " " * _LEVEL, _LEVEL + 2, width) for part in parts]
         text = "\n".join([_filled(sentence, start, indent, width), *more])
     return text.replace(level, f"\033[{_COLOURS[level]}m{level}\033[0m", 1) if coloured else text
 
 
 def _filled(text: str, start: str, indent: int, width: int) -> str:
-    return textwrap.fill(
-        text,
-        width,
-        initial_indent=start,
-        subsequent_indent=" " * indent,
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
+    whole: Any = {"break_on_hyphens": False, "break_long_words": False}
+    indents = {"initial_indent": start, "subsequent_indent": " " * indent}
+    return textwrap.fill(text, width, **indents, **whole)
 
 
 def counted(number: int, what: str) -> str:

@@ -11,12 +11,7 @@ _IMAGES = 200  # at most: fewer cannot tell a loss of 10 points from chance
 
 
 def resized(
-    source: Source,
-    places: np.ndarray,
-    *,
-    preprocessing: str,
-    image_size: int,
-    at_most: int = _IMAGES,
+    source: Source, places: np.ndarray, *, preprocessing: str, image_size: int
 ) -> np.ndarray | None:
     """Resize the first of the images at some places, f32[M,H,W,C] in [0, 1]; None: the
     preprocessing resizes nothing.
@@ -24,19 +19,12 @@ def resized(
     numbers = [int(text) for text in re.findall(r"\d+", preprocessing)]
     if preprocessing == "none" or preprocessing.startswith("Crop") or not numbers:
         return None
-    chosen = [int(place) for place in places[:at_most]]
-    read = Images(source, 0, True)
-    squashes = len(numbers) == 1
+    share, squashes = numbers[0], len(numbers) == 1
     arrays = []
-    for image, _ in read(chosen):
+    for image, _ in Images(source, 0, True)(places[:_IMAGES].tolist()):
         assert image is not None, "strict"
-        height, width = image.shape[:2]
-        short, share = min(height, width), numbers[0]
-        rows, columns = (
-            (share, share)
-            if squashes
-            else (int(share * height / short), int(share * width / short))
-        )
+        sides = image.shape[:2]
+        rows, columns = (share if squashes else int(share * s / min(sides)) for s in sides)
         arrays.append(bilinear(image, rows, columns, image_size))
     return np.stack(arrays) / np.float32(255)
 
@@ -46,11 +34,9 @@ def bilinear(image: np.ndarray, rows: int, columns: int, crop: int) -> np.ndarra
 
     Source: PyTorch's `interpolate(mode="bilinear", align_corners=False)`, without antialiasing.
     """
-    from_top, from_left = (
-        _between(*of, crop) for of in zip(image.shape[:2], (rows, columns), strict=True)
-    )
     pixels = image.astype(np.float32)
-    for axis, (low, high, share) in enumerate((from_top, from_left)):
+    for axis, length in enumerate((rows, columns)):
+        low, high, share = _between(image.shape[axis], length, crop)
         weight = share[:, None, None] if axis == 0 else share[None, :, None]
         pixels = pixels.take(low, axis) * (1 - weight) + pixels.take(high, axis) * weight
     return pixels
