@@ -118,8 +118,8 @@ def _radius(patient: Patient) -> Seen:
         if up - down > 0.05 * len(small) and up - down > 3 * (up + down) ** 0.5:
             return Seen(RED, f"accuracy rises with the radius: {sentence}", value)
     if robust[-1] > 0.3:
-        large = "images withstand a radius at which all can be the same grey"
-        return Seen(RED, f"{large}: {sentence}", value)
+        grey = "images withstand a radius at which all can be the same grey"
+        return Seen(RED, f"{grey}: {sentence}", value)
     return Seen(YELLOW if robust[-1] > 0.15 else GREEN, sentence, value)
 
 

@@ -14,7 +14,7 @@ from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.doctor import resizing
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS, Plan
-from jaxrobust.doctor.findings import RED, Finding, Tell, counted, examined, line, summary
+from jaxrobust.doctor.findings import RED, Finding, Tell, examined, line, summary
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
 from jaxrobust.doctor.patient import Patient, Recorded
 from jaxrobust.evaluation.questions import flags, measuring
@@ -25,6 +25,7 @@ from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience, terminal
+from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.runtime.text.spelling import norm as spelled
 from jaxrobust.sections import Config
 from jaxrobust.types import Threat

@@ -15,9 +15,10 @@ from jaxrobust.data import DataError
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits.sizes import known_images
 from jaxrobust.data.stream.loading import Images
-from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen, counted
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.runtime.commandline import functions
+from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits, warnings
@@ -65,11 +66,11 @@ class Plan:
     def steps(self, name: str) -> int | None:
         """Count the steps of a phase; None: the number of images is unknown."""
         seen, data = self.phases[name], self.phases[name].data
-        if not isinstance(self.source, str):
-            images = splits.examples(seen, name, self.source)
-        else:
+        if isinstance(self.source, str):
             whole = data.get("classes") is None and data.extra is None
             images = known_images(data.name, data.train_split) if whole else None
+        else:
+            images = splits.examples(seen, name, self.source)
         return None if images is None else seen[name].epochs * (images // seen[name].batch_size)
 
     @cached_property

@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text.spelling import counted
 
 GREEN, YELLOW, RED, SKIPPED = "green", "yellow", "red", "skipped"
+_HEALTHY = {"cause": None, "remedy": None}
 _NARROWEST = 40  # columns of a terminal
 _COLOURS = {GREEN: 32, YELLOW: 33, RED: 31, SKIPPED: 2}  # of terminals, ECMA-48
 
@@ -45,9 +47,13 @@ class Finding(NamedTuple):
     def plain(self) -> dict[str, Any]:
         """List it as values that JSON has."""
         check, seen, faulty = self.check, self.seen, self.seen.level in (YELLOW, RED)
-        found = {"check": check.name, "level": seen.level, "measures": check.measures}
+        found: dict[str, Any] = {
+            "check": check.name,
+            "level": seen.level,
+            "measures": check.measures,
+        }
         found |= {"said": seen.sentence, "value": seen.value}
-        found |= {key: getattr(seen, key) if faulty else None for key in ("cause", "remedy")}
+        found |= {"cause": seen.cause, "remedy": seen.remedy} if faulty else _HEALTHY
         return found | {"follows_from": self.after, "paper": check.paper}
 
 
@@ -104,14 +110,9 @@ def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str
 
 
 def _filled(text: str, start: str, indent: int, width: int) -> str:
-    whole: Any = {"break_on_hyphens": False, "break_long_words": False}
-    indents = {"initial_indent": start, "subsequent_indent": " " * indent}
-    return textwrap.fill(text, width, **indents, **whole)
-
-
-def counted(number: int, what: str) -> str:
-    """Write a number of things."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    how: Any = {"initial_indent": start, "subsequent_indent": " " * indent}
+    how |= {"break_on_hyphens": False, "break_long_words": False}
+    return textwrap.fill(text, width, **how)
 
 
 def summary(findings: Sequence[Finding]) -> str:

@@ -11,7 +11,12 @@ _IMAGES = 200  # at most: fewer cannot tell a loss of 10 points from chance
 
 
 def resized(
-    source: Source, places: np.ndarray, *, preprocessing: str, image_size: int
+    source: Source,
+    places: np.ndarray,
+    *,
+    preprocessing: str,
+    image_size: int,
+    at_most: int = _IMAGES,
 ) -> np.ndarray | None:
     """Resize the first of the images at some places, f32[M,H,W,C] in [0, 1]; None: the
     preprocessing resizes nothing.
@@ -21,7 +26,7 @@ def resized(
         return None
     share, squashes = numbers[0], len(numbers) == 1
     arrays = []
-    for image, _ in Images(source, 0, True)(places[:_IMAGES].tolist()):
+    for image, _ in Images(source, 0, True)(places[:at_most].tolist()):
         assert image is not None, "strict"
         sides = image.shape[:2]
         rows, columns = (share if squashes else int(share * s / min(sides)) for s in sides)
