@@ -19,28 +19,15 @@ from functools import partial
 from absl import app, flags
 from ml_collections import config_flags
 
-from jaxrobust.commands.flags.shared import (
-    FunctionFlags,
-    ImageFlags,
-    NetworkFlags,
-    ThreatFlags,
-    shared,
-)
-from jaxrobust.runtime.commandline import fields
-from jaxrobust.runtime.commandline.arguments import (
-    config_name,
-    ending,
-    parse,
-    quiet_libraries,
-    stop,
-)
+from jaxrobust.commands.flags.shared import SubjectFlags, shared
+from jaxrobust.runtime.commandline import arguments, fields
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.processes.launch import keep_large_buffers, use_every_core
 from jaxrobust.runtime.text import patience
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
+class DoctorFlags(SubjectFlags):
     """What is examined beside a config."""
 
     epsilon: float | None = shared(
@@ -61,17 +48,17 @@ fields.define(DoctorFlags)
 def main(argv: list[str]) -> None:
     """Read the flags, examine, and exit with what was found."""
     if len(argv) > 2:
-        stop(f"{argv[2]!r} is one word too many; name one run, weights or function", 2)
-    quiet_libraries()
+        arguments.stop(f"{argv[2]!r} is one word too many; name one run, weights or function", 2)
+    arguments.quiet_libraries()
     again = "the same command starts again"
-    with ending(again, ". With that solved, run the same command again"):
+    with arguments.ending(again, ". With that solved, run the same command again"):
         given = asdict(fields.given(DoctorFlags))
         devices, as_json = given.pop("devices"), given.pop("json")
         if not 32 <= given["n"] <= 1000:
             raise ValueError(f"--n={given['n']} is outside of 32 to 1000; leave it out for 200")
         named = None
         if _CONFIG.value is not None:
-            named = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
+            named = arguments.config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
         with patience.of(patience.LOADING):
             from jaxrobust.doctor import command  # after the flags: --help needs no JAX
 
@@ -96,4 +83,4 @@ if __name__ == "__main__":
     keep_large_buffers()
     use_every_core()
     patience.begin(patience.LOADING)  # a config imports the package too
-    app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))
+    app.run(main, flags_parser=partial(arguments.parse, hint="--help lists the flags"))

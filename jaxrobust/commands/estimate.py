@@ -10,44 +10,19 @@ Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason t
 
 import sys
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from jaxrobust.commands.flags.shared import shared
 from jaxrobust.estimate import changes, command
 from jaxrobust.runtime.commandline import arguments, fields
-from jaxrobust.runtime.commandline.arguments import answer, number
-from jaxrobust.runtime.commandline.fields import flag
 
 BEGUN = time.perf_counter()
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateFlags:
-    """What is estimated, on which devices, and what is assumed."""
+class EstimateFlags(command.Settings):
+    """What is estimated, and how it is told."""
 
-    config: str = flag(
-        "Config, as for training: its file, or FILE:ARGUMENTS.", word=True, required=True
-    )
-    on: str = flag(
-        "Devices: cpu, gpu or tpu for those that are here, or chips such as v5e:8x8 or h100:8.",
-        required=True,
-        metavar="DEVICES",
-    )
-    price: float | None = flag("Price of one chip for one hour, in any currency.", reads=number)
-    utilisation: float | None = flag(
-        f"Assumed share of the chips' bfloat16 peak; default: {command.UTILISATION}. A step never "
-        "counts as faster than the roofline of its executable, where that is known.",
-        reads=number,
-    )
-    batch: int | None = flag("Images per chip and step; default: the config's.")
-    fsdp: int | None = flag("Number of devices that share the state; 0: all.")
-    seconds: float = flag(
-        "Seconds for which each step and each attack is measured; default: 3.", 3.0
-    )
-    robust: float = flag("Share of images that is assumed to be robust.", "0.5", reads=number)
-    images: int | None = flag("Number of images of AutoAttack; 0: leave it out.")
-    fast: bool = flag("Do not compile for TPUs that are not here.", False)
     json: bool = shared("json", False)
 
 
@@ -63,12 +38,8 @@ def main() -> None:
         epilog="Any key of the config is set as for training: --config.train.epochs=20.",
     )
 
-    def run(flags: EstimateFlags) -> dict[str, Any]:
-        given = asdict(flags)
-        del given["json"]
-        return command.answer(command.Settings(changes=changed, **given), BEGUN)
-
-    answer(run, flags, "nothing is lost; the same command begins again")
+    again = "nothing is lost; the same command begins again"
+    arguments.answer(lambda given: command.answer(given, changed, BEGUN), flags, again)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import shutil
 from dataclasses import dataclass
 
 from jaxrobust.runtime.commandline import arguments, fields
-from jaxrobust.runtime.commandline.arguments import stop
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 
@@ -27,8 +26,7 @@ class ModelsFlags:
 
 def main() -> None:
     """Print the table, or the parameters of networks."""
-    prog = arguments.program or "jaxrobust models"
-    flags = fields.read(ModelsFlags, __doc__, prog=prog)
+    flags = fields.read(ModelsFlags, __doc__, prog=arguments.program or "jaxrobust models")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: an accelerator would only wait
     with patience.of(patience.LOADING):
         from jaxrobust import models
@@ -37,7 +35,7 @@ def main() -> None:
     try:
         names = [models.known(name) for name in flags.names] or models.available()
     except ValueError as error:
-        stop(error, 2)
+        arguments.stop(error, 2)
     if flags.parameters:
         for name in names:
             print(f"{name}\n{table.parameters(name)}\n")

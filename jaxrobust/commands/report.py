@@ -18,6 +18,7 @@ from jaxrobust.runtime.commandline import arguments, fields
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text.spelling import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,8 @@ def run(flags: ReportFlags) -> dict[str, Any] | None:
             raise ValueError("--watch serves the page and writes no file; leave --out, --json out")
         watching.serve(flags.paths, host=flags.host, port=flags.port, every=flags.every)
         return None
-    out = flags.out or _beside(flags.paths[0])
+    first = flags.paths[0]
+    out = flags.out or (first if first.is_dir() else first.parent) / "report.html"
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'report.html'}")
     with patience.of(f"reading {', '.join(map(str, flags.paths))}"):
@@ -76,21 +78,12 @@ def run(flags: ReportFlags) -> dict[str, Any] | None:
     except OSError as error:
         message = f"cannot write {out} ({error.strerror or error}); name another file with --out"
         raise OSError(message) from error
-    runs, own = len(records.runs), len(records.evaluations)
-    size = len(text.encode())
-    print(f"{out}: {_count(runs, 'run')}, {_count(own, 'evaluation')}, {size / 1e6:.2f} MB")
+    runs, own, size = len(records.runs), len(records.evaluations), len(text.encode())
+    print(f"{out}: {counted(runs, 'run')}, {counted(own, 'evaluation')}, {size / 1e6:.2f} MB")
     for note in records.notes:
         print(f"note: {note}")
     made = {"file": str(out), "bytes": size, "runs": runs, "evaluations": own}
     return made | {"notes": records.notes}
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _beside(path: Path) -> Path:
-    return (path if path.is_dir() else path.parent) / "report.html"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ alone. A record stands in a cell only if it measures just that: the same network
 downloaded, the same attack, radius and images. Others are listed with what differs.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jaxrobust.analysis.papers import tables
@@ -37,21 +37,17 @@ class ReproduceFlags:
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, print or write."""
     flags = fields.read(ReproduceFlags, __doc__, argv)
+    given = asdict(flags)
+    places = given.pop("records")
     try:
-        print(_answer(flags), end="")
+        with patience.of(patience.LOADING):
+            from jaxrobust.analysis.papers import documents
+
+        print(documents.answer(places, **given), end="")
     except ValueError as error:
         stop(error, 2)
     except OSError as error:
         stop(error, 3)
-
-
-def _answer(flags: ReproduceFlags) -> str:
-    with patience.of(patience.LOADING):
-        from jaxrobust.analysis.papers import documents
-
-    return documents.answer(
-        flags.records, paper=flags.paper, table=flags.table, out=flags.out, alike=flags.alike
-    )
 
 
 if __name__ == "__main__":

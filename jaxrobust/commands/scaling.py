@@ -58,9 +58,8 @@ def run(flags: ScalingFlags) -> dict[str, Any]:
         "solution": (solution.depths, solution.widths),
         "rounded": (solution.rounded_depths, solution.rounded_widths),
     }
-    for number in (1, 2, 3, 4):
-        row = robust_resnet.VARIANTS[f"{_PREFIX[flags.block]}{number}"]
-        rows[f"{_PREFIX[flags.block]}{number}"] = (row.depths, row.widths)
+    for name in (f"{_PREFIX[flags.block]}{number}" for number in (1, 2, 3, 4)):
+        rows[name] = robust_resnet.VARIANTS[name].depths, robust_resnet.VARIANTS[name].widths
     print(_HEAD)
     lines = {name: _line(name, *row, **sizes) for name, row in rows.items()}
     print(f"the rounded ones cost {_costs(solution.share)}")
@@ -79,11 +78,8 @@ def _line(
     costs = scaling.cost(depths, widths, **sizes)
     share = sum(depths) / (sum(depths) + sum(widths))
     texts = (" ".join(f"{n:.4g}" for n in numbers) for numbers in (depths, widths))
-    print(
-        "{:16} {:21} {:18} {:5.3f} {:13.3f} {:16.3f}".format(
-            name, *texts, share, costs.parameters / 1e6, costs.multiply_adds / 1e9
-        )
-    )
+    numbers = share, costs.parameters / 1e6, costs.multiply_adds / 1e9
+    print("{:16} {:21} {:18} {:5.3f} {:13.3f} {:16.3f}".format(name, *texts, *numbers))
     return {"depths": depths, "widths": widths, "r_D": share, **costs._asdict()}
 
 

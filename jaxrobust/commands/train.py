@@ -20,14 +20,12 @@ from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text import patience
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where checkpoints, metrics and results go; default: runs/<config>."
+_WHERE = "Where checkpoints, metrics and results go; default: runs/<config>."
+_TRACED = (
+    "START:STEPS traces STEPS steps of each phase for XProf, after the first START of this run."
 )
-_PROFILE = flags.DEFINE_string(
-    "profile",
-    None,
-    "START:STEPS traces STEPS steps of each phase for XProf, after the first START of this run.",
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, _WHERE)
+_PROFILE = flags.DEFINE_string("profile", None, _TRACED)
 define_host_flags()
 
 

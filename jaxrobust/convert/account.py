@@ -8,6 +8,7 @@ from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import jsonl
+from jaxrobust.training.update import objectives
 from jaxrobust.types import Threat
 from jaxrobust.weights import load
 from jaxrobust.weights.store.artifact import Network
@@ -44,7 +45,7 @@ def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = N
         tested = None if resolve(tested, image_size or 0) == tested else tested
     names = runs.classes_file(workdir, phase)
     classes = tuple(names.read_text().splitlines()) if names.exists() else ()
-    ball = None if objective == "clean" else Threat.of(attack)
+    ball = Threat.of(attack) if objectives.named(objective).attacks else None
     how = f"{objective} training on {config.data.name}, split {config.data.train_split}"
     if ball:
         how += f", {attack.name}, {attack.steps} steps, {ball.written()}"

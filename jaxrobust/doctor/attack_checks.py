@@ -1,6 +1,7 @@
 """The checks of a network's gradients and of attacks on it."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -38,15 +39,10 @@ def _zero(patient: Patient) -> Seen:
     sentence += f" of {len(zero['float32'])} images"
     if reliability.check_gradients(zero["float32"]):
         return _why_zero(patient, sentence, value)
-    for dtype in patient.others:
-        if value[dtype] > 0.1:
-            return Seen(
-                YELLOW,
-                sentence,
-                value,
-                cause=f"{dtype} is too coarse for this network's logits",
-                remedy=f"search in float32 (not --search_dtype={dtype})",
-            )
+    for dtype in (dtype for dtype in patient.others if value[dtype] > 0.1):
+        cause = f"{dtype} is too coarse for this network's logits"
+        remedy = f"search in float32 (not --search_dtype={dtype})"
+        return Seen(YELLOW, sentence, value, cause, remedy)
     return Seen(GREEN, sentence, value)
 
 
@@ -56,29 +52,29 @@ def _why_zero(patient: Patient, sentence: str, value: dict[str, float]) -> Seen:
     value = value | {"margin, float32": margin}
     sentence += f"; that of the margin at {margin:.1%}"
     if margin < 0.5 * value["float32"]:
-        return Seen(
-            RED,
-            sentence,
-            value,
-            cause="the softmax saturates: logits are so large that the cross-entropy is 0 in "
-            "float32",
-            remedy="divide the logits by their range, or attack with DLR (apgd-t, fab-t)",
-        )
+        cause = "the softmax saturates: logits are so large that the cross-entropy is 0 in float32"
+        remedy = "divide the logits by their range, or attack with DLR (apgd-t, fab-t)"
+        return Seen(RED, sentence, value, cause, remedy)
     return Seen(RED, sentence, value)
 
 
-def _few(patient: Patient) -> Seen | None:
-    count = len(patient.attacked)
-    if patient.threat.epsilon <= 0:
-        return Seen(SKIPPED, "the radius is 0")
-    if patient.without_gradient:
-        return Seen(SKIPPED, "the network cannot be differentiated")
-    return Seen(SKIPPED, f"only {count} images are right clean") if count < _FEW else None
+def _attacking(look: Callable[[Patient], Seen]) -> Callable[[Patient], Seen]:
+    """Skip a look that attacks where attacks say little."""
+
+    def looks(patient: Patient) -> Seen:
+        count = len(patient.attacked)
+        if patient.threat.epsilon <= 0:
+            return Seen(SKIPPED, "the radius is 0")
+        if patient.without_gradient:
+            return Seen(SKIPPED, "the network cannot be differentiated")
+        few = Seen(SKIPPED, f"only {count} images are right clean")
+        return few if count < _FEW else look(patient)
+
+    return looks
 
 
+@_attacking
 def _losses(patient: Patient) -> Seen:
-    if few := _few(patient):
-        return few
     if patient.logits.shape[1] < 3:
         return Seen(SKIPPED, "DLR needs three classes")
     ce, dlr = (patient.after_pgd(patient.threat.epsilon, loss) > 0 for loss in ("ce", "dlr"))
@@ -90,19 +86,14 @@ def _losses(patient: Patient) -> Seen:
     if gap > 0.1 and apart > 3.5:
         return Seen(RED, sentence, value)
     if gap < -0.3 and apart < -3.5:
-        return Seen(
-            YELLOW,
-            sentence,
-            value,
-            cause="DLR divides by a third logit that is far away, or ties",
-            remedy="report CE and DLR, and attack with CW's margin too",
-        )
+        cause = "DLR divides by a third logit that is far away, or ties"
+        remedy = "report CE and DLR, and attack with CW's margin too"
+        return Seen(YELLOW, sentence, value, cause, remedy)
     return Seen(GREEN, sentence, value)
 
 
+@_attacking
 def _noise(patient: Patient) -> Seen:
-    if few := _few(patient):
-        return few
     pgd, noise = patient.after_pgd(patient.threat.epsilon), patient.after_noise
     better = float((noise > pgd).mean())
     sentence = (
@@ -113,27 +104,22 @@ def _noise(patient: Patient) -> Seen:
     return Seen(level, sentence, {"noise is better": better})
 
 
+@_attacking
 def _radius(patient: Patient) -> Seen:
-    if few := _few(patient):
-        return few
     eps = patient.threat.epsilon
     radii = [r for r in (eps / 2, eps, 2 * eps) if r < patient.everything] + [patient.everything]
     fooled = [patient.after_pgd(radius) > 0 for radius in radii]
     robust = [1 - float(of.mean()) for of in fooled]
-    sentence = "robust at " + ", ".join(
-        f"{r:.3g}: {v:.1%}" for r, v in zip(radii, robust, strict=True)
-    )
+    told = [f"{r:.3g}: {v:.1%}" for r, v in zip(radii, robust, strict=True)]
+    sentence = f"robust at {', '.join(told)}"
     value = dict(zip(map("{:.4g}".format, radii), robust, strict=True))
     for small, large in itertools.pairwise(fooled):
         up, down = int((small & ~large).sum()), int((large & ~small).sum())
         if up - down > 0.05 * len(small) and up - down > 3 * (up + down) ** 0.5:
             return Seen(RED, f"accuracy rises with the radius: {sentence}", value)
     if robust[-1] > 0.3:
-        return Seen(
-            RED,
-            f"images withstand a radius at which all can be the same grey: {sentence}",
-            value,
-        )
+        grey = "images withstand a radius at which all can be the same grey"
+        return Seen(RED, f"{grey}: {sentence}", value)
     return Seen(YELLOW if robust[-1] > 0.15 else GREEN, sentence, value)
 
 

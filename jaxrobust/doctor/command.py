@@ -14,7 +14,7 @@ from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.doctor import resizing
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS, Plan
-from jaxrobust.doctor.findings import RED, Finding, Tell, counted, examined, line, summary
+from jaxrobust.doctor.findings import RED, Finding, Tell, examined, line, summary
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
 from jaxrobust.doctor.patient import Patient, Recorded
 from jaxrobust.evaluation.questions import flags, measuring
@@ -26,6 +26,7 @@ from jaxrobust.evaluation.records import records
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience, terminal
+from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.runtime.text.spelling import norm as spelled
 from jaxrobust.types import Threat
 from jaxrobust.weights.trained import runs
@@ -48,20 +49,15 @@ def given_of(place: str | None, **named: Any) -> Given:
     rest: dict[str, Any] = dict.fromkeys(Given._fields[: Given._fields.index("steps")])
     rest |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "seed": 0}
     if place is not None:
-        flag = _flag_of(place)
+        path, flag = Path(place), "weights"
+        if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
+            flag = "workdir"
+        elif not path.exists() and ".py:" in place:
+            flag = "function"
         if named.get(flag) is not None:
             raise ValueError(f"{place} and --{flag}={named[flag]} name the same; give one of them")
         named[flag] = place
     return Given(**(rest | named))
-
-
-def _flag_of(place: str) -> str:
-    path = Path(place)
-    if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
-        return "workdir"
-    if not path.exists() and ".py:" in place:
-        return "function"
-    return "weights"
 
 
 def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
@@ -86,7 +82,9 @@ def _read(given: Given, images: int) -> tuple[str, Patient]:
     wanted = subjects.preprocessing(origin, size, source, given.preprocessing)
     preprocessing = pipeline.preprocessing_id(source, size, wanted)
     prepared = Prepared(source, image_size=size, preprocessing=preprocessing, images=len(source))
-    places = _chosen(len(source), images)
+    places = np.arange(len(source))
+    if len(places) > images:  # of the whole split: its first ones may be all of one class
+        places = np.sort(np.random.default_rng(0).choice(len(places), images, replace=False))
     logits_of = measuring.networks_of(subject, weights)
     patient = Patient(
         logits_fn=logits_of("float32"),
@@ -103,23 +101,16 @@ def _read(given: Given, images: int) -> tuple[str, Patient]:
     return f"{of} on {len(places)} images of {source.where()}", patient
 
 
-def _chosen(size: int, images: int) -> np.ndarray:
-    """Draw images from the whole split: its first ones may be all of one class."""
-    if size <= images:
-        return np.arange(size)
-    return np.sort(np.random.default_rng(0).choice(size, images, replace=False))
-
-
 def _recorded(
     run: Path | None, which: str | None, subject: Subject, source: registry.Source
 ) -> Recorded | None:
     """Find the run's own record of these weights on this split, if there is one."""
     if run is None or not (run / "results.jsonl").is_file():
         return None
+    asked = (source.name, source.split, which)
     for record in reversed(records.read(run)):
-        same = (record.dataset, record.split) == (source.name, source.split)
-        clean = record.clean
-        if same and record.weights == which and clean is not None and math.isfinite(clean):
+        same, clean = (record.dataset, record.split, record.weights) == asked, record.clean
+        if same and clean is not None and math.isfinite(clean):
             return Recorded(float(clean), f"{run.name}/results.jsonl")
     return None
 
@@ -167,12 +158,12 @@ def answer(
     done: list[Examination] = []
 
     def tell(text: Finding | str) -> None:
-        if as_json:
-            return
-        if isinstance(text, str):
-            show(terminal.fitted(text, columns))
+        if isinstance(text, Finding):
+            text = line(text, coloured=coloured, columns=columns)
         else:
-            show(line(text, coloured=coloured, columns=columns))
+            text = terminal.fitted(text, columns)
+        if not as_json:
+            show(text)
 
     def examine(examination: Callable[..., Examination], *of: Any, **how: Any) -> None:
         if done:
@@ -190,7 +181,5 @@ def answer(
             examine(of_config, runs.run_config(run), devices=devices, name=name)
         examine(of_network, flags_given, images=given["n"])
     red = any(f.seen.level == RED for each in done for f in each.findings)
-    if as_json:
-        rows = [{"of": e.of, "findings": [f.plain() for f in e.findings]} for e in done]
-        return {"red": red, "examined": rows}, int(red)
-    return None, int(red)
+    rows = [{"of": e.of, "findings": [f.plain() for f in e.findings]} for e in done]
+    return {"red": red, "examined": rows} if as_json else None, int(red)

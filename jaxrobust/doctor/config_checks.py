@@ -15,10 +15,11 @@ from jaxrobust.data import DataError
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits.sizes import known_images
 from jaxrobust.data.stream.loading import Images
-from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen, counted
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline import functions
+from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.training import build
 from jaxrobust.training.run import splits, warnings
 from jaxrobust.training.update import inner, objectives
@@ -44,8 +45,8 @@ class Plan:
     @property
     def attacked(self) -> dict[str, Config]:
         """Select those that train against an attack."""
-        rows = ((n, c, objectives.named(c[n].objective)) for n, c in self.phases.items())
-        return {name: config for name, config, row in rows if row.attacks}
+        phases = self.phases.items()
+        return {n: c for n, c in phases if objectives.named(c[n].objective).attacks}
 
     @cached_property
     def source(self) -> Any:
@@ -64,9 +65,8 @@ class Plan:
 
     def steps(self, name: str) -> int | None:
         """Count the steps of a phase; None: the number of images is unknown."""
-        seen = self.phases[name]
+        seen, data = self.phases[name], self.phases[name].data
         if isinstance(self.source, str):
-            data = seen.data
             whole = data.get("classes") is None and data.extra is None
             images = known_images(data.name, data.train_split) if whole else None
         else:
@@ -107,14 +107,14 @@ def _of_phases(look: Callable[[Plan, str, Config], Seen], *, attacked: bool = Fa
 
 def _heavy(plan: Plan) -> Seen:
     first, seen = next(iter(plan.phases.items()))
-    sentence = f"{first} starts from {plan.config.init.weights or 'random weights'}"
-    sentence += f" under data.augmentation={seen.data.augmentation}"
+    start, how = plan.config.init.weights or "random weights", seen.data.augmentation
+    sentence = f"{first} starts from {start} under data.augmentation={how}"
     try:
         warnings.check_start(seen, first)
     except ValueError as error:
-        _, _, remedy = str(error).partition("; ")
-        return Seen(RED, f"{sentence}, and is attacked", seen.data.augmentation, remedy=remedy)
-    return Seen(GREEN, sentence, seen.data.augmentation)
+        remedy = str(error).partition("; ")[2]
+        return Seen(RED, f"{sentence}, and is attacked", how, remedy=remedy)
+    return Seen(GREEN, sentence, how)
 
 
 def _step(plan: Plan, name: str, seen: Config) -> Seen:
@@ -146,20 +146,17 @@ def _one_step(plan: Plan, name: str, seen: Config) -> Seen:
 
 def _constants(plan: Plan) -> list[str]:
     """List the known normalisations whose mean stands in the program of the network."""
-    model, key = plan.config.model, jax.random.key(0)
-    image = jax.ShapeDtypeStruct(
-        (1, model.image_size, model.image_size, model.in_channels), jnp.float32
-    )
-    params, stats = jax.eval_shape(plan.net.init, key)
+    size, channels = plan.config.model.image_size, plan.config.model.in_channels
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    params, stats = jax.eval_shape(plan.net.init, jax.random.key(0))
     program = jax.make_jaxpr(lambda p, s, x: plan.net.apply(p, s, x)[0])(params, stats, image)
     small = [np.asarray(c) for c in tracing.constants(program) if np.size(c) == 3]
-    real = [c for c in small if jnp.issubdtype(c.dtype, jnp.floating)]
-    values = [c.astype(np.float64).ravel() for c in real]
+    real = [c.astype(float).ravel() for c in small if jnp.issubdtype(c.dtype, jnp.floating)]
     means = {name: mean for name, (mean, _) in NORMALIZATIONS.items() if len(mean) == 3}
 
     def stands(mean: tuple[float, ...]) -> bool:
         scaled = [scale * np.asarray(mean) for scale in (1, 255, -1)]
-        return any(np.allclose(v, one, rtol=1e-3) for v in values for one in scaled)
+        return any(np.allclose(v, one, rtol=1e-3) for v in real for one in scaled)
 
     return [name for name, mean in means.items() if stands(mean)]
 
@@ -179,7 +176,7 @@ def _statistics(plan: Plan, name: str, seen: Config) -> Seen:
     objective, how = seen[name].objective, seen.attack.statistics
     sentence = f"{name}: objective={objective}, attack.statistics={how}"
     both = objectives.named(objective).of_probabilities and seen[name].bn_statistics == "both"
-    if not (both and how == "batch"):
+    if not both or how != "batch":
         return Seen(GREEN, sentence, how)
     _, stats = jax.eval_shape(plan.net.init, jax.random.key(0))
     norms = any(not key.startswith("normalize.") for key in stats)
@@ -194,10 +191,8 @@ def _ema(plan: Plan, name: str, seen: Config) -> Seen:
     if steps is None:
         return Seen(SKIPPED, f"how many steps there are is not known: {plan.source}")
     horizon, left = 1 / (1 - decay), decay**steps
-    sentence = (
-        f"{name}: ema_decay={decay:g} averages {horizon:.0f} steps of {steps}, and {left:.1%} "
-    )
-    sentence += "of the average is the start"
+    sentence = f"{name}: ema_decay={decay:g} averages {horizon:.0f} steps of {steps}"
+    sentence += f", and {left:.1%} of the average is the start"
     level = RED if horizon > steps else YELLOW if left > 0.2 else GREEN
     wanted = f"set {name}.ema_decay={max(1 - 10 / max(steps, 1), 0):.3g} or lower"
     return Seen(level, sentence, {"horizon": horizon, "steps": steps}, remedy=wanted)

@@ -5,7 +5,6 @@ that is normalised twice is not blamed for the order of its classes.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -66,18 +65,10 @@ def _changes(channels: int) -> Iterator[tuple[str, str, Callable[[np.ndarray], n
         if len(m) not in (1, channels):
             continue
         words = "[-1, 1] (mean 0.5, std 0.5)" if name == "half" else f"the {name} normalisation"
-        yield MISSING, words, partial(_normalised, mean=m, std=s)
-        yield TWICE, words, partial(_undone, mean=m, std=s)
+        yield MISSING, words, lambda x, m=m, s=s: (x - m) / s  # type: ignore[misc]
+        yield TWICE, words, lambda x, m=m, s=s: x * s + m  # type: ignore[misc]
     if channels == 3:
         yield CHANNELS, "BGR", lambda x: x[..., ::-1]
-
-
-def _normalised(images: np.ndarray, *, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    return (images - mean) / std
-
-
-def _undone(images: np.ndarray, *, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    return images * std + mean
 
 
 def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -166,8 +157,6 @@ def _described(order: np.ndarray, names: tuple[str, ...]) -> str:
     def name(k: int) -> str:
         return f"{k} ({names[k]})" if len(names) == count and names[k] != str(k) else str(k)
 
-    moved = [
-        f"output {k} is class {name(int(order[k]))}"
-        for k in np.flatnonzero(order != np.arange(count))
-    ]
-    return f"{', '.join(moved[:10])}{', ...' if len(moved) > 10 else ''}"
+    moved = np.flatnonzero(order != np.arange(count))
+    told = [f"output {k} is class {name(int(order[k]))}" for k in moved[:10]]
+    return ", ".join(told + ["..."] * (len(moved) > 10))

@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text.spelling import counted
 
 GREEN, YELLOW, RED, SKIPPED = "green", "yellow", "red", "skipped"
+_HEALTHY = {"cause": None, "remedy": None}
 _NARROWEST = 40  # columns of a terminal
 _COLOURS = {GREEN: 32, YELLOW: 33, RED: 31, SKIPPED: 2}  # of terminals, ECMA-48
 
@@ -44,18 +46,15 @@ class Finding(NamedTuple):
 
     def plain(self) -> dict[str, Any]:
         """List it as values that JSON has."""
-        faulty = self.seen.level in (YELLOW, RED)
-        return {
-            "check": self.check.name,
-            "level": self.seen.level,
-            "measures": self.check.measures,
-            "said": self.seen.sentence,
-            "value": self.seen.value,
-            "cause": self.seen.cause if faulty else None,
-            "remedy": self.seen.remedy if faulty else None,
-            "follows_from": self.after,
-            "paper": self.check.paper,
+        check, seen, faulty = self.check, self.seen, self.seen.level in (YELLOW, RED)
+        found: dict[str, Any] = {
+            "check": check.name,
+            "level": seen.level,
+            "measures": check.measures,
         }
+        found |= {"said": seen.sentence, "value": seen.value}
+        found |= {"cause": seen.cause, "remedy": seen.remedy} if faulty else _HEALTHY
+        return found | {"follows_from": self.after, "paper": check.paper}
 
 
 Tell = Callable[["Finding | str"], None]  # a finding, or the words of what is examined
@@ -103,29 +102,17 @@ def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str
     if columns is None:
         text = ". ".join([f"{start}{sentence}", *parts])
     else:  # further lines stand below what was seen, if they fit
-        indent, width = (
-            len(start) if columns >= 2 * len(start) else _LEVEL,
-            max(columns, _NARROWEST),
-        )
+        indent = len(start) if columns >= 2 * len(start) else _LEVEL
+        width = max(columns, _NARROWEST)
         more = [_filled(part, " " * _LEVEL, _LEVEL + 2, width) for part in parts]
         text = "\n".join([_filled(sentence, start, indent, width), *more])
     return text.replace(level, f"\033[{_COLOURS[level]}m{level}\033[0m", 1) if coloured else text
 
 
 def _filled(text: str, start: str, indent: int, width: int) -> str:
-    return textwrap.fill(
-        text,
-        width,
-        initial_indent=start,
-        subsequent_indent=" " * indent,
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
-
-
-def counted(number: int, what: str) -> str:
-    """Write a number of things."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    how: Any = {"initial_indent": start, "subsequent_indent": " " * indent}
+    how |= {"break_on_hyphens": False, "break_long_words": False}
+    return textwrap.fill(text, width, **how)
 
 
 def summary(findings: Sequence[Finding]) -> str:

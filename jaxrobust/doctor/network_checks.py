@@ -32,9 +32,8 @@ def _range(patient: Patient) -> Seen:
         checks.check_images(patient.images, patient.labels, classes=patient.logits.shape[1])
     except ValueError as error:
         sentence, _, remedy = str(error).partition("; ")
-        return Seen(
-            RED, sentence, cause="the data is not what an attack takes", remedy=remedy or None
-        )
+        cause = "the data is not what an attack takes"
+        return Seen(RED, sentence, cause=cause, remedy=remedy or None)
     low, high = float(patient.images.min()), float(patient.images.max())
     return _explained(explanations.RANGE, f"images span [{low:.3g}, {high:.3g}]")(patient)
 
@@ -52,15 +51,15 @@ def _explained(name: str, healthy: str) -> Look:
         if not own:
             return Seen(SKIPPED, "not looked at: the images are grey")
         best = explanations.best(all_tried, patient.logits.shape[1], len(patient.labels))
+        undone = " undone" if name == explanations.TWICE else ""
         if best is None or best.check != name:
             other = max(own, key=lambda each: each.accuracy)
             loss = float(explanations.losses(patient.logits, patient.labels).mean())
-            undone = " undone" if other.check == explanations.TWICE else ""
             sentence = f"{healthy}; loss {loss:.3g} and accuracy {patient.right.mean():.1%}, with "
             beside = f"{other.done}{undone} {other.loss:.3g} and {other.accuracy:.1%}"
             return Seen(GREEN, sentence + beside)
         level = RED if best.gain > explanations.GAIN else YELLOW
-        before, undone = best.accuracy - best.gain, " undone" if name == explanations.TWICE else ""
+        before = best.accuracy - best.gain
         sentence = f"accuracy is {before:.1%}, and {best.accuracy:.1%} with {best.done}{undone}"
         return Seen(level, sentence, {"as it is": before, best.done: best.accuracy})
 
@@ -82,8 +81,7 @@ def _accuracy(patient: Patient) -> Seen:
     sentence = f"{accuracy:.1%} of {n} clean images are right"
     if n < _ENOUGH:
         return Seen(SKIPPED, f"{sentence}, which are few")
-    known = patient.recorded
-    if known:
+    if known := patient.recorded:
         p = min(max(known.clean, 1 / n), 1 - 1 / n)
         short = (known.clean - accuracy) / (p * (1 - p) / n) ** 0.5
         beside = f"{sentence}, {known.clean:.1%} by {known.where}"
@@ -96,12 +94,11 @@ def _accuracy(patient: Patient) -> Seen:
 
 
 def _arrays(patient: Patient) -> Seen:
-    if patient.arrays is None:
-        return Seen(SKIPPED, "the images have the network's size: nothing is resized")
     arrays = patient.arrays
+    if arrays is None:
+        return Seen(SKIPPED, "the images have the network's size: nothing is resized")
     n = len(arrays)
-    right = checks.is_right(patient.forward(arrays), patient.labels[:n])
-    own = patient.right[:n]
+    own, right = patient.right[:n], checks.is_right(patient.forward(arrays), patient.labels[:n])
     apart = float(np.abs(arrays - patient.images[:n]).mean()) * 255
     won, lost = int((right & ~own).sum()), int((own & ~right).sum())
     sentence = (
@@ -109,9 +106,8 @@ def _arrays(patient: Patient) -> Seen:
         f"antialiasing, {apart:.2g} of 255 apart"
     )
     value = {"pil": float(own.mean()), "arrays": float(right.mean())}
-    if won - lost > 0.05 * n and won - lost > 3.5 * (won + lost) ** 0.5:
-        return Seen(RED, sentence, value)
-    return Seen(GREEN, sentence, value)
+    better = won - lost > 0.05 * n and won - lost > 3.5 * (won + lost) ** 0.5
+    return Seen(RED if better else GREEN, sentence, value)
 
 
 _INPUTS = (*explanations.ALL, "resizing")

@@ -57,13 +57,11 @@ class Patient:
 
     def forward(self, images: np.ndarray) -> np.ndarray:
         """Compute the logits f[n,K] of any number of images f32[n,H,W,C]."""
-        return self._batched(self._compiled, images)
+        return self._batched(self._verdicts, images)
 
     @cached_property
-    def _compiled(self) -> Callable[..., Any]:
-        network = _argument(self.logits_fn)
-        program = jax.jit(_verdict)
-        return lambda images: program(network, images)
+    def _verdicts(self) -> Callable[..., Any]:
+        return partial(jax.jit(_verdict), _argument(self.logits_fn))
 
     def _batched(self, program: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
         """Run a program of a fixed batch size on any number of rows; the last batch is padded."""
@@ -72,10 +70,8 @@ class Patient:
         results = []
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)
-            kept = min(size, count - start)
-            parts = program(*(jnp.asarray(array[rows]) for array in arrays))
-            results.append(np.asarray(parts)[:kept])
-        return np.concatenate(results)
+            results.append(np.asarray(program(*(jnp.asarray(array[rows]) for array in arrays))))
+        return np.concatenate(results)[:count]
 
     @cached_property
     def logits(self) -> np.ndarray:
@@ -90,13 +86,8 @@ class Patient:
     @cached_property
     def flags(self) -> reliability.Flags:
         """List the flags that `reliability` raises of the network."""
-        return reliability.check_network(
-            self.forward,
-            self.logits_fn,
-            self.images,
-            self.labels,
-            batch_size=min(self.batch, len(self.images)),
-        )
+        data, size = (self.images, self.labels), min(self.batch, len(self.images))
+        return reliability.check_network(self.forward, self.logits_fn, *data, batch_size=size)
 
     @cached_property
     def attacked(self) -> np.ndarray:
@@ -119,7 +110,7 @@ class Patient:
         network = _argument(self.others.get(dtype, self.logits_fn))
         program = jax.jit(partial(_slopes, loss=attacks.LOSSES[loss]))
         images, labels = self.images[:_ATTACKED], self.labels[:_ATTACKED].astype(np.int32)
-        return self._batched(lambda *of: program(network, *of), images, labels)
+        return self._batched(partial(program, network), images, labels)
 
     def after_pgd(self, epsilon: float, loss: str = "ce") -> np.ndarray:
         """Return f[n], the margins of the attacked images after PGD; positive: misclassified."""
@@ -136,17 +127,11 @@ class Patient:
     def _margins(self, name: str, search: Callable[..., Array], epsilon: float) -> np.ndarray:
         if name not in self.kept:  # one program for all radii
             self.kept[name] = jax.jit(partial(search, norm=self.threat.norm))
-        program, network, key = (
-            self.kept[name],
-            _argument(self.logits_fn),
-            jax.random.key(self.seed),
-        )
-        chosen = self.attacked
+        key, chosen = jax.random.key(self.seed), self.attacked
         labels, ids = self.labels[chosen].astype(np.int32), chosen.astype(np.int32)
         radius = np.full(len(chosen), epsilon, np.float32)
-        return self._batched(
-            lambda *of: program(network, key, *of), self.images[chosen], labels, ids, radius
-        )
+        program = partial(self.kept[name], _argument(self.logits_fn), key)
+        return self._batched(program, self.images[chosen], labels, ids, radius)
 
     @property
     def everything(self) -> float:
@@ -192,10 +177,9 @@ def _noise(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
 
     def at(number: Array) -> Array:
-        draws = jax.vmap(
-            lambda k: jax.random.normal(jax.random.fold_in(k, number), images.shape[1:])
-        )
-        far = jax.vmap(partial(_of_size, norm=norm))(draws(keys), epsilon)
+        own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+        drawn = jax.vmap(partial(jax.random.normal, shape=images.shape[1:]))(own)
+        far = jax.vmap(partial(_of_size, norm=norm))(drawn, epsilon)
         return _margin(network, GEOMETRIES[norm].project(images + far, images, epsilon), labels)
 
     return jax.lax.map(at, jnp.arange(STEPS)).max(axis=0)

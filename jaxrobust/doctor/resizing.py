@@ -24,19 +24,12 @@ def resized(
     numbers = [int(text) for text in re.findall(r"\d+", preprocessing)]
     if preprocessing == "none" or preprocessing.startswith("Crop") or not numbers:
         return None
-    chosen = [int(place) for place in places[:at_most]]
-    read = Images(source, 0, True)
-    squashes = len(numbers) == 1
+    share, squashes = numbers[0], len(numbers) == 1
     arrays = []
-    for image, _ in read(chosen):
+    for image, _ in Images(source, 0, True)(places[:at_most].tolist()):
         assert image is not None, "strict"
-        height, width = image.shape[:2]
-        short, share = min(height, width), numbers[0]
-        rows, columns = (
-            (share, share)
-            if squashes
-            else (int(share * height / short), int(share * width / short))
-        )
+        sides = image.shape[:2]
+        rows, columns = (share if squashes else int(share * s / min(sides)) for s in sides)
         arrays.append(bilinear(image, rows, columns, image_size))
     return np.stack(arrays) / np.float32(255)
 
@@ -46,11 +39,9 @@ def bilinear(image: np.ndarray, rows: int, columns: int, crop: int) -> np.ndarra
 
     Source: PyTorch's `interpolate(mode="bilinear", align_corners=False)`, without antialiasing.
     """
-    from_top, from_left = (
-        _between(*of, crop) for of in zip(image.shape[:2], (rows, columns), strict=True)
-    )
     pixels = image.astype(np.float32)
-    for axis, (low, high, share) in enumerate((from_top, from_left)):
+    for axis, length in enumerate((rows, columns)):
+        low, high, share = _between(image.shape[axis], length, crop)
         weight = share[:, None, None] if axis == 0 else share[None, :, None]
         pixels = pixels.take(low, axis) * (1 - weight) + pixels.take(high, axis) * weight
     return pixels

@@ -67,10 +67,8 @@ def account(
             else:
                 once = attacked.computed(end.config, target, utilisation=utilisation)
         result["autoattack"] = _autoattack(once, target.chips, images, robust, start)
-    return result | {
-        "known": _known(target, result),
-        "assumed": _assumed(parts, target, result, robust),
-    }
+    assumed = _assumed(parts, target, result, robust)
+    return result | {"known": _known(target, result), "assumed": assumed}
 
 
 def costs(seconds: float, chips: int) -> dict[str, float]:
@@ -80,12 +78,11 @@ def costs(seconds: float, chips: int) -> dict[str, float]:
 
 def priced(result: Any, price: float) -> Any:
     """Add the money to every part of an account that has chip-hours."""
+    if isinstance(result, list):
+        return [priced(each, price) for each in result]
     if not isinstance(result, dict):
         return result
-    new: dict[str, Any] = {}
-    for key, value in result.items():
-        rows = key == "phases"
-        new[key] = [priced(row, price) for row in value] if rows else priced(value, price)
+    new = {key: priced(value, price) for key, value in result.items()}
     return new | ({"money": price * result["chip_hours"]} if "chip_hours" in result else {})
 
 
@@ -189,9 +186,8 @@ def _assumed(parts: list[Work], target: Target, result: dict[str, Any], robust: 
             "AutoAttack's passes are so short that the chips wait for their program: its time is "
             "what is possible at best."
         )
-    unknown = {w.config.data.name for w in parts if w.train.source is None}
-    for name in sorted(unknown):
-        lines.append(f"{name} is not here: its published number of images is taken.")
+    unknown = sorted({w.config.data.name for w in parts if w.train.source is None})
+    lines += [f"{name} is not here: its published number of images is taken." for name in unknown]
     if target.here and unknown:
         lines.append("The step was measured on random images: reading real ones is not in it.")
     if not target.here and any("roofline" not in row for row in result["phases"]):

@@ -52,9 +52,8 @@ def seconds_of(estimate: dict[str, Any], *, images: int, robust: float) -> float
         jobs = estimate["jobs_per_image"][name]
         waves = math.ceil(standing * jobs / slots)
         total += waves * slots * passes / jobs * estimate["pass_s"][name]
-    first = next(iter(estimate["passes_per_image"]))
-    each = estimate["passes_per_image"][first] * estimate["pass_s"][first]
-    fallen = (images - standing) * FALLEN * each
+    first, passes = next(iter(estimate["passes_per_image"].items()))
+    fallen = (images - standing) * FALLEN * passes * estimate["pass_s"][first]
     return total + fallen + estimate["compile_s"] + estimate["once_s"]
 
 
@@ -99,9 +98,8 @@ def _network(config: Config) -> tuple[Callable[..., Any], np.ndarray, np.ndarray
     params, stats = jax.jit(net.init)(jax.random.key(config.seed))
     params = cast(params, jnp.dtype("float32"))
     logits_fn = jax.tree_util.Partial(lambda *p: net.apply(*p)[0], params, stats)
-    images = np.random.default_rng(0).random(
-        (16, model.image_size, model.image_size, model.in_channels), np.float32
-    )
+    shape = (16, model.image_size, model.image_size, model.in_channels)
+    images = np.random.default_rng(0).random(shape, np.float32)
     return logits_fn, images, np.asarray(jax.jit(logits_fn)(images)).argmax(-1)
 
 

@@ -3,31 +3,45 @@
 import shutil
 import tempfile
 import time
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from jaxrobust.estimate import changes
 from jaxrobust.estimate import devices as targets
-from jaxrobust.runtime.commandline.arguments import config_name
+from jaxrobust.runtime.commandline.arguments import config_name, number
+from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 from jaxrobust.training.update.checks import must_be
 
 UTILISATION = 0.2  # assumed where nothing is measured
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Settings:
     """What is estimated, on which devices, and what is assumed."""
 
-    config: str  # FILE, or FILE:ARGUMENTS
-    changes: list[str]  # --config.key=value
-    on: str  # the devices
-    price: float | None = None  # of one chip for one hour
-    utilisation: float | None = None  # None: UTILISATION
-    batch: int | None = None  # images per chip and step; None: the config's
-    fsdp: int | None = None
-    seconds: float = 3.0  # for which each step and attack is measured
-    robust: float = 0.5  # share of images
-    images: int | None = None  # of AutoAttack
-    fast: bool = False
+    config: str = flag(
+        "Config, as for training: its file, or FILE:ARGUMENTS.", word=True, required=True
+    )
+    on: str = flag(
+        "Devices: cpu, gpu or tpu for those that are here, or chips such as v5e:8x8 or h100:8.",
+        required=True,
+        metavar="DEVICES",
+    )
+    price: float | None = flag("Price of one chip for one hour, in any currency.", reads=number)
+    utilisation: float | None = flag(
+        f"Assumed share of the chips' bfloat16 peak; default: {UTILISATION}. A step never counts "
+        "as faster than the roofline of its executable, where that is known.",
+        reads=number,
+    )
+    batch: int | None = flag("Images per chip and step; default: the config's.")
+    fsdp: int | None = flag("Number of devices that share the state; 0: all.")
+    seconds: float = flag(
+        "Seconds for which each step and each attack is measured; default: 3.", 3.0
+    )
+    robust: float = flag("Share of images that is assumed to be robust.", "0.5", reads=number)
+    images: int | None = flag("Number of images of AutoAttack; 0: leave it out.")
+    fast: bool = flag("Do not compile for TPUs that are not here.", False)
 
 
 def check(given: Settings) -> None:
@@ -42,8 +56,13 @@ def check(given: Settings) -> None:
     must_be("--images", images, images is None or images >= 0, "at least 0")
 
 
-def answer(given: Settings, begun: float) -> dict[str, Any]:
-    """Print the estimate and return it; `begun`: start of the process, by `time.perf_counter`."""
+def answer(given: Settings, changed: list[str], begun: float) -> dict[str, Any]:
+    """Print the estimate and return it.
+
+    Args:
+      changed: words that change the config, `--config.key=value`.
+      begun: start of the process, by `time.perf_counter`.
+    """
     check(given)
     with patience.of("loading JAX and looking for its devices"):
         targets.prepare(given.on)
@@ -58,10 +77,6 @@ def answer(given: Settings, begun: float) -> dict[str, Any]:
             f"--utilisation is assumed for chips that are not here, and --on {given.on} is "
             "measured; leave it out"
         )
-    return _account(given, target, begun)
-
-
-def _account(given: Settings, target: targets.Target, begun: float) -> dict[str, Any]:
     compiles = target.compiles and not target.here and not given.fast
     with patience.of("loading the package"):
         import jax
@@ -71,7 +86,7 @@ def _account(given: Settings, target: targets.Target, begun: float) -> dict[str,
         from jaxrobust.runtime.devices import topology
 
         chips = topology.devices(given.on, flag="--on") if compiles else None
-        config = changes.configured(given.config, given.changes)
+        config = changes.configured(given.config, changed)
 
     for name in phases(config):
         if given.batch is not None:
@@ -92,7 +107,7 @@ def _account(given: Settings, target: targets.Target, begun: float) -> dict[str,
             robust=given.robust,
             start=time.perf_counter() - begun if target.here else 0.0,
         )
-    about = {"config": config_name(given.config), "changes": given.changes, "price": given.price}
+    about = {"config": config_name(given.config), "changes": changed, "price": given.price}
     estimate = about | estimate
     if given.price is not None:
         estimate = account.priced(estimate, given.price)

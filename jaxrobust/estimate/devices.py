@@ -87,16 +87,10 @@ def target(name: str) -> Target:
         raise ValueError(f"--on {name} is no slice of TPU {kind}; write one such as {some}")
     from jaxrobust.runtime.devices import hardware
 
-    chips = math.prod(map(int, shape.split("x")))
-    return Target(
-        name=name,
-        kind=_KINDS[kind],
-        chips=chips,
-        chip=hardware.chip(_KINDS[kind]),
-        here=False,
-        # It knows no slices smaller than a host of four chips.
-        compiles=tpu and chips > 1 and importlib.util.find_spec("libtpu") is not None,
-    )
+    chips, chip = math.prod(map(int, shape.split("x"))), hardware.chip(_KINDS[kind])
+    # It knows no slices smaller than a host of four chips.
+    compiles = tpu and chips > 1 and importlib.util.find_spec("libtpu") is not None
+    return Target(name, _KINDS[kind], chips, chip, False, compiles)
 
 
 def _rented(kind: str, shape: str) -> bool:
@@ -118,9 +112,8 @@ def _present(name: str) -> Target:
     try:
         devices = jax.devices(name)
     except RuntimeError as error:
-        raise ValueError(
-            f"--on {name}: JAX finds no {name.upper()} on this machine; {_WRITTEN}"
-        ) from error
+        none = f"--on {name}: JAX finds no {name.upper()} on this machine"
+        raise ValueError(f"{none}; {_WRITTEN}") from error
     # `main` trains on one device of a CPU, which has all cores.
     count = 1 if name == "cpu" else len(devices)
     kind = devices[0].device_kind

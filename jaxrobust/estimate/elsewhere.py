@@ -77,8 +77,7 @@ def kept(config: Config, name: str, *, images: int) -> int:
     no more than this. `images`: of a chip and step; what `microbatches` do in parts counts once.
     """
     net, size = network_of(config), config.model.image_size
-    rows = images // config[name].microbatches
-    shape = (rows, size, size, config.model.in_channels)
+    shape = (images // config[name].microbatches, size, size, config.model.in_channels)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
 
     def backward(params: Any, stats: Any, x: Any) -> Any:
@@ -110,13 +109,10 @@ def check(work: Work, chips: int) -> None:
 
 
 def _state(work: Work, target: Target) -> int:
-    config, p = work.config, work.config[work.name]
-    _, tx = optim.of_phase(
-        p,
-        work.name,
-        decay_mask=models.decay_mask(config.model.name),
-        steps_per_epoch=work.rows // work.batch_size,
-    )
+    config, mask = work.config, models.decay_mask(work.config.model.name)
+    per_epoch = work.rows // work.batch_size
+    section = config[work.name]
+    _, tx = optim.of_phase(section, work.name, decay_mask=mask, steps_per_epoch=per_epoch)
     init = partial(training_step.init_state, network_of(config), tx)
     leaves = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
     arrays = (leaf for leaf in leaves if leaf.dtype in (jnp.float32, jnp.int32))

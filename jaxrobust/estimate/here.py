@@ -56,10 +56,9 @@ def _measured(work: Work, devices: list[Any], seconds: float) -> Cost:
         probe = build.probe(config, name, phase) if work.probes else None
         weights = state.params, state.stats
         tested: dict[str, Any] = {"steps": config.test.steps, "dtype": "float32", "top5": True}
-        for key, run in (
-            ("evaluation", selection.counter(config, phase.mesh)),
-            ("test", build.evaluation(config, phase.mesh, **tested)),
-        ):
+        selected = selection.counter(config, phase.mesh)
+        tests = build.evaluation(config, phase.mesh, **tested)
+        for key, run in {"evaluation": selected, "test": tests}.items():
             with patience.of(f"{name}: compiling and measuring the {key}"):
                 runs[key], took = _evaluation(work, key, phase, weights, run)
             total += took
@@ -84,9 +83,7 @@ def _measured(work: Work, devices: list[Any], seconds: float) -> Cost:
     )
 
 
-def _evaluation(
-    work: Work, key: str, phase: build.Phase, weights: Any, run: Any
-) -> tuple[float, float]:
+def _evaluation(work: Work, key: str, phase: Any, weights: Any, run: Any) -> tuple[float, float]:
     """Time one evaluation, from a batch of it, and its compilation."""
     size = work.config[key].batch_size
     build.divides(size, phase.mesh.size, f"{key}.batch_size")

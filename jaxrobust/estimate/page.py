@@ -1,5 +1,6 @@
 """An account as lines for people, no wider than their terminal."""
 
+import itertools
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -22,9 +23,9 @@ def page(result: dict[str, Any], *, width: int = 80) -> str:
 def _wrapped(line: str, width: int) -> list[str]:
     if len(line) <= width:
         return [line]
-    indent = " " * (len(line) - len(line.lstrip()))
-    how = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(line, width, subsequent_indent=f"{indent}  ", **how)  # type: ignore[arg-type]
+    how: Any = {"break_long_words": False, "break_on_hyphens": False}
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(line, width, subsequent_indent=indent, **how)
 
 
 def _column(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
@@ -51,26 +52,15 @@ def _column(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
     cells |= _roofline(row["roofline"]) if "roofline" in row else {}
     cells["time"] = _seconds(row["seconds"])
     for key, seconds in row["parts_s"].items():
-        cells[f"{_UNDER}{_PARTS[key]}"] = _seconds(seconds) if seconds else ""
+        cells[f"{_UNDER}{_PARTS.get(key, key)}"] = _seconds(seconds) if seconds else ""
     if result["on"] != "cpu":
         cells["chip-hours"] = f"{row['chip_hours']:,.3g}"
     return cells | ({"money": _money(row["money"])} if "money" in row else {})
 
 
-_BOUNDS = {
-    "flops": "arithmetic",
-    "hbm": "memory traffic",
-    "cycles": "cycles",
-    "ici": "interconnect",
-}
-_PARTS = {
-    "steps": "steps",
-    "selection": "selection split",
-    "alarm": "alarm",
-    "test": "test split",
-    "compile": "compilation",
-    "checkpoints": "checkpoints",
-}
+_BOUNDS = {"flops": "arithmetic", "hbm": "memory traffic", "cycles": "cycles"}
+_BOUNDS |= {"ici": "interconnect"}
+_PARTS = {"selection": "selection split", "test": "test split", "compile": "compilation"}
 
 
 def _roofline(result: dict[str, Any]) -> dict[str, str]:
@@ -84,7 +74,7 @@ def _roofline(result: dict[str, Any]) -> dict[str, str]:
 
 
 def _fitting(columns: list[dict[str, str]], width: int) -> Iterator[list[dict[str, str]]]:
-    left = width - _width(name for column in columns for name in column)
+    left = width - _width(itertools.chain(*columns))
     group: list[dict[str, str]] = []
     for column in columns:
         if group and sum(_width(c.values()) + _GAP for c in (*group, column)) > left:
@@ -99,12 +89,11 @@ def _width(texts: Iterable[str]) -> int:
 
 
 def _table(columns: list[dict[str, str]]) -> list[str]:
-    first, lines = _width(name for column in columns for name in column), []
+    first, lines = _width(itertools.chain(*columns)), []
     for name in columns[0]:
         if any(column[name] for column in columns):
             cells = (f"{column[name] or '-':{_width(column.values())}}" for column in columns)
-            gap = " " * _GAP
-            lines.append(gap.join([f"{name:{first}}", *cells]).rstrip())
+            lines.append((" " * _GAP).join([f"{name:{first}}", *cells]).rstrip())
     return lines
 
 

@@ -67,33 +67,22 @@ def work(config: Config) -> list[Work]:
 
 
 def _phase(config: Config, name: str) -> Work:
-    p = config[name]
-    train = split(config, "train_split")
-    rows = _rows(config, name, train)
+    p, train = config[name], split(config, "train_split")
+    if train.source is not None:
+        rows = splits.examples(config, name, train.source)
+    else:
+        fresh = 1 - config.data.extra_share if config.data.extra else 1
+        rows = round(train.images * config.data.views / fresh)
     if p.batch_size < 1 or p.batch_size > rows:
         raise ValueError(
             f"{name}.batch_size={p.batch_size} must be at least 1, at most the split's {rows}"
         )
     steps = p.epochs * (rows // p.batch_size)
     looks = config.alarm.every_steps if objectives.named(p.objective).attacks else 0
-    return Work(
-        name=name,
-        config=config,
-        train=train,
-        rows=rows,
-        steps=steps,
-        probes=steps // looks if looks else 0,
-        selections=math.ceil(p.epochs / config.evaluation.every_epochs),
-        selection=split(config, "selection_split"),
-        test=split(config, "test_split"),
-    )
-
-
-def _rows(config: Config, name: str, train: Split) -> int:
-    if train.source is not None:
-        return splits.examples(config, name, train.source)
-    rows = train.images * config.data.views
-    return round(rows / (1 - config.data.extra_share)) if config.data.extra else rows
+    probes = steps // looks if looks else 0
+    selections = math.ceil(p.epochs / config.evaluation.every_epochs)
+    selection, test = split(config, "selection_split"), split(config, "test_split")
+    return Work(name, config, train, rows, steps, probes, selections, selection, test)
 
 
 def split(config: Config, key: str) -> Split:
@@ -102,11 +91,10 @@ def split(config: Config, key: str) -> Split:
         source = splits.opened(config, key)
         return Split(len(source), source)
     except DataError as error:
-        known = _known(config, key)
+        is_here = "num_classes" in str(error) and "is whole" in str(error)
+        known = None if is_here else _known(config, key)  # here: another one than is meant
         if known is None:
             raise
-        if "num_classes" in str(error) and "is whole" in str(error):
-            raise  # it is here, and another one than the config means
         return Split(known, None)
 
 
@@ -131,8 +119,6 @@ def _known(config: Config, key: str) -> int | None:
 def evaluation_flops(work: Work, key: str) -> float:
     """Count the operations of one evaluation, of the model."""
     named = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
-    attack = (
-        named.forward + named.backward if named else 2 * work.evaluation(key).steps + 1
-    )  # APGD-CE
-    passes = attack + 2  # the network's answers before and after it
+    apgd = 2 * work.evaluation(key).steps + 1
+    passes = 2 + (named.forward + named.backward if named else apgd)  # 2: answers before and after
     return passes * build.forward_flops(work.config) * work.evaluated(key)

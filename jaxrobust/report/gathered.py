@@ -15,6 +15,7 @@ from jaxrobust.report.drawing import curves
 from jaxrobust.report.drawing.curves import Event, Metrics
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained import runs as of_training
 
 _DEPTH = 3  # folders below a named one that are looked into
 _RESULTS = "results.jsonl"
@@ -64,8 +65,13 @@ class Evaluation(NamedTuple):
     @property
     def model(self) -> str | None:
         """Return the architecture, as the record or the run's config says; None: it is unknown."""
-        known = (self.record.model or {}).get("name"), _section(self.config, "model").get("name")
+        known = (self.record.model or {}).get("name"), section(self.config, "model").get("name")
         return next((str(name) for name in known if name), None)
+
+    @property
+    def phase(self) -> str:
+        """Return the phase of the weights; empty: it is unknown."""
+        return str(self.record.weights or "").partition(",")[0]
 
     @property
     def images(self) -> int:
@@ -116,10 +122,8 @@ def gather(
 
 
 def _placed(one: Evaluation, runs: Sequence[Run]) -> Evaluation:
-    if one.run is not None:
-        return one
     same = [run for run in runs if one.record.config_sha256 == run.config_sha256]
-    if len(same) != 1:
+    if one.run is not None or len(same) != 1:
         return one
     run = same[0]
     return one._replace(name=run.name, run=run.folder, classes=run.classes, config=run.config)
@@ -144,8 +148,12 @@ def _found(place: Path) -> Iterator[Path]:
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
-    own = {f: f.resolve().parent if _is_of_run(f) else f.resolve() for f in folders}
-    ends = {path: 1 for path in own.values()}
+    own = {}  # the folder that names another one: of an evaluation that of its run
+    for folder in folders:
+        inside = folder.name.startswith("evaluation")
+        of_run = inside and (folder.parent / "config.json").is_file()
+        own[folder] = folder.resolve().parent if of_run else folder.resolve()
+    ends = dict.fromkeys(own.values(), 1)
 
     def end_of(path: Path) -> str:
         return "/".join(path.parts[-ends[path] :]).lstrip("/")
@@ -154,14 +162,9 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
         seen: dict[str, list[Path]] = {}
         for path in ends:
             seen.setdefault(end_of(path), []).append(path)
-        for paths in (p for p in seen.values() if len(p) > 1):
-            for path in paths:
-                ends[path] += 1
+        for path in (path for paths in seen.values() if len(paths) > 1 for path in paths):
+            ends[path] += 1
     return {folder: end_of(path) for folder, path in own.items()}
-
-
-def _is_of_run(folder: Path) -> bool:
-    return folder.name.startswith("evaluation") and (folder.parent / "config.json").is_file()
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -181,24 +184,16 @@ def _run(folder: Path, name: str, metrics_of: Callable[[Path], Metrics], notes: 
     config = _json(folder / "config.json", notes)
     held = _json(folder / "data.json", notes)
     events = [*metrics.events, *_noted(folder, list(metrics.curves), notes)]
+    metrics = metrics._replace(events=sorted(events, key=lambda e: (e.phase, e.step)))
     if not metrics.curves:
         notes.append(f"The run {folder} has no metrics yet.")
-    return Run(
-        name,
-        folder,
-        config,
-        metrics._replace(events=sorted(events, key=lambda e: (e.phase, e.step))),
-        _planned(config, held),
-        classes_of(folder),
-        _at_work(folder),
-    )
+    planned, classes = _planned(config, held), _classes(folder)
+    return Run(name, folder, config, metrics, planned, classes, _at_work(folder))
 
 
-def classes_of(folder: Path) -> list[str]:
-    """Return the names of a run's classes, if it has them."""
-    file = folder / "classes.txt"
+def _classes(folder: Path) -> list[str]:
     try:
-        return file.read_text().split("\n")[:-1] if file.is_file() else []
+        return (folder / of_training.CLASSES).read_text().split("\n")[:-1]
     except (OSError, UnicodeDecodeError):
         return []
 
@@ -221,13 +216,14 @@ def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:
         if not (isinstance(own, dict) and {"batch_size", "epochs"} <= own.keys()):
             continue
         counts = (images, own["batch_size"], own["epochs"])
-        other = _section(own, "changes").get("data") or _section(config, "data").get("extra")
+        other = section(own, "changes").get("data") or section(config, "data").get("extra")
         if all(isinstance(n, int) and n > 0 for n in counts) and not other:
             planned[phase] = counts[0] // counts[1] * counts[2]
     return planned
 
 
-def _section(config: dict[str, Any], key: str) -> dict[str, Any]:
+def section(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return a section of a config, which may have anything in its place."""
     own = config.get(key)
     return own if isinstance(own, dict) else {}
 
@@ -258,10 +254,9 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation]:
     rows, damaged = _rows(file)
     notes += damaged
-    run = next(
-        (p for p in (file.parent, file.parent.parent) if (p / "config.json").is_file()), None
-    )
-    classes = classes_of(run) if run else []
+    folders = file.parent, file.parent.parent
+    run = next((p for p in folders if (p / "config.json").is_file()), None)
+    classes = _classes(run) if run else []
     config = _json(run / "config.json", notes) if run else {}
     for row in rows:
         try:
@@ -272,31 +267,27 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
             _check_parts(record, file)
         except ValueError as error:
             notes.append(f"{error}; it is left out.")
-            continue
-        own_verdicts = _verdicts(file, record, notes)
-        yield Evaluation(name, file, record, own_verdicts, classes, run, config)
+        else:
+            own = _verdicts(file, record, notes)
+            yield Evaluation(name, file, record, own, classes, run, config)
 
 
 def _check_parts(record: AccuracyRecord, file: Path) -> None:
     """Refuse a record whose parts are not what ours are; `check` sees only the whole."""
     attacks: list[Any] = [*record.attacks]
     costs: list[Any] = [*(record.costs or ())]
-    after: dict[str, Any] = {**(record.accuracy_after or {})}
+    shares = [record.clean, record.robust, *dict(record.accuracy_after or {}).values()]
     ends: list[Any] = [*dict(record.interval or {}).values()]
-    sound = all(isinstance(one, dict) for one in (*attacks, *costs))
-    if sound:
-        shares = [record.clean, record.robust, *after.values()]
-        counts = [cost.get(key) for cost in costs for key in _COSTS]
-        sound = (
-            all(v is None or (_is_number(v) and 0 <= v <= 1) for v in shares)
-            and all(e is None or (isinstance(e, list) and len(e) == 2) for e in ends)
-            and all(_is_number(end) for e in ends for end in e or ())
-            and all(v is None or _is_number(v) for v in counts)
-            and all(isinstance(a.get(key), str) for a in attacks for key in ("name", "norm"))
-            and all(_is_number(a.get("epsilon")) for a in attacks)
-            and len(record.threats) == len(attacks)  # each of which is checked
-        )
-    if not sound:
+    if not (
+        all(isinstance(one, dict) for one in (*attacks, *costs))
+        and all(v is None or (_is_number(v) and 0 <= v <= 1) for v in shares)
+        and all(e is None or (isinstance(e, list) and len(e) == 2) for e in ends)
+        and all(_is_number(end) for e in ends for end in e or ())
+        and all(cost.get(k) is None or _is_number(cost[k]) for cost in costs for k in _COSTS)
+        and all(isinstance(a.get(key), str) for a in attacks for key in ("name", "norm"))
+        and all(_is_number(a.get("epsilon")) for a in attacks)
+        and len(record.threats) == len(attacks)  # each of which is checked
+    ):
         raise ValueError(f"{file} has a record with parts of a wrong type; get the file again")
 
 

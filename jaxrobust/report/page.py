@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Callable
 
 from jaxrobust.report.drawing.appearance import SCRIPT, STYLE
-from jaxrobust.report.drawing.markup import Child, Html, join, tag
+from jaxrobust.report.drawing.markup import Child, Html, doubts, join, remark, tag
 from jaxrobust.report.gathered import Evaluation, Gathered
 from jaxrobust.report.parts import comparison, evaluation, sentences, training
 
@@ -51,10 +51,7 @@ def _lead(gathered: Gathered) -> Html:
     shown: list[Child] = []
     for one in chosen[:_HEADLINES]:
         shown.append(tag("p", sentences.headline(one), class_="lead"))
-        doubts = sentences.doubts(one, gathered.runs)
-        shown.append(
-            tag("ul", [tag("li", text) for text in doubts], class_="doubts") if doubts else None
-        )
+        shown.append(doubts(sentences.doubts(one, gathered.runs)))
     if len(chosen) > _HEADLINES:
         rest = f"{len(chosen) - _HEADLINES} more networks are in the table below."
         shown.append(tag("p", f"These are the most robust ones; {rest}"))
@@ -68,11 +65,7 @@ def _lead(gathered: Gathered) -> Html:
         for e in run.metrics.events
         if e.kind in training.DOUBTFUL
     ]
-    doubtful = [*gathered.notes, *alarms[:10]]
-    shown.append(
-        tag("ul", [tag("li", text) for text in doubtful], class_="doubts") if doubtful else None
-    )
-    return join(shown)
+    return join([*shown, doubts([*gathered.notes, *alarms[:10]])])
 
 
 def _parts(gathered: Gathered, pictures: Pictures | None) -> list[tuple[str, str, Html]]:
@@ -89,19 +82,14 @@ def _parts(gathered: Gathered, pictures: Pictures | None) -> list[tuple[str, str
 
 def _evaluations(gathered: Gathered, pictures: Pictures | None) -> Html:
     own = gathered.evaluations
-    first = sentences.chosen(gathered)[:_HEADLINES]
-    shown = []
+    many, first = len(own) > _OPEN, sentences.chosen(gathered)[:_HEADLINES]
+    parts = []
     for at, one in enumerate(own):
         images = pictures(one) if pictures else None
-        in_lead = len(own) <= _OPEN and any(one is other for other in first)
-        shown.append(evaluation.part(one, f"e{at}", gathered.runs, images, in_lead=in_lead))
-    titles = [evaluation.title(one) for one in own]
-    bare = [one.verdicts is None and not one.record.costs for one in own]
-    many = len(own) > _OPEN
-    parts = [
-        _folded(title, one) if many or little else one
-        for title, one, little in zip(titles, shown, bare, strict=True)
-    ]
+        in_lead = not many and any(one is other for other in first)
+        shown = evaluation.part(one, f"e{at}", gathered.runs, images, in_lead=in_lead)
+        bare = one.verdicts is None and not one.record.costs
+        parts.append(_folded(evaluation.title(one), shown) if many or bare else shown)
     return tag("div", tag("h2", "Evaluations"), evaluation.overview(own), parts)
 
 
@@ -119,11 +107,11 @@ def _folded(title: str, shown: Html) -> Html:
 
 def _foot(gathered: Gathered) -> Html:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    rule = (
+    folders = ", ".join(dict.fromkeys(str(run.folder) for run in gathered.runs[:5]))
+    sentence = (
+        f"Made {now}{f' from {folders}' if folders else ''}. "
         "The headline shows for each network its strongest evaluation: at least 100 images before "
         "fewer, standard AutoAttack before other attacks, the radius of the training before "
         "others, then more images, more attacks."
     )
-    folders = ", ".join(dict.fromkeys(str(run.folder) for run in gathered.runs[:5]))
-    sentence = f"Made {now}{f' from {folders}' if folders else ''}. {rule}"
-    return tag("footer", tag("p", sentence, class_="note"))
+    return tag("footer", remark(sentence))

@@ -24,7 +24,7 @@ def of_phase(workdir: Path, phase: str) -> dict[str, str]:
     run = next(run for run in contents.runs if run.folder == workdir)
     parts = [training.part(one_phase(run, phase), "training", _POINTS)]
     own = [e for e in contents.evaluations if e.file == workdir / "results.jsonl"]
-    own = [e for e in own if str(e.record.weights).partition(",")[0] == phase]
+    own = [e for e in own if e.phase == phase]
     parts += [evaluation.part(one, "record", contents.runs) for one in own[-1:]]
     return {name: svg for part in parts for name, svg in standalone(part, phase)}
 
@@ -58,9 +58,9 @@ def _file(title: str, drawn: ElementTree.Element, legend: list[ElementTree.Eleme
     drawn.attrib |= {"y": f"{y}", "width": f"{width:g}", "height": f"{height:g}"}
     signs, below = _legend(legend, y + height + 4)
     parts = [*head, _written(drawn), *signs]
-    box = f"{-_EDGE} {-_EDGE} {width + 2 * _EDGE:g} {below + 2 * _EDGE:g}"
-    size = {"width": f"{width + 2 * _EDGE:g}", "height": f"{below + 2 * _EDGE:g}"}
-    return tag("svg", parts, xmlns="http://www.w3.org/2000/svg", viewBox=box, **size)
+    across, down = (f"{length + 2 * _EDGE:g}" for length in (width, below))
+    size = {"viewBox": f"{-_EDGE} {-_EDGE} {across} {down}", "width": across, "height": down}
+    return tag("svg", parts, xmlns="http://www.w3.org/2000/svg", **size)
 
 
 def _legend(items: list[ElementTree.Element], top: float) -> tuple[list[Html], float]:
@@ -91,16 +91,13 @@ def _style(name: str, classes: set[str]) -> str:
     declared: dict[str, str] = {}
     for selectors, declarations in _rules():
         for selector in selectors.split(","):
-            words = selector.strip().split(" ")
-            kind, *needed = words[-1].split(".")
-            if kind not in ("", name) or not set(needed) <= classes or not (kind or needed):
-                continue
-            declared |= declarations
+            kind, *needed = selector.strip().split(" ")[-1].split(".")
+            if kind in ("", name) and set(needed) <= classes and (kind or needed):
+                declared |= declarations
     light = STYLE.partition("}")[0]  # the first rule has the colours
     own = dict(re.findall(r"(--\w+):([^;}]*)", light)) | declared
-    return ";".join(
-        f"{k}:{_resolved(v, own)}" for k, v in declared.items() if not k.startswith("--")
-    )
+    shown = {k: _resolved(v, own) for k, v in declared.items() if not k.startswith("--")}
+    return ";".join(f"{key}:{value}" for key, value in shown.items())
 
 
 def _resolved(value: str, variables: Mapping[str, str]) -> str:

@@ -104,8 +104,6 @@ def _is_local_name(host: str) -> bool:
     """Tell whether the header Host, perhaps with a port, names this machine to itself."""
     try:
         name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-        if name in ("localhost", ""):
-            return True
-        return ipaddress.ip_address(name).is_loopback
+        return name in ("localhost", "") or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False

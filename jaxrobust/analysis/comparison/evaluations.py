@@ -68,7 +68,10 @@ def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
             + "evaluate all of them on the same images, with the same preprocessing, radius and "
             "attack"
         )
-    return _aligned(evaluations)
+    cut = verdicts.aligned([one.verdicts for one in evaluations])
+    if not len(cut[0].labels):
+        raise ValueError("no image is common to all of these evaluations; compare two at a time")
+    return [one._replace(verdicts=v) for one, v in zip(evaluations, cut, strict=True)]
 
 
 def _ball(threat: str) -> set[tuple[str, str]]:
@@ -96,9 +99,7 @@ def _load(
     own = verdicts.read(ours.file.parent / str(record.verdicts))
     for key in ("clean", "robust") if record.attacks else ("clean",):
         right, accuracy = getattr(own, key), getattr(record, key)
-        if not len(right):
-            continue
-        if accuracy is None or abs(right.mean() - accuracy) > 0.5 / len(right):
+        if len(right) and (accuracy is None or abs(right.mean() - accuracy) > 0.5 / len(right)):
             raise ValueError(
                 f"{record.verdicts} does not belong to its record in {ours.file}: {key} is "
                 f"{right.mean():.4f} there, {accuracy} in the record; get both again"
@@ -114,11 +115,13 @@ def _held(place: str) -> tuple[str, str, dict[str, Ours]]:
 
 def _fitting(folder: str, beside: Sequence[AccuracyRecord], held: dict[str, Ours]) -> list[str]:
     questions = [dict(_question(record)) for record in beside]
-    return [
-        f"{folder}#{key} ({records.attack_line(o.record)})"
-        for key, o in held.items()
-        if o.record.verdicts and dict(_question(o.record)) in questions
-    ]
+    having = {key: o for key, o in held.items() if o.record.verdicts}
+    fit = {key: o for key, o in having.items() if dict(_question(o.record)) in questions}
+    return _named(folder, fit)
+
+
+def _named(folder: str, held: dict[str, Ours]) -> list[str]:
+    return [f"{folder}#{key} ({records.attack_line(o.record)})" for key, o in held.items()]
 
 
 def _few(names: Sequence[str]) -> str:
@@ -149,15 +152,13 @@ def _chosen(
             for key, o in rows.items()
             if key.startswith(number) and o.record.verdicts
         ]
-        fit = _fitting(folder, others, decided)
-        if fit:
+        holds = f"{place} holds {len(decided)} evaluations"
+        if fit := _fitting(folder, others, decided):
             raise ValueError(
-                f"{place} holds {len(decided)} evaluations, of which these can be compared with "
-                f"{', '.join(beside)}: {_few(fit)}; name one of them{also}"
+                f"{holds}, of which these can be compared with {', '.join(beside)}: {_few(fit)}; "
+                f"name one of them{also}"
             )
-        raise ValueError(
-            f"{place} holds {len(decided)} evaluations; {_listed(folder, decided)}{also}"
-        )
+        raise ValueError(f"{holds}; {_listed(folder, decided)}{also}")
     ours = next(iter((decided or named).values()))
     check(ours.record, str(ours.file))
     if not decided:
@@ -169,8 +170,7 @@ def _chosen(
 
 
 def _listed(folder: str, held: dict[str, Ours]) -> str:
-    shown = [f"{folder}#{key} ({records.attack_line(o.record)})" for key, o in held.items()]
-    return f"name one of them: {_few(shown)}"
+    return f"name one of them: {_few(_named(folder, held))}"
 
 
 def differences(first: Evaluation, other: Evaluation) -> str:
@@ -178,16 +178,13 @@ def differences(first: Evaluation, other: Evaluation) -> str:
     questions = [dict(_question(one.record)) for one in (first, other)]
     for key in _OPTIONAL:
         if any(one[key] is None for one in questions):
-            for one in questions:
-                one[key] = None
+            questions = [one | {key: None} for one in questions]
     here, there = (one["preprocessing"] for one in questions)
     if here and there and same_preprocessing(here, there, questions[0]["image size"] or 224):
         questions[1]["preprocessing"] = here  # RobustBench names some of ours
     attacked = [{attack["name"] for attack in one.record.attacks} for one in (first, other)]
-    for name in attacked[0] ^ attacked[1]:  # "attacks" says it
-        questions = [
-            {k: v for k, v in one.items() if not k.startswith(f"{name}: ")} for one in questions
-        ]
+    lone = tuple(f"{name}: " for name in attacked[0] ^ attacked[1])  # "attacks" says it
+    questions = [{k: v for k, v in one.items() if not k.startswith(lone)} for one in questions]
     texts = [hosts.differences(*questions), _other_images(first.verdicts, other.verdicts)]
     if comparable.other_pictures(first.record, other.record):
         texts.append("the images or labels of the same names are others")
@@ -201,54 +198,37 @@ _OPTIONAL = (
 )
 
 
+_FIELDS = {"data set": "dataset", "split": "split", "list of images": "ids_sha256"}
+_FIELDS |= {"list of classes": "classes_sha256", "image size": "image_size"}
+_FIELDS |= {"preprocessing": "preprocessing", "type of the search": "search_dtype"}
+
+
 def _question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
-    yield "data set", record.dataset
-    yield "split", record.split
-    yield "list of images", record.ids_sha256
-    yield "list of classes", record.classes_sha256
-    yield "image size", record.image_size
-    yield "preprocessing", record.preprocessing
-    yield "type of the search", record.search_dtype
+    yield from ((name, getattr(record, field)) for name, field in _FIELDS.items())
     yield from comparable.procedure(record).items()
-    attacks = record.attacks
-    balls = _balls(record)
+    attacks, balls = record.attacks, _balls(record)
     for at, kind in enumerate(("norm", "radius")):
         yield kind, ", ".join(dict.fromkeys(ball[at] for ball in balls))
     yield "attacks", ", ".join(attack["name"] for attack in attacks)
     for attack, ball in zip(attacks, balls, strict=True):
         of = f" ({' '.join(ball)})" if len(set(balls)) > 1 else ""
         settings = {key: value for key, value in attack.items() if key not in _NO_SETTING}
-        for key, value in settings.items():
-            yield f"{attack['name']}: {key}{of}", value
+        yield from ((f"{attack['name']}: {key}{of}", value) for key, value in settings.items())
 
 
 def _other_images(first: Verdicts, other: Verdicts) -> str:
-    common, here, there = np.intersect1d(first.image_ids, other.image_ids, return_indices=True)
-    if not len(common):
+    there, here = verdicts.aligned([first, other])
+    if not len(there.labels):
         ids = (records.ranges(one.image_ids.tolist()) for one in (first, other))
         return "no image is common, images {} there, {} here".format(*ids)
-    labels = first.labels[here], other.labels[there]
-    wrong = np.flatnonzero(labels[0] != labels[1])
+    wrong = np.flatnonzero(there.labels != here.labels)
     if not len(wrong):
         return ""
-    at = wrong[0]
+    image, one, another = (of[wrong[0]] for of in (there.image_ids, there.labels, here.labels))
     return (
-        f"labels of {len(wrong)} of {len(common)} images differ, that of image {common[at]} is "
-        f"{labels[0][at]} there, {labels[1][at]} here"
+        f"labels of {len(wrong)} of {len(here.labels)} images differ, that of image {image} is "
+        f"{one} there, {another} here"
     )
-
-
-def _aligned(evaluations: list[Evaluation]) -> list[Evaluation]:
-    common = evaluations[0].verdicts.image_ids
-    for one in evaluations[1:]:
-        common = np.intersect1d(common, one.verdicts.image_ids)
-    if not len(common):
-        raise ValueError("no image is common to all of these evaluations; compare two at a time")
-    cut = []
-    for one in evaluations:
-        _, _, at = np.intersect1d(common, one.verdicts.image_ids, return_indices=True)
-        cut.append(one._replace(verdicts=Verdicts(*(column[at] for column in one.verdicts))))
-    return cut
 
 
 def without_replayed(evaluations: list[Evaluation]) -> tuple[list[Evaluation], str]:
@@ -274,29 +254,25 @@ def without_replayed(evaluations: list[Evaluation]) -> tuple[list[Evaluation], s
         f"robust accuracy under the attacks alone lies within: {_each(ends)}; --noreplay computes "
         "it."
     )
-    cut = [v._replace(**{k: col[~left] for k, col in v._asdict().items()}) for v in seen]
-    return [one._replace(verdicts=v) for one, v in zip(evaluations, cut, strict=True)], sentence
+    cut = [
+        one._replace(verdicts=Verdicts(*(c[~left] for c in one.verdicts))) for one in evaluations
+    ]
+    return cut, sentence
 
 
 def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
     """List differences that stand beside a comparison without forbidding it; A is the first."""
-    sentences = []
+    sentences, named = [], [(letter(at), one.record) for at, one in enumerate(evaluations)]
     images = len(evaluations[0].verdicts.labels)
     if {one.images for one in evaluations} != {images}:
         each = _each([f"{one.images:,}" for one in evaluations])
         sentences.append(
             f"Compared are the {images:,} images that all have; evaluated were {each}."
         )
-    if not any(comparable.replayed(one.verdicts).any() for one in evaluations):
-        tried = [letter(at) for at, one in enumerate(evaluations) if one.record.replayed]
-        if tried:
-            sentences.append(
-                f"None of these was decided by a replayed point, which {_and(tried)} met."
-            )
-    older = [
-        letter(at) for at, one in enumerate(evaluations) if not comparable.pictures(one.record)
-    ]
-    if older:
+    tried = [name for name, record in named if record.replayed]
+    if tried and not any(comparable.replayed(one.verdicts).any() for one in evaluations):
+        sentences.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")
+    if older := [name for name, record in named if not comparable.pictures(record)]:
         sentences.append(
             f"What {_and(older)} evaluated is known by the names of the images alone: an older "
             "version, which did not note their bytes, wrote that."
@@ -310,9 +286,8 @@ def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
             sentences.append(
                 f"{letter(hashes.index(value))} and {letter(at)} have the same weights."
             )
-    for at, one in enumerate(evaluations):
-        flags = one.record.flags.items()
-        sentences += [f"In doubt of {letter(at)}, {name}: {text}." for name, text in flags]
+    for of, record in named:
+        sentences += [f"In doubt of {of}, {name}: {text}." for name, text in record.flags.items()]
     return sentences
 
 

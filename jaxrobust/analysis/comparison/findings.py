@@ -1,5 +1,6 @@
 """What evaluations say of each other: every one against the first, on the images of all."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +13,10 @@ from jaxrobust.evaluation.records.verdicts import REPLAY
 
 LEVEL = 0.95  # of intervals; what has p below 1 - LEVEL can be told apart
 INTERVAL = f"{100 * LEVEL:.0f} % interval"
-_OF_RECORD = ("evaluation", "weights", "weights_sha256", "dataset", "split", "preprocessing")
-_OF_RECORD += ("attacks", "seed", "commit", "flags")  # type: ignore[assignment]
+_OF_RECORD = (
+    *("evaluation", "weights", "weights_sha256", "dataset", "split", "preprocessing"),
+    *("attacks", "seed", "commit", "flags"),
+)
 
 
 class Difference(NamedTuple):
@@ -95,8 +98,7 @@ def _attacks(evaluations: Sequence[Evaluation]) -> list[str]:
     list, such as a replayed point, was tried before all attacks, or before those of its ball.
     """
     record = evaluations[0].record
-    fooling = {name for one in evaluations for name in one.verdicts.fooled_by.tolist()}
-    fooling -= {"", "clean"}
+    fooling = {n for one in evaluations for n in one.verdicts.fooled_by.tolist()} - {"", "clean"}
     listed: dict[str, None] = {}
     for attack, threat in zip(record.attacks, record.threats, strict=True):
         ball = f"{threat}: " * record.is_union
@@ -140,11 +142,7 @@ def _plain_evaluation(at: int, one: Evaluation) -> dict[str, Any]:
         "evaluated": one.images,
         "clean": float(seen.clean.mean()),
         "robust": float(seen.robust.mean()) if record.attacks else None,
-        "removed": {
-            name: int(count)
-            for name, count in zip(*np.unique(seen.fooled_by, return_counts=True), strict=True)
-            if name
-        },
+        "removed": dict(sorted(Counter(filter(None, seen.fooled_by.tolist())).items())),
     }
 
 
@@ -152,9 +150,8 @@ def _plain_pair(pair: Pair) -> dict[str, Any]:
     def difference(one: Difference | None) -> dict[str, Any] | None:
         return one and one.found._asdict() | {"p_corrected": one.p, "apart": one.apart}
 
-    columns = {key: np.asarray(value).tolist() for key, value in pair.by_class._asdict().items()}
-    columns = {"label": pair.classes.tolist()} | columns | {"p_corrected": pair.p_by_class.tolist()}
-    rows = zip(*columns.values(), strict=True)
+    columns = {"label": pair.classes, **pair.by_class._asdict(), "p_corrected": pair.p_by_class}
+    rows = zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)
     return {
         "first": pair.first,
         "second": pair.other,

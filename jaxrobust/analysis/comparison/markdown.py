@@ -21,9 +21,7 @@ def document(findings: Findings, picture: str | None = None) -> str:
         f"{findings.images:,} images of {record.dataset}, split {record.split}, preprocessing "
         f"{record.preprocessing}; attack: {records.attack_line(record)}."
     )
-    words = [
-        sentence for pair in findings.pairs for sentence in in_words(pair, len(findings.pairs))
-    ]
+    words = [words for pair in findings.pairs for words in in_words(pair, len(findings.pairs))]
     parts = [
         f"# {', '.join(names[:-1])} and {names[-1]}, image by image",
         findings.left_out,
@@ -61,13 +59,13 @@ def in_words(pair: Pair, count: int) -> Iterator[str]:
 
 def _verdict(pair: Pair, one: Difference, what: str, count: int) -> str:
     a, b, both = pair.first, pair.other, one.found
+    first, second = _share(both)
     if not both.gained + both.lost:
         return (
-            f"**{a} and {b} have the same {what}, image by image.** Both have {_share(both)[1]} %."
+            f"**{a} and {b} have the same {what}, image by image.** Both have {second} %."
             f" Their difference on all such images lies within {_interval(both)} points."
         )
     winner, loser = (b, a) if both.gained > both.lost else (a, b)
-    first, second = _share(both)
     corrected = f", {_said_p(one.p)} corrected for {count} pairs" if count > 1 else ""
     figures = (
         f"{a} has {first} %, {b} {second} % of the same {both.n:,} images: {_points(both)} points"
@@ -121,11 +119,9 @@ def row(pair: Pair, at: int) -> Paired:
 def _evaluations(findings: Findings) -> list[list[str]]:
     rows = [["", "network", "clean, %", "robust, %", "evaluation"]]
     for at, one in enumerate(findings.evaluations):
-        seen = one.verdicts
-        robust = f"{100 * seen.robust.mean():.2f}" if one.record.attacks else ""
+        clean, robust = (f"{100 * v.mean():.2f}" for v in (one.verdicts.clean, one.verdicts.robust))
         where = f"{one.record.evaluation} in {one.ours.file}"
-        clean = f"{100 * seen.clean.mean():.2f}"
-        rows.append([letter(at), one.label, clean, robust, where])
+        rows.append([letter(at), one.label, clean, robust if one.record.attacks else "", where])
     return rows
 
 
@@ -136,9 +132,9 @@ def _differences(compared: Sequence[Pair]) -> list[list[str]]:
         return [["accuracy", *_head(a, b)], *([what, *_numbers(one)] for what, one in steps)]
     rows = [["pair", "accuracy", *_head("first", "second"), "p, corrected"]]
     for pair in compared:
+        names = f"{pair.first}, {pair.other}"
         for what, one in (("clean", pair.clean), ("robust", pair.robust)):
             if one:
-                names = f"{pair.first}, {pair.other}"
                 rows.append([names, what, *_numbers(one.found), _p(one.p)])
     return rows
 
@@ -163,8 +159,7 @@ def _classes(pair: Pair) -> list[list[str]]:
     rows = [["class", "images", *_head(pair.first, pair.other), "p, corrected"]]
     order = np.lexsort((-np.abs(pair.by_class.difference), pair.by_class.p))
     for at in order[:CLASSES]:
-        one = row(pair, at)
-        last = _p(pair.p_by_class[at])
+        one, last = row(pair, at), _p(pair.p_by_class[at])
         rows.append([str(pair.classes[at]), str(one.n), *_numbers(one), last])
     return rows
 

@@ -104,9 +104,8 @@ def _classes(panel: Any, pair: Pair) -> None:
         panel.set_yticks([])
     panel.set_ylabel("class" if named else "classes, by their difference", fontsize=8)
     tested = f"red: told apart, corrected for all {len(order):,}"
-    panel.set_title(
-        f"class by class; {tested if apart.any() else 'none is told apart'}", fontsize=8
-    )
+    found = tested if apart.any() else "none is told apart"
+    panel.set_title(f"class by class; {found}", fontsize=8)
     _axis(panel, f"B minus A: points{f', with {INTERVAL}s' if named else ''}")
 
 

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """One analysis: its file, its defaults, and the settings that are its own."""
+    """One analysis, whose file has its name: its defaults, and the settings that are its own."""
 
-    module: str
     n: int
     steps: tuple[int, ...] = ()
     takes: tuple[str, ...] = ()
@@ -17,22 +16,16 @@ class Row(NamedTuple):
 
 
 ANALYSES = {
-    "perturbations": Row("perturbations", 16, (100,), ("sign",)),
-    "semantic-score": Row("semantic_score", 256, (100,), ("sign", "judges", "top")),
-    "synthesis": Row("synthesis", 16, (100,), ("step_size", "targets")),
-    "effectiveness": Row(
-        "effectiveness", 256, (1, 2, 5, 10, 200), ("seeds", "checkpoints"), many=True
-    ),
-    "convergence": Row(
-        "convergence", 32, (0, 1, 2, 5, 10, 50, 100, 200, 500), ("seeds",), many=True, least=0
-    ),
-    "augmentations": Row("augmentations", 6, (), ("images", "chain", "views")),
+    "perturbations": Row(16, (100,), ("sign",)),
+    "semantic-score": Row(256, (100,), ("sign", "judges", "top")),
+    "synthesis": Row(16, (100,), ("step_size", "targets")),
+    "effectiveness": Row(256, (1, 2, 5, 10, 200), ("seeds", "checkpoints"), many=True),
+    "convergence": Row(32, (0, 1, 2, 5, 10, 50, 100, 200, 500), ("seeds",), many=True, least=0),
+    "augmentations": Row(6, (), ("images", "chain", "views")),
 }
 OWN = {name for row in ANALYSES.values() for name in row.takes}
-_BY_NAME: dict[str, dict[str, Any]] = {
-    "semantic-score": {"sign": "code"},
-    "convergence": {"seeds": 20},
-}
+# Defaults that `Settings` has otherwise.
+_OTHER: dict[str, Any] = {"semantic-score": {"sign": "code"}, "convergence": {"seeds": 20}}
 
 
 class Settings(NamedTuple):
@@ -68,7 +61,7 @@ def checked(given: dict[str, Any], named: dict[str, Any]) -> Settings:
         strange += sorted(there - {"image_size"} | given.keys() & {"steps"})
     if strange:
         raise ValueError(f"--{strange[0]} has no effect on {name}; leave it out")
-    defaults: dict[str, Any] = {"n": row.n, "steps": row.steps} | _BY_NAME.get(name, {})
+    defaults: dict[str, Any] = {"n": row.n, "steps": row.steps} | _OTHER.get(name, {})
     settings = Settings(named=named, **(defaults | given))
     steps = settings.steps
     if any(step < row.least for step in steps):
@@ -92,12 +85,9 @@ def written(settings: Settings) -> tuple[Path, Path]:
     from jaxrobust.types import VERDICT_PRECISION
 
     pictures.plotting()  # refuses before anything is computed
-    module = importlib.import_module(
-        f"jaxrobust.analysis.networks.{ANALYSES[settings.analysis].module}"
-    )
-    seen = None
-    if settings.analysis != "augmentations":
-        seen = network.seen(settings.named | {"n": settings.n})
+    module = importlib.import_module(f"{__package__}.{settings.analysis.replace('-', '_')}")
+    own_images = settings.analysis == "augmentations"
+    seen = None if own_images else network.seen(settings.named | {"n": settings.n})
     with jax.default_matmul_precision(VERDICT_PRECISION):
         rows, made = module.analyse(seen, settings)
     figure = module.draw(seen, rows, made, settings)

@@ -1,6 +1,6 @@
 """PGD as the analyses use it: its points, and its loss after each step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,9 @@ from jaxrobust.analysis.networks.network import Seen, keys
 from jaxrobust.types import Array, LogitsFn, Machine
 
 
-def batches(count: int, size: int) -> Iterator[slice]:
-    """Yield slices of so many images at a time."""
-    for first in range(0, count, size):
-        yield slice(first, first + size)
+def batches(count: int, size: int) -> list[slice]:
+    """List slices of so many images at a time."""
+    return [slice(first, first + size) for first in range(0, count, size)]
 
 
 @partial(jax.jit, static_argnames=("steps", "threat", "step_size"))
@@ -30,11 +29,11 @@ def pgd(seen: Seen, *, steps: int, seed: int, batch: int) -> tuple[np.ndarray, n
     """Return the end of PGD with steps of 1.5 epsilon / steps, f32[N,H,W,C], and its logits."""
     step_size = 1.5 * seen.threat.epsilon / steps
     settings = {"threat": seen.threat, "steps": steps, "step_size": step_size}
-    drawn, ends = keys(seen, seed), []
-    for part in batches(len(seen.images), batch):
-        ends.append(
-            _ended(seen.logits_fn, drawn[part], seen.images[part], seen.labels[part], **settings)
-        )
+    data = keys(seen, seed), seen.images, seen.labels
+    ends = [
+        _ended(seen.logits_fn, *(array[part] for array in data), **settings)
+        for part in batches(len(seen.images), batch)
+    ]
     return tuple(np.concatenate(arrays) for arrays in zip(*ends, strict=True))  # type: ignore
 
 

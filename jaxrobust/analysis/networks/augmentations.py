@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import data
@@ -39,19 +40,13 @@ def analyse(seen: None, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     kinds = [("host", sheet)]
     if (preset := PRESETS.get(settings.chain)) and (preset.mixup or preset.cutmix or preset.erase):
         kinds.append(("device", _on_device(sheet, preset, settings.seed)))
-    rows = [
-        {
-            "file": str(file),
-            "where": where,
-            "view": view,
-            "mean": float(made[i, view].mean()),
-            "std": float(made[i, view].std()),
-            "from_plain": float(np.abs(made[i, view] - base[i]).mean()),
-        }
-        for where, made in kinds
-        for i, file in enumerate(files)
-        for view in range(settings.views)
-    ]
+    rows = []
+    for where, made in kinds:
+        for i, view in np.ndindex(made.shape[:2]):
+            one = made[i, view]
+            about = {"file": str(files[i]), "where": where, "view": view}
+            bright = {"mean": float(one.mean()), "std": float(one.std())}
+            rows.append(about | bright | {"from_plain": float(np.abs(one - base[i]).mean())})
     return rows, (files, base, kinds)
 
 
@@ -61,11 +56,8 @@ def _on_device(sheet: np.ndarray, preset: Any, seed: int) -> np.ndarray:
         num_classes=2, erasing=preset.erase, mixup=preset.mixup, cutmix=preset.cutmix
     )
     keys = jax.random.split(jax.random.key(seed), sheet.shape[1])
-    labels = np.zeros(len(even), np.int32)
-    made = [
-        change(key, Batch(jax.numpy.asarray(even[:, v]), jax.numpy.asarray(labels))).images
-        for v, key in enumerate(keys)
-    ]
+    labels = jnp.zeros(len(even), jnp.int32)
+    made = [change(k, Batch(jnp.asarray(even[:, v]), labels)).images for v, k in enumerate(keys)]
     return np.stack(made, axis=1)[: len(sheet)]
 
 
@@ -77,9 +69,8 @@ def _files(places: Sequence[Path], most: int) -> list[Path]:
     if missing := [str(p) for p in files if not p.is_file()]:
         raise ValueError(f"--images {missing[0]}: no such file or folder")
     if not files:
-        raise ValueError(
-            "--images names no picture; give files, or folders that hold " + ", ".join(_KINDS)
-        )
+        kinds = ", ".join(_KINDS)
+        raise ValueError(f"--images names no picture; give files, or folders that hold {kinds}")
     return files[:most]
 
 
@@ -93,8 +84,8 @@ def draw(seen: None, rows: list[dict[str, Any]], made: Any, settings: Settings) 
         for where, views in kinds:
             title = "+ mixing, erasing" if where == "device" else ""
             cells += [(view, title, False) for view in views[i]]
-    chain = PRESETS[settings.chain].chain if settings.chain in PRESETS else settings.chain
-    about = f"{settings.chain}: {chain}" if settings.chain in PRESETS else chain
+    preset = PRESETS.get(settings.chain)
+    about = f"{settings.chain}: {preset.chain}" if preset else settings.chain
     about += f"\nleft: as evaluation sees it; then {settings.views} views"
     about += " on the host, and as many after the device" if len(kinds) > 1 else ""
     return pictures.grid(cells, 1 + settings.views * len(kinds), about)

@@ -32,10 +32,9 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each image and number of steps: mean, least and largest over the starts."""
     right = attack.logits(seen, seen.images, settings.batch).argmax(1) == seen.labels
     if not right.any():
-        raise ValueError(
-            f"{seen.name} gets none of the {len(right)} images right; give a larger --n"
-        )
-    images, labels, ids = seen.images[right], seen.labels[right], seen.ids[right]
+        none = f"{seen.name} gets none of the {len(right)} images right"
+        raise ValueError(f"{none}; give a larger --n")
+    images, labels, ids = (array[right] for array in (seen.images, seen.labels, seen.ids))
     seen = seen._replace(images=images, labels=labels, ids=ids)
     how = {"steps": max(settings.steps), "threat": seen.threat}
     curves = []
@@ -47,19 +46,13 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
         ]
         curves.append(np.concatenate(parts, axis=1))
     losses = np.stack(curves)  # seeds, steps + 1, images
-    rows = [
-        {
-            "image": int(number),
-            "label": int(labels[i]),
-            "steps": step,
-            "ce_mean": float(losses[:, step, i].mean()),
-            "ce_least": float(losses[:, step, i].min()),
-            "ce_largest": float(losses[:, step, i].max()),
-            "seeds": settings.seeds,
-        }
-        for i, number in enumerate(ids)
-        for step in settings.steps
-    ]
+    rows = []
+    for i, number in enumerate(ids):
+        for step in settings.steps:
+            ce, about = losses[:, step, i], {"image": int(number), "label": int(labels[i])}
+            mean, least, largest = float(ce.mean()), float(ce.min()), float(ce.max())
+            values = {"ce_mean": mean, "ce_least": least, "ce_largest": largest}
+            rows.append(about | {"steps": step} | values | {"seeds": settings.seeds})
     return rows, losses
 
 
@@ -79,9 +72,7 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) 
     panel.set_xscale("symlog", linthresh=1)
     panel.set_xticks(settings.steps, [str(step) for step in settings.steps], fontsize=8)
     panel.xaxis.minorticks_off()
-    panel.set_xlim(0, 1.15 * max(settings.steps))
-    panel.set_xlabel("attack steps")
-    panel.set_ylabel("cross-entropy")
+    panel.set(xlim=(0, 1.15 * max(settings.steps)), xlabel="attack steps", ylabel="cross-entropy")
     panel.grid(color="#dddddd", linewidth=0.5)
     panel.legend(fontsize=8, loc="upper left")
     return figure

@@ -23,27 +23,17 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
         at = seen._replace(logits_fn=logits_fn)
         losses, right = {}, {}
         for k in settings.steps:
-            ends = [
-                attack.pgd(at, steps=k, seed=s, batch=settings.batch)[1]
-                for s in range(settings.seeds)
-            ]
+            how = {"steps": k, "batch": settings.batch}
+            ends = [attack.pgd(at, seed=s, **how)[1] for s in range(settings.seeds)]
             losses[k] = np.array([attack.cross_entropy(e, seen.labels).mean() for e in ends])
             right[k] = np.mean([(e.argmax(1) == seen.labels).mean() for e in ends])
         most = losses[max(settings.steps)].mean()
         for k in settings.steps:
-            rows.append(
-                {
-                    "checkpoint": name,
-                    "step": step,
-                    "attack_steps": k,
-                    "ce": float(losses[k].mean()),
-                    "ce_std_over_seeds": float(losses[k].std()),
-                    "accuracy": float(right[k]),
-                    "left_percent": float(100 * abs(most - losses[k].mean()) / most),
-                    "images": len(seen.labels),
-                    "seeds": settings.seeds,
-                }
-            )
+            mean, std = losses[k].mean(), losses[k].std()
+            row = {"checkpoint": name, "step": step, "attack_steps": k, "ce": float(mean)}
+            row |= {"ce_std_over_seeds": float(std), "accuracy": float(right[k])}
+            row |= {"left_percent": float(100 * abs(most - mean) / most)}
+            rows.append(row | {"images": len(seen.labels), "seeds": settings.seeds})
     return rows, None
 
 
@@ -65,8 +55,7 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) 
     about += "one random start" if settings.seeds == 1 else many
     figure = pictures.figure(about, 9.6, 4.0)
     left, right = figure.subplots(1, 2)
-    names = list(dict.fromkeys(row["checkpoint"] for row in rows))
-    places = {name: row["step"] for row in rows for name in [row["checkpoint"]]}
+    places = {row["checkpoint"]: row["step"] for row in rows}
     for k, colour in zip(settings.steps, pictures.shades(len(settings.steps)), strict=True):
         own = [row for row in rows if row["attack_steps"] == k]
         for panel, key in ((left, "ce"), (right, "left_percent")):
@@ -77,18 +66,17 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) 
     for panel in (left, right):
         panel.grid(color="#dddddd", linewidth=0.5)
         panel.set_ylim(bottom=0)
-        if len(names) <= 4:
-            panel.set_xticks([places[name] for name in names], names, fontsize=8)
+        if len(places) <= 4:
+            panel.set_xticks([*places.values()], [*places], fontsize=8)
             panel.margins(x=0.25)
         else:
             panel.set_xlabel("steps of training")
-            for before, name in itertools.pairwise(names):
+            for before, name in itertools.pairwise(places):
                 phase = name.partition(" ")[0]
                 if before.partition(" ")[0] != phase:
                     panel.axvline(places[before], color="#888888", linestyle=":")
                     over = {"fontsize": 8, "transform": panel.get_xaxis_transform()}
                     panel.text(places[before], 1.01, f"{phase} →", **over)
-    figure.legend(
-        *left.get_legend_handles_labels(), title="attack steps", fontsize=8, loc="outside right"
-    )
+    shown = left.get_legend_handles_labels()
+    figure.legend(*shown, title="attack steps", fontsize=8, loc="outside right")
     return figure

@@ -77,8 +77,7 @@ def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
     text = table.read_text()
     if not text.endswith("\n"):
         table.write_text(text[: text.rfind("\n") + 1])
-    with table.open(newline="") as file:
-        there = list(csv.DictReader(file))
+    there = _rows(table)
     for row, point in zip(there, points, strict=False):
         same = {key: str(value) for key, value in about.items()}
         own = {key: row.get(key) for key in about}
@@ -105,15 +104,17 @@ def _computed(
             part = points[start : start + step]
             filled = np.resize(part, (step, 2))  # the last call is as long as the others
             loss, right = (values[: len(part)] for values in at(filled))
-            for (a, b), each, share in zip(part, loss, right, strict=True):
-                values = (float(a), float(b), float(each), float(share))
-                writer.writerow(dict(zip(keys, values, strict=False)) | about)
+            for row in np.column_stack([part, loss, right]).tolist():
+                writer.writerow(dict(zip(keys, row, strict=False)) | about)
             file.flush()
 
 
+def _rows(table: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(table.read_text().splitlines()))
+
+
 def _read(table: Path) -> tuple[np.ndarray, np.ndarray]:
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = _rows(table)
     side = round(len(rows) ** 0.5)
     line = np.array([float(row["b"]) for row in rows[:side]])
     return line, np.array([float(row["loss"]) for row in rows]).reshape(side, side)
@@ -131,8 +132,7 @@ def draw(name: str, line: np.ndarray, losses: np.ndarray, about: dict[str, Any])
     lines = panel.contour(line, line, shown, levels, colors="white", linewidths=0.5)
     panel.clabel(lines, fontsize=6, fmt="%.1f")
     panel.plot(0, 0, "+", color="#d1495b", ms=9, mew=1.6)
+    panel.set(xlabel="first direction, in norms of the filters", ylabel="second direction")
     panel.set_aspect("equal")
-    panel.set_xlabel("first direction, in norms of the filters")
-    panel.set_ylabel("second direction")
     figure.colorbar(colours, ax=panel, shrink=0.9)
     return figure

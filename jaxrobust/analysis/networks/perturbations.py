@@ -57,11 +57,9 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) 
     cells = []
     for i, row in enumerate(rows[: pictures.MOST]):
         wrong = row["adversarial_prediction"] != row["label"]
-        titles = [row["class"], seen.called(row["adversarial_prediction"]), "", ""]
-        for (_, images), title, red in zip(
-            kinds, titles, (False, wrong, False, False), strict=False
-        ):
-            cells.append((images[i], title, red))
+        called = seen.called(row["adversarial_prediction"])
+        titles = [(row["class"], False), (called, wrong), ("", False), ("", False)]
+        cells += [(images[i], *title) for (_, images), title in zip(kinds, titles, strict=False)]
     ball = seen.threat.written()
     about = f"PGD-{settings.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
     about += "titles: the class, and what the network calls the adversarial image (red: wrong)\n"

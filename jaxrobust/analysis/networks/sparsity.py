@@ -60,14 +60,10 @@ def parts(params: dict[str, Any]) -> list[Part]:
     """Return the sets of a network that hold anything."""
     sets = []
     for which in SETS:
-        own = [
-            (name, np.asarray(value, np.float32).ravel())
-            for name, value in params.items()
-            if which in ("whole", of_name(name, np.ndim(value)))
-        ]
-        kernels = [values for name, values in own if name.endswith(".kernel")]
-        if kernels:
-            rest = [values for name, values in own if not name.endswith(".kernel")]
+        own = {n: p for n, p in params.items() if which in ("whole", of_name(n, np.ndim(p)))}
+        flat = {name: np.asarray(value, np.float32).ravel() for name, value in own.items()}
+        if kernels := [values for name, values in flat.items() if name.endswith(".kernel")]:
+            rest = [values for name, values in flat.items() if not name.endswith(".kernel")]
             others = np.concatenate([np.zeros(0, np.float32), *rest])
             sets.append(Part(which, len(kernels), np.concatenate(kernels), others))
     return sets
@@ -78,14 +74,9 @@ def rows(sets: list[Part]) -> list[dict[str, Any]]:
     made = []
     for part in sets:
         density, edges = np.histogram(part.weights, BINS, density=True)
-        of_set = {
-            "set": part.name,
-            "tensors": part.tensors,
-            "weights": part.weights.size,
-            "largest": float(np.abs(part.weights).max()),
-            "ratio": part.ratio,
-            "ratio_of_all_parameters": part.ratio_of_all,
-        }
+        of_set = {"set": part.name, "tensors": part.tensors, "weights": part.weights.size}
+        of_set |= {"largest": float(np.abs(part.weights).max())}
+        of_set |= {"ratio": part.ratio, "ratio_of_all_parameters": part.ratio_of_all}
         for low, high, value in zip(edges[:-1], edges[1:], density, strict=True):
             made.append(of_set | {"from": float(low), "to": float(high), "density": float(value)})
     return made
@@ -101,13 +92,9 @@ def draw(name: str, sets: list[Part]) -> Any:
         density, edges = np.histogram(part.weights, BINS, density=True)
         panel.stairs(density, edges, fill=True, color="#1f4e79")
         panel.axvspan(-SMALL * largest, SMALL * largest, color="#d1495b", alpha=0.5, linewidth=0)
-        panel.set_yscale("log")
-        panel.set_xlim(-1.02 * largest, 1.02 * largest)
-        panel.set_title(
-            f"{_TITLES.get(part.name, part.name)}: {part.ratio:.1%} of {part.weights.size:,} "
-            f"weights in {part.tensors} tensors",
-            fontsize=9,
-        )
+        panel.set(yscale="log", xlim=(-1.02 * largest, 1.02 * largest))
+        about = f"{part.ratio:.1%} of {part.weights.size:,} weights in {part.tensors} tensors"
+        panel.set_title(f"{_TITLES.get(part.name, part.name)}: {about}", fontsize=9)
         panel.set_ylabel("density", fontsize=8)
         panel.tick_params(labelsize=8)
     panels[-1].set_xlabel("weight", fontsize=8)
@@ -124,9 +111,7 @@ def written(named: dict[str, Any], out: Path | None) -> tuple[Path, Path]:
     out = pictures.folder(out, named["workdir"])
     paths = pictures.save(out, "sparsity", draw(name, sets), rows(sets))
     for part in sets:
-        print(
-            f"{part.name:13} {part.ratio:6.1%} of {part.weights.size:,} weights, "
-            f"{part.ratio_of_all:.1%} of all its parameters",
-            file=sys.stderr,
-        )
+        of_all = f"{part.ratio_of_all:.1%} of all its parameters"
+        text = f"{part.name:13} {part.ratio:6.1%} of {part.weights.size:,} weights, {of_all}"
+        print(text, file=sys.stderr)
     return paths

@@ -66,31 +66,23 @@ def losses(
         np.concatenate([labels, np.zeros(short, np.int32)]).astype(np.int32).reshape(steps, batch),
         (np.arange(steps * batch) < len(images)).reshape(steps, batch),
     )
-    whole, split = PartitionSpec(), PartitionSpec((sharding.DATA, sharding.FSDP))
+    split = PartitionSpec((sharding.DATA, sharding.FSDP))
+    specs = (*[PartitionSpec()] * 5, split)
 
     @jax.jit
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(whole, whole, whole, whole, whole, split),
-        out_specs=split,
-        check_vma=False,
-    )
+    @partial(jax.shard_map, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
     def of_points(
         params: Params, stats: Params, first: Params, second: Params, data: Any, points: Array
     ) -> Any:
         def at(point: Array) -> tuple[Array, Array]:
-            moved = {
-                name: value + point[0] * first[name] + point[1] * second[name]
-                for name, value in params.items()
-            }
+            a, b = point
+            moved = {n: value + a * first[n] + b * second[n] for n, value in params.items()}
 
             def add(totals: Any, group: Any) -> tuple[Any, None]:
                 x, y, mask = group
                 logits = net.apply(moved, stats, x)[0].astype(jnp.float32)
-                each = (
-                    jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, y[:, None], -1)[:, 0]
-                )
+                of_label = jnp.take_along_axis(logits, y[:, None], -1)[:, 0]
+                each = jax.nn.logsumexp(logits, -1) - of_label
                 right = (logits.argmax(-1) == y) & mask & jnp.isfinite(each)
                 return (totals[0] + jnp.where(mask, each, 0).sum(), totals[1] + right.sum()), None
 
@@ -104,11 +96,8 @@ def losses(
     def call(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         short = -len(points) % mesh.size
         padded_points = np.concatenate([points, np.zeros((short, 2))]).astype(np.float32)
-        total, right = jax.device_get(of_points(*held, padded_points))
-        count = len(images)
-        return (
-            total[: len(points)].astype(np.float64) / count,
-            right[: len(points)].astype(np.float64) / count,
-        )
+        sums = jax.device_get(of_points(*held, padded_points))
+        loss, right = (of[: len(points)].astype(np.float64) / len(images) for of in sums)
+        return loss, right
 
     return call

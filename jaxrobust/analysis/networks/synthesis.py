@@ -46,15 +46,12 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
         raise ValueError(f"--targets are classes from 0 to {classes - 1} of {seen.name}")
     start = noise(seen.images.shape, settings.seed)
     how = {"steps": settings.steps[0], "step_size": settings.step_size}
-    parts = [
-        made(seen.logits_fn, start[part], targets[part], **how)
-        for part in attack.batches(count, settings.batch)
-    ]
+    slices = attack.batches(count, settings.batch)
+    parts = [made(seen.logits_fn, start[part], targets[part], **how) for part in slices]
     images = np.concatenate([images for images, _ in parts])
     losses = np.concatenate([losses for _, losses in parts], axis=1)
-    probabilities = np.asarray(
-        jax.nn.softmax(jnp.asarray(attack.logits(seen, images, settings.batch)))
-    )
+    logits = attack.logits(seen, images, settings.batch)
+    probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
     columns = {
         "sample": np.arange(count),
         "target": targets,
@@ -75,8 +72,6 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) 
         (image, f"{row['class']} {row['probability']:.0%}", row["prediction"] != row["target"])
         for image, row in zip(made[: pictures.MOST], rows, strict=False)
     ]
-    about = (
-        f"{settings.steps[0]} steps of {settings.step_size:g} from noise towards a class, with its "
-    )
-    about += "probability at the end"
+    steps = f"{settings.steps[0]} steps of {settings.step_size:g}"
+    about = f"{steps} from noise towards a class, with its probability at the end"
     return pictures.grid(cells, min(4, len(cells)), f"{seen.name}\n{about}")

@@ -51,18 +51,17 @@ def document(name: str, shown: list[Filled], records: list[Ours]) -> str:
         f"# {source['title']}",
         f"{source['authors']} {source['year']} ({where}); its numbers beside ours. A number of "
         "ours appears only with its record. `?`: something contradicts the printed value.",
-        *(_table(each) for each in shown),
     ]
     if any(cell.alike for each in shown for cell in each.cells.values()):
-        parts.insert(
-            2,
+        parts.append(
             "*In italics*: the same network, data set, objective and attack, but another training "
-            "or other images; what differs stands below, under Records.",
+            "or other images; what differs stands below, under Records."
         )
+    parts += map(_table, shown)
     if records:
-        parts += [_records(records, shown)]
+        parts.append(_records(records, shown))
     if len(shown) == len(tables.tables(name)):
-        parts += [_contradictions(tables.paper(name)["contradictions"])]
+        parts.append(_contradictions(tables.paper(name)["contradictions"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -84,14 +83,14 @@ def _table(shown: Filled) -> str:
     title = f"## {tables.title(table)}: {table.caption}"
     of_rows = [f"{row['name']}: {row['note']}" for row in table.rows if "note" in row]
     notes = "\n".join(f"- {note}" for note in dict.fromkeys([*table.notes, *of_rows]))
-    parts = (title, _same(table, varying), grid(lines), notes)
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(filter(None, (title, _same(table, varying), grid(lines), notes)))
 
 
 def grid(rows: list[list[str]]) -> str:
     """Write rows of cells as a table, the first of them as its head."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(_safe(cell) for cell in row) + " |" for row in lines)
+    safe = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in safe)
 
 
 def _ours(shown: Filled, index: int, key: str, printed: str) -> str:
@@ -103,12 +102,7 @@ def _ours(shown: Filled, index: int, key: str, printed: str) -> str:
 
 
 def _varying(table: Table) -> list[str]:
-    keys = dict.fromkeys(
-        key
-        for row in table.rows
-        for key in row
-        if key not in (*tables.ABOUT, *table.results, "model") and not key.endswith("_std")
-    )
+    keys = dict.fromkeys(key for row in table.rows for key in tables.settings(table, row, ()))
     return [key for key in keys if len({str(row.get(key)) for row in table.rows}) > 1]
 
 
@@ -129,7 +123,7 @@ def _title(key: str, what: dict[str, Any]) -> str:
 
 def _records(records: list[Ours], shown: list[Filled]) -> str:
     used = {cell.record for each in shown for cell in each.cells.values() if not cell.alike}
-    lines = ["## Records"]
+    lines = ["## Records", ""]
     for number, ours in enumerate(records):
         record = ours.record
         robust = "" if record.robust is None else f", {record.robust:.2%} robust"
@@ -147,7 +141,7 @@ def _records(records: list[Ours], shown: list[Filled]) -> str:
             where = "In cells in italics alone" if alike else "In no cell above"
             text += f" **{where}**: {_nearest(ours, shown)}."
         lines.append(text)
-    return "\n".join([lines[0], "", *lines[1:]])
+    return "\n".join(lines)
 
 
 def _clean(record: "AccuracyRecord") -> str:
@@ -180,10 +174,8 @@ def _nearest(ours: Ours, shown: list[Filled]) -> str:
                     continue
                 differing = matching.differences(each.table, row, key, ours)
                 if best is None or len(differing) < best[0]:
-                    more = len(differing) - _NEAR
-                    named = "; ".join(differing[:_NEAR]) + (
-                        f"; and {more} more" if more > 0 else ""
-                    )
+                    more = [f"and {len(differing) - _NEAR} more"] if differing[_NEAR:] else []
+                    named = "; ".join(differing[:_NEAR] + more)
                     best = len(differing), f"nearest is {each.table.id}, {row['name']}, but {named}"
     return best[1] if best else "no table above has such a value"
 
@@ -208,7 +200,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     return "" if value is None else str(value)
-
-
-def _safe(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

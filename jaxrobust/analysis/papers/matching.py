@@ -98,9 +98,7 @@ def differences(
     ]
 
 
-def _other_network(
-    table: Table, row: dict[str, Any], ours: Ours, of_training: bool
-) -> Iterator[str]:
+def _other_network(table: Table, row: Any, ours: Ours, of_training: bool) -> Iterator[str]:
     config = ours.config
     if config is None:
         yield "no config beside the record proves which network it is"
@@ -124,10 +122,8 @@ def _other_network(
         yield from training.other_kind(table, row, config)
     else:
         yield from training.differences(table, row, config)
-        of, last = (
-            str(ours.record.weights).partition(",")[0],
-            phases(training.whole_config(config))[-1],
-        )
+        of = str(ours.record.weights).partition(",")[0]
+        last = phases(training.whole_config(config))[-1]
         if of != last:
             yield f"weights of the phase {of}, not of the last"
 
@@ -143,20 +139,17 @@ def _other_options(name: str, options: dict[str, Any], row: dict[str, Any]) -> I
         yield f"network {models.words(name, own)}, not {row['name']}"
 
 
-def _other_images(
-    row: dict[str, Any], record: "AccuracyRecord", of_training: bool
-) -> Iterator[str]:
+def _other_images(row: Any, record: "AccuracyRecord", of_training: bool) -> Iterator[str]:
     of_files = str(record.dataset).startswith("cifar10-c:")  # of which any split is of its own
     on_list = str(row["split"]).endswith("@robustbench")
     same = record.ids_sha256 == ROBUSTBENCH_SHA256
     split = str(record.split) if of_training else str(record.split).partition("[")[0]
     name = "cifar10" if of_files else training.dataset(str(record.dataset), None)
-    listed = on_list and same  # a list of ImageNet's files, wherever they lie
     if row["dataset"] == "imagenet100":
         own = hashes.classes_sha256(imagenet.imagenet100())
         if name != "imagenet2012" or record.classes_sha256 != own:
             yield f"{record.dataset} with other classes than imagenet100"
-    elif not (name == row["dataset"] or listed):
+    elif name != row["dataset"] and not (on_list and same):  # ImageNet's files lie anywhere
         yield f"{record.dataset}, not {row['dataset']}"
     if on_list and not same:
         yield f"split {record.split}, not RobustBench's list of images"
@@ -199,9 +192,8 @@ def _other_union(members: list[dict[str, Any]], record: "AccuracyRecord") -> Ite
         yield "another PGD than the study's in one of the norms"
     others = [own for own in record.attacks if own["name"] != "pgd"]
     rest = replace(record, attacks=others, robust=0.0)
-    for own in members:
-        if own["attack"] != "pgd":
-            yield from _other_attack(own, rest)
+    for own in (own for own in members if own["attack"] != "pgd"):
+        yield from _other_attack(own, rest)
 
 
 def _other_attack(what: dict[str, Any], record: "AccuracyRecord") -> Iterator[str]:
@@ -226,9 +218,8 @@ def _other_attack(what: dict[str, Any], record: "AccuracyRecord") -> Iterator[st
         if settings != {("apgd-ce", what["steps"], what["restarts"], 0)}:
             yield f"another attack than APGD-CE, {what['steps']} steps, {what['restarts']} restarts"
     elif kind == "pgd" and "steps" in what:
-        if [own["name"] for own in attacks] != ["pgd"] or twenty.pgd(attacks[0]) != twenty.pgd(
-            what
-        ):
+        named = [own["name"] for own in attacks]
+        if named != ["pgd"] or twenty.pgd(attacks[0]) != twenty.pgd(what):
             yield f"another attack than PGD, {what['steps']} steps of the study's length and start"
     else:
         yield f"the paper does not say the settings of its {kind}"
@@ -236,10 +227,8 @@ def _other_attack(what: dict[str, Any], record: "AccuracyRecord") -> Iterator[st
 
 def measured(what: dict[str, Any], record: "AccuracyRecord") -> float | None:
     """Return the percentage that a record has for a result of a table."""
-    if what["attack"] == "corruptions":
-        value = (record.corruptions or {}).get("mean")
-    else:
-        value = record.clean if what["attack"] == "clean" else record.robust
+    found = {"corruptions": (record.corruptions or {}).get("mean"), "clean": record.clean}
+    value = found.get(what["attack"], record.robust)
     return None if value is None else 100 * value
 
 

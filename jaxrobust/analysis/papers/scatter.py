@@ -1,5 +1,6 @@
 """The scatter plots of the papers: size and clean accuracy against robust accuracy."""
 
+import string
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,8 +46,7 @@ def points(filled: Filled, records: list[Ours]) -> list[Point]:
     for number, (index, row) in enumerate(known, 1):
         values = {key: row[key] for key in _AXES if row.get(key) is not None}
         kind = "authors" if row.get("origin") == "authors" else "others"
-        label = str(number)
-        name = _told_apart(row, table.rows)
+        label, name = str(number), _told_apart(row, table.rows)
         shown.append(Point(label, name, values | {"robust": row[robust]}, kind))
         if (cell := filled.cells.get((index, robust))) and not cell.alike:
             used.add(cell.record)
@@ -72,9 +72,8 @@ def _beside(what: dict[str, Any], records: list[Ours], used: set[int]) -> list[P
         if number in used or any(matching.other_attack(what, record)):
             continue
         values = {"clean": 100 * (record.clean or 0), "robust": 100 * (record.robust or 0)}
-        images = f"{record.dataset}, images {record.image_ids}"
-        letter = chr(ord("a") + len(shown) % 26)
-        name = f"{matching.label(ours)}, {images}"
+        letter = string.ascii_lowercase[len(shown) % 26]
+        name = f"{matching.label(ours)}, {record.dataset}, images {record.image_ids}"
         shown.append(Point(letter, name, values | matching.sizes(ours), "beside"))
     return shown
 
@@ -118,8 +117,8 @@ def _drawn(filled: Filled, records: list[Ours], path: Path, dataset: str) -> boo
     figure.suptitle(f"{about}\n{_caption(shown, dataset)}", fontsize=10)
     for panel, axis in zip(panels, axes, strict=False):
         _panel(panel, axis, shown, ordinate)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    named = panels[0].get_legend_handles_labels()
+    figure.legend(*named, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.get_layout_engine().execute(figure)  # the places of labels depend on it
     for panel, axis in zip(panels, axes, strict=False):
         _label(panel, axis, shown)
@@ -139,33 +138,29 @@ def _lines(point: Point) -> list[str]:
     return [first, *(f"     {line}" for line in rest)]
 
 
-_STYLES: dict[str, dict[str, Any]] = {
-    "authors": {"marker": "o", "s": 34, "color": _INK, "label": "the paper's networks"},
-    "others": {
-        "marker": "o",
-        "s": 34,
-        "facecolors": "white",
-        "edgecolors": _INK,
-        "label": "others, as the paper lists them",
-    },
-    "ours": {"marker": "*", "s": 190, "color": _OURS, "label": "measured by us, the same network"},
-    "beside": {
-        "marker": "D",
-        "s": 46,
-        "color": _OURS,
-        "label": "measured by us, another network or other images",
-    },
+_STYLES: dict[str, tuple[str, dict[str, Any]]] = {  # what is said of each kind, and how it looks
+    "authors": ("the paper's networks", {"marker": "o", "s": 34, "color": _INK}),
+    "others": (
+        "others, as the paper lists them",
+        {"marker": "o", "s": 34, "facecolors": "white", "edgecolors": _INK},
+    ),
+    "ours": ("measured by us, the same network", {"marker": "*", "s": 190, "color": _OURS}),
+    "beside": (
+        "measured by us, another network or other images",
+        {"marker": "D", "s": 46, "color": _OURS},
+    ),
 }
 
 
 def _panel(panel: Any, axis: str, shown: list[Point], ordinate: str) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
-    for kind, style in _STYLES.items():
+    for kind, (label, style) in _STYLES.items():
         here = [p for p in shown if p.kind == kind and axis in p.values]
         xs, ys = [p.values[axis] for p in here], [p.values["robust"] for p in here]
+        how = style | {"label": label, "linewidths": 1.1, "zorder": 4 if kind == "ours" else 3}
         if here:
-            panel.scatter(xs, ys, zorder=4 if kind == "ours" else 3, linewidths=1.1, **style)
+            panel.scatter(xs, ys, **how)
     if axis in _LOG:
         values = [p.values[axis] for p in shown if axis in p.values]
         wide = max(values) > 20 * min(values)
@@ -173,8 +168,7 @@ def _panel(panel: Any, axis: str, shown: list[Point], ordinate: str) -> None:
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else (1, 2, 3, 4, 5, 7)))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter("{x:g}")
-    panel.set_xlabel(_AXES[axis])
-    panel.set_ylabel(ordinate)
+    panel.set(xlabel=_AXES[axis], ylabel=ordinate)
     panel.grid(color=_PALE, linewidth=0.5)
     panel.margins(0.08)
 

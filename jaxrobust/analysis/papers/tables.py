@@ -18,24 +18,14 @@ from jaxrobust.analysis.papers import twenty
 
 _DATA = Path(__file__).parent / "data"
 PAPERS = ("revisiting_at", "xcit_light_recipe", "twenty_architectures", "robust_resnets")
-_PLACES = ("dataset", "split", "images", "image_size")
+PLACES = ("dataset", "split", "images", "image_size")
 
 # What a row says of itself, and not of how its network was trained or tested.
-ABOUT: tuple[str, ...] = ("name", "origin", "note", "uncertain", "inferred", "approximate")
-ABOUT += (
-    "robustbench",
-    "run",
-    "stem",
-    "family",
-    "size",
-    "varied",
-    "unit",
-    "width",
-    "architecture_from",
-    "params_m",
-    "macs_g",
+ABOUT = (
+    *("name", "origin", "note", "uncertain", "inferred", "approximate", "robustbench", "run"),
+    *("stem", "family", "size", "varied", "unit", "width", "architecture_from", "params_m"),
+    *("macs_g", "passes_per_image", "hours", "batch_per_core", "timm", "meta", "options"),
 )
-ABOUT += ("passes_per_image", "hours", "batch_per_core", "timm", "meta", "options")
 
 
 class Table(NamedTuple):
@@ -77,28 +67,22 @@ def tables(name: str, wanted: str | None = None) -> list[Table]:
     all_tables = [_table(name, raw) for raw in paper(name)["tables"]]
     if wanted is None:
         return all_tables
-    ids = [table.id for table in all_tables]
     chosen = [t for t in all_tables if wanted in (t.id, t.id.removeprefix("table_"))]
     if not chosen:
-        raise ValueError(f"--table {wanted}: {name} has no such table; one of {', '.join(ids)}")
+        ids = ", ".join(table.id for table in all_tables)
+        raise ValueError(f"--table {wanted}: {name} has no such table; one of {ids}")
     return chosen
 
 
 def _table(name: str, raw: dict[str, Any]) -> Table:
-    defaults = {key: raw.get(key) for key in _PLACES} | raw.get("settings", {})
-    rows, results = [defaults | row for row in raw["rows"]], raw["results"]
+    defaults = {key: raw.get(key) for key in PLACES} | raw.get("settings", {})
+    rows, results, notes = [defaults | row for row in raw["rows"]], raw["results"], raw["notes"]
     if name == twenty.PAPER:
         rows, results = [twenty.row(row) for row in rows], twenty.results(results)
-    return Table(
-        paper=name,
-        id=raw["id"],
-        caption=raw["caption"],
-        kind=raw["kind"],
-        decimals=raw.get("decimals", 2),
-        results=results,
-        rows=rows,
-        notes=[*raw["notes"], *([twenty.NOTE] if name == twenty.PAPER else [])],
-    )
+        notes = [*notes, twenty.NOTE]
+    own = {key: raw[key] for key in ("id", "caption", "kind")}
+    decimals = raw.get("decimals", 2)
+    return Table(name, **own, decimals=decimals, results=results, rows=rows, notes=notes)
 
 
 def named(row: dict[str, Any]) -> str:
@@ -112,9 +96,9 @@ def title(table: Table) -> str:
     return table.id.replace("_", " ").capitalize()
 
 
-def settings(table: Table, row: dict[str, Any]) -> dict[str, Any]:
+def settings(table: Table, row: dict[str, Any], places: tuple[str, ...] = PLACES) -> dict[str, Any]:
     """Select the entries of a row that describe how its network was trained."""
-    left = {*ABOUT, *_PLACES, *table.results, "model"}
+    left = {*ABOUT, *places, *table.results, "model"}
     return {k: v for k, v in row.items() if k not in left and not k.endswith("_std")}
 
 
@@ -129,6 +113,6 @@ def same(one: Any, other: Any) -> bool:
 
 def shown(value: Any) -> str:
     """Return a value for people."""
-    return (
-        "unknown" if value is None else f"{value:.4g}" if isinstance(value, float) else f"{value}"
-    )
+    if value is None:
+        return "unknown"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"

@@ -13,6 +13,7 @@ from jaxrobust.config import Config, ModelSection, base
 from jaxrobust.data.transforms.presets import PRESETS, Preset
 from jaxrobust.resolved import Values, completed, of_phase, phases, plain
 from jaxrobust.runtime.commandline.arguments import RECIPES
+from jaxrobust.training.update import objectives
 
 # Of the phase that trains last: where a row is silent, the paper's recipe, config.base(), counts.
 _RECIPE = ("lr", "warmup_epochs", "final_lr", "weight_decay", "b2", "ema_decay", "trades_beta")
@@ -61,7 +62,7 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
         training["synthetic_share"] = seen.data.extra_share
     if design := _design(seen.model):
         training["design"] = design
-    if own.objective != "clean":
+    if objectives.named(own.objective).attacks:
         attack = seen.attack
         made = registry.steps(attack.name, attack.steps)
         training |= {"train_attack": attack.name, "attack_steps": made}
@@ -79,15 +80,11 @@ def _design(model: ModelSection) -> str | None:
 def _augmented(seen: Config) -> dict[str, Any]:
     preset = PRESETS.get(seen.data.augmentation, Preset(seen.data.augmentation))
     strengths = [seen.mixup.mixup, seen.mixup.cutmix, seen.erase.probability]
-    usual = [preset.mixup, preset.cutmix, preset.erase]
-    given = [u if s is None else s for s, u in zip(strengths, usual, strict=True)]
+    given = [u if s is None else s for s, u in zip(strengths, _strengths(preset), strict=True)]
     smoothing = preset.label_smoothing if seen.label_smoothing is None else seen.label_smoothing
     entries: dict[str, Any] = {"label_smoothing": smoothing}
-    names = [
-        name
-        for name in ("basic", "light", "heavy", "light-cifar-thesis")
-        if [PRESETS[name].chain, *_strengths(PRESETS[name])] == [preset.chain, *given]
-    ]
+    known = [(name, PRESETS[name]) for name in ("basic", "light", "heavy", "light-cifar-thesis")]
+    names = [n for n, p in known if [p.chain, *_strengths(p)] == [preset.chain, *given]]
     if names:  # all of DeiT's is heavy but for the noise that fills what is erased
         erased = names[0] == "heavy" and seen.erase.noise == "truncated"
         entries["augmentation"] = "deit" if erased else names[0]
@@ -124,7 +121,7 @@ def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
     if not before:
         return {"start": "clean" if init.stem == "keep" else "fresh-stem"}
     first = whole[before[0]]
-    if len(before) > 1 or first.objective != "clean" or init.stem != "fresh":
+    if len(before) > 1 or objectives.named(first.objective).attacks or init.stem != "fresh":
         return {}
     own = {**first.changes, **first.changes.get("data", {})}
     if own.keys() - _OF_IMAGES:
@@ -148,11 +145,8 @@ def _clean(model: str) -> list[str]:
     own = [row for row in names.rows if row["model"] == model.removesuffix("_cvst")]
     timm = [row["timm"] for row in own if "timm" in row]
     meta = "https://dl.fbaipublicfiles.com/convnext/{}.pth"
-    return [
-        *timm,
-        *(f"{name}.fb_in1k" for name in timm if "." not in name),  # timm's own default
-        *(meta.format(row["meta"]) for row in own if "meta" in row),
-    ]
+    usual = [f"{name}.fb_in1k" for name in timm if "." not in name]  # timm's own default
+    return [*timm, *usual, *(meta.format(row["meta"]) for row in own if "meta" in row)]
 
 
 def dataset(name: Any, classes: Any) -> str | None:
@@ -166,7 +160,9 @@ def dataset(name: Any, classes: Any) -> str | None:
 def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
     """Say what of a run's training is not that of a row."""
     ours, wanted = trained(config), tables.settings(table, row)
-    needed = _NEEDED + (() if wanted.get("objective") == "clean" else _ATTACKED)
+    objective = wanted.get("objective")
+    attacked = objective is None or objectives.named(objective).attacks
+    needed = (*_NEEDED, *_ATTACKED) if attacked else _NEEDED
     more = [key for key in ("repeated_augmentation", "synthetic_share", "design") if key in ours]
     yield from (f"{key} {tables.shown(ours[key])}" for key in more if key not in wanted)
     for key in dict.fromkeys((*needed, *wanted)):
@@ -176,8 +172,8 @@ def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> It
             yield f"the paper does not say its {key}"
         elif wanted[key] is None and key == "augmentation":  # told one by one: mixup, cutmix, ...
             continue
-        elif not tables.same(ours.get(key), wanted[key]):
-            yield f"{key} {tables.shown(ours.get(key))}, not {tables.shown(wanted[key])}"
+        else:
+            yield from _unlike(key, ours, wanted)
     known, how = _normalisations(table, row, wanted), whole_config(config).init.normalize
     if how not in known:
         yield f"init.normalize {how}, not {known[0]}"
@@ -185,6 +181,11 @@ def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> It
         yield f"trained in {ours['norm_train']}, not linf"
     if table.paper == "revisiting_at":
         yield from _other_recipe(ours, wanted, config)
+
+
+def _unlike(key: str, ours: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    if not tables.same(ours.get(key), wanted[key]):
+        yield f"{key} {tables.shown(ours.get(key))}, not {tables.shown(wanted[key])}"
 
 
 _RAW = ("keep", "none")  # of weights that hold no mean and std, as networks of [0, 1] images do
@@ -217,27 +218,25 @@ def other_kind(table: Table, row: dict[str, Any], config: dict[str, Any]) -> Ite
     """Say where a run is of another objective, radius, data set or size than a row."""
     ours, wanted = trained(config), tables.settings(table, row)
     for key in _KIND:
-        if key in wanted and not tables.same(ours.get(key), wanted[key]):
-            yield f"{key} {tables.shown(ours.get(key))}, not {tables.shown(wanted[key])}"
+        if key in wanted:
+            yield from _unlike(key, ours, wanted)
 
 
-def _other_recipe(
-    ours: dict[str, Any], wanted: dict[str, Any], config: dict[str, Any]
-) -> Iterator[str]:
+def _other_recipe(ours: Any, wanted: Any, config: dict[str, Any]) -> Iterator[str]:
     recipe = _recipe().train | {"label_smoothing": 0.0}
     if preset := PRESETS.get(str(wanted.get("augmentation"))):
         recipe["label_smoothing"] = preset.label_smoothing
     if wanted.get("epochs") in (250, 300):
         recipe["warmup_epochs"] = 20
     for key in (*_RECIPE, "label_smoothing"):
-        if key not in wanted and not tables.same(ours.get(key), recipe[key]):
-            yield f"{key} {tables.shown(ours.get(key))}, not {tables.shown(recipe[key])}"
+        if key not in wanted:
+            yield from _unlike(key, ours, recipe)
     whole = whole_config(config)
     seen, usual = of_phase(whole, phases(whole)[-1]), _recipe()
     stem = set(_STEM) if "design" in ours else set()
     if own := sorted(seen.model.options.keys() - _NEUTRAL - stem):
         yield f"model.options.{own[0]} is set"
-    if ours["objective"] != "clean":
+    if objectives.named(ours["objective"]).attacks:
         for key in ("relative_step", "step_size", "start", "labels", "statistics"):
             one, other = seen.attack[key], usual.attack[key]
             if one != other:

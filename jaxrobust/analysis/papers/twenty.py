@@ -26,11 +26,7 @@ _NETWORKS = {
     "ResNet": "cifar_resnet50",
     "ResNeXt": "cifar_resnext29",
 }
-_LARGE = {
-    "ResNet": "resnet50",
-    "ResNeXt": "cifar_resnext50_224",
-    "WideResNet": "wide_resnet50_2",
-}
+_LARGE = {"ResNet": "resnet50", "ResNeXt": "cifar_resnext50_224", "WideResNet": "wide_resnet50_2"}
 # Keys of a row that are options of its network.
 _OPTIONS = {"stages": "order", "patch": "patch"}
 # Of each norm: what the repository runs, foolbox in linf and l2 and ART in l1.
@@ -47,25 +43,25 @@ _STEPS = {"attack_steps": 15}
 
 def row(raw: dict[str, Any]) -> dict[str, Any]:
     """Return a row with its network and with what the repository says of its training."""
+    from jaxrobust.training.update import objectives  # which imports JAX
+
     name = raw["name"].partition("-")[0] if "stages" in raw else raw["name"]
     model = _NETWORKS.get(name, f"cifar_{name.lower()}")
     if raw["image_size"] != 32:
         model = _LARGE.get(name, f"{model}_224")
     own = {option: raw[key] for key, option in _OPTIONS.items() if raw.get(key) is not None}
-    more = _TRAINING | (_STEPS if raw["objective"] != "clean" else {})
+    more = _TRAINING | (_STEPS if objectives.named(raw["objective"]).attacks else {})
     return raw | more | {"model": model, "options": own}
 
 
 def results(raw: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the results of a table with the settings of PGD, and what the worst case is of."""
-    made = {
-        key: what | _PGD | _STARTS[what["norm"]] if what.get("attack") == "pgd" else what
-        for key, what in raw.items()
-    }
-    return {
-        key: what | {"members": [made[own] for own in what["of"]]} if "of" in what else what
-        for key, what in made.items()
-    }
+    made = dict(raw)
+    for key, what in raw.items():
+        if what.get("attack") == "pgd":
+            made[key] = what | _PGD | _STARTS[what["norm"]]
+    unions = {key: what["of"] for key, what in raw.items() if "of" in what}
+    return made | {k: made[k] | {"members": [made[m] for m in of]} for k, of in unions.items()}
 
 
 def pgd(what: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrobust.evaluation.network import fingerprint, tracing
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained import kept
+
 
 def computed(run: Path, phase: str, sizes: Mapping[int, Any]) -> dict[str, Any]:
     """Hash what each `sizes.Size` computes and its images, and say whose programs it is."""
-    import jax
-    import numpy as np
-    from jax.sharding import Mesh
-
-    from jaxrobust.evaluation.network import fingerprint, tracing
-    from jaxrobust.weights.trained import kept
-
     here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
     _, both = kept.read(run, phase, kept.steps_of(run, phase)[0])
     hashed = {}
@@ -31,10 +33,6 @@ def candidates(
     path: Path, question: dict[str, Any], computed: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the candidates that are done, and what was computed, at all sizes."""
-    from jaxrobust.evaluation.network import fingerprint
-    from jaxrobust.runtime.processes import hosts
-    from jaxrobust.weights.trained import kept
-
     if not path.exists():
         return [], computed
     begun = kept.read_selection(path)
@@ -50,25 +48,21 @@ def candidates(
     for size, own in computed["computed"].items():
         there = begun["computed"].get(size, own)
         other = [key for key in own if there[key] != own[key]]
-        if not other:
-            continue
+        is_another = "are others" if "images" in other else "is another"
         whose = ""  # another version may write the same network as another program
         if "images" not in other and fingerprint.other_versions(begun["by"], computed["by"]):
             whose = f" (begun by {fingerprint.words(begun['by'])})"
-        raise ValueError(
-            f"{path} is a choice of another kind: under the same name, at {size} px, its "
-            f"{' and '.join(other)} {'are others' if 'images' in other else 'is another'}{whose}. "
-            "Move it away"
-        )
+        if other:
+            raise ValueError(
+                f"{path} is a choice of another kind: under the same name, at {size} px, its "
+                f"{' and '.join(other)} {is_another}{whose}. Move it away"
+            )
     both = begun["computed"] | computed["computed"]
     return begun["candidates"], computed | {"computed": both}
 
 
 def check_weights(run: Path, candidates: list[dict[str, Any]]) -> None:
     """Refuse candidates whose weights the run holds no more."""
-    from jaxrobust.weights.store import hashes
-    from jaxrobust.weights.trained import kept
-
     for row in candidates:
         _, both = kept.read(run, row["phase"], row["step"])
         weights = kept.at_size(run, row["phase"], both.of(row["weights"]), row["image_size"])

@@ -15,6 +15,7 @@ from jaxrobust.evaluation.records import trained
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.files import jsonl, locks, provenance
 from jaxrobust.runtime.text.progress import say
+from jaxrobust.training.update import objectives
 from jaxrobust.types import Threat
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import kept, runs
@@ -50,9 +51,8 @@ def select(given: Settings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, held:
         how: dict[str, Any] = {"steps": given.steps, "folder": Path(folder)}
         at = {side: sizes.at_size(given.run, phase, config, side, **how) for side in sides}
-        candidates, computed = begun.candidates(
-            path, question, begun.computed(given.run, phase, at)
-        )
+        computed = begun.computed(given.run, phase, at)
+        candidates, computed = begun.candidates(path, question, computed)
         begun.check_weights(given.run, candidates)
         code |= computed
         for row in _measured(given, phase, at, {key_of(row) for row in candidates}):
@@ -114,7 +114,7 @@ def _question(given: Settings, phase: str, config: Any) -> dict[str, Any]:
     attack = {"name": given.attack, "steps": given.steps}
     return {
         "phase": phase,
-        "metric": "clean" if config[phase].objective == "clean" else "robust",
+        "metric": "robust" if objectives.named(config[phase].objective).attacks else "clean",
         "dataset": config.data.name,
         "split": config.data.selection_split,
         "first_images": given.n or None,  # null: all
@@ -138,11 +138,11 @@ def _measured(
             weights = kept.at_size(given.run, phase, both.of(which), size)
             reached = at[size].measure(weights, False)
             exact = given.attack != "autoattack"
+            collapsed = ", collapsed to one class" if collapse.proven(reached) else ""
             say(
                 f"{phase}, epoch {epoch:g}, {which}, {size} px: clean {reached['clean']:.2%}, "
                 f"robust {'' if exact else 'at most '}{reached['robust']:.2%} of "
-                f"{reached['images']:,} images"
-                + (", collapsed to one class" if collapse.proven(reached) else "")
+                f"{reached['images']:,} images{collapsed}"
             )
             yield {
                 "phase": phase,
@@ -159,9 +159,7 @@ def _measured(
             }
 
 
-def _in_full(
-    given: Settings, phase: str, at: dict[int, Size], row: dict[str, Any]
-) -> dict[str, Any]:
+def _in_full(given: Settings, phase: str, at: dict[int, Size], row: Any) -> dict[str, Any]:
     size, which = row["image_size"], row["weights"]
     if size not in at:
         raise ValueError(
@@ -243,10 +241,8 @@ def draw(selection: dict[str, Any], path: Path) -> str:
         for key, style in (("robust", "o-"), ("clean", "o--")):
             values, label = [100 * row[key] for row in own], f"{key}, {which}, {size} px"
             panel.plot(epochs, values, style, ms=3, color=colour, label=label)
-    metric = selection["metric"]
-    at = (chosen["epoch"], 100 * chosen[metric])
-    panel.plot(*at, "*", ms=14, color="black", label="chosen", zorder=0)
-    steps = selection["attack"]["steps"]
+    best, steps = 100 * chosen[selection["metric"]], selection["attack"]["steps"]
+    panel.plot(chosen["epoch"], best, "*", ms=14, color="black", label="chosen", zorder=0)
     bounds = not all(row.get("exact", True) for row in rows)
     attack = selection["attack"]["name"] + ", upper bounds" * bounds
     attack += f", {steps} steps" if steps else ""

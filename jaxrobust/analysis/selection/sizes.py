@@ -43,13 +43,7 @@ def changed(config: Any, changes: dict[str, dict[str, Any]]) -> Any:
 
 
 def at_size(
-    run: Path,
-    phase: str,
-    config: Any,
-    image_size: int,
-    *,
-    steps: int | None,
-    folder: Path,
+    run: Path, phase: str, config: Any, image_size: int, *, steps: int | None, folder: Path
 ) -> Size:
     """Prepare the evaluation of candidates at an image size; nothing compiles yet."""
     source = splits.opened(config, "selection_split")
@@ -99,12 +93,11 @@ def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
         ledgers.append(ledger)
         for old in ledgers[-_REPLAYED - 1 : -_REPLAYED]:
             old.with_suffix(".images").unlink(missing_ok=True)
-        reached: dict[str, Any] = {
-            key: float(getattr(result, key).mean()) for key in ("clean", "robust")
-        }
         passes = sum(cost.forward + 2 * cost.backward for cost in result.costs)
+        reached: dict[str, Any] = {"images": len(shown), "passes": passes}
         if one := collapse.of(result.answers, result.verdicts.labels):
             reached["collapse"] = one._asdict()
-        return reached | {"images": len(shown), "passes": passes}
+        clean, robust = (float(right.mean()) for right in (result.clean, result.robust))
+        return {"clean": clean, "robust": robust} | reached
 
     return measure

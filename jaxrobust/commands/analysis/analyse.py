@@ -28,9 +28,7 @@ def _own(name: str, text: str, **how: Any) -> Any:
 class AnalyseFlags(NetworkFlags, ImageFlags, ThreatFlags):
     """Which analysis, of which network, on which images."""
 
-    analysis: str = flag(
-        "Which analysis.", word=True, required=True, choices=list(analyses.ANALYSES)
-    )
+    analysis: str = flag("Which analysis.", word=True, required=True, choices=[*analyses.ANALYSES])
     n: int | None = flag("Number of images, the first of the split, or of samples.", least=1)
     steps: tuple[int, ...] = flag("Attack steps; some analyses take several.", ())
     seed: int = shared("seed", 0, least=0)

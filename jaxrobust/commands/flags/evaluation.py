@@ -2,24 +2,17 @@
 
 from dataclasses import dataclass
 
-from jaxrobust.commands.flags.shared import (
-    FunctionFlags,
-    ImageFlags,
-    NetworkFlags,
-    ThreatFlags,
-    shared,
-)
+from jaxrobust.commands.flags.shared import SubjectFlags, shared
 from jaxrobust.runtime.commandline.arguments import how_many, number
 from jaxrobust.runtime.commandline.fields import flag
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
+class EvaluateFlags(SubjectFlags):
     """What is attacked, how, and where the record goes."""
 
     image_size: tuple[int, ...] = flag(  # type: ignore[assignment]
-        "Side of the images in pixels, one record each; default: that of the run or data set.",
-        (),
+        "Side of the images in pixels, one record each; default: that of the run or data set.", ()
     )
     attack: str = flag(
         "Attack: clean, autoattack, attacks of it such as apgd-ce or apgd-ce,apgd-t, or one of K "
@@ -38,8 +31,7 @@ class EvaluateFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
         "Number of draws of an image that --version=rand judges by; default: 20."
     )
     threat: tuple[str, ...] = flag(
-        "Norm and radius, such as linf:4/255; give several for a record each and one of all.",
-        (),
+        "Norm and radius, such as linf:4/255; give several for a record each and one of all.", ()
     )
     ladder: str | None = flag(
         "Radii that share what they find, such as linf:0:16/255:9, the smallest first."
@@ -86,18 +78,13 @@ class EvaluateFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
         "fog,snow, or with a severity fog-3."
     )
     frost: str | None = flag("Folder of the photographs of frost, frost1.png to frost5.jpg.")
-    n: int = flag(
-        "Number of images, the first ones of the split, or all.",
-        "all",
-        reads=how_many,
-    )
+    n: int = flag("Number of images, the first ones of the split, or all.", "all", reads=how_many)
     batch: int | None = flag(
         "Number of images at a time, for AutoAttack in each process; no verdict depends on it."
     )
     seed: int = shared("seed", 0)
     replay: tuple[str, ...] = flag(
-        "Folder of an evaluation of these images, whose adversarial images are tried first.",
-        (),
+        "Folder of an evaluation of these images, whose adversarial images are tried first.", ()
     )
     noreplay: bool = flag("Whether to attack without trying what was found at other radii.", False)
     again: bool = flag(

@@ -113,3 +113,8 @@ class ThreatFlags:
 
     norm: str | None = shared("norm")
     epsilon: float | None = shared("epsilon")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
+    """Flags that name any network, images for it, and the threat that it is to withstand."""

@@ -1,6 +1,8 @@
 """Verdicts image by image: a small file beside a record, which names it."""
 
+import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,16 @@ class Verdicts(NamedTuple):
     def robust(self) -> np.ndarray:
         """Tell which images no attack fooled, bool[N]."""
         return self.fooled_by == ""
+
+
+def aligned(found: Sequence[Verdicts]) -> list[Verdicts]:
+    """Cut verdicts to the images that all of them have, in the order of their places."""
+    common = functools.reduce(np.intersect1d, [one.image_ids for one in found])
+    cut = []
+    for one in found:
+        at = np.intersect1d(common, one.image_ids, return_indices=True)[2]
+        cut.append(Verdicts(*(column[at] for column in one)))
+    return cut
 
 
 _KINDS: dict[str, Any] = {

@@ -85,9 +85,8 @@ class _Growing:
             phase: {n: Curve(np.array(s, float), np.array(v, float)) for n, (s, v) in own.items()}
             for phase, own in self._columns.items()
         }
-        notes = _notes(self._path, self._damaged, self._lines, torn)
         events = self._alarms + _overfitting(curves) + _skipped(curves)
-        return Metrics(curves, events, notes)
+        return Metrics(curves, events, self._notes(torn))
 
     def _take(self, lines: BinaryIO) -> bool:
         for line in lines:
@@ -103,9 +102,28 @@ class _Growing:
             if row is None:
                 self._damaged.append(self._lines)
             else:
-                _add(self._columns, row)
+                self._add(row)
                 self._alarms += _alarms(row)
         return False
+
+    def _add(self, row: dict[str, Any]) -> None:
+        own = self._columns.setdefault(row["phase"], {})
+        for name, value in row.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and name not in ("phase", "step"):
+                steps, values = own.setdefault(name, (array("d"), array("d")))
+                steps.append(row["step"])
+                values.append(value)
+
+    def _notes(self, torn: bool) -> list[str]:
+        notes, damaged = [], self._damaged
+        before = f"the {self._lines:,} before it are used"
+        if torn:
+            notes.append(f"The last line of {self._path} was cut off; {before}.")
+        if damaged:
+            shown = ", ".join(map(str, damaged[:5])) + (" and others" if len(damaged) > 5 else "")
+            notes.append(f"{len(damaged):,} damaged lines of {self._path} are left out: {shown}.")
+        return notes
 
     def _left(self, line: bytes) -> None:
         self._offset, self._before = self._offset + len(line), line[-_COMPARED:]
@@ -121,20 +139,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _add(columns: dict[str, dict[str, tuple[array, array]]], row: dict[str, Any]) -> None:
-    own, step = columns.setdefault(row["phase"], {}), row["step"]
-    for name, value in row.items():
-        if name in ("phase", "step") or isinstance(value, bool):
-            continue
-        if isinstance(value, (int, float)):
-            steps, values = own.setdefault(name, (array("d"), array("d")))
-            steps.append(step)
-            values.append(value)
-
-
 def _alarms(row: dict[str, Any]) -> list[Event]:
-    if "alarm_loss" not in row:
-        return []
     values = {key: row.get(key) for key in _ALARM}
     if not all(isinstance(value, (int, float)) for value in values.values()):
         return []
@@ -149,15 +154,14 @@ def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[Event]:
             continue
         steps, scores = own["selection_robust"]
         images = own["selection_images"].values[-1]
-        images = int(images) if np.isfinite(images) else 1
+        images = max(int(images), 1) if np.isfinite(images) else 1
         training: list[float] = []
-        ends = np.searchsorted(own["robust"].steps, steps, side="right")
-        for number, (step, start, end) in enumerate(zip(steps, [0, *ends], ends, strict=False), 1):
-            training.append(
-                float(own["robust"].values[start:end].mean()) if end > start else np.nan
-            )
-            warning = alarm.overfitting(scores[:number].tolist(), training, images=max(images, 1))
-            if warning:
+        between = np.split(
+            own["robust"].values, np.searchsorted(own["robust"].steps, steps, "right")
+        )
+        for number, (step, values) in enumerate(zip(steps, between, strict=False), 1):
+            training.append(float(values.mean()) if len(values) else np.nan)
+            if warning := alarm.overfitting(scores[:number].tolist(), training, images=images):
                 events.append(Event(phase, int(step), "alarm", warning))
                 break  # once is enough for a page
     return events
@@ -181,16 +185,6 @@ def _skipped(curves: dict[str, dict[str, Curve]]) -> list[Event]:
             text = f"{values[last:][values[last:] > 0].sum():,.0f} more steps from here on"
             events.append(Event(phase, int(steps[last]), "skipped", text))
     return events
-
-
-def _notes(path: Path, damaged: list[int], lines: int, torn: bool) -> list[str]:
-    notes = []
-    if torn:
-        notes.append(f"The last line of {path} was cut off; the {lines:,} before it are used.")
-    if damaged:
-        shown = ", ".join(map(str, damaged[:5])) + (" and others" if len(damaged) > 5 else "")
-        notes.append(f"{len(damaged):,} damaged lines of {path} are left out: {shown}.")
-    return notes
 
 
 def thinned(curve: Curve, most: int) -> Curve:

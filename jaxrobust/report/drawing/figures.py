@@ -5,12 +5,12 @@ reads the JSON, and says the values where somebody points or moves the arrow key
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxrobust.report.drawing.markup import Html, data, tag
+from jaxrobust.report.drawing.markup import Html, data, remark, tag
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _HEIGHT = 340, 44, 10, 8, 150
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 44, 10, 8, 158
 _COLOURS = 6  # of the style sheet; lines behind the sixth are dashed
 _MARKS = 40  # that are drawn in a figure
 _ROW = 17
@@ -79,35 +79,19 @@ def lines(
         return _empty(title, "positive and finite" if y.log else "finite", note)
     xs = [v for c in curves for v in c.x if math.isfinite(v)]
     ys = [v for c in curves for part in (c.y, c.low or (), c.high or ()) for v in part]
-    fx, fy = _frame(x, xs, _LEFT, _WIDTH - _RIGHT), _frame(y, ys, _TOP + _HEIGHT, _TOP)
+    fx, fy = _frame(x, xs, _LEFT, _WIDTH - _RIGHT), _frame(y, ys, _BOTTOM, _TOP)
     parts = [_grid(fx, fy, x, y)]
-    parts += [
-        tag(
-            "path",
-            d=f"M{fx(mark.at):.1f} {_TOP}V{_TOP + _HEIGHT}",
-            class_=f"mark{' harmless' if mark.harmless else ''}",
-        )
-        for mark in marks[:_MARKS]
-    ]
+    for mark in marks[:_MARKS]:
+        style = "mark harmless" if mark.harmless else "mark"
+        parts.append(tag("path", d=f"M{fx(mark.at):.1f} {_TOP}V{_BOTTOM}", class_=style))
     for number, curve in enumerate(curves):
-        parts += _drawn(number, curve, fx, fy)
-    height = _TOP + _HEIGHT + 34
-    content = {
-        "kind": "lines",
-        "title": title,
-        "x": x.label,
-        "y": y.label,
-        "percent": y.percent,
-        "frame": {"x": fx.plain(), "y": fy.plain(), "top": _TOP, "bottom": _TOP + _HEIGHT},
-        "series": [c._asdict() for c in curves],
-        "marks": [[mark.at, mark.text] for mark in marks],
-    }
-    legend = [
-        tag("li", _swatch(number), curve.name)
-        for number, curve in enumerate(curves)
-        if len(curves) > 1
-    ]
-    return figure(identity, title, parts, height, content, _summary(curves, y), legend, note)
+        parts += _drawn(curve, _style(number), fx, fy)
+    content = {"kind": "lines", "title": title, "x": x.label, "y": y.label, "percent": y.percent}
+    content |= {"frame": {"x": fx, "y": fy, "top": _TOP, "bottom": _BOTTOM}}
+    content |= {"series": [c._asdict() for c in curves], "marks": [[m.at, m.text] for m in marks]}
+    legend = [tag("li", _swatch(n), c.name) for n, c in enumerate(curves) if len(curves) > 1]
+    alt = _summary(curves, y)
+    return figure(identity, title, parts, _BOTTOM + 34, content, alt, legend, note)
 
 
 def _drawable(value: float | None, axis: Axis) -> bool:
@@ -116,12 +100,7 @@ def _drawable(value: float | None, axis: Axis) -> bool:
 
 def _empty(title: str, kind: str, note: str) -> Html:
     sentence = f"There is nothing to draw: no value is {kind}."
-    return tag(
-        "figure",
-        tag("figcaption", title),
-        tag("p", sentence),
-        tag("p", note, class_="note") if note else None,
-    )
+    return tag("figure", tag("figcaption", title), tag("p", sentence), remark(note))
 
 
 class _Frame(NamedTuple):
@@ -136,9 +115,6 @@ class _Frame(NamedTuple):
     def __call__(self, value: float) -> float:
         a, b, v = (math.log10(q) if self.log else q for q in (self.low, self.high, value))
         return self.start + (v - a) / (b - a) * (self.end - self.start)
-
-    def plain(self) -> list[Any]:
-        return [*self]
 
 
 def _frame(axis: Axis, values: Sequence[float], start: float, end: float) -> _Frame:
@@ -161,12 +137,8 @@ def _ticks(frame: _Frame, most: int) -> list[float]:
     rough = (frame.high - frame.low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     apart = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
-    number = math.ceil(frame.low / apart - 1e-9)
-    ticks: list[float] = []
-    while number * apart <= frame.high + 1e-9 * apart and len(ticks) < 4 * most:
-        ticks.append(number * apart)
-        number += 1
-    return ticks
+    first, last = math.ceil(frame.low / apart - 1e-9), math.floor(frame.high / apart + 1e-9)
+    return [number * apart for number in range(first, last + 1)]
 
 
 def _short(value: float, percent: bool) -> str:
@@ -175,39 +147,38 @@ def _short(value: float, percent: bool) -> str:
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
     if 0 < abs(value) < 0.001:
-        digits, _, exponent = (
-            f"{value:.2g}".partition("e")
-            if abs(value) < 1e-4
-            else (f"{value * 1e4:.3g}", "e", "-4")
-        )
+        tiny = abs(value) < 1e-4
+        digits, exponent = f"{value:.2g}".split("e") if tiny else (f"{value * 1e4:.3g}", "-4")
         return f"{digits}e{int(exponent)}"
     return f"{value:.3g}{' %' if percent else ''}"
 
 
 def _grid(fx: _Frame, fy: _Frame, x: Axis, y: Axis) -> Html:
-    bottom, parts = _TOP + _HEIGHT, []
+    parts = []
     for value in _ticks(fy, 4):
         at = f"{fy(value):.1f}"
         parts.append(tag("path", d=f"M{_LEFT} {at}H{_WIDTH - _RIGHT}", class_="grid"))
         text = _short(value, y.percent)
         parts.append(tag("text", text, x=_LEFT - 4, y=at, dy="0.35em", class_="end"))
-    for value in _ticks(fx, 4):
-        place, text = fx(value), _short(value, x.percent)
-        anchor, shown = _anchored(place)
-        parts.append(tag("path", d=f"M{place:.1f} {bottom}v3", class_="axis"))
-        parts.append(tag("text", text, x=shown, y=bottom + 14, class_=anchor))
-    parts.append(tag("path", d=f"M{_LEFT} {bottom}H{_WIDTH - _RIGHT}", class_="axis"))
+    parts += [tag("path", d=f"M{fx(v):.1f} {_BOTTOM}v3", class_="axis") for v in _ticks(fx, 4)]
+    parts += _numbers(fx, x, _BOTTOM + 14)
+    parts.append(tag("path", d=f"M{_LEFT} {_BOTTOM}H{_WIDTH - _RIGHT}", class_="axis"))
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(tag("text", x.label, x=middle, y=bottom + 29, class_="middle"))
+    parts.append(tag("text", x.label, x=middle, y=_BOTTOM + 29, class_="middle"))
     return tag("g", parts, aria_hidden="true")
 
 
-def _anchored(place: float) -> tuple[str, str]:
-    near = place > _WIDTH - 22
-    return ("end", f"{_WIDTH - 1}") if near else ("middle", f"{place:.1f}")
+def _numbers(fx: _Frame, x: Axis, y: float) -> Iterator[Html]:
+    """Yield the numbers below an axis; the last one stays in the picture."""
+    for value in _ticks(fx, 4):
+        place, text = fx(value), _short(value, x.percent)
+        if place > _WIDTH - 22:
+            yield tag("text", text, x=_WIDTH - 1, y=y, class_="end")
+        else:
+            yield tag("text", text, x=f"{place:.1f}", y=y, class_="middle")
 
 
-def _drawn(number: int, curve: Line, fx: _Frame, fy: _Frame) -> list[Html]:
+def _drawn(curve: Line, style: str, fx: _Frame, fy: _Frame) -> list[Html]:
     path, pen, places = [], "M", []
     for a, b in zip(curve.x, curve.y, strict=True):
         if not math.isfinite(b) or (fy.log and b <= 0):
@@ -216,7 +187,6 @@ def _drawn(number: int, curve: Line, fx: _Frame, fy: _Frame) -> list[Html]:
         places.append((fx(a), fy(b)))
         path.append(f"{pen}{places[-1][0]:.1f} {places[-1][1]:.1f}")
         pen = "L"
-    style = f"line c{number % _COLOURS + 1}{' dashed' if number >= _COLOURS else ''}"
     parts = []
     if curve.low is not None and curve.high is not None:
         ends = "".join(
@@ -237,13 +207,10 @@ def _summary(curves: Sequence[Line], y: Axis) -> str:
     for curve in curves[:8]:
         finite = [v for v in curve.y if math.isfinite(v)]
         if finite:
-            ends = [
-                spelled(v, y.percent) for v in (finite[0], finite[-1], min(finite), max(finite))
-            ]
-            parts.append(
-                f"{curve.name} begins at {ends[0]}, ends at {ends[1]}, lowest {ends[2]}, "
-                f"highest {ends[3]}"
-            )
+            told = (finite[0], finite[-1], min(finite), max(finite))
+            first, last, low, high = (spelled(v, y.percent) for v in told)
+            at = f"begins at {first}, ends at {last}, lowest {low}, highest {high}"
+            parts.append(f"{curve.name} {at}")
     more = f"; and {len(curves) - 8} more" if len(curves) > 8 else ""
     return "; ".join(parts) + more
 
@@ -265,15 +232,9 @@ def rows(
     parts = [_rows_grid(fx, x, bottom)]
     for number, row in enumerate(values):
         parts += _row(row, 6 + _ROW * number + _ROW / 2, fx)
-    content = {
-        "kind": "rows",
-        "title": title,
-        "x": x.label,
-        "percent": x.percent,
-        "names": names,
-        "frame": {"x": fx.plain(), "top": 6, "row": _ROW, "bottom": bottom},
-        "rows": [r._asdict() for r in values],
-    }
+    content = {"kind": "rows", "title": title, "x": x.label, "percent": x.percent, "names": names}
+    content |= {"frame": {"x": fx, "top": 6, "row": _ROW, "bottom": bottom}}
+    content |= {"rows": [r._asdict() for r in values]}
     alt = "; ".join(f"{r.name} {spelled(r.value, x.percent)}" for r in values[:12])
     more = f"; and {len(values) - 12} more" if len(values) > 12 else ""
     legend = [
@@ -287,14 +248,10 @@ def rows(
 def _rows_grid(fx: _Frame, x: Axis, bottom: float) -> Html:
     parts = []
     for value in _ticks(fx, 4):
-        place = fx(value)
         zero = " zero" if value == 0 else ""
-        parts.append(tag("path", d=f"M{place:.1f} 6V{bottom}", class_=f"grid{zero}"))
-        anchor, shown = _anchored(place)
-        text = _short(value, x.percent)
-        parts.append(tag("text", text, x=shown, y=bottom + 13, class_=anchor))
+        parts.append(tag("path", d=f"M{fx(value):.1f} 6V{bottom}", class_=f"grid{zero}"))
     label = tag("text", x.label, x=_WIDTH - _RIGHT, y=bottom + 28, class_="end")
-    return tag("g", parts, label, aria_hidden="true")
+    return tag("g", parts, *_numbers(fx, x, bottom + 13), label, aria_hidden="true")
 
 
 def _row(row: Row, y: float, fx: _Frame) -> list[Html]:
@@ -311,9 +268,12 @@ def _row(row: Row, y: float, fx: _Frame) -> list[Html]:
     return parts
 
 
+def _style(number: int) -> str:
+    return f"line c{number % _COLOURS + 1}{' dashed' if number >= _COLOURS else ''}"
+
+
 def _swatch(number: int) -> Html:
-    style = f"line c{number % _COLOURS + 1}{' dashed' if number >= _COLOURS else ''}"
-    path = tag("path", d="M0 5H22", class_=style)
+    path = tag("path", d="M0 5H22", class_=_style(number))
     return tag("svg", path, viewBox="0 0 22 10", class_="swatch", aria_hidden="true")
 
 
@@ -328,22 +288,15 @@ def figure(
     note: str,
 ) -> Html:
     """Return a picture with title, legend, note, and the data that `kind` of the script reads."""
-    drawn = tag(
-        "svg",
-        parts,
-        tag("path", d="", class_="cursor"),
-        viewBox=f"0 0 {_WIDTH} {height:g}",
-        role="img",
-        tabindex=0,
-        aria_label=f"{title}. {alt}",
-    )
+    cursor, box = tag("path", d="", class_="cursor"), f"0 0 {_WIDTH} {height:g}"
+    about = {"role": "img", "tabindex": 0, "aria_label": f"{title}. {alt}"}
     return tag(
         "figure",
         tag("figcaption", title),
-        drawn,
+        tag("svg", parts, cursor, viewBox=box, **about),
         tag("ul", legend, class_="legend") if legend else None,
         tag("output", ""),
-        tag("p", note, class_="note") if note else None,
+        remark(note),
         data(f"data-{identity}", content),
         id=identity,
     )

@@ -32,14 +32,12 @@ def tag(_name: str, *children: Child, **attributes: Any) -> Html:
 
 def join(children: Iterable[Child]) -> Html:
     """Return children one after the other."""
-    return Html("".join(_text(child) for child in children))
+    return Html("".join(map(_text, children)))
 
 
 def _text(child: Child) -> str:
-    if child is None:
-        return ""
-    if isinstance(child, Html):
-        return child
+    if child is None or isinstance(child, Html):
+        return child or ""
     if isinstance(child, (list, tuple)):
         return join(child)
     return html.escape(str(child)).replace(" %", "\u00a0%")  # no line ends between them
@@ -67,6 +65,17 @@ def plain(value: Any) -> Any:
     return value
 
 
+def remark(text: str) -> Html | None:
+    """Return a paragraph in small letters; nothing of no text."""
+    return tag("p", text, class_="note") if text else None
+
+
+def doubts(texts: Iterable[str]) -> Html | None:
+    """Return a list that warns; nothing of no texts."""
+    items = [tag("li", text) for text in texts]
+    return tag("ul", items, class_="doubts") if items else None
+
+
 def table(
     caption: str,
     head: Sequence[str],
@@ -77,12 +86,10 @@ def table(
 ) -> Html:
     """Return a table that scrolls where it is too wide; its first `words` columns are text."""
     first = tag("tr", [tag("th", name, scope="col") for name in head])
-    body = [
-        tag(
-            "tr", [tag("td", cell, class_=None if at < words else "n") for at, cell in enumerate(r)]
-        )
-        for r in rows
-    ]
+    body = []
+    for row in rows:
+        cells = [tag("td", cell, class_=None if at < words else "n") for at, cell in enumerate(row)]
+        body.append(tag("tr", cells))
     whole = tag("table", tag("caption", caption), tag("thead", first), tag("tbody", body))
     return tag("div", whole, class_="wide", tabindex=0, role="region", aria_label=f"{caption}{of}")
 

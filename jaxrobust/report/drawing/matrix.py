@@ -22,46 +22,30 @@ def cells(
     parts: list[Html] = [_shades(counts, size)]
     for at, name in enumerate(names):
         short = name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"
-        middle = _TOP + size * (at + 0.5)
-        row = {"x": _LEFT - 4, "y": f"{middle:.1f}", "dy": "0.35em", "class_": "end"}
-        parts.append(tag("text", short, **row))
-        x, y = _LEFT + size * (at + 0.5), _TOP + _SIDE + 5
-        turned = {"transform": f"translate({x:.1f} {y}) rotate(-90)", "dy": "0.35em"}
-        parts.append(tag("text", short, class_="end", **turned))
+        x, y = (f"{start + size * (at + 0.5):.1f}" for start in (_LEFT, _TOP))
+        turned = f"translate({x} {_TOP + _SIDE + 5}) rotate(-90)"
+        parts.append(tag("text", short, x=_LEFT - 4, y=y, dy="0.35em", class_="end"))
+        parts.append(tag("text", short, class_="end", transform=turned, dy="0.35em"))
     if len(names) <= _NUMBERS:
-        parts += [
-            tag(
-                "text",
-                f"{counts[row, column]}" if counts[row, column] < 1000 else "1k+",
-                x=f"{_LEFT + size * (column + 0.5):.1f}",
-                y=f"{_TOP + size * (row + 0.5):.1f}",
-                dy="0.35em",
-                class_="middle ink",
-            )
-            for row, column in np.argwhere(counts > 0).tolist()
-        ]
+        for row, column in np.argwhere(counts > 0).tolist():
+            number = f"{counts[row, column]}" if counts[row, column] < 1000 else "1k+"
+            x, y = f"{_LEFT + size * (column + 0.5):.1f}", f"{_TOP + size * (row + 0.5):.1f}"
+            parts.append(tag("text", number, x=x, y=y, dy="0.35em", class_="middle ink"))
     grid = "".join(
         f"M{_LEFT} {_TOP + size * at:.1f}h{_SIDE}M{_LEFT + size * at:.1f} {_TOP}v{_SIDE}"
         for at in range(len(names) + 1)
     )
     parts.append(tag("path", d=grid, class_="grid"))
-    content = {
-        "kind": "cells",
-        "title": title,
-        "names": list(names),
-        "counts": counts.tolist(),
-        "frame": {"left": _LEFT, "top": _TOP, "cell": size},
-    }
+    frame = {"left": _LEFT, "top": _TOP, "cell": size}
+    content = {"kind": "cells", "title": title, "names": names, "counts": counts, "frame": frame}
     drawn = [tag("g", parts, aria_hidden="true")]
     return figure(identity, title, drawn, _TOP + _SIDE + _BELOW, content, alt, [], note)
 
 
 def _shades(counts: np.ndarray, size: float) -> Html:
-    most = max(int(counts.max(initial=0)), 1)
-    levels = -(-_LEVELS * counts // most)
-    paths = []
+    levels = -(-_LEVELS * counts // max(counts.max(initial=0), 1))
+    paths, cell = [], f"h{size:.1f}v{size:.1f}h{-size:.1f}z"
     for level in range(1, _LEVELS + 1):
-        cell = f"h{size:.1f}v{size:.1f}h{-size:.1f}z"
         places = "".join(
             f"M{_LEFT + size * column:.1f} {_TOP + size * row:.1f}{cell}"
             for row, column in np.argwhere(levels == level).tolist()

@@ -9,7 +9,7 @@ from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES
 from jaxrobust.evaluation.network import randomised
 from jaxrobust.evaluation.records import parts
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.report.drawing.markup import Html, copied, tag
+from jaxrobust.report.drawing.markup import Html, copied, remark, tag
 from jaxrobust.report.gathered import Evaluation
 from jaxrobust.report.parts import sentences
 from jaxrobust.types import fraction
@@ -37,9 +37,7 @@ def evaluate(one: Evaluation, workdir: str | None) -> str:
     words += [word for flag, value in images.items() if value for word in (f"--{flag}", value)]
     if one.images and str(record.image_ids).startswith("0.."):
         words += ["--n", str(one.images)]
-    words += _attack(record)
-    words += _judged(record)
-    words += ["--seed", str(record.seed or 0)]
+    words += [*_attack(record), *_judged(record), "--seed", str(record.seed or 0)]
     if record.search_dtype == "bfloat16":
         words += ["--search_dtype", "bfloat16"]
     return shlex.join(words)
@@ -49,9 +47,8 @@ def _judged(record: AccuracyRecord) -> list[str]:
     if "rand" not in re.split(r"[ ,]+", str(record.method)):
         return []
     how: parts.DrawsJudged = record.draws or {"rule": randomised.ONE, "draws": 1}
-    return ["--rule", how["rule"]] + (
-        [] if how["rule"] == randomised.ONE else ["--draws", str(how["draws"])]
-    )
+    words = ["--rule", how["rule"]]
+    return words if how["rule"] == randomised.ONE else [*words, "--draws", str(how["draws"])]
 
 
 def _function(function: parts.UserFunction) -> list[str]:
@@ -87,12 +84,11 @@ def _attack(record: AccuracyRecord) -> list[str]:
         words = several
     else:
         words = ["--norm", threats[0].norm, "--epsilon", fraction(threats[0].epsilon)]
-    method = str(record.method or "")
-    name, *settings = method.split(", ")
+    name, *settings = (record.method or "").split(", ")
     names = list(dict.fromkeys(str(a["name"]) for a in attacks))
     if name.startswith("autoattack "):
         return [*words, "--attack", "autoattack", "--version", name.split()[1]]
-    if method in ("", sentences.UNION):
+    if record.method in (None, "", sentences.UNION):
         whole = set(names) == {"apgd-ce", "apgd-t", "fab-t", "square"}
         words += ["--attack", "autoattack" if whole else ",".join(names)]
         same = {a.get("steps") for a in attacks}
@@ -108,17 +104,14 @@ def _attack(record: AccuracyRecord) -> list[str]:
 
 def part(one: Evaluation) -> Html:
     """Write the command, the record and RobustBench's texts of an evaluation, folded."""
-    command = evaluate(one, str(one.run) if one.run else None)
-    shown = [
-        tag("p", _remark(one), class_="note"),
-        copied("The command", command),
-        copied("The record", json.dumps(one.record.to_json(), indent=1, ensure_ascii=False)),
-    ]
     summary = tag("summary", "To copy: command, record, RobustBench")
-    return tag("details", summary, shown, _board(one), class_="copyonly")
+    command = copied("The command", evaluate(one, str(one.run) if one.run else None))
+    record = json.dumps(one.record.to_json(), indent=1, ensure_ascii=False)
+    shown = [remark(_about(one)), command, copied("The record", record), *_board(one)]
+    return tag("details", summary, shown, class_="copyonly")
 
 
-def _remark(one: Evaluation) -> str:
+def _about(one: Evaluation) -> str:
     if not one.record.method and one.record.attacks:
         return (
             "A training tested itself here; jaxrobust train with its config repeats that. "
@@ -130,15 +123,15 @@ def _remark(one: Evaluation) -> str:
     return f"{same} Add --noreplay where evaluations at other radii lie beside it by now."
 
 
-def _board(one: Evaluation) -> list[Html]:
+def _board(one: Evaluation) -> list[Html | None]:
     record = one.record
     try:
         lacks = robustbench_entry.lacks(record)
         entry = json.dumps(robustbench_entry.entry(record), indent=2)
         text = robustbench_entry.issue("AuthorYearTitle", record, "WEIGHTS", "SHA256 OF THE FILE")
     except (KeyError, TypeError, ValueError, AttributeError):
-        return [tag("p", "The record lacks what RobustBench's entry is made of.", class_="note")]
+        return [remark("The record lacks what RobustBench's entry is made of.")]
     if lacks:  # an entry would claim a leaderboard's data and radius
         reason = f"RobustBench would not count it, so there is no entry: {'; '.join(lacks)}."
-        return [tag("p", reason, class_="note")]
+        return [remark(reason)]
     return [copied("RobustBench's JSON", entry), copied("RobustBench's issue text", text)]

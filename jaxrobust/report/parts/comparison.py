@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrobust.evaluation.records import comparable, pairs
+from jaxrobust.evaluation.records import comparable, pairs, verdicts
 from jaxrobust.evaluation.records.pairs import Paired
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import figures
@@ -42,16 +42,12 @@ def overlays(runs: Sequence[Run]) -> Html | None:
             for run in having[:_DRAWN]:
                 cut = thinned(run.metrics.curves[phase][quantity], _POINTS)
                 curves.append(Line(run.name, cut.steps.tolist(), cut.values.tolist()))
-            y = Axis(title.lower(), percent=percent)
             note = f"The first {_DRAWN} of {len(having)} runs." if len(having) > _DRAWN else ""
+            named, axes = f"{title}, {phase}", (Axis("step"), Axis(title.lower(), percent=percent))
             key = f"overlay-{at}-{quantity}"
-            drawn.append(
-                figures.lines(key, f"{title}, {phase}", curves, Axis("step"), y, note=note)
-            )
-    if not drawn:
-        return None
-    head = tag("h2", "Runs over each other")
-    return tag("section", head, tag("div", drawn, class_="figures"))
+            drawn.append(figures.lines(key, named, curves, *axes, note=note))
+    parts = tag("h2", "Runs over each other"), tag("div", drawn, class_="figures")
+    return tag("section", *parts) if drawn else None
 
 
 def groups(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
@@ -72,18 +68,19 @@ def difference(first: Evaluation, other: Evaluation, key: str) -> Paired | None:
 
 
 def _of_both(first: Evaluation, other: Evaluation) -> tuple[list[Verdicts], np.ndarray]:
-    a, b = first.verdicts, other.verdicts
-    assert a is not None and b is not None, "groups() has them"
-    ids, here, there = np.intersect1d(a.image_ids, b.image_ids, return_indices=True)
-    both = [Verdicts(*(column[at] for column in v)) for v, at in ((a, here), (b, there))]
-    records = [first.record, other.record]
-    return both, comparable.left_out(records, both) if len(ids) else np.zeros(0, bool)
+    assert first.verdicts is not None and other.verdicts is not None, "groups() has them"
+    both = verdicts.aligned([first.verdicts, other.verdicts])
+    some = len(both[0].labels) > 0
+    left_out = (
+        comparable.left_out([first.record, other.record], both) if some else np.zeros(0, bool)
+    )
+    return both, left_out
 
 
 def part(evaluations: Sequence[Evaluation]) -> Html | None:
     """Return paired differences against the first evaluation of each question."""
-    shown = [_group(own, f"pairs-{number}") for number, own in enumerate(groups(evaluations))]
-    shown = [one for one in shown if one]
+    own = enumerate(groups(evaluations))
+    shown = [drawn for number, group in own if (drawn := _group(group, f"pairs-{number}"))]
     if not shown:
         return None
     lead = (
@@ -105,14 +102,12 @@ def _group(own: Sequence[Evaluation], key: str) -> Html | None:
         corrected = pairs.holm(np.array([d.p for _, d in known]))
         bars = []
         for (other, d), p in zip(known, corrected, strict=True):
-            apart = bool(p < _LEVEL)
-            bars.append(Row(_label(other), d.difference, d.low, d.high, strong=apart))
-            ends = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
-            needed = pairs.images_needed(d)
+            label, apart, needed = _label(other), bool(p < _LEVEL), pairs.images_needed(d)
+            bars.append(Row(label, d.difference, d.low, d.high, strong=apart))
+            points, low, high = (f"{100 * v:+.1f}" for v in (d.difference, d.low, d.high))
             enough = "-" if apart or needed is None else f"{needed:,}"
             counts = (f"{d.n:,}", f"{d.gained:,}", f"{d.lost:,}")
-            points = f"{100 * d.difference:+.1f}"
-            rows.append((_label(other), what, points, ends, f"{p:.3g}", *counts, enough))
+            rows.append((label, what, points, f"{low} to {high}", f"{p:.3g}", *counts, enough))
         title = f"{what.capitalize()} accuracy minus that of {_label(first)}"
         axis = Axis("difference", percent=True)
         drawn.append(figures.rows(f"{key}-{what}", title, bars, axis, names=("difference", "")))
@@ -134,6 +129,4 @@ def _group(own: Sequence[Evaluation], key: str) -> Html | None:
 
 
 def _label(one: Evaluation) -> str:
-    weights = str(one.record.weights or "")
-    phase = weights.partition(",")[0]
-    return f"{one.name} {phase}".strip()
+    return f"{one.name} {one.phase}".strip()

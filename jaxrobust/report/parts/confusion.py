@@ -1,11 +1,12 @@
 """The confusion that attacks cause: which class the network gives for what fooled it."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxrobust.report.drawing import matrix
-from jaxrobust.report.drawing.markup import Html, table, tag
+from jaxrobust.report.drawing.markup import Html, remark, table, tag
 from jaxrobust.report.gathered import Evaluation
 
 _PAIRS = 20  # of a table, where there are too many classes for a matrix
@@ -37,20 +38,20 @@ def pairs(one: Evaluation) -> list[tuple[int, int, int]]:
 def part(one: Evaluation, key: str) -> tuple[Html | None, Html | None]:
     """Return the confusion as a matrix, and what stands below: many classes, nothing known."""
     seen, reached = one.verdicts, pairs(one)
-    if seen is None and one.record.robust is not None:
-        return None, tag("p", _NO_VERDICTS, class_="note")
-    fooled = 0 if seen is None else int((seen.clean & ~seen.robust).sum())
+    attacked = one.record.robust is not None
+    if seen is None:
+        return None, remark(_NO_VERDICTS if attacked else "")
+    fooled = int((seen.clean & ~seen.robust).sum())
     if not fooled:
-        attacked = one.record.robust is not None
-        return None, tag("p", _NONE, class_="note") if attacked else None
+        return None, remark(_NONE if attacked else "")
     if not reached:
-        return None, tag("p", _UNKNOWN, class_="note")
+        return None, remark(_UNKNOWN)
     unknown = fooled - sum(n for _, _, n in reached)
     lacking = f" Of {unknown:,} more fooled images it is not known." if unknown > 0 else ""
     size = max(len(one.classes), *(1 + max(a, b) for a, b, _ in reached))
     if 1 < size <= matrix.MOST and min(a for a, _, _ in reached) >= 0:
         return _matrix(one, key, reached, size, lacking), None
-    return None, tag("div", _table(one, reached), tag("p", lacking.strip(), class_="note"))
+    return None, tag("div", _table(one, reached), remark(lacking.strip()))
 
 
 def _matrix(
@@ -71,9 +72,9 @@ def _matrix(
 def _table(one: Evaluation, reached: Sequence[tuple[int, int, int]]) -> Html:
     more = len(reached) > _PAIRS
     of = f": the {_PAIRS} most frequent of {len(reached):,} pairs" if more else ""
-    totals: dict[int, int] = {}
+    totals: Counter[int] = Counter()
     for a, _, n in reached:
-        totals[a] = totals.get(a, 0) + n
+        totals[a] += n
     rows = [
         (one.class_name(a), one.class_name(b), f"{n:,}", f"{100 * n / totals[a]:.0f} %")
         for a, b, n in reached[:_PAIRS]

@@ -11,7 +11,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import figures
 from jaxrobust.report.drawing.figures import Axis, Line, Row
-from jaxrobust.report.drawing.markup import Child, Html, table, tag
+from jaxrobust.report.drawing.markup import Child, Html, doubts, remark, table, tag
 from jaxrobust.report.gathered import Evaluation, Run
 from jaxrobust.report.parts import commands, confusion, sentences
 from jaxrobust.report.parts.sentences import between, interval, percent
@@ -21,28 +21,23 @@ _COSTS = (
     *("attack", "images fooled", "passes forward", "backward", "idle beside them", "seconds"),
     *("compiling", "how it steps"),
 )
+_COUNTS, _SECONDS = ("fooled", "forward", "backward", "idle"), ("seconds", "compile_seconds")
 _CORRUPTED = "under corruptions"
 _ACCURACY = Axis("accuracy", percent=True, low=0.0, high=1.0)
 
 
 def part(
-    one: Evaluation,
-    key: str,
-    runs: Sequence[Run],
-    pictures: Child = None,
-    *,
-    in_lead: bool = False,
+    one: Evaluation, key: str, runs: Sequence[Run], pictures: Child = None, *, in_lead: bool = False
 ) -> Html:
     """Return an evaluation; `in_lead`: its sentence and its doubts stand above already."""
-    doubts = [] if in_lead else sentences.doubts(one, runs)
     matrix, confused = confusion.part(one, f"{key}-confusion")
     drawn = [_left(one, f"{key}-left"), _classes(one, f"{key}-classes"), matrix]
     return tag(
         "section",
         tag("h3", title(one)),
         None if in_lead else tag("p", sentences.headline(one)),
-        tag("ul", [tag("li", text) for text in doubts], class_="doubts") if doubts else None,
-        [tag("p", line, class_="note") for line in records.notes_of(one.record)],
+        None if in_lead else doubts(sentences.doubts(one, runs)),
+        [remark(line) for line in records.notes_of(one.record)],
         tag("div", drawn, class_="figures"),
         confused,
         _costs(one),
@@ -54,9 +49,8 @@ def part(
 def title(one: Evaluation) -> str:
     """Name an evaluation on the page."""
     threats = ", ".join(sentences.balls(one.record)) or "no attack"
-    phase = str(one.record.weights or "").partition(",")[0]
     attack = f"{sentences.method(one.record)}, {threats}"
-    return f"{one.name}{f', {phase}' if phase else ''}: {attack}"
+    return f"{one.name}{f', {one.phase}' if one.phase else ''}: {attack}"
 
 
 def _after(one: Evaluation) -> list[tuple[str, float]]:
@@ -107,44 +101,26 @@ def _left(one: Evaluation, key: str) -> Html:
 def _costs(one: Evaluation) -> Html | None:
     costs: list[Any] = [*(one.record.costs or ())]
     if not costs:
-        reason = (
+        return remark(
             "What each attack cost is not in this record: a training wrote it, or an older version."
         )
-        return tag("p", reason, class_="note")
-    rows = [
-        (
-            c.get("attack"),
-            *(_count(c.get(k)) for k in ("fooled", "forward", "backward", "idle")),
-            _seconds(c.get("seconds")),
-            _seconds(c.get("compile_seconds")),
-            c.get("step_rule") or "-",
-        )
-        for c in costs
-    ]
-    total = [sum(c.get(k) or 0 for c in costs) for k in ("fooled", "forward", "backward", "idle")]
-    spent = [sum(c.get(k) or 0.0 for c in costs) for k in ("seconds", "compile_seconds")]
-    rows.append(("all", *map(_count, total), *map(_seconds, spent), ""))
+    total = {k: sum(c.get(k) or 0 for c in costs) for k in (*_COUNTS, *_SECONDS)}
+    rows = []
+    for cost in (*costs, {"attack": "all", "step_rule": "", **total}):
+        counts = ["-" if (n := cost.get(k)) is None else f"{n:,}" for k in _COUNTS]
+        spent = ["-" if (s := cost.get(k)) is None else f"{s:,.1f} s" for k in _SECONDS]
+        rule = cost.get("step_rule")
+        rows.append((cost.get("attack"), *counts, *spent, "-" if rule is None else rule))
     return table("What each attack removed and cost", _COSTS, rows, words=0, of=f": {title(one)}")
-
-
-def _count(value: Any) -> str:
-    return "-" if value is None else f"{value:,}"
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f} s"
 
 
 def by_class(seen: Verdicts) -> dict[int, tuple[int, int, int]]:
     """Count the images of each label: all, the right ones, those that withstand everything."""
-    return {
-        int(label): (
-            int((seen.labels == label).sum()),
-            int((seen.clean & (seen.labels == label)).sum()),
-            int((seen.robust & (seen.labels == label)).sum()),
-        )
-        for label in np.unique(seen.labels)
-    }
+    counts = {}
+    for label in np.unique(seen.labels):
+        own = seen.labels == label
+        counts[int(label)] = int(own.sum()), int(seen.clean[own].sum()), int(seen.robust[own].sum())
+    return counts
 
 
 def _classes(one: Evaluation, key: str) -> Html | None:
@@ -171,9 +147,9 @@ def ladders(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
         if record.robust is None or len(set(record.threats)) != 1:
             continue
         images = [record.dataset, record.split, record.image_ids, record.preprocessing]
-        same = [sentences.identity(one), record.attacks[0]["norm"], *images]
-        same += [record.method, record.search_dtype]
-        groups.setdefault(str(same), {})[_radius(one)] = one
+        how = [record.attacks[0]["norm"], record.method, record.search_dtype]
+        same = str([sentences.identity(one), *images, *how])
+        groups.setdefault(same, {})[one.record.threats[0].epsilon] = one
     return [[own[e] for e in sorted(own)] for own in groups.values() if len(own) > 1]
 
 
@@ -182,32 +158,23 @@ def radii(groups: Sequence[Sequence[Evaluation]], key: str) -> Html | None:
     drawn = []
     for number, group in enumerate(groups):
         points = [
-            (_radius(one), float(one.record.robust or 0), interval(one, "robust")) for one in group
+            (one.record.threats[0].epsilon, one.record.robust or 0.0, interval(one, "robust"))
+            for one in group
         ]
-        clean = group[0].record.clean
+        first, clean = group[0], group[0].record.clean
         if points[0][0] > 0 and clean is not None:  # at radius 0 nothing can be changed
-            points.insert(0, (0.0, float(clean), interval(group[0], "clean")))
+            points.insert(0, (0.0, clean, interval(first, "clean")))
         xs, ys, ends = zip(*points, strict=True)
         low, high = ([e[at] if e else float("nan") for e in ends] for at in (0, 1))
-        norm = sentences.ball(group[0].record.attacks[0]).partition(" ")[0]
-        name = f"{group[0].name}, {sentences.method(group[0].record)}"
-        drawn.append(
-            figures.lines(
-                f"{key}-{number}",
-                f"Accuracy against the {norm} radius: {name}",
-                [Line("right", xs, ys, low, high)],
-                Axis("radius, pixels in [0, 1]", low=0.0),
-                _ACCURACY,
-                note="Bars: exact 95 % intervals. Radius 0 is clean accuracy.",
-            )
-        )
-    if not drawn:
-        return None
-    return tag("section", tag("h2", "Accuracy against radius"), tag("div", drawn, class_="figures"))
-
-
-def _radius(one: Evaluation) -> float:
-    return float(one.record.attacks[0]["epsilon"])
+        norm = sentences.ball(first.record.attacks[0]).partition(" ")[0]
+        name = f"{first.name}, {sentences.method(first.record)}"
+        about = f"Accuracy against the {norm} radius: {name}"
+        note = "Bars: exact 95 % intervals. Radius 0 is clean accuracy."
+        axes = Axis("radius, pixels in [0, 1]", low=0.0), _ACCURACY
+        line = Line("right", xs, ys, low, high)
+        drawn.append(figures.lines(f"{key}-{number}", about, [line], *axes, note=note))
+    parts = tag("h2", "Accuracy against radius"), tag("div", drawn, class_="figures")
+    return tag("section", *parts) if drawn else None
 
 
 def overview(evaluations: Sequence[Evaluation]) -> Html:

@@ -13,8 +13,8 @@ from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.records import parts
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.report.drawing.markup import Child, Html, tag
-from jaxrobust.report.gathered import Evaluation
+from jaxrobust.report.drawing.markup import Child, Html, remark, tag
+from jaxrobust.report.gathered import Evaluation, section
 from jaxrobust.report.parts import sentences
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.types import Threat
@@ -48,12 +48,11 @@ class Album:
     def part(self, one: Evaluation) -> Child:
         """Return the pictures of an evaluation, or a sentence where they cannot be had."""
         if self._left <= 0:
-            reason = "Its images are not shown: the page would be too large. Report it alone."
-            return tag("p", reason, class_="note")
+            return remark("Its images are not shown: the page would be too large. Report it alone.")
         try:
             shown = _part(one)
         except (ValueError, OSError, ImportError) as error:
-            return tag("p", f"Its images cannot be shown: {error}", class_="note")
+            return remark(f"Its images cannot be shown: {error}")
         self._left -= len(shown or "")
         return shown
 
@@ -72,15 +71,14 @@ def _part(one: Evaluation) -> Html | None:
         points += [f for f in named if not search.prefix or by.get(f.image) == f.attack]
         attacks += [f"{search.prefix}{name}" for name in search.attacks]
     if not points:
-        return tag("p", "No attack fooled an image, so none is shown.", class_="note")
+        return remark("No attack fooled an image, so none is shown.")
     easy, hard = choose(points, attacks)
     clean = _images(one, shape)
     labels = dict(zip(one.verdicts.image_ids.tolist(), one.verdicts.labels.tolist(), strict=True))
 
     def pictures(title: str, chosen: Sequence[Fooled]) -> list[Html]:
-        drawn = [
-            _pictures(f, clean, shape, one.class_name(labels.get(f.image, -1))) for f in chosen
-        ]
+        named = [(f, one.class_name(labels.get(f.image, -1))) for f in chosen]
+        drawn = [_pictures(fooling, clean, shape, label) for fooling, label in named]
         return [tag("h4", title), tag("div", drawn, class_="images")] if drawn else []
 
     small = f" Pictures are reduced to {_SIDE} pixels." if max(shape[:2]) > _SIDE else ""
@@ -89,7 +87,7 @@ def _part(one: Evaluation) -> Html | None:
         "section",
         pictures("The easiest images to fool", easy),
         pictures("The hardest images that were fooled", hard),
-        tag("p", RULE + union + small, class_="note"),
+        remark(RULE + union + small),
     )
 
 
@@ -105,25 +103,20 @@ def searched(one: Evaluation) -> list[Search]:
     """Find the adversarial images of an evaluation or its members, as far as they are there."""
     record, folder = one.record, one.file.parent
     number, attacks = record.evaluation, record.attacks
+    searches = []
     if record.worst_case:
-        searches = []
         for count, part in enumerate(record.worst_case):
             ledger = folder / f"ledger-{part['evaluation'] or f'{number}-{count}'}.jsonl"
-            prefix = f"{Threat.of(part)}: "
-            searches.append(Search(prefix, ledger, part["attacks"]))
+            searches.append(Search(f"{Threat.of(part)}: ", ledger, part["attacks"]))
     elif record.method != sentences.UNION:
         searches = [Search("", folder / f"ledger-{number}.jsonl", [a["name"] for a in attacks])]
     else:
-        threats: dict[Threat, list[parts.AttackSettings]] = {}
-        for threat, attack in zip(record.threats, attacks, strict=True):
-            threats.setdefault(threat, []).append(attack)
-        searches = []
-        for count, (threat, own) in enumerate(threats.items()):
+        for count, threat in enumerate(dict.fromkeys(record.threats)):
+            own = [a for a, of in zip(attacks, record.threats, strict=True) if of == threat]
             ledger = folder / f"ledger-{number}-{count}.jsonl"
             if not ledger.is_file():
                 ledger = folder / f"ledger-{_alone(one, own)}.jsonl"
-            names = [attack["name"] for attack in own]
-            searches.append(Search(f"{threat}: ", ledger, names))
+            searches.append(Search(f"{threat}: ", ledger, [attack["name"] for attack in own]))
     return [search for search in searches if search.ledger.is_file()]
 
 
@@ -148,17 +141,10 @@ def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
     for file in (ledger, *others):
         rows = jsonl.read(file)
         shape = shape or tuple((rows[0].get("identity") or {}).get("image") or () if rows else ())
-        points += [
-            Fooled(
-                int(row["image"]),
-                str(row["attack"]),
-                int(row.get("iterations") or 0),
-                file.with_suffix(".images"),
-                int(row["stored"]),
-            )
-            for row in rows[1:]
-            if row.get("fooled") and "stored" in row
-        ]
+        for row in rows[1:]:
+            if row.get("fooled") and "stored" in row:
+                found = int(row["image"]), str(row["attack"]), int(row.get("iterations") or 0)
+                points.append(Fooled(*found, file.with_suffix(".images"), int(row["stored"])))
     if len(shape) != 3:
         raise ValueError(f"{ledger} does not say how large its images are; evaluate again")
     return shape, points
@@ -172,28 +158,21 @@ def choose(points: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Foole
     def effort(one: Fooled) -> tuple[int, int]:
         return order.get(one.attack, -1), one.iterations  # what was tried before is the easiest
 
-    easiest = sorted(points, key=lambda f: (effort(f), f.image))[
-        : min(_EACH, (len(points) + 1) // 2)
-    ]
+    most = min(_EACH, (len(points) + 1) // 2)
+    easiest = sorted(points, key=lambda f: (effort(f), f.image))[:most]
     hardest = sorted(points, key=lambda f: (*(-e for e in effort(f)), f.image))
     taken = {f.image for f in easiest}
     return easiest, [f for f in hardest if f.image not in taken][:_EACH]
 
 
 def _images(one: Evaluation, shape: tuple[int, ...]) -> Any:
-    record = one.record
-    own = one.config.get("data")
-    own = own if isinstance(own, dict) else {}
-    same = own.get("name") == record.dataset
-    source = registry.open_source(
-        str(record.dataset),
-        str(record.split),
-        data_dir=own.get("dir") if same else None,
-        classes=own.get("classes") if same else None,
-    )
+    record, own = one.record, section(one.config, "data")
+    own = own if own.get("name") == record.dataset else {}
+    how = {"data_dir": own.get("dir"), "classes": own.get("classes")}
+    source = registry.open_source(str(record.dataset), str(record.split), **how)
     count = int(one.verdicts.image_ids.max()) + 1 if one.verdicts is not None else 0
-    how = str(record.preprocessing)
-    return Prepared(source, image_size=shape[0], preprocessing=how, images=count)
+    preprocessing = str(record.preprocessing)
+    return Prepared(source, image_size=shape[0], preprocessing=preprocessing, images=count)
 
 
 def _pictures(fooling: Fooled, clean: Any, shape: tuple[int, ...], label: str) -> Html:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from jaxrobust.evaluation.records import comparable, parts, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.drawing.figures import spelled
-from jaxrobust.report.gathered import Evaluation, Gathered, Run
+from jaxrobust.report.gathered import Evaluation, Gathered, Run, section
 from jaxrobust.types import fraction
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
@@ -49,15 +49,12 @@ def balls(record: AccuracyRecord) -> list[str]:
 
 def method(record: AccuracyRecord) -> str:
     """Name the attack of a record, without its threat."""
-    attacks = record.attacks
-    if record.worst_case:
-        return "worst case"
-    if record.method:
-        return str(record.method)
-    if not attacks:
+    if record.worst_case or record.method:
+        return "worst case" if record.worst_case else str(record.method)
+    if not record.attacks:
         return "no attack"
-    steps = attacks[0].get("steps")
-    return f"{attacks[0].get('name')}{f', steps {steps}' if steps else ''}"
+    first = record.attacks[0]
+    return first["name"] + (f", steps {first['steps']}" if first.get("steps") else "")
 
 
 def network(one: Evaluation) -> str:
@@ -68,10 +65,9 @@ def network(one: Evaluation) -> str:
 
 def headline(one: Evaluation) -> str:
     """Return an evaluation as one sentence that needs no knowledge of attacks."""
-    record, n = one.record, one.images
-    count = f"{n:,} images" if n else "the images"
+    record, clean = one.record, percent(one.record.clean)
+    count = f"{one.images:,} images" if one.images else "the images"
     where = f"{count} of {record.dataset} (split {record.split})"
-    clean = percent(record.clean)
     text = f"{one.name}: {network(one)} classifies {clean} of {where} correctly"
     if ends := interval(one, "clean"):
         text += f" (95 % interval {between(ends)})"
@@ -80,12 +76,11 @@ def headline(one: Evaluation) -> str:
     ends = interval(one, "robust")
     kept = f" ({between(ends)})" if ends else ""
     threats = balls(record)
-    within = (
-        f" within {threats[0]}" if len(threats) == 1 else f" within all of {', '.join(threats)}"
-    )
+    within = threats[0] if len(threats) == 1 else f"all of {', '.join(threats)}"
     by = "the attacks" if record.method == UNION else method(record)
     by += " of the worst case" if record.worst_case else ""
-    return f"{text}, and {percent(record.robust)}{kept} also when {by} may change them{within}."
+    robust = percent(record.robust)
+    return f"{text}, and {robust}{kept} also when {by} may change them within {within}."
 
 
 def doubts(one: Evaluation, runs: Sequence[Run]) -> list[str]:
@@ -135,24 +130,15 @@ def chosen(gathered: Gathered) -> list[Evaluation]:
     fewer, and the younger record. The most robust network is first.
     """
     best: dict[str, Evaluation] = {}
-    attacks = {run.folder: run.config.get("attack") for run in gathered.runs}
-    radii = {f: a.get("epsilon") for f, a in attacks.items() if isinstance(a, dict)}
+    radii = {run.folder: section(run.config, "attack").get("epsilon") for run in gathered.runs}
 
     def worth(one: Evaluation) -> tuple[Any, ...]:
-        record = one.record
-        attacks = record.attacks
+        record, attacks = one.record, one.record.attacks
+        attacked = record.robust is not None, record.method == STANDARD, record.method != UNION
         trained = radii.get(one.run) if one.run else None
         same = any(a.get("epsilon") == trained for a in attacks)
-        return (
-            min(one.images, _TRIAL),
-            record.robust is not None,
-            record.method == STANDARD,
-            record.method != UNION,
-            same,
-            one.images,
-            len(attacks),
-            str(record.time or ""),
-        )
+        more = one.images, len(attacks), str(record.time or "")
+        return min(one.images, _TRIAL), *attacked, same, *more
 
     for one in gathered.evaluations:
         key = str(one.run.resolve() if one.run else identity(one))
@@ -171,8 +157,7 @@ def question(one: Evaluation) -> str:
     record = one.record
     images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
     how = [record.preprocessing, record.search_dtype, record.image_size, record.attacks]
-    done = [comparable.procedure(record), comparable.pictures(record)]
-    return json.dumps([*images, *how, *done])
+    return json.dumps([*images, *how, comparable.procedure(record), comparable.pictures(record)])
 
 
 def state(run: Run) -> str:

@@ -11,12 +11,9 @@ from jaxrobust.report.drawing.markup import Html, table, tag
 from jaxrobust.report.gathered import Run
 from jaxrobust.report.parts import sentences
 
-KINDS = {  # of events, and what they are together
-    "alarm": "alarms",
-    "rollback": "rollbacks",
-    "resumption": "resumptions",
-    "skipped": "skipped steps",
-}
+# Of events, and what they are together.
+KINDS = {"alarm": "alarms", "rollback": "rollbacks"}
+KINDS |= {"resumption": "resumptions", "skipped": "skipped steps"}
 DOUBTFUL = ("alarm", "rollback")
 _LARGE = 300  # a positive quantity that spans more than this factor is drawn on a log axis
 
@@ -34,12 +31,8 @@ PANELS = {
     "loss": Panel("Loss", {"loss": "loss"}, log=True),
     "accuracy": Panel(
         "Accuracy",
-        {
-            "clean": "batches, clean",
-            "robust": "batches, under attack",
-            "selection_clean": "selection, clean",
-            "selection_robust": "selection, under attack",
-        },
+        {"clean": "batches, clean", "robust": "batches, under attack"}
+        | {"selection_clean": "selection, clean", "selection_robust": "selection, under attack"},
         percent=True,
     ),
     "lr": Panel("Learning rate", {"lr": "learning rate"}),
@@ -88,19 +81,16 @@ def _panel(run: Run, phase: str, name: str, key: str, most: int) -> Html:
     marks = [Mark(float(e.step), f"{e.kind}: {e.text}", e.kind not in DOUBTFUL) for e in events]
     known = {q: own[q] for q in panel.quantities if q in own}
     cut = {q: thinned(curve, most) for q, curve in known.items()}
-    curves = [
-        Line(panel.quantities[q], c.steps.tolist(), c.values.tolist()) for q, c in cut.items()
-    ]
-    y = Axis(panel.title.lower(), percent=panel.percent, log=panel.log and _spans(known))
-    if panel.percent:
-        y = y._replace(low=0.0, high=1.0)
-    notes = [_not_finite(panel.quantities[q], curve) for q, curve in known.items()]
+    named = panel.quantities
+    curves = [Line(named[q], c.steps.tolist(), c.values.tolist()) for q, c in cut.items()]
+    low, high = (0.0, 1.0) if panel.percent else (None, None)
+    y = Axis(panel.title.lower(), panel.percent, panel.log and _spans(known), low, high)
+    notes = [_not_finite(named[q], curve) for q, curve in known.items()]
     if any(len(cut[q].steps) < len(known[q].steps) for q in known):
         notes.append("Thinned; the lowest and highest value of each stretch of steps are kept.")
     if kinds := [KINDS[kind] for kind in KINDS if any(e.kind == kind for e in events)]:
         notes.append(f"Dashed: {' and '.join(kinds)}.")
-    title = f"{panel.title}, {phase}"
-    note = " ".join(text for text in notes if text)
+    title, note = f"{panel.title}, {phase}", " ".join(filter(None, notes))
     return figures.lines(key, title, curves, Axis("step"), y, marks=marks, note=note)
 
 
@@ -111,14 +101,11 @@ def _spans(curves: dict[str, Curve]) -> bool:
 
 
 def _not_finite(name: str, curve: Curve) -> str:
-    bad = ~np.isfinite(curve.values)
-    if not bad.any():
+    steps = curve.steps[~np.isfinite(curve.values)]
+    if not len(steps):
         return ""
-    steps = curve.steps[bad]
-    return (
-        f"Not finite: {name} at {int(bad.sum()):,} of {len(bad):,} points, steps {steps[0]:,.0f} "
-        f"to {steps[-1]:,.0f}."
-    )
+    count = f"{len(steps):,} of {len(curve.steps):,} points"
+    return f"Not finite: {name} at {count}, steps {steps[0]:,.0f} to {steps[-1]:,.0f}."
 
 
 def _events(run: Run) -> Html | None:

@@ -40,3 +40,8 @@ def norm(text: str) -> str:
     """
     word = text.strip().lower()
     return word if re.fullmatch(r"linf|l1|l2", word) else text
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
