@@ -3,6 +3,7 @@
 Source: Tolstikhin et al. 2021 (arXiv 2105.01601), with the names of omihub777/MLP-Mixer-CIFAR.
 """
 
+import torch
 from torch import nn
 
 from jaxrobust.convert.torch_modules.layers import (
@@ -39,4 +40,6 @@ def model(
     embed: dict[str, nn.Module] = {"patch_emb": nn.Sequential(stem), "tokens": Tokens()}
     body = {"mixer_layers": nn.Sequential(*blocks), "ln": nn.LayerNorm(dim)}
     body |= {"read": First() if class_token else Mean(1), "clf": nn.Linear(dim, num_classes)}
-    return WithClassToken(dim, 0, embed, body) if class_token else named(**embed, **body)
+    if class_token:
+        return WithClassToken(embed, body, cls_token=torch.randn(1, 1, dim))
+    return named(**embed, **body)
