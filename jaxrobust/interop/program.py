@@ -7,7 +7,7 @@ convolutions and what follows them are kept as `ChannelsLast`, until an operator
 PyTorch has them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxrobust.types import Array
 
+Ints = Sequence[int]  # sizes, places or dimensions, as operands
 # Of a `torch.autograd.Function`; see `gradients`.
 OWN = "jaxrobust.own_gradient.default"
 
@@ -183,7 +184,8 @@ def read_by(step: Step) -> set[str]:
 def _own_gradient(
     step: Step, table: Mapping[str, Row], values: Mapping[str, Any], types: Mapping[str, Any]
 ) -> list[Array]:
-    outputs, holes, inputs, gradients = ([*map(_of_one, each)] for each in step.operands)
+    names = ([*names_in(each)] for each in step.operands)
+    outputs, holes, inputs, gradients = names
     read = {name: values[name] for name in sorted(read_by(step)) if name not in outputs}
     leaves, tree = jax.tree.flatten(read)
     sizes = [leaf if isinstance(leaf, int | float) else None for leaf in leaves]
@@ -211,11 +213,6 @@ def _own_gradient(
     own.defvjp(forward, backward)
     taken = ([plain(values[name]) for name in group] for group in (inputs, outputs))
     return own(*taken, arrays)
-
-
-def _of_one(operand: Any) -> str:
-    assert isinstance(operand, Of)
-    return operand.name
 
 
 def _is_last(value: Any) -> bool:

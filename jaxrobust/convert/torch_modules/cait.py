@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from jaxrobust.convert.torch_modules.layers import (
     EPS,
     ClassAttention,
-    First,
     Residual,
     Tokens,
     WithClassToken,
@@ -34,7 +33,7 @@ def model(
     stem = conv_stem(in_channels, (), stem_strides, project=dim)
     blocks = nn.Sequential(*[block(dim, heads, gamma_init) for _ in range(depth)])
     last = nn.Sequential(*[ClassBlock(dim, heads, gamma_init) for _ in range(class_depth)])
-    body = {"blocks_token_only": last, "norm": nn.LayerNorm(dim, eps=EPS), "first": First()}
+    body = {"blocks_token_only": last, "norm": nn.LayerNorm(dim, eps=EPS)}
     body["head"] = nn.Linear(dim, num_classes)
     positions = 0.02 * torch.randn(1, (image_size // stem_strides[0]) ** 2, dim)
     return WithClassToken(

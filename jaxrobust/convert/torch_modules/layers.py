@@ -74,13 +74,6 @@ class Residual(nn.Module):
         return x
 
 
-def stem(ins: int, outs: int, kernel: int, act: type[nn.Module]) -> dict[str, nn.Module]:
-    """Build a convolution, norm and activation; one of 7x7 has stride 2, and pooling follows."""
-    first = conv(ins, outs, kernel, 2 if kernel == 7 else 1)
-    layers = {"conv1": first, "bn1": nn.BatchNorm2d(outs), "act": act()}
-    return layers | ({"pool": nn.MaxPool2d(3, 2, 1)} if kernel == 7 else {})
-
-
 def stages(
     ins: int,
     outs: Sequence[int],
@@ -104,13 +97,23 @@ def project(ins: int, outs: int, stride: int, bias: bool = False) -> nn.Module:
 
 
 def narrow(
-    ins: int, width: int, outs: int, middle: nn.Module, act: type[nn.Module], **shortcut: nn.Module
+    sizes: tuple[int, int, int],
+    stride: int,
+    act: type[nn.Module],
+    middle: nn.Module,
+    shortcut: str = "shortcut",
+    bias: bool = False,
 ) -> nn.Module:
-    """Build 1x1 to `width`, `middle`, 1x1 to `outs`, each with its norm; act(that + shortcut)."""
-    layers = {"conv1": conv(ins, width, 1), "bn1": nn.BatchNorm2d(width), "act1": act()}
-    layers |= {"conv2": middle, "bn2": nn.BatchNorm2d(width), "act2": act()}
-    layers |= {"conv3": conv(width, outs, 1), "bn3": nn.BatchNorm2d(outs)}
-    return Residual(**layers, **shortcut, last=act())
+    """Build 1x1, `middle` and 1x1, each with its norm; act(that + shortcut), which has that name.
+
+    `sizes` are the channels that come in, inside and that go out; `bias` is of the shortcut.
+    """
+    ins, inner, outs = sizes
+    layers = {"conv1": conv(ins, inner, 1), "bn1": nn.BatchNorm2d(inner), "act1": act()}
+    layers |= {"conv2": middle, "bn2": nn.BatchNorm2d(inner), "act2": act()}
+    layers |= {"conv3": conv(inner, outs, 1), "bn3": nn.BatchNorm2d(outs)}
+    layers[shortcut] = project(ins, outs, stride, bias)
+    return Residual(**layers, last=act())
 
 
 class Squeeze(nn.Module):
@@ -134,6 +137,26 @@ class Mean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(self.axes)
+
+
+def residual_net(
+    ins: int,
+    width: int,
+    kernel: int,
+    act: type[nn.Module],
+    outs: Sequence[int],
+    depths: Sequence[int],
+    block: Callable[[int, int, int], nn.Module],
+    **last: nn.Module,
+) -> nn.Module:
+    """Build convolution, norm, activation, `stages`, the mean over the pixels and `last`.
+
+    A convolution of 7x7 has stride 2, and pooling follows.
+    """
+    first = conv(ins, width, kernel, 2 if kernel == 7 else 1)
+    layers = {"conv1": first, "bn1": nn.BatchNorm2d(width), "act": act()}
+    layers |= {"pool": nn.MaxPool2d(3, 2, 1)} if kernel == 7 else {}
+    return named(**layers, **stages(width, outs, depths, block), mean=Mean(), **last)
 
 
 class Tokens(nn.Module):
@@ -191,18 +214,11 @@ class TokenNorm(nn.BatchNorm1d):
         return super().forward(x.mT).mT
 
 
-class First(nn.Module):
-    """The first token: [B, N, D] -> [B, D]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, 0]
-
-
 class WithClassToken(nn.Module):
     """Layers `embed` of the images, then `patches`, the class token in front, layers `body`.
 
-    `tokens` are `cls_token` and perhaps positions: of all tokens, or only of those of the images,
-    which get them behind `embed`.
+    The last layer reads the class token alone. `tokens` are `cls_token` and perhaps positions: of
+    all tokens, or only of those of the images, which get them behind `embed`.
     """
 
     cls_token: Tensor
@@ -221,6 +237,7 @@ class WithClassToken(nn.Module):
         for name, layer in (pair for part in parts for pair in part.items()):
             self.add_module(name, layer)
         self.parts, self.positions = [*map(tuple, parts)], [*(tokens.keys() - {"cls_token"})]
+        self.reader = self.parts[-1][-1]
 
     def forward(self, images: Tensor) -> Tensor:
         x, positions = images, [self.get_parameter(name) for name in self.positions]
@@ -230,7 +247,7 @@ class WithClassToken(nn.Module):
             if part and positions and positions[0].shape[1] == x.shape[1]:
                 x = x + positions.pop()
             for name in names:
-                x = self.get_submodule(name)(x)
+                x = self.get_submodule(name)(x[:, 0] if name == self.reader else x)
         return x
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from jaxrobust.convert.torch_modules.layers import (
     EPS,
-    First,
     Residual,
     SelfAttention,
     Tokens,
@@ -40,11 +39,7 @@ def model(
     embed: dict[str, nn.Module] = {"patch_embed": named(proj=stem), "tokens": Tokens()}
     blocks = nn.Sequential(*[block(dim, heads, gamma_init) for _ in range(depth)])
     positions = 0.02 * torch.randn(1, side**2 + class_position, dim)
-    body: dict[str, nn.Module] = {
-        "blocks": blocks,
-        "norm": nn.LayerNorm(dim, eps=EPS),
-        "first": First(),
-    }
+    body: dict[str, nn.Module] = {"blocks": blocks, "norm": nn.LayerNorm(dim, eps=EPS)}
     body["head"] = nn.Linear(dim, num_classes)
     return WithClassToken(embed, body, cls_token=torch.zeros(1, 1, dim), pos_embed=positions)
 

@@ -13,7 +13,6 @@ from jaxrobust.convert.torch_modules.layers import (
     ChannelsFirst,
     ChannelsLast,
     ClassAttention,
-    First,
     Residual,
     WithClassToken,
     conv,
@@ -37,11 +36,7 @@ def model(
     embed["blocks"] = nn.Sequential(*[block(dim, heads, gamma_init) for _ in range(depth)])
     embed["tokens"] = nn.Flatten(1, 2)
     last = nn.Sequential(*[ClassBlock(dim, heads, gamma_init, tokens_norm) for _ in range(2)])
-    body: dict[str, nn.Module] = {
-        "cls_attn_blocks": last,
-        "norm": nn.LayerNorm(dim, eps=EPS),
-        "first": First(),
-    }
+    body: dict[str, nn.Module] = {"cls_attn_blocks": last, "norm": nn.LayerNorm(dim, eps=EPS)}
     body["head"] = nn.Linear(dim, num_classes)
     return WithClassToken(embed, body, cls_token=0.02 * torch.randn(1, 1, dim))
 

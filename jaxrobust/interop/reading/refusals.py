@@ -65,16 +65,20 @@ def is_for_checks(node: Any, checks: tuple[str, ...]) -> bool:
     )
 
 
-def check_takes(module: Any, image: tuple[int, int, int]) -> None:
-    """Refuse a module that does not take images H, W, C, or computes in lower precision."""
+def example(module: Any, image: tuple[int, int, int], count: int) -> Any:
+    """Return images H, W, C without a content, in the type of a module's weights."""
     import torch
 
     floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
     height, width, channels = image
     dtype = floating[0] if floating else torch.float32
-    examples = [torch.zeros(n, channels, height, width, dtype=dtype) for n in (2, 1)]
+    return torch.zeros(count, channels, height, width, dtype=dtype)
+
+
+def check_takes(module: Any, image: tuple[int, int, int]) -> None:
+    """Refuse a module that does not take images H, W, C, or computes in lower precision."""
     with _cast_to() as types:
-        problems = [_problem(module, example) for example in examples]
+        problems = [_problem(module, example(module, image, count)) for count in (2, 1)]
     if types:
         raise ValueError(
             f"torch.autocast computes in {types[0]} inside of it: verdicts are those of float32; "
@@ -103,25 +107,22 @@ def _cast_to() -> Iterator[list[str]]:
         torch.autocast.__enter__ = before  # type: ignore[method-assign]
 
 
-def _problem(module: Any, example: Any) -> str | None:
+def _problem(module: Any, images: Any) -> str | None:
     """Explain why a module does not take images of a shape, and which it takes; None: it does."""
     import torch
 
     inside: list[tuple[str, Any]] = []
     names = {part: name or "it" for name, part in module.named_modules()}
+    hooked = [part for part in names if not isinstance(part, torch.jit.ScriptModule)]
 
     def enter(part: Any, given: Any) -> None:
         inside.append((names.get(part, "it"), part))
 
-    hooks = [part.register_forward_pre_hook(enter) for part in names if _takes_hooks(part)]
-    hooks += [
-        part.register_forward_hook(lambda part, given, result: inside.pop() and None)
-        for part in names
-        if _takes_hooks(part)
-    ]
+    hooks = [part.register_forward_pre_hook(enter) for part in hooked]
+    hooks += [part.register_forward_hook(lambda *given: inside.pop() and None) for part in hooked]
     try:
         with torch.no_grad():
-            module(example)
+            module(images)
         return None
     except RuntimeError as error:
         said = str(error).strip().partition("\n")[0]
@@ -131,10 +132,10 @@ def _problem(module: Any, example: Any) -> str | None:
     finally:
         for hook in hooks:
             hook.remove()
-    shape = "[B," + ",".join(map(str, example.shape[1:])) + "]"
+    shape = "[B," + ",".join(map(str, images.shape[1:])) + "]"
     what = " ".join(str(part).split())
     where = f"its {name}, {what[:120]}, fails" if part is not module else "it fails"
-    taken = _taken(module, example)
+    taken = _taken(module, images)
     return f"the images are {shape}, and {where} on them; " + (
         f"the module takes {taken}"
         if taken
@@ -142,21 +143,13 @@ def _problem(module: Any, example: Any) -> str | None:
     )
 
 
-def _takes_hooks(part: Any) -> bool:
+def _taken(module: Any, images: Any) -> str | None:
     import torch
 
-    return not isinstance(part, torch.jit.ScriptModule)
-
-
-def _taken(module: Any, example: Any) -> str | None:
-    import torch
-
-    given = [example.shape[1], 3, 1]
-    sides = [*example.shape[2:3], *SIDES]
-    for channels in dict.fromkeys(given):
-        for side in sides:
+    for channels in dict.fromkeys([images.shape[1], 3, 1]):
+        for side in (images.shape[2], *SIDES):
             with contextlib.suppress(Exception), torch.no_grad():
-                module(torch.zeros(1, channels, side, side, dtype=example.dtype))
+                module(torch.zeros(1, channels, side, side, dtype=images.dtype))
                 return f"[B,{channels},{side},{side}]"
     return None
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from jaxrobust.convert.torch_modules.layers import (
     ACTIVATIONS,
-    First,
     Patches,
     Residual,
     SelfAttention,
@@ -41,7 +40,7 @@ def model(
     blocks = [Block(dim, heads, act) for _ in range(depth)]
     head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
     transformer = named(layers=nn.Sequential(*blocks))
-    body = {"transformer": transformer, "first": First(), "mlp_head": head}
+    body = {"transformer": transformer, "mlp_head": head}
     positions = torch.randn(1, (side // patch) ** 2 + 1, dim)
     return WithClassToken(embed, body, pos_embedding=positions, cls_token=torch.randn(1, 1, dim))
 

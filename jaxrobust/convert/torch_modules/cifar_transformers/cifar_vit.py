@@ -8,7 +8,6 @@ from torch import nn
 
 from jaxrobust.convert.torch_modules.layers import (
     ACTIVATIONS,
-    First,
     Patches,
     WithClassToken,
     named,
@@ -35,7 +34,6 @@ def model(
     body: dict[str, nn.Module] = {
         "dropout": nn.Dropout(0.1),
         "transformer": named(layers=nn.Sequential(*blocks)),
-        "first": First(),
         "mlp_head": nn.Sequential(*head, nn.Linear(hidden, num_classes)),
     }
     positions, token = torch.randn(1, count, dim), torch.randn(1, 1, dim)
