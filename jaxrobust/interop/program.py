@@ -154,8 +154,8 @@ def compute(
     named = {name: read(operand) for name, operand in step.named.items()}
     if key is not None:
         operands = [key, *operands]
-    if row.joins and row.plain and _can_join(operands):
-        return ChannelsLast(row.plain(*_joined(operands), **named))
+    if row.joins and row.plain and (joined := _joined(operands)):
+        return ChannelsLast(row.plain(*joined, **named))
     if row.last and (row.plain is None or _is_last(operands[0])):
         return row.last(_last(operands[0]), *map(plain, operands[1:]), **named)
     assert row.plain is not None
@@ -219,11 +219,6 @@ def _is_last(value: Any) -> bool:
     return isinstance(value[0] if isinstance(value, list) and value else value, ChannelsLast)
 
 
-def _can_join(operands: list[Any]) -> bool:
-    axes = [operand.array.ndim for operand in operands if isinstance(operand, ChannelsLast)]
-    return bool(axes) and max(axes) >= max(getattr(plain(o), "ndim", 0) for o in operands)
-
-
 def plain(value: Any) -> Any:
     """Return a value, or a list of them, as PyTorch has it."""
     if isinstance(value, list):
@@ -238,7 +233,10 @@ def _last(value: Any) -> Any:
 
 
 def _joined(operands: list[Any]) -> list[Any]:
-    axes = max(operand.array.ndim for operand in operands if isinstance(operand, ChannelsLast))
+    """Return operands with channels last; none, if no such one has as many axes as any."""
+    axes = max((each.array.ndim for each in operands if isinstance(each, ChannelsLast)), default=0)
+    if not axes or axes < max(getattr(plain(each), "ndim", 0) for each in operands):
+        return []
 
     def join(operand: Any) -> Any:
         if isinstance(operand, ChannelsLast) and operand.array.ndim == axes:

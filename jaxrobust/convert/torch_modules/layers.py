@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 EPS = 1e-6  # of layer norms
+Layers = Mapping[str, nn.Module]  # under their names
 ACTIVATIONS = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,
@@ -75,10 +76,7 @@ class Residual(nn.Module):
 
 
 def stages(
-    ins: int,
-    outs: Sequence[int],
-    depths: Sequence[int],
-    block: Callable[[int, int, int], nn.Module],
+    ins: int, outs: Sequence[int], depths: Sequence[int], block: Callable[..., nn.Module]
 ) -> dict[str, nn.Module]:
     """Build layer1, layer2, ... of `block(ins, number, stride)`; all but one halve the map."""
     layers: dict[str, nn.Module] = {}
@@ -146,7 +144,7 @@ def residual_net(
     act: type[nn.Module],
     outs: Sequence[int],
     depths: Sequence[int],
-    block: Callable[[int, int, int], nn.Module],
+    block: Callable[..., nn.Module],
     **last: nn.Module,
 ) -> nn.Module:
     """Build convolution, norm, activation, `stages`, the mean over the pixels and `last`.
@@ -224,11 +222,7 @@ class WithClassToken(nn.Module):
     cls_token: Tensor
 
     def __init__(
-        self,
-        embed: Mapping[str, nn.Module],
-        body: Mapping[str, nn.Module],
-        patches: Mapping[str, nn.Module] | None = None,
-        **tokens: Tensor,
+        self, embed: Layers, body: Layers, patches: Layers | None = None, **tokens: Tensor
     ) -> None:
         super().__init__()
         for name, value in tokens.items():

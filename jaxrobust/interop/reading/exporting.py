@@ -16,8 +16,8 @@ from jaxrobust.interop.program import OWN, Kind, Of, Program, Step, names_in, re
 from jaxrobust.interop.reading import gradients, masks, refusals, scripted, watching
 from jaxrobust.interop.reading.drawing import draws, drops, is_draw, refusal
 from jaxrobust.interop.reading.folding import COMPUTED, Free
+from jaxrobust.interop.reading.refusals import line, own_line
 from jaxrobust.interop.reading.silence import quietly
-from jaxrobust.interop.reading.source_lines import line, own_line
 from jaxrobust.types import Array
 
 # Whose formula here is shorter than PyTorch's, or whose gradient it has by hand, and what is

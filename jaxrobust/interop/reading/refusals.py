@@ -1,18 +1,39 @@
 """Why a module of PyTorch's cannot be taken, for its author: what it is, and what to do."""
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
-
-from jaxrobust.interop.reading.source_lines import own_line
 
 SIDES = (28, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # of images that networks are made for
 _SIZED = ("nonzero", "_unique", "unique_", "bincount", "repeat_interleave", "masked_select")
 _SIZES = ("ge", "le", "eq", "ne", "lt", "gt", "sym_max", "sym_min", "sym_sum", "sym_float")
 _ITEM = ("_local_scalar_dense", "item")
 _QUANTISED = ("quantized", "quantize_per", "quantize_affine", "dequantize", "int_repr", "_packed")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a stack trace
 _STEPS = ("cond", "while_loop", "scan", "map_impl")
+
+
+def line(node: Any) -> str:
+    """Return the line of the module's source that a node computes: FILE, line N (CODE)."""
+    return own_line(node.meta.get("stack_trace") or "") or node.name
+
+
+def own_line(text: str) -> str:
+    """Return the innermost line of a stack trace that is not PyTorch's own."""
+    import torch
+
+    inside, ours = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+    lines = text.splitlines()
+    found = [(i, match) for i, row in enumerate(lines) if (match := _FRAME.search(row))]
+    own = [(i, m) for i, m in found if not m[1].startswith((inside, ours, "torch/", "<"))]
+    if not own:
+        return ""
+    place, match = own[-1]
+    code = lines[place + 1].strip() if place + 1 < len(lines) else ""
+    return f"{match[1]}, line {match[2]}" + (f" ({code})" if code else "")
 
 
 def check(module: Any) -> None:
