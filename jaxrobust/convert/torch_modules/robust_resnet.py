@@ -183,7 +183,6 @@ class Block(nn.Module):
 
 def conv(ins: int, outs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Build a convolution without bias that keeps the size, but for its stride."""
-    how = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": False}
-    made = nn.Conv2d(ins, outs, kernel, **how)  # type: ignore[arg-type]
+    made = nn.Conv2d(ins, outs, kernel, stride, kernel // 2, groups=groups, bias=False)
     nn.init.normal_(made.weight, std=math.sqrt(2 / (kernel * kernel * outs)))
     return made
