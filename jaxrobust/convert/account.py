@@ -99,12 +99,9 @@ def classes(network: Network, known: Account) -> str:
     if known.imagenet:
         return f"ImageNet's {count}, in the order of their WordNet ids (n01440764 is 0)"
     if not known.classes:
-        order = f"their order is {UNKNOWN}: ask who trained it"
-        return (
-            f"{count}; {order}"
-            if known.dataset is None
-            else f"{count}, the labels of {known.dataset}"
-        )
+        if known.dataset is None:
+            return f"{count}; their order is {UNKNOWN}: ask who trained it"
+        return f"{count}, the labels of {known.dataset}"
     if len(known.classes) <= _NAMED:
         return f"{count}, in this order: {', '.join(known.classes)}"
     ends = f"{known.classes[0]} is 0, {known.classes[-1]} is {len(known.classes) - 1}"
@@ -156,7 +153,11 @@ def images(record: AccuracyRecord) -> str:
 def row(record: AccuracyRecord) -> tuple[str, str, str, str, str]:
     """Return (images, attack, clean, robust, where it stands) of a record."""
     robust = record.robust
-    attack = _attack(record) if record.attacks and robust is not None else "none"
+    attack = "none"
+    if record.attacks and robust is not None:
+        attack = records.attack_line(record)
+        if not record.is_union:
+            attack = f"{attack.partition(',')[0]}, {record.threats[0].written()}"
     by = record.published_by
     number = f"record {record.evaluation} of " if record.evaluation else "record of "
     flags = f", flags: {', '.join(record.flags)}" if record.flags else ""
@@ -165,10 +166,3 @@ def row(record: AccuracyRecord) -> tuple[str, str, str, str, str]:
     shown = "-" if robust is None else f"{robust:.2%}"
     clean = "-" if record.clean is None else f"{record.clean:.2%}"
     return images(record), attack, clean, shown, stands
-
-
-def _attack(record: AccuracyRecord) -> str:
-    if record.is_union:
-        return records.attack_line(record)
-    name = records.attack_line(record).partition(",")[0]
-    return f"{name}, {record.threats[0].written()}"

@@ -1,5 +1,6 @@
 """How well a network agrees with its reference: names, logits, gradients, and attacks on both."""
 
+import contextlib
 import importlib.metadata
 import json
 import runpy
@@ -113,10 +114,8 @@ def of_import(network: Network, source: Path, layout: str, which: str | None) ->
 def _versions() -> dict[str, str]:
     versions = {}
     for name in ("jaxrobust", "jax", "flax", "numpy", "torch", "timm", "robustbench"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 

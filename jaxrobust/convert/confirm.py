@@ -50,10 +50,7 @@ def _images(
 ) -> tuple[np.ndarray, np.ndarray]:
     model = record.model or {}
     source = registry.open_source(
-        str(record.dataset),
-        str(record.split),
-        data_dir=data_dir,
-        num_classes=model["num_classes"],
+        str(record.dataset), str(record.split), data_dir=data_dir, num_classes=model["num_classes"]
     )
     count = min(count, int(str(record.image_ids).partition("..")[2]) + 1)
     parts = pipeline.evaluation_batches(
@@ -101,12 +98,7 @@ def _theirs(
     y = torch.from_numpy(labels).to(device)
     torch.manual_seed(0)
     attack = library.AutoAttack(
-        net,
-        norm=_NORMS[ball.norm],
-        eps=ball.epsilon,
-        version="standard",
-        seed=0,
-        device=device,
+        net, norm=_NORMS[ball.norm], eps=ball.epsilon, version="standard", seed=0, device=device
     )
     _, predicted = attack.run_standard_evaluation(x, y, batch_size=_BATCH)
     return (predicted == y).cpu().numpy()

@@ -19,14 +19,7 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.config import network_of
-from jaxrobust.convert import (
-    account,
-    certificate,
-    confirm,
-    layouts,
-    references,
-    robustbench_entry,
-)
+from jaxrobust.convert import account, certificate, confirm, layouts, references, robustbench_entry
 from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.evaluation.records.record import AccuracyRecord

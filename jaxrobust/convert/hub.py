@@ -34,6 +34,49 @@ _AUTOATTACK = Paper(
     "ICML 2020",
     "https://arxiv.org/abs/2003.01690",
 )
+# What the card says of the use: of a network of timm's, of a self-contained module, of both.
+_TIMM = f"""With timm (`local-dir:` needs 1.0.16 or newer):
+
+```python
+import timm
+
+# or "local-dir:FOLDER", a clone of it
+net = timm.create_model("hf-hub:ORG/REPO", pretrained=True).eval()
+```
+
+With PyTorch, the tensors by timm's names:
+
+```python
+from safetensors.torch import load_file
+
+state_dict = load_file("{WEIGHTS}")
+```
+
+"""
+_MODULE = """With PyTorch and safetensors alone, {name}.py of this repository is the network:
+
+```python
+import sys
+
+from huggingface_hub import snapshot_download
+
+sys.path.append(snapshot_download("ORG/REPO"))
+from {name} import load
+
+logits = load()(images)  # f32[B,{shape}] in [0, 1]
+```
+
+"""
+_JAX = """With JAX:
+
+```python
+import jaxrobust
+
+net, params, stats, about = jaxrobust.load("hf://ORG/REPO")  # or a clone of it
+logits, _ = net.apply(params, stats, images)  # f32[B,H,W,C] in [0, 1]
+```
+
+`jaxrobust evaluate --weights hf://ORG/REPO --dataset NAME` attacks it."""
 
 
 def timm_name(network: Network) -> tuple[str, dict[str, Any]] | None:
@@ -111,11 +154,8 @@ def _ends(network: Network) -> dict[str, str]:
     first: dict[str, str] = {}
     last: dict[str, str] = {}
     for key, _, targets in found.matched:
-        if (
-            len(targets) == 1
-            and re.fullmatch(names.stem, targets[0])
-            and ours[targets[0]].ndim == 4
-        ):
+        target = targets[0] if len(targets) == 1 else ""
+        if re.fullmatch(names.stem, target) and ours[target].ndim == 4:
             first.setdefault("first_conv", key.removesuffix(".weight"))
         if any(re.fullmatch(names.head, target) for target in targets) and key.endswith(".bias"):
             last["classifier"] = key.removesuffix(".bias")
@@ -192,56 +232,9 @@ def _accuracies(known: Account) -> list[str]:
 
 
 def _use(network: Network, built: tuple[str, dict[str, Any]] | None) -> list[str]:
-    shape = f"[B,{network.in_channels},{network.image_size},{network.image_size}]"
-    timm = [
-        "With timm (`local-dir:` needs 1.0.16 or newer):",
-        "",
-        "```python",
-        "import timm",
-        "",
-        '# or "local-dir:FOLDER", a clone of it',
-        'net = timm.create_model("hf-hub:ORG/REPO", pretrained=True).eval()',
-        "```",
-        "",
-    ]
-    torch = [
-        f"With PyTorch and safetensors alone, {network.name}.py of this repository is the network:",
-        "",
-        "```python",
-        "import sys",
-        "",
-        "from huggingface_hub import snapshot_download",
-        "",
-        'sys.path.append(snapshot_download("ORG/REPO"))',
-        f"from {network.name} import load",
-        "",
-        f"logits = load()(images)  # f32{shape} in [0, 1]",
-        "```",
-        "",
-    ]
-    both = [
-        "With PyTorch, the tensors by timm's names:",
-        "",
-        "```python",
-        "from safetensors.torch import load_file",
-        "",
-        f'state_dict = load_file("{WEIGHTS}")',
-        "```",
-        "",
-    ]
-    jaxrobust = [
-        "With JAX:",
-        "",
-        "```python",
-        "import jaxrobust",
-        "",
-        'net, params, stats, about = jaxrobust.load("hf://ORG/REPO")  # or a clone of it',
-        "logits, _ = net.apply(params, stats, images)  # f32[B,H,W,C] in [0, 1]",
-        "```",
-        "",
-        "`jaxrobust evaluate --weights hf://ORG/REPO --dataset NAME` attacks it.",
-    ]
-    return [*(timm + both if built else torch), *jaxrobust]
+    shape = f"{network.in_channels},{network.image_size},{network.image_size}"
+    torch = _TIMM if built else _MODULE.format(name=network.name, shape=shape)
+    return (torch + _JAX).splitlines()
 
 
 def _citation(known: Account) -> list[str]:

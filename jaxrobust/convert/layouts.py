@@ -88,7 +88,13 @@ def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
         return folder / weights_folder.WEIGHTS
     state = arrays(network, layout)
     if layout == "hub":
-        return _stage_hub(folder, network, known, state)
+        file = folder / hub.WEIGHTS
+        files.write(file, state, {"format": "pt"})
+        for name, text in hub.texts(network, known, network.weights_sha256).items():
+            (folder / name).write_text(text)
+        if hub.timm_name(network):
+            return file
+        return _write_module(folder / f"{network.name}.py", network, known, file)
     if layout == "timm":
         file = folder / f"{network.name}.safetensors"
         files.write(file, state, {"format": "pt"})
@@ -121,19 +127,6 @@ def described(network: Network, known: Account) -> dict[str, Any]:
         "which": next((word for word in ("ema", "raw") if word in said), None),
         "drawn": None,
     }
-
-
-def _stage_hub(
-    folder: Path, network: Network, known: Account, state: dict[str, np.ndarray]
-) -> Path:
-    file = folder / hub.WEIGHTS
-    files.write(file, state, {"format": "pt"})
-    sha256 = network.weights_sha256
-    for name, text in hub.texts(network, known, sha256).items():
-        (folder / name).write_text(text)
-    if hub.timm_name(network):
-        return file
-    return _write_module(folder / f"{network.name}.py", network, known, file)
 
 
 def _write_module(code: Path, network: Network, known: Account, weights: Path) -> Path:

@@ -146,10 +146,8 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
     want = {k: tuple(v.shape) for k, v in net.state_dict().items()}
     how = "read from the file by their names"
     if {k: v.shape for k, v in plain.items()} != want:
-        plain, how = (
-            named(network, wrapped=False),
-            "ours, under its names, for those of the file are others",
-        )
+        plain = named(network, wrapped=False)
+        how = "ours, under its names, for those of the file are others"
     net.load_state_dict({k: torch.tensor(v) for k, v in plain.items()})
     if network.normalised:
         from jaxrobust.convert.torch_modules.layers import normalized

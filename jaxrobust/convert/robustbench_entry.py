@@ -45,16 +45,17 @@ class Protocol(NamedTuple):
 
 
 _PHOTOGRAPHS = "--dataset (imagenet2012 | folder:PATH) --split validation@robustbench"
+_CIFAR = (
+    ("cifar10", Threat("linf", 8 / 255), True),
+    ("cifar10", Threat("l2", 0.5), True),
+    ("cifar100", Threat("linf", 8 / 255), True),
+    ("cifar100", Threat("l2", 0.5), False),
+)
 PROTOCOLS = (
     Protocol("imagenet", Threat("linf", 4 / 255), 5_000, _PHOTOGRAPHS),
     *(
-        Protocol(name, threat, 10_000, f"--dataset {name} --split test", listed)
-        for name, threat, listed in (
-            ("cifar10", Threat("linf", 8 / 255), True),
-            ("cifar10", Threat("l2", 0.5), True),
-            ("cifar100", Threat("linf", 8 / 255), True),
-            ("cifar100", Threat("l2", 0.5), False),
-        )
+        Protocol(name, ball, 10_000, f"--dataset {name} --split test", on)
+        for name, ball, on in _CIFAR
     ),
 )
 _PREPARED = re.compile(r"(?:tfds:)?(cifar100?)(?:[:/].*)?")
@@ -124,21 +125,19 @@ def ledger_of(records: Path, record: AccuracyRecord) -> Path:
     return records.parent / f"ledger-{record.evaluation}.jsonl"
 
 
-def _same(one: Threat, other: Threat) -> bool:
-    return one.norm == other.norm and math.isclose(one.epsilon, other.epsilon, rel_tol=1e-6)
-
-
 def lacks(record: AccuracyRecord) -> list[str]:
     """List the differences of a record from the protocol of its leaderboard."""
-    p, ids = protocol_of(record), record.image_ids
-    radii = record.threats
-    method = record.method
+    p, ids, radii, method = protocol_of(record), record.image_ids, record.threats, record.method
+    same = [
+        ball.norm == p.threat.norm and math.isclose(ball.epsilon, p.threat.epsilon, rel_tol=1e-6)
+        for ball in radii
+    ]
     wanted = {
         f"its attack is {method or 'not AutoAttack'}, not autoattack standard": (
             method == "autoattack standard"
         ),
         f"its balls are {', '.join(dict.fromkeys(map(str, radii)))}, not {p.threat.written()}": (
-            bool(radii) and all(_same(own, p.threat) for own in radii)
+            bool(radii) and all(same)
         ),
         "adversarial images of other evaluations were replayed; evaluate with --noreplay": (
             not record.replayed
@@ -216,6 +215,7 @@ def issue(
         + (f"; {confirmed}" if confirmed else ""),
         "Checkpoint and code": f"({BY_HAND}: URL of {file} and of the code); sha256 {sha256}",
     }
+    unlisted = f"RobustBench has no leaderboard of {p.dataset}, {p.norm} yet."
     flags = [f"- flag {name}: {text}" for name, text in record.flags.items()]
     lines = [
         f"Title: [New Model] {robustbench_id}",
@@ -236,11 +236,7 @@ def issue(
         f"Record {record.evaluation} of {record.time}: commit {record.commit}, weights "
         f"{record.weights} (sha256 {record.weights_sha256}), {record.device}, {versions}.",
         *(["", *flags] if flags else []),
-        *(
-            []
-            if p.listed
-            else ["", f"RobustBench has no leaderboard of {p.dataset}, {p.norm} yet."]
-        ),
+        *([] if p.listed else ["", unlisted]),
         "",
         "# Model Zoo",
         "",

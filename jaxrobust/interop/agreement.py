@@ -74,20 +74,16 @@ def check(network: Converted, images: np.ndarray) -> tuple[float, float]:
 def _checked(
     network: Converted, images: np.ndarray, theirs: Pass, ours: Pass
 ) -> tuple[float, float]:
-    rounded = theirs(images, "float32")
-    before = _generators()
-    again = theirs(images, "float32")
-    _check_again(rounded, again, drawn=_generators() != before)
-    logits, gradient = ours(images, "float32")
+    rounded, before = theirs(images, "float32"), _generators()
+    _check_again(rounded, theirs(images, "float32"), before)
+    here = ours(images, "float32")
     try:
         exact = theirs(images, "float64")
     except RuntimeError:  # code that says float32
         exact = rounded
-    bars = (
-        _bar(LOGITS, 2 * _largest(rounded[0], exact[0])),
-        _bar(GRADIENTS, 4 * _length(rounded[1], exact[1])),
-    )
-    found = _largest(logits, exact[0]), _length(gradient, exact[1])
+    own = _apart(rounded, exact)
+    bars = _bar(LOGITS, 2 * own[0]), _bar(GRADIENTS, 4 * own[1])
+    found = _apart(here, exact)
     if not all(value < bar for value, bar in zip(found, bars, strict=True)):  # NaN too
         _check_exactly(network, ours, exact, images, found)
     _check_alone(images, rounded, theirs, bars)
@@ -106,8 +102,8 @@ def _generators() -> tuple[Any, ...]:
     return random.getstate(), name, np.asarray(numbers).tobytes(), rest
 
 
-def _check_again(first: Any, second: Any, *, drawn: bool) -> None:
-    apart = _largest(second[0], first[0]), _length(second[1], first[1])
+def _check_again(first: Any, second: Any, before: Any) -> None:
+    apart, drawn = _apart(second, first), _generators() != before
     if drawn or any(value > limit for value, limit in zip(apart, _AGAIN, strict=True)):
         raise ValueError(
             "two passes of PyTorch's module on the same images differ"
@@ -124,10 +120,7 @@ def _check_alone(images: np.ndarray, all_of: Any, theirs: Pass, bars: tuple[floa
     some = max(1, len(images) // 2)
     other = images[:some] if len(images) > 1 else np.concatenate([images, images[:, ::-1]])
     few = theirs(other, "float32")
-    apart = (
-        _largest(few[0][:some], all_of[0][:some]),
-        _length(few[1][:some], all_of[1][:some]),
-    )
+    apart = _apart([part[:some] for part in few], [part[:some] for part in all_of])
     if not all(value < bar for value, bar in zip(apart, bars, strict=True)):
         raise ValueError(
             f"what PyTorch's module gives for an image depends on the others of its batch: of "
@@ -151,8 +144,7 @@ def _at_once(one: Pass, images: np.ndarray, seconds: float) -> int:
 def _check_exactly(
     network: Converted, ours: Pass, exact: Any, images: np.ndarray, found: tuple[float, float]
 ) -> None:
-    logits, gradient = ours(images, "float64")
-    off = _largest(logits, exact[0]), _length(gradient, exact[1])
+    off = _apart(ours(images, "float64"), exact)
     if off[0] < LOGITS["float64"] and off[1] < GRADIENTS["float64"]:
         return
     # What is drawn is PyTorch's own there.
@@ -169,12 +161,12 @@ def _check_exactly(
     )
 
 
-def _largest(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
-
-
-def _length(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return float(np.linalg.norm(ours - theirs) / max(float(np.linalg.norm(theirs)), 1e-30))
+def _apart(ours: Any, theirs: Any) -> tuple[float, float]:
+    """Compare logits, to the largest one, and input gradients, to their length."""
+    logits, gradients = zip(ours, theirs, strict=True)
+    largest = np.abs(logits[0] - logits[1]).max() / max(np.abs(logits[1]).max(), 1e-30)
+    length = np.linalg.norm(gradients[0] - gradients[1])
+    return float(largest), float(length / max(float(np.linalg.norm(gradients[1])), 1e-30))
 
 
 def _cotangent(shape: tuple[int, ...]) -> np.ndarray:
@@ -244,16 +236,11 @@ def _drawing(network: Converted) -> Callable[[np.ndarray, str], list[list[np.nda
 def _weights(network: Converted, dtype: str) -> dict[str, Any]:
     """Return weights in a type; what is computed of them is computed anew in float64."""
     if dtype == "float64" and any(key.startswith(COMPUTED) for key in network.weights):
-        program = network.program
-        return exporting.read(
-            network.exported, single=program.single, random=network.keyed, double=True
-        )[1]
-    return {key: _cast(array, dtype) for key, array in network.weights.items()}
-
-
-def _cast(array: Any, dtype: str) -> Any:
-    floating = jnp.issubdtype(array.dtype, jnp.floating)
-    return jnp.asarray(np.asarray(array), dtype) if floating else array
+        single, random = network.program.single, network.keyed
+        return exporting.read(network.exported, single=single, random=random, double=True)[1]
+    floating = {k for k, a in network.weights.items() if jnp.issubdtype(a.dtype, jnp.floating)}
+    cast = {key: jnp.asarray(np.asarray(network.weights[key]), dtype) for key in floating}
+    return network.weights | cast
 
 
 def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
@@ -264,9 +251,7 @@ def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
 
     @functools.cache
     def module(dtype: str) -> Any:
-        if dtype == "float32":
-            return network.module
-        return scripted.in_float64(network.module)
+        return network.module if dtype == "float32" else scripted.in_float64(network.module)
 
     def logits_of(net: Any, x: Any, images: np.ndarray, dtype: str) -> Any:
         if network.program.draws:

@@ -7,7 +7,7 @@ convolutions and what follows them are kept as `ChannelsLast`, until an operator
 PyTorch has them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxrobust.types import Array
 
+Ints = Sequence[int]  # sizes, places or dimensions, as operands
 # Of a `torch.autograd.Function`; see `gradients`.
 OWN = "jaxrobust.own_gradient.default"
 
@@ -153,8 +154,8 @@ def compute(
     named = {name: read(operand) for name, operand in step.named.items()}
     if key is not None:
         operands = [key, *operands]
-    if row.joins and row.plain and _can_join(operands):
-        return ChannelsLast(row.plain(*_joined(operands), **named))
+    if row.joins and row.plain and (joined := _joined(operands)):
+        return ChannelsLast(row.plain(*joined, **named))
     if row.last and (row.plain is None or _is_last(operands[0])):
         return row.last(_last(operands[0]), *map(plain, operands[1:]), **named)
     assert row.plain is not None
@@ -183,7 +184,8 @@ def read_by(step: Step) -> set[str]:
 def _own_gradient(
     step: Step, table: Mapping[str, Row], values: Mapping[str, Any], types: Mapping[str, Any]
 ) -> list[Array]:
-    outputs, holes, inputs, gradients = ([*map(_of_one, each)] for each in step.operands)
+    names = ([*names_in(each)] for each in step.operands)
+    outputs, holes, inputs, gradients = names
     read = {name: values[name] for name in sorted(read_by(step)) if name not in outputs}
     leaves, tree = jax.tree.flatten(read)
     sizes = [leaf if isinstance(leaf, int | float) else None for leaf in leaves]
@@ -213,18 +215,8 @@ def _own_gradient(
     return own(*taken, arrays)
 
 
-def _of_one(operand: Any) -> str:
-    assert isinstance(operand, Of)
-    return operand.name
-
-
 def _is_last(value: Any) -> bool:
     return isinstance(value[0] if isinstance(value, list) and value else value, ChannelsLast)
-
-
-def _can_join(operands: list[Any]) -> bool:
-    axes = [operand.array.ndim for operand in operands if isinstance(operand, ChannelsLast)]
-    return bool(axes) and max(axes) >= max(getattr(plain(o), "ndim", 0) for o in operands)
 
 
 def plain(value: Any) -> Any:
@@ -241,7 +233,10 @@ def _last(value: Any) -> Any:
 
 
 def _joined(operands: list[Any]) -> list[Any]:
-    axes = max(operand.array.ndim for operand in operands if isinstance(operand, ChannelsLast))
+    """Return operands with channels last; none, if no such one has as many axes as any."""
+    axes = max((each.array.ndim for each in operands if isinstance(each, ChannelsLast)), default=0)
+    if not axes or axes < max(getattr(plain(each), "ndim", 0) for each in operands):
+        return []
 
     def join(operand: Any) -> Any:
         if isinstance(operand, ChannelsLast) and operand.array.ndim == axes:

@@ -92,44 +92,34 @@ def of_exported(
     exported = exporting.decomposed(exported)
     program, weights = exporting.read(exported, single=single, random=random)
     output = _output(exported, program, output)
-    function = (_keyed if random else _function)(program, output)
-    logits_fn = jax.tree_util.Partial(function, weights)
+    logits_fn = jax.tree_util.Partial(_function(program, output, random), weights)
     return Converted(logits_fn, weights, program, exported, module, output, random)
 
 
-def _function(program: Program, output: str) -> Any:
+def _function(program: Program, output: str, random: bool = False) -> Any:
+    """Build `logits_fn`; a program that draws runs image by image, so that each has its draws."""
     name = str(program.results[output])
+    table = TABLE | DRAWS if random else TABLE
 
-    def logits_of(weights: Mapping[str, Array], images: Array) -> Array:
-        return programs.plain(programs.run(program, TABLE, weights, images)[name])
+    def logits_of(weights: Mapping[str, Array], images: Array, *key: Array) -> Array:
+        return programs.plain(programs.run(program, table, weights, images, *key)[name])
 
-    def one(weights: Mapping[str, Array], image: Array) -> Array:
-        return logits_of(weights, image[None])[0]
+    def one(weights: Mapping[str, Array], image: Array, *key: Array) -> Array:
+        return logits_of(weights, image[None], *key)[0]
+
+    def computed(weights: Mapping[str, Array], *given: Array) -> Array:
+        alone = program.single or program.draws
+        found = jax.vmap(one, (None, *(0 for _ in given))) if alone else logits_of
+        logits = found(weights, *given)
+        return logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
 
     def logits_fn(weights: Mapping[str, Array], images: Array) -> Array:
-        found = jax.vmap(one, (None, 0)) if program.single else logits_of
-        logits = found(weights, images)
-        return logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
+        return computed(weights, images)
 
-    return logits_fn
+    def keyed(weights: Mapping[str, Array], images: Array, keys: Array) -> Array:
+        return computed(weights, images, keys) if program.draws else computed(weights, images)
 
-
-def _keyed(program: Program, output: str) -> Any:
-    """Compute image by image, so that each has its draws, also where one is drawn for a batch."""
-    name = str(program.results[output])
-    plain = _function(program, output)
-
-    def one(weights: Mapping[str, Array], image: Array, key: Array) -> Array:
-        values = programs.run(program, {**TABLE, **DRAWS}, weights, image[None], key)
-        return programs.plain(values[name])[0]
-
-    def logits_fn(weights: Mapping[str, Array], images: Array, keys: Array) -> Array:
-        if not program.draws:
-            return plain(weights, images)
-        logits = jax.vmap(one, (None, 0, 0))(weights, images, keys)
-        return logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
-
-    return logits_fn
+    return keyed if random else logits_fn
 
 
 def _output(exported: Any, program: Program, asked: str | None) -> str:

@@ -3,12 +3,20 @@
 Source: Touvron et al. 2021 (arXiv 2103.17239).
 """
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import EPS, ClassAttention, mlp
+from jaxrobust.convert.torch_modules.layers import (
+    EPS,
+    ClassAttention,
+    Residual,
+    Tokens,
+    WithClassToken,
+    conv_stem,
+    mlp,
+    named,
+    split,
+)
 
 
 def model(
@@ -22,56 +30,29 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    (stride,) = stem_strides
-    stem = nn.Conv2d(in_channels, dim, stride, stride=stride)
-    positions = (image_size // stride) ** 2
-    blocks = nn.Sequential(*[Block(dim, heads, gamma_init) for _ in range(depth)])
-    last = nn.ModuleList([ClassBlock(dim, heads, gamma_init) for _ in range(class_depth)])
-    return Cait(stem, blocks, last, dim, positions, num_classes)
+    stem = conv_stem(in_channels, (), stem_strides, project=dim)
+    blocks = nn.Sequential(*[block(dim, heads, gamma_init) for _ in range(depth)])
+    last = nn.Sequential(*[ClassBlock(dim, heads, gamma_init) for _ in range(class_depth)])
+    body = {"blocks_token_only": last, "norm": nn.LayerNorm(dim, eps=EPS)}
+    body["head"] = nn.Linear(dim, num_classes)
+    positions = 0.02 * torch.randn(1, (image_size // stem_strides[0]) ** 2, dim)
+    return WithClassToken(
+        {"patch_embed": named(proj=stem), "tokens": Tokens()},
+        body,
+        {"blocks": blocks},
+        cls_token=0.02 * torch.randn(1, 1, dim),
+        pos_embed=positions,
+    )
 
 
-class Cait(nn.Module):
-    """Patches and positions, blocks on the patches, class attention, linear on the class token."""
-
-    def __init__(
-        self,
-        stem: nn.Module,
-        blocks: nn.Module,
-        last: nn.ModuleList,
-        dim: int,
-        positions: int,
-        num_classes: int,
-    ) -> None:
-        super().__init__()
-        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, positions, dim))
-        self.patch_embed = nn.Sequential(OrderedDict(proj=stem))
-        self.blocks = blocks
-        self.blocks_token_only = last
-        self.norm = nn.LayerNorm(dim, eps=EPS)
-        self.head = nn.Linear(dim, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        patches = self.patch_embed(images).flatten(2).transpose(1, 2)
-        patches = self.blocks(patches + self.pos_embed)
-        token = self.cls_token.expand(len(patches), -1, -1)
-        for block in self.blocks_token_only:
-            token = block(token, patches)
-        return self.head(self.norm(token)[:, 0])
-
-
-class Block(nn.Module):
-    """x + gamma_1 * attention(LN(x)), then x + gamma_2 * MLP(LN(x))."""
-
-    def __init__(self, dim: int, heads: int, gamma: float) -> None:
-        super().__init__()
-        self.gamma_1, self.gamma_2 = scale(dim, gamma), scale(dim, gamma)
-        self.norm1, self.attn = nn.LayerNorm(dim, eps=EPS), TalkingHeads(dim, heads)
-        self.norm2, self.mlp = nn.LayerNorm(dim, eps=EPS), mlp(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.gamma_1 * self.attn(self.norm1(x))
-        return x + self.gamma_2 * self.mlp(self.norm2(x))
+def block(dim: int, heads: int, gamma: float) -> nn.Module:
+    """Build x + gamma_1 * attention(LN(x)), then x + gamma_2 * MLP(LN(x))."""
+    norm1, norm2 = (nn.LayerNorm(dim, eps=EPS) for _ in range(2))
+    gamma_1, gamma_2 = (torch.full((dim,), float(gamma)) for _ in range(2))
+    return Residual(
+        {"norm1": norm1, "attn": TalkingHeads(dim, heads), "gamma_1": gamma_1},
+        {"norm2": norm2, "mlp": mlp(dim), "gamma_2": gamma_2},
+    )
 
 
 class TalkingHeads(nn.Module):
@@ -84,8 +65,7 @@ class TalkingHeads(nn.Module):
         self.proj_l, self.proj_w = nn.Linear(heads, heads), nn.Linear(heads, heads)
 
     def forward(self, x: Tensor) -> Tensor:
-        # [B, N, 3 D] -> three of [B, heads, N, D / heads]
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = split(self.qkv(x), 3, self.heads)
         weights = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
         weights = self.proj_l(weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(-1)
         weights = self.proj_w(weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -97,16 +77,12 @@ class ClassBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, gamma: float) -> None:
         super().__init__()
-        self.gamma_1, self.gamma_2 = scale(dim, gamma), scale(dim, gamma)
+        scales = (nn.Parameter(torch.full((dim,), float(gamma))) for _ in range(2))
+        self.gamma_1, self.gamma_2 = scales
         self.norm1, self.attn = nn.LayerNorm(dim, eps=EPS), ClassAttention(dim, heads)
         self.norm2, self.mlp = nn.LayerNorm(dim, eps=EPS), mlp(dim)
 
-    def forward(self, token: Tensor, patches: Tensor) -> Tensor:
-        u = torch.cat([token, patches], 1)
-        token = token + self.gamma_1 * self.attn(self.norm1(u))
-        return token + self.gamma_2 * self.mlp(self.norm2(token))
-
-
-def scale(dim: int, value: float) -> nn.Parameter:
-    """Build a layer scale: one factor for each channel."""
-    return nn.Parameter(torch.full((dim,), float(value)))
+    def forward(self, x: Tensor) -> Tensor:
+        token = x[:, :1] + self.gamma_1 * self.attn(self.norm1(x))
+        token = token + self.gamma_2 * self.mlp(self.norm2(token))
+        return torch.cat([token, x[:, 1:]], 1)

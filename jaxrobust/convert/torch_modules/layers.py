@@ -3,13 +3,16 @@
 An exported file holds those that its network needs, so that it depends on nothing but PyTorch.
 """
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 EPS = 1e-6  # of layer norms
+Layers = Mapping[str, nn.Module]  # under their names
 ACTIVATIONS = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,
@@ -31,43 +34,49 @@ def mlp(dim: int, hidden: int = 0, act: type[nn.Module] = nn.GELU) -> nn.Module:
 
 
 def conv(
-    ins: int, outs: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = False
+    ins: int,
+    outs: int,
+    kernel: int = 3,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    dilation: int = 1,
 ) -> nn.Conv2d:
     """Build a convolution that keeps the size, but for its stride."""
-    return nn.Conv2d(ins, outs, kernel, stride, kernel // 2, groups=groups, bias=bias)
+    padding = dilation * (kernel // 2)
+    return nn.Conv2d(ins, outs, kernel, stride, padding, dilation, groups, bias)
 
 
-class Residual(nn.Sequential):
-    """x + what its layers make of x one after another.
+class Residual(nn.Module):
+    """x + what layers make of x one after another; of several `branches`, so with each in turn.
 
-    A layer `shortcut` (or `downsample`, `res`) maps the x that is added; `last` maps the sum.
+    A layer `shortcut` (or `downsample`, `res`, `proj`) maps the x that is added; `last` maps the
+    sum. A tensor in the place of a layer is a learned factor of the channels.
     """
 
-    def __init__(self, **layers: nn.Module) -> None:
-        super().__init__(OrderedDict(layers))
+    def __init__(self, *branches: Mapping[str, Any], **layers: Any) -> None:
+        super().__init__()
+        branches = branches or (layers,)
+        for branch in branches:
+            for name, part in branch.items():
+                setattr(self, name, part if isinstance(part, nn.Module) else nn.Parameter(part))
+        self.branches = [tuple(branch) for branch in branches]
 
     def forward(self, x: Tensor) -> Tensor:
-        layers, added = dict(self.named_children()), x
-        last = layers.pop("last", nn.Identity())
-        for name in layers.keys() & {"shortcut", "downsample", "res"}:
-            added = layers.pop(name)(x)
-        for layer in layers.values():
-            x = layer(x)
-        return last(x + added)
-
-
-def stem(ins: int, outs: int, kernel: int, act: type[nn.Module]) -> dict[str, nn.Module]:
-    """Build a convolution, norm and activation; one of 7x7 has stride 2, and pooling follows."""
-    first = conv(ins, outs, kernel, 2 if kernel == 7 else 1)
-    layers = {"conv1": first, "bn1": nn.BatchNorm2d(outs), "act": act()}
-    return layers | ({"pool": nn.MaxPool2d(3, 2, 1)} if kernel == 7 else {})
+        for names in self.branches:
+            y = added = x
+            for name in names:
+                part = getattr(self, name)
+                if name in ("shortcut", "downsample", "res", "proj"):
+                    added = part(x)
+                elif name != "last":
+                    y = part(y) if isinstance(part, nn.Module) else part * y
+            x = self.get_submodule("last")(y + added) if "last" in names else y + added
+        return x
 
 
 def stages(
-    ins: int,
-    outs: Sequence[int],
-    depths: Sequence[int],
-    block: Callable[[int, int, int], nn.Module],
+    ins: int, outs: Sequence[int], depths: Sequence[int], block: Callable[..., nn.Module]
 ) -> dict[str, nn.Module]:
     """Build layer1, layer2, ... of `block(ins, number, stride)`; all but one halve the map."""
     layers: dict[str, nn.Module] = {}
@@ -86,13 +95,23 @@ def project(ins: int, outs: int, stride: int, bias: bool = False) -> nn.Module:
 
 
 def narrow(
-    ins: int, width: int, outs: int, middle: nn.Module, act: type[nn.Module], **shortcut: nn.Module
+    sizes: tuple[int, int, int],
+    stride: int,
+    act: type[nn.Module],
+    middle: nn.Module,
+    shortcut: str = "shortcut",
+    bias: bool = False,
 ) -> nn.Module:
-    """Build 1x1 to `width`, `middle`, 1x1 to `outs`, each with its norm; act(that + shortcut)."""
-    layers = {"conv1": conv(ins, width, 1), "bn1": nn.BatchNorm2d(width), "act1": act()}
-    layers |= {"conv2": middle, "bn2": nn.BatchNorm2d(width), "act2": act()}
-    layers |= {"conv3": conv(width, outs, 1), "bn3": nn.BatchNorm2d(outs)}
-    return Residual(**layers, **shortcut, last=act())
+    """Build 1x1, `middle` and 1x1, each with its norm; act(that + shortcut), which has that name.
+
+    `sizes` are the channels that come in, inside and that go out; `bias` is of the shortcut.
+    """
+    ins, inner, outs = sizes
+    layers = {"conv1": conv(ins, inner, 1), "bn1": nn.BatchNorm2d(inner), "act1": act()}
+    layers |= {"conv2": middle, "bn2": nn.BatchNorm2d(inner), "act2": act()}
+    layers |= {"conv3": conv(inner, outs, 1), "bn3": nn.BatchNorm2d(outs)}
+    layers[shortcut] = project(ins, outs, stride, bias)
+    return Residual(**layers, last=act())
 
 
 class Squeeze(nn.Module):
@@ -118,6 +137,26 @@ class Mean(nn.Module):
         return x.mean(self.axes)
 
 
+def residual_net(
+    ins: int,
+    width: int,
+    kernel: int,
+    act: type[nn.Module],
+    outs: Sequence[int],
+    depths: Sequence[int],
+    block: Callable[..., nn.Module],
+    **last: nn.Module,
+) -> nn.Module:
+    """Build convolution, norm, activation, `stages`, the mean over the pixels and `last`.
+
+    A convolution of 7x7 has stride 2, and pooling follows.
+    """
+    first = conv(ins, width, kernel, 2 if kernel == 7 else 1)
+    layers = {"conv1": first, "bn1": nn.BatchNorm2d(width), "act": act()}
+    layers |= {"pool": nn.MaxPool2d(3, 2, 1)} if kernel == 7 else {}
+    return named(**layers, **stages(width, outs, depths, block), mean=Mean(), **last)
+
+
 class Tokens(nn.Module):
     """[B, C, H, W] -> [B, H * W, C]."""
 
@@ -130,6 +169,28 @@ class ChannelsLast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1)
+
+
+class ChannelsFirst(nn.Module):
+    """[B, H, W, C] -> [B, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)
+
+
+class PixelConv(nn.Conv2d):
+    """A convolution of [B, H, W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Square(nn.Module):
+    """[B, N, D] -> [B, D, H, W] of a square map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = math.isqrt(x.shape[1])
+        return x.mT.unflatten(2, (side, side))
 
 
 class Patches(nn.Module):
@@ -151,35 +212,36 @@ class TokenNorm(nn.BatchNorm1d):
         return super().forward(x.mT).mT
 
 
-class First(nn.Module):
-    """The first token: [B, N, D] -> [B, D]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, 0]
-
-
 class WithClassToken(nn.Module):
-    """Layers `embed` of the images, the class token in front, positions if any, layers `body`."""
+    """Layers `embed` of the images, then `patches`, the class token in front, layers `body`.
+
+    The last layer reads the class token alone. `tokens` are `cls_token` and perhaps positions: of
+    all tokens, or only of those of the images, which get them behind `embed`.
+    """
+
+    cls_token: Tensor
 
     def __init__(
-        self, dim: int, positions: int, embed: dict[str, nn.Module], body: dict[str, nn.Module]
+        self, embed: Layers, body: Layers, patches: Layers | None = None, **tokens: Tensor
     ) -> None:
         super().__init__()
-        if positions:
-            self.pos_embedding = nn.Parameter(torch.randn(1, positions, dim))
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
-        self.positions, self.embed, self.body = positions, tuple(embed), tuple(body)
-        for name, layer in (embed | body).items():
+        for name, value in tokens.items():
+            self.register_parameter(name, nn.Parameter(value))
+        parts = (embed, patches or {}, body)
+        for name, layer in (pair for part in parts for pair in part.items()):
             self.add_module(name, layer)
+        self.parts, self.positions = [*map(tuple, parts)], [*(tokens.keys() - {"cls_token"})]
+        self.reader = self.parts[-1][-1]
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images
-        for name in self.embed:
-            x = self.get_submodule(name)(x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
-        x = x + self.pos_embedding if self.positions else x
-        for name in self.body:
-            x = self.get_submodule(name)(x)
+        x, positions = images, [self.get_parameter(name) for name in self.positions]
+        for part, names in enumerate(self.parts):
+            if part == 2:
+                x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+            if part and positions and positions[0].shape[1] == x.shape[1]:
+                x = x + positions.pop()
+            for name in names:
+                x = self.get_submodule(name)(x[:, 0] if name == self.reader else x)
         return x
 
 
@@ -269,15 +331,20 @@ def conv_stem(
     kernels: Sequence[int] = (),
     project: int = 0,
 ) -> nn.Module:
-    """Build `stem`: convolution, layer norm, GELU for each width, and 1x1 to `project`."""
+    """Build `stem`: convolution, layer norm, GELU for each width, and 1x1 to `project`.
+
+    Without widths: one convolution of the patches to `project`.
+    """
+    if not widths:
+        (stride,) = strides
+        return nn.Conv2d(ins, project, stride, stride=stride)
     layers: list[nn.Module] = []
     for out, stride, k in zip(widths, strides, kernels or (3,) * len(widths), strict=True):
-        conv = nn.Conv2d(ins, out, k, stride=stride, padding=k // 2)
-        layers += [conv, ChannelNorm(out, eps=EPS), nn.GELU()]
+        layers += [conv(ins, out, k, stride, bias=True), ChannelNorm(out, eps=EPS), nn.GELU()]
         ins = out
     if project:
         layers.append(nn.Conv2d(ins, project, 1))
-    return nn.Sequential(OrderedDict(stem=nn.Sequential(*layers)))
+    return named(stem=nn.Sequential(*layers))
 
 
 class Normalize(nn.Module):
@@ -301,4 +368,4 @@ def normalized(
     """Put a network behind its normalisation, if it has any: names `normalize.*`, `model.*`."""
     if mean is None or std is None:
         return net
-    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))
+    return named(normalize=Normalize(mean, std), model=net)

@@ -8,14 +8,11 @@ from torch import nn
 
 from jaxrobust.convert.torch_modules.layers import (
     ACTIVATIONS,
-    Mean,
     Residual,
     conv,
-    named,
     narrow,
     project,
-    stages,
-    stem,
+    residual_net,
 )
 
 
@@ -33,13 +30,13 @@ def model(
     outs = [(4 if bottleneck else 1) * base << i for i in range(len(depths))]
 
     def block(ins: int, i: int, stride: int) -> nn.Module:
-        inner, downsample = width << i, project(ins, outs[i], stride)
+        inner = width << i
         if bottleneck:
             middle = conv(inner, inner, 3, stride)
-            return narrow(ins, inner, outs[i], middle, act, downsample=downsample)
+            return narrow((ins, inner, outs[i]), stride, act, middle, "downsample")
         layers = {"conv1": conv(ins, inner, 3, stride), "bn1": nn.BatchNorm2d(inner), "act": act()}
         layers |= {"conv2": conv(inner, outs[i]), "bn2": nn.BatchNorm2d(outs[i])}
-        return Residual(**layers, downsample=downsample, last=act())
+        return Residual(**layers, downsample=project(ins, outs[i], stride), last=act())
 
-    parts = stem(in_channels, base, kernel, act) | stages(base, outs, depths, block)
-    return named(**parts, mean=Mean(), fc=nn.Linear(outs[-1], num_classes))
+    fc = nn.Linear(outs[-1], num_classes)
+    return residual_net(in_channels, base, kernel, act, outs, depths, block, fc=fc)

@@ -5,12 +5,12 @@ Source: Huang et al. 2022 (arXiv 2212.11005).
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, ChannelNorm, Squeeze
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, ChannelNorm, Squeeze, named
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
@@ -31,41 +31,29 @@ BLOCKS: dict[str, tuple[int, float, str]] = {
 class Row(NamedTuple):
     """What all blocks of a network have in common."""
 
-    block: str
-    se: str
-    se_reduction: int
-    scales: int
-    groups: int
-    base_width: int
-    activation: str
-    norm: str
-    preact: bool
-    residual: bool
-    first_conv: str
+    block: str = "basic"  # basic, bottleneck, aggregated, hierarchical or inverted
+    se: str = "none"  # none, standard, conv3x3, identity or residual
+    se_reduction: int = 64  # the channels of squeeze and excitation by its hidden units
+    scales: int = 8  # of the inner 3x3 convolutions
+    groups: int = 4
+    base_width: int = 0  # channels of a group in a block of 160 planes; 0: those of `BLOCKS`
+    activation: str = "relu"
+    norm: str = "batch"  # batch, group, layer or instance
+    preact: bool = True  # norm and activation before each convolution, else behind it
+    residual: bool = True  # whether blocks have a shortcut
+    first_conv: str = "activated"  # what a first 1x1 reads: activated, or raw
 
 
 def model(
     depths: tuple[int, ...],  # blocks of each stage
     widths: tuple[int, ...] = (),  # of each stage; 16, 32, 64 times it are the planes
     planes: tuple[int, ...] = (),  # channels of each stage's blocks; empty: those of `widths`
-    block: str = "basic",  # basic, bottleneck, aggregated, hierarchical or inverted
-    se: str = "none",  # none, standard, conv3x3, identity or residual
-    se_reduction: int = 64,  # the channels of squeeze and excitation by its hidden units
-    scales: int = 8,  # of the inner 3x3 convolutions
-    groups: int = 4,
-    base_width: int = 0,  # channels of a group in a block of 160 planes; 0: those of `BLOCKS`
-    activation: str = "relu",
-    norm: str = "batch",  # batch, group, layer or instance
-    preact: bool = True,  # norm and activation before each convolution, else behind it
-    residual: bool = True,  # whether blocks have a shortcut
-    first_conv: str = "activated",  # what a first 1x1 reads: activated, or raw
     in_channels: int = 3,
     num_classes: int = 10,
+    **row: Any,  # fields of `Row`
 ) -> nn.Module:
     own = tuple(planes) or tuple((16 << i) * width for i, width in enumerate(widths))
-    parts = (scales, groups, base_width)
-    row = Row(*(block, se, se_reduction, *parts, activation, norm, preact, residual, first_conv))
-    return RobustResNet(tuple(depths), own, row, in_channels, num_classes)
+    return RobustResNet(tuple(depths), own, Row(**row), in_channels, num_classes)
 
 
 class RobustResNet(nn.Module):
@@ -86,7 +74,8 @@ class RobustResNet(nn.Module):
         for i, (depth, width) in enumerate(zip(depths, planes, strict=True)):
             outs = width * BLOCKS[row.block][0]
             rows = [(ins, 2 if i else 1)] + [(outs, 1)] * (depth - 1)
-            stages.append(Stage([Block(a, width, stride, row) for a, stride in rows]))
+            blocks = [Block(a, width, stride, row) for a, stride in rows]
+            stages.append(named(layer=nn.Sequential(*blocks)))
             ins = outs
         self.blocks = nn.ModuleList(stages)
         self.norm1 = NORMS[row.norm](ins if row.preact else 16)
@@ -100,17 +89,6 @@ class RobustResNet(nn.Module):
             x = stage(x)
         x = self.act(self.norm1(x)) if self.row.preact else x
         return self.fc(x.mean((2, 3)))
-
-
-class Stage(nn.Module):
-    """The blocks between two reductions of the map."""
-
-    def __init__(self, blocks: list[nn.Module]) -> None:
-        super().__init__()
-        self.layer = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
 
 
 class Block(nn.Module):
@@ -205,7 +183,6 @@ class Block(nn.Module):
 
 def conv(ins: int, outs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Build a convolution without bias that keeps the size, but for its stride."""
-    how = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": False}
-    made = nn.Conv2d(ins, outs, kernel, **how)  # type: ignore[arg-type]
+    made = nn.Conv2d(ins, outs, kernel, stride, kernel // 2, groups=groups, bias=False)
     nn.init.normal_(made.weight, std=math.sqrt(2 / (kernel * kernel * outs)))
     return made

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import Residual, named
+from jaxrobust.convert.torch_modules.layers import Residual, conv, named
 
 Steps = tuple[tuple[tuple[str, int], ...], ...]
 
@@ -67,8 +67,7 @@ class Searched(nn.Module):
     ) -> None:
         super().__init__()
         width, before, reduced = channels, (3 * channels, 3 * channels), False
-        stem = nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False)
-        self.stem = nn.Sequential(stem, nn.BatchNorm2d(3 * channels))
+        self.stem = nn.Sequential(conv(in_channels, 3 * channels), nn.BatchNorm2d(3 * channels))
         self.cells = nn.ModuleList()
         for i in range(cells):
             reduces = i in (cells // 3, 2 * cells // 3)
@@ -113,7 +112,7 @@ class Block(nn.Module):
 def project(ins: int, outs: int, affine: bool) -> nn.Module:
     """Build ReLU, 1x1 convolution, norm."""
     norm = nn.BatchNorm2d(outs, affine=affine)
-    return named(op=nn.Sequential(nn.ReLU(), conv(ins, outs), norm))
+    return named(op=nn.Sequential(nn.ReLU(), conv(ins, outs, 1), norm))
 
 
 class Reduce(nn.Module):
@@ -121,7 +120,7 @@ class Reduce(nn.Module):
 
     def __init__(self, ins: int, outs: int, affine: bool) -> None:
         super().__init__()
-        self.conv_1, self.conv_2 = (conv(ins, outs // 2, stride=2) for _ in range(2))
+        self.conv_1, self.conv_2 = (conv(ins, outs // 2, 1, 2) for _ in range(2))
         self.bn = nn.BatchNorm2d(outs, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,16 +134,15 @@ def separable(
     """Build ReLU, depthwise convolution, 1x1 convolution and norm, once or twice."""
     layers: list[nn.Module] = []
     for own in (stride, 1)[:times]:
-        depthwise = conv(channels, channels, kernel, own, dilation, groups=channels)
+        depthwise = conv(channels, channels, kernel, own, channels, dilation=dilation)
         norm = nn.BatchNorm2d(channels, affine=affine)
-        layers += [nn.ReLU(), depthwise, conv(channels, channels), norm]
+        layers += [nn.ReLU(), depthwise, conv(channels, channels, 1), norm]
     return named(op=nn.Sequential(*layers))
 
 
 def both(channels: int, stride: int, affine: bool) -> nn.Module:
     """Build the sum of a separable convolution and a skip."""
-    skipped = skip(channels, stride, affine)
-    return Residual(conv=separable(channels, stride, affine), res=skipped)
+    return Residual(conv=separable(channels, stride, affine), res=skip(channels, stride, affine))
 
 
 def skip(channels: int, stride: int, affine: bool) -> nn.Module:
@@ -160,11 +158,3 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "avg3": lambda channels, stride, affine: nn.AvgPool2d(3, stride, 1, count_include_pad=False),
     "both": both,
 }
-
-
-def conv(
-    ins: int, outs: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1
-) -> nn.Conv2d:
-    """Build a convolution without bias that keeps the size, but for its stride."""
-    padding = dilation * (kernel // 2)
-    return nn.Conv2d(ins, outs, kernel, stride, padding, dilation, groups, bias=False)

@@ -3,12 +3,17 @@
 Source: Liu et al. 2021 (arXiv 2103.14030).
 """
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import mlp
+from jaxrobust.convert.torch_modules.layers import (
+    ChannelsLast,
+    Mean,
+    Residual,
+    SelfAttention,
+    mlp,
+    named,
+)
 
 
 def model(
@@ -27,32 +32,15 @@ def model(
         if i:
             side = (side + 1) // 2
         size, shift = (window, window // 2) if side > window else (side, 0)
-        shifts = [shift * (j % 2) for j in range(depth)]
-        blocks = [Block(dim << i, count, side, size, s, eps) for s in shifts]
+        attentions = [Attention(dim << i, count, side, size, shift * (j % 2)) for j in range(depth)]
+        blocks = nn.Sequential(*[block(dim << i, attention, eps) for attention in attentions])
         down = Merge(dim << (i - 1), eps) if i else nn.Identity()
-        parts = {"downsample": down, "blocks": nn.Sequential(*blocks)}
-        layers.append(nn.Sequential(OrderedDict(parts)))
-    stem = nn.Conv2d(in_channels, dim, patch, stride=patch)
-    return Swin(stem, nn.Sequential(*layers), dim, dim << (len(layers) - 1), eps, num_classes)
-
-
-class Swin(nn.Module):
-    """Patches, stages on [B, H, W, C], layer norm, mean over the map, linear."""
-
-    def __init__(
-        self, stem: nn.Module, layers: nn.Module, dim: int, last: int, eps: float, num_classes: int
-    ) -> None:
-        super().__init__()
-        embed = {"proj": stem, "norm": nn.LayerNorm(dim, eps=eps)}
-        self.patch_embed = nn.ModuleDict(embed)
-        self.layers = layers
-        self.norm = nn.LayerNorm(last, eps=eps)
-        self.head = nn.Sequential(OrderedDict(fc=nn.Linear(last, num_classes)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.patch_embed["proj"](images).permute(0, 2, 3, 1)
-        x = self.layers(self.patch_embed["norm"](x))
-        return self.head(self.norm(x).mean((1, 2)))
+        layers.append(named(downsample=down, blocks=blocks))
+    stem, last = nn.Conv2d(in_channels, dim, patch, stride=patch), dim << (len(layers) - 1)
+    embed = named(proj=stem, last=ChannelsLast(), norm=nn.LayerNorm(dim, eps=eps))
+    parts = {"patch_embed": embed, "layers": nn.Sequential(*layers)}
+    head = named(fc=nn.Linear(last, num_classes))
+    return named(**parts, norm=nn.LayerNorm(last, eps=eps), mean=Mean(1, 2), head=head)
 
 
 class Merge(nn.Module):
@@ -70,59 +58,39 @@ class Merge(nn.Module):
         return self.reduction(self.norm(x))
 
 
-class Block(nn.Module):
-    """x + attention(LN(x)) within windows, shifted or not, then x + MLP(LN(x))."""
-
-    mask: Tensor
-
-    def __init__(
-        self, dim: int, heads: int, side: int, window: int, shift: int, eps: float
-    ) -> None:
-        super().__init__()
-        self.window, self.shift = window, shift
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, heads, window)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = mlp(dim)
-        self.pad = -side % window
-        mask = shift_mask(side + self.pad, window, shift) if shift else torch.zeros(1, 1, 1)
-        self.register_buffer("mask", mask, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        side = x.shape[1]
-        y = self.norm1(x).roll((-self.shift, -self.shift), (1, 2))
-        y = nn.functional.pad(y, (0, 0, 0, self.pad, 0, self.pad))
-        y = merged(self.attn(windows(y, self.window), self.mask), side + self.pad)
-        y = y[:, :side, :side].roll((self.shift, self.shift), (1, 2))
-        x = x + y
-        return x + self.mlp(self.norm2(x))
+def block(dim: int, attention: nn.Module, eps: float) -> nn.Module:
+    """Build x + attention(LN(x)), then x + MLP(LN(x)), of [B, H, W, C]."""
+    first = {"norm1": nn.LayerNorm(dim, eps=eps), "attn": attention}
+    return Residual(first, {"norm2": nn.LayerNorm(dim, eps=eps), "mlp": mlp(dim)})
 
 
-class Attention(nn.Module):
-    """Attention within each window, plus a learned bias for each offset of key from query."""
+class Attention(SelfAttention):
+    """Attention within windows, shifted or not, plus a bias for each offset of key from query."""
 
     index: Tensor
+    mask: Tensor
 
-    def __init__(self, dim: int, heads: int, window: int) -> None:
-        super().__init__()
-        self.heads = heads
+    def __init__(self, dim: int, heads: int, side: int, window: int, shift: int) -> None:
+        super().__init__(heads, qkv=nn.Linear(dim, 3 * dim), proj=nn.Linear(dim, dim))
+        self.window, self.shift, self.pad = window, shift, -side % window
         table = 0.02 * torch.randn((2 * window - 1) ** 2, heads)
         self.relative_position_bias_table = nn.Parameter(table)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
         at = torch.arange(window)
         row, column = at.repeat_interleave(window), at.repeat(window)
         rows = row[:, None] - row + window - 1
         index = rows * (2 * window - 1) + column[:, None] - column + window - 1
         self.register_buffer("index", index, persistent=False)
+        mask = shift_mask(side + self.pad, window, shift) if shift else torch.zeros(1, 1, 1)
+        self.register_buffer("mask", mask, persistent=False)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Attend in each of W windows, [B, W, N, D]; the mask [W or 1, N or 1, N or 1] is added."""
-        # [B, W, N, 3 D] -> three of [B, W, heads, N, D / heads]
-        q, k, v = self.qkv(x).unflatten(3, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
-        bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)
-        weights = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + bias + mask[:, None]
-        return self.proj((weights.softmax(-1) @ v).transpose(2, 3).flatten(3))
+    def bias(self, x: Tensor) -> Tensor:  # [windows or 1, heads, N, N]
+        return self.relative_position_bias_table[self.index].permute(2, 0, 1) + self.mask[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        side, shift = x.shape[1], self.shift
+        x = nn.functional.pad(x.roll((-shift, -shift), (1, 2)), (0, 0, 0, self.pad, 0, self.pad))
+        x = merged(super().forward(windows(x, self.window)), side + self.pad)
+        return x[:, :side, :side].roll((shift, shift), (1, 2))
 
 
 def windows(x: Tensor, side: int) -> Tensor:

@@ -4,12 +4,21 @@ Source: El-Nouby et al. 2021 (arXiv 2106.09681).
 """
 
 import math
-from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import EPS, ClassAttention, mlp
+from jaxrobust.convert.torch_modules.layers import (
+    EPS,
+    ChannelsFirst,
+    ChannelsLast,
+    ClassAttention,
+    Residual,
+    WithClassToken,
+    conv,
+    mlp,
+    named,
+)
 
 
 def model(
@@ -22,32 +31,14 @@ def model(
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
-    blocks = nn.ModuleList([Block(dim, heads, gamma_init) for _ in range(depth)])
+    embed: dict[str, nn.Module] = {"patch_embed": named(proj=stem(in_channels, dim, stem_strides))}
+    embed |= {"pos_embed": FourierPositions(dim), "last": ChannelsLast()}
+    embed["blocks"] = nn.Sequential(*[block(dim, heads, gamma_init) for _ in range(depth)])
+    embed["tokens"] = nn.Flatten(1, 2)
     last = nn.Sequential(*[ClassBlock(dim, heads, gamma_init, tokens_norm) for _ in range(2)])
-    return Xcit(stem(in_channels, dim, stem_strides), blocks, last, dim, num_classes)
-
-
-class Xcit(nn.Module):
-    """Stem and positions, blocks on the patches, class attention, linear on the class token."""
-
-    def __init__(
-        self, stem: nn.Module, blocks: nn.ModuleList, last: nn.Module, dim: int, num_classes: int
-    ) -> None:
-        super().__init__()
-        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
-        self.patch_embed = nn.Sequential(OrderedDict(proj=stem))
-        self.pos_embed = FourierPositions(dim)
-        self.blocks = blocks
-        self.cls_attn_blocks = last
-        self.norm, self.head = nn.LayerNorm(dim, eps=EPS), nn.Linear(dim, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        grid = self.patch_embed(images)
-        x = (grid + self.pos_embed(*grid.shape[2:])).flatten(2).transpose(1, 2)
-        for block in self.blocks:
-            x = block(x, *grid.shape[2:])
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
-        return self.head(self.norm(self.cls_attn_blocks(x))[:, 0])
+    body: dict[str, nn.Module] = {"cls_attn_blocks": last, "norm": nn.LayerNorm(dim, eps=EPS)}
+    body["head"] = nn.Linear(dim, num_classes)
+    return WithClassToken(embed, body, cls_token=0.02 * torch.randn(1, 1, dim))
 
 
 def stem(ins: int, dim: int, strides: tuple[int, ...]) -> nn.Sequential:
@@ -55,21 +46,20 @@ def stem(ins: int, dim: int, strides: tuple[int, ...]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for left, stride in zip(reversed(range(len(strides))), strides, strict=True):
         out = dim >> left
-        conv = nn.Conv2d(ins, out, 3, stride=stride, padding=1, bias=False)
-        layers += [nn.Sequential(conv, nn.BatchNorm2d(out)), nn.GELU()]
+        layers += [nn.Sequential(conv(ins, out, 3, stride), nn.BatchNorm2d(out)), nn.GELU()]
         ins = out
     return nn.Sequential(*layers[:-1])
 
 
 class FourierPositions(nn.Module):
-    """sin and cos of row, then of column, at 16 frequencies, through a 1x1 convolution."""
+    """x + a 1x1 convolution of sin and cos of row, then of column, at 16 frequencies."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.token_projection = nn.Conv2d(64, dim, 1)
 
-    def forward(self, height: int, width: int) -> Tensor:
-        kernel = self.token_projection.weight
+    def forward(self, x: Tensor) -> Tensor:
+        (height, width), kernel = x.shape[2:], self.token_projection.weight
         # In float32 also for a network in float64: the published networks have it so.
         device = kernel.device
         steps = torch.arange(0, 32, 2, dtype=torch.float32, device=device)
@@ -82,29 +72,22 @@ class FourierPositions(nn.Module):
 
         row, column = waves(height)[:, :, None], waves(width)[:, None]
         grid = [row.expand(-1, -1, width), column.expand(-1, height, -1)]
-        return self.token_projection(torch.cat(grid)[None])
+        return x + self.token_projection(torch.cat(grid)[None])
 
 
-class Block(nn.Module):
-    """Cross-covariance attention, local patch interaction, MLP; each scaled and added."""
-
-    def __init__(self, dim: int, heads: int, gamma: float) -> None:
-        super().__init__()
-        scales = (nn.Parameter(gamma * torch.ones(dim)) for _ in range(3))
-        self.gamma1, self.gamma3, self.gamma2 = scales
-        self.norm1, self.attn = nn.LayerNorm(dim, eps=EPS), CrossCovariance(dim, heads)
-        self.norm3, self.local_mp = nn.LayerNorm(dim, eps=EPS), local_interaction(dim)
-        self.norm2, self.mlp = nn.LayerNorm(dim, eps=EPS), mlp(dim)
-
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        x = x + self.gamma1 * self.attn(self.norm1(x))
-        grid = self.norm3(x).transpose(1, 2).unflatten(2, (height, width))
-        x = x + self.gamma3 * self.local_mp(grid).flatten(2).transpose(1, 2)
-        return x + self.gamma2 * self.mlp(self.norm2(x))
+def block(dim: int, heads: int, gamma: float) -> nn.Module:
+    """Build attention, local patch interaction and MLP on [B, H, W, D]; each scaled and added."""
+    norm1, norm2, norm3 = (nn.LayerNorm(dim, eps=EPS) for _ in range(3))
+    gamma1, gamma2, gamma3 = (gamma * torch.ones(dim) for _ in range(3))
+    return Residual(
+        {"norm1": norm1, "attn": CrossCovariance(dim, heads), "gamma1": gamma1},
+        {"norm3": norm3, "local_mp": local_interaction(dim), "gamma3": gamma3},
+        {"norm2": norm2, "mlp": mlp(dim), "gamma2": gamma2},
+    )
 
 
 class CrossCovariance(nn.Module):
-    """Attention between channels: q and k have unit length over the tokens."""
+    """Attention between channels of [B, H, W, D]: q and k have unit length over the pixels."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -114,17 +97,18 @@ class CrossCovariance(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # [B, N, 3 D] -> three of [B, heads, D / heads, N]
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 4, 1)
+        q, k, v = self.qkv(x).flatten(1, 2).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 4, 1)
         q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
         weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(-1)
-        return self.proj((weights @ v).permute(0, 3, 1, 2).flatten(2))
+        found = (weights @ v).permute(0, 3, 1, 2).flatten(2)
+        return self.proj(found).unflatten(1, x.shape[1:3])
 
 
 def local_interaction(dim: int) -> nn.Module:
     """Build two depthwise 3x3 convolutions on the grid of patches, GELU and batch norm between."""
-    first, last = (nn.Conv2d(dim, dim, 3, padding=1, groups=dim) for _ in range(2))
+    first, last = (conv(dim, dim, groups=dim, bias=True) for _ in range(2))
     layers = {"conv1": first, "act": nn.GELU(), "bn": nn.BatchNorm2d(dim), "conv2": last}
-    return nn.Sequential(OrderedDict(layers))
+    return named(first=ChannelsFirst(), **layers, last=ChannelsLast())
 
 
 class ClassBlock(nn.Module):

@@ -1,13 +1,12 @@
 """Convolutions and products of matrices."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.interop.program import ChannelsLast, Row
+from jaxrobust.interop.program import ChannelsLast, Ints, Row
 from jaxrobust.types import Array
 
 
@@ -15,11 +14,11 @@ def _convolution(
     x: Array,
     weight: Array,
     bias: Array | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
     transposed: bool,
-    output_padding: Sequence[int],
+    output_padding: Ints,
     groups: int,
 ) -> ChannelsLast:
     """Return the convolution of [B,sides...,in] with PyTorch's weight [out,in/groups,taps...]."""

@@ -73,18 +73,17 @@ def _quantised(x: Array, scale: Any, zero: Any, low: int, high: int) -> tuple[Ar
 
 
 Functions = dict[str, Callable[..., Any]]
+
+
+def _called(module: Any, *names: str) -> Functions:
+    """Look up functions whose names are PyTorch's."""
+    return {name: getattr(module, name) for name in names}
+
+
 _UNARY: Functions = {
-    "abs": jnp.abs,
+    **_called(jnp, "abs", "sign", "floor", "ceil", "trunc", "round", "isnan", "isinf"),
+    **_called(jnp, "logical_not", "bitwise_not"),
     "neg": jnp.negative,
-    "sign": jnp.sign,
-    "floor": jnp.floor,
-    "ceil": jnp.ceil,
-    "trunc": jnp.trunc,
-    "round": jnp.round,
-    "isnan": jnp.isnan,
-    "isinf": jnp.isinf,
-    "logical_not": jnp.logical_not,
-    "bitwise_not": jnp.bitwise_not,
     **{name: lambda x, **ignored: x for name in ("clone", "alias")},
     "_to_copy": lambda x, dtype=None: x if dtype is None else jnp.asarray(x).astype(dtype),
     "relu": _relu,
@@ -96,27 +95,17 @@ _UNARY: Functions = {
     "clamp": _clamp,
 }
 _OF_FLOATS: Functions = {
-    **{name: getattr(jnp, name) for name in ("exp", "expm1", "log", "log2", "log10", "log1p")},
-    **{name: getattr(jnp, name) for name in ("sqrt", "sin", "cos", "tan", "sinh", "cosh", "tanh")},
+    **_called(jnp, "exp", "expm1", "log", "log2", "log10", "log1p", "sqrt", "reciprocal"),
+    **_called(jnp, "sin", "cos", "tan", "sinh", "cosh", "tanh"),
     **{f"a{name}": getattr(jnp, f"arc{name}") for name in ("sin", "cos", "tan")},
     **{f"a{name}": getattr(jnp, f"arc{name}") for name in ("sinh", "cosh", "tanh")},
-    "rsqrt": jax.lax.rsqrt,
-    "reciprocal": jnp.reciprocal,
-    "erf": jax.lax.erf,
-    "erfc": jax.lax.erfc,
+    **_called(jax.lax, "rsqrt", "erf", "erfc", "lgamma", "digamma"),
     "erfinv": jax.lax.erf_inv,
-    "lgamma": jax.lax.lgamma,
-    "digamma": jax.lax.digamma,
     "sigmoid": jax.nn.sigmoid,
 }
 _BINARY: Functions = {
-    "maximum": jnp.maximum,
-    "minimum": jnp.minimum,
+    **_called(jnp, "maximum", "minimum", "hypot", "logical_and", "logical_or", "logical_xor"),
     "atan2": jnp.arctan2,
-    "hypot": jnp.hypot,
-    "logical_and": jnp.logical_and,
-    "logical_or": jnp.logical_or,
-    "logical_xor": jnp.logical_xor,
     "copy": lambda x, source: jnp.broadcast_to(source, x.shape).astype(x.dtype),
 }
 _OF_TENSOR_OR_SCALAR: Functions = {
@@ -130,11 +119,7 @@ _OF_TENSOR_OR_SCALAR: Functions = {
     "le": jnp.less_equal,
     "gt": jnp.greater,
     "ge": jnp.greater_equal,
-    "bitwise_and": jnp.bitwise_and,
-    "bitwise_or": jnp.bitwise_or,
-    "bitwise_xor": jnp.bitwise_xor,
-    "remainder": jnp.remainder,
-    "fmod": jnp.fmod,
+    **_called(jnp, "bitwise_and", "bitwise_or", "bitwise_xor", "remainder", "fmod"),
 }
 
 

@@ -1,6 +1,5 @@
 """Operators of pairs and groups: reductions into places, distances, forms of two vectors."""
 
-from collections.abc import Sequence
 from string import ascii_letters
 
 import jax.numpy as jnp
@@ -8,7 +7,7 @@ from jax import lax
 
 from jaxrobust.interop.operators.gradients import with_gradient_of
 from jaxrobust.interop.operators.reductions import along
-from jaxrobust.interop.program import Row
+from jaxrobust.interop.program import Ints, Row
 from jaxrobust.types import Array
 
 
@@ -106,21 +105,14 @@ def _pairs(x: Array, order: float) -> Array:
 
 
 def _trilinear(
-    x: Array,
-    y: Array,
-    z: Array,
-    expand_x: Sequence[int],
-    expand_y: Sequence[int],
-    expand_z: Sequence[int],
-    summed: Sequence[int],
-    unroll: int = 1,
+    x: Array, y: Array, z: Array, new_x: Ints, new_y: Ints, new_z: Ints, summed: Ints, *ignored: int
 ) -> Array:
-    axes = ascii_letters[: x.ndim + len(expand_x)]
+    axes = ascii_letters[: x.ndim + len(new_x)]
 
-    def without(gone: Sequence[int]) -> str:
+    def without(gone: Ints) -> str:
         return "".join(letter for place, letter in enumerate(axes) if place not in gone)
 
-    terms = ",".join(map(without, (expand_x, expand_y, expand_z)))
+    terms = ",".join(map(without, (new_x, new_y, new_z)))
     return jnp.einsum(f"{terms}->{without(summed)}", x, y, z)
 
 

@@ -1,12 +1,11 @@
 """Batch, layer, group and instance norm in eval mode."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.interop.program import ChannelsLast, Row
+from jaxrobust.interop.program import ChannelsLast, Ints, Row
 from jaxrobust.types import Array
 
 Weight = Array | None
@@ -39,21 +38,14 @@ def _batch_norm_of_images(
 
 
 def _layer_norm(
-    x: Array, shape: Sequence[int], weight: Weight, bias: Weight, eps: float
+    x: Array, shape: Ints, weight: Weight, bias: Weight, eps: float
 ) -> tuple[Array, None, None]:
     axes = tuple(range(x.ndim - len(shape), x.ndim))
     return _scaled(_normalised(x, axes, eps), weight, bias), None, None
 
 
 def _group_norm(
-    x: Array,
-    weight: Weight,
-    bias: Weight,
-    n: int,
-    channels: int,
-    size: int,
-    groups: int,
-    eps: float,
+    x: Array, weight: Weight, bias: Weight, n: int, c: int, pixels: int, groups: int, eps: float
 ) -> tuple[Any, None, None]:
     split = x.reshape(*x.shape[:-1], groups, -1)
     axes = (*range(1, x.ndim - 1), x.ndim)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrobust.interop.program import ChannelsLast, Row
+from jaxrobust.interop.program import ChannelsLast, Ints, Row
 from jaxrobust.types import Array
 
 
@@ -41,12 +41,7 @@ class _Axis(NamedTuple):
 
 
 def _axes(
-    x: Array,
-    size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
+    x: Array, size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool
 ) -> list[_Axis]:
     sides = x.shape[1:-1]
     every = [tuple(v) * (len(sides) if len(v) == 1 else 1) for v in (size, padding, dilation)]
@@ -92,15 +87,8 @@ def _larger_pair(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array,
     return jnp.where(wins, y[0], x[0]), jnp.where(wins, y[1], x[1])
 
 
-def _max_pool(
-    x: Array,
-    size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-) -> _Largest:
-    axes = _axes(x, size, stride, padding, dilation, ceil_mode)[::-1]
+def _max_pool(x: Array, *how: Any) -> _Largest:  # as of `_axes`
+    axes = _axes(x, *how)[::-1]
 
     def places() -> Array:
         pair = lax.stop_gradient(x), _numbered(x)
@@ -117,9 +105,9 @@ def _max_pool(
 
 def _average_pool(
     x: Array,
-    size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
+    size: Ints,
+    stride: Ints,
+    padding: Ints,
     ceil_mode: bool,
     count_include_pad: bool,
     divisor: int | None = None,
@@ -136,7 +124,7 @@ def _bins(side: int, count: int) -> list[slice]:
     return [slice(i * side // count, -(-(i + 1) * side // count)) for i in range(count)]
 
 
-def _adaptive(x: Array, counts: Sequence[int], reduce: Callable[..., Array]) -> Array:
+def _adaptive(x: Array, counts: Ints, reduce: Callable[..., Array]) -> Array:
     for axis, count in reversed(list(enumerate(counts, 1))):
         side = x.shape[axis]
         if side % count == 0:
@@ -148,7 +136,7 @@ def _adaptive(x: Array, counts: Sequence[int], reduce: Callable[..., Array]) -> 
     return x
 
 
-def _adaptive_max(x: Array, counts: Sequence[int]) -> _Largest:
+def _adaptive_max(x: Array, counts: Ints) -> _Largest:
     def largest(x: Array, axis: int) -> Array:
         at = jnp.expand_dims(jnp.argmax(x, axis), axis)
         return jnp.squeeze(jnp.take_along_axis(x, at, axis), axis)
@@ -176,7 +164,7 @@ def _adaptive_max(x: Array, counts: Sequence[int]) -> _Largest:
     return _Largest(_adaptive(x, counts, largest), places)
 
 
-def _ratios(x: Array, sizes: Sequence[int] | None, factors: Sequence[float] | None) -> list[Any]:
+def _ratios(x: Array, sizes: Ints | None, factors: Sequence[float] | None) -> list[Any]:
     """Return (from, to, step) of each side: how far apart neighbours lie in the old one."""
     olds = x.shape[1:-1]
     if sizes is None:
@@ -185,9 +173,7 @@ def _ratios(x: Array, sizes: Sequence[int] | None, factors: Sequence[float] | No
     return [(o, n, o / n) for o, n in zip(olds, sizes, strict=True)]
 
 
-def _nearest(
-    x: Array, sizes: Sequence[int] | None, factors: Sequence[float] | None
-) -> ChannelsLast:
+def _nearest(x: Array, sizes: Ints | None, factors: Sequence[float] | None) -> ChannelsLast:
     for axis, (old, new, step) in enumerate(_ratios(x, sizes, factors), 1):
         places = np.floor(np.arange(new) * np.float32(step)).astype(int)
         x = jnp.take(x, np.minimum(places, old - 1), axis=axis)
@@ -195,7 +181,7 @@ def _nearest(
 
 
 def _linear(
-    x: Array, sizes: Sequence[int] | None, align: bool, factors: Sequence[float] | None
+    x: Array, sizes: Ints | None, align: bool, factors: Sequence[float] | None
 ) -> ChannelsLast:
     for axis, (old, new, step) in enumerate(_ratios(x, sizes, factors), 1):
         at = np.arange(new) * ((old - 1) / max(new - 1, 1) if align else step)
@@ -223,7 +209,7 @@ def _smoothed(
 ) -> Callable[..., ChannelsLast]:
     """Return the resizing whose kernel, of that reach, grows with the pixels it joins."""
 
-    def resize(x: Array, sizes: Sequence[int], align: bool, *factors: float | None) -> ChannelsLast:
+    def resize(x: Array, sizes: Ints, align: bool, *factors: float | None) -> ChannelsLast:
         for axis, (old, new) in enumerate(zip(x.shape[1:-1], sizes, strict=True), 1):
             given = factors[axis - 1] if len(factors) >= axis else None
             step = (old - 1) / max(new - 1, 1) if align else 1 / given if given else old / new

@@ -10,10 +10,10 @@ from jax import lax
 
 from jaxrobust.interop.operators.gradients import with_gradient_of
 from jaxrobust.interop.operators.shapes import moved
-from jaxrobust.interop.program import ChannelsLast, Row
+from jaxrobust.interop.program import ChannelsLast, Ints, Row
 from jaxrobust.types import Array
 
-Dims = Sequence[int] | None
+Dims = Ints | None
 
 
 def _axes(dims: Dims, axes: int) -> tuple[int, ...]:
@@ -54,15 +54,15 @@ def _norm(x: Array, order: float, dims: Dims, keepdim: bool, dtype: Any = None) 
     return jnp.where(none, 0, jnp.where(none, 1, powers) ** (1 / order))
 
 
+def taken(x: Array, places: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
+    """Return the numbers at one place of each row along `dim`, and the places."""
+    found = jnp.take_along_axis(x, places, axis=dim)
+    return (found, places) if keepdim else (jnp.squeeze(found, dim), jnp.squeeze(places, dim))
+
+
 def _extreme(arg: Callable[..., Array]) -> Row:
     """Return the row of an extreme with its place; the gradient goes to that place alone."""
-
-    def extreme(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
-        places = jnp.expand_dims(arg(x, axis=dim), dim)
-        found = jnp.take_along_axis(x, places, axis=dim)
-        return (found, places) if keepdim else (jnp.squeeze(found, dim), jnp.squeeze(places, dim))
-
-    return Row(extreme)
+    return Row(lambda x, dim, keepdim: taken(x, arg(x, axis=dim, keepdims=True), dim, keepdim))
 
 
 def _sort(x: Array, dim: int, descending: bool) -> tuple[Array, Array]:
@@ -136,23 +136,23 @@ def _put_where(x: Array, indices: Sequence[Any], value: Array, add: bool) -> Arr
     return jnp.where(mask, x + value if add else value, x)
 
 
-def _share(sizes: Sequence[int], normalization: int) -> float:
+def _share(sizes: Ints, normalization: int) -> float:
     """Return the factor of a Fourier transform: none, one by the root of its size, or by that."""
     size = float(np.prod(sizes))
     return (1.0, size**-0.5, 1 / size)[normalization]
 
 
-def _fourier(x: Array, dims: Sequence[int], normalization: int, forward: bool) -> Array:
+def _fourier(x: Array, dims: Ints, normalization: int, forward: bool) -> Array:
     found = jnp.fft.fftn(x, axes=dims) if forward else jnp.fft.ifftn(x, axes=dims, norm="forward")
     return found * _share([x.shape[dim] for dim in dims], normalization)
 
 
-def _fourier_of_reals(x: Array, dims: Sequence[int], normalization: int, half: bool) -> Array:
+def _fourier_of_reals(x: Array, dims: Ints, normalization: int, half: bool) -> Array:
     found = (jnp.fft.rfftn if half else jnp.fft.fftn)(x, axes=dims)
     return found * _share([x.shape[dim] for dim in dims], normalization)
 
 
-def _fourier_to_reals(x: Array, dims: Sequence[int], normalization: int, last: int) -> Array:
+def _fourier_to_reals(x: Array, dims: Ints, normalization: int, last: int) -> Array:
     sizes = [x.shape[dim] for dim in dims[:-1]] + [last]
     return jnp.fft.irfftn(x, s=sizes, axes=dims, norm="forward") * _share(sizes, normalization)
 

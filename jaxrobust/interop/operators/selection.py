@@ -8,17 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrobust.interop.operators.gradients import with_gradient_of
+from jaxrobust.interop.operators.reductions import taken
 from jaxrobust.interop.program import Row
 from jaxrobust.types import Array
-
-
-def _taken(x: Array, places: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
-    found = jnp.take_along_axis(x, places, axis=dim)
-    return (found, places) if keepdim else (jnp.squeeze(found, dim), jnp.squeeze(places, dim))
-
-
-def _first(mask: Array, dim: int) -> Array:
-    return jnp.argmax(mask, axis=dim, keepdims=True)
 
 
 def _median(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
@@ -26,8 +18,8 @@ def _median(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
     order = jnp.argsort(x, axis=dim, stable=True)
     middle = lax.index_in_dim(order, (x.shape[dim] - 1) // 2, dim % x.ndim)
     none = jnp.isnan(x)
-    places = jnp.where(none.any(dim, keepdims=True), _first(none, dim), middle)
-    return _taken(x, places, dim, keepdim)
+    places = jnp.where(none.any(dim, keepdims=True), jnp.argmax(none, dim, keepdims=True), middle)
+    return taken(x, places, dim, keepdim)
 
 
 def _median_of_numbers(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
@@ -35,7 +27,7 @@ def _median_of_numbers(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]
     order = jnp.argsort(x, axis=dim, stable=True)  # NaN comes last
     count = (~jnp.isnan(x)).sum(dim, keepdims=True)
     places = jnp.take_along_axis(order, jnp.maximum(count - 1, 0) // 2, axis=dim)
-    return _taken(x, places, dim, keepdim)
+    return taken(x, places, dim, keepdim)
 
 
 def _whole(median: Callable[[Array, int, bool], tuple[Array, Array]]) -> Row:
@@ -58,7 +50,7 @@ def _mode(x: Array, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]
     begins = jnp.concatenate([rows[..., :1] == rows[..., :1], rows[..., 1:] != rows[..., :-1]], -1)
     length = at - lax.cummax(jnp.where(begins, at, 0), axis=rows.ndim - 1)
     last = jnp.expand_dims(length.argmax(-1), dim)
-    return _taken(x, jnp.take_along_axis(order, last, axis=dim), dim, keepdim)
+    return taken(x, jnp.take_along_axis(order, last, axis=dim), dim, keepdim)
 
 
 def _histogram(x: Array, bins: int = 100, low: Any = 0, high: Any = 0) -> Array:
@@ -79,7 +71,7 @@ def _kth_value(x: Array, k: int, dim: int, keepdim: bool) -> tuple[Array, Array]
     rows = jnp.moveaxis(lax.stop_gradient(x), dim, -1)
     chosen = jax.vmap(lambda row: _selected(row, k - 1))(rows.reshape(-1, rows.shape[-1]))
     places = jnp.expand_dims(chosen.reshape(rows.shape[:-1]), dim)
-    return _taken(x, places, dim, keepdim)
+    return taken(x, places, dim, keepdim)
 
 
 def _selected(row: Array, k: int) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrobust.interop.program import ChannelsLast, Row
+from jaxrobust.interop.program import ChannelsLast, Ints, Row
 from jaxrobust.types import Array
 
 
@@ -28,11 +28,11 @@ def _slice_last(x: Array, dim: int, start: Any, end: Any, step: int) -> Channels
     return ChannelsLast(_part(x, moved(dim, x.ndim), start, end, step))
 
 
-def _split(x: Array, sizes: Sequence[int], dim: int) -> list[Array]:
+def _split(x: Array, sizes: Ints, dim: int) -> list[Array]:
     return jnp.split(x, np.cumsum(sizes)[:-1].tolist(), axis=dim)
 
 
-def _split_last(x: Array, sizes: Sequence[int], dim: int) -> list[ChannelsLast]:
+def _split_last(x: Array, sizes: Ints, dim: int) -> list[ChannelsLast]:
     return [ChannelsLast(part) for part in _split(x, sizes, moved(dim, x.ndim))]
 
 
@@ -45,16 +45,16 @@ def _concatenate_last(arrays: Sequence[Array], dim: int) -> ChannelsLast:
     return ChannelsLast(jnp.concatenate(arrays, axis=moved(dim, arrays[0].ndim)))
 
 
-def _squeeze(x: Array, dims: Sequence[int]) -> Array:
+def _squeeze(x: Array, dims: Ints) -> Array:
     return jnp.squeeze(x, tuple(dim for dim in dims if x.shape[dim] == 1))
 
 
-def _expand(x: Array, sizes: Sequence[int], implicit: bool = False) -> Array:
+def _expand(x: Array, sizes: Ints, implicit: bool = False) -> Array:
     own = (1,) * (len(sizes) - x.ndim) + x.shape
     return jnp.broadcast_to(x, [o if s == -1 else s for s, o in zip(sizes, own, strict=True)])
 
 
-def _padded(x: Array, widths: Sequence[int], value: float, *, last: bool) -> Any:
+def _padded(x: Array, widths: Ints, value: float, *, last: bool) -> Any:
     pairs = [(low, high, 0) for low, high in zip(widths[::2], widths[1::2], strict=True)]
     around = [(0, 0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
     if last:
@@ -62,11 +62,11 @@ def _padded(x: Array, widths: Sequence[int], value: float, *, last: bool) -> Any
     return lax.pad(x, jnp.asarray(value, x.dtype), around)
 
 
-def _pad_last(x: Array, widths: Sequence[int], value: float) -> ChannelsLast:
+def _pad_last(x: Array, widths: Ints, value: float) -> ChannelsLast:
     return ChannelsLast(_padded(x, widths, value, last=True))
 
 
-def _strided(x: Array, sizes: Sequence[int], strides: Sequence[int], offset: int | None) -> Array:
+def _strided(x: Array, sizes: Ints, strides: Ints, offset: int | None) -> Array:
     places = np.asarray(offset or 0)
     for size, stride in zip(sizes, strides, strict=True):
         places = places[..., None] + np.arange(size) * stride

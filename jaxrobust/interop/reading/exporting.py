@@ -16,8 +16,8 @@ from jaxrobust.interop.program import OWN, Kind, Of, Program, Step, names_in, re
 from jaxrobust.interop.reading import gradients, masks, refusals, scripted, watching
 from jaxrobust.interop.reading.drawing import draws, drops, is_draw, refusal
 from jaxrobust.interop.reading.folding import COMPUTED, Free
+from jaxrobust.interop.reading.refusals import line, own_line
 from jaxrobust.interop.reading.silence import quietly
-from jaxrobust.interop.reading.source_lines import line, own_line
 from jaxrobust.types import Array
 
 # Whose formula here is shorter than PyTorch's, or whose gradient it has by hand, and what is
@@ -72,13 +72,10 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     if scripted.is_scripted(module):
         return scripted.exported(module, image)
     watching.check_hooks(module)
-    floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
-    dtype = floating[0] if floating else torch.float32
-    height, width, channels = image
     functions: list[str] = []
 
     def of(count: int, strict: bool) -> Any:
-        example = torch.zeros(count, channels, height, width, dtype=dtype)
+        example = refusals.example(module, image, count)
         sizes = ({0: torch.export.Dim("batch")},) if count > 1 else None
         with quietly(), torch.enable_grad():
             seen = watching.watched(module, example)

@@ -15,7 +15,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxrobust.interop.reading.source_lines import line
+from jaxrobust.interop.reading.refusals import line
 
 NAMESPACE = "jaxrobust"
 HOLE = f"{NAMESPACE}.hole.default"

@@ -1,18 +1,39 @@
 """Why a module of PyTorch's cannot be taken, for its author: what it is, and what to do."""
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
-
-from jaxrobust.interop.reading.source_lines import own_line
 
 SIDES = (28, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # of images that networks are made for
 _SIZED = ("nonzero", "_unique", "unique_", "bincount", "repeat_interleave", "masked_select")
 _SIZES = ("ge", "le", "eq", "ne", "lt", "gt", "sym_max", "sym_min", "sym_sum", "sym_float")
 _ITEM = ("_local_scalar_dense", "item")
 _QUANTISED = ("quantized", "quantize_per", "quantize_affine", "dequantize", "int_repr", "_packed")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a stack trace
 _STEPS = ("cond", "while_loop", "scan", "map_impl")
+
+
+def line(node: Any) -> str:
+    """Return the line of the module's source that a node computes: FILE, line N (CODE)."""
+    return own_line(node.meta.get("stack_trace") or "") or node.name
+
+
+def own_line(text: str) -> str:
+    """Return the innermost line of a stack trace that is not PyTorch's own."""
+    import torch
+
+    inside, ours = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+    lines = text.splitlines()
+    found = [(i, match) for i, row in enumerate(lines) if (match := _FRAME.search(row))]
+    own = [(i, m) for i, m in found if not m[1].startswith((inside, ours, "torch/", "<"))]
+    if not own:
+        return ""
+    place, match = own[-1]
+    code = lines[place + 1].strip() if place + 1 < len(lines) else ""
+    return f"{match[1]}, line {match[2]}" + (f" ({code})" if code else "")
 
 
 def check(module: Any) -> None:
@@ -65,16 +86,20 @@ def is_for_checks(node: Any, checks: tuple[str, ...]) -> bool:
     )
 
 
-def check_takes(module: Any, image: tuple[int, int, int]) -> None:
-    """Refuse a module that does not take images H, W, C, or computes in lower precision."""
+def example(module: Any, image: tuple[int, int, int], count: int) -> Any:
+    """Return images H, W, C without a content, in the type of a module's weights."""
     import torch
 
     floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
     height, width, channels = image
     dtype = floating[0] if floating else torch.float32
-    examples = [torch.zeros(n, channels, height, width, dtype=dtype) for n in (2, 1)]
+    return torch.zeros(count, channels, height, width, dtype=dtype)
+
+
+def check_takes(module: Any, image: tuple[int, int, int]) -> None:
+    """Refuse a module that does not take images H, W, C, or computes in lower precision."""
     with _cast_to() as types:
-        problems = [_problem(module, example) for example in examples]
+        problems = [_problem(module, example(module, image, count)) for count in (2, 1)]
     if types:
         raise ValueError(
             f"torch.autocast computes in {types[0]} inside of it: verdicts are those of float32; "
@@ -103,25 +128,22 @@ def _cast_to() -> Iterator[list[str]]:
         torch.autocast.__enter__ = before  # type: ignore[method-assign]
 
 
-def _problem(module: Any, example: Any) -> str | None:
+def _problem(module: Any, images: Any) -> str | None:
     """Explain why a module does not take images of a shape, and which it takes; None: it does."""
     import torch
 
     inside: list[tuple[str, Any]] = []
     names = {part: name or "it" for name, part in module.named_modules()}
+    hooked = [part for part in names if not isinstance(part, torch.jit.ScriptModule)]
 
     def enter(part: Any, given: Any) -> None:
         inside.append((names.get(part, "it"), part))
 
-    hooks = [part.register_forward_pre_hook(enter) for part in names if _takes_hooks(part)]
-    hooks += [
-        part.register_forward_hook(lambda part, given, result: inside.pop() and None)
-        for part in names
-        if _takes_hooks(part)
-    ]
+    hooks = [part.register_forward_pre_hook(enter) for part in hooked]
+    hooks += [part.register_forward_hook(lambda *given: inside.pop() and None) for part in hooked]
     try:
         with torch.no_grad():
-            module(example)
+            module(images)
         return None
     except RuntimeError as error:
         said = str(error).strip().partition("\n")[0]
@@ -131,10 +153,10 @@ def _problem(module: Any, example: Any) -> str | None:
     finally:
         for hook in hooks:
             hook.remove()
-    shape = "[B," + ",".join(map(str, example.shape[1:])) + "]"
+    shape = "[B," + ",".join(map(str, images.shape[1:])) + "]"
     what = " ".join(str(part).split())
     where = f"its {name}, {what[:120]}, fails" if part is not module else "it fails"
-    taken = _taken(module, example)
+    taken = _taken(module, images)
     return f"the images are {shape}, and {where} on them; " + (
         f"the module takes {taken}"
         if taken
@@ -142,21 +164,13 @@ def _problem(module: Any, example: Any) -> str | None:
     )
 
 
-def _takes_hooks(part: Any) -> bool:
+def _taken(module: Any, images: Any) -> str | None:
     import torch
 
-    return not isinstance(part, torch.jit.ScriptModule)
-
-
-def _taken(module: Any, example: Any) -> str | None:
-    import torch
-
-    given = [example.shape[1], 3, 1]
-    sides = [*example.shape[2:3], *SIDES]
-    for channels in dict.fromkeys(given):
-        for side in sides:
+    for channels in dict.fromkeys([images.shape[1], 3, 1]):
+        for side in (images.shape[2], *SIDES):
             with contextlib.suppress(Exception), torch.no_grad():
-                module(torch.zeros(1, channels, side, side, dtype=example.dtype))
+                module(torch.zeros(1, channels, side, side, dtype=images.dtype))
                 return f"[B,{channels},{side},{side}]"
     return None
 

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from jaxrobust.interop.reading import refusals
 from jaxrobust.interop.reading.silence import quietly
 
 _INSIDE = (
@@ -63,7 +64,6 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     """Export a module of TorchScript; the second result says that it takes one image only."""
     import torch
 
-    height, width, channels = image
     # PyTorch's own, which it names in its message where such a module is exported; it is no part
     # of what is documented, and may be missing.
     try:
@@ -72,7 +72,7 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
         raise ValueError(f"it {_without(module)}") from error
     failed: Exception | None = None
     for count in (2, 1):
-        example = torch.zeros(count, channels, height, width)
+        example = refusals.example(module, image, count)
         try:
             with quietly(), torch.no_grad():
                 found = TS2EPConverter(module, (example,)).convert()

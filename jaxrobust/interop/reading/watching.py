@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jaxrobust.interop.reading import gradients
 from jaxrobust.interop.reading.drawing import is_draw
 from jaxrobust.interop.reading.gradients import Refused
-from jaxrobust.interop.reading.source_lines import own_line
+from jaxrobust.interop.reading.refusals import own_line
 
 _QUESTIONS = {
     *("__bool__", "__int__", "__float__", "__index__", "__contains__"),

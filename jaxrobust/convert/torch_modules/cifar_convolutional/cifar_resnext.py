@@ -5,16 +5,7 @@ Sources: Xie et al. 2017 (arXiv 1611.05431); names and small stem: kuangliu/pyto
 
 from torch import nn
 
-from jaxrobust.convert.torch_modules.layers import (
-    ACTIVATIONS,
-    Mean,
-    conv,
-    named,
-    narrow,
-    project,
-    stages,
-    stem,
-)
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, conv, narrow, residual_net
 
 
 def model(
@@ -30,9 +21,9 @@ def model(
     outs = [2 * base << i for i in range(len(depths))]
 
     def block(ins: int, i: int, stride: int) -> nn.Module:
-        middle = conv(base << i, base << i, 3, stride, groups)
-        shortcut = project(ins, outs[i], stride)
-        return narrow(ins, base << i, outs[i], middle, act, shortcut=shortcut)
+        inner = base << i
+        middle = conv(inner, inner, 3, stride, groups)
+        return narrow((ins, inner, 2 * inner), stride, act, middle)
 
-    parts = stem(in_channels, 64, 1 if small_stem else 7, act) | stages(64, outs, depths, block)
-    return named(**parts, mean=Mean(), linear=nn.Linear(outs[-1], num_classes))
+    linear, kernel = nn.Linear(outs[-1], num_classes), 1 if small_stem else 7
+    return residual_net(in_channels, 64, kernel, act, outs, depths, block, linear=linear)

@@ -7,17 +7,7 @@ leaderj1001/BottleneckTransformers.
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import (
-    ACTIVATIONS,
-    Mean,
-    attend,
-    conv,
-    named,
-    narrow,
-    project,
-    stages,
-    stem,
-)
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, attend, conv, narrow, residual_net
 
 
 def model(
@@ -39,12 +29,13 @@ def model(
         if i == len(depths) - 1:
             attention = Attention(inner, heads, side >> (i + 1 - stride))
             middle = nn.Sequential(attention, *[nn.AvgPool2d(stride)] * (stride > 1))
-        shortcut = project(ins, outs[i], stride, bias=True)
-        return narrow(ins, inner, outs[i], middle, act, shortcut=shortcut)
+        return narrow((ins, inner, outs[i]), stride, act, middle, bias=True)
 
-    parts = stem(in_channels, 64, 3 if small_stem else 7, act) | stages(64, outs, depths, block)
-    fc = nn.Sequential(nn.Dropout(0.3), nn.Linear(outs[-1], num_classes))
-    return named(**parts, mean=Mean(), fc=fc)
+    fc, kernel = (
+        nn.Sequential(nn.Dropout(0.3), nn.Linear(outs[-1], num_classes)),
+        3 if small_stem else 7,
+    )
+    return residual_net(in_channels, 64, kernel, act, outs, depths, block, fc=fc)
 
 
 class Attention(nn.Module):

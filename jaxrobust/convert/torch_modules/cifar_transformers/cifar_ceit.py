@@ -3,17 +3,15 @@
 Source: Yuan et al. 2021 (arXiv 2103.11816), with the names of rishikksh20/CeiT-pytorch.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from jaxrobust.convert.torch_modules.layers import (
     ACTIVATIONS,
-    First,
     Patches,
     Residual,
     SelfAttention,
+    Square,
     TokenNorm,
     Tokens,
     WithClassToken,
@@ -42,8 +40,9 @@ def model(
     blocks = [Block(dim, heads, act) for _ in range(depth)]
     head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
     transformer = named(layers=nn.Sequential(*blocks))
-    body = {"transformer": transformer, "first": First(), "mlp_head": head}
-    return WithClassToken(dim, (side // patch) ** 2 + 1, embed, body)
+    body = {"transformer": transformer, "mlp_head": head}
+    positions = torch.randn(1, (side // patch) ** 2 + 1, dim)
+    return WithClassToken(embed, body, pos_embedding=positions, cls_token=torch.randn(1, 1, dim))
 
 
 class Block(nn.ModuleList):
@@ -71,11 +70,3 @@ def feed_forward(dim: int, act: type[nn.Module]) -> nn.Module:
     depthwise = nn.Sequential(conv, nn.BatchNorm2d(wide), act())
     down = nn.Sequential(nn.Linear(wide, dim), nn.Identity(), TokenNorm(dim), act())
     return named(up_proj=up, square=Square(), depth_conv=depthwise, tokens=Tokens(), down_proj=down)
-
-
-class Square(nn.Module):
-    """[B, N, D] -> [B, D, H, W] of a square map."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        side = math.isqrt(x.shape[1])
-        return x.mT.unflatten(2, (side, side))

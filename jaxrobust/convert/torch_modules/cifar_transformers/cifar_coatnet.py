@@ -6,7 +6,16 @@ Source: Dai et al. 2021 (arXiv 2106.04803); names and details: chinhsuanwu/coatn
 import torch
 from torch import Tensor, nn
 
-from jaxrobust.convert.torch_modules.layers import ACTIVATIONS, SelfAttention, Squeeze, conv, named
+from jaxrobust.convert.torch_modules.layers import (
+    ACTIVATIONS,
+    Residual,
+    SelfAttention,
+    Square,
+    Squeeze,
+    Tokens,
+    conv,
+    named,
+)
 
 
 def model(
@@ -29,32 +38,24 @@ def model(
                 stem = conv(ins, outs, 3, 1 + (j == 0))
                 blocks.append(nn.Sequential(stem, nn.BatchNorm2d(outs), act()))
             elif kind == "C":
-                blocks.append(Convolve(ins, outs, j == 0, act))
+                blocks.append(convolve(ins, outs, j == 0, act))
             else:
                 attention = Attention(ins, outs, side, heads, head_dim)
-                blocks.append(Attend(ins, outs, j == 0, attention, act))
+                blocks.append(attend_and_feed(ins, outs, j == 0, attention, act))
             ins = outs
         stages[f"s{i}"] = blocks
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return named(**stages, pool=pool, fc=nn.Linear(ins, num_classes, bias=False))
 
 
-class Convolve(nn.Module):
-    """x + BN(1x1(squeeze(act(BN(depthwise(act(BN(1x1(BN(x)))))))))."""
-
-    def __init__(self, ins: int, outs: int, halves: bool, act: type[nn.Module]) -> None:
-        super().__init__()
-        self.halves, hidden = halves, 4 * ins
-        if halves:
-            self.proj = conv(ins, outs, 1)
-        first = nn.Conv2d(ins, hidden, 1, stride=1 + halves, bias=False)
-        depthwise = conv(hidden, hidden, groups=hidden)
-        branch = [first, nn.BatchNorm2d(hidden), act(), depthwise, nn.BatchNorm2d(hidden), act()]
-        branch += [Squeeze(hidden, ins // 4, act), conv(hidden, outs, 1), nn.BatchNorm2d(outs)]
-        self.conv = named(norm=nn.BatchNorm2d(ins), fn=nn.Sequential(*branch))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.proj(pooled(x)) if self.halves else x) + self.conv(x)
+def convolve(ins: int, outs: int, halves: bool, act: type[nn.Module]) -> nn.Module:
+    """Build x + BN(1x1(squeeze(act(BN(depthwise(act(BN(1x1(BN(x)))))))))."""
+    hidden = 4 * ins
+    branch = [conv(ins, hidden, 1, 1 + halves), nn.BatchNorm2d(hidden), act()]
+    branch += [conv(hidden, hidden, groups=hidden), nn.BatchNorm2d(hidden), act()]
+    branch += [Squeeze(hidden, ins // 4, act), conv(hidden, outs, 1), nn.BatchNorm2d(outs)]
+    own = named(norm=nn.BatchNorm2d(ins), fn=nn.Sequential(*branch))
+    return Residual(shortcut(ins, outs, halves) | {"conv": own})
 
 
 class Attention(SelfAttention):
@@ -77,31 +78,25 @@ class Attention(SelfAttention):
         return bias.reshape(x.shape[1], x.shape[1], -1).permute(2, 0, 1)
 
 
-class Attend(nn.Module):
-    """x + attention(LN(x)), then x + feed-forward(LN(x)), on [B, C, H, W]."""
+def attend_and_feed(
+    ins: int, outs: int, halves: bool, attention: nn.Module, act: type[nn.Module]
+) -> nn.Module:
+    """Build x + attention(LN(x)), then x + feed-forward(LN(x)), on [B, C, H, W]."""
+    net = nn.Sequential(nn.Linear(outs, 4 * ins), act(), nn.Identity(), nn.Linear(4 * ins, outs))
+    attn = named(norm=nn.LayerNorm(ins), fn=attention)
+    ff = named(norm=nn.LayerNorm(outs), fn=named(net=net))
+    into = named(pool=nn.MaxPool2d(3, 2, 1), tokens=Tokens()) if halves else Tokens()
+    first = shortcut(ins, outs, halves) | {"attn": nn.Sequential(into, attn, Square())}
+    return Residual(first, {"ff": nn.Sequential(Tokens(), ff, Square())})
 
-    def __init__(
-        self, ins: int, outs: int, halves: bool, attention: nn.Module, act: type[nn.Module]
-    ) -> None:
-        super().__init__()
-        self.halves = halves
-        if halves:
-            self.proj = conv(ins, outs, 1)
-        first, last = nn.Linear(outs, 4 * ins), nn.Linear(4 * ins, outs)
-        net = nn.Sequential(first, act(), nn.Identity(), last)
-        attn = named(norm=nn.LayerNorm(ins), fn=attention)
-        ff = named(norm=nn.LayerNorm(outs), fn=named(net=net))
-        # The second of three places, as around it the repository turns maps into tokens and back.
-        self.attn = nn.Sequential(nn.Identity(), attn, nn.Identity())
-        self.ff = nn.Sequential(nn.Identity(), ff, nn.Identity())
+
+def shortcut(ins: int, outs: int, halves: bool) -> dict[str, nn.Module]:
+    """Name the layer that halves the map and changes its channels; none where it stays."""
+    return {"proj": Pooled(ins, outs, 1, bias=False)} if halves else {}
+
+
+class Pooled(nn.Conv2d):
+    """A convolution of the largest numbers of each 3x3 window, at half the size."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pooled(x) if self.halves else x
-        shortcut = self.proj(x) if self.halves else x
-        tokens = shortcut.flatten(2).mT + self.attn(x.flatten(2).mT)
-        return (tokens + self.ff(tokens)).mT.unflatten(2, x.shape[2:])
-
-
-def pooled(x: Tensor) -> Tensor:
-    """Take the largest of each 3x3 window, at half the size."""
-    return nn.functional.max_pool2d(x, 3, stride=2, padding=1)
+        return super().forward(nn.functional.max_pool2d(x, 3, stride=2, padding=1))

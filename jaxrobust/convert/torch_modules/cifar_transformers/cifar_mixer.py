@@ -3,11 +3,11 @@
 Source: Tolstikhin et al. 2021 (arXiv 2105.01601), with the names of omihub777/MLP-Mixer-CIFAR.
 """
 
+import torch
 from torch import nn
 
 from jaxrobust.convert.torch_modules.layers import (
     ACTIVATIONS,
-    First,
     Mean,
     Residual,
     Tokens,
@@ -38,5 +38,7 @@ def model(
     stem = nn.Conv2d(in_channels, dim, patch, stride=patch)
     embed: dict[str, nn.Module] = {"patch_emb": nn.Sequential(stem), "tokens": Tokens()}
     body = {"mixer_layers": nn.Sequential(*blocks), "ln": nn.LayerNorm(dim)}
-    body |= {"read": First() if class_token else Mean(1), "clf": nn.Linear(dim, num_classes)}
-    return WithClassToken(dim, 0, embed, body) if class_token else named(**embed, **body)
+    head = nn.Linear(dim, num_classes)
+    if class_token:
+        return WithClassToken(embed, body | {"clf": head}, cls_token=torch.randn(1, 1, dim))
+    return named(**embed, **body, mean=Mean(1), clf=head)

@@ -10,6 +10,8 @@ from jaxrobust.convert.torch_modules.layers import (
     EPS,
     ChannelsLast,
     Mean,
+    PixelConv,
+    Residual,
     attend,
     named,
     split,
@@ -31,7 +33,7 @@ def model(
     act, ins = ACTIVATIONS[activation], dims[0]
     embed, stages = named(proj=PixelConv(in_channels, ins, 7, patch, 3), norm=nn.LayerNorm(ins)), []
     for i, (dim, depth, count, ratio) in enumerate(zip(dims, depths, heads, ratios, strict=True)):
-        blocks = [Block(dim, count, ratio * dim, act) for _ in range(depth)]
+        blocks = [block(dim, count, ratio * dim, act) for _ in range(depth)]
         parts: dict[str, nn.Module] = {}
         if i:
             shrink = PixelConv(ins, dim, 3, 2, 1)
@@ -43,27 +45,13 @@ def model(
     return named(last=ChannelsLast(), **layers, head=nn.Linear(ins, num_classes))
 
 
-class PixelConv(nn.Conv2d):
-    """A convolution of [B, H, W, C]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-class Block(nn.Module):
-    """x + attention(LN(x)), then x + feed-forward(LN(x)), with ReLU and depthwise 3x3 inside."""
-
-    def __init__(self, dim: int, heads: int, hidden: int, act: type[nn.Module]) -> None:
-        super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(dim, eps=EPS), Attention(dim, heads, act)
-        self.norm2 = nn.LayerNorm(dim, eps=EPS)
-        first, last = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        depthwise = PixelConv(hidden, hidden, 3, padding=1, groups=hidden)
-        self.mlp = named(fc1=first, relu=nn.ReLU(), dwconv=depthwise, act=act(), fc2=last)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+def block(dim: int, heads: int, hidden: int, act: type[nn.Module]) -> nn.Module:
+    """Build x + attention(LN(x)), then x + feed-forward(LN(x)), with ReLU and 3x3 inside."""
+    first, last = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+    depthwise = PixelConv(hidden, hidden, 3, padding=1, groups=hidden)
+    feed = named(fc1=first, relu=nn.ReLU(), dwconv=depthwise, act=act(), fc2=last)
+    attention = {"norm1": nn.LayerNorm(dim, eps=EPS), "attn": Attention(dim, heads, act)}
+    return Residual(attention, {"norm2": nn.LayerNorm(dim, eps=EPS), "mlp": feed})
 
 
 class Attention(nn.Module):

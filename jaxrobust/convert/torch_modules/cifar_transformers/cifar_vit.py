@@ -3,11 +3,11 @@
 Source: Dosovitskiy et al. 2021 (arXiv 2010.11929); names: kentaroy47/vision-transformers-cifar10.
 """
 
+import torch
 from torch import nn
 
 from jaxrobust.convert.torch_modules.layers import (
     ACTIVATIONS,
-    First,
     Patches,
     WithClassToken,
     named,
@@ -26,7 +26,7 @@ def model(
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> nn.Module:
-    act, positions = ACTIVATIONS[activation], (image_size // patch) ** 2 + 1
+    act, count = ACTIVATIONS[activation], (image_size // patch) ** 2 + 1
     blocks = [vit_block(dim, heads, hidden, act, dim**-0.5) for _ in range(depth)]
     linear = nn.Linear(patch**2 * in_channels, dim)
     embed = {"patches": Patches(patch), "patch_to_embedding": linear}
@@ -34,7 +34,7 @@ def model(
     body: dict[str, nn.Module] = {
         "dropout": nn.Dropout(0.1),
         "transformer": named(layers=nn.Sequential(*blocks)),
-        "first": First(),
         "mlp_head": nn.Sequential(*head, nn.Linear(hidden, num_classes)),
     }
-    return WithClassToken(dim, positions, embed, body)
+    positions, token = torch.randn(1, count, dim), torch.randn(1, 1, dim)
+    return WithClassToken(embed, body, pos_embedding=positions, cls_token=token)
