@@ -36,9 +36,8 @@ class Attack:
         start, met = time.perf_counter(), int(self.outcome.standing.sum())
         pending = self.recall()
         mine, known = hosts.share(pending), met - len(pending)
-        program = compilation.program(
-            f"{self.name} on {self.runner.slots} slots", self.runner.logits_fn
-        )
+        what = f"{self.name} on {self.runner.slots} slots"
+        program = compilation.program(what, self.runner.logits_fn)
         seen = (known + len(mine), known, self.standing(), self.runner.slots)
         self.meter.begin(self.name, *seen, compilation.expected(program))
         calls = engine.decide(

@@ -46,10 +46,6 @@ class Points(NamedTuple):
     ids: np.ndarray  # u32[M], ascending
     stored: np.ndarray  # i64[M], places among the images
 
-    def has(self, ids: np.ndarray) -> np.ndarray:
-        """Tell of which images there is one, bool[N]."""
-        return np.isin(ids, self.ids)
-
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Read those of some images, f32[n,H,W,C]; `ValueError`: the file is too short for them."""
         file, count = self.path.with_suffix(".images"), int(np.prod(self.shape))
@@ -136,7 +132,7 @@ def run(evaluation: Evaluation, known: Known) -> tuple[Cost, list[ReplayedLedger
     forward, idle = 0, 0
     for source in known.sources:
         there = points(source)
-        pending = np.flatnonzero(outcome.standing & there.has(sample.ids))
+        pending = np.flatnonzero(outcome.standing & np.isin(sample.ids, there.ids))
         stretched = source.network != known.network  # of another one: to the rim of the ball
         mine = hosts.share(pending)
         for first in range(0, len(mine), runner.slots):
@@ -149,16 +145,10 @@ def run(evaluation: Evaluation, known: Known) -> tuple[Cost, list[ReplayedLedger
             book.take_over(process, which, REPLAY, theirs)
             outcome.strike(REPLAY, which)
         forward += len(pending)
-        shares.append(
-            {
-                "ledger": source.path.stem,
-                "sha256": there.sha256,
-                "norm": source.threat.norm,
-                "epsilon": source.threat.epsilon,
-                "tried": len(pending),
-                "fooled": sum(len(which) for which, _ in parts),
-            }
-        )
+        share: Any = {"ledger": source.path.stem, "sha256": there.sha256}
+        share |= source.threat.settings()
+        fooled = sum(len(which) for which, _ in parts)
+        shares.append(share | {"tried": len(pending), "fooled": fooled})
     cost = Cost(
         attack=REPLAY,
         fooled=met - int(outcome.standing.sum()),

@@ -89,6 +89,8 @@ class AutoAttackResult(NamedTuple):
         ball = {"norm": about["norm"], "epsilon": about["epsilon"]}
         attacks: list[Any] = [ball | settings for settings in self.attacks]
         costs: list[Any] = [cost._asdict() for cost in self.costs]
+        names = ("replayed", "robust_beyond", "draws", "search_sample", "clipped")
+        noted: dict[str, Any] = {name: about.get(name) for name in names}
         record = AccuracyRecord(
             attacks=attacks,
             clean=float(self.clean.mean()) if n else None,
@@ -96,11 +98,7 @@ class AutoAttackResult(NamedTuple):
             accuracy_after=dict(self.accuracy_after),
             flags=dict(self.flags),
             costs=costs,
-            replayed=about.get("replayed"),
-            robust_beyond=about.get("robust_beyond"),
-            draws=about.get("draws"),
-            search_sample=about.get("search_sample"),
-            clipped=about.get("clipped"),
+            **noted,
         )
         return Measured(record, self.verdicts, about["fingerprint"].get("begun_by"))
 

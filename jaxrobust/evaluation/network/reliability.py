@@ -161,7 +161,7 @@ def _unanswered(broken: int, n: int) -> str:
 
 
 def check_answers(
-    finite: np.ndarray, fooled_by: Sequence[str] | np.ndarray, reached: np.ndarray
+    finite: np.ndarray, fooled_by: Sequence[str] | np.ndarray = (), reached: Any = ()
 ) -> Flags:
     """Flag `nan-logits` of clean images, and `nan-under-attack` of what an attack made of them.
 

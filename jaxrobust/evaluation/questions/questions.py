@@ -130,19 +130,21 @@ def check(asked: Question, subject: Subject, source: registry.Source) -> None:
             f"{', '.join(attack_rows.searching())}"
         )
     if asked.attack != "clean":
-        _check_ball(subject)
+        if subject.threat is None:
+            raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
+        check_threat(subject.threat, subject.image_size, subject.network.in_channels or 3)
     _check_choices(asked, subject)
     _check_numbers(asked)
     if asked.searches:
         _check_plan(asked, subject)
-    channels, size = subject.network.in_channels, subject.network.image_size
+    channels = subject.network.in_channels
     if source.channels != channels:
         raise ValueError(
             f"the network takes {channels} channels, but {source.where()} has {source.channels}; "
             "give the --dataset that it was trained for"
         )
-    assert size is not None, "settled"
-    evaluation_transform(pipeline.preprocessing_id(source, size, asked.preprocessing))  # refuses
+    how = pipeline.preprocessing_id(source, subject.image_size, asked.preprocessing)
+    evaluation_transform(how)  # refuses
 
 
 def _near(attack: str) -> str:
@@ -150,14 +152,6 @@ def _near(attack: str) -> str:
     known = ("clean", *single, AUTOATTACK, *attack_rows.searching())
     unknown = [name for name in attack.split(",") if name not in known]
     return near(unknown[0], known) if unknown else ""
-
-
-def _check_ball(subject: Subject) -> None:
-    if subject.threat is None:
-        raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
-    sizes = subject.network
-    assert sizes.image_size is not None, "settled"
-    check_threat(subject.threat, sizes.image_size, sizes.in_channels or 3)
 
 
 def _check_choices(asked: Question, subject: Subject) -> None:

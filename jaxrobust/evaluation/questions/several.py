@@ -1,6 +1,5 @@
 """Several balls: their union, the worst case over attacks in them, and a ladder of radii."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +59,7 @@ def union(
         methods = [question.method for question in questions]
         rows = unions.parts_of(measured, balls, methods, numbers, skips=not done)
         more = {"worst_case": rows}
-    return evaluation.write(number, "union", *_with(whole, **more))
+    return evaluation.write(number, "union", *whole.noting(**more))
 
 
 def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]:
@@ -100,8 +99,7 @@ def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]
             rungs[place], numbers[place], beyond=beyond[place], ledgers=smaller
         )
         first, then = measured[place].record, again.record
-        measured[place] = _with(
-            again,
+        measured[place] = again.noting(
             costs=(first.costs or []) + (then.costs or []),
             replayed=(first.replayed or []) + (then.replayed or []),
         )
@@ -110,14 +108,10 @@ def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]
         or evaluation.write(
             numbers[place],
             f"{evaluation.question.method}, ladder" if radii[place] else "clean",
-            *_with(measured[place], ladder=_shared(radii, beyond.get(place), measured[place])),
+            *measured[place].noting(ladder=_shared(radii, beyond.get(place), measured[place])),
         )
         for place in range(len(rungs))
     ]
-
-
-def _with(measured: Measured, **fields: Any) -> Measured:
-    return measured._replace(record=dataclasses.replace(measured.record, **fields))
 
 
 def _clean(measured: Measured) -> Measured:

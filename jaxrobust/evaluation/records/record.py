@@ -156,6 +156,10 @@ class Measured(NamedTuple):
     verdicts: Verdicts
     begun_by: dict[str, str] | None = None  # versions that began it, if they were others
 
+    def noting(self, **fields: Any) -> "Measured":
+        """Replace fields of the record."""
+        return self._replace(record=replace(self.record, **fields))
+
 
 def keys_of(kind: type[AccuracyRecord]) -> list[Field]:
     """List the fields that are keys of the JSON, in their order."""

@@ -28,13 +28,8 @@ class Verdicts(NamedTuple):
         return self.fooled_by == ""
 
 
-_KINDS: dict[str, Any] = {
-    "image_ids": np.uint32,
-    "labels": np.int32,
-    "clean": bool,
-    "fooled_by": str,
-}
-_KINDS |= {"norms": np.float64, "reached": np.int32}
+_KINDS: dict[str, Any] = {"image_ids": np.uint32, "labels": np.int32, "clean": bool}
+_KINDS |= {"fooled_by": str, "norms": np.float64, "reached": np.int32}
 
 
 def file_of(evaluation: str) -> str:
