@@ -27,10 +27,13 @@ class PgdState(NamedTuple):
 
 def fgsm(
     *,
+    norm: str = "linf",
     epsilon: float | Array,
     step_size: float | None = None,
     random_start: bool | inputs.Noise = False,
-    **settings: Any,
+    loss: str = "ce",
+    kept_fraction: float = 0.05,
+    l1_rule: str = "sparse",
 ) -> Attack:
     """Make one projected step of steepest ascent (Goodfellow et al. 2014, arXiv 1412.6572).
 
@@ -49,8 +52,9 @@ def fgsm(
         if isinstance(epsilon, Array):
             raise ValueError("a radius for each image needs a step; pass step_size")
         step_size = epsilon or None  # a radius of 0 leaves no room whatever the step
-    own: dict[str, Any] = {"steps": 1, "step_size": step_size, "random_start": random_start}
-    return pgd(epsilon=epsilon, **own, **settings)
+    settings: dict[str, Any] = {"loss": loss, "kept_fraction": kept_fraction, "l1_rule": l1_rule}
+    settings |= {"step_size": step_size, "random_start": random_start}
+    return pgd(norm=norm, epsilon=epsilon, steps=1, **settings)
 
 
 def pgd(

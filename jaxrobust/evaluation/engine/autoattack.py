@@ -20,12 +20,11 @@ from jaxrobust.attacks import Setting, ensembles
 from jaxrobust.attacks.inputs import check_array
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine import replay as replays
-from jaxrobust.evaluation.engine.cascade import Attack
+from jaxrobust.evaluation.engine.cascade import Attack, search_again
 from jaxrobust.evaluation.engine.ledger import open_ledger
 from jaxrobust.evaluation.engine.outcome import Evaluation, Outcome, Sample, answers_of, logits_of
 from jaxrobust.evaluation.engine.progress import Decisions
 from jaxrobust.evaluation.engine.result import AutoAttackResult, ResultFacts
-from jaxrobust.evaluation.engine.sampled import search_again
 from jaxrobust.evaluation.network import checks, collapse, fingerprint, randomised, reliability
 from jaxrobust.evaluation.network.images import Adversarial, ImageSet, InRange, clipped, hashed
 from jaxrobust.evaluation.records import records
@@ -265,13 +264,9 @@ def _cascade(
 
 def _check_network(runner: engine.Engine, images: ImageSet, labels: np.ndarray) -> dict[str, str]:
     """Gather what any process saw; all look at the same images."""
-    flags = reliability.check_network(
-        lambda x: engine.forward(runner, x),
-        runner.logits_fn,
-        images,
-        labels,
-        batch_size=runner.slots // runner.mesh.size,
-    )
+    forward, each = partial(engine.forward, runner), runner.slots // runner.mesh.size
+    looked_at = (forward, runner.logits_fn, images, labels)
+    flags = reliability.check_network(*looked_at, batch_size=each)
     return {name: text for seen in hosts.everyone(flags) for name, text in seen.items()}
 
 

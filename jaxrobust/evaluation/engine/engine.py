@@ -221,16 +221,12 @@ def decide(
         a_step = seconds / max(int(count.max()), 1)
         left, fewer = most - int(steps[live].min(initial=most)), jobs.needed()
         saves = limit > 0 and left * a_step * (1 - fewer / width) > WORTH
-        if saves and _take(engine, images.shape[1:], fewer):
+        takes = functools.partial(tracing.takes, image=images.shape[1:], each=fewer, keyed=keyed)
+        if saves and all(takes(network) for network in both if network is not None):
             slots, width = _moved(slots, jobs.narrow(fewer), sharding), fewer
             limit = 0
         else:
             limit = int(min(max(CALL_SECONDS / a_step, 4), 4 * limit, 10_000)) if limit else 8
-
-
-def _take(engine: Engine, image: tuple[int, ...], each: int) -> bool:
-    given = (engine.logits_fn, engine.search_fn)[: len(engine.given)]
-    return all(tracing.takes(network, image, each, engine.keyed) for network in given)
 
 
 def _moved(slots: Slots, places: np.ndarray, sharding: Any) -> Slots:

@@ -139,15 +139,12 @@ def _advance(
         # to the end, and its latest wrong point is tried once more.
         over = machine.finished(done.state) | (False if keyed else hit)
         strongest, excess = _strongest(tally, setting.eot, done, slots)
-        return count + 1, Slots(
+        return count + 1, slots._replace(
             state=done.state,
-            labels=slots.labels,
-            keys=slots.keys,
             live=slots.live & ~over,
             fooled=slots.fooled | hit,
             adversarial=where(hit, done.points, slots.adversarial),
             steps=slots.steps + slots.live.astype(jnp.int32),
-            first=slots.first,
             flat=flat,
             strongest=strongest,
             excess=excess,

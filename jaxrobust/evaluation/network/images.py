@@ -75,12 +75,13 @@ class InRange:
 
     def overshot(self) -> ClippedPixels | None:
         """Sum up the clipped pixels of all processes; None: there are none."""
-        seen = [
-            *dict(item for part in hosts.everyone(self._seen) for item in part.items()).values()
-        ]
+        seen: dict[int, ClippedPixels] = {}
+        for part in hosts.everyone(self._seen):
+            seen |= part
         if not seen:
             return None
-        pixels, largest = sum(s["pixels"] for s in seen), max(s["largest"] for s in seen)
+        pixels = sum(found["pixels"] for found in seen.values())
+        largest = max(found["largest"] for found in seen.values())
         return {"images": len(seen), "pixels": pixels, "largest": largest}
 
 
@@ -122,9 +123,8 @@ class Subset:
 
     def content_sha256(self) -> str:
         """Hash the content of these images, as `hashed` takes it."""
-        return hashlib.sha256(
-            f"{hashed(self._images)} {self._places.tolist()}".encode()
-        ).hexdigest()
+        of = f"{hashed(self._images)} {self._places.tolist()}"
+        return hashlib.sha256(of.encode()).hexdigest()
 
 
 def parts(images: ImageSet, size: int = _PART) -> Iterator[np.ndarray]:

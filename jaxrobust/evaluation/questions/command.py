@@ -167,16 +167,11 @@ def _of_several(found: Sequence[AccuracyRecord], out: Path) -> str:
     weights = f" ({first.weights})" if first.weights else ""
     flags = dict.fromkeys(f"flag {k}: {text}" for r in found for k, text in r.flags.items())
     remarks = dict.fromkeys(line for record in found for line in notes_of(record))
-    return "\n".join(
-        [
-            f"\n{_network(first)}{weights}",
-            f"{first.dataset}, split {first.split}, images {first.image_ids}",
-            *lines,
-            *remarks,
-            *flags,
-            f"records {', '.join(str(r.evaluation) for r in found)} in {out / 'results.jsonl'}",
-        ]
-    )
+    head = [f"\n{_network(first)}{weights}"]
+    head.append(f"{first.dataset}, split {first.split}, images {first.image_ids}")
+    numbers = ", ".join(str(record.evaluation) for record in found)
+    last = f"records {numbers} in {out / 'results.jsonl'}"
+    return "\n".join([*head, *lines, *remarks, *flags, last])
 
 
 def _of_one(record: AccuracyRecord, out: Path) -> str:

@@ -54,10 +54,8 @@ class Question(NamedTuple):
     @property
     def searches(self) -> bool:
         """Tell whether AutoAttack's engine runs, image by image until it is fooled."""
-        return (
-            self.attack == AUTOATTACK
-            or set(self.attack.split(",")) <= attack_rows.searching().keys()
-        )
+        known = attack_rows.searching().keys()
+        return self.attack == AUTOATTACK or set(self.attack.split(",")) <= known
 
     @property
     def replays(self) -> bool:
@@ -169,11 +167,8 @@ def _check_choices(asked: Question, subject: Subject) -> None:
             f"--union_only needs attacks that go on image by image, not {attack}; leave it out"
         )
     if asked.replay and not asked.replays:
-        raise ValueError(
-            f"--replay has no effect on --attack={attack}"
-            + (" of --version=rand" if asked.searches else "")
-            + "; leave it out"
-        )
+        rand = " of --version=rand" if asked.searches else ""
+        raise ValueError(f"--replay has no effect on --attack={attack}{rand}; leave it out")
     if asked.replay and asked.noreplay:
         raise ValueError("--noreplay contradicts --replay; give one of them")
     if asked.version == ensembles.CUSTOM and attack == AUTOATTACK:
@@ -181,11 +176,10 @@ def _check_choices(asked: Question, subject: Subject) -> None:
     for flag, value in asked.changes.items():
         takes = asked.searches and bool(asked.names) if flag in _SETTINGS else bool(asked.fixed)
         if not takes:
-            say = "; name an attack of it, such as apgd-ce" if attack == AUTOATTACK else ""
-            leave = say or "; leave it out"
-            raise ValueError(
-                f"--{flag}={_as_flag(flag, value)} has no effect on --attack={attack}{leave}"
-            )
+            name = "name an attack of it, such as apgd-ce"
+            remedy = name if attack == AUTOATTACK else "leave it out"
+            said = f"--{flag}={_as_flag(flag, value)}"
+            raise ValueError(f"{said} has no effect on --attack={attack}; {remedy}")
     _check_steps(asked)
     _check_start(asked, subject)
 

@@ -55,12 +55,8 @@ class Evaluation:
         self.out = out
         self.function = subject.origin()
         self.logits_of = measuring.networks_of(subject, weights)
-        self.images = Prepared(
-            source,
-            image_size=size,
-            preprocessing=str(self.question.preprocessing),
-            images=self.question.images,
-        )
+        how, count = str(self.question.preprocessing), self.question.images
+        self.images = Prepared(source, image_size=size, preprocessing=how, images=count)
         images = self._image_fields()
         found = [earlier.ledgers_named(Path(folder), images) for folder in question.replay]
         self.given = [path for paths in found for path in paths]

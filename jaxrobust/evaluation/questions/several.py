@@ -45,9 +45,8 @@ def union(
         standing = unions.joined(measured, balls).robust if count else None
         each.announce(subject, standing)
         ledgers = each.ledgers_to_replay(subject, number)
-        measured.append(
-            each.measure(subject, f"{number}-{count}", standing=standing, ledgers=ledgers)
-        )
+        part = f"{number}-{count}"
+        measured.append(each.measure(subject, part, standing=standing, ledgers=ledgers))
     questions = [own.evaluation.question for own in members]
     if not worst_case:
         whole = unions.united(measured, balls, [*map(str, balls)])
@@ -83,11 +82,9 @@ def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]
         larger = measured.get(place + 1)
         beyond[place] = larger.verdicts.robust if larger else None
         evaluation.announce(rungs[place])
+        above = [path for rung in measured for path in evaluation.ledgers(numbers[rung])]
         measured[place] = evaluation.measure(
-            rungs[place],
-            numbers[place],
-            beyond=beyond[place],
-            ledgers=[path for above in measured for path in evaluation.ledgers(numbers[above])],
+            rungs[place], numbers[place], beyond=beyond[place], ledgers=above
         )
     for place in range(1, len(rungs)):
         fallen = ~measured[place - 1].verdicts.robust
@@ -99,10 +96,9 @@ def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]
             rungs[place], numbers[place], beyond=beyond[place], ledgers=smaller
         )
         first, then = measured[place].record, again.record
-        measured[place] = again.noting(
-            costs=(first.costs or []) + (then.costs or []),
-            replayed=(first.replayed or []) + (then.replayed or []),
-        )
+        costs = (first.costs or []) + (then.costs or [])
+        replayed = (first.replayed or []) + (then.replayed or [])
+        measured[place] = again.noting(costs=costs, replayed=replayed)
     return [
         there[place]
         or evaluation.write(

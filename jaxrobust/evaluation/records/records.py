@@ -127,17 +127,10 @@ def attack_line(record: AccuracyRecord) -> str:
     return f"{name}, {attack['norm']} {attack['epsilon']:.4g}{replays}"
 
 
-def notes(
-    clipped: parts.ClippedPixels | None = None, draws: parts.DrawsJudged | None = None
-) -> list[str]:
-    """Write the lines for people on what only some evaluations have to say."""
-    lines = [_CLIPPED.format(**clipped)] if clipped else []
-    return [*lines, draws_line(draws)] if draws else lines
-
-
 def notes_of(record: AccuracyRecord) -> list[str]:
-    """Write `notes` of a record."""
-    return notes(record.clipped, record.draws)
+    """Write the lines for people on what only some evaluations have to say."""
+    lines = [_CLIPPED.format(**record.clipped)] if record.clipped else []
+    return [*lines, draws_line(record.draws)] if record.draws else lines
 
 
 def draws_line(draws: parts.DrawsJudged) -> str:
