@@ -110,13 +110,10 @@ class Attack:
 
     def refuted(self, part: list[engine.Verdict]) -> list[engine.Verdict]:
         """Say the last word by one more forward pass, and the norm in float64."""
-        images, labels, ids = self.sample.rows(np.array([v.image for v in part], int))
+        which = np.array([v.image for v in part], int)
         points = np.stack([v.adversarial for v in part if v.adversarial is not None])
-        points = engine.settled(self.runner, self.setting.norm, points, images)
-        logits = outcome.logits_of(self.runner, points, ids, self.sample.seed, draw=self.draw())
-        sure, norms = checks.verified(points, images, labels, logits, self.sample.threat)
-        wrong, others = [], outcome.reached(logits, labels)
-        for verdict, ok, norm, other, point in zip(part, sure, norms, others, points, strict=True):
+        found, wrong = outcome.confirmed(self.evaluation, points, which, self.draw()), []
+        for verdict, point, ok, norm, other in zip(part, *found, strict=True):
             if ok:
                 self.write(verdict, point, float(norm), int(other))
             else:

@@ -180,7 +180,7 @@ def decide(
     """
     made_for = devices.program_of(setting)
     mesh, keyed = engine.mesh, engine.keyed
-    compiled = engine.compiled(devices.programs, mesh, made_for, keyed, engine.tally)
+    refill, proceed = engine.compiled(devices.programs, mesh, made_for, keyed, engine.tally)
     prepare = engine.compiled(devices.prepare_program, mesh, keyed)
     sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
     settings = (np.float32(epsilon), _root(seed), np.uint32(ensembles.named(setting.name).number))
@@ -206,11 +206,11 @@ def decide(
             none = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
             slots = jax.device_put(none, sharding)
         if rows is not None:
-            slots = compiled.refill(*settings, slots, jax.device_put(rows, sharding))
+            slots = refill(*settings, slots, jax.device_put(rows, sharding))
         floor = jax.device_put(jobs.floor(), sharding)
         if limit == 0:
             prepared = prepare(*both, slots.adversarial, slots.keys)
-        slots, count = compiled.advance(*both, settings[0], slots, np.int32(limit), floor, prepared)
+        slots, count = proceed(*both, settings[0], slots, np.int32(limit), floor, prepared)
         count, live, fooled, steps, flat = (
             np.asarray(a) for a in (count, slots.live, _fooled(slots), slots.steps, slots.flat)
         )

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, per_image
 from jaxrobust.evaluation.engine import engine
-from jaxrobust.evaluation.engine.outcome import Cost, Evaluation, logits_of, reached, refuse_damaged
+from jaxrobust.evaluation.engine.outcome import Cost, Evaluation, confirmed, refuse_damaged
 from jaxrobust.evaluation.network import checks, fingerprint
 from jaxrobust.evaluation.records.parts import ReplayedLedger
 from jaxrobust.evaluation.records.verdicts import REPLAY
@@ -165,7 +165,7 @@ def _try(
     evaluation: Evaluation, source: Source, there: Points, stretched: bool, part: np.ndarray
 ) -> None:
     runner, sample, outcome, book, _ = evaluation
-    images, labels, ids = sample.rows(part)
+    images, _, ids = sample.rows(part)
     norm, epsilon = sample.threat.norm, np.float32(sample.threat.epsilon)
     if images.shape[1:] != source.shape:
         raise ValueError(
@@ -176,10 +176,7 @@ def _try(
     _refuse_others(source, adversarial, images, ids)
     padded = [engine.padded(array, runner.slots) for array in (adversarial, images)]
     adversarial = np.asarray(_pull(norm)(*padded, epsilon, stretched))[: len(part)]
-    adversarial = engine.settled(runner, norm, adversarial, images)
-    logits = logits_of(runner, adversarial, ids, sample.seed, draw=0)
-    sure, norms = checks.verified(adversarial, images, labels, logits, sample.threat)
-    others = reached(logits, labels)
+    adversarial, sure, norms, others = confirmed(evaluation, adversarial, part, 0)
     row = {"attack": REPLAY, "fooled": True, "flat": False, "from": source.path.stem}
     for i in np.flatnonzero(sure):
         about = {"norm": float(norms[i]), "reached": int(others[i])}

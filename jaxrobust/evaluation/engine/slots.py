@@ -211,18 +211,13 @@ def _where(mask: Any, yes: Any, no: Any) -> Any:
     return jax.tree.map(functools.partial(where, mask), yes, no)
 
 
-class Programs(NamedTuple):
-    """What runs on the devices for one attack: jobs begin in slots, slots make steps."""
-
-    refill: Callable[..., Any]
-    advance: Callable[..., Any]
-
-
-def programs(mesh: Mesh, setting: Setting, keyed: bool, tally: str = "") -> Programs:
-    """Make the programs of an attack on all devices of a mesh; the rest as in `engine.Engine`."""
+def programs(
+    mesh: Mesh, setting: Setting, keyed: bool, tally: str
+) -> tuple[Callable[..., Slots], Callable[..., Any]]:
+    """Make the programs of an attack on all devices of a mesh: begin jobs in slots, make steps."""
     advance = functools.partial(_advance, Build(setting, keyed, tally, _platform(mesh)))
     specs = (_SHARED, _SHARED, _SHARED, _SPLIT, _SHARED, _SPLIT, _SHARED)
-    return Programs(_refill_program(mesh, setting, tally), _spread(mesh, advance, specs))
+    return _refill_program(mesh, setting, tally), _spread(mesh, advance, specs)
 
 
 def prepare_program(mesh: Mesh, keyed: bool) -> Callable[..., list[Array]]:

@@ -152,12 +152,6 @@ class CorruptionAccuracies(TypedDict, total=False):
     seconds: float
 
 
-class UnionSettings(TypedDict):
-    """How the threats of a union were attacked."""
-
-    each_on_all_images: bool
-
-
 class NetworkFingerprint(TypedDict, total=False):
     """What a network computes, and on which images, as `network.fingerprint` finds it."""
 

@@ -85,7 +85,7 @@ class AccuracyRecord:
     ladder: parts.LadderSettings | None = None
     corruptions: parts.CorruptionAccuracies | None = None
     worst_case: list[parts.WorstCasePart] | None = None
-    union: parts.UnionSettings | None = None
+    union: dict[str, bool] | None = None  # "each_on_all_images": how its threats were attacked
     replayed: list[parts.ReplayedLedger] | None = None
     robust_beyond: int | None = None  # images that a larger radius found robust
     draws: parts.DrawsJudged | None = None  # of a randomised network
