@@ -5,7 +5,7 @@ What the command line reads weights and data with is imported when it is called.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
@@ -205,14 +205,11 @@ def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, Thre
     height, width, channels = image
     side = height if height == width else 0  # the study's images are squares
     own = [Threat(norm, check_number("epsilon", epsilon)) for norm, epsilon in given.items()]
-    found = three_norms.radii(side, own, write=_as_argument)
+    write = lambda norms: f"radii={{{', '.join(f'{n!r}: RADIUS' for n in norms)}}}"  # noqa: E731
+    found = three_norms.radii(side, own, write=write)
     for threat in found.values():
         questions.check_threat(threat, max(height, width), channels)
     return found
-
-
-def _as_argument(norms: Sequence[str]) -> str:
-    return f"radii={{{', '.join(f'{norm!r}: RADIUS' for norm in norms)}}}"
 
 
 def _stepped(

@@ -116,7 +116,8 @@ class AccuracyRecord:
         due = ["always"] if self.evaluation is None else ["always", "of an evaluation"]
         for key in keys_of(type(self)):
             value = getattr(self, key.name)
-            known = value is not None and value != _default(key)
+            empty = key.default if key.default_factory is MISSING else key.default_factory()
+            known = value is not None and value != empty
             if known or (key.metadata.get("written") in due and key.name not in self.absent):
                 found[key.name] = value
         return found | dict(self.others)
@@ -164,10 +165,6 @@ class Measured(NamedTuple):
 def keys_of(kind: type[AccuracyRecord]) -> list[Field]:
     """List the fields that are keys of the JSON, in their order."""
     return [key for key in fields(kind) if key.metadata != _NEVER]
-
-
-def _default(key: Field) -> Any:
-    return key.default if key.default_factory is MISSING else key.default_factory()
 
 
 def check(record: AccuracyRecord, where: str) -> None:
