@@ -10,6 +10,7 @@ ours says more.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -137,6 +138,14 @@ def check_number(name: str, value: Any) -> float:
     except TypeError:
         pass
     raise ValueError(f"{name}={value!r} is not a number; pass one, without quotes (4/255)")
+
+
+def is_count(value: Any) -> bool:
+    """Tell whether a value is an int of at least 1, also one of NumPy."""
+    try:
+        return not isinstance(value, bool) and operator.index(value) >= 1
+    except TypeError:
+        return False
 
 
 class Geometry(NamedTuple):

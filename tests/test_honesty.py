@@ -969,7 +969,7 @@ class SearchSampleTest(parameterized.TestCase):
         self.assertAlmostEqual(happen, 0.05, places=9)
 
     def searched(self, **changes):
-        with mock.patch("jaxrobust.evaluation.engine.sampled._SAMPLE", 4):
+        with mock.patch("jaxrobust.evaluation.engine.cascade._SAMPLE", 4):
             return evaluated(plain, **changes)
 
     def test_none_of_the_sample_fell(self):

@@ -202,7 +202,7 @@ def abstract_step(
     floor = array(jnp.int32, mesh.size)
     machine = MACHINES[setting.machine].make(setting, jnp.float32(0))
     passes = 1 + (machine.loss is not None) + (machine.check is not None)
-    advance = programs(mesh, setting, False).advance
+    _, advance = programs(mesh, setting, False, "")
     both = (logits_fn, None)
     made = jax.eval_shape(prepare_program(mesh, False), *both, state.adversarial, state.keys)
     return advance, (*both, epsilon, state, array(jnp.int32), floor, made), passes

@@ -47,43 +47,10 @@ from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine
 from jaxrobust.attacks.registry import MACHINES, ROWS, Row, Setting, passes
 from jaxrobust.attacks.square import SquareState, square, square_machine, square_run
 
-__all__ = [
-    "GEOMETRIES",
-    "L1_RULES",
-    "LOSSES",
-    "MACHINES",
-    "ROWS",
-    "STARTS",
-    "TALLIES",
-    "ApgdState",
-    "FabState",
-    "MultiRadiusState",
-    "Noise",
-    "PgdState",
-    "Row",
-    "Setting",
-    "SquareState",
-    "advance",
-    "apgd",
-    "apgd_machine",
-    "apgd_multi_radius_machine",
-    "apgd_run",
-    "ce_loss",
-    "cw_loss",
-    "dlr_loss",
-    "fab",
-    "fab_machine",
-    "fab_run",
-    "fgsm",
-    "image_keys",
-    "kl_loss",
-    "passes",
-    "pgd",
-    "pgd_machine",
-    "project_onto_hyperplane",
-    "run",
-    "square",
-    "square_machine",
-    "square_run",
-    "targeted_dlr_loss",
-]
+__all__ = ["GEOMETRIES", "L1_RULES", "LOSSES", "MACHINES", "ROWS", "STARTS", "TALLIES"]
+__all__ += ["ApgdState", "FabState", "MultiRadiusState", "PgdState", "SquareState"]
+__all__ += ["Noise", "Row", "Setting", "advance", "image_keys", "passes", "run"]
+__all__ += ["apgd", "apgd_machine", "apgd_multi_radius_machine", "apgd_run"]
+__all__ += ["fab", "fab_machine", "fab_run", "fgsm", "pgd", "pgd_machine"]
+__all__ += ["project_onto_hyperplane", "square", "square_machine", "square_run"]
+__all__ += ["ce_loss", "cw_loss", "dlr_loss", "kl_loss", "targeted_dlr_loss"]

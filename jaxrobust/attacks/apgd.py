@@ -190,10 +190,9 @@ def apgd_machine(
     AutoAttack reads `x_best_adv` and `correct` of the state instead. A driver must not `tell` a
     finished image: nothing here stops it.
     """
+    own: dict[str, Any] = {"steps": steps, "kept_fraction": kept_fraction}
     name = loss if isinstance(loss, str) else "ce"
-    inputs.check_settings(
-        norm=norm, epsilon=epsilon, loss=name, steps=steps, kept_fraction=kept_fraction
-    )
+    inputs.check_settings(norm=norm, epsilon=epsilon, loss=name, **own)
     ball = GEOMETRIES[norm]
     loss_fn: Callable[..., t.Array] = LOSSES[loss] if isinstance(loss, str) else loss
     reads_targets = loss == "dlr-targeted" or callable(loss)
@@ -202,9 +201,7 @@ def apgd_machine(
         images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: t.Start = "image"
     ) -> ApgdState:
         images, labels = inputs.check_inputs(images, labels)
-        one_each = images.reshape(images.shape[0], -1)[:, 0]
-        floats = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
-        integers = partial(jnp.full_like, one_each, dtype=jnp.int32)
+        floats, integers = inputs.fillers(images)
         if reads_targets and targets is None:
             raise ValueError(f"loss={loss!r} needs targets i32[B]; pass targets=...")
         if norm == "l1":
@@ -233,7 +230,7 @@ def apgd_machine(
             loss_best=floats(-jnp.inf),
             gradient_best=jnp.zeros_like(points),
             x_best_adv=points,
-            correct=jnp.ones_like(one_each, bool),
+            correct=floats(True, dtype=bool),
             period=integers(period),
             since=integers(0),
             rises=integers(0),
@@ -241,7 +238,7 @@ def apgd_machine(
             # row of its table of losses.
             last_loss=floats(0),
             loss_at_check=floats(0),
-            reduced=jnp.ones_like(one_each, bool),
+            reduced=floats(True, dtype=bool),
             sparsity=sparsity,
         )
 
@@ -335,9 +332,7 @@ def apgd(
     machine = apgd_machine(
         norm=norm, epsilon=epsilon, steps=steps, loss=loss, kept_fraction=kept_fraction
     )
-    return as_attack(
-        machine, run, random_start=random_start, gradient_steps=steps, final_forward=True
-    )
+    return as_attack(machine, random_start=random_start, gradient_steps=steps, final_forward=True)
 
 
 def _is_correct(logits: t.Logits, labels: t.Array) -> t.Mask:
@@ -348,8 +343,8 @@ def _is_correct(logits: t.Logits, labels: t.Array) -> t.Mask:
 
 _FACTS = Facts(
     machine="apgd",
-    make=lambda setting, epsilon: apgd_machine(
-        norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=by_target
+    make=lambda own, epsilon: apgd_machine(
+        norm=own.norm, epsilon=epsilon, steps=own.steps, loss=by_target
     ),
     rule="twice the radius at first, halved where the loss stops rising",
     final_forward=True,

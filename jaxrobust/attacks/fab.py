@@ -123,9 +123,7 @@ def fab_machine(
                 f"targets are {targets.dtype} of shape {targets.shape}; pass one class per image"
             )
         images = jnp.clip(images, 0, 1)
-        one_each = images.reshape(images.shape[0], -1)[:, 0]
-        floats = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
-        integers = partial(jnp.full_like, one_each, dtype=jnp.int32)
+        floats, integers = inputs.fillers(images)
         return FabState(
             images=images,
             labels=labels,
@@ -252,7 +250,7 @@ def fab(
         return where(state.norm_best <= state.epsilon, state.adv, state.images)
 
     machine = machine._replace(result=result)
-    return as_attack(machine, run, random_start=random_start, gradient_steps=steps)
+    return as_attack(machine, random_start=random_start, gradient_steps=steps)
 
 
 _FACTS = Facts(

@@ -65,13 +65,10 @@ def attack_of(settings: dict[str, Any]) -> Attack:
     """Make the attack of settings; `ValueError` where they cannot be meant."""
     row = registry.ROWS[settings["name"]]
     assert row.fixed is not None and row.make is not None
-    rule = {key: settings[key] for key in ("l1_rule",) if key in settings}
+    given = ("norm", "epsilon", "steps", "l1_rule")
     return row.make(
-        norm=settings["norm"],
-        epsilon=settings["epsilon"],
-        steps=settings["steps"],
+        **{key: settings[key] for key in given if key in settings},
         step_size=settings["step_size"] or None,  # a radius of 0 leaves no room, whatever the step
         random_start=attacks.STARTS[settings["start"]],
         loss=row.fixed.loss,
-        **rule,
     )

@@ -1,7 +1,8 @@
 """What attacks are given: settings, images, labels, keys and starts, refused where they misfit."""
 
 import math
-import operator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,11 +29,7 @@ def check_settings(
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
     if not isinstance(epsilon, jax.Array):  # inside `jit`, whoever calls it has checked
         t.check_radius(norm, epsilon)
-    try:
-        whole = not isinstance(steps, bool) and operator.index(steps) >= 1
-    except TypeError:
-        whole = False
-    if not whole:
+    if not t.is_count(steps):
         raise ValueError(f"steps={steps!r} is not a number of steps; pass an int >= 1")
     if step_size is not None and not 0 < t.check_number("step_size", step_size) < math.inf:
         raise ValueError(
@@ -92,6 +89,13 @@ def check_inputs(images: Any, labels: Any) -> tuple[t.Points, t.Array]:
             "[B], soft targets as floats [B, C]"
         )
     return images, labels
+
+
+def fillers(images: t.Points) -> tuple[Callable[..., t.PerImage], Callable[..., t.Counts]]:
+    """Make functions that fill an array [B] with a float, or an int32."""
+    one_each = images.reshape(images.shape[0], -1)[:, 0]
+    floats = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
+    return floats, partial(floats, dtype=jnp.int32)
 
 
 def image_keys(key: t.Array | None, batch: int) -> t.Keys:

@@ -1,8 +1,6 @@
-"""What iterative attacks share: one step of any machine, and the loop around it.
+"""One step of any machine (`types.Machine`), and the plain loop around it.
 
-A machine (`types.Machine`) asks for points and is told logits and gradients; it never calls a
-network. `advance` makes one step of any machine; `run` is the plain loop around it, and
-`jaxrobust.evaluation.engine.engine` is the other one.
+The other loop is `jaxrobust.evaluation.engine.engine`.
 """
 
 from collections.abc import Callable
@@ -175,7 +173,6 @@ def checked(logits_fn: t.LogitsFn, given: Any) -> Callable[[t.Array, Any], t.Arr
     """Wrap a network for `advance`; `ValueError` where it cannot be called, or lacks a class."""
 
     def network(points: t.Images, draw: Any) -> t.Logits:
-        del draw
         image = jax.ShapeDtypeStruct(points.shape[1:], points.dtype)
         try:
             logits = logits_fn(points)
@@ -193,7 +190,11 @@ def checked(logits_fn: t.LogitsFn, given: Any) -> Callable[[t.Array, Any], t.Arr
 
 
 def as_attack(
-    machine: t.Machine, drive: Callable[..., Any], *, random_start: bool | Noise, **settings: Any
+    machine: t.Machine,
+    *,
+    random_start: bool | Noise,
+    drive: Callable[..., Any] = run,
+    **settings: Any,
 ) -> t.Attack:
     """Make an attack of a machine and what drives it; no images at all come back as they are."""
 
@@ -205,13 +206,9 @@ def as_attack(
         if images.shape[0] == 0:
             return images
         keys = image_keys(key, images.shape[0]) if random_start else None
-        start = (
-            random_start
-            if isinstance(random_start, Noise)
-            else "random"
-            if keys is not None
-            else "image"
-        )
+        start: Any = random_start
+        if not isinstance(random_start, Noise):
+            start = "random" if random_start else "image"
         state = machine.init(images, labels, keys=keys, start=start)
         return machine.result(drive(machine, logits_fn, state, **settings))
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxrobust.attacks.geometry.balls import all_finite, l1_norm, per_image
 from jaxrobust.attacks.inputs import Noise, check_noise
-from jaxrobust.attacks.machine import as_attack, run
+from jaxrobust.attacks.machine import as_attack
 from jaxrobust.attacks.pgd import PgdState, pgd_machine
 from jaxrobust.attacks.registry import Facts, Fixed, Named, Row, add
 from jaxrobust.types import Array, Attack, Machine, Points, check_number
@@ -57,7 +57,7 @@ def mim(
     machine = mim_machine(
         norm=norm, epsilon=epsilon, steps=steps, step_size=step_size, decay=decay, **settings
     )
-    return as_attack(machine, run, random_start=random_start, gradient_steps=steps)
+    return as_attack(machine, random_start=random_start, gradient_steps=steps)
 
 
 def mim_machine(

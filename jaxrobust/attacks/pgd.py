@@ -1,6 +1,5 @@
 """Projected gradient ascent with a fixed step, and its one-step case, FGSM."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ from jaxrobust.attacks import inputs
 from jaxrobust.attacks.geometry.balls import all_finite, per_image
 from jaxrobust.attacks.geometry.l1_rules import geometry_of
 from jaxrobust.attacks.losses import LOSSES
-from jaxrobust.attacks.machine import as_attack, run
+from jaxrobust.attacks.machine import as_attack
 from jaxrobust.attacks.registry import Facts, Fixed, Row, add
 from jaxrobust.types import Array, Attack, Counts, Machine, PerImage, Points, Start
 
@@ -53,16 +52,9 @@ def fgsm(
         if isinstance(epsilon, Array):
             raise ValueError("a radius for each image needs a step; pass step_size")
         step_size = epsilon or None  # a radius of 0 leaves no room whatever the step
-    return pgd(
-        norm=norm,
-        epsilon=epsilon,
-        steps=1,
-        step_size=step_size,
-        random_start=random_start,
-        loss=loss,
-        kept_fraction=kept_fraction,
-        l1_rule=l1_rule,
-    )
+    settings: dict[str, Any] = {"loss": loss, "kept_fraction": kept_fraction, "l1_rule": l1_rule}
+    settings |= {"step_size": step_size, "random_start": random_start}
+    return pgd(norm=norm, epsilon=epsilon, steps=1, **settings)
 
 
 def pgd(
@@ -99,16 +91,9 @@ def pgd(
     1.0
     """
     inputs.check_noise(random_start, norm)
-    machine = pgd_machine(
-        norm=norm,
-        epsilon=epsilon,
-        steps=steps,
-        step_size=step_size,
-        loss=loss,
-        kept_fraction=kept_fraction,
-        l1_rule=l1_rule,
-    )
-    return as_attack(machine, run, random_start=random_start, gradient_steps=steps)
+    settings: dict[str, Any] = {"loss": loss, "kept_fraction": kept_fraction, "l1_rule": l1_rule}
+    machine = pgd_machine(norm=norm, epsilon=epsilon, steps=steps, step_size=step_size, **settings)
+    return as_attack(machine, random_start=random_start, gradient_steps=steps)
 
 
 def pgd_machine(
@@ -122,14 +107,8 @@ def pgd_machine(
     l1_rule: str = "sparse",
 ) -> Machine:
     """Make PGD a `types.Machine` of `steps` evaluations; arguments as in `pgd`."""
-    inputs.check_settings(
-        norm=norm,
-        epsilon=epsilon,
-        loss=loss,
-        steps=steps,
-        step_size=step_size,
-        kept_fraction=kept_fraction,
-    )
+    own: dict[str, Any] = {"step_size": step_size, "kept_fraction": kept_fraction}
+    inputs.check_settings(norm=norm, epsilon=epsilon, loss=loss, steps=steps, **own)
     inputs.check_no_targets(loss)
     ball, loss_fn = geometry_of(norm, l1_rule), LOSSES[loss]
     length = 2.5 * epsilon / steps if step_size is None else step_size
@@ -139,14 +118,12 @@ def pgd_machine(
         labels: Any,
         *,
         keys: Any = None,
-        targets: Any = None,
         start: Start | inputs.Noise = "image",
+        **_: Any,
     ) -> PgdState:
-        del targets  # its losses have none
         images, labels = inputs.check_inputs(images, labels)
-        one_each = images.reshape(images.shape[0], -1)[:, 0]
-        fill = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
-        radius = fill(epsilon)
+        floats, integers = inputs.fillers(images)
+        radius = floats(epsilon)
         points = inputs.start_points(ball, start, images, radius, keys)
         if not isinstance(start, inputs.Noise) or start.projected:
             points = ball.project(points, images, radius)  # before the first gradient
@@ -155,13 +132,12 @@ def pgd_machine(
             labels=labels,
             points=points,
             epsilon=radius,
-            step=fill(length),
-            iteration=fill(0, dtype=jnp.int32),
-            steps=fill(steps, dtype=jnp.int32),
+            step=floats(length),
+            iteration=integers(0),
+            steps=integers(steps),
         )
 
     def tell(state: PgdState, logits: Any, gradient: Points) -> PgdState:
-        del logits
         kept = jnp.full_like(state.step, kept_fraction)
         # Without a usable gradient it stays, but for a start that was not projected.
         gradient = jnp.where(per_image(all_finite(gradient), gradient), gradient, 0)
@@ -181,13 +157,12 @@ def pgd_machine(
 
 _FACTS = Facts(
     machine="pgd",
-    make=lambda setting, epsilon: pgd_machine(
-        norm=setting.norm, epsilon=epsilon, steps=setting.steps
-    ),
+    make=lambda own, epsilon: pgd_machine(norm=own.norm, epsilon=epsilon, steps=own.steps),
     rule="a fixed length",
     extra=0,
     least={"steps": 1, "restarts": 1},
 )
+_PGD: dict[str, Any] = {"make": pgd, "length": 2.5}
 add(
     _FACTS,
     Row(
@@ -203,15 +178,9 @@ add(
         *("pgd", "steps along the gradient of the cross-entropy", _FACTS),
         fixed=Fixed(),
         trains=True,
-        make=pgd,
-        length=2.5,
+        **_PGD,
     ),
     # As Huang et al. 2022 (arXiv 2212.11005) evaluate: what is misclassified stays where it is.
-    Row(
-        *("cw", "PGD on the margin, at most 0", _FACTS),
-        fixed=Fixed(loss="cw-floor"),
-        make=pgd,
-        length=2.5,
-    ),
-    Row("margin", "PGD on the margin", _FACTS, fixed=Fixed(loss="cw"), make=pgd, length=2.5),
+    Row("cw", "PGD on the margin, at most 0", _FACTS, fixed=Fixed(loss="cw-floor"), **_PGD),
+    Row("margin", "PGD on the margin", _FACTS, fixed=Fixed(loss="cw"), **_PGD),
 )

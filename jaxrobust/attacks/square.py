@@ -17,14 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import types as t
+from jaxrobust.attacks.geometry import square_proposals
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, where
-from jaxrobust.attacks.geometry.square_proposals import (
-    PROPOSALS,
-    KeyData,
-    Rows,
-    as_rows,
-    draw_query,
-)
+from jaxrobust.attacks.geometry.square_proposals import KeyData, Rows, as_rows
 from jaxrobust.attacks.geometry.square_windows import check_schedule, window_levels, window_table
 from jaxrobust.attacks.inputs import check_inputs, check_settings, image_keys
 from jaxrobust.attacks.losses import cw_loss
@@ -73,9 +68,8 @@ def square_run(
     Returns:
       `SquareState`: `x_best`, `margin_best` (success: at most 0), `iteration` and the rest.
     """
-    machine = square_machine(
-        norm=norm, epsilon=epsilon, queries=queries, p_init=p_init, rescale=rescale
-    )
+    own: dict[str, Any] = {"queries": queries, "p_init": p_init, "rescale": rescale}
+    machine = square_machine(norm=norm, epsilon=epsilon, **own)
     state = machine.init(images, labels, keys=image_keys(key, len(images)), start="random")
     return _until_fooled(machine, logits_fn, state)
 
@@ -112,17 +106,11 @@ def square_machine(
     check_settings(norm=norm, epsilon=epsilon, loss="cw")
     check_schedule(queries, p_init)
     levels = window_levels(queries, rescale)
-    geometry = PROPOSALS[norm]
+    geometry = square_proposals.PROPOSALS[norm]
 
     def init(
-        images: Any,
-        labels: Any,
-        *,
-        keys: Any = None,
-        targets: Any = None,
-        start: t.Start = "random",
+        images: Any, labels: Any, *, keys: Any = None, start: t.Start = "random", **_: Any
     ) -> SquareState:
-        del targets  # it aims at no class
         images, labels = check_inputs(images, labels)
         if labels.ndim != 1:
             raise ValueError(f"labels of shape {labels.shape}: Square needs classes; pass i32[B]")
@@ -147,7 +135,6 @@ def square_machine(
         )
 
     def tell(state: SquareState, logits: t.Logits, gradient: Any = None) -> SquareState:
-        del gradient
         margin = -cw_loss(logits.astype(state.epsilon.dtype), state.labels)
         searching = ~finished(state)
         better = searching & (margin < state.margin_best)  # NaN never is
@@ -159,7 +146,7 @@ def square_machine(
         height, width = state.points.shape[1:3]
         windows = window_table(norm, levels, p_init, (height, width))
         level = jnp.asarray(levels)[jnp.clip(state.iteration - 1, 0, queries - 1)]
-        draws = draw_query(state, jnp.asarray(windows.sides)[level])
+        draws = square_proposals.draw_query(state, jnp.asarray(windows.sides)[level])
         return state._replace(points=geometry.propose(state, draws, windows, level))
 
     def finished(state: SquareState) -> t.Mask:
@@ -210,14 +197,12 @@ def square(
     machine = square_machine(
         norm=norm, epsilon=epsilon, queries=queries, p_init=p_init, rescale=rescale
     )
-    return as_attack(machine, _until_fooled, random_start=True)
+    return as_attack(machine, drive=_until_fooled, random_start=True)
 
 
 _FACTS = Facts(
     machine="square",
-    make=lambda setting, epsilon: square_machine(
-        norm=setting.norm, epsilon=epsilon, queries=setting.steps
-    ),
+    make=lambda own, epsilon: square_machine(norm=own.norm, epsilon=epsilon, queries=own.steps),
     rule="random squares of a shrinking size",
     backward=0,
     least={"steps": 1, "restarts": 1},

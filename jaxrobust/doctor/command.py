@@ -20,7 +20,6 @@ from jaxrobust.doctor.patient import Patient, Recorded
 from jaxrobust.evaluation.questions import flags, measuring
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import Given
-from jaxrobust.evaluation.questions.measuring import settled_size
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records
 from jaxrobust.resolved import of_phase, phases
@@ -77,7 +76,7 @@ def _read(given: Given, images: int) -> tuple[str, Patient]:
     run = Path(given.workdir) if given.workdir else None
     compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
     origin, subject, source = flags.settled(given)
-    size = settled_size(subject.network.image_size)
+    size = subject.image_size
     which, subject, weights = flags.weights(given, subject, source)
     wanted = subjects.preprocessing(origin, size, source, given.preprocessing)
     preprocessing = pipeline.preprocessing_id(source, size, wanted)

@@ -6,12 +6,5 @@ from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.questions.worst_case import WorstCaseResult, worst_case
 from jaxrobust.evaluation.records.verdicts import Verdicts
 
-__all__ = [
-    "AutoAttackResult",
-    "Cost",
-    "ImageSet",
-    "Verdicts",
-    "WorstCaseResult",
-    "autoattack",
-    "worst_case",
-]
+__all__ = ["AutoAttackResult", "Cost", "ImageSet", "Verdicts", "WorstCaseResult"]
+__all__ += ["autoattack", "worst_case"]

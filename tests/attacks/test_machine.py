@@ -141,7 +141,7 @@ class AdvanceTest(absltest.TestCase):
         state = own.init(self.state.images, self.state.labels)
         made = attacks.advance(own, network, state)
         self.assertEqual(seen, [0, 1])
-        np.testing.assert_array_equal(made.points, own.query(made.asked))
+        np.testing.assert_array_equal(made.points, own.query(made.queried))
 
 
 class NewAttacksTest(parameterized.TestCase):

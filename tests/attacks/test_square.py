@@ -134,7 +134,7 @@ def scripted_run(g, norm):
         return (machine.result(state), *seen)
 
     with (
-        mock.patch.object(square, "draw_query", draw_query),
+        mock.patch.object(square_geometry, "draw_query", draw_query),
         mock.patch.dict(square_geometry.PROPOSALS, {norm: geometry}),
     ):
         images = jnp.asarray(g["scr_x_u8"].astype(np.float32) / np.float32(255))

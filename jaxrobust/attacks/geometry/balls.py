@@ -6,6 +6,7 @@ and on L1 the rounding residue of `(x + t) + correction` counts as a non-zero en
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,10 @@ def l0_norm(deltas: Points) -> PerImage:
     """Count the entries that differ from zero exactly, f[B]."""
     count = jnp.sum(deltas.reshape(deltas.shape[0], -1) != 0, axis=1, dtype=jnp.int32)
     return count.astype(deltas.dtype)
+
+
+def _total(values: Points) -> PerImage:
+    return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
 
 
 def l1_norm(deltas: Points) -> PerImage:
@@ -52,10 +57,6 @@ def all_finite(values: Points) -> Mask:
 # --- Linf ---
 
 
-def _sample_linf(keys: Keys, images: Points, epsilon: PerImage) -> Points:
-    return place_linf(draw(jax.random.uniform, keys, images), images, epsilon)
-
-
 def place_linf(uniform: Points, images: Points, epsilon: PerImage) -> Points:
     """Make AutoAttack's start of a draw from U[0, 1): one entry at exactly +-epsilon."""
     t = 2 * uniform - 1
@@ -74,18 +75,11 @@ def _project_linf(points: AnyPoints, images: Points, epsilon: PerImage) -> Point
     return jnp.clip(jnp.minimum(jnp.maximum(points, images - epsilon), images + epsilon), 0, 1)
 
 
-def _ascend_linf(
-    points: Points, gradient: Points, step: PerImage, kept: PerImage | None = None
-) -> Points:
-    del kept
+def _ascend_linf(points: Points, gradient: Points, step: PerImage, kept: Any = None) -> Points:
     return points + per_image(step, points) * _sign(gradient)
 
 
 # --- L2 ---
-
-
-def _sample_l2(keys: Keys, images: Points, epsilon: PerImage) -> Points:
-    return place_l2(draw(jax.random.normal, keys, images), images, epsilon)
 
 
 def place_l2(normal: Points, images: Points, epsilon: PerImage) -> Points:
@@ -117,19 +111,12 @@ def _project_l2(points: AnyPoints, images: Points, epsilon: PerImage) -> Points:
     return jnp.clip(images + direction * per_image(jnp.minimum(epsilon, norm), delta), 0, 1)
 
 
-def _ascend_l2(
-    points: Points, gradient: Points, step: PerImage, kept: PerImage | None = None
-) -> Points:
-    del kept
+def _ascend_l2(points: Points, gradient: Points, step: PerImage, kept: Any = None) -> Points:
     norm = per_image(l2_norm(gradient), gradient)
     return points + per_image(step, points) * gradient / (norm + 1e-12)
 
 
 # --- L1 ---
-
-
-def _sample_l1(keys: Keys, images: Points, epsilon: PerImage) -> Points:
-    return place_l1(draw(jax.random.normal, keys, images), images, epsilon)
 
 
 def place_l1(normal: Points, images: Points, epsilon: PerImage) -> Points:
@@ -193,14 +180,20 @@ def _settle_l1(points: Points, images: Points) -> Points:
 
 
 def _settle(points: Points, images: Points) -> Points:
-    del images
     return points  # the projection ends with the box
 
 
+def _sample(place: Callable[..., Array], distribution: Callable[..., Array]) -> Any:
+    return lambda keys, images, epsilon: place(draw(distribution, keys, images), images, epsilon)
+
+
+_uniform, _normal = jax.random.uniform, jax.random.normal
 GEOMETRIES: dict[str, Geometry] = {
-    "linf": Geometry(_sample_linf, _project_linf, _ascend_linf, _settle, _fill_linf),
-    "l2": Geometry(_sample_l2, _project_l2, _ascend_l2, _settle, _fill_l2),
-    "l1": Geometry(_sample_l1, _project_l1, _ascend_l1, _settle_l1),
+    "linf": Geometry(
+        _sample(place_linf, _uniform), _project_linf, _ascend_linf, _settle, _fill_linf
+    ),
+    "l2": Geometry(_sample(place_l2, _normal), _project_l2, _ascend_l2, _settle, _fill_l2),
+    "l1": Geometry(_sample(place_l1, _normal), _project_l1, _ascend_l1, _settle_l1),
 }
 
 
@@ -212,10 +205,6 @@ def draw(distribution: Callable[..., Array], keys: Keys, images: Points) -> Poin
 def _sign(values: Array) -> Array:
     """Compute the sign as `jnp.sign` does, but 0 for NaN."""
     return (values > 0).astype(values.dtype) - (values < 0).astype(values.dtype)
-
-
-def _total(values: Points) -> PerImage:
-    return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
 
 
 def _order_statistic(sizes: Points, rank: Counts) -> PerImage:

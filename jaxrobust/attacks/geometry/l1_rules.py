@@ -6,6 +6,8 @@ within an L1 ball than sparse ones: it is a weak attack, there to repeat figures
 with it (Tang et al. 2022). Parity: tests/evaluation/engine/test_cifar_attacks.py.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -34,16 +36,12 @@ def _project(points: Points, images: Points, epsilon: PerImage) -> Points:
     return images + per_image(scale, delta) * delta
 
 
-def _ascend(
-    points: Points, gradient: Points, step: PerImage, kept: PerImage | None = None
-) -> Points:
-    del kept  # all of them
+def _ascend(points: Points, gradient: Points, step: PerImage, kept: Any = None) -> Points:
     length = l1_norm(gradient) + BATCH * _FLOOR
     return points + per_image(step / length, points) * gradient
 
 
 def _settle(points: Points, images: Points) -> Points:
-    del images
     return jnp.clip(points, 0, 1)  # from which rounding may lead
 
 

@@ -4,10 +4,11 @@ In NumPy and Python's doubles, rounded half to even as the reference does.
 Source and parity: see `square`.
 """
 
-import operator
 from typing import NamedTuple
 
 import numpy as np
+
+from jaxrobust.types import is_count
 
 
 class Windows(NamedTuple):
@@ -81,11 +82,7 @@ def _length(norm: str, values: np.ndarray) -> float:
 
 def check_schedule(queries: int, p_init: float) -> None:
     """Refuse a schedule that cannot be meant, with `ValueError`."""
-    try:
-        whole = not isinstance(queries, bool) and operator.index(queries) >= 1
-    except TypeError:
-        whole = False
-    if not whole:
+    if not is_count(queries):
         raise ValueError(f"queries={queries!r} is not a number of queries; pass an int >= 1")
     if not 0 < p_init <= 1:
         raise ValueError(

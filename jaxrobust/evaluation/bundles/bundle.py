@@ -102,10 +102,8 @@ def of_record(
     shutil.rmtree(part, ignore_errors=True)  # of one that was killed
     part.mkdir(parents=True)
     try:
-        about: BundleFacts = {
-            "record": record.to_json(),
-            "split_images": split_images or len(images),
-        }
+        whole_split = split_images or len(images)
+        about: BundleFacts = {"record": record.to_json(), "split_images": whole_split}
         with whole.explained(place):
             levels, unsure = _write(part, about, found, images, points, logits, batch)
         size = sum(file.stat().st_size for file in part.iterdir())
@@ -217,13 +215,8 @@ class _Files:
         offset = self._file.tell()
         self._file.write(coded.code)
         name = Path(self._file.name).name
-        return {
-            "levels": coded.levels,
-            "step": coded.step,
-            "file": name,
-            "offset": offset,
-            "bytes": len(coded.code),
-        }
+        row: ImageRow = {"levels": coded.levels, "step": coded.step}
+        return {**row, "file": name, "offset": offset, "bytes": len(coded.code)}
 
     def close(self) -> None:
         if self._file is not None:
@@ -272,12 +265,8 @@ def program() -> str:
 def _parted(text: str) -> tuple[str, str]:
     """Split a module into docstring and rest, without what it imports of this package."""
     tree, rows = ast.parse(text), text.splitlines(keepends=True)
-    own = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxrobust")
-    ]
-    for node in reversed(own):
-        del rows[node.lineno - 1 : node.end_lineno]
+    for node in reversed(tree.body):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxrobust"):
+            del rows[node.lineno - 1 : node.end_lineno]
     end = tree.body[0].end_lineno or 0
     return "".join(rows[:end]), "".join(rows[end:])

@@ -87,13 +87,12 @@ def _types(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     if not rows:
         return "has no images"
     for number, row in enumerate(rows, 1):
-        kinds = _KINDS
-        if isinstance(row, dict) and row.get("verdict") not in ("", "clean"):
-            kinds = _KINDS | _STORED
-        for key, wanted in kinds.items():
-            if not isinstance(row, dict) or not _is(row.get(key), wanted):
-                value = row.get(key) if isinstance(row, dict) else row
-                return f"has {value!r:.40} for the {key} of line {number}, which is none"
+        if not isinstance(row, dict):
+            return f"has {row!r:.40} for the image of line {number}, which is none"
+        stored = {} if row.get("verdict") in ("", "clean") else _STORED
+        for key, wanted in (_KINDS | stored).items():
+            if not _is(row.get(key), wanted):
+                return f"has {row.get(key)!r:.40} for the {key} of line {number}, which is none"
     return None
 
 
@@ -113,9 +112,8 @@ def _ids(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     if count > len(ids):
         there = set(ids)
         missing = next(image for image in range(count) if image not in there)
-        return (
-            f"leaves out {count - len(ids):,} of the {count:,} images of its record, as {missing}"
-        )
+        left_out = count - len(ids)
+        return f"leaves out {left_out:,} of the {count:,} images of its record, as {missing}"
     split = about.get("split_images")
     if split is None and about["schema"] < 2:
         return None
@@ -199,9 +197,8 @@ def _intervals(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | N
         value, n = said[key], len(rows)
         ends = interval(round(about["record"][key] * n), n)
         ours = ", ".join(f"{end:.2%}" for end in ends)
-        sound = (
-            isinstance(value, Sequence) and len(value) == 2 and all(_is(v, float) for v in value)
-        )
+        pair = isinstance(value, Sequence) and len(value) == 2
+        sound = pair and all(_is(v, float) for v in value)
         if not sound or max(abs(a - b) for a, b in zip(value, ends, strict=True)) > _OFF:
             return f"says {value!r:.60} for the 95 % interval of {key}, and its rows give {ours}"
     return None

@@ -27,11 +27,7 @@ class Coded(NamedTuple):
 
 
 def encoded(
-    adversarial: np.ndarray,
-    images: np.ndarray,
-    labels: np.ndarray,
-    logits: Logits,
-    threat: Threat,
+    adversarial: np.ndarray, images: np.ndarray, labels: np.ndarray, logits: Logits, threat: Threat
 ) -> list[Coded]:
     """Make the differences of n images, each with the fewest levels that keep it adversarial.
 

@@ -168,7 +168,7 @@ def counter(
     attack: t.Attack,
     *,
     mesh: jax.sharding.Mesh,
-    dtype: str,
+    dtype: str = "float32",
     top5: bool = False,
     each: str | None = None,
 ) -> Counter:
@@ -189,11 +189,8 @@ def counts(*batch: Any, how: Judging) -> dict[str, t.Array]:
     """Count images of a padded batch that are right, clean and after the attack."""
     results = judged(*batch, how=how)
     sums = {name: results[name].sum() for name in results if results[name].dtype == bool}
-    return sums | {
-        "mask": results["count"],
-        "answers": results["answers"],
-        "labels": results["labels"],
-    }
+    answers = {name: results[name] for name in ("answers", "labels")}
+    return sums | answers | {"mask": results["count"]}
 
 
 def judged(

@@ -20,15 +20,14 @@ from jaxrobust.attacks import Setting, ensembles
 from jaxrobust.attacks.inputs import check_array
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine import replay as replays
-from jaxrobust.evaluation.engine.cascade import Attack
+from jaxrobust.evaluation.engine.cascade import Attack, search_again
 from jaxrobust.evaluation.engine.ledger import open_ledger
 from jaxrobust.evaluation.engine.outcome import Evaluation, Outcome, Sample, answers_of, logits_of
 from jaxrobust.evaluation.engine.progress import Decisions
 from jaxrobust.evaluation.engine.result import AutoAttackResult, ResultFacts
-from jaxrobust.evaluation.engine.sampled import search_again
 from jaxrobust.evaluation.network import checks, collapse, fingerprint, randomised, reliability
 from jaxrobust.evaluation.network.images import Adversarial, ImageSet, InRange, clipped, hashed
-from jaxrobust.evaluation.records import parts, records
+from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience
@@ -122,6 +121,7 @@ def autoattack(
     within = Threat(norm, check_number("epsilon", epsilon))
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
         raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
+    seed = int(seed)
     checks.check_images(held, labels)
     held, overshot = clipped(held) if isinstance(held, np.ndarray) else (InRange(held), None)
     ids = _ids(image_ids, len(held))
@@ -155,27 +155,26 @@ def autoattack(
             held = np.ascontiguousarray(held, np.float32)
         known_as = identity if isinstance(identity, str) else None
         with first("looking at what tells this network and these images from others"):
-            own = _fingerprint(runner, held, None if known_as else identity)._asdict()
+            own, search = _computed(runner, held, None if known_as else identity)
             own |= {"images": hashed(held, labels, ids)}
         evaluation: dict[str, Any] = {
             "network": known_as,
             "fingerprint": own,
             **within.settings(),
             "attacks": [setting._asdict() for setting in settings],
-            "seed": int(seed),
+            "seed": seed,
             "version": version,
-            "search": _search(runner, held.shape[1:]),
+            "search": search,
             "image": list(held.shape[1:]),
         } | ({"verdict": how._asdict()} if how else {})
         known = replays.ordered(known, evaluation)
         with open_ledger(ledger, evaluation, ids) as book:
             most = max(1, *(setting.targets for setting in settings))
             with first(f"classifying {len(held)} images"):
-                clean, once, finite, likely = _classified(
-                    runner, held, labels, ids, int(seed), most, how
-                )
-            reliability.check_answers(finite, (), np.zeros(0))  # refuses what answers nothing
-            seen = Sample(held, labels, ids, clean, likely, classes, within, int(seed))
+                found = _classified(runner, held, labels, ids, seed, most, how)
+            clean, once, finite, likely = found
+            reliability.check_answers(finite)  # refuses what answers nothing
+            seen = Sample(held, labels, ids, clean, likely, classes, within, seed)
             plain = not runner.keyed and len(held) > 0
             with first("checking whether the attacks can take this network"):
                 flags = _check_network(runner, held, labels) if plain else {}
@@ -205,7 +204,7 @@ def autoattack(
     if known.robust_beyond.any():
         about["robust_beyond"] = int(known.robust_beyond.sum())
     if overshot := held.overshot() if isinstance(held, InRange) else overshot:
-        about["clipped"] = overshot.as_json()
+        about["clipped"] = overshot
     about["fingerprint"] = own | ({"begun_by": book.begun_by} if book.begun_by else {})
     result = result._replace(about={**result.about, **about})
     tell(result.table())
@@ -236,14 +235,11 @@ def _cascade(
     if runner.search_fn is not None:
         cost, again = search_again(evaluation, settings)
         costs.append(cost)
-        about["search_sample"] = again.as_json()
+        about["search_sample"] = again
         accuracy_after[costs[-1].attack] = _mean(outcome.standing)
     if how is not None and once is not None and outcome.once is not None:
-        about["draws"] = {
-            "rule": how.rule,
-            "draws": how.draws,
-            "one_draw": _by_one(once, outcome.once),
-        }
+        one = records.one_draw(_mean(once), outcome.once)
+        about["draws"] = {"rule": how.rule, "draws": how.draws, "one_draw": one}
     present, places = np.unique(outcome.fooled_by, return_inverse=True)
     fooled_by = np.array([outcome.names[code] for code in present], str)[places]
     norms, reached = np.zeros(n), np.full(n, -1, np.int32)
@@ -268,13 +264,9 @@ def _cascade(
 
 def _check_network(runner: engine.Engine, images: ImageSet, labels: np.ndarray) -> dict[str, str]:
     """Gather what any process saw; all look at the same images."""
-    flags = reliability.check_network(
-        lambda x: engine.forward(runner, x),
-        runner.logits_fn,
-        images,
-        labels,
-        batch_size=runner.slots // runner.mesh.size,
-    )
+    forward, each = partial(engine.forward, runner), runner.slots // runner.mesh.size
+    looked_at = (forward, runner.logits_fn, images, labels)
+    flags = reliability.check_network(*looked_at, batch_size=each)
     return {name: text for seen in hosts.everyone(flags) for name, text in seen.items()}
 
 
@@ -285,16 +277,6 @@ def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Ve
         given = f"rule={rule!r}" if rule is not None else f"draws={draws!r}"
         raise ValueError(f"{given} judges a randomised network: pass version='rand', or leave it")
     return None
-
-
-def _by_one(clean: np.ndarray, robust: np.ndarray) -> parts.OneDraw:
-    right, left = _mean(clean), _mean(robust)
-    return {
-        "clean": right,
-        "robust": left,
-        "interval": records.intervals(right, left, len(clean)),
-        "bits": randomised.packed(robust),
-    }
 
 
 def _classified(
@@ -335,16 +317,12 @@ def _classified(
     return found
 
 
-def _fingerprint(runner: engine.Engine, images: Any, known: Any) -> fingerprint.Fingerprint:
-    each = runner.slots // runner.mesh.size
-    return known or fingerprint.of_network(runner.logits_fn, images, each=each, keyed=runner.keyed)
-
-
-def _search(runner: engine.Engine, image: tuple[int, ...]) -> dict[str, str] | None:
-    if runner.search_fn is None:
-        return None
-    each = runner.slots // runner.mesh.size
-    return fingerprint.exact(runner.search_fn, image, each=each, keyed=runner.keyed)
+def _computed(runner: engine.Engine, images: Any, known: Any) -> tuple[dict[str, Any], Any]:
+    """Take the fingerprint of the network that decides, and the hashes of the one that searches."""
+    how: Any = {"each": runner.slots // runner.mesh.size, "keyed": runner.keyed}
+    own = known or fingerprint.of_network(runner.logits_fn, images, **how)
+    guide = runner.search_fn
+    return own._asdict(), guide and fingerprint.exact(guide, images.shape[1:], **how)
 
 
 def _ids(ids: Sequence[int] | None, n: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """One attack after the other on what still stands, verdict by verdict through the ledger."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 
 from jaxrobust.attacks import MACHINES, Setting, ensembles
 from jaxrobust.evaluation.engine import engine, outcome
+from jaxrobust.evaluation.engine.outcome import Cost, Evaluation
 from jaxrobust.evaluation.engine.progress import Decisions
 from jaxrobust.evaluation.network import checks, randomised, reliability
+from jaxrobust.evaluation.records import parts
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.processes import hosts
 
@@ -18,7 +21,7 @@ class Attack:
     """One attack on all images that stand, from the ledger as far as it knows them."""
 
     def __init__(
-        self, evaluation: outcome.Evaluation, setting: Setting, meter: Decisions, suffix: str = ""
+        self, evaluation: Evaluation, setting: Setting, meter: Decisions, suffix: str = ""
     ) -> None:
         self.evaluation, self.setting, self.meter, self.suffix = evaluation, setting, meter, suffix
         self.runner, self.sample, self.outcome, self.book, self.how = evaluation
@@ -31,14 +34,13 @@ class Attack:
         self.compile_seconds = 0.0
         self.flat: list[bool] = []
 
-    def run(self, later: int) -> outcome.Cost:
+    def run(self, later: int) -> Cost:
         """Decide every image; `later` passes are needed for one that survives this attack."""
         start, met = time.perf_counter(), int(self.outcome.standing.sum())
         pending = self.recall()
         mine, known = hosts.share(pending), met - len(pending)
-        program = compilation.program(
-            f"{self.name} on {self.runner.slots} slots", self.runner.logits_fn
-        )
+        what = f"{self.name} on {self.runner.slots} slots"
+        program = compilation.program(what, self.runner.logits_fn)
         seen = (known + len(mine), known, self.standing(), self.runner.slots)
         self.meter.begin(self.name, *seen, compilation.expected(program))
         calls = engine.decide(
@@ -57,7 +59,7 @@ class Attack:
                 self.count(call, later // jax.process_count())
         self.join(mine, known)
         self.flag()
-        return outcome.Cost(
+        return Cost(
             attack=self.name,
             fooled=met - int(self.outcome.standing.sum()),
             forward=self.steps * ensembles.forward(self.setting),
@@ -108,13 +110,10 @@ class Attack:
 
     def refuted(self, part: list[engine.Verdict]) -> list[engine.Verdict]:
         """Say the last word by one more forward pass, and the norm in float64."""
-        images, labels, ids = self.sample.rows(np.array([v.image for v in part], int))
+        which = np.array([v.image for v in part], int)
         points = np.stack([v.adversarial for v in part if v.adversarial is not None])
-        points = engine.settled(self.runner, self.setting.norm, points, images)
-        logits = outcome.logits_of(self.runner, points, ids, self.sample.seed, draw=self.draw())
-        sure, norms = checks.verified(points, images, labels, logits, self.sample.threat)
-        wrong, others = [], outcome.reached(logits, labels)
-        for verdict, ok, norm, other, point in zip(part, sure, norms, others, points, strict=True):
+        found, wrong = outcome.confirmed(self.evaluation, points, which, self.draw()), []
+        for verdict, point, ok, norm, other in zip(part, *found, strict=True):
             if ok:
                 self.write(verdict, point, float(norm), int(other))
             else:
@@ -241,3 +240,72 @@ class Judged(NamedTuple):
     point: np.ndarray | None = None  # f32[H,W,C], that fools it by the rule
     norm: float = 0.0
     reached: int = -1
+
+
+# --- A search in lower precision, checked by one in full precision of a sample of survivors ---
+
+_SAMPLE = 64  # survivors that are attacked again
+
+
+def _words(found: parts.SampledSearch) -> str:
+    survivors, sampled, every = found["survivors"], found["sampled"], found["fooled_of_all"]
+    text = (
+        f"of {sampled} survivors of the search with search_fn, {found['fooled']} were fooled "
+        "by one with logits_fn itself"
+    )
+    remedy = "; search with logits_fn" if found["fooled"] else ""
+    if sampled == survivors:
+        return f"{text}; there are no others{remedy}"
+    if every is not None:
+        return f"{text}, hence all {survivors} were attacked so, and {every} fell{remedy}"
+    rest, at_most = survivors - sampled, found["at_most"]
+    return (
+        f"{text}. With 95 % confidence that excludes no more than a share above {at_most:.1%}: of "
+        f"the other {rest} up to {at_most * rest:.0f} may fall so, so robust accuracy is at least "
+        f"{found['robust_at_least']:.2%} by that search, and only search_dtype float32 (no "
+        "search_fn) says more"
+    )
+
+
+def search_again(
+    evaluation: Evaluation, settings: Sequence[Setting]
+) -> tuple[Cost, parts.SampledSearch]:
+    """Search survivors with the network that decides: some, and if one of them falls, all."""
+    sample, outcome = evaluation.sample, evaluation.outcome
+    survivors = np.flatnonzero(outcome.standing)
+    count = min(_SAMPLE, len(survivors))
+    chosen = np.zeros_like(outcome.standing)
+    chosen[np.random.default_rng(sample.seed).choice(survivors, count, replace=False)] = True
+    evaluation = evaluation._replace(runner=evaluation.runner._replace(search_fn=None))
+    costs = _attacked(evaluation, settings, chosen)
+    fallen = int((chosen & ~outcome.standing).sum())
+    every = None
+    if fallen and count < len(survivors):
+        costs += _attacked(evaluation, settings, outcome.standing & ~chosen)
+        every = int((~outcome.standing[survivors]).sum())
+    complete = count == len(survivors)
+    at_most = fallen / max(count, 1) if complete else checks.upper_bound(fallen, count)
+    unknown = 0 if every is not None else len(survivors) - count
+    least = int(outcome.standing.sum()) - at_most * unknown
+    searched: parts.SampledSearch = {
+        "survivors": len(survivors),
+        "sampled": count,
+        "fooled": fallen,
+        "at_most": at_most,
+        "fooled_of_all": every,
+        "robust_at_least": least / max(len(outcome.standing), 1),
+    }
+    outcome.flags["search-gap"] = _words(searched)
+    return Cost("full", *(sum(column) for column in list(zip(*costs, strict=True))[1:])), searched
+
+
+def _attacked(
+    evaluation: Evaluation, settings: Sequence[Setting], chosen: np.ndarray
+) -> list[Cost]:
+    again = evaluation.outcome._replace(standing=chosen.copy())
+    interval, count = checks.binomial_interval, int(chosen.sum())
+    with Decisions(count, interval=interval, enabled=False) as meter:
+        attacked = evaluation._replace(outcome=again)
+        costs = [Attack(attacked, setting, meter, suffix=" (full)").run(0) for setting in settings]
+    evaluation.outcome.standing[chosen & ~again.standing] = False
+    return costs

@@ -10,7 +10,7 @@ at the end of a long attack, what is left goes on in fewer, by another program.
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,17 +20,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust.attacks import MACHINES, ensembles
 from jaxrobust.attacks.registry import Setting
+from jaxrobust.evaluation.engine import slots as devices
 from jaxrobust.evaluation.engine.schedule import Jobs, Verdict
-from jaxrobust.evaluation.engine.slots import (
-    Programs,
-    Slots,
-    begin,
-    forward_program,
-    prepare_program,
-    program_of,
-    programs,
-    settle_program,
-)
+from jaxrobust.evaluation.engine.slots import Slots, begin
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.types import Array, LogitsFn
@@ -53,7 +45,7 @@ class Engine(NamedTuple):
     search_fn: LogitsFn | None
     keyed: bool
     given: dict[str, LogitsFn]  # as the user did: programs hold them weakly
-    compiled: "Compiled"
+    compiled: Callable[..., Any]  # what makes a program, and its arguments -> the program
     traces: tuple[tracing.Trace, ...] = ()  # of one or both, after `trace`
     tally: str = ""
 
@@ -85,12 +77,12 @@ def make(
         raise ValueError(
             f"batch_size={slots!r} is not a number of images; pass an int >= 1, or None"
         )
-    devices = local_devices()
+    here = local_devices()
     if slots is None:
-        each = 8 if devices[0].platform == "cpu" else 512 if image_size <= 64 else 64
-        slots = each * len(devices)
-    slots += -slots % len(devices)
-    mesh = Mesh(np.array(devices), ("slots",), axis_types=(AxisType.Auto,))
+        each = 8 if here[0].platform == "cpu" else 512 if image_size <= 64 else 64
+        slots = each * len(here)
+    slots += -slots % len(here)
+    mesh = Mesh(np.array(here), ("slots",), axis_types=(AxisType.Auto,))
     given = {"logits_fn": logits_fn} | ({"search_fn": search_fn} if search_fn is not None else {})
     taken = {name: tracing.argument(name, given[name], mesh) for name in given}
     decides, guides = taken["logits_fn"], taken.get("search_fn")
@@ -115,17 +107,9 @@ def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
     return engine._replace(compiled=compiled, traces=tuple(traces))
 
 
-class Compiled(NamedTuple):
-    """The programs of one network, by what else they depend on."""
-
-    programs: Callable[..., Programs]  # mesh, setting, keyed, tally
-    prepare: Callable[[Mesh, bool], Callable[..., list[Array]]]
-    forward: Callable[[Mesh, bool], Callable[..., Array]]
-
-
-def _compiled() -> Compiled:
-    keep = functools.cache
-    return Compiled(keep(programs), keep(prepare_program), keep(forward_program))
+def _compiled() -> Callable[..., Any]:
+    """Make a memory of the programs of one network, by what makes them and of what."""
+    return functools.cache(lambda make, mesh, *how: make(mesh, *how))
 
 
 # --- On the host ---
@@ -143,7 +127,7 @@ def forward(
 
     A randomised network gets keys made of the seed, the image's id and `draw`.
     """
-    program = engine.compiled.forward(engine.mesh, engine.keyed)
+    program = engine.compiled(devices.forward_program, engine.mesh, engine.keyed)
     sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
     ids = np.zeros(len(images), np.uint32) if ids is None else ids
     settings = (_root(seed), np.uint32(_DRAWS + draw))
@@ -162,7 +146,7 @@ def _root(seed: int) -> np.ndarray:
 
 def settled(engine: Engine, norm: str, points: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Free up to `engine.slots` points of the rounding residue of an L1 iterate."""
-    program = settle_program(norm)
+    program = devices.settle_program(norm)
     rows = (padded(points, engine.slots), padded(images, engine.slots))
     return np.asarray(program(*rows))[: len(points)]
 
@@ -194,9 +178,10 @@ def decide(
       confirm: is told the verdicts as they become known, and whether all are; returns those, of
         them or of earlier ones, that do not hold. Such an image is attacked further.
     """
-    made_for = program_of(setting)
-    compiled = engine.compiled.programs(engine.mesh, made_for, engine.keyed, engine.tally)
-    prepare = engine.compiled.prepare(engine.mesh, engine.keyed)
+    made_for = devices.program_of(setting)
+    mesh, keyed = engine.mesh, engine.keyed
+    refill, proceed = engine.compiled(devices.programs, mesh, made_for, keyed, engine.tally)
+    prepare = engine.compiled(devices.prepare_program, mesh, keyed)
     sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
     settings = (np.float32(epsilon), _root(seed), np.uint32(ensembles.named(setting.name).number))
     repeats = not engine.keyed  # whose draws are the same again
@@ -216,13 +201,16 @@ def decide(
         start = time.perf_counter()
         rows = jobs.rows(images, labels, ids)
         if slots is None:
-            slots = jax.device_put(_no_slots(made_for, engine.tally, settings, rows), sharding)
+            empty = functools.partial(begin, made_for, tally=engine.tally)
+            shapes = jax.eval_shape(empty, *settings, rows)
+            none = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+            slots = jax.device_put(none, sharding)
         if rows is not None:
-            slots = compiled.refill(*settings, slots, jax.device_put(rows, sharding))
+            slots = refill(*settings, slots, jax.device_put(rows, sharding))
         floor = jax.device_put(jobs.floor(), sharding)
         if limit == 0:
             prepared = prepare(*both, slots.adversarial, slots.keys)
-        slots, count = compiled.advance(*both, settings[0], slots, np.int32(limit), floor, prepared)
+        slots, count = proceed(*both, settings[0], slots, np.int32(limit), floor, prepared)
         count, live, fooled, steps, flat = (
             np.asarray(a) for a in (count, slots.live, _fooled(slots), slots.steps, slots.flat)
         )
@@ -233,16 +221,12 @@ def decide(
         a_step = seconds / max(int(count.max()), 1)
         left, fewer = most - int(steps[live].min(initial=most)), jobs.needed()
         saves = limit > 0 and left * a_step * (1 - fewer / width) > WORTH
-        if saves and _take(engine, images.shape[1:], fewer):
+        takes = functools.partial(tracing.takes, image=images.shape[1:], each=fewer, keyed=keyed)
+        if saves and all(takes(network) for network in both if network is not None):
             slots, width = _moved(slots, jobs.narrow(fewer), sharding), fewer
             limit = 0
         else:
             limit = int(min(max(CALL_SECONDS / a_step, 4), 4 * limit, 10_000)) if limit else 8
-
-
-def _take(engine: Engine, image: tuple[int, ...], each: int) -> bool:
-    given = (engine.logits_fn, engine.search_fn)[: len(engine.given)]
-    return all(tracing.takes(network, image, each, engine.keyed) for network in given)
 
 
 def _moved(slots: Slots, places: np.ndarray, sharding: Any) -> Slots:
@@ -269,8 +253,3 @@ def _points(slots: Slots) -> np.ndarray:
     pairs = np.stack([latest, np.asarray(slots.strongest)], axis=1)
     there = np.stack([np.asarray(slots.fooled), np.asarray(slots.excess) >= 0], axis=1)
     return np.where(there[..., None, None, None], pairs, np.float32(np.nan))
-
-
-def _no_slots(setting: Setting, tally: str, settings: Sequence[Any], rows: Any) -> Slots:
-    shapes = jax.eval_shape(functools.partial(begin, setting, tally=tally), *settings, rows)
-    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)

@@ -95,9 +95,8 @@ class Ledger:
     def _keep(self, place: int, file: Path | None, record: dict[str, Any]) -> None:
         once = record.get("once", record["fooled"])
         row = (True, record["fooled"], once, record["flat"], self._number(file))
-        rows = self.rows(record["attack"])
         about = (record.get("stored", 0), record.get("norm", 0.0), record.get("reached", -1))
-        rows[place] = (*row, *about)
+        self.rows(record["attack"])[place] = (*row, *about)
 
     def _number(self, file: Path | None) -> int:
         if file is None:

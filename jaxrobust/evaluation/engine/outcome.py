@@ -165,6 +165,18 @@ def _refuse_damaged(evaluation: Evaluation, name: str, draw: int, which: np.ndar
     book.rows(name)["reached"][which] = np.where(noted < 0, others, noted)
 
 
+def confirmed(
+    evaluation: Evaluation, points: np.ndarray, which: np.ndarray, draw: int
+) -> tuple[np.ndarray, ...]:
+    """Settle points; say which fool the network in a last pass, their norms, what they reach."""
+    runner, sample = evaluation.runner, evaluation.sample
+    images, labels, ids = sample.rows(which)
+    points = engine.settled(runner, sample.threat.norm, points, images)
+    logits = logits_of(runner, points, ids, sample.seed, draw=draw)
+    sure, norms = checks.verified(points, images, labels, logits, sample.threat)
+    return points, sure, norms, reached(logits, labels)
+
+
 def reached(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Find the likeliest wrong class by logits f[n,K], i[n]; -1 where one is not finite."""
     wrong = np.array(logits, np.float64)

@@ -16,6 +16,7 @@ from jaxrobust.runtime.text.progress import Part, clock, columns, fitted, joined
 T = TypeVar("T")
 
 _SHORT = 5.0  # seconds: a first call below is mostly overhead
+_SLOW = "minutes for a large network"  # to compile
 _INTERVAL = 8.0  # seconds between two lines in a log
 
 
@@ -80,7 +81,7 @@ class Decisions:
         known: int,
         standing: int,
         slots: int,
-        compiling: str = "minutes for a large network",
+        compiling: str = _SLOW,
     ) -> None:
         """Begin an attack on `images`: `known` are decided, `standing` not fooled yet, `slots` at
         work.

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, per_image
 from jaxrobust.evaluation.engine import engine
-from jaxrobust.evaluation.engine.outcome import Cost, Evaluation, logits_of, reached, refuse_damaged
+from jaxrobust.evaluation.engine.outcome import Cost, Evaluation, confirmed, refuse_damaged
 from jaxrobust.evaluation.network import checks, fingerprint
 from jaxrobust.evaluation.records.parts import ReplayedLedger
 from jaxrobust.evaluation.records.verdicts import REPLAY
@@ -45,10 +45,6 @@ class Points(NamedTuple):
     shape: tuple[int, ...]
     ids: np.ndarray  # u32[M], ascending
     stored: np.ndarray  # i64[M], places among the images
-
-    def has(self, ids: np.ndarray) -> np.ndarray:
-        """Tell of which images there is one, bool[N]."""
-        return np.isin(ids, self.ids)
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Read those of some images, f32[n,H,W,C]; `ValueError`: the file is too short for them."""
@@ -136,7 +132,7 @@ def run(evaluation: Evaluation, known: Known) -> tuple[Cost, list[ReplayedLedger
     forward, idle = 0, 0
     for source in known.sources:
         there = points(source)
-        pending = np.flatnonzero(outcome.standing & there.has(sample.ids))
+        pending = np.flatnonzero(outcome.standing & np.isin(sample.ids, there.ids))
         stretched = source.network != known.network  # of another one: to the rim of the ball
         mine = hosts.share(pending)
         for first in range(0, len(mine), runner.slots):
@@ -149,16 +145,10 @@ def run(evaluation: Evaluation, known: Known) -> tuple[Cost, list[ReplayedLedger
             book.take_over(process, which, REPLAY, theirs)
             outcome.strike(REPLAY, which)
         forward += len(pending)
-        shares.append(
-            {
-                "ledger": source.path.stem,
-                "sha256": there.sha256,
-                "norm": source.threat.norm,
-                "epsilon": source.threat.epsilon,
-                "tried": len(pending),
-                "fooled": sum(len(which) for which, _ in parts),
-            }
-        )
+        share: Any = {"ledger": source.path.stem, "sha256": there.sha256}
+        share |= source.threat.settings()
+        fooled = sum(len(which) for which, _ in parts)
+        shares.append(share | {"tried": len(pending), "fooled": fooled})
     cost = Cost(
         attack=REPLAY,
         fooled=met - int(outcome.standing.sum()),
@@ -175,7 +165,7 @@ def _try(
     evaluation: Evaluation, source: Source, there: Points, stretched: bool, part: np.ndarray
 ) -> None:
     runner, sample, outcome, book, _ = evaluation
-    images, labels, ids = sample.rows(part)
+    images, _, ids = sample.rows(part)
     norm, epsilon = sample.threat.norm, np.float32(sample.threat.epsilon)
     if images.shape[1:] != source.shape:
         raise ValueError(
@@ -186,10 +176,7 @@ def _try(
     _refuse_others(source, adversarial, images, ids)
     padded = [engine.padded(array, runner.slots) for array in (adversarial, images)]
     adversarial = np.asarray(_pull(norm)(*padded, epsilon, stretched))[: len(part)]
-    adversarial = engine.settled(runner, norm, adversarial, images)
-    logits = logits_of(runner, adversarial, ids, sample.seed, draw=0)
-    sure, norms = checks.verified(adversarial, images, labels, logits, sample.threat)
-    others = reached(logits, labels)
+    adversarial, sure, norms, others = confirmed(evaluation, adversarial, part, 0)
     row = {"attack": REPLAY, "fooled": True, "flat": False, "from": source.path.stem}
     for i in np.flatnonzero(sure):
         about = {"norm": float(norms[i]), "reached": int(others[i])}

@@ -65,21 +65,20 @@ class AutoAttackResult(NamedTuple):
     def table(self) -> str:
         """Write accuracy after each attack, what it added and what it cost, for people."""
         n = len(self.clean)
-        lines = [
+        head = (
             f"{'attack':10}  {'accuracy':>8}  {'fooled':>6}  {'forward':>9}  {'backward':>9}  time"
-        ]
-        lines.append(f"{'clean':10}  {_share(self.clean.sum(), n)}")
+        )
+        lines = [head, f"{'clean':10}  {_share(self.clean.sum(), n)}"]
         for c in self.costs:
             accuracy = _share(self.accuracy_after[c.attack] * n, n)
             lines.append(
                 f"{c.attack:10}  {accuracy}  {c.fooled:6d}  {c.forward:9,d}  {c.backward:9,d}  "
                 f"{c.seconds:.1f} s + {c.compile_seconds:.1f} s compiling"
             )
-        low, high = checks.binomial_interval(int(self.robust.sum()), n)
-        lines.append(
-            f"robust {int(self.robust.sum())} of {n}, 95 % interval {low:.1%} to {high:.1%}"
-        )
-        lines += records.notes(self.about.get("clipped"), self.about.get("draws"))
+        robust = int(self.robust.sum())
+        low, high = checks.binomial_interval(robust, n)
+        lines.append(f"robust {robust} of {n}, 95 % interval {low:.1%} to {high:.1%}")
+        lines += records.notes_of(self.measured().record)
         lines += [f"flag {name}: {text}" for name, text in self.flags.items()]
         return "\n".join(lines)
 
@@ -89,6 +88,8 @@ class AutoAttackResult(NamedTuple):
         ball = {"norm": about["norm"], "epsilon": about["epsilon"]}
         attacks: list[Any] = [ball | settings for settings in self.attacks]
         costs: list[Any] = [cost._asdict() for cost in self.costs]
+        names = ("replayed", "robust_beyond", "draws", "search_sample", "clipped")
+        noted: dict[str, Any] = {name: about.get(name) for name in names}
         record = AccuracyRecord(
             attacks=attacks,
             clean=float(self.clean.mean()) if n else None,
@@ -96,11 +97,7 @@ class AutoAttackResult(NamedTuple):
             accuracy_after=dict(self.accuracy_after),
             flags=dict(self.flags),
             costs=costs,
-            replayed=about.get("replayed"),
-            robust_beyond=about.get("robust_beyond"),
-            draws=about.get("draws"),
-            search_sample=about.get("search_sample"),
-            clipped=about.get("clipped"),
+            **noted,
         )
         return Measured(record, self.verdicts, about["fingerprint"].get("begun_by"))
 
@@ -114,12 +111,14 @@ class AutoAttackResult(NamedTuple):
         after = own.accuracy_after or {}
         identity = records.identity(about) | {"attacks": self.attacks}
         height, width, channels = about["image"]
+        keys = ("image_ids", "seed", "version", "images_sha256", "fingerprint")
+        evaluated: Any = {key: value for key, value in about.items() if key in keys}
+        unnamed: Any = dict.fromkeys(("name", "file", "sha256"))
         stated: Any = {key: value for key, value in known.items() if key != "model"}
         return dataclasses.replace(
             own,
             **stated,
-            image_ids=about["image_ids"],
-            seed=about["seed"],
+            **evaluated,
             interval=records.intervals(own.clean, own.robust, n),
             costs=records.with_step_rules(own.costs or ()),
             evaluation=records.number_of(identity),
@@ -132,13 +131,7 @@ class AutoAttackResult(NamedTuple):
             },
             method=self._method(),
             accuracy_after={name: float(v or 0) if n else None for name, v in after.items()},
-            version=about["version"],
-            images_sha256=about["images_sha256"],
-            fingerprint=about["fingerprint"],
-            function={
-                **{"name": None, "file": None, "sha256": None},
-                "arrays_sha256": about["arrays_sha256"],
-            },
+            function={**unnamed, "arrays_sha256": about["arrays_sha256"]},
         ).stamped()
 
     def _method(self) -> str:

@@ -20,6 +20,8 @@ from jaxrobust.attacks.registry import Setting
 from jaxrobust.models.kernels.rewriting import before_a_loop, canonical_convolutions
 from jaxrobust.types import VERDICT_PRECISION, Array
 
+_SHARED, _SPLIT = PartitionSpec(), PartitionSpec("slots")
+
 
 class Build(NamedTuple):
     """What the programs of an attack are built for, beside the shapes of what they are given."""
@@ -53,10 +55,8 @@ def begin(
     """Begin jobs in all slots; an image's key does not depend on its slot."""
 
     def key(*numbers: Array) -> Array:
-        key = _wrap(root)
-        for n in numbers:
-            key = jax.random.fold_in(key, n.astype(jnp.uint32))
-        return key
+        words = [n.astype(jnp.uint32) for n in numbers]
+        return functools.reduce(jax.random.fold_in, words, _wrap(root))
 
     keys = jax.vmap(key, (0, None, 0, 0))(rows.ids, number, rows.targets, rows.restarts)
     made = attacks.MACHINES[setting.machine]
@@ -139,15 +139,12 @@ def _advance(
         # to the end, and its latest wrong point is tried once more.
         over = machine.finished(done.state) | (False if keyed else hit)
         strongest, excess = _strongest(tally, setting.eot, done, slots)
-        return count + 1, Slots(
+        return count + 1, slots._replace(
             state=done.state,
-            labels=slots.labels,
-            keys=slots.keys,
             live=slots.live & ~over,
             fooled=slots.fooled | hit,
             adversarial=where(hit, done.points, slots.adversarial),
             steps=slots.steps + slots.live.astype(jnp.int32),
-            first=slots.first,
             flat=flat,
             strongest=strongest,
             excess=excess,
@@ -214,38 +211,28 @@ def _where(mask: Any, yes: Any, no: Any) -> Any:
     return jax.tree.map(functools.partial(where, mask), yes, no)
 
 
-class Programs(NamedTuple):
-    """What runs on the devices for one attack: jobs begin in slots, slots make steps."""
-
-    refill: Callable[..., Any]
-    advance: Callable[..., Any]
-
-
-def programs(mesh: Mesh, setting: Setting, keyed: bool, tally: str = "") -> Programs:
-    """Make the programs of an attack on all devices of a mesh; the rest as in `engine.Engine`."""
-    shared, split = PartitionSpec(), PartitionSpec("slots")
+def programs(
+    mesh: Mesh, setting: Setting, keyed: bool, tally: str
+) -> tuple[Callable[..., Slots], Callable[..., Any]]:
+    """Make the programs of an attack on all devices of a mesh: begin jobs in slots, make steps."""
     advance = functools.partial(_advance, Build(setting, keyed, tally, _platform(mesh)))
-    specs = (shared, shared, shared, split, shared, split, shared)
-    return Programs(_refill_program(mesh, setting, tally), _spread(mesh, advance, specs))
+    specs = (_SHARED, _SHARED, _SHARED, _SPLIT, _SHARED, _SPLIT, _SHARED)
+    return _refill_program(mesh, setting, tally), _spread(mesh, advance, specs)
 
 
 def prepare_program(mesh: Mesh, keyed: bool) -> Callable[..., list[Array]]:
     """Compile the program that makes the last argument of `advance`, for one number of slots."""
-    shared, split = PartitionSpec(), PartitionSpec("slots")
-    specs = (shared, shared, split, split)
+    specs = (_SHARED, _SHARED, _SPLIT, _SPLIT)
 
     def prepare(*given: Any) -> Any:
         return _seeker(keyed, _platform(mesh), *given)[0]()
 
-    return jax.jit(
-        jax.shard_map(prepare, mesh=mesh, in_specs=specs, out_specs=shared, check_vma=False)
-    )
+    return jax.jit(_mapped(mesh, prepare, specs, _SHARED))
 
 
 @functools.lru_cache(maxsize=64)
 def _refill_program(mesh: Mesh, setting: Setting, tally: str) -> Callable[..., Slots]:
-    shared, split = PartitionSpec(), PartitionSpec("slots")
-    specs = (shared, shared, shared, split, split)
+    specs = (_SHARED, _SHARED, _SHARED, _SPLIT, _SPLIT)
     start = functools.partial(begin, setting, tally=tally)
     return _spread(mesh, functools.partial(_refill, start), specs)
 
@@ -256,10 +243,13 @@ def _refill_program(mesh: Mesh, setting: Setting, tally: str) -> Callable[..., S
 COMPILER_OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 
 
-def _spread(mesh: Mesh, function: Callable[..., Any], specs: Any) -> Callable[..., Any]:
+def _mapped(mesh: Mesh, function: Callable[..., Any], specs: Any, out: Any = _SPLIT) -> Any:
     """Let every device run its own loop on its own slots: nothing inside is a collective."""
-    split = PartitionSpec("slots")
-    spread = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+
+
+def _spread(mesh: Mesh, function: Callable[..., Any], specs: Any) -> Callable[..., Any]:
+    spread = _mapped(mesh, function, specs)
     return jax.jit(spread, donate_argnums=3, compiler_options=COMPILER_OPTIONS.get(_platform(mesh)))
 
 
@@ -274,9 +264,8 @@ def forward_program(mesh: Mesh, keyed: bool) -> Callable[..., Array]:
         network = _network(logits_fn, keyed, _platform(mesh), VERDICT_PRECISION)
         return network(images, keys)
 
-    shared, split = PartitionSpec(), PartitionSpec("slots")
-    specs = (shared, shared, shared, split, split)
-    return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
+    specs = (_SHARED, _SHARED, _SHARED, _SPLIT, _SPLIT)
+    return jax.jit(_mapped(mesh, run, specs))
 
 
 def _platform(mesh: Mesh) -> str:

@@ -101,11 +101,7 @@ def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> None:
 
 
 def verified(
-    images_adv: _Images,
-    images: _Images,
-    labels: _Labels,
-    logits: _Logits,
-    threat: Threat,
+    images_adv: _Images, images: _Images, labels: _Labels, logits: _Logits, threat: Threat
 ) -> tuple[_Mask, _Norms]:
     """Tell which images are adversarial examples, and the norms of their perturbations in float64.
 

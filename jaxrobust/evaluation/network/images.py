@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -26,36 +26,25 @@ class ImageSet(Protocol):
         """Return f32[n,H,W,C] for places i[n], in their order."""
 
 
-class Overshot(NamedTuple):
-    """What was clipped, because it lay up to `checks.OVERSHOOT` outside [0, 1]."""
+class ClippedPixels(TypedDict):
+    """The pixels up to `checks.OVERSHOOT` outside [0, 1], which were clipped."""
 
     images: int
     pixels: int
     largest: float  # distance from [0, 1]
 
-    def words(self) -> str:
-        """Write it as a sentence."""
-        return (
-            f"{self.pixels} pixels of {self.images} images lay up to {self.largest:.2g} outside "
-            "[0, 1], as a resize leaves them, and were clipped"
-        )
 
-    def as_json(self) -> Any:
-        """Make it a part of a record: see `records.parts.ClippedPixels`."""
-        return self._asdict()
-
-
-def clipped(images: np.ndarray) -> tuple[np.ndarray, Overshot | None]:
+def clipped(images: np.ndarray) -> tuple[np.ndarray, ClippedPixels | None]:
     """Clip checked images f[N,H,W,C] to [0, 1], and sum up what was clipped; None: nothing."""
     if not images.size or (images.min() >= 0 and images.max() <= 1):
         return images, None
     outside = (images < 0) | (images > 1)
     values = images[outside].astype(np.float64)
-    found = Overshot(
-        images=int(outside.any(axis=(1, 2, 3)).sum()),
-        pixels=len(values),
-        largest=float(np.maximum(-values, values - 1).max()),
-    )
+    found: ClippedPixels = {
+        "images": int(outside.any(axis=(1, 2, 3)).sum()),
+        "pixels": len(values),
+        "largest": float(np.maximum(-values, values - 1).max()),
+    }
     return np.clip(images, 0, 1), found
 
 
@@ -64,7 +53,7 @@ class InRange:
 
     def __init__(self, images: ImageSet) -> None:
         self._images, self.shape = images, tuple(images.shape)
-        self._seen: dict[int, Overshot] = {}
+        self._seen: dict[int, ClippedPixels] = {}
         if content := getattr(images, "content_sha256", None):
             self.content_sha256 = content
 
@@ -84,15 +73,16 @@ class InRange:
                 self._seen[place] = found
         return np.clip(read, 0, 1)
 
-    def overshot(self) -> Overshot | None:
+    def overshot(self) -> ClippedPixels | None:
         """Sum up the clipped pixels of all processes; None: there are none."""
-        seen = {
-            place: found for part in hosts.everyone(self._seen) for place, found in part.items()
-        }
+        seen: dict[int, ClippedPixels] = {}
+        for part in hosts.everyone(self._seen):
+            seen |= part
         if not seen:
             return None
-        pixels, largest = zip(*(found[1:] for found in seen.values()), strict=True)
-        return Overshot(len(seen), sum(pixels), max(largest))
+        pixels = sum(found["pixels"] for found in seen.values())
+        largest = max(found["largest"] for found in seen.values())
+        return {"images": len(seen), "pixels": pixels, "largest": largest}
 
 
 class Adversarial:
@@ -133,9 +123,8 @@ class Subset:
 
     def content_sha256(self) -> str:
         """Hash the content of these images, as `hashed` takes it."""
-        return hashlib.sha256(
-            f"{hashed(self._images)} {self._places.tolist()}".encode()
-        ).hexdigest()
+        of = f"{hashed(self._images)} {self._places.tolist()}"
+        return hashlib.sha256(of.encode()).hexdigest()
 
 
 def parts(images: ImageSet, size: int = _PART) -> Iterator[np.ndarray]:

@@ -125,9 +125,8 @@ def _retraced(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Flags:
 
 def _trace(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Any:
     # The lambda: a trace of the very same function would come from the cache.
-    return jax.make_jaxpr(lambda images: logits_fn(images))(
-        jax.ShapeDtypeStruct(shape, jnp.float32)
-    )
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.make_jaxpr(lambda images: logits_fn(images))(images)
 
 
 def _batch_dependent(forward: Forward, images: np.ndarray, logits: np.ndarray) -> Flags:
@@ -161,7 +160,7 @@ def _unanswered(broken: int, n: int) -> str:
 
 
 def check_answers(
-    finite: np.ndarray, fooled_by: Sequence[str] | np.ndarray, reached: np.ndarray
+    finite: np.ndarray, fooled_by: Sequence[str] | np.ndarray = (), reached: Any = ()
 ) -> Flags:
     """Flag `nan-logits` of clean images, and `nan-under-attack` of what an attack made of them.
 

@@ -73,10 +73,9 @@ class _Rest:
 
 
 def _weakly(function: Any) -> Callable[[], Any]:
+    kind: Any = weakref.WeakMethod if inspect.ismethod(function) else weakref.ref
     try:
-        return (weakref.WeakMethod if inspect.ismethod(function) else weakref.ref)(
-            function, _forget
-        )
+        return kind(function, _forget)
     except TypeError:
         return lambda: function
 

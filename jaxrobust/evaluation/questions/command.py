@@ -5,6 +5,7 @@ counts there if it survives every one.
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,22 +14,15 @@ import jax
 
 from jaxrobust.attacks.fixed_steps import is_cascade
 from jaxrobust.evaluation.bundles import bundle
-from jaxrobust.evaluation.questions import (
-    answers,
-    corrupted,
-    flags,
-    questions,
-    several,
-    three_norms,
-)
+from jaxrobust.evaluation.questions import corrupted, flags, questions, several, three_norms
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import Given
-from jaxrobust.evaluation.questions.measuring import settled_size
 from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.several import Member
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records.records import attack_line, notes_of
 from jaxrobust.runtime.commandline import threats as threat_flags
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience
@@ -68,9 +62,8 @@ def answer(
         found += more
     if jax.process_index():
         return "", False
-    return (
-        answers.of_one(found[0], place) if len(found) == 1 else answers.of_several(found, place)
-    ), True
+    one = len(found) == 1
+    return _of_one(found[0], place) if one else _of_several(found, place), True
 
 
 def _balls(given: Given, threats: Sequence[str]) -> list[Threat]:
@@ -110,7 +103,7 @@ def _of_size(
         given = given._replace(**balls[-1].settings())  # the largest rung
     with _of("reading the network and its images"):
         origin, subject, source = flags.settled(given)
-        size = settled_size(subject.network.image_size)
+        size = subject.image_size
         which, subject, weights = flags.weights(given, subject, source)
     shared = {key: getattr(given, key) for key in Question._fields if key in Given._fields}
     shared["preprocessing"] = subjects.preprocessing(origin, size, source, given.preprocessing)
@@ -146,9 +139,8 @@ def _asking(
 ) -> list[tuple[Question, Subject]]:
     """Pair questions with balls: the same question for all of them, but of a worst case."""
     if not given.worst_case:
-        balled = [subject.within(ball) for ball in balls] or [subject]
-        return [(asked, each) for each in balled]
-    size, channels = settled_size(subject.network.image_size), subject.network.in_channels or 3
+        return [(asked, subject.within(ball)) for ball in balls] or [(asked, subject)]
+    size, channels = subject.image_size, subject.network.in_channels or 3
     for ball in balls:
         questions.check_threat(ball, size, channels)
     radii = three_norms.radii(size, balls)
@@ -156,3 +148,54 @@ def _asking(
         (own, subject.within(radii[norm]))
         for norm, own in three_norms.questions(asked, skips=given.union_only)
     ]
+
+
+def _of_several(found: Sequence[AccuracyRecord], out: Path) -> str:
+    """Write the records of several questions for people, a row each; `out` keeps them."""
+    rows = [("attack", "px", "clean", "robust", "95 % interval")]
+    for record in found:
+        ends = record.interval or {"clean": None, "robust": None}
+        low, high = ends["robust"] or ends["clean"] or (math.nan, math.nan)
+        method = attack_line(record) if record.attacks else str(record.method)
+        accuracies = (_percent(record.clean), _percent(record.robust))
+        rows.append((method, str(record.image_size), *accuracies, f"{low:.1%} to {high:.1%}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:]))]) for row in rows
+    ]
+    first = found[0]
+    weights = f" ({first.weights})" if first.weights else ""
+    flags = dict.fromkeys(f"flag {k}: {text}" for r in found for k, text in r.flags.items())
+    remarks = dict.fromkeys(line for record in found for line in notes_of(record))
+    head = [f"\n{_network(first)}{weights}"]
+    head.append(f"{first.dataset}, split {first.split}, images {first.image_ids}")
+    numbers = ", ".join(str(record.evaluation) for record in found)
+    last = f"records {numbers} in {out / 'results.jsonl'}"
+    return "\n".join([*head, *lines, *remarks, *flags, last])
+
+
+def _of_one(record: AccuracyRecord, out: Path) -> str:
+    """Write a record of an evaluation for people; `out` is the folder that keeps it."""
+    rows = {} if record.clean is None else {"clean": record.clean}
+    rows |= {f"after {k}": v for k, v in (record.accuracy_after or {}).items() if v is not None}
+    width = max([16, *map(len, rows)])
+    weights = f" ({record.weights}), {record.dtype}" if record.weights else ""
+    lines = [
+        f"\n{_network(record)}{weights}",
+        f"{record.dataset}, split {record.split}, images {record.image_ids}",
+        f"attack: {attack_line(record)}",
+        *(f"{name:{width}} {value:7.1%}" for name, value in rows.items()),
+        *(corrupted.table(record.corruptions) if record.corruptions else ()),
+        *notes_of(record),
+        *(f"flag {name}: {text}" for name, text in record.flags.items()),
+        f"record {record.evaluation} in {out / 'results.jsonl'}",
+    ]
+    return "\n".join(lines)
+
+
+def _network(record: AccuracyRecord) -> str:
+    return str((record.model or {}).get("name"))
+
+
+def _percent(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{accuracy:.1%}"

@@ -22,7 +22,6 @@ from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse, reliability
 from jaxrobust.evaluation.questions import measuring
 from jaxrobust.evaluation.questions.flags import Given
-from jaxrobust.evaluation.questions.measuring import settled_size
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.records import parts
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -69,7 +68,7 @@ def record(evaluation: Evaluation, given: Given) -> AccuracyRecord:
     """Record the accuracies, computed unless they are there; the first process of a pod writes."""
     asked, own = wanted(given), evaluation.source
     published = own.name.startswith(cifar_c.PREFIX)
-    size = settled_size(evaluation.subject.network.image_size)
+    size = evaluation.subject.image_size
     frost = None if given.frost is None else corrupted_images.photographs(given.frost, size)
     sources = {each: _source(evaluation, each, frost, published) for each in asked}
     drawn = None if published else [given.seed, frost.sha256 if frost else None]
@@ -98,7 +97,7 @@ def record(evaluation: Evaluation, given: Given) -> AccuracyRecord:
             jsonl.append(ledger, row | {"not_finite": unanswered[each]})
     flags: dict[str, str] = {}
     if clean is not None:
-        flags |= reliability.check_answers(clean["finite"], (), np.zeros(0))
+        flags |= reliability.check_answers(clean["finite"])
         flags |= collapse.flags(clean["answers"], clean["labels"])
     if broken := {str(each): unanswered.get(each, 0) for each in asked if unanswered.get(each)}:
         said = ", ".join(f"{name}: {count}" for name, count in broken.items())
@@ -126,7 +125,7 @@ def record(evaluation: Evaluation, given: Given) -> AccuracyRecord:
 
 
 def _answered(judged: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    reliability.check_answers(judged["finite"], (), np.zeros(0))
+    reliability.check_answers(judged["finite"])
     return judged
 
 
@@ -140,7 +139,7 @@ def _source(
     return corrupted_images.corrupted(
         own,
         asked,
-        image_size=settled_size(subject.network.image_size),
+        image_size=subject.image_size,
         preprocessing=str(evaluation.question.preprocessing),
         seed=evaluation.question.seed,
         frost=frost,
@@ -149,15 +148,9 @@ def _source(
 
 def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarray]]:
     subject, asked, mesh = evaluation.subject, evaluation.question, sharding.make_mesh()
-    size = settled_size(subject.network.image_size)
-    batch = evaluation.batch
-    counter = accuracy.counter(
-        subject.create("float32"),
-        lambda logits_fn, keys, images, labels: images,
-        mesh=mesh,
-        dtype="float32",
-        each="linf",
-    )
+    size, batch = subject.image_size, evaluation.batch
+    net, no_attack = subject.create("float32"), lambda logits_fn, keys, images, labels: images
+    counter = accuracy.counter(net, no_attack, mesh=mesh, each="linf")
 
     def judge(source: Source, bar: str) -> dict[str, np.ndarray]:
         there = source.image_shape is not None and source.image_shape[:2] == (size, size)

@@ -188,17 +188,10 @@ def origin(given: Given) -> Subject:
 def settled(given: Given) -> tuple[Subject, Subject, registry.Source]:
     """Describe the network of checked flags, settle the evaluated subject, and open its images."""
     known = origin(given)
-    subject, source = subjects.settled(
-        known,
-        network={"num_classes": given.num_classes, "image_size": given.image_size},
-        dataset=given.dataset,
-        split=given.split,
-        classes=given.classes,
-        data_dir=given.data_dir,
-        norm=given.norm,
-        epsilon=given.epsilon,
-    )
-    return known, subject, source
+    sizes = {"num_classes": given.num_classes, "image_size": given.image_size}
+    keys = ("dataset", "split", "classes", "data_dir", "norm", "epsilon")
+    about = {key: getattr(given, key) for key in keys}
+    return known, *subjects.settled(known, network=sizes, **about)
 
 
 def weights(
@@ -231,8 +224,7 @@ def weights(
 def _some(subject: Subject, source: registry.Source, given: Given) -> np.ndarray:
     from jaxrobust.interop.agreement import FEW  # with the operators, which --torch alone needs
 
-    size = subject.network.image_size
-    assert size is not None
+    size = subject.image_size
     how = pipeline.preprocessing_id(source, size, given.preprocessing)
     prepared = Prepared(source, image_size=size, preprocessing=how, images=min(FEW, len(source)))
     return np.asarray(prepared[np.arange(len(prepared))], np.float32)

@@ -1,6 +1,5 @@
 """One question to one network: searched image by image, or counted batch by batch."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,9 +66,9 @@ def searched(
     if standing is not None:
         places = np.flatnonzero(standing)
         images, labels = Subset(prepared, places), labels[places]
-    decides = logits_of("float32")
+    decides, drawn = logits_of("float32"), question.version == "rand" and not subject.keyed
     result = autoattack(
-        _keyed(decides) if question.version == "rand" and not subject.keyed else decides,
+        jax.tree_util.Partial(_without_keys, decides) if drawn else decides,
         images,
         labels,
         **subject.ball.settings(),
@@ -90,12 +89,7 @@ def searched(
     return result.measured()
 
 
-def _keyed(logits_fn: Any) -> Any:
-    return jax.tree_util.Partial(_without_keys, logits_fn)
-
-
 def _without_keys(logits_fn: Any, images: Any, keys: Any) -> Any:
-    del keys
     return logits_fn(images)
 
 
@@ -118,7 +112,7 @@ def counted(
     places = np.arange(question.images) if standing is None else np.flatnonzero(standing)
     images = accuracy.Images(
         source,
-        image_size=settled_size(subject.network.image_size),
+        image_size=subject.image_size,
         batch_size=-(-batch // mesh.size) * mesh.size,
         limit=question.images,
         places=None if standing is None else tuple(places.tolist()),
@@ -127,9 +121,7 @@ def counted(
         workers=subject.workers,
     )
     net = subject.create("float32")
-    counter = accuracy.counter(
-        net, attack, mesh=mesh, dtype="float32", top5=True, each=subject.norm
-    )
+    counter = accuracy.counter(net, attack, mesh=mesh, top5=True, each=subject.norm)
     start = time.perf_counter()
     run = (counter, weights, images, mesh)
     reached = accuracy.each(*run, bar=question.attack) if len(places) else dict(_NOTHING)
@@ -138,10 +130,8 @@ def counted(
     if not len(places):
         return measured
     moved = ("stable", "local_lipschitz") if question.fixed else ()
-    means: Any = {
-        key: float(reached[key].mean()) for key in ("clean_top5", *moved) if key in reached
-    }
-    return measured._replace(record=dataclasses.replace(measured.record, **means))
+    known = [key for key in ("clean_top5", *moved) if key in reached]
+    return measured.noting(**{key: float(reached[key].mean()) for key in known})
 
 
 def answered(
@@ -185,12 +175,10 @@ def attack_of(question: Question, threat: Threat) -> tuple[list[parts.AttackSett
     """Make an attack, and its settings for the record, none if there is none."""
     if question.fixed is None:
         return [], lambda logits_fn, key, images, labels: images
-    length = question.fixed.length(
-        threat.epsilon, step=question.step, relative=question.relative_step
-    )
-    settings: Any = question.fixed.settings(
-        threat, length=length, start=question.start, l1_rule=question.l1_rule
-    )
+    own, relative = question.fixed, question.relative_step
+    length = own.length(threat.epsilon, step=question.step, relative=relative)
+    how: Any = {"length": length, "start": question.start, "l1_rule": question.l1_rule}
+    settings: Any = own.settings(threat, **how)
     return [settings], fixed_steps.attack_of(settings)
 
 
@@ -208,9 +196,3 @@ def verdicts_of(
         norms=np.where(clean & ~robust, reached["norms"].astype(np.float64), 0.0),
         reached=np.where(clean & ~robust, reached["reached"], -1),
     )
-
-
-def settled_size(size: int | None) -> int:
-    """Take a size of a settled subject, which has it."""
-    assert size is not None, "settled"
-    return size

@@ -54,10 +54,8 @@ class Question(NamedTuple):
     @property
     def searches(self) -> bool:
         """Tell whether AutoAttack's engine runs, image by image until it is fooled."""
-        return (
-            self.attack == AUTOATTACK
-            or set(self.attack.split(",")) <= attack_rows.searching().keys()
-        )
+        known = attack_rows.searching().keys()
+        return self.attack == AUTOATTACK or set(self.attack.split(",")) <= known
 
     @property
     def replays(self) -> bool:
@@ -130,19 +128,21 @@ def check(asked: Question, subject: Subject, source: registry.Source) -> None:
             f"{', '.join(attack_rows.searching())}"
         )
     if asked.attack != "clean":
-        _check_ball(subject)
+        if subject.threat is None:
+            raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
+        check_threat(subject.threat, subject.image_size, subject.network.in_channels or 3)
     _check_choices(asked, subject)
     _check_numbers(asked)
     if asked.searches:
         _check_plan(asked, subject)
-    channels, size = subject.network.in_channels, subject.network.image_size
+    channels = subject.network.in_channels
     if source.channels != channels:
         raise ValueError(
             f"the network takes {channels} channels, but {source.where()} has {source.channels}; "
             "give the --dataset that it was trained for"
         )
-    assert size is not None, "settled"
-    evaluation_transform(pipeline.preprocessing_id(source, size, asked.preprocessing))  # refuses
+    how = pipeline.preprocessing_id(source, subject.image_size, asked.preprocessing)
+    evaluation_transform(how)  # refuses
 
 
 def _near(attack: str) -> str:
@@ -150,14 +150,6 @@ def _near(attack: str) -> str:
     known = ("clean", *single, AUTOATTACK, *attack_rows.searching())
     unknown = [name for name in attack.split(",") if name not in known]
     return near(unknown[0], known) if unknown else ""
-
-
-def _check_ball(subject: Subject) -> None:
-    if subject.threat is None:
-        raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
-    sizes = subject.network
-    assert sizes.image_size is not None, "settled"
-    check_threat(subject.threat, sizes.image_size, sizes.in_channels or 3)
 
 
 def _check_choices(asked: Question, subject: Subject) -> None:
@@ -175,11 +167,8 @@ def _check_choices(asked: Question, subject: Subject) -> None:
             f"--union_only needs attacks that go on image by image, not {attack}; leave it out"
         )
     if asked.replay and not asked.replays:
-        raise ValueError(
-            f"--replay has no effect on --attack={attack}"
-            + (" of --version=rand" if asked.searches else "")
-            + "; leave it out"
-        )
+        rand = " of --version=rand" if asked.searches else ""
+        raise ValueError(f"--replay has no effect on --attack={attack}{rand}; leave it out")
     if asked.replay and asked.noreplay:
         raise ValueError("--noreplay contradicts --replay; give one of them")
     if asked.version == ensembles.CUSTOM and attack == AUTOATTACK:
@@ -187,11 +176,10 @@ def _check_choices(asked: Question, subject: Subject) -> None:
     for flag, value in asked.changes.items():
         takes = asked.searches and bool(asked.names) if flag in _SETTINGS else bool(asked.fixed)
         if not takes:
-            say = "; name an attack of it, such as apgd-ce" if attack == AUTOATTACK else ""
-            leave = say or "; leave it out"
-            raise ValueError(
-                f"--{flag}={_as_flag(flag, value)} has no effect on --attack={attack}{leave}"
-            )
+            name = "name an attack of it, such as apgd-ce"
+            remedy = name if attack == AUTOATTACK else "leave it out"
+            said = f"--{flag}={_as_flag(flag, value)}"
+            raise ValueError(f"{said} has no effect on --attack={attack}; {remedy}")
     _check_steps(asked)
     _check_start(asked, subject)
 

@@ -17,7 +17,6 @@ from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import fingerprint, reliability, tracing
 from jaxrobust.evaluation.questions import earlier, measuring
-from jaxrobust.evaluation.questions.measuring import settled_size
 from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import parts, records, trained, verdicts
@@ -46,7 +45,7 @@ class Evaluation:
     ) -> None:
         if question.images > len(source):
             say(f"{source.where()} has {len(source)} images, not {question.images}: taking all")
-        size = settled_size(subject.network.image_size)
+        size = subject.image_size
         self.question = question._replace(
             images=min(len(source), question.images or len(source)),
             preprocessing=pipeline.preprocessing_id(source, size, question.preprocessing),
@@ -56,18 +55,11 @@ class Evaluation:
         self.out = out
         self.function = subject.origin()
         self.logits_of = measuring.networks_of(subject, weights)
-        self.images = Prepared(
-            source,
-            image_size=size,
-            preprocessing=str(self.question.preprocessing),
-            images=self.question.images,
-        )
+        how, count = str(self.question.preprocessing), self.question.images
+        self.images = Prepared(source, image_size=size, preprocessing=how, images=count)
         images = self._image_fields()
-        self.given = [
-            path
-            for folder in question.replay
-            for path in earlier.ledgers_named(Path(folder), images)
-        ]
+        found = [earlier.ledgers_named(Path(folder), images) for folder in question.replay]
+        self.given = [path for paths in found for path in paths]
         logits_fn = self.logits_of("float32")
         here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
         network = tracing.argument("logits_fn", logits_fn, here)
@@ -91,7 +83,10 @@ class Evaluation:
         number = self.number(subject)
         if there := self.recorded(number) or self._without_replay(subject):
             return there
-        self._warn_of_older(subject)
+        ours: dict[str, Any] = {"dataset": self.source.name, "split": self.source.split}
+        ours |= {"method": self.question.method, "seed": self.question.seed, "weights": self.which}
+        ours |= {"image_ids": records.ids_of(self.question.images)}
+        earlier.warn_of_older(self.out, ours, subject.ball)
         self.announce(subject)
         ledgers = self.ledgers_to_replay(subject, number)
         measured = self.measure(subject, number, ledgers=ledgers)
@@ -127,12 +122,8 @@ class Evaluation:
         return {
             "network": [network.name, *self.fingerprint.exact.values()],
             "data": [
-                source.name,
-                source.split,
-                question.images,
-                question.preprocessing,
-                self.images.content_sha256(),
-                *classes,
+                *(source.name, source.split, question.images, question.preprocessing),
+                *(self.images.content_sha256(), *classes),
             ],
             "attack": [question.method, *([] if question.attack == "clean" else how)],
             # Equal weights that were chosen elsewhere have a record which says otherwise.
@@ -149,17 +140,6 @@ class Evaluation:
     def recorded(self, number: str) -> AccuracyRecord | None:
         """Find the record of an evaluation that was done before; None: it was not."""
         return earlier.recorded(self.out, number, self.fingerprint.versions)
-
-    def _warn_of_older(self, subject: Subject) -> None:
-        ours = {
-            "dataset": self.source.name,
-            "split": self.source.split,
-            "method": self.question.method,
-            "seed": self.question.seed,
-            "image_ids": records.ids_of(self.question.images),
-            "weights": self.which,
-        }
-        earlier.warn_of_older(self.out, ours, subject.ball)
 
     def _without_replay(self, subject: Subject) -> AccuracyRecord | None:
         """Find the record of an evaluation that had nothing to replay, if nothing is to be."""
@@ -182,11 +162,9 @@ class Evaluation:
         """Find the ledgers of this folder that are replayed: this network's at other radii."""
         if self.question.noreplay or not self.question.replays:
             return []
-        images = self._image_fields()
-        found = earlier.ledgers_beside(
-            self.out, number, self.fingerprint, subject.ball.norm, images
-        )
-        return hosts.everyone(list(found))[0]  # as the first process sees the folder
+        of = (number, self.fingerprint, subject.ball.norm, self._image_fields())
+        found = list(earlier.ledgers_beside(self.out, *of))
+        return hosts.everyone(found)[0]  # as the first process sees the folder
 
     def _image_fields(self) -> dict[str, Any]:
         return {
@@ -226,12 +204,10 @@ class Evaluation:
                 measuring.counted(subject, self.source, self.weights, plain)  # refuses
             how = (subject, self.source, self.weights, self.question)
             measured = measuring.counted(*how, standing=standing)
-            slopes = {}
-            if self.question.fixed:
-                slopes = reliability.check_slopes(self.fingerprint.computed_probe)
-            record = measured.record
-            flags = record.flags | slopes
-            return measured._replace(record=dataclasses.replace(record, flags=flags))
+            if not self.question.fixed:
+                return measured
+            slopes = reliability.check_slopes(self.fingerprint.computed_probe)
+            return measured.noting(flags=measured.record.flags | slopes)
         measured = measuring.searched(
             subject,
             self.images,
@@ -257,10 +233,9 @@ class Evaluation:
     def size(self) -> parts.NetworkSize:
         """Count the network's parameters and multiply-adds."""
         if not self._size:
-            network = self.subject.network
-            side, channels = settled_size(network.image_size), settled_size(network.in_channels)
-            net = self.subject.create("float32")
-            self._size.append(records.size(net, self.weights, side, channels))
+            own, channels = self.subject, self.subject.network.in_channels
+            net, side = own.create("float32"), own.image_size
+            self._size.append(records.size(net, self.weights, side, channels or 0))
         return self._size[0]
 
     def write(

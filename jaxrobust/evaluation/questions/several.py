@@ -1,6 +1,5 @@
 """Several balls: their union, the worst case over attacks in them, and a ladder of radii."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,9 +45,8 @@ def union(
         standing = unions.joined(measured, balls).robust if count else None
         each.announce(subject, standing)
         ledgers = each.ledgers_to_replay(subject, number)
-        measured.append(
-            each.measure(subject, f"{number}-{count}", standing=standing, ledgers=ledgers)
-        )
+        part = f"{number}-{count}"
+        measured.append(each.measure(subject, part, standing=standing, ledgers=ledgers))
     questions = [own.evaluation.question for own in members]
     if not worst_case:
         whole = unions.united(measured, balls, [*map(str, balls)])
@@ -60,7 +58,7 @@ def union(
         methods = [question.method for question in questions]
         rows = unions.parts_of(measured, balls, methods, numbers, skips=not done)
         more = {"worst_case": rows}
-    return evaluation.write(number, "union", *_with(whole, **more))
+    return evaluation.write(number, "union", *whole.noting(**more))
 
 
 def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]:
@@ -84,11 +82,9 @@ def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]
         larger = measured.get(place + 1)
         beyond[place] = larger.verdicts.robust if larger else None
         evaluation.announce(rungs[place])
+        above = [path for rung in measured for path in evaluation.ledgers(numbers[rung])]
         measured[place] = evaluation.measure(
-            rungs[place],
-            numbers[place],
-            beyond=beyond[place],
-            ledgers=[path for above in measured for path in evaluation.ledgers(numbers[above])],
+            rungs[place], numbers[place], beyond=beyond[place], ledgers=above
         )
     for place in range(1, len(rungs)):
         fallen = ~measured[place - 1].verdicts.robust
@@ -100,24 +96,18 @@ def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]
             rungs[place], numbers[place], beyond=beyond[place], ledgers=smaller
         )
         first, then = measured[place].record, again.record
-        measured[place] = _with(
-            again,
-            costs=(first.costs or []) + (then.costs or []),
-            replayed=(first.replayed or []) + (then.replayed or []),
-        )
+        costs = (first.costs or []) + (then.costs or [])
+        replayed = (first.replayed or []) + (then.replayed or [])
+        measured[place] = again.noting(costs=costs, replayed=replayed)
     return [
         there[place]
         or evaluation.write(
             numbers[place],
             f"{evaluation.question.method}, ladder" if radii[place] else "clean",
-            *_with(measured[place], ladder=_shared(radii, beyond.get(place), measured[place])),
+            *measured[place].noting(ladder=_shared(radii, beyond.get(place), measured[place])),
         )
         for place in range(len(rungs))
     ]
-
-
-def _with(measured: Measured, **fields: Any) -> Measured:
-    return measured._replace(record=dataclasses.replace(measured.record, **fields))
 
 
 def _clean(measured: Measured) -> Measured:

@@ -56,6 +56,12 @@ class Subject:
     slots: int | None = None  # as many as are cheapest for it, by measurement
     keyed: bool = False  # whether it takes a key for each image too, of which it draws
 
+    @property
+    def image_size(self) -> int:
+        """Take the size of the images of a settled subject, which has one."""
+        assert self.network.image_size is not None, "settled"
+        return self.network.image_size
+
     def within(self, threat: Threat) -> "Subject":
         """Evaluate the same under another threat."""
         return replace(self, threat=threat, norm=threat.norm)

@@ -116,14 +116,8 @@ def questions(asked: Question, *, skips: bool) -> list[tuple[str, Question]]:
     """List the norm and the question of each attack, in the order of `parts`."""
     own = {"union_only": False}
     alone = own | {"replay": (), "noreplay": False, "search_dtype": "float32"}
-    return [
-        (
-            part.norm,
-            asked._replace(
-                attack=part.attack,
-                **(own if is_cascade(part.attack) else alone),
-                **part.settings,
-            ),
-        )
-        for part in parts(skips=skips)
-    ]
+    found = []
+    for part in parts(skips=skips):
+        more = own if is_cascade(part.attack) else alone
+        found.append((part.norm, asked._replace(attack=part.attack, **more, **part.settings)))
+    return found

@@ -58,9 +58,8 @@ def verify(settings: Settings) -> dict[str, Any]:
     ]
     say(f"{subject.network.name}{f' ({which})' if which else ''} on {source.where()}")
     batch = settings.batch or 64
-    logits = bundles.forward(
-        measuring.networks_of(subject, weights)("float32"), prepared.shape[1:], batch
-    )
+    network = measuring.networks_of(subject, weights)("float32")
+    logits = bundles.forward(network, prepared.shape[1:], batch)
     found = claims.judge(
         bundle,
         lambda ids: prepared[np.asarray(ids)],
@@ -115,12 +114,8 @@ def _prepared(source: Any, bundle: Any) -> Any:
             f"{source.channels}; give the --dataset and --split of its record"
         )
     last = max(row["image"] for row in bundle.rows) + 1
-    return Prepared(
-        source,
-        image_size=size,
-        preprocessing=bundle.record["preprocessing"],
-        images=min(len(source), last),
-    )
+    how, count = bundle.record["preprocessing"], min(len(source), last)
+    return Prepared(source, image_size=size, preprocessing=how, images=count)
 
 
 def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
@@ -133,16 +128,12 @@ def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
     network = subject.network
     here = (network.name, network.options, subject.origin() or {}, sha256)
     there = (model["name"], model["options"], function, said)
-    plain = [
-        (
-            name.rpartition(":")[2],
-            json.dumps(models.essential(name, options or {})),
-            own.get("sha256"),
-            arrays,
-        )
-        for name, options, own, arrays in (here, there)
-    ]
-    if plain[0] == plain[1]:
+
+    def plain(name: str, options: Any, own: dict[str, Any], arrays: str) -> tuple[Any, ...]:
+        known = json.dumps(models.essential(name, options or {}))
+        return name.rpartition(":")[2], known, own.get("sha256"), arrays
+
+    if plain(*here) == plain(*there):
         return None
     return (
         f"This is another network than the record's, or has other weights ({network.name}, sha256 "
@@ -177,12 +168,8 @@ def write_images(settings: Settings, file: Path) -> dict[str, Any]:
         raise ValueError(f"--write_images {file}: name a file that ends in .npy")
     bundle = claims.read(settings.bundle)
     named = _source_of(settings, bundle.record)
-    source = registry.open_source(
-        named.pop("dataset"),
-        named.pop("split"),
-        num_classes=bundle.record["model"]["num_classes"],
-        **named,
-    )
+    where, classes = (named.pop("dataset"), named.pop("split")), bundle.record["model"]
+    source = registry.open_source(*where, num_classes=classes["num_classes"], **named)
     prepared = _prepared(source, bundle)
     with whole.writing(file) as part, part.open("wb") as opened:
         np.lib.format.write_array_header_1_0(

@@ -5,7 +5,7 @@ What the command line reads weights and data with is imported when it is called.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
@@ -150,7 +150,7 @@ def worst_case(
     record = dataclasses.replace(
         record,
         image_ids=records.ranges(own.image_ids.tolist()),
-        clipped=overshot.as_json() if overshot else None,
+        clipped=overshot,
         images_sha256=images_sha256,
         fingerprint={**whole.about["fingerprint"], "images": images_sha256},
         method="union",
@@ -188,13 +188,11 @@ def _answering(
     known = fingerprint.of_network(network, images, each=batch_size)
     if not known.has_answers:  # for images like these; so all are looked at, before any is attacked
         parts = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
-        finite = [
-            checks.answered(
-                np.asarray(network(np.resize(part, (batch_size, *part.shape[1:]))))[: len(part)]
-            )
+        logits = [
+            np.asarray(network(np.resize(part, (batch_size, *part.shape[1:]))))[: len(part)]
             for part in parts
         ]
-        reliability.check_answers(np.concatenate(finite), (), np.zeros(0))
+        reliability.check_answers(checks.answered(np.concatenate(logits)))
     return known
 
 
@@ -207,14 +205,11 @@ def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, Thre
     height, width, channels = image
     side = height if height == width else 0  # the study's images are squares
     own = [Threat(norm, check_number("epsilon", epsilon)) for norm, epsilon in given.items()]
-    found = three_norms.radii(side, own, write=_as_argument)
+    write = lambda norms: f"radii={{{', '.join(f'{n!r}: RADIUS' for n in norms)}}}"  # noqa: E731
+    found = three_norms.radii(side, own, write=write)
     for threat in found.values():
         questions.check_threat(threat, max(height, width), channels)
     return found
-
-
-def _as_argument(norms: Sequence[str]) -> str:
-    return f"radii={{{', '.join(f'{norm!r}: RADIUS' for norm in norms)}}}"
 
 
 def _stepped(
@@ -232,10 +227,8 @@ def _stepped(
 
     settings, attack = measuring.attack_of(question, ball)
     start, parts = time.perf_counter(), []
-    key, network = (
-        jax.random.key(question.seed),
-        tracing.argument("logits_fn", logits_fn, sharding.make_mesh()),
-    )
+    key = jax.random.key(question.seed)
+    network = tracing.argument("logits_fn", logits_fn, sharding.make_mesh())
 
     @jax.jit
     def judged(network: Any, *batch: Array) -> dict[str, Array]:
@@ -246,9 +239,7 @@ def _stepped(
     for first in range(0, max(len(ids), 1), batch_size):
         which = np.resize(ids[first : first + batch_size], batch_size)  # one shape is compiled
         there = np.arange(batch_size) < len(ids) - first
-        parts.append(
-            jax.device_get(judged(network, images[which], labels[which], there, which, key))
-        )
-        parts[-1] = {name: values[there] for name, values in parts[-1].items()}
+        found = jax.device_get(judged(network, images[which], labels[which], there, which, key))
+        parts.append({name: values[there] for name, values in found.items()})
     reached = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return measuring.answered(reached, question, ids, settings, time.perf_counter() - start)

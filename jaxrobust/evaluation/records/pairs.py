@@ -129,9 +129,7 @@ def compare(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Pa
 
 
 def compare_groups(
-    first: Bool[np.ndarray, " n"],
-    second: Bool[np.ndarray, " n"],
-    groups: Shaped[np.ndarray, " n"],
+    first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"]
 ) -> tuple[Shaped[np.ndarray, " G"], Paired]:
     """Compare two lists of verdicts group by group: the G groups in their order, and arrays [G]."""
     names, of = np.unique(groups, return_inverse=True)

@@ -2,6 +2,8 @@
 
 from typing import Any, TypedDict
 
+from jaxrobust.evaluation.network.images import ClippedPixels as ClippedPixels
+
 Interval = list[float]  # low, high: the exact 95 % interval of an accuracy
 
 
@@ -150,12 +152,6 @@ class CorruptionAccuracies(TypedDict, total=False):
     seconds: float
 
 
-class UnionSettings(TypedDict):
-    """How the threats of a union were attacked."""
-
-    each_on_all_images: bool
-
-
 class NetworkFingerprint(TypedDict, total=False):
     """What a network computes, and on which images, as `network.fingerprint` finds it."""
 
@@ -169,20 +165,12 @@ class NetworkFingerprint(TypedDict, total=False):
     begun_by: dict[str, str]  # versions that began the evaluation, if they were others
 
 
-class ClippedPixels(TypedDict):
-    """The pixels slightly outside [0, 1], which were clipped."""
-
-    images: int
-    pixels: int
-    largest: float
-
-
 class SampledSearch(TypedDict):
     """What a search in full precision found of survivors of one in lower precision."""
 
-    survivors: int
-    sampled: int
-    fooled: int
-    at_most: float
-    fooled_of_all: int | None
-    robust_at_least: float
+    survivors: int  # of the search in lower precision
+    sampled: int  # of them, at random, were searched again
+    fooled: int  # of these
+    at_most: float  # share of all survivors that would be, with 95 % confidence
+    fooled_of_all: int | None  # once all of them were searched again; None: they were not
+    robust_at_least: float  # accuracy that such a search of all would have left, so far as known

@@ -85,7 +85,7 @@ class AccuracyRecord:
     ladder: parts.LadderSettings | None = None
     corruptions: parts.CorruptionAccuracies | None = None
     worst_case: list[parts.WorstCasePart] | None = None
-    union: parts.UnionSettings | None = None
+    union: dict[str, bool] | None = None  # "each_on_all_images": how its threats were attacked
     replayed: list[parts.ReplayedLedger] | None = None
     robust_beyond: int | None = None  # images that a larger radius found robust
     draws: parts.DrawsJudged | None = None  # of a randomised network
@@ -116,7 +116,8 @@ class AccuracyRecord:
         due = ["always"] if self.evaluation is None else ["always", "of an evaluation"]
         for key in keys_of(type(self)):
             value = getattr(self, key.name)
-            known = value is not None and value != _default(key)
+            empty = key.default if key.default_factory is MISSING else key.default_factory()
+            known = value is not None and value != empty
             if known or (key.metadata.get("written") in due and key.name not in self.absent):
                 found[key.name] = value
         return found | dict(self.others)
@@ -156,14 +157,14 @@ class Measured(NamedTuple):
     verdicts: Verdicts
     begun_by: dict[str, str] | None = None  # versions that began it, if they were others
 
+    def noting(self, **fields: Any) -> "Measured":
+        """Replace fields of the record."""
+        return self._replace(record=replace(self.record, **fields))
+
 
 def keys_of(kind: type[AccuracyRecord]) -> list[Field]:
     """List the fields that are keys of the JSON, in their order."""
     return [key for key in fields(kind) if key.metadata != _NEVER]
-
-
-def _default(key: Field) -> Any:
-    return key.default if key.default_factory is MISSING else key.default_factory()
 
 
 def check(record: AccuracyRecord, where: str) -> None:

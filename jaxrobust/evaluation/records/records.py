@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxrobust.attacks import registry
-from jaxrobust.evaluation.network import checks, images, randomised
+from jaxrobust.evaluation.network import checks, randomised
 from jaxrobust.evaluation.records import comparable, parts, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.models.table import multiply_adds
@@ -16,15 +17,16 @@ from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.store import hashes
 
 _REPLAY = "none: what fooled elsewhere, projected"
+_CLIPPED = (
+    "{pixels} pixels of {images} images lay up to {largest:.2g} outside [0, 1], as a resize leaves "
+    "them, and were clipped"
+)
 
 
 def with_step_rules(costs: Iterable[parts.AttackCost]) -> list[parts.AttackCost]:
     """Add to the costs of attacks what their steps are."""
-    return [{**cost, "step_rule": _rule(cost["attack"])} for cost in costs]
-
-
-def _rule(attack: str) -> str | None:
-    return _REPLAY if attack == verdicts.REPLAY else registry.rule(attack)
+    rule = lambda name: _REPLAY if name == verdicts.REPLAY else registry.rule(name)  # noqa: E731
+    return [{**cost, "step_rule": rule(cost["attack"])} for cost in costs]
 
 
 def read(workdir: Path) -> list[AccuracyRecord]:
@@ -65,6 +67,13 @@ def interval(accuracy: float | None, n: int) -> parts.Interval | None:
 def intervals(clean: float | None, robust: float | None, n: int) -> parts.Intervals | None:
     """Compute the intervals of both accuracies on n images; None: there are no images."""
     return {"clean": interval(clean, n), "robust": interval(robust, n)} if n else None
+
+
+def one_draw(clean: float, robust: np.ndarray) -> parts.OneDraw:
+    """Write the accuracies by one draw, of which `robust` bool[N] says which images stand."""
+    left, n = float(robust.mean()) if len(robust) else 0.0, len(robust)
+    bits = randomised.packed(robust)
+    return {"clean": clean, "robust": left, "interval": intervals(clean, left, n), "bits": bits}
 
 
 def identity(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,17 +127,10 @@ def attack_line(record: AccuracyRecord) -> str:
     return f"{name}, {attack['norm']} {attack['epsilon']:.4g}{replays}"
 
 
-def notes(
-    clipped: parts.ClippedPixels | None = None, draws: parts.DrawsJudged | None = None
-) -> list[str]:
-    """Write the lines for people on what only some evaluations have to say."""
-    lines = [images.Overshot(**clipped).words()] if clipped else []
-    return [*lines, draws_line(draws)] if draws else lines
-
-
 def notes_of(record: AccuracyRecord) -> list[str]:
-    """Write `notes` of a record."""
-    return notes(record.clipped, record.draws)
+    """Write the lines for people on what only some evaluations have to say."""
+    lines = [_CLIPPED.format(**record.clipped)] if record.clipped else []
+    return [*lines, draws_line(record.draws)] if record.draws else lines
 
 
 def draws_line(draws: parts.DrawsJudged) -> str:

@@ -81,14 +81,7 @@ def _by_one(found: Sequence[Measured]) -> parts.OneDraw | None:
     once = first["one_draw"] if first else None
     clean = once["clean"] if once else None
     right = float(whole.clean.mean()) if clean is None else clean
-    left = float(robust.mean())
-    return {
-        "clean": right,
-        "robust": left,
-        "interval": records.intervals(right, left, len(robust)),
-        "bits": randomised.packed(robust),
-        "at_most": at_most,
-    }
+    return {**records.one_draw(right, robust), "at_most": at_most}
 
 
 def parts_of(

@@ -40,13 +40,8 @@ def aligned(found: Sequence[Verdicts]) -> list[Verdicts]:
     return cut
 
 
-_KINDS: dict[str, Any] = {
-    "image_ids": np.uint32,
-    "labels": np.int32,
-    "clean": bool,
-    "fooled_by": str,
-}
-_KINDS |= {"norms": np.float64, "reached": np.int32}
+_KINDS: dict[str, Any] = {"image_ids": np.uint32, "labels": np.int32, "clean": bool}
+_KINDS |= {"fooled_by": str, "norms": np.float64, "reached": np.int32}
 
 
 def file_of(evaluation: str) -> str:

@@ -566,7 +566,7 @@ class SearchTest(parameterized.TestCase):
     def test_all_are_attacked_again_if_one_of_a_sample_falls(self):
         blind = lambda x: jax.lax.stop_gradient(NETS["conv"](x))  # noqa: E731
         settings = {"epsilon": 8 / 255, "attacks": ("apgd-ce",), "n": 40}
-        with mock.patch("jaxrobust.evaluation.engine.sampled._SAMPLE", 4):
+        with mock.patch("jaxrobust.evaluation.engine.cascade._SAMPLE", 4):
             result = quick("conv", search_fn=blind, **settings)
         np.testing.assert_array_equal(result.robust, quick("conv", **settings).robust)
         self.assertRegex(
