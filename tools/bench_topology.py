@@ -77,7 +77,8 @@ def blocks(net: Any, images: Any) -> list[Block]:
     """List the blocks of a network in the order in which it calls them on images of this shape."""
     import jax
     from flax import nnx
-    from jaxrobust.models.modules.initializers import Draws
+
+    from jaxrobust.models.modules.draws import Draws
 
     found: dict[str, Block] = {}
     shapes = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype))

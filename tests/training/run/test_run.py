@@ -49,7 +49,7 @@ class LoopTest(parameterized.TestCase):
     def test_prints_progress_and_the_table(self):
         self.assertIn("pretrain 3/8 loss", self.said)
         self.assertRegex(
-            self.said, r"train 12/12 loss [\d.]+ batch robust [\d.]+% [\d,]+ images/s/chip ETA 0"
+            self.said, r"train 12/12 loss [\d.]+ batch robust [\d.]+% [\d,]+ images/s ETA 0"
         )
         self.assertRegex(self.said, r"weights +clean +robust +images")
         self.assertRegex(self.said, r"train, step \d+, ema +[\d.]+% +[\d.]+% +80  APGD-CE 3 steps")

@@ -12,7 +12,14 @@ from jaxrobust.models.kernels import attention, convolutions, layers
 from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import LayerNorm, Linear
-from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, torch_default
+from jaxrobust.models.modules.draws import (
+    Draws,
+    Drop,
+    Initializer,
+    branches,
+    dropouts,
+    torch_default,
+)
 from jaxrobust.types import Array
 
 EPS = 1e-5  # of layer norms, PyTorch's default
@@ -26,7 +33,13 @@ class Mlp(nnx.Module):
     """
 
     def __init__(
-        self, ins: int, hidden: int, activation: str, rngs: Draws, outs=0, init=torch_default
+        self,
+        ins: int,
+        hidden: int,
+        activation: str,
+        rngs: Draws,
+        outs: int = 0,
+        init: Initializer = torch_default,
     ) -> None:
         self.fc1 = Linear(ins, hidden, init=init, rngs=rngs)
         self.fc2 = Linear(hidden, outs or ins, init=init, rngs=rngs)
