@@ -104,9 +104,7 @@ class PatchEmbed(nnx.Module):
         self.proj = nnx.List(stem)
 
     def __call__(self, images: Array, grid: int) -> Array:
-        x = images
-        for layer in self.proj:
-            x = layer(x)
+        x = stems.through(self.proj, images)
         if x.shape[1:3] != (grid, grid):
             raise ValueError(
                 f"images of {images.shape[1]}x{images.shape[2]} px give {x.shape[1]}x{x.shape[2]} "
