@@ -1,6 +1,24 @@
-"""The first two convolutions of a ConvStem as one kernel, with their norms and GELUs.
+"""The first two convolutions of a ConvStem, with their norms and GELUs, as one kernel.
 
-draft
+An attack differentiates for the image, so these layers run in both directions in each of its steps,
+on maps of 48 channels that XLA lays into 128 lanes, with sums over channels in passes of their own.
+Here an image comes in, what the second layer makes goes out, and in between nothing leaves the fast
+memory; the gradient's kernel computes the first layer again.
+
+Pixels lie in the lanes and channels in the rows, so that a sum over channels adds registers. Four
+by four pixels of the image are a *block*: four pixels of the first layer and one of the second. A
+row of 56 blocks takes 64 lanes; the other 64 are those of the row of blocks as far down in the
+lower half of the image. A product with a matrix of ones and zeros brings each fourth column of the
+image into its lane, five of them as neighbours of a block overlap, which is exact; then a row of
+blocks is a product f[4*C,128] @ f[128,128] of 3 channels x 5 columns x 8 rows, and the second
+convolution one with the nine groups of channels that a block meets.
+
+By hand, for an image of 224 x 224 x 3 and 48 and 96 channels on a v5e: the columns take 720 rows x
+10 tiles / 4 units = 1,800 cycles; each of 28 rows of blocks then 48 + 96 + 32 for its products and
+36 registers x (29 vector operations / 4 + 1 for the tangent) = 297 for its norms and GELUs; in the
+gradient 48 + 24 + 144 + 64 and 36 x (45 / 4 + 2) = 477. So 88 images take 1.4 and 2.2 M cycles. The
+compiler schedules 2,140 + 28 x 477 for an image in one direction and 3,590 + 28 x 720 in the other,
+1.4 and 2.1 M.
 """
 
 import functools
@@ -13,6 +31,7 @@ from jax import lax
 
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
+    SCOPED,
     SUBLANES,
     Cost,
     Kernel,
@@ -20,14 +39,14 @@ from jaxrobust.models.kernels.tpu.calls import (
     elementwise,
     over_images,
     product,
+    tiled,
 )
 
 Array = jax.Array
 _HALF = LANES // 2
-_TAPS = 5  # columns of an image, and rows, that a 4x4 block's four pixels of the first layer meet
-_BLOCK = 4
-import os
-UNROLL=int(os.environ.get('UNROLL','1'))
+_BLOCK = 4  # pixels of a block's side
+_TAPS = 5  # columns of the image, and rows, that a block's four pixels of the first layer meet
+_PACKED = 16  # rows of bfloat16 that a register holds
 
 
 def refused(x: Array, *parameters: Array) -> str | None:
@@ -36,39 +55,32 @@ def refused(x: Array, *parameters: Array) -> str | None:
     kernels = parameters[0], parameters[4]
     if x.dtype != jnp.bfloat16:
         return f"{x.dtype} is not bfloat16"
-    if any(kernel.shape[:2] != (3, 3) for kernel in kernels) or channels != 3:
-        return "its first two convolutions are not 3x3, of 3 channels"
-    if height % 32 or width % _BLOCK or width > _BLOCK * _HALF:
-        return f"images of {height}x{width} have no 32 n rows and 4 n columns, at most 256"
-    if any(kernel.shape[3] % 16 for kernel in kernels):
-        return "its channels are no multiples of 16"
+    if channels != 3 or any(kernel.shape[:2] != (3, 3) for kernel in kernels):
+        return "its first two convolutions are not 3x3, of images with 3 channels"
+    if any(kernel.shape[3] % _PACKED for kernel in kernels):
+        return f"its channels are no multiples of {_PACKED}"
+    if height % (2 * _PACKED) or width % _BLOCK or width > _BLOCK * _HALF:
+        return f"{height}x{width} px are no multiples of 32 and 4, the latter at most 256"
+    if _needed(x.shape[1:], *(kernel.shape[3] for kernel in kernels)) > SCOPED:
+        return f"{height}x{width} px are too large for the fast memory of a chip"
     return None
 
 
-_SERIES = (1.18125479e-06, -3.20649087e-05, -1.13682734e-04, 3.64382789e-02, 7.97852337e-01)
+def _needed(image: tuple[int, ...], c: int, d: int) -> int:
+    """Count the bytes that the gradient's kernel takes."""
+    height, width, channels = image
+    planes = tiled((channels, height, width), 2)
+    maps = tiled((height // 4, width // 4, d), 2) + tiled((height // 8, d, LANES), 2)
+    beside = tiled((2, width, _TAPS * LANES), 2) + tiled((4 * c, 4 * d + LANES), 2)
+    return 2 * (2 * planes + maps + beside) + 3 * tiled(_rows_shape(height, channels), 4)
 
 
-def _tanh_of_cdf(x: Array, exact: bool) -> Array:
-    """Compute erf(x / sqrt(2)), unless `exact` within 8e-6 as a hyperbolic tangent."""
-    if exact:
-        return lax.erf(x * 0.5**0.5)
-    square, total = x * x, _SERIES[0]
-    for coefficient in _SERIES[1:]:
-        total = total * square + coefficient
-    return jnp.tanh(x * total)
+def _rows_shape(height: int, channels: int) -> tuple[int, ...]:
+    """Return the shape of what rows of blocks meet: two of them start in eight rows."""
+    return channels, height // 16, 2, SUBLANES, _TAPS * LANES
 
 
-def _gelu(x: Array, exact: bool) -> Array:
-    half = 0.5 * x
-    return half + half * _tanh_of_cdf(x, exact)
-
-
-def _gelu_slope(x: Array, exact: bool) -> Array:
-    density = jnp.exp2((-0.5 * math.log2(math.e)) * (x * x))
-    return 0.5 + 0.5 * _tanh_of_cdf(x, exact) + (x * (2 * math.pi) ** -0.5) * density
-
-
-# ------------------------------------------------------------------------- what XLA makes beforehand
+# ------------------------------------------------------------------ matrices, which XLA makes once
 
 
 def _selection(width: int, dtype: Any) -> Array:
@@ -81,85 +93,106 @@ def _selection(width: int, dtype: Any) -> Array:
 
 
 def _first(kernel: Array, bias: Array) -> Array:
-    """Make the first layer's matrix f[4*C,128]: four pixels from 3 channels x 5 columns x 8 rows.
+    """Make f[4*C,128]: four pixels of the first layer from 3 channels x 5 columns x 8 rows.
 
-    A row of ones meets the bias, in two parts because it is not rounded.
+    Two rows of ones meet the bias, as two summands because it is not rounded.
     """
-    kernel = jnp.stack([jnp.pad(kernel, ((2 * p, 5 - 2 * p), *[(0, 0)] * 3)) for p in (0, 1)])
-    pad = [(0, 0)] * 2
-    kernel = jnp.stack([jnp.pad(kernel, (*pad, (2 * q, 2 - 2 * q), *pad)) for q in (0, 1)], 1)
-    # [p, q, row, column, channel, C] to [p, q, C, channel, column, row]
+    none = (0, 0)
+    kernel = jnp.stack([jnp.pad(kernel, ((2 * p, 5 - 2 * p), *[none] * 3)) for p in (0, 1)])
+    wider = [((2 * q, 2 - 2 * q), none, none) for q in (0, 1)]
+    kernel = jnp.stack([jnp.pad(kernel, (none, none, *pad)) for pad in wider], 1)
+    # From pixel (p, q), row, column, channel, C to pixel, C, channel, column, row.
     kernel = kernel.transpose(0, 1, 5, 4, 3, 2).reshape(4 * kernel.shape[5], -1)
     high = bias.astype(kernel.dtype)
     low = (bias.astype(jnp.float32) - high.astype(jnp.float32)).astype(kernel.dtype)
     biases = [jnp.tile(part, 4)[:, None] for part in (high, low)]
-    rest = LANES - kernel.shape[1] - 2
+    rest = LANES - kernel.shape[1] - len(biases)
     return jnp.concatenate([kernel, *biases, jnp.zeros((len(kernel), rest), kernel.dtype)], 1)
 
 
 def _second(kernel: Array) -> Array:
-    """Make the second layer's matrix f[D,9*C]."""
+    """Make f[D,9*C]: a pixel of the second layer from nine of the first."""
     return kernel.reshape(-1, kernel.shape[3]).T
 
 
 def _second_gradient(kernel: Array) -> Array:
-    """Make f[4*C,4*D]: four pixels of the first layer from 2x2 gradients behind the second."""
+    """Make f[4*C,4*D]: gradients of a block's pixels from those of 2x2 pixels of the second."""
     zero = jnp.zeros(kernel.shape[2:], kernel.dtype)
 
     def tap(i: int, j: int) -> Array:
         return kernel[i, j] if 0 <= i < 3 and 0 <= j < 3 else zero
 
-    pairs = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    rows = [[tap(p + 1 - 2 * y, q + 1 - 2 * x) for y, x in pairs] for p, q in pairs]
-    return jnp.concatenate([jnp.concatenate(row, 1) for row in rows])
+    pixels = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    parts = [[tap(p + 1 - 2 * y, q + 1 - 2 * x) for y, x in pixels] for p, q in pixels]
+    return jnp.concatenate([jnp.concatenate(row, 1) for row in parts])
 
 
-def _spread(*parameters: Array, times: int) -> Array:
-    """Make f32[n,times*C,128] of n parameters f[C]."""
-    stack = jnp.stack([jnp.tile(p.astype(jnp.float32), times) for p in parameters])
+def _spread(*parameters: Array) -> Array:
+    """Make f32[n,C,128] of n parameters f[C]."""
+    stack = jnp.stack([p.astype(jnp.float32) for p in parameters])
     return jnp.broadcast_to(stack[..., None], (*stack.shape, LANES))
 
 
-# ----------------------------------------------------------------------- formulas in fast memory
+# ------------------------------------------------------------- norm and GELU over channels in rows
 
 
-def _groups(x: Array, count: int) -> list[Array]:
-    size = x.shape[0] // count
-    return [x[i * size : (i + 1) * size] for i in range(count)]
+# Of tanh(x * P(x**2)) for erf(x / sqrt(2)), which it meets within 7e-6 (GELU within 4e-6, a 500th
+# of a step of bfloat16 at 1): 10 vector operations and a tangent instead of some 35.
+_SERIES = (1.18125479e-06, -3.20649087e-05, -1.13682734e-04, 3.64382789e-02, 7.97852337e-01)
+
+
+def _error_function(x: Array, exact: bool) -> Array:
+    """Compute erf(x / sqrt(2))."""
+    if exact:
+        return lax.erf(x * 0.5**0.5)
+    square, total = x * x, jnp.float32(_SERIES[0])
+    for coefficient in _SERIES[1:]:
+        total = total * square + coefficient
+    return jnp.tanh(x * total)
+
+
+def _gelu(x: Array, exact: bool) -> Array:
+    half = 0.5 * x
+    return half + half * _error_function(x, exact)
+
+
+def _gelu_slope(x: Array, exact: bool) -> Array:
+    power = jnp.exp2((-0.5 * math.log2(math.e)) * (x * x))
+    return 0.5 + 0.5 * _error_function(x, exact) + x * (2 * math.pi) ** -0.5 * power
 
 
 def _normalised(x: Array, eps: float) -> tuple[Array, Array]:
-    """Normalise f32[C,128] over channels."""
     centred = x - x.mean(0, keepdims=True)
     inverse = lax.rsqrt((centred * centred).mean(0, keepdims=True) + eps)
     return centred * inverse, inverse
 
 
-def _norm_gelu(x: Array, affine: Any, pixels: int, eps: float, exact: bool) -> Array:
-    """Compute f32[pixels*C,128]; `affine` f32[2,C,128]."""
-    scale, shift = affine[0], affine[1]
-    found = []
-    for group in _groups(x, pixels):
-        normed = _normalised(group, eps)[0] * scale + shift
-        found.append(_gelu(normed, exact))
-    return jnp.concatenate(found)
+def _norm_gelu(x: Array, affine: Any, eps: float, exact: bool) -> Array:
+    """Compute f32[C,128]; `affine`: scale and shift."""
+    return _gelu(_normalised(x, eps)[0] * affine[0] + affine[1], exact)
 
 
-def _norm_gelu_gradient(x: Array, g: Array, affine: Any, pixels: int, eps: float, exact: bool) -> Array:
-    scale, shift = affine[0], affine[1]
-    found = []
-    for group, to_out in zip(_groups(x, pixels), _groups(g, pixels), strict=True):
-        normal, inverse = _normalised(group, eps)
-        normed = normal * scale + shift
-        to_normal = to_out * _gelu_slope(normed, exact) * scale
-        along = (to_normal * normal).mean(0, keepdims=True)
-        to_x = inverse * (to_normal - to_normal.mean(0, keepdims=True) - normal * along)
-        found.append(to_x)
-    return jnp.concatenate(found)
+def _norm_gelu_gradient(x: Array, g: Array, affine: Any, eps: float, exact: bool) -> Array:
+    normal, inverse = _normalised(x, eps)
+    to_normal = g * _gelu_slope(normal * affine[0] + affine[1], exact) * affine[0]
+    along = (to_normal * normal).mean(0, keepdims=True)
+    return inverse * (to_normal - to_normal.mean(0, keepdims=True) - normal * along)
+
+
+# ------------------------------------------------------------------------------- moving of pixels
+
+
+def _parts(x: Array, count: int) -> list[Array]:
+    size = x.shape[0] // count
+    return [x[i * size : (i + 1) * size] for i in range(count)]
+
+
+def _lanes(tap: int) -> slice:
+    return slice(tap * LANES, (tap + 1) * LANES)
 
 
 def _shifted(x: Array, by: int) -> Array:
-    """Move columns of f32[C,128] by one to the right or left, within each half."""
+    """Move pixels of f32[C,128] by 1 to the right, or by -1, within each half."""
     from jax.experimental.pallas import tpu as pltpu
 
     lane = lax.broadcasted_iota(jnp.int32, x.shape, 1) & (_HALF - 1)
@@ -168,48 +201,57 @@ def _shifted(x: Array, by: int) -> Array:
 
 
 def _other_half(x: Array, to: int) -> Array:
-    """Move the other half's lanes into half `to`, and zeros into the rest."""
+    """Move the other half's pixels into half `to`, and zeros into the other."""
     from jax.experimental.pallas import tpu as pltpu
 
-    upper = lax.broadcasted_iota(jnp.int32, x.shape, 1) >= _HALF
-    return jnp.where(upper == bool(to), pltpu.roll(x, _HALF, 1), 0.0)
+    lower = lax.broadcasted_iota(jnp.int32, x.shape, 1) >= _HALF
+    return jnp.where(lower == bool(to), pltpu.roll(x, _HALF, 1), 0.0)
 
 
-def _taps_to_lanes(image: Any, selection: Any, rows: Any) -> None:
-    """Put the eight rows that a row of blocks meets into f32[3,H/16,2,8,5*128], for each tap."""
+def _columns_to_lanes(image: Any, selection: Any, rows: Any) -> None:
+    """Fill `rows`: those that a row of blocks meets start one above it, and are five."""
     channels, half = image.shape[1], image.shape[2] // 2
-    upper = [image[0, channel, :half] for channel in range(channels)]
-    lower = [image[0, channel, half:] for channel in range(channels)]
-    last = [image[0, channel, half - 16 : half] for channel in range(channels)]
-    of_upper = dot(jnp.concatenate(upper), selection[0], "nn")
-    of_lower = dot(jnp.concatenate(lower + last), selection[1], "nn")
-    for channel in range(channels):
-        own = slice(channel * half, (channel + 1) * half)
-        chosen, end = of_upper[own] + of_lower[own], channels * half + 16 * (channel + 1)
-        even = jnp.concatenate([of_lower[end - 1 : end], chosen[:-1]])
-        odd = jnp.concatenate([chosen[3:], jnp.zeros((3, chosen.shape[1]), jnp.float32)])
+    planes = [image[0, channel] for channel in range(channels)]
+    above = [plane[half - _PACKED : half] for plane in planes]  # of the lower half
+    upper = dot(jnp.concatenate([plane[:half] for plane in planes]), selection[0], "nn")
+    lower = [plane[half:] for plane in planes]
+    lower, above = (dot(jnp.concatenate(x), selection[1], "nn") for x in (lower, above))
+    both = _parts(upper + lower, channels)
+    for channel, last in enumerate(_parts(above, channels)):
+        own = both[channel]
+        even = jnp.concatenate([last[-1:], own[:-1]])
+        odd = jnp.concatenate([own[3:], jnp.zeros((3, own.shape[1]), jnp.float32)])
         for i, value in enumerate((even, odd)):
             rows[channel, :, i] = value.reshape(-1, SUBLANES, value.shape[1])
 
 
-def _lanes_to_rows(totals: Any, channel: int) -> Array:
-    """Add what rows of blocks give to the same row of a channel: f32[H/2,5*128], both halves."""
-    even, odd = (totals[channel, :, i].reshape(-1, totals.shape[4]) for i in (0, 1))
-    lanes = [slice(tap * LANES, (tap + 1) * LANES) for tap in range(_TAPS)]
-    last = jnp.concatenate([_other_half(even[:SUBLANES, s], 0)[:1] for s in lanes], 1)
-    zero = jnp.zeros((3, even.shape[1]), jnp.float32)
-    return jnp.concatenate([even[1:], last]) + jnp.concatenate([zero, odd[:-3]])
+def _lanes_to_columns(totals: Any, selection: Any, out: Any) -> None:
+    """Add up what rows of blocks give to a row of the image, and put columns into their places."""
+    channels, half = out.shape[1], out.shape[2] // 2
+    found = []
+    for channel in range(channels):
+        even, odd = (totals[channel, :, i].reshape(half, -1) for i in (0, 1))
+        above = [_other_half(even[:SUBLANES, _lanes(tap)], 0)[:1] for tap in range(_TAPS)]
+        zero = jnp.zeros((3, even.shape[1]), jnp.float32)
+        even = jnp.concatenate([even[1:], jnp.concatenate(above, 1)])
+        found.append(even + jnp.concatenate([zero, odd[:-3]]))
+    whole = jnp.concatenate(found).astype(out.dtype)
+    for i in (0, 1):
+        parts = _parts(dot(whole, selection[i], "nt").astype(out.dtype), channels)
+        for channel, part in enumerate(parts):
+            out[0, channel, i * half : (i + 1) * half] = part
 
 
 def _met(rows: Any, block: Any, dtype: Any) -> Array:
-    """Read what a row of blocks meets, f[128,128], with rows of ones at the end."""
-    parts = [
-        rows[channel, block >> 1, block & 1, :, tap * LANES : (tap + 1) * LANES]
-        for channel in range(rows.shape[0])
-        for tap in range(_TAPS)
-    ]
+    """Read what a row of blocks meets, and ones, f[128,128]."""
+    place = block >> 1, block & 1, slice(None)
+    taps = [(channel, tap) for channel in range(rows.shape[0]) for tap in range(_TAPS)]
+    parts = [rows[(channel, *place, _lanes(tap))] for channel, tap in taps]
     parts.append(jnp.ones((LANES - SUBLANES * len(parts), LANES), jnp.float32))
     return jnp.concatenate(parts).astype(dtype)
+
+
+# ------------------------------------------------------------------------------------- the kernels
 
 
 def _forward(
@@ -217,120 +259,112 @@ def _forward(
 ) -> None:
     from jax.experimental import pallas as pl
 
-    dtype = image.dtype
-    exact = dtype == jnp.float32
-    blocks, columns = kept.shape[1], out.shape[2]
-    _taps_to_lanes(image, selection, rows)
+    dtype, blocks, columns, size = image.dtype, kept.shape[1], out.shape[2], met.shape[0] // 3
+    activate = functools.partial(_norm_gelu, eps=eps, exact=dtype == jnp.float32)
+    _columns_to_lanes(image, selection, rows)
 
     def pixels(block: Any) -> list[Array]:
         z = dot(first[...], _met(rows, block, dtype), "nn")
-        return _groups(_norm_gelu(z, affine1, 4, eps, exact), 4)
+        return [activate(part, affine1) for part in _parts(z, 4)]
 
     def window(left: Array, right: Array) -> Array:
         return jnp.concatenate([_shifted(right, 1), left, right])
 
-    size = met.shape[0] // 3
-
     def put(block: Any) -> None:
         y = pixels(block)
-        met[size : 2 * size], met[2 * size :] = window(y[0], y[1]), window(y[2], y[3])
+        met[size : 2 * size], met[2 * size :] = window(*y[:2]), window(*y[2:])
 
-    _, _, left, right = pixels(blocks - 1)
-    met[:size] = window(_other_half(left, 1), _other_half(right, 1))
+    met[:size] = window(*(_other_half(y, 1) for y in pixels(blocks - 1)[2:]))
     put(0)
 
-    # The next row of blocks is under way meanwhile: no operation waits for the one before it.
-    @pl.loop(0, blocks, unroll=UNROLL)
+    @pl.loop(0, blocks)
     def convolve(block: Any) -> None:
         seen = met[...]
-        z = (dot(second[...], seen.astype(dtype), "nn") + affine2[2]).astype(dtype)
         met[:size] = seen[2 * size :]
+        # The next row's first layer fills the time in which this one's operations wait.
         put(jnp.minimum(block + 1, blocks - 1))
+        z = (dot(second[...], seen.astype(dtype), "nn") + affine2[2]).astype(dtype)
         kept[0, block] = z
-        value = _norm_gelu(z.astype(jnp.float32), affine2, 1, eps, exact).astype(dtype)
-        value = dot(identity[...], value, "nt").astype(dtype)
-        out[0, block] = value[:columns]
-        out[0, block + blocks] = value[_HALF : _HALF + columns]
+        y = activate(z.astype(jnp.float32), affine2).astype(dtype)
+        across = dot(identity[...], y, "nt").astype(dtype)
+        out[0, block] = across[:columns]
+        out[0, block + blocks] = across[_HALF : _HALF + columns]
 
 
 def _backward(
-    image, kept, g, selection, first, second, affine1, affine2, identity,
-    out, rows, totals, met, met_g, *, eps
-) -> None:  # fmt: skip
+    image, kept, g, selection, first, second, affine1, affine2, identity, out, *scratch, eps
+) -> None:
     from jax.experimental import pallas as pl
 
-    dtype = image.dtype
-    exact = dtype == jnp.float32
-    blocks, columns = kept.shape[1], g.shape[2]
-    half = image.shape[2] // 2
-    _taps_to_lanes(image, selection, rows)
-    met_g[...] = jnp.zeros_like(met_g)
+    rows, totals, below, across = scratch
+    dtype, blocks, columns = image.dtype, kept.shape[1], g.shape[2]
+    gradient = functools.partial(_norm_gelu_gradient, eps=eps, exact=dtype == jnp.float32)
+    _columns_to_lanes(image, selection, rows)
+    across[...] = jnp.zeros_like(across)
 
     def behind(block: Any) -> Array:
-        """Gradients of the second convolution's result, and those a column to the right."""
-        met_g[:columns] = g[0, block].astype(jnp.float32)
-        met_g[_HALF : _HALF + columns] = g[0, block + blocks].astype(jnp.float32)
-        to_out = dot(identity[...], met_g[...].astype(dtype), "nt")
-        z = kept[0, block].astype(jnp.float32)
-        return _norm_gelu_gradient(z, to_out, affine2, 1, eps, exact)
+        """Compute the gradient of what the second convolution makes."""
+        across[:columns] = g[0, block].astype(jnp.float32)
+        across[_HALF : _HALF + columns] = g[0, block + blocks].astype(jnp.float32)
+        to_y = dot(identity[...], across[...].astype(dtype), "nt")
+        return gradient(kept[0, block].astype(jnp.float32), to_y, affine2)
 
     def window(to_z: Array) -> Array:
         return jnp.concatenate([to_z, _shifted(to_z, -1)])
 
-    size = met.shape[0] // 2
-    met[:size] = window(behind(blocks - 1))
-    met[size:] = window(_other_half(behind(0), 0))
+    below[...] = window(_other_half(behind(0), 0))
 
-    @pl.loop(0, blocks, unroll=UNROLL)
+    @pl.loop(0, blocks)
     def convolve(i: Any) -> None:
         block = blocks - 1 - i
-        seen = met[...]
-        to_y = dot(second[...], seen.astype(dtype), "nn")
-        met[size:] = seen[:size]
-        met[:size] = window(behind(jnp.maximum(block - 1, 0)))
+        here = window(behind(block))
+        to_y = dot(second[...], jnp.concatenate([here, below[...]]).astype(dtype), "nn")
+        below[...] = here
         z = dot(first[...], _met(rows, block, dtype), "nn")
-        to_z = _norm_gelu_gradient(z, to_y, affine1, 4, eps, exact).astype(dtype)
-        parts = dot(first[...], to_z, "tn")
+        pairs = zip(_parts(z, 4), _parts(to_y, 4), strict=True)
+        to_z = jnp.concatenate([gradient(part, to_part, affine1) for part, to_part in pairs])
+        to_rows = dot(first[...], to_z.astype(dtype), "tn")
         for n in range(totals.shape[0] * _TAPS):
-            channel, tap = divmod(n, _TAPS)
-            lanes = slice(tap * LANES, (tap + 1) * LANES)
-            part = parts[n * SUBLANES : (n + 1) * SUBLANES]
-            totals[channel, block >> 1, block & 1, :, lanes] = part
+            place = n // _TAPS, block >> 1, block & 1, slice(None), _lanes(n % _TAPS)
+            totals[place] = to_rows[n * SUBLANES : (n + 1) * SUBLANES]
 
-    value = [_lanes_to_rows(totals, channel) for channel in range(totals.shape[0])]
-    whole = jnp.concatenate(value).astype(dtype)
-    for i in (0, 1):
-        found = dot(whole, selection[i], "nt").astype(out.dtype)
-        for channel in range(totals.shape[0]):
-            part = found[channel * half : (channel + 1) * half]
-            out[0, channel, i * half : (i + 1) * half] = part
+    _lanes_to_columns(totals, selection, out)
 
 
-def _rows_shape(height: int, channels: int) -> tuple[int, ...]:
-    return channels, height // 16, 2, SUBLANES, _TAPS * LANES
+def _cost(image: tuple[int, ...], c: int, d: int, *, gradient: bool) -> Cost:
+    channels, height, width = image
+    rows = channels * height
+    columns = product(rows + _PACKED * channels, width, _TAPS * LANES)
+    first, back = product(4 * c, LANES, LANES), product(LANES, 4 * c, LANES)
+    if gradient:
+        columns += product(rows, _TAPS * LANES, width)
+        products = first + back + product(4 * c, 4 * d, LANES) + product(d, d, LANES)
+        return columns + (products + elementwise(4 * c + d, LANES, 45, 2)) * (height // 8)
+    products = first + product(d, 9 * c, LANES) + product(LANES, LANES, d)
+    return columns + (products + elementwise(4 * c + d, LANES, 29, 1)) * (height // 8)
 
 
-def forward(
-    x: Array, *parameters: Array, eps: float, interpret: bool = False
-) -> list[Array]:
-    """Compute both layers of planes f[B,3,H,W] as f[B,H/4,W/4,D]; also return what the second
-    convolution makes, as the kernel has it.
+def forward(x: Array, *parameters: Array, eps: float, interpret: bool = False) -> list[Array]:
+    """Compute both layers of planes f[B,3,H,W] as f[B,H/4,W/4,D], and f[B,H/8,D,128].
+
+    The latter is what the second convolution makes, for `backward`.
     """
     kernel1, bias1, scale1, shift1, kernel2, bias2, scale2, shift2 = parameters
     _, channels, height, width = x.shape
     c, d = kernel2.shape[2:]
-    body = functools.partial(_forward, eps=eps)
+    cost = _cost(x.shape[1:], c, d, gradient=False)
     scratch = [_rows_shape(height, channels), (9 * c, LANES)]
+    body = functools.partial(_forward, eps=eps)
     return over_images(
-        Kernel("conv_stem", body, Cost(), scratch, beside=8 * 2**20),
+        Kernel("conv_stem", body, cost, scratch, tiled(_rows_shape(height, channels), 4)),
         [x],
         [(height // 4, width // 4, d), (height // 8, d, LANES)],
         parameters=[
             _selection(width, x.dtype),
             _first(kernel1, bias1),
             _second(kernel2),
-            _spread(scale1, shift1, times=1),
-            _spread(scale2, shift2, bias2, times=1),
+            _spread(scale1, shift1),
+            _spread(scale2, shift2, bias2),
             jnp.eye(LANES, dtype=x.dtype),
         ],
         interpret=interpret,
@@ -340,25 +374,24 @@ def forward(
 def backward(
     x: Array, kept: Array, g: Array, *parameters: Array, eps: float, interpret: bool = False
 ) -> Array:
-    """Compute the gradient for the planes from that of the result, and what `forward` kept."""
+    """Compute the gradient for planes from that of the result, and from what `forward` kept."""
     kernel1, bias1, scale1, shift1, kernel2, _, scale2, shift2 = parameters
     _, channels, height, width = x.shape
-    d = kernel2.shape[3]
-    body = functools.partial(_backward, eps=eps)
+    c, d = kernel2.shape[2:]
+    cost = _cost(x.shape[1:], c, d, gradient=True)
     rows = _rows_shape(height, channels)
+    scratch = [rows, rows, (2 * d, LANES), (LANES, d)]
+    body = functools.partial(_backward, eps=eps)
     (out,) = over_images(
-        Kernel(
-            "conv_stem_gradient", body, Cost(), [rows, rows, (4 * d, LANES), (LANES, d)],
-            beside=8 * 2**20,
-        ),
+        Kernel("conv_stem_gradient", body, cost, scratch, tiled(rows, 4)),
         [x, kept, g],
         [x.shape[1:]],
         parameters=[
             _selection(width, x.dtype),
             _first(kernel1, bias1),
             _second_gradient(kernel2),
-            _spread(scale1, shift1, times=1),
-            _spread(scale2, shift2, times=1),
+            _spread(scale1, shift1),
+            _spread(scale2, shift2),
             jnp.eye(d, dtype=x.dtype),
         ],
         interpret=interpret,
