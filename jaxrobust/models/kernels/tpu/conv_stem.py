@@ -145,8 +145,9 @@ def _error_function(x: Array, exact: bool) -> Array:
     """Compute erf(x / sqrt(2))."""
     if exact:
         return lax.erf(x * 0.5**0.5)
-    square, total = x * x, jnp.float32(_SERIES[0])
-    for coefficient in _SERIES[1:]:
+    square, (first, *rest) = x * x, _SERIES
+    total = first * square + rest[0]
+    for coefficient in rest[1:]:
         total = total * square + coefficient
     return jnp.tanh(x * total)
 
@@ -212,12 +213,14 @@ def _columns_to_lanes(image: Any, selection: Any, rows: Any) -> None:
     """Fill `rows`: those that a row of blocks meets start one above it, and are five."""
     channels, half = image.shape[1], image.shape[2] // 2
     planes = [image[0, channel] for channel in range(channels)]
-    above = [plane[half - _PACKED : half] for plane in planes]  # of the lower half
-    upper = dot(jnp.concatenate([plane[:half] for plane in planes]), selection[0], "nn")
-    lower = [plane[half:] for plane in planes]
-    lower, above = (dot(jnp.concatenate(x), selection[1], "nn") for x in (lower, above))
-    both = _parts(upper + lower, channels)
-    for channel, last in enumerate(_parts(above, channels)):
+
+    def chosen(start: int, stop: int, to: int) -> Array:
+        part = jnp.concatenate([plane[start:stop] for plane in planes])
+        return dot(part, selection[to], "nn")
+
+    both = _parts(chosen(0, half, 0) + chosen(half, 2 * half, 1), channels)
+    above = _parts(chosen(half - _PACKED, half, 1), channels)  # the lower half's first row
+    for channel, last in enumerate(above):
         own = both[channel]
         even = jnp.concatenate([last[-1:], own[:-1]])
         odd = jnp.concatenate([own[3:], jnp.zeros((3, own.shape[1]), jnp.float32)])
