@@ -24,16 +24,16 @@ def _plain(x: Array, *parameters: Array, eps: float) -> Array:
     return x
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _on_tpu(eps: float, x: Array, *parameters: Array) -> Array:
-    return kernel.forward(_planes(x), *parameters, eps=eps)[0]
-
-
 def _planes(x: Array) -> Array:
     return x.transpose(0, 3, 1, 2)
 
 
-def _forward(eps, x, *parameters):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _stem_kernel(eps: float, x: Array, *parameters: Array) -> Array:
+    return kernel.forward(_planes(x), *parameters, eps=eps)[0]
+
+
+def _stem_kernel_forward(eps, x, *parameters):
     # Residuals hold arrays alone, so their structure tells the backward rule what is asked for.
     asked = () if any(p.perturbed for p in parameters) else None
     x, *values = (operand.value for operand in (x, *parameters))
@@ -41,7 +41,7 @@ def _forward(eps, x, *parameters):
     return out, (x, kept, values, asked)
 
 
-def _backward(eps, residuals, g):
+def _stem_kernel_backward(eps, residuals, g):
     x, kept, values, asked = residuals
     if isinstance(g, SymbolicZero):
         g = jnp.zeros(g.shape, g.dtype)
@@ -52,7 +52,7 @@ def _backward(eps, residuals, g):
     return to_planes.transpose(0, 2, 3, 1), *of_parameters
 
 
-_on_tpu.defvjp(_forward, _backward, symbolic_zeros=True)
+_stem_kernel.defvjp(_stem_kernel_forward, _stem_kernel_backward, symbolic_zeros=True)
 
 
 def stem_layers(x: Array, *parameters: Array, eps: float = 1e-6) -> Array:
@@ -69,6 +69,6 @@ def stem_layers(x: Array, *parameters: Array, eps: float = 1e-6) -> Array:
     return lax.platform_dependent(
         x,
         *parameters,
-        tpu=functools.partial(_on_tpu, eps),
+        tpu=functools.partial(_stem_kernel, eps),
         default=functools.partial(_plain, eps=eps),
     )
