@@ -9,6 +9,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxrobust.models.kernels.convolutions import conv
 from jaxrobust.models.kernels.layers import gelu, layer_norm
+from jaxrobust.models.kernels.primitives import rounded
 from jaxrobust.models.kernels.tpu import calls
 from jaxrobust.models.kernels.tpu import conv_stem as kernel
 
@@ -48,7 +49,8 @@ def _stem_kernel_backward(eps, residuals, g):
     to_planes = kernel.backward(_planes(x), kept, g, *values, eps=eps)
     of_parameters: tuple = (None,) * len(values)
     if asked is not None:
-        of_parameters = jax.vjp(lambda *p: _plain(x, *p, eps=eps), *values)[1](g)
+        sums = kernel.parameter_gradients(_planes(x), kept, g, *values, eps=eps)
+        of_parameters = tuple(rounded(s, p.dtype) for s, p in zip(sums, values, strict=True))
     return to_planes.transpose(0, 2, 3, 1), *of_parameters
 
 

@@ -28,7 +28,7 @@ def on_tpu(*modules):
     """Take the rules of TPUs on this platform, with interpreted kernels."""
     stack = [mock.patch.object(m, "lax", _Lax(m.lax)) for m in modules]
     for module in (token_attention, depthwise_norm, conv_stem):
-        for name in ("forward", "backward"):
+        for name in {"forward", "backward", "parameter_gradients"} & {*vars(module)}:
             interpreted = functools.partial(getattr(module, name), interpret=True)
             stack.append(mock.patch.object(module, name, interpreted))
     return stack
@@ -163,7 +163,9 @@ class KernelsTest(parameterized.TestCase):
         dtype=("float32", "bfloat16"), case=((32, 48, 16, 32), (64, 256, 16, 16), (32, 32, 48, 96))
     )
     def test_conv_stem(self, dtype, case):
-        """The plain formula rounds eight arrays to bfloat16 on the way there and eight back."""
+        """In bfloat16 the plain formula rounds six arrays on the way there and six on the way
+        back, the kernel two of each: it must be as close to float64, in sums over few pixels too.
+        """
         x, *parameters = self.stem(dtype, *case)
         function = stem_layers.stem_layers
         expected = vjp(function, x, *parameters)
@@ -174,9 +176,14 @@ class KernelsTest(parameterized.TestCase):
         self.enter_context(mock.patch.object(conv_stem, "refused", lambda *_: None))
         results = vjp(lambda *operands: function(*operands), x, *parameters)
         self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
-        close = 1e-6 if dtype == "float32" else ROUNDED
-        for result, plain, right in zip(results, expected, exact, strict=True):
-            self.assertLess(apart([result], [right]), max(close, 1.5 * apart([plain], [right])))
+        own, plain = (
+            [apart(r[:2], exact[:2]), apart(r[2:], exact[2:])] for r in (results, expected)
+        )
+        if dtype == "float32":
+            self.assertLess(max(own), max(1e-6, 2 * max(plain)))
+        else:
+            self.assertLess(own[0], ROUNDED)
+            self.assertLess(own[1], plain[1])
         attacked = vjp(lambda x: function(x, *parameters), x)
         for result, same in zip(attacked, results[:2], strict=True):
             np.testing.assert_array_equal(result, same)
@@ -261,11 +268,12 @@ def norm(x):
     channels = x.shape[3]
     taps, ones = jnp.ones((7, 7, 1, channels), x.dtype), jnp.ones(channels, x.dtype)
     return normed_depthwise.depthwise_norm(x, taps, ones, ones, ones)
-def stem(x):
-    def ones(*shape):
-        return jnp.ones(shape, x.dtype)
+def ones(*shape):
+    return jnp.ones(shape, sys.argv[2])
+def stem(x, taps=None):
+    taps = ones(3, 3, 3, 48) if taps is None else taps
     norms = [[ones(n)] * 3 for n in (48, 96)]
-    return stem_layers.stem_layers(x, ones(3, 3, 3, 48), *norms[0], ones(3, 3, 48, 96), *norms[1])
+    return stem_layers.stem_layers(x, taps, *norms[0], ones(3, 3, 48, 96), *norms[1])
 found = []
 jax.config.update("jax_default_matmul_precision", sys.argv[3])
 for function, x in (
@@ -274,6 +282,7 @@ for function, x in (
     (norm, array(4, 56, 56, 96)),
     (norm, array(4, 7, 7, 768)),
     (stem, array(4, 224, 224, 3)),
+    (lambda taps: stem(ones(4, 224, 224, 3), taps), array(3, 3, 3, 48)),
 ):
     module = hlo.parse(both(function).lower(x).compile().as_text())
     found += [(k.name, k.calls, k.cycles > 0) for k in hlo_costs.kernels(module)]
@@ -306,7 +315,8 @@ class CompiledTest(parameterized.TestCase):
         found = json.loads(done.stdout.splitlines()[-1])
         norm = [["depthwise_norm", 1, True], ["depthwise_norm_gradient", 1, True]]
         tokens = [["token_attention", 1, True], ["token_attention_gradient", 1, True]]
-        stem = [["conv_stem", 1, True], ["conv_stem_gradient", 1, True]]
+        names = "conv_stem", "conv_stem_gradient", "conv_stem", "conv_stem_sums"
+        stem = [[name, 1, True] for name in names]
         stem = stem if how[0] == "bfloat16" else []  # float32 takes XLA's path
         self.assertEqual(found, [*tokens, *tokens, *norm, *norm, *stem])
 

@@ -23,7 +23,8 @@ compiler schedules 2,140 + 28 x 477 for an image in one direction and 3,590 + 28
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -173,11 +174,23 @@ def _norm_gelu(x: Array, affine: Any, eps: float, exact: bool) -> Array:
     return _gelu(_normalised(x, eps)[0] * affine[0] + affine[1], exact)
 
 
-def _norm_gelu_gradient(x: Array, g: Array, affine: Any, eps: float, exact: bool) -> Array:
+class _Gradient(NamedTuple):
+    """What a norm and its GELU give back for f32[C,128]."""
+
+    to_x: Array
+    normed: Array  # what the GELU takes
+    to_normed: Array
+    normal: Array  # before scale and shift
+
+
+def _norm_gelu_gradient(x: Array, g: Array, affine: Any, eps: float, exact: bool) -> _Gradient:
     normal, inverse = _normalised(x, eps)
-    to_normal = g * _gelu_slope(normal * affine[0] + affine[1], exact) * affine[0]
+    normed = normal * affine[0] + affine[1]
+    to_normed = g * _gelu_slope(normed, exact)
+    to_normal = to_normed * affine[0]
     along = (to_normal * normal).mean(0, keepdims=True)
-    return inverse * (to_normal - to_normal.mean(0, keepdims=True) - normal * along)
+    to_x = inverse * (to_normal - to_normal.mean(0, keepdims=True) - normal * along)
+    return _Gradient(to_x, normed, to_normed, normal)
 
 
 # ------------------------------------------------------------------------------- moving of pixels
@@ -254,6 +267,11 @@ def _met(rows: Any, block: Any, dtype: Any) -> Array:
     return jnp.concatenate(parts).astype(dtype)
 
 
+def _window(left: Array, right: Array) -> Array:
+    """Join what a pixel of the second layer meets of a row of the first, f32[3*C,128]."""
+    return jnp.concatenate([_shifted(right, 1), left, right])
+
+
 # ------------------------------------------------------------------------------------- the kernels
 
 
@@ -270,14 +288,11 @@ def _forward(
         z = dot(first[...], _met(rows, block, dtype), "nn")
         return [activate(part, affine1) for part in _parts(z, 4)]
 
-    def window(left: Array, right: Array) -> Array:
-        return jnp.concatenate([_shifted(right, 1), left, right])
-
     def put(block: Any) -> None:
         y = pixels(block)
-        met[size : 2 * size], met[2 * size :] = window(*y[:2]), window(*y[2:])
+        met[size : 2 * size], met[2 * size :] = _window(*y[:2]), _window(*y[2:])
 
-    met[:size] = window(*(_other_half(y, 1) for y in pixels(blocks - 1)[2:]))
+    met[:size] = _window(*(_other_half(y, 1) for y in pixels(blocks - 1)[2:]))
     put(0)
 
     @pl.loop(0, blocks)
@@ -294,19 +309,27 @@ def _forward(
         out[0, block + blocks] = across[_HALF : _HALF + columns]
 
 
-def _backward(
-    image, kept, g, selection, first, second, affine1, affine2, identity, out, *scratch, eps
-) -> None:
+class _Row(NamedTuple):
+    """Gradients at a row of blocks."""
+
+    block: Any
+    second: _Gradient  # of the second layer
+    below: Array  # of what the second convolution makes in the next row
+    met: Array
+    first: list[_Gradient]  # of a block's four pixels
+
+
+def _each_row(refs: Sequence[Any], rows: Any, below: Any, across: Any, eps: float, use: Callable):
+    """Call `use` with the gradients at each row of blocks, from the last to the first."""
     from jax.experimental import pallas as pl
 
-    rows, totals, below, across = scratch
-    dtype, blocks, columns = image.dtype, kept.shape[1], g.shape[2]
+    image, kept, g, selection, first, second, affine1, affine2, identity = refs
+    dtype, blocks, (columns, d) = image.dtype, kept.shape[1], g.shape[2:]
     gradient = functools.partial(_norm_gelu_gradient, eps=eps, exact=dtype == jnp.float32)
     _columns_to_lanes(image, selection, rows)
     across[...] = jnp.zeros_like(across)
 
-    def behind(block: Any) -> Array:
-        """Compute the gradient of what the second convolution makes."""
+    def behind(block: Any) -> _Gradient:
         across[:columns] = g[0, block].astype(jnp.float32)
         across[_HALF : _HALF + columns] = g[0, block + blocks].astype(jnp.float32)
         to_y = dot(identity[...], across[...].astype(dtype), "nt")
@@ -315,36 +338,72 @@ def _backward(
     def window(to_z: Array) -> Array:
         return jnp.concatenate([to_z, _shifted(to_z, -1)])
 
-    below[...] = window(_other_half(behind(0), 0))
+    below[...] = window(_other_half(behind(0).to_x, 0))
 
     @pl.loop(0, blocks)
-    def convolve(i: Any) -> None:
+    def differentiate(i: Any) -> None:
         block = blocks - 1 - i
-        here = window(behind(block))
-        to_y = dot(second[...], jnp.concatenate([here, below[...]]).astype(dtype), "nn")
+        behind_it, seen = behind(block), below[...]
+        here = window(behind_it.to_x)
+        to_y = dot(second[...], jnp.concatenate([here, seen]).astype(dtype), "nn")
         below[...] = here
-        z = dot(first[...], _met(rows, block, dtype), "nn")
-        pairs = zip(_parts(z, 4), _parts(to_y, 4), strict=True)
-        to_z = jnp.concatenate([gradient(part, to_part, affine1) for part, to_part in pairs])
-        to_rows = dot(first[...], to_z.astype(dtype), "tn")
+        met = _met(rows, block, dtype)
+        pairs = zip(_parts(dot(first[...], met, "nn"), 4), _parts(to_y, 4), strict=True)
+        pixels = [gradient(z, to_pixel, affine1) for z, to_pixel in pairs]
+        use(_Row(block, behind_it, seen[:d], met, pixels))
+
+
+def _backward(*refs, eps: float) -> None:
+    *operands, out, rows, totals, below, across = refs
+    _, _, _, selection, first, *_ = operands
+
+    def use(row: _Row) -> None:
+        to_z = jnp.concatenate([pixel.to_x for pixel in row.first])
+        to_rows = dot(first[...], to_z.astype(out.dtype), "tn")
         for n in range(totals.shape[0] * _TAPS):
-            place = n // _TAPS, block >> 1, block & 1, slice(None), _lanes(n % _TAPS)
+            place = n // _TAPS, row.block >> 1, row.block & 1, slice(None), _lanes(n % _TAPS)
             totals[place] = to_rows[n * SUBLANES : (n + 1) * SUBLANES]
 
+    _each_row(operands, rows, below, across, eps, use)
     _lanes_to_columns(totals, selection, out)
 
 
-def _cost(image: tuple[int, ...], c: int, d: int, *, gradient: bool) -> Cost:
+def _sums(*refs, eps: float) -> None:
+    """Sum gradients for the two matrices, and, still apart by lanes, for the parameters of norms
+    and the second bias.
+    """
+    *operands, to_first, to_second, to_affine1, to_affine2, rows, below, across = refs
+    dtype = operands[0].dtype
+    for out in (to_first, to_second, to_affine1, to_affine2):
+        out[...] = jnp.zeros_like(out)
+
+    def use(row: _Row) -> None:
+        to_z = jnp.concatenate([pixel.to_x for pixel in row.first])
+        to_first[0] += dot(to_z.astype(dtype), row.met, "nt")
+        y = [_gelu(pixel.normed, dtype == jnp.float32) for pixel in row.first]
+        middle, lowest = (_window(*pair).astype(dtype) for pair in (y[:2], y[2:]))
+        here, below = row.second.to_x.astype(dtype), row.below.astype(dtype)
+        for i, (g, met) in enumerate(((below, lowest), (here, middle), (here, lowest))):
+            to_second[0, i] += dot(g, met, "nt")
+        for pixel in row.first:
+            to_affine1[0, 0] += pixel.to_normed * pixel.normal
+            to_affine1[0, 1] += pixel.to_normed
+        to_affine2[0, 0] += row.second.to_normed * row.second.normal
+        to_affine2[0, 1] += row.second.to_normed
+        to_affine2[0, 2] += row.second.to_x
+
+    _each_row(operands, rows, below, across, eps, use)
+
+
+def _columns_cost(image: tuple[int, ...]) -> Cost:
     channels, height, width = image
-    rows = channels * height
-    columns = product(rows + _PACKED * channels, width, _TAPS * LANES)
-    first, back = product(4 * c, LANES, LANES), product(LANES, 4 * c, LANES)
-    if gradient:
-        columns += product(rows, _TAPS * LANES, width)
-        products = first + back + product(4 * c, 4 * d, LANES) + product(d, d, LANES)
-        return columns + (products + elementwise(4 * c + d, LANES, 45, 2)) * (height // 8)
-    products = first + product(d, 9 * c, LANES) + product(LANES, LANES, d)
-    return columns + (products + elementwise(4 * c + d, LANES, 29, 1)) * (height // 8)
+    return product(channels * (height + _PACKED), width, _TAPS * LANES)
+
+
+def _gradient_cost(c: int, d: int) -> Cost:
+    """Count what `_each_row` does in a row."""
+    products = product(4 * c, LANES, LANES) + product(4 * c, 4 * d, LANES) + product(d, d, LANES)
+    return products + elementwise(4 * c + d, LANES, 45, 2)
 
 
 def forward(x: Array, *parameters: Array, eps: float, interpret: bool = False) -> list[Array]:
@@ -355,7 +414,9 @@ def forward(x: Array, *parameters: Array, eps: float, interpret: bool = False) -
     kernel1, bias1, scale1, shift1, kernel2, bias2, scale2, shift2 = parameters
     _, channels, height, width = x.shape
     c, d = kernel2.shape[2:]
-    cost = _cost(x.shape[1:], c, d, gradient=False)
+    products = product(4 * c, LANES, LANES) + product(d, 9 * c, LANES) + product(LANES, LANES, d)
+    row = products + elementwise(4 * c + d, LANES, 29, 1)
+    cost = _columns_cost(x.shape[1:]) + row * (height // 8)
     scratch = [_rows_shape(height, channels), (9 * c, LANES)]
     body = functools.partial(_forward, eps=eps)
     return over_images(
@@ -374,14 +435,27 @@ def forward(x: Array, *parameters: Array, eps: float, interpret: bool = False) -
     )
 
 
+def _operands(x: Array, kernel1, bias1, scale1, shift1, kernel2, _, scale2, shift2) -> list[Array]:
+    """Make what both kernels of gradients read beside images."""
+    return [
+        _selection(x.shape[3], x.dtype),
+        _first(kernel1, bias1),
+        _second_gradient(kernel2),
+        _spread(scale1, shift1),
+        _spread(scale2, shift2),
+        jnp.eye(kernel2.shape[3], dtype=x.dtype),
+    ]
+
+
 def backward(
     x: Array, kept: Array, g: Array, *parameters: Array, eps: float, interpret: bool = False
 ) -> Array:
     """Compute the gradient for planes from that of the result, and from what `forward` kept."""
-    kernel1, bias1, scale1, shift1, kernel2, _, scale2, shift2 = parameters
     _, channels, height, width = x.shape
-    c, d = kernel2.shape[2:]
-    cost = _cost(x.shape[1:], c, d, gradient=True)
+    c, d = parameters[4].shape[2:]
+    row = _gradient_cost(c, d) + product(LANES, 4 * c, LANES)
+    back = product(channels * height, _TAPS * LANES, width)
+    cost = _columns_cost(x.shape[1:]) + back + row * (height // 8)
     rows = _rows_shape(height, channels)
     scratch = [rows, rows, (2 * d, LANES), (LANES, d)]
     body = functools.partial(_backward, eps=eps)
@@ -389,14 +463,46 @@ def backward(
         Kernel("conv_stem_gradient", body, cost, scratch, tiled(rows, 4)),
         [x, kept, g],
         [x.shape[1:]],
-        parameters=[
-            _selection(width, x.dtype),
-            _first(kernel1, bias1),
-            _second_gradient(kernel2),
-            _spread(scale1, shift1),
-            _spread(scale2, shift2),
-            jnp.eye(d, dtype=x.dtype),
-        ],
+        parameters=_operands(x, *parameters),
         interpret=interpret,
     )
     return out
+
+
+def parameter_gradients(
+    x: Array, kept: Array, g: Array, *parameters: Array, eps: float, interpret: bool = False
+) -> list[Array]:
+    """Compute the gradients for the parameters, in float32; operands as those of `backward`."""
+    _, channels, height, _ = x.shape
+    c, d = parameters[4].shape[2:]
+    products = product(4 * c, LANES, LANES) + product(d, LANES, 3 * c) * 3
+    row = _gradient_cost(c, d) + products + elementwise(4 * c + d, LANES, 5)
+    rows = _rows_shape(height, channels)
+    sums = over_images(
+        Kernel(
+            "conv_stem_sums",
+            functools.partial(_sums, eps=eps),
+            _columns_cost(x.shape[1:]) + row * (height // 8),
+            [rows, (2 * d, LANES), (LANES, d)],
+            tiled(rows, 4),
+        ),
+        [x, kept, g],
+        [(4 * c, LANES), (3, d, 3 * c), (2, c, LANES), (3, d, LANES)],
+        parameters=_operands(x, *parameters),
+        dtype=jnp.float32,
+        interpret=interpret,
+    )
+    to_first, to_second, to_affine1, to_affine2 = (s.sum(0) for s in sums)
+    to_kernel1, to_bias1 = (
+        jax.linear_transpose(
+            lambda kernel: _first(kernel, jnp.zeros(c)), jnp.zeros(parameters[0].shape)
+        )(to_first)[0],
+        to_first[:, _TAPS * SUBLANES * channels].reshape(4, c).sum(0),
+    )
+    to_kernel2 = to_second.reshape(3, d, 3, c).transpose(0, 2, 3, 1)
+    to_scale2, to_shift2, to_bias2 = to_affine2.sum(-1)
+    to_scale1, to_shift1 = to_affine1.sum(-1)
+    return [
+        *(to_kernel1, to_bias1, to_scale1, to_shift1),
+        *(to_kernel2, to_bias2, to_scale2, to_shift2),
+    ]
