@@ -14,7 +14,13 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.models.kernels import attention, convolutions, normed_depthwise, stem_layers
-from jaxrobust.models.kernels.tpu import calls, conv_stem, depthwise_norm, token_attention
+from jaxrobust.models.kernels.tpu import (
+    calls,
+    conv_stem,
+    depthwise_norm,
+    stem_blocks,
+    token_attention,
+)
 from jaxrobust.runtime.devices import topology
 from tests.support import paths
 
@@ -214,10 +220,10 @@ class KernelsTest(parameterized.TestCase):
     def test_gelu_of_the_conv_stem(self):
         with jax.enable_x64(True):
             x = jnp.linspace(-12, 12, 100001, dtype=jnp.float64)
-            for formula in (conv_stem._gelu, conv_stem._gelu_slope):
+            for formula in (stem_blocks.gelu, stem_blocks.gelu_slope):
                 self.assertLess(np.abs(formula(x, False) - formula(x, True)).max(), 4e-6)
         ends = jnp.asarray([-(2.0**99), 0, 2.0**99])
-        np.testing.assert_array_equal(conv_stem._gelu(ends, False), [0, 0, 2.0**99])
+        np.testing.assert_array_equal(stem_blocks.gelu(ends, False), [0, 0, 2.0**99])
 
     @parameterized.parameters((16, 16, 3, 8, True), (12, 4, 5, 6, True), (9, 2, 3, 4, False))
     def test_patches_are_products(self, size, side, ins, outs, product):
