@@ -119,8 +119,7 @@ class ConvNeXt(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
-        for layer in self.stem:
-            x = layer(x)
+        x = stems.through(self.stem, x)
         for stage, how in zip(self.stages, of_stages(v, train, key), strict=True):
             x = stage(x, **how)
         return self.head(x.mean(axis=(1, 2)))

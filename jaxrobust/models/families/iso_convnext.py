@@ -61,8 +61,7 @@ class IsotropicConvNeXt(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
-        for layer in self.stem:
-            x = layer(x)
+        x = stems.through(self.stem, x)
         x = run_blocks(self.blocks, x, **of_one_stage(v, train, key))
         return self.head(self.norm(x.mean(axis=(1, 2))))
 

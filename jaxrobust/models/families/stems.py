@@ -9,8 +9,10 @@ from typing import Any
 from flax import nnx
 
 from jaxrobust.models.interface.renaming import Row, affine, conv_oihw, row
+from jaxrobust.models.kernels.stem_layers import stem_layers
 from jaxrobust.models.modules.basic import Conv, Gelu, LayerNorm
 from jaxrobust.models.modules.draws import Draws, Initializer, normal_02, torch_default
+from jaxrobust.types import Array
 
 
 def patch_stem(v: Any, dim: int, rngs: Draws, init: Initializer) -> list[nnx.Module]:
@@ -38,6 +40,23 @@ def stem(
     if project:
         stem.append(Conv(ins, dim, 1, init=torch_default, rngs=rngs))
     return stem
+
+
+def through(stem: Sequence[Any], x: Array) -> Array:
+    """Compute a stem, of its convolutions with stride 2 the first two together."""
+    layers = list(stem)
+    if [type(layer) for layer in layers[:6]] == 2 * [Conv, LayerNorm, Gelu]:
+        pairs = layers[0:2], layers[3:5]
+        if all((c.stride, c.padding, n.eps) == (2, 1, layers[1].eps) for c, n in pairs):
+            parameters = [
+                parameter[...]
+                for conv, norm in pairs
+                for parameter in (conv.kernel, conv.bias, norm.scale, norm.bias)
+            ]
+            x, layers = stem_layers(x, *parameters, eps=layers[1].eps), layers[6:]
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
 def conv_stem_rows(theirs: str, ours: str) -> list[Row]:

@@ -100,9 +100,7 @@ class PatchEmbed(nnx.Module):
         self.proj = nnx.List(stem)
 
     def __call__(self, images: Array, grid: int) -> Array:
-        x = images
-        for layer in self.proj:
-            x = layer(x)
+        x = stems.through(self.proj, images)
         _, height, width, dim = x.shape
         fits, own = (height, width) == (grid, grid), f"positions for {grid}x{grid}"
         checks.check_fits(fits, images, f"{height}x{width} patches", own)

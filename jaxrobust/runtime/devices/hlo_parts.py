@@ -28,6 +28,7 @@ _FUNCTIONS = (
     ("softmax", r"_softmax"),
     ("attention", r"attention|Attention|_attend"),
     ("depthwise", r"depthwise"),
+    ("convolution", r"^stem_layers$"),
     ("norm", r"[nN]orm"),
 )
 _SHARED = r"/models/(kernels|modules|interface)/|/runtime/"

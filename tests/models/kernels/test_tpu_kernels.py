@@ -13,8 +13,14 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models.kernels import attention, convolutions, normed_depthwise
-from jaxrobust.models.kernels.tpu import calls, depthwise_norm, token_attention
+from jaxrobust.models.kernels import attention, convolutions, normed_depthwise, stem_layers
+from jaxrobust.models.kernels.tpu import (
+    calls,
+    conv_stem,
+    depthwise_norm,
+    stem_blocks,
+    token_attention,
+)
 from jaxrobust.runtime.devices import topology
 from tests.support import paths
 
@@ -27,8 +33,8 @@ ROUNDED = 2 * 2.0**-8
 def on_tpu(*modules):
     """Take the rules of TPUs on this platform, with interpreted kernels."""
     stack = [mock.patch.object(m, "lax", _Lax(m.lax)) for m in modules]
-    for module in (token_attention, depthwise_norm):
-        for name in ("forward", "backward"):
+    for module in (token_attention, depthwise_norm, conv_stem):
+        for name in {"forward", "backward", "parameter_gradients"} & {*vars(module)}:
             interpreted = functools.partial(getattr(module, name), interpret=True)
             stack.append(mock.patch.object(module, name, interpreted))
     return stack
@@ -153,6 +159,72 @@ class KernelsTest(parameterized.TestCase):
         kernel = jax.ShapeDtypeStruct((*window, 1, shape[3]), jnp.float32)
         self.assertRegex(depthwise_norm.refused(x, kernel), reason)
 
+    def stem(self, dtype, height, width, c, d):
+        shapes = (3, 3, 3, c), (c,), (c,), (c,), (3, 3, c, d), (d,), (d,), (d,)
+        parameters = [normal(i, *shape) / (len(shape) + 1) for i, shape in enumerate(shapes)]
+        x = normal(9, 2, height, width, 3)
+        return [a.astype(dtype) for a in (x, *parameters)]
+
+    @parameterized.product(
+        dtype=("float32", "bfloat16"), case=((32, 48, 16, 32), (64, 256, 16, 16), (32, 32, 48, 96))
+    )
+    def test_conv_stem(self, dtype, case):
+        """In bfloat16 the plain formula rounds six arrays on the way there and six on the way
+        back, the kernel two of each: it must be as close to float64, in sums over few pixels too.
+        """
+        x, *parameters = self.stem(dtype, *case)
+        function = stem_layers.stem_layers
+        expected = vjp(function, x, *parameters)
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, *parameters)]
+            exact = vjp(function, *wide)
+        self.as_on_tpu(stem_layers)
+        self.enter_context(mock.patch.object(conv_stem, "refused", lambda *_: None))
+        results = vjp(lambda *operands: function(*operands), x, *parameters)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        own, plain = (
+            [apart(r[:2], exact[:2]), apart(r[2:], exact[2:])] for r in (results, expected)
+        )
+        if dtype == "float32":
+            self.assertLess(max(own), max(1e-6, 2 * max(plain)))
+        else:
+            self.assertLess(own[0], ROUNDED)
+            self.assertLess(own[1], plain[1])
+        attacked = vjp(lambda x: function(x, *parameters), x)
+        for result, same in zip(attacked, results[:2], strict=True):
+            np.testing.assert_array_equal(result, same)
+
+    @parameterized.parameters("float32", "bfloat16")
+    def test_a_conv_stem_elsewhere_is_its_layers(self, dtype):
+        x, *parameters = self.stem(dtype, 32, 32, 16, 32)
+        results = vjp(stem_layers.stem_layers, x, *parameters)
+        expected = vjp(functools.partial(stem_layers._plain, eps=1e-6), x, *parameters)
+        for result, right in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(result, right)
+
+    @parameterized.parameters(
+        ("float32", 224, 224, 48, 96, "float32 is not bfloat16"),
+        ("bfloat16", 224, 224, 48, 100, "its channels are no multiples of 16"),
+        ("bfloat16", 240, 224, 48, 96, "240x224 px are no multiples of 32 and 4, .* most 256"),
+        ("bfloat16", 224, 260, 48, 96, "224x260 px are no multiples of 32 and 4, .* most 256"),
+        ("bfloat16", 512, 256, 48, 96, "512x256 px are too large for the fast memory of a chip"),
+        ("bfloat16", 224, 224, 96, 144, None),
+    )
+    def test_what_conv_stem_does_not_take(self, dtype, height, width, c, d, reason):
+        x, *parameters = jax.eval_shape(lambda: self.stem(dtype, height, width, c, d))
+        found = conv_stem.refused(x, *parameters)
+        self.assertIsNone(found) if reason is None else self.assertRegex(found, reason)
+        wide = jax.ShapeDtypeStruct((1, 224, 224, 4), "bfloat16")
+        self.assertIn("of images with 3 channels", conv_stem.refused(wide, *parameters) or "")
+
+    def test_gelu_of_the_conv_stem(self):
+        with jax.enable_x64(True):
+            x = jnp.linspace(-12, 12, 100001, dtype=jnp.float64)
+            for formula in (stem_blocks.gelu, stem_blocks.gelu_slope):
+                self.assertLess(np.abs(formula(x, False) - formula(x, True)).max(), 4e-6)
+        ends = jnp.asarray([-(2.0**99), 0, 2.0**99])
+        np.testing.assert_array_equal(stem_blocks.gelu(ends, False), [0, 0, 2.0**99])
+
     @parameterized.parameters((16, 16, 3, 8, True), (12, 4, 5, 6, True), (9, 2, 3, 4, False))
     def test_patches_are_products(self, size, side, ins, outs, product):
         x, kernel = normal(0, 2, size, size, ins), normal(1, side, side, ins, outs)
@@ -191,7 +263,7 @@ chips = topology.devices(sys.argv[1])
 import functools, json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxrobust.models.kernels import attention, normed_depthwise
+from jaxrobust.models.kernels import attention, normed_depthwise, stem_layers
 mesh = Mesh(np.array(chips[:1]), ("x",))
 def array(*shape):
     sharding = NamedSharding(mesh, PartitionSpec())
@@ -202,6 +274,12 @@ def norm(x):
     channels = x.shape[3]
     taps, ones = jnp.ones((7, 7, 1, channels), x.dtype), jnp.ones(channels, x.dtype)
     return normed_depthwise.depthwise_norm(x, taps, ones, ones, ones)
+def ones(*shape):
+    return jnp.ones(shape, sys.argv[2])
+def stem(x, taps=None):
+    taps = ones(3, 3, 3, 48) if taps is None else taps
+    norms = [[ones(n)] * 3 for n in (48, 96)]
+    return stem_layers.stem_layers(x, taps, *norms[0], ones(3, 3, 48, 96), *norms[1])
 found = []
 jax.config.update("jax_default_matmul_precision", sys.argv[3])
 for function, x in (
@@ -209,6 +287,8 @@ for function, x in (
     (functools.partial(attention.self_attention, heads=2), array(2, int(sys.argv[4]), 384)),
     (norm, array(4, 56, 56, 96)),
     (norm, array(4, 7, 7, 768)),
+    (stem, array(4, 224, 224, 3)),
+    (lambda taps: stem(ones(4, 224, 224, 3), taps), array(3, 3, 3, 48)),
 ):
     module = hlo.parse(both(function).lower(x).compile().as_text())
     found += [(k.name, k.calls, k.cycles > 0) for k in hlo_costs.kernels(module)]
@@ -241,7 +321,10 @@ class CompiledTest(parameterized.TestCase):
         found = json.loads(done.stdout.splitlines()[-1])
         norm = [["depthwise_norm", 1, True], ["depthwise_norm_gradient", 1, True]]
         tokens = [["token_attention", 1, True], ["token_attention_gradient", 1, True]]
-        self.assertEqual(found, [*tokens, *tokens, *norm, *norm])
+        names = "conv_stem", "conv_stem_gradient", "conv_stem", "conv_stem_sums"
+        stem = [[name, 1, True] for name in names]
+        stem = stem if how[0] == "bfloat16" else []  # float32 takes XLA's path
+        self.assertEqual(found, [*tokens, *tokens, *norm, *norm, *stem])
 
 
 if __name__ == "__main__":

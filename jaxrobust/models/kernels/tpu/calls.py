@@ -87,6 +87,7 @@ def over_images(
     per: int = 1,
     repeated: Sequence[Array] = (),
     parameters: Sequence[Array] = (),
+    dtype: Any = None,
     interpret: bool,
 ) -> list[Array]:
     """Run a kernel on `per` images at a time.
@@ -95,15 +96,16 @@ def over_images(
       kernel: whose body gets references to blocks f[per,..] of `arrays` and of `repeated`, to
         `parameters`, to blocks of the results, and to `scratch`.
       arrays: f[B,..].
-      outs: shapes of the results of one image, which have the type of the first array.
+      outs: shapes of the results of one image.
       per: divides B.
       repeated: f[P,..] with P one, or a multiple of `per` that divides B; image i sees row i mod P.
+      dtype: type of the results; None: that of the first array.
       interpret: whether to run it by JAX's interpreter, on any platform.
     """
     from jax.experimental import pallas as pl  # 0.2 s, which nothing but a trace needs
     from jax.experimental.pallas import tpu as pltpu
 
-    batch, dtype = arrays[0].shape[0], arrays[0].dtype
+    batch, dtype = arrays[0].shape[0], dtype or arrays[0].dtype
     results = [jax.ShapeDtypeStruct((batch, *shape), dtype) for shape in outs]
 
     def block(array: Any) -> Any:

@@ -1,0 +1,330 @@
+"""The first two convolutions of a ConvStem, with their norms and GELUs, as one kernel.
+
+An attack differentiates for the image, so these layers run in both directions in each of its steps,
+on maps of 48 channels that XLA lays into 128 lanes, with sums over channels in passes of their own.
+Here an image comes in, what the second layer makes goes out, and in between nothing leaves the fast
+memory; the gradient's kernel computes the first layer again.
+
+Pixels lie in the lanes and channels in the rows, so that a sum over channels adds registers. Four
+by four pixels of the image are a *block*: four pixels of the first layer and one of the second. A
+row of 56 blocks takes 64 lanes; the other 64 are those of the row of blocks as far down in the
+lower half of the image. A product with a matrix of ones and zeros brings each fourth column of the
+image into its lane, five of them as neighbours of a block overlap, which is exact; then a row of
+blocks is a product f[4*C,128] @ f[128,128] of 3 channels x 5 columns x 8 rows, and the second
+convolution one with the nine groups of channels that a block meets.
+
+By hand, for an image of 224 x 224 x 3 and 48 and 96 channels on a v5e: the columns take 720 rows x
+10 tiles / 4 units = 1,800 cycles; each of 28 rows of blocks then 48 + 96 + 32 for its products and
+36 registers x (29 vector operations / 4 + 1 for the tangent) = 297 for its norms and GELUs; in the
+gradient 48 + 144 + 24 + 64 and 36 x (45 / 4 + 2) = 477, and the columns 1,680 more. So 88 images
+take 1.3 and 2.2 M cycles. The compiler schedules 2,227 + 28 x 476 for an image in one direction and
+3,436 + 28 x 713 in the other, 1.4 and 2.1 M.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.models.kernels.tpu.calls import (
+    LANES,
+    SCOPED,
+    SUBLANES,
+    Cost,
+    Kernel,
+    dot,
+    elementwise,
+    over_images,
+    product,
+    tiled,
+)
+from jaxrobust.models.kernels.tpu.stem_blocks import (
+    BLOCK,
+    HALF,
+    PACKED,
+    TAPS,
+    Gradient,
+    columns_to_lanes,
+    first_matrix,
+    gelu,
+    lanes_of,
+    lanes_to_columns,
+    norm_gelu,
+    norm_gelu_gradient,
+    other_half,
+    read_met,
+    rows_shape,
+    second_gradient_matrix,
+    second_matrix,
+    selection_matrix,
+    shifted,
+    split,
+    spread,
+    window,
+)
+
+Array = jax.Array
+
+
+def refused(x: Array, *parameters: Array) -> str | None:
+    """Say why the kernel does not take such images and layers; None: it does."""
+    _, height, width, channels = x.shape
+    kernels = parameters[0], parameters[4]
+    if x.dtype != jnp.bfloat16:
+        return f"{x.dtype} is not bfloat16"
+    if channels != 3 or any(kernel.shape[:2] != (3, 3) for kernel in kernels):
+        return "its first two convolutions are not 3x3, of images with 3 channels"
+    if any(kernel.shape[3] % PACKED for kernel in kernels):
+        return f"its channels are no multiples of {PACKED}"
+    if height % (2 * PACKED) or width % BLOCK or width > BLOCK * HALF:
+        return f"{height}x{width} px are no multiples of 32 and 4, the latter at most 256"
+    if _needed(x.shape[1:], *(kernel.shape[3] for kernel in kernels)) > SCOPED:
+        return f"{height}x{width} px are too large for the fast memory of a chip"
+    return None
+
+
+def _needed(image: tuple[int, ...], c: int, d: int) -> int:
+    """Count the bytes that the gradient's kernel takes."""
+    height, width, channels = image
+    planes = tiled((channels, height, width), 2)
+    maps = tiled((height // 4, width // 4, d), 2) + tiled((height // 8, d, LANES), 2)
+    beside = tiled((2, width, TAPS * LANES), 2) + tiled((4 * c, 4 * d + LANES), 2)
+    return 2 * (2 * planes + maps + beside) + 3 * tiled(rows_shape(height, channels), 4)
+
+
+# ------------------------------------------------------------------------------------- the kernels
+
+
+def _forward(
+    image, selection, first, second, affine1, affine2, identity, out, kept, rows, met, *, eps
+) -> None:
+    from jax.experimental import pallas as pl
+
+    dtype, blocks, columns, size = image.dtype, kept.shape[1], out.shape[2], met.shape[0] // 3
+    activate = functools.partial(norm_gelu, eps=eps, exact=dtype == jnp.float32)
+    columns_to_lanes(image, selection, rows)
+
+    def pixels(block: Any) -> list[Array]:
+        z = dot(first[...], read_met(rows, block, dtype), "nn")
+        return [activate(part, affine1) for part in split(z, 4)]
+
+    def put(block: Any) -> None:
+        y = pixels(block)
+        met[size : 2 * size], met[2 * size :] = window(*y[:2]), window(*y[2:])
+
+    met[:size] = window(*(other_half(y, 1) for y in pixels(blocks - 1)[2:]))
+    put(0)
+
+    @pl.loop(0, blocks)
+    def convolve(block: Any) -> None:
+        seen = met[...]
+        met[:size] = seen[2 * size :]
+        # The next row's first layer fills the time in which this one's operations wait.
+        put(jnp.minimum(block + 1, blocks - 1))
+        z = (dot(second[...], seen.astype(dtype), "nn") + affine2[2]).astype(dtype)
+        kept[0, block] = z
+        y = activate(z.astype(jnp.float32), affine2).astype(dtype)
+        across = dot(identity[...], y, "nt").astype(dtype)
+        out[0, block] = across[:columns]
+        out[0, block + blocks] = across[HALF : HALF + columns]
+
+
+class _Row(NamedTuple):
+    """Gradients at a row of blocks."""
+
+    block: Any
+    second: Gradient  # of the second layer
+    below: Array  # of what the second convolution makes in the next row
+    met: Array
+    first: list[Gradient]  # of a block's four pixels
+
+
+def _each_row(refs: Sequence[Any], rows: Any, below: Any, across: Any, eps: float, use: Callable):
+    """Call `use` with the gradients at each row of blocks, from the last to the first."""
+    from jax.experimental import pallas as pl
+
+    image, kept, g, selection, first, second, affine1, affine2, identity = refs
+    dtype, blocks, (columns, d) = image.dtype, kept.shape[1], g.shape[2:]
+    gradient = functools.partial(norm_gelu_gradient, eps=eps, exact=dtype == jnp.float32)
+    columns_to_lanes(image, selection, rows)
+    across[...] = jnp.zeros_like(across)
+
+    def behind(block: Any) -> Gradient:
+        across[:columns] = g[0, block].astype(jnp.float32)
+        across[HALF : HALF + columns] = g[0, block + blocks].astype(jnp.float32)
+        to_y = dot(identity[...], across[...].astype(dtype), "nt")
+        return gradient(kept[0, block].astype(jnp.float32), to_y, affine2)
+
+    def pair(to_z: Array) -> Array:
+        return jnp.concatenate([to_z, shifted(to_z, -1)])
+
+    below[...] = pair(other_half(behind(0).to_x, 0))
+
+    @pl.loop(0, blocks)
+    def differentiate(i: Any) -> None:
+        block = blocks - 1 - i
+        behind_it, seen = behind(block), below[...]
+        here = pair(behind_it.to_x)
+        to_y = dot(second[...], jnp.concatenate([here, seen]).astype(dtype), "nn")
+        below[...] = here
+        met = read_met(rows, block, dtype)
+        pairs = zip(split(dot(first[...], met, "nn"), 4), split(to_y, 4), strict=True)
+        pixels = [gradient(z, to_pixel, affine1) for z, to_pixel in pairs]
+        use(_Row(block, behind_it, seen[:d], met, pixels))
+
+
+def _backward(*refs, eps: float) -> None:
+    *operands, out, rows, totals, below, across = refs
+    _, _, _, selection, first, *_ = operands
+
+    def use(row: _Row) -> None:
+        to_z = jnp.concatenate([pixel.to_x for pixel in row.first])
+        to_rows = dot(first[...], to_z.astype(out.dtype), "tn")
+        for n in range(totals.shape[0] * TAPS):
+            place = n // TAPS, row.block >> 1, row.block & 1, slice(None), lanes_of(n % TAPS)
+            totals[place] = to_rows[n * SUBLANES : (n + 1) * SUBLANES]
+
+    _each_row(operands, rows, below, across, eps, use)
+    lanes_to_columns(totals, selection, out)
+
+
+def _sums(*refs, eps: float) -> None:
+    """Sum gradients for the two matrices, and, still apart by lanes, for the parameters of norms
+    and the second bias.
+    """
+    *operands, to_first, to_second, to_affine1, to_affine2, rows, below, across = refs
+    dtype = operands[0].dtype
+    for out in (to_first, to_second, to_affine1, to_affine2):
+        out[...] = jnp.zeros_like(out)
+
+    def use(row: _Row) -> None:
+        to_z = jnp.concatenate([pixel.to_x for pixel in row.first])
+        to_first[0] += dot(to_z.astype(dtype), row.met, "nt")
+        y = [gelu(pixel.normed, dtype == jnp.float32) for pixel in row.first]
+        middle, lowest = (window(*pair).astype(dtype) for pair in (y[:2], y[2:]))
+        here, below = row.second.to_x.astype(dtype), row.below.astype(dtype)
+        for i, (g, met) in enumerate(((below, lowest), (here, middle), (here, lowest))):
+            to_second[0, i] += dot(g, met, "nt")
+        for pixel in row.first:
+            to_affine1[0, 0] += pixel.to_normed * pixel.normal
+            to_affine1[0, 1] += pixel.to_normed
+        to_affine2[0, 0] += row.second.to_normed * row.second.normal
+        to_affine2[0, 1] += row.second.to_normed
+        to_affine2[0, 2] += row.second.to_x
+
+    _each_row(operands, rows, below, across, eps, use)
+
+
+def _columns_cost(image: tuple[int, ...]) -> Cost:
+    channels, height, width = image
+    return product(channels * (height + PACKED), width, TAPS * LANES)
+
+
+def _gradient_cost(c: int, d: int) -> Cost:
+    """Count what `_each_row` does in a row."""
+    products = product(4 * c, LANES, LANES) + product(4 * c, 4 * d, LANES) + product(d, d, LANES)
+    return products + elementwise(4 * c + d, LANES, 45, 2)
+
+
+def forward(x: Array, *parameters: Array, eps: float, interpret: bool = False) -> list[Array]:
+    """Compute both layers of planes f[B,3,H,W] as f[B,H/4,W/4,D], and f[B,H/8,D,128].
+
+    The latter is what the second convolution makes, for `backward`.
+    """
+    kernel1, bias1, scale1, shift1, kernel2, bias2, scale2, shift2 = parameters
+    _, channels, height, width = x.shape
+    c, d = kernel2.shape[2:]
+    products = product(4 * c, LANES, LANES) + product(d, 9 * c, LANES) + product(LANES, LANES, d)
+    row = products + elementwise(4 * c + d, LANES, 29, 1)
+    cost = _columns_cost(x.shape[1:]) + row * (height // 8)
+    scratch = [rows_shape(height, channels), (9 * c, LANES)]
+    body = functools.partial(_forward, eps=eps)
+    return over_images(
+        Kernel("conv_stem", body, cost, scratch, tiled(rows_shape(height, channels), 4)),
+        [x],
+        [(height // 4, width // 4, d), (height // 8, d, LANES)],
+        parameters=[
+            selection_matrix(width, x.dtype),
+            first_matrix(kernel1, bias1),
+            second_matrix(kernel2),
+            spread(scale1, shift1),
+            spread(scale2, shift2, bias2),
+            jnp.eye(LANES, dtype=x.dtype),
+        ],
+        interpret=interpret,
+    )
+
+
+def _operands(x: Array, kernel1, bias1, scale1, shift1, kernel2, _, scale2, shift2) -> list[Array]:
+    """Make what both kernels of gradients read beside images."""
+    return [
+        selection_matrix(x.shape[3], x.dtype),
+        first_matrix(kernel1, bias1),
+        second_gradient_matrix(kernel2),
+        spread(scale1, shift1),
+        spread(scale2, shift2),
+        jnp.eye(kernel2.shape[3], dtype=x.dtype),
+    ]
+
+
+def backward(
+    x: Array, kept: Array, g: Array, *parameters: Array, eps: float, interpret: bool = False
+) -> Array:
+    """Compute the gradient for planes from that of the result, and from what `forward` kept."""
+    _, channels, height, width = x.shape
+    c, d = parameters[4].shape[2:]
+    row = _gradient_cost(c, d) + product(LANES, 4 * c, LANES)
+    back = product(channels * height, TAPS * LANES, width)
+    cost = _columns_cost(x.shape[1:]) + back + row * (height // 8)
+    rows = rows_shape(height, channels)
+    scratch = [rows, rows, (2 * d, LANES), (LANES, d)]
+    body = functools.partial(_backward, eps=eps)
+    (out,) = over_images(
+        Kernel("conv_stem_gradient", body, cost, scratch, tiled(rows, 4)),
+        [x, kept, g],
+        [x.shape[1:]],
+        parameters=_operands(x, *parameters),
+        interpret=interpret,
+    )
+    return out
+
+
+def parameter_gradients(
+    x: Array, kept: Array, g: Array, *parameters: Array, eps: float, interpret: bool = False
+) -> list[Array]:
+    """Compute the gradients for the parameters, in float32; operands as those of `backward`."""
+    _, channels, height, _ = x.shape
+    c, d = parameters[4].shape[2:]
+    products = product(4 * c, LANES, LANES) + product(d, LANES, 3 * c) * 3
+    row = _gradient_cost(c, d) + products + elementwise(4 * c + d, LANES, 5)
+    rows = rows_shape(height, channels)
+    sums = over_images(
+        Kernel(
+            "conv_stem_sums",
+            functools.partial(_sums, eps=eps),
+            _columns_cost(x.shape[1:]) + row * (height // 8),
+            [rows, (2 * d, LANES), (LANES, d)],
+            tiled(rows, 4),
+        ),
+        [x, kept, g],
+        [(4 * c, LANES), (3, d, 3 * c), (2, c, LANES), (3, d, LANES)],
+        parameters=_operands(x, *parameters),
+        dtype=jnp.float32,
+        interpret=interpret,
+    )
+    to_first, to_second, to_affine1, to_affine2 = (s.sum(0) for s in sums)
+    to_kernel1, to_bias1 = (
+        jax.linear_transpose(
+            lambda kernel: first_matrix(kernel, jnp.zeros(c)), jnp.zeros(parameters[0].shape)
+        )(to_first)[0],
+        to_first[:, TAPS * SUBLANES * channels].reshape(4, c).sum(0),
+    )
+    to_kernel2 = to_second.reshape(3, d, 3, c).transpose(0, 2, 3, 1)
+    to_scale2, to_shift2, to_bias2 = to_affine2.sum(-1)
+    to_scale1, to_shift1 = to_affine1.sum(-1)
+    return [
+        *(to_kernel1, to_bias1, to_scale1, to_shift1),
+        *(to_kernel2, to_bias2, to_scale2, to_shift2),
+    ]
