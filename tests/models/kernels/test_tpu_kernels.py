@@ -190,9 +190,10 @@ class KernelsTest(parameterized.TestCase):
         else:
             self.assertLess(own[0], ROUNDED)
             self.assertLess(own[1], plain[1])
+        # The same kernel in another program, of which XLA may fuse the interpreter's operations
+        # otherwise: a rounding of float32 where nothing is rounded to bfloat16.
         attacked = vjp(lambda x: function(x, *parameters), x)
-        for result, same in zip(attacked, results[:2], strict=True):
-            np.testing.assert_array_equal(result, same)
+        self.assertLess(apart(attacked, results[:2]), 1e-6 if dtype == "float32" else ROUNDED)
 
     @parameterized.parameters("float32", "bfloat16")
     def test_a_conv_stem_elsewhere_is_its_layers(self, dtype):
