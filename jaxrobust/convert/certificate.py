@@ -66,8 +66,8 @@ def certify(
     if images is None:
         images = side_by_side.smooth_images(network.image_size, network.in_channels)
     ours, theirs = side_by_side.jax_side(network), side_by_side.torch_side(reference.net)
-    found = {"names": _names(network, reference)} | side_by_side.measured(ours, theirs, images)
-    faults = _faults(found)
+    measured = {"names": _names(network, reference)} | side_by_side.measured(ours, theirs, images)
+    faults = _faults(measured)
     origin = {"network": reference.origin, "independent": reference.independent}
     origin |= models.family(network.name).compared
     if not reference.independent:
@@ -75,7 +75,7 @@ def certify(
     return certificate | {
         "reference": origin | {"weights": reference.weights},
         "images": {"count": len(images), "what": shown},
-        **found,
+        **measured,
         "agrees": not faults,
         "faults": faults,
     }
@@ -107,8 +107,8 @@ def of_import(network: Network, source: Path, layout: str, which: str | None) ->
         reference = references.reference(network, source, layout, which)
     except RuntimeError:  # RobustBench's loader takes fewer wrappings of the names than ours
         reference = references.reference(network, source, "timm", which)
-    found = certify(network, reference, compared={"theirs": source})
-    return checked(found, str(source))
+    certificate = certify(network, reference, compared={"theirs": source})
+    return checked(certificate, str(source))
 
 
 def _versions() -> dict[str, str]:
@@ -130,8 +130,8 @@ def _names(network: Network, reference: Reference) -> dict[str, Any]:
     return counts | {"equal": len(matched) - len(other), "differing": other[:8]}
 
 
-def _faults(found: dict[str, Any]) -> list[str]:
-    faults, names = [], found["names"]
+def _faults(measured: dict[str, Any]) -> list[str]:
+    faults, names = [], measured["names"]
     if names["matched"] != names["reference"]:
         faults.append(
             f"{names['reference'] - names['matched']} names of the reference are not ours"
@@ -141,7 +141,7 @@ def _faults(found: dict[str, Any]) -> list[str]:
         faults.append(f"{count} arrays differ ({', '.join(names['differing'][:3])})")
     for what, bars in (("logits", LOGITS), ("gradients", GRADIENTS)):
         for dtype, bar in bars.items():
-            row = found[what][dtype]
+            row = measured[what][dtype]
             bar = max(bar, 2 * row.get("reference_rounding", 0))
             if not row["relative"] < bar:  # NaN fails too
                 faults.append(f"{what} {row['relative']:.1e} off in {dtype}, above {bar:.1e}")

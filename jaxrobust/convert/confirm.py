@@ -34,15 +34,15 @@ def verdicts(
     say(f"pyautoattack on {len(images)} images in PyTorch, {ball}")
     theirs = _theirs(pyautoattack, net, images, labels, ball)
     other = np.flatnonzero(ours != theirs)
-    said = (
+    text = (
         f"pyautoattack {importlib.metadata.version('pyautoattack')} on the exported network in "
         f"PyTorch, the first {len(images):,} images: {len(images) - len(other):,} of "
         f"{len(images):,} verdicts equal"
     )
     if len(other):
         shown = ", ".join(f"{i} ({'robust' if ours[i] else 'fooled'} here)" for i in other[:8])
-        said += f", not those of image {shown}{', ...' * (len(other) > 8)}"
-    return said
+        text += f", not those of image {shown}{', ...' * (len(other) > 8)}"
+    return text
 
 
 def _images(

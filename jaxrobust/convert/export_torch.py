@@ -165,12 +165,12 @@ def of_run(
     config = runs.run_config(workdir, chosen.phase if chosen else phase)
     models.known(config.model.name)  # of a user's function nobody knows the PyTorch side
     if chosen:
-        said, (params, stats) = kept.selected_weights(workdir, chosen)
+        name, (params, stats) = kept.selected_weights(workdir, chosen)
     elif which in (None, config.evaluation.weights):
-        said, (params, stats) = runs.run_weights(workdir, phase)
+        name, (params, stats) = runs.run_weights(workdir, phase)
     else:
         assert which is not None
-        said, (params, stats) = _latest(config, workdir, phase, which)
+        name, (params, stats) = _latest(config, workdir, phase, which)
     model = config.model
     network = Network(
         model.name,
@@ -180,7 +180,7 @@ def of_run(
         chosen.image_size if chosen else model.image_size,
         dict(model.options),
     )
-    return network, said
+    return network, name
 
 
 def _latest(config, workdir: Path, phase: str | None, which: str):
@@ -206,10 +206,10 @@ def _measured(
     weights = layouts.weights_of(file)
     compared = {"theirs": weights} | ({"ours": origin} if origin else {})
     reference = references.reference(network, file, given.layout)
-    found = certificate.certify(network, reference, compared=compared)
-    certificate.checked(found, weights.name)
-    certificate.write(weights, found)
-    return found
+    certified = certificate.certify(network, reference, compared=compared)
+    certificate.checked(certified, weights.name)
+    certificate.write(weights, certified)
+    return certified
 
 
 def publish(staged: Path, out: Path) -> None:
@@ -247,7 +247,7 @@ def export(given: Settings) -> dict[str, Any]:
     try:
         file = layouts.stage(staged, network, subject.account, given.layout)
         with patience.of(f"comparing {file.name} with the network, which compiles both"):
-            found = _measured(given, network, subject.file, file)
+            certified = _measured(given, network, subject.file, file)
         if record:
             if given.confirm:
                 confirmed = _confirmed(given, subject, record, file)
@@ -270,7 +270,7 @@ def export(given: Settings) -> dict[str, Any]:
         "layout": given.layout,
         "out": str(given.out),
         "files": digests,
-        "certificate": found and certificates.summary(found),
+        "certificate": certified and certificates.summary(certified),
         "confirmed": confirmed,
         "usage": layouts.usage(network, given.layout, given.out),
         "by_hand": robustbench_entry.unknown(record) if record else [],
@@ -294,8 +294,8 @@ def _print(given: Settings, done: dict[str, Any], classes: int) -> None:
     print(f"{done['model']} ({done['weights']}), {classes} classes, weights sha256 {sha256}")
     for name, value in done["files"].items():
         print(f"  {given.out / name}: sha256 {value}")
-    for key, said in (("certificate", "certificate: "), ("confirmed", ""), ("usage", "")):
+    for key, label in (("certificate", "certificate: "), ("confirmed", ""), ("usage", "")):
         if done[key]:
-            print(f"  {said}{done[key]}")
+            print(f"  {label}{done[key]}")
     if done["by_hand"]:
         print(f"  to be filled in by hand: {', '.join(done['by_hand'])}, and the issue's marks")

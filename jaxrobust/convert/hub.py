@@ -150,10 +150,10 @@ def _ends(network: Network) -> dict[str, str]:
     """Find timm's names of the first and last layer, replaced for other images and classes."""
     names = models.family(network.name).names
     ours = network.params | network.stats
-    found = convert.names(network.name, references.named(network, wrapped=False))
+    stored = convert.names(network.name, references.named(network, wrapped=False))
     first: dict[str, str] = {}
     last: dict[str, str] = {}
-    for key, _, targets in found.matched:
+    for key, _, targets in stored.matched:
         target = targets[0] if len(targets) == 1 else ""
         if re.fullmatch(names.stem, target) and ours[target].ndim == 4:
             first.setdefault("first_conv", key.removesuffix(".weight"))
@@ -169,7 +169,7 @@ def card(network: Network, known: Account) -> str:
     title += "" if known.threat is None else f", threat model {known.threat.written()}"
     inside = account.normalisation(network)
     outside = "timm's transforms normalise them" if built else "the network's first layer does that"
-    told = {
+    facts = {
         "Architecture": f"`{network.name}` of jaxrobust"
         + (f", timm's `{built[0]}`" if built else ", which timm does not have"),
         "Images": f"{account.channels(network)} in [0, 1], {account.prepared(network, known)}",
@@ -186,7 +186,7 @@ def card(network: Network, known: Account) -> str:
         *_head(built is not None, known),
         f"# {title}",
         "",
-        *(f"- **{key}**: {value}" for key, value in told.items()),
+        *(f"- **{key}**: {value}" for key, value in facts.items()),
         "",
         "## Accuracy",
         "",

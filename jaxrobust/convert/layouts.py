@@ -54,11 +54,11 @@ def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
 
 def _same_function(network: Network, other: str, layout: str) -> None:
     if changed := references.deviations(network, other):
-        said = ", ".join(
+        changes = ", ".join(
             f"{key}={ours!r} instead of {theirs!r}" for key, (ours, theirs) in changed.items()
         )
         raise ValueError(
-            f"this {network.name} has {said}: {layout} is another network, so its name would be "
+            f"this {network.name} has {changes}: {layout} is another network, so its name would be "
             f"wrong for these weights; {_MODULE}"
         )
 
@@ -73,10 +73,10 @@ def save_pt(path: Path, state: dict[str, np.ndarray]) -> None:
     try:
         torch.save(tensors, path)
     except RuntimeError as error:  # no OSError where the system refuses to write
-        said = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         takes = whole.amount(sum(array.nbytes for array in state.values()))
         raise OSError(
-            f"cannot write {path}, which takes {takes}; the disk may be full ({said}): free some "
+            f"cannot write {path}, which takes {takes}; the disk may be full ({reason}): free some "
             "space, or write elsewhere"
         ) from error
 
@@ -111,7 +111,7 @@ def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
 
 def described(network: Network, known: Account) -> dict[str, Any]:
     """Return the `config.json` of a folder of ours, with the keys that an import writes."""
-    said = known.which.split(", ")  # "train, epoch 30, raw"
+    parts = known.which.split(", ")  # "train, epoch 30, raw"
     return {
         "architecture": network.name,
         "options": models.essential(network.name, network.options),
@@ -124,7 +124,7 @@ def described(network: Network, known: Account) -> dict[str, Any]:
         "published_id": known.published,
         "source": known.source or known.which,
         "source_sha256": known.source_sha256,
-        "which": next((word for word in ("ema", "raw") if word in said), None),
+        "which": next((word for word in ("ema", "raw") if word in parts), None),
         "drawn": None,
     }
 
@@ -161,8 +161,8 @@ def usage(network: Network, layout: str, out: Path) -> str:
         base, arguments = hub.timm_name(network) or ("", {})
         if base:
             more = {"num_classes": network.num_classes} if network.num_classes != 1000 else {}
-            said = "".join(f", {key}={value!r}" for key, value in (more | arguments).items())
-            return f"timm.create_model({base!r}{said}, checkpoint_path='{file}')"
+            keywords = "".join(f", {key}={value!r}" for key, value in (more | arguments).items())
+            return f"timm.create_model({base!r}{keywords}, checkpoint_path='{file}')"
         return "timm's names, but not a network of timm's; --layout module writes one that runs"
     home = "" if "/" in PUBLISHED[layout].file else f"with TORCH_HOME={out}: "
     return (

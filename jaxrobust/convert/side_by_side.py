@@ -44,11 +44,11 @@ def smooth_images(size: int, channels: int, count: int = IMAGES) -> np.ndarray:
 def photographs(folder: Path, size: int) -> np.ndarray:
     """Read f32[B,size,size,3]: the first photographs of a folder, B at most 8."""
     suffixes = {".jpg", ".jpeg", ".png", ".webp"}
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)[:IMAGES]
-    if not found:
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)[:IMAGES]
+    if not paths:
         raise ValueError(f"--images {folder} holds no {', '.join(sorted(suffixes))}")
     transform = evaluation_transform(f"bicubic-{round(size * 256 / 224)}-crop-{size}")
-    pixels = np.stack([transform(path.read_bytes()) for path in found])
+    pixels = np.stack([transform(path.read_bytes()) for path in paths])
     return pixels.astype(np.float32) / np.float32(255)
 
 
@@ -146,8 +146,8 @@ def torch_side(net: Any) -> Side:
     def attack(images, labels):
         net.float()
         x, y = tensor(images, "float32"), torch.from_numpy(labels)
-        found = apgd(net, x, y, EPSILON, THEIR_STEPS)
-        return found.numpy().transpose(0, 2, 3, 1)
+        adversarial = apgd(net, x, y, EPSILON, THEIR_STEPS)
+        return adversarial.numpy().transpose(0, 2, 3, 1)
 
     return Side(_in_parts(logits_and_gradient), _in_parts(attack))
 
@@ -170,9 +170,9 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def measured(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
     """Measure all differences of two networks on some images, f32[B,H,W,C] in [0, 1]."""
-    found = _compared(ours, theirs, images)
-    labels = found.pop("labels")
-    return found | {"transfer": _transfer(ours, theirs, images[:ATTACKED], labels[:ATTACKED])}
+    differences = _compared(ours, theirs, images)
+    labels = differences.pop("labels")
+    return differences | {"transfer": _transfer(ours, theirs, images[:ATTACKED], labels[:ATTACKED])}
 
 
 def _compared(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:

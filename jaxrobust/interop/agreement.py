@@ -61,9 +61,9 @@ def compared(
     `rewrite` is what the evaluation does with a network's function on this platform.
     """
     theirs, ours = _torch_pass(network), _jax_pass(network, rewrite)
-    found = _checked(network, images, theirs, ours)
+    errors = _checked(network, images, theirs, ours)
     seconds = _seconds(ours, images), _seconds(theirs, images)
-    return Agreement(len(images), *found, seconds, _at_once(ours, images, seconds[0]))
+    return Agreement(len(images), *errors, seconds, _at_once(ours, images, seconds[0]))
 
 
 def check(network: Converted, images: np.ndarray) -> tuple[float, float]:
@@ -83,14 +83,14 @@ def _checked(
         exact = rounded
     own = _apart(rounded, exact)
     bars = _bar(LOGITS, 2 * own[0]), _bar(GRADIENTS, 4 * own[1])
-    found = _apart(here, exact)
-    if not all(value < bar for value, bar in zip(found, bars, strict=True)):  # NaN too
-        _check_exactly(network, ours, exact, images, found)
+    errors = _apart(here, exact)
+    if not all(value < bar for value, bar in zip(errors, bars, strict=True)):  # NaN too
+        _check_exactly(network, ours, exact, images, errors)
     _check_alone(images, rounded, theirs, bars)
     if network.program.single and not network.program.draws:
         with contextlib.suppress(RuntimeError):  # it cannot take several at once
             _check_alone(images, rounded, _torch_pass(network, at_once=True), bars)
-    return found
+    return errors
 
 
 def _bar(limits: dict[str, float], own: float) -> float:
@@ -142,7 +142,7 @@ def _at_once(one: Pass, images: np.ndarray, seconds: float) -> int:
 
 
 def _check_exactly(
-    network: Converted, ours: Pass, exact: Any, images: np.ndarray, found: tuple[float, float]
+    network: Converted, ours: Pass, exact: Any, images: np.ndarray, errors: tuple[float, float]
 ) -> None:
     off = _apart(ours(images, "float64"), exact)
     if off[0] < LOGITS["float64"] and off[1] < GRADIENTS["float64"]:
@@ -150,8 +150,8 @@ def _check_exactly(
     # What is drawn is PyTorch's own there.
     first = None if network.program.draws else first_difference(network, images[:2])
     raise ValueError(
-        f"JAX and PyTorch differ: logits by {found[0]:.1e} of the largest in float32 and "
-        f"{off[0]:.1e} in float64, input gradients by {found[1]:.1e} and {off[1]:.1e}. "
+        f"JAX and PyTorch differ: logits by {errors[0]:.1e} of the largest in float32 and "
+        f"{off[0]:.1e} in float64, input gradients by {errors[1]:.1e} and {off[1]:.1e}. "
         + (
             f"The first operator whose values differ is {first}"
             if first
@@ -200,8 +200,8 @@ def _jax_pass(network: Converted, rewrite: Callable[..., Any]) -> Pass:
             operands = weights(dtype), jnp.asarray(images, dtype)
             given = _keys(network, len(images))
             shape = jax.eval_shape(function, *operands, *given)
-            found = both(*operands, jnp.asarray(_cotangent(shape.shape), shape.dtype))
-            return jax.device_get(found)
+            results = both(*operands, jnp.asarray(_cotangent(shape.shape), shape.dtype))
+            return jax.device_get(results)
 
     return one
 
@@ -227,8 +227,8 @@ def _drawing(network: Converted) -> Callable[[np.ndarray, str], list[list[np.nda
     def drawn(images: np.ndarray, dtype: str) -> list[list[np.ndarray]]:
         with jax.enable_x64(dtype == "float64"):
             operands = _weights(network, dtype), jnp.asarray(images, dtype)
-            found = jax.device_get(each(*operands, *_keys(network, len(images))))
-            return [[np.asarray(draw[i]) for draw in found] for i in range(len(images))]
+            draws = jax.device_get(each(*operands, *_keys(network, len(images))))
+            return [[np.asarray(draw[i]) for draw in draws] for i in range(len(images))]
 
     return drawn
 
@@ -255,11 +255,11 @@ def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
 
     def logits_of(net: Any, x: Any, images: np.ndarray, dtype: str) -> Any:
         if network.program.draws:
-            found = []
+            logits = []
             for row, drawn in zip(x, drawing(images, dtype), strict=True):
                 with injected(drawn):
-                    found.append(_chosen(net(row[None]), network.output))
-            return torch.cat(found)
+                    logits.append(_chosen(net(row[None]), network.output))
+            return torch.cat(logits)
         if network.program.single and not at_once:
             return torch.cat([_chosen(net(row[None]), network.output) for row in x])
         return _chosen(net(x), network.output)
@@ -322,15 +322,15 @@ def _off(ours: Any, theirs: Any) -> float:
 def _torch_values(network: Converted, images: np.ndarray) -> dict[str, Any]:
     import torch
 
-    exported, found = network.exported, {}
+    exported, values = network.exported, {}
     arrays = {**exported.state_dict, **exported.constants}
 
     class Recording(torch.fx.Interpreter):
         def run_node(self, n: Any) -> Any:
             if "_assert" in n.name:  # of types, which are float32
                 return None
-            found[n.name] = super().run_node(n)
-            return found[n.name]
+            values[n.name] = super().run_node(n)
+            return values[n.name]
 
     def double(tensor: Any) -> Any:
         return tensor.detach().double() if tensor.is_floating_point() else tensor
@@ -341,4 +341,4 @@ def _torch_values(network: Converted, images: np.ndarray) -> dict[str, Any]:
     inputs = [x if spec.kind == user else double(arrays[spec.target]) for spec in specs]
     with torch.no_grad():
         Recording(exported.graph_module).run(*inputs)
-    return found
+    return values

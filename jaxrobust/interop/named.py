@@ -54,18 +54,18 @@ def built(
             f"{what} needs PyTorch: pip install 'jaxrobust[torch]', before "
             "which, without a GPU, its smaller build for CPUs (the README says how)"
         ) from error
-    said = {"torch": version, "arguments": dict(arguments or {}), "output": output}
+    record = {"torch": version, "arguments": dict(arguments or {}), "output": output}
     if path.suffix == ".pt2" or archive:
         if arguments:
             raise ValueError(f"{what}={name} takes no arguments; leave {what}_args out")
-        return _file(what, name, path, said, output)._replace(random=random)
-    found = functions.find(what, name)
+        return _file(what, name, path, record, output)._replace(random=random)
+    source = functions.find(what, name)
     with functions.explained(what, name):
-        network = _called(what, found, dict(arguments or {}))
-    return Built(network, False, found, said, output, random)
+        network = _called(what, source, dict(arguments or {}))
+    return Built(network, False, source, record, output, random)
 
 
-def _file(what: str, name: str, path: Path, said: Mapping[str, Any], output: str | None) -> Built:
+def _file(what: str, name: str, path: Path, record: Mapping[str, Any], output: str | None) -> Built:
     from jaxrobust.interop.reading import exporting
 
     if not path.is_file():
@@ -74,24 +74,24 @@ def _file(what: str, name: str, path: Path, said: Mapping[str, Any], output: str
         scripts = scripted.is_file(path)
         network, single = (scripted.loaded(path), False) if scripts else exporting.loaded(path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Built(network, single, Named(network, name, name, sha256), said, output)
+    return Built(network, single, Named(network, name, name, sha256), record, output)
 
 
-def _called(what: str, found: Named, arguments: dict[str, Any]) -> Any:
+def _called(what: str, source: Named, arguments: dict[str, Any]) -> Any:
     import torch
 
-    if isinstance(found.function, torch.nn.Module):  # the module itself
+    if isinstance(source.function, torch.nn.Module):  # the module itself
         if arguments:
-            raise ValueError(f"{what}={found.name} is a module; leave {what}_args out")
-        return found.function
+            raise ValueError(f"{what}={source.name} is a module; leave {what}_args out")
+        return source.function
     try:
-        inspect.signature(found.function).bind(**arguments)
+        inspect.signature(source.function).bind(**arguments)
     except TypeError as error:
-        example = json.dumps({name: "..." for name in _required(found.function)})
+        example = json.dumps({name: "..." for name in _required(source.function)})
         raise ValueError(
-            f"{what}={found.name}: {error}; give its arguments as {what}_args '{example}'"
+            f"{what}={source.name}: {error}; give its arguments as {what}_args '{example}'"
         ) from error
-    return found.function(**arguments)
+    return source.function(**arguments)
 
 
 def _required(function: Callable[..., Any]) -> list[str]:
@@ -120,16 +120,16 @@ def in_jax(
         shape = tuple(images.shape[1:])
         given: Any = network.network
         how: dict[str, Any] = {"output": network.output, "random": network.random}
-        found = (
+        converted = (
             conversion.of_exported(given, single=network.single, **how)
             if name.endswith(".pt2")
             else conversion.converted(given, shape, **how)  # type: ignore[arg-type]
         )
-        agreed = agreement.compared(found, images, rewrite)
-        blind = refusals.without_gradient(found.module, images, following)
+        agreed = agreement.compared(converted, images, rewrite)
+        blind = refusals.without_gradient(converted.module, images, following)
     say(f"{name}: {agreed.words()}")
     if network.random:
-        times = len(found.program.draws)
+        times = len(converted.program.draws)
         say(
             f"{name}: it draws random numbers in {times} places, of a key for each image"
             if times
@@ -143,7 +143,7 @@ def in_jax(
             f"{name}: XLA takes {here / there:.1f} times as long as PyTorch for a pass on this "
             "machine; the attacks' own saving may still outweigh that"
         )
-    return found.logits_fn, agreed.at_once
+    return converted.logits_fn, agreed.at_once
 
 
 @contextlib.contextmanager

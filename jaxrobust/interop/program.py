@@ -201,8 +201,8 @@ def _own_gradient(
     def backward(saved: Any, cotangents: Any) -> Any:
         towards, given, arrays = saved
         each = iter(arrays)
-        found = [next(each) if size is None else size for size in sizes]
-        known = {**jax.tree.unflatten(tree, found), **dict(zip(outputs, given, strict=True))}
+        restored = [next(each) if size is None else size for size in sizes]
+        known = {**jax.tree.unflatten(tree, restored), **dict(zip(outputs, given, strict=True))}
         known |= dict(zip(holes, cotangents, strict=True))
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             for part in step.backward:

@@ -55,10 +55,10 @@ def from_module(
       ValueError: the module is not what is taken, computes something that has no row, or gives
         other logits or gradients than its conversion; the message names the module's own line.
     """
-    found = converted(module, _image(example_images), output=output, random=random)
+    network = converted(module, _image(example_images), output=output, random=random)
     if compare:
-        agreement.check(found, _some(example_images, agreement.FEW))
-    return found.logits_fn, found.weights
+        agreement.check(network, _some(example_images, agreement.FEW))
+    return network.logits_fn, network.weights
 
 
 def from_file(
@@ -66,8 +66,8 @@ def from_file(
 ) -> tuple[jax.tree_util.Partial, dict[str, Array]]:
     """Return the network of a `.pt2` that `torch.export.save` wrote, as `from_module` does."""
     exported, single = exporting.loaded(Path(path))
-    found = of_exported(exported, single=single, output=output)
-    return found.logits_fn, found.weights
+    network = of_exported(exported, single=single, output=output)
+    return network.logits_fn, network.weights
 
 
 def converted(
@@ -80,8 +80,8 @@ def converted(
         return of_exported(module, output=output, random=random)
     exporting.check(module, random=random)
     exported, single = exporting.exported(module, image)
-    found = of_exported(exported, single=single, output=output, random=random)
-    return found._replace(module=module)
+    network = of_exported(exported, single=single, output=output, random=random)
+    return network._replace(module=module)
 
 
 def of_exported(
@@ -109,8 +109,8 @@ def _function(program: Program, output: str, random: bool = False) -> Any:
 
     def computed(weights: Mapping[str, Array], *given: Array) -> Array:
         alone = program.single or program.draws
-        found = jax.vmap(one, (None, *(0 for _ in given))) if alone else logits_of
-        logits = found(weights, *given)
+        function = jax.vmap(one, (None, *(0 for _ in given))) if alone else logits_of
+        logits = function(weights, *given)
         return logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
 
     def logits_fn(weights: Mapping[str, Array], images: Array) -> Array:
@@ -122,22 +122,22 @@ def _function(program: Program, output: str, random: bool = False) -> Any:
     return keyed if random else logits_fn
 
 
-def _output(exported: Any, program: Program, asked: str | None) -> str:
-    """Find the logits among the results; `ValueError`: `asked` is none, or several could be."""
+def _output(exported: Any, program: Program, requested: str | None) -> str:
+    """Find the logits among the results; `ValueError`: `requested` is none, or several could be."""
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
     shapes = {name: getattr(value, "shape", ()) for name, value in values.items()}
-    found = {path: shapes.get(name or "", ()) for path, name in program.results.items()}
-    could = [path for path, shape in found.items() if len(shape) == 2]
-    said = ", ".join(f"{path or 'a tensor'} {_shape(shape)}" for path, shape in found.items())
-    if asked is not None and asked not in could:
-        raise ValueError(f"it returns no logits {asked!r} [B,K]; there are {said}")
-    if asked is None and len(could) != 1:
+    results = {path: shapes.get(name or "", ()) for path, name in program.results.items()}
+    could = [path for path, shape in results.items() if len(shape) == 2]
+    listing = ", ".join(f"{path or 'a tensor'} {_shape(shape)}" for path, shape in results.items())
+    if requested is not None and requested not in could:
+        raise ValueError(f"it returns no logits {requested!r} [B,K]; there are {listing}")
+    if requested is None and len(could) != 1:
         raise ValueError(
-            f"it returns {said}; say which are the logits [B,K] with --torch_output NAME"
+            f"it returns {listing}; say which are the logits [B,K] with --torch_output NAME"
             if could
-            else f"it returns {said}, and no logits [B,K]; make it return them"
+            else f"it returns {listing}, and no logits [B,K]; make it return them"
         )
-    return could[0] if asked is None else asked
+    return could[0] if requested is None else requested
 
 
 def _shape(shape: Any) -> str:

@@ -136,8 +136,8 @@ def robust_scaling(
       ValueError: a cost below that of the smallest network, or a block without a rule.
     Parity: Table 2 of the paper; tests/models/test_scaling.py.
 
-    >>> found = robust_scaling(5e9)
-    >>> found.rounded_depths, found.rounded_widths, round(found.share, 3)
+    >>> scaling = robust_scaling(5e9)
+    >>> scaling.rounded_depths, scaling.rounded_widths, round(scaling.share, 3)
     ((14, 14, 7), (5, 7, 3), 1.015)
     """
     known(block)
@@ -162,9 +162,9 @@ def robust_scaling(
         middle = (low + high) / 2
         low, high = (middle, high) if needed(middle) < multiply_adds else (low, middle)
     depths, widths = _of_width(low, ratio)
-    found = whole(depths, widths, multiply_adds, block=block, image_size=image_size)
-    own = cost(*found, block=block, image_size=image_size)
-    return Scaling(depths, widths, *found, own, own.multiply_adds / multiply_adds)
+    rounded = whole(depths, widths, multiply_adds, block=block, image_size=image_size)
+    own = cost(*rounded, block=block, image_size=image_size)
+    return Scaling(depths, widths, *rounded, own, own.multiply_adds / multiply_adds)
 
 
 def whole(
@@ -250,9 +250,9 @@ _SMALLER = ("wrn_28_10", "wrn_34_12", "wrn_46_14")  # the paper's other sizes of
 
 def _ratios(multiply_adds: float, block: str, image_size: int) -> Iterator[Studied]:
     for ratio in _RATIOS:
-        found = robust_scaling(multiply_adds, block, image_size, ratio=ratio)
-        sizes = {"depths": found.rounded_depths, "widths": found.rounded_widths}
-        yield Studied("wrn_28_10", sizes | OPTIONS[block], found.share)
+        scaling = robust_scaling(multiply_adds, block, image_size, ratio=ratio)
+        sizes = {"depths": scaling.rounded_depths, "widths": scaling.rounded_widths}
+        yield Studied("wrn_28_10", sizes | OPTIONS[block], scaling.share)
 
 
 def study(

@@ -132,7 +132,7 @@ def _window(kernel: Any) -> int:
 def _norms(params, stats) -> str:
     batch = {key.removesuffix(".var") for key in stats if key.endswith(".var")}
     layer = {key.removesuffix(".scale") for key in params if key.endswith(".scale")} - batch
-    return "+".join(norm for norm, found in (("LN", layer), ("BN", batch)) if found)
+    return "+".join(norm for norm, layers in (("LN", layer), ("BN", batch)) if layers)
 
 
 HEAD = (
@@ -180,12 +180,12 @@ def line(row: Architecture, width: int = 100) -> str:
 
 def checkpoints(rows: Sequence[Architecture]) -> str:
     """Return the published checkpoints of some rows in full; empty if there are none."""
-    found = [(key, net) for row in rows for key, net in row.published.items()]
+    networks = [(key, net) for row in rows for key, net in row.published.items()]
     lines = [f"\n{'checkpoint':39} {'clean':>5} {'AA':>5} {'input':5} preprocessing"]
-    for key, net in found:
+    for key, net in networks:
         figures = f"{net.clean:5.2f} {net.autoattack:5.2f} {'norm.' if net.normalised else '[0,1]'}"
         lines.append(f"{key:39} {figures} {net.preprocessing}")
-    return "\n".join([*lines, CHECKPOINT_NOTES]) if found else ""
+    return "\n".join([*lines, CHECKPOINT_NOTES]) if networks else ""
 
 
 def record(row: Architecture) -> dict[str, Any]:

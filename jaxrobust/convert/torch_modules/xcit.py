@@ -100,8 +100,8 @@ class CrossCovariance(nn.Module):
         q, k, v = self.qkv(x).flatten(1, 2).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 4, 1)
         q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
         weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(-1)
-        found = (weights @ v).permute(0, 3, 1, 2).flatten(2)
-        return self.proj(found).unflatten(1, x.shape[1:3])
+        mixed = (weights @ v).permute(0, 3, 1, 2).flatten(2)
+        return self.proj(mixed).unflatten(1, x.shape[1:3])
 
 
 def local_interaction(dim: int) -> nn.Module:

@@ -40,7 +40,7 @@ def _convolution(
         around = [(pad, pad) for pad in pads]
     kernel = jnp.moveaxis(weight, (0, 1), (-1, -2))
     names = "DHW"[-sides:]
-    found = lax.conv_general_dilated(
+    out = lax.conv_general_dilated(
         x,
         kernel,
         window_strides=steps,
@@ -50,7 +50,7 @@ def _convolution(
         dimension_numbers=(f"N{names}C", f"{names}IO", f"N{names}C"),
         feature_group_count=groups,
     )
-    return ChannelsLast(found if bias is None else found + bias)
+    return ChannelsLast(out if bias is None else out + bias)
 
 
 def _addmm(bias: Array, x: Array, y: Array, beta: Any = 1, alpha: Any = 1) -> Array:

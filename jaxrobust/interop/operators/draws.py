@@ -22,8 +22,8 @@ def _of_sizes(draw: Draw, place: int = 0) -> Row:
 
     def drawn(key: Array, *operands: Any, dtype: Any = None) -> Array:
         numbers = list(operands)
-        found = draw(key, tuple(numbers.pop(place)), *numbers)
-        return found if dtype is None else found.astype(dtype)
+        draws = draw(key, tuple(numbers.pop(place)), *numbers)
+        return draws if dtype is None else draws.astype(dtype)
 
     return Row(drawn)
 

@@ -16,8 +16,8 @@ def _failures(result: Array, axes: tuple[int, ...] = (-2, -1)) -> Array:
 
 
 def _inverse(matrix: Array, check_errors: bool = False) -> tuple[Array, Array]:
-    found = jnp.linalg.inv(matrix)
-    return found, _failures(found)
+    inverse = jnp.linalg.inv(matrix)
+    return inverse, _failures(inverse)
 
 
 def _solve(
@@ -25,8 +25,8 @@ def _solve(
 ) -> tuple[Array | None, ...]:
     vector = given.ndim == 1 or given.shape == matrix.shape[:-1]
     wide = given[..., None] if vector else given
-    found = jnp.linalg.solve(matrix, wide) if left else jnp.linalg.solve(matrix.mT, wide.mT).mT
-    return found[..., 0] if vector else found, None, None, _failures(found)
+    solution = jnp.linalg.solve(matrix, wide) if left else jnp.linalg.solve(matrix.mT, wide.mT).mT
+    return solution[..., 0] if vector else solution, None, None, _failures(solution)
 
 
 def _solve_triangular(
@@ -36,8 +36,8 @@ def _solve_triangular(
     matrix, given = (jnp.broadcast_to(x, batch + x.shape[-2:]) for x in (matrix, given))
     if not left:  # X M = B is M' X' = B'
         matrix, given, upper = matrix.mT, given.mT, not upper
-    found = solve_triangular(matrix, given, lower=not upper, unit_diagonal=unitriangular)
-    return found if left else found.mT
+    solution = solve_triangular(matrix, given, lower=not upper, unit_diagonal=unitriangular)
+    return solution if left else solution.mT
 
 
 def _cholesky(matrix: Array, upper: bool = False) -> Array:
@@ -53,8 +53,8 @@ def _cholesky(matrix: Array, upper: bool = False) -> Array:
 def _cholesky_and_info(
     matrix: Array, *, upper: bool = False, check_errors: bool = False
 ) -> tuple[Array, Array]:
-    found = _cholesky(matrix, upper)
-    return found, _failures(found)
+    factor = _cholesky(matrix, upper)
+    return factor, _failures(factor)
 
 
 def _singular(

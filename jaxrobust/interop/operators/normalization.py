@@ -24,8 +24,8 @@ def _batch_norm(
 
 
 def _batch_norm_plain(x: Array, *rest: Any) -> tuple[Array, None, None]:
-    found = _batch_norm(jnp.moveaxis(x, 1, -1), *rest)[0].array
-    return jnp.moveaxis(found, -1, 1), None, None
+    normalised = _batch_norm(jnp.moveaxis(x, 1, -1), *rest)[0].array
+    return jnp.moveaxis(normalised, -1, 1), None, None
 
 
 def _batch_norm_of_images(
@@ -49,8 +49,8 @@ def _group_norm(
 ) -> tuple[Any, None, None]:
     split = x.reshape(*x.shape[:-1], groups, -1)
     axes = (*range(1, x.ndim - 1), x.ndim)
-    found = _scaled(_normalised(split, axes, eps).reshape(x.shape), weight, bias)
-    return ChannelsLast(found), None, None
+    normalised = _scaled(_normalised(split, axes, eps).reshape(x.shape), weight, bias)
+    return ChannelsLast(normalised), None, None
 
 
 def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> Array:

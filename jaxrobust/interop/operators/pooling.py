@@ -46,7 +46,7 @@ def _axes(
     sides = x.shape[1:-1]
     every = [tuple(v) * (len(sides) if len(v) == 1 else 1) for v in (size, padding, dilation)]
     steps = tuple(stride) * (len(sides) if len(stride) == 1 else 1) or every[0]
-    found = []
+    axes = []
     for place, (side, w, s, p, d) in enumerate(
         zip(sides, every[0], steps, every[1], every[2], strict=True), 1
     ):
@@ -54,8 +54,8 @@ def _axes(
         count = (-(-rest // s) if ceil_mode else rest // s) + 1
         # The last one must begin inside, or in the padding before.
         beyond = ceil_mode and (count - 1) * s >= side + p
-        found.append(_Axis(place, side, w, s, p, d, count - beyond))
-    return found
+        axes.append(_Axis(place, side, w, s, p, d, count - beyond))
+    return axes
 
 
 def _first_largest(x: Array, y: Array) -> Array:

@@ -31,10 +31,10 @@ def _over(reduce: Callable[..., Array]) -> Row:
         if not keepdim and not {0, 1}.isdisjoint(gone):
             return plain(ChannelsLast(x).plain(), dims, keepdim, dtype, **rest)
         x = x if dtype is None else x.astype(dtype)
-        found = reduce(x, tuple(moved(dim, x.ndim) for dim in gone), keepdims=keepdim, **rest)
+        reduced = reduce(x, tuple(moved(dim, x.ndim) for dim in gone), keepdims=keepdim, **rest)
         if keepdim:
-            return ChannelsLast(found)
-        return found if found.ndim == 2 else ChannelsLast(found)
+            return ChannelsLast(reduced)
+        return reduced if reduced.ndim == 2 else ChannelsLast(reduced)
 
     return Row(plain, last)
 
@@ -56,8 +56,8 @@ def _norm(x: Array, order: float, dims: Dims, keepdim: bool, dtype: Any = None) 
 
 def taken(x: Array, places: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
     """Return the numbers at one place of each row along `dim`, and the places."""
-    found = jnp.take_along_axis(x, places, axis=dim)
-    return (found, places) if keepdim else (jnp.squeeze(found, dim), jnp.squeeze(places, dim))
+    values = jnp.take_along_axis(x, places, axis=dim)
+    return (values, places) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(places, dim))
 
 
 def _extreme(arg: Callable[..., Array]) -> Row:
@@ -71,8 +71,8 @@ def _sort(x: Array, dim: int, descending: bool) -> tuple[Array, Array]:
 
 
 def _topk(x: Array, k: int, dim: int, largest: bool, in_order: bool) -> tuple[Array, Array]:
-    found = _sort(x, dim, largest)
-    return tuple(jax.lax.slice_in_dim(each, 0, k, axis=dim % x.ndim) for each in found)  # type: ignore[return-value]
+    pair = _sort(x, dim, largest)
+    return tuple(jax.lax.slice_in_dim(each, 0, k, axis=dim % x.ndim) for each in pair)  # type: ignore[return-value]
 
 
 def _gather(x: Array, dim: int, places: Array, sparse_grad: bool) -> Array:
@@ -125,8 +125,8 @@ def _index_put(x: Array, indices: Sequence[Any], values: Array, add: bool) -> Ar
 def _put(x: Array, places: Array, source: Array, accumulate: bool = False) -> Array:
     flat, index = x.reshape(-1), (places.reshape(-1),)
     values = source.reshape(-1)
-    found = flat.at[index].add(values) if accumulate else _written(flat, index, values)
-    return found.reshape(x.shape)
+    result = flat.at[index].add(values) if accumulate else _written(flat, index, values)
+    return result.reshape(x.shape)
 
 
 def _put_where(x: Array, indices: Sequence[Any], value: Array, add: bool) -> Array:
@@ -143,13 +143,13 @@ def _share(sizes: Ints, normalization: int) -> float:
 
 
 def _fourier(x: Array, dims: Ints, normalization: int, forward: bool) -> Array:
-    found = jnp.fft.fftn(x, axes=dims) if forward else jnp.fft.ifftn(x, axes=dims, norm="forward")
-    return found * _share([x.shape[dim] for dim in dims], normalization)
+    out = jnp.fft.fftn(x, axes=dims) if forward else jnp.fft.ifftn(x, axes=dims, norm="forward")
+    return out * _share([x.shape[dim] for dim in dims], normalization)
 
 
 def _fourier_of_reals(x: Array, dims: Ints, normalization: int, half: bool) -> Array:
-    found = (jnp.fft.rfftn if half else jnp.fft.fftn)(x, axes=dims)
-    return found * _share([x.shape[dim] for dim in dims], normalization)
+    spectrum = (jnp.fft.rfftn if half else jnp.fft.fftn)(x, axes=dims)
+    return spectrum * _share([x.shape[dim] for dim in dims], normalization)
 
 
 def _fourier_to_reals(x: Array, dims: Ints, normalization: int, last: int) -> Array:

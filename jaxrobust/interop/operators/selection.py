@@ -145,8 +145,8 @@ def _running(beats: Callable[[Array, Array], Array]) -> Row:
 
 
 def _bucketize(x: Array, bounds: Array, out_int32: bool = False, right: bool = False) -> Array:
-    found = jnp.searchsorted(bounds, x, side="right" if right else "left")
-    return found.astype(jnp.int32 if out_int32 else int)
+    places = jnp.searchsorted(bounds, x, side="right" if right else "left")
+    return places.astype(jnp.int32 if out_int32 else int)
 
 
 def _searchsorted(
@@ -163,8 +163,8 @@ def _searchsorted(
     if bounds.ndim == 1:
         return _bucketize(x, bounds, out_int32, right or side == "right")
     rows = bounds.reshape(-1, bounds.shape[-1]), x.reshape(-1, x.shape[-1])
-    found = jax.vmap(lambda b, v: _bucketize(v, b, out_int32, right or side == "right"))(*rows)
-    return found.reshape(x.shape)
+    places = jax.vmap(lambda b, v: _bucketize(v, b, out_int32, right or side == "right"))(*rows)
+    return places.reshape(x.shape)
 
 
 TABLE = {

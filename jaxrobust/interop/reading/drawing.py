@@ -52,16 +52,16 @@ def injected(drawn: Sequence[np.ndarray]) -> Iterator[None]:
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            found = func(*args, **(kwargs or {}))
+            value = func(*args, **(kwargs or {}))
             if not is_draw(str(func)):
-                return found
-            if not left or tuple(left[0].shape) != tuple(found.shape):
+                return value
+            if not left or tuple(left[0].shape) != tuple(value.shape):
                 raise ValueError(
-                    f"PyTorch's module draws {tuple(found.shape)} ({func}) where its program draws "
+                    f"PyTorch's module draws {tuple(value.shape)} ({func}) where its program draws "
                     f"{tuple(left[0].shape) if left else 'nothing more'}; draw the same numbers in "
                     "each pass"
                 )
-            return found.copy_(torch.from_numpy(np.array(left.pop(0))))
+            return value.copy_(torch.from_numpy(np.array(left.pop(0))))
 
     with Drawing():
         yield

@@ -105,7 +105,7 @@ def loaded(path: Path) -> tuple[Any, bool]:
 
     with quietly():
         try:
-            found = torch.export.load(path)
+            program = torch.export.load(path)
         except Exception as error:
             raise ValueError(
                 f"torch.export.load cannot read it with PyTorch {torch.__version__} "
@@ -113,7 +113,7 @@ def loaded(path: Path) -> tuple[Any, bool]:
                 "one as new as its writer, write it again with torch.export.save and this "
                 "version, or name the function that makes the module"
             ) from error
-    sizes = [node.meta["val"].shape for node in found.graph.nodes if node.op == "placeholder"]
+    sizes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"]
     images: tuple[Any, ...] = tuple(sizes[-1]) if sizes else ()
     if len(images) != 4:
         raise ValueError(f"it takes {images}, no images [B,C,H,W]; export it with images")
@@ -122,7 +122,7 @@ def loaded(path: Path) -> tuple[Any, bool]:
             f"it takes {images[0]} images at a time and no other number; export it with "
             'dynamic_shapes=({0: torch.export.Dim("batch")},), or with one image'
         )
-    return found, images[0] == 1
+    return program, images[0] == 1
 
 
 def decomposed(program: Any) -> Any:
@@ -258,12 +258,12 @@ def _is_check(node: Any, name: str) -> bool:
 
 
 def _living(steps: Sequence[Step], results: set[str]) -> list[Step]:
-    read, found = set(results), []
+    read, living = set(results), []
     for step in reversed(steps):
         if step.name in read or is_draw(step.operator):
-            found.append(step)
+            living.append(step)
             read |= read_by(step)
-    return found[::-1]
+    return living[::-1]
 
 
 def _needed(step: Step, backward: dict[str, Step]) -> tuple[Step, ...]:

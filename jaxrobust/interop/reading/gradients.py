@@ -130,10 +130,10 @@ def _applied(cls: Any, *operands: Any) -> Any:
             if needed and gradient is not None
         ]
     known = [hole for hole, o in zip(held, outputs, strict=True) if any(o is m for m in mine)]
-    found = torch.ops.jaxrobust.own_gradient(
+    results = torch.ops.jaxrobust.own_gradient(
         mine, known, [operand for operand, _ in taken], [gradient for _, gradient in taken]
     )
-    owned = iter(found)
+    owned = iter(results)
     return _like(
         result, [next(owned) if any(o is m for m in mine) else _stopped(o) for o in outputs]
     )
@@ -181,10 +181,10 @@ def kept(program: Any) -> Any:
     import torch
 
     declared()
-    found = copy.copy(program)
+    copied = copy.copy(program)
     module = torch.fx.GraphModule(program.graph_module, copy.deepcopy(program.graph))
     module.meta.update(program.graph_module.meta)
-    found._graph_module = module
+    copied._graph_module = module
     graph = module.graph
     while regions := [node for node in graph.nodes if _name(node) == "wrap_with_set_grad_enabled"]:
         for node in regions:
@@ -193,7 +193,7 @@ def kept(program: Any) -> Any:
         if _name(node) in ("aten.detach.default", "aten.detach_.default"):
             _replace(graph, node)
     module.recompile()
-    return found
+    return copied
 
 
 def _name(node: Any) -> str:

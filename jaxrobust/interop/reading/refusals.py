@@ -27,8 +27,8 @@ def own_line(text: str) -> str:
 
     inside, ours = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
     lines = text.splitlines()
-    found = [(i, match) for i, row in enumerate(lines) if (match := _FRAME.search(row))]
-    own = [(i, m) for i, m in found if not m[1].startswith((inside, ours, "torch/", "<"))]
+    frames = [(i, match) for i, row in enumerate(lines) if (match := _FRAME.search(row))]
+    own = [(i, m) for i, m in frames if not m[1].startswith((inside, ours, "torch/", "<"))]
     if not own:
         return ""
     place, match = own[-1]
@@ -113,17 +113,17 @@ def check_takes(module: Any, image: tuple[int, int, int]) -> None:
 def _cast_to() -> Iterator[list[str]]:
     import torch
 
-    found: list[str] = []
+    types: list[str] = []
     before = torch.autocast.__enter__
 
     def entered(self: Any) -> Any:
         if self.device == "cpu" and self._enabled:
-            found.append(str(self.fast_dtype).removeprefix("torch."))
+            types.append(str(self.fast_dtype).removeprefix("torch."))
         return before(self)
 
     torch.autocast.__enter__ = entered  # type: ignore[method-assign]
     try:
-        yield found
+        yield types
     finally:
         torch.autocast.__enter__ = before  # type: ignore[method-assign]
 
@@ -146,8 +146,8 @@ def _problem(module: Any, images: Any) -> str | None:
             module(images)
         return None
     except RuntimeError as error:
-        said = str(error).strip().partition("\n")[0]
-        if not any(word in said for word in ("shape", "size", "channels", "dimension")):
+        message = str(error).strip().partition("\n")[0]
+        if not any(word in message for word in ("shape", "size", "channels", "dimension")):
             return None
         name, part = inside[-1] if inside else ("it", module)
     finally:
@@ -160,7 +160,7 @@ def _problem(module: Any, images: Any) -> str | None:
     return f"the images are {shape}, and {where} on them; " + (
         f"the module takes {taken}"
         if taken
-        else f"PyTorch says: {said}; it takes images of another shape, or its layers do not fit"
+        else f"PyTorch says: {message}; it takes images of another shape, or its layers do not fit"
     )
 
 
@@ -180,20 +180,20 @@ def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
     import torch
 
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    found = [_reaches(module, row) for row in x.split(1)]
-    if any(found):
+    reached = [_reaches(module, row) for row in x.split(1)]
+    if any(reached):
         return ""
-    said = (
+    problem = (
         "no gradient reaches the images (there is a rounding, a comparison, argmax, detach or "
         "NumPy between them and the logits)"
     )
     if following:
         raise ValueError(
-            f"{said}, so {', '.join(following)} would find nothing and the network would look "
+            f"{problem}, so {', '.join(following)} would find nothing and the network would look "
             "robust; make the step straight-through (x + (step(x) - x).detach()), or give "
             "--attack=square, which needs no gradient"
         )
-    return f"{said}; only attacks without gradients mean something here"
+    return f"{problem}; only attacks without gradients mean something here"
 
 
 def _reaches(module: Any, image: Any) -> bool:
@@ -212,11 +212,11 @@ def gradient(logits: Any, x: Any, cotangent: Any, again: Callable[[Any], Any]) -
     """Take PyTorch's gradient in `x`; where it fails, `again` finds the module's line."""
     import torch
 
-    found = (None,)
+    grads = (None,)
     if logits.requires_grad:
         with _differentiable(again, x):
-            found = torch.autograd.grad(logits, x, cotangent, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(x) if found[0] is None else found[0]
+            grads = torch.autograd.grad(logits, x, cotangent, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(x) if grads[0] is None else grads[0]
 
 
 @contextlib.contextmanager
@@ -224,15 +224,15 @@ def _differentiable(again: Callable[[Any], Any], x: Any) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = " ".join(str(error).split())
+        text = " ".join(str(error).split())
         where = _line_without_gradient(again, x)
         raise ValueError(
             f"{where + ': ' if where else ''}PyTorch itself cannot differentiate the module: "
             + (
                 "what its backward pass reads of this line is changed in place afterwards; write "
                 "y = 2 * y for y.mul_(2), or change y.clone()"
-                if "modified by an inplace operation" in said
-                else f"{said[:200]}; use operators that have a gradient, or .detach() what shall "
+                if "modified by an inplace operation" in text
+                else f"{text[:200]}; use operators that have a gradient, or .detach() what shall "
                 "have none"
             )
         ) from error
@@ -243,12 +243,12 @@ def _line_without_gradient(again: Callable[[Any], Any], x: Any) -> str:
     import torch
 
     x = x.detach().clone().requires_grad_()
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with contextlib.suppress(Exception), torch.autograd.detect_anomaly(check_nan=False):
-            found = [result.sum() for result in _tensors(again(x.clone()))]
-            torch.autograd.grad(sum(found), x)
-    return next(filter(None, (own_line(str(each.message)) for each in said)), "")
+            sums = [result.sum() for result in _tensors(again(x.clone()))]
+            torch.autograd.grad(sum(sums), x)
+    return next(filter(None, (own_line(str(each.message)) for each in caught)), "")
 
 
 def _tensors(value: Any) -> list[Any]:

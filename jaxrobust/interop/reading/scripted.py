@@ -31,8 +31,8 @@ def loaded(path: Path) -> Any:
         with quietly():
             return torch.jit.load(path, map_location="cpu")
     except RuntimeError as error:
-        said = str(error).strip().partition("\n")[0]
-        raise ValueError(f"torch.jit.load cannot read it: {said}") from error
+        message = str(error).strip().partition("\n")[0]
+        raise ValueError(f"torch.jit.load cannot read it: {message}") from error
 
 
 def is_scripted(module: Any) -> bool:
@@ -75,15 +75,15 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
         example = refusals.example(module, image, count)
         try:
             with quietly(), torch.no_grad():
-                found = TS2EPConverter(module, (example,)).convert()
-            inputs = found.graph_signature.user_inputs
-            (images,) = [node for node in found.graph.nodes if node.name in inputs]
+                program = TS2EPConverter(module, (example,)).convert()
+            inputs = program.graph_signature.user_inputs
+            (images,) = [node for node in program.graph.nodes if node.name in inputs]
             if count == 1 or not isinstance(images.meta["val"].shape[0], int):
-                return found, count == 1
+                return program, count == 1
         except Exception as error:
             failed = failed or error
-    said = str(failed or "it takes a fixed number of images").strip().partition("\n")[0]
-    raise ValueError(f"it {_without(module)} ({said})") from failed
+    reason = str(failed or "it takes a fixed number of images").strip().partition("\n")[0]
+    raise ValueError(f"it {_without(module)} ({reason})") from failed
 
 
 def _without(module: Any) -> str:

@@ -177,13 +177,13 @@ def _noting(answers: list[Answer], given: Any) -> Any:
             moves = moved.any(args, kwargs) or is_draw(name)
             if name == "register_hook" and moves:
                 raise Refused(f"{_caller()}a tensor gets a hook of its gradient; {_INSTEAD}")
-            found = func(*args, **kwargs)
+            result = func(*args, **kwargs)
             if name in _QUESTIONS:
-                answers.append(Answer(name, not moves, copy.copy(found)))
+                answers.append(Answer(name, not moves, copy.copy(result)))
             if moves:
                 in_place = name.endswith("_")
-                moved.add(found, args[:1] if in_place else (), kwargs.get("out"))
-            return found
+                moved.add(result, args[:1] if in_place else (), kwargs.get("out"))
+            return result
 
     return Noting()
 

@@ -147,12 +147,12 @@ TORCH_NAMES = [*token_rows(_BLOCKS), row(rf"({_BLOCKS}\.gamma_[12])", r"\1")]
 
 def torch_keys(v: Variant) -> list[str]:
     """List timm 1.0.9's names, in its order."""
-    found = keys("", "cls_token: pos_embed: patch_embed.proj")
+    names = keys("", "cls_token: pos_embed: patch_embed.proj")
     talking, to_class = "qkv attn.proj attn.proj_l attn.proj_w", "q attn.k attn.v attn.proj"
     kinds = (("blocks", v.depth, talking), ("blocks_token_only", v.class_depth, to_class))
     for blocks, depth, attn in kinds:
-        found += keys(blocks, f"gamma_1: gamma_2: norm1 attn.{attn} norm2 mlp.fc1 mlp.fc2", depth)
-    return found + keys("", "norm head")
+        names += keys(blocks, f"gamma_1: gamma_2: norm1 attn.{attn} norm2 mlp.fc1 mlp.fc2", depth)
+    return names + keys("", "norm head")
 
 
 MEMBERS = {

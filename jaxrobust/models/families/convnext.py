@@ -193,13 +193,13 @@ OTHER_NAMES = [
 
 def torch_keys(v: Variant) -> list[str]:
     """List the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
-    found = keys("stem", "0 1")
+    names = keys("stem", "0 1")
     if v.stem_widths:
-        found = stems.conv_stem_keys("stem.stem", len(v.stem_widths))
+        names = stems.conv_stem_keys("stem.stem", len(v.stem_widths))
     for i, depth in enumerate(v.depths):
-        found += keys(f"stages.{i}.downsample", "0 1" if i else "")
-        found += keys(f"stages.{i}.blocks", "gamma: conv_dw norm mlp.fc1 mlp.fc2", depth)
-    return found + keys("head", "norm fc")
+        names += keys(f"stages.{i}.downsample", "0 1" if i else "")
+        names += keys(f"stages.{i}.blocks", "gamma: conv_dw norm mlp.fc1 mlp.fc2", depth)
+    return names + keys("head", "norm fc")
 
 
 _N: dict[str, Any] = {"depths": (2, 2, 2), "dims": (64, 128, 256), "gamma_init": 0.1}

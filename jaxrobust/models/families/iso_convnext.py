@@ -93,11 +93,11 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List Meta's names, in its order (with ConvStem, the paper's)."""
-    found = keys("", "stem")
+    names = keys("", "stem")
     if v.stem_widths:
-        found = stems.conv_stem_keys("stem.stem", len(v.stem_widths), project=True)
-    found += keys("blocks", "dwconv norm pwconv1 pwconv2", v.depth)
-    return found + keys("", "norm head")
+        names = stems.conv_stem_keys("stem.stem", len(v.stem_widths), project=True)
+    names += keys("blocks", "dwconv norm pwconv1 pwconv2", v.depth)
+    return names + keys("", "norm head")
 
 
 _ISO: dict[str, Any] = {"depth": 18, "dim": 384}

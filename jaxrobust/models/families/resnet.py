@@ -187,11 +187,11 @@ OTHER_NAMES = [
 
 def torch_keys(v: Variant) -> list[str]:
     """List the reference's names in its order (timm 1.0.9, torchvision 0.28.0)."""
-    found = keys("", "conv1:w bn1:bn")
+    names = keys("", "conv1:w bn1:bn")
     block = "conv1:w bn1:bn conv2:w bn2:bn" + " conv3:w bn3:bn" * v.bottleneck
     for name, projects in residual.block_names(v.depths, v.base, _first(v)):
-        found += keys(name, block + " downsample.0:w downsample.1:bn" * projects)
-    return found + keys("", "fc")
+        names += keys(name, block + " downsample.0:w downsample.1:bn" * projects)
+    return names + keys("", "fc")
 
 
 MEMBERS = {

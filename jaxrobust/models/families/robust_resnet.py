@@ -178,29 +178,29 @@ OTHER_NAMES = [
 
 def torch_keys(v: Variant) -> list[str]:
     """List the authors' names in their order."""
-    found, ins = keys("", "stem_conv:w"), STEM
+    names, ins = keys("", "stem_conv:w"), STEM
     for i, (depth, planes) in enumerate(zip(v.depths, planes_of(v), strict=True)):
         outs = planes * BLOCKS[v.block].outs
         for j in range(depth):
             projects = v.residual and (ins != outs or (i and not j))
             modules = _modules(v) + ["shortcut.0:w"] * bool(projects)
-            found += keys(f"blocks.{i}.layer.{j}", " ".join(modules))
+            names += keys(f"blocks.{i}.layer.{j}", " ".join(modules))
             ins = outs
-    return found + keys("", f"{_norm('norm1', v)} fc")
+    return names + keys("", f"{_norm('norm1', v)} fc")
 
 
 def _modules(v: Variant) -> list[str]:
     """List the modules of a block but for its shortcut."""
     middle = BLOCKS[v.block].middle
-    found, convs = [_norm("bn1", v)] if v.preact else [], 3 if middle else 2
+    modules, convs = [_norm("bn1", v)] if v.preact else [], 3 if middle else 2
     for i in range(1, convs + 1):
         parts = [f".{part}" for part in range(v.scales - 1)]
         parts = parts if middle == "parts" and i == 2 else [""]
-        found += [f"conv{i}{part}:w" for part in parts]
+        modules += [f"conv{i}{part}:w" for part in parts]
         if i < convs or not v.preact:
-            found += [_norm(f"bn{i + v.preact}{part}", v) for part in parts]
-    found += [_norm("se_bn", v)] if v.se == "residual" else []
-    return found + (["se.fc.0:w", "se.fc.2:w"] if v.se != "none" else [])
+            modules += [_norm(f"bn{i + v.preact}{part}", v) for part in parts]
+    modules += [_norm("se_bn", v)] if v.se == "residual" else []
+    return modules + (["se.fc.0:w", "se.fc.2:w"] if v.se != "none" else [])
 
 
 def _norm(name: str, v: Variant) -> str:
@@ -227,22 +227,22 @@ def options_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     sizes = {key: tuple(row.pop(key) for row in rows) for key in ("planes", "inner", "squeeze")}
     if any(row != rows[0] for row in rows):
         return {}  # of no one block
-    found: dict[str, Any] = {"depths": tuple(last[i] + 1 for i in range(len(last)))}
-    found |= {"planes": sizes["planes"]} | rows[0]
-    if found.get("se") != "none":
-        found["se_reduction"] = _first(
+    fields: dict[str, Any] = {"depths": tuple(last[i] + 1 for i in range(len(last)))}
+    fields |= {"planes": sizes["planes"]} | rows[0]
+    if fields.get("se") != "none":
+        fields["se_reduction"] = _first(
             lambda n: all(channels // n == hidden for channels, hidden in sizes["squeeze"]),
             (64, 16, *range(1, _MOST)),  # the usual ones first, of all that give these
         )
-    if "groups" in found:
-        row = Variant(())._replace(**{key: found[key] for key in found if key in Variant._fields})
-        found["base_width"] = _first(
+    if "groups" in fields:
+        row = Variant(())._replace(**{key: fields[key] for key in fields if key in Variant._fields})
+        fields["base_width"] = _first(
             lambda n: _inner(row._replace(base_width=n)) == sizes["inner"], range(_MOST)
         )
     for key, of in (("num_classes", "fc.kernel"), ("in_channels", "normalize.mean")):
         if of in shapes:
-            found[key] = shapes[of][-1]
-    return {key: value for key, value in found.items() if value is not None}
+            fields[key] = shapes[of][-1]
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _first(fits: Callable[[int], bool], numbers: Iterable[int]) -> int | None:

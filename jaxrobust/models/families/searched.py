@@ -44,12 +44,12 @@ VARIANTS = {
 def places(v: Variant) -> list[Place]:
     """List the places of all cells."""
     at = {v.cells // 3, 2 * v.cells // 3}
-    found: list[Place] = []
+    cells: list[Place] = []
     width = v.channels
     for i in range(v.cells):
         width *= 2 if i in at else 1
-        found.append(Place(width, i in at, i - 1 in at))
-    return found
+        cells.append(Place(width, i in at, i - 1 in at))
+    return cells
 
 
 class Searched(nnx.Module):
@@ -131,21 +131,21 @@ def torch_keys(v: Variant) -> list[str]:
     cell = CELLS[v.cell]
     norm = "bn" if cell.affine else "bn0"
     projected, reduced = f"1:w 2:{norm}", f"conv_1:w conv_2:w bn:{norm}"
-    found = keys("", "stem.0:w stem.1:bn")
+    names = keys("", "stem.0:w stem.1:bn")
     for i, place in enumerate(places(v)):
         old = ("", reduced) if place.after_reduction else (".op", projected)
-        found += keys(f"cells.{i}.preprocess0{old[0]}", old[1])
-        found += keys(f"cells.{i}.preprocess1.op", projected)
+        names += keys(f"cells.{i}.preprocess0{old[0]}", old[1])
+        names += keys(f"cells.{i}.preprocess1.op", projected)
         steps = cell.reduction if place.reduces else cell.normal
         for number, (op, state) in enumerate(edge for step in steps for edge in step):
             name = f"cells.{i}._ops.{number}" + ".op" * cell.wrapped
             skipped = reduced if place.reduces and state < 2 else ""
             parts = {"skip": [], "avg3": [], "dil3": [1, 2, 3]}.get(op, [*_PARTS])
             kinds = [f"{at}:{norm if 'bn' in _PARTS[at] else 'w'}" for at in parts]
-            found += keys(f"{name}.conv.op" if op == "both" else f"{name}.op", " ".join(kinds))
+            names += keys(f"{name}.conv.op" if op == "both" else f"{name}.op", " ".join(kinds))
             if op in ("skip", "both"):
-                found += keys(f"{name}.res" if op == "both" else name, skipped)
-    return found + keys("", "classifier")
+                names += keys(f"{name}.res" if op == "both" else name, skipped)
+    return names + keys("", "classifier")
 
 
 _KNOWN = {

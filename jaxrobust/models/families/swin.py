@@ -310,12 +310,12 @@ OTHER_NAMES = [
 
 def torch_keys(v: Variant) -> list[str]:
     """List the reference's names in its order (timm 1.0.9)."""
-    found = keys("patch_embed", "proj norm")
+    names = keys("patch_embed", "proj norm")
     for i, depth in enumerate(v.depths):
-        found += keys(f"layers.{i}.downsample", "norm reduction:w" if i else "")
+        names += keys(f"layers.{i}.downsample", "norm reduction:w" if i else "")
         attn = "attn.relative_position_bias_table: attn.qkv attn.proj"
-        found += keys(f"layers.{i}.blocks", f"norm1 {attn} norm2 mlp.fc1 mlp.fc2", depth)
-    return found + keys("", "norm head.fc")
+        names += keys(f"layers.{i}.blocks", f"norm1 {attn} norm2 mlp.fc1 mlp.fc2", depth)
+    return names + keys("", "norm head.fc")
 
 
 MEMBERS = {

@@ -189,14 +189,14 @@ OTHER_NAMES = [
 
 def torch_keys(v: Variant) -> list[str]:
     """List the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
-    found = keys("", "cls_token: pos_embed:")
+    names = keys("", "cls_token: pos_embed:")
     if v.stem_widths:
-        found += stems.conv_stem_keys("patch_embed.proj.stem", len(v.stem_widths), project=True)
+        names += stems.conv_stem_keys("patch_embed.proj.stem", len(v.stem_widths), project=True)
     else:
-        found += keys("", "patch_embed.proj")
+        names += keys("", "patch_embed.proj")
     ls1, ls2 = ("", "") if v.gamma_init is None else ("ls1.gamma:", "ls2.gamma:")
-    found += keys("blocks", f"norm1 attn.qkv attn.proj {ls1} norm2 mlp.fc1 mlp.fc2 {ls2}", v.depth)
-    return found + keys("", "norm head")
+    names += keys("blocks", f"norm1 attn.qkv attn.proj {ls1} norm2 mlp.fc1 mlp.fc2 {ls2}", v.depth)
+    return names + keys("", "norm head")
 
 
 MEMBERS = {

@@ -298,16 +298,16 @@ OTHER_NAMES = [
 
 def torch_keys(v: Variant) -> list[str]:
     """List the reference's names in its order (timm 1.0.9)."""
-    found = ["cls_token"]
+    names = ["cls_token"]
     for slot in range(0, 2 * len(v.stem_strides), 2):
-        found += keys(f"patch_embed.proj.{slot}", "0:w 1:bn")
-    found += keys("", _POSITIONS)
+        names += keys(f"patch_embed.proj.{slot}", "0:w 1:bn")
+    names += keys("", _POSITIONS)
     attn = "gamma1: gamma3: gamma2: norm1 attn.temperature: attn.qkv attn.proj"
     local = "norm3 local_mp.conv1 local_mp.bn:bn local_mp.conv2"
-    found += keys("blocks", f"{attn} {local} norm2 mlp.fc1 mlp.fc2", v.depth)
+    names += keys("blocks", f"{attn} {local} norm2 mlp.fc1 mlp.fc2", v.depth)
     attn = "gamma1: gamma2: norm1 attn.q attn.k attn.v attn.proj"
-    found += keys("cls_attn_blocks", f"{attn} norm2 mlp.fc1 mlp.fc2", 2)
-    return found + keys("", "norm head")
+    names += keys("cls_attn_blocks", f"{attn} norm2 mlp.fc1 mlp.fc2", 2)
+    return names + keys("", "norm head")
 
 
 _PAPERS = {

@@ -168,12 +168,12 @@ def keys(prefix: str, modules: str, count: int | None = None) -> list[str]:
     """
     if count is not None:
         return [key for i in range(count) for key in keys(f"{prefix}.{i}", modules)]
-    found = []
+    names = []
     for module in modules.split():
         name, colon, kind = module.partition(":")
         name = f"{prefix}.{name}" if prefix else name
-        found += [name + part for part in _PARTS[kind]] if colon else affine(name)
-    return found
+        names += [name + part for part in _PARTS[kind]] if colon else affine(name)
+    return names
 
 
 BATCH_NORM_COUNT = drop(

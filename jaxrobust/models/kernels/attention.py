@@ -143,7 +143,7 @@ def _plain_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[A
     return [_join(out), q, k, v, probabilities]
 
 
-def _plain_backward(qkv, g, kept, *bias, heads: int, scale: float, asked: bool) -> list[Array]:
+def _plain_backward(qkv, g, kept, *bias, heads: int, scale: float, needed: bool) -> list[Array]:
     """Compute the gradient of the product, and of the bias where it is asked for."""
     del qkv
     q, k, v, probabilities = kept
@@ -151,7 +151,7 @@ def _plain_backward(qkv, g, kept, *bias, heads: int, scale: float, asked: bool) 
     residuals = q, k, v, *(bias or (None,)), probabilities
     *parts, to_bias = _attend_backward(scale, residuals, g)
     to_qkv = jnp.stack([_swap(part) for part in parts], 2)
-    return [to_qkv.reshape(*to_qkv.shape[:2], -1), *([to_bias] if asked else [])]
+    return [to_qkv.reshape(*to_qkv.shape[:2], -1), *([to_bias] if needed else [])]
 
 
 def _whole(bias: tuple[Array, ...], qkv: Array, heads: int) -> Array | None:
@@ -168,14 +168,14 @@ def _kernel_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[
     return [out, *(jnp.zeros(a.shape, a.dtype) for a in kept)]
 
 
-def _kernel_backward(qkv, g, kept, *bias, heads: int, scale: float, asked: bool) -> list[Array]:
+def _kernel_backward(qkv, g, kept, *bias, heads: int, scale: float, needed: bool) -> list[Array]:
     del kept
     whole = _whole(bias, qkv, heads)
     to_qkv = token_attention.backward(qkv, g, heads, scale=scale, bias=whole)
-    if not asked:
+    if not needed:
         return [to_qkv]
     kept = _plain_forward(qkv, *bias, heads=heads, scale=scale)[1:]
-    return [to_qkv, _plain_backward(qkv, g, kept, *bias, heads=heads, scale=scale, asked=True)[1]]
+    return [to_qkv, _plain_backward(qkv, g, kept, *bias, heads=heads, scale=scale, needed=True)[1]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -192,16 +192,16 @@ def _attend_product_rule(heads, scale, qkv, *bias):
 
 def _attend_product_forward(heads, scale, qkv, *bias):
     # Residuals hold arrays alone, so their structure tells the backward rule: () or None.
-    asked = () if any(b.perturbed for b in bias) else None
+    perturbed = () if any(b.perturbed for b in bias) else None
     operands = [operand.value for operand in (qkv, *bias)]
     out, *kept = _attend_product_rule(heads, scale, *operands)
-    return out, (operands, kept, asked)
+    return out, (operands, kept, perturbed)
 
 
 def _attend_product_backward(heads, scale, residuals, g):
-    (qkv, *bias), kept, asked = residuals
+    (qkv, *bias), kept, perturbed = residuals
     g = jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
-    how = {"heads": heads, "scale": scale, "asked": asked is not None}
+    how = {"heads": heads, "scale": scale, "needed": perturbed is not None}
     rules = {"tpu": _kernel_backward, "default": _plain_backward}
     rules = {name: functools.partial(rule, **how) for name, rule in rules.items()}
     gradients = lax.platform_dependent(qkv, g, kept, *bias, **rules)

@@ -176,7 +176,7 @@ def _on_cpu(which: int, stride: int, padding: int, groups: int, dilation: int) -
     """Return one of the formulas of `_cpu_conv` for any number of groups and any dilation."""
 
     def formula(*operands: Array) -> Array:
-        joined, found = _joined(groups, operands[1].shape[2]), []
+        joined, outs = _joined(groups, operands[1].shape[2]), []
         if groups // joined > _MANY or dilation > 1:
             if groups == 1:
                 whole: Callable = functools.partial(column_conv, dilation=dilation)
@@ -187,8 +187,8 @@ def _on_cpu(which: int, stride: int, padding: int, groups: int, dilation: int) -
         for x, kernel, *g in zip(*parts, strict=True):
             kernel = _diagonal(kernel, joined)
             out = _cpu_conv(x, kernel, stride, padding)[which](x, kernel, *g, stride, padding)
-            found.append(_blocks(out, joined) if which == 2 else out)
-        return found[0] if len(found) == 1 else jnp.concatenate(found, -1)
+            outs.append(_blocks(out, joined) if which == 2 else out)
+        return outs[0] if len(outs) == 1 else jnp.concatenate(outs, -1)
 
     return formula
 

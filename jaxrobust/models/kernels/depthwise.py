@@ -174,18 +174,18 @@ def _depthwise(
 def _depthwise_forward(implementation, stride, dilation, x, kernel):
     # An attack asks for no gradient of the kernel, whose formulas take longer to trace than all
     # others. Residuals hold arrays alone, so their structure tells the backward rule: () or None.
-    asked = () if kernel.perturbed else None
+    perturbed = () if kernel.perturbed else None
     x, kernel = x.value, kernel.value
-    return _depthwise(implementation, stride, dilation, x, kernel), (x, kernel, asked)
+    return _depthwise(implementation, stride, dilation, x, kernel), (x, kernel, perturbed)
 
 
 def _depthwise_backward(implementation, stride, dilation, residuals, g):
-    x, kernel, asked = residuals
+    x, kernel, perturbed = residuals
     g = jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
     how = {"stride": stride, "dilation": dilation}
     return (
         _rule(1, implementation, g, kernel, sizes=x.shape[1:3], **how),
-        None if asked is None else _rule(2, implementation, x, kernel, g, **how),
+        None if perturbed is None else _rule(2, implementation, x, kernel, g, **how),
     )
 
 

@@ -21,11 +21,11 @@ def _plain_forward(x: Array, *parameters: Array, eps: float) -> list[Array]:
     return [layer_norm(z, scale, shift, eps=eps), z]
 
 
-def _plain_gradients(x, z, g, beside, *parameters, eps: float, asked: bool) -> list[Array]:
+def _plain_gradients(x, z, g, beside, *parameters, eps: float, needed: bool) -> list[Array]:
     """Compute the gradient for `x` and, where asked for, those of the parameters."""
     taps, bias, scale, shift = parameters
     norm = functools.partial(layer_norm, eps=eps)
-    if not asked:
+    if not needed:
         (to_z,) = jax.vjp(lambda z: norm(z, scale, shift), z)[1](g)
         return [jax.vjp(lambda x: depthwise_conv(x, taps, bias), x)[1](to_z)[0] + beside]
     to_z, *of_norm = jax.vjp(norm, z, scale, shift)[1](g)
@@ -33,11 +33,11 @@ def _plain_gradients(x, z, g, beside, *parameters, eps: float, asked: bool) -> l
     return [to_x + beside, *of_conv, *of_norm]
 
 
-def _kernel_gradients(x, z, g, beside, *parameters, eps: float, asked: bool) -> list[Array]:
+def _kernel_gradients(x, z, g, beside, *parameters, eps: float, needed: bool) -> list[Array]:
     to_x = kernel.backward(z, g, beside, parameters[0], parameters[2], eps=eps)
-    if not asked:
+    if not needed:
         return [to_x]
-    return [to_x, *_plain_gradients(x, z, g, beside, *parameters, eps=eps, asked=True)[1:]]
+    return [to_x, *_plain_gradients(x, z, g, beside, *parameters, eps=eps, needed=True)[1:]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -56,18 +56,18 @@ def _forward_rule(eps, x, *parameters):
 
 def _forward(eps, x, *parameters):
     # Residuals hold arrays alone, so their structure tells the backward rule what is asked for.
-    asked = () if any(p.perturbed for p in parameters) else None
+    perturbed = () if any(p.perturbed for p in parameters) else None
     x, *values = (operand.value for operand in (x, *parameters))
     out, z = _forward_rule(eps, x, *values)
-    return (out, x), (x, z, values, asked)
+    return (out, x), (x, z, values, perturbed)
 
 
 def _backward(eps, residuals, gradients):
-    x, z, values, asked = residuals
+    x, z, values, perturbed = residuals
     g, beside = (
         jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g for g in gradients
     )
-    how = {"eps": eps, "asked": asked is not None}
+    how = {"eps": eps, "needed": perturbed is not None}
     to_x, *of_parameters = lax.platform_dependent(
         *(x, z, g, beside, *values),
         tpu=functools.partial(_kernel_gradients, **how),

@@ -36,19 +36,19 @@ def _stem_kernel(eps: float, x: Array, *parameters: Array) -> Array:
 
 def _stem_kernel_forward(eps, x, *parameters):
     # Residuals hold arrays alone, so their structure tells the backward rule what is asked for.
-    asked = () if any(p.perturbed for p in parameters) else None
+    perturbed = () if any(p.perturbed for p in parameters) else None
     x, *values = (operand.value for operand in (x, *parameters))
     out, kept = kernel.forward(_planes(x), *values, eps=eps)
-    return out, (x, kept, values, asked)
+    return out, (x, kept, values, perturbed)
 
 
 def _stem_kernel_backward(eps, residuals, g):
-    x, kept, values, asked = residuals
+    x, kept, values, perturbed = residuals
     if isinstance(g, SymbolicZero):
         g = jnp.zeros(g.shape, g.dtype)
     to_planes = kernel.backward(_planes(x), kept, g, *values, eps=eps)
     of_parameters: tuple = (None,) * len(values)
-    if asked is not None:
+    if perturbed is not None:
         sums = kernel.parameter_gradients(_planes(x), kept, g, *values, eps=eps)
         of_parameters = tuple(rounded(s, p.dtype) for s, p in zip(sums, values, strict=True))
     return to_planes.transpose(0, 2, 3, 1), *of_parameters

@@ -95,8 +95,8 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
             (path for file in ([name] if name else WEIGHTS) if (path := get(file))), None
         )
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        said = next((words for kind, words in refusals.items() if isinstance(error, kind)), "")
-        raise ValueError(f"{source}: {said or str(error).partition(chr(10))[0]}") from error
+        cause = next((words for kind, words in refusals.items() if isinstance(error, kind)), "")
+        raise ValueError(f"{source}: {cause or str(error).partition(chr(10))[0]}") from error
     if weights is None:
         holds = _weights_in(huggingface_hub.HfApi(endpoint=endpoint), repository, revision)
         raise ValueError(

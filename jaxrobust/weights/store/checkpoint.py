@@ -35,15 +35,15 @@ class Checkpoints:
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self.directory = directory.absolute()  # Orbax refuses relative paths
         self._size = 0  # bytes of what is written
-        found = steps(self.directory)
-        last = max(filter(self._whole, found), default=None)
-        if found and found[-1] != last:  # nothing of ours; Orbax would take it
+        saved = steps(self.directory)
+        last = max(filter(self._whole, saved), default=None)
+        if saved and saved[-1] != last:  # nothing of ours; Orbax would take it
             raise ValueError(
-                f"{self.directory / str(found[-1])} is no whole checkpoint: move it away, and the "
+                f"{self.directory / str(saved[-1])} is no whole checkpoint: move it away, and the "
                 f"same command continues at {f'step {last}' if last else 'the start'}"
             )
         if not (read_only or keep_all) and jax.process_index() == 0:
-            for step in found[:-1]:  # a kill came while it was removed
+            for step in saved[:-1]:  # a kill came while it was removed
                 shutil.rmtree(self.directory / str(step))
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers

@@ -113,12 +113,12 @@ TORCH_NAMES = common.rows(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of kuangliu/pytorch-cifar in its order; a larger stem's norm is `bn1`."""
-    found = keys("", "conv1:w" if v.small_stem else "conv1:w bn1:bn")
+    names = keys("", "conv1:w" if v.small_stem else "conv1:w bn1:bn")
     for i, depth in enumerate(v.depths, 1):
-        found += keys(f"dense{i}", "bn1:bn conv1:w bn2:bn conv2:w", depth)
+        names += keys(f"dense{i}", "bn1:bn conv1:w bn2:bn conv2:w", depth)
         if i < len(v.depths):
-            found += keys(f"trans{i}", "bn:bn conv:w")
-    return found + keys("", "bn:bn linear")
+            names += keys(f"trans{i}", "bn:bn conv:w")
+    return names + keys("", "bn:bn linear")
 
 
 _121 = {"depths": (6, 12, 24, 16), "growth": 32, "stem": 64, "small_stem": False}

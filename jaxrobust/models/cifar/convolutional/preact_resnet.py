@@ -99,11 +99,11 @@ TORCH_NAMES = common.rows(rf"((?:{_BLOCK})?conv\d|{_BLOCK}shortcut\.0)", rf"({_B
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of kuangliu/pytorch-cifar in its order; a last norm is `bn`."""
-    found = keys("", "conv1:w")
+    names = keys("", "conv1:w")
     for block, projects in residual.block_names(v.depths, residual.STEM, EXPANSION * v.width):
         parts = "bn1:bn conv1:w bn2:bn conv2:w bn3:bn conv3:w" + " shortcut.0:w" * projects
-        found += keys(block, parts)
-    return found + keys("", "bn:bn linear" if v.last_norm else "linear")
+        names += keys(block, parts)
+    return names + keys("", "bn:bn linear" if v.last_norm else "linear")
 
 
 _224 = {"small_stem": False, "last_norm": True}

@@ -77,11 +77,11 @@ TORCH_NAMES = common.rows(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of kuangliu/pytorch-cifar in its order."""
-    found, first = keys("", "conv1:w bn1:bn"), EXPANSION * v.groups * v.width
+    names, first = keys("", "conv1:w bn1:bn"), EXPANSION * v.groups * v.width
     own, shortcut = "conv1:w bn1:bn conv2:w bn2:bn conv3:w bn3:bn", " shortcut.0:w shortcut.1:bn"
     for block, projects in residual.block_names(v.depths, residual.STEM, first):
-        found += keys(block, own + shortcut * projects)
-    return found + keys("", "linear")
+        names += keys(block, own + shortcut * projects)
+    return names + keys("", "linear")
 
 
 _50 = {"depths": (3, 4, 6, 3), "groups": 32, "width": 4, "small_stem": False}

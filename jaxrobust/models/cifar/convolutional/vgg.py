@@ -40,11 +40,11 @@ class Variant(NamedTuple):
 
 def places(stages: int) -> list[list[int]]:
     """List the places of each stage's convolutions in PyTorch's sequence; norms are behind them."""
-    found, at = [], 0
+    convs, at = [], 0
     for depth in DEPTHS[:stages]:
-        found.append([at + 3 * i for i in range(depth)])
+        convs.append([at + 3 * i for i in range(depth)])
         at += 3 * depth + 1  # an activation behind each norm, and a pooling
-    return found
+    return convs
 
 
 class Numbered(nnx.Module):
@@ -101,10 +101,10 @@ class VGG(nnx.Module):
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
-        v, found = self.variant, self.features
+        v, features = self.variant, self.features
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         for stage in places(len(v.widths)):
-            units = [Unit(found[at], found[at + 1], v.activation) for at in stage]
+            units = [Unit(features[at], features[at + 1], v.activation) for at in stage]
             x = pooling.max_pool_2x2(run_blocks(units, x, train=train, remat=v.remat))
         if not v.hidden:
             return self.classifier(x.mean(axis=(1, 2)))
@@ -152,9 +152,9 @@ TORCH_NAMES = common.rows(_CONV, _NORM, r"(classifier(?:\.\d+)?)")
 def torch_keys(v: Variant) -> list[str]:
     """List the names of kuangliu/pytorch-cifar in its order."""
     convs = [at for stage in places(len(v.widths)) for at in stage]
-    found = keys("features", " ".join(f"{at} {at + 1}:bn" for at in convs))
+    names = keys("features", " ".join(f"{at} {at + 1}:bn" for at in convs))
     maps = [f"classifier.{3 * i}" for i in range(len(v.hidden) + 1)]
-    return found + keys("", " ".join(maps) if v.hidden else "classifier")
+    return names + keys("", " ".join(maps) if v.hidden else "classifier")
 
 
 _224 = {"hidden": (4096, 4096), "pool": 7}

@@ -96,10 +96,10 @@ TORCH_NAMES = common.rows(rf"((?:{_BLOCK})?conv\d|{_BLOCK}shortcut\.0)", rf"((?:
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of meliketoy/wide-resnet.pytorch in its order."""
-    found = keys("", "conv1")
+    names = keys("", "conv1")
     for block, projects in residual.block_names(v.depths, STEM, STEM * v.width):
-        found += keys(block, "bn1:bn conv1 bn2:bn conv2" + " shortcut.0" * projects)
-    return found + keys("", "bn1:bn linear")
+        names += keys(block, "bn1:bn conv1 bn2:bn conv2" + " shortcut.0" * projects)
+    return names + keys("", "bn1:bn linear")
 
 
 _NETWORKS = {

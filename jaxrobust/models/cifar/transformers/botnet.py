@@ -138,13 +138,13 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of leaderj1001's code, in its order."""
-    found = keys("", "conv1:w bn1:bn")
+    names = keys("", "conv1:w bn1:bn")
     attends = "conv2.0.rel_h: conv2.0.rel_w: conv2.0.query conv2.0.key conv2.0.value"
     for block, projects in residual.block_names(v.depths, residual.STEM, 4 * v.width):
         conv2 = attends if block.startswith(f"layer{len(v.depths)}.") else "conv2:w"
         parts = f"conv1:w bn1:bn {conv2} bn2:bn conv3:w bn3:bn"
-        found += keys(block, parts + " shortcut.0 shortcut.1:bn" * projects)
-    return found + keys("", "fc.1")
+        names += keys(block, parts + " shortcut.0 shortcut.1:bn" * projects)
+    return names + keys("", "fc.1")
 
 
 _NETWORKS = {

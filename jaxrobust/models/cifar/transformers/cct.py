@@ -160,11 +160,11 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    found = keys("tokenizer.conv_layers", "0:w", v.convolutions)
-    found += keys("classifier", "positional_emb: attention_pool")
+    names = keys("tokenizer.conv_layers", "0:w", v.convolutions)
+    names += keys("classifier", "positional_emb: attention_pool")
     block = "pre_norm self_attn.qkv:w self_attn.proj linear1 norm1 linear2"
-    found += keys("classifier.blocks", block, v.depth)
-    return found + keys("classifier", "norm fc")
+    names += keys("classifier.blocks", block, v.depth)
+    return names + keys("classifier", "norm fc")
 
 
 _224 = {"dim": 384, "depth": 14, "heads": 6, "hidden": 1152}

@@ -160,12 +160,12 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of rishikksh20's code, in its order."""
-    found = keys("", "pos_embedding: cls_token: conv.0 conv.1:bn to_patch_embedding.1")
+    names = keys("", "pos_embedding: cls_token: conv.0 conv.1:bn to_patch_embedding.1")
     parts = "up_proj.0 up_proj.2:bn depth_conv.0:w depth_conv.1:bn down_proj.0 down_proj.2:bn"
     feed_forward = " ".join(f"1.fn.fn.{part}" for part in parts.split())
     attn = "0.fn.norm 0.fn.fn.to_qkv:w 0.fn.fn.to_out.0"
-    found += keys("transformer.layers", f"{attn} 1.fn.norm {feed_forward}", v.depth)
-    return found + keys("mlp_head", "0 1")
+    names += keys("transformer.layers", f"{attn} 1.fn.norm {feed_forward}", v.depth)
+    return names + keys("mlp_head", "0 1")
 
 
 _NETWORKS = {

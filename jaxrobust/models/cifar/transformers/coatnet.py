@@ -261,11 +261,11 @@ _MODULES = {
 
 def torch_keys(v: Variant) -> list[str]:
     """List the repository's names in its order."""
-    found = keys("s0", "0:w 1:bn", v.depths[0])
+    names = keys("s0", "0:w 1:bn", v.depths[0])
     for i, (letter, depth) in enumerate(zip(v.order, v.depths[1:], strict=True), 1):
         for j in range(depth):
-            found += keys(f"s{i}.{j}", "" if j else "proj:w") + keys(f"s{i}.{j}", _MODULES[letter])
-    return [*found, "fc.weight"]
+            names += keys(f"s{i}.{j}", "" if j else "proj:w") + keys(f"s{i}.{j}", _MODULES[letter])
+    return [*names, "fc.weight"]
 
 
 _NETWORKS = {

@@ -78,8 +78,8 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of our file in PyTorch: those of the ViT, and the convolution's of Twins."""
-    found = keys("", "cls_token: patch_to_embedding") + transformer.block_keys(v.depth)
-    return found + keys("", "pos_block.0.proj.0 mlp_head.0 mlp_head.1")
+    names = keys("", "cls_token: patch_to_embedding") + transformer.block_keys(v.depth)
+    return names + keys("", "pos_block.0.proj.0 mlp_head.0 mlp_head.1")
 
 
 _224 = {"patch": 16, "dim": 384, "depth": 12, "heads": 6, "hidden": 1536}

@@ -161,13 +161,13 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the repository's names in its order."""
-    found = []
+    names = []
     project = " ".join(f"0.{to}.net.0:w 0.{to}.net.1:bn 0.{to}.net.2:w" for to in ("to_q", "to_kv"))
     parts = f"0.norm.g: 0.norm.b: {project} 0.to_out.0 1.net.0.g: 1.net.0.b: 1.net.1 1.net.4"
     for i, depth in enumerate(v.depths):
-        found += keys(f"layers.{i}", "0 1.g: 1.b:")
-        found += keys(f"layers.{i}.2.layers", parts, depth)
-    return found + keys("", "to_logits.2")
+        names += keys(f"layers.{i}", "0 1.g: 1.b:")
+        names += keys(f"layers.{i}.2.layers", parts, depth)
+    return names + keys("", "to_logits.2")
 
 
 _NETWORKS = {

@@ -214,17 +214,17 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of LeViT's own code, in its order."""
-    found = keys("patch_embed", " ".join(f"{i}.c:w {i}.bn:bn" for i in (0, 2, 4, 6)))
+    names = keys("patch_embed", " ".join(f"{i}.c:w {i}.bn:bn" for i in (0, 2, 4, 6)))
     number = 0
     for stage, depth in enumerate(v.depths):
         kinds = [("", ("kv", "q.1", "proj.1"))] * (stage > 0) + [(".m", ("qkv", "proj.1"))] * depth
         for inside, parts in kinds:
             block, mlp = f"blocks.{number}{inside}", f"blocks.{number + 1}.m"
-            found += keys(block, "attention_biases: attention_bias_idxs:")
+            names += keys(block, "attention_biases: attention_bias_idxs:")
             for pair in (*(f"{block}.{part}" for part in parts), f"{mlp}.0", f"{mlp}.2"):
-                found += keys(pair, "c:w bn:bn")
+                names += keys(pair, "c:w bn:bn")
             number += 2
-    return found + keys("head", "bn:bn l")
+    return names + keys("head", "bn:bn l")
 
 
 _NETWORKS = {

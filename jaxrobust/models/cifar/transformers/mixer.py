@@ -95,9 +95,9 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    found = keys("", f"{'cls_token: ' * v.class_token}patch_emb.0")
+    names = keys("", f"{'cls_token: ' * v.class_token}patch_emb.0")
     mlps = "mlp1.ln mlp1.fc1 mlp1.fc2 mlp2.ln mlp2.fc1 mlp2.fc2"
-    return found + keys("mixer_layers", mlps, v.depth) + keys("", "ln clf")
+    return names + keys("mixer_layers", mlps, v.depth) + keys("", "ln clf")
 
 
 # Ours: Mixer-S/16, but for the eps of its norms, which timm has at 1e-6.

@@ -198,15 +198,15 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of chinhsuanwu's code, in its order."""
-    found = keys("conv1", "0:w 1:bn")
+    names = keys("conv1", "0:w 1:bn")
     bottleneck = "conv.0:w conv.1:bn conv.3:w conv.4:bn conv.6:w conv.7:bn"
-    found += keys("mv2", bottleneck, len(v.channels) - 1)
+    names += keys("mv2", bottleneck, len(v.channels) - 1)
     layer = "0.norm 0.fn.to_qkv:w 0.fn.to_out.0 1.norm 1.fn.net.0 1.fn.net.3"
     for i, depth in enumerate(v.depths):
-        found += keys(f"mvit.{i}", "conv1.0:w conv1.1:bn conv2.0:w conv2.1:bn")
-        found += keys(f"mvit.{i}.transformer.layers", layer, depth)
-        found += keys(f"mvit.{i}", "conv3.0:w conv3.1:bn conv4.0:w conv4.1:bn")
-    return found + keys("", "conv2.0:w conv2.1:bn fc:w")
+        names += keys(f"mvit.{i}", "conv1.0:w conv1.1:bn conv2.0:w conv2.1:bn")
+        names += keys(f"mvit.{i}.transformer.layers", layer, depth)
+        names += keys(f"mvit.{i}", "conv3.0:w conv3.1:bn conv4.0:w conv4.1:bn")
+    return names + keys("", "conv2.0:w conv2.1:bn fc:w")
 
 
 _NETWORKS = {

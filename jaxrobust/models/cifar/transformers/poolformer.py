@@ -114,12 +114,12 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    found = keys("", "patch_embed.proj")
+    names = keys("", "patch_embed.proj")
     for i, depth in enumerate(v.depths):
-        found += keys("", f"network.{2 * i - 1}.proj") if i else []
+        names += keys("", f"network.{2 * i - 1}.proj") if i else []
         block = "layer_scale_1: layer_scale_2: norm1 norm2 mlp.fc1 mlp.fc2"
-        found += keys(f"network.{2 * i}", block, depth)
-    return found + keys("", "norm head")
+        names += keys(f"network.{2 * i}", block, depth)
+    return names + keys("", "norm head")
 
 
 _NETWORKS = {

@@ -153,14 +153,14 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List timm 1.0.9's names, in its order."""
-    found = keys("patch_embed", "proj norm")
+    names = keys("patch_embed", "proj norm")
     attn = "attn.q attn.kv attn.proj attn.sr attn.norm"
     block = f"norm1 {attn} norm2 mlp.fc1 mlp.dwconv mlp.fc2"
     for i, depth in enumerate(v.depths):
-        found += keys(f"stages.{i}.downsample", "proj norm") if i else []
-        found += keys(f"stages.{i}.blocks", block, depth)
-        found += keys(f"stages.{i}", "norm")
-    return found + keys("", "head")
+        names += keys(f"stages.{i}.downsample", "proj norm") if i else []
+        names += keys(f"stages.{i}.blocks", block, depth)
+        names += keys(f"stages.{i}", "norm")
+    return names + keys("", "head")
 
 
 _NETWORKS = {

@@ -203,16 +203,16 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the repository's names in its order."""
-    found = []
+    names = []
     for i, depth in enumerate(v.depths, 1):
-        found += keys(f"stage{i}", "patch_partition.linear")
+        names += keys(f"stage{i}", "patch_partition.linear")
         for j in range(depth):
             block, masks = f"stage{i}.layers.{j // 2}.{j % 2}", "upper_lower_mask: left_right_mask:"
-            found += keys(f"{block}.attention_block.fn", "norm")
+            names += keys(f"{block}.attention_block.fn", "norm")
             parts = f"{masks * (j % 2)} pos_embedding: to_qkv:w to_out"
-            found += keys(f"{block}.attention_block.fn.fn", parts)
-            found += keys(f"{block}.mlp_block.fn", "norm fn.net.0 fn.net.2")
-    return found + keys("mlp_head", "0 1")
+            names += keys(f"{block}.attention_block.fn.fn", parts)
+            names += keys(f"{block}.mlp_block.fn", "norm fn.net.0 fn.net.2")
+    return names + keys("mlp_head", "0 1")
 
 
 _224 = {"patch": 4, "merges": (2, 2, 2), "window": 7}

@@ -79,8 +79,8 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the public code's names in its order."""
-    found = keys("", "pos_embedding: cls_token: patch_to_embedding")
-    return found + transformer.block_keys(v.depth) + keys("mlp_head", "0 1 4")
+    names = keys("", "pos_embedding: cls_token: patch_to_embedding")
+    return names + transformer.block_keys(v.depth) + keys("mlp_head", "0 1 4")
 
 
 _224 = {"patch": 16, "dim": 384, "depth": 12, "heads": 6, "hidden": 1536}

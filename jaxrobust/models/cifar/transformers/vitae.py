@@ -238,16 +238,16 @@ TORCH_NAMES = table(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of ViTAE's own code, in its order."""
-    found: list[str] = []
+    names: list[str] = []
     last = len(v.dims) - 1
     for i, dilations in enumerate(v.dilations):
         cell = f"layers.{i}.RC"
-        found += keys(f"{cell}.PCM", "0 2 3:bn 5" if i < last else "")
-        found += keys(f"{cell}.PRM", " ".join(f"convs.{j}.0" for j in range(dilations)))
-        found += keys(f"{cell}.attn", "w: kqv proj norm1 norm2 mlp.0 mlp.2" if i < last else "")
+        names += keys(f"{cell}.PCM", "0 2 3:bn 5" if i < last else "")
+        names += keys(f"{cell}.PRM", " ".join(f"convs.{j}.0" for j in range(dilations)))
+        names += keys(f"{cell}.attn", "w: kqv proj norm1 norm2 mlp.0 mlp.2" if i < last else "")
     parts = "norm1 attn.qkv attn.proj norm2 mlp.fc1 mlp.fc2 PCM.0 PCM.1:bn PCM.3 PCM.4:bn PCM.6"
-    found += keys(f"layers.{last}.NC", parts, v.depth)
-    return found + keys("", "head")
+    names += keys(f"layers.{last}.NC", parts, v.depth)
+    return names + keys("", "head")
 
 
 _NETWORKS = {

@@ -190,14 +190,14 @@ def columns_to_lanes(image: Any, selection: Any, rows: Any) -> None:
 def lanes_to_columns(totals: Any, selection: Any, out: Any) -> None:
     """Add up what rows of blocks give to a row of the image, and put columns into their places."""
     channels, half = out.shape[1], out.shape[2] // 2
-    found = []
+    sums = []
     for channel in range(channels):
         even, odd = (totals[channel, :, i].reshape(half, -1) for i in (0, 1))
         above = [other_half(even[:SUBLANES, lanes_of(tap)], 0)[:1] for tap in range(TAPS)]
         zero = jnp.zeros((3, even.shape[1]), jnp.float32)
         even = jnp.concatenate([even[1:], jnp.concatenate(above, 1)])
-        found.append(even + jnp.concatenate([zero, odd[:-3]]))
-    whole = jnp.concatenate(found).astype(out.dtype)
+        sums.append(even + jnp.concatenate([zero, odd[:-3]]))
+    whole = jnp.concatenate(sums).astype(out.dtype)
     for i in (0, 1):
         parts = split(dot(whole, selection[i], "nt").astype(out.dtype), channels)
         for channel, part in enumerate(parts):
