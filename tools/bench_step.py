@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     parser.flag("scan", action="store_true", help="Compile one block for all alike of a stage.")
     parser.flag("topology", help="Compile for a slice such as v5e:8x8, without running.")
     parser.flag("traffic", action="store_true", help="Print where the time of --topology goes.")
-    parser.flag("block", type=int, help="Compile this block alone for --topology; 0: the first.")
+    parser.flag("block", help="Compile this block alone for --topology: stem, or 0, 1, ...")
     parser.flag("against", choices=["torch"], help="Also run the same step in PyTorch.")
     parser.flag(
         "program",

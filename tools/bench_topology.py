@@ -5,7 +5,7 @@ import contextlib
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
@@ -65,7 +65,7 @@ def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
 
 
 class Block(NamedTuple):
-    """A block of a network, alone: what stochastic depth may leave out."""
+    """A part of a network, alone."""
 
     name: str  # its path
     call: Callable[..., Any]  # of its variables and its input
@@ -73,43 +73,69 @@ class Block(NamedTuple):
     features: Any  # its input, as shapes
 
 
+class _Reached(Exception):
+    """The first block is called; the argument is what it is called with."""
+
+
+@contextlib.contextmanager
+def _instead_of_blocks(module: Any, call: Callable[..., Any]) -> Iterator[None]:
+    """Call `call` with a block's own function, the block and its arguments where one is called."""
+    from flax import nnx
+
+    with contextlib.ExitStack() as patched:
+        for kind in {type(part) for _, part in nnx.iter_modules(module)}:
+            own: Callable[..., Any] = kind.__call__  # type: ignore[operator]
+            if "drop" in inspect.signature(own).parameters:
+
+                def replaced(block: Any, *arguments: Any, own: Callable[..., Any] = own) -> Any:
+                    return call(own, block, *arguments)
+
+                patched.enter_context(mock.patch.object(kind, "__call__", replaced))
+        yield
+
+
 def blocks(net: Any, images: Any) -> list[Block]:
-    """List the blocks of a network in the order in which it calls them on images of this shape."""
+    """List the stem of a network and what stochastic depth may leave out, in the order of calls."""
     import jax
     from flax import nnx
 
     from jaxrobust.models.modules.draws import Draws
 
-    found: dict[str, Block] = {}
+    parts: dict[str, Block] = {}
     shapes = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype))
-
-    def recorded(kind: Any, paths: dict[int, str]) -> Callable[..., Any]:
-        own = kind.__call__
-
-        def call(block: Any, x: Any, drop: Any, train: Any) -> Any:
-            graph, variables = nnx.split(block)
-            forward = lambda v, x: own(nnx.merge(graph, v), x, None, False)  # noqa: E731
-            name = paths[id(block)]
-            found.setdefault(name, Block(name, forward, shapes(variables), shapes(x)))
-            return own(block, x, drop, train)
-
-        return call
 
     def run(images: Any) -> Any:
         module = net.make(Draws(jax.random.key(0)))
         params = nnx.state(module, nnx.Param)
         nnx.update(module, jax.tree.map(lambda a: a.astype(net.dtype), params))
-        parts: list[tuple[Any, Any]] = [*nnx.iter_modules(module)]
-        paths = {id(part): ".".join(map(str, path)) for path, part in parts}
-        with contextlib.ExitStack() as patched:
-            for kind in {type(part) for _, part in parts}:
-                if "drop" in inspect.signature(kind.__call__).parameters:
-                    call = recorded(kind, paths)
-                    patched.enter_context(mock.patch.object(kind, "__call__", call))
+        paths = {id(part): ".".join(map(str, path)) for path, part in nnx.iter_modules(module)}
+        whole, variables = nnx.split(module)
+
+        def stem(variables: Any, images: Any) -> Any:
+            module = nnx.merge(whole, variables)
+
+            def reached(own: Any, block: Any, x: Any, *_: Any) -> Any:
+                raise _Reached(x)
+
+            with _instead_of_blocks(module, reached):
+                try:
+                    return module(images, False, None)
+                except _Reached as first:
+                    return first.args[0]
+
+        def record(own: Any, block: Any, x: Any, drop: Any, train: Any) -> Any:
+            graph, of_block = nnx.split(block)
+            forward = lambda v, x: own(nnx.merge(graph, v), x, None, False)  # noqa: E731
+            name = paths[id(block)]
+            parts.setdefault(name, Block(name, forward, shapes(of_block), shapes(x)))
+            return own(block, x, drop, train)
+
+        parts["stem"] = Block("stem", stem, shapes(variables), shapes(images))
+        with _instead_of_blocks(module, record):
             return module(images, False, None)
 
     jax.eval_shape(run, images)
-    return [*found.values()]
+    return [*parts.values()]
 
 
 def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
@@ -130,16 +156,18 @@ def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
     images = config.train.batch_size // len(chips)
     net, side = network_of(config), config.model.image_size
     shape = jax.ShapeDtypeStruct((images, side, side, config.model.in_channels), jnp.float32)
-    found = blocks(net, shape)
+    stem, *found = blocks(net, shape)
     if not found:
         raise ValueError(
             f"--block: {config.model.name} is not cut into blocks; networks that are: vit_s, "
             "convnext_t, xcit_s12, swin_b and all others but cifar_vgg16"
         )
-    if not 0 <= args.block < len(found):
-        last = len(found) - 1
-        raise ValueError(f"--block {args.block}: {config.model.name} has blocks 0 to {last}")
-    name, call, variables, features = found[args.block]
+    names = ["stem", *map(str, range(len(found)))]
+    if args.block not in names:
+        raise ValueError(
+            f"--block {args.block}: {config.model.name} has stem, and blocks 0 to {names[-1]}"
+        )
+    name, call, variables, features = [stem, *found][names.index(args.block)]
     params, rest = nnx.split_state(variables, nnx.Param, ...)
     sharding = NamedSharding(Mesh(np.array(chips[:1]), ("chip",)), PartitionSpec())
 

@@ -85,8 +85,8 @@ class MessagesTest(parameterized.TestCase):
 
     @absltest.skipUnless(there, NEEDS)
     @parameterized.parameters(
-        ("vit_s_cvst", "12", "--block 12: vit_s_cvst has blocks 0 to 11"),
-        ("vit_s_cvst", "-1", "--block -1: vit_s_cvst has blocks 0 to 11"),
+        ("vit_s_cvst", "12", "--block 12: vit_s_cvst has stem, and blocks 0 to 11"),
+        ("vit_s_cvst", "-1", "--block -1: vit_s_cvst has stem, and blocks 0 to 11"),
         ("cifar_aligned:cifar_vgg16", "0", "--block: cifar_vgg16 is not cut into blocks; networks "
          "that are: vit_s, convnext_t, xcit_s12, swin_b and all others but cifar_vgg16"),
     )  # fmt: skip
