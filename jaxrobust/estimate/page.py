@@ -98,22 +98,20 @@ def _table(columns: list[dict[str, str]]) -> list[str]:
 
 
 def _sums(result: dict[str, Any]) -> list[str]:
-    rows = {"": None, "training": result["training"]}
+    costs = {"training": result["training"]}
     if aa := result.get("autoattack"):
-        rows[f"AutoAttack, {aa['images']:,} images, {aa['robust']:.0%} robust"] = aa["expected"]
+        costs[f"AutoAttack, {aa['images']:,} images, {aa['robust']:.0%} robust"] = aa["expected"]
         if aa["robust"] < 1:
             passes = sum(aa["passes_per_image"].values())
-            rows[f"{_UNDER}all robust, {passes:,} passes each"] = aa["at_most"]
+            costs[f"{_UNDER}all robust, {passes:,} passes each"] = aa["at_most"]
     heads = ["time"] + ["chip-hours"] * (result["on"] != "cpu")
     heads += ["money"] * ("money" in result["training"])
-    first, lines = max(map(len, rows)), []
-    for name, costs in rows.items():
-        cells = heads
-        if costs is not None:
-            money = [_money(costs["money"])] if "money" in costs else []
-            cells = [_seconds(costs["seconds"]), f"{costs['chip_hours']:,.3g}", *money]
-        lines.append(f"{name:{first}}" + "".join(f"  {c:>10}" for c in cells[: len(heads)]))
-    return lines
+    rows = {"": heads}
+    for name, one in costs.items():
+        money = [_money(one["money"])] if "money" in one else []
+        rows[name] = [_seconds(one["seconds"]), f"{one['chip_hours']:,.3g}", *money][: len(heads)]
+    first = max(map(len, rows))
+    return [f"{name:{first}}" + "".join(f"  {c:>10}" for c in row) for name, row in rows.items()]
 
 
 def _money(money: float) -> str:

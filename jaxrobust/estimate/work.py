@@ -99,9 +99,8 @@ def split(config: Config, key: str) -> Split:
 
 
 def _known(config: Config, key: str) -> int | None:
-    data = config.data
+    data, wanted = config.data, grammar.parse(config.data[key])
     name = data.name.removeprefix("tfds:").partition(":")[0]
-    wanted = grammar.parse(data[key])
     there = sizes.IMAGES.get(name)
     if there is None or wanted is None:
         return None

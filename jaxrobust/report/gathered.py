@@ -1,9 +1,10 @@
 """What is on disk of runs and evaluations, as plain data; what cannot be read becomes a note."""
 
+import contextlib
 import json
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,10 +41,9 @@ class Run(NamedTuple):
     @property
     def phases(self) -> list[str]:
         """Return the phases in their order, those of the metrics that the config lacks last."""
-        listed = self.config.get("phases")
-        listed = listed if isinstance(listed, list) else []
-        named = [p for p in listed if isinstance(p, str) and p in self.metrics.curves]
-        return named + [p for p in self.metrics.curves if p not in named]
+        listed, there = self.config.get("phases"), self.metrics.curves
+        known = [p for p in listed if isinstance(p, str)] if isinstance(listed, list) else []
+        return list(dict.fromkeys(phase for phase in (*known, *there) if phase in there))
 
     @property
     def config_sha256(self) -> str:
@@ -110,13 +110,12 @@ def gather(
     read = [_run(folder, names[folder], metrics_of, notes) for folder in runs]
     evaluations = [one for file in files for one in _evaluations(file, names[file.parent], notes)]
     if not read and not evaluations:
-        where = ", ".join(map(str, places))
-        raise ValueError(
-            f"{notes[0]} Nothing else is there to show; name a run or its results.jsonl"
-            if notes
-            else f"{where} holds neither a run (metrics.jsonl) nor records (results.jsonl); name "
-            "the folder of a run or of an evaluation"
+        nothing = (
+            f"{', '.join(map(str, places))} holds neither a run (metrics.jsonl) nor records "
+            "(results.jsonl); name the folder of a run or of an evaluation"
         )
+        other = "Nothing else is there to show; name a run or its results.jsonl"
+        raise ValueError(f"{notes[0]} {other}" if notes else nothing)
     placed = [_placed(one, read) for one in evaluations]
     return Gathered(read, placed, list(dict.fromkeys(notes)))
 
@@ -159,11 +158,9 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
         return "/".join(path.parts[-ends[path] :]).lstrip("/")
 
     for _ in range(6):
-        seen: dict[str, list[Path]] = {}
+        seen = Counter(map(end_of, ends))
         for path in ends:
-            seen.setdefault(end_of(path), []).append(path)
-        for path in (path for paths in seen.values() if len(paths) > 1 for path in paths):
-            ends[path] += 1
+            ends[path] += seen[end_of(path)] > 1
     return {folder: end_of(path) for folder, path in own.items()}
 
 
@@ -237,10 +234,8 @@ def _at_work(folder: Path) -> str | None:
 
 
 def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    try:
+    with contextlib.suppress(ValueError, OSError):
         return (jsonl.read(path) if path.is_file() else []), []
-    except (ValueError, OSError):
-        pass
     rows, damaged = [], []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:

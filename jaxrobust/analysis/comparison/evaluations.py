@@ -46,21 +46,19 @@ def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
     if len(places) < 2:
         raise ValueError("one evaluation has nothing to compare with; name two or more")
     ball = None if threat is None else _ball(threat)
-    evaluations = [
-        _load(place, threat, ball, [*places[:at], *places[at + 1 :]])
-        for at, place in enumerate(places)
-    ]
+    beside = [[*places[:at], *places[at + 1 :]] for at in range(len(places))]
+    evaluations = [_load(p, threat, ball, others) for p, others in zip(places, beside, strict=True)]
     named: dict[tuple[Path, str], str] = {}
     for one in evaluations:
         key = one.ours.file.resolve(), str(one.record.verdicts)
-        if key in named:
+        if same := named.get(key):
             raise ValueError(
-                f"{one.place} is the same evaluation as {named[key]}; name two different ones"
+                f"{one.place} is the same evaluation as {same}; name two different ones"
             )
         named[key] = one.place
     first, *others = evaluations
     if wrong := [f"{o.place} (here): {text}" for o in others if (text := differences(first, o))]:
-        held = {folder: rows for o in others for folder, _, rows in [_held(o.place)]}
+        held = {folder: rows for folder, _, rows in (_held(o.place) for o in others)}
         fit = [n for folder, rows in held.items() for n in _fitting(folder, [first.record], rows)]
         raise ValueError(
             f"these cannot be compared with {first.place} (there): {'; '.join(wrong)}; "
@@ -145,13 +143,10 @@ def _chosen(
     decided = {key: o for key, o in named.items() if o.record.verdicts}
     if len(decided) > 1:
         also = ", or give --threat NORM:RADIUS" if ball is None else ""
-        others = [
-            o.record
-            for other in beside
-            for _, number, rows in [_held(other)]
-            for key, o in rows.items()
-            if key.startswith(number) and o.record.verdicts
-        ]
+        others = []
+        for _, number, rows in map(_held, beside):
+            others += [o.record for key, o in rows.items() if key.startswith(number)]
+        others = [record for record in others if record.verdicts]
         holds = f"{place} holds {len(decided)} evaluations"
         if fit := _fitting(folder, others, decided):
             raise ValueError(
@@ -242,12 +237,10 @@ def without_replayed(evaluations: list[Evaluation]) -> tuple[list[Evaluation], s
             "replayed points decided all of these images, so that nothing is left to compare; "
             "evaluate again with --noreplay"
         )
-    counts, ends = [], []
-    for one in seen:
-        decided = comparable.replayed(one)
-        counts.append(f"{int(decided.sum()):,}")
-        low, high = one.robust.mean(), (one.robust | decided).mean()
-        ends.append(f"{100 * low:.2f} to {100 * high:.2f} %")
+    decided = [comparable.replayed(one) for one in seen]
+    counts = [f"{int(of.sum()):,}" for of in decided]
+    both = [(v.robust, v.robust | of) for v, of in zip(seen, decided, strict=True)]
+    ends = [f"{100 * low.mean():.2f} to {100 * high.mean():.2f} %" for low, high in both]
     sentence = (
         f"**{left.sum():,} of {len(left):,} images are left out, which replayed points decided "
         f"({_each(counts)}): the attacks alone might have left them standing.** On all images the "
@@ -283,9 +276,8 @@ def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
     hashes = [one.record.weights_sha256 for one in evaluations]
     for at, value in enumerate(hashes):
         if value is not None and value in hashes[:at]:
-            sentences.append(
-                f"{letter(hashes.index(value))} and {letter(at)} have the same weights."
-            )
+            both = f"{letter(hashes.index(value))} and {letter(at)}"
+            sentences.append(f"{both} have the same weights.")
     for of, record in named:
         sentences += [f"In doubt of {of}, {name}: {text}." for name, text in record.flags.items()]
     return sentences

@@ -21,7 +21,6 @@ _KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 def analyse(seen: None, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each image and view: how bright it is, and how far from the plain image."""
-    del seen
     size, files = settings.named["image_size"] or 224, _files(settings.images, settings.n)
     plain_view = data.evaluation_transform(data.resolve("bicubic-1.0", size))
     chain = data.chain(settings.chain, size)
@@ -76,7 +75,6 @@ def _files(places: Sequence[Path], most: int) -> list[Path]:
 
 def draw(seen: None, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
     """Draw one line an image: as evaluation sees it, and its views."""
-    del seen, rows
     files, base, kinds = made
     cells = []
     for i, file in enumerate(files):

@@ -48,7 +48,6 @@ def _checkpoints(seen: Seen, settings: Settings) -> list[Any]:
 
 def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
     """Draw loss, and what is left to the longest attack, over the steps of training."""
-    del made
     many = f"the mean of {settings.seeds} random starts"
     about = f"{seen.subject.network.name}: PGD with k steps of 1.5 epsilon / k, "
     about += f"{seen.threat.written()}, on {rows[0]['images']} images, "

@@ -50,12 +50,7 @@ def seen(named: dict[str, Any], *, attacked: bool = True) -> Seen:
         raise ValueError(f"--n={given.n} must be at least 1 image, at most 100000")
     given = flags.placed(given)
     flags.check(given)
-    origin = flags.origin(given)
-    keys = ("dataset", "split", "classes", "data_dir", "norm", "epsilon")
-    sizes = {"num_classes": given.num_classes, "image_size": given.image_size}
-    subject, source = subjects.settled(
-        origin, network=sizes, **{key: getattr(given, key) for key in keys}
-    )
+    origin, subject, source = flags.settled(given)
     which, subject, weights = flags.weights(given, subject, source)
     if attacked and subject.threat is None:
         raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
@@ -64,9 +59,8 @@ def seen(named: dict[str, Any], *, attacked: bool = True) -> Seen:
             f"the network takes {subject.network.in_channels} channels, but {source.where()} has "
             f"{source.channels}; give the --dataset that it was trained for"
         )
-    wanted = subjects.preprocessing(
-        origin, subject.network.image_size or 0, source, given.preprocessing
-    )
+    size = subject.network.image_size or 0
+    wanted = subjects.preprocessing(origin, size, source, given.preprocessing)
     images, labels, ids = _images(source, subject, given.n, wanted)
     name = f"{subject.network.name} ({which})" if which else subject.network.name
     (function,) = logits_of(subject, weights)
@@ -170,5 +164,4 @@ def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int,
 
 def keys(seen: Seen, seed: int) -> Array:
     """Return a key for each image, as evaluation draws them: batches make no difference."""
-    key = jax.random.key(seed)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, seen.ids)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), seen.ids)

@@ -25,8 +25,7 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
         name, subject, logits_fn = other(place, seen)
         judges.append((f"{name}, {Path(place).name}", subject, logits_fn))
     how = {"steps": settings.steps[0], "seed": settings.seed, "batch": settings.batch}
-    adversarial, _ = attack.pgd(seen, **how)
-    delta = adversarial - seen.images
+    delta = attack.pgd(seen, **how)[0] - seen.images
     change = quantised(perturbations.shown(delta, perturbations.limits(seen, delta), settings.sign))
     clean = quantised(seen.images)
     classes = int(seen.subject.network.num_classes or 0)
@@ -67,11 +66,9 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) 
     """Draw a bar for each judge on perturbations and on images, and some perturbations."""
     top, shown = rows[0]["top"], made[: min(8, len(made))]
     ball = seen.threat.written()
-    about = (
-        f"Top-{top} accuracy on the perturbations alone (PGD-{settings.steps[0]}, {ball}, "
-        f"{len(made)} images)\nof {seen.name}; chance is "
-        f"{100 * top / int(seen.subject.network.num_classes or 1):.1f} %"
-    )
+    chance = f"{100 * top / int(seen.subject.network.num_classes or 1):.1f} %"
+    about = f"Top-{top} accuracy on the perturbations alone (PGD-{settings.steps[0]}, {ball}, "
+    about += f"{len(made)} images)\nof {seen.name}; chance is {chance}"
     figure = pictures.figure(about, 8.4, 2.6 + 0.55 * len(rows))
     above, below = figure.subfigures(2, 1, height_ratios=[0.55 * len(rows) + 1.0, 1.3])
     panel, places = above.subplots(), np.arange(len(rows))[::-1]
@@ -79,7 +76,7 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) 
         values = [100 * row[f"{kind}_top{top}"] for row in rows]
         bars = panel.barh(places + shift, values, 0.34, color=colour, label=f"on {kind}")
         panel.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
-    names = [f"{row['judge']}{' itself' if row['itself'] else ''}" for row in rows]
+    names = [row["judge"] + " itself" * row["itself"] for row in rows]
     panel.set_yticks(places, names, fontsize=8)
     panel.set_xlim(0, 112)
     panel.set_xlabel(f"top-{top} accuracy, %", fontsize=8)

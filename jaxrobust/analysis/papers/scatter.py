@@ -29,10 +29,10 @@ class Point(NamedTuple):
 
 def robust_key(filled: Filled) -> str | None:
     """Return the result that is the ordinate: AutoAttack's before others, linf before others."""
-    keys = [k for k, what in filled.table.attacked().items() if what["attack"] != "clean"]
-    keys = [k for k in keys if filled.table.results[k]["attack"] not in ("union", "corruptions")]
+    kinds = {key: what["attack"] for key, what in filled.table.attacked().items()}
+    keys = [key for key, kind in kinds.items() if kind not in ("clean", "union", "corruptions")]
     order = {"autoattack": 0, "apgd-ce": 1}
-    return min(keys, key=lambda k: order.get(filled.table.results[k]["attack"], 2), default=None)
+    return min(keys, key=lambda key: order.get(kinds[key], 2), default=None)
 
 
 def points(filled: Filled, records: list[Ours]) -> list[Point]:
@@ -85,10 +85,8 @@ def draw(filled: Filled, records: list[Ours], folder: Path) -> list[Path]:
     made = []
     for name in names:
         kept = {i: n for n, i in enumerate(i for i, r in enumerate(rows) if r["dataset"] == name)}
-        part = Filled(
-            filled.table._replace(rows=[rows[i] for i in kept]),
-            {(kept[i], key): cell for (i, key), cell in filled.cells.items() if i in kept},
-        )
+        cells = {(kept[i], key): cell for (i, key), cell in filled.cells.items() if i in kept}
+        part = Filled(filled.table._replace(rows=[rows[i] for i in kept]), cells)
         suffix = f"-{name}" if len(names) > 1 else ""
         path = folder / f"{filled.table.paper}-{filled.table.id}{suffix}.png"
         if _drawn(part, records, path, str(name)):
@@ -175,11 +173,10 @@ def _panel(panel: Any, axis: str, shown: list[Point], ordinate: str) -> None:
 
 def _label(panel: Any, axis: str, shown: list[Point]) -> None:
     placed = [p for p in shown if axis in p.values]
-    spots = [tuple(panel.transData.transform((p.values[axis], p.values["robust"]))) for p in placed]
-    taken: list[tuple[float, float]] = [(float(x), float(y)) for x, y in spots]
-    for point, spot in zip(placed, list(taken), strict=True):
+    places = [(p.values[axis], p.values["robust"]) for p in placed]
+    taken = [(float(x), float(y)) for x, y in map(panel.transData.transform, places)]
+    for point, place, spot in zip(placed, places, list(taken), strict=True):
         dx, dy = _free(spot, taken)
-        place = (point.values[axis], point.values["robust"])
         colour = _OURS if point.kind in ("ours", "beside") else "black"
         how = {"textcoords": "offset pixels", "fontsize": 7, "ha": "center", "va": "center"}
         panel.annotate(point.label, place, xytext=(dx, dy), color=colour, **how)

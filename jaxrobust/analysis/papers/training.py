@@ -51,11 +51,9 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
     whole = whole_config(config)
     *before, last = phases(whole)
     seen, own = of_phase(whole, last), whole[last]
-    training: dict[str, Any] = {key: own[key] for key in _RECIPE}
-    training |= {key: own[key] for key in ("objective", "epochs", "batch_size")}
-    training["train_dataset"] = dataset(seen.data.name, seen.data.classes)
-    training["train_size"] = seen.model.image_size
-    training |= _augmented(seen)
+    training = {key: own[key] for key in (*_RECIPE, "objective", "epochs", "batch_size")}
+    training |= {"train_dataset": dataset(seen.data.name, seen.data.classes)}
+    training |= {"train_size": seen.model.image_size, **_augmented(seen)}
     if seen.data.views != 1:
         training["repeated_augmentation"] = seen.data.views
     if seen.data.extra:
@@ -64,8 +62,8 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
         training["design"] = design
     if objectives.named(own.objective).attacks:
         attack = seen.attack
-        made = registry.steps(attack.name, attack.steps)
-        training |= {"train_attack": attack.name, "attack_steps": made}
+        training["train_attack"] = attack.name
+        training["attack_steps"] = registry.steps(attack.name, attack.steps)
         training |= {"epsilon_train": attack.epsilon, "norm_train": attack.norm}
         training["epsilon_warmup_epochs"] = attack.get("warmup_epochs") or 0
     return training | _started(whole, before, last)
