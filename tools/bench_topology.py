@@ -80,7 +80,7 @@ def blocks(net: Any, images: Any) -> list[Block]:
 
     from jaxrobust.models.modules.draws import Draws
 
-    found: dict[str, Block] = {}
+    by_name: dict[str, Block] = {}
     shapes = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype))
 
     def recorded(kind: Any, paths: dict[int, str]) -> Callable[..., Any]:
@@ -90,7 +90,7 @@ def blocks(net: Any, images: Any) -> list[Block]:
             graph, variables = nnx.split(block)
             forward = lambda v, x: own(nnx.merge(graph, v), x, None, False)  # noqa: E731
             name = paths[id(block)]
-            found.setdefault(name, Block(name, forward, shapes(variables), shapes(x)))
+            by_name.setdefault(name, Block(name, forward, shapes(variables), shapes(x)))
             return own(block, x, drop, train)
 
         return call
@@ -109,7 +109,7 @@ def blocks(net: Any, images: Any) -> list[Block]:
             return module(images, False, None)
 
     jax.eval_shape(run, images)
-    return [*found.values()]
+    return [*by_name.values()]
 
 
 def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
@@ -130,16 +130,16 @@ def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
     images = config.train.batch_size // len(chips)
     net, side = network_of(config), config.model.image_size
     shape = jax.ShapeDtypeStruct((images, side, side, config.model.in_channels), jnp.float32)
-    found = blocks(net, shape)
-    if not found:
+    candidates = blocks(net, shape)
+    if not candidates:
         raise ValueError(
             f"--block: {config.model.name} is not cut into blocks; networks that are: vit_s, "
             "convnext_t, xcit_s12, swin_b and all others but cifar_vgg16"
         )
-    if not 0 <= args.block < len(found):
-        last = len(found) - 1
+    if not 0 <= args.block < len(candidates):
+        last = len(candidates) - 1
         raise ValueError(f"--block {args.block}: {config.model.name} has blocks 0 to {last}")
-    name, call, variables, features = found[args.block]
+    name, call, variables, features = candidates[args.block]
     params, rest = nnx.split_state(variables, nnx.Param, ...)
     sharding = NamedSharding(Mesh(np.array(chips[:1]), ("chip",)), PartitionSpec())
 
