@@ -167,9 +167,9 @@ def show(
     )
     for line in hlo_parts.lines(figures) if parts else ():
         print(f"  {line}")
-    peaks = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
+    usage = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
     if chip is None:
-        return peaks
+        return usage
     bounds = roofline(figures, chip, flops=flops, images=images)
     seconds = {key.removesuffix("_s"): bounds[key] for key in SECONDS if key in bounds}
     for kernel in figures["kernels"]:
@@ -183,7 +183,7 @@ def show(
         f"{bounds['bound_by']} "
         f"({', '.join(f'{key} {1e3 * value:.1f} ms' for key, value in seconds.items())})"
     )
-    return peaks | bounds
+    return usage | bounds
 
 
 def roofline(
