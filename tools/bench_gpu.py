@@ -144,23 +144,23 @@ def largest_fitting(run: Attempt, side: str, start: int) -> dict[str, Any]:
 def compare(run: Attempt, *, start: int, rounds: int) -> dict[str, Any]:
     """Run each side at the largest batch that fits it, and at the largest that fits both."""
     first = {side: largest_fitting(run, side, start) for side in SIDES}
-    kinds = {side: found["device"] for side, found in first.items()}
+    kinds = {side: report["device"] for side, report in first.items()}
     if len(set(kinds.values())) > 1:
         both = ", ".join(f"{side} on {kind}" for side, kind in kinds.items())
         raise ValueError(f"{both}: no comparison; install the CUDA builds of JAX and PyTorch")
-    own = {side: found["batch"] for side, found in first.items()}
+    own = {side: report["batch"] for side, report in first.items()}
     common = min(own.values())
     turns = [(side, batch) for batch in sorted({common, *own.values()}) for side in SIDES]
     turns = [(side, batch) for side, batch in turns if batch in (common, own[side])]
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {turn: [] for turn in turns}
+    runs_of: dict[tuple[str, int], list[dict[str, Any]]] = {turn: [] for turn in turns}
     for _ in range(rounds):
         for side, batch in turns:
             again = run(side, batch)
             if again is None:
                 raise RuntimeError(f"{side}: batch {batch} fitted before; is the GPU shared?")
-            found[side, batch].append(again)
+            runs_of[side, batch].append(again)
     rows = []
-    for (side, batch), runs in found.items():
+    for (side, batch), runs in runs_of.items():
         compiled = [r["compile_s"] for r in runs]
         if batch == own[side]:
             compiled.append(first[side]["compile_s"])

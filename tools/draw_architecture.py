@@ -140,9 +140,9 @@ def flow(steps: Mapping[str, Step]) -> tuple[dict[str, Box], dict[str, set[str]]
     boxes = {}
     for key, step in steps.items():
         module, colon, name = step.code.partition(":")
-        found = importlib.import_module(f"jaxrobust.{module}")
+        imported = importlib.import_module(f"jaxrobust.{module}")
         if name:
-            operator.attrgetter(name)(found)
+            operator.attrgetter(name)(imported)
         code = (module, f":{name}") if colon else (module,)
         boxes[key] = Box("\n".join(_wrapped(step.title)), code)
     return boxes, {key: set(step.then) for key, step in steps.items()}

@@ -31,5 +31,5 @@ def text(rows: Iterable[table.Architecture]) -> str:
 
 if __name__ == "__main__":
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        found = list(pool.imap(table.counted, models.available()))
-    (ROOT / "jaxrobust" / "models" / "counted.py").write_text(text(found))
+        counts = list(pool.imap(table.counted, models.available()))
+    (ROOT / "jaxrobust" / "models" / "counted.py").write_text(text(counts))

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
             from jaxrobust.doctor import command  # after the flags: --help needs no JAX
 
         terminal = sys.stdout.isatty() and not as_json
-        told, code = command.answer(
+        report, code = command.answer(
             given,
             argv[1] if len(argv) == 2 else None,
             config=_CONFIG.value,
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
             show=partial(print, flush=True),
         )
         if as_json:
-            print(json.dumps(told), flush=True)
+            print(json.dumps(report), flush=True)
     sys.exit(code)
 
 

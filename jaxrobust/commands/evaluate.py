@@ -52,8 +52,8 @@ def main(argv: list[str]) -> None:
     except (OSError, MemoryError) as error:
         end(f"{unable(error)}. With that solved, run the same command again", 3)
     except Exception as error:
-        if said := functions.of_users(error):
-            end(said, 2)
+        if message := functions.of_users(error):
+            end(message, 2)
         if pod is None:
             raise
         traceback.print_exc()

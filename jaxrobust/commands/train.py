@@ -65,8 +65,8 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         end(f"{error}. With that solved, {end.again()}", 3)
     except Exception as error:
-        if said := functions.of_users(error):
-            end(said, 2)
+        if message := functions.of_users(error):
+            end(message, 2)
         if pod is None:
             raise
         traceback.print_exc()  # and go, else the others wait for this one

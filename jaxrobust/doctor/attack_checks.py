@@ -110,8 +110,8 @@ def _radius(patient: Patient) -> Seen:
     radii = [r for r in (eps / 2, eps, 2 * eps) if r < patient.everything] + [patient.everything]
     fooled = [patient.after_pgd(radius) > 0 for radius in radii]
     robust = [1 - float(of.mean()) for of in fooled]
-    told = [f"{r:.3g}: {v:.1%}" for r, v in zip(radii, robust, strict=True)]
-    sentence = f"robust at {', '.join(told)}"
+    points = [f"{r:.3g}: {v:.1%}" for r, v in zip(radii, robust, strict=True)]
+    sentence = f"robust at {', '.join(points)}"
     value = dict(zip(map("{:.4g}".format, radii), robust, strict=True))
     for small, large in itertools.pairwise(fooled):
         up, down = int((small & ~large).sum()), int((large & ~small).sum())

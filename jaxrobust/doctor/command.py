@@ -106,9 +106,9 @@ def _recorded(
     """Find the run's own record of these weights on this split, if there is one."""
     if run is None or not (run / "results.jsonl").is_file():
         return None
-    asked = (source.name, source.split, which)
+    requested = (source.name, source.split, which)
     for record in reversed(records.read(run)):
-        same, clean = (record.dataset, record.split, record.weights) == asked, record.clean
+        same, clean = (record.dataset, record.split, record.weights) == requested, record.clean
         if same and clean is not None and math.isfinite(clean):
             return Recorded(float(clean), f"{run.name}/results.jsonl")
     return None

@@ -141,9 +141,9 @@ def permutation(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.
     """
     classes = logits.shape[1]
     mixed = np.random.default_rng(0).permutation(len(labels))
-    found, judged = np.split(mixed, [len(labels) // 2])
+    counted, judged = np.split(mixed, [len(labels) // 2])
     table = np.zeros((classes, classes))
-    np.add.at(table, (logits[found].argmax(axis=1), labels[found]), 1)
+    np.add.at(table, (logits[counted].argmax(axis=1), labels[counted]), 1)
     table += 0.5 * np.eye(classes)  # a class that is not seen stays where it is
     return linear_sum_assignment(-table)[1], judged
 
@@ -158,5 +158,5 @@ def _described(order: np.ndarray, names: tuple[str, ...]) -> str:
         return f"{k} ({names[k]})" if len(names) == count and names[k] != str(k) else str(k)
 
     moved = np.flatnonzero(order != np.arange(count))
-    told = [f"output {k} is class {name(int(order[k]))}" for k in moved[:10]]
-    return ", ".join(told + ["..."] * (len(moved) > 10))
+    moves = [f"output {k} is class {name(int(order[k]))}" for k in moved[:10]]
+    return ", ".join(moves + ["..."] * (len(moved) > 10))

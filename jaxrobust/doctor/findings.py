@@ -47,14 +47,14 @@ class Finding(NamedTuple):
     def plain(self) -> dict[str, Any]:
         """List it as values that JSON has."""
         check, seen, faulty = self.check, self.seen, self.seen.level in (YELLOW, RED)
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "check": check.name,
             "level": seen.level,
             "measures": check.measures,
         }
-        found |= {"said": seen.sentence, "value": seen.value}
-        found |= {"cause": seen.cause, "remedy": seen.remedy} if faulty else _HEALTHY
-        return found | {"follows_from": self.after, "paper": check.paper}
+        fields |= {"said": seen.sentence, "value": seen.value}
+        fields |= {"cause": seen.cause, "remedy": seen.remedy} if faulty else _HEALTHY
+        return fields | {"follows_from": self.after, "paper": check.paper}
 
 
 Tell = Callable[["Finding | str"], None]  # a finding, or the words of what is examined

@@ -60,10 +60,10 @@ class _Finder(importlib.abc.MetaPathFinder):
         if not fullname.startswith(f"{PACKAGE}."):
             return None
         if fullname in _keepers():
-            found = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-            if found and found.origin:
-                found.loader = _Keeper(fullname, found.origin)
-            return found
+            spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+            if spec and spec.origin:
+                spec.loader = _Keeper(fullname, spec.origin)
+            return spec
         if not (new := names().get(fullname)) or ":" in new:
             return None
         today = importlib.util.find_spec(new)
@@ -91,9 +91,9 @@ class _Loader(importlib.abc.Loader):
 
     def create_module(self, spec: Any) -> ModuleType:
         _warn(spec.name, self.new)
-        found = importlib.import_module(self.new)
-        self.own = found.__spec__
-        return found
+        module = importlib.import_module(self.new)
+        self.own = module.__spec__
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = self.own  # it is complete, and it is called what it is called

@@ -74,7 +74,7 @@ def _shipped(name: str, sha256: str) -> tuple[str, ...]:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} is missing ({error.strerror}); reinstall jaxrobust") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise DataError(f"{path} has the sha256 {found}, not {sha256}; reinstall jaxrobust")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise DataError(f"{path} has the sha256 {digest}, not {sha256}; reinstall jaxrobust")
     return tuple(content.decode().splitlines())

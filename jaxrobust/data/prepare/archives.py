@@ -101,12 +101,12 @@ def identify(path: Path, dataset: str) -> Archive:
         raise ValueError(f"--from {path} {kind}, such as {of(dataset)[0].file}")
     digest, size = sha256(path), path.stat().st_size
     named = {archive.sha256: archive for archive in ARCHIVES}
-    if (found := named.get(digest)) and found.dataset == dataset:
-        return found
-    if found:
+    if (match := named.get(digest)) and match.dataset == dataset:
+        return match
+    if match:
         raise ValueError(
-            f"{path} is the archive of {found.dataset}, not of {dataset}: "
-            f"`jaxrobust prepare {found.dataset} --from {path}`"
+            f"{path} is the archive of {match.dataset}, not of {dataset}: "
+            f"`jaxrobust prepare {match.dataset} --from {path}`"
         )
     right = next((a for a in of(dataset) if a.file == path.name), of(dataset)[0])
     with path.open("rb") as file:
@@ -133,31 +133,31 @@ def read(path: Path, archive: Archive) -> Images:
             images[split] = np.concatenate([pixels for pixels, _ in parts])
             labels[split] = {k: np.concatenate([of[k] for _, of in parts]) for k in archive.labels}
         classes = {k: _names(files[name], key) for k, (name, key) in archive.names.items()}
-        found = Images(images, labels, classes)
-        _check(found)
+        content = Images(images, labels, classes)
+        _check(content)
     except (
         *(tarfile.TarError, EOFError, OSError, zlib.error),
         *(pickle.UnpicklingError, KeyError, IndexError, TypeError, ValueError, AttributeError),
     ) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path} is damaged ({reason}); {_again(archive.dataset)}") from error
-    return found
+    return content
 
 
 def _members(path: Path, archive: Archive) -> dict[str, bytes]:
     wanted = {name for names in archive.members.values() for name in names}
     wanted |= {name for name, _ in archive.names.values()}
-    found = {}
+    members = {}
     with tarfile.open(path, "r:gz") as tar:
         for member in tar:
             folder, _, name = member.name.removeprefix("./").partition("/")
             if folder == archive.folder and name in wanted and member.isfile():
                 file = tar.extractfile(member)
                 assert file is not None
-                found[name] = file.read()
-    if missing := sorted(wanted - found.keys()):
+                members[name] = file.read()
+    if missing := sorted(wanted - members.keys()):
         raise ValueError(f"it holds no {archive.folder}/{missing[0]}")
-    return found
+    return members
 
 
 def _part(content: bytes, archive: Archive) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -184,13 +184,13 @@ def _names(content: bytes, key: str) -> tuple[str, ...]:
     return tuple(map(str, unpickle(content)[key] if key else content.decode().split()))
 
 
-def _check(found: Images) -> None:
-    sizes = {split: len(images) for split, images in found.images.items()}
+def _check(archive: Images) -> None:
+    sizes = {split: len(images) for split, images in archive.images.items()}
     if sizes != SIZES:
         raise ValueError(f"it holds {sizes} images, not {SIZES}")
-    for split, labels in found.labels.items():
+    for split, labels in archive.labels.items():
         for feature, values in labels.items():
-            classes = len(found.classes[feature])
+            classes = len(archive.classes[feature])
             if not classes or values.min() < 0 or values.max() >= classes:
                 raise ValueError(f"{feature} of {split} are none of its {classes} classes")
 

@@ -73,20 +73,20 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     path = args.source or _downloaded(args.name)
     kind = archives.identify(path, args.name)
     command.say(f"reading {path}")
-    found = archives.read(path, kind)
-    orders = {split: tfds_order(split, range(len(x))) for split, x in found.images.items()}
-    splits = {split: Split(path, _rows(split, found, order)) for split, order in orders.items()}
+    archive = archives.read(path, kind)
+    orders = {split: tfds_order(split, range(len(x))) for split, x in archive.images.items()}
+    splits = {split: Split(path, _rows(split, archive, order)) for split, order in orders.items()}
     parts = {}
     for split, order in orders.items():
         path_of = folder / shards.file_name(args.name, split, 0, 1)
         parts[split] = [Shard(path_of, Path(split), folder, 0, len(order))]
-    content = Content(args.name, found.classes["label"], splits, [])
-    plan = Plan(folder, content, parts, _about(args.name, found))
+    content = Content(args.name, archive.classes["label"], splits, [])
+    plan = Plan(folder, content, parts, _about(args.name, archive))
     listed = time.perf_counter()
     with directory.claimed(plan):
-        written = _write(plan, functools.partial(_write_shard, found=found, orders=orders))
+        written = _write(plan, functools.partial(_write_shard, archive=archive, orders=orders))
         directory.finish(plan)
-    size = written * found.images["test"][0].nbytes
+    size = written * archive.images["test"][0].nbytes
     return command.done(folder) | command.effort(written, size, start=start, listed=listed)
 
 
@@ -131,42 +131,42 @@ def tfds_order(split: str, keys: Iterable[object]) -> np.ndarray:
     return np.array(sorted(range(len(digests)), key=digests.__getitem__))
 
 
-def _rows(split: str, found: archives.Images, order: np.ndarray) -> np.ndarray:
+def _rows(split: str, archive: archives.Images, order: np.ndarray) -> np.ndarray:
     table = np.empty(len(order), [("name", "S11"), ("label", "<i4"), ("size", "<i8")])
     table["name"] = [f"{split}_{position:05}".encode() for position in order.tolist()]
-    table["label"] = found.labels[split]["label"][order]
-    table["size"] = found.images[split][0].nbytes
+    table["label"] = archive.labels[split]["label"][order]
+    table["size"] = archive.images[split][0].nbytes
     return table
 
 
-def _about(dataset: str, found: archives.Images) -> About:
+def _about(dataset: str, archive: archives.Images) -> About:
     return About(
         version=VERSION,
-        description=f"The {len(found.classes['label'])} classes of "
+        description=f"The {len(archive.classes['label'])} classes of "
         f"{dataset.upper().replace('R1', 'R-1')}, 60,000 images of 32x32 pixels from the official "
         "archive, written by jaxrobust's data.prepare.",
         module="tensorflow_datasets.image_classification.cifar",
         order="md5(SPLIT + position in the archive), as TFDS",
-        labels=found.classes,
+        labels=archive.classes,
         image=directory.image(archives.SHAPE),
         name_key="id",
         citation=_CITATION,
         homepage=f"{archives.ADDRESS}/cifar.html",
         # Not those of the files: they depend on the installed zlib, and say which data this is.
-        sizes={split: images.nbytes for split, images in found.images.items()},
+        sizes={split: images.nbytes for split, images in archive.images.items()},
     )
 
 
 def _write_shard(
-    shard: Shard, *, found: archives.Images, orders: dict[str, np.ndarray]
+    shard: Shard, *, archive: archives.Images, orders: dict[str, np.ndarray]
 ) -> Iterator[Event]:
     split = str(shard.plan)
-    images, labels = found.images[split], found.labels[split]
+    images, labels = archive.images[split], archive.labels[split]
 
     def record(position: int) -> dict[str, bytes | int]:
-        found: dict[str, bytes | int] = {k: int(values[position]) for k, values in labels.items()}
+        fields: dict[str, bytes | int] = {k: int(values[position]) for k, values in labels.items()}
         name = f"{split}_{position:05}".encode()
-        return found | {"id": name, "image": png(images[position])}
+        return fields | {"id": name, "image": png(images[position])}
 
     size = images[0].nbytes
     return shards.put(shard, ((size, record(position)) for position in orders[split].tolist()))

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
             raise ValueError(f"--out {args.out}: {remedy}")
         if args.workers < 1:
             raise ValueError(f"--workers {args.workers} must be at least 1")
-        found = _check(args) if args.check else prepare(args)
+        result = _check(args) if args.check else prepare(args)
     except KeyboardInterrupt:
         stop("interrupted; the same command continues", 130)
     except ValueError as error:
@@ -56,9 +56,9 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
     except OSError as error:
         stop(f"{error}{'' if args.check else '; the same command continues'}", 3)
     if not args.check:
-        _report(found)
+        _report(result)
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(result))
 
 
 def _check(args: argparse.Namespace) -> dict[str, Any]:
@@ -87,27 +87,27 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _finished(out: str, name: str | None) -> Path:
-    found = sorted(path.parent for path in Path(out).glob(f"{name or '*'}/*/{directory.SETTINGS}"))
-    if len(found) != 1:
-        names = ", ".join(str(path.relative_to(out)) for path in found) or "none"
-        remedy = "--name says which" if found else "give the --out that it was written to"
+    dirs = sorted(path.parent for path in Path(out).glob(f"{name or '*'}/*/{directory.SETTINGS}"))
+    if len(dirs) != 1:
+        names = ", ".join(str(path.relative_to(out)) for path in dirs) or "none"
+        remedy = "--name says which" if dirs else "give the --out that it was written to"
         raise ValueError(f"{out} holds {names} of the data sets that this tool writes; {remedy}")
-    if not (found[0] / directory.INFO).exists():
-        raise ValueError(f"{found[0]} is not finished; the command that began it continues")
-    return found[0]
+    if not (dirs[0] / directory.INFO).exists():
+        raise ValueError(f"{dirs[0]} is not finished; the command that began it continues")
+    return dirs[0]
 
 
 def _shards(folder: Path, sums: dict[str, str]) -> list[Shard]:
     """List the shards of a finished directory, with the index of their split as the plan."""
     info = json.loads((folder / directory.INFO).read_text())
-    found = []
+    parts = []
     for split in info["splits"]:
         ends = np.cumsum([int(text) for text in split["shardLengths"]]).tolist()
         index = folder / index_name(split["name"])
         for i, (first, last) in enumerate(zip([0, *ends], ends, strict=False)):
             name = shards.file_name(info["name"], split["name"], i, len(ends))
-            found.append(Shard(folder / name, index, folder, first, last, sums.get(name, "")))
-    return found
+            parts.append(Shard(folder / name, index, folder, first, last, sums.get(name, "")))
+    return parts
 
 
 def write(plan: directory.Plan, job: Job, todo: Sequence[Shard], workers: int) -> int:

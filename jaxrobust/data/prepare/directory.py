@@ -186,22 +186,22 @@ def features(about: About) -> dict[str, Any]:
     """Return `features.json`."""
     kind = "tensorflow_datasets.core.features"
     image = {"dtype": "uint8", **about.image}
-    found: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "image": {"pythonClassName": f"{kind}.image_feature.Image", "image": image}
     }
     if about.name_key:
-        found[about.name_key] = {"pythonClassName": f"{kind}.text_feature.Text", "text": {}}
+        entries[about.name_key] = {"pythonClassName": f"{kind}.text_feature.Text", "text": {}}
     for label, classes in about.labels.items():
-        found[label] = {
+        entries[label] = {
             "pythonClassName": f"{kind}.class_label_feature.ClassLabel",
             "classLabel": {"numClasses": str(len(classes))},
         }
     known = f"{kind}.features_dict.FeaturesDict"
-    return {"pythonClassName": known, "featuresDict": {"features": found}}
+    return {"pythonClassName": known, "featuresDict": {"features": entries}}
 
 
 def image(shape: Sequence[int | None], encoding: str | None = None) -> dict[str, Any]:
     """Read the images' shape (None: any) and format from `features.json`."""
     dimensions = ["-1" if side is None else str(side) for side in shape]
-    found: dict[str, Any] = {"shape": {"dimensions": dimensions}}
-    return found | ({"encodingFormat": encoding} if encoding else {})
+    feature: dict[str, Any] = {"shape": {"dimensions": dimensions}}
+    return feature | ({"encodingFormat": encoding} if encoding else {})

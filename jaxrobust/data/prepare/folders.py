@@ -21,15 +21,15 @@ SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
 
 def find(root: Path) -> dict[str, Path]:
     """Return the folder of each split."""
-    found = {folder: root / folder for folder in SPLITS if (root / folder).is_dir()}
-    if not found:
+    splits = {folder: root / folder for folder in SPLITS if (root / folder).is_dir()}
+    if not splits:
         raise ValueError(
             f"{root} holds neither the official tar files nor the folders train/ and val/ (or "
             "validation/) of an ImageFolder"
         )
-    if {"val", "validation"} <= found.keys():
+    if {"val", "validation"} <= splits.keys():
         raise ValueError(f"{root} holds both val/ and validation/; move one away")
-    return {SPLITS[folder]: path for folder, path in found.items()}
+    return {SPLITS[folder]: path for folder, path in splits.items()}
 
 
 def is_flat(folder: Path) -> bool:

@@ -120,7 +120,7 @@ def _encoding(content: Content) -> str | None:
 def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[str, list[Shard]]:
     lengths = {split: len(rows) for split, (_, rows) in content.splits.items()}
     whole = content.name == IMAGENET and lengths.items() <= known().sizes.items()
-    found = {}
+    parts = {}
     for split, (origin, rows) in content.splits.items():
         count = _SHARDS[split] if whole else round(int(rows["size"].sum()) / _SHARD_BYTES)
         count = min(max(count, 1), len(rows))
@@ -131,10 +131,10 @@ def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[st
         table = folder / f"{split}.npy{shards.PARTIAL}"
         paths = [folder / shards.file_name(content.name, split, i, count) for i in range(count)]
         bounds = itertools.pairwise(i * len(rows) // count for i in range(count + 1))
-        found[split] = [
+        parts[split] = [
             Shard(path, table, origin, *b) for path, b in zip(paths, bounds, strict=True)
         ]
-    return found
+    return parts
 
 
 def _write(plan: Plan, workers: int) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"there is no file {path}; check the path")
     try:
         with path.open("rb") as file:
-            found = archives.unpickle(file)
+            data = archives.unpickle(file)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than arrays, or is damaged ({error}); write its images and labels "
@@ -57,21 +57,21 @@ def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
     except _BROKEN as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path} is no pickle, or damaged ({reason}); get it again") from error
-    return _checked(path, found, classes)
+    return _checked(path, data, classes)
 
 
-def _checked(path: Path, found: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _checked(path: Path, data: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
     wanted = " and ".join(map(repr, _KEYS))
-    if not isinstance(found, dict) or not set(_KEYS) <= found.keys():
-        holds = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__
+    if not isinstance(data, dict) or not set(_KEYS) <= data.keys():
+        holds = ", ".join(map(repr, data)) if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"{path} holds {holds or 'nothing'}; it needs a dict with {wanted}")
-    for key, value in found.items():
+    for key, value in data.items():
         if not isinstance(value, np.ndarray) or value.dtype.hasobject:
             raise ValueError(
                 f"{path} holds more than arrays: {key!r} is of type {type(value).__name__}; write "
                 "its images and labels with numpy.savez(PATH, image=..., label=...)"
             )
-    images, labels = (found[key] for key in _KEYS)
+    images, labels = (data[key] for key in _KEYS)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
         raise ValueError(
             f"{path}: {_KEYS[0]!r} is {images.dtype}{list(images.shape)}, not uint8[N,H,W,3]; "

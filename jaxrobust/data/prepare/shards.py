@@ -132,10 +132,10 @@ def writing(path: Path, count: int) -> Iterator[Callable[[bytes], None]]:
 def write(shard: Shard) -> Iterator[Event]:
     """Write a shard of files that lie in a tar file or in folders."""
     rows = np.array(np.load(shard.plan, mmap_mode="r")[shard.first : shard.last])
-    found = zip(rows.tolist(), _read_ahead(shard.origin, rows), strict=True)
+    images = zip(rows.tolist(), _read_ahead(shard.origin, rows), strict=True)
     records = (
         (len(data), {"image": data, "label": label, "file_name": name})
-        for (name, _, label, _, _), data in found
+        for (name, _, label, _, _), data in images
     )
     return put(shard, records)
 

@@ -73,10 +73,10 @@ def _wanted(split: str, name: str) -> tuple[grammar.Split, Corruption]:
             "them are --corruptions all"
         )
     try:
-        (found,) = corruptions.chosen(parsed.name)
+        (corruption,) = corruptions.chosen(parsed.name)
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
-    return parsed, found
+    return parsed, corruption
 
 
 def _labels(path: str, first: int) -> np.ndarray:

@@ -137,8 +137,8 @@ def _present(path: Any, top: storage.Entries) -> list[str]:
 
 
 def _folders(path: Any) -> list[str]:
-    found = storage.entries(path)
-    return found.folders if found else []
+    entries = storage.entries(path)
+    return entries.folders if entries else []
 
 
 def _list(root: str, folders: list[str], *, allow_empty: bool) -> Files:

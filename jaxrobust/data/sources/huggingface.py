@@ -138,13 +138,13 @@ def _load(name: str, address: _Address) -> dict[str, Any]:
         raise DataError(f"{name} needs Hugging Face's datasets: {INSTALL}") from error
     try:
         if address.folder and any((address.folder / file).is_file() for file in _SAVED):
-            found = datasets.load_from_disk(os.fspath(address.folder))
+            dataset = datasets.load_from_disk(os.fspath(address.folder))
         elif address.folder:
             files = _parquet(address.folder)
-            found = datasets.load_dataset(os.fspath(address.folder), data_files=files or None)
+            dataset = datasets.load_dataset(os.fspath(address.folder), data_files=files or None)
         else:
             with download.quiet_hub():
-                found = _from_hub(address)
+                dataset = _from_hub(address)
     except exceptions.DatasetNotFoundError as error:
         raise DataError(
             f"{name}: {_first(error)}; check the name and the revision, or log in with `hf auth "
@@ -164,19 +164,19 @@ def _load(name: str, address: _Address) -> dict[str, Any]:
         raise
     except Exception as error:  # ValueError, RuntimeError, pyarrow's own kinds
         raise DataError(f"{name} cannot be loaded: {_why(error, address)}") from error
-    return dict(found) if isinstance(found, dict) else {str(found.split or "all"): found}
+    return dict(dataset) if isinstance(dataset, dict) else {str(dataset.split or "all"): dataset}
 
 
 def _parquet(folder: Path) -> dict[str, list[str]]:
     """Map splits to the parquet files of a folder; none where a card says more of them."""
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     if (folder / "README.md").is_file():
-        return found
+        return files
     for path in sorted(folder.rglob("*.parquet")):
         split = path.stem.partition("-")[0]
         split = path.parent.name if split.isdigit() else split
-        found.setdefault(split, []).append(os.fspath(path.relative_to(folder)))
-    return found
+        files.setdefault(split, []).append(os.fspath(path.relative_to(folder)))
+    return files
 
 
 def _from_hub(address: _Address) -> Mapping[str, Any]:
@@ -198,11 +198,11 @@ def _from_hub(address: _Address) -> Mapping[str, Any]:
                     f"which commit {address.revision} is, is not known here: {_first(error)}"
                 ) from error
     say(f"hf:{address.id}: asking the hub")
-    found = datasets.load_dataset(address.id, address.config, revision=commit)
-    files = [file["filename"] for data in found.values() for file in data.cache_files]
+    dataset = datasets.load_dataset(address.id, address.config, revision=commit)
+    files = [file["filename"] for data in dataset.values() for file in data.cache_files]
     if commit and files and not any(commit in Path(file).parts for file in files):
         raise DataError(f"hf:{address.id} has no revision {address.revision}")
-    return found
+    return dataset
 
 
 def _first(error: Exception) -> str:
@@ -256,8 +256,8 @@ def _is_bytes(kind: Any) -> bool:
     return "bytes" in kind if isinstance(kind, dict) else "binary" in getattr(kind, "dtype", "")
 
 
-def _chosen(found: Sequence[str], usual: Sequence[str]) -> str | None:
-    return found[0] if len(found) == 1 else next((key for key in usual if key in found), None)
+def _chosen(keys: Sequence[str], usual: Sequence[str]) -> str | None:
+    return keys[0] if len(keys) == 1 else next((key for key in usual if key in keys), None)
 
 
 def _labels(

@@ -154,20 +154,20 @@ def _array(path: str, key: str, crc: int) -> np.ndarray:
 
 def _splits_of(file: _File) -> dict[str, tuple[str, str]]:
     """Return split -> the keys of its images and labels."""
-    found: dict[str, tuple[str, str]] = {}
+    splits: dict[str, tuple[str, str]] = {}
     wanted = [(s, (i.format(s), y.format(s))) for s in _SPLITS for i, y in _KEYS]
     unlabelled = ""
     for split, (images, labels) in [*wanted, *(("all", keys) for keys in _WHOLE)]:
         if images in file.arrays and labels in file.arrays:
-            found.setdefault(split, (images, labels))
+            splits.setdefault(split, (images, labels))
         elif images in file.arrays:
             unlabelled = unlabelled or f"{file.path} has {images}, but no {labels}"
-    if "all" in found and len(found) > 1:
-        del found["all"]
-    if not found:
+    if "all" in splits and len(splits) > 1:
+        del splits["all"]
+    if not splits:
         keys = ", ".join(file.arrays) or "nothing"
         raise DataError(f"{unlabelled or f'{file.path} holds {keys}'}; {_WRITTEN}")
-    return found
+    return splits
 
 
 def _shape(file: _File, key: str) -> tuple[int, int, int]:

@@ -100,8 +100,8 @@ def _open(
         plain = match[1]
         root = storage.place(tfds.data_directory(data_dir))
         remedy = f"copy the data set again or prepare it again: {tfds.build_command(plain, root)}"
-    found = tfds.version_directory(plain, root, others)
-    return tfds.open_prepared(plain, split, found, remedy, choice)
+    directory = tfds.version_directory(plain, root, others)
+    return tfds.open_prepared(plain, split, directory, remedy, choice)
 
 
 def written() -> str:
@@ -135,7 +135,7 @@ def foreign_classes(train: Source, other: Source) -> str:
     """
     if train.labels is None or other.labels is None:
         return ""
-    trained, found = np.unique(train.labels), np.unique(other.labels)
+    trained, tested = np.unique(train.labels), np.unique(other.labels)
     foreign = ~np.isin(other.labels, trained)
     why = (
         "A part of a folder holds whole classes, because its records are sorted by class; give "
@@ -148,7 +148,7 @@ def foreign_classes(train: Source, other: Source) -> str:
         if foreign.mean() > 0.5:
             raise DataError(share)
         return share
-    if 2 * len(found) < len(trained) and len(other) > 2 * len(trained):
-        few = f"{len(found)} of the {len(trained)} classes of split {train.split!r}"
+    if 2 * len(tested) < len(trained) and len(other) > 2 * len(trained):
+        few = f"{len(tested)} of the {len(trained)} classes of split {train.split!r}"
         return f"{other.where()} holds {few}. {why}"
     return ""

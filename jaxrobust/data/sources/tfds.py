@@ -82,18 +82,18 @@ def version_directory(name: str, root: Any, others: str) -> Any:
 
 def _versions(directory: Any, wanted: str = "") -> dict[str, Any]:
     """Return version -> directory of the versions directly in a directory, or of the wanted one."""
-    found = {}
+    versions = {}
     for version in getattr(storage.entries(directory), "folders", ()):
         inside = storage.entries(directory / version)
         if inside and "dataset_info.json" in inside.files and wanted in ("", version):
-            found[version] = directory / version
-    return found
+            versions[version] = directory / version
+    return versions
 
 
 def _configs(directory: Any, wanted: str = "") -> dict[str, dict[str, Any]]:
     folders = getattr(storage.entries(directory), "folders", ())
-    found = {folder: _versions(directory / folder, wanted) for folder in folders}
-    return {folder: versions for folder, versions in found.items() if versions}
+    configs = {folder: _versions(directory / folder, wanted) for folder in folders}
+    return {folder: versions for folder, versions in configs.items() if versions}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,15 +139,15 @@ class _Reader:
                     raw.append(self.data[index])
                 except (RuntimeError, IndexError, ValueError) as error:
                     self.fail(index, f"cannot be read, the file is truncated or damaged ({error})")
-        found = []
+        records = []
         for index, serialized in zip(indices, raw, strict=True):
             if not serialized:  # what the reader returns beyond the end of a truncated file
                 self.fail(index, "cannot be read, the file is truncated")
             try:
-                found.append(tf_example_pb2.Example.FromString(serialized).features.feature)
+                records.append(tf_example_pb2.Example.FromString(serialized).features.feature)
             except Exception as error:  # protobuf's DecodeError
                 self.no_example(index, error)
-        return found
+        return records
 
     def label(self, index: int, feature: Any) -> int:
         """Return the label in a feature map, checked."""
@@ -205,8 +205,8 @@ def open_prepared(
             raise choosing.no_names(whole)
 
         def index() -> tuple[np.ndarray, Iterator[str]]:
-            found = _index(whole, kept, info, directory)
-            return found.labels, (name.decode(errors="surrogateescape") for name in found.names)
+            indexed = _index(whole, kept, info, directory)
+            return indexed.labels, (name.decode(errors="surrogateescape") for name in indexed.names)
 
         source = choosing.choose(whole, parsed, split, choice, index)
     # A truncated file opens with its full length and fails at the first read: read now.
@@ -300,15 +300,15 @@ def _feature(
     features: Any, kind: type, supervised: Sequence[Any], directory: Any
 ) -> tuple[str, Any]:
     """Return the name and the feature of this kind, the supervised one if there are several."""
-    found = {key: feature for key, feature in features.items() if isinstance(feature, kind)}
-    chosen = [key for key in found if len(found) == 1 or key in supervised]
+    fitting = {key: feature for key, feature in features.items() if isinstance(feature, kind)}
+    chosen = [key for key in fitting if len(fitting) == 1 or key in supervised]
     if len(chosen) != 1:
         raise DataError(
-            f"{directory} has {len(found)} features of the kind {kind.__name__}; a data set for "
+            f"{directory} has {len(fitting)} features of the kind {kind.__name__}; a data set for "
             "image classification has one image and one class label, or names them as its "
             "supervised keys"
         )
-    return chosen[0], found[chosen[0]]
+    return chosen[0], fitting[chosen[0]]
 
 
 def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Index:

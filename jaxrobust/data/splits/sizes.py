@@ -25,10 +25,10 @@ def known_images(dataset: str, split: str) -> int | None:
     there = IMAGES.get(name, {})
     if parsed is None or parsed.ids is not None:
         return None
-    found = grammar.present(parsed.name, there)
-    if found is None:
+    present = grammar.present(parsed.name, there)
+    if present is None:
         return None
     try:
-        return len(grammar.rows(parsed.part, there[found], dataset))
+        return len(grammar.rows(parsed.part, there[present], dataset))
     except DataError:  # a mistake in the split, which opening it will tell
         return None

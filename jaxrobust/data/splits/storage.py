@@ -69,7 +69,7 @@ def file_system(path: str | os.PathLike) -> tuple[Any, str]:
 
 def entries(path: str | os.PathLike[str]) -> Entries | None:
     """List the entries of a directory; None if there is no such directory."""
-    found: dict[bool, list[str]] = {True: [], False: []}
+    names: dict[bool, list[str]] = {True: [], False: []}
     try:
         with reading(path):
             if is_remote(path):
@@ -77,16 +77,16 @@ def entries(path: str | os.PathLike[str]) -> Entries | None:
                 for entry in files.ls(base, detail=True):
                     if entry["name"].rstrip("/") != base.rstrip("/"):  # a folder's own marker
                         name = entry["name"].rstrip("/").rpartition("/")[2]
-                        found[entry["type"] == "directory"].append(name)
+                        names[entry["type"] == "directory"].append(name)
             else:
                 with os.scandir(os.fspath(path)) as scan:
                     for entry in scan:
-                        found[entry.is_dir()].append(entry.name)
+                        names[entry.is_dir()].append(entry.name)
     except DataError as error:
         if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
             return None
         raise
-    return Entries(*(sorted(n for n in found[k] if not n.startswith(".")) for k in (True, False)))
+    return Entries(*(sorted(n for n in names[k] if not n.startswith(".")) for k in (True, False)))
 
 
 def files_below(path: str | os.PathLike) -> list[str]:
@@ -97,19 +97,19 @@ def files_below(path: str | os.PathLike) -> list[str]:
     path = os.fspath(path)
     if is_remote(path):
         files, base = file_system(path)
-        found = [name[len(base) + 1 :] for name in files.find(base)]
+        paths = [name[len(base) + 1 :] for name in files.find(base)]
     else:
         skip = len(path) + 1
 
         def refuse(error: OSError) -> None:
             raise error
 
-        found = [
+        paths = [
             f"{folder[skip:]}/{name}" if len(folder) > skip else name
             for folder, _, names in os.walk(path, onerror=refuse, followlinks=True)
             for name in names
         ]
-    visible = [name for name in found if not name.startswith(".") and "/." not in name]
+    visible = [name for name in paths if not name.startswith(".") and "/." not in name]
     return sorted(visible, key=lambda name: name.rpartition("/")[::2])
 
 

@@ -82,10 +82,10 @@ def read_ids(name: str, data_set: str = "") -> Ids:
         raise DataError(f"@{name}: a list of ids is pinned as FILE#sha256=HEX, of 64 hex digits")
     content = _read_list(file, f"@{file} is neither robustbench, selection nor a readable file")
     lines = _lines(content, file)
-    found = hashlib.sha256(content).hexdigest()
-    if pinned and pinned["sha256"].lower() not in (found, _sha256(lines)):
+    digest = hashlib.sha256(content).hexdigest()
+    if pinned and pinned["sha256"].lower() not in (digest, _sha256(lines)):
         wanted = pinned["sha256"].lower()
-        raise DataError(f"the list of ids {file} has the sha256 {found}, not {wanted}")
+        raise DataError(f"the list of ids {file} has the sha256 {digest}, not {wanted}")
     if absolute := [line for line in lines if _is_absolute(line)]:
         what = f"absolute paths: {first_few(absolute)}"
         raise DataError(f"the list of ids {file} has {what}; ids are CLASS/FILE or FILE")
@@ -162,24 +162,24 @@ def find(
     if foreign := sorted({f for line in ids.lines if (f := _folder(line))} - set(classes)):
         lacks = f"are of classes that {where} does not have: {first_few(foreign)}"
         raise DataError(f"ids of {ids.name} {lacks}")
-    found, elsewhere, several = _matched(ids, labels, names, classes)
+    records, elsewhere, several = _matched(ids, labels, names, classes)
     if several:
         files = f"several files for ids of {ids.name}: {first_few(several)}"
         raise DataError(f"{where} has {files}; write CLASS/FILE")
-    if wrong := [row for row in elsewhere if found[row] < 0]:
+    if wrong := [row for row in elsewhere if records[row] < 0]:
         label = elsewhere[wrong[0]]
         raise DataError(
             f"{where} has the label {label} ({classes[label]}) for {ids.lines[wrong[0]]} of "
             f"{ids.name}, and another class than the list for {len(wrong)} of "
             f"{len(ids.lines)} ids; prepare the data set again"
         )
-    missing = [line for line, record in zip(ids.lines, found, strict=True) if record < 0]
+    missing = [line for line, record in zip(ids.lines, records, strict=True) if record < 0]
     if missing:
         of = f"{len(missing)} of the {len(ids.lines)} images of {ids.name}"
         raise DataError(f"{where} lacks {of}: {first_few(missing)}")
     if ids.imagenet and whole:
-        _check_labels(ids, labels[found], where)
-    return found
+        _check_labels(ids, labels[records], where)
+    return records
 
 
 def _matched(
@@ -192,7 +192,7 @@ def _matched(
     rows_of: dict[str, list[int]] = {}
     for row, line in enumerate(ids.lines):
         rows_of.setdefault(line.rpartition("/")[2], []).append(row)
-    found = np.full(len(ids.lines), -1, np.int64)
+    records = np.full(len(ids.lines), -1, np.int64)
     elsewhere: dict[int, int] = {}
     several: list[str] = []
     for record, name in enumerate(names):
@@ -201,10 +201,10 @@ def _matched(
             if folder and folder != classes[labels[record]]:
                 elsewhere[row] = int(labels[record])
             elif not folder or rest == name:
-                if found[row] >= 0:
+                if records[row] >= 0:
                     several.append(ids.lines[row])
-                found[row] = record
-    return found, elsewhere, several
+                records[row] = record
+    return records, elsewhere, several
 
 
 def view(

@@ -76,15 +76,15 @@ def load(
         strict=strict,
     )
     with contextlib.closing(batches):
-        found: list[loading.EvaluationBatch] = list(batches)
-    kept = np.concatenate([batch.mask for batch in found])
+        loaded: list[loading.EvaluationBatch] = list(batches)
+    kept = np.concatenate([batch.mask for batch in loaded])
     images = np.empty((int(kept.sum()), size, size, source.channels), np.float32)
     row = 0
-    for batch in found:
+    for batch in loaded:
         part = batch.images[batch.mask]
         np.divide(part, np.float32(255), out=images[row : row + len(part)])
         row += len(part)
-    labels, ids = (np.concatenate([batch[i] for batch in found])[kept] for i in (1, 3))
+    labels, ids = (np.concatenate([batch[i] for batch in loaded])[kept] for i in (1, 3))
     return Loaded(images, labels, ids, source.classes)
 
 

@@ -40,7 +40,7 @@ def photographs(folder: str | os.PathLike, side: int) -> Photographs:
             f"{place} holds no photograph of frost; copy frost1.png to frost5.jpg of "
             "hendrycks/robustness (ImageNet-C/create_c) there"
         )
-    digest, found = hashlib.sha256(), []
+    digest, images = hashlib.sha256(), []
     for name in names:
         (data,) = storage.read_files([os.fspath(place / name)], "copy it again")
         digest.update(data)
@@ -53,8 +53,8 @@ def photographs(folder: str | os.PathLike, side: int) -> Photographs:
             least = 5 * (side + 1) if side == SIDES[0] else side + 1
             small = f"{place / name} is too small for frost on images of {side} px"
             raise DataError(f"{small}; give photographs of {least} px and more")
-        found.append(np.ascontiguousarray(pixels))
-    return Photographs(tuple(found), digest.hexdigest())
+        images.append(np.ascontiguousarray(pixels))
+    return Photographs(tuple(images), digest.hexdigest())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +67,13 @@ class _Reader:
     photographs: tuple[np.ndarray, ...]
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
-        found = []
+        records = []
         for index, (image, label) in zip(indices, self.prepared(indices), strict=True):
             assert image is not None, "strict"
             rng = draws(self.seed, self.corruption, index)
             changed = corrupt(image, self.corruption, rng, photographs=self.photographs)
-            found.append(Record(decoding.encode(changed), label))
-        return found
+            records.append(Record(decoding.encode(changed), label))
+        return records
 
 
 def corrupted(

@@ -66,10 +66,10 @@ class Images:
             if index not in records:
                 yield self._kept[index]
                 continue
-            found = self._decode(index, records[index].image), records[index].label
+            example = self._decode(index, records[index].image), records[index].label
             if self._keep:
-                self._kept[index] = found
-            yield found
+                self._kept[index] = example
+            yield example
 
     def _decode(self, index: int, data: bytes) -> np.ndarray | None:
         try:

@@ -267,9 +267,9 @@ class Damage:
     def add(self, damaged: np.ndarray) -> None:
         """Take the `damaged` of a batch."""
         source = self._source
-        found = set(damaged[damaged >= 0].tolist())
-        self.met |= found
-        for index in sorted(found - self.known - self.new):
+        met = set(damaged[damaged >= 0].tolist())
+        self.met |= met
+        for index in sorted(met - self.known - self.new):
             named = f"{source.where()}: the image of {source.describe(index)} is damaged"
             try:
                 decoded(source, source[index].image)

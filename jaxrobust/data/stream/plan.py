@@ -73,11 +73,11 @@ class Plan(NamedTuple):
         return Placed(epochs, source, record, view)
 
     def _records(self, number: int, epochs: np.ndarray, within: np.ndarray, size: int):
-        found = np.zeros(len(within), np.int64)
+        drawn = np.zeros(len(within), np.int64)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            found[here] = _permutation((self.seed, _ORDER + 2 * number), epoch, size)[within[here]]
-        return found
+            drawn[here] = _permutation((self.seed, _ORDER + 2 * number), epoch, size)[within[here]]
+        return drawn
 
 
 @functools.lru_cache(maxsize=8)

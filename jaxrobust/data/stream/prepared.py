@@ -58,8 +58,8 @@ class Prepared:
         known = self._prepared.source.labels
         if known is not None:
             return np.asarray(known[: len(self)], np.int32)
-        found: list[int] = []
+        values: list[int] = []
         for start in range(0, len(self), _READ):
             part = range(start, min(start + _READ, len(self)))
-            found += [record.label for record in self._prepared.source.read(part)]
-        return np.array(found, np.int32)
+            values += [record.label for record in self._prepared.source.read(part)]
+        return np.array(values, np.int32)

@@ -112,7 +112,7 @@ class Corruption(NamedTuple):
 
 def chosen(text: str) -> list[Corruption]:
     """List the corruptions of `all`, `fog,snow` or `fog-3,snow-5`; a kind alone is all five."""
-    found: list[Corruption] = []
+    corruptions: list[Corruption] = []
     for word in (part.strip() for part in text.split(",")):
         kind, hyphen, severity = word.partition("-")
         if kind != "all" and kind not in KINDS:
@@ -124,10 +124,10 @@ def chosen(text: str) -> list[Corruption]:
             )
         for each in KINDS if kind == "all" else [kind]:
             severities = [int(severity)] if hyphen else SEVERITIES
-            found += [Corruption(each, number) for number in severities]
-    if twice := [each for each in found if found.count(each) > 1]:
+            corruptions += [Corruption(each, number) for number in severities]
+    if twice := [each for each in corruptions if corruptions.count(each) > 1]:
         raise DataError(f"{text} has {twice[0]} twice; name it once")
-    return sorted(found, key=lambda each: (list(KINDS).index(each.kind), each.severity))
+    return sorted(corruptions, key=lambda each: (list(KINDS).index(each.kind), each.severity))
 
 
 def corrupt(

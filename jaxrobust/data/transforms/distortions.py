@@ -87,16 +87,16 @@ def _taken(side: int, lines: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     source = (y + offsets[:, 1]) * side + x + offsets[:, 0]
     turn = np.full(side * side, len(here))  # when a pixel is copied to; those never are last
     turn[here] = np.arange(len(here))
-    found = np.arange(side * side)
-    found[here] = source
+    sources = np.arange(side * side)
+    sources[here] = source
     # Where the source is copied to later, its own pixel is what is read: the chain ends there.
     chained = np.zeros(side * side, bool)
     chained[here] = turn[source] < turn[here]
     while chained.any():
         on = np.flatnonzero(chained)
-        nearer = found[on]
-        found[on], chained[on] = found[nearer], chained[nearer]
-    return found
+        nearer = sources[on]
+        sources[on], chained[on] = sources[nearer], chained[nearer]
+    return sources
 
 
 def motion_blur(image: np.ndarray, rng: Any, radius: int, sigma: float) -> np.ndarray:

@@ -118,10 +118,10 @@ def _times() -> Path:
 def _remembered() -> dict[str, dict[str, Any]]:
     """Read the times that are known of programs; of a damaged or older file there are none."""
     try:
-        found = json.loads(_times().read_text())
+        rows = json.loads(_times().read_text())
         return {
             str(name): {key: row[key] for key in ("seconds", "hit", "cold")}
-            for name, row in found.items()
+            for name, row in rows.items()
         }
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return {}

@@ -105,11 +105,11 @@ def parse(text: str) -> Module:
             current = head[2]
             computations[current], callers[current] = {}, []
             entry = current if head[1] else entry
-        elif current and (found := re.match(r"  +(ROOT )?%?([\w.\-]+) = (.*)", line)):
-            instruction = _instruction(found[2], found[3], current)
-            computations[current][found[2]] = instruction
-            if found[1]:
-                roots[current] = found[2]
+        elif current and (match := re.match(r"  +(ROOT )?%?([\w.\-]+) = (.*)", line)):
+            instruction = _instruction(match[2], match[3], current)
+            computations[current][match[2]] = instruction
+            if match[1]:
+                roots[current] = match[2]
     if not entry:
         raise ValueError("no ENTRY computation; pass the text of compiled.as_text()")
     for instruction in instructions(computations):
@@ -153,10 +153,10 @@ def _instruction(name: str, rest: str, computation: str) -> Instruction:
 
 def _closing(text: str) -> int:
     depth = 0
-    for found in re.finditer(r"[()]", text):
-        depth += 1 if found[0] == "(" else -1
+    for bracket in re.finditer(r"[()]", text):
+        depth += 1 if bracket[0] == "(" else -1
         if depth == 0:
-            return found.end()
+            return bracket.end()
     raise ValueError(f"unbalanced HLO: {text[:80]}")
 
 
@@ -175,7 +175,7 @@ def called(instruction: Instruction) -> list[str]:
 def collectives(module: Module) -> list[Collective]:
     """Each one once, in the order of the text."""
     times = runs(module)
-    found: dict[object, Collective] = {}
+    by_key: dict[object, Collective] = {}
     for i in instructions(module.computations):
         kind = i.opcode.removesuffix("-start")
         if kind not in KINDS:
@@ -195,9 +195,9 @@ def collectives(module: Module) -> list[Collective]:
             parameters=tuple(sorted(carried)),
         )
         key = (kind, chain[1], collective.inside) if chain else i
-        before = found.get(key, collective)  # a chain: only its start says where it comes from
-        found[key] = max(before, collective, key=lambda c: len(c.parameters))
-    return list(found.values())
+        before = by_key.get(key, collective)  # a chain: only its start says where it comes from
+        by_key[key] = max(before, collective, key=lambda c: len(c.parameters))
+    return list(by_key.values())
 
 
 def _carried(module: Module, i: Instruction, operand: str) -> Iterator[str]:
@@ -254,13 +254,13 @@ def padded_size(type_: str) -> int:
     A TPU keeps an array in tiles of, say, 8 x 128 values of its two innermost axes, `T(8,128)`, and
     a row of 197 values in two of them.
     """
-    found = re.search(r"\b([a-z]\w*)\[([\d,]+)\]\{([\d,]+):T\(([\d,]+)\)", type_)
-    if not found:
+    match = re.search(r"\b([a-z]\w*)\[([\d,]+)\]\{([\d,]+):T\(([\d,]+)\)", type_)
+    if not match:
         return size(type_)
-    sides, order, tile = ([int(n) for n in part.split(",")] for part in found.groups()[1:])
+    sides, order, tile = ([int(n) for n in part.split(",")] for part in match.groups()[1:])
     for axis, side in zip(order, reversed(tile), strict=False):  # the innermost axis is first
         sides[axis] = -(-sides[axis] // side) * side
-    return _width(found[1]) * math.prod(sides) // 8
+    return _width(match[1]) * math.prod(sides) // 8
 
 
 def _sent(kind: str, size: int, chips: int) -> float:
@@ -277,20 +277,20 @@ def _sent(kind: str, size: int, chips: int) -> float:
 
 def _group(attributes: str) -> int | None:
     """How many chips take part; None where the text leaves it out: all of them."""
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
-        return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] *\{(.*?)\}", attributes):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return len(match[1].split(","))
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+        return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[(.*?)\] *\{(.*?)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
     return None
 
 
 def op_name(i: Instruction) -> str:
     """Read JAX's transformations and the operation that an instruction comes from."""
-    found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', i.attributes)
-    return re.sub(r"\\(.)", r"\1", found[1]) if found else ""
+    match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', i.attributes)
+    return re.sub(r"\\(.)", r"\1", match[1]) if match else ""
 
 
 # --- Loops ---
@@ -322,8 +322,8 @@ def runs(module: Module, unknown: int | None = None) -> dict[str, tuple[int | No
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
     """Of a `while` that counts up by one, as JAX's do; None where its ends are not constants."""
-    if found := re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes):
-        return int(found[1])
+    if match := re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes):
+        return int(match[1])
     compare = module.root(_attribute(loop, "condition"))
     while compare.opcode in ("fusion", "call"):
         compare = module.root(called(compare)[0])
@@ -332,8 +332,8 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
     leaves = [_leaves(module, compare.computation, name, start=True) for name in compare.operands]
     ends = [
         int(leaf.arguments)
-        for found in leaves
-        for leaf in found or ()
+        for group in leaves
+        for leaf in group or ()
         if re.fullmatch(r"-?\d+", leaf.arguments)
     ]
     return max(ends[1] - ends[0], 0) if len(ends) == 2 else None
@@ -409,6 +409,6 @@ def _kept(module: Module, loop: Instruction, path: tuple[int, ...]) -> bool:
 
 
 def _attribute(i: Instruction, key: str) -> str:
-    found = re.search(rf"\b{key}=%?([\w.\-]+)", i.attributes)
-    assert found, (key, i)
-    return found[1]
+    match = re.search(rf"\b{key}=%?([\w.\-]+)", i.attributes)
+    assert match, (key, i)
+    return match[1]

@@ -31,8 +31,8 @@ def flops(module: Module) -> float:
             n = times[i.computation][0] or 0
             types = [module.computations[i.computation][name].type for name in i.operands]
             total += 2 * n * (_convolution if i.opcode == "convolution" else _dot)(i, *types)
-        elif found := re.search(r'"cost_estimate":\{"flops":"(\d+)"', i.attributes):
-            total += (times[i.computation][0] or 0) * int(found[1])
+        elif match := re.search(r'"cost_estimate":\{"flops":"(\d+)"', i.attributes):
+            total += (times[i.computation][0] or 0) * int(match[1])
     return total
 
 
@@ -114,7 +114,7 @@ def works(module: Module) -> list[Work]:
     Of an array that a fusion reads or writes a part of, all counts. A loop whose trip count is not
     in the text counts once.
     """
-    times, found = runs(module, unknown=1), []
+    times, rows = runs(module, unknown=1), []
     inner = {
         callee
         for i in instructions(module.computations)
@@ -128,8 +128,8 @@ def works(module: Module) -> list[Work]:
                 n = times[name][0] or 0
                 kernel = _declared(i)
                 each = kernel.cycles if kernel else _estimate(i)
-                found.append(Work(i, n * _moved(i, types), n * each))
-    return found
+                rows.append(Work(i, n * _moved(i, types), n * each))
+    return rows
 
 
 def traffic(module: Module) -> float:
@@ -176,17 +176,17 @@ def cycles(module: Module) -> int:
 
 
 def _estimate(i: Instruction) -> int:
-    found = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
-    return int(found[1]) if found else 0
+    match = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
+    return int(match[1]) if match else 0
 
 
 def kernels(module: Module) -> list[Kernel]:
     """List the kernels that a TPU program calls, each with how often it does so."""
-    times, found = runs(module, unknown=1), dict[Kernel, int]()
+    times, calls_of = runs(module, unknown=1), dict[Kernel, int]()
     for i in instructions(module.computations):
         if kernel := _declared(i):
-            found[kernel] = found.get(kernel, 0) + (times[i.computation][0] or 0)
-    return [kernel._replace(calls=calls) for kernel, calls in sorted(found.items())]
+            calls_of[kernel] = calls_of.get(kernel, 0) + (times[i.computation][0] or 0)
+    return [kernel._replace(calls=calls) for kernel, calls in sorted(calls_of.items())]
 
 
 def _declared(i: Instruction) -> Kernel | None:
@@ -196,5 +196,5 @@ def _declared(i: Instruction) -> Kernel | None:
     number = r'"?(\d+)'
     keys = r'kernel_metadata=\{\s*"cycles":', r'"cost_estimate":\{"flops":', r'"bytes_accessed":'
     figures = (re.search(key + number, i.attributes) for key in keys)
-    cycles, flops, moved = (int(found[1]) if found else 0 for found in figures)
+    cycles, flops, moved = (int(match[1]) if match else 0 for match in figures)
     return Kernel(re.sub(r"[.\d]+$", "", i.name), 0, cycles, flops, moved)

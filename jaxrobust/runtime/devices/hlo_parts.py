@@ -64,8 +64,8 @@ def shares(module: Module) -> list[Share]:
     for heavy in _all(module):
         bytes_[heavy.part, heavy.kind] += heavy.bytes
         cycles[heavy.part, heavy.kind] += heavy.cycles
-    found = [Share(*key, bytes_[key], cycles[key]) for key in bytes_]
-    return sorted(found, key=lambda share: (-share.cycles, -share.bytes))
+    rows = [Share(*key, bytes_[key], cycles[key]) for key in bytes_]
+    return sorted(rows, key=lambda share: (-share.cycles, -share.bytes))
 
 
 def heaviest(module: Module, count: int = 20) -> list[Heavy]:
@@ -87,11 +87,11 @@ def figures(module: Module) -> dict[str, Any]:
     return {"by_part": parts, "heaviest": [row._asdict() for row in heaviest(module)]}
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
+def lines(costs: dict[str, Any]) -> Iterator[str]:
     """Write `figures` as two tables: parts by kinds with shares, and the heaviest instructions."""
     rows = [
         (part, kind, share["bytes"], share["cycles"])
-        for part, kinds in found["by_part"].items()
+        for part, kinds in costs["by_part"].items()
         for kind, share in kinds.items()
         if share["bytes"] or share["cycles"]
     ]
@@ -103,7 +103,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
             f"{cycles / 1e3:12,.0f} {cycles / all_cycles:6.1%}"
         )
     yield f"{'1000 cycles':>12} {'MB':>9}  the heaviest lines of source, and how often they stand"
-    for row in found["heaviest"]:
+    for row in costs["heaviest"]:
         yield (
             f"{row['cycles'] / 1e3:12,.0f} {row['bytes'] / 1e6:9,.1f}  {row['part']}, "
             f"{row['kind']}: {row['line']} ({row['instructions']})"
@@ -132,7 +132,7 @@ def _origin(
     while user:
         fused = [user, *reversed([*_fused(module, user)])]
         frames = (re.search(r"stack_frame_id=(\d+)", i.attributes) for i in fused)
-        frame = next((int(found[1]) for found in frames if found), 0)
+        frame = next((int(match[1]) for match in frames if match), 0)
         name = next((name for name in map(op_name, fused) if "/" in name), "")
         for part, pattern in _PARTS:
             if re.search(pattern, name):

@@ -100,13 +100,13 @@ def too_large(error: str, remedy: str) -> str:
 def read(text: str) -> dict[str, Any]:
     """Read the costs in the text of an executable: per chip, and per run of the program."""
     module = hlo.parse(text)
-    found = hlo.collectives(module)
+    collectives = hlo.collectives(module)
     kinds: dict[tuple[str, bool], list[hlo.Collective]] = {}
-    for collective in found:
+    for collective in collectives:
         kinds.setdefault((collective.kind, collective.inside), []).append(collective)
     # What a loop of unknown length repeats counts once in bytes, and as repeated.
     gathers: Counter[str] = Counter()
-    for collective in found:
+    for collective in collectives:
         for name in collective.parameters:
             gathers[name] += 2 if collective.times is None else collective.times
     return {
@@ -116,7 +116,7 @@ def read(text: str) -> dict[str, Any]:
         "cycles": hlo_costs.cycles(module),
         "kernels": [kernel._asdict() for kernel in hlo_costs.kernels(module)],
         **hlo_parts.figures(module),
-        "sent_bytes": sum(c.sent * (c.times or 1) for c in found),
+        "sent_bytes": sum(c.sent * (c.times or 1) for c in collectives),
         "collectives": [
             {
                 "kind": kind,
@@ -127,7 +127,7 @@ def read(text: str) -> dict[str, Any]:
             }
             for (kind, inside), group in sorted(kinds.items())
         ],
-        "collectives_in_attack_loop": sum(c.inside for c in found),
+        "collectives_in_attack_loop": sum(c.inside for c in collectives),
         "parameters_gathered": len(gathers),
         "parameters_gathered_more_than_once": sorted(p for p, n in gathers.items() if n > 1),
     }
@@ -167,9 +167,9 @@ def show(
     )
     for line in hlo_parts.lines(figures) if parts else ():
         print(f"  {line}")
-    found = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
+    usage = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
     if chip is None:
-        return found
+        return usage
     bounds = roofline(figures, chip, flops=flops, images=images)
     seconds = {key.removesuffix("_s"): bounds[key] for key in SECONDS if key in bounds}
     for kernel in figures["kernels"]:
@@ -183,7 +183,7 @@ def show(
         f"{bounds['bound_by']} "
         f"({', '.join(f'{key} {1e3 * value:.1f} ms' for key, value in seconds.items())})"
     )
-    return found | bounds
+    return usage | bounds
 
 
 def roofline(

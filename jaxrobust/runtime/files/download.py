@@ -87,21 +87,21 @@ def file_sha256(path: Path) -> str:
 
 def check_sha256(path: Path, wanted: str | None, *, remove: bool = False) -> str:
     """Return the hash of a file; `ValueError` where it is not the one that is wanted."""
-    found = file_sha256(path)
-    if not wanted or _is(found, wanted):
-        return found
+    digest = file_sha256(path)
+    if not wanted or _is(digest, wanted):
+        return digest
     if remove:
         path.unlink()
     raise ValueError(
-        f"{path} has sha256 {found}, expected {wanted}: another file, or a damaged one"
+        f"{path} has sha256 {digest}, expected {wanted}: another file, or a damaged one"
         + ("; it was removed, the same command gets it again" if remove else "")
     )
 
 
-def _is(found: str, wanted: str) -> bool:
+def _is(digest: str, wanted: str) -> bool:
     """Tell whether a hash is the wanted one, or begins with its eight digits or more."""
     wanted = wanted.lower()
-    return found == wanted or (len(wanted) >= 8 and found.startswith(wanted))
+    return digest == wanted or (len(wanted) >= 8 and digest.startswith(wanted))
 
 
 def _whole(url: str, path: Path, sha256: str | None, tell: Tell) -> Path:
@@ -252,11 +252,11 @@ class _Page(HTMLParser):
 
 def read_page(page: str, url: str) -> tuple[str, str]:
     """Read a page's title, and the address of the file if it asks for a confirmation, else ""."""
-    found = _Page()
-    found.feed(page)
-    title = " ".join(found.title.split())[:80]
-    if not found.action:
+    form = _Page()
+    form.feed(page)
+    title = " ".join(form.title.split())[:80]
+    if not form.action:
         return title, ""
-    address = urllib.parse.urlsplit(urllib.parse.urljoin(url, found.action))
-    fields = dict(urllib.parse.parse_qsl(address.query)) | found.fields
+    address = urllib.parse.urlsplit(urllib.parse.urljoin(url, form.action))
+    fields = dict(urllib.parse.parse_qsl(address.query)) | form.fields
     return title, address._replace(query=urllib.parse.urlencode(fields)).geturl()

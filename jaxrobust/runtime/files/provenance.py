@@ -51,9 +51,9 @@ def commit() -> str:
 def _installed() -> str | None:
     """Read the installer's note of where this very package is from; None: none is exact."""
     try:
-        found = importlib.metadata.distribution("jaxrobust")
-        noted = json.loads(found.read_text("direct_url.json") or "{}")
-        own = found.locate_file(_FILE.relative_to(_PACKAGE.parent))
+        distribution = importlib.metadata.distribution("jaxrobust")
+        noted = json.loads(distribution.read_text("direct_url.json") or "{}")
+        own = distribution.locate_file(_FILE.relative_to(_PACKAGE.parent))
         if not Path(str(own)).samefile(_FILE):
             return None  # a checkout on PYTHONPATH beside an installation
         if "vcs_info" in noted:
@@ -72,10 +72,10 @@ def _sources_sha256() -> str:
 
 def versions() -> dict[str, str]:
     """Look up the versions of Python and of the packages that a number may depend on."""
-    found = {}
+    installed = {}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
-            found[name] = "not installed"
-    return found | {"python": platform.python_version()}
+            installed[name] = "not installed"
+    return installed | {"python": platform.python_version()}

@@ -40,8 +40,8 @@ def keep_large_buffers() -> None:
 
 def cores() -> int | None:
     """Count the cores that this process may use; None: it was told how many CPU devices to have."""
-    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if told or "JAX_NUM_CPU_DEVICES" in os.environ:
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if forced or "JAX_NUM_CPU_DEVICES" in os.environ:
         return None
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     return len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -85,7 +85,7 @@ def without_tpu(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/dev
 
 def _has_tpu(devices: Path, bus: Path) -> bool:
     """Tell whether a driver (also a GPU's, of which JAX says more) or Google's card is here."""
-    if [found for name in ("accel*", "vfio/[0-9]*", "nvidia*") for found in devices.glob(name)]:
+    if [device for name in ("accel*", "vfio/[0-9]*", "nvidia*") for device in devices.glob(name)]:
         return True
     for card in bus.glob("*"):
         try:

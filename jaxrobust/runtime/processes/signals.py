@@ -70,7 +70,7 @@ class Listener:
     def __init__(self, end: Callable[[str, int], None], again: Callable[[], str]) -> None:
         self._end, self._again, self.interrupted = end, again, False
         self._main = threading.main_thread().ident or 0
-        self._asked = False
+        self._requested = False
         self._goes_on = 0  # the signal after which the main thread may come to the compiler
         self._repeated = 0  # signals on their way that are ours
 
@@ -138,8 +138,8 @@ class Listener:
                 elif came[0] in (signal.SIGTERM, signal.SIGINT):
                     if self._saves() or came[0] != signal.SIGTERM:
                         time.sleep(_MOMENT)
-                    self._look(came[0], asked_before=self._asked)
-                    self._asked = True
+                    self._look(came[0], asked_before=self._requested)
+                    self._requested = True
 
     def _saves(self) -> bool:
         return signal.getsignal(signal.SIGTERM) != self._noted
@@ -148,18 +148,18 @@ class Listener:
         """React to a signal, by what the main thread does by now."""
         known = {"asked_before": asked_before, "saves": self._saves()}
         compiling = compiles(sys._current_frames().get(self._main))
-        found = reaction(number, compiling=compiling, **known)
-        if found is None:  # it may come to the compiler yet
+        response = reaction(number, compiling=compiling, **known)
+        if response is None:  # it may come to the compiler yet
             self._goes_on = self._goes_on if asked_before else number
-        elif found.code is not None:
-            self._end(f"{found.text}; {self._again()}", found.code)
+        elif response.code is not None:
+            self._end(f"{response.text}; {self._again()}", response.code)
         else:
             from jaxrobust.runtime.text.progress import (
                 say,  # with JAX, which a command imports late
             )
 
             self._goes_on = 0
-            say(found.text, every_process=True)
+            say(response.text, every_process=True)
 
 
 _entered: list[Listener] = []

@@ -114,7 +114,7 @@ class Progress:
         self.resume(step)
         self._watch(step, seconds, data_wait * seconds)
         costs = self._costs()
-        self._figures = self._said(means, costs, data_wait)
+        self._figures = self._parts(means, costs, data_wait)
         if self._seen:
             self._move(step, time.perf_counter())
         elif self._main:
@@ -126,7 +126,7 @@ class Progress:
             self._say_costs(costs)
         return {"images_per_second": self._speed, "data_wait": data_wait} | costs
 
-    def _said(
+    def _parts(
         self, means: dict[str, float], costs: dict[str, float], data_wait: float
     ) -> list[Part]:
         known = [f"{k} {means[k]:.1%}" for k in ("clean", "robust") if k in means]

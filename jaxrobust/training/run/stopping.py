@@ -20,8 +20,8 @@ _DATA = 64  # why a host stops, beside the numbers of signals
 def again(workdir: Path, phases: Sequence[str]) -> str:
     """Say what the same command does with what a workdir holds of a run's phases."""
     for name in reversed(phases):
-        if found := [s for kind in ("latest", "stopped") for s in steps(workdir / name / kind)]:
-            return f"the same command continues after step {max(found)} of {name}"
+        if saved := [s for kind in ("latest", "stopped") for s in steps(workdir / name / kind)]:
+            return f"the same command continues after step {max(saved)} of {name}"
     return "the same command begins anew, because nothing was saved yet"
 
 
