@@ -94,7 +94,8 @@ class WrongInputTest(parameterized.TestCase):
                     self.assertEqual(code, 2, error)
                     # What it found before stays; nothing says that all was looked at.
                     self.assertRegex(
-                        out, r"\A([^\n]+ devices?\n((green|yellow|red|skipped) .+\n)*)?\Z"
+                        out,
+                        r"\A([^\n]+ devices?\n((green|yellow|red|skipped| ) .+\n)*(\d+ checks: .+\n+)?)?\Z",
                     )
                     self.assertIn(said, error)
                     self.assertRegex(error, r"\Ajaxrobust: [^\n]+\n\Z")
