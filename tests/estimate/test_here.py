@@ -40,5 +40,18 @@ class MemoryTest(parameterized.TestCase):
             here.measured(digits(), jax.devices()[:1], seconds=0.1)
 
 
+class EvaluationTest(absltest.TestCase):
+    def test_an_evaluation_is_all_its_batches(self):
+        part = digits()
+        part.config.test.update(batch_size=64, images=130)  # two whole batches, and one of two
+        phase = mock.Mock(mesh=jax.sharding.Mesh(jax.devices()[:1], ("data",)))
+        with (
+            mock.patch.object(here.compilation, "compiled", return_value=(mock.Mock(), 7.0, False)),
+            mock.patch.object(here.sharding, "global_arrays", return_value=[]),
+            mock.patch.object(here, "_timed", return_value=2.0),
+        ):
+            self.assertEqual(here._evaluation(part, "test", phase, (), None), (3 * 2.0, 7.0))
+
+
 if __name__ == "__main__":
     absltest.main()

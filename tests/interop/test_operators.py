@@ -91,6 +91,13 @@ class RowsTest(parameterized.TestCase):
         ]
         self.assertSequenceEqual(failed, ["rolls"])
 
+    def test_exponential_units_with_all_their_scales(self):
+        x = torch.linspace(-2, 2, 9, dtype=torch.float64)
+        expected = torch.ops.aten.elu(x, 0.7, 1.3, 2.5)
+        with jax.enable_x64(True):
+            ours = TABLE["aten.elu.default"].plain(jnp.asarray(x.numpy()), 0.7, 1.3, 2.5)
+        np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-12)
+
     def test_attention_of_rows_that_see_nothing(self):
         x = torch.rand(1, 1, 3, 2, dtype=torch.float64)
         mask = torch.tensor([[True, False, False], [False] * 3, [True] * 3])

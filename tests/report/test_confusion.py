@@ -88,5 +88,14 @@ class ConfusionTest(absltest.TestCase):
         self.assertNotIn("is not known", text)
 
 
+class ShadesTest(absltest.TestCase):
+    def test_each_level_has_its_shade_and_zero_none(self):
+        text = str(matrix._shades(np.array([[0, 60, 1], [11, 0, 0], [59, 21, 0]]), 10.0))
+        shades = [f'fill-opacity="{0.5 * level / 6:.2f}"' for level in (1, 2, 3, 6)]
+        self.assertEqual([text.count(shade) for shade in shades], [1, 1, 1, 1])
+        self.assertEqual(text.count("<path"), 4)
+        self.assertEqual(text.count("v10.0"), 5)  # cells
+
+
 if __name__ == "__main__":
     absltest.main()

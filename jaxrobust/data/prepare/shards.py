@@ -193,11 +193,10 @@ def _read(origin: Path, descriptor: int | None, row: tuple[bytes, bytes, int, in
 
 def check(shard: Shard) -> Iterator[Event]:
     """Read a shard; the last event says what is wrong with it, if anything."""
-    images = size = 0
-    damage = ""
+    images, damage = 0, ""
     try:
         for count, length_of in _parsed(shard):
-            images, size = images + count, size + length_of
+            images += count
             yield Event(count, length_of)
         if images != shard.last - shard.first:
             damage = f"has {images} records, not {shard.last - shard.first}"

@@ -125,5 +125,12 @@ class LastTimeTest(absltest.TestCase):
         )
 
 
+class OneProcessTest(absltest.TestCase):
+    def test_one_process_on_cpu_has_one(self):
+        chosen = jax.config.values["jax_compilation_cache_dir"]
+        self.assertEqual(compilation.use_persistent_cache(), str(chosen))
+        self.assertTrue(jax.config.values["jax_enable_compilation_cache"])
+
+
 if __name__ == "__main__":
     absltest.main()

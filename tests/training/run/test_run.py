@@ -19,6 +19,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.config import VERSION
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.training import build
 from jaxrobust.training.run import run as training_run
 from jaxrobust.training.run import splits, stopping, trackers
 from jaxrobust.weights.store import checkpoint
@@ -45,6 +46,16 @@ class LoopTest(parameterized.TestCase):
 
         with mock.patch.dict(trackers.KINDS, {"recorder": kind}):
             cls.workdir, cls.said = run_of_class(cls, tiny(log__to="recorder"), draw=draw)
+
+    def test_the_learning_rate_is_that_of_the_step_that_was_done(self):
+        lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
+        rows = [
+            row for row in map(json.loads, lines) if row.get("phase") == "train" and "lr" in row
+        ]
+        schedule = build.phase(tiny(log__to="recorder"), "train", 256).schedule
+        self.assertNotEmpty(rows)
+        for row in rows:
+            self.assertAlmostEqual(row["lr"], float(schedule(row["step"] - 1)), places=9)
 
     def test_prints_progress_and_the_table(self):
         self.assertIn("pretrain 3/8 loss", self.said)
