@@ -82,9 +82,9 @@ class Row(NamedTuple):
     single: bool = False  # it has one step
     stronger: str = ""  # of a single step: the row that takes several
 
-    def steps(self, asked: int) -> int:
+    def steps(self, count: int) -> int:
         """Count the steps that are made of so many: those, or one."""
-        return 1 if self.single else asked
+        return 1 if self.single else count
 
     @property
     def written(self) -> str:
@@ -169,9 +169,9 @@ def rule(attack: str) -> str | None:
     return row.facts.rule if row else None
 
 
-def steps(name: str, asked: int) -> int:
+def steps(name: str, count: int) -> int:
     """Count the steps of a training attack; of one that is not known here, those given."""
-    return ROWS[name].steps(asked) if name in ROWS else asked
+    return ROWS[name].steps(count) if name in ROWS else count
 
 
 def passes(name: str, steps: int) -> int:

@@ -22,7 +22,7 @@ _OF_RECORD = (
 class Difference(NamedTuple):
     """The comparison of one accuracy, clean or robust, of two networks."""
 
-    found: Paired
+    paired: Paired
     p: float  # of the exact test, corrected for the number of pairs
 
     @property
@@ -47,8 +47,8 @@ class Pair(NamedTuple):
     def steps(self) -> dict[str, Paired]:
         """Return the comparisons from clean to robust accuracy, attack by attack."""
         between = {f"after {name}": one for name, one in [*self.after.items()][:-1]}
-        last = {"robust": self.robust.found} if self.robust else {}
-        return {"clean": self.clean.found} | between | last
+        last = {"robust": self.robust.paired} if self.robust else {}
+        return {"clean": self.clean.paired} | between | last
 
 
 class Findings(NamedTuple):
@@ -148,7 +148,7 @@ def _plain_evaluation(at: int, one: Evaluation) -> dict[str, Any]:
 
 def _plain_pair(pair: Pair) -> dict[str, Any]:
     def difference(one: Difference | None) -> dict[str, Any] | None:
-        return one and one.found._asdict() | {"p_corrected": one.p, "apart": one.apart}
+        return one and one.paired._asdict() | {"p_corrected": one.p, "apart": one.apart}
 
     columns = {"label": pair.classes, **pair.by_class._asdict(), "p_corrected": pair.p_by_class}
     rows = zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)

@@ -50,7 +50,7 @@ def title(findings: Findings) -> str:
 
 
 def in_words(pair: Pair, count: int) -> Iterator[str]:
-    """Yield whether two networks can be told apart; `asked` is the number of pairs."""
+    """Yield whether two networks can be told apart; `count` is the number of pairs."""
     if pair.robust:
         yield _verdict(pair, pair.robust, "robust accuracy", count)
     yield _verdict(pair, pair.clean, "clean accuracy", count)
@@ -58,7 +58,7 @@ def in_words(pair: Pair, count: int) -> Iterator[str]:
 
 
 def _verdict(pair: Pair, one: Difference, what: str, count: int) -> str:
-    a, b, both = pair.first, pair.other, one.found
+    a, b, both = pair.first, pair.other, one.paired
     first, second = _share(both)
     if not both.gained + both.lost:
         return (
@@ -135,7 +135,7 @@ def _differences(compared: Sequence[Pair]) -> list[list[str]]:
         names = f"{pair.first}, {pair.other}"
         for what, one in (("clean", pair.clean), ("robust", pair.robust)):
             if one:
-                rows.append([names, what, *_numbers(one.found), _p(one.p)])
+                rows.append([names, what, *_numbers(one.paired), _p(one.p)])
     return rows
 
 

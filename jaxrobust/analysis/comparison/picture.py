@@ -50,7 +50,7 @@ def _several(findings: Findings) -> Any:
     shown = ["\n".join(textwrap.wrap(label, _WIDTH)[:2]) for label in labels]
     for panel, kind in zip(panels, kinds, strict=True):
         differences = [getattr(pair, kind) for pair in findings.pairs]
-        lines = [(name, d.found, d.apart) for name, d in zip(shown, differences, strict=True)]
+        lines = [(name, d.paired, d.apart) for name, d in zip(shown, differences, strict=True)]
         _forest(panel, f"{kind} accuracy", lines, "minus A")
     return figure
 
@@ -104,8 +104,8 @@ def _classes(panel: Any, pair: Pair) -> None:
         panel.set_yticks([])
     panel.set_ylabel("class" if named else "classes, by their difference", fontsize=8)
     tested = f"red: told apart, corrected for all {len(order):,}"
-    found = tested if apart.any() else "none is told apart"
-    panel.set_title(f"class by class; {found}", fontsize=8)
+    verdict = tested if apart.any() else "none is told apart"
+    panel.set_title(f"class by class; {verdict}", fontsize=8)
     _axis(panel, f"B minus A: points{f', with {INTERVAL}s' if named else ''}")
 
 

@@ -227,8 +227,8 @@ def _other_attack(what: dict[str, Any], record: "AccuracyRecord") -> Iterator[st
 
 def measured(what: dict[str, Any], record: "AccuracyRecord") -> float | None:
     """Return the percentage that a record has for a result of a table."""
-    found = {"corruptions": (record.corruptions or {}).get("mean"), "clean": record.clean}
-    value = found.get(what["attack"], record.robust)
+    accuracies = {"corruptions": (record.corruptions or {}).get("mean"), "clean": record.clean}
+    value = accuracies.get(what["attack"], record.robust)
     return None if value is None else 100 * value
 
 

@@ -82,14 +82,14 @@ const nearest = (all, v) => {
 const lines = d => {
   const all = [...new Set(d.series.flatMap(s => s.x))].sort((a, b) => a - b);
   const texts = all.map(x => {
-    const said = d.series.map(s => {
+    const parts = d.series.map(s => {
       const i = s.x.indexOf(x);
       if (i < 0) return null;
       const ends = s.low ? ` (${format(s.low[i], d.percent)} to ${format(s.high[i], d.percent)})`
         : '';
       return `${s.name} ${format(s.y[i], d.percent)}${ends}`;
     }).filter(t => t !== null);
-    return `${d.x} ${format(x)}: ${said.join(', ')}`;
+    return `${d.x} ${format(x)}: ${parts.join(', ')}`;
   });
   d.marks.forEach(([at, text]) => {
     if (all.length) texts[nearest(all, at)] += `. At ${format(at)}: ${text}`;

@@ -207,8 +207,8 @@ def _summary(curves: Sequence[Line], y: Axis) -> str:
     for curve in curves[:8]:
         finite = [v for v in curve.y if math.isfinite(v)]
         if finite:
-            told = (finite[0], finite[-1], min(finite), max(finite))
-            first, last, low, high = (spelled(v, y.percent) for v in told)
+            values = (finite[0], finite[-1], min(finite), max(finite))
+            first, last, low, high = (spelled(v, y.percent) for v in values)
             at = f"begins at {first}, ends at {last}, lowest {low}, highest {high}"
             parts.append(f"{curve.name} {at}")
     more = f"; and {len(curves) - 8} more" if len(curves) > 8 else ""

@@ -143,8 +143,8 @@ def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
         shape = shape or tuple((rows[0].get("identity") or {}).get("image") or () if rows else ())
         for row in rows[1:]:
             if row.get("fooled") and "stored" in row:
-                found = int(row["image"]), str(row["attack"]), int(row.get("iterations") or 0)
-                points.append(Fooled(*found, file.with_suffix(".images"), int(row["stored"])))
+                fields = int(row["image"]), str(row["attack"]), int(row.get("iterations") or 0)
+                points.append(Fooled(*fields, file.with_suffix(".images"), int(row["stored"])))
     if len(shape) != 3:
         raise ValueError(f"{ledger} does not say how large its images are; evaluate again")
     return shape, points
