@@ -41,11 +41,11 @@ _ENCODING = (
 )
 
 
-def check(given: Any, asked: int) -> None:
-    """Refuse flags of `asked` threats and image sizes that no bundle can be made of."""
+def check(given: Any, count: int) -> None:
+    """Refuse flags of `count` threats and image sizes that no bundle can be made of."""
     if not given.bundle:
         return
-    if asked > 1:
+    if count > 1:
         raise ValueError(
             "--bundle is of one threat at one image size; make one for each, from the same --out"
         )
@@ -96,8 +96,8 @@ def of_record(
             f"the record {record.evaluation} has no verdicts image by image, as those of an "
             "older version; evaluate again with --out DIR"
         )
-    found = verdicts.read(out / record.verdicts)
-    points = _Points(out / f"ledger-{record.evaluation}.jsonl", found, tuple(images.shape[1:]))
+    own = verdicts.read(out / record.verdicts)
+    points = _Points(out / f"ledger-{record.evaluation}.jsonl", own, tuple(images.shape[1:]))
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of one that was killed
     part.mkdir(parents=True)
@@ -105,7 +105,7 @@ def of_record(
         whole_split = split_images or len(images)
         about: BundleFacts = {"record": record.to_json(), "split_images": whole_split}
         with whole.explained(place):
-            levels, unsure = _write(part, about, found, images, points, logits, batch)
+            levels, unsure = _write(part, about, own, images, points, logits, batch)
         size = sum(file.stat().st_size for file in part.iterdir())
         if place.exists():
             place.rmdir()  # an empty folder
@@ -152,7 +152,7 @@ def forward(logits_fn: Any, image: tuple[int, ...], batch: int | None = None) ->
 def _write(
     folder: Path,
     about: BundleFacts,
-    found: Verdicts,
+    own: Verdicts,
     images: ImageSet,
     points: "_Points",
     logits: Logits,
@@ -162,19 +162,19 @@ def _write(
     threat = Threat.of(attack)
     files, levels, unsure = _Files(folder), dict.fromkeys((*LEVELS, 0), 0), 0
     with (folder / claims.ROWS).open("w") as rows:
-        for start in range(0, len(found.image_ids), batch):
-            which = np.arange(start, min(start + batch, len(found.image_ids)))
+        for start in range(0, len(own.image_ids), batch):
+            which = np.arange(start, min(start + batch, len(own.image_ids)))
             clean = images[which]
-            hit = np.flatnonzero(found.clean[which] & ~found.robust[which])
-            labels = found.labels[which[hit]]
+            hit = np.flatnonzero(own.clean[which] & ~own.robust[which])
+            labels = own.labels[which[hit]]
             adversarial = np.stack([points[which[i]] for i in hit]) if len(hit) else clean[:0]
             made = encoded(adversarial, clean[hit], labels, logits, threat)
             coded = dict(zip(hit.tolist(), made, strict=True))
             for i, place in enumerate(which.tolist()):
                 row: ImageRow = {
-                    "image": int(found.image_ids[place]),
-                    "label": int(found.labels[place]),
-                    "verdict": str(found.fooled_by[place]),
+                    "image": int(own.image_ids[place]),
+                    "label": int(own.labels[place]),
+                    "verdict": str(own.fooled_by[place]),
                     "sha256": claims.image_sha256(clean[i]),
                 }
                 if i in coded:
@@ -226,11 +226,11 @@ class _Files:
 class _Points:
     """The adversarial images of an evaluation, by place, from its ledger."""
 
-    def __init__(self, ledger: Path, found: Verdicts, shape: tuple[int, ...]) -> None:
+    def __init__(self, ledger: Path, own: Verdicts, shape: tuple[int, ...]) -> None:
         self._shape, self._where = shape, {}
         wanted = {
-            (int(found.image_ids[place]), str(found.fooled_by[place])): place
-            for place in np.flatnonzero(found.clean & ~found.robust).tolist()
+            (int(own.image_ids[place]), str(own.fooled_by[place])): place
+            for place in np.flatnonzero(own.clean & ~own.robust).tolist()
         }
         for file in [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]:
             for row in jsonl.read(file):

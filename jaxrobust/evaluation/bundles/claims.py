@@ -129,18 +129,18 @@ def read(folder: Path) -> Bundle:
     listed_rows = (folder / ROWS).read_text().splitlines()
     rows = [_parsed(folder / ROWS, line) for line in listed_rows]
     try:
-        said = fault(about, rows, {name: (folder / name).stat().st_size for name in sums})
+        problem = fault(about, rows, {name: (folder / name).stat().st_size for name in sums})
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        said = f"lacks {error}"
-    if said:
-        raise ValueError(f"{folder} is no bundle that this program can check: it {said}")
+        problem = f"lacks {error}"
+    if problem:
+        raise ValueError(f"{folder} is no bundle that this program can check: it {problem}")
     return Bundle(folder, about, rows, hashlib.sha256(listed).hexdigest())
 
 
 def _sums(path: Path) -> dict[str, str]:
     listed = path.read_text(errors="replace").splitlines()
-    found = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line) for line in listed]
-    sums = {match[2]: match[1] for match in found if match}
+    matches = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line) for line in listed]
+    sums = {match[2]: match[1] for match in matches if match}
     if len(sums) < len(listed) or not {ABOUT, ROWS} <= sums.keys():
         raise ValueError(f"{path} is damaged; get the bundle again")
     if others := [name for name in sums if not _FILES.fullmatch(name)]:
@@ -222,13 +222,13 @@ def judge(
         other = [r["image"] for r in here if int(labels[r["image"]]) != r["label"]]
         reasons |= dict.fromkeys(other, "other label")
     todo = [row for row in wrong if row["image"] not in reasons]
-    told = time.monotonic()
+    announced = time.monotonic()
     for start in range(0, len(todo), batch):
         part = todo[start : start + batch]
         clean = np.asarray(images([row["image"] for row in part]), np.float32)
         reasons |= _judged(bundle, part, clean, logits)
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
+        if time.monotonic() - announced > 10:
+            announced = time.monotonic()
             tell(f"{start + len(part)} of {len(todo)} forward passes")
     claimed, confirmed = dict.fromkeys(("misclassified", "fooled"), 0), {}
     for what in claimed:
@@ -251,17 +251,17 @@ def _judged(bundle: Bundle, rows: Rows, clean: np.ndarray, logits: Logits) -> di
             points[place] = adversarial(bundle, row, clean[place])
             if why := _outside(points[place], clean[place], **bundle.threat):
                 reasons[row["image"]] = why
-    found = np.asarray(logits(points))
+    answers = np.asarray(logits(points))
     largest = max(row["label"] for row in rows)
-    if found.ndim != 2 or len(found) != len(rows) or found.shape[1] <= largest:
+    if answers.ndim != 2 or len(answers) != len(rows) or answers.shape[1] <= largest:
         raise ValueError(
-            f"the network gives an array {found.shape} for {len(rows)} images with labels up to "
+            f"the network gives an array {answers.shape} for {len(rows)} images with labels up to "
             f"{largest}; pass one that gives the logits of the evaluation's classes"
         )
     labels = np.array([row["label"] for row in rows])
-    near = np.abs(margin(found, labels)) <= BOUNDARY
-    finite = np.isfinite(found).all(axis=1)
-    for row, right, close, sound in zip(rows, is_right(found, labels), near, finite, strict=True):
+    near = np.abs(margin(answers, labels)) <= BOUNDARY
+    finite = np.isfinite(answers).all(axis=1)
+    for row, right, close, sound in zip(rows, is_right(answers, labels), near, finite, strict=True):
         if not sound:
             reasons.setdefault(row["image"], "no numbers")
         elif right:
@@ -306,38 +306,42 @@ def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return by / np.ptp(logits, axis=1)
 
 
-def lines(bundle: Bundle, found: Findings) -> list[str]:
+def lines(bundle: Bundle, findings: Findings) -> list[str]:
     """Write the claim of a bundle and the findings, for people."""
     record, threat = bundle.record, bundle.threat
     noted = bundle.about.get("split_images")
-    said = [
+    rows = [
         f"bundle {bundle.number[:12]}: {record['model']['name']}, {record['method']}, "
         f"{threat['norm']} {threat['epsilon']:.4g}, on {record['dataset']} {record['split']}, "
         f"preprocessing {record['preprocessing']}",
-        f"claim: at most {record['robust']:.2%} of {found.images:,} of the split's "
-        f"{noted or found.split_images:,} images are robust",
+        f"claim: at most {record['robust']:.2%} of {findings.images:,} of the split's "
+        f"{noted or findings.split_images:,} images are robust",
     ]
-    if noted not in (None, found.split_images):
-        said.append(
-            f"  the split has {noted:,} images by the bundle, and there are {found.split_images:,} "
-            "here: pass all of them to count"
+    if noted not in (None, findings.split_images):
+        rows.append(
+            f"  the split has {noted:,} images by the bundle, and there are "
+            f"{findings.split_images:,} here: pass all of them to count"
         )
     for what, words in (("misclassified", "misclassified as they are"), ("fooled", "fooled")):
-        said.append(f"  {found.confirmed[what]:,} of {found.claimed[what]:,} {words}: confirmed")
-    for why, ids in found.unconfirmed.items():
+        rows.append(
+            f"  {findings.confirmed[what]:,} of {findings.claimed[what]:,} {words}: confirmed"
+        )
+    for why, ids in findings.unconfirmed.items():
         shown = ", ".join(map(str, ids[:_SHOWN])) + ", ..." * (len(ids) > _SHOWN)
-        said.append(f"  {len(ids):,} not confirmed: {WHY[why]} (image {shown})")
+        rows.append(f"  {len(ids):,} not confirmed: {WHY[why]} (image {shown})")
     if missing := lacking(bundle.about):
-        said.append(f"  it does not say {', nor '.join(missing)}, as bundles of an older version")
-    if found.labels != "compared":
-        trusted = "taken on trust, as was asked" if found.labels == "trusted" else "not confirmed"
-        said.append(f"  the labels are the bundle's own, and {trusted}")
-    low, high = interval(found.standing, found.images)
-    every = found.confirmed == found.claimed and not found.unconfirmed
+        rows.append(f"  it does not say {', nor '.join(missing)}, as bundles of an older version")
+    if findings.labels != "compared":
+        trusted = (
+            "taken on trust, as was asked" if findings.labels == "trusted" else "not confirmed"
+        )
+        rows.append(f"  the labels are the bundle's own, and {trusted}")
+    low, high = interval(findings.standing, findings.images)
+    every = findings.confirmed == findings.claimed and not findings.unconfirmed
     but = "Confirmed but for the labels" if every else "Not all is confirmed"
-    said.append(
-        f"{'Confirmed' if found.whole else but}: robust accuracy on these "
-        f"images is at most {found.standing / found.images:.2%} ({found.standing:,} of "
-        f"{found.images:,}; 95 % interval of this share {low:.2%} to {high:.2%})"
+    rows.append(
+        f"{'Confirmed' if findings.whole else but}: robust accuracy on these "
+        f"images is at most {findings.standing / findings.images:.2%} ({findings.standing:,} of "
+        f"{findings.images:,}; 95 % interval of this share {low:.2%} to {high:.2%})"
     )
-    return said
+    return rows

@@ -70,11 +70,11 @@ def _module(file: str) -> Any:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         sys.path.insert(0, str(path.parent))  # of what it imports
-        found = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found)
+        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     except (ImportError, FileNotFoundError) as error:
         raise ValueError(f"--module {file}: {error}") from error
-    return found
+    return module
 
 
 def stored_images(path: Path, shape: Sequence[int]) -> tuple[Images, int]:
@@ -90,10 +90,10 @@ def stored_images(path: Path, shape: Sequence[int]) -> tuple[Images, int]:
         )
 
     def images(ids: Sequence[int]) -> np.ndarray:
-        found = stored[list(ids)]
-        if found.dtype == np.uint8:
-            return np.divide(found, np.float32(255), dtype=np.float32)
-        return found
+        chosen = stored[list(ids)]
+        if chosen.dtype == np.uint8:
+            return np.divide(chosen, np.float32(255), dtype=np.float32)
+        return chosen
 
     return images, len(stored)
 
@@ -133,15 +133,17 @@ def main(argv: list[str] | None = None) -> int:
         logits = network(args.module, device)
         how: dict[str, Any] = {"count": count, "labels": labels, "batch": max(args.batch, 1)}
         how["trust_labels"] = args.trust_labels
-        found = judge(bundle, images, logits, **how, tell=lambda line: print(line, file=sys.stderr))
+        findings = judge(
+            bundle, images, logits, **how, tell=lambda line: print(line, file=sys.stderr)
+        )
     except ValueError as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
-    print("\n".join(lines(bundle, found)))
+    print("\n".join(lines(bundle, findings)))
     print("Whether these are the weights of the record, this program cannot know: compare files.")
-    if found.labels == "unchecked":
+    if findings.labels == "unchecked":
         print("Pass --labels to compare them with the data set's, or --trust-labels to take them.")
-    return 0 if found.whole else 1
+    return 0 if findings.whole else 1
 
 
 if __name__ == "__main__":

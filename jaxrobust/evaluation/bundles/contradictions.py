@@ -62,7 +62,7 @@ _LACKING = {
 def fault(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     """Say in what a bundle contradicts itself, as "has ..." or "says ..."; None: in nothing."""
     checks = (_types, _ids, _threat, _verdicts, _differences, _shares, _intervals, _after, _costs)
-    return next((said for check in checks if (said := check(about, rows, sizes))), None)
+    return next((problem for check in checks if (problem := check(about, rows, sizes))), None)
 
 
 def lacking(about: BundleFacts) -> list[str]:
@@ -102,13 +102,13 @@ def _ids(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
         return f"has the image {min(ids)}, and images are numbered from 0"
     if repeated := sorted(image for image, count in Counter(ids).items() if count > 1):
         return f"has an image twice: {repeated[0]}"
-    said = about["record"]["image_ids"]
-    first = re.fullmatch(r"0(?:\.\.(\d{1,12}))?", said) if isinstance(said, str) else None
+    listed = about["record"]["image_ids"]
+    first = re.fullmatch(r"0(?:\.\.(\d{1,12}))?", listed) if isinstance(listed, str) else None
     if not first:
-        return f"is of the images {said!r:.40}, which are not the first ones of a split"
+        return f"is of the images {listed!r:.40}, which are not the first ones of a split"
     count = int(first[1] or 0) + 1
     if max(ids) >= count:
-        return f"has the image {max(ids)}, and its record is of {count:,}, {said}"
+        return f"has the image {max(ids)}, and its record is of {count:,}, {listed}"
     if count > len(ids):
         there = set(ids)
         missing = next(image for image in range(count) if image not in there)
@@ -179,22 +179,22 @@ def _differences(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str |
 
 
 def _shares(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
-    said = {"robust": ("", "robust"), "clean": ("clean", "rightly classified")}
-    for key, (verdict, words) in said.items():
-        found = sum(row["verdict"] == verdict for row in rows)
-        found = found if key == "robust" else len(rows) - found
+    names = {"robust": ("", "robust"), "clean": ("clean", "rightly classified")}
+    for key, (verdict, words) in names.items():
+        number = sum(row["verdict"] == verdict for row in rows)
+        number = number if key == "robust" else len(rows) - number
         value = about["record"][key]
-        if not _is(value, float) or abs(value - found / len(rows)) > _OFF:
+        if not _is(value, float) or abs(value - number / len(rows)) > _OFF:
             written = f"{value:.2%}" if _is(value, float) else repr(value)
-            return f"has {found} {words} images of {len(rows)}, and its record says {written}"
+            return f"has {number} {words} images of {len(rows)}, and its record says {written}"
     return None
 
 
 def _intervals(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
-    if not (said := about["record"].get("interval")):
+    if not (stated := about["record"].get("interval")):
         return None
     for key in ("clean", "robust"):
-        value, n = said[key], len(rows)
+        value, n = stated[key], len(rows)
         ends = interval(round(about["record"][key] * n), n)
         ours = ", ".join(f"{end:.2%}" for end in ends)
         pair = isinstance(value, Sequence) and len(value) == 2
@@ -211,24 +211,28 @@ def _stages(record: RecordJson) -> list[str]:
 
 
 def _fooled(record: RecordJson, rows: Rows) -> dict[str, int]:
-    found = dict.fromkeys(_stages(record), 0)
+    counts = dict.fromkeys(_stages(record), 0)
     for row in rows:
         if kind(row) == "fooled":
-            found[_FULL if row["verdict"].endswith(f" ({_FULL})") else row["verdict"]] += 1
-    return found
+            counts[_FULL if row["verdict"].endswith(f" ({_FULL})") else row["verdict"]] += 1
+    return counts
 
 
 def _after(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     record = about["record"]
-    if not (said := record.get("accuracy_after")):
+    if not (stated := record.get("accuracy_after")):
         return None
-    if list(said) != _stages(record):
-        return f"says what {', '.join(said)} left, and has the attacks {', '.join(_stages(record))}"
+    if list(stated) != _stages(record):
+        return (
+            f"says what {', '.join(stated)} left, and has the attacks {', '.join(_stages(record))}"
+        )
     left = sum(row["verdict"] != "clean" for row in rows)
     for name, fooled in _fooled(record, rows).items():
         left -= fooled
-        if not _is(said[name], float) or abs(said[name] - left / len(rows)) > _OFF:
-            return f"says {said[name]!r:.20} after {name}, and its rows give {left / len(rows):.6g}"
+        if not _is(stated[name], float) or abs(stated[name] - left / len(rows)) > _OFF:
+            return (
+                f"says {stated[name]!r:.20} after {name}, and its rows give {left / len(rows):.6g}"
+            )
     return None
 
 
@@ -236,12 +240,14 @@ def _costs(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     record = about["record"]
     if not (costs := record.get("costs")):
         return None
-    found, said = _fooled(record, rows), dict.fromkeys((cost["attack"] for cost in costs), 0)
+    fooled, stated = _fooled(record, rows), dict.fromkeys((cost["attack"] for cost in costs), 0)
     for cost in costs:
-        said[cost["attack"]] += cost["fooled"]
-    for name in (*found, *said):
-        if said.get(name) != found.get(name, 0):
-            return f"says that {name} fooled {said.get(name)} images, and has {found.get(name, 0)}"
+        stated[cost["attack"]] += cost["fooled"]
+    for name in (*fooled, *stated):
+        if stated.get(name) != fooled.get(name, 0):
+            return (
+                f"says that {name} fooled {stated.get(name)} images, and has {fooled.get(name, 0)}"
+            )
     return None
 
 

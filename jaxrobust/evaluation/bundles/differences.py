@@ -46,9 +46,9 @@ def encoded(
                 for i, (used, step, code) in zip(todo, made, strict=True)
             ]
         )
-        found = logits(points)
-        holds, _ = checks.verified(points, images[todo], labels[todo], found, threat)
-        sure = holds & (claims.margin(found, labels[todo]) < -claims.MARGIN)
+        answers = logits(points)
+        holds, _ = checks.verified(points, images[todo], labels[todo], answers, threat)
+        sure = holds & (claims.margin(answers, labels[todo]) < -claims.MARGIN)
         for i, how, ok, firm in zip(todo, made, holds, sure, strict=True):
             if firm or (best[i] is None and (ok or not levels)):
                 best[i] = Coded(*how, sure=bool(firm))

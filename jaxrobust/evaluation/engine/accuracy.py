@@ -63,11 +63,11 @@ def count(
     """
     totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
     parts: list[np.ndarray] = []  # answers and labels
-    for found in _judgements(counter, weights, images, mesh, bar):
+    for judged in _judgements(counter, weights, images, mesh, bar):
         between()
-        mask, answers, labels = (found.pop(key) for key in ("mask", "answers", "labels"))
+        mask, answers, labels = (judged.pop(key) for key in ("mask", "answers", "labels"))
         parts.append(np.stack([answers, labels])[:, mask])
-        for name, value in found.items():
+        for name, value in judged.items():
             totals[name] = totals.get(name, 0) + int(value)
     number = totals.pop("count")
     reached = {k: total / max(number, 1) for k, total in totals.items()} | {"images": number}
@@ -80,9 +80,9 @@ def each(
 ) -> dict[str, np.ndarray]:
     """Run a counter made with `each` on every image; its arrays are [N], in the split's order."""
     parts: list[dict[str, np.ndarray]] = []
-    for found in _judgements(counter, weights, images, mesh, bar):
-        kept = found.pop("count")
-        parts.append({name: values[kept] for name, values in found.items()})
+    for judged in _judgements(counter, weights, images, mesh, bar):
+        kept = judged.pop("count")
+        parts.append({name: values[kept] for name, values in judged.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -121,8 +121,8 @@ def _judgements(
                 images.meets.add(b.damaged)
             arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
             with _compiling(counter, bar, (weights, arrays)):
-                found = jax.device_get(counter(*weights, *arrays, key))
-            yield found
+                judgement = jax.device_get(counter(*weights, *arrays, key))
+            yield judgement
 
 
 def _compiling(counter: Counter, bar: str, arguments: Any) -> contextlib.AbstractContextManager:

@@ -171,8 +171,8 @@ def autoattack(
         with open_ledger(ledger, evaluation, ids) as book:
             most = max(1, *(setting.targets for setting in settings))
             with first(f"classifying {len(held)} images"):
-                found = _classified(runner, held, labels, ids, seed, most, how)
-            clean, once, finite, likely = found
+                classified = _classified(runner, held, labels, ids, seed, most, how)
+            clean, once, finite, likely = classified
             reliability.check_answers(finite)  # refuses what answers nothing
             seen = Sample(held, labels, ids, clean, likely, classes, within, seed)
             plain = not runner.keyed and len(held) > 0
@@ -309,12 +309,12 @@ def _classified(
                 runner, how, *rows, seed=seed, draw=0
             )
         likely[part] = ensembles.ranks(logits, rows[1], most)
-    found = (clean, once, finite, likely)
-    for process, shares in enumerate(hosts.everyone([array[mine] for array in found])):
+    answers = (clean, once, finite, likely)
+    for process, shares in enumerate(hosts.everyone([array[mine] for array in answers])):
         theirs = np.arange(len(images))[process :: jax.process_count()]
-        for array, share in zip(found, shares, strict=True):
+        for array, share in zip(answers, shares, strict=True):
             array[theirs] = share
-    return found
+    return answers
 
 
 def _computed(runner: engine.Engine, images: Any, known: Any) -> tuple[dict[str, Any], Any]:

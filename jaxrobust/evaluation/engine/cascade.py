@@ -112,8 +112,8 @@ class Attack:
         """Say the last word by one more forward pass, and the norm in float64."""
         which = np.array([v.image for v in part], int)
         points = np.stack([v.adversarial for v in part if v.adversarial is not None])
-        found, wrong = outcome.confirmed(self.evaluation, points, which, self.draw()), []
-        for verdict, point, ok, norm, other in zip(part, *found, strict=True):
+        confirmed, wrong = outcome.confirmed(self.evaluation, points, which, self.draw()), []
+        for verdict, point, ok, norm, other in zip(part, *confirmed, strict=True):
             if ok:
                 self.write(verdict, point, float(norm), int(other))
             else:
@@ -247,22 +247,22 @@ class Judged(NamedTuple):
 _SAMPLE = 64  # survivors that are attacked again
 
 
-def _words(found: parts.SampledSearch) -> str:
-    survivors, sampled, every = found["survivors"], found["sampled"], found["fooled_of_all"]
+def _words(sample: parts.SampledSearch) -> str:
+    survivors, sampled, every = sample["survivors"], sample["sampled"], sample["fooled_of_all"]
     text = (
-        f"of {sampled} survivors of the search with search_fn, {found['fooled']} were fooled "
+        f"of {sampled} survivors of the search with search_fn, {sample['fooled']} were fooled "
         "by one with logits_fn itself"
     )
-    remedy = "; search with logits_fn" if found["fooled"] else ""
+    remedy = "; search with logits_fn" if sample["fooled"] else ""
     if sampled == survivors:
         return f"{text}; there are no others{remedy}"
     if every is not None:
         return f"{text}, hence all {survivors} were attacked so, and {every} fell{remedy}"
-    rest, at_most = survivors - sampled, found["at_most"]
+    rest, at_most = survivors - sampled, sample["at_most"]
     return (
         f"{text}. With 95 % confidence that excludes no more than a share above {at_most:.1%}: of "
         f"the other {rest} up to {at_most * rest:.0f} may fall so, so robust accuracy is at least "
-        f"{found['robust_at_least']:.2%} by that search, and only search_dtype float32 (no "
+        f"{sample['robust_at_least']:.2%} by that search, and only search_dtype float32 (no "
         "search_fn) says more"
     )
 

@@ -57,23 +57,25 @@ def of(answers: Any, labels: Any) -> Collapse | None:
     if not m or k < SHARE * m or _knows(answers, labels) > _KNOWS * m:
         return None
     least = 1 - checks.upper_bound(m - k, m, _LEVEL)
-    said = (
+    sentence = (
         f"{int((answers == most).sum()):,} of {n:,} clean images are given class {most}, {k:,} of "
     )
-    said += f"the {m:,} of other classes among them, and {(answers == labels).mean():.1%} are right"
+    sentence += (
+        f"the {m:,} of other classes among them, and {(answers == labels).mean():.1%} are right"
+    )
     if least >= SHARE:
         return Collapse(
             True,
-            f"{said}, no more than such an answer explains: the network has collapsed to one "
+            f"{sentence}, no more than such an answer explains: the network has collapsed to one "
             f"class, and that it gives it under attack too is no robustness; {_REMEDY}",
         )
     if least <= 0.5:
         return None
     return Collapse(
         False,
-        f"{said}, which is how a network answers that has collapsed to one class; so few images "
-        f"show only that at least {least:.0%} of the others get it (95 % confidence): look at more "
-        "before any accuracy is quoted",
+        f"{sentence}, which is how a network answers that has collapsed to one class; so few "
+        f"images show only that at least {least:.0%} of the others get it (95 % confidence): "
+        "look at more before any accuracy is quoted",
     )
 
 
@@ -84,8 +86,8 @@ def proven(reached: dict[str, Any]) -> bool:
 
 def flags(answers: Any, labels: Any) -> dict[str, str]:
     """Flag `collapsed` where `of` says so."""
-    found = of(answers, labels)
-    return {"collapsed": found.words} if found else {}
+    sentence = of(answers, labels)
+    return {"collapsed": sentence.words} if sentence else {}
 
 
 def _knows(answers: np.ndarray, labels: np.ndarray) -> float:

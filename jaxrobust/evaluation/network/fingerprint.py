@@ -74,8 +74,8 @@ def of_network(network: Any, images: Any, *, each: int, keyed: bool = False) -> 
 
     def probe() -> Probe:
         program = tracing.keep((network,), use, exact["gradient"], compiled)
-        found = program(network, operands[0], noisy, *operands[2:])
-        sketches = [_sketch(np.asarray(array, np.float64)) for array in found]
+        outputs = program(network, operands[0], noisy, *operands[2:])
+        sketches = [_sketch(np.asarray(array, np.float64)) for array in outputs]
         return dict(zip(_LIMITS, sketches, strict=True))
 
     # XLA compiles without Python's lock, so that the attacks' programs are traced meanwhile.
@@ -119,8 +119,8 @@ def _traced(
     programs = tracing.Programs()
     program, gradient = (programs.hashed(traced.jaxpr) for traced in (logits, both))
     seen = tracing.Trace(shown.shape[1], program, programs.constants(logits.jaxpr))
-    found = {"program": program, "gradient": gradient, "arrays": tracing.weights(network, seen)}
-    return found, both, (along, *operands)
+    facts = {"program": program, "gradient": gradient, "arrays": tracing.weights(network, seen)}
+    return facts, both, (along, *operands)
 
 
 def _operands(rows: int, image: tuple[int, ...], keyed: bool) -> tuple[Any, ...]:
@@ -154,19 +154,19 @@ def _sketch(rows: np.ndarray) -> list[list[float]]:
     finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
     products = flat @ _signs((flat.shape[1], _NUMBERS)).astype(np.float64)
     lengths = np.linalg.norm(flat, axis=1, keepdims=True)
-    found = np.where(finite[:, None], np.hstack([lengths, products]), -1)
-    return [[float(f"{v:.7g}") for v in row] for row in found]
+    numbers = np.where(finite[:, None], np.hstack([lengths, products]), -1)
+    return [[float(f"{v:.7g}") for v in row] for row in numbers]
 
 
 @functools.cache
 def versions() -> dict[str, str]:
     """Read the versions of all that writes a network's program, and of what it is written for."""
     known = provenance.versions()
-    found = {key: known[key] for key in ("jaxrobust", "jax")}
-    found |= {"commit": provenance.commit(), "platform": jax.default_backend()}
+    facts = {key: known[key] for key in ("jaxrobust", "jax")}
+    facts |= {"commit": provenance.commit(), "platform": jax.default_backend()}
     if torch := sys.modules.get("torch"):  # whose networks `torch.export` writes down
-        found["torch"] = str(torch.__version__)
-    return found
+        facts["torch"] = str(torch.__version__)
+    return facts
 
 
 def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
@@ -180,8 +180,8 @@ def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     ours = resolved(ours)
     for name, limit in _LIMITS.items():
         if not _near((theirs.get("probe") or {}).get(name), ours["probe"][name], limit):
-            said = "" if all(same) else f" (there {words(there)}, here {words(here)})"
-            return f"its {name} on eight noisy images are others{said}"
+            both = "" if all(same) else f" (there {words(there)}, here {words(here)})"
+            return f"its {name} on eight noisy images are others{both}"
     return ""
 
 

@@ -40,12 +40,12 @@ def clipped(images: np.ndarray) -> tuple[np.ndarray, ClippedPixels | None]:
         return images, None
     outside = (images < 0) | (images > 1)
     values = images[outside].astype(np.float64)
-    found: ClippedPixels = {
+    pixels: ClippedPixels = {
         "images": int(outside.any(axis=(1, 2, 3)).sum()),
         "pixels": len(values),
         "largest": float(np.maximum(-values, values - 1).max()),
     }
-    return np.clip(images, 0, 1), found
+    return np.clip(images, 0, 1), pixels
 
 
 class InRange:
@@ -69,8 +69,8 @@ class InRange:
         checks.check_range(rows)
         places = np.atleast_1d(np.arange(len(self))[which]).tolist()
         for place, row in zip(places, rows, strict=True):
-            if found := clipped(row[None])[1]:
-                self._seen[place] = found
+            if overshot := clipped(row[None])[1]:
+                self._seen[place] = overshot
         return np.clip(read, 0, 1)
 
     def overshot(self) -> ClippedPixels | None:
@@ -80,8 +80,8 @@ class InRange:
             seen |= part
         if not seen:
             return None
-        pixels = sum(found["pixels"] for found in seen.values())
-        largest = max(found["largest"] for found in seen.values())
+        pixels = sum(each["pixels"] for each in seen.values())
+        largest = max(each["largest"] for each in seen.values())
         return {"images": len(seen), "pixels": pixels, "largest": largest}
 
 
@@ -100,12 +100,12 @@ class Adversarial:
 
     def __getitem__(self, which: Any) -> np.ndarray:
         places = np.arange(len(self))[which]
-        found = np.array(self._images[np.atleast_1d(places)])
+        images = np.array(self._images[np.atleast_1d(places)])
         for row, place in enumerate(np.atleast_1d(places).tolist()):
             attack = str(self._fooled_by[place])
             if attack not in ("", "clean"):
-                found[row] = self._book.adversarial(place, attack, self.shape[1:])
-        return found if np.ndim(places) else found[0]
+                images[row] = self._book.adversarial(place, attack, self.shape[1:])
+        return images if np.ndim(places) else images[0]
 
 
 class Subset:

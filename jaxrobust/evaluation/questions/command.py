@@ -46,8 +46,8 @@ def answer(
     else:
         balls = _rungs(given, threats, ladder) if ladder else _balls(given, threats)
     if len(set(sizes)) < len(sizes):
-        said = ", ".join(map(str, sizes))
-        raise ValueError(f"--image_size={said} has one of them twice; give it once")
+        listed = ", ".join(map(str, sizes))
+        raise ValueError(f"--image_size={listed} has one of them twice; give it once")
     if given.corruptions and len(sizes) > 1:
         raise ValueError("--corruptions takes one --image_size; give it once")
     if given.bundle and given.version == "rand":
@@ -55,15 +55,15 @@ def answer(
     bundle.check(given, max(len(sizes), 1) * max(len(balls), 1))
     run, out = (Path(place) if place else None for place in (given.workdir, given.out))
     compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)
-    found: list[AccuracyRecord] = []
+    written: list[AccuracyRecord] = []
     for size in sizes or (given.image_size,):
         own = given._replace(image_size=size)
         place, more = _of_size(own, balls, bool(ladder), run=run, out=out)
-        found += more
+        written += more
     if jax.process_index():
         return "", False
-    one = len(found) == 1
-    return _of_one(found[0], place) if one else _of_several(found, place), True
+    one = len(written) == 1
+    return _of_one(written[0], place) if one else _of_several(written, place), True
 
 
 def _balls(given: Given, threats: Sequence[str]) -> list[Threat]:
@@ -107,15 +107,15 @@ def _of_size(
         which, subject, weights = flags.weights(given, subject, source)
     shared = {key: getattr(given, key) for key in Question._fields if key in Given._fields}
     shared["preprocessing"] = subjects.preprocessing(origin, size, source, given.preprocessing)
-    asked = Question(**shared, images=given.n)
+    question = Question(**shared, images=given.n)
     name = re.sub(r"[^\w.-]+", "-", subject.network.name)
     place = out or (run / "evaluation" if run else Path("runs") / f"evaluation-{name}")
-    asking = _asking(given, asked, subject, balls)
+    asking = _asking(given, question, subject, balls)
     for own, each in asking:
         if each.ball.epsilon or not climbs:
             questions.check(own, each, source)
     with _of("looking at what tells this network and these images from others"):
-        evaluation = Evaluation(subject, source, which, weights, asked, place)
+        evaluation = Evaluation(subject, source, which, weights, question, place)
     if climbs:
         return place, several.ladder(evaluation, [each for _, each in asking])
     if given.corruptions:
@@ -125,9 +125,9 @@ def _of_size(
     if len(asking) == 1:
         return place, [evaluation.record(asking[0][1])]
     members = [Member(evaluation.with_question(own), each) for own, each in asking]
-    found = [] if given.union_only else [own.record(each) for own, each in members]
-    last = several.union(evaluation, members, found, worst_case=given.worst_case)
-    return place, [*found, last]
+    written = [] if given.union_only else [own.record(each) for own, each in members]
+    last = several.union(evaluation, members, written, worst_case=given.worst_case)
+    return place, [*written, last]
 
 
 def _of(what: str) -> contextlib.AbstractContextManager:
@@ -135,25 +135,25 @@ def _of(what: str) -> contextlib.AbstractContextManager:
 
 
 def _asking(
-    given: Given, asked: Question, subject: Subject, balls: list[Threat]
+    given: Given, question: Question, subject: Subject, balls: list[Threat]
 ) -> list[tuple[Question, Subject]]:
     """Pair questions with balls: the same question for all of them, but of a worst case."""
     if not given.worst_case:
-        return [(asked, subject.within(ball)) for ball in balls] or [(asked, subject)]
+        return [(question, subject.within(ball)) for ball in balls] or [(question, subject)]
     size, channels = subject.image_size, subject.network.in_channels or 3
     for ball in balls:
         questions.check_threat(ball, size, channels)
     radii = three_norms.radii(size, balls)
     return [
         (own, subject.within(radii[norm]))
-        for norm, own in three_norms.questions(asked, skips=given.union_only)
+        for norm, own in three_norms.questions(question, skips=given.union_only)
     ]
 
 
-def _of_several(found: Sequence[AccuracyRecord], out: Path) -> str:
+def _of_several(written: Sequence[AccuracyRecord], out: Path) -> str:
     """Write the records of several questions for people, a row each; `out` keeps them."""
     rows = [("attack", "px", "clean", "robust", "95 % interval")]
-    for record in found:
+    for record in written:
         ends = record.interval or {"clean": None, "robust": None}
         low, high = ends["robust"] or ends["clean"] or (math.nan, math.nan)
         method = attack_line(record) if record.attacks else str(record.method)
@@ -163,13 +163,13 @@ def _of_several(found: Sequence[AccuracyRecord], out: Path) -> str:
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:]))]) for row in rows
     ]
-    first = found[0]
+    first = written[0]
     weights = f" ({first.weights})" if first.weights else ""
-    flags = dict.fromkeys(f"flag {k}: {text}" for r in found for k, text in r.flags.items())
-    remarks = dict.fromkeys(line for record in found for line in notes_of(record))
+    flags = dict.fromkeys(f"flag {k}: {text}" for r in written for k, text in r.flags.items())
+    remarks = dict.fromkeys(line for record in written for line in notes_of(record))
     head = [f"\n{_network(first)}{weights}"]
     head.append(f"{first.dataset}, split {first.split}, images {first.image_ids}")
-    numbers = ", ".join(str(record.evaluation) for record in found)
+    numbers = ", ".join(str(record.evaluation) for record in written)
     last = f"records {numbers} in {out / 'results.jsonl'}"
     return "\n".join([*head, *lines, *remarks, *flags, last])
 

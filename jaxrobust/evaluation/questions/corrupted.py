@@ -39,12 +39,12 @@ def settled(given: Given) -> Given:
         if given.frost is not None:
             raise ValueError(f"--frost={given.frost} has no effect without --corruptions")
         return given
-    asked = wanted(given)
+    wished = wanted(given)
     if given.attack != "clean":
         raise ValueError(
             f"--corruptions is measured without an attack; leave --attack={given.attack} out"
         )
-    if given.frost is not None and all(each.kind != "frost" for each in asked):
+    if given.frost is not None and all(each.kind != "frost" for each in wished):
         raise ValueError(f"--frost={given.frost} has no effect without the corruption frost")
     if not (given.dataset or "").startswith(cifar_c.PREFIX):
         return given
@@ -53,7 +53,7 @@ def settled(given: Given) -> Given:
             raise ValueError(
                 f"--{flag}={value} has no effect on the files of {given.dataset}; leave it out"
             )
-    return given._replace(split=str(asked[0]))
+    return given._replace(split=str(wished[0]))
 
 
 def wanted(given: Given) -> list[Asked]:
@@ -66,18 +66,20 @@ def wanted(given: Given) -> list[Asked]:
 
 def record(evaluation: Evaluation, given: Given) -> AccuracyRecord:
     """Record the accuracies, computed unless they are there; the first process of a pod writes."""
-    asked, own = wanted(given), evaluation.source
+    wished, own = wanted(given), evaluation.source
     published = own.name.startswith(cifar_c.PREFIX)
     size = evaluation.subject.image_size
     frost = None if given.frost is None else corrupted_images.photographs(given.frost, size)
-    sources = {each: _source(evaluation, each, frost, published) for each in asked}
+    sources = {each: _source(evaluation, each, frost, published) for each in wished}
     drawn = None if published else [given.seed, frost.sha256 if frost else None]
     files = [[str(each), source.files_sha256] for each, source in sources.items()]
     number = evaluation.number(evaluation.subject, corruptions=files, drawn=drawn)
     if there := evaluation.recorded(number):
         return there
-    said = f"{len(asked)} corruptions, {'files' if published else 'computed'}"
-    say(f"{evaluation.subject.network.name} on {own.where()}: {said}, {evaluation.question.images}")
+    words = f"{len(wished)} corruptions, {'files' if published else 'computed'}"
+    say(
+        f"{evaluation.subject.network.name} on {own.where()}: {words}, {evaluation.question.images}"
+    )
     start = time.perf_counter()
     judge = _judge(evaluation)
     clean = None if published else _answered(judge(own, "clean"))
@@ -99,10 +101,10 @@ def record(evaluation: Evaluation, given: Given) -> AccuracyRecord:
     if clean is not None:
         flags |= reliability.check_answers(clean["finite"])
         flags |= collapse.flags(clean["answers"], clean["labels"])
-    if broken := {str(each): unanswered.get(each, 0) for each in asked if unanswered.get(each)}:
-        said = ", ".join(f"{name}: {count}" for name, count in broken.items())
+    if broken := {str(each): unanswered.get(each, 0) for each in wished if unanswered.get(each)}:
+        words = ", ".join(f"{name}: {count}" for name, count in broken.items())
         flags["nan-under-corruption"] = (
-            f"images have NaN or infinite logits under corruptions ({said} of "
+            f"images have NaN or infinite logits under corruptions ({words} of "
             f"{evaluation.question.images} each): they count as wrong"
         )
     measured = AccuracyRecord(
@@ -113,10 +115,10 @@ def record(evaluation: Evaluation, given: Given) -> AccuracyRecord:
         corruptions={
             "images": "files" if published else "computed",
             "accuracy": {
-                kind: {str(each.severity): reached[each] for each in asked if each.kind == kind}
-                for kind in dict.fromkeys(each.kind for each in asked)
+                kind: {str(each.severity): reached[each] for each in wished if each.kind == kind}
+                for kind in dict.fromkeys(each.kind for each in wished)
             },
-            "mean": float(np.mean([reached[each] for each in asked])),
+            "mean": float(np.mean([reached[each] for each in wished])),
             "frost_sha256": frost.sha256 if frost else None,
             "seconds": time.perf_counter() - start,
         },
@@ -130,15 +132,15 @@ def _answered(judged: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _source(
-    evaluation: Evaluation, asked: Asked, frost: Photographs | None, published: bool
+    evaluation: Evaluation, wished: Asked, frost: Photographs | None, published: bool
 ) -> Source:
     subject, own = evaluation.subject, evaluation.source
     if published:
         classes, count = subject.classes, subject.network.num_classes
-        return open_source(own.name, str(asked), classes=classes, num_classes=count)
+        return open_source(own.name, str(wished), classes=classes, num_classes=count)
     return corrupted_images.corrupted(
         own,
-        asked,
+        wished,
         image_size=subject.image_size,
         preprocessing=str(evaluation.question.preprocessing),
         seed=evaluation.question.seed,
@@ -147,7 +149,7 @@ def _source(
 
 
 def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarray]]:
-    subject, asked, mesh = evaluation.subject, evaluation.question, sharding.make_mesh()
+    subject, question, mesh = evaluation.subject, evaluation.question, sharding.make_mesh()
     size, batch = subject.image_size, evaluation.batch
     net, no_attack = subject.create("float32"), lambda logits_fn, keys, images, labels: images
     counter = accuracy.counter(net, no_attack, mesh=mesh, each="linf")
@@ -158,9 +160,9 @@ def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarr
             source,
             image_size=size,
             batch_size=-(-batch // mesh.size) * mesh.size,
-            limit=asked.images,
+            limit=question.images,
             # Computed images are prepared before they are corrupted.
-            preprocessing=None if there else asked.preprocessing,
+            preprocessing=None if there else question.preprocessing,
             workers=subject.workers,
         )
         return accuracy.each(counter, evaluation.weights, images, mesh, bar=bar)

@@ -80,8 +80,8 @@ def warn_of_older(out: Path, ours: Mapping[str, Any], threat: Threat) -> None:
 
 def ledgers_named(folder: Path, images: Mapping[str, Any]) -> list[Path]:
     """Find the ledgers of a folder of --replay; refuse those of other images (`other_images`)."""
-    found = replay.ledgers(folder)
-    if not found:
+    ledgers = replay.ledgers(folder)
+    if not ledgers:
         raise ValueError(
             f"--replay={folder} has no ledger; name the folder of an evaluation, such as "
             "RUN/evaluation"
@@ -91,7 +91,7 @@ def ledgers_named(folder: Path, images: Mapping[str, Any]) -> list[Path]:
             raise ValueError(
                 f"--replay={folder} is of other images: {words}; replay an evaluation of these"
             )
-    return found
+    return ledgers
 
 
 def ledgers_beside(

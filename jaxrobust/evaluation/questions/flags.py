@@ -139,9 +139,9 @@ def check(given: Given) -> None:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
     if given.function or given.torch:
         _check_function(given, extra)
-    asked = [f"--torch_{name}" for name in ("args", "output") if getattr(given, f"torch_{name}")]
-    if asked and not given.torch:
-        raise ValueError(f"{' and '.join(asked)} belongs to --torch; leave it out")
+    needless = [f"--torch_{name}" for name in ("args", "output") if getattr(given, f"torch_{name}")]
+    if needless and not given.torch:
+        raise ValueError(f"{' and '.join(needless)} belongs to --torch; leave it out")
 
 
 def _check_function(given: Given, extra: list[str]) -> None:
@@ -174,15 +174,15 @@ def origin(given: Given) -> Subject:
     if given.torch:
         return subjects.of_torch(given.torch, given.torch_args, given.torch_output, random=random)
     if folder := _folder(given):
-        found = subjects.of_folder(folder, given.model, given.options)
+        place = subjects.of_folder(folder, given.model, given.options)
     else:
-        found = subjects.of_file(str(given.model), Path(str(given.weights)), given.options)
-    own = found.network.num_classes
+        place = subjects.of_file(str(given.model), Path(str(given.weights)), given.options)
+    own = place.network.num_classes
     if None not in (own, given.num_classes) and own != given.num_classes:
         raise ValueError(
             f"--num_classes={given.num_classes}, but {folder} holds {own}; leave it out"
         )
-    return found
+    return place
 
 
 def settled(given: Given) -> tuple[Subject, Subject, registry.Source]:
@@ -206,19 +206,19 @@ def weights(
             say(other)
         size = subject.network.image_size
         if given.selected:
-            which, found = kept.selected_weights(run, kept.selected(run), image_size=size)
+            which, read = kept.selected_weights(run, kept.selected(run), image_size=size)
             subject = replace(subject, chosen=kept.chosen_on(run))
         else:
-            which, found = runs.run_weights(run, given.phase, image_size=size)
-        return which, subject, found
+            which, read = runs.run_weights(run, given.phase, image_size=size)
+        return which, subject, read
     if given.torch:
         images = _some(subject, source, given)
         following = () if given.corruptions else questions.following(given.attack, given.version)
         return None, *subjects.with_arrays(subjects.in_jax(subject, images, following))
     if given.function:
         return None, *subjects.with_arrays(subject)
-    which, network, found = subjects.file_weights(subject.network, Path(str(given.weights)))
-    return which, replace(subject, network=network), found
+    which, network, read = subjects.file_weights(subject.network, Path(str(given.weights)))
+    return which, replace(subject, network=network), read
 
 
 def _some(subject: Subject, source: registry.Source, given: Given) -> np.ndarray:

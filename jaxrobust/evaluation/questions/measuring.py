@@ -142,28 +142,28 @@ def answered(
     seconds: float,
 ) -> Measured:
     """Gather what `accuracy.judged` says image by image, on the images at some places."""
-    found, n = verdicts_of(reached, question.attack, places), len(places)
+    verdicts, n = verdicts_of(reached, question.attack, places), len(places)
     named = question.fixed
     cost: parts.AttackCost = {
         "attack": question.attack,
-        "fooled": int((found.clean & ~found.robust).sum()),
+        "fooled": int((verdicts.clean & ~verdicts.robust).sum()),
         "forward": n * (named.forward + 2 if named else 1),
         "backward": n * named.backward if named else 0,
         "idle": 0,
         "seconds": seconds,
         "compile_seconds": 0.0,
     }
-    robust = float(found.robust.mean()) if n and named else None
+    robust = float(verdicts.robust.mean()) if n and named else None
     record = AccuracyRecord(
         attacks=settings,
-        clean=float(found.clean.mean()) if n else None,
+        clean=float(verdicts.clean.mean()) if n else None,
         robust=robust,
         accuracy_after={question.attack: robust} if named else {},
-        flags=reliability.check_answers(reached["finite"], found.fooled_by, found.reached)
+        flags=reliability.check_answers(reached["finite"], verdicts.fooled_by, verdicts.reached)
         | collapse.flags(reached["answers"], reached["labels"]),
         costs=[cost],
     )
-    return Measured(record, found)
+    return Measured(record, verdicts)
 
 
 # What is reached where nothing stands any more.

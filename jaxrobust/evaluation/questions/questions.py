@@ -119,29 +119,29 @@ def check_threat(threat: Threat, size: int, channels: int) -> None:
         )
 
 
-def check(asked: Question, subject: Subject, source: registry.Source) -> None:
+def check(question: Question, subject: Subject, source: registry.Source) -> None:
     """Refuse what cannot work, in the words of the command line, before anything compiles."""
-    if not (asked.searches or asked.attack == "clean" or asked.fixed):
+    if not (question.searches or question.attack == "clean" or question.fixed):
         raise ValueError(
-            f"--attack={asked.attack} is unknown; {_near(asked.attack)}one of clean, "
+            f"--attack={question.attack} is unknown; {_near(question.attack)}one of clean, "
             f"{fixed_steps.written()}, autoattack, or of its attacks, with commas: "
             f"{', '.join(attack_rows.searching())}"
         )
-    if asked.attack != "clean":
+    if question.attack != "clean":
         if subject.threat is None:
             raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
         check_threat(subject.threat, subject.image_size, subject.network.in_channels or 3)
-    _check_choices(asked, subject)
-    _check_numbers(asked)
-    if asked.searches:
-        _check_plan(asked, subject)
+    _check_choices(question, subject)
+    _check_numbers(question)
+    if question.searches:
+        _check_plan(question, subject)
     channels = subject.network.in_channels
     if source.channels != channels:
         raise ValueError(
             f"the network takes {channels} channels, but {source.where()} has {source.channels}; "
             "give the --dataset that it was trained for"
         )
-    how = pipeline.preprocessing_id(source, subject.image_size, asked.preprocessing)
+    how = pipeline.preprocessing_id(source, subject.image_size, question.preprocessing)
     evaluation_transform(how)  # refuses
 
 
@@ -152,96 +152,102 @@ def _near(attack: str) -> str:
     return near(unknown[0], known) if unknown else ""
 
 
-def _check_choices(asked: Question, subject: Subject) -> None:
-    attack = asked.attack
+def _check_choices(question: Question, subject: Subject) -> None:
+    attack = question.attack
     versions = (*ensembles.VERSIONS, ensembles.CUSTOM)
     for flag, known in (("version", versions), ("search_dtype", ("float32", "bfloat16"))):
-        value = getattr(asked, flag)
+        value = getattr(question, flag)
         if value not in known:
             raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
-        if value != known[0] and not asked.searches:
+        if value != known[0] and not question.searches:
             raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
-    _check_draws(asked, subject)
-    if asked.union_only and not asked.searches:
+    _check_draws(question, subject)
+    if question.union_only and not question.searches:
         raise ValueError(
             f"--union_only needs attacks that go on image by image, not {attack}; leave it out"
         )
-    if asked.replay and not asked.replays:
-        rand = " of --version=rand" if asked.searches else ""
+    if question.replay and not question.replays:
+        rand = " of --version=rand" if question.searches else ""
         raise ValueError(f"--replay has no effect on --attack={attack}{rand}; leave it out")
-    if asked.replay and asked.noreplay:
+    if question.replay and question.noreplay:
         raise ValueError("--noreplay contradicts --replay; give one of them")
-    if asked.version == ensembles.CUSTOM and attack == AUTOATTACK:
+    if question.version == ensembles.CUSTOM and attack == AUTOATTACK:
         raise ValueError("--version=custom needs its attacks: --attack apgd-ce,apgd-t")
-    for flag, value in asked.changes.items():
-        takes = asked.searches and bool(asked.names) if flag in _SETTINGS else bool(asked.fixed)
+    for flag, value in question.changes.items():
+        takes = (
+            question.searches and bool(question.names)
+            if flag in _SETTINGS
+            else bool(question.fixed)
+        )
         if not takes:
             name = "name an attack of it, such as apgd-ce"
             remedy = name if attack == AUTOATTACK else "leave it out"
-            said = f"--{flag}={_as_flag(flag, value)}"
-            raise ValueError(f"{said} has no effect on --attack={attack}; {remedy}")
-    _check_steps(asked)
-    _check_start(asked, subject)
+            typed = f"--{flag}={_as_flag(flag, value)}"
+            raise ValueError(f"{typed} has no effect on --attack={attack}; {remedy}")
+    _check_steps(question)
+    _check_start(question, subject)
 
 
-def _check_draws(asked: Question, subject: Subject) -> None:
-    if asked.version != "rand":
+def _check_draws(question: Question, subject: Subject) -> None:
+    if question.version != "rand":
         for flag in ("rule", "draws"):
-            if (value := getattr(asked, flag)) is not None:
+            if (value := getattr(question, flag)) is not None:
                 raise ValueError(
                     f"--{flag}={value} judges randomised networks; give --version=rand, or leave "
                     "it out"
                 )
         return
-    if asked.search_dtype != "float32":
+    if question.search_dtype != "float32":
         raise ValueError("--version=rand searches in float32; leave --search_dtype out")
     try:
-        randomised.verdict(asked.rule, asked.draws)
+        randomised.verdict(question.rule, question.draws)
     except ValueError as error:
         raise ValueError(f"--{error}") from error
 
 
-def _check_steps(asked: Question) -> None:
-    if asked.step is not None and asked.relative_step is not None:
+def _check_steps(question: Question) -> None:
+    if question.step is not None and question.relative_step is not None:
         raise ValueError(
-            f"--step={asked.step:g} and --relative_step={asked.relative_step:g} both say how long "
-            "a step is; give one"
+            f"--step={question.step:g} and --relative_step={question.relative_step:g} both say how "
+            "long a step is; give one"
         )
     for flag in _LENGTHS:
-        value = getattr(asked, flag)
+        value = getattr(question, flag)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{flag}={value:g} must be above 0")
 
 
-def _check_start(asked: Question, subject: Subject) -> None:
+def _check_start(question: Question, subject: Subject) -> None:
     for flag, known in (("start", fixed_steps.STARTS), ("l1_rule", tuple(attacks.L1_RULES))):
-        value = getattr(asked, flag)
+        value = getattr(question, flag)
         if value is not None and value not in known:
             raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
-    if asked.l1_rule and subject.norm != "l1":
-        raise ValueError(f"--l1_rule={asked.l1_rule} is of l1, not of {subject.norm}; leave it out")
-    if str(asked.start).startswith("uniform") and not attacks.GEOMETRIES[subject.norm].fill:
+    if question.l1_rule and subject.norm != "l1":
         raise ValueError(
-            f"--start={asked.start} is of {filled()}, not of {subject.norm}; leave it out, or give "
-            "--start=random"
+            f"--l1_rule={question.l1_rule} is of l1, not of {subject.norm}; leave it out"
+        )
+    if str(question.start).startswith("uniform") and not attacks.GEOMETRIES[subject.norm].fill:
+        raise ValueError(
+            f"--start={question.start} is of {filled()}, not of {subject.norm}; leave it out, or "
+            "give --start=random"
         )
 
 
-def _check_numbers(asked: Question) -> None:
+def _check_numbers(question: Question) -> None:
     for flag, value, low in (
-        ("n", asked.images, 0),
-        ("batch", asked.batch, 1),
-        ("seed", asked.seed, 0),
-        *((key, getattr(asked, key), 1) for key in _SETTINGS),
+        ("n", question.images, 0),
+        ("batch", question.batch, 1),
+        ("seed", question.seed, 0),
+        *((key, getattr(question, key), 1) for key in _SETTINGS),
     ):
         if value is not None and value < low:
             raise ValueError(f"--{flag}={value} must be at least {low}")
-    if asked.seed >= 2**32:  # of which JAX makes keys; the rest would be cut off
-        raise ValueError(f"--seed={asked.seed} must be below 2^32")
+    if question.seed >= 2**32:  # of which JAX makes keys; the rest would be cut off
+        raise ValueError(f"--seed={question.seed} must be below 2^32")
 
 
-def _check_plan(asked: Question, subject: Subject) -> None:
+def _check_plan(question: Question, subject: Subject) -> None:
     try:
-        ensembles.plan(subject.norm, asked.version, asked.names, asked.overrides())
+        ensembles.plan(subject.norm, question.version, question.names, question.overrides())
     except ValueError as error:
-        raise ValueError(f"--attack={asked.attack}: {error}") from error
+        raise ValueError(f"--attack={question.attack}: {error}") from error

@@ -58,8 +58,8 @@ class Evaluation:
         how, count = str(self.question.preprocessing), self.question.images
         self.images = Prepared(source, image_size=size, preprocessing=how, images=count)
         images = self._image_fields()
-        found = [earlier.ledgers_named(Path(folder), images) for folder in question.replay]
-        self.given = [path for paths in found for path in paths]
+        ledgers = [earlier.ledgers_named(Path(folder), images) for folder in question.replay]
+        self.given = [path for paths in ledgers for path in paths]
         logits_fn = self.logits_of("float32")
         here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
         network = tracing.argument("logits_fn", logits_fn, here)
@@ -163,8 +163,8 @@ class Evaluation:
         if self.question.noreplay or not self.question.replays:
             return []
         of = (number, self.fingerprint, subject.ball.norm, self._image_fields())
-        found = list(earlier.ledgers_beside(self.out, *of))
-        return hosts.everyone(found)[0]  # as the first process sees the folder
+        ledgers = list(earlier.ledgers_beside(self.out, *of))
+        return hosts.everyone(ledgers)[0]  # as the first process sees the folder
 
     def _image_fields(self) -> dict[str, Any]:
         return {
@@ -243,7 +243,7 @@ class Evaluation:
         number: str,
         method: str,
         record: AccuracyRecord,
-        found: verdicts.Verdicts | None,
+        own: verdicts.Verdicts | None,
         begun_by: dict[str, str] | None = None,
     ) -> AccuracyRecord:
         """Write the record of what was measured, in the first process, and return it."""
@@ -272,7 +272,7 @@ class Evaluation:
             dtype="float32" if named else None,
             seed=question.seed,
             flags=record.flags | trained.flags(training),
-            verdicts=None if found is None else verdicts.file_of(number),
+            verdicts=None if own is None else verdicts.file_of(number),
             interval=records.intervals(record.clean, record.robust, question.images),
             costs=records.with_step_rules(record.costs or ()),
             size=self.size,
@@ -287,8 +287,8 @@ class Evaluation:
             function=function,
         ).stamped()
         if jax.process_index() == 0:
-            if found is not None:
-                verdicts.write(self.out / verdicts.file_of(number), number, found)
+            if own is not None:
+                verdicts.write(self.out / verdicts.file_of(number), number, own)
             records.append(self.out / "results.jsonl", record)
         return record
 

@@ -49,37 +49,37 @@ def parts(*, skips: bool) -> list[Part]:
     return sorted(PARTS, key=lambda part: is_cascade(part.attack)) if skips else list(PARTS)
 
 
-def name(ball: Threat, asked: Question) -> str:
+def name(ball: Threat, question: Question) -> str:
     """Name one of the attacks with its ball; of one ball there are two."""
-    return f"{ball} {asked.attack}"
+    return f"{ball} {question.attack}"
 
 
 def radii(
     size: int, given: Sequence[Threat], *, write: Callable[[Sequence[str]], str] | None = None
 ) -> dict[str, Threat]:
     """Find the threat of each norm, in images of `size` pixels: the given ones, and the study's."""
-    found = {threat.norm: threat for threat in (*RADII.get(size, ()), *given)}
-    if missing := [norm for norm in NORMS if norm not in found]:
+    by_norm = {threat.norm: threat for threat in (*RADII.get(size, ()), *given)}
+    if missing := [norm for norm in NORMS if norm not in by_norm]:
         known = "; ".join(f"{side} px: {', '.join(map(str, own))}" for side, own in RADII.items())
         words = write(missing) if write else " ".join(f"--threat={n}:RADIUS" for n in missing)
         raise ValueError(
             f"the worst case has no radii for images of {size} px ({known}); give {words}"
         )
-    return {norm: found[norm] for norm in NORMS}
+    return {norm: by_norm[norm] for norm in NORMS}
 
 
 def balls(named: Sequence[str]) -> list[Threat]:
     """Read what --threat names, at most one of a norm."""
-    found: dict[str, Threat] = {}
+    by_norm: dict[str, Threat] = {}
     for text in named:
         threat = threats.parse(text)
-        if threat.norm in found:
+        if threat.norm in by_norm:
             raise ValueError(
                 f"--threat={text}: --worst_case has one radius of each norm, and {threat.norm} has "
                 "one already; give it once"
             )
-        found[threat.norm] = threat
-    return list(found.values())
+        by_norm[threat.norm] = threat
+    return list(by_norm.values())
 
 
 # Flags that say what --worst_case says, and what they are if they are not given.
@@ -94,16 +94,16 @@ def check(given: Any, ladder: str | None) -> None:
     for flag, value in (("ladder", ladder), ("corruptions", given.corruptions)):
         if value:
             raise ValueError(f"--worst_case contradicts --{flag}; give one of them")
-    said = [f"--{name}" for name, none in _SAID.items() if getattr(given, name) != none]
-    if balls_in := [flag for flag in said if flag in ("--norm", "--epsilon")]:
+    needless = [f"--{name}" for name, none in _SAID.items() if getattr(given, name) != none]
+    if balls_in := [flag for flag in needless if flag in ("--norm", "--epsilon")]:
         raise ValueError(
             f"--worst_case is of three norms, so leave {' and '.join(balls_in)} out; give --threat "
             "NORM:RADIUS for each radius that is not the study's"
         )
-    if said:
+    if needless:
         raise ValueError(
-            f"--worst_case says which attacks; leave {', '.join(said)} out, or ask for one attack "
-            "without it"
+            f"--worst_case says which attacks; leave {', '.join(needless)} out, or ask for one "
+            "attack without it"
         )
     if given.bundle:
         raise ValueError(
@@ -112,12 +112,12 @@ def check(given: Any, ladder: str | None) -> None:
         )
 
 
-def questions(asked: Question, *, skips: bool) -> list[tuple[str, Question]]:
+def questions(question: Question, *, skips: bool) -> list[tuple[str, Question]]:
     """List the norm and the question of each attack, in the order of `parts`."""
     own = {"union_only": False}
     alone = own | {"replay": (), "noreplay": False, "search_dtype": "float32"}
-    found = []
+    several = []
     for part in parts(skips=skips):
         more = own if is_cascade(part.attack) else alone
-        found.append((part.norm, asked._replace(attack=part.attack, **more, **part.settings)))
-    return found
+        several.append((part.norm, question._replace(attack=part.attack, **more, **part.settings)))
+    return several

@@ -60,7 +60,7 @@ def verify(settings: Settings) -> dict[str, Any]:
     batch = settings.batch or 64
     network = measuring.networks_of(subject, weights)("float32")
     logits = bundles.forward(network, prepared.shape[1:], batch)
-    found = claims.judge(
+    findings = claims.judge(
         bundle,
         lambda ids: prepared[np.asarray(ids)],
         logits,
@@ -70,10 +70,10 @@ def verify(settings: Settings) -> dict[str, Any]:
         batch=batch,
         tell=say,
     )
-    print("\n".join([*claims.lines(bundle, found), *filter(None, words)]))
-    confirmed = found.whole and not any(words[:2])
+    print("\n".join([*claims.lines(bundle, findings), *filter(None, words)]))
+    confirmed = findings.whole and not any(words[:2])
     named = {"bundle": bundle.number, "other_network": bool(words[0])}
-    return found.plain() | {"whole": confirmed} | named
+    return findings.plain() | {"whole": confirmed} | named
 
 
 def _given(settings: Settings, record: dict[str, Any]) -> Any:
@@ -95,12 +95,12 @@ def _source_of(settings: Settings, record: dict[str, Any]) -> dict[str, Any]:
     """
     paths = "|".join(re.escape(name) for name, kind in KINDS.items() if kind.is_path)
     for flag, own in (("dataset", rf"({paths}):.*|hf:[./~].*"), ("split", ".*@.*")):
-        said = str(record[flag])
-        lists = flag == "split" and re.fullmatch(r"[^@]*@(robustbench|selection)(\[.*\])?", said)
-        if not getattr(settings, flag) and re.fullmatch(own, said) and not lists:
+        value = str(record[flag])
+        lists = flag == "split" and re.fullmatch(r"[^@]*@(robustbench|selection)(\[.*\])?", value)
+        if not getattr(settings, flag) and re.fullmatch(own, value) and not lists:
             raise ValueError(
-                f"the record names its images by a path, {said}, which may be of whoever made the "
-                f"bundle; name your own: --{flag} {said}"
+                f"the record names its images by a path, {value}, which may be of whoever made the "
+                f"bundle; name your own: --{flag} {value}"
             )
     named = {key: getattr(settings, key) for key in ("dataset", "split", "classes", "data_dir")}
     return named | {key: named[key] or record[key] for key in ("dataset", "split")}
@@ -124,10 +124,10 @@ def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
     Of a user's function its name, its file's hash and its arrays count, whatever the folder.
     """
     model, function = record["model"], record.get("function") or {}
-    said = function.get("arrays_sha256") or record["weights_sha256"]
+    recorded = function.get("arrays_sha256") or record["weights_sha256"]
     network = subject.network
     here = (network.name, network.options, subject.origin() or {}, sha256)
-    there = (model["name"], model["options"], function, said)
+    there = (model["name"], model["options"], function, recorded)
 
     def plain(name: str, options: Any, own: dict[str, Any], arrays: str) -> tuple[Any, ...]:
         known = json.dumps(models.essential(name, options or {}))
@@ -136,9 +136,9 @@ def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
     if plain(*here) == plain(*there):
         return None
     return (
-        f"This is another network than the record's, or has other weights ({network.name}, sha256 "
-        f"{sha256[:12]}...; there {model['name']}, {str(said)[:12]}...): what is confirmed holds "
-        "for it, and the claim itself is not confirmed"
+        f"This is another network than the record's, or has other weights ({network.name}, "
+        f"sha256 {sha256[:12]}...; there {model['name']}, {str(recorded)[:12]}...): what is "
+        "confirmed holds for it, and the claim itself is not confirmed"
     )
 
 

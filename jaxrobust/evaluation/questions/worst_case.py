@@ -115,18 +115,18 @@ def worst_case(
         raise ValueError(f"batch_size={batch_size}: pass an int of at least 1")
     within = _radii(held.shape[1:], radii or {})
     known = _answering(logits_fn, held, batch_size)
-    found: list[Measured] = []
-    asked = three_norms.questions(Question(seed=seed), skips=union_only)
-    threats = [within[norm] for norm, _ in asked]
+    measured: list[Measured] = []
+    questions = three_norms.questions(Question(seed=seed), skips=union_only)
+    threats = [within[norm] for norm, _ in questions]
     whole: Any = None
-    for count, (threat, (_, question)) in enumerate(zip(threats, asked, strict=True)):
+    for count, (threat, (_, question)) in enumerate(zip(threats, questions, strict=True)):
         standing = np.ones(len(held), bool)
         if union_only and count:
-            standing = unions.joined(found, threats).robust
+            standing = unions.joined(measured, threats).robust
         ids = np.flatnonzero(standing)
         if question.fixed:
             given = (logits_fn, held, right, ids, threat, question)
-            found.append(_stepped(*given, batch_size=batch_size))
+            measured.append(_stepped(*given, batch_size=batch_size))
             continue
         whole = autoattack(
             logits_fn,
@@ -141,11 +141,11 @@ def worst_case(
             identity=known,
             verbose=verbose,
         )
-        found.append(whole.measured())
-    names = [three_norms.name(b, q) for b, (_, q) in zip(threats, asked, strict=True)]
-    methods = [question.method for _, question in asked]
-    rows = unions.parts_of(found, threats, methods, [None] * len(found), skips=union_only)
-    record, own, _ = unions.united(found, threats, names)
+        measured.append(whole.measured())
+    names = [three_norms.name(b, q) for b, (_, q) in zip(threats, questions, strict=True)]
+    methods = [question.method for _, question in questions]
+    rows = unions.parts_of(measured, threats, methods, [None] * len(measured), skips=union_only)
+    record, own, _ = unions.united(measured, threats, names)
     images_sha256 = hashed(held, right, own.image_ids)
     record = dataclasses.replace(
         record,
@@ -206,10 +206,10 @@ def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, Thre
     side = height if height == width else 0  # the study's images are squares
     own = [Threat(norm, check_number("epsilon", epsilon)) for norm, epsilon in given.items()]
     write = lambda norms: f"radii={{{', '.join(f'{n!r}: RADIUS' for n in norms)}}}"  # noqa: E731
-    found = three_norms.radii(side, own, write=write)
-    for threat in found.values():
+    by_norm = three_norms.radii(side, own, write=write)
+    for threat in by_norm.values():
         questions.check_threat(threat, max(height, width), channels)
-    return found
+    return by_norm
 
 
 def _stepped(
@@ -239,7 +239,7 @@ def _stepped(
     for first in range(0, max(len(ids), 1), batch_size):
         which = np.resize(ids[first : first + batch_size], batch_size)  # one shape is compiled
         there = np.arange(batch_size) < len(ids) - first
-        found = jax.device_get(judged(network, images[which], labels[which], there, which, key))
-        parts.append({name: values[there] for name, values in found.items()})
+        judgement = jax.device_get(judged(network, images[which], labels[which], there, which, key))
+        parts.append({name: values[there] for name, values in judgement.items()})
     reached = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return measuring.answered(reached, question, ids, settings, time.perf_counter() - start)

@@ -52,19 +52,19 @@ def other_pictures(one: AccuracyRecord, other: AccuracyRecord) -> bool:
     return bool(a and b and a[:-1] == b[:-1] and a != b)
 
 
-def replayed(found: Verdicts) -> np.ndarray:
+def replayed(own: Verdicts) -> np.ndarray:
     """Tell which images a replayed point decided, bool[N], also in one of several balls."""
-    names = np.asarray(found.fooled_by, str)
+    names = np.asarray(own.fooled_by, str)
     return (names == REPLAY) | np.char.endswith(names, f": {REPLAY}")
 
 
-def left_out(records: Sequence[AccuracyRecord], found: Sequence[Verdicts]) -> np.ndarray:
+def left_out(records: Sequence[AccuracyRecord], several: Sequence[Verdicts]) -> np.ndarray:
     """Tell on which images several evaluations cannot be compared, bool[N].
 
     These are those that a replayed point decided in one of them, as the attacks alone might have
     left them standing. On ladders of the same radii all met such points: there it is none.
     """
-    decided = np.any([replayed(one) for one in found], axis=0)
+    decided = np.any([replayed(one) for one in several], axis=0)
     ladders = [(record.ladder or {}).get("radii") for record in records]
     if ladders[0] and all(own == ladders[0] for own in ladders) and _own_radii(records):
         return np.zeros_like(decided)

@@ -59,10 +59,10 @@ def difference_interval(
         raise ValueError("pass counts with 0 <= gained, 0 <= lost, gained + lost <= n and n > 0")
     from scipy.special import ndtri
 
-    found = (gained - lost) / n
+    share = (gained - lost) / n
     ends = []
     for edge, limit in ((-1.0, ndtri((1 + level) / 2)), (1.0, ndtri((1 - level) / 2))):
-        inside, outside = found, np.full(found.shape, edge)
+        inside, outside = share, np.full(share.shape, edge)
         for _ in range(_HALVINGS):
             middle = (inside + outside) / 2
             score = _score(middle, gained, lost, n)
@@ -87,21 +87,21 @@ def _score(difference: Any, gained: Any, lost: Any, n: Any) -> Any:
         return (gained - lost - n * difference) / np.sqrt(np.maximum(variance, 0))
 
 
-def images_needed(found: Paired, level: float = 0.95, power: float = 0.8) -> int | None:
+def images_needed(paired: Paired, level: float = 0.95, power: float = 0.8) -> int | None:
     """Estimate the number of images that would tell two networks apart; None: nothing differs.
 
     Args:
-      found: plain numbers; the shares of `gained` and `lost` are taken to be the true ones.
+      paired: plain numbers; the shares of `gained` and `lost` are taken to be the true ones.
       level: 1 minus the probability to tell apart what does not differ.
       power: the probability to tell apart what does.
     Source: Connor 1987, doi:10.2307/2531961; parity:
       tests/evaluation/records/test_pairs.py by simulation.
     """
-    if found.gained == found.lost:
+    if paired.gained == paired.lost:
         return None
     from scipy.special import ndtri
 
-    apart, difference = (found.gained + found.lost) / found.n, abs(found.difference)
+    apart, difference = (paired.gained + paired.lost) / paired.n, abs(paired.difference)
     errors = ndtri((1 + level) / 2) * apart**0.5 + ndtri(power) * (apart - difference**2) ** 0.5
     return math.ceil((errors / difference) ** 2)
 

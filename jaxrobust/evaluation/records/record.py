@@ -112,15 +112,15 @@ class AccuracyRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Make the line, without the keys that its version did not have."""
-        found = {}
+        values = {}
         due = ["always"] if self.evaluation is None else ["always", "of an evaluation"]
         for key in keys_of(type(self)):
             value = getattr(self, key.name)
             empty = key.default if key.default_factory is MISSING else key.default_factory()
             known = value is not None and value != empty
             if known or (key.metadata.get("written") in due and key.name not in self.absent):
-                found[key.name] = value
-        return found | dict(self.others)
+                values[key.name] = value
+        return values | dict(self.others)
 
     def stamped(self) -> Self:
         """Add what belongs to every number that is measured here and now."""

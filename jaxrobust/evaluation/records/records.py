@@ -45,7 +45,7 @@ def append(path: Path, record: AccuracyRecord) -> None:
 
 
 def save(
-    path: Path, found: verdicts.Verdicts, record_of: Callable[[], AccuracyRecord]
+    path: Path, own: verdicts.Verdicts, record_of: Callable[[], AccuracyRecord]
 ) -> dict[str, Any]:
     """Add what `record_of` makes to a file of records, its verdicts beside it; return its JSON."""
     if path.suffix != ".jsonl":
@@ -54,7 +54,7 @@ def save(
     number = str(record.evaluation)
     record = dataclasses.replace(record, verdicts=verdicts.file_of(number))
     if jax.process_index() == 0:
-        verdicts.write(path.with_name(verdicts.file_of(number)), number, found)
+        verdicts.write(path.with_name(verdicts.file_of(number)), number, own)
         append(path, record)
     return record.to_json()
 

@@ -62,14 +62,14 @@ def flags(facts: parts.TrainingFacts | None) -> dict[str, str]:
     """Write a record's flags for images that the weights were chosen or trained on."""
     if not facts:
         return {}
-    found, chosen = {}, facts["selection"]
+    doubts, chosen = {}, facts["selection"]
     if chosen["on_evaluated_images"]:
-        found["selection"] = (
+        doubts["selection"] = (
             f"the weights were chosen on images of {chosen['split']}, some of which, or all, are "
             "evaluated here: the numbers are too high by what the choice gained"
         )
     if chosen["on_evaluated_images"] is None:
-        found["selection"] = "nothing says on which images the weights were chosen"
+        doubts["selection"] = "nothing says on which images the weights were chosen"
     if facts["on_evaluated_images"]:
-        found["training"] = "the weights were trained on some of these images, or on all of them"
-    return found
+        doubts["training"] = "the weights were trained on some of these images, or on all of them"
+    return doubts

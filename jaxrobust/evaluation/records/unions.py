@@ -11,15 +11,15 @@ from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.types import Threat
 
 
-def joined(found: Sequence[Measured], balls: Sequence[Threat]) -> Verdicts:
+def joined(measured: Sequence[Measured], balls: Sequence[Threat]) -> Verdicts:
     """Join the verdicts of all balls: the first of them that fools an image has its name there.
 
     Those after the first may know only images that stood before them.
     """
-    first = found[0].verdicts
+    first = measured[0].verdicts
     fooled_by = np.array(first.fooled_by, dtype=object)
     norms, reached = np.array(first.norms), np.array(first.reached)
-    for each, ball in zip(found, balls, strict=False):
+    for each, ball in zip(measured, balls, strict=False):
         own = each.verdicts
         places = np.searchsorted(first.image_ids, own.image_ids)
         hit = own.clean & ~own.robust
@@ -29,10 +29,10 @@ def joined(found: Sequence[Measured], balls: Sequence[Threat]) -> Verdicts:
     return first._replace(fooled_by=fooled_by.astype(str), norms=norms, reached=reached)
 
 
-def united(found: Sequence[Measured], balls: Sequence[Threat], names: Sequence[str]) -> Measured:
+def united(measured: Sequence[Measured], balls: Sequence[Threat], names: Sequence[str]) -> Measured:
     """Unite what was measured in each ball, which `names` call."""
-    whole = joined(found, balls)
-    records_of = [each.record for each in found]
+    whole = joined(measured, balls)
+    records_of = [each.record for each in measured]
     flags = {
         f"{ball}: {name}": text
         for record, ball in zip(records_of, balls, strict=True)
@@ -45,26 +45,26 @@ def united(found: Sequence[Measured], balls: Sequence[Threat], names: Sequence[s
         clean=float(whole.clean.mean()),
         robust=float(whole.robust.mean()),
         accuracy_after={
-            name: float(joined(found[:count], balls).robust.mean())
+            name: float(joined(measured[:count], balls).robust.mean())
             for count, name in enumerate(names, 1)
         },
         flags=flags,
         costs=[cost for record in records_of for cost in record.costs or ()],
         replayed=replayed or None,
-        draws={**judged[0], "one_draw": _by_one(found)} if judged else None,
+        draws={**judged[0], "one_draw": _by_one(measured)} if judged else None,
     )
     return Measured(record, whole)
 
 
-def _by_one(found: Sequence[Measured]) -> parts.OneDraw | None:
+def _by_one(measured: Sequence[Measured]) -> parts.OneDraw | None:
     """Unite the accuracies by one draw; None: a part of an older version lacks them.
 
     What a ball did not attack, because the rule says that one before it fools it, may stand by one
     draw: then `at_most` is True, and the robust accuracy a bound.
     """
-    whole = found[0].verdicts
+    whole = measured[0].verdicts
     robust, at_most = np.ones(len(whole.image_ids), bool), False
-    for each in found:
+    for each in measured:
         own, draws = each.verdicts, each.record.draws
         stands = own.robust
         if draws:
@@ -77,7 +77,7 @@ def _by_one(found: Sequence[Measured]) -> parts.OneDraw | None:
         left_out[places] = False
         at_most |= bool((robust & left_out).any())
         robust[places] &= stands
-    first = found[0].record.draws
+    first = measured[0].record.draws
     once = first["one_draw"] if first else None
     clean = once["clean"] if once else None
     right = float(whole.clean.mean()) if clean is None else clean
@@ -85,7 +85,7 @@ def _by_one(found: Sequence[Measured]) -> parts.OneDraw | None:
 
 
 def parts_of(
-    found: Sequence[Measured],
+    measured: Sequence[Measured],
     balls: Sequence[Threat],
     methods: Sequence[str],
     numbers: Sequence[str | None],
@@ -94,7 +94,7 @@ def parts_of(
 ) -> list[parts.WorstCasePart]:
     """List each attack, on how many images it was, and what share of them it left."""
     rows: list[parts.WorstCasePart] = []
-    for place, (record, verdicts, _) in enumerate(found):
+    for place, (record, verdicts, _) in enumerate(measured):
         n, robust = len(verdicts.image_ids), None if skips and place else record.robust
         ball = balls[place]
         row: parts.WorstCasePart = {"method": methods[place]}

@@ -30,11 +30,11 @@ class Verdicts(NamedTuple):
         return self.fooled_by == ""
 
 
-def aligned(found: Sequence[Verdicts]) -> list[Verdicts]:
+def aligned(several: Sequence[Verdicts]) -> list[Verdicts]:
     """Cut verdicts to the images that all of them have, in the order of their places."""
-    common = functools.reduce(np.intersect1d, [one.image_ids for one in found])
+    common = functools.reduce(np.intersect1d, [one.image_ids for one in several])
     cut = []
-    for one in found:
+    for one in several:
         at = np.intersect1d(common, one.image_ids, return_indices=True)[2]
         cut.append(Verdicts(*(column[at] for column in one)))
     return cut
@@ -64,15 +64,15 @@ def read(path: Path) -> Verdicts:
             f"{path} is missing; copy it with its record, or evaluate again with --out DIR"
         )
     try:
-        found = json.loads(path.read_text())
-        newer = found["schema"] > SCHEMA
-        found.setdefault("reached", [-1] * len(found["image_ids"]))  # of an older version
-        columns = [] if newer else [np.asarray(found[k], kind) for k, kind in _KINDS.items()]
+        stored = json.loads(path.read_text())
+        newer = stored["schema"] > SCHEMA
+        stored.setdefault("reached", [-1] * len(stored["image_ids"]))  # of an older version
+        columns = [] if newer else [np.asarray(stored[k], kind) for k, kind in _KINDS.items()]
     except (AttributeError, KeyError, TypeError, OverflowError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); get it again") from error
     if newer:
         raise ValueError(
-            f"{path} has schema {found['schema']}, and this version knows up to {SCHEMA}; "
+            f"{path} has schema {stored['schema']}, and this version knows up to {SCHEMA}; "
             "install a newer jaxrobust"
         )
     verdicts = Verdicts(*columns)
