@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+OUT_OF_MEMORY = 4  # the exit code
+
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
     """Measure the wall and CPU seconds of a call, which stand behind what it returns."""
@@ -13,8 +15,17 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
     return returned, time.perf_counter() - wall, time.process_time() - cpu
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of XLA, of PyTorch or of Python says that memory did not suffice."""
+    words = ("resource_exhausted", "out of memory", "out_of_memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
 def guarded(name: str, main: Callable[[], object]) -> None:
-    """Run a benchmark; a mistake or a missing package is one sentence and the exit code 2."""
+    """Run a benchmark; a mistake or a missing package is one sentence and the exit code 2.
+
+    What does not fit into memory is one too, with the exit code `OUT_OF_MEMORY`.
+    """
     try:
         main()
     except ImportError as error:
@@ -24,3 +35,8 @@ def guarded(name: str, main: Callable[[], object]) -> None:
     except ValueError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"{name}: out of memory; take a smaller batch", file=sys.stderr)
+        sys.exit(OUT_OF_MEMORY)

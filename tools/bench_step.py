@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # JAX is imported where it is used, after its environment is 
     import numpy as np
     from ml_collections import ConfigDict
 
-OUT_OF_MEMORY = 4  # the exit code
 PROGRAMS = ("step", "clean", "torch", "torch_clean")
 PAIR = "step,torch"  # of a network whose clean step alone compiles for minutes
 
@@ -60,6 +59,7 @@ def parse() -> argparse.Namespace:
         choices=(*PROGRAMS, PAIR),
         help="Program, or pair, that runs alone; default: all.",
     )
+    parser.flag("attention", choices=["cudnn", "xla"], help="JAX's own attention instead of ours.")
     parser.flag("trace", type=Path, help="Folder for an XProf trace of --program.")
     parser.flag("rounds", type=int, default=4, help="Number of turns of each program.")
     parser.flag("steps", type=int, default=3, help="Number of steps that count in a turn.")
@@ -132,7 +132,17 @@ class Program(NamedTuple):
     run: Callable[[], float]  # the loss
     compile_s: float  # PyTorch: seconds of the first step, in which it compiles
     flops: float  # of the model, per image
-    text: Callable[[], str] | None = None  # the compiled module
+    executable: Any = None  # of JAX
+
+
+def data(config: "ConfigDict", batch: int) -> "tuple[np.ndarray, np.ndarray]":
+    """Draw images u8[B,H,W,C] and labels i32[B]."""
+    import numpy as np
+
+    rng, model = np.random.default_rng(0), config.model
+    size = (batch, model.image_size, model.image_size, model.in_channels)
+    images = rng.integers(0, 256, size, np.uint8)
+    return images, rng.integers(0, model.num_classes, batch).astype(np.int32)
 
 
 def ours(config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray") -> Program:
@@ -153,11 +163,13 @@ def ours(config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray") -> Pr
         holder[0], metrics = step(holder[0], batch, control)
         return float(metrics["loss"])
 
-    return Program(run, seconds, build.flops_per_image(config, "train"), step.as_text)
+    return Program(run, seconds, build.flops_per_image(config, "train"), step)
 
 
-def theirs(config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray") -> Program:
-    """Return the same step in PyTorch, on a GPU if it sees one."""
+def theirs(
+    config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray", *, eager: bool = False
+) -> Program:
+    """Return the same step in PyTorch, on a GPU if it sees one, there compiled unless `eager`."""
     import torch
 
     from jaxrobust import models
@@ -194,7 +206,7 @@ def theirs(config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray") -> 
         device="cuda" if gpu else "cpu",
         dtype=types[config.model.dtype],
         channels_last=gpu,
-        compiled=gpu,
+        compiled=gpu and not eager,
     )
     x = torch.tensor(images).permute(0, 3, 1, 2).float().div(255).contiguous()
     x, y = x.to(trainer.device, memory_format=trainer.layout), torch.tensor(labels).long()
@@ -226,14 +238,8 @@ def trace(program: Program, folder: Path, steps: int) -> None:
     with jax.profiler.trace(str(folder)):
         for _ in range(steps):
             program.run()
-    if program.text:
-        (folder / "module.hlo").write_text(program.text())
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of XLA, of PyTorch or of Python says that memory did not suffice."""
-    words = ("resource_exhausted", "out of memory", "out_of_memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+    if program.executable:
+        (folder / "module.hlo").write_text(program.executable.as_text())
 
 
 def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, float]]:
@@ -271,17 +277,16 @@ def main() -> None:
     if args.against and len(names) > 1:  # two allocators on one device
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
-    import numpy as np
 
     from jaxrobust.runtime.devices import hardware
 
+    if args.attention:
+        from tools import gpu_programs
+
+        gpu_programs.attention_by(args.attention)
     if all(name.startswith("torch") for name in names):
         jax.config.update("jax_platforms", "cpu")  # leaves the GPU to PyTorch
-    rng = np.random.default_rng(0)
-    side, channels = config.model.image_size, config.model.in_channels
-    images = rng.integers(0, 256, (args.batch, side, side, channels), np.uint8)
-    labels = rng.integers(0, config.model.num_classes, args.batch).astype(np.int32)
-
+    images, labels = data(config, args.batch)
     clean = config.copy_and_resolve_references()
     clean.train.objective = "clean"
     programs = {
@@ -298,7 +303,7 @@ def main() -> None:
         "model": config.model.name,
         "dtype": config.model.dtype,
         "batch": args.batch,
-        "image_size": side,
+        "image_size": config.model.image_size,
         "attack_steps": config.attack.steps,
         "device": f"{count} x {kind}",
         "compile_s": {name: p.compile_s for name, p in programs.items()},
@@ -308,7 +313,7 @@ def main() -> None:
         "peak_memory": {},  # since the start, so of one program only where it runs alone
     }
     attack = f"{config.attack.name.upper()}-{config.attack.steps}"
-    about = f"{side} px, batch {args.batch}, {attack}, {result['dtype']}, {result['device']}"
+    about = f"{config.model.image_size} px, batch {args.batch}, {attack}, {result['dtype']}, {result['device']}"
     print(f"{result['model']} {about}")
     for name, t in times.items():
         speed = result["images_per_s"][name]
@@ -343,10 +348,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     keep_large_buffers()
-    try:
-        guarded("bench_step", main)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        print("bench_step: out of memory; take a smaller --batch", file=sys.stderr)
-        sys.exit(OUT_OF_MEMORY)
+    guarded("bench_step", main)

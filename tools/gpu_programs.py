@@ -1,0 +1,249 @@
+"""`python tools/gpu_programs.py WHAT CONFIG`: a figure of `bench_gpu.py` that is not of a step.
+
+Each runs in a process that has the GPU to itself, and prints a JSON object on the last line:
+
+- `logits`: how far both sides' bfloat16 logits are from float32 of ours, and from each other.
+- `memory`: bytes that our step takes, from two compiled ones that do not run.
+- `torch_memory`: the same of PyTorch's step, from one that runs uncompiled.
+- `autoattack`, `pyautoattack`: seconds of AutoAttack on random images and weights, at radius 0, where
+  every attack runs to its end.
+"""
+
+import argparse
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/
+
+from jaxrobust.runtime.commandline.arguments import Arguments
+from jaxrobust.runtime.processes.launch import keep_large_buffers
+from tools import bench_step, guarded, timed
+
+if TYPE_CHECKING:  # imported where they are used, after their environment is set
+    import numpy as np
+    from ml_collections import ConfigDict
+
+SHORT = {"steps": 50, "queries": 250}  # enough to time a pass
+
+
+def parse() -> argparse.Namespace:
+    parser = Arguments(__doc__)
+    parser.add_argument("what", choices=PROGRAMS, help="Figure to measure.")
+    parser.add_argument("config", help="Config whose network it is of.")
+    parser.flag("batch", type=int, default=8, help="Number of images; default: %(default)s.")
+    parser.flag("image_size", type=int, help="Side of the images in pixels; default: the config's.")
+    parser.flag("attack_steps", type=int, help="Number of attack steps; default: the config's.")
+    parser.flag("attention", choices=["cudnn", "xla"], help="JAX's own attention instead of ours.")
+    parser.flag("length", choices=["short", "standard"], default="short", help="Of AutoAttack.")
+    parser.flag("search_dtype", default="float32", help="Type that our AutoAttack searches in.")
+    args = parser.parse_args()
+    args.against = "torch" if "torch" in args.what or args.what in ("logits", "memory") else None
+    args.microbatches = args.fsdp = args.program = None
+    args.dtype, args.scan, args.rounds, args.steps = "bfloat16", False, 1, 1
+    return args
+
+
+def attention_by(implementation: str) -> None:
+    """Let networks of this process use JAX's attention: it replaces `self_attention`.
+
+    For measurements alone: a path that is faster becomes one of `models/kernels/attention.py`.
+    """
+    import jax
+
+    from jaxrobust.models.kernels import attention
+
+    def replaced(qkv: jax.Array, heads: int, *, bias: jax.Array | None = None) -> jax.Array:
+        parts = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
+        q, k, v = (parts[:, :, i] for i in range(3))
+        named: Any = implementation
+        out = jax.nn.dot_product_attention(q, k, v, bias, implementation=named)
+        return out.reshape(*qkv.shape[:2], -1)
+
+    attention.self_attention = replaced
+
+
+# --- Logits ---
+
+
+def logits(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
+    """Compare logits of the same weights and images, in units of their standard deviation."""
+    import jax
+    import numpy as np
+    import torch
+
+    from jaxrobust import convert, models
+    from jaxrobust.convert import torch_networks
+    from tools import torch_reference
+
+    name, about = config.model.name, {"num_classes": config.model.num_classes}
+    side, gpu = config.model.image_size, torch.cuda.is_available()
+    images = np.random.default_rng(0).random((args.batch, side, side, 3), np.float32)
+    net = torch_reference.randomised(torch_networks.network(name, img_size=side, **about), seed=0)
+    arrays = {key: value.numpy() for key, value in net.state_dict().items()}
+    params, stats = convert.from_torch(name, arrays, image_size=side, **about)
+
+    def ours(dtype: str) -> "np.ndarray":
+        options = dict(config.model.options)
+        own = models.create(name, image_size=side, dtype=dtype, **about, **options)
+        precision = jax.default_matmul_precision("highest" if dtype == "float32" else "default")
+        with precision:
+            found = jax.jit(lambda p, s, x: own.apply(p, s, x)[0])(params, stats, images)
+        return np.asarray(found, np.float32)
+
+    device, layout = "cuda" if gpu else "cpu", torch.channels_last if gpu else torch.preserve_format
+    placed: Any = net.to  # PyTorch's types do not know its `memory_format`
+    net = placed(device, memory_format=layout).eval()
+    x = torch.tensor(images).permute(0, 3, 1, 2).to(device, memory_format=layout)
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        theirs = net(x).float().cpu().numpy()
+    truth = ours("float32")
+    if args.attention:
+        attention_by(args.attention)
+    rounded = ours("bfloat16")
+
+    def apart(a: "np.ndarray", b: "np.ndarray") -> float:
+        return float(np.sqrt(np.mean((a - b) ** 2)) / np.std(truth))
+
+    return {
+        "jaxrobust": apart(rounded, truth),
+        "PyTorch": apart(theirs, truth),
+        "between": apart(rounded, theirs),
+    }
+
+
+# --- Memory ---
+
+
+def memory(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
+    """Extrapolate from two batches what XLA says that our step needs."""
+    import jax
+
+    from jaxrobust.runtime.devices import topology
+
+    needed = []
+    for batch in (args.batch, 2 * args.batch):
+        config.train.batch_size = batch
+        program = bench_step.ours(config, *bench_step.data(config, batch))
+        needed.append(sum(topology.sizes(program.executable).values()))
+    per_image = (needed[1] - needed[0]) / args.batch
+    has = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    has = has or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"fixed": needed[0] - args.batch * per_image, "per_image": per_image, "has": has}
+
+
+def torch_memory(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any] | None:
+    """Measure what PyTorch's step needs beside what it keeps; None where that is not counted."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    program = bench_step.theirs(config, *bench_step.data(config, args.batch), eager=True)
+    program.run()
+    kept, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    free, _ = torch.cuda.mem_get_info()
+    return {
+        "fixed": kept,
+        "per_image": (most - kept) / args.batch,
+        "has": free + torch.cuda.memory_reserved(),
+    }
+
+
+# --- AutoAttack ---
+
+
+def autoattack(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
+    """Time ours; compiling is reported apart."""
+    import jax
+    import numpy as np
+
+    from jaxrobust import evaluation, models
+
+    def network(dtype: str) -> Callable[..., Any]:
+        model, options = config.model, dict(config.model.options)
+        how = {"num_classes": model.num_classes, "image_size": model.image_size, "dtype": dtype}
+        net = models.create(model.name, **how, **options)
+        params, stats = jax.jit(net.init)(jax.random.key(0))
+        return jax.tree_util.Partial(lambda p, s, x: net.apply(p, s, x)[0], params, stats)
+
+    images = bench_step.data(config, args.batch)[0].astype(np.float32) / 255
+    judge = network("float32")
+    short = {"steps": SHORT["steps"]}
+    overrides: dict[str, Any] = dict.fromkeys(("apgd-t", "fab-t"), short | {"targets": 1})
+    overrides |= {"apgd-ce": short, "square": {"steps": SHORT["queries"]}}
+    search = None if args.search_dtype == "float32" else network(args.search_dtype)
+    # At radius 0 no attack fools a network of its own answers.
+    labels = np.concatenate([np.argmax(jax.jit(judge)(part), 1) for part in _parts(images)])
+    run = functools.partial(evaluation.autoattack, judge, images, labels, search_fn=search)
+    how = {"norm": "linf", "epsilon": 0.0, "verbose": False}
+    how["overrides"] = overrides if args.length == "short" else None
+    result, wall, _ = timed(lambda: run(**how))
+    compile_s = sum(cost.compile_seconds for cost in result.costs)
+    passes = {key: sum(getattr(c, key) for c in result.costs) for key in ("forward", "backward")}
+    robust = int(result.robust.sum())
+    return {"wall_s": wall - compile_s, "compile_s": compile_s, "robust": robust} | passes
+
+
+def pyautoattack(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
+    """Time pyautoattack on PyTorch's network, uncompiled, in channels-last and TF32."""
+    import pyautoattack as reference
+    import torch
+
+    from jaxrobust.convert import torch_networks
+
+    gpu = torch.cuda.is_available()
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = gpu
+    device, layout = "cuda" if gpu else "cpu", torch.channels_last if gpu else torch.preserve_format
+    model = config.model
+    about = {"num_classes": model.num_classes, "img_size": model.image_size}
+    placed: Any = torch_networks.network(model.name, **about).eval().requires_grad_(False).to
+    net, passes = placed(device, memory_format=layout), {"forward": 0, "backward": 0}
+
+    class Counted(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            passes["forward"] += len(x)
+            passes["backward"] += len(x) * x.requires_grad
+            return net(x)
+
+    images = bench_step.data(config, args.batch)[0]
+    x = torch.tensor(images).permute(0, 3, 1, 2).float().div(255).contiguous()
+    y = torch.cat([net(part.to(device)).argmax(1).cpu() for part in _parts(x)])
+    attack = reference.AutoAttack(Counted(), norm="Linf", eps=0.0, seed=0, device=device)
+    if args.length == "short":
+        for part in (attack.apgd, attack.apgd_targeted, attack.fab):
+            part.n_iter = part.n_iter_orig = SHORT["steps"]
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = 1
+        attack.square.n_queries = SHORT["queries"]
+    run = functools.partial(attack.run_standard_evaluation, x, y, batch_size=250)
+    (_, predicted), wall, _ = timed(run)
+    return {"wall_s": wall, "compile_s": None, "robust": int((predicted == y).sum())} | passes
+
+
+def _parts(images: Any) -> list[Any]:
+    return [images[start : start + 100] for start in range(0, len(images), 100)]
+
+
+PROGRAMS = {f.__name__: f for f in (logits, memory, torch_memory, autoattack, pyautoattack)}
+
+
+def main() -> None:
+    args = parse()
+    config = bench_step.load(args)
+    if args.what in ("logits", "torch_memory", "pyautoattack"):  # two allocators on one device
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if "torch" in args.what or args.what.startswith("py"):
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # leaves the GPU to PyTorch
+    print(json.dumps(PROGRAMS[args.what](config, args)))
+
+
+if __name__ == "__main__":
+    keep_large_buffers()
+    guarded("gpu_programs", main)
