@@ -20,7 +20,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -230,18 +230,6 @@ def device_of(program: str) -> tuple[str, int, int | None]:
     return first.device_kind, jax.device_count(), used
 
 
-def trace(program: Program, folder: Path, steps: int) -> None:
-    """Write an XProf trace of `steps` steps, and the compiled module's text with its names."""
-    import jax
-
-    program.run()
-    with jax.profiler.trace(str(folder)):
-        for _ in range(steps):
-            program.run()
-    if program.executable:
-        (folder / "module.hlo").write_text(program.executable.as_text())
-
-
 def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, float]]:
     """Median wall and CPU seconds of a step of each program.
 
@@ -265,6 +253,20 @@ def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, floa
     }
 
 
+def prepare(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Set up JAX for the programs, before anything runs."""
+    if args.against and len(names) > 1:  # two allocators on one device
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    if all(name.startswith("torch") for name in names):
+        jax.config.update("jax_platforms", "cpu")  # leaves the GPU to PyTorch
+    if args.attention:
+        from tools.gpu.programs import attention_by
+
+        attention_by(args.attention)
+
+
 def main() -> None:
     args = parse()
     if args.topology:
@@ -274,18 +276,9 @@ def main() -> None:
         return compile_(args, load)
     config = load(args)
     names = args.program.split(",") if args.program else PROGRAMS[: 4 if args.against else 2]
-    if args.against and len(names) > 1:  # two allocators on one device
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import jax
-
+    prepare(args, names)
     from jaxrobust.runtime.devices import hardware
 
-    if args.attention:
-        from tools import gpu_programs
-
-        gpu_programs.attention_by(args.attention)
-    if all(name.startswith("torch") for name in names):
-        jax.config.update("jax_platforms", "cpu")  # leaves the GPU to PyTorch
     images, labels = data(config, args.batch)
     clean = config.copy_and_resolve_references()
     clean.train.objective = "clean"
@@ -313,8 +306,8 @@ def main() -> None:
         "peak_memory": {},  # since the start, so of one program only where it runs alone
     }
     attack = f"{config.attack.name.upper()}-{config.attack.steps}"
-    about = f"{config.model.image_size} px, batch {args.batch}, {attack}, {result['dtype']}, {result['device']}"
-    print(f"{result['model']} {about}")
+    about = f"batch {args.batch}, {attack}, {result['dtype']}, {result['device']}"
+    print(f"{result['model']} {config.model.image_size} px, {about}")
     for name, t in times.items():
         speed = result["images_per_s"][name]
         kind, count, used = device_of(name)
@@ -341,7 +334,9 @@ def main() -> None:
             result[f"{ours_name}_against_torch"] = {"wall": wall, "cpu": cpu}
             print(f"  {ours_name}: {wall:.2f} x PyTorch's speed (CPU seconds: {cpu:.2f} x)")
     if args.trace:
-        trace(programs[names[-1]], args.trace, args.steps)
+        from tools.gpu import trace
+
+        trace.write(programs[names[-1]], args.trace, args.steps)
     if args.json:
         print(json.dumps(result))
 

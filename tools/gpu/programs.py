@@ -1,12 +1,12 @@
-"""`python tools/gpu_programs.py WHAT CONFIG`: a figure of `bench_gpu.py` that is not of a step.
+"""`python tools/gpu/programs.py WHAT CONFIG`: a figure of `bench_gpu.py` that is not of a step.
 
 Each runs in a process that has the GPU to itself, and prints a JSON object on the last line:
 
 - `logits`: how far both sides' bfloat16 logits are from float32 of ours, and from each other.
 - `memory`: bytes that our step takes, from two compiled ones that do not run.
 - `torch_memory`: the same of PyTorch's step, from one that runs uncompiled.
-- `autoattack`, `pyautoattack`: seconds of AutoAttack on random images and weights, at radius 0, where
-  every attack runs to its end.
+- `autoattack`, `pyautoattack`: seconds of AutoAttack on random images and weights, at radius 0,
+  where every attack runs to its end.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # configs/
 
 from jaxrobust.runtime.commandline.arguments import Arguments
 from jaxrobust.runtime.processes.launch import keep_large_buffers
@@ -92,8 +92,8 @@ def logits(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
         own = models.create(name, image_size=side, dtype=dtype, **about, **options)
         precision = jax.default_matmul_precision("highest" if dtype == "float32" else "default")
         with precision:
-            found = jax.jit(lambda p, s, x: own.apply(p, s, x)[0])(params, stats, images)
-        return np.asarray(found, np.float32)
+            values = jax.jit(lambda p, s, x: own.apply(p, s, x)[0])(params, stats, images)
+        return np.asarray(values, np.float32)
 
     device, layout = "cuda" if gpu else "cpu", torch.channels_last if gpu else torch.preserve_format
     placed: Any = net.to  # PyTorch's types do not know its `memory_format`
@@ -179,7 +179,7 @@ def autoattack(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]
     # At radius 0 no attack fools a network of its own answers.
     labels = np.concatenate([np.argmax(jax.jit(judge)(part), 1) for part in _parts(images)])
     run = functools.partial(evaluation.autoattack, judge, images, labels, search_fn=search)
-    how = {"norm": "linf", "epsilon": 0.0, "verbose": False}
+    how: dict[str, Any] = {"norm": "linf", "epsilon": 0.0, "verbose": False}
     how["overrides"] = overrides if args.length == "short" else None
     result, wall, _ = timed(lambda: run(**how))
     compile_s = sum(cost.compile_seconds for cost in result.costs)
@@ -246,4 +246,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     keep_large_buffers()
-    guarded("gpu_programs", main)
+    guarded("programs", main)

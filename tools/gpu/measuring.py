@@ -1,0 +1,347 @@
+"""What `bench_gpu.py` measures of a network, each figure in a process that has the GPU alone."""
+
+import ctypes
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.runtime.commandline.arguments import config_name
+from tools import OUT_OF_MEMORY, out_of_memory
+from tools.gpu import figures, tables, trace
+from tools.gpu.figures import ROOT, SIDES, NoTime
+
+OURS, THEIRS = SIDES
+STEP = {OURS: "step", THEIRS: "torch"}  # programs of bench_step.py, and of programs.py
+MEMORY = {OURS: "memory", THEIRS: "torch_memory"}
+AUTOATTACK = {OURS: "autoattack", THEIRS: "pyautoattack"}
+SHARE = 0.92  # of memory that a first batch is estimated to fill
+WORTH = 1.2  # a batch that is this much larger is tried, once one fits
+ROUNDING = 0.05  # of logits' standard deviation, by which bfloat16 moves them (seen on CPU: 0.012)
+ALIKE = 4.0  # an error that is this many times the other side's is no rounding either
+LONGER = 15.3  # passes of standard AutoAttack beside those of a short one, where nothing falls
+TRACED_STEPS = 3
+
+
+class Variant(NamedTuple):
+    """Our step with something changed."""
+
+    name: str
+    of: str = ""  # part of the names of the networks that it is for
+    flags: str = ""  # of XLA
+    options: tuple[str, ...] = ()  # of bench_step.py and programs.py
+
+
+VARIANTS = (
+    Variant("cuDNN attention", of="vit", options=("--attention=cudnn",)),
+    Variant("no Triton products", flags="--xla_gpu_enable_triton_gemm=false"),
+    Variant("latency hiding", flags="--xla_gpu_enable_latency_hiding_scheduler=true"),
+    Variant("cuDNN layer norm", flags="--xla_gpu_enable_cudnn_layer_norm=true"),
+    Variant("cuDNN fusions", flags="--xla_gpu_cudnn_gemm_fusion_level=3"),
+    Variant("no command buffers", flags="--xla_gpu_enable_command_buffer="),
+)
+
+
+class Attack(NamedTuple):
+    """A run of AutoAttack."""
+
+    side: str
+    length: str
+    search: str = "float32"
+
+    @property
+    def name(self) -> str:
+        return f"{self.length}, search in {self.search}"
+
+
+ATTACKS = (
+    Attack(OURS, "short"),
+    Attack(OURS, "short", "bfloat16"),
+    Attack(THEIRS, "short"),
+    Attack(OURS, "standard", "bfloat16"),
+)
+
+
+def environment(caches: Path) -> dict[str, str]:
+    """Of the processes that measure: one GPU, nearly all of its memory, caches for this run alone.
+
+    What the first process of a batch compiles the later ones read, so its compile seconds are those
+    of empty caches.
+    """
+    defaults = {"CUDA_VISIBLE_DEVICES": "0", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".95"}
+    fixed = {
+        "JAX_COMPILATION_CACHE_DIR": str(caches.absolute() / "jax"),
+        "TORCHINDUCTOR_CACHE_DIR": str(caches.absolute() / "torch"),
+    }
+    return defaults | os.environ | fixed
+
+
+class Network(NamedTuple):
+    """A network, and where its figures are kept."""
+
+    config: str
+    options: tuple[str, ...]  # of all programs
+    environment: dict[str, str]
+    kept: figures.Figures
+    steps: int = 10
+
+    @property
+    def name(self) -> str:
+        return config_name(self.config)
+
+    def of(
+        self, what: str, kind: str, run: Callable[[], Any], guess: float | None = None, **more: Any
+    ) -> Any:
+        """Return the figure `what`; measure it if the file lacks it."""
+        about = {"network": self.name, "options": [*self.options], "what": what}
+        return self.kept.of(about | more, kind, run, guess)
+
+    def rows(self, what: str) -> list[figures.Row]:
+        """List the figures `what` that the file has."""
+        return figures.chosen(self.kept.rows, self.name, self.options, what)
+
+    def with_flags(self, flags: str) -> "Network":
+        """Return the network with more flags of XLA."""
+        flags = f"{self.environment.get('XLA_FLAGS', '')} {flags}".strip()
+        return self._replace(environment=self.environment | {"XLA_FLAGS": flags})
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return the figures of the steps, for JSON; None where no turn is finished."""
+        sums = tables.summary(self.rows("step"))
+        traced = [row["figure"] for row in self.rows("profile")][-1:]
+        about = {"config": self.name, "options": [*self.options]}
+        return sums and about | sums | dict(zip(["profile"], traced, strict=False))
+
+
+# --- Processes ---
+
+
+class Failed(RuntimeError):
+    """A program ended with an error; `reason` is its last line."""
+
+    def __init__(self, where: str, code: int, stderr: str) -> None:
+        super().__init__(f"{where}: exit code {code}\n{stderr[-4000:]}")
+        lines = stderr.strip().splitlines() or ["no message"]
+        # XLA prints its own list of flags behind the sentence.
+        lines = [line for line in lines if "Unknown flag" in line] or lines
+        self.reason = lines[-1].rpartition("] ")[2]
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process with the one that measures: a GPU is free for the next."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def process(network: Network, tool: str, *words: str, label: str) -> dict[str, Any] | None:
+    """Return what a tool prints last; None: it does not fit into memory."""
+    command = [sys.executable, str(ROOT / "tools" / tool), *words, *network.options]
+    how: dict[str, Any] = {"env": network.environment, "capture_output": True, "text": True}
+    limit = network.kept.limit()
+    try:
+        done = subprocess.run(command, **how, timeout=limit, preexec_fn=_end_with_parent)
+    except subprocess.TimeoutExpired:
+        raise NoTime(f"{label} (was ended after {limit:.0f} s)") from None
+    # The driver's own failures to allocate may end the process before Python hears of them.
+    killed = done.returncode < 0 and out_of_memory(RuntimeError(done.stderr))
+    if done.returncode == OUT_OF_MEMORY or killed:
+        say(network, label, "out of memory")
+        return None
+    if done.returncode == 2:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(re.sub(r"^(bench_step|programs): ", "", last))
+    if done.returncode:
+        raise Failed(f"{network.name}, {label}", done.returncode, done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, Any] | None:
+    """Measure the step of one side; None: it does not fit into memory."""
+    words = [network.config, "--json", "--against=torch", "--program", STEP[side]]
+    words += ["--dtype=bfloat16", "--rounds=1", f"--batch={batch}", f"--steps={network.steps}"]
+    label = ", ".join([f"{side}, batch {batch}", *more])
+    printed = process(network, "bench_step.py", *words, *more, label=label)
+    if printed is None:
+        return None
+    of_program = ("images_per_s", "compile_s", "mfu", "peak_memory")
+    result = {key: printed[key].get(STEP[side]) for key in of_program}
+    say(network, label, f"{result['images_per_s']:.1f} images/s")
+    return result | {"batch": batch, "device": printed["device"]}
+
+
+def program(network: Network, what: str, *more: str) -> dict[str, Any] | None:
+    """Run a program of programs.py."""
+    label = ", ".join([what, *more])
+    printed = process(network, "gpu/programs.py", what, network.config, *more, label=label)
+    say(network, label, json.dumps(printed))
+    return printed
+
+
+def say(network: Network, label: str, what: str) -> None:
+    print(f"{network.name}, {label}: {what}", file=sys.stderr, flush=True)
+
+
+# --- Steps ---
+
+
+def unlike(errors: dict[str, float]) -> str | None:
+    """Say why both sides' logits are apart by more than rounding; None: they are not."""
+    ours, theirs = (errors[side] for side in SIDES)
+    # NaN is not below any limit.
+    if max(errors.values()) <= ROUNDING and max(ours, theirs) <= ALIKE * min(ours, theirs):
+        return None
+    return (
+        f"bfloat16 logits are off float32 by {ours:.4f} (jaxrobust) and {theirs:.4f} (PyTorch) of "
+        f"their standard deviation, {errors['between']:.4f} apart: that is no rounding, and no "
+        "speed is measured; compare the two networks in float32 first"
+    )
+
+
+def agree(network: Network, *options: str, variant: str = "") -> None:
+    """Stop where both sides do not compute the same."""
+    run = functools.partial(program, network, "logits", *options)
+    errors = network.of("logits", "logits", run, variant=variant)
+    if errors is None:
+        raise RuntimeError("logits of 8 images do not fit into memory; is the GPU shared?")
+    if reason := unlike(errors):
+        raise RuntimeError(reason)
+
+
+def memory_of(network: Network, side: str) -> dict[str, Any] | None:
+    """Return what a side's step needs for each image; None: it is not known here."""
+    # Tuning costs minutes, and changes seconds more than bytes.
+    quick = network.with_flags("--xla_gpu_autotune_level=0")
+
+    def run() -> dict[str, Any] | None:
+        try:
+            return program(quick, MEMORY[side])
+        except Failed as error:
+            say(network, MEMORY[side], f"not known: {error.reason}")
+            return None
+
+    return network.of("memory", f"{side} memory", run, side=side)
+
+
+def estimated(memory: dict[str, Any] | None, limit: int) -> int:
+    """Estimate the largest batch that fits, rounded down to four binary digits."""
+    batch = limit
+    if memory and memory["per_image"] > 0:
+        room = SHARE * memory["has"] - memory["fixed"]
+        batch = min(limit, max(int(room / memory["per_image"]), 1))
+    return batch - batch % (1 << max(batch.bit_length() - 4, 0))
+
+
+Turn = Callable[[str, int, int], dict[str, Any] | None]  # (side, batch, number; 0: search)
+
+
+def largest_fitting(run: Turn, side: str, memory: Any, limit: int) -> dict[str, Any]:
+    """Return the figures of the largest batch that fits: the estimate, a half of it, ..."""
+    start = estimated(memory, limit)
+    sizes = [start >> halvings for halvings in range(start.bit_length())]
+    fitting = next((figure for size in sizes if (figure := run(side, size, 0))), None)
+    if fitting is None:
+        raise ValueError(f"{side}: not even one image fits; take a smaller network or --image-size")
+    if memory and fitting["peak_memory"] and fitting["batch"] == start:
+        per_image = (fitting["peak_memory"] - memory["fixed"]) / start
+        more = estimated(memory | {"per_image": per_image}, limit)
+        if more >= WORTH * start:
+            return run(side, more, 0) or fitting
+    return fitting
+
+
+def compare(run: Turn, memories: dict[str, Any], *, limit: int, rounds: int) -> None:
+    """Run each side at the largest batch that fits it, and at the largest that fits both."""
+    first = {side: largest_fitting(run, side, memories[side], limit) for side in SIDES}
+    kinds = {side: figure["device"] for side, figure in first.items()}
+    if len(set(kinds.values())) > 1:
+        both = ", ".join(f"{side} on {kind}" for side, kind in kinds.items())
+        raise ValueError(f"{both}: no comparison; install the CUDA builds of JAX and PyTorch")
+    own = {side: figure["batch"] for side, figure in first.items()}
+    common = min(own.values())
+    turns = [(side, batch) for batch in sorted({common, *own.values()}) for side in SIDES]
+    for number in range(1, rounds + 1):
+        for side, batch in turns:
+            if batch in (common, own[side]):
+                run(side, batch, number)
+
+
+def turn(network: Network, side: str, batch: int, number: int) -> dict[str, Any] | None:
+    """Return the figures of a turn of one side."""
+
+    def run() -> dict[str, Any] | None:
+        figure = attempt(network, side, batch)
+        if figure is None and number:
+            raise RuntimeError(f"{side}: batch {batch} fitted before; is the GPU shared?")
+        return figure
+
+    known = [(row["of"]["side"], row["of"]["batch"]) for row in network.rows("step")]
+    kind = f"{side} {'turn' if (side, batch) in known else 'first'}"
+    return network.of("step", kind, run, side=side, batch=batch, turn=number)
+
+
+def steps(network: Network, limit: int, rounds: int) -> None:
+    """Compare logits, then speeds."""
+    agree(network)
+    memories = {side: memory_of(network, side) for side in SIDES}
+    compare(functools.partial(turn, network), memories, limit=limit, rounds=rounds)
+
+
+# --- What follows ---
+
+
+def own_batch(network: Network) -> int:
+    """Return the largest batch of our step, once that has been measured."""
+    rows = network.rows("step")
+    batch = tables.largest(rows).get(OURS)
+    turns = [row["of"] for row in rows if row["of"]["side"] == OURS and row["of"]["turn"]]
+    if batch is None or all(of["batch"] != batch for of in turns):
+        raise NoTime("after its steps")
+    return batch
+
+
+def varied(network: Network, variant: Variant) -> None:
+    """Measure our step with something changed; where it does not run, the reason is the figure."""
+    batch, changed = own_batch(network), network.with_flags(variant.flags)
+
+    def run() -> dict[str, Any] | None:
+        try:
+            if variant.options:
+                agree(changed, *variant.options, variant=variant.name)
+            return attempt(changed, OURS, batch, *variant.options)
+        except RuntimeError as error:
+            return {"refused": getattr(error, "reason", str(error))[:200]}
+
+    network.of("variant", "variant", run, variant=variant.name, batch=batch)
+
+
+def profiled(network: Network, folder: Path) -> None:
+    """Trace our step, and keep where its time goes."""
+    # A replayed graph's kernels would not say which operation they belong to.
+    eager = network.with_flags("--xla_gpu_enable_command_buffer=")._replace(steps=TRACED_STEPS)
+    batch, folder = own_batch(network), folder / network.name
+
+    def run() -> dict[str, Any]:
+        if attempt(eager, OURS, batch, f"--trace={folder.absolute()}") is None:
+            raise RuntimeError(f"batch {batch} does not fit with --profile; is the GPU shared?")
+        return trace.read(folder)
+
+    print(trace.shown(folder, network.of("profile", "profile", run, batch=batch)))
+
+
+def attacked(network: Network, images: int, attack: Attack) -> None:
+    """Time AutoAttack; a standard run is expected to take as long as a short one lets expect."""
+    guess = None
+    short = {"side": attack.side, "variant": attack._replace(length="short").name, "batch": images}
+    for row in network.rows("autoattack"):
+        if attack.length == "standard" and row["figure"] and row["of"].items() >= short.items():
+            guess = LONGER * row["figure"]["wall_s"] + row["figure"]["compile_s"]
+    words = [f"--batch={images}", f"--length={attack.length}", f"--search_dtype={attack.search}"]
+    run = functools.partial(program, network, AUTOATTACK[attack.side], *words)
+    kind = f"{attack.side} {attack.search} {attack.length}"
+    about = {"side": attack.side, "variant": attack.name, "batch": images}
+    network.of("autoattack", kind, run, guess, **about)
