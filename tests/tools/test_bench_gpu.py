@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust.models.kernels import attention
 from jaxrobust.runtime.devices import hlo
 from tests.support import paths
 from tests.support.modules import hidden
-from tools import bench_gpu, bench_step
+from tools import OUT_OF_MEMORY, bench_step, out_of_memory
+from tools.gpu import programs, trace
 
 try:
     import torch
@@ -34,14 +36,6 @@ def get_config():
     config.model.update(name="convnext_n", num_classes=10, image_size=8, dtype="float32")
     return config
 """
-NETWORK = bench_gpu.Network("configs/quickstart.py", ("--steps=2",), {"A": "b"})
-FIGURES = {
-    "device": "1 x NVIDIA H200",
-    "images_per_s": {"step": 3.0},
-    "compile_s": {"step": 9.0},
-    "mfu": {"step": 0.25},
-    "peak_memory": {},
-}
 # What the compilers of GPUs and CPUs make of a depthwise convolution, a product and a loop.
 MODULE = """HloModule jit_step, is_scheduled=true
 
@@ -90,133 +84,11 @@ def said(tool, *arguments):
     return 0, err.getvalue()
 
 
-def machine(fits, calls, *, device=("gpu", "gpu"), peak=None):
-    """In place of `attempt`: a side fits up to its batch; its speed is 100 x batch, ours double."""
-    devices = dict(zip(bench_gpu.SIDES, device, strict=True))
-
-    def run(side, batch):
-        calls.append((side, batch))
-        if batch > fits[side]:
-            return None
-        first = calls.count((side, batch)) == 1
-        return {
-            "batch": batch,
-            "device": devices[side],
-            "images_per_s": 100.0 * batch * (2 if side == "jaxrobust" else 1) + len(calls),
-            "compile_s": 50.0 if first else 1.0,
-            "mfu": None,
-            "peak_memory": peak,
-        }
-
-    return run
-
-
-class CompareTest(parameterized.TestCase):
-    def test_halves_until_it_fits_then_takes_turns(self):
-        calls = []
-        run = machine({"jaxrobust": 20, "PyTorch": 8}, calls)
-        found = bench_gpu.compare(run, start=64, rounds=2)
-        self.assertEqual(
-            calls[:7],
-            [("jaxrobust", b) for b in (64, 32, 16)] + [("PyTorch", b) for b in (64, 32, 16, 8)],
-        )
-        turn = [("jaxrobust", 8), ("PyTorch", 8), ("jaxrobust", 16)]
-        self.assertEqual(calls[7:], 2 * turn)
-        rows = {(r["side"], r["batch"]): r for r in found["rows"]}
-        self.assertSameElements(rows, turn)
-        # The first process of a batch compiles: the search, or the first turn.
-        self.assertEqual({r["compile_s"] for r in found["rows"]}, {50.0})
-        np.testing.assert_allclose(rows["PyTorch", 8]["rounds"], [809, 812])
-        self.assertEqual(rows["PyTorch", 8]["images_per_s"], 810.5)
-        self.assertAlmostEqual(found["ratio_same_batch"], 1609.5 / 810.5)
-        self.assertAlmostEqual(found["ratio_largest"], 3211.5 / 810.5)
-
-    def test_equal_batches_run_once_a_turn(self):
-        calls = []
-        found = bench_gpu.compare(machine({"jaxrobust": 9, "PyTorch": 9}, calls), start=8, rounds=3)
-        self.assertLen(calls, 2 + 2 * 3)
-        self.assertEqual(found["ratio_same_batch"], found["ratio_largest"])
-
-    def test_other_devices(self):
-        run = machine({"jaxrobust": 8, "PyTorch": 8}, [], device=("1 x NVIDIA H200", "1 x cpu"))
-        with self.assertRaisesRegex(
-            ValueError, "^jaxrobust on 1 x NVIDIA H200, PyTorch on 1 x cpu: no comparison; install"
-        ):
-            bench_gpu.compare(run, start=8, rounds=1)
-
-    def test_nothing_fits(self):
-        run = machine({"jaxrobust": 8, "PyTorch": 0}, [])
-        with self.assertRaisesRegex(ValueError, "^PyTorch: not even one image fits; take a small"):
-            bench_gpu.compare(run, start=8, rounds=1)
-
-    def test_fits_no_more(self):
-        fits = {"jaxrobust": 8, "PyTorch": 8}
-        run = machine(fits, [])
-
-        def shared(side, batch):
-            found = run(side, batch)
-            fits["jaxrobust"] = 4
-            return found
-
-        with self.assertRaisesRegex(RuntimeError, "batch 8 fitted before; is the GPU shared"):
-            bench_gpu.compare(shared, start=8, rounds=1)
-
-
-class AttemptTest(parameterized.TestCase):
-    def attempt(self, code, stdout="", stderr=""):
-        done = subprocess.CompletedProcess([], code, stdout, stderr)
-        quiet = contextlib.redirect_stderr(io.StringIO())
-        with mock.patch.object(subprocess, "run", return_value=done) as run, quiet:
-            found = bench_gpu.attempt(NETWORK, "jaxrobust", 16)
-        self.assertEqual(run.call_args.kwargs["env"], NETWORK.environment)
-        self.assertContainsSubset(
-            ["--program", "step", "--batch=16", "--steps=2", "--dtype=bfloat16"],
-            run.call_args.args[0],
-        )
-        return found
-
-    def test_reads_the_last_line(self):
-        found = self.attempt(0, "words\n" + json.dumps(FIGURES) + "\n")
-        self.assertEqual(
-            found,
-            {
-                "batch": 16,
-                "device": "1 x NVIDIA H200",
-                "images_per_s": 3.0,
-                "compile_s": 9.0,
-                "mfu": 0.25,
-                "peak_memory": None,
-            },
-        )
-
-    @parameterized.parameters((4, ""), (-6, "CUDA_ERROR_OUT_OF_MEMORY: out of memory\nAborted"))
-    def test_out_of_memory(self, code, stderr):
-        self.assertIsNone(self.attempt(code, stderr=stderr))
-
-    def test_refused(self):
-        with self.assertRaisesRegex(ValueError, "^no such option; take another$"):
-            self.attempt(2, stderr="a warning\nbench_step: no such option; take another\n")
-
-    @parameterized.parameters((1, "Traceback: out of memory"), (-11, "Segmentation fault"))
-    def test_failed(self, code, stderr):
-        with self.assertRaisesRegex(
-            RuntimeError, rf"quickstart, jaxrobust, batch 16: exit code {code}"
-        ):
-            self.attempt(code, stderr=stderr)
-
-    def test_environment(self):
-        with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": "3"}):
-            found = bench_gpu.environment(Path("caches"))
-        self.assertEqual(found["CUDA_VISIBLE_DEVICES"], "3")
-        self.assertEqual(found["XLA_PYTHON_CLIENT_MEM_FRACTION"], ".95")
-        self.assertEqual(found["JAX_COMPILATION_CACHE_DIR"], "caches/jax")
-
-
 class SharesTest(absltest.TestCase):
     def test_of_a_gpu(self):
         module = hlo.parse(MODULE)
         gpu = "/device:GPU:0"
-        kinds, operations = bench_gpu.shares(
+        kinds, operations = trace.shares(
             [
                 (gpu, "conv.1", 3.0),
                 (gpu, "conv.1", 1.0),
@@ -244,7 +116,7 @@ class SharesTest(absltest.TestCase):
         )
 
     def test_of_a_cpu(self):
-        kinds, _ = bench_gpu.shares([("/host:CPU", "conv.2", 2.0)], hlo.parse(MODULE))
+        kinds, _ = trace.shares([("/host:CPU", "conv.2", 2.0)], hlo.parse(MODULE))
         self.assertEqual(kinds, {"convolution": 1.0})
 
 
@@ -257,6 +129,17 @@ class MessagesTest(parameterized.TestCase):
     def test_bench_gpu(self):
         self.refused(said("bench_gpu.py", "none.py"), "^bench_gpu: none.py: no such file; ")
         self.refused(said("bench_gpu.py", "--rounds=0"), "^bench_gpu: --rounds=0 must be at least")
+
+    @parameterized.parameters(
+        (("--minutes=0",), "--minutes=0 must be more than 0, such as 9"),
+        (("--minutes=-1", "--resume=x"), "--minutes=-1 must be more than 0"),
+        (("--minutes=nan", "--resume=x"), "--minutes=nan must be more than 0"),
+        (("--minutes=9",), "--minutes needs --resume FILE, from which the next command goes on"),
+        (("--stages=steps,step",), "--stages=steps,step: no 'step'; choose from steps, variants"),
+        (("--report=none.jsonl",), "--report=none.jsonl is no file; name one that --resume has"),
+    )
+    def test_flags(self, words, pattern):
+        self.refused(said("bench_gpu.py", *words), f"^bench_gpu: {pattern}")
 
     @parameterized.parameters("torch", "timm")
     def test_missing(self, name):
@@ -273,6 +156,14 @@ class MessagesTest(parameterized.TestCase):
     def test_no_gpu(self):
         with mock.patch.object(torch.cuda, "is_available", return_value=False):
             self.refused(said("bench_gpu.py"), "^bench_gpu: PyTorch sees no GPU; install its CUDA")
+
+    @absltest.skipIf(torch is None, paths.PARITY)
+    def test_resume_of_a_folder(self):
+        folder = self.create_tempdir().full_path
+        self.refused(
+            said("bench_gpu.py", "--largest=1", f"--resume={folder}"),
+            f"^bench_gpu: --resume={folder} is a folder; name a file, such as {folder}/gpu.jsonl",
+        )
 
     def test_bench_step(self):
         self.refused(
@@ -311,15 +202,25 @@ class MessagesTest(parameterized.TestCase):
         (RuntimeError("INVALID_ARGUMENT: shapes"), False),
     )
     def test_out_of_memory(self, error, expected):
-        self.assertEqual(bench_step.out_of_memory(error), expected)
+        self.assertEqual(out_of_memory(error), expected)
 
     def test_exit_code(self):
         with mock.patch(
             "jaxrobust.training.build.phase", side_effect=RuntimeError("RESOURCE_EXHAUSTED: x")
         ):
             code, message = said("bench_step.py", XCIT, "--program=step")
-        self.assertEqual(code, bench_step.OUT_OF_MEMORY)
-        self.assertEqual(message, "bench_step: out of memory; take a smaller --batch\n")
+        self.assertEqual(code, OUT_OF_MEMORY)
+        self.assertEqual(message, "bench_step: out of memory; take a smaller batch\n")
+
+
+class AttentionTest(absltest.TestCase):
+    def test_of_jax_is_ours(self):
+        qkv = np.random.default_rng(0).standard_normal((2, 5, 3 * 12)).astype(np.float32)
+        ours = np.asarray(attention.self_attention(qkv, 3))
+        with mock.patch.object(attention, "self_attention"):
+            programs.attention_by("xla")
+            theirs = attention.self_attention(qkv, 3)
+        np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-6)
 
 
 class LoadTest(absltest.TestCase):
@@ -341,23 +242,29 @@ class WholeRunTest(absltest.TestCase):
         folder = Path(self.create_tempdir().full_path)
         config = folder / "tiny.py"
         config.write_text(TINY)
+        file = folder / "gpu.jsonl"
         command = [sys.executable, TOOLS / "bench_gpu.py", config, "--largest=2", "--steps=1"]
-        command += ["--json", f"--profile={folder}", "--attack-steps=3"]
+        command += ["--json", f"--profile={folder}", "--attack-steps=3", "--images=2"]
+        command += ["--stages=steps,variants", f"--resume={file}"]
         kept = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, env=kept, capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
-        (found,) = json.loads(done.stdout.splitlines()[-1])
+        (sums,) = json.loads(done.stdout.splitlines()[-1])
         self.assertEqual(
-            [(r["side"], r["batch"], len(r["rounds"])) for r in found["rows"]],
+            [(r["side"], r["batch"], len(r["rounds"])) for r in sums["rows"]],
             [("jaxrobust", 2, 2), ("PyTorch", 2, 2)],
         )
-        self.assertEqual(found["options"], ["--attack-steps=3"])
-        self.assertGreater(min(min(r["rounds"]) for r in found["rows"]), 0)
-        self.assertAlmostEqual(sum(found["profile"]["kinds"].values()), 1)
-        self.assertGreater(found["profile"]["kinds"]["matrix product"], 0)
-        self.assertLen(found["profile"]["costliest"], 10)
+        self.assertEqual(sums["options"], ["--attack-steps=3"])
+        self.assertGreater(min(min(r["rounds"]) for r in sums["rows"]), 0)
+        self.assertAlmostEqual(sum(sums["profile"]["kinds"].values()), 1)
+        self.assertGreater(sums["profile"]["kinds"]["matrix product"], 0)
+        self.assertLen(sums["profile"]["costliest"], 10)
         self.assertLen(list((folder / "tiny").rglob("*.xplane.pb")), 1)
-        self.assertRegex(done.stdout, r"ratio at the largest batches \d+\.\d\d, at the same batch")
+        self.assertRegex(done.stdout, r"\| tiny --attack-steps=3 \| \d+\.\d\d \| \d+\.\d\d \|")
+        before = file.read_bytes()
+        again = subprocess.run(command, env=kept, capture_output=True, text=True)
+        self.assertEqual((again.returncode, again.stdout), (0, done.stdout), again.stderr)
+        self.assertEqual(file.read_bytes(), before)  # nothing is measured twice
 
 
 if __name__ == "__main__":

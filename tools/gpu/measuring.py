@@ -160,11 +160,13 @@ def process(network: Network, tool: str, *words: str, label: str) -> dict[str, A
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, Any] | None:
+def attempt(
+    network: Network, side: str, batch: int, *more: str, variant: str = ""
+) -> dict[str, Any] | None:
     """Measure the step of one side; None: it does not fit into memory."""
     words = [network.config, "--json", "--against=torch", "--program", STEP[side]]
     words += ["--dtype=bfloat16", "--rounds=1", f"--batch={batch}", f"--steps={network.steps}"]
-    label = ", ".join([f"{side}, batch {batch}", *more])
+    label = ", ".join(filter(None, [side, variant, f"batch {batch}"]))
     printed = process(network, "bench_step.py", *words, *more, label=label)
     if printed is None:
         return None
@@ -312,7 +314,7 @@ def varied(network: Network, variant: Variant) -> None:
         try:
             if variant.options:
                 agree(changed, *variant.options, variant=variant.name)
-            return attempt(changed, OURS, batch, *variant.options)
+            return attempt(changed, OURS, batch, *variant.options, variant=variant.name)
         except RuntimeError as error:
             return {"refused": getattr(error, "reason", str(error))[:200]}
 

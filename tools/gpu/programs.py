@@ -222,7 +222,7 @@ def pyautoattack(config: "ConfigDict", args: argparse.Namespace) -> dict[str, An
         attack.square.n_queries = SHORT["queries"]
     run = functools.partial(attack.run_standard_evaluation, x, y, batch_size=250)
     (_, predicted), wall, _ = timed(run)
-    return {"wall_s": wall, "compile_s": None, "robust": int((predicted == y).sum())} | passes
+    return {"wall_s": wall, "compile_s": None, "robust": int((predicted.cpu() == y).sum())} | passes
 
 
 def _parts(images: Any) -> list[Any]:
