@@ -187,7 +187,7 @@ def theirs(
     gpu = torch.cuda.is_available()
     if gpu:
         torch.set_float32_matmul_precision("high")  # TF32, as XLA multiplies float32 on GPUs
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not eager  # whose trials take memory
     attack = config.attack
     step_size = inner.step_of(attack) or 2.5 * attack.epsilon / attack.steps
     trainer = torch_reference.Trainer(

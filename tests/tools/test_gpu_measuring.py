@@ -11,7 +11,6 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from tests.tools.test_gpu_figures import STEPS
 from tools.gpu import figures, measuring
 from tools.gpu.figures import SIDES, NoTime
 
@@ -25,6 +24,12 @@ FIGURES = {
     "mfu": {"step": 0.25},
     "peak_memory": {},
 }
+OF = {"network": "vit_b_cvst", "options": [], "what": "step", "side": "jaxrobust"}
+SEARCHED = [  # 32 images do not fit, 16 do
+    {"of": OF | {"batch": batch, "turn": 0}, "kind": "jaxrobust first", "figure": figure}
+    for batch, figure in ((32, None), (16, {"images_per_s": 99.0}))
+]
+STEPS = [*SEARCHED, {"of": OF | {"batch": 16, "turn": 1}, "kind": "jaxrobust turn", "figure": {}}]
 
 
 def machine(fits, calls, *, device=("gpu", "gpu"), peak=None):
@@ -193,7 +198,7 @@ class NetworkTest(absltest.TestCase):
         self.assertEqual(row["figure"], {"refused": "Unknown flag in XLA_FLAGS: --b"})
 
     def test_variants_wait_for_the_step(self):
-        for rows in ([], STEPS[:3]):
+        for rows in ([], SEARCHED):
             with self.assertRaisesRegex(figures.NoTime, "^after its steps$"):
                 measuring.varied(self.network(rows), measuring.VARIANTS[1])
 

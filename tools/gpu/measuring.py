@@ -19,7 +19,8 @@ from tools.gpu.figures import ROOT, SIDES, NoTime
 
 OURS, THEIRS = SIDES
 STEP = {OURS: "step", THEIRS: "torch"}  # programs of bench_step.py, and of programs.py
-MEMORY = {OURS: "memory", THEIRS: "torch_memory"}
+# Below these batches gradients and the update need more memory than what grows with the batch.
+MEMORY = {OURS: ("memory", "--batch=32"), THEIRS: ("torch_memory", "--batch=16")}
 AUTOATTACK = {OURS: "autoattack", THEIRS: "pyautoattack"}
 SHARE = 0.92  # of memory that a first batch is estimated to fill
 WORTH = 1.2  # a batch that is this much larger is tried, once one fits
@@ -139,7 +140,7 @@ def _end_with_parent() -> None:
 
 
 def process(network: Network, tool: str, *words: str, label: str) -> dict[str, Any] | None:
-    """Return what a tool prints last; None: it does not fit into memory."""
+    """Return the JSON object of a tool; None: it does not fit into memory."""
     command = [sys.executable, str(ROOT / "tools" / tool), *words, *network.options]
     how: dict[str, Any] = {"env": network.environment, "capture_output": True, "text": True}
     limit = network.kept.limit()
@@ -215,15 +216,15 @@ def agree(network: Network, *options: str, variant: str = "") -> None:
 
 
 def memory_of(network: Network, side: str) -> dict[str, Any] | None:
-    """Return what a side's step needs for each image; None: it is not known here."""
+    """Return the memory that a side's step needs; None: it is not known here."""
     # Tuning costs minutes, and changes seconds more than bytes.
     quick = network.with_flags("--xla_gpu_autotune_level=0")
 
     def run() -> dict[str, Any] | None:
         try:
-            return program(quick, MEMORY[side])
+            return program(quick, *MEMORY[side])
         except Failed as error:
-            say(network, MEMORY[side], f"not known: {error.reason}")
+            say(network, MEMORY[side][0], f"not known: {error.reason}")
             return None
 
     return network.of("memory", f"{side} memory", run, side=side)

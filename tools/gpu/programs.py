@@ -4,13 +4,14 @@ Each runs in a process that has the GPU to itself, and prints a JSON object on t
 
 - `logits`: how far both sides' bfloat16 logits are from float32 of ours, and from each other.
 - `memory`: bytes that our step takes, from two compiled ones that do not run.
-- `torch_memory`: the same of PyTorch's step, from one that runs uncompiled.
+- `torch_memory`: the same of PyTorch's step, from two that run uncompiled.
 - `autoattack`, `pyautoattack`: seconds of AutoAttack on random images and weights, at radius 0,
   where every attack runs to its end.
 """
 
 import argparse
 import functools
+import gc
 import json
 import os
 import sys
@@ -130,27 +131,30 @@ def memory(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
         config.train.batch_size = batch
         program = bench_step.ours(config, *bench_step.data(config, batch))
         needed.append(sum(topology.sizes(program.executable).values()))
-    per_image = (needed[1] - needed[0]) / args.batch
     has = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    has = has or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"fixed": needed[0] - args.batch * per_image, "per_image": per_image, "has": has}
+    return line(args.batch, needed, has or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def torch_memory(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any] | None:
-    """Measure what PyTorch's step needs beside what it keeps; None where that is not counted."""
+    """Extrapolate from two batches what PyTorch's step needs; None where that is not counted."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    program = bench_step.theirs(config, *bench_step.data(config, args.batch), eager=True)
-    program.run()
-    kept, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    needed = []
+    for batch in (args.batch, 2 * args.batch):
+        gc.collect()  # of the batch before
+        torch.cuda.reset_peak_memory_stats()
+        bench_step.theirs(config, *bench_step.data(config, batch), eager=True)
+        needed.append(torch.cuda.max_memory_allocated())
     free, _ = torch.cuda.mem_get_info()
-    return {
-        "fixed": kept,
-        "per_image": (most - kept) / args.batch,
-        "has": free + torch.cuda.memory_reserved(),
-    }
+    return line(args.batch, needed, free + torch.cuda.memory_reserved())
+
+
+def line(batch: int, needed: list[int], has: int) -> dict[str, float]:
+    """Return the line through the bytes that a batch and twice the batch need."""
+    per_image = (needed[1] - needed[0]) / batch
+    return {"fixed": needed[0] - batch * per_image, "per_image": per_image, "has": has}
 
 
 # --- AutoAttack ---
