@@ -103,17 +103,17 @@ def jobs(args: argparse.Namespace, networks: list[Network]) -> Iterator[Job]:
             yield network.name, run
         if args.profile:
             run = functools.partial(measuring.profiled, network, args.profile)
-            yield f"{network.name}, profile", run
+            yield network.name, run
     for network in networks if "variants" in stages else ():
         for variant in measuring.VARIANTS:
             if variant.of in network.name:
                 run = functools.partial(measuring.varied, network, variant)
-                yield f"{network.name}, {variant.name}", run
+                yield network.name, run
     if "autoattack" in stages:
         network = next((n for n in networks if n.name == ATTACKED), networks[0])
         for attack in measuring.ATTACKS:
             run = functools.partial(measuring.attacked, network, args.images, attack)
-            yield f"{network.name}, AutoAttack, {attack.side}, {attack.name}", run
+            yield network.name, run
 
 
 def work(todo: Iterator[Job]) -> tuple[list[str], list[str]]:
@@ -124,7 +124,7 @@ def work(todo: Iterator[Job]) -> tuple[list[str], list[str]]:
             run()
         except NoTime as reason:
             left.append(f"{label}: {reason}")
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # the others may run nevertheless
             failed.append(label)
             print(f"bench_gpu: {label}: {error}", file=sys.stderr, flush=True)
     return left, failed
@@ -152,7 +152,9 @@ def main() -> None:
     if args.json:
         print(json.dumps([sums for network in networks if (sums := network.summary())]))
     if failed:
-        print(f"bench_gpu: failed, as said above: {'; '.join(failed)}", file=sys.stderr)
+        print(
+            f"bench_gpu: failed, as said above: {', '.join(dict.fromkeys(failed))}", file=sys.stderr
+        )
         sys.exit(1)
 
 

@@ -159,13 +159,16 @@ class MinutesTest(FileCase):
         jobs = [
             ("a", mock.Mock(side_effect=figures.NoTime("step, batch 4 (about 60 s)"))),
             ("b", mock.Mock(side_effect=RuntimeError("no rounding"))),
+            ("b", mock.Mock(side_effect=ValueError("no pyautoattack"))),
             ("c", mock.Mock()),
         ]
         with contextlib.redirect_stderr(io.StringIO()) as err:
             left, failed = bench_gpu.work(iter(jobs))
-        self.assertEqual((left, failed), (["a: step, batch 4 (about 60 s)"], ["b"]))
-        self.assertEqual(err.getvalue(), "bench_gpu: b: no rounding\n")
-        jobs[2][1].assert_called_once_with()
+        self.assertEqual((left, failed), (["a: step, batch 4 (about 60 s)"], ["b", "b"]))
+        self.assertEqual(
+            err.getvalue(), "bench_gpu: b: no rounding\nbench_gpu: b: no pyautoattack\n"
+        )
+        jobs[3][1].assert_called_once_with()
 
 
 class TablesTest(absltest.TestCase):

@@ -199,7 +199,7 @@ class NetworkTest(absltest.TestCase):
 
     def test_variants_wait_for_the_step(self):
         for rows in ([], SEARCHED):
-            with self.assertRaisesRegex(figures.NoTime, "^after its steps$"):
+            with self.assertRaisesRegex(figures.NoTime, "^no Triton products, after its steps$"):
                 measuring.varied(self.network(rows), measuring.VARIANTS[1])
 
     def test_other_attention_is_compared_first(self):

@@ -297,19 +297,19 @@ def steps(network: Network, limit: int, rounds: int) -> None:
 # --- What follows ---
 
 
-def own_batch(network: Network) -> int:
+def own_batch(network: Network, wanted: str) -> int:
     """Return the largest batch of our step, once that has been measured."""
     rows = network.rows("step")
     batch = tables.largest(rows).get(OURS)
     turns = [row["of"] for row in rows if row["of"]["side"] == OURS and row["of"]["turn"]]
     if batch is None or all(of["batch"] != batch for of in turns):
-        raise NoTime("after its steps")
+        raise NoTime(f"{wanted}, after its steps")
     return batch
 
 
 def varied(network: Network, variant: Variant) -> None:
     """Measure our step with something changed; where it does not run, the reason is the figure."""
-    batch, changed = own_batch(network), network.with_flags(variant.flags)
+    batch, changed = own_batch(network, variant.name), network.with_flags(variant.flags)
 
     def run() -> dict[str, Any] | None:
         try:
@@ -326,7 +326,7 @@ def profiled(network: Network, folder: Path) -> None:
     """Trace our step, and keep where its time goes."""
     # A replayed graph's kernels would not say which operation they belong to.
     eager = network.with_flags("--xla_gpu_enable_command_buffer=")._replace(steps=TRACED_STEPS)
-    batch, folder = own_batch(network), folder / network.name
+    batch, folder = own_batch(network, "profile"), folder / network.name
 
     def run() -> dict[str, Any]:
         if attempt(eager, OURS, batch, f"--trace={folder.absolute()}") is None:
