@@ -149,6 +149,7 @@ class AttemptTest(parameterized.TestCase):
     @parameterized.parameters(
         (1, "Traceback: out of memory", "Traceback: out of memory"),
         (-11, "Segmentation fault", "Segmentation fault"),
+        (1, "a\nRuntimeError: x of [2] y\n----\nFor simplicity, JAX", "RuntimeError: x of [2] y"),
         (
             -6,
             "F1 a.cc:4] Unknown flag in XLA_FLAGS: --a\n--b=1 bool",

@@ -124,14 +124,14 @@ class Network(NamedTuple):
 
 
 class Failed(RuntimeError):
-    """A program ended with an error; `reason` is its last line."""
+    """A program ended with an error; `reason` is the sentence of it."""
 
     def __init__(self, where: str, code: int, stderr: str) -> None:
         super().__init__(f"{where}: exit code {code}\n{stderr[-4000:]}")
         lines = stderr.strip().splitlines() or ["no message"]
-        # XLA prints its own list of flags behind the sentence.
-        lines = [line for line in lines if "Unknown flag" in line] or lines
-        self.reason = lines[-1].rpartition("] ")[2]
+        # XLA prints its list of flags behind it, and JAX what it left out of a traceback.
+        sentences = [x for x in lines if re.match(r"[\w.]*(Error|Exception)\b|.*Unknown flag", x)]
+        self.reason = re.sub(r"^F\d.*?\] ", "", (sentences or lines)[-1])
 
 
 def _end_with_parent() -> None:
