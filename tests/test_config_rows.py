@@ -14,7 +14,7 @@ from jaxrobust.resolved import of_phase, phases
 from jaxrobust.training import build
 from jaxrobust.training.run import selection, splits
 from jaxrobust.types import Weights
-from tools import refresh_configs
+from tools.generate import refresh_configs
 
 FAMILIES = ("revisiting_at", "convstem_pretraining", "larger_radius", "light_recipe")
 FAMILIES += ("light_ablation", "transfer", "cifar_bat", "cifar_aat", "cifar_aligned")

@@ -19,7 +19,7 @@ from jaxrobust.weights.naming import compose, convert
 from jaxrobust.weights.store.artifact import Network
 from tests.support import paths, sweeps
 from tests.support.command_line import parsed, refused
-from tools import refresh_configs
+from tools.generate import refresh_configs
 
 
 class ConfigsTest(parameterized.TestCase):
@@ -28,7 +28,7 @@ class ConfigsTest(parameterized.TestCase):
         self.assertEqual(
             refresh_configs.golden(name).read_text(),
             refresh_configs.resolved(name),
-            "run `python tools/refresh_configs.py` and review the difference",
+            "run `python tools/generate/refresh_configs.py` and review the difference",
         )
 
     @sweeps.fast("quickstart", "cifar10_convnext", "mart")

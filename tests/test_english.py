@@ -46,7 +46,7 @@ WORDS = re.compile(r"(?<![.\w-])(nobody|of its own|in words|rooms?|doors?|floors
 OPERATORS = {"floor"}  # of PyTorch
 _CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 # Where a house is drawn, it may have rooms.
-_DRAWINGS = ("docs/architecture.md", "tools/draw_architecture.py")
+_DRAWINGS = ("docs/architecture.md", "tools/generate/draw_architecture.py")
 OF_A_HOUSE = {name: {"room", "rooms"} for name in _DRAWINGS}
 
 

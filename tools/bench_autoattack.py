@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from jaxrobust.runtime.commandline.arguments import Arguments
 from tools import guarded, timed
-from tools.bench_networks import our_network, their_network
+from tools.bench.attacked_networks import our_network, their_network
 
 GOLDEN = ROOT / "tests/golden/attacks"
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
@@ -253,9 +253,9 @@ def launch(
 def main() -> None:
     args = parse()
     if args.topology:
-        from tools import bench_topology
+        from tools.bench import slice_programs
 
-        return bench_topology.autoattack(args)
+        return slice_programs.autoattack(args)
     if args.worker:
         return our_worker(args) if args.worker == "ours" else their_worker(args)
     all_cores = sorted(os.sched_getaffinity(0))

@@ -176,7 +176,7 @@ def theirs(
     from jaxrobust.convert import torch_networks
     from jaxrobust.training import build
     from jaxrobust.training.update import inner
-    from tools import torch_reference
+    from tools.bench import torch_reference
 
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if config.model.dtype not in types:
@@ -270,9 +270,9 @@ def prepare(args: argparse.Namespace, names: Sequence[str]) -> None:
 def main() -> None:
     args = parse()
     if args.topology:
-        from tools import bench_topology
+        from tools.bench import slice_programs
 
-        compile_ = bench_topology.step if args.block is None else bench_topology.block
+        compile_ = slice_programs.step if args.block is None else slice_programs.block
         return compile_(args, load)
     config = load(args)
     names = args.program.split(",") if args.program else PROGRAMS[: 4 if args.against else 2]

@@ -1,4 +1,4 @@
-"""What the networks cost, by tracing them; `tools/refresh_counts.py` writes it."""
+"""What the networks cost, by tracing them, as `tools/generate/refresh_counts.py` writes it."""
 
 # name -> parameters, multiply-adds of one image, stem, norms
 COUNTED: dict[str, tuple[int, int, str, str]] = {

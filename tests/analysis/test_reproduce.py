@@ -22,7 +22,7 @@ from jaxrobust.resolved import plain
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import runs
 from tests.support import paths
-from tools import readme_table, refresh_configs
+from tools.generate import readme_table, refresh_configs
 
 PLOT = importlib.util.find_spec("matplotlib") is not None
 _STANDARD = [

@@ -15,7 +15,7 @@ try:
     import torch
 
     from jaxrobust.convert import torch_networks
-    from tools import torch_reference
+    from tools.bench import torch_reference
 
     torch_networks.import_timm()
 except ImportError:

@@ -16,7 +16,7 @@ from jaxrobust.resolved import Values, plain
 from jaxrobust.types import Classifier
 from tests.support import config_lines
 from tests.support.runs import tiny
-from tools import refresh_configs
+from tools.generate import refresh_configs
 
 TWICE = """
 import jax.numpy as jnp

@@ -16,7 +16,7 @@ from jaxrobust.models import table
 from jaxrobust.models.counted import COUNTED as COUNTED_BY_US
 from jaxrobust.models.published import PUBLISHED
 from tests.support import parity, paths, sweeps
-from tools import refresh_counts
+from tools.generate import refresh_counts
 
 # 1e9 multiply-adds of convolutions, linear maps and attention's products, counted on the references
 # and printed to 1e6. Table 14 of Singh, Croce, Hein 2023 (arXiv 2303.01870) counts norms too.
@@ -101,7 +101,7 @@ class MultiplyAddsTest(parameterized.TestCase):
 
 class ShippedTest(parameterized.TestCase):
     """The table prints figures that are shipped, at once; what a change moves is refreshed by
-    `python tools/refresh_counts.py`.
+    `python tools/generate/refresh_counts.py`.
     """
 
     def test_every_network_has_them(self):

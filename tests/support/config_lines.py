@@ -10,7 +10,7 @@ from unittest import mock
 
 from configs import larger_radius, revisiting_at
 from jaxrobust.config import ArgumentError
-from tools import refresh_configs
+from tools.generate import refresh_configs
 
 # Families whose runs are all that their arguments allow.
 WHOLE = ("cifar_bat", "cifar_aat", "cifar_aligned", "light_recipe", "transfer")

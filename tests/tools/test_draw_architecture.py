@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from absl.testing import absltest, parameterized
 
 from tests.support.paths import ROOT
-from tools import draw_architecture
+from tools.generate import draw_architecture
 
 drawn_pictures = functools.cache(draw_architecture.pictures)
 
@@ -16,7 +16,7 @@ class PicturesTest(parameterized.TestCase):
     @parameterized.parameters("rooms.svg", "image.svg", "step.svg")
     def test_are_up_to_date(self, name):
         drawn = drawn_pictures()[name]
-        message = "run python tools/draw_architecture.py"
+        message = "run python tools/generate/draw_architecture.py"
         self.assertEqual((ROOT / "docs" / name).read_text(), drawn, message)
         self.assertIn(f"({name})", (ROOT / "docs" / "architecture.md").read_text())
         ElementTree.fromstring(drawn)

@@ -10,7 +10,7 @@ from absl.testing import absltest
 from PIL import Image
 
 from tests.support import reports
-from tools import report_pictures
+from tools.generate import report_pictures
 
 
 class PicturesTest(absltest.TestCase):

@@ -20,7 +20,7 @@ from jaxrobust.evaluation.engine import slots
 from jaxrobust.runtime.devices import hardware, hlo, hlo_costs, topology
 from tests.support import paths, tpu
 from tests.support.modules import hidden
-from tools import bench_topology
+from tools.bench import slice_programs
 
 TOOLS = paths.ROOT / "tools"
 NEEDS = "needs the TPU compiler: pip install -e '.[test,tpu-aot]'"
@@ -158,7 +158,7 @@ class EngineTest(parameterized.TestCase):
         (setting,) = ensembles.plan("linf", "standard", [name], None)
         weights = jax.ShapeDtypeStruct((48, 5), np.float32)
         logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
-        step, arguments, found = bench_topology.abstract_step(
+        step, arguments, found = slice_programs.abstract_step(
             mesh, slots.program_of(setting), logits_fn, slots=16, image=(4, 4, 3)
         )
         self.assertEqual(found, passes)

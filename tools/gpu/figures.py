@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIDES = ("jaxrobust", "PyTorch")
 # What a figure depends on. What only starts processes and prints may be mended in between.
 SOURCES = (
-    *("jaxrobust", "configs", "tools/bench_step.py", "tools/torch_reference.py"),
+    *("jaxrobust", "configs", "tools/bench_step.py", "tools/bench/torch_reference.py"),
     "tools/gpu/programs.py",
 )
 # Seconds that the first figure of a kind is expected to take, by the last word of the kind.

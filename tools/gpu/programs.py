@@ -79,7 +79,7 @@ def logits(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
 
     from jaxrobust import convert, models
     from jaxrobust.convert import torch_networks
-    from tools import torch_reference
+    from tools.bench import torch_reference
 
     name, about = config.model.name, {"num_classes": config.model.num_classes}
     side, gpu = config.model.image_size, torch.cuda.is_available()

@@ -31,7 +31,7 @@ from jaxrobust.runtime.processes import hosts
 from tests.support import paths, sweeps
 from tests.support.ensemble import GOLDEN, IMAGES, LABELS, NETS, QUICK, evaluate, quick
 from tests.support.golden import norm_in_float64
-from tools import bench_topology
+from tools.bench import slice_programs
 
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 REFERENCE = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -690,7 +690,7 @@ class MemoryTest(parameterized.TestCase):
         for classes in (10, 100):
             weights = jax.ShapeDtypeStruct((16 * 16 * 3, classes), np.float32)
             logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
-            step, arguments, _ = bench_topology.abstract_step(
+            step, arguments, _ = slice_programs.abstract_step(
                 mesh, slots.program_of(setting), logits_fn, slots=32, image=image
             )
             memory = step.lower(*arguments).compile().memory_analysis()

@@ -22,7 +22,7 @@ from jaxrobust.runtime.devices import sharding
 from jaxrobust.training import build
 from tests.support import tpu
 from tests.support.steps import small_config
-from tools import bench_topology
+from tools.bench import slice_programs
 
 PRODUCT = re.compile(r"stablehlo\.(dot_general|convolution)\b.*?$", re.M)
 SHAPE = (8, 8, 3)
@@ -54,7 +54,7 @@ class AutoAttackTest(parameterized.TestCase):
     def test_the_last_forward_pass(self):
         closure = jax.tree_util.Partial(lambda x: x.reshape(len(x), -1) @ jnp.ones((192, 10)))
         for logits_fn in (network(), closure):
-            program, operands = bench_topology.abstract_verdict(
+            program, operands = slice_programs.abstract_verdict(
                 mesh(), logits_fn, slots=2, image=SHAPE
             )
             found = precisions(program.lower(*operands))
@@ -64,7 +64,7 @@ class AutoAttackTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_the_search(self, name):
         (setting,) = plan("linf", "standard", [name], None)
-        step, operands, _ = bench_topology.abstract_step(
+        step, operands, _ = slice_programs.abstract_step(
             mesh(), slots.program_of(setting), network(), slots=2, image=SHAPE
         )
         alone = precisions(step.lower(*operands))
@@ -76,7 +76,7 @@ class AutoAttackTest(parameterized.TestCase):
         operands = (operands[0], network("bfloat16"), *operands[2:])
         guided = precisions(step.lower(*operands))
         self.assertEqual(guided["DEFAULT"], alone["DEFAULT"])
-        verdict, operands = bench_topology.abstract_verdict(mesh(), network(), slots=2, image=SHAPE)
+        verdict, operands = slice_programs.abstract_verdict(mesh(), network(), slots=2, image=SHAPE)
         last = precisions(verdict.lower(*operands))
         self.assertEqual(guided["HIGHEST"] - own, last["HIGHEST"])
 
@@ -114,7 +114,7 @@ class ExecutableTest(absltest.TestCase):
 
     def test_no_product_in_bfloat16(self):
         chips = jax.sharding.Mesh(np.array(tpu.chips(self, "v5e:2x2")), ("slots",))
-        program, operands = bench_topology.abstract_verdict(chips, network(), slots=8, image=SHAPE)
+        program, operands = slice_programs.abstract_verdict(chips, network(), slots=8, image=SHAPE)
         text = program.lower(*operands).compile().as_text()
         self.assertNotIn("bf16[", text)
         products = re.findall(r" (?:convolution|dot)\(.*", text)

@@ -21,7 +21,7 @@ def torch_network(name: str, num_classes: int = 10):
     try:
         import torch  # noqa: F401
 
-        from tools import torch_reference  # noqa: F401
+        from tools.bench import torch_reference  # noqa: F401
     except ImportError as error:
         raise absltest.SkipTest(paths.PARITY) from error
     return parity.torch_network(name, num_classes, 64).double()

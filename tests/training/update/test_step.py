@@ -142,7 +142,7 @@ class TrainStepTest(parameterized.TestCase):
             import torch
 
             from jaxrobust.convert import torch_networks
-            from tools import torch_reference
+            from tools.bench import torch_reference
         except ImportError:
             self.skipTest(paths.PARITY)
         torch.manual_seed(0)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-_GOLDEN = Path(__file__).resolve().parents[1] / "tests/golden/attacks"
+_GOLDEN = Path(__file__).resolve().parents[2] / "tests/golden/attacks"
 
 
 def our_network(name: str, *, converted: bool) -> Any:

@@ -1,7 +1,7 @@
 """The pictures of reports in README, made with Chromium.
 
-python tools/report_pictures.py quickstart=runs/quickstart --height 1465
-python tools/report_pictures.py cifar10=runs/cifar10/evaluation --height 2188
+python tools/generate/report_pictures.py quickstart=runs/quickstart --height 1465
+python tools/generate/report_pictures.py cifar10=runs/cifar10/evaluation --height 2188
 
 Each NAME=PATH becomes tools/pictures/NAME.png: the beginning of what `python -m jaxrobust.report
 PATH` shows, with few colours, so that it stays small in the repository.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image, ImageChops
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust.report import gathered, page

@@ -1,6 +1,6 @@
 """Draw docs/*.svg from the code: the rooms by their imports, an image's life, a training step.
 
-    python tools/draw_architecture.py
+    python tools/generate/draw_architecture.py
 
 An arrow between rooms that follows from others is left out. Boxes of the other two pictures name
 what they are of in the code, which has to be there.
@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the checkout, before any installed package
 PACKAGE, DOCS = ROOT / "jaxrobust", ROOT / "docs"
 NOT_ROOMS = {"moved", "main", "evaluate", "__main__", "__init__"}  # names of before, and starts

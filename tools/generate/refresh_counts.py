@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs
@@ -14,7 +14,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs
 from jaxrobust import models
 from jaxrobust.models import table
 
-_HEAD = '''"""What the networks cost, by tracing them; `tools/refresh_counts.py` writes it."""
+_HEAD = '''\
+"""What the networks cost, by tracing them, as `tools/generate/refresh_counts.py` writes it."""
 
 # name -> parameters, multiply-adds of one image, stem, norms
 COUNTED: dict[str, tuple[int, int, str, str]] = {

@@ -1,7 +1,7 @@
 """Print the rows of README's table of results, from runs alone.
 
-`python tools/readme_table.py [RUN_OR_CONFIG ...]`: runs from their records, configs with what they
-await; default: the runs of tools/records.
+`python tools/generate/readme_table.py [RUN_OR_CONFIG ...]`: runs from their records, configs with
+what they await; default: the runs of tools/records.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust.analysis.papers import markdown, tables, training
@@ -19,7 +19,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.resolved import completed, plain
 from jaxrobust.runtime.commandline.arguments import Arguments, flat, load_config, stop
 from jaxrobust.weights.trained import runs
-from tools import refresh_configs
+from tools.generate import refresh_configs
 
 KEPT = ROOT / "tools" / "records"  # of the runs that READMEs quote
 HEAD = (
