@@ -38,7 +38,7 @@ training.run(config, Path("runs/for_pytorch"))
 
 # %%
 export_torch.export(
-    export_torch.Settings(layout="module", out=Path("ship"), workdir=Path("runs/for_pytorch"))
+    export_torch.ExportSettings(layout="module", out=Path("ship"), workdir=Path("runs/for_pytorch"))
 )
 
 # %% [markdown]

@@ -44,12 +44,12 @@ from jaxrobust.attacks.losses import (
 from jaxrobust.attacks.machine import TALLIES, advance, run
 from jaxrobust.attacks.mim import mim as mim
 from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine
-from jaxrobust.attacks.registry import MACHINES, ROWS, Row, Setting, passes
+from jaxrobust.attacks.registry import MACHINES, ROWS, NamedAttack, Setting, passes
 from jaxrobust.attacks.square import SquareState, square, square_machine, square_run
 
 __all__ = ["GEOMETRIES", "L1_RULES", "LOSSES", "MACHINES", "ROWS", "STARTS", "TALLIES"]
 __all__ += ["ApgdState", "FabState", "MultiRadiusState", "PgdState", "SquareState"]
-__all__ += ["Noise", "Row", "Setting", "advance", "image_keys", "passes", "run"]
+__all__ += ["NamedAttack", "Noise", "Setting", "advance", "image_keys", "passes", "run"]
 __all__ += ["apgd", "apgd_machine", "apgd_multi_radius_machine", "apgd_run"]
 __all__ += ["fab", "fab_machine", "fab_run", "fgsm", "pgd", "pgd_machine"]
 __all__ += ["project_onto_hyperplane", "square", "square_machine", "square_run"]

@@ -20,7 +20,7 @@ from jaxrobust.attacks import inputs
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, all_finite, l0_norm, per_image, where
 from jaxrobust.attacks.losses import DLR, LOSSES, by_target
 from jaxrobust.attacks.machine import as_attack, run
-from jaxrobust.attacks.registry import Facts, Named, Row, add
+from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
 
 
 class ApgdState(NamedTuple):
@@ -341,7 +341,7 @@ def _is_correct(logits: t.Logits, labels: t.Array) -> t.Mask:
     return jnp.argmax(logits, axis=1).astype(labels.dtype) == labels
 
 
-_FACTS = Facts(
+_FACTS = MachineFacts(
     machine="apgd",
     make=lambda own, epsilon: apgd_machine(
         norm=own.norm, epsilon=epsilon, steps=own.steps, loss=by_target
@@ -353,8 +353,10 @@ _FACTS = Facts(
 )
 add(
     _FACTS,
-    Row("apgd", "Auto-PGD: it chooses its steps itself", _FACTS, trains=True, make=apgd),
-    Row("apgd-ce", "Auto-PGD on the cross-entropy", _FACTS, Named(0, 100)),
-    Row("apgd-dlr", "Auto-PGD on the DLR loss", _FACTS, Named(1, 100, code=DLR)),
-    Row("apgd-t", "Auto-PGD on the targeted DLR loss", _FACTS, Named(2, 100, targets=9)),
+    NamedAttack("apgd", "Auto-PGD: it chooses its steps itself", _FACTS, trains=True, make=apgd),
+    NamedAttack("apgd-ce", "Auto-PGD on the cross-entropy", _FACTS, StandardSettings(0, 100)),
+    NamedAttack("apgd-dlr", "Auto-PGD on the DLR loss", _FACTS, StandardSettings(1, 100, code=DLR)),
+    NamedAttack(
+        "apgd-t", "Auto-PGD on the targeted DLR loss", _FACTS, StandardSettings(2, 100, targets=9)
+    ),
 )

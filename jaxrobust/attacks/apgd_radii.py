@@ -15,7 +15,7 @@ from jaxrobust.attacks.apgd import ApgdState, apgd_machine
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, where
 from jaxrobust.attacks.inputs import check_inputs, start_points
 from jaxrobust.attacks.losses import by_target
-from jaxrobust.attacks.registry import Facts, add
+from jaxrobust.attacks.registry import MachineFacts, add
 from jaxrobust.types import Array, Counts, Logits, Machine, Mask, PerImage, Points, Start
 
 
@@ -89,7 +89,7 @@ def apgd_multi_radius_machine(
 
 
 add(
-    Facts(
+    MachineFacts(
         machine="apgd-multi-radius",  # of attacks that stand beside `apgd_machine`
         make=lambda setting, epsilon: apgd_multi_radius_machine(
             norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=by_target

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.attacks.losses import DLR
-from jaxrobust.attacks.registry import Named, Setting, searching
+from jaxrobust.attacks.registry import Setting, StandardSettings, searching
 from jaxrobust.types import check_norm
 
 VERSIONS = {
@@ -18,7 +18,7 @@ VERSIONS = {
 CUSTOM = "custom"  # any attacks
 
 
-def named(name: str) -> Named:
+def named(name: str) -> StandardSettings:
     """Look up an attack of AutoAttack, with its standard settings."""
     return searching()[name][1]
 

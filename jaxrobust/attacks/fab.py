@@ -22,7 +22,7 @@ from jaxrobust.attacks.geometry import balls
 from jaxrobust.attacks.geometry.balls import per_image, where
 from jaxrobust.attacks.geometry.hyperplanes import displacement
 from jaxrobust.attacks.machine import as_attack, run
-from jaxrobust.attacks.registry import Facts, Named, Row, add
+from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
 
 _SIZE = {
     "linf": lambda rows: jnp.max(jnp.abs(rows), axis=1),
@@ -253,7 +253,7 @@ def fab(
     return as_attack(machine, random_start=random_start, gradient_steps=steps)
 
 
-_FACTS = Facts(
+_FACTS = MachineFacts(
     machine="fab",
     make=lambda setting, epsilon: fab_machine(
         norm=setting.norm, epsilon=epsilon, steps=setting.steps, targeted=setting.targets > 0
@@ -268,6 +268,16 @@ _FACTS = Facts(
 )
 add(
     _FACTS,
-    Row("fab", "FAB, which looks for the nearest point", _FACTS, Named(3, 100, restarts=5)),
-    Row("fab-t", "FAB towards one class after the other", _FACTS, Named(4, 100, targets=9)),
+    NamedAttack(
+        "fab",
+        "FAB, which looks for the nearest point",
+        _FACTS,
+        StandardSettings(3, 100, restarts=5),
+    ),
+    NamedAttack(
+        "fab-t",
+        "FAB towards one class after the other",
+        _FACTS,
+        StandardSettings(4, 100, targets=9),
+    ),
 )

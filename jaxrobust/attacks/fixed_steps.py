@@ -18,7 +18,7 @@ is_cascade = registry.goes_image_by_image
 class FixedSteps(NamedTuple):
     """One of them."""
 
-    row: registry.Row
+    row: registry.NamedAttack
     steps: int
 
     @property

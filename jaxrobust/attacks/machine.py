@@ -15,7 +15,7 @@ from jaxrobust.attacks.inputs import Noise, check_array, check_classes, image_ke
 from jaxrobust.attacks.network import of_one_image, remedy
 
 
-class Step(NamedTuple):
+class MachineStep(NamedTuple):
     """What one step of a machine asked and was told."""
 
     state: Any  # after it
@@ -59,7 +59,7 @@ def advance(
     draws: int = 1,
     gradient: bool = True,
     tally: Callable[[t.Logits], t.Array] | None = None,
-) -> Step:
+) -> MachineStep:
     """Query, evaluate, tell and, if the machine has one, check.
 
     Args:
@@ -78,10 +78,10 @@ def advance(
         logits, slope = network(points, 0), jnp.zeros_like(points)
     after = machine.tell(state, logits, slope)
     if machine.check is None:
-        return Step(after, state, points, logits, slope, votes)
+        return MachineStep(after, state, points, logits, slope, votes)
     points = machine.query(after)
     logits = network(points, draws)
-    return Step(machine.check(after, logits), after, points, logits, slope)
+    return MachineStep(machine.check(after, logits), after, points, logits, slope)
 
 
 def _differentiated(

@@ -8,7 +8,7 @@ from jaxrobust.attacks.geometry.balls import all_finite, l1_norm, per_image
 from jaxrobust.attacks.inputs import Noise, check_noise
 from jaxrobust.attacks.machine import as_attack
 from jaxrobust.attacks.pgd import PgdState, pgd_machine
-from jaxrobust.attacks.registry import Facts, Fixed, Named, Row, add
+from jaxrobust.attacks.registry import Fixed, MachineFacts, NamedAttack, StandardSettings, add
 from jaxrobust.types import Array, Attack, Machine, Points, check_number
 
 _DECAY = 1.0
@@ -101,7 +101,7 @@ def _searching(setting: Any, epsilon: Any) -> Machine:
     return machine._replace(finished=lambda state: state.run.iteration > state.run.steps)
 
 
-_FACTS = Facts(
+_FACTS = MachineFacts(
     machine="mim",
     make=_searching,
     rule="a fixed length along the sum of all gradients so far",
@@ -110,9 +110,9 @@ _FACTS = Facts(
 )
 add(
     _FACTS,
-    Row(
+    NamedAttack(
         *("mim", "FGSM with momentum", _FACTS),
-        searches=Named(number=6, steps=20),
+        searches=StandardSettings(number=6, steps=20),
         fixed=Fixed(start="image"),
         trains=True,
         make=mim,

@@ -9,7 +9,7 @@ from jaxrobust.attacks.geometry.balls import all_finite, per_image
 from jaxrobust.attacks.geometry.l1_rules import geometry_of
 from jaxrobust.attacks.losses import LOSSES
 from jaxrobust.attacks.machine import as_attack
-from jaxrobust.attacks.registry import Facts, Fixed, Row, add
+from jaxrobust.attacks.registry import Fixed, MachineFacts, NamedAttack, add
 from jaxrobust.types import Array, Attack, Counts, Machine, PerImage, Points, Start
 
 
@@ -155,7 +155,7 @@ def pgd_machine(
     )
 
 
-_FACTS = Facts(
+_FACTS = MachineFacts(
     machine="pgd",
     make=lambda own, epsilon: pgd_machine(norm=own.norm, epsilon=epsilon, steps=own.steps),
     rule="a fixed length",
@@ -165,7 +165,7 @@ _FACTS = Facts(
 _PGD: dict[str, Any] = {"make": pgd, "length": 2.5}
 add(
     _FACTS,
-    Row(
+    NamedAttack(
         *("fgsm", "one step from the image, of the radius's length", _FACTS),
         fixed=Fixed(start="image"),
         trains=True,
@@ -174,13 +174,13 @@ add(
         single=True,
         stronger="pgd",
     ),
-    Row(
+    NamedAttack(
         *("pgd", "steps along the gradient of the cross-entropy", _FACTS),
         fixed=Fixed(),
         trains=True,
         **_PGD,
     ),
     # As Huang et al. 2022 (arXiv 2212.11005) evaluate: what is misclassified stays where it is.
-    Row("cw", "PGD on the margin, at most 0", _FACTS, fixed=Fixed(loss="cw-floor"), **_PGD),
-    Row("margin", "PGD on the margin", _FACTS, fixed=Fixed(loss="cw"), **_PGD),
+    NamedAttack("cw", "PGD on the margin, at most 0", _FACTS, fixed=Fixed(loss="cw-floor"), **_PGD),
+    NamedAttack("margin", "PGD on the margin", _FACTS, fixed=Fixed(loss="cw"), **_PGD),
 )

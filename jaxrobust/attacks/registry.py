@@ -30,7 +30,7 @@ class Setting(NamedTuple):
     eot: int = 1
 
 
-class Named(NamedTuple):
+class StandardSettings(NamedTuple):
     """An attack of AutoAttack with its standard settings."""
 
     number: int  # its draws derive from it: fixed for ever
@@ -40,7 +40,7 @@ class Named(NamedTuple):
     code: int = CE  # what an untargeted run climbs; see `losses.by_target`
 
 
-class Facts(NamedTuple):
+class MachineFacts(NamedTuple):
     """What others need to know of a machine: the engine, the plan, the costs, the checks."""
 
     machine: str
@@ -64,7 +64,7 @@ class Fixed(NamedTuple):
     start: str = "random"  # unless told otherwise
 
 
-class Row(NamedTuple):
+class NamedAttack(NamedTuple):
     """An attack by its name.
 
     `make(norm=, epsilon=, steps=, loss=, random_start=) -> attack` and, where steps have a
@@ -73,8 +73,8 @@ class Row(NamedTuple):
 
     name: str  # in configs, flags and records
     help: str  # in a few words, for lists
-    facts: Facts  # of its machine
-    searches: Named | None = None  # in AutoAttack; None: it does not
+    facts: MachineFacts  # of its machine
+    searches: StandardSettings | None = None  # in AutoAttack; None: it does not
     fixed: Fixed | None = None  # its evaluation by a number of steps; None: there is none
     trains: bool = False  # as `attack.name` of a config
     make: Callable[..., Attack] | None = None  # None: it searches only
@@ -92,11 +92,11 @@ class Row(NamedTuple):
         return self.name if self.single else f"{self.name}-K"
 
 
-ROWS: dict[str, Row] = {}
-MACHINES: dict[str, Facts] = {}
+ROWS: dict[str, NamedAttack] = {}
+MACHINES: dict[str, MachineFacts] = {}
 
 
-def add(facts: Facts, *rows: Row) -> None:
+def add(facts: MachineFacts, *rows: NamedAttack) -> None:
     """Enter a machine and the attacks that it makes; `ValueError` where a row fits no other."""
     numbers = {row.searches.number: row.name for row in ROWS.values() if row.searches}
     for row in rows:
@@ -113,22 +113,22 @@ def add(facts: Facts, *rows: Row) -> None:
     ROWS.update({row.name: row for row in rows})
 
 
-def searching() -> dict[str, tuple[Facts, Named]]:
+def searching() -> dict[str, tuple[MachineFacts, StandardSettings]]:
     """Select what AutoAttack can search with, with the machine of each."""
     return {row.name: (row.facts, row.searches) for row in ROWS.values() if row.searches}
 
 
-def training() -> dict[str, Row]:
+def training() -> dict[str, NamedAttack]:
     """Select what `attack.name` of a config may be."""
     return {name: row for name, row in ROWS.items() if row.trains}
 
 
-def fixed() -> dict[str, Row]:
+def fixed() -> dict[str, NamedAttack]:
     """Select what runs a fixed number of steps."""
     return {name: row for name, row in ROWS.items() if row.fixed}
 
 
-def trained(name: str) -> Row:
+def trained(name: str) -> NamedAttack:
     """Find the training attack of a config; `ValueError`: there is none of that name."""
     rows = training()
     if name not in rows:
@@ -139,7 +139,7 @@ def trained(name: str) -> Row:
 _NAMED = re.compile(r"(.+)-([1-9]\d{0,6})")
 
 
-def parse(attack: str) -> tuple[Row, int] | None:
+def parse(attack: str) -> tuple[NamedAttack, int] | None:
     """Read an attack of a fixed number of steps, such as pgd-20; None: it is none."""
     rows = fixed()
     if (row := rows.get(attack)) and row.single:

@@ -24,7 +24,7 @@ from jaxrobust.attacks.geometry.square_windows import check_schedule, window_lev
 from jaxrobust.attacks.inputs import check_inputs, check_settings, image_keys
 from jaxrobust.attacks.losses import cw_loss
 from jaxrobust.attacks.machine import advance, as_attack, checked
-from jaxrobust.attacks.registry import Facts, Named, Row, add
+from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
 
 
 class SquareState(NamedTuple):
@@ -200,11 +200,14 @@ def square(
     return as_attack(machine, drive=_until_fooled, random_start=True)
 
 
-_FACTS = Facts(
+_FACTS = MachineFacts(
     machine="square",
     make=lambda own, epsilon: square_machine(norm=own.norm, epsilon=epsilon, queries=own.steps),
     rule="random squares of a shrinking size",
     backward=0,
     least={"steps": 1, "restarts": 1},
 )
-add(_FACTS, Row("square", "Square, which needs no gradient", _FACTS, Named(5, 5000)))
+add(
+    _FACTS,
+    NamedAttack("square", "Square, which needs no gradient", _FACTS, StandardSettings(5, 5000)),
+)

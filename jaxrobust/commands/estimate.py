@@ -20,7 +20,7 @@ BEGUN = time.perf_counter()
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateFlags(command.Settings):
+class EstimateFlags(command.EstimateSettings):
     """What is estimated, and how it is told."""
 
     json: bool = shared("json", False)

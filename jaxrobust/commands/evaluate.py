@@ -79,7 +79,7 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None) -> tuple[str, bool]:
     with patience.of(patience.LOADING, here=pod is None):
         from jaxrobust.evaluation.questions import command  # after the flags: --help needs no JAX
 
-    return command.answer(command.Given(**given), sizes, threats, ladder)
+    return command.answer(command.GivenFlags(**given), sizes, threats, ladder)
 
 
 def _describe_attacks() -> None:

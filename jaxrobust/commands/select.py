@@ -67,7 +67,7 @@ def _selected(flags: SelectFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
         from jaxrobust.analysis.selection import selection
 
-    return selection.select(selection.Settings(**settings))
+    return selection.select(selection.SelectionSettings(**settings))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         with patience.of(patience.LOADING):
             from jaxrobust.evaluation.questions import verification
 
-        settings = verification.Settings(**given)
+        settings = verification.VerificationSettings(**given)
         if flags.write_images:
             result = verification.write_images(settings, flags.write_images)
         else:

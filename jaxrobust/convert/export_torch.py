@@ -36,7 +36,7 @@ from jaxrobust.weights.store.hashes import file_sha256
 from jaxrobust.weights.trained import kept, runs
 
 
-class Settings(NamedTuple):
+class ExportSettings(NamedTuple):
     """What is exported, and as what."""
 
     layout: str  # jaxrobust, timm, hub, module, or a RobustBench id
@@ -58,7 +58,7 @@ class Settings(NamedTuple):
     nocertificate: bool = False
 
 
-def _check(given: Settings) -> None:
+def _check(given: ExportSettings) -> None:
     if (given.workdir is None) == (given.weights is None):
         raise ValueError("give --workdir RUN or --weights PATH, one of them")
     if given.workdir:
@@ -80,7 +80,7 @@ def _check(given: Settings) -> None:
         raise ValueError(f"--record {given.record}: no such file; evaluations write results.jsonl")
 
 
-def _check_entry(given: Settings) -> None:
+def _check_entry(given: ExportSettings) -> None:
     if not given.record:
         if extra := [k for k in ("evaluation", "id", "confirm") if getattr(given, k) is not None]:
             raise ValueError(f"--{extra[0]} belongs to --record FILE")
@@ -105,12 +105,12 @@ def _check_entry(given: Settings) -> None:
         raise ValueError("--confirm attacks a network in PyTorch; choose --layout module")
 
 
-def _entry_id(given: Settings) -> str:
+def _entry_id(given: ExportSettings) -> str:
     own = given.layout if given.layout in PUBLISHED else ""
     return (given.id or own) if given.record else ""
 
 
-class Subject(NamedTuple):
+class ExportedNetwork(NamedTuple):
     """What is exported."""
 
     network: Network
@@ -120,7 +120,7 @@ class Subject(NamedTuple):
     sha256: str  # of the weights, as records have it
 
 
-def read(given: Settings) -> Subject:
+def read(given: ExportSettings) -> ExportedNetwork:
     """Read the network and the facts about it; `ValueError`: there are no such weights."""
     workdir = given.workdir or Path()
     if given.weights:
@@ -133,10 +133,10 @@ def read(given: Settings) -> Subject:
     network, which = of_run(workdir, given.phase, given.which, chosen)
     sha256 = network.weights_sha256
     known = account.of_run(workdir, which, sha256, image_size=network.image_size)
-    return Subject(network, which, None, _known(given, known, sha256), sha256)
+    return ExportedNetwork(network, which, None, _known(given, known, sha256), sha256)
 
 
-def _of_weights(given: Settings, here: WeightSource) -> Subject:
+def _of_weights(given: ExportSettings, here: WeightSource) -> ExportedNetwork:
     name = None if given.model in PUBLISHED else given.model
     artifact = reading.artifact_of(here, which=given.which)
     network = load.fitted(artifact, name, image_size=given.image_size, options=given.options)
@@ -144,10 +144,10 @@ def _of_weights(given: Settings, here: WeightSource) -> Subject:
     words = Path(str(given.weights)).name + (f", {which}" if which else "")
     sha256 = network.weights_sha256
     known = account.of_weights(network, words)
-    return Subject(network, words, here.file, _known(given, known, sha256), sha256)
+    return ExportedNetwork(network, words, here.file, _known(given, known, sha256), sha256)
 
 
-def _known(given: Settings, known: Account, sha256: str) -> Account:
+def _known(given: ExportSettings, known: Account, sha256: str) -> Account:
     rows = jsonl.read(given.record) if given.record else []
     of_these = any(row.get("weights_sha256") == sha256 for row in rows)
     if given.record and given.layout == "jaxrobust" and not of_these:
@@ -159,7 +159,7 @@ def _known(given: Settings, known: Account, sha256: str) -> Account:
 
 
 def of_run(
-    workdir: Path, phase: str | None, which: str | None, chosen: kept.Choice | None = None
+    workdir: Path, phase: str | None, which: str | None, chosen: kept.ChosenWeights | None = None
 ) -> tuple[Network, str]:
     """Read the network of a run with its best weights, or those chosen, and their name."""
     config = runs.run_config(workdir, chosen.phase if chosen else phase)
@@ -199,7 +199,7 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
 
 
 def _measured(
-    given: Settings, network: Network, origin: Path | None, file: Path
+    given: ExportSettings, network: Network, origin: Path | None, file: Path
 ) -> dict[str, Any] | None:
     if given.nocertificate or given.layout == "jaxrobust":
         return None
@@ -231,7 +231,7 @@ def publish(staged: Path, out: Path) -> None:
         raise
 
 
-def export(given: Settings) -> dict[str, Any]:
+def export(given: ExportSettings) -> dict[str, Any]:
     """Export, and say what was written; what is raised leaves nothing behind."""
     _check(given)
     with patience.of("reading the weights"):
@@ -279,7 +279,7 @@ def export(given: Settings) -> dict[str, Any]:
     return done
 
 
-def _confirmed(given: Settings, subject: Subject, record: AccuracyRecord, file: Path):
+def _confirmed(given: ExportSettings, subject: ExportedNetwork, record: AccuracyRecord, file: Path):
     reference = references.reference(subject.network, file, given.layout)
     if reference is None:
         raise ValueError(f"--confirm needs PyTorch: {references.INSTALL}")
@@ -289,7 +289,7 @@ def _confirmed(given: Settings, subject: Subject, record: AccuracyRecord, file: 
     )
 
 
-def _print(given: Settings, done: dict[str, Any], classes: int) -> None:
+def _print(given: ExportSettings, done: dict[str, Any], classes: int) -> None:
     sha256 = done["weights_sha256"]
     print(f"{done['model']} ({done['weights']}), {classes} classes, weights sha256 {sha256}")
     for name, value in done["files"].items():

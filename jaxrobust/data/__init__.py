@@ -1,7 +1,7 @@
 """Images from disk to `uint8` batches; nothing here touches a JAX device."""
 
 from jaxrobust.data.sources.registry import DataError, Record, Source, open_source
-from jaxrobust.data.stream.arrays import Loaded, load
+from jaxrobust.data.stream.arrays import ImageArrays, load
 from jaxrobust.data.stream.loading import EvaluationBatch, TrainBatch
 from jaxrobust.data.stream.pipeline import (
     Damage,
@@ -17,7 +17,7 @@ __all__ = [
     "Damage",
     "DataError",
     "EvaluationBatch",
-    "Loaded",
+    "ImageArrays",
     "Prepared",
     "Record",
     "Source",

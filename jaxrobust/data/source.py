@@ -84,7 +84,7 @@ def first_few(names: Sequence[str]) -> str:
     return f"{', '.join(names[:5])}{', ...' * (len(names) > 5)} ({len(names)})"
 
 
-class Kind(NamedTuple):
+class SourceKind(NamedTuple):
     """A kind of data set, by the names that `open_source` takes for it.
 
     `open(name, split, choice) -> Source`; `choice` (`subsets.Choice`) are the records to keep.
@@ -103,16 +103,16 @@ class Kind(NamedTuple):
         return bool(re.fullmatch(self.pattern or rf"{re.escape(self.name)}:.+", name, re.DOTALL))
 
 
-KINDS: dict[str, Kind] = {}
+KINDS: dict[str, SourceKind] = {}
 
 
-def add(kind: Kind) -> None:
+def add(kind: SourceKind) -> None:
     """Enter a kind of data set, which everything that names data sets knows from then on."""
     if kind.name in KINDS:
         raise ValueError(f"there are data sets {kind.written} already; choose another name")
     KINDS[kind.name] = kind
 
 
-def kind_of(name: Any) -> Kind | None:
+def kind_of(name: Any) -> SourceKind | None:
     """Find the kind of a data set; None: it is prepared, or its name is none."""
     return next((kind for kind in KINDS.values() if kind.takes(str(name))), None)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxrobust.doctor import explanations
-from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult
 from jaxrobust.doctor.patient import STEPS, Patient
 from jaxrobust.evaluation.network import reliability
 
@@ -23,9 +23,9 @@ def _share_of_zeros(patient: Patient, loss: str, dtype: str) -> np.ndarray:
     return (slopes == 0) | ~np.isfinite(slopes)  # neither moves an image
 
 
-def _zero(patient: Patient) -> Seen:
+def _zero(patient: Patient) -> CheckResult:
     if patient.without_gradient:
-        return Seen(
+        return CheckResult(
             RED,
             f"the network cannot be differentiated: {patient.without_gradient}",
             cause="a callback, or an operation without a derivative",
@@ -42,11 +42,11 @@ def _zero(patient: Patient) -> Seen:
     for dtype in (dtype for dtype in patient.others if value[dtype] > 0.1):
         cause = f"{dtype} is too coarse for this network's logits"
         remedy = f"search in float32 (not --search_dtype={dtype})"
-        return Seen(YELLOW, sentence, value, cause, remedy)
-    return Seen(GREEN, sentence, value)
+        return CheckResult(YELLOW, sentence, value, cause, remedy)
+    return CheckResult(GREEN, sentence, value)
 
 
-def _why_zero(patient: Patient, sentence: str, value: dict[str, float]) -> Seen:
+def _why_zero(patient: Patient, sentence: str, value: dict[str, float]) -> CheckResult:
     """Tell a saturated softmax, past which the margin still has a gradient, from a mask."""
     margin = float(_share_of_zeros(patient, "cw", "float32").mean())
     value = value | {"margin, float32": margin}
@@ -54,29 +54,29 @@ def _why_zero(patient: Patient, sentence: str, value: dict[str, float]) -> Seen:
     if margin < 0.5 * value["float32"]:
         cause = "the softmax saturates: logits are so large that the cross-entropy is 0 in float32"
         remedy = "divide the logits by their range, or attack with DLR (apgd-t, fab-t)"
-        return Seen(RED, sentence, value, cause, remedy)
-    return Seen(RED, sentence, value)
+        return CheckResult(RED, sentence, value, cause, remedy)
+    return CheckResult(RED, sentence, value)
 
 
-def _attacking(look: Callable[[Patient], Seen]) -> Callable[[Patient], Seen]:
+def _attacking(look: Callable[[Patient], CheckResult]) -> Callable[[Patient], CheckResult]:
     """Skip a look that attacks where attacks say little."""
 
-    def looks(patient: Patient) -> Seen:
+    def looks(patient: Patient) -> CheckResult:
         count = len(patient.attacked)
         if patient.threat.epsilon <= 0:
-            return Seen(SKIPPED, "the radius is 0")
+            return CheckResult(SKIPPED, "the radius is 0")
         if patient.without_gradient:
-            return Seen(SKIPPED, "the network cannot be differentiated")
-        few = Seen(SKIPPED, f"only {count} images are right clean")
+            return CheckResult(SKIPPED, "the network cannot be differentiated")
+        few = CheckResult(SKIPPED, f"only {count} images are right clean")
         return few if count < _FEW else look(patient)
 
     return looks
 
 
 @_attacking
-def _losses(patient: Patient) -> Seen:
+def _losses(patient: Patient) -> CheckResult:
     if patient.logits.shape[1] < 3:
-        return Seen(SKIPPED, "DLR needs three classes")
+        return CheckResult(SKIPPED, "DLR needs three classes")
     ce, dlr = (patient.after_pgd(patient.threat.epsilon, loss) > 0 for loss in ("ce", "dlr"))
     value = {"ce": 1 - float(ce.mean()), "dlr": 1 - float(dlr.mean())}
     sentence = f"{value['ce']:.1%} withstand PGD with CE, {value['dlr']:.1%} with DLR"
@@ -84,16 +84,16 @@ def _losses(patient: Patient) -> Seen:
     apart = (only_dlr - only_ce) / max(only_dlr + only_ce, 1) ** 0.5
     gap = (only_dlr - only_ce) / len(ce)
     if gap > 0.1 and apart > 3.5:
-        return Seen(RED, sentence, value)
+        return CheckResult(RED, sentence, value)
     if gap < -0.3 and apart < -3.5:
         cause = "DLR divides by a third logit that is far away, or ties"
         remedy = "report CE and DLR, and attack with CW's margin too"
-        return Seen(YELLOW, sentence, value, cause, remedy)
-    return Seen(GREEN, sentence, value)
+        return CheckResult(YELLOW, sentence, value, cause, remedy)
+    return CheckResult(GREEN, sentence, value)
 
 
 @_attacking
-def _noise(patient: Patient) -> Seen:
+def _noise(patient: Patient) -> CheckResult:
     pgd, noise = patient.after_pgd(patient.threat.epsilon), patient.after_noise
     better = float((noise > pgd).mean())
     sentence = (
@@ -101,11 +101,11 @@ def _noise(patient: Patient) -> Seen:
         f"comes closer at {better:.1%} of {len(pgd)} images"
     )
     level = RED if better > 0.33 else YELLOW if better > 0.15 else GREEN
-    return Seen(level, sentence, {"noise is better": better})
+    return CheckResult(level, sentence, {"noise is better": better})
 
 
 @_attacking
-def _radius(patient: Patient) -> Seen:
+def _radius(patient: Patient) -> CheckResult:
     eps = patient.threat.epsilon
     radii = [r for r in (eps / 2, eps, 2 * eps) if r < patient.everything] + [patient.everything]
     fooled = [patient.after_pgd(radius) > 0 for radius in radii]
@@ -116,11 +116,11 @@ def _radius(patient: Patient) -> Seen:
     for small, large in itertools.pairwise(fooled):
         up, down = int((small & ~large).sum()), int((large & ~small).sum())
         if up - down > 0.05 * len(small) and up - down > 3 * (up + down) ** 0.5:
-            return Seen(RED, f"accuracy rises with the radius: {sentence}", value)
+            return CheckResult(RED, f"accuracy rises with the radius: {sentence}", value)
     if robust[-1] > 0.3:
         grey = "images withstand a radius at which all can be the same grey"
-        return Seen(RED, f"{grey}: {sentence}", value)
-    return Seen(YELLOW if robust[-1] > 0.15 else GREEN, sentence, value)
+        return CheckResult(RED, f"{grey}: {sentence}", value)
+    return CheckResult(YELLOW if robust[-1] > 0.15 else GREEN, sentence, value)
 
 
 _SIGNS = "Athalye et al. 2018, arXiv 1802.00420, section 3.1"

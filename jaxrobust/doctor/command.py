@@ -13,13 +13,13 @@ from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.doctor import resizing
-from jaxrobust.doctor.config_checks import CONFIG_CHECKS, Plan
+from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
 from jaxrobust.doctor.findings import RED, Finding, Tell, examined, line, summary
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
 from jaxrobust.doctor.patient import Patient, Recorded
 from jaxrobust.evaluation.questions import flags, measuring
 from jaxrobust.evaluation.questions import target as subjects
-from jaxrobust.evaluation.questions.flags import Given
+from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records
 from jaxrobust.resolved import of_phase, phases
@@ -40,12 +40,12 @@ class Examination(NamedTuple):
     findings: list[Finding]
 
 
-def given_of(place: str | None, **named: Any) -> Given:
+def given_of(place: str | None, **named: Any) -> GivenFlags:
     """Fill evaluate's flags; `place` is a run, weights, or a function, whose flag is left out."""
     named["norm"] = named.get("norm") and spelled(named["norm"])
     if named["norm"] not in (None, *_RADII):
         raise ValueError(f"--norm={named['norm']} is unknown; choose one of {', '.join(_RADII)}")
-    rest: dict[str, Any] = dict.fromkeys(Given._fields[: Given._fields.index("steps")])
+    rest: dict[str, Any] = dict.fromkeys(GivenFlags._fields[: GivenFlags._fields.index("steps")])
     rest |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "seed": 0}
     if place is not None:
         path, flag = Path(place), "weights"
@@ -56,10 +56,10 @@ def given_of(place: str | None, **named: Any) -> Given:
         if named.get(flag) is not None:
             raise ValueError(f"{place} and --{flag}={named[flag]} name the same; give one of them")
         named[flag] = place
-    return Given(**(rest | named))
+    return GivenFlags(**(rest | named))
 
 
-def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
+def of_network(given: GivenFlags, *, images: int, tell: Tell) -> Examination:
     """Examine the network of flags on so many images of its test split; a `ValueError` says which
     flags contradict each other or the weights.
     """
@@ -72,7 +72,7 @@ def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
     return Examination(of, examined(NETWORK_CHECKS, patient, tell))
 
 
-def _read(given: Given, images: int) -> tuple[str, Patient]:
+def _read(given: GivenFlags, images: int) -> tuple[str, Patient]:
     run = Path(given.workdir) if given.workdir else None
     compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
     origin, subject, source = flags.settled(given)
@@ -120,7 +120,7 @@ def of_config(config: Config, *, devices: int, name: str, tell: Tell) -> Examina
         Threat.of(of_phase(config, phase).attack)  # refuses a mistake
     of = f"{name} on {counted(devices, 'device')}"
     tell(of)
-    return Examination(of, examined(CONFIG_CHECKS, Plan(config, devices), tell))
+    return Examination(of, examined(CONFIG_CHECKS, PlannedRun(config, devices), tell))
 
 
 def answer(

@@ -14,8 +14,8 @@ from jaxrobust.config import Config, network_of
 from jaxrobust.data import DataError
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits.sizes import known_images
-from jaxrobust.data.stream.loading import Images
-from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
+from jaxrobust.data.stream.loading import DecodedImages
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline import functions
@@ -31,7 +31,7 @@ _LOOKED_AT = 32  # images whose sizes are read
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedRun:
     """A config, and the devices it is to train on."""
 
     config: Config
@@ -79,7 +79,7 @@ class Plan:
         if shape := self.source.image_shape:
             return min(shape[:2])
         places = np.linspace(0, len(self.source) - 1, min(_LOOKED_AT, len(self.source)))
-        images = Images(self.source, 0, False)(sorted(set(places.astype(int).tolist())))
+        images = DecodedImages(self.source, 0, False)(sorted(set(places.astype(int).tolist())))
         return int(np.median([min(image.shape[:2]) for image, _ in images if image is not None]))
 
     @cached_property
@@ -88,15 +88,17 @@ class Plan:
         return network_of(self.config)
 
 
-Look = Callable[[Plan], Seen]
+Look = Callable[[PlannedRun], CheckResult]
 
 
-def _of_phases(look: Callable[[Plan, str, Config], Seen], *, attacked: bool = False) -> Look:
+def _of_phases(
+    look: Callable[[PlannedRun, str, Config], CheckResult], *, attacked: bool = False
+) -> Look:
     """Look at each phase, or at those that attack: the worst one counts, else the first or last."""
 
-    def looks(plan: Plan) -> Seen:
+    def looks(plan: PlannedRun) -> CheckResult:
         if attacked and not plan.attacked:
-            return Seen(SKIPPED, "nothing is attacked")
+            return CheckResult(SKIPPED, "nothing is attacked")
         phases = plan.attacked if attacked else plan.phases
         seen = [look(plan, name, config) for name, config in phases.items()]
         bad = (each for level in (RED, YELLOW, SKIPPED) for each in seen if each.level == level)
@@ -105,7 +107,7 @@ def _of_phases(look: Callable[[Plan, str, Config], Seen], *, attacked: bool = Fa
     return looks
 
 
-def _heavy(plan: Plan) -> Seen:
+def _heavy(plan: PlannedRun) -> CheckResult:
     first, seen = next(iter(plan.phases.items()))
     start, how = plan.config.init.weights or "random weights", seen.data.augmentation
     sentence = f"{first} starts from {start} under data.augmentation={how}"
@@ -113,38 +115,38 @@ def _heavy(plan: Plan) -> Seen:
         warnings.check_start(seen, first)
     except ValueError as error:
         remedy = str(error).partition("; ")[2]
-        return Seen(RED, f"{sentence}, and is attacked", how, remedy=remedy)
-    return Seen(GREEN, sentence, how)
+        return CheckResult(RED, f"{sentence}, and is attacked", how, remedy=remedy)
+    return CheckResult(GREEN, sentence, how)
 
 
-def _step(plan: Plan, name: str, seen: Config) -> Seen:
+def _step(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
     a = seen.attack
     doubts = warnings.of_step(seen, name)
     size = inner.step_of(a)
     row = attack_rows.trained(a.name)
     if row.length is None or size is None or not a.epsilon:
         sentence = f"{name}: {a.name} chooses its steps itself"
-        return Seen(YELLOW, doubts[0]) if doubts else Seen(GREEN, sentence)
+        return CheckResult(YELLOW, doubts[0]) if doubts else CheckResult(GREEN, sentence)
     steps = row.steps(a.steps)
     share = size / a.epsilon
     sentence = f"{name}: {counted(steps, 'step')} of {share:.3g} of attack.epsilon={a.epsilon:.4g}"
     if share * steps < 1 - 1e-6:
-        return Seen(RED, f"{sentence}: the radius is never reached", share)
+        return CheckResult(RED, f"{sentence}: the radius is never reached", share)
     if share > 2 + 1e-6:
-        return Seen(RED, f"{sentence}: each leaps over the ball", share)
-    return Seen(YELLOW, doubts[0], share) if doubts else Seen(GREEN, sentence, share)
+        return CheckResult(RED, f"{sentence}: each leaps over the ball", share)
+    return CheckResult(YELLOW, doubts[0], share) if doubts else CheckResult(GREEN, sentence, share)
 
 
-def _one_step(plan: Plan, name: str, seen: Config) -> Seen:
+def _one_step(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
     a = seen.attack
     steps = attack_rows.trained(a.name).steps(a.steps)
     sentence = f"{name}: {counted(steps, 'step')} of {a.name} at {a.norm} {a.epsilon:.4g}"
     wide = a.norm == "linf" and a.epsilon >= _ONE_STEP - 1e-6
     level = GREEN if steps > 1 or not wide else YELLOW if a.start == "random" else RED
-    return Seen(level, f"{sentence}, start={a.start}", steps)
+    return CheckResult(level, f"{sentence}, start={a.start}", steps)
 
 
-def _constants(plan: Plan) -> list[str]:
+def _constants(plan: PlannedRun) -> list[str]:
     """List the known normalisations whose mean stands in the program of the network."""
     size, channels = plan.config.model.image_size, plan.config.model.in_channels
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
@@ -161,44 +163,44 @@ def _constants(plan: Plan) -> list[str]:
     return [name for name, mean in means.items() if stands(mean)]
 
 
-def _twice(plan: Plan) -> Seen:
+def _twice(plan: PlannedRun) -> CheckResult:
     how = plan.config.init.normalize
     if not functions.is_name(plan.config.model.name):
         sentence = "the network is ours, and normalises in its first layer only"
-        return Seen(GREEN, f"init.normalize={how}: {sentence}", how)
+        return CheckResult(GREEN, f"init.normalize={how}: {sentence}", how)
     inside = _constants(plan)
     sentence = f"init.normalize={how}, and {plan.config.model.name} "
     sentence += f"holds the mean of {', '.join(inside)}" if inside else "holds no known mean"
-    return Seen(RED if inside and how not in ("keep", "none") else GREEN, sentence, inside)
+    return CheckResult(RED if inside and how not in ("keep", "none") else GREEN, sentence, inside)
 
 
-def _statistics(plan: Plan, name: str, seen: Config) -> Seen:
+def _statistics(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
     objective, how = seen[name].objective, seen.attack.statistics
     sentence = f"{name}: objective={objective}, attack.statistics={how}"
     both = objectives.named(objective).of_probabilities and seen[name].bn_statistics == "both"
     if not both or how != "batch":
-        return Seen(GREEN, sentence, how)
+        return CheckResult(GREEN, sentence, how)
     _, stats = jax.eval_shape(plan.net.init, jax.random.key(0))
     norms = any(not key.startswith("normalize.") for key in stats)
     sentence += ", with batch norm" if norms else ", and no batch norm in the network"
-    return Seen(YELLOW if norms else GREEN, sentence, how)
+    return CheckResult(YELLOW if norms else GREEN, sentence, how)
 
 
-def _ema(plan: Plan, name: str, seen: Config) -> Seen:
+def _ema(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
     steps, decay = plan.steps(name), seen[name].ema_decay
     if seen.evaluation.weights == "raw":
-        return Seen(GREEN, f"{name}: evaluation.weights=raw, so the average is not used")
+        return CheckResult(GREEN, f"{name}: evaluation.weights=raw, so the average is not used")
     if steps is None:
-        return Seen(SKIPPED, f"how many steps there are is not known: {plan.source}")
+        return CheckResult(SKIPPED, f"how many steps there are is not known: {plan.source}")
     horizon, left = 1 / (1 - decay), decay**steps
     sentence = f"{name}: ema_decay={decay:g} averages {horizon:.0f} steps of {steps}"
     sentence += f", and {left:.1%} of the average is the start"
     level = RED if horizon > steps else YELLOW if left > 0.2 else GREEN
     wanted = f"set {name}.ema_decay={max(1 - 10 / max(steps, 1), 0):.3g} or lower"
-    return Seen(level, sentence, {"horizon": horizon, "steps": steps}, remedy=wanted)
+    return CheckResult(level, sentence, {"horizon": horizon, "steps": steps}, remedy=wanted)
 
 
-def _warmup(plan: Plan, name: str, seen: Config) -> Seen:
+def _warmup(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
     epochs = seen[name].epochs
     rates = {f"{name}.warmup_epochs": seen[name].warmup_epochs}
     if name in plan.attacked:
@@ -206,10 +208,10 @@ def _warmup(plan: Plan, name: str, seen: Config) -> Seen:
     sentence = f"{name}: {', '.join(f'{k}={v}' for k, v in rates.items())} of {epochs} epochs"
     longest = max(rates.values())
     level = RED if longest >= epochs else YELLOW if longest > epochs / 2 else GREEN
-    return Seen(level, sentence, longest / epochs)
+    return CheckResult(level, sentence, longest / epochs)
 
 
-def _batch(plan: Plan, name: str, seen: Config) -> Seen:
+def _batch(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
     size, fsdp = seen[name].batch_size, plan.config.mesh.fsdp
     try:
         build.divides(size, plan.devices, f"{name}.batch_size")
@@ -218,20 +220,22 @@ def _batch(plan: Plan, name: str, seen: Config) -> Seen:
         build.batch_augmentation(seen, name, devices=plan.devices)
     except ValueError as error:
         wrong, _, remedy = str(error).partition("; ")
-        return Seen(RED, wrong, size, remedy=remedy or None)
-    return Seen(GREEN, f"{name}.batch_size={size} over {counted(plan.devices, 'device')}", size)
+        return CheckResult(RED, wrong, size, remedy=remedy or None)
+    return CheckResult(
+        GREEN, f"{name}.batch_size={size} over {counted(plan.devices, 'device')}", size
+    )
 
 
-def _size(plan: Plan, name: str, seen: Config) -> Seen:
+def _size(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
     if isinstance(plan.source, str):
-        return Seen(SKIPPED, f"the images cannot be read: {plan.source}")
+        return CheckResult(SKIPPED, f"the images cannot be read: {plan.source}")
     side, size = plan.side, seen.model.image_size
     sentence = f"{name}: images of {plan.config.data.name} have {side} px, the network {size}"
     level = GREEN if side >= size else RED if side < 0.8 * size else YELLOW
-    return Seen(level, sentence, {"images": side, "network": size})
+    return CheckResult(level, sentence, {"images": side, "network": size})
 
 
-CONFIG_CHECKS: tuple[Check[Plan], ...] = (
+CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
     Check(
         "heavy-augmentation",
         "Whether the first phase attacks random weights under heavy augmentation; red if so.",

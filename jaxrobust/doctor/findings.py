@@ -15,7 +15,7 @@ _COLOURS = {GREEN: 32, YELLOW: 33, RED: 31, SKIPPED: 2}  # of terminals, ECMA-48
 Examined = TypeVar("Examined")
 
 
-class Seen(NamedTuple):
+class CheckResult(NamedTuple):
     """The result of a look; cause and remedy replace those of the check where they differ."""
 
     level: str
@@ -33,7 +33,7 @@ class Check(NamedTuple, Generic[Examined]):
     cause: str
     remedy: str
     paper: str  # with its section where that could be looked up
-    look: Callable[[Examined], Seen]
+    look: Callable[[Examined], CheckResult]
     follows: tuple[str, ...] = ()  # checks whose fault shows here too
 
 
@@ -41,7 +41,7 @@ class Finding(NamedTuple):
     """The result of a check."""
 
     check: Check[Any]
-    seen: Seen
+    seen: CheckResult
     after: str | None = None  # the check that has found the cause
 
     def plain(self) -> dict[str, Any]:

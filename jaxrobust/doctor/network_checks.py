@@ -6,34 +6,34 @@ import numpy as np
 
 from jaxrobust.doctor import explanations
 from jaxrobust.doctor.attack_checks import ATTACK_CHECKS
-from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult
 from jaxrobust.doctor.patient import Patient
 from jaxrobust.evaluation.network import checks, collapse
 
-Look = Callable[[Patient], Seen]
+Look = Callable[[Patient], CheckResult]
 _ENOUGH = 32  # images for a statement about accuracy
 
 
 def _reliability(*names: str, healthy: str) -> Look:
     """Look at flags of `evaluation.network.reliability`, which are faults all of them."""
 
-    def look(patient: Patient) -> Seen:
+    def look(patient: Patient) -> CheckResult:
         raised = [name for name in names if name in patient.flags]
         if not raised:
-            return Seen(GREEN, healthy)
+            return CheckResult(GREEN, healthy)
         sentence, _, remedy = patient.flags[raised[0]].partition("; ")
-        return Seen(RED, sentence, raised, remedy=remedy or None)
+        return CheckResult(RED, sentence, raised, remedy=remedy or None)
 
     return look
 
 
-def _range(patient: Patient) -> Seen:
+def _range(patient: Patient) -> CheckResult:
     try:
         checks.check_images(patient.images, patient.labels, classes=patient.logits.shape[1])
     except ValueError as error:
         sentence, _, remedy = str(error).partition("; ")
         cause = "the data is not what an attack takes"
-        return Seen(RED, sentence, cause=cause, remedy=remedy or None)
+        return CheckResult(RED, sentence, cause=cause, remedy=remedy or None)
     low, high = float(patient.images.min()), float(patient.images.max())
     return _explained(explanations.RANGE, f"images span [{low:.3g}, {high:.3g}]")(patient)
 
@@ -41,15 +41,15 @@ def _range(patient: Patient) -> Seen:
 def _explained(name: str, healthy: str) -> Look:
     """Look whether the explanation that raises the accuracy most is of this kind."""
 
-    def look(patient: Patient) -> Seen:
+    def look(patient: Patient) -> CheckResult:
         if len(patient.labels) < _ENOUGH:
-            return Seen(SKIPPED, f"{len(patient.labels)} images say little about accuracy")
+            return CheckResult(SKIPPED, f"{len(patient.labels)} images say little about accuracy")
         if "tried" not in patient.kept:
             patient.kept["tried"] = explanations.tried(patient)
         all_tried = patient.kept["tried"]
         own = [each for each in all_tried if each.check == name]
         if not own:
-            return Seen(SKIPPED, "not looked at: the images are grey")
+            return CheckResult(SKIPPED, "not looked at: the images are grey")
         best = explanations.best(all_tried, patient.logits.shape[1], len(patient.labels))
         undone = " undone" if name == explanations.TWICE else ""
         if best is None or best.check != name:
@@ -57,46 +57,46 @@ def _explained(name: str, healthy: str) -> Look:
             loss = float(explanations.losses(patient.logits, patient.labels).mean())
             sentence = f"{healthy}; loss {loss:.3g} and accuracy {patient.right.mean():.1%}, with "
             beside = f"{other.done}{undone} {other.loss:.3g} and {other.accuracy:.1%}"
-            return Seen(GREEN, sentence + beside)
+            return CheckResult(GREEN, sentence + beside)
         level = RED if best.gain > explanations.GAIN else YELLOW
         before = best.accuracy - best.gain
         sentence = f"accuracy is {before:.1%}, and {best.accuracy:.1%} with {best.done}{undone}"
-        return Seen(level, sentence, {"as it is": before, best.done: best.accuracy})
+        return CheckResult(level, sentence, {"as it is": before, best.done: best.accuracy})
 
     return look
 
 
-def _one_class(patient: Patient) -> Seen:
+def _one_class(patient: Patient) -> CheckResult:
     answers = np.where(checks.answered(patient.logits), patient.logits.argmax(axis=1), -1)
     constant = collapse.of(answers, patient.labels)
     if constant is None:
         given = len(np.unique(answers[answers >= 0]))
-        return Seen(GREEN, f"{given} of {patient.logits.shape[1]} classes are answered")
+        return CheckResult(GREEN, f"{given} of {patient.logits.shape[1]} classes are answered")
     sentence, _, remedy = constant.words.partition("; ")
-    return Seen(RED if constant.proven else YELLOW, sentence, remedy=remedy)
+    return CheckResult(RED if constant.proven else YELLOW, sentence, remedy=remedy)
 
 
-def _accuracy(patient: Patient) -> Seen:
+def _accuracy(patient: Patient) -> CheckResult:
     n, accuracy = len(patient.labels), float(patient.right.mean())
     sentence = f"{accuracy:.1%} of {n} clean images are right"
     if n < _ENOUGH:
-        return Seen(SKIPPED, f"{sentence}, which are few")
+        return CheckResult(SKIPPED, f"{sentence}, which are few")
     if known := patient.recorded:
         p = min(max(known.clean, 1 / n), 1 - 1 / n)
         short = (known.clean - accuracy) / (p * (1 - p) / n) ** 0.5
         beside = f"{sentence}, {known.clean:.1%} by {known.where}"
         if short > 4 and known.clean - accuracy > 0.05:
-            return Seen(RED, beside, {"here": accuracy, "recorded": known.clean})
+            return CheckResult(RED, beside, {"here": accuracy, "recorded": known.clean})
         sentence = beside
     if "low-accuracy" in patient.flags:
-        return Seen(RED, f"{sentence}, no more than guessing explains", {"here": accuracy})
-    return Seen(GREEN, sentence, {"here": accuracy})
+        return CheckResult(RED, f"{sentence}, no more than guessing explains", {"here": accuracy})
+    return CheckResult(GREEN, sentence, {"here": accuracy})
 
 
-def _arrays(patient: Patient) -> Seen:
+def _arrays(patient: Patient) -> CheckResult:
     arrays = patient.arrays
     if arrays is None:
-        return Seen(SKIPPED, "the images have the network's size: nothing is resized")
+        return CheckResult(SKIPPED, "the images have the network's size: nothing is resized")
     n = len(arrays)
     own, right = patient.right[:n], checks.is_right(patient.forward(arrays), patient.labels[:n])
     apart = float(np.abs(arrays - patient.images[:n]).mean()) * 255
@@ -107,7 +107,7 @@ def _arrays(patient: Patient) -> Seen:
     )
     value = {"pil": float(own.mean()), "arrays": float(right.mean())}
     better = won - lost > 0.05 * n and won - lost > 3.5 * (won + lost) ** 0.5
-    return Seen(RED if better else GREEN, sentence, value)
+    return CheckResult(RED if better else GREEN, sentence, value)
 
 
 _INPUTS = (*explanations.ALL, "resizing")

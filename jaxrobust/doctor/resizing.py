@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from jaxrobust.data import Source
-from jaxrobust.data.stream.loading import Images
+from jaxrobust.data.stream.loading import DecodedImages
 
 _IMAGES = 200  # at most: fewer cannot tell a loss of 10 points from chance
 
@@ -26,7 +26,7 @@ def resized(
         return None
     share, squashes = numbers[0], len(numbers) == 1
     arrays = []
-    for image, _ in Images(source, 0, True)(places[:at_most].tolist()):
+    for image, _ in DecodedImages(source, 0, True)(places[:at_most].tolist()):
         assert image is not None, "strict"
         sides = image.shape[:2]
         rows, columns = (share if squashes else int(share * s / min(sides)) for s in sides)

@@ -8,7 +8,7 @@ import jax
 from jaxrobust.config import Config
 from jaxrobust.estimate import attacked, elsewhere, here
 from jaxrobust.estimate.devices import Target
-from jaxrobust.estimate.work import Work, work
+from jaxrobust.estimate.work import PhaseWork, work
 from jaxrobust.runtime.text import patience
 from jaxrobust.training import build
 from jaxrobust.training.update import objectives
@@ -95,7 +95,7 @@ def _why(target: Target) -> str:
 
 
 def _phase(
-    part: Work, target: Target, utilisation: float, seconds: float, chips: list[Any] | None
+    part: PhaseWork, target: Target, utilisation: float, seconds: float, chips: list[Any] | None
 ) -> dict[str, Any]:
     config, p = part.config, part.config[part.name]
     with patience.of(f"{part.name}: counting its operations"):
@@ -169,7 +169,9 @@ def _known(target: Target, result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _assumed(parts: list[Work], target: Target, result: dict[str, Any], robust: float) -> list[str]:
+def _assumed(
+    parts: list[PhaseWork], target: Target, result: dict[str, Any], robust: float
+) -> list[str]:
     lines, aa = [], result.get("autoattack")
     if not target.here:
         lines.append(

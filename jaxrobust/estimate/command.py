@@ -17,7 +17,7 @@ UTILISATION = 0.2  # assumed where nothing is measured
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class EstimateSettings:
     """What is estimated, on which devices, and what is assumed."""
 
     config: str = flag(
@@ -44,7 +44,7 @@ class Settings:
     fast: bool = flag("Do not compile for TPUs that are not here.", False)
 
 
-def check(given: Settings) -> None:
+def check(given: EstimateSettings) -> None:
     """Refuse numbers out of range."""
     price, used, batch, images = given.price, given.utilisation, given.batch, given.images
     must_be("--price", price, price is None or 0 < price < float("inf"), "above 0")
@@ -56,7 +56,7 @@ def check(given: Settings) -> None:
     must_be("--images", images, images is None or images >= 0, "at least 0")
 
 
-def answer(given: Settings, changed: list[str], begun: float) -> dict[str, Any]:
+def answer(given: EstimateSettings, changed: list[str], begun: float) -> dict[str, Any]:
     """Print the estimate and return it.
 
     Args:

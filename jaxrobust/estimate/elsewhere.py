@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxrobust import models
 from jaxrobust.config import Config, network_of
 from jaxrobust.estimate.devices import Target
-from jaxrobust.estimate.work import Cost, Work, evaluation_flops
+from jaxrobust.estimate.work import PhaseCost, PhaseWork, evaluation_flops
 from jaxrobust.resolved import Values, plain
 from jaxrobust.runtime.devices import topology
 from jaxrobust.runtime.text.progress import say
@@ -22,7 +22,9 @@ from jaxrobust.training.update import step as training_step
 SHORTEST = 5e-3
 
 
-def computed(work: Work, target: Target, *, utilisation: float, chips: list[Any] | None) -> Cost:
+def computed(
+    work: PhaseWork, target: Target, *, utilisation: float, chips: list[Any] | None
+) -> PhaseCost:
     """Estimate a phase at a share of the chips' peak, or at the roofline where that takes longer.
 
     `chips`: of `topology.devices`, to compile the step for; None: it is not compiled.
@@ -59,7 +61,7 @@ def computed(work: Work, target: Target, *, utilisation: float, chips: list[Any]
     step = max(step, SHORTEST)
     speed = target.chips * target.chip.flops * utilisation
     every = config.alarm.every_steps or 1
-    return Cost(
+    return PhaseCost(
         step=step,
         probe=step * every * 0.01,  # `alarm.check_cost` refuses more
         selection=evaluation_flops(work, "evaluation") / speed,
@@ -92,7 +94,7 @@ def kept(config: Config, name: str, *, images: int) -> int:
     return passes * sum(leaf.size * leaf.dtype.itemsize for leaf in left)
 
 
-def check(work: Work, chips: int) -> None:
+def check(work: PhaseWork, chips: int) -> None:
     """Refuse what training would refuse on so many chips, with training's sentence."""
     config, name, size = work.config, work.name, work.batch_size
     build.divides(size, chips, f"{name}.batch_size")
@@ -108,7 +110,7 @@ def check(work: Work, chips: int) -> None:
     build.phase(share, name, work.rows, devices=jax.devices()[:1])
 
 
-def _state(work: Work, target: Target) -> int:
+def _state(work: PhaseWork, target: Target) -> int:
     config, mask = work.config, models.decay_mask(work.config.model.name)
     per_epoch = work.rows // work.batch_size
     section = config[work.name]

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.errors import JaxRuntimeError
 
-from jaxrobust.estimate.work import Cost, Work
+from jaxrobust.estimate.work import PhaseCost, PhaseWork
 from jaxrobust.runtime.devices import compilation, sharding, topology
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
@@ -25,7 +25,7 @@ from jaxrobust.weights.store.checkpoint import Checkpoints
 MOST_STEPS = 50  # that are measured, or as many as fit in the seconds
 
 
-def measured(work: Work, devices: list[Any], *, seconds: float) -> Cost:
+def measured(work: PhaseWork, devices: list[Any], *, seconds: float) -> PhaseCost:
     """Compile and run the programs of a phase, the step for about `seconds`."""
     try:
         return _measured(work, devices, seconds)
@@ -39,7 +39,7 @@ def measured(work: Work, devices: list[Any], *, seconds: float) -> Cost:
         ) from error
 
 
-def _measured(work: Work, devices: list[Any], seconds: float) -> Cost:
+def _measured(work: PhaseWork, devices: list[Any], seconds: float) -> PhaseCost:
     config, name = work.config, work.name
     phase = build.phase(config, name, work.rows, devices=devices)
     say(f"{name}: compiling what it runs on {len(devices)} x {devices[0].device_kind}")
@@ -71,7 +71,7 @@ def _measured(work: Work, devices: list[Any], seconds: float) -> Cost:
                 alarm = _timed(lambda: probe(state, first, control))
             saved = _saved(state)
             number, each = _steps(step, state, batches, control, seconds)
-    return Cost(
+    return PhaseCost(
         compile=total,
         step=each,
         probe=alarm if probe is not None else 0.0,
@@ -83,7 +83,9 @@ def _measured(work: Work, devices: list[Any], seconds: float) -> Cost:
     )
 
 
-def _evaluation(work: Work, key: str, phase: Any, weights: Any, run: Any) -> tuple[float, float]:
+def _evaluation(
+    work: PhaseWork, key: str, phase: Any, weights: Any, run: Any
+) -> tuple[float, float]:
     """Time one evaluation, from a batch of it, and its compilation."""
     size = work.config[key].batch_size
     build.divides(size, phase.mesh.size, f"{key}.batch_size")
@@ -100,7 +102,7 @@ def _evaluation(work: Work, key: str, phase: Any, weights: Any, run: Any) -> tup
     return batches * _timed(lambda: program(*arrays)), took
 
 
-def _random(work: Work, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _random(work: PhaseWork, size: int) -> tuple[np.ndarray, np.ndarray]:
     rng, model = np.random.default_rng(0), work.config.model
     shape = (size, model.image_size, model.image_size, model.in_channels)
     images = rng.integers(0, 256, shape, np.uint8)
@@ -108,7 +110,7 @@ def _random(work: Work, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextlib.contextmanager
-def _batches(work: Work, phase: build.Phase) -> Iterator[Iterator[Batch]]:
+def _batches(work: PhaseWork, phase: build.Phase) -> Iterator[Iterator[Batch]]:
     """Yield batches on the devices: of the data set where it is here, else random ones."""
     if work.train.source is None:
         batch = Batch(*sharding.global_arrays(phase.mesh, _random(work, work.batch_size)))

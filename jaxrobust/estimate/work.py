@@ -13,25 +13,25 @@ from jaxrobust.training.run import splits
 from jaxrobust.training.update import objectives
 
 
-class Split(NamedTuple):
+class SizedSplit(NamedTuple):
     """A split of a data set, open where it is here."""
 
     images: int
     source: Source | None  # None: `images` is what is known of the data set
 
 
-class Work(NamedTuple):
+class PhaseWork(NamedTuple):
     """What one phase has to do."""
 
     name: str
     config: Config  # as the phase sees it
-    train: Split
+    train: SizedSplit
     rows: int  # of an epoch: images, each as often as it is seen
     steps: int  # of the whole phase
     probes: int  # looks of the alarm
     selections: int  # evaluations on the selection split
-    selection: Split
-    test: Split
+    selection: SizedSplit
+    test: SizedSplit
 
     @property
     def batch_size(self) -> int:
@@ -48,7 +48,7 @@ class Work(NamedTuple):
         return self.config.evaluation if key == "evaluation" else self.config.test
 
 
-class Cost(NamedTuple):
+class PhaseCost(NamedTuple):
     """Seconds of each part of a phase, once, and the memory of its step."""
 
     step: float
@@ -61,12 +61,12 @@ class Cost(NamedTuple):
     save: float = 0.0  # of the weights and the state
 
 
-def work(config: Config) -> list[Work]:
+def work(config: Config) -> list[PhaseWork]:
     """Count what the phases that happen have to do."""
     return [_phase(of_phase(config, name), name) for name in phases(config)]
 
 
-def _phase(config: Config, name: str) -> Work:
+def _phase(config: Config, name: str) -> PhaseWork:
     p, train = config[name], split(config, "train_split")
     if train.source is not None:
         rows = splits.examples(config, name, train.source)
@@ -82,20 +82,20 @@ def _phase(config: Config, name: str) -> Work:
     probes = steps // looks if looks else 0
     selections = math.ceil(p.epochs / config.evaluation.every_epochs)
     selection, test = split(config, "selection_split"), split(config, "test_split")
-    return Work(name, config, train, rows, steps, probes, selections, selection, test)
+    return PhaseWork(name, config, train, rows, steps, probes, selections, selection, test)
 
 
-def split(config: Config, key: str) -> Split:
+def split(config: Config, key: str) -> SizedSplit:
     """Open a split of the config's data set, or look up its known size where it is not here."""
     try:
         source = splits.opened(config, key)
-        return Split(len(source), source)
+        return SizedSplit(len(source), source)
     except DataError as error:
         is_here = "num_classes" in str(error) and "is whole" in str(error)
         known = None if is_here else _known(config, key)  # here: another one than is meant
         if known is None:
             raise
-        return Split(known, None)
+        return SizedSplit(known, None)
 
 
 def _known(config: Config, key: str) -> int | None:
@@ -115,7 +115,7 @@ def _known(config: Config, key: str) -> int | None:
     return len(grammar.rows(wanted.part, total, f"{data.name}, split {data[key]!r}"))
 
 
-def evaluation_flops(work: Work, key: str) -> float:
+def evaluation_flops(work: PhaseWork, key: str) -> float:
     """Count the operations of one evaluation, of the model."""
     named = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
     apgd = 2 * work.evaluation(key).steps + 1

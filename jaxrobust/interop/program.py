@@ -26,13 +26,13 @@ class Of(NamedTuple):
     name: str
 
 
-class Kind(NamedTuple):
+class NumberType(NamedTuple):
     """A type of numbers, as an argument: "float32", "int64", "bool"."""
 
     name: str
 
 
-class Step(NamedTuple):
+class OperatorCall(NamedTuple):
     """One operator with its arguments, all of its schema, in its order."""
 
     name: str
@@ -40,7 +40,7 @@ class Step(NamedTuple):
     operands: tuple[Any, ...]
     named: Mapping[str, Any]  # those that PyTorch takes by name only
     line: str  # of the module's source, which computes this
-    backward: tuple["Step", ...] = ()  # of `own_gradient`: from its holes to its gradients
+    backward: tuple["OperatorCall", ...] = ()  # of `own_gradient`: from its holes to its gradients
 
 
 class Program(NamedTuple):
@@ -49,7 +49,7 @@ class Program(NamedTuple):
     images: str  # name of the value that is the images
     weights: Mapping[str, str]  # name of a value -> key among the weights
     constants: Mapping[str, Any]  # name of a value -> array, which is no weight
-    steps: tuple[Step, ...]
+    steps: tuple[OperatorCall, ...]
     results: Mapping[str, str | None]  # what the module returns: its place there -> name of a value
     dtype: str = "float32"  # of its floating weights; `run` computes in that of those it is given
     single: bool = False  # it takes one image at a time
@@ -78,7 +78,7 @@ class ChannelsLast(NamedTuple):
         return jnp.moveaxis(self.array, -1, 1)
 
 
-class Row(NamedTuple):
+class OperatorRule(NamedTuple):
     """How an operator is computed.
 
     `plain` takes and returns arrays as PyTorch has them; None: `last` is always taken. `last` takes
@@ -94,7 +94,7 @@ class Row(NamedTuple):
 
 def run(
     program: Program,
-    table: Mapping[str, Row],
+    table: Mapping[str, OperatorRule],
     weights: Mapping[str, Array],
     images: Array,
     key: Array | None = None,
@@ -127,8 +127,8 @@ def computing(weights: Mapping[str, Array], images: Array) -> Any:
 
 
 def compute(
-    step: Step,
-    table: Mapping[str, Row],
+    step: OperatorCall,
+    table: Mapping[str, OperatorRule],
     values: Mapping[str, Any],
     types: Mapping[str, Any],
     key: Array | None = None,
@@ -138,7 +138,7 @@ def compute(
     def read(operand: Any) -> Any:
         if isinstance(operand, Of):
             return values[operand.name]
-        if isinstance(operand, Kind):
+        if isinstance(operand, NumberType):
             return types.get(operand.name) or jax.dtypes.canonicalize_dtype(operand.name)
         if isinstance(operand, tuple):
             return [read(each) for each in operand]
@@ -166,12 +166,12 @@ def names_in(operand: Any) -> Iterator[str]:
     """Yield the names of the values that an operand reads."""
     if isinstance(operand, Of):
         yield operand.name
-    elif isinstance(operand, tuple) and not isinstance(operand, Kind):
+    elif isinstance(operand, tuple) and not isinstance(operand, NumberType):
         for each in operand:
             yield from names_in(each)
 
 
-def read_by(step: Step) -> set[str]:
+def read_by(step: OperatorCall) -> set[str]:
     """Return the names of the values that a step reads, and its backward pass from outside."""
     if step.operator == OWN:
         outputs, holes, inputs, gradients = step.operands
@@ -182,7 +182,10 @@ def read_by(step: Step) -> set[str]:
 
 
 def _own_gradient(
-    step: Step, table: Mapping[str, Row], values: Mapping[str, Any], types: Mapping[str, Any]
+    step: OperatorCall,
+    table: Mapping[str, OperatorRule],
+    values: Mapping[str, Any],
+    types: Mapping[str, Any],
 ) -> list[Array]:
     names = ([*names_in(each)] for each in step.operands)
     outputs, holes, inputs, gradients = names

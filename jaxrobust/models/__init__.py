@@ -48,7 +48,7 @@ from jaxrobust.models.families import (
 from jaxrobust.models.interface import foreign
 from jaxrobust.models.interface.classifier import OfModule, loaded
 from jaxrobust.models.interface.family import Family, Member
-from jaxrobust.models.interface.renaming import Naming, Row
+from jaxrobust.models.interface.renaming import Naming, Renaming
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Classifier, Params
 
@@ -264,7 +264,7 @@ def decay_mask(name: str) -> str:
     return (own and own.decay_mask) or family(name).decay_mask
 
 
-def torch_names(name: str) -> Sequence[Row]:
+def torch_names(name: str) -> Sequence[Renaming]:
     """List the rows that turn the reference's weight names into ours."""
     return family(name).names.torch
 

@@ -24,18 +24,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Cost(NamedTuple):
+class NetworkCost(NamedTuple):
     """What a network costs; of depths and widths that are no whole numbers, in between."""
 
     parameters: float
     multiply_adds: float  # of convolutions and linear maps, for one image
 
-    def __add__(self, other: Any) -> "Cost":
-        return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+    def __add__(self, other: Any) -> "NetworkCost":
+        return NetworkCost(*(a + b for a, b in zip(self, other, strict=True)))
 
-    def times(self, count: float) -> "Cost":
+    def times(self, count: float) -> "NetworkCost":
         """Multiply a cost by a count."""
-        return Cost(*(count * value for value in self))
+        return NetworkCost(*(count * value for value in self))
 
 
 class Scaling(NamedTuple):
@@ -45,32 +45,32 @@ class Scaling(NamedTuple):
     widths: tuple[float, ...]
     rounded_depths: tuple[int, ...]
     rounded_widths: tuple[int, ...]
-    cost: Cost  # of the whole numbers
+    cost: NetworkCost  # of the whole numbers
     share: float  # of their multiply-adds in those that were asked for
 
 
-def _conv(ins: float, outs: float, window: int, pixels: float, groups: int = 1) -> Cost:
+def _conv(ins: float, outs: float, window: int, pixels: float, groups: int = 1) -> NetworkCost:
     weights = window * window * ins * outs / groups
-    return Cost(weights, weights * pixels)
+    return NetworkCost(weights, weights * pixels)
 
 
-def _norm(channels: float) -> Cost:
-    return Cost(2 * channels, 0)
+def _norm(channels: float) -> NetworkCost:
+    return NetworkCost(2 * channels, 0)
 
 
-def _basic(ins: float, planes: float, before: float, after: float) -> Cost:
+def _basic(ins: float, planes: float, before: float, after: float) -> NetworkCost:
     """Count the cost of a block but for its shortcut, `before` and `after` its stride pixels."""
     convs = [_conv(ins, planes, 3, after), _conv(planes, planes, 3, after)]
-    return sum([*convs, _norm(ins), _norm(planes)], Cost(0, 0))
+    return sum([*convs, _norm(ins), _norm(planes)], NetworkCost(0, 0))
 
 
-def _robust(ins: float, planes: float, before: float, after: float) -> Cost:
+def _robust(ins: float, planes: float, before: float, after: float) -> NetworkCost:
     inner, outs, part = 2 * planes, 4 * planes, planes / 4
     parts = (_conv(part, part, 3, after, groups=4) + _norm(part)).times(7)
     squeeze = 2 * outs * (outs / 64)
     convs = [_conv(ins, inner, 1, before), parts, _conv(inner, outs, 1, after)]
     norms = [_norm(ins), _norm(inner), _norm(outs)]
-    return sum([*convs, *norms, Cost(squeeze, squeeze)], Cost(0, 0))
+    return sum([*convs, *norms, NetworkCost(squeeze, squeeze)], NetworkCost(0, 0))
 
 
 # block -> (cost of one, its output's channels in units of its planes)
@@ -84,7 +84,7 @@ def cost(
     block: str = "basic",
     image_size: int = 32,
     num_classes: int = 10,
-) -> Cost:
+) -> NetworkCost:
     """Count the cost of a network whose stages have these depths and widths.
 
     >>> cost((4, 4, 4), (10, 10, 10)).parameters  # WRN-28-10
@@ -103,7 +103,7 @@ def cost(
         total += of_block(outs, planes, pixels, pixels).times(depth - 1)
         ins = outs
     head = ins * num_classes
-    return total + _norm(ins) + Cost(head + num_classes, head)
+    return total + _norm(ins) + NetworkCost(head + num_classes, head)
 
 
 def known(block: str) -> str:

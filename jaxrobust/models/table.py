@@ -12,12 +12,12 @@ from clu import parameter_overview as overview
 
 from jaxrobust import models
 from jaxrobust.models.counted import COUNTED
-from jaxrobust.models.interface.family import Paper
+from jaxrobust.models.interface.family import PaperFigures
 from jaxrobust.models.published import PUBLISHED, Published
 from jaxrobust.types import Classifier, Params
 
 
-class Architecture(NamedTuple):
+class ArchitectureRow(NamedTuple):
     """One line of the table."""
 
     name: str
@@ -26,16 +26,16 @@ class Architecture(NamedTuple):
     image_size: int  # at which they are counted
     stem: str
     norms: str
-    paper: Paper | None
+    paper: PaperFigures | None
     published: dict[str, Published]
 
 
-def architecture(name: str) -> Architecture:
+def architecture(name: str) -> ArchitectureRow:
     """Return the line of one network, from the figures that are shipped: nothing is traced."""
     return _line(name, *COUNTED[name])
 
 
-def counted(name: str) -> Architecture:
+def counted(name: str) -> ArchitectureRow:
     """Return the line of one network as it is; nothing is computed or compiled, only traced."""
     # One block stands for all of a stage where it can: traced once, counted as often as it runs.
     fast = {"scan": True} if "scan" in models.variant(name)._fields else {}
@@ -45,10 +45,10 @@ def counted(name: str) -> Architecture:
     return _line(name, size, adds, _stem(name, params), _norms(params, stats))
 
 
-def _line(name: str, parameters: int, adds: int, stem: str, norms: str) -> Architecture:
+def _line(name: str, parameters: int, adds: int, stem: str, norms: str) -> ArchitectureRow:
     member = models.member(name)
     published = {key: net for key, net in PUBLISHED.items() if net.model == name}
-    return Architecture(
+    return ArchitectureRow(
         *(name, parameters, adds, member.counted_at, stem, norms, member.paper, published)
     )
 
@@ -159,9 +159,9 @@ of CIFAR-10 and 8/255. input: norm. has the data set's mean and std inside.
 where one is published."""
 
 
-def line(row: Architecture, width: int = 100) -> str:
+def line(row: ArchitectureRow, width: int = 100) -> str:
     """Return a row for people, at most `width` wide; checkpoints that do not fit stand below it."""
-    paper = row.paper or Paper(None, "")
+    paper = row.paper or PaperFigures(None, "")
     mark = "!" if paper.misprint else "?" if paper.other else ""
     theirs = [figure and figure + mark for figure in (paper.parameters or "", paper.multiply_adds)]
     cells = (
@@ -178,7 +178,7 @@ def line(row: Architecture, width: int = 100) -> str:
     return "\n".join([cells.rstrip(), *below])
 
 
-def checkpoints(rows: Sequence[Architecture]) -> str:
+def checkpoints(rows: Sequence[ArchitectureRow]) -> str:
     """Return the published checkpoints of some rows in full; empty if there are none."""
     networks = [(key, net) for row in rows for key, net in row.published.items()]
     lines = [f"\n{'checkpoint':39} {'clean':>5} {'AA':>5} {'input':5} preprocessing"]
@@ -188,7 +188,7 @@ def checkpoints(rows: Sequence[Architecture]) -> str:
     return "\n".join([*lines, CHECKPOINT_NOTES]) if networks else ""
 
 
-def record(row: Architecture) -> dict[str, Any]:
+def record(row: ArchitectureRow) -> dict[str, Any]:
     """Return a row as plain values."""
     plain = row._asdict() | {"paper": row.paper and row.paper._asdict()}
     return plain | {"published": {key: net._asdict() for key, net in row.published.items()}}

@@ -13,7 +13,7 @@ from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import curves
-from jaxrobust.report.drawing.curves import Event, Metrics
+from jaxrobust.report.drawing.curves import CurveEvent, Metrics
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import runs as of_training
@@ -27,7 +27,7 @@ _NOTED = {  # beside the metrics: where a run went back, and where it went on
 }
 
 
-class Run(NamedTuple):
+class ReportedRun(NamedTuple):
     """A training on disk."""
 
     name: str  # short, different for each run of a page
@@ -51,7 +51,7 @@ class Run(NamedTuple):
         return hashes.config_sha256({k: v for k, v in self.config.items() if k != "version"})
 
 
-class Evaluation(NamedTuple):
+class ReportedEvaluation(NamedTuple):
     """A record, with its verdicts image by image where they are at hand."""
 
     name: str  # of the network, short
@@ -89,8 +89,8 @@ class Evaluation(NamedTuple):
 class Gathered(NamedTuple):
     """All that a page shows."""
 
-    runs: list[Run]
-    evaluations: list[Evaluation]
+    runs: list[ReportedRun]
+    evaluations: list[ReportedEvaluation]
     notes: list[str]
 
 
@@ -120,7 +120,7 @@ def gather(
     return Gathered(read, placed, list(dict.fromkeys(notes)))
 
 
-def _placed(one: Evaluation, runs: Sequence[Run]) -> Evaluation:
+def _placed(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> ReportedEvaluation:
     same = [run for run in runs if one.record.config_sha256 == run.config_sha256]
     if one.run is not None or len(same) != 1:
         return one
@@ -175,7 +175,9 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _run(folder: Path, name: str, metrics_of: Callable[[Path], Metrics], notes: list[str]) -> Run:
+def _run(
+    folder: Path, name: str, metrics_of: Callable[[Path], Metrics], notes: list[str]
+) -> ReportedRun:
     metrics = metrics_of(folder / "metrics.jsonl")
     notes += metrics.notes
     config = _json(folder / "config.json", notes)
@@ -185,7 +187,7 @@ def _run(folder: Path, name: str, metrics_of: Callable[[Path], Metrics], notes: 
     if not metrics.curves:
         notes.append(f"The run {folder} has no metrics yet.")
     planned, classes = _planned(config, held), _classes(folder)
-    return Run(name, folder, config, metrics, planned, classes, _at_work(folder))
+    return ReportedRun(name, folder, config, metrics, planned, classes, _at_work(folder))
 
 
 def _classes(folder: Path) -> list[str]:
@@ -195,7 +197,7 @@ def _classes(folder: Path) -> list[str]:
         return []
 
 
-def _noted(folder: Path, phases: list[str], notes: list[str]) -> Iterator[Event]:
+def _noted(folder: Path, phases: list[str], notes: list[str]) -> Iterator[CurveEvent]:
     for phase in phases:
         for kind, text in _NOTED.items():
             rows, damaged = _rows(folder / phase / f"{kind}s.jsonl")
@@ -203,7 +205,7 @@ def _noted(folder: Path, phases: list[str], notes: list[str]) -> Iterator[Event]
             for row in rows:
                 if isinstance(row.get("step"), int):
                     event = text.format_map(defaultdict(lambda: None, row))
-                    yield Event(phase, row["step"], kind, event)
+                    yield CurveEvent(phase, row["step"], kind, event)
 
 
 def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:
@@ -246,7 +248,7 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, [f"Damaged lines of {path} are left out: {', '.join(map(str, damaged[:5]))}."]
 
 
-def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation]:
+def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[ReportedEvaluation]:
     rows, damaged = _rows(file)
     notes += damaged
     folders = file.parent, file.parent.parent
@@ -264,7 +266,7 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
             notes.append(f"{error}; it is left out.")
         else:
             own = _verdicts(file, record, notes)
-            yield Evaluation(name, file, record, own, classes, run, config)
+            yield ReportedEvaluation(name, file, record, own, classes, run, config)
 
 
 def _check_parts(record: AccuracyRecord, file: Path) -> None:

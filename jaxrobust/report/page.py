@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from jaxrobust.report.drawing.appearance import SCRIPT, STYLE
 from jaxrobust.report.drawing.markup import Child, Html, doubts, join, remark, tag
-from jaxrobust.report.gathered import Evaluation, Gathered
+from jaxrobust.report.gathered import Gathered, ReportedEvaluation
 from jaxrobust.report.parts import comparison, evaluation, sentences, training
 
 _POINTS = 4000  # of one quantity, of all runs together: a page stays small
@@ -15,7 +15,7 @@ _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'"
 )
-Pictures = Callable[[Evaluation], Child]
+Pictures = Callable[[ReportedEvaluation], Child]
 
 
 def page(gathered: Gathered, *, pictures: Pictures | None = None, refresh: float = 0) -> str:

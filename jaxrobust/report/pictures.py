@@ -29,7 +29,7 @@ def of_phase(workdir: Path, phase: str) -> dict[str, str]:
     return {name: svg for part in parts for name, svg in standalone(part, phase)}
 
 
-def one_phase(run: gathered.Run, phase: str) -> gathered.Run:
+def one_phase(run: gathered.ReportedRun, phase: str) -> gathered.ReportedRun:
     """Return a run as if it had this phase alone."""
     metrics = run.metrics
     curves = {name: own for name, own in metrics.curves.items() if name == phase}

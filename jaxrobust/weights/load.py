@@ -18,7 +18,7 @@ from jaxrobust.weights.store.artifact import Artifact, Network
 _OWN = ("architecture", "options", "num_classes", "image_size", "in_channels")  # of the network
 
 
-class Loaded(NamedTuple):
+class LoadedNetwork(NamedTuple):
     """A network, its weights, and all that is known of them."""
 
     net: Classifier
@@ -35,7 +35,7 @@ def load(
     which: str | None = None,
     tell: Callable[[str], None] = say,
     **overrides: Any,
-) -> Loaded:
+) -> LoadedNetwork:
     """Load a network with its weights, by a name or from a path.
 
     Args:
@@ -81,7 +81,7 @@ def load(
     own_name = None if model in PUBLISHED else model
     network = fitted(artifact, own_name, image_size=image_size, options=overrides or None)
     params, stats = jax.device_put((network.params, network.stats))
-    return Loaded(network.create(**overrides), params, stats, about(network))
+    return LoadedNetwork(network.create(**overrides), params, stats, about(network))
 
 
 def fitted(

@@ -9,7 +9,7 @@ from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.fetch.sources import WeightSource
 from jaxrobust.weights.store import certificates, files
 from jaxrobust.weights.store import folder as weights_folder
-from jaxrobust.weights.store.artifact import Artifact, Facts
+from jaxrobust.weights.store.artifact import Artifact, WeightFacts
 from jaxrobust.weights.trained import runs
 
 _SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that make no other network
@@ -75,7 +75,7 @@ def _folder(source: WeightSource, which: str | None, cast: bool) -> Artifact:
     options = record["options"]
     if options is None:
         _, options = certificates.stated(source.file) or (None, None)
-    facts = Facts(
+    facts = WeightFacts(
         where=str(source.path),
         source=source.file.name,
         file=source.file,
@@ -104,7 +104,7 @@ def _run(source: WeightSource, which: str | None, cast: bool) -> Artifact:
             "--layout jaxrobust --out FOLDER`"
         )
     words, (params, stats) = runs.run_weights(workdir)
-    facts = Facts(
+    facts = WeightFacts(
         where=f"{workdir} ({words})",
         source=f"{workdir.name} ({words})",
         workdir=workdir,

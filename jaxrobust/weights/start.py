@@ -20,7 +20,7 @@ from jaxrobust.weights.naming import convert
 from jaxrobust.weights.naming.compose import CHOICES, compose, normalized
 from jaxrobust.weights.naming.convert import StoredNames
 from jaxrobust.weights.store import certificates, hashes
-from jaxrobust.weights.store.artifact import Artifact, Facts, Network
+from jaxrobust.weights.store.artifact import Artifact, Network, WeightFacts
 
 RECORD = "init.json"  # in a run's workdir
 # Fields of the families' rows.
@@ -94,7 +94,7 @@ def handed_on(before: Config, config: Config, name: str, weights: Weights) -> We
         return weights
     arrays = {key: np.asarray(array) for key, array in (weights.params | weights.stats).items()}
     model, options = before.model.name, dict(before.model.options)
-    facts = Facts(where="the phase before", model=model, options=options)
+    facts = WeightFacts(where="the phase before", model=model, options=options)
     try:
         start = _composed(Artifact(arrays, facts), config, section)
     except ValueError as error:
@@ -120,7 +120,7 @@ def _random(config: Config) -> tuple[Network, dict[str, Any]]:
     return start, record | {"weights_sha256": sha256, "start_sha256": sha256}
 
 
-def _belongs(facts: Facts, stored: StoredNames, config: Config, init: StartSection) -> None:
+def _belongs(facts: WeightFacts, stored: StoredNames, config: Config, init: StartSection) -> None:
     """Refuse weights that no drawing makes fit, each with its remedy."""
     model = config.model
     theirs, ours = _rows(facts, model)
@@ -160,7 +160,7 @@ def _belongs(facts: Facts, stored: StoredNames, config: Config, init: StartSecti
         )
 
 
-def _rows(facts: Facts, model: ModelSection) -> tuple[dict[str, Any], dict[str, Any]]:
+def _rows(facts: WeightFacts, model: ModelSection) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compute the fields that make the stored network and the config's; empty: it is not known."""
     if facts.model is None:
         return {}, {}

@@ -261,7 +261,7 @@ class NumbersTest(Folders):
             none = (np.zeros(n * times), np.full(n * times, -1))
             seen.append(Verdicts(ids, labels, clean, fooled, *none))
         ours = mock.Mock(record=AccuracyRecord(attacks=attacks()[:1]))
-        given = [evaluations.Evaluation("", ours, v, n * times) for v in seen]
+        given = [evaluations.ComparedEvaluation("", ours, v, n * times) for v in seen]
         each = findings.find(given).pairs[0].by_class
         self.assertLen(each.low, times)
         covered = ((each.low <= 0.05) & (each.high >= 0.05)).mean()

@@ -52,7 +52,7 @@ def corner_machine(epsilon) -> Machine:
     )
 
 
-FACTS = registry.Facts(
+FACTS = registry.MachineFacts(
     machine="corner",
     make=lambda setting, epsilon: corner_machine(epsilon),
     rule="to the corner",
@@ -66,7 +66,10 @@ class RowsTest(parameterized.TestCase):
     def test_an_attack_is_one_file_and_one_entry(self):
         """It runs in the engine and as an attack, with the same points."""
         with mock.patch.dict(attacks.ROWS), mock.patch.dict(attacks.MACHINES):
-            registry.add(FACTS, registry.Row("corner", "a corner", FACTS, registry.Named(77, 1)))
+            registry.add(
+                FACTS,
+                registry.NamedAttack("corner", "a corner", FACTS, registry.StandardSettings(77, 1)),
+            )
             result = autoattack(
                 NETS["lin"],
                 IMAGES[:24],

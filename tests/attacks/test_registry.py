@@ -15,7 +15,7 @@ from jaxrobust.doctor.findings import RED
 from jaxrobust.estimate import work
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.records import records, trained
-from jaxrobust.report.gathered import Evaluation
+from jaxrobust.report.gathered import ReportedEvaluation
 from jaxrobust.report.parts import commands, sentences
 from jaxrobust.training import build
 from jaxrobust.training.update import inner
@@ -126,12 +126,12 @@ class EverywhereTest(parameterized.TestCase):
         config = tiny(attack__name="mim", attack__steps=2, attack__warmup_epochs=2)
         images, labels = jnp.asarray(IMAGES[:4]), LABELS[:4]
         attack, radii = inner.training_attack(config, "adversarial"), jnp.full(4, 0.05)
-        found = attack(NETS["lin"], inner.Given(None, radii), images, labels)
+        found = attack(NETS["lin"], inner.GrowingRadii(None, radii), images, labels)
         whole = attacks.mim(epsilon=0.05, steps=2, step_size=0.05)
         np.testing.assert_allclose(found, whole(NETS["lin"], None, images, labels), atol=1e-7)
 
     def test_doctor(self):
-        plan = config_checks.Plan(tiny(attack__name="mim", attack__step_size=0.01))
+        plan = config_checks.PlannedRun(tiny(attack__name="mim", attack__step_size=0.01))
         look = next(own.look for own in config_checks.CONFIG_CHECKS if own.name == "step-rule")
         seen = look(plan)
         self.assertEqual(seen.level, RED)
@@ -218,7 +218,7 @@ def logits_fn(images):
         self.assertEqual(cost["step_rule"], registry.ROWS["mim"].facts.rule)
         self.assertEqual((cost["forward"], cost["backward"]), (16 * 22, 16 * 20))
         self.assertIn("attack: mim-20, linf 0.1", printed)
-        one = Evaluation("net", out / "results.jsonl", record, None, [], None, {})
+        one = ReportedEvaluation("net", out / "results.jsonl", record, None, [], None, {})
         self.assertEqual(sentences.method(record), "mim-20")
         self.assertIn("--attack mim-20", " ".join(map(str, commands._attack(record))))
         self.assertIn("net", sentences.headline(one))
@@ -237,9 +237,9 @@ class AddTest(absltest.TestCase):
             del random_start
             return attacks.pgd(**settings, step_size=step_size, random_start=False, loss=loss)
 
-        self.row = registry.Row(
+        self.row = registry.NamedAttack(
             *("mine", "my own attack", facts),
-            searches=registry.Named(number=1000, steps=3),
+            searches=registry.StandardSettings(number=1000, steps=3),
             fixed=registry.Fixed(start="image"),
             trains=True,
             make=make,

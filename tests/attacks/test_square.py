@@ -103,7 +103,7 @@ def scripted_draws(g, norm):
         offsets, signs = g[f"{name}_vh_vw_vh2_vw2"], g[f"{name}_signs_nc"]
         pairs = zip(g[f"{name}_eta"], g[f"{name}_eta_s"], strict=True)
         across = np.array([turned(eta, side) for eta, side in pairs])
-    queries = square_geometry.Draws(
+    queries = square_geometry.SquareDraws(
         offsets=as_int(np.repeat(offsets[:, None], batch, axis=1)),
         signs=as_float(signs),
         across=jnp.asarray(np.repeat(across[:, None], batch, axis=1)),

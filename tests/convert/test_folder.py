@@ -143,7 +143,7 @@ class FolderTest(absltest.TestCase):
             self.export("--selected", code=2), "nothing has been chosen in .*jaxrobust select"
         )
         kept.keep(self.workdir, "train", 8, both, steps_per_epoch=4)
-        choice = kept.Choice("train", 8, 2.0, "raw", 16, hashes.weights_sha256(*raw))
+        choice = kept.ChosenWeights("train", 8, 2.0, "raw", 16, hashes.weights_sha256(*raw))
         text = {"schema": kept.SCHEMA, "candidates": [], "chosen": choice._asdict()}
         file = self.workdir / kept.SELECTION
         self.addCleanup(file.unlink)

@@ -20,7 +20,7 @@ from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.naming import networks
 from jaxrobust.weights.store import folder as weights_folder
 from jaxrobust.weights.store import hashes
-from jaxrobust.weights.store.artifact import Facts
+from jaxrobust.weights.store.artifact import WeightFacts
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from tests.support import paths
 from tests.support import runs as training
@@ -321,7 +321,7 @@ class KnownTest(parameterized.TestCase):
 
         def values(key=None, arrays=(), **wanted):
             found = mock.Mock(arrays=dict.fromkeys(arrays), normalize=(0.0, 1.0))
-            facts = Facts(published=key, settings=hub)
+            facts = WeightFacts(published=key, settings=hub)
             return networks.normalisation(found, facts, networks.Request(**wanted))[0]
 
         self.assertEqual(values(), ((0.5,) * 3, (0.25,) * 3))

@@ -34,7 +34,7 @@ class KindsTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.enter_context(mock.patch.dict(sources.KINDS))
-        kind = sources.Kind("stripes", "stripes:PATH", "two stripes", open_stripes)
+        kind = sources.SourceKind("stripes", "stripes:PATH", "two stripes", open_stripes)
         self.kind = kind._replace(is_path=True, contents=True)
         sources.add(self.kind)
 

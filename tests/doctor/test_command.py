@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from configs import quickstart
 from jaxrobust.data import open_source
 from jaxrobust.doctor import command
-from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Finding, Seen
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult, Finding
 from jaxrobust.doctor.patient import Recorded
 from jaxrobust.weights.trained import runs
 from tests.support import paths
@@ -91,7 +91,7 @@ class ExitTest(parameterized.TestCase):
     @parameterized.product(level=(GREEN, YELLOW, RED), as_json=(False, True))
     def test_one_where_something_is_red(self, level, as_json):
         check = Check("a", "measures", "cause", "remedy", "paper", lambda patient: None)
-        made = command.Examination("x", [Finding(check, Seen(level, "said"))])
+        made = command.Examination("x", [Finding(check, CheckResult(level, "said"))])
         how = {"named": "x", "devices": 1, "coloured": False, "as_json": as_json}
         with mock.patch.object(command, "of_config", return_value=made):
             told, code = command.answer({"n": 1, "seed": 0}, None, config=object(), **how)

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.config import network_of
 from jaxrobust.doctor import command
-from jaxrobust.doctor.config_checks import CONFIG_CHECKS, Plan
+from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
 from jaxrobust.doctor.findings import RED, SKIPPED, YELLOW, examined
 from jaxrobust.resolved import Values, plain
 from jaxrobust.types import Classifier
@@ -59,14 +59,14 @@ def shaped(model):
     return Classifier(init, net.apply)
 
 
-class Traced(Plan):
+class Traced(PlannedRun):
     @property
     def net(self):
         return shaped(json.dumps(plain(self.config)["model"] | {"num_classes": 10}))
 
 
 def faults(config, devices=1):
-    found = examined(CONFIG_CHECKS, Plan(config, devices))
+    found = examined(CONFIG_CHECKS, PlannedRun(config, devices))
     return {f.check.name: f for f in found if f.seen.level in (RED, YELLOW)}
 
 
@@ -180,7 +180,7 @@ class ConfigTest(parameterized.TestCase):
 
     def test_steps_of_data_that_is_not_here(self):
         config = tiny(data__name="cifar10", data__dir="/nowhere", data__train_split="train[:1%]")
-        found = examined(CONFIG_CHECKS, Plan(config))
+        found = examined(CONFIG_CHECKS, PlannedRun(config))
         (ema,) = [f for f in found if f.check.name == "ema-horizon"]
         self.assertIn("of 21", ema.seen.sentence)  # 3 epochs of 500 images, 64 at a time
 
@@ -199,7 +199,7 @@ class ConfigTest(parameterized.TestCase):
 
     def test_data_that_is_not_here(self):
         config = tiny(data__name="folder:/nowhere", data__train_split="train")
-        found = examined(CONFIG_CHECKS, Plan(config))
+        found = examined(CONFIG_CHECKS, PlannedRun(config))
         skipped = {f.check.name for f in found if f.seen.level == SKIPPED}
         self.assertEqual(skipped, {"ema-horizon", "image-size"})
 

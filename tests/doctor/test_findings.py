@@ -6,12 +6,12 @@ from absl.testing import absltest
 
 from jaxrobust.doctor import findings
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS
-from jaxrobust.doctor.findings import GREEN, RED, YELLOW, Check, Seen
+from jaxrobust.doctor.findings import GREEN, RED, YELLOW, Check, CheckResult
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
 
 
 def check(name, level, follows=()):
-    seen = Seen(level, f"seen {name}", 1.5)
+    seen = CheckResult(level, f"seen {name}", 1.5)
     return Check(name, "measures", "cause", "remedy", "paper", lambda patient: seen, follows)
 
 
@@ -36,7 +36,7 @@ class FindingsTest(absltest.TestCase):
         def look(number):
             def of(patient):
                 seen.append((number, len(told)))
-                return Seen(RED, f"seen {number}")
+                return CheckResult(RED, f"seen {number}")
 
             return Check(f"{number}", "measures", "cause", "remedy", "paper", of, ())
 

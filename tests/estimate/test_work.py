@@ -36,7 +36,7 @@ class WorkTest(parameterized.TestCase):
         config = imagenet()
         config.data.update(name=name, test_split=split)
         config.model.num_classes = 1000 if name == "imagenet2012" else 10
-        self.assertEqual(work.split(config, "test_split"), work.Split(images, None))
+        self.assertEqual(work.split(config, "test_split"), work.SizedSplit(images, None))
 
     def test_data_that_is_here_is_counted(self):
         config = imagenet()

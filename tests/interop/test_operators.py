@@ -7,7 +7,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.interop.operators import TABLE
-from jaxrobust.interop.program import Row
+from jaxrobust.interop.program import OperatorRule
 from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
@@ -81,7 +81,7 @@ class RowsTest(parameterized.TestCase):
     def test_a_wrong_row_is_caught_by_name(self, wrong):
         flip, names = "aten.flip.default", ["sums that stay", "rolls"]
         self.addCleanup(TABLE.__setitem__, flip, TABLE[flip])
-        TABLE[flip] = Row(wrong)
+        TABLE[flip] = OperatorRule(wrong)
         found = operator_cases.each(names)
         failed = [
             name

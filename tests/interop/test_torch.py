@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.evaluation.questions import questions
 from jaxrobust.interop import agreement, named
 from jaxrobust.interop.operators import TABLE
-from jaxrobust.interop.program import Row
+from jaxrobust.interop.program import OperatorRule
 from jaxrobust.interop.reading import refusals
 from jaxrobust.interop.torch import converted, from_file, from_module
 from tests.support import paths, sweeps
@@ -341,7 +341,7 @@ class AgreementTest(parameterized.TestCase):
     def test_names_the_first_operator_that_differs(self):
         network = converted(torch_faults.Convolutional().eval(), IMAGE)
         relu = "aten.relu.default"
-        row, TABLE[relu] = TABLE[relu], Row(lambda x: jnp.maximum(x, -1e-3), joins=True)
+        row, TABLE[relu] = TABLE[relu], OperatorRule(lambda x: jnp.maximum(x, -1e-3), joins=True)
         self.addCleanup(TABLE.__setitem__, relu, row)
         with self.assertRaisesRegex(
             ValueError, r"first operator .* is aten\.relu\.default at .*torch_faults\.py, line \d+"
@@ -358,7 +358,7 @@ class AgreementTest(parameterized.TestCase):
             return right(x)
 
         wrong.defjvp(lambda primals, tangents: (right(*primals), tangents[0]))
-        TABLE[relu] = Row(wrong, joins=True)
+        TABLE[relu] = OperatorRule(wrong, joins=True)
         self.addCleanup(TABLE.__setitem__, relu, row)
         with self.assertRaisesRegex(ValueError, "Every operator gives the same values, so a grad"):
             agreement.compared(network, images())

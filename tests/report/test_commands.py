@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.commands import evaluate  # noqa: F401  # defines the flags
 from jaxrobust.data.transforms.corruptions import KINDS
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.report.gathered import Evaluation
+from jaxrobust.report.gathered import ReportedEvaluation
 from jaxrobust.report.parts import commands
 
 RECORD = {
@@ -24,7 +24,7 @@ RECORD = {
 
 def words(**more) -> list[str]:
     record = AccuracyRecord.from_json(RECORD | more)
-    one = Evaluation("net", Path("results.jsonl"), record, None, [], None, {})
+    one = ReportedEvaluation("net", Path("results.jsonl"), record, None, [], None, {})
     return shlex.split(commands.evaluate(one, None))
 
 

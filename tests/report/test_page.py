@@ -93,7 +93,7 @@ class RunTest(PageCase):
         axis = Axis("x", log=True)
         for drawn in (
             figures.rows("a", "A", [], axis),
-            figures.rows("a", "A", [figures.Row("b", None)], axis),
+            figures.rows("a", "A", [figures.Bar("b", None)], axis),
             figures.lines("a", "A", [Line("b", [1.0], [0.0])], axis, axis),
         ):
             self.assertIn("There is nothing to draw", drawn)

@@ -5,14 +5,14 @@ from pathlib import Path
 from absl.testing import absltest
 
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.report.gathered import Evaluation
+from jaxrobust.report.gathered import ReportedEvaluation
 from jaxrobust.report.parts import sentences
 
 
 def evaluation(**record):
     row = {"clean": 0.8, "robust": 0.5, "attacks": [{"name": "pgd", "steps": 20}], **record}
     made = AccuracyRecord.from_json(row)
-    return Evaluation("net", Path("results.jsonl"), made, None, [], None, {})
+    return ReportedEvaluation("net", Path("results.jsonl"), made, None, [], None, {})
 
 
 class DoubtsTest(absltest.TestCase):

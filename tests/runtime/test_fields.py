@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.__main__ import COMMANDS, module_of
 from jaxrobust.commands.flags import shared
 from jaxrobust.commands.flags.evaluation import EvaluateFlags
-from jaxrobust.evaluation.questions.flags import Given
+from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.runtime.commandline import fields as flag_fields
 from jaxrobust.runtime.commandline.arguments import mapping, number
 from jaxrobust.runtime.commandline.fields import flag, read
@@ -110,7 +110,7 @@ class SharedTest(parameterized.TestCase):
 
     def test_evaluate_has_a_flag_for_all_that_it_is_given(self):
         flags = {field.name for field in fields(EvaluateFlags)}
-        self.assertSameElements(flags - {"threat", "ladder"}, Given._fields)
+        self.assertSameElements(flags - {"threat", "ladder"}, GivenFlags._fields)
 
     @parameterized.parameters(*COMMANDS)
     def test_a_command_names_itself(self, name):

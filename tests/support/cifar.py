@@ -72,11 +72,11 @@ def pickled(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def images_of(sizes: Mapping[str, int], dataset: str) -> archives.Images:
+def images_of(sizes: Mapping[str, int], dataset: str) -> archives.ArchiveContents:
     """Noise with labels, `sizes` of it."""
     draw = np.random.default_rng(0)
     classes = {feature: tuple(names) for feature, names in CLASSES[dataset].items()}
-    return archives.Images(
+    return archives.ArchiveContents(
         {s: draw.integers(0, 256, (n, 32, 32, 3), np.uint8) for s, n in sizes.items()},
         {
             s: {f: draw.integers(0, len(names), n) for f, names in classes.items()}
@@ -86,7 +86,7 @@ def images_of(sizes: Mapping[str, int], dataset: str) -> archives.Images:
     )
 
 
-def contents(archive: archives.Archive, images: archives.Images) -> dict[str, bytes]:
+def contents(archive: archives.Archive, images: archives.ArchiveContents) -> dict[str, bytes]:
     """The files in an archive, by their names in its folder."""
     found = {}
     for split, names in archive.members.items():

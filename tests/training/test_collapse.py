@@ -10,7 +10,7 @@ from absl.testing import absltest
 
 from jaxrobust.commands import select
 from jaxrobust.doctor import command
-from jaxrobust.evaluation.questions.flags import Given
+from jaxrobust.evaluation.questions.flags import GivenFlags
 from tests.support import runs
 
 ONE = "has collapsed to one class"
@@ -55,7 +55,7 @@ class CollapsingRunTest(absltest.TestCase):
     def test_the_doctor_says_so(self):
         with jax.numpy_dtype_promotion("standard"):
             given = command.given_of(str(self.workdir), norm=None, seed=0)
-            self.assertIsInstance(given, Given)
+            self.assertIsInstance(given, GivenFlags)
             examined = command.of_network(given, images=200, tell=lambda told: None)
         found = {f.check.name: f.seen for f in examined.findings}
         self.assertEqual(found["one-class"].level, "red", found["one-class"])

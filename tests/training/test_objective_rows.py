@@ -96,7 +96,7 @@ class RowsTest(parameterized.TestCase):
         look = next(
             own.look for own in config_checks.CONFIG_CHECKS if own.name == "batch-statistics"
         )
-        self.assertEqual(look(config_checks.Plan(config)).level, YELLOW)
+        self.assertEqual(look(config_checks.PlannedRun(config)).level, YELLOW)
 
     def test_a_name_that_is_there(self):
         with self.assertRaisesRegex(ValueError, "there is an objective mart already"):

@@ -49,10 +49,10 @@ class Case(ServedCase):
         self.said: list[str] = []
         self.enter_context(jax.numpy_dtype_promotion("standard"))
 
-    def load(self, source, **how) -> loading.Loaded:
+    def load(self, source, **how) -> loading.LoadedNetwork:
         return jaxrobust.load(source, tell=self.said.append, **how)
 
-    def assert_same(self, found: loading.Loaded, arrays) -> None:
+    def assert_same(self, found: loading.LoadedNetwork, arrays) -> None:
         ours = found.params | found.stats
         self.assertEqual(ours.keys(), arrays.keys())
         for key, array in arrays.items():

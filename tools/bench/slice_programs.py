@@ -214,7 +214,7 @@ def abstract_step(
     import jax.numpy as jnp
 
     from jaxrobust.attacks import MACHINES
-    from jaxrobust.evaluation.engine.schedule import Rows
+    from jaxrobust.evaluation.engine.schedule import SlotRows
     from jaxrobust.evaluation.engine.slots import begin, prepare_program, programs
 
     def array(dtype, *shape):
@@ -224,7 +224,7 @@ def abstract_step(
     each: dict[str, Any] = dict.fromkeys(("fresh", "keep"), flags)
     each |= dict.fromkeys(("labels", "targets", "restarts", "first"), numbers)
     arrays = {"images": array(jnp.float32, slots, *image), "ids": array(jnp.uint32, slots)}
-    rows = Rows(**each, **arrays)
+    rows = SlotRows(**each, **arrays)
     epsilon, root, number = array(jnp.float32), array(jnp.uint32, 2), array(jnp.uint32)
     state = jax.eval_shape(functools.partial(begin, setting), epsilon, root, number, rows)
     floor = array(jnp.int32, mesh.size)

@@ -22,7 +22,7 @@ COUNTED: dict[str, tuple[int, int, str, str]] = {
 '''
 
 
-def text(rows: Iterable[table.Architecture]) -> str:
+def text(rows: Iterable[table.ArchitectureRow]) -> str:
     lines = [
         f'    "{row.name}": ({row.parameters}, {row.multiply_adds}, "{row.stem}", "{row.norms}"),\n'
         for row in rows

@@ -21,7 +21,7 @@ _SHOWN = 6  # evaluations that a message lists
 _NO_SETTING = ("name", "norm", "epsilon")
 
 
-class Evaluation(NamedTuple):
+class ComparedEvaluation(NamedTuple):
     """A record with its verdicts."""
 
     place: str  # as it was named
@@ -41,7 +41,7 @@ class Evaluation(NamedTuple):
         return f"{name} ({self.record.weights})" if self.record.weights else str(name)
 
 
-def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
+def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvaluation]:
     """Read `PLACE[#NUMBER]`s on their common images; `ValueError`: they cannot be compared."""
     if len(places) < 2:
         raise ValueError("one evaluation has nothing to compare with; name two or more")
@@ -91,7 +91,7 @@ def _balls(record: AccuracyRecord) -> list[tuple[str, str]]:
 
 def _load(
     place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
-) -> Evaluation:
+) -> ComparedEvaluation:
     ours = _chosen(place, threat, ball, beside)
     record = ours.record
     own = verdicts.read(ours.file.parent / str(record.verdicts))
@@ -102,7 +102,7 @@ def _load(
                 f"{record.verdicts} does not belong to its record in {ours.file}: {key} is "
                 f"{right.mean():.4f} there, {accuracy} in the record; get both again"
             )
-    return Evaluation(place, ours, own, len(own.labels))
+    return ComparedEvaluation(place, ours, own, len(own.labels))
 
 
 def _held(place: str) -> tuple[str, str, dict[str, Ours]]:
@@ -168,7 +168,7 @@ def _listed(folder: str, held: dict[str, Ours]) -> str:
     return f"name one of them: {_few(_named(folder, held))}"
 
 
-def differences(first: Evaluation, other: Evaluation) -> str:
+def differences(first: ComparedEvaluation, other: ComparedEvaluation) -> str:
     """Say how the questions of two evaluations differ; "" if they do not."""
     questions = [dict(_question(one.record)) for one in (first, other)]
     for key in _OPTIONAL:
@@ -226,7 +226,7 @@ def _other_images(first: Verdicts, other: Verdicts) -> str:
     )
 
 
-def without_replayed(evaluations: list[Evaluation]) -> tuple[list[Evaluation], str]:
+def without_replayed(evaluations: list[ComparedEvaluation]) -> tuple[list[ComparedEvaluation], str]:
     """Leave out the images that replayed points decided; a sentence says so, "" where none is."""
     seen = [one.verdicts for one in evaluations]
     left = comparable.left_out([one.record for one in evaluations], seen)
@@ -253,7 +253,7 @@ def without_replayed(evaluations: list[Evaluation]) -> tuple[list[Evaluation], s
     return cut, sentence
 
 
-def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
+def remarks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
     """List differences that stand beside a comparison without forbidding it; A is the first."""
     sentences, named = [], [(letter(at), one.record) for at, one in enumerate(evaluations)]
     images = len(evaluations[0].verdicts.labels)

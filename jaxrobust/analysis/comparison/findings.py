@@ -6,7 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.analysis.comparison.evaluations import Evaluation, letter, remarks, without_replayed
+from jaxrobust.analysis.comparison.evaluations import (
+    ComparedEvaluation,
+    letter,
+    remarks,
+    without_replayed,
+)
 from jaxrobust.evaluation.records import pairs
 from jaxrobust.evaluation.records.pairs import Paired
 from jaxrobust.evaluation.records.verdicts import REPLAY
@@ -51,10 +56,10 @@ class Pair(NamedTuple):
         return {"clean": self.clean.paired} | between | last
 
 
-class Findings(NamedTuple):
+class ComparisonFindings(NamedTuple):
     """All that a comparison finds."""
 
-    evaluations: list[Evaluation]
+    evaluations: list[ComparedEvaluation]
     pairs: list[Pair]
     removed: dict[str, list[int]]  # images that each attack fooled, of each evaluation
     remarks: list[str]
@@ -66,7 +71,7 @@ class Findings(NamedTuple):
         return len(self.evaluations[0].verdicts.labels)
 
 
-def find(evaluations: list[Evaluation]) -> Findings:
+def find(evaluations: list[ComparedEvaluation]) -> ComparisonFindings:
     """Compare evaluations, which answer the same question on the same images, with the first."""
     notes = remarks(evaluations)
     evaluations, left_out = without_replayed(evaluations)
@@ -88,10 +93,10 @@ def find(evaluations: list[Evaluation]) -> Findings:
         names = letter(0), letter(at + 1)
         compared.append(Pair(*names, clean[at], robust[at], after, classes, each, corrected))
     removed = {name: [int((v.fooled_by == name).sum()) for v in seen] for name in order}
-    return Findings(evaluations, compared, removed, notes, left_out)
+    return ComparisonFindings(evaluations, compared, removed, notes, left_out)
 
 
-def _attacks(evaluations: Sequence[Evaluation]) -> list[str]:
+def _attacks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
     """List the attacks that may have fooled images, in the order in which they were tried.
 
     Of several balls, verdicts name each with its attack: "l2 0.5: apgd-ce". What records do not
@@ -119,7 +124,7 @@ def _differences(verdicts: list[np.ndarray]) -> list[Difference]:
     return [Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True)]
 
 
-def plain(findings: Findings) -> dict[str, Any]:
+def plain(findings: ComparisonFindings) -> dict[str, Any]:
     """Return findings as JSON has them; accuracies and their differences are fractions."""
     return {
         "schema": 1,
@@ -132,7 +137,7 @@ def plain(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _plain_evaluation(at: int, one: Evaluation) -> dict[str, Any]:
+def _plain_evaluation(at: int, one: ComparedEvaluation) -> dict[str, Any]:
     record, seen = one.record, one.verdicts
     return {
         "name": letter(at),

@@ -5,7 +5,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jaxrobust.analysis.comparison.evaluations import letter
-from jaxrobust.analysis.comparison.findings import INTERVAL, LEVEL, Difference, Findings, Pair
+from jaxrobust.analysis.comparison.findings import (
+    INTERVAL,
+    LEVEL,
+    ComparisonFindings,
+    Difference,
+    Pair,
+)
 from jaxrobust.analysis.papers.markdown import grid
 from jaxrobust.evaluation.records import pairs, records
 from jaxrobust.evaluation.records.pairs import Paired
@@ -13,7 +19,7 @@ from jaxrobust.evaluation.records.pairs import Paired
 CLASSES = 20  # rows of a table: the classes that differ most; JSON has all
 
 
-def document(findings: Findings, picture: str | None = None) -> str:
+def document(findings: ComparisonFindings, picture: str | None = None) -> str:
     """Return the comparison; `picture` is the name of the figure's file beside it."""
     record = findings.evaluations[0].record
     names = [letter(at) for at in range(len(findings.evaluations))]
@@ -40,7 +46,7 @@ def document(findings: Findings, picture: str | None = None) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def title(findings: Findings) -> str:
+def title(findings: ComparisonFindings) -> str:
     """Write the title of a picture: both networks, or the first of several."""
     shown = [f"{letter(at)}: {one.label}" for at, one in enumerate(findings.evaluations)]
     record = findings.evaluations[0].record
@@ -116,7 +122,7 @@ def row(pair: Pair, at: int) -> Paired:
     return Paired(*(column[at] for column in pair.by_class))
 
 
-def _evaluations(findings: Findings) -> list[list[str]]:
+def _evaluations(findings: ComparisonFindings) -> list[list[str]]:
     rows = [["", "network", "clean, %", "robust, %", "evaluation"]]
     for at, one in enumerate(findings.evaluations):
         clean, robust = (f"{100 * v.mean():.2f}" for v in (one.verdicts.clean, one.verdicts.robust))
@@ -149,7 +155,7 @@ def _numbers(one: Paired) -> list[str]:
     return [*_share(one), *counts, _points(one), _interval(one), _p(one.p)]
 
 
-def _removed(findings: Findings, names: list[str]) -> list[list[str]]:
+def _removed(findings: ComparisonFindings, names: list[str]) -> list[list[str]]:
     wrong = [f"{(~one.verdicts.clean).sum():,}" for one in findings.evaluations]
     rows = [["", *names], ["wrong without an attack", *wrong]]
     return rows + [[name, *(f"{n:,}" for n in counts)] for name, counts in findings.removed.items()]

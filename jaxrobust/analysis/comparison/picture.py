@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrobust.analysis.comparison import markdown
 from jaxrobust.analysis.comparison.evaluations import letter
-from jaxrobust.analysis.comparison.findings import INTERVAL, LEVEL, Findings, Pair
+from jaxrobust.analysis.comparison.findings import INTERVAL, LEVEL, ComparisonFindings, Pair
 from jaxrobust.analysis.comparison.markdown import row, title
 from jaxrobust.analysis.networks import pictures
 from jaxrobust.evaluation.records.pairs import Paired
@@ -22,12 +22,12 @@ _WIDTH = 44  # letters of a network's name in a line
 _LABELS = 12  # names of classes that are told apart, where there are more
 
 
-def draw(findings: Findings) -> Any:
+def draw(findings: ComparisonFindings) -> Any:
     """Draw of two networks their attacks and classes, of several their differences."""
     return _two(findings) if len(findings.pairs) == 1 else _several(findings)
 
 
-def _two(findings: Findings) -> Any:
+def _two(findings: ComparisonFindings) -> Any:
     pair = findings.pairs[0]
     lines = [(name, one, one.p < 1 - LEVEL) for name, one in pair.steps.items()]
     wide = len(pair.classes) > 1
@@ -41,7 +41,7 @@ def _two(findings: Findings) -> Any:
     return figure
 
 
-def _several(findings: Findings) -> Any:
+def _several(findings: ComparisonFindings) -> Any:
     kinds = ("robust", "clean") if findings.pairs[0].robust else ("clean",)
     height = max(1.4 + 0.24 * len(findings.pairs), 3.0)
     figure = pictures.figure(title(findings), 3.5 + 4 * len(kinds), height)
@@ -109,7 +109,7 @@ def _classes(panel: Any, pair: Pair) -> None:
     _axis(panel, f"B minus A: points{f', with {INTERVAL}s' if named else ''}")
 
 
-def write(out: Path, name: str, comparison: Findings, plain: dict[str, Any]) -> None:
+def write(out: Path, name: str, comparison: ComparisonFindings, plain: dict[str, Any]) -> None:
     """Write the three files, each of them whole."""
     text, table, drawn = (out / f"{name}.{kind}" for kind in ("md", "json", "png"))
     if out.exists() and not out.is_dir():

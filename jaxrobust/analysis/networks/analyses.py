@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
-class Row(NamedTuple):
+class Analysis(NamedTuple):
     """One analysis, whose file has its name: its defaults, and the settings that are its own."""
 
     n: int
@@ -16,19 +16,21 @@ class Row(NamedTuple):
 
 
 ANALYSES = {
-    "perturbations": Row(16, (100,), ("sign",)),
-    "semantic-score": Row(256, (100,), ("sign", "judges", "top")),
-    "synthesis": Row(16, (100,), ("step_size", "targets")),
-    "effectiveness": Row(256, (1, 2, 5, 10, 200), ("seeds", "checkpoints"), many=True),
-    "convergence": Row(32, (0, 1, 2, 5, 10, 50, 100, 200, 500), ("seeds",), many=True, least=0),
-    "augmentations": Row(6, (), ("images", "chain", "views")),
+    "perturbations": Analysis(16, (100,), ("sign",)),
+    "semantic-score": Analysis(256, (100,), ("sign", "judges", "top")),
+    "synthesis": Analysis(16, (100,), ("step_size", "targets")),
+    "effectiveness": Analysis(256, (1, 2, 5, 10, 200), ("seeds", "checkpoints"), many=True),
+    "convergence": Analysis(
+        32, (0, 1, 2, 5, 10, 50, 100, 200, 500), ("seeds",), many=True, least=0
+    ),
+    "augmentations": Analysis(6, (), ("images", "chain", "views")),
 }
 OWN = {name for row in ANALYSES.values() for name in row.takes}
-# Defaults that `Settings` has otherwise.
+# Defaults that `AnalysisSettings` has otherwise.
 _OTHER: dict[str, Any] = {"semantic-score": {"sign": "code"}, "convergence": {"seeds": 20}}
 
 
-class Settings(NamedTuple):
+class AnalysisSettings(NamedTuple):
     """What an analysis is computed with; those that it does not take have their defaults."""
 
     analysis: str
@@ -50,8 +52,8 @@ class Settings(NamedTuple):
     views: int = 6
 
 
-def checked(given: dict[str, Any], named: dict[str, Any]) -> Settings:
-    """Fill in the defaults of an analysis: of `given` fields of `Settings`, and `named` flags."""
+def checked(given: dict[str, Any], named: dict[str, Any]) -> AnalysisSettings:
+    """Fill in an analysis' defaults: of `given` fields of its settings, and of `named` flags."""
     name = given["analysis"]
     row = ANALYSES[name]
     given = {key: value for key, value in given.items() if value not in (None, ())}
@@ -62,7 +64,7 @@ def checked(given: dict[str, Any], named: dict[str, Any]) -> Settings:
     if strange:
         raise ValueError(f"--{strange[0]} has no effect on {name}; leave it out")
     defaults: dict[str, Any] = {"n": row.n, "steps": row.steps} | _OTHER.get(name, {})
-    settings = Settings(named=named, **(defaults | given))
+    settings = AnalysisSettings(named=named, **(defaults | given))
     steps = settings.steps
     if any(step < row.least for step in steps):
         raise ValueError(f"--steps of {name} must be at least {row.least}")
@@ -77,7 +79,7 @@ def checked(given: dict[str, Any], named: dict[str, Any]) -> Settings:
     return settings._replace(steps=tuple(sorted(set(steps))))
 
 
-def written(settings: Settings) -> tuple[Path, Path]:
+def written(settings: AnalysisSettings) -> tuple[Path, Path]:
     """Compute an analysis, then write both of its files or none; their paths come back."""
     import jax
 

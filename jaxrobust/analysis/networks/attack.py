@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks
-from jaxrobust.analysis.networks.network import Seen, keys
+from jaxrobust.analysis.networks.network import NetworkSample, keys
 from jaxrobust.types import Array, LogitsFn, Machine
 
 
@@ -25,7 +25,7 @@ def _ended(logits_fn, drawn, images, labels, *, steps, threat, step_size):
     return points, logits_fn(points)
 
 
-def pgd(seen: Seen, *, steps: int, seed: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+def pgd(seen: NetworkSample, *, steps: int, seed: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the end of PGD with steps of 1.5 epsilon / steps, f32[N,H,W,C], and its logits."""
     step_size = 1.5 * seen.threat.epsilon / steps
     settings = {"threat": seen.threat, "steps": steps, "step_size": step_size}
@@ -51,7 +51,7 @@ def climb(
     return state, jnp.concatenate([values, last[None]])
 
 
-def logits(seen: Seen, images: np.ndarray, batch: int) -> np.ndarray:
+def logits(seen: NetworkSample, images: np.ndarray, batch: int) -> np.ndarray:
     """Return f32[N,C]."""
     forward = jax.jit(lambda logits_fn, x: logits_fn(x))
     parts = [forward(seen.logits_fn, images[part]) for part in batches(len(images), batch)]

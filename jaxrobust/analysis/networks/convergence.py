@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.analysis.networks import attack, pictures
-from jaxrobust.analysis.networks.analyses import Settings
-from jaxrobust.analysis.networks.network import Seen, keys
+from jaxrobust.analysis.networks.analyses import AnalysisSettings
+from jaxrobust.analysis.networks.network import NetworkSample, keys
 from jaxrobust.types import Threat
 
 
@@ -28,7 +28,7 @@ def trajectory(
     return attack.climb(machine, logits_fn, state, steps, machine.loss)[1]  # type: ignore[arg-type]
 
 
-def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each image and number of steps: mean, least and largest over the starts."""
     right = attack.logits(seen, seen.images, settings.batch).argmax(1) == seen.labels
     if not right.any():
@@ -56,7 +56,9 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     return rows, losses
 
 
-def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
+def draw(
+    seen: NetworkSample, rows: list[dict[str, Any]], made: Any, settings: AnalysisSettings
+) -> Any:
     """Draw each image's loss over the steps, and their mean."""
     ball = seen.threat.written()
     about = f"PGD, {ball}, steps of 0.15 epsilon: loss of {made.shape[2]} images that are right "

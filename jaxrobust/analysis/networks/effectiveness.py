@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.analysis.networks import attack, network, pictures
-from jaxrobust.analysis.networks.analyses import Settings
-from jaxrobust.analysis.networks.network import Seen
+from jaxrobust.analysis.networks.analyses import AnalysisSettings
+from jaxrobust.analysis.networks.network import NetworkSample
 
 
-def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each checkpoint and number of steps; means over images and seeds."""
     rows = []
     for step, name, logits_fn in _checkpoints(seen, settings):
@@ -37,7 +37,7 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     return rows, None
 
 
-def _checkpoints(seen: Seen, settings: Settings) -> list[Any]:
+def _checkpoints(seen: NetworkSample, settings: AnalysisSettings) -> list[Any]:
     if settings.checkpoints:
         named = [network.other(place, seen) for place in settings.checkpoints]
         return [(i, name, logits_fn) for i, (name, _, logits_fn) in enumerate(named)]
@@ -46,7 +46,9 @@ def _checkpoints(seen: Seen, settings: Settings) -> list[Any]:
     return [(0, seen.name, seen.logits_fn)]
 
 
-def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
+def draw(
+    seen: NetworkSample, rows: list[dict[str, Any]], made: Any, settings: AnalysisSettings
+) -> Any:
     """Draw loss, and what is left to the longest attack, over the steps of training."""
     many = f"the mean of {settings.seeds} random starts"
     about = f"{seen.subject.network.name}: PGD with k steps of 1.5 epsilon / k, "

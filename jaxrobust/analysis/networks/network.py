@@ -17,11 +17,11 @@ from jaxrobust.types import Array, LogitsFn, Params, Threat, Weights
 from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
 from jaxrobust.weights.trained import runs
 
-_NONE: dict[str, Any] = dict.fromkeys(flags.Given._fields)
+_NONE: dict[str, Any] = dict.fromkeys(flags.GivenFlags._fields)
 _NONE |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "n": 0, "seed": 0}
 
 
-class Seen(NamedTuple):
+class NetworkSample(NamedTuple):
     """A network and images to look at it with."""
 
     name: str
@@ -43,9 +43,9 @@ class Seen(NamedTuple):
         return name if len(name) <= 18 else name[:17] + "…"
 
 
-def seen(named: dict[str, Any], *, attacked: bool = True) -> Seen:
+def seen(named: dict[str, Any], *, attacked: bool = True) -> NetworkSample:
     """Read the network that flags name, and the first `n` images of its test split."""
-    given = flags.Given(**_NONE | named)
+    given = flags.GivenFlags(**_NONE | named)
     if given.n < 0 or given.n > 100_000:
         raise ValueError(f"--n={given.n} must be at least 1 image, at most 100000")
     given = flags.placed(given)
@@ -64,12 +64,12 @@ def seen(named: dict[str, Any], *, attacked: bool = True) -> Seen:
     images, labels, ids = _images(source, subject, given.n, wanted)
     name = f"{subject.network.name} ({which})" if which else subject.network.name
     (function,) = logits_of(subject, weights)
-    return Seen(name, subject, function, images, labels, ids, tuple(source.classes))
+    return NetworkSample(name, subject, function, images, labels, ids, tuple(source.classes))
 
 
 def weights_of(named: dict[str, Any]) -> tuple[str, Weights]:
     """Return the name of the weights that flags name, and them; no images are looked for."""
-    given = flags.placed(flags.Given(**_NONE | named))
+    given = flags.placed(flags.GivenFlags(**_NONE | named))
     flags.check(given)
     network = flags.origin(given).network
     if given.workdir:
@@ -109,7 +109,7 @@ def _images(source: registry.Source, subject: Subject, n: int, wanted: str | Non
     return images.astype(np.float32) / np.float32(255), labels, ids
 
 
-def other(place: str, like: Seen) -> tuple[str, Subject, LogitsFn]:
+def other(place: str, like: NetworkSample) -> tuple[str, Subject, LogitsFn]:
     """Return name, subject and logits of another network (a place or NAME=FILE)."""
     name, equals, file = place.partition("=")
     about = like.subject
@@ -118,7 +118,7 @@ def other(place: str, like: Seen) -> tuple[str, Subject, LogitsFn]:
         if not Path(file).is_file():
             raise ValueError(f"{place}: there is no file {file}")
         named = {"model": name, "weights": file, "num_classes": about.network.num_classes}
-    given = flags.placed(flags.Given(**_NONE | named))
+    given = flags.placed(flags.GivenFlags(**_NONE | named))
     flags.check(given)
     origin = flags.origin(given)
     classes = origin.network.num_classes
@@ -162,6 +162,6 @@ def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int,
     return [(*name, logits_fn) for name, logits_fn in zip(names, made, strict=True)]
 
 
-def keys(seen: Seen, seed: int) -> Array:
+def keys(seen: NetworkSample, seed: int) -> Array:
     """Return a key for each image, as evaluation draws them: batches make no difference."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), seen.ids)

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.analysis.networks import attack, pictures
-from jaxrobust.analysis.networks.analyses import Settings
-from jaxrobust.analysis.networks.network import Seen
+from jaxrobust.analysis.networks.analyses import AnalysisSettings
+from jaxrobust.analysis.networks.network import NetworkSample
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 
 
-def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each image, and what `draw` draws."""
     steps = settings.steps[0]
     adversarial, after = attack.pgd(seen, steps=steps, seed=settings.seed, batch=settings.batch)
@@ -34,7 +34,7 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     return pictures.rows(columns), (adversarial, shown(delta, largest, settings.sign))
 
 
-def limits(seen: Seen, delta: np.ndarray) -> np.ndarray:
+def limits(seen: NetworkSample, delta: np.ndarray) -> np.ndarray:
     """Return f32[N], the change shown black or white: the radius in linf, else its largest."""
     if seen.threat.norm == "linf":
         return np.full(len(delta), seen.threat.epsilon, np.float32)
@@ -48,7 +48,9 @@ def shown(delta: np.ndarray, largest: np.ndarray, sign: str) -> np.ndarray:
     return np.clip((turned + limit) / (2 * limit), 0, 1)
 
 
-def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
+def draw(
+    seen: NetworkSample, rows: list[dict[str, Any]], made: Any, settings: AnalysisSettings
+) -> Any:
     """Draw image, adversarial image and perturbation, in colour and in grey."""
     adversarial, change = made
     grey = change @ LUMA[:, None] if change.shape[-1] == 3 else None

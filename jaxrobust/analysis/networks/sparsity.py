@@ -21,7 +21,7 @@ SETS = ("whole", "convolution", "qkv", "feed-forward")
 _TITLES = {"whole": "whole network", "qkv": "queries, keys, values"}
 
 
-class Part(NamedTuple):
+class WeightGroup(NamedTuple):
     """A set of weights, and what is said of it."""
 
     name: str
@@ -56,7 +56,7 @@ def of_name(name: str, axes: int) -> str | None:
     return "convolution" if axes == 4 and name.endswith(".kernel") else None
 
 
-def parts(params: dict[str, Any]) -> list[Part]:
+def parts(params: dict[str, Any]) -> list[WeightGroup]:
     """Return the sets of a network that hold anything."""
     sets = []
     for which in SETS:
@@ -65,11 +65,11 @@ def parts(params: dict[str, Any]) -> list[Part]:
         if kernels := [values for name, values in flat.items() if name.endswith(".kernel")]:
             rest = [values for name, values in flat.items() if not name.endswith(".kernel")]
             others = np.concatenate([np.zeros(0, np.float32), *rest])
-            sets.append(Part(which, len(kernels), np.concatenate(kernels), others))
+            sets.append(WeightGroup(which, len(kernels), np.concatenate(kernels), others))
     return sets
 
 
-def rows(sets: list[Part]) -> list[dict[str, Any]]:
+def rows(sets: list[WeightGroup]) -> list[dict[str, Any]]:
     """Return a row for each bin of each set's histogram, with what is said of the set."""
     made = []
     for part in sets:
@@ -82,7 +82,7 @@ def rows(sets: list[Part]) -> list[dict[str, Any]]:
     return made
 
 
-def draw(name: str, sets: list[Part]) -> Any:
+def draw(name: str, sets: list[WeightGroup]) -> Any:
     """Draw the histograms, one below the other; what counts as zero is marked."""
     title = f"{name}: share of weights below 1 % of the largest of their set"
     figure = pictures.figure(title, 6.4, 0.5 + 1.75 * len(sets))

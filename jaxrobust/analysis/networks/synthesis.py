@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.analysis.networks import attack, pictures
-from jaxrobust.analysis.networks.analyses import Settings
-from jaxrobust.analysis.networks.network import Seen
+from jaxrobust.analysis.networks.analyses import AnalysisSettings
+from jaxrobust.analysis.networks.network import NetworkSample
 
 _START = 15.0  # radius of the noise around U[0, 1], before it is clipped
 
@@ -37,7 +37,7 @@ def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.clip(start, 0, 1).astype(np.float32)
 
 
-def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[str, Any]], Any]:
     """Return a row for each sample; its target is drawn, or the next of `--targets`."""
     count, classes = len(seen.images), int(seen.subject.network.num_classes or 0)
     drawn = np.random.default_rng([settings.seed, 1]).integers(0, classes, count)
@@ -66,7 +66,9 @@ def analyse(seen: Seen, settings: Settings) -> tuple[list[dict[str, Any]], Any]:
     return pictures.rows(columns), images
 
 
-def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, settings: Settings) -> Any:
+def draw(
+    seen: NetworkSample, rows: list[dict[str, Any]], made: Any, settings: AnalysisSettings
+) -> Any:
     """Draw the images with their targets; red where the network calls one something else."""
     cells = [
         (image, f"{row['class']} {row['probability']:.0%}", row["prediction"] != row["target"])

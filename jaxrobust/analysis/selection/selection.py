@@ -25,7 +25,7 @@ ONE_CLASS = "one that answers one class only where all do"
 _COLOURS = ("#1f4e79", "#d1495b", "#3c896d", "#b07d2b", "#6b4c9a", "#5f6b73")
 
 
-class Settings(NamedTuple):
+class SelectionSettings(NamedTuple):
     """What is chosen among, on which images, and under which attack."""
 
     run: Path
@@ -38,7 +38,7 @@ class Settings(NamedTuple):
     batch: int | None = None
 
 
-def select(given: Settings) -> dict[str, Any]:
+def select(given: SelectionSettings) -> dict[str, Any]:
     """Evaluate what is missing, choose, and return what stands in the file."""
     phase = _phase(given)
     config, path = _config(given, phase), given.run / kept.SELECTION
@@ -75,7 +75,7 @@ def select(given: Settings) -> dict[str, Any]:
     return written
 
 
-def _phase(given: Settings) -> str:
+def _phase(given: SelectionSettings) -> str:
     config = runs.run_config(given.run, given.phase)
     having = [name for name in config.phases if kept.steps_of(given.run, name)]
     if not having or given.phase not in (None, *having):
@@ -87,7 +87,7 @@ def _phase(given: Settings) -> str:
     return given.phase or having[-1]
 
 
-def _config(given: Settings, phase: str) -> Any:
+def _config(given: SelectionSettings, phase: str) -> Any:
     config = runs.run_config(given.run, phase)
     settings = {"images": given.n, "batch_size": given.batch}
     config = sizes.changed(
@@ -110,7 +110,7 @@ def _config(given: Settings, phase: str) -> Any:
     return config
 
 
-def _question(given: Settings, phase: str, config: Any) -> dict[str, Any]:
+def _question(given: SelectionSettings, phase: str, config: Any) -> dict[str, Any]:
     attack = {"name": given.attack, "steps": given.steps}
     return {
         "phase": phase,
@@ -125,7 +125,7 @@ def _question(given: Settings, phase: str, config: Any) -> dict[str, Any]:
 
 
 def _measured(
-    given: Settings, phase: str, at: dict[int, Size], done: set[tuple[int, str, int]]
+    given: SelectionSettings, phase: str, at: dict[int, Size], done: set[tuple[int, str, int]]
 ) -> Iterator[dict[str, Any]]:
     for step in kept.steps_of(given.run, phase):
         missing = [
@@ -159,7 +159,7 @@ def _measured(
             }
 
 
-def _in_full(given: Settings, phase: str, at: dict[int, Size], row: Any) -> dict[str, Any]:
+def _in_full(given: SelectionSettings, phase: str, at: dict[int, Size], row: Any) -> dict[str, Any]:
     size, which = row["image_size"], row["weights"]
     if size not in at:
         raise ValueError(

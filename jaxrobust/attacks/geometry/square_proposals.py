@@ -22,7 +22,7 @@ KeyData = UInt32[Array, "B 2"]  # of threefry keys
 Rows = Float[Array, "B H columns"]  # images, each row's pixels and channels one after the other
 
 
-class Draws(NamedTuple):
+class SquareDraws(NamedTuple):
     """What one query draws, per image."""
 
     offsets: Int32[Array, "B 4"]  # first row and first column of window 1, then of window 2
@@ -34,13 +34,13 @@ class StartDraws(NamedTuple):
     """What a start draws, per image."""
 
     signs: Float[Array, "B stripes channels"]  # one for each column; L2, L1: tiles, row by row
-    across: Bool[Array, "B tiles"]  # as in `Draws`; Linf: no tiles
+    across: Bool[Array, "B tiles"]  # as in `SquareDraws`; Linf: no tiles
 
 
 # --- Draws ---
 
 
-def draw_query(state: Any, side: Counts) -> Draws:
+def draw_query(state: Any, side: Counts) -> SquareDraws:
     """Make the draws for evaluation `state.iteration` >= 1, with windows of `side` i32[B]."""
     height, width, channels = state.points.shape[1:]
     words = _random_words(state.keys, state.iteration, 4, 1 + channels)
@@ -48,7 +48,7 @@ def draw_query(state: Any, side: Counts) -> Draws:
     # Below `room`, so never the last place. With 24 bits, a float's, no rounding up to it.
     uniform = (words[:, :4] >> 8).astype(jnp.float32) * np.float32(2**-24)
     flips = _bits(words[:, 4:], 1 + channels)
-    return Draws(
+    return SquareDraws(
         offsets=jnp.floor(uniform * room.astype(jnp.float32)).astype(jnp.int32),
         signs=_signs(flips[:, 1:], state.images),
         across=flips[:, 0] == 1,
@@ -95,7 +95,7 @@ def _start_linf(images: Images, epsilon: PerImage, draws: StartDraws) -> Images:
     return jnp.clip(images + per_image(epsilon, images) * draws.signs[:, None], 0, 1)
 
 
-def _propose_linf(state: Any, draws: Draws, windows: Windows, level: Counts) -> Images:
+def _propose_linf(state: Any, draws: SquareDraws, windows: Windows, level: Counts) -> Images:
     images, best, epsilon = state.images, state.x_best, state.epsilon[:, None, None]
     inside_row, inside_column = _window(state.points, draws, 0, jnp.asarray(windows.sides)[level])
     step = jnp.where(inside_column, 2 * epsilon * _by_channel(draws.signs, state.points), 0)
@@ -124,7 +124,9 @@ def _tile_side(images: Images) -> int:
     return max(min(images.shape[1:3]) // 5, 1)
 
 
-def _propose_mass(norm: str, state: Any, draws: Draws, windows: Windows, level: Counts) -> Images:
+def _propose_mass(
+    norm: str, state: Any, draws: SquareDraws, windows: Windows, level: Counts
+) -> Images:
     """Gather the mass of two windows, and what the ball has left, in window 1 on a template.
 
     Mass is the sum of squares on L2, of absolute values on L1, and `length` its root on L2.
@@ -161,7 +163,7 @@ def _to_sphere(norm: str, images: Rows, delta: Rows, epsilon: PerImage) -> Rows:
     return (images + delta) + l1_correction(images, delta, epsilon * (1 - 1e-6))
 
 
-def _template(images: Images, draws: Draws, windows: Windows, level: Counts) -> Rows:
+def _template(images: Images, draws: SquareDraws, windows: Windows, level: Counts) -> Rows:
     """Compute `template_profiles`' template in window 1, something finite outside; [B, H, W*C]."""
     count, _, _, largest = windows.profiles.shape
     table = jnp.asarray(windows.profiles.reshape(2 * count, 2, largest), images.dtype)
@@ -181,7 +183,7 @@ def _template(images: Images, draws: Draws, windows: Windows, level: Counts) -> 
     return reach * row_scale[:, :, None] * column_scale[:, None]
 
 
-def _window(images: Images, draws: Draws, which: int, side: Counts) -> tuple[Any, Any]:
+def _window(images: Images, draws: SquareDraws, which: int, side: Counts) -> tuple[Any, Any]:
     def covered(axis: int) -> Any:
         place = _places(images)[axis][None] - draws.offsets[:, 2 * which + axis, None]
         return (place >= 0) & (place < side[:, None])

@@ -83,7 +83,7 @@ def _exported(flags: ExportFlags) -> dict[str, Any]:
     compilation.use_persistent_cache()
     given = asdict(flags)
     del given["json"]
-    return export_torch.export(export_torch.Settings(**given))
+    return export_torch.export(export_torch.ExportSettings(**given))
 
 
 if __name__ == "__main__":

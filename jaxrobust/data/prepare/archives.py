@@ -42,7 +42,7 @@ class Archive(NamedTuple):
         return "python" in self.file
 
 
-class Images(NamedTuple):
+class ArchiveContents(NamedTuple):
     """The contents of an archive, in its order."""
 
     images: dict[str, np.ndarray]  # split -> uint8[N,32,32,3]
@@ -122,7 +122,7 @@ def _again(dataset: str) -> str:
     return f"remove it and run `jaxrobust prepare {dataset}`, which downloads it"
 
 
-def read(path: Path, archive: Archive) -> Images:
+def read(path: Path, archive: Archive) -> ArchiveContents:
     """Read the contents of an archive."""
     try:
         files = _members(path, archive)
@@ -133,7 +133,7 @@ def read(path: Path, archive: Archive) -> Images:
             images[split] = np.concatenate([pixels for pixels, _ in parts])
             labels[split] = {k: np.concatenate([of[k] for _, of in parts]) for k in archive.labels}
         classes = {k: _names(files[name], key) for k, (name, key) in archive.names.items()}
-        content = Images(images, labels, classes)
+        content = ArchiveContents(images, labels, classes)
         _check(content)
     except (
         *(tarfile.TarError, EOFError, OSError, zlib.error),
@@ -184,7 +184,7 @@ def _names(content: bytes, key: str) -> tuple[str, ...]:
     return tuple(map(str, unpickle(content)[key] if key else content.decode().split()))
 
 
-def _check(archive: Images) -> None:
+def _check(archive: ArchiveContents) -> None:
     sizes = {split: len(images) for split, images in archive.images.items()}
     if sizes != SIZES:
         raise ValueError(f"it holds {sizes} images, not {SIZES}")

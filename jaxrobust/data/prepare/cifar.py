@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 
 from jaxrobust.data.prepare import archives, command, directory, shards
-from jaxrobust.data.prepare.directory import About, Plan
-from jaxrobust.data.prepare.shards import Event, Job, Shard
-from jaxrobust.data.prepare.source import Content, Split
+from jaxrobust.data.prepare.directory import About, DatasetPlan
+from jaxrobust.data.prepare.shards import Job, Shard, WorkDone
+from jaxrobust.data.prepare.source import Content, RawSplit
 from jaxrobust.data.sources import tfds
 from jaxrobust.runtime.files import download
 
@@ -75,13 +75,15 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     command.say(f"reading {path}")
     archive = archives.read(path, kind)
     orders = {split: tfds_order(split, range(len(x))) for split, x in archive.images.items()}
-    splits = {split: Split(path, _rows(split, archive, order)) for split, order in orders.items()}
+    splits = {
+        split: RawSplit(path, _rows(split, archive, order)) for split, order in orders.items()
+    }
     parts = {}
     for split, order in orders.items():
         path_of = folder / shards.file_name(args.name, split, 0, 1)
         parts[split] = [Shard(path_of, Path(split), folder, 0, len(order))]
     content = Content(args.name, archive.classes["label"], splits, [])
-    plan = Plan(folder, content, parts, _about(args.name, archive))
+    plan = DatasetPlan(folder, content, parts, _about(args.name, archive))
     listed = time.perf_counter()
     with directory.claimed(plan):
         written = _write(plan, functools.partial(_write_shard, archive=archive, orders=orders))
@@ -90,7 +92,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     return command.done(folder) | command.effort(written, size, start=start, listed=listed)
 
 
-def _write(plan: Plan, job: Job) -> int:
+def _write(plan: DatasetPlan, job: Job) -> int:
     sums = directory.read_sums(plan.directory)
     every = [shard for part in plan.shards.values() for shard in part]
     todo = [
@@ -131,7 +133,7 @@ def tfds_order(split: str, keys: Iterable[object]) -> np.ndarray:
     return np.array(sorted(range(len(digests)), key=digests.__getitem__))
 
 
-def _rows(split: str, archive: archives.Images, order: np.ndarray) -> np.ndarray:
+def _rows(split: str, archive: archives.ArchiveContents, order: np.ndarray) -> np.ndarray:
     table = np.empty(len(order), [("name", "S11"), ("label", "<i4"), ("size", "<i8")])
     table["name"] = [f"{split}_{position:05}".encode() for position in order.tolist()]
     table["label"] = archive.labels[split]["label"][order]
@@ -139,7 +141,7 @@ def _rows(split: str, archive: archives.Images, order: np.ndarray) -> np.ndarray
     return table
 
 
-def _about(dataset: str, archive: archives.Images) -> About:
+def _about(dataset: str, archive: archives.ArchiveContents) -> About:
     return About(
         version=VERSION,
         description=f"The {len(archive.classes['label'])} classes of "
@@ -158,8 +160,8 @@ def _about(dataset: str, archive: archives.Images) -> About:
 
 
 def _write_shard(
-    shard: Shard, *, archive: archives.Images, orders: dict[str, np.ndarray]
-) -> Iterator[Event]:
+    shard: Shard, *, archive: archives.ArchiveContents, orders: dict[str, np.ndarray]
+) -> Iterator[WorkDone]:
     split = str(shard.plan)
     images, labels = archive.images[split], archive.labels[split]
 

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxrobust.data.prepare import directory, shards
-from jaxrobust.data.prepare.shards import Event, Job, Shard
+from jaxrobust.data.prepare.shards import Job, Shard, WorkDone
 from jaxrobust.data.splits.subsets import index_name
 from jaxrobust.runtime.commandline.arguments import Arguments, stop
 from jaxrobust.runtime.files.download import Unreachable
@@ -110,7 +110,7 @@ def _shards(folder: Path, sums: dict[str, str]) -> list[Shard]:
     return parts
 
 
-def write(plan: directory.Plan, job: Job, todo: Sequence[Shard], workers: int) -> int:
+def write(plan: directory.DatasetPlan, job: Job, todo: Sequence[Shard], workers: int) -> int:
     """Write shards of a data set and their sha256; return how many images they hold."""
     every = [shard for part in plan.shards.values() for shard in part]
     with contextlib.closing(working(job, "writing", every, todo, workers)) as events:
@@ -157,7 +157,7 @@ def images_of(part: Sequence[Shard]) -> int:
 
 def working(
     job: Job, what: str, every: Sequence[Shard], todo: Sequence[Shard], workers: int
-) -> Generator[Event]:
+) -> Generator[WorkDone]:
     """Yield the events of `job` on the shards `todo`, with images/s, MB/s and the time left.
 
     These are on stderr: a bar over all shards, or plain lines.

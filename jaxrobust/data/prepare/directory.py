@@ -32,7 +32,7 @@ class About(NamedTuple):
     sizes: Mapping[str, int] = {}  # bytes of a split, if they are not those of its shards
 
 
-class Plan(NamedTuple):
+class DatasetPlan(NamedTuple):
     """A data set to be written: its directory, what is in it, and the shards of every split."""
 
     directory: Path
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     about: About
 
 
-def settings(plan: Plan) -> dict[str, Any]:
+def settings(plan: DatasetPlan) -> dict[str, Any]:
     """List the facts that must be the same when writing a data set goes on."""
     splits = {}
     for split, (_, rows) in plan.content.splits.items():
@@ -58,7 +58,7 @@ def settings(plan: Plan) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def claimed(plan: Plan) -> Iterator[None]:
+def claimed(plan: DatasetPlan) -> Iterator[None]:
     """Claim the directory for this process alone, with nothing in it but this data set."""
     directory, path = plan.directory, plan.directory / SETTINGS
     for folder in (directory, *directory.parents):
@@ -112,7 +112,7 @@ def _remove_unfinished(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def finish(plan: Plan) -> None:
+def finish(plan: DatasetPlan) -> None:
     """Write what makes the shards a data set, `dataset_info.json` last."""
     directory, content = plan.directory, plan.content
     names = [FEATURES]

@@ -9,7 +9,7 @@ from jaxrobust.data.prepare.known import (
     IMAGENET,
     PARTIAL,
     VALIDATION_NAME,
-    Row,
+    TarredImage,
     check_synset,
     known,
     validation_label,
@@ -82,12 +82,12 @@ def _check_same(classes: dict[str, list[str]], allow_partial: bool) -> None:
         raise ValueError(f"validation has no folder for the class {extra[0]!r}; {PARTIAL}")
 
 
-def flat_rows(folder: Path, left_out: Counter[str]) -> Iterator[Row]:
+def flat_rows(folder: Path, left_out: Counter[str]) -> Iterator[TarredImage]:
     """ImageNet's validation images, labelled by their names."""
     for entry in os.scandir(folder):
         if _is_image(entry.name, left_out):
             label = validation_label(folder, entry.name)
-            yield Row(entry.name, entry.name, label, 0, entry.stat().st_size)
+            yield TarredImage(entry.name, entry.name, label, 0, entry.stat().st_size)
 
 
 def rows(
@@ -97,7 +97,7 @@ def rows(
     *,
     imagenet: bool,
     allow_partial: bool,
-) -> Iterator[Row]:
+) -> Iterator[TarredImage]:
     """Yield the images in the class folders; a name is the path within that of the class.
 
     Of `imagenet`, images named as of other classes are refused, and names are without folders.
@@ -115,7 +115,7 @@ def rows(
                     check_synset(folder / name, file, name)
                 short = file if imagenet else full.relative_to(folder / name).as_posix()
                 place = full.relative_to(folder).as_posix()
-                yield Row(short, place, labels[name], 0, full.stat().st_size)
+                yield TarredImage(short, place, labels[name], 0, full.stat().st_size)
         if empty and not allow_partial:
             raise ValueError(f"{folder / name} holds no image; {PARTIAL}")
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.data.prepare import command, directory, shards, source
-from jaxrobust.data.prepare.directory import About, Plan
+from jaxrobust.data.prepare.directory import About, DatasetPlan
 from jaxrobust.data.prepare.known import IMAGENET, known, package_folder
 from jaxrobust.data.prepare.shards import Shard
 from jaxrobust.data.prepare.source import Content
@@ -76,7 +76,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         content.splits[split] = part._replace(rows=rows)
     about = _about(content)
     folder = Path(args.out) / content.name / about.version
-    plan = Plan(folder, content, _shards(folder, content, args.shards), about)
+    plan = DatasetPlan(folder, content, _shards(folder, content, args.shards), about)
     listed = time.perf_counter()
     with directory.claimed(plan):
         images, size = _write(plan, args.workers)
@@ -137,7 +137,7 @@ def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[st
     return parts
 
 
-def _write(plan: Plan, workers: int) -> tuple[int, int]:
+def _write(plan: DatasetPlan, workers: int) -> tuple[int, int]:
     """Write the shards that are not there yet; return (images, bytes) of them."""
     sums = directory.read_sums(plan.directory)
     todo = []

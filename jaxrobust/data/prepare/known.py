@@ -14,7 +14,7 @@ PARTIAL = "--allow-partial takes what is there"
 _TRAIN_NAME = re.compile(r"(n\d{8})_\d+\.\w+")
 
 
-class Known(NamedTuple):
+class KnownImages(NamedTuple):
     """ImageNet's synsets in the order of labels, those of its validation images, its sizes."""
 
     synsets: tuple[str, ...]
@@ -22,7 +22,7 @@ class Known(NamedTuple):
     sizes: dict[str, int]
 
 
-class Row(NamedTuple):
+class TarredImage(NamedTuple):
     """One image: its name, its path under the split's folder, label, place in a tar file, bytes."""
 
     name: str
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 @functools.cache
-def known() -> Known:
+def known() -> KnownImages:
     """Return the lists that jaxrobust and the installed tensorflow_datasets hold."""
     from jaxrobust.data import imagenet
 
@@ -45,7 +45,7 @@ def known() -> Known:
         raise ValueError(f"{error}; reinstall tensorflow-datasets") from error
     if len(validation) != sizes["validation"] or set(validation) != set(imagenet.synsets()):
         raise ValueError(f"{path} is damaged; reinstall tensorflow-datasets")
-    return Known(imagenet.synsets(), validation, sizes)
+    return KnownImages(imagenet.synsets(), validation, sizes)
 
 
 def package_folder() -> Path:

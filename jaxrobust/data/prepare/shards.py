@@ -43,7 +43,7 @@ class Shard(NamedTuple):
     sha256: str = ""
 
 
-class Event(NamedTuple):
+class WorkDone(NamedTuple):
     """Work done since the last one; `shard` and `sha256` at the end of a shard."""
 
     images: int
@@ -53,7 +53,7 @@ class Event(NamedTuple):
     damage: str = ""
 
 
-Job = Callable[[Shard], Iterator[Event]]
+Job = Callable[[Shard], Iterator[WorkDone]]
 
 
 def order(rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -129,7 +129,7 @@ def writing(path: Path, count: int) -> Iterator[Callable[[bytes], None]]:
     partial.replace(path)
 
 
-def write(shard: Shard) -> Iterator[Event]:
+def write(shard: Shard) -> Iterator[WorkDone]:
     """Write a shard of files that lie in a tar file or in folders."""
     rows = np.array(np.load(shard.plan, mmap_mode="r")[shard.first : shard.last])
     images = zip(rows.tolist(), _read_ahead(shard.origin, rows), strict=True)
@@ -140,7 +140,9 @@ def write(shard: Shard) -> Iterator[Event]:
     return put(shard, records)
 
 
-def put(shard: Shard, records: Iterable[tuple[int, Mapping[str, bytes | int]]]) -> Generator[Event]:
+def put(
+    shard: Shard, records: Iterable[tuple[int, Mapping[str, bytes | int]]]
+) -> Generator[WorkDone]:
     """Write the records of a shard, each with the size of its image in bytes."""
     images = size = 0
     with writing(shard.path, shard.last - shard.first) as add:
@@ -148,9 +150,9 @@ def put(shard: Shard, records: Iterable[tuple[int, Mapping[str, bytes | int]]]) 
             add(example(features))
             images, size = images + 1, size + length_of
             if images == CHUNK:
-                yield Event(images, size)
+                yield WorkDone(images, size)
                 images = size = 0
-    yield Event(images, size, shard.path.name, sha256(shard.path))
+    yield WorkDone(images, size, shard.path.name, sha256(shard.path))
 
 
 def _read_ahead(origin: Path, rows: np.ndarray) -> Iterator[bytes]:
@@ -191,13 +193,13 @@ def _read(origin: Path, descriptor: int | None, row: tuple[bytes, bytes, int, in
     return data
 
 
-def check(shard: Shard) -> Iterator[Event]:
+def check(shard: Shard) -> Iterator[WorkDone]:
     """Read a shard; the last event says what is wrong with it, if anything."""
     images, damage = 0, ""
     try:
         for count, length_of in _parsed(shard):
             images += count
-            yield Event(count, length_of)
+            yield WorkDone(count, length_of)
         if images != shard.last - shard.first:
             damage = f"has {images} records, not {shard.last - shard.first}"
         elif shard.sha256 and sha256(shard.path) != shard.sha256:
@@ -208,7 +210,7 @@ def check(shard: Shard) -> Iterator[Event]:
         damage = "is missing"
     except (OSError, ValueError, RuntimeError, IndexError) as error:
         damage = " ".join(str(error).split())
-    yield Event(0, 0, shard.path.name, damage=damage)
+    yield WorkDone(0, 0, shard.path.name, damage=damage)
 
 
 def _parsed(shard: Shard) -> Iterator[tuple[int, int]]:
@@ -246,7 +248,7 @@ def _index(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return arrays["labels"], arrays["names"]
 
 
-def work(job: Job, shards: Sequence[Shard], workers: int) -> Generator[Event]:
+def work(job: Job, shards: Sequence[Shard], workers: int) -> Generator[WorkDone]:
     """Yield the events of `job` on all shards, by `workers` processes; in this one if that is 1.
 
     Closing the iterator ends the processes; so does the end of this one, who reads their reports.

@@ -11,11 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxrobust.data.prepare import folders, tars
-from jaxrobust.data.prepare.known import IMAGENET, PARTIAL, Row, known
+from jaxrobust.data.prepare.known import IMAGENET, PARTIAL, TarredImage, known
 
 
-class Split(NamedTuple):
-    """`origin`, a tar file or a folder, and `rows` with the columns of `Row`, texts as bytes."""
+class RawSplit(NamedTuple):
+    """`origin`, a tar file or a folder; `rows` have `TarredImage`'s columns, texts as bytes."""
 
     origin: Path
     rows: np.ndarray
@@ -26,7 +26,7 @@ class Content(NamedTuple):
 
     name: str
     classes: tuple[str, ...]
-    splits: dict[str, Split]
+    splits: dict[str, RawSplit]
     notes: list[str]
 
 
@@ -64,12 +64,12 @@ def scan(paths: Sequence[Path], *, name: str | None = None, allow_partial: bool 
 def _of_tars(paths: Sequence[Path], name: str | None) -> Content:
     if name not in (None, IMAGENET):
         raise ValueError(f"--name {name}: the official tar files are {IMAGENET}")
-    splits: dict[str, Split] = {}
+    splits: dict[str, RawSplit] = {}
     for path in paths:
         split, rows = tars.rows(path)
         if split in splits:
             raise ValueError(f"{splits[split].origin} and {path} are both the {split} split")
-        splits[split] = Split(path, _table(rows))
+        splits[split] = RawSplit(path, _table(rows))
     return Content(IMAGENET, known().synsets, splits, [])
 
 
@@ -87,11 +87,11 @@ def _of_folder(root: Path, name: str | None, allow_partial: bool) -> Content:
             if imagenet and split in flat
             else folders.rows(path, order, left_out, imagenet=imagenet, allow_partial=allow_partial)
         )
-        splits[split] = Split(path, _table(rows))
+        splits[split] = RawSplit(path, _table(rows))
     return Content(name, order, splits, [f"left out: {n:,} {kind}" for kind, n in left_out.items()])
 
 
-def _table(listed: Iterable[Row]) -> np.ndarray:
+def _table(listed: Iterable[TarredImage]) -> np.ndarray:
     """Make a structured array of the rows: 150 MB for 1.28 million, a fifth of what tuples need."""
     rows = list(tqdm(listed, "listing", unit=" images", disable=None, delay=2, leave=False))
     names, places = ([os.fsencode(row[i]) for row in rows] for i in (0, 1))

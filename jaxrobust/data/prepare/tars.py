@@ -9,7 +9,13 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxrobust.data.prepare.known import VALIDATION_NAME, Row, check_synset, known, validation_label
+from jaxrobust.data.prepare.known import (
+    VALIDATION_NAME,
+    TarredImage,
+    check_synset,
+    known,
+    validation_label,
+)
 
 FILES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 _OTHERS = {
@@ -22,14 +28,14 @@ _OTHERS = {
 }
 
 
-def rows(path: Path) -> tuple[str, Iterator[Row]]:
+def rows(path: Path) -> tuple[str, Iterator[TarredImage]]:
     """("train" or "validation", the images) of a tar file."""
     first = next(members(path), ("", 0, 0))[0]
     if re.fullmatch(r"n\d{8}\.tar", first):
         return "train", _train(path)
     if VALIDATION_NAME.fullmatch(first):
         return "validation", (
-            Row(name, "", validation_label(path, name), offset, size)
+            TarredImage(name, "", validation_label(path, name), offset, size)
             for name, offset, size in members(path)
         )
     raise ValueError(
@@ -38,7 +44,7 @@ def rows(path: Path) -> tuple[str, Iterator[Row]]:
     )
 
 
-def _train(path: Path) -> Iterator[Row]:
+def _train(path: Path) -> Iterator[TarredImage]:
     labels = {synset: label for label, synset in enumerate(known().synsets)}
     for outer, start, size in members(path):
         synset, ending = os.path.splitext(outer)
@@ -46,7 +52,7 @@ def _train(path: Path) -> Iterator[Row]:
             raise ValueError(f"{path}: {outer} is not the tar file of one of ImageNet's classes")
         for inner, offset, length in members(path, start, start + size, within=outer):
             check_synset(f"{path}: {outer}", inner, synset)
-            yield Row(inner, "", labels[synset], offset, length)
+            yield TarredImage(inner, "", labels[synset], offset, length)
 
 
 def members(

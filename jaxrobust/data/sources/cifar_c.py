@@ -12,8 +12,8 @@ import zlib
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Kind, Source, add
-from jaxrobust.data.sources.npz import Rows, parsing
+from jaxrobust.data.source import DataError, Source, SourceKind, add
+from jaxrobust.data.sources.npz import ArrayRecords, parsing
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.data.transforms import corruptions
 from jaxrobust.data.transforms.corruptions import Corruption
@@ -27,7 +27,7 @@ _CLASSES: tuple[str, ...] = ("airplane", "automobile", "bird", "cat", "deer")
 _CLASSES += ("dog", "frog", "horse", "ship", "truck")
 
 
-def open_cifar_c(name: str, split: str, choice: subsets.Choice) -> Source:
+def open_cifar_c(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     """Return one corruption in one severity of `cifar10-c:DIR`, such as `fog-3[:1000]`."""
     folder = storage.place(name.removeprefix(PREFIX))
     there = storage.entries(folder)
@@ -46,7 +46,7 @@ def open_cifar_c(name: str, split: str, choice: subsets.Choice) -> Source:
         )
     labels = _labels(f"{folder}/labels.npy", first)
     sums = [zlib.crc32(part.tobytes()) for part in (images[first : first + _IMAGES], labels)]
-    reader = Rows(functools.partial(_array, path), labels, "row", path, first)
+    reader = ArrayRecords(functools.partial(_array, path), labels, "row", path, first)
     source = Source(
         name=name,
         split=parsed.name,
@@ -64,7 +64,7 @@ def open_cifar_c(name: str, split: str, choice: subsets.Choice) -> Source:
     return choosing.choose(source, parsed, split, choice, lambda: (labels, None))
 
 
-def _wanted(split: str, name: str) -> tuple[grammar.Split, Corruption]:
+def _wanted(split: str, name: str) -> tuple[grammar.SplitExpression, Corruption]:
     parsed = grammar.parse(split)
     what = f"data set {name!r} has no split {split!r}"
     if not parsed or "-" not in parsed.name or parsed.name.startswith("all") or "," in parsed.name:
@@ -103,4 +103,4 @@ def _array(path: str) -> np.ndarray:
 
 
 _ABOUT = ("cifar10-c", "cifar10-c:DIR", "the files of CIFAR-10-C")
-add(Kind(*_ABOUT, open_cifar_c, is_path=True, contents=True))
+add(SourceKind(*_ABOUT, open_cifar_c, is_path=True, contents=True))

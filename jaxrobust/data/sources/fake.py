@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Kind, Record, Source, add
+from jaxrobust.data.source import DataError, Record, Source, SourceKind, add
 from jaxrobust.data.splits import grammar, subsets
 from jaxrobust.data.transforms import decoding
 
@@ -14,7 +14,7 @@ NAME = re.compile(r"fake(?::([1-9]\d*)x([1-9]\d*)x([13])(?::([1-9]\d*))?)?")
 _SPLITS = {"train": 1024, "test": 256}
 
 
-def open_fake(name: str, split: str, choice: subsets.Choice) -> Source:
+def open_fake(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     """Open the split `split` of the synthetic data set `name`, which matches `NAME`."""
     if choice.classes is not None:
         raise DataError(f"data set {name!r} is synthetic: it has no classes to choose from")
@@ -61,4 +61,4 @@ def _read(
 
 
 _ABOUT = ("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn")
-add(Kind(*_ABOUT, open_fake, pattern=NAME.pattern))
+add(SourceKind(*_ABOUT, open_fake, pattern=NAME.pattern))

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jaxrobust.data import imagenet
-from jaxrobust.data.source import DataError, Kind, Record, Source, add, first_few
+from jaxrobust.data.source import DataError, Record, Source, SourceKind, add, first_few
 from jaxrobust.data.splits import grammar, storage, subsets
 
 PREFIX = "folder:"
@@ -52,7 +52,7 @@ class Files:
         return f"{self.root}/{self.folders[self.labels[index]]}/{self.name(index)}"
 
 
-def open_folder(name: str, split: str, choice: subsets.Choice) -> Source:
+def open_folder(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     """Return the split `split` of `folder:PATH`.
 
     PATH/SPLIT/CLASS/... holds the files, or PATH/CLASS/... those of the one split `all`; `val` and
@@ -99,7 +99,9 @@ def open_folder(name: str, split: str, choice: subsets.Choice) -> Source:
     return source
 
 
-def _class_folders(name: str, split: str, parsed: grammar.Split | None) -> tuple[Any, list[str]]:
+def _class_folders(
+    name: str, split: str, parsed: grammar.SplitExpression | None
+) -> tuple[Any, list[str]]:
     path = storage.place(name.removeprefix(PREFIX))
     top = storage.entries(path)
     if top is None:
@@ -177,4 +179,4 @@ def _read(indices: Sequence[int], *, files: Files) -> list[Record]:
 
 
 _ABOUT = ("folder", "folder:PATH", "an ImageFolder: image files in one folder for each class")
-add(Kind(*_ABOUT, open_folder, is_path=True))
+add(SourceKind(*_ABOUT, open_folder, is_path=True))

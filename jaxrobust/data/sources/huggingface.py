@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxrobust.data.source import DataError, Kind, Record, Source, add, first_few
+from jaxrobust.data.source import DataError, Record, Source, SourceKind, add, first_few
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.runtime.files import download
 
@@ -71,7 +71,7 @@ class _Reader:
         return f"{name} (record {index})" if name else f"record {index}"
 
 
-def open_hf(name: str, split: str, choice: subsets.Choice) -> Source:
+def open_hf(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     """Return the split `split` of `hf:NAME[:CONFIG][@REVISION][#LABEL]` or of `hf:FOLDER[#LABEL]`.
 
     FOLDER holds parquet files, SPLIT.parquet, SPLIT-00000-of-00002.parquet or SPLIT/0000.parquet,
@@ -325,4 +325,8 @@ def _files(images: Table) -> tuple[list[str] | None, list[int]]:
     return [_IMAGENET_NAME.sub(r"\1\2", name) for name in names], sizes
 
 
-add(Kind("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files", open_hf))
+add(
+    SourceKind(
+        "hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files", open_hf
+    )
+)

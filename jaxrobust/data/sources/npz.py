@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Kind, Record, Source, add
+from jaxrobust.data.source import DataError, Record, Source, SourceKind, add
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.data.transforms import decoding
 
@@ -46,7 +46,7 @@ class _File(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class ArrayRecords:
     """Reads records of an array of images; picklable, `array` is called at first use."""
 
     array: Callable[[], np.ndarray]
@@ -67,7 +67,7 @@ class Rows:
         return f"{self.word} {self.first + index} of {self.place}"
 
 
-def open_npz(name: str, split: str, choice: subsets.Choice) -> Source:
+def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     """Open the split `split` of `npz:PATH`.
 
     The images uint8[N,H,W] (grey) or uint8[N,H,W,1 or 3] and the labels int[N] or int[N,1] of a
@@ -92,7 +92,7 @@ def open_npz(name: str, split: str, choice: subsets.Choice) -> Source:
     # The checksum lets a file that was replaced be read again.
     array = functools.partial(_array, file.path, images, file.sums[images])
     known = every[labels]
-    reader = Rows(array, known, "image", f"{images} in {file.path}")
+    reader = ArrayRecords(array, known, "image", f"{images} in {file.path}")
     sums = [file.sums[key] for key in (images, labels)]
     source = Source(
         name=name,
@@ -207,4 +207,4 @@ def _class_names(file: _File) -> tuple[str, ...]:
     return ()
 
 
-add(Kind("npz", "npz:PATH", "a file of arrays", open_npz, is_path=True, contents=True))
+add(SourceKind("npz", "npz:PATH", "a file of arrays", open_npz, is_path=True, contents=True))

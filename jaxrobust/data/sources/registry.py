@@ -67,7 +67,7 @@ def open_source(
     parsed = grammar.parse(split)
     ids = subsets.read_ids(parsed.ids, name) if parsed and parsed.ids else None
     chosen = subsets.read_classes(classes) if classes else None
-    source = _open(name, split, data_dir, subsets.Choice(chosen, ids, num_classes))
+    source = _open(name, split, data_dir, subsets.SubsetChoice(chosen, ids, num_classes))
     if num_classes is not None and source.num_classes != num_classes:
         raise DataError(
             f"the network has num_classes={num_classes}, but {source.where()} has "
@@ -78,7 +78,7 @@ def open_source(
 
 
 def _open(
-    name: str, split: str, data_dir: str | os.PathLike | None, choice: subsets.Choice
+    name: str, split: str, data_dir: str | os.PathLike | None, choice: subsets.SubsetChoice
 ) -> Source:
     if kind := kind_of(name):
         source = kind.open(name, split, choice)

@@ -185,7 +185,7 @@ class _Reader:
 
 
 def open_prepared(
-    name: str, split: str, directory: Any, remedy: str, choice: subsets.Choice
+    name: str, split: str, directory: Any, remedy: str, choice: subsets.SubsetChoice
 ) -> Source:
     """Return the split `split` of the data set in `directory`, a version of one."""
     info, features = _describe(directory, remedy)

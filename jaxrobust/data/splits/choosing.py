@@ -13,9 +13,9 @@ from jaxrobust.data.splits import grammar, subsets
 
 def choose(
     source: Source,
-    parsed: grammar.Split,
+    parsed: grammar.SplitExpression,
     split: str,
-    choice: subsets.Choice,
+    choice: subsets.SubsetChoice,
     index: Callable[[], tuple[np.ndarray, Iterable[str] | None]],
 ) -> Source:
     """Keep the records of a split that a choice and a part leave.

@@ -16,7 +16,7 @@ WRITTEN = "parts are written train[:90%], train[90%:], train[:1000]"
 SAME = {"val": "validation", "validation": "val"}  # which data sets write in either way
 
 
-class Split(NamedTuple):
+class SplitExpression(NamedTuple):
     """A split in its pieces; `ids` and `part` are None where they are not written."""
 
     name: str
@@ -24,10 +24,10 @@ class Split(NamedTuple):
     part: str | None
 
 
-def parse(split: str) -> Split | None:
+def parse(split: str) -> SplitExpression | None:
     """Return the pieces of a split, or None if it is not of this grammar."""
     if match := _SPLIT.fullmatch(split):
-        return Split(match["name"], match["ids"], match["part"])
+        return SplitExpression(match["name"], match["ids"], match["part"])
     return None
 
 

@@ -42,7 +42,7 @@ class Ids(NamedTuple):
     imagenet: bool  # whether the classes in the lines are ImageNet's, whose labels are known
 
 
-class Choice(NamedTuple):
+class SubsetChoice(NamedTuple):
     """The records of a split that are wanted, beside a part of it, and for what network."""
 
     classes: Sequence[tuple[int | None, str]] | None = None  # (index, name): these, in this order

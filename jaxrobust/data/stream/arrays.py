@@ -14,7 +14,7 @@ _BATCH = 256
 _USUAL_SIZE = 224  # of photographs, where nothing says another one
 
 
-class Loaded(NamedTuple):
+class ImageArrays(NamedTuple):
     """Images and what belongs to them.
 
     Attributes:
@@ -40,7 +40,7 @@ def load(
     data_dir: str | os.PathLike | None = None,
     classes: str | None = None,
     strict: bool = True,
-) -> Loaded:
+) -> ImageArrays:
     """Return the images of a split as arrays, in the order of the split, prepared for evaluation.
 
     >>> from jaxrobust import data
@@ -85,7 +85,7 @@ def load(
         np.divide(part, np.float32(255), out=images[row : row + len(part)])
         row += len(part)
     labels, ids = (np.concatenate([batch[i] for batch in loaded])[kept] for i in (1, 3))
-    return Loaded(images, labels, ids, source.classes)
+    return ImageArrays(images, labels, ids, source.classes)
 
 
 def _size(source: registry.Source, preprocessing: str | None) -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrobust.data.sources.registry import DataError, Source
-from jaxrobust.data.stream.plan import Plan
+from jaxrobust.data.stream.plan import BatchPlan
 from jaxrobust.data.transforms import augmentations, decoding, preparing
 
 
@@ -41,7 +41,7 @@ class EvaluationBatch(NamedTuple):
     damaged: np.ndarray
 
 
-class Images:
+class DecodedImages:
     """Decoded records of a source; those of a small data set are decoded once and kept.
 
     `images(indices)` yields (uint8[H,W,C], label), read-only; a damaged image is None, or with
@@ -55,8 +55,8 @@ class Images:
         self._keep = shape is not None and len(source) * math.prod(shape) <= cache_bytes
         self._kept: dict[int, tuple[np.ndarray | None, int]] = {}
 
-    def __reduce__(self) -> tuple[type["Images"], tuple[Source, int, bool]]:
-        return Images, (self.source, self._cache_bytes, self.strict)
+    def __reduce__(self) -> tuple[type["DecodedImages"], tuple[Source, int, bool]]:
+        return DecodedImages, (self.source, self._cache_bytes, self.strict)
 
     def __call__(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, int]]:
         """Yield the images and labels of these records: read together, decoded one by one."""
@@ -98,11 +98,11 @@ def decoded(source: Source, data: bytes) -> np.ndarray:
 def load_train(
     position: int,
     *,
-    images: tuple[Images, ...],
+    images: tuple[DecodedImages, ...],
     augment: augmentations.Op,
     first_view: augmentations.Op,
     image_size: int,
-    plan: Plan,
+    plan: BatchPlan,
     rows: int,
 ) -> TrainBatch:
     """Make the `rows` examples that `plan` places; first views are by `first_view`."""
@@ -129,7 +129,7 @@ def load_train(
     return batch
 
 
-def _next_whole(images: Images, index: int) -> tuple[np.ndarray, int]:
+def _next_whole(images: DecodedImages, index: int) -> tuple[np.ndarray, int]:
     """Return the first record behind a damaged one that is whole; whoever asks, it is the same."""
     size = len(images.source)
     for other in range(index + 1, index + min(size, 1000)):
@@ -171,7 +171,7 @@ class Evaluated:
     def __call__(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, int]]:
         """Yield (uint8[H,W,C], label); a damaged image is None, or with `strict` a DataError."""
         transform = preparing.evaluation_transform(self.preprocessing)
-        images = Images(self.source, 0, self.strict)
+        images = DecodedImages(self.source, 0, self.strict)
         for index, (image, label) in zip(indices, images(indices), strict=True):
             prepared = None if image is None else transform(image)
             if prepared is not None and prepared.shape != self.shape:

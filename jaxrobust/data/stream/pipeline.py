@@ -23,7 +23,13 @@ import numpy as np
 from absl import flags
 
 from jaxrobust.data.sources.registry import DataError, Source
-from jaxrobust.data.stream.loading import Evaluated, Images, decoded, load_in_order, load_train
+from jaxrobust.data.stream.loading import (
+    DecodedImages,
+    Evaluated,
+    decoded,
+    load_in_order,
+    load_train,
+)
 from jaxrobust.data.stream.plan import plan
 from jaxrobust.data.transforms import augmentations, preparing
 
@@ -116,7 +122,7 @@ def train_batches(
     )
     load = functools.partial(
         load_train,
-        images=tuple(Images(own, CACHE_BYTES, strict or own is extra) for own in sources),
+        images=tuple(DecodedImages(own, CACHE_BYTES, strict or own is extra) for own in sources),
         augment=chain.augment,
         first_view=first_chain.augment,
         image_size=image_size,

@@ -28,7 +28,7 @@ class Placed(NamedTuple):
     view: np.ndarray  # from 0
 
 
-class Plan(NamedTuple):
+class BatchPlan(NamedTuple):
     """How many rows of a batch are of which source, and in how many views."""
 
     seed: int
@@ -94,7 +94,7 @@ def plan(
     views: int = 1,
     extra: Source | None = None,
     extra_share: float = 0.5,
-) -> Plan:
+) -> BatchPlan:
     """Plan a training stream; `extra` has `extra_share` of each batch.
 
     Raises:
@@ -118,9 +118,9 @@ def plan(
                 f"{len(which)}; use a smaller batch_size"
             )
     if extra is None:
-        return Plan(seed, batch_size, (len(source),), (rows,), (views,))
+        return BatchPlan(seed, batch_size, (len(source),), (rows,), (views,))
     _check_alike(source, extra)
-    return Plan(seed, batch_size, (len(source), len(extra)), (rows, second), (views, 1))
+    return BatchPlan(seed, batch_size, (len(source), len(extra)), (rows, second), (views, 1))
 
 
 def _check_alike(source: Source, extra: Source) -> None:

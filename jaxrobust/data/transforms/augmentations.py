@@ -15,7 +15,13 @@ import numpy as np
 from PIL import Image
 
 from jaxrobust.data.transforms import color, operations
-from jaxrobust.data.transforms.policies import ROBUSTART, TORCHVISION, Row, autoaugment, randaugment
+from jaxrobust.data.transforms.policies import (
+    ROBUSTART,
+    TORCHVISION,
+    PolicyChange,
+    autoaugment,
+    randaugment,
+)
 from jaxrobust.data.transforms.preparing import BICUBIC, to_array, to_pil
 from jaxrobust.data.transforms.presets import PRESETS
 
@@ -142,7 +148,7 @@ def _randaugment(
 
 
 def _autoaugment(
-    policy: str, rows: Mapping[str, Row] = TORCHVISION, fill: int = 0
+    policy: str, rows: Mapping[str, PolicyChange] = TORCHVISION, fill: int = 0
 ) -> Callable[..., PictureOp]:
     return lambda size, fill=fill: functools.partial(
         autoaugment, policy=policy, fill=_whole(fill, 0, 255), rows=rows

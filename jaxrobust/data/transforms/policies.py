@@ -11,7 +11,7 @@ from jaxrobust.data.transforms import operations
 from jaxrobust.data.transforms.operations import Canvas, Change
 
 
-class Row(NamedTuple):
+class PolicyChange(NamedTuple):
     """A change, and its number from how strong it is to be."""
 
     change: Change
@@ -21,7 +21,9 @@ class Row(NamedTuple):
 Plan = list[tuple[str, float]]
 
 
-def _made(plan: Plan, image: Image.Image, rows: Mapping[str, Row], canvas: Canvas) -> Image.Image:
+def _made(
+    plan: Plan, image: Image.Image, rows: Mapping[str, PolicyChange], canvas: Canvas
+) -> Image.Image:
     """Return the image after the plan's changes, (name in `rows`, number), one after the other."""
     for name, number in plan:
         image = rows[name].change(image, number, canvas)
@@ -38,25 +40,25 @@ def _factor(strength: float) -> float:
 
 # timm's set `rand-...-inc1`: numbers from a signed strength in [-1, 1], its magnitude over 10.
 RANDAUGMENT = {
-    "AutoContrast": Row(operations.auto_contrast, _no_number),
-    "Equalize": Row(operations.equalize, _no_number),
-    "Invert": Row(operations.invert, _no_number),
-    "Rotate": Row(operations.rotate, lambda strength: strength * 30),
-    "Posterize": Row(operations.posterize, lambda strength: 4 - int(abs(strength) * 4)),
-    "Solarize": Row(operations.solarize, lambda strength: 256 - int(abs(strength) * 256)),
-    "SolarizeAdd": Row(operations.solarize_add, lambda strength: int(abs(strength) * 110)),
-    "Color": Row(operations.saturation, _factor),
-    "Contrast": Row(operations.contrast, _factor),
-    "Brightness": Row(operations.brightness, _factor),
-    "Sharpness": Row(operations.sharpness, _factor),
-    "ShearX": Row(operations.shear_x, lambda strength: strength * 0.3),
-    "ShearY": Row(operations.shear_y, lambda strength: strength * 0.3),
+    "AutoContrast": PolicyChange(operations.auto_contrast, _no_number),
+    "Equalize": PolicyChange(operations.equalize, _no_number),
+    "Invert": PolicyChange(operations.invert, _no_number),
+    "Rotate": PolicyChange(operations.rotate, lambda strength: strength * 30),
+    "Posterize": PolicyChange(operations.posterize, lambda strength: 4 - int(abs(strength) * 4)),
+    "Solarize": PolicyChange(operations.solarize, lambda strength: 256 - int(abs(strength) * 256)),
+    "SolarizeAdd": PolicyChange(operations.solarize_add, lambda strength: int(abs(strength) * 110)),
+    "Color": PolicyChange(operations.saturation, _factor),
+    "Contrast": PolicyChange(operations.contrast, _factor),
+    "Brightness": PolicyChange(operations.brightness, _factor),
+    "Sharpness": PolicyChange(operations.sharpness, _factor),
+    "ShearX": PolicyChange(operations.shear_x, lambda strength: strength * 0.3),
+    "ShearY": PolicyChange(operations.shear_y, lambda strength: strength * 0.3),
     # Shares of the image's own side.
-    "TranslateX": Row(
+    "TranslateX": PolicyChange(
         lambda image, share, canvas: operations.translate_x(image, share * image.width, canvas),
         lambda strength: strength * 0.45,
     ),
-    "TranslateY": Row(
+    "TranslateY": PolicyChange(
         lambda image, share, canvas: operations.translate_y(image, share * image.height, canvas),
         lambda strength: strength * 0.45,
     ),
@@ -127,22 +129,22 @@ _blend = functools.partial(_signed, _bins(0, 0.9), 1)
 _shear = functools.partial(_signed, _bins(0, 0.3), 0)
 # torchvision's: numbers from (sign, level 0 to 9, pixels of the side).
 TORCHVISION = {
-    "AutoContrast": Row(operations.auto_contrast, _no_number),
-    "Equalize": Row(operations.equalize, _no_number),
-    "Invert": Row(operations.invert, _no_number),
-    "Rotate": Row(operations.rotate, functools.partial(_signed, _bins(0, 30), 0)),
-    "Posterize": Row(
+    "AutoContrast": PolicyChange(operations.auto_contrast, _no_number),
+    "Equalize": PolicyChange(operations.equalize, _no_number),
+    "Invert": PolicyChange(operations.invert, _no_number),
+    "Rotate": PolicyChange(operations.rotate, functools.partial(_signed, _bins(0, 30), 0)),
+    "Posterize": PolicyChange(
         operations.posterize, functools.partial(_picked, [8 - round(i * 4 / 9) for i in _LEVELS])
     ),
-    "Solarize": Row(operations.solarize, functools.partial(_picked, _bins(255, 0))),
-    "Color": Row(operations.saturation, _blend),
-    "Contrast": Row(operations.contrast, _blend),
-    "Brightness": Row(operations.brightness, _blend),
-    "Sharpness": Row(operations.sharpness, _blend),
-    "ShearX": Row(operations.shear_x, _shear),
-    "ShearY": Row(operations.shear_y, _shear),
-    "TranslateX": Row(operations.translate_x, _translate),
-    "TranslateY": Row(operations.translate_y, _translate),
+    "Solarize": PolicyChange(operations.solarize, functools.partial(_picked, _bins(255, 0))),
+    "Color": PolicyChange(operations.saturation, _blend),
+    "Contrast": PolicyChange(operations.contrast, _blend),
+    "Brightness": PolicyChange(operations.brightness, _blend),
+    "Sharpness": PolicyChange(operations.sharpness, _blend),
+    "ShearX": PolicyChange(operations.shear_x, _shear),
+    "ShearY": PolicyChange(operations.shear_y, _shear),
+    "TranslateX": PolicyChange(operations.translate_x, _translate),
+    "TranslateY": PolicyChange(operations.translate_y, _translate),
 }
 
 
@@ -162,18 +164,20 @@ _sheared = functools.partial(_signed, np.linspace(0, 0.3, 10).tolist(), 0)
 # What DIG-Beihang/RobustART has otherwise: it turns counter-clockwise only, shears between pixels,
 # solarises from 256 on and does not round translations.
 ROBUSTART = TORCHVISION | {
-    "Rotate": Row(operations.rotate, functools.partial(_picked, [30 * i / 9 for i in _LEVELS])),
-    "Solarize": Row(
+    "Rotate": PolicyChange(
+        operations.rotate, functools.partial(_picked, [30 * i / 9 for i in _LEVELS])
+    ),
+    "Solarize": PolicyChange(
         operations.solarize, functools.partial(_picked, [256 - 256 * i / 9 for i in _LEVELS])
     ),
-    "Color": Row(operations.saturation, _around_one),
-    "Contrast": Row(operations.contrast, _around_one),
-    "Brightness": Row(operations.brightness, _around_one),
-    "Sharpness": Row(operations.sharpness, _around_one),
-    "ShearX": Row(functools.partial(_between_pixels, operations.shear_x), _sheared),
-    "ShearY": Row(functools.partial(_between_pixels, operations.shear_y), _sheared),
-    "TranslateX": Row(operations.translate_x, _unrounded),
-    "TranslateY": Row(operations.translate_y, _unrounded),
+    "Color": PolicyChange(operations.saturation, _around_one),
+    "Contrast": PolicyChange(operations.contrast, _around_one),
+    "Brightness": PolicyChange(operations.brightness, _around_one),
+    "Sharpness": PolicyChange(operations.sharpness, _around_one),
+    "ShearX": PolicyChange(functools.partial(_between_pixels, operations.shear_x), _sheared),
+    "ShearY": PolicyChange(functools.partial(_between_pixels, operations.shear_y), _sheared),
+    "TranslateX": PolicyChange(operations.translate_x, _unrounded),
+    "TranslateY": PolicyChange(operations.translate_y, _unrounded),
 }
 
 # Cubuk et al. 2019, tables 7 and 9: pairs of name, probability in tenths, level.
@@ -248,7 +252,7 @@ def autoaugment(
     *,
     policy: str = "cifar10",
     fill: int = 0,
-    rows: Mapping[str, Row] = TORCHVISION,
+    rows: Mapping[str, PolicyChange] = TORCHVISION,
 ) -> Image.Image:
     """Make one of the policy's 25 pairs of changes; moved images leave `fill` behind.
 
@@ -267,7 +271,7 @@ def draw_autoaugment(
     policy: str,
     height: int,
     width: int,
-    rows: Mapping[str, Row] = TORCHVISION,
+    rows: Mapping[str, PolicyChange] = TORCHVISION,
 ) -> Plan:
     """Return the changes that happen to one image of that size, in their order."""
     pairs = POLICIES[policy]

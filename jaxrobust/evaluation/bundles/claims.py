@@ -69,7 +69,7 @@ class Bundle(NamedTuple):
         return {key: self.record["attacks"][0][key] for key in ("norm", "epsilon")}
 
 
-class Findings(NamedTuple):
+class ClaimFindings(NamedTuple):
     """What the forward passes said of the images that a bundle says are misclassified."""
 
     images: int  # of the claim
@@ -211,7 +211,7 @@ def judge(
     trust_labels: bool = False,
     batch: int = 50,
     tell: Callable[[str], None] = lambda line: None,
-) -> Findings:
+) -> ClaimFindings:
     """Compute the logits of all images that are said to be misclassified, and compare."""
     wrong = [row for row in bundle.rows if row["verdict"]]
     kinds = {row["image"]: kind(row) for row in wrong}
@@ -238,7 +238,7 @@ def judge(
     named = {why: ids for why, ids in unconfirmed.items() if ids}
     seen = "compared" if labels is not None else "trusted" if trust_labels else "unchecked"
     split = count if split_images is None else split_images
-    return Findings(len(bundle.rows), claimed, confirmed, named, split, seen)
+    return ClaimFindings(len(bundle.rows), claimed, confirmed, named, split, seen)
 
 
 def _judged(bundle: Bundle, rows: Rows, clean: np.ndarray, logits: Logits) -> dict[int, str]:
@@ -306,7 +306,7 @@ def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return by / np.ptp(logits, axis=1)
 
 
-def lines(bundle: Bundle, findings: Findings) -> list[str]:
+def lines(bundle: Bundle, findings: ClaimFindings) -> list[str]:
     """Write the claim of a bundle and the findings, for people."""
     record, threat = bundle.record, bundle.threat
     noted = bundle.about.get("split_images")

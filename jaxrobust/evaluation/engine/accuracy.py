@@ -28,7 +28,7 @@ _COMPILED: weakref.WeakSet[Counter] = weakref.WeakSet()  # those that have met a
 
 
 @dataclass(frozen=True)
-class Images:
+class EvaluatedImages:
     """Which images are evaluated, and how they are read."""
 
     source: Source
@@ -50,7 +50,7 @@ class Images:
 def count(
     counter: Counter,
     weights: t.Weights,
-    images: Images,
+    images: EvaluatedImages,
     mesh: jax.sharding.Mesh,
     *,
     bar: str = "",
@@ -76,7 +76,12 @@ def count(
 
 
 def each(
-    counter: Counter, weights: t.Weights, images: Images, mesh: jax.sharding.Mesh, *, bar: str = ""
+    counter: Counter,
+    weights: t.Weights,
+    images: EvaluatedImages,
+    mesh: jax.sharding.Mesh,
+    *,
+    bar: str = "",
 ) -> dict[str, np.ndarray]:
     """Run a counter made with `each` on every image; its arrays are [N], in the split's order."""
     parts: list[dict[str, np.ndarray]] = []
@@ -87,7 +92,7 @@ def each(
 
 
 def _judgements(
-    counter: Counter, weights: t.Weights, images: Images, mesh: jax.sharding.Mesh, bar: str
+    counter: Counter, weights: t.Weights, images: EvaluatedImages, mesh: jax.sharding.Mesh, bar: str
 ) -> Iterator[dict[str, np.ndarray]]:
     batches = pipeline.evaluation_batches(
         images.source,

@@ -22,7 +22,13 @@ from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine import replay as replays
 from jaxrobust.evaluation.engine.cascade import Attack, search_again
 from jaxrobust.evaluation.engine.ledger import open_ledger
-from jaxrobust.evaluation.engine.outcome import Evaluation, Outcome, Sample, answers_of, logits_of
+from jaxrobust.evaluation.engine.outcome import (
+    AttackContext,
+    Outcome,
+    Sample,
+    answers_of,
+    logits_of,
+)
 from jaxrobust.evaluation.engine.progress import Decisions
 from jaxrobust.evaluation.engine.result import AutoAttackResult, ResultFacts
 from jaxrobust.evaluation.network import checks, collapse, fingerprint, randomised, reliability
@@ -143,7 +149,7 @@ def autoattack(
             "draws anew what fools; leave replay" if len(replay) else "has no search_fn; leave it"
         )
         raise ValueError(f"version='rand' {what} out")
-    known = replays.Known([replays.source(Path(path)) for path in replay], beyond)
+    known = replays.KnownVerdicts([replays.source(Path(path)) for path in replay], beyond)
     with jax.set_mesh(runner.mesh):  # also where the caller has set another one
         with first("tracing the network"):
             runner = engine.trace(runner, held.shape[1:])
@@ -181,7 +187,7 @@ def autoattack(
             meter = Decisions(len(held), interval=checks.binomial_interval, enabled=verbose)
             outcome = Outcome.of(clean, settings, flags, once if how else None)
             with meter:
-                under_way = Evaluation(runner, seen, outcome, book, how)
+                under_way = AttackContext(runner, seen, outcome, book, how)
                 result = _cascade(under_way, settings, meter, known)
     flags |= reliability.check_answers(finite, result.fooled_by, result.verdicts.reached)
     answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class of all
@@ -212,7 +218,10 @@ def autoattack(
 
 
 def _cascade(
-    evaluation: Evaluation, settings: Sequence[Setting], meter: Decisions, known: replays.Known
+    evaluation: AttackContext,
+    settings: Sequence[Setting],
+    meter: Decisions,
+    known: replays.KnownVerdicts,
 ) -> AutoAttackResult:
     """Run what is replayed, then the attacks, each on what the ones before left standing."""
     runner, sample, outcome, book, how = evaluation
@@ -270,7 +279,7 @@ def _check_network(runner: engine.Engine, images: ImageSet, labels: np.ndarray) 
     return {name: text for seen in hosts.everyone(flags) for name, text in seen.items()}
 
 
-def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Verdict | None:
+def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.VerdictRule | None:
     if version == "rand":
         return randomised.verdict(rule, draws)
     if rule is not None or draws is not None:
@@ -286,7 +295,7 @@ def _classified(
     ids: np.ndarray,
     seed: int,
     most: int,
-    how: randomised.Verdict | None,
+    how: randomised.VerdictRule | None,
 ) -> tuple[np.ndarray, ...]:
     """Compute which images are right, by one draw too, and finite, bool[N]; and likely others.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrobust.attacks import MACHINES, Setting, ensembles
 from jaxrobust.evaluation.engine import engine, outcome
-from jaxrobust.evaluation.engine.outcome import Cost, Evaluation
+from jaxrobust.evaluation.engine.outcome import AttackContext, Cost
 from jaxrobust.evaluation.engine.progress import Decisions
 from jaxrobust.evaluation.network import checks, randomised, reliability
 from jaxrobust.evaluation.records import parts
@@ -21,14 +21,14 @@ class Attack:
     """One attack on all images that stand, from the ledger as far as it knows them."""
 
     def __init__(
-        self, evaluation: Evaluation, setting: Setting, meter: Decisions, suffix: str = ""
+        self, evaluation: AttackContext, setting: Setting, meter: Decisions, suffix: str = ""
     ) -> None:
         self.evaluation, self.setting, self.meter, self.suffix = evaluation, setting, meter, suffix
         self.runner, self.sample, self.outcome, self.book, self.how = evaluation
         self.judged: dict[int, Judged] = {}  # images by some of their draws, while others are due
         self.name, self.classes = setting.name + suffix, self.sample.classes
         self.steps = self.idle = self.unconfirmed = 0  # of all processes after `join`
-        self.waiting: list[engine.Verdict] = []  # for a last word, since `confirmed`
+        self.waiting: list[engine.ImageVerdict] = []  # for a last word, since `confirmed`
         self.confirmed = time.perf_counter()
         self.doubtful: set[int] = set()  # images with an adversarial example that did not hold
         self.compile_seconds = 0.0
@@ -90,7 +90,7 @@ class Attack:
         outcome.refuse_damaged(self.evaluation, self.name, self.draw(), fallen)
         return np.flatnonzero(self.outcome.of_interest() & ~rows["known"])
 
-    def confirm(self, verdicts: list[engine.Verdict], last: bool) -> list[engine.Verdict]:
+    def confirm(self, verdicts: list[engine.ImageVerdict], last: bool) -> list[engine.ImageVerdict]:
         """Write what holds, and return what does not, once enough has come for a whole batch.
 
         Nothing waits for long, where it would be lost in a kill; with `last` nothing waits at all.
@@ -108,7 +108,7 @@ class Attack:
         last_word = self.refuted if self.how is None else self.undecided
         return [v for i in parts for v in last_word(waiting[i : i + self.runner.slots])]
 
-    def refuted(self, part: list[engine.Verdict]) -> list[engine.Verdict]:
+    def refuted(self, part: list[engine.ImageVerdict]) -> list[engine.ImageVerdict]:
         """Say the last word by one more forward pass, and the norm in float64."""
         which = np.array([v.image for v in part], int)
         points = np.stack([v.adversarial for v in part if v.adversarial is not None])
@@ -121,7 +121,7 @@ class Attack:
         self.doubtful |= {verdict.image for verdict in wrong}
         return wrong
 
-    def undecided(self, part: list[engine.Verdict]) -> list[engine.Verdict]:
+    def undecided(self, part: list[engine.ImageVerdict]) -> list[engine.ImageVerdict]:
         """Judge points by draws, and return the verdicts of which a later job may still say more.
 
         By one draw, it is over with the first point that one draw called wrong, as in the
@@ -170,7 +170,7 @@ class Attack:
 
     def write(
         self,
-        verdict: engine.Verdict,
+        verdict: engine.ImageVerdict,
         adversarial: np.ndarray | None = None,
         norm: float = 0.0,
         other: int = -1,
@@ -268,7 +268,7 @@ def _words(sample: parts.SampledSearch) -> str:
 
 
 def search_again(
-    evaluation: Evaluation, settings: Sequence[Setting]
+    evaluation: AttackContext, settings: Sequence[Setting]
 ) -> tuple[Cost, parts.SampledSearch]:
     """Search survivors with the network that decides: some, and if one of them falls, all."""
     sample, outcome = evaluation.sample, evaluation.outcome
@@ -300,7 +300,7 @@ def search_again(
 
 
 def _attacked(
-    evaluation: Evaluation, settings: Sequence[Setting], chosen: np.ndarray
+    evaluation: AttackContext, settings: Sequence[Setting], chosen: np.ndarray
 ) -> list[Cost]:
     again = evaluation.outcome._replace(standing=chosen.copy())
     interval, count = checks.binomial_interval, int(chosen.sum())

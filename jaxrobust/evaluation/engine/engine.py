@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxrobust.attacks import MACHINES, ensembles
 from jaxrobust.attacks.registry import Setting
 from jaxrobust.evaluation.engine import slots as devices
-from jaxrobust.evaluation.engine.schedule import Jobs, Verdict
+from jaxrobust.evaluation.engine.schedule import ImageVerdict, Jobs
 from jaxrobust.evaluation.engine.slots import Slots, begin
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.evaluation.network.images import ImageSet
@@ -46,7 +46,7 @@ class Engine(NamedTuple):
     keyed: bool
     given: dict[str, LogitsFn]  # as the user did: programs hold them weakly
     compiled: Callable[..., Any]  # what makes a program, and its arguments -> the program
-    traces: tuple[tracing.Trace, ...] = ()  # of one or both, after `trace`
+    traces: tuple[tracing.TracedNetwork, ...] = ()  # of one or both, after `trace`
     tally: str = ""
 
 
@@ -167,7 +167,7 @@ def decide(
     *,
     epsilon: float,
     seed: int,
-    confirm: Callable[[list[Verdict], bool], list[Verdict]],
+    confirm: Callable[[list[ImageVerdict], bool], list[ImageVerdict]],
 ) -> Iterator[Call]:
     """Run one attack; yield what each call of its program did.
 

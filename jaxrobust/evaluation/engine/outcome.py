@@ -93,14 +93,14 @@ class Outcome(NamedTuple):
         return self.standing if self.once is None else self.standing | self.once
 
 
-class Evaluation(NamedTuple):
+class AttackContext(NamedTuple):
     """All that an attack works with."""
 
     runner: engine.Engine
     sample: Sample
     outcome: Outcome
     book: Ledger
-    how: randomised.Verdict | None = None  # answers are judged; None: they are not random
+    how: randomised.VerdictRule | None = None  # answers are judged; None: they are not random
 
 
 def within(
@@ -113,7 +113,7 @@ def within(
 
 def answers_of(
     runner: engine.Engine,
-    how: randomised.Verdict,
+    how: randomised.VerdictRule,
     images: np.ndarray,
     labels: np.ndarray,
     ids: np.ndarray,
@@ -132,14 +132,14 @@ def answers_of(
     return randomised.answers(forward, how, labels, runner.traces[0].classes)
 
 
-def refuse_damaged(evaluation: Evaluation, name: str, draw: int, which: np.ndarray) -> None:
+def refuse_damaged(evaluation: AttackContext, name: str, draw: int, which: np.ndarray) -> None:
     """Refuse adversarial images of the ledger that are none, by more than rounding."""
     slots = evaluation.runner.slots
     for start in range(0, len(which), slots):
         _refuse_damaged(evaluation, name, draw, which[start : start + slots])
 
 
-def _refuse_damaged(evaluation: Evaluation, name: str, draw: int, which: np.ndarray) -> None:
+def _refuse_damaged(evaluation: AttackContext, name: str, draw: int, which: np.ndarray) -> None:
     runner, sample, _, book, how = evaluation
     images, labels, ids = sample.rows(which)
     points = np.stack([book.adversarial(i, name, images.shape[1:]) for i in which.tolist()])
@@ -166,7 +166,7 @@ def _refuse_damaged(evaluation: Evaluation, name: str, draw: int, which: np.ndar
 
 
 def confirmed(
-    evaluation: Evaluation, points: np.ndarray, which: np.ndarray, draw: int
+    evaluation: AttackContext, points: np.ndarray, which: np.ndarray, draw: int
 ) -> tuple[np.ndarray, ...]:
     """Settle points; say which fool the network in a last pass, their norms, what they reach."""
     runner, sample = evaluation.runner, evaluation.sample

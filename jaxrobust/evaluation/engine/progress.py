@@ -11,7 +11,7 @@ import jax
 from tqdm.auto import tqdm
 
 from jaxrobust.runtime.text import patience, terminal
-from jaxrobust.runtime.text.progress import Part, clock, columns, fitted, joined, say, watched
+from jaxrobust.runtime.text.progress import LinePart, clock, columns, fitted, joined, say, watched
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Decisions:
         self._seen = self._enabled and watched()
         self._images = images
         self._shown, self._text = 0.0, ""
-        self._parts: list[Part] = []  # of the last line
+        self._parts: list[LinePart] = []  # of the last line
         self._bar = tqdm(
             total=1, disable=not self._seen, dynamic_ncols=True, leave=False, miniters=1
         )
@@ -95,7 +95,7 @@ class Decisions:
         if known == images:
             return  # nothing compiles
         if self._seen:
-            self._show([Part(f"compiling ({compiling})")], 0, 1)
+            self._show([LinePart(f"compiling ({compiling})")], 0, 1)
             self._bar.refresh()
         else:
             self._say(f"{attack}: compiling ({compiling})")
@@ -113,7 +113,7 @@ class Decisions:
             yield call
 
     def _lasts(self, text: str) -> None:
-        self._show([Part(text), *self._parts], self._bar.n, self._bar.total)
+        self._show([LinePart(text), *self._parts], self._bar.n, self._bar.total)
         self._bar.refresh()
 
     def decided(self, standing: int, passes: int, *, fooled: bool) -> None:
@@ -144,11 +144,11 @@ class Decisions:
         bound = "at most " if left.bound else ""
         low, high = self._interval(self._standing, self._images)
         parts = [
-            Part(f"ETA {bound}{clock(time_left)},"),
-            Part(f"{made:,} of {bound}{total:,} passes,", 2),
-            Part(f"{self._of - self._counts.undecided}/{self._of} decided,", 1),
-            Part(f"robust at most {self._standing / max(self._images, 1):.1%}", 3),
-            Part(f"({low:.1%} to {high:.1%})", 4),
+            LinePart(f"ETA {bound}{clock(time_left)},"),
+            LinePart(f"{made:,} of {bound}{total:,} passes,", 2),
+            LinePart(f"{self._of - self._counts.undecided}/{self._of} decided,", 1),
+            LinePart(f"robust at most {self._standing / max(self._images, 1):.1%}", 3),
+            LinePart(f"({low:.1%} to {high:.1%})", 4),
         ]
         self._parts = parts
         if self._seen:
@@ -160,7 +160,7 @@ class Decisions:
                 with terminal.turn():
                     print(text, file=sys.stderr, flush=True)
 
-    def _show(self, parts: list[Part], made: int, total: int) -> None:
+    def _show(self, parts: list[LinePart], made: int, total: int) -> None:
         self._bar.total = max(total, 1)
         self._bar.bar_format = fitted(self._attack, parts, columns())
         self._bar.update(made - self._bar.n)

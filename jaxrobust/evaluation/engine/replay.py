@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, per_image
 from jaxrobust.evaluation.engine import engine
-from jaxrobust.evaluation.engine.outcome import Cost, Evaluation, confirmed, refuse_damaged
+from jaxrobust.evaluation.engine.outcome import AttackContext, Cost, confirmed, refuse_damaged
 from jaxrobust.evaluation.network import checks, fingerprint
 from jaxrobust.evaluation.records.parts import ReplayedLedger
 from jaxrobust.evaluation.records.verdicts import REPLAY
@@ -28,7 +28,7 @@ from jaxrobust.runtime.processes import hosts
 from jaxrobust.types import Array, Threat
 
 
-class Source(NamedTuple):
+class LedgerSource(NamedTuple):
     """A ledger with adversarial images, not yet read."""
 
     path: Path  # of its lines; beside it are the images
@@ -58,10 +58,10 @@ class Points(NamedTuple):
         return np.stack(read).reshape(-1, *self.shape)
 
 
-class Known(NamedTuple):
+class KnownVerdicts(NamedTuple):
     """What is known of N images before an evaluation."""
 
-    sources: Sequence[Source]
+    sources: Sequence[LedgerSource]
     robust_beyond: np.ndarray  # bool[N], robust at a larger radius
     network: Any = None  # the one that is evaluated, as in its ledger
 
@@ -83,7 +83,7 @@ def header(path: Path) -> dict[str, Any]:
         return json.loads(lines.readline())["identity"]
 
 
-def source(path: Path) -> Source:
+def source(path: Path) -> LedgerSource:
     """Open a ledger to replay; `ValueError`: it is none, or an old one that notes no size."""
     if not (path.is_file() and is_ledger(path)):
         raise ValueError(
@@ -95,10 +95,10 @@ def source(path: Path) -> Source:
             f"{path} was written by an older version, which did not note the size of its images; "
             "evaluate again to replay it"
         )
-    return Source(path, network_of(identity), Threat.of(identity), tuple(identity["image"]))
+    return LedgerSource(path, network_of(identity), Threat.of(identity), tuple(identity["image"]))
 
 
-def points(source: Source) -> Points:
+def points(source: LedgerSource) -> Points:
     """Read the points of a ledger: of many, one at a time is in memory."""
     rows = jsonl.read(source.path)[1:]
     stored = {row["image"]: row["stored"] for row in rows if row["fooled"]}
@@ -108,11 +108,11 @@ def points(source: Source) -> Points:
     return Points(source.path, sha256, source.shape, ids, places)
 
 
-def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
+def ordered(known: KnownVerdicts, evaluation: dict[str, Any]) -> KnownVerdicts:
     """Order the sources of an evaluation, the likeliest to fool first."""
     network, threat = network_of(evaluation), Threat.of(evaluation)
 
-    def rank(source: Source) -> tuple[Any, ...]:
+    def rank(source: LedgerSource) -> tuple[Any, ...]:
         same = [source.network == network, source.threat.norm == threat.norm]
         sure = all(same) and source.threat.epsilon <= threat.epsilon
         apart = abs(source.threat.epsilon - threat.epsilon)
@@ -121,7 +121,7 @@ def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
     return known._replace(sources=sorted(known.sources, key=rank), network=network)
 
 
-def run(evaluation: Evaluation, known: Known) -> tuple[Cost, list[ReplayedLedger]]:
+def run(evaluation: AttackContext, known: KnownVerdicts) -> tuple[Cost, list[ReplayedLedger]]:
     """Try all that there is on what stands; return what that took, and each source's share."""
     runner, sample, outcome, book, _ = evaluation
     start, met = time.perf_counter(), int(outcome.standing.sum())
@@ -162,7 +162,11 @@ def run(evaluation: Evaluation, known: Known) -> tuple[Cost, list[ReplayedLedger
 
 
 def _try(
-    evaluation: Evaluation, source: Source, there: Points, stretched: bool, part: np.ndarray
+    evaluation: AttackContext,
+    source: LedgerSource,
+    there: Points,
+    stretched: bool,
+    part: np.ndarray,
 ) -> None:
     runner, sample, outcome, book, _ = evaluation
     images, _, ids = sample.rows(part)
@@ -184,7 +188,9 @@ def _try(
         outcome.strike(REPLAY, part[i])
 
 
-def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: np.ndarray) -> None:
+def _refuse_others(
+    source: LedgerSource, points: np.ndarray, images: np.ndarray, ids: np.ndarray
+) -> None:
     deltas = (points.astype(np.float64) - images).reshape(len(points), -1)
     norms = np.linalg.norm(deltas, checks.ORDER[source.threat.norm], axis=1)
     if (norms > checks.most(source.threat.epsilon)).any():

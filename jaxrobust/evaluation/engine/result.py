@@ -138,7 +138,7 @@ class AutoAttackResult(NamedTuple):
         names = " + ".join(attack["name"] for attack in self.attacks)
         method = names if self.about["chosen"] else f"autoattack {self.about['version']}"
         if draws := self.about.get("draws"):
-            method += f", {randomised.Verdict(draws['rule'], draws['draws']).words()}"
+            method += f", {randomised.VerdictRule(draws['rule'], draws['draws']).words()}"
         return method
 
     def record(self, **known: Unpack[CallerFacts]) -> dict[str, Any]:

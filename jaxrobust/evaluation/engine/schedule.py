@@ -9,7 +9,7 @@ import numpy as np
 from jaxrobust.evaluation.network.images import ImageSet
 
 
-class Rows(NamedTuple):
+class SlotRows(NamedTuple):
     """What the host hands to the slots."""
 
     fresh: np.ndarray  # bool[S], begins the job that the rest describes
@@ -22,7 +22,7 @@ class Rows(NamedTuple):
     first: np.ndarray  # i32[S], the first step whose point may fool the network
 
 
-class Verdict(NamedTuple):
+class ImageVerdict(NamedTuple):
     """What an attack made of one image."""
 
     image: int
@@ -109,12 +109,12 @@ class Jobs:
         new = job * len(self._ended) + image >= self._next_new
         return new or (image, job) in self._again
 
-    def rows(self, images: ImageSet, labels: np.ndarray, ids: np.ndarray) -> Rows | None:
+    def rows(self, images: ImageSet, labels: np.ndarray, ids: np.ndarray) -> SlotRows | None:
         """Make the rows for slots that change jobs; None if nothing changed."""
         if not self._fresh and not self._dropped:
             return None
         count = self._devices * self._width
-        rows = Rows(
+        rows = SlotRows(
             fresh=np.zeros(count, bool),
             keep=np.isin(np.arange(count), list(self._busy)),
             images=np.zeros((count, *images.shape[1:]), np.float32),
@@ -191,7 +191,7 @@ class Jobs:
                 self._dropped = True
         return useful
 
-    def verdicts(self) -> Iterator[Verdict]:
+    def verdicts(self) -> Iterator[ImageVerdict]:
         """Yield the verdicts that have become known since the last call."""
         touched, self._touched = dict.fromkeys(self._touched), []
         for image in touched:
@@ -205,7 +205,7 @@ class Jobs:
                 point = self._found[image].pop(won)
                 if not self._found[image]:
                     del self._found[image]
-            yield Verdict(
+            yield ImageVerdict(
                 image=int(self._which[image]),
                 fooled=bool(won < len(self._jobs)),
                 target=int(self._targets[image, target]),
@@ -216,7 +216,7 @@ class Jobs:
                 adversarial=point,
             )
 
-    def refute(self, verdicts: Iterable[Verdict]) -> None:
+    def refute(self, verdicts: Iterable[ImageVerdict]) -> None:
         """Take back that images are fooled: their jobs go on as if nothing had been found.
 
         The job that found it is made again, with the same draws, and its point counts from the

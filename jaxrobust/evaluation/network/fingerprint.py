@@ -118,7 +118,7 @@ def _traced(
         both = jax.jit(_logits_and_gradient).trace(network, along, *operands)
     programs = tracing.Programs()
     program, gradient = (programs.hashed(traced.jaxpr) for traced in (logits, both))
-    seen = tracing.Trace(shown.shape[1], program, programs.constants(logits.jaxpr))
+    seen = tracing.TracedNetwork(shown.shape[1], program, programs.constants(logits.jaxpr))
     facts = {"program": program, "gradient": gradient, "arrays": tracing.weights(network, seen)}
     return facts, both, (along, *operands)
 

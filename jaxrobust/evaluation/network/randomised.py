@@ -22,7 +22,7 @@ RULES = {  # what makes an answer of K draws a right one
 }
 
 
-class Verdict(NamedTuple):
+class VerdictRule(NamedTuple):
     """How the answers of a randomised network are judged."""
 
     rule: str
@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
         return "one draw" if self.rule == ONE else f"{self.rule} of {self.draws} draws"
 
 
-def verdict(rule: str | None = None, draws: int | None = None) -> Verdict:
+def verdict(rule: str | None = None, draws: int | None = None) -> VerdictRule:
     """Make the rule that judges answers; None: the majority of 20 draws, or one of `one-draw`."""
     rule = "majority" if rule is None else rule
     if rule not in RULES:
@@ -46,12 +46,12 @@ def verdict(rule: str | None = None, draws: int | None = None) -> Verdict:
     if rule == ONE:
         if draws not in (None, 1):
             raise ValueError(f"draws={draws!r}: the rule {ONE} has one; leave draws out")
-        return Verdict(rule, 1)
+        return VerdictRule(rule, 1)
     draws = DRAWS if draws is None else draws
     whole = isinstance(draws, int | np.integer) and not isinstance(draws, bool)
     if not whole or draws < 1:
         raise ValueError(f"draws={draws!r}: pass an int >= 1")
-    return Verdict(rule, int(draws))
+    return VerdictRule(rule, int(draws))
 
 
 class Answers(NamedTuple):
@@ -65,7 +65,7 @@ class Answers(NamedTuple):
 
 
 def answers(
-    forward: Callable[[int], np.ndarray], how: Verdict, labels: np.ndarray, classes: int
+    forward: Callable[[int], np.ndarray], how: VerdictRule, labels: np.ndarray, classes: int
 ) -> Answers:
     """Judge the answers of all draws to images with labels i[n].
 

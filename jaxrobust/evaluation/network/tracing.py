@@ -33,7 +33,7 @@ _ADDRESSES = re.compile(r"\b0x[0-9a-f]+")
 _kept: dict[Any, tuple[str, Any]] = {}  # networks and their use -> their programs, and of what
 
 
-class Trace(NamedTuple):
+class TracedNetwork(NamedTuple):
     """What tracing a network tells."""
 
     classes: int
@@ -135,7 +135,7 @@ def _local(name: str, array: Any, mesh: Mesh) -> Any:
 
 def trace(
     name: str, function: LogitsFn, network: Any, image: tuple[int, ...], each: int, keyed: bool
-) -> Trace:
+) -> TracedNetwork:
     """Trace a network before anything is computed; `ValueError`: it is no such network."""
     operands = _operands((each,), image, keyed)
     if not callable(function):
@@ -177,7 +177,7 @@ def trace(
     if any(isinstance(constant, jax.core.Tracer) for constant in constants(closed)):
         raise ValueError(leak)
     programs = Programs()
-    return Trace(int(shape[1]), programs.hashed(closed), programs.constants(closed))
+    return TracedNetwork(int(shape[1]), programs.hashed(closed), programs.constants(closed))
 
 
 def takes(network: Any, image: tuple[int, ...], each: int, keyed: bool) -> bool:
@@ -200,7 +200,7 @@ def _traced(network: Any, operands: tuple[Any, ...]) -> Any:
     return jax.make_jaxpr(call, return_shape=True)(network, *operands)
 
 
-def weights(network: Any, seen: Trace) -> str:
+def weights(network: Any, seen: TracedNetwork) -> str:
     """Hash all arrays of a network, those that its function closes over among them."""
     digest = hashlib.sha256()
     arguments = network.func.arguments(network.args[0])

@@ -16,10 +16,10 @@ from jaxrobust.attacks.fixed_steps import is_cascade
 from jaxrobust.evaluation.bundles import bundle
 from jaxrobust.evaluation.questions import corrupted, flags, questions, several, three_norms
 from jaxrobust.evaluation.questions import target as subjects
-from jaxrobust.evaluation.questions.flags import Given
+from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.recording import Evaluation
-from jaxrobust.evaluation.questions.several import Member
+from jaxrobust.evaluation.questions.several import ThreatMember
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.records import attack_line, notes_of
@@ -30,7 +30,7 @@ from jaxrobust.types import Threat
 
 
 def answer(
-    given: Given,
+    given: GivenFlags,
     sizes: Sequence[int | None] = (),
     threats: Sequence[str] = (),
     ladder: str | None = None,
@@ -66,7 +66,7 @@ def answer(
     return _of_one(written[0], place) if one else _of_several(written, place), True
 
 
-def _balls(given: Given, threats: Sequence[str]) -> list[Threat]:
+def _balls(given: GivenFlags, threats: Sequence[str]) -> list[Threat]:
     balls = [threat_flags.parse(text) for text in threats]
     if balls and (given.norm or given.epsilon is not None):
         raise ValueError("--threat says norm and radius; leave --norm and --epsilon out")
@@ -79,7 +79,7 @@ def _balls(given: Given, threats: Sequence[str]) -> list[Threat]:
     return balls
 
 
-def _rungs(given: Given, threats: Sequence[str], ladder: str) -> list[Threat]:
+def _rungs(given: GivenFlags, threats: Sequence[str], ladder: str) -> list[Threat]:
     if threats or given.norm or given.epsilon is not None:
         raise ValueError("--ladder says norm and radii; leave --threat, --norm and --epsilon out")
     if given.union_only or given.noreplay:
@@ -94,7 +94,7 @@ def _rungs(given: Given, threats: Sequence[str], ladder: str) -> list[Threat]:
 
 
 def _of_size(
-    given: Given, balls: list[Threat], climbs: bool, *, run: Path | None, out: Path | None
+    given: GivenFlags, balls: list[Threat], climbs: bool, *, run: Path | None, out: Path | None
 ) -> tuple[Path, list[AccuracyRecord]]:
     """Make the folder and the records of all threats at one image size, and of their union."""
     if given.worst_case:
@@ -105,7 +105,7 @@ def _of_size(
         origin, subject, source = flags.settled(given)
         size = subject.image_size
         which, subject, weights = flags.weights(given, subject, source)
-    shared = {key: getattr(given, key) for key in Question._fields if key in Given._fields}
+    shared = {key: getattr(given, key) for key in Question._fields if key in GivenFlags._fields}
     shared["preprocessing"] = subjects.preprocessing(origin, size, source, given.preprocessing)
     question = Question(**shared, images=given.n)
     name = re.sub(r"[^\w.-]+", "-", subject.network.name)
@@ -124,7 +124,7 @@ def _of_size(
         return place, [bundle.recorded(evaluation, asking[0][1], Path(given.bundle))]
     if len(asking) == 1:
         return place, [evaluation.record(asking[0][1])]
-    members = [Member(evaluation.with_question(own), each) for own, each in asking]
+    members = [ThreatMember(evaluation.with_question(own), each) for own, each in asking]
     written = [] if given.union_only else [own.record(each) for own, each in members]
     last = several.union(evaluation, members, written, worst_case=given.worst_case)
     return place, [*written, last]
@@ -135,7 +135,7 @@ def _of(what: str) -> contextlib.AbstractContextManager:
 
 
 def _asking(
-    given: Given, question: Question, subject: Subject, balls: list[Threat]
+    given: GivenFlags, question: Question, subject: Subject, balls: list[Threat]
 ) -> list[tuple[Question, Subject]]:
     """Pair questions with balls: the same question for all of them, but of a worst case."""
     if not given.worst_case:

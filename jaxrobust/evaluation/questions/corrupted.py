@@ -21,7 +21,7 @@ from jaxrobust.data.transforms.corruptions import Corruption as Asked
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse, reliability
 from jaxrobust.evaluation.questions import measuring
-from jaxrobust.evaluation.questions.flags import Given
+from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.records import parts
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -33,7 +33,7 @@ from jaxrobust.runtime.text.progress import say
 METHOD = "corruptions"
 
 
-def settled(given: Given) -> Given:
+def settled(given: GivenFlags) -> GivenFlags:
     """Fill in the flags of an evaluation with `--corruptions`; refuse those that contradict it."""
     if given.corruptions is None:
         if given.frost is not None:
@@ -56,7 +56,7 @@ def settled(given: Given) -> Given:
     return given._replace(split=str(wished[0]))
 
 
-def wanted(given: Given) -> list[Asked]:
+def wanted(given: GivenFlags) -> list[Asked]:
     """Read the corruptions of the flag."""
     try:
         return corruptions.chosen(str(given.corruptions))
@@ -64,7 +64,7 @@ def wanted(given: Given) -> list[Asked]:
         raise ValueError(f"--corruptions={given.corruptions}: {error}") from error
 
 
-def record(evaluation: Evaluation, given: Given) -> AccuracyRecord:
+def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
     """Record the accuracies, computed unless they are there; the first process of a pod writes."""
     wished, own = wanted(given), evaluation.source
     published = own.name.startswith(cifar_c.PREFIX)
@@ -156,7 +156,7 @@ def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarr
 
     def judge(source: Source, bar: str) -> dict[str, np.ndarray]:
         there = source.image_shape is not None and source.image_shape[:2] == (size, size)
-        images = accuracy.Images(
+        images = accuracy.EvaluatedImages(
             source,
             image_size=size,
             batch_size=-(-batch // mesh.size) * mesh.size,

@@ -22,7 +22,7 @@ from jaxrobust.weights.fetch import sources as weights_sources
 from jaxrobust.weights.trained import kept, runs
 
 
-class Given(NamedTuple):
+class GivenFlags(NamedTuple):
     """The flags of `jaxrobust evaluate`; None: not given."""
 
     workdir: str | None = None
@@ -70,7 +70,7 @@ class Given(NamedTuple):
     frost: str | None = None
 
 
-def placed(given: Given) -> Given:
+def placed(given: GivenFlags) -> GivenFlags:
     """Fill in the paths of what flags name; weights are brought here if need be."""
     given = _with_weights(given._replace(norm=given.norm and norm(given.norm)))
     mounted: dict[str, Any] = {
@@ -81,7 +81,7 @@ def placed(given: Given) -> Given:
     return _with_selected(given._replace(**mounted))
 
 
-def _with_selected(given: Given) -> Given:
+def _with_selected(given: GivenFlags) -> GivenFlags:
     if not given.selected:
         return given
     if not given.workdir:
@@ -92,7 +92,7 @@ def _with_selected(given: Given) -> Given:
     return given._replace(phase=chosen.phase, image_size=given.image_size or chosen.image_size)
 
 
-def _with_weights(given: Given) -> Given:
+def _with_weights(given: GivenFlags) -> GivenFlags:
     if not given.weights or given.workdir or given.function or given.torch:
         return given
     if given.model and weights_sources.is_missing_file(given.weights):
@@ -108,7 +108,7 @@ def _with_weights(given: Given) -> Given:
     return given._replace(weights=str(here.path), model=None if imported else given.model)
 
 
-def check(given: Given) -> None:
+def check(given: GivenFlags) -> None:
     """Raise `ValueError` for flags that contradict each other, or name nothing to evaluate."""
     if given.norm not in (None, *NORMS):
         raise ValueError(f"--norm={given.norm} is unknown; one of {', '.join(NORMS)}")
@@ -144,7 +144,7 @@ def check(given: Given) -> None:
         raise ValueError(f"{' and '.join(needless)} belongs to --torch; leave it out")
 
 
-def _check_function(given: Given, extra: list[str]) -> None:
+def _check_function(given: GivenFlags, extra: list[str]) -> None:
     if given.phase:
         extra = [*extra, "--phase"]
     if extra:
@@ -157,14 +157,14 @@ def _check_function(given: Given, extra: list[str]) -> None:
         )
 
 
-def _folder(given: Given) -> Path | None:
+def _folder(given: GivenFlags) -> Path | None:
     folder = Path(given.weights) if given.weights else None
     if folder and (given.workdir or given.function or given.torch or not folder.is_dir()):
         return None  # a file, which does not say whose it is
     return folder
 
 
-def origin(given: Given) -> Subject:
+def origin(given: GivenFlags) -> Subject:
     """Describe the network that checked flags name."""
     if given.workdir:
         return subjects.of_run(Path(given.workdir), given.phase)
@@ -185,7 +185,7 @@ def origin(given: Given) -> Subject:
     return place
 
 
-def settled(given: Given) -> tuple[Subject, Subject, registry.Source]:
+def settled(given: GivenFlags) -> tuple[Subject, Subject, registry.Source]:
     """Describe the network of checked flags, settle the evaluated subject, and open its images."""
     known = origin(given)
     sizes = {"num_classes": given.num_classes, "image_size": given.image_size}
@@ -195,7 +195,7 @@ def settled(given: Given) -> tuple[Subject, Subject, registry.Source]:
 
 
 def weights(
-    given: Given, subject: Subject, source: registry.Source
+    given: GivenFlags, subject: Subject, source: registry.Source
 ) -> tuple[str | None, Subject, Weights]:
     """Load the weights of a settled subject: their name, the subject with what they say, them."""
     if given.workdir:
@@ -221,7 +221,7 @@ def weights(
     return which, replace(subject, network=network), read
 
 
-def _some(subject: Subject, source: registry.Source, given: Given) -> np.ndarray:
+def _some(subject: Subject, source: registry.Source, given: GivenFlags) -> np.ndarray:
     from jaxrobust.interop.agreement import FEW  # with the operators, which --torch alone needs
 
     size = subject.image_size

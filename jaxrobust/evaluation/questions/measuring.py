@@ -110,7 +110,7 @@ def counted(
     mesh = sharding.make_mesh()
     batch = min(question.batch or subject.batch_size, question.images)
     places = np.arange(question.images) if standing is None else np.flatnonzero(standing)
-    images = accuracy.Images(
+    images = accuracy.EvaluatedImages(
         source,
         image_size=subject.image_size,
         batch_size=-(-batch // mesh.size) * mesh.size,

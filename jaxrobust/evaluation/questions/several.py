@@ -17,7 +17,7 @@ _MEASURED = ["attacks", "clean", "robust", "flags"]
 _MEASURED += ["costs", "accuracy_after", "replayed", "draws"]
 
 
-class Member(NamedTuple):
+class ThreatMember(NamedTuple):
     """An evaluation in one of several balls."""
 
     evaluation: Evaluation
@@ -26,7 +26,7 @@ class Member(NamedTuple):
 
 def union(
     evaluation: Evaluation,
-    members: list[Member],
+    members: list[ThreatMember],
     done: list[AccuracyRecord],
     *,
     worst_case: bool = False,

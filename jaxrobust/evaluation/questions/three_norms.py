@@ -26,7 +26,7 @@ RADII = {
 }
 
 
-class Part(NamedTuple):
+class NormAttack(NamedTuple):
     """One of the attacks."""
 
     norm: str
@@ -37,14 +37,14 @@ class Part(NamedTuple):
 _PGD = {"relative_step": 1.5, "start": "uniform-boxed"}
 # In the order of the table.
 PARTS = (
-    Part("linf", "pgd-20", _PGD),
-    Part("linf", AUTOATTACK, {}),
-    Part("l2", "pgd-20", _PGD),
-    Part("l1", "pgd-20", {"relative_step": 1.5, "start": "random", "l1_rule": "art"}),
+    NormAttack("linf", "pgd-20", _PGD),
+    NormAttack("linf", AUTOATTACK, {}),
+    NormAttack("l2", "pgd-20", _PGD),
+    NormAttack("l1", "pgd-20", {"relative_step": 1.5, "start": "random", "l1_rule": "art"}),
 )
 
 
-def parts(*, skips: bool) -> list[Part]:
+def parts(*, skips: bool) -> list[NormAttack]:
     """List the attacks in the order in which they run; `skips`: each on what stands before it."""
     return sorted(PARTS, key=lambda part: is_cascade(part.attack)) if skips else list(PARTS)
 

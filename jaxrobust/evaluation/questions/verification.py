@@ -15,13 +15,13 @@ from jaxrobust.evaluation.bundles import bundle as bundles
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.questions import flags, measuring
 from jaxrobust.evaluation.questions import target as subjects
-from jaxrobust.evaluation.questions.flags import Given
+from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.weights.store import hashes
 
 
-class Settings(NamedTuple):
+class VerificationSettings(NamedTuple):
     """A bundle, the network that is to confirm it, and where its images are."""
 
     bundle: Path
@@ -34,7 +34,7 @@ class Settings(NamedTuple):
     batch: int | None = None
 
 
-def verify(settings: Settings) -> dict[str, Any]:
+def verify(settings: VerificationSettings) -> dict[str, Any]:
     """Print what the forward passes confirm, and return it for JSON."""
     if bool(settings.weights) == bool(settings.function):
         raise ValueError("give --weights W, or --function my_net.py:logits_fn, the network")
@@ -76,8 +76,8 @@ def verify(settings: Settings) -> dict[str, Any]:
     return findings.plain() | {"whole": confirmed} | named
 
 
-def _given(settings: Settings, record: dict[str, Any]) -> Any:
-    given = flags.placed(Given(function=settings.function, weights=settings.weights))
+def _given(settings: VerificationSettings, record: dict[str, Any]) -> Any:
+    given = flags.placed(GivenFlags(function=settings.function, weights=settings.weights))
     if given.workdir:
         phase = str(record["weights"]).partition(",")[0]
         known = phase and (Path(given.workdir) / phase).is_dir()
@@ -88,7 +88,7 @@ def _given(settings: Settings, record: dict[str, Any]) -> Any:
     return given
 
 
-def _source_of(settings: Settings, record: dict[str, Any]) -> dict[str, Any]:
+def _source_of(settings: VerificationSettings, record: dict[str, Any]) -> dict[str, Any]:
     """Locate the images of a record; refuse files that the record alone names.
 
     Whoever made the record may have made these too.
@@ -162,7 +162,7 @@ def _other_program(folder: Path) -> str | None:
     )
 
 
-def write_images(settings: Settings, file: Path) -> dict[str, Any]:
+def write_images(settings: VerificationSettings, file: Path) -> dict[str, Any]:
     """Write images and labels as the bundle's verify.py takes them."""
     if file.suffix != ".npy":
         raise ValueError(f"--write_images {file}: name a file that ends in .npy")

@@ -135,7 +135,7 @@ def notes_of(record: AccuracyRecord) -> list[str]:
 
 def draws_line(draws: parts.DrawsJudged) -> str:
     """Say by which rule a randomised network's answers were judged, and what one draw gives."""
-    verdict = randomised.Verdict(draws["rule"], draws["draws"])
+    verdict = randomised.VerdictRule(draws["rule"], draws["draws"])
     line = f"verdicts by {verdict.words()}: {randomised.RULES[verdict.rule]}"
     one = draws.get("one_draw")
     if verdict.rule == randomised.ONE:

@@ -14,14 +14,14 @@ from jaxrobust.interop.operators import (
     selection,
     shapes,
 )
-from jaxrobust.interop.program import Row
+from jaxrobust.interop.program import OperatorRule
 
 # Of sizes, which are known when a program is traced.
 _SIZES = {
-    **{n: Row(getattr(operator, n)) for n in ("add", "sub", "mul", "floordiv", "mod")},
-    "aten.sym_size.int": Row(lambda x, dim: x.shape[dim]),
+    **{n: OperatorRule(getattr(operator, n)) for n in ("add", "sub", "mul", "floordiv", "mod")},
+    "aten.sym_size.int": OperatorRule(lambda x, dim: x.shape[dim]),
 }
-TABLE: dict[str, Row] = {
+TABLE: dict[str, OperatorRule] = {
     **_SIZES,
     **elementwise.TABLE,
     **shapes.TABLE,
@@ -33,4 +33,4 @@ TABLE: dict[str, Row] = {
     **grouping.TABLE,
     **matrices.TABLE,
 }
-DRAWS: dict[str, Row] = draws.TABLE  # which take a key before PyTorch's operands
+DRAWS: dict[str, OperatorRule] = draws.TABLE  # which take a key before PyTorch's operands

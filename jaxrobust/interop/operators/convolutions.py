@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.interop.program import ChannelsLast, Ints, Row
+from jaxrobust.interop.program import ChannelsLast, Ints, OperatorRule
 from jaxrobust.types import Array
 
 
@@ -84,9 +84,9 @@ def _attention(
 
 
 TABLE = {
-    "aten.convolution.default": Row(None, _convolution),
-    "aten.mm.default": Row(jnp.matmul),
-    "aten.bmm.default": Row(jnp.matmul),
-    "aten.addmm.default": Row(_addmm),
-    "aten.scaled_dot_product_attention.default": Row(_attention),
+    "aten.convolution.default": OperatorRule(None, _convolution),
+    "aten.mm.default": OperatorRule(jnp.matmul),
+    "aten.bmm.default": OperatorRule(jnp.matmul),
+    "aten.addmm.default": OperatorRule(_addmm),
+    "aten.scaled_dot_product_attention.default": OperatorRule(_attention),
 }

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.interop.program import Row
+from jaxrobust.interop.program import OperatorRule
 from jaxrobust.types import Array
 
 Draw = Callable[..., Array]  # key, shape, numbers that describe the distribution -> draws
 
 
-def _of_sizes(draw: Draw, place: int = 0) -> Row:
+def _of_sizes(draw: Draw, place: int = 0) -> OperatorRule:
     """Return the row of a draw whose operand `place` is its sizes: `randn` 0, `randint` -1."""
 
     def drawn(key: Array, *operands: Any, dtype: Any = None) -> Array:
@@ -25,17 +25,17 @@ def _of_sizes(draw: Draw, place: int = 0) -> Row:
         draws = draw(key, tuple(numbers.pop(place)), *numbers)
         return draws if dtype is None else draws.astype(dtype)
 
-    return Row(drawn)
+    return OperatorRule(drawn)
 
 
-def _alike(draw: Draw) -> Row:
+def _alike(draw: Draw) -> OperatorRule:
     """Return the row of a draw in the shape and type of a tensor: `randn_like`, `x.normal_()`."""
 
     def drawn(key: Array, x: Array, *numbers: Any, dtype: Any = None) -> Array:
         taken = map(jax.lax.stop_gradient, numbers)
         return draw(key, x.shape, *taken).astype(dtype or x.dtype)
 
-    return Row(drawn)
+    return OperatorRule(drawn)
 
 
 def _uniform(key: Array, shape: Any, low: float = 0.0, high: float = 1.0) -> Array:
@@ -110,12 +110,12 @@ TABLE = {
     "aten.uniform.default": _alike(_uniform),
     "aten.normal_functional.default": _alike(_normal),
     "aten.normal.float_float": _of_sizes(_normal, -1),
-    "aten.normal.Tensor_Tensor": Row(_normal_of),
-    "aten.normal.Tensor_float": Row(_normal_of),
-    "aten.normal.float_Tensor": Row(_normal_of),
+    "aten.normal.Tensor_Tensor": OperatorRule(_normal_of),
+    "aten.normal.Tensor_float": OperatorRule(_normal_of),
+    "aten.normal.float_Tensor": OperatorRule(_normal_of),
     "aten.bernoulli.p": _alike(_bernoulli),
     "aten.bernoulli.Tensor": _alike(_bernoulli),
-    "aten.bernoulli.default": Row(_bernoulli_of),
+    "aten.bernoulli.default": OperatorRule(_bernoulli_of),
     "aten.exponential.default": _alike(
         lambda key, shape, rate=1.0: jax.random.exponential(key, shape, jnp.float32) / rate
     ),
@@ -126,8 +126,8 @@ TABLE = {
         lambda key, shape, at=0.0, wide=1.0: at + wide * jax.random.cauchy(key, shape, jnp.float32)
     ),
     "aten.geometric.default": _alike(_geometric),
-    "aten.poisson.default": Row(_poisson),
-    "aten.randperm.default": Row(_permutation),
-    "aten.multinomial.default": Row(_multinomial),
-    "aten.native_dropout.default": Row(_dropout),
+    "aten.poisson.default": OperatorRule(_poisson),
+    "aten.randperm.default": OperatorRule(_permutation),
+    "aten.multinomial.default": OperatorRule(_multinomial),
+    "aten.native_dropout.default": OperatorRule(_dropout),
 }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.interop.operators.gradients import with_gradient_of
-from jaxrobust.interop.program import Row
+from jaxrobust.interop.program import OperatorRule
 from jaxrobust.types import Array
 
 
@@ -123,9 +123,9 @@ _OF_TENSOR_OR_SCALAR: Functions = {
 }
 
 
-def _rows(functions: Functions, *overloads: str) -> dict[str, Row]:
+def _rows(functions: Functions, *overloads: str) -> dict[str, OperatorRule]:
     return {
-        f"aten.{name}.{overload}": Row(function, joins=True)
+        f"aten.{name}.{overload}": OperatorRule(function, joins=True)
         for name, function in functions.items()
         for overload in overloads
     }
@@ -139,7 +139,9 @@ TABLE = {
     **_rows({"pow": _power}, "Tensor_Scalar", "Tensor_Tensor", "Scalar"),
     **_rows({"clamp": _clamp}, "Tensor"),
     **_rows({"where": jnp.where}, "self"),
-    "jaxrobust.stop.default": Row(jax.lax.stop_gradient, joins=True),  # see `interop.gradients`
-    "aten.fake_quantize_per_tensor_affine_cachemask.default": Row(_quantised),
-    "aten.rrelu_with_noise_functional.default": Row(_rrelu),
+    "jaxrobust.stop.default": OperatorRule(
+        jax.lax.stop_gradient, joins=True
+    ),  # see `interop.gradients`
+    "aten.fake_quantize_per_tensor_affine_cachemask.default": OperatorRule(_quantised),
+    "aten.rrelu_with_noise_functional.default": OperatorRule(_rrelu),
 }

@@ -7,7 +7,7 @@ from jax import lax
 
 from jaxrobust.interop.operators.gradients import with_gradient_of
 from jaxrobust.interop.operators.reductions import along
-from jaxrobust.interop.program import Ints, Row
+from jaxrobust.interop.program import Ints, OperatorRule
 from jaxrobust.types import Array
 
 
@@ -117,9 +117,9 @@ def _trilinear(
 
 
 TABLE = {
-    "aten.scatter_reduce.two": Row(_scatter_reduce),
-    "aten._cdist_forward.default": Row(_distances),
-    "aten._euclidean_dist.default": Row(_euclidean),
-    "aten._pdist_forward.default": Row(_pairs),
-    "aten._trilinear.default": Row(_trilinear),
+    "aten.scatter_reduce.two": OperatorRule(_scatter_reduce),
+    "aten._cdist_forward.default": OperatorRule(_distances),
+    "aten._euclidean_dist.default": OperatorRule(_euclidean),
+    "aten._pdist_forward.default": OperatorRule(_pairs),
+    "aten._trilinear.default": OperatorRule(_trilinear),
 }

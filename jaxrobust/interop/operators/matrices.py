@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
-from jaxrobust.interop.program import Row
+from jaxrobust.interop.program import OperatorRule
 from jaxrobust.types import Array
 
 
@@ -81,10 +81,10 @@ def _singular(
 
 
 TABLE = {
-    "aten.linalg_inv_ex.default": Row(_inverse),
-    "aten._linalg_solve_ex.default": Row(_solve),
-    "aten.linalg_solve_triangular.default": Row(_solve_triangular),
-    "aten.linalg_cholesky_ex.default": Row(_cholesky_and_info),
-    "aten.cholesky.default": Row(_cholesky),
-    "aten._linalg_svd.default": Row(_singular),
+    "aten.linalg_inv_ex.default": OperatorRule(_inverse),
+    "aten._linalg_solve_ex.default": OperatorRule(_solve),
+    "aten.linalg_solve_triangular.default": OperatorRule(_solve_triangular),
+    "aten.linalg_cholesky_ex.default": OperatorRule(_cholesky_and_info),
+    "aten.cholesky.default": OperatorRule(_cholesky),
+    "aten._linalg_svd.default": OperatorRule(_singular),
 }

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.interop.program import ChannelsLast, Ints, Row
+from jaxrobust.interop.program import ChannelsLast, Ints, OperatorRule
 from jaxrobust.types import Array
 
 Weight = Array | None
@@ -59,8 +59,10 @@ def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> Array:
 
 
 TABLE = {
-    "aten._native_batch_norm_legit_no_training.default": Row(_batch_norm_plain, _batch_norm),
-    "aten._native_batch_norm_legit.no_stats": Row(None, _batch_norm_of_images),
-    "aten.native_layer_norm.default": Row(_layer_norm),
-    "aten.native_group_norm.default": Row(None, _group_norm),
+    "aten._native_batch_norm_legit_no_training.default": OperatorRule(
+        _batch_norm_plain, _batch_norm
+    ),
+    "aten._native_batch_norm_legit.no_stats": OperatorRule(None, _batch_norm_of_images),
+    "aten.native_layer_norm.default": OperatorRule(_layer_norm),
+    "aten.native_group_norm.default": OperatorRule(None, _group_norm),
 }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrobust.interop.program import ChannelsLast, Ints, Row
+from jaxrobust.interop.program import ChannelsLast, Ints, OperatorRule
 from jaxrobust.types import Array
 
 
@@ -228,18 +228,18 @@ def _smoothed(
 
 
 TABLE = {
-    "aten.max_pool2d_with_indices.default": Row(None, _max_pool),
-    "aten.max_pool3d_with_indices.default": Row(None, _max_pool),
-    "aten.avg_pool2d.default": Row(None, _average_pool),
-    "aten.avg_pool3d.default": Row(None, _average_pool),
+    "aten.max_pool2d_with_indices.default": OperatorRule(None, _max_pool),
+    "aten.max_pool3d_with_indices.default": OperatorRule(None, _max_pool),
+    "aten.avg_pool2d.default": OperatorRule(None, _average_pool),
+    "aten.avg_pool3d.default": OperatorRule(None, _average_pool),
     **dict.fromkeys(
         ("aten._adaptive_avg_pool2d.default", "aten._adaptive_avg_pool3d.default"),
-        Row(None, lambda x, counts: ChannelsLast(_adaptive(x, counts, jnp.mean))),
+        OperatorRule(None, lambda x, counts: ChannelsLast(_adaptive(x, counts, jnp.mean))),
     ),
-    "aten.adaptive_max_pool2d.default": Row(None, _adaptive_max),
-    "aten.adaptive_max_pool3d.default": Row(None, _adaptive_max),
-    "aten._upsample_bilinear2d_aa.default": Row(None, _smoothed(_triangle, 1)),
-    "aten._upsample_bicubic2d_aa.default": Row(None, _smoothed(_cubic, 2)),
-    "aten.upsample_nearest2d.vec": Row(None, _nearest),
-    "aten.upsample_bilinear2d.vec": Row(None, _linear),
+    "aten.adaptive_max_pool2d.default": OperatorRule(None, _adaptive_max),
+    "aten.adaptive_max_pool3d.default": OperatorRule(None, _adaptive_max),
+    "aten._upsample_bilinear2d_aa.default": OperatorRule(None, _smoothed(_triangle, 1)),
+    "aten._upsample_bicubic2d_aa.default": OperatorRule(None, _smoothed(_cubic, 2)),
+    "aten.upsample_nearest2d.vec": OperatorRule(None, _nearest),
+    "aten.upsample_bilinear2d.vec": OperatorRule(None, _linear),
 }

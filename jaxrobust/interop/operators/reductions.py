@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxrobust.interop.operators.gradients import with_gradient_of
 from jaxrobust.interop.operators.shapes import moved
-from jaxrobust.interop.program import ChannelsLast, Ints, Row
+from jaxrobust.interop.program import ChannelsLast, Ints, OperatorRule
 from jaxrobust.types import Array
 
 Dims = Ints | None
@@ -21,7 +21,7 @@ def _axes(dims: Dims, axes: int) -> tuple[int, ...]:
     return tuple(dim % axes for dim in dims) if dims else tuple(range(axes))
 
 
-def _over(reduce: Callable[..., Array]) -> Row:
+def _over(reduce: Callable[..., Array]) -> OperatorRule:
     def plain(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **rest: Any) -> Array:
         x = x if dtype is None else x.astype(dtype)
         return reduce(x, _axes(dims, x.ndim), keepdims=keepdim, **rest)
@@ -36,7 +36,7 @@ def _over(reduce: Callable[..., Array]) -> Row:
             return ChannelsLast(reduced)
         return reduced if reduced.ndim == 2 else ChannelsLast(reduced)
 
-    return Row(plain, last)
+    return OperatorRule(plain, last)
 
 
 def _deviation(x: Array, axes: Any, *, keepdims: bool, correction: float | None = 1) -> Array:
@@ -60,9 +60,11 @@ def taken(x: Array, places: Array, dim: int, keepdim: bool) -> tuple[Array, Arra
     return (values, places) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(places, dim))
 
 
-def _extreme(arg: Callable[..., Array]) -> Row:
+def _extreme(arg: Callable[..., Array]) -> OperatorRule:
     """Return the row of an extreme with its place; the gradient goes to that place alone."""
-    return Row(lambda x, dim, keepdim: taken(x, arg(x, axis=dim, keepdims=True), dim, keepdim))
+    return OperatorRule(
+        lambda x, dim, keepdim: taken(x, arg(x, axis=dim, keepdims=True), dim, keepdim)
+    )
 
 
 def _sort(x: Array, dim: int, descending: bool) -> tuple[Array, Array]:
@@ -160,41 +162,45 @@ def _fourier_to_reals(x: Array, dims: Ints, normalization: int, last: int) -> Ar
 TABLE = {
     "aten.sum.dim_IntList": _over(jnp.sum),
     "aten.mean.dim": _over(jnp.mean),
-    "aten.mean.default": Row(
+    "aten.mean.default": OperatorRule(
         lambda x, dtype=None: jnp.mean(x if dtype is None else x.astype(dtype))
     ),
     "aten.amax.default": _over(jnp.max),
     "aten.amin.default": _over(jnp.min),
     "aten.var.correction": _over(_deviation),
-    "aten.prod.dim_int": Row(
+    "aten.prod.dim_int": OperatorRule(
         lambda x, dim, keepdim, dtype=None: jnp.prod(x, dim, dtype, keepdims=keepdim)
     ),
-    "aten.any.dim": Row(lambda x, dim, keepdim: jnp.any(x, dim, keepdims=keepdim)),
+    "aten.any.dim": OperatorRule(lambda x, dim, keepdim: jnp.any(x, dim, keepdims=keepdim)),
     "aten.any.dims": _over(jnp.any),
-    "aten.any.default": Row(jnp.any),
-    "aten.linalg_vector_norm.default": Row(_norm),
-    "aten.cumsum.default": Row(lambda x, dim, dtype=None: jnp.cumsum(x, dim, dtype)),
-    "aten.cumprod.default": Row(lambda x, dim, dtype=None: jnp.cumprod(x, dim, dtype)),
-    "aten.logcumsumexp.default": Row(lambda x, dim: lax.cumlogsumexp(x, dim % x.ndim)),
+    "aten.any.default": OperatorRule(jnp.any),
+    "aten.linalg_vector_norm.default": OperatorRule(_norm),
+    "aten.cumsum.default": OperatorRule(lambda x, dim, dtype=None: jnp.cumsum(x, dim, dtype)),
+    "aten.cumprod.default": OperatorRule(lambda x, dim, dtype=None: jnp.cumprod(x, dim, dtype)),
+    "aten.logcumsumexp.default": OperatorRule(lambda x, dim: lax.cumlogsumexp(x, dim % x.ndim)),
     "aten.max.dim": _extreme(jnp.argmax),
     "aten.min.dim": _extreme(jnp.argmin),
-    "aten.argmax.default": Row(lambda x, dim, keepdim: jnp.argmax(x, dim, keepdims=keepdim)),
-    "aten.argmin.default": Row(lambda x, dim, keepdim: jnp.argmin(x, dim, keepdims=keepdim)),
-    "aten._softmax.default": Row(lambda x, dim, half: jax.nn.softmax(x, axis=dim)),
-    "aten._log_softmax.default": Row(lambda x, dim, half: jax.nn.log_softmax(x, axis=dim)),
-    "aten.sort.default": Row(_sort),
-    "aten.topk.default": Row(_topk),
-    "aten._fft_c2c.default": Row(_fourier),
-    "aten._fft_r2c.default": Row(_fourier_of_reals),
-    "aten._fft_c2r.default": Row(_fourier_to_reals),
-    "aten.view_as_real.default": Row(lambda x: jnp.stack([x.real, x.imag], -1)),
-    "aten.view_as_complex.default": Row(lambda x: lax.complex(x[..., 0], x[..., 1])),
-    "aten.gather.default": Row(_gather),
-    **{f"aten.scatter.{name}": Row(_scatter) for name in ("src", "value")},
-    "aten.scatter_add.default": Row(_scatter_add),
-    "aten.index.Tensor": Row(lambda x, indices: x[_chosen(x, indices)]),
-    "aten.index_put.default": Row(_index_put),
-    "aten.put.default": Row(_put),
-    "aten.index_select.default": Row(lambda x, dim, places: jnp.take(x, places, axis=dim)),
-    "aten.embedding.default": Row(lambda table, places, *ignored: table[places]),
+    "aten.argmax.default": OperatorRule(
+        lambda x, dim, keepdim: jnp.argmax(x, dim, keepdims=keepdim)
+    ),
+    "aten.argmin.default": OperatorRule(
+        lambda x, dim, keepdim: jnp.argmin(x, dim, keepdims=keepdim)
+    ),
+    "aten._softmax.default": OperatorRule(lambda x, dim, half: jax.nn.softmax(x, axis=dim)),
+    "aten._log_softmax.default": OperatorRule(lambda x, dim, half: jax.nn.log_softmax(x, axis=dim)),
+    "aten.sort.default": OperatorRule(_sort),
+    "aten.topk.default": OperatorRule(_topk),
+    "aten._fft_c2c.default": OperatorRule(_fourier),
+    "aten._fft_r2c.default": OperatorRule(_fourier_of_reals),
+    "aten._fft_c2r.default": OperatorRule(_fourier_to_reals),
+    "aten.view_as_real.default": OperatorRule(lambda x: jnp.stack([x.real, x.imag], -1)),
+    "aten.view_as_complex.default": OperatorRule(lambda x: lax.complex(x[..., 0], x[..., 1])),
+    "aten.gather.default": OperatorRule(_gather),
+    **{f"aten.scatter.{name}": OperatorRule(_scatter) for name in ("src", "value")},
+    "aten.scatter_add.default": OperatorRule(_scatter_add),
+    "aten.index.Tensor": OperatorRule(lambda x, indices: x[_chosen(x, indices)]),
+    "aten.index_put.default": OperatorRule(_index_put),
+    "aten.put.default": OperatorRule(_put),
+    "aten.index_select.default": OperatorRule(lambda x, dim, places: jnp.take(x, places, axis=dim)),
+    "aten.embedding.default": OperatorRule(lambda table, places, *ignored: table[places]),
 }

@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxrobust.interop.operators.gradients import with_gradient_of
 from jaxrobust.interop.operators.reductions import taken
-from jaxrobust.interop.program import Row
+from jaxrobust.interop.program import OperatorRule
 from jaxrobust.types import Array
 
 
@@ -30,7 +30,7 @@ def _median_of_numbers(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]
     return taken(x, places, dim, keepdim)
 
 
-def _whole(median: Callable[[Array, int, bool], tuple[Array, Array]]) -> Row:
+def _whole(median: Callable[[Array, int, bool], tuple[Array, Array]]) -> OperatorRule:
     """Return the row of the median of all numbers; equal ones share its gradient."""
 
     def whole(x: Array) -> Array:
@@ -38,7 +38,7 @@ def _whole(median: Callable[[Array, int, bool], tuple[Array, Array]]) -> Row:
         equal = (x == value) | (jnp.isnan(x) & jnp.isnan(value))
         return with_gradient_of(value, jnp.where(equal, x, 0).sum() / equal.sum())
 
-    return Row(whole)
+    return OperatorRule(whole)
 
 
 def _mode(x: Array, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]:
@@ -126,7 +126,7 @@ def _selected(row: Array, k: int) -> Array:
     return lax.while_loop(lambda state: state[2] > state[1], step, start)[0][k]
 
 
-def _running(beats: Callable[[Array, Array], Array]) -> Row:
+def _running(beats: Callable[[Array, Array], Array]) -> OperatorRule:
     """Return the row of a running extreme with its place: the last one of equal ones."""
 
     def join(left: Any, right: Any) -> Any:
@@ -141,7 +141,7 @@ def _running(beats: Callable[[Array, Array], Array]) -> Row:
         places = lax.associative_scan(join, pairs, axis=dim)[1]
         return jnp.take_along_axis(x, places, axis=dim), places
 
-    return Row(running)
+    return OperatorRule(running)
 
 
 def _bucketize(x: Array, bounds: Array, out_int32: bool = False, right: bool = False) -> Array:
@@ -168,17 +168,17 @@ def _searchsorted(
 
 
 TABLE = {
-    "aten.max.default": Row(jnp.max),
-    "aten.min.default": Row(jnp.min),
+    "aten.max.default": OperatorRule(jnp.max),
+    "aten.min.default": OperatorRule(jnp.min),
     "aten.median.default": _whole(_median),
-    "aten.median.dim": Row(_median),
+    "aten.median.dim": OperatorRule(_median),
     "aten.nanmedian.default": _whole(_median_of_numbers),
-    "aten.nanmedian.dim": Row(_median_of_numbers),
-    "aten.mode.default": Row(_mode),
-    "aten.histc.default": Row(_histogram),
-    "aten.kthvalue.default": Row(_kth_value),
+    "aten.nanmedian.dim": OperatorRule(_median_of_numbers),
+    "aten.mode.default": OperatorRule(_mode),
+    "aten.histc.default": OperatorRule(_histogram),
+    "aten.kthvalue.default": OperatorRule(_kth_value),
     "aten.cummax.default": _running(jnp.greater_equal),
     "aten.cummin.default": _running(jnp.less_equal),
-    "aten.bucketize.Tensor": Row(_bucketize),
-    "aten.searchsorted.Tensor": Row(_searchsorted),
+    "aten.bucketize.Tensor": OperatorRule(_bucketize),
+    "aten.searchsorted.Tensor": OperatorRule(_searchsorted),
 }

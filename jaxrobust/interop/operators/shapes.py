@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrobust.interop.program import ChannelsLast, Ints, Row
+from jaxrobust.interop.program import ChannelsLast, Ints, OperatorRule
 from jaxrobust.types import Array
 
 
@@ -86,28 +86,30 @@ def _slice_scatter(x: Array, source: Array, dim: int, start: Any, end: Any, step
 
 
 TABLE = {
-    "aten.view.default": Row(lambda x, sizes: x.reshape(sizes)),
-    "aten.permute.default": Row(jnp.transpose),
-    "aten.unsqueeze.default": Row(jnp.expand_dims),
-    "aten.squeeze.dims": Row(_squeeze),
-    "aten.expand.default": Row(_expand),
-    "aten.repeat.default": Row(jnp.tile),
-    "aten.slice.Tensor": Row(lambda x, dim, *rest: _part(x, dim % x.ndim, *rest), _slice_last),
-    "aten.select.int": Row(lambda x, dim, place: lax.index_in_dim(x, place, dim, False)),
-    "aten.split_with_sizes.default": Row(_split, _split_last),
-    "aten.cat.default": Row(_concatenate, _concatenate_last),
-    "aten.flip.default": Row(lambda x, dims: jnp.flip(x, dims)),
-    "aten.constant_pad_nd.default": Row(partial(_padded, last=False), _pad_last),
-    "aten.as_strided.default": Row(_strided),
-    "aten.unfold.default": Row(_unfold),
-    "aten.diagonal.default": Row(jnp.diagonal),
-    "aten.slice_scatter.default": Row(_slice_scatter),
-    "aten.full.default": Row(jnp.full),
-    "aten.full_like.default": Row(jnp.full_like),
-    "aten.scalar_tensor.default": Row(lambda value, dtype=None: jnp.asarray(value, dtype)),
-    "aten.arange.start_step": Row(jnp.arange),
+    "aten.view.default": OperatorRule(lambda x, sizes: x.reshape(sizes)),
+    "aten.permute.default": OperatorRule(jnp.transpose),
+    "aten.unsqueeze.default": OperatorRule(jnp.expand_dims),
+    "aten.squeeze.dims": OperatorRule(_squeeze),
+    "aten.expand.default": OperatorRule(_expand),
+    "aten.repeat.default": OperatorRule(jnp.tile),
+    "aten.slice.Tensor": OperatorRule(
+        lambda x, dim, *rest: _part(x, dim % x.ndim, *rest), _slice_last
+    ),
+    "aten.select.int": OperatorRule(lambda x, dim, place: lax.index_in_dim(x, place, dim, False)),
+    "aten.split_with_sizes.default": OperatorRule(_split, _split_last),
+    "aten.cat.default": OperatorRule(_concatenate, _concatenate_last),
+    "aten.flip.default": OperatorRule(lambda x, dims: jnp.flip(x, dims)),
+    "aten.constant_pad_nd.default": OperatorRule(partial(_padded, last=False), _pad_last),
+    "aten.as_strided.default": OperatorRule(_strided),
+    "aten.unfold.default": OperatorRule(_unfold),
+    "aten.diagonal.default": OperatorRule(jnp.diagonal),
+    "aten.slice_scatter.default": OperatorRule(_slice_scatter),
+    "aten.full.default": OperatorRule(jnp.full),
+    "aten.full_like.default": OperatorRule(jnp.full_like),
+    "aten.scalar_tensor.default": OperatorRule(lambda value, dtype=None: jnp.asarray(value, dtype)),
+    "aten.arange.start_step": OperatorRule(jnp.arange),
     **{  # written before they are read
-        f"aten.{name}": Row(lambda sizes, *strides, dtype=None: jnp.zeros(sizes, dtype))
+        f"aten.{name}": OperatorRule(lambda sizes, *strides, dtype=None: jnp.zeros(sizes, dtype))
         for name in ("empty.memory_format", "empty_permuted.default")
     },
 }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.interop.operators import DRAWS, TABLE
-from jaxrobust.interop.program import OWN, Kind, Of, Program, Step, names_in, read_by
+from jaxrobust.interop.program import OWN, NumberType, Of, OperatorCall, Program, names_in, read_by
 from jaxrobust.interop.reading import gradients, masks, refusals, scripted, watching
 from jaxrobust.interop.reading.drawing import draws, drops, is_draw, refusal
 from jaxrobust.interop.reading.folding import COMPUTED, Free
@@ -219,9 +219,11 @@ def _paths(program: Any) -> list[str]:
     return [".".join(re.findall(r"\w+", pytree.keystr(path))) for path in paths]
 
 
-def _steps(graph: Any, free: Free, random: bool) -> Iterator[Step]:
+def _steps(graph: Any, free: Free, random: bool) -> Iterator[OperatorCall]:
     """Yield what is left to compute of images; what no image changes joins what is free."""
-    backward: dict[str, Step] = {}  # what is computed of gradients, by the names of the values
+    backward: dict[
+        str, OperatorCall
+    ] = {}  # what is computed of gradients, by the names of the values
     checks: set[Any] = set()
     for node in graph.nodes:
         if node.op != "call_function":
@@ -238,7 +240,7 @@ def _steps(graph: Any, free: Free, random: bool) -> Iterator[Step]:
         elif free.takes(node, name, TABLE):
             continue
         if name == gradients.HOLE:
-            backward[node.name] = Step(node.name, name, (), {}, line(node))
+            backward[node.name] = OperatorCall(node.name, name, (), {}, line(node))
             continue
         if name not in (DRAWS if drawn else TABLE) and name not in ("getitem", OWN):
             raise ValueError(refusals.no_row(line(node), name))
@@ -257,7 +259,7 @@ def _is_check(node: Any, name: str) -> bool:
     return any(part in name for part in _CHECKS)
 
 
-def _living(steps: Sequence[Step], results: set[str]) -> list[Step]:
+def _living(steps: Sequence[OperatorCall], results: set[str]) -> list[OperatorCall]:
     read, living = set(results), []
     for step in reversed(steps):
         if step.name in read or is_draw(step.operator):
@@ -266,7 +268,7 @@ def _living(steps: Sequence[Step], results: set[str]) -> list[Step]:
     return living[::-1]
 
 
-def _needed(step: Step, backward: dict[str, Step]) -> tuple[Step, ...]:
+def _needed(step: OperatorCall, backward: dict[str, OperatorCall]) -> tuple[OperatorCall, ...]:
     """Return the steps from a step's holes to its gradients, in their order."""
     wanted, todo = set(), list(names_in(step.operands[3]))
     while todo:
@@ -281,10 +283,10 @@ def _name(target: Any) -> str:
     return str(target) if hasattr(target, "_schema") else target.__name__
 
 
-def _step(node: Any, name: str, free: Free) -> Step:
+def _step(node: Any, name: str, free: Free) -> OperatorCall:
     read = functools.partial(_operand, free)
     if not hasattr(node.target, "_schema"):
-        return Step(node.name, name, tuple(map(read, node.args)), {}, line(node))
+        return OperatorCall(node.name, name, tuple(map(read, node.args)), {}, line(node))
     operands, named = [], {}
     for place, argument in enumerate(node.target._schema.arguments):
         if argument.name in _DROPPED:
@@ -297,7 +299,7 @@ def _step(node: Any, name: str, free: Free) -> Step:
             named[argument.name] = value
         else:
             operands.append(value)
-    return Step(node.name, name, tuple(operands), named, line(node))
+    return OperatorCall(node.name, name, tuple(operands), named, line(node))
 
 
 def _operand(free: Free, value: Any) -> Any:
@@ -306,7 +308,7 @@ def _operand(free: Free, value: Any) -> Any:
     if isinstance(value, torch.fx.Node):
         return free.values[value.name] if free.is_number(value.name) else Of(value.name)
     if isinstance(value, torch.dtype):
-        return Kind(str(value).removeprefix("torch."))
+        return NumberType(str(value).removeprefix("torch."))
     if isinstance(value, list | tuple):
         return tuple(_operand(free, each) for each in value)
     return value

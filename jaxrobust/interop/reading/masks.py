@@ -5,12 +5,14 @@ XLA computes with sizes that are known. A mask that no image changes says how ma
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxrobust.interop.program import Of, Step
+from jaxrobust.interop.program import Of, OperatorCall
 
 _INDEXED = {"aten.index.Tensor", "aten.index_put.default"}
 
 
-def resolved(exported: Any, steps: Sequence[Step], values: Mapping[str, Any]) -> tuple[Step, ...]:
+def resolved(
+    exported: Any, steps: Sequence[OperatorCall], values: Mapping[str, Any]
+) -> tuple[OperatorCall, ...]:
     """Put places for known masks into the steps of a program; a mask of images is refused."""
     nodes = {node.name: node for node in exported.graph.nodes}
     return tuple(
@@ -18,7 +20,7 @@ def resolved(exported: Any, steps: Sequence[Step], values: Mapping[str, Any]) ->
     )
 
 
-def _resolved(step: Step, nodes: dict[str, Any], values: Mapping[str, Any]) -> Step:
+def _resolved(step: OperatorCall, nodes: dict[str, Any], values: Mapping[str, Any]) -> OperatorCall:
     import torch
 
     indices: list[Any] = []
@@ -42,7 +44,7 @@ def _resolved(step: Step, nodes: dict[str, Any], values: Mapping[str, Any]) -> S
     return step._replace(operands=(step.operands[0], tuple(indices), *step.operands[2:]))
 
 
-def _puts_one_number(step: Step, nodes: dict[str, Any]) -> bool:
+def _puts_one_number(step: OperatorCall, nodes: dict[str, Any]) -> bool:
     if step.operator != "aten.index_put.default" or not isinstance(step.operands[2], Of):
         return False
     value = nodes[step.operands[2].name].meta.get("val")

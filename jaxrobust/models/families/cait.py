@@ -11,7 +11,7 @@ from flax import nnx
 from jaxrobust.models.families import stems, vit
 from jaxrobust.models.families.vit import PatchEmbed, grid_of, token_rows
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import keys, row
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
@@ -158,10 +158,10 @@ def torch_keys(v: Variant) -> list[str]:
 MEMBERS = {
     # The thesis' own: timm has it with 24 blocks.
     "cait_s12": Member(
-        Reference("cait_s24_224", {"depth": 12, "init_values": 1.0}), Paper(None, "4.76")
+        TorchVariant("cait_s24_224", {"depth": 12, "init_values": 1.0}), PaperFigures(None, "4.76")
     ),
-    "cait_s24": Member(Reference("cait_s24_224")),
-    "cait_xxs24": Member(Reference("cait_xxs24_224")),
+    "cait_s24": Member(TorchVariant("cait_s24_224")),
+    "cait_xxs24": Member(TorchVariant("cait_xxs24_224")),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=vit.NAMES.stem, head=vit.NAMES.head)
 FAMILY = Family("cait", "CaiT", VARIANTS, create, NAMES, MEMBERS, "matrices-not-tokens")

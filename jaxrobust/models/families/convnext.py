@@ -12,7 +12,7 @@ from flax import nnx
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.normed_depthwise import depthwise_norm
@@ -204,17 +204,21 @@ def torch_keys(v: Variant) -> list[str]:
 
 _N: dict[str, Any] = {"depths": (2, 2, 2), "dims": (64, 128, 256), "gamma_init": 0.1}
 MEMBERS = {
-    "convnext_t": Member(Reference("convnext_tiny"), Paper("28.59", "4.47")),
-    "convnext_t_cvst": Member(Reference("convnext_tiny"), Paper("28.63", "4.60")),
-    "convnext_s": Member(Reference("convnext_small"), Paper("50.10", "8.70", misprint=True)),
-    "convnext_s_cvst": Member(Reference("convnext_small"), Paper("50.33", "8.79", misprint=True)),
-    "convnext_b": Member(Reference("convnext_base"), Paper("88.59", "15.38")),
-    "convnext_b_cvst": Member(Reference("convnext_base"), Paper("88.75", "15.97")),
-    "convnext_l": Member(Reference("convnext_large")),
-    "convnext_l_cvst": Member(Reference("convnext_large")),
-    "convnext_n": Member(Reference("convnext.py", _N | {"stem_strides": (2,)}), counted_at=32),
+    "convnext_t": Member(TorchVariant("convnext_tiny"), PaperFigures("28.59", "4.47")),
+    "convnext_t_cvst": Member(TorchVariant("convnext_tiny"), PaperFigures("28.63", "4.60")),
+    "convnext_s": Member(
+        TorchVariant("convnext_small"), PaperFigures("50.10", "8.70", misprint=True)
+    ),
+    "convnext_s_cvst": Member(
+        TorchVariant("convnext_small"), PaperFigures("50.33", "8.79", misprint=True)
+    ),
+    "convnext_b": Member(TorchVariant("convnext_base"), PaperFigures("88.59", "15.38")),
+    "convnext_b_cvst": Member(TorchVariant("convnext_base"), PaperFigures("88.75", "15.97")),
+    "convnext_l": Member(TorchVariant("convnext_large")),
+    "convnext_l_cvst": Member(TorchVariant("convnext_large")),
+    "convnext_n": Member(TorchVariant("convnext.py", _N | {"stem_strides": (2,)}), counted_at=32),
     "convnext_n_cvst": Member(
-        Reference("convnext.py", _N | {"stem_widths": (32, 64), "stem_strides": (2, 1)}),
+        TorchVariant("convnext.py", _N | {"stem_widths": (32, 64), "stem_strides": (2, 1)}),
         counted_at=32,
     ),
 }

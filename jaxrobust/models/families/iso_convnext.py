@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches
@@ -104,9 +104,9 @@ _ISO: dict[str, Any] = {"depth": 18, "dim": 384}
 _CVST: dict[str, Any] = {"stem_widths": (48, 96, 192, 384), "stem_strides": (2, 2, 2, 2)}
 VARIANTS = {"iso_convnext_s": Variant(**_ISO), "iso_convnext_s_cvst": Variant(**_ISO, **_CVST)}
 MEMBERS = {
-    "iso_convnext_s": Member(Reference("iso_convnext.py", _ISO), Paper("22.31", "4.29")),
+    "iso_convnext_s": Member(TorchVariant("iso_convnext.py", _ISO), PaperFigures("22.31", "4.29")),
     "iso_convnext_s_cvst": Member(
-        Reference("iso_convnext.py", _ISO | _CVST), Paper("23.04", "4.67")
+        TorchVariant("iso_convnext.py", _ISO | _CVST), PaperFigures("23.04", "4.67")
     ),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stem\..*", head=r"head\..*")

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, drop, keys, row, table
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
@@ -195,17 +195,17 @@ def torch_keys(v: Variant) -> list[str]:
 
 
 MEMBERS = {
-    "resnet18": Member(Reference("resnet18"), title="ResNet-18"),
-    "resnet50": Member(Reference("resnet50"), Paper(None, "4.11"), title="ResNet-50"),
+    "resnet18": Member(TorchVariant("resnet18"), title="ResNet-18"),
+    "resnet50": Member(TorchVariant("resnet50"), PaperFigures(None, "4.11"), title="ResNet-50"),
     "resnet50_gelu": Member(
-        Reference("resnet50", {"act_layer": "gelu"}), title="ResNet-50 with GELU"
+        TorchVariant("resnet50", {"act_layer": "gelu"}), title="ResNet-50 with GELU"
     ),
     "wide_resnet50_2": Member(
-        Reference("wide_resnet50_2"), Paper(None, "11.47"), title="WideResNet-50-2"
+        TorchVariant("wide_resnet50_2"), PaperFigures(None, "11.47"), title="WideResNet-50-2"
     ),
     "cifar_resnet50": Member(
-        Reference("resnet.py", {"depths": _50, "small_stem": True}),
-        paper=Paper("23.52", ""),
+        TorchVariant("resnet.py", {"depths": _50, "small_stem": True}),
+        paper=PaperFigures("23.52", ""),
         counted_at=32,
         num_classes=10,
         title="ResNet-50 at 32 px",

@@ -16,8 +16,8 @@ from jaxrobust.models.families import robust_blocks
 from jaxrobust.models.families.robust_blocks import BLOCKS, SE, Block, conv, norm_of
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, Row, keys, table
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, Renaming, keys, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, split, torch_uniform
@@ -154,7 +154,7 @@ _CONV = rf"(stem_conv|{_LAYER}(?:conv\d(?:\.\d+)?|shortcut\.0))"
 _NORM = rf"(norm1|{_LAYER}(?:bn\d(?:\.\d+)?|se_bn))"
 
 
-def _rows(convs: dict[str, str], norms: dict[str, str]) -> list[Row]:
+def _rows(convs: dict[str, str], norms: dict[str, str]) -> list[Renaming]:
     """List the rows of a naming: patterns of convolutions and norms with their targets."""
     squeezes = {rf"{_LAYER}se\.fc\.{2 * i}": rf"\1se.fc{i + 1}" for i in range(2)}
     return table(BATCH_NORM_COUNT, convs=convs, norms=norms, linears=squeezes | {"fc": "fc"})
@@ -286,26 +286,26 @@ def _squeeze_options(own: Mapping[str, tuple[int, ...]], inner: int, outs: int) 
 
 
 # Title on leaderboards, and millions of parameters and 1e9 multiply-adds as Table 2 prints them.
-_KNOWN: dict[str, tuple[str, Paper | None]] = {
-    "wrn_28_10": ("WideResNet-28-10", Paper("36.5", "5.20")),
-    "wrn_34_12": ("WideResNet-34-12", Paper("66.5", "9.60")),
-    "wrn_46_14": ("WideResNet-46-14", Paper("128", "18.6")),
-    "wrn_70_16": ("WideResNet-70-16", Paper("267", "38.8")),
-    "wrn_34_r": ("WideResNet-34-R", Paper("68.1", "19.1")),
+_KNOWN: dict[str, tuple[str, PaperFigures | None]] = {
+    "wrn_28_10": ("WideResNet-28-10", PaperFigures("36.5", "5.20")),
+    "wrn_34_12": ("WideResNet-34-12", PaperFigures("66.5", "9.60")),
+    "wrn_46_14": ("WideResNet-46-14", PaperFigures("128", "18.6")),
+    "wrn_70_16": ("WideResNet-70-16", PaperFigures("267", "38.8")),
+    "wrn_34_r": ("WideResNet-34-R", PaperFigures("68.1", "19.1")),
     **{f"wrn_a{i}": (f"WRN-A{i}", None) for i in _A},
     "wrn_a4_silu": ("WRN-A4 with SiLU", None),
-    "robustresnet_a1": ("RobustResNet-A1", Paper("19.2", "5.11")),
-    "robustresnet_a2": ("RobustResNet-A2", Paper("39.0", "10.8")),
-    "robustresnet_a3": ("RobustResNet-A3", Paper("75.9", "19.9")),
-    "robustresnet_a4": ("RobustResNet-A4", Paper("147", "39.4")),
+    "robustresnet_a1": ("RobustResNet-A1", PaperFigures("19.2", "5.11")),
+    "robustresnet_a2": ("RobustResNet-A2", PaperFigures("39.0", "10.8")),
+    "robustresnet_a3": ("RobustResNet-A3", PaperFigures("75.9", "19.9")),
+    "robustresnet_a4": ("RobustResNet-A4", PaperFigures("147", "39.4")),
 }
 
 
-def _reference(name: str) -> Reference:
+def _reference(name: str) -> TorchVariant:
     """Name our file in PyTorch with what a row says beyond the defaults."""
     plain = Variant(())._asdict()
     fields = VARIANTS[name]._asdict().items()
-    return Reference("robust_resnet.py", {k: v for k, v in fields if v != plain[k]})
+    return TorchVariant("robust_resnet.py", {k: v for k, v in fields if v != plain[k]})
 
 
 MEMBERS = {

@@ -13,7 +13,7 @@ from jaxrobust.models.families import residual
 from jaxrobust.models.families.searched_cells import CELLS, Block, Maker, Place
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, torch_default
@@ -149,15 +149,15 @@ def torch_keys(v: Variant) -> list[str]:
 
 
 _KNOWN = {
-    "robnet_large_v2": ("RobNet-large-v2", Paper("33.3", "5.10")),
-    "advrush_7_96": ("AdvRush (7@96)", Paper("32.6", "4.97")),
-    "racl_7_104": ("RACL (7@104)", Paper("32.5", "4.93")),
+    "robnet_large_v2": ("RobNet-large-v2", PaperFigures("33.3", "5.10")),
+    "advrush_7_96": ("AdvRush (7@96)", PaperFigures("32.6", "4.97")),
+    "racl_7_104": ("RACL (7@104)", PaperFigures("32.5", "4.93")),
 }
 
 
-def _reference(name: str) -> Reference:
+def _reference(name: str) -> TorchVariant:
     """Name our file in PyTorch with the fields that a row must give."""
-    return Reference("searched.py", dict(zip(Variant._fields, VARIANTS[name][:3], strict=False)))
+    return TorchVariant("searched.py", dict(zip(Variant._fields, VARIANTS[name][:3], strict=False)))
 
 
 MEMBERS = {

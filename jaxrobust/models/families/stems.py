@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import nnx
 
-from jaxrobust.models.interface.renaming import Row, affine, conv_oihw, row
+from jaxrobust.models.interface.renaming import Renaming, affine, conv_oihw, row
 from jaxrobust.models.kernels.stem_layers import stem_layers
 from jaxrobust.models.modules.basic import Conv, Gelu, LayerNorm
 from jaxrobust.models.modules.draws import Draws, Initializer, normal_02, torch_default
@@ -59,7 +59,7 @@ def through(stem: Sequence[Any], x: Array) -> Array:
     return x
 
 
-def conv_stem_rows(theirs: str, ours: str) -> list[Row]:
+def conv_stem_rows(theirs: str, ours: str) -> list[Renaming]:
     """List the rows of a ConvStem: convolutions at 0, 3, 6, ..., norms behind them, GELUs
     between.
     """

@@ -12,8 +12,8 @@ from flax import nnx
 
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Reference
-from jaxrobust.models.interface.renaming import Naming, Row, drop, keys, linear_oi, row, table
+from jaxrobust.models.interface.family import Family, Member, Names, TorchVariant
+from jaxrobust.models.interface.renaming import Naming, Renaming, drop, keys, linear_oi, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
@@ -283,7 +283,7 @@ _SHARED = table(
 )
 
 
-def _rows(merges: dict[str, str], head: str) -> list[Row]:
+def _rows(merges: dict[str, str], head: str) -> list[Renaming]:
     """List all rows: of merges, their pattern -> our name, and the head."""
     return table(
         *_SHARED,
@@ -319,8 +319,8 @@ def torch_keys(v: Variant) -> list[str]:
 
 
 MEMBERS = {
-    "swin_b": Member(Reference("swin_base_patch4_window7_224")),
-    "swin_l": Member(Reference("swin_large_patch4_window7_224")),
+    "swin_b": Member(TorchVariant("swin_base_patch4_window7_224")),
+    "swin_l": Member(TorchVariant("swin_large_patch4_window7_224")),
 }
 _STEM, _HEAD = r"patch_embed\..*", r"head\.fc\..*"
 NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES)

@@ -13,8 +13,8 @@ from flax import nnx
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import Naming, Row, keys, row, table
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
+from jaxrobust.models.interface.renaming import Naming, Renaming, keys, row, table
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
@@ -159,7 +159,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     return classifier(lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=v.dtype)
 
 
-def token_rows(blocks: str) -> list[Row]:
+def token_rows(blocks: str) -> list[Renaming]:
     """List the rows of patches, positions, head, and of the maps and norms in `blocks` (a
     pattern).
     """
@@ -200,15 +200,15 @@ def torch_keys(v: Variant) -> list[str]:
 
 
 MEMBERS = {
-    "vit_s": Member(Reference("vit_small_patch16_224"), Paper("22.05", "4.61")),
-    "vit_s_cvst": Member(Reference("vit_small_patch16_224"), Paper("22.78", "4.99")),
-    "vit_m": Member(Reference("deit3_medium_patch16_224"), Paper("38.85", "8.01")),
-    "vit_m_cvst": Member(Reference("deit3_medium_patch16_224"), Paper("39.5", "8.38")),
-    "vit_b": Member(Reference("vit_base_patch16_224"), Paper("86.57", "17.58")),
-    "vit_b_cvst": Member(Reference("vit_base_patch16_224"), Paper("87.14", "17.93")),
+    "vit_s": Member(TorchVariant("vit_small_patch16_224"), PaperFigures("22.05", "4.61")),
+    "vit_s_cvst": Member(TorchVariant("vit_small_patch16_224"), PaperFigures("22.78", "4.99")),
+    "vit_m": Member(TorchVariant("deit3_medium_patch16_224"), PaperFigures("38.85", "8.01")),
+    "vit_m_cvst": Member(TorchVariant("deit3_medium_patch16_224"), PaperFigures("39.5", "8.38")),
+    "vit_b": Member(TorchVariant("vit_base_patch16_224"), PaperFigures("86.57", "17.58")),
+    "vit_b_cvst": Member(TorchVariant("vit_base_patch16_224"), PaperFigures("87.14", "17.93")),
     "deit_s": Member(
-        Reference("deit_small_patch16_224"),
-        Paper(None, "4.61"),
+        TorchVariant("deit_small_patch16_224"),
+        PaperFigures(None, "4.61"),
         title="DeiT-S",
         decay_mask="matrices-not-tokens",
     ),

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
     Naming,
@@ -311,19 +311,19 @@ def torch_keys(v: Variant) -> list[str]:
 
 
 _PAPERS = {
-    "xcit_s12": Paper(None, "4.82"),
-    "xcit_m12": Paper(None, "8.54"),
-    "xcit_l12": Paper(None, "18.97"),
+    "xcit_s12": PaperFigures(None, "4.82"),
+    "xcit_m12": PaperFigures(None, "8.54"),
+    "xcit_l12": PaperFigures(None, "18.97"),
 }
 _OF_TIMM = {
-    "xcit_n12": Reference("xcit_nano_12_p16_224"),
-    "xcit_t12": Reference("xcit_tiny_12_p16_224"),
-    "xcit_t24": Reference("xcit_tiny_24_p16_224"),
-    "xcit_s12": Reference("xcit_small_12_p16_224"),
-    "xcit_s24": Reference("xcit_small_24_p16_224"),
+    "xcit_n12": TorchVariant("xcit_nano_12_p16_224"),
+    "xcit_t12": TorchVariant("xcit_tiny_12_p16_224"),
+    "xcit_t24": TorchVariant("xcit_tiny_24_p16_224"),
+    "xcit_s12": TorchVariant("xcit_small_12_p16_224"),
+    "xcit_s24": TorchVariant("xcit_small_24_p16_224"),
     # timm has these two with 24 blocks only
-    "xcit_m12": Reference("xcit_medium_24_p16_224", {"depth": 12, "eta": 1.0}),
-    "xcit_l12": Reference("xcit_large_24_p16_224", {"depth": 12, "eta": 1.0}),
+    "xcit_m12": TorchVariant("xcit_medium_24_p16_224", {"depth": 12, "eta": 1.0}),
+    "xcit_l12": TorchVariant("xcit_large_24_p16_224", {"depth": 12, "eta": 1.0}),
 }
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxrobust.models.interface.renaming import Naming, Row
+from jaxrobust.models.interface.renaming import Naming, Renaming
 from jaxrobust.types import Classifier
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class Paper(NamedTuple):
+class PaperFigures(NamedTuple):
     """What a paper prints: millions of parameters, 1e9 multiply-adds; None: nothing."""
 
     parameters: str | None
@@ -23,7 +23,7 @@ class Paper(NamedTuple):
     other: bool = False  # of a network of other classes, or of one that it does not define
 
 
-class Reference(NamedTuple):
+class TorchVariant(NamedTuple):
     """What the PyTorch side of a variant is called, and what is changed in it."""
 
     base: str  # timm's name; with ".py", a file of convert/torch_modules
@@ -34,11 +34,11 @@ class Reference(NamedTuple):
 class Member(NamedTuple):
     """What is known of one variant beside its row."""
 
-    reference: Reference
+    reference: TorchVariant
     # Singh, Croce, Hein 2023 (arXiv 2303.01870), Tables 14 and 2; GFLOPs of Debenedetti's thesis;
     # of networks at 32 px Huang et al. 2022 (arXiv 2212.11005), Table 2, and Tang et al. 2022
     # (arXiv 2209.14105), Table 1.
-    paper: Paper | None = None
+    paper: PaperFigures | None = None
     counted_at: int = 224  # side of the images at which multiply-adds are counted
     num_classes: int = 1000  # of the network that is counted
     title: str = ""  # on leaderboards; empty: that of the family, with the size from its name
@@ -48,7 +48,7 @@ class Member(NamedTuple):
 class Names(NamedTuple):
     """What the parameters are called, here and on the PyTorch side."""
 
-    torch: Sequence[Row]  # from the reference's names to ours
+    torch: Sequence[Renaming]  # from the reference's names to ours
     keys: Callable[[Any], list[str]]  # a row's names there, in their order
     stem: str  # a pattern of our names: what `init.stem=fresh` draws
     head: str  # the same of `init.head=fresh`

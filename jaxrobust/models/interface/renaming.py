@@ -16,7 +16,7 @@ Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 Make = Callable[[Mapping[str, Any], re.Match[str]], np.ndarray]
 
 
-class Row(NamedTuple):
+class Renaming(NamedTuple):
     """One renaming: source names that match `pattern` become `target`, through `transform`.
 
     Several targets take the several arrays of `transform`. `target` is None for a name that is
@@ -78,18 +78,18 @@ def row(
     target: str | tuple[str, ...],
     transform: Transform = same,
     resize: Resize | None = None,
-) -> Row:
+) -> Renaming:
     r"""Make a row whose `target` may use the groups of `pattern` as `\1`; the whole name must
     match.
     """
-    return Row(re.compile(pattern), target, transform, resize=resize)
+    return Renaming(re.compile(pattern), target, transform, resize=resize)
 
 
-def drop(pattern: str, reason: str, make: Make | None = None) -> Row:
+def drop(pattern: str, reason: str, make: Make | None = None) -> Renaming:
     """Make a row that leaves matching names out, with the reason, and makes them on the way
     back.
     """
-    return Row(re.compile(pattern), None, same, reason, make=make)
+    return Renaming(re.compile(pattern), None, same, reason, make=make)
 
 
 # Of each kind of module, with a bias or without, with running statistics or without: what a
@@ -105,13 +105,13 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def table(
-    *others: Row,
+    *others: Renaming,
     convs: Mapping[str, str] = _NONE,
     linears: Mapping[str, str] = _NONE,
     norms: Mapping[str, str] = _NONE,
     theirs: str = "",
     ours: str = "",
-) -> list[Row]:
+) -> list[Renaming]:
     """List the rows of modules of three kinds, their pattern -> our name, then the others.
 
     `theirs` stands before each pattern, `ours` before each name.
@@ -134,7 +134,7 @@ class Naming(NamedTuple):
 
     origin: str  # whose files, for people
     marker: str  # a pattern of a whole name
-    rows: list[Row]
+    rows: list[Renaming]
     normalize: tuple[float, float] = (0.0, 1.0)
     fits: Callable[[Any], bool] = lambda variant: True
     of: str = ""  # for the message where a variant does not fit

@@ -23,7 +23,7 @@ class Curve(NamedTuple):
     values: np.ndarray  # f64[n], not always finite
 
 
-class Event(NamedTuple):
+class CurveEvent(NamedTuple):
     """What happened at a step."""
 
     phase: str
@@ -36,7 +36,7 @@ class Metrics(NamedTuple):
     """What metrics.jsonl tells."""
 
     curves: dict[str, dict[str, Curve]]  # phase -> quantity -> curve, phases in their order
-    events: list[Event]
+    events: list[CurveEvent]
     notes: list[str]  # what could not be read
 
 
@@ -65,7 +65,7 @@ class _Growing:
 
     def _begin(self) -> None:
         self._columns: dict[str, dict[str, tuple[array, array]]] = {}
-        self._alarms: list[Event] = []
+        self._alarms: list[CurveEvent] = []
         self._damaged: list[int] = []
         self._lines = self._offset = 0
         self._before = b""  # the bytes in front of the offset
@@ -139,15 +139,15 @@ def _row(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _alarms(row: dict[str, Any]) -> list[Event]:
+def _alarms(row: dict[str, Any]) -> list[CurveEvent]:
     values = {key: row.get(key) for key in _ALARM}
     if not all(isinstance(value, (int, float)) for value in values.values()):
         return []
     warnings = alarm.warnings({key: float(value or 0) for key, value in values.items()})
-    return [Event(row["phase"], int(row["step"]), "alarm", text) for text in warnings]
+    return [CurveEvent(row["phase"], int(row["step"]), "alarm", text) for text in warnings]
 
 
-def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[Event]:
+def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[CurveEvent]:
     events = []
     for phase, own in curves.items():
         if not {"selection_robust", "selection_images", "robust"} <= own.keys():
@@ -162,12 +162,12 @@ def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[Event]:
         for number, (step, values) in enumerate(zip(steps, between, strict=False), 1):
             training.append(float(values.mean()) if len(values) else np.nan)
             if warning := alarm.overfitting(scores[:number].tolist(), training, images=images):
-                events.append(Event(phase, int(step), "alarm", warning))
+                events.append(CurveEvent(phase, int(step), "alarm", warning))
                 break  # once is enough for a page
     return events
 
 
-def _skipped(curves: dict[str, dict[str, Curve]]) -> list[Event]:
+def _skipped(curves: dict[str, dict[str, Curve]]) -> list[CurveEvent]:
     """Find the steps that updated nothing: one event for each stretch of lines that say so."""
     events = []
     for phase, own in curves.items():
@@ -179,11 +179,11 @@ def _skipped(curves: dict[str, dict[str, Curve]]) -> list[Event]:
         for lines in stretches[:_STRETCHES]:
             text = f"{values[lines].sum():,.0f} steps had no finite gradient"
             until = f", up to step {steps[lines[-1]]:,.0f}" if len(lines) > 1 else ""
-            events.append(Event(phase, int(steps[lines[0]]), "skipped", text + until))
+            events.append(CurveEvent(phase, int(steps[lines[0]]), "skipped", text + until))
         if len(stretches) > _STRETCHES:
             last = stretches[_STRETCHES][0]
             text = f"{values[last:][values[last:] > 0].sum():,.0f} more steps from here on"
-            events.append(Event(phase, int(steps[last]), "skipped", text))
+            events.append(CurveEvent(phase, int(steps[last]), "skipped", text))
     return events
 
 

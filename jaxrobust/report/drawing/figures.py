@@ -26,7 +26,7 @@ class Line(NamedTuple):
     high: Sequence[float] | None = None
 
 
-class Row(NamedTuple):
+class Bar(NamedTuple):
     """A value with its interval, and perhaps a second value beside it."""
 
     name: str
@@ -218,7 +218,7 @@ def _summary(curves: Sequence[Line], y: Axis) -> str:
 def rows(
     identity: str,
     title: str,
-    values: Sequence[Row],
+    values: Sequence[Bar],
     x: Axis,
     *,
     names: tuple[str, str] = ("", ""),
@@ -254,7 +254,7 @@ def _rows_grid(fx: _Frame, x: Axis, bottom: float) -> Html:
     return tag("g", parts, *_numbers(fx, x, bottom + 13), label, aria_hidden="true")
 
 
-def _row(row: Row, y: float, fx: _Frame) -> list[Html]:
+def _row(row: Bar, y: float, fx: _Frame) -> list[Html]:
     name = row.name if len(row.name) <= 18 else f"{row.name[:17]}…"
     style = "c2" if row.strong else "c1"
     parts = [tag("text", name, x=2, y=y, dy="0.35em", class_="start", aria_hidden="true")]

@@ -10,7 +10,7 @@ from jaxrobust.evaluation.network import randomised
 from jaxrobust.evaluation.records import parts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.drawing.markup import Html, copied, remark, tag
-from jaxrobust.report.gathered import Evaluation
+from jaxrobust.report.gathered import ReportedEvaluation
 from jaxrobust.report.parts import sentences
 from jaxrobust.types import fraction
 
@@ -18,7 +18,7 @@ _SETTINGS = re.compile(r"(steps|targets|restarts|relative_step|step|start|l1_rul
 _VERSIONS = ("plus", "rand", "custom")
 
 
-def evaluate(one: Evaluation, workdir: str | None) -> str:
+def evaluate(one: ReportedEvaluation, workdir: str | None) -> str:
     """Return the command of an evaluation; `workdir` is the run, None: it is not known."""
     record = one.record
     function = (record.function or {}).get("name")
@@ -102,7 +102,7 @@ def _attack(record: AccuracyRecord) -> list[str]:
     return words
 
 
-def part(one: Evaluation) -> Html:
+def part(one: ReportedEvaluation) -> Html:
     """Write the command, the record and RobustBench's texts of an evaluation, folded."""
     summary = tag("summary", "To copy: command, record, RobustBench")
     command = copied("The command", evaluate(one, str(one.run) if one.run else None))
@@ -111,7 +111,7 @@ def part(one: Evaluation) -> Html:
     return tag("details", summary, shown, class_="copyonly")
 
 
-def _about(one: Evaluation) -> str:
+def _about(one: ReportedEvaluation) -> str:
     if not one.record.method and one.record.attacks:
         return (
             "A training tested itself here; jaxrobust train with its config repeats that. "
@@ -123,7 +123,7 @@ def _about(one: Evaluation) -> str:
     return f"{same} Add --noreplay where evaluations at other radii lie beside it by now."
 
 
-def _board(one: Evaluation) -> list[Html | None]:
+def _board(one: ReportedEvaluation) -> list[Html | None]:
     record = one.record
     try:
         lacks = robustbench_entry.lacks(record)

@@ -9,9 +9,9 @@ from jaxrobust.evaluation.records.pairs import Paired
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import figures
 from jaxrobust.report.drawing.curves import thinned
-from jaxrobust.report.drawing.figures import Axis, Line, Row
+from jaxrobust.report.drawing.figures import Axis, Bar, Line
 from jaxrobust.report.drawing.markup import Html, table, tag
-from jaxrobust.report.gathered import Evaluation, Run
+from jaxrobust.report.gathered import ReportedEvaluation, ReportedRun
 from jaxrobust.report.parts import sentences
 
 _OVERLAID = {
@@ -29,7 +29,7 @@ _HEAD = (
 )
 
 
-def overlays(runs: Sequence[Run]) -> Html | None:
+def overlays(runs: Sequence[ReportedRun]) -> Html | None:
     """Return the curves of several runs over each other, for each phase that two of them have."""
     phases = list(dict.fromkeys(p for run in runs for p in run.phases))
     drawn = []
@@ -50,16 +50,16 @@ def overlays(runs: Sequence[Run]) -> Html | None:
     return tag("section", *parts) if drawn else None
 
 
-def groups(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+def groups(evaluations: Sequence[ReportedEvaluation]) -> list[list[ReportedEvaluation]]:
     """Return evaluations of different networks that answer the same question, with verdicts."""
-    same: dict[str, dict[str, Evaluation]] = {}
+    same: dict[str, dict[str, ReportedEvaluation]] = {}
     for one in evaluations:
         if one.verdicts is not None:
             same.setdefault(sentences.question(one), {}).setdefault(sentences.identity(one), one)
     return [list(own.values()) for own in same.values() if len(own) > 1]
 
 
-def difference(first: Evaluation, other: Evaluation, key: str) -> Paired | None:
+def difference(first: ReportedEvaluation, other: ReportedEvaluation, key: str) -> Paired | None:
     """Compare the common images, without replayed ones; None: there are none, or other labels."""
     (a, b), left_out = _of_both(first, other)
     if left_out.all() or (a.labels != b.labels).any():
@@ -67,7 +67,9 @@ def difference(first: Evaluation, other: Evaluation, key: str) -> Paired | None:
     return pairs.compare(getattr(a, key)[~left_out], getattr(b, key)[~left_out])
 
 
-def _of_both(first: Evaluation, other: Evaluation) -> tuple[list[Verdicts], np.ndarray]:
+def _of_both(
+    first: ReportedEvaluation, other: ReportedEvaluation
+) -> tuple[list[Verdicts], np.ndarray]:
     assert first.verdicts is not None and other.verdicts is not None, "groups() has them"
     both = verdicts.aligned([first.verdicts, other.verdicts])
     some = len(both[0].labels) > 0
@@ -77,7 +79,7 @@ def _of_both(first: Evaluation, other: Evaluation) -> tuple[list[Verdicts], np.n
     return both, left_out
 
 
-def part(evaluations: Sequence[Evaluation]) -> Html | None:
+def part(evaluations: Sequence[ReportedEvaluation]) -> Html | None:
     """Return paired differences against the first evaluation of each question."""
     own = enumerate(groups(evaluations))
     shown = [drawn for number, group in own if (drawn := _group(group, f"pairs-{number}"))]
@@ -91,7 +93,7 @@ def part(evaluations: Sequence[Evaluation]) -> Html | None:
     return tag("section", tag("h2", "Differences, image by image"), tag("p", lead), shown)
 
 
-def _group(own: Sequence[Evaluation], key: str) -> Html | None:
+def _group(own: Sequence[ReportedEvaluation], key: str) -> Html | None:
     first, *others = own
     attacked = bool(first.record.attacks)
     drawn, rows = [], []
@@ -103,7 +105,7 @@ def _group(own: Sequence[Evaluation], key: str) -> Html | None:
         bars = []
         for (other, d), p in zip(known, corrected, strict=True):
             label, apart, needed = _label(other), bool(p < _LEVEL), pairs.images_needed(d)
-            bars.append(Row(label, d.difference, d.low, d.high, strong=apart))
+            bars.append(Bar(label, d.difference, d.low, d.high, strong=apart))
             points, low, high = (f"{100 * v:+.1f}" for v in (d.difference, d.low, d.high))
             enough = "-" if apart or needed is None else f"{needed:,}"
             counts = (f"{d.n:,}", f"{d.gained:,}", f"{d.lost:,}")
@@ -128,5 +130,5 @@ def _group(own: Sequence[Evaluation], key: str) -> Html | None:
     )
 
 
-def _label(one: Evaluation) -> str:
+def _label(one: ReportedEvaluation) -> str:
     return f"{one.name} {one.phase}".strip()

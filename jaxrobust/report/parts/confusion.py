@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrobust.report.drawing import matrix
 from jaxrobust.report.drawing.markup import Html, remark, table, tag
-from jaxrobust.report.gathered import Evaluation
+from jaxrobust.report.gathered import ReportedEvaluation
 
 _PAIRS = 20  # of a table, where there are too many classes for a matrix
 _TITLE = "Classes that the attacks reached"
@@ -23,7 +23,7 @@ _NONE = "No attack fooled an image that is right as it is, so no class was reach
 _HEAD = ("label", "class reached", "images", "of the fooled with this label")
 
 
-def pairs(one: Evaluation) -> list[tuple[int, int, int]]:
+def pairs(one: ReportedEvaluation) -> list[tuple[int, int, int]]:
     """Return label, class reached, images; the most frequent pair first, ties by the label."""
     seen = one.verdicts
     if seen is None:
@@ -35,7 +35,7 @@ def pairs(one: Evaluation) -> list[tuple[int, int, int]]:
     return sorted(counted, key=lambda pair: (-pair[2], pair[:2]))
 
 
-def part(one: Evaluation, key: str) -> tuple[Html | None, Html | None]:
+def part(one: ReportedEvaluation, key: str) -> tuple[Html | None, Html | None]:
     """Return the confusion as a matrix, and what stands below: many classes, nothing known."""
     seen, reached = one.verdicts, pairs(one)
     attacked = one.record.robust is not None
@@ -55,7 +55,11 @@ def part(one: Evaluation, key: str) -> tuple[Html | None, Html | None]:
 
 
 def _matrix(
-    one: Evaluation, key: str, reached: Sequence[tuple[int, int, int]], size: int, lacking: str
+    one: ReportedEvaluation,
+    key: str,
+    reached: Sequence[tuple[int, int, int]],
+    size: int,
+    lacking: str,
 ) -> Html:
     counts = np.zeros((size, size), int)
     for a, b, n in reached:
@@ -69,7 +73,7 @@ def _matrix(
     return matrix.cells(key, _TITLE, names, counts, alt=alt, note=note)
 
 
-def _table(one: Evaluation, reached: Sequence[tuple[int, int, int]]) -> Html:
+def _table(one: ReportedEvaluation, reached: Sequence[tuple[int, int, int]]) -> Html:
     more = len(reached) > _PAIRS
     of = f": the {_PAIRS} most frequent of {len(reached):,} pairs" if more else ""
     totals: Counter[int] = Counter()

@@ -10,9 +10,9 @@ from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import figures
-from jaxrobust.report.drawing.figures import Axis, Line, Row
+from jaxrobust.report.drawing.figures import Axis, Bar, Line
 from jaxrobust.report.drawing.markup import Child, Html, doubts, remark, table, tag
-from jaxrobust.report.gathered import Evaluation, Run
+from jaxrobust.report.gathered import ReportedEvaluation, ReportedRun
 from jaxrobust.report.parts import commands, confusion, sentences
 from jaxrobust.report.parts.sentences import between, interval, percent
 
@@ -27,7 +27,12 @@ _ACCURACY = Axis("accuracy", percent=True, low=0.0, high=1.0)
 
 
 def part(
-    one: Evaluation, key: str, runs: Sequence[Run], pictures: Child = None, *, in_lead: bool = False
+    one: ReportedEvaluation,
+    key: str,
+    runs: Sequence[ReportedRun],
+    pictures: Child = None,
+    *,
+    in_lead: bool = False,
 ) -> Html:
     """Return an evaluation; `in_lead`: its sentence and its doubts stand above already."""
     matrix, confused = confusion.part(one, f"{key}-confusion")
@@ -46,14 +51,14 @@ def part(
     )
 
 
-def title(one: Evaluation) -> str:
+def title(one: ReportedEvaluation) -> str:
     """Name an evaluation on the page."""
     threats = ", ".join(sentences.balls(one.record)) or "no attack"
     attack = f"{sentences.method(one.record)}, {threats}"
     return f"{one.name}{f', {one.phase}' if one.phase else ''}: {attack}"
 
 
-def _after(one: Evaluation) -> list[tuple[str, float]]:
+def _after(one: ReportedEvaluation) -> list[tuple[str, float]]:
     record = one.record
     accuracies: list[tuple[str, float | None]] = [("clean", record.clean)]
     if record.corruptions:
@@ -82,14 +87,14 @@ _INTERVALS: dict[str, Literal["clean", "robust"]] = {
 }
 
 
-def _left(one: Evaluation, key: str) -> Html:
+def _left(one: ReportedEvaluation, key: str) -> Html:
     rows = []
     for name, value in _after(one):
         known = _INTERVALS.get(name)
         ends = interval(one, known) if known else None
         if ends is None and one.images and name != _CORRUPTED:
             ends = checks.binomial_interval(round(value * one.images), one.images)
-        rows.append(Row(name, value, *(ends or (None, None))))
+        rows.append(Bar(name, value, *(ends or (None, None))))
     union = one.record.method == sentences.UNION
     head = f"What each {'threat' if union else 'attack'} leaves"
     if _each(one.record):
@@ -98,7 +103,7 @@ def _left(one: Evaluation, key: str) -> Html:
     return figures.rows(key, head, rows, _ACCURACY, names=("right", ""), note=note)
 
 
-def _costs(one: Evaluation) -> Html | None:
+def _costs(one: ReportedEvaluation) -> Html | None:
     costs: list[Any] = [*(one.record.costs or ())]
     if not costs:
         return remark(
@@ -123,13 +128,13 @@ def by_class(seen: Verdicts) -> dict[int, tuple[int, int, int]]:
     return counts
 
 
-def _classes(one: Evaluation, key: str) -> Html | None:
+def _classes(one: ReportedEvaluation, key: str) -> Html | None:
     if one.verdicts is None or not len(one.verdicts.labels):
         return None
     rows = []
     for label, (n, clean, robust) in by_class(one.verdicts).items():
         ends = checks.binomial_interval(robust, n)
-        rows.append(Row(one.class_name(label), robust / n, *ends, clean / n))
+        rows.append(Bar(one.class_name(label), robust / n, *ends, clean / n))
     order = sorted(rows, key=lambda row: row.value or 0.0)
     note = "Sorted; bars: exact 95 % intervals of robust accuracy."
     if len(order) > _CLASSES:
@@ -139,9 +144,9 @@ def _classes(one: Evaluation, key: str) -> Html | None:
     return figures.rows(key, "Robust accuracy by class", order, _ACCURACY, names=names, note=note)
 
 
-def ladders(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+def ladders(evaluations: Sequence[ReportedEvaluation]) -> list[list[ReportedEvaluation]]:
     """Return groups of evaluations that differ in their radius alone, smallest radius first."""
-    groups: dict[str, dict[float, Evaluation]] = {}
+    groups: dict[str, dict[float, ReportedEvaluation]] = {}
     for one in evaluations:
         record = one.record
         if record.robust is None or len(set(record.threats)) != 1:
@@ -153,7 +158,7 @@ def ladders(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
     return [[own[e] for e in sorted(own)] for own in groups.values() if len(own) > 1]
 
 
-def radii(groups: Sequence[Sequence[Evaluation]], key: str) -> Html | None:
+def radii(groups: Sequence[Sequence[ReportedEvaluation]], key: str) -> Html | None:
     """Return robust accuracy against the radius, a figure for each group of `ladders`."""
     drawn = []
     for number, group in enumerate(groups):
@@ -177,7 +182,7 @@ def radii(groups: Sequence[Sequence[Evaluation]], key: str) -> Html | None:
     return tag("section", *parts) if drawn else None
 
 
-def overview(evaluations: Sequence[Evaluation]) -> Html:
+def overview(evaluations: Sequence[ReportedEvaluation]) -> Html:
     """Return all evaluations as a table."""
     head = ("network", "clean", "robust", "95 % interval", "threat", "attack", "images", "data")
     rows = [

@@ -14,7 +14,7 @@ from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.records import parts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.drawing.markup import Child, Html, remark, tag
-from jaxrobust.report.gathered import Evaluation, section
+from jaxrobust.report.gathered import ReportedEvaluation, section
 from jaxrobust.report.parts import sentences
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.types import Threat
@@ -45,7 +45,7 @@ class Album:
     def __init__(self, budget: int = 1_200_000) -> None:
         self._left = budget
 
-    def part(self, one: Evaluation) -> Child:
+    def part(self, one: ReportedEvaluation) -> Child:
         """Return the pictures of an evaluation, or a sentence where they cannot be had."""
         if self._left <= 0:
             return remark("Its images are not shown: the page would be too large. Report it alone.")
@@ -57,7 +57,7 @@ class Album:
         return shown
 
 
-def _part(one: Evaluation) -> Html | None:
+def _part(one: ReportedEvaluation) -> Html | None:
     searches = searched(one)
     if one.verdicts is None or not searches:
         return None
@@ -99,7 +99,7 @@ class Search(NamedTuple):
     attacks: list[str]
 
 
-def searched(one: Evaluation) -> list[Search]:
+def searched(one: ReportedEvaluation) -> list[Search]:
     """Find the adversarial images of an evaluation or its members, as far as they are there."""
     record, folder = one.record, one.file.parent
     number, attacks = record.evaluation, record.attacks
@@ -120,7 +120,7 @@ def searched(one: Evaluation) -> list[Search]:
     return [search for search in searches if search.ledger.is_file()]
 
 
-def _alone(union: Evaluation, attacks: list[parts.AttackSettings]) -> str | None:
+def _alone(union: ReportedEvaluation, attacks: list[parts.AttackSettings]) -> str | None:
     """Return the number of the evaluation beside a union that asks about these attacks alone."""
     wanted = _asks(union.record, attacks)
     rows = map(AccuracyRecord.from_json, jsonl.read(union.file))
@@ -165,7 +165,7 @@ def choose(points: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Foole
     return easiest, [f for f in hardest if f.image not in taken][:_EACH]
 
 
-def _images(one: Evaluation, shape: tuple[int, ...]) -> Any:
+def _images(one: ReportedEvaluation, shape: tuple[int, ...]) -> Any:
     record, own = one.record, section(one.config, "data")
     own = own if own.get("name") == record.dataset else {}
     how = {"data_dir": own.get("dir"), "classes": own.get("classes")}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from jaxrobust.evaluation.records import comparable, parts, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.drawing.figures import spelled
-from jaxrobust.report.gathered import Evaluation, Gathered, Run, section
+from jaxrobust.report.gathered import Gathered, ReportedEvaluation, ReportedRun, section
 from jaxrobust.types import fraction
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
@@ -27,7 +27,7 @@ def between(ends: Sequence[float] | None) -> str:
     return "" if not ends else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
 
 
-def interval(one: Evaluation, key: Literal["clean", "robust"]) -> Sequence[float] | None:
+def interval(one: ReportedEvaluation, key: Literal["clean", "robust"]) -> Sequence[float] | None:
     """Return the exact 95 % interval of `clean` or `robust`, of the record or of its images."""
     own = one.record.interval and one.record.interval.get(key)
     if own or not one.images:
@@ -57,13 +57,13 @@ def method(record: AccuracyRecord) -> str:
     return first["name"] + (f", steps {first['steps']}" if first.get("steps") else "")
 
 
-def network(one: Evaluation) -> str:
+def network(one: ReportedEvaluation) -> str:
     """Name the network of an evaluation."""
     which = one.record.weights
     return f"{one.model or 'the network'}{f' ({which})' if which else ''}"
 
 
-def headline(one: Evaluation) -> str:
+def headline(one: ReportedEvaluation) -> str:
     """Return an evaluation as one sentence that needs no knowledge of attacks."""
     record, clean = one.record, percent(one.record.clean)
     count = f"{one.images:,} images" if one.images else "the images"
@@ -83,7 +83,7 @@ def headline(one: Evaluation) -> str:
     return f"{text}, and {robust}{kept} also when {by} may change them within {within}."
 
 
-def doubts(one: Evaluation, runs: Sequence[Run]) -> list[str]:
+def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
     """Return all that makes the number of an evaluation doubtful, each in a sentence or two."""
     record, n = one.record, one.images
     reasons = [f"Flag {name}: {text}" for name, text in record.flags.items()]
@@ -122,17 +122,17 @@ def _is_standard(record: AccuracyRecord) -> bool:
     return record.method == STANDARD or (record.method == UNION and whole)
 
 
-def chosen(gathered: Gathered) -> list[Evaluation]:
+def chosen(gathered: Gathered) -> list[ReportedEvaluation]:
     """Return an evaluation for each network, the strongest: that is the rule of the headline.
 
     At least 100 images before fewer, of which more come first; then standard AutoAttack before
     other attacks, the radius of the training before others, more images and more attacks before
     fewer, and the younger record. The most robust network is first.
     """
-    best: dict[str, Evaluation] = {}
+    best: dict[str, ReportedEvaluation] = {}
     radii = {run.folder: section(run.config, "attack").get("epsilon") for run in gathered.runs}
 
-    def worth(one: Evaluation) -> tuple[Any, ...]:
+    def worth(one: ReportedEvaluation) -> tuple[Any, ...]:
         record, attacks = one.record, one.record.attacks
         attacked = record.robust is not None, record.method == STANDARD, record.method != UNION
         trained = radii.get(one.run) if one.run else None
@@ -147,12 +147,12 @@ def chosen(gathered: Gathered) -> list[Evaluation]:
     return sorted(best.values(), key=lambda e: -(e.record.robust or 0.0))
 
 
-def identity(one: Evaluation) -> str:
+def identity(one: ReportedEvaluation) -> str:
     """Identify a network by the hash of its weights, else by its file and their name."""
     return str(one.record.weights_sha256 or f"{one.file} {one.record.weights}")
 
 
-def question(one: Evaluation) -> str:
+def question(one: ReportedEvaluation) -> str:
     """Write as one text all that two records must share for their verdicts to be compared."""
     record = one.record
     images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
@@ -160,7 +160,7 @@ def question(one: Evaluation) -> str:
     return json.dumps([*images, *how, comparable.procedure(record), comparable.pictures(record)])
 
 
-def state(run: Run) -> str:
+def state(run: ReportedRun) -> str:
     """Describe how far a run has come, in a sentence or two."""
     if not run.metrics.curves:
         return f"{run.name} has no metrics yet."

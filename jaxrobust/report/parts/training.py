@@ -8,7 +8,7 @@ from jaxrobust.report.drawing import figures
 from jaxrobust.report.drawing.curves import Curve, thinned
 from jaxrobust.report.drawing.figures import Axis, Line, Mark
 from jaxrobust.report.drawing.markup import Html, table, tag
-from jaxrobust.report.gathered import Run
+from jaxrobust.report.gathered import ReportedRun
 from jaxrobust.report.parts import sentences
 
 # Of events, and what they are together.
@@ -48,7 +48,7 @@ PANELS = {
 }
 
 
-def part(run: Run, key: str, most: int) -> Html:
+def part(run: ReportedRun, key: str, most: int) -> Html:
     """Return the training of a run; a curve is thinned to `most` points."""
     beside = min(len(run.phases), 3)
     drawn = []
@@ -75,7 +75,7 @@ def _worth(name: str, panel: Panel, own: dict[str, Curve]) -> bool:
     return bool(known)
 
 
-def _panel(run: Run, phase: str, name: str, key: str, most: int) -> Html:
+def _panel(run: ReportedRun, phase: str, name: str, key: str, most: int) -> Html:
     panel, own = PANELS[name], run.metrics.curves[phase]
     events = [event for event in run.metrics.events if event.phase == phase]
     marks = [Mark(float(e.step), f"{e.kind}: {e.text}", e.kind not in DOUBTFUL) for e in events]
@@ -108,7 +108,7 @@ def _not_finite(name: str, curve: Curve) -> str:
     return f"Not finite: {name} at {count}, steps {steps[0]:,.0f} to {steps[-1]:,.0f}."
 
 
-def _events(run: Run) -> Html | None:
+def _events(run: ReportedRun) -> Html | None:
     rows = [(e.phase, f"{e.step:,}", e.kind, e.text) for e in run.metrics.events[:50]]
     if not rows:
         return tag("p", "No alarm was raised, no step was skipped and nothing was rolled back.")

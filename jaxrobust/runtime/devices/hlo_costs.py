@@ -99,7 +99,7 @@ _FREE = {
 }
 
 
-class Work(NamedTuple):
+class InstructionCost(NamedTuple):
     """What one instruction costs in all its runs."""
 
     instruction: Instruction
@@ -107,7 +107,7 @@ class Work(NamedTuple):
     cycles: int  # by the compiler's estimate; of a kernel, as its file declares them
 
 
-def works(module: Module) -> list[Work]:
+def works(module: Module) -> list[InstructionCost]:
     """List the instructions that take time, with what each reads and writes in HBM.
 
     Arrays in a TPU's fast memory (`S(1)` in their layout) do not count, the padding of tiles does.
@@ -128,7 +128,7 @@ def works(module: Module) -> list[Work]:
                 n = times[name][0] or 0
                 kernel = _declared(i)
                 each = kernel.cycles if kernel else _estimate(i)
-                rows.append(Work(i, n * _moved(i, types), n * each))
+                rows.append(InstructionCost(i, n * _moved(i, types), n * each))
     return rows
 
 
@@ -153,7 +153,7 @@ def _in_hbm(type_: str) -> list[str]:
     return [array for array in arrays if "S(" not in array]
 
 
-class Kernel(NamedTuple):
+class KernelCalls(NamedTuple):
     """One of Pallas' kernels; the figures of one call are those that its file declares."""
 
     name: str
@@ -180,16 +180,16 @@ def _estimate(i: Instruction) -> int:
     return int(match[1]) if match else 0
 
 
-def kernels(module: Module) -> list[Kernel]:
+def kernels(module: Module) -> list[KernelCalls]:
     """List the kernels that a TPU program calls, each with how often it does so."""
-    times, calls_of = runs(module, unknown=1), dict[Kernel, int]()
+    times, calls_of = runs(module, unknown=1), dict[KernelCalls, int]()
     for i in instructions(module.computations):
         if kernel := _declared(i):
             calls_of[kernel] = calls_of.get(kernel, 0) + (times[i.computation][0] or 0)
     return [kernel._replace(calls=calls) for kernel, calls in sorted(calls_of.items())]
 
 
-def _declared(i: Instruction) -> Kernel | None:
+def _declared(i: Instruction) -> KernelCalls | None:
     """Read what a kernel's call declares, in its metadata and in `pl.CostEstimate`."""
     if 'custom_call_target="tpu_custom_call"' not in i.attributes:
         return None
@@ -197,4 +197,4 @@ def _declared(i: Instruction) -> Kernel | None:
     keys = r'kernel_metadata=\{\s*"cycles":', r'"cost_estimate":\{"flops":', r'"bytes_accessed":'
     figures = (re.search(key + number, i.attributes) for key in keys)
     cycles, flops, moved = (int(match[1]) if match else 0 for match in figures)
-    return Kernel(re.sub(r"[.\d]+$", "", i.name), 0, cycles, flops, moved)
+    return KernelCalls(re.sub(r"[.\d]+$", "", i.name), 0, cycles, flops, moved)

@@ -27,7 +27,7 @@ def profile(text: str) -> Profile:
     return Profile(start, steps)
 
 
-class Trace:
+class PhaseTrace:
     """The trace of one phase, from its start to its end; without a profile it does nothing.
 
     Every host writes its part, under the same name, into `directory`.
@@ -85,7 +85,7 @@ class Trace:
             self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
             self._annotation.__enter__()
 
-    def __enter__(self) -> "Trace":
+    def __enter__(self) -> "PhaseTrace":
         if self._step == self._first:
             self._begin()
         return self

@@ -35,14 +35,14 @@ def columns() -> int:
     return terminal.width(sys.stderr) or 80
 
 
-class Part(NamedTuple):
+class LinePart(NamedTuple):
     """A piece of a line; what has the highest `rank` is left out first where space is short."""
 
     text: str
     rank: int = 0
 
 
-def fitted(head: str, parts: Sequence[Part], room: int) -> str:
+def fitted(head: str, parts: Sequence[LinePart], room: int) -> str:
     """Make tqdm's `bar_format` of `room` columns; of the bar there are up to 20, or none."""
     taken = len(f"{head} 100%  ")
     line = joined("", parts, room - taken)
@@ -51,7 +51,7 @@ def fitted(head: str, parts: Sequence[Part], room: int) -> str:
     return f"{head} {{percentage:3.0f}}% {'{bar} ' if NOTEBOOK else bar}{line}"
 
 
-def joined(head: str, parts: Sequence[Part], room: int) -> str:
+def joined(head: str, parts: Sequence[LinePart], room: int) -> str:
     """Join head and parts to a line of less than `room` columns, without those that do not fit."""
     kept = [part for part in parts if part.text]
     line = lambda: " ".join([head] * bool(head) + [part.text for part in kept])  # noqa: E731

@@ -14,13 +14,13 @@ from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
-from jaxrobust.training.run.phase import Run
+from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.types import Threat, Weights
 from jaxrobust.weights import start
 from jaxrobust.weights.store import hashes
 
 
-def test(run: Run, plain: dict[str, Any], step: int, best: Weights) -> dict[str, float]:
+def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict[str, float]:
     """Append the record of a phase's best weights on the test split, unless it is there.
 
     Returns accuracies, clean and robust; nothing, where the record is there.

@@ -10,13 +10,13 @@ import jax
 from jaxrobust.data.sources import registry
 from jaxrobust.resolved import plain
 from jaxrobust.runtime.devices import compilation, hardware
-from jaxrobust.runtime.devices.profiling import Trace
+from jaxrobust.runtime.devices.profiling import PhaseTrace
 from jaxrobust.runtime.files import provenance
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import StopSignals, say
 from jaxrobust.training import build
 from jaxrobust.training.run import metrics, splits
-from jaxrobust.training.run.phase import Run, last, scored
+from jaxrobust.training.run.phase import PhaseRun, last, scored
 from jaxrobust.training.run.progress import Progress
 from jaxrobust.training.run.selection import selection
 from jaxrobust.training.run.stopping import Stops, Trouble
@@ -67,7 +67,7 @@ def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, kept
     )
 
 
-def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
+def steps(run: PhaseRun, state: TrainState, signals: StopSignals) -> bool:
     """Train from the state of the last checkpoint to the end of the phase, its evaluation included.
 
     Returns whether that was reached; False: go on from the last checkpoint, after a rollback.
@@ -109,9 +109,9 @@ class _Loop:
     write: metrics.Write
     progress: Progress
     stream: Any
-    trace: Trace
+    trace: PhaseTrace
 
-    def __init__(self, run: Run, state: TrainState, signals: StopSignals) -> None:
+    def __init__(self, run: PhaseRun, state: TrainState, signals: StopSignals) -> None:
         config, phase = run.config, run.phase
         self.run, self.state, self.signals, self.stops = run, state, signals, Stops(signals)
         self.start = self.step = int(state.step)
@@ -164,7 +164,7 @@ class _Loop:
             self.progress = stack.enter_context(progress)
             batches = splits.batches(config, name, run.source, self.meta["examples_consumed"])
             self.stream = stack.enter_context(contextlib.closing(batches))
-            trace = Trace(run.profile, run.workdir / "profile" / name, self.step)
+            trace = PhaseTrace(run.profile, run.workdir / "profile" / name, self.step)
             self.trace = stack.enter_context(trace)
             stack.enter_context(self.signals)
             self.evaluated = scored(run)  # after the writer has removed lines behind the start
@@ -268,7 +268,7 @@ class _Loop:
         return self.stops.exception(why, text)
 
 
-def _compiled(run: Run, start: int) -> tuple[Any, Any]:
+def _compiled(run: PhaseRun, start: int) -> tuple[Any, Any]:
     config, name, phase = run.config, run.name, run.phase
     arguments = build.abstract_arguments(config, name, phase)
     program = compilation.program(f"{config.model.name}: step of {name}", *arguments)
@@ -284,7 +284,7 @@ def _compiled(run: Run, start: int) -> tuple[Any, Any]:
     return step, probe
 
 
-def evaluates(run: Run, state: TrainState) -> None:
+def evaluates(run: PhaseRun, state: TrainState) -> None:
     """Refuse to go on from running statistics with which nothing can be evaluated."""
     if broken := alarm.of_norms(state.stats).broken:
         step = int(state.step)
@@ -295,7 +295,7 @@ def evaluates(run: Run, state: TrainState) -> None:
         )
 
 
-def same_groups(run: Run, meta: dict[str, Any]) -> None:
+def same_groups(run: PhaseRun, meta: dict[str, Any]) -> None:
     """Refuse to go on with batch norms that take other images together."""
     before, now = meta.get("bn_group", run.phase.bn_group), run.phase.bn_group
     if before != now:

@@ -12,14 +12,14 @@ import numpy as np
 from clu import parameter_overview as overview
 
 from jaxrobust.runtime.files import jsonl, whole
-from jaxrobust.training.run.phase import Run
+from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.types import Params
 
 Write = Callable[[int, dict[str, float]], None]
 _AHEAD = 2  # steps that may wait on the device for their turn, each with its batch
 
 
-def writer(run: Run, start: int, *, enabled: bool) -> Write:
+def writer(run: PhaseRun, start: int, *, enabled: bool) -> Write:
     """Return `write(step, scalars)`; a line is on disk, and the file closed, when that returns.
 
     A bucket's file system (gcsfuse) keeps nothing of a file that is still open when the host goes.

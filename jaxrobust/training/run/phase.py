@@ -16,7 +16,7 @@ from jaxrobust.training.run.trackers import NONE, Trackers
 from jaxrobust.weights.store.checkpoint import Checkpoints
 
 
-class Run(NamedTuple):
+class PhaseRun(NamedTuple):
     """One phase of a run: what does not change from step to step."""
 
     config: Any
@@ -36,7 +36,7 @@ class Run(NamedTuple):
         return self.workdir / self.name / name
 
 
-def last(run: Run) -> tuple[Checkpoints, int | None]:
+def last(run: PhaseRun) -> tuple[Checkpoints, int | None]:
     """Find the checkpoints to go on from, for all hosts those of the first, and their step; None:
     there is none.
     """
@@ -46,7 +46,7 @@ def last(run: Run) -> tuple[Checkpoints, int | None]:
     return both[which], None if steps[which] < 0 else steps[which]
 
 
-def note_resumption(run: Run, step: int) -> None:
+def note_resumption(run: PhaseRun, step: int) -> None:
     """Add to `resumptions.jsonl` that a process goes on from the checkpoint of a step, and when."""
     if jax.process_index() == 0:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -54,7 +54,7 @@ def note_resumption(run: Run, step: int) -> None:
         jsonl.append(run.file("resumptions.jsonl"), note)
 
 
-def scored(run: Run) -> int:
+def scored(run: PhaseRun) -> int:
     """Find the last step that was evaluated on the selection split; 0: none was, or the best
     weights are gone, so that it has to be done again.
     """

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from jaxrobust.runtime.devices import hardware
 from jaxrobust.runtime.text import patience, terminal
-from jaxrobust.runtime.text.progress import Part, clock, columns, fitted, say, watched
+from jaxrobust.runtime.text.progress import LinePart, clock, columns, fitted, say, watched
 
 DATA_WAIT = 0.05  # the share of time without a batch that is worth a word
 
@@ -42,7 +42,7 @@ class Progress:
         self._main = jax.process_index() == 0
         self._seen = self._main and watched()
         self._phase, self._total, self._batch = phase, total, batch_size
-        self._figures: list[Part] = []  # of the last line, but the time left
+        self._figures: list[LinePart] = []  # of the last line, but the time left
         self._first: tuple[int, float] | None = None  # step and time at which one had ended
         self._done = step  # that have ended
         self._bar = tqdm(
@@ -51,7 +51,7 @@ class Progress:
             disable=not self._seen,
             dynamic_ncols=True,
             miniters=1,  # the time since the last refresh decides alone
-            bar_format=fitted(phase, [Part(f"{step}/{total}")], columns()),
+            bar_format=fitted(phase, [LinePart(f"{step}/{total}")], columns()),
         )
         self._shows = contextlib.ExitStack()
         self._workers, self._speed, self._starved = workers, 0.0, False
@@ -78,8 +78,8 @@ class Progress:
         """Move the bar; the time left is at the speed since the first step, or since a line."""
         since, start = self._first or (step, now)
         speed = self._speed or (step - since) * self._batch / max(now - start, 1e-9)
-        eta = Part(f"ETA {self._left(step, speed)}")
-        parts = [Part(f"{step}/{self._total}"), *self._figures, eta]
+        eta = LinePart(f"ETA {self._left(step, speed)}")
+        parts = [LinePart(f"{step}/{self._total}"), *self._figures, eta]
         self._bar.bar_format = fitted(self._phase, parts, columns())
         self._bar.update(step - self._bar.n)
 
@@ -128,16 +128,16 @@ class Progress:
 
     def _parts(
         self, means: dict[str, float], costs: dict[str, float], data_wait: float
-    ) -> list[Part]:
+    ) -> list[LinePart]:
         known = [f"{k} {means[k]:.1%}" for k in ("clean", "robust") if k in means]
         a_chip = "/chip" if self._chips > 1 else ""
         return [
-            Part(f"loss {means['loss']:.4f}", 1),
-            Part(f"batch {' '.join(known)}" if known else "", 2),
-            Part(f"epsilon {255 * means['epsilon']:.3g}/255" if "epsilon" in means else "", 2),
-            Part(f"{costs['images_per_second_per_chip']:,.0f} images/s{a_chip}", 3),
-            Part(f"MFU {costs['mfu']:.1%}" if "mfu" in costs else "", 4),
-            Part(f"{data_wait:.0%} waiting for data" if self._starved else "", 5),
+            LinePart(f"loss {means['loss']:.4f}", 1),
+            LinePart(f"batch {' '.join(known)}" if known else "", 2),
+            LinePart(f"epsilon {255 * means['epsilon']:.3g}/255" if "epsilon" in means else "", 2),
+            LinePart(f"{costs['images_per_second_per_chip']:,.0f} images/s{a_chip}", 3),
+            LinePart(f"MFU {costs['mfu']:.1%}" if "mfu" in costs else "", 4),
+            LinePart(f"{data_wait:.0%} waiting for data" if self._starved else "", 5),
         ]
 
     def chip_hours(self) -> float:
@@ -181,7 +181,7 @@ class Progress:
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
     def _lasts(self, text: str) -> None:
-        parts = [Part(f"{self._bar.n}/{self._total}"), Part(text), *self._figures]
+        parts = [LinePart(f"{self._bar.n}/{self._total}"), LinePart(text), *self._figures]
         self._bar.bar_format = fitted(self._phase, parts, columns())
         self._bar.refresh()
 

@@ -23,7 +23,7 @@ from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.progress import StopSignals, say
 from jaxrobust.training import build
 from jaxrobust.training.run import accuracies, loop, metrics, selection, splits, trackers, warnings
-from jaxrobust.training.run.phase import Run, last, note_resumption, scored
+from jaxrobust.training.run.phase import PhaseRun, last, note_resumption, scored
 from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.step import TrainState
 from jaxrobust.types import Weights
@@ -41,7 +41,7 @@ _FREE += ("test.", "mesh.", "alarm.", "trouble.", "checkpoint.keep_every_epochs"
 _FREE += ("model.options.bn_group",)  # checkpoints say which images were taken together
 
 
-class Part(NamedTuple):
+class PlannedPhase(NamedTuple):
     """A phase before it runs: the config as it sees it, its training split, its step."""
 
     config: Config
@@ -115,7 +115,7 @@ def _phases(
     config: Config,
     workdir: Path,
     given: dict,
-    parts: dict[str, Part],
+    parts: dict[str, PlannedPhase],
     start: tuple[Network, dict] | None,
     profile: Profile | None,
     log: trackers.Trackers,
@@ -136,7 +136,7 @@ def _phases(
             Checkpoints(workdir / name / kind) for kind in ("latest", "best", "stopped")
         )
         kept = (latest, best, stopped)
-        phase_run = Run(seen, workdir, name, phase, source, profile, *kept, log, steps_before)
+        phase_run = PhaseRun(seen, workdir, name, phase, source, profile, *kept, log, steps_before)
         with jax.set_mesh(phase.mesh):
             step, best_weights = _run_phase(phase_run, weights)
             if scores := accuracies.test(phase_run, given, step, best_weights):
@@ -163,7 +163,7 @@ def _start(start: Network, record: dict[str, Any], workdir: Path) -> Weights:
     return Weights(*jax.device_get((start.params, start.stats)))
 
 
-def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any]]:
+def check(config: Config, workdir: Path) -> tuple[dict[str, PlannedPhase], dict[str, Any]]:
     """Build the phases that happen, and describe the data; refuse whatever would fail later."""
     if bad := re.search(r"[\[\\\ud800-\udfff]", str(workdir.absolute())):
         raise ValueError(
@@ -174,7 +174,7 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any
     start_weights.check_phases(config, names)
     _check_numbers(config)
     trackers.check(config.log.to, first=jax.process_index() == 0)
-    parts: dict[str, Part] = {}
+    parts: dict[str, PlannedPhase] = {}
     opened: dict[str, dict[str, registry.Source]] = {}
     described: dict[str, Any] = {}
     for name in names:
@@ -196,7 +196,7 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any
         build.evaluation(seen, phase.mesh, steps=seen.test.steps)
         build.probe(seen, name, phase)
         splits.batches(seen, name, source, 0).close()
-        parts[name] = Part(seen, source, phase)
+        parts[name] = PlannedPhase(seen, source, phase)
     return parts, flat(described)
 
 
@@ -311,7 +311,7 @@ def _differing(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
     ]
 
 
-def _run_phase(run: Run, start: Weights | None) -> tuple[int, Weights]:
+def _run_phase(run: PhaseRun, start: Weights | None) -> tuple[int, Weights]:
     weights = Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
     weights = abstract_state(weights, sharding.replicated(run.phase.mesh))
     checkpoints, stop = (run.latest, run.best, run.stopped), StopSignals()
@@ -336,7 +336,7 @@ def _run_phase(run: Run, start: Weights | None) -> tuple[int, Weights]:
         return step, run.best.restore(step, weights)
 
 
-def _state(run: Run, start: Weights | None) -> TrainState:
+def _state(run: PhaseRun, start: Weights | None) -> TrainState:
     checkpoints, done = last(run)
     if done is not None:
         return checkpoints.restore(done, run.phase.abstract_state)

@@ -17,7 +17,7 @@ from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
-from jaxrobust.training.run.phase import Run
+from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.training.update import alarm, objectives
 from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.step import TrainState, averaged
@@ -54,7 +54,7 @@ def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
 
 
 def selection(
-    run: Run, between: Callable[[], None] = lambda: None
+    run: PhaseRun, between: Callable[[], None] = lambda: None
 ) -> Callable[[int, TrainState], dict[str, float]]:
     """Return `select(step, state) -> dict`, which evaluates on the selection split and keeps the
     best weights; what `between` raises after a batch ends it before that.
@@ -106,7 +106,7 @@ def _rank(reached: dict, metric: str) -> tuple[bool, float]:
     return not collapse.proven(reached), reached[metric]
 
 
-def _overfitting(run: Run) -> str | None:
+def _overfitting(run: PhaseRun) -> str | None:
     scored = jsonl.read(run.file("selection.jsonl"))
     logged = [m for m in jsonl.read(run.workdir / "metrics.jsonl") if m["phase"] == run.name]
     since, training = 0, []

@@ -11,12 +11,12 @@ from jaxrobust.config import Config, TestSection
 from jaxrobust.data import Damage, evaluation_transform
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import loading, pipeline, plan
-from jaxrobust.evaluation.engine.accuracy import Images
+from jaxrobust.evaluation.engine.accuracy import EvaluatedImages
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
-from jaxrobust.training.run.phase import Run
+from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.types import Batch
 
 
@@ -80,10 +80,10 @@ def check_preprocessing(config: Config, source: registry.Source) -> None:
         )
 
 
-def evaluated(config: Config, key: str, settings: TestSection, workdir: Path) -> Images:
+def evaluated(config: Config, key: str, settings: TestSection, workdir: Path) -> EvaluatedImages:
     """Open a split for an evaluation; `settings` are those of `evaluation` or `test`."""
     source = opened(config, key)
-    return Images(
+    return EvaluatedImages(
         source,
         image_size=config.model.image_size,
         batch_size=settings.batch_size,
@@ -139,7 +139,7 @@ def device_batch(mesh: jax.sharding.Mesh, batch: Any) -> Batch:
     return Batch(*sharding.global_arrays(mesh, (batch.images, batch.labels)))
 
 
-def blank(run: Run) -> loading.TrainBatch:
+def blank(run: PhaseRun) -> loading.TrainBatch:
     """Make images for a step that no host takes."""
     whole = build.abstract_batch(run.config, run.name)
     rows = len(whole.images) // jax.process_count()

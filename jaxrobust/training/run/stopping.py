@@ -11,7 +11,7 @@ from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import StopSignals, say
 from jaxrobust.training.run.metrics import Ahead
-from jaxrobust.training.run.phase import Run
+from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.weights.store.checkpoint import steps
 
 _DATA = 64  # why a host stops, beside the numbers of signals
@@ -102,7 +102,7 @@ class Diverged(Stopped):
 class Trouble:
     """The trouble of a phase: `rollbacks` so far, each of which lowers the learning rate."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: PhaseRun) -> None:
         """Read how often the phase went back; `Diverged` if that is more than it may."""
         self._run, self._settings = run, run.config.trouble
         self._file = run.file("rollbacks.jsonl")

@@ -160,7 +160,7 @@ def _logged_in() -> None:
         ) from error
 
 
-class Kind(NamedTuple):
+class TrackerKind(NamedTuple):
     """A kind of tracker: its package, what else it wants of the user (or raises), how it opens."""
 
     package: str
@@ -169,8 +169,10 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "tensorboard": Kind("tensorboardX", lambda: None, lambda workdir, _: _TensorBoard(workdir)),
-    "wandb": Kind("wandb", _logged_in, _WandB),
+    "tensorboard": TrackerKind(
+        "tensorboardX", lambda: None, lambda workdir, _: _TensorBoard(workdir)
+    ),
+    "wandb": TrackerKind("wandb", _logged_in, _WandB),
 }
 
 

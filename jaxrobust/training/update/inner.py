@@ -104,7 +104,7 @@ def step_of(attack: AttackSection) -> float | None:
     return relative * attack.epsilon or None  # a radius of 0 allows no step
 
 
-class Given(NamedTuple):
+class GrowingRadii(NamedTuple):
     """What an attack of growing radius is given in place of keys."""
 
     keys: Keys  # [B]
@@ -136,4 +136,6 @@ def given(config: Config, objective: str) -> Callable[[Keys, Any], Any]:
     epsilon = config.attack.epsilon
     if not (objectives.named(objective).attacks and config.attack.warmup_epochs):
         return keys_alone
-    return lambda keys, share: Given(keys, jnp.full(keys.shape, epsilon, jnp.float32) * share)
+    return lambda keys, share: GrowingRadii(
+        keys, jnp.full(keys.shape, epsilon, jnp.float32) * share
+    )

@@ -13,7 +13,14 @@ import jax
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.models.interface.renaming import INVERSE, Row, Transform, channels, conv_oihw, row
+from jaxrobust.models.interface.renaming import (
+    INVERSE,
+    Renaming,
+    Transform,
+    channels,
+    conv_oihw,
+    row,
+)
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.commandline.functions import is_name
 from jaxrobust.weights.naming.rename import compared, float_type, matches, rename, targets
@@ -54,13 +61,13 @@ class StoredNames(NamedTuple):
     """Stored arrays of a network, and how their names become ours."""
 
     model: str
-    rows: Sequence[Row]
+    rows: Sequence[Renaming]
     arrays: Arrays  # without what wrappers put before their names
     normalize: tuple[float, float]  # (mean, std) that such files assume without holding them
     stem: str  # a pattern of our names
     head: str  # the same
     # (stored name, its row, our names) of all that exactly one row matches.
-    matched: tuple[tuple[str, Row, list[str]], ...]
+    matched: tuple[tuple[str, Renaming, list[str]], ...]
     ours: bool = False  # our own names, which always come with a normalisation
 
 
@@ -91,7 +98,7 @@ def _torch_names(
 
 def _matched(
     name: str,
-    rows: Sequence[Row],
+    rows: Sequence[Renaming],
     arrays: Arrays,
     normalize: tuple[float, float],
     ours: bool = False,
@@ -151,7 +158,7 @@ def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def filled(
     shapes: tuple[Mapping[str, Any], Mapping[str, Any]],
-    rows: Sequence[Row],
+    rows: Sequence[Renaming],
     arrays: Mapping[str, np.ndarray],
     *,
     name: str | None = None,

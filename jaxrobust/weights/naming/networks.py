@@ -8,7 +8,7 @@ from jaxrobust.weights.naming import convert
 from jaxrobust.weights.naming.compose import NORMALIZATIONS, compose
 from jaxrobust.weights.naming.convert import StoredNames
 from jaxrobust.weights.store import certificates
-from jaxrobust.weights.store.artifact import Artifact, Facts, Network
+from jaxrobust.weights.store.artifact import Artifact, Network, WeightFacts
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -56,7 +56,7 @@ def network(artifact: Artifact, request: Request) -> Network:
 
 
 def normalisation(
-    stored: StoredNames, facts: Facts, request: Request
+    stored: StoredNames, facts: WeightFacts, request: Request
 ) -> tuple[Normalisation | None, str]:
     """Choose (mean and std, who says so); None: the weights or their names say it themselves."""
     if {"normalize.mean", "normalize.std"} & stored.arrays.keys():
@@ -77,7 +77,7 @@ def normalisation(
     return None, "none is stored: raw [0, 1] images; --normalize imagenet says otherwise"
 
 
-def _name(facts: Facts, model: str | None) -> str:
+def _name(facts: WeightFacts, model: str | None) -> str:
     if model and model not in PUBLISHED:
         return model
     if facts.published:
@@ -91,7 +91,7 @@ def _name(facts: Facts, model: str | None) -> str:
 
 
 def _sizes(
-    stored: StoredNames, width: int | None, facts: Facts, request: Request
+    stored: StoredNames, width: int | None, facts: WeightFacts, request: Request
 ) -> tuple[int, int, int]:
     classes = request.num_classes or facts.num_classes or 1000
     if request.num_classes is None and width not in (None, classes):

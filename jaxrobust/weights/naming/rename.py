@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.models.interface.renaming import Row
+from jaxrobust.models.interface.renaming import Renaming
 
 Arrays = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -17,7 +17,7 @@ _UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # the least that makes 
 
 
 def rename(
-    rows: Sequence[Row],
+    rows: Sequence[Renaming],
     source: Mapping[str, np.ndarray],
     expected: Shapes,
     *,
@@ -74,7 +74,7 @@ def compared(name: str | None, theirs: Shapes, ours: Shapes) -> str:
     return f"their shapes are those of {words}, and {here}; give {words} as options of the network"
 
 
-def matches(rows: Sequence[Row], name: str) -> list[tuple[Row, re.Match[str]]]:
+def matches(rows: Sequence[Renaming], name: str) -> list[tuple[Renaming, re.Match[str]]]:
     """Find the rows that fit a name, each with its match."""
     return [(r, match) for r in rows if (match := r.pattern.fullmatch(name))]
 
@@ -85,7 +85,7 @@ def float_type(arrays: Mapping[str, Any]) -> np.dtype:
     return np.dtype(np.float64 if kinds == {np.dtype(np.float64)} else np.float32)
 
 
-def targets(renaming: Row) -> tuple[str, ...]:
+def targets(renaming: Renaming) -> tuple[str, ...]:
     """List the templates of our names that a row fills; none for a name that is left out."""
     if renaming.target is None:
         return ()
@@ -93,7 +93,7 @@ def targets(renaming: Row) -> tuple[str, ...]:
 
 
 def _moved(
-    renaming: Row, targets: list[str], array: np.ndarray, expected: Shapes
+    renaming: Renaming, targets: list[str], array: np.ndarray, expected: Shapes
 ) -> list[np.ndarray]:
     if not targets:
         return []

@@ -14,7 +14,7 @@ from jaxrobust.weights.store import hashes
 Arrays = dict[str, Any]  # np.ndarray, which hash and convert alike
 
 
-class Facts(NamedTuple):
+class WeightFacts(NamedTuple):
     """What is known of stored weights; None: it is not known."""
 
     where: str = ""  # the place of the weights, for messages and records
@@ -40,7 +40,7 @@ class Artifact(NamedTuple):
     """Arrays by the names under which they are stored, and what is known of them."""
 
     arrays: Arrays
-    facts: Facts = Facts()
+    facts: WeightFacts = WeightFacts()
 
 
 class Network(NamedTuple):
@@ -52,7 +52,7 @@ class Network(NamedTuple):
     num_classes: int
     image_size: int
     options: dict[str, Any]  # the fields of its row that are replaced
-    facts: Facts = Facts()
+    facts: WeightFacts = WeightFacts()
     matched: tuple[str, ...] = ()  # our names, from the stored weights
     fresh: tuple[str, ...] = ()  # our names, drawn
     seed: int = 0  # of the draws

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jaxrobust.runtime.files import whole
-from jaxrobust.weights.store.artifact import Artifact, Facts
+from jaxrobust.weights.store.artifact import Artifact, WeightFacts
 
 Arrays = dict[str, np.ndarray]
 
@@ -223,7 +223,9 @@ def state_dict(tree: Any, which: str | None, depth: int = 5) -> Artifact | None:
     for key in there[kind] or [k for k in _INSIDE if k in tree]:
         if (stored := state_dict(tree[key], which, depth - 1)) is not None:
             place = f"{key}/{stored.facts.place}".rstrip("/")
-            return Artifact(stored.arrays, Facts(which=kind or stored.facts.which, place=place))
+            return Artifact(
+                stored.arrays, WeightFacts(which=kind or stored.facts.which, place=place)
+            )
     if kind:
         raise ValueError(
             f"{there[kind][0]!r} holds no state dict of {WHICH[kind]} weights; ask for {other}"

@@ -34,7 +34,7 @@ class Kept(NamedTuple):
         return raw if which == "raw" else Weights(self.ema_params, self.ema_stats)
 
 
-class Choice(NamedTuple):
+class ChosenWeights(NamedTuple):
     """The weights that `jaxrobust select` chose."""
 
     phase: str
@@ -76,7 +76,7 @@ def at_size(workdir: Path, phase: str, weights: Weights, image_size: int) -> Wei
     return runs.at_size(runs.run_config(workdir, phase), weights, image_size)
 
 
-def selected(workdir: Path) -> Choice:
+def selected(workdir: Path) -> ChosenWeights:
     """Read the choice among a run's weights, made on its selection split."""
     runs.run_config(workdir)  # refuses what is no run
     path = workdir / SELECTION
@@ -91,7 +91,7 @@ def selected(workdir: Path) -> Choice:
             f"{workdir}"
         )
     try:
-        return Choice(**{key: chosen[key] for key in Choice._fields})
+        return ChosenWeights(**{key: chosen[key] for key in ChosenWeights._fields})
     except (KeyError, TypeError) as error:
         raise ValueError(_damaged(path, error)) from error
 
@@ -124,7 +124,7 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def selected_weights(
-    workdir: Path, chosen: Choice, *, image_size: int | None = None
+    workdir: Path, chosen: ChosenWeights, *, image_size: int | None = None
 ) -> tuple[str, Weights]:
     """Read the chosen weights: their name, as a record gives it, and them."""
     _, both = read(workdir, chosen.phase, chosen.step)

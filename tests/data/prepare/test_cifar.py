@@ -354,7 +354,7 @@ class CopyTest(parameterized.TestCase):
         pixels = {s: np.stack([decoding.decode(r.image) for _, r in found[s]]) for s in found}
         labels = {s: {"label": np.array([r.label for _, r in found[s]])} for s in found}
         classes = data.open_source("cifar10", "test", data_dir=COPY).classes
-        images = archives.Images(pixels, labels, {"label": classes})
+        images = archives.ArchiveContents(pixels, labels, {"label": classes})
         with tempfile.TemporaryDirectory() as holder:
             row = FILES["cifar-10-python.tar.gz"]
             path = made.write(Path(holder) / row.file, row, made.contents(row, images))

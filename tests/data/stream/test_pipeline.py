@@ -491,13 +491,13 @@ class LifetimeTest(absltest.TestCase):
             return read_numbered(indices, side=8)
 
         source = dataclasses.replace(numbered(), read=read)
-        images = loading.Images(source, 37 * 64, True)
+        images = loading.DecodedImages(source, 37 * 64, True)
         for indices in ([0, 1, 2], [2, 3, 0], [3]):
             self.assertEqual([image[0, 0, 0] for image, _ in images(indices)], indices)
         self.assertEqual(counts[:5].tolist(), [1, 1, 1, 1, 0])
         with self.assertRaisesRegex(ValueError, "read-only"):  # augmentations cannot spoil it
             next(images([0]))[0][0] = 1
-        images = loading.Images(source, 37 * 64 - 1, True)
+        images = loading.DecodedImages(source, 37 * 64 - 1, True)
         list(images([4])), list(images([4]))
         self.assertEqual(counts[4], 2)
 

@@ -30,7 +30,7 @@ class PlanTest(parameterized.TestCase):
         self.assertEqual((found.steps, found.examples), (4, 32))
         images, labels = taken(source, 9, batch_size=batch, seed=seed, augmentation=CROP)
         augment = augmentations.chain(CROP, 8).augment
-        read = loading.Images(source, 0, True)
+        read = loading.DecodedImages(source, 0, True)
         for position in range(9 * batch):
             epoch, offset = divmod(position, 32)
             order = np.random.Generator(
@@ -152,7 +152,7 @@ class ExtraTest(parameterized.TestCase):
             self.assertIn(record, order[half * step : half * (step + 1)])
             met[which][epoch, step] += 1
             source = (first, second)[which]
-            ((image, _),) = loading.Images(source, 0, True)([record])
+            ((image, _),) = loading.DecodedImages(source, 0, True)([record])
             draws = np.random.Philox(key=[seed, 2 * which + 1], counter=[0, 0, epoch, record])
             expected = augment(image, np.random.Generator(draws))
             np.testing.assert_array_equal(images[position], expected)

@@ -25,7 +25,7 @@ from jaxrobust import attacks
 from jaxrobust.attacks.ensembles import VERSIONS, base, most_passes, named, plan
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.engine import engine, slots
-from jaxrobust.evaluation.engine.schedule import Jobs, Rows
+from jaxrobust.evaluation.engine.schedule import Jobs, SlotRows
 from jaxrobust.evaluation.network import checks
 from jaxrobust.runtime.processes import hosts
 from tests.support import paths, sweeps
@@ -231,7 +231,7 @@ def begin(setting, devices, batch, target=1, restart=1, name=""):
     with on_devices(devices):
         runner = engine.make(NETS["lin"], slots=batch)
     full = functools.partial(np.full, runner.slots)
-    rows = Rows(
+    rows = SlotRows(
         fresh=full(True),
         keep=full(True),
         images=np.repeat(IMAGES[:1], runner.slots, axis=0),

@@ -140,7 +140,7 @@ class IdentityTest(parameterized.TestCase):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("slots",))
         function = lambda *unused, **ignored: None  # noqa: E731
         network = tracing.argument("", Partial(function, *arguments, **keywords), mesh)
-        return tracing.weights(network, tracing.Trace(10, "", ()))
+        return tracing.weights(network, tracing.TracedNetwork(10, "", ()))
 
     def test_what_the_hash_sees(self):
         tree = {"a": np.zeros((2, 3), np.float32), "b": jax.random.key(0), "c": "gelu", "d": None}

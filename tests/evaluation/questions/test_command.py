@@ -453,7 +453,7 @@ class RunTest(OfRun):
 
     @parameterized.parameters("Linf", "LINF", "linf")
     def test_a_norm_in_any_spelling(self, norm):
-        given = evaluation_flags.Given(workdir="run", norm=norm)
+        given = evaluation_flags.GivenFlags(workdir="run", norm=norm)
         self.assertEqual(evaluation_flags.placed(given).norm, "linf")
 
     @pytest.mark.slow

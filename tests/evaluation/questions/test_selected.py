@@ -38,7 +38,7 @@ class SelectedTest(absltest.TestCase):
         )
         self.assertFalse((self.workdir / "evaluation").exists())
         sha256 = hashes.weights_sha256(*self.raw)
-        chosen = kept.Choice("train", 4, 1.0, "raw", 8, sha256)._asdict()
+        chosen = kept.ChosenWeights("train", 4, 1.0, "raw", 8, sha256)._asdict()
         # Not on the split of the config, train[256:320]: on images of the test.
         on = {"dataset": "digits", "split": "test[5:]", "attack": {"name": "apgd-ce"}}
         text = json.dumps({"schema": kept.SCHEMA, "candidates": [], "chosen": chosen} | on)

@@ -35,7 +35,7 @@ class TraceTest(parameterized.TestCase):
         touched = []
         with (
             absltest.mock.patch.object(profiling, "say", said.append),
-            profiling.Trace(profile, profiling.Path(directory) / "train", start) as trace,
+            profiling.PhaseTrace(profile, profiling.Path(directory) / "train", start) as trace,
         ):
             for step in range(start + 1, end + 1):
                 x = traced_step(x)

@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime.devices import hardware
 from jaxrobust.runtime.text import progress as runtime_progress
-from jaxrobust.runtime.text.progress import Part, StopSignals
+from jaxrobust.runtime.text.progress import LinePart, StopSignals
 from jaxrobust.training.run import progress
 
 
@@ -245,7 +245,7 @@ class LineTest(parameterized.TestCase):
         self.assertEqual(screen.getvalue(), f"{said}all is well\n")
 
     def test_the_highest_rank_goes_first(self):
-        parts = [Part("a" * 10), Part("b" * 10, 2), Part(""), Part("c" * 10, 1)]
+        parts = [LinePart("a" * 10), LinePart("b" * 10, 2), LinePart(""), LinePart("c" * 10, 1)]
         rows = {
             80: "x {percentage:3.0f}% |{bar:20}| aaaaaaaaaa bbbbbbbbbb cccccccccc",
             46: "x {percentage:3.0f}% aaaaaaaaaa bbbbbbbbbb cccccccccc",

@@ -155,7 +155,7 @@ class GroupsTest(RunTest):
         def check(count, before, config):
             with devices(count), jax.numpy_dtype_promotion("standard"):
                 built = build.phase(config, "pretrain", 256)
-            run = phase.Run(config, Path(), "pretrain", built, *[None] * 5)
+            run = phase.PhaseRun(config, Path(), "pretrain", built, *[None] * 5)
             loop.same_groups(run, {"bn_group": before} if before is not None else {})
             return built.bn_group
 
@@ -481,7 +481,7 @@ class LinesTest(absltest.TestCase):
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (workdir / f"{path}.jsonl").write_text(text)
         best = mock.Mock(**{"latest_step.return_value": 4})
-        return phase.Run(None, workdir, name, *[None] * 4, best, None)
+        return phase.PhaseRun(None, workdir, name, *[None] * 4, best, None)
 
     def test_the_last_evaluation_is_one_of_the_phase(self):
         rows = [

@@ -37,7 +37,7 @@ class LoopTest(parameterized.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.told = told = Recorder()
-        kind = trackers.Kind("json", lambda: None, told.opened)
+        kind = trackers.TrackerKind("json", lambda: None, told.opened)
 
         def draw(workdir, phase):  # as `report.pictures`: of the last record, where there is one
             rows = result_lines.read(workdir)

@@ -29,7 +29,8 @@ class TrackersCase(absltest.TestCase):
 
     def kinds(self, **recorders):
         kinds = {
-            name: trackers.Kind("json", lambda: None, one.opened) for name, one in recorders.items()
+            name: trackers.TrackerKind("json", lambda: None, one.opened)
+            for name, one in recorders.items()
         }
         self.enter_context(mock.patch.dict(trackers.KINDS, kinds))
 
@@ -64,7 +65,9 @@ class FailureTest(TrackersCase):
         def opened(workdir, about):
             raise OSError("no room")
 
-        with mock.patch.dict(trackers.KINDS, {"bad": trackers.Kind("json", lambda: None, opened)}):
+        with mock.patch.dict(
+            trackers.KINDS, {"bad": trackers.TrackerKind("json", lambda: None, opened)}
+        ):
             log = self.open("bad")
         self.write(log, "train", 0, [1])
         self.assertIn("bad is left out from here on", self.said.getvalue())

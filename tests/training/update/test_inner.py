@@ -72,7 +72,7 @@ class RadiusTest(parameterized.TestCase):
         )
         with rows.making("pgd") as made:
             attack = inner.training_attack(config, "adversarial")
-            attack(None, inner.Given(None, jnp.zeros(2)), None, None)
+            attack(None, inner.GrowingRadii(None, jnp.zeros(2)), None, None)
         self.assertEqual(made.call_args.kwargs["step_size"], 1.5 * 8 / 255)
 
     @parameterized.parameters(

@@ -5,8 +5,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxrobust.models.interface.checks import check_least
-from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Row, table
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Renaming, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.types import Classifier
 
@@ -28,7 +28,7 @@ def check_halvings(image_size: int, halvings: int) -> None:
         )
 
 
-def rows(conv: str, norm: str, linear: str = r"(linear)") -> list[Row]:
+def rows(conv: str, norm: str, linear: str = r"(linear)") -> list[Renaming]:
     """List the rows of convolutions, batch norms and linear maps that keep their names.
 
     Each pattern has one group, which is the name here.
@@ -60,10 +60,12 @@ def family(
     """Make a family of networks for 10 classes, see `Family`; `variant` makes a row."""
 
     def member(study: Study) -> Member:
-        plain = Member(Reference(f"{file}.py", study.options), num_classes=10, title=study.title)
+        plain = Member(TorchVariant(f"{file}.py", study.options), num_classes=10, title=study.title)
         if not study.counted:
             return plain
-        return plain._replace(paper=Paper(study.counted, "", other=study.other), counted_at=32)
+        return plain._replace(
+            paper=PaperFigures(study.counted, "", other=study.other), counted_at=32
+        )
 
     members = {name: member(study) for name, study in networks.items()}
     variants = {name: variant(**study.options, **study.more) for name, study in networks.items()}
