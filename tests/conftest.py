@@ -26,7 +26,7 @@ SHAPED = (
     "jaxrobust.evaluation.engine.accuracy",
     "jaxrobust.evaluation.network.checks",
     "jaxrobust.evaluation.records.pairs",
-    "jaxrobust.models.interface.inputs",
+    "jaxrobust.models.interface.network_inputs",
     "jaxrobust.training.update.mixing",
     "jaxrobust.training.update.objectives",
 )

@@ -12,7 +12,7 @@ from jaxrobust import models
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.training import build
-from jaxrobust.training.run import selection, splits
+from jaxrobust.training.run import best_weights, splits
 from jaxrobust.types import Weights
 from tools.generate import refresh_configs
 
@@ -100,7 +100,7 @@ class RowsTest(parameterized.TestCase):
         after = jax.device_get(state.params)
         self.assertTrue(any((before[key] != after[key]).any() for key in before))
         images = splits.evaluated(config, "selection_split", config.evaluation, Path())
-        evaluate = selection.counter(config, built.mesh)
+        evaluate = best_weights.counter(config, built.mesh)
         weights = Weights(state.params, state.stats)
         reached = accuracy.count(evaluate, weights, images, built.mesh, bar="selection")
         self.assertLessEqual(reached["robust"], reached["clean"])

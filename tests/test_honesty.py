@@ -1325,7 +1325,7 @@ class TorchNetworksTest(parameterized.TestCase):
         module = self.nets.network(*layers)
         self.from_module(module)  # which compares
         with (
-            mock.patch("jaxrobust.interop.reading.gradients.kept", lambda program: program),
+            mock.patch("jaxrobust.interop.reading.custom_gradients.kept", lambda program: program),
             self.assertRaisesRegex(ValueError, "same values, so a gradient differs"),
         ):
             self.from_module(module)

@@ -72,7 +72,7 @@ ALLOWED = {
     "resvg_py": ("runtime.text.raster",),
     "ml_collections": ("commands", "estimate.changes", "config", "runtime.commandline"),
     "torch": ("interop", "weights.store.files", "convert", "evaluation.bundles.claims_torch"),
-    "huggingface_hub": ("weights.fetch.download", "data.sources.huggingface"),
+    "huggingface_hub": ("weights.fetch.remote_weights", "data.sources.huggingface"),
     "datasets": ("data.sources.huggingface",),
     "pyarrow": ("data.sources.huggingface",),
     "timm": ("convert.torch_networks",),
@@ -199,6 +199,18 @@ class LayeringTest(absltest.TestCase):
         files = [*PACKAGE.rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
         folders = Counter(path.parent.relative_to(ROOT) for path in files)
         self.assertEmpty({str(f): count for f, count in folders.items() if count > MOST_FILES})
+
+    def test_no_two_classes_of_one_name(self):
+        """But a network and its counterparts in PyTorch and for small images share their words."""
+        networks = ("models.cifar", "models.families", "convert.torch_modules")
+        named = Counter(
+            node.name
+            for module, path in modules().items()
+            if not module.startswith(networks)
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        )
+        self.assertEmpty({name: count for name, count in named.items() if count > 1})
 
     def test_no_string_names_a_module_further_up(self):
         """What is imported by its name is an import too; entry points run what they are for."""

@@ -18,7 +18,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import attacks
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import checks
-from jaxrobust.models.interface import inputs
+from jaxrobust.models.interface import network_inputs
 from jaxrobust.runtime.commandline import threats
 from jaxrobust.types import NORMS, Threat
 from tests.support import paths, sweeps
@@ -160,7 +160,7 @@ class ShapesTest(parameterized.TestCase):
         with self.refused():
             checks.is_right(np.zeros(5), np.zeros(5, int))
         with self.refused():
-            inputs.unit_range(jnp.zeros((2, 4, 4, 3), jnp.int32))
+            network_inputs.unit_range(jnp.zeros((2, 4, 4, 3), jnp.int32))
         attack = accuracy.apgd_ce(Threat(**NORM), steps=1)
         with self.refused():
             attack(lambda x: x.sum(axis=(1, 2)), jax.random.key(0), self.images, self.images)

@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jaxrobust.data.sources import folder, registry
+from jaxrobust.data.sources import image_folder, registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.data.transforms import augmentations, decoding, preparing
 from jaxrobust.runtime.commandline.arguments import Arguments
@@ -225,7 +225,7 @@ def main() -> None:
         root = args.folder or Path(temporary)
         if args.folder is None:
             make_up(root, min(args.images, 64))
-        split = next(iter(folder.splits_there(root)), "all")
+        split = next(iter(image_folder.splits_there(root)), "all")
         source = registry.open_source(f"folder:{root}", split)
         chosen = np.linspace(0, len(source) - 1, min(args.images, len(source))).astype(int).tolist()
         files = [record.image for record in source.read(chosen)]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxrobust import types as t
 from jaxrobust.attacks.geometry.balls import per_image
 from jaxrobust.attacks.inputs import Noise, check_array, check_classes, image_keys
-from jaxrobust.attacks.network import of_one_image, remedy
+from jaxrobust.attacks.refused_network import of_one_image, remedy
 
 
 class MachineStep(NamedTuple):

@@ -44,16 +44,21 @@ def main(argv: list[str] | None = None) -> None:
 
 def _compared(flags: CompareFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
-        from jaxrobust.analysis.comparison import evaluations, findings, markdown, picture
+        from jaxrobust.analysis.comparison import (
+            comparison_findings,
+            comparison_markdown,
+            evaluations,
+            picture,
+        )
         from jaxrobust.analysis.plotting import plotting
 
     if flags.out:
         plotting()  # refuses before anything is computed
-    result = findings.find(evaluations.load(list(flags.evaluations), flags.threat))
-    plain = findings.plain(result)
+    result = comparison_findings.find(evaluations.load(list(flags.evaluations), flags.threat))
+    plain = comparison_findings.plain(result)
     if flags.out:
         picture.write(flags.out, NAME, result, plain)
-    print(markdown.document(result), end="\n" if flags.json else "")
+    print(comparison_markdown.document(result), end="\n" if flags.json else "")
     return plain
 
 

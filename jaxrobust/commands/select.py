@@ -65,9 +65,9 @@ def _selected(flags: SelectFlags) -> dict[str, Any]:
     if flags.attack != "autoattack" and flags.steps is None:
         del settings["steps"]
     with patience.of(patience.LOADING):
-        from jaxrobust.analysis.selection import selection
+        from jaxrobust.analysis.selection import choice
 
-    return selection.select(selection.SelectionSettings(**settings))
+    return choice.select(choice.SelectionSettings(**settings))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,15 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.config import network_of
-from jaxrobust.convert import account, certificate, confirm, layouts, references, robustbench_entry
-from jaxrobust.convert.account import Account
+from jaxrobust.convert import (
+    certificate,
+    confirm,
+    layouts,
+    network_account,
+    references,
+    robustbench_entry,
+)
+from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import PUBLISHED
@@ -132,7 +139,7 @@ def read(given: ExportSettings) -> ExportedNetwork:
     chosen = kept.selected(workdir) if given.selected else None
     network, which = of_run(workdir, given.phase, given.which, chosen)
     sha256 = network.weights_sha256
-    known = account.of_run(workdir, which, sha256, image_size=network.image_size)
+    known = network_account.of_run(workdir, which, sha256, image_size=network.image_size)
     return ExportedNetwork(network, which, None, _known(given, known, sha256), sha256)
 
 
@@ -143,7 +150,7 @@ def _of_weights(given: ExportSettings, here: WeightSource) -> ExportedNetwork:
     which = artifact.facts.which
     words = Path(str(given.weights)).name + (f", {which}" if which else "")
     sha256 = network.weights_sha256
-    known = account.of_weights(network, words)
+    known = network_account.of_weights(network, words)
     return ExportedNetwork(network, words, here.file, _known(given, known, sha256), sha256)
 
 
@@ -155,7 +162,7 @@ def _known(given: ExportSettings, known: Account, sha256: str) -> Account:
             f"--record {given.record} has no record of these weights (weights_sha256 "
             f"{sha256[:12]}...); name the results.jsonl of an evaluation of exactly them"
         )
-    return account.with_records(known, given.record, sha256)._replace(license=given.license)
+    return network_account.with_records(known, given.record, sha256)._replace(license=given.license)
 
 
 def of_run(

@@ -12,8 +12,8 @@ import re
 from typing import Any
 
 from jaxrobust import models
-from jaxrobust.convert import account, references
-from jaxrobust.convert.account import Account
+from jaxrobust.convert import network_account, references
+from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.convert.robustbench_entry import BY_HAND
 from jaxrobust.data import imagenet
@@ -167,16 +167,17 @@ def card(network: Network, known: Account) -> str:
     built = timm_name(network)
     title = f"{network.name}, {network.num_classes:,} classes"
     title += "" if known.threat is None else f", threat model {known.threat.written()}"
-    inside = account.normalisation(network)
+    inside = network_account.normalisation(network)
     outside = "timm's transforms normalise them" if built else "the network's first layer does that"
     facts = {
         "Architecture": f"`{network.name}` of jaxrobust"
         + (f", timm's `{built[0]}`" if built else ", which timm does not have"),
-        "Images": f"{account.channels(network)} in [0, 1], {account.prepared(network, known)}",
+        "Images": f"{network_account.channels(network)} in [0, 1], "
+        + network_account.prepared(network, known),
         "Normalisation": f"{inside}; {outside}" if inside else "none: raw [0, 1] images",
-        "Classes": account.classes(network, known),
-        "Threat model": account.threat(known),
-        "Training": known.trained or account.UNKNOWN,
+        "Classes": network_account.classes(network, known),
+        "Threat model": network_account.threat(known),
+        "Training": known.trained or network_account.UNKNOWN,
         "Weights": known.which
         + (f", from {known.source}" if known.source else "")
         + (f" (sha256 {known.source_sha256})" if known.source_sha256 else ""),
@@ -223,7 +224,7 @@ def _head(timm: bool, known: Account) -> list[str]:
 def _accuracies(known: Account) -> list[str]:
     if not known.records:
         return [f"There is no record of these weights ({BY_HAND}, or export with `--record`)."]
-    rows = [account.row(record) for record in known.records]
+    rows = [network_account.row(record) for record in known.records]
     return [
         "| images | attack | clean | robust | record |",
         "|---|---|---|---|---|",

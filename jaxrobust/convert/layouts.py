@@ -10,13 +10,13 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.convert import hub, references, self_contained
-from jaxrobust.convert.account import Account
+from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import whole
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files
-from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store import weights_folder as weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 
 NEEDS_TORCH = "writing .pt files needs PyTorch: pip install 'jaxrobust[torch]'"

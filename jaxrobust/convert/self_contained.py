@@ -4,8 +4,8 @@ import ast
 import textwrap
 from pathlib import Path
 
-from jaxrobust.convert import account, references
-from jaxrobust.convert.account import Account
+from jaxrobust.convert import network_account, references
+from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
 
 _LAYERS = "jaxrobust.convert.torch_modules.layers"
@@ -87,18 +87,18 @@ def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
 
 def facts(network: Network, known: Account) -> list[str]:
     """Write the inputs that a network expects and its accuracies as lines of a docstring."""
-    inside = account.normalisation(network)
+    inside = network_account.normalisation(network)
     expects = {
-        "Range": f"float32 in [0, 1] ({account.channels(network)}), not normalised"
+        "Range": f"float32 in [0, 1] ({network_account.channels(network)}), not normalised"
         + (f": the first layer does that, {inside}" if inside else ": no layer does that either"),
-        "Images": account.prepared(network, known),
-        "Classes": account.classes(network, known)
+        "Images": network_account.prepared(network, known),
+        "Classes": network_account.classes(network, known)
         + (" (CLASSES)" if known.classes and not known.imagenet else ""),
         "Weights": known.which + (f"; {known.trained}" if known.trained else ""),
-        "Threat model": account.threat(known),
+        "Threat model": network_account.threat(known),
     }
     lines = ["Expects", *_listed([f"{key}: {value}" for key, value in expects.items()])]
-    rows = [account.row(record) for record in known.records]
+    rows = [network_account.row(record) for record in known.records]
     reached = [
         f"{clean} clean"
         + (f", {robust} robust ({attack})" if robust != "-" else "")

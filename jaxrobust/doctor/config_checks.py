@@ -13,7 +13,7 @@ from jaxrobust.attacks import registry as attack_rows
 from jaxrobust.config import Config, network_of
 from jaxrobust.data import DataError
 from jaxrobust.data.sources import registry
-from jaxrobust.data.splits.sizes import known_images
+from jaxrobust.data.splits.known_sizes import known_images
 from jaxrobust.data.stream.loading import DecodedImages
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult
 from jaxrobust.evaluation.network import tracing

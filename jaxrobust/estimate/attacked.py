@@ -20,7 +20,7 @@ from jaxrobust.config import Config, network_of
 from jaxrobust.estimate.devices import Target
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.engine import engine
-from jaxrobust.models.interface.inputs import cast
+from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build

@@ -11,7 +11,7 @@ from jaxrobust.estimate import devices as targets
 from jaxrobust.runtime.commandline.arguments import config_name, number
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
-from jaxrobust.training.update.checks import must_be
+from jaxrobust.training.update.value_checks import must_be
 
 UTILISATION = 0.2  # assumed where nothing is measured
 
@@ -81,7 +81,7 @@ def answer(given: EstimateSettings, changed: list[str], begun: float) -> dict[st
     with patience.of("loading the package"):
         import jax
 
-        from jaxrobust.estimate import account, page
+        from jaxrobust.estimate import account, account_lines
         from jaxrobust.resolved import phases
         from jaxrobust.runtime.devices import topology
 
@@ -112,5 +112,5 @@ def answer(given: EstimateSettings, changed: list[str], begun: float) -> dict[st
     if given.price is not None:
         estimate = account.priced(estimate, given.price)
     width = shutil.get_terminal_size((100, 24)).columns  # 100: where it is no terminal
-    print(page.page(estimate, width=max(width, 60)))
+    print(account_lines.page(estimate, width=max(width, 60)))
     return estimate

@@ -17,8 +17,8 @@ from jaxrobust.runtime.devices import compilation, sharding, topology
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
-from jaxrobust.training.run import selection, splits
-from jaxrobust.training.run.progress import peak_memory
+from jaxrobust.training.run import best_weights, splits
+from jaxrobust.training.run.phase_progress import peak_memory
 from jaxrobust.types import Batch
 from jaxrobust.weights.store.checkpoint import Checkpoints
 
@@ -56,7 +56,7 @@ def _measured(work: PhaseWork, devices: list[Any], seconds: float) -> PhaseCost:
         probe = build.probe(config, name, phase) if work.probes else None
         weights = state.params, state.stats
         tested: dict[str, Any] = {"steps": config.test.steps, "dtype": "float32", "top5": True}
-        selected = selection.counter(config, phase.mesh)
+        selected = best_weights.counter(config, phase.mesh)
         tests = build.evaluation(config, phase.mesh, **tested)
         for key, run in {"evaluation": selected, "test": tests}.items():
             with patience.of(f"{name}: compiling and measuring the {key}"):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from jaxrobust.attacks import fixed_steps
 from jaxrobust.config import Config, TestSection
 from jaxrobust.data.source import DataError, Source
-from jaxrobust.data.splits import grammar, sizes, subsets
+from jaxrobust.data.splits import grammar, known_sizes, subsets
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
@@ -101,17 +101,19 @@ def split(config: Config, key: str) -> SizedSplit:
 def _known(config: Config, key: str) -> int | None:
     data, wanted = config.data, grammar.parse(config.data[key])
     name = data.name.removeprefix("tfds:").partition(":")[0]
-    there = sizes.IMAGES.get(name)
+    there = known_sizes.IMAGES.get(name)
     if there is None or wanted is None:
         return None
     if wanted.ids is not None:
-        total = sizes.LISTS.get(wanted.ids) if name == "imagenet2012" else there.get(wanted.name)
+        total = (
+            known_sizes.LISTS.get(wanted.ids) if name == "imagenet2012" else there.get(wanted.name)
+        )
     else:
         total = there.get(grammar.present(wanted.name, there) or "")
     if total is None:
         return None
     if data.classes is not None:  # classes of equal size, about
-        total = round(total * len(subsets.read_classes(data.classes)) / sizes.CLASSES[name])
+        total = round(total * len(subsets.read_classes(data.classes)) / known_sizes.CLASSES[name])
     return len(grammar.rows(wanted.part, total, f"{data.name}, split {data[key]!r}"))
 
 

@@ -32,8 +32,8 @@ from jaxrobust.models.cifar.transformers import (
     pvt_v2,
     vitae,
 )
-from jaxrobust.models.cifar.transformers import swin as cifar_swin
-from jaxrobust.models.cifar.transformers import vit as cifar_vit
+from jaxrobust.models.cifar.transformers import cifar_swin as cifar_swin
+from jaxrobust.models.cifar.transformers import cifar_vit as cifar_vit
 from jaxrobust.models.families import (
     cait,
     convnext,

@@ -21,8 +21,8 @@ from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
-from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.inner import training_attack
+from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Batch, Classifier, Params, Threat
 
 

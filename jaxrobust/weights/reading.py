@@ -8,7 +8,7 @@ from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.fetch.sources import WeightSource
 from jaxrobust.weights.store import certificates, files
-from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store import weights_folder as weights_folder
 from jaxrobust.weights.store.artifact import Artifact, WeightFacts
 from jaxrobust.weights.trained import runs
 

@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 from scipy import stats
 
-from jaxrobust.analysis.comparison import evaluations, findings
+from jaxrobust.analysis.comparison import comparison_findings, evaluations
 from jaxrobust.commands import compare
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.records import verdicts
@@ -262,7 +262,7 @@ class NumbersTest(Folders):
             seen.append(Verdicts(ids, labels, clean, fooled, *none))
         ours = mock.Mock(record=AccuracyRecord(attacks=attacks()[:1]))
         given = [evaluations.ComparedEvaluation("", ours, v, n * times) for v in seen]
-        each = findings.find(given).pairs[0].by_class
+        each = comparison_findings.find(given).pairs[0].by_class
         self.assertLen(each.low, times)
         covered = ((each.low <= 0.05) & (each.high >= 0.05)).mean()
         self.assertBetween(covered, 0.93, 0.97)

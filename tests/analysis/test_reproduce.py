@@ -12,7 +12,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from configs import revisiting_at, transfer
-from jaxrobust.analysis.papers import markdown, matching, scatter, tables
+from jaxrobust.analysis.papers import matching, scatter, tables, tables_markdown
 from jaxrobust.commands import reproduce
 from jaxrobust.config import base
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
@@ -422,7 +422,7 @@ class CommandTest(parameterized.TestCase):
             train__warmup_epochs=20,
         )
         both = [ours(plain), ours(plain, image_ids="0..9")]
-        filled = markdown.filled(table, both)
+        filled = tables_markdown.filled(table, both)
         found = scatter.points(filled, both)
         self.assertLen([p for p in found if p.kind in ("authors", "others")], 36)
         (own,) = [p for p in found if p.kind == "ours"]

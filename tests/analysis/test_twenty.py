@@ -8,7 +8,7 @@ from pathlib import Path
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.analysis.papers import markdown, matching, tables
+from jaxrobust.analysis.papers import matching, tables, tables_markdown
 from jaxrobust.commands import reproduce
 from jaxrobust.config import base
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
@@ -234,8 +234,8 @@ class TableTest(parameterized.TestCase):
         changes = whole, whole | {"clean": 0.6, "image_ids": "0..99"}
         found = [ours(**each)._replace(config=about) for each in changes]
         for records, cell in ((found, (70.0, 0, False)), (found[1:], (60.0, 0, True))):
-            filled = markdown.filled(table, records, alike=True)
-            self.assertEqual(filled.cells[place, "clean"], markdown.Cell(*cell))
+            filled = tables_markdown.filled(table, records, alike=True)
+            self.assertEqual(filled.cells[place, "clean"], tables_markdown.Cell(*cell))
 
 
 if __name__ == "__main__":

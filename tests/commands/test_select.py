@@ -12,7 +12,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
-from jaxrobust.analysis.selection import selection, sizes
+from jaxrobust.analysis.selection import at_one_size, choice
 from jaxrobust.commands import select
 from jaxrobust.config import VERSION, network_of
 from jaxrobust.evaluation.engine import accuracy
@@ -51,11 +51,11 @@ def candidate(step, weights, image_size, robust, clean=0.9):
 class ChooseTest(absltest.TestCase):
     def test_the_highest_and_of_equals_the_later_the_averaged_the_smaller(self):
         rows = [candidate(4, "raw", 8, 0.4), candidate(8, "raw", 8, 0.3)]
-        best, reason = selection.choose(rows, "robust")
+        best, reason = choice.choose(rows, "robust")
         self.assertEqual(best, rows[0])
         self.assertEqual(reason, "the highest robust accuracy of 2 candidates, 40.00% of 64 images")
         rows.append(candidate(12, "raw", 8, 0.4))
-        best, reason = selection.choose(rows, "robust")
+        best, reason = choice.choose(rows, "robust")
         self.assertEqual(best, rows[-1])
         self.assertIn("; another one reaches as much: of equal ones the later epoch", reason)
         for more in (
@@ -64,28 +64,28 @@ class ChooseTest(absltest.TestCase):
             candidate(12, "ema", 8, 0.4),
         ):
             rows.append(more)
-        best, reason = selection.choose(rows, "robust")
+        best, reason = choice.choose(rows, "robust")
         self.assertEqual(best, rows[-1])
         self.assertIn("; 4 others reach as much: of equal ones the later epoch, then ema", reason)
         rows.append(candidate(4, "raw", 8, 0.1, clean=0.95))
-        self.assertEqual(selection.choose(rows, "clean")[0], rows[-1])
+        self.assertEqual(choice.choose(rows, "clean")[0], rows[-1])
 
     def test_one_class_only_where_all_answer_one(self):
         one = {"collapse": {"proven": True, "words": "has collapsed"}}
         few = {"collapse": {"proven": False, "words": "too few"}}
         rows = [candidate(4, "raw", 8, 0.08) | few, candidate(8, "raw", 8, 0.121) | one]
-        best, reason = selection.choose(rows, "robust")
+        best, reason = choice.choose(rows, "robust")
         self.assertEqual(best, rows[0])
         self.assertIn("; one that answers one class left out, at most 12.10%", reason)
-        self.assertEqual(list(selection.warnings_of(best, rows)), ["too few"])
-        best, reason = selection.choose(rows[1:], "robust")
+        self.assertEqual(list(choice.warnings_of(best, rows)), ["too few"])
+        best, reason = choice.choose(rows[1:], "robust")
         self.assertEqual(best, rows[1])
         self.assertNotIn("left out", reason)
-        self.assertEqual(list(selection.warnings_of(best, rows)), ["has collapsed"])
+        self.assertEqual(list(choice.warnings_of(best, rows)), ["has collapsed"])
 
     def test_candidates_of_before_say_that_nobody_looked(self):
         rows = [candidate(4, "raw", 8, 0.1), candidate(8, "raw", 8, 0.2) | {"collapse": None}]
-        (said,) = selection.warnings_of(rows[1], rows)
+        (said,) = choice.warnings_of(rows[1], rows)
         self.assertIn("1 of 2 candidates were measured by an older version", said)
 
 
@@ -149,7 +149,7 @@ class FlowTest(Case):
                 return {"clean": 0.8, "robust": robust, "images": 64}
 
             self.file.unlink(missing_ok=True)
-            with mock.patch.object(sizes, "_autoattack", lambda *given: measure):
+            with mock.patch.object(at_one_size, "_autoattack", lambda *given: measure):
                 self.stop_after = 1  # while the second one is attacked in full
                 if len(in_full) > 1:
                     call(self.workdir, "--attack=autoattack", code=130)
@@ -191,7 +191,7 @@ class FlowTest(Case):
 
     @pytest.mark.slow
     def test_again(self):
-        self.enter_context(mock.patch.object(selection, "draw", return_value=""))
+        self.enter_context(mock.patch.object(choice, "draw", return_value=""))
         call(self.workdir)
         with self.subTest("nothing is computed but another size"):
             call(self.workdir, "--image-size", 8, 16)
@@ -200,7 +200,7 @@ class FlowTest(Case):
 
     def test_other_images_another_network_other_weights(self):
         """Under the same names; the first candidates would be those of what was there before."""
-        self.enter_context(mock.patch.object(selection, "draw", return_value=""))
+        self.enter_context(mock.patch.object(choice, "draw", return_value=""))
         call(self.workdir)
         said = json.loads(self.file.read_text())
         at, other = "under the same name, at 8 px, its", "0" * 64
@@ -221,7 +221,7 @@ class FlowTest(Case):
 
     @pytest.mark.slow
     def test_again_while_the_training_goes_on(self):
-        self.enter_context(mock.patch.object(selection, "draw", return_value=""))
+        self.enter_context(mock.patch.object(choice, "draw", return_value=""))
         call(self.workdir)
         with self.subTest("a copy that came later is added, with the same flags"):
             more = self.arrays[8]._replace(ema_params=self.arrays[8].params)
@@ -327,7 +327,7 @@ class RunTest(Case):
             logits, _ = jax.jit(network_of(config).apply)(*weights, batch.images / np.float32(255))
         clean = float((np.argmax(logits, -1) == batch.labels).mean())
         key = (choice.step, choice.weights, 8)
-        (own,) = (r for r in said["candidates"] if selection.key_of(r) == key)
+        (own,) = (r for r in said["candidates"] if choice.key_of(r) == key)
         self.assertEqual(own["clean"], clean)
 
         self.file.unlink()

@@ -5,7 +5,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.convert import account
+from jaxrobust.convert import network_account
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.types import Threat
 from jaxrobust.weights import load
@@ -14,9 +14,9 @@ from jaxrobust.weights import load
 class ImagesTest(absltest.TestCase):
     def test_both_ends_are_counted(self):
         record = types.SimpleNamespace(dataset="digits", split="test", image_ids="0..7")
-        self.assertEqual(account.images(record), "8 of digits, split test")
+        self.assertEqual(network_account.images(record), "8 of digits, split test")
         record.image_ids = "a list"
-        self.assertEqual(account.images(record), "digits, split test")
+        self.assertEqual(network_account.images(record), "digits, split test")
 
 
 class PublishedTest(parameterized.TestCase):
@@ -26,7 +26,7 @@ class PublishedTest(parameterized.TestCase):
         about = {"published_id": key, "norm": "linf", "epsilon": 0.25, "accuracies": None}
         about["preprocessing"] = None
         with mock.patch.object(load, "about", return_value=about):
-            found = account.of_weights(mock.Mock(), key)
+            found = network_account.of_weights(mock.Mock(), key)
         # ImageNet's images are known by the list of classes alone: there are several names of it.
         self.assertEqual(found.imagenet, dataset == "imagenet")
         self.assertEqual(found.dataset, None if dataset == "imagenet" else "cifar10")

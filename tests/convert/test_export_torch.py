@@ -26,7 +26,7 @@ from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
 from jaxrobust.training.update import optim, step
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files, hashes
-from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store import weights_folder as weights_folder
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from tests.support import parity, paths, sweeps
 from tests.support import runs as training
@@ -40,8 +40,8 @@ except ImportError:
 else:
     from jaxrobust.commands.conversion import export_weights, import_weights
     from jaxrobust.convert import (
-        account,
         layouts,
+        network_account,
         references,
         robustbench_entry,
     )
@@ -697,7 +697,7 @@ class SlowModuleTest(Case):
         size = 224 if large else 32 if name.endswith("_p4") else 64
         params, stats = drawn(name, num_classes=10, image_size=size, normalised=name in OURS)
         network = Network(name, params, stats, 10, size, {})
-        file = layouts.stage(self.folder, network, account.Account("drawn"), "module")
+        file = layouts.stage(self.folder, network, network_account.Account("drawn"), "module")
         self.alone.stdin.write(json.dumps([str(file), size]) + "\n")
         self.alone.stdin.flush()
         theirs = np.array([json.loads(self.alone.stdout.readline())], np.float32)

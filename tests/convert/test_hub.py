@@ -21,8 +21,8 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
 from jaxrobust.types import Threat
 from jaxrobust.weights.naming import convert
-from jaxrobust.weights.store import folder as weights_folder
 from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store import weights_folder as weights_folder
 from tests.support import parity, paths, sweeps
 from tests.support.random_weights import drawn
 from tests.support.servers import ServedCase
@@ -33,7 +33,7 @@ except ImportError:
     torch = None
 else:
     from jaxrobust.commands.conversion import export_weights
-    from jaxrobust.convert import account, hub, torch_networks
+    from jaxrobust.convert import hub, network_account, torch_networks
     from jaxrobust.convert.references import Network
 
 RECORD = {
@@ -239,7 +239,7 @@ class ModuleTest(Case):
             network = Network(model, params, stats, 3, 32, options)
             folder = self.folder / model
             folder.mkdir()
-            file = layouts.stage(folder, network, account.Account("drawn"), "hub")
+            file = layouts.stage(folder, network, network_account.Account("drawn"), "hub")
             reference = references.reference(network, file, "hub")
             self.assertEqual(layouts.weights_of(file).name, "model.safetensors")
             images = np.random.default_rng(1).random((2, 32, 32, 3), np.float32)
@@ -261,7 +261,7 @@ class CardTest(parameterized.TestCase):
     def card(self, name="resnet18", num_classes=10, **known) -> str:
         params, stats = drawn(name, num_classes=num_classes, image_size=32)
         network = Network(name, params, stats, num_classes, 32, {})
-        return hub.card(network, account.Account("train, step 7, ema", **known))
+        return hub.card(network, network_account.Account("train, step 7, ema", **known))
 
     def test_of_a_run(self):
         text = self.card(
@@ -325,7 +325,7 @@ class CardTest(parameterized.TestCase):
         def settings(preprocessing, **known):
             params, stats = drawn("resnet18", num_classes=1000, image_size=224)
             network = Network("resnet18", params, stats, 1000, 224, {})
-            given = account.Account("x", preprocessing=preprocessing, **known)
+            given = network_account.Account("x", preprocessing=preprocessing, **known)
             return hub.config(network, given, "0")
 
         def timm(preprocessing):

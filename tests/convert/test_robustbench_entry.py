@@ -216,7 +216,7 @@ class ConfirmTest(parameterized.TestCase):
         try:
             import torch  # noqa: F401
 
-            from jaxrobust.convert import account, layouts, references, torch_networks
+            from jaxrobust.convert import layouts, network_account, references, torch_networks
 
             torch_networks.import_timm()
             import pyautoattack  # noqa: F401
@@ -241,7 +241,7 @@ class ConfirmTest(parameterized.TestCase):
         self.record |= {"image_ids": "0..11", "robust": float(found.robust.mean())}
         self.record["attacks"] = [attack | ball for attack in found.attacks]
         network = Network("convnext_n", params, stats, 10, 8, options)
-        file = layouts.stage(self.folder, network, account.Account("drawn"), "module")
+        file = layouts.stage(self.folder, network, network_account.Account("drawn"), "module")
         reference = references.reference(network, file, "module")
         with mock.patch.object(confirm, "_images", lambda *unused: (images, labels.astype(int))):
             said = confirm.verdicts(reference.net, typed(self.record), self.ledger, 12)

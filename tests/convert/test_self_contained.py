@@ -28,7 +28,7 @@ NAMES = {
 def written(folder, name, device="meta"):
     """The one file of a network with fresh weights, and the network."""
     from jaxrobust.convert import references, self_contained, torch_networks
-    from jaxrobust.convert.account import Account
+    from jaxrobust.convert.network_account import Account
     from jaxrobust.convert.references import Network
 
     zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)

@@ -4,7 +4,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.config import phase
-from jaxrobust.estimate import account, elsewhere, page
+from jaxrobust.estimate import account, account_lines, elsewhere
 from tests.support.estimates import H100, imagenet
 
 ROOFLINE = {
@@ -28,7 +28,7 @@ class PageTest(parameterized.TestCase):
         cls.found = account.priced(found, 2.0)
 
     def lines(self, width):
-        return page.page(self.found, width=width).splitlines()
+        return account_lines.page(self.found, width=width).splitlines()
 
     @parameterized.parameters(60, 80, 120, 200)
     def test_no_line_is_wider_than_the_terminal(self, width):
@@ -72,7 +72,7 @@ class PageTest(parameterized.TestCase):
         config.model.image_size = 32
         found = account.account(config, H100, utilisation=0.2)
         self.assertEqual(found["phases"][0]["step_s"], elsewhere.SHORTEST)
-        text = " ".join(page.page(found).split())
+        text = " ".join(account_lines.page(found).split())
         self.assertIn("A step takes 5 ms at least", text)
         self.assertIn("AutoAttack's passes are so short", text)
 

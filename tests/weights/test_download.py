@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.weights.fetch import download
+from jaxrobust.weights.fetch import remote_weights
 from tests.support.modules import hidden
 from tests.support.servers import ServedCase
 
@@ -26,7 +26,7 @@ class LocalCase(ServedCase):
         self.said: list[str] = []
 
     def fetch(self, source=None, **how) -> Path:
-        return download.fetch(source or self.url, tell=self.said.append, **how)[0]
+        return remote_weights.fetch(source or self.url, tell=self.said.append, **how)[0]
 
 
 class UrlTest(LocalCase):
@@ -62,7 +62,7 @@ class UrlTest(LocalCase):
                 self.fetch()
             asked.append(line)
 
-        download.fetch(self.url, tell=tell)
+        remote_weights.fetch(self.url, tell=tell)
         self.assertNotEmpty(asked)
         self.assertEqual(self.fetch().read_bytes(), CONTENT)
 
@@ -102,7 +102,7 @@ class UrlTest(LocalCase):
     def test_no_server_is_another_mistake(self):
         self.server.close()
         with self.assertRaisesRegex(
-            download.Unreachable,
+            remote_weights.Unreachable,
             "refused, 5 times in a row; where .* run `curl -L -o weights.pth http.*give the file$",
         ):
             self.fetch()
@@ -112,7 +112,9 @@ class UrlTest(LocalCase):
         unknown = socket.gaierror(-2, "Name or service not known")
         with (
             mock.patch.object(socket, "getaddrinfo", side_effect=unknown),
-            self.assertRaisesRegex(download.Unreachable, "service not known, 2 times in a row; "),
+            self.assertRaisesRegex(
+                remote_weights.Unreachable, "service not known, 2 times in a row; "
+            ),
         ):
             self.fetch("http://jaxrobust.invalid/w.pth")
         self.assertLen(self.said, 1)
@@ -134,7 +136,7 @@ class UrlTest(LocalCase):
         ("hf://a/b/c.bin", ("a/b", None, "c.bin")),
     )
     def test_names_on_the_hub(self, source, expected):
-        self.assertEqual(download.parse_hub(source), expected)
+        self.assertEqual(remote_weights.parse_hub(source), expected)
 
 
 # What Google Drive sends before a large file, and where it sends none, in their essence.
@@ -218,7 +220,7 @@ class HubTest(LocalCase):
     def test_safetensors_before_bin_and_the_settings_beside(self):
         place = "/timm/net/resolve/main/"
         self.server.files = {place + "pytorch_model.bin": CONTENT, place + "config.json": b"{}"}
-        path, settings = download.fetch("hf://timm/net", sha256=SHA256, tell=self.said.append)
+        path, settings = remote_weights.fetch("hf://timm/net", sha256=SHA256, tell=self.said.append)
         self.assertEqual(path.name, "pytorch_model.bin")
         self.assertEqual(path.read_bytes(), CONTENT)
         self.assertEqual(settings.read_text(), "{}")
@@ -256,7 +258,7 @@ class HubTest(LocalCase):
     def test_no_network(self):
         self.server.close()
         with self.assertRaisesRegex(
-            download.Unreachable,
+            remote_weights.Unreachable,
             "does not answer.*not in the cache; try again, set HF_ENDPOINT to a mirror, or run "
             "`hf download a/b model.safetensors config.json --revision v1 --local-dir DIR` where "
             "there is a network and give DIR",

@@ -18,9 +18,9 @@ from jaxrobust.types import Weights
 from jaxrobust.weights import imports
 from jaxrobust.weights import load as loading
 from jaxrobust.weights import start as start_weights
-from jaxrobust.weights.fetch import download
-from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.fetch import remote_weights
 from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store import weights_folder as weights_folder
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from tests.support import evaluations
 from tests.support import runs as training
@@ -287,7 +287,8 @@ class PublishedTest(Case):
         """As the message without a network says: under the name that it gives, or with the id."""
         self.server.close()
         with self.assertRaisesRegex(
-            download.Unreachable, rf"run `curl -L -o {KEY}.pt '.*/uc\?id=abc'` on one that has"
+            remote_weights.Unreachable,
+            rf"run `curl -L -o {KEY}.pt '.*/uc\?id=abc'` on one that has",
         ):
             self.load(KEY)
         for name, how in ((f"{KEY}.pt", {}), ("other.pt", {"model": KEY})):

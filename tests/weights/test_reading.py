@@ -11,7 +11,7 @@ from jaxrobust.weights import imports, load, reading
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.naming.networks import Request
 from jaxrobust.weights.store import certificates
-from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store import weights_folder as weights_folder
 from tests.support.stored import as_timm, weights
 
 OPTIONS = {"stem_strides": [1], "depths": [1], "dims": [8]}

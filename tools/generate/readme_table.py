@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.analysis.papers import markdown, tables, training
+from jaxrobust.analysis.papers import tables, tables_markdown, training_words
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.resolved import completed, plain
@@ -73,7 +73,7 @@ def _line(first: str, measured: list[AccuracyRecord]) -> str:
     ball = f"{last.threats[0].norm} {_radius(last.threats[0].epsilon)}"
     images = f"{int(str(last.image_ids).split('..')[1]) + 1:,} {last.dataset}"
     clean, robust = (_accuracies(reached.get(phase)) for phase in ("pretrain", "train"))
-    where = f"{last.device} (commit {markdown.short(last)})"
+    where = f"{last.device} (commit {tables_markdown.short(last)})"
     return f"| {' | '.join((first, f'{images}, {ball}', clean, robust, where))} |\n"
 
 
@@ -100,7 +100,7 @@ def published(config: dict[str, Any]) -> Iterator[tuple[tables.Table, dict[str, 
             for row in table.rows:
                 own = row.get("model") == config["model"]["name"]
                 own = own and row.get("origin") == "authors"
-                if own and not any(training.differences(table, row, config)):
+                if own and not any(training_words.differences(table, row, config)):
                     yield table, row
 
 

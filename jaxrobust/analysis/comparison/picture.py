@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.analysis.comparison import markdown
+from jaxrobust.analysis.comparison import comparison_markdown
+from jaxrobust.analysis.comparison.comparison_findings import (
+    INTERVAL,
+    LEVEL,
+    ComparisonFindings,
+    Pair,
+)
+from jaxrobust.analysis.comparison.comparison_markdown import row, title
 from jaxrobust.analysis.comparison.evaluations import letter
-from jaxrobust.analysis.comparison.findings import INTERVAL, LEVEL, ComparisonFindings, Pair
-from jaxrobust.analysis.comparison.markdown import row, title
-from jaxrobust.analysis.networks import pictures
+from jaxrobust.analysis.networks import picture_parts
 from jaxrobust.evaluation.records.pairs import Paired
 from jaxrobust.runtime.files import jsonl, whole
 
@@ -33,7 +38,7 @@ def _two(findings: ComparisonFindings) -> Any:
     wide = len(pair.classes) > 1
     classes = min(len(pair.classes), _NAMED // 2) if wide else 0
     height = max(1.6 + max(0.34 * len(lines), 0.18 * classes), 3.2)
-    figure = pictures.figure(title(findings), 11.5 if wide else 7, height)
+    figure = picture_parts.figure(title(findings), 11.5 if wide else 7, height)
     panels = figure.subplots(1, 1 + wide, squeeze=False)[0]
     _forest(panels[0], "accuracy", lines, "B minus A")
     if wide:
@@ -44,7 +49,7 @@ def _two(findings: ComparisonFindings) -> Any:
 def _several(findings: ComparisonFindings) -> Any:
     kinds = ("robust", "clean") if findings.pairs[0].robust else ("clean",)
     height = max(1.4 + 0.24 * len(findings.pairs), 3.0)
-    figure = pictures.figure(title(findings), 3.5 + 4 * len(kinds), height)
+    figure = picture_parts.figure(title(findings), 3.5 + 4 * len(kinds), height)
     panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
     labels = [f"{letter(at)}: {one.label}" for at, one in enumerate(findings.evaluations)][1:]
     shown = ["\n".join(textwrap.wrap(label, _WIDTH)[:2]) for label in labels]
@@ -122,7 +127,7 @@ def write(out: Path, name: str, comparison: ComparisonFindings, plain: dict[str,
     with whole.writing(drawn) as part:
         part.write_bytes(image.getvalue())
     jsonl.replace(table, json.dumps(plain, indent=1) + "\n")
-    jsonl.replace(text, markdown.document(comparison, drawn.name))
+    jsonl.replace(text, comparison_markdown.document(comparison, drawn.name))
 
 
 def _compares(table: Path) -> list[tuple[str, str]] | None:

@@ -83,15 +83,15 @@ def written(settings: AnalysisSettings) -> tuple[Path, Path]:
     """Compute an analysis, then write both of its files or none; their paths come back."""
     import jax
 
-    from jaxrobust.analysis.networks import network, pictures
+    from jaxrobust.analysis.networks import network_sample, picture_parts
     from jaxrobust.types import VERDICT_PRECISION
 
-    pictures.plotting()  # refuses before anything is computed
+    picture_parts.plotting()  # refuses before anything is computed
     module = importlib.import_module(f"{__package__}.{settings.analysis.replace('-', '_')}")
     own_images = settings.analysis == "augmentations"
-    seen = None if own_images else network.seen(settings.named | {"n": settings.n})
+    seen = None if own_images else network_sample.seen(settings.named | {"n": settings.n})
     with jax.default_matmul_precision(VERDICT_PRECISION):
         rows, made = module.analyse(seen, settings)
     figure = module.draw(seen, rows, made, settings)
-    out = pictures.folder(settings.out, settings.named["workdir"])
-    return pictures.save(out, settings.analysis, figure, rows)
+    out = picture_parts.folder(settings.out, settings.named["workdir"])
+    return picture_parts.save(out, settings.analysis, figure, rows)

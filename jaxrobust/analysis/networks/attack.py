@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks
-from jaxrobust.analysis.networks.network import NetworkSample, keys
+from jaxrobust.analysis.networks.network_sample import NetworkSample, keys
 from jaxrobust.types import Array, LogitsFn, Machine
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import data
-from jaxrobust.analysis.networks import pictures
+from jaxrobust.analysis.networks import picture_parts
 from jaxrobust.analysis.networks.analyses import AnalysisSettings
 from jaxrobust.data.transforms.decoding import decode
 from jaxrobust.data.transforms.presets import PRESETS
@@ -86,4 +86,4 @@ def draw(seen: None, rows: list[dict[str, Any]], made: Any, settings: AnalysisSe
     about = f"{settings.chain}: {preset.chain}" if preset else settings.chain
     about += f"\nleft: as evaluation sees it; then {settings.views} views"
     about += " on the host, and as many after the device" if len(kinds) > 1 else ""
-    return pictures.grid(cells, 1 + settings.views * len(kinds), about)
+    return picture_parts.grid(cells, 1 + settings.views * len(kinds), about)

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from jaxrobust import attacks
-from jaxrobust.analysis.networks import attack, pictures
+from jaxrobust.analysis.networks import attack, picture_parts
 from jaxrobust.analysis.networks.analyses import AnalysisSettings
-from jaxrobust.analysis.networks.network import NetworkSample, keys
+from jaxrobust.analysis.networks.network_sample import NetworkSample, keys
 from jaxrobust.types import Threat
 
 
@@ -63,7 +63,7 @@ def draw(
     ball = seen.threat.written()
     about = f"PGD, {ball}, steps of 0.15 epsilon: loss of {made.shape[2]} images that are right "
     about += f"clean, each the mean of {made.shape[0]} starts"
-    figure = pictures.figure(f"{seen.name}\n{about}", 7.2, 4.6)
+    figure = picture_parts.figure(f"{seen.name}\n{about}", 7.2, 4.6)
     panel, mean = figure.subplots(), made.mean(0)
     steps = np.arange(len(mean))
     panel.plot(steps, mean, color="#7a9cc0", linewidth=0.7, alpha=0.6)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.analysis.networks import attack, network, pictures
+from jaxrobust.analysis.networks import attack, network_sample, picture_parts
 from jaxrobust.analysis.networks.analyses import AnalysisSettings
-from jaxrobust.analysis.networks.network import NetworkSample
+from jaxrobust.analysis.networks.network_sample import NetworkSample
 
 
 def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[str, Any]], Any]:
@@ -39,10 +39,10 @@ def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[
 
 def _checkpoints(seen: NetworkSample, settings: AnalysisSettings) -> list[Any]:
     if settings.checkpoints:
-        named = [network.other(place, seen) for place in settings.checkpoints]
+        named = [network_sample.other(place, seen) for place in settings.checkpoints]
         return [(i, name, logits_fn) for i, (name, _, logits_fn) in enumerate(named)]
     if workdir := settings.named["workdir"]:
-        return network.epochs(Path(workdir), seen.subject, settings.named["phase"])
+        return network_sample.epochs(Path(workdir), seen.subject, settings.named["phase"])
     return [(0, seen.name, seen.logits_fn)]
 
 
@@ -54,10 +54,10 @@ def draw(
     about = f"{seen.subject.network.name}: PGD with k steps of 1.5 epsilon / k, "
     about += f"{seen.threat.written()}, on {rows[0]['images']} images, "
     about += "one random start" if settings.seeds == 1 else many
-    figure = pictures.figure(about, 9.6, 4.0)
+    figure = picture_parts.figure(about, 9.6, 4.0)
     left, right = figure.subplots(1, 2)
     places = {row["checkpoint"]: row["step"] for row in rows}
-    for k, colour in zip(settings.steps, pictures.shades(len(settings.steps)), strict=True):
+    for k, colour in zip(settings.steps, picture_parts.shades(len(settings.steps)), strict=True):
         own = [row for row in rows if row["attack_steps"] == k]
         for panel, key in ((left, "ce"), (right, "left_percent")):
             xs = [places[row["checkpoint"]] for row in own]

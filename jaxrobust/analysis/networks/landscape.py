@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust.analysis.networks import network, pictures, surface
+from jaxrobust.analysis.networks import network_sample, picture_parts, surface
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.types import VERDICT_PRECISION
 from jaxrobust.weights.store import hashes
@@ -38,9 +38,9 @@ def grid(side: int, reach: float) -> np.ndarray:
 
 def written(named: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path, Path]:
     """Compute the points that are missing, and write both files; their paths come back."""
-    pictures.plotting()  # refuses before anything is computed
+    picture_parts.plotting()  # refuses before anything is computed
     named = named | {"split": named["split"] or _training_split(named)}
-    seen = network.seen(named, attacked=False)
+    seen = network_sample.seen(named, attacked=False)
     params, stats = seen.logits_fn.args  # type: ignore[attr-defined]
     about = {
         "images": len(seen.labels),
@@ -48,7 +48,7 @@ def written(named: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path
         "seed": plane.seed,
         "weights_sha256": hashes.weights_sha256(params, stats),
     }
-    out = pictures.folder(out, named["workdir"])
+    out = picture_parts.folder(out, named["workdir"])
     out.mkdir(parents=True, exist_ok=True)
     table, picture = out / "landscape.csv", out / "landscape.png"
     points = grid(plane.side, plane.reach)
@@ -124,7 +124,7 @@ def draw(name: str, line: np.ndarray, losses: np.ndarray, about: dict[str, Any])
     """Draw the contours of the loss."""
     middle = losses[len(line) // 2, len(line) // 2]
     title = f"{name}\nmean cross-entropy of {about['images']:,} images of {about['split']}, "
-    figure = pictures.figure(f"{title}{middle:.3f} in the middle", 5.8, 5.2)
+    figure = picture_parts.figure(f"{title}{middle:.3f} in the middle", 5.8, 5.2)
     panel = figure.subplots()
     shown = np.where(np.isfinite(losses), losses, LEVELS[-1] + 1).T
     levels = LEVELS[: max(3, int((shown.max() > LEVELS).sum()) + 1)]  # as high as the surface is

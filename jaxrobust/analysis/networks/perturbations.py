@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.analysis.networks import attack, pictures
+from jaxrobust.analysis.networks import attack, picture_parts
 from jaxrobust.analysis.networks.analyses import AnalysisSettings
-from jaxrobust.analysis.networks.network import NetworkSample
+from jaxrobust.analysis.networks.network_sample import NetworkSample
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 
@@ -31,7 +31,7 @@ def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[
         "mean_change_of_limit": share.mean((1, 2, 3)),
         "share_at_limit": (share > 1 - 1e-4).mean((1, 2, 3)),
     }
-    return pictures.rows(columns), (adversarial, shown(delta, largest, settings.sign))
+    return picture_parts.rows(columns), (adversarial, shown(delta, largest, settings.sign))
 
 
 def limits(seen: NetworkSample, delta: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ def draw(
     kinds = [("image", seen.images), ("adversarial", adversarial), ("perturbation", change)]
     kinds += [] if grey is None else [("in grey", grey)]
     cells = []
-    for i, row in enumerate(rows[: pictures.MOST]):
+    for i, row in enumerate(rows[: picture_parts.MOST]):
         wrong = row["adversarial_prediction"] != row["label"]
         called = seen.called(row["adversarial_prediction"])
         titles = [(row["class"], False), (called, wrong), ("", False), ("", False)]
@@ -66,4 +66,6 @@ def draw(
     about = f"PGD-{settings.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
     about += "titles: the class, and what the network calls the adversarial image (red: wrong)\n"
     about += "perturbation: grey is no change, white as much brighter as the ball allows"
-    return pictures.grid(cells, len(kinds) * (2 if len(rows) > 4 else 1), f"{seen.name}\n{about}")
+    return picture_parts.grid(
+        cells, len(kinds) * (2 if len(rows) > 4 else 1), f"{seen.name}\n{about}"
+    )

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.analysis.networks import attack, perturbations, pictures
+from jaxrobust.analysis.networks import attack, perturbations, picture_parts
 from jaxrobust.analysis.networks.analyses import AnalysisSettings
-from jaxrobust.analysis.networks.network import NetworkSample, other
+from jaxrobust.analysis.networks.network_sample import NetworkSample, other
 from jaxrobust.data.transforms.preparing import evaluation_transform
 
 _FEW = 20  # classes, of which five guesses would say little
@@ -71,7 +71,7 @@ def draw(
     chance = f"{100 * top / int(seen.subject.network.num_classes or 1):.1f} %"
     about = f"Top-{top} accuracy on the perturbations alone (PGD-{settings.steps[0]}, {ball}, "
     about += f"{len(made)} images)\nof {seen.name}; chance is {chance}"
-    figure = pictures.figure(about, 8.4, 2.6 + 0.55 * len(rows))
+    figure = picture_parts.figure(about, 8.4, 2.6 + 0.55 * len(rows))
     above, below = figure.subfigures(2, 1, height_ratios=[0.55 * len(rows) + 1.0, 1.3])
     panel, places = above.subplots(), np.arange(len(rows))[::-1]
     for kind, shift, colour in (("perturbations", 0.18, "#d1495b"), ("images", -0.18, "#b9c4d0")):

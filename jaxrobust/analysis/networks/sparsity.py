@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.analysis.networks import network, pictures
+from jaxrobust.analysis.networks import network_sample, picture_parts
 
 SMALL = 0.01  # of the largest weight; what is below counts as zero
 BINS = 200
@@ -85,7 +85,7 @@ def rows(sets: list[WeightGroup]) -> list[dict[str, Any]]:
 def draw(name: str, sets: list[WeightGroup]) -> Any:
     """Draw the histograms, one below the other; what counts as zero is marked."""
     title = f"{name}: share of weights below 1 % of the largest of their set"
-    figure = pictures.figure(title, 6.4, 0.5 + 1.75 * len(sets))
+    figure = picture_parts.figure(title, 6.4, 0.5 + 1.75 * len(sets))
     panels = figure.subplots(len(sets), 1, squeeze=False)[:, 0]
     for panel, part in zip(panels, sets, strict=True):
         largest = float(np.abs(part.weights).max())
@@ -103,13 +103,13 @@ def draw(name: str, sets: list[WeightGroup]) -> Any:
 
 def written(named: dict[str, Any], out: Path | None) -> tuple[Path, Path]:
     """Count, and write both files, by default beside the run; their paths come back."""
-    pictures.plotting()  # refuses before anything is read
-    name, weights = network.weights_of(named)
+    picture_parts.plotting()  # refuses before anything is read
+    name, weights = network_sample.weights_of(named)
     sets = parts(dict(weights.params))
     if not sets:
         raise ValueError(f"{name} has no convolutions or linear maps whose names end in .kernel")
-    out = pictures.folder(out, named["workdir"])
-    paths = pictures.save(out, "sparsity", draw(name, sets), rows(sets))
+    out = picture_parts.folder(out, named["workdir"])
+    paths = picture_parts.save(out, "sparsity", draw(name, sets), rows(sets))
     for part in sets:
         of_all = f"{part.ratio_of_all:.1%} of all its parameters"
         text = f"{part.name:13} {part.ratio:6.1%} of {part.weights.size:,} weights, {of_all}"

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks
-from jaxrobust.analysis.networks import attack, pictures
+from jaxrobust.analysis.networks import attack, picture_parts
 from jaxrobust.analysis.networks.analyses import AnalysisSettings
-from jaxrobust.analysis.networks.network import NetworkSample
+from jaxrobust.analysis.networks.network_sample import NetworkSample
 
 _START = 15.0  # radius of the noise around U[0, 1], before it is clipped
 
@@ -63,7 +63,7 @@ def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[
         "saturated_at_start": ((start == 0) | (start == 1)).mean((1, 2, 3)),
         "saturated_at_end": ((images == 0) | (images == 1)).mean((1, 2, 3)),
     }
-    return pictures.rows(columns), images
+    return picture_parts.rows(columns), images
 
 
 def draw(
@@ -72,8 +72,8 @@ def draw(
     """Draw the images with their targets; red where the network calls one something else."""
     cells = [
         (image, f"{row['class']} {row['probability']:.0%}", row["prediction"] != row["target"])
-        for image, row in zip(made[: pictures.MOST], rows, strict=False)
+        for image, row in zip(made[: picture_parts.MOST], rows, strict=False)
     ]
     steps = f"{settings.steps[0]} steps of {settings.step_size:g}"
     about = f"{steps} from noise towards a class, with its probability at the end"
-    return pictures.grid(cells, min(4, len(cells)), f"{seen.name}\n{about}")
+    return picture_parts.grid(cells, min(4, len(cells)), f"{seen.name}\n{about}")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxrobust.analysis.papers import markdown, matching, scatter, tables
+from jaxrobust.analysis.papers import matching, scatter, tables, tables_markdown
 
 
 def answer(
@@ -22,8 +22,8 @@ def answer(
     records = matching.collect(list(places))
     texts = []
     for name, of_paper in wanted.items():
-        shown = [markdown.filled(each, records, alike=alike) for each in of_paper]
-        text = markdown.document(name, shown, records)
+        shown = [tables_markdown.filled(each, records, alike=alike) for each in of_paper]
+        text = tables_markdown.document(name, shown, records)
         texts += _written(out, name, shown, records, text) if out else [text]
     return "\n".join(texts) + ("\n" if out else "")
 

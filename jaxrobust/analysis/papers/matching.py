@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxrobust import models
-from jaxrobust.analysis.papers import tables, training, twenty
+from jaxrobust.analysis.papers import tables, training_words, twenty
 from jaxrobust.analysis.papers.tables import Table
 from jaxrobust.data import imagenet
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
@@ -80,7 +80,7 @@ def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if "architecture" in values:  # of an imported folder
             yield hashes.config_sha256(values), values
             continue
-        whole = training.whole_config(values)
+        whole = training_words.whole_config(values)
         phases: list[Any] = [of_phase(whole, name) for name in whole.phases]
         for seen in (values, whole, *phases):
             yield hashes.config_sha256(seen), whole
@@ -119,11 +119,11 @@ def _other_network(table: Table, row: Any, ours: Ours, of_training: bool) -> Ite
     elif row.get("origin") != "authors":
         yield f"a network of our own training, and the row's is of {row.get('origin')}"
     elif not of_training:
-        yield from training.other_kind(table, row, config)
+        yield from training_words.other_kind(table, row, config)
     else:
-        yield from training.differences(table, row, config)
+        yield from training_words.differences(table, row, config)
         of = str(ours.record.weights).partition(",")[0]
-        last = phases(training.whole_config(config))[-1]
+        last = phases(training_words.whole_config(config))[-1]
         if of != last:
             yield f"weights of the phase {of}, not of the last"
 
@@ -144,7 +144,7 @@ def _other_images(row: Any, record: "AccuracyRecord", of_training: bool) -> Iter
     on_list = str(row["split"]).endswith("@robustbench")
     same = record.ids_sha256 == ROBUSTBENCH_SHA256
     split = str(record.split) if of_training else str(record.split).partition("[")[0]
-    name = "cifar10" if of_files else training.dataset(str(record.dataset), None)
+    name = "cifar10" if of_files else training_words.dataset(str(record.dataset), None)
     if row["dataset"] == "imagenet100":
         own = hashes.classes_sha256(imagenet.imagenet100())
         if name != "imagenet2012" or record.classes_sha256 != own:

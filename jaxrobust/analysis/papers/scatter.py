@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust.analysis.papers import matching
-from jaxrobust.analysis.papers.markdown import Filled
 from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.analysis.papers.tables import named, paper, title
+from jaxrobust.analysis.papers.tables_markdown import Filled
 from jaxrobust.analysis.plotting import plotting
 
 _AXES = {"params_m": "parameters, millions", "macs_g": "multiply-adds, 1e9", "clean": "clean, %"}

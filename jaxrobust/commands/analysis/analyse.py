@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         named = {name: given.pop(name) for name in _NAMED}
         settings = analyses.checked(given, named)
         with patience.of(patience.LOADING):
-            from jaxrobust.analysis.networks import network  # noqa: F401  # what takes long
+            from jaxrobust.analysis.networks import network_sample  # noqa: F401  # what takes long
 
         print("\n".join(map(str, analyses.written(settings))))
 

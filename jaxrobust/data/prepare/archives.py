@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from jaxrobust.data.prepare.shards import sha256
-from jaxrobust.data.splits.sizes import IMAGES
+from jaxrobust.data.splits.known_sizes import IMAGES
 
 ADDRESS = "https://www.cs.toronto.edu/~kriz"
 SIZES = IMAGES["cifar10"]  # of both

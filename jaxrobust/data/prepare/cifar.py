@@ -23,8 +23,8 @@ from PIL import Image
 
 from jaxrobust.data.prepare import archives, command, directory, shards
 from jaxrobust.data.prepare.directory import About, DatasetPlan
+from jaxrobust.data.prepare.raw_source import Content, RawSplit
 from jaxrobust.data.prepare.shards import Job, Shard, WorkDone
-from jaxrobust.data.prepare.source import Content, RawSplit
 from jaxrobust.data.sources import tfds
 from jaxrobust.runtime.files import download
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxrobust.data.prepare.raw_source import Content
 from jaxrobust.data.prepare.shards import PARTIAL, Shard, sha256
-from jaxrobust.data.prepare.source import Content
 from jaxrobust.data.splits.subsets import index_name, write_index
 
 SETTINGS, SUMS, INFO = "jaxrobust-prepare.json", "SHA256SUMS", "dataset_info.json"

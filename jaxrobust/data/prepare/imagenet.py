@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.data.prepare import command, directory, shards, source
+from jaxrobust.data.prepare import command, directory, raw_source, shards
 from jaxrobust.data.prepare.directory import About, DatasetPlan
 from jaxrobust.data.prepare.known import IMAGENET, known, package_folder
+from jaxrobust.data.prepare.raw_source import Content
 from jaxrobust.data.prepare.shards import Shard
-from jaxrobust.data.prepare.source import Content
 
 _SHARD_BYTES = 128 * 10**6
 _SHARDS = {"train": 1024, "validation": 64}  # of the whole ImageNet, as TFDS writes it
@@ -67,10 +67,10 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     if args.name in _TAKEN or not re.fullmatch(r"[a-z][a-z0-9_]*", args.name or "x"):
         wanted = f"a name of small letters, digits and _, not {' or '.join(_TAKEN)}"
         raise ValueError(f"--name {args.name}: write {wanted}")
-    source.check(args.source)
+    raw_source.check(args.source)
     command.say(f"listing {', '.join(map(str, args.source))}")
     start = time.perf_counter()
-    content = source.scan(args.source, name=args.name, allow_partial=args.allow_partial)
+    content = raw_source.scan(args.source, name=args.name, allow_partial=args.allow_partial)
     for split, part in content.splits.items():
         rows = part.rows[shards.order(part.rows, content.classes)]
         content.splits[split] = part._replace(rows=rows)

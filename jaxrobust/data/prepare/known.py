@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxrobust.data.splits.sizes import IMAGES
+from jaxrobust.data.splits.known_sizes import IMAGES
 
 IMAGENET = "imagenet2012"
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")

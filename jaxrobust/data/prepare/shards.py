@@ -31,7 +31,7 @@ _THREADS, _AHEAD = 8, 32  # reads under way: a shard's images lie all over the s
 class Shard(NamedTuple):
     """Records [first, last) of a split, in `path`; `plan` is the table of all the split's images.
 
-    The table is `Split.rows` (source.py) in the order of records, as `.npy`; for checking, it is
+    The table is `RawSplit.rows` in the order of records, as `.npy`; for checking, it is
     the split's index. `sha256` is empty where it is not known.
     """
 

@@ -21,7 +21,7 @@ from jaxrobust.data.source import (
     first_few,
     kind_of,
 )
-from jaxrobust.data.sources import cifar_c, fake, folder, huggingface, npz, tfds  # noqa: F401  # kinds
+from jaxrobust.data.sources import cifar_c, fake, huggingface, image_folder, npz, tfds  # noqa: F401  # kinds
 from jaxrobust.data.splits import grammar, storage, subsets
 
 __all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]

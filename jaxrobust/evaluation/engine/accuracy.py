@@ -18,7 +18,7 @@ from jaxrobust import types as t
 from jaxrobust.data import Damage, Source
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import checks, collapse
-from jaxrobust.models.interface.inputs import cast, unit_range
+from jaxrobust.models.interface.network_inputs import cast, unit_range
 from jaxrobust.runtime.devices import compilation, sharding
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say

@@ -21,6 +21,7 @@ from jaxrobust.attacks.inputs import check_array
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine import replay as replays
 from jaxrobust.evaluation.engine.cascade import Attack, search_again
+from jaxrobust.evaluation.engine.evaluation_progress import Decisions
 from jaxrobust.evaluation.engine.ledger import open_ledger
 from jaxrobust.evaluation.engine.outcome import (
     AttackContext,
@@ -29,7 +30,6 @@ from jaxrobust.evaluation.engine.outcome import (
     answers_of,
     logits_of,
 )
-from jaxrobust.evaluation.engine.progress import Decisions
 from jaxrobust.evaluation.engine.result import AutoAttackResult, ResultFacts
 from jaxrobust.evaluation.network import checks, collapse, fingerprint, randomised, reliability
 from jaxrobust.evaluation.network.images import Adversarial, ImageSet, InRange, clipped, hashed

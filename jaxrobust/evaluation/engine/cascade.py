@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxrobust.attacks import MACHINES, Setting, ensembles
 from jaxrobust.evaluation.engine import engine, outcome
+from jaxrobust.evaluation.engine.evaluation_progress import Decisions
 from jaxrobust.evaluation.engine.outcome import AttackContext, Cost
-from jaxrobust.evaluation.engine.progress import Decisions
 from jaxrobust.evaluation.network import checks, randomised, reliability
 from jaxrobust.evaluation.records import parts
 from jaxrobust.runtime.devices import compilation

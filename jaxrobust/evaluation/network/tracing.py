@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrobust.attacks.network import TRAINING, of_one_image, remedy
+from jaxrobust.attacks.refused_network import TRAINING, of_one_image, remedy
 from jaxrobust.types import LogitsFn
 
 T = TypeVar("T")

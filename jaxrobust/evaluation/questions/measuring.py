@@ -22,7 +22,7 @@ from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import parts
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 from jaxrobust.evaluation.records.verdicts import Verdicts
-from jaxrobust.models.interface.inputs import cast
+from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.types import Attack, Classifier, Threat, Weights
 

@@ -17,7 +17,7 @@ from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.interop import named
-from jaxrobust.models.interface.inputs import cast
+from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.models.kernels.rewriting import canonical_convolutions
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding
@@ -25,7 +25,7 @@ from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Classifier, Threat, Weights
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import certificates
-from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store import weights_folder as weights_folder
 from jaxrobust.weights.trained import runs
 
 FUNCTION, TORCH = "--function", "--torch"

@@ -3,15 +3,15 @@
 import operator
 
 from jaxrobust.interop.operators import (
-    convolutions,
-    draws,
     elementwise,
     grouping,
     matrices,
     normalization,
-    pooling,
+    ordering,
+    products,
+    random_numbers,
     reductions,
-    selection,
+    resampling,
     shapes,
 )
 from jaxrobust.interop.program import OperatorRule
@@ -26,11 +26,11 @@ TABLE: dict[str, OperatorRule] = {
     **elementwise.TABLE,
     **shapes.TABLE,
     **reductions.TABLE,
-    **convolutions.TABLE,
+    **products.TABLE,
     **normalization.TABLE,
-    **pooling.TABLE,
-    **selection.TABLE,
+    **resampling.TABLE,
+    **ordering.TABLE,
     **grouping.TABLE,
     **matrices.TABLE,
 }
-DRAWS: dict[str, OperatorRule] = draws.TABLE  # which take a key before PyTorch's operands
+DRAWS: dict[str, OperatorRule] = random_numbers.TABLE  # which take a key before PyTorch's operands

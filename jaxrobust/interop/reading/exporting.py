@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.program import OWN, NumberType, Of, OperatorCall, Program, names_in, read_by
-from jaxrobust.interop.reading import gradients, masks, refusals, scripted, watching
+from jaxrobust.interop.reading import custom_gradients, data_dependence, masks, refusals, scripted
 from jaxrobust.interop.reading.drawing import draws, drops, is_draw, refusal
 from jaxrobust.interop.reading.folding import COMPUTED, Free
 from jaxrobust.interop.reading.refusals import line, own_line
@@ -71,17 +71,19 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     refusals.check_takes(module, image)
     if scripted.is_scripted(module):
         return scripted.exported(module, image)
-    watching.check_hooks(module)
+    data_dependence.check_hooks(module)
     functions: list[str] = []
 
     def of(count: int, strict: bool) -> Any:
         example = refusals.example(module, image, count)
         sizes = ({0: torch.export.Dim("batch")},) if count > 1 else None
         with quietly(), torch.enable_grad():
-            seen = watching.watched(module, example)
+            seen = data_dependence.watched(module, example)
             functions.extend(seen.functions)
             # PyTorch reads the module's source where it is strict, and our answers are no part.
-            answers = contextlib.nullcontext() if strict else watching.answering(module, seen)
+            answers = (
+                contextlib.nullcontext() if strict else data_dependence.answering(module, seen)
+            )
             with answers:
                 return torch.export.export(module, (example,), dynamic_shapes=sizes, strict=strict)
 
@@ -92,7 +94,7 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
                 continue
             try:
                 return of(count, strict), count == 1
-            except gradients.Refused:
+            except custom_gradients.Refused:
                 raise
             except Exception as error:
                 reasons.append(error)
@@ -137,7 +139,7 @@ def decomposed(program: Any) -> Any:
         if not (drop and "attention" in name):
             table.pop(getattr(torch.ops.aten, name).default, None)
     with quietly():
-        return gradients.kept(program).run_decompositions(table)
+        return custom_gradients.kept(program).run_decompositions(table)
 
 
 def read(
@@ -239,7 +241,7 @@ def _steps(graph: Any, free: Free, random: bool) -> Iterator[OperatorCall]:
                 raise ValueError(refusal(line(node), name))
         elif free.takes(node, name, TABLE):
             continue
-        if name == gradients.HOLE:
+        if name == custom_gradients.HOLE:
             backward[node.name] = OperatorCall(node.name, name, (), {}, line(node))
             continue
         if name not in (DRAWS if drawn else TABLE) and name not in ("getitem", OWN):
@@ -276,7 +278,9 @@ def _needed(step: OperatorCall, backward: dict[str, OperatorCall]) -> tuple[Oper
         if name in backward and name not in wanted:
             wanted.add(name)
             todo += read_by(backward[name])
-    return tuple(s for n, s in backward.items() if n in wanted and s.operator != gradients.HOLE)
+    return tuple(
+        s for n, s in backward.items() if n in wanted and s.operator != custom_gradients.HOLE
+    )
 
 
 def _name(target: Any) -> str:

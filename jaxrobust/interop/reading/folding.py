@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from jaxrobust.interop.program import OWN
-from jaxrobust.interop.reading.gradients import HOLE
+from jaxrobust.interop.reading.custom_gradients import HOLE
 
 COMPUTED = "computed."  # begins the key of a weight that is computed of the module's own
 _LAYOUT = {

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import stems
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, keys, row, table
@@ -128,7 +128,7 @@ class ConvNeXt(nnx.Module):
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
-    checks.check_tuples(v, "depths", "dims", "downsample_strides", empty=True)
+    architecture_checks.check_tuples(v, "depths", "dims", "downsample_strides", empty=True)
     v = v._replace(downsample_strides=v.downsample_strides or (2,) * (len(v.dims) - 1))
     if not v.dims or v.in_channels < 1:
         raise ValueError(f"dims={v.dims} and in_channels={v.in_channels} must not be empty or 0")

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models.families import residual
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, drop, keys, row, table
@@ -119,13 +119,13 @@ def _first(v: Variant) -> int:
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
-    checks.check_tuples(v, "depths")
+    architecture_checks.check_tuples(v, "depths")
     if v.activation not in ACTIVATIONS:
         raise ValueError(f"activation={v.activation!r} is unknown; one of {list(ACTIVATIONS)}")
-    checks.check_least(v, width=1, base=1, in_channels=1, bn_group=0)
+    architecture_checks.check_least(v, width=1, base=1, in_channels=1, bn_group=0)
     if not v.bottleneck and v.width != v.base:
         raise ValueError(f"width={v.width}: blocks of two 3x3 convolutions have base={v.base}")
-    checks.check_image_size(image_size)
+    architecture_checks.check_image_size(image_size)
     return classifier(lambda rngs: ResNet(v, num_classes, rngs), dtype=v.dtype)
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxrobust.models.families import robust_blocks
 from jaxrobust.models.families.robust_blocks import BLOCKS, SE, Block, conv, norm_of
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, Renaming, keys, table
@@ -124,11 +124,13 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     _check_words(v)
     _check_stages(v)
-    checks.check_least(v, in_channels=1, bn_group=0, se_reduction=1, groups=1, base_width=0)
+    architecture_checks.check_least(
+        v, in_channels=1, bn_group=0, se_reduction=1, groups=1, base_width=0
+    )
     robust_blocks.check(v, planes_of(v))
     if not 0 < v.bn_momentum <= 1:
         raise ValueError(f"bn_momentum={v.bn_momentum} must be above 0 and at most 1")
-    checks.check_image_size(image_size)
+    architecture_checks.check_image_size(image_size)
     return classifier(lambda rngs: RobustResNet(v, num_classes, rngs), dtype=v.dtype)
 
 
@@ -141,7 +143,7 @@ def _check_words(v: Variant) -> None:
 
 
 def _check_stages(v: Variant) -> None:
-    checks.check_tuples(v, "depths", "widths", "planes", empty=True)
+    architecture_checks.check_tuples(v, "depths", "widths", "planes", empty=True)
     if not v.depths or len(v.depths) != len(planes_of(v)):
         name = "planes" if v.planes else "widths"
         raise ValueError(

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.families.searched_cells import CELLS, Block, Maker, Place
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
@@ -83,7 +83,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     if v.cell not in CELLS:
         raise ValueError(f"cell={v.cell!r} is unknown; one of {', '.join(CELLS)}")
-    checks.check_least(v, channels=1, cells=3, in_channels=1, bn_group=0)
+    architecture_checks.check_least(v, channels=1, cells=3, in_channels=1, bn_group=0)
     if not 0 < v.bn_momentum <= 1:
         raise ValueError(f"bn_momentum={v.bn_momentum} must be above 0 and at most 1")
     if image_size < 4 or image_size % 4:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, Renaming, drop, keys, linear_oi, row, table
@@ -210,8 +210,8 @@ class Swin(nnx.Module):
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
-    checks.check_stages(v, "heads", "depths")
-    checks.check_least(v, dim=1, patch=1, window=1, in_channels=1)
+    architecture_checks.check_stages(v, "heads", "depths")
+    architecture_checks.check_least(v, dim=1, patch=1, window=1, in_channels=1)
     if not v.eps > 0:
         raise ValueError(f"eps={v.eps} must be above 0")
     if any((v.dim << i) % heads for i, heads in enumerate(v.heads)):

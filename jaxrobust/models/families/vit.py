@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import stems
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, Renaming, keys, row, table
@@ -103,7 +103,7 @@ class PatchEmbed(nnx.Module):
         x = stems.through(self.proj, images)
         _, height, width, dim = x.shape
         fits, own = (height, width) == (grid, grid), f"positions for {grid}x{grid}"
-        checks.check_fits(fits, images, f"{height}x{width} patches", own)
+        architecture_checks.check_fits(fits, images, f"{height}x{width} patches", own)
         return x.reshape(-1, grid * grid, dim)
 
 
@@ -149,7 +149,7 @@ def grid_of(v: Any, image_size: int) -> int:
             f"dim={v.dim}, depth={v.depth}, heads={v.heads}, in_channels={v.in_channels} must be "
             "positive, and heads a divisor of dim"
         )
-    return checks.whole_patches(v, image_size)
+    return architecture_checks.whole_patches(v, image_size)
 
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models.families import residual
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import (
@@ -242,7 +242,7 @@ def _gamma(v: Variant) -> nnx.Param:
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     strides = v.stem_strides
-    checks.check_tuples(v, "stem_strides")
+    architecture_checks.check_tuples(v, "stem_strides")
     if min(v.dim, v.depth, v.heads, v.in_channels) < 1 or v.dim % v.heads:
         raise ValueError(
             f"dim={v.dim}, depth={v.depth}, heads={v.heads} and in_channels={v.in_channels} must "

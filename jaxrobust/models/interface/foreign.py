@@ -27,7 +27,7 @@ from flax import nnx
 
 from jaxrobust.models.interface.classifier import of_foreign
 from jaxrobust.models.interface.family import Family, Names
-from jaxrobust.models.interface.inputs import cast
+from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.commandline.functions import Named
 from jaxrobust.types import Classifier

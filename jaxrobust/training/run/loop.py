@@ -16,9 +16,9 @@ from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import StopSignals, say
 from jaxrobust.training import build
 from jaxrobust.training.run import metrics, splits
+from jaxrobust.training.run.best_weights import selection
 from jaxrobust.training.run.phase import PhaseRun, last, scored
-from jaxrobust.training.run.progress import Progress
-from jaxrobust.training.run.selection import selection
+from jaxrobust.training.run.phase_progress import Progress
 from jaxrobust.training.run.stopping import Stops, Trouble
 from jaxrobust.training.update import alarm, inner, objectives
 from jaxrobust.training.update.step import TrainState, averaged

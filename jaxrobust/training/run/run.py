@@ -22,10 +22,18 @@ from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.progress import StopSignals, say
 from jaxrobust.training import build
-from jaxrobust.training.run import accuracies, loop, metrics, selection, splits, trackers, warnings
+from jaxrobust.training.run import (
+    accuracies,
+    best_weights,
+    loop,
+    metrics,
+    splits,
+    trackers,
+    warnings,
+)
 from jaxrobust.training.run.phase import PhaseRun, last, note_resumption, scored
-from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.step import TrainState
+from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Weights
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.naming import compose
@@ -192,7 +200,7 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, PlannedPhase], dict[
         phase = build.phase(seen, name, splits.examples(seen, name, source))
         for key in ("evaluation", "test"):
             build.divides(seen[key].batch_size, jax.device_count(), f"{key}.batch_size")
-        selection.counter(seen, phase.mesh)
+        best_weights.counter(seen, phase.mesh)
         build.evaluation(seen, phase.mesh, steps=seen.test.steps)
         build.probe(seen, name, phase)
         splits.batches(seen, name, source, 0).close()

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.config import Config
-from jaxrobust.models.interface.inputs import cast, unit_range
+from jaxrobust.models.interface.network_inputs import cast, unit_range
 from jaxrobust.training.update import objectives
 from jaxrobust.training.update.objectives import Objective, cross_entropy
 from jaxrobust.types import Array, Attack, Batch, Classifier, LogitsFn, Params

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxrobust.config import PhaseSection
 from jaxrobust.training.update import objectives
-from jaxrobust.training.update.checks import must_be, one_of
+from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Array, Params
 
 # (average, parameters, running statistics, updates before this one) -> the average after it

@@ -16,8 +16,8 @@ from jaxrobust import attacks
 from jaxrobust.attacks import registry
 from jaxrobust.config import AttackSection, Config
 from jaxrobust.training.update import objectives
-from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.step import keys_alone
+from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Attack, Keys, PerImage
 
 

@@ -10,7 +10,7 @@ import optax
 
 from jaxrobust.config import PhaseSection
 from jaxrobust.training.update import schedules
-from jaxrobust.training.update.checks import must_be, one_of
+from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Array, Params
 
 # Which parameters are decayed, by name and shape; the references have one rule per group of

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.training.update.checks import must_be
+from jaxrobust.training.update.value_checks import must_be
 
 
 class Span(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrobust.attacks import image_keys
-from jaxrobust.models.interface.inputs import cast, unit_range
+from jaxrobust.models.interface.network_inputs import cast, unit_range
 from jaxrobust.runtime.devices.sharding import Spread
 from jaxrobust.training.update import averages, objectives
 from jaxrobust.training.update.mixing import BatchAugmentation

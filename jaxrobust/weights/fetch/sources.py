@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.weights.fetch import KINDS, download
-from jaxrobust.weights.fetch.download import SETTINGS, Tell
+from jaxrobust.weights.fetch import KINDS, remote_weights
+from jaxrobust.weights.fetch.remote_weights import SETTINGS, Tell
 from jaxrobust.weights.store import files
-from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store import weights_folder as weights_folder
 
 _TIMM = re.compile(r"([a-z][a-z0-9_]*)\.([a-z0-9_]+)")
 
@@ -39,7 +39,7 @@ def parse(text: str) -> WeightSource:
     path = Path(text)
     if "://" in text:
         if text.startswith("hf://"):
-            download.parse_hub(text)  # refuses
+            remote_weights.parse_hub(text)  # refuses
         return WeightSource(text, "remote", address=text)
     if path.is_dir():
         return folder(text, path)
@@ -72,7 +72,7 @@ def folder(text: str, path: Path) -> WeightSource:
     config = path / SETTINGS
     if (file := path / weights_folder.WEIGHTS).is_file():
         return WeightSource(text, "folder", path, file=file, settings=config)
-    for name in download.WEIGHTS:
+    for name in remote_weights.WEIGHTS:
         if (path / name).is_file():
             beside = config if config.is_file() else None
             return WeightSource(text, "repository", path, file=path / name, settings=beside)
@@ -120,10 +120,10 @@ def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print
     wanted = sha256 or source.sha256
     if source.kind == "remote":
         name = f"{source.published}.pt" if source.published else None
-        file, beside = download.fetch(source.address, sha256=wanted, name=name, tell=tell)
+        file, beside = remote_weights.fetch(source.address, sha256=wanted, name=name, tell=tell)
         return source._replace(file=file, settings=beside)
     if source.file is not None and wanted:
-        download.check_sha256(source.file, wanted)
+        remote_weights.check_sha256(source.file, wanted)
     elif wanted:
         raise ValueError(f"{source.path} is a run, which has no one file; leave --sha256 out")
     return source

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust import models
-from jaxrobust.weights.store import folder as weights_folder
-from jaxrobust.weights.store.folder import WEIGHTS
+from jaxrobust.weights.store import weights_folder as weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
+from jaxrobust.weights.store.weights_folder import WEIGHTS
 
 
 def beside(weights: Path) -> Path:

@@ -10,7 +10,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data import imagenet
-from jaxrobust.data.sources import folder, registry
+from jaxrobust.data.sources import image_folder, registry
 from jaxrobust.data.transforms import decoding
 from jaxrobust.training.run import run as training_run
 from tests.support.datasets import image_bytes, write_tree
@@ -193,11 +193,11 @@ class ReadingTest(FolderTest):
             self.assertEqual(source.labels.tolist(), read, split)
 
     def test_splits_there(self):
-        self.assertEqual(folder.splits_there(self.root / "nowhere"), [])
+        self.assertEqual(image_folder.splits_there(self.root / "nowhere"), [])
         write_tree(self.root, ["val/a/1.jpg", "train/1.jpg", "cat/1/1.jpg"])
-        self.assertEqual(folder.splits_there(self.root), ["val"])
+        self.assertEqual(image_folder.splits_there(self.root), ["val"])
         write_tree(self.root, ["train/a/1.jpg"])
-        self.assertEqual(folder.splits_there(str(self.root)), ["train", "val"])
+        self.assertEqual(image_folder.splits_there(str(self.root)), ["train", "val"])
 
     def test_real_photographs(self):
         if not PHOTOGRAPHS.is_dir():

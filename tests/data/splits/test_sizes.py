@@ -3,7 +3,7 @@
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data import open_source
-from jaxrobust.data.splits import sizes
+from jaxrobust.data.splits import known_sizes
 from tests.support import paths
 
 
@@ -24,15 +24,17 @@ class SizesTest(parameterized.TestCase):
         ("cifar10", "train+test", None),
     )
     def test_known_images(self, dataset, split, images):
-        self.assertEqual(sizes.known_images(dataset, split), images)
+        self.assertEqual(known_sizes.known_images(dataset, split), images)
 
     def test_of_the_data_itself(self):
         folder = paths.SHARED / "data" / "tensorflow_datasets"
         if not folder.is_dir():
             self.skipTest(paths.NO_SHARED)
-        for split, images in sizes.IMAGES["cifar10"].items():
+        for split, images in known_sizes.IMAGES["cifar10"].items():
             source = open_source("cifar10", split, data_dir=str(folder))
-            self.assertEqual((len(source), source.num_classes), (images, sizes.CLASSES["cifar10"]))
+            self.assertEqual(
+                (len(source), source.num_classes), (images, known_sizes.CLASSES["cifar10"])
+            )
 
 
 if __name__ == "__main__":

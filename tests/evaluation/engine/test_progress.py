@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation.engine import progress
+from jaxrobust.evaluation.engine import evaluation_progress
 from jaxrobust.evaluation.network import checks
 
 MOST, STEP = 200, 2  # passes of an image that is never fooled, and of one step
@@ -22,7 +22,7 @@ class Attacked:
         self.needs = np.where(falls, STEP * rng.integers(1, 20, images), MOST).tolist()
         self.slots, self.fooled = slots, falls.tolist()
 
-    def calls(self, meter: progress.Decisions):
+    def calls(self, meter: evaluation_progress.Decisions):
         """Yield the passes of each call of ten steps, while the meter hears of decided images."""
         waiting, at_work, standing = list(range(len(self.needs))), {}, len(self.needs)
         while waiting or at_work:
@@ -39,8 +39,8 @@ class Attacked:
             yield passes
 
 
-def meter_of(images: int) -> progress.Decisions:
-    return progress.Decisions(images, interval=checks.binomial_interval, enabled=True)
+def meter_of(images: int) -> evaluation_progress.Decisions:
+    return evaluation_progress.Decisions(images, interval=checks.binomial_interval, enabled=True)
 
 
 class DecisionsTest(parameterized.TestCase):

@@ -11,7 +11,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import evaluation
-from jaxrobust.convert import account
+from jaxrobust.convert import network_account
 from jaxrobust.evaluation.questions import three_norms
 from jaxrobust.evaluation.records import records, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -184,7 +184,7 @@ class CommandTest(parameterized.TestCase):
             "--worst_case --threat linf:0.012 --threat l2:0.06 --threat l1:1.2 --seed 0",
             commands.evaluate(one, None),
         )
-        self.assertEqual(account.row(whole)[1], f"worst case of {', '.join(NAMES)}")
+        self.assertEqual(network_account.row(whole)[1], f"worst case of {', '.join(NAMES)}")
 
     @parameterized.parameters(
         ({}, r"no radii for images of 8 px \(32 px: linf 0.03137, l2 1.5, l1 40; 224 px: linf .*"

@@ -11,7 +11,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.models.interface.inputs import cast
+from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.models.kernels import attention, batch_norms, layers, primitives
 from jaxrobust.runtime.devices import hlo
 from tests.support import sweeps, tpu

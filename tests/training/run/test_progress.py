@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.runtime.devices import hardware
 from jaxrobust.runtime.text import progress as runtime_progress
 from jaxrobust.runtime.text.progress import LinePart, StopSignals
-from jaxrobust.training.run import progress
+from jaxrobust.training.run import phase_progress
 
 
 class Watcher:
@@ -40,9 +40,11 @@ class DataWaitTest(parameterized.TestCase):
         said, now, done = [], [0.0], [0.0]
         with (
             absltest.mock.patch.object(time, "perf_counter", lambda: now[0]),
-            absltest.mock.patch.object(progress, "say", said.append),
-            absltest.mock.patch.object(progress, "ThreadPoolExecutor", lambda *_: Watcher(now)),
-            progress.Progress("train", 0, 100, 8, workers) as shown,
+            absltest.mock.patch.object(phase_progress, "say", said.append),
+            absltest.mock.patch.object(
+                phase_progress, "ThreadPoolExecutor", lambda *_: Watcher(now)
+            ),
+            phase_progress.Progress("train", 0, 100, 8, workers) as shown,
         ):
             with shown.waiting():
                 now[0] += 30.0  # the first batch: workers start, nothing counts
@@ -96,7 +98,7 @@ def pod(*, chips, kind, peak):
         patch(jax, "local_devices", lambda: [device] * chips),
         patch(jax, "default_backend", lambda: kind),
         patch(time, "perf_counter", lambda: now[0]),
-        patch(progress, "say", said.append),
+        patch(phase_progress, "say", said.append),
     ):
         yield now, said
 
@@ -108,7 +110,7 @@ class CostTest(parameterized.TestCase):
         with (
             pod(**devices) as (now, said),
             absltest.mock.patch.object(sys, "stderr", lines),
-            progress.Progress(
+            phase_progress.Progress(
                 "train", 0, 100, batch, 2, flops_per_image=flops_per_image, chip_hours=10.0
             ) as shown,
         ):
@@ -127,7 +129,7 @@ class CostTest(parameterized.TestCase):
         with (
             pod(chips=1, kind="cpu", peak=None),
             absltest.mock.patch.object(sys, "stderr", io.StringIO()) as lines,
-            progress.Progress("train", 0, 100, 8, 2) as shown,
+            phase_progress.Progress("train", 0, 100, 8, 2) as shown,
         ):
             shown.resume(2)
             shown.show(2, {"loss": 1.0})
@@ -164,7 +166,7 @@ class CostTest(parameterized.TestCase):
         peak = [2**30]
         with (
             pod(chips=1, kind="Toy 1", peak=peak) as (_, said),
-            progress.Progress("train", 0, 100, 8, 2) as shown,
+            phase_progress.Progress("train", 0, 100, 8, 2) as shown,
         ):
             for step, more in enumerate((2**30, 2**30 + 2**20, 2**31, 2**31), 1):
                 peak[0] = more
@@ -188,7 +190,7 @@ class CostTest(parameterized.TestCase):
     def last_line(self, columns):
         with (
             terminal(columns) as (screen, now),
-            progress.Progress("train", 12000, 62500, 8, 2) as shown,
+            phase_progress.Progress("train", 12000, 62500, 8, 2) as shown,
         ):
             now[0] += 1
             shown.show(12001, {"loss": 2.1234, "clean": 0.954, "robust": 0.451})
@@ -196,7 +198,7 @@ class CostTest(parameterized.TestCase):
 
     def test_the_bar_moves_with_every_step(self):
         """Also where a line of figures comes much later; the time left is known from the second."""
-        with terminal(80) as (screen, now), progress.Progress("train", 0, 100, 8, 2) as shown:
+        with terminal(80) as (screen, now), phase_progress.Progress("train", 0, 100, 8, 2) as shown:
             for step in (1, 2, 3):
                 now[0] += 2
                 shown.dispatched(step, {"loss": 1.0})

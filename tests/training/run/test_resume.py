@@ -21,9 +21,9 @@ from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl, provenance
 from jaxrobust.training import build
+from jaxrobust.training.run import best_weights as selection_split
 from jaxrobust.training.run import loop, phase, splits, stopping
 from jaxrobust.training.run import run as training_run
-from jaxrobust.training.run import selection as selection_split
 from jaxrobust.training.run.metrics import Ahead
 from jaxrobust.training.update import alarm
 from jaxrobust.weights import start as start_weights

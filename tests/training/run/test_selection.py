@@ -14,7 +14,7 @@ from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.training import build
-from jaxrobust.training.run import selection, splits
+from jaxrobust.training.run import best_weights, splits
 from tests.support.steps import small_config
 
 
@@ -40,7 +40,7 @@ class SelectionTest(parameterized.TestCase):
         before, now = (
             r | (said if is_one else {}) for r, is_one in zip(both, (ones, one), strict=True)
         )
-        with mock.patch.object(selection, "say") as told:
+        with mock.patch.object(best_weights, "say") as told:
             self.check("adversarial", before, now, kept)
         lines = [call.args[0] for call in told.call_args_list]
         self.assertEqual(any("WARNING, at step 8: has collapsed" in line for line in lines), one)
@@ -76,7 +76,7 @@ class SelectionTest(parameterized.TestCase):
             (splits, "evaluated", None), (build, "evaluation", None), (accuracy, "count", reached)
         ):  # fmt: skip
             self.enter_context(mock.patch.object(module, name, return_value=value))
-        select = selection.selection(run)
+        select = best_weights.selection(run)
         state = types.SimpleNamespace(params={"w": jnp.ones(1)}, stats={})
         found = select(8, state)
         self.assertEqual(found, {f"selection_{k}": v for k, v in numbers.items()})
@@ -96,7 +96,7 @@ class AttackTest(parameterized.TestCase):
         config = small_config()
         config.evaluation.update({"attack": "pgd-20"} | changes)
         with mock.patch.object(fixed_steps, "attack_of") as made:
-            selection.counter(config, sharding.make_mesh(jax.devices()[:1]))
+            best_weights.counter(config, sharding.make_mesh(jax.devices()[:1]))
         (settings,) = made.call_args.args
         self.assertEqual((settings["norm"], settings["epsilon"]), ("linf", 8 / 255))
         name, steps, length, start = expected
@@ -116,7 +116,7 @@ class AttackTest(parameterized.TestCase):
         config = small_config()
         config.evaluation.update(changes)
         with self.assertRaisesRegex(ValueError, message):
-            selection.counter(config, sharding.make_mesh(jax.devices()[:1]))
+            best_weights.counter(config, sharding.make_mesh(jax.devices()[:1]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from scipy import stats
 
-from jaxrobust.models.interface import inputs
+from jaxrobust.models.interface import network_inputs
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.training.update import mixing
 from jaxrobust.types import Batch
@@ -252,13 +252,15 @@ class BatchAugmentationTest(parameterized.TestCase):
     def test_does_not_depend_on_devices(self):
         run, key = mixing.batch_augmentation(group=4, **HEAVY), jax.random.key(3)
         batch = pictures(32)
-        floats = batch._replace(images=inputs.unit_range(batch.images))
+        floats = batch._replace(images=network_inputs.unit_range(batch.images))
         expected = jax.device_get(jax.jit(run)(key, floats))
         for count in (1, 2, 4, 8):
             mesh = sharding.make_mesh(jax.devices()[:count])
             whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
             f = jax.jit(
-                lambda key, batch: run(key, Batch(inputs.unit_range(batch.images), batch.labels)),
+                lambda key, batch: run(
+                    key, Batch(network_inputs.unit_range(batch.images), batch.labels)
+                ),
                 in_shardings=(whole, split),
                 out_shardings=split,
             )
@@ -267,7 +269,7 @@ class BatchAugmentationTest(parameterized.TestCase):
 
     def test_rows_and_groups_draw_for_themselves(self):
         run = jax.jit(mixing.batch_augmentation(group=4, **HEAVY))
-        whole = pictures(16)._replace(images=inputs.unit_range(pictures(16).images))
+        whole = pictures(16)._replace(images=network_inputs.unit_range(pictures(16).images))
         start = jax.tree.map(lambda a: a[:8], whole)
         for a, b in zip(run(jax.random.key(0), whole), run(jax.random.key(0), start), strict=True):
             np.testing.assert_array_equal(a[:8], b)
@@ -277,7 +279,7 @@ class BatchAugmentationTest(parameterized.TestCase):
 
     def test_erases_then_mixes_within_groups(self):
         key, batch = jax.random.key(7), pictures(8)
-        images = inputs.unit_range(batch.images)
+        images = network_inputs.unit_range(batch.images)
         options = {"num_classes": 10, "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "group": 4}
         mix = jax.jit(partial(mixing.mix, **options))
         found = jax.jit(mixing.batch_augmentation(erasing=0.5, **options))(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxrobust import attacks, models
 from jaxrobust.config import base, network_of
-from jaxrobust.models.interface import inputs
+from jaxrobust.models.interface import network_inputs
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.training import build
 from jaxrobust.training.run import run
@@ -47,7 +47,7 @@ class UnitRangeTest(absltest.TestCase):
     quotients = np.arange(256, dtype=np.float32) / np.float32(255)  # as ToTensor divides
 
     def test_is_to_tensors_division_in_a_compiled_program(self):
-        compiled = jax.jit(inputs.unit_range).lower(self.pixels).compile()
+        compiled = jax.jit(network_inputs.unit_range).lower(self.pixels).compile()
         np.testing.assert_array_equal(compiled(self.pixels), self.quotients)
         found = re.findall(r"\s(add|subtract|multiply|divide)\(", compiled.as_text())
         self.assertCountEqual(found, ["multiply", "multiply", "add"])  # nothing taken together
@@ -117,7 +117,7 @@ class TrainStepTest(parameterized.TestCase):
         attack = attacks.apgd(epsilon=0.1, steps=2)
 
         def gradient(params, stats, batch, objective):
-            batch = Batch(inputs.unit_range(batch.images), batch.labels)
+            batch = Batch(network_inputs.unit_range(batch.images), batch.labels)
             x = attack(lambda x: net.apply(params, stats, x)[0], None, *batch)
             return jax.grad(lambda p: objective.loss(net, p, stats, batch, x, None)[0])(params)
 
@@ -243,11 +243,13 @@ class AugmentedStepTest(parameterized.TestCase):
             step_key = jax.random.fold_in(state.key, 7)
             *_, key = jax.random.split(step_key, 3)
             images, targets = jax.jit(augment)(
-                key, Batch(inputs.unit_range(batch_of().images), batch_of().labels)
+                key, Batch(network_inputs.unit_range(batch_of().images), batch_of().labels)
             )
             after, metrics = phase.step(state, batch_of(), build.control(phase.mesh))
             again, expected = plain.step(state, Batch(images, targets), build.control(plain.mesh))
-        self.assertGreater(float(jnp.abs(images - inputs.unit_range(batch_of().images)).max()), 0.1)
+        self.assertGreater(
+            float(jnp.abs(images - network_inputs.unit_range(batch_of().images)).max()), 0.1
+        )
         # Two compilations of one step: float32 rounding, which Adam amplifies.
         np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
         for name, value in again.params.items():
@@ -432,7 +434,7 @@ class BatchNormTest(parameterized.TestCase):
             def frozen(x):
                 return apply(params, stats, x, train=train)[0]
 
-            images_adv = attack(frozen, None, inputs.unit_range(batch.images), batch.labels)
+            images_adv = attack(frozen, None, network_inputs.unit_range(batch.images), batch.labels)
             return apply(params, stats, images_adv, train=True)[1]
 
         with jax.set_mesh(phase.mesh), standard():
@@ -553,7 +555,7 @@ class EvalStepTest(absltest.TestCase):
         net = network_of(config)
         params, stats = jax.jit(net.init)(jax.random.key(0))
         images, _ = batch_of()
-        logits = jax.jit(net.apply)(params, stats, inputs.unit_range(images))[0]
+        logits = jax.jit(net.apply)(params, stats, network_inputs.unit_range(images))[0]
         labels = logits.argmax(-1).astype(jnp.int32)
         mesh = sharding.make_mesh(jax.devices()[:1])
         evaluate = build.evaluation(config, mesh, steps=3)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families import residual
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
@@ -99,7 +99,7 @@ class DenseNet(nnx.Module):
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
-    checks.check_stages(v, "depths")
+    architecture_checks.check_stages(v, "depths")
     common.check(v, growth=1, stem=1, in_channels=1, bn_group=0)
     common.check_halvings(image_size, len(v.depths) - 1 + (0 if v.small_stem else 2))
     return classifier(lambda rngs: DenseNet(v, num_classes, rngs), dtype=v.dtype)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families import residual
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
@@ -63,9 +63,9 @@ class ResNeXt(nnx.Module):
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
-    checks.check_stages(v, "depths")
+    architecture_checks.check_stages(v, "depths")
     common.check(v, groups=1, width=1, in_channels=1, bn_group=0)
-    checks.check_image_size(image_size)
+    architecture_checks.check_image_size(image_size)
     return classifier(lambda rngs: ResNeXt(v, num_classes, rngs), dtype=v.dtype)
 
 

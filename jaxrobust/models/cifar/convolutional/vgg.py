@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
@@ -122,7 +122,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"widths={v.widths!r} must be positive integers, one for each of at most "
             f"{len(DEPTHS)} stages"
         )
-    checks.check_tuples(v, "hidden", empty=True)
+    architecture_checks.check_tuples(v, "hidden", empty=True)
     common.check(v, pool=1, in_channels=1, bn_group=0)
     if v.drop_path:
         raise ValueError(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxrobust.models.interface.checks import check_least
+from jaxrobust.models.interface.architecture_checks import check_least
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Renaming, table
 from jaxrobust.models.modules.activations import ACTIVATIONS

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families import residual
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, row, table
@@ -123,7 +123,9 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
 _BLOCK = r"(layer\d\.\d+)"
 TORCH_NAMES = table(
     row(
-        rf"{_BLOCK}\.conv2(?:\.0)?\.(rel_[hw])", r"\1.conv2.\2", resize=checks.refusing("positions")
+        rf"{_BLOCK}\.conv2(?:\.0)?\.(rel_[hw])",
+        r"\1.conv2.\2",
+        resize=architecture_checks.refusing("positions"),
     ),
     BATCH_NORM_COUNT,
     convs={

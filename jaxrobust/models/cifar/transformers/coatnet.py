@@ -21,7 +21,7 @@ from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check
 from jaxrobust.models.families import residual
 from jaxrobust.models.families.robust_blocks import Squeeze
 from jaxrobust.models.families.swin import cut_to, relative_index, sides_of
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, drop, keys, row, table
@@ -167,7 +167,7 @@ class CoAtNet(nnx.Module):
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     check(v, "head_dim")
-    checks.check_stages(v, "dims", "depths")
+    architecture_checks.check_stages(v, "dims", "depths")
     if min(v.dims) < 4:
         raise ValueError(f"dims={v.dims} must be at least 4: a squeeze has a quarter of them")
     stages = len(v.dims) - 1

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common, transformer
-from jaxrobust.models.cifar.transformers.vit import Variant
+from jaxrobust.models.cifar.transformers.cifar_vit import Variant
 from jaxrobust.models.families.vit import PatchEmbed, with_token
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names

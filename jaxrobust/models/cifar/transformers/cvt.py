@@ -12,7 +12,7 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, PreNorm, check
 from jaxrobust.models.families import residual
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import (
@@ -116,8 +116,8 @@ class CvT(nnx.Module):
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     check(v, "head_dim")
-    checks.check_stages(v, "dims", "depths", "heads")
-    checks.check_image_size(image_size)
+    architecture_checks.check_stages(v, "dims", "depths", "heads")
+    architecture_checks.check_image_size(image_size)
     common.check(v, bn_group=0)
     if v.window < 1 or v.window % 2 == 0:
         raise ValueError(f"window={v.window} must be odd, such as 3 or 7")

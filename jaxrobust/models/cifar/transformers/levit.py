@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families import residual
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, drop, keys, row, table
@@ -159,7 +159,9 @@ class LeViT(nnx.Module):
             x = layer(act(x) if i else x, train)
         _, height, width, dim = x.shape
         fits, own = (height, width) == (self.side, self.side), f"{self.side}x{self.side}"
-        checks.check_fits(fits, images, f"{height}x{width} tokens", f"biases for {own}")
+        architecture_checks.check_fits(
+            fits, images, f"{height}x{width} tokens", f"biases for {own}"
+        )
         return x.reshape(-1, height * width, dim)
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -172,7 +174,7 @@ class LeViT(nnx.Module):
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
-    checks.check_tuples(v, "dims", "depths", "heads", "stem_strides")
+    architecture_checks.check_tuples(v, "dims", "depths", "heads", "stem_strides")
     if len({len(v.dims), len(v.depths), len(v.heads)}) > 1:
         raise ValueError(
             f"dims={v.dims}, depths={v.depths} and heads={v.heads} must have the same length"
@@ -185,7 +187,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"dims={v.dims}: the first must be a multiple of 8, for the stem's widths, and all but "
             f"the last multiples of key_width={v.key_width}, for the heads between stages"
         )
-    side = checks.whole_patches(v, image_size)
+    side = architecture_checks.whole_patches(v, image_size)
     return classifier(lambda rngs: LeViT(v, num_classes, side, rngs), dtype=v.dtype)
 
 
@@ -195,7 +197,7 @@ def _index(ours: Mapping[str, Any], match: re.Match[str]) -> np.ndarray:
     return offset_index(side, 1 if ".m." in match[0] else 2)
 
 
-_REFUSED = checks.refusing("position biases")
+_REFUSED = architecture_checks.refusing("position biases")
 _BLOCK = r"(blocks\.\d+)(?:\.m)?"
 # Their name -> ours, of linear maps and convolutions with a norm behind them: of the blocks, and of
 # the stem, between whose convolutions are activations.

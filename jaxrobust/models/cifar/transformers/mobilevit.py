@@ -15,7 +15,7 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, TokenAttention
 from jaxrobust.models.families import residual
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
@@ -144,7 +144,7 @@ class MobileViT(nnx.Module):
 
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
-    checks.check_tuples(v, "channels", "strides", "dims", "depths", "ratios")
+    architecture_checks.check_tuples(v, "channels", "strides", "dims", "depths", "ratios")
     for names in (("channels", "strides"), ("dims", "depths", "ratios")):
         if len({len(getattr(v, name)) for name in names}) > 1:
             rows = ", ".join(f"{name}={getattr(v, name)}" for name in names)

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, PreNorm, check
 from jaxrobust.models.families import residual
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys, table
@@ -129,10 +129,10 @@ class PVTv2(nnx.Module):
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     check(v)
-    checks.check_stages(v, "dims", "depths", "heads", "ratios")
+    architecture_checks.check_stages(v, "dims", "depths", "heads", "ratios")
     if any(dim % heads for dim, heads in zip(v.dims, v.heads, strict=True)):
         raise ValueError(f"heads={v.heads} must divide dims={v.dims}, stage by stage")
-    checks.check_image_size(image_size)
+    architecture_checks.check_image_size(image_size)
     fitting = [patch for patch in range(1, 7) if image_size % patch == 0]
     if v.patch not in fitting:
         raise ValueError(

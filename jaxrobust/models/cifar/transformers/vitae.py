@@ -17,7 +17,7 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families import residual
 from jaxrobust.models.families.vit import Attention
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, row, table
@@ -190,7 +190,7 @@ def _whole(v: Variant) -> str:
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     cells = ("widths", "dims", "ratios", "kernels", "dilations")
-    checks.check_tuples(v, *cells)
+    architecture_checks.check_tuples(v, *cells)
     if len({len(getattr(v, name)) for name in cells}) > 1:
         raise ValueError(f"{', '.join(cells)} must have the same length: one entry for each cell")
     if set(v.ratios) - {2, 4, 8}:

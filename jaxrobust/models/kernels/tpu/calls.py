@@ -38,35 +38,35 @@ def tiled(shape: Sequence[int], itemsize: int) -> int:
     return math.prod(rest) * rows * columns * itemsize
 
 
-class Cost(NamedTuple):
+class KernelCost(NamedTuple):
     """Operations of one image, and the cycles that they take one after another."""
 
     flops: float = 0
     powers: float = 0
     cycles: float = 0
 
-    def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
-        return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+    def __add__(self, other: "KernelCost") -> "KernelCost":  # type: ignore[override]
+        return KernelCost(*(a + b for a, b in zip(self, other, strict=True)))
 
-    def __mul__(self, times: float) -> "Cost":  # type: ignore[override]
-        return Cost(*(times * a for a in self))
+    def __mul__(self, times: float) -> "KernelCost":  # type: ignore[override]
+        return KernelCost(*(times * a for a in self))
 
 
-def product(rows: int, inner: int, columns: int) -> Cost:
+def product(rows: int, inner: int, columns: int) -> KernelCost:
     """Count a product f[rows,inner] @ f[inner,columns] of bfloat16.
 
     A matrix unit takes a row of 128 values in a cycle, and each tile of 128 x 128 of the right
     operand takes all rows.
     """
     tiles = math.ceil(inner / LANES) * math.ceil(columns / LANES)
-    return Cost(2.0 * rows * inner * columns, 0, rows * tiles / _UNITS)
+    return KernelCost(2.0 * rows * inner * columns, 0, rows * tiles / _UNITS)
 
 
-def elementwise(rows: int, columns: int, operations: float, powers: float = 0) -> Cost:
+def elementwise(rows: int, columns: int, operations: float, powers: float = 0) -> KernelCost:
     """Count vector operations on f32[rows,columns], of which `powers` are exponentials."""
     registers = math.ceil(rows / SUBLANES) * math.ceil(columns / LANES)
     flops = rows * columns * operations
-    return Cost(flops, rows * columns * powers, registers * (operations / _UNITS + powers))
+    return KernelCost(flops, rows * columns * powers, registers * (operations / _UNITS + powers))
 
 
 class Kernel(NamedTuple):
@@ -74,7 +74,7 @@ class Kernel(NamedTuple):
 
     name: str  # in a program's text
     body: Callable[..., None]  # see `over_images`
-    cost: Cost  # of one image
+    cost: KernelCost  # of one image
     scratch: Sequence[tuple[int, ...]] = ()  # shapes of f32 arrays in fast memory
     beside: int = 0  # bytes that the body's values take
 

@@ -36,8 +36,8 @@ from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     SCOPED,
     SUBLANES,
-    Cost,
     Kernel,
+    KernelCost,
     dot,
     elementwise,
     over_images,
@@ -221,12 +221,12 @@ def _sums(*refs, eps: float) -> None:
     _each_row(operands, rows, below, across, eps, use)
 
 
-def _columns_cost(image: tuple[int, ...]) -> Cost:
+def _columns_cost(image: tuple[int, ...]) -> KernelCost:
     channels, height, width = image
     return product(channels * (height + PACKED), width, TAPS * LANES)
 
 
-def _gradient_cost(c: int, d: int) -> Cost:
+def _gradient_cost(c: int, d: int) -> KernelCost:
     """Count what `_each_row` does in a row."""
     products = product(4 * c, LANES, LANES) + product(4 * c, 4 * d, LANES) + product(d, d, LANES)
     return products + elementwise(4 * c + d, LANES, 45, 2)

@@ -22,8 +22,8 @@ from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     SCOPED,
     SUBLANES,
-    Cost,
     Kernel,
+    KernelCost,
     elementwise,
     over_images,
     tiled,
@@ -143,7 +143,7 @@ def _backward(z, g, beside, kernel, affine, out, padded, *, eps: float) -> None:
         out[0, row] = (to_x + beside[0, row].astype(jnp.float32)).astype(out.dtype)
 
 
-def _cost(x: Array, side: int, operations: int) -> Cost:
+def _cost(x: Array, side: int, operations: int) -> KernelCost:
     _, height, width, channels = x.shape
     return elementwise(width, channels, 2 * side * side + operations) * height
 

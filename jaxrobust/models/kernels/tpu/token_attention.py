@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.models.kernels.tpu.calls import (
-    Cost,
     Kernel,
+    KernelCost,
     dot,
     elementwise,
     over_images,
@@ -111,7 +111,7 @@ def _run(
     name: str,
     arrays: list[Array],
     width: int,
-    cost: Cost,
+    cost: KernelCost,
     *,
     heads: int,
     scale: float,
@@ -131,7 +131,7 @@ def _run(
     return out
 
 
-def _softmax_cost(tokens: int) -> Cost:
+def _softmax_cost(tokens: int) -> KernelCost:
     return elementwise(tokens, tokens, 8, powers=1)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust.analysis.plotting import plotting
-from jaxrobust.analysis.selection import begun, sizes
-from jaxrobust.analysis.selection.sizes import Size
+from jaxrobust.analysis.selection import at_one_size, begun
+from jaxrobust.analysis.selection.at_one_size import Size
 from jaxrobust.data.splits import grammar as splits
 from jaxrobust.evaluation.network import collapse
 from jaxrobust.evaluation.records import trained
@@ -50,7 +50,7 @@ def select(given: SelectionSettings) -> dict[str, Any]:
     held = locks.held(lock, what=f"the choice in {given.run}", otherwise="copy the run")
     with tempfile.TemporaryDirectory() as folder, held:
         how: dict[str, Any] = {"steps": given.steps, "folder": Path(folder)}
-        at = {side: sizes.at_size(given.run, phase, config, side, **how) for side in sides}
+        at = {side: at_one_size.at_size(given.run, phase, config, side, **how) for side in sides}
         computed = begun.computed(given.run, phase, at)
         candidates, computed = begun.candidates(path, question, computed)
         begun.check_weights(given.run, candidates)
@@ -90,7 +90,7 @@ def _phase(given: SelectionSettings) -> str:
 def _config(given: SelectionSettings, phase: str) -> Any:
     config = runs.run_config(given.run, phase)
     settings = {"images": given.n, "batch_size": given.batch}
-    config = sizes.changed(
+    config = at_one_size.changed(
         config, {"data": {"selection_split": given.split}, "evaluation": settings}
     )
     data = config.data

@@ -14,7 +14,7 @@ from jaxrobust.data.prepare.known import (
     known,
     validation_label,
 )
-from jaxrobust.data.sources.folder import ENDINGS
+from jaxrobust.data.sources.image_folder import ENDINGS
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from jaxrobust.data.prepare import folders, tars
+from jaxrobust.data.prepare import class_folders, tars
 from jaxrobust.data.prepare.known import IMAGENET, PARTIAL, TarredImage, known
 
 
@@ -45,7 +45,9 @@ def scan(paths: Sequence[Path], *, name: str | None = None, allow_partial: bool 
     files = [path for path in paths if path.is_file()]
     if not files and len(paths) == 1:
         files = [paths[0] / file for file in tars.FILES if (paths[0] / file).is_file()]
-        unread = [folder for folder in folders.SPLITS if files and (paths[0] / folder).is_dir()]
+        unread = [
+            folder for folder in class_folders.SPLITS if files and (paths[0] / folder).is_dir()
+        ]
         notes += [f"{paths[0] / folder} is not read, the tar files are" for folder in unread]
     elif len(files) != len(paths):
         raise ValueError("give one folder, or tar files, not both")
@@ -74,18 +76,20 @@ def _of_tars(paths: Sequence[Path], name: str | None) -> Content:
 
 
 def _of_folder(root: Path, name: str | None, allow_partial: bool) -> Content:
-    paths = folders.find(root)
-    flat = {split for split, path in paths.items() if folders.is_flat(path)}
-    classes = {s: folders.class_folders(path) for s, path in paths.items() if s not in flat}
-    name, order = folders.identify(root, classes, name, allow_partial)
+    paths = class_folders.find(root)
+    flat = {split for split, path in paths.items() if class_folders.is_flat(path)}
+    classes = {s: class_folders.class_folders(path) for s, path in paths.items() if s not in flat}
+    name, order = class_folders.identify(root, classes, name, allow_partial)
     imagenet = name == IMAGENET
     left_out: Counter[str] = Counter()
     splits = {}
     for split, path in paths.items():
         rows = (
-            folders.flat_rows(path, left_out)
+            class_folders.flat_rows(path, left_out)
             if imagenet and split in flat
-            else folders.rows(path, order, left_out, imagenet=imagenet, allow_partial=allow_partial)
+            else class_folders.rows(
+                path, order, left_out, imagenet=imagenet, allow_partial=allow_partial
+            )
         )
         splits[split] = RawSplit(path, _table(rows))
     return Content(name, order, splits, [f"left out: {n:,} {kind}" for kind, n in left_out.items()])

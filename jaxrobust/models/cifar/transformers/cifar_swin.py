@@ -21,7 +21,7 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, PreNorm, check
 from jaxrobust.models.families.swin import merged, partition, relative_index, shift_mask
-from jaxrobust.models.interface import checks
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import drop, keys, row, table
@@ -152,7 +152,7 @@ def _check_size(v: Variant, height: int, width: int) -> None:
 def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Make the network of a row; `ValueError` where the row or the size cannot work."""
     check(v, "dim", "patch", "window")
-    checks.check_stages(v, "depths", "heads")
+    architecture_checks.check_stages(v, "depths", "heads")
     if len(v.merges) != len(v.depths) - 1 or any(n < 1 for n in v.merges):
         raise ValueError(
             f"merges={v.merges!r} must be a tuple of positive integers, one for each stage but the "
@@ -164,7 +164,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
         raise ValueError(f"window={v.window}: attention needs windows of at least 2")
     if any((v.dim << i) % heads for i, heads in enumerate(v.heads)):
         raise ValueError(f"heads={v.heads} must divide dim={v.dim}, doubled at every stage")
-    checks.check_image_size(image_size)
+    architecture_checks.check_image_size(image_size)
     _check_size(v, image_size, image_size)
     return classifier(lambda rngs: Swin(v, num_classes, rngs), dtype=v.dtype)
 

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxrobust.analysis.comparison.evaluations import letter
-from jaxrobust.analysis.comparison.findings import (
+from jaxrobust.analysis.comparison.comparison_findings import (
     INTERVAL,
     LEVEL,
     ComparisonFindings,
     Difference,
     Pair,
 )
-from jaxrobust.analysis.papers.markdown import grid
+from jaxrobust.analysis.comparison.evaluations import letter
+from jaxrobust.analysis.papers.tables_markdown import grid
 from jaxrobust.evaluation.records import pairs, records
 from jaxrobust.evaluation.records.pairs import Paired
 

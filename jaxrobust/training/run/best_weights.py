@@ -19,8 +19,8 @@ from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.training.update import alarm, objectives
-from jaxrobust.training.update.checks import must_be, one_of
 from jaxrobust.training.update.step import TrainState, averaged
+from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Threat, Weights
 from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 

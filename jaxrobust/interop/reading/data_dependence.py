@@ -11,9 +11,9 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from jaxrobust.interop.reading import gradients
+from jaxrobust.interop.reading import custom_gradients
+from jaxrobust.interop.reading.custom_gradients import Refused
 from jaxrobust.interop.reading.drawing import is_draw
-from jaxrobust.interop.reading.gradients import Refused
 from jaxrobust.interop.reading.refusals import own_line
 
 _QUESTIONS = {
@@ -88,7 +88,7 @@ def answering(module: Any, seen: Watched) -> Iterator[None]:
 
     def inside(given: Any) -> Any:
         stack = contextlib.ExitStack()
-        stack.enter_context(gradients.written_down())
+        stack.enter_context(custom_gradients.written_down())
         stack.enter_context(_answering(seen.answers))
         return stack
 
