@@ -86,7 +86,7 @@ class LoadTest(parameterized.TestCase):
             data.load(how.pop("name"), **how)
 
     def test_is_documented(self):
-        self.assertContainsSubset(["load", "Loaded"], data.__all__)
+        self.assertContainsSubset(["ImageArrays", "load"], data.__all__)
         described = inspect.getdoc(data.load)
         for name in inspect.signature(data.load).parameters:
             self.assertRegex(described, rf"\n  {name}: ")
