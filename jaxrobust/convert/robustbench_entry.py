@@ -30,7 +30,7 @@ class Protocol(NamedTuple):
     dataset: str  # as RobustBench calls it
     threat: Threat
     images: int  # the first ones
-    said: str  # the data, as our command line takes it
+    data_flags: str  # the data, as our command line takes it
     listed: bool = True  # whether RobustBench has this leaderboard
 
     @property
@@ -114,8 +114,8 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> AccuracyRec
         raise ValueError(
             f"{path}: this is no AutoAttack accuracy as RobustBench defines it, for "
             f"{'; '.join(lacks(own[-1]))}. To have one, run: jaxrobust evaluate "
-            f"(--workdir RUN | --weights FOLDER) {p.said} --norm {p.threat.norm} --epsilon {p.eps} "
-            "--attack autoattack --version standard"
+            f"(--workdir RUN | --weights FOLDER) {p.data_flags} --norm {p.threat.norm} "
+            f"--epsilon {p.eps} --attack autoattack --version standard"
         )
     return counting[-1]
 

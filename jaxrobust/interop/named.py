@@ -26,7 +26,7 @@ class Built(NamedTuple):
     network: Any
     single: bool  # an exported program of one image
     named: Named  # the source; its function is of no use
-    said: Mapping[str, Any]  # what a record says beside the source
+    record: Mapping[str, Any]  # what a record says beside the source
     output: str | None
     random: bool = False  # it may draw random numbers, of a key per image
 

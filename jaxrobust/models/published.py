@@ -25,7 +25,7 @@ class Leaderboard(NamedTuple):
     std: tuple[float, ...]
     data: str  # the data set as our records call it
     split: str
-    said: str  # whose mean and std, for people
+    normalisation: str  # whose mean and std, for people
 
 
 LEADERBOARDS = {

@@ -104,7 +104,7 @@ def gather(
     for place in places:
         if not place.exists():
             raise ValueError(f"{place} is not there; name a run, its evaluation, or such a folder")
-        for path in _found(place):
+        for path in _record_files(place):
             (files if path.is_file() else runs).setdefault(path)
     names = _names([*runs, *(file.parent for file in files)])
     read = [_run(folder, names[folder], metrics_of, notes) for folder in runs]
@@ -128,7 +128,7 @@ def _placed(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> ReportedEva
     return one._replace(name=run.name, run=run.folder, classes=run.classes, config=run.config)
 
 
-def _found(place: Path) -> Iterator[Path]:
+def _record_files(place: Path) -> Iterator[Path]:
     if place.is_file():
         yield place
         return

@@ -78,7 +78,7 @@ class Jobs:
         self._flat = np.zeros(images, bool)
         # The first job known to succeed.
         self._won = np.full(images, len(self._jobs), np.int32)
-        self._found: dict[int, dict[int, np.ndarray]] = {}  # image -> job -> what fooled
+        self._fooling: dict[int, dict[int, np.ndarray]] = {}  # image -> job -> what fooled
         self._first: dict[tuple[int, int], int] = {}  # of refuted jobs
         self._refuted: dict[tuple[int, int], int] = {}  # how often
         self._touched: list[int] = []
@@ -183,7 +183,7 @@ class Jobs:
             self._ended[image, job] = True
             self._touched.append(image)
             if points is not None and fooled[slot]:
-                self._found.setdefault(image, {})[job] = points[slot].copy()
+                self._fooling.setdefault(image, {})[job] = points[slot].copy()
                 self._won[image] = min(self._won[image], job)
         for slot, (image, job) in list(self._busy.items()):
             if job > self._won[image]:
@@ -202,9 +202,9 @@ class Jobs:
             target, restart = self._jobs[last]
             point = None
             if won < len(self._jobs):
-                point = self._found[image].pop(won)
-                if not self._found[image]:
-                    del self._found[image]
+                point = self._fooling[image].pop(won)
+                if not self._fooling[image]:
+                    del self._fooling[image]
             yield ImageVerdict(
                 image=int(self._which[image]),
                 fooled=bool(won < len(self._jobs)),
@@ -226,7 +226,7 @@ class Jobs:
         """
         for verdict in verdicts:
             image, job = int(np.searchsorted(self._which, verdict.image)), verdict.job
-            self._won[image] = min(self._found.get(image, ()), default=len(self._jobs))
+            self._won[image] = min(self._fooling.get(image, ()), default=len(self._jobs))
             if self._repeats:
                 before = self._refuted.get((image, job), 0)
                 self._first[image, job] = int(self._steps[image, job]) - 1 + 2**before

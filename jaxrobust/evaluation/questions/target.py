@@ -93,7 +93,7 @@ class Subject:
         """Describe the user's function that is or makes the network; None: the network is ours."""
         if self.function is None:
             return models.origin(self.network.name)
-        beside = {} if self.built is None else dict(self.built.said)
+        beside = {} if self.built is None else dict(self.built.record)
         return self.function.record() | {"arrays_sha256": self.arrays_sha256} | beside
 
 

@@ -14,7 +14,7 @@ AFTER_S = 1.0  # what is done by then needs no line: a mistake is answered by on
 LOADING = "loading JAX and the package"
 _COUNTED_S = 3.0  # from here on a terminal counts the seconds
 _LOOKS_S = 0.25  # between two looks at what is waited for
-_told: set[str] = set()
+_announced: set[str] = set()
 _now = time.monotonic
 
 
@@ -63,8 +63,8 @@ class Wait:
             show(self._words(seconds, columns or 80))
 
     def _announce(self) -> None:
-        if (what := self.what()) not in _told:
-            _told.add(what)
+        if (what := self.what()) not in _announced:
+            _announced.add(what)
             terminal.tell(f"{what} ...")  # at once: the main thread may end with a sentence
 
     def _words(self, seconds: int, columns: int) -> str:

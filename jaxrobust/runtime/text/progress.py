@@ -61,18 +61,18 @@ def joined(head: str, parts: Sequence[LinePart], room: int) -> str:
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM set `asked` to the signal's number, so that the loop can save.
+    """Ctrl-C and SIGTERM set `signal` to the signal's number, so that the loop can save.
 
     Ctrl-C after that stops at once. SIGTERM does not: Slurm and Kubernetes may send it twice.
     """
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.signal = 0
         self._before: dict[int, object] = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if not self.asked:
-            self.asked = int(number)
+        if not self.signal:
+            self.signal = int(number)
             say("stopping after this step, then saving (Ctrl-C: stop at once, without saving)")
         elif number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -70,15 +70,15 @@ class Stops:
 
     def at_once(self) -> int:
         """Look up the reason for which a process that is alone stops now; 0: none."""
-        return self._signals.asked if self.alone else 0
+        return self._signals.signal if self.alone else 0
 
     def to_tell(self) -> int:
         """Choose this host's signal for the next step."""
-        return 0 if self.alone else _DATA if self.failure else self._signals.asked
+        return 0 if self.alone else _DATA if self.failure else self._signals.signal
 
     def now(self) -> int:
         """Agree on the reason to stop where none takes a step, on all processes; 0: none."""
-        return hosts.largest(self._signals.asked)
+        return hosts.largest(self._signals.signal)
 
     def failed(self, error: registry.DataError) -> int:
         """Take note of data that cannot be read; return why, for a process that is alone."""

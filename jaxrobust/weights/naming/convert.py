@@ -331,7 +331,8 @@ def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict)
     ):
         has = f"normalises with mean {mean.tolist()} and std {std.tolist()}"
         rule = (
-            f"RobustBench's loader builds this id with {board.said} mean and std and ignores others"
+            f"RobustBench's loader builds this id with {board.normalisation} mean and std and "
+            "ignores others"
             if wrapped
             else "this layout has no normalisation layer"
         )

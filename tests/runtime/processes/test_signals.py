@@ -104,7 +104,7 @@ class ListenerTest(absltest.TestCase):
             os.kill(os.getpid(), TERM)
             while "as soon as the compiler is done" not in self.said.get(timeout=5):
                 pass
-            self.assertEqual(stop.asked, TERM)
+            self.assertEqual(stop.signal, TERM)
         self.assertTrue(self.ended.empty())
 
     def test_a_loop_that_comes_to_the_compiler_later_is_told_then(self):

@@ -20,7 +20,7 @@ class Clock:
 
     @contextlib.contextmanager
     def running(self):
-        patience._told.clear()
+        patience._announced.clear()
         mocks = {"AFTER_S": 1.0, "_LOOKS_S": 1e6, "_now": lambda: self.seconds}
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.redirect_stderr(self.out))

@@ -266,9 +266,9 @@ class StopSignalsTest(absltest.TestCase):
                 absltest.mock.patch.object(runtime_progress, "say") as say,
                 StopSignals() as stop,
             ):
-                self.assertFalse(stop.asked)
+                self.assertFalse(stop.signal)
                 os.kill(os.getpid(), number)
-                self.assertEqual(stop.asked, number)
+                self.assertEqual(stop.signal, number)
                 say.assert_called_once()
                 self.assertIn("stopping after this step, then saving", say.call_args[0][0])
 
@@ -276,7 +276,7 @@ class StopSignalsTest(absltest.TestCase):
         with absltest.mock.patch.object(runtime_progress, "say"), StopSignals() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)  # Slurm's, at the end of the time of grace
-            self.assertEqual(stop.asked, signal.SIGTERM)
+            self.assertEqual(stop.signal, signal.SIGTERM)
             with self.assertRaises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
 

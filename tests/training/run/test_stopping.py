@@ -20,7 +20,7 @@ from tests.support.runs import one_phase, quiet_run
 
 def stops(asked=0, processes=1):
     signals = StopSignals()
-    signals.asked = int(asked)
+    signals.signal = int(asked)
     with mock.patch.object(jax, "process_count", lambda: processes):
         return stopping.Stops(signals)
 
