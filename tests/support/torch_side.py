@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jaxrobust.evaluation.engine.slots import COMPILER_OPTIONS
 from jaxrobust.interop.reading import exporting
 from jaxrobust.interop.torch import Converted, of_exported
 from jaxrobust.models.kernels.rewriting import canonical_convolutions
+from jaxrobust.runtime.devices import cpus
 
 EXACT = (1e-12, 1e-10)  # logits and gradients in float64, of the largest
 FLOOR = 4 * 2**-23  # of logits in float32: PyTorch's own error is at times below one unit
@@ -78,7 +78,7 @@ def ours(network: jax.tree_util.Partial, images: np.ndarray, at_once: int | None
 
 def as_evaluated(function: Any) -> Any:
     """Return a function compiled as the evaluator compiles networks."""
-    return jax.jit(function, compiler_options=COMPILER_OPTIONS.get(jax.default_backend()))
+    return jax.jit(function, compiler_options=cpus.search_options(jax.default_backend()))
 
 
 def _in_turns(

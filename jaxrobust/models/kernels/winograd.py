@@ -137,7 +137,9 @@ def _tiled(padding: Padding, x: Array, weights: Array) -> Array:
     filled = [(low, high + -size % m) for (low, high), size in zip(padding, sizes, strict=True)]
     x = jnp.pad(x, ((0, 0), *filled, (0, 0)))
     points = _inputs(_inputs(x, axis=1, m=m), axis=3, m=m)
-    products = points.reshape(len(weights), -1, x.shape[-1]) @ weights
+    # In bfloat16 an output of 4x4 tiles is off by 1.2 % (rms), five times as much as without tiles.
+    points_of = points.reshape(len(weights), -1, x.shape[-1])
+    products = jnp.matmul(points_of, weights, precision="highest")
     products = products.reshape(*points.shape[:-1], -1)
     x = _outputs(_outputs(products, axis=4, m=m), axis=2, m=m)
     return x[:, : sizes[0], : sizes[1]]

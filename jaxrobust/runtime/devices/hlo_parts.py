@@ -18,6 +18,7 @@ _PARTS = (
     ("attack forward", r"\battack/"),
     ("optimiser", r"\boptimiser/"),
     ("augmentation", r"\baugmentation/"),
+    ("verdict", r"\bverdict/"),
     ("backward", r"transpose\("),
     ("forward", r"jvp\(|^jit\(forward\)/"),
 )

@@ -7,6 +7,7 @@ may make one of TF32. A CPU does not, so what is looked at are programs.
 import collections
 import importlib.util
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxrobust import models
 from jaxrobust.attacks.ensembles import plan
 from jaxrobust.config import network_of
 from jaxrobust.evaluation.engine import slots
-from jaxrobust.runtime.devices import sharding
+from jaxrobust.runtime.devices import cpus, sharding
 from jaxrobust.training import build
 from tests.support import tpu
 from tests.support.steps import small_config
@@ -79,6 +80,60 @@ class AutoAttackTest(parameterized.TestCase):
         verdict, operands = slice_programs.abstract_verdict(mesh(), network(), slots=2, image=SHAPE)
         last = precisions(verdict.lower(*operands))
         self.assertEqual(guided["HIGHEST"] - own, last["HIGHEST"])
+
+
+class AmxTest(parameterized.TestCase):
+    """A CPU with AMX, which is faked: its search multiplies in bfloat16, its verdict does not."""
+
+    def setUp(self):
+        super().setUp()
+        row = next(row for row in cpus.KINDS if row.flag == "amx_bf16")
+        self.enter_context(mock.patch.object(cpus, "kind", return_value=row))
+
+    def products(self, lowered):
+        """(products of float32, of bfloat16) in a program."""
+        lines = [m[0] for m in PRODUCT.finditer(lowered.as_text()) if "dot_general" in m[0]]
+        types = [re.search(r": \((.*?)\) ->", line)[1] for line in lines]
+        return sum("f32" in t for t in types), sum("bf16" in t for t in types)
+
+    @parameterized.parameters("apgd-ce", "fab-t")
+    def test_the_search(self, name):
+        (setting,) = plan("linf", "standard", [name], None)
+        weights = jax.ShapeDtypeStruct((192, 10), np.float32)
+        logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+        step, operands, _ = slice_programs.abstract_step(
+            mesh(), slots.program_of(setting), logits_fn, slots=2, image=SHAPE
+        )
+        wide, narrow = self.products(step.lower(*operands))
+        self.assertEqual(wide, 0)
+        self.assertGreaterEqual(narrow, 2)  # there and back
+
+    def test_what_the_verdict_of_a_search_in_less_multiplies(self):
+        (setting,) = plan("linf", "standard", ["square"], None)
+        weights = jax.ShapeDtypeStruct((192, 10), np.float32)
+        decides = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+        guides = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+        step, operands, _ = slice_programs.abstract_step(
+            mesh(), slots.program_of(setting), decides, slots=2, image=SHAPE
+        )
+        operands = (operands[0], guides, *operands[2:])
+        wide, narrow = self.products(step.lower(*operands))
+        self.assertEqual(narrow, 1)
+        self.assertGreaterEqual(wide, 1)
+
+    def test_the_verdict(self):
+        program, operands = slice_programs.abstract_verdict(mesh(), network(), slots=2, image=SHAPE)
+        lowered = program.lower(*operands)
+        self.assertEqual(set(precisions(lowered)), {"HIGHEST"})
+        self.assertNotIn("bf16", lowered.as_text())
+
+    def test_a_caller_who_wants_more(self):
+        (setting,) = plan("linf", "standard", ["apgd-ce"], None)
+        with jax.default_matmul_precision("highest"):
+            step, operands, _ = slice_programs.abstract_step(
+                mesh(), slots.program_of(setting), network(), slots=2, image=SHAPE
+            )
+            self.assertNotIn("bf16", step.lower(*operands).as_text())
 
 
 class EvalStepTest(absltest.TestCase):

@@ -1,0 +1,111 @@
+"""Products of float32 matrices in bfloat16, for CPUs whose instructions are faster at them.
+
+What is multiplied is rounded, what is added up is not, as on a TPU at its default precision.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core.primitives import dot_general_p
+
+from jaxrobust.types import Array
+
+
+def narrow_products(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` with bfloat16 products where it has float32 ones of no chosen precision.
+
+    Also inside of loops, conditions and functions with a gradient of their own; what names a
+    precision, as verdicts do, stays as it is, and so do convolutions. Gradients have to be taken
+    inside of `function`, whose result is not differentiated further.
+
+    Args:
+      function: takes and returns pytrees of arrays; may close over tracers.
+    """
+
+    @functools.wraps(function)
+    def narrowed(*operands: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*operands)
+        results = _evaluate(closed.jaxpr, closed.consts, *jax.tree.leaves(operands))
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+    return narrowed
+
+
+def _is_wide(eqn: JaxprEqn) -> bool:
+    """Tell a product of float32 arrays whose precision is the device's."""
+    given = eqn.params.get("precision")
+    default = given is None or given == (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
+    types = {v.aval.dtype for v in (*eqn.invars, *eqn.outvars)}
+    return default and types == {jnp.dtype(jnp.float32)}
+
+
+def _narrow(eqn: JaxprEqn, x: Array, y: Array) -> Array:
+    settings = eqn.params | {"preferred_element_type": jnp.float32}
+    return dot_general_p.bind(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), **settings)
+
+
+def _inside(value: Any) -> Any:
+    """Return a parameter of an operation, with narrow products if it is a program."""
+    if isinstance(value, ClosedJaxpr):
+        return _rewritten(value.jaxpr, value.consts)
+    if isinstance(value, Jaxpr):
+        return _rewritten(value, ()).jaxpr
+    return tuple(map(_inside, value)) if isinstance(value, tuple) else value
+
+
+def _rewritten(jaxpr: Any, consts: Any) -> Any:
+    inner = functools.partial(_evaluate, jaxpr, consts)
+    return jax.make_jaxpr(inner)(*(v.aval for v in jaxpr.invars))
+
+
+def _has_products(jaxpr: Any) -> bool:
+    return any(_is_narrowed(eqn) for eqn in jaxpr.eqns)
+
+
+def _is_narrowed(eqn: JaxprEqn) -> bool:
+    if eqn.primitive is dot_general_p:
+        return _is_wide(eqn)
+    return any(map(_has_products, _programs(eqn.params.values())))
+
+
+def _programs(values: Any) -> list[Any]:
+    """List the programs among the parameters of an operation."""
+    found = []
+    for value in values:
+        if isinstance(value, ClosedJaxpr | Jaxpr):
+            found.append(getattr(value, "jaxpr", value))
+        elif isinstance(value, tuple):
+            found += _programs(value)
+    return found
+
+
+def _evaluate(jaxpr: Any, consts: Any, *operands: Any) -> list[Any]:
+    """Evaluate `jaxpr` with narrow products."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *operands], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        arguments = map(read, eqn.invars)
+        with eqn.ctx.manager:
+            if eqn.primitive is dot_general_p and _is_wide(eqn):
+                results = [_narrow(eqn, *arguments)]
+            else:
+                results = _bound(eqn, arguments)
+        values.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _bound(eqn: JaxprEqn, arguments: Any) -> list[Any]:
+    params = eqn.params
+    if _is_narrowed(eqn):
+        params = {name: _inside(value) for name, value in params.items()}
+    parameters = eqn.primitive.get_bind_params(params)
+    results = eqn.primitive.bind(*arguments, **parameters)
+    return results if eqn.primitive.multiple_results else [results]

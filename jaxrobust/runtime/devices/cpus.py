@@ -1,0 +1,57 @@
+"""What XLA is told for each kind of CPU: a table, and the row of this machine."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+# XLA's products of matrices on CPU by YNNPACK, a library that packs the weights anew at each use:
+# in the steps of AutoAttack a PreActResNet-18 at 32 px takes a quarter more than with XLA's own.
+# They also round more: of 1536 terms 4.1e-7 of the sum's length, XLA's own 2.9e-7, PyTorch's 3.6e-7.
+_WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+class CpuKind(NamedTuple):
+    """One row: the instructions that a CPU must have, and what programs are compiled with on it."""
+
+    name: str
+    flag: str  # of Linux' /proc/cpuinfo; "": none
+    step: Mapping[str, str]  # compiler options of a step of training
+    search: Mapping[str, str]  # those of AutoAttack's programs
+    narrow: bool = False  # AutoAttack's search makes products of matrices in bfloat16
+
+
+# The first whose flag is there. On AMX only products in bfloat16 use its tiles, and of those only
+# YNNPACK's.
+KINDS = (
+    CpuKind("amx", "amx_bf16", step={}, search={}, narrow=True),
+    CpuKind("avx512", "avx512f", step={}, search=_WITHOUT_YNN),
+    CpuKind("avx2", "avx2", step=_WITHOUT_YNN, search=_WITHOUT_YNN),
+    CpuKind("other", "", step={}, search=_WITHOUT_YNN),
+)
+
+
+def kind(cpuinfo: Path = Path("/proc/cpuinfo")) -> CpuKind:
+    """Find the row of this machine, or of what `--xla_cpu_max_isa` of $XLA_FLAGS leaves of it."""
+    limits = re.findall(r"--xla_cpu_max_isa=(\w+)", os.environ.get("XLA_FLAGS", ""))
+    allowed = KINDS
+    if limits:
+        at_most = (n for n, k in enumerate(KINDS) if limits[-1].lower().startswith(k.name))
+        allowed = KINDS[next(at_most, len(KINDS) - 1) :]
+    try:
+        found = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.M)
+    except OSError:  # not Linux
+        found = None
+    flags = {"", *(found[1].split() if found else ())}
+    return next(row for row in allowed if row.flag in flags)
+
+
+def step_options(platform: str) -> dict[str, str] | None:
+    """Choose compiler options of a step of training on devices of `platform`; None: XLA's own."""
+    return dict(kind().step) or None if platform == "cpu" else None
+
+
+def search_options(platform: str) -> dict[str, str] | None:
+    """Choose those of AutoAttack's programs."""
+    return dict(kind().search) or None if platform == "cpu" else None
