@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-# XLA's products of matrices on CPU by YNNPACK, a library that packs the weights anew at each use:
-# in the steps of AutoAttack a PreActResNet-18 at 32 px takes a quarter more than with XLA's own.
-# They also round more: of 1536 terms 4.1e-7 of the sum's length, XLA's own 2.9e-7, PyTorch's 3.6e-7.
+# YNNPACK, which makes products of matrices for XLA on CPU, packs the weights anew at each use: in
+# the steps of AutoAttack a PreActResNet-18 at 32 px takes a quarter more than with XLA's own. It
+# also rounds more: of 1536 terms 4.1e-7 of the sum's length, XLA's own 2.9e-7, PyTorch's 3.6e-7.
 _WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
