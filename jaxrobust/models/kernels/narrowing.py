@@ -40,7 +40,8 @@ def _is_wide(eqn: JaxprEqn) -> bool:
     """Tell a product of float32 arrays whose precision is the device's."""
     given = eqn.params.get("precision")
     default = given is None or given == (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
-    types = {v.aval.dtype for v in (*eqn.invars, *eqn.outvars)}
+    avals: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+    types = {aval.dtype for aval in avals}
     return default and types == {jnp.dtype(jnp.float32)}
 
 
@@ -63,14 +64,11 @@ def _rewritten(jaxpr: Any, consts: Any) -> Any:
     return jax.make_jaxpr(inner)(*(v.aval for v in jaxpr.invars))
 
 
-def _has_products(jaxpr: Any) -> bool:
-    return any(_is_narrowed(eqn) for eqn in jaxpr.eqns)
-
-
-def _is_narrowed(eqn: JaxprEqn) -> bool:
+def _changes(eqn: JaxprEqn) -> bool:
+    """Tell whether an operation is a product to change, or contains one."""
     if eqn.primitive is dot_general_p:
         return _is_wide(eqn)
-    return any(map(_has_products, _programs(eqn.params.values())))
+    return any(_changes(inner) for p in _programs(eqn.params.values()) for inner in p.eqns)
 
 
 def _programs(values: Any) -> list[Any]:
@@ -104,7 +102,7 @@ def _evaluate(jaxpr: Any, consts: Any, *operands: Any) -> list[Any]:
 
 def _bound(eqn: JaxprEqn, arguments: Any) -> list[Any]:
     params = eqn.params
-    if _is_narrowed(eqn):
+    if _changes(eqn):
         params = {name: _inside(value) for name, value in params.items()}
     parameters = eqn.primitive.get_bind_params(params)
     results = eqn.primitive.bind(*arguments, **parameters)

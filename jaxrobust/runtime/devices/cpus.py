@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ KINDS = (
 def kind(cpuinfo: Path = Path("/proc/cpuinfo")) -> CpuKind:
     """Find the row of this machine, or of what `--xla_cpu_max_isa` of $XLA_FLAGS leaves of it."""
     limits = re.findall(r"--xla_cpu_max_isa=(\w+)", os.environ.get("XLA_FLAGS", ""))
-    allowed = KINDS
+    allowed: Sequence[CpuKind] = KINDS
     if limits:
         at_most = (n for n, k in enumerate(KINDS) if limits[-1].lower().startswith(k.name))
         allowed = KINDS[next(at_most, len(KINDS) - 1) :]
