@@ -19,7 +19,7 @@ from jaxrobust import models
 from jaxrobust.attacks.ensembles import plan
 from jaxrobust.config import network_of
 from jaxrobust.evaluation.engine import slots
-from jaxrobust.runtime.devices import cpus, sharding
+from jaxrobust.runtime.devices import cpus, hlo, hlo_parts, sharding
 from jaxrobust.training import build
 from tests.support import tpu
 from tests.support.steps import small_config
@@ -160,6 +160,64 @@ class EvalStepTest(absltest.TestCase):
         self.assertGreater(forward["DEFAULT"], 3)
         self.assertEqual(found["HIGHEST"], 2 * forward["DEFAULT"])  # clean and attacked
         self.assertGreater(found["DEFAULT"], 0)
+
+
+def inner_programs(values):
+    """The programs among parameters of an operation."""
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from inner_programs(value)
+        elif hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+            yield getattr(value, "jaxpr", value)
+
+
+def precisions_in_kernels(jaxpr, inside=False):
+    """The precision of each product in the kernels of a program."""
+    for eqn in jaxpr.eqns:
+        if inside and eqn.primitive.name == "dot_general":
+            yield eqn.params["precision"]
+        for program in inner_programs(eqn.params.values()):
+            yield from precisions_in_kernels(program, inside or eqn.primitive.name == "pallas_call")
+
+
+@absltest.skipUnless(importlib.util.find_spec("libtpu"), "needs pip install -e '.[tpu-aot]'")
+class KernelsTest(parameterized.TestCase):
+    """AutoAttack's programs for a TPU: attention is our kernel, as exact as what is around it."""
+
+    def programs(self):
+        chips = jax.sharding.Mesh(np.array(tpu.chips(self, "v5e:2x2")[:1]), ("slots",))
+        net = models.create("vit_s", num_classes=10, image_size=32, depth=1)
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        logits_fn = jax.tree_util.Partial(lambda p, s, x: net.apply(p, s, x)[0], *shapes)
+        (setting,) = plan("linf", "standard", ["apgd-ce"], None)
+        on = {"slots": 2, "image": (32, 32, 3)}
+        step, given, _ = slice_programs.abstract_step(
+            chips, slots.program_of(setting), logits_fn, **on
+        )
+        verdict, of_verdict = slice_programs.abstract_verdict(chips, logits_fn, **on)
+        return step.trace(*given), verdict.trace(*of_verdict)
+
+    def test_there_and_back(self):
+        search, verdict = (traced.lower().as_text() for traced in self.programs())
+        self.assertEqual(search.count("tpu_custom_call"), 2)
+        self.assertEqual(verdict.count("tpu_custom_call"), 1)
+
+    def test_precision(self):
+        search, verdict = (list(precisions_in_kernels(t.jaxpr.jaxpr)) for t in self.programs())
+        self.assertEqual(set(search), {None})  # the device's: one product of bfloat16
+        self.assertEqual(set(verdict), {(jax.lax.Precision.HIGHEST,) * 2})
+
+    def test_names_of_parts(self):
+        search, verdict = (
+            {
+                share.part
+                for share in hlo_parts.shares(hlo.parse(traced.lower().compile().as_text()))
+            }
+            for traced in self.programs()
+        )
+        self.assertEqual(search, {"attack forward", "attack backward", "other"})
+        self.assertContainsSubset({"verdict"}, verdict)
+        self.assertNoCommonElements(verdict, search)
 
 
 @pytest.mark.slow
