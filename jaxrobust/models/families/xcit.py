@@ -23,7 +23,7 @@ from jaxrobust.models.interface.renaming import (
     row,
     table,
 )
-from jaxrobust.models.kernels import attention, convolutions, layers
+from jaxrobust.models.kernels import attention, channel_attention, convolutions, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import (
     BatchNorm,
@@ -118,10 +118,9 @@ class CrossCovariance(nnx.Module):
 
     def hidden(self, x: Array) -> Array:
         """Return f[B,H,W,D], the output but for its last bias, which goes with what follows."""
-        temperature = self.temperature[...]
-        qkv = self.qkv(x).reshape(len(x), -1, 3, len(temperature), x.shape[3] // len(temperature))
-        out = attention.cross_covariance(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], temperature)
-        return layers.linear(out.reshape(x.shape), self.proj.kernel[...])
+        qkv = self.qkv(x.reshape(len(x), -1, x.shape[3]))
+        out = channel_attention.self_cross_covariance(qkv, self.temperature[...])
+        return layers.linear(out, self.proj.kernel[...]).reshape(x.shape)
 
 
 class LocalInteraction(nnx.Module):

@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models.kernels import attention, convolutions, normed_depthwise, stem_layers
+from jaxrobust.models.kernels import (
+    attention,
+    channel_attention,
+    convolutions,
+    normed_depthwise,
+    stem_layers,
+)
 from jaxrobust.models.kernels.tpu import (
     calls,
     conv_stem,
@@ -21,6 +27,7 @@ from jaxrobust.models.kernels.tpu import (
     stem_blocks,
     token_attention,
 )
+from jaxrobust.models.kernels.tpu import channel_attention as channels
 from jaxrobust.runtime.devices import topology
 from tests.support import paths
 
@@ -33,7 +40,7 @@ ROUNDED = 2 * 2.0**-8
 def on_tpu(*modules):
     """Take the rules of TPUs on this platform, with interpreted kernels."""
     stack = [mock.patch.object(m, "lax", _Lax(m.lax)) for m in modules]
-    for module in (token_attention, depthwise_norm, conv_stem):
+    for module in (token_attention, channels, depthwise_norm, conv_stem):
         for name in {"forward", "backward", "parameter_gradients"} & {*vars(module)}:
             interpreted = functools.partial(getattr(module, name), interpret=True)
             stack.append(mock.patch.object(module, name, interpreted))
@@ -130,6 +137,51 @@ class KernelsTest(parameterized.TestCase):
     )
     def test_what_attention_does_not_take(self, tokens, dim, heads, dtype, reason):
         self.assertEqual(token_attention.refused(tokens, dim, heads, jnp.dtype(dtype)), reason)
+
+    @parameterized.product(
+        dtype=("float32", "bfloat16"),
+        case=((2, 49, 8, 48), (3, 30, 4, 32), (1, 196, 2, 64), (2, 17, 3, 16), (2, 17, 4, 48)),
+    )
+    def test_channel_attention(self, dtype, case):
+        batch, tokens, heads, width = case
+        qkv = normal(0, batch, tokens, 3 * heads * width).astype(dtype)
+        temperature = (3 + normal(1, heads, 1, 1)).astype(dtype)
+        function = channel_attention.self_cross_covariance
+
+        def attacked(qkv):
+            return function(qkv, temperature)
+
+        expected, alone = vjp(function, qkv, temperature), vjp(attacked, qkv)
+        self.as_on_tpu(channel_attention)
+        results = vjp(lambda *operands: function(*operands), qkv, temperature)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        self.compare(function, results, expected, qkv, temperature)
+        bound = ROUNDED if dtype == "bfloat16" else 2e-6  # as far as both are from float64
+        self.assertLess(apart(vjp(lambda qkv: attacked(qkv), qkv), alone), bound)
+
+    def test_channel_attention_of_a_channel_without_length(self):
+        qkv = normal(0, 2, 9, 3 * 64).at[0, :, 2].set(0).at[1, :, 64 + 5].multiply(1e-14)
+        temperature = 1 + normal(1, 2, 1, 1)
+        function = channel_attention.self_cross_covariance
+        expected = vjp(function, qkv, temperature)
+        self.as_on_tpu(channel_attention)
+        results = vjp(lambda *operands: function(*operands), qkv, temperature)
+        large = np.abs(expected[1]) > 1e6  # gradients that are divided by 1e-12
+        self.assertTrue(large.any())
+        for part in (large, ~large):
+            both = (np.where(part, r[1], 0) for r in (results, expected))
+            self.assertLess(apart(*([a] for a in both)), 2e-6)
+        self.assertLess(apart(results[::2], expected[::2]), 2e-6)
+
+    @parameterized.parameters(
+        (1600, 384, 8, "bfloat16", "1600 tokens of 384 channels are larger than .* of a chip"),
+        (196, 384, 8, "float16", "float16 is neither float32 nor bfloat16"),
+        (196, 385, 8, "float32", "8 heads do not divide 385 channels"),
+        (784, 384, 8, "bfloat16", None),
+    )
+    def test_what_channel_attention_does_not_take(self, tokens, dim, heads, dtype, reason):
+        found = channels.refused(tokens, dim, heads, jnp.dtype(dtype))
+        self.assertIsNone(found) if reason is None else self.assertRegex(found, reason)
 
     @parameterized.product(
         dtype=("float32", "bfloat16"),
@@ -264,7 +316,9 @@ chips = topology.devices(sys.argv[1])
 import functools, json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxrobust.models.kernels import attention, normed_depthwise, stem_layers
+from jaxrobust.models.kernels import (
+    attention, channel_attention, normed_depthwise, stem_layers
+)
 mesh = Mesh(np.array(chips[:1]), ("x",))
 def array(*shape):
     sharding = NamedSharding(mesh, PartitionSpec())
@@ -286,6 +340,7 @@ jax.config.update("jax_default_matmul_precision", sys.argv[3])
 for function, x in (
     (functools.partial(attention.self_attention, heads=6), array(8, 197, 1152)),
     (functools.partial(attention.self_attention, heads=2), array(2, int(sys.argv[4]), 384)),
+    (lambda x: channel_attention.self_cross_covariance(x, ones(8, 1, 1)), array(8, 196, 1152)),
     (norm, array(4, 56, 56, 96)),
     (norm, array(4, 7, 7, 768)),
     (stem, array(4, 224, 224, 3)),
@@ -325,7 +380,8 @@ class CompiledTest(parameterized.TestCase):
         names = "conv_stem", "conv_stem_gradient", "conv_stem", "conv_stem_sums"
         stem = [[name, 1, True] for name in names]
         stem = stem if how[0] == "bfloat16" else []  # float32 takes XLA's path
-        self.assertEqual(found, [*tokens, *tokens, *norm, *norm, *stem])
+        channel = [["channel_attention", 1, True], ["channel_attention_gradient", 1, True]]
+        self.assertEqual(found, [*tokens, *tokens, *channel, *norm, *norm, *stem])
 
 
 if __name__ == "__main__":
