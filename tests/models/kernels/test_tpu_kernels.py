@@ -17,6 +17,8 @@ from jaxrobust.models.kernels import (
     attention,
     channel_attention,
     convolutions,
+    layers,
+    local_interaction,
     normed_depthwise,
     stem_layers,
 )
@@ -26,6 +28,7 @@ from jaxrobust.models.kernels.tpu import (
     depthwise_norm,
     stem_blocks,
     token_attention,
+    token_interaction,
 )
 from jaxrobust.models.kernels.tpu import channel_attention as channels
 from jaxrobust.runtime.devices import topology
@@ -36,12 +39,15 @@ from tests.support import paths
 # (2 ** -8 of the largest) and its rounding apart.
 ROUNDED = 2 * 2.0**-8
 
+KERNELS = token_attention, channels, depthwise_norm, conv_stem, token_interaction
+CALLS = {"forward", "backward", "parameter_gradients", "first", "second", "sums", "gradient"}
+
 
 def on_tpu(*modules):
     """Take the rules of TPUs on this platform, with interpreted kernels."""
     stack = [mock.patch.object(m, "lax", _Lax(m.lax)) for m in modules]
-    for module in (token_attention, channels, depthwise_norm, conv_stem):
-        for name in {"forward", "backward", "parameter_gradients"} & {*vars(module)}:
+    for module in KERNELS:
+        for name in CALLS & {*vars(module)}:
             interpreted = functools.partial(getattr(module, name), interpret=True)
             stack.append(mock.patch.object(module, name, interpreted))
     return stack
@@ -210,6 +216,54 @@ class KernelsTest(parameterized.TestCase):
         x = jax.ShapeDtypeStruct(shape, dtype)
         kernel = jax.ShapeDtypeStruct((*window, 1, shape[3]), jnp.float32)
         self.assertRegex(depthwise_norm.refused(x, kernel), reason)
+
+    def interaction(self, dtype, side, dim):
+        shapes = (dim,), (dim,), (side, side, 1, dim), (dim,)
+        shapes = *shapes, (dim,), (dim,), *shapes[2:], (dim,)
+        parameters = [normal(i, *shape) / (len(shape) + 1) for i, shape in enumerate(shapes)]
+        return local_interaction.Interaction(*(p.astype(dtype) for p in parameters))
+
+    @parameterized.product(
+        dtype=("float32", "bfloat16"),
+        case=(
+            (6, 4, 3, 40, 3, 2),
+            (2, 7, 7, 200, 3, 0),
+            (2, 6, 9, 128, 5, 1),
+            (2, 5, 4, 24, 3, -1),
+        ),
+        drop=(False, True),
+    )
+    def test_local_interaction(self, dtype, case, drop):
+        """In bfloat16 the plain formula rounds six arrays in each direction, the kernels two: they
+        must be as close to float64.
+        """
+        batch, height, width, dim, side, group = case
+        parameters = self.interaction(dtype, side, dim)
+        x = normal(10, batch, height * width, dim).astype(dtype)
+        statistics = (normal(11, dim) / 9, 1 + normal(12, dim) ** 2) if group < 0 else None
+        path = functools.partial(layers.drop_path, key=jax.random.key(3), rate=0.3)
+        how = {"width": width, "group": max(group, 0)}
+
+        def function(x, *parameters):
+            parameters = local_interaction.Interaction(*parameters)
+            drawn, wide = path if drop else None, x.dtype if x.dtype == jnp.float64 else jnp.float32
+            given = jax.tree.map(lambda s: s.astype(wide), statistics)
+            out = local_interaction.local_interaction(x, parameters, given, drawn, **how)
+            return out[0], *jax.tree.map(jax.lax.stop_gradient, out[1])
+
+        expected = vjp(function, x, *parameters)
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, *parameters)]
+            exact = vjp(function, *wide)
+        self.as_on_tpu(local_interaction)
+        results = vjp(lambda *operands: function(*operands), x, *parameters)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        for part in (slice(4), slice(4, None)):
+            own, plain = (apart(r[part], exact[part]) for r in (results, expected))
+            least = 2e-6 if dtype == "float32" else ROUNDED
+            self.assertLess(own, max(least, 2 * plain))
+        attacked = vjp(lambda x: function(x, *parameters), x)
+        self.assertLess(apart(attacked, results[:4]), 1e-6 if dtype == "float32" else ROUNDED)
 
     def stem(self, dtype, height, width, c, d):
         shapes = (3, 3, 3, c), (c,), (c,), (c,), (3, 3, c, d), (d,), (d,), (d,)
