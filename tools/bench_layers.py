@@ -19,6 +19,7 @@ import numpy as np
 from jaxrobust.models.kernels import (
     attention,
     batch_norms,
+    channel_attention,
     convolutions,
     depthwise,
     layers,
@@ -111,7 +112,7 @@ def _other_cases(batch: int) -> Iterator[Case]:
         _attend,
     )
     yield "talking_heads", _talking_heads, [channels] * 3 + [(8, 8)] * 2, _talk
-    yield "cross", attention.cross_covariance, [channels] * 3 + [(8, 1, 1)], _cross
+    yield "cross", channel_attention.cross_covariance, [channels] * 3 + [(8, 1, 1)], _cross
 
 
 def _cases(batch: int, size: int, channels: int) -> Iterator[Case]:

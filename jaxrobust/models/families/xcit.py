@@ -4,9 +4,13 @@ Source: El-Nouby et al. 2021 (arXiv 2106.09681); the robust ones: Debenedetti et
 2209.07399).
 """
 
+import dataclasses
+import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -23,7 +27,8 @@ from jaxrobust.models.interface.renaming import (
     row,
     table,
 )
-from jaxrobust.models.kernels import attention, convolutions, layers
+from jaxrobust.models.kernels import attention, channel_attention, layers
+from jaxrobust.models.kernels.local_interaction import Interaction, local_interaction
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import (
     BatchNorm,
@@ -38,6 +43,8 @@ from jaxrobust.models.modules.basic import (
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.models.modules.positions import fourier_features
 from jaxrobust.types import Array, Classifier
+
+Path = Callable[[Array], Array]  # of a branch: stochastic depth
 
 
 class Variant(NamedTuple):
@@ -108,6 +115,17 @@ class FourierPositions(nnx.Module):
         return self.token_projection(jnp.asarray(fourier_features(height, width), dtype)[None])
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens"], meta_fields=["width"])
+@dataclasses.dataclass(frozen=True)
+class TokenMap:
+    """Tokens f[B,N,D] of maps, rows of `width` after each other: without axes of rows and columns,
+    which TPUs would pad.
+    """
+
+    tokens: Array
+    width: int
+
+
 class CrossCovariance(nnx.Module):
     """Attention of channels to channels within each head."""
 
@@ -117,11 +135,9 @@ class CrossCovariance(nnx.Module):
         self.proj = Linear(dim, dim, rngs=rngs)
 
     def hidden(self, x: Array) -> Array:
-        """Return f[B,H,W,D], the output but for its last bias, which goes with what follows."""
-        temperature = self.temperature[...]
-        qkv = self.qkv(x).reshape(len(x), -1, 3, len(temperature), x.shape[3] // len(temperature))
-        out = attention.cross_covariance(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], temperature)
-        return layers.linear(out.reshape(x.shape), self.proj.kernel[...])
+        """Return f[B,N,D], the output but for its last bias, which goes with what follows."""
+        out = channel_attention.self_cross_covariance(self.qkv(x), self.temperature[...])
+        return layers.linear(out, self.proj.kernel[...])
 
 
 class LocalInteraction(nnx.Module):
@@ -132,11 +148,22 @@ class LocalInteraction(nnx.Module):
         self.bn = BatchNorm(dim, group=group)
         self.conv2 = DepthwiseConv(dim, 3, init=torch_default, rngs=rngs)
 
-    def hidden(self, x: Array, train: bool) -> Array:
-        """Return the output but for its last bias, which goes with what follows."""
-        x = convolutions.depthwise_conv(x, self.conv1.kernel[...])
-        x = self.bn(layers.gelu(x, self.conv1.bias[...]), train)
-        return convolutions.depthwise_conv(x, self.conv2.kernel[...])
+    def __call__(
+        self, x: TokenMap, norm: LayerNorm, gamma: nnx.Param, path: Path | None, train: bool
+    ) -> Array:
+        """Add to tokens f[B,N,D] what this makes of them, normalised, times `gamma`."""
+        bn = self.bn
+        parameters = Interaction(
+            *(norm.scale[...], norm.bias[...], self.conv1.kernel[...], self.conv1.bias[...]),
+            *(cast(nnx.Param, bn.scale)[...], cast(nnx.Param, bn.bias)[...]),
+            *(self.conv2.kernel[...], self.conv2.bias[...], gamma[...]),
+        )
+        running = None if train else (bn.mean[...], bn.var[...])
+        how = {"width": x.width, "group": bn.group}
+        out, statistics = local_interaction(x.tokens, parameters, running, path, **how)
+        if train:
+            bn.move(*statistics)
+        return out
 
 
 def _residual(x, y, bias, gamma, path=None):
@@ -147,7 +174,7 @@ def _residual(x, y, bias, gamma, path=None):
 
 
 class Block(nnx.Module):
-    """f[B,H,W,D] plus attention between channels, plus local interaction, plus MLP."""
+    """Tokens plus attention between channels, plus local interaction, plus MLP."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         self.gamma1, self.gamma3, self.gamma2 = (_gamma(v) for _ in range(3))
@@ -158,13 +185,13 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(v.dim)
         self.mlp = Mlp(v.dim, rngs)
 
-    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        paths = [None] * 3 if drop is None else branches(drop, 3)
-        attn, local, mlp = self.attn, self.local_mp, self.mlp
-        x = _residual(x, attn.hidden(self.norm1(x)), attn.proj.bias, self.gamma1, paths[0])
-        y = local.hidden(self.norm3(x), train)
-        x = _residual(x, y, local.conv2.bias, self.gamma3, paths[1])
-        return _residual(x, mlp.hidden(self.norm2(x)), mlp.fc2.bias, self.gamma2, paths[2])
+    def __call__(self, x: TokenMap, drop: Drop | None, train: bool) -> TokenMap:
+        paths: Sequence[Path | None] = [None] * 3 if drop is None else branches(drop, 3)
+        attn, mlp, y = self.attn, self.mlp, x.tokens
+        y = _residual(y, attn.hidden(self.norm1(y)), attn.proj.bias, self.gamma1, paths[0])
+        y = self.local_mp(TokenMap(y, x.width), self.norm3, self.gamma3, paths[1], train)
+        y = _residual(y, mlp.hidden(self.norm2(y)), mlp.fc2.bias, self.gamma2, paths[2])
+        return TokenMap(y, x.width)
 
 
 class ClassAttention(nnx.Module):
@@ -227,9 +254,9 @@ class Xcit(nnx.Module):
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)), train)
         x = add_bias(x, self.pos_embed(x.shape[1], x.shape[2], x.dtype))
         how = of_one_stage(v, train, key) | {"rates": (v.drop_path,) * v.depth}
-        x = run_blocks(self.blocks, x, **how)
-        token = spread(self.cls_token[...], (len(x), 1, v.dim))
-        patches = x.reshape(len(x), -1, v.dim)
+        tokens = TokenMap(x.reshape(len(x), -1, v.dim), x.shape[2])
+        patches = run_blocks(self.blocks, tokens, **how).tokens
+        token = spread(self.cls_token[...], (len(patches), 1, v.dim))
         for block in self.cls_attn_blocks:
             token, patches = block(token, patches)
         return self.head(self.norm(token)[:, 0])

@@ -1,4 +1,4 @@
-"""Attention as functions: over tokens, with talking heads, and over channels.
+"""Attention of tokens as functions, also with talking heads; that of channels has a file.
 
 On CPU the products are of matrices in canonical layout (heads before tokens, copied behind walls),
 the softmax is compiled alone, and gradients are written out from the stored probabilities. Value,
@@ -21,29 +21,31 @@ Mix = tuple[Array, Array]
 
 
 @per_platform
-def _swap(x: Array) -> Array:
+def swap(x: Array) -> Array:
     """Return tokens and heads exchanged: f[B,N,h,d] to f[B,h,N,d], and back."""
     return x.transpose(0, 2, 1, 3)
 
 
-def _join(x: Array) -> Array:
+def join(x: Array) -> Array:
     """Join heads: f[B,h,N,d] to f[B,N,h*d]."""
-    x = _swap(x)
+    x = swap(x)
     return x.reshape(*x.shape[:2], -1)
 
 
-def _product(a: Array, b: Array, axes: str, dtype=None) -> Array:
+def product(a: Array, b: Array, axes: str, dtype=None) -> Array:
     """Return products of matrices f[B,h,..]; `axes` names what is summed: "nt" is `a @ b.T`."""
     numbers = (((3 if axes[0] == "n" else 2,), (2 if axes[1] == "n" else 3,)), ((0, 1), (0, 1)))
     return lax.dot_general(a, b, numbers, preferred_element_type=dtype)
 
 
-def _wide_dtype(x: Array):
-    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+def wide_dtype(x: Array) -> jnp.dtype:
+    """Return the type in which sums of values like `x` are added up."""
+    return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 @per_platform
-def _softmax(logits: Array) -> Array:
+def softmax(logits: Array) -> Array:
+    """Compute the softmax over the last axis."""
     powers = jnp.exp(logits - logits.max(-1, keepdims=True))
     return powers * (1 / powers.sum(-1, keepdims=True))
 
@@ -52,11 +54,12 @@ def _softmax(logits: Array) -> Array:
 def _biased_softmax(logits: Array, bias: Array) -> Array:
     shape = logits.shape
     logits = logits.reshape(-1, bias.shape[0], *shape[1:]) + widened(bias[None])[0]
-    return _softmax(logits.reshape(shape))
+    return softmax(logits.reshape(shape))
 
 
 @per_platform
-def _softmax_gradient(probabilities: Array, g: Array) -> Array:
+def softmax_gradient(probabilities: Array, g: Array) -> Array:
+    """Compute the gradient of `softmax` from its result and the gradient of that."""
     (wide,) = widened(probabilities)
     return wide * (g - (wide * g).sum(-1, keepdims=True))
 
@@ -69,14 +72,14 @@ def _scale(q: Array, scale: float | None = None) -> Array:
 
 
 def _logits(q: Array, k: Array, scale: float | None = None) -> Array:
-    return _product(_scale(q, scale), k, "nt", _wide_dtype(q))
+    return product(_scale(q, scale), k, "nt", wide_dtype(q))
 
 
 def _logits_gradient(
     q: Array, k: Array, g: Array, scale: float | None = None
 ) -> tuple[Array, Array]:
     g = g.astype(q.dtype)
-    return _scale(_product(g, k, "nn"), scale), _product(g, _scale(q, scale), "tn")
+    return _scale(product(g, k, "nn"), scale), product(g, _scale(q, scale), "tn")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -86,21 +89,21 @@ def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float | Non
 
 def _attend_forward(q, k, v, bias, scale):
     logits = _logits(q, k, scale)
-    probabilities = _softmax(logits) if bias is None else _biased_softmax(logits, bias)
+    probabilities = softmax(logits) if bias is None else _biased_softmax(logits, bias)
     probabilities = probabilities.astype(v.dtype)
-    return _product(probabilities, v, "nn"), (q, k, v, bias, probabilities)
+    return product(probabilities, v, "nn"), (q, k, v, bias, probabilities)
 
 
 def _attend_backward(scale, residuals, g):
     q, k, v, bias, probabilities = residuals
-    to_logits = _softmax_gradient(probabilities, _product(g, v, "nt", _wide_dtype(g)))
+    to_logits = softmax_gradient(probabilities, product(g, v, "nt", wide_dtype(g)))
     to_bias = None
     if bias is not None:
         sums = to_logits.reshape(-1, bias.shape[0], *to_logits.shape[1:]).sum(0)
         spread = [i for i, n in enumerate(bias.shape) if n != sums.shape[i]]
         to_bias = rounded(sums.sum(spread, keepdims=True), bias.dtype)
     to_q_and_k = _logits_gradient(q, k, to_logits, scale)
-    return *to_q_and_k, _product(probabilities, g, "tn"), to_bias
+    return *to_q_and_k, product(probabilities, g, "tn"), to_bias
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -125,32 +128,32 @@ def attention(
     """
     if bias is not None:
         bias = _four_axes(bias, q)
-    return _join(_attend(_swap(q), _swap(k), _swap(v), bias, scale))
+    return join(_attend(swap(q), swap(k), swap(v), bias, scale))
 
 
 # ------------------------------------------------------------------------- tokens, of one product
 
 
-def _split(qkv: Array, heads: int) -> list[Array]:
+def split(qkv: Array, heads: int) -> list[Array]:
     """Part f[B,N,3*h*d] into queries, keys and values f[B,h,N,d]."""
     parts = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
-    return [_swap(parts[:, :, i]) for i in range(3)]
+    return [swap(parts[:, :, i]) for i in range(3)]
 
 
 def _plain_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[Array]:
-    q, k, v = _split(qkv, heads)
+    q, k, v = split(qkv, heads)
     out, (*_, probabilities) = _attend_forward(q, k, v, bias[0] if bias else None, scale)
-    return [_join(out), q, k, v, probabilities]
+    return [join(out), q, k, v, probabilities]
 
 
 def _plain_backward(qkv, g, kept, *bias, heads: int, scale: float, needed: bool) -> list[Array]:
     """Compute the gradient of the product, and of the bias where it is asked for."""
     del qkv
     q, k, v, probabilities = kept
-    g = _swap(g.reshape(*g.shape[:2], heads, -1))
+    g = swap(g.reshape(*g.shape[:2], heads, -1))
     residuals = q, k, v, *(bias or (None,)), probabilities
     *parts, to_bias = _attend_backward(scale, residuals, g)
-    to_qkv = jnp.stack([_swap(part) for part in parts], 2)
+    to_qkv = jnp.stack([swap(part) for part in parts], 2)
     return [to_qkv.reshape(*to_qkv.shape[:2], -1), *([to_bias] if needed else [])]
 
 
@@ -222,7 +225,7 @@ def self_attention(qkv: Array, heads: int, *, bias: Array | None = None) -> Arra
     reason = token_attention.refused(qkv.shape[1], dim, heads, qkv.dtype)
     bias = bias if bias is None else _four_axes(bias, qkv)
     if calls.plain("attention", reason):
-        return _join(_attend(*_split(qkv, heads), bias, None))
+        return join(_attend(*split(qkv, heads), bias, None))
     return _attend_product(heads, scale, qkv, *([] if bias is None else [bias]))
 
 
@@ -239,7 +242,7 @@ def _mixed(x: Array, kernel: Array, bias: Array) -> Array:
 
 def _mix_gradient(x: Array, g: Array, mix: Mix) -> Mix:
     x, g = (wide.reshape(1, *wide.shape[:2], -1) for wide in widened(x, g))
-    kernel, bias = _product(x, g, "nt").sum((0, 1)), g.sum(3).sum((0, 1))
+    kernel, bias = product(x, g, "nt").sum((0, 1)), g.sum(3).sum((0, 1))
     return rounded(kernel, mix[0].dtype), rounded(bias, mix[1].dtype)
 
 
@@ -249,22 +252,22 @@ def _talk(q: Array, k: Array, v: Array, before: Mix, after: Mix) -> Array:
 
 
 def _talk_forward(q, k, v, before, after):
-    probabilities = _softmax(_mixed(_logits(q, k), *before)).astype(v.dtype)
+    probabilities = softmax(_mixed(_logits(q, k), *before)).astype(v.dtype)
     mixed = _mixed(probabilities, *after).astype(v.dtype)
-    return _product(mixed, v, "nn"), (q, k, v, before, after, probabilities)
+    return product(mixed, v, "nn"), (q, k, v, before, after, probabilities)
 
 
 def _talk_backward(residuals, g):
     q, k, v, before, after, probabilities = residuals
     none = jnp.zeros_like(before[1])
-    to_mixed = _product(g, v, "nt", _wide_dtype(g))
+    to_mixed = product(g, v, "nt", wide_dtype(g))
     to_softmax = _mixed(to_mixed, after[0].T, none)
-    to_before = _softmax_gradient(probabilities, to_softmax)
+    to_before = softmax_gradient(probabilities, to_softmax)
     to_logits = _mixed(to_before, before[0].T, none)
     mixed = _mixed(probabilities, *after).astype(v.dtype)
     return (
         *_logits_gradient(q, k, to_logits),
-        _product(mixed, g, "tn"),
+        product(mixed, g, "tn"),
         _mix_gradient(_logits(q, k), to_before, before),
         _mix_gradient(probabilities, to_mixed, after),
     )
@@ -280,70 +283,4 @@ def talking_heads(q: Array, k: Array, v: Array, mix_before: Mix, mix_after: Mix)
     `d ** -0.5` before the first.
     Parity: tests/models/kernels/test_attention.py against torch.
     """
-    return _join(_talk(_swap(q), _swap(k), _swap(v), mix_before, mix_after))
-
-
-# --------------------------------------------------------------------------------------- channels
-
-
-@per_platform
-def _inverse_norm(x: Array) -> Array:
-    """Compute 1 / max(norm over tokens, 1e-12): f[B,h,N,d] to f[B,h,1,d]."""
-    (wide,) = widened(x)
-    return 1 / jnp.maximum(jnp.sqrt((wide * wide).sum(2, keepdims=True)), 1e-12)
-
-
-def _columns(x: Array) -> Array:
-    """Turn rows into columns: f[B,h,1,d] to f[B,h,d,1]."""
-    return x.reshape(*x.shape[:2], -1, 1)
-
-
-@jax.custom_vjp
-def _cross(q: Array, k: Array, v: Array, temperature: Array) -> Array:
-    return _cross_forward(q, k, v, temperature)[0]
-
-
-def _cross_forward(q, k, v, temperature):
-    inverse_q, inverse_k = _columns(_inverse_norm(q)), _inverse_norm(k)
-    cosines = _product(q, k, "tn", _wide_dtype(q)) * inverse_q * inverse_k
-    probabilities = _softmax(cosines * widened(temperature)[0][None]).astype(v.dtype)
-    out = _product(v, probabilities, "nt")
-    return out, (q, k, v, temperature, inverse_q, inverse_k, cosines, probabilities)
-
-
-def _unit_gradient(x: Array, inverse: Array, along: Array, direct: Array) -> Array:
-    # Below the smallest norm the division is by a constant, so nothing is projected out.
-    radial = jnp.where(inverse < 1e12, inverse * inverse * along, 0)
-    return (direct - widened(x)[0] * radial).astype(x.dtype)
-
-
-def _cross_backward(residuals, g):
-    q, k, v, temperature, inverse_q, inverse_k, cosines, probabilities = residuals
-    to_logits = _softmax_gradient(probabilities, _product(g, v, "tn", _wide_dtype(g)))
-    to_cosines = to_logits * widened(temperature)[0][None]
-    to_products = (to_cosines * inverse_q * inverse_k).astype(q.dtype)
-    along = to_cosines * cosines
-    along_q, along_k = along.sum(3, keepdims=True), along.sum(2, keepdims=True)
-    rows_q, rows_along = (a.reshape(inverse_k.shape) for a in (inverse_q, along_q))
-    wide = _wide_dtype(q)
-    to_temperature = (to_logits * cosines).sum((0, 2, 3)).reshape(temperature.shape)
-    return (
-        _unit_gradient(q, rows_q, rows_along, _product(k, to_products, "nt", wide)),
-        _unit_gradient(k, inverse_k, along_k, _product(q, to_products, "nn", wide)),
-        _product(g, probabilities, "nn"),
-        rounded(to_temperature, temperature.dtype),
-    )
-
-
-_cross.defvjp(_cross_forward, _cross_backward)
-
-
-def cross_covariance(q: Array, k: Array, v: Array, temperature: Array) -> Array:
-    """Compute XCiT's attention of channels to channels: f[B,N,h,d] to f[B,N,h*d].
-
-    q and k are divided by their norm over tokens, or by 1e-12 where that is smaller (there the
-    gradient is that of a division by a constant); logits are multiplied by `temperature` f[h,1,1].
-    Source: El-Nouby et al. 2021 (arXiv 2106.09681); parity:
-      tests/models/kernels/test_attention.py against torch.
-    """
-    return _join(_cross(_swap(q), _swap(k), _swap(v), temperature))
+    return join(_talk(swap(q), swap(k), swap(v), mix_before, mix_after))

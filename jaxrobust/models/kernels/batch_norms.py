@@ -111,6 +111,12 @@ def _batch_norm_train_backward(residuals, cotangents):
 _batch_norm_train.defvjp(_batch_norm_train_forward, _batch_norm_train_backward)
 
 
+def check_group(batch: int, group: int) -> None:
+    """Raise `ValueError` if a batch cannot be parted into groups of that many images."""
+    if group < 0 or (group and batch % group):
+        raise ValueError(f"group={group} does not divide the batch of {batch}; give a divisor or 0")
+
+
 def batch_norm_train(
     x: Array, scale: Array, bias: Array, *, group: int = 0, eps: float = 1e-5
 ) -> tuple[Array, Array, Array]:
@@ -126,8 +132,7 @@ def batch_norm_train(
     Parity: tests/models/kernels/test_layers.py against torch's BatchNorm2d.
     """
     batch = x.shape[0]
-    if group < 0 or (group and batch % group):
-        raise ValueError(f"group={group} does not divide the batch of {batch}; give a divisor or 0")
+    check_group(batch, group)
     lines = _lines(x, batch // group if group else 1)
     count = lines.shape[1] * lines.shape[2]
     if count == 1:

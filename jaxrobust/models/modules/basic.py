@@ -135,12 +135,16 @@ class BatchNorm(nnx.Module):
         if not train:
             return batch_norms.batch_norm(x, scale, bias, self.mean[...], self.var[...])
         out, mean, var = batch_norms.batch_norm_train(x, scale, bias, group=self.group)
+        self.move(mean, var)
+        return out
+
+    def move(self, mean: Array, var: Array) -> None:
+        """Move the running statistics towards those of images, f[C]."""
         for running, new in ((self.mean, mean), (self.var, var)):
             old = running[...]
             moved = self.momentum * jax.lax.stop_gradient(new).astype(old.dtype)
             # Without the product by zero, in which what is not finite would stay.
             running[...] = moved if self.momentum == 1 else (1 - self.momentum) * old + moved
-        return out
 
 
 class Gelu(nnx.Module):

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrobust.models.kernels import attention
+from jaxrobust.models.kernels import attention, channel_attention
 from tests.support import sweeps
 
 try:
@@ -62,7 +62,7 @@ FUNCTIONS = [
     ("bias_repeated", _biased, _torch_attention, [SHAPE] * 3 + [(2, 1, *LOGITS[2:])]),
     ("bias_of_keys", _biased, _torch_attention, [SHAPE] * 3 + [(BATCH, 1, 1, TOKENS)]),
     ("talking_heads", _talking, _torch_talking, [SHAPE] * 3 + MIX * 2),
-    ("cross", attention.cross_covariance, _torch_cross, [SHAPE] * 3 + [(HEADS, 1, 1)]),
+    ("cross", channel_attention.cross_covariance, _torch_cross, [SHAPE] * 3 + [(HEADS, 1, 1)]),
 ]
 
 
@@ -153,7 +153,7 @@ class AttentionTest(parameterized.TestCase):
         expected = _torch_vjp(_torch_cross, operands, g)
         with jax.enable_x64(True):
             wide = [jnp.asarray(a) for a in operands]
-            results = _vjp(attention.cross_covariance, wide, jnp.asarray(g))
+            results = _vjp(channel_attention.cross_covariance, wide, jnp.asarray(g))
         for result, reference in zip(results, expected, strict=True):
             large = np.abs(reference) > 1e6
             for part in (large, ~large):

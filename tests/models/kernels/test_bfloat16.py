@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models.interface.network_inputs import cast
-from jaxrobust.models.kernels import attention, batch_norms, layers, primitives
+from jaxrobust.models.kernels import attention, batch_norms, channel_attention, layers, primitives
 from jaxrobust.runtime.devices import hlo
 from tests.support import sweeps, tpu
 from tests.support.parity import relative
@@ -178,7 +178,7 @@ LAYERS = {
     "batch_norm": (batch_norms.batch_norm, [IMAGE, C, C, C, C]),
     "batch_norm_train": (lambda *a: batch_norms.batch_norm_train(*a)[0], [IMAGE, C, C]),
     "attention": (lambda x, b: attention.attention(x, x, x, bias=b), [TOKENS, (2, 64, 64)]),
-    "cross": (lambda x, t: attention.cross_covariance(x, x, x, t), [TOKENS, (2, 1, 1)]),
+    "cross": (lambda x, t: channel_attention.cross_covariance(x, x, x, t), [TOKENS, (2, 1, 1)]),
     "talking": (
         lambda x, *m: attention.talking_heads(x, x, x, m[:2], m[2:]),
         [TOKENS, *MIX, *MIX],

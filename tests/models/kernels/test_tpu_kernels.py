@@ -13,14 +13,24 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models.kernels import attention, convolutions, normed_depthwise, stem_layers
+from jaxrobust.models.kernels import (
+    attention,
+    channel_attention,
+    convolutions,
+    layers,
+    local_interaction,
+    normed_depthwise,
+    stem_layers,
+)
 from jaxrobust.models.kernels.tpu import (
     calls,
     conv_stem,
     depthwise_norm,
     stem_blocks,
     token_attention,
+    token_interaction,
 )
+from jaxrobust.models.kernels.tpu import channel_attention as channels
 from jaxrobust.runtime.devices import topology
 from tests.support import paths
 
@@ -29,12 +39,15 @@ from tests.support import paths
 # (2 ** -8 of the largest) and its rounding apart.
 ROUNDED = 2 * 2.0**-8
 
+KERNELS = token_attention, channels, depthwise_norm, conv_stem, token_interaction
+CALLS = {"forward", "backward", "parameter_gradients", "first", "second", "sums", "gradient"}
+
 
 def on_tpu(*modules):
     """Take the rules of TPUs on this platform, with interpreted kernels."""
     stack = [mock.patch.object(m, "lax", _Lax(m.lax)) for m in modules]
-    for module in (token_attention, depthwise_norm, conv_stem):
-        for name in {"forward", "backward", "parameter_gradients"} & {*vars(module)}:
+    for module in KERNELS:
+        for name in CALLS & {*vars(module)}:
             interpreted = functools.partial(getattr(module, name), interpret=True)
             stack.append(mock.patch.object(module, name, interpreted))
     return stack
@@ -133,6 +146,51 @@ class KernelsTest(parameterized.TestCase):
 
     @parameterized.product(
         dtype=("float32", "bfloat16"),
+        case=((2, 49, 8, 48), (3, 30, 4, 32), (1, 196, 2, 64), (2, 17, 3, 16), (2, 17, 4, 48)),
+    )
+    def test_channel_attention(self, dtype, case):
+        batch, tokens, heads, width = case
+        qkv = normal(0, batch, tokens, 3 * heads * width).astype(dtype)
+        temperature = (3 + normal(1, heads, 1, 1)).astype(dtype)
+        function = channel_attention.self_cross_covariance
+
+        def attacked(qkv):
+            return function(qkv, temperature)
+
+        expected, alone = vjp(function, qkv, temperature), vjp(attacked, qkv)
+        self.as_on_tpu(channel_attention)
+        results = vjp(lambda *operands: function(*operands), qkv, temperature)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        self.compare(function, results, expected, qkv, temperature)
+        bound = ROUNDED if dtype == "bfloat16" else 2e-6  # as far as both are from float64
+        self.assertLess(apart(vjp(lambda qkv: attacked(qkv), qkv), alone), bound)
+
+    def test_channel_attention_of_a_channel_without_length(self):
+        qkv = normal(0, 2, 9, 3 * 64).at[0, :, 2].set(0).at[1, :, 64 + 5].multiply(1e-14)
+        temperature = 1 + normal(1, 2, 1, 1)
+        function = channel_attention.self_cross_covariance
+        expected = vjp(function, qkv, temperature)
+        self.as_on_tpu(channel_attention)
+        results = vjp(lambda *operands: function(*operands), qkv, temperature)
+        large = np.abs(expected[1]) > 1e6  # gradients that are divided by 1e-12
+        self.assertTrue(large.any())
+        for part in (large, ~large):
+            both = (np.where(part, r[1], 0) for r in (results, expected))
+            self.assertLess(apart(*([a] for a in both)), 2e-6)
+        self.assertLess(apart(results[::2], expected[::2]), 2e-6)
+
+    @parameterized.parameters(
+        (1600, 384, 8, "bfloat16", "1600 tokens of 384 channels are larger than .* of a chip"),
+        (196, 384, 8, "float16", "float16 is neither float32 nor bfloat16"),
+        (196, 385, 8, "float32", "8 heads do not divide 385 channels"),
+        (784, 384, 8, "bfloat16", None),
+    )
+    def test_what_channel_attention_does_not_take(self, tokens, dim, heads, dtype, reason):
+        found = channels.refused(tokens, dim, heads, jnp.dtype(dtype))
+        self.assertIsNone(found) if reason is None else self.assertRegex(found, reason)
+
+    @parameterized.product(
+        dtype=("float32", "bfloat16"),
         case=((2, 7, 7, 96, 7), (1, 8, 12, 136, 7), (2, 14, 6, 40, 3), (1, 5, 9, 128, 5)),
     )
     def test_depthwise_norm(self, dtype, case):
@@ -158,6 +216,54 @@ class KernelsTest(parameterized.TestCase):
         x = jax.ShapeDtypeStruct(shape, dtype)
         kernel = jax.ShapeDtypeStruct((*window, 1, shape[3]), jnp.float32)
         self.assertRegex(depthwise_norm.refused(x, kernel), reason)
+
+    def interaction(self, dtype, side, dim):
+        shapes = (dim,), (dim,), (side, side, 1, dim), (dim,)
+        shapes = *shapes, (dim,), (dim,), *shapes[2:], (dim,)
+        parameters = [normal(i, *shape) / (len(shape) + 1) for i, shape in enumerate(shapes)]
+        return local_interaction.Interaction(*(p.astype(dtype) for p in parameters))
+
+    @parameterized.product(
+        dtype=("float32", "bfloat16"),
+        case=(
+            (6, 4, 3, 40, 3, 2),
+            (2, 7, 7, 200, 3, 0),
+            (2, 6, 9, 128, 5, 1),
+            (2, 5, 4, 24, 3, -1),
+        ),
+        drop=(False, True),
+    )
+    def test_local_interaction(self, dtype, case, drop):
+        """In bfloat16 the plain formula rounds six arrays in each direction, the kernels two: they
+        must be as close to float64.
+        """
+        batch, height, width, dim, side, group = case
+        parameters = self.interaction(dtype, side, dim)
+        x = normal(10, batch, height * width, dim).astype(dtype)
+        statistics = (normal(11, dim) / 9, 1 + normal(12, dim) ** 2) if group < 0 else None
+        path = functools.partial(layers.drop_path, key=jax.random.key(3), rate=0.3)
+        how = {"width": width, "group": max(group, 0)}
+
+        def function(x, *parameters):
+            parameters = local_interaction.Interaction(*parameters)
+            drawn, wide = path if drop else None, x.dtype if x.dtype == jnp.float64 else jnp.float32
+            given = jax.tree.map(lambda s: s.astype(wide), statistics)
+            out = local_interaction.local_interaction(x, parameters, given, drawn, **how)
+            return out[0], *jax.tree.map(jax.lax.stop_gradient, out[1])
+
+        expected = vjp(function, x, *parameters)
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, *parameters)]
+            exact = vjp(function, *wide)
+        self.as_on_tpu(local_interaction)
+        results = vjp(lambda *operands: function(*operands), x, *parameters)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        for part in (slice(4), slice(4, None)):
+            own, plain = (apart(r[part], exact[part]) for r in (results, expected))
+            least = 2e-6 if dtype == "float32" else ROUNDED
+            self.assertLess(own, max(least, 2 * plain))
+        attacked = vjp(lambda x: function(x, *parameters), x)
+        self.assertLess(apart(attacked, results[:4]), 1e-6 if dtype == "float32" else ROUNDED)
 
     def stem(self, dtype, height, width, c, d):
         shapes = (3, 3, 3, c), (c,), (c,), (c,), (3, 3, c, d), (d,), (d,), (d,)
@@ -264,7 +370,9 @@ chips = topology.devices(sys.argv[1])
 import functools, json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxrobust.models.kernels import attention, normed_depthwise, stem_layers
+from jaxrobust.models.kernels import (
+    attention, channel_attention, normed_depthwise, stem_layers
+)
 mesh = Mesh(np.array(chips[:1]), ("x",))
 def array(*shape):
     sharding = NamedSharding(mesh, PartitionSpec())
@@ -286,6 +394,7 @@ jax.config.update("jax_default_matmul_precision", sys.argv[3])
 for function, x in (
     (functools.partial(attention.self_attention, heads=6), array(8, 197, 1152)),
     (functools.partial(attention.self_attention, heads=2), array(2, int(sys.argv[4]), 384)),
+    (lambda x: channel_attention.self_cross_covariance(x, ones(8, 1, 1)), array(8, 196, 1152)),
     (norm, array(4, 56, 56, 96)),
     (norm, array(4, 7, 7, 768)),
     (stem, array(4, 224, 224, 3)),
@@ -325,7 +434,8 @@ class CompiledTest(parameterized.TestCase):
         names = "conv_stem", "conv_stem_gradient", "conv_stem", "conv_stem_sums"
         stem = [[name, 1, True] for name in names]
         stem = stem if how[0] == "bfloat16" else []  # float32 takes XLA's path
-        self.assertEqual(found, [*tokens, *tokens, *norm, *norm, *stem])
+        channel = [["channel_attention", 1, True], ["channel_attention_gradient", 1, True]]
+        self.assertEqual(found, [*tokens, *tokens, *channel, *norm, *norm, *stem])
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class Kernel(NamedTuple):
 def over_images(
     kernel: Kernel,
     arrays: Sequence[Array],
-    outs: Sequence[tuple[int, ...]],
+    outs: Sequence[tuple[int, ...] | jax.ShapeDtypeStruct],
     *,
     per: int = 1,
     repeated: Sequence[Array] = (),
@@ -96,17 +96,18 @@ def over_images(
       kernel: whose body gets references to blocks f[per,..] of `arrays` and of `repeated`, to
         `parameters`, to blocks of the results, and to `scratch`.
       arrays: f[B,..].
-      outs: shapes of the results of one image.
+      outs: shapes of the results of one image, or shapes with types of their own.
       per: divides B.
       repeated: f[P,..] with P one, or a multiple of `per` that divides B; image i sees row i mod P.
-      dtype: type of the results; None: that of the first array.
+      dtype: type of the other results; None: that of the first array.
       interpret: whether to run it by JAX's interpreter, on any platform.
     """
     from jax.experimental import pallas as pl  # 0.2 s, which nothing but a trace needs
     from jax.experimental.pallas import tpu as pltpu
 
     batch, dtype = arrays[0].shape[0], dtype or arrays[0].dtype
-    results = [jax.ShapeDtypeStruct((batch, *shape), dtype) for shape in outs]
+    typed = [jax.ShapeDtypeStruct(o, dtype) if isinstance(o, tuple) else o for o in outs]
+    results = [jax.ShapeDtypeStruct((batch, *o.shape), o.dtype) for o in typed]
 
     def block(array: Any) -> Any:
         rest = (0,) * (array.ndim - 1)

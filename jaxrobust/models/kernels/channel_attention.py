@@ -1,0 +1,159 @@
+"""XCiT's attention of channels to channels, also straight on the product of a linear map."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from jaxrobust.models.kernels.attention import (
+    join,
+    product,
+    softmax,
+    softmax_gradient,
+    split,
+    swap,
+    wide_dtype,
+)
+from jaxrobust.models.kernels.primitives import per_platform, rounded, widened
+from jaxrobust.models.kernels.tpu import calls
+from jaxrobust.models.kernels.tpu import channel_attention as kernel
+
+Array = jax.Array
+
+
+@per_platform
+def _inverse_norm(x: Array) -> Array:
+    """Compute 1 / max(norm over tokens, 1e-12): f[B,h,N,d] to f[B,h,1,d]."""
+    (wide,) = widened(x)
+    return 1 / jnp.maximum(jnp.sqrt((wide * wide).sum(2, keepdims=True)), 1e-12)
+
+
+def _columns(x: Array) -> Array:
+    """Turn rows into columns: f[B,h,1,d] to f[B,h,d,1]."""
+    return x.reshape(*x.shape[:2], -1, 1)
+
+
+@jax.custom_vjp
+def _cross(q: Array, k: Array, v: Array, temperature: Array) -> Array:
+    return _cross_forward(q, k, v, temperature)[0]
+
+
+def _cross_forward(q, k, v, temperature):
+    inverse_q, inverse_k = _columns(_inverse_norm(q)), _inverse_norm(k)
+    cosines = product(q, k, "tn", wide_dtype(q)) * inverse_q * inverse_k
+    probabilities = softmax(cosines * widened(temperature)[0][None]).astype(v.dtype)
+    out = product(v, probabilities, "nt")
+    return out, (q, k, v, temperature, inverse_q, inverse_k, cosines, probabilities)
+
+
+def _unit_gradient(x: Array, inverse: Array, along: Array, direct: Array) -> Array:
+    # Below the smallest norm the division is by a constant, so nothing is projected out.
+    radial = jnp.where(inverse < 1e12, inverse * inverse * along, 0)
+    return (direct - widened(x)[0] * radial).astype(x.dtype)
+
+
+def _cross_backward(residuals, g):
+    q, k, v, temperature, inverse_q, inverse_k, cosines, probabilities = residuals
+    to_logits = softmax_gradient(probabilities, product(g, v, "tn", wide_dtype(g)))
+    to_cosines = to_logits * widened(temperature)[0][None]
+    to_products = (to_cosines * inverse_q * inverse_k).astype(q.dtype)
+    along = to_cosines * cosines
+    along_q, along_k = along.sum(3, keepdims=True), along.sum(2, keepdims=True)
+    rows_q, rows_along = (a.reshape(inverse_k.shape) for a in (inverse_q, along_q))
+    wide = wide_dtype(q)
+    to_temperature = (to_logits * cosines).sum((0, 2, 3)).reshape(temperature.shape)
+    return (
+        _unit_gradient(q, rows_q, rows_along, product(k, to_products, "nt", wide)),
+        _unit_gradient(k, inverse_k, along_k, product(q, to_products, "nn", wide)),
+        product(g, probabilities, "nn"),
+        rounded(to_temperature, temperature.dtype),
+    )
+
+
+_cross.defvjp(_cross_forward, _cross_backward)
+
+
+def cross_covariance(q: Array, k: Array, v: Array, temperature: Array) -> Array:
+    """Compute XCiT's attention of channels to channels: f[B,N,h,d] to f[B,N,h*d].
+
+    q and k are divided by their norm over tokens, or by 1e-12 where that is smaller (there the
+    gradient is that of a division by a constant); logits are multiplied by `temperature` f[h,1,1].
+    Source: El-Nouby et al. 2021 (arXiv 2106.09681); parity:
+      tests/models/kernels/test_attention.py against torch.
+    """
+    return join(_cross(swap(q), swap(k), swap(v), temperature))
+
+
+# ------------------------------------------------------------------------------ of one product
+
+
+def _plain_forward(qkv: Array, temperature: Array) -> list[Array]:
+    q, k, v = split(qkv, len(temperature))
+    out, (*_, of_q, of_k, cosines, weights) = _cross_forward(q, k, v, temperature)
+    return [join(out), q, k, v, of_q, of_k, cosines, weights]
+
+
+def _plain_backward(qkv, g, kept, temperature, *, needed: bool) -> list[Array]:
+    """Compute the gradient of the product, and of the temperature where it is asked for."""
+    del qkv
+    q, k, v, *rest = kept
+    g = swap(g.reshape(*g.shape[:2], len(temperature), -1))
+    *parts, to_temperature = _cross_backward((q, k, v, temperature, *rest), g)
+    to_qkv = jnp.stack([swap(part) for part in parts], 2)
+    return [to_qkv.reshape(*to_qkv.shape[:2], -1), *[to_temperature] * needed]
+
+
+def _kernel_forward(qkv: Array, temperature: Array) -> list[Array]:
+    # Rules of all platforms keep arrays of one shape; XLA drops these, which no kernel reads.
+    kept = jax.eval_shape(_plain_forward, qkv, temperature)[1:]
+    out = kernel.forward(qkv, temperature)
+    return [out, *(jnp.zeros(a.shape, a.dtype) for a in kept)]
+
+
+def _kernel_backward(qkv, g, kept, temperature, *, needed: bool) -> list[Array]:
+    del kept
+    to_qkv, *sums = kernel.backward(qkv, g, temperature, needed=needed)
+    shape, dtype = temperature.shape, temperature.dtype
+    return [to_qkv, *(rounded(s.reshape(shape), dtype) for s in sums)]
+
+
+@jax.custom_vjp
+def _cross_product(qkv: Array, temperature: Array) -> Array:
+    return _rule(qkv, temperature)[0]
+
+
+def _rule(qkv, temperature):
+    return lax.platform_dependent(qkv, temperature, tpu=_kernel_forward, default=_plain_forward)
+
+
+def _cross_product_forward(qkv, temperature):
+    # Residuals hold arrays alone, so their structure tells the backward rule: () or None.
+    perturbed = () if temperature.perturbed else None
+    out, *kept = _rule(qkv.value, temperature.value)
+    return out, (qkv.value, temperature.value, kept, perturbed)
+
+
+def _cross_product_backward(residuals, g):
+    qkv, temperature, kept, perturbed = residuals
+    g = jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
+    rules = {"tpu": _kernel_backward, "default": _plain_backward}
+    needed = perturbed is not None
+    rules = {name: functools.partial(rule, needed=needed) for name, rule in rules.items()}
+    to_qkv, *rest = lax.platform_dependent(qkv, g, kept, temperature, **rules)
+    return to_qkv, *(rest or [None])
+
+
+_cross_product.defvjp(_cross_product_forward, _cross_product_backward, symbolic_zeros=True)
+
+
+def self_cross_covariance(qkv: Array, temperature: Array) -> Array:
+    """Compute `cross_covariance` of the product f[B,N,3*h*d] of queries, keys and values, as
+    f[B,N,h*d]. On TPUs what lies between stays on the chip.
+    """
+    heads = len(temperature)
+    reason = kernel.refused(qkv.shape[1], qkv.shape[2] // 3, heads, qkv.dtype)
+    if calls.plain("attention of channels", reason):
+        return join(_cross(*split(qkv, heads), temperature))
+    return _cross_product(qkv, temperature)

@@ -1,0 +1,230 @@
+"""XCiT's exchange between neighbours with its norms and residual, which TPUs compute as kernels."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from jaxrobust.models.kernels.batch_norms import batch_norm, batch_norm_train, check_group
+from jaxrobust.models.kernels.depthwise import depthwise_conv
+from jaxrobust.models.kernels.layers import gelu, layer_norm, scaled_residual
+from jaxrobust.models.kernels.primitives import rounded, widened
+from jaxrobust.models.kernels.tpu import calls
+from jaxrobust.models.kernels.tpu import token_interaction as kernel
+
+Array = jax.Array
+Statistics = tuple[Array, Array]  # mean and variance of the batch norm
+Path = Callable[[Array], Array]  # of a branch, which it multiplies by a number for each image
+EPS_LAYER, EPS_BATCH = 1e-6, 1e-5
+
+
+class Interaction(NamedTuple):
+    """Parameters in the order of their use; kernels f[k,k,1,D], the others f[D]."""
+
+    norm_scale: Array
+    norm_shift: Array
+    taps1: Array
+    bias1: Array
+    batch_scale: Array
+    batch_shift: Array
+    taps2: Array
+    bias2: Array
+    gamma: Array
+
+
+def _plain(
+    x: Array,
+    parameters: Interaction,
+    statistics: Statistics | None,
+    *,
+    path: Path | None,
+    width: int,
+    group: int,
+) -> tuple[Array, Statistics]:
+    p = parameters
+    normed = layer_norm(x, p.norm_scale, p.norm_shift, eps=EPS_LAYER)
+    y = depthwise_conv(normed.reshape(len(x), -1, width, x.shape[2]), p.taps1)
+    y = gelu(y, p.bias1)
+    affine = p.batch_scale, p.batch_shift
+    if statistics is None:
+        y, mean, var = batch_norm_train(y, *affine, group=group, eps=EPS_BATCH)
+        statistics = mean, var
+    else:
+        y = batch_norm(y, *affine, *statistics, eps=EPS_BATCH)
+    y = depthwise_conv(y, p.taps2).reshape(x.shape)
+    if path is None:
+        return scaled_residual(x, y, p.bias2, p.gamma), statistics
+    branch = scaled_residual(jnp.zeros_like(x), y, p.bias2, p.gamma)
+    return x + path(branch), statistics
+
+
+# ---------------------------------------------------------------------------------------- on TPUs
+
+
+def _of_groups(x: Array, group: int) -> Array:
+    """Average f32[B,D] over every `group` images; 0: over all."""
+    return x.reshape(-1, group or len(x), x.shape[1]).mean(1)
+
+
+def _to_images(x: Array, batch: int) -> Array:
+    """Repeat f32[G,D] for the images of each group."""
+    return jnp.repeat(x, batch // len(x), axis=0)
+
+
+class _Norm(NamedTuple):
+    """The batch norm of each image, f32[B,D]."""
+
+    mean: Array
+    inverse: Array
+
+
+def _norm_of(sums: Array, statistics: Statistics | None, tokens: int, group: int):
+    """Return the batch norm, and statistics f32[D] for its running averages."""
+    batch = len(sums)
+    if statistics is not None:
+        mean, var = (s[None] for s in widened(*statistics))
+        given = _Norm(_to_images(mean, batch), _to_images(lax.rsqrt(var + EPS_BATCH), batch))
+        return given, statistics
+    of_image, squares = sums[:, 0], sums[:, 1]
+    mean = _of_groups(of_image, group)
+    apart = of_image - _to_images(mean, batch)
+    var = _of_groups(squares / tokens + apart * apart, group)
+    count = (group or batch) * tokens
+    inverse = lax.rsqrt(var + EPS_BATCH)
+    moved = mean.mean(0), var.mean(0) * (count / (count - 1))
+    return _Norm(_to_images(mean, batch), _to_images(inverse, batch)), moved
+
+
+def _rows(batch: int, *rows: Array) -> Array:
+    """Make f32[B,n,D] of n rows f[D] or f32[B,D]."""
+    rows = widened(*rows)
+    return jnp.stack([jnp.broadcast_to(r, (batch, r.shape[-1])) for r in rows], 1)
+
+
+def _scales(gamma: Array, factors: Array | None) -> Array:
+    """Make the layer scale f32[B,D] of images, whose branches are multiplied by f32[B,1]."""
+    (wide,) = widened(gamma[None])
+    return wide if factors is None else wide * factors
+
+
+class _Asked(NamedTuple):
+    """What does not change in a call."""
+
+    width: int
+    group: int
+    train: bool
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _interaction(asked: _Asked, x, parameters, statistics, factors):
+    return _forward(asked, x, parameters, statistics, factors)[0]
+
+
+def _forward(asked, x, parameters, statistics, factors):
+    p, width = parameters, asked.width
+    y, sums = kernel.first(
+        *(x, p.norm_scale, p.norm_shift, p.taps1, p.bias1), width=width, eps=EPS_LAYER
+    )
+    norm, moved = _norm_of(sums, None if asked.train else statistics, x.shape[1], asked.group)
+    factor = widened(p.batch_scale[None])[0] * norm.inverse
+    gamma = _scales(p.gamma, factors)
+    rows = _rows(len(x), norm.mean, factor, p.batch_shift, gamma, p.bias2)
+    return (kernel.second(x, y, rows, p.taps2, width=width), moved), (y, norm)
+
+
+def _forward_rule(asked, x, parameters, statistics, factors):
+    # Residuals hold arrays alone, so their structure tells the backward rule what is asked for.
+    perturbed = () if any(p.perturbed for p in parameters) else None
+    x, parameters, statistics, factors = jax.tree.map(
+        lambda operand: operand.value, (x, parameters, statistics, factors)
+    )
+    out, kept = _forward(asked, x, parameters, statistics, factors)
+    return out, (x, parameters, statistics, factors, kept, perturbed)
+
+
+def _backward_rule(asked, residuals, gradients):
+    x, p, statistics, factors, (y, norm), perturbed = residuals
+    g, needed = gradients[0], perturbed is not None
+    g = jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
+    batch, tokens, _ = x.shape
+    gamma, (batch_scale,) = _scales(p.gamma, factors), widened(p.batch_scale[None])
+    factor = batch_scale * norm.inverse
+    constant = slope = jnp.zeros_like(norm.mean)
+    if needed or asked.train:
+        means = _rows(batch, norm.mean)
+        sums, *every = kernel.sums(g, y, means, p.taps2, width=asked.width, needed=needed)
+        total, weighted = sums[:, 0] * gamma, sums[:, 1] * gamma
+        of_total, of_weighted = (_of_groups(s, asked.group) / tokens for s in (total, weighted))
+        if asked.train:
+            constant = _to_images(of_total, batch)
+            slope = _to_images(of_weighted, batch) * norm.inverse**2
+    to_x, *first = kernel.gradient(
+        *(x, g, _rows(batch, gamma, norm.mean, factor, constant, slope), (p.taps1, p.taps2)),
+        (p.norm_scale, p.norm_shift, p.bias1),
+        **{"width": asked.width, "eps": EPS_LAYER, "needed": needed},
+    )
+    nothing = jax.tree.map(jnp.zeros_like, (statistics, factors))
+    if not needed:
+        return to_x, jax.tree.map(lambda _: None, p), *nothing
+    entries = p.taps1.size // p.gamma.size
+    *of_taps, to_bias1, to_scale, to_shift = first[0].sum(0)
+    ones, of_y = every[0][:, :entries], every[0][:, entries:]
+    # Of the second convolution's kernel, before the layer scale: f32[B,k*k,D].
+    seen = of_y * factor[:, None] + ones * widened(p.batch_shift)[0][None, None]
+    (taps2,) = widened(p.taps2.reshape(entries, -1))
+    branch = (seen * taps2[None]).sum(1) + widened(p.bias2[None])[0] * ones[:, entries // 2]
+    shares = branch if factors is None else branch * factors
+    found = Interaction(
+        *(to_scale, to_shift, jnp.stack(of_taps), to_bias1),
+        *((norm.inverse * weighted).sum(0), total.sum(0)),
+        *((seen * gamma[:, None]).sum(0), (ones[:, entries // 2] * gamma).sum(0), shares.sum(0)),
+    )
+    rounds = [rounded(a.reshape(b.shape), b.dtype) for a, b in zip(found, p, strict=True)]
+    return to_x, Interaction(*rounds), *nothing
+
+
+_interaction.defvjp(_forward_rule, _backward_rule, symbolic_zeros=True)
+
+
+def local_interaction(
+    x: Array,
+    parameters: Interaction,
+    statistics: Statistics | None,
+    path: Path | None = None,
+    *,
+    width: int,
+    group: int = 0,
+) -> tuple[Array, Statistics]:
+    """Add to tokens f[B,N,D] their exchange with neighbours; also return the statistics.
+
+    The branch is LayerNorm, depthwise convolution, GELU, batch norm, depthwise convolution and
+    layer scale.
+
+    Args:
+      x: tokens of maps, row after row.
+      parameters: of all that.
+      statistics: mean and variance f[D] of the batch norm; None: those of the images, as of
+        `batch_norms.batch_norm_train`, which carry no gradient.
+      path: applied to the branch.
+      width: tokens in a row.
+      group: images whose statistics are taken together; 0: all.
+
+    Raises:
+      ValueError: `group` does not divide the batch.
+    """
+    check_group(len(x), group)
+    plain: Callable[..., Any] = functools.partial(_plain, path=path, width=width, group=group)
+    reason = kernel.refused(x, parameters.taps1, width)
+    if calls.plain("the exchange between neighbours", reason):
+        return plain(x, parameters, statistics)
+    factors = None if path is None else path(jnp.ones((len(x), 1), jnp.float32))
+
+    def on_tpu(x, parameters, statistics):
+        asked = _Asked(width, group, train=statistics is None)
+        return _interaction(asked, x, parameters, statistics, factors)
+
+    return lax.platform_dependent(x, parameters, statistics, tpu=on_tpu, default=plain)

@@ -1,0 +1,180 @@
+"""XCiT's attention of channels to channels, straight on the product of queries, keys and values.
+
+An image comes in and its tokens go out: norms, cosines and their softmax live in fast memory only,
+and the backward pass computes them again. XLA copies heads of 48 channels into 128 lanes each, and
+tokens behind channels and back.
+
+Heads that fill whole registers together (8 of 48 channels are 3 of 128 lanes) are computed as one:
+their products of all channels with all, of which those between heads count as minus infinity in the
+softmax. That takes more arithmetic, and no moving of lanes. The softmax is over rows, whose sums
+add registers.
+
+By hand, for 196 tokens and 384 channels on a v5e: cosines take 384 rows x 2 x 3 tiles / 4 units =
+576 cycles, what they weigh 196 x 9 / 4 = 441; a softmax on 48 x 3 registers 144 x (9 / 4 + 1) =
+468. So an attack step of 88 images needs 88 x (1,600 + 3,700) = 0.47 M cycles = 0.31 ms.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.models.kernels.tpu.calls import (
+    LANES,
+    SCOPED,
+    SUBLANES,
+    Kernel,
+    KernelCost,
+    dot,
+    elementwise,
+    over_images,
+    product,
+    tiled,
+)
+
+Array = jax.Array
+_SMALLEST = 1e-12  # norm that a channel is divided by
+
+
+def refused(tokens: int, dim: int, heads: int, dtype: jnp.dtype) -> str | None:
+    """Say why the kernel does not take such an attention; None: it does."""
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        return f"{dtype} is neither float32 nor bfloat16"
+    if dim % heads:
+        return f"{heads} heads do not divide {dim} channels"
+    blocks = 2 * tiled((tokens, 7 * dim), jnp.dtype(dtype).itemsize)
+    if blocks + _beside(tokens, _together(dim, heads)) > SCOPED:
+        return f"{tokens} tokens of {dim} channels are larger than the fast memory of a chip"
+    return None
+
+
+def _together(dim: int, heads: int) -> int:
+    """Find how many channels are computed at once: heads that fill registers, or all of them."""
+    whole = math.lcm(dim // heads, LANES)
+    return dim if dim % whole else whole
+
+
+def _beside(tokens: int, count: int) -> int:
+    """Count the bytes of values, in float32."""
+    return 5 * tiled((count, count), 4) + 3 * tiled((tokens, count), 4)
+
+
+def _column(row: Array) -> Array:
+    """Turn f32[1,C] into f32[C,1]."""
+    return jnp.broadcast_to(row, (SUBLANES, row.shape[1])).T[:, :1]
+
+
+def _inverse_norm(x: Array) -> Array:
+    wide = x.astype(jnp.float32)
+    return 1 / jnp.maximum(jnp.sqrt((wide * wide).sum(0, keepdims=True)), _SMALLEST)
+
+
+def _cosines(q: Array, k: Array) -> tuple[Array, Array, Array]:
+    """Compute f32[C,C] of keys in rows and queries in columns, and the factors of both in it."""
+    of_q, of_k = _inverse_norm(q), _column(_inverse_norm(k))
+    return dot(k, q, "tn") * of_q * of_k, of_q, of_k
+
+
+def _softmax(logits: Array) -> Array:
+    powers = jnp.exp(logits - logits.max(0, keepdims=True))
+    return powers * (1 / powers.sum(0, keepdims=True))
+
+
+def _groups(dim: int, count: int) -> list[slice]:
+    return [slice(start, start + count) for start in range(0, dim, count)]
+
+
+def _parts(qkv: Any, group: slice) -> list[Array]:
+    dim = qkv.shape[2] // 3
+    return [qkv[0, :, i * dim + group.start : i * dim + group.stop] for i in range(3)]
+
+
+def _forward(qkv, temperature, strangers, out) -> None:
+    for group in _groups(out.shape[2], strangers.shape[0]):
+        q, k, v = _parts(qkv, group)
+        cosines, _, _ = _cosines(q, k)
+        weights = _softmax(cosines * temperature[:, group] + strangers[...])
+        out[0, :, group] = dot(v, weights.astype(v.dtype), "nn").astype(out.dtype)
+
+
+def _unit_gradient(x: Array, inverse: Array, direct: Array) -> Array:
+    """Compute the gradient for `x` f[N,C] from that for its cosines, of one already divided."""
+    wide = x.astype(jnp.float32)
+    along = (wide * direct).sum(0, keepdims=True)
+    # Below the smallest norm the division is by a constant, so nothing is projected out.
+    radial = jnp.where(inverse < 1 / _SMALLEST, inverse * inverse * along, 0.0)
+    return direct - wide * radial
+
+
+def _backward(qkv, g, temperature, strangers, out, *to_temperature) -> None:
+    dim = g.shape[2]
+    for group in _groups(dim, strangers.shape[0]):
+        (q, k, v), to_out = _parts(qkv, group), g[0, :, group]
+        cosines, of_q, of_k = _cosines(q, k)
+        weights = _softmax(cosines * temperature[:, group] + strangers[...])
+        to_weights = dot(v, to_out, "tn")
+        to_logits = weights * (to_weights - (weights * to_weights).sum(0, keepdims=True))
+        for sums in to_temperature:
+            sums[0, :, group] = (to_logits * cosines).sum(0, keepdims=True)
+        to_products = (to_logits * (temperature[:, group] * of_q) * of_k).astype(q.dtype)
+        parts = (
+            _unit_gradient(q, of_q, dot(k, to_products, "nn")),
+            _unit_gradient(k, _inverse_norm(k), dot(q, to_products, "nt")),
+            dot(to_out, weights.astype(v.dtype), "nt"),
+        )
+        for i, part in enumerate(parts):
+            out[0, :, i * dim + group.start : i * dim + group.stop] = part.astype(out.dtype)
+
+
+def _cost(tokens: int, count: int, *, squares: int, maps: int, operations: int) -> KernelCost:
+    """Count for channels that are computed at once: products to squares and to maps of tokens."""
+    softmax = elementwise(count, count, operations, powers=1)
+    rest = elementwise(tokens, count, 4 + 6 * (maps - 1))
+    to_squares, to_maps = product(count, tokens, count), product(tokens, count, count)
+    return softmax + rest + to_squares * squares + to_maps * maps
+
+
+def _parameters(temperature: Array, dim: int) -> list[Array]:
+    """Spread the heads' temperatures over channels, and make what keeps heads apart."""
+    heads = temperature.size
+    head = jnp.arange(_together(dim, heads)) // (dim // heads)
+    strangers = jnp.where(head[:, None] == head[None], 0.0, -jnp.inf)
+    spread = jnp.repeat(temperature.reshape(-1), dim // heads)[None]
+    return [spread.astype(jnp.float32), strangers.astype(jnp.float32)]
+
+
+def forward(qkv: Array, temperature: Array, *, interpret: bool = False) -> Array:
+    """Compute the attention of f[B,N,3*D] as f[B,N,D]; `temperature` has a value for each head."""
+    tokens, dim = qkv.shape[1], qkv.shape[2] // 3
+    count = _together(dim, temperature.size)
+    cost = _cost(tokens, count, squares=1, maps=1, operations=9) * (dim // count)
+    (out,) = over_images(
+        Kernel("channel_attention", _forward, cost, beside=_beside(tokens, count)),
+        [qkv],
+        [(tokens, dim)],
+        parameters=_parameters(temperature, dim),
+        interpret=interpret,
+    )
+    return out
+
+
+def backward(
+    qkv: Array, g: Array, temperature: Array, *, needed: bool, interpret: bool = False
+) -> list[Array]:
+    """Compute the gradient f[B,N,3*D] of `forward` for its product from that of its result, and
+    where `needed` that for the temperature, f32[h].
+    """
+    tokens, dim = g.shape[1:]
+    heads = temperature.size
+    count = _together(dim, heads)
+    cost = _cost(tokens, count, squares=2, maps=3, operations=18) * (dim // count)
+    wide = [jax.ShapeDtypeStruct((1, dim), jnp.float32)] * needed
+    to_qkv, *sums = over_images(
+        Kernel("channel_attention_gradient", _backward, cost, beside=_beside(tokens, count)),
+        [qkv, g],
+        [(tokens, 3 * dim), *wide],
+        parameters=_parameters(temperature, dim),
+        interpret=interpret,
+    )
+    return [to_qkv, *(s.reshape(-1, heads, dim // heads).sum((0, 2)) for s in sums)]
