@@ -23,8 +23,7 @@ from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import jsonl, provenance
 from jaxrobust.weights import load, reading
 from jaxrobust.weights.fetch import sources
-from jaxrobust.weights.store import certificates
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import certificates, weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 
 # max|difference| / max|reference|. In float32, rounding in another order of the sums may be larger

@@ -165,6 +165,8 @@ def _ends(network: Network) -> dict[str, str]:
 def card(network: Network, known: Account) -> str:
     """Return README.md: YAML that the hub reads, then text for people."""
     built = timm_name(network)
+    shape = f"{network.in_channels},{network.image_size},{network.image_size}"
+    torch = _TIMM if built else _MODULE.format(name=network.name, shape=shape)
     title = f"{network.name}, {network.num_classes:,} classes"
     title += "" if known.threat is None else f", threat model {known.threat.written()}"
     inside = network_account.normalisation(network)
@@ -195,7 +197,7 @@ def card(network: Network, known: Account) -> str:
         "",
         "## Use",
         "",
-        *_use(network, built),
+        *(torch + _JAX).splitlines(),
         "",
         "## Citation",
         "",
@@ -230,12 +232,6 @@ def _accuracies(known: Account) -> list[str]:
         "|---|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
-
-
-def _use(network: Network, built: tuple[str, dict[str, Any]] | None) -> list[str]:
-    shape = f"{network.in_channels},{network.image_size},{network.image_size}"
-    torch = _TIMM if built else _MODULE.format(name=network.name, shape=shape)
-    return (torch + _JAX).splitlines()
 
 
 def _citation(known: Account) -> list[str]:

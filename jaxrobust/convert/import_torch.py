@@ -17,8 +17,7 @@ from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.naming import compose
 from jaxrobust.weights.naming.networks import Request
-from jaxrobust.weights.store import certificates, files
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import certificates, files, weights_folder
 from jaxrobust.weights.store.artifact import Network
 
 

@@ -15,8 +15,7 @@ from jaxrobust.convert.references import Network
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import whole
 from jaxrobust.weights.naming import convert
-from jaxrobust.weights.store import files
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import files, weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 
 NEEDS_TORCH = "writing .pt files needs PyTorch: pip install 'jaxrobust[torch]'"

@@ -68,6 +68,10 @@ def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
     )
     fields = references.module_row(network).items()
     row = "".join(f'    "{key}": {value!r},\n' for key, value in fields)
+    classes = ""
+    if known.classes and not known.imagenet:
+        names = "".join(f"    {name!r},\n" for name in known.classes)
+        classes = f"CLASSES = (  # in the order of labels\n{names})\n"
     moments: dict[str, tuple[float, ...] | None] = {"mean": None, "std": None}
     if network.normalised:
         moments = {key: tuple(network.stats[f"normalize.{key}"].tolist()) for key in moments}
@@ -76,7 +80,7 @@ def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
         sha256=sha256,
         row=row,
         **moments,
-        classes=_constant("CLASSES", known.classes) if not known.imagenet else "",
+        classes=classes,
         read=_READ[weights.suffix],
     )
     code = _code(file)
@@ -116,11 +120,6 @@ def _listed(items: list[str]) -> list[str]:
         for item in plain
         for line in textwrap.wrap(item, 98, initial_indent="- ", subsequent_indent="  ")
     ]
-
-
-def _constant(name: str, values: tuple[str, ...]) -> str:
-    lines = [f"    {value!r}," for value in values]
-    return "\n".join([f"{name} = (  # in the order of labels", *lines, ")", ""]) if values else ""
 
 
 def _code(file: Path) -> str:

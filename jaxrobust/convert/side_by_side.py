@@ -79,10 +79,7 @@ def jax_side(network: Network) -> Side:
     return Side(_in_parts(logits_and_gradient), _in_parts(attack))
 
 
-# One program for all weights of a network.
-
-
-@functools.cache
+@functools.cache  # one program for all weights of a network
 def _gradient_program(name: str, fields, dtype: str):
     net = models.create(name, **dict(fields), dtype=dtype)
 
@@ -170,12 +167,6 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def measured(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
     """Measure all differences of two networks on some images, f32[B,H,W,C] in [0, 1]."""
-    differences = _compared(ours, theirs, images)
-    labels = differences.pop("labels")
-    return differences | {"transfer": _transfer(ours, theirs, images[:ATTACKED], labels[:ATTACKED])}
-
-
-def _compared(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
     guess = theirs.logits_and_gradient(images, np.zeros(len(images), np.int64), "float32")[0]
     labels = guess.argmax(1)
     logits: dict[str, Any] = {}
@@ -198,7 +189,8 @@ def _compared(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
             logits[dtype]["reference_rounding"] = relative(there[0], exact[0])
             gradients[dtype]["reference_rounding"] = relative(there[1], exact[1])
             logits["top1_agreement"] = float((here[0].argmax(1) == labels).mean())
-    return {"logits": logits, "gradients": gradients, "labels": labels}
+    transfer = _transfer(ours, theirs, images[:ATTACKED], labels[:ATTACKED])
+    return {"logits": logits, "gradients": gradients, "transfer": transfer}
 
 
 def _cosine(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -6,7 +6,10 @@ preprocessing, files on Google Drive), architectures/xcit.py (files on GitHub) a
 model_info/{imagenet,cifar10}/Linf/*.json (accuracies, papers); parity: tests/models/test_table.py.
 """
 
+import functools
+import json
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -179,87 +182,9 @@ _ROWS: dict[str, Any] = {
 # Bai2024MixedNUTS (an ensemble), Xu2024MIMIR_* (another Swin, with window 14 for L).
 PUBLISHED = {name: net._replace(file=net.file.format(name)) for name, net in _ROWS.items()}
 
-# How ids begin -> the paper that RobustBench names.
-_PAPERS = {
-    "Singh2023Revisiting": Paper(
-        "Revisiting Adversarial Training for ImageNet: Architectures, Training and Generalization "
-        "across Threat Models",
-        "Naman D Singh, Francesco Croce, Matthias Hein",
-        "NeurIPS 2023",
-        "https://arxiv.org/abs/2303.01870",
-    ),
-    "Debenedetti2022Light": Paper(
-        "A Light Recipe to Train Robust Vision Transformers",
-        "Edoardo Debenedetti, Vikash Sehwag, Prateek Mittal",
-        "arXiv, Sep 2022",
-        "https://arxiv.org/abs/2209.07399",
-    ),
-    "Liu2023Comprehensive": Paper(
-        "A Comprehensive Study on Robustness of Image Classification Models: Benchmarking and "
-        "Rethinking",
-        "Chang Liu, Yinpeng Dong, Wenzhao Xiang, Xiao Yang, Hang Su, Jun Zhu, Yuefeng Chen, Yuan "
-        "He, Hui Xue, Shibao Zheng",
-        "arXiv, Feb 2023",
-        "https://arxiv.org/abs/2302.14301",
-    ),
-    "RodriguezMunoz2024Characterizing": Paper(
-        "Characterizing Model Robustness via Natural Input Gradients",
-        "Adrián Rodríguez-Muñoz, Tongzhou Wang, Antonio Torralba",
-        "arXiv, Sep 2024",
-        "https://arxiv.org/abs/2409.20139",
-    ),
-    "Mo2022When": Paper(
-        "When Adversarial Training Meets Vision Transformers: Recipes from Training to "
-        "Architecture",
-        "Yichuan Mo, Dongxian Wu, Yifei Wang, Yiwen Guo, Yisen Wang",
-        "NeurIPS 2022",
-        "https://arxiv.org/abs/2210.07540",
-    ),
-    "Salman2020Do": Paper(
-        "Do Adversarially Robust ImageNet Models Transfer Better?",
-        "Hadi Salman, Andrew Ilyas, Logan Engstrom, Ashish Kapoor, Aleksander Madry",
-        "NeurIPS 2020",
-        "https://arxiv.org/abs/2007.08489",
-    ),
-    "Engstrom2019Robustness": Paper(
-        "Robustness library",
-        "Logan Engstrom, Andrew Ilyas, Hadi Salman, Shibani Santurkar, Dimitris Tsipras",
-        "GitHub, Oct 2019",
-        "https://github.com/MadryLab/robustness",
-    ),
-    "Standard": Paper(
-        "Standardly trained model",
-        "Torchvision",
-        "N/A",
-        "https://github.com/RobustBench/robustbench/",
-    ),
-    "Wong2020Fast": Paper(
-        "Fast is better than free: Revisiting adversarial training",
-        "Eric Wong, Leslie Rice, J. Zico Kolter",
-        "ICLR 2020",
-        "https://arxiv.org/abs/2001.03994",
-    ),
-    "Huang2022Revisiting": Paper(
-        "Revisiting Residual Networks for Adversarial Robustness: An Architectural Perspective",
-        "Shihua Huang, Zhichao Lu, Kalyanmoy Deb, Vishnu Naresh Boddeti",
-        "arXiv, Dec 2022",
-        "https://arxiv.org/abs/2212.11005",
-    ),
-    "Huang2021Exploring": Paper(
-        "Exploring Architectural Ingredients of Adversarially Robust Deep Neural Networks",
-        "Hanxun Huang, Yisen Wang, Sarah Monazam Erfani, Quanquan Gu, James Bailey, Xingjun Ma",
-        "NeurIPS 2021",
-        "https://arxiv.org/abs/2110.03825",
-    ),
-    "Chen2024Data": Paper(
-        "Data filtering for efficient adversarial training",
-        "Erh-Chung Chen, Che-Rung Lee",
-        "Pattern Recognition 2024",
-        "https://doi.org/10.1016/j.patcog.2024.110394",
-    ),
-}
 
-
+@functools.cache
 def paper(robustbench_id: str) -> Paper:
-    """Look up the paper of a network of `PUBLISHED`."""
-    return _PAPERS[robustbench_id.partition("_")[0]]
+    """Look up the paper that RobustBench names of a network of `PUBLISHED`."""
+    papers = json.loads(Path(__file__).with_name("published_papers.json").read_text())
+    return Paper(**papers[robustbench_id.partition("_")[0]])  # how ids begin -> what is printed

@@ -18,8 +18,7 @@ from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.fetch.sources import WeightSource
 from jaxrobust.weights.naming import networks
 from jaxrobust.weights.naming.networks import Request
-from jaxrobust.weights.store import hashes
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import hashes, weights_folder
 from jaxrobust.weights.store.artifact import Network
 from jaxrobust.weights.trained import runs
 

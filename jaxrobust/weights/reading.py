@@ -7,8 +7,7 @@ import numpy as np
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.fetch.sources import WeightSource
-from jaxrobust.weights.store import certificates, files
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import certificates, files, weights_folder
 from jaxrobust.weights.store.artifact import Artifact, WeightFacts
 from jaxrobust.weights.trained import runs
 

@@ -19,8 +19,7 @@ from jaxrobust import data
 from jaxrobust.commands import verify
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.records import verdicts
-from jaxrobust.weights.store import files
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import files, weights_folder
 from jaxrobust.weights.trained import runs
 from tests.support import bundles, paths, result_lines
 from tests.support.evaluations import call, run_for

@@ -14,8 +14,7 @@ from safetensors.numpy import save_file
 
 from jaxrobust import config, models
 from jaxrobust.evaluation.questions import target
-from jaxrobust.weights.store import certificates
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import certificates, weights_folder
 from tests.support import paths, sweeps
 from tests.support.modules import hidden
 from tests.support.random_weights import drawn

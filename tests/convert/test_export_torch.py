@@ -25,8 +25,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
 from jaxrobust.training.update import optim, step
 from jaxrobust.weights.naming import convert
-from jaxrobust.weights.store import files, hashes
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import files, hashes, weights_folder
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from tests.support import parity, paths, sweeps
 from tests.support import runs as training

@@ -17,8 +17,7 @@ from jaxrobust.commands.conversion import export_weights
 from jaxrobust.config import VERSION, network_of
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights import start as start_weights
-from jaxrobust.weights.store import hashes
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import hashes, weights_folder
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from jaxrobust.weights.trained import kept
 from tests.support import evaluations

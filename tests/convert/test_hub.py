@@ -21,8 +21,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
 from jaxrobust.types import Threat
 from jaxrobust.weights.naming import convert
-from jaxrobust.weights.store import hashes
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import hashes, weights_folder
 from tests.support import parity, paths, sweeps
 from tests.support.random_weights import drawn
 from tests.support.servers import ServedCase

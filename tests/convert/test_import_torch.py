@@ -18,8 +18,7 @@ from jaxrobust.types import Weights
 from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.naming import networks
-from jaxrobust.weights.store import hashes
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import hashes, weights_folder
 from jaxrobust.weights.store.artifact import WeightFacts
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from tests.support import paths

@@ -19,8 +19,7 @@ from jaxrobust.weights import imports
 from jaxrobust.weights import load as loading
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.fetch import remote_weights
-from jaxrobust.weights.store import hashes
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import hashes, weights_folder
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from tests.support import evaluations
 from tests.support import runs as training

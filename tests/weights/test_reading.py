@@ -10,8 +10,7 @@ from safetensors.numpy import save_file
 from jaxrobust.weights import imports, load, reading
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.naming.networks import Request
-from jaxrobust.weights.store import certificates
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import certificates, weights_folder
 from tests.support.stored import as_timm, weights
 
 OPTIONS = {"stem_strides": [1], "depths": [1], "dims": [8]}

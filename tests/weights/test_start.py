@@ -24,8 +24,7 @@ from jaxrobust.training import build
 from jaxrobust.training.run import loop, run
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.naming import compose, convert
-from jaxrobust.weights.store import hashes
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import hashes, weights_folder
 from tests.support import result_lines, sweeps
 from tests.support import runs as training
 from tests.support.evaluations import call

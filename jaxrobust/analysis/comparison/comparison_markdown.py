@@ -39,7 +39,10 @@ def document(findings: ComparisonFindings, picture: str | None = None) -> str:
         grid(_differences(findings.pairs)),
     ]
     if findings.removed:
-        parts += ["## Images that each attack removed", grid(_removed(findings, names))]
+        wrong = [f"{(~one.verdicts.clean).sum():,}" for one in findings.evaluations]
+        rows = [["", *names], ["wrong without an attack", *wrong]]
+        rows += [[name, *map("{:,}".format, each)] for name, each in findings.removed.items()]
+        parts += ["## Images that each attack removed", grid(rows)]
     if len(findings.pairs) == 1:
         parts += ["## Classes that differ most", grid(_classes(findings.pairs[0]))]
     parts += ["## How this was computed", _how(len(findings.pairs))]
@@ -153,12 +156,6 @@ def _head(a: str, b: str) -> list[str]:
 def _numbers(one: Paired) -> list[str]:
     counts = [f"{one.lost:,}", f"{one.gained:,}"]
     return [*_share(one), *counts, _points(one), _interval(one), _p(one.p)]
-
-
-def _removed(findings: ComparisonFindings, names: list[str]) -> list[list[str]]:
-    wrong = [f"{(~one.verdicts.clean).sum():,}" for one in findings.evaluations]
-    rows = [["", *names], ["wrong without an attack", *wrong]]
-    return rows + [[name, *(f"{n:,}" for n in counts)] for name, counts in findings.removed.items()]
 
 
 def _classes(pair: Pair) -> list[list[str]]:

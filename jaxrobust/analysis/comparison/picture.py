@@ -29,10 +29,8 @@ _LABELS = 12  # names of classes that are told apart, where there are more
 
 def draw(findings: ComparisonFindings) -> Any:
     """Draw of two networks their attacks and classes, of several their differences."""
-    return _two(findings) if len(findings.pairs) == 1 else _several(findings)
-
-
-def _two(findings: ComparisonFindings) -> Any:
+    if len(findings.pairs) > 1:
+        return _several(findings)
     pair = findings.pairs[0]
     lines = [(name, one, one.p < 1 - LEVEL) for name, one in pair.steps.items()]
     wide = len(pair.classes) > 1

@@ -11,6 +11,7 @@ import numpy as np
 from jaxrobust import data
 from jaxrobust.analysis.networks import picture_parts
 from jaxrobust.analysis.networks.analyses import AnalysisSettings
+from jaxrobust.analysis.networks.picture_parts import Rows
 from jaxrobust.data.transforms.decoding import decode
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.training.update import mixing
@@ -19,7 +20,7 @@ from jaxrobust.types import Batch
 _KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def analyse(seen: None, settings: AnalysisSettings) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: None, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each image and view: how bright it is, and how far from the plain image."""
     size, files = settings.named["image_size"] or 224, _files(settings.images, settings.n)
     plain_view = data.evaluation_transform(data.resolve("bicubic-1.0", size))
@@ -73,7 +74,7 @@ def _files(places: Sequence[Path], most: int) -> list[Path]:
     return files[:most]
 
 
-def draw(seen: None, rows: list[dict[str, Any]], made: Any, settings: AnalysisSettings) -> Any:
+def draw(seen: None, rows: Rows, made: Any, settings: AnalysisSettings) -> Any:
     """Draw one line an image: as evaluation sees it, and its views."""
     files, base, kinds = made
     cells = []

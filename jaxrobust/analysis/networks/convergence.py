@@ -14,6 +14,7 @@ from jaxrobust import attacks
 from jaxrobust.analysis.networks import attack, picture_parts
 from jaxrobust.analysis.networks.analyses import AnalysisSettings
 from jaxrobust.analysis.networks.network_sample import NetworkSample, keys
+from jaxrobust.analysis.networks.picture_parts import Rows
 from jaxrobust.types import Threat
 
 
@@ -28,7 +29,7 @@ def trajectory(
     return attack.climb(machine, logits_fn, state, steps, machine.loss)[1]  # type: ignore[arg-type]
 
 
-def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each image and number of steps: mean, least and largest over the starts."""
     right = attack.logits(seen, seen.images, settings.batch).argmax(1) == seen.labels
     if not right.any():
@@ -56,9 +57,7 @@ def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[
     return rows, losses
 
 
-def draw(
-    seen: NetworkSample, rows: list[dict[str, Any]], made: Any, settings: AnalysisSettings
-) -> Any:
+def draw(seen: NetworkSample, rows: Rows, made: Any, settings: AnalysisSettings) -> Any:
     """Draw each image's loss over the steps, and their mean."""
     ball = seen.threat.written()
     about = f"PGD, {ball}, steps of 0.15 epsilon: loss of {made.shape[2]} images that are right "

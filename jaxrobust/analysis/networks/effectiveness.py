@@ -14,9 +14,10 @@ import numpy as np
 from jaxrobust.analysis.networks import attack, network_sample, picture_parts
 from jaxrobust.analysis.networks.analyses import AnalysisSettings
 from jaxrobust.analysis.networks.network_sample import NetworkSample
+from jaxrobust.analysis.networks.picture_parts import Rows
 
 
-def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each checkpoint and number of steps; means over images and seeds."""
     rows = []
     for step, name, logits_fn in _checkpoints(seen, settings):
@@ -46,9 +47,7 @@ def _checkpoints(seen: NetworkSample, settings: AnalysisSettings) -> list[Any]:
     return [(0, seen.name, seen.logits_fn)]
 
 
-def draw(
-    seen: NetworkSample, rows: list[dict[str, Any]], made: Any, settings: AnalysisSettings
-) -> Any:
+def draw(seen: NetworkSample, rows: Rows, made: Any, settings: AnalysisSettings) -> Any:
     """Draw loss, and what is left to the longest attack, over the steps of training."""
     many = f"the mean of {settings.seeds} random starts"
     about = f"{seen.subject.network.name}: PGD with k steps of 1.5 epsilon / k, "

@@ -39,8 +39,10 @@ def grid(side: int, reach: float) -> np.ndarray:
 def written(named: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path, Path]:
     """Compute the points that are missing, and write both files; their paths come back."""
     picture_parts.plotting()  # refuses before anything is computed
-    named = named | {"split": named["split"] or _training_split(named)}
-    seen = network_sample.seen(named, attacked=False)
+    split = named["split"] or "train"
+    if named["workdir"] and not (named["split"] or named["dataset"]):
+        split = runs.run_config(Path(named["workdir"]), named["phase"]).data.train_split
+    seen = network_sample.seen(named | {"split": str(split)}, attacked=False)
     params, stats = seen.logits_fn.args  # type: ignore[attr-defined]
     about = {
         "images": len(seen.labels),
@@ -61,14 +63,11 @@ def written(named: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path
         at = surface.losses(net, params, stats, both, *data, batch=batch, mesh=mesh)
         with jax.default_matmul_precision(VERDICT_PRECISION):
             _computed(table, at, points, done, plane.points, about)
-    draw(seen.name, *_read(table), about).savefig(picture, dpi=130)
+    rows = _rows(table)
+    line = np.array([float(row["b"]) for row in rows[: plane.side]])
+    losses = np.array([float(row["loss"]) for row in rows]).reshape(plane.side, plane.side)
+    draw(seen.name, line, losses, about).savefig(picture, dpi=130)
     return table, picture
-
-
-def _training_split(named: dict[str, Any]) -> str:
-    if named["workdir"] and not named["dataset"]:
-        return str(runs.run_config(Path(named["workdir"]), named["phase"]).data.train_split)
-    return "train"
 
 
 def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
@@ -111,13 +110,6 @@ def _computed(
 
 def _rows(table: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(table.read_text().splitlines()))
-
-
-def _read(table: Path) -> tuple[np.ndarray, np.ndarray]:
-    rows = _rows(table)
-    side = round(len(rows) ** 0.5)
-    line = np.array([float(row["b"]) for row in rows[:side]])
-    return line, np.array([float(row["loss"]) for row in rows]).reshape(side, side)
 
 
 def draw(name: str, line: np.ndarray, losses: np.ndarray, about: dict[str, Any]) -> Any:

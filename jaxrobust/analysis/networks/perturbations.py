@@ -7,11 +7,12 @@ import numpy as np
 from jaxrobust.analysis.networks import attack, picture_parts
 from jaxrobust.analysis.networks.analyses import AnalysisSettings
 from jaxrobust.analysis.networks.network_sample import NetworkSample
+from jaxrobust.analysis.networks.picture_parts import Rows
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 
 
-def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each image, and what `draw` draws."""
     steps = settings.steps[0]
     adversarial, after = attack.pgd(seen, steps=steps, seed=settings.seed, batch=settings.batch)
@@ -48,9 +49,7 @@ def shown(delta: np.ndarray, largest: np.ndarray, sign: str) -> np.ndarray:
     return np.clip((turned + limit) / (2 * limit), 0, 1)
 
 
-def draw(
-    seen: NetworkSample, rows: list[dict[str, Any]], made: Any, settings: AnalysisSettings
-) -> Any:
+def draw(seen: NetworkSample, rows: Rows, made: Any, settings: AnalysisSettings) -> Any:
     """Draw image, adversarial image and perturbation, in colour and in grey."""
     adversarial, change = made
     grey = change @ LUMA[:, None] if change.shape[-1] == 3 else None
@@ -66,6 +65,5 @@ def draw(
     about = f"PGD-{settings.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
     about += "titles: the class, and what the network calls the adversarial image (red: wrong)\n"
     about += "perturbation: grey is no change, white as much brighter as the ball allows"
-    return picture_parts.grid(
-        cells, len(kinds) * (2 if len(rows) > 4 else 1), f"{seen.name}\n{about}"
-    )
+    across = len(kinds) * (2 if len(rows) > 4 else 1)
+    return picture_parts.grid(cells, across, f"{seen.name}\n{about}")

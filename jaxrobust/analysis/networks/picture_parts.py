@@ -10,6 +10,7 @@ import numpy as np
 from jaxrobust.analysis.plotting import plotting
 
 MOST = 16  # images of a grid: more are in the CSV alone
+Rows = list[dict[str, Any]]  # of a CSV: column -> value
 
 
 def folder(out: Path | None, workdir: str | None) -> Path:
@@ -17,13 +18,13 @@ def folder(out: Path | None, workdir: str | None) -> Path:
     return out or (Path(workdir) / "analyses" if workdir else Path("analyses"))
 
 
-def rows(columns: dict[str, Any]) -> list[dict[str, Any]]:
+def rows(columns: dict[str, Any]) -> Rows:
     """Return rows of plain numbers and texts from columns."""
     plain = {k: v.tolist() if isinstance(v, np.ndarray) else list(v) for k, v in columns.items()}
     return [dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)]
 
 
-def save(out: Path, name: str, figure: Any, lines: list[dict[str, Any]]) -> tuple[Path, Path]:
+def save(out: Path, name: str, figure: Any, lines: Rows) -> tuple[Path, Path]:
     """Write rows as CSV, floats with all their digits, and their picture; both paths come back."""
     out.mkdir(parents=True, exist_ok=True)
     table, picture = (out / f"{name}.{kind}" for kind in ("csv", "png"))

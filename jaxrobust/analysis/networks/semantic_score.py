@@ -13,12 +13,13 @@ import numpy as np
 from jaxrobust.analysis.networks import attack, perturbations, picture_parts
 from jaxrobust.analysis.networks.analyses import AnalysisSettings
 from jaxrobust.analysis.networks.network_sample import NetworkSample, other
+from jaxrobust.analysis.networks.picture_parts import Rows
 from jaxrobust.data.transforms.preparing import evaluation_transform
 
 _FEW = 20  # classes, of which five guesses would say little
 
 
-def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each judge."""
     judges = [(seen.name, seen.subject, seen.logits_fn)]
     for place in settings.judges:
@@ -62,9 +63,7 @@ def hits(values: np.ndarray, labels: np.ndarray, top: int) -> float:
     return float((np.asarray(best) == labels[:, None]).any(1).mean())
 
 
-def draw(
-    seen: NetworkSample, rows: list[dict[str, Any]], made: Any, settings: AnalysisSettings
-) -> Any:
+def draw(seen: NetworkSample, rows: Rows, made: Any, settings: AnalysisSettings) -> Any:
     """Draw a bar for each judge on perturbations and on images, and some perturbations."""
     top, shown = rows[0]["top"], made[: min(8, len(made))]
     ball = seen.threat.written()

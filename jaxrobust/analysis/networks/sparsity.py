@@ -69,7 +69,7 @@ def parts(params: dict[str, Any]) -> list[WeightGroup]:
     return sets
 
 
-def rows(sets: list[WeightGroup]) -> list[dict[str, Any]]:
+def rows(sets: list[WeightGroup]) -> picture_parts.Rows:
     """Return a row for each bin of each set's histogram, with what is said of the set."""
     made = []
     for part in sets:

@@ -15,6 +15,7 @@ from jaxrobust import attacks
 from jaxrobust.analysis.networks import attack, picture_parts
 from jaxrobust.analysis.networks.analyses import AnalysisSettings
 from jaxrobust.analysis.networks.network_sample import NetworkSample
+from jaxrobust.analysis.networks.picture_parts import Rows
 
 _START = 15.0  # radius of the noise around U[0, 1], before it is clipped
 
@@ -37,7 +38,7 @@ def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.clip(start, 0, 1).astype(np.float32)
 
 
-def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[str, Any]], Any]:
+def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each sample; its target is drawn, or the next of `--targets`."""
     count, classes = len(seen.images), int(seen.subject.network.num_classes or 0)
     drawn = np.random.default_rng([settings.seed, 1]).integers(0, classes, count)
@@ -66,9 +67,7 @@ def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[list[dict[
     return picture_parts.rows(columns), images
 
 
-def draw(
-    seen: NetworkSample, rows: list[dict[str, Any]], made: Any, settings: AnalysisSettings
-) -> Any:
+def draw(seen: NetworkSample, rows: Rows, made: Any, settings: AnalysisSettings) -> Any:
     """Draw the images with their targets; red where the network calls one something else."""
     cells = [
         (image, f"{row['class']} {row['probability']:.0%}", row["prediction"] != row["target"])

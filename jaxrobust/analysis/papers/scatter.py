@@ -101,8 +101,9 @@ def _drawn(filled: Filled, records: list[Ours], path: Path, dataset: str) -> boo
     if robust is None or not set(axes) & set(_LOG):
         return False
     pyplot = plotting()
-    key = [line for p in shown if p.name for line in _lines(p)]
-    height = max(4.6, 1.9 + 0.16 * len(key))
+    wrapped = [textwrap.wrap(f"{p.label}  {p.name}", 52) for p in shown if p.name]
+    key = ["\n     ".join(lines) for lines in wrapped]
+    height = max(4.6, 1.9 + 0.16 * sum(map(len, wrapped)))
     figure = pyplot.figure(figsize=(4.2 * len(axes) + 3.4, height), layout="constrained")
     panels = figure.subplots(1, len(axes) + 1, width_ratios=[4.2] * len(axes) + [3.4])
     what = filled.table.results[robust]
@@ -112,28 +113,25 @@ def _drawn(filled: Filled, records: list[Ours], path: Path, dataset: str) -> boo
     panels[-1].text(0, 1, "\n".join(key), va="top", fontsize=7, transform=panels[-1].transAxes)
     source = paper(filled.table.paper)["source"]
     about = f"{source['authors']} {source['year']}, {title(filled.table)}: {filled.table.caption}"
-    figure.suptitle(f"{about}\n{_caption(shown, dataset)}", fontsize=10)
+    own = sum(p.kind in ("ours", "beside") for p in shown)
+    ours = f"{own} values measured by us" if own else "nothing of it measured by us yet"
+    legend = f"{dataset}; blue: as the paper prints it; red: {ours}; numbers: see the right"
+    figure.suptitle(f"{about}\n{legend}", fontsize=10)
     for panel, axis in zip(panels, axes, strict=False):
         _panel(panel, axis, shown, ordinate)
-    named = panels[0].get_legend_handles_labels()
-    figure.legend(*named, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+    )
     figure.get_layout_engine().execute(figure)  # the places of labels depend on it
     for panel, axis in zip(panels, axes, strict=False):
         _label(panel, axis, shown)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return True
-
-
-def _caption(shown: list[Point], dataset: str) -> str:
-    own = sum(p.kind in ("ours", "beside") for p in shown)
-    ours = f"{own} values measured by us" if own else "nothing of it measured by us yet"
-    return f"{dataset}; blue: as the paper prints it; red: {ours}; numbers: see the right"
-
-
-def _lines(point: Point) -> list[str]:
-    first, *rest = textwrap.wrap(f"{point.label}  {point.name}", 52)
-    return [first, *(f"     {line}" for line in rest)]
 
 
 _STYLES: dict[str, tuple[str, dict[str, Any]]] = {  # what is said of each kind, and how it looks

@@ -68,7 +68,8 @@ def document(name: str, shown: list[Filled], records: list[Ours]) -> str:
 def _table(shown: Filled) -> str:
     table = shown.table
     attacked = table.attacked()
-    varying = _varying(table)
+    keys = dict.fromkeys(key for row in table.rows for key in tables.settings(table, row, ()))
+    varying = [key for key in keys if len({str(row.get(key)) for row in table.rows}) > 1]
     head = ["network", *varying]
     for key, what in table.results.items():
         head += [f"{_title(key, what)}: paper", "ours"] if key in attacked else [_title(key, what)]
@@ -101,11 +102,6 @@ def _ours(shown: Filled, index: int, key: str, printed: str) -> str:
     return f"{mark}{cell.value:.{max(shown.table.decimals, 1)}f}{mark} [{cell.record + 1}]"
 
 
-def _varying(table: Table) -> list[str]:
-    keys = dict.fromkeys(key for row in table.rows for key in tables.settings(table, row, ()))
-    return [key for key in keys if len({str(row.get(key)) for row in table.rows}) > 1]
-
-
 def _same(table: Table, varying: list[str]) -> str:
     row = table.rows[0]
     keys = [key for key in row if key not in (*tables.ABOUT, *table.results, *varying, "model")]
@@ -128,10 +124,15 @@ def _records(records: list[Ours], shown: list[Filled]) -> str:
         record = ours.record
         robust = "" if record.robust is None else f", {record.robust:.2%} robust"
         place = f"{ours.file.parent.name}/{ours.file.name}"
+        attack = "no attack"
+        if record.attacks:
+            first = record.attacks[0]
+            method = record.method or f"{first['name']}, {first['steps']} steps"
+            attack = f"{method}, {first['norm']} {first['epsilon']:.4g}"
         text = (
             f"{number + 1}. {matching.label(ours)}: {_clean(record)}{robust}; "
             f"{record.dataset}, split {record.split}, images {record.image_ids}; "
-            f"{_attack(record)}; weights sha256 {str(record.weights_sha256)[:12]}, commit "
+            f"{attack}; weights sha256 {str(record.weights_sha256)[:12]}, commit "
             f"{short(record)}; {place}."
         )
         for name, doubt in record.flags.items():
@@ -155,14 +156,6 @@ def short(record: "AccuracyRecord") -> str:
     """Return the commit of a record, cut, with a mark where files had changed."""
     commit, plus, _ = str(record.commit).partition("+")
     return commit[:8] + ("+changes" if plus else "")
-
-
-def _attack(record: "AccuracyRecord") -> str:
-    if not record.attacks:
-        return "no attack"
-    first = record.attacks[0]
-    name = record.method or f"{first['name']}, {first['steps']} steps"
-    return f"{name}, {first['norm']} {first['epsilon']:.4g}"
 
 
 def _nearest(ours: Ours, shown: list[Filled]) -> str:

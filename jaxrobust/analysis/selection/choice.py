@@ -89,10 +89,9 @@ def _phase(given: SelectionSettings) -> str:
 
 def _config(given: SelectionSettings, phase: str) -> Any:
     config = runs.run_config(given.run, phase)
-    settings = {"images": given.n, "batch_size": given.batch}
-    config = at_one_size.changed(
-        config, {"data": {"selection_split": given.split}, "evaluation": settings}
-    )
+    changes = {"images": given.n, "batch_size": given.batch}
+    sections: dict[str, Any] = {"data": {"selection_split": given.split}, "evaluation": changes}
+    config = at_one_size.changed(config, sections)
     data = config.data
     if splits.overlap(data.selection_split, data.test_split, data.name):
         same = data.selection_split == data.test_split

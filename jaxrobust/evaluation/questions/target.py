@@ -24,8 +24,7 @@ from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Classifier, Threat, Weights
 from jaxrobust.weights.naming import convert
-from jaxrobust.weights.store import certificates
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import certificates, weights_folder
 from jaxrobust.weights.trained import runs
 
 FUNCTION, TORCH = "--function", "--torch"

@@ -14,8 +14,7 @@ from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights.fetch import KINDS, remote_weights
 from jaxrobust.weights.fetch.remote_weights import SETTINGS, Tell
-from jaxrobust.weights.store import files
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import files, weights_folder
 
 _TIMM = re.compile(r"([a-z][a-z0-9_]*)\.([a-z0-9_]+)")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust import models
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 from jaxrobust.weights.store.weights_folder import WEIGHTS
 

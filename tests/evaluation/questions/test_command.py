@@ -34,7 +34,7 @@ from jaxrobust.runtime.processes import launch
 from jaxrobust.training.run import accuracies
 from jaxrobust.types import Threat, Weights
 from jaxrobust.weights import start as start_weights
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import weights_folder
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from jaxrobust.weights.trained import runs
 from tests.support import paths, result_lines, sweeps

@@ -13,8 +13,7 @@ from jaxrobust.data.splits import subsets
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.files import jsonl, whole
-from jaxrobust.weights.store import files
-from jaxrobust.weights.store import weights_folder as weights_folder
+from jaxrobust.weights.store import files, weights_folder
 
 
 def modes(folder: Path) -> dict[str, str]:
