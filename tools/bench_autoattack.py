@@ -149,7 +149,7 @@ def network_seconds(
     import jax
     import jax.numpy as jnp
 
-    from jaxrobust.models.kernels.rewriting import before_a_loop, canonical_convolutions
+    from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, canonical_convolutions
 
     devices = len(jax.local_devices())
     width = max((batch or 8 * devices) // devices, 1)

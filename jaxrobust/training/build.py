@@ -15,7 +15,7 @@ from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.models.counted import COUNTED
 from jaxrobust.models.interface import classifier
-from jaxrobust.models.kernels import rewriting
+from jaxrobust.models.kernels.cpu import rewriting
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline import functions

@@ -10,7 +10,7 @@ import torch
 
 from jaxrobust.interop.reading import exporting
 from jaxrobust.interop.torch import Converted, of_exported
-from jaxrobust.models.kernels.rewriting import canonical_convolutions
+from jaxrobust.models.kernels.cpu.rewriting import canonical_convolutions
 from jaxrobust.runtime.devices import cpus
 
 EXACT = (1e-12, 1e-10)  # logits and gradients in float64, of the largest

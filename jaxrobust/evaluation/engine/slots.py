@@ -17,8 +17,8 @@ from jaxrobust import attacks
 from jaxrobust.attacks.geometry.balls import where
 from jaxrobust.attacks.machine import MachineStep, advance
 from jaxrobust.attacks.registry import Setting
-from jaxrobust.models.kernels.narrowing import narrow_products
-from jaxrobust.models.kernels.rewriting import before_a_loop, canonical_convolutions
+from jaxrobust.models.kernels.cpu.narrowing import narrow_products
+from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, canonical_convolutions
 from jaxrobust.runtime.devices import cpus
 from jaxrobust.types import VERDICT_PRECISION, Array
 

@@ -18,7 +18,7 @@ from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.interop import named
 from jaxrobust.models.interface.network_inputs import cast
-from jaxrobust.models.kernels.rewriting import canonical_convolutions
+from jaxrobust.models.kernels.cpu.rewriting import canonical_convolutions
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.text.progress import say

@@ -1,4 +1,4 @@
-"""`models/kernels/rewriting.py` against plain `lax` in float64, and the layouts XLA gets to see."""
+"""`models/kernels/cpu/rewriting.py` against plain `lax` in float64, and the layouts XLA gets to see."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jaxrobust import attacks
 from jaxrobust.models.kernels import primitives
-from jaxrobust.models.kernels.rewriting import canonical_convolutions
+from jaxrobust.models.kernels.cpu.rewriting import canonical_convolutions
 from tests.support import sweeps
 
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from jax import lax
 
 from jaxrobust.models.kernels import winograd
-from jaxrobust.models.kernels.rewriting import before_a_loop, canonical_convolutions
+from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, canonical_convolutions
 from tests.support import sweeps
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from jax import lax
 
 from jaxrobust.models.kernels import winograd
-from jaxrobust.models.kernels.narrowing import narrow_products
+from jaxrobust.models.kernels.cpu.narrowing import narrow_products
 from jaxrobust.models.kernels.primitives import matmul
 
 

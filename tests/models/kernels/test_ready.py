@@ -8,7 +8,8 @@ import numpy as np
 from absl.testing import absltest
 
 from jaxrobust import models
-from jaxrobust.models.kernels import convolutions, rewriting, winograd
+from jaxrobust.models.kernels import convolutions, winograd
+from jaxrobust.models.kernels.cpu import rewriting
 
 
 def network(width):

@@ -1,0 +1,1 @@
+"""What the CPU computes otherwise: programs rewritten after they are traced."""
