@@ -1,4 +1,4 @@
-"""`models/kernels/cpu/rewriting.py` against plain `lax` in float64, and the layouts XLA gets to see."""
+"""`kernels/cpu/rewriting.py` against plain `lax` in float64, and the layouts XLA gets to see."""
 
 import functools
 import re
