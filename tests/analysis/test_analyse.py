@@ -7,6 +7,7 @@ import importlib.util
 import io
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,13 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust import data
+from jaxrobust.analysis.networks import convergence
+from jaxrobust.analysis.networks.analyses import AnalysisSettings
+from jaxrobust.analysis.networks.network_sample import NetworkSample
 from jaxrobust.attacks.geometry.balls import GEOMETRIES
 from jaxrobust.commands.analysis import analyse
 from jaxrobust.config import network_of
+from jaxrobust.types import Threat
 from jaxrobust.weights.store.checkpoint import steps
 from jaxrobust.weights.trained import runs
 from tests.support import evaluations, sweeps
@@ -98,6 +103,32 @@ class Network:
             points = points + np.float32(length) * np.sign(self.gradient(points, self.labels))
             points = np.clip(points, self.images - EPSILON, self.images + EPSILON).clip(0, 1)
         return points.astype(np.float32)
+
+
+class LinearTest(absltest.TestCase):
+    """A network whose loss is known on paper: two classes, and logits [x, 0] of the one pixel."""
+
+    def test_convergence_states_the_mean_and_both_ends(self):
+        subject = SimpleNamespace(ball=Threat("linf", 0.2))
+        pixels = np.float32([0.9, 0.7, 0.1]).reshape(3, 1, 1, 1)
+        network = jax.tree_util.Partial(
+            lambda x: jnp.stack([x[:, 0, 0, 0] - 0.5, 0 * x[:, 0, 0, 0]], 1)
+        )
+        labels, ids = np.int32([0, 0, 0]), np.int32([4, 5, 6])
+        seen = NetworkSample("a line", subject, network, pixels, labels, ids, ())
+        settings = AnalysisSettings("convergence", {}, 3, (0, 1, 9), seeds=4, batch=2)
+        rows, losses = convergence.analyse(seen, settings)
+        self.assertEqual(losses.shape, (4, 10, 2))  # the third image is wrong without an attack
+        self.assertEqual([row["image"] for row in rows], [4, 4, 4, 5, 5, 5])
+        for row in rows:
+            own = losses[:, row["steps"], row["image"] - 4]
+            found = row["ce_least"], row["ce_mean"], row["ce_largest"]
+            np.testing.assert_allclose(found, (own.min(), own.mean(), own.max()), rtol=1e-6)
+        # A start is up to epsilon away, a step 0.03: nine of them end at the ball's edge.
+        self.assertLess(rows[0]["ce_least"] + 0.01, rows[0]["ce_largest"])
+        for row, x in zip(rows[2::3], (0.7, 0.5), strict=True):
+            worst = np.log1p(np.exp(0.5 - x))
+            self.assertAlmostEqual(row["ce_largest"], worst, places=5)
 
 
 @absltest.skipUnless(PLOT, "needs matplotlib: pip install -e '.[plot]'")

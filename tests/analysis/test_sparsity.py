@@ -49,6 +49,17 @@ class CountTest(parameterized.TestCase):
         every = np.abs(np.concatenate([v.ravel() for v in params.values()]))
         self.assertAlmostEqual(found["whole"].ratio_of_all, (every < 2).mean())
 
+    @parameterized.parameters(
+        ("blocks.0.mlp.dwconv.kernel", 4, "feed-forward"),
+        ("blocks.0.mlp.kv.kernel", 2, "feed-forward"),
+        ("blocks.0.attn.kv.kernel", 4, "qkv"),
+        ("stem.kernel", 4, "convolution"),
+        ("stem.kernel", 2, None),
+        ("stem.bias", 1, None),
+    )
+    def test_a_part_of_an_mlp_is_that_whatever_it_computes(self, name, axes, expected):
+        self.assertEqual(sparsity.of_name(name, axes), expected)
+
     def test_histogram_holds_all_weights(self):
         for part in sparsity.parts(self.params()):
             own = sparsity.rows([part])

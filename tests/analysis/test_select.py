@@ -130,39 +130,40 @@ class FlowTest(Case):
         self.asked.append((robust, images.image_size))
         return {"clean": 0.8, "robust": robust, "images": len(images)}
 
+    def test_what_autoattack_leaves_counts(self):
+        self.goes_on({0.6: 0.55}, [0.6], (0.55, "raw"), 3)
+
     @pytest.mark.slow
     def test_autoattack_goes_on_only_where_the_best_may_be(self):
+        self.goes_on({0.6: 0.4, 0.5: 0.45}, [0.6, 0.5], (0.45, "ema"), 2)
+        leaves = {0.6: 0.1, 0.5: 0.2, 0.3: 0.25, 0.1: 0.1}
+        self.goes_on(leaves, [0.6, 0.5, 0.3], (0.25, "ema"), 1)
+
+    def goes_on(self, leaves, in_full, best, bounded):
         """What a candidate reaches after the first attack, and what others leave of it."""
-        for leaves, in_full, best, bounded in (
-            ({0.6: 0.55}, [0.6], (0.55, "raw"), 3),
-            ({0.6: 0.4, 0.5: 0.45}, [0.6, 0.5], (0.45, "ema"), 2),
-            ({0.6: 0.1, 0.5: 0.2, 0.3: 0.25, 0.1: 0.1}, [0.6, 0.5, 0.3], (0.25, "ema"), 1),
-        ):
-            asked = []
+        asked = []
 
-            def measure(weights, full, leaves=leaves, asked=asked):
-                bound = round(float(weights.params["head.fc.bias"][0]), 6)
-                if len(asked) == self.stop_after:
-                    raise KeyboardInterrupt
-                asked.extend([bound] if full else [])
-                robust = leaves[bound] if full else bound
-                return {"clean": 0.8, "robust": robust, "images": 64}
+        def measure(weights, full):
+            bound = round(float(weights.params["head.fc.bias"][0]), 6)
+            if len(asked) == self.stop_after:
+                raise KeyboardInterrupt
+            asked.extend([bound] if full else [])
+            robust = leaves[bound] if full else bound
+            return {"clean": 0.8, "robust": robust, "images": 64}
 
-            self.file.unlink(missing_ok=True)
-            with mock.patch.object(at_one_size, "_autoattack", lambda *given: measure):
-                self.stop_after = 1  # while the second one is attacked in full
-                if len(in_full) > 1:
-                    call(self.workdir, "--attack=autoattack", code=130)
-                    self.assertIsNone(json.loads(self.file.read_text())["chosen"])
-                self.stop_after = 99
-                printed = call(self.workdir, "--attack=autoattack")
-            self.assertEqual(asked, in_full)
-            said = json.loads(self.file.read_text())
-            self.assertEqual((said["chosen"]["robust"], said["chosen"]["weights"]), best)
-            self.assertIn(
-                f"{best[0]:.2%} of 64 images; {bounded} reach no more after APGD", printed
-            )
-            self.assertEqual(sum(not row["exact"] for row in said["candidates"]), bounded)
+        self.file.unlink(missing_ok=True)
+        with mock.patch.object(at_one_size, "_autoattack", lambda *given: measure):
+            self.stop_after = 1  # while the second one is attacked in full
+            if len(in_full) > 1:
+                call(self.workdir, "--attack=autoattack", code=130)
+                self.assertIsNone(json.loads(self.file.read_text())["chosen"])
+            self.stop_after = 99
+            printed = call(self.workdir, "--attack=autoattack")
+        self.assertEqual(asked, in_full)
+        said = json.loads(self.file.read_text())
+        self.assertEqual((said["chosen"]["robust"], said["chosen"]["weights"]), best)
+        self.assertIn(f"{best[0]:.2%} of 64 images; {bounded} reach no more after APGD", printed)
+        self.assertEqual(sum(not row["exact"] for row in said["candidates"]), bounded)
 
     def selected(self, **how):
         with jax.numpy_dtype_promotion("standard"):
