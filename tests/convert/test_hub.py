@@ -319,6 +319,19 @@ class CardTest(parameterized.TestCase):
         for part in ("Threat model**: not known", "Training**: not known", "order is not known"):
             self.assertIn(part, text)
 
+    @parameterized.parameters(
+        ("bicubic-248-crop-224", "bicubic", 224 / 248),
+        ("Res256Crop224", "bilinear", 0.875),
+        ("BicubicRes256Crop224", "bicubic", 0.875),
+        ("bicubic-0.875", "bicubic", 0.875),
+        ("none", "bicubic", 1.0),
+        ("Res224", None, None),  # squashes, which timm's words cannot say
+        (None, None, None),
+    )
+    def test_timms_words_for_a_preprocessing(self, preprocessing, how, share):
+        found = hub._resized(preprocessing)
+        self.assertEqual((found.get("interpolation"), found.get("crop_pct")), (how, share))
+
     @pytest.mark.slow
     def test_settings(self):
         def settings(preprocessing, **known):
@@ -327,17 +340,6 @@ class CardTest(parameterized.TestCase):
             given = network_account.Account("x", preprocessing=preprocessing, **known)
             return hub.config(network, given, "0")
 
-        def timm(preprocessing):
-            found = settings(preprocessing)["pretrained_cfg"]
-            return found.get("interpolation"), found.get("crop_pct")
-
-        self.assertEqual(timm("bicubic-248-crop-224"), ("bicubic", 224 / 248))
-        self.assertEqual(timm("Res256Crop224"), ("bilinear", 0.875))
-        self.assertEqual(timm("BicubicRes256Crop224"), ("bicubic", 0.875))
-        self.assertEqual(timm("bicubic-0.875"), ("bicubic", 0.875))
-        self.assertEqual(timm("none"), ("bicubic", 1.0))
-        self.assertEqual(timm("Res224"), (None, None))  # squashes, which timm's words cannot say
-        self.assertEqual(timm(None), (None, None))
         self.assertEqual(settings(None, imagenet=True)["label_names"], list(imagenet.synsets()))
         self.assertNotIn("label_names", settings(None, classes=("a", "b")))
         found = settings(None)["pretrained_cfg"]
