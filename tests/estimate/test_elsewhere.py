@@ -51,7 +51,7 @@ class ElsewhereTest(parameterized.TestCase):
     def test_what_the_compiler_counts_is_of_one_chip_and_its_share_of_the_images(self):
         compiled = {f"{part}_bytes": 1 for part in topology._PARTS}
         compiled |= {"hbm_bytes": 0, "sent_bytes": 0, "flops_executable": 128 * 5e9}
-        compiled |= {"cycles": 0, "kernels": []}
+        compiled |= {"cycles": 0, "kernels": [], "row_bytes": 0, "in_flight": []}
         with mock.patch.object(topology, "compiled", return_value=compiled):
             how = {"utilisation": 0.01, "chips": jax.devices(), "images": 0}
             row = account.account(imagenet(), H100, **how)["phases"][0]

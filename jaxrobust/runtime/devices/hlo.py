@@ -60,6 +60,8 @@ class Collective(NamedTuple):
     inside: bool  # of a loop, or of what was the attack's
     op_name: str
     parameters: tuple[str, ...]  # arguments of the program that it carries unchanged but for type
+    key: str  # its chain, or the name of its instruction
+    row: bool  # whether its messages stay in a part of the slice
 
 
 class Frame(NamedTuple):
@@ -180,24 +182,32 @@ def collectives(module: Module) -> list[Collective]:
         kind = i.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
-        chain = re.search(r'chain_id="(\d+)"', i.attributes)
+        chain = chain_of(i)
         carried = {name for operand in i.operands for name in _carried(module, i, operand)}
         kind, result = _result(module, i, kind)
-        name = op_name(i)
+        name, chips = op_name(i), _group(i.attributes) or module.devices
         collective = Collective(
             kind=kind,
             bytes=size(result),
-            sent=_sent(kind, size(result), _group(i.attributes) or module.devices),
+            sent=_sent(kind, size(result), chips),
             arrays=len(re.findall(r"\w\[", result)),
             times=times[i.computation][0],
             inside=times[i.computation][1] or bool(_LOOP.search(name)),
             op_name=name,
             parameters=tuple(sorted(carried)),
+            key=chain or i.name,
+            row=chips < module.devices,
         )
-        key = (kind, chain[1], collective.inside) if chain else i
+        key = (kind, chain, collective.inside) if chain else i
         before = by_key.get(key, collective)  # a chain: only its start says where it comes from
         by_key[key] = max(before, collective, key=lambda c: len(c.parameters))
     return list(by_key.values())
+
+
+def chain_of(i: Instruction) -> str:
+    """Name the chain that the parts of one asynchronous collective share; "": it has none."""
+    match = re.search(r'chain_id="(\d+)"', i.attributes)
+    return f"chain {match[1]}" if match else ""
 
 
 def _carried(module: Module, i: Instruction, operand: str) -> Iterator[str]:

@@ -126,9 +126,7 @@ def works(module: Module) -> list[InstructionCost]:
             if i.opcode not in _FREE and not i.opcode.endswith("-done"):
                 types = [computation[operand].type for operand in i.operands]
                 n = times[name][0] or 0
-                kernel = _declared(i)
-                each = kernel.cycles if kernel else _estimate(i)
-                rows.append(InstructionCost(i, n * _moved(i, types), n * each))
+                rows.append(InstructionCost(i, n * _moved(i, types), n * cycles_of(i)))
     return rows
 
 
@@ -173,6 +171,12 @@ def cycles(module: Module) -> int:
     return sum(
         (times[i.computation][0] or 0) * _estimate(i) for i in instructions(module.computations)
     )
+
+
+def cycles_of(i: Instruction) -> int:
+    """Read what one run of an instruction takes; of a kernel, what its file declares."""
+    kernel = _declared(i)
+    return kernel.cycles if kernel else _estimate(i)
 
 
 def _estimate(i: Instruction) -> int:

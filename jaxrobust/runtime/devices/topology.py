@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from jaxrobust.runtime.devices import hlo, hlo_costs, hlo_parts
+from jaxrobust.runtime.devices import hlo, hlo_costs, hlo_overlap, hlo_parts
 
 if TYPE_CHECKING:  # it imports JAX, which reads the environment that `devices` sets
     from jaxrobust.runtime.devices import hardware
@@ -117,6 +117,8 @@ def read(text: str) -> dict[str, Any]:
         "kernels": [kernel._asdict() for kernel in hlo_costs.kernels(module)],
         **hlo_parts.figures(module),
         "sent_bytes": sum(c.sent * (c.times or 1) for c in collectives),
+        "row_bytes": sum(c.sent * (c.times or 1) for c in collectives if c.row),
+        "in_flight": [each._asdict() for each in hlo_overlap.in_flight(module)],
         "collectives": [
             {
                 "kind": kind,
@@ -177,6 +179,12 @@ def show(
             f"  kernel {kernel['name']}: {kernel['calls']} calls of {kernel['cycles']:,} cycles, "
             f"{kernel['bytes'] / 1e6:,.1f} MB, {kernel['flops'] / 1e9:,.1f} GFLOP, as its file says"
         )
+    if "hidden_share" in bounds:
+        beside = sum(each["sent"] for each in figures["in_flight"])
+        print(
+            f"  {figures['sent_bytes'] / 1e6:,.1f} MB sent by a chip, {beside / 1e6:,.1f} MB of that "
+            f"beside other work, {bounds['hidden_share']:.0%} hidden behind it"
+        )
     print(
         f"  roofline, not measured: {1e3 * bounds['roofline_step_s']:.1f} ms per step, "
         f"{bounds['roofline_images_per_s_per_chip']:.0f} images/s per chip, bound by "
@@ -196,7 +204,8 @@ def roofline(
         "flops": flops / chip.flops,
         "hbm": figures["hbm_bytes"] / chip.bandwidth,
         **({"cycles": cycles / chip.clock} if chip.clock else {}),
-        "ici": figures["sent_bytes"] / chip.interconnect,
+        # What stays in a row of the slice has half of a chip's links.
+        "ici": (figures["sent_bytes"] + figures["row_bytes"]) / chip.interconnect,
     }
     bound = max(seconds, key=lambda key: seconds[key])
     return {
@@ -204,7 +213,17 @@ def roofline(
         "roofline_step_s": seconds[bound],
         "roofline_images_per_s_per_chip": images / seconds[bound],
         "bound_by": bound,
+        **_hidden(figures, chip),
     }
+
+
+def _hidden(figures: dict[str, Any], chip: "hardware.Chip") -> dict[str, float]:
+    """Compute how much of what a chip sends is hidden behind other work; {} if nothing is sent."""
+    if not figures["sent_bytes"] or not chip.clock:
+        return {}
+    under_way = [hlo_overlap.InFlight(**each) for each in figures["in_flight"]]
+    bytes_ = hlo_overlap.hidden(under_way, clock=chip.clock, interconnect=chip.interconnect)
+    return {"hidden_bytes": bytes_, "hidden_share": bytes_ / figures["sent_bytes"]}
 
 
 def memory_of(figures: dict[str, Any]) -> int:
