@@ -23,6 +23,7 @@ from jaxrobust.models.kernels import (
     stem_layers,
 )
 from jaxrobust.models.kernels.tpu import (
+    batch_stem,
     calls,
     conv_stem,
     depthwise_norm,
@@ -39,8 +40,9 @@ from tests.support import paths
 # (2 ** -8 of the largest) and its rounding apart.
 ROUNDED = 2 * 2.0**-8
 
-KERNELS = token_attention, channels, depthwise_norm, conv_stem, token_interaction
+KERNELS = token_attention, channels, depthwise_norm, conv_stem, token_interaction, batch_stem
 CALLS = {"forward", "backward", "parameter_gradients", "first", "second", "sums", "gradient"}
+CALLS |= {"third", "first_sums", "second_sums"}
 
 
 def on_tpu(*modules):
@@ -242,7 +244,7 @@ class KernelsTest(parameterized.TestCase):
         x = normal(10, batch, height * width, dim).astype(dtype)
         statistics = (normal(11, dim) / 9, 1 + normal(12, dim) ** 2) if group < 0 else None
         path = functools.partial(layers.drop_path, key=jax.random.key(3), rate=0.3)
-        how = {"width": width, "group": max(group, 0)}
+        how = {"width": width, "group": 64 if group < 0 else group}
 
         def function(x, *parameters):
             parameters = local_interaction.Interaction(*parameters)
@@ -300,6 +302,43 @@ class KernelsTest(parameterized.TestCase):
         # otherwise: a rounding of float32 where nothing is rounded to bfloat16.
         attacked = vjp(lambda x: function(x, *parameters), x)
         self.assertLess(apart(attacked, results[:2]), 1e-6 if dtype == "float32" else ROUNDED)
+
+    @parameterized.product(
+        dtype=("float32", "bfloat16"),
+        case=((32, 48, 16, 32, 2), (64, 256, 16, 16, 0), (32, 32, 48, 96, -1)),
+    )
+    def test_batch_stem(self, dtype, case):
+        """In bfloat16 the plain formula rounds six arrays on the way there and six on the way
+        back, the kernels two of each: they must be as close to float64.
+        """
+        *sizes, group = case
+        x, *parameters = self.stem(dtype, *sizes)
+        x, parameters = jnp.concatenate([x, x[::-1] ** 2]), [*parameters[:3], *parameters[4:7]]
+        widths = sizes[2:]
+        statistics = [(normal(i, n) / 9, 1 + normal(i + 2, n) ** 2) for i, n in enumerate(widths)]
+
+        def function(x, *parameters):
+            layers = (stem_layers.BatchLayer(*parameters[i : i + 3]) for i in (0, 3))
+            wide = x.dtype if x.dtype == jnp.float64 else jnp.float32
+            given = jax.tree.map(lambda s: s.astype(wide), (*statistics,)) if group < 0 else None
+            how = {"group": 64 if group < 0 else group}
+            out, moved = stem_layers.batch_stem_layers(x, (*layers,), given, **how)
+            return out, *jax.tree.leaves(jax.lax.stop_gradient(moved))
+
+        expected = vjp(function, x, *parameters)
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, *parameters)]
+            exact = vjp(function, *wide)
+        self.as_on_tpu(stem_layers)
+        self.enter_context(mock.patch.object(batch_stem, "refused", lambda *_: None))
+        results = vjp(lambda *operands: function(*operands), x, *parameters)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        for part in (slice(6), slice(6, None)):
+            own, plain = (apart(r[part], exact[part]) for r in (results, expected))
+            least = 2e-6 if dtype == "float32" else ROUNDED
+            self.assertLess(own, max(least, 2 * plain if dtype == "float32" else plain))
+        attacked = vjp(lambda x: function(x, *parameters), x)
+        self.assertLess(apart(attacked, results[:6]), 1e-6 if dtype == "float32" else ROUNDED)
 
     @parameterized.parameters("float32", "bfloat16")
     def test_a_conv_stem_elsewhere_is_its_layers(self, dtype):
