@@ -30,6 +30,7 @@ from jaxrobust.models.interface.renaming import (
 from jaxrobust.models.kernels import attention, channel_attention, layers
 from jaxrobust.models.kernels.local_interaction import Interaction, local_interaction
 from jaxrobust.models.kernels.primitives import add_bias, spread
+from jaxrobust.models.kernels.stem_layers import BatchLayer, batch_stem_layers
 from jaxrobust.models.modules.basic import (
     BatchNorm,
     Conv,
@@ -94,9 +95,25 @@ class PatchEmbed(nnx.Module):
             proj += [nnx.List([conv, BatchNorm(out, group=v.bn_group)]), Gelu()]
             ins = out
         self.proj = nnx.List(proj[:-1])
+        self.halved_twice = v.stem_strides[:2] == (2, 2) and len(v.stem_strides) > 2
+
+    def _first_layers(self, x: Array, train: bool) -> Array:
+        pairs = [cast(nnx.List, self.proj[i]) for i in (0, 2)]
+        one, two = (
+            BatchLayer(conv.kernel[...], norm.scale[...], norm.bias[...]) for conv, norm in pairs
+        )
+        norms = [norm for _, norm in pairs]
+        first, second = ((norm.mean[...], norm.var[...]) for norm in norms)
+        running = None if train else (first, second)
+        x, statistics = batch_stem_layers(x, (one, two), running, group=norms[0].group)
+        for norm, found in zip(norms, statistics, strict=True):
+            if train:
+                norm.move(*found)
+        return x
 
     def __call__(self, x: Array, train: bool) -> Array:
-        for layer in self.proj:
+        x = self._first_layers(x, train) if self.halved_twice else x
+        for layer in self.proj[4 if self.halved_twice else 0 :]:
             if isinstance(layer, Gelu):
                 x = layer(x)
             else:

@@ -1,10 +1,10 @@
 """XCiT's first two convolutions, with their batch norms and GELUs, as kernels on planes.
 
-Blocks of pixels lie as in `conv_stem`. A batch norm needs the sums of all images, so an image passes
-three kernels on its way there (sums of the first layer; the second convolution, and its sums; norm
-and GELU of that) and three on its way back (sums of the second norm's gradient, of the first's, the
-gradient). What the first layer makes is computed again in each of them and never leaves the fast
-memory; between kernels stands one array, what the second convolution makes.
+Blocks of pixels lie as in `conv_stem`. A batch norm needs the sums of all images, so an image
+passes three kernels on its way there (sums of the first layer; the second convolution, and its
+sums; norm and GELU of that) and three on its way back (sums of the second norm's gradient, of the
+first's, the gradient). What the first layer makes is computed again in each of them and never
+leaves the fast memory; between kernels stands one array, what the second convolution makes.
 
 Operations are those of `conv_stem`, but that a batch norm takes 3 vector operations instead of 11,
 and its gradient 7 instead of 16. For an image of 224 x 224 x 3 and 48 and 96 channels on a v5e:
