@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust import models
 from jaxrobust.models.kernels import (
     attention,
     channel_attention,
@@ -110,7 +111,7 @@ class KernelsTest(parameterized.TestCase):
         qkv = normal(0, batch, tokens, 3 * heads * width).astype(dtype)
 
         def function(x):
-            return attention.self_attention(x, heads)
+            return attention.self_attention(x, heads, scale=heads / 16)
 
         expected = vjp(function, qkv)
         self.as_on_tpu(attention)
@@ -145,6 +146,23 @@ class KernelsTest(parameterized.TestCase):
     )
     def test_what_attention_does_not_take(self, tokens, dim, heads, dtype, reason):
         self.assertEqual(token_attention.refused(tokens, dim, heads, jnp.dtype(dtype)), reason)
+
+    @parameterized.parameters(
+        ("cifar_vit", "token_attention"),
+        ("cifar_cpvt", "token_attention"),
+        ("cifar_ceit", "token_attention"),
+        ("cifar_cct", "token_attention"),
+        ("cifar_coatnet", "token_attention"),
+        ("xcit_n12", "channel_attention", "token_interaction_residual", "batch_stem_third"),
+    )
+    def test_networks_that_take_kernels(self, name, *kernels):
+        size = 64 if name == "xcit_n12" else 32
+        net = models.create(name, num_classes=10, image_size=size, dtype="bfloat16")
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+        text = str(jax.make_jaxpr(lambda p, s, x: net.apply(p, s, x)[0])(*shapes, images))
+        for kernel in kernels:
+            self.assertIn(f"name={kernel}", text)
 
     @parameterized.product(
         dtype=("float32", "bfloat16"),
