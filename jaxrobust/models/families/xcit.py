@@ -152,9 +152,8 @@ class CrossCovariance(nnx.Module):
         self.proj = Linear(dim, dim, rngs=rngs)
 
     def hidden(self, x: Array) -> Array:
-        """Return f[B,N,D], the output but for its last bias, which goes with what follows."""
-        out = channel_attention.self_cross_covariance(self.qkv(x), self.temperature[...])
-        return layers.linear(out, self.proj.kernel[...])
+        """Compute f[B,N,D], the output but for its last map, which goes with what follows."""
+        return channel_attention.self_cross_covariance(self.qkv(x), self.temperature[...])
 
 
 class LocalInteraction(nnx.Module):
@@ -183,11 +182,12 @@ class LocalInteraction(nnx.Module):
         return out
 
 
-def _residual(x, y, bias, gamma, path=None):
-    """Compute x + gamma * (y + bias), the sum's second part through `path`."""
-    if path is None:
-        return layers.scaled_residual(x, y, bias[...], gamma[...])
-    return x + path(layers.scaled_residual(jnp.zeros_like(x), y, bias[...], gamma[...]))
+def _residual(
+    x: Array, hidden: Array, last: Linear, gamma: nnx.Param, path: Path | None = None
+) -> Array:
+    """Compute x + gamma * last(hidden), the sum's second part through `path`."""
+    kernel, bias = last.kernel[...], cast(nnx.Param, last.bias)[...]
+    return layers.linear_residual(x, hidden, kernel, bias, gamma[...], path)
 
 
 class Block(nnx.Module):
@@ -205,9 +205,9 @@ class Block(nnx.Module):
     def __call__(self, x: TokenMap, drop: Drop | None, train: bool) -> TokenMap:
         paths: Sequence[Path | None] = [None] * 3 if drop is None else branches(drop, 3)
         attn, mlp, y = self.attn, self.mlp, x.tokens
-        y = _residual(y, attn.hidden(self.norm1(y)), attn.proj.bias, self.gamma1, paths[0])
+        y = _residual(y, attn.hidden(self.norm1(y)), attn.proj, self.gamma1, paths[0])
         y = self.local_mp(TokenMap(y, x.width), self.norm3, self.gamma3, paths[1], train)
-        y = _residual(y, mlp.hidden(self.norm2(y)), mlp.fc2.bias, self.gamma2, paths[2])
+        y = _residual(y, mlp.inner(self.norm2(y)), mlp.fc2, self.gamma2, paths[2])
         return TokenMap(y, x.width)
 
 
@@ -219,13 +219,13 @@ class ClassAttention(nnx.Module):
         self.heads = heads
 
     def hidden(self, token: Array, patches: Array) -> Array:
-        """Return the output but for its last bias, which goes with what follows."""
+        """Compute the output but for its last map, which goes with what follows."""
         tokens = jnp.concatenate([token, patches], 1)
         q, k, v = (
             layer(x).reshape(*x.shape[:2], self.heads, -1)
             for layer, x in ((self.q, token), (self.k, tokens), (self.v, tokens))
         )
-        return layers.linear(attention.attention(q, k, v), self.proj.kernel[...])
+        return attention.attention(q, k, v)
 
 
 class ClassBlock(nnx.Module):
@@ -246,10 +246,10 @@ class ClassBlock(nnx.Module):
         attn, mlp = self.attn, self.mlp
         normal = self.norm1(patches)
         update = attn.hidden(self.norm1(token), normal)
-        token = self.norm2(_residual(token, update, attn.proj.bias, self.gamma1))
+        token = self.norm2(_residual(token, update, attn.proj, self.gamma1))
         patches = patches + layers.scale(normal, self.gamma1[...])
         patches = self.norm2(patches) if self.tokens_norm else patches
-        return _residual(token, mlp.hidden(token), mlp.fc2.bias, self.gamma2), 2 * patches
+        return _residual(token, mlp.inner(token), mlp.fc2, self.gamma2), 2 * patches
 
 
 class Xcit(nnx.Module):

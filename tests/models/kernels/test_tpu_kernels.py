@@ -389,6 +389,30 @@ class KernelsTest(parameterized.TestCase):
         ends = jnp.asarray([-(2.0**99), 0, 2.0**99])
         np.testing.assert_array_equal(stem_blocks.gelu(ends, False), [0, 0, 2.0**99])
 
+    @parameterized.product(dtype=("float32", "bfloat16"), drop=(False, True))
+    def test_linear_residual(self, dtype, drop):
+        """In bfloat16 the plain formula rounds the branch before and after its scale, the other
+        the scaled kernel: it must be about as close to float64.
+        """
+        shapes = (6, 9, 24), (6, 9, 40), (40, 24), (24,), (24,)
+        operands = [
+            (normal(i, *shape) / len(shape)).astype(dtype) for i, shape in enumerate(shapes)
+        ]
+        path = functools.partial(layers.drop_path, key=jax.random.key(3), rate=0.3)
+
+        def function(*operands):
+            return layers.linear_residual(*operands, path if drop else None)
+
+        expected = vjp(function, *operands)
+        with jax.enable_x64(True):
+            exact = vjp(function, *(jnp.asarray(np.asarray(a), jnp.float64) for a in operands))
+        self.as_on_tpu(layers)
+        results = vjp(lambda *operands: function(*operands), *operands)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        for own, plain, right in zip(results, expected, exact, strict=True):
+            least = 1e-6 if dtype == "float32" else ROUNDED
+            self.assertLess(apart([own], [right]), max(least, 2 * apart([plain], [right])))
+
     @parameterized.parameters((16, 16, 3, 8, True), (12, 4, 5, 6, True), (9, 2, 3, 4, False))
     def test_patches_are_products(self, size, side, ins, outs, product):
         x, kernel = normal(0, 2, size, size, ins), normal(1, side, side, ins, outs)
