@@ -58,11 +58,17 @@ def attention_by(implementation: str) -> None:
 
     from jaxrobust.models.kernels import attention
 
-    def replaced(qkv: jax.Array, heads: int, *, bias: jax.Array | None = None) -> jax.Array:
+    def replaced(
+        qkv: jax.Array,
+        heads: int,
+        *,
+        bias: jax.Array | None = None,
+        scale: float | None = None,
+    ) -> jax.Array:
         parts = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
         q, k, v = (parts[:, :, i] for i in range(3))
         named: Any = implementation
-        out = jax.nn.dot_product_attention(q, k, v, bias, implementation=named)
+        out = jax.nn.dot_product_attention(q, k, v, bias, scale=scale, implementation=named)
         return out.reshape(*qkv.shape[:2], -1)
 
     attention.self_attention = replaced

@@ -30,6 +30,7 @@ from jaxrobust.models.interface.renaming import (
 from jaxrobust.models.kernels import attention, channel_attention, layers
 from jaxrobust.models.kernels.local_interaction import Interaction, local_interaction
 from jaxrobust.models.kernels.primitives import add_bias, spread
+from jaxrobust.models.kernels.stem_layers import BatchLayer, batch_stem_layers
 from jaxrobust.models.modules.basic import (
     BatchNorm,
     Conv,
@@ -94,9 +95,25 @@ class PatchEmbed(nnx.Module):
             proj += [nnx.List([conv, BatchNorm(out, group=v.bn_group)]), Gelu()]
             ins = out
         self.proj = nnx.List(proj[:-1])
+        self.halved_twice = v.stem_strides[:2] == (2, 2) and len(v.stem_strides) > 2
+
+    def _first_layers(self, x: Array, train: bool) -> Array:
+        pairs = [cast(nnx.List, self.proj[i]) for i in (0, 2)]
+        one, two = (
+            BatchLayer(conv.kernel[...], norm.scale[...], norm.bias[...]) for conv, norm in pairs
+        )
+        norms = [norm for _, norm in pairs]
+        first, second = ((norm.mean[...], norm.var[...]) for norm in norms)
+        running = None if train else (first, second)
+        x, statistics = batch_stem_layers(x, (one, two), running, group=norms[0].group)
+        for norm, found in zip(norms, statistics, strict=True):
+            if train:
+                norm.move(*found)
+        return x
 
     def __call__(self, x: Array, train: bool) -> Array:
-        for layer in self.proj:
+        x = self._first_layers(x, train) if self.halved_twice else x
+        for layer in self.proj[4 if self.halved_twice else 0 :]:
             if isinstance(layer, Gelu):
                 x = layer(x)
             else:
@@ -135,9 +152,8 @@ class CrossCovariance(nnx.Module):
         self.proj = Linear(dim, dim, rngs=rngs)
 
     def hidden(self, x: Array) -> Array:
-        """Return f[B,N,D], the output but for its last bias, which goes with what follows."""
-        out = channel_attention.self_cross_covariance(self.qkv(x), self.temperature[...])
-        return layers.linear(out, self.proj.kernel[...])
+        """Compute f[B,N,D], the output but for its last map, which goes with what follows."""
+        return channel_attention.self_cross_covariance(self.qkv(x), self.temperature[...])
 
 
 class LocalInteraction(nnx.Module):
@@ -166,11 +182,12 @@ class LocalInteraction(nnx.Module):
         return out
 
 
-def _residual(x, y, bias, gamma, path=None):
-    """Compute x + gamma * (y + bias), the sum's second part through `path`."""
-    if path is None:
-        return layers.scaled_residual(x, y, bias[...], gamma[...])
-    return x + path(layers.scaled_residual(jnp.zeros_like(x), y, bias[...], gamma[...]))
+def _residual(
+    x: Array, hidden: Array, last: Linear, gamma: nnx.Param, path: Path | None = None
+) -> Array:
+    """Compute x + gamma * last(hidden), the sum's second part through `path`."""
+    kernel, bias = last.kernel[...], cast(nnx.Param, last.bias)[...]
+    return layers.linear_residual(x, hidden, kernel, bias, gamma[...], path)
 
 
 class Block(nnx.Module):
@@ -188,9 +205,9 @@ class Block(nnx.Module):
     def __call__(self, x: TokenMap, drop: Drop | None, train: bool) -> TokenMap:
         paths: Sequence[Path | None] = [None] * 3 if drop is None else branches(drop, 3)
         attn, mlp, y = self.attn, self.mlp, x.tokens
-        y = _residual(y, attn.hidden(self.norm1(y)), attn.proj.bias, self.gamma1, paths[0])
+        y = _residual(y, attn.hidden(self.norm1(y)), attn.proj, self.gamma1, paths[0])
         y = self.local_mp(TokenMap(y, x.width), self.norm3, self.gamma3, paths[1], train)
-        y = _residual(y, mlp.hidden(self.norm2(y)), mlp.fc2.bias, self.gamma2, paths[2])
+        y = _residual(y, mlp.inner(self.norm2(y)), mlp.fc2, self.gamma2, paths[2])
         return TokenMap(y, x.width)
 
 
@@ -202,13 +219,13 @@ class ClassAttention(nnx.Module):
         self.heads = heads
 
     def hidden(self, token: Array, patches: Array) -> Array:
-        """Return the output but for its last bias, which goes with what follows."""
+        """Compute the output but for its last map, which goes with what follows."""
         tokens = jnp.concatenate([token, patches], 1)
         q, k, v = (
             layer(x).reshape(*x.shape[:2], self.heads, -1)
             for layer, x in ((self.q, token), (self.k, tokens), (self.v, tokens))
         )
-        return layers.linear(attention.attention(q, k, v), self.proj.kernel[...])
+        return attention.attention(q, k, v)
 
 
 class ClassBlock(nnx.Module):
@@ -229,10 +246,10 @@ class ClassBlock(nnx.Module):
         attn, mlp = self.attn, self.mlp
         normal = self.norm1(patches)
         update = attn.hidden(self.norm1(token), normal)
-        token = self.norm2(_residual(token, update, attn.proj.bias, self.gamma1))
+        token = self.norm2(_residual(token, update, attn.proj, self.gamma1))
         patches = patches + layers.scale(normal, self.gamma1[...])
         patches = self.norm2(patches) if self.tokens_norm else patches
-        return _residual(token, mlp.hidden(token), mlp.fc2.bias, self.gamma2), 2 * patches
+        return _residual(token, mlp.inner(token), mlp.fc2, self.gamma2), 2 * patches
 
 
 class Xcit(nnx.Module):

@@ -214,18 +214,20 @@ def _attend_product_backward(heads, scale, residuals, g):
 _attend_product.defvjp(_attend_product_forward, _attend_product_backward, symbolic_zeros=True)
 
 
-def self_attention(qkv: Array, heads: int, *, bias: Array | None = None) -> Array:
+def self_attention(
+    qkv: Array, heads: int, *, bias: Array | None = None, scale: float | None = None
+) -> Array:
     """Compute the attention of all tokens to all, of their product f[B,N,3*h*d], as f[B,N,h*d].
 
-    Logits are scaled by `d ** -0.5`; `bias` is that of `attention`. On TPUs scores stay on the
-    chip.
+    `bias` and `scale` are those of `attention`. On TPUs scores stay on the chip.
     Parity: tests/models/kernels/test_attention.py against torch's scaled_dot_product_attention.
     """
-    dim, scale = qkv.shape[2] // 3, (qkv.shape[2] // 3 // heads) ** -0.5
+    dim = qkv.shape[2] // 3
+    scale = (dim // heads) ** -0.5 if scale is None else scale
     reason = token_attention.refused(qkv.shape[1], dim, heads, qkv.dtype)
     bias = bias if bias is None else _four_axes(bias, qkv)
     if calls.plain("attention", reason):
-        return join(_attend(*split(qkv, heads), bias, None))
+        return join(_attend(*split(qkv, heads), bias, scale))
     return _attend_product(heads, scale, qkv, *([] if bias is None else [bias]))
 
 

@@ -1,5 +1,7 @@
 """Batch norm with running statistics and with those of the images, as `layers` are made."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -7,6 +9,8 @@ from jax import lax
 from jaxrobust.models.kernels.primitives import add_each, per_platform, rounded, widened
 
 Array = jax.Array
+Statistics = tuple[Array, Array]  # mean and variance
+EPS = 1e-5
 
 
 def _channels(x: Array, like: Array) -> Array:
@@ -71,7 +75,7 @@ _batch_norm.defvjp(lambda *operands: (_batch_norm(*operands), operands), _batch_
 
 
 def batch_norm(
-    x: Array, scale: Array, bias: Array, mean: Array, var: Array, *, eps: float = 1e-5
+    x: Array, scale: Array, bias: Array, mean: Array, var: Array, *, eps: float = EPS
 ) -> Array:
     """Normalise `x` f[...,C] by the given statistics f[C], then scale and shift it."""
     return _batch_norm(x, scale, bias, mean, var, jnp.asarray(eps, widened(x)[0].dtype))
@@ -118,7 +122,7 @@ def check_group(batch: int, group: int) -> None:
 
 
 def batch_norm_train(
-    x: Array, scale: Array, bias: Array, *, group: int = 0, eps: float = 1e-5
+    x: Array, scale: Array, bias: Array, *, group: int = 0, eps: float = EPS
 ) -> tuple[Array, Array, Array]:
     """Normalise `x` f[B,...,C] by its own statistics; return these too: mean and unbiased variance
     f[C].
@@ -140,3 +144,66 @@ def batch_norm_train(
     epsilon = jnp.asarray(eps, widened(x)[0].dtype)
     y, mean, var = _batch_norm_train(lines, scale, bias, epsilon)
     return y.reshape(x.shape), mean.mean(0), var.mean(0) * (count / (count - 1))
+
+
+# ------------------------------------------------------- from the sums that kernels make of images
+
+
+def of_groups(x: Array, group: int) -> Array:
+    """Average f32[B,D] over every `group` images; 0: over all."""
+    return x.reshape(-1, group or len(x), x.shape[1]).mean(1)
+
+
+def to_images(x: Array, batch: int) -> Array:
+    """Repeat f32[G,D] for the images of each group."""
+    return jnp.repeat(x, batch // len(x), axis=0)
+
+
+class ImageNorm(NamedTuple):
+    """The batch norm of each image, f32[B,D]."""
+
+    mean: Array
+    inverse: Array
+
+
+def norm_of_sums(
+    sums: Array, statistics: Statistics | None, pixels: int, group: int
+) -> tuple[ImageNorm, Statistics]:
+    """Find the batch norm of images f[B,..,D] from f32[B,2,D], the mean of each image and its sum
+    of squares around that; also the statistics f32[D] for running averages.
+
+    `statistics` are those to normalise by; None: those of the images.
+    """
+    batch = len(sums)
+    if statistics is not None:
+        mean, var = (s[None] for s in widened(*statistics))
+        given = ImageNorm(to_images(mean, batch), to_images(lax.rsqrt(var + EPS), batch))
+        return given, statistics
+    of_image, squares = sums[:, 0], sums[:, 1]
+    mean = of_groups(of_image, group)
+    apart = of_image - to_images(mean, batch)
+    var = of_groups(squares / pixels + apart * apart, group)
+    count = (group or batch) * pixels
+    inverse = lax.rsqrt(var + EPS)
+    moved = mean.mean(0), var.mean(0) * (count / (count - 1))
+    return ImageNorm(to_images(mean, batch), to_images(inverse, batch)), moved
+
+
+def image_rows(batch: int, *rows: Array) -> Array:
+    """Make f32[B,n,D] of n rows f[D] or f32[B,D]."""
+    rows = widened(*rows)
+    return jnp.stack([jnp.broadcast_to(r, (batch, r.shape[-1])) for r in rows], 1)
+
+
+def subtracted(
+    total: Array, weighted: Array, norm: ImageNorm, pixels: int, group: int
+) -> tuple[Array, Array]:
+    """Find what the gradient of a batch norm subtracts from that of its result, before its factor:
+    f32[B,D] of a constant and of a share of its centred input.
+
+    `total` and `weighted` f32[B,D]: sums over images of the gradient of the result, alone and times
+    the centred input.
+    """
+    batch = len(total)
+    constant, along = (to_images(of_groups(s, group) / pixels, batch) for s in (total, weighted))
+    return constant, along * norm.inverse * norm.inverse

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxrobust.models.kernels.batch_norms import batch_norm, batch_norm_train, check_group
+from jaxrobust.models.kernels.batch_norms import (
+    EPS,
+    Statistics,
+    batch_norm,
+    batch_norm_train,
+    check_group,
+    image_rows,
+    norm_of_sums,
+    subtracted,
+)
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.layers import gelu, layer_norm, scaled_residual
 from jaxrobust.models.kernels.primitives import rounded, widened
@@ -17,9 +26,8 @@ from jaxrobust.models.kernels.tpu import calls
 from jaxrobust.models.kernels.tpu import token_interaction as kernel
 
 Array = jax.Array
-Statistics = tuple[Array, Array]  # mean and variance of the batch norm
 Path = Callable[[Array], Array]  # of a branch, which it multiplies by a number for each image
-EPS_LAYER, EPS_BATCH = 1e-6, 1e-5
+EPS_LAYER = 1e-6
 
 
 class Interaction(NamedTuple):
@@ -51,10 +59,10 @@ def _plain(
     y = gelu(y, p.bias1)
     affine = p.batch_scale, p.batch_shift
     if statistics is None:
-        y, mean, var = batch_norm_train(y, *affine, group=group, eps=EPS_BATCH)
+        y, mean, var = batch_norm_train(y, *affine, group=group, eps=EPS)
         statistics = mean, var
     else:
-        y = batch_norm(y, *affine, *statistics, eps=EPS_BATCH)
+        y = batch_norm(y, *affine, *statistics, eps=EPS)
     y = depthwise_conv(y, p.taps2).reshape(x.shape)
     if path is None:
         return scaled_residual(x, y, p.bias2, p.gamma), statistics
@@ -63,46 +71,6 @@ def _plain(
 
 
 # ---------------------------------------------------------------------------------------- on TPUs
-
-
-def _of_groups(x: Array, group: int) -> Array:
-    """Average f32[B,D] over every `group` images; 0: over all."""
-    return x.reshape(-1, group or len(x), x.shape[1]).mean(1)
-
-
-def _to_images(x: Array, batch: int) -> Array:
-    """Repeat f32[G,D] for the images of each group."""
-    return jnp.repeat(x, batch // len(x), axis=0)
-
-
-class _Norm(NamedTuple):
-    """The batch norm of each image, f32[B,D]."""
-
-    mean: Array
-    inverse: Array
-
-
-def _norm_of(sums: Array, statistics: Statistics | None, tokens: int, group: int):
-    """Return the batch norm, and statistics f32[D] for its running averages."""
-    batch = len(sums)
-    if statistics is not None:
-        mean, var = (s[None] for s in widened(*statistics))
-        given = _Norm(_to_images(mean, batch), _to_images(lax.rsqrt(var + EPS_BATCH), batch))
-        return given, statistics
-    of_image, squares = sums[:, 0], sums[:, 1]
-    mean = _of_groups(of_image, group)
-    apart = of_image - _to_images(mean, batch)
-    var = _of_groups(squares / tokens + apart * apart, group)
-    count = (group or batch) * tokens
-    inverse = lax.rsqrt(var + EPS_BATCH)
-    moved = mean.mean(0), var.mean(0) * (count / (count - 1))
-    return _Norm(_to_images(mean, batch), _to_images(inverse, batch)), moved
-
-
-def _rows(batch: int, *rows: Array) -> Array:
-    """Make f32[B,n,D] of n rows f[D] or f32[B,D]."""
-    rows = widened(*rows)
-    return jnp.stack([jnp.broadcast_to(r, (batch, r.shape[-1])) for r in rows], 1)
 
 
 def _scales(gamma: Array, factors: Array | None) -> Array:
@@ -129,10 +97,10 @@ def _forward(asked, x, parameters, statistics, factors):
     y, sums = kernel.first(
         *(x, p.norm_scale, p.norm_shift, p.taps1, p.bias1), width=width, eps=EPS_LAYER
     )
-    norm, moved = _norm_of(sums, None if asked.train else statistics, x.shape[1], asked.group)
+    norm, moved = norm_of_sums(sums, None if asked.train else statistics, x.shape[1], asked.group)
     factor = widened(p.batch_scale[None])[0] * norm.inverse
     gamma = _scales(p.gamma, factors)
-    rows = _rows(len(x), norm.mean, factor, p.batch_shift, gamma, p.bias2)
+    rows = image_rows(len(x), norm.mean, factor, p.batch_shift, gamma, p.bias2)
     return (kernel.second(x, y, rows, p.taps2, width=width), moved), (y, norm)
 
 
@@ -155,15 +123,13 @@ def _backward_rule(asked, residuals, gradients):
     factor = batch_scale * norm.inverse
     constant = slope = jnp.zeros_like(norm.mean)
     if needed or asked.train:
-        means = _rows(batch, norm.mean)
+        means = image_rows(batch, norm.mean)
         sums, *every = kernel.sums(g, y, means, p.taps2, width=asked.width, needed=needed)
         total, weighted = sums[:, 0] * gamma, sums[:, 1] * gamma
-        of_total, of_weighted = (_of_groups(s, asked.group) / tokens for s in (total, weighted))
         if asked.train:
-            constant = _to_images(of_total, batch)
-            slope = _to_images(of_weighted, batch) * norm.inverse**2
+            constant, slope = subtracted(total, weighted, norm, tokens, asked.group)
     to_x, *first = kernel.gradient(
-        *(x, g, _rows(batch, gamma, norm.mean, factor, constant, slope), (p.taps1, p.taps2)),
+        *(x, g, image_rows(batch, gamma, norm.mean, factor, constant, slope), (p.taps1, p.taps2)),
         (p.norm_scale, p.norm_shift, p.bias1),
         **{"width": asked.width, "eps": EPS_LAYER, "needed": needed},
     )
@@ -214,9 +180,10 @@ def local_interaction(
       group: images whose statistics are taken together; 0: all.
 
     Raises:
-      ValueError: `group` does not divide the batch.
+      ValueError: statistics of the images are asked for, and `group` does not divide their number.
     """
-    check_group(len(x), group)
+    if statistics is None:
+        check_group(len(x), group)
     plain: Callable[..., Any] = functools.partial(_plain, path=path, width=width, group=group)
     reason = kernel.refused(x, parameters.taps1, width)
     if calls.plain("the exchange between neighbours", reason):

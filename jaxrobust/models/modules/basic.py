@@ -91,10 +91,13 @@ class Mlp(nnx.Module):
         self.fc1 = Linear(dim, 4 * dim, rngs=rngs)
         self.fc2 = Linear(4 * dim, dim, rngs=rngs)
 
+    def inner(self, x: Array) -> Array:
+        """Compute what the last map takes."""
+        return layers.gelu(layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...])
+
     def hidden(self, x: Array) -> Array:
         """Return the output but for the last bias, which goes with what follows to save a pass."""
-        hidden = layers.gelu(layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...])
-        return layers.linear(hidden, self.fc2.kernel[...])
+        return layers.linear(self.inner(x), self.fc2.kernel[...])
 
     def __call__(self, x: Array) -> Array:
         return add_bias(self.hidden(x), self.fc2.bias[...])

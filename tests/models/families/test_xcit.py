@@ -225,7 +225,7 @@ class SlowBehaviourTest(parameterized.TestCase):
         shares = sorted(0.25 ** (3 - kept) * 0.75**kept for kept in (0, 1, 1, 1, 2, 2, 2, 3))
         # Four standard deviations of a share, at most 0.0077.
         np.testing.assert_allclose(np.sort(counts) / 4096, shares, atol=0.031)
-        first = block.attn.hidden(block.norm1(one))  # gamma is 1, the bias 0
+        first = block.attn.proj(block.attn.hidden(block.norm1(one)))  # gamma is 1
         kept = one + first / 0.75
         only_first = (np.abs(out - np.asarray(kept)).max((1, 2)) < 1e-5).mean()
         self.assertAlmostEqual(only_first, 0.75 * 0.25**2, delta=0.02)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust import models
 from jaxrobust.models.kernels import (
     attention,
     channel_attention,
@@ -23,6 +24,7 @@ from jaxrobust.models.kernels import (
     stem_layers,
 )
 from jaxrobust.models.kernels.tpu import (
+    batch_stem,
     calls,
     conv_stem,
     depthwise_norm,
@@ -39,8 +41,9 @@ from tests.support import paths
 # (2 ** -8 of the largest) and its rounding apart.
 ROUNDED = 2 * 2.0**-8
 
-KERNELS = token_attention, channels, depthwise_norm, conv_stem, token_interaction
+KERNELS = token_attention, channels, depthwise_norm, conv_stem, token_interaction, batch_stem
 CALLS = {"forward", "backward", "parameter_gradients", "first", "second", "sums", "gradient"}
+CALLS |= {"third", "first_sums", "second_sums"}
 
 
 def on_tpu(*modules):
@@ -108,7 +111,7 @@ class KernelsTest(parameterized.TestCase):
         qkv = normal(0, batch, tokens, 3 * heads * width).astype(dtype)
 
         def function(x):
-            return attention.self_attention(x, heads)
+            return attention.self_attention(x, heads, scale=heads / 16)
 
         expected = vjp(function, qkv)
         self.as_on_tpu(attention)
@@ -143,6 +146,23 @@ class KernelsTest(parameterized.TestCase):
     )
     def test_what_attention_does_not_take(self, tokens, dim, heads, dtype, reason):
         self.assertEqual(token_attention.refused(tokens, dim, heads, jnp.dtype(dtype)), reason)
+
+    @parameterized.parameters(
+        ("cifar_vit", "token_attention"),
+        ("cifar_cpvt", "token_attention"),
+        ("cifar_ceit", "token_attention"),
+        ("cifar_cct", "token_attention"),
+        ("cifar_coatnet", "token_attention"),
+        ("xcit_n12", "channel_attention", "token_interaction_residual", "batch_stem_third"),
+    )
+    def test_networks_that_take_kernels(self, name, *kernels):
+        size = 64 if name == "xcit_n12" else 32
+        net = models.create(name, num_classes=10, image_size=size, dtype="bfloat16")
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+        text = str(jax.make_jaxpr(lambda p, s, x: net.apply(p, s, x)[0])(*shapes, images))
+        for kernel in kernels:
+            self.assertIn(f"name={kernel}", text)
 
     @parameterized.product(
         dtype=("float32", "bfloat16"),
@@ -242,7 +262,7 @@ class KernelsTest(parameterized.TestCase):
         x = normal(10, batch, height * width, dim).astype(dtype)
         statistics = (normal(11, dim) / 9, 1 + normal(12, dim) ** 2) if group < 0 else None
         path = functools.partial(layers.drop_path, key=jax.random.key(3), rate=0.3)
-        how = {"width": width, "group": max(group, 0)}
+        how = {"width": width, "group": 64 if group < 0 else group}
 
         def function(x, *parameters):
             parameters = local_interaction.Interaction(*parameters)
@@ -301,6 +321,43 @@ class KernelsTest(parameterized.TestCase):
         attacked = vjp(lambda x: function(x, *parameters), x)
         self.assertLess(apart(attacked, results[:2]), 1e-6 if dtype == "float32" else ROUNDED)
 
+    @parameterized.product(
+        dtype=("float32", "bfloat16"),
+        case=((32, 48, 16, 32, 2), (64, 256, 16, 16, 0), (32, 32, 48, 96, -1)),
+    )
+    def test_batch_stem(self, dtype, case):
+        """In bfloat16 the plain formula rounds six arrays on the way there and six on the way
+        back, the kernels two of each: they must be as close to float64.
+        """
+        *sizes, group = case
+        x, *parameters = self.stem(dtype, *sizes)
+        x, parameters = jnp.concatenate([x, x[::-1] ** 2]), [*parameters[:3], *parameters[4:7]]
+        widths = sizes[2:]
+        statistics = [(normal(i, n) / 9, 1 + normal(i + 2, n) ** 2) for i, n in enumerate(widths)]
+
+        def function(x, *parameters):
+            layers = (stem_layers.BatchLayer(*parameters[i : i + 3]) for i in (0, 3))
+            wide = x.dtype if x.dtype == jnp.float64 else jnp.float32
+            given = jax.tree.map(lambda s: s.astype(wide), (*statistics,)) if group < 0 else None
+            how = {"group": 64 if group < 0 else group}
+            out, moved = stem_layers.batch_stem_layers(x, (*layers,), given, **how)
+            return out, *jax.tree.leaves(jax.lax.stop_gradient(moved))
+
+        expected = vjp(function, x, *parameters)
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, *parameters)]
+            exact = vjp(function, *wide)
+        self.as_on_tpu(stem_layers)
+        self.enter_context(mock.patch.object(batch_stem, "refused", lambda *_: None))
+        results = vjp(lambda *operands: function(*operands), x, *parameters)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        for part in (slice(6), slice(6, None)):
+            own, plain = (apart(r[part], exact[part]) for r in (results, expected))
+            least = 2e-6 if dtype == "float32" else ROUNDED
+            self.assertLess(own, max(least, 2 * plain if dtype == "float32" else plain))
+        attacked = vjp(lambda x: function(x, *parameters), x)
+        self.assertLess(apart(attacked, results[:6]), 1e-6 if dtype == "float32" else ROUNDED)
+
     @parameterized.parameters("float32", "bfloat16")
     def test_a_conv_stem_elsewhere_is_its_layers(self, dtype):
         x, *parameters = self.stem(dtype, 32, 32, 16, 32)
@@ -331,6 +388,30 @@ class KernelsTest(parameterized.TestCase):
                 self.assertLess(np.abs(formula(x, False) - formula(x, True)).max(), 4e-6)
         ends = jnp.asarray([-(2.0**99), 0, 2.0**99])
         np.testing.assert_array_equal(stem_blocks.gelu(ends, False), [0, 0, 2.0**99])
+
+    @parameterized.product(dtype=("float32", "bfloat16"), drop=(False, True))
+    def test_linear_residual(self, dtype, drop):
+        """In bfloat16 the plain formula rounds the branch before and after its scale, the other
+        the scaled kernel: it must be about as close to float64.
+        """
+        shapes = (6, 9, 24), (6, 9, 40), (40, 24), (24,), (24,)
+        operands = [
+            (normal(i, *shape) / len(shape)).astype(dtype) for i, shape in enumerate(shapes)
+        ]
+        path = functools.partial(layers.drop_path, key=jax.random.key(3), rate=0.3)
+
+        def function(*operands):
+            return layers.linear_residual(*operands, path if drop else None)
+
+        expected = vjp(function, *operands)
+        with jax.enable_x64(True):
+            exact = vjp(function, *(jnp.asarray(np.asarray(a), jnp.float64) for a in operands))
+        self.as_on_tpu(layers)
+        results = vjp(lambda *operands: function(*operands), *operands)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        for own, plain, right in zip(results, expected, exact, strict=True):
+            least = 1e-6 if dtype == "float32" else ROUNDED
+            self.assertLess(apart([own], [right]), max(least, 2 * apart([plain], [right])))
 
     @parameterized.parameters((16, 16, 3, 8, True), (12, 4, 5, 6, True), (9, 2, 3, 4, False))
     def test_patches_are_products(self, size, side, ins, outs, product):

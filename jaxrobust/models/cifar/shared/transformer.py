@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
@@ -72,13 +71,10 @@ class Attention(nnx.Module):
     def __init__(self, dim: int, heads: int, full: bool, rngs: Draws) -> None:
         self.to_qkv = Linear(dim, 3 * dim, bias=False, init=torch_default, rngs=rngs)
         self.to_out = Linear(dim, dim, init=torch_default, rngs=rngs)
-        self.heads, self.factor = heads, heads**-0.5 if full else 1.0
+        self.heads, self.scale = heads, (dim if full else dim // heads) ** -0.5
 
     def __call__(self, x: Array) -> Array:
-        batch, tokens, dim = x.shape
-        qkv = self.to_qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
-        q, k, v = (qkv[:, :, i] for i in range(3))
-        return self.to_out(attention.attention(q * self.factor, k, v))
+        return self.to_out(attention.self_attention(self.to_qkv(x), self.heads, scale=self.scale))
 
 
 class TokenAttention(nnx.Module):
@@ -91,12 +87,11 @@ class TokenAttention(nnx.Module):
         inner = heads * width
         self.qkv = Linear(dim, 3 * inner, bias=False, init=torch_default, rngs=rngs)
         self.proj = Linear(inner, dim, init=torch_default, rngs=rngs)
-        self.heads, self.width = heads, width
+        self.heads = heads
 
     def __call__(self, x: Array) -> Array:
-        parts, tokens = jnp.split(self.qkv(x), 3, axis=-1), x.shape[-2]
-        q, k, v = (part.reshape(-1, tokens, self.heads, self.width) for part in parts)
-        return self.proj(attention.attention(q, k, v)).reshape(x.shape)
+        qkv = self.qkv(x.reshape(-1, *x.shape[-2:]))
+        return self.proj(attention.self_attention(qkv, self.heads)).reshape(x.shape)
 
 
 class Block(nnx.Module):

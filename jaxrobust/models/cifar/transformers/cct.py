@@ -54,11 +54,12 @@ class Attention(nnx.Module):
         self.heads = heads
 
     def __call__(self, x: Array, dropout: Place | None) -> Array:
-        batch, tokens, dim = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
-        q, k, v = (qkv[:, :, i] for i in range(3))
+        qkv = self.qkv(x)
         if dropout is None:
-            return self.proj(attention.attention(q, k, v))
+            return self.proj(attention.self_attention(qkv, self.heads))
+        batch, tokens, dim = x.shape
+        parts = qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads)
+        q, k, v = (parts[:, :, i] for i in range(3))
         scaled, wide = q * q.shape[-1] ** -0.5, widened(q)[0].dtype
         logits = jnp.einsum("bqhd,bkhd->bhqk", scaled, k, preferred_element_type=wide)
         weights = dropout(jax.nn.softmax(logits).astype(x.dtype))

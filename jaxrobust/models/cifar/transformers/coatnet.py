@@ -106,8 +106,8 @@ class Attention(nnx.Module):
         # Wide, as the gradients of an offset's pairs are added up in the type of its bias.
         (table,) = widened(self.relative_bias_table[...])
         bias = table[relative_index(side).ravel()].reshape(tokens, tokens, -1).transpose(2, 0, 1)
-        qkv = self.to_qkv(x).reshape(batch, tokens, 3, self.heads, -1)
-        y = attention.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias=bias)
+        qkv = self.to_qkv(x.reshape(batch, tokens, -1))
+        y = attention.self_attention(qkv, self.heads, bias=bias)
         return self.to_out(y).reshape(batch, side, side, -1)
 
 

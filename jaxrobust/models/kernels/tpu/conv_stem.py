@@ -135,7 +135,7 @@ def _forward(
         out[0, block + blocks] = across[HALF : HALF + columns]
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """Gradients at a row of blocks."""
 
     block: Any
@@ -145,13 +145,22 @@ class _Row(NamedTuple):
     first: list[Gradient]  # of a block's four pixels
 
 
-def _each_row(refs: Sequence[Any], rows: Any, below: Any, across: Any, eps: float, use: Callable):
-    """Call `use` with the gradients at each row of blocks, from the last to the first."""
+def each_row(refs: Sequence[Any], scratch: Sequence[Any], gradients: Sequence[Any], use: Callable):
+    """Call `use` with the gradients at each row of blocks, from the last to the first.
+
+    Args:
+      refs: planes, what the second convolution has made, gradients of the second layer, and the
+        matrices that choose columns, make both layers, and turn pixels into lanes.
+      scratch: rows of columns, the gradient of the row of blocks below, and one across.
+      gradients: of each layer's norm and GELU, for what these take and the gradient that they get.
+      use: takes a `Row`.
+    """
     from jax.experimental import pallas as pl
 
-    image, kept, g, selection, first, second, affine1, affine2, identity = refs
+    image, kept, g, selection, first, second, identity = refs
+    rows, below, across = scratch
+    of_first, of_second = gradients
     dtype, blocks, (columns, d) = image.dtype, kept.shape[1], g.shape[2:]
-    gradient = functools.partial(norm_gelu_gradient, eps=eps, exact=dtype == jnp.float32)
     columns_to_lanes(image, selection, rows)
     across[...] = jnp.zeros_like(across)
 
@@ -159,7 +168,7 @@ def _each_row(refs: Sequence[Any], rows: Any, below: Any, across: Any, eps: floa
         across[:columns] = g[0, block].astype(jnp.float32)
         across[HALF : HALF + columns] = g[0, block + blocks].astype(jnp.float32)
         to_y = dot(identity[...], across[...].astype(dtype), "nt")
-        return gradient(kept[0, block].astype(jnp.float32), to_y, affine2)
+        return of_second(kept[0, block].astype(jnp.float32), to_y)
 
     def pair(to_z: Array) -> Array:
         return jnp.concatenate([to_z, shifted(to_z, -1)])
@@ -175,23 +184,53 @@ def _each_row(refs: Sequence[Any], rows: Any, below: Any, across: Any, eps: floa
         below[...] = here
         met = read_met(rows, block, dtype)
         pairs = zip(split(dot(first[...], met, "nn"), 4), split(to_y, 4), strict=True)
-        pixels = [gradient(z, to_pixel, affine1) for z, to_pixel in pairs]
-        use(_Row(block, behind_it, seen[:d], met, pixels))
+        pixels = [of_first(z, to_pixel) for z, to_pixel in pairs]
+        use(Row(block, behind_it, seen[:d], met, pixels))
 
 
-def _backward(*refs, eps: float) -> None:
-    *operands, out, rows, totals, below, across = refs
-    _, _, _, selection, first, *_ = operands
+def image_gradient(refs: Sequence[Any], scratch: Sequence[Any], gradients: Sequence[Any], out: Any):
+    """Compute the gradient for planes; arguments as of `each_row`, `scratch` first has another
+    place for rows.
+    """
+    totals, *rest = scratch
+    _, _, _, selection, first, *_ = refs
 
-    def use(row: _Row) -> None:
+    def use(row: Row) -> None:
         to_z = jnp.concatenate([pixel.to_x for pixel in row.first])
         to_rows = dot(first[...], to_z.astype(out.dtype), "tn")
         for n in range(totals.shape[0] * TAPS):
             place = n // TAPS, row.block >> 1, row.block & 1, slice(None), lanes_of(n % TAPS)
             totals[place] = to_rows[n * SUBLANES : (n + 1) * SUBLANES]
 
-    _each_row(operands, rows, below, across, eps, use)
+    each_row(refs, rest, gradients, use)
     lanes_to_columns(totals, selection, out)
+
+
+def add_to_matrices(row: Row, to_first: Any, to_second: Any, dtype: Any) -> None:
+    """Add what a row of blocks gives to the gradients of both layers' matrices."""
+    to_z = jnp.concatenate([pixel.to_x for pixel in row.first])
+    to_first[0] += dot(to_z.astype(dtype), row.met, "nt")
+    y = [gelu(pixel.normed, dtype == jnp.float32) for pixel in row.first]
+    middle, lowest = (window(*pair).astype(dtype) for pair in (y[:2], y[2:]))
+    here, below = row.second.to_x.astype(dtype), row.below.astype(dtype)
+    for i, (g, met) in enumerate(((below, lowest), (here, middle), (here, lowest))):
+        to_second[0, i] += dot(g, met, "nt")
+
+
+def _layer_norms(operands: Sequence[Any], eps: float) -> tuple[list[Any], list[Any]]:
+    """Part operands into those of `each_row`, and the gradients of both norms."""
+    *refs, affine1, affine2, identity = operands
+    how = {"eps": eps, "exact": refs[0].dtype == jnp.float32}
+    norms = [
+        functools.partial(norm_gelu_gradient, affine=affine, **how) for affine in (affine1, affine2)
+    ]
+    return [*refs, identity], norms
+
+
+def _backward(*refs, eps: float) -> None:
+    *operands, out, rows, totals, below, across = refs
+    arrays, gradients = _layer_norms(operands, eps)
+    image_gradient(arrays, (totals, rows, below, across), gradients, out)
 
 
 def _sums(*refs, eps: float) -> None:
@@ -199,18 +238,12 @@ def _sums(*refs, eps: float) -> None:
     and the second bias.
     """
     *operands, to_first, to_second, to_affine1, to_affine2, rows, below, across = refs
-    dtype = operands[0].dtype
+    arrays, gradients = _layer_norms(operands, eps)
     for out in (to_first, to_second, to_affine1, to_affine2):
         out[...] = jnp.zeros_like(out)
 
-    def use(row: _Row) -> None:
-        to_z = jnp.concatenate([pixel.to_x for pixel in row.first])
-        to_first[0] += dot(to_z.astype(dtype), row.met, "nt")
-        y = [gelu(pixel.normed, dtype == jnp.float32) for pixel in row.first]
-        middle, lowest = (window(*pair).astype(dtype) for pair in (y[:2], y[2:]))
-        here, below = row.second.to_x.astype(dtype), row.below.astype(dtype)
-        for i, (g, met) in enumerate(((below, lowest), (here, middle), (here, lowest))):
-            to_second[0, i] += dot(g, met, "nt")
+    def use(row: Row) -> None:
+        add_to_matrices(row, to_first, to_second, arrays[0].dtype)
         for pixel in row.first:
             to_affine1[0, 0] += pixel.to_normed * pixel.normal
             to_affine1[0, 1] += pixel.to_normed
@@ -218,16 +251,17 @@ def _sums(*refs, eps: float) -> None:
         to_affine2[0, 1] += row.second.to_normed
         to_affine2[0, 2] += row.second.to_x
 
-    _each_row(operands, rows, below, across, eps, use)
+    each_row(arrays, (rows, below, across), gradients, use)
 
 
-def _columns_cost(image: tuple[int, ...]) -> KernelCost:
+def columns_cost(image: tuple[int, ...]) -> KernelCost:
+    """Count the bringing of columns into their lanes, for planes of an image."""
     channels, height, width = image
     return product(channels * (height + PACKED), width, TAPS * LANES)
 
 
-def _gradient_cost(c: int, d: int) -> KernelCost:
-    """Count what `_each_row` does in a row."""
+def gradient_cost(c: int, d: int) -> KernelCost:
+    """Count what `each_row` does in a row."""
     products = product(4 * c, LANES, LANES) + product(4 * c, 4 * d, LANES) + product(d, d, LANES)
     return products + elementwise(4 * c + d, LANES, 45, 2)
 
@@ -242,7 +276,7 @@ def forward(x: Array, *parameters: Array, eps: float, interpret: bool = False) -
     c, d = kernel2.shape[2:]
     products = product(4 * c, LANES, LANES) + product(d, 9 * c, LANES) + product(LANES, LANES, d)
     row = products + elementwise(4 * c + d, LANES, 29, 1)
-    cost = _columns_cost(x.shape[1:]) + row * (height // 8)
+    cost = columns_cost(x.shape[1:]) + row * (height // 8)
     scratch = [rows_shape(height, channels), (9 * c, LANES)]
     body = functools.partial(_forward, eps=eps)
     return over_images(
@@ -279,9 +313,9 @@ def backward(
     """Compute the gradient for planes from that of the result, and from what `forward` kept."""
     _, channels, height, width = x.shape
     c, d = parameters[4].shape[2:]
-    row = _gradient_cost(c, d) + product(LANES, 4 * c, LANES)
+    row = gradient_cost(c, d) + product(LANES, 4 * c, LANES)
     back = product(channels * height, TAPS * LANES, width)
-    cost = _columns_cost(x.shape[1:]) + back + row * (height // 8)
+    cost = columns_cost(x.shape[1:]) + back + row * (height // 8)
     rows = rows_shape(height, channels)
     scratch = [rows, rows, (2 * d, LANES), (LANES, d)]
     body = functools.partial(_backward, eps=eps)
@@ -295,6 +329,14 @@ def backward(
     return out
 
 
+def to_kernels(to_first: Array, to_second: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Turn gradients of both matrices into those of the kernels, the first of `shape`."""
+    c, d = shape[3], to_second.shape[1]
+    bias = jnp.zeros(c)
+    transposed = jax.linear_transpose(lambda kernel: first_matrix(kernel, bias), jnp.zeros(shape))
+    return transposed(to_first)[0], to_second.reshape(3, d, 3, c).transpose(0, 2, 3, 1)
+
+
 def parameter_gradients(
     x: Array, kept: Array, g: Array, *parameters: Array, eps: float, interpret: bool = False
 ) -> list[Array]:
@@ -302,13 +344,13 @@ def parameter_gradients(
     _, channels, height, _ = x.shape
     c, d = parameters[4].shape[2:]
     products = product(4 * c, LANES, LANES) + product(d, LANES, 3 * c) * 3
-    row = _gradient_cost(c, d) + products + elementwise(4 * c + d, LANES, 5)
+    row = gradient_cost(c, d) + products + elementwise(4 * c + d, LANES, 5)
     rows = rows_shape(height, channels)
     sums = over_images(
         Kernel(
             "conv_stem_sums",
             functools.partial(_sums, eps=eps),
-            _columns_cost(x.shape[1:]) + row * (height // 8),
+            columns_cost(x.shape[1:]) + row * (height // 8),
             [rows, (2 * d, LANES), (LANES, d)],
             tiled(rows, 4),
         ),
@@ -319,13 +361,8 @@ def parameter_gradients(
         interpret=interpret,
     )
     to_first, to_second, to_affine1, to_affine2 = (s.sum(0) for s in sums)
-    to_kernel1, to_bias1 = (
-        jax.linear_transpose(
-            lambda kernel: first_matrix(kernel, jnp.zeros(c)), jnp.zeros(parameters[0].shape)
-        )(to_first)[0],
-        to_first[:, TAPS * SUBLANES * channels].reshape(4, c).sum(0),
-    )
-    to_kernel2 = to_second.reshape(3, d, 3, c).transpose(0, 2, 3, 1)
+    to_kernel1, to_kernel2 = to_kernels(to_first, to_second, parameters[0].shape)
+    to_bias1 = to_first[:, TAPS * SUBLANES * channels].reshape(4, c).sum(0)
     to_scale2, to_shift2, to_bias2 = to_affine2.sum(-1)
     to_scale1, to_shift1 = to_affine1.sum(-1)
     return [

@@ -137,6 +137,37 @@ def norm_gelu_gradient(x: Array, g: Array, affine: Any, eps: float, exact: bool)
     return Gradient(to_x, normed, to_normed, normal)
 
 
+def spread_rows(rows: Any, wide: Any) -> None:
+    """Turn rows f32[1,n,C] of values for channels into f32[n,C,128]."""
+    columns = rows[0].T
+    for i in range(wide.shape[0]):
+        wide[i] = jnp.broadcast_to(columns[:, i : i + 1], wide.shape[1:])
+
+
+def valid(columns: int) -> Array:
+    """Make f32[1,128]: the lanes that hold one of so many columns of blocks."""
+    lane = lax.broadcasted_iota(jnp.int32, (1, LANES), 1) & (HALF - 1)
+    return jnp.where(lane < columns, 1.0, 0.0)
+
+
+def batch_gelu(x: Array, rows: Any, exact: bool) -> Array:
+    """Compute the GELU of a batch norm f32[C,128]; `rows`: mean, factor and shift."""
+    return gelu((x - rows[0]) * rows[1] + rows[2], exact)
+
+
+def batch_gelu_gradient(x: Array, g: Array, rows: Any, columns: int, exact: bool) -> Gradient:
+    """Differentiate `batch_gelu` at `x`, for a gradient `g` of its result.
+
+    `rows` also has what the batch norm's gradient subtracts from that of its result: a constant,
+    and a share of `normal`, which is `x` less the mean here.
+    """
+    centred = x - rows[0]
+    normed = centred * rows[1] + rows[2]
+    to_normed = g * gelu_slope(normed, exact)
+    to_x = rows[1] * (to_normed - rows[3] - centred * rows[4]) * valid(columns)
+    return Gradient(to_x, normed, to_normed, centred)
+
+
 # ------------------------------------------------------------------------------- moving of pixels
 
 
