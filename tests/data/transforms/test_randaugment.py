@@ -151,6 +151,15 @@ class RandAugmentDrawTest(absltest.TestCase):
         # 25,000 numbers each give a standard deviation to 0.45 %, their ratio to 0.63 %.
         self.assertAlmostEqual(strengths[0].std() / strengths[1].std(), 1, delta=0.02)
 
+    def test_strengths_end_at_ten_and_at_zero(self):
+        """Drawn far apart, most lie outside: they become the ends, 30 degrees or none."""
+        rng = np.random.default_rng(3)
+        plans = [policies.draw_randaugment(rng, magnitude=5, std=40, ops=8) for _ in range(300)]
+        turns = np.abs([number for plan in plans for name, number in plan if name == "Rotate"])
+        self.assertEqual((turns.min(), turns.max()), (0, 30))
+        for end in (0, 30):
+            self.assertBetween(np.mean(turns == end), 0.3, 0.6)
+
     def test_strength_and_count_follow_the_arguments(self):
         rng = np.random.default_rng(1)
         plans = [policies.draw_randaugment(rng, magnitude=3, std=0, ops=5) for _ in range(2000)]
