@@ -29,6 +29,13 @@ class FindingsTest(absltest.TestCase):
         self.assertIn("mend a first", findings.line(found[1], coloured=False))
         self.assertEqual(findings.summary(found), "4 checks: 1 green, 1 yellow, 2 red")
 
+    def test_what_follows_from_a_sound_one_is_a_fault_of_its_own(self):
+        rows = [check("a", GREEN), check("b", RED), check("c", RED, ("a", "b")), check("d", RED)]
+        rows.append(check("e", YELLOW, ("a",)))
+        found = findings.examined(rows, None)
+        self.assertEqual([f.after for f in found], [None, None, "b", None, None])
+        self.assertEqual([f.seen.level for f in found], [GREEN, RED, YELLOW, RED, YELLOW])
+
     def test_each_is_told_when_it_is_found(self):
         """A person reads the first findings while the later ones are computed."""
         told, seen = [], []

@@ -38,6 +38,15 @@ class WorkTest(parameterized.TestCase):
         config.model.num_classes = 1000 if name == "imagenet2012" else 10
         self.assertEqual(work.split(config, "test_split"), work.SizedSplit(images, None))
 
+    def test_an_epoch_is_over_with_the_first_source(self):
+        """Of 128 rows a second source has 32: 96 are of the first, or 48 images in two views."""
+        config = imagenet()
+        config.data.update(extra="npz:/nowhere.npz", extra_share=0.25, views=2)
+        config.train.batch_size = 128
+        first = work.work(config)[-1]
+        self.assertEqual(first.rows, round(1_281_167 * 2 / 0.75))
+        self.assertEqual(first.steps, 50 * (1_281_167 // 48))
+
     def test_data_that_is_here_is_counted(self):
         config = imagenet()
         config.data.update(name="digits", train_split="train[:50%]")
