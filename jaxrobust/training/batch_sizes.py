@@ -10,7 +10,7 @@ from jaxrobust.training import build
 FARTHEST = 0.5  # of a batch, by which the nearest one may differ; a wider step is left to people
 
 
-def fitted(config: Config, devices: int) -> tuple[Config, list[str]]:
+def fitted(config: Any, devices: int) -> tuple[Any, list[str]]:
     """Give each phase the nearest batch that so many devices divide, and say it.
 
     Returns:
