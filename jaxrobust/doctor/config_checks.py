@@ -20,7 +20,7 @@ from jaxrobust.evaluation.network import tracing
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.text.spelling import counted
-from jaxrobust.training import build
+from jaxrobust.training import batch_sizes, build
 from jaxrobust.training.run import splits, warnings
 from jaxrobust.training.update import inner, objectives
 from jaxrobust.types import Classifier
@@ -212,6 +212,8 @@ def _warmup(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
 
 
 def _batch(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
+    changed, fitted = batch_sizes.fitted(plan.config, plan.devices)
+    seen = of_phase(changed, name)
     size, fsdp = seen[name].batch_size, plan.config.mesh.fsdp
     try:
         build.divides(size, plan.devices, f"{name}.batch_size")
@@ -221,6 +223,8 @@ def _batch(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
     except ValueError as error:
         wrong, _, remedy = str(error).partition("; ")
         return CheckResult(RED, wrong, size, remedy=remedy or None)
+    if sentence := next((line for line in fitted if line.startswith(f"{name}.")), None):
+        return CheckResult(YELLOW, sentence, size)
     return CheckResult(
         GREEN, f"{name}.batch_size={size} over {counted(plan.devices, 'device')}", size
     )

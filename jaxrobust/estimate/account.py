@@ -10,7 +10,7 @@ from jaxrobust.estimate import attacked, elsewhere, here
 from jaxrobust.estimate.devices import Target
 from jaxrobust.estimate.work import PhaseWork, work
 from jaxrobust.runtime.text import patience
-from jaxrobust.training import build
+from jaxrobust.training import batch_sizes, build
 from jaxrobust.training.update import objectives
 
 
@@ -35,6 +35,7 @@ def account(
       robust: the share of them that is assumed to be robust.
       start: seconds until a command begins to work, as this one took.
     """
+    config, fitted = batch_sizes.fitted(config, target.chips)
     with patience.of("looking at the config and its data"):
         parts = work(config)
     end = parts[-1]
@@ -68,7 +69,7 @@ def account(
                 once = attacked.computed(end.config, target, utilisation=utilisation)
         result["autoattack"] = _autoattack(once, target.chips, images, robust, start)
     assumed = _assumed(parts, target, result, robust)
-    return result | {"known": _known(target, result), "assumed": assumed}
+    return result | {"known": [*fitted, *_known(target, result)], "assumed": assumed}
 
 
 def costs(seconds: float, chips: int) -> dict[str, float]:

@@ -19,7 +19,7 @@ from jaxrobust.models.kernels.cpu import rewriting
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline import functions
-from jaxrobust.runtime.devices import cpus, sharding
+from jaxrobust.runtime.devices import cpus, sharding, tpus
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
 from jaxrobust.training.update.inner import training_attack
 from jaxrobust.training.update.value_checks import must_be, one_of
@@ -187,7 +187,8 @@ def phase(
             in_shardings=(placed, split, step.Control(split, whole, whole)),  # type: ignore[arg-type]
             out_shardings=(placed, whole),
             donate_argnums=(0,) if donate else (),
-            compiler_options=cpus.step_options(mesh.devices.flat[0].platform),
+            compiler_options=cpus.step_options(mesh.devices.flat[0].platform)
+            or tpus.step_options(mesh),
         ),
         abstract_state=jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -189,9 +189,13 @@ class ConfigTest(parameterized.TestCase):
         self.check_only("warm-up", level, tiny(train__warmup_epochs=epochs))
 
     def test_batch_and_mesh(self):
-        found = self.check_only("batch-and-mesh", RED, tiny(), devices=3)
-        self.assertIn("pretrain.batch_size=64 cannot be split over 3 devices", found.seen.sentence)
-        self.assertIn("use 63 or 66", found.seen.remedy)
+        found = self.check_only("batch-and-mesh", RED, tiny(), devices=200)
+        self.assertIn("train.batch_size=64 cannot be split over 200 devices", found.seen.sentence)
+        self.assertIn("use 200 or 400", found.seen.remedy)
+
+    def test_a_batch_that_becomes_another(self):
+        found = self.check_only("batch-and-mesh", YELLOW, tiny(), devices=3)
+        self.assertIn("split over 3 devices: it becomes 63, the nearest", found.seen.sentence)
 
     def test_image_size(self):
         found = self.check_only("image-size", RED, tiny(model__image_size=16))

@@ -136,7 +136,10 @@ class QuickCommandTest(parameterized.TestCase):
             "warmup_epochs=2 must be at least 0 and below epochs=2; shorten it to 1 or less, or",
         ),
         ("--on h100:8 --fsdp 3", "mesh.fsdp=3 does not divide the 8 chips; one of 1, 2, 4, 8"),
-        ("--on h100:3", "pretrain.batch_size=64 cannot be split over 3 devices; use 63 or 66"),
+        (
+            "--on h100:192",
+            "pretrain.batch_size=64 cannot be split over 192 devices; use 192 or 384",
+        ),
         ("--on h100:1 --config.data.name=folder:/nowhere", "/nowhere"),
         ("--on h100:1 --config.data.name=flowers", "flowers"),
     )

@@ -122,8 +122,18 @@ class ElsewhereTest(parameterized.TestCase):
         self.assertBetween(ratio, 0.5, 2)
 
     def test_a_batch_that_the_chips_do_not_divide_is_refused(self):
-        with self.assertRaisesRegex(ValueError, "batch_size=1024 cannot be split over 3 devices"):
-            account.account(imagenet(), H100._replace(chips=3), utilisation=0.2)
+        message = "batch_size=1024 cannot be split over 3000 devices; use 3000 or 6000"
+        with self.assertRaisesRegex(ValueError, message):
+            account.account(imagenet(), H100._replace(chips=3000), utilisation=0.2)
+
+    def test_a_batch_nearby_is_taken_and_said(self):
+        config = imagenet()
+        config.pretrain.batch_size = config.train.batch_size = 1020
+        found = account.account(config, H100, utilisation=0.2, images=0)
+        self.assertEqual({row["batch_size"] for row in found["phases"]}, {1024})
+        self.assertIn(
+            "train.batch_size=1020 cannot be split over 8 devices", " ".join(found["known"])
+        )
 
     def test_every_batch_has_to_be_divided(self):
         for key in ("evaluation", "test"):

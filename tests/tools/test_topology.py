@@ -107,10 +107,11 @@ class MessagesTest(parameterized.TestCase):
         self.assertRegex(message, wanted)
 
     @absltest.skipUnless(there, NEEDS)
-    def test_batch_that_the_chips_do_not_divide(self):
-        code, message = said(*STEP, "--topology", "v5e:16x16")
+    def test_batch_far_from_what_the_chips_divide(self):
+        config = self.create_tempfile("small.py", SMALL.replace("= 64\n", "= 6\n")).full_path
+        code, message = said(STEP[0], config, "--topology", "v5e:4x4")
         self.assertEqual(code, 2)
-        self.assertRegex(message, "train.batch_size=1408 cannot be split over 256 devices; use ")
+        self.assertRegex(message, "train.batch_size=6 cannot be split over 16 devices; use 16 or ")
 
     def test_topology_and_pytorch(self):
         code, message = said(*STEP, "--topology", "v5e:4x4", "--against", "torch")

@@ -180,10 +180,10 @@ def show(
             f"{kernel['bytes'] / 1e6:,.1f} MB, {kernel['flops'] / 1e9:,.1f} GFLOP, as its file says"
         )
     if "hidden_share" in bounds:
-        beside = sum(each["sent"] for each in figures["in_flight"])
+        sent, beside = figures["sent_bytes"], sum(each["sent"] for each in figures["in_flight"])
         print(
-            f"  {figures['sent_bytes'] / 1e6:,.1f} MB sent by a chip, {beside / 1e6:,.1f} MB of "
-            f"that beside other work, {bounds['hidden_share']:.0%} hidden behind it"
+            f"  {sent / 1e6:,.1f} MB sent by a chip, {beside / 1e6:,.1f} MB of that beside other "
+            f"work, {bounds['hidden_share']:.0%} hidden behind it"
         )
     print(
         f"  roofline, not measured: {1e3 * bounds['roofline_step_s']:.1f} ms per step, "

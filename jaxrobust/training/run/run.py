@@ -21,7 +21,7 @@ from jaxrobust.runtime.files import jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.progress import StopSignals, say
-from jaxrobust.training import build
+from jaxrobust.training import batch_sizes, build
 from jaxrobust.training.run import (
     accuracies,
     best_weights,
@@ -68,6 +68,7 @@ def run(
       ValueError: a mistake in the config, the data or the workdir, before anything compiles.
       Interrupted, Diverged, OSError: the run stopped; the message says how to go on.
     """
+    config, fitted = batch_sizes.fitted(config, jax.device_count())
     given = plain(config)
     own = {k: v for k, v in flat(given).items() if k not in ("data.dir", "data.workers")}
     hosts.agree(own, what="has another config", remedy="Start the same command on every host")
@@ -104,6 +105,8 @@ def run(
                 say(other)
         if begun and (other := start_weights.changed(config, workdir)):
             say(other)
+        for line in fitted:
+            say(line)
         for line in warnings.lines({name: part.config for name, part in parts.items()}):
             say(line)
         params = parts[first].phase.abstract_state.params

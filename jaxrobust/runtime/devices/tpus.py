@@ -1,0 +1,60 @@
+"""What the TPU compiler is told about collectives: a table, and which of it this compiler knows.
+
+Left alone, libtpu 0.0.42 lets every collective of a training step run by itself, the gradients in
+one sum that begins when the last of them is there.
+"""
+
+import functools
+import os
+import re
+
+import jax
+from jax.errors import JaxRuntimeError
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+OPTIONS = {
+    # Sums run beside the product of matrices that makes the next gradient, each by itself.
+    "xla_enable_async_all_reduce": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+    "xla_jf_crs_combiner_threshold_count": "1",
+    # The same where a chip keeps its part of a sum only: in a row of a slice, the others send it.
+    "xla_enable_async_reduce_scatter_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": "true",
+    "xla_tpu_decompose_every_reduce_scatters_hlos": "true",
+    # On 256 chips gathers else become sums of zeros, which send twice as much.
+    "xla_tpu_prefer_async_allgather_to_allreduce": "true",
+}
+
+
+def step_options(mesh: Mesh) -> dict[str, str] | None:
+    """Choose compiler options of a step of training on a mesh of TPUs; None: libtpu's own.
+
+    What $LIBTPU_INIT_ARGS names stays as it says there.
+    """
+    chip = mesh.devices.flat[0]
+    if chip.platform != "tpu" or mesh.size == 1:
+        return None
+    given = re.findall(r"--(\w+)", os.environ.get("LIBTPU_INIT_ARGS", ""))
+    local = jax.process_index()
+    chip = next((each for each in mesh.devices.flat if each.process_index == local), chip)
+    return {name: OPTIONS[name] for name in _known(chip) if name not in given} or None
+
+
+@functools.cache
+def _known(chip: jax.Device) -> tuple[str, ...]:
+    """List the options that the compiler of a chip takes; a later one may have dropped some."""
+    if _takes(chip, OPTIONS):
+        return tuple(OPTIONS)
+    return tuple(name for name in OPTIONS if _takes(chip, {name: OPTIONS[name]}))
+
+
+def _takes(chip: jax.Device, options: dict[str, str]) -> bool:
+    place = NamedSharding(Mesh([chip], "chip"), PartitionSpec())
+    number = jax.ShapeDtypeStruct((), "float32", sharding=place)
+    try:
+        jax.jit(lambda x: x).lower(number).compile(compiler_options=options)
+    except JaxRuntimeError as error:
+        if "No such compile option" in str(error):
+            return False
+        raise
+    return True

@@ -1,0 +1,72 @@
+"""Batches that the devices do not divide become the nearest that they do, and the run says so."""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust.training import batch_sizes
+from jaxrobust.training.run import run as training_run
+from tests.support.runs import quiet_run, tiny
+
+
+def sizes(devices, **changes):
+    """The batches of both phases on so many devices."""
+    config, said = batch_sizes.fitted(tiny(**changes), devices)
+    return config.pretrain.batch_size, config.train.batch_size, len(said)
+
+
+class NearestTest(parameterized.TestCase):
+    @parameterized.parameters(
+        # (batch, devices, what else, the batch that it becomes)
+        (1408, 256, {}, 1536),  # 5.5 images each: of two as near, the larger
+        (864, 256, {}, 768),  # 3.4
+        (864, 256, {"mixup__mixup": 0.8}, 1024),  # 3 would leave one without another to mix with
+        (64, 3, {}, 63),
+        (64, 3, {"train__microbatches": 4}, 60),
+        (60, 8, {"mixup__cutmix": 1.0, "mixup__group": 4, "train__microbatches": 2}, 64),
+        (64, 8, {"mixup__cutmix": 1.0, "mixup__group": 6}, 64),  # divided: `build` refuses the rest
+        (64, 200, {}, 64),  # 200 is too far away, as `build.divides` will say
+    )
+    def test_nearest(self, batch, devices, changes, expected):
+        _, train, said = sizes(devices, train__batch_size=batch, pretrain__epochs=0, **changes)
+        self.assertEqual((train, said), (expected, int(batch != expected)))
+
+    def test_each_phase_has_its_own(self):
+        found = sizes(3, pretrain__batch_size=65, train__batch_size=63)
+        self.assertEqual(found, (66, 63, 1))
+
+    def test_the_config_that_is_given_stays(self):
+        given = tiny()
+        changed, _ = batch_sizes.fitted(given, 3)
+        self.assertEqual((given.train.batch_size, changed.train.batch_size), (64, 63))
+        self.assertIs(batch_sizes.fitted(given, 8)[0], given)
+
+    def test_what_is_said(self):
+        _, (pretrain, train) = batch_sizes.fitted(tiny(train__lr=0.003), 3)
+        self.assertEqual(
+            train,
+            "train.batch_size=64 cannot be split over 3 devices: it becomes 63, the nearest that "
+            "can, and train.lr stays 0.003",
+        )
+        self.assertStartsWith(pretrain, "pretrain.batch_size=64 cannot be split over 3 devices")
+
+
+class RunTest(absltest.TestCase):
+    def test_a_run_says_it_and_its_record_has_the_batch_that_is_used(self):
+        workdir = Path(self.create_tempdir().full_path) / "run"
+        with mock.patch.object(training_run, "_phases") as trained:
+            said = quiet_run(tiny(train__batch_size=60), workdir)  # on 8 devices
+        self.assertIn("train.batch_size=60 cannot be split over 8 devices: it becomes 64", said)
+        written = json.loads((workdir / "config.json").read_text())
+        self.assertEqual(written["train"]["batch_size"], 64)
+        config, _, given, parts, *_ = trained.call_args.args
+        self.assertEqual(config.train.batch_size, 64)
+        self.assertEqual(given["train"]["batch_size"], 64)  # of which a record's config hash is
+        batch = parts["train"].phase.total_steps, parts["train"].config.train.batch_size
+        self.assertEqual(batch, (3 * 256 // 64, 64))
+
+
+if __name__ == "__main__":
+    absltest.main()
