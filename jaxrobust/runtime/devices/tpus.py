@@ -48,7 +48,7 @@ def _known(chip: jax.Device) -> tuple[str, ...]:
     return tuple(name for name in OPTIONS if _takes(chip, {name: OPTIONS[name]}))
 
 
-def _takes(chip: jax.Device, options: dict[str, str]) -> bool:
+def _takes(chip: jax.Device, options: dict[str, str | bool]) -> bool:
     place = NamedSharding(Mesh([chip], "chip"), PartitionSpec())
     number = jax.ShapeDtypeStruct((), "float32", sharding=place)
     try:

@@ -452,7 +452,7 @@ import functools, json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrobust.models.kernels import (
-    attention, channel_attention, normed_depthwise, stem_layers
+    attention, channel_attention, local_interaction, normed_depthwise, stem_layers
 )
 mesh = Mesh(np.array(chips[:1]), ("x",))
 def array(*shape):
@@ -470,6 +470,17 @@ def stem(x, taps=None):
     taps = ones(3, 3, 3, 48) if taps is None else taps
     norms = [[ones(n)] * 3 for n in (48, 96)]
     return stem_layers.stem_layers(x, taps, *norms[0], ones(3, 3, 48, 96), *norms[1])
+def interaction(x, taps=None):
+    n = x.shape[2]
+    taps = ones(3, 3, 1, n) if taps is None else taps
+    rows = [ones(n)] * 7
+    parameters = local_interaction.Interaction(*rows[:2], taps, *rows[2:5], taps, *rows[5:])
+    return local_interaction.local_interaction(x, parameters, None, width=14)[0]
+def batch_stem(x, taps=None):
+    taps = ones(3, 3, 3, 48) if taps is None else taps
+    layers = ((taps, ones(48), ones(48)), (ones(3, 3, 48, 96), ones(96), ones(96)))
+    layers = tuple(stem_layers.BatchLayer(*layer) for layer in layers)
+    return stem_layers.batch_stem_layers(x, layers, None)[0]
 found = []
 jax.config.update("jax_default_matmul_precision", sys.argv[3])
 for function, x in (
@@ -480,6 +491,10 @@ for function, x in (
     (norm, array(4, 7, 7, 768)),
     (stem, array(4, 224, 224, 3)),
     (lambda taps: stem(ones(4, 224, 224, 3), taps), array(3, 3, 3, 48)),
+    (interaction, array(4, 196, 384)),
+    (lambda taps: interaction(ones(4, 196, 768), taps), array(3, 3, 1, 768)),
+    (batch_stem, array(4, 224, 224, 3)),
+    (lambda taps: batch_stem(ones(4, 224, 224, 3), taps), array(3, 3, 3, 48)),
 ):
     module = hlo.parse(both(function).lower(x).compile().as_text())
     found += [(k.name, k.calls, k.cycles > 0) for k in hlo_costs.kernels(module)]
@@ -512,11 +527,17 @@ class CompiledTest(parameterized.TestCase):
         found = json.loads(done.stdout.splitlines()[-1])
         norm = [["depthwise_norm", 1, True], ["depthwise_norm_gradient", 1, True]]
         tokens = [["token_attention", 1, True], ["token_attention_gradient", 1, True]]
-        names = "conv_stem", "conv_stem_gradient", "conv_stem", "conv_stem_sums"
-        stem = [[name, 1, True] for name in names]
-        stem = stem if how[0] == "bfloat16" else []  # float32 takes XLA's path
+        names = ["conv_stem", "conv_stem_gradient", "conv_stem", "conv_stem_sums"]
+        batch = [f"batch_stem_{name}" for name in ("first", "first_sums", "second", "second_sums")]
+        batch += ["batch_stem_third"]
+        more = [sorted([*batch, f"batch_stem_{name}"]) for name in ("gradient", "sums")]
+        stem = [[[name, 1, True] for name in part] for part in (names, [*more[0], *more[1]])]
+        stem = stem if how[0] == "bfloat16" else [[], []]  # float32 takes XLA's path
         channel = [["channel_attention", 1, True], ["channel_attention_gradient", 1, True]]
-        self.assertEqual(found, [*tokens, *tokens, *channel, *norm, *norm, *stem])
+        names = "", "_gradient", "_residual", "_sums"
+        interaction = [[f"token_interaction{name}", 1, True] for name in names] * 2
+        expected = [*tokens, *tokens, *channel, *norm, *norm, *stem[0], *interaction, *stem[1]]
+        self.assertEqual(found, expected)
 
 
 if __name__ == "__main__":
