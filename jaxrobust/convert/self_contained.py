@@ -133,7 +133,8 @@ def _code(file: Path) -> str:
     parts: dict[str, list[str]] = {"constants": [], "bases": [], "called": []}
     for node in taken:
         at = "bases" if _name(node) in first else "called"
-        parts["constants" if isinstance(node, ast.Assign) else at].append(_lines(layers, node))
+        written = "\n".join(layers.splitlines()[node.lineno - 1 : node.end_lineno])
+        parts["constants" if isinstance(node, ast.Assign) else at].append(written)
     body = "\n".join(code.splitlines()[last.end_lineno :]).strip()
     imports = _imports([tree, shared], set().union(*map(_names, [*own, *taken])))
     head = "\n\n".join([imports, *parts["constants"]])
@@ -191,7 +192,3 @@ def _imports(trees: list[ast.Module], used: set[str]) -> str:
     lines += [f"from {name} import {', '.join(sorted(parts[name]))}" for name in sorted(parts)]
     groups = ([line for line in lines if (" torch" in line) == ours] for ours in (False, True))
     return "\n\n".join("\n".join(group) for group in groups)
-
-
-def _lines(code: str, node: ast.stmt) -> str:
-    return "\n".join(code.splitlines()[node.lineno - 1 : node.end_lineno])

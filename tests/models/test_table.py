@@ -123,7 +123,7 @@ class ShippedTest(parameterized.TestCase):
 
     def test_the_file_is_what_the_tool_writes(self):
         written = refresh_counts.text(map(table.architecture, models.available()))
-        self.assertEqual(written, (paths.ROOT / "jaxrobust/models/counted.py").read_text())
+        self.assertEqual(written, (paths.ROOT / "jaxrobust/models/counted.json").read_text())
 
 
 @pytest.mark.slow

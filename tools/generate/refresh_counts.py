@@ -1,5 +1,6 @@
-"""Writes what the networks cost to `jaxrobust/models/counted.py`, by tracing all; review it."""
+"""Writes what the networks cost to `jaxrobust/models/counted.json`, by tracing all; review it."""
 
+import json
 import multiprocessing
 import os
 import sys
@@ -14,23 +15,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs
 from jaxrobust import models
 from jaxrobust.models import table
 
-_HEAD = '''\
-"""What the networks cost, by tracing them, as `tools/generate/refresh_counts.py` writes it."""
-
-# name -> parameters, multiply-adds of one image, stem, norms
-COUNTED: dict[str, tuple[int, int, str, str]] = {
-'''
-
 
 def text(rows: Iterable[table.ArchitectureRow]) -> str:
-    lines = [
-        f'    "{row.name}": ({row.parameters}, {row.multiply_adds}, "{row.stem}", "{row.norms}"),\n'
-        for row in rows
-    ]
-    return _HEAD + "".join(lines) + "}\n"
+    counts = {row.name: [row.parameters, row.multiply_adds, row.stem, row.norms] for row in rows}
+    lines = [f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in counts.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 if __name__ == "__main__":
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         counts = list(pool.imap(table.counted, models.available()))
-    (ROOT / "jaxrobust" / "models" / "counted.py").write_text(text(counts))
+    (ROOT / "jaxrobust" / "models" / "counted.json").write_text(text(counts))

@@ -36,7 +36,10 @@ def choose(
     if ids is not None:
         if names is None:
             raise no_names(source)
-        rows = subsets.find(ids, labels, names, _folders(source, ids), where, whole=True)
+        # A list names ImageNet's classes; where others name them, only the labels compare.
+        others = source.num_classes == 1000 and not set(source.classes) & set(imagenet.synsets())
+        folders = () if ids.imagenet and others else source.classes
+        rows = subsets.find(ids, labels, names, folders, where, whole=True)
     if lookup is not None:
         inside = lookup[labels[rows]] >= 0
         if ids is not None and not inside.all():
@@ -57,9 +60,3 @@ def choose(
 def no_names(source: Source) -> DataError:
     """Return the refusal of a list of ids for a data set whose records have no names."""
     return DataError(f"{source.where()} has no file names, by which ids could choose records")
-
-
-def _folders(source: Source, ids: subsets.Ids) -> tuple[str, ...]:
-    """Name the classes as a list of ids does; empty where only ImageNet's labels compare."""
-    others = source.num_classes == 1000 and not set(source.classes) & set(imagenet.synsets())
-    return () if ids.imagenet and others else source.classes

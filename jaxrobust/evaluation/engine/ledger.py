@@ -239,7 +239,10 @@ def _begun_by(
         words.append("its images or labels are others")
     words.append(fingerprint.difference(known, here))
     older = fingerprint.other_versions(known.get("versions") or {}, here["versions"])
-    if not _same_search(theirs.get("search"), ours["search"], older):
+    search, own = theirs.get("search"), ours["search"]
+    if older and isinstance(search, dict) and isinstance(own, dict):
+        search, own = search.get("arrays"), own["arrays"]
+    if search != own:
         words.append("it was searched with another network")
     if text := "; ".join(filter(None, words)):
         raise ValueError(
@@ -247,12 +250,6 @@ def _begun_by(
             "Pass another ledger, or the settings of that one"
         )
     return known["versions"] if older else None
-
-
-def _same_search(theirs: Any, ours: Any, older: bool) -> bool:
-    if older and isinstance(theirs, dict) and isinstance(ours, dict):
-        return theirs.get("arrays") == ours["arrays"]
-    return theirs == ours
 
 
 def _is_verdict(record: dict[str, Any]) -> bool:

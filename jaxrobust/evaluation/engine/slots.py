@@ -136,7 +136,9 @@ def _advance(
             hit &= lax.cond(jnp.any(hit), sure, lambda: hit)
         first, flat = slots.steps == 0, slots.flat
         if done.gradient is not None:
-            flat = jnp.where(first, _zero(done.gradient), flat)
+            gradient = done.gradient[0] if isinstance(done.gradient, tuple) else done.gradient
+            is_zero = jnp.all(gradient.reshape(gradient.shape[0], -1) == 0, axis=1)
+            flat = jnp.where(first, is_zero, flat)
         # One wrong draw of a randomised network ends nothing: as in the reference, its run goes on
         # to the end, and its latest wrong point is tried once more.
         over = machine.finished(done.state) | (False if keyed else hit)
@@ -213,11 +215,6 @@ def _wrap(keys: Any) -> Array:
 def _wrong(logits: Array, labels: Array) -> Array:
     other = jnp.argmax(logits, axis=1).astype(labels.dtype) != labels
     return other | ~jnp.all(jnp.isfinite(logits), axis=1)  # no answer is no right one
-
-
-def _zero(gradient: Any) -> Array:
-    gradient = gradient[0] if isinstance(gradient, tuple) else gradient
-    return jnp.all(gradient.reshape(gradient.shape[0], -1) == 0, axis=1)
 
 
 def _where(mask: Any, yes: Any, no: Any) -> Any:

@@ -24,7 +24,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.devices import sharding
-from jaxrobust.types import Attack, Classifier, Threat, Weights
+from jaxrobust.types import Attack, Threat, Weights
 
 LogitsOf = Callable[[str], Any]  # compute type -> logits_fn
 
@@ -37,15 +37,15 @@ def networks_of(subject: Subject, weights: Weights) -> LogitsOf:
         if dtype not in made:
             net = subject.create(dtype)
             params = cast(weights.params, jnp.dtype(dtype))
-            logits = _with_keys(net) if subject.keyed else lambda *given: net.apply(*given)[0]
+
+            def logits(*given: Any) -> Any:
+                key = given[3] if subject.keyed else None
+                return net.apply(*given[:3], key=key)[0]
+
             made[dtype] = jax.tree_util.Partial(logits, params, weights.stats)
         return made[dtype]
 
     return logits_fn
-
-
-def _with_keys(net: Classifier) -> Any:
-    return lambda *given: net.apply(*given[:-1], key=given[-1])[0]
 
 
 def searched(

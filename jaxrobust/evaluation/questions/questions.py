@@ -134,7 +134,10 @@ def check(question: Question, subject: Subject, source: registry.Source) -> None
     _check_choices(question, subject)
     _check_numbers(question)
     if question.searches:
-        _check_plan(question, subject)
+        try:
+            ensembles.plan(subject.norm, question.version, question.names, question.overrides())
+        except ValueError as error:
+            raise ValueError(f"--attack={question.attack}: {error}") from error
     channels = subject.network.in_channels
     if source.channels != channels:
         raise ValueError(
@@ -244,10 +247,3 @@ def _check_numbers(question: Question) -> None:
             raise ValueError(f"--{flag}={value} must be at least {low}")
     if question.seed >= 2**32:  # of which JAX makes keys; the rest would be cut off
         raise ValueError(f"--seed={question.seed} must be below 2^32")
-
-
-def _check_plan(question: Question, subject: Subject) -> None:
-    try:
-        ensembles.plan(subject.norm, question.version, question.names, question.overrides())
-    except ValueError as error:
-        raise ValueError(f"--attack={question.attack}: {error}") from error

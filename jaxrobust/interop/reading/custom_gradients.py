@@ -120,7 +120,9 @@ def _applied(cls: Any, *operands: Any) -> Any:
         return _like(result, [_stopped(o) for o in outputs])
     with torch.no_grad():
         holes = iter([torch.ops.jaxrobust.hole(o) for o in mine])
-        held = [next(holes) if any(o is m for m in mine) else _zero(o) for o in outputs]
+        zeros = [torch.zeros_like(o) if isinstance(o, torch.Tensor) else None for o in outputs]
+        pairs = zip(outputs, zeros, strict=True)
+        held = [next(holes) if any(o is m for m in mine) else zero for o, zero in pairs]
         # Copies: what a method such as `contiguous` gives back as it is would take a hole's name.
         given = cls.backward(context, *(None if hole is None else hole.clone() for hole in held))
         given = given if isinstance(given, tuple | list) else (given,)
@@ -159,12 +161,6 @@ def _stopped(value: Any) -> Any:
 
     floats = isinstance(value, torch.Tensor) and value.is_floating_point()
     return torch.ops.jaxrobust.stop(value) if floats else value
-
-
-def _zero(value: Any) -> Any:
-    import torch
-
-    return torch.zeros_like(value) if isinstance(value, torch.Tensor) else None
 
 
 def _fitted(gradient: Any, operand: Any) -> Any:
