@@ -12,7 +12,7 @@ import jax
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-OPTIONS = {
+OPTIONS: dict[str, str | bool] = {
     # Sums run beside the product of matrices that makes the next gradient, each by itself.
     "xla_enable_async_all_reduce": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
@@ -26,7 +26,7 @@ OPTIONS = {
 }
 
 
-def step_options(mesh: Mesh) -> dict[str, str] | None:
+def step_options(mesh: Mesh) -> dict[str, str | bool] | None:
     """Choose compiler options of a step of training on a mesh of TPUs; None: libtpu's own.
 
     What $LIBTPU_INIT_ARGS names stays as it says there.
