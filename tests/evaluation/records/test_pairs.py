@@ -127,6 +127,12 @@ class CompareTest(absltest.TestCase):
         same = pairs.compare(np.array([True, False]), np.array([False, True]))
         self.assertIsNone(pairs.images_needed(same))
 
+    def test_images_needed_by_hand(self):
+        """35 of 100 differ, by 25: ((1.95996 sqrt(.35) + .84162 sqrt(.35 - .0625)) / .25) ^ 2."""
+        first = np.array([False] * 30 + [True] * 5 + [True] * 65)
+        second = np.array([True] * 30 + [False] * 5 + [True] * 65)
+        self.assertEqual(pairs.images_needed(pairs.compare(first, second)), 42)  # from 41.5
+
     def test_counts(self):
         first = np.array([True, True, False, False, True, False])
         second = np.array([True, False, True, True, True, True])

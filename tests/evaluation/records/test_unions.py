@@ -62,6 +62,12 @@ class OneDrawTest(parameterized.TestCase):
         told = {"rule": "majority", "draws": 20, "one_draw": one}
         self.assertIn("robust at most 50.0%", records.draws_line(told))
 
+    def test_what_one_draw_fools_already_need_not_be_attacked(self):
+        first = found([1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0])
+        other = found([1, 1, 0, 1], [1, 0, 0, 1], ids=range(4))
+        one = unions.united([first, other], BALLS, ["a", "b"]).record.draws["one_draw"]
+        self.assertEqual((one["robust"], one["at_most"]), (2 / 6, False))
+
     def test_parts_of_before_do_not_know_it(self):
         first, other = (found([1] * 5 + [0], [1] * 5 + [0]) for _ in range(2))
         del first.record.draws["one_draw"]["bits"]
