@@ -87,6 +87,7 @@ def over_images(
     per: int = 1,
     repeated: Sequence[Array] = (),
     parameters: Sequence[Array] = (),
+    sums: Sequence[tuple[int, ...]] = (),
     dtype: Any = None,
     interpret: bool,
 ) -> list[Array]:
@@ -94,12 +95,14 @@ def over_images(
 
     Args:
       kernel: whose body gets references to blocks f[per,..] of `arrays` and of `repeated`, to
-        `parameters`, to blocks of the results, and to `scratch`.
+        `parameters`, to blocks of the results, to `sums`, and to `scratch`.
       arrays: f[B,..].
       outs: shapes of the results of one image.
       per: divides B.
       repeated: f[P,..] with P one, or a multiple of `per` that divides B; image i sees row i mod P.
-      dtype: type of the results; None: that of the first array.
+      sums: shapes of f32 results that all images see, one after another, and the first one clears;
+        a chip with two cores then uses one.
+      dtype: type of the other results; None: that of the first array.
       interpret: whether to run it by JAX's interpreter, on any platform.
     """
     from jax.experimental import pallas as pl  # 0.2 s, which nothing but a trace needs
@@ -115,26 +118,28 @@ def over_images(
         turns = array.shape[0] // per
         return pl.BlockSpec((per, *array.shape[1:]), lambda i: (lax.rem(i, turns), *rest))
 
-    def whole(array: Array) -> Any:
+    def whole(array: Any) -> Any:
         return pl.BlockSpec(array.shape, lambda i: (0,) * array.ndim)
 
     blocks: list[Any] = [*arrays, *repeated, *results]
     held = sum(min(per, a.shape[0]) * tiled(a.shape[1:], a.dtype.itemsize) for a in blocks)
     scratch = sum(tiled(shape, 4) for shape in kernel.scratch)
+    totals = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in sums]
+    held += sum(tiled(shape, 4) for shape in sums)
     needed = 2 * held + scratch + kernel.beside  # the next blocks arrive meanwhile
-    moved = sum(a.size * a.dtype.itemsize for a in [*blocks, *parameters])
+    moved = sum(a.size * a.dtype.itemsize for a in [*blocks, *parameters, *totals])
     total = kernel.cost * batch
     run = pl.pallas_call(
         kernel.body,
-        out_shape=results,
+        out_shape=[*results, *totals],
         grid=(batch // per,),
         in_specs=[*map(block, (*arrays, *repeated)), *map(whole, parameters)],
-        out_specs=[*map(block, results)],
+        out_specs=[*map(block, results), *map(whole, totals)],
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in kernel.scratch],
         name=kernel.name,
         interpret=interpret,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",),
+            dimension_semantics=("arbitrary" if sums else "parallel",),
             vmem_limit_bytes=None if needed < SCOPED else _MORE,
         ),
         cost_estimate=pl.CostEstimate(
