@@ -1,7 +1,7 @@
 """A block of ConvNeXt as one kernel: x + gamma * MLP(LN(depthwise(x))), and its gradients.
 
-A block reads its image once and writes it once. What the convolution makes is kept for the gradient,
-which reads it and the gradient of the result and writes the gradient of the image: in an attack's
+A block reads its image once and writes it once. What the convolution makes is kept for the gradient
+that reads it and the gradient of the result, and writes the gradient of the image: in an attack's
 step six arrays of activations, where XLA moves the hidden layer, four times as wide, as well. The
 hidden layer is computed again, since products are cheaper than its way to HBM and back, and so are
 the norm and the GELU. `sums` adds up the gradients of parameters over all images in float32.
@@ -21,12 +21,12 @@ import jax.numpy as jnp
 from jaxrobust.models.kernels.tpu import depthwise_norm
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
-    SCOPED,
     SUBLANES,
     Kernel,
     KernelCost,
     dot,
     elementwise,
+    fast_memory,
     over_images,
     product,
     tiled,
@@ -108,7 +108,7 @@ def refused(x: Array, p: BlockParameters) -> str | None:
         return f"{p.first.shape[1]} hidden channels are no multiple of {LANES}"
     if reason := depthwise_norm.refused(x, p.taps):
         return reason
-    if _needed(_sizes(x, p), sums=False) > SCOPED:
+    if _needed(_sizes(x, p), sums=True) > fast_memory():
         return (
             f"{x.shape[1]}x{x.shape[2]} with its weights is larger than the fast memory of a chip"
         )
@@ -118,9 +118,9 @@ def refused(x: Array, p: BlockParameters) -> str | None:
 def _needed(s: _Sizes, sums: bool) -> int:
     """Count the bytes that the gradient's kernel takes."""
     images = s.per * tiled((s.height, s.wide, s.channels), 2)
-    weights = 2 * s.channels * s.hidden
+    weights = 2 * s.channels * s.hidden * 2
     scratch = tiled(s.padded, 4) * (1 + sums) + tiled((s.rows, s.wide, s.channels), 4)
-    return 2 * ((3 + sums) * images + weights * (2 + 4 * sums)) + scratch + _values(s)
+    return 2 * (3 + sums) * images + weights * (1 + 2 * sums) + scratch + _values(s)
 
 
 def _values(s: _Sizes) -> int:
@@ -131,21 +131,31 @@ def _values(s: _Sizes) -> int:
 # ------------------------------------------------------------------------------------- the kernels
 
 
-def _each_row(s: _Sizes, call: Callable[..., None], unroll: int = 1) -> None:
+def _each_image(s: _Sizes, call: Callable[[Any], None]) -> None:
+    from jax.experimental import pallas as pl
+
+    call(0) if s.per == 1 else pl.loop(0, s.per)(call)
+
+
+def _each_row(s: _Sizes, call: Callable[[Any, Any], None], unroll: int = 1) -> None:
     """Call with an image and a row, for each row of each image."""
     from jax.experimental import pallas as pl
 
-    for image in range(s.per):
+    def rows(image: Any) -> None:
         pl.loop(0, s.height, unroll=unroll)(functools.partial(call, image))
+
+    _each_image(s, rows)
 
 
 def _clear(s: _Sizes, padded: Any) -> None:
-    for image in range(s.per):
+    def clear(image: Any) -> None:
         depthwise_norm.clear_rim(padded.at[image], s.height, s.width, s.side // 2)
+
+    _each_image(s, clear)
 
 
 def _put_images(s: _Sizes, x: Any, padded: Any) -> None:
-    def put(image: int, row: Any) -> None:
+    def put(image: Any, row: Any) -> None:
         depthwise_norm.put_row(padded.at[image], row, s.side // 2, x[image, row])
 
     _each_row(s, put)
@@ -193,7 +203,7 @@ def _forward(x, share, taps, affine, first, first_bias, second, out, *rest, s, e
     _clear(s, padded)
     _put_images(s, x, padded)
 
-    def sum_and_norm(image: int, row: Any) -> None:
+    def sum_and_norm(image: Any, row: Any) -> None:
         z = depthwise_norm.sum_taps(padded.at[image], taps, row, s.wide) + bias
         for ref in kept:
             ref[image, row] = z.astype(dtype)
@@ -274,7 +284,7 @@ def _backward(z, g, *refs, s, eps, summed: bool) -> None:
             for i, value in enumerate((to_z, to_y * normal, to_y, to_branch)):
                 total.affine[i : i + 1] += value.sum(0, keepdims=True)
 
-    def sum_and_add(image: int, row: Any) -> None:
+    def sum_and_add(image: Any, row: Any) -> None:
         to_x = depthwise_norm.sum_taps(padded.at[image], taps, row, s.wide)[: s.width]
         out[image, row] = (to_x + g[image, row].astype(jnp.float32)).astype(dtype)
 
@@ -283,8 +293,9 @@ def _backward(z, g, *refs, s, eps, summed: bool) -> None:
     if summed:
         _clear(s, around)
         _put_images(s, x, around)
-        for image in range(s.per):
-            _sum_products(s, around.at[image], padded.at[image], total.taps)
+        _each_image(
+            s, lambda image: _sum_products(s, around.at[image], padded.at[image], total.taps)
+        )
 
 
 def _start(total: _Sums) -> None:
@@ -299,24 +310,29 @@ def _start(total: _Sums) -> None:
 def _sum_products(s: _Sizes, x: Any, to_z: Any, out: Any) -> None:
     """Add up what each tap sees, times the gradient of what it adds to."""
     rim = s.side // 2
+
+    def line_of_taps(line: int, group: int, lanes: slice) -> None:
+        shape = SUBLANES, lanes.stop - lanes.start
+
+        def add(row: Any, totals: Sequence[Array]) -> list[Array]:
+            def read(ref: Any, row: Any, column: int) -> Array:
+                return ref[group, row, column : column + s.wide, : shape[1]]
+
+            g = read(to_z, row + rim, rim)
+            seen = (read(x, row + line, column) for column in range(s.side))
+            return [
+                total + (g * part).reshape(-1, *shape).sum(0)
+                for total, part in zip(totals, seen, strict=True)
+            ]
+
+        totals = jax.lax.fori_loop(0, s.height, add, [jnp.zeros(shape, jnp.float32)] * s.side)
+        for column, total in enumerate(totals):
+            tap = line * s.side + column
+            out[tap : tap + 1, lanes] += total.sum(0, keepdims=True)
+
     for group, lanes in enumerate(depthwise_norm.groups(s.channels)):
-        count = lanes.stop - lanes.start
         for line in range(s.side):
-
-            def add(row: Any, totals: Sequence[Array], line: int = line, group: int = group):
-                g = to_z[group, row + rim, rim : rim + s.wide, :count]
-                seen = [
-                    x[group, row + line, column : column + s.wide, :count]
-                    for column in range(s.side)
-                ]
-                parts = [(g * part).reshape(-1, SUBLANES, count).sum(0) for part in seen]
-                return [a + b for a, b in zip(totals, parts, strict=True)]
-
-            zero = [jnp.zeros((SUBLANES, count), jnp.float32)] * s.side
-            totals = jax.lax.fori_loop(0, s.height, add, zero)
-            for column, total in enumerate(totals):
-                tap = line * s.side + column
-                out[tap : tap + 1, lanes] += total.sum(0, keepdims=True)
+            line_of_taps(line, group, lanes)
 
 
 def _cost(s: _Sizes, channels: float, hidden: float, powers: int, products: int) -> KernelCost:
@@ -344,6 +360,7 @@ def _scratch(s: _Sizes) -> list[tuple[int, ...]]:
     return [s.padded, (s.rows, s.wide, s.channels)]
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "keep", "interpret"))
 def forward(
     x: Array,
     share: Array | None,
@@ -371,7 +388,7 @@ def forward(
             functools.partial(_forward, s=s, eps=eps),
             cost,
             [s.padded, s.matrix],
-            _values(s) + 4 * s.channels * s.hidden * 2,
+            _values(s),
         ),
         [x],
         [x.shape[1:], (s.height, s.wide, s.channels)][: 1 + keep],
@@ -382,6 +399,7 @@ def forward(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def backward(
     z: Array,
     g: Array,
@@ -400,7 +418,7 @@ def backward(
             functools.partial(_backward, s=s, eps=eps, summed=False),
             cost,
             _scratch(s),
-            _values(s) + 4 * s.channels * s.hidden * 2,
+            _values(s),
         ),
         [z, g],
         [g.shape[1:]],
@@ -412,6 +430,7 @@ def backward(
     return out
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def all_gradients(
     x: Array,
     z: Array,
@@ -438,7 +457,7 @@ def all_gradients(
             functools.partial(_backward, s=s, eps=eps, summed=True),
             cost,
             [s.padded, *_scratch(s)],
-            _values(s) + 4 * s.channels * s.hidden * 2,
+            _values(s),
         ),
         [z, g, x],
         [g.shape[1:]],

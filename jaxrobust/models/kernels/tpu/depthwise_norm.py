@@ -139,7 +139,7 @@ def _backward(z, g, beside, kernel, affine, out, padded, *, eps: float) -> None:
     clear_rim(padded, height, width, rim)
 
     @pl.loop(0, height, unroll=together(height, channels))
-    def norm_gradient(row: Any) -> None:
+    def differentiate_norm(row: Any) -> None:
         normal, inverse = normalised(z[0, row].astype(jnp.float32), eps)
         to_normal = g[0, row].astype(jnp.float32) * scale
         put_row(padded, row, rim, norm_gradient(normal, inverse, to_normal))
