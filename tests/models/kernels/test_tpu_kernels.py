@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models.kernels import attention, convolutions, normed_depthwise, stem_layers
+from jaxrobust.models.kernels import (
+    attention,
+    convnext_block,
+    convolutions,
+    normed_depthwise,
+    stem_layers,
+)
+from jaxrobust.models.kernels.convnext_block import BlockParameters
 from jaxrobust.models.kernels.tpu import (
     calls,
     conv_stem,
@@ -21,6 +28,7 @@ from jaxrobust.models.kernels.tpu import (
     stem_blocks,
     token_attention,
 )
+from jaxrobust.models.kernels.tpu import convnext_block as block_kernel
 from jaxrobust.runtime.devices import topology
 from tests.support import paths
 
@@ -33,8 +41,9 @@ ROUNDED = 2 * 2.0**-8
 def on_tpu(*modules):
     """Take the rules of TPUs on this platform, with interpreted kernels."""
     stack = [mock.patch.object(m, "lax", _Lax(m.lax)) for m in modules]
-    for module in (token_attention, depthwise_norm, conv_stem):
-        for name in {"forward", "backward", "parameter_gradients"} & {*vars(module)}:
+    for module in (token_attention, depthwise_norm, conv_stem, block_kernel):
+        names = {"forward", "backward", "parameter_gradients", "all_gradients"}
+        for name in names & {*vars(module)}:
             interpreted = functools.partial(getattr(module, name), interpret=True)
             stack.append(mock.patch.object(module, name, interpreted))
     return stack
@@ -159,6 +168,71 @@ class KernelsTest(parameterized.TestCase):
         kernel = jax.ShapeDtypeStruct((*window, 1, shape[3]), jnp.float32)
         self.assertRegex(depthwise_norm.refused(x, kernel), reason)
 
+    def block(self, dtype, batch, height, width, channels, side):
+        hidden, c = 4 * channels, (channels,)
+        shapes = (side, side, 1, *c), c, c, c, (*c, hidden), (hidden,), (hidden, *c), c, c
+        parameters = [normal(i, *shape) for i, shape in enumerate(shapes)]
+        for i, inputs in ((0, side), (4, channels**0.5), (6, hidden**0.5)):
+            parameters[i] /= inputs
+        x = normal(9, batch, height, width, channels)
+        return [a.astype(dtype) for a in (x, *parameters)]
+
+    @parameterized.product(
+        dtype=("float32", "bfloat16"),
+        case=((4, 7, 7, 32, 7), (2, 14, 14, 96, 7), (1, 8, 24, 160, 5), (1, 16, 32, 32, 3)),
+        drops=(False, True),
+    )
+    def test_convnext_block(self, dtype, case, drops):
+        x, *parameters = self.block(dtype, *case)
+        share = jnp.asarray([1.25, 0, 1.25, 0][: len(x)], jnp.float32) if drops else None
+
+        def function(x, *parameters):
+            path = None if share is None else lambda y: y * share.astype(y.dtype)
+            return convnext_block.convnext_block(x, BlockParameters(*parameters), path)
+
+        def plain(x, *parameters):
+            return convnext_block._plain(x, share, *parameters, eps=1e-6)
+
+        expected = vjp(plain, x, *parameters)
+        self.as_on_tpu(convnext_block)
+        self.enter_context(mock.patch.object(block_kernel, "refused", lambda *_: None))
+        results = vjp(lambda *operands: function(*operands), x, *parameters)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        self.compare(plain, results, expected, x, *parameters)
+        # The same sums in another program, of which XLA may fuse the interpreter's operations
+        # otherwise: a rounding of float32 where nothing is rounded to bfloat16.
+        attacked = vjp(lambda x: function(x, *parameters), x)
+        self.assertLess(apart(attacked, results[:2]), 1e-6 if dtype == "float32" else ROUNDED)
+        alone = jax.jit(lambda x: function(x, *parameters))(x)
+        self.assertLess(apart([alone], results[:1]), 1e-6 if dtype == "float32" else ROUNDED)
+
+    @parameterized.parameters("float32", "bfloat16")
+    def test_a_convnext_block_elsewhere_is_its_layers(self, dtype):
+        x, *parameters = self.block(dtype, 2, 7, 7, 32, 7)
+        results = vjp(
+            lambda x, *p: convnext_block.convnext_block(x, BlockParameters(*p)), x, *parameters
+        )
+        plain = functools.partial(convnext_block._plain, eps=1e-6)
+        expected = vjp(lambda x, *p: plain(x, None, *p), x, *parameters)
+        for result, right in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(result, right)
+
+    @parameterized.parameters(
+        ("float32", (1, 7, 7, 32), "cpu", "float32 is not bfloat16"),
+        ("bfloat16", (1, 7, 7, 40), "cpu", "160 hidden channels are no multiple of 128"),
+        ("bfloat16", (1, 96, 96, 192), "cpu", "an image of 96x96x192 is larger than .* of a chip"),
+        ("bfloat16", (88, 7, 7, 1536), "cpu", "7x7 with its weights is larger than .* of a chip"),
+        ("bfloat16", (88, 7, 7, 768), "TPU v4", "7x7 with its weights is larger than .* a chip"),
+        ("bfloat16", (88, 7, 7, 1024), "cpu", None),
+        ("bfloat16", (88, 14, 14, 384), "TPU v4", None),
+    )
+    def test_what_convnext_block_does_not_take(self, dtype, shape, chip, reason):
+        x, *parameters = jax.eval_shape(lambda: self.block(dtype, *shape, 7))
+        chips = [mock.Mock(device_kind=chip)]
+        with mock.patch.object(calls.jax, "devices", lambda: chips):
+            found = block_kernel.refused(x, BlockParameters(*parameters))
+        self.assertIsNone(found) if reason is None else self.assertRegex(found or "", reason)
+
     def stem(self, dtype, height, width, c, d):
         shapes = (3, 3, 3, c), (c,), (c,), (c,), (3, 3, c, d), (d,), (d,), (d,)
         parameters = [normal(i, *shape) / (len(shape) + 1) for i, shape in enumerate(shapes)]
@@ -264,7 +338,7 @@ chips = topology.devices(sys.argv[1])
 import functools, json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxrobust.models.kernels import attention, normed_depthwise, stem_layers
+from jaxrobust.models.kernels import attention, convnext_block, normed_depthwise, stem_layers
 mesh = Mesh(np.array(chips[:1]), ("x",))
 def array(*shape):
     sharding = NamedSharding(mesh, PartitionSpec())
@@ -277,6 +351,12 @@ def norm(x):
     return normed_depthwise.depthwise_norm(x, taps, ones, ones, ones)
 def ones(*shape):
     return jnp.ones(shape, sys.argv[2])
+def block(x, scale=None):
+    c, d = x.shape[3], 4 * x.shape[3]
+    scale = ones(c) if scale is None else scale
+    parameters = ones(7, 7, 1, c), ones(c), scale, ones(c), ones(c, d), ones(d), ones(d, c)
+    p = convnext_block.BlockParameters(*parameters, ones(c), ones(c))
+    return convnext_block.convnext_block(x, p)
 def stem(x, taps=None):
     taps = ones(3, 3, 3, 48) if taps is None else taps
     norms = [[ones(n)] * 3 for n in (48, 96)]
@@ -290,6 +370,8 @@ for function, x in (
     (norm, array(4, 7, 7, 768)),
     (stem, array(4, 224, 224, 3)),
     (lambda taps: stem(ones(4, 224, 224, 3), taps), array(3, 3, 3, 48)),
+    (block, array(4, 56, 56, 96)),
+    (lambda scale: block(ones(4, 14, 14, 384), scale), array(384)),
 ):
     module = hlo.parse(both(function).lower(x).compile().as_text())
     found += [(k.name, k.calls, k.cycles > 0) for k in hlo_costs.kernels(module)]
@@ -324,8 +406,16 @@ class CompiledTest(parameterized.TestCase):
         tokens = [["token_attention", 1, True], ["token_attention_gradient", 1, True]]
         names = "conv_stem", "conv_stem_gradient", "conv_stem", "conv_stem_sums"
         stem = [[name, 1, True] for name in names]
-        stem = stem if how[0] == "bfloat16" else []  # float32 takes XLA's path
-        self.assertEqual(found, [*tokens, *tokens, *norm, *norm, *stem])
+        blocks = (
+            "convnext_block",
+            "convnext_block_gradient",
+            "convnext_block",
+            "convnext_block_sums",
+        )
+        block = [[name, 1, True] for name in blocks]
+        if how[0] == "float32":  # takes XLA's path, or the smaller kernel
+            stem, block = [], [*norm, *norm]
+        self.assertEqual(found, [*tokens, *tokens, *norm, *norm, *stem, *block])
 
 
 if __name__ == "__main__":
