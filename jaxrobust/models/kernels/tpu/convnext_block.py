@@ -335,12 +335,14 @@ def _sum_products(s: _Sizes, x: Any, to_z: Any, out: Any) -> None:
             line_of_taps(line, group, lanes)
 
 
-def _cost(s: _Sizes, channels: float, hidden: float, powers: int, products: int) -> KernelCost:
-    """Count products and vector operations of one image: of its channels and the hidden layer."""
+def _cost(s: _Sizes, products: int, channels: int, hidden: int, powers: int) -> KernelCost:
+    """Count an image: products with a matrix of weights, and vector operations on registers of its
+    channels, the taps' among them, and of the hidden layer, where powers have a unit of their own.
+    """
     pixels = s.height * s.wide
     both = product(pixels, s.channels, s.hidden) + product(pixels, s.hidden, s.channels)
-    vectors = elementwise(pixels, s.channels, channels)
-    return both * (products / 2) + vectors + elementwise(pixels, s.hidden, hidden, powers)
+    vectors = elementwise(pixels, s.channels, channels) + elementwise(pixels, s.hidden, hidden)
+    return both * (products / 2) + vectors + KernelCost(0, pixels * s.hidden * powers)
 
 
 def _share(share: Array | None, channels: int) -> Array:
@@ -381,7 +383,7 @@ def forward(
       interpret: as of `over_images`.
     """
     s = _sizes(x, p)
-    cost = _cost(s, 2 * s.side**2 + 26, 16, 1, 2)
+    cost = _cost(s, 2, 2 * s.side**2 + 28, 16, 1)
     return over_images(
         Kernel(
             "convnext_block",
@@ -411,7 +413,7 @@ def backward(
 ) -> Array:
     """Compute the gradient for `x` from that of the result, and from what `forward` kept."""
     s = _sizes(g, p)
-    cost = _cost(s, 2 * s.side**2 + 60, 28, 2, 3)
+    cost = _cost(s, 3, 2 * s.side**2 + 45, 19, 2)
     (out,) = over_images(
         Kernel(
             "convnext_block_gradient",
@@ -443,7 +445,7 @@ def all_gradients(
 ) -> tuple[Array, BlockParameters]:
     """Compute what `backward` does, and the gradients for the parameters in float32."""
     s = _sizes(g, p)
-    cost = _cost(s, 4 * s.side**2 + 66, 32, 2, 5)
+    cost = _cost(s, 5, 5 * s.side**2 + 60, 24, 2)
     shapes = [
         (s.side**2, s.channels),
         (SUBLANES, s.channels),
