@@ -34,7 +34,7 @@ def _plain(x: Array, share: Array | None, *parameters: Array, eps: float) -> Arr
     y = layers.layer_norm(depthwise_conv(x, p.taps, p.bias), p.scale, p.shift, eps=eps)
     if share is None:
         return _add_branch(x, y, p, None)
-    return _add_branch(x, y, p, lambda y: (y * share[:, None, None, None]).astype(y.dtype))
+    return _add_branch(x, y, p, lambda y: y * share.astype(y.dtype)[:, None, None, None])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

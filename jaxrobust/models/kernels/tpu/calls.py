@@ -134,9 +134,10 @@ def over_images(
     held = sum(min(per, a.shape[0]) * tiled(a.shape[1:], a.dtype.itemsize) for a in blocks)
     scratch = sum(tiled(shape, 4) for shape in kernel.scratch)
     totals = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in sums]
-    alone = sum(tiled(a.shape, a.dtype.itemsize) for a in [*parameters, *totals])
+    beside: list[Any] = [*parameters, *totals]
+    alone = sum(tiled(a.shape, a.dtype.itemsize) for a in beside)
     needed = 2 * held + alone + scratch + kernel.beside  # the next blocks arrive meanwhile
-    moved = sum(a.size * a.dtype.itemsize for a in [*blocks, *parameters, *totals])
+    moved = sum(a.size * a.dtype.itemsize for a in [*blocks, *beside])
     total = kernel.cost * batch
     run = pl.pallas_call(
         kernel.body,

@@ -239,14 +239,15 @@ class _Sums(NamedTuple):
     second: Any  # but for gamma
 
 
-def _backward(z, g, *refs, s, eps, summed: bool) -> None:
+def _backward(z, g, *refs: Any, s, eps, summed: bool) -> None:
     """Compute the gradient for the image; if `summed`, those for parameters as well."""
     from jax.experimental import pallas as pl
 
-    x, *refs = refs if summed else (None, *refs)
-    share, taps, affine, first, first_bias, second, out, *sums, padded, wide = refs
+    rest = [*refs]
     if summed:
-        *sums, around = sums
+        x, around = rest.pop(0), rest.pop()
+    share, taps, affine, first, first_bias, second, out, *sums, padded, wide = rest
+    if summed:
         total = _Sums(*sums)
         _start(total)
     dtype, exact, rim = out.dtype, out.dtype == jnp.float32, s.side // 2
@@ -458,7 +459,7 @@ def all_gradients(
             "convnext_block_sums",
             functools.partial(_backward, s=s, eps=eps, summed=True),
             cost,
-            [s.padded, *_scratch(s)],
+            [*_scratch(s), s.padded],
             _values(s),
         ),
         [z, g, x],
@@ -470,10 +471,12 @@ def all_gradients(
         interpret=interpret,
     )
     wide = BlockParameters(*(a.astype(jnp.float32) for a in p))
-    to_branch = affine[3]
+    to_bias, to_scale, to_shift, to_branch = affine[:4]
     gradients = BlockParameters(
         taps.reshape(p.taps.shape),
-        *affine[:3],
+        to_bias,
+        to_scale,
+        to_shift,
         first,
         first_bias[0],
         second * wide.gamma[None],
