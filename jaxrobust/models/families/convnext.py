@@ -55,6 +55,17 @@ VARIANTS = {
 }
 
 
+def block_parameters(
+    conv: DepthwiseConv, norm: LayerNorm, mlp: Mlp, gamma: Array | None = None
+) -> BlockParameters:
+    """Collect the parameters of a block; without `gamma` its branch is added as it is."""
+    return BlockParameters(
+        *(conv.kernel[...], conv.bias[...], norm.scale[...], norm.bias[...]),
+        *(mlp.fc1.kernel[...], mlp.fc1.bias[...], mlp.fc2.kernel[...], mlp.fc2.bias[...]),
+        gamma,
+    )
+
+
 class Block(nnx.Module):
     """x + gamma * MLP(LN(depthwise 7x7(x)))."""
 
@@ -65,14 +76,9 @@ class Block(nnx.Module):
         self.gamma = nnx.Param(jnp.full(dim, gamma_init, jnp.float32))
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        conv, norm, mlp = self.conv_dw, self.norm, self.mlp
-        parameters = BlockParameters(
-            *(conv.kernel[...], conv.bias[...], norm.scale[...], norm.bias[...]),
-            *(mlp.fc1.kernel[...], mlp.fc1.bias[...], mlp.fc2.kernel[...], mlp.fc2.bias[...]),
-            self.gamma[...],
-        )
+        parameters = block_parameters(self.conv_dw, self.norm, self.mlp, self.gamma[...])
         path = None if drop is None else branches(drop, 1)[0]
-        return convnext_block(x, parameters, path, eps=norm.eps)
+        return convnext_block(x, parameters, path, eps=self.norm.eps)
 
 
 class Stage(nnx.Module):

@@ -11,7 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.normed_depthwise import depthwise_norm
-from jaxrobust.models.kernels.primitives import rounded
+from jaxrobust.models.kernels.primitives import add_bias, rounded
 from jaxrobust.models.kernels.tpu import calls
 from jaxrobust.models.kernels.tpu import convnext_block as kernel
 from jaxrobust.models.kernels.tpu.convnext_block import BlockParameters
@@ -24,6 +24,9 @@ def _add_branch(x: Array, y: Array, p: BlockParameters, path: Path | None) -> Ar
     """Compute `x + gamma * MLP(y)`."""
     hidden = layers.gelu(layers.linear(y, p.first), p.first_bias)
     y = layers.linear(hidden, p.second)
+    if p.gamma is None:
+        y = add_bias(y, p.second_bias)
+        return x + (y if path is None else path(y))
     if path is None:
         return layers.scaled_residual(x, y, p.second_bias, p.gamma)
     return x + path(layers.scaled_residual(jnp.zeros_like(x), y, p.second_bias, p.gamma))
@@ -68,11 +71,16 @@ _block.defvjp(_forward, _backward, symbolic_zeros=True)
 def convnext_block(
     x: Array, p: BlockParameters, path: Path | None = None, *, eps: float = 1e-6
 ) -> Array:
-    """Compute `x + path(gamma * MLP(LN(depthwise(x))))` of f[B,H,W,C], with an exact GELU."""
+    """Compute `x + path(gamma * MLP(LN(depthwise(x))))` of f[B,H,W,C], with an exact GELU.
+
+    Without `p.gamma` the branch is added as it is.
+    """
     if calls.plain("a block of ConvNeXt", kernel.refused(x, p)):
         y, x = depthwise_norm(x, p.taps, p.bias, p.scale, p.shift, eps=eps)
         return _add_branch(x, y, p, path)
     share = None if path is None else path(jnp.ones(len(x), jnp.float32))
+    if p.gamma is None:
+        p = p._replace(gamma=jnp.ones(x.shape[3], x.dtype))
     return lax.platform_dependent(
         x,
         share,

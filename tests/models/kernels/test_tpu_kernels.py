@@ -183,6 +183,10 @@ class KernelsTest(parameterized.TestCase):
         drops=(False, True),
     )
     def test_convnext_block(self, dtype, case, drops):
+        """In bfloat16 the plain formula rounds seven arrays on the way there, the kernel four: its
+        value and image gradient must be as close to float64, and its sums over few pixels, in which
+        the kept convolution is rounded in both, within a quarter.
+        """
         x, *parameters = self.block(dtype, *case)
         share = jnp.asarray([1.25, 0, 1.25, 0][: len(x)], jnp.float32) if drops else None
 
@@ -198,7 +202,13 @@ class KernelsTest(parameterized.TestCase):
         self.enter_context(mock.patch.object(block_kernel, "refused", lambda *_: None))
         results = vjp(lambda *operands: function(*operands), x, *parameters)
         self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
-        self.compare(plain, results, expected, x, *parameters)
+        with jax.enable_x64(True):
+            exact = vjp(plain, *(jnp.asarray(np.asarray(a), jnp.float64) for a in (x, *parameters)))
+        if dtype == "float32":
+            self.assertLess(apart(results, exact), max(1e-6, 2 * apart(expected, exact)))
+        else:
+            self.assertLess(apart(results[:2], exact[:2]), apart(expected[:2], exact[:2]))
+            self.assertLess(apart(results[2:], exact[2:]), 1.25 * apart(expected[2:], exact[2:]))
         # The same sums in another program, of which XLA may fuse the interpreter's operations
         # otherwise: a rounding of float32 where nothing is rounded to bfloat16.
         attacked = vjp(lambda x: function(x, *parameters), x)

@@ -48,7 +48,7 @@ class BlockParameters(NamedTuple):
     first_bias: Array  # f[D]
     second: Array  # f[D,C]
     second_bias: Array  # f[C]
-    gamma: Array  # f[C]
+    gamma: Any  # f[C]; None is for `kernels.convnext_block` alone
 
 
 class _Sizes(NamedTuple):
@@ -223,10 +223,21 @@ def _forward(x, share, taps, affine, first, first_bias, second, out, *rest, s, e
         branch = (_over_hidden(s, step) + second_bias) * gamma
         for i in range(s.rows):
             image, row = _place(s, start + i)
-            added = _row(s, branch, i) * share[image if share.shape[0] > 1 else 0]
+            added = _row(s, branch, i) * _of(share, image)
             out[image, row] = (x[image, row].astype(jnp.float32) + added).astype(dtype)
 
     _chunks(s, mlp)
+
+
+def _of(share: Any, image: Any) -> Array:
+    return share[image if share.shape[0] > 1 else 0]
+
+
+def _widen(s: _Sizes, start: Any, g: Any, share: Any, wide: Any) -> None:
+    """Read a chunk of the gradient of the result, times how much of the branch was added."""
+    for i in range(s.rows):
+        image, row = _place(s, start + i)
+        wide[i, : s.width] = g[image, row].astype(jnp.float32) * _of(share, image)
 
 
 class _Sums(NamedTuple):
@@ -257,10 +268,7 @@ def _backward(z, g, *refs: Any, s, eps, summed: bool) -> None:
         wide[...] = jnp.zeros_like(wide)
 
     def differentiate(start: Any) -> None:
-        for i in range(s.rows):
-            image, row = _place(s, start + i)
-            of_image = share[image if share.shape[0] > 1 else 0]
-            wide[i, : s.width] = g[image, row].astype(jnp.float32) * of_image
+        _widen(s, start, g, share, wide)
         kept = z[0, pl.ds(start, s.rows)] if s.per == 1 else z[...]
         normal, inverse = depthwise_norm.normalised(_pixels(s, kept), eps)
         y, to_branch = (normal * scale + shift).astype(dtype), _pixels(s, wide[...])
