@@ -14,8 +14,7 @@ from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, keys, row, table
-from jaxrobust.models.kernels import layers
-from jaxrobust.models.kernels.normed_depthwise import depthwise_norm
+from jaxrobust.models.kernels.convnext_block import BlockParameters, convnext_block
 from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
@@ -56,6 +55,17 @@ VARIANTS = {
 }
 
 
+def block_parameters(
+    conv: DepthwiseConv, norm: LayerNorm, mlp: Mlp, gamma: Array | None = None
+) -> BlockParameters:
+    """Collect the parameters of a block; without `gamma` its branch is added as it is."""
+    return BlockParameters(
+        *(conv.kernel[...], conv.bias[...], norm.scale[...], norm.bias[...]),
+        *(mlp.fc1.kernel[...], mlp.fc1.bias[...], mlp.fc2.kernel[...], mlp.fc2.bias[...]),
+        gamma,
+    )
+
+
 class Block(nnx.Module):
     """x + gamma * MLP(LN(depthwise 7x7(x)))."""
 
@@ -66,15 +76,9 @@ class Block(nnx.Module):
         self.gamma = nnx.Param(jnp.full(dim, gamma_init, jnp.float32))
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        conv, norm = self.conv_dw, self.norm
-        of_conv, of_norm = (conv.kernel[...], conv.bias[...]), (norm.scale[...], norm.bias[...])
-        y, x = depthwise_norm(x, *of_conv, *of_norm, eps=norm.eps)
-        y = self.mlp.hidden(y)
-        scaled = (self.mlp.fc2.bias[...], self.gamma[...])
-        if drop is None:
-            return layers.scaled_residual(x, y, *scaled)
-        (path,) = branches(drop, 1)
-        return x + path(layers.scaled_residual(jnp.zeros_like(x), y, *scaled))
+        parameters = block_parameters(self.conv_dw, self.norm, self.mlp, self.gamma[...])
+        path = None if drop is None else branches(drop, 1)[0]
+        return convnext_block(x, parameters, path, eps=self.norm.eps)
 
 
 class Stage(nnx.Module):

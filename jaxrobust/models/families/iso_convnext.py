@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import stems
+from jaxrobust.models.families.convnext import block_parameters
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import keys, table
+from jaxrobust.models.kernels.convnext_block import convnext_block
 from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
@@ -43,8 +45,9 @@ class Block(nnx.Module):
         self.mlp = Mlp(dim, rngs)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        (path,) = branches(drop, 1)
-        return x + path(self.mlp(self.norm(self.conv_dw(x))))
+        path = None if drop is None else branches(drop, 1)[0]
+        parameters = block_parameters(self.conv_dw, self.norm, self.mlp)
+        return convnext_block(x, parameters, path, eps=self.norm.eps)
 
 
 class IsotropicConvNeXt(nnx.Module):

@@ -17,12 +17,14 @@ from jaxrobust import models
 from jaxrobust.models.kernels import (
     attention,
     channel_attention,
+    convnext_block,
     convolutions,
     layers,
     local_interaction,
     normed_depthwise,
     stem_layers,
 )
+from jaxrobust.models.kernels.convnext_block import BlockParameters
 from jaxrobust.models.kernels.tpu import (
     batch_stem,
     calls,
@@ -33,6 +35,7 @@ from jaxrobust.models.kernels.tpu import (
     token_interaction,
 )
 from jaxrobust.models.kernels.tpu import channel_attention as channels
+from jaxrobust.models.kernels.tpu import convnext_block as block_kernel
 from jaxrobust.runtime.devices import topology
 from tests.support import paths
 
@@ -42,8 +45,9 @@ from tests.support import paths
 ROUNDED = 2 * 2.0**-8
 
 KERNELS = token_attention, channels, depthwise_norm, conv_stem, token_interaction, batch_stem
+KERNELS = *KERNELS, block_kernel
 CALLS = {"forward", "backward", "parameter_gradients", "first", "second", "sums", "gradient"}
-CALLS |= {"third", "first_sums", "second_sums"}
+CALLS |= {"third", "first_sums", "second_sums", "all_gradients"}
 
 
 def on_tpu(*modules):
@@ -285,6 +289,81 @@ class KernelsTest(parameterized.TestCase):
         attacked = vjp(lambda x: function(x, *parameters), x)
         self.assertLess(apart(attacked, results[:4]), 1e-6 if dtype == "float32" else ROUNDED)
 
+    def block(self, dtype, batch, height, width, channels, side):
+        hidden, c = 4 * channels, (channels,)
+        shapes = (side, side, 1, *c), c, c, c, (*c, hidden), (hidden,), (hidden, *c), c, c
+        parameters = [normal(i, *shape) for i, shape in enumerate(shapes)]
+        for i, inputs in ((0, side), (4, channels**0.5), (6, hidden**0.5)):
+            parameters[i] /= inputs
+        x = normal(9, batch, height, width, channels)
+        return [a.astype(dtype) for a in (x, *parameters)]
+
+    @parameterized.product(
+        dtype=("float32", "bfloat16"),
+        case=((4, 7, 7, 32, 7), (2, 14, 14, 96, 7), (1, 8, 24, 160, 5), (1, 16, 32, 32, 3)),
+        drops=(False, True),
+    )
+    def test_convnext_block(self, dtype, case, drops):
+        """In bfloat16 the plain formula rounds seven arrays on the way there, the kernel four: its
+        value and image gradient must be as close to float64, and its sums over few pixels, in which
+        the kept convolution is rounded in both, within a quarter.
+        """
+        x, *parameters = self.block(dtype, *case)
+        share = jnp.asarray([1.25, 0, 1.25, 0][: len(x)], jnp.float32) if drops else None
+
+        def function(x, *parameters):
+            path = None if share is None else lambda y: y * share.astype(y.dtype)
+            return convnext_block.convnext_block(x, BlockParameters(*parameters), path)
+
+        def plain(x, *parameters):
+            return convnext_block._plain(x, share, *parameters, eps=1e-6)
+
+        expected = vjp(plain, x, *parameters)
+        self.as_on_tpu(convnext_block)
+        self.enter_context(mock.patch.object(block_kernel, "refused", lambda *_: None))
+        results = vjp(lambda *operands: function(*operands), x, *parameters)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        with jax.enable_x64(True):
+            exact = vjp(plain, *(jnp.asarray(np.asarray(a), jnp.float64) for a in (x, *parameters)))
+        if dtype == "float32":
+            self.assertLess(apart(results, exact), max(1e-6, 2 * apart(expected, exact)))
+        else:
+            self.assertLess(apart(results[:2], exact[:2]), apart(expected[:2], exact[:2]))
+            self.assertLess(apart(results[2:], exact[2:]), 1.25 * apart(expected[2:], exact[2:]))
+        # The same sums in another program, of which XLA may fuse the interpreter's operations
+        # otherwise: a rounding of float32 where nothing is rounded to bfloat16.
+        attacked = vjp(lambda x: function(x, *parameters), x)
+        self.assertLess(apart(attacked, results[:2]), 1e-6 if dtype == "float32" else ROUNDED)
+        alone = jax.jit(lambda x: function(x, *parameters))(x)
+        self.assertLess(apart([alone], results[:1]), 1e-6 if dtype == "float32" else ROUNDED)
+
+    @parameterized.parameters("float32", "bfloat16")
+    def test_a_convnext_block_elsewhere_is_its_layers(self, dtype):
+        x, *parameters = self.block(dtype, 2, 7, 7, 32, 7)
+        results = vjp(
+            lambda x, *p: convnext_block.convnext_block(x, BlockParameters(*p)), x, *parameters
+        )
+        plain = functools.partial(convnext_block._plain, eps=1e-6)
+        expected = vjp(lambda x, *p: plain(x, None, *p), x, *parameters)
+        for result, right in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(result, right)
+
+    @parameterized.parameters(
+        ("float32", (1, 7, 7, 32), "cpu", "float32 is not bfloat16"),
+        ("bfloat16", (1, 7, 7, 40), "cpu", "160 hidden channels are no multiple of 128"),
+        ("bfloat16", (1, 96, 96, 192), "cpu", "an image of 96x96x192 is larger than .* of a chip"),
+        ("bfloat16", (88, 7, 7, 1536), "cpu", "7x7 with its weights is larger than .* of a chip"),
+        ("bfloat16", (88, 7, 7, 768), "TPU v4", "7x7 with its weights is larger than .* a chip"),
+        ("bfloat16", (88, 7, 7, 1024), "cpu", None),
+        ("bfloat16", (88, 14, 14, 384), "TPU v4", None),
+    )
+    def test_what_convnext_block_does_not_take(self, dtype, shape, chip, reason):
+        x, *parameters = jax.eval_shape(lambda: self.block(dtype, *shape, 7))
+        chips = [mock.Mock(device_kind=chip)]
+        with mock.patch.object(calls.jax, "devices", lambda: chips):
+            found = block_kernel.refused(x, BlockParameters(*parameters))
+        self.assertIsNone(found) if reason is None else self.assertRegex(found or "", reason)
+
     def stem(self, dtype, height, width, c, d):
         shapes = (3, 3, 3, c), (c,), (c,), (c,), (3, 3, c, d), (d,), (d,), (d,)
         parameters = [normal(i, *shape) / (len(shape) + 1) for i, shape in enumerate(shapes)]
@@ -452,7 +531,7 @@ import functools, json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrobust.models.kernels import (
-    attention, channel_attention, local_interaction, normed_depthwise, stem_layers
+    attention, channel_attention, convnext_block, local_interaction, normed_depthwise, stem_layers
 )
 mesh = Mesh(np.array(chips[:1]), ("x",))
 def array(*shape):
@@ -466,6 +545,12 @@ def norm(x):
     return normed_depthwise.depthwise_norm(x, taps, ones, ones, ones)
 def ones(*shape):
     return jnp.ones(shape, sys.argv[2])
+def block(x, scale=None):
+    c, d = x.shape[3], 4 * x.shape[3]
+    scale = ones(c) if scale is None else scale
+    parameters = ones(7, 7, 1, c), ones(c), scale, ones(c), ones(c, d), ones(d), ones(d, c)
+    p = convnext_block.BlockParameters(*parameters, ones(c), ones(c))
+    return convnext_block.convnext_block(x, p)
 def stem(x, taps=None):
     taps = ones(3, 3, 3, 48) if taps is None else taps
     norms = [[ones(n)] * 3 for n in (48, 96)]
@@ -495,6 +580,8 @@ for function, x in (
     (lambda taps: interaction(ones(4, 196, 768), taps), array(3, 3, 1, 768)),
     (batch_stem, array(4, 224, 224, 3)),
     (lambda taps: batch_stem(ones(4, 224, 224, 3), taps), array(3, 3, 3, 48)),
+    (block, array(4, 56, 56, 96)),
+    (lambda scale: block(ones(4, 14, 14, 384), scale), array(384)),
 ):
     module = hlo.parse(both(function).lower(x).compile().as_text())
     found += [(k.name, k.calls, k.cycles > 0) for k in hlo_costs.kernels(module)]
@@ -532,12 +619,15 @@ class CompiledTest(parameterized.TestCase):
         batch += ["batch_stem_third"]
         more = [sorted([*batch, f"batch_stem_{name}"]) for name in ("gradient", "sums")]
         stem = [[[name, 1, True] for name in part] for part in (names, [*more[0], *more[1]])]
-        stem = stem if how[0] == "bfloat16" else [[], []]  # float32 takes XLA's path
         channel = [["channel_attention", 1, True], ["channel_attention_gradient", 1, True]]
         names = "", "_gradient", "_residual", "_sums"
         interaction = [[f"token_interaction{name}", 1, True] for name in names] * 2
+        names = "", "_gradient", "", "_sums"
+        block = [[f"convnext_block{name}", 1, True] for name in names]
+        if how[0] == "float32":  # takes XLA's path, or the smaller kernel
+            stem, block = [[], []], [*norm, *norm]
         expected = [*tokens, *tokens, *channel, *norm, *norm, *stem[0], *interaction, *stem[1]]
-        self.assertEqual(found, expected)
+        self.assertEqual(found, [*expected, *block])
 
 
 if __name__ == "__main__":

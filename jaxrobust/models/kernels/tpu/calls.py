@@ -16,6 +16,7 @@ LANES, SUBLANES = 128, 8  # of a vector register, in values of 32 bits
 _UNITS = 4  # matrix units of 128 x 128, and as many vector operations in a cycle
 SCOPED = 16 * 2**20  # bytes of fast memory for a kernel, which a TPU v4 has and others give unasked
 _MORE = 64 * 2**20  # what chips since v5e give to a kernel that asks for it
+_SMALL = ("TPU v2", "TPU v3", "TPU v4")  # chips without that
 
 
 def plain(what: str, reason: str | None) -> bool:
@@ -29,6 +30,13 @@ def plain(what: str, reason: str | None) -> bool:
 def _say_once(sentence: str) -> None:
     if jax.default_backend() == "tpu":
         say(sentence)
+
+
+def fast_memory() -> int:
+    """Count the bytes that a kernel may ask for on the chips that a program is traced for."""
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    kind = described.device_kind if described else jax.devices()[0].device_kind
+    return SCOPED if kind in _SMALL else _MORE
 
 
 def tiled(shape: Sequence[int], itemsize: int) -> int:
@@ -87,6 +95,7 @@ def over_images(
     per: int = 1,
     repeated: Sequence[Array] = (),
     parameters: Sequence[Array] = (),
+    sums: Sequence[tuple[int, ...]] = (),
     dtype: Any = None,
     interpret: bool,
 ) -> list[Array]:
@@ -94,11 +103,13 @@ def over_images(
 
     Args:
       kernel: whose body gets references to blocks f[per,..] of `arrays` and of `repeated`, to
-        `parameters`, to blocks of the results, and to `scratch`.
+        `parameters`, to blocks of the results, to `sums`, and to `scratch`.
       arrays: f[B,..].
       outs: shapes of the results of one image, or shapes with types of their own.
       per: divides B.
       repeated: f[P,..] with P one, or a multiple of `per` that divides B; image i sees row i mod P.
+      sums: shapes of f32 results that all images see, one after another, and the first one clears;
+        a chip with two cores then uses one.
       dtype: type of the other results; None: that of the first array.
       interpret: whether to run it by JAX's interpreter, on any platform.
     """
@@ -116,26 +127,30 @@ def over_images(
         turns = array.shape[0] // per
         return pl.BlockSpec((per, *array.shape[1:]), lambda i: (lax.rem(i, turns), *rest))
 
-    def whole(array: Array) -> Any:
-        return pl.BlockSpec(array.shape, lambda i: (0,) * array.ndim)
+    def whole(array: Any) -> Any:  # once, since there is no next one
+        once = pl.Buffered(1)
+        return pl.BlockSpec(array.shape, lambda i: (0,) * array.ndim, pipeline_mode=once)
 
     blocks: list[Any] = [*arrays, *repeated, *results]
     held = sum(min(per, a.shape[0]) * tiled(a.shape[1:], a.dtype.itemsize) for a in blocks)
     scratch = sum(tiled(shape, 4) for shape in kernel.scratch)
-    needed = 2 * held + scratch + kernel.beside  # the next blocks arrive meanwhile
-    moved = sum(a.size * a.dtype.itemsize for a in [*blocks, *parameters])
+    totals = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in sums]
+    beside: list[Any] = [*parameters, *totals]
+    alone = sum(tiled(a.shape, a.dtype.itemsize) for a in beside)
+    needed = 2 * held + alone + scratch + kernel.beside  # the next blocks arrive meanwhile
+    moved = sum(a.size * a.dtype.itemsize for a in [*blocks, *beside])
     total = kernel.cost * batch
     run = pl.pallas_call(
         kernel.body,
-        out_shape=results,
+        out_shape=[*results, *totals],
         grid=(batch // per,),
         in_specs=[*map(block, (*arrays, *repeated)), *map(whole, parameters)],
-        out_specs=[*map(block, results)],
+        out_specs=[*map(block, results), *map(whole, totals)],
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in kernel.scratch],
         name=kernel.name,
         interpret=interpret,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",),
+            dimension_semantics=("arbitrary" if sums else "parallel",),
             vmem_limit_bytes=None if needed < SCOPED else _MORE,
         ),
         cost_estimate=pl.CostEstimate(

@@ -42,48 +42,50 @@ def refused(x: Array, kernel: Array) -> str | None:
         return f"a window of {side}x{kernel.shape[1]} is not square and odd"
     # Four arrays of the gradient, twice, because the next ones arrive meanwhile.
     blocks = 8 * tiled(x.shape[1:], x.dtype.itemsize)
-    if tiled(_padded(side, height, width, channels), 4) + blocks > SCOPED:
+    if tiled(padded_shape(side, height, width, channels), 4) + blocks > SCOPED:
         return f"an image of {height}x{width}x{channels} is larger than the fast memory of a chip"
     return None
 
 
-def _padded(side: int, height: int, width: int, channels: int) -> tuple[int, ...]:
+def padded_shape(side: int, height: int, width: int, channels: int) -> tuple[int, ...]:
     """Return the shape of the padded image: groups of 128 channels, rows, columns, channels."""
     wide = math.ceil((width + side - 1) / SUBLANES) * SUBLANES
     return math.ceil(channels / LANES), height + side - 1, wide, LANES
 
 
-def _groups(channels: int) -> list[slice]:
+def groups(channels: int) -> list[slice]:
+    """List the channels of each register."""
     return [slice(c, min(c + LANES, channels)) for c in range(0, channels, LANES)]
 
 
-def _together(height: int, channels: int) -> int:
+def together(height: int, channels: int) -> int:
     """Find how many rows to compute at once: a norm waits for its sums, other rows do not.
 
     Rows of many groups of channels are long enough, and each row takes its time to compile.
     """
-    most = max(1, 4 // len(_groups(channels)))
+    most = max(1, 4 // len(groups(channels)))
     return next(n for n in range(most, 0, -1) if height % n == 0)
 
 
-def _clear_rim(padded: Any, height: int, width: int, rim: int) -> None:
+def clear_rim(padded: Any, height: int, width: int, rim: int) -> None:
+    """Put zeros around the images."""
     for rows in (slice(rim), slice(rim + height, None)):
         padded[:, rows] = jnp.zeros_like(padded[:, rows])
     for columns in (slice(rim), slice(rim + width, None)):
         padded[:, :, columns] = jnp.zeros_like(padded[:, :, columns])
 
 
-def _put(padded: Any, row: Any, rim: int, values: Array) -> None:
+def put_row(padded: Any, row: Any, rim: int, values: Array) -> None:
     """Write a row f[W,C] into the padded image."""
-    for i, group in enumerate(_groups(values.shape[1])):
+    for i, group in enumerate(groups(values.shape[1])):
         part = values[:, group].astype(jnp.float32)
         padded[i, row + rim, rim : rim + len(part), : part.shape[1]] = part
 
 
-def _taps(padded: Any, kernel: Any, row: Any, width: int) -> Array:
+def sum_taps(padded: Any, kernel: Any, row: Any, width: int) -> Array:
     """Compute a row f32[W,C] of the convolution with f32[side**2,C]."""
     side, parts = math.isqrt(kernel.shape[0]), []
-    for i, group in enumerate(_groups(kernel.shape[1])):
+    for i, group in enumerate(groups(kernel.shape[1])):
         count = group.stop - group.start
         total = jnp.zeros((width, count), jnp.float32)
         for tap in range(side * side):
@@ -94,10 +96,17 @@ def _taps(padded: Any, kernel: Any, row: Any, width: int) -> Array:
     return jnp.concatenate(parts, -1)
 
 
-def _normalised(x: Array, eps: float) -> tuple[Array, Array]:
+def normalised(x: Array, eps: float) -> tuple[Array, Array]:
+    """Normalise f32[N,C]; also return the inverse of its standard deviations."""
     centred = x - x.mean(-1, keepdims=True)
     inverse = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)
     return centred * inverse, inverse
+
+
+def norm_gradient(normal: Array, inverse: Array, to_normal: Array) -> Array:
+    """Compute the gradient for what `normalised` took, from that for the first of its results."""
+    along = (to_normal * normal).mean(-1, keepdims=True)
+    return inverse * (to_normal - to_normal.mean(-1, keepdims=True) - normal * along)
 
 
 def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:
@@ -107,16 +116,16 @@ def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:
     _, height, width, channels = x.shape
     rim = math.isqrt(kernel.shape[0]) // 2
     bias, scale, shift = (affine[i : i + 1] for i in range(3))
-    _clear_rim(padded, height, width, rim)
+    clear_rim(padded, height, width, rim)
 
     @pl.loop(0, height)
     def put(row: Any) -> None:
-        _put(padded, row, rim, x[0, row])
+        put_row(padded, row, rim, x[0, row])
 
-    @pl.loop(0, height, unroll=_together(height, channels))
+    @pl.loop(0, height, unroll=together(height, channels))
     def sum_and_norm(row: Any) -> None:
-        z = _taps(padded, kernel, row, width) + bias
-        normed = _normalised(z, eps)[0] * scale + shift
+        z = sum_taps(padded, kernel, row, width) + bias
+        normed = normalised(z, eps)[0] * scale + shift
         for out, value in zip(outs, (normed, z), strict=False):
             out[0, row] = value.astype(out.dtype)
 
@@ -127,19 +136,17 @@ def _backward(z, g, beside, kernel, affine, out, padded, *, eps: float) -> None:
     _, height, width, channels = z.shape
     rim = math.isqrt(kernel.shape[0]) // 2
     scale = affine[...]
-    _clear_rim(padded, height, width, rim)
+    clear_rim(padded, height, width, rim)
 
-    @pl.loop(0, height, unroll=_together(height, channels))
-    def norm_gradient(row: Any) -> None:
-        normal, inverse = _normalised(z[0, row].astype(jnp.float32), eps)
+    @pl.loop(0, height, unroll=together(height, channels))
+    def differentiate_norm(row: Any) -> None:
+        normal, inverse = normalised(z[0, row].astype(jnp.float32), eps)
         to_normal = g[0, row].astype(jnp.float32) * scale
-        along = (to_normal * normal).mean(-1, keepdims=True)
-        to_z = inverse * (to_normal - to_normal.mean(-1, keepdims=True) - normal * along)
-        _put(padded, row, rim, to_z)
+        put_row(padded, row, rim, norm_gradient(normal, inverse, to_normal))
 
-    @pl.loop(0, height, unroll=_together(height, channels))
+    @pl.loop(0, height, unroll=together(height, channels))
     def sum_and_add(row: Any) -> None:
-        to_x = _taps(padded, kernel, row, width)
+        to_x = sum_taps(padded, kernel, row, width)
         out[0, row] = (to_x + beside[0, row].astype(jnp.float32)).astype(out.dtype)
 
 
@@ -160,7 +167,7 @@ def forward(
 ) -> list[Array]:
     """Convolve f[B,H,W,C] with f[k,k,1,C]; return it after the norm and before."""
     side = kernel.shape[0]
-    padded = [_padded(side, *x.shape[1:])]
+    padded = [padded_shape(side, *x.shape[1:])]
     return over_images(
         Kernel("depthwise_norm", functools.partial(_forward, eps=eps), _cost(x, side, 20), padded),
         [x],
@@ -186,7 +193,9 @@ def backward(
     """Compute the gradient for `x`, with `beside` added, from `z` before the norm and `g` after."""
     side, body = kernel.shape[0], functools.partial(_backward, eps=eps)
     (out,) = over_images(
-        Kernel("depthwise_norm_gradient", body, _cost(z, side, 30), [_padded(side, *z.shape[1:])]),
+        Kernel(
+            "depthwise_norm_gradient", body, _cost(z, side, 30), [padded_shape(side, *z.shape[1:])]
+        ),
         [z, g, beside],
         [z.shape[1:]],
         parameters=[

@@ -1,0 +1,494 @@
+"""A block of ConvNeXt as one kernel: x + gamma * MLP(LN(depthwise(x))), and its gradients.
+
+A block reads its image once and writes it once. What the convolution makes is kept for the gradient
+that reads it and the gradient of the result, and writes the gradient of the image: in an attack's
+step six arrays of activations, where XLA moves the hidden layer, four times as wide, as well. The
+hidden layer is computed again, since products are cheaper than its way to HBM and back, and so are
+the norm and the GELU. `sums` adds up the gradients of parameters over all images in float32.
+
+Rows of an image are widened to whole registers, so that a chunk of some of them is a matrix whose
+rows are pixels; the columns that this adds are zero in every gradient.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.models.kernels.tpu import depthwise_norm
+from jaxrobust.models.kernels.tpu.calls import (
+    LANES,
+    SUBLANES,
+    Kernel,
+    KernelCost,
+    dot,
+    elementwise,
+    fast_memory,
+    over_images,
+    product,
+    tiled,
+)
+from jaxrobust.models.kernels.tpu.stem_blocks import gelu, gelu_slope
+
+Array = jax.Array
+_ROWS, _COLUMNS = 256, 512  # of the hidden layer that are computed at once, at most
+
+
+class BlockParameters(NamedTuple):
+    """Parameters of a block."""
+
+    taps: Array  # f[k,k,1,C]
+    bias: Array  # f[C], of the convolution
+    scale: Array  # f[C], of the norm
+    shift: Array
+    first: Array  # f[C,D]
+    first_bias: Array  # f[D]
+    second: Array  # f[D,C]
+    second_bias: Array  # f[C]
+    gamma: Any  # f[C]; None is for `kernels.convnext_block` alone
+
+
+class _Sizes(NamedTuple):
+    """What a kernel sees at a time."""
+
+    per: int  # images
+    height: int
+    width: int
+    channels: int
+    hidden: int
+    side: int  # of the convolution's window
+
+    @property
+    def wide(self) -> int:
+        """Of a row, widened to whole registers."""
+        return math.ceil(self.width / SUBLANES) * SUBLANES
+
+    @property
+    def rows(self) -> int:
+        """Rows of images whose pixels are one matrix."""
+        return _largest(self.per * self.height, max(1, _ROWS // self.wide))
+
+    @property
+    def columns(self) -> int:
+        """Columns of the hidden layer that are computed at once."""
+        return LANES * _largest(self.hidden // LANES, _COLUMNS // LANES)
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """Shape of the images with their rims."""
+        one = depthwise_norm.padded_shape(self.side, self.height, self.wide, self.channels)
+        return self.per, *one
+
+    @property
+    def matrix(self) -> tuple[int, ...]:
+        """Shape of all rows of the images."""
+        return self.per * self.height, self.wide, self.channels
+
+
+def _largest(number: int, most: int) -> int:
+    """Find the largest divisor up to `most`."""
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
+
+
+def _sizes(x: Array, p: BlockParameters) -> _Sizes:
+    """Find how many images to compute together: where they are small, their products are thin."""
+    batch, height, width, channels = x.shape
+    one = _Sizes(1, height, width, channels, p.first.shape[1], p.taps.shape[0])
+    return one._replace(per=_largest(batch, max(1, _ROWS // (height * one.wide))))
+
+
+def refused(x: Array, p: BlockParameters) -> str | None:
+    """Say why the kernel does not take such images; None: it does."""
+    if x.dtype != jnp.bfloat16:
+        return f"{x.dtype} is not bfloat16"
+    if p.first.shape[1] % LANES:
+        return f"{p.first.shape[1]} hidden channels are no multiple of {LANES}"
+    if reason := depthwise_norm.refused(x, p.taps):
+        return reason
+    if _needed(_sizes(x, p), sums=True) > fast_memory():
+        return (
+            f"{x.shape[1]}x{x.shape[2]} with its weights is larger than the fast memory of a chip"
+        )
+    return None
+
+
+def _needed(s: _Sizes, sums: bool) -> int:
+    """Count the bytes that the gradient's kernel takes."""
+    images = s.per * tiled((s.height, s.wide, s.channels), 2)
+    weights = 2 * s.channels * s.hidden * 2
+    scratch = tiled(s.padded, 4) * (1 + sums) + tiled((s.rows, s.wide, s.channels), 4)
+    return 2 * (3 + sums) * images + weights * (1 + 2 * sums) + scratch + _values(s)
+
+
+def _values(s: _Sizes) -> int:
+    """Count the bytes of a chunk's values."""
+    return 4 * s.rows * s.wide * (3 * s.columns + 4 * s.channels)
+
+
+# ------------------------------------------------------------------------------------- the kernels
+
+
+def _each_image(s: _Sizes, call: Callable[[Any], None]) -> None:
+    from jax.experimental import pallas as pl
+
+    call(0) if s.per == 1 else pl.loop(0, s.per)(call)
+
+
+def _each_row(s: _Sizes, call: Callable[[Any, Any], None], unroll: int = 1) -> None:
+    """Call with an image and a row, for each row of each image."""
+    from jax.experimental import pallas as pl
+
+    def rows(image: Any) -> None:
+        pl.loop(0, s.height, unroll=unroll)(functools.partial(call, image))
+
+    _each_image(s, rows)
+
+
+def _clear(s: _Sizes, padded: Any) -> None:
+    def clear(image: Any) -> None:
+        depthwise_norm.clear_rim(padded.at[image], s.height, s.width, s.side // 2)
+
+    _each_image(s, clear)
+
+
+def _put_images(s: _Sizes, x: Any, padded: Any) -> None:
+    def put(image: Any, row: Any) -> None:
+        depthwise_norm.put_row(padded.at[image], row, s.side // 2, x[image, row])
+
+    _each_row(s, put)
+
+
+def _chunks(s: _Sizes, call: Callable[[Any], None]) -> None:
+    """Call with the first row of each chunk."""
+    from jax.experimental import pallas as pl
+
+    pl.loop(0, s.per * s.height, step=s.rows)(call)
+
+
+def _place(s: _Sizes, row: Any) -> tuple[Any, Any]:
+    """Find the image of a row of all, and its row there."""
+    return (0, row) if s.per == 1 else (jax.lax.div(row, s.height), jax.lax.rem(row, s.height))
+
+
+def _pixels(s: _Sizes, rows: Array) -> Array:
+    """Make a matrix f32[rows*wide,C]."""
+    return rows.astype(jnp.float32).reshape(-1, s.channels)
+
+
+def _row(s: _Sizes, pixels: Array, i: int) -> Array:
+    return pixels[i * s.wide : i * s.wide + s.width]
+
+
+def _over_hidden(s: _Sizes, step: Callable[[Any, Array], Array]) -> Array:
+    """Add up f32[rows*wide,C] over parts of the hidden layer; `step`: of its columns, and a sum."""
+    from jax.experimental import pallas as pl
+
+    zero = jnp.zeros((s.rows * s.wide, s.channels), jnp.float32)
+    if s.columns == s.hidden:
+        return step(slice(None), zero)
+
+    def part(i: Any, total: Array) -> Array:
+        return step(pl.ds(pl.multiple_of(i * s.columns, LANES), s.columns), total)
+
+    return jax.lax.fori_loop(0, s.hidden // s.columns, part, zero)
+
+
+def _forward(x, share, taps, affine, first, first_bias, second, out, *rest, s, eps) -> None:
+    *kept, padded, normed = rest
+    dtype, exact = x.dtype, x.dtype == jnp.float32
+    bias, scale, shift, second_bias, gamma = (affine[i : i + 1] for i in range(5))
+    _clear(s, padded)
+    _put_images(s, x, padded)
+
+    def sum_and_norm(image: Any, row: Any) -> None:
+        z = depthwise_norm.sum_taps(padded.at[image], taps, row, s.wide) + bias
+        for ref in kept:
+            ref[image, row] = z.astype(dtype)
+        normed[image * s.height + row] = depthwise_norm.normalised(z, eps)[0] * scale + shift
+
+    _each_row(s, sum_and_norm, depthwise_norm.together(s.height, s.channels))
+
+    def mlp(start: Any) -> None:
+        from jax.experimental import pallas as pl
+
+        y = _pixels(s, normed[pl.ds(start, s.rows)]).astype(dtype)
+
+        def step(part: Any, total: Array) -> Array:
+            h = dot(y, first[:, part], "nn") + first_bias[:, part]
+            return total + dot(gelu(h, exact).astype(dtype), second[part], "nn")
+
+        branch = (_over_hidden(s, step) + second_bias) * gamma
+        for i in range(s.rows):
+            image, row = _place(s, start + i)
+            added = _row(s, branch, i) * _of(share, image)
+            out[image, row] = (x[image, row].astype(jnp.float32) + added).astype(dtype)
+
+    _chunks(s, mlp)
+
+
+def _of(share: Any, image: Any) -> Array:
+    return share[image if share.shape[0] > 1 else 0]
+
+
+def _widen(s: _Sizes, start: Any, g: Any, share: Any, wide: Any) -> None:
+    """Read a chunk of the gradient of the result, times how much of the branch was added."""
+    for i in range(s.rows):
+        image, row = _place(s, start + i)
+        wide[i, : s.width] = g[image, row].astype(jnp.float32) * _of(share, image)
+
+
+class _Sums(NamedTuple):
+    """References to sums over images, f32, one after another in the results of the kernel."""
+
+    taps: Any  # f[k*k,C]
+    affine: Any  # f[8,C]: of bias, scale, shift, and of the gradient of the result
+    first: Any
+    first_bias: Any
+    second: Any  # but for gamma
+
+
+def _backward(z, g, *refs: Any, s, eps, summed: bool) -> None:
+    """Compute the gradient for the image; if `summed`, those for parameters as well."""
+    from jax.experimental import pallas as pl
+
+    rest = [*refs]
+    if summed:
+        x, around = rest.pop(0), rest.pop()
+    share, taps, affine, first, first_bias, second, out, *sums, padded, wide = rest
+    if summed:
+        total = _Sums(*sums)
+        _start(total)
+    dtype, exact, rim = out.dtype, out.dtype == jnp.float32, s.side // 2
+    _, scale, shift, _, gamma = (affine[i : i + 1] for i in range(5))
+    _clear(s, padded)
+    if s.wide > s.width:
+        wide[...] = jnp.zeros_like(wide)
+
+    def differentiate(start: Any) -> None:
+        _widen(s, start, g, share, wide)
+        kept = z[0, pl.ds(start, s.rows)] if s.per == 1 else z[...]
+        normal, inverse = depthwise_norm.normalised(_pixels(s, kept), eps)
+        y, to_branch = (normal * scale + shift).astype(dtype), _pixels(s, wide[...])
+        to_mlp = (to_branch * gamma).astype(dtype)
+
+        def step(part: Any, to_y: Array) -> Array:
+            h = dot(y, first[:, part], "nn") + first_bias[:, part]
+            to_h = dot(to_mlp, second[part], "nt") * gelu_slope(h, exact)
+            if summed:
+                hidden = gelu(h, exact).astype(dtype)
+                total.first[:, part] += dot(y, to_h.astype(dtype), "tn")
+                total.first_bias[:, part] += to_h.sum(0, keepdims=True)
+                total.second[part] += dot(hidden, to_branch.astype(dtype), "tn")
+            return to_y + dot(to_h.astype(dtype), first[:, part], "nt")
+
+        to_y = _over_hidden(s, step)
+        to_z = depthwise_norm.norm_gradient(normal, inverse, to_y * scale)
+        for i in range(s.rows):
+            image, row = _place(s, start + i)
+            depthwise_norm.put_row(padded.at[image], row, rim, _row(s, to_z, i))
+        if summed:
+            for i, value in enumerate((to_z, to_y * normal, to_y, to_branch)):
+                total.affine[i : i + 1] += value.sum(0, keepdims=True)
+
+    def sum_and_add(image: Any, row: Any) -> None:
+        to_x = depthwise_norm.sum_taps(padded.at[image], taps, row, s.wide)[: s.width]
+        out[image, row] = (to_x + g[image, row].astype(jnp.float32)).astype(dtype)
+
+    _chunks(s, differentiate)
+    _each_row(s, sum_and_add, depthwise_norm.together(s.height, s.channels))
+    if summed:
+        _clear(s, around)
+        _put_images(s, x, around)
+        _each_image(
+            s, lambda image: _sum_products(s, around.at[image], padded.at[image], total.taps)
+        )
+
+
+def _start(total: _Sums) -> None:
+    from jax.experimental import pallas as pl
+
+    @pl.when(pl.program_id(0) == 0)
+    def clear() -> None:
+        for ref in total:
+            ref[...] = jnp.zeros_like(ref)
+
+
+def _sum_products(s: _Sizes, x: Any, to_z: Any, out: Any) -> None:
+    """Add up what each tap sees, times the gradient of what it adds to."""
+    rim = s.side // 2
+
+    def line_of_taps(line: int, group: int, lanes: slice) -> None:
+        shape = SUBLANES, lanes.stop - lanes.start
+
+        def add(row: Any, totals: Sequence[Array]) -> list[Array]:
+            def read(ref: Any, row: Any, column: int) -> Array:
+                return ref[group, row, column : column + s.wide, : shape[1]]
+
+            g = read(to_z, row + rim, rim)
+            seen = (read(x, row + line, column) for column in range(s.side))
+            return [
+                total + (g * part).reshape(-1, *shape).sum(0)
+                for total, part in zip(totals, seen, strict=True)
+            ]
+
+        totals = jax.lax.fori_loop(0, s.height, add, [jnp.zeros(shape, jnp.float32)] * s.side)
+        for column, total in enumerate(totals):
+            tap = line * s.side + column
+            out[tap : tap + 1, lanes] += total.sum(0, keepdims=True)
+
+    for group, lanes in enumerate(depthwise_norm.groups(s.channels)):
+        for line in range(s.side):
+            line_of_taps(line, group, lanes)
+
+
+def _cost(s: _Sizes, products: int, channels: int, hidden: int, powers: int) -> KernelCost:
+    """Count an image: products with a matrix of weights, and vector operations on registers of its
+    channels, the taps' among them, and of the hidden layer, where powers have a unit of their own.
+    """
+    pixels = s.height * s.wide
+    both = product(pixels, s.channels, s.hidden) + product(pixels, s.hidden, s.channels)
+    vectors = elementwise(pixels, s.channels, channels) + elementwise(pixels, s.hidden, hidden)
+    return both * (products / 2) + vectors + KernelCost(0, pixels * s.hidden * powers)
+
+
+def _share(share: Array | None, channels: int) -> Array:
+    whole = jnp.ones(1) if share is None else share
+    return jnp.broadcast_to(whole.astype(jnp.float32)[:, None, None], (len(whole), 1, channels))
+
+
+def _operands(p: BlockParameters, dtype: Any, flipped: bool) -> list[Array]:
+    taps = p.taps.reshape(-1, p.taps.shape[3]).astype(jnp.float32)
+    affine = jnp.stack([p.bias, p.scale, p.shift, p.second_bias, p.gamma]).astype(jnp.float32)
+    first_bias = p.first_bias[None].astype(jnp.float32)
+    weights = p.first.astype(dtype), first_bias, p.second.astype(dtype)
+    return [taps[::-1] if flipped else taps, affine, *weights]
+
+
+def _scratch(s: _Sizes) -> list[tuple[int, ...]]:
+    return [s.padded, (s.rows, s.wide, s.channels)]
+
+
+@functools.partial(jax.jit, static_argnames=("eps", "keep", "interpret"))
+def forward(
+    x: Array,
+    share: Array | None,
+    p: BlockParameters,
+    *,
+    eps: float,
+    keep: bool = True,
+    interpret: bool = False,
+) -> list[Array]:
+    """Compute the block of f[B,H,W,C]; if `keep`, also what `backward` reads.
+
+    Args:
+      x: images.
+      share: f[B] of the branch that is added to each image; None: the whole.
+      p: parameters.
+      eps: of the norm.
+      keep: whether a gradient follows.
+      interpret: as of `over_images`.
+    """
+    s = _sizes(x, p)
+    cost = _cost(s, 2, 2 * s.side**2 + 28, 16, 1)
+    return over_images(
+        Kernel(
+            "convnext_block",
+            functools.partial(_forward, s=s, eps=eps),
+            cost,
+            [s.padded, s.matrix],
+            _values(s),
+        ),
+        [x],
+        [x.shape[1:], (s.height, s.wide, s.channels)][: 1 + keep],
+        per=s.per,
+        repeated=[_share(share, s.channels)],
+        parameters=_operands(p, x.dtype, flipped=False),
+        interpret=interpret,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+def backward(
+    z: Array,
+    g: Array,
+    share: Array | None,
+    p: BlockParameters,
+    *,
+    eps: float,
+    interpret: bool = False,
+) -> Array:
+    """Compute the gradient for `x` from that of the result, and from what `forward` kept."""
+    s = _sizes(g, p)
+    cost = _cost(s, 3, 2 * s.side**2 + 45, 19, 2)
+    (out,) = over_images(
+        Kernel(
+            "convnext_block_gradient",
+            functools.partial(_backward, s=s, eps=eps, summed=False),
+            cost,
+            _scratch(s),
+            _values(s),
+        ),
+        [z, g],
+        [g.shape[1:]],
+        per=s.per,
+        repeated=[_share(share, s.channels)],
+        parameters=_operands(p, g.dtype, flipped=True),
+        interpret=interpret,
+    )
+    return out
+
+
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+def all_gradients(
+    x: Array,
+    z: Array,
+    g: Array,
+    share: Array | None,
+    p: BlockParameters,
+    *,
+    eps: float,
+    interpret: bool = False,
+) -> tuple[Array, BlockParameters]:
+    """Compute what `backward` does, and the gradients for the parameters in float32."""
+    s = _sizes(g, p)
+    cost = _cost(s, 5, 5 * s.side**2 + 60, 24, 2)
+    shapes = [
+        (s.side**2, s.channels),
+        (SUBLANES, s.channels),
+        (s.channels, s.hidden),
+        (1, s.hidden),
+        (s.hidden, s.channels),
+    ]
+    out, taps, affine, first, first_bias, second = over_images(
+        Kernel(
+            "convnext_block_sums",
+            functools.partial(_backward, s=s, eps=eps, summed=True),
+            cost,
+            [*_scratch(s), s.padded],
+            _values(s),
+        ),
+        [z, g, x],
+        [g.shape[1:]],
+        per=s.per,
+        repeated=[_share(share, s.channels)],
+        parameters=_operands(p, g.dtype, flipped=True),
+        sums=shapes,
+        interpret=interpret,
+    )
+    wide = BlockParameters(*(a.astype(jnp.float32) for a in p))
+    to_bias, to_scale, to_shift, to_branch = affine[:4]
+    gradients = BlockParameters(
+        taps.reshape(p.taps.shape),
+        to_bias,
+        to_scale,
+        to_shift,
+        first,
+        first_bias[0],
+        second * wide.gamma[None],
+        to_branch * wide.gamma,
+        (second * wide.second).sum(0) + to_branch * wide.second_bias,
+    )
+    return out, gradients
