@@ -125,10 +125,8 @@ def load_model(folder: Path, robustbench_id: str) -> Any:
 
     home = mock.patch.dict(os.environ, {"TORCH_HOME": str(folder)})
     with home, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        dataset = PUBLISHED[robustbench_id].dataset
-        return load_model(
-            robustbench_id, model_dir=str(folder), dataset=dataset, threat_model="Linf"
-        )
+        where = {"dataset": PUBLISHED[robustbench_id].dataset, "threat_model": "Linf"}
+        return load_model(robustbench_id, model_dir=str(folder), **where)
 
 
 def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:

@@ -247,10 +247,8 @@ def without_replayed(evaluations: list[ComparedEvaluation]) -> tuple[list[Compar
         f"robust accuracy under the attacks alone lies within: {_each(ends)}; --noreplay computes "
         "it."
     )
-    cut = [
-        one._replace(verdicts=Verdicts(*(c[~left] for c in one.verdicts))) for one in evaluations
-    ]
-    return cut, sentence
+    kept = [Verdicts(*(column[~left] for column in one)) for one in seen]
+    return [one._replace(verdicts=v) for one, v in zip(evaluations, kept, strict=True)], sentence
 
 
 def remarks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
@@ -259,9 +257,8 @@ def remarks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
     images = len(evaluations[0].verdicts.labels)
     if {one.images for one in evaluations} != {images}:
         each = _each([f"{one.images:,}" for one in evaluations])
-        sentences.append(
-            f"Compared are the {images:,} images that all have; evaluated were {each}."
-        )
+        common = f"the {images:,} images that all have"
+        sentences.append(f"Compared are {common}; evaluated were {each}.")
     tried = [name for name, record in named if record.replayed]
     if tried and not any(comparable.replayed(one.verdicts).any() for one in evaluations):
         sentences.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")

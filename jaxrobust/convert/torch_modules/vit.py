@@ -52,10 +52,8 @@ def block(dim: int, heads: int, gamma_init: float | None) -> nn.Module:
     ls1, ls2 = (
         nn.Identity() if gamma_init is None else LayerScale(dim, gamma_init) for _ in range(2)
     )
-    return Residual(
-        {"norm1": norm1, "attn": attention, "ls1": ls1},
-        {"norm2": norm2, "mlp": mlp(dim), "ls2": ls2},
-    )
+    first = {"norm1": norm1, "attn": attention, "ls1": ls1}
+    return Residual(first, {"norm2": norm2, "mlp": mlp(dim), "ls2": ls2})
 
 
 class LayerScale(nn.Module):

@@ -75,11 +75,9 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     command.say(f"reading {path}")
     archive = archives.read(path, kind)
     orders = {split: tfds_order(split, range(len(x))) for split, x in archive.images.items()}
-    splits = {
-        split: RawSplit(path, _rows(split, archive, order)) for split, order in orders.items()
-    }
-    parts = {}
+    splits, parts = {}, {}
     for split, order in orders.items():
+        splits[split] = RawSplit(path, _rows(split, archive, order))
         path_of = folder / shards.file_name(args.name, split, 0, 1)
         parts[split] = [Shard(path_of, Path(split), folder, 0, len(order))]
     content = Content(args.name, archive.classes["label"], splits, [])

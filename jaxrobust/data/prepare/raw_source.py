@@ -45,10 +45,8 @@ def scan(paths: Sequence[Path], *, name: str | None = None, allow_partial: bool 
     files = [path for path in paths if path.is_file()]
     if not files and len(paths) == 1:
         files = [paths[0] / file for file in tars.FILES if (paths[0] / file).is_file()]
-        unread = [
-            folder for folder in class_folders.SPLITS if files and (paths[0] / folder).is_dir()
-        ]
-        notes += [f"{paths[0] / folder} is not read, the tar files are" for folder in unread]
+        beside = [paths[0] / folder for folder in class_folders.SPLITS if files]
+        notes += [f"{path} is not read, the tar files are" for path in beside if path.is_dir()]
     elif len(files) != len(paths):
         raise ValueError("give one folder, or tar files, not both")
     content = _of_tars(files, name) if files else _of_folder(paths[0], name, allow_partial)
@@ -83,14 +81,12 @@ def _of_folder(root: Path, name: str | None, allow_partial: bool) -> Content:
     imagenet = name == IMAGENET
     left_out: Counter[str] = Counter()
     splits = {}
+    how = {"imagenet": imagenet, "allow_partial": allow_partial}
     for split, path in paths.items():
-        rows = (
-            class_folders.flat_rows(path, left_out)
-            if imagenet and split in flat
-            else class_folders.rows(
-                path, order, left_out, imagenet=imagenet, allow_partial=allow_partial
-            )
-        )
+        if imagenet and split in flat:
+            rows = class_folders.flat_rows(path, left_out)
+        else:
+            rows = class_folders.rows(path, order, left_out, **how)
         splits[split] = RawSplit(path, _table(rows))
     return Content(name, order, splits, [f"left out: {n:,} {kind}" for kind, n in left_out.items()])
 

@@ -325,8 +325,5 @@ def _files(images: Table) -> tuple[list[str] | None, list[int]]:
     return [_IMAGENET_NAME.sub(r"\1\2", name) for name in names], sizes
 
 
-add(
-    SourceKind(
-        "hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files", open_hf
-    )
-)
+_ABOUT = ("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files")
+add(SourceKind(*_ABOUT, open_hf))

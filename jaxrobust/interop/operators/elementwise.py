@@ -40,10 +40,6 @@ def _elu(x: Array, alpha: float, scale: float, input_scale: float) -> Array:
     return scale * jnp.where(x > 0, x, negative)
 
 
-def _relu(x: Array) -> Array:
-    return jnp.where(x > 0, x, jnp.zeros_like(x))  # whose gradient at zero is zero, as PyTorch's
-
-
 def _leaky_relu(x: Array, slope: float) -> Array:
     return jnp.where(x > 0, x, x * slope)
 
@@ -86,7 +82,7 @@ _UNARY: Functions = {
     "neg": jnp.negative,
     **{name: lambda x, **ignored: x for name in ("clone", "alias")},
     "_to_copy": lambda x, dtype=None: x if dtype is None else jnp.asarray(x).astype(dtype),
-    "relu": _relu,
+    "relu": lambda x: jnp.where(x > 0, x, jnp.zeros_like(x)),  # its gradient at 0 is PyTorch's: 0
     "gelu": lambda x, approximate="none": jax.nn.gelu(x, approximate=approximate == "tanh"),
     "elu": _elu,
     "silu": jax.nn.silu,
@@ -139,9 +135,8 @@ TABLE = {
     **_rows({"pow": _power}, "Tensor_Scalar", "Tensor_Tensor", "Scalar"),
     **_rows({"clamp": _clamp}, "Tensor"),
     **_rows({"where": jnp.where}, "self"),
-    "jaxrobust.stop.default": OperatorRule(
-        jax.lax.stop_gradient, joins=True
-    ),  # see `interop.gradients`
+    # See `interop.gradients`.
+    "jaxrobust.stop.default": OperatorRule(jax.lax.stop_gradient, joins=True),
     "aten.fake_quantize_per_tensor_affine_cachemask.default": OperatorRule(_quantised),
     "aten.rrelu_with_noise_functional.default": OperatorRule(_rrelu),
 }

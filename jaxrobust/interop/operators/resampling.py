@@ -149,16 +149,9 @@ def _adaptive_max(x: Array, counts: Ints) -> _Largest:
                 for b in _bins(held.shape[axis], count)
             ]
             at = [jnp.expand_dims(jnp.argmax(part[0], axis), axis) for part in parts]
-            held, numbers = (
-                jnp.concatenate(
-                    [
-                        jnp.take_along_axis(part[which], a, axis)
-                        for part, a in zip(parts, at, strict=True)
-                    ],
-                    axis,
-                )
-                for which in (0, 1)
-            )
+            pairs = zip(parts, at, strict=True)
+            best = [[jnp.take_along_axis(a, p, axis) for a in part] for part, p in pairs]
+            held, numbers = (jnp.concatenate(of, axis) for of in zip(*best, strict=True))
         return numbers
 
     return _Largest(_adaptive(x, counts, largest), places)

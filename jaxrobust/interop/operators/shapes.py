@@ -24,10 +24,6 @@ def _part(x: Array, axis: int, start: Any, end: Any, step: int = 1) -> Array:
     return x[tuple(index)]
 
 
-def _slice_last(x: Array, dim: int, start: Any, end: Any, step: int) -> ChannelsLast:
-    return ChannelsLast(_part(x, moved(dim, x.ndim), start, end, step))
-
-
 def _split(x: Array, sizes: Ints, dim: int) -> list[Array]:
     return jnp.split(x, np.cumsum(sizes)[:-1].tolist(), axis=dim)
 
@@ -41,14 +37,6 @@ def _concatenate(arrays: Sequence[Array], dim: int) -> Array:
     return jnp.concatenate(whole, axis=dim)
 
 
-def _concatenate_last(arrays: Sequence[Array], dim: int) -> ChannelsLast:
-    return ChannelsLast(jnp.concatenate(arrays, axis=moved(dim, arrays[0].ndim)))
-
-
-def _squeeze(x: Array, dims: Ints) -> Array:
-    return jnp.squeeze(x, tuple(dim for dim in dims if x.shape[dim] == 1))
-
-
 def _expand(x: Array, sizes: Ints, implicit: bool = False) -> Array:
     own = (1,) * (len(sizes) - x.ndim) + x.shape
     return jnp.broadcast_to(x, [o if s == -1 else s for s, o in zip(sizes, own, strict=True)])
@@ -60,10 +48,6 @@ def _padded(x: Array, widths: Ints, value: float, *, last: bool) -> Any:
     if last:
         around.append(around.pop(1))
     return lax.pad(x, jnp.asarray(value, x.dtype), around)
-
-
-def _pad_last(x: Array, widths: Ints, value: float) -> ChannelsLast:
-    return ChannelsLast(_padded(x, widths, value, last=True))
 
 
 def _strided(x: Array, sizes: Ints, strides: Ints, offset: int | None) -> Array:
@@ -89,17 +73,26 @@ TABLE = {
     "aten.view.default": OperatorRule(lambda x, sizes: x.reshape(sizes)),
     "aten.permute.default": OperatorRule(jnp.transpose),
     "aten.unsqueeze.default": OperatorRule(jnp.expand_dims),
-    "aten.squeeze.dims": OperatorRule(_squeeze),
+    "aten.squeeze.dims": OperatorRule(
+        lambda x, dims: jnp.squeeze(x, tuple(dim for dim in dims if x.shape[dim] == 1))
+    ),
     "aten.expand.default": OperatorRule(_expand),
     "aten.repeat.default": OperatorRule(jnp.tile),
     "aten.slice.Tensor": OperatorRule(
-        lambda x, dim, *rest: _part(x, dim % x.ndim, *rest), _slice_last
+        lambda x, dim, *rest: _part(x, dim % x.ndim, *rest),
+        lambda x, dim, *rest: ChannelsLast(_part(x, moved(dim, x.ndim), *rest)),
     ),
     "aten.select.int": OperatorRule(lambda x, dim, place: lax.index_in_dim(x, place, dim, False)),
     "aten.split_with_sizes.default": OperatorRule(_split, _split_last),
-    "aten.cat.default": OperatorRule(_concatenate, _concatenate_last),
+    "aten.cat.default": OperatorRule(
+        _concatenate,
+        lambda arrays, dim: ChannelsLast(jnp.concatenate(arrays, moved(dim, arrays[0].ndim))),
+    ),
     "aten.flip.default": OperatorRule(lambda x, dims: jnp.flip(x, dims)),
-    "aten.constant_pad_nd.default": OperatorRule(partial(_padded, last=False), _pad_last),
+    "aten.constant_pad_nd.default": OperatorRule(
+        partial(_padded, last=False),
+        lambda x, widths, value: ChannelsLast(_padded(x, widths, value, last=True)),
+    ),
     "aten.as_strided.default": OperatorRule(_strided),
     "aten.unfold.default": OperatorRule(_unfold),
     "aten.diagonal.default": OperatorRule(jnp.diagonal),

@@ -73,11 +73,8 @@ class Bottleneck(nnx.Module):
     """act(x + 1x1(act(3x3(act(1x1(x)))))); the stride is the 3x3 one's."""
 
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
-        group, self.act, width = (
-            v.bn_group,
-            ACTIVATIONS[v.activation],
-            outs * v.width // (4 * v.base),
-        )
+        group, self.act = v.bn_group, ACTIVATIONS[v.activation]
+        width = outs * v.width // (4 * v.base)
         self.conv1, self.bn1 = _conv(ins, width, 1, rngs), BatchNorm(width, group=group)
         self.conv2, self.bn2 = _conv(width, width, 3, rngs, stride), BatchNorm(width, group=group)
         self.conv3, self.bn3 = _conv(width, outs, 1, rngs), BatchNorm(outs, group=group)

@@ -154,9 +154,8 @@ class Listener:
         elif response.code is not None:
             self._end(f"{response.text}; {self._again()}", response.code)
         else:
-            from jaxrobust.runtime.text.progress import (
-                say,  # with JAX, which a command imports late
-            )
+            # With JAX, which a command imports late.
+            from jaxrobust.runtime.text.progress import say
 
             self._goes_on = 0
             say(response.text, every_process=True)

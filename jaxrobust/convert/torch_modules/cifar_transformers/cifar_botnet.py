@@ -31,10 +31,8 @@ def model(
             middle = nn.Sequential(attention, *[nn.AvgPool2d(stride)] * (stride > 1))
         return narrow((ins, inner, outs[i]), stride, act, middle, bias=True)
 
-    fc, kernel = (
-        nn.Sequential(nn.Dropout(0.3), nn.Linear(outs[-1], num_classes)),
-        3 if small_stem else 7,
-    )
+    fc = nn.Sequential(nn.Dropout(0.3), nn.Linear(outs[-1], num_classes))
+    kernel = 3 if small_stem else 7
     return residual_net(in_channels, 64, kernel, act, outs, depths, block, fc=fc)
 
 

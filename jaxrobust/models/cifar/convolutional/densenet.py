@@ -127,6 +127,4 @@ _NETWORKS = {
     "cifar_densenet_224": common.Study("DenseNet-121", _121),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"linear\..*")
-FAMILY = common.family(
-    "cifar_densenet", "DenseNet", Variant, create, NAMES, _NETWORKS, any_size=True
-)
+FAMILY = common.family("cifar_densenet", "DenseNet", Variant, create, NAMES, _NETWORKS)

@@ -112,6 +112,4 @@ _NETWORKS = {
     "cifar_preactresnet50_224": common.Study("PreActResNet-50", _224),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"conv1\..*", head=r"linear\..*")
-FAMILY = common.family(
-    "cifar_preact_resnet", "PreActResNet", Variant, create, NAMES, _NETWORKS, any_size=True
-)
+FAMILY = common.family("cifar_preact_resnet", "PreActResNet", Variant, create, NAMES, _NETWORKS)

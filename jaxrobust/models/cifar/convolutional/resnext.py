@@ -90,4 +90,4 @@ _NETWORKS = {
     "cifar_resnext50_224": common.Study("ResNeXt-50 (32x4d)", _50),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"linear\..*")
-FAMILY = common.family("cifar_resnext", "ResNeXt", Variant, create, NAMES, _NETWORKS, any_size=True)
+FAMILY = common.family("cifar_resnext", "ResNeXt", Variant, create, NAMES, _NETWORKS)

@@ -164,4 +164,4 @@ _NETWORKS = {
 }
 _HEAD = r"classifier\.(?:6\.)?[a-z]+"
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"features\.[01]\..*", head=_HEAD)
-FAMILY = common.family("cifar_vgg", "VGG", Variant, create, NAMES, _NETWORKS, any_size=True)
+FAMILY = common.family("cifar_vgg", "VGG", Variant, create, NAMES, _NETWORKS)

@@ -108,6 +108,4 @@ _NETWORKS = {
     )
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"conv1\..*", head=r"linear\..*")
-FAMILY = common.family(
-    "cifar_wide_resnet", "WideResNet", Variant, create, NAMES, _NETWORKS, any_size=True
-)
+FAMILY = common.family("cifar_wide_resnet", "WideResNet", Variant, create, NAMES, _NETWORKS)

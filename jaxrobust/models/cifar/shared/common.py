@@ -55,7 +55,7 @@ def family(
     create: Callable[..., Classifier],
     names: Names,
     networks: Mapping[str, Study],
-    any_size: bool = False,
+    any_size: bool = True,
 ) -> Family:
     """Make a family of networks for 10 classes, see `Family`; `variant` makes a row."""
 

@@ -154,4 +154,4 @@ _NETWORKS = {
     "cifar_botnet50_224": common.Study("BoTNet-50", {"small_stem": False}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"fc\..*")
-FAMILY = common.family("cifar_botnet", "BoTNet", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_botnet", "BoTNet", Variant, create, NAMES, _NETWORKS, any_size=False)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, Place, check
-from jaxrobust.models.interface import architecture_checks
+from jaxrobust.models.interface.architecture_checks import check_fits, check_image_size
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys, row, table
@@ -118,9 +118,7 @@ class CCT(nnx.Module):
         v = self.variant
         x = self.tokenizer(self.normalize(images).astype(jnp.dtype(v.dtype)))
         tokens, own = x.shape[1], self.pos_embed.shape[1]
-        architecture_checks.check_fits(
-            tokens == own, images, f"{tokens} tokens", f"positions for {own}"
-        )
+        check_fits(tokens == own, images, f"{tokens} tokens", f"positions for {own}")
         x = add_bias(x, self.pos_embed[...])
         how = of_one_stage(v, train, key)
         x = self.norm(run_blocks(self.blocks, x, draws=v.attention_dropout > 0, **how))
@@ -142,7 +140,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     check(v, "dim", "depth", "heads", "hidden", "convolutions", "kernel", "stride")
     if v.kernel % 2 == 0:
         raise ValueError(f"kernel={v.kernel} must be odd: windows have a pixel in their middle")
-    architecture_checks.check_image_size(image_size)
+    check_image_size(image_size)
     grid = grid_of(v, image_size)
     return classifier(lambda rngs: CCT(v, num_classes, grid, rngs), dtype=v.dtype)
 
@@ -177,4 +175,6 @@ _NETWORKS = {
     "cifar_cct_224": common.Study("CCT-14/7x2", _224),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"tokenizer\..*", head=r"head\..*")
-FAMILY = common.family("cifar_cct", "CCT (32 px)", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family(
+    "cifar_cct", "CCT (32 px)", Variant, create, NAMES, _NETWORKS, any_size=False
+)

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, TokenAttention
 from jaxrobust.models.families.vit import with_token
-from jaxrobust.models.interface import architecture_checks
+from jaxrobust.models.interface.architecture_checks import check_fits
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, conv_oihw, keys, row, table
@@ -105,9 +105,7 @@ class CeiT(nnx.Module):
         batch, height, width, channels = x.shape
         grid, patch = self.grid, self.variant.patch
         fits, own = (height, width) == (grid * patch,) * 2, f"{grid}x{grid} patches of {patch}"
-        architecture_checks.check_fits(
-            fits, images, f"a map of {height}x{width}", f"positions for {own}"
-        )
+        check_fits(fits, images, f"a map of {height}x{width}", f"positions for {own}")
         x = x.reshape(batch, grid, patch, grid, patch, channels).transpose(0, 1, 3, 2, 4, 5)
         return self.patch_embed(x.reshape(batch, grid * grid, -1))
 
@@ -175,4 +173,4 @@ _NETWORKS = {
     "cifar_ceit_224": common.Study("CeiT-T"),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv|bn)\..*", head=r"head\..*")
-FAMILY = common.family("cifar_ceit", "CeiT", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_ceit", "CeiT", Variant, create, NAMES, _NETWORKS, any_size=False)

@@ -221,4 +221,4 @@ _NETWORKS = {
     "cifar_swin_224": common.Study("Swin-T (224 px, one bias table)", _224),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stage1\.merge\..*", head=r"head\..*")
-FAMILY = common.family("cifar_swin", "Swin", Variant, create, NAMES, _NETWORKS, any_size=True)
+FAMILY = common.family("cifar_swin", "Swin", Variant, create, NAMES, _NETWORKS)

@@ -89,4 +89,6 @@ _NETWORKS = {
     "cifar_vit_224": common.Study("ViT (224 px)", _224),  # ours: these blocks at ViT-S/16's sizes
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\.fc2\..*")
-FAMILY = common.family("cifar_vit", "ViT (32 px)", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family(
+    "cifar_vit", "ViT (32 px)", Variant, create, NAMES, _NETWORKS, any_size=False
+)

@@ -273,4 +273,6 @@ _NETWORKS = {
     "cifar_coatnet_224": common.Study("CoAtNet-0 (224 px)"),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stages\.0\..*", head=r"head\..*")
-FAMILY = common.family("cifar_coatnet", "CoAtNet", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family(
+    "cifar_coatnet", "CoAtNet", Variant, create, NAMES, _NETWORKS, any_size=False
+)

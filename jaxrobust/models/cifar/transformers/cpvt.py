@@ -88,6 +88,4 @@ _NETWORKS = {
     "cifar_cpvt_224": common.Study("CPVT (224 px)", _224),  # ours: these blocks at CPVT-S's sizes
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\..*")
-FAMILY = common.family(
-    "cifar_cpvt", "CPVT (32 px)", Variant, create, NAMES, _NETWORKS, any_size=True
-)
+FAMILY = common.family("cifar_cpvt", "CPVT (32 px)", Variant, create, NAMES, _NETWORKS)

@@ -175,4 +175,4 @@ _NETWORKS = {
     "cifar_cvt_224": common.Study("CvT-13 (224 px)", {"window": 7, "patch": 4}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stages\.0\.(embed|norm)\..*", head=r"head\..*")
-FAMILY = common.family("cifar_cvt", "CvT", Variant, create, NAMES, _NETWORKS, any_size=True)
+FAMILY = common.family("cifar_cvt", "CvT", Variant, create, NAMES, _NETWORKS)

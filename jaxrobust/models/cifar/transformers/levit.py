@@ -158,10 +158,8 @@ class LeViT(nnx.Module):
         for i, layer in enumerate(self.patch_embed):
             x = layer(act(x) if i else x, train)
         _, height, width, dim = x.shape
-        fits, own = (height, width) == (self.side, self.side), f"{self.side}x{self.side}"
-        architecture_checks.check_fits(
-            fits, images, f"{height}x{width} tokens", f"biases for {own}"
-        )
+        fits, own = (height, width) == (self.side,) * 2, f"biases for {self.side}x{self.side}"
+        architecture_checks.check_fits(fits, images, f"{height}x{width} tokens", own)
         return x.reshape(-1, height * width, dim)
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -234,4 +232,4 @@ _NETWORKS = {
     "cifar_levit_224": common.Study("LeViT-128S", {"stem_strides": (2, 2, 2, 2)}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*")
-FAMILY = common.family("cifar_levit", "LeViT", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_levit", "LeViT", Variant, create, NAMES, _NETWORKS, any_size=False)

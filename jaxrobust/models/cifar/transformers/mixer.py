@@ -108,4 +108,6 @@ _NETWORKS = {
     "cifar_mixer_224": common.Study("MLP-Mixer-S/16", _224),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\..*")
-FAMILY = common.family("cifar_mixer", "MLP-Mixer (32 px)", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family(
+    "cifar_mixer", "MLP-Mixer (32 px)", Variant, create, NAMES, _NETWORKS, any_size=False
+)

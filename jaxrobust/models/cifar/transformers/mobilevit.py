@@ -214,6 +214,4 @@ _NETWORKS = {
     "cifar_mobilevit_224": common.Study("MobileViT-S", {"strides": (2, 1, 2, 1, 1, 2, 2, 1)}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"conv1\..*", head=r"fc\..*")
-FAMILY = common.family(
-    "cifar_mobilevit", "MobileViT", Variant, create, NAMES, _NETWORKS, any_size=True
-)
+FAMILY = common.family("cifar_mobilevit", "MobileViT", Variant, create, NAMES, _NETWORKS)

@@ -127,6 +127,4 @@ _NETWORKS = {
     "cifar_poolformer_224": common.Study("PoolFormer-S12", {"patch": 7, "stride": 4}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*")
-FAMILY = common.family(
-    "cifar_poolformer", "PoolFormer (32 px)", Variant, create, NAMES, _NETWORKS, any_size=True
-)
+FAMILY = common.family("cifar_poolformer", "PoolFormer (32 px)", Variant, create, NAMES, _NETWORKS)

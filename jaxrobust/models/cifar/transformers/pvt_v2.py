@@ -168,4 +168,4 @@ _NETWORKS = {
     "cifar_pvt_v2_224": common.Study("PVTv2-B1-Li (224 px)"),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*")
-FAMILY = common.family("cifar_pvt_v2", "PVTv2", Variant, create, NAMES, _NETWORKS, any_size=True)
+FAMILY = common.family("cifar_pvt_v2", "PVTv2", Variant, create, NAMES, _NETWORKS)

@@ -256,4 +256,4 @@ _NETWORKS = {
 }
 _STEM = r"reductions\.0\.(prm\.convs\.\d+|pcm\.convs\.0)\..*"  # all that reads pixels
 NAMES = Names(TORCH_NAMES, torch_keys, stem=_STEM, head=r"head\..*")
-FAMILY = common.family("cifar_vitae", "ViTAE", Variant, create, NAMES, _NETWORKS, any_size=True)
+FAMILY = common.family("cifar_vitae", "ViTAE", Variant, create, NAMES, _NETWORKS)
