@@ -257,6 +257,9 @@ class ProgramTest(parameterized.TestCase):
         np.testing.assert_array_equal(only.robust, whole.robust)
         self.assertEqual([part["robust"] for part in only.parts[1:]], 3 * [None])
         self.assertLess(len(only.autoattack.clean), 23)
+        met = only.autoattack.verdicts.image_ids  # what stood before it, under the places of all
+        self.assertContainsSubset(np.flatnonzero(only.robust), met)
+        self.assertNoCommonElements(met, np.flatnonzero(~only.clean))
         for result in (whole, only):
             self.assertRegex(result.table(), rf"worst case +{whole.robust.mean():.2%}, 95 %")
             path = Path(self.create_tempdir()) / "results.jsonl"
