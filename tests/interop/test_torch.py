@@ -144,6 +144,7 @@ class FromModuleTest(parameterized.TestCase):
             torch_faults.Choosing,
             r"torch_faults\.py, line \d+ .*mask that depends .*sizes that depend on the images",
         ),
+        (torch_faults.Replacing, r"torch_faults\.py, line \d+ .*mask that depends .*torch\.where"),
         (
             torch_faults.Counting,
             r"torch_faults\.py, line \d+ .*nonzero .*sizes that depend on the im",

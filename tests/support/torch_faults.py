@@ -77,6 +77,19 @@ class EachByItself(Linear):
         return torch.stack([self.head(image.flatten()) for image in x])
 
 
+class Replacing(Linear):
+    """Puts a picture in place of bright images, of which a mask of images tells how many."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("picture", torch.zeros(CHANNELS, SIDE, SIDE))
+
+    def forward(self, x):
+        x = x.clone()
+        x[x.mean((1, 2, 3)) > 0.5] = self.picture
+        return super().forward(x)
+
+
 class Changing(Linear):
     def forward(self, x):
         x.sub_(0.5).div_(0.25)
