@@ -48,7 +48,7 @@ INSIDE = {
     "weights": ("store", "naming", "fetch", "trained", "reading", "imports", "load", "start"),
     "interop": ("program", "operators", "reading", "agreement", "torch", "named"),
     "evaluation": ("network", "records", "engine", "bundles", "questions"),
-    "training": ("update", "build", "run"),
+    "training": ("update", "build", "batch_sizes", "run"),
     "convert": ("torch_modules", "."),
     "report": ("drawing", "gathered", "parts", "page", "pictures", "watching"),
     "analysis": ("plotting", "papers", "networks", "comparison", "selection"),
