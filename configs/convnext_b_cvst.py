@@ -23,5 +23,4 @@ def get_config():
     config.train.warmup_epochs = 20
     config.train.batch_size = 768
     config.evaluation.batch_size = config.test.batch_size = 512
-    config.data.workers = 32
     return config

@@ -27,7 +27,7 @@ def get_config(arguments: str = ""):
     config = base()
     config.model.update(name=model, dtype="bfloat16")
     config.init.weights = PUBLISHED[model]
-    config.data.update(augmentation="heavy", workers=16)
+    config.data.augmentation = "heavy"
     config.attack.epsilon = 8 / 255
     network = NETWORKS[model.removesuffix("_cvst")]
     config.train.update(epochs=25, lr=1e-4, warmup_epochs=5, batch_size=network.batch)

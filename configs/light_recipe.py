@@ -46,7 +46,7 @@ def recipe(model: str, epsilon: int, steps: int):
     """Return what all runs of the thesis on ImageNet share; `epsilon` in 255ths."""
     config = base()
     config.model.update(name=model, dtype="bfloat16")
-    config.data.update(preprocessing="bicubic-1.0", workers=16)
+    config.data.preprocessing = "bicubic-1.0"
     config.label_smoothing = 0.1
     config.erase.noise = "truncated"
     config.train.update(epochs=110, cooldown_epochs=10, batch_size=512, schedule="epoch-cosine")

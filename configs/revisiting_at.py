@@ -241,5 +241,4 @@ def start_from(model: str, start: str) -> Any:
         config.pretrain.epochs = network.stem_epochs
     config.train.batch_size = network.batch
     config.evaluation.batch_size = config.test.batch_size = 512
-    config.data.workers = 16
     return config

@@ -24,5 +24,4 @@ def get_config():
     config.train.batch_size = 1408  # the paper's 1392, made a multiple of 64 devices
     config.evaluation.batch_size = config.test.batch_size = 512
     config.evaluation.steps = 1  # the paper selects small networks with one step
-    config.data.workers = 16
     return config

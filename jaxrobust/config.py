@@ -76,7 +76,9 @@ class DataSection(Section, Protocol):
     augmentation: str = "basic"  # a preset of data/transforms/presets.py, or a chain
     # Of evaluation; default: bicubic-0.875, or nothing where all images have the size.
     preprocessing: str | None = None
-    workers: int = 0  # processes that decode; 0: threads of this one
+    # Processes that decode, of each host; 0: threads of this one. Default: the host's cores less
+    # four, and 0 where it trains on them.
+    workers: int | None = None
     strict: bool = False  # whether a damaged image stops the run
     max_damaged: int = 50  # so many are replaced by another image each, and named
     views: int = 1  # so often an image stands in its batch, each time augmented otherwise

@@ -4,8 +4,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxrobust.config import CHANGES, Config, base, phase
+import jax
+
+from jaxrobust.config import CHANGES, Config, DataSection, base, phase
+from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text.spelling import meant
+
+SPARED = 4  # cores of a host that do not decode by default: they feed its devices, and write
 
 
 class Values(dict):
@@ -36,6 +41,16 @@ def _merged(old: Any, new: Any) -> Any:
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
     return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+
+
+def decoders(data: DataSection) -> int:
+    """Count this host's processes that decode: as the config says, or by its cores.
+
+    By default none where JAX computes on these cores, which then has them all.
+    """
+    if data.workers is not None:
+        return data.workers
+    return 0 if jax.default_backend() == "cpu" else max(launch.own_cores() - SPARED, 0)
 
 
 def phases(config: Config) -> list[str]:

@@ -1,14 +1,16 @@
 import importlib
 import itertools
 import re
+from unittest import mock
 
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from configs import light_recipe, revisiting_at, transfer
+from jaxrobust import resolved
 from jaxrobust.analysis.papers import tables
-from jaxrobust.config import network_of
+from jaxrobust.config import base, network_of
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.resolved import of_phase, phases
@@ -239,6 +241,25 @@ class ArgumentsTest(parameterized.TestCase):
             ),
         ):
             self.assertEqual(config_name(given), name)
+
+
+class DecodersTest(parameterized.TestCase):
+    @parameterized.parameters(
+        # (what the config says, where JAX computes, cores, processes that decode)
+        (None, "tpu", 112, 108),
+        (None, "gpu", 3, 0),
+        (None, "cpu", 64, 0),  # it trains on them
+        (16, "cpu", 2, 16),
+        (0, "tpu", 112, 0),
+    )
+    def test_default_is_the_cores_that_are_left(self, given, backend, cores, expected):
+        data = base().data
+        data.workers = given
+        with (
+            mock.patch.object(resolved.jax, "default_backend", return_value=backend),
+            mock.patch.object(resolved.launch, "own_cores", return_value=cores),
+        ):
+            self.assertEqual(resolved.decoders(data), expected)
 
 
 if __name__ == "__main__":

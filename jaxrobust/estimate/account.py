@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxrobust.config import Config
-from jaxrobust.estimate import attacked, elsewhere, here
+from jaxrobust.estimate import attacked, elsewhere, feeding, here
 from jaxrobust.estimate.devices import Target
 from jaxrobust.estimate.work import PhaseWork, work
 from jaxrobust.runtime.text import patience
@@ -69,7 +69,12 @@ def account(
                 once = attacked.computed(end.config, target, utilisation=utilisation)
         result["autoattack"] = _autoattack(once, target.chips, images, robust, start)
     assumed = _assumed(parts, target, result, robust)
-    return result | {"known": [*fitted, *_known(target, result)], "assumed": assumed}
+    fed = (
+        feeding.line(part, target, row["images_per_s"])
+        for part, row in zip(parts, rows, strict=True)
+    )
+    known = [*fitted, *filter(None, fed), *_known(target, result)]
+    return result | {"known": known, "assumed": assumed}
 
 
 def costs(seconds: float, chips: int) -> dict[str, float]:
@@ -137,6 +142,7 @@ def _phase(
         "mfu": speed * flops / peak if peak else None,
         "memory_bytes": once.memory,
         "parts_s": spent,
+        "data_cores": None if target.here else feeding.cores(part, speed),
         **once.figures,
         **costs(sum(spent.values()), target.chips),
     }

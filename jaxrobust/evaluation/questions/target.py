@@ -19,6 +19,7 @@ from jaxrobust.evaluation.network import tracing
 from jaxrobust.interop import named
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.models.kernels.cpu.rewriting import canonical_convolutions
+from jaxrobust.resolved import decoders
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.text.progress import say
@@ -106,7 +107,7 @@ def of_run(workdir: Path, phase: str | None = None) -> Subject:
         split=data.test_split,
         data_dir=data.dir,
         classes=data.get("classes"),
-        workers=data.workers,
+        workers=decoders(data),
         threat=Threat.of(attack),
         norm=attack.norm,
         batch_size=config.test.batch_size,

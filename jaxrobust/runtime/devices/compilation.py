@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from jaxrobust.runtime.devices import tpus
 from jaxrobust.runtime.files import folders, jsonl
 from jaxrobust.runtime.text import patience
 
@@ -46,7 +47,7 @@ def compiled(function: Any, *arguments: Any) -> tuple[Any, float, bool]:
     """Return (executable, seconds, cache hit) of a jitted function for these arguments."""
     start = time.perf_counter()
     with cache_hits() as hits:
-        executable = function.lower(*arguments).compile()
+        executable = tpus.compiled(function.lower(*arguments))
     return executable, time.perf_counter() - start, bool(hits)
 
 

@@ -58,11 +58,13 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
     """Compile a jitted function of `jax.ShapeDtypeStruct`s for its chips; figures per chip."""
     from jax.errors import JaxRuntimeError
 
+    from jaxrobust.runtime.devices import tpus
+
     start = time.perf_counter()
     lowered = function.lower(*arguments)
     traced = time.perf_counter()
     try:
-        executable = lowered.compile()
+        executable = tpus.compiled(lowered)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

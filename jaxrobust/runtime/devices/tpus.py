@@ -7,6 +7,7 @@ one sum that begins when the last of them is there.
 import functools
 import os
 import re
+from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
@@ -24,6 +25,8 @@ OPTIONS: dict[str, str | bool] = {
     # On 256 chips gathers else become sums of zeros, which send twice as much.
     "xla_tpu_prefer_async_allgather_to_allreduce": "true",
 }
+# Such a sum needs 16 MB of fast memory while it runs, which some programs do not have.
+SPARING = {"xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": "false"}
 
 
 def step_options(mesh: Mesh) -> dict[str, str | bool] | None:
@@ -40,6 +43,16 @@ def step_options(mesh: Mesh) -> dict[str, str | bool] | None:
     return {name: OPTIONS[name] for name in _known(chip) if name not in given} or None
 
 
+def compiled(lowered: Any) -> Any:
+    """Compile a program, once more with less beside each other where fast memory runs out."""
+    try:
+        return lowered.compile()
+    except JaxRuntimeError as error:
+        if "ScopedVmemOom" not in str(error):
+            raise
+    return lowered.compile(compiler_options=SPARING)
+
+
 @functools.cache
 def _known(chip: jax.Device) -> tuple[str, ...]:
     """List the options that the compiler of a chip takes; a later one may have dropped some."""
@@ -48,7 +61,7 @@ def _known(chip: jax.Device) -> tuple[str, ...]:
     return tuple(name for name in OPTIONS if _takes(chip, {name: OPTIONS[name]}))
 
 
-def _takes(chip: jax.Device, options: dict[str, str | bool]) -> bool:
+def _takes(chip: jax.Device, options: dict[str, Any]) -> bool:
     place = NamedSharding(Mesh([chip], "chip"), PartitionSpec())
     number = jax.ShapeDtypeStruct((), "float32", sharding=place)
     try:

@@ -39,10 +39,15 @@ def keep_large_buffers() -> None:
 
 
 def cores() -> int | None:
-    """Count the cores that this process may use; None: it was told how many CPU devices to have."""
+    """Count the cores for devices; None: the process was told how many CPU devices to have."""
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if forced or "JAX_NUM_CPU_DEVICES" in os.environ:
         return None
+    return own_cores()
+
+
+def own_cores() -> int:
+    """Count the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 

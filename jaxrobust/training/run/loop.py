@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrobust.data.sources import registry
-from jaxrobust.resolved import plain
+from jaxrobust.resolved import decoders, plain
 from jaxrobust.runtime.devices import compilation, hardware
 from jaxrobust.runtime.devices.profiling import PhaseTrace
 from jaxrobust.runtime.files import provenance
@@ -157,7 +157,7 @@ class _Loop:
                 self.step,
                 run.phase.total_steps,
                 config[name].batch_size,
-                config.data.workers,
+                decoders(config.data),
                 flops_per_image=build.flops_per_image(config, name) if chip else None,
                 chip_hours=self.meta.get("chip_hours", 0.0),
             )

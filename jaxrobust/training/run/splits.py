@@ -12,6 +12,7 @@ from jaxrobust.data import Damage, evaluation_transform
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import loading, pipeline, plan
 from jaxrobust.evaluation.engine.accuracy import EvaluatedImages
+from jaxrobust.resolved import decoders
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import say
@@ -90,7 +91,7 @@ def evaluated(config: Config, key: str, settings: TestSection, workdir: Path) ->
         limit=settings.images,
         seed=config.seed,
         preprocessing=config.data.preprocessing,
-        workers=config.data.workers,
+        workers=decoders(config.data),
         meets=None if config.data.strict else damage(config, workdir, source),
     )
 
@@ -127,7 +128,7 @@ def batches(config: Config, name: str, source: registry.Source, start: int) -> p
         start=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        workers=config.data.workers,
+        workers=decoders(config.data),
         strict=config.data.strict,
         first_view=config.data.first_view,
         **_how(config),

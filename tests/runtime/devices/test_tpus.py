@@ -48,6 +48,16 @@ class OptionsTest(absltest.TestCase):
             found = tpus.step_options(mesh_of(tpu.chips(self, "v5e:2x2")))
         self.assertEqual(set(tpus.OPTIONS) - set(found), {"xla_enable_async_all_reduce"})
 
+    def test_a_program_that_needs_too_much_fast_memory_is_compiled_sparingly(self):
+        lowered = mock.Mock()
+        wrong = jax.errors.JaxRuntimeError
+        lowered.compile.side_effect = [wrong("E1001: CompileTimeScopedVmemOom: ..."), "program"]
+        self.assertEqual(tpus.compiled(lowered), "program")
+        self.assertEqual(lowered.compile.call_args.kwargs, {"compiler_options": tpus.SPARING})
+        lowered.compile.side_effect = [wrong("RESOURCE_EXHAUSTED: HBM")]
+        with self.assertRaisesRegex(wrong, "HBM"):
+            tpus.compiled(lowered)
+
 
 @absltest.skipUnless(there, NEEDS)
 class OverlapTest(absltest.TestCase):
@@ -79,7 +89,7 @@ class OverlapTest(absltest.TestCase):
             out_shardings=placed,
             compiler_options=tpus.step_options(mesh),
         )
-        module = hlo.parse(program.lower(params, x).compile().as_text())
+        module = hlo.parse(tpus.compiled(program.lower(params, x)).as_text())
         sums = [c for c in hlo.collectives(module) if not c.kind.startswith("all-gather")]
         beside = [c for c in hlo_overlap.in_flight(module) if not c.kind.startswith("all-gather")]
         # The last gradient, that of the first layer, has nothing left to be beside.
