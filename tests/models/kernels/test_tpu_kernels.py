@@ -364,6 +364,19 @@ class KernelsTest(parameterized.TestCase):
             found = block_kernel.refused(x, BlockParameters(*parameters))
         self.assertIsNone(found) if reason is None else self.assertRegex(found or "", reason)
 
+    @parameterized.parameters(
+        ((1, 196, 384), (3, 5), "float32", "a window of 3x5 is not square and odd"),
+        ((1, 196, 384), (4, 4), "float32", "a window of 4x4 is not square and odd"),
+        ((1, 196, 384), (3, 3), "float16", "float16 is neither float32 nor bfloat16"),
+        ((1, 3136, 384), (3, 3), "bfloat16", "3136 tokens of 384 channels are larger than .* chip"),
+        ((1, 784, 384), (3, 3), "bfloat16", None),
+    )
+    def test_what_the_exchange_between_neighbours_does_not_take(self, shape, window, dtype, reason):
+        x = jax.ShapeDtypeStruct(shape, dtype)
+        taps = jax.ShapeDtypeStruct((*window, 1, shape[2]), jnp.float32)
+        found = token_interaction.refused(x, taps, 14)
+        self.assertIsNone(found) if reason is None else self.assertRegex(found, reason)
+
     def stem(self, dtype, height, width, c, d):
         shapes = (3, 3, 3, c), (c,), (c,), (c,), (3, 3, c, d), (d,), (d,), (d,)
         parameters = [normal(i, *shape) / (len(shape) + 1) for i, shape in enumerate(shapes)]

@@ -107,7 +107,7 @@ def refused(x: Array, taps: Array, width: int) -> str | None:
     window = Window(side, tokens, width)
     held = 2 * (3 * tiled((tokens, dim), x.dtype.itemsize) + tiled((side, tokens, LANES), 4))
     scratch = 2 * tiled(window.copies(), 4) + tiled((tokens, math.ceil(dim / LANES) * LANES), 4)
-    if held + scratch + 8 * tiled((tokens, LANES), 4) > SCOPED:
+    if held + scratch + 14 * tiled((tokens, LANES), 4) > SCOPED:
         return f"{tokens} tokens of {dim} channels are larger than the fast memory of a chip"
     return None
 
