@@ -131,13 +131,10 @@ def _names(network: Network, reference: Reference) -> dict[str, Any]:
 
 def _faults(measured: dict[str, Any]) -> list[str]:
     faults, names = [], measured["names"]
-    if names["matched"] != names["reference"]:
-        faults.append(
-            f"{names['reference'] - names['matched']} names of the reference are not ours"
-        )
-    if names["equal"] != names["matched"]:
-        count = names["matched"] - names["equal"]
-        faults.append(f"{count} arrays differ ({', '.join(names['differing'][:3])})")
+    if missing := names["reference"] - names["matched"]:
+        faults.append(f"{missing} names of the reference are not ours")
+    if other := names["matched"] - names["equal"]:
+        faults.append(f"{other} arrays differ ({', '.join(names['differing'][:3])})")
     for what, bars in (("logits", LOGITS), ("gradients", GRADIENTS)):
         for dtype, bar in bars.items():
             row = measured[what][dtype]

@@ -65,9 +65,8 @@ def _print(out: Path, network: Network, done: dict[str, Any]) -> None:
     for line in compose.summary(network):
         print(f"  {line}")
     if done["which"] and network.facts.place:
-        print(
-            f"  the {files.WHICH[done['which']]} weights, which are under {network.facts.place!r}"
-        )
+        which = files.WHICH[done["which"]]
+        print(f"  the {which} weights, which are under {network.facts.place!r}")
     moments = (done["normalize"][key] for key in ("mean", "std"))
     shown = (" ".join(f"{value:.4g}" for value in values) for values in moments)
     print("  normalisation: mean {}, std {} ({})".format(*shown, done["normalize"]["origin"]))

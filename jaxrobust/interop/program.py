@@ -114,9 +114,8 @@ def run(
     # PyTorch's operators join numbers of several types and ranks.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for step in program.steps:
-            values[step.name] = compute(
-                step, table, values, {program.dtype: dtype}, keys.get(step.name)
-            )
+            own = keys.get(step.name)
+            values[step.name] = compute(step, table, values, {program.dtype: dtype}, own)
     return values
 
 

@@ -114,9 +114,8 @@ def _inner(values: Iterable[Any]) -> Iterable[Any]:
 
 def _stem(name: str, params) -> str:
     """Say how many 3x3 convolutions a stem has, else the window of its only one; even: a patch."""
-    kernels = (
-        k for k in params if re.fullmatch(models.family(name).names.stem, k) and "kernel" in k
-    )
+    pattern = models.family(name).names.stem
+    kernels = (key for key in params if re.fullmatch(pattern, key) and "kernel" in key)
     windows = [side for k in kernels if (side := _window(params[k])) > 1]
     if len(windows) > 1:
         return f"conv x{len(windows)}"

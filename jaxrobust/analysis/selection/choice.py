@@ -127,9 +127,8 @@ def _measured(
     given: SelectionSettings, phase: str, at: dict[int, Size], done: set[tuple[int, str, int]]
 ) -> Iterator[dict[str, Any]]:
     for step in kept.steps_of(given.run, phase):
-        missing = [
-            (which, size) for which in kept.WHICH for size in at if (step, which, size) not in done
-        ]
+        each = ((which, size) for which in kept.WHICH for size in at)
+        missing = [one for one in each if (step, *one) not in done]
         if not missing:
             continue
         epoch, both = kept.read(given.run, phase, step)

@@ -185,10 +185,8 @@ def info(
 def features(about: About) -> dict[str, Any]:
     """Return `features.json`."""
     kind = "tensorflow_datasets.core.features"
-    image = {"dtype": "uint8", **about.image}
-    entries: dict[str, Any] = {
-        "image": {"pythonClassName": f"{kind}.image_feature.Image", "image": image}
-    }
+    image: dict[str, Any] = {"pythonClassName": f"{kind}.image_feature.Image"}
+    entries = {"image": image | {"image": {"dtype": "uint8", **about.image}}}
     if about.name_key:
         entries[about.name_key] = {"pythonClassName": f"{kind}.text_feature.Text", "text": {}}
     for label, classes in about.labels.items():

@@ -131,9 +131,8 @@ def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[st
         table = folder / f"{split}.npy{shards.PARTIAL}"
         paths = [folder / shards.file_name(content.name, split, i, count) for i in range(count)]
         bounds = itertools.pairwise(i * len(rows) // count for i in range(count + 1))
-        parts[split] = [
-            Shard(path, table, origin, *b) for path, b in zip(paths, bounds, strict=True)
-        ]
+        pairs = zip(paths, bounds, strict=True)
+        parts[split] = [Shard(path, table, origin, *ends) for path, ends in pairs]
     return parts
 
 

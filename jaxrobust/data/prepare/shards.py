@@ -263,9 +263,8 @@ def work(job: Job, shards: Sequence[Shard], workers: int) -> Generator[WorkDone]
     try:
         for i in range(workers):
             reader, writer = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_work, args=(job, shards[i::workers], writer), daemon=True
-            )
+            given = (job, shards[i::workers], writer)
+            process = context.Process(target=_work, args=given, daemon=True)
             process.start()
             writer.close()
             processes.append(process)

@@ -57,10 +57,8 @@ class ArrayRecords:
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
         """Read the records at some places."""
-        images = self.array()
-        return [
-            Record(decoding.encode(images[self.first + i]), int(self.labels[i])) for i in indices
-        ]
+        images, first = self.array(), self.first
+        return [Record(decoding.encode(images[first + i]), int(self.labels[i])) for i in indices]
 
     def describe(self, index: int) -> str:
         """Name the file and the place of a record, for messages."""

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -181,18 +180,70 @@ ROBUSTART = TORCHVISION | {
     "TranslateY": PolicyChange(operations.translate_y, _unrounded),
 }
 
+# Cubuk et al. 2019, tables 7 and 9: pairs of name, probability in tenths, level.
+_CIFAR10 = """
+Invert 1 0, Contrast 2 6
+Rotate 7 2, TranslateX 3 9
+Sharpness 8 1, Sharpness 9 3
+ShearY 5 8, TranslateY 7 9
+AutoContrast 5 0, Equalize 9 0
+ShearY 2 7, Posterize 3 7
+Color 4 3, Brightness 6 7
+Sharpness 3 9, Brightness 7 9
+Equalize 6 0, Equalize 5 0
+Contrast 6 7, Sharpness 6 5
+Color 7 7, TranslateX 5 8
+Equalize 3 0, AutoContrast 4 0
+TranslateY 4 3, Sharpness 2 6
+Brightness 9 6, Color 2 8
+Solarize 5 2, Invert 0 0
+Equalize 2 0, AutoContrast 6 0
+Equalize 2 0, Equalize 6 0
+Color 9 9, Equalize 6 0
+AutoContrast 8 0, Solarize 2 8
+Brightness 1 3, Color 7 0
+Solarize 4 5, AutoContrast 9 0
+TranslateY 9 9, TranslateY 7 9
+AutoContrast 9 0, Solarize 8 3
+Equalize 8 0, Invert 1 0
+TranslateY 7 9, AutoContrast 9 0
+"""
+_IMAGENET = """
+Posterize 4 8, Rotate 6 9
+Solarize 6 5, AutoContrast 6 0
+Equalize 8 0, Equalize 6 0
+Posterize 6 7, Posterize 6 6
+Equalize 4 0, Solarize 2 4
+Equalize 4 0, Rotate 8 8
+Solarize 6 3, Equalize 6 0
+Posterize 8 5, Equalize 10 0
+Rotate 2 3, Solarize 6 8
+Equalize 6 0, Posterize 4 6
+Rotate 8 8, Color 4 0
+Rotate 4 9, Equalize 6 0
+Equalize 0 0, Equalize 8 0
+Invert 6 0, Equalize 10 0
+Color 6 4, Contrast 10 8
+Rotate 8 8, Color 10 2
+Color 8 8, Solarize 8 7
+Sharpness 4 7, Invert 6 0
+ShearX 6 5, Equalize 10 0
+Color 4 0, Equalize 6 0
+Equalize 4 0, Solarize 2 4
+Solarize 6 5, AutoContrast 6 0
+Invert 6 0, Equalize 10 0
+Color 6 4, Contrast 10 8
+Equalize 8 0, Equalize 6 0
+"""
 
-def _policy(name: str) -> tuple[tuple[tuple[str, float, int], ...], ...]:
-    """Read pairs of (name, probability, level) of Cubuk et al. 2019, tables 7 and 9.
 
-    In a file, a line is a pair, and probabilities are tenths.
-    """
-    text = Path(__file__).with_name(f"autoaugment_{name}.txt").read_text()
-    lines = ([words.split() for words in line.split(",")] for line in text.splitlines())
+def _policy(text: str) -> tuple[tuple[tuple[str, float, int], ...], ...]:
+    """Read pairs of (name, probability, level)."""
+    lines = ([words.split() for words in line.split(",")] for line in text.strip().splitlines())
     return tuple(tuple((n, int(tenths) / 10, int(k)) for n, tenths, k in line) for line in lines)
 
 
-POLICIES = {name: _policy(name) for name in ("cifar10", "imagenet")}
+POLICIES = {"cifar10": _policy(_CIFAR10), "imagenet": _policy(_IMAGENET)}
 
 
 def autoaugment(

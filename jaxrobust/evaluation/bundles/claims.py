@@ -323,18 +323,16 @@ def lines(bundle: Bundle, findings: ClaimFindings) -> list[str]:
             f"{findings.split_images:,} here: pass all of them to count"
         )
     for what, words in (("misclassified", "misclassified as they are"), ("fooled", "fooled")):
-        rows.append(
-            f"  {findings.confirmed[what]:,} of {findings.claimed[what]:,} {words}: confirmed"
-        )
+        confirmed, claimed = findings.confirmed[what], findings.claimed[what]
+        rows.append(f"  {confirmed:,} of {claimed:,} {words}: confirmed")
     for why, ids in findings.unconfirmed.items():
         shown = ", ".join(map(str, ids[:_SHOWN])) + ", ..." * (len(ids) > _SHOWN)
         rows.append(f"  {len(ids):,} not confirmed: {WHY[why]} (image {shown})")
     if missing := lacking(bundle.about):
         rows.append(f"  it does not say {', nor '.join(missing)}, as bundles of an older version")
     if findings.labels != "compared":
-        trusted = (
-            "taken on trust, as was asked" if findings.labels == "trusted" else "not confirmed"
-        )
+        asked = findings.labels == "trusted"
+        trusted = "taken on trust, as was asked" if asked else "not confirmed"
         rows.append(f"  the labels are the bundle's own, and {trusted}")
     low, high = interval(findings.standing, findings.images)
     every = findings.confirmed == findings.claimed and not findings.unconfirmed

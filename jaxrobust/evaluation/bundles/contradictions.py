@@ -222,10 +222,8 @@ def _after(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     record = about["record"]
     if not (stated := record.get("accuracy_after")):
         return None
-    if list(stated) != _stages(record):
-        return (
-            f"says what {', '.join(stated)} left, and has the attacks {', '.join(_stages(record))}"
-        )
+    if list(stated) != (stages := _stages(record)):
+        return f"says what {', '.join(stated)} left, and has the attacks {', '.join(stages)}"
     left = sum(row["verdict"] != "clean" for row in rows)
     for name, fooled in _fooled(record, rows).items():
         left -= fooled

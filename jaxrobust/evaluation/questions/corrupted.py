@@ -77,9 +77,8 @@ def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
     if there := evaluation.recorded(number):
         return there
     words = f"{len(wished)} corruptions, {'files' if published else 'computed'}"
-    say(
-        f"{evaluation.subject.network.name} on {own.where()}: {words}, {evaluation.question.images}"
-    )
+    name, count = evaluation.subject.network.name, evaluation.question.images
+    say(f"{name} on {own.where()}: {words}, {count}")
     start = time.perf_counter()
     judge = _judge(evaluation)
     clean = None if published else _answered(judge(own, "clean"))

@@ -134,9 +134,8 @@ def _running(beats: Callable[[Array, Array], Array]) -> OperatorRule:
         return jnp.where(wins, right[0], left[0]), jnp.where(wins, right[1], left[1])
 
     def running(x: Array, dim: int) -> tuple[Array, Array]:
-        at = jnp.arange(x.shape[dim]).reshape(
-            [-1 if a == dim % x.ndim else 1 for a in range(x.ndim)]
-        )
+        shape = [-1 if axis == dim % x.ndim else 1 for axis in range(x.ndim)]
+        at = jnp.arange(x.shape[dim]).reshape(shape)
         pairs = lax.stop_gradient(x), jnp.broadcast_to(at, x.shape)
         places = lax.associative_scan(join, pairs, axis=dim)[1]
         return jnp.take_along_axis(x, places, axis=dim), places

@@ -64,10 +64,8 @@ def _bernoulli_of(key: Array, p: Array) -> Array:
 
 
 def _poisson(key: Array, rate: Array) -> Array:
-    drawn = jax.random.poisson(
-        key, jax.lax.stop_gradient(rate).astype(jnp.float32), dtype=jnp.int32
-    )
-    return drawn.astype(rate.dtype)
+    rates = jax.lax.stop_gradient(rate).astype(jnp.float32)
+    return jax.random.poisson(key, rates, dtype=jnp.int32).astype(rate.dtype)
 
 
 def _normal_of(key: Array, mean: Any, std: Any) -> Array:

@@ -81,10 +81,8 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
             seen = data_dependence.watched(module, example)
             functions.extend(seen.functions)
             # PyTorch reads the module's source where it is strict, and our answers are no part.
-            answers = (
-                contextlib.nullcontext() if strict else data_dependence.answering(module, seen)
-            )
-            with answers:
+            ours = data_dependence.answering(module, seen)
+            with contextlib.nullcontext() if strict else ours:
                 return torch.export.export(module, (example,), dynamic_shapes=sizes, strict=strict)
 
     reasons: list[Exception] = []
@@ -278,9 +276,8 @@ def _needed(step: OperatorCall, backward: dict[str, OperatorCall]) -> tuple[Oper
         if name in backward and name not in wanted:
             wanted.add(name)
             todo += read_by(backward[name])
-    return tuple(
-        s for n, s in backward.items() if n in wanted and s.operator != custom_gradients.HOLE
-    )
+    steps = (one for name, one in backward.items() if name in wanted)
+    return tuple(one for one in steps if one.operator != custom_gradients.HOLE)
 
 
 def _name(target: Any) -> str:

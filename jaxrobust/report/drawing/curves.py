@@ -156,9 +156,8 @@ def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[CurveEvent]:
         images = own["selection_images"].values[-1]
         images = max(int(images), 1) if np.isfinite(images) else 1
         training: list[float] = []
-        between = np.split(
-            own["robust"].values, np.searchsorted(own["robust"].steps, steps, "right")
-        )
+        robust = own["robust"]
+        between = np.split(robust.values, np.searchsorted(robust.steps, steps, "right"))
         for number, (step, values) in enumerate(zip(steps, between, strict=False), 1):
             training.append(float(values.mean()) if len(values) else np.nan)
             if warning := alarm.overfitting(scores[:number].tolist(), training, images=images):

@@ -72,11 +72,9 @@ def _of_both(
 ) -> tuple[list[Verdicts], np.ndarray]:
     assert first.verdicts is not None and other.verdicts is not None, "groups() has them"
     both = verdicts.aligned([first.verdicts, other.verdicts])
-    some = len(both[0].labels) > 0
-    left_out = (
-        comparable.left_out([first.record, other.record], both) if some else np.zeros(0, bool)
-    )
-    return both, left_out
+    if not len(both[0].labels):
+        return both, np.zeros(0, bool)
+    return both, comparable.left_out([first.record, other.record], both)
 
 
 def part(evaluations: Sequence[ReportedEvaluation]) -> Html | None:

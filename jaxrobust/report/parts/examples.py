@@ -191,9 +191,8 @@ def _pictures(fooling: Fooled, clean: Any, shape: tuple[int, ...], label: str) -
         f"what was added to {name}, amplified": _uri(grey, smooth=False),
     }
     times = f", amplified {0.5 / largest:.3g} times" if largest else ""
-    text = (
-        f"Image {fooling.image}, {label}: {fooling.attack}, {fooling.iterations} iterations{times}"
-    )
+    found = f"{fooling.attack}, {fooling.iterations} iterations{times}"
+    text = f"Image {fooling.image}, {label}: {found}"
     images = [tag("img", src=uri, alt=alt) for alt, uri in shown.items()]
     return tag("figure", images, tag("figcaption", text))
 

@@ -26,9 +26,8 @@ def fitted(text: str, columns: int | None) -> str:
     """Break longer lines between words; in a pipe (None) they stay, for `grep`."""
     if columns is None:
         return text
-    return "\n".join(
-        line if len(line) <= columns else _broken(line, columns) for line in text.split("\n")
-    )
+    lines = text.split("\n")
+    return "\n".join(line if len(line) <= columns else _broken(line, columns) for line in lines)
 
 
 def show(text: str) -> None:

@@ -61,9 +61,8 @@ class Checkpoints:
 
     def save(self, step: int, arrays: Any, meta: dict) -> None:
         """Start writing `arrays` and `meta` (JSON); a step that is there already stays."""
-        items = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
-        )
+        kinds = {"arrays": ocp.args.StandardSave(arrays), "meta": ocp.args.JsonSave(meta)}
+        items = ocp.args.Composite(**kinds)
         self.wait()
         self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         if step != self.latest_step():
@@ -114,9 +113,8 @@ class Checkpoints:
                 for half in self.directory.glob("*.orbax-checkpoint-tmp"):
                     shutil.rmtree(half, ignore_errors=True)
             last = max(steps(self.directory), default=None)
-            good = (
-                "There is no good one yet" if last is None else f"The last good one is step {last}"
-            )
+            there = f"The last good one is step {last}"
+            good = "There is no good one yet" if last is None else there
             raise DiskFull(
                 errno.ENOSPC,
                 f"the disk is full: a checkpoint of {whole.amount(self._size)} under "
@@ -163,6 +161,5 @@ def steps(directory: Path) -> list[int]:
 
 def abstract_state(state: Any, place: jax.sharding.Sharding) -> Any:
     """Give shapes and types of a state, all under one sharding: what `restore` wants."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state
-    )
+    shaped = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+    return jax.tree.map(shaped, state)

@@ -223,9 +223,8 @@ def state_dict(tree: Any, which: str | None, depth: int = 5) -> Artifact | None:
     for key in there[kind] or [k for k in _INSIDE if k in tree]:
         if (stored := state_dict(tree[key], which, depth - 1)) is not None:
             place = f"{key}/{stored.facts.place}".rstrip("/")
-            return Artifact(
-                stored.arrays, WeightFacts(which=kind or stored.facts.which, place=place)
-            )
+            facts = WeightFacts(which=kind or stored.facts.which, place=place)
+            return Artifact(stored.arrays, facts)
     if kind:
         raise ValueError(
             f"{there[kind][0]!r} holds no state dict of {WHICH[kind]} weights; ask for {other}"
