@@ -15,6 +15,7 @@ from jaxrobust.models.interface.classifier import classifier, of_stages, run_blo
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, keys, row, table
 from jaxrobust.models.kernels.convnext_block import BlockParameters, convnext_block
+from jaxrobust.models.kernels.norm_halving import HalvingParameters, norm_halving
 from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
@@ -92,8 +93,11 @@ class Stage(nnx.Module):
         self.blocks = nnx.List([Block(dim, gamma_init, rngs) for _ in range(depth)])
 
     def __call__(self, x: Array, **how: Any) -> Array:
-        for layer in self.downsample:
-            x = layer(x)
+        if self.downsample:
+            norm, conv = self.downsample
+            affine = norm.scale[...], norm.bias[...]
+            parameters = HalvingParameters(*affine, conv.kernel[...], conv.bias[...])
+            x = norm_halving(x, parameters, stride=conv.stride, eps=norm.eps)
         return run_blocks(self.blocks, x, **how)
 
 
