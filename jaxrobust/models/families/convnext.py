@@ -82,22 +82,28 @@ class Block(nnx.Module):
         return convnext_block(x, parameters, path, eps=self.norm.eps)
 
 
+def _halved(x: Array, norm: LayerNorm, conv: Conv) -> Array:
+    affine = norm.scale[...], norm.bias[...]
+    parameters = HalvingParameters(*affine, conv.kernel[...], conv.bias[...])
+    return norm_halving(x, parameters, stride=conv.stride, eps=norm.eps)
+
+
 class Stage(nnx.Module):
     """LN and 2x2 convolution (but for the first stage), then the blocks."""
 
     def __init__(
         self, ins: int, dim: int, depth: int, stride: int, gamma_init: float, rngs: Draws
     ) -> None:
-        down = [LayerNorm(ins), Conv(ins, dim, 2, stride=stride, rngs=rngs)] if ins else []
+        down: list[Any] = []
+        if ins:
+            down = [LayerNorm(ins), Conv(ins, dim, 2, stride=stride, rngs=rngs)]
         self.downsample = nnx.List(down)
         self.blocks = nnx.List([Block(dim, gamma_init, rngs) for _ in range(depth)])
 
     def __call__(self, x: Array, **how: Any) -> Array:
         if self.downsample:
             norm, conv = self.downsample
-            affine = norm.scale[...], norm.bias[...]
-            parameters = HalvingParameters(*affine, conv.kernel[...], conv.bias[...])
-            x = norm_halving(x, parameters, stride=conv.stride, eps=norm.eps)
+            x = _halved(x, norm, conv)
         return run_blocks(self.blocks, x, **how)
 
 
