@@ -14,8 +14,12 @@ from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, keys, row, table
-from jaxrobust.models.kernels.convnext_block import BlockParameters, convnext_block
-from jaxrobust.models.kernels.norm_halving import HalvingParameters, norm_halving
+from jaxrobust.models.kernels.convnext_layers import (
+    BlockParameters,
+    HalvingParameters,
+    convnext_block,
+    norm_halving,
+)
 from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier

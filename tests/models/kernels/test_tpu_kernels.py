@@ -17,15 +17,14 @@ from jaxrobust import models
 from jaxrobust.models.kernels import (
     attention,
     channel_attention,
-    convnext_block,
+    convnext_layers,
     convolutions,
     layers,
     local_interaction,
-    norm_halving,
     normed_depthwise,
     stem_layers,
 )
-from jaxrobust.models.kernels.convnext_block import BlockParameters
+from jaxrobust.models.kernels.convnext_layers import BlockParameters, HalvingParameters
 from jaxrobust.models.kernels.tpu import (
     batch_stem,
     calls,
@@ -315,13 +314,13 @@ class KernelsTest(parameterized.TestCase):
 
         def function(x, *parameters):
             path = None if share is None else lambda y: y * share.astype(y.dtype)
-            return convnext_block.convnext_block(x, BlockParameters(*parameters), path)
+            return convnext_layers.convnext_block(x, BlockParameters(*parameters), path)
 
         def plain(x, *parameters):
-            return convnext_block._plain(x, share, *parameters, eps=1e-6)
+            return convnext_layers._plain_block(x, share, *parameters, eps=1e-6)
 
         expected = vjp(plain, x, *parameters)
-        self.as_on_tpu(convnext_block)
+        self.as_on_tpu(convnext_layers)
         self.enter_context(mock.patch.object(block_kernel, "refused", lambda *_: None))
         results = vjp(lambda *operands: function(*operands), x, *parameters)
         self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
@@ -343,9 +342,9 @@ class KernelsTest(parameterized.TestCase):
     def test_a_convnext_block_elsewhere_is_its_layers(self, dtype):
         x, *parameters = self.block(dtype, 2, 7, 7, 32, 7)
         results = vjp(
-            lambda x, *p: convnext_block.convnext_block(x, BlockParameters(*p)), x, *parameters
+            lambda x, *p: convnext_layers.convnext_block(x, BlockParameters(*p)), x, *parameters
         )
-        plain = functools.partial(convnext_block._plain, eps=1e-6)
+        plain = functools.partial(convnext_layers._plain_block, eps=1e-6)
         expected = vjp(lambda x, *p: plain(x, None, *p), x, *parameters)
         for result, right in zip(results, expected, strict=True):
             np.testing.assert_array_equal(result, right)
@@ -381,16 +380,14 @@ class KernelsTest(parameterized.TestCase):
         x, *parameters = self.halving(dtype, *case)
 
         def function(x, *parameters):
-            return norm_halving.norm_halving(
-                x, norm_halving.HalvingParameters(*parameters), stride=2
-            )
+            return convnext_layers.norm_halving(x, HalvingParameters(*parameters), stride=2)
 
         expected = vjp(function, x, *parameters)
-        self.as_on_tpu(norm_halving)
+        self.as_on_tpu(convnext_layers)
         self.enter_context(mock.patch.object(halving_kernel, "refused", lambda *_: None))
         results = vjp(lambda *operands: function(*operands), x, *parameters)
         self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
-        plain = functools.partial(norm_halving._plain, stride=2, eps=1e-6)
+        plain = functools.partial(convnext_layers._plain_halving, stride=2, eps=1e-6)
         self.compare(plain, results, expected, x, *parameters)
         attacked = vjp(lambda x: function(x, *parameters), x)
         self.assertLess(apart(attacked, results[:2]), 1e-6 if dtype == "float32" else ROUNDED)
@@ -404,7 +401,7 @@ class KernelsTest(parameterized.TestCase):
     )
     def test_what_norm_halving_does_not_take(self, dtype, height, side, stride, reason):
         x, *parameters = jax.eval_shape(lambda: self.halving(dtype, 2, height, 8, 32, 64))
-        p = norm_halving.HalvingParameters(*parameters)
+        p = HalvingParameters(*parameters)
         p = p._replace(kernel=jax.ShapeDtypeStruct((side, side, 32, 64), dtype))
         self.assertEqual(halving_kernel.refused(x, p, stride), reason)
 
@@ -575,7 +572,7 @@ import functools, json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrobust.models.kernels import (
-    attention, channel_attention, convnext_block, local_interaction, norm_halving,
+    attention, channel_attention, convnext_layers, local_interaction,
     normed_depthwise, stem_layers,
 )
 mesh = Mesh(np.array(chips[:1]), ("x",))
@@ -594,13 +591,13 @@ def block(x, scale=None):
     c, d = x.shape[3], 4 * x.shape[3]
     scale = ones(c) if scale is None else scale
     parameters = ones(7, 7, 1, c), ones(c), scale, ones(c), ones(c, d), ones(d), ones(d, c)
-    p = convnext_block.BlockParameters(*parameters, ones(c), ones(c))
-    return convnext_block.convnext_block(x, p)
+    p = convnext_layers.BlockParameters(*parameters, ones(c), ones(c))
+    return convnext_layers.convnext_block(x, p)
 def halving(x, scale=None):
     c = x.shape[3]
     scale = ones(c) if scale is None else scale
-    p = norm_halving.HalvingParameters(scale, ones(c), ones(2, 2, c, 2 * c), ones(2 * c))
-    return norm_halving.norm_halving(x, p, stride=2)
+    p = convnext_layers.HalvingParameters(scale, ones(c), ones(2, 2, c, 2 * c), ones(2 * c))
+    return convnext_layers.norm_halving(x, p, stride=2)
 def stem(x, taps=None):
     taps = ones(3, 3, 3, 48) if taps is None else taps
     norms = [[ones(n)] * 3 for n in (48, 96)]
