@@ -14,7 +14,12 @@ from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, keys, row, table
-from jaxrobust.models.kernels.convnext_block import BlockParameters, convnext_block
+from jaxrobust.models.kernels.convnext_layers import (
+    BlockParameters,
+    HalvingParameters,
+    convnext_block,
+    norm_halving,
+)
 from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier
@@ -81,19 +86,28 @@ class Block(nnx.Module):
         return convnext_block(x, parameters, path, eps=self.norm.eps)
 
 
+def _halved(x: Array, norm: LayerNorm, conv: Conv) -> Array:
+    affine = norm.scale[...], norm.bias[...]
+    parameters = HalvingParameters(*affine, conv.kernel[...], conv.bias[...])
+    return norm_halving(x, parameters, stride=conv.stride, eps=norm.eps)
+
+
 class Stage(nnx.Module):
     """LN and 2x2 convolution (but for the first stage), then the blocks."""
 
     def __init__(
         self, ins: int, dim: int, depth: int, stride: int, gamma_init: float, rngs: Draws
     ) -> None:
-        down = [LayerNorm(ins), Conv(ins, dim, 2, stride=stride, rngs=rngs)] if ins else []
+        down: list[Any] = []
+        if ins:
+            down = [LayerNorm(ins), Conv(ins, dim, 2, stride=stride, rngs=rngs)]
         self.downsample = nnx.List(down)
         self.blocks = nnx.List([Block(dim, gamma_init, rngs) for _ in range(depth)])
 
     def __call__(self, x: Array, **how: Any) -> Array:
-        for layer in self.downsample:
-            x = layer(x)
+        if self.downsample:
+            norm, conv = self.downsample
+            x = _halved(x, norm, conv)
         return run_blocks(self.blocks, x, **how)
 
 

@@ -15,7 +15,7 @@ from jaxrobust.models.families.convnext import block_parameters
 from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import keys, table
-from jaxrobust.models.kernels.convnext_block import convnext_block
+from jaxrobust.models.kernels.convnext_layers import convnext_block
 from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, Classifier

@@ -17,14 +17,14 @@ from jaxrobust import models
 from jaxrobust.models.kernels import (
     attention,
     channel_attention,
-    convnext_block,
+    convnext_layers,
     convolutions,
     layers,
     local_interaction,
     normed_depthwise,
     stem_layers,
 )
-from jaxrobust.models.kernels.convnext_block import BlockParameters
+from jaxrobust.models.kernels.convnext_layers import BlockParameters, HalvingParameters
 from jaxrobust.models.kernels.tpu import (
     batch_stem,
     calls,
@@ -36,6 +36,7 @@ from jaxrobust.models.kernels.tpu import (
 )
 from jaxrobust.models.kernels.tpu import channel_attention as channels
 from jaxrobust.models.kernels.tpu import convnext_block as block_kernel
+from jaxrobust.models.kernels.tpu import norm_halving as halving_kernel
 from jaxrobust.runtime.devices import topology
 from tests.support import paths
 
@@ -45,7 +46,7 @@ from tests.support import paths
 ROUNDED = 2 * 2.0**-8
 
 KERNELS = token_attention, channels, depthwise_norm, conv_stem, token_interaction, batch_stem
-KERNELS = *KERNELS, block_kernel
+KERNELS = *KERNELS, block_kernel, halving_kernel
 CALLS = {"forward", "backward", "parameter_gradients", "first", "second", "sums", "gradient"}
 CALLS |= {"third", "first_sums", "second_sums", "all_gradients"}
 
@@ -313,13 +314,13 @@ class KernelsTest(parameterized.TestCase):
 
         def function(x, *parameters):
             path = None if share is None else lambda y: y * share.astype(y.dtype)
-            return convnext_block.convnext_block(x, BlockParameters(*parameters), path)
+            return convnext_layers.convnext_block(x, BlockParameters(*parameters), path)
 
         def plain(x, *parameters):
-            return convnext_block._plain(x, share, *parameters, eps=1e-6)
+            return convnext_layers._plain_block(x, share, *parameters, eps=1e-6)
 
         expected = vjp(plain, x, *parameters)
-        self.as_on_tpu(convnext_block)
+        self.as_on_tpu(convnext_layers)
         self.enter_context(mock.patch.object(block_kernel, "refused", lambda *_: None))
         results = vjp(lambda *operands: function(*operands), x, *parameters)
         self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
@@ -341,9 +342,9 @@ class KernelsTest(parameterized.TestCase):
     def test_a_convnext_block_elsewhere_is_its_layers(self, dtype):
         x, *parameters = self.block(dtype, 2, 7, 7, 32, 7)
         results = vjp(
-            lambda x, *p: convnext_block.convnext_block(x, BlockParameters(*p)), x, *parameters
+            lambda x, *p: convnext_layers.convnext_block(x, BlockParameters(*p)), x, *parameters
         )
-        plain = functools.partial(convnext_block._plain, eps=1e-6)
+        plain = functools.partial(convnext_layers._plain_block, eps=1e-6)
         expected = vjp(lambda x, *p: plain(x, None, *p), x, *parameters)
         for result, right in zip(results, expected, strict=True):
             np.testing.assert_array_equal(result, right)
@@ -376,6 +377,46 @@ class KernelsTest(parameterized.TestCase):
         taps = jax.ShapeDtypeStruct((*window, 1, shape[2]), jnp.float32)
         found = token_interaction.refused(x, taps, 14)
         self.assertIsNone(found) if reason is None else self.assertRegex(found, reason)
+
+    def halving(self, dtype, batch, height, width, ins, outs):
+        shapes = (ins,), (ins,), (2, 2, ins, outs), (outs,)
+        parameters = [normal(i, *shape) for i, shape in enumerate(shapes)]
+        parameters[2] /= 2 * ins**0.5
+        x = normal(9, batch, height, width, ins)
+        return [a.astype(dtype) for a in (x, *parameters)]
+
+    @parameterized.product(
+        dtype=("float32", "bfloat16"),
+        case=((4, 14, 14, 32, 64), (2, 8, 56, 160, 40), (3, 6, 10, 24, 8)),
+    )
+    def test_norm_halving(self, dtype, case):
+        x, *parameters = self.halving(dtype, *case)
+
+        def function(x, *parameters):
+            return convnext_layers.norm_halving(x, HalvingParameters(*parameters), stride=2)
+
+        expected = vjp(function, x, *parameters)
+        self.as_on_tpu(convnext_layers)
+        self.enter_context(mock.patch.object(halving_kernel, "refused", lambda *_: None))
+        results = vjp(lambda *operands: function(*operands), x, *parameters)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        plain = functools.partial(convnext_layers._plain_halving, stride=2, eps=1e-6)
+        self.compare(plain, results, expected, x, *parameters)
+        attacked = vjp(lambda x: function(x, *parameters), x)
+        self.assertLess(apart(attacked, results[:2]), 1e-6 if dtype == "float32" else ROUNDED)
+
+    @parameterized.parameters(
+        ("float32", 8, 2, 2, "float32 is not bfloat16"),
+        ("bfloat16", 8, 2, 1, "its windows are not 2x2 with stride 2"),
+        ("bfloat16", 8, 3, 2, "its windows are not 2x2 with stride 2"),
+        ("bfloat16", 9, 2, 2, "9x8 are not even"),
+        ("bfloat16", 8, 2, 2, None),
+    )
+    def test_what_norm_halving_does_not_take(self, dtype, height, side, stride, reason):
+        x, *parameters = jax.eval_shape(lambda: self.halving(dtype, 2, height, 8, 32, 64))
+        p = HalvingParameters(*parameters)
+        p = p._replace(kernel=jax.ShapeDtypeStruct((side, side, 32, 64), dtype))
+        self.assertEqual(halving_kernel.refused(x, p, stride), reason)
 
     def stem(self, dtype, height, width, c, d):
         shapes = (3, 3, 3, c), (c,), (c,), (c,), (3, 3, c, d), (d,), (d,), (d,)
@@ -544,7 +585,8 @@ import functools, json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrobust.models.kernels import (
-    attention, channel_attention, convnext_block, local_interaction, normed_depthwise, stem_layers
+    attention, channel_attention, convnext_layers, local_interaction,
+    normed_depthwise, stem_layers,
 )
 mesh = Mesh(np.array(chips[:1]), ("x",))
 def array(*shape):
@@ -562,8 +604,13 @@ def block(x, scale=None):
     c, d = x.shape[3], 4 * x.shape[3]
     scale = ones(c) if scale is None else scale
     parameters = ones(7, 7, 1, c), ones(c), scale, ones(c), ones(c, d), ones(d), ones(d, c)
-    p = convnext_block.BlockParameters(*parameters, ones(c), ones(c))
-    return convnext_block.convnext_block(x, p)
+    p = convnext_layers.BlockParameters(*parameters, ones(c), ones(c))
+    return convnext_layers.convnext_block(x, p)
+def halving(x, scale=None):
+    c = x.shape[3]
+    scale = ones(c) if scale is None else scale
+    p = convnext_layers.HalvingParameters(scale, ones(c), ones(2, 2, c, 2 * c), ones(2 * c))
+    return convnext_layers.norm_halving(x, p, stride=2)
 def stem(x, taps=None):
     taps = ones(3, 3, 3, 48) if taps is None else taps
     norms = [[ones(n)] * 3 for n in (48, 96)]
@@ -595,6 +642,8 @@ for function, x in (
     (lambda taps: batch_stem(ones(4, 224, 224, 3), taps), array(3, 3, 3, 48)),
     (block, array(4, 56, 56, 96)),
     (lambda scale: block(ones(4, 14, 14, 384), scale), array(384)),
+    (halving, array(4, 56, 56, 96)),
+    (lambda scale: halving(ones(4, 14, 14, 384), scale), array(384)),
 ):
     module = hlo.parse(both(function).lower(x).compile().as_text())
     found += [(k.name, k.calls, k.cycles > 0) for k in hlo_costs.kernels(module)]
@@ -637,10 +686,11 @@ class CompiledTest(parameterized.TestCase):
         interaction = [[f"token_interaction{name}", 1, True] for name in names] * 2
         names = "", "_gradient", "", "_sums"
         block = [[f"convnext_block{name}", 1, True] for name in names]
+        halving = [[f"norm_halving{name}", 1, True] for name in names]
         if how[0] == "float32":  # takes XLA's path, or the smaller kernel
-            stem, block = [[], []], [*norm, *norm]
+            stem, block, halving = [[], []], [*norm, *norm], []
         expected = [*tokens, *tokens, *channel, *norm, *norm, *stem[0], *interaction, *stem[1]]
-        self.assertEqual(found, [*expected, *block])
+        self.assertEqual(found, [*expected, *block, *halving])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A block of ConvNeXt, which TPUs compute as one kernel."""
+"""A block of ConvNeXt, and what stands between stages, which TPUs compute as one kernel each."""
 
 import functools
 from collections.abc import Callable
@@ -9,12 +9,15 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxrobust.models.kernels import layers
+from jaxrobust.models.kernels.convolutions import conv
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.normed_depthwise import depthwise_norm
 from jaxrobust.models.kernels.primitives import add_bias, rounded
 from jaxrobust.models.kernels.tpu import calls
-from jaxrobust.models.kernels.tpu import convnext_block as kernel
+from jaxrobust.models.kernels.tpu import convnext_block as block_kernel
+from jaxrobust.models.kernels.tpu import norm_halving as halving_kernel
 from jaxrobust.models.kernels.tpu.convnext_block import BlockParameters
+from jaxrobust.models.kernels.tpu.norm_halving import HalvingParameters
 
 Array = jax.Array
 Path = Callable[[Array], Array]  # what stochastic depth makes of a branch f[B,..]
@@ -32,7 +35,7 @@ def _add_branch(x: Array, y: Array, p: BlockParameters, path: Path | None) -> Ar
     return x + path(layers.scaled_residual(jnp.zeros_like(x), y, p.second_bias, p.gamma))
 
 
-def _plain(x: Array, share: Array | None, *parameters: Array, eps: float) -> Array:
+def _plain_block(x: Array, share: Array | None, *parameters: Array, eps: float) -> Array:
     p = BlockParameters(*parameters)
     y = layers.layer_norm(depthwise_conv(x, p.taps, p.bias), p.scale, p.shift, eps=eps)
     if share is None:
@@ -42,30 +45,30 @@ def _plain(x: Array, share: Array | None, *parameters: Array, eps: float) -> Arr
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _block(eps: float, x: Array, share: Array | None, *parameters: Array) -> Array:
-    return kernel.forward(x, share, BlockParameters(*parameters), eps=eps, keep=False)[0]
+    return block_kernel.forward(x, share, BlockParameters(*parameters), eps=eps, keep=False)[0]
 
 
-def _forward(eps, x, share, *parameters):
+def _block_forward(eps, x, share, *parameters):
     # Residuals hold arrays alone, so their structure tells the backward rule what is asked for.
     perturbed = () if any(p.perturbed for p in parameters) else None
     share = None if share is None else share.value
     values = BlockParameters(*(p.value for p in parameters))
-    out, z = kernel.forward(x.value, share, values, eps=eps)
+    out, z = block_kernel.forward(x.value, share, values, eps=eps)
     return out, (None if perturbed is None else x.value, z, share, values)
 
 
-def _backward(eps, residuals, g):
+def _block_backward(eps, residuals, g):
     x, z, share, p = residuals
     if isinstance(g, SymbolicZero):
         g = jnp.zeros(g.shape, g.dtype)
     to_share = None if share is None else jnp.zeros_like(share)  # a draw, which has no gradient
     if x is None:
-        return kernel.backward(z, g, share, p, eps=eps), to_share, *(None for _ in p)
-    to_x, sums = kernel.all_gradients(x, z, g, share, p, eps=eps)
+        return block_kernel.backward(z, g, share, p, eps=eps), to_share, *(None for _ in p)
+    to_x, sums = block_kernel.all_gradients(x, z, g, share, p, eps=eps)
     return to_x, to_share, *(rounded(s, a.dtype) for s, a in zip(sums, p, strict=True))
 
 
-_block.defvjp(_forward, _backward, symbolic_zeros=True)
+_block.defvjp(_block_forward, _block_backward, symbolic_zeros=True)
 
 
 def convnext_block(
@@ -75,7 +78,7 @@ def convnext_block(
 
     Without `p.gamma` the branch is added as it is.
     """
-    if calls.plain("a block of ConvNeXt", kernel.refused(x, p)):
+    if calls.plain("a block of ConvNeXt", block_kernel.refused(x, p)):
         y, x = depthwise_norm(x, p.taps, p.bias, p.scale, p.shift, eps=eps)
         return _add_branch(x, y, p, path)
     share = None if path is None else path(jnp.ones(len(x), jnp.float32))
@@ -86,5 +89,46 @@ def convnext_block(
         share,
         *p,
         tpu=functools.partial(_block, eps),
-        default=functools.partial(_plain, eps=eps),
+        default=functools.partial(_plain_block, eps=eps),
     )
+
+
+# ------------------------------------------------------------------------------ between stages
+
+
+def _plain_halving(x: Array, *parameters: Array, stride: int, eps: float) -> Array:
+    p = HalvingParameters(*parameters)
+    return conv(layers.layer_norm(x, p.scale, p.shift, eps=eps), p.kernel, p.bias, stride=stride)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _halving(eps: float, x: Array, *parameters: Array) -> Array:
+    return halving_kernel.forward(x, HalvingParameters(*parameters), eps=eps)
+
+
+def _halving_forward(eps, x, *parameters):
+    # Residuals hold arrays alone, so their structure tells the backward rule what is asked for.
+    perturbed = () if any(p.perturbed for p in parameters) else None
+    p = HalvingParameters(*(p.value for p in parameters))
+    return halving_kernel.forward(x.value, p, eps=eps), (x.value, p, perturbed)
+
+
+def _halving_backward(eps, residuals, g):
+    x, p, perturbed = residuals
+    if isinstance(g, SymbolicZero):
+        g = jnp.zeros(g.shape, g.dtype)
+    if perturbed is None:
+        return halving_kernel.backward(x, g, p, eps=eps), *(None for _ in p)
+    to_x, sums = halving_kernel.all_gradients(x, g, p, eps=eps)
+    return to_x, *(rounded(s, a.dtype) for s, a in zip(sums, p, strict=True))
+
+
+_halving.defvjp(_halving_forward, _halving_backward, symbolic_zeros=True)
+
+
+def norm_halving(x: Array, p: HalvingParameters, *, stride: int, eps: float = 1e-6) -> Array:
+    """Normalise f[B,H,W,C] over channels and convolve it without padding."""
+    plain = functools.partial(_plain_halving, stride=stride, eps=eps)
+    if calls.plain("what stands between stages", halving_kernel.refused(x, p, stride)):
+        return plain(x, *p)
+    return lax.platform_dependent(x, *p, tpu=functools.partial(_halving, eps), default=plain)

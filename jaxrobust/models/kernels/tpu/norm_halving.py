@@ -1,0 +1,290 @@
+"""What stands between ConvNeXt's stages, a LayerNorm and a 2x2 convolution, as one kernel.
+
+Its image is read once and its result written once: what the norm makes stays in fast memory, from
+which the four pixels that a window meets are read as four matrices, every other column each. The
+gradient's kernel computes the norm again. Where gradients of parameters are asked for, it adds them
+up over all images in float32.
+
+By hand, for 88 images of 56 x 56 x 96 that become 28 x 28 x 192 on a v5e: products of four times
+28 x 32 rows with 2 tiles / 4 units are 1,792 cycles, the norm 392 registers x 25 / 4 = 2,450, so
+0.37 M cycles; 45 / 4 in the gradient, 0.55 M.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.models.kernels.tpu.calls import (
+    LANES,
+    SUBLANES,
+    Kernel,
+    KernelCost,
+    dot,
+    elementwise,
+    fast_memory,
+    over_images,
+    product,
+    tiled,
+)
+from jaxrobust.models.kernels.tpu.depthwise_norm import groups, norm_gradient, normalised
+
+Array = jax.Array
+_ROWS = 256  # of a matrix, at most
+_PIXELS = [(p, q) for p in (0, 1) for q in (0, 1)]  # of a window
+
+
+class HalvingParameters(NamedTuple):
+    """Parameters of the norm and of the convolution."""
+
+    scale: Array  # f[C]
+    shift: Array
+    kernel: Array  # f[2,2,C,D]
+    bias: Array  # f[D]
+
+
+class _Sizes(NamedTuple):
+    """What a kernel sees at a time."""
+
+    per: int  # images
+    height: int  # of the result, as the following
+    width: int
+    channels: int  # of the image
+    outs: int
+
+    @property
+    def wide(self) -> int:
+        """Of a row of the result, widened to whole registers."""
+        return math.ceil(self.width / SUBLANES) * SUBLANES
+
+    @property
+    def rows(self) -> int:
+        """Rows of the result that are computed at once."""
+        return self.per * _largest(self.height, max(1, _ROWS // self.wide))
+
+    @property
+    def pairs(self) -> tuple[int, ...]:
+        """Shape of the pairs of rows that those meet, in groups of 128 channels."""
+        return math.ceil(self.channels / LANES), self.rows, 2, 2 * self.wide, LANES
+
+
+def _largest(number: int, most: int) -> int:
+    """Find the largest divisor up to `most`."""
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
+
+
+def _sizes(x: Array, p: HalvingParameters) -> _Sizes:
+    """Find how many images to compute together: where they are small, their products are thin."""
+    batch, height, width, channels = x.shape
+    one = _Sizes(1, height // 2, width // 2, channels, p.kernel.shape[3])
+    return one._replace(per=_largest(batch, max(1, _ROWS // (one.height * one.wide))))
+
+
+def refused(x: Array, p: HalvingParameters, stride: int) -> str | None:
+    """Say why the kernel does not take such images; None: it does."""
+    if x.dtype != jnp.bfloat16:
+        return f"{x.dtype} is not bfloat16"
+    if p.kernel.shape[:2] != (2, 2) or stride != 2:
+        return "its windows are not 2x2 with stride 2"
+    if x.shape[1] % 2 or x.shape[2] % 2:
+        return f"{x.shape[1]}x{x.shape[2]} are not even"
+    s = _sizes(x, p)
+    maps = 2 * tiled(x.shape[1:], 2) + tiled((s.height, s.width, s.outs), 2)
+    weights = p.kernel.size * (2 + 4) + 2 * tiled(s.pairs, 4)
+    if 2 * s.per * maps + weights + _values(s) > fast_memory():
+        return f"{x.shape[1]}x{x.shape[2]}x{s.channels} is larger than the fast memory of a chip"
+    return None
+
+
+def _values(s: _Sizes) -> int:
+    return 4 * tiled(s.pairs, 4) + 2 * tiled((s.rows, s.wide, s.outs), 4)
+
+
+# ------------------------------------------------------------------------------------- the kernels
+
+
+def _read(ref: Any, start: Any, rows: int) -> Array:
+    """Read rows f32[rows,W,C] of one image, or all of several."""
+    from jax.experimental import pallas as pl
+
+    part = ref[0, pl.ds(start, rows)] if ref.shape[0] == 1 else ref[...]
+    return part.astype(jnp.float32).reshape(rows, *ref.shape[2:])
+
+
+def _write(ref: Any, start: Any, rows: Array) -> None:
+    from jax.experimental import pallas as pl
+
+    if ref.shape[0] == 1:
+        ref[0, pl.ds(start, len(rows))] = rows.astype(ref.dtype)
+    else:
+        ref[...] = rows.reshape(ref.shape).astype(ref.dtype)
+
+
+def _put(s: _Sizes, pairs: Any, rows: Array) -> None:
+    """Write f32[2*rows,W,C] into pairs of rows."""
+    rows = rows.reshape(s.rows, 2, 2 * s.width, s.channels)
+    for i, lanes in enumerate(groups(s.channels)):
+        pairs[i, :, :, : 2 * s.width, : lanes.stop - lanes.start] = rows[..., lanes]
+
+
+def _get(s: _Sizes, pairs: Any) -> Array:
+    """Read f32[2*rows,W,C] from pairs of rows."""
+    parts = [pairs[i, :, :, : 2 * s.width] for i in range(pairs.shape[0])]
+    whole = jnp.concatenate(parts, -1)[..., : s.channels]
+    return whole.reshape(2 * s.rows, 2 * s.width, s.channels)
+
+
+def _window(s: _Sizes, group: int, p: int, q: int) -> tuple[Any, ...]:
+    """Index a pixel of each window."""
+    from jax.experimental import pallas as pl
+
+    whole = slice(None)
+    return slice(group, group + 1), whole, slice(p, p + 1), pl.ds(q, s.wide, stride=2), whole
+
+
+def _put_pixels(s: _Sizes, pairs: Any, p: int, q: int, pixels: Array) -> None:
+    """Write a pixel of each window, f32[rows*wide,C]."""
+    for i, lanes in enumerate(groups(s.channels)):
+        rest = LANES - (lanes.stop - lanes.start)
+        part = jnp.pad(pixels[:, lanes], ((0, 0), (0, rest))) if rest else pixels[:, lanes]
+        pairs[_window(s, i, p, q)] = part.reshape(1, s.rows, 1, s.wide, LANES)
+
+
+def _get_pixels(s: _Sizes, pairs: Any, p: int, q: int) -> Array:
+    """Read a pixel of each window, f32[rows*wide,C]."""
+    parts = [pairs[_window(s, i, p, q)].reshape(-1, LANES) for i in range(pairs.shape[0])]
+    return jnp.concatenate(parts, -1)[:, : s.channels]
+
+
+def _chunks(s: _Sizes, call: Any) -> None:
+    from jax.experimental import pallas as pl
+
+    pl.loop(0, s.per * s.height, step=s.rows)(call)
+
+
+def _clear(s: _Sizes, *widened: Any) -> None:
+    if s.wide > s.width:
+        for ref in widened:
+            ref[...] = jnp.zeros_like(ref)
+
+
+def _forward(x, affine, kernel, bias, out, pairs, *, s, eps) -> None:
+    scale, shift = affine[0:1][None], affine[1:2][None]
+    _clear(s, pairs)
+
+    def halve(start: Any) -> None:
+        normal, _ = normalised(_read(x, 2 * start, 2 * s.rows), eps)
+        _put(s, pairs, normal * scale + shift)
+        total = bias[...]
+        for i, (p, q) in enumerate(_PIXELS):
+            total = total + dot(_get_pixels(s, pairs, p, q).astype(x.dtype), kernel[i], "nn")
+        _write(out, start, total.reshape(s.rows, s.wide, s.outs)[:, : s.width])
+
+    _chunks(s, halve)
+
+
+def _backward(x, g, affine, kernel, out, *rest, s, eps, summed: bool) -> None:
+    """Compute the gradient for the image; if `summed`, those for parameters as well."""
+    from jax.experimental import pallas as pl
+
+    *sums, pairs, gradients, wide = rest
+    dtype = out.dtype
+    scale, shift = affine[0:1][None], affine[1:2][None]
+    _clear(s, pairs, wide)
+    if summed:
+        to_kernel, to_bias, to_affine = sums
+
+        @pl.when(pl.program_id(0) == 0)
+        def clear() -> None:
+            for ref in sums:
+                ref[...] = jnp.zeros_like(ref)
+
+    def differentiate(start: Any) -> None:
+        wide[:, : s.width] = _read(g, start, s.rows)
+        to_out = wide[...].reshape(-1, s.outs)
+        rounded = to_out.astype(dtype)
+        for i, (p, q) in enumerate(_PIXELS):
+            _put_pixels(s, gradients, p, q, dot(rounded, kernel[i], "nt"))
+        normal, inverse = normalised(_read(x, 2 * start, 2 * s.rows), eps)
+        to_y = _get(s, gradients)
+        _write(out, 2 * start, norm_gradient(normal, inverse, to_y * scale))
+        if summed:
+            _put(s, pairs, normal * scale + shift)
+            for i, (p, q) in enumerate(_PIXELS):
+                to_kernel[i] += dot(_get_pixels(s, pairs, p, q).astype(dtype), rounded, "tn")
+            to_bias[...] += to_out.sum(0, keepdims=True)
+            to_affine[0:1] += (to_y * normal).sum(0).sum(0, keepdims=True)
+            to_affine[1:2] += to_y.sum(0).sum(0, keepdims=True)
+
+    _chunks(s, differentiate)
+
+
+def _cost(s: _Sizes, operations: int, products: int) -> KernelCost:
+    """Count an image."""
+    one = product(s.height * s.wide, s.channels, s.outs)
+    return one * (4 * products) + elementwise(4 * s.height * s.width, s.channels, operations)
+
+
+def _operands(p: HalvingParameters, dtype: Any) -> list[Array]:
+    affine = jnp.stack([p.scale, p.shift]).astype(jnp.float32)
+    return [affine, p.kernel.reshape(4, *p.kernel.shape[2:]).astype(dtype)]
+
+
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+def forward(x: Array, p: HalvingParameters, *, eps: float, interpret: bool = False) -> Array:
+    """Compute f[B,H/2,W/2,D] of f[B,H,W,C]."""
+    s = _sizes(x, p)
+    body = functools.partial(_forward, s=s, eps=eps)
+    (out,) = over_images(
+        Kernel("norm_halving", body, _cost(s, 25, 1), [s.pairs], _values(s)),
+        [x],
+        [(s.height, s.width, s.outs)],
+        per=s.per,
+        parameters=[*_operands(p, x.dtype), p.bias[None].astype(jnp.float32)],
+        interpret=interpret,
+    )
+    return out
+
+
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+def backward(
+    x: Array, g: Array, p: HalvingParameters, *, eps: float, interpret: bool = False
+) -> Array:
+    """Compute the gradient for `x` from that of the result."""
+    s = _sizes(x, p)
+    body = functools.partial(_backward, s=s, eps=eps, summed=False)
+    (out,) = over_images(
+        Kernel("norm_halving_gradient", body, _cost(s, 45, 1), _scratch(s), _values(s)),
+        [x, g],
+        [x.shape[1:]],
+        per=s.per,
+        parameters=_operands(p, x.dtype),
+        interpret=interpret,
+    )
+    return out
+
+
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+def all_gradients(
+    x: Array, g: Array, p: HalvingParameters, *, eps: float, interpret: bool = False
+) -> tuple[Array, HalvingParameters]:
+    """Compute what `backward` does, and the gradients for the parameters in float32."""
+    s = _sizes(x, p)
+    body = functools.partial(_backward, s=s, eps=eps, summed=True)
+    out, kernel, bias, affine = over_images(
+        Kernel("norm_halving_sums", body, _cost(s, 52, 2), _scratch(s), _values(s)),
+        [x, g],
+        [x.shape[1:]],
+        per=s.per,
+        parameters=_operands(p, x.dtype),
+        sums=[(4, s.channels, s.outs), (1, s.outs), (2, s.channels)],
+        interpret=interpret,
+    )
+    to_scale, to_shift = affine
+    return out, HalvingParameters(to_scale, to_shift, kernel.reshape(p.kernel.shape), bias[0])
+
+
+def _scratch(s: _Sizes) -> list[tuple[int, ...]]:
+    return [s.pairs, s.pairs, (s.rows, s.wide, s.outs)]
