@@ -70,7 +70,7 @@ CONFIGS = {  # check -> a config with its fault
     ),
     "ema-horizon": (_QUICK, "--config.train.ema_decay=0.9999"),
     "warm-up": (_QUICK, "--config.train.warmup_epochs=20"),
-    "batch-and-mesh": (_QUICK, "--devices=6"),
+    "batch-and-mesh": (_QUICK, "--devices=200"),
     "image-size": (_QUICK, "--config.model.image_size=32"),
 }
 REMARKS = ("batch-statistics",)  # yellow where they are found: papers have trained so

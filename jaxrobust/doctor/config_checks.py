@@ -305,7 +305,8 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
     ),
     Check(
         "batch-and-mesh",
-        "Whether devices, microbatches and mixing groups divide the batch; red where not.",
+        "Whether devices, microbatches and mixing groups divide the batch; yellow where training "
+        "takes the nearest batch that they do, red where there is none nearby.",
         "the batch was chosen for another number of devices",
         "set a batch size that they divide",
         "Goyal et al. 2017, arXiv 1706.02677, section 2.1",

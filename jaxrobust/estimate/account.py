@@ -9,6 +9,7 @@ from jaxrobust.config import Config
 from jaxrobust.estimate import attacked, elsewhere, feeding, here
 from jaxrobust.estimate.devices import Target
 from jaxrobust.estimate.work import PhaseWork, work
+from jaxrobust.resolved import decoders
 from jaxrobust.runtime.text import patience
 from jaxrobust.training import batch_sizes, build
 from jaxrobust.training.update import objectives
@@ -74,6 +75,9 @@ def account(
         for part, row in zip(parts, rows, strict=True)
     )
     known = [*fitted, *filter(None, fed), *_known(target, result)]
+    if target.here:
+        number = decoders(config.data)
+        known.append(f"Images are decoded by {number or 'no'} other processes (data.workers).")
     return result | {"known": known, "assumed": assumed}
 
 

@@ -17,16 +17,13 @@ OPTIONS: dict[str, str | bool] = {
     # Sums run beside the product of matrices that makes the next gradient, each by itself.
     "xla_enable_async_all_reduce": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+    "xla_enable_async_reduce_scatter_fusion": "true",  # of a sum of which a chip keeps its part
     "xla_jf_crs_combiner_threshold_count": "1",
-    # The same where a chip keeps its part of a sum only: in a row of a slice, the others send it.
-    "xla_enable_async_reduce_scatter_fusion": "true",
-    "xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": "true",
-    "xla_tpu_decompose_every_reduce_scatters_hlos": "true",
     # On 256 chips gathers else become sums of zeros, which send twice as much.
     "xla_tpu_prefer_async_allgather_to_allreduce": "true",
 }
-# Such a sum needs 16 MB of fast memory while it runs, which some programs do not have.
-SPARING = {"xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": "false"}
+# A sum beside a product needs fast memory, which some programs do not have.
+SPARING = {"xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "false"}
 
 
 def step_options(mesh: Mesh) -> dict[str, str | bool] | None:

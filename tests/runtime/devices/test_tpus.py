@@ -62,7 +62,7 @@ class OptionsTest(absltest.TestCase):
 @absltest.skipUnless(there, NEEDS)
 class OverlapTest(absltest.TestCase):
     def test_gradients_of_one_layer_are_added_beside_the_products_of_the_next(self):
-        chips = tpu.chips(self, "v5e:2x2")
+        chips = tpu.chips(self, "v5e:4x4")
         mesh = mesh_of(chips)
         names = [str(n) for n in range(3)]
         params = {name: jax.ShapeDtypeStruct((512, 512), np.float32) for name in names}
@@ -82,14 +82,14 @@ class OverlapTest(absltest.TestCase):
 
         placed = sharding.of_state(mesh, params)
         rows = jax.NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-        x = jax.ShapeDtypeStruct((4096 * 4, 512), np.float32)
+        x = jax.ShapeDtypeStruct((4096 * 16, 512), np.float32)
         program = jax.jit(
             step,
             in_shardings=(placed, rows),
             out_shardings=placed,
             compiler_options=tpus.step_options(mesh),
         )
-        module = hlo.parse(tpus.compiled(program.lower(params, x)).as_text())
+        module = hlo.parse(program.lower(params, x).compile().as_text())
         sums = [c for c in hlo.collectives(module) if not c.kind.startswith("all-gather")]
         beside = [c for c in hlo_overlap.in_flight(module) if not c.kind.startswith("all-gather")]
         # The last gradient, that of the first layer, has nothing left to be beside.
