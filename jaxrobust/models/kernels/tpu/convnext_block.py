@@ -9,8 +9,8 @@ the norm and the GELU. `sums` adds up the gradients of parameters over all image
 Rows of an image are widened to whole registers, so that a chunk of some of them is a matrix whose
 rows are pixels; the columns that this adds are zero in every gradient.
 
-By hand, for an image of 56 x 56 x 96 on a v5e: 392 registers of channels x (98 of the taps + 28) / 4
-vector operations, 1,176 of the hidden layer x 16 / 4, products of 3,136 rows x 6 tiles / 4 units, in
+By hand, for an image of 56 x 56 x 96 on a v5e: 392 registers of channels x (98 of taps + 28) / 4
+vector operations, 1,176 of the hidden layer x 16 / 4, products of 3,136 rows x 6 tiles / 4, in
 all 21.8 k cycles; in the gradient 143 and 19 operations and half as many products again, 26.7 k. By
 the compiler's schedule, without stalls, 21.9 k and 24.7 k: products and vector operations overlap a
 little, and taps wait for their norms. The GELU is that of `stem_blocks`.
