@@ -8,7 +8,8 @@ By hand, on a v5e: a row of 56 x 128 values is 7 registers, so its 49 taps take 
 operations / 4 = 172 cycles, its norm 7 x 20 / 4 = 35 and 7 x 30 / 4 in the gradient. 88 images of
 56 x 56 x 96 then take 1.0 M cycles = 0.7 ms forward and 1.1 M backward. By the compiler's schedule
 a row takes 238 and 279 cycles, when four of them are computed together, which share what they read
-and whose norms do not wait for their sums (382 and 363 one by one). XLA's convolution alone takes 2.65 ms.
+and whose norms do not wait for their sums (382 and 363 one by one). XLA's convolution alone takes
+2.65 ms.
 """
 
 import functools
