@@ -52,7 +52,11 @@ class ConfusionTest(absltest.TestCase):
         )
         order = np.lexsort((both[1], both[0], -counts))[:20]
         self.assertIn(f"the 20 most frequent of {len(counts)} pairs", text)
-        rows = [f"class {both[0, i]} class {both[1, i]} {counts[i]} " for i in order]
+        of_label = np.bincount(seen.labels[known])[both[0]]
+        rows = [
+            f"class {both[0, i]} class {both[1, i]} {counts[i]} {100 * counts[i] / of_label[i]:.0f} %"
+            for i in order
+        ]
         self.assertIn(rows[0], text)
         places = [text.index(row) for row in rows]
         self.assertEqual(places, sorted(places))

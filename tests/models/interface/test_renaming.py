@@ -1,0 +1,38 @@
+"""How arrays of PyTorch are turned, and turned back."""
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.models.interface import renaming
+
+SHAPES = {
+    renaming.same: (3, 2),
+    renaming.conv_oihw: (5, 2, 3, 4),
+    renaming.linear_oi: (5, 2),
+    renaming.pointwise_oi: (5, 2, 1, 1),
+    renaming.pointwise1_oi: (5, 2, 1),
+    renaming.channels: (1, 5, 1, 1),
+}
+
+
+class TransformTest(parameterized.TestCase):
+    def test_all_ways_back_are_tried(self):
+        self.assertEqual(SHAPES.keys(), renaming.INVERSE.keys())
+
+    @parameterized.parameters(*SHAPES)
+    def test_the_way_back_gives_what_was_there(self, transform):
+        array = np.arange(np.prod(SHAPES[transform])).reshape(SHAPES[transform])
+        turned = transform(array)
+        np.testing.assert_array_equal(renaming.INVERSE[transform](turned), array)
+
+    def test_inputs_stand_before_outputs(self):
+        """PyTorch's out, in, rows, columns are ours of rows, columns, in, out."""
+        kernel = np.arange(120).reshape(5, 2, 3, 4)
+        self.assertEqual(renaming.conv_oihw(kernel)[2, 1, 1, 4], kernel[4, 1, 2, 1])
+        for turn in (renaming.linear_oi, renaming.pointwise_oi, renaming.pointwise1_oi):
+            matrix = np.arange(10).reshape(SHAPES[turn])
+            self.assertEqual(turn(matrix)[1, 4], matrix[4, 1].item())
+
+
+if __name__ == "__main__":
+    absltest.main()
