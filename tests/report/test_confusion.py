@@ -52,10 +52,9 @@ class ConfusionTest(absltest.TestCase):
         )
         order = np.lexsort((both[1], both[0], -counts))[:20]
         self.assertIn(f"the 20 most frequent of {len(counts)} pairs", text)
-        of_label = np.bincount(seen.labels[known])[both[0]]
+        shares = 100 * counts / np.bincount(seen.labels[known])[both[0]]
         rows = [
-            f"class {both[0, i]} class {both[1, i]} {counts[i]} {100 * counts[i] / of_label[i]:.0f} %"
-            for i in order
+            f"class {both[0, i]} class {both[1, i]} {counts[i]} {shares[i]:.0f} %" for i in order
         ]
         self.assertIn(rows[0], text)
         places = [text.index(row) for row in rows]
