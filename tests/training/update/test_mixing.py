@@ -277,6 +277,15 @@ class BatchAugmentationTest(parameterized.TestCase):
         erased = erase(jax.random.key(0), jnp.full((8, 16, 16, 3), 9.0))
         self.assertLen({np.asarray(image).tobytes() for image in erased}, 8)
 
+    def test_a_box_of_the_whole_side_does_not_fit(self):
+        """As timm has it, whose boxes are smaller than the image in both directions."""
+        images = jnp.full((8, 16, 16, 3), 9.0)
+        square = {"probability": 1.0, "aspect": (1.0, 1.0)}
+        whole = mixing.erase(jax.random.key(0), images, area=(1.0, 1.0), **square)
+        np.testing.assert_array_equal(whole, images)
+        nearly = mixing.erase(jax.random.key(0), images, area=(0.88, 0.88), **square)  # 15 x 15
+        self.assertEqual((np.asarray(nearly) != 9).any(3).sum((1, 2)).tolist(), 8 * [225])
+
     def test_erases_then_mixes_within_groups(self):
         key, batch = jax.random.key(7), pictures(8)
         images = network_inputs.unit_range(batch.images)

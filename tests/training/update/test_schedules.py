@@ -121,6 +121,12 @@ class ScheduleTest(parameterized.TestCase):
         chord = (float(schedule(3000)) + float(schedule(3100))) / 2
         self.assertAlmostEqual(float(schedule(3050)), chord, delta=1e-9)
 
+    def test_one_is_an_epoch_and_what_is_below_it_a_fraction(self):
+        how = {"peak": 1.0, "epochs": 8, "steps_per_epoch": 10, "warmup_epochs": 0, "shape": "step"}
+        schedule = schedules.learning_rate(**how, steps=(1, 0.75))
+        values = [round(float(schedule(10 * epoch)), 6) for epoch in range(8)]
+        self.assertEqual(values, [1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
     @parameterized.parameters(
         ({"epochs": 0}, "epochs=0"),
         ({"warmup_epochs": 50}, "warmup_epochs=50"),
