@@ -3,6 +3,7 @@
 The compiler is the one inside the wheel `libtpu`; nothing runs.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -61,7 +62,8 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
     from jaxrobust.runtime.devices import tpus
 
     start = time.perf_counter()
-    lowered = function.lower(*arguments)
+    with _mesh_of(arguments):  # kernels ask for the chip that they are traced for
+        lowered = function.lower(*arguments)
     traced = time.perf_counter()
     try:
         executable = tpus.compiled(lowered)
@@ -77,6 +79,16 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
         "flops_loops_once": executable.cost_analysis()["flops"],  # XLA's own count
     }
     return figures | read(executable.as_text())
+
+
+def _mesh_of(arguments: Any) -> Any:
+    """Set the mesh of the first argument that has one."""
+    import jax
+
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments))
+    meshes = (s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding))
+    mesh: Any = next(meshes, None)
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def sizes(executable: Any) -> dict[str, int]:

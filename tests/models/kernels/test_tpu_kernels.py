@@ -644,8 +644,11 @@ for function, x in (
     (lambda scale: block(ones(4, 14, 14, 384), scale), array(384)),
     (halving, array(4, 56, 56, 96)),
     (lambda scale: halving(ones(4, 14, 14, 384), scale), array(384)),
+    (block, array(4, 7, 7, 768)),
 ):
-    module = hlo.parse(both(function).lower(x).compile().as_text())
+    with jax.set_mesh(mesh):
+        lowered = both(function).lower(x)
+    module = hlo.parse(lowered.compile().as_text())
     found += [(k.name, k.calls, k.cycles > 0) for k in hlo_costs.kernels(module)]
 print(json.dumps(found))
 """
@@ -690,7 +693,9 @@ class CompiledTest(parameterized.TestCase):
         if how[0] == "float32":  # takes XLA's path, or the smaller kernel
             stem, block, halving = [[], []], [*norm, *norm], []
         expected = [*tokens, *tokens, *channel, *norm, *norm, *stem[0], *interaction, *stem[1]]
-        self.assertEqual(found, [*expected, *block, *halving])
+        # The weights of the last stage are too large for a v4.
+        last = norm if slice_.startswith("v4") else block[:2]
+        self.assertEqual(found, [*expected, *block, *halving, *last])
 
 
 if __name__ == "__main__":
