@@ -83,6 +83,12 @@ class RenameTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "(?s)" + message):
             convert.rename(rows, SOURCE, expected)
 
+    def test_what_cannot_be_turned_is_one_problem(self):
+        """Not a second one, that its name here is not filled."""
+        split = row(r"(\w+)\.weight", (r"\1.q", r"\1.k"), lambda a: np.split(a, 5))
+        with self.assertRaisesRegex(ValueError, r"^1 weights .*:\n.*cannot be that of a\.q, a\.k$"):
+            convert.rename([split], SOURCE, {"a.q": (1, 3), "a.k": (1, 3)})
+
     def test_all_problems_in_one_message(self):
         source = SOURCE | {"b": np.zeros(2, np.float16), "c": np.zeros(1, np.float32)}
         rows = [ROW, row("b", "b")]
