@@ -299,6 +299,17 @@ class TpuTextTest(parameterized.TestCase):
         condition = 10 * (2 * 4 + 1)
         self.assertEqual(hlo_costs.traffic(hlo.parse(LOOP)), body + condition + 8)
 
+    def test_a_part_that_is_written_in_place_counts_alone(self):
+        """It is read and written: 2 x 8 rows of 128 values, and not the 1,024 rows around them."""
+        text = HEAD + (
+            "ENTRY %main.4 (whole: f32[1024,128], part: f32[8,128], at: s32[]) -> f32[1024,128] {\n"
+            "  %whole = f32[1024,128]{1,0:T(8,128)} parameter(0)\n"
+            "  %part = f32[8,128]{1,0:T(8,128)} parameter(1)\n  %at = s32[]{:T(128)} parameter(2)\n"
+            "  ROOT %placed = f32[1024,128]{1,0:T(8,128)} dynamic-update-slice(%whole, %part, %at, "
+            "%at)\n}\n"
+        )
+        self.assertEqual(hlo_costs.traffic(hlo.parse(text)), 2 * 8 * 128 * 4)
+
     def test_a_text_that_is_no_module(self):
         with self.assertRaisesRegex(ValueError, "no ENTRY computation; pass the text of compiled"):
             hlo.parse("HloModule jit_f\n")

@@ -146,6 +146,17 @@ class HeldTest(parameterized.TestCase):
         me = {"host": "elsewhere", "pid": 1, "since": "2026", "started": None, "sign": "0"}
         self.path.write_text(json.dumps(me | changes))
 
+    def test_another_process_under_the_number_of_one_that_ended(self):
+        """Numbers come again; when a process was started tells it from the holder."""
+        here = socket.gethostname()
+        with holder(self.path) as process:
+            signed = json.loads(self.path.read_text())
+            process.kill()
+            process.wait()
+        self.write(**signed | {"host": here, "pid": os.getppid()})  # runs, and began earlier
+        with held(self.path):
+            pass
+
     def test_another_host_that_lives(self):
         """The kernel's locks end at the host."""
         self.write()
