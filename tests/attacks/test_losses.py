@@ -7,6 +7,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
+from jaxrobust.attacks import losses
 from tests.support import paths, sweeps
 from tests.support.golden import assert_within, golden_nets, load
 
@@ -109,6 +110,13 @@ class DefinitionTest(parameterized.TestCase):
         super().setUp()
         self.logits = jax.random.normal(jax.random.key(0), (6, 10)) * 3
         self.labels = jnp.arange(6, dtype=jnp.int32)
+
+    def test_of_three_classes_dlr_is_climbed_and_of_two_the_margin(self):
+        for classes, expected in ((3, attacks.dlr_loss), (2, attacks.cw_loss)):
+            logits, labels = self.logits[:, :classes], self.labels % classes
+            codes = jnp.full_like(labels, losses.DLR)
+            found = losses.by_target(logits, labels, codes)
+            np.testing.assert_array_equal(found, expected(logits, labels))
 
     def test_soft_targets(self):
         hard = attacks.ce_loss(self.logits, self.labels)

@@ -303,6 +303,16 @@ class PropertyTest(parameterized.TestCase):
         np.testing.assert_array_equal(results, np.broadcast_to(images, results.shape))
         np.testing.assert_allclose(points, results, atol=3e-7, rtol=0)
 
+    def test_of_equal_margins_the_first_point_stays(self):
+        images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.zeros(2, jnp.int32)
+        machine = attacks.square_machine(norm="linf", epsilon=0.1, queries=5)
+        state = machine.init(images, labels, keys=attacks.image_keys(jax.random.key(1), 2))
+        logits = jnp.array([[2.0, 1.0], [3.0, 0.0]])
+        first = machine.tell(state, logits, None)
+        state = machine.tell(first, logits - jnp.array([[0.0, 0.0], [1.0, 0.0]]), None)
+        kept = (state.x_best == first.x_best).all((1, 2))
+        self.assertEqual(kept.tolist(), [True, False])
+
     @sweeps.fast("l2")
     @parameterized.parameters("linf", "l2")  # L1 draws as L2 does
     def test_draws_do_not_depend_on_the_batch(self, norm):
