@@ -38,7 +38,7 @@ from jaxrobust.models.kernels.tpu import channel_attention as channels
 from jaxrobust.models.kernels.tpu import convnext_block as block_kernel
 from jaxrobust.models.kernels.tpu import norm_halving as halving_kernel
 from jaxrobust.runtime.devices import topology
-from tests.support import paths
+from tests.support import paths, sweeps
 
 # In bfloat16 the plain formulas round probabilities, or what is normalised, before the backward
 # pass reads them; the kernels keep float32, so a value of the gradient may be one step of bfloat16
@@ -169,6 +169,7 @@ class KernelsTest(parameterized.TestCase):
         for kernel in kernels:
             self.assertIn(f"name={kernel}", text)
 
+    @sweeps.fast(0, 2, 9)
     @parameterized.product(
         dtype=("float32", "bfloat16"),
         case=((2, 49, 8, 48), (3, 30, 4, 32), (1, 196, 2, 64), (2, 17, 3, 16), (2, 17, 4, 48)),
@@ -214,6 +215,7 @@ class KernelsTest(parameterized.TestCase):
         found = channels.refused(tokens, dim, heads, jnp.dtype(dtype))
         self.assertIsNone(found) if reason is None else self.assertRegex(found, reason)
 
+    @sweeps.fast(0, 2, 7)
     @parameterized.product(
         dtype=("float32", "bfloat16"),
         case=((2, 7, 7, 96, 7), (1, 8, 12, 136, 7), (2, 14, 6, 40, 3), (1, 5, 9, 128, 5)),
@@ -248,6 +250,7 @@ class KernelsTest(parameterized.TestCase):
         parameters = [normal(i, *shape) / (len(shape) + 1) for i, shape in enumerate(shapes)]
         return local_interaction.Interaction(*(p.astype(dtype) for p in parameters))
 
+    @sweeps.fast(0, 3, 13)
     @parameterized.product(
         dtype=("float32", "bfloat16"),
         case=(
@@ -299,6 +302,7 @@ class KernelsTest(parameterized.TestCase):
         x = normal(9, batch, height, width, channels)
         return [a.astype(dtype) for a in (x, *parameters)]
 
+    @sweeps.fast(3, 6, 12)
     @parameterized.product(
         dtype=("float32", "bfloat16"),
         case=((4, 7, 7, 32, 7), (2, 14, 14, 96, 7), (1, 8, 24, 160, 5), (1, 16, 32, 32, 3)),
@@ -385,6 +389,7 @@ class KernelsTest(parameterized.TestCase):
         x = normal(9, batch, height, width, ins)
         return [a.astype(dtype) for a in (x, *parameters)]
 
+    @sweeps.fast(0, 4)
     @parameterized.product(
         dtype=("float32", "bfloat16"),
         case=((4, 14, 14, 32, 64), (2, 8, 56, 160, 40), (3, 6, 10, 24, 8)),
@@ -424,6 +429,7 @@ class KernelsTest(parameterized.TestCase):
         x = normal(9, 2, height, width, 3)
         return [a.astype(dtype) for a in (x, *parameters)]
 
+    @sweeps.fast(0, 5)
     @parameterized.product(
         dtype=("float32", "bfloat16"), case=((32, 48, 16, 32), (64, 256, 16, 16), (32, 32, 48, 96))
     )
@@ -454,6 +460,7 @@ class KernelsTest(parameterized.TestCase):
         attacked = vjp(lambda x: function(x, *parameters), x)
         self.assertLess(apart(attacked, results[:2]), 1e-6 if dtype == "float32" else ROUNDED)
 
+    @sweeps.fast(0, 5)
     @parameterized.product(
         dtype=("float32", "bfloat16"),
         case=((32, 48, 16, 32, 2), (64, 256, 16, 16, 0), (32, 32, 48, 96, -1)),
