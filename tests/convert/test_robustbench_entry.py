@@ -106,6 +106,12 @@ class CifarTest(parameterized.TestCase):
             robustbench_entry.protocol_of(typed(record("mycifar10"))).dataset, "imagenet"
         )
 
+    def test_one_of_several_balls_is_not_enough(self):
+        own = record("cifar10")
+        other = [attack | {"epsilon": 4 / 255} for attack in own["attacks"]]
+        (lack,) = robustbench_entry.lacks(typed(own | {"attacks": own["attacks"] + other}))
+        self.assertRegex(lack, "its balls are linf 0.03137, linf 0.01569, not linf 8/255")
+
     def test_replayed_images(self):
         replayed = record("cifar10") | {"replayed": [{"ledger": "ledger-1"}]}
         (lack,) = robustbench_entry.lacks(typed(replayed))

@@ -424,6 +424,11 @@ class FigureTest(absltest.TestCase):
                 drawn = figures.lines("a", "b", [Line("c", x, y)], Axis("x"), Axis("y", log=log))
                 self.assertNotIn("nan", drawn.partition("<script")[0], (x, y, log))
 
+    def test_what_grows_from_near_zero_is_drawn_from_zero(self):
+        for least, expected in ((1.0, 0.0), (4.0, 4.0)):
+            drawn = figures.lines("a", "b", [Line("c", [0, 1], [least, 5])], Axis("x"), Axis("y"))
+            self.assertEqual(reports.read(drawn)[0]["a"]["frame"]["y"][0], expected)
+
     def test_points_lie_where_the_frame_says(self):
         drawn = figures.lines("a", "b", [Line("c", [0, 10], [1, 5])], Axis("x"), Axis("y"))
         data, _, tags = reports.read(drawn)

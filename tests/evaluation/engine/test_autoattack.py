@@ -830,6 +830,11 @@ class LedgerTest(parameterized.TestCase):
         np.testing.assert_array_equal(result.fooled_by, whole.fooled_by)
         np.testing.assert_array_equal(result.verdicts.reached, whole.verdicts.reached)
 
+    def test_images_that_are_not_square_have_no_one_size(self):
+        self.assertEqual(self.result.record()["model"]["image_size"], self.result.about["image"][0])
+        wide = self.result._replace(about={**self.result.about, "image": (8, 6, 3)})
+        self.assertIsNone(wide.record()["model"]["image_size"])
+
     def test_an_older_one_learns_which_classes_were_reached(self):
         path, first = self.finished(), self.result
         rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -61,6 +61,16 @@ def flags_of(logits_fn, data=None, *, batch=16):
     return reliability.check_network(compiled(logits_fn, batch), logits_fn, images, labels)
 
 
+class SlopesTest(absltest.TestCase):
+    def test_only_what_has_an_answer_lacks_a_gradient(self):
+        """Below zero: not finite. An image without finite logits is another fault."""
+        probe = {"logits": [[-1.0], [1.0], [1.0]], "gradients": [[-1.0], [2.0], [0.0]]}
+        self.assertEmpty(reliability.check_slopes(probe))
+        probe["gradients"][1] = [-1.0]
+        (text,) = reliability.check_slopes(probe).values()
+        self.assertIn("the input gradients of 1 of 3 noisy images", text)
+
+
 class NetworkTest(parameterized.TestCase):
     def check_only(self, flags, name, *words):
         self.assertEqual(list(flags), [name], flags)
