@@ -27,9 +27,10 @@ PARTS = (*(part for part, _ in _PARTS), "other")
 _FUNCTIONS = (
     ("matrix product", r"^linear$|^Linear\."),
     ("softmax", r"_softmax"),
-    ("attention", r"attention|Attention|_attend"),
-    ("depthwise", r"depthwise"),
-    ("convolution", r"^stem_layers$"),
+    ("attention", r"attention|Attention|_attend|cross_covariance"),
+    # Kernels of several kinds count as what takes most of their cycles.
+    ("depthwise", r"depthwise|^convnext_block$|^local_interaction$"),
+    ("convolution", r"^(batch_)?stem_layers$|^norm_halving$"),
     ("norm", r"[nN]orm"),
 )
 _SHARED = r"/models/(kernels|modules|interface)/|/runtime/"

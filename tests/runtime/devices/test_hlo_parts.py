@@ -1,7 +1,16 @@
 """Bytes and cycles by part and kind, counted by hand in a text as the TPU compiler writes it."""
 
+from unittest import mock
+
 from absl.testing import absltest, parameterized
 
+from jaxrobust.models.kernels import (
+    attention,
+    channel_attention,
+    convnext_layers,
+    local_interaction,
+    stem_layers,
+)
 from jaxrobust.runtime.devices import hlo, hlo_parts
 
 # Two layers of a step: x f32[8,96] (128 lanes with padding), w f32[96,96] and v f32[96,200] (256).
@@ -137,6 +146,23 @@ class PartsTest(parameterized.TestCase):
         self.assertEqual(
             (row.part, row.kind, row.line), ("attack forward", "matrix product", "product")
         )
+
+
+class KindsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (attention.self_attention, "attention"),
+        (channel_attention.self_cross_covariance, "attention"),
+        (convnext_layers.convnext_block, "depthwise"),
+        (convnext_layers.norm_halving, "convolution"),
+        (local_interaction.local_interaction, "depthwise"),
+        (stem_layers.stem_layers, "convolution"),
+        (stem_layers.batch_stem_layers, "convolution"),
+    )
+    def test_what_kernels_count_as(self, function, kind):
+        """By the name of the function that calls them, or by its file's."""
+        module = mock.Mock(stack=lambda frame: [(function.__name__, "", 1, 1)])
+        found = hlo_parts._function_kind(module, 1)
+        self.assertEqual(found, kind)
 
 
 if __name__ == "__main__":
