@@ -115,13 +115,20 @@ def _radius(epsilon: float) -> str:
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{epsilon:g}"
 
 
+OF_THE_HOST = "data.workers"  # which no figure depends on
+
+
 def command(config: dict[str, Any]) -> str:
     """Return the flags that make a config: the nearest recipe, and what differs from it."""
     best: tuple[int, str] | None = None
     values = flat(completed(config))
     for name in refresh_configs.names():
         own = flat(plain(refresh_configs.load(name)))
-        differing = [key for key in values if key not in own or own[key] != values[key]]
+        differing = [
+            key
+            for key in values
+            if key != OF_THE_HOST and (key not in own or own[key] != values[key])
+        ]
         if best is None or len(differing) < best[0]:
             file, colon, arguments = name.partition(":")
             flags = [f"--config configs/{file}.py{colon}{arguments}"]

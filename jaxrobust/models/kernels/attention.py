@@ -7,6 +7,7 @@ and value with gradients, in ms for ViT-S (8x197x6x64, two cores): 4 and 10; as 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def join(x: Array) -> Array:
     return x.reshape(*x.shape[:2], -1)
 
 
-def product(a: Array, b: Array, axes: str, dtype=None) -> Array:
+def product(a: Array, b: Array, axes: str, dtype: Any = None) -> Array:
     """Return products of matrices f[B,h,..]; `axes` names what is summed: "nt" is `a @ b.T`."""
     numbers = (((3 if axes[0] == "n" else 2,), (2 if axes[1] == "n" else 3,)), ((0, 1), (0, 1)))
     return lax.dot_general(a, b, numbers, preferred_element_type=dtype)

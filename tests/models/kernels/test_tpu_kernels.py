@@ -96,11 +96,11 @@ def apart(results, expected):
 class KernelsTest(parameterized.TestCase):
     def compare(self, function, results, expected, *operands):
         """Sums are in another order: float32 is as close to float64 as the plain formula is."""
-        if operands[0].dtype == jnp.bfloat16:
-            self.assertLess(apart(results, expected), ROUNDED)
-            return
         with jax.enable_x64(True):
             exact = vjp(function, *(jnp.asarray(np.asarray(a), jnp.float64) for a in operands))
+        if operands[0].dtype == jnp.bfloat16:  # XLA's own sums may be off by more, as JAX 0.12's
+            self.assertLess(min(apart(results, expected), apart(results, exact)), ROUNDED)
+            return
         self.assertLess(apart(results, exact), max(1e-6, 2 * apart(expected, exact)))
 
     def as_on_tpu(self, *modules):

@@ -267,7 +267,7 @@ class TroubleTest(parameterized.TestCase):
             quiet_run(tiny(), workdir)
 
     @parameterized.parameters(
-        ({"train__batch_size": 60}, r"train\.batch_size=60 .*8 devices; use 56 or 64"),
+        ({"train__batch_size": 3}, r"train\.batch_size=3 .*8 devices; use 8"),
         ({"evaluation__batch_size": 30}, r"evaluation\.batch_size=30 .*use 24 or 32"),
         ({"train__batch_size": 512}, "larger than the split's 256 images"),
         ({"model__name": "resnext"}, "unknown model 'resnext'"),

@@ -145,7 +145,9 @@ class Row(NamedTuple):
     first: list[Gradient]  # of a block's four pixels
 
 
-def each_row(refs: Sequence[Any], scratch: Sequence[Any], gradients: Sequence[Any], use: Callable):
+def each_row(
+    refs: Sequence[Any], scratch: Sequence[Any], gradients: Sequence[Any], use: Callable[..., None]
+) -> None:
     """Call `use` with the gradients at each row of blocks, from the last to the first.
 
     Args:
@@ -188,7 +190,9 @@ def each_row(refs: Sequence[Any], scratch: Sequence[Any], gradients: Sequence[An
         use(Row(block, behind_it, seen[:d], met, pixels))
 
 
-def image_gradient(refs: Sequence[Any], scratch: Sequence[Any], gradients: Sequence[Any], out: Any):
+def image_gradient(
+    refs: Sequence[Any], scratch: Sequence[Any], gradients: Sequence[Any], out: Any
+) -> None:
     """Compute the gradient for planes; arguments as of `each_row`, `scratch` first has another
     place for rows.
     """
