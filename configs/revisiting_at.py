@@ -83,11 +83,11 @@ whether the runs of other rows did is not known. Not told: PGD's step and start 
 (here the attack's own step, from the image), and which weights of ImageNet-21k ConvNeXt-T has.
 
 Cost at best: an epoch against the attack takes 0.13 hours of one v5e chip for convnext_t_cvst, 0.46
-for convnext_b_cvst and 0.14 for vit_s_cvst by peak FLOPs, 0.50, 1.21 and 0.47 by the cycles that the
-compiler and our kernels declare; with steps=3 5/4 and a clean one 3/8 of that. So much the compiled
-step allows (`python tools/bench_step.py configs/revisiting_at.py:vit_s_cvst --topology v5e:4x4
---batch 88 --fsdp 0`); no chip has measured it, nor wall time or accuracies of ours. The other
-networks are not yet compiled.
+for convnext_b_cvst and 0.14 for vit_s_cvst by peak FLOPs, 0.50, 1.21 and 0.47 by the cycles that
+the compiler and our kernels declare; with steps=3 5/4 and a clean one 3/8 of that. So much the
+compiled step allows (`python tools/bench_step.py configs/revisiting_at.py:vit_s_cvst --topology
+v5e:4x4 --batch 88 --fsdp 0`); no chip has measured it, nor wall time or accuracies of ours. The
+other networks are not yet compiled.
 """
 
 import math
