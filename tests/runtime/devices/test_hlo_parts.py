@@ -19,9 +19,9 @@ ROW, SQUARE, WIDE = 8 * 128 * 4, 96 * 128 * 4, 96 * 256 * 4
 TEXT = """HloModule jit_step, is_scheduled=true
 
 FileNames
-1 "/home/me/jaxrobust/jaxrobust/models/families/vit.py"
-2 "/home/me/jaxrobust/jaxrobust/models/kernels/primitives.py"
-3 "/home/me/jaxrobust/jaxrobust/models/kernels/attention.py"
+1 "/src/jaxrobust/models/families/vit.py"
+2 "/src/jaxrobust/models/kernels/primitives.py"
+3 "/src/jaxrobust/models/kernels/attention.py"
 
 FunctionNames
 1 "Mlp.__call__"

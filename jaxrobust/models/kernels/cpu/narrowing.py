@@ -65,7 +65,7 @@ def _rewritten(jaxpr: Any, consts: Any) -> Any:
 
 
 def _changes(eqn: JaxprEqn) -> bool:
-    """Tell whether an operation is a product to change, or contains one."""
+    """Compare an operation, and the programs in it, with what `_is_wide` describes."""
     if eqn.primitive is dot_general_p:
         return _is_wide(eqn)
     return any(_changes(inner) for p in _programs(eqn.params.values()) for inner in p.eqns)
