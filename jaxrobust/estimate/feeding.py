@@ -22,8 +22,8 @@ class Host(NamedTuple):
     cores: int  # vCPUs
 
 
-# vCPUs of a host of each machine type for slices, as Google Cloud lists them: that of v5e was looked
-# up, the others are from memory. The hosts of GPUs are whatever people rent.
+# vCPUs of a host of each machine type for slices, as Google Cloud lists them: that of v5e was
+# looked up, the others are from memory. The hosts of GPUs are whatever people rent.
 HOSTS = {
     "TPU v4": Host(4, 240),
     "TPU v5e": Host(4, 112),
