@@ -13,34 +13,41 @@ FARTHEST = 0.5  # of a batch, by which the nearest one may differ; a wider step 
 def fitted(config: Any, devices: int) -> tuple[Any, list[str]]:
     """Give each phase the nearest batch that so many devices divide, and say it.
 
+    A batch that one device could not take either, because mixing groups, microbatches or groups of
+    a batch norm do not divide it, is a mistake of another kind, unless devices do not divide it.
+
     Returns:
       the config, a changed copy where a batch changes, and a sentence for each that does. A batch
-      without another one nearby stays, for `build.divides` to refuse.
+      without another one nearby stays, for `build` to refuse.
     """
     sizes, sentences = {}, []
     for name in phases(config):
         p = config[name]
-        nearest = _nearest(of_phase(config, name), name, devices)
-        if p.batch_size % devices and abs(nearest - p.batch_size) <= FARTHEST * p.batch_size:
+        at_a_time = _at_a_time(of_phase(config, name), name)
+        unit = devices * at_a_time
+        # Of two that are as near, the larger.
+        nearest = max(math.floor(p.batch_size / unit + 0.5), 1) * unit
+        parted = p.batch_size % devices == 0
+        wrong = p.batch_size % (unit if p.batch_size % at_a_time == 0 else devices)
+        if wrong and abs(nearest - p.batch_size) <= FARTHEST * p.batch_size:
             sizes[name] = nearest
+            each = (
+                f"into parts of {p.batch_size // devices} images, because {at_a_time} go together"
+            )
             sentences.append(
-                f"{name}.batch_size={p.batch_size} cannot be split over {devices} devices: it "
-                f"becomes {nearest}, the nearest that can, and {name}.lr stays {p.lr:g}"
+                f"{name}.batch_size={p.batch_size} cannot be split over {devices} devices"
+                f"{f' {each}' if parted else ''}: it becomes {nearest}, the nearest that can, and "
+                f"{name}.lr stays {p.lr:g}"
             )
     return (_copied(config, sizes) if sizes else config), sentences
 
 
-def _nearest(seen: Config, name: str, devices: int) -> int:
-    """Find the nearest batch whose share on a device can be mixed and taken in parts as asked.
-
-    Of two that are as near, the larger.
-    """
+def _at_a_time(seen: Config, name: str) -> int:
+    """Count the images of a device that go together: to be mixed, normalised, taken in parts."""
     p = seen[name]
     mixes = any(build.mixes_and_erases(seen)[:2])
     norm = seen.model.options.get("bn_group", 0) or 1
-    at_a_time = math.lcm(max(p.microbatches, 1) * norm, max(seen.mixup.group, 1) if mixes else 1)
-    unit = devices * at_a_time
-    return max(math.floor(p.batch_size / unit + 0.5), 1) * unit
+    return math.lcm(max(p.microbatches, 1) * norm, max(seen.mixup.group, 1) if mixes else 1)
 
 
 def _copied(config: Any, sizes: dict[str, int]) -> Any:

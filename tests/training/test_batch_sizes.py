@@ -27,6 +27,9 @@ class NearestTest(parameterized.TestCase):
         (64, 3, {"train__microbatches": 4}, 60),
         (60, 8, {"mixup__cutmix": 1.0, "mixup__group": 4, "train__microbatches": 2}, 64),
         (64, 8, {"mixup__cutmix": 1.0, "mixup__group": 6}, 64),  # divided: `build` refuses the rest
+        (768, 256, {"mixup__mixup": 0.8}, 1024),  # 3 each, of which one would stay alone
+        (384, 16, {"train__microbatches": 16}, 512),  # 24 each, in 16 parts
+        (60, 1, {"train__microbatches": 8}, 60),  # nor does one device: `build` says it
         (64, 200, {}, 64),  # 200 is too far away, as `build.divides` will say
     )
     def test_nearest(self, batch, devices, changes, expected):
@@ -51,6 +54,14 @@ class NearestTest(parameterized.TestCase):
             "can, and train.lr stays 0.003",
         )
         self.assertStartsWith(pretrain, "pretrain.batch_size=64 cannot be split over 3 devices")
+        _, (said,) = batch_sizes.fitted(
+            tiny(mixup__mixup=0.8, pretrain__epochs=0, train__batch_size=192), 64
+        )
+        self.assertStartsWith(
+            said,
+            "train.batch_size=192 cannot be split over 64 devices into parts of 3 images, because "
+            "2 go together: it becomes 256",
+        )
 
 
 class RunTest(absltest.TestCase):

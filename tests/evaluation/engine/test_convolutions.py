@@ -188,6 +188,13 @@ class ConvolutionsTest(parameterized.TestCase):
         ]
         self.assertEqual(*texts)
 
+    @parameterized.parameters((3, 3, 0), (5, 3, 0), (7, 3, 1), (3, 5, 1), (1, 3, 1))
+    def test_windows_of_few_channels_are_copied_into_a_matrix(self, window, channels, left):
+        x, kernel = jnp.zeros((2, 9, 9, channels)), jnp.zeros((window, window, channels, 4))
+        canonical = canonical_convolutions(lambda x: _conv(x, kernel, NHWC))
+        text = str(jax.make_jaxpr(canonical)(x))
+        self.assertEqual(text.count("conv_general_dilated["), left)
+
     def test_accumulates_in_the_type_asked_for(self):
         x, kernel = (a.astype(jnp.bfloat16) for a in _operands(NCHW, (3, 3), {}))
 

@@ -21,7 +21,8 @@ from jax.extend.core import JaxprEqn, Literal
 from jax.extend.core.primitives import conv_general_dilated_p, jit_p, remat_p
 
 from jaxrobust.models.kernels import winograd
-from jaxrobust.models.kernels.convolutions import depthwise_conv, in_tiles
+from jaxrobust.models.kernels.convolutions import depthwise_conv, few_channels, in_tiles
+from jaxrobust.models.kernels.windows import column_conv
 from jaxrobust.types import Array
 
 Settings = tuple[tuple[str, Any], ...]  # what `lax.conv_general_dilated` takes beside operands
@@ -34,9 +35,22 @@ def _plain(settings: Settings, x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, dimension_numbers=numbers, **dict(settings))
 
 
+def _value(settings: Settings, x: Array, kernel: Array) -> Array:
+    """Compute a convolution by `column_conv` where that is faster."""
+    how = dict(settings)
+    strides, dilations = set(how["window_strides"]), {*how["lhs_dilation"], *how["rhs_dilation"]}
+    typed = how["preferred_element_type"] in (None, x.dtype) and how["precision"] is None
+    even = len(strides) == how["feature_group_count"] == 1 and dilations == {1}
+    inside = x.ndim == 4 and min(map(min, how["padding"])) >= 0
+    if not (typed and even and inside and few_channels(x, kernel)):
+        return _plain(settings, x, kernel)
+    wider = jnp.pad(x, ((0, 0), *how["padding"], (0, 0)))
+    return column_conv(wider, kernel, strides.pop(), 0)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(settings: Settings, x: Array, kernel: Array) -> Array:
-    return _plain(settings, x, kernel)
+    return _value(settings, x, kernel)
 
 
 def _convolve_backward(settings, residuals, g):
@@ -56,7 +70,7 @@ def _convolve_backward(settings, residuals, g):
 
 
 _convolve.defvjp(
-    lambda settings, x, kernel: (_plain(settings, x, kernel), (x, kernel)), _convolve_backward
+    lambda settings, x, kernel: (_value(settings, x, kernel), (x, kernel)), _convolve_backward
 )
 
 
