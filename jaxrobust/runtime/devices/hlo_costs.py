@@ -111,8 +111,8 @@ def works(module: Module) -> list[InstructionCost]:
     """List the instructions that take time, with what each reads and writes in HBM.
 
     Arrays in a TPU's fast memory (`S(1)` in their layout) do not count, the padding of tiles does.
-    Of an array that a fusion reads or writes a part of, all counts. A loop whose trip count is not
-    in the text counts once.
+    Of an array of which an instruction takes or replaces a part, such as a loop over a network's
+    blocks, the part counts. A loop whose trip count is not in the text counts once.
     """
     times, rows = runs(module, unknown=1), []
     inner = {
@@ -126,7 +126,8 @@ def works(module: Module) -> list[InstructionCost]:
             if i.opcode not in _FREE and not i.opcode.endswith("-done"):
                 types = [computation[operand].type for operand in i.operands]
                 n = times[name][0] or 0
-                rows.append(InstructionCost(i, n * _moved(i, types), n * cycles_of(i)))
+                moved = _of_fusion(module, i, types) if i.opcode == "fusion" else _moved(i, types)
+                rows.append(InstructionCost(i, n * moved, n * cycles_of(i)))
     return rows
 
 
@@ -144,6 +145,54 @@ def _moved(i: Instruction, operands: list[str]) -> int:
     if i.opcode == "dynamic-update-slice":
         return 2 * size(operands[1])
     return sum(padded_size(array) for type_ in [i.type, *operands] for array in _in_hbm(type_))
+
+
+def _of_fusion(module: Module, i: Instruction, operands: list[str]) -> int:
+    """Count the bytes of a fusion, whose parameters are its operands and whose root it returns."""
+    (callee, *_) = called(i)
+    inside, root = module.computations[callee], module.root(callee)
+    several = root.opcode == "tuple"
+    ends = [inside[name] for name in root.operands] if several else [root]
+    types = elements(i.type) if several else [i.type]
+    met = [(whole, _placed(inside, end)) for whole, end in zip(types, ends, strict=True)]
+    for own in inside.values():
+        if own.opcode == "parameter":
+            met.append((operands[int(own.arguments)], _taken(inside, own)))
+    return sum(
+        sum(map(padded_size, arrays if parts is None else parts))
+        for arrays, parts in ((_in_hbm(whole), parts) for whole, parts in met)
+        if arrays
+    )
+
+
+def _taken(inside: dict[str, Instruction], of: Instruction) -> list[str] | None:
+    """List the types of the parts that a fusion reads of a value in it; None: it reads all."""
+    parts: list[str] = []
+    for user in inside.values():
+        if of.name not in user.operands:
+            continue
+        if of.name in user.operands[1:]:
+            return None
+        if user.opcode == "dynamic-slice":
+            parts.append(user.type)
+        elif user.opcode == "bitcast" and (more := _taken(inside, user)) is not None:
+            parts += more
+        elif user.opcode != "dynamic-update-slice":
+            return None
+    return parts
+
+
+def _placed(inside: dict[str, Instruction], end: Instruction) -> list[str] | None:
+    """Give the type of the part that a fusion replaces in an operand; None: it writes all."""
+
+    def source(of: Instruction) -> Instruction:
+        return source(inside[of.operands[0]]) if of.opcode == "bitcast" else of
+
+    end = source(end)
+    in_place = end.opcode == "dynamic-update-slice"
+    if in_place and source(inside[end.operands[0]]).opcode == "parameter":
+        return [inside[end.operands[1]].type]
+    return None
 
 
 def _in_hbm(type_: str) -> list[str]:

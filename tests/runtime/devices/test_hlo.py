@@ -310,6 +310,31 @@ class TpuTextTest(parameterized.TestCase):
         )
         self.assertEqual(hlo_costs.traffic(hlo.parse(text)), 2 * 8 * 128 * 4)
 
+    @parameterized.parameters(
+        # The part that is placed (8 rows) and the one that is taken (16), not the 1,024 rows.
+        ("parameter(0)", "dynamic-slice(%whole.1, %at.1, %at.1)", 8 + 16),
+        # Zeros are no array of before: all that is written counts.
+        ("broadcast(%at.1), dimensions={}", "dynamic-slice(%whole.1, %at.1, %at.1)", 1024),
+        ("parameter(0)", "slice(%whole.1), slice={[0:16], [0:128]}", 8 + 1024),
+    )
+    def test_a_fusion_counts_the_parts_that_it_takes_and_places(self, base, taken, rows):
+        whole, tile = "f32[1024,128]{1,0:T(8,128)", "{1,0:T(8,128)}"
+        text = HEAD + (
+            f"%fused (a: f32[1024,128], at: s32[]) -> (f32[1024,128], f32[8,128]) {{\n"
+            f"  %whole.1 = {whole}}} {base}\n  %at.1 = s32[]{{:T(128)}} parameter(1)\n"
+            f"  %rows = f32[16,128]{tile} {taken}\n"
+            f"  %part = f32[8,128]{tile} slice(%rows), slice={{[0:8], [0:128]}}\n"
+            f"  %placed = {whole}}} dynamic-update-slice(%whole.1, %part, %at.1, %at.1)\n"
+            f"  %again = {whole}}} bitcast(%placed)\n"
+            f"  ROOT %both = ({whole}}}, f32[8,128]{tile}) tuple(%again, %part)\n}}\n\n"
+            "ENTRY %main.5 (whole: f32[1024,128], at: s32[]) -> f32[1024,128] {\n"
+            f"  %whole = {whole}}} parameter(0)\n  %at = s32[]{{:T(128)S(1)}} parameter(1)\n"
+            f"  %f = ({whole}}}, f32[8,128]{{1,0:T(8,128)S(1)}}) fusion(%whole, %at), kind=kLoop, "
+            "calls=%fused\n"
+            f"  ROOT %end = {whole}}} get-tuple-element(%f), index=0\n}}\n"
+        )
+        self.assertEqual(hlo_costs.traffic(hlo.parse(text)), rows * 128 * 4)
+
     def test_a_text_that_is_no_module(self):
         with self.assertRaisesRegex(ValueError, "no ENTRY computation; pass the text of compiled"):
             hlo.parse("HloModule jit_f\n")
