@@ -36,10 +36,40 @@ extra images was trained is not published. Hardware, wall time, accuracies of ou
 measured.
 """
 
+from configs import cifar_bat
 from configs.cifar_bat import MODELS
 from jaxrobust.config import ArgumentError, base, read_arguments
 
 ROWS = ("resnet18,data=cifar100,activation=relu", "resnet18,extra=500k,activation=relu")
+SOURCES = cifar_bat.SOURCES | {
+    "model.options": "authors' code: SiLU; ours: ResNets of other data take the stem of 32 px",
+    "init.normalize": "authors' code: the data set's mean and std",
+    "data.*_split": "authors' code: 1,024 training images choose the epoch; ours: which",
+    "data.extra": "the paper: 500,000 images with pseudo-labels of Carmon et al. 2019",
+    "data.extra_share": "authors' code: 0.7 of a batch",
+    "data.epoch_images": "authors' code: 49 steps an epoch",
+    "label_smoothing": "authors' code",
+    "train.epochs": "authors' code: 400",
+    "train.batch_size": "authors' code: 1024",
+    "train.lr": "authors' code: 0.4",
+    "train.schedule": "authors' code: PyTorch's OneCycleLR, by epochs",
+    "train.warmup_lr": "authors' code: a 25th of the peak",
+    "train.final_lr": "authors' code: the first rate over 1e4",
+    "train.weight_decay": "authors' code: 5e-4",
+    "train.decay_mask": "authors' code: not of what is called bn",
+    "train.nesterov": "authors' code",
+    "train.cycle_momentum": "authors' code: OneCycleLR's default",
+    "train.ema_decay": "authors' code: 0.995",
+    "train.ema_warmup_epochs": "authors' code: 10 epochs of copies",
+    "train.ema_statistics": "authors' code: those of the network",
+    "train.bn_statistics": "authors' code: of attacked images alone",
+    "train.bn_momentum": "authors' code: all in the first update, then 1 %",
+    "attack.start": "authors' code: uniform in the ball and the box",
+    "attack.statistics": "authors' code: the attack sees the batch's",
+    "evaluation.attack": "authors' code: the CW margin, 40 steps",
+    "evaluation.step_size": "authors' code: 2/255",
+    "evaluation.start": "authors' code: uniform in the ball and the box",
+}
 
 
 def get_config(arguments: str = ""):

@@ -67,6 +67,40 @@ ROWS = (
     "cifar_densenet,l1=1e-5",
     "cifar_resnext50_224,mode=adversarial",
 )
+# Where the value of each key comes from that is not a default: `jaxrobust why` prints it.
+SOURCES = {
+    "seed": "authors' code",
+    "model.name": "Table 1",
+    "model.num_classes": "Table 1: CIFAR-10; ImageNette has as many",
+    "model.image_size": "Table 1: 32; Table 4: 224",
+    "init.normalize": "authors' code: their mean and std of CIFAR-10, ImageNet's for ImageNette",
+    "data.name": "Tables 1 and 4",
+    "data.*_split": "ours: the last 1,000 training images choose the epoch; authors' code, with "
+    "selection=test: the reported ones",
+    "data.augmentation": "authors' code: AutoAugment before crop and flip",
+    "data.preprocessing": "authors' code: 256, cut to 224",
+    "train.objective": "Tables 1 and 4; the paper: TRADES",
+    "train.l1": "the paper, which prints no value: ours",
+    "train.epochs": "authors' code: 100",
+    "train.batch_size": "authors' code: 128",
+    "train.lr": "authors' code: 2.5e-4, released for ViT",
+    "train.schedule": "authors' code: RobustART's warm-up and cosine",
+    "train.warmup_epochs": "authors' code: 8",
+    "train.warmup_lr": "authors' code: the first epoch has a rate of 0",
+    "train.decay_mask": "authors' code: of all parameters",
+    "train.b2": "authors' code: AdamW's default",
+    "train.ema_decay": "authors' code: no average",
+    "attack.name": "authors' code: PGD",
+    "attack.epsilon": "Table 1: 8/255",
+    "attack.steps": "authors' code: 15; the paper says 10",
+    "attack.relative_step": "authors' code: 0.8/255",
+    "attack.start": "authors' code: uniform, cut to the box",
+    "evaluation.attack": "authors' code: PGD-20",
+    "evaluation.step_size": "authors' code",
+    "evaluation.start": "authors' code: uniform, cut to the box",
+    "evaluation.weights": "authors' code: no average",
+    "evaluation.metric": "authors' code: clean accuracy chooses the epoch",
+}
 
 
 def get_config(arguments: str = ""):

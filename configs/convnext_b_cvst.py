@@ -9,7 +9,10 @@ message says how) and give their folder as `--config.init.weights`. Hardware, wa
 not yet measured.
 """
 
+from configs import revisiting_at
 from jaxrobust.config import base
+
+SOURCES = revisiting_at.SOURCES
 
 
 def get_config():

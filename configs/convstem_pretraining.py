@@ -12,10 +12,15 @@ An epoch costs 3/8 of one against the attack, for which `revisiting_at.py` has f
 wall time, accuracies of ours: not yet measured.
 """
 
+from configs import revisiting_at
 from configs.revisiting_at import MODELS, start_from
 from jaxrobust.config import read_arguments
 
 ROWS = ("convnext_t_cvst", "vit_b_cvst")
+SOURCES = revisiting_at.SOURCES | {
+    "phases": "Table 10: clean training alone",
+    "*.steps": "ours: clean networks withstand no step",
+}
 
 
 def get_config(arguments: str = ""):

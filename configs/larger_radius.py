@@ -11,6 +11,7 @@ ConvNeXt-B had 50 epochs at 4/255 and RobustBench's has 250, whose weights alone
 `revisiting_at.py`. Hardware, wall time, accuracies of ours: not yet measured.
 """
 
+from configs import revisiting_at
 from configs.revisiting_at import NETWORKS
 from jaxrobust.config import base, read_arguments
 
@@ -20,6 +21,13 @@ PUBLISHED = {
     "convnext_b_cvst": "Singh2023Revisiting_ConvNeXt-B-ConvStem",
 }
 ROWS = ("convnext_t_cvst",)
+SOURCES = revisiting_at.SOURCES | {
+    "init.weights": "Table 4: the networks at 4/255; their names are RobustBench's",
+    "attack.epsilon": "Table 4",
+    "train.epochs": "appendix A.5",
+    "train.lr": "appendix A.5",
+    "train.warmup_epochs": "appendix A.5: the peak is at epoch 5",
+}
 
 
 def get_config(arguments: str = ""):

@@ -40,6 +40,7 @@ Hardware, wall time, accuracies of ours: not yet measured.
 
 import itertools
 
+from configs import light_recipe
 from configs.light_recipe import recipe
 from jaxrobust.config import ArgumentError, read_arguments
 
@@ -64,6 +65,27 @@ ROWS = (
     "cait_s12,augmentation=mcre,warmup=0,views=3",
     "resnet50_gelu,data=imagenet,warmup=10",
 )
+SOURCES = light_recipe.SOURCES | {
+    "model.name": "thesis, Tables 1 to 6",
+    "model.num_classes": "ours: one for each class of ImageNet-100; the authors' heads had 1,000",
+    "data.classes": "thesis, Table 1; authors' code: which 100 classes",
+    "data.augmentation": "thesis, Table 3; of the ResNets authors' code",
+    "mixup.*": "thesis, Table 3: DeiT's strengths",
+    "erase.probability": "thesis, Table 3: DeiT's",
+    "data.views": "thesis, section 4.1.1: an image stands three times in a batch",
+    "data.first_view": "authors' code: the first view without RandAugment",
+    "train.batch_size": "thesis: 512; ours: 576 with three views, which they divide",
+    "train.lr": "thesis: 5e-4 for each 512 images; of the ResNets authors' code",
+    "train.objective": "thesis, section 4.1.9: the clean networks",
+    "train.epochs": "thesis, section 4.1.9; authors' code",
+    "train.from_random": "authors' code: all of these runs begin with random weights",
+    "train.weight_decay": "thesis, Table 4; of the ResNets authors' code",
+    "attack.warmup_epochs": "thesis, Table 2",
+    "init.normalize": "authors' code: the ResNets' mean and std are 0.5",
+    "train.optimizer": "authors' code: the ResNets'",
+    "train.nesterov": "authors' code: the ResNets'",
+    "train.lr_steps": "authors' code: the ResNets'",
+}
 
 
 def get_config(arguments: str = ""):

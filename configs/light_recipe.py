@@ -29,6 +29,39 @@ nor wall time or accuracies of ours; the other networks are not yet compiled.
 from jaxrobust.config import base, read_arguments
 
 ROWS = ("xcit_s12", "xcit_l12,steps=2", "xcit_m12,epsilon=8")
+# Where the value of each key comes from that is not a default: `jaxrobust why` prints it.
+SOURCES = {
+    "model.name": "thesis, section 4.1.9",
+    "model.dtype": "ours: bfloat16 as TPUs multiply by default; theirs had float32 in name",
+    "model.options": "authors' code: drop path 0.05, constant in depth; batch "
+    "norms see the 64 images of a core",
+    "data.augmentation": "thesis, Table 5: crop, flip and colour jitter of 0.4",
+    "data.preprocessing": "authors' code: timm's settings of XCiT",
+    "erase.noise": "authors' code: normal noise, cut to [0, 1]",
+    "label_smoothing": "authors' code: 0.1, which stays on without mixing",
+    "train.epochs": "authors' code: 100 and 10 of cool-down",
+    "train.cooldown_epochs": "authors' code",
+    "train.batch_size": "authors' code: 64 images for each of 8 cores",
+    "train.lr": "thesis: 5e-4 for each 512 images",
+    "train.schedule": "authors' code: a cosine that is constant within an epoch",
+    "train.warmup_epochs": "authors' code: 10; the thesis has 5",
+    "train.warmup_lr": "authors' code: 1e-6; the thesis has 5e-6",
+    "train.final_lr": "authors' code: 1e-5; the thesis has 5e-5",
+    "train.weight_decay": "thesis, Table 4",
+    "train.b2": "authors' code: AdamW's default",
+    "train.ema_decay": "authors' code: no average",
+    "attack.name": "authors' code: one step from a random start is FGSM",
+    "attack.steps": "thesis, section 4.1.9: one at 4/255, two at 8/255",
+    "attack.epsilon": "thesis, section 4.2",
+    "attack.warmup_epochs": "thesis, Table 2 and section 4.1.9",
+    "attack.relative_step": "authors' code: 1.5 epsilon over the steps; the thesis' runs were "
+    "probably made with 1.1",
+    "attack.start": "authors' code: uniform in the ball",
+    "attack.labels": "authors' code: the class, without smoothing",
+    "attack.statistics": "authors' code: on TPUs batch norms are in training mode under attack",
+    "evaluation.weights": "authors' code: no average",
+    "*.batch_size": "ours: what fits, which changes no result",
+}
 
 
 def get_config(arguments: str = ""):

@@ -9,6 +9,9 @@ nothing cached, at commit c9d1ef4.
 
 from jaxrobust.config import base
 
+# Where the value of each key comes from that is not a default: `jaxrobust why` prints it.
+SOURCES = {"*": "ours: a first result within a minute and a half"}
+
 
 def get_config():
     config = base()

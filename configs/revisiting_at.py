@@ -150,6 +150,32 @@ ROWS = (
     "vit_m",
     "vit_b_cvst,epochs=250,weight_decay=0.5,label_smoothing=0.2",
 )
+# Where the value of each key comes from that is not a default: `jaxrobust why` prints it.
+SOURCES = {
+    "model.name": "Table 2",
+    "model.dtype": "ours: what TPUs multiply; the authors' code has float16 by autocast",
+    "model.options": "Tables 7 to 9; widths and kernels that they leave out are ours",
+    "init.weights": "Table 18, also where the authors' code has others (ViT-S, ViT-B); of "
+    "ImageNet-21k Table 15, which does not say which weights ConvNeXt-T had: timm's are ours",
+    "init.stem": "appendix A.1: a random stem on a body with clean weights",
+    "init.normalize": "RobustBench: its ViT-S + ConvStem normalises; the authors' code does not",
+    "data.augmentation": "Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix A.2",
+    "label_smoothing": "Table 17; authors' code: it belongs to mixing",
+    "pretrain.epochs": "appendix A.1: 100 clean epochs for small networks, 50 for others",
+    "*.batch_size": "appendix A.2: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64 devices "
+    "divide, and 4096 for batch=4096",
+    "evaluation.batch_size": "ours: what fits, which changes no result",
+    "test.batch_size": "ours: what fits, which changes no result",
+    "*.lr": "ours: batch=4096 has the paper's rate times the square root of the ratio",
+    "pretrain.changes.*": "appendix A.1: a new stem's clean epochs have heavy augmentation",
+    "train.epochs": "Tables 1 and 2: 50, 250 and 300",
+    "train.warmup_epochs": "appendix A.2: the peak is at epoch 10, of 250 and 300 at 20",
+    "train.weight_decay": "Table 17",
+    "train.from_random": "Table 1: an attack on random weights is meant",
+    "attack.name": "Table 12",
+    "attack.steps": "Tables 2, 11 and 12",
+    "evaluation.steps": "appendix A.3: one step chooses the epoch of small networks, ten of others",
+}
 
 
 def get_config(arguments: str = ""):

@@ -48,6 +48,7 @@ becomes 32. The number of synthetic images of a run was not told (15 million are
 wall time, accuracies of ours: not yet measured.
 """
 
+from configs import light_recipe
 from jaxrobust.config import ArgumentError, base, read_arguments
 
 # classes, training, selection and test split.
@@ -66,6 +67,33 @@ ROWS = (
     "xcit_s12,data=cifar10,start=random",
     "resnet50,data=flowers,objective=clean",
 )
+# Of a ConvNeXt appendix D.6 counts, of XCiT and ResNet-50 the thesis and its authors' code.
+SOURCES = light_recipe.SOURCES | {
+    "model.name": "Table 6 and thesis, Tables 7 and 8",
+    "model.num_classes": "ours: as TFDS has the data sets",
+    "model.image_size": "Table 6 and thesis, Table 8",
+    "model.options": "appendix D.6 (a ConvNeXt's strides); authors' code (XCiT's, drop path)",
+    "init.weights": "Table 6: networks that are robust at 8/255, from runs of ours",
+    "init.head": "authors' code: a new linear layer, as PyTorch makes it",
+    "init.normalize": "authors' code: of CIFAR its mean and std, else 0.5",
+    "data.name": "Table 6 and thesis, Table 7",
+    "data.*_split": "ours: images that choose the epoch are none of the reported ones",
+    "data.augmentation": "appendix D.6 (RandAugment); thesis, section 4.2.1",
+    "train.objective": "thesis, section 4.2: TRADES on CIFAR; its clean runs",
+    "train.epochs": "appendix D.6 and thesis, section 4.2: 20; authors' code: and 2 or 10 more",
+    "train.lr": "appendix D.6; authors' code",
+    "train.batch_size": "appendix D.6, where ours is 32 in place of 30; thesis, section 4.2",
+    "train.weight_decay": "appendix D.6; authors' code; thesis, Table 4",
+    "train.warmup_epochs": "appendix D.6: 2; authors' code: 5",
+    "train.final_lr": "authors' code: 5e-6",
+    "train.ema_decay": "ours: 0.99, because of so few steps an average of 0.9999 is the start; "
+    "authors' code of XCiT: no average",
+    "train.from_random": "thesis, Table 8",
+    "attack.name": "authors' code; thesis, section 4.2: FGSM, on CIFAR ten steps of PGD",
+    "attack.steps": "appendix D.6 and thesis, section 4.2: ten on CIFAR, else two of APGD or one",
+    "attack.epsilon": "Table 6 and thesis, section 4.2",
+    "attack.relative_step": "authors' code: 1.5 over the steps",
+}
 
 
 def get_config(arguments: str = ""):

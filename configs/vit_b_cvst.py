@@ -9,7 +9,10 @@ how) and give their folder as `--config.init.weights`. Hardware, wall time, accu
 measured.
 """
 
+from configs import revisiting_at
 from jaxrobust.config import base
+
+SOURCES = revisiting_at.SOURCES
 
 
 def get_config():

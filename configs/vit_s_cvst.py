@@ -10,7 +10,10 @@ elsewhere (the message says how) and give their folder as `--config.init.weights
 time, accuracies: not yet measured.
 """
 
+from configs import revisiting_at
 from jaxrobust.config import base
+
+SOURCES = revisiting_at.SOURCES
 
 
 def get_config():

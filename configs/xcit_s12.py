@@ -9,6 +9,8 @@ accuracies: not yet measured.
 
 from configs import light_recipe
 
+SOURCES = light_recipe.SOURCES
+
 
 def get_config():
     return light_recipe.get_config("xcit_s12")

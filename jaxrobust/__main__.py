@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": Command("evaluate", "--workdir RUN", "attacks a network, keeps the record"),
     "doctor": Command("doctor", "RUN", "looks for usual faults of a network or config"),
     "estimate": Command("estimate", "CONFIG --on v5e:8x8", "says what a run will cost"),
+    "why": Command("why", "CONFIG", "says where the values of a config come from"),
     "report": Command("report", "RUN", "shows runs and evaluations as one HTML file"),
     "select": Command("select", "RUN", "chooses a run's weights on held-out images"),
     "compare": Command("compare", "A B", "tells whether two evaluations really differ"),

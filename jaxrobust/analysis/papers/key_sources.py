@@ -1,0 +1,116 @@
+"""Where each value of a config comes from: a paper's table, its authors' code, RobustBench, us.
+
+A recipe has `SOURCES`, a source for each key that is not a default; `DEFAULTS` are those of
+`jaxrobust.config.base`, which are the main paper's (Singh, Croce, Hein 2023). Names of keys may
+have `*` in them, the last name that fits counts, but a name without `*` before those with.
+"""
+
+import fnmatch
+import json
+import runpy
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxrobust.config import base
+from jaxrobust.resolved import plain
+from jaxrobust.runtime.commandline import arguments
+from jaxrobust.runtime.text.spelling import meant
+
+# With one of these a source begins.
+PLACES = (
+    *("Table", "appendix", "section", "thesis", "the paper"),
+    *("authors' code", "RobustBench", "ours"),
+)
+COMMAND_LINE = "the command line"
+DEFAULTS = {
+    "attack.epsilon": "Table 1",
+    "attack.labels": "authors' code: mixed labels, smoothed",
+    "attack.name": "Table 12",
+    "attack.norm": "Table 1",
+    "attack.start": "authors' code: no random start",
+    "attack.steps": "section 4.2",
+    "data.augmentation": "Table 1",
+    "data.selection_split": "appendix A.3: 4,000 images that are not among the reported ones",
+    "data.test_split": "RobustBench: its list of 5,000 images",
+    "evaluation.steps": "appendix A.3: ten steps of APGD choose the epoch of larger networks",
+    "mixup.probability": "authors' code: timm's",
+    "mixup.switch": "authors' code: timm's",
+    "train.b2": "authors' code: 0.95",
+    "train.batch_size": "appendix A.2: that of medium networks",
+    "train.clip_norm": "authors' code: gradients are not clipped",
+    "train.ema_decay": "section 4.2 and authors' code; appendix A has 0.999",
+    "train.epochs": "Table 1",
+    "train.final_lr": "authors' code: 5e-6",
+    "train.lr": "appendix A.2; authors' code: not scaled with the batch",
+    "train.objective": "section 4.2",
+    "train.optimizer": "appendix A.2",
+    "train.schedule": "authors' code: between epochs the cosine is a line",
+    "train.warmup_epochs": "appendix A.2: the peak is at epoch 10",
+    "train.warmup_lr": "authors' code: 1e-4 of the peak",
+    "train.weight_decay": "appendix A.2",
+}
+
+
+class ConfigKey(NamedTuple):
+    """A key of a config, its value, and where that comes from; None: nothing says it."""
+
+    name: str
+    value: Any
+    source: str | None
+    default: bool
+
+
+def of_config(
+    config: Any, sources: Mapping[str, str], changed: Sequence[str] = ()
+) -> list[ConfigKey]:
+    """List the keys of a config; those `changed` are the command line's."""
+    usual = arguments.flat(plain(base()))
+    keys = []
+    for name, value in arguments.flat(plain(config)).items():
+        default = name in usual and usual[name] == value
+        source = _found(DEFAULTS if default else sources, name)
+        given = any(name == key or name.startswith(f"{key}.") for key in changed)
+        keys.append(ConfigKey(name, value, COMMAND_LINE if given else source, default))
+    return keys
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Tell whether a pattern is that of a key, or of a section that it is in."""
+    return any(fnmatch.fnmatchcase(name, each) for each in (pattern, f"{pattern}.*"))
+
+
+def _found(sources: Mapping[str, str], name: str) -> str | None:
+    fitting = [text for pattern, text in sources.items() if fits(name, pattern)]
+    return sources.get(name, fitting[-1] if fitting else None)
+
+
+def of_recipe(given: str) -> Mapping[str, str]:
+    """Read the sources that the file of a config states; none: it states none."""
+    path, _ = arguments.split_config(given)
+    return runpy.run_path(str(path)).get("SOURCES", {})
+
+
+def chosen(keys: Sequence[ConfigKey], name: str | None, everything: bool) -> list[ConfigKey]:
+    """Select a key, or those of a section; by default the keys whose value is no default."""
+    if name is None:
+        return [key for key in keys if everything or not key.default]
+    own = [key for key in keys if key.name == name or key.name.startswith(f"{name}.")]
+    if not own:
+        known = [key.name for key in keys]
+        raise ValueError(f"{name} is no key of this config; {meant(name, known)}")
+    return own
+
+
+def text(keys: Sequence[ConfigKey], width: int) -> str:
+    """Write keys with their sources below each other, in lines of at most `width`."""
+    first = max(len(key.name) for key in keys)
+    lines = []
+    for key in keys:
+        value = json.dumps(key.value)
+        source = key.source or ("a default" if key.default else "nothing says where it comes from")
+        if key.default and key.source:
+            source += " (the default, as the main paper has it)"
+        line = f"{key.name:{first}}  {value}: {source}"
+        lines += textwrap.wrap(line, width, subsequent_indent=" " * 6, break_on_hyphens=False)
+    return "\n".join(lines)

@@ -1,0 +1,60 @@
+"""Say where the values of a config come from: a table, the authors' code, RobustBench or ourselves.
+
+`jaxrobust why CONFIG` lists the keys that have no default value, `jaxrobust why CONFIG KEY` one key
+or a section, both with values and sources. A key that `--config.KEY=VALUE` sets is the command
+line's. "Ours" stands before a reason of our own, and "authors' code" where the paper is silent or
+differs.
+
+Exit codes: 0 done; 2 a mistake, with one sentence on stderr.
+"""
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+
+from jaxrobust.commands.flags.shared import shared
+from jaxrobust.estimate import changes
+from jaxrobust.runtime.commandline import arguments, fields
+from jaxrobust.runtime.commandline.fields import flag
+from jaxrobust.runtime.text import patience
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhyFlags:
+    """Which keys of which config are explained."""
+
+    config: str = flag("Config, such as configs/revisiting_at.py:vit_s.", word=True)
+    key: str | None = flag("Key or section, such as train.lr or attack.", word=True, nargs="?")
+    all: bool = flag("Show keys that have their default value too.", False)
+    json: bool = shared("json", False)
+
+
+def main() -> None:
+    """Read the command line and print the keys."""
+    words, changed = changes.divided(sys.argv[1:])
+    flags = fields.read(
+        WhyFlags,
+        __doc__,
+        words,
+        prog=arguments.program or "jaxrobust why",
+        usage="%(prog)s CONFIG [KEY] [--config.key=value ...] [flags]",
+    )
+    with patience.of(patience.LOADING):
+        from jaxrobust.analysis.papers import key_sources
+
+    names = [word.partition("=")[0].lstrip("-").partition(".")[2] for word in changed]
+    config = changes.configured(flags.config, changed)
+    try:
+        sources = key_sources.of_recipe(flags.config)
+        keys = key_sources.of_config(config, sources, [name for name in names if name])
+        keys = key_sources.chosen(keys, flags.key, flags.all)
+    except ValueError as error:
+        arguments.stop(error, 2)
+    if flags.json:
+        return print(json.dumps({key.name: key._asdict() for key in keys}))
+    print(key_sources.text(keys, shutil.get_terminal_size((100, 24)).columns))
+
+
+if __name__ == "__main__":
+    main()
