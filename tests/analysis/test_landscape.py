@@ -140,6 +140,18 @@ class SurfaceTest(parameterized.TestCase):
             np.testing.assert_allclose(value, loss(moved), rtol=2e-5)  # logits of some tens
         self.assertGreater(np.ptp(found), 0.1)
 
+    def test_an_image_without_an_answer_is_not_right(self):
+        """Of logits that are not numbers, argmax takes the first for the largest."""
+        net, params, stats, images, _ = network()
+        both = [surface.direction(params, 5, number) for number in range(2)]
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        lost = {key: value * np.float32(np.nan) for key, value in params.items()}
+        labels = np.zeros(len(images), np.int32)
+        call = surface.losses(net, lost, stats, both, images, labels, batch=16, mesh=mesh)
+        loss, right = call(np.zeros((1, 2)))
+        self.assertTrue(np.isnan(loss).all())
+        np.testing.assert_array_equal(right, 0)
+
     def test_one_device_equals_eight(self):
         points = np.random.default_rng(0).uniform(-1, 1, (11, 2))
         one, eight = (self.at(points, devices=number) for number in (1, 8))

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -87,6 +88,32 @@ class ChooseTest(absltest.TestCase):
         rows = [candidate(4, "raw", 8, 0.1), candidate(8, "raw", 8, 0.2) | {"collapse": None}]
         (said,) = choice.warnings_of(rows[1], rows)
         self.assertIn("1 of 2 candidates were measured by an older version", said)
+
+
+class ReplayedTest(absltest.TestCase):
+    def test_the_last_four_candidates_are_replayed_and_keep_their_images(self):
+        folder, replayed = Path(self.create_tempdir()), []
+        robust = np.array([True, False, False, False])
+
+        def autoattack(*given, ledger, replay, **how):
+            replayed.append([path.name for path in replay])
+            for path in replay:
+                self.assertTrue(path.with_suffix(".images").exists(), path)
+            ledger.touch()
+            ledger.with_suffix(".images").touch()
+            answers, verdicts = np.arange(4), types.SimpleNamespace(labels=np.arange(4))
+            how = {"clean": np.ones(4, bool), "robust": robust, "costs": []}
+            return types.SimpleNamespace(answers=answers, verdicts=verdicts, **how)
+
+        shown = mock.MagicMock(__len__=lambda own: 4)
+        with mock.patch.object(at_one_size.evaluation, "autoattack", autoattack):
+            measure = at_one_size._autoattack(training.tiny(), lambda *a: None, shown, folder)
+            for _ in range(7):
+                self.assertEqual(measure((), False)["robust"], 0.25)
+        names = [f"ledger-8-{number}.jsonl" for number in range(7)]
+        self.assertEqual(replayed, [names[max(0, n - 4) : n] for n in range(7)])
+        there = sorted(path.stem for path in folder.glob("*.images"))
+        self.assertEqual(there, [Path(name).stem for name in names[-4:]])
 
 
 class Case(parameterized.TestCase):

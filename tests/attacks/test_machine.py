@@ -11,7 +11,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.attacks import registry
+from jaxrobust.attacks import fixed_steps, registry
 from jaxrobust.attacks.ensembles import VERSIONS
 from jaxrobust.evaluation import autoattack
 from jaxrobust.types import Machine
@@ -111,6 +111,11 @@ class RowsTest(parameterized.TestCase):
         """2K + 1 with APGD's last forward pass, 2K without, 2 for a single step."""
         self.assertEqual(attacks.passes(name, steps), passes)
 
+    @parameterized.parameters(("pgd-10", 10, 10), ("fgsm", 1, 1))
+    def test_passes_of_fixed_steps(self, attack, forward, backward):
+        named = fixed_steps.parse(attack)
+        self.assertEqual((named.forward, named.backward), (forward, backward))
+
 
 class AdvanceTest(absltest.TestCase):
     def setUp(self):
@@ -124,6 +129,24 @@ class AdvanceTest(absltest.TestCase):
         np.testing.assert_array_equal(made.points, self.state.points)
         np.testing.assert_array_equal(made.logits, NETS["lin"](self.state.points))
         self.assertGreater(float(jnp.abs(made.state.points - made.points).max()), 0.09)
+
+    def test_the_gradient_is_the_mean_over_the_draws_and_the_votes_their_sum(self):
+        scales = jnp.asarray([0.5, 1.0, 4.0])
+        each = [
+            attacks.advance(self.machine, lambda x, draw, s=s: s * NETS["lin"](x), self.state)
+            for s in scales
+        ]
+        made = attacks.advance(
+            self.machine,
+            lambda x, draw: scales[draw] * NETS["lin"](x),
+            self.state,
+            draws=3,
+            tally=lambda logits: logits[:, 0],
+        )
+        mean = np.mean([own.gradient for own in each], axis=0)
+        np.testing.assert_allclose(made.gradient, mean, rtol=1e-5, atol=1e-6 * np.abs(mean).max())
+        np.testing.assert_allclose(made.votes, sum(own.logits[:, 0] for own in each), rtol=1e-5)
+        np.testing.assert_allclose(made.logits, each[-1].logits, rtol=1e-6)
 
     def test_a_last_evaluation_has_no_gradient(self):
         made = attacks.advance(

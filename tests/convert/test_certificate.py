@@ -112,6 +112,19 @@ class CertifyTest(Case):
         self.assertEqual(found["names"]["equal"], found["names"]["reference"])
         self.assert_shows(found)
 
+    @parameterized.parameters(
+        (0.0, 0.9e-5, []),
+        (0.0, 1.1e-5, ["logits 1.1e-05 off in float32, above 1.0e-05"]),
+        (3e-5, 5.5e-5, []),
+        (3e-5, 6.5e-5, ["logits 6.5e-05 off in float32, above 6.0e-05"]),
+    )
+    def test_the_bar_is_twice_what_the_reference_rounds_where_more(self, rounds, off, said):
+        names = {"reference": 1, "matched": 1, "equal": 1, "differing": []}
+        single, double = {"relative": off, "reference_rounding": rounds}, {"relative": 0.0}
+        both = {"float32": single, "float64": double}
+        measured = {"names": names, "logits": both, "gradients": both}
+        self.assertEqual(certificate._faults(measured), said)
+
     def assert_shows(self, found):
         self.assertFalse(found["agrees"])
         faults = " ".join(found["faults"])

@@ -1,5 +1,7 @@
 """Each fault in a network that has it, blamed on nothing else; and nothing where there is none."""
 
+from unittest import mock
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -127,6 +129,23 @@ class OneCheckTest(parameterized.TestCase):
         self.assertIn("the softmax saturates", seen.cause)
         masked = self.look("zero-gradients", faults.quantised)
         self.assertEqual((masked.level, masked.cause), (RED, None))
+
+    @parameterized.parameters(
+        (40, 0, RED),  # more than six deviations
+        (12, 0, GREEN),  # less than a tenth of the images
+        (50, 25, GREEN),  # 25 of 75, less than three deviations
+        (0, 50, YELLOW),
+    )
+    def test_dlr_and_ce_are_apart_by_several_deviations(self, only_dlr, only_ce, level):
+        def after_pgd(patient, epsilon, loss):
+            margins = np.full(len(patient.attacked), -1.0)
+            first = 0 if loss == "dlr" else only_dlr
+            margins[first : first + (only_dlr if loss == "dlr" else only_ce)] = 1
+            return margins
+
+        with mock.patch.object(Patient, "after_pgd", after_pgd):
+            seen = self.look("dlr-against-ce", faults.healthy)
+        self.assertEqual(seen.level, level, seen.sentence)
 
     def test_no_radius_and_few_right(self):
         for name in ("dlr-against-ce", "pgd-against-noise", "radius"):

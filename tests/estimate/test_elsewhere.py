@@ -48,6 +48,19 @@ class ElsewhereTest(parameterized.TestCase):
         self.assertIn("reach 1% of", found["assumed"][0])
         self.assertTrue(any("imagenet2012 is not here" in line for line in found["assumed"]))
 
+    def test_evaluations_are_passes_over_speed_and_that_of_the_test_split_is_in_float32(self):
+        config = imagenet()
+        config.evaluation.steps, config.test.steps = 5, 40
+        parts = account.account(config, H100, utilisation=0.01)["phases"][1]["parts_s"]
+        forward = 2 * multiply_adds(NET, *SHAPES, image_size=224)
+        speed = 8 * 989e12 * 0.01
+        # APGD's passes, and the answers before and after it; 50 evaluations of 4,000 images.
+        selection = 50 * 4000 * (2 + 2 * 5 + 1) * forward / speed
+        self.assertAlmostEqual(parts["selection"] / selection, 1, delta=1e-6)
+        # In TF32, for which NVIDIA quotes half of bfloat16's speed.
+        test = 5000 * (2 + 2 * 40 + 1) * forward / (speed / 2)
+        self.assertAlmostEqual(parts["test"] / test, 1, delta=1e-6)
+
     def test_what_the_compiler_counts_is_of_one_chip_and_its_share_of_the_images(self):
         compiled = {f"{part}_bytes": 1 for part in topology._PARTS}
         compiled |= {"hbm_bytes": 0, "sent_bytes": 0, "flops_executable": 128 * 5e9}

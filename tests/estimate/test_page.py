@@ -40,6 +40,15 @@ class PageTest(parameterized.TestCase):
             self.assertLen(rows, heads, width)
             self.assertEqual([w for row in rows for w in row], ["pretrain", "low", "train"])
 
+    def test_the_gaps_between_phases_count(self):
+        """What fits to the column is one table; with a column less it is two."""
+        first, *_ = [i for i, line in enumerate(self.lines(300)) if line.startswith("phase ")]
+        table = self.lines(300)[first:]
+        widest = max(map(len, table[: table.index("")]))
+        for width, heads in ((widest, 1), (widest - 1, 2)):
+            rows = [line for line in self.lines(width) if line.startswith("phase ")]
+            self.assertLen(rows, heads, width)
+
     def test_columns_are_straight(self):
         (head,) = (line for line in self.lines(200) if line.startswith("phase "))
         (row,) = (line for line in self.lines(200) if line.startswith("objective "))

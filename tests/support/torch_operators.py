@@ -179,7 +179,9 @@ def _comparisons(x, y):
 
 def _whole_numbers(x):
     n = torch.arange(1, SIDE + 1)
-    return x * (n // 2) + torch.div(n, 2, rounding_mode="trunc") + n.remainder(3) + n / 3
+    below = (9 * x).to(torch.int32) - 5  # of the images, so that no constant is folded
+    halves = torch.div(below, 2, rounding_mode="trunc") * x + below // 2 + below.remainder(3)
+    return x * (n // 2) + torch.div(n, 2, rounding_mode="trunc") + n.remainder(3) + n / 3 + halves
 
 
 def _strided(x):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from absl.testing import absltest
 
 from jaxrobust.weights.store import checkpoint
@@ -14,6 +15,26 @@ class StepsTest(absltest.TestCase):
             (folder / name).mkdir()
         (folder / "11").write_text("a file")
         self.assertEqual(checkpoint.steps(folder), [0, 9, 10, 100])
+
+
+class KeptTest(absltest.TestCase):
+    def opened(self, folder: Path, **how) -> checkpoint.Checkpoints:
+        made = checkpoint.Checkpoints(folder, **how)
+        self.addCleanup(made.close)
+        return made
+
+    def test_only_who_keeps_the_last_removes_those_before(self):
+        """At the start too: a kill may have left two."""
+        folder = Path(self.create_tempdir())
+        every = self.opened(folder, keep_all=True)
+        for step in (3, 5):
+            every.save(step, {"w": np.full(2, step, np.float32)}, {})
+        every.wait()
+        for how in ({"read_only": True}, {"keep_all": True}):
+            self.opened(folder, **how)
+            self.assertEqual(checkpoint.steps(folder), [3, 5], how)
+        self.opened(folder)
+        self.assertEqual(checkpoint.steps(folder), [5])
 
 
 if __name__ == "__main__":

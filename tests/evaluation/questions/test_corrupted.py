@@ -127,6 +127,19 @@ class ComputedTest(CommandCase):
         sha256 = corrupted_images.photographs(place, 32).sha256
         self.assertEqual(found["corruptions"]["frost_sha256"], sha256)
 
+    def test_other_photographs_of_frost_are_another_evaluation(self):
+        given = {"corruptions": "frost-1", "frost": str(self.folder / "frost"), "n": 8}
+        (self.folder / "frost").mkdir()
+        for light in (200, 40):
+            image = Image.new("RGB", (200, 220), (light, light, 255))
+            image.save(self.folder / "frost" / "frost1.png")
+            last = self.record(**given)
+        first, second = result_lines.read(self.folder / "out")
+        self.assertEqual(last, second)
+        sums = [each["corruptions"]["frost_sha256"] for each in (first, second)]
+        self.assertNotEqual(*sums)
+        self.assertNotEqual(first["evaluation"], second["evaluation"])
+
     @parameterized.parameters(
         ({"corruptions": "fgo"}, "--corruptions=fgo: there is no corruption 'fgo'; did you mean"),
         ({"corruptions": "fog-6"}, "there is no severity '6' of fog; write fog-1 to fog-5"),

@@ -62,7 +62,7 @@ class NamesTest(parameterized.TestCase):
         # ConvNeXt is the network of all other tests of tools.
         self.assertEqual({name for name, case in CASES.items() if not case.digits}, {"convnext"})
 
-    @sweeps.fast("convnext_t", "vit_s", "resnet18", "xcit_s12", "cifar_vgg16")
+    @sweeps.fast("convnext_t", "vit_s", "resnet18", "wide_resnet50_2", "xcit_s12", "cifar_vgg16")
     @parameterized.parameters(*every("counts"))
     def test_parameters(self, family, name):
         self.assertEqual(parity.parameters(name), CASES[family].counts[name])

@@ -19,24 +19,46 @@ from tests.support import result_lines
 from tests.support.runs import tiny
 
 
+def of_test(workdir, config, step, **reached) -> dict[str, float]:
+    """Test made-up weights of the phase train, which reach these accuracies."""
+    phase = types.SimpleNamespace(mesh=sharding.make_mesh(jax.devices()[:1]))
+    how = {"config": of_phase(config, "train"), "workdir": workdir, "name": "train"}
+    with (
+        mock.patch.object(build, "evaluation"),
+        mock.patch.object(accuracy, "count", return_value={"images": 80, **reached}),
+    ):
+        run = types.SimpleNamespace(**how, phase=phase)
+        weights = Weights({"w": np.ones(1, np.float32)}, {})
+        return accuracies.test(run, json.loads(config.to_json()), step, weights)
+
+
+class RecordedTest(parameterized.TestCase):
+    def test_what_is_recorded_is_not_tested_again_and_another_question_is(self):
+        workdir, reached = Path(self.create_tempdir()), {"clean": 0.5, "robust": 0.25}
+        asked = (
+            (tiny(), 8),
+            (tiny(), 12),
+            (tiny(test__steps=4), 8),
+            (tiny(attack__epsilon=0.05), 8),
+            (tiny(data__test_split="test[:40]"), 8),
+        )
+        for number, (config, step) in enumerate(asked, 1):
+            first = of_test(workdir, config, step, **reached)
+            self.assertEqual(first["robust"], 0.25)
+            self.assertLen(result_lines.read(workdir), number)
+        for config, step in asked:
+            self.assertEmpty(of_test(workdir, config, step, **reached))
+        self.assertLen(result_lines.read(workdir), len(asked))
+
+
 class CollapsedTest(parameterized.TestCase):
     @parameterized.parameters(True, False)
     def test_the_record_and_the_table_say_so(self, collapsed):
         workdir, config = Path(self.create_tempdir()), tiny()
-        reached = {"clean": 0.125, "robust": 0.125, "images": 80}
+        reached = {"clean": 0.125, "robust": 0.125}
         if collapsed:
             reached["collapse"] = {"proven": True, "words": "all get class 3"}
-        phase = types.SimpleNamespace(mesh=sharding.make_mesh(jax.devices()[:1]))
-        weights = Weights({"w": np.ones(1, np.float32)}, {})
-        with (
-            mock.patch.object(build, "evaluation"),
-            mock.patch.object(accuracy, "count", return_value=reached),
-        ):
-            plain = json.loads(config.to_json())
-            run = types.SimpleNamespace(
-                config=of_phase(config, "train"), workdir=workdir, name="train", phase=phase
-            )
-            accuracies.test(run, plain, 8, weights)
+        of_test(workdir, config, 8, **reached)
         (record,) = result_lines.read(workdir)
         self.assertEqual(record["flags"].get("collapsed"), "all get class 3" if collapsed else None)
         line = "WARNING: train, step 8, ema: all get class 3"

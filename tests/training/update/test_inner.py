@@ -75,6 +75,14 @@ class RadiusTest(parameterized.TestCase):
             attack(None, inner.GrowingRadii(None, jnp.zeros(2)), None, None)
         self.assertEqual(made.call_args.kwargs["step_size"], 1.5 * 8 / 255)
 
+    @parameterized.parameters(("pgd", "pgd", 3, 5), ("apgd", "apgd", 3, 5), ("fgsm", "pgd", 1, 3))
+    def test_a_stronger_attack_has_so_many_steps_more(self, name, stronger, few, many):
+        config = small_config(attack__name=name, attack__steps=3)
+        for more, made_by, steps in ((0, name, few), (2, stronger, many)):
+            with rows.making(made_by) as made:
+                inner.training_attack(config, "adversarial", more=more)
+            self.assertEqual(made.call_args.kwargs["steps"], steps)
+
     @parameterized.parameters(
         ("image", {}, False),
         ("random", {}, True),
