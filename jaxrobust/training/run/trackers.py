@@ -5,16 +5,18 @@ A tracker is told what `metrics.jsonl` is told, and gets pictures. It cannot sto
 
 import importlib
 import io
+import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
+from jaxrobust.runtime.commandline import arguments
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text import raster
 from jaxrobust.runtime.text.progress import say
@@ -46,8 +48,8 @@ class _TensorBoard:
     whose queue then blocks.
     """
 
-    def __init__(self, workdir: Path) -> None:
-        self._folder = workdir / "tensorboard"
+    def __init__(self, workdir: Path, about: Mapping[str, Any]) -> None:
+        self._folder, self._about = workdir / "tensorboard", arguments.flat(about)
         self._events: Any = None
 
     def begin(self, phase: str, start: int, before: int, seen: Mapping[str, int]) -> None:
@@ -61,6 +63,8 @@ class _TensorBoard:
         self._events = EventsWriter(str(folder / "events"), f".{files:04d}")
         if files:
             self._write(start + 1, session_log={"status": 1})  # START
+        for summary in self._hyperparameters():
+            self._write(start, summary=summary)
         self._events.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -77,6 +81,14 @@ class _TensorBoard:
         if self._events is not None:
             self._events.close()
         self._events = None
+
+    def _hyperparameters(self) -> Sequence[Any]:
+        """Make what TensorBoard's table of hyper-parameters reads, of every key of the config."""
+        from tensorboardX.summary import hparams
+
+        plain = (bool, int, float, str)
+        shown = {k: v if isinstance(v, plain) else json.dumps(v) for k, v in self._about.items()}
+        return hparams(shown, {})
 
     def _write(self, step: int, values: list[dict] | None = None, **more: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -169,9 +181,7 @@ class TrackerKind(NamedTuple):
 
 
 KINDS = {
-    "tensorboard": TrackerKind(
-        "tensorboardX", lambda: None, lambda workdir, _: _TensorBoard(workdir)
-    ),
+    "tensorboard": TrackerKind("tensorboardX", lambda: None, _TensorBoard),
     "wandb": TrackerKind("wandb", _logged_in, _WandB),
 }
 

@@ -126,6 +126,22 @@ class TensorBoardTest(TrackersCase):
         self.assertEqual(seen, said)
         self.assertEqual([e.step for e in self.read("pretrain").Scalars("loss")], [50])
 
+    def test_the_config_is_a_table_of_hyper_parameters(self):
+        """As TensorBoard's plugin reads it: also what is no number, and the same of each part."""
+        log = self.open("tensorboard", about={"train": {"lr": 0.5, "lr_steps": [1, 2]}, "seed": 3})
+        self.write(log, "train", 0, [5])
+        self.write(log, "train", 5, [10])
+        log.close(ended=True)
+        from tensorboard.plugins.hparams import plugin_data_pb2
+
+        read = self.read("train")
+        content = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+        self.assertEqual(values["train.lr"].number_value, 0.5)
+        self.assertEqual(values["train.lr_steps"].string_value, "[1, 2]")
+        self.assertEqual(values["seed"].number_value, 3)
+        self.assertEqual([event.step for event in read.Scalars("loss")], [5, 10])
+
     @RESVG
     def test_a_picture_is_read_back(self):
         log = self.open("tensorboard", draw=lambda *where: {"dot": DOT})
