@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.analysis.papers import twenty
+from jaxrobust.analysis.papers import code_facts, residual, twenty
 
 _DATA = Path(__file__).parent / "data"
 PAPERS = ("revisiting_at", "xcit_light_recipe", "twenty_architectures", "robust_resnets")
@@ -77,9 +77,12 @@ def tables(name: str, wanted: str | None = None) -> list[Table]:
 def _table(name: str, raw: dict[str, Any]) -> Table:
     defaults = {key: raw.get(key) for key in PLACES} | raw.get("settings", {})
     rows, results, notes = [defaults | row for row in raw["rows"]], raw["results"], raw["notes"]
-    if name == twenty.PAPER:
-        rows, results = [twenty.row(row) for row in rows], twenty.results(results)
-        notes = [*notes, twenty.NOTE]
+    for study in (twenty, residual):
+        if name == study.PAPER:
+            rows, results = [study.row(row) for row in rows], study.results(results)
+            notes = [*notes, study.NOTE]
+    notes = [*notes, *code_facts.notes(name, raw["id"], rows)]
+    rows = [code_facts.of_row(name, raw["id"], row) for row in rows]
     own = {key: raw[key] for key in ("id", "caption", "kind")}
     decimals = raw.get("decimals", 2)
     return Table(name, **own, decimals=decimals, results=results, rows=rows, notes=notes)
