@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust.analysis.papers import code_facts, residual, twenty
+from jaxrobust.runtime.text.spelling import meant
 
 _DATA = Path(__file__).parent / "data"
 PAPERS = ("revisiting_at", "xcit_light_recipe", "twenty_architectures", "robust_resnets")
@@ -58,7 +59,7 @@ class Table(NamedTuple):
 def paper(name: str) -> dict[str, Any]:
     """Return the file of a paper: `source`, `tables`, `contradictions`."""
     if name not in PAPERS:
-        raise ValueError(f"--paper {name} is unknown; one of {', '.join(PAPERS)}")
+        raise ValueError(f"--paper {name} is unknown; {meant(name, PAPERS)}")
     return json.loads((_DATA / f"{name}.json").read_text())
 
 
@@ -69,8 +70,8 @@ def tables(name: str, wanted: str | None = None) -> list[Table]:
         return all_tables
     chosen = [t for t in all_tables if wanted in (t.id, t.id.removeprefix("table_"))]
     if not chosen:
-        ids = ", ".join(table.id for table in all_tables)
-        raise ValueError(f"--table {wanted}: {name} has no such table; one of {ids}")
+        ids = [table.id for table in all_tables]
+        raise ValueError(f"--table {wanted}: {name} has no such table; {meant(wanted, ids)}")
     return chosen
 
 

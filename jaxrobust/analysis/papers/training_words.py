@@ -125,7 +125,8 @@ def _started(
     if (whole[last].start, whole[last].stem, whole[last].head) != (None, "keep", "keep"):
         return {}
     if started is not None and not before and init.stem == "keep":
-        return _by_run(trained(started))
+        same = whole_config(started).model.name == whole.model.name
+        return _by_run(trained(started)) if same else {}
     if not init.weights:
         return {} if before else {"start": "random"}
     (published,) = tables.tables("revisiting_at", "table_2")
