@@ -10,11 +10,16 @@ The arguments are a network and then, with their defaults first,
     selection=held-out|test
                      which images choose the epoch: the last 1,000 of training, or those that are
                      reported, as the paper does; at 224 px test only
+    order=CCTT|CCTC|CTTT|CTTC|CCCC|CCCT|CTCC|CTCT
+                     of cifar_coatnet: convolution or attention in each stage (Table 2)
+    patch=4|2|1|8    of cifar_pvt_v2 (4, 2, 1) and cifar_vit (8, 4, 2) (Table 3)
+    activation=...   of networks that have one, such as gelu, relu or silu (section 3.3: smooth ones
+                     gain nothing); default: their own
 
 A network is one of cifar_* (`jaxrobust models`), on CIFAR-10; one of cifar_*_224,
 resnet50 or wide_resnet50_2 is trained on ImageNette, class folders under imagenette2/train and val
-(--config.data.name=folder:PATH). Other activations, orders and patches are options of the network,
-such as --config.model.options.activation=gelu.
+(--config.data.name=folder:PATH). What else a network has is an option, such as
+--config.model.options.depths=(1,1,1,1).
 
 100 epochs of 128 images with AdamW, weight decay 0.05 of everything; the rate is 0 in the first
 epoch, 2.5e-4 from the ninth on, and falls along a cosine from the eleventh to 1.1e-5 in the last,
@@ -59,6 +64,7 @@ from jaxrobust.config import ArgumentError, base, read_arguments
 
 AT_224 = ("resnet50", "wide_resnet50_2")
 MODELS = (*(name for name in models.available() if name.startswith("cifar_")), *AT_224)
+ORDERS = ("CCTT", "CCTC", "CTTT", "CTTC", "CCCC", "CCCT", "CTCC", "CTCT")
 ROWS = (
     "cifar_vgg16",
     "cifar_vit,mode=clean,l1=1e-5",
@@ -66,11 +72,13 @@ ROWS = (
     "cifar_resnet50,mode=clean",
     "cifar_densenet,l1=1e-5",
     "cifar_resnext50_224,mode=adversarial",
+    "cifar_coatnet,order=CTTC,selection=test",
 )
 # Where the value of each key comes from that is not a default: `jaxrobust why` prints it.
 SOURCES = {
     "seed": "authors' code",
     "model.name": "Table 1",
+    "model.options": "Tables 2 and 3: orders of stages, patches; the paper: activations",
     "model.num_classes": "Table 1: CIFAR-10; ImageNette has as many",
     "model.image_size": "Table 1: 32; Table 4: 224",
     "init.normalize": "authors' code: their mean and std of CIFAR-10, ImageNet's for ImageNette",
@@ -110,6 +118,9 @@ def get_config(arguments: str = ""):
         mode=("adversarial", "clean", "trades"),
         l1=(0.0, float),
         selection=(None, "held-out", "test"),
+        order=(None, *ORDERS),
+        patch=(None, 4, 2, 1, 8),
+        activation=(None, str),
     )
     if not 0 <= a["l1"] < math.inf:
         raise ArgumentError(f"l1={a['l1']:g} must be a number of at least 0; leave it out")
@@ -122,6 +133,7 @@ def get_config(arguments: str = ""):
     config = base()
     config.seed = 34257
     config.model.update(name=a["model"], num_classes=10, image_size=224 if large else 32)
+    config.model.options = _options(a)
     if large:
         config.init.normalize = "imagenet"
         config.data.update(name="folder:imagenette2", train_split="train", test_split="val")
@@ -142,3 +154,12 @@ def get_config(arguments: str = ""):
     config.evaluation.update(attack="pgd-20", step_size=0.6 / 255, start="uniform-boxed")
     config.evaluation.update(weights="raw", metric="clean")
     return config
+
+
+def _options(a) -> dict:
+    """Return what the arguments change of a network; `ArgumentError` where it has no such part."""
+    given = {key: a[key] for key in ("order", "patch", "activation") if a[key] is not None}
+    missing = given.keys() - set(models.variant(a["model"])._fields)
+    if missing:
+        raise ArgumentError(f"{a['model']} has no {min(missing)}; leave it out")
+    return given

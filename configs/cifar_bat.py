@@ -10,9 +10,19 @@ The arguments are a network and then, with their defaults first,
                                        train and val (--config.data.name=folder:PATH); 64 px
     selection=held-out|test            which images choose the epoch: the last 1,000 of training, or
                                        those that are reported, as the paper does; of tiny test only
+    block=basic|bottleneck|inverted|aggregated|hierarchical, se=none|standard|conv3x3|identity|
+    residual, se_reduction=64|16       of a wrn_*: the parts of the paper's study of blocks (Table 1
+                                       and Figure 5d are wrn_70_16; hierarchical and residual are
+                                       the RobustResBlock)
+    preact=yes|no, residual=yes|no     of a wrn_*: norm and activation before each convolution or
+                                       behind it, and whether blocks have a shortcut
+    depths=4-4-4, widths=10-10-10      of a wrn_*: blocks and width of each stage, as `jaxrobust
+                                       scaling --study depth` and width list them
+    activation=...                     of the residual networks, such as silu; default: relu
 
 A network is robustresnet_a1 to _a4, wrn_a1 to _a4, wrn_28_10, wrn_34_12, wrn_46_14, wrn_70_16 or
-wrn_34_r, or any other that takes such images, such as resnet18. It takes pixels as they are.
+wrn_34_r, one of the searched ones (robnet_large_v2, advrush_7_96, racl_7_104), resnet18 or
+resnet50. It takes pixels as they are.
 
 100 epochs of 128 images, SGD with 0.1 that falls tenfold at epochs 75 and 90, momentum 0.9, weight
 decay 2e-4 of everything, gradients clipped to a norm of 5; crops and flips, of CIFAR-100 rotations
@@ -24,6 +34,9 @@ Published with TRADES and selection=test, in % (clean, PGD-20, CW-40, AutoAttack
 
                         cifar10                       cifar100
     wrn_28_10           84.62, 55.90, 53.15, 51.66    56.30, 29.91, 26.22, 25.26
+    robnet_large_v2     84.57, 52.79, 48.94, 47.48    55.27, 29.23, 24.63, 23.69
+    advrush_7_96        84.95, 56.99, 53.27, 52.90    56.40, 30.40, 26.16, 25.27
+    racl_7_104          83.91, 55.98, 53.22, 51.37    56.09, 30.38, 26.65, 25.65
     robustresnet_a1     85.46, 58.74, 55.72, 54.42    59.34, 32.70, 27.76, 26.75
     wrn_34_12           84.93, 56.01, 53.53, 51.97    56.08, 29.87, 26.51, 25.47
     wrn_34_r            85.80, 57.35, 54.77, 53.23    58.78, 31.17, 27.33, 26.31
@@ -56,6 +69,7 @@ from jaxrobust.config import ArgumentError, base, read_arguments
 MODELS = (
     *(f"{name}_a{size}" for name in ("robustresnet", "wrn") for size in (1, 2, 3, 4)),
     *("wrn_28_10", "wrn_34_12", "wrn_46_14", "wrn_70_16", "wrn_34_r"),
+    *("robnet_large_v2", "advrush_7_96", "racl_7_104"),
     *("resnet18", "resnet50"),
 )
 # data set, classes, pixels, test split, augmentation.
@@ -67,11 +81,14 @@ _DATA = {
         "resized-crop|flip|jitter(0.4, 0.4, 0.4, 0.2)",
     ),
 }
+_OF_BLOCKS = ("block", "se", "se_reduction", "activation")
 ROWS = (
     "resnet18",
     "resnet18,objective=adversarial,data=cifar100,selection=test",
     "resnet18,objective=mart,data=tiny",
     "robustresnet_a1,objective=mart",
+    "wrn_70_16,block=bottleneck,se=residual,se_reduction=16,selection=test",
+    "wrn_28_10,depths=2-3-4",
 )
 # Where the value of each key comes from that is not a default: `jaxrobust why` prints it.
 SOURCES = {
@@ -116,6 +133,14 @@ def get_config(arguments: str = ""):
         objective=("trades", "adversarial", "mart"),
         data=tuple(_DATA),
         selection=(None, "held-out", "test"),
+        block=(None, "basic", "bottleneck", "inverted", "aggregated", "hierarchical"),
+        se=(None, "none", "standard", "conv3x3", "identity", "residual"),
+        se_reduction=(None, 64, 16),
+        preact=(None, "yes", "no"),
+        residual=(None, "yes", "no"),
+        depths=(None, str),
+        widths=(None, str),
+        activation=(None, str),
     )
     name, classes, size, test, augmentation = _DATA[a["data"]]
     if a["data"] == "tiny" and a["selection"] == "held-out":
@@ -127,6 +152,7 @@ def get_config(arguments: str = ""):
     config.model.update(name=a["model"], num_classes=classes, image_size=size)
     if a["model"].startswith("resnet"):
         config.model.options = {"small_stem": True}
+    config.model.options = dict(config.model.options) | _options(a)
     config.init.normalize = "none"
     config.data.update(name=name, train_split="train", selection_split=test, test_split=test)
     if a["data"] != "tiny" and a["selection"] != "test":
@@ -141,3 +167,24 @@ def get_config(arguments: str = ""):
         config.attack.start_std = 0.001
     config.evaluation.update(attack="pgd-20", step_size=0.8 / 255, start="uniform", weights="raw")
     return config
+
+
+def _options(a) -> dict:
+    """Return what the arguments change of a network; `ArgumentError` where it has no such part."""
+    given = {key: a[key] for key in _OF_BLOCKS if a[key] is not None}
+    given |= {key: _numbers(key, a[key]) for key in ("depths", "widths") if a[key] is not None}
+    given |= {key: a[key] == "yes" for key in ("preact", "residual") if a[key] is not None}
+    if given.keys() - {"activation"} and not a["model"].startswith("wrn_"):
+        raise ArgumentError(f"{min(given)} is of a wrn_*, not of {a['model']}; leave it out")
+    if "activation" in given and not a["model"].startswith(("wrn_", "robustresnet_")):
+        raise ArgumentError(f"activation is not of {a['model']}; leave it out")
+    if given.get("block", "basic") != "basic" and given.get("preact", True):
+        given["first_conv"] = "raw"  # as the released code, from which the paper's numbers came
+    return given
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    numbers = text.split("-")
+    if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
+        raise ArgumentError(f"{name}={text} is not a number for each of three stages; write 4-4-4")
+    return tuple(map(int, numbers))

@@ -2,13 +2,15 @@
 
     jaxrobust train --config configs/larger_radius.py:convnext_t_cvst
 
-The published networks at 4/255 are taken by their RobustBench ids, and trained on with heavy
-augmentation, learning rate 1e-4, peak at epoch 5; the epoch of the small ones is chosen by one step
-(A.3), that of ConvNeXt-B by ten. Published in %, clean and under AutoAttack at
-8/255: vit_s_cvst 67.5, 28.2; convnext_t_cvst 68.6, 29.6; convnext_b_cvst 71.7, 33.2. The paper's
-ConvNeXt-B had 50 epochs at 4/255 and RobustBench's has 250, whose weights alone are public:
-`--config.init.weights=RUN` starts from another run. An epoch costs what it does in
-`revisiting_at.py`. Hardware, wall time, accuracies of ours: not yet measured.
+The arguments are a network and start=published|trained: the published network at 4/255, by its
+RobustBench id, or that of the run `runs/revisiting_at-MODEL` (50 epochs,
+`configs/revisiting_at.py:MODEL`). They are trained on with heavy augmentation, learning rate 1e-4,
+peak at epoch 5; the epoch of the small ones is chosen by one step (A.3), that of ConvNeXt-B by ten.
+Published in %, clean and under AutoAttack at 8/255: vit_s_cvst 67.5, 28.2; convnext_t_cvst 68.6,
+29.6; convnext_b_cvst 71.7, 33.2. The paper's ConvNeXt-B had 50 epochs at 4/255 (start=trained), and
+RobustBench's has 250, whose weights alone are public. `--config.init.weights=RUN` starts from
+another run. An epoch costs what it does in `revisiting_at.py`. Hardware, wall time, accuracies of
+ours: not yet measured.
 """
 
 from configs import revisiting_at
@@ -31,10 +33,13 @@ SOURCES = revisiting_at.SOURCES | {
 
 
 def get_config(arguments: str = ""):
-    model = read_arguments(arguments, model=tuple(PUBLISHED))["model"]
+    a = read_arguments(arguments, model=tuple(PUBLISHED), start=("published", "trained"))
+    model = a["model"]
     config = base()
     config.model.update(name=model, dtype="bfloat16")
     config.init.weights = PUBLISHED[model]
+    if a["start"] == "trained":
+        config.init.weights = f"runs/revisiting_at-{model}"
     config.data.augmentation = "heavy"
     config.attack.epsilon = 8 / 255
     network = NETWORKS[model.removesuffix("_cvst")]

@@ -10,6 +10,8 @@ with their defaults first,
     objective=adversarial|clean  clean: xcit_s12 and resnet50 on flowers and caltech (Table 7)
     start=robust|random          random: xcit_s12 on cifar10, 300 epochs (the thesis' Table 8); half
                                  of each batch is synthetic with --config.data.extra=npz:FILE
+    augmentation=thesis|code     of XCiTs on CIFAR: crops of 0.8 to 1.2 of the image and erasing, as
+                                 the thesis' runs had it, or the repository's later ones
 
 The weights that they start from, robust at 8/255 on ImageNet, are published nowhere under a name
 that is known here: `configs/larger_radius.py` and `configs/light_recipe.py:MODEL,epsilon=8` train
@@ -42,7 +44,7 @@ On CIFAR the ConvNeXts take strides of 1 in the stem and in the first downsampli
 first two of the stem, and these normalise as the data set does. The ConvNeXts are trained with APGD
 and RandAugment. XCiTs on CIFAR are trained with TRADES (10 steps), without colour jitter, which the
 thesis (4.2.1) takes out; the later runs of the repository have it (0.25), crops and rotations
-(`--config.data.augmentation=light-cifar`), batches of 1,024 and a rate of 2.83e-4. Else XCiTs are
+(augmentation=code), batches of 1,024 and a rate of 2.83e-4. Else XCiTs are
 trained with FGSM and the light recipe's augmentation, clean with DeiT's. The flowers' batch of 30
 becomes 32. The number of synthetic images of a run was not told (15 million are public). Hardware,
 wall time, accuracies of ours: not yet measured.
@@ -106,6 +108,7 @@ def get_config(arguments: str = ""):
         data=(None, *_DATA),
         objective=("adversarial", "clean"),
         start=("robust", "random"),
+        augmentation=(None, "thesis", "code"),
     )
     _check(**a)
     config = base()
@@ -122,6 +125,8 @@ def get_config(arguments: str = ""):
         _convnext(config, a["data"], small=small)
     else:
         _light(config, a["data"], small=small)
+    if a["augmentation"] == "code":
+        config.data.augmentation = "light-cifar"
     if a["objective"] == "clean":
         config.data.augmentation = "heavy"
         config.erase.noise = "truncated"
@@ -132,7 +137,9 @@ def get_config(arguments: str = ""):
     return config
 
 
-def _check(model: str, data: str | None, objective: str, start: str) -> None:
+def _check(
+    model: str, data: str | None, objective: str, start: str, augmentation: str | None
+) -> None:
     """Raise `ArgumentError` where the papers have no such run."""
     if data is None:
         raise ArgumentError(f"say which data behind the model, one of {', '.join(_DATA)}")
@@ -146,6 +153,8 @@ def _check(model: str, data: str | None, objective: str, start: str) -> None:
         raise ArgumentError(f"objective=clean is of {of}; leave it out")
     if start == "random" and (model, data) != ("xcit_s12", "cifar10"):
         raise ArgumentError("start=random is of xcit_s12 on cifar10; leave it out")
+    if augmentation and not (model.startswith("xcit") and data.startswith("cifar")):
+        raise ArgumentError(f"augmentation={augmentation} is of XCiTs on CIFAR; leave it out")
 
 
 def _convnext(config, data: str, *, small: bool) -> None:

@@ -301,8 +301,8 @@ def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]
     Args:
       text: what stands behind the colon.
       **choices: the values of each argument, its default first (None: there is none); `float`
-        among them stands for any number. The first argument has to be given, and may be written
-        without its name.
+        among them stands for any number, `str` for any text. The first argument has to be given,
+        and may be written without its name.
     Raises:
       ArgumentError: an argument that is not among them, one given twice, or another value.
     """
@@ -327,9 +327,11 @@ def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]
 
 
 def _argument(name: str, text: str, values: Sequence[Any]) -> Any:
-    match = {str(value): value for value in values if value not in (None, float)}
+    match = {str(value): value for value in values if value not in (None, float, str)}
     if text in match:
         return match[text]
+    if str in values and text:
+        return text
     if float not in values:
         raise ArgumentError(f"{name}={text} is not among its values; {meant(text, match)}")
     try:

@@ -3,7 +3,8 @@
 `jaxrobust reproduce RUN_OR_RECORDS... --paper revisiting_at --table 2 --out FOLDER`. Records
 are those of `jaxrobust train` and `jaxrobust evaluate`; without any, the tables are the paper's
 alone. A record stands in a cell only if it measures just that: the same network, trained or
-downloaded, the same attack, radius and images. Others are listed with what differs.
+downloaded, the same attack, radius and images. Others are listed with what differs. `--commands`
+prints what trains and evaluates each row, or why nothing does.
 """
 
 from dataclasses import asdict, dataclass
@@ -29,6 +30,9 @@ class ReproduceFlags:
     paper: str | None = flag(f"Only one: {', '.join(tables.PAPERS)}; default: all.")
     table: str | None = flag("Only one table of --paper: its number, or an id such as text_1.")
     out: Path | None = flag("Folder for one Markdown file a paper and its pictures; else stdout.")
+    commands: bool = flag(
+        "Print the commands that measure each row instead, or why there are none.", False
+    )
     alike: bool = flag(
         "Show records of another training or of other images too, in italics.", False
     )

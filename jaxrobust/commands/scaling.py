@@ -3,7 +3,8 @@
 Prints the solution of the rule for so many multiply-adds of an image, the whole numbers near it
 that cost as much, what they cost, and beside them the published networks A1 to A4. `--study` lists
 the networks of a study instead, one a line, as name and options of `models.create` or of a config
-(`model.name`, `model.options`), behind which the study of ratios says what each costs.
+(`model.name`, `model.options`), behind which stands the config that trains it, as `jaxrobust train
+--config` takes it, and in the study of ratios what each costs.
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr.
 """
@@ -50,8 +51,9 @@ def run(flags: ScalingFlags) -> dict[str, Any]:
     if flags.study:
         networks = scaling.study(flags.study, multiply_adds=flags.multiply_adds, **sizes)
         for network in networks:
-            costs = "" if network.share is None else f"  # {_costs(network.share)}"
-            print(f"{network.name} {network.options}{costs}")
+            costs = "" if network.share is None else f"{_costs(network.share)}; "
+            line = _config(network.name, network.options)
+            print(f"{network.name} {network.options}  # {costs}{line}")
         return {"study": flags.study, "networks": [network._asdict() for network in networks]}
     solution = scaling.robust_scaling(flags.multiply_adds, **sizes)
     rows: dict[str, tuple[Sequence[float], Sequence[float]]] = {
@@ -64,6 +66,17 @@ def run(flags: ScalingFlags) -> dict[str, Any]:
     lines = {name: _line(name, *row, **sizes) for name, row in rows.items()}
     print(f"the rounded ones cost {_costs(solution.share)}")
     return {"networks": lines, "cost": solution.cost._asdict(), "share": solution.share}
+
+
+def _config(name: str, options: dict[str, Any]) -> str:
+    """Write the config that trains a network of a study."""
+    words = [name]
+    for key, value in options.items():
+        if key == "first_conv":  # which its block brings along
+            continue
+        value = ("yes" if value else "no") if isinstance(value, bool) else value
+        words.append(f"{key}={'-'.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return f"configs/cifar_bat.py:{','.join(words)}"
 
 
 def _costs(share: float) -> str:

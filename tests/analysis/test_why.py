@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.analysis.papers import key_sources
+from jaxrobust.analysis import key_sources
 from jaxrobust.config import base
 from tests.support.commands import commands
 from tools.generate import refresh_configs

@@ -9,6 +9,7 @@ from jaxrobust import models
 from jaxrobust.commands import scaling
 from jaxrobust.models.families import robust_resnet
 from jaxrobust.models.scaling import OPTIONS, cost, robust_scaling, study, whole
+from jaxrobust.runtime.commandline.arguments import load_config
 from tests.support.golden32 import COUNTED
 
 TARGETS = (5e9, 10e9, 20e9, 40e9)
@@ -165,7 +166,19 @@ class CommandTest(absltest.TestCase):
     def test_study(self):
         lines = self.call("--study", "width").splitlines()
         self.assertLen(lines, 512)
-        self.assertEqual(lines[-1], "wrn_28_10 {'depths': (4, 4, 4), 'widths': (20, 20, 20)}")
+        options = "{'depths': (4, 4, 4), 'widths': (20, 20, 20)}"
+        line = "configs/cifar_bat.py:wrn_28_10,depths=4-4-4,widths=20-20-20"
+        self.assertEqual(lines[-1], f"wrn_28_10 {options}  # {line}")
+
+    def test_every_line_of_a_study_is_its_network(self):
+        for name in ("blocks", "ratio"):
+            for text, network in zip(
+                self.call("--study", name).splitlines(), study(name), strict=True
+            ):
+                config = load_config(text.rpartition(" ")[2])
+                self.assertEqual(config.model.name, network.name)
+                own = models.computed(network.name, config.model.options)
+                self.assertEqual(own, models.computed(network.name, network.options), text)
 
     def test_wrong_input_is_one_sentence(self):
         err = io.StringIO()

@@ -9,12 +9,15 @@ from typing import Any
 from unittest import mock
 
 from configs import larger_radius, revisiting_at
+from jaxrobust.analysis.papers import lines as papers
 from jaxrobust.config import ArgumentError
 from tools.generate import refresh_configs
 
 # Families whose runs are all that their arguments allow.
 WHOLE = ("cifar_bat", "cifar_aat", "cifar_aligned", "light_recipe", "transfer")
 WHOLE += ("aligned_study", "residual_study", "cifar_study", "convstem_pretraining")
+# Arguments that change a network: with all values of them, lines would be ten thousands.
+OF_NETWORKS = ("block", "se", "se_reduction", "preact", "residual", "order", "patch")
 
 
 class _ChoicesError(Exception):
@@ -33,7 +36,8 @@ def choices(family: str) -> dict[str, list[Any]]:
             module.get_config("")
         except _ChoicesError as found:
             asked: dict[str, Any] = found.args[0]
-    return {name: [v for v in values if v is not float] for name, values in asked.items()}
+    named = {name: [v for v in values if v not in (float, str)] for name, values in asked.items()}
+    return {name: values[:1] if name in OF_NETWORKS else values for name, values in named.items()}
 
 
 def whole(family: str) -> Iterator[str]:
@@ -84,4 +88,13 @@ def lines() -> list[str]:
     found += [f"larger_radius:{name}" for name in larger_radius.PUBLISHED]
     found += [f"revisiting_at:{line}" for line in of_the_main_paper()]
     found += [f"light_ablation:{line}" for line in of_the_ablation()]
+    found += [run.config for run in of_the_tables() if not run.changes]
     return [*dict.fromkeys(found)]
+
+
+def of_the_tables() -> Iterator[papers.Run]:
+    """Every run of which a row of a paper is one, or from which one starts."""
+    for paper in papers.RULES:
+        for _, _, line in papers.of_tables(paper):
+            yield from line.before
+            yield from [line.run] * bool(line.run)

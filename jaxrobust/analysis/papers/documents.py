@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxrobust.analysis.papers import matching, scatter, tables, tables_markdown
+from jaxrobust.analysis.papers import lines_markdown, matching, scatter, tables, tables_markdown
 
 
 def answer(
@@ -13,8 +13,12 @@ def answer(
     table: str | None = None,
     out: Path | None = None,
     alike: bool = False,
+    commands: bool = False,
 ) -> str:
-    """Show tables of papers beside the records of some places, or write them to `out`."""
+    """Show tables of papers beside the records of some places, or write them to `out`.
+
+    `commands`: instead of the numbers, what measures them.
+    """
     if table and not paper:
         raise ValueError("--table needs --paper, whose table it is")
     names = [paper] if paper else list(tables.PAPERS)
@@ -23,9 +27,22 @@ def answer(
     texts = []
     for name, of_paper in wanted.items():
         shown = [tables_markdown.filled(each, records, alike=alike) for each in of_paper]
+        if commands:
+            text = lines_markdown.document(name, shown, measured=bool(records))
+            texts += _commands(out, name, text)
+            continue
         text = tables_markdown.document(name, shown, records)
         texts += _written(out, name, shown, records, text) if out else [text]
     return "\n".join(texts) + ("\n" if out else "")
+
+
+def _commands(out: Path | None, name: str, text: str) -> list[str]:
+    if out is None:
+        return [text]
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}-commands.md"
+    path.write_text(text)
+    return [str(path)]
 
 
 def _written(out: Path, name, shown, records, text: str) -> list[str]:

@@ -38,6 +38,7 @@ class Ours(NamedTuple):
     record: "AccuracyRecord"
     file: Path
     config: dict[str, Any] | None  # of a run, or of an imported folder
+    started: dict[str, Any] | None = None  # config of the run whose weights that run started from
 
 
 def collect(places: list[Path]) -> list[Ours]:
@@ -54,7 +55,22 @@ def collect(places: list[Path]) -> list[Ours]:
                 "file, or an imported folder of weights"
             )
         collected += [Ours(record, file, None) for file in files for record in _records(file)]
-    return [ours._replace(config=configs.get(str(ours.record.config_sha256))) for ours in collected]
+    found = [
+        ours._replace(config=configs.get(str(ours.record.config_sha256))) for ours in collected
+    ]
+    return [ours._replace(started=_started(ours)) for ours in found]
+
+
+def _started(ours: Ours) -> dict[str, Any] | None:
+    """Return the config of the run that `init.weights` names: there, or beside the own run."""
+    start = (ours.config or {}).get("init", {}).get("weights")
+    if not start:
+        return None
+    for place in (Path(start), *(parent / Path(start).name for parent in ours.file.parents)):
+        if (place / "config.json").is_file():
+            (config, *_) = [config for _, config in _read(place)]
+            return config if "phases" in config else None
+    return None
 
 
 def _records(file: Path) -> "Iterator[AccuracyRecord]":
@@ -67,23 +83,26 @@ def _records(file: Path) -> "Iterator[AccuracyRecord]":
 
 
 def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield configs under the hashes that records have: as found, completed, of each phase."""
     for folder in (place, place.parent, place.parent.parent):
-        path = folder / "config.json"
-        if not path.is_file():
-            continue
-        try:
-            config = json.loads(path.read_text())
-            values = {key: value for key, value in config.items() if key != "version"}
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); get it again") from error
-        if "architecture" in values:  # of an imported folder
-            yield hashes.config_sha256(values), values
-            continue
-        whole = training_words.whole_config(values)
-        phases: list[Any] = [of_phase(whole, name) for name in whole.phases]
-        for seen in (values, whole, *phases):
-            yield hashes.config_sha256(seen), whole
+        if (folder / "config.json").is_file():
+            yield from _read(folder)
+
+
+def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a config under the hashes that records have: as found, completed, of each phase."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        values = {key: value for key, value in config.items() if key != "version"}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); get it again") from error
+    if "architecture" in values:  # of an imported folder
+        yield hashes.config_sha256(values), values
+        return
+    whole = training_words.whole_config(values)
+    phases: list[Any] = [of_phase(whole, name) for name in whole.phases]
+    for seen in (values, whole, *phases):
+        yield hashes.config_sha256(seen), whole
 
 
 def differences(
@@ -119,18 +138,30 @@ def _other_network(table: Table, row: Any, ours: Ours, of_training: bool) -> Ite
     elif row.get("origin") != "authors":
         yield f"a network of our own training, and the row's is of {row.get('origin')}"
     elif not of_training:
-        yield from training_words.other_kind(table, row, config)
+        yield from training_words.other_kind(table, row, _named(ours), ours.started)
     else:
-        yield from training_words.differences(table, row, config)
+        yield from training_words.differences(table, row, _named(ours), ours.started)
         of = str(ours.record.weights).partition(",")[0]
         last = phases(training_words.whole_config(config))[-1]
         if of != last:
             yield f"weights of the phase {of}, not of the last"
 
 
+def _named(ours: Ours) -> dict[str, Any]:
+    """Return the config of a run, its class folders by the name of the classes in them, which the
+    record of an evaluation on these folders proves.
+    """
+    config, record = ours.config or {}, ours.record
+    data = config.get("data", {})
+    known = training_words.of_classes(record.classes_sha256)
+    if not known or data.get("classes") or data.get("name") != record.dataset:
+        return config
+    return config | {"data": data | {"name": known}}
+
+
 def _other_options(name: str, options: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
     there = models.available()
-    if name not in there or row["model"] not in there:
+    if name not in there or row.get("model") not in there:
         yield f"network {name}, not {row['name']}"
         return
     own = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
@@ -145,6 +176,7 @@ def _other_images(row: Any, record: "AccuracyRecord", of_training: bool) -> Iter
     same = record.ids_sha256 == ROBUSTBENCH_SHA256
     split = str(record.split) if of_training else str(record.split).partition("[")[0]
     name = "cifar10" if of_files else training_words.dataset(str(record.dataset), None)
+    name = training_words.of_classes(record.classes_sha256) or name
     if row["dataset"] == "imagenet100":
         own = hashes.classes_sha256(imagenet.imagenet100())
         if name != "imagenet2012" or record.classes_sha256 != own:
@@ -217,10 +249,11 @@ def _other_attack(what: dict[str, Any], record: "AccuracyRecord") -> Iterator[st
     elif kind == "apgd-ce" and "restarts" in what:
         if settings != {("apgd-ce", what["steps"], what["restarts"], 0)}:
             yield f"another attack than APGD-CE, {what['steps']} steps, {what['restarts']} restarts"
-    elif kind == "pgd" and "steps" in what:
+    elif "name" in what:  # of fixed steps
         named = [own["name"] for own in attacks]
-        if named != ["pgd"] or twenty.pgd(attacks[0]) != twenty.pgd(what):
-            yield f"another attack than PGD, {what['steps']} steps of the study's length and start"
+        if named != [what["name"]] or twenty.pgd(attacks[0]) != twenty.pgd(what):
+            said = f"{what['name'].upper()}, {what['steps']} steps"
+            yield f"another attack than {said} of the study's length and start"
     else:
         yield f"the paper does not say the settings of its {kind}"
 

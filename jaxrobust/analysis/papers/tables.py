@@ -14,7 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.analysis.papers import twenty
+from jaxrobust.analysis.papers import code_facts, residual, twenty
+from jaxrobust.runtime.text.spelling import meant
 
 _DATA = Path(__file__).parent / "data"
 PAPERS = ("revisiting_at", "xcit_light_recipe", "twenty_architectures", "robust_resnets")
@@ -58,7 +59,7 @@ class Table(NamedTuple):
 def paper(name: str) -> dict[str, Any]:
     """Return the file of a paper: `source`, `tables`, `contradictions`."""
     if name not in PAPERS:
-        raise ValueError(f"--paper {name} is unknown; one of {', '.join(PAPERS)}")
+        raise ValueError(f"--paper {name} is unknown; {meant(name, PAPERS)}")
     return json.loads((_DATA / f"{name}.json").read_text())
 
 
@@ -69,17 +70,20 @@ def tables(name: str, wanted: str | None = None) -> list[Table]:
         return all_tables
     chosen = [t for t in all_tables if wanted in (t.id, t.id.removeprefix("table_"))]
     if not chosen:
-        ids = ", ".join(table.id for table in all_tables)
-        raise ValueError(f"--table {wanted}: {name} has no such table; one of {ids}")
+        ids = [table.id for table in all_tables]
+        raise ValueError(f"--table {wanted}: {name} has no such table; {meant(wanted, ids)}")
     return chosen
 
 
 def _table(name: str, raw: dict[str, Any]) -> Table:
     defaults = {key: raw.get(key) for key in PLACES} | raw.get("settings", {})
     rows, results, notes = [defaults | row for row in raw["rows"]], raw["results"], raw["notes"]
-    if name == twenty.PAPER:
-        rows, results = [twenty.row(row) for row in rows], twenty.results(results)
-        notes = [*notes, twenty.NOTE]
+    for study in (twenty, residual):
+        if name == study.PAPER:
+            rows, results = [study.row(row) for row in rows], study.results(results)
+            notes = [*notes, study.NOTE]
+    notes = [*notes, *code_facts.notes(name, raw["id"], rows)]
+    rows = [code_facts.of_row(name, raw["id"], row) for row in rows]
     own = {key: raw[key] for key in ("id", "caption", "kind")}
     decimals = raw.get("decimals", 2)
     return Table(name, **own, decimals=decimals, results=results, rows=rows, notes=notes)

@@ -57,7 +57,13 @@ def document(name: str, shown: list[Filled], records: list[Ours]) -> str:
             "*In italics*: the same network, data set, objective and attack, but another training "
             "or other images; what differs stands below, under Records."
         )
-    parts += map(_table, shown)
+    tables_shown = [_table(each) for each in shown]
+    if any(f"| {NOT_MEASURED} |" in text for text in tables_shown):
+        parts.append(
+            f"`{NOT_MEASURED}`: `jaxrobust reproduce --paper {name} --commands` prints what "
+            "measures each row."
+        )
+    parts += tables_shown
     if records:
         parts.append(_records(records, shown))
     if len(shown) == len(tables.tables(name)):
@@ -68,14 +74,13 @@ def document(name: str, shown: list[Filled], records: list[Ours]) -> str:
 def _table(shown: Filled) -> str:
     table = shown.table
     attacked = table.attacked()
-    keys = dict.fromkeys(key for row in table.rows for key in tables.settings(table, row, ()))
-    varying = [key for key in keys if len({str(row.get(key)) for row in table.rows}) > 1]
-    head = ["network", *varying]
+    keys = varying(table)
+    head = ["network", *keys]
     for key, what in table.results.items():
         head += [f"{_title(key, what)}: paper", "ours"] if key in attacked else [_title(key, what)]
     lines = [head]
     for index, row in enumerate(table.rows):
-        cells = [tables.named(row), *(_plain(row.get(key)) for key in varying)]
+        cells = [tables.named(row), *(plain(row.get(key)) for key in keys)]
         for key in table.results:
             cells.append(table.value(row, key))
             if key in attacked:
@@ -84,7 +89,13 @@ def _table(shown: Filled) -> str:
     title = f"## {tables.title(table)}: {table.caption}"
     of_rows = [f"{row['name']}: {row['note']}" for row in table.rows if "note" in row]
     notes = "\n".join(f"- {note}" for note in dict.fromkeys([*table.notes, *of_rows]))
-    return "\n\n".join(filter(None, (title, _same(table, varying), grid(lines), notes)))
+    return "\n\n".join(filter(None, (title, _same(table, keys), grid(lines), notes)))
+
+
+def varying(table: Table) -> list[str]:
+    """List the settings that are not the same in all rows of a table."""
+    keys = dict.fromkeys(key for row in table.rows for key in tables.settings(table, row, ()))
+    return [key for key in keys if len({str(row.get(key)) for row in table.rows}) > 1]
 
 
 def grid(rows: list[list[str]]) -> str:
@@ -105,7 +116,7 @@ def _ours(shown: Filled, index: int, key: str, printed: str) -> str:
 def _same(table: Table, varying: list[str]) -> str:
     row = table.rows[0]
     keys = [key for key in row if key not in (*tables.ABOUT, *table.results, *varying, "model")]
-    settings = [f"{key} {_plain(row[key])}" for key in keys if row[key] is not None]
+    settings = [f"{key} {plain(row[key])}" for key in keys if row[key] is not None]
     return f"All rows: {', '.join(settings)}." if settings else ""
 
 
@@ -182,12 +193,13 @@ def _concerns(what: dict[str, Any], record: "AccuracyRecord") -> bool:
 def _contradictions(contradictions: list[dict[str, Any]]) -> str:
     rows = [["where", "says", "likelier", "why"]]
     for row in contradictions:
-        says = " / ".join(_plain(value) for value in row["says"])
-        rows.append([row["where"], says, _plain(row["likely"]), row["why"]])
+        says = " / ".join(plain(value) for value in row["says"])
+        rows.append([row["where"], says, plain(row["likely"]), row["why"]])
     return "## Where the paper contradicts itself or others\n\n" + grid(rows)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Return a value of a row for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):

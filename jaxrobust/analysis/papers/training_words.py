@@ -3,17 +3,20 @@
 import functools
 import json
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
-from jaxrobust.analysis.papers import tables, twenty
+from jaxrobust.analysis.papers import residual, tables, twenty
 from jaxrobust.analysis.papers.tables import Table
 from jaxrobust.attacks import registry
 from jaxrobust.config import Config, ModelSection, base
+from jaxrobust.data.imagenet import IMAGENETTE
 from jaxrobust.data.transforms.presets import PRESETS, Preset
 from jaxrobust.resolved import Values, completed, of_phase, phases, plain
 from jaxrobust.runtime.commandline.arguments import RECIPES
 from jaxrobust.training.update import objectives
+from jaxrobust.weights.store import hashes
 
 # Of the phase that trains last: where a row is silent, the paper's recipe, config.base(), counts.
 _RECIPE = ("lr", "warmup_epochs", "final_lr", "weight_decay", "b2", "ema_decay", "trades_beta")
@@ -23,7 +26,19 @@ _STEM = ("stem_widths", "stem_strides", "stem_kernels")  # of model.options: a s
 # What a new stem's clean phase may have of its own: what is done to the images and labels.
 _OF_IMAGES = {"data", "augmentation", "mixup", "erase", "label_smoothing"}
 _ATTACKED = ("train_attack", "attack_steps", "epsilon_train")
-_OF_NETWORK = ("stages", "patch")  # which are options of it, see `matching`
+# Which are options of it, see `matching`, or said by others: a recipe, a share of more images.
+_OF_NETWORK = ("stages", "patch", "depth", "block", "se", "se_reduction", "recipe", "extra_images")
+# Chains without mixing and erasing that the tables have a word for, and that are no preset of it.
+_CHAINS = {
+    "resized-crop|flip|randaugment": "randaugment",
+    "crop|flip|randaugment": "randaugment",
+    "crop|flip": "crop-flip",
+    "crop|flip|rotate(20)": "crop-flip-rotate",
+}
+_NEAR = 0.1  # a batch of so much more or less than a paper's is its batch, which devices divide
+_KNOWN = ("basic", "light", "heavy", "light-cifar-thesis", "robustart", "robustart-imagenet")
+# Hash of the names of classes in the order of labels -> the tables' name of a data set.
+_CLASSES = {hashes.classes_sha256(IMAGENETTE): "imagenette"}
 
 
 @functools.cache
@@ -46,8 +61,11 @@ def _recipe() -> Values:
     return json.loads(json.dumps(plain(base())), object_hook=Values)
 
 
-def trained(config: dict[str, Any]) -> dict[str, Any]:
-    """Describe the last phase of a run by its config; unknown entries are missing."""
+def trained(config: dict[str, Any], started: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Describe the last phase of a run by its config; unknown entries are missing.
+
+    `started`: the config of the run whose weights it started from, where that is known.
+    """
     whole = whole_config(config)
     *before, last = phases(whole)
     seen, own = of_phase(whole, last), whole[last]
@@ -66,7 +84,7 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
         training["attack_steps"] = registry.steps(attack.name, attack.steps)
         training |= {"epsilon_train": attack.epsilon, "norm_train": attack.norm}
         training["epsilon_warmup_epochs"] = attack.get("warmup_epochs") or 0
-    return training | _started(whole, before, last)
+    return training | _started(whole, before, last, started)
 
 
 def _design(model: ModelSection) -> str | None:
@@ -81,7 +99,8 @@ def _augmented(seen: Config) -> dict[str, Any]:
     given = [u if s is None else s for s, u in zip(strengths, _strengths(preset), strict=True)]
     smoothing = preset.label_smoothing if seen.label_smoothing is None else seen.label_smoothing
     entries: dict[str, Any] = {"label_smoothing": smoothing}
-    known = [(name, PRESETS[name]) for name in ("basic", "light", "heavy", "light-cifar-thesis")]
+    known = [(name, PRESETS[name]) for name in _KNOWN]
+    known += [(name, Preset(chain)) for chain, name in _CHAINS.items()]
     names = [n for n, p in known if [p.chain, *_strengths(p)] == [preset.chain, *given]]
     if names:  # all of DeiT's is heavy but for the noise that fills what is erased
         erased = names[0] == "heavy" and seen.erase.noise == "truncated"
@@ -99,10 +118,15 @@ def _strengths(preset: Preset) -> list[float]:
     return [preset.mixup, preset.cutmix, preset.erase]
 
 
-def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
+def _started(
+    whole: Values, before: list[str], last: str, started: dict[str, Any] | None
+) -> dict[str, Any]:
     init = whole.init
     if (whole[last].start, whole[last].stem, whole[last].head) != (None, "keep", "keep"):
         return {}
+    if started is not None and not before and init.stem == "keep":
+        same = whole_config(started).model.name == whole.model.name
+        return _by_run(trained(started)) if same else {}
     if not init.weights:
         return {} if before else {"start": "random"}
     (published,) = tables.tables("revisiting_at", "table_2")
@@ -114,7 +138,7 @@ def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
     networks = _published()["NETWORKS"]
     if whole.model.name in networks and init.weights == networks[whole.model.name].large:
         return {} if before else {"start": "clean-21k"}
-    if init.weights not in _clean(whole.model.name):
+    if init.weights not in clean_weights(whole.model.name):
         return {}
     if not before:
         return {"start": "clean" if init.stem == "keep" else "fresh-stem"}
@@ -128,6 +152,21 @@ def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
     return {"start": start, "pretrain_epochs": first.epochs}
 
 
+def _by_run(first: dict[str, Any]) -> dict[str, Any]:
+    """Describe a start from the weights of another run, by what is known of that one."""
+    if first.get("train_dataset") != "imagenet2012":
+        return {}
+    if objectives.named(first["objective"]).attacks:
+        radius = Fraction(first["epsilon_train"] * 255).limit_denominator(1000)
+        if first["norm_train"] != "linf" or first["objective"] != "adversarial":
+            return {}
+        start = {"start": f"robust-{radius}/255", "start_epochs": first["epochs"]}
+        return start | {"start_origin": "authors"}
+    if first.get("start") != "fresh-stem":
+        return {}
+    return {"start": _clean_start(first), "pretrain_epochs": first["epochs"]}
+
+
 def _clean_start(of_images: dict[str, Any]) -> str:
     """Return the tables' word for a new stem's clean epochs (A.1), or what they had instead."""
     usual = {"augmentation": "heavy", "label_smoothing": PRESETS["heavy"].label_smoothing}
@@ -137,7 +176,7 @@ def _clean_start(of_images: dict[str, Any]) -> str:
     return f"clean+stem after {', '.join(f'{k} {tables.shown(of_images.get(k))}' for k in other)}"
 
 
-def _clean(model: str) -> list[str]:
+def clean_weights(model: str) -> list[str]:
     """Return the names of the weights of Table 18, where the main paper's networks start."""
     (names,) = tables.tables("revisiting_at", "table_18")
     own = [row for row in names.rows if row["model"] == model.removesuffix("_cvst")]
@@ -145,6 +184,11 @@ def _clean(model: str) -> list[str]:
     meta = "https://dl.fbaipublicfiles.com/convnext/{}.pth"
     usual = [f"{name}.fb_in1k" for name in timm if "." not in name]  # timm's own default
     return [*timm, *usual, *(meta.format(row["meta"]) for row in own if "meta" in row)]
+
+
+def of_classes(classes_sha256: str | None) -> str | None:
+    """Return the tables' name of the data set that has these classes, of class folders anywhere."""
+    return _CLASSES.get(classes_sha256)
 
 
 def dataset(name: Any, classes: Any) -> str | None:
@@ -155,9 +199,14 @@ def dataset(name: Any, classes: Any) -> str | None:
     return None if classes else plain
 
 
-def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
-    """Say what of a run's training is not that of a row."""
-    ours, wanted = trained(config), tables.settings(table, row)
+def differences(
+    table: Table,
+    row: dict[str, Any],
+    config: dict[str, Any],
+    started: dict[str, Any] | None = None,
+) -> Iterator[str]:
+    """Say what of a run's training is not that of a row; `started`: see `trained`."""
+    ours, wanted = trained(config, started), tables.settings(table, row)
     objective = wanted.get("objective")
     attacked = objective is None or objectives.named(objective).attacks
     needed = (*_NEEDED, *_ATTACKED) if attacked else _NEEDED
@@ -178,10 +227,15 @@ def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> It
     if ours.get("norm_train", "linf") != "linf":
         yield f"trained in {ours['norm_train']}, not linf"
     if table.paper == "revisiting_at":
-        yield from _other_recipe(ours, wanted, config)
+        yield from _other_recipe(ours, wanted, config, row.get("options", {}))
+    if recipe := wanted.get("recipe"):
+        whole = whole_config(config)
+        yield from residual.other_recipe(recipe, whole, phases(whole)[-1])
 
 
 def _unlike(key: str, ours: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    if key == "batch_size" and abs(ours[key] / wanted[key] - 1) < _NEAR:
+        return
     if not tables.same(ours.get(key), wanted[key]):
         yield f"{key} {tables.shown(ours.get(key))}, not {tables.shown(wanted[key])}"
 
@@ -197,7 +251,8 @@ def _normalisations(table: Table, row: dict[str, Any], wanted: dict[str, Any]) -
     data, model = str(wanted.get("train_dataset")), str(row.get("model"))
     if table.paper == "revisiting_at":
         if model in _published()["NORMALISED"]:
-            return ("imagenet",)
+            kept = str(wanted.get("start")).startswith("robust-")  # with the weights' own
+            return ("imagenet", "keep") if kept else ("imagenet",)
         return _RAW if model.endswith("_cvst") else (*_RAW, "imagenet")
     if table.paper == "robust_resnets":
         return (data,) if wanted.get("recipe") == "AAT" else _RAW
@@ -212,15 +267,22 @@ def _normalisations(table: Table, row: dict[str, Any], wanted: dict[str, Any]) -
 _KIND = ("objective", "train_dataset", "train_size", "train_attack", "epsilon_train")
 
 
-def other_kind(table: Table, row: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
+def other_kind(
+    table: Table,
+    row: dict[str, Any],
+    config: dict[str, Any],
+    started: dict[str, Any] | None = None,
+) -> Iterator[str]:
     """Say where a run is of another objective, radius, data set or size than a row."""
-    ours, wanted = trained(config), tables.settings(table, row)
+    ours, wanted = trained(config, started), tables.settings(table, row)
     for key in _KIND:
         if key in wanted:
             yield from _unlike(key, ours, wanted)
 
 
-def _other_recipe(ours: Any, wanted: Any, config: dict[str, Any]) -> Iterator[str]:
+def _other_recipe(
+    ours: Any, wanted: Any, config: dict[str, Any], options: Mapping[str, Any]
+) -> Iterator[str]:
     recipe = _recipe().train | {"label_smoothing": 0.0}
     if preset := PRESETS.get(str(wanted.get("augmentation"))):
         recipe["label_smoothing"] = preset.label_smoothing
@@ -232,7 +294,7 @@ def _other_recipe(ours: Any, wanted: Any, config: dict[str, Any]) -> Iterator[st
     whole = whole_config(config)
     seen, usual = of_phase(whole, phases(whole)[-1]), _recipe()
     stem = set(_STEM) if "design" in ours else set()
-    if own := sorted(seen.model.options.keys() - _NEUTRAL - stem):
+    if own := sorted(seen.model.options.keys() - _NEUTRAL - stem - options.keys()):
         yield f"model.options.{own[0]} is set"
     if objectives.named(ours["objective"]).attacks:
         for key in ("relative_step", "step_size", "start", "labels", "statistics"):

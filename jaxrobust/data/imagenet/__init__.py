@@ -13,6 +13,11 @@ ROBUSTBENCH_SHA256 = "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc635896
 _SYNSETS_SHA256 = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15"
 _IMAGENET100_SHA256 = "614a27815e254bd7741b25a80da3237b3b22e37b45ef92d257f4f7d3e935d24a"
 _LISTS = Path(__file__).parent
+# Of ImageNette (fast.ai), ten of ImageNet's classes, as its folders are called.
+IMAGENETTE = (
+    *("n01440764", "n02102040", "n02979186", "n03000684", "n03028079"),
+    *("n03394916", "n03417042", "n03425413", "n03445777", "n03888257"),
+)
 _SELECTION_SIZE = 4_000
 _CLAIM = 500  # so many of the 1,000 class folders are meant to be all of them
 

@@ -1,0 +1,105 @@
+"""What rows of two papers leave out, and their code, their data or the numbers themselves say.
+
+Sources: nmndeep/revisiting-at, dedeswim/vits-robustness-torch, TensorFlow Datasets. A number of
+images is that of which all printed accuracies are whole numbers.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Told(NamedTuple):
+    """Rows of some tables that are alike in `of`, and what is known of them beside."""
+
+    tables: tuple[str, ...]
+    of: Mapping[str, Any]  # what such a row says
+    more: Mapping[str, Any]
+    note: str
+
+
+_STRIDES = {"stem_strides": (1, 1), "downsample_strides": (1, 2, 2)}
+_CIFAR = {"lr": 2e-4, "ema_decay": 0.99}  # of the ConvNeXts' fine-tuning
+_SMALL = "settings of fine-tuning that the paper does not give are those of configs/transfer.py."
+_FLOWERS = "6,149 images of Flowers: TFDS's test set, which fits all numbers."
+_CALTECH = "6,085 images of Caltech-101: the only number near TFDS's that fits all accuracies."
+_WHOLE = "the whole validation set is taken to be meant, for the numbers are multiples of 0.002."
+
+_TOLD: dict[str, tuple[Told, ...]] = {
+    "revisiting_at": (
+        Told(("table_6",), {"dataset": "oxford_flowers102"}, {"images": 6149}, _FLOWERS),
+        Told(
+            ("table_6",),
+            {"dataset": "oxford_flowers102", "origin": "authors"},
+            {"ema_decay": 0.99},
+            _SMALL,
+        ),
+        Told(
+            ("table_6",),
+            {"dataset": "cifar10", "origin": "authors"},
+            _CIFAR | {"weight_decay": 0.0, "batch_size": 1024},
+            _SMALL,
+        ),
+        Told(
+            ("table_6",),
+            {"dataset": "cifar100", "origin": "authors"},
+            _CIFAR | {"weight_decay": 5e-3, "batch_size": 256},
+            _SMALL,
+        ),
+        Told(
+            ("table_6",),
+            {"model": "convnext_t_cvst", "train_size": 32},
+            {"options": _STRIDES},
+            _SMALL,
+        ),
+        Told(
+            ("table_6",),
+            {"model": "convnext_b_cvst", "train_size": 32},
+            {"options": _STRIDES | {"stem_strides": (1, 1, 1)}},
+            _SMALL,
+        ),
+    ),
+    "xcit_light_recipe": (
+        Told(("table_7",), {"dataset": "oxford_flowers102"}, {"images": 6149}, _FLOWERS),
+        Told(("table_7",), {"dataset": "caltech101"}, {"images": 6085}, _CALTECH),
+        Told(("table_7",), {"objective": "adversarial"}, {"augmentation": "light"}, _SMALL),
+        Told(("table_7",), {"objective": "clean"}, {"augmentation": "deit"}, _SMALL),
+        Told(
+            ("table_8",),
+            {},
+            {"augmentation": "light-cifar-thesis", "epsilon_warmup_epochs": 0},
+            _SMALL,
+        ),
+        Told(
+            ("text_1",),
+            {"origin": "authors"},
+            {"start": "random", "train_attack": "pgd"},
+            "the start is that of 4/255, and two steps of FGSM are PGD's.",
+        ),
+        Told(("text_3",), {}, {"split": "validation", "images": 50_000}, _WHOLE),
+    ),
+}
+
+
+def of_row(paper: str, table: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with what is told of it elsewhere."""
+    for told in _applying(paper, table, row):
+        row = row | dict(told.more)
+    return row
+
+
+def notes(paper: str, table: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Return the sentences that say where such values of a table come from."""
+    said = [told.note for row in rows for told in _applying(paper, table, row)]
+    return list(dict.fromkeys(said))
+
+
+def _applying(paper: str, table: str, row: dict[str, Any]) -> list[Told]:
+    return [
+        told
+        for told in _TOLD.get(paper, ())
+        if table in told.tables and told.of.items() <= _plain(row).items()
+    ]
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not isinstance(value, list | dict)}

@@ -1,0 +1,163 @@
+"""The lines that measure the rows of the papers' tables, or in one sentence why there are none.
+
+They are made of what the tables say (`tables`) by the rules of each paper: nothing is listed by
+hand. A record of a line fills the cells of its row, which `tests/analysis/test_lines.py` shows for
+each of them.
+"""
+
+import functools
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from jaxrobust.analysis.papers import rules_cifar, rules_imagenet, tables, training_words
+from jaxrobust.analysis.papers.rules import Row, Rule
+from jaxrobust.analysis.papers.tables import Table
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "revisiting_at": rules_imagenet.REVISITING_AT,
+    "xcit_light_recipe": rules_imagenet.XCIT_LIGHT_RECIPE,
+    "twenty_architectures": rules_cifar.TWENTY_ARCHITECTURES,
+    "robust_resnets": rules_cifar.ROBUST_RESNETS,
+}
+# (model, origin) -> weights of the networks whose perturbations Table 9 of the thesis shows.
+_PERTURBED = {
+    ("xcit_s12", "authors"): "Debenedetti2022Light_XCiT-S12",
+    ("xcit_s12", "timm"): "xcit_small_12_p16_224.fb_in1k",
+    ("resnet50", "wightman2021"): "resnet50.a1_in1k",
+}
+_PUBLISHED_ON = "imagenet2012"  # whose images all published networks of the tables are of
+_FILES = "CIFAR-10-C"  # the folder that people have, in lines
+
+
+class Run(NamedTuple):
+    """A training run: a config, and the keys of it that are set."""
+
+    config: str  # FILE:ARGUMENTS, of configs/
+    changes: tuple[tuple[str, Any], ...] = ()  # (key, value)
+
+    @property
+    def workdir(self) -> str:
+        """Name the folder that training writes: by the config, and by the keys."""
+        words = re.findall(
+            r"[\w.=]+", ",".join([self.config, *(str(value) for _, value in self.changes)])
+        )
+        return "runs/" + "-".join(words)
+
+    def command(self) -> str:
+        """Write the command that trains it."""
+        file, _, arguments = self.config.partition(":")
+        words = [f"configs/{file}.py:{arguments}" if arguments else f"configs/{file}.py"]
+        words += [f"--config.{key}={value}" for key, value in self.changes]
+        words += [f"--workdir={self.workdir}"] if self.changes else []
+        return shlex.join(["jaxrobust", "train", "--config", *words])
+
+
+class RowLine(NamedTuple):
+    """What measures a row; without any run, id and command, `why` says that nothing does."""
+
+    run: Run | None = None
+    before: tuple[Run, ...] = ()  # whose weights it starts from, the first one first
+    published: str | None = None  # the id of weights of this very network
+    flags: tuple[str, ...] = ()  # of jaxrobust evaluate, for each evaluation
+    commands: tuple[str, ...] = ()  # which print figures of the row
+    why: str = ""
+
+    def texts(self) -> list[str]:
+        """Write the commands, in their order."""
+        texts = [run.command() for run in (*self.before, *([self.run] if self.run else []))]
+        if self.run:
+            texts += [f"jaxrobust evaluate --workdir {self.run.workdir} {f}" for f in self.flags]
+        if self.published:
+            folder = f"weights/{self.published}"
+            texts.append(f"jaxrobust import {self.published} --out {folder}")
+            how = f"--weights {folder} --dataset {_PUBLISHED_ON}"
+            texts += [f"jaxrobust evaluate {how} {flags}" for flags in self.flags]
+        return [*texts, *self.commands]
+
+
+def of_row(table: Table, row: Row) -> RowLine:
+    """Return the line of a row."""
+    seen = {**row, "table": table.id, "kind": table.kind, **_more(row)}
+    rule = next(rule for rule in RULES[table.paper] if rule.fits(seen))
+    why = rule.why.format_map(seen)
+    if rule.commands or rule.why:
+        return RowLine(commands=tuple(c.format_map(seen) for c in rule.commands), why=why)
+    wanted = {key: what for key, what in table.attacked().items() if row.get(key) is not None}
+    if not wanted:
+        return RowLine(why=f"The paper prints no accuracy of {row['name']} here.")
+    flags = tuple(_evaluations(row, wanted, rule))
+    if rule.published:
+        return RowLine(published=row["robustbench"], flags=flags)
+    changes = rule.changes(row) if callable(rule.changes) else rule.changes
+    run = Run(f"{rule.config}:{rule.words(seen)}", tuple(changes.items()))
+    return RowLine(run, _before(rule, seen), row.get("robustbench"), flags)
+
+
+def _more(row: Row) -> dict[str, Any]:
+    """Add the keys that rules ask for and no row has: whose it is, and names of weights."""
+    model, origin = row.get("model"), row.get("origin")
+    names = [row.get("robustbench"), _PERTURBED.get((str(model), str(origin)))]
+    if "timm" in row or "meta" in row:
+        names += training_words.clean_weights(str(model))
+    weights = next(filter(None, names), None)
+    return {"own": origin == "authors", "weights": weights} | _batch(row)
+
+
+def _batch(row: Row) -> dict[str, Any]:
+    return {"batch": row["batch_per_core"] * 64} if "batch_per_core" in row else {}
+
+
+def _before(rule: Rule, row: Row) -> tuple[Run, ...]:
+    """Return the runs that are trained before, each from the one before it."""
+    first = rule.start(row) if rule.start else None
+    return (Run(first),) if first else ()
+
+
+def _evaluations(row: Row, wanted: dict[str, dict[str, Any]], rule: Rule) -> Iterator[str]:
+    """Write the flags of the evaluations that measure all results of a row."""
+    where = ""
+    if row["image_size"] != row.get("train_size", row["image_size"]):
+        where += f" --image_size {row['image_size']}"
+    if row["split"] not in (None, rule.split) and not rule.published:
+        where += f" --split {row['split']}"
+    attacked = [what for what in wanted.values() if what["attack"] not in ("clean", "corruptions")]
+    flags = [*_attacks(attacked)] or ["--attack clean"]
+    if len(wanted) == 1 and attacked == [] and "corruptions" in wanted:
+        flags = []
+    yield from (flag + where for flag in flags)
+    if "corruptions" in wanted:
+        files = f" --dataset cifar10-c:{_FILES}" if row["dataset"] == "cifar10" else ""
+        yield f"--corruptions all{files}{'' if files else where}"
+
+
+def _attacks(results: list[dict[str, Any]]) -> Iterator[str]:
+    if any("members" in what for what in results):
+        yield "--worst_case"  # which are all the others
+        return
+    threats = [f"--threat {w['norm']}:{w['epsilon']}" for w in results if _is_standard(w)]
+    if threats:
+        yield " ".join(threats)
+    for what in (what for what in results if not _is_standard(what)):
+        yield _named(what)
+
+
+def _is_standard(what: Mapping[str, Any]) -> bool:
+    return what["attack"] == "autoattack"
+
+
+def _named(what: Mapping[str, Any]) -> str:
+    threat = f"--threat {what['norm']}:{what['epsilon']}"
+    if "name" in what:
+        step = f"{what['step_size'] * 255:.3g}/255"
+        return f"--attack {what['name']}-{what['steps']} --step {step} --start {what['start']} " + (
+            threat
+        )
+    return f"--attack {what['attack']} --restarts {what['restarts']} {threat}"
+
+
+@functools.cache
+def of_tables(paper: str) -> tuple[tuple[Table, Row, RowLine], ...]:
+    """Return all rows of a paper with their lines."""
+    return tuple((t, row, of_row(t, row)) for t in tables.tables(paper) for row in t.rows)
