@@ -49,6 +49,7 @@ COMMANDS = {
     "sparsity": Command(
         "analysis.sparsity", "--workdir RUN", "draws how many weights are next to nothing"
     ),
+    "plan": Command("plan", "PAPER --on v5e:8x8", "lists a paper's runs, costs and order"),
     "reproduce": Command("reproduce", "RUN --paper P", "shows papers' tables beside our records"),
 }
 

@@ -51,7 +51,15 @@ INSIDE = {
     "training": ("update", "build", "batch_sizes", "run"),
     "convert": ("torch_modules", "."),
     "report": ("drawing", "gathered", "parts", "page", "pictures", "watching"),
-    "analysis": ("plotting", "key_sources", "papers", "networks", "comparison", "selection"),
+    "analysis": (
+        "plotting",
+        "key_sources",
+        "papers",
+        "planning",
+        "networks",
+        "comparison",
+        "selection",
+    ),
     "commands": ("flags", ".", "analysis", "conversion"),
 }
 MOST_FILES = 15  # of a folder: more is a drawer

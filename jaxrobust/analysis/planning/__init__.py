@@ -1,0 +1,1 @@
+"""Which runs a paper's tables need, in which order, at which cost."""

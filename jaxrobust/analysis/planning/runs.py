@@ -1,0 +1,114 @@
+"""The runs that the rows of a paper's tables need, each once, behind those whose weights it takes.
+
+A new stem's clean training is a run that all rows of a network share, where `revisiting_at.py`
+alone would train it in each of them: `convstem_pretraining.py` makes it.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from jaxrobust.analysis.papers import lines, tables
+from jaxrobust.analysis.papers.lines import Run
+from jaxrobust.runtime.commandline import arguments
+
+# Tables in the order in which a paper's claims rest on them; the others follow as they stand.
+CLAIMS = {
+    "revisiting_at": ("table_1", "table_2", "table_12", "table_16", "table_7", "table_9"),
+    "xcit_light_recipe": ("table_5", "table_6", "table_3", "table_2", "table_4"),
+    "twenty_architectures": ("table_1",),
+    "robust_resnets": ("table_2", "text_1", "table_1"),
+}
+_STEMS = "convstem_pretraining"
+
+
+class RowPlace(NamedTuple):
+    """A row of a table: the table's id, and the row's place in it, from 0."""
+
+    table: str
+    row: int
+
+
+class PaperRun(NamedTuple):
+    """A run, and what asks for it."""
+
+    folder: str  # that it writes
+    run: Run
+    needs: tuple[str, ...] = ()  # folders of runs that come before
+    rows: tuple[RowPlace, ...] = ()
+    flags: tuple[str, ...] = ()  # of jaxrobust evaluate, for each evaluation of its rows
+
+    def commands(self) -> list[str]:
+        """Write the commands that train and evaluate it; each goes on where it was stopped."""
+        train = self.run.command().replace(self.run.workdir, self.folder)
+        return [train, *(f"jaxrobust evaluate --workdir {self.folder} {f}" for f in self.flags)]
+
+
+def config_of(run: Run) -> Any:
+    """Load the config of a run, with its changes; it is unlocked."""
+    file, _, words = run.config.partition(":")
+    config = arguments.load_config(f"{file}:{words}" if words else file)
+    for key, value in run.changes:
+        *sections, last = key.split(".")
+        section = config
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    return config
+
+
+def shared_stem(run: Run) -> tuple[Run, Run | None]:
+    """Divide a run that trains a new stem clean, and then against the attack; None: it does not."""
+    if not run.config.startswith("revisiting_at:"):
+        return run, None
+    config = config_of(run)
+    if config.init.stem != "fresh" or not config.pretrain.epochs:
+        return run, None
+    stem = Run(f"{_STEMS}:{config.model.name}")
+    changes = {"init.weights": stem.workdir, "init.stem": "keep", "pretrain.epochs": 0}
+    return run._replace(changes=(*run.changes, *changes.items())), stem
+
+
+def of_paper(paper: str, table: str | None = None) -> list[PaperRun]:
+    """List the runs of a paper, or of one of its tables: those of its claims first.
+
+    Raises:
+      ValueError: there is no such paper or table.
+    """
+    wanted = {each.id for each in tables.tables(paper, table)}
+    places = list(_places(paper, wanted))
+    first = [*CLAIMS[paper], *dict.fromkeys(place.table for place, _ in places)]
+    places.sort(key=lambda each: first.index(each[0].table))
+    found: dict[str, PaperRun] = {}
+    for place, line in places:
+        assert line.run is not None
+        for run in line.before:
+            _add(found, run)
+        _add(found, line.run, line.before, (place,), line.flags)
+    return list(found.values())
+
+
+def _add(
+    found: dict[str, PaperRun],
+    whole: Run,
+    before: tuple[Run, ...] = (),
+    rows: tuple[RowPlace, ...] = (),
+    flags: Iterable[str] = (),
+) -> None:
+    folder = whole.workdir
+    if folder not in found:
+        run, stem = shared_stem(whole)
+        if stem:
+            _add(found, stem)
+        needs = (*(own.workdir for own in before), *([stem.workdir] if stem else []))
+        found[folder] = PaperRun(folder, run, needs)
+    known = found[folder]
+    more = tuple(dict.fromkeys((*known.flags, *flags)))
+    found[folder] = known._replace(rows=(*known.rows, *rows), flags=more)
+
+
+def _places(paper: str, wanted: set[str]) -> Iterator[tuple[RowPlace, lines.RowLine]]:
+    counts: dict[str, int] = {}
+    for table, _, line in lines.of_tables(paper):
+        row = counts[table.id] = counts.get(table.id, -1) + 1
+        if table.id in wanted and line.run is not None:
+            yield RowPlace(table.id, row), line
