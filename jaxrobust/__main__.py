@@ -1,6 +1,8 @@
 """`jaxrobust COMMAND ...`, or `python -m jaxrobust COMMAND ...`: the commands by their names."""
 
+import os
 import runpy
+import select
 import sys
 from typing import NamedTuple
 
@@ -71,7 +73,21 @@ def main() -> None:
     arguments.program = f"jaxrobust {name}"
     sys.argv[1:] = rest
     patience.begin(patience.LOADING)  # the packages of some commands need it
-    runpy.run_module(module_of(name), run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module_of(name), run_name="__main__", alter_sys=True)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
+        sys.exit(141)  # as of a program that SIGPIPE ends
+
+
+def _nobody_reads() -> bool:
+    """Tell whether stdout is a pipe whose reader is gone, as `| head` is with what it wants."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _overview() -> str:

@@ -4,6 +4,7 @@ import contextlib
 import doctest
 import importlib
 import io
+import os
 import subprocess
 import sys
 from unittest import mock
@@ -77,6 +78,17 @@ class PackageTest(absltest.TestCase):
             with contextlib.redirect_stdout(out):
                 main()
         self.assertIn("convnext_n", out.getvalue())
+
+    def test_a_reader_that_has_enough_is_no_error(self):
+        """As `| head` goes after its lines; 141 is what a shell says of SIGPIPE."""
+        for words in (["scaling", "5e9"], ["models", "vit_s"]):
+            read, write = os.pipe()
+            os.close(read)
+            with self.subTest(words), open(write, "wb") as nobody:
+                command = [sys.executable, "-m", "jaxrobust", *words]
+                done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True)
+                self.assertEqual(done.returncode, 141, done.stderr)
+                self.assertNotIn("pipe", done.stderr.lower())
 
     def test_version_and_typing_errors(self):
         for words, code, said in (

@@ -11,7 +11,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.attacks import fixed_steps, registry
+from jaxrobust.attacks import registry
 from jaxrobust.attacks.ensembles import VERSIONS
 from jaxrobust.evaluation import autoattack
 from jaxrobust.types import Machine
@@ -110,11 +110,6 @@ class RowsTest(parameterized.TestCase):
     def test_passes_of_training(self, name, steps, passes):
         """2K + 1 with APGD's last forward pass, 2K without, 2 for a single step."""
         self.assertEqual(attacks.passes(name, steps), passes)
-
-    @parameterized.parameters(("pgd-10", 10, 10), ("fgsm", 1, 1))
-    def test_passes_of_fixed_steps(self, attack, forward, backward):
-        named = fixed_steps.parse(attack)
-        self.assertEqual((named.forward, named.backward), (forward, backward))
 
 
 class AdvanceTest(absltest.TestCase):

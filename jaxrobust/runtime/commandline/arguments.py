@@ -69,6 +69,8 @@ def ending(interrupted: str, solved: str = "") -> Iterator[None]:
         stop(f"interrupted; {interrupted}", 130)
     except ValueError as error:
         stop(functions.of_users(error) or error, 2)
+    except BrokenPipeError:  # of stdout, whose reader is gone
+        raise
     except (OSError, MemoryError) as error:
         stop(f"{unable(error)}{solved}", 3)
     except Exception as error:
@@ -200,6 +202,8 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
                 _change(config, key.split(".")[1:], value)
             _spell(config)
         return rest
+    except BrokenPipeError:  # of stdout, whose reader is gone
+        raise
     except Exception as error:
         stop(_reason(error, path, hint), 2)
 
