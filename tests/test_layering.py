@@ -52,12 +52,7 @@ INSIDE = {
     "convert": ("torch_modules", "."),
     "report": ("drawing", "gathered", "parts", "page", "pictures", "watching"),
     "analysis": (
-        "plotting",
-        "key_sources",
-        "papers",
-        "planning",
-        "networks",
-        "comparison",
+        *("plotting", "key_sources", "papers", "networks", "comparison", "planning"),
         "selection",
     ),
     "commands": ("flags", ".", "analysis", "conversion"),

@@ -3,7 +3,9 @@
 Lists the runs that fill the paper's tables, each once, behind those whose weights it starts from:
 those first on which the paper's claims rest. What each costs is estimated as by `jaxrobust estimate
 --fast`, and remembered; what is done and begun is read from `runs/`. The same command again says
-how far the plan is. `--write` writes what is left as scripts: for a pod, and as Slurm arrays.
+how far the plan is, and asks no more of runs that McNemar's test tells apart, on the images that
+were evaluated so far, from all that the tables compare them with. `--write` writes what is left as
+scripts: for a pod, and as Slurm arrays.
 
 Exit codes: 0 done; 2 a mistake in the command, with one sentence on stderr; 3 another reason.
 """

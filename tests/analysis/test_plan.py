@@ -8,13 +8,15 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jaxrobust.analysis.papers import lines, tables, training_words
-from jaxrobust.analysis.planning import costs, page, progress, runs, scripts
+from jaxrobust.analysis.planning import claims, costs, page, progress, runs, scripts
 from jaxrobust.analysis.planning.costs import RunCost
-from jaxrobust.analysis.planning.progress import BEYOND, DONE, PLANNED
+from jaxrobust.analysis.planning.progress import APART, BEGUN, BEYOND, DONE, PLANNED
 from jaxrobust.estimate import devices
 from jaxrobust.resolved import plain
+from tests.support import compared
 from tests.support.commands import commands
 
+THREATS = (("linf", 4 / 255), ("l2", 2.0), ("l1", 75.0))
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -105,6 +107,49 @@ class BudgetTest(absltest.TestCase):
         self.assertEqual(
             self.states(planned, 5, done=[start.folder]), {"start": DONE, "large": PLANNED}
         )
+
+
+class ClaimsTest(absltest.TestCase):
+    def test_rows_that_differ_in_one_thing_are_compared(self):
+        planned = runs.of_paper("revisiting_at", "table_1")
+        found = {frozenset(pair) for *pair, _ in claims.compared("revisiting_at", planned)}
+        name = "runs/revisiting_at-convnext_t"
+        wanted = [
+            (name, f"{name}-augmentation=basic"),
+            (name, f"{name}_cvst"),
+            (f"{name}-start=random-augmentation=basic", f"{name}-augmentation=basic"),
+            (name, f"{name}-epochs=300"),
+        ]
+        self.assertContainsSubset(map(frozenset, wanted), found)
+        for pair in (
+            (name, f"{name}-start=random-augmentation=basic"),  # two things
+            (name, "runs/revisiting_at-vit_s"),
+            (f"{name}-augmentation=basic", f"{name}_cvst"),
+        ):
+            self.assertNotIn(frozenset(pair), found)
+
+    def test_nothing_more_is_asked_of_what_is_told_apart(self):
+        root = Path(self.create_tempdir().full_path)
+        planned = runs.of_paper("revisiting_at", "table_12")
+        priced = [(each, RunCost(5, 1)) for each in planned]
+
+        def states(shares):
+            for each, share in zip(planned, shares, strict=True):
+                folder = root / each.folder / "evaluation"
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder.parent / "config.json").write_text("{}")
+                for number, (norm, epsilon) in enumerate(THREATS):
+                    ball = {"norm": norm, "epsilon": epsilon}
+                    own = [attack | ball for attack in compared.attacks()]
+                    seen = compared.found(5, share=share)
+                    compared.write(folder, seen, f"a{number}", attacks=own)
+            steps = progress.in_order("revisiting_at", priced, [], root=root, budget=None)
+            return [step.state for step in steps]
+
+        self.assertEqual(states([0.3, 0.6]), [APART, APART])
+        for path in root.rglob("results.jsonl"):
+            path.unlink()
+        self.assertEqual(states([0.5, 0.5]), [BEGUN, BEGUN])
 
 
 class CostsTest(absltest.TestCase):

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from jaxrobust.analysis.planning.progress import BEYOND, DONE, PlannedStep
+from jaxrobust.analysis.planning.progress import APART, BEYOND, DONE, OVER, PlannedStep
 from jaxrobust.estimate.devices import Target
 
 
@@ -15,7 +15,7 @@ def text(
     budget: float | None,
 ) -> str:
     """Write the runs in their order, with hours, sums and what they are for."""
-    left = [step for step in steps if step.state not in (DONE, BEYOND)]
+    left = [step for step in steps if step.state not in OVER]
     filled, cells = (sum(step.cells[i] for step in steps) for i in (0, 1))
     hours = sum(step.cost.hours for step in left)
     chips = f"{target.chips} x {target.kind}"
@@ -25,6 +25,8 @@ def text(
         f"{filled} of the {cells} cells of their rows",
         f"{len(left)} runs to make: {hours:,.0f} hours, {hours * target.chips:,.0f} chip-hours",
     ]
+    if told := sum(step.state == APART for step in steps):
+        lines[1] += f"; McNemar's test tells {told} apart already from what they are compared with"
     if budget is not None:
         beyond = sum(step.state == BEYOND for step in steps)
         lines[-1] += f", within a budget of {budget:,.0f} hours; {beyond} runs are beyond it"

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from jaxrobust.analysis.papers import matching, tables
 from jaxrobust.analysis.papers.matching import Ours
+from jaxrobust.analysis.planning import claims
 from jaxrobust.analysis.planning.costs import RunCost
 from jaxrobust.analysis.planning.runs import PaperRun
 
-DONE, BEGUN, PLANNED, BEYOND = "done", "begun", "planned", "beyond"
+DONE, APART, BEGUN, PLANNED, BEYOND = "done", "apart", "begun", "planned", "beyond"
+OVER = (DONE, APART, BEYOND)  # which nothing is asked of
 
 
 class PlannedStep(NamedTuple):
@@ -40,6 +42,8 @@ def in_order(
     by_id = {table.id: table for table in tables.tables(paper)}
     cells = {own.folder: _cells(own, by_id, records) for own, _ in costs}
     states = {own.folder: _state(own, cells[own.folder], root) for own, _ in costs}
+    told = claims.apart(paper, [own for own, _ in costs], root)
+    states |= {folder: APART for folder in told if states[folder] == BEGUN}
     if budget is not None:
         _spend(costs, states, budget)
     return [PlannedStep(*each, states[each[0].folder], cells[each[0].folder]) for each in costs]
@@ -48,7 +52,7 @@ def in_order(
 def _spend(costs: Sequence[tuple[PaperRun, RunCost]], states: dict[str, str], left: float) -> None:
     """Pay runs in their order, each with what it needs, and say of the others that they wait."""
     by_folder = {planned.folder: (planned, cost) for planned, cost in costs}
-    paid = {folder for folder, state in states.items() if state == DONE}
+    paid = {folder for folder, state in states.items() if state in (DONE, APART)}
 
     def unpaid(folder: str) -> set[str]:
         if folder in paid:

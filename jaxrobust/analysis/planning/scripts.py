@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxrobust.analysis.planning.progress import BEYOND, DONE, PlannedStep
+from jaxrobust.analysis.planning.progress import OVER, PlannedStep
 
 _HEAD = """#!/bin/bash
 # Made by `{made_by}`.
@@ -30,7 +30,7 @@ exit "$code"
 def write(steps: Sequence[PlannedStep], folder: Path, made_by: str) -> list[Path]:
     """Write the scripts of what is to be done; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    left = [step for step in steps if step.state not in (DONE, BEYOND)]
+    left = [step for step in steps if step.state not in OVER]
     lines = [" && ".join(step.planned.commands()) for step in left]
     head = _HEAD.format(made_by=made_by)
     pod = folder / "runs.sh"
