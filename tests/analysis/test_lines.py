@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
+from jaxrobust import models
 from jaxrobust.analysis.papers import lines, matching, tables
 from jaxrobust.analysis.papers.training_words import whole_config
 from jaxrobust.attacks import fixed_steps, registry
@@ -29,6 +30,7 @@ from jaxrobust.weights.store import hashes
 from tools.generate import refresh_configs
 
 STANDARD = (("apgd-ce", 100, 0), ("apgd-t", 100, 9), ("fab-t", 100, 9), ("square", 5000, 0))
+SEARCHED = ("robnet_large_v2", "advrush_7_96", "racl_7_104")
 CLASSES = {"imagenet100": imagenet.imagenet100(), "imagenette": imagenet.IMAGENETTE}
 
 
@@ -170,6 +172,16 @@ class RowsTest(parameterized.TestCase):
         for line in rows:  # and what starts from a run says from which
             start = config_of(line.run)["init"]["weights"] if line.run else None
             self.assertEqual(bool(line.before), str(start).startswith("runs/"), line.run)
+
+    def test_every_network_has_the_options_that_it_is_given(self):
+        """Those of lines, and of the searched networks without the paper's rows."""
+        rows = [line.run for paper in tables.PAPERS for *_, line in lines.of_tables(paper)]
+        runs = {run for run in rows if run}
+        runs |= {lines.Run(f"cifar_aat:{name},activation=relu") for name in SEARCHED}
+        for run in runs:
+            model = config_of(run)["model"]
+            with self.subTest(run.config):
+                models.variant(model["name"], **model["options"])  # refuses what is no option
 
     def test_what_is_set_beside_a_config_is_not_red(self):
         """Of the configs themselves tests/doctor/test_config_checks.py shows it."""

@@ -91,7 +91,7 @@ def of_row(table: Table, row: Row) -> RowLine:
     flags = tuple(_evaluations(row, wanted, rule))
     if rule.published:
         return RowLine(published=row["robustbench"], flags=flags)
-    changes = rule.changes(row) if callable(rule.changes) else rule.changes
+    changes = rule.changes(row) if rule.changes else {}
     run = Run(f"{rule.config}:{rule.words(seen)}", tuple(changes.items()))
     start = rule.start(seen) if rule.start else None
     before = (Run(start),) if start else ()
