@@ -9,7 +9,7 @@ The arguments are a network, as in `configs/cifar_bat.py`, and then, with their 
                      with pseudo-labels of Carmon et al. 2019 (arXiv 1905.13736) by `jaxrobust
                      prepare pseudo-labelled ti_500K_pseudo_labeled.pickle`; generated images as
                      .npz are --config.data.extra=npz:FILE
-    activation=silu|relu
+    activation=silu|relu  silu is of the residual networks wrn_* and robustresnet_*
 
 400 epochs of 1,024 images, SGD with Nesterov's momentum; the rate rises to 0.4 in 10 epochs and
 falls along a cosine, while the momentum goes from 0.95 to 0.85 and back; weight decay 5e-4, not of
@@ -37,7 +37,7 @@ measured.
 """
 
 from configs import cifar_bat
-from configs.cifar_bat import MODELS
+from configs.cifar_bat import MODELS, SMOOTH
 from jaxrobust.config import ArgumentError, base, read_arguments
 
 ROWS = ("resnet18,data=cifar100,activation=relu", "resnet18,extra=500k,activation=relu")
@@ -82,13 +82,15 @@ def get_config(arguments: str = ""):
     )
     if (a["data"], a["extra"]) == ("cifar100", "500k"):
         raise ArgumentError("extra=500k has the classes of cifar10; leave it out")
-    resnet = a["model"].startswith("resnet")
-    if resnet and a["activation"] != "relu":
+    smooth = a["model"].startswith(SMOOTH)
+    if not smooth and a["activation"] != "relu":
         raise ArgumentError(f"{a['model']} has no silu; add activation=relu")
     config = base()
     classes = 10 if a["data"] == "cifar10" else 100
     config.model.update(name=a["model"], num_classes=classes, image_size=32)
-    config.model.options = {"small_stem": True} if resnet else {"activation": a["activation"]}
+    config.model.options = {"activation": a["activation"]} if smooth else {}
+    if a["model"].startswith("resnet"):
+        config.model.options = {"small_stem": True}
     config.init.normalize = a["data"]
     config.data.update(name=a["data"], train_split="train[1024:]", selection_split="train[:1024]")
     config.data.update(test_split="test", augmentation="crop|flip")

@@ -81,6 +81,7 @@ _DATA = {
         "resized-crop|flip|jitter(0.4, 0.4, 0.4, 0.2)",
     ),
 }
+SMOOTH = ("wrn_", "robustresnet_")  # networks whose activation is an option
 _OF_BLOCKS = ("block", "se", "se_reduction", "activation")
 ROWS = (
     "resnet18",
@@ -176,7 +177,7 @@ def _options(a) -> dict:
     given |= {key: a[key] == "yes" for key in ("preact", "residual") if a[key] is not None}
     if given.keys() - {"activation"} and not a["model"].startswith("wrn_"):
         raise ArgumentError(f"{min(given)} is of a wrn_*, not of {a['model']}; leave it out")
-    if "activation" in given and not a["model"].startswith(("wrn_", "robustresnet_")):
+    if "activation" in given and not a["model"].startswith(SMOOTH):
         raise ArgumentError(f"activation is not of {a['model']}; leave it out")
     if given.get("block", "basic") != "basic" and given.get("preact", True):
         given["first_conv"] = "raw"  # as the released code, from which the paper's numbers came

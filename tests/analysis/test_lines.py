@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
+from jaxrobust import models
 from jaxrobust.analysis.papers import lines, matching, tables
 from jaxrobust.analysis.papers.training_words import whole_config
 from jaxrobust.attacks import fixed_steps, registry
@@ -20,13 +21,16 @@ from jaxrobust.commands.flags.evaluation import EvaluateFlags
 from jaxrobust.data import imagenet
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.data.transforms import corruptions
+from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
+from jaxrobust.doctor.findings import RED, examined
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.resolved import phases, plain
+from jaxrobust.resolved import Values, phases, plain
 from jaxrobust.runtime.commandline.arguments import config_name
 from jaxrobust.weights.store import hashes
 from tools.generate import refresh_configs
 
 STANDARD = (("apgd-ce", 100, 0), ("apgd-t", 100, 9), ("fab-t", 100, 9), ("square", 5000, 0))
+SEARCHED = ("robnet_large_v2", "advrush_7_96", "racl_7_104")
 CLASSES = {"imagenet100": imagenet.imagenet100(), "imagenette": imagenet.IMAGENETTE}
 
 
@@ -169,6 +173,26 @@ class RowsTest(parameterized.TestCase):
             start = config_of(line.run)["init"]["weights"] if line.run else None
             self.assertEqual(bool(line.before), str(start).startswith("runs/"), line.run)
 
+    def test_every_network_has_the_options_that_it_is_given(self):
+        """Those of lines, and of the searched networks without the paper's rows."""
+        rows = [line.run for paper in tables.PAPERS for *_, line in lines.of_tables(paper)]
+        runs = {run for run in rows if run}
+        runs |= {lines.Run(f"cifar_aat:{name},activation=relu") for name in SEARCHED}
+        for run in runs:
+            model = config_of(run)["model"]
+            with self.subTest(run.config):
+                models.variant(model["name"], **model["options"])  # refuses what is no option
+
+    def test_what_is_set_beside_a_config_is_not_red(self):
+        """Of the configs themselves tests/doctor/test_config_checks.py shows it."""
+        rows = [line.run for paper in tables.PAPERS for *_, line in lines.of_tables(paper)]
+        changed = [run for run in rows if run and run.changes]
+        self.assertLen(changed, 1)
+        for run in changed:
+            config = json.loads(json.dumps(config_of(run)), object_hook=Values)
+            levels = {f.seen.level for f in examined(CONFIG_CHECKS, PlannedRun(config, 8))}
+            self.assertNotIn(RED, levels)
+
 
 class StartTest(parameterized.TestCase):
     """A start that another run trained is followed into the config of that run."""
@@ -211,6 +235,23 @@ class StartTest(parameterized.TestCase):
         self.assertEqual(
             found, ["start unknown, not clean+stem", "pretrain_epochs unknown, not 100"]
         )
+
+    @parameterized.parameters(
+        ({"source": "convnext_tiny.fb_in1k"}, []),
+        ({"source": "hf://timm/convnext_tiny.fb_in1k"}, []),
+        ({"source": "convnext_tiny.fb_in1k", "drawn": {"seed": 0}}, ["start unknown, not clean"]),
+        ({"source": "model.safetensors"}, ["start unknown, not clean"]),
+    )
+    def test_imported_weights_count_as_what_they_are(self, about, said):
+        """As on a pod without a network, where weights are brought in a folder."""
+        (table,) = tables.tables("revisiting_at", "1")
+        row = table.rows[2]
+        line = lines.of_row(table, row)
+        own = line.run._replace(changes=(("init.weights", "weights/convnext_t"),))
+        ours = record_of(line._replace(run=own), row, {"attack": "clean"}, of_run=True)
+        about = {"architecture": "convnext_t"} | about
+        found = matching.differences(table, row, "clean", ours._replace(started=about))
+        self.assertEqual(found, said)
 
     def test_it_is_found_beside_the_run(self):
         ours = record_of(self.line, self.row, self.what, of_run=True)

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.analysis.papers import lines, tables, training_words
 from jaxrobust.analysis.planning import claims, costs, page, progress, runs, scripts
 from jaxrobust.analysis.planning.costs import RunCost
-from jaxrobust.analysis.planning.progress import APART, BEGUN, BEYOND, DONE, PLANNED
+from jaxrobust.analysis.planning.progress import APART, BEGUN, BEYOND, DONE, PLANNED, REFUSED
 from jaxrobust.estimate import devices
 from jaxrobust.resolved import plain
 from tests.support import compared
@@ -101,6 +101,18 @@ class BudgetTest(absltest.TestCase):
         self.assertEqual(self.states(planned, 5)["start"], BEYOND)
         self.assertEqual(set(self.states(planned, None).values()), {PLANNED})
 
+    def test_what_the_devices_refuse_waits_for_others_with_what_needs_it(self):
+        first, second = run("first"), run("second", needs=("runs/first",))
+        no = RunCost(0, 0, "train.batch_size=32 cannot be split over 64 devices; use 64")
+        planned = [(first, no), (second, RunCost(1, 0)), (run("third"), RunCost(1, 0))]
+        states = {"first": REFUSED, "second": REFUSED, "third": PLANNED}
+        self.assertEqual(self.states(planned, 5), states)
+        self.assertEqual(self.states(planned, None), states)
+        step = progress.PlannedStep(first, no, REFUSED, (0, 1))
+        text = page.text([step], "revisiting_at", devices.target("v5e:8x8"), 0.2, None)
+        self.assertIn("      -           first  refused  table_12 1", text)
+        self.assertIn("\nrefused: train.batch_size=32 cannot be split over 64 devices", text)
+
     def test_a_start_that_is_done_costs_nothing(self):
         start = run("start", rows=0)
         planned = [(start, RunCost(6, 0)), (run("large", needs=(start.folder,)), RunCost(5, 0))]
@@ -168,6 +180,9 @@ class CostsTest(absltest.TestCase):
             self.assertEqual(estimated.call_count, 4)
             list(costs.of_runs(planned, target, utilisation=0.4, file=file))
             self.assertEqual(estimated.call_count, 8)
+            estimated.side_effect = ValueError("use 64")
+            (one, *_) = costs.of_runs(planned, target, utilisation=0.5, file=file)
+            self.assertEqual(one[1].refused, "use 64")
         by_folder = {each.folder: cost for each, cost in first}
         self.assertEqual(by_folder["runs/convstem_pretraining-vit_s_cvst"].hours, 2.0)
         self.assertEqual(by_folder["runs/revisiting_at-vit_s_cvst"].hours, 2.5)

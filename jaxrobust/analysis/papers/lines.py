@@ -29,6 +29,7 @@ _PERTURBED = {
 }
 _PUBLISHED_ON = "imagenet2012"  # whose images all published networks of the tables are of
 _FILES = "CIFAR-10-C"  # the folder that people have, in lines
+_CORES = 64  # of the pod whose batch a core the thesis tells
 
 
 class Run(NamedTuple):
@@ -58,7 +59,7 @@ class RowLine(NamedTuple):
     """What measures a row; without any run, id and command, `why` says that nothing does."""
 
     run: Run | None = None
-    before: tuple[Run, ...] = ()  # whose weights it starts from, the first one first
+    before: tuple[Run, ...] = ()  # whose weights it starts from
     published: str | None = None  # the id of weights of this very network
     flags: tuple[str, ...] = ()  # of jaxrobust evaluate, for each evaluation
     commands: tuple[str, ...] = ()  # which print figures of the row
@@ -90,29 +91,22 @@ def of_row(table: Table, row: Row) -> RowLine:
     flags = tuple(_evaluations(row, wanted, rule))
     if rule.published:
         return RowLine(published=row["robustbench"], flags=flags)
-    changes = rule.changes(row) if callable(rule.changes) else rule.changes
+    changes = rule.changes(row) if rule.changes else {}
     run = Run(f"{rule.config}:{rule.words(seen)}", tuple(changes.items()))
-    return RowLine(run, _before(rule, seen), row.get("robustbench"), flags)
+    start = rule.start(seen) if rule.start else None
+    before = (Run(start),) if start else ()
+    return RowLine(run, before, row.get("robustbench"), flags)
 
 
 def _more(row: Row) -> dict[str, Any]:
-    """Add the keys that rules ask for and no row has: whose it is, and names of weights."""
+    """Add the keys that rules ask for and no row has: whose it is, its weights, a pod's batch."""
     model, origin = row.get("model"), row.get("origin")
     names = [row.get("robustbench"), _PERTURBED.get((str(model), str(origin)))]
     if "timm" in row or "meta" in row:
-        names += training_words.clean_weights(str(model))
+        names += training_words.clean_weights(str(model))[-1:]  # with its tag
     weights = next(filter(None, names), None)
-    return {"own": origin == "authors", "weights": weights} | _batch(row)
-
-
-def _batch(row: Row) -> dict[str, Any]:
-    return {"batch": row["batch_per_core"] * 64} if "batch_per_core" in row else {}
-
-
-def _before(rule: Rule, row: Row) -> tuple[Run, ...]:
-    """Return the runs that are trained before, each from the one before it."""
-    first = rule.start(row) if rule.start else None
-    return (Run(first),) if first else ()
+    batch = row.get("batch_per_core", 0) * _CORES
+    return {"own": origin == "authors", "weights": weights, "batch": batch}
 
 
 def _evaluations(row: Row, wanted: dict[str, dict[str, Any]], rule: Rule) -> Iterator[str]:
@@ -120,41 +114,40 @@ def _evaluations(row: Row, wanted: dict[str, dict[str, Any]], rule: Rule) -> Ite
     where = ""
     if row["image_size"] != row.get("train_size", row["image_size"]):
         where += f" --image_size {row['image_size']}"
-    if row["split"] not in (None, rule.split) and not rule.published:
+    if row["split"] != rule.split and not rule.published:
         where += f" --split {row['split']}"
     attacked = [what for what in wanted.values() if what["attack"] not in ("clean", "corruptions")]
-    flags = [*_attacks(attacked)] or ["--attack clean"]
-    if len(wanted) == 1 and attacked == [] and "corruptions" in wanted:
-        flags = []
+    flags = [*_attacks(attacked)]
+    if not flags and "clean" in wanted:
+        flags = ["--attack clean"]
     yield from (flag + where for flag in flags)
     if "corruptions" in wanted:
-        files = f" --dataset cifar10-c:{_FILES}" if row["dataset"] == "cifar10" else ""
-        yield f"--corruptions all{files}{'' if files else where}"
+        there = f" --dataset cifar10-c:{_FILES}" if row["dataset"] == "cifar10" else where
+        yield f"--corruptions all{there}"
 
 
 def _attacks(results: list[dict[str, Any]]) -> Iterator[str]:
     if any("members" in what for what in results):
-        yield "--worst_case"  # which are all the others
+        yield "--worst_case"  # which runs all the others
         return
-    threats = [f"--threat {w['norm']}:{w['epsilon']}" for w in results if _is_standard(w)]
-    if threats:
-        yield " ".join(threats)
-    for what in (what for what in results if not _is_standard(what)):
-        yield _named(what)
+    standard = [_threat(what) for what in results if what["attack"] == "autoattack"]
+    yield from [" ".join(standard)] * bool(standard)  # one evaluation of them all
+    for what in results:
+        if what["attack"] != "autoattack":
+            yield f"{_settings(what)} {_threat(what)}"
 
 
-def _is_standard(what: Mapping[str, Any]) -> bool:
-    return what["attack"] == "autoattack"
+def _threat(what: Mapping[str, Any]) -> str:
+    return f"--threat {what['norm']}:{what['epsilon']}"
 
 
-def _named(what: Mapping[str, Any]) -> str:
-    threat = f"--threat {what['norm']}:{what['epsilon']}"
-    if "name" in what:
-        step = f"{what['step_size'] * 255:.3g}/255"
-        return f"--attack {what['name']}-{what['steps']} --step {step} --start {what['start']} " + (
-            threat
-        )
-    return f"--attack {what['attack']} --restarts {what['restarts']} {threat}"
+def _settings(what: Mapping[str, Any]) -> str:
+    """Write the flags of an attack that is not AutoAttack, as `matching` compares them."""
+    if "name" not in what:
+        settings = f"--steps {what['steps']} --restarts {what['restarts']}"
+        return f"--attack {what['attack']} {settings}"
+    step = f"{what['step_size'] * 255:.3g}/255"
+    return f"--attack {what['name']}-{what['steps']} --step {step} --start {what['start']}"
 
 
 @functools.cache

@@ -38,7 +38,7 @@ class Ours(NamedTuple):
     record: "AccuracyRecord"
     file: Path
     config: dict[str, Any] | None  # of a run, or of an imported folder
-    started: dict[str, Any] | None = None  # config of the run whose weights that run started from
+    started: dict[str, Any] | None = None  # the same of what that run started from
 
 
 def collect(places: list[Path]) -> list[Ours]:
@@ -62,14 +62,17 @@ def collect(places: list[Path]) -> list[Ours]:
 
 
 def _started(ours: Ours) -> dict[str, Any] | None:
-    """Return the config of the run that `init.weights` names: there, or beside the own run."""
+    """Return the config of the run or imported folder that `init.weights` names.
+
+    It is looked for there, and beside the own run.
+    """
     start = (ours.config or {}).get("init", {}).get("weights")
     if not start:
         return None
     for place in (Path(start), *(parent / Path(start).name for parent in ours.file.parents)):
         if (place / "config.json").is_file():
             (config, *_) = [config for _, config in _read(place)]
-            return config if "phases" in config else None
+            return config
     return None
 
 

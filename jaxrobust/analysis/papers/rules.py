@@ -26,7 +26,7 @@ class Rule(NamedTuple):
     of: Mapping[str, Sequence[Any]]  # keys of a row, and `table`: their values, or `ANY`
     config: str = ""  # of configs/, which trains them
     arguments: tuple[Argument, ...] = ()
-    changes: Callable[[Row], Mapping[str, Any]] | Mapping[str, Any] = {}  # noqa: RUF012  # of keys
+    changes: Callable[[Row], Mapping[str, Any]] | None = None  # keys of the config, beside them
     start: Callable[[Row], str | None] | None = None  # a run whose weights it needs, as a config
     split: str = "test"  # which the config tests on
     published: bool = False  # whether their weights are published under `robustbench`

@@ -103,6 +103,7 @@ def _more_images(row: Row) -> dict[str, Any]:
     return {"data.extra": "npz:FILE"} if row.get("synthetic_share") else {}
 
 
+_POD = "--on v4:2x4x4"  # 64 cores
 _JUDGED = (
     "jaxrobust analyse semantic-score --weights {weights} --dataset imagenet2012 --norm linf "
     "--epsilon 4/255 --n 5000 --judges swin_large_patch4_window7_224.ms_in22k_ft_in1k"
@@ -133,7 +134,7 @@ XCIT_LIGHT_RECIPE = (
     _SIZES,
     Rule(
         {"kind": ("cost",)},
-        commands=("jaxrobust estimate configs/light_recipe.py:{model},batch={batch} --on v4:64",),
+        commands=("jaxrobust estimate configs/light_recipe.py:{model},batch={batch} " + _POD,),
     ),
     Rule(
         {"table": ("table_9",), "weights": ANY},

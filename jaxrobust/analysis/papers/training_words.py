@@ -64,7 +64,8 @@ def _recipe() -> Values:
 def trained(config: dict[str, Any], started: dict[str, Any] | None = None) -> dict[str, Any]:
     """Describe the last phase of a run by its config; unknown entries are missing.
 
-    `started`: the config of the run whose weights it started from, where that is known.
+    `started`: the config of the run, or of the imported folder, whose weights it started from, if
+    that is known.
     """
     whole = whole_config(config)
     *before, last = phases(whole)
@@ -124,21 +125,26 @@ def _started(
     init = whole.init
     if (whole[last].start, whole[last].stem, whole[last].head) != (None, "keep", "keep"):
         return {}
-    if started is not None and not before and init.stem == "keep":
-        same = whole_config(started).model.name == whole.model.name
-        return _by_run(trained(started)) if same else {}
+    if started is not None and "architecture" not in started:
+        return _by_run(whole, started) if not before and init.stem == "keep" else {}
     if not init.weights:
         return {} if before else {"start": "random"}
+    named = init.weights if started is None else _imported(started)
+    if named is None:
+        return {}
     (published,) = tables.tables("revisiting_at", "table_2")
     for row in published.rows:
-        if row.get("robustbench") == init.weights and not before and init.stem == init.head:
+        if row.get("robustbench") == named and not before and init.stem == init.head:
             return {"start": "robust-4/255", "start_epochs": row["epochs"]}
-    if init.head != "keep":
-        return {}
-    networks = _published()["NETWORKS"]
-    if whole.model.name in networks and init.weights == networks[whole.model.name].large:
+    return _from_clean(whole, before, named) if init.head == "keep" else {}
+
+
+def _from_clean(whole: Values, before: list[str], named: str) -> dict[str, Any]:
+    """Describe a start from clean weights that the papers name, perhaps with a new stem."""
+    init, networks = whole.init, _published()["NETWORKS"]
+    if whole.model.name in networks and named == networks[whole.model.name].large:
         return {} if before else {"start": "clean-21k"}
-    if init.weights not in clean_weights(whole.model.name):
+    if named not in clean_weights(whole.model.name):
         return {}
     if not before:
         return {"start": "clean" if init.stem == "keep" else "fresh-stem"}
@@ -152,8 +158,18 @@ def _started(
     return {"start": start, "pretrain_epochs": first.epochs}
 
 
-def _by_run(first: dict[str, Any]) -> dict[str, Any]:
+def _imported(about: dict[str, Any]) -> str | None:
+    """Return the name of what a folder was imported from, if nothing in it was drawn anew."""
+    if about.get("drawn"):
+        return None
+    return about.get("published_id") or str(about.get("source")).removeprefix("hf://timm/")
+
+
+def _by_run(whole: Values, started: dict[str, Any]) -> dict[str, Any]:
     """Describe a start from the weights of another run, by what is known of that one."""
+    first = trained(started)
+    if whole_config(started).model.name != whole.model.name:
+        return {}
     if first.get("train_dataset") != "imagenet2012":
         return {}
     if objectives.named(first["objective"]).attacks:

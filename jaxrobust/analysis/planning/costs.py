@@ -27,6 +27,7 @@ class RunCost(NamedTuple):
 
     training: float
     evaluations: float  # AutoAttack in each threat of its rows; other attacks count as nothing
+    refused: str = ""  # why training cannot run on these devices; then nothing is known
 
     @property
     def hours(self) -> float:
@@ -46,6 +47,9 @@ def of_runs(
             known[key] = {"key": key, **_estimated(config, target, utilisation)}
             file.parent.mkdir(parents=True, exist_ok=True)
             jsonl.append(file, known[key])
+        if refused := known[key].get("refused"):
+            yield each, RunCost(0.0, 0.0, refused)
+            continue
         threats = sum(flags.count("--threat") for flags in each.flags if "--attack" not in flags)
         threats += 3 * sum("--worst_case" in flags for flags in each.flags)
         yield each, RunCost(known[key]["training"], threats * known[key]["autoattack"])
@@ -63,8 +67,11 @@ def _key(config: Any, target: Target, utilisation: float) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _estimated(config: Any, target: Target, utilisation: float) -> dict[str, float]:
-    result = account.account(config, target, utilisation=utilisation)
+def _estimated(config: Any, target: Target, utilisation: float) -> dict[str, Any]:
+    try:
+        result = account.account(config, target, utilisation=utilisation)
+    except ValueError as error:  # with training's own sentence, such as about the batch
+        return {"refused": str(error)}
     attacked = result.get("autoattack")
     return {
         "training": result["training"]["hours"],

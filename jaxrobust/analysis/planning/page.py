@@ -36,9 +36,10 @@ def text(
     for step, total in zip(steps, totals, strict=True):
         shown = f"{total:8,.1f}" if step in left else " " * 8
         name = step.planned.folder.removeprefix("runs/")
-        lines.append(
-            f"{step.cost.hours:7,.1f} {shown}  {name:{width}}  {step.state:7}  {_rows(step)}"
-        )
+        hours = "-" if step.cost.refused else f"{step.cost.hours:,.1f}"
+        lines.append(f"{hours:>7} {shown}  {name:{width}}  {step.state:7}  {_rows(step)}")
+    for sentence in dict.fromkeys(step.cost.refused for step in steps if step.cost.refused):
+        lines.append(f"refused: {sentence}")
     return "\n".join(lines)
 
 

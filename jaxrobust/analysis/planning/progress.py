@@ -10,8 +10,9 @@ from jaxrobust.analysis.planning import claims
 from jaxrobust.analysis.planning.costs import RunCost
 from jaxrobust.analysis.planning.runs import PaperRun
 
-DONE, APART, BEGUN, PLANNED, BEYOND = "done", "apart", "begun", "planned", "beyond"
-OVER = (DONE, APART, BEYOND)  # which nothing is asked of
+DONE, APART, BEGUN, PLANNED = "done", "apart", "begun", "planned"
+BEYOND, REFUSED = "beyond", "refused"
+OVER = (DONE, APART, BEYOND, REFUSED)  # which nothing is asked of
 
 
 class PlannedStep(NamedTuple):
@@ -44,6 +45,11 @@ def in_order(
     states = {own.folder: _state(own, cells[own.folder], root) for own, _ in costs}
     told = claims.apart(paper, [own for own, _ in costs], root)
     states |= {folder: APART for folder in told if states[folder] == BEGUN}
+    refused = {own.folder for own, cost in costs if cost.refused}
+    for own, _ in costs:  # and what needs it, which comes behind
+        if states[own.folder] not in (DONE, APART) and refused & {own.folder, *own.needs}:
+            states[own.folder] = REFUSED
+            refused.add(own.folder)
     if budget is not None:
         _spend(costs, states, budget)
     return [PlannedStep(*each, states[each[0].folder], cells[each[0].folder]) for each in costs]
@@ -60,12 +66,13 @@ def _spend(costs: Sequence[tuple[PaperRun, RunCost]], states: dict[str, str], le
         return {folder}.union(*map(unpaid, by_folder[folder][0].needs))
 
     for planned, _ in costs:
-        wanted = unpaid(planned.folder) if planned.rows else set()
+        asked = planned.rows and states[planned.folder] != REFUSED
+        wanted = unpaid(planned.folder) if asked else set()
         hours = sum(by_folder[folder][1].hours for folder in wanted)
         if hours <= left:
             left -= hours
             paid |= wanted
-    states |= dict.fromkeys(states.keys() - paid, BEYOND)
+    states |= {folder: BEYOND for folder in states.keys() - paid if states[folder] != REFUSED}
 
 
 def _cells(planned: PaperRun, by_id: dict, records: list[Ours]) -> tuple[int, int]:
