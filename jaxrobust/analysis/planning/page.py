@@ -36,8 +36,8 @@ def text(
     for step, total in zip(steps, totals, strict=True):
         shown = f"{total:8,.1f}" if step in left else " " * 8
         name = step.planned.folder.removeprefix("runs/")
-        hours = "-" if step.cost.refused else f"{step.cost.hours:,.1f}"
-        lines.append(f"{hours:>7} {shown}  {name:{width}}  {step.state:7}  {_rows(step)}")
+        own = "-" if step.cost.refused else f"{step.cost.hours:,.1f}"
+        lines.append(f"{own:>7} {shown}  {name:{width}}  {step.state:7}  {_rows(step)}")
     for sentence in dict.fromkeys(step.cost.refused for step in steps if step.cost.refused):
         lines.append(f"refused: {sentence}")
     return "\n".join(lines)
