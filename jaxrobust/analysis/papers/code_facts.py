@@ -30,6 +30,12 @@ _CALTECH = (
 )
 _WHOLE = "the whole validation set is taken to be meant, for RobustBench's 5,000 images are not."
 
+# What all runs of the light recipe have, beyond the words of the tables; as in `residual`.
+LIGHT: dict[str, Any] = {
+    **{"optimizer": "adamw", "schedule": "epoch-cosine", "b2": 0.999, "ema_decay": 0.0},
+    **{"attack.start": "random", "attack.statistics": "batch"},
+}
+
 _TOLD: dict[str, tuple[Told, ...]] = {
     "revisiting_at": (
         Told(("table_6",), {"dataset": "oxford_flowers102"}, {"images": 6149}, _FLOWERS),
