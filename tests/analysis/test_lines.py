@@ -279,9 +279,9 @@ class OthersTest(parameterized.TestCase):
         return matching.differences(table, row, key, ours._replace(record=record))
 
     @parameterized.parameters(
-        ({"train.lr": 0.05}, "lr 0.05, not 0.1 as BAT has it"),
-        ({"attack.start": "random"}, "attack.start random, not gauss as BAT has it"),
-        ({"train.clip_norm": None}, "clip_norm None, not 5.0 as BAT has it"),
+        ({"train.lr": 0.05}, "lr 0.05, not 0.1"),
+        ({"attack.start": "random"}, "attack.start random, not gauss"),
+        ({"train.clip_norm": None}, "clip_norm unknown, not 5"),
         ({"data.augmentation": "crop"}, "augmentation unknown, not crop-flip"),
         ({"model.options": {"block": "bottleneck"}}, "network wrn_28_10 with block=bottleneck"),
     )
@@ -289,6 +289,15 @@ class OthersTest(parameterized.TestCase):
         found = self.said("robust_resnets", "2", 0, "clean", changes)
         self.assertLen(found, 1)
         self.assertStartsWith(found[0], said)
+
+    @parameterized.parameters(
+        ({"train.optimizer": "sgd"}, "optimizer sgd, not adamw"),
+        ({"attack.statistics": "running"}, "attack.statistics running, not batch"),
+        ({"train.ema_decay": 0.9999}, "ema_decay 0.9999, not 0"),
+    )
+    def test_another_light_recipe(self, changes, said):
+        found = self.said("xcit_light_recipe", "7", 4, "linf_8_255", changes)
+        self.assertEqual(found, [said])
 
     def test_another_cw(self):
         attack = {"name": "cw", "norm": "linf", "epsilon": 8 / 255, "steps": 40}

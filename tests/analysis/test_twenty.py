@@ -7,10 +7,10 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
+from configs import cifar_aligned
 from jaxrobust import models
 from jaxrobust.analysis.papers import matching, tables, tables_markdown
 from jaxrobust.commands import reproduce
-from jaxrobust.config import base
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.data.transforms import corruptions
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -42,14 +42,8 @@ WORST = [pgd("linf"), *AUTOATTACK, pgd("l2"), pgd("l1")]
 
 def config(**changes) -> dict:
     """ResNet of the study, by adversarial training."""
-    made = base()
-    made.model.name, made.model.image_size, made.model.num_classes = "resnet50", 32, 10
-    made.model.options = {"small_stem": True}
-    made.data.name, made.init.normalize = "cifar10", "cifar10-robustart"
-    made.data.augmentation = "robustart"
-    made.attack.name, made.attack.epsilon, made.attack.steps = "pgd", LINF, 15
-    made.train.epochs, made.train.objective = 100, "adversarial"
-    made.pretrain.epochs = 0
+    made = cifar_aligned.get_config("cifar_resnet50")
+    made.model.name, made.model.options = "resnet50", {"small_stem": True}  # the same
     plain = json.loads(made.to_json())
     for key, value in changes.items():
         *sections, name = key.split("__")
@@ -165,6 +159,8 @@ class MatchingTest(parameterized.TestCase):
         ({"model__name": "wide_resnet50_2"}, "network wide_resnet50_2 with small_stem=True, not"),
         ({"model__name": "cifar_vgg16", "model__options": {}}, "network cifar_vgg16 without opt"),
         ({"train__epochs": 3}, "epochs 3, not 100"),
+        ({"train__batch_size": 64}, "batch_size 64, not 128"),
+        ({"attack__start": "random"}, "attack.start random, not uniform-boxed"),
         ({"data__augmentation": "autoaugment"}, "augmentation unknown, not robustart"),
         ({"attack__steps": 10}, "attack_steps 10, not 15"),
         ({"attack__epsilon": 4 / 255}, "epsilon_train 0.01569, not 8/255"),

@@ -4,11 +4,7 @@ Its tables name networks by blocks and sizes, and leave the settings to the rele
 Huang et al. 2022 (arXiv 2212.11005) and zhichao-lu/robust-residual-network 8c6d2c2.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from jaxrobust.resolved import Values
+from typing import Any
 
 PAPER = "robust_resnets"
 NOTE = (
@@ -44,7 +40,7 @@ _ATTACKS = {
     "cw-40": {"name": "cw", "steps": 40, "step_size": 0.8 / 255, "start": "uniform"},
 }
 # What a recipe says beyond the words of the tables; keys of the last phase, or of its attack.
-_RECIPES: dict[str, dict[str, Any]] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "BAT": {
         **{"optimizer": "sgd", "schedule": "step", "lr": 0.1, "lr_steps": (75, 90)},
         **{"batch_size": 128, "weight_decay": 2e-4, "clip_norm": 5.0, "trades_beta": 6.0},
@@ -85,12 +81,3 @@ def network(raw: dict[str, Any]) -> dict[str, Any]:
 def results(raw: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the results of a table with the settings of PGD and CW."""
     return {key: what | _ATTACKS.get(what.get("attack", ""), {}) for key, what in raw.items()}
-
-
-def other_recipe(recipe: str, whole: "Values", last: str) -> Iterator[str]:
-    """Say what of the last phase of a run is not as a recipe has it."""
-    for key, value in _RECIPES[recipe].items():
-        section: Mapping[str, Any] = whole.attack if key.startswith("attack.") else whole[last]
-        ours = section.get(key.removeprefix("attack."))
-        if ours != (list(value) if isinstance(value, tuple) else value):
-            yield f"{key} {ours}, not {value} as {recipe} has it"

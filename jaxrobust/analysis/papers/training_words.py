@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from jaxrobust.analysis.papers import residual, tables, twenty
+from jaxrobust.analysis.papers import code_facts, residual, tables, twenty
 from jaxrobust.analysis.papers.tables import Table
 from jaxrobust.attacks import registry
 from jaxrobust.config import Config, ModelSection, base
@@ -244,9 +244,24 @@ def differences(
         yield f"trained in {ours['norm_train']}, not linf"
     if table.paper == "revisiting_at":
         yield from _other_recipe(ours, wanted, config, row.get("options", {}))
-    if recipe := wanted.get("recipe"):
-        whole = whole_config(config)
-        yield from residual.other_recipe(recipe, whole, phases(whole)[-1])
+    yield from _other_settings(_recipe_of(table, wanted, attacked), whole_config(config))
+
+
+def _recipe_of(table: Table, wanted: dict[str, Any], attacked: bool) -> Mapping[str, Any]:
+    """Return keys of the last phase, or of its attack, as the code of a study sets them."""
+    known = {twenty.PAPER: twenty.RECIPE, "xcit_light_recipe": code_facts.LIGHT}
+    known |= {residual.PAPER: residual.RECIPES.get(str(wanted.get("recipe")), {})}
+    recipe = known.get(table.paper, {})  # of the main paper see `_other_recipe`
+    return {k: value for k, value in recipe.items() if attacked or not k.startswith("attack.")}
+
+
+def _other_settings(recipe: Mapping[str, Any], whole: Values) -> Iterator[str]:
+    last = whole[phases(whole)[-1]]
+    for key, value in recipe.items():
+        ours = (whole.attack if key.startswith("attack.") else last)[key.removeprefix("attack.")]
+        value = list(value) if isinstance(value, tuple) else value
+        if ours != value and not tables.same(ours, value):
+            yield f"{key} {tables.shown(ours)}, not {tables.shown(value)}"
 
 
 def _unlike(key: str, ours: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:

@@ -43,6 +43,12 @@ _STARTS: dict[str, dict[str, Any]] = {
 # Of the repository's training, where a row is silent.
 _TRAINING: dict[str, Any] = {"start": "random", "epochs": 100}
 _STEPS = {"attack_steps": 15}
+# What its scripts say of every network, beyond the words of the tables; as in `residual`.
+RECIPE: dict[str, Any] = {
+    **{"optimizer": "adamw", "schedule": "late-cosine", "lr": 2.5e-4, "warmup_epochs": 8},
+    **{"batch_size": 128, "weight_decay": 0.05, "decay_mask": "all", "ema_decay": 0.0, "l1": 0.0},
+    **{"attack.relative_step": 0.1, "attack.start": "uniform-boxed"},
+}
 _OF_DATA: dict[str, dict[str, Any]] = {
     "cifar10": {"augmentation": "robustart"},
     "imagenette": {"augmentation": "robustart-imagenet", "split": "val", "images": 3925},
