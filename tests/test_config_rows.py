@@ -70,6 +70,8 @@ def reduced(config):
     model.image_size = min(model.image_size, 64)
     for name in config.phases:
         config[name].batch_size = 4 * config.data.views
+        if config[name].warmup_lr == 0:  # the rate of the whole first epoch, which changes nothing
+            config[name].warmup_lr = config[name].lr / 10
     side = model.image_size if config.data.preprocessing is None else 2 * model.image_size
     config.data.update(name=f"fake:{side}x{side}x3:{model.num_classes}", workers=0, classes=None)
     few = f"train[:{8 * config.data.views}]"
