@@ -53,7 +53,7 @@ SOURCES = {
     "train.b2": "authors' code: AdamW's default",
     "train.ema_decay": "authors' code: no average",
     "attack.name": "authors' code: one step from a random start is FGSM",
-    "attack.steps": "thesis, section 4.1.9: one at 4/255, two at 8/255",
+    "attack.steps": "thesis: one at 4/255; its section 4.2: two at 8/255",
     "attack.epsilon": "thesis, section 4.2",
     "attack.warmup_epochs": "thesis, Table 2 and section 4.1.9",
     "attack.relative_step": "authors' code: 1.5 epsilon over the steps; the thesis' runs were "
