@@ -73,11 +73,11 @@ def run(name, *, needs=(), rows=1):
 
 
 class BudgetTest(absltest.TestCase):
-    def states(self, planned, budget, done=()):
+    def states(self, planned, budget, done=None):
         root = Path(self.create_tempdir().full_path)
-        for folder in done:
+        for folder, config in (done or {}).items():
             (root / folder).mkdir(parents=True)
-            (root / folder / "config.json").write_text("{}")
+            (root / folder / "config.json").write_text(json.dumps(config))
             (root / folder / "results.jsonl").write_text("")
         steps = progress.in_order("revisiting_at", planned, [], root=root, budget=budget)
         return {step.planned.folder.removeprefix("runs/"): step.state for step in steps}
@@ -114,11 +114,16 @@ class BudgetTest(absltest.TestCase):
         self.assertIn("\nrefused: train.batch_size=32 cannot be split over 64 devices", text)
 
     def test_a_start_that_is_done_costs_nothing(self):
-        start = run("start", rows=0)
+        start = runs.of_paper("revisiting_at", "table_1")
+        start = next(each for each in start if each.folder.endswith("pretraining-vit_s_cvst"))
         planned = [(start, RunCost(6, 0)), (run("large", needs=(start.folder,)), RunCost(5, 0))]
-        self.assertEqual(
-            self.states(planned, 5, done=[start.folder]), {"start": DONE, "large": PLANNED}
-        )
+        name = start.folder.removeprefix("runs/")
+        config = plain(runs.config_of(start.run))
+        states = self.states(planned, 5, done={start.folder: config})
+        self.assertEqual(states, {name: DONE, "large": PLANNED})
+        config["pretrain"]["epochs"] = 1  # another run in its place
+        states = self.states(planned, 5, done={start.folder: config})
+        self.assertEqual(states, {name: BEYOND, "large": BEYOND})
 
 
 class ClaimsTest(absltest.TestCase):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
-class Told(NamedTuple):
+class RowFacts(NamedTuple):
     """Rows of some tables that are alike in `of`, and what is known of them beside."""
 
     tables: tuple[str, ...]
@@ -36,34 +36,34 @@ LIGHT: dict[str, Any] = {
     **{"attack.start": "random", "attack.statistics": "batch"},
 }
 
-_TOLD: dict[str, tuple[Told, ...]] = {
+_FACTS: dict[str, tuple[RowFacts, ...]] = {
     "revisiting_at": (
-        Told(("table_6",), {"dataset": "oxford_flowers102"}, {"images": 6149}, _FLOWERS),
-        Told(
+        RowFacts(("table_6",), {"dataset": "oxford_flowers102"}, {"images": 6149}, _FLOWERS),
+        RowFacts(
             ("table_6",),
             {"dataset": "oxford_flowers102", "origin": "authors"},
             {"ema_decay": 0.99},
             _SMALL,
         ),
-        Told(
+        RowFacts(
             ("table_6",),
             {"dataset": "cifar10", "origin": "authors"},
             _CIFAR | {"weight_decay": 0.0, "batch_size": 1024},
             _SMALL,
         ),
-        Told(
+        RowFacts(
             ("table_6",),
             {"dataset": "cifar100", "origin": "authors"},
             _CIFAR | {"weight_decay": 5e-3, "batch_size": 256},
             _SMALL,
         ),
-        Told(
+        RowFacts(
             ("table_6",),
             {"model": "convnext_t_cvst", "train_size": 32},
             {"options": _STRIDES},
             _SMALL,
         ),
-        Told(
+        RowFacts(
             ("table_6",),
             {"model": "convnext_b_cvst", "train_size": 32},
             {"options": _STRIDES | {"stem_strides": (1, 1, 1)}},
@@ -71,45 +71,45 @@ _TOLD: dict[str, tuple[Told, ...]] = {
         ),
     ),
     "xcit_light_recipe": (
-        Told(("table_7",), {"dataset": "oxford_flowers102"}, {"images": 6149}, _FLOWERS_THERE),
-        Told(("table_7",), {"dataset": "caltech101"}, {"images": 6085}, _CALTECH),
-        Told(("table_7",), {"objective": "adversarial"}, {"augmentation": "light"}, _SMALL),
-        Told(("table_7",), {"objective": "clean"}, {"augmentation": "deit"}, _SMALL),
-        Told(
+        RowFacts(("table_7",), {"dataset": "oxford_flowers102"}, {"images": 6149}, _FLOWERS_THERE),
+        RowFacts(("table_7",), {"dataset": "caltech101"}, {"images": 6085}, _CALTECH),
+        RowFacts(("table_7",), {"objective": "adversarial"}, {"augmentation": "light"}, _SMALL),
+        RowFacts(("table_7",), {"objective": "clean"}, {"augmentation": "deit"}, _SMALL),
+        RowFacts(
             ("table_8",),
             {},
             {"augmentation": "light-cifar-thesis", "epsilon_warmup_epochs": 0},
             _SMALL,
         ),
-        Told(
+        RowFacts(
             ("text_1",),
             {"origin": "authors"},
             {"start": "random", "train_attack": "pgd"},
             "the start is that of 4/255, and two steps of FGSM are PGD's.",
         ),
-        Told(("text_3",), {}, {"split": "validation", "images": 50_000}, _WHOLE),
+        RowFacts(("text_3",), {}, {"split": "validation", "images": 50_000}, _WHOLE),
     ),
 }
 
 
 def of_row(paper: str, table: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with what is told of it elsewhere."""
-    for told in _applying(paper, table, row):
-        row = row | dict(told.more)
+    """Return a row with what its code or its data say of it."""
+    for facts in _applying(paper, table, row):
+        row = row | dict(facts.more)
     return row
 
 
 def notes(paper: str, table: str, rows: list[dict[str, Any]]) -> list[str]:
     """Return the sentences that say where such values of a table come from."""
-    said = [told.note for row in rows for told in _applying(paper, table, row)]
+    said = [facts.note for row in rows for facts in _applying(paper, table, row)]
     return list(dict.fromkeys(said))
 
 
-def _applying(paper: str, table: str, row: dict[str, Any]) -> list[Told]:
+def _applying(paper: str, table: str, row: dict[str, Any]) -> list[RowFacts]:
     return [
-        told
-        for told in _TOLD.get(paper, ())
-        if table in told.tables and told.of.items() <= _plain(row).items()
+        facts
+        for facts in _FACTS.get(paper, ())
+        if table in facts.tables and facts.of.items() <= _plain(row).items()
     ]
 
 

@@ -34,7 +34,7 @@ class Rule(NamedTuple):
     why: str = ""  # nothing measures them; with keys of the row in braces
 
     def fits(self, row: Row) -> bool:
-        """Tell whether the rule is of a row."""
+        """Tell whether a row has all the values that the rule asks for."""
         return all(_has(row.get(key), values) for key, values in self.of.items())
 
     def words(self, row: Row) -> str:

@@ -25,8 +25,10 @@ def text(
         f"{filled} of the {cells} cells of their rows",
         f"{len(left)} runs to make: {hours:,.0f} hours, {hours * target.chips:,.0f} chip-hours",
     ]
-    if told := sum(step.state == APART for step in steps):
-        lines[1] += f"; McNemar's test tells {told} apart already from what they are compared with"
+    if decided := sum(step.state == APART for step in steps):
+        lines[1] += (
+            f"; McNemar's test tells {decided} apart already from what they are compared with"
+        )
     if budget is not None:
         beyond = sum(step.state == BEYOND for step in steps)
         lines[-1] += f", within a budget of {budget:,.0f} hours; {beyond} runs are beyond it"

@@ -1,14 +1,16 @@
 """How far a plan is, by what runs have left behind, and what a budget buys first."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxrobust.analysis.papers import matching, tables
 from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.analysis.planning import claims
 from jaxrobust.analysis.planning.costs import RunCost
-from jaxrobust.analysis.planning.runs import PaperRun
+from jaxrobust.analysis.planning.runs import PaperRun, config_of
+from jaxrobust.resolved import completed, plain
 
 DONE, APART, BEGUN, PLANNED = "done", "apart", "begun", "planned"
 BEYOND, REFUSED = "beyond", "refused"
@@ -43,8 +45,8 @@ def in_order(
     by_id = {table.id: table for table in tables.tables(paper)}
     cells = {own.folder: _cells(own, by_id, records) for own, _ in costs}
     states = {own.folder: _state(own, cells[own.folder], root) for own, _ in costs}
-    told = claims.apart(paper, [own for own, _ in costs], root)
-    states |= {folder: APART for folder in told if states[folder] == BEGUN}
+    decided = claims.apart(paper, [own for own, _ in costs], root)
+    states |= {folder: APART for folder in decided if states[folder] == BEGUN}
     refused = {own.folder for own, cost in costs if cost.refused}
     for own, _ in costs:  # and what needs it, which comes behind
         if states[own.folder] not in (DONE, APART) and refused & {own.folder, *own.needs}:
@@ -66,8 +68,8 @@ def _spend(costs: Sequence[tuple[PaperRun, RunCost]], states: dict[str, str], le
         return {folder}.union(*map(unpaid, by_folder[folder][0].needs))
 
     for planned, _ in costs:
-        asked = planned.rows and states[planned.folder] != REFUSED
-        wanted = unpaid(planned.folder) if asked else set()
+        runs_here = planned.rows and states[planned.folder] != REFUSED
+        wanted = unpaid(planned.folder) if runs_here else set()
         hours = sum(by_folder[folder][1].hours for folder in wanted)
         if hours <= left:
             left -= hours
@@ -96,6 +98,18 @@ def _state(planned: PaperRun, cells: tuple[int, int], root: Path) -> str:
     folder = root / planned.folder
     if cells[1] and cells[0] == cells[1]:
         return DONE
-    if not planned.rows and (folder / "results.jsonl").is_file():
+    if not planned.rows and (folder / "results.jsonl").is_file() and _is_of(folder, planned):
         return DONE
     return BEGUN if (folder / "config.json").is_file() else PLANNED
+
+
+def _is_of(folder: Path, planned: PaperRun) -> bool:
+    """Tell whether a folder's run has the network, the start and the epochs that are planned."""
+    there, wanted = json.loads((folder / "config.json").read_text()), plain(config_of(planned.run))
+
+    def key(config: dict[str, Any]) -> list[Any]:
+        config = completed(config)
+        epochs = [(config[p]["objective"], config[p]["epochs"]) for p in config["phases"]]
+        return [config["model"], config["init"], epochs]
+
+    return key(there) == key(wanted)

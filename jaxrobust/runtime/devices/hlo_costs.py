@@ -177,9 +177,17 @@ def _taken(inside: dict[str, Instruction], of: Instruction) -> list[str] | None:
             parts.append(user.type)
         elif user.opcode == "bitcast" and (more := _taken(inside, user)) is not None:
             parts += more
-        elif user.opcode != "dynamic-update-slice":
+        elif user.opcode != "dynamic-update-slice" or not _returned(inside, user):
             return None
     return parts
+
+
+def _returned(inside: dict[str, Instruction], of: Instruction) -> bool:
+    """Tell whether a fusion only returns a value: what computes with it would read all of it."""
+    users = (user for user in inside.values() if of.name in user.operands)
+    return all(
+        u.opcode == "tuple" or (u.opcode == "bitcast" and _returned(inside, u)) for u in users
+    )
 
 
 def _placed(inside: dict[str, Instruction], end: Instruction) -> list[str] | None:

@@ -316,8 +316,12 @@ class TpuTextTest(parameterized.TestCase):
         # Zeros are no array of before: all that is written counts.
         ("broadcast(%at.1), dimensions={}", "dynamic-slice(%whole.1, %at.1, %at.1)", 1024),
         ("parameter(0)", "slice(%whole.1), slice={[0:16], [0:128]}", 8 + 1024),
+        # What is computed of the array with its new part reads all, and writes all.
+        ("parameter(0)", "dynamic-slice(%whole.1, %at.1, %at.1)", 1024 + 1024, "negate(%placed)"),
     )
-    def test_a_fusion_counts_the_parts_that_it_takes_and_places(self, base, taken, rows):
+    def test_a_fusion_counts_the_parts_that_it_takes_and_places(
+        self, base, taken, rows, end="bitcast(%placed)"
+    ):
         whole, tile = "f32[1024,128]{1,0:T(8,128)", "{1,0:T(8,128)}"
         text = HEAD + (
             f"%fused (a: f32[1024,128], at: s32[]) -> (f32[1024,128], f32[8,128]) {{\n"
@@ -325,7 +329,7 @@ class TpuTextTest(parameterized.TestCase):
             f"  %rows = f32[16,128]{tile} {taken}\n"
             f"  %part = f32[8,128]{tile} slice(%rows), slice={{[0:8], [0:128]}}\n"
             f"  %placed = {whole}}} dynamic-update-slice(%whole.1, %part, %at.1, %at.1)\n"
-            f"  %again = {whole}}} bitcast(%placed)\n"
+            f"  %again = {whole}}} {end}\n"
             f"  ROOT %both = ({whole}}}, f32[8,128]{tile}) tuple(%again, %part)\n}}\n\n"
             "ENTRY %main.5 (whole: f32[1024,128], at: s32[]) -> f32[1024,128] {\n"
             f"  %whole = {whole}}} parameter(0)\n  %at = s32[]{{:T(128)S(1)}} parameter(1)\n"
