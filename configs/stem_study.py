@@ -1,0 +1,46 @@
+"""The paper's claim about norms that were not trained on, in small, and APGD against PGD.
+
+    jaxrobust train --config configs/stem_study.py:convstem,seed=0
+
+The first argument is a run of `cifar_study`, each for the same budget: a small ConvNeXt, 6 clean
+epochs before 8 adversarial ones on 20,000 images of CIFAR-10 at Linf 8/255:
+
+    convstem    `base` of `cifar_study`: two steps of APGD
+    patchstem   `patch` of `cifar_study`: PatchStem instead of ConvStem
+    pgd         ConvStem with two steps of PGD of 3/4 epsilon instead of APGD
+
+`tools/study.py --study stem_study` makes them with five seeds and attacks 2,000 test images with
+AutoAttack in the norm of the training and in the two others; tools/README.md has what was measured.
+"""
+
+from configs import cifar_study
+from jaxrobust.config import read_arguments
+
+RUNS = ("convstem", "patchstem", "pgd")
+SEEDS = (0, 1, 2, 3, 4)
+IMAGES = 2000  # of the test split, that are attacked
+THREATS = ("linf:8/255", "l2:0.5", "l1:12")
+METHOD = "autoattack standard"  # of its record
+ASKED = "AutoAttack in each norm; training was in Linf 8/255"
+# What the paper finds: ConvNeXt-T with and without ConvStem (Linf 4/255, L2 2, L1 75; Table 4) and
+# APGD instead of PGD at two steps (Table 12).
+PAPER = {
+    "patchstem": "41.6, 42.4, 18.9 instead of 42.2, 42.4, 19.7",
+    "pgd": "",
+}
+ROWS = ("patchstem,seed=4", "pgd")
+SOURCES = cifar_study.SOURCES | {
+    "seed": "ours: five seeds",
+    "attack.name": "Table 12: PGD beside APGD",
+    "attack.relative_step": "Table 12: 3/4 of epsilon",
+}
+_OF_STUDY = {"convstem": "base", "patchstem": "patch", "pgd": "base"}
+
+
+def get_config(arguments: str = ""):
+    a = read_arguments(arguments, run=RUNS, seed=SEEDS)
+    config = cifar_study.get_config(_OF_STUDY[a["run"]])
+    config.seed = a["seed"]
+    if a["run"] == "pgd":
+        config.attack.update(name="pgd")
+    return config
