@@ -22,6 +22,7 @@ from configs import cifar_aligned
 from jaxrobust.config import read_arguments
 
 RUNS = ("resnet", "pvt_v2", "coatnet_cctt", "coatnet_cccc")
+SEEDS = (0, 1)
 IMAGES = 100  # of the test split, that are attacked
 ATTACK = ("--worst_case", "--union_only")
 METHOD = "union"  # of its record
@@ -59,7 +60,7 @@ SOURCES = cifar_aligned.SOURCES | {
 
 
 def get_config(arguments: str = ""):
-    a = read_arguments(arguments, run=RUNS, seed=(0, 1))
+    a = read_arguments(arguments, run=RUNS, seed=SEEDS)
     name, options, epochs = _NETWORKS[a["run"]]
     config = cifar_aligned.get_config(name)
     config.seed = a["seed"]

@@ -33,17 +33,18 @@ RUNS = (
 )
 SEEDS = (0, 1)
 IMAGES = 1000  # of the test split, that are attacked
+ATTACK = ()  # beyond AutoAttack
+AGAINST = {run: f"base-{run.split('-')[1]}" for run in RUNS if "-" in run}
 METHOD = "autoattack standard"  # of its record
 ASKED = "AutoAttack at the radius of the training, Linf 8/255 or 4/255"
 # What the paper finds: robust accuracy of heavy augmentation against basic (Table 1, ConvNeXt-T +
-# ConvStem; that from random weights is the sentence of its section 4.2).
+# ConvStem, 4/255, from clean weights).
 PAPER = {
     "heavy": "47.5 instead of 42.2",
     "heavy-radius": "47.5 instead of 42.2",
-    "heavy-random": "fails",
 }
 ROWS = ("cutmix,seed=1", "heavy-few", "heavy-radius", "base-random", "heavy-rate")
-SOURCES = cifar_study.SOURCES | {
+SOURCES = cifar_study.SHARED_SOURCES | {
     "label_smoothing": "Table 1: heavy augmentation",
     "attack.epsilon": "ours: that of CIFAR-10 on RobustBench; 4/255: the paper's",
     "*.lr": "ours: 1e-3, or a third of it",

@@ -19,6 +19,7 @@ from configs import cifar_bat
 from jaxrobust.config import read_arguments
 
 RUNS = ("wrn", "robust")
+SEEDS = (0, 1)
 IMAGES = 150  # of the test split, that are attacked
 ATTACK = ()  # beyond AutoAttack
 METHOD = "autoattack standard"  # of its record
@@ -45,7 +46,7 @@ SOURCES = cifar_bat.SOURCES | {
 
 
 def get_config(arguments: str = ""):
-    a = read_arguments(arguments, run=RUNS, seed=(0, 1))
+    a = read_arguments(arguments, run=RUNS, seed=SEEDS)
     name, options, epochs = _NETWORKS[a["run"]]
     config = cifar_bat.get_config(name)
     config.seed = a["seed"]

@@ -29,7 +29,7 @@ PAPER = {
     "pgd": "",
 }
 ROWS = ("patchstem,seed=4", "pgd")
-SOURCES = cifar_study.SOURCES | {
+SOURCES = cifar_study.SHARED_SOURCES | {
     "seed": "ours: five seeds",
     "attack.name": "Table 12: PGD beside APGD",
     "attack.relative_step": "Table 12: 3/4 of epsilon",

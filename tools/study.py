@@ -3,42 +3,51 @@
 python tools/study.py [--study cifar_study] --out runs/study [--seed 0] [--minutes 60]
                       [--data_dir FOLDER]
 
-A study is a file of configs/ whose arguments are a run of its `RUNS` and a seed; `PAPER` says what
-the paper finds of them, `IMAGES` how many images are attacked, `ATTACK` with which flags of
-`jaxrobust.evaluate`, `METHOD` what the record calls that, and `ASKED` what the table does.
+A study is a file of configs/ whose arguments are a run of its `RUNS` and a seed of its `SEEDS`;
+`PAPER` says what the paper finds of them, `IMAGES` how many images are attacked, `ATTACK` with
+which flags of `jaxrobust.evaluate`, or `THREATS` in which norms, `METHOD` what the record calls
+that, and `ASKED` what the table does. `AGAINST` pairs runs; without it each is paired with the
+first.
 
 The same command goes on with what is not done; after --minutes no run or attack is begun any more.
 Two such commands, one a seed, may run beside each other.
-Without CIFAR-10: `jaxrobust prepare cifar10`. The last lines are the table of what is done by then.
+Without CIFAR-10: `jaxrobust prepare cifar10`. The last lines are two tables of what is done by
+then: accuracies, and image by image what tells pairs apart (OUT/pairs.jsonl keeps the counts).
 
 Exit codes: 0 all is done, 1 something is left, 2 a mistake.
 """
 
 import importlib
 import itertools
+import json
 import math
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import pairs, records, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.commandline.arguments import Arguments, stop
+from jaxrobust.runtime.files import jsonl
 
-SEEDS = (0, 1)
-STUDIES = ("cifar_study", "residual_study", "aligned_study")
+STUDIES = ("cifar_study", "augmentation_study", "stem_study", "residual_study", "aligned_study")
+_SEEDS = range(5)
 
 
 def main() -> None:
     parser = Arguments(__doc__)
     parser.flag("study", choices=STUDIES, default=STUDIES[0], help="Config whose runs are made.")
     parser.flag("out", type=Path, default=Path("runs/study"), help="Folder of the runs.")
-    parser.flag("seed", type=int, choices=SEEDS, help="Only the runs of this seed; default: all.")
+    parser.flag("seed", type=int, choices=_SEEDS, help="Only the runs of this seed; default: all.")
     parser.flag("minutes", type=float, default=math.inf, help="Time to begin work in.")
     parser.flag("data_dir", help="Folder of data sets; default: $TFDS_DATA_DIR.")
     args = parser.parse_args()
@@ -47,10 +56,11 @@ def main() -> None:
     end = time.monotonic() + 60 * args.minutes
     module = study(args.study)
     left = 0
-    seeds = SEEDS if args.seed is None else (args.seed,)
+    seeds = module.SEEDS if args.seed is None else (args.seed,)
     for seed, name in itertools.product(seeds, module.RUNS):
         left += not _made(args, name, seed, end)
-    print(table(args.out, module))
+    write_pairs(args.out, module)
+    print(table(args.out, module), paired_table(args.out, module), sep="\n\n")
     sys.exit(int(left > 0))
 
 
@@ -64,9 +74,11 @@ def _made(args: Any, name: str, seed: int, end: float) -> bool:
     config = f"{ROOT / 'configs' / args.study}.py:{name},seed={seed}"
     train = ["jaxrobust.main", f"--config={config}", f"--workdir={workdir}", *data]
     module = study(args.study)
-    attack = ["jaxrobust.evaluate", f"--workdir={workdir}", f"--n={module.IMAGES}", *module.ATTACK]
-    for done, command in ((trained(workdir), train), (attacked(workdir, module), attack)):
-        if done:
+    attack = ["jaxrobust.evaluate", f"--workdir={workdir}", f"--n={module.IMAGES}"]
+    attack += [f"--threat={threat}" for threat in _threats(module)] or module.ATTACK
+    done = trained(workdir), None not in attacked(workdir, module)
+    for finished, command in zip(done, (train, attack), strict=True):
+        if finished:
             continue
         if time.monotonic() > end:
             return False
@@ -84,27 +96,36 @@ def trained(workdir: Path) -> bool:
     return any(str(row.weights).startswith("train,") for row in records.read(workdir))
 
 
-def attacked(workdir: Path, module: Any) -> AccuracyRecord | None:
-    """Return the record of the study's attack on a run."""
-    rows = records.read(workdir / "evaluation")
-    return next((r for r in rows if r.method == module.METHOD), None)
+def _threats(module: Any) -> tuple[str, ...]:
+    return getattr(module, "THREATS", ())
+
+
+def attacked(workdir: Path, module: Any) -> list[AccuracyRecord | None]:
+    """Return the records of the study's attacks on a run, one for each norm; None: not yet."""
+    rows = [r for r in records.read(workdir / "evaluation") if r.method == module.METHOD]
+    if not _threats(module):
+        return [rows[0] if rows else None]
+    by_norm = {r.attacks[0]["norm"]: r for r in rows if r.attacks}
+    return [by_norm.get(threat.split(":")[0]) for threat in _threats(module)]
 
 
 def table(out: Path, module: Any) -> str:
-    """Return clean and robust accuracy of each run, their mean, and the paper's finding."""
-    lines = ["| run | clean, seeds 0 and 1 | robust, seeds 0 and 1 | mean | the paper |"]
-    lines += ["|---|---|---|---|---|"]
-    means: dict[str, Any] = {}  # None: not all seeds are done
-    for name in module.RUNS:
-        made = [attacked(out / f"{name}-{seed}", module) for seed in SEEDS]
-        cells = [[_percent(getattr(r, key, None)) for r in made] for key in ("clean", "robust")]
-        robust = [r.robust for r in made if r and r.robust is not None]
-        means[name] = sum(robust) / len(robust) if len(robust) == len(SEEDS) else None
-        mean = _percent(means[name])
-        base = module.RUNS[0]
-        if name != base and None not in (means[name], means[base]):
-            mean += f" ({100 * (means[name] - means[base]):+.1f})"
-        row = (name, ", ".join(cells[0]), ", ".join(cells[1]), mean, module.PAPER.get(name, ""))
+    """Return clean and robust accuracy of each run, their means, and the paper's finding."""
+    names = _threats(module) or ("robust",)
+    own = ", seeds 0 and 1" if len(module.SEEDS) == 2 else f" of {len(module.SEEDS)} seeds"
+    heads = ["run", f"clean{own}", *(f"{name}{own}" for name in names), "the paper"]
+    if len(module.SEEDS) == 2:
+        heads.insert(-1, "mean")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    means: dict[str, list[float | None]] = {}  # None: not all seeds are done
+    for run in module.RUNS:
+        made = [attacked(out / f"{run}-{seed}", module) for seed in module.SEEDS]
+        clean = [getattr(each[0], "clean", None) for each in made]
+        robust = [[getattr(r, "robust", None) for r in of] for of in zip(*made, strict=True)]
+        means[run] = [_mean(values) for values in robust]
+        row = [run, *map(_cell, (clean, *robust)), module.PAPER.get(run, "")]
+        if len(module.SEEDS) == 2:
+            row.insert(-1, _beside(means[run][0], means[against(module, run)][0], run, module))
         lines.append(f"| {' | '.join(row)} |")
     half = 196 * math.sqrt(0.25 * 0.75 / module.IMAGES)
     lines.append(
@@ -115,9 +136,87 @@ def table(out: Path, module: Any) -> str:
     return "\n".join(lines)
 
 
+def against(module: Any, run: str) -> str:
+    """Name the run that a run is compared with."""
+    return getattr(module, "AGAINST", {}).get(run, module.RUNS[0])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if len(there) == len(values) else None
+
+
+def _cell(values: list[float | None]) -> str:
+    """Return two values as they are; of more, the mean and the range."""
+    there = [value for value in values if value is not None]
+    if len(values) == 2:
+        return ", ".join(map(_percent, values))
+    if len(there) < len(values):
+        return _percent(None)
+    return f"{_percent(_mean(there))} ({_percent(min(there))} to {_percent(max(there))})"
+
+
+def _beside(mean: float | None, other: float | None, run: str, module: Any) -> str:
+    if run == against(module, run) or mean is None or other is None:
+        return _percent(mean)
+    return f"{_percent(mean)} ({100 * (mean - other):+.1f})"
+
+
 def _percent(value: float | None) -> str:
     return "not yet measured" if value is None else f"{100 * value:.1f}"
 
 
-if __name__ == "__main__":
-    main()
+def write_pairs(out: Path, module: Any) -> None:
+    """Write what pairs of runs get right image by image: a line for each seed and norm."""
+    lines = []
+    for run, seed in itertools.product(module.RUNS, module.SEEDS):
+        if (other := against(module, run)) == run:
+            continue
+        folders = [out / f"{name}-{seed}" for name in (other, run)]
+        both = [attacked(folder, module) for folder in folders]
+        for threat, *two in zip(_threats(module) or ("robust",), *both, strict=True):
+            if None in two:
+                continue
+            first, second = verdicts.aligned(
+                [
+                    verdicts.read(folder / "evaluation" / str(record.verdicts))
+                    for folder, record in zip(folders, two, strict=True)
+                ]
+            )
+            compared = pairs.compare(first.robust, second.robust)
+            counts = {key: getattr(compared, key) for key in ("n", "gained", "lost")}
+            about = {"run": run, "against": other, "seed": seed, "threat": threat}
+            lines.append(json.dumps(about | counts) + "\n")
+    jsonl.replace(out / "pairs.jsonl", "".join(lines))
+
+
+def paired_table(out: Path, module: Any) -> str:
+    """Return how far pairs of runs are apart: image by image, and from seed to seed."""
+    rows = jsonl.read(out / "pairs.jsonl")
+    lines = ["| run | against | norm | difference of each seed | their mean | McNemar's p |"]
+    lines += ["|---|---|---|---|---|---|"]
+    keys = dict.fromkeys((r["run"], r["against"], r["threat"]) for r in rows)
+    for key in keys:
+        own = [r for r in rows if (r["run"], r["against"], r["threat"]) == key]
+        apart = [100 * (r["gained"] - r["lost"]) / r["n"] for r in own]
+        p = pairs.mcnemar(*(np.array([r[key] for r in own]) for key in ("gained", "lost")))
+        cells = [*key, ", ".join(f"{value:+.1f}" for value in apart), interval(apart)]
+        cells.append(", ".join("< 0.001" if value < 0.001 else f"{value:.2g}" for value in p))
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append(
+        "\nIn points of accuracy under attack; the interval is Student's, over the seeds, each of "
+        "which is another training; p is that of each seed's two networks."
+    )
+    return "\n".join(lines)
+
+
+def interval(values: list[float]) -> str:
+    """Return the mean of a few values and its 95 % interval, by Student's t."""
+    from scipy.stats import t  # JAX depends on SciPy; its import takes a second
+
+    mean = sum(values) / len(values)
+    if len(values) < 3:
+        return f"{mean:+.1f}"
+    deviation = statistics.stdev(values)
+    half = float(t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"

@@ -64,12 +64,12 @@ def load(
 
     >>> import pathlib, tempfile
     >>> from jaxrobust import models
-    >>> from jaxrobust.weights.store import files, folder
+    >>> from jaxrobust.weights.store import files, weights_folder
     >>> options = {"depths": (1, 1, 1), "dims": (8, 8, 8)}
     >>> net = models.create("convnext_n", num_classes=10, image_size=32, **options)
     >>> params, stats = jax.jit(net.init)(jax.random.key(0))
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.safetensors"
-    >>> files.write(path, jax.device_get(params | stats), folder.metadata(
+    >>> files.write(path, jax.device_get(params | stats), weights_folder.metadata(
     ...     "convnext_n", options))
     >>> net, params, stats, about = load(path, image_size=32)
     >>> logits, _ = net.apply(params, stats, jax.numpy.zeros((2, 32, 32, 3)))

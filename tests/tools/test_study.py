@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
-from configs import aligned_study, cifar_study
+from configs import aligned_study, augmentation_study, cifar_study, stem_study
 from jaxrobust.analysis.papers import tables
+from jaxrobust.evaluation.records import verdicts
 from jaxrobust.resolved import of_phase, phases
 from tools import study
 
@@ -20,6 +22,22 @@ def units(config) -> float:
         passes = 1 if seen[name].objective == "clean" else seen.attack.steps + 1
         total += seen[name].epochs * passes * (seen.model.image_size / 32) ** 2
     return total
+
+
+def write_records(path: Path, norms, fooled=()) -> None:
+    """Records of a run in each norm, with verdicts on eight images of which two are robust."""
+    lines = []
+    for norm in norms:
+        file = f"verdicts-{norm}.json"
+        found = np.array(["", "", *["square"] * 6])
+        found[list(fooled)] = "square"
+        columns = [np.arange(8), np.zeros(8, int), found != "clean", found]
+        columns += [np.zeros(8), np.full(8, -1)]
+        verdicts.write(path.parent / file, norm, verdicts.Verdicts(*columns))
+        row = {"weights": "train, step 3, ema", "method": "autoattack standard"}
+        row |= {"clean": 0.5, "robust": 0.25, "verdicts": file, "attacks": [{"norm": norm}]}
+        lines.append(json.dumps(row) + "\n")
+    path.write_text("".join(lines))
 
 
 class ConfigTest(parameterized.TestCase):
@@ -50,8 +68,7 @@ class StudyTest(parameterized.TestCase):
                 folder = workdir / "evaluation" if "evaluate" in command[2] else workdir
                 path = folder / "results.jsonl"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                row = {"weights": "train, step 3, ema", "method": "autoattack standard"}
-                path.write_text(json.dumps(row | {"clean": 0.5, "robust": 0.25}) + "\n")
+                write_records(path, ["linf"])
             return mock.Mock(returncode=code)
 
         words = ["study.py", "--out", str(out), "--minutes", minutes, *more]
@@ -84,7 +101,7 @@ class StudyTest(parameterized.TestCase):
         said = study.table(out, cifar_study)
         self.assertIn("| one-step | 50.0, 50.0 | 25.0, 25.0 | 25.0 (+0.0) | 46.4 instead", said)
 
-    @parameterized.parameters("cifar_study", "residual_study", "aligned_study")
+    @parameterized.parameters(*(p.name for p in (study.ROOT / "tools/records").glob("*_study")))
     def test_readme_shows_the_records(self, name):
         text = (study.ROOT / "tools" / "README.md").read_text()
         said = study.table(study.ROOT / "tools/records" / name, study.study(name))
@@ -99,8 +116,10 @@ class StudyTest(parameterized.TestCase):
         self.assertEqual(commands[0], ("jaxrobust.main", "base-1"))
 
     def test_the_paper_is_quoted_for_every_run(self):
-        for found in map(study.study, study.STUDIES):
+        for name in ("cifar_study", "stem_study", "residual_study", "aligned_study"):
+            found = study.study(name)
             self.assertCountEqual(found.PAPER, found.RUNS[1:])
+        self.assertContainsSubset(augmentation_study.PAPER, augmentation_study.RUNS)
 
     def test_the_worst_case_quoted_is_of_this_order_and_patch(self):
         """PVTv2 with patches of 2 beside the paper's PVTv2 with patches of 2."""
@@ -128,7 +147,8 @@ class StudyTest(parameterized.TestCase):
         kept = study.ROOT / "tools/records/aligned_study"
         means = {
             run: sum(
-                study.attacked(kept / f"{run}-{seed}", aligned_study).robust for seed in study.SEEDS
+                study.attacked(kept / f"{run}-{seed}", aligned_study)[0].robust
+                for seed in aligned_study.SEEDS
             )
             for run in aligned_study.PAPER
         }
@@ -138,6 +158,30 @@ class StudyTest(parameterized.TestCase):
         self.assertNotIn("The order is not the paper's", text)
         said = r"150 images do not tell the two networks apart\*\* \(p = 0.06 and 0.19\)"
         self.assertRegex(" ".join(text.split()), said)
+
+    def test_three_norms_of_five_seeds(self):
+        out = Path(self.create_tempdir())
+        for run in stem_study.RUNS:
+            for seed in stem_study.SEEDS:
+                folder = out / f"{run}-{seed}" / "evaluation"
+                folder.mkdir(parents=True)
+                write_records(folder / "results.jsonl", ("linf", "l2", "l1"), [0] * (run == "pgd"))
+        study.write_pairs(out, stem_study)
+        said = study.table(out, stem_study)
+        self.assertIn("| convstem | 50.0 (50.0 to 50.0) |" + " 25.0 (25.0 to 25.0) |" * 3, said)
+        said = study.paired_table(out, stem_study)
+        alike = "+0.0, +0.0, +0.0, +0.0, +0.0 | +0.0 (+0.0 to +0.0) | 1, 1, 1, 1, 1 |"
+        self.assertIn(f"| patchstem | convstem | l1:12 | {alike}", said)
+        lost = "-12.5, -12.5, -12.5, -12.5, -12.5 | -12.5 (-12.5 to -12.5) | 1, 1, 1, 1, 1 |"
+        self.assertIn(f"| pgd | convstem | linf:8/255 | {lost}", said)
+
+    def test_interval_is_students(self):
+        self.assertEqual(study.interval([1.0, 2.0, 3.0]), "+2.0 (-0.5 to +4.5)")  # 4.303 / 3^0.5
+        self.assertEqual(study.interval([1.0, 2.0]), "+1.5")
+
+    def test_ends_are_compared_with_their_own_base(self):
+        self.assertEqual(study.against(augmentation_study, "heavy-rate"), "base-rate")
+        self.assertEqual(study.against(augmentation_study, "cutmix"), "base")
 
     def test_begins_nothing_after_its_time(self):
         out = Path(self.create_tempdir())
