@@ -16,6 +16,7 @@ and, after a hyphen, what is different in the whole run:
     random       10 adversarial epochs from random weights, no clean ones
     radius       radius of 4/255
     rate         a third of the learning rate
+    warmup       a radius that grows to 8/255 in the first 5 of the 8 adversarial epochs
     few          2,000 images, of which there are ten times as many epochs, at a third of the rate
 
 `tools/study.py --study augmentation_study` makes them and attacks them with AutoAttack;
@@ -29,7 +30,11 @@ LADDER = ("base", "randaugment", "mixup", "cutmix", "erasing", "heavy")
 ENDS = ("base", "heavy")
 RUNS = (
     *LADDER,
-    *(f"{step}-{other}" for other in ("rate", "radius", "few", "random") for step in ENDS),
+    *(
+        f"{step}-{other}"
+        for other in ("rate", "radius", "warmup", "few", "random")
+        for step in ENDS
+    ),
 )
 SEEDS = (0, 1)
 IMAGES = 1000  # of the test split, that are attacked
@@ -43,10 +48,11 @@ PAPER = {
     "heavy": "47.5 instead of 42.2",
     "heavy-radius": "47.5 instead of 42.2",
 }
-ROWS = ("cutmix,seed=1", "heavy-few", "heavy-radius", "base-random", "heavy-rate")
+ROWS = ("cutmix,seed=1", "heavy-few", "heavy-radius", "base-random", "heavy-warmup")
 SOURCES = cifar_study.SHARED_SOURCES | {
     "label_smoothing": "Table 1: heavy augmentation",
     "attack.epsilon": "ours: that of CIFAR-10 on RobustBench; 4/255: the paper's",
+    "attack.warmup_epochs": "ours: as the light recipe, in few epochs",
     "*.lr": "ours: 1e-3, or a third of it",
 }
 
@@ -59,6 +65,8 @@ def get_config(arguments: str = ""):
     _augment(config, LADDER.index(step))
     if other == "radius":
         config.attack.epsilon = 4 / 255
+    if other == "warmup":
+        config.attack.warmup_epochs = 5
     for phase in (config.pretrain, config.train):
         if other in ("rate", "few"):
             phase.lr = 1e-3 / 3
