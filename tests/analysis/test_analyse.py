@@ -27,7 +27,7 @@ from jaxrobust.config import network_of
 from jaxrobust.types import Threat
 from jaxrobust.weights.store.checkpoint import steps
 from jaxrobust.weights.trained import runs
-from tests.support import evaluations, sweeps
+from tests.support import evaluations, parity, sweeps
 from tests.support import runs as training
 
 PLOT = importlib.util.find_spec("matplotlib") is not None
@@ -37,6 +37,15 @@ _folder = tempfile.TemporaryDirectory()
 
 def tearDownModule():
     _folder.cleanup()
+
+
+_LINEAR = """import torch
+
+def linear():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10, bias=False))
+    net[1].weight.data = (torch.arange(640).reshape(10, 64) % 7).float()
+    return net.eval()
+"""
 
 
 @functools.cache
@@ -239,6 +248,21 @@ class NumbersTest(parameterized.TestCase):
             self.assertEqual(float(row["images_top1"]), clean)
 
     @pytest.mark.slow
+    def test_a_judge_of_pytorch(self):
+        parity.torch_or_skip(self)
+        path = Path(self.create_tempdir()) / "judges.py"
+        path.write_text(_LINEAR)
+        words = ("--n", 64, "--steps", 1, "--judges", f"torch:{path}:linear", "--top", 3)
+        _, row = self.analysed("semantic-score", *words)
+        images, labels = Network(64).images, Network(64).labels
+        matrix = np.arange(640).reshape(10, 64) % 7
+        order = np.argsort(-images.reshape(64, 64) @ matrix.T, axis=1, kind="stable")
+        for k in (1, 3):
+            expected = (order[:, :k] == labels[:, None]).any(1).mean()
+            self.assertAlmostEqual(float(row[f"images_top{k}"]), expected, delta=1 / 64)
+        self.assertIn("linear", row["judge"])
+
+    @pytest.mark.slow
     def test_augmentations(self):
         folder = Path(self.create_tempdir())
         pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
@@ -274,6 +298,7 @@ class NumbersTest(parameterized.TestCase):
         (["perturbations", "--workdir", "RUN", "--model", "vit_s"], "give --workdir RUN, or"),
         (["semantic-score", "--workdir", "RUN"], "needs --judges"),
         (["semantic-score", "--workdir", "RUN", "--judges", "a=b"], "there is no file b"),
+        (["semantic-score", "--workdir", "RUN", "--judges", "torch:no.py:b"], "--torch=no.py:b"),
         (
             ["semantic-score", "--workdir", "RUN", "--judges", "RUN", "--top", "10"],
             "--top=10 must be below the 10 classes",

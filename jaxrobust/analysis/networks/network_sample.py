@@ -110,11 +110,13 @@ def _images(source: registry.Source, subject: Subject, n: int, wanted: str | Non
 
 
 def other(place: str, like: NetworkSample) -> tuple[str, Subject, LogitsFn]:
-    """Return name, subject and logits of another network (a place or NAME=FILE)."""
+    """Return name, subject and logits of another network: a place, NAME=FILE or torch:BUILDER."""
     name, equals, file = place.partition("=")
     about = like.subject
     named: dict[str, Any] = {"weights": place}
-    if equals:
+    if place.startswith("torch:"):
+        named = {"torch": place.removeprefix("torch:")}
+    elif equals:
         if not Path(file).is_file():
             raise ValueError(f"{place}: there is no file {file}")
         named = {"model": name, "weights": file, "num_classes": about.network.num_classes}

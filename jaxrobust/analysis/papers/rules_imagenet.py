@@ -106,7 +106,8 @@ def _more_images(row: Row) -> dict[str, Any]:
 _POD = "--on v4:2x4x4"  # 64 cores
 _JUDGED = (
     "jaxrobust analyse semantic-score --weights {weights} --dataset imagenet2012 --norm linf "
-    "--epsilon 4/255 --n 5000 --judges swin_large_patch4_window7_224.ms_in22k_ft_in1k"
+    "--epsilon 4/255 --n 5000 --judges swin_large_patch4_window7_224.ms_in22k_ft_in1k "
+    "torch:judges.py:convnext_xl torch:judges.py:beit_l"
 )
 _WITH_LIGHT = {"weight_decay": (0.5,), "train_dataset": ("imagenet2012",)}
 _ABLATION = (
@@ -139,7 +140,9 @@ XCIT_LIGHT_RECIPE = (
     Rule(
         {"table": ("table_9",), "weights": ANY},
         commands=(_JUDGED,),
-        why="The judges ConvNeXt-XL and BeiT-L are no networks of `jaxrobust models`.",
+        why="judges.py is a file of yours, of two functions that return timm's "
+        "convnext_xlarge.fb_in22k_ft_in1k and beit_large_patch16_224.in22k_ft_in22k_in1k, each "
+        "behind its normalisation.",
     ),
     Rule(
         {"table": ("text_5",)},

@@ -41,7 +41,9 @@ class AnalyseFlags(NetworkFlags, ImageFlags, ThreatFlags):
         choices=["attack", "code"],
     )
     judges: tuple[str, ...] = _own(
-        "judges", "Other networks: runs, folders, ids, or NAME=FILE.", default=()
+        "judges",
+        "Other networks: runs, folders, ids, NAME=FILE, or PyTorch's torch:my_models.py:build.",
+        default=(),
     )
     top: int | None = _own(
         "top", "Number of guesses of a judge; default: 5, or 1 of 20 classes or fewer.", least=1
