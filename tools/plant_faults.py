@@ -126,8 +126,9 @@ def tests_of(tree: Path, file: Path) -> Iterator[tuple[str, list[str]]]:
     imports = re.compile(rf"from {parent} import [^()\n]*(\([^)]*)?\b{stem}\b|{parent}\.{stem}\b")
     tests = sorted((tree / room).rglob("test_*.py"), key=lambda t: (t.stem != f"test_{stem}", t))
     near = [t for t in tests if t.stem == f"test_{stem}" or imports.search(t.read_text())]
-    yield "near", [str(t.relative_to(tree)) for t in near]
-    yield "room", [room] if own else []
+    names = [str(t.relative_to(tree)) for t in near]
+    yield "near", names
+    yield "room", [room, *(f"--ignore={name}" for name in names)] if own else []
 
 
 def failing(tree: Path, tests: list[str]) -> str | None:
@@ -139,7 +140,9 @@ def failing(tree: Path, tests: list[str]) -> str | None:
     except subprocess.TimeoutExpired:
         return tests[0]
     found = re.search(r"^(?:FAILED|ERROR|SUBFAILED\S*) (\S+)", done.stdout, re.MULTILINE)
-    return None if done.returncode in (0, 5) else found[1] if found else tests[0]
+    return (
+        None if done.returncode in (0, 5) else found[1] if found else tests[0]
+    )  # 5: there are none
 
 
 def run(rows: list[dict[str, Any]]) -> None:

@@ -55,8 +55,9 @@ class FaultsTest(parameterized.TestCase):
     def test_the_tests_of_the_name_come_first(self):
         file = Path("jaxrobust/attacks/geometry/balls.py")
         (_, near), (_, room) = plant_faults.tests_of(ROOT, file)
-        self.assertEqual((near[0], room), ("tests/attacks/test_balls.py", ["tests/attacks"]))
+        self.assertEqual((near[0], room[0]), ("tests/attacks/test_balls.py", "tests/attacks"))
         self.assertIn("tests/attacks/test_apgd.py", near)  # which imports it
+        self.assertIn("--ignore=tests/attacks/test_apgd.py", room)  # which has passed
 
 
 if __name__ == "__main__":
