@@ -150,7 +150,10 @@ def run(rows: list[dict[str, Any]]) -> None:
     caught: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
-        subprocess.run(["git", "clone", "-q", str(ROOT), str(tree)], check=True)
+        subprocess.run(
+            ["git", "-c", "advice.detachedHead=false", "clone", "-q", str(ROOT), str(tree)],
+            check=True,
+        )
         for number, row in enumerate(rows, 1):
             file, verdict, test = tree / row["file"], "missed", None
             healthy = file.read_text()
