@@ -1,4 +1,4 @@
-"""Which small faults in the package its tests let through: mutation testing, room by room.
+"""Which small faults in the package its tests let through: mutation testing, folder by folder.
 
 python tools/plant_faults.py draw PATH ... [--count 10] [--seed 0] > faults.jsonl
 python tools/plant_faults.py run faults.jsonl
@@ -7,8 +7,8 @@ python tools/plant_faults.py run faults.jsonl
 what stands where and what is to stand there instead: lines can be taken out (a fault that changes
 nothing is none) or written by hand, without `line` and `column` where the text is there once.
 `run` plants one after the other into a clone of the last commit, and runs with each the tests that
-import its file, then those of its room. It prints which test caught it, after a look that this one
-passes without the fault.
+import its file, then those of its folder. It prints which test caught it, after a look that this
+one passes without the fault.
 """
 
 import argparse
@@ -29,8 +29,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 _PAIRS = "Lt LtE|Gt GtE|Eq NotEq|In NotIn|Is IsNot|Add Sub|Mult Div|And Or|BitAnd BitOr"
-_PAIRS += "|min max|minimum maximum|argmin argmax|any all|floor ceil|zeros ones|mean sum"
+_PAIRS += "|min max|minimum maximum|argmin argmax|any all|zeros ones|mean sum"
 _OTHER = {a: b for pair in _PAIRS.split("|") for a, b in [pair.split(), pair.split()[::-1]]}
+_OTHER |= dict(floor="ceil")
 _TEXT = {"print", "flag", "warn", "warning", "info", "add_argument", "join"}
 _ALIKE = {"min", "max", "minimum", "maximum", "isinstance", "getattr", "map", "add", "multiply"}
 _NO_CODE = ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom
@@ -119,16 +120,16 @@ def planted(source: str, row: dict[str, Any]) -> str:
 
 
 def tests_of(tree: Path, file: Path) -> Iterator[tuple[str, list[str]]]:
-    """Give the tests that import the file, those of its name first, and the tests of its room."""
+    """Give the tests that import the file, those of its name first, and the tests of its folder."""
     own = file.parts[1] != "commands" and (tree / "tests" / file.parts[1]).is_dir()
-    room = f"tests/{file.parts[1]}" if own else "tests"  # what starts others has no room
+    room = f"tests/{file.parts[1]}" if own else "tests"  # what starts others has no tests there
     parent, stem = ".".join(file.parts[:-1]), file.stem
     imports = re.compile(rf"from {parent} import [^()\n]*(\([^)]*)?\b{stem}\b|{parent}\.{stem}\b")
     tests = sorted((tree / room).rglob("test_*.py"), key=lambda t: (t.stem != f"test_{stem}", t))
     near = [t for t in tests if t.stem == f"test_{stem}" or imports.search(t.read_text())]
     names = [str(t.relative_to(tree)) for t in near]
     yield "near", names
-    yield "room", [room, *(f"--ignore={name}" for name in names)] if own else []
+    yield "folder", [room, *(f"--ignore={name}" for name in names)] if own else []
 
 
 def failing(tree: Path, tests: list[str]) -> str | None:
