@@ -214,6 +214,26 @@ class NumbersTest(Folders):
         self.assertBetween(covered, 0.93, 0.97)
 
 
+class PairTest(absltest.TestCase):
+    def pair(self, robust: comparison_findings.Difference | None) -> comparison_findings.Pair:
+        clean = comparison_findings.Difference("clean pairs", 0.05)
+        after = {"apgd-ce": "first", "apgd-t": "second", "fab-t": "third", "square": "robust pairs"}
+        none = np.zeros(0)
+        return comparison_findings.Pair("A", "B", clean, robust, after, none, none, none)
+
+    def test_steps_go_from_clean_to_robust(self):
+        steps = self.pair(comparison_findings.Difference("robust pairs", 0.04)).steps
+        expected = ["clean pairs", "first", "second", "third", "robust pairs"]
+        self.assertEqual(list(steps.values()), expected)
+        names = ["clean", "after apgd-ce", "after apgd-t", "after fab-t", "robust"]
+        self.assertEqual(list(steps), names)
+        self.assertNotIn("robust", self.pair(None).steps)
+
+    def test_apart_is_below_5_percent(self):
+        apart = [comparison_findings.Difference(None, p).apart for p in (0.0499, 0.0501)]
+        self.assertEqual(apart, [True, False])
+
+
 class SearchedTest(Folders):
     def test_two_networks_under_apgd(self):
         """Nothing is made up: linear networks on noise, the second of which has lost a class."""

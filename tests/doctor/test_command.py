@@ -12,10 +12,12 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from configs import quickstart
-from jaxrobust.data import open_source
+from jaxrobust.data import load, open_source
 from jaxrobust.doctor import command
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult, Finding
-from jaxrobust.doctor.patient import Recorded
+from jaxrobust.doctor.patient import Patient, Recorded
+from jaxrobust.evaluation.questions.flags import GivenFlags
+from jaxrobust.types import Threat
 from jaxrobust.weights.trained import runs
 from tests.support import paths
 from tests.support.runs import quiet_run
@@ -180,6 +182,43 @@ class RecordedTest(parameterized.TestCase):
         (run / "results.jsonl").write_text(json.dumps({"schema": 99}) + "\n")
         with self.assertRaisesRegex(ValueError, "schema 99, .* install a newer jaxrobust"):
             command._recorded(run, RECORD["weights"], None, open_source("digits", "test"))
+
+
+class ReadTest(parameterized.TestCase):
+    """The network of flags, and the images that are looked at."""
+
+    def read(self, *, images: int = 60, **flags) -> tuple[str, Patient]:
+        file = self.create_tempfile(
+            "own.py", "def f(x):\n    return x.reshape(len(x), -1)[:, :10]\n"
+        )
+        none = dict.fromkeys(GivenFlags._fields) | {"attack": "clean", "version": "standard"}
+        none |= {"search_dtype": "float32", "n": 0, "seed": 3}
+        named = {"function": f"{file.full_path}:f", "dataset": "digits"} | flags
+        return command._read(GivenFlags(**none | named), images)
+
+    @parameterized.parameters(
+        ({}, Threat("linf", 8 / 255)),
+        ({"norm": "l2"}, Threat("l2", 0.5)),
+        ({"norm": "l1"}, Threat("l1", 12.0)),
+        ({"norm": "l2", "epsilon": 0.25}, Threat("l2", 0.25)),
+    )
+    def test_a_radius_that_is_not_given_is_that_of_cifar10(self, flags, threat):
+        self.assertEqual(self.read(**flags)[1].threat, threat)
+
+    def test_images_are_of_the_whole_split(self):
+        of, patient = self.read(images=60)
+        whole = load("digits", split="test", image_size=8)
+        self.assertRegex(of, r"own\.py:f on 60 images of .*digits")
+        self.assertEqual((len(patient.images), patient.seed), (60, 3))
+        places = [int(np.abs(whole.images - one).sum((1, 2, 3)).argmin()) for one in patient.images]
+        np.testing.assert_array_equal(whole.images[places], patient.images)
+        np.testing.assert_array_equal(whole.labels[places], patient.labels)
+        self.assertLess(100, max(places))
+        self.assertEqual(places, sorted(set(places)))
+
+    def test_of_a_small_split_all_are_looked_at(self):
+        _, patient = self.read(images=60, split="test[:9]")
+        np.testing.assert_array_equal(patient.images, load("digits", split="test[:9]")[0])
 
 
 class CommandTest(parameterized.TestCase):

@@ -87,6 +87,30 @@ class ComputedTest(parameterized.TestCase):
 
 
 class MeasuredTest(absltest.TestCase):
+    def test_each_attack_is_tried_on_full_slots_of_whole_images(self):
+        config = imagenet()
+        images = np.zeros((16, 8, 6, 3), np.float32)
+        runner = mock.Mock(slots=40, mesh=jax.make_mesh((1,), ("data",)))
+        with (
+            mock.patch.object(attacked, "_network", return_value=(None, images, np.arange(16))),
+            mock.patch.object(attacked, "_once", return_value=2.0),
+            mock.patch.object(
+                attacked, "_tried", side_effect=[(1.0, n) for n in range(4)]
+            ) as tried,
+            mock.patch.object(engine, "make", return_value=runner),
+            mock.patch.object(engine, "trace", return_value=runner) as trace,
+        ):
+            found = attacked.measured(config, seconds=0.5)
+        trace.assert_called_once_with(runner, (8, 6, 3))
+        names = list(ensembles.VERSIONS["standard"])
+        self.assertEqual([call.args[1].name for call in tried.mock_calls], names)
+        for call in tried.mock_calls:
+            self.assertEqual(call.args[2].shape, (40, 8, 6, 3))
+            self.assertEqual(call.args[3].tolist(), [*range(16), *range(16), *range(8)])
+        self.assertEqual(found.pass_s, {name: n for n, name in enumerate(names)})
+        self.assertEqual((found.slots, found.compile_s, found.once_s), (40, 4.0, 2.0))
+        self.assertEqual(found.jobs_per_image, {"apgd-ce": 1, "apgd-t": 9, "fab-t": 9, "square": 1})
+
     @pytest.mark.slow
     def test_every_attack_is_tried_with_its_own_program(self):
         config = base().unlock()

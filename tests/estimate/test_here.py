@@ -1,5 +1,6 @@
 """What is measured on devices that are present, where it fails."""
 
+import itertools
 from unittest import mock
 
 import jax
@@ -51,6 +52,26 @@ class EvaluationTest(absltest.TestCase):
             mock.patch.object(here, "_timed", return_value=2.0),
         ):
             self.assertEqual(here._evaluation(part, "test", phase, (), None), (3 * 2.0, 7.0))
+
+
+class StepsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (2.0, 2),  # as many as fit into the seconds, behind the first
+        (0.0, 1),  # but one
+        (1e9, here.MOST_STEPS),
+    )
+    def test_the_first_step_does_not_count(self, seconds, counted):
+        clock, made = [0.0], []
+
+        def step(state, batch, control):
+            clock[0] += 100.0 if not made else 1.0
+            made.append((state, batch, control))
+            return state + 1, ()
+
+        with mock.patch.object(here.time, "perf_counter", lambda: clock[0]):
+            found = here._steps(step, 0, itertools.count(), "control", seconds)
+        self.assertEqual(found, (counted, 1.0))
+        self.assertEqual(made, [(i, i, "control") for i in range(counted + 1)])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation.questions import questions
 from jaxrobust.interop import agreement, named
+from jaxrobust.interop import torch as interop
 from jaxrobust.interop.operators import TABLE
 from jaxrobust.interop.program import OperatorRule
 from jaxrobust.interop.reading import refusals
@@ -363,6 +364,28 @@ class AgreementTest(parameterized.TestCase):
         self.addCleanup(TABLE.__setitem__, relu, row)
         with self.assertRaisesRegex(ValueError, "Every operator gives the same values, so a grad"):
             agreement.compared(network, images())
+
+
+class ShownTest(absltest.TestCase):
+    """The images on which a network is compared with its module."""
+
+    def setUp(self):
+        super().setUp()
+        self.images = np.random.default_rng(1).random((4, 5, 6, 3), np.float32)
+
+    def test_are_the_first_of_those_given(self):
+        shown = interop._some(self.images, 2)
+        np.testing.assert_array_equal(shown, self.images[:2])
+        tensor = torch.from_numpy(self.images.transpose(0, 3, 1, 2)).requires_grad_()
+        np.testing.assert_array_equal(interop._some(tensor, 2), shown)
+        self.assertEqual(interop._image(tensor), interop._image(self.images))
+
+    def test_are_noise_where_one_shows_nothing(self):
+        self.images[1] = 0.5
+        shown = interop._some(self.images, 3)
+        self.assertEqual(shown.shape, (3, 5, 6, 3))
+        self.assertGreater(shown.std((1, 2, 3)).min(), 0.2)
+        self.assertLen(interop._some(self.images[:0], 3), 3)
 
 
 if __name__ == "__main__":

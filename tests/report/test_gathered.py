@@ -29,5 +29,20 @@ class PlacedTest(absltest.TestCase):
         self.assertEqual(self.names("first", "second"), ["elsewhere"])
 
 
+class PhasesTest(absltest.TestCase):
+    def test_in_the_order_of_the_config_and_what_it_lacks_last(self):
+        folder = Path(self.create_tempdir(), "run")
+        reports.run(folder)
+        (run,) = gathered.gather([folder]).runs
+        curves = {phase: {} for phase in ("extra", "second", "first")}
+        for listed, phases in [
+            (["first", "unmade", "second"], ["first", "second", "extra"]),
+            (None, ["extra", "second", "first"]),
+        ]:
+            metrics = run.metrics._replace(curves=curves)
+            run = run._replace(config=run.config | {"phases": listed}, metrics=metrics)
+            self.assertEqual(run.phases, phases)
+
+
 if __name__ == "__main__":
     absltest.main()

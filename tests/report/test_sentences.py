@@ -1,12 +1,16 @@
-"""What puts a number in doubt, in the units that the page is read in."""
+"""What a number is of and what puts it in doubt, in the units that the page is read in."""
 
 from pathlib import Path
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.report.gathered import ReportedEvaluation
+from jaxrobust.report.gathered import Gathered, ReportedEvaluation
+from jaxrobust.report.parts import evaluation as part
 from jaxrobust.report.parts import sentences
+
+WHOLE = [{"name": n, "norm": "linf", "epsilon": 8 / 255} for n in ("apgd-ce", "apgd-t", "fab-t")]
+WHOLE += [WHOLE[0] | {"name": "square"}]
 
 
 def evaluation(**record):
@@ -15,7 +19,31 @@ def evaluation(**record):
     return ReportedEvaluation("net", Path("results.jsonl"), made, None, [], None, {})
 
 
-class DoubtsTest(absltest.TestCase):
+def standard(**record):
+    """An evaluation without a doubt."""
+    own = {"method": "autoattack standard", "attacks": WHOLE, "image_ids": "0..999"}
+    own |= {"split": "test", "commit": "0123", "search_dtype": "float32", "dataset": "digits"}
+    return evaluation(**(own | record))
+
+
+class DoubtsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({}, None),
+        ({"method": "union"}, None),  # of all four attacks
+        ({"method": "union", "attacks": WHOLE[:3]}, "The attack was union, not the standard"),
+        ({"method": "apgd-ce"}, "The attack was apgd-ce, not the standard version"),
+        ({"robust": None, "method": None, "attacks": []}, None),
+        ({"image_ids": "0..998"}, "Only 999 images were evaluated"),
+        ({"split": "train[:10%]"}, "The images are of the training split"),
+        ({"commit": "0123+changes"}, "The code differed from its commit"),
+        ({"search_dtype": "bfloat16"}, "The attacks searched in bfloat16"),
+        ({"flags": {"nan": "it is none"}}, "Flag nan: it is none"),
+    )
+    def test_each_doubt_alone(self, record, expected):
+        found = sentences.doubts(standard(**record), [])
+        self.assertLen(found, expected is not None, found)
+        self.assertStartsWith("".join(found), expected or "")
+
     def test_an_interval_is_as_wide_as_its_ends_are_apart_in_points(self):
         ends = {"clean": (0.7, 0.9), "robust": (0.382, 0.618)}
         one = evaluation(image_ids="0..99", interval=ends)
@@ -23,6 +51,61 @@ class DoubtsTest(absltest.TestCase):
         found = " ".join(sentences.doubts(one, []))
         self.assertIn("Only 100 images were evaluated, so the 95 % interval is 23.6 points", found)
         self.assertIn("The attack was pgd, steps 20, not the standard version", found)
+
+
+class HeadlineTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({}, "and 50.0 % (46.9 to 53.1 %) also when autoattack standard may change them within L"),
+        ({"method": "union"}, "also when the attacks may change them within L∞ 8/255."),
+        ({"robust": None}, "classifies 80.0 % of 1,000 images of digits (split test) correctly "),
+        ({"robust": None}, "(95 % interval 77.4 to 82.4 %); it was not attacked."),
+        ({"attacks": [*WHOLE, {"norm": "l2", "epsilon": 0.5}]}, "all of L∞ 8/255, L2 0.5."),
+        ({"model": {"name": "vit_s"}, "weights": "ema"}, "net: vit_s (ema) classifies"),
+        ({"image_ids": "3..3"}, "of 1 images of"),
+        ({"image_ids": "unknown"}, "of the images of"),
+    )
+    def test_a_sentence(self, record, expected):
+        self.assertIn(expected, sentences.headline(standard(**record)))
+
+    @parameterized.parameters(
+        ({"attacks": []}, "no attack"),
+        ({}, "pgd, steps 20"),
+        ({"method": "mim-20"}, "mim-20"),
+        ({"method": "union", "worst_case": [{"robust": 0.5}]}, "worst case"),
+    )
+    def test_a_method(self, record, expected):
+        self.assertEqual(sentences.method(evaluation(**record).record), expected)
+
+    @parameterized.parameters(
+        ({"image_ids": "0..98", "robust": 0.9}, {"image_ids": "0..99"}),  # 100 images are enough
+        ({"image_ids": "0..49"}, {"image_ids": "0..50"}),
+        ({"method": "apgd-ce", "image_ids": "0..9999"}, {"image_ids": "0..100"}),
+        ({"robust": None, "method": None, "attacks": []}, {"method": "pgd-1"}),
+        ({"attacks": WHOLE[:3]}, {}),
+        ({"time": "2025"}, {"time": "2026"}),
+    )
+    def test_the_stronger_one_of_a_network_is_chosen(self, weaker, stronger):
+        both = [standard(weights_sha256="same", **each) for each in (weaker, stronger)]
+        for order in (both, both[::-1]):
+            self.assertEqual(sentences.chosen(Gathered([], order, [])), [both[1]])
+
+    def test_the_most_robust_network_is_first(self):
+        some = [standard(weights_sha256=str(r), robust=r) for r in (0.2, 0.6, 0.4)]
+        found = [one.record.robust for one in sentences.chosen(Gathered([], some, []))]
+        self.assertEqual(found, [0.6, 0.4, 0.2])
+
+
+class LaddersTest(absltest.TestCase):
+    def test_evaluations_that_differ_in_their_radius_alone(self):
+        def at(epsilon, **record):
+            attacks = [one | {"epsilon": epsilon} for one in WHOLE]
+            return standard(attacks=attacks, weights_sha256="same", **record)
+
+        own = [at(0.3), at(0.1), at(0.2)]
+        others = [at(0.4, method="pgd-1"), at(0.5, split="train"), at(0.6, search_dtype="bfloat16")]
+        (found,) = part.ladders([*own, *others])
+        self.assertEqual([one.record.threats[0].epsilon for one in found], [0.1, 0.2, 0.3])
+        self.assertEmpty(part.ladders([own[0], *others]))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,15 @@ class KeptTest(absltest.TestCase):
         self.addCleanup(made.close)
         return made
 
+    def test_a_new_step_replaces_the_one_before(self):
+        folder = Path(self.create_tempdir())
+        last = self.opened(folder)
+        for step in (3, 5):
+            last.save(step, {"w": np.full(2, step, np.float32)}, {"step": step})
+        last.wait()
+        self.assertEqual((checkpoint.steps(folder), last.latest_step()), ([5], 5))
+        self.assertEqual(last.meta(5), {"step": 5})
+
     def test_only_who_keeps_the_last_removes_those_before(self):
         """At the start too: a kill may have left two."""
         folder = Path(self.create_tempdir())

@@ -14,5 +14,36 @@ class ClockTest(parameterized.TestCase):
         self.assertEqual(progress.clock(seconds), said)
 
 
+class LineTest(parameterized.TestCase):
+    PARTS = (
+        progress.LinePart("loss 0.5,", 0),
+        progress.LinePart("", 9),
+        progress.LinePart("step 3,", 2),
+        progress.LinePart("eta 1:00", 1),
+    )
+
+    @parameterized.parameters(
+        (29, "a: loss 0.5, eta 1:00"),
+        (30, "a: loss 0.5, step 3, eta 1:00"),
+        (21, "a: loss 0.5"),
+        (22, "a: loss 0.5, eta 1:00"),
+        (1, "a: loss 0.5"),  # the last one stays
+    )
+    def test_what_does_not_fit_is_left_out_by_its_rank(self, room, line):
+        self.assertEqual(progress.joined("a:", self.PARTS, room), line)
+
+    @parameterized.parameters((60, 18), (62, 20), (90, 20))
+    def test_a_bar_takes_what_is_left(self, room, bar):
+        line = progress.fitted("train", self.PARTS, room)
+        end = "loss 0.5, step 3, eta 1:00"
+        self.assertEqual(line, f"train {{percentage:3.0f}}% |{{bar:{bar}}}| {end}")
+
+    def test_no_bar_is_better_than_a_tiny_one(self):
+        line = progress.fitted(
+            "train", self.PARTS, len("train 100%  loss 0.5, step 3, eta 1:00") + 9
+        )
+        self.assertEqual(line, "train {percentage:3.0f}% loss 0.5, step 3, eta 1:00")
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -1,0 +1,67 @@
+"""What the help of a flag says counts where it is not given does count."""
+
+import dataclasses
+import importlib
+import re
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust import __main__ as overview
+from jaxrobust.commands import scaling
+from jaxrobust.commands.flags import evaluation
+
+# Those of absl define `--config`, which one process can do once.
+NAMES = [name for name in overview.COMMANDS if name not in ("train", "doctor", "estimate")]
+MODULES = [importlib.import_module(overview.module_of(name)) for name in NAMES]
+KINDS = {kind for module in MODULES for kind in vars(module).values() if type(kind) is type}
+FLAGS = [kind for kind in KINDS if dataclasses.is_dataclass(kind) and kind.__name__ != "Command"]
+FLAGS.sort(key=lambda kind: kind.__name__)
+
+
+class DefaultsTest(parameterized.TestCase):
+    @parameterized.parameters(*FLAGS)
+    def test_a_number_in_the_help_is_the_default(self, kind):
+        for field in dataclasses.fields(kind):
+            said = re.search(r"default: ([\d.e]+?)\.?$", field.metadata["about"].text)
+            if said and field.default is not None:
+                with self.subTest(field.name):
+                    self.assertEqual(float(field.default), float(said[1]))
+
+    @parameterized.parameters(*FLAGS)
+    def test_a_switch_is_off(self, kind):
+        switches = {f.name: f.default for f in dataclasses.fields(kind) if f.type in (bool, "bool")}
+        self.assertEqual(switches, dict.fromkeys(switches, False))
+
+    def test_an_evaluation_is_standard_autoattack_on_all_images(self):
+        own = evaluation.EvaluateFlags()
+        self.assertEqual(
+            (own.attack, own.version, own.search_dtype), ("autoattack", "standard", "float32")
+        )
+        self.assertEqual((own.n, own.seed, own.threat, own.replay), ("all", 0, (), ()))
+
+    def test_flags_are_found(self):
+        self.assertGreater(len(FLAGS), 10)
+
+
+class ScalingTest(parameterized.TestCase):
+    @parameterized.parameters(("basic", "wrn_a"), ("robust", "robustresnet_a"))
+    def test_the_published_networks_stand_beside(self, block, prefix):
+        found = scaling.run(scaling.ScalingFlags(multiply_adds=1e9, block=block))
+        names = ["solution", "rounded", *(f"{prefix}{i}" for i in (1, 2, 3, 4))]
+        self.assertEqual(list(found["networks"]), names)
+        solution, rounded = found["networks"]["solution"], found["networks"]["rounded"]
+        self.assertAlmostEqual(solution["multiply_adds"] / 1e9, 1, places=3)
+        self.assertAlmostEqual(solution["r_D"], 0.7, places=3)  # the rule's share of the depth
+        self.assertAlmostEqual(found["share"], rounded["multiply_adds"] / 1e9, places=6)
+
+    @parameterized.parameters(
+        ("wrn_28_10", {"depths": (2, 3, 4)}, "wrn_28_10,depths=2-3-4"),
+        ("r", {"first_conv": True, "se": False, "width": 2}, "r,se=no,width=2"),
+        ("r", {"se": True}, "r,se=yes"),
+    )
+    def test_the_config_of_a_study(self, name, options, line):
+        self.assertEqual(scaling._config(name, options), f"configs/cifar_bat.py:{line}")
+
+
+if __name__ == "__main__":
+    absltest.main()

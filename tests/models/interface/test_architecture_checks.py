@@ -1,0 +1,50 @@
+"""What architectures refuse, at both sides of each limit."""
+
+from types import SimpleNamespace
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust.models.interface import architecture_checks as checks
+
+ROW = SimpleNamespace(dim=8, depths=(1, 2), dims=(4, 8), none=(), zero=(1, 0), one=(3,))
+
+
+class ChecksTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (checks.check_least, {"dim": 8}, None),
+        (checks.check_least, {"dim": 9}, "dim=8 must be at least 9"),
+        (checks.check_image_size, 1, None),
+        (checks.check_image_size, 0, "image_size=0 must be at least 1"),
+        (checks.check_tuples, "depths", None),
+        (checks.check_tuples, "none", r"none=\(\) must be a tuple of positive integers"),
+        (checks.check_tuples, "zero", r"zero=\(1, 0\) must be a tuple of positive integers"),
+        (checks.check_stages, "depths dims", None),
+        (checks.check_stages, "depths one", r"one=\(3,\) and depths=\(1, 2\) must have the same"),
+        (checks.check_stages, "depths zero", "zero"),
+    )
+    def test_refused(self, check, given, said):
+        names = given.split() if isinstance(given, str) else ()
+        how = given if isinstance(given, dict) else {}
+        first = ROW if names or how else given
+        if said is None:
+            return check(first, *names, **how)
+        with self.assertRaisesRegex(ValueError, said):
+            check(first, *names, **how)
+
+    def test_nothing_may_stand_where_empty_is_allowed(self):
+        checks.check_tuples(ROW, "none", empty=True)
+        with self.assertRaisesRegex(ValueError, "zero"):
+            checks.check_tuples(ROW, "zero", empty=True)
+
+    @parameterized.parameters((6, 1), (24, 4))
+    def test_whole_patches(self, size, patches):
+        self.assertEqual(checks.whole_patches(SimpleNamespace(stem_strides=(2, 3)), size), patches)
+
+    @parameterized.parameters((1, 6), (5, 6), (20, 18), (22, 24))
+    def test_the_nearest_whole_number_of_patches(self, size, near):
+        with self.assertRaisesRegex(ValueError, f"patches of 6 px; use image_size={near},"):
+            checks.whole_patches(SimpleNamespace(stem_strides=(2, 3)), size)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,162 @@
+"""Modules alone: what they hold at first, what they compute, how running statistics move."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.models.cifar.shared import common, transformer
+from jaxrobust.models.families import residual
+from jaxrobust.models.modules import basic
+from jaxrobust.models.modules.activations import ACTIVATIONS
+from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, torch_default
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((4, 3, 3, 2)).astype(np.float32)
+
+
+def draws(seed: int = 0) -> Draws:
+    return Draws(jax.random.key(seed))
+
+
+class InitTest(parameterized.TestCase):
+    def test_by_default_a_kernel_is_narrow_and_a_bias_zero(self):
+        made = basic.Linear(300, 200, rngs=draws())
+        self.assertAlmostEqual(float(made.kernel[...].std()), 0.02, delta=1e-3)
+        self.assertFalse(np.asarray(made.bias[...]).any())
+        self.assertIsNone(basic.Linear(3, 2, bias=False, rngs=draws()).bias)
+
+    def test_pytorchs_are_uniform_with_the_bound_of_what_comes_in(self):
+        made = basic.Conv(32, 64, 3, groups=2, init=torch_default, rngs=draws())
+        self.assertEqual(made.kernel[...].shape, (3, 3, 16, 64))
+        for array in (made.kernel[...], made.bias[...]):
+            bound = 1 / math.sqrt(3 * 3 * 16)
+            self.assertLessEqual(float(jnp.abs(array).max()), bound)
+            self.assertAlmostEqual(float(array.std()) / (bound / math.sqrt(3)), 1, delta=0.2)
+
+    def test_each_draw_is_another(self):
+        one, rngs = draws(), draws()
+        first, second = (basic.Linear(4, 4, rngs=rngs).kernel[...] for _ in range(2))
+        self.assertGreater(float(jnp.abs(first - second).max()), 1e-3)
+        np.testing.assert_array_equal(first, basic.Linear(4, 4, rngs=one).kernel[...])
+
+
+class BatchNormTest(parameterized.TestCase):
+    @parameterized.parameters(0.1, 0.25, 1.0)
+    def test_running_statistics_move_by_the_momentum(self, momentum):
+        norm = basic.BatchNorm(2, momentum=momentum)
+        norm.mean[...], norm.var[...] = jnp.array([1.0, -1.0]), jnp.array([4.0, 9.0])
+        out = norm(jnp.asarray(X), train=True)
+        own = X.reshape(-1, 2).astype(np.float64)
+        normal = (own - own.mean(0)) / np.sqrt(own.var(0) + 1e-5)
+        np.testing.assert_allclose(np.reshape(out, (-1, 2)), normal, atol=1e-5)
+        for running, before, new in (
+            (norm.mean, [1, -1], own.mean(0)),
+            (norm.var, [4, 9], own.var(0, ddof=1)),
+        ):
+            moved = (1 - momentum) * np.array(before) + momentum * new
+            np.testing.assert_allclose(running[...], moved, rtol=1e-5)
+
+    def test_otherwise_they_normalise_and_stay(self):
+        norm = basic.BatchNorm(2)
+        norm.mean[...], norm.var[...] = jnp.array([1.0, -1.0]), jnp.array([4.0, 9.0])
+        norm.scale[...], norm.bias[...] = jnp.array([2.0, 3.0]), jnp.array([0.5, 0.0])
+        expected = (X - [1, -1]) / np.sqrt([4 + 1e-5, 9 + 1e-5]) * [2, 3] + [0.5, 0]
+        np.testing.assert_allclose(
+            norm(jnp.asarray(X), train=False), expected, rtol=1e-5, atol=1e-6
+        )
+        np.testing.assert_array_equal(norm.mean[...], [1, -1])
+
+    def test_a_mean_that_is_not_finite_goes_with_a_momentum_of_1(self):
+        norm = basic.BatchNorm(2, momentum=1.0, affine=False)
+        norm.mean[...] = jnp.array([np.nan, np.inf])
+        norm.move(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]))
+        np.testing.assert_array_equal(norm.mean[...], [1, 2])
+
+
+class FunctionsTest(parameterized.TestCase):
+    def test_the_first_layer_normalises(self):
+        made = basic.Normalize(2)
+        np.testing.assert_array_equal(made(jnp.asarray(X)), X)
+        made.mean[...], made.std[...] = jnp.array([0.5, 0.25]), jnp.array([2.0, 4.0])
+        np.testing.assert_allclose(made(jnp.asarray(X)), (X - [0.5, 0.25]) / [2, 4], rtol=1e-6)
+
+    @parameterized.parameters(
+        ("relu", lambda x: np.maximum(x, 0)),
+        ("silu", lambda x: x / (1 + np.exp(-x))),
+        ("softplus", lambda x: np.log1p(np.exp(x))),
+        ("gelu", lambda x: np.array([v * (1 + math.erf(v / 2**0.5)) / 2 for v in x])),
+        ("hard_swish", lambda x: x * np.clip(x + 3, 0, 6) / 6),
+    )
+    def test_activations_and_their_slopes(self, name, formula):
+        x = np.array([-90, -3.5, -2.9, -0.3, 0.2, 2.9, 3.5, 19.5, 20.5, 90.0])
+        function = ACTIVATIONS[name]
+        np.testing.assert_allclose(function(jnp.float32(x)), formula(x), rtol=1e-5, atol=1e-6)
+        slopes = jax.grad(lambda x: function(x).sum())(jnp.float32(x))
+        with np.errstate(over="ignore"):
+            by_hand = (formula(x + 1e-5) - formula(x - 1e-5)) / 2e-5
+        np.testing.assert_allclose(slopes, by_hand, rtol=1e-3, atol=1e-4)
+
+    def test_an_mlp_is_four_times_as_wide(self):
+        made = basic.Mlp(2, draws())
+        made.fc1.bias[...] = jnp.arange(8.0)
+        made.fc2.bias[...] = jnp.array([1.0, -1.0])
+        hidden = ACTIVATIONS["gelu"](
+            X.reshape(-1, 2) @ made.fc1.kernel[...] + jnp.arange(8.0)[None]
+        )
+        expected = hidden @ made.fc2.kernel[...] + jnp.array([[1.0, -1.0]])
+        np.testing.assert_allclose(made(jnp.asarray(X.reshape(-1, 2))), expected, atol=1e-6)
+
+
+class DropTest(parameterized.TestCase):
+    def test_branches_are_left_out_independently_at_their_rate(self):
+        ones = jnp.ones((4000, 1))
+        first, second = (
+            np.asarray(path(ones)).ravel() for path in branches(Drop(jax.random.key(0), 0.25), 2)
+        )
+        for kept in (first, second):
+            np.testing.assert_allclose(np.unique(kept), [0, 4 / 3], rtol=1e-6)
+            self.assertAlmostEqual(kept.mean(), 1, delta=0.05)
+        both = ((first > 0) & (second > 0)).mean()
+        self.assertAlmostEqual(both, 0.75**2, delta=0.03)
+
+    def test_dropout_is_drawn_apart_from_the_branches(self):
+        drop, ones = Drop(jax.random.key(0), 0.5), jnp.ones((2000, 1))
+        (path,) = branches(drop, 1)
+        (place,) = dropouts(drop, 1, 0.5, paths=1)
+        same = (np.asarray(path(ones)) == np.asarray(place(ones))).mean()
+        self.assertAlmostEqual(same, 0.5, delta=0.05)
+        for none in (dropouts(None, 2, 0.5, paths=1), dropouts(drop, 2, 0.0, paths=1)):
+            self.assertLen(none, 2)
+            np.testing.assert_array_equal(none[0](ones), ones)
+
+
+class SharedTest(parameterized.TestCase):
+    @parameterized.parameters((8, 64, [0, 4]), (64, 64, [4]), (64, 256, [0, 4]))
+    def test_which_shortcuts_have_a_convolution(self, stem, first, having):
+        names = list(residual.block_names((4, 2), stem, first))
+        expected = [f"layer1.{j}" for j in range(4)] + ["layer2.0", "layer2.1"]
+        self.assertEqual([name for name, _ in names], expected)
+        self.assertEqual([i for i, (_, conv) in enumerate(names) if conv], having)
+
+    @parameterized.parameters((32, 4, 8), (32, 32, 1), (30, 5, 6))
+    def test_a_grid(self, size, patch, side):
+        self.assertEqual(transformer.grid_of(size, patch), side)
+
+    @parameterized.parameters(
+        (30, 4, "take patch=3 or 5,"), (30, 0, "take patch=1,"), (6, 7, "take patch=6,")
+    )
+    def test_no_grid(self, size, patch, said):
+        with self.assertRaisesRegex(ValueError, said):
+            transformer.grid_of(size, patch)
+
+    def test_an_image_is_halved_down_to_a_pixel(self):
+        common.check_halvings(32, 5)
+        with self.assertRaisesRegex(ValueError, "halved 5 times, so take at least 32"):
+            common.check_halvings(31, 5)
+
+
+if __name__ == "__main__":
+    absltest.main()

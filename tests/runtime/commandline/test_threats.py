@@ -1,0 +1,53 @@
+"""Threats and ladders of them, as flags write them."""
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.runtime.commandline import threats
+from jaxrobust.types import Threat
+
+
+class ThreatsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("linf:4/255", Threat("linf", 4 / 255)),
+        (" L2 : 0.5 ", Threat("l2", 0.5)),
+        ("l1:12", Threat("l1", 12.0)),
+    )
+    def test_a_threat(self, text, threat):
+        self.assertEqual(threats.parse(text), threat)
+
+    @parameterized.parameters(
+        ("l3:1", "--threat=l3:1: the norm 'l3' is unknown; one of linf, l2, l1"),
+        ("4/255", "--threat=4/255: the norm '4/255' is unknown"),
+        ("l2", "--threat=l2 has no radius; write l2:RADIUS"),
+        ("l2:", "--threat=l2: has no radius"),
+        ("linf:4", "--threat=linf:4: .*write 4/255"),
+        ("l2:x", "--threat=l2:x: "),
+    )
+    def test_no_threat(self, text, said):
+        with self.assertRaisesRegex(ValueError, said):
+            threats.parse(text)
+
+    def test_a_ladder_has_both_ends_and_equal_steps(self):
+        found = threats.ladder("Linf:0:16/255:5")
+        self.assertEqual({each.norm for each in found}, {"linf"})
+        radii = [each.epsilon for each in found]
+        np.testing.assert_allclose(radii, np.array([0, 4, 8, 12, 16]) / 255)
+        self.assertLen(threats.ladder("l2:0.1:0.2:2"), 2)
+
+    @parameterized.parameters(
+        ("l2:0:1", "has 3 parts; write NORM:LOW:HIGH:RADII"),
+        ("l2:0:1:2:3", "has 5 parts"),
+        ("l2:0:1:1", "'1' is no number of radii, 2 or more"),
+        ("l2:0:1:-3", "'-3' is no number of radii"),
+        ("l2:1:0:3", "descends; the smallest radius comes first"),
+        ("l2:1:1:3", "descends"),
+        ("linf:0:16:3", "--ladder=linf:0:16:3: linf:16: "),
+    )
+    def test_no_ladder(self, text, said):
+        with self.assertRaisesRegex(ValueError, said):
+            threats.ladder(text)
+
+
+if __name__ == "__main__":
+    absltest.main()

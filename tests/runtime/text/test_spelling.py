@@ -1,0 +1,37 @@
+"""What somebody may have meant, at the end of a message and at its beginning."""
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust.runtime.text import spelling
+
+KNOWN = ["digits", "cifar10"]
+
+
+class SpellingTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("digitz", "did you mean digits?", "did you mean digits? "),
+        ("digits", "did you mean digits?", ""),
+        ("x", "one of digits, cifar10", ""),
+    )
+    def test_the_nearest_word(self, word, end, beginning):
+        self.assertEqual(spelling.meant(word, KNOWN), end)
+        self.assertEqual(spelling.near(word, iter(KNOWN)), beginning)
+
+    def test_a_word_of_ones_own_would_do_as_well(self):
+        self.assertEqual(
+            spelling.meant("x", KNOWN, give="a file or "), "a file or one of digits, cifar10"
+        )
+
+    @parameterized.parameters(
+        ("Linf", "linf"), (" L2", "l2"), ("L1 ", "l1"), ("L3", "L3"), ("linfinity", "linfinity")
+    )
+    def test_norms(self, given, spelled):
+        self.assertEqual(spelling.norm(given), spelled)
+
+    @parameterized.parameters((0, "0 steps"), (1, "1 step"), (2, "2 steps"))
+    def test_numbers_of_things(self, number, words):
+        self.assertEqual(spelling.counted(number, "step"), words)
+
+
+if __name__ == "__main__":
+    absltest.main()
