@@ -3,9 +3,10 @@
     jaxrobust train --config configs/larger_radius.py:convnext_t_cvst
 
 The arguments are a network and start=published|trained: the published network at 4/255, by its
-RobustBench id, or that of the run `runs/revisiting_at-MODEL` (50 epochs,
-`configs/revisiting_at.py:MODEL`). They are trained on with heavy augmentation, learning rate 1e-4,
-peak at epoch 5; the epoch of the small ones is chosen by one step (A.3), that of ConvNeXt-B by ten.
+RobustBench id, or that of `configs/revisiting_at.py:MODEL` (50 epochs), whose run beside this one's
+workdir is used, or made first where it is not finished. They are trained on with heavy
+augmentation, learning rate 1e-4, peak at epoch 5; the epoch of the small ones is chosen by one step
+(A.3), that of ConvNeXt-B by ten.
 Published in %, clean and under AutoAttack at 8/255: vit_s_cvst 67.5, 28.2; convnext_t_cvst 68.6,
 29.6; convnext_b_cvst 71.7, 33.2. The paper's ConvNeXt-B had 50 epochs at 4/255 (start=trained), and
 RobustBench's has 250, whose weights alone are public. `--config.init.weights=RUN` starts from
@@ -39,7 +40,7 @@ def get_config(arguments: str = ""):
     config.model.update(name=model, dtype="bfloat16")
     config.init.weights = PUBLISHED[model]
     if a["start"] == "trained":
-        config.init.weights = f"runs/revisiting_at-{model}"
+        config.init.weights = f"run:revisiting_at:{model}"
     config.data.augmentation = "heavy"
     config.attack.epsilon = 8 / 255
     network = NETWORKS[model.removesuffix("_cvst")]

@@ -5,16 +5,18 @@
 The first argument is a network of Table 2; the others, with their defaults first, are
 
     start=stem|clean|random|21k    stem (of a ConvStem): timm's clean weights get a new stem and are
-                                   trained clean before, always with heavy augmentation and label
-                                   smoothing 0.1 (A.1); clean: they are attacked at once, with a
-                                   new stem where the network has a ConvStem; 21k: pre-trained there
+                                   trained clean before (A.1), which is a run of its own that all
+                                   rows of a network share: that of `convstem_pretraining.py`,
+                                   beside this one's workdir, trained first where it is not
+                                   finished; clean: they are attacked at once, with a new stem where
+                                   the network has a ConvStem; 21k: pre-trained there
     augmentation=heavy|light|basic of the epochs against the attack; light: the 3-Aug of Table 16
     epochs=50|250|300, steps=2|1|3, attack=apgd|pgd
     weight_decay=0.05|0.5|0.005, label_smoothing=0.1|0.0|0.2 (Table 17), of these epochs too
-    batch=4096                     instead of the paper's, in all phases, for slices of 256 chips,
-                                   with the learning rate times the square root of the ratio (as
-                                   suits Adam: Malladi et al. 2022, arXiv 2205.10287): ours, not the
-                                   paper's, and not yet measured
+    batch=4096                     instead of the paper's, in its start too, for slices of 256
+                                   chips, with the learning rate times the square root of the ratio
+                                   (as suits Adam: Malladi et al. 2022, arXiv 2205.10287): ours, not
+                                   the paper's, and not yet measured
     stem=...                       with start=clean (Tables 7 to 9): of convnext_t_cvst 7x7/4,
                                    7x7/4+3x3/1, 7x7/2+3x3/2, 5x5/2+3x3/2; of convnext_b_cvst C1; of
                                    vit_s_cvst C2, C3, C4, C5
@@ -155,7 +157,8 @@ SOURCES = {
     "model.name": "Table 2",
     "model.dtype": "ours: what TPUs multiply; the authors' code has float16 by autocast",
     "model.options": "Tables 7 to 9; widths and kernels that they leave out are ours",
-    "init.weights": "Table 18, also where the authors' code has others (ViT-S, ViT-B); of "
+    "init.weights": "appendix A.1: a run with the new stem's clean epochs; without these Table 18, "
+    "also where the authors' code has others (ViT-S, ViT-B); of "
     "ImageNet-21k Table 15, which does not say which weights ConvNeXt-T had: timm's are ours",
     "init.stem": "appendix A.1: a random stem on a body with clean weights",
     "init.normalize": "RobustBench: its ViT-S + ConvStem normalises; the authors' code does not",
@@ -167,7 +170,6 @@ SOURCES = {
     "evaluation.batch_size": "ours: what fits, which changes no result",
     "test.batch_size": "ours: what fits, which changes no result",
     "*.lr": "ours: batch=4096 has the paper's rate times the square root of the ratio",
-    "pretrain.changes.*": "appendix A.1: a new stem's clean epochs have heavy augmentation",
     "train.epochs": "Tables 1 and 2: 50, 250 and 300",
     "train.warmup_epochs": "appendix A.2: the peak is at epoch 10, of 250 and 300 at 20",
     "train.weight_decay": "Table 17",
@@ -201,8 +203,6 @@ def get_config(arguments: str = ""):
         if a["augmentation"] != "heavy":
             raise ArgumentError("label_smoothing belongs to mixing; take augmentation=heavy for it")
         config.label_smoothing = a["label_smoothing"]
-    if config.pretrain.epochs:
-        config.pretrain.changes = _clean_changes(a["augmentation"], a["label_smoothing"])
     config.attack.update(name=a["attack"], steps=a["steps"])
     config.train.update(epochs=a["epochs"], weight_decay=a["weight_decay"])
     config.train.update(warmup_epochs=10 if a["epochs"] == 50 else 20)
@@ -210,21 +210,16 @@ def get_config(arguments: str = ""):
     config.evaluation.steps = network.selection_steps
     if a["batch"]:
         for part in (config.pretrain, config.train):
-            lr = part.lr * math.sqrt(a["batch"] / part.batch_size)
-            part.update(batch_size=a["batch"], lr=round(lr, 6))
+            scale(part, a["batch"])
+        if str(config.init.weights).startswith("run:"):
+            config.init.weights += f",batch={a['batch']}"
     return config
 
 
-def _clean_changes(augmentation: str, label_smoothing: float | None) -> dict[str, Any]:
-    """Return what the clean epochs of a new stem have in place of a row's own values, so that they
-    are those of the paper in every row: heavy augmentation, label smoothing 0.1.
-    """
-    changes: dict[str, Any] = {}
-    if augmentation != "heavy":
-        changes["data"] = {"augmentation": "heavy"}
-    if label_smoothing not in (None, 0.1):
-        changes["label_smoothing"] = 0.1
-    return changes
+def scale(part: Any, batch: int) -> None:
+    """Give a phase another batch, and the learning rate that suits it under Adam."""
+    lr = part.lr * math.sqrt(batch / part.batch_size)
+    part.update(batch_size=batch, lr=round(lr, 6))
 
 
 def _set_stem(config: Any, stem: str, start: str | None) -> None:
@@ -246,10 +241,7 @@ def default_start(model: str) -> str:
 
 
 def start_from(model: str, start: str) -> Any:
-    """Return the config of a network on ImageNet, up to where the attack begins.
-
-    `pretrain` is the clean training of a new stem, where `start` is stem.
-    """
+    """Return the config of a network on ImageNet, up to where the attack begins."""
     config = base()
     network, has_stem = NETWORKS[model.removesuffix("_cvst")], model.endswith("_cvst")
     if start == "stem" and not has_stem:
@@ -258,14 +250,14 @@ def start_from(model: str, start: str) -> Any:
         names = ", ".join(name for name, row in NETWORKS.items() if row.large)
         raise ArgumentError(f"start=21k is of networks with weights of ImageNet-21k: {names}")
     config.model.update(name=model, dtype="bfloat16")
-    config.init.weights = {"random": None, "21k": network.large}.get(start, network.clean)
-    if has_stem and start != "random":
+    shared = f"run:convstem_pretraining:{model}"
+    weights = {"random": None, "21k": network.large, "stem": shared}
+    config.init.weights = weights.get(start, network.clean)
+    if has_stem and start == "clean":
         config.init.stem = "fresh"
     if model in NORMALISED:
         config.init.normalize = "imagenet"
     config.pretrain.update(batch_size=network.batch, epochs=0)
-    if start == "stem":
-        config.pretrain.epochs = network.stem_epochs
     config.train.batch_size = network.batch
     config.evaluation.batch_size = config.test.batch_size = 512
     return config

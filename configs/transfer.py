@@ -14,10 +14,10 @@ with their defaults first,
                                  the thesis' runs had it, or the repository's later ones
 
 The weights that they start from, robust at 8/255 on ImageNet, are published nowhere under a name
-that is known here: `configs/larger_radius.py` and `configs/light_recipe.py:MODEL,epsilon=8` train
-them, and `runs/` of that name is where they are looked for; of the ResNet-50 they are those of
-Salman et al. 2020, imported into `runs/resnet50-salman2020`. `--config.init.weights=FOLDER` names
-others.
+that is known here: they are those of `configs/larger_radius.py` and of
+`configs/light_recipe.py:MODEL,epsilon=8`, whose runs beside this one's workdir are used, or made
+first where they are not finished; of the ResNet-50 they are those of Salman et al. 2020, imported
+into `runs/resnet50-salman2020`. `--config.init.weights=FOLDER` names others.
 
 Published, in % (clean, AutoAttack at 8/255):
 
@@ -159,7 +159,7 @@ def _check(
 
 def _convnext(config, data: str, *, small: bool) -> None:
     """Set what Singh, Croce, Hein 2023 say of their fine-tuning, and of the rest what they do."""
-    config.init.weights = f"runs/larger_radius-{config.model.name}"
+    config.init.weights = f"run:larger_radius:{config.model.name}"
     config.data.augmentation = "crop|flip|randaugment" if small else "resized-crop|flip|randaugment"
     config.attack.steps = 10 if small else 2
     # Of 940, 3,820 and 620 steps in all, an average with their 0.9999 would be 91, 68 and 94 % the
@@ -178,7 +178,7 @@ def _convnext(config, data: str, *, small: bool) -> None:
 
 def _light(config, data: str, *, small: bool) -> None:
     """Set what the light recipe's code has for small data sets."""
-    config.init.weights = f"runs/light_recipe-{config.model.name}-epsilon=8"
+    config.init.weights = f"run:light_recipe:{config.model.name},epsilon=8"
     config.model.options = {"drop_path": 0.05, "bn_group": 64}
     if config.model.name == "resnet50":
         config.init.weights = "runs/resnet50-salman2020"

@@ -56,7 +56,8 @@ class StartSection(Section, Protocol):
 class InitSection(Section, Protocol):
     """What the first phase starts from, of the same network; positions are resized."""
 
-    # File, imported folder, run, URL, hf://ORG/REPO, RobustBench or timm id; None: random.
+    # File, imported folder, run, URL, hf://ORG/REPO, RobustBench or timm id; run:CONFIG, the run of
+    # that config beside this one's workdir, which is trained first if need be; None: random.
     weights: str | None = None
     stem: str = "keep"  # keep | fresh, such as a ConvStem on the body of a PatchStem's weights
     head: str = "keep"  # keep | fresh, for other classes | fresh-torch, nn.Linear's default

@@ -60,18 +60,29 @@ class RevisitingTest(absltest.TestCase):
         rows = [f"augmentation={name}" for name in ("heavy", "light", "basic")]
         rows += [f"label_smoothing={share}" for share in (0.0, 0.1, 0.2)]
         networks = [name for name in revisiting_at.MODELS if name.endswith("_cvst")]
+        for name in networks:
+            clean = refresh_configs.load(f"convstem_pretraining:{name}")
+            self.assertEqual(clean.data.augmentation, "heavy")
+            self.assertEqual(build.mixes_and_erases(clean), (0.8, 1.0, 0.25, 0.1))
+            small = name.startswith(("convnext_t", "iso_convnext_s", "vit_s"))
+            self.assertEqual(clean.pretrain.epochs, 100 if small else 50)
         for name, row in itertools.product(networks, rows):
             config = refresh_configs.load(f"revisiting_at:{name},{row}")
             with self.subTest(f"{name},{row}"):
-                clean = of_phase(config, "pretrain")
-                self.assertEqual(clean.data.augmentation, "heavy")
-                self.assertEqual(build.mixes_and_erases(clean), (0.8, 1.0, 0.25, 0.1))
-                attacked = of_phase(config, "train")
+                self.assertEqual(config.init.weights, f"run:convstem_pretraining:{name}")
+                self.assertEqual((config.init.stem, phases(config)), ("keep", ["train"]))
                 key, _, value = row.partition("=")
                 if key == "augmentation":
-                    self.assertEqual(attacked.data.augmentation, value)
+                    self.assertEqual(config.data.augmentation, value)
                 else:
-                    self.assertEqual(build.mixes_and_erases(attacked)[-1], float(value))
+                    self.assertEqual(build.mixes_and_erases(config)[-1], float(value))
+
+    def test_a_large_batch_is_that_of_the_start_too(self):
+        config = refresh_configs.load("revisiting_at:vit_b_cvst,batch=4096")
+        self.assertEndsWith(config.init.weights, ":vit_b_cvst,batch=4096")
+        start = refresh_configs.load(config.init.weights.removeprefix("run:"))
+        self.assertEqual((start.pretrain.batch_size, config.train.batch_size), (4096, 4096))
+        self.assertEqual(start.pretrain.lr, config.train.lr)
 
     def test_networks_normalise_as_their_published_weights(self):
         """A run's weights can be exported under the id of the network that it trains."""

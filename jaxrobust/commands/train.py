@@ -43,10 +43,10 @@ def main(argv: list[str]) -> None:
         from jaxrobust.runtime.devices import profiling
         from jaxrobust.runtime.files import folders
         from jaxrobust.training.run import run as training_run
-        from jaxrobust.training.run import stopping
+        from jaxrobust.training.run import start_runs, stopping
         from jaxrobust.weights.store.checkpoint import DiskFull
 
-    end = Ending(lambda: stopping.again(Path(folder), _CONFIG.value.phases))
+    end = Ending(lambda: start_runs.again(_CONFIG.value, Path(folder)))
     try:
         with end:
             workdir = folders.mounted("workdir", folder)

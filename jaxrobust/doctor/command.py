@@ -27,6 +27,7 @@ from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.runtime.text.spelling import norm as spelled
+from jaxrobust.training.run import start_runs
 from jaxrobust.types import Threat
 from jaxrobust.weights.trained import runs
 
@@ -118,6 +119,7 @@ def of_config(config: Config, *, devices: int, name: str, tell: Tell) -> Examina
     """Examine a config for training on so many devices; nothing is compiled."""
     for phase in phases(config):
         Threat.of(of_phase(config, phase).attack)  # refuses a mistake
+    start_runs.fitting(config, Path("runs/doctor"))  # likewise
     of = f"{name} on {counted(devices, 'device')}"
     tell(of)
     return Examination(of, examined(CONFIG_CHECKS, PlannedRun(config, devices), tell))

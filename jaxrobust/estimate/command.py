@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxrobust.estimate import changes
@@ -81,7 +82,7 @@ def answer(given: EstimateSettings, changed: list[str], begun: float) -> dict[st
     with patience.of("loading the package"):
         import jax
 
-        from jaxrobust.estimate import account, account_lines
+        from jaxrobust.estimate import account, account_lines, start_costs
         from jaxrobust.resolved import phases
         from jaxrobust.runtime.devices import topology
 
@@ -107,7 +108,14 @@ def answer(given: EstimateSettings, changed: list[str], begun: float) -> dict[st
             robust=given.robust,
             start=time.perf_counter() - begun if target.here else 0.0,
         )
-    about = {"config": config_name(given.config), "changes": changed, "price": given.price}
+        name = config_name(given.config)
+        how: dict[str, Any] = {"utilisation": given.utilisation or UTILISATION}
+        how["seconds"] = given.seconds
+        starts = start_costs.of_config(config, Path("runs") / name, target, **how)
+    if starts:
+        estimate["starts"] = starts
+        estimate["known"] += [start_costs.sentence(row) for row in starts]
+    about = {"config": name, "changes": changed, "price": given.price}
     estimate = about | estimate
     if given.price is not None:
         estimate = account.priced(estimate, given.price)

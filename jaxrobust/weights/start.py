@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.config import Config, ModelSection, NetworkSpec, StartSection, network_of
-from jaxrobust.resolved import of_phase, plain
+from jaxrobust.resolved import of_phase, phases, plain
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Weights
@@ -21,14 +21,18 @@ from jaxrobust.weights.naming.compose import CHOICES, compose, normalized
 from jaxrobust.weights.naming.convert import StoredNames
 from jaxrobust.weights.store import certificates, hashes
 from jaxrobust.weights.store.artifact import Artifact, Network, WeightFacts
+from jaxrobust.weights.trained import start_run
 
 RECORD = "init.json"  # in a run's workdir
 # Fields of the families' rows.
 _OF_STEM = {"stem_widths", "stem_strides", "stem_kernels", "small_stem", "patch"}
 
 
-def of_config(config: Config) -> tuple[Network, dict[str, Any]] | None:
-    """Make the weights that a config starts from, and their record; None: random ones."""
+def of_config(config: Config, workdir: Path = Path()) -> tuple[Network, dict[str, Any]] | None:
+    """Make the weights that a config starts from, and their record; None: random ones.
+
+    `workdir`: beside which the run is that `run:CONFIG` names.
+    """
     init = config.init
     for key in ("stem", "head"):
         if init[key] not in CHOICES[key]:
@@ -37,7 +41,7 @@ def of_config(config: Config) -> tuple[Network, dict[str, Any]] | None:
         return None if init.normalize == "keep" else _random(config)
     source = str(init.weights)
     try:
-        here = imports.local(sources.parse(source), fresh_stem=init.stem == "fresh")
+        here = imports.local(_parsed(source, workdir), fresh_stem=init.stem == "fresh")
         artifact = reading.artifact_of(here)
         start = _composed(artifact, config, init)
     except ValueError as error:
@@ -54,6 +58,11 @@ def of_config(config: Config) -> tuple[Network, dict[str, Any]] | None:
         record["normalize"] = init.normalize
     record |= {"weights_sha256": hashes.weights_sha256(artifact.arrays, {})}
     return start, record | {"start_sha256": start.weights_sha256}
+
+
+def _parsed(weights: str, workdir: Path) -> sources.WeightSource:
+    named = start_run.named(weights)
+    return sources.parse(str(start_run.folder(named, workdir)) if named else weights)
 
 
 def _composed(artifact: Artifact, config: Config, init: StartSection) -> Network:
@@ -81,9 +90,25 @@ def check_phases(config: Config, names: Sequence[str]) -> None:
                 f"{' or '.join(names[:i])}"
             )
         theirs, ours = of_phase(config, before), of_phase(config, name)
-        params, stats = jax.eval_shape(network_of(theirs).init, jax.random.key(0))
-        halves = {k: np.broadcast_to(np.float32(0.5), a.shape) for k, a in (params | stats).items()}
-        handed_on(theirs, ours, name, Weights(halves, {}))  # type: ignore[arg-type]
+        handed_on(theirs, ours, name, Weights(_halves(theirs), {}))
+
+
+def _halves(config: Config) -> Any:
+    """Give the arrays of a config's network, of which only names and shapes matter."""
+    params, stats = jax.eval_shape(network_of(config).init, jax.random.key(0))
+    return {k: np.broadcast_to(np.float32(0.5), a.shape) for k, a in (params | stats).items()}
+
+
+def check_run(start: Config, config: Config) -> None:
+    """Refuse to start from the run of a config whose weights are not those of the network."""
+    theirs = of_phase(start, phases(start)[-1])
+    ours = of_phase(config, phases(config)[0])
+    model, options = theirs.model.name, dict(theirs.model.options)
+    facts = WeightFacts(where="the run", model=model, options=options)
+    try:
+        _composed(Artifact(_halves(theirs), facts), ours, config.init)
+    except ValueError as error:
+        raise ValueError(f"init.weights={config.init.weights}: {error}") from error
 
 
 def handed_on(before: Config, config: Config, name: str, weights: Weights) -> Weights:
@@ -180,7 +205,7 @@ def changed(config: Config, workdir: Path) -> str:
     if before is None or not config.init.weights:
         return ""
     try:
-        named = sources.parse(config.init.weights)
+        named = _parsed(config.init.weights, workdir)
         if named.path is None:  # on the internet, which a run that has begun does not need
             return ""
         now = hashes.weights_sha256(reading.artifact_of(imports.local(named)).arrays, {})

@@ -13,7 +13,8 @@ from pathlib import Path
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.analysis.papers import lines, matching, tables
+from jaxrobust.analysis.papers import lines, lines_markdown, matching, tables
+from jaxrobust.analysis.papers.tables_markdown import Filled
 from jaxrobust.analysis.papers.training_words import whole_config
 from jaxrobust.attacks import fixed_steps, registry
 from jaxrobust.commands import reproduce
@@ -27,6 +28,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.resolved import Values, phases, plain
 from jaxrobust.runtime.commandline.arguments import config_name
 from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained import start_run
 from tools.generate import refresh_configs
 
 STANDARD = (("apgd-ce", 100, 0), ("apgd-t", 100, 9), ("fab-t", 100, 9), ("square", 5000, 0))
@@ -166,12 +168,24 @@ class RowsTest(parameterized.TestCase):
     def test_runs_start_from_the_runs_before_them(self):
         rows = [line for paper in tables.PAPERS for *_, line in lines.of_tables(paper)]
         after = [line for line in rows if line.before]
-        self.assertLen(after, 12)
-        for line in after:
-            self.assertEqual(config_of(line.run)["init"]["weights"], line.before[-1].workdir)
+        self.assertGreater(len(after), 40)
         for line in rows:  # and what starts from a run says from which
             start = config_of(line.run)["init"]["weights"] if line.run else None
-            self.assertEqual(bool(line.before), str(start).startswith("runs/"), line.run)
+            named = start_run.named(start)
+            self.assertEqual(named, line.before[-1].config if line.before else None, line.run)
+            if not named:
+                self.assertEqual(line.start(), "")
+                continue
+            own = f"The training starts from {line.before[-1].workdir}, and makes that run first"
+            self.assertStartsWith(line.start(), own)
+            beside = start_run.folder(named, Path(line.run.workdir))
+            self.assertEqual(str(beside), line.before[-1].workdir)
+
+    def test_the_commands_of_a_row_leave_its_start_to_the_training(self):
+        table = next(iter(tables.tables("revisiting_at", "6")))
+        text = lines_markdown.document("revisiting_at", [Filled(table, {})], measured=False)
+        self.assertIn("starts from runs/larger_radius-convnext_t_cvst, and makes that run", text)
+        self.assertNotIn("configs/larger_radius.py", text)
 
     def test_every_network_has_the_options_that_it_is_given(self):
         """Those of lines, and of the searched networks without the paper's rows."""
@@ -223,8 +237,7 @@ class StartTest(parameterized.TestCase):
         (table,) = tables.tables("revisiting_at", "16")
         row, key = table.rows[5], "clean"
         run = lines.of_row(table, row).run
-        own = {"init.weights": "runs/convstem_pretraining-convnext_t_cvst", "init.stem": "keep"}
-        own |= {"pretrain.epochs": 0}
+        own = {"init.weights": "runs/convstem_pretraining-convnext_t_cvst"}
         line = lines.of_row(table, row)._replace(run=run._replace(changes=tuple(own.items())))
         ours = record_of(line, row, table.results[key], of_run=True)
         stem = config_of(lines.Run("convstem_pretraining:convnext_t_cvst"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import importlib.util
 import io
 import json
@@ -20,7 +21,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models import published
 from jaxrobust.resolved import plain
 from jaxrobust.weights.store import hashes
-from jaxrobust.weights.trained import runs
+from jaxrobust.weights.trained import runs, start_run
 from tests.support import paths
 from tools.generate import readme_table, refresh_configs
 
@@ -75,9 +76,18 @@ def record(plain: dict, **changes) -> dict:
 
 def ours(plain: dict | None = None, **changes) -> matching.Ours:
     plain = plain or config()
+    named = start_run.named(plain.get("init", {}).get("weights"))
     return matching.Ours(
-        AccuracyRecord.from_json(record(plain, **changes)), Path("run/results.jsonl"), plain
+        AccuracyRecord.from_json(record(plain, **changes)),
+        Path("run/results.jsonl"),
+        plain,
+        json.loads(_start_of(named)) if named else None,
     )
+
+
+@functools.cache
+def _start_of(named: str) -> str:
+    return json.dumps(plain(refresh_configs.load(named)))
 
 
 def call(*words) -> tuple[int, str, str]:

@@ -18,7 +18,7 @@ from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.resolved import completed, plain
 from jaxrobust.runtime.commandline.arguments import Arguments, flat, load_config, stop
-from jaxrobust.weights.trained import runs
+from jaxrobust.weights.trained import runs, start_run
 from tools.generate import refresh_configs
 
 KEPT = ROOT / "tools" / "records"  # of the runs that READMEs quote
@@ -94,13 +94,17 @@ def _planned(given: str) -> str:
 
 
 def published(config: dict[str, Any]) -> Iterator[tuple[tables.Table, dict[str, Any]]]:
-    """Yield the rows whose training a config describes."""
+    """Yield the rows whose training a config describes; of a start that it names by its config,
+    that one counts.
+    """
+    named = start_run.named(config["init"]["weights"])
+    started = plain(load_config(named)) if named else None
     for paper in tables.PAPERS:
         for table in tables.tables(paper):
             for row in table.rows:
                 own = row.get("model") == config["model"]["name"]
                 own = own and row.get("origin") == "authors"
-                if own and not any(training_words.differences(table, row, config)):
+                if own and not any(training_words.differences(table, row, config, started)):
                     yield table, row
 
 

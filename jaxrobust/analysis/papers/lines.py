@@ -59,7 +59,7 @@ class RowLine(NamedTuple):
     """What measures a row; without any run, id and command, `why` says that nothing does."""
 
     run: Run | None = None
-    before: tuple[Run, ...] = ()  # whose weights it starts from
+    before: tuple[Run, ...] = ()  # whose weights it starts from; training makes it if need be
     published: str | None = None  # the id of weights of this very network
     flags: tuple[str, ...] = ()  # of jaxrobust evaluate, for each evaluation
     commands: tuple[str, ...] = ()  # which print figures of the row
@@ -67,7 +67,7 @@ class RowLine(NamedTuple):
 
     def texts(self) -> list[str]:
         """Write the commands, in their order."""
-        texts = [run.command() for run in (*self.before, *([self.run] if self.run else []))]
+        texts = [self.run.command()] if self.run else []
         if self.run:
             texts += [f"jaxrobust evaluate --workdir {self.run.workdir} {f}" for f in self.flags]
         if self.published:
@@ -76,6 +76,15 @@ class RowLine(NamedTuple):
             how = f"--weights {folder} --dataset {_PUBLISHED_ON}"
             texts += [f"jaxrobust evaluate {how} {flags}" for flags in self.flags]
         return [*texts, *self.commands]
+
+    def start(self) -> str:
+        """Say from which run the training starts; "" where from none."""
+        if not self.before:
+            return ""
+        return (
+            f"The training starts from {self.before[0].workdir}, and makes that run first where it "
+            "is not finished."
+        )
 
 
 def of_row(table: Table, row: Row) -> RowLine:

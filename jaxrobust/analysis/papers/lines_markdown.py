@@ -31,5 +31,5 @@ def _table(shown: Filled, measured: bool) -> str:
         parts.append(", ".join([f"- Row {index + 1}: {tables.named(row)}", *said]))
         line = lines.of_row(table, row)
         parts += ["\n".join(f"      {text}" for text in line.texts())] * bool(line.texts())
-        parts += [f"  {line.why}"] * bool(line.why)
+        parts += [f"  {said}" for said in (line.start(), line.why) if said]
     return "\n\n".join(parts)

@@ -17,8 +17,10 @@ from jaxrobust.analysis.papers.tables import Table
 from jaxrobust.data import imagenet
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.resolved import of_phase, phases
+from jaxrobust.runtime.commandline.arguments import run_name
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained import start_run
 
 if TYPE_CHECKING:
     from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -64,12 +66,14 @@ def collect(places: list[Path]) -> list[Ours]:
 def _started(ours: Ours) -> dict[str, Any] | None:
     """Return the config of the run or imported folder that `init.weights` names.
 
-    It is looked for there, and beside the own run.
+    It is looked for there, and beside the own run, where a start is that is named by its config.
     """
     start = (ours.config or {}).get("init", {}).get("weights")
     if not start:
         return None
-    for place in (Path(start), *(parent / Path(start).name for parent in ours.file.parents)):
+    named = start_run.named(start)
+    name = run_name(named) if named else Path(start).name
+    for place in (Path(start), *(parent / name for parent in ours.file.parents)):
         if (place / "config.json").is_file():
             (config, *_) = [config for _, config in _read(place)]
             return config

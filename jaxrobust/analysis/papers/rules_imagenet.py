@@ -23,6 +23,11 @@ def _start(row: Row) -> str | None:
     return None if row["start"] == usual else _STARTS.get(row["start"], row["start"])
 
 
+def _stem(row: Row) -> str | None:
+    """Return the run with a new stem's clean epochs, where a row starts from them."""
+    return f"convstem_pretraining:{row['model']}" if row["start"] == "clean+stem" else None
+
+
 def _trained_on(row: Row) -> str:
     return "trained" if row.get("start_epochs") == 50 else "published"
 
@@ -81,6 +86,7 @@ REVISITING_AT = (
             Argument("label_smoothing", "label_smoothing", 0.1),
             Argument("stem", "design"),
         ),
+        start=_stem,
         split="validation@robustbench",
     ),
 )

@@ -17,6 +17,7 @@ from jaxrobust.resolved import Values, completed, of_phase, phases, plain
 from jaxrobust.runtime.commandline.arguments import RECIPES
 from jaxrobust.training.update import objectives
 from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained.start_run import imported_from
 
 # Of the phase that trains last: where a row is silent, the paper's recipe, config.base(), counts.
 _RECIPE = ("lr", "warmup_epochs", "final_lr", "weight_decay", "b2", "ema_decay", "trades_beta")
@@ -129,7 +130,7 @@ def _started(
         return _by_run(whole, started) if not before and init.stem == "keep" else {}
     if not init.weights:
         return {} if before else {"start": "random"}
-    named = init.weights if started is None else _imported(started)
+    named = init.weights if started is None else imported_from(started)
     if named is None:
         return {}
     (published,) = tables.tables("revisiting_at", "table_2")
@@ -156,13 +157,6 @@ def _from_clean(whole: Values, before: list[str], named: str) -> dict[str, Any]:
         return {}
     start = _clean_start(_augmented(of_phase(whole, before[0])))
     return {"start": start, "pretrain_epochs": first.epochs}
-
-
-def _imported(about: dict[str, Any]) -> str | None:
-    """Return the name of what a folder was imported from, if nothing in it was drawn anew."""
-    if about.get("drawn"):
-        return None
-    return about.get("published_id") or str(about.get("source")).removeprefix("hf://timm/")
 
 
 def _by_run(whole: Values, started: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """How far a plan is, by what runs have left behind, and what a budget buys first."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxrobust.analysis.papers import matching, tables
 from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.analysis.planning import claims
 from jaxrobust.analysis.planning.costs import RunCost
 from jaxrobust.analysis.planning.runs import PaperRun, config_of
-from jaxrobust.resolved import completed, plain
+from jaxrobust.weights.trained import start_run
 
 DONE, APART, BEGUN, PLANNED = "done", "apart", "begun", "planned"
 BEYOND, REFUSED = "beyond", "refused"
@@ -98,18 +97,9 @@ def _state(planned: PaperRun, cells: tuple[int, int], root: Path) -> str:
     folder = root / planned.folder
     if cells[1] and cells[0] == cells[1]:
         return DONE
-    if not planned.rows and (folder / "results.jsonl").is_file() and _is_of(folder, planned):
-        return DONE
+    if not planned.rows and (folder / "config.json").is_file():
+        config = config_of(planned.run)
+        same = not start_run.differences(folder, config)
+        if same and start_run.is_finished(folder, config):
+            return DONE
     return BEGUN if (folder / "config.json").is_file() else PLANNED
-
-
-def _is_of(folder: Path, planned: PaperRun) -> bool:
-    """Tell whether a folder's run has the network, the start and the epochs that are planned."""
-    there, wanted = json.loads((folder / "config.json").read_text()), plain(config_of(planned.run))
-
-    def key(config: dict[str, Any]) -> list[Any]:
-        config = completed(config)
-        epochs = [(config[p]["objective"], config[p]["epochs"]) for p in config["phases"]]
-        return [config["model"], config["init"], epochs]
-
-    return key(there) == key(wanted)

@@ -1,7 +1,7 @@
 """The runs that the rows of a paper's tables need, each once, behind those whose weights it takes.
 
-A new stem's clean training is a run that all rows of a network share, where `revisiting_at.py`
-alone would train it in each of them: `convstem_pretraining.py` makes it.
+Training makes a run that another one starts from (`init.weights=run:CONFIG`) by itself; a plan
+names it, so that runs which share it can be made side by side.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jaxrobust.analysis.papers import lines, tables
 from jaxrobust.analysis.papers.lines import Run
 from jaxrobust.runtime.commandline import arguments
+from jaxrobust.weights.trained import start_run
 
 # Tables in the order in which a paper's claims rest on them; the others follow as they stand.
 CLAIMS = {
@@ -18,7 +19,6 @@ CLAIMS = {
     "twenty_architectures": ("table_1",),
     "robust_resnets": ("table_2", "text_1", "table_1"),
 }
-_STEMS = "convstem_pretraining"
 
 
 class RowPlace(NamedTuple):
@@ -39,8 +39,10 @@ class PaperRun(NamedTuple):
 
     def commands(self) -> list[str]:
         """Write the commands that train and evaluate it; each goes on where it was stopped."""
-        train = self.run.command().replace(self.run.workdir, self.folder)
-        return [train, *(f"jaxrobust evaluate --workdir {self.folder} {f}" for f in self.flags)]
+        return [
+            self.run.command(),
+            *(f"jaxrobust evaluate --workdir {self.folder} {f}" for f in self.flags),
+        ]
 
 
 def config_of(run: Run) -> Any:
@@ -56,18 +58,6 @@ def config_of(run: Run) -> Any:
     return config
 
 
-def shared_stem(run: Run) -> tuple[Run, Run | None]:
-    """Divide a run that trains a new stem clean, and then against the attack; None: it does not."""
-    if not run.config.startswith("revisiting_at:"):
-        return run, None
-    config = config_of(run)
-    if config.init.stem != "fresh" or not config.pretrain.epochs:
-        return run, None
-    stem = Run(f"{_STEMS}:{config.model.name}")
-    changes = {"init.weights": stem.workdir, "init.stem": "keep", "pretrain.epochs": 0}
-    return run._replace(changes=(*run.changes, *changes.items())), stem
-
-
 def of_paper(paper: str, table: str | None = None) -> list[PaperRun]:
     """List the runs of a paper, or of one of its tables: those of its claims first.
 
@@ -81,26 +71,23 @@ def of_paper(paper: str, table: str | None = None) -> list[PaperRun]:
     found: dict[str, PaperRun] = {}
     for place, line in places:
         assert line.run is not None
-        for run in line.before:
-            _add(found, run)
-        _add(found, line.run, line.before, (place,), line.flags)
+        _add(found, line.run, (place,), line.flags)
     return list(found.values())
 
 
 def _add(
     found: dict[str, PaperRun],
-    whole: Run,
-    before: tuple[Run, ...] = (),
+    run: Run,
     rows: tuple[RowPlace, ...] = (),
     flags: Iterable[str] = (),
 ) -> None:
-    folder = whole.workdir
+    folder = run.workdir
     if folder not in found:
-        run, stem = shared_stem(whole)
-        if stem:
-            _add(found, stem)
-        needs = (*(own.workdir for own in before), *([stem.workdir] if stem else []))
-        found[folder] = PaperRun(folder, run, needs)
+        start = start_run.named(config_of(run).init.weights)
+        before = (Run(start),) if start else ()
+        for own in before:
+            _add(found, own)
+        found[folder] = PaperRun(folder, run, tuple(own.workdir for own in before))
     known = found[folder]
     more = tuple(dict.fromkeys((*known.flags, *flags)))
     found[folder] = known._replace(rows=(*known.rows, *rows), flags=more)

@@ -247,7 +247,17 @@ def _find_neighbours(path: Path) -> None:
 def config_name(given: str) -> str:
     """Name a config for names of files: by its own name and its arguments."""
     path, arguments = split_config(given)
-    return "-".join([path.stem, *re.findall(r"[\w.=]+", arguments)])
+    return run_name(f"{path}:{arguments}")
+
+
+def run_name(given: str) -> str:
+    """Name the folder of a run by its config, which need not be there.
+
+    >>> run_name("configs/revisiting_at.py:vit_s_cvst,epochs=300")
+    'revisiting_at-vit_s_cvst-epochs=300'
+    """
+    file, _, arguments = given.partition(":")
+    return "-".join([Path(file).stem, *re.findall(r"[\w.=]+", arguments)])
 
 
 class NoConfigError(ValueError):

@@ -28,6 +28,7 @@ from jaxrobust.training.run import (
     loop,
     metrics,
     splits,
+    start_runs,
     trackers,
     warnings,
 )
@@ -63,11 +64,32 @@ def run(
     """Train every phase of `config` that has epochs, then evaluate each on the test split.
 
     The same call on the same workdir continues where the last one stopped, on these devices or
-    others. `profile` says which steps to trace, and `draw` returns the figures for `log.to`.
+    others. A run that it starts from by its config (`init.weights=run:CONFIG`) is trained before,
+    where it is not finished. `profile` says which steps to trace, and `draw` returns the figures
+    for `log.to`.
     Raises:
       ValueError: a mistake in the config, the data or the workdir, before anything compiles.
       Interrupted, Diverged, OSError: the run stopped; the message says how to go on.
     """
+    first = start_runs.before(config, workdir)
+    if first:  # a mistake in this run's own config is better known before days of the others
+        hosts.together(lambda: check(batch_sizes.fitted(config, jax.device_count())[0], workdir))
+    for start in first:
+        with start_runs.explained(start):
+            _run(start.config, start.folder, draw=draw, otherwise=start_runs.OTHERWISE)
+    otherwise = "give another --workdir (the hosts of one run join with --multihost)"
+    _run(config, workdir, profile=profile, draw=draw, otherwise=otherwise)
+
+
+def _run(
+    config: Any,
+    workdir: Path,
+    *,
+    profile: Profile | None = None,
+    draw: trackers.Draw | None = None,
+    otherwise: str,
+) -> None:
+    """Train one run; `otherwise`: what to do where another process is at work in its folder."""
     config, fitted = batch_sizes.fitted(config, jax.device_count())
     given = plain(config)
     own = {k: v for k, v in flat(given).items() if k not in ("data.dir", "data.workers")}
@@ -88,13 +110,13 @@ def run(
 
     def first_weights(seen: Config) -> tuple[Network, dict] | None:
         warnings.check_start(seen, first)
-        return start_weights.of_config(seen)
+        return start_weights.of_config(seen, workdir)
 
     with patience.of("reading the weights that it starts from", here=first_host):
         start = hosts.together(lambda: None if begun else first_weights(parts[first].config))
     sha256 = None if start is None else start[1]["start_sha256"]
     hosts.agree({"init.weights": sha256}, what="has other weights", remedy=same)
-    with _alone(workdir):
+    with _alone(workdir, otherwise):
         hosts.together(lambda: claim(workdir, given, data))
         say(f"{config.model.name} on {config.data.name}, {hardware.devices()}, workdir {workdir}")
         if idle := hardware.left_idle():
@@ -250,8 +272,7 @@ def _described(source: registry.Source) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _alone(workdir: Path) -> Iterator[None]:
-    otherwise = "give another --workdir (the hosts of one run join with --multihost)"
+def _alone(workdir: Path, otherwise: str) -> Iterator[None]:
     lock = locks.held(workdir / "lock", what=f"workdir {workdir}", otherwise=otherwise)
     with contextlib.ExitStack() as ours:
 

@@ -35,7 +35,7 @@ def phase_of(workdir: Path, phase: str | None = None, config: Config | None = No
     return phase or (done or names)[-1]
 
 
-def _config(workdir: Path) -> Config:
+def _config(workdir: Path) -> Any:
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -51,6 +51,11 @@ def _config(workdir: Path) -> Config:
         raise ValueError(f"{path} lacks {sorted(missing)}: it is not a run's config")
     own = completed(of_this_version(config, path))
     return json.loads(json.dumps(own), object_hook=Values)
+
+
+def whole_config(workdir: Path) -> dict[str, Any]:
+    """Read the config of a run as plain values, with the keys that are younger than the run."""
+    return _config(workdir)
 
 
 def of_this_version(config: dict[str, Any], path: Path) -> Any:

@@ -1,0 +1,94 @@
+"""The runs that come before a run whose config starts from them: used, continued, or made first."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxrobust.config import Config
+from jaxrobust.resolved import phases
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.training.run import stopping
+from jaxrobust.weights import start as start_weights
+from jaxrobust.weights.store.checkpoint import steps
+from jaxrobust.weights.trained import start_run
+from jaxrobust.weights.trained.start_run import ABSENT, BEGUN, FINISHED, StartRun
+
+# What another process's lock on a start's folder leaves to do.
+OTHERWISE = "repeat this command when it has ended, which then starts from its weights"
+
+
+def before(config: Config, workdir: Path) -> list[StartRun]:
+    """List the runs to train before this one, the first of them first, and say which are used.
+
+    A run that has begun needs none. For all hosts the first one looks.
+    Raises:
+      ValueError: a start that cannot give this network its weights, or another run in its folder.
+    """
+    hosts.agree({"init.weights": config.init.weights}, what="starts from something else")
+    wanted = start_run.named(config.init.weights)
+    if not wanted or hosts.first(_begun(config, workdir)):
+        return []
+    first: list[StartRun] = []
+    for each, state in hosts.together(lambda: _states(config, workdir)):
+        say(f"{each.words}: {_said(each, state)}")
+        if state == FINISHED:
+            break
+        first.insert(0, each)
+    return first
+
+
+def _begun(config: Config, workdir: Path) -> bool:
+    return bool(steps(workdir / phases(config)[0] / "latest"))
+
+
+def fitting(config: Config, workdir: Path) -> list[StartRun]:
+    """List the runs that a run starts from, the nearest first; refuse those of another network."""
+    found = start_run.chain(config, workdir)
+    for each, after in zip(found, [config, *(one.config for one in found)], strict=False):
+        start_weights.check_run(each.config, after)
+    return found
+
+
+def _states(config: Config, workdir: Path) -> list[tuple[StartRun, str]]:
+    """Look how far each start is; refuse what does not fit."""
+    found = fitting(config, workdir)
+    states = hosts.everyone([start_run.state(each) for each in found])[0]
+    return list(zip(found, states, strict=True))
+
+
+def _said(run: StartRun, state: str) -> str:
+    config = f"configs/{run.named}" if "/" not in run.named else run.named
+    file, colon, words = config.partition(":")
+    file = file if file.endswith(".py") else f"{file}.py"
+    return {
+        FINISHED: f"the run in {run.folder} is finished, and gives its best weights",
+        BEGUN: f"the run in {run.folder} was begun, and continues before this one",
+        ABSENT: f"it is trained in {run.folder} before this one, once for all that start from it, "
+        f"as by jaxrobust train --config {file}{colon}{words} --workdir {run.folder}",
+    }[state]
+
+
+@contextlib.contextmanager
+def explained(run: StartRun) -> Iterator[None]:
+    """Say of what stops a start's training that it is the start's."""
+    words = f"the run in {run.folder}, from which this one starts"
+    try:
+        yield
+    except stopping.Stopped as error:
+        raise type(error)(f"{words}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{words}: {error}") from error
+
+
+def again(config: Config, workdir: Path) -> str:
+    """Say what the same command does with what is saved of a run, or of one that comes before."""
+    runs = [(workdir, config, "")]
+    with contextlib.suppress(ValueError):
+        runs += [(r.folder, r.config, f" in {r.folder}") for r in start_run.chain(config, workdir)]
+    for folder, own, where in runs:
+        if any(
+            steps(folder / name / kind) for name in own.phases for kind in ("latest", "stopped")
+        ):
+            return stopping.again(folder, own.phases) + where
+    return stopping.again(workdir, config.phases)

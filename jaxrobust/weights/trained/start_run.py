@@ -1,0 +1,155 @@
+"""The run that another one starts from: `init.weights=run:CONFIG`, beside its workdir.
+
+`run:convstem_pretraining:vit_s_cvst` is the run of that config, in the folder that training gives
+it by itself, `convstem_pretraining-vit_s_cvst`. All runs of a folder share it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.config import Config
+from jaxrobust.resolved import completed, phases, plain
+from jaxrobust.runtime.commandline import arguments
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.weights.store import weights_folder
+from jaxrobust.weights.store.checkpoint import steps
+from jaxrobust.weights.trained import runs
+
+PREFIX = "run:"
+FINISHED, BEGUN, ABSENT = "finished", "begun", "absent"
+# What a start takes over from the config that names it: keys that change nothing of a training,
+# and, where both have the same classes, the images, which may lie elsewhere than a recipe says.
+_OF_MACHINE = {
+    "data": ("dir", "workers", "strict", "max_damaged"),
+    "mesh": ("fsdp",),
+    "log": ("every_steps", "to"),
+    "trouble": ("skips", "rollbacks", "lr"),
+}
+_OF_IMAGES = ("name", "train_split", "selection_split", "test_split", "classes")
+_FREE_OPTIONS = ("bn_group",)  # of a network: checkpoints say which images were taken together
+
+
+class StartRun(NamedTuple):
+    """A run that another one starts from."""
+
+    named: str  # its config, FILE[:ARGUMENTS]
+    folder: Path
+    config: Config
+
+    @property
+    def words(self) -> str:
+        """Name it as the config that starts from it does."""
+        return f"init.weights={PREFIX}{self.named}"
+
+
+def named(weights: str | None) -> str | None:
+    """Return the config of which `init.weights` names the run; None: it names no run by its config.
+
+    >>> named("run:larger_radius:vit_s_cvst"), named("runs/larger_radius-vit_s_cvst")
+    ('larger_radius:vit_s_cvst', None)
+    """
+    text = str(weights or "")
+    return text.removeprefix(PREFIX) if text.startswith(PREFIX) else None
+
+
+def folder(named: str, workdir: Path) -> Path:
+    """Return the folder of a start, beside the workdir of what starts from it."""
+    return workdir.parent / arguments.run_name(named)
+
+
+def chain(config: Config, workdir: Path) -> list[StartRun]:
+    """List the runs that a run starts from, directly and through others, the nearest first.
+
+    Raises:
+      ValueError: there is no such config, or a run would start from itself.
+    """
+    found: list[StartRun] = []
+    folders = {workdir.absolute()}
+    while wanted := named(config.init.weights):
+        here = StartRun(wanted, folder(wanted, workdir), config)
+        if here.folder.absolute() in folders:
+            raise ValueError(
+                f"{here.words} is the run in {here.folder} itself; give another --workdir, or other"
+                " weights"
+            )
+        folders.add(here.folder.absolute())
+        try:
+            own = arguments.load_config(wanted)
+        except ValueError as error:
+            raise ValueError(f"{here.words}: {error}") from error
+        _take_over(config, own)
+        config = own.lock()
+        found.append(here._replace(config=config))
+    return found
+
+
+def _take_over(config: Config, start: Any) -> None:
+    for section, keys in _OF_MACHINE.items():
+        start[section].update({key: config[section][key] for key in keys})
+    sizes = ("num_classes", "in_channels")
+    if all(config.model[key] == start.model[key] for key in sizes):
+        start.data.update({key: config.data[key] for key in _OF_IMAGES})
+
+
+def state(run: StartRun) -> str:
+    """Tell how far a start is.
+
+    Raises:
+      ValueError: another run is in its folder.
+    """
+    if not (run.folder / "config.json").is_file():
+        return ABSENT
+    if differing := differences(run.folder, run.config):
+        raise ValueError(
+            f"{run.words}: the run in {run.folder} is not of that config: {'; '.join(differing)}. "
+            f"Start from it as it is with init.weights={run.folder}, or move it away"
+        )
+    return FINISHED if is_finished(run.folder, run.config) else BEGUN
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Tell whether a run has tested its last phase, and still has its weights."""
+    last = phases(config)[-1]
+    tested = (str(row.get("weights")) for row in jsonl.read(folder / "results.jsonl"))
+    there = bool(steps(folder / last / "best"))
+    return there and any(words.startswith(f"{last},") for words in tested)
+
+
+def differences(folder: Path, config: Config) -> list[str]:
+    """List what of network, start and epochs a folder's run has otherwise than a config."""
+    theirs, ours = _identity(runs.whole_config(folder)), _identity(plain(config))
+    return [
+        f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} in the config"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+        and not (key == "init.weights" and _imported(theirs[key]) == ours[key])
+    ]
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    config = completed(config)
+    options = config["model"]["options"]
+    model = {key: value for key, value in config["model"].items() if key != "options"}
+    model |= {f"options.{key}": v for key, v in options.items() if key not in _FREE_OPTIONS}
+    keys: dict[str, Any] = {f"model.{key}": value for key, value in model.items()}
+    keys |= {f"init.{key}": value for key, value in config["init"].items()}
+    for name in config["phases"]:
+        if config[name]["epochs"]:  # the others do not happen
+            keys |= {f"{name}.{key}": config[name][key] for key in ("objective", "epochs")}
+    return json.loads(json.dumps(keys))
+
+
+def _imported(weights: str | None) -> str | None:
+    """Return the name of what an imported folder holds, as on machines without a network."""
+    if not weights or not Path(weights).is_dir():
+        return None
+    about = weights_folder.about(Path(weights))
+    return None if about is None else imported_from(about)
+
+
+def imported_from(about: dict[str, Any]) -> str | None:
+    """Return the name of what a folder was imported from, if nothing in it was drawn anew."""
+    if about.get("drawn"):
+        return None
+    return about.get("published_id") or str(about.get("source")).removeprefix("hf://timm/")

@@ -1,0 +1,220 @@
+"""Runs that start from the run of another config, beside their own workdir."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.resolved import plain
+from jaxrobust.runtime.files import jsonl, locks
+from jaxrobust.training.run import run as training_run
+from jaxrobust.training.run import start_runs, stopping
+from jaxrobust.weights.trained import start_run
+from tests.support import runs as training
+
+# A config in a file: what `training.tiny` changes. The names are those that a message may say.
+_FILE = """
+import json
+from ml_collections import ConfigDict
+
+def get_config():
+    config = ConfigDict(json.loads({text!r}))
+    config.phases = tuple(config.phases)
+    for name in config.phases:
+        config[name].lr_steps = config[name].bn_momentum = ()
+    return config
+"""
+
+
+class Case(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.place = Path(self.create_tempdir().full_path)
+        self.enterContext(contextlib.chdir(self.place))
+
+    def start(self, name="clean", **changes) -> None:
+        """A config file of clean training."""
+        config = training.tiny(phases=("pretrain",), **changes)
+        Path(f"{name}.py").write_text(_FILE.format(text=json.dumps(plain(config))))
+
+    def robust(self, start="clean", **changes):
+        return training.tiny(pretrain__epochs=0, init__weights=f"run:{start}.py", **changes)
+
+    def said(self, config, workdir="runs/robust") -> str:
+        return training.quiet_run(config, Path(workdir))
+
+    def refused(self, config, words, workdir="runs/robust", kind=ValueError):
+        there = sorted(self.place.rglob("*"))
+        with self.assertRaisesRegex(kind, words), jax.numpy_dtype_promotion("standard"):
+            training_run.run(config, Path(workdir))
+        if kind is ValueError:  # before anything is written
+            made = [p for p in sorted(self.place.rglob("*")) if "__pycache__" not in p.parts]
+            self.assertEqual([p for p in made if p not in there and p.name != "lock"], [])
+
+
+class TrainedTest(Case):
+    @pytest.mark.slow
+    def test_stopped_in_either_run_and_continued_it_is_what_two_commands_make(self):
+        self.start()
+        config, workdir = self.robust(), Path("runs/robust")
+        with jax.numpy_dtype_promotion("standard"):
+            training.stop_after(3, lambda: training_run.run(config, workdir), "runs/clean")
+            self.assertFalse((workdir / "config.json").exists())
+            self.assertIn("of pretrain in runs/clean", start_runs.again(config, workdir))
+            training.stop_after(8, lambda: training_run.run(config, workdir))
+        self.assertTrue(start_run.is_finished(Path("runs/clean"), self.chained(config)))
+        self.assertRegex(start_runs.again(config, workdir), "continues after step . of train$")
+        shutil.move("runs/clean", "elsewhere")  # a run that has begun does not need it
+        self.assertNotIn("init.weights=run:", self.said(config))
+        shutil.move("elsewhere", "runs/clean")
+
+        alone = training.tiny(phases=("pretrain",))
+        self.said(alone, "others/first")
+        self.said(training.tiny(pretrain__epochs=0, init__weights="others/first"), "others/second")
+        for ours, theirs in (("runs/clean", "others/first"), ("runs/robust", "others/second")):
+            (one,), (other,) = (jsonl.read(Path(f) / "results.jsonl") for f in (ours, theirs))
+            self.assertEqual(one["weights_sha256"], other["weights_sha256"])
+        init = json.loads((workdir / "init.json").read_text())
+        self.assertEqual(init["weights"], "run:clean.py")
+        self.assertIn("runs/clean (pretrain, step 8", init["where"])
+
+        said = self.said(self.robust(attack__epsilon=0.2, train__epochs=2), "runs/larger")
+        first, *_ = said.splitlines()
+        self.assertRegex(first, "init.weights=run:clean.py: the run in runs/clean is finished, and")
+        self.assertNotIn("pretrain: step", said)
+
+    def chained(self, config):
+        return start_run.chain(config, Path("runs/robust"))[0].config
+
+    @pytest.mark.slow
+    def test_a_start_that_diverges_says_that_it_is_the_start(self):
+        self.start()
+        words = "the run in runs/clean, from which this one starts: .*Set trouble.rollbacks=1"
+        config = self.robust(trouble__skips=1)
+        with training.poisoned(range(1, 20)):
+            self.refused(config, words, kind=stopping.Diverged)
+        self.refused(config, words, kind=stopping.Diverged)  # and so it stays
+        self.assertFalse(Path("runs/robust").exists())
+
+
+class RefusedTest(Case):
+    @parameterized.parameters(
+        (
+            {"model__options": {"stem_strides": (1,), "depths": (1,), "dims": (16,)}},
+            "of convnext_n with .*dims=.*16.* set model.options to theirs",
+        ),
+        ({"model__name": "convnext_n_cvst"}, "those of convnext_n_cvst; set model.name"),
+        ({"model__num_classes": 7}, "head has 7 classes, and .*; set init.head=fresh"),
+        ({"model__in_channels": 3}, "images with 3 channels, and model.in_channels=1; give data"),
+    )
+    def test_a_start_of_another_network(self, changes, words):
+        if "model__name" in changes:
+            changes |= {"model__options": {}}
+        self.start(**changes)
+        self.refused(self.robust(), f"init.weights=run:clean.py: they.* {words}|{words}")
+
+    def test_another_run_in_its_folder(self):
+        self.start()
+        folder = Path("runs/clean")
+        folder.mkdir(parents=True)
+        other = plain(training.tiny(phases=("pretrain",), pretrain__epochs=5))
+        (folder / "config.json").write_text(json.dumps({"version": 1} | other))
+        self.refused(
+            self.robust(),
+            "the run in runs/clean is not of that config: pretrain.epochs is 5 there, 2 in the "
+            "config. Start from it as it is with init.weights=runs/clean, or move it away",
+        )
+
+    def test_a_start_that_another_process_trains(self):
+        self.start()
+        lock = Path("runs/clean/lock")
+        lock.parent.mkdir(parents=True)
+        with locks.held(lock, what="it", otherwise="wait"):
+            self.refused(
+                self.robust(),
+                "the run in runs/clean, from which this one starts: workdir runs/clean is in use "
+                "by process .*: wait for it, end it, or repeat this command when it has ended",
+            )
+
+    @parameterized.parameters("runs/clean", "../{name}/runs/clean")
+    def test_the_workdir_of_the_start(self, workdir):
+        self.start()
+        workdir = workdir.format(name=self.place.name)
+        words = "init.weights=run:clean.py is the run in .*runs/clean itself; give another --wor"
+        self.refused(self.robust(), words, workdir)
+
+    def test_a_circle(self):
+        self.start("one", init__weights="run:two.py")
+        self.start("two", init__weights="run:one.py")
+        self.refused(self.robust("one"), "run:one.py is the run in runs/one itself; give")
+
+    @parameterized.parameters(
+        ("run:larger_radios:vit_s_cvst", "no such file; did you mean larger_radius?"),
+        ("run:larger_radius:vit_x", "model=vit_x is not among its values; one of convnext_t_"),
+        ("run:", "no such file"),
+    )
+    def test_no_such_config(self, weights, words):
+        config = training.tiny(pretrain__epochs=0, init__weights=weights)
+        self.refused(config, f"init.weights={weights}: .*{words}")
+
+    def test_own_mistakes_come_before_the_training_of_the_start(self):
+        self.start()
+        self.refused(self.robust(train__lr=-1.0), "train.lr")
+
+
+class StateTest(Case):
+    def test_the_machine_and_the_images_are_those_of_the_run_that_starts(self):
+        self.start("far", data__name="imagenet2012", data__train_split="train")
+        config = self.robust("far", data__workers=3, trouble__rollbacks=2, mesh__fsdp=2)
+        (start,) = start_run.chain(config, Path("runs/robust"))
+        self.assertEqual(start.folder, Path("runs/far"))
+        own = start.config
+        self.assertEqual((own.data.name, own.data.train_split), ("digits", "train[:256]"))
+        self.assertEqual((own.data.workers, own.trouble.rollbacks, own.mesh.fsdp), (3, 2, 2))
+        self.start("far", data__name="imagenet2012", model__num_classes=1000)
+        (start,) = start_run.chain(config, Path("runs/robust"))
+        self.assertEqual(start.config.data.name, "imagenet2012")  # of other classes, its own
+
+    def test_a_start_of_the_same_weights_from_a_folder_is_the_same(self):
+        """As on machines without a network."""
+        self.start(init__weights="convnext_nano.in1k")
+        (start,) = start_run.chain(self.robust(), Path("runs/robust"))
+        start.folder.mkdir(parents=True)
+        weights, config = Path("weights/clean"), plain(start.config)
+
+        def written(source, **more):
+            config["init"]["weights"] = str(weights)
+            whole = {"version": 1} | config
+            (start.folder / "config.json").write_text(json.dumps(whole))
+            shutil.rmtree(weights, ignore_errors=True)
+            weights.mkdir(parents=True)
+            (weights / "weights.safetensors").write_bytes(b"")
+            empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+            about = {"architecture": "convnext_n", "num_classes": 10, "image_size": 8}
+            about |= {"in_channels": 1, "sha256": empty, "source": source} | more
+            (weights / "config.json").write_text(json.dumps(about))
+
+        written("hf://timm/convnext_nano.in1k")
+        self.assertEqual(start_run.state(start), start_run.BEGUN)
+        for source, more in (("other.in1k", {}), ("convnext_nano.in1k", {"drawn": {"seed": 0}})):
+            written(source, **more)
+            with self.assertRaisesRegex(ValueError, "init.weights is 'weights/clean' there"):
+                start_run.state(start)
+
+    def test_a_run_is_finished_when_its_last_phase_is_tested(self):
+        folder, config = Path("runs/two"), training.tiny()
+        folder.mkdir(parents=True)
+        line = {"weights": "pretrain, step 8, ema"}
+        (folder / "results.jsonl").write_text(json.dumps(line) + "\n")
+        self.assertFalse(start_run.is_finished(folder, config))
+        line = {"weights": "train, step 12, ema"}
+        (folder / "results.jsonl").write_text(json.dumps(line) + "\n")
+        self.assertFalse(start_run.is_finished(folder, config))  # whose weights are gone
+
+
+if __name__ == "__main__":
+    absltest.main()
