@@ -5,7 +5,7 @@ python tools/study.py [--study cifar_study] --out runs/study [--seed 0] [--minut
 
 A study is a file of configs/ whose arguments are a run of its `RUNS` and a seed of its `SEEDS`;
 `PAPER` says what the paper finds of them, `IMAGES` how many images are attacked, `ATTACK` with
-which flags of `jaxrobust.evaluate`, or `THREATS` in which norms, `METHOD` what the record calls
+which flags of `jaxrobust.evaluate`, `THREATS` in which norms, `METHOD` what the record calls
 that, and `ASKED` what the table does. `AGAINST` pairs runs; without it each is paired with the
 first.
 
@@ -75,7 +75,7 @@ def _made(args: Any, name: str, seed: int, end: float) -> bool:
     train = ["jaxrobust.main", f"--config={config}", f"--workdir={workdir}", *data]
     module = study(args.study)
     attack = ["jaxrobust.evaluate", f"--workdir={workdir}", f"--n={module.IMAGES}"]
-    attack += [f"--threat={threat}" for threat in _threats(module)] or module.ATTACK
+    attack += [*(f"--threat={threat}" for threat in _threats(module)), *module.ATTACK]
     done = trained(workdir), None not in attacked(workdir, module)
     for finished, command in zip(done, (train, attack), strict=True):
         if finished:

@@ -24,7 +24,7 @@ def units(config) -> float:
     return total
 
 
-def write_records(path: Path, norms, fooled=()) -> None:
+def write_records(path: Path, norms, fooled=(), method="autoattack standard") -> None:
     """Records of a run in each norm, with verdicts on eight images of which two are robust."""
     lines = []
     for norm in norms:
@@ -34,7 +34,7 @@ def write_records(path: Path, norms, fooled=()) -> None:
         columns = [np.arange(8), np.zeros(8, int), found != "clean", found]
         columns += [np.zeros(8), np.full(8, -1)]
         verdicts.write(path.parent / file, norm, verdicts.Verdicts(*columns))
-        row = {"weights": "train, step 3, ema", "method": "autoattack standard"}
+        row = {"weights": "train, step 3, ema", "method": method}
         row |= {"clean": 0.5, "robust": 0.25, "verdicts": file, "attacks": [{"norm": norm}]}
         lines.append(json.dumps(row) + "\n")
     path.write_text("".join(lines))
@@ -165,7 +165,10 @@ class StudyTest(parameterized.TestCase):
             for seed in stem_study.SEEDS:
                 folder = out / f"{run}-{seed}" / "evaluation"
                 folder.mkdir(parents=True)
-                write_records(folder / "results.jsonl", ("linf", "l2", "l1"), [0] * (run == "pgd"))
+                fooled = [0] * (run == "pgd")
+                write_records(
+                    folder / "results.jsonl", ("linf", "l2", "l1"), fooled, stem_study.METHOD
+                )
         study.write_pairs(out, stem_study)
         said = study.table(out, stem_study)
         self.assertIn("| convstem | 50.0 (50.0 to 50.0) |" + " 25.0 (25.0 to 25.0) |" * 3, said)
