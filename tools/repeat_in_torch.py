@@ -196,11 +196,13 @@ def draw(workdir: Path, name: str, beside: Path | None, picture: Path | None) ->
     others: dict[str, np.ndarray] = {}
     made = workdir / "torch" / f"{name}.jsonl"
     if made.exists():
-        others["PyTorch"] = torch_losses(made, own[:, 0])
+        others["PyTorch, float32"] = torch_losses(made, own[:, 0])
     if beside:
-        others[f"here, {beside.name}"] = losses(beside, name)
+        dtype = runs.run_config(beside, name).model.dtype
+        others[f"here, {beside.name}, {dtype}"] = losses(beside, name)
     figure, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(7, 6))
-    upper.plot(*own.T, label=f"here, {workdir.name}", color="black", linewidth=2)
+    dtype = runs.run_config(workdir, name).model.dtype
+    upper.plot(*own.T, label=f"here, {workdir.name}, {dtype}", color="black", linewidth=2)
     for (label, curve), colour in zip(others.items(), ("tab:orange", "tab:blue"), strict=False):
         n = min(len(own), len(curve))
         apart = np.abs(curve[:n, 1] - own[:n, 1]) / own[:n, 1]

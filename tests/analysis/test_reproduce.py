@@ -13,7 +13,8 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from configs import revisiting_at, transfer
-from jaxrobust.analysis.papers import matching, scatter, tables, tables_markdown
+from jaxrobust.analysis.papers import matching, tables, tables_markdown
+from jaxrobust.analysis.papers.pictures import resolutions, scatter
 from jaxrobust.commands import reproduce
 from jaxrobust.config import base
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
@@ -442,6 +443,34 @@ class CommandTest(parameterized.TestCase):
         for point in (own, beside):
             self.assertAlmostEqual(point.values["robust"], 38.12)
             self.assertAlmostEqual(point.values["clean"], 65.12)
+
+    def test_curves_over_resolutions(self):
+        """Table 5 has one network at five sizes, clean and at four radii."""
+        (table,) = tables.tables("revisiting_at", "5")
+        at_256 = [row["image_size"] for row in table.rows].index(256)
+        cells = {
+            (at_256, "linf_4_255"): tables_markdown.Cell(57.0, 0),
+            (at_256, "linf_8_255"): tables_markdown.Cell(30.0, 0, alike=True),
+        }
+        found = {c.result: c for c in resolutions.curves(tables_markdown.Filled(table, cells))}
+        radii = [f"linf {n}/255" for n in (2, 4, 6, 8)]
+        self.assertEqual([*found], ["clean", *radii])
+        sizes = [192, 224, 256, 288, 320]
+        self.assertEqual([*found["clean"].theirs], sizes)
+        self.assertEqual(found["linf 4/255"].theirs[192], 53.0)
+        self.assertEqual(found["linf 4/255"].ours, {256: 57.0})
+        self.assertEmpty(found["linf 8/255"].ours)  # of another training
+        (table,) = tables.tables("revisiting_at", "3")  # one size of each network
+        self.assertEmpty(resolutions.curves(tables_markdown.Filled(table, {})))
+
+    @absltest.skipUnless(PLOT, "needs matplotlib: pip install -e '.[plot]'")
+    @pytest.mark.slow
+    def test_picture_of_resolutions(self):
+        out = Path(self.create_tempdir()) / "new"
+        code, said, _ = call("--paper", "revisiting_at", "--table", "5", "--out", out)
+        self.assertEqual(code, 0)
+        self.assertIn("revisiting_at-table_5-resolution.png", said)
+        self.assertGreater((out / "revisiting_at-table_5-resolution.png").stat().st_size, 10_000)
 
     @parameterized.parameters(
         (["--paper", "other"], "--paper other is unknown; one of revisiting_at"),

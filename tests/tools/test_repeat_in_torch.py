@@ -37,7 +37,7 @@ class RepeatTest(absltest.TestCase):
         theirs = [row["loss"] for row in jsonl.read(workdir / "torch/train.jsonl")]
         # A float32 has 7 digits; draws of another key move the fourth.
         np.testing.assert_allclose(ours[:, 1], theirs, rtol=1e-6)
-        self.assertIn("PyTorch: relative difference of the losses", said)
+        self.assertIn("PyTorch, float32: relative difference of the losses", said)
         self.assertGreater((workdir / "torch/train.png").stat().st_size, 10_000)
         average = load.load(workdir / "torch/train.safetensors", image_size=8)
         best = runs.run_weights(workdir, "train")[1].params

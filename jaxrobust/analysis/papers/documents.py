@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxrobust.analysis.papers import lines_markdown, matching, scatter, tables, tables_markdown
+from jaxrobust.analysis.papers import lines_markdown, matching, tables, tables_markdown
+from jaxrobust.analysis.papers.pictures import resolutions, scatter
 
 
 def answer(
@@ -50,7 +51,7 @@ def _written(out: Path, name, shown, records, text: str) -> list[str]:
     out.mkdir(parents=True, exist_ok=True)
     made = []
     for each in shown:
-        pictures = scatter.draw(each, records, out)
+        pictures = [*scatter.draw(each, records, out), *resolutions.draw(each, out)]
         title = f"## {tables.title(each.table)}:"
         links = "".join(f"![{each.table.caption}]({p.name})\n\n" for p in pictures)
         text = text.replace(title, links + title, 1)

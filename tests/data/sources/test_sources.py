@@ -30,7 +30,8 @@ CIFAR = SHARED / "data" / "tensorflow_datasets"
 
 
 def make_digits():
-    spec = importlib.util.spec_from_file_location("make_digits", ROOT / "tools" / "make_digits.py")
+    path = ROOT / "tools" / "generate" / "make_digits.py"
+    spec = importlib.util.spec_from_file_location("make_digits", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

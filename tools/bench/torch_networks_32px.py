@@ -1,9 +1,9 @@
-"""`python tools/torch_networks_32px.py preact_resnet18`: PyTorch networks to attack at 32 px.
+"""`python tools/bench/torch_networks_32px.py preact_resnet18`: PyTorch networks to attack at 32 px.
 
 Trains a network for some minutes on CIFAR-10 against FGSM from a random start, so that some of its
 images withstand AutoAttack, and writes its state dict to `runs/torch/NAME.pt`. Of the same file,
 
-    python tools/bench_autoattack.py --network tools/torch_networks_32px.py:preact_resnet18
+    python tools/bench_autoattack.py --network tools/bench/torch_networks_32px.py:preact_resnet18
 
 attacks it: without such a file the weights are random.
 """
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust.convert import torch_networks

@@ -1,4 +1,4 @@
-"""Write the data set that ships in `jaxrobust/data/digits`: `python tools/make_digits.py`.
+"""Write the data set that ships in `jaxrobust/data/digits`: `python tools/generate/make_digits.py`.
 
 The 1,797 handwritten digits that scikit-learn carries (a test part of UCI "Optical Recognition of
 Handwritten Digits", CC BY 4.0) as a TFDS data set in ArrayRecord, without TensorFlow.
@@ -17,7 +17,7 @@ from jaxrobust.runtime.commandline.arguments import Arguments
 
 SEED = 0
 TEST_SIZE = 397
-TARGET = Path(__file__).resolve().parents[1] / "jaxrobust" / "data" / "digits"
+TARGET = Path(__file__).resolve().parents[2] / "jaxrobust" / "data" / "digits"
 ABOUT = directory.About(
     version="1.0.0",
     description="Handwritten digits, 8x8 grey: the test part of UCI 'Optical Recognition of "

@@ -1,0 +1,1 @@
+"""Pictures of the papers' tables, with ours in them."""
