@@ -25,14 +25,13 @@ NAMES = {
 }
 
 
-def written(folder, name, device="meta"):
-    """The one file of a network with fresh weights, and the network."""
+def written(folder, name, device="meta", mean=(0.0,) * 3, std=(1.0,) * 3):
+    """The one file of a network with fresh weights, and the network behind its first layer."""
     from jaxrobust.convert import references, self_contained, torch_networks
     from jaxrobust.convert.network_account import Account
     from jaxrobust.convert.references import Network
 
-    zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
-    stats = {"normalize.mean": zero, "normalize.std": one}
+    stats = {"normalize.mean": np.float32(mean), "normalize.std": np.float32(std)}
     network = Network(name, {}, stats, 10, 32 if name.startswith("cifar") else 224, {})
     row = references.module_row(network)
     with torch.device(device):
@@ -62,9 +61,9 @@ def unread(code):
 
 @absltest.skipIf(torch is None, paths.PARITY)
 class FileTest(parameterized.TestCase):
-    def run_alone(self, name, device="meta"):
+    def run_alone(self, name, device="meta", **moments):
         folder = Path(self.create_tempdir())
-        code, net = written(folder, name, device)
+        code, net = written(folder, name, device, **moments)
         module = {"__name__": "alone", "__file__": str(folder / "alone.py")}
         exec(compile(code, "alone.py", "exec"), module)
         return code, module, net
@@ -84,6 +83,15 @@ class FileTest(parameterized.TestCase):
         with torch.no_grad():
             logits = module["load"]()(images)
             torch.testing.assert_close(logits, net.eval()(images), rtol=0, atol=0)
+
+    def test_the_first_layer_normalises_as_ours(self):
+        mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+        _, module, net = self.run_alone("cifar_mixer", "cpu", mean=mean, std=std)
+        images = torch.rand(1, 3, 32, 32)
+        with torch.no_grad():
+            logits = module["normalized"](net.eval(), module["MEAN"], module["STD"])(images)
+            normal = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+            torch.testing.assert_close(logits, net(normal), rtol=1e-4, atol=1e-5)
 
 
 if __name__ == "__main__":
