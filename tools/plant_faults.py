@@ -121,15 +121,18 @@ def planted(source: str, row: dict[str, Any]) -> str:
 
 def tests_of(tree: Path, file: Path) -> Iterator[tuple[str, list[str]]]:
     """Give the tests that import the file, those of its name first, and the tests of its folder."""
-    own = file.parts[1] != "commands" and (tree / "tests" / file.parts[1]).is_dir()
-    room = f"tests/{file.parts[1]}" if own else "tests"  # what starts others has no tests there
+    room = Path("tests", file.parts[1])
+    own = (tree / room).is_dir()
     parent, stem = ".".join(file.parts[:-1]), file.stem
     imports = re.compile(rf"from {parent} import [^()\n]*(\([^)]*)?\b{stem}\b|{parent}\.{stem}\b")
-    tests = sorted((tree / room).rglob("test_*.py"), key=lambda t: (t.stem != f"test_{stem}", t))
+    searched = room if own and room.name != "commands" else "tests"  # with what they start
+    tests = sorted(
+        (tree / searched).rglob("test_*.py"), key=lambda t: (t.stem != f"test_{stem}", t)
+    )
     near = [t for t in tests if t.stem == f"test_{stem}" or imports.search(t.read_text())]
     names = [str(t.relative_to(tree)) for t in near]
     yield "near", names
-    yield "folder", [room, *(f"--ignore={name}" for name in names)] if own else []
+    yield "folder", [str(room), *(f"--ignore={name}" for name in names)] if own else []
 
 
 def failing(tree: Path, tests: list[str]) -> str | None:
@@ -140,7 +143,7 @@ def failing(tree: Path, tests: list[str]) -> str | None:
         done = subprocess.run(command, capture_output=True, text=True, **how)
     except subprocess.TimeoutExpired:
         return tests[0]
-    found = re.search(r"^(?:FAILED|ERROR|SUBFAILED\S*) (\S+)", done.stdout, re.MULTILINE)
+    found = re.search(r"^(?:SUB)?(?:FAILED|ERROR).*? (tests/\S+)", done.stdout, re.MULTILINE)
     return (
         None if done.returncode in (0, 5) else found[1] if found else tests[0]
     )  # 5: there are none
