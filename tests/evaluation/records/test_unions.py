@@ -91,6 +91,47 @@ class JoinedTest(absltest.TestCase):
         self.assertEqual(joined.fooled_by.tolist(), [l2, linf, "", linf, "", "clean"])
 
 
+class UnitedTest(absltest.TestCase):
+    def test_a_record_has_what_all_balls_have(self):
+        first, other = found([1, 1, 1, 0, 0, 0], [1] * 6), found([1, 0, 1, 1, 1, 0], [1] * 6)
+        first, other = (
+            one.noting(
+                attacks=[{"name": name}],
+                costs=[{"attack": name, "forward": n}],
+                flags={"nan": name},
+                replayed=[{"ledger": name}] * n,
+                draws=None,
+            )
+            for one, name, n in ((first, "a", 0), (other, "b", 1))
+        )
+        whole = unions.united([first, other], BALLS, ["in a", "in b"]).record
+        self.assertEqual(whole.accuracy_after, {"in a": 3 / 6, "in b": 2 / 6})
+        self.assertEqual((whole.clean, whole.robust, whole.draws), (5 / 6, 2 / 6, None))
+        self.assertEqual([own["name"] for own in whole.attacks], ["a", "b"])
+        self.assertEqual([own["attack"] for own in whole.costs], ["a", "b"])
+        self.assertEqual(
+            whole.flags, {f"{ball}: nan": n for ball, n in zip(BALLS, "ab", strict=True)}
+        )
+        self.assertEqual(whole.replayed, [{"ledger": "b"}])
+
+    def test_parts_of_a_worst_case(self):
+        measured = [found([1, 1, 1, 0, 0, 0], [1] * 6), found([1, 0, 1], [1] * 3, ids=range(3))]
+        measured = [one.noting(robust=float(one.verdicts.robust.mean())) for one in measured]
+        how = (measured, BALLS, ["pgd-20", "autoattack"], ["1", "2"])
+        whole = unions.parts_of(*how, skips=False)
+        self.assertEqual([row["robust"] for row in whole], [3 / 6, 2 / 3])
+        self.assertEqual([row["images"] for row in whole], [6, 3])
+        self.assertEqual([row["method"] for row in whole], ["pgd-20", "autoattack"])
+        self.assertEqual(
+            [(row["norm"], row["epsilon"]) for row in whole], [("linf", 0.1), ("l2", 0.5)]
+        )
+        self.assertEqual(whole[0]["interval"], records.interval(3 / 6, 6))
+        # Of what attacks only those that stand, nothing is known of all images.
+        skipping = unions.parts_of(*how, skips=True)
+        self.assertEqual([row["robust"] for row in skipping], [3 / 6, None])
+        self.assertEqual([row["evaluation"] for row in skipping], ["1", "2"])
+
+
 @pytest.mark.slow
 class CommandTest(absltest.TestCase):
     def test_the_number_of_one_draw_is_that_of_the_rule_one_draw(self):

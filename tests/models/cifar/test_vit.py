@@ -1,3 +1,5 @@
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models.cifar.shared.transformer import Attention
+from jaxrobust.models.kernels import layers
 from jaxrobust.models.modules.draws import Draws
 from tests.support import cifar_study, golden32, parity
 
@@ -61,6 +64,23 @@ class OptionsTest(parameterized.TestCase):
         tiny = SMALL | {"patch": 4, "image_size": 8, "depth": 1}
         cifar_study.check_draws(self, "cifar_vit", factor=8, **tiny)
         cifar_study.check_own_draws(self, "cifar_vit", factor=8, **tiny)
+
+    def test_dropout_is_behind_positions_in_each_block_and_in_the_head(self):
+        net = models.create("cifar_vit", num_classes=10, image_size=8, dropout=0.25, **SMALL)
+        params, stats = jax.eval_shape(net.init, jax.random.key(0))
+        images, seen = jax.ShapeDtypeStruct((3, 8, 8, 3), np.float32), []
+
+        def dropout(x, key, rate):
+            seen.append((x.shape, key is not None, rate))
+            return x
+
+        with mock.patch.object(layers, "dropout", dropout):
+            for train in (True, False):
+                how = {"train": train, "key": jax.random.key(1)}
+                jax.eval_shape(lambda p, s, x: net.apply(p, s, x, **how), params, stats, images)  # noqa: B023
+        drawn = [shape for shape, draws, rate in seen if draws and rate == 0.25]
+        block = [(3, 5, 16), (3, 5, 8), (3, 5, 16)]  # attention, inside of the MLP, behind it
+        self.assertEqual(drawn, [(3, 5, 16), *block, *block, (3, 8)])
 
     def test_initialisation_is_the_references(self):
         net = models.create("cifar_vit", num_classes=10, image_size=32, depth=1)
