@@ -8,7 +8,8 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import __main__ as overview
 from jaxrobust.commands import scaling
-from jaxrobust.commands.flags import evaluation
+from jaxrobust.commands.flags import evaluation, shared
+from jaxrobust.runtime.commandline import fields
 
 # Those of absl define `--config`, which one process can do once.
 NAMES = [name for name in overview.COMMANDS if name not in ("train", "doctor", "estimate")]
@@ -41,6 +42,30 @@ class DefaultsTest(parameterized.TestCase):
 
     def test_flags_are_found(self):
         self.assertGreater(len(FLAGS), 10)
+
+
+class SharedTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("--epsilon=8/255", "epsilon", 8 / 255),
+        ("--options={'depths': (1, 2)}", "options", {"depths": (1, 2)}),
+        ('--torch_args={"depth": 28}', "torch_args", {"depth": 28}),
+        ("--num_classes=7", "num_classes", 7),
+        ("--workdir=runs/1", "workdir", "runs/1"),
+    )
+    def test_a_value_is_read_as_what_it_is(self, word, name, value):
+        read = fields.read(shared.SubjectFlags, "A command.", [word])
+        self.assertEqual(getattr(read, name), value)
+        others = {k: v for k, v in dataclasses.asdict(read).items() if k != name}
+        self.assertEqual(others, dict.fromkeys(others))  # which were not given
+
+    def test_a_help_names_the_default_of_its_command(self):
+        texts = {f.name: f.metadata["about"].text for f in dataclasses.fields(shared.SubjectFlags)}
+        self.assertEndsWith(
+            texts["epsilon"], "in units of [0, 1] pixels; default: that of the run."
+        )
+        self.assertEndsWith(texts["workdir"], "norm and radius.")
+        other = shared.shared("phase", default="the first").metadata["about"].text
+        self.assertEqual(other, "Phase of the run, such as pretrain or train; default: the first.")
 
 
 class ScalingTest(parameterized.TestCase):
