@@ -1,6 +1,7 @@
 """One step of any machine, the rows of all attacks, and an attack that is added to them."""
 
 import itertools
+from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -11,7 +12,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.attacks import registry
+from jaxrobust.attacks import machine, registry
 from jaxrobust.attacks.ensembles import VERSIONS
 from jaxrobust.evaluation import autoattack
 from jaxrobust.types import Machine
@@ -193,6 +194,29 @@ class NewAttacksTest(parameterized.TestCase):
         none = jnp.zeros((0, 4, 4, 3))
         labels = jnp.zeros(0, jnp.int32)
         self.assertEqual(attack(NETS["lin"], jax.random.key(0), none, labels).shape, none.shape)
+
+
+class NearestTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ([2.0, 1.0, 3.0], 1),
+        ([2.0, 1.0, 1.0], 1),  # of equal ones the first, as of `argmin`
+        ([0.0, 0.0, 0.0], 0),
+        ([3.0, np.nan, 1.0], 1),  # not a number is the least
+        ([np.nan, 0.0, np.nan], 0),
+        ([np.inf, np.inf, 7.0], 2),
+    )
+    def test_the_class_and_its_own_gradient(self, distances, expected):
+        table = jnp.float32([distances, [5.0, 4.0, 0.5]])
+        slopes = jnp.float32([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])  # of each class, two pixels
+        nearest = SimpleNamespace(
+            distance=lambda state, values, gradient, which: jnp.take(table, which, axis=1),
+            query=lambda state: state,
+        )
+        found, which = machine.nearest(
+            nearest, jnp.zeros((2, 2)), jnp.zeros((2, 3)), lambda weights: (weights @ slopes,)
+        )
+        self.assertEqual(which.tolist(), [expected, 2])
+        np.testing.assert_array_equal(found, slopes[jnp.array([expected, 2])])
 
 
 if __name__ == "__main__":
