@@ -1,5 +1,9 @@
 """Which words of a command line change the config."""
 
+import sys
+from types import SimpleNamespace
+from unittest import mock
+
 from absl.testing import absltest, parameterized
 
 from jaxrobust.estimate import changes
@@ -20,6 +24,19 @@ class DividedTest(parameterized.TestCase):
     def test_each_word_goes_to_one_side(self, words, own, changing):
         found = changes.divided(words.split())
         self.assertEqual(found, (own.split(), changing.split()))
+
+
+class ConfiguredTest(absltest.TestCase):
+    def test_absl_sees_the_config_and_its_changes_alone(self):
+        known, seen = SimpleNamespace(value=mock.Mock()), []
+        with (
+            mock.patch.object(sys, "argv", ["estimate", "quickstart", "--on", "cpu", "--fast"]),
+            mock.patch.object(changes.flags, "FLAGS", {"config": known}),
+            mock.patch.object(changes.arguments, "parse", lambda argv: seen.append([*argv])),
+        ):
+            config = changes.configured("quickstart", ["--config.seed", "1"])
+        self.assertEqual(seen, [["estimate", "--config=quickstart", "--config.seed", "1"]])
+        self.assertIs(config, known.value.unlock())
 
 
 if __name__ == "__main__":
