@@ -117,6 +117,21 @@ class RowsTest(parameterized.TestCase):
                 self.assertRegex(line.why, r"^$|\.$")
 
     @parameterized.parameters(
+        # Fine-tuned to a larger radius, or to other data from networks of the larger radius.
+        ("revisiting_at", "table_4", {"revisiting_at:{model}", None}),
+        ("revisiting_at", "table_6", {"larger_radius:{model}"}),
+        ("xcit_light_recipe", "table_7", {"light_recipe:{model},epsilon=8"}),
+        ("xcit_light_recipe", "table_8", {"light_recipe:{model},epsilon=8", None}),
+    )
+    def test_what_a_row_starts_from(self, paper, wanted, starts):
+        found = set()
+        for table, row, line in lines.of_tables(paper):
+            if table.id == wanted and line.run:
+                start = line.before[-1].config if line.before else None
+                found.add(start and start.replace(f":{row['model']}", ":{model}"))
+        self.assertEqual(found, starts)
+
+    @parameterized.parameters(
         ("revisiting_at", 120, 21, 30),
         ("xcit_light_recipe", 61, 11, 14),
         ("twenty_architectures", 148, 0, 0),

@@ -112,6 +112,12 @@ class CifarTest(parameterized.TestCase):
         (lack,) = robustbench_entry.lacks(typed(own | {"attacks": own["attacks"] + other}))
         self.assertRegex(lack, "its balls are linf 0.03137, linf 0.01569, not linf 8/255")
 
+    @parameterized.parameters((8 / 255, 0), (np.float32(8 / 255), 0), (0.0314, 1), (7.9 / 255, 1))
+    def test_a_radius_that_is_nearly_the_leaderboards(self, epsilon, lacks):
+        """One that was rounded to float32 is the same, and 0.0314 is not 8/255."""
+        found = robustbench_entry.lacks(typed(record("cifar10", "linf", float(epsilon))))
+        self.assertLen(found, lacks, found)
+
     def test_replayed_images(self):
         replayed = record("cifar10") | {"replayed": [{"ledger": "ledger-1"}]}
         (lack,) = robustbench_entry.lacks(typed(replayed))
