@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.analysis.stages import beginning, checks, costs, running, stage
 from jaxrobust.analysis.stages.stage import ATTACK, EXPORT, SELECT
 from jaxrobust.convert import layouts
+from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.estimate.devices import Target
 from jaxrobust.runtime.devices import hardware
 from jaxrobust.types import Threat
@@ -109,6 +110,33 @@ class CheckTest(parameterized.TestCase):
         self.refused(text, "no record before it would be one that RobustBench takes: its data, dig")
         self.refused("autoattack,export:module:me", "is no id of RobustBench")
         self.refused("autoattack,export:jaxrobust:Me2026Robust", "choose export:module")
+
+
+class EntryTest(absltest.TestCase):
+    """On the images of RobustBench's list, which are not here."""
+
+    def checked(self, text, images=5000, **changes):
+        config = tiny(data__name="imagenet2012", attack__epsilon=4 / 255, **changes)
+        source = mock.MagicMock(ids_sha256=ROBUSTBENCH_SHA256, image_shape=None)
+        source.__len__.return_value = images
+        stages = stage.parse(f"{text},export:module:Me2026Robust")
+        with (
+            mock.patch.object(checks.splits, "opened", return_value=source),
+            mock.patch.object(checks.questions, "check"),
+        ):
+            checks.check(config, stages, Path("runs/x"))
+
+    def test_the_trained_threat_or_one_of_several(self):
+        self.checked("autoattack")
+        self.checked("autoattack:l2:2+linf:4/255")
+        with self.assertRaisesRegex(
+            ValueError, r"RobustBench takes: its balls are .* not linf 4/2"
+        ):
+            self.checked("autoattack:linf:8/255")
+        with self.assertRaisesRegex(ValueError, "its images are 0..99, not 0..4999. Leave Me2026"):
+            self.checked("autoattack", test__images=100)
+        with self.assertRaisesRegex(ValueError, "put autoattack before it"):
+            self.checked("apgd-ce:linf:4/255")
 
 
 class PreparedTest(absltest.TestCase):
