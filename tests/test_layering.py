@@ -53,7 +53,7 @@ INSIDE = {
     "report": ("drawing", "gathered", "parts", "page", "pictures", "watching"),
     "analysis": (
         *("plotting", "key_sources", "papers", "networks", "comparison", "planning"),
-        "selection",
+        *("selection", "stages"),
     ),
     "commands": ("flags", ".", "analysis", "conversion"),
 }

@@ -110,6 +110,12 @@ train --confg quickstart | --confg
 {TRAIN} --config.log.to=tensorbord
 {TRAIN} --config.log.every_steps=0
 {TRAIN} --config.mesh.fsdp=-3
+{TRAIN} --config.init.weights=run:quikstart | quikstart
+{TRAIN} --then=autoatack
+{TRAIN} --then=autoattack:linf | linf
+{TRAIN} --then=autoattack:l1:8/255 | 8/255
+{TRAIN} --then=export:torch | torch
+{TRAIN} --then=export:hub,select | select
 {TRAIN} --config.checkpoint.keep_every_epochs=-1
 {TRAIN} --config.test.steps=0
 train --config quickstart --workdir gs://bucket/run | gs://bucket/run

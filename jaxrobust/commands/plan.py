@@ -39,6 +39,7 @@ class PlanFlags:
     )
     on: str = flag("Chips, such as v5e:8x8 or h100:8.", required=True, metavar="DEVICES")
     table: str | None = flag("Only one table of the paper: its number, or an id such as text_1.")
+    row: str | None = flag("Only one row of --table, by its number or name.")
     budget: float | None = flag("Hours that may be spent; default: no end.", reads=number)
     utilisation: float = flag("Assumed share of the chips' peak.", str(UTILISATION), reads=number)
     write: Path | None = flag("Folder for the scripts of what is left.")
@@ -54,6 +55,8 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs
     if flags.paper not in tables.PAPERS:
         stop(f"{flags.paper} is no paper; {meant(flags.paper, tables.PAPERS)}", 2)
+    if flags.row and not flags.table:
+        stop(f"--row {flags.row} is one of a table; name it with --table", 2)
     if flags.budget is not None and not 0 < flags.budget < float("inf"):
         stop(f"--budget={flags.budget:g} must be above 0 hours; leave it out for all runs", 2)
     if not 0 < flags.utilisation <= 1:

@@ -29,6 +29,7 @@ class ReproduceFlags:
     )
     paper: str | None = flag(f"Only one: {', '.join(tables.PAPERS)}; default: all.")
     table: str | None = flag("Only one table of --paper: its number, or an id such as text_1.")
+    row: str | None = flag("Only one row of --table, by its number or name; with --commands.")
     out: Path | None = flag("Folder for one Markdown file a paper and its pictures; else stdout.")
     commands: bool = flag(
         "Print the commands that measure each row instead, or why there are none.", False

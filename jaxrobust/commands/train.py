@@ -1,5 +1,9 @@
 """`jaxrobust train --config FILE [--workdir DIR] [--config.a.b=v ...]`: trains a network.
 
+--then select,autoattack:linf:4/255+l2:2+l1:75,export:hub goes on with a choice among kept weights,
+attacks (without a threat in that of the training) and exports (export:module:ID with RobustBench's
+entry). What all of it costs is said before; the same command again continues in what was stopped.
+
 Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 a mistake in the command or the
 data, with one sentence on stderr; 3 the run stopped for another reason that it names (NaN, full
 disk, the data of another host). The same command continues after: 75 preempted (SIGTERM) and saved,
@@ -25,6 +29,13 @@ _TRACED = (
     "START:STEPS traces STEPS steps of each phase for XProf, after the first START of this run."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, _WHERE)
+_STAGES = (
+    "What follows the training, with commas: select, an attack such as autoattack:linf:4/255+l2:2, "
+    "export:LAYOUT or export:LAYOUT:ID."
+)
+_THEN = flags.DEFINE_string("then", None, _STAGES)
+_COST = "Whether to say before a run with --then begins what it will cost, which takes a while."
+_ESTIMATE = flags.DEFINE_bool("estimate", True, _COST)
 _PROFILE = flags.DEFINE_string("profile", None, _TRACED)
 define_host_flags()
 
@@ -39,6 +50,7 @@ def main(argv: list[str]) -> None:
     patience.end()  # the first host speaks for all, and joining has its own words
     with patience.of(patience.LOADING, here=pod is None):
         # After the flags: --help needs no JAX.
+        from jaxrobust.analysis.stages import beginning, running
         from jaxrobust.report import pictures
         from jaxrobust.runtime.devices import profiling
         from jaxrobust.runtime.files import folders
@@ -46,7 +58,13 @@ def main(argv: list[str]) -> None:
         from jaxrobust.training.run import start_runs, stopping
         from jaxrobust.weights.store.checkpoint import DiskFull
 
-    end = Ending(lambda: start_runs.again(_CONFIG.value, Path(folder)))
+    config, doing = _CONFIG.value, list[str]()  # the stages that have begun
+
+    def again() -> str:
+        stage = f"the same command continues with {doing[-1]}" if doing else ""
+        return stage or start_runs.again(config, Path(folder))
+
+    end = Ending(again)
     try:
         with end:
             workdir = folders.mounted("workdir", folder)
@@ -55,7 +73,9 @@ def main(argv: list[str]) -> None:
                 end.join(pod)
             else:
                 _use(launch.cores())
-            training_run.run(_CONFIG.value, workdir, profile=profile, draw=pictures.of_phase)
+            stages = beginning.stages(_THEN.value, config, workdir, estimate=_ESTIMATE.value)
+            training_run.run(config, workdir, profile=profile, draw=pictures.of_phase)
+            running.run(stages, config, workdir, begin=lambda stage: doing.append(stage.text))
     except stopping.Stopped as error:  # all hosts together
         stop(error, error.code)
     except KeyboardInterrupt:

@@ -239,10 +239,15 @@ def publish(staged: Path, out: Path) -> None:
 
 
 def export(given: ExportSettings) -> dict[str, Any]:
-    """Export, and say what was written; what is raised leaves nothing behind."""
+    """Export, and say what was written; what is raised leaves nothing behind.
+
+    On several hosts all read the weights, and the first one writes; the others return nothing.
+    """
     _check(given)
-    with patience.of("reading the weights"):
+    with patience.of("reading the weights", here=jax.process_index() == 0):
         subject, name = read(given), _entry_id(given)
+    if jax.process_index():
+        return {}
     network = subject.network
     record = None
     if given.record and name:

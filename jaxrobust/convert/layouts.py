@@ -19,19 +19,31 @@ from jaxrobust.weights.store import files, weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 
 NEEDS_TORCH = "writing .pt files needs PyTorch: pip install 'jaxrobust[torch]'"
+LAYOUTS = ("jaxrobust", "timm", "hub", "module")  # beside the ids of RobustBench
 _MODULE = "export the self-contained module (--layout module)"
 
 
 def known(layout: str, out: Path) -> str:
     """Return the layout itself; `ValueError` for one that is not known or that nothing reads."""
-    if layout not in ("jaxrobust", "timm", "hub", "module"):
+    if layout not in LAYOUTS:
         if layout not in PUBLISHED:
             raise ValueError(
-                f"unknown layout {layout!r}; jaxrobust, timm, hub, module, or one of "
+                f"unknown layout {layout!r}; {', '.join(LAYOUTS)}, or one of "
                 f"{', '.join(sorted(PUBLISHED))}"
             )
         references.place(out, layout)  # refuses an id that reads no file
     return layout
+
+
+def check(network: Network, layout: str) -> None:
+    """Refuse a network that a layout cannot name, whatever its weights are."""
+    if layout == "timm":
+        _same_function(network, network.name, "timm's network")
+    if layout in PUBLISHED:
+        other = PUBLISHED[layout].model
+        if models.family(other) is not models.family(network.name):
+            raise ValueError(f"{layout} is a {other}, not a {network.name}")
+        _same_function(network, other, layout)
 
 
 def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
@@ -40,13 +52,9 @@ def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
         return references.named(network, wrapped=False)  # timm's transforms normalise
     if layout in ("hub", "module"):
         return references.named(network, wrapped=network.normalised)
+    check(network, layout)
     if layout == "timm":
-        _same_function(network, network.name, "timm's network")
         return convert.to_torch(network.name, network.params, network.stats)
-    other = PUBLISHED[layout].model
-    if models.family(other) is not models.family(network.name):
-        raise ValueError(f"{layout} is a {other}, not a {network.name}")
-    _same_function(network, other, layout)
     weights = (network.params, network.stats)
     return convert.to_torch(network.name, *weights, layout=layout, **network.options)
 

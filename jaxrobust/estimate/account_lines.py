@@ -50,9 +50,9 @@ def _column(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
     if "activation_bytes" in row:
         cells[f"{_UNDER}activations, counted"] = _bytes(row["activation_bytes"])
     cells |= _roofline(row["roofline"]) if "roofline" in row else {}
-    cells["time"] = _seconds(row["seconds"])
+    cells["time"] = duration(row["seconds"])
     for key, seconds in row["parts_s"].items():
-        cells[f"{_UNDER}{_PARTS.get(key, key)}"] = _seconds(seconds) if seconds else ""
+        cells[f"{_UNDER}{_PARTS.get(key, key)}"] = duration(seconds) if seconds else ""
     if result["on"] != "cpu":
         cells["chip-hours"] = f"{row['chip_hours']:,.3g}"
     return cells | ({"money": _money(row["money"])} if "money" in row else {})
@@ -109,7 +109,7 @@ def _sums(result: dict[str, Any]) -> list[str]:
     rows = {"": heads}
     for name, one in costs.items():
         money = [_money(one["money"])] if "money" in one else []
-        rows[name] = [_seconds(one["seconds"]), f"{one['chip_hours']:,.3g}", *money][: len(heads)]
+        rows[name] = [duration(one["seconds"]), f"{one['chip_hours']:,.3g}", *money][: len(heads)]
     first = max(map(len, rows))
     return [f"{name:{first}}" + "".join(f"  {c:>10}" for c in row) for name, row in rows.items()]
 
@@ -122,7 +122,8 @@ def _bytes(number: float) -> str:
     return f"{number / 2**30:.1f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:.1f} MiB"
 
 
-def _seconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write seconds for people."""
     if seconds < 1:
         return f"{1e3 * seconds:.0f} ms"
     if seconds < 120:

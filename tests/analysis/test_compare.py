@@ -18,10 +18,12 @@ from scipy import stats
 
 from jaxrobust.analysis.comparison import comparison_findings, evaluations
 from jaxrobust.commands import compare
+from jaxrobust.config import base
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.resolved import plain
 from tests.support.compared import ATTACKS, N, attacks, found, write
 
 PLOT = importlib.util.find_spec("matplotlib") is not None
@@ -183,6 +185,15 @@ class NumbersTest(Folders):
         seen = [found(at, n=40) for at in (1, 2)]
         _, text = self.compared(*(self.write(k, v) for k, v in zip("ab", seen, strict=True)))
         self.assertIn("4 images a class at most are too few for 10 tests", text)
+
+    def test_a_config_that_is_not_the_records(self):
+        places = [self.write("a", found(1)), self.write("b", found(2))]
+        for text, count in (({}, 0), ({"seed": 3}, 2)):
+            if text:
+                whole = {"version": 1} | plain(base()) | text
+                (Path(places[0]).parent / "config.json").write_text(json.dumps(whole))
+            _, said = self.compared(*places)
+            self.assertEqual(said.count("config.json is not the config that the record was"), count)
 
     def test_remarks(self):
         doubt = {"flags": {"gradients": "some are zero"}, "seed": 5, "weights_sha256": "a1" * 32}

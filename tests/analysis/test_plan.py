@@ -56,6 +56,10 @@ class RunsTest(parameterized.TestCase):
             "jaxrobust train --config configs/revisiting_at.py:convnext_t_cvst",
         )
 
+    def test_one_row(self):
+        (own,) = [p for p in runs.of_paper("revisiting_at", "table_12", "1") if p.rows]
+        self.assertEqual(own.rows, (runs.RowPlace("table_12", 0),))
+
     def test_starts_of_starts(self):
         """8/255 begins where 4/255 ended, and that where a clean stem did."""
         planned = {each.folder: each for each in runs.of_paper("revisiting_at", "table_4")}
@@ -257,6 +261,18 @@ class CommandTest(absltest.TestCase):
             (
                 ["revisiting_at", "--on", "v5e:8x8", "--table=99"],
                 "has no such table; one of table_",
+            ),
+            (
+                ["revisiting_at", "--on", "v5e:8x8", "--table=12", "--row=9"],
+                "--row 9: Table 12 of revisiting_at has no such row; give a name, or a number",
+            ),
+            (
+                ["revisiting_at", "--on", "v5e:8x8", "--row=9"],
+                "is one of a table; name it with --t",
+            ),
+            (
+                ["revisiting_at", "--on", "v5e:8x8", "--table=18", "--row=1"],
+                "nothing is trained for that row; jaxrobust reproduce --commands --paper re",
             ),
             (["revisiting_at", "--on", "cpu"], "is no chip that can be assumed; name some, as v5e"),
             (["revisiting_at", "--on", "v5e:8x8", "--utilisation=2"], "above 0 and at most 1"),

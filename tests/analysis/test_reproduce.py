@@ -404,6 +404,35 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(out.count("[1]"), 2)
         self.assertIn("weights sha256 abababababab, commit cccccccc; run/results.jsonl.", out)
 
+    def test_a_config_that_was_edited_by_hand_proves_nothing(self):
+        folder = self.run_of()
+        path = folder / "config.json"
+        edited = json.loads(path.read_text())
+        edited["train"]["epochs"] += 1
+        path.write_text(json.dumps(edited))
+        code, out, _ = call(folder, "--paper", "revisiting_at", "--table", "1")
+        self.assertEqual(code, 0)
+        self.assertNotIn("[1]", out)
+        self.assertIn("run/config.json is not the config that the record was made with, whose", out)
+
+    def test_one_row(self):
+        words = ("--paper", "revisiting_at", "--table", "1", "--commands", "--row")
+        code, out, _ = call(*words, "2")
+        self.assertEqual((code, out.count("- Row ")), (0, 1))
+        self.assertIn("- Row 2: ", out)
+
+    @parameterized.parameters(
+        (("--table", "1", "--row", "99"), "no such row; give a name, or a number from 1 to "),
+        (("--table", "6", "--row", "ConvNeXt-T + ConvStm"), "no such row; did you mean ConvNeXt-T"),
+        (("--table", "1", "--row", "ConvNeXt-T"), "rows of that name; give the number, one of 1,"),
+        (("--row", "1"), "--row is one of --table, and is shown by --commands; give both"),
+        (("--table", "tabel_2"), "no such table; did you mean table_2?"),
+    )
+    def test_rows_and_tables_that_are_none(self, words, said):
+        code, _, error = call("--paper", "revisiting_at", "--commands", *words)
+        self.assertEqual(code, 2)
+        self.assertIn(said, " ".join(error.split()))
+
     def test_a_record_of_other_images_is_beside(self):
         folder = self.run_of(image_ids="0..99", flags={"zero-gradient": "of 5 images"})
         _, out, _ = call(folder, "--paper", "revisiting_at", "--table", "1")

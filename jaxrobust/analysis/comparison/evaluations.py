@@ -275,6 +275,9 @@ def remarks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
         if value is not None and value in hashes[:at]:
             both = f"{letter(hashes.index(value))} and {letter(at)}"
             sentences.append(f"{both} have the same weights.")
+    for at, one in enumerate(evaluations):
+        if words := matching.other_config(one.ours):
+            sentences.append(f"In doubt of {letter(at)}: {words}.")
     for of, record in named:
         sentences += [f"In doubt of {of}, {name}: {text}." for name, text in record.flags.items()]
     return sentences

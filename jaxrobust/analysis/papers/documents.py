@@ -12,16 +12,19 @@ def answer(
     *,
     paper: str | None = None,
     table: str | None = None,
+    row: str | None = None,
     out: Path | None = None,
     alike: bool = False,
     commands: bool = False,
 ) -> str:
     """Show tables of papers beside the records of some places, or write them to `out`.
 
-    `commands`: instead of the numbers, what measures them.
+    `commands`: instead of the numbers, what measures them; of one `row` of a table, or of all.
     """
     if table and not paper:
         raise ValueError("--table needs --paper, whose table it is")
+    if row and not (table and commands):
+        raise ValueError("--row is one of --table, and is shown by --commands; give both")
     names = [paper] if paper else list(tables.PAPERS)
     wanted = {name: tables.tables(name, table) for name in names}
     records = matching.collect(list(places))
@@ -29,7 +32,8 @@ def answer(
     for name, of_paper in wanted.items():
         shown = [tables_markdown.filled(each, records, alike=alike) for each in of_paper]
         if commands:
-            text = lines_markdown.document(name, shown, measured=bool(records))
+            only = None if row is None else tables.row(shown[0].table, row)
+            text = lines_markdown.document(name, shown, measured=bool(records), only=only)
             texts += _commands(out, name, text)
             continue
         text = tables_markdown.document(name, shown, records)

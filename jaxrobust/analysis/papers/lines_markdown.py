@@ -11,18 +11,23 @@ _ABOUT = (
 )
 
 
-def document(name: str, shown: list[Filled], *, measured: bool) -> str:
-    """Return the commands of the tables of a paper; `measured`: and how many cells are filled."""
+def document(name: str, shown: list[Filled], *, measured: bool, only: int | None = None) -> str:
+    """Return the commands of the tables of a paper; `measured`: and how many cells are filled.
+
+    `only`: the place of the one row that is shown.
+    """
     source = tables.paper(name)["source"]
     parts = [f"# {source['title']}: commands", _ABOUT]
-    return "\n\n".join([*parts, *(_table(each, measured) for each in shown)]) + "\n"
+    return "\n\n".join([*parts, *(_table(each, measured, only) for each in shown)]) + "\n"
 
 
-def _table(shown: Filled, measured: bool) -> str:
+def _table(shown: Filled, measured: bool, only: int | None) -> str:
     table = shown.table
     varying = tables_markdown.varying(table)
     parts = [f"## {tables.title(table)}: {table.caption}"]
     for index, row in enumerate(table.rows):
+        if only not in (None, index):
+            continue
         said = [f"{key} {text}" for key in varying if (text := tables_markdown.plain(row.get(key)))]
         printed = [key for key in table.attacked() if row.get(key) is not None]
         if measured and printed:

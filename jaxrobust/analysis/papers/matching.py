@@ -127,7 +127,7 @@ def differences(
 def _other_network(table: Table, row: Any, ours: Ours, of_training: bool) -> Iterator[str]:
     config = ours.config
     if config is None:
-        yield "no config beside the record proves which network it is"
+        yield other_config(ours) or "no config beside the record proves which network it is"
         return
     imported = "architecture" in config
     model = config if imported else config.get("model", {})
@@ -152,6 +152,22 @@ def _other_network(table: Table, row: Any, ours: Ours, of_training: bool) -> Ite
         last = phases(training_words.whole_config(config))[-1]
         if of != last:
             yield f"weights of the phase {of}, not of the last"
+
+
+def other_config(ours: Ours) -> str:
+    """Say that the config beside a record is another than the record was made with; "" where it is
+    that, or there is none.
+    """
+    if ours.config is not None or ours.record.config_sha256 is None:
+        return ""
+    folders = (ours.file.parent, ours.file.parent.parent)
+    beside = next((f / "config.json" for f in folders if (f / "config.json").is_file()), None)
+    if beside is None:
+        return ""
+    return (
+        f"{beside} is not the config that the record was made with, whose hash begins with "
+        f"{ours.record.config_sha256[:12]}: it was edited since, or is of another run"
+    )
 
 
 def _named(ours: Ours) -> dict[str, Any]:

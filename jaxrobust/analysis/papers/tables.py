@@ -75,6 +75,23 @@ def tables(name: str, wanted: str | None = None) -> list[Table]:
     return chosen
 
 
+def row(table: Table, wanted: str) -> int:
+    """Find a row of a table by its number, from 1, or by the name of its network; from 0."""
+    names = [named(each) for each in table.rows]
+    if wanted.isdecimal() and 0 < int(wanted) <= len(names):
+        return int(wanted) - 1
+    found = [at for at, name in enumerate(names) if name == wanted]
+    if len(found) == 1:
+        return found[0]
+    of = f"--row {wanted}: {title(table)} of {table.paper} has"
+    if found:
+        numbers = ", ".join(str(at + 1) for at in found)
+        raise ValueError(f"{of} {len(found)} rows of that name; give the number, one of {numbers}")
+    near = meant(wanted, dict.fromkeys(names))
+    known = near if near.startswith("did") else f"give a name, or a number from 1 to {len(names)}"
+    raise ValueError(f"{of} no such row; {known}")
+
+
 def _table(name: str, raw: dict[str, Any]) -> Table:
     defaults = {key: raw.get(key) for key in PLACES} | raw.get("settings", {})
     rows, results, notes = [defaults | row for row in raw["rows"]], raw["results"], raw["notes"]

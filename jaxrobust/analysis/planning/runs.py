@@ -58,14 +58,22 @@ def config_of(run: Run) -> Any:
     return config
 
 
-def of_paper(paper: str, table: str | None = None) -> list[PaperRun]:
-    """List the runs of a paper, or of one of its tables: those of its claims first.
+def of_paper(paper: str, table: str | None = None, row: str | None = None) -> list[PaperRun]:
+    """List the runs of a paper, of one of its tables or of one row: those of its claims first.
 
     Raises:
-      ValueError: there is no such paper or table.
+      ValueError: there is no such paper, table or row, or nothing trains that row.
     """
-    wanted = {each.id for each in tables.tables(paper, table)}
-    places = list(_places(paper, wanted))
+    chosen = tables.tables(paper, table)
+    places = list(_places(paper, {each.id for each in chosen}))
+    if row is not None:
+        at = tables.row(chosen[0], row)
+        places = [each for each in places if each[0].row == at]
+        if not places:
+            raise ValueError(
+                f"--row {row}: nothing is trained for that row; jaxrobust reproduce --commands "
+                f"--paper {paper} --table {table} --row {row} says why"
+            )
     first = [*CLAIMS[paper], *dict.fromkeys(place.table for place, _ in places)]
     places.sort(key=lambda each: first.index(each[0].table))
     found: dict[str, PaperRun] = {}

@@ -1,10 +1,13 @@
 """The choice among the weights that a run kept: evaluated, compared, and written down."""
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from jaxrobust.analysis.plotting import plotting
 from jaxrobust.analysis.selection import at_one_size, begun
@@ -14,6 +17,7 @@ from jaxrobust.evaluation.network import collapse
 from jaxrobust.evaluation.records import trained
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.files import jsonl, locks, provenance
+from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training.update import objectives
 from jaxrobust.types import Threat
@@ -39,7 +43,10 @@ class SelectionSettings(NamedTuple):
 
 
 def select(given: SelectionSettings) -> dict[str, Any]:
-    """Evaluate what is missing, choose, and return what stands in the file."""
+    """Evaluate what is missing, choose, and return what stands in the file.
+
+    Several hosts evaluate together, and the first one writes.
+    """
     phase = _phase(given)
     config, path = _config(given, phase), given.run / kept.SELECTION
     sides = sorted(set(given.image_size or [config.model.image_size]))
@@ -48,11 +55,14 @@ def select(given: SelectionSettings) -> dict[str, Any]:
     compilation.use_persistent_cache(given.run.parent)
     lock = given.run / "selection.lock"
     held = locks.held(lock, what=f"the choice in {given.run}", otherwise="copy the run")
-    with tempfile.TemporaryDirectory() as folder, held:
+    first = jax.process_index() == 0
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ours:
+        hosts.together(lambda: ours.enter_context(held) if first else None)
         how: dict[str, Any] = {"steps": given.steps, "folder": Path(folder)}
         at = {side: at_one_size.at_size(given.run, phase, config, side, **how) for side in sides}
         computed = begun.computed(given.run, phase, at)
-        candidates, computed = begun.candidates(path, question, computed)
+        there = hosts.together(lambda: begun.candidates(path, question, computed))
+        candidates, computed = hosts.everyone(there)[0]
         begun.check_weights(given.run, candidates)
         code |= computed
         for row in _measured(given, phase, at, {key_of(row) for row in candidates}):
@@ -65,14 +75,20 @@ def select(given: SelectionSettings) -> dict[str, Any]:
             _write(path, question, candidates, code)
             chosen, reason = choose(candidates, question["metric"])
         written = _write(path, question, candidates, code, chosen=chosen, reason=reason)
-        picture = draw(written, given.run / "selection.png")
-    words = kept.selected(given.run).words
+        picture = draw(written, given.run / "selection.png") if first else ""
+    if first:
+        _tell(given.run, chosen, reason, candidates, picture)
+    return written
+
+
+def _tell(run: Path, chosen: Any, reason: str, candidates: Any, picture: str) -> None:
+    path = run / kept.SELECTION
+    words = kept.selected(run).words
     print(f"{words}, {chosen['image_size']} px: {reason}")
     for line in warnings_of(chosen, candidates):
         print(f"WARNING: {line}")
     print(f"{path}\n{picture}")
-    print(f"test it once: jaxrobust evaluate --workdir {given.run} --selected")
-    return written
+    print(f"test it once: jaxrobust evaluate --workdir {run} --selected")
 
 
 def _phase(given: SelectionSettings) -> str:
@@ -220,7 +236,8 @@ def _write(
 ) -> dict[str, Any]:
     written = {"schema": kept.SCHEMA, **question, "rule": f"the highest; {ONE_CLASS}; {RULE}"}
     written |= {"chosen": chosen, "reason": reason, "candidates": candidates} | code
-    jsonl.replace(path, json.dumps(written, indent=2) + "\n")
+    if jax.process_index() == 0:
+        jsonl.replace(path, json.dumps(written, indent=2) + "\n")
     return written
 
 

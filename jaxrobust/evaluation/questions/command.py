@@ -36,6 +36,17 @@ def answer(
     ladder: str | None = None,
 ) -> tuple[str, bool]:
     """Answer the command for people, and say whether this process is the one that prints it."""
+    written, place = evaluated(given, sizes, threats, ladder)
+    return ("", False) if jax.process_index() else (told(written, place), True)
+
+
+def evaluated(
+    given: GivenFlags,
+    sizes: Sequence[int | None] = (),
+    threats: Sequence[str] = (),
+    ladder: str | None = None,
+) -> tuple[list[AccuracyRecord], Path]:
+    """Make the records that the command asks for, and name the folder that keeps them."""
     given = flags.placed(given)
     flags.check(given)
     if given.worst_case:
@@ -60,10 +71,12 @@ def answer(
         own = given._replace(image_size=size)
         place, more = _of_size(own, balls, bool(ladder), run=run, out=out)
         written += more
-    if jax.process_index():
-        return "", False
-    one = len(written) == 1
-    return _of_one(written[0], place) if one else _of_several(written, place), True
+    return written, place
+
+
+def told(written: Sequence[AccuracyRecord], place: Path) -> str:
+    """Write records for people; `place` keeps them."""
+    return _of_one(written[0], place) if len(written) == 1 else _of_several(written, place)
 
 
 def _balls(given: GivenFlags, threats: Sequence[str]) -> list[Threat]:
