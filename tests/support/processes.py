@@ -40,9 +40,9 @@ def start(processes: int, devices: int, command: list[str], **given) -> list[sub
     return started
 
 
-def wait(started: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
+def wait(started: list[subprocess.Popen], seconds: float = 200) -> tuple[list[int], list[str]]:
     """Their exit codes, and what they said on stderr."""
-    said = [process.communicate(timeout=200)[1] for process in started]
+    said = [process.communicate(timeout=seconds)[1] for process in started]
     return [process.returncode for process in started], said
 
 

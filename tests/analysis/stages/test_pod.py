@@ -10,6 +10,7 @@ from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.trained import kept
 from tests.support.processes import start, wait, written
 
+PATIENCE = 600  # seconds: a training and two evaluations are compiled, in each process
 THEN = "select,apgd-ce:linf:0.1+l2:0.5,export:jaxrobust"
 
 
@@ -20,7 +21,7 @@ class PodTest(absltest.TestCase):
         run = folder / "run"
         command = written(folder, train__epochs=2, test__steps=1, test__images=40)
         command += [f"--workdir={run}", "--multihost", f"--then={THEN}", "--noestimate"]
-        codes, said = wait(start(2, 1, command))
+        codes, said = wait(start(2, 1, command), PATIENCE)
         self.assertEqual(codes, [0, 0], said)
         chosen = kept.selected(run)
         rows = jsonl.read(run / "evaluation" / "results.jsonl")
@@ -33,12 +34,12 @@ class PodTest(absltest.TestCase):
             self.assertIn(f"{stage}: begins", said[0])
             self.assertNotIn(f"{stage}: begins", said[1])  # the first one speaks for all
 
-        codes, said = wait(start(2, 1, command))
+        codes, said = wait(start(2, 1, command), PATIENCE)
         self.assertEqual(codes, [0, 0], said)
         self.assertEqual(said[0].count("done before, see"), 3)
 
         (run / "export" / "jaxrobust" / "config.json").write_text("{}")
-        codes, said = wait(start(2, 1, command))  # the first one refuses for both
+        codes, said = wait(start(2, 1, command), PATIENCE)  # the first one refuses for both
         self.assertEqual(codes, [2, 2], said)
         for words in said:
             self.assertIn("holds something else than the export of these weights", words)
