@@ -423,7 +423,7 @@ class CommandTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (("--table", "1", "--row", "99"), "no such row; give a name, or a number from 1 to "),
-        (("--table", "6", "--row", "ConvNeXt-T + ConvStm"), "no such row; did you mean ConvNeXt-T"),
+        (("--table", "1", "--row", "ConvNeXt-T + CvS"), "no such row; did you mean ConvNeXt-T + C"),
         (("--table", "1", "--row", "ConvNeXt-T"), "rows of that name; give the number, one of 1,"),
         (("--row", "1"), "--row is one of --table, and is shown by --commands; give both"),
         (("--table", "tabel_2"), "no such table; did you mean table_2?"),

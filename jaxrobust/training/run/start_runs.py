@@ -58,9 +58,9 @@ def _states(config: Config, workdir: Path) -> list[tuple[StartRun, str]]:
 
 
 def _said(run: StartRun, state: str) -> str:
-    config = f"configs/{run.named}" if "/" not in run.named else run.named
-    file, colon, words = config.partition(":")
-    file = file if file.endswith(".py") else f"{file}.py"
+    file, colon, words = run.named.partition(":")
+    if not Path(file).is_file():  # one of the recipes
+        file = f"configs/{Path(file).stem}.py"
     return {
         FINISHED: f"the run in {run.folder} is finished, and gives its best weights",
         BEGUN: f"the run in {run.folder} was begun, and continues before this one",

@@ -167,6 +167,16 @@ class RefusedTest(Case):
 
 
 class StateTest(Case):
+    def test_what_is_said_of_a_start_names_the_command_that_makes_it(self):
+        self.start()
+        for named, file in (
+            ("clean.py", "clean.py"),
+            ("larger_radius:vit_s_cvst", "configs/larger_radius.py:vit_s_cvst"),
+        ):
+            run = start_run.StartRun(named, Path("runs/x"), training.tiny())
+            said = start_runs._said(run, start_run.ABSENT)
+            self.assertEndsWith(said, f"jaxrobust train --config {file} --workdir runs/x")
+
     def test_the_machine_and_the_images_are_those_of_the_run_that_starts(self):
         self.start("far", data__name="imagenet2012", data__train_split="train")
         config = self.robust("far", data__workers=3, trouble__rollbacks=2, mesh__fsdp=2)
