@@ -143,7 +143,7 @@ def step_size(attack: Any) -> float:
 
 
 def first_weights(workdir: Path, config: Any, name: str, phase: build.Phase) -> Weights:
-    """Return what the phase started from: the best weights of the one before, or a draw."""
+    """Read the best weights of the phase before, or draw the first ones, as the run did."""
     before = phases(config)[: phases(config).index(name)]
     if before:
         return runs.run_weights(workdir, before[-1])[1]

@@ -191,7 +191,7 @@ def write_pairs(out: Path, module: Any) -> None:
 
 
 def paired_table(out: Path, module: Any) -> str:
-    """Return how far pairs of runs are apart: image by image, and from seed to seed."""
+    """Tabulate the differences of pairs of runs: image by image, and from seed to seed."""
     rows = jsonl.read(out / "pairs.jsonl")
     lines = ["| run | against | norm | difference of each seed | their mean | McNemar's p |"]
     lines += ["|---|---|---|---|---|---|"]
