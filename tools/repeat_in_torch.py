@@ -222,7 +222,7 @@ def draw(workdir: Path, name: str, beside: Path | None, picture: Path | None) ->
     figure.tight_layout()
     path = picture or workdir / "torch" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)
     print(path)
 
 

@@ -41,7 +41,7 @@ def write_records(path: Path, norms, fooled=(), method="autoattack standard") ->
 
 
 class ConfigTest(parameterized.TestCase):
-    @parameterized.parameters(*cifar_study.RUNS)
+    @parameterized.parameters(*cifar_study.RUNS, cifar_study.CONTROL)
     def test_costs_the_same(self, run):
         self.assertAlmostEqual(units(cifar_study.get_config(run)), 30, delta=1)
 
