@@ -44,11 +44,11 @@ def of_jax(name: str, given: Operands, groups: int, repeats: int) -> dict[str, A
 
     arrays = [jnp.asarray(a) for a in given]
     run, back = (jax.jit(f).lower(*a).compile() for f, a in ((forward, arrays[:3]), (back, arrays)))
-    memory = back.memory_analysis().temp_size_in_bytes / 1e6
+    memory: Any = back.memory_analysis()
     return {
         "forward": best(lambda: jax.block_until_ready(run(*arrays[:3])), repeats),
         "gradients": best(lambda: jax.block_until_ready(back(*arrays)), repeats),
-        "temporary_mb": round(memory, 1),
+        "temporary_mb": round(memory.temp_size_in_bytes / 1e6, 1),
     }
 
 

@@ -4,6 +4,8 @@ Sources: Wang et al. 2022 (arXiv 2211.05778); with a PatchStem: Singh, Croce, He
 2303.01870), appendix C.3.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +47,8 @@ def model(
     levels = []
     for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
         blocks = [block(dim, groups[i], offset_scale, gamma_init) for _ in range(depth)]
-        parts = {"blocks": nn.Sequential(*blocks), "norm": nn.Sequential(nn.LayerNorm(dim, EPS))}
+        parts: dict[str, nn.Module] = {"blocks": nn.Sequential(*blocks)}
+        parts["norm"] = nn.Sequential(nn.LayerNorm(dim, EPS))
         if i + 1 < len(dims):
             half = PixelConv(dim, dims[i + 1], SIDE, 2, 1, bias=False)
             norm = second(nn.LayerNorm(dims[i + 1], EPS))
@@ -56,9 +59,9 @@ def model(
         nn.Sequential(nn.BatchNorm2d(head_dim)),
         nn.GELU(),
     )
-    parts = {"patch_embed": embed, "last": ChannelsLast(), "levels": nn.Sequential(*levels)}
+    body = {"patch_embed": embed, "last": ChannelsLast(), "levels": nn.Sequential(*levels)}
     head = nn.Linear(head_dim, num_classes)
-    return named(**parts, first=ChannelsFirst(), conv_head=features, mean=Mean(), head=head)
+    return named(**body, first=ChannelsFirst(), conv_head=features, mean=Mean(), head=head)
 
 
 def second(layer: nn.Module) -> nn.Module:
@@ -85,7 +88,7 @@ def block(dim: int, groups: int, scale: float, gamma_init: float | None) -> nn.M
     parts = {"dcn": DeformableConv(dim, groups, scale), "mlp": mlp(dim)}
     branches = []
     for n, (name, layer) in enumerate(parts.items(), 1):
-        branch = {f"norm{n}": nn.Sequential(nn.LayerNorm(dim, EPS)), name: layer}
+        branch: dict[str, Any] = {f"norm{n}": nn.Sequential(nn.LayerNorm(dim, EPS)), name: layer}
         if gamma_init is not None:
             branch[f"gamma{n}"] = torch.full((dim,), gamma_init)
         branches.append(branch)

@@ -87,8 +87,8 @@ class DeformableConv(nnx.Module):
         around = layers.gelu(self.dw_norm(self.dw_conv(x)))
         (mask,) = widened(self.mask(around))
         shares = jax.nn.softmax(mask.reshape(*x.shape[:3], self.groups, POINTS))
-        how = {"groups": self.groups, "offset_scale": self.scale}
         value, shares = self.input_proj(x), shares.reshape(mask.shape)
+        how: dict[str, Any] = {"groups": self.groups, "offset_scale": self.scale}
         return self.output_proj(deformable(value, self.offset(around), shares, **how))
 
 

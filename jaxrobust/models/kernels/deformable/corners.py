@@ -31,14 +31,14 @@ def _sampled(geometry: Geometry, values: Array, bases: Array, places: Points) ->
     """Sample `values` f[B*H*W*G,D] bilinearly and weigh the samples: f[..,D] for places f[..]."""
     (height, width), groups = geometry.size, geometry.groups
     y, x, mask = places
+    mask = jnp.where(jnp.isfinite(y + x), mask, jnp.nan)  # what is no place shows in the output
     top, left = jnp.floor(y), jnp.floor(x)
     down, right, total = y - top, x - left, jnp.zeros((*y.shape, values.shape[1]), values.dtype)
     for row, of_row in ((top, 1 - down), (top + 1, down)):
         for column, of_column in ((left, 1 - right), (left + 1, right)):
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
             at = jnp.where(inside, row * width + column, 0).astype(jnp.int32)
-            # A product, through which an offset that is NaN shows.
-            weight = mask * (of_row * of_column * inside.astype(y.dtype))
+            weight = mask * jnp.where(inside, of_row * of_column, 0)
             found = values.at[bases + groups * at].get(mode="promise_in_bounds")
             total = total + weight[..., None] * found
     return total
@@ -99,6 +99,7 @@ def _beyond(geometry: Geometry, points: Points) -> tuple[Any, Array]:
     shape, size = chosen.shape[1:], chosen.size
     cells, each = size // POINTS, -(-size // _PARTS)
     numbers = jnp.nonzero(chosen.ravel(), size=each * _PARTS, fill_value=size)[0]
+    numbers = numbers.astype(jnp.int32)
 
     def added(part: Array, values: Array, places: Points) -> Array:
         at = lax.dynamic_slice_in_dim(numbers, part * each, each)

@@ -5,6 +5,8 @@ entries in planes of their own. Of 2x56x56x64 on one core of a loaded machine, p
 and gradients: 9 and 33; channels last 18 and 220, PyTorch's grid_sample 165 and 146.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -104,7 +106,8 @@ def _at(parts: Array, row: int, column: int) -> Array:
 def _summed(parts: Array, weights: Array) -> Array:
     parts = _padded(parts)
     weights = weights[:, :, :, None]
-    return sum(weights[n] * _at(parts, *at) for n, at in enumerate(shifts()))
+    products = (weights[n] * _at(parts, *at) for n, at in enumerate(shifts()))
+    return functools.reduce(jnp.add, products)
 
 
 @walled
@@ -128,8 +131,8 @@ def _to_weights(parts: Array, g: Array) -> Array:
 
     def fill(n: Array, sums: Array) -> Array:
         met = lax.dynamic_slice(padded, (0, n // WIDE, 0, n % WIDE, 0), parts.shape)
-        products = sum(g[:, :, d] * met[:, :, d] for d in range(channels))
-        return lax.dynamic_update_index_in_dim(sums, products, n, 0)
+        product = functools.reduce(jnp.add, (g[:, :, d] * met[:, :, d] for d in range(channels)))
+        return lax.dynamic_update_index_in_dim(sums, product, n, 0)
 
     zeros = jnp.zeros((WIDE * WIDE, batch, height, width, groups), parts.dtype)
     return lax.fori_loop(0, WIDE * WIDE, fill, zeros)
