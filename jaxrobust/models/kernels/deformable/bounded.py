@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrobust.models.kernels.deformable import corners
-from jaxrobust.models.kernels.deformable.places import REACH, SIDE, Geometry
+from jaxrobust.models.kernels.deformable.places import REACH, SIDE, GridGeometry
 
 Array = jax.Array
 WIDE = SIDE + 2 * REACH  # the side of a window
@@ -42,7 +42,7 @@ class Bounded:
     def __init__(self, formulas: ModuleType) -> None:
         self.formulas = formulas
 
-    def forward(self, geometry: Geometry, value: Array, offsets: Array, mask: Array) -> Array:
+    def forward(self, geometry: GridGeometry, value: Array, offsets: Array, mask: Array) -> Array:
         """Compute f[B,H,W,C]."""
         given = (geometry, value, offsets, mask)
         total, beyond = self.formulas.forward(*given)
@@ -50,7 +50,7 @@ class Bounded:
         return lax.cond(beyond, rest, lambda t: t, total)
 
     def backward(
-        self, geometry: Geometry, value: Array, offsets: Array, mask: Array, g: Array
+        self, geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
     ) -> tuple[Array, Array, Array]:
         """Compute the gradients for value, offsets and mask."""
         given = (geometry, value, offsets, mask, g)

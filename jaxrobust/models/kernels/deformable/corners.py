@@ -8,8 +8,8 @@ from jax import lax
 
 from jaxrobust.models.kernels.deformable.places import (
     POINTS,
-    Geometry,
-    Points,
+    GridGeometry,
+    GridPoints,
     as_given,
     points_of,
     reached,
@@ -20,14 +20,14 @@ Array = jax.Array
 _PARTS = 16  # of all points, the size in which those beyond windows are sampled
 
 
-def _bases(geometry: Geometry, cells: Array) -> Array:
+def _bases(geometry: GridGeometry, cells: Array) -> Array:
     """Return the row of values of the first pixel of each cell's image and group, i32."""
     (height, width), (rows, columns), groups = geometry.size, geometry.out, geometry.groups
     images = cells // (rows * columns * groups)
     return images * (height * width * groups) + cells % groups
 
 
-def _sampled(geometry: Geometry, values: Array, bases: Array, places: Points) -> Array:
+def _sampled(geometry: GridGeometry, values: Array, bases: Array, places: GridPoints) -> Array:
     """Sample `values` f[B*H*W*G,D] bilinearly and weigh the samples: f[..,D] for places f[..]."""
     (height, width), groups = geometry.size, geometry.groups
     y, x, mask = places
@@ -44,7 +44,7 @@ def _sampled(geometry: Geometry, values: Array, bases: Array, places: Points) ->
     return total
 
 
-def _prepared(geometry: Geometry, value: Array) -> tuple[Array, Array]:
+def _prepared(geometry: GridGeometry, value: Array) -> tuple[Array, Array]:
     """Return values as rows f[B*H*W*G,D], and the bases of all cells i32[B,H',W',G]."""
     shape = (value.shape[0], *geometry.out, geometry.groups)
     cells = jnp.arange(shape[0] * shape[1] * shape[2] * shape[3], dtype=jnp.int32)
@@ -52,11 +52,11 @@ def _prepared(geometry: Geometry, value: Array) -> tuple[Array, Array]:
     return values, _bases(geometry, cells).reshape(shape)
 
 
-def forward(geometry: Geometry, value: Array, offsets: Array, mask: Array) -> Array:
+def forward(geometry: GridGeometry, value: Array, offsets: Array, mask: Array) -> Array:
     """Compute f[B,H',W',C], one point of all pixels after the other."""
     values, bases = _prepared(geometry, value)
 
-    def add(total: Array, places: Points) -> tuple[Array, None]:
+    def add(total: Array, places: GridPoints) -> tuple[Array, None]:
         return total + _sampled(geometry, values, bases, places), None
 
     zeros = jnp.zeros((*bases.shape, values.shape[1]), values.dtype)
@@ -66,13 +66,13 @@ def forward(geometry: Geometry, value: Array, offsets: Array, mask: Array) -> Ar
 
 
 def backward(
-    geometry: Geometry, value: Array, offsets: Array, mask: Array, g: Array
+    geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
 ) -> tuple[Array, Array, Array]:
     """Compute the gradients for value, offsets and mask, in the same order of points."""
     values, bases = _prepared(geometry, value)
     wide = widened(g)[0].reshape(*bases.shape, -1)
 
-    def add(total: Array, places: Points) -> tuple[Array, Points]:
+    def add(total: Array, places: GridPoints) -> tuple[Array, GridPoints]:
         sampled = lambda *given: _sampled(geometry, given[0], bases, given[1])  # noqa: E731
         to_values, to_places = jax.vjp(sampled, values, places)[1](wide)
         return total + to_values, to_places
@@ -82,7 +82,7 @@ def backward(
     return total.reshape(value.shape), *_scaled(geometry, places)
 
 
-def _scaled(geometry: Geometry, places: Points) -> tuple[Array, Array]:
+def _scaled(geometry: GridGeometry, places: GridPoints) -> tuple[Array, Array]:
     """Turn gradients for places into those for offsets and mask."""
     return as_given(geometry.scale * places.y, geometry.scale * places.x, places.mask)
 
@@ -90,7 +90,7 @@ def _scaled(geometry: Geometry, places: Points) -> tuple[Array, Array]:
 # --------------------------------------------------------------------- of what windows do not reach
 
 
-def _beyond(geometry: Geometry, points: Points) -> tuple[Any, Array]:
+def _beyond(geometry: GridGeometry, points: GridPoints) -> tuple[Any, Array]:
     """Return the sum of these points, in parts, as a function of (part, values, places); and the
     number of parts.
     """
@@ -101,9 +101,9 @@ def _beyond(geometry: Geometry, points: Points) -> tuple[Any, Array]:
     numbers = jnp.nonzero(chosen.ravel(), size=each * _PARTS, fill_value=size)[0]
     numbers = numbers.astype(jnp.int32)
 
-    def added(part: Array, values: Array, places: Points) -> Array:
+    def added(part: Array, values: Array, places: GridPoints) -> Array:
         at = lax.dynamic_slice_in_dim(numbers, part * each, each)
-        some = Points(*(a.ravel().at[at].get(mode="fill", fill_value=0) for a in places))
+        some = GridPoints(*(a.ravel().at[at].get(mode="fill", fill_value=0) for a in places))
         sampled = _sampled(geometry, values, _bases(geometry, at % cells), some)
         zeros = jnp.zeros((cells, values.shape[1]), values.dtype)
         return zeros.at[at % cells].add(sampled).reshape(*shape, -1)
@@ -111,7 +111,7 @@ def _beyond(geometry: Geometry, points: Points) -> tuple[Any, Array]:
     return added, (chosen.sum() + each - 1) // each
 
 
-def forward_beyond(geometry: Geometry, value: Array, offsets: Array, mask: Array) -> Array:
+def forward_beyond(geometry: GridGeometry, value: Array, offsets: Array, mask: Array) -> Array:
     """Compute what the points that windows do not reach add to `forward`."""
     points = points_of(offsets, mask, groups=geometry.groups)
     added, parts = _beyond(geometry, points)
@@ -123,7 +123,7 @@ def forward_beyond(geometry: Geometry, value: Array, offsets: Array, mask: Array
 
 
 def backward_beyond(
-    geometry: Geometry, value: Array, offsets: Array, mask: Array, g: Array
+    geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
 ) -> tuple[Array, Array, Array]:
     """Compute what they add to `backward`."""
     points = points_of(offsets, mask, groups=geometry.groups)
@@ -131,7 +131,7 @@ def backward_beyond(
     values, bases = _prepared(geometry, value)
     places, wide = geometry.on_map(points), widened(g)[0].reshape(*bases.shape, -1)
 
-    def add(part: Array, totals: tuple[Array, Points]) -> tuple[Array, Points]:
+    def add(part: Array, totals: tuple[Array, GridPoints]) -> tuple[Array, GridPoints]:
         new = jax.vjp(lambda *given: added(part, *given), values, places)[1](wide)
         return jax.tree.map(jnp.add, totals, new)
 

@@ -13,7 +13,13 @@ from jax import lax
 
 from jaxrobust.models.kernels.deformable import corners, planes, products
 from jaxrobust.models.kernels.deformable.bounded import Bounded
-from jaxrobust.models.kernels.deformable.places import POINTS, SIDE, Geometry, points_of, reached
+from jaxrobust.models.kernels.deformable.places import (
+    POINTS,
+    SIDE,
+    GridGeometry,
+    points_of,
+    reached,
+)
 
 Array = jax.Array
 
@@ -30,7 +36,7 @@ _ON = {"cpu": "planes", "tpu": "products", "default": "gathers"}
 class _Asked(NamedTuple):
     """What does not change in a call."""
 
-    geometry: Geometry
+    geometry: GridGeometry
     implementation: str | None
 
 
@@ -92,7 +98,7 @@ def deformable(
     Source: Wang et al. 2022 (arXiv 2211.05778), equation 2; parity:
       tests/models/kernels/test_deformable.py against the authors' code (31c962d).
     """
-    geometry = Geometry(value.shape[1:3], groups, offset_scale, stride, padding, dilation)
+    geometry = GridGeometry(value.shape[1:3], groups, offset_scale, stride, padding, dilation)
     _check(value, offsets, mask, geometry)
     return _deformable(_Asked(geometry, implementation), value, offsets, mask)
 
@@ -105,11 +111,11 @@ def outside(offsets: Array, *, offset_scale: float = 1.0) -> Array:
     """
     groups = offsets.shape[3] // (2 * POINTS)
     points = points_of(offsets, offsets[..., : groups * POINTS], groups=groups)
-    around = Geometry(offsets.shape[1:3], groups, offset_scale).from_grid(points)
+    around = GridGeometry(offsets.shape[1:3], groups, offset_scale).from_grid(points)
     return (~reached(around.y, around.x)).sum()
 
 
-def _check(value: Array, offsets: Array, mask: Array, geometry: Geometry) -> None:
+def _check(value: Array, offsets: Array, mask: Array, geometry: GridGeometry) -> None:
     (_, height, width, channels), groups = value.shape, geometry.groups
     if groups < 1 or channels % groups:
         raise ValueError(

@@ -15,8 +15,8 @@ from jaxrobust.models.kernels.deformable.bounded import HALF, WIDE, shares, shif
 from jaxrobust.models.kernels.deformable.places import (
     POINTS,
     SIDE,
-    Geometry,
-    Points,
+    GridGeometry,
+    GridPoints,
     as_given,
     points_of,
     reached,
@@ -46,10 +46,10 @@ def _inside(y: Array, x: Array, mask: Array) -> tuple[Array, ...]:
     return *(jnp.where(near, a, 0) for a in (y, x, mask)), near
 
 
-def _near(geometry: Geometry, offsets: Array, mask: Array) -> tuple[Points, Array]:
+def _near(geometry: GridGeometry, offsets: Array, mask: Array) -> tuple[GridPoints, Array]:
     points = geometry.from_grid(points_of(offsets, mask, groups=geometry.groups))
     *inside, near = _inside(*points)
-    return Points(*inside), near
+    return GridPoints(*inside), near
 
 
 @walled
@@ -138,7 +138,9 @@ def _to_weights(parts: Array, g: Array) -> Array:
     return lax.fori_loop(0, WIDE * WIDE, fill, zeros)
 
 
-def forward(geometry: Geometry, value: Array, offsets: Array, mask: Array) -> tuple[Array, Array]:
+def forward(
+    geometry: GridGeometry, value: Array, offsets: Array, mask: Array
+) -> tuple[Array, Array]:
     """Compute what the points inside of windows add: f[B,H,W,C]; and whether others are left."""
     points, near = _near(geometry, offsets, mask)
     parts = _split(value, groups=geometry.groups)
@@ -146,7 +148,7 @@ def forward(geometry: Geometry, value: Array, offsets: Array, mask: Array) -> tu
 
 
 def backward(
-    geometry: Geometry, value: Array, offsets: Array, mask: Array, g: Array
+    geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
 ) -> tuple[tuple[Array, ...], Array]:
     """Compute their part of the gradients for value, offsets and mask; whether others are left."""
     points, near = _near(geometry, offsets, mask)

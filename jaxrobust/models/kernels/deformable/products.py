@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from jaxrobust.models.kernels.deformable.bounded import HALF, NEAR, WIDE, shares, shifts, slopes
-from jaxrobust.models.kernels.deformable.places import POINTS, SIDE, Geometry, reached
+from jaxrobust.models.kernels.deformable.places import POINTS, SIDE, GridGeometry, reached
 from jaxrobust.models.kernels.primitives import widened
 
 Array = jax.Array
@@ -24,7 +24,10 @@ _Near = tuple[Array, Array, Array]  # offsets from the grid and masks, f32[B,H,W
 def _times(x: Array, ones: np.ndarray) -> Array:
     """Multiply f[..,m] by a matrix of zeros and ones; in float32 by six passes, which are exact."""
     dimensions = (((x.ndim - 1,), (0,)), ((), ()))
-    how = {"precision": lax.Precision.HIGHEST, "preferred_element_type": widened(x)[0].dtype}
+    how: dict[str, Any] = {
+        "precision": lax.Precision.HIGHEST,
+        "preferred_element_type": widened(x)[0].dtype,
+    }
     return lax.dot_general(x, ones.astype(x.dtype), dimensions, **how)
 
 
@@ -53,7 +56,7 @@ def _places() -> list[tuple[int, int, int]]:
     return [(ky, a, b) for ky in range(SIDE) for a in near for b in near]
 
 
-def _near(geometry: Geometry, offsets: Array, mask: Array) -> tuple[_Near, Array]:
+def _near(geometry: GridGeometry, offsets: Array, mask: Array) -> tuple[_Near, Array]:
     """Return y, x and mask f32[B,H,W,G*9] with zeros where a window does not reach."""
     (offsets, mask), k = widened(offsets, mask), np.arange(POINTS) % SIDE - 1.0
     grid = {"y": k, "x": np.arange(POINTS) // SIDE - 1.0}
@@ -101,7 +104,9 @@ def _at(x: Array, row: int, column: int) -> Array:
     return x[:, row : row + height, column : column + width]
 
 
-def forward(geometry: Geometry, value: Array, offsets: Array, mask: Array) -> tuple[Array, Array]:
+def forward(
+    geometry: GridGeometry, value: Array, offsets: Array, mask: Array
+) -> tuple[Array, Array]:
     """Compute what the points inside of windows add: f[B,H,W,C]; and whether others are left."""
     points, near = _near(geometry, offsets, mask)
     groups, channels = geometry.groups, value.shape[3]
@@ -114,7 +119,7 @@ def forward(geometry: Geometry, value: Array, offsets: Array, mask: Array) -> tu
 
 
 def backward(
-    geometry: Geometry, value: Array, offsets: Array, mask: Array, g: Array
+    geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
 ) -> tuple[tuple[Array, ...], Array]:
     """Compute their part of the gradients for value, offsets and mask; whether others are left."""
     points, near = _near(geometry, offsets, mask)
