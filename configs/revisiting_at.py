@@ -9,7 +9,8 @@ The first argument is a network of Table 2; the others, with their defaults firs
                                    rows of a network share: that of `convstem_pretraining.py`,
                                    beside this one's workdir, trained first where it is not
                                    finished; clean: they are attacked at once, with a new stem where
-                                   the network has a ConvStem; 21k: pre-trained there
+                                   theirs is another one; 21k: pre-trained there. internimage_t has
+                                   its ConvStem from the start, and internimage_t_ps a new PatchStem
     augmentation=heavy|light|basic of the epochs against the attack; light: the 3-Aug of Table 16
     epochs=50|250|300, steps=2|1|3, attack=apgd|pgd
     weight_decay=0.05|0.5|0.005, label_smoothing=0.1|0.0|0.2 (Table 17), of these epochs too
@@ -69,6 +70,8 @@ rows with two decimals are Table 2's; * Tables 11 and 12, + Table 15, ^ Table 16
     vit_b,start=21k                                     + 73.5   49.6
     vit_b_cvst                                            74.38  52.58  54.38  31.20
     vit_b_cvst,epochs=250                                 76.30  54.66  56.30  32.06
+    internimage_t (Table 13)                              72.9   47.0   48.5   25.9
+    internimage_t_ps (Table 13)                           72.7   47.0   47.2   24.5
 
 Stems, with start=clean: 7x7/4 69.8, 46.6, 38.4, 17.6; 7x7/4+3x3/1 67.5, 43.6, 37.9, 15.7;
 7x7/2+3x3/2 69.6, 47.6, 38.8, 18.7; 5x5/2+3x3/2 70.2, 47.4, 44.2, 21.2; C1 75.2, 54.2, 48.9, 24.0;
@@ -82,7 +85,10 @@ is off with basic and light augmentation, and for the moving average of 0.9999. 
 and 756 become 1408 and 768, which 64 devices divide. Of all networks vit_s_cvst alone normalises
 images by ImageNet's mean and std, as its published weights do and the published script does not;
 whether the runs of other rows did is not known. Not told: PGD's step and start in Table 12
-(here the attack's own step, from the image), and which weights of ImageNet-21k ConvNeXt-T has.
+(here the attack's own step, from the image), and which weights of ImageNet-21k ConvNeXt-T has. Of
+InternImage (appendix C.3) neither the batch is told nor what is decayed nor how the best epoch is
+chosen: here these are ConvNeXt-T's. Its head has the only batch norm of these networks, whose
+running statistics the attack reads.
 
 Cost at best: an epoch against the attack takes 0.13 hours of one v5e chip for convnext_t_cvst, 0.46
 for convnext_b_cvst and 0.14 for vit_s_cvst by peak FLOPs, 0.50, 1.21 and 0.47 by the cycles that
@@ -98,6 +104,7 @@ from typing import Any, NamedTuple
 from jaxrobust.config import ArgumentError, base, read_arguments
 
 _META = "https://dl.fbaipublicfiles.com/convnext/convnext_iso_small_1k_224_ema.pth"
+_OPENGV = "https://huggingface.co/OpenGVLab/InternImage/resolve/main/internimage_t_1k_224.pth"
 
 
 class Network(NamedTuple):
@@ -108,6 +115,7 @@ class Network(NamedTuple):
     stem_epochs: int  # of clean training, where it has a ConvStem
     large: str = ""  # weights of ImageNet-21k, where the paper has such a run
     selection_steps: int = 10  # of APGD, that choose the best epoch
+    other: str = "_cvst"  # suffix of the network with a stem that its clean weights do not have
 
 
 NETWORKS = {
@@ -122,6 +130,7 @@ NETWORKS = {
     "vit_b": Network(
         "vit_base_patch16_224.augreg_in1k", 864, 50, "vit_base_patch16_224.augreg_in21k_ft_in1k"
     ),
+    "internimage_t": Network(_OPENGV, 1408, 50, selection_steps=1, other="_ps"),
 }
 # Which the published weights normalise by ImageNet's mean and std; the others take raw images.
 NORMALISED = ("vit_s_cvst",)
@@ -138,7 +147,7 @@ STEMS = {
     ("vit_s_cvst", "C4"): ((48, 96, 192, 384), (4, 2, 2, 1), (7, 3, 3, 3)),
     ("vit_s_cvst", "C5"): ((48, 96, 192, 384), (4, 4, 1, 1), (7, 7, 3, 3)),
 }
-MODELS = tuple(f"{name}{stem}" for name in NETWORKS for stem in ("", "_cvst"))
+MODELS = tuple(f"{name}{stem}" for name, row in NETWORKS.items() for stem in ("", row.other))
 # The text of these rows is reviewed in tests/golden_configs.
 ROWS = (
     "convnext_t,start=random,augmentation=basic",
@@ -151,22 +160,26 @@ ROWS = (
     "vit_s_cvst,augmentation=light",
     "vit_m",
     "vit_b_cvst,epochs=250,weight_decay=0.5,label_smoothing=0.2",
+    "internimage_t",
+    "internimage_t_ps",
 )
 # Where the value of each key comes from that is not a default: `jaxrobust why` prints it.
 SOURCES = {
-    "model.name": "Table 2",
+    "model.name": "Tables 2 and 13",
     "model.dtype": "ours: what TPUs multiply; the authors' code has float16 by autocast",
     "model.options": "Tables 7 to 9; widths and kernels that they leave out are ours",
     "init.weights": "appendix A.1: a run with the new stem's clean epochs; without these Table 18, "
     "also where the authors' code has others (ViT-S, ViT-B); of "
-    "ImageNet-21k Table 15, which does not say which weights ConvNeXt-T had: timm's are ours",
+    "ImageNet-21k Table 15, which does not say which weights ConvNeXt-T had: timm's are ours; of "
+    "InternImage appendix C.3: its authors' weights of ImageNet-1k",
     "init.stem": "appendix A.1: a random stem on a body with clean weights",
     "init.normalize": "RobustBench: its ViT-S + ConvStem normalises; the authors' code does not",
     "data.augmentation": "Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix A.2",
     "label_smoothing": "Table 17; authors' code: it belongs to mixing",
-    "pretrain.epochs": "appendix A.1: 100 clean epochs for small networks, 50 for others",
+    "pretrain.epochs": "appendix A.1: 100 clean epochs for small networks, 50 for others; C.3: 50 "
+    "for InternImage with a PatchStem",
     "*.batch_size": "appendix A.2: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64 devices "
-    "divide, and 4096 for batch=4096",
+    "divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's",
     "evaluation.batch_size": "ours: what fits, which changes no result",
     "test.batch_size": "ours: what fits, which changes no result",
     "*.lr": "ours: batch=4096 has the paper's rate times the square root of the ratio",
@@ -195,7 +208,7 @@ def get_config(arguments: str = ""):
         batch=(None, 4096),
     )
     config = start_from(a["model"], a["start"] or default_start(a["model"]))
-    network = NETWORKS[a["model"].removesuffix("_cvst")]
+    network = network_of(a["model"])
     config.data.augmentation = a["augmentation"]
     if a["stem"]:
         _set_stem(config, a["stem"], a["start"])
@@ -237,15 +250,21 @@ def _set_stem(config: Any, stem: str, start: str | None) -> None:
 
 def default_start(model: str) -> str:
     """Return where the paper's best run of a network starts."""
-    return "stem" if model.endswith("_cvst") else "clean"
+    return "clean" if model in NETWORKS else "stem"
+
+
+def network_of(model: str) -> Network:
+    """Return the row of a network, which it shares with that of another stem."""
+    return next(row for name, row in NETWORKS.items() if model in (name, name + row.other))
 
 
 def start_from(model: str, start: str) -> Any:
     """Return the config of a network on ImageNet, up to where the attack begins."""
     config = base()
-    network, has_stem = NETWORKS[model.removesuffix("_cvst")], model.endswith("_cvst")
+    network, has_stem = network_of(model), model not in NETWORKS
     if start == "stem" and not has_stem:
-        raise ArgumentError(f"start=stem needs a ConvStem; take {model}_cvst, or start=clean")
+        stem, other = {"_cvst": "ConvStem", "_ps": "PatchStem"}[network.other], network.other
+        raise ArgumentError(f"start=stem needs a {stem}; take {model}{other}, or start=clean")
     if start == "21k" and (has_stem or not network.large):
         names = ", ".join(name for name, row in NETWORKS.items() if row.large)
         raise ArgumentError(f"start=21k is of networks with weights of ImageNet-21k: {names}")

@@ -37,6 +37,7 @@ from jaxrobust.models.cifar.transformers import cifar_vit as cifar_vit
 from jaxrobust.models.families import (
     cait,
     convnext,
+    internimage,
     iso_convnext,
     resnet,
     robust_resnet,
@@ -55,7 +56,7 @@ from jaxrobust.types import Classifier, Params
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Each of them ends with its `FAMILY`.
 _FILES = (
-    *(convnext, resnet, iso_convnext, vit, cait, xcit, swin, robust_resnet, searched),
+    *(convnext, internimage, resnet, iso_convnext, vit, cait, xcit, swin, robust_resnet, searched),
     *(vgg, wide_resnet, densenet, preact_resnet, resnext),
     *(cifar_vit, mixer, poolformer, cpvt, cct, botnet, ceit, levit, mobilevit, vitae, coatnet),
     *(pvt_v2, cifar_swin, cvt),

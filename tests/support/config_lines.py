@@ -55,7 +55,7 @@ def of_the_main_paper() -> Iterator[str]:
     """Lines that the docstring of the family has figures of, and those of Tables 7 to 9 and 17."""
     stems = [name for name in revisiting_at.MODELS if name.endswith("_cvst")]
     yield from re.findall(
-        r"^    ((?:convnext|iso|vit)_\S+)", revisiting_at.__doc__ or "", re.MULTILINE
+        r"^    ((?:convnext|iso|vit|internimage)_\S+)", revisiting_at.__doc__ or "", re.MULTILINE
     )
     yield from (f"{name},label_smoothing={share}" for name in stems for share in (0.0, 0.2))
     yield from (f"{name},weight_decay={decay}" for name in stems for decay in (0.5, 0.005))

@@ -114,6 +114,7 @@ _ISO = {
     "iso_convnext_s": "meta_convnext_isotropic_small",
     "iso_convnext_s_cvst": "paper_convnext_iso_small_cvst",
 }
+_INTERNIMAGE = {"internimage_t": "internimage_t", "internimage_t_ps": "internimage_t_ps"}
 _SWIN = {
     "swin_b": "timm_swin_base_patch4_window7_224",
     "swin_l": "timm_swin_large_patch4_window7_224",
@@ -173,6 +174,27 @@ CASES = {
             "convnext_tiny": ("convnext_t", {}),
             "Liu2023Comprehensive_ConvNeXt-B": ("convnext_b", {}),
             "Liu2023Comprehensive_ConvNeXt-L": ("convnext_l", {}),
+        },
+    ),
+    "internimage": Case(
+        listings=_INTERNIMAGE,
+        counts={"internimage_t": 29_918_424, "internimage_t_ps": 29_902_104},
+        # Golden logits and gradients: tests/models/families/test_internimage.py.
+        golden32={},
+        golden64={},
+        references=dict.fromkeys(_INTERNIMAGE, 64),
+        small="internimage_t",
+        tiny={
+            **{"depths": (2, 2), "dims": (8, 12), "groups": (2, 3), "stem_widths": (4, 8)},
+            **{"stem_strides": (2, 1), "image_size": 12, "gamma_init": 0.1, "head_dim": 10},
+        },
+        scanned=({}, {"stem_widths": (), "stem_strides": (2,)}),
+        outcomes=2**6,  # rates 0, 0.2, 0.4 and 0.6: three blocks of two branches
+        digits={
+            "internimage_t": {
+                **{"depths": (1, 1), "dims": (16, 32), "groups": (2, 4), "stem_widths": (8, 16)},
+                **{"stem_strides": (2, 1), "head_dim": 32, "drop_path": 0.1, "bn_group": 4},
+            }
         },
     ),
     "iso_convnext": Case(

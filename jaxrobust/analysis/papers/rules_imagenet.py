@@ -14,12 +14,13 @@ _THEIRS = (
 )
 _SIZES = Rule({"kind": ("size",)}, commands=("jaxrobust models {model}",))
 _DATA = {"oxford_flowers102": "flowers", "caltech101": "caltech", "imagenet2012": "imagenet"}
+_INTERNIMAGE = "https://huggingface.co/OpenGVLab/InternImage/resolve/main/internimage_t_1k_224.pth"
 _STARTS = {"clean+stem": "stem", "fresh-stem": "clean", "clean-21k": "21k"}
 
 
 def _start(row: Row) -> str | None:
     """Return the word of a start, unless it is the one that the network has by itself."""
-    usual = "clean+stem" if row["model"].endswith("_cvst") else "clean"
+    usual = "clean+stem" if row["model"].endswith(("_cvst", "_ps")) else "clean"
     return None if row["start"] == usual else _STARTS.get(row["start"], row["start"])
 
 
@@ -37,6 +38,15 @@ REVISITING_AT = (
     Rule(
         {"table": ("table_18",)},
         commands=("jaxrobust import {weights} --model {model} --out weights/{model}",),
+    ),
+    Rule(
+        {"table": ("text_2",), "origin": ("wang2023",)},
+        commands=(
+            f"jaxrobust import {_INTERNIMAGE} --model {{model}} --normalize imagenet --out "
+            "weights/{model}",
+            "jaxrobust evaluate --weights weights/{model} --dataset imagenet2012 --attack clean",
+        ),
+        why="The appendix does not say on which images it was measured.",
     ),
     Rule(
         {"name": ("GPU hours of the whole work",)},

@@ -1,0 +1,1 @@
+"""Deformable convolutions: `operator.deformable`, and its formulas by platform."""

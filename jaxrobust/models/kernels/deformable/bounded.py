@@ -1,0 +1,59 @@
+"""Sampling without gathers inside of windows, and by gathers for the points that they leave out.
+
+A window holds the pixels that the nine points of a pixel touch where no offset reaches two pixels:
+the output is then a sum of 49 shifted maps, each times a weight that all points of its pixel make.
+"""
+
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrobust.models.kernels.deformable import corners
+from jaxrobust.models.kernels.deformable.places import REACH, SIDE, GridGeometry
+
+Array = jax.Array
+WIDE = SIDE + 2 * REACH  # the side of a window
+HALF = WIDE // 2
+NEAR = range(-REACH, REACH + 1)  # the neighbours of a grid point in the window, along an axis
+
+
+def shares(offset: Array) -> list[Array]:
+    """Return the bilinear weights, along one axis, of each neighbour of a grid point."""
+    return [jnp.maximum(0, 1 - jnp.abs(offset - near)) for near in NEAR]
+
+
+def slopes(offset: Array) -> list[Array]:
+    """Return their derivatives; at whole numbers those to the right, as the reference's."""
+    at = jnp.floor(offset)
+    one = jnp.ones_like(offset)
+    return [jnp.where(at == near, -one, jnp.where(at == near - 1, one, 0)) for near in NEAR]
+
+
+def shifts() -> list[tuple[int, int]]:
+    """List row and column of each entry of a window, whose first is (0, 0)."""
+    return [(row, column) for row in range(WIDE) for column in range(WIDE)]
+
+
+class Bounded:
+    """The formulas of a module for windows, and gathers for what lies outside of them."""
+
+    def __init__(self, formulas: ModuleType) -> None:
+        self.formulas = formulas
+
+    def forward(self, geometry: GridGeometry, value: Array, offsets: Array, mask: Array) -> Array:
+        """Compute f[B,H,W,C]."""
+        given = (geometry, value, offsets, mask)
+        total, beyond = self.formulas.forward(*given)
+        rest = lambda t: t + corners.forward_beyond(*given)  # noqa: E731
+        return lax.cond(beyond, rest, lambda t: t, total)
+
+    def backward(
+        self, geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
+    ) -> tuple[Array, Array, Array]:
+        """Compute the gradients for value, offsets and mask."""
+        given = (geometry, value, offsets, mask, g)
+        totals, beyond = self.formulas.backward(*given)
+        rest = lambda t: jax.tree.map(jnp.add, t, corners.backward_beyond(*given))  # noqa: E731
+        return lax.cond(beyond, rest, lambda t: t, totals)

@@ -1,0 +1,140 @@
+"""Sampling by gathers: four rows of values for each place, whatever its offset."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrobust.models.kernels.deformable.places import (
+    POINTS,
+    GridGeometry,
+    GridPoints,
+    as_given,
+    points_of,
+    reached,
+)
+from jaxrobust.models.kernels.primitives import widened
+
+Array = jax.Array
+_PARTS = 16  # of all points, the size in which those beyond windows are sampled
+
+
+def _bases(geometry: GridGeometry, cells: Array) -> Array:
+    """Return the row of values of the first pixel of each cell's image and group, i32."""
+    (height, width), (rows, columns), groups = geometry.size, geometry.out, geometry.groups
+    images = cells // (rows * columns * groups)
+    return images * (height * width * groups) + cells % groups
+
+
+def _sampled(geometry: GridGeometry, values: Array, bases: Array, places: GridPoints) -> Array:
+    """Sample `values` f[B*H*W*G,D] bilinearly and weigh the samples: f[..,D] for places f[..]."""
+    (height, width), groups = geometry.size, geometry.groups
+    y, x, mask = places
+    mask = jnp.where(jnp.isfinite(y + x), mask, jnp.nan)  # what is no place shows in the output
+    top, left = jnp.floor(y), jnp.floor(x)
+    down, right, total = y - top, x - left, jnp.zeros((*y.shape, values.shape[1]), values.dtype)
+    for row, of_row in ((top, 1 - down), (top + 1, down)):
+        for column, of_column in ((left, 1 - right), (left + 1, right)):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            at = jnp.where(inside, row * width + column, 0).astype(jnp.int32)
+            weight = mask * jnp.where(inside, of_row * of_column, 0)
+            found = values.at[bases + groups * at].get(mode="promise_in_bounds")
+            total = total + weight[..., None] * found
+    return total
+
+
+def _prepared(geometry: GridGeometry, value: Array) -> tuple[Array, Array]:
+    """Return values as rows f[B*H*W*G,D], and the bases of all cells i32[B,H',W',G]."""
+    shape = (value.shape[0], *geometry.out, geometry.groups)
+    cells = jnp.arange(shape[0] * shape[1] * shape[2] * shape[3], dtype=jnp.int32)
+    values = widened(value)[0].reshape(-1, value.shape[3] // geometry.groups)
+    return values, _bases(geometry, cells).reshape(shape)
+
+
+def forward(geometry: GridGeometry, value: Array, offsets: Array, mask: Array) -> Array:
+    """Compute f[B,H',W',C], one point of all pixels after the other."""
+    values, bases = _prepared(geometry, value)
+
+    def add(total: Array, places: GridPoints) -> tuple[Array, None]:
+        return total + _sampled(geometry, values, bases, places), None
+
+    zeros = jnp.zeros((*bases.shape, values.shape[1]), values.dtype)
+    points = points_of(offsets, mask, groups=geometry.groups)
+    total, _ = lax.scan(add, zeros, geometry.on_map(points))
+    return total.reshape(len(value), *geometry.out, -1)
+
+
+def backward(
+    geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
+) -> tuple[Array, Array, Array]:
+    """Compute the gradients for value, offsets and mask, in the same order of points."""
+    values, bases = _prepared(geometry, value)
+    wide = widened(g)[0].reshape(*bases.shape, -1)
+
+    def add(total: Array, places: GridPoints) -> tuple[Array, GridPoints]:
+        sampled = lambda *given: _sampled(geometry, given[0], bases, given[1])  # noqa: E731
+        to_values, to_places = jax.vjp(sampled, values, places)[1](wide)
+        return total + to_values, to_places
+
+    points = points_of(offsets, mask, groups=geometry.groups)
+    total, places = lax.scan(add, jnp.zeros_like(values), geometry.on_map(points))
+    return total.reshape(value.shape), *_scaled(geometry, places)
+
+
+def _scaled(geometry: GridGeometry, places: GridPoints) -> tuple[Array, Array]:
+    """Turn gradients for places into those for offsets and mask."""
+    return as_given(geometry.scale * places.y, geometry.scale * places.x, places.mask)
+
+
+# --------------------------------------------------------------------- of what windows do not reach
+
+
+def _beyond(geometry: GridGeometry, points: GridPoints) -> tuple[Any, Array]:
+    """Return the sum of these points, in parts, as a function of (part, values, places); and the
+    number of parts.
+    """
+    around = geometry.from_grid(points)
+    chosen = ~reached(around.y, around.x)
+    shape, size = chosen.shape[1:], chosen.size
+    cells, each = size // POINTS, -(-size // _PARTS)
+    numbers = jnp.nonzero(chosen.ravel(), size=each * _PARTS, fill_value=size)[0]
+    numbers = numbers.astype(jnp.int32)
+
+    def added(part: Array, values: Array, places: GridPoints) -> Array:
+        at = lax.dynamic_slice_in_dim(numbers, part * each, each)
+        some = GridPoints(*(a.ravel().at[at].get(mode="fill", fill_value=0) for a in places))
+        sampled = _sampled(geometry, values, _bases(geometry, at % cells), some)
+        zeros = jnp.zeros((cells, values.shape[1]), values.dtype)
+        return zeros.at[at % cells].add(sampled).reshape(*shape, -1)
+
+    return added, (chosen.sum() + each - 1) // each
+
+
+def forward_beyond(geometry: GridGeometry, value: Array, offsets: Array, mask: Array) -> Array:
+    """Compute what the points that windows do not reach add to `forward`."""
+    points = points_of(offsets, mask, groups=geometry.groups)
+    added, parts = _beyond(geometry, points)
+    values, bases = _prepared(geometry, value)
+    places = geometry.on_map(points)
+    zeros = jnp.zeros((*bases.shape, values.shape[1]), values.dtype)
+    total = lax.fori_loop(0, parts, lambda n, t: t + added(n, values, places), zeros)
+    return total.reshape(value.shape)
+
+
+def backward_beyond(
+    geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
+) -> tuple[Array, Array, Array]:
+    """Compute what they add to `backward`."""
+    points = points_of(offsets, mask, groups=geometry.groups)
+    added, parts = _beyond(geometry, points)
+    values, bases = _prepared(geometry, value)
+    places, wide = geometry.on_map(points), widened(g)[0].reshape(*bases.shape, -1)
+
+    def add(part: Array, totals: tuple[Array, GridPoints]) -> tuple[Array, GridPoints]:
+        new = jax.vjp(lambda *given: added(part, *given), values, places)[1](wide)
+        return jax.tree.map(jnp.add, totals, new)
+
+    zeros = jax.tree.map(jnp.zeros_like, (values, places))
+    total, of_places = lax.fori_loop(0, parts, add, zeros)
+    return total.reshape(value.shape), *_scaled(geometry, of_places)

@@ -1,0 +1,192 @@
+"""DCNv3's sampling beside the authors' operator, whose numbers are in internimage.npz.
+
+They were made by running OpenGVLab/InternImage (31c962d) in float64, with N=2, H=7, W=9, G=4 and 16
+channels a group, and are 5e-15 from a loop over pixels, groups, points and corners.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.models.kernels.deformable import operator
+from jaxrobust.models.kernels.deformable.operator import deformable
+from tests.support import parity
+
+GROUPS = 4
+# case -> offset scale, and what is made of the stored offsets. Of integers only the value is
+# compared: there is no derivative for offsets.
+CASES = {
+    "a": (1.0, lambda offset: offset),
+    "scale2": (2.0, lambda offset: offset),
+    "zero": (1.0, np.zeros_like),
+    "integer": (1.0, np.round),
+    "far": (1.0, lambda offset: 20 * offset),
+}
+FORMULAS = sorted(operator.IMPLEMENTATIONS)
+
+
+def stored():
+    return np.load(parity.MODELS / "internimage.npz")
+
+
+def operands(*names, dtype=jnp.float64):
+    golden = stored()
+    return [jnp.asarray(golden[f"dcn_{name}"], dtype) for name in names]
+
+
+def by_definition(value, offsets, mask, *, groups, scale=1.0, stride=1, padding=1, dilation=1):
+    """Each pixel, group, point and corner by itself, in NumPy."""
+    batch, height, width, channels = value.shape
+    rows, columns = mask.shape[1:3]
+    out, each = np.zeros((batch, rows, columns, channels)), channels // groups
+    for n, i, j, g, p in np.ndindex(batch, rows, columns, groups, 9):
+        kx, ky = divmod(p, 3)
+        at = 18 * g + 2 * p
+        x = j * stride - padding + dilation
+        x += scale * (dilation * (kx - 1) + offsets[n, i, j, at])
+        y = i * stride - padding + dilation
+        y += scale * (dilation * (ky - 1) + offsets[n, i, j, at + 1])
+        part = slice(g * each, (g + 1) * each)
+        for row in (int(np.floor(y)), int(np.floor(y)) + 1):
+            for column in (int(np.floor(x)), int(np.floor(x)) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    weight = mask[n, i, j, 9 * g + p] * (1 - abs(y - row)) * (1 - abs(x - column))
+                    out[n, i, j, part] += weight * value[n, row, column, part]
+    return out
+
+
+class DeformableTest(parameterized.TestCase):
+    @parameterized.parameters(*((case, "planes") for case in sorted(CASES)))
+    def test_authors_numbers(self, case, formula):
+        self.check_authors_numbers(case, formula)
+
+    @parameterized.product(case=sorted(CASES), formula=("gathers", "products"))
+    @pytest.mark.slow
+    def test_authors_numbers_by_other_formulas(self, case, formula):
+        self.check_authors_numbers(case, formula)
+
+    def check_authors_numbers(self, case, formula):
+        scale, change = CASES[case]
+        golden = stored()
+        how = {"groups": GROUPS, "offset_scale": scale, "implementation": formula}
+        with jax.enable_x64(True):
+            value, offset, mask, cotangent = operands("value", "offset", "mask", "cotangent")
+            offset = jnp.asarray(change(np.asarray(offset)))
+
+            def run(value, offset, mask, cotangent):
+                out, back = jax.vjp(lambda *a: deformable(*a, **how), value, offset, mask)
+                return out, back(cotangent)
+
+            out, gradients = jax.jit(run)(value, offset, mask, cotangent)
+        # Float64, sums of 36 terms of size 1: some units in the last place, and 16 times as many
+        # terms in the gradients for offsets and mask.
+        np.testing.assert_allclose(out, golden[f"dcn_{case}_out"], rtol=0, atol=1e-12)
+        if f"dcn_{case}_dvalue" in golden:
+            for name, got in zip(("value", "offset", "mask"), gradients, strict=True):
+                wanted = golden[f"dcn_{case}_d{name}"]
+                np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-10, err_msg=name)
+
+    def test_windows_and_what_they_leave_out(self):
+        """Offsets on both sides of two pixels: all formulas agree, and the counter tells them."""
+        random = np.random.default_rng(0)
+        value, mask = random.standard_normal((1, 5, 6, 4)), random.random((1, 5, 6, 18))
+        offsets = random.uniform(-4, 4, (1, 5, 6, 36))
+        offsets[0, 0, 0, :4] = (-2, 1.5, 2, 0)  # the first lies inside, the second does not
+        mask[0, 1, 1, :] = 0  # whose gradient is none the less that of a sample
+        results = []
+        with jax.enable_x64(True):
+            given = [jnp.asarray(a) for a in (value, offsets, mask)]
+            for formula in FORMULAS:
+                how = {"groups": 2, "implementation": formula}
+
+                def run(*a, how=how):
+                    out, back = jax.vjp(lambda *b: deformable(*b, **how), *a)
+                    return out, *back(jnp.cos(out))
+
+                results.append(jax.device_get(jax.jit(run)(*given)))
+            pairs = offsets.reshape(-1, 2)
+            beyond = ((pairs < -2) | (pairs >= 2)).any(1).sum()
+            self.assertEqual(int(operator.outside(given[1])), beyond)
+            self.assertEqual(int(operator.outside(given[1] / 4)), 0)
+        wanted = by_definition(value, offsets, mask, groups=2)
+        np.testing.assert_allclose(results[0][0], wanted, rtol=0, atol=1e-12)
+        self.assertGreater(np.abs(results[0][3][0, 1, 1]).max(), 1e-3)
+        for other in results[1:]:
+            for got, first in zip(other, results[0], strict=True):
+                # The same terms in another order.
+                np.testing.assert_allclose(got, first, rtol=0, atol=1e-12)
+
+    @parameterized.parameters(
+        {"stride": 2}, {"padding": 0}, {"dilation": 2, "padding": 2}, {"stride": 2, "padding": 2}
+    )
+    def test_other_grids(self, **how):
+        """Stride, padding and dilation, of a map that is not square, by the definition."""
+        random = np.random.default_rng(1)
+        value = random.standard_normal((1, 6, 5, 4))
+        reach = {"stride": 1, "padding": 1, "dilation": 1} | how
+        sides = [
+            (n + 2 * reach["padding"] - 2 * reach["dilation"] - 1) // reach["stride"] + 1
+            for n in (6, 5)
+        ]
+        offsets, mask = random.standard_normal((1, *sides, 36)), random.random((1, *sides, 18))
+        with jax.enable_x64(True):
+            given = [jnp.asarray(a) for a in (value, offsets, mask)]
+            out = jax.jit(lambda *a: deformable(*a, groups=2, **how))(*given)
+        wanted = by_definition(value, offsets, mask, groups=2, **how)
+        np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-12)
+
+    @parameterized.parameters(*FORMULAS)
+    def test_gradients_at_whole_numbers_are_those_to_the_right(self, formula):
+        value = jnp.asarray([[0.0, 1.0, 3.0, 7.0]]).reshape(1, 1, 4, 1)
+        offsets, mask = jnp.zeros((1, 1, 4, 18)), jnp.zeros((1, 1, 4, 9)).at[..., 4].set(1)
+        how = {"groups": 1, "implementation": formula}
+        gradient = jax.grad(lambda o: deformable(value, o, mask, **how)[0, 0, 1, 0])(offsets)
+        # The centre's column: 3 - 1 to its right, where to its left it were 1 - 0. Its row: 0 - 1.
+        np.testing.assert_allclose(gradient[0, 0, 1, 8:10], (2, -1), atol=1e-6)
+
+    @parameterized.parameters(*FORMULAS)
+    def test_places_are_float32_in_bfloat16(self, formula):
+        value, offset, mask = operands("value", "offset", "mask", dtype=jnp.float32)
+        how = {"groups": GROUPS, "implementation": formula}
+        rounded = value.astype(jnp.bfloat16)
+        out = deformable(rounded, offset, mask, **how)
+        self.assertEqual(out.dtype, jnp.bfloat16)
+        wanted = deformable(rounded.astype(jnp.float32), offset, mask, **how)
+        # One rounding to 8 bits of a sum, and with products one of its weights, which are about 1:
+        # half a unit each. Offsets rounded to bfloat16 would be off by 2e-2.
+        np.testing.assert_allclose(out.astype(jnp.float32), wanted, rtol=0, atol=1.2e-2)
+
+    def test_an_offset_that_is_no_number_shows(self):
+        value, offset, mask = operands("value", "offset", "mask", dtype=jnp.float32)
+        offset = offset.at[0, 3, 4, 5].set(jnp.nan)
+        for formula in FORMULAS:
+            run = jax.jit(lambda *a, f=formula: deformable(*a, groups=GROUPS, implementation=f))
+            bad = np.isnan(run(value, offset, mask))
+            self.assertTrue(bad[0, 3, 4, :16].all(), formula)
+            self.assertEqual(bad.sum(), 16, formula)
+        with self.assertRaisesRegex(
+            ValueError, "^offsets hold NaN or infinity, which are no places"
+        ):
+            deformable(value, offset, mask, groups=GROUPS)
+
+    @parameterized.parameters(
+        ({"groups": 3}, "64 channels are not 3 groups of equal size; choose groups that divide"),
+        (
+            {"dilation": 5},
+            "a map of 7x9 with padding=1 is smaller than the grid of 3x3 points with",
+        ),
+        ({"offset": (2, 7, 9, 36)}, r"offsets of shape \(2, 7, 9, 36\) must be \(2, 7, 9, 72\)"),
+        ({"mask": (2, 7, 9, 72)}, r"mask of shape \(2, 7, 9, 72\) must be \(2, 7, 9, 36\) for 4"),
+        ({"type": jnp.int32}, "offsets are int32; give floats, offsets in pixels"),
+    )
+    def test_bad_input(self, changes, message):
+        offset = jnp.zeros(changes.pop("offset", (2, 7, 9, 72)), changes.pop("type", jnp.float32))
+        mask = jnp.zeros(changes.pop("mask", (2, 7, 9, 36)))
+        with self.assertRaisesRegex(ValueError, message):
+            deformable(jnp.zeros((2, 7, 9, 64)), offset, mask, **{"groups": GROUPS} | changes)
+
+
+if __name__ == "__main__":
+    absltest.main()
