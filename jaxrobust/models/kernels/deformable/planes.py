@@ -2,8 +2,8 @@
 
 Channels stand before pixels and groups behind them, f[B,H,D,W,G], and the weights of a window's 49
 entries in planes of their own. Of 8x56x56x64, processor ms of value and gradients on two loaded
-cores: 32 and 88, PyTorch's grid_sample 110 and 149. With channels last the gradients of half as many
-images took 220.
+cores: 32 and 88, PyTorch's grid_sample 110 and 149. With channels last the gradients of half as
+many images took 220.
 """
 
 import functools
