@@ -134,7 +134,8 @@ class GoldenTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_statistics_of_the_head(self):
         """Training mode in float64: logits and running statistics after four images of 64 px."""
-        images = np.random.RandomState(9).random_sample((4, 3, 64, 64)).transpose(0, 2, 3, 1)
+        drawn = np.random.RandomState(9).random_sample((4, 3, 64, 64)).astype(np.float32)
+        images = drawn.transpose(0, 2, 3, 1).astype(np.float64)  # golden images are of float32
         with jax.enable_x64(True):
             params, stats = loaded("internimage_t", "float64")
             net = models.create("internimage_t", dtype="float64", image_size=64, **SCANNED)

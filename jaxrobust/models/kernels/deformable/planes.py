@@ -1,11 +1,14 @@
 """Windows on CPUs: rows of pixels side by side, so that every loop runs along 224 neighbours.
 
 Channels stand before pixels and groups behind them, f[B,H,D,W,G], and the weights of a window's 49
-entries in planes of their own. Of 2x56x56x64 on one core of a loaded machine, processor ms of value
-and gradients: 9 and 33; channels last 18 and 220, PyTorch's grid_sample 165 and 146.
+entries in planes of their own. Of 8x56x56x64, processor ms of value and gradients on two loaded
+cores: 32 and 88, PyTorch's grid_sample 110 and 149. With channels last the gradients of half as
+many images took 220.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,22 +141,40 @@ def _to_weights(parts: Array, g: Array) -> Array:
     return lax.fori_loop(0, WIDE * WIDE, fill, zeros)
 
 
-def forward(
-    geometry: GridGeometry, value: Array, offsets: Array, mask: Array
-) -> tuple[Array, Array]:
-    """Compute what the points inside of windows add: f[B,H,W,C]; and whether others are left."""
+def _each(formula: Callable, geometry: GridGeometry, *operands: Array) -> tuple[Any, Array]:
+    """Compute one image after the other: their weights then stay in the cores' own memory.
+
+    Of 8x56x56x64 the value takes 33 processor ms and not 83, the gradients 86 and not 118.
+    """
+    one = lambda image: formula(geometry, *(array[None] for array in image))  # noqa: E731
+    outs, beyond = lax.map(one, operands)
+    return jax.tree.map(lambda array: array[:, 0], outs), beyond.any()
+
+
+def _forward(geometry: GridGeometry, value: Array, offsets: Array, mask: Array) -> Any:
     points, near = _near(geometry, offsets, mask)
     parts = _split(value, groups=geometry.groups)
     return _joined(_summed(parts, _weights(*points))), ~near.all()
 
 
-def backward(
-    geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
-) -> tuple[tuple[Array, ...], Array]:
-    """Compute their part of the gradients for value, offsets and mask; whether others are left."""
+def _backward(geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array) -> Any:
     points, near = _near(geometry, offsets, mask)
     g = _split(g, groups=geometry.groups)
     to_value = _joined(_to_value(g, _weights(*points)))
     y, x, m = _to_points(*points, _to_weights(_split(value, groups=geometry.groups), g))
     given = as_given(geometry.scale * y, geometry.scale * x, jnp.where(near, m, 0))
     return (to_value, *given), ~near.all()
+
+
+def forward(
+    geometry: GridGeometry, value: Array, offsets: Array, mask: Array
+) -> tuple[Array, Array]:
+    """Compute what the points inside of windows add: f[B,H,W,C]; and whether others are left."""
+    return _each(_forward, geometry, value, offsets, mask)
+
+
+def backward(
+    geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
+) -> tuple[tuple[Array, ...], Array]:
+    """Compute their part of the gradients for value, offsets and mask; whether others are left."""
+    return _each(_backward, geometry, value, offsets, mask, g)
