@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxrobust.analysis.papers import training_words
 from jaxrobust.analysis.papers.rules import ANY, Argument, Row, Rule
 
 _THEIRS = (
@@ -14,7 +15,6 @@ _THEIRS = (
 )
 _SIZES = Rule({"kind": ("size",)}, commands=("jaxrobust models {model}",))
 _DATA = {"oxford_flowers102": "flowers", "caltech101": "caltech", "imagenet2012": "imagenet"}
-_INTERNIMAGE = "https://huggingface.co/OpenGVLab/InternImage/resolve/main/internimage_t_1k_224.pth"
 _STARTS = {"clean+stem": "stem", "fresh-stem": "clean", "clean-21k": "21k"}
 
 
@@ -42,9 +42,17 @@ REVISITING_AT = (
     Rule(
         {"table": ("text_2",), "origin": ("wang2023",)},
         commands=(
-            f"jaxrobust import {_INTERNIMAGE} --model {{model}} --normalize imagenet --out "
+            f"jaxrobust import {training_words.INTERNIMAGE} --model {{model}} --normalize imagenet --out "
             "weights/{model}",
             "jaxrobust evaluate --weights weights/{model} --dataset imagenet2012 --attack clean",
+        ),
+        why="The appendix does not say on which images it was measured.",
+    ),
+    Rule(
+        {"table": ("text_2",), "start": ("fresh-stem",)},
+        commands=(
+            "jaxrobust train --config configs/convstem_pretraining.py:{model}",
+            "jaxrobust evaluate --workdir runs/convstem_pretraining-{model} --attack clean",
         ),
         why="The appendix does not say on which images it was measured.",
     ),

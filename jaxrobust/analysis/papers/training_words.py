@@ -19,6 +19,8 @@ from jaxrobust.training.update import objectives
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained.start_run import imported_from
 
+# The authors' clean weights, where the networks of appendix C.3 start.
+INTERNIMAGE = "https://huggingface.co/OpenGVLab/InternImage/resolve/main/internimage_t_1k_224.pth"
 # Of the phase that trains last: where a row is silent, the paper's recipe, config.base(), counts.
 _RECIPE = ("lr", "warmup_epochs", "final_lr", "weight_decay", "b2", "ema_decay", "trades_beta")
 _NEUTRAL = {"scan", "bn_group"}  # of model.options: they change no result of networks without BN
@@ -187,7 +189,9 @@ def _clean_start(of_images: dict[str, Any]) -> str:
 
 
 def clean_weights(model: str) -> list[str]:
-    """Return the names of the weights of Table 18, where the main paper's networks start."""
+    """Return the names of the weights of Table 18, or of C.3, where the paper's networks start."""
+    if model.removesuffix("_ps") == "internimage_t":
+        return [INTERNIMAGE]
     (names,) = tables.tables("revisiting_at", "table_18")
     own = [row for row in names.rows if row["model"] == model.removesuffix("_cvst")]
     timm = [row["timm"] for row in own if "timm" in row]

@@ -24,6 +24,10 @@ SMALL = {
     "convnext_n_cvst": {
         **{"depths": (1, 1), "dims": (16, 32), "stem_widths": (8, 16), "stem_strides": (2, 1)}
     },
+    "internimage_t": {
+        **{"depths": (1, 1), "dims": (8, 16), "groups": (2, 4), "stem_widths": (4, 8)},
+        **{"stem_strides": (2, 1), "head_dim": 16},
+    },
     "iso_convnext_s": {"dim": 16, "depth": 1, "stem_strides": (2,)},
     "iso_convnext_s_cvst": {"dim": 16, "depth": 1, "stem_widths": (8,), "stem_strides": (2,)},
     "vit_s": {"dim": 16, "depth": 1, "heads": 2, "stem_strides": (4,)},

@@ -10,6 +10,10 @@ from tests.support import sweeps
 
 SMALL = {
     "convnext_n": {"depths": (1,), "dims": (8,), "image_size": 16},
+    "internimage_t": {
+        **{"depths": (1, 1), "dims": (8, 16), "groups": (2, 4), "stem_widths": (4, 8)},
+        **{"stem_strides": (2, 1), "head_dim": 16, "image_size": 16},
+    },
     "iso_convnext_s": {"dim": 8, "depth": 1, "stem_strides": (4,), "image_size": 16},
     "resnet18": {"depths": (1,), "small_stem": True, "image_size": 16},
     "vit_s": {"dim": 8, "depth": 1, "heads": 2, "stem_strides": (4,), "image_size": 16},
