@@ -42,8 +42,8 @@ REVISITING_AT = (
     Rule(
         {"table": ("text_2",), "origin": ("wang2023",)},
         commands=(
-            f"jaxrobust import {training_words.INTERNIMAGE} --model {{model}} --normalize imagenet --out "
-            "weights/{model}",
+            f"jaxrobust import {training_words.INTERNIMAGE} --model {{model}} "
+            "--normalize imagenet --out weights/{model}",
             "jaxrobust evaluate --weights weights/{model} --dataset imagenet2012 --attack clean",
         ),
         why="The appendix does not say on which images it was measured.",
