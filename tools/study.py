@@ -55,6 +55,8 @@ def main() -> None:
         stop(f"--minutes {args.minutes:g} must be above 0", 2)
     end = time.monotonic() + 60 * args.minutes
     module = study(args.study)
+    if args.seed not in (None, *module.SEEDS):
+        stop(f"--seed {args.seed}: {args.study} has the seeds {[*module.SEEDS]}", 2)
     left = 0
     seeds = module.SEEDS if args.seed is None else (args.seed,)
     for seed, name in itertools.product(seeds, module.RUNS):
@@ -220,3 +222,7 @@ def interval(values: list[float]) -> str:
     deviation = statistics.stdev(values)
     half = float(t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
     return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+
+
+if __name__ == "__main__":
+    main()

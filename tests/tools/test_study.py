@@ -1,5 +1,7 @@
 """The study on CIFAR-10: its budgets, what is done, and its table."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from unittest import mock
@@ -194,6 +196,13 @@ class StudyTest(parameterized.TestCase):
         self.assertLen(commands, 3)
         self.assertIn("| base | 50.0, not yet measured |", study.table(out, cifar_study))
         self.assertEqual(self.run_study(out, minutes="0")[0], 2)
+
+    def test_a_seed_that_the_study_has_not(self):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            code, commands = self.run_study(Path(self.create_tempdir()), "--seed=4")
+        self.assertEqual((code, commands), (2, []))
+        self.assertIn("--seed 4: cifar_study has the seeds [0, 1]", said.getvalue())
 
 
 if __name__ == "__main__":
