@@ -199,9 +199,13 @@ class StudyTest(parameterized.TestCase):
 
     def test_a_seed_that_the_study_has_not(self):
         said = io.StringIO()
-        with contextlib.redirect_stderr(said):
-            code, commands = self.run_study(Path(self.create_tempdir()), "--seed=4")
-        self.assertEqual((code, commands), (2, []))
+        with (
+            mock.patch("sys.argv", ["study.py", "--seed=4"]),
+            contextlib.redirect_stderr(said),
+            self.assertRaises(SystemExit) as left,
+        ):
+            study.main()
+        self.assertEqual(left.exception.code, 2)
         self.assertIn("--seed 4: cifar_study has the seeds [0, 1]", said.getvalue())
 
 
