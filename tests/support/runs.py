@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
 import tempfile
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxrobust.config import base
+from jaxrobust.resolved import plain
 from jaxrobust.training import build
 from jaxrobust.training.run import run as training_run
 from jaxrobust.training.run import splits, stopping
@@ -43,6 +45,24 @@ def tiny(**changes) -> ConfigDict:
         target, _, name = key.rpartition("__")
         setattr(config[target] if target else config, name, value)
     return config.lock()
+
+
+_FILE = """
+import json
+from ml_collections import ConfigDict
+
+def get_config():
+    config = ConfigDict(json.loads({text!r}))
+    config.phases = tuple(config.phases)
+    for name in config.phases:
+        config[name].lr_steps = config[name].bn_momentum = ()
+    return config
+"""
+
+
+def write_config(path: Path, config) -> None:
+    """A config as the file that a command reads."""
+    path.write_text(_FILE.format(text=json.dumps(plain(config))))
 
 
 def quiet_run(config, workdir, **how) -> str:

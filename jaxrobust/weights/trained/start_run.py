@@ -93,7 +93,7 @@ def _take_over(config: Config, start: Any) -> None:
 
 
 def state(run: StartRun) -> str:
-    """Tell how far a start is.
+    """Name the state of a start: absent, begun or finished.
 
     Raises:
       ValueError: another run is in its folder.

@@ -1,6 +1,5 @@
 """One command from a config to an export, killed in each of its stages, and continued by itself."""
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,23 +9,11 @@ import pytest
 from absl.testing import absltest
 
 import jaxrobust
-from jaxrobust.resolved import plain
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.trained import kept
 from tests.support import killed
-from tests.support.runs import one_phase
+from tests.support.runs import one_phase, write_config
 
-FILE = """
-import json
-from ml_collections import ConfigDict
-
-def get_config():
-    config = ConfigDict(json.loads({text!r}))
-    config.phases = tuple(config.phases)
-    for name in config.phases:
-        config[name].lr_steps = config[name].bn_momentum = ()
-    return config
-"""
 RUN, ATTACKS = "jaxrobust.training.run", "jaxrobust.evaluation.questions"
 POINTS = (
     (f"{RUN}.splits", "device_batch", 7),  # in the second epoch
@@ -44,7 +31,7 @@ class KilledTest(absltest.TestCase):
     def test_the_same_command_ends_what_was_begun(self):
         folder = Path(self.create_tempdir().full_path)
         config = one_phase(test__images=40, train__epochs=3)
-        (folder / "digits.py").write_text(FILE.format(text=json.dumps(plain(config))))
+        write_config(folder / "digits.py", config)
         then = "select,apgd-ce:linf:0.1+l2:0.5,export:jaxrobust"
         words = ["train", "--config", "digits.py", "--then", then, "--noestimate"]
         ended = killed.run(words, folder, POINTS)

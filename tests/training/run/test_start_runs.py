@@ -16,19 +16,6 @@ from jaxrobust.training.run import start_runs, stopping
 from jaxrobust.weights.trained import start_run
 from tests.support import runs as training
 
-# A config in a file: what `training.tiny` changes. The names are those that a message may say.
-_FILE = """
-import json
-from ml_collections import ConfigDict
-
-def get_config():
-    config = ConfigDict(json.loads({text!r}))
-    config.phases = tuple(config.phases)
-    for name in config.phases:
-        config[name].lr_steps = config[name].bn_momentum = ()
-    return config
-"""
-
 
 class Case(parameterized.TestCase):
     def setUp(self):
@@ -39,7 +26,7 @@ class Case(parameterized.TestCase):
     def start(self, name="clean", **changes) -> None:
         """A config file of clean training."""
         config = training.tiny(phases=("pretrain",), **changes)
-        Path(f"{name}.py").write_text(_FILE.format(text=json.dumps(plain(config))))
+        training.write_config(Path(f"{name}.py"), config)
 
     def robust(self, start="clean", **changes):
         return training.tiny(pretrain__epochs=0, init__weights=f"run:{start}.py", **changes)
