@@ -121,21 +121,30 @@ def repeat(workdir: Path, config: Any, name: str, *, threads: int) -> None:
     files.write(out.with_suffix(".safetensors"), kept, about)
 
 
+# What PyTorch's side knows, the default first.
+OF_PHASE = {
+    "objective": ("adversarial", "clean"),
+    "optimizer": ("adamw",),
+    "b2": (0.95,),
+    "clip_norm": (None,),
+    "l1": (0.0,),
+    "microbatches": (1,),
+}
+OF_ATTACK = {
+    "name": ("apgd", "pgd"),
+    "norm": ("linf",),
+    "start": ("image",),
+    "warmup_epochs": (0,),
+    "statistics": ("running",),
+}
+
+
 def check(config: Any, name: str) -> None:
     """Refuse a phase that PyTorch's side does not know."""
-    p = config[name]
-    known = {
-        "objective": ("adversarial", "clean"),
-        "optimizer": ("adamw",),
-        "clip_norm": (None,),
-        "l1": (0.0,),
-        "microbatches": (1,),
-    }
-    for key, values in known.items():
-        if p[key] not in values:
-            stop(f"PyTorch's side knows {name}.{key}={values[0]!r}, not {p[key]!r}", 2)
-    if config.attack.name not in ("apgd", "pgd") or config.attack.norm != "linf":
-        stop("PyTorch's side knows APGD and PGD in linf", 2)
+    for part, known in ((name, OF_PHASE), ("attack", OF_ATTACK)):
+        for key, values in known.items():
+            if (value := config[part][key]) not in values:
+                stop(f"PyTorch's side knows {part}.{key}={values[0]!r}, not {value!r}", 2)
 
 
 def step_size(attack: Any) -> float:
