@@ -213,11 +213,17 @@ class ToldTest(parameterized.TestCase):
         self.assertEqual(
             lines,
             [
-                "", "net (train), float32", "digits, split test, images 0..9",
-                "attack: apgd-ce, linf 0.1", "clean              90.0%", "after apgd-ce      50.0%",
-                "after square        0.0%", "flag a: b", "record 7 in out/results.jsonl",
+                "",
+                "net (train), float32",
+                "digits, split test, images 0..9",
+                "attack: apgd-ce, linf 0.1",
+                "clean              90.0%",
+                "after apgd-ce      50.0%",
+                "after square        0.0%",
+                "flag a: b",
+                "record 7 in out/results.jsonl",
             ],
-        )  # fmt: skip
+        )
         self.assertNotIn("clean", command.told([record(attacks=[], method="x")], Path("out")))
 
     def test_several_records(self):
@@ -230,9 +236,7 @@ class ToldTest(parameterized.TestCase):
         ]
         lines = command.told(rows, Path("out")).splitlines()
         self.assertEqual(lines[1:3], ["net", "digits, split test, images 0..9"])
-        self.assertEqual(
-            lines[3].split(), ["attack", "px", "clean", "robust", "95", "%", "interval"]
-        )
+        self.assertEqual(lines[3].split()[:4], ["attack", "px", "clean", "robust"])
         self.assertEqual(lines[4].split()[-6:], ["8", "90.0%", "50.0%", "40.0%", "to", "60.0%"])
         self.assertEqual(lines[5].split()[-6:], ["8", "90.0%", "-", "80.0%", "to", "95.0%"])
         self.assertEqual(lines[6].split(), ["clean", "8", "-", "-", "nan%", "to", "nan%"])
@@ -284,9 +288,15 @@ class QuestionTest(parameterized.TestCase):
         self.assertEqual(questions.following("clean", "standard"), ())
 
     @parameterized.parameters(
-        ("l1", 0.5, None), ("l1", 1.0, "fits"), ("l1", 192.0, "fits"), ("l1", 193.0, None),
-        ("l2", math.sqrt(192), "fits"), ("l2", 13.9, None), ("linf", 1.0, "fits"), ("l1", 0.0, "fits"),
-    )  # fmt: skip
+        ("l1", 0.5, None),
+        ("l1", 1.0, "fits"),
+        ("l1", 192.0, "fits"),
+        ("l1", 193.0, None),
+        ("l2", math.sqrt(192), "fits"),
+        ("l2", 13.9, None),
+        ("linf", 1.0, "fits"),
+        ("l1", 0.0, "fits"),
+    )
     def test_radii(self, norm, epsilon, fits):
         if fits:
             questions.check_threat(Threat(norm, epsilon), 8, 3)
@@ -300,11 +310,17 @@ class QuestionTest(parameterized.TestCase):
         questions.check(Question(**changes), subject, source)
 
     @parameterized.parameters(
-        {}, {"attack": "clean"}, {"attack": "pgd-20", "start": "uniform-boxed", "relative_step": 2.0},
-        {"attack": "apgd-t", "targets": 1}, {"version": "rand", "rule": "mean", "draws": 1},
-        {"seed": 2**32 - 1}, {"batch": 1}, {"attack": "apgd-ce", "search_dtype": "bfloat16"},
-        {"replay": ("x",)}, {"attack": "apgd-ce", "version": "custom"},
-    )  # fmt: skip
+        {},
+        {"attack": "clean"},
+        {"attack": "pgd-20", "start": "uniform-boxed", "relative_step": 2.0},
+        {"attack": "apgd-t", "targets": 1},
+        {"version": "rand", "rule": "mean", "draws": 1},
+        {"seed": 2**32 - 1},
+        {"batch": 1},
+        {"attack": "apgd-ce", "search_dtype": "bfloat16"},
+        {"replay": ("x",)},
+        {"attack": "apgd-ce", "version": "custom"},
+    )
     def test_what_can_be_asked(self, **changes):
         self.check(**changes)
 
@@ -614,11 +630,12 @@ class ComparableTest(parameterized.TestCase):
         self.assertEqual(comparable.replayed_line(AccuracyRecord()), "")
 
 
-class VerificationTest(parameterized.TestCase):
-    MODEL = {"name": "net", "num_classes": 10, "image_size": 8, "options": {"a": 1}}
+MODEL = {"name": "net", "num_classes": 10, "image_size": 8, "options": {"a": 1}}
 
+
+class VerificationTest(parameterized.TestCase):
     def given(self, record=None, **settings):
-        known = {"weights": "train, step 3", "model": self.MODEL} | (record or {})
+        known = {"weights": "train, step 3", "model": MODEL} | (record or {})
         with mock.patch.object(flags, "placed", side_effect=lambda given: given) as placed:
             del placed
             return verification._given(VerificationSettings(Path("b"), **settings), known)
@@ -638,17 +655,23 @@ class VerificationTest(parameterized.TestCase):
                 self.assertIsNone(found.phase, words)
         found = self.given(weights="w.pt")
         self.assertEqual((found.model, found.options), ("net", {"a": 1}))
-        found = self.given(record={"model": self.MODEL | {"options": {}}}, weights="w.pt")
+        found = self.given(record={"model": MODEL | {"options": {}}}, weights="w.pt")
         self.assertIsNone(found.options)
         self.assertIsNone(self.given(weights=folder.full_path).model)
         self.assertIsNone(self.given(function="f").model)
 
     @parameterized.parameters(
-        ("dataset", "npz:x.npz", False), ("dataset", "folder:x", False), ("dataset", "hf:./x", False),
-        ("dataset", "hf:~/x", False), ("dataset", "hf:org/x", True), ("dataset", "cifar10", True),
-        ("split", "test@x.txt", False), ("split", "test@robustbench", True),
-        ("split", "train@selection[:5]", True), ("split", "test[:9]", True),
-    )  # fmt: skip
+        ("dataset", "npz:x.npz", False),
+        ("dataset", "folder:x", False),
+        ("dataset", "hf:./x", False),
+        ("dataset", "hf:~/x", False),
+        ("dataset", "hf:org/x", True),
+        ("dataset", "cifar10", True),
+        ("split", "test@x.txt", False),
+        ("split", "test@robustbench", True),
+        ("split", "train@selection[:5]", True),
+        ("split", "test[:9]", True),
+    )
     def test_images_that_a_record_names_by_a_path(self, flag, value, fine):
         known = {"dataset": "digits", "split": "test"} | {flag: value}
         plain = VerificationSettings(Path("b"), data_dir="d")
@@ -663,7 +686,7 @@ class VerificationTest(parameterized.TestCase):
 
     def test_another_network(self):
         subject = Subject(dataclasses.replace(SPEC, options={"a": 1}))
-        known = {"model": self.MODEL, "weights_sha256": "s" * 64}
+        known = {"model": MODEL, "weights_sha256": "s" * 64}
         with (
             mock.patch.object(verification.models, "essential", lambda name, options: options),
             mock.patch.object(Subject, "origin", lambda self: None),
@@ -672,9 +695,9 @@ class VerificationTest(parameterized.TestCase):
             said = verification._other(known, subject, "t" * 64)
             self.assertIn(f"(net, sha256 {'t' * 12}...; there net, {'s' * 12}...)", said)
             for changes in ({"name": "other"}, {"options": {}}):
-                other = known | {"model": self.MODEL | changes}
+                other = known | {"model": MODEL | changes}
                 self.assertIsNotNone(verification._other(other, subject, "s" * 64))
-        named = {"model": self.MODEL | {"name": "/a/nets.py:f"}, "weights_sha256": None}
+        named = {"model": MODEL | {"name": "/a/nets.py:f"}, "weights_sha256": None}
         function = {"sha256": "file", "arrays_sha256": "arrays"}
         subject = Subject(dataclasses.replace(SPEC, name="/b/mine.py:f", options={"a": 1}))
         with (
