@@ -277,6 +277,34 @@ class BegunTest(parameterized.TestCase):
         ):
             begun.candidates(path, self.QUESTION, {"computed": {}, "by": {}})
 
+    def test_what_is_computed_at_each_size(self):
+        """The program of the raw weights of the first moment, for images of that size."""
+        images = mock.Mock(shape=(64, 16, 16, 3), content_sha256=lambda: "of the images")
+        sizes = {16: Size("crop", None, sum, images)}
+        weights = SimpleNamespace(of=lambda which: f"{which} weights")
+        named = []
+
+        def argument(name, called, mesh):
+            named.append((name, called.func, called.args, mesh.size))
+            return "traced"
+
+        exact = {"program": "p", "gradient": "g", "arrays": "a"}
+        with (
+            mock.patch.object(begun.kept, "steps_of", return_value=[4, 8]),
+            mock.patch.object(begun.kept, "read", return_value=(1.0, weights)) as read,
+            mock.patch.object(begun.kept, "at_size", return_value=("p", "s")) as sized,
+            mock.patch.object(begun.tracing, "argument", argument),
+            mock.patch.object(begun.fingerprint, "exact", return_value=exact) as hashed,
+            mock.patch.object(begun.fingerprint, "versions", return_value={"jax": "1"}),
+        ):
+            found = begun.computed(Path("run"), "train", sizes)
+        read.assert_called_once_with(Path("run"), "train", 4)
+        sized.assert_called_once_with(Path("run"), "train", "raw weights", 16)
+        self.assertEqual(named, [("network", sum, ("p", "s"), 1)])
+        hashed.assert_called_once_with("traced", (16, 16, 3), each=1)
+        own = {"program": "p", "gradient": "g", "images": "of the images"}
+        self.assertEqual(found, {"computed": {"16": own}, "by": {"jax": "1"}})
+
     def test_weights_are_hashed_each_at_its_place(self):
         def read(run, phase, step):
             return 1.0, SimpleNamespace(of=lambda which: (run, phase, step, which))
