@@ -138,6 +138,13 @@ class ClassesTest(parameterized.TestCase):
             " 13 (+3.00), 11 (+1.00), 14 (+4.00).",
         )
 
+    def test_equally_sure_ones_keep_their_order(self):
+        said = self.said([0.01] * 60 + [0.001])
+        shown = [
+            int(word.split()[0]) for word in said.partition("B minus A): ")[2].split(", ")[:20]
+        ]
+        self.assertEqual(shown, [60, *range(19)])
+
     @parameterized.parameters((20, ""), (21, ", and 1 more"), (33, ", and 13 more"))
     def test_twenty_are_named(self, count, more):
         said = self.said([*np.linspace(0.001, 0.04, count), 0.9])
@@ -214,6 +221,8 @@ class FoundTest(parameterized.TestCase):
 
     def test_without_attacks_classes_are_those_of_clean_accuracy(self):
         found = comparison_findings.find([evaluated(v, attacks=[]) for v in self.seen[:2]])
+        rows = comparison_markdown._evaluations(found)
+        self.assertEqual([row[3] for row in rows[1:]], ["", ""])
         (one,) = found.pairs
         self.assertIsNone(one.robust)
         self.assertEqual(one.by_class.first.sum(), self.seen[0].clean.sum())
@@ -245,6 +254,8 @@ class FoundTest(parameterized.TestCase):
         wrong = [int((~v.clean).sum()) for v in self.seen]
         self.assertIn(f"| wrong without an attack | {wrong[0]} | {wrong[1]} |\n| apgd-ce |", text)
         self.assertIn("![Differences](c.png)\n\n## Differences", text)
+        of_b = [f"{100 * of.mean():.2f}" for of in (self.seen[1].clean, self.seen[1].robust)]
+        self.assertIn(f"| B | a network (train) | {' | '.join(of_b)} | e in results.jsonl |", text)
         self.assertIn("| after apgd-ce |", text)
         self.assertIn("## Classes that differ most", text)
         self.assertIn("only A right | only B right | B - A, points", text)
