@@ -20,9 +20,13 @@ except ImportError:
 
 # XCiT's positions are sines in float32, which no two libraries round alike.
 ROUNDED = 1e-7
-# They compile for long, and have golden logits of their own among the fast tests.
-LONG = ("internimage", "racl", "advrush", "robnet", "resnet, bottlenecks", "convnext, strides")
-FAST = [label for label in small_networks.ROWS if not {label, label.partition(",")[0]} & {*LONG}]
+# Others of these rows, or of these files' own tests, make the same layers.
+LATER = (
+    *("internimage", "internimage, patches", "advrush", "resnet, bottlenecks", "resnet, wide"),
+    *("convnext", "convnext, cvst", "convnext, strides", "iso_convnext", "iso_convnext, cvst"),
+    *("vit", "vit, cvst", "vit, scaled", "xcit", "swin, one window"),
+)
+FAST = [label for label in small_networks.ROWS if label not in LATER]
 TRAINED = ("resnet, small stem", "cifar_densenet", "xcit", "vit, scaled", "convnext")
 
 
