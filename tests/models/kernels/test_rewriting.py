@@ -56,6 +56,7 @@ CASES = {
         *FIRST, channels=(8, 8), groups=8, padding=((2, 2), (1, 1)), rewritten=False
     ),
     "many groups": Case(*FIRST, channels=(8, 8), groups=2, rewritten=False),
+    "few outputs of a group": Case(*FIRST, channels=(16, 8), groups=2, rewritten=False),
     "wide groups": Case(*FIRST, channels=(16, 32), groups=2),
 }
 
@@ -167,7 +168,9 @@ class ConvolutionsTest(parameterized.TestCase):
         np.testing.assert_allclose(
             ours((x, 1.0))["a"], function(x, kernel) + 1, rtol=1e-4, atol=1e-4
         )
-        self.assertIn("remat", str(jax.make_jaxpr(ours)((x, 1.0))))
+        text = str(jax.make_jaxpr(ours)((x, 1.0)))
+        self.assertIn("prevent_cse=False", text)
+        self.assertNotIn("prevent_cse=True", text)
 
     def test_what_is_left_alone(self):
         function, x, kernel = made(CASES["channels first"])
@@ -190,7 +193,7 @@ class LoopTest(absltest.TestCase):
         scale = jnp.float32([2.0])
 
         def function(x, y):
-            prepared = jnp.sin(weights) @ weights.T  # of weights alone
+            prepared = jnp.sin(weights * scale[None]) @ weights.T  # of weights alone
             wide = jnp.broadcast_to(scale, (100,))  # much larger than what it is made from
             return (x @ prepared).sum() * wide.sum() + y["a"].sum() + jnp.cos(scale).sum()
 
