@@ -108,7 +108,5 @@ def _use(cores: int | None) -> None:
         say(f"one CPU device for all {cores} cores, not one for each: {reason}")
 
 
-if __name__ == "__main__":
-    launch.keep_large_buffers()
-    patience.begin(patience.LOADING)  # a config imports the package too
+if __name__ == "__main__":  # whose document and flags absl's --help shows
     app.run(main, flags_parser=parse)
