@@ -81,7 +81,11 @@ def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
         same = {key: str(value) for key, value in about.items()}
         own = {key: row.get(key) for key in about}
         places = [float(row.get(key) or "nan") for key in ("a", "b")]
-        if own != same or not np.allclose(places, point, atol=1e-12) or len(there) > len(points):
+        if (
+            own != same
+            or not np.allclose(places, point, rtol=0, atol=1e-12)
+            or len(there) > len(points)
+        ):
             raise ValueError(
                 f"{table} is of other weights, images, directions or points; name another --out, "
                 "or remove it"

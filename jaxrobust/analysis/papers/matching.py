@@ -166,7 +166,8 @@ def other_config(ours: Ours) -> str:
         return ""
     return (
         f"{beside} is not the config that the record was made with, whose hash begins with "
-        f"{ours.record.config_sha256[:12]}: it was edited since, or is of another run"
+        f"{ours.record.config_sha256[:12]}: it was edited since, the run went on with other values of "
+        "keys that may change, or it is of another run"
     )
 
 

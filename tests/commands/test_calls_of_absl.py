@@ -1,0 +1,402 @@
+"""What the commands with --config.key=value call, with what, and how they end."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import grain  # noqa: F401  # defines flags, which `flagsaver` must not see for the first time
+from absl import flags
+from absl.testing import absltest, flagsaver, parameterized
+
+from jaxrobust import data
+from jaxrobust.commands import evaluate
+from jaxrobust.runtime.processes import launch
+from jaxrobust.training.run import stopping
+from jaxrobust.weights.store.checkpoint import DiskFull
+from tests.support import command_calls
+
+
+class FlagsCase(parameterized.TestCase):
+    """A command with its own flags, which others may have defined otherwise."""
+
+    name = ""
+
+    def setUp(self):
+        super().setUp()
+        self.module = self.enter_context(command_calls.with_config(self.name))
+        self.enter_context(mock.patch.object(self.module.__dict__.get("patience"), "end"))
+        name = self.module.__dict__.get("arguments", self.module)
+        with contextlib.suppress(AttributeError):
+            self.enter_context(mock.patch.object(name, "quiet_libraries"))
+        known = SimpleNamespace(value="configs/quickstart.py")
+        self.enter_context(
+            mock.patch("ml_collections.config_flags.get_config_filename", return_value=known.value)
+        )
+
+    def put(self, name: str, **how) -> mock.Mock:
+        """Put a mock in the place of what a command calls."""
+        return self.enter_context(mock.patch(f"jaxrobust.{name}", **how))
+
+    def given(self, config=None, **values):
+        """Give flags, and a config."""
+        own = mock.Mock(value=config)
+        self.enter_context(mock.patch.object(self.module, "_CONFIG", own))
+        self.enter_context(flagsaver.flagsaver(**values))
+
+    def ended(self, *words, terminal: bool = False) -> command_calls.Ended:
+        return command_calls.ended(lambda: self.module.main([self.name, *words]), terminal=terminal)
+
+
+class DoctorTest(FlagsCase):
+    name = "doctor"
+
+    def setUp(self):
+        super().setUp()
+        self.answer = self.put("doctor.command.answer", return_value=({"red": False}, 0))
+        self.enter_context(mock.patch.dict(os.environ))
+        os.environ.pop("NO_COLOR", None)
+        size = mock.Mock(return_value=SimpleNamespace(columns=66))
+        self.enter_context(mock.patch("shutil.get_terminal_size", size))
+
+    @parameterized.parameters(0, 1)
+    def test_a_run(self, code):
+        self.answer.return_value = (None, code)
+        self.given(n=32, seed=7, devices=4, epsilon="4/255", split="test[:9]")
+        self.assertEqual(self.ended("runs/1"), (code, "", ""))
+        given, place = self.answer.call_args.args
+        how = self.answer.call_args.kwargs
+        self.assertEqual((given["n"], given["seed"], place), (32, 7, "runs/1"))
+        self.assertEqual((given["epsilon"], given["split"]), (4 / 255, "test[:9]"))
+        self.assertNoCommonElements(given, ("devices", "json"))
+        self.assertEqual((how["config"], how["named"], how["devices"]), (None, None, 4))
+        self.assertEqual((how["coloured"], how["as_json"], how["columns"]), (False, False, None))
+
+    def test_a_config_as_json(self):
+        self.given(config="a config", json=True)
+        code, out, _ = self.ended()
+        self.assertEqual((code, json.loads(out)), (0, {"red": False}))
+        self.assertIsNone(self.answer.call_args.args[1])
+        how = self.answer.call_args.kwargs
+        self.assertEqual(
+            (how["config"], how["named"], how["devices"]), ("a config", "quickstart", None)
+        )
+        self.assertTrue(how["as_json"])
+
+    @parameterized.parameters(
+        (None, False, True, 66), ("1", False, False, 66), (None, True, False, None)
+    )
+    def test_colours_are_for_terminals(self, never, as_json, coloured, columns):
+        if never:
+            os.environ["NO_COLOR"] = never
+        self.given(json=as_json)
+        self.ended("run", terminal=True)
+        how = self.answer.call_args.kwargs
+        self.assertEqual((how["coloured"], how["columns"]), (coloured, columns))
+
+    @parameterized.parameters(31, 1001)
+    def test_too_few_or_many_images(self, n):
+        self.given(n=n)
+        code, out, said = self.ended("run")
+        self.assertEqual((code, out), (2, ""))
+        self.assertIn(f"--n={n} is outside of 32 to 1000; leave it out for 200", said)
+        self.answer.assert_not_called()
+
+    def test_the_ends_are_inside(self):
+        for n in (32, 1000):
+            self.given(n=n)
+            self.assertEqual(self.ended("run").code, 0)
+
+    def test_how_it_ends(self):
+        self.given()
+        self.assertIn("'two' is one word too many", self.ended("one", "two").error)
+        self.assertEqual(self.ended("one", "two").code, 2)
+        for error, code in ((OSError("a full disk"), 3), (KeyboardInterrupt(), 130)):
+            self.answer.side_effect = error
+            self.assertEqual(self.ended("run").code, code)
+
+
+class TrainTest(FlagsCase):
+    name = "train"
+
+    def setUp(self):
+        super().setUp()
+        self.calls = mock.Mock()
+        self.calls.stages.return_value = [SimpleNamespace(text="select"), SimpleNamespace(text="b")]
+        self.calls.mounted.side_effect = lambda flag, folder: Path("/mounted", folder)
+        of = {"beginning.stages": "analysis.stages", "running.run": "analysis.stages"}
+        for name, folder in of.items():
+            own = getattr(self.calls, "stages" if "stages" in name else "follow")
+            self.put(f"{folder}.{name}", new=own)
+        self.put("training.run.run.run", new=self.calls.train)
+        self.put("runtime.files.folders.mounted", new=self.calls.mounted)
+        self.put("runtime.devices.profiling.profile", new=self.calls.profile)
+        self.put("training.run.start_runs.again", side_effect=lambda c, f: f"again {c} in {f}")
+        self.enter_context(mock.patch.object(self.module, "_use", new=self.calls.use))
+        self.enter_context(mock.patch.object(launch, "cores", return_value=5))
+        self.pod = self.enter_context(mock.patch.object(self.module, "hosts", return_value=None))
+        self.join = self.enter_context(mock.patch.object(self.module.Ending, "join"))
+
+    def test_training_and_then_the_stages(self):
+        self.given(config="c", workdir="w", then="select,b", estimate=False, profile="2:3")
+        self.assertEqual(self.ended(), (0, "", ""))
+        names = [name for name, _, _ in self.calls.mock_calls]
+        self.assertEqual(names, ["mounted", "profile", "use", "stages", "train", "follow"])
+        place = Path("/mounted/w")
+        self.calls.profile.assert_called_once_with("2:3")
+        self.calls.use.assert_called_once_with(5)
+        self.calls.stages.assert_called_once_with("select,b", "c", place, estimate=False)
+        self.assertEqual(self.calls.train.call_args.args, ("c", place))
+        self.assertEqual(
+            self.calls.train.call_args.kwargs["profile"], self.calls.profile.return_value
+        )
+        self.assertIsNotNone(self.calls.train.call_args.kwargs["draw"])
+        stages = self.calls.stages.return_value
+        self.assertEqual(self.calls.follow.call_args.args, (stages, "c", place))
+        self.join.assert_not_called()
+
+    def test_what_is_not_given(self):
+        self.given(config="c")
+        self.assertEqual(self.ended().code, 0)
+        self.calls.mounted.assert_called_once_with("workdir", "runs/quickstart")
+        self.calls.profile.assert_not_called()
+        self.assertIsNone(self.calls.train.call_args.kwargs["profile"])
+        place = Path("/mounted/runs/quickstart")
+        self.calls.stages.assert_called_once_with(None, "c", place, estimate=True)
+
+    def test_a_pod_is_joined_and_keeps_its_devices(self):
+        self.pod.return_value = {"coordinator": "a:1"}
+        self.given(config="c")
+        self.assertEqual(self.ended().code, 0)
+        self.join.assert_called_once_with({"coordinator": "a:1"})
+        self.calls.use.assert_not_called()
+
+    @parameterized.parameters((None, ()), ("c", ("word",)))
+    def test_only_a_config(self, config, words):
+        self.given(config=config)
+        code, _, said = self.ended(*words)
+        self.assertEqual(code, 2)
+        self.assertIn("give --config FILE, and changes as --config.key=value", said)
+        self.calls.train.assert_not_called()
+
+    @parameterized.parameters(
+        (stopping.Stopped("NaN"), 3, "NaN"),
+        (stopping.Preempted("saved"), 75, "saved"),
+        (stopping.Interrupted("saved"), 130, "saved"),
+        (stopping.BadData("damaged"), 2, "damaged"),
+        (KeyboardInterrupt(), 130, "interrupted; again c in w"),
+        (ValueError("a wrong key"), 2, "jaxrobust: a wrong key\n"),
+        (DiskFull(28, "no space"), 3, "jaxrobust: no space\n"),
+        (OSError("no network"), 3, "no network. With that solved, again c in w"),
+    )
+    def test_how_it_ends(self, error, code, said):
+        self.given(config="c", workdir="w")
+        self.calls.train.side_effect = error
+        found = self.ended()
+        self.assertEqual(found.code, code)
+        self.assertIn(said, found.error)
+        self.calls.follow.assert_not_called()
+
+    def test_a_stage_that_has_begun_is_what_continues(self):
+        def follow(stages, config, workdir, begin):
+            for stage in stages:
+                begin(stage)
+            raise KeyboardInterrupt
+
+        self.given(config="c")
+        self.calls.follow.side_effect = follow
+        found = self.ended()
+        self.assertEqual(found.code, 130)
+        self.assertIn("interrupted; the same command continues with b", found.error)
+
+    def test_a_fault_of_the_program_ends_a_host_of_a_pod_at_once(self):
+        self.given(config="c")
+        self.calls.train.side_effect = KeyError("x")
+        with self.assertRaises(KeyError):
+            self.ended()
+        self.pod.return_value = {}
+        found = self.ended()
+        self.assertEqual(found.code, 1)
+        self.assertIn("Traceback", found.error)
+
+    def test_a_fault_of_the_users_function_is_a_sentence(self):
+        self.given(config="c")
+        self.calls.train.side_effect = TypeError("x")
+        with mock.patch("jaxrobust.runtime.commandline.functions.of_users", return_value="net.py"):
+            found = self.ended()
+        self.assertEqual((found.code, found.error), (2, "jaxrobust: net.py\n"))
+
+
+class CoresTest(FlagsCase):
+    """How many CPU devices a training gets."""
+
+    name = "train"
+
+    @parameterized.parameters(
+        (4, None, 4, False),
+        (4, "batch norm", None, True),
+        (1, "one core", None, False),
+        (None, None, None, False),
+        (4, "batch norm on a GPU", None, False),
+    )
+    def test_a_device_for_each_core_unless_there_is_a_reason(self, cores, reason, devices, said):
+        self.given(config="c")
+        backend = "gpu" if reason and "GPU" in reason else "cpu"
+        with (
+            mock.patch("jaxrobust.training.build.one_device", return_value=reason) as asked,
+            mock.patch("jax.config.update") as update,
+            mock.patch("jax.default_backend", return_value=backend),
+            mock.patch.object(launch, "patient_collectives") as patient,
+        ):
+            found = command_calls.ended(lambda: self.module._use(cores))
+        patient.assert_called_once_with()
+        self.assertEqual(asked.mock_calls, [mock.call("c", cores)] if cores else [])
+        expected = [mock.call("jax_num_cpu_devices", devices)] if devices else []
+        self.assertEqual(update.mock_calls, expected)
+        line = f"one CPU device for all {cores} cores, not one for each: {reason}"
+        self.assertEqual(line in found.error, said)
+
+
+class EstimateTest(parameterized.TestCase):
+    def test_words_and_changes(self):
+        from jaxrobust.commands import estimate
+
+        words = ("quickstart", "--config.seed", "3", "--on=h100:8", "--price=1/2", "--batch=9")
+        words = (*words, "--fsdp=2", "--seconds=5", "--robust=0.25", "--images=7", "--fast")
+        with mock.patch.object(estimate.command, "answer", return_value={"a": 1}) as answer:
+            code, out, said = command_calls.words(
+                estimate.main, *words, "--utilisation=0.4", "--json", "--config.a.b=c"
+            )
+        self.assertEqual((code, out, said), (0, '{"a": 1}\n', ""))
+        given, changed, begun = answer.call_args.args
+        self.assertEqual(changed, ["--config.seed", "3", "--config.a.b=c"])
+        self.assertEqual(begun, estimate.BEGUN)
+        self.assertEqual((given.config, given.on, given.price), ("quickstart", "h100:8", 0.5))
+        self.assertEqual((given.batch, given.fsdp, given.seconds), (9, 2, 5.0))
+        self.assertEqual((given.robust, given.images, given.fast), (0.25, 7, True))
+        self.assertEqual(given.utilisation, 0.4)
+
+
+class EvaluateTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.answer = self.enter_context(
+            mock.patch(
+                "jaxrobust.evaluation.questions.command.answer", return_value=("a table", True)
+            )
+        )
+        self.pod = self.enter_context(mock.patch.object(evaluate, "hosts", return_value=None))
+        self.join = self.enter_context(mock.patch.object(evaluate.Ending, "join"))
+        self.enter_context(mock.patch.object(evaluate, "quiet_libraries"))
+
+    def ended(self, *words, **values) -> command_calls.Ended:
+        with flagsaver.flagsaver(**values):
+            return command_calls.ended(lambda: evaluate.main(["evaluate", *words]))
+
+    def test_what_is_asked(self):
+        values = {"workdir": "w", "epsilon": "4/255", "n": "9", "seed": 3, "again": True}
+        values |= {"replay": ["a", "b"], "threat": ["linf:1/255", "l2:1"], "ladder": "linf:0:1:2"}
+        found = self.ended(image_size=[32, 64], **values)
+        self.assertEqual((found.code, found.out), (0, "a table\n"))
+        given, *rest = self.answer.call_args.args
+        self.assertEqual(rest, [(32, 64), ("linf:1/255", "l2:1"), "linf:0:1:2"])
+        self.assertIsNone(given.image_size)  # of several it is none
+        self.assertEqual((given.workdir, given.epsilon, given.n), ("w", 4 / 255, 9))
+        self.assertEqual((given.seed, given.again, given.replay), (3, True, ("a", "b")))
+        self.join.assert_not_called()
+
+    def test_what_is_not_asked(self):
+        self.ended(image_size=[48])
+        given, *rest = self.answer.call_args.args
+        self.assertEqual(rest, [(48,), (), None])
+        self.assertEqual((given.image_size, given.n, given.attack), (48, 0, "autoattack"))
+
+    def test_corruptions_are_of_clean_images(self):
+        self.ended(corruptions="fog")
+        self.assertEqual(self.answer.call_args.args[0].attack, "clean")
+        attack = flags.FLAGS["attack"]
+        with mock.patch.object(type(attack), "using_default_value", False, create=True):
+            attack.using_default_value = False
+            self.addCleanup(setattr, attack, "using_default_value", True)
+            self.ended(corruptions="fog")
+        self.assertEqual(self.answer.call_args.args[0].attack, "autoattack")  # to be refused
+
+    def test_the_first_process_prints(self):
+        self.answer.return_value = ("", False)
+        self.assertEqual(self.ended().out, "")
+
+    def test_a_pod_is_joined(self):
+        self.pod.return_value = {"processes": 2}
+        self.ended()
+        self.join.assert_called_once_with({"processes": 2})
+
+    @parameterized.parameters(
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues with the verdicts"),
+        (ValueError("a wrong flag"), 2, "jaxrobust: a wrong flag\n"),
+        (OSError("no network"), 3, "no network. With that solved, run the same command again"),
+        (MemoryError("9 GiB for an array"), 3, "too small (9 GiB); take smaller images"),
+    )
+    def test_how_it_ends(self, error, code, said):
+        self.answer.side_effect = error
+        found = self.ended()
+        self.assertEqual((found.code, found.out), (code, ""))
+        self.assertIn(said, found.error)
+
+    def test_an_attack_of_fixed_steps_starts_again(self):
+        self.answer.side_effect = KeyboardInterrupt
+        said = self.ended(attack="pgd-20").error
+        self.assertIn("starts again, because nothing was saved yet", said)
+
+    def test_a_word_is_no_flag(self):
+        found = self.ended("word")
+        self.assertEqual(found.code, 2)
+        self.assertIn("'word' is no flag", found.error)
+
+    def test_a_fault_of_the_program(self):
+        self.answer.side_effect = KeyError("x")
+        with self.assertRaises(KeyError):
+            self.ended()
+        self.pod.return_value = {}
+        found = self.ended()
+        self.assertEqual(found.code, 1)
+        self.assertIn("Traceback", found.error)
+        with mock.patch.object(evaluate.functions, "of_users", return_value="net.py, line 3"):
+            self.assertEqual(self.ended()[::2], (2, "jaxrobust: net.py, line 3\n"))
+
+
+class HelpTest(parameterized.TestCase):
+    """The attacks and data sets stand in the help, if that is asked for."""
+
+    def setUp(self):
+        super().setUp()
+        known = evaluate.flags.FLAGS
+        for name in ("attack", "dataset", "relative_step", "start"):
+            self.enter_context(mock.patch.object(known[name], "help", "before."))
+
+    @parameterized.parameters("--help", "-h", "--helpfull", "-?")
+    def test_what_there_is(self, word):
+        with mock.patch.object(sys, "argv", ["evaluate", word]):
+            evaluate._describe_attacks()
+        known = evaluate.flags.FLAGS
+        fixed, searching = known["attack"].help.split("\nOf AutoAttack:\n")
+        self.assertStartsWith(fixed, "before. Of K steps:\n")
+        self.assertIn("\npgd ", fixed)
+        self.assertNotIn("fab-t", fixed)
+        self.assertIn("fab-t", searching)
+        self.assertIn("of pgd-", known["relative_step"].help)
+        self.assertIn("of pgd-", known["start"].help)
+        for kind in data.source.KINDS.values():
+            self.assertIn(f"\n{kind.written}: {kind.help}", known["dataset"].help)
+
+    @parameterized.parameters("--attack=help", "help")
+    def test_no_help(self, word):
+        with mock.patch.object(sys, "argv", ["evaluate", word]):
+            evaluate._describe_attacks()
+        self.assertEqual(evaluate.flags.FLAGS["attack"].help, "before.")
+
+
+if __name__ == "__main__":
+    absltest.main()
