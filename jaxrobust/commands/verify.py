@@ -12,16 +12,14 @@ Exit codes: 0 everything is confirmed; 1 something is not; 2 a mistake, with one
 3 another reason that it names, such as a full disk; 130 interrupted.
 """
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxrobust.commands.flags.shared import shared
 from jaxrobust.runtime.commandline import fields
-from jaxrobust.runtime.commandline.arguments import answer, quiet_libraries
+from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
-from jaxrobust.runtime.processes.launch import keep_large_buffers, use_every_core
 from jaxrobust.runtime.text import patience
 
 _RECORD = "that of the record"
@@ -66,10 +64,3 @@ def main(argv: list[str] | None = None) -> int:
 
     answer(run, fields.read(VerifyFlags, __doc__, argv), "the same command starts again")
     return codes["code"]
-
-
-if __name__ == "__main__":
-    keep_large_buffers()
-    use_every_core()
-    quiet_libraries()
-    sys.exit(main())

@@ -79,7 +79,8 @@ class ReportedEvaluation(NamedTuple):
         if self.verdicts is not None:
             return len(self.verdicts.labels)
         first, dots, last = str(self.record.image_ids or "").partition("..")
-        return int(last) - int(first) + 1 if dots and (first + last).isdigit() else 0
+        whole = dots and first.isdigit() and last.isdigit()
+        return int(last) - int(first) + 1 if whole else 0
 
     def class_name(self, label: int) -> str:
         """Name a class."""

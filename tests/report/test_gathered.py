@@ -1,10 +1,16 @@
-"""Which run an evaluation is shown beside."""
+"""What is on disk of runs and evaluations: where it is looked for, and what is made of it."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
+from jaxrobust.evaluation.records import verdicts
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report import gathered
+from jaxrobust.report.gathered import ReportedEvaluation
+from jaxrobust.weights.store import hashes
 from tests.support import reports
 
 
@@ -42,6 +48,216 @@ class PhasesTest(absltest.TestCase):
             metrics = run.metrics._replace(curves=curves)
             run = run._replace(config=run.config | {"phases": listed}, metrics=metrics)
             self.assertEqual(run.phases, phases)
+
+
+class FoldersTest(parameterized.TestCase):
+    """Which files and folders below a place are read."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir(), "place")
+        self.folder.mkdir()
+
+    def put(self, *names: str):
+        for name in names:
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+
+    def found(self, place=None) -> list[str]:
+        paths = gathered._record_files(place or self.folder)
+        return [str(path.relative_to(self.folder)) for path in paths]
+
+    def test_runs_are_known_by_their_metrics_or_by_config_and_data(self):
+        self.put("a/metrics.jsonl", "b/config.json", "b/data.json", "c/config.json", "d/data.json")
+        self.assertEqual(self.found(), ["a", "b"])
+
+    def test_records_of_a_run_and_of_its_evaluations(self):
+        names = ["results.jsonl", "evaluation/results.jsonl", "evaluation-2/results.jsonl"]
+        self.put("metrics.jsonl", *names, "train/results.jsonl", "best/evaluation/results.jsonl")
+        self.assertEqual(self.found(), [".", *names])
+
+    def test_three_folders_deep_in_their_order_and_none_that_is_hidden(self):
+        self.put("b/results.jsonl", "a/1/2/results.jsonl", "a/1/2/3/results.jsonl")
+        self.put(".git/results.jsonl", "a/results.jsonl")
+        expected = ["a/results.jsonl", "a/1/2/results.jsonl", "b/results.jsonl"]
+        self.assertEqual(self.found(), expected)
+        self.assertEqual(self.found(Path(f"{self.folder}/")), expected)
+        self.assertLen(self.found(self.folder / "a"), 3)
+
+    def test_a_file_is_read_whatever_its_name(self):
+        self.put("mine.jsonl")
+        self.assertEqual(self.found(self.folder / "mine.jsonl"), ["mine.jsonl"])
+
+    def test_names_are_as_short_as_they_can_be(self):
+        names = ("a/x/one", "b/x/one", "c/two", "c/evaluation", "d/evaluation-2")
+        for name in names:
+            (self.folder / name).mkdir(parents=True)
+        (self.folder / "d/config.json").write_text("{}")
+        found = gathered._names([self.folder / name for name in names])
+        expected = ["a/x/one", "b/x/one", "two", "evaluation", "d"]
+        self.assertEqual([found[self.folder / name] for name in names], expected)
+
+
+class RunTest(parameterized.TestCase):
+    def run_of(self, **files: str):
+        folder = Path(self.create_tempdir(), "run")
+        reports.run(folder)
+        for name, text in files.items():
+            path = folder / name.replace("__", "/").replace("_", ".")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        found = gathered.gather([folder])
+        return found.runs[0], found.notes
+
+    def test_classes_are_the_lines_of_their_file(self):
+        self.assertEqual(self.run_of(classes_txt="a\nb\n\nc\n")[0].classes, ["a", "b", "", "c"])
+        self.assertEqual(self.run_of()[0].classes, [])
+
+    def test_the_hash_of_a_config_is_that_of_its_records_without_the_version(self):
+        run, _ = self.run_of()
+        self.assertIn("version", run.config)
+        own = {key: value for key, value in run.config.items() if key != "version"}
+        self.assertEqual(run.config_sha256, hashes.config_sha256(own))
+
+    def test_what_happened_is_in_the_order_of_steps(self):
+        lines = {"why": "loss", "back_to": 3}
+        text = "".join(json.dumps({"step": s, **lines}) + "\n" for s in (30, 4, "x"))
+        on = json.dumps({"step": 10, "time": "now", "devices": "a CPU"}) + "\n"
+        run, notes = self.run_of(train__rollbacks_jsonl=text, train__resumptions_jsonl=on)
+        events = [(e.phase, e.step, e.kind) for e in run.metrics.events if e.kind != "alarm"]
+        expected = [
+            ("train", 4, "rollback"),
+            ("train", 10, "resumption"),
+            ("train", 30, "rollback"),
+        ]
+        self.assertEqual(events, expected)
+        words = [e.text for e in run.metrics.events if e.kind != "alarm"]
+        self.assertEqual(words[0], "loss; back to step 3")
+        self.assertEqual(words[1], "another process continued here, now, on a CPU")
+        self.assertEmpty(notes)
+
+    def test_damaged_lines_are_noted_the_first_five_by_number(self):
+        run, notes = self.run_of(train__rollbacks_jsonl="x\n" * 7 + '{"step": 2}\n')
+        (line,) = notes
+        self.assertEndsWith(line, "are left out: 1, 2, 3, 4, 5.")
+        self.assertIn("None; back to step None", [e.text for e in run.metrics.events])
+
+    @parameterized.parameters(
+        ({}, {"pretrain": 40, "train": 40}),
+        ({"train": {"batch_size": 30, "epochs": 4}}, {"pretrain": 40, "train": 12}),
+        ({"train": {"batch_size": 10}}, {"pretrain": 40}),
+        ({"train": {"batch_size": 0, "epochs": 4}}, {"pretrain": 40}),
+        ({"data": {"extra": "npz:x"}}, {}),
+        (
+            {"train": {"batch_size": 10, "epochs": 4, "changes": {"data": {"name": "x"}}}},
+            {"pretrain": 40},
+        ),
+    )
+    def test_planned_steps_are_whole_epochs_of_the_data_that_is_known(self, changes, planned):
+        config = {"pretrain": {"batch_size": 10, "epochs": 4}}
+        config |= {"train": {"batch_size": 10, "epochs": 4}} | changes
+        held = {"data.train_split.records": 100}
+        self.assertEqual(gathered._planned(config, held), planned)
+        self.assertEqual(gathered._planned(config, {}), {})
+
+    def test_who_is_at_work(self):
+        lock = json.dumps({"pid": 7, "host": "here", "since": "noon"})
+        self.assertEqual(self.run_of(lock=lock)[0].at_work, "process 7 on here since noon")
+        for text in ("", "[]", "{}", '{"pid": 7}'):
+            self.assertIsNone(self.run_of(lock=text)[0].at_work)
+
+
+class EvaluationTest(parameterized.TestCase):
+    def one(self, *, run=None, config=None, **record) -> ReportedEvaluation:
+        own = AccuracyRecord(**record)
+        return ReportedEvaluation("x", Path("f"), own, None, ["a", "b"], run, config or {})
+
+    def test_names(self):
+        one = self.one()
+        names = [one.class_name(label) for label in (0, 1, 2, -1)]
+        self.assertEqual(names, ["a", "b", "class 2", "class -1"])
+
+    @parameterized.parameters(
+        ("0..9", 10), ("5..9", 5), ("3", 0), ("", 0), (None, 0), ("0..99, 200..299", 0), ("..9", 0)
+    )
+    def test_images_by_the_record(self, ids, count):
+        self.assertEqual(self.one(image_ids=ids).images, count)
+
+    @parameterized.parameters(
+        ({"name": "a"}, {"name": "b"}, "a"),  # the record's own
+        ({}, {"name": "b"}, "b"),
+        (None, {"name": "b"}, "b"),
+        (None, {}, None),
+        ({"name": 3}, [], "3"),
+    )
+    def test_the_model_is_that_of_the_record_else_of_the_config(self, model, config, name):
+        self.assertEqual(self.one(model=model, config={"model": config}).model, name)
+
+    def test_the_phase(self):
+        self.assertEqual(self.one(weights="train, step 3, ema").phase, "train")
+        self.assertEqual(self.one().phase, "")
+
+    def test_an_evaluation_that_is_placed_has_all_of_its_run(self):
+        of_run = {"name": "run", "folder": Path("r"), "classes": ["c"], "config": {"k": 1}}
+        run = SimpleNamespace(config_sha256="s", **of_run)
+        placed = gathered._placed(self.one(config_sha256="s"), [run])
+        self.assertEqual((placed.name, placed.run), ("run", Path("r")))
+        self.assertEqual((placed.classes, placed.config), (["c"], {"k": 1}))
+        own = self.one(config_sha256="s", run=Path("own"))
+        self.assertIs(gathered._placed(own, [run]), own)
+        self.assertIs(gathered._placed(own := self.one(config_sha256="t"), [run]), own)
+
+    def test_the_config_of_the_folder_itself_goes_before_that_above(self):
+        folder = Path(self.create_tempdir(), "run")
+        reports.evaluation(folder / "evaluation")
+        for place, name in ((folder, "above"), (folder / "evaluation", "own")):
+            (place / "config.json").write_text(json.dumps({"model": {"name": name}}))
+            (place / "classes.txt").write_text(f"{name}\n")
+        (one,) = gathered.gather([folder / "evaluation"]).evaluations
+        self.assertEqual((one.run, one.classes), (folder / "evaluation", ["own"]))
+        self.assertEqual(one.config, {"model": {"name": "own"}})
+        (folder / "evaluation" / "config.json").unlink()
+        (one,) = gathered.gather([folder / "evaluation"]).evaluations
+        self.assertEqual((one.run, one.classes), (folder, ["above"]))
+
+    @parameterized.parameters(
+        {"clean": 1.5}, {"robust": -0.1}, {"accuracy_after": {"apgd-ce": 2.0}}, {"clean": True},
+        {"accuracy_after": {"apgd-ce": "x"}}, {"interval": {"clean": [0.1], "robust": None}},
+        {"interval": {"clean": [0.1, "x"], "robust": None}},
+        {"interval": {"clean": [0.1, None], "robust": None}},
+        {"costs": ["x"]}, {"costs": [{"attack": "a", "seconds": "x"}]}, {"attacks": ["x"]},
+        {"attacks": [{"name": "a", "norm": "linf", "epsilon": None}]},
+        {"attacks": [{"name": 1, "norm": "linf", "epsilon": 0.1}]},
+        {"attacks": [{"name": "a", "epsilon": 0.1}]},
+    )  # fmt: skip
+    def test_records_with_wrong_parts_are_left_out(self, **changes):
+        sound = reports.record(reports.found(8), "a1")
+        gathered._check_parts(AccuracyRecord.from_json(sound), Path("f"))
+        if changes == {"clean": True}:
+            return  # as JSON has it, a number of 1
+        with self.assertRaisesRegex(ValueError, "parts of a wrong type|AttributeError"):
+            gathered._check_parts(AccuracyRecord.from_json(sound | changes), Path("f"))
+
+    def test_a_note_stands_once(self):
+        folder = Path(self.create_tempdir())
+        for name in ("a", "b"):
+            reports.run(folder / name)
+        (folder / "a" / "config.json").write_text("{")
+        reports.evaluation(folder / "a" / "evaluation")
+        notes = gathered.gather([folder]).notes
+        self.assertLen(notes, len(set(notes)))
+        self.assertLen([note for note in notes if "config.json cannot be read" in note], 1)
+
+    def test_verdicts_that_are_missing_are_noted(self):
+        folder = Path(self.create_tempdir())
+        reports.evaluation(folder)
+        (found,) = gathered.gather([folder]).evaluations
+        self.assertEqual(found.images, len(found.verdicts.labels))
+        (folder / verdicts.file_of("a1")).unlink()
+        one = gathered.gather([folder])
+        self.assertIsNone(one.evaluations[0].verdicts)
+        self.assertIn("What needs the verdicts is left out.", one.notes[0])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ _FEW = 20  # classes, of which five guesses would say little
 
 def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each judge."""
+    classes = int(seen.subject.network.num_classes or 0)
+    top = settings.top or (5 if classes > _FEW else 1)
+    if top >= classes:
+        raise ValueError(f"--top={top} must be below the {classes} classes of {seen.name}")
     judges = [(seen.name, seen.subject, seen.logits_fn)]
     for place in settings.judges:
         name, subject, logits_fn = other(place, seen)
@@ -29,10 +33,6 @@ def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]
     delta = attack.pgd(seen, **how)[0] - seen.images
     change = quantised(perturbations.shown(delta, perturbations.limits(seen, delta), settings.sign))
     clean = quantised(seen.images)
-    classes = int(seen.subject.network.num_classes or 0)
-    top = settings.top or (5 if classes > _FEW else 1)
-    if top >= classes:
-        raise ValueError(f"--top={top} must be below the {classes} classes of {seen.name}")
     rows = []
     for number, (name, subject, logits_fn) in enumerate(judges):
         judge = seen._replace(logits_fn=logits_fn)

@@ -66,10 +66,7 @@ REVISITING_AT = (
         why="It is a difference between two attacks on networks that the text does not name; "
         "`jaxrobust evaluate --attack apgd-t --steps 40 --targets 3` is the weaker one.",
     ),
-    Rule(
-        {"model": (None,)},
-        why="{name} is no network of `jaxrobust models`.",
-    ),
+    Rule({"model": (None,)}, why="{name} is no network of `jaxrobust models`."),
     *_THEIRS,
     Rule(
         {"objective": ("clean",)},

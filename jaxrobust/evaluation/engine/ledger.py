@@ -149,11 +149,11 @@ class Ledger:
         if adversarial is not None and self._path is None:
             self._points[place, record["attack"]] = adversarial
         elif adversarial is not None and self._path is not None:
-            file = self._path.with_suffix(".images")
+            file, point = self._path.with_suffix(".images"), np.asarray(adversarial, np.float32)
             with whole.explained(file), file.open("ab") as images:
-                stored = images.tell() // adversarial.nbytes
-                images.truncate(stored * adversarial.nbytes)  # one that a kill cut off
-                images.write(np.ascontiguousarray(adversarial, np.float32).tobytes())
+                stored = images.tell() // point.nbytes
+                images.truncate(stored * point.nbytes)  # one that a kill cut off
+                images.write(point.tobytes())
             record = record | {"stored": stored}
         self._keep(place, self._path, record)
         self._append(record)

@@ -111,4 +111,5 @@ def ledgers_beside(
 def other_images(record: AccuracyRecord, images: Mapping[str, Any]) -> str:
     """Say how the images of a record differ from ours (its fields); "" where nothing is known."""
     theirs = {name: getattr(record, name) for name in images}
-    return hosts.differences({k: v for k, v in theirs.items() if v is not None}, dict(images))
+    known = {name: value for name, value in theirs.items() if value is not None}
+    return hosts.differences(known, {name: images[name] for name in known})

@@ -84,7 +84,7 @@ class RooflineTest(parameterized.TestCase):
         self.assertEqual(found["bound_by"], "hbm")
         for line in (
             "  traced in 1.2 s, compiled in 12.5 s; 12,345 instructions\n",
-            "  memory per chip: 3.50 of 16 GiB (1.00 argument, 0.50 output, 2.00 temporary, 0.00 co",
+            "  memory per chip: 3.50 of 16 GiB (1.00 argument, 0.50 output, 2.00 temporary, 0.00",
             "  2 all-gather of 5 arrays, 3.0 MB\n",
             "  1 all-reduce of 1 arrays, 1.0 MB, IN THE ATTACK LOOP\n",
             "  collectives in the attack loop: 1\n",

@@ -5,6 +5,7 @@ the output is then a sum of 49 shifted maps, each times a weight that all points
 """
 
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,26 @@ HALF = WIDE // 2
 NEAR = range(-REACH, REACH + 1)  # the neighbours of a grid point in the window, along an axis
 
 
+def share(offset: Array, near: Any) -> Array:
+    """Return the bilinear weight, along one axis, of a neighbour of a grid point."""
+    return jnp.maximum(0, 1 - jnp.abs(offset - near))
+
+
+def slope(offset: Array, near: Any) -> Array:
+    """Return its derivative; at whole numbers that to the right, as the reference's."""
+    at = jnp.floor(offset)
+    one = jnp.ones_like(offset)
+    return jnp.where(at == near, -one, jnp.where(at == near - 1, one, 0))
+
+
 def shares(offset: Array) -> list[Array]:
-    """Return the bilinear weights, along one axis, of each neighbour of a grid point."""
-    return [jnp.maximum(0, 1 - jnp.abs(offset - near)) for near in NEAR]
+    """Return the weights of all neighbours."""
+    return [share(offset, near) for near in NEAR]
 
 
 def slopes(offset: Array) -> list[Array]:
-    """Return their derivatives; at whole numbers those to the right, as the reference's."""
-    at = jnp.floor(offset)
-    one = jnp.ones_like(offset)
-    return [jnp.where(at == near, -one, jnp.where(at == near - 1, one, 0)) for near in NEAR]
+    """Return their derivatives."""
+    return [slope(offset, near) for near in NEAR]
 
 
 def shifts() -> list[tuple[int, int]]:

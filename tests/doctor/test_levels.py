@@ -1,0 +1,556 @@
+"""At which value each check changes its level, at both sides of each limit, and what it says."""
+
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.doctor import command, config_checks, explanations, findings
+from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
+from jaxrobust.doctor.explanations import CHANNELS, MISSING, RANGE, TWICE, Tried
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult, Finding
+from jaxrobust.doctor.network_checks import NETWORK_CHECKS
+from jaxrobust.evaluation.questions.flags import GivenFlags
+from tests.support.runs import tiny
+
+
+def look(name: str, patient, table=NETWORK_CHECKS) -> CheckResult:
+    (check,) = [check for check in table if check.name == name]
+    return check.look(patient)
+
+
+def planned(devices: int = 1, **changes) -> PlannedRun:
+    """A run of tiny phases, the second of which attacks."""
+    usual = {"train__epochs": 8, "pretrain__epochs": 4, "pretrain__warmup_epochs": 1}
+    usual |= {"train__warmup_epochs": 1, "train__batch_size": 16, "pretrain__batch_size": 16}
+    return PlannedRun(tiny(**(usual | changes)), devices)
+
+
+def config_look(name: str, **changes) -> CheckResult:
+    return look(name, planned(**changes), CONFIG_CHECKS)
+
+
+class ConfigLevelsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (3, 0.2, RED, "the radius is never reached"),
+        (5, 0.2, GREEN, "5 steps of 0.2 of attack.epsilon"),
+        (1, 2.0, GREEN, "1 step of 2 of"),
+        (1, 2.1, RED, "each leaps over the ball"),
+    )
+    def test_a_step(self, steps, share, level, said):
+        how = {
+            "attack__steps": steps,
+            "attack__relative_step": share,
+            "attack__name": "pgd",
+        }
+        found = config_look("step-rule", **how, attack__start="random")
+        self.assertEqual(found.level, level, str(found))
+        self.assertIn(said, found.sentence)
+        self.assertAlmostEqual(found.value, share)
+
+    def test_a_step_in_pixels_and_one_that_is_not_read(self):
+        how = {"attack__name": "pgd", "attack__steps": 4, "attack__step_size": 0.05}
+        self.assertEqual(config_look("step-rule", **how).level, YELLOW)
+        found = config_look("step-rule", attack__name="apgd")
+        self.assertEqual(found.level, GREEN)
+        self.assertIn("apgd chooses its steps itself", found.sentence)
+        found = config_look("step-rule", attack__name="apgd", attack__step_size=0.05)
+        self.assertEqual(found.level, YELLOW)
+
+    @parameterized.parameters(
+        (1, "linf", 8 / 255, "image", RED),
+        (1, "linf", 8 / 255, "random", YELLOW),
+        (1, "linf", 7.9 / 255, "image", GREEN),
+        (1, "l2", 8 / 255, "image", GREEN),
+        (2, "linf", 16 / 255, "image", GREEN),
+    )
+    def test_one_step(self, steps, norm, epsilon, start, level):
+        found = config_look(
+            "one-step", attack__steps=steps, attack__norm=norm, attack__epsilon=epsilon,
+            attack__start=start, attack__name="pgd",
+        )  # fmt: skip
+        self.assertEqual((found.level, found.value), (level, steps), str(found))
+        self.assertIn(f"start={start}", found.sentence)
+
+    @parameterized.parameters(
+        (0.99, "ema", 100, GREEN),  # a horizon of 100 of 100 steps
+        (0.99, "ema", 99, RED),
+        (0.99, "raw", 9, GREEN),
+        (0.9, "ema", 16, GREEN),  # 0.9^16 is 0.185
+        (0.9, "ema", 15, YELLOW),  # and 0.9^15 is 0.206
+        (0.9, "ema", None, SKIPPED),
+    )
+    def test_the_horizon_of_an_average(self, decay, weights, steps, level):
+        plan = planned(train__ema_decay=decay, evaluation__weights=weights)
+        with mock.patch.object(PlannedRun, "steps", return_value=steps):
+            found = config_checks._ema(plan, "train", plan.phases["train"])
+        # The start is worth more than a fifth at a horizon of all steps as well.
+        expected = YELLOW if (decay, steps) == (0.99, 100) else level
+        self.assertEqual(found.level, expected, str(found))
+        if steps and weights == "ema":
+            self.assertEqual(found.value["steps"], steps)
+            self.assertAlmostEqual(found.value["horizon"], 1 / (1 - decay))
+            lower = float(found.remedy.partition("=")[2].split()[0])
+            self.assertAlmostEqual(lower, 1 - 10 / steps, delta=1e-3)
+
+    @parameterized.parameters(
+        (4, 1, GREEN), (5, 1, YELLOW), (7, 1, YELLOW), (8, 1, RED), (1, 5, YELLOW), (1, 8, RED)
+    )
+    def test_a_warm_up(self, rate, radius, level):
+        plan = planned(train__warmup_epochs=rate, attack__warmup_epochs=radius)
+        found = config_checks._warmup(plan, "train", plan.phases["train"])
+        self.assertEqual((found.level, found.value), (level, max(rate, radius) / 8))
+        found = config_checks._warmup(plan, "pretrain", plan.phases["pretrain"])
+        self.assertEqual((found.level, found.value), (GREEN, 0.25))  # which attacks nothing
+
+    @parameterized.parameters((100, GREEN), (99, YELLOW), (80, YELLOW), (79, RED), (200, GREEN))
+    def test_the_size_of_images(self, side, level):
+        plan = SimpleNamespace(
+            source="opened", side=side, config=SimpleNamespace(data=SimpleNamespace(name="d"))
+        )
+        plan.source = object()
+        seen = SimpleNamespace(model=SimpleNamespace(image_size=100))
+        found = config_checks._size(plan, "train", seen)
+        self.assertEqual((found.level, found.value), (level, {"images": side, "network": 100}))
+        plan.source = "it is not there"
+        self.assertEqual(config_checks._size(plan, "train", seen).level, SKIPPED)
+
+    def test_the_usual_side_of_images_of_several_sizes(self):
+        images = [(np.zeros((h, w, 3)), 0) for h, w in ((40, 50), (90, 30), (60, 80), (10, 99))]
+        source = mock.MagicMock(image_shape=None)
+        source.__len__.return_value = 100
+        plan = planned()
+        with (
+            mock.patch.object(PlannedRun, "source", source),
+            mock.patch.object(config_checks, "DecodedImages") as decoded,
+        ):
+            decoded.return_value.return_value = [*images, (None, 0)]  # one is damaged
+            self.assertEqual(plan.side, 35)  # of 40, 30, 60 and 10
+        places = decoded.return_value.call_args.args[0]
+        self.assertEqual((len(places), places[0], places[-1]), (32, 0, 99))
+        source.image_shape = (70, 50, 3)
+        with mock.patch.object(PlannedRun, "source", source):
+            self.assertEqual(planned().side, 50)
+
+    @parameterized.parameters(
+        ((GREEN, GREEN), 0, 1),
+        ((GREEN, YELLOW), 1, 1),
+        ((YELLOW, RED), 1, 1),
+        ((SKIPPED, GREEN), 0, 0),
+        ((YELLOW, SKIPPED), 0, 0),
+        ((RED, RED), 0, 0),
+    )
+    def test_the_worst_phase_counts(self, levels, of_attacks, of_all):
+        plan = SimpleNamespace(phases={"a": 0, "b": 1}, attacked={"a": 0, "b": 1})
+        seen = lambda plan, name, config: CheckResult(levels[config], name)  # noqa: E731
+        found = config_checks._of_phases(seen, attacked=True)(plan)
+        self.assertEqual(found.sentence, "ab"[of_attacks])
+        self.assertEqual(config_checks._of_phases(seen)(plan).sentence, "ab"[of_all])
+        plan.attacked = {}
+        self.assertEqual(config_checks._of_phases(seen, attacked=True)(plan).level, SKIPPED)
+
+    @parameterized.parameters(
+        ("keep", True, GREEN),
+        ("none", True, GREEN),
+        ("imagenet", True, RED),
+        ("imagenet", False, GREEN),
+    )
+    def test_a_network_of_ones_own_that_normalises(self, how, inside, level):
+        plan = SimpleNamespace(
+            config=SimpleNamespace(
+                init=SimpleNamespace(normalize=how), model=SimpleNamespace(name="n.py:f")
+            )
+        )
+        with mock.patch.object(config_checks, "_constants", return_value=["imagenet"] * inside):
+            found = config_checks._twice(plan)
+        self.assertEqual((found.level, found.value), (level, ["imagenet"] * inside))
+
+    @parameterized.parameters(
+        ("trades", "both", "batch", True, YELLOW),
+        ("trades", "both", "batch", False, GREEN),
+        ("trades", "adversarial", "batch", True, GREEN),
+        ("trades", "both", "running", True, GREEN),
+        ("adversarial", "both", "batch", True, GREEN),
+    )
+    def test_statistics_of_both_kinds_of_images(self, objective, moves, how, norms, level):
+        plan = planned(train__objective=objective, attack__statistics=how)
+        seen = plan.phases["train"]
+        seen.unlock().train.bn_statistics = moves
+        stats = {"normalize.mean": 0} | ({"bn.mean": 0} if norms else {})
+        net = SimpleNamespace(init=lambda key: ({}, {k: np.float32(v) for k, v in stats.items()}))
+        with mock.patch.object(PlannedRun, "net", net):
+            self.assertEqual(config_checks._statistics(plan, "train", seen).level, level)
+
+    def test_steps_of_a_phase(self):
+        plan = planned()
+        with mock.patch.object(config_checks.splits, "examples", return_value=170):
+            with mock.patch.object(PlannedRun, "source", object()):
+                self.assertEqual((plan.steps("train"), plan.steps("pretrain")), (80, 40))
+            with (
+                mock.patch.object(PlannedRun, "source", "nowhere"),
+                mock.patch.object(config_checks, "known_images", return_value=33) as known,
+            ):
+                self.assertEqual(plan.steps("train"), 16)
+                known.assert_called_once_with("digits", plan.config.data.train_split)
+                plan.phases["train"].unlock().data.extra = "npz:x"
+                self.assertIsNone(plan.steps("train"))
+
+    def test_a_batch(self):
+        for devices, changes, level in (
+            (2, {}, GREEN),
+            (3, {"train__batch_size": 48, "pretrain__batch_size": 48, "mesh__fsdp": 2}, RED),
+            (1, {"train__microbatches": 5}, RED),
+        ):
+            found = config_look("batch-and-mesh", devices=devices, **changes)
+            self.assertEqual(found.level, level, str(found))
+
+
+def network(**about):
+    """A patient of 100 images in 10 classes, all of which are right."""
+    n = about.pop("n", 100)
+    labels = np.arange(n) % 10
+    logits = np.eye(10)[labels] * 5.0
+    usual = {"labels": labels, "logits": logits, "flags": {}, "recorded": None, "kept": {}}
+    usual |= {"right": np.ones(n, bool), "arrays": None, "images": np.zeros((n, 2, 2, 3))}
+    return SimpleNamespace(**(usual | about))
+
+
+class NetworkLevelsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (0.8, 0.9, GREEN),  # 3.3 deviations
+        (0.7, 0.9, RED),
+        (0.94, 0.9899, GREEN),  # 5 deviations, but less than 5 points
+        (0.93, 0.99, RED),
+        (0.9, 0.8, GREEN),
+        (0.94, 1.0, RED),
+        (0.95, 0.9999, GREEN),
+    )
+    def test_an_accuracy_beside_its_record(self, here, recorded, level):
+        right = np.arange(100) < round(100 * here)
+        known = SimpleNamespace(clean=recorded, where="run/results.jsonl")
+        found = look("accuracy", network(right=right, recorded=known))
+        self.assertEqual(found.level, level, str(found))
+        self.assertIn(
+            f"{here:.1%} of 100 clean images are right, {recorded:.1%} by run/", found.sentence
+        )
+
+    def test_an_accuracy_alone(self):
+        found = look("accuracy", network(n=31))
+        self.assertEqual(found.level, SKIPPED)
+        self.assertEqual(look("accuracy", network(n=32)).level, GREEN)
+        found = look("accuracy", network(flags={"low-accuracy": "x"}))
+        self.assertEqual((found.level, found.value), (RED, {"here": 1.0}))
+
+    @parameterized.parameters(
+        (5, 0, GREEN),
+        (6, 0, GREEN),
+        (12, 0, GREEN),
+        (13, 0, RED),
+        (18, 2, RED),
+        (16, 3, GREEN),
+        (0, 13, GREEN),
+    )
+    def test_resizing(self, won, lost, level):
+        own, right = np.ones(100, bool), np.ones(100, bool)
+        own[:won], right[-lost or 100 :] = False, False
+        labels = np.arange(100) % 10
+        made = np.where(right[:, None], np.eye(10)[labels], np.eye(10)[(labels + 1) % 10])
+        images = np.full((120, 1, 1, 1), 0.5)
+        arrays = np.full((100, 1, 1, 1), 0.5 + 2 / 255)
+        patient = network(right=np.r_[own, np.ones(20, bool)], images=images, arrays=arrays)
+        patient.labels, patient.forward = np.r_[labels, labels[:20]], lambda images: made
+        found = look("resizing", patient)
+        self.assertEqual(found.level, level, str(found))
+        self.assertIn("2 of 255 apart", found.sentence)
+        self.assertEqual(found.value, {"pil": own.mean(), "arrays": right.mean()})
+        self.assertEqual(look("resizing", network()).level, SKIPPED)
+
+    def explained(self, *tried: Tried, name=MISSING, n=100) -> CheckResult:
+        return look(name, network(n=n, kept={"tried": list(tried)}))
+
+    @parameterized.parameters((0.1, YELLOW), (0.11, RED), (0.041, YELLOW), (0.04, GREEN))
+    def test_an_explanation(self, gain, level):
+        own = Tried(MISSING, "words", 0.9, 0.5, gain, 9.0)
+        found = self.explained(own)
+        self.assertEqual(found.level, level, str(found))
+        if level != GREEN:
+            self.assertEqual(found.value, {"as it is": 0.9 - gain, "words": 0.9})
+
+    def test_an_explanation_of_another_kind_is_no_fault_of_this_one(self):
+        better = Tried(TWICE, "the x normalisation", 0.95, 0.1, 0.3, 9.0)
+        own = [Tried(MISSING, "a", 0.5, 1.0, 0.2, 9.0), Tried(MISSING, "b", 0.6, 2.0, 0.1, 9.0)]
+        found = self.explained(better, *own)
+        self.assertEqual(found.level, GREEN)
+        self.assertEndsWith(found.sentence, "accuracy 100.0%, with b 2 and 60.0%")
+        found = self.explained(better, *own, name=TWICE)
+        self.assertEqual(found.level, RED)
+        self.assertEndsWith(found.sentence, "with the x normalisation undone")
+
+    def test_few_or_grey_images_explain_nothing(self):
+        own = Tried(MISSING, "a", 0.5, 1.0, 0.2, 9.0)
+        self.assertEqual(self.explained(own, n=31).level, SKIPPED)
+        self.assertEqual(self.explained(own, n=32).level, RED)
+        self.assertIn("the images are grey", self.explained(own, name=CHANNELS).sentence)
+        patient = network()
+        with mock.patch.object(explanations, "tried", return_value=[own]) as tried:
+            for _ in range(2):
+                look(MISSING, patient)
+        tried.assert_called_once_with(patient)
+
+    def test_flags_of_reliability(self):
+        found = look("determinism", network(flags={"retraced": "it differs; mend it; or not"}))
+        self.assertEqual((found.level, found.sentence), (RED, "it differs"))
+        self.assertEqual((found.remedy, found.value), ("mend it; or not", ["retraced"]))
+        self.assertEqual(look("determinism", network(flags={"softmax": "x"})).level, GREEN)
+
+    def test_images_outside_of_their_range(self):
+        images = np.full((40, 2, 2, 3), 255.0)
+        found = look(RANGE, network(n=40, images=images))
+        self.assertEqual((found.level, found.cause), (RED, "the data is not what an attack takes"))
+
+    def test_one_class(self):
+        labels = np.arange(100) % 10
+        logits = np.tile(np.eye(10)[3], (100, 1))
+        found = look("one-class", network(logits=logits))
+        self.assertEqual(found.level, RED)
+        few = network(n=9, logits=logits[:9])
+        self.assertEqual(look("one-class", few).level, YELLOW)
+        sound = np.eye(10)[labels]
+        sound[labels == 4] = np.nan
+        found = look("one-class", network(logits=sound))
+        self.assertEqual((found.level, found.sentence), (GREEN, "9 of 10 classes are answered"))
+
+
+class ExplanationsLevelsTest(parameterized.TestCase):
+    def tried(self, accuracy, loss=1.0, gain=0.5, deviations=9.0, check=MISSING):
+        return Tried(check, "x", accuracy, loss, gain, deviations)
+
+    def best(self, *tried, classes=10, count=100):
+        return explanations.best(list(tried), classes, count)
+
+    def test_the_best(self):
+        first, second = self.tried(0.901, 2.0), self.tried(0.899, 1.0)
+        self.assertEqual(self.best(first, second), second)  # of equal ones that of the lower loss
+        self.assertEqual(self.best(self.tried(0.92, 2.0), second).accuracy, 0.92)
+        self.assertIsNone(self.best())
+
+    @parameterized.parameters(
+        ({"gain": 0.04}, False), ({"gain": 0.05}, True), ({"deviations": 3.5}, False),
+        ({"deviations": 3.6}, True), ({"accuracy": 0.19}, False), ({"accuracy": 0.2}, True),
+    )  # fmt: skip
+    def test_what_matters(self, changes, found):
+        own = self.tried(**({"accuracy": 0.9} | changes))
+        self.assertEqual(self.best(own), own if found else None)
+
+    def test_losses(self):
+        logits = np.array([[2.0, 0.0, 0.0], [0.0, 1.0, -1e4]])
+        expected = [np.log(np.exp(2) + 2) - 2, np.log(1 + np.e)]
+        np.testing.assert_allclose(explanations.losses(logits, np.array([0, 0])), expected)
+        broken = np.array([[0.0, np.nan], [0.0, 0.0]])
+        self.assertTrue(np.isinf(explanations.losses(broken, np.array([0, 0]))).all())
+
+    def test_compared_by_verdicts(self):
+        labels = np.zeros(10, int)
+        logits = lambda right: np.where(np.arange(10)[:, None] < right, [[1.0, 0]], [[0, 1.0]])  # noqa: E731
+        found = explanations.compared("c", "d", logits(2), logits(3), labels)
+        self.assertEqual(found[:3], ("c", "d", 0.3))
+        self.assertAlmostEqual(found.gain, 0.1)
+        self.assertAlmostEqual(found.deviations, 1.0)  # below two, losses do not count
+        found = explanations.compared("c", "d", logits(6), logits(2), labels)
+        self.assertAlmostEqual(found.deviations, -2.0)
+        same = explanations.compared("c", "d", logits(2), logits(2), labels)
+        self.assertEqual((same.gain, same.deviations), (0, 0))
+
+    def test_changes_of_images(self):
+        colours = {(check, words): change for check, words, change in explanations._changes(3)}
+        x = np.float32([[[[0.2, 0.4, 0.6]]]])
+        np.testing.assert_allclose(colours[RANGE, "images in 0..255"](x), 255 * x)
+        np.testing.assert_array_equal(colours[CHANNELS, "BGR"](x)[0, 0, 0], x[0, 0, 0, ::-1])
+        half = "[-1, 1] (mean 0.5, std 0.5)"
+        np.testing.assert_allclose(colours[MISSING, half](x), 2 * x - 1, atol=1e-6)
+        np.testing.assert_allclose(colours[TWICE, half](x), x / 2 + 0.5, atol=1e-6)
+        imagenet = colours[MISSING, "the imagenet normalisation"](x)
+        mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+        np.testing.assert_allclose(imagenet, (x - mean) / std, rtol=1e-5)
+        grey = [(check, words) for check, words, _ in explanations._changes(1)]
+        self.assertNotIn((CHANNELS, "BGR"), grey)
+        self.assertIn((MISSING, "the imagenet normalisation"), grey)
+        one = np.float32([[[[0.3]]]])
+        (change,) = [
+            c
+            for k, w, c in explanations._changes(1)
+            if (k, w) == (MISSING, "the imagenet normalisation")
+        ]
+        np.testing.assert_allclose(change(one), (0.3 - mean.mean()) / std.mean(), rtol=1e-5)
+
+    def test_orders_that_people_number_classes_by(self):
+        names = ("b", "C", "a")
+        orders = {words: order.tolist() for words, order in explanations._usual_orders(names, 3)}
+        self.assertEqual(orders["classes shifted by -1"], [2, 0, 1])
+        self.assertEqual(orders["classes shifted by 1"], [1, 2, 0])
+        self.assertEqual(orders["classes in the opposite order"], [2, 1, 0])
+        self.assertEqual(orders["classes sorted by their names"], [1, 2, 0])
+        self.assertEqual(orders["classes as before they were sorted by their names"], [2, 0, 1])
+        self.assertEqual(orders["classes sorted by their names in lower case"], [2, 0, 1])
+        self.assertNotIn("classes sorted by their numbers as text (10 before 2)", orders)
+        orders = dict(explanations._usual_orders(names, 11))
+        text = orders["classes sorted by their numbers as text (10 before 2)"]
+        self.assertEqual(text.tolist(), [0, 1, 10, *range(2, 10)])
+
+    @parameterized.parameters((39, False), (40, True))
+    def test_four_images_a_class_suggest_an_order(self, count, there):
+        labels = np.arange(count) % 10
+        swapped = np.array([1, 0, *range(2, 10)])
+        logits = np.eye(10)[swapped[labels]]
+        patient = SimpleNamespace(logits=logits, labels=labels, classes=())
+        words = [tried.done for tried in explanations._of_orders(patient)]
+        self.assertEqual("output 0 is class 1, output 1 is class 0" in words, there)
+        patient.logits = np.where(labels[:, None] == 0, np.nan, logits)
+        self.assertEqual([*explanations._of_orders(patient)], [])
+
+    def test_an_order_in_words(self):
+        names = ("zero", "1", *map(str, range(2, 14)))
+        order = np.arange(14)
+        order[[0, 5]] = 5, 0
+        found = explanations._described(order, names)
+        self.assertEqual(found, "output 0 is class 5, output 5 is class 0 (zero)")
+        self.assertEqual(
+            explanations._described(np.roll(order * 0 + np.arange(14), 1), ()),
+            "classes shifted by -1",
+        )
+        mixed = np.array([*range(2, 14), 1, 0])
+        text = explanations._described(mixed, ())
+        self.assertEqual(text.count("output"), 10)
+        self.assertEndsWith(text, ", ...")
+
+
+class AnswerTest(parameterized.TestCase):
+    """Which examinations a command makes, of what."""
+
+    def setUp(self):
+        super().setUp()
+        check = Check("c", "measures", "cause", "remedy", "paper", lambda patient: None)
+        self.finding = Finding(check, CheckResult(GREEN, "said"))
+        self.shown = []
+        of = lambda kind: lambda *of, tell, **how: self.examined(kind, of, how, tell)  # noqa: E731
+        self.calls = []
+        self.enter_context(mock.patch.object(command, "of_config", of("config")))
+        self.enter_context(mock.patch.object(command, "of_network", of("network")))
+        self.enter_context(mock.patch.object(command.runs, "run_config", lambda run: f"of {run}"))
+
+    def examined(self, kind, of, how, tell):
+        self.calls.append((kind, of[0], how))
+        tell(f"{kind} is examined")
+        tell(self.finding)
+        return command.Examination(kind, [self.finding])
+
+    def answer(self, place=None, config=None, devices=3, as_json=False, **given):
+        known = {"n": 50, "seed": 4} | given
+        how = {"named": "its name", "coloured": False, "show": self.shown.append}
+        return command.answer(known, place, config=config, devices=devices, as_json=as_json, **how)
+
+    def test_a_config_alone(self):
+        self.assertEqual(self.answer(config="c"), (None, 0))
+        (call,) = self.calls
+        self.assertEqual(call, ("config", "c", {"devices": 3, "name": "its name"}))
+        self.assertEqual(self.shown[0], "config is examined")
+        self.assertEqual(self.shown[-1], "1 check: 1 green")
+        self.assertNotIn("", self.shown)
+
+    def test_a_run_has_a_config_and_a_network(self):
+        run = self.create_tempdir()
+        for name in ("config.json", "metrics.jsonl"):
+            run.create_file(name)
+        self.answer(run.full_path, split="test[:9]")
+        first, (kind, given, how) = self.calls
+        name = f"{run.full_path}/config.json"
+        self.assertEqual(first, ("config", f"of {run.full_path}", {"devices": 3, "name": name}))
+        self.assertEqual((kind, how), ("network", {"images": 50}))
+        self.assertEqual((given.workdir, given.seed, given.split), (run.full_path, 4, "test[:9]"))
+        self.assertEqual(self.shown.count(""), 1)
+        self.calls.clear()
+        self.answer(run.full_path, config="own")
+        self.assertEqual(self.calls[0][:2], ("config", "own"))
+        self.assertLen(self.calls, 2)
+
+    def test_a_network_alone_as_json(self):
+        told, code = self.answer(function="f", as_json=True)
+        self.assertEqual((code, told["red"]), (0, False))
+        self.assertEqual([each["of"] for each in told["examined"]], ["network"])
+        self.assertEqual(self.shown, [])
+
+    def test_nothing(self):
+        with self.assertRaisesRegex(ValueError, "name a run, weights, a function or a config"):
+            self.answer(function=None)
+        with self.assertRaisesRegex(ValueError, "--devices=0 must be at least 1"):
+            self.answer(config="c", devices=0)
+
+    @parameterized.parameters(("cpu", 1), ("gpu", 8))
+    def test_devices_that_are_here(self, backend, count):
+        with (
+            mock.patch.object(command.jax, "default_backend", return_value=backend),
+            mock.patch.object(command.jax, "device_count", return_value=8),
+        ):
+            self.answer(config="c", devices=None)
+        self.assertEqual(self.calls[0][2]["devices"], count)
+
+    def test_what_a_word_is(self):
+        self.assertEqual(command.given_of("w.pt", seed=3, norm="Linf").weights, "w.pt")
+        found = command.given_of("net.py:f", norm=None)
+        self.assertEqual((found.function, found.weights), ("net.py:f", None))
+        self.assertEqual((found.attack, found.version, found.steps), ("clean", "standard", None))
+        self.assertEqual(found._replace(function=None), GivenFlags(attack="clean", n=None))
+        there = self.create_tempfile("x.py:f").full_path
+        self.assertEqual(command.given_of(there).weights, there)  # a file of that name
+        folder = self.create_tempdir()
+        folder.create_file("config.json")
+        self.assertEqual(command.given_of(folder.full_path).weights, folder.full_path)
+        folder.create_file("metrics.jsonl")
+        self.assertEqual(command.given_of(folder.full_path).workdir, folder.full_path)
+        self.assertEqual(command.given_of(None, norm="l2").norm, "l2")
+        with self.assertRaisesRegex(ValueError, "a and --weights=b name the same"):
+            command.given_of("a", weights="b")
+        with self.assertRaisesRegex(ValueError, "--norm=l7 is unknown; choose one of linf, l2, l1"):
+            command.given_of(None, norm="l7")
+
+
+class FindingRulesTest(parameterized.TestCase):
+    def test_cause_and_remedy_are_those_of_the_look_before_those_of_the_check(self):
+        look_ = lambda patient: CheckResult(RED, "s", 1, cause="own")  # noqa: E731
+        (found,) = findings.examined([Check("a", "m", "cause", "remedy", "p", look_)], None)
+        self.assertEqual((found.seen.cause, found.seen.remedy), ("own", "remedy"))
+        plain = found.plain()
+        self.assertEqual(
+            (plain["cause"], plain["paper"], plain["follows_from"]), ("own", "p", None)
+        )
+        healthy = found._replace(seen=found.seen._replace(level=GREEN)).plain()
+        self.assertEqual((healthy["cause"], healthy["remedy"]), (None, None))
+
+    def test_a_fault_that_follows_names_no_paper(self):
+        check = Check("a", "m", "c", "r", "a paper", lambda patient: None)
+        seen = CheckResult(YELLOW, "s", cause="c", remedy="r")
+        self.assertIn("(a paper)", findings.line(Finding(check, seen), coloured=False))
+        self.assertNotIn("paper", findings.line(Finding(check, seen, "b"), coloured=False))
+        none = Finding(check._replace(paper=""), seen)
+        self.assertEndsWith(findings.line(none, coloured=False), "Remedy: r")
+
+    @parameterized.parameters((61, 8), (62, 31))
+    def test_further_lines_stand_below_where_they_fit(self, columns, indent):
+        check = Check("a", "m", "c", "r", "p", lambda patient: None)
+        found = Finding(check, CheckResult(GREEN, "many words " * 20))
+        lines = findings.line(found, coloured=False, columns=columns).splitlines()
+        self.assertEqual(len(lines[1]) - len(lines[1].lstrip()), indent)
+        narrow = findings.line(found, coloured=False, columns=10).splitlines()
+        self.assertLessEqual(max(map(len, narrow)), 40)
+
+    def test_levels_are_counted_in_their_order(self):
+        check = Check("a", "m", "c", "r", "p", lambda patient: None)
+        levels = (RED, SKIPPED, GREEN, RED)
+        own = [Finding(check, CheckResult(level, "s")) for level in levels]
+        self.assertEqual(findings.summary(own), "4 checks: 1 green, 2 red, 1 skipped")
+        self.assertEqual(findings.summary(own[:1]), "1 check: 1 red")
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,822 @@
+"""The rules of a question: which flags contradict each other, what is evaluated, what is told."""
+
+import dataclasses
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.config import NetworkSpec
+from jaxrobust.evaluation.bundles import bundle
+from jaxrobust.evaluation.questions import (
+    command,
+    corrupted,
+    flags,
+    questions,
+    target,
+    verification,
+)
+from jaxrobust.evaluation.questions.flags import GivenFlags
+from jaxrobust.evaluation.questions.questions import Question
+from jaxrobust.evaluation.questions.target import Subject
+from jaxrobust.evaluation.questions.verification import VerificationSettings
+from jaxrobust.evaluation.records import comparable
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.types import Threat
+
+LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
+SPEC = NetworkSpec("net", num_classes=10, image_size=8, in_channels=3)
+
+
+class BallsTest(parameterized.TestCase):
+    def test_threats(self):
+        given = GivenFlags()
+        self.assertEqual(command._balls(given, ["linf:0.1", "l2:1/2"]), [LINF, L2])
+        self.assertEqual(command._balls(given._replace(norm="l2", epsilon=0.5), []), [])
+        self.assertEqual(
+            command._balls(given._replace(union_only=True), ["linf:0.1", "l2:1"])[0], LINF
+        )
+
+    @parameterized.parameters(
+        ({"norm": "l2"}, ["linf:0.1"], "--threat says norm and radius; leave --norm"),
+        ({"epsilon": 0.0}, ["linf:0.1"], "--threat says norm and radius; leave --norm"),
+        ({}, ["linf:0.1", "linf:1/10"], "has one of them twice"),
+        ({"attack": "clean"}, ["linf:0.1"], "--threat has no effect on --attack=clean"),
+        ({"union_only": True}, ["linf:0.1"], "--union_only needs more than one --threat"),
+        ({"union_only": True}, [], "--union_only needs more than one --threat"),
+    )
+    def test_no_threats(self, changes, threats, words):
+        with self.assertRaisesRegex(ValueError, words):
+            command._balls(GivenFlags(**changes), threats)
+
+    @parameterized.parameters(
+        ({"norm": "l2"}, [], "leave --threat, --norm and --epsilon out"),
+        ({"epsilon": 0.0}, [], "leave --threat, --norm and --epsilon out"),
+        ({}, ["linf:0.1"], "leave --threat, --norm and --epsilon out"),
+        ({"union_only": True}, [], "--union_only contradicts --ladder"),
+        ({"noreplay": True}, [], "--noreplay contradicts --ladder"),
+        ({"attack": "pgd-20"}, [], "leave out pgd-20"),
+        ({"attack": "clean"}, [], "leave out clean"),
+        ({"version": "rand"}, [], "leave out --version=rand"),
+    )
+    def test_no_ladder(self, changes, threats, words):
+        with self.assertRaisesRegex(ValueError, words):
+            command._rungs(GivenFlags(**changes), threats, "linf:0:0.1:2")
+
+    def test_a_ladder(self):
+        found = command._rungs(GivenFlags(attack="apgd-ce"), [], "linf:0:0.1:3")
+        self.assertEqual([ball.epsilon for ball in found], [0, 0.05, 0.1])
+
+    def test_questions_and_balls(self):
+        subject, question = Subject(SPEC, threat=L2), Question(attack="apgd-ce")
+        asking = command._asking(GivenFlags(), question, subject, [])
+        self.assertEqual(asking, [(question, subject)])
+        asking = command._asking(GivenFlags(), question, subject, [LINF, L2])
+        self.assertEqual([each.ball for _, each in asking], [LINF, L2])
+        self.assertEqual([each.norm for _, each in asking], ["linf", "l2"])
+        small = Subject(dataclasses.replace(SPEC, image_size=32))
+        asking = command._asking(GivenFlags(worst_case=True), question, small, [L2])
+        self.assertEqual([each.ball.norm for _, each in asking], ["linf", "linf", "l2", "l1"])
+        self.assertEqual(asking[2][1].ball, L2)
+        with self.assertRaisesRegex(ValueError, "holds every image"):
+            command._asking(GivenFlags(worst_case=True), question, small, [Threat("l2", 60.0)])
+
+
+class EvaluatedTest(parameterized.TestCase):
+    """From flags to records, with a network and an evaluation that are made up."""
+
+    def setUp(self):
+        super().setUp()
+        self.subject = Subject(SPEC, threat=LINF)
+        settled = lambda given: (self.given.append(given) or "origin", self.subject, "source")  # noqa: E731
+        self.given, self.checked = [], []
+        for place, name, value in (
+            (command.flags, "settled", mock.Mock(side_effect=settled)),
+            (command.flags, "placed", mock.Mock(side_effect=lambda given: given)),
+            (command.flags, "check", mock.Mock()),
+            (command.flags, "weights", mock.Mock(return_value=("which", self.subject, "weights"))),
+            (command.subjects, "preprocessing", mock.Mock(return_value="prepared")),
+            (
+                command.questions,
+                "check",
+                mock.Mock(side_effect=lambda *of: self.checked.append(of)),
+            ),
+            (command, "Evaluation", mock.Mock()),
+            (command.several, "ladder", mock.Mock(return_value=["a", "b"])),
+            (command.several, "union", mock.Mock(return_value="union")),
+            (command.corrupted, "record", mock.Mock(return_value="corrupted")),
+            (command.bundle, "recorded", mock.Mock(return_value="bundled")),
+            (command.compilation, "use_persistent_cache", mock.Mock()),
+        ):
+            self.enter_context(mock.patch.object(place, name, value))
+        self.evaluation = command.Evaluation.return_value
+        self.evaluation.record.side_effect = lambda subject: f"record of {subject.ball}"
+        self.evaluation.with_question.return_value = self.evaluation
+
+    def ask(self, *, sizes=(), threats=(), ladder=None, **changes):
+        return command.evaluated(GivenFlags(**changes), sizes, threats, ladder)
+
+    def test_one_record(self):
+        written, place = self.ask(workdir="runs/1", seed=3, n=7, batch=2, again=True)
+        self.assertEqual(written, [f"record of {LINF}"])
+        self.assertEqual(place, Path("runs/1/evaluation"))
+        subject, source, which, weights, question, out = command.Evaluation.call_args.args
+        self.assertEqual((source, which, weights, out), ("source", "which", "weights", place))
+        self.assertEqual((question.seed, question.images, question.batch), (3, 7, 2))
+        self.assertEqual((question.preprocessing, question.again), ("prepared", True))
+        self.assertEqual(self.checked, [(question, subject, "source")])
+        command.compilation.use_persistent_cache.assert_called_once_with(Path("runs"))
+
+    def test_where_records_go(self):
+        self.assertEqual(self.ask(workdir="runs/1", out="there")[1], Path("there"))
+        self.subject = Subject(dataclasses.replace(SPEC, name="my nets.py:f/x"))
+        command.flags.weights.return_value = (None, self.subject, "weights")
+        self.assertEqual(self.ask()[1], Path("runs/evaluation-my-nets.py-f-x"))
+
+    def test_sizes(self):
+        written, _ = self.ask(sizes=(32, 64))
+        self.assertLen(written, 2)
+        self.assertEqual([given.image_size for given in self.given], [32, 64])
+        self.ask(image_size=48)
+        self.assertEqual(self.given[-1].image_size, 48)
+        with self.assertRaisesRegex(ValueError, "--image_size=32, 64, 32 has one of them twice"):
+            self.ask(sizes=(32, 64, 32))
+
+    def test_threats_are_a_record_each_and_one_of_all(self):
+        written, _ = self.ask(threats=("linf:0.1", "l2:0.5"))
+        self.assertEqual(written, [f"record of {LINF}", f"record of {L2}", "union"])
+        self.assertEqual((self.given[0].norm, self.given[0].epsilon), ("l2", 0.5))  # the last
+        _, members, done = command.several.union.call_args.args
+        self.assertEqual([str(own.subject.ball) for own in members], [str(LINF), str(L2)])
+        self.assertEqual(done, written[:2])
+        self.assertLen(self.checked, 2)
+        written, _ = self.ask(threats=("linf:0.1", "l2:0.5"), union_only=True)
+        self.assertEqual(written, ["union"])
+        self.assertEqual(command.several.union.call_args.args[2], [])
+        self.assertEqual(self.ask(threats=("l2:0.5",))[0], [f"record of {L2}"])
+
+    def test_a_ladder_is_checked_above_zero(self):
+        written, _ = self.ask(ladder="linf:0:0.1:3")
+        self.assertEqual(written, ["a", "b"])
+        _, rungs = command.several.ladder.call_args.args
+        self.assertEqual([rung.ball.epsilon for rung in rungs], [0, 0.05, 0.1])
+        self.assertEqual([own[1].ball.epsilon for own in self.checked], [0.05, 0.1])
+        self.assertEqual(self.given[0].epsilon, 0.1)
+
+    def test_a_worst_case(self):
+        self.subject = Subject(dataclasses.replace(SPEC, image_size=32))
+        command.flags.weights.return_value = (None, self.subject, "weights")
+        written, _ = self.ask(worst_case=True)
+        self.assertLen(written, 5)
+        self.assertTrue(command.several.union.call_args.kwargs["worst_case"])
+        self.assertEqual((self.given[0].norm, self.given[0].epsilon), ("linf", 8 / 255))
+        self.assertEqual(self.ask(worst_case=True, union_only=True)[0], ["union"])
+
+    def test_corruptions_and_bundles(self):
+        self.assertEqual(self.ask(corruptions="fog", attack="clean")[0], ["corrupted"])
+        with self.assertRaisesRegex(ValueError, "--corruptions takes one --image_size"):
+            self.ask(corruptions="fog", attack="clean", sizes=(32, 64))
+        place = str(Path(self.create_tempdir(), "new"))
+        self.assertEqual(self.ask(bundle=place)[0], ["bundled"])
+        self.assertEqual(command.bundle.recorded.call_args.args[2], Path(place))
+        for how in ({"sizes": (32, 64)}, {"threats": ("linf:0.1", "l2:0.5")}):
+            with self.assertRaisesRegex(ValueError, "--bundle is of one threat at one image size"):
+                self.ask(bundle=place, **how)
+        with self.assertRaisesRegex(ValueError, "not of --version=rand"):
+            self.ask(bundle=place, version="rand")
+
+    def test_the_first_process_prints(self):
+        with mock.patch.object(command, "told", return_value="text"):
+            self.assertEqual(command.answer(GivenFlags()), ("text", True))
+            with mock.patch.object(command.jax, "process_index", return_value=1):
+                self.assertEqual(command.answer(GivenFlags()), ("", False))
+
+
+def record(**changes) -> AccuracyRecord:
+    attack = {"name": "apgd-ce", "norm": "linf", "epsilon": 0.1}
+    known = {"model": {"name": "net", "image_size": 8}, "dataset": "digits", "split": "test"}
+    known |= {"image_ids": "0..9", "attacks": [attack], "method": "apgd-ce", "evaluation": "7"}
+    return AccuracyRecord(**(known | changes))
+
+
+class ToldTest(parameterized.TestCase):
+    def test_one_record(self):
+        after = {"apgd-ce": 0.5, "none": None, "square": 0.0}
+        flags_ = {"a": "b"}
+        one = record(
+            clean=0.9, accuracy_after=after, weights="train", dtype="float32", flags=flags_
+        )
+        lines = command.told([one], Path("out")).splitlines()
+        self.assertEqual(
+            lines,
+            [
+                "",
+                "net (train), float32",
+                "digits, split test, images 0..9",
+                "attack: apgd-ce, linf 0.1",
+                "clean              90.0%",
+                "after apgd-ce      50.0%",
+                "after square        0.0%",
+                "flag a: b",
+                "record 7 in out/results.jsonl",
+            ],
+        )
+        self.assertNotIn("clean", command.told([record(attacks=[], method="x")], Path("out")))
+
+    def test_several_records(self):
+        ends = {"clean": [0.8, 0.95], "robust": [0.4, 0.6]}
+        both = {"a": "b", "c": "d"}
+        rows = [
+            record(clean=0.9, robust=0.5, interval=ends, flags=both),
+            record(clean=0.9, interval=ends | {"robust": None}, flags={"a": "b"}, evaluation="8"),
+            record(method="clean", attacks=[], evaluation="9"),
+        ]
+        lines = command.told(rows, Path("out")).splitlines()
+        self.assertEqual(lines[1:3], ["net", "digits, split test, images 0..9"])
+        self.assertEqual(lines[3].split()[:4], ["attack", "px", "clean", "robust"])
+        self.assertEqual(lines[4].split()[-6:], ["8", "90.0%", "50.0%", "40.0%", "to", "60.0%"])
+        self.assertEqual(lines[5].split()[-6:], ["8", "90.0%", "-", "80.0%", "to", "95.0%"])
+        self.assertEqual(lines[6].split(), ["clean", "8", "-", "-", "nan%", "to", "nan%"])
+        self.assertEqual(
+            lines[7:], ["flag a: b", "flag c: d", "records 7, 8, 9 in out/results.jsonl"]
+        )
+
+
+class QuestionTest(parameterized.TestCase):
+    def test_methods(self):
+        for question, method in (
+            (Question(), "autoattack standard"),
+            (Question(version="plus"), "autoattack plus"),
+            (Question(version="rand"), "autoattack rand, majority of 20 draws"),
+            (Question(version="rand", rule="one-draw"), "autoattack rand, one draw"),
+            (
+                Question(attack="apgd-ce,square", version="custom", steps=5),
+                "apgd-ce + square, custom, steps 5",
+            ),
+            (Question(attack="pgd-20", step=0.1 + 0.2), "pgd-20, step 0.30000000000000004"),
+            (Question(attack="pgd-20", relative_step=1 / 3), "pgd-20, relative_step 0.333333"),
+            (Question(attack="pgd-20", start="image"), "pgd-20, start image"),
+        ):
+            self.assertEqual(question.method, method)
+
+    def test_what_a_question_does(self):
+        named = Question(attack="apgd-ce,square", steps=3, targets=2)
+        self.assertEqual(
+            named.overrides(), {name: {"steps": 3, "targets": 2} for name in named.names}
+        )
+        self.assertIsNone(Question(attack="apgd-ce").overrides())
+        self.assertEqual((Question().names, Question(attack="a,b").names), (None, ("a", "b")))
+        cases = {
+            "autoattack": (True, True),
+            "apgd-ce,square": (True, True),
+            "pgd-20": (False, False),
+        }
+        for attack, (searches, replays) in cases.items():
+            own = Question(attack=attack)
+            self.assertEqual((own.searches, own.replays), (searches, replays))
+            self.assertFalse(own._replace(version="rand").replays)
+        self.assertFalse(Question(attack="apgd-ce,pgd-20").searches)
+
+    def test_attacks_that_follow_a_gradient(self):
+        self.assertEqual(questions.following("pgd-20", "standard"), ("pgd-20",))
+        found = questions.following("autoattack", "standard")
+        self.assertEqual(found, ("apgd-ce", "apgd-t", "fab-t"))
+        self.assertEqual(questions.following("square,apgd-ce", "custom"), ("apgd-ce",))
+        self.assertEqual(questions.following("clean", "standard"), ())
+
+    @parameterized.parameters(
+        ("l1", 0.5, None),
+        ("l1", 1.0, "fits"),
+        ("l1", 192.0, "fits"),
+        ("l1", 193.0, None),
+        ("l2", math.sqrt(192), "fits"),
+        ("l2", 13.9, None),
+        ("linf", 1.0, "fits"),
+        ("l1", 0.0, "fits"),
+    )
+    def test_radii(self, norm, epsilon, fits):
+        if fits:
+            questions.check_threat(Threat(norm, epsilon), 8, 3)
+            return
+        words = "less than one pixel" if epsilon < 1 else "holds every image of 8x8 pixels"
+        with self.assertRaisesRegex(ValueError, words):
+            questions.check_threat(Threat(norm, epsilon), 8, 3)
+
+    def check(self, subject=Subject(SPEC, threat=LINF), channels=3, **changes):  # noqa: B008
+        source = SimpleNamespace(channels=channels, where=lambda: "there", image_shape=(8, 8, 3))
+        questions.check(Question(**changes), subject, source)
+
+    @parameterized.parameters(
+        {},
+        {"attack": "clean"},
+        {"attack": "pgd-20", "start": "uniform-boxed", "relative_step": 2.0},
+        {"attack": "apgd-t", "targets": 1},
+        {"version": "rand", "rule": "mean", "draws": 1},
+        {"seed": 2**32 - 1},
+        {"batch": 1},
+        {"attack": "apgd-ce", "search_dtype": "bfloat16"},
+        {"replay": ("x",)},
+        {"attack": "apgd-ce", "version": "custom"},
+    )
+    def test_what_can_be_asked(self, **changes):
+        self.check(**changes)
+
+    @parameterized.parameters(
+        ({"attack": "pgd"}, "--attack=pgd is unknown"),
+        ({"version": "custom"}, "--version=custom needs its attacks"),
+        ({"version": "best"}, "--version=best is unknown; one of standard, plus"),
+        ({"search_dtype": "float16"}, "--search_dtype=float16 is unknown"),
+        (
+            {"attack": "pgd-20", "version": "plus"},
+            "--version=plus has no effect on --attack=pgd-20",
+        ),
+        ({"attack": "clean", "search_dtype": "bfloat16"}, "--search_dtype=bfloat16 has no effect"),
+        ({"rule": "mean"}, "--rule=mean judges randomised networks"),
+        ({"draws": 0}, "--draws=0 judges randomised networks"),
+        ({"version": "rand", "draws": 0}, "--draws=0: pass an int >= 1"),
+        (
+            {"version": "rand", "search_dtype": "bfloat16"},
+            "searches in float32; leave --search_dtype",
+        ),
+        ({"attack": "pgd-20", "union_only": True}, "--union_only needs attacks that go on"),
+        ({"attack": "pgd-20", "replay": ("x",)}, "--replay has no effect on --attack=pgd-20;"),
+        (
+            {"version": "rand", "replay": ("x",)},
+            "no effect on --attack=autoattack of --version=rand",
+        ),
+        ({"replay": ("x",), "noreplay": True}, "--noreplay contradicts --replay"),
+        ({"steps": 3}, "--steps=3 has no effect on --attack=autoattack; name an attack of it"),
+        ({"attack": "pgd-20", "steps": 3}, "--steps=3 has no effect on --attack=pgd-20; leave it"),
+        ({"attack": "apgd-ce", "start": "image"}, "--start=image has no effect"),
+        ({"attack": "pgd-20", "step": 0.1, "relative_step": 1.0}, "both say how long a step is"),
+        ({"attack": "pgd-20", "step": 0.0}, "--step=0 must be above 0"),
+        ({"attack": "pgd-20", "relative_step": math.inf}, "--relative_step=inf must be above 0"),
+        ({"attack": "pgd-20", "start": "there"}, "--start=there is unknown"),
+        ({"attack": "pgd-20", "l1_rule": "art"}, "--l1_rule=art is of l1, not of linf"),
+        ({"batch": 0}, "--batch=0 must be at least 1"),
+        ({"images": -1}, "--n=-1 must be at least 0"),
+        ({"seed": -1}, "--seed=-1 must be at least 0"),
+        ({"seed": 2**32}, r"--seed=4294967296 must be below 2\^32"),
+        ({"attack": "apgd-t", "targets": 0}, "--targets=0 must be at least 1"),
+        ({"channels": 1}, "the network takes 3 channels, but there has 1"),
+        ({"preprocessing": "Crop"}, "Crop"),
+    )
+    def test_what_cannot_be_asked(self, changes, words):
+        with self.assertRaisesRegex(ValueError, words):
+            self.check(**changes)
+
+    def test_a_radius_is_needed_by_attacks(self):
+        none = Subject(SPEC)
+        self.check(none, attack="clean")
+        for attack in ("autoattack", "pgd-20"):
+            with self.assertRaisesRegex(ValueError, "give --epsilon, in units of the"):
+                self.check(none, attack=attack)
+        l1 = Subject(SPEC, threat=Threat("l1", 12.0), norm="l1")
+        self.check(l1, attack="pgd-20", l1_rule="art")
+        with self.assertRaisesRegex(ValueError, "--start=uniform is of .*, not of l1"):
+            self.check(l1, attack="pgd-20", start="uniform")
+
+
+class SubjectTest(parameterized.TestCase):
+    def test_a_threat_brings_its_norm(self):
+        subject = Subject(SPEC, norm="l2")
+        self.assertEqual(subject.ball, Threat("l2", 0.0))
+        self.assertEqual((subject.within(LINF).norm, subject.within(LINF).ball), ("linf", LINF))
+
+    def test_slots_are_full_eight_times(self):
+        subject = Subject(SPEC, slots=4)
+        self.assertEqual([subject.slots_for(n) for n in (31, 32, 33)], [None, 4, 4])
+        self.assertIsNone(Subject(SPEC).slots_for(1000))
+
+    def test_whose_network_it_is(self):
+        function = SimpleNamespace(record=lambda: {"name": "f"})
+        own = Subject(SPEC, function=function, arrays_sha256="a")
+        self.assertEqual(
+            (own.flag, own.origin()), ("--function", {"name": "f", "arrays_sha256": "a"})
+        )
+        built = SimpleNamespace(record=(("torch", "2"),))
+        own = Subject(SPEC, function=function, built=built)
+        self.assertEqual((own.flag, own.origin()["torch"]), ("--torch", "2"))
+        self.assertIsNone(Subject(SPEC).flag)
+
+    def settled(self, origin, shape=(8, 8, 3), **changes):
+        source = SimpleNamespace(image_shape=shape, num_classes=7, channels=1)
+        with mock.patch.object(target.registry, "open_source", return_value=source) as opened:
+            subject, _ = target.settled(origin, **changes)
+        return subject, opened.call_args
+
+    def test_changes_of_a_threat(self):
+        origin = Subject(SPEC, dataset="digits", threat=L2, norm="l2")
+        for changes, threat, norm in (
+            ({}, L2, "l2"),
+            ({"norm": "l2"}, L2, "l2"),
+            ({"norm": "linf"}, None, "linf"),  # a radius of one norm says nothing in another
+            ({"epsilon": 0.25}, Threat("l2", 0.25), "l2"),
+            ({"epsilon": 0.0}, Threat("l2", 0.0), "l2"),
+            ({"norm": "linf", "epsilon": 0.1}, LINF, "linf"),
+        ):
+            subject, _ = self.settled(origin, **changes)
+            self.assertEqual((subject.threat, subject.norm), (threat, norm), str(changes))
+
+    def test_splits(self):
+        origin = Subject(SPEC, dataset="digits", split="test[:9]")
+        for changes, split in (
+            ({}, "test[:9]"),
+            ({"dataset": "digits"}, "test[:9]"),
+            ({"dataset": "cifar10"}, "test"),
+            ({"dataset": "imagenet2012"}, "validation@robustbench"),
+            ({"dataset": "tfds:imagenet2012:5.1"}, "validation@robustbench"),
+            ({"dataset": "imagenet2012_corrupted"}, "test"),
+            ({"dataset": "cifar10", "split": "train"}, "train"),
+        ):
+            subject, call = self.settled(origin, **changes)
+            self.assertEqual((subject.split, call.args[1]), (split, split), str(changes))
+        with self.assertRaisesRegex(ValueError, "a network that is no run needs --dataset NAME"):
+            target.settled(Subject(SPEC))
+
+    def test_sizes_are_the_flags_then_the_networks_then_the_images(self):
+        none = NetworkSpec("net.py:f")
+        sizes = lambda s: (s.network.image_size, s.network.num_classes, s.network.in_channels)  # noqa: E731
+        own = Subject(none, dataset="d", function="f")
+        self.assertEqual(sizes(self.settled(own)[0]), (8, 7, 1))
+        self.assertEqual(sizes(self.settled(own, shape=(8, 9, 3))[0])[0], 224)
+        self.assertEqual(sizes(self.settled(own, shape=None)[0])[0], 224)
+        given = {"image_size": 16, "num_classes": None}
+        self.assertEqual(
+            sizes(self.settled(Subject(SPEC, dataset="d"), network=given)[0]), (16, 10, 3)
+        )
+        ours = Subject(NetworkSpec("vit_s"), dataset="d")
+        self.assertIsNone(self.settled(ours)[0].network.in_channels)  # its weights say it
+
+    @parameterized.parameters(
+        # what a run tests with, what weights expect, what is given -> what is taken
+        ("Res9Crop8", None, None, 8, "Res9Crop8"),
+        ("Res9Crop8", "Res12Crop8", None, 8, "Res9Crop8"),
+        (None, "Res12Crop8", None, 8, "Res12Crop8"),
+        (None, None, "Res10Crop8", 8, "Res10Crop8"),
+        ("Res9Crop8", None, "Res10Crop8", 8, "Res10Crop8"),
+        ("Res9Crop8", None, None, 16, None),
+        ("bicubic-0.9", None, None, 16, "bicubic-0.9"),
+    )
+    def test_preprocessing(self, tested, expected, given, size, taken):
+        origin = Subject(SPEC, tested=tested, expected=expected)
+        source = SimpleNamespace(image_shape=None, name="x")
+        with mock.patch.object(target.pipeline, "preprocessing_id", return_value="other"):
+            self.assertEqual(target.preprocessing(origin, size, source, given), taken)
+
+    def test_what_weights_expect_is_of_photographs(self):
+        origin = Subject(SPEC, expected="Res12Crop8")
+        photographs = SimpleNamespace(image_shape=None)
+        with self.assertRaisesRegex(
+            ValueError, "these weights expect Res12Crop8; leave the flag out"
+        ):
+            target.preprocessing(origin, 8, photographs, "Res9Crop8")
+        small = SimpleNamespace(image_shape=(8, 8, 3))
+        self.assertEqual(target.preprocessing(origin, 8, small, "Res9Crop8"), "Res9Crop8")
+        self.assertIsNone(target.preprocessing(origin, 8, small))
+
+    def test_an_imported_folder(self):
+        about = {"architecture": "resnet50", "num_classes": 5, "image_size": 8, "in_channels": 3}
+        about |= {"norm": "l2", "epsilon": 3.0, "preprocessing": "P"}
+        own = Subject(NetworkSpec("resnet50"))
+        with (
+            mock.patch.object(target.weights_folder, "about", side_effect=lambda folder: about),
+            mock.patch.object(target, "of_file", return_value=own) as of_file,
+        ):
+            found = target.of_folder(Path("f"), None, {"a": 1})
+            self.assertEqual(
+                (found.threat, found.norm, found.expected), (Threat("l2", 3.0), "l2", "P")
+            )
+            self.assertEqual((found.network.num_classes, found.network.image_size), (5, 8))
+            of_file.assert_called_once_with("resnet50", Path("f"), {"a": 1})
+            about |= {"norm": None, "epsilon": None}
+            found = target.of_folder(Path("f"), "resnet50", None)
+            self.assertEqual((found.threat, found.norm), (None, "linf"))
+            with self.assertRaisesRegex(
+                ValueError, "f holds a resnet50; leave --model=resnet18 out"
+            ):
+                target.of_folder(Path("f"), "resnet18", None)
+        with (
+            mock.patch.object(target.weights_folder, "about", return_value=None),
+            self.assertRaisesRegex(ValueError, "is no folder that jaxrobust import wrote"),
+        ):
+            target.of_folder(Path("f"), None, None)
+
+    def test_arrays_in_lower_precision(self):
+        seen = []
+        apply = lambda p, arrays, x, **key: seen.append((arrays["0"].dtype.name, x, key))  # noqa: E731
+        net = target.Classifier(None, apply)
+        subject = Subject(SPEC, net=net, built="torch")
+        arrays = {"0": np.ones(2, np.float32)}
+        subject.create("bfloat16").apply({}, arrays, "x", key=3)
+        self.assertEqual(seen, [("bfloat16", "x", {"key": 3})])
+        self.assertIs(Subject(SPEC, net=net).create("bfloat16"), net)
+
+
+class CorruptedTest(parameterized.TestCase):
+    def test_flags(self):
+        self.assertEqual(corrupted.settled(GivenFlags()), GivenFlags())
+        given = GivenFlags(corruptions="frost-3,fog", attack="clean", frost="f", split="test")
+        self.assertEqual(corrupted.settled(given), given)
+        files = GivenFlags(corruptions="fog-3,frost-1", attack="clean", dataset="cifar10-c:there")
+        self.assertEqual(corrupted.settled(files).split, "frost-1")  # in the order of kinds
+
+    @parameterized.parameters(
+        ({"frost": "f"}, "--frost=f has no effect without --corruptions"),
+        ({"corruptions": "fog", "attack": "clean", "frost": "f"}, "without the corruption frost"),
+        ({"corruptions": "fog"}, "leave --attack=autoattack out"),
+        ({"corruptions": "frog", "attack": "clean"}, "--corruptions=frog: "),
+        (
+            {"corruptions": "fog", "attack": "clean", "dataset": "cifar10-c:x", "split": "y"},
+            "--split=y has no effect on the files of cifar10-c:x",
+        ),
+        (
+            {"corruptions": "frost", "attack": "clean", "dataset": "cifar10-c:x", "frost": "y"},
+            "--frost=y has no effect on the files of cifar10-c:x",
+        ),
+    )
+    def test_flags_that_contradict(self, changes, words):
+        with self.assertRaisesRegex(ValueError, words):
+            corrupted.settled(GivenFlags(**changes))
+
+    def test_a_table(self):
+        accuracy = {"fog": {"1": 0.5, "3": 0.25}, "contrast": {"2": 0.125}}
+        head, fog, contrast, mean = corrupted.table({"accuracy": accuracy, "mean": 0.3})
+        self.assertEqual(head.split(), ["severity", "1", "2", "3", "mean"])
+        self.assertEqual(fog.split(), ["fog", "50.0%", "-", "25.0%", "37.5%"])
+        self.assertEqual(contrast.split(), ["contrast", "-", "12.5%", "-", "12.5%"])
+        self.assertEqual(mean.split(), ["1", "-", "mean", "error", "30.0%"])
+
+    def test_what_is_done_is_read_again(self):
+        file = Path(self.create_tempdir(), "x.jsonl")
+        file.write_text(
+            '{"kind": "fog", "severity": 1, "accuracy": 0.5, "not_finite": 2}\n'
+            '{"kind": "fog", "severity": 2, "accuracy": 0.4}\n'
+            '{"kind": "fog", "severity": 1, "accuracy": 0.6, "not_finite": 0}\n'
+        )
+        reached, broken = corrupted._done(file)
+        one, two = corrupted.Asked("fog", 1), corrupted.Asked("fog", 2)
+        self.assertEqual((reached, broken), ({one: 0.6, two: 0.4}, {one: 0}))
+        self.assertEqual(corrupted._done(Path("nowhere")), ({}, {}))
+
+
+class ComparableTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({"method": "autoattack standard"}, "standard"),
+        ({"method": "apgd-ce + square, custom, steps 5"}, "custom"),
+        ({"method": "autoattack rand, majority of 3 draws"}, "rand"),
+        ({"method": "pgd-20, start image"}, None),
+        ({"method": None}, None),
+        ({"method": "apgd-ce", "version": "plus"}, "plus"),
+    )
+    def test_versions(self, known, version):
+        found = comparable.procedure(AccuracyRecord(**known))
+        self.assertEqual(found["version"], version)
+
+    def test_procedures(self):
+        plain = comparable.procedure(AccuracyRecord())
+        self.assertEqual(plain["kind"], "one threat")
+        self.assertEqual((plain["ladder"], plain["each attack of a union"]), ("none", None))
+        self.assertEqual(plain["images met by the first attack alone"], 0)
+        for known, kind, order in (
+            ({"method": "union", "union": {"each_on_all_images": True}}, "union", "on all images"),
+            (
+                {"method": "union", "union": {"each_on_all_images": False}},
+                "union",
+                "on what stands before it",
+            ),
+            (
+                {"method": "union", "worst_case": [{"robust": 0.5}, {"robust": 0.0}]},
+                "worst case",
+                "on all images",
+            ),
+            (
+                {"worst_case": [{"robust": 0.5}, {"robust": None}]},
+                "worst case",
+                "on what stands before it",
+            ),
+        ):
+            found = comparable.procedure(AccuracyRecord(**known))
+            self.assertEqual((found["kind"], found["each attack of a union"]), (kind, order))
+        ladder = AccuracyRecord(ladder={"radii": [0.0, 0.00392157]}, robust_beyond=3)
+        found = comparable.procedure(ladder)
+        self.assertEqual(found["ladder"], "0, 0.003922")
+        self.assertEqual(found["images met by the first attack alone"], 3)
+
+    def test_pictures(self):
+        one = AccuracyRecord(image_ids="0..9", preprocessing="none", fingerprint={"images": "a"})
+
+        def differ(**changes):
+            return comparable.other_pictures(one, dataclasses.replace(one, **changes))
+
+        self.assertFalse(differ())
+        self.assertTrue(differ(fingerprint={"images": "b"}))
+        self.assertFalse(differ(fingerprint=None))
+        self.assertFalse(differ(fingerprint={"images": "b"}, image_ids="0..8"))  # not surely
+        self.assertFalse(differ(fingerprint={"images": "b"}, images_sha256="c"))
+        self.assertIsNone(comparable.pictures(AccuracyRecord()))
+
+    def test_replayed_points_in_words(self):
+        sources = [{"fooled": 1200}, {"fooled": 34}]
+        self.assertEqual(
+            comparable.replayed_line(AccuracyRecord(replayed=sources)),
+            "1,234 images decided by replayed points",
+        )
+        one = comparable.replayed_line(AccuracyRecord(replayed=[{"fooled": 1}]))
+        self.assertEqual(one, "1 image decided by replayed points")
+        self.assertEqual(comparable.replayed_line(AccuracyRecord()), "")
+
+
+MODEL = {"name": "net", "num_classes": 10, "image_size": 8, "options": {"a": 1}}
+
+
+class VerificationTest(parameterized.TestCase):
+    def given(self, record=None, **settings):
+        known = {"weights": "train, step 3", "model": MODEL} | (record or {})
+        with mock.patch.object(flags, "placed", side_effect=lambda given: given) as placed:
+            del placed
+            return verification._given(VerificationSettings(Path("b"), **settings), known)
+
+    def test_whose_weights(self):
+        folder = self.create_tempdir()
+        folder.mkdir("train")
+        run = GivenFlags(workdir=folder.full_path)
+        with mock.patch.object(flags, "placed", return_value=run):
+            settings, known = (
+                VerificationSettings(Path("b"), weights="w"),
+                {"weights": "train, step 3"},
+            )
+            self.assertEqual(verification._given(settings, known).phase, "train")
+            for words in ("pretrain, step 3", ", ema", None):
+                found = verification._given(settings, {"weights": words})
+                self.assertIsNone(found.phase, words)
+        found = self.given(weights="w.pt")
+        self.assertEqual((found.model, found.options), ("net", {"a": 1}))
+        found = self.given(record={"model": MODEL | {"options": {}}}, weights="w.pt")
+        self.assertIsNone(found.options)
+        self.assertIsNone(self.given(weights=folder.full_path).model)
+        self.assertIsNone(self.given(function="f").model)
+
+    @parameterized.parameters(
+        ("dataset", "npz:x.npz", False),
+        ("dataset", "folder:x", False),
+        ("dataset", "hf:./x", False),
+        ("dataset", "hf:~/x", False),
+        ("dataset", "hf:org/x", True),
+        ("dataset", "cifar10", True),
+        ("split", "test@x.txt", False),
+        ("split", "test@robustbench", True),
+        ("split", "train@selection[:5]", True),
+        ("split", "test[:9]", True),
+    )
+    def test_images_that_a_record_names_by_a_path(self, flag, value, fine):
+        known = {"dataset": "digits", "split": "test"} | {flag: value}
+        plain = VerificationSettings(Path("b"), data_dir="d")
+        if fine:
+            found = verification._source_of(plain, known)
+            self.assertEqual(found, known | {"classes": None, "data_dir": "d"})
+        else:
+            with self.assertRaisesRegex(ValueError, f"name your own: --{flag} "):
+                verification._source_of(plain, known)
+        own = plain._replace(**{flag: "mine"})
+        self.assertEqual(verification._source_of(own, known)[flag], "mine")
+
+    def test_another_network(self):
+        subject = Subject(dataclasses.replace(SPEC, options={"a": 1}))
+        known = {"model": MODEL, "weights_sha256": "s" * 64}
+        with (
+            mock.patch.object(verification.models, "essential", lambda name, options: options),
+            mock.patch.object(Subject, "origin", lambda self: None),
+        ):
+            self.assertIsNone(verification._other(known, subject, "s" * 64))
+            said = verification._other(known, subject, "t" * 64)
+            self.assertIn(f"(net, sha256 {'t' * 12}...; there net, {'s' * 12}...)", said)
+            for changes in ({"name": "other"}, {"options": {}}):
+                other = known | {"model": MODEL | changes}
+                self.assertIsNotNone(verification._other(other, subject, "s" * 64))
+        named = {"model": MODEL | {"name": "/a/nets.py:f"}, "weights_sha256": None}
+        function = {"sha256": "file", "arrays_sha256": "arrays"}
+        subject = Subject(dataclasses.replace(SPEC, name="/b/mine.py:f", options={"a": 1}))
+        with (
+            mock.patch.object(verification.models, "essential", lambda name, options: options),
+            mock.patch.object(Subject, "origin", lambda self: function),
+        ):
+            own = named | {"function": function}
+            self.assertIsNone(verification._other(own, subject, "arrays"))
+            self.assertIsNotNone(verification._other(own, subject, "others"))
+            changed = named | {"function": function | {"sha256": "other"}}
+            self.assertIsNotNone(verification._other(changed, subject, "arrays"))
+
+    def test_another_split_and_program(self):
+        source = mock.MagicMock()
+        source.where.return_value = "digits test"
+        source.__len__.return_value = 1797
+        for count, fine in ((None, True), (1797, True), (50, False)):
+            said = verification._other_split({"split_images": count}, source)
+            self.assertEqual(said is None, fine)
+        folder = Path(self.create_tempdir())
+        self.assertIn("is not the program that this version", verification._other_program(folder))
+        (folder / bundle.PROGRAM).write_text(bundle.program())
+        self.assertIsNone(verification._other_program(folder))
+
+    def prepared(self, images, **changes):
+        about = {"image": [8, 8, 3]}
+        rows = [{"image": place} for place in (5, 11, 2)]
+        own = SimpleNamespace(about=about, rows=rows, record={"preprocessing": "P"})
+        source = mock.MagicMock(channels=changes.get("channels", 3))
+        source.__len__.return_value = images
+        source.where.return_value = "there"
+        with mock.patch.object(verification, "Prepared") as made:
+            verification._prepared(source, own)
+        return made.call_args.kwargs
+
+    def test_images_up_to_the_last_of_the_bundle(self):
+        self.assertEqual(self.prepared(100), {"image_size": 8, "preprocessing": "P", "images": 12})
+        self.assertEqual(self.prepared(9)["images"], 9)
+        with self.assertRaisesRegex(ValueError, "images with 3 channels, and there has 1"):
+            self.prepared(100, channels=1)
+
+    def test_a_network_is_named_once(self):
+        for how in ({}, {"weights": "w", "function": "f"}):
+            with self.assertRaisesRegex(ValueError, "give --weights W, or --function"):
+                verification.verify(VerificationSettings(Path("b"), **how))
+
+    def test_images_are_written_in_their_order(self):
+        images = (np.arange(130 * 4).reshape(130, 2, 2, 1) % 256 / np.float32(255)).astype(
+            np.float32
+        )
+        prepared = mock.MagicMock(shape=images.shape)
+        prepared.__len__.return_value = 130
+        prepared.__getitem__.side_effect = lambda places: images[places]
+        prepared.labels.return_value = np.arange(130)
+        file = Path(self.create_tempdir(), "x.npy")
+        with (
+            mock.patch.object(verification.claims, "read") as read,
+            mock.patch.object(
+                verification, "_source_of", return_value={"dataset": "d", "split": "s"}
+            ),
+            mock.patch.object(verification.registry, "open_source") as opened,
+            mock.patch.object(verification, "_prepared", return_value=prepared),
+        ):
+            read.return_value.record = {"model": {"num_classes": 7}}
+            found = verification.write_images(VerificationSettings(Path("b")), file)
+        opened.assert_called_once_with("d", "s", num_classes=7)
+        self.assertEqual(found, {"images": 130})
+        np.testing.assert_array_equal(np.load(file), np.rint(images * 255).astype(np.uint8))
+        np.testing.assert_array_equal(np.load(file.with_suffix(".labels.npy")), np.arange(130))
+        with self.assertRaisesRegex(ValueError, "name a file that ends in .npy"):
+            verification.write_images(VerificationSettings(Path("b")), Path("x.npz"))
+
+
+class BundleTest(parameterized.TestCase):
+    def test_what_a_bundle_can_be_of(self):
+        folder = self.create_tempdir()
+
+        def given(**changes):
+            return SimpleNamespace(**({"bundle": None, "attack": "apgd-ce"} | changes))
+
+        bundle.check(given(attack="pgd-20"), 9)  # without a bundle all is well
+        bundle.check(given(bundle=folder.full_path), 1)  # an empty folder
+        with self.assertRaisesRegex(ValueError, "is of one threat at one image size"):
+            bundle.check(given(bundle=folder.full_path), 2)
+        with self.assertRaisesRegex(ValueError, "which --attack=pgd-20 does not keep"):
+            bundle.check(given(bundle=folder.full_path, attack="pgd-20"), 1)
+        file = folder.create_file("mine.txt")
+        for place in (folder.full_path, file.full_path):
+            with self.assertRaisesRegex(ValueError, "is there and is no bundle; name a new folder"):
+                bundle.check(given(bundle=place), 1)
+        folder.create_file("SHA256SUMS")
+        bundle.check(given(bundle=folder.full_path), 1)
+
+    @parameterized.parameters((False, 0, True), (True, 0, True), (False, 1, True))
+    def test_a_ball_is_recorded_and_bundled_by_the_first_process(self, noreplay, process, _):
+        evaluation = mock.MagicMock()
+        evaluation.number.return_value = "7"
+        evaluation.question = Question(noreplay=noreplay, batch=5)
+        evaluation.images.shape = (9, 8, 8, 3)
+        evaluation.source.__len__.return_value = 100
+        with (
+            mock.patch.object(bundle.hosts, "together", side_effect=lambda call: call()),
+            mock.patch.object(bundle.jax, "process_index", return_value=process),
+            mock.patch.object(bundle, "check_place") as check,
+            mock.patch.object(bundle, "forward", return_value="logits") as forward,
+            mock.patch.object(bundle, "of_record") as write,
+        ):
+            made = bundle.recorded(evaluation, "subject", Path("place"))
+        self.assertIs(made, evaluation.record.return_value)
+        evaluation.record.assert_called_once_with("subject")
+        expected = [] if noreplay or process else [mock.call(Path("place"), "7")]
+        self.assertEqual(check.mock_calls, expected)
+        if process:
+            write.assert_not_called()
+        else:
+            place = (Path("place"), made, evaluation.out, evaluation.images, "logits")
+            write.assert_called_once_with(*place, split_images=100)
+            forward.assert_called_once_with(evaluation.logits_of.return_value, (8, 8, 3), 5)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,181 @@
+"""What stands on the page and what is folded, and how long its lists are."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.report import page, watching
+from jaxrobust.report.drawing.curves import CurveEvent
+from jaxrobust.report.drawing.markup import Html, tag
+from jaxrobust.report.gathered import Gathered, ReportedEvaluation
+
+
+def run(name: str, *events: CurveEvent, folder: Path | None = None):
+    place = folder or Path("/runs", name)
+    return SimpleNamespace(name=name, folder=place, metrics=SimpleNamespace(events=list(events)))
+
+
+def evaluation(name: str, *, of=None, verdicts="some", costs=()) -> ReportedEvaluation:
+    record = AccuracyRecord(costs=list(costs) or None)
+    return ReportedEvaluation(name, Path("f"), record, verdicts, [], of, {})
+
+
+class PageTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.asked = []
+        said = lambda what: lambda *given, **how: self.said(what, given, how)  # noqa: E731
+        for place, name in (
+            (page.sentences, "headline"),
+            (page.sentences, "state"),
+            (page.evaluation, "part"),
+            (page.evaluation, "title"),
+            (page.evaluation, "overview"),
+            (page.training, "part"),
+            (page.comparison, "part"),
+            (page.comparison, "overlays"),
+            (page.evaluation, "radii"),
+        ):
+            self.enter_context(mock.patch.object(place, name, said(name)))
+        self.enter_context(mock.patch.object(page.sentences, "doubts", return_value=[]))
+        self.enter_context(mock.patch.object(page.evaluation, "ladders", return_value=[]))
+        self.chosen = self.enter_context(mock.patch.object(page.sentences, "chosen"))
+        self.chosen.side_effect = lambda gathered: gathered.evaluations
+
+    def said(self, what, given, how):
+        self.asked.append((what, given, how))
+        name = getattr(given[0], "name", "") if given else ""
+        return Html(f"[{what} {name}]")
+
+    def of(self, runs=(), evaluations=(), notes=(), **how) -> str:
+        return page.page(Gathered(list(runs), list(evaluations), list(notes)), **how)
+
+    @parameterized.parameters((1, "a"), (3, "a, b, c"), (4, "a, b, c and 1 more"))
+    def test_a_title_names_three(self, count, title):
+        runs = [run(name) for name in "abcd"[:count]]
+        own = [evaluation(name) for name in "abcd"[:count]]  # each of which is named once
+        self.assertIn(f"<title>{title}</title>", self.of(runs, own))
+
+    @parameterized.parameters((3, 3, False), (4, 3, True))
+    def test_three_headlines(self, count, shown, more):
+        text = self.of(evaluations=[evaluation(f"n{i}") for i in range(count)])
+        self.assertEqual(text.count('class="lead">[headline'), shown)
+        self.assertEqual("1 more networks are in the table below" in text, more)
+
+    def test_runs_that_are_not_tested_yet(self):
+        runs = [run(name) for name in "abcde"]
+        text = self.of(runs, [evaluation("a", of=Path("/runs/a"))])
+        lead = text.partition("<nav")[0]
+        self.assertEqual(
+            [f"[state {n}]" in lead for n in "abcde"], [False, True, True, True, False]
+        )
+        self.assertEqual(lead.count("It has not been tested yet."), 3)
+
+    def test_ten_alarms_and_all_notes(self):
+        kinds = ("alarm", "rollback", "resumption", "skipped")
+        events = [CurveEvent("train", 1000 + i, kind, "words") for i, kind in enumerate(kinds)]
+        text = self.of([run("a", *events)], notes=["note one"])
+        self.assertIn("<li>note one</li>", text)
+        self.assertIn("<li>a, train, step 1,000: words</li>", text)
+        self.assertEqual(text.count(": words</li>"), 2)  # the others are no reason to doubt
+        text = self.of([run("a", *[CurveEvent("p", i, "alarm", "words") for i in range(12)])])
+        self.assertEqual(text.count(": words</li>"), 10)
+
+    @parameterized.parameters((1, False), (2, True))
+    def test_curves_over_each_other_are_of_several_runs(self, count, there):
+        text = self.of([run(name) for name in "ab"[:count]])
+        self.assertEqual('href="#overlays"' in text, there)
+        self.assertNotIn('href="#evaluations"', text)
+        self.assertIn('<section id="training">', text)
+        self.assertNotIn('href="#training"', self.of(evaluations=[evaluation("a")]))
+
+    @parameterized.parameters((4, False), (5, True))
+    def test_many_evaluations_are_folded(self, count, folded):
+        own = [evaluation(f"n{i}") for i in range(count)]
+        text = self.of(evaluations=own)
+        self.assertEqual(text.count("<details><summary>[title"), count * folded)
+        parts = [entry for entry in self.asked if entry[0] == "part" and len(entry[1]) > 2]
+        self.assertEqual([given[1] for _, given, _ in parts], [f"e{i}" for i in range(count)])
+        in_lead = [how["in_lead"] for _, _, how in parts]
+        self.assertEqual(in_lead, [not folded and i < 3 for i in range(count)])
+
+    @parameterized.parameters((None, (), True), (None, ({"a": 1},), False), ("some", (), False))
+    def test_an_evaluation_of_which_little_is_known_is_folded(self, verdicts, costs, folded):
+        text = self.of(evaluations=[evaluation("a", verdicts=verdicts, costs=costs)])
+        self.assertEqual("<details><summary>[title a]" in text, folded)
+
+    @parameterized.parameters((1, 400), (9, 400), (20, 200), (99, 40), (101, 40))
+    def test_curves_of_many_runs_have_fewer_points(self, count, most):
+        self.of([run(f"r{i}") for i in range(count)])
+        parts = [given for what, given, _ in self.asked if what == "part" and len(given) == 3]
+        self.assertEqual({given[2] for given in parts}, {most})
+        self.assertEqual([given[1] for given in parts], [f"t{i}" for i in range(count)])
+
+    @parameterized.parameters((4, False), (5, True))
+    def test_many_runs_are_folded(self, count, folded):
+        text = self.of([run(f"r{i}") for i in range(count)])
+        self.assertEqual("<summary>r1</summary>" in text, folded)
+
+    def test_a_page_is_renewed_if_it_is_asked_for(self):
+        self.assertNotIn("data-refresh", self.of([run("a")]))
+        self.assertIn('data-refresh="2.5"', self.of([run("a")], refresh=2.5))
+
+    def test_pictures_are_of_each_evaluation(self):
+        own = [evaluation("a"), evaluation("b")]
+        pictures = mock.Mock(side_effect=lambda one: tag("p", one.name))
+        self.of(evaluations=own, pictures=pictures)
+        self.assertEqual([call.args[0] for call in pictures.call_args_list], own)
+        parts = [given for what, given, _ in self.asked if what == "part" and len(given) > 3]
+        self.assertEqual([given[3] for given in parts], ["<p>a</p>", "<p>b</p>"])
+
+
+class WatchingRulesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("localhost", True), ("localhost:8017", True), ("127.0.0.1:80", True), ("", True),
+        ("127.9.9.9", True), ("[::1]:8017", True), ("example.org", False), ("10.0.0.1", False),
+        ("localhost.example.org", False), ("[", False),
+    )  # fmt: skip
+    def test_names_of_this_machine(self, host, local):
+        self.assertEqual(watching._is_local_name(host), local)
+
+    @parameterized.parameters(("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False))
+    def test_addresses_of_this_machine(self, host, local):
+        self.assertEqual(watching._is_loopback(host), local)
+
+    @parameterized.parameters(-1, 65536)
+    def test_no_port(self, port):
+        with self.assertRaisesRegex(ValueError, f"--port={port} is no port; give one from 1 to"):
+            watching.server([], host="127.0.0.1", port=port, every=1)
+
+    def test_every_second_at_most(self):
+        here = [Path(self.create_tempdir())]
+        with self.assertRaisesRegex(ValueError, "--every=0.99 is too often; give 1 second or more"):
+            watching.serve(here, every=0.99)
+        with mock.patch.object(watching, "server") as server:
+            watching.serve(here, every=1, port=0)
+            server.assert_called_once_with(here, host="127.0.0.1", port=0, every=1)
+        with self.assertRaisesRegex(ValueError, "nowhere is not there; name a run that has begun"):
+            watching.serve([*here, Path("nowhere")])
+
+    def test_what_is_in_the_way_is_text(self):
+        with mock.patch.object(watching.gathered, "gather", side_effect=ValueError("<b> & none")):
+            text = watching._page([], 2.5, mock.Mock())
+        self.assertIn("&lt;b&gt; &amp; none", text)
+        self.assertIn('http-equiv="refresh" content="2.5"', text)
+
+    def test_the_page_is_that_of_the_metrics_that_are_followed(self):
+        followed = mock.Mock()
+        with (
+            mock.patch.object(watching.gathered, "gather", return_value="all") as gather,
+            mock.patch.object(watching.page, "page", return_value="text") as made,
+        ):
+            self.assertEqual(watching._page(["a"], 2.5, followed), "text")
+        gather.assert_called_once_with(["a"], metrics_of=followed.read)
+        made.assert_called_once_with("all", refresh=2.5)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,387 @@
+"""The rules by which curves are read and thinned, and axes, legends and matrices are drawn."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.report import pictures
+from jaxrobust.report.drawing import curves, figures, markup, matrix
+from jaxrobust.report.drawing.curves import Curve
+from jaxrobust.report.drawing.figures import Axis, Bar, Line, Mark
+from jaxrobust.report.drawing.markup import Html
+
+X, Y = Axis("step"), Axis("value")
+
+
+def drawn(*lines: Line, x: Axis = X, y: Axis = Y, **how) -> str:
+    return figures.lines("id", "A title", lines, x, y, **how)
+
+
+def content(figure: str) -> dict:
+    return json.loads(re.search(r'<script [^>]*id="data-id">(.*?)</script>', figure)[1])
+
+
+class CurvesTest(parameterized.TestCase):
+    def curve(self, steps, values) -> Curve:
+        return Curve(np.array(steps, float), np.array(values, float))
+
+    def test_thinned_curves_keep_ends_extremes_and_gaps(self):
+        values = np.sin(np.arange(1000.0))
+        values[500], values[730], values[10:12] = 9.0, -9.0, np.nan
+        whole = self.curve(np.arange(1000), values)
+        found = curves.thinned(whole, 100)
+        self.assertLess(len(found.steps), 210)
+        self.assertEqual((found.steps[0], found.steps[-1]), (0, 999))
+        self.assertTrue(({500, 730, 10}) <= {*found.steps.astype(int).tolist()})
+        np.testing.assert_array_equal(found.values, values[found.steps.astype(int)])
+        self.assertTrue((np.diff(found.steps) > 0).all())
+        for start in range(0, 1000, 20):  # of each stretch the least and the greatest
+            part = values[start : start + 20]
+            kept = {v for s, v in zip(*found, strict=True) if start <= s < start + 20}
+            self.assertLessEqual({np.nanmin(part), np.nanmax(part)}, kept)
+        self.assertIs(curves.thinned(whole, 1000), whole)
+        self.assertIsNot(curves.thinned(whole, 999), whole)
+        none = self.curve(np.arange(9), [np.inf] * 9)
+        self.assertGreaterEqual(len(curves.thinned(none, 4).steps), 2)
+
+    def test_stretches_of_skipped_steps(self):
+        values = np.zeros(20)
+        values[[2, 3, 4, 9]] = [1, 2, 1, 5]
+        own = {"train": {"skipped": self.curve(np.arange(20) * 100, values)}}
+        first, second = curves._skipped(own)
+        self.assertEqual((first.phase, first.step, first.kind), ("train", 200, "skipped"))
+        self.assertEqual(first.text, "4 steps had no finite gradient, up to step 400")
+        self.assertEqual((second.step, second.text), (900, "5 steps had no finite gradient"))
+        two = {"train": {"skipped": self.curve([1, 2], [1, 1])}}
+        self.assertEqual(
+            curves._skipped(two)[0].text, "2 steps had no finite gradient, up to step 2"
+        )
+        none = {"train": {"skipped": self.curve([1, 2], [0, 0])}}
+        self.assertEqual(curves._skipped(none), [])
+
+    @parameterized.parameters((20, 20), (21, 21), (25, 21))
+    def test_twenty_stretches_are_told_one_by_one(self, count, events):
+        values = np.zeros(2 * count)
+        values[::2] = 3
+        own = {"train": {"skipped": self.curve(np.arange(2 * count), values)}}
+        found = curves._skipped(own)
+        self.assertLen(found, events)
+        if count > 20:
+            text = f"{3 * (count - 20)} more steps from here on"
+            self.assertEqual((found[-1].step, found[-1].text), (40, text))
+
+    def test_a_score_is_compared_with_the_batches_since_the_last_one(self):
+        seen = []
+
+        def overfitting(scores, training, *, images):
+            seen.append((scores, [*training], images))
+            return "overfits" if len(scores) == 3 else ""
+
+        own = {
+            "robust": self.curve([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7]),
+            "selection_robust": self.curve([2, 4, 5, 7], [0.5, 0.6, 0.7, 0.8]),
+            "selection_images": self.curve([2, 4, 5, 7], [10, 20, 30, 40]),
+        }
+        with absltest.mock.patch.object(curves.alarm, "overfitting", overfitting):
+            (event,) = curves._overfitting({"train": own, "clean": {"robust": own["robust"]}})
+        self.assertEqual((event.phase, event.step, event.kind), ("train", 5, "alarm"))
+        self.assertEqual([training for _, training, _ in seen], [[1.5], [1.5, 3.5], [1.5, 3.5, 5]])
+        self.assertEqual(seen[2][0], [0.5, 0.6, 0.7])
+        self.assertEqual({images for _, _, images in seen}, {40})
+
+    def read(self, text: str):
+        path = Path(self.create_tempdir(), "metrics.jsonl")
+        path.write_text(text)
+        return curves.read(path)
+
+    def test_what_is_a_curve(self):
+        row = {"phase": "train", "step": 0, "loss": 1, "on": True, "name": "x", "lr": 0.5}
+        found = self.read(json.dumps(row) + "\n")
+        self.assertEqual(list(found.curves["train"]), ["loss", "lr"])
+        self.assertEqual(found.curves["train"]["loss"].steps.tolist(), [0])
+        self.assertEmpty(found.notes)
+
+    @parameterized.parameters(5, 6)
+    def test_five_damaged_lines_are_shown(self, count):
+        (note,) = self.read("x\n" * count + '{"phase": "a", "step": 1, "v": 1}\n').notes
+        more = " and others" if count > 5 else ""
+        self.assertStartsWith(note, f"{count} damaged lines of")
+        self.assertEndsWith(note, f"are left out: 1, 2, 3, 4, 5{more}.")
+
+    def test_a_torn_last_line_is_not_damaged_yet(self):
+        good = '{"phase": "a", "step": 1, "v": 1}\n'
+        (note,) = self.read(f"{good}{good}x\n" + '{"phase": "a", "st').notes[:1]
+        self.assertIn("was cut off; the 3 before it are used", note)
+        found = self.read(good + good.strip())  # whole but for its end
+        self.assertEqual(len(found.curves["a"]["v"].steps), 2)
+        self.assertEmpty(found.notes)
+
+    def test_a_file_that_grows_is_read_on_and_one_that_was_cut_anew(self):
+        path, followed = Path(self.create_tempdir(), "metrics.jsonl"), curves.Followed()
+        line = lambda step, value: json.dumps({"phase": "a", "step": step, "v": value}) + "\n"  # noqa: E731
+        path.write_text(line(1, 1) + line(2, 2))
+        steps = lambda: followed.read(path).curves["a"]["v"].values.tolist()  # noqa: E731
+        self.assertEqual(steps(), [1, 2])
+        with path.open("a") as file:
+            file.write(line(3, 3) + line(4, 4).strip())
+        self.assertEqual(steps(), [1, 2, 3, 4])
+        with path.open("a") as file:
+            file.write("\n" + line(5, 5))
+        self.assertEqual(steps(), [1, 2, 3, 4, 5])
+        self.assertEmpty(followed.read(path).notes)
+        path.write_text(line(1, 1) + line(2, 9) + line(3, 8))
+        self.assertEqual(steps(), [1, 9, 8])
+        path.unlink()
+        self.assertEqual(followed.read(path).curves, {})
+
+
+class AxesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (Y, [1, 4], (0, 4)),  # what grows from near zero is drawn from zero
+        (Y, [1.6, 4], (1.6, 4)),
+        (Y, [-1, 4], (-1, 4)),
+        (Y, [0, 4], (0, 4)),
+        (Y, [3, 3], (2.5, 3.5)),
+        (Y, [math.nan, 2, math.inf, 3], (2, 3)),
+        (Axis("", low=0.0, high=1.0), [0.4, 0.5], (0, 1)),
+        (Axis("", low=2.0), [3, 4], (2, 4)),
+        (Axis("", log=True), [-1, 0, 1, 1000], (1, 1000)),
+        (Axis("", log=True), [5, 5], (2.5, 10)),
+        (Y, [], (0, 1)),
+    )
+    def test_ends(self, axis, values, ends):
+        frame = figures._frame(axis, values, 10, 110)
+        self.assertEqual((frame.low, frame.high), ends)
+        self.assertEqual((frame(ends[0]), frame(ends[1])), (10, 110))
+        self.assertEqual(frame.log, axis.log)
+
+    def test_nothing_above_zero_is_not_drawn_on_a_log_axis(self):
+        frame = figures._frame(Axis("", log=True, low=0.0), [1, 9], 0, 1)
+        self.assertFalse(frame.log)
+
+    @parameterized.parameters(
+        (0, 1, False, [0, 0.25, 0.5, 0.75, 1]),
+        (0, 4, False, [0, 1, 2, 3, 4]),
+        (0, 7, False, [0, 2, 4, 6]),
+        (0, 9, False, [0, 2.5, 5, 7.5]),
+        (0.3, 0.9, False, [0.4, 0.6, 0.8]),
+        (1, 1000, True, [1, 10, 100, 1000]),
+        (1, 1e8, True, [1, 100, 1e4, 1e6, 1e8]),
+        (2, 30, True, [10, 20, 30]),
+        (5, 150, True, [10, 100]),
+    )
+    def test_ticks(self, low, high, log, ticks):
+        found = figures._ticks(figures._Frame(low, high, 0, 1, log), 4)
+        np.testing.assert_allclose(found, ticks, atol=1e-12)
+
+    @parameterized.parameters(
+        (0, False, "0"), (0.5, True, "50 %"), (999, False, "999"), (1000, False, "1k"),
+        (-2500, False, "-2.5k"), (1e6, False, "1M"), (1.25e9, False, "1.25G"),
+        (0.001, False, "0.001"), (0.0005, False, "5e-4"), (2.5e-5, False, "2.5e-5"),
+        (0.125, False, "0.125"), (10.0, True, "1k"),
+    )  # fmt: skip
+    def test_numbers_at_an_axis(self, value, percent, text):
+        self.assertEqual(figures._short(value, percent), text)
+
+    @parameterized.parameters(
+        (None, False, "not finite"), (math.inf, False, "not finite"), (0.12345, True, "12.35 %"),
+        (999.9, False, "999.9"), (1234.5, False, "1,234"), (-1500, False, "-1,500"),
+    )  # fmt: skip
+    def test_values_for_people(self, value, percent, text):
+        self.assertEqual(figures.spelled(value, percent), text)
+
+    def test_the_last_number_stays_in_the_picture(self):
+        frame = figures._Frame(0, 4, 44, 330, False)
+        *others, last = figures._numbers(frame, X, 20)
+        self.assertIn('class="end"', last)
+        self.assertIn('x="339"', last)
+        self.assertEqual([text.count('class="middle"') for text in others], [1] * 4)
+
+
+class LinesTest(parameterized.TestCase):
+    def paths(self, figure: str) -> list[tuple[str, str]]:
+        found = re.findall(r'<path d="([^"]*)" class="(line[^"]*)"/>', figure)
+        return [(place, style) for place, style in found if place != "M0 5H22"]
+
+    def test_a_gap_interrupts_a_curve(self):
+        figure = drawn(Line("a", [0, 1, 2, 3], [0.0, 1.0, math.nan, 1.0]))
+        (curve, style), (dots, of_dots) = self.paths(figure)
+        self.assertEqual((style, of_dots), ("line c1", "line c1 dots"))
+        self.assertEqual(re.findall("[ML]", curve), ["M", "L", "M"])
+        self.assertEqual(dots.count("h0"), 3)
+        log = drawn(Line("a", [0, 1, 2], [10.0, -1.0, 1000.0]), y=Axis("value", log=True))
+        self.assertEqual(re.findall("[ML]", self.paths(log)[0][0]), ["M", "M"])
+
+    @parameterized.parameters((30, True), (31, False))
+    def test_few_points_are_dots_too(self, count, dots):
+        figure = drawn(Line("a", [*range(count)], [float(i) for i in range(count)]))
+        self.assertEqual(len(self.paths(figure)), 1 + dots)
+
+    def test_intervals(self):
+        line = Line("a", [0, 1], [1.0, 2.0], [0.5, math.nan], [1.5, 3.0])
+        ends, style = self.paths(drawn(line))[0]
+        self.assertEqual((ends.count("V"), style), (1, "line c1 interval"))
+
+    def test_six_colours_then_dashes_and_a_legend_of_several(self):
+        figure = drawn(*[Line(f"n{i}", [0, 1], [0.0, i]) for i in range(8)])
+        styles = re.findall(r'<svg [^>]*swatch[^>]*><path d="M0 5H22" class="([^"]*)"', figure)
+        if not styles:
+            styles = re.findall(r'd="M0 5H22" class="([^"]*)"', figure)
+        expected = [f"line c{i}" for i in range(1, 7)] + ["line c1 dashed", "line c2 dashed"]
+        self.assertEqual(styles, expected)
+        self.assertNotIn("legend", drawn(Line("a", [0], [1.0])))
+
+    @parameterized.parameters((8, ""), (9, "; and 1 more"))
+    def test_a_summary_in_words(self, count, more):
+        lines = [Line(f"n{i}", [0, 1, 2, 3], [2.0, 9.0, 1.0, 4.0]) for i in range(count)]
+        text = figures._summary(lines, Y)
+        self.assertStartsWith(text, "n0 begins at 2, ends at 4, lowest 1, highest 9; n1 begins")
+        self.assertEqual(text.count("begins"), 8)
+        self.assertEqual(text.endswith("more"), bool(more))
+        self.assertEqual(figures._summary([Line("a", [0], [math.nan])], Y), "")
+
+    def test_forty_marks(self):
+        marks = [Mark(i / 50, f"m{i}", i % 2 == 0) for i in range(41)]
+        figure = drawn(Line("a", [0, 1], [0.0, 1.0]), marks=marks)
+        self.assertEqual(figure.count('class="mark"') + figure.count('class="mark harmless"'), 40)
+        self.assertEqual(figure.count('class="mark harmless"'), 20)
+        self.assertLen(content(figure)["marks"], 41)
+
+    def test_nothing_to_draw(self):
+        log = Axis("value", log=True)
+        self.assertIn("no value is positive and finite", drawn(Line("a", [0], [-1.0]), y=log))
+        self.assertIn("no value is finite", drawn(Line("a", [0], [math.inf])))
+        empty = figures.rows("id", "t", [], X)
+        self.assertIn("no value is there", empty)
+        self.assertIn("no value is known", figures.rows("id", "t", [Bar("a", None)], X))
+
+    def test_rows(self):
+        bars = [Bar("a" * 18, 0.5, 0.25, 0.75, 1.0), Bar("b" * 19, None, strong=True)]
+        bars += [Bar("c", 0.0, strong=True)]
+        figure = figures.rows("id", "t", bars, Axis("share"), names=("right", ""))
+        self.assertIn(f">{'a' * 18}<", figure)
+        self.assertIn(f">{'b' * 17}…<", figure)
+        self.assertEqual(figure.count('class="ring"'), 1)
+        self.assertEqual((figure.count('class="dot c1"'), figure.count('class="dot c2"')), (1, 1))
+        frame = content(figure)["frame"]["x"]
+        self.assertEqual(frame[:2], [0, 1])  # the second value too
+        self.assertIn("grid zero", figure)
+        self.assertEqual(figure.count('class="sign"'), 1)
+        many = figures.rows("id", "t", [Bar(f"n{i}", 1.0) for i in range(14)], Axis("share"))
+        self.assertIn("n11 1; and 2 more", many)
+
+
+class MarkupTest(parameterized.TestCase):
+    def test_attributes(self):
+        text = markup.tag("a", "x", href='"<', hidden=True, off=False, none=None, n=0, class_="c")
+        self.assertEqual(text, '<a href="&quot;&lt;" hidden n="0" class="c">x</a>')
+        self.assertEqual(markup.tag("img", src="a"), '<img src="a"/>')
+        self.assertEqual(markup.tag("p"), "<p></p>")
+        self.assertEqual(markup.tag("p", ["a", None, [Html("<b>"), 3]]), "<p>a<b>3</p>")
+
+    def test_a_percent_sign_stays_at_its_number(self):
+        self.assertEqual(markup.join(["<5 %"]), "&lt;5\u00a0%")
+
+    def test_data_cannot_end_their_element(self):
+        text = markup.data("i", {"a": "</script>&\u2028\u2029", "b": [0.123456789, math.nan, 2.0]})
+        inside = text[text.index(">") + 1 : text.rindex("<")]
+        self.assertNoCommonElements(inside, "<>&\u2028\u2029")
+        found = json.loads(inside)
+        self.assertEqual(found, {"a": "</script>&\u2028\u2029", "b": [0.12346, None, 2]})
+        self.assertIn("2]", inside)  # a whole number, without a point
+        self.assertEqual(markup.plain(np.array([1.5])), [1.5])
+
+    def test_numbers_of_a_table_stand_to_the_right(self):
+        text = markup.table("c", ("a", "b", "d"), [("x", 1, 2)], words=1)
+        self.assertIn('<td>x</td><td class="n">1</td><td class="n">2</td>', text)
+        text = markup.table("c", ("a", "b"), [("x", 1)], words=0, of=": more")
+        self.assertIn('<td class="n">x</td>', text)
+        self.assertIn('aria-label="c: more"', text)
+        self.assertIsNone(markup.remark(""))
+        self.assertIsNone(markup.doubts([]))
+
+
+class MatrixTest(parameterized.TestCase):
+    def cells(self, counts, size=None) -> str:
+        counts = np.array(counts)
+        names = [f"class {i}" for i in range(size or len(counts))]
+        return matrix.cells("id", "t", names, counts, alt="", note="")
+
+    def test_rows_are_labels_and_shades_are_shares_of_the_most(self):
+        text = self.cells([[0, 6], [1, 0]])
+        side = matrix._SIDE / 2
+        shades = re.findall(r'<path d="([^"]*)" class="heat" fill-opacity="([\d.]+)"', text)
+        right = f"M{matrix._LEFT + side:.1f} {matrix._TOP:.1f}"
+        below = f"M{matrix._LEFT:.1f} {matrix._TOP + side:.1f}"
+        self.assertEqual([shade for _, shade in shades], ["0.08", "0.50"])
+        self.assertStartsWith(shades[0][0], below)
+        self.assertStartsWith(shades[1][0], right)
+        numbers = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*ink">(\d+)<', text)
+        x = [f"{matrix._LEFT + side * (at + 0.5):.1f}" for at in (0, 1)]
+        y = [f"{matrix._TOP + side * (at + 0.5):.1f}" for at in (0, 1)]
+        self.assertEqual(numbers, [(x[1], y[0], "6"), (x[0], y[1], "1")])
+
+    @parameterized.parameters((11, True), (12, False))
+    def test_numbers_where_they_fit(self, size, there):
+        text = self.cells(np.eye(size, dtype=int))
+        self.assertEqual("middle ink" in text, there)
+
+    def test_long_numbers_and_names(self):
+        text = self.cells([[999, 1000], [0, 0]])
+        self.assertIn(">999<", text)
+        self.assertIn(">1k+<", text)
+        names = ["a" * 11, "b" * 12]
+        text = matrix.cells("id", "t", names, np.zeros((2, 2), int), alt="", note="")
+        self.assertEqual(text.count(f">{'a' * 11}<"), 2)
+        self.assertEqual(text.count(f">{'b' * 10}…<"), 2)
+
+
+class StandaloneTest(parameterized.TestCase):
+    def test_each_figure_of_a_part_by_its_title(self):
+        first = drawn(Line("a", [0, 1], [0.0, 1.0]))
+        empty = drawn(Line("a", [0], [math.nan]))
+        second = figures.lines("x", "Loss 2, train", [Line("a", [0, 1], [1.0, 2.0])], X, Y)
+        found = dict(pictures.standalone(Html(first + empty + second), "train"))
+        self.assertEqual(list(found), ["a-title", "loss-2"])
+
+    def legend(self, *names: str) -> tuple[list[str], float]:
+        lines = [Line(name, [0, 1], [0.0, 1.0]) for name in names]
+        (_, text), *_ = pictures.standalone(Html(drawn(*lines)))
+        places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)<', text)
+        height = float(re.search(r'height="([\d.]+)" xmlns|height="([\d.]+)">', text)[1] or 0)
+        return [place for place in places if place[2] in names], height
+
+    def test_names_of_a_legend_fill_lines(self):
+        short, _ = self.legend("a", "b", "c")
+        self.assertLen({y for _, y, _ in short}, 1)
+        self.assertEqual([x for x, _, _ in short], sorted([x for x, _, _ in short], key=float))
+        long, _ = self.legend("a" * 40, "b" * 40, "c")
+        ys = [float(y) for _, y, _ in long]
+        self.assertEqual([ys[1] - ys[0], ys[2] - ys[1]], [15, 0])
+        self.assertEqual(long[0][0], long[1][0])
+        huge, _ = self.legend("a" * 80, "b")
+        self.assertEqual(float(huge[0][1]), float(short[0][1]))  # no empty line before it
+
+    def test_a_title_takes_lines_of_48_letters(self):
+        def heads(title: str) -> int:
+            figure = figures.lines("id", title, [Line("a", [0, 1], [0.0, 1.0])], X, Y)
+            (_, text), *_ = pictures.standalone(Html(figure))
+            return text.count("font:bold 12px")
+
+        self.assertEqual([heads("a" * 48), heads("aaa " * 12), heads("aaa " * 13)], [1, 1, 2])
+
+    def test_a_rule_counts_where_all_its_classes_do(self):
+        style = lambda name, *classes: pictures._style(name, {*classes})  # noqa: E731
+        self.assertEqual(style("path"), style("path", "unknown"))
+        self.assertNotEqual(style("path", "line", "c1"), style("path", "line", "c2"))
+        self.assertIn("stroke-dasharray", style("path", "line", "c1", "dashed"))
+        self.assertNotIn("stroke-dasharray", style("path", "line", "c1"))
+        self.assertNotIn("var(", style("path", "line", "c1", "interval", "dots"))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,744 @@
+"""The rules of the page's parts: commands, differences, confusions, classes, radii, examples."""
+
+import json
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from PIL import Image
+
+from jaxrobust.evaluation.network import checks
+from jaxrobust.evaluation.records import pairs
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.report.drawing import figures
+from jaxrobust.report.drawing.curves import Curve, CurveEvent, Metrics
+from jaxrobust.report.drawing.markup import Html
+from jaxrobust.report.gathered import Gathered, ReportedEvaluation, ReportedRun
+from jaxrobust.report.parts import (
+    commands,
+    comparison,
+    confusion,
+    evaluation,
+    examples,
+    sentences,
+    training,
+)
+from jaxrobust.report.parts.examples import Fooled
+
+ATTACK = {"name": "apgd-ce", "norm": "linf", "epsilon": 8 / 255, "steps": 20}
+
+
+def verdicts(fooled_by, labels=None, reached=None, ids=None) -> Verdicts:
+    names = np.array(fooled_by)
+    n, clean = len(names), names != "clean"
+    of = lambda values, usual, kind: np.array(usual if values is None else values, kind)  # noqa: E731
+    none = [-1] * n
+    columns = (of(ids, range(n), np.uint32), of(labels, [0] * n, np.int32), clean, names)
+    return Verdicts(*columns, np.zeros(n), of(reached, none, np.int32))
+
+
+def one(seen=None, *, name="net", file="r.jsonl", classes=(), run=None, config=None, **record):
+    known = {"dataset": "digits", "split": "test", "attacks": [ATTACK], "method": "apgd-ce"}
+    made = AccuracyRecord(**(known | record))
+    own = ReportedEvaluation(name, Path(file), made, seen, list(classes), run, config or {})
+    return own
+
+
+def words(workdir=None, seen=None, **record) -> list[str]:
+    return shlex.split(commands.evaluate(one(seen, **record), workdir))
+
+
+def after(said: list[str], flag: str) -> str | None:
+    return said[said.index(flag) + 1] if flag in said else None
+
+
+class CommandsTest(parameterized.TestCase):
+    def test_a_run_and_its_phase(self):
+        said = words("runs/1", weights="train, step 3, ema", seed=None)
+        self.assertEqual(
+            said[:6], ["jaxrobust", "evaluate", "--workdir", "runs/1", "--phase", "train"]
+        )
+        self.assertEqual(after(said, "--seed"), "0")
+        self.assertNotIn("--phase", words("runs/1", weights="weights.safetensors"))
+        self.assertNotIn("--model", said)
+
+    def test_weights_of_a_model(self):
+        said = words(model={"name": "vit"}, function={"arrays_sha256": "a", "name": None})
+        self.assertEqual((after(said, "--model"), after(said, "--weights")), ("vit", "WEIGHTS"))
+
+    @parameterized.parameters(
+        ("0..59", "60"), ("5..59", None), (None, None), ("0", None), ("0..9, 20..29", None)
+    )
+    def test_a_number_of_images(self, ids, n):
+        self.assertEqual(after(words(image_ids=ids), "--n"), n)
+        some = words(seen=verdicts([""] * 3), image_ids=ids)
+        self.assertEqual(after(some, "--n"), "3" if str(ids).startswith("0..") else None)
+
+    @parameterized.parameters((None, None), ("float32", None), ("bfloat16", "bfloat16"))
+    def test_the_type_of_the_search(self, dtype, said):
+        self.assertEqual(after(words(search_dtype=dtype), "--search_dtype"), said)
+
+    @parameterized.parameters(
+        ({"method": "autoattack rand, majority of 5 draws"}, "majority", "5"),
+        ({"method": "autoattack rand"}, "one-draw", None),  # of an older version
+        ({"method": "apgd-ce, rand, steps 3"}, "one-draw", None),
+        ({"method": "autoattack standard"}, None, None),
+    )
+    def test_draws(self, record, rule, draws):
+        own = {"draws": {"rule": "majority", "draws": 5}} if draws else {}
+        said = words(**record, **own)
+        self.assertEqual((after(said, "--rule"), after(said, "--draws")), (rule, draws))
+        once = {"rule": "mean", "draws": 1}
+        said = words(method="autoattack rand", draws=once)
+        self.assertEqual((after(said, "--rule"), after(said, "--draws")), ("mean", "1"))
+
+    def attack(self, **record) -> list[str]:
+        said = words(**record)
+        start = next(
+            i
+            for i, word in enumerate(said)
+            if word in ("--norm", "--threat", "--attack", "--worst_case")
+        )
+        return said[start : said.index("--seed")]
+
+    def test_attacks(self):
+        ball = ["--norm", "linf", "--epsilon", "8/255"]
+        other = ATTACK | {"name": "square"}
+        l2 = ATTACK | {"norm": "l2", "epsilon": 0.5}
+        for record, said in (
+            ({"attacks": []}, ["--attack", "clean"]),
+            ({"method": "autoattack plus"}, [*ball, "--attack", "autoattack", "--version", "plus"]),
+            (
+                {"method": "apgd-ce + square, custom, steps 5, step 0.003"},
+                [
+                    *ball,
+                    "--attack",
+                    "apgd-ce,square",
+                    "--version",
+                    "custom",
+                    "--steps",
+                    "5",
+                    "--step",
+                    "0.003",
+                ],
+            ),
+            (
+                {"method": "pgd-20, start uniform-boxed"},
+                [*ball, "--attack", "pgd-20", "--start", "uniform-boxed"],
+            ),
+            ({"method": None}, [*ball, "--attack", "apgd-ce", "--steps", "20"]),
+            (
+                {"method": None, "attacks": [ATTACK, other | {"steps": 9}]},
+                [*ball, "--attack", "apgd-ce,square"],
+            ),
+            (
+                {"method": "union", "attacks": [ATTACK, l2]},
+                [
+                    "--threat",
+                    "linf:8/255",
+                    "--threat",
+                    "l2:0.5",
+                    "--attack",
+                    "apgd-ce",
+                    "--steps",
+                    "20",
+                ],
+            ),
+            (
+                {
+                    "method": None,
+                    "attacks": [
+                        ATTACK | {"name": n} for n in ("apgd-ce", "apgd-t", "fab-t", "square")
+                    ],
+                },
+                [*ball, "--attack", "autoattack"],
+            ),
+        ):
+            with self.subTest(str(record)):
+                self.assertEqual(self.attack(**record), said)
+
+    @parameterized.parameters(((0.5, 0.4), False), ((0.5, None), True), ((None, None), True))
+    def test_a_worst_case(self, shares, alone):
+        parts = [{"robust": share} for share in shares]
+        said = self.attack(worst_case=parts, attacks=[ATTACK, ATTACK])
+        expected = ["--worst_case", "--threat", "linf:8/255", *["--union_only"] * alone]
+        self.assertEqual(said, expected)
+
+    def test_what_is_said_beside_a_command(self):
+        for record, start in (
+            ({"method": None}, "A training tested itself here"),
+            ({"method": None, "attacks": []}, "The command gives the same verdicts"),
+            ({}, "The command gives the same verdicts"),
+        ):
+            self.assertStartsWith(commands._about(one(**record)), start)
+        for record, end in (
+            ({}, "Add --noreplay where evaluations at other radii lie beside it by now."),
+            ({"replayed": []}, "was tried first here, as the record says."),
+            ({"method": "apgd-ce, ladder"}, "was tried first here, as the record says."),
+        ):
+            self.assertEndsWith(commands._about(one(**record)), end)
+
+    def test_arguments_of_a_function(self):
+        known = {"name": "n.py:f", "torch": "2", "arguments": {}, "output": None}
+        self.assertEqual(commands._function(known), ["--torch", "n.py:f"])
+
+
+class ComparisonTest(parameterized.TestCase):
+    def run_of(self, name: str, phases=("train",), quantity="loss"):
+        curve = Curve(np.arange(3.0), np.ones(3))
+        own = {phase: {quantity: curve} for phase in phases}
+        metrics = Metrics(own, [], [])
+        return ReportedRun(name, Path(name), {}, metrics, {}, [], None)
+
+    def test_curves_that_two_runs_have(self):
+        self.assertIsNone(comparison.overlays([self.run_of("a"), self.run_of("b", quantity="lr")]))
+        self.assertIsNone(comparison.overlays([self.run_of("a"), self.run_of("b", ("other",))]))
+        runs = [self.run_of("a", ("pretrain", "train")), self.run_of("b"), self.run_of("c", ("x",))]
+        with mock.patch.object(figures, "lines", return_value=Html("drawn")) as lines:
+            text = comparison.overlays(runs)
+        self.assertEqual(text.count("drawn"), 1)
+        key, title, curves, x, y = lines.call_args.args
+        self.assertEqual((key, title), ("overlay-1-loss", "Loss, train"))
+        self.assertEqual([curve.name for curve in curves], ["a", "b"])
+        self.assertEqual((x.label, y.percent, lines.call_args.kwargs["note"]), ("step", False, ""))
+
+    @parameterized.parameters((12, ""), (13, "The first 12 of 13 runs."))
+    def test_twelve_runs_in_a_figure(self, count, note):
+        with mock.patch.object(figures, "lines", return_value=Html("drawn")) as lines:
+            comparison.overlays([self.run_of(f"r{i}", quantity="robust") for i in range(count)])
+        self.assertLen(lines.call_args.args[2], 12)
+        self.assertEqual(lines.call_args.kwargs["note"], note)
+        self.assertTrue(lines.call_args.args[4].percent)
+
+    def test_groups_have_each_network_once(self):
+        seen = verdicts([""])
+        own = [one(seen, name=n, weights_sha256=w) for n, w in (("a", "1"), ("b", "2"), ("c", "1"))]
+        own += [one(seen, name="d", weights_sha256="3", split="train")]
+        own += [one(None, name="e", weights_sha256="4")]
+        (group,) = comparison.groups(own)
+        self.assertEqual([each.name for each in group], ["a", "b"])
+
+    def test_a_difference_is_the_second_minus_the_first(self):
+        a = one(verdicts(["", "", "x", "replay"], ids=[0, 1, 2, 3]))
+        b = one(verdicts(["", "x", "x", "x", "x"], ids=[0, 1, 2, 3, 9]))
+        found = comparison.difference(a, b, "robust")
+        self.assertEqual((found.n, found.gained, found.lost), (3, 0, 1))  # without the replayed one
+        self.assertEqual(comparison.difference(b, a, "robust").gained, 1)
+        self.assertEqual(comparison.difference(a, b, "clean").lost, 0)
+        other = one(verdicts([""] * 4, labels=[0, 0, 1, 0]))
+        self.assertIsNone(comparison.difference(a, other, "robust"))
+        self.assertIsNone(comparison.difference(a, one(verdicts([""], ids=[7])), "robust"))
+        every = one(verdicts(["replay"] * 4))
+        self.assertIsNone(comparison.difference(a, every, "robust"))
+
+    def test_a_table_of_differences(self):
+        n = 40
+        first = ["x"] * 12 + [""] * (n - 12)
+        second = [""] * 10 + ["x"] * 2 + ["replay"] + ["x"] + [""] * (n - 14)
+        third = ["x"] * 12 + [""] * (n - 15) + ["x"] * 3
+        made = zip("abc", (first, second, third), strict=True)
+        group = [one(verdicts(own), name=name, weights="train, step 1") for name, own in made]
+        with mock.patch.object(figures, "rows", return_value=Html("drawn")) as rows:
+            text = comparison._group(group, "k")
+        found = [comparison.difference(group[0], other, "robust") for other in group[1:]]
+        corrected = pairs.holm(np.array([own.p for own in found]))
+        robust, clean = (call.args for call in rows.call_args_list)
+        self.assertEqual((robust[0], clean[0]), ("k-robust", "k-clean"))
+        self.assertEqual(robust[1], "Robust accuracy minus that of a train")
+        self.assertEqual([bar.strong for bar in robust[2]], (corrected < 0.05).tolist())
+        self.assertEqual([bar.strong for bar in robust[2]], [True, False])
+        self.assertEqual([bar.value for bar in robust[2]], [own.difference for own in found])
+        cells = lambda index: [  # noqa: E731
+            f">{value}<" for value in (found[index].n, found[index].gained, found[index].lost)
+        ]
+        self.assertIn(
+            "".join(f'<td class="n"{cell}/td>' for cell in cells(0)) + '<td class="n">-<', text
+        )
+        needed = pairs.images_needed(found[1])
+        self.assertIn(
+            "".join(f'<td class="n"{cell}/td>' for cell in cells(1)) + f'<td class="n">{needed:,}<',
+            text,
+        )
+        self.assertIn(
+            "left out, as the attacks alone might have left them standing: 1 beside b train.", text
+        )
+        self.assertIn("apgd-ce, L∞ 8/255; the first is a train", text)
+
+    def test_clean_evaluations_have_one_figure(self):
+        group = [
+            one(verdicts(own), name=n, attacks=[]) for n, own in (("a", [""]), ("b", ["clean"]))
+        ]
+        with mock.patch.object(figures, "rows", return_value=Html("drawn")) as rows:
+            text = comparison._group(group, "k")
+        self.assertEqual([call.args[0] for call in rows.call_args_list], ["k-clean"])
+        self.assertIn("no attack; the first is a", text)
+        self.assertIsNone(comparison._group([group[0], one(verdicts([""], labels=[3]))], "k"))
+
+
+class ConfusionTest(parameterized.TestCase):
+    def of(self, labels, reached, classes=(), robust=0.5):
+        fooled_by = ["x" if r is not None else "" for r in reached]
+        codes = [-1 if r is None else r for r in reached]
+        seen = verdicts(fooled_by, labels, codes)
+        return one(seen, classes=classes, robust=robust)
+
+    def test_the_most_frequent_pair_first_and_ties_by_the_label(self):
+        of = self.of([2, 2, 1, 0, 1, 3], [1, 1, 0, 2, 2, None])
+        self.assertEqual(confusion.pairs(of), [(2, 1, 2), (0, 2, 1), (1, 0, 1), (1, 2, 1)])
+        self.assertEqual(confusion.pairs(one()), [])
+
+    def test_a_matrix_has_labels_down_and_answers_across(self):
+        of = self.of([2, 2, 1], [1, 1, 0], classes="abcd")
+        with mock.patch.object(confusion.matrix, "cells", return_value="m") as cells:
+            self.assertEqual(confusion.part(of, "k"), ("m", None))
+        _, _, names, counts = cells.call_args.args
+        self.assertEqual((names, counts.shape), (["a", "b", "c", "d"], (4, 4)))
+        self.assertEqual((counts[2, 1], counts[1, 0], counts.sum()), (2, 1, 3))
+        self.assertStartsWith(cells.call_args.kwargs["alt"], "c became b 2 times; b became a 1")
+
+    @parameterized.parameters((15, True), (16, False))
+    def test_fifteen_classes_are_a_matrix(self, size, drawn):
+        matrix, below = confusion.part(self.of([0, 1], [size - 1, 0]), "k")
+        self.assertEqual((matrix is not None, below is None), (drawn, drawn))
+
+    def test_what_is_not_known(self):
+        self.assertIn("no verdicts image by image", confusion.part(one(robust=0.5), "k")[1])
+        self.assertIsNone(confusion.part(one(), "k")[1])
+        wrong = one(verdicts(["clean", ""]), robust=0.5)
+        self.assertIn("No attack fooled an image", confusion.part(wrong, "k")[1])
+        self.assertIsNone(confusion.part(one(verdicts(["clean", ""])), "k")[1])
+        older = self.of([0, 1], [-1, -1])
+        self.assertIn("is not known: an older version", confusion.part(older, "k")[1])
+        some = one(verdicts(["x", "x", "clean"], [0, 1, 2], [1, -1, -1]), robust=0.0)
+        with mock.patch.object(confusion.matrix, "cells") as cells:
+            confusion.part(some, "k")
+        self.assertIn("Of 1 more fooled images it is not known.", cells.call_args.kwargs["note"])
+
+    def test_a_table_has_twenty_pairs_and_shares_of_all_of_a_label(self):
+        labels = [0] * 30 + [1]
+        reached = [*range(1, 31), 0]
+        of = self.of(labels, reached)
+        with mock.patch.object(confusion, "table", return_value=Html("t")) as table:
+            confusion.part(of, "k")
+        caption, _, rows = table.call_args.args
+        self.assertEndsWith(caption, ": the 20 most frequent of 31 pairs")
+        self.assertLen(rows, 20)
+        self.assertEqual(rows[0], ("class 0", "class 1", "1", "3 %"))  # of 30, shown or not
+
+
+class EvaluationPartTest(parameterized.TestCase):
+    def after(self, **record):
+        return evaluation._after(one(**record))
+
+    def test_what_is_left(self):
+        left = {"a": 0.5, "b": None, "c": 0.0}
+        self.assertEqual(
+            self.after(clean=0.9, robust=0.0, accuracy_after=left),
+            [("clean", 0.9), ("after a", 0.5), ("after c", 0.0)],
+        )
+        self.assertEqual(self.after(clean=0.9), [("clean", 0.9)])
+        expected = [("clean", 0.9), ("under attack", 0.5)]
+        self.assertEqual(self.after(clean=0.9, robust=0.5), expected)
+        of_union = {"method": "union", "clean": 0.9, "robust": 0.1, "accuracy_after": {"l2": 0.2}}
+        union = [("clean", 0.9), ("after l2", 0.2), ("under all", 0.1)]
+        self.assertEqual(self.after(**of_union), union)
+        parts = [{"robust": 0.3}]
+        worst = [("clean", 0.9), ("under l2", 0.3), ("under all", 0.1)]
+        self.assertEqual(self.after(**of_union, worst_case=parts), worst)
+        self.assertEqual(self.after(**of_union, worst_case=[{"robust": None}]), union)
+        fog = {"mean": 0.7}
+        self.assertEqual(self.after(corruptions=fog), [("under corruptions", 0.7)])
+
+    def bars(self, function, *given):
+        with mock.patch.object(figures, "rows", return_value=Html("drawn")) as rows:
+            function(*given)
+        return rows.call_args
+
+    def test_bars_of_what_is_left(self):
+        ends = {"clean": [0.8, 0.95], "robust": [0.4, 0.6]}
+        of = one(
+            image_ids="0..9", clean=0.9, robust=0.5, interval=ends, method="union",
+            accuracy_after={"x": 0.66}, corruptions={"mean": 0.7},
+        )  # fmt: skip
+        call = self.bars(evaluation._left, of, "k")
+        clean, fog, x, every = call.args[2]
+        self.assertEqual((clean.low, clean.high, every.low, every.high), (0.8, 0.95, 0.4, 0.6))
+        self.assertEqual((x.low, x.high), checks.binomial_interval(7, 10))  # the nearest number
+        self.assertIsNone(fog.low)  # a mean is no share of images
+        self.assertEqual(call.args[1], "What each threat leaves")
+        call = self.bars(evaluation._left, one(clean=0.9, robust=0.5), "k")
+        self.assertEqual((call.args[1], call.kwargs["note"]), ("What each attack leaves", ""))
+
+    def test_costs_are_added_up(self):
+        costs = [
+            {"attack": "a", "fooled": 0, "forward": 1000, "seconds": 1.25, "step_rule": "rule"},
+            {"attack": "b", "fooled": 2, "forward": 500, "seconds": 2.0},
+        ]
+        with mock.patch.object(evaluation, "table", return_value="t") as table:
+            evaluation._costs(one(costs=costs))
+        first, second, every = table.call_args.args[2]
+        self.assertEqual(first, ("a", "0", "1,000", "-", "-", "1.2 s", "-", "rule"))
+        self.assertEqual(second[-1], "-")
+        self.assertEqual(every, ("all", "2", "1,500", "0", "0", "3.2 s", "0.0 s", ""))
+
+    def test_classes_are_sorted_by_their_robust_share_of_all_their_images(self):
+        seen = verdicts(["", "x", "clean", "", "", "x"], [2, 2, 2, 2, 0, 0])
+        self.assertEqual(evaluation.by_class(seen), {0: (2, 2, 1), 2: (4, 3, 2)})
+        call = self.bars(evaluation._classes, one(seen, classes="abc"), "k")
+        first, second = call.args[2]
+        self.assertEqual((first.name, first.value, first.second), ("a", 0.5, 1.0))
+        self.assertEqual((second.name, second.value, second.second), ("c", 0.5, 0.75))
+        self.assertEqual((second.low, second.high), checks.binomial_interval(2, 4))
+
+    @parameterized.parameters(40, 41, 60)
+    def test_forty_classes_are_shown(self, count):
+        labels = np.repeat(np.arange(count), 60)
+        robust = np.arange(60)[None] < np.arange(count)[:, None]
+        seen = verdicts(np.where(robust.ravel(), "", "x"), labels)
+        call = self.bars(evaluation._classes, one(seen), "k")
+        shown = [int(bar.name.split()[1]) for bar in call.args[2]]
+        ends = [*range(30), *range(count - 10, count)] if count > 40 else [*range(40)]
+        self.assertEqual(shown, ends)
+        lead = f"The 30 lowest and the 10 highest of {count} classes. " if count > 40 else "Sorted"
+        self.assertStartsWith(call.kwargs["note"], lead)
+
+    def rung(self, epsilon, **more):
+        own = {"weights_sha256": "w", "robust": 0.5, "attacks": [ATTACK | {"epsilon": epsilon}]}
+        return one(**(own | more))
+
+    def test_ladders(self):
+        later = self.rung(0.1, robust=0.4)
+        own = [self.rung(0.2), self.rung(0.1), later, self.rung(0.3, search_dtype="bfloat16")]
+        own += [self.rung(0.4, weights_sha256="v"), self.rung(0.5, robust=None)]
+        own += [self.rung(0.6, attacks=[ATTACK, ATTACK | {"norm": "l2"}])]
+        own += [self.rung(0.7, split="train"), self.rung(0.8, method="square")]
+        (group,) = evaluation.ladders(own)
+        self.assertEqual([each.record.threats[0].epsilon for each in group], [0.1, 0.2])
+        self.assertIs(group[0], later)  # the last of its radius
+
+    def test_radii(self):
+        group = [self.rung(0.1, clean=0.9, image_ids="0..9"), self.rung(0.2, robust=0.25)]
+        with mock.patch.object(figures, "lines", return_value=Html("drawn")) as lines:
+            evaluation.radii([group], "k")
+        (line,) = lines.call_args.args[2]
+        self.assertEqual((line.x, line.y), ((0.0, 0.1, 0.2), (0.9, 0.5, 0.25)))
+        self.assertEqual(line.low[0], checks.binomial_interval(9, 10)[0])
+        self.assertTrue(np.isnan(line.high[2]))  # of which no images are known
+        self.assertIn("the L∞ radius: net, apgd-ce", lines.call_args.args[1])
+        for group in (
+            [self.rung(0.0, clean=0.9), self.rung(0.2)],
+            [self.rung(0.1), self.rung(0.2)],
+        ):
+            with mock.patch.object(figures, "lines", return_value=Html("drawn")) as lines:
+                evaluation.radii([group], "k")
+            self.assertLen(lines.call_args.args[2][0].x, 2)
+        self.assertIsNone(evaluation.radii([], "k"))
+
+    def test_an_overview(self):
+        ends = {"clean": [0.1, 0.2], "robust": [0.3, 0.4]}
+        own = [one(interval=ends, clean=0.15, robust=r, image_ids="0..1233") for r in (None, 0.35)]
+        with mock.patch.object(evaluation, "table") as table:
+            evaluation.overview([*own, one(attacks=[], method=None, weights="w")])
+        first, second, third = table.call_args.args[2]
+        self.assertEqual(first[1:4], ("15.0 %", "-", "10.0 to 20.0 %"))
+        self.assertEqual(second[2:4], ("35.0 %", "30.0 to 40.0 %"))
+        self.assertEqual((first[6], third[4:7]), ("1,234", ("-", "no attack", "-")))
+        self.assertEqual(third[7:], ("digits, test", "w"))
+
+
+class ExamplesTest(parameterized.TestCase):
+    def point(self, image, attack="a", iterations=1):
+        return Fooled(image, attack, iterations, Path("f"), 0)
+
+    def ids(self, points, attacks=("a", "b")):
+        easy, hard = examples.choose(points, attacks)
+        return [f.image for f in easy], [f.image for f in hard]
+
+    def test_easy_and_hard(self):
+        points = [self.point(i, iterations=n) for i, n in enumerate((3, 1, 3, 2, 9, 9, 4, 5, 6, 7))]
+        self.assertEqual(self.ids(points), ([1, 3, 0, 2], [4, 5, 9, 8]))
+        points = [self.point(0, "b"), self.point(1, "a", 99), self.point(2, "a (full)")]
+        points += [self.point(3, "replay", 50)]
+        self.assertEqual(self.ids(points), ([3, 1], [2, 0]))
+        self.assertEqual(self.ids([self.point(0)]), ([0], []))
+        self.assertEqual(self.ids([self.point(0), self.point(1)]), ([0], [1]))
+        self.assertEqual(self.ids([self.point(i) for i in range(3)]), ([0, 1], [2]))
+
+    def test_a_full_album(self):
+        with mock.patch.object(examples, "_part", return_value="x" * 10) as part:
+            album = examples.Album(budget=15)
+            self.assertEqual([album.part(one()) for _ in range(2)], ["x" * 10] * 2)
+            self.assertIn("the page would be too large", album.part(one()))
+            self.assertEqual(part.call_count, 2)
+            self.assertIn("too large", examples.Album(budget=0).part(one()))
+
+    def test_a_ledger_of_several_processes(self):
+        folder = Path(self.create_tempdir())
+        head = json.dumps({"identity": {"image": [2, 3, 1]}}) + "\n"
+        row = {"image": 4, "attack": "a", "fooled": True, "stored": 7, "iterations": 3}
+        lines = [row, row | {"fooled": False}, {"image": 5, "attack": "b", "fooled": True}]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "ledger-1.jsonl").write_text(head + text)
+        other = json.dumps(row | {"image": 6, "iterations": None}) + "\n"
+        (folder / "ledger-1.process-1.jsonl").write_text(head + other)
+        (folder / "ledger-1-0.jsonl").write_text(head + other)
+        shape, points = examples.fooled(folder / "ledger-1.jsonl")
+        self.assertEqual(shape, (2, 3, 1))
+        expected = [Fooled(4, "a", 3, folder / "ledger-1.images", 7)]
+        expected.append(Fooled(6, "a", 0, folder / "ledger-1.process-1.images", 7))
+        self.assertEqual(points, expected)
+        (folder / "ledger-2.jsonl").write_text('{"identity": {}}\n')
+        with self.assertRaisesRegex(ValueError, "does not say how large its images are"):
+            examples.fooled(folder / "ledger-2.jsonl")
+
+    def test_a_point_is_read_and_what_was_added_is_amplified(self):
+        file = Path(self.create_tempdir(), "x.images")
+        image = np.full((1, 2, 1), 0.5, np.float32)
+        points = np.float32([[9, 9], [0.6, 0.45]])
+        points.tofile(file)
+        shown = []
+        uri = lambda pixels, smooth: shown.append((pixels.ravel(), smooth)) or "u"  # noqa: E731
+        fooling = Fooled(3, "a", 5, file, 1)
+        clean = mock.MagicMock()
+        clean.__getitem__.return_value = image[None]
+        with mock.patch.object(examples, "_uri", uri):
+            text = examples._pictures(fooling, clean, (1, 2, 1), "cat")
+            clean.__getitem__.assert_called_once_with([3])
+            (plain, _), (point, smooth), (grey, rough) = shown
+            np.testing.assert_allclose(plain, [0.5, 0.5])
+            np.testing.assert_allclose(point, [0.6, 0.45], rtol=1e-6)
+            np.testing.assert_allclose(grey, [1.0, 0.25], atol=1e-6)
+            self.assertEqual((smooth, rough), (True, False))
+            self.assertIn("Image 3, cat: a, 5 iterations, amplified 5 times", text)
+            for stored in (2, 5):
+                with self.assertRaisesRegex(ValueError, "is cut off; copy it again"):
+                    examples._pictures(fooling._replace(stored=stored), clean, (1, 2, 1), "cat")
+            np.float32([0.5, 0.5]).tofile(file)
+            text = examples._pictures(fooling._replace(stored=0), clean, (1, 2, 1), "cat")
+        self.assertNotIn("amplified 0", text)
+        np.testing.assert_array_equal(shown[-1][0], [0.5, 0.5])
+
+    def test_pixels_are_rounded_and_large_pictures_reduced(self):
+        saved = []
+        keep = lambda self, *given, **how: saved.append(np.asarray(self))  # noqa: E731
+        with mock.patch.object(Image.Image, "save", keep):
+            examples._uri(np.float32([[[0.5], [1.7], [0.999]]]), smooth=True)
+            stripes = np.zeros((192, 96, 3), np.float32)
+            stripes[1::2] = 1
+            examples._uri(stripes, smooth=True)
+            examples._uri(stripes, smooth=False)
+            examples._uri(np.zeros((96, 96, 1), np.float32), smooth=True)
+        self.assertEqual(saved[0].tolist(), [[128, 255, 255]])
+        self.assertEqual((saved[1].shape, saved[2].shape), ((96, 48, 3), (96, 48, 3)))
+        self.assertBetween(saved[1].mean(), 120, 135)
+        self.assertLessEqual({*np.unique(saved[1]).tolist()}, {127, 128})
+        self.assertLessEqual({*np.unique(saved[2]).tolist()}, {0, 255})
+        self.assertEqual(saved[3].shape, (96, 96))
+
+    def test_images_are_those_of_the_run_where_the_data_are_its_own(self):
+        config = {"data": {"name": "digits", "dir": "d", "classes": "c"}}
+        seen = verdicts(["", "x"], ids=[3, 8])
+        for dataset, own in (
+            ("digits", {"data_dir": "d", "classes": "c"}),
+            ("cifar10", {"data_dir": None, "classes": None}),
+        ):
+            of = one(seen, config=config, dataset=dataset, preprocessing="none")
+            with (
+                mock.patch.object(examples.registry, "open_source", return_value="s") as opened,
+                mock.patch.object(examples, "Prepared") as prepared,
+            ):
+                examples._images(of, (8, 8, 1))
+            opened.assert_called_once_with(dataset, "test", **own)
+            prepared.assert_called_once_with("s", image_size=8, preprocessing="none", images=9)
+
+    def test_the_last_record_that_asks_about_one_threat_alone(self):
+        file = Path(self.create_tempdir(), "results.jsonl")
+        l2 = ATTACK | {"norm": "l2"}
+        about = {"dataset": "digits", "split": "test", "seed": 1, "weights_sha256": "w"}
+        rows = [about | {"attacks": [ATTACK], "evaluation": number} for number in ("1", "2")]
+        rows += [about | {"attacks": [l2], "evaluation": "3"}]
+        rows += [about | {"attacks": [ATTACK], "seed": 2, "evaluation": "4"}]
+        rows += [about | {"attacks": [ATTACK], "weights_sha256": "v", "evaluation": "5"}]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        union = one(file=str(file), **(about | {"attacks": [ATTACK, l2], "method": "union"}))
+        self.assertEqual(examples._alone(union, [ATTACK]), "2")
+        self.assertEqual(examples._alone(union, [l2]), "3")
+        self.assertIsNone(examples._alone(union, [ATTACK, ATTACK]))
+        for name in ("ledger-2", "ledger-U-1"):
+            (file.parent / f"{name}.jsonl").write_text("")
+        union = union._replace(
+            record=AccuracyRecord(
+                **(about | {"attacks": [ATTACK, l2], "method": "union", "evaluation": "U"})
+            )
+        )
+        found = [(s.prefix, s.ledger.stem) for s in examples.searched(union)]
+        self.assertEqual([stem for _, stem in found], ["ledger-2", "ledger-U-1"])
+
+
+class SentencesTest(parameterized.TestCase):
+    def test_an_interval_of_the_record_or_of_its_images(self):
+        of = one(
+            clean=0.9, robust=0.5, image_ids="0..9", interval={"clean": [0.1, 0.2], "robust": None}
+        )
+        self.assertEqual(sentences.interval(of, "clean"), [0.1, 0.2])
+        self.assertEqual(tuple(sentences.interval(of, "robust")), checks.binomial_interval(5, 10))
+        self.assertIsNone(sentences.interval(one(clean=0.9), "clean"))
+
+    def test_a_headline_of_several_threats(self):
+        l2 = ATTACK | {"norm": "l2", "epsilon": 0.5}
+        of = one(clean=0.9, robust=0.5, attacks=[ATTACK, l2], method="union")
+        self.assertIn("within all of L∞ 8/255, L2 0.5.", sentences.headline(of))
+        of = one(clean=0.9, robust=0.5, attacks=[ATTACK, ATTACK], worst_case=[{}])
+        self.assertIn(
+            "when worst case of the worst case may change them within L∞ 8/255.",
+            sentences.headline(of),
+        )
+
+    @parameterized.parameters(
+        ({"split": "pretrain"}, "training split", False),
+        ({"split": "train@x"}, "training split", True),
+        ({"image_ids": "0..999", "robust": 0.5}, "Only", False),
+        ({"image_ids": "0..998", "robust": 0.5}, "Only", True),
+    )
+    def test_doubts(self, record, words, there):
+        found = " ".join(sentences.doubts(one(clean=0.9, **record), []))
+        self.assertEqual(words in found, there, found)
+
+    def test_a_run_that_is_at_work(self):
+        run = SimpleNamespace(at_work="somebody", folder=Path("r"))
+        for place, said in ((Path("r"), True), (Path("other"), False), (None, False)):
+            found = " ".join(sentences.doubts(one(run=place), [run]))
+            self.assertEqual("still being trained" in found, said)
+        run.at_work = None
+        self.assertNotIn("still being", " ".join(sentences.doubts(one(run=Path("r")), [run])))
+
+    @parameterized.parameters(
+        # What is better stands second; all else is equal.
+        ({"image_ids": "0..98"}, {"image_ids": "0..99"}),
+        ({"robust": None, "image_ids": "0..999"}, {"robust": 0.1, "image_ids": "0..99"}),
+        ({"method": "apgd-ce", "image_ids": "0..999"}, {"method": "autoattack standard"}),
+        ({"method": "union"}, {"method": "apgd-ce"}),
+        ({"attacks": [ATTACK | {"epsilon": 0.5}], "image_ids": "0..999"}, {}),
+        ({}, {"image_ids": "0..100"}),
+        ({}, {"attacks": [ATTACK, ATTACK | {"epsilon": 0.5}]}),
+        ({"time": "2025"}, {"time": "2026"}),
+    )
+    def test_the_strongest_evaluation_of_a_run(self, worse, better):
+        usual = {"robust": 0.5, "image_ids": "0..99", "run": Path("r")}
+        run = SimpleNamespace(folder=Path("r"), config={"attack": {"epsilon": 8 / 255}})
+        pair = [one(**(usual | changes)) for changes in (worse, better)]
+        for own in (pair, pair[::-1]):
+            self.assertEqual(sentences.chosen(Gathered([run], own, [])), [pair[1]])
+
+    def test_equal_ones_are_the_first_and_the_most_robust_network_is_first(self):
+        own = [
+            one(robust=0.2, clean=0.9, weights_sha256="a", name="x"),
+            one(robust=0.2, weights_sha256="a"),
+        ]
+        own += [one(robust=0.3, clean=0.5, weights_sha256="b"), one(weights_sha256="c")]
+        found = sentences.chosen(Gathered([], own, []))
+        self.assertEqual([each.record.robust for each in found], [0.3, 0.2, None])
+        self.assertEqual(found[1].name, "x")
+
+    @parameterized.parameters(
+        "dataset", "split", "ids_sha256", "classes_sha256", "preprocessing", "search_dtype"
+    )
+    def test_what_two_questions_share(self, key):
+        self.assertNotEqual(sentences.question(one(**{key: "other"})), sentences.question(one()))
+
+    def test_attacks_and_sizes_are_of_the_question(self):
+        plain = sentences.question(one())
+        self.assertNotEqual(sentences.question(one(attacks=[])), plain)
+        self.assertNotEqual(sentences.question(one(model={"image_size": 9})), plain)
+        self.assertEqual(sentences.question(one(weights_sha256="w")), plain)
+
+    def test_how_far_a_run_is(self):
+        curve = lambda *values: Curve(np.arange(len(values)) * 10.0, np.array(values, float))  # noqa: E731
+        own = {"loss": curve(3, 2, 1), "selection_clean": curve(0.1, 0.9)}
+        own["selection_robust"] = curve(0.2, 0.5)
+        phases = {"pretrain": {"loss": curve(*range(9))}, "train": own}
+        metrics = Metrics(phases, [], [])
+        run = ReportedRun(
+            "a", Path("a"), {"phases": ["pretrain", "train"]}, metrics, {"train": 4000}, [], None
+        )
+        self.assertEqual(
+            sentences.state(run),
+            "a: phase train is at step 20 of 4,000; on the selection split 90 % of the images are "
+            "right, and 50 % under the attack of the selection. No process is at work.",
+        )
+        self.assertEndsWith(sentences.state(run._replace(at_work="me")), "At work: me.")
+
+
+class TrainingTest(parameterized.TestCase):
+    def panel(self, name="loss", values=(1.0, 2.0), events=(), most=400, **more):
+        curve = Curve(np.arange(len(values)) * 1.0, np.array(values, float))
+        own = {quantity: curve for quantity in list(training.PANELS[name].quantities)[:2]}
+        metrics = Metrics({"train": own | more, "other": {}}, list(events), [])
+        run = ReportedRun("a", Path("a"), {}, metrics, {}, [], None)
+        with mock.patch.object(figures, "lines", return_value=Html("drawn")) as lines:
+            training._panel(run, "train", name, "k", most)
+        return lines.call_args
+
+    def test_quantities_of_a_figure(self):
+        call = self.panel("accuracy")
+        self.assertEqual(
+            [line.name for line in call.args[2]], ["batches, clean", "batches, under attack"]
+        )
+        y = call.args[4]
+        self.assertEqual((y.percent, y.low, y.high, y.log), (True, 0.0, 1.0, False))
+        y = self.panel("lr").args[4]
+        self.assertEqual((y.percent, y.low, y.high), (False, None, None))
+
+    @parameterized.parameters(
+        ((1, 300), False), ((1, 301), True), ((0, 301), False), ((2, 601, np.inf), True),
+        ((100, 20_000), False), ((np.nan, np.nan), False),
+    )  # fmt: skip
+    def test_a_wide_span_is_logarithmic(self, values, log):
+        self.assertEqual(self.panel("loss", values).args[4].log, log)
+        self.assertFalse(self.panel("lr", values).args[4].log)
+
+    def test_notes(self):
+        values = [1.0, np.inf, np.nan, *[1.0] * 7]
+        note = self.panel("loss", values).kwargs["note"]
+        self.assertEqual(note, "Not finite: loss at 2 of 10 points, steps 1 to 2.")
+        self.assertIn("Thinned; the lowest", self.panel("loss", range(50), most=10).kwargs["note"])
+        events = [CurveEvent("train", 3, kind, "t") for kind in ("skipped", "alarm")]
+        events.append(CurveEvent("other", 4, "rollback", "t"))
+        call = self.panel("loss", events=events)
+        self.assertEqual(call.kwargs["note"], "Dashed: alarms and skipped steps.")
+        marks = [(mark.at, mark.text, mark.harmless) for mark in call.kwargs["marks"]]
+        self.assertEqual(marks, [(3.0, "skipped: t", True), (3.0, "alarm: t", False)])
+
+    def test_steps_that_updated_nothing_are_drawn_where_there_are_any(self):
+        panel = training.PANELS["skipped"]
+        curve = lambda *values: {"skipped": Curve(np.arange(2.0), np.array(values, float))}  # noqa: E731
+        found = [training._worth("skipped", panel, own) for own in (curve(0, 0), curve(0, 1), {})]
+        self.assertEqual(found, [False, True, False])
+        self.assertFalse(training._worth("loss", training.PANELS["loss"], curve(0, 0)))
+
+    @parameterized.parameters((50, ""), (51, " (and 1 more events)"))
+    def test_fifty_events(self, count, more):
+        events = [CurveEvent("train", 1000 + i, "alarm", "t") for i in range(count)]
+        run = SimpleNamespace(metrics=SimpleNamespace(events=events))
+        with mock.patch.object(training, "table") as table:
+            training._events(run)
+        caption, _, rows = table.call_args.args
+        self.assertEqual((caption, len(rows)), (f"What happened{more}", 50))
+        self.assertEqual(rows[0], ("train", "1,000", "alarm", "t"))
+
+    @parameterized.parameters((1, 1), (3, 3), (4, 3))
+    def test_phases_stand_beside_each_other(self, phases, beside):
+        curve = Curve(np.arange(2.0), np.ones(2))
+        own = {f"p{i}": {"loss": curve} for i in range(phases)}
+        run = ReportedRun("a", Path("a"), {}, Metrics(own, [], []), {}, [], None)
+        text = training.part(run, "k", 40)
+        self.assertIn(f'class="figures beside{beside}"', text)
+        self.assertEqual(text.count('id="k-'), phases)
+
+
+if __name__ == "__main__":
+    absltest.main()
