@@ -46,21 +46,18 @@ class VerifyFlags:
 
 def main(argv: list[str] | None = None) -> int:
     """Check a bundle and print the outcome; return the exit code."""
-    codes = {}
+    flags = fields.read(VerifyFlags, __doc__, argv)
+    result = answer(_verified, flags, "the same command starts again")
+    return 0 if result.get("whole", True) else 1
 
-    def run(flags: VerifyFlags) -> dict[str, Any]:
-        given = asdict(flags)
-        del given["json"], given["write_images"]
-        with patience.of(patience.LOADING):
-            from jaxrobust.evaluation.questions import verification
 
-        settings = verification.VerificationSettings(**given)
-        if flags.write_images:
-            result = verification.write_images(settings, flags.write_images)
-        else:
-            result = verification.verify(settings)
-        codes["code"] = 0 if result.get("whole", True) else 1
-        return result
+def _verified(flags: VerifyFlags) -> dict[str, Any]:
+    given = asdict(flags)
+    del given["json"], given["write_images"]
+    with patience.of(patience.LOADING):
+        from jaxrobust.evaluation.questions import verification
 
-    answer(run, fields.read(VerifyFlags, __doc__, argv), "the same command starts again")
-    return codes["code"]
+    settings = verification.VerificationSettings(**given)
+    if flags.write_images:
+        return verification.write_images(settings, flags.write_images)
+    return verification.verify(settings)

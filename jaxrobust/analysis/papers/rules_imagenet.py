@@ -1,7 +1,5 @@
 """What measures the rows of the papers on ImageNet: Singh, Croce, Hein 2023; Debenedetti 2022."""
 
-from typing import Any
-
 from jaxrobust.analysis.papers import training_words
 from jaxrobust.analysis.papers.rules import ANY, Argument, Row, Rule
 
@@ -116,14 +114,6 @@ def _letters(row: Row) -> str:
     return "".join(letter for letter, name in _LETTERS.items() if row[name]) or "none"
 
 
-def _from_imagenet(row: Row) -> str | None:
-    return None if row["start"] == "random" else "light_recipe:xcit_s12,epsilon=8"
-
-
-def _more_images(row: Row) -> dict[str, Any]:
-    return {"data.extra": "npz:FILE"} if row.get("synthetic_share") else {}
-
-
 _POD = "--on v4:2x4x4"  # 64 cores
 _JUDGED = (
     "jaxrobust analyse semantic-score --weights {weights} --dataset imagenet2012 --norm linf "
@@ -186,8 +176,8 @@ XCIT_LIGHT_RECIPE = (
         {"table": ("table_7", "table_8")},
         "transfer",
         _SMALL,
-        changes=_more_images,
-        start=_from_imagenet,
+        changes=lambda row: {"data.extra": "npz:FILE"} if row.get("synthetic_share") else {},
+        start=lambda row: None if row["start"] == "random" else "light_recipe:xcit_s12,epsilon=8",
     ),
     Rule(
         _WITH_LIGHT | {"objective": ("adversarial",)},

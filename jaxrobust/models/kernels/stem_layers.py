@@ -126,12 +126,9 @@ class _Asked(NamedTuple):
     train: bool
 
 
-def _factor(layer: BatchLayer, norm: ImageNorm) -> Array:
-    return widened(layer.scale[None])[0] * norm.inverse
-
-
 def _given(layer: BatchLayer, norm: ImageNorm, *more: Array) -> Array:
-    return image_rows(len(norm.mean), norm.mean, _factor(layer, norm), layer.shift, *more)
+    factor = widened(layer.scale[None])[0] * norm.inverse
+    return image_rows(len(norm.mean), norm.mean, factor, layer.shift, *more)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
