@@ -167,7 +167,7 @@ class CertificateTest(absltest.TestCase):
             path = certificate.write(weights, {"files": before})
             self.assertEqual(json.loads(path.read_text())["files"], expected)
 
-    def compared(self, **how):
+    def compared(self, about=None, **how):
         folder = Path(self.create_tempdir())
         weights, against = folder / "ours", folder / "theirs.pt"
         weights.mkdir()
@@ -183,7 +183,7 @@ class CertificateTest(absltest.TestCase):
             calls["layout"] = given[2]
 
         with (
-            mock.patch.object(weights_folder, "about", lambda folder: how.pop("about", None)),
+            mock.patch.object(weights_folder, "about", lambda folder: about),
             mock.patch.object(certificate.sources, "at", lambda path: path),
             mock.patch.object(certificate.reading, "artifact_of", lambda source: "artifact"),
             mock.patch.object(

@@ -67,7 +67,7 @@ class Bounded:
             rest = lambda t: t + corners.forward_beyond(geometry, *given)  # noqa: E731
             return lax.cond(beyond, rest, lambda t: t, total)
 
-        return self._by_images(some, value, offsets, mask)
+        return self.by_images(some, value, offsets, mask)
 
     def backward(
         self, geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
@@ -81,9 +81,10 @@ class Bounded:
             )
             return lax.cond(beyond, rest, lambda t: t, totals)
 
-        return self._by_images(some, value, offsets, mask, g)
+        return self.by_images(some, value, offsets, mask, g)
 
-    def _by_images(self, formula: Callable, value: Array, *more: Array) -> Any:
+    def by_images(self, formula: Callable, value: Array, *more: Array) -> Any:
+        """Compute a formula of f[B,...] of a few images after others."""
         batch, most = value.shape[0], self.formulas.TOGETHER // math.prod(value.shape[1:3])
         many = max(n for n in range(1, max(most, 1) + 1) if batch % n == 0)
         parts = [a.reshape(-1, many, *a.shape[1:]) for a in (value, *more)]
