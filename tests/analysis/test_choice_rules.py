@@ -224,6 +224,100 @@ class MeasuredTest(parameterized.TestCase):
             choice._in_full(given, "train", self.sizes(8), own)
 
 
+class SelectTest(absltest.TestCase):
+    """All of a choice but networks: AutoAttack's first attack bounds, all of it decides."""
+
+    def setUp(self):
+        super().setUp()
+        self.run = Path(self.create_tempdir().full_path, "run")
+        self.run.mkdir()
+        self.measured, self.files, self.there = [], [], []
+        self.bounds = {(4, "raw"): 0.6, (4, "ema"): 0.5, (8, "raw"): 0.55, (8, "ema"): 0.2}
+        self.in_full = {(4, "raw"): 0.3, (4, "ema"): 0.48, (8, "raw"): 0.45, (8, "ema"): 0.1}
+        given = SelectionSettings(self.run, attack="autoattack", steps=None, image_size=(8,))
+        self.given = given
+        for place, name, own in (
+            (choice, "_phase", lambda given: "train"),
+            (choice, "_config", lambda given, phase: tiny()),
+            (choice.at_one_size, "at_size", self.at_size),
+            (choice.begun, "computed", lambda run, phase, at: {"computed": sorted(at)}),
+            (choice.begun, "candidates", lambda path, asked, now: (list(self.there), now)),
+            (choice.begun, "check_weights", lambda run, rows: self.checked.append(len(rows))),
+            (choice.kept, "steps_of", lambda run, phase: [4, 8]),
+            (choice.kept, "read", self.read),
+            (choice.kept, "at_size", lambda run, phase, weights, size: (weights,)),
+            (choice.kept, "selected", lambda run: SimpleNamespace(words="the words")),
+            (choice.hashes, "weights_sha256", lambda *weights: "hash"),
+            (choice.compilation, "use_persistent_cache", lambda place: None),
+            (choice, "draw", lambda written, path: f"drawn {path.name}"),
+        ):
+            self.enter_context(mock.patch.object(place, name, own))
+        self.checked = []
+
+    def at_size(self, run, phase, config, side, *, steps, folder):
+        self.assertIsNone(steps)
+        self.assertTrue(folder.is_dir())
+        return Size("crop", self.measure, None, None)
+
+    def read(self, run, phase, step):
+        return step / 4, SimpleNamespace(of=lambda which: (step, which))
+
+    def measure(self, weights, full):
+        file = self.run / choice.kept.SELECTION
+        rows = json.loads(file.read_text())["candidates"] if file.exists() else []
+        self.files.append([(r["step"], r["weights"], r["exact"]) for r in rows])
+        self.measured.append((*weights, full))
+        robust = (self.in_full if full else self.bounds)[weights[0]]
+        return {"clean": 0.8, "robust": robust, "images": 64, "passes": 1}
+
+    def test_what_may_be_the_best_is_attacked_in_full(self):
+        written, said = quietly(choice.select, self.given)
+        order = [(4, "raw"), (4, "ema"), (8, "raw"), (8, "ema")]
+        full = [(4, "raw"), (8, "raw"), (4, "ema")]  # the last bound is below what stands
+        expected = [(key, False) for key in order] + [(key, True) for key in full]
+        self.assertEqual(self.measured, expected)
+        chosen = written["chosen"]
+        self.assertEqual((chosen["step"], chosen["weights"], chosen["robust"]), (4, "ema", 0.48))
+        self.assertEqual(written, json.loads((self.run / choice.kept.SELECTION).read_text()))
+        keys = [(r["step"], r["weights"]) for r in written["candidates"]]
+        self.assertEqual(keys, sorted(keys))
+        self.assertEqual(written["computed"], [8])
+        # Each is in the file before the next begins.
+        self.assertEqual([len(rows) for rows in self.files], [0, 1, 2, 3, 4, 4, 4])
+        self.assertEqual(sum(exact for *_, exact in self.files[-1]), 2)
+        self.assertIn("the words, 8 px: the highest robust accuracy of 4 candidates, 48.00%", said)
+        self.assertIn("; 1 reach no more after APGD-CE alone", said)
+        self.assertIn(f"{self.run / choice.kept.SELECTION}\ndrawn selection.png\n", said)
+        self.assertIn(f"test it once: jaxrobust evaluate --workdir {self.run} --selected", said)
+        self.assertFalse((self.run / "selection.lock").exists() and self.locked())
+
+    def locked(self) -> bool:
+        with choice.locks.held(self.run / "selection.lock", what="x", otherwise="y"):
+            return False
+
+    def test_it_goes_on(self):
+        quietly(choice.select, self.given)
+        self.there = json.loads((self.run / choice.kept.SELECTION).read_text())["candidates"][:3]
+        self.measured.clear()
+        quietly(choice.select, self.given)
+        self.assertEqual(self.checked, [0, 3])
+        asked = [*self.measured]
+        self.assertEqual(asked[0], ((8, "raw"), False))
+        self.assertNotIn(((4, "raw"), True), asked)
+
+    def test_nobody_chooses_twice_at_once(self):
+        lock = choice.locks.held(self.run / "selection.lock", what="it", otherwise="wait")
+        with lock, self.assertRaisesRegex(ValueError, "copy the run"):
+            choice.select(self.given)
+
+    def test_without_sizes_it_is_that_of_the_run(self):
+        written, _ = quietly(choice.select, self.given._replace(image_size=()))
+        self.assertEqual({row["image_size"] for row in written["candidates"]}, {8})
+        with mock.patch.object(choice, "_measured", return_value=iter([row()])):
+            written, _ = quietly(choice.select, self.given._replace(image_size=(16, 8, 16)))
+        self.assertEqual(written["computed"], [8, 16])
+
+
 class BegunTest(parameterized.TestCase):
     """What is there is continued only if it is of the same question, network and images."""
 
@@ -276,6 +370,34 @@ class BegunTest(parameterized.TestCase):
             self.assertRaisesRegex(ValueError, "is of an older version, which noted neither"),
         ):
             begun.candidates(path, self.QUESTION, {"computed": {}, "by": {}})
+
+    def test_what_is_computed_at_each_size(self):
+        """The program of the raw weights of the first moment, for images of that size."""
+        images = mock.Mock(shape=(64, 16, 16, 3), content_sha256=lambda: "of the images")
+        sizes = {16: Size("crop", None, sum, images)}
+        weights = SimpleNamespace(of=lambda which: f"{which} weights")
+        named = []
+
+        def argument(name, called, mesh):
+            named.append((name, called.func, called.args, mesh.size))
+            return "traced"
+
+        exact = {"program": "p", "gradient": "g", "arrays": "a"}
+        with (
+            mock.patch.object(begun.kept, "steps_of", return_value=[4, 8]),
+            mock.patch.object(begun.kept, "read", return_value=(1.0, weights)) as read,
+            mock.patch.object(begun.kept, "at_size", return_value=("p", "s")) as sized,
+            mock.patch.object(begun.tracing, "argument", argument),
+            mock.patch.object(begun.fingerprint, "exact", return_value=exact) as hashed,
+            mock.patch.object(begun.fingerprint, "versions", return_value={"jax": "1"}),
+        ):
+            found = begun.computed(Path("run"), "train", sizes)
+        read.assert_called_once_with(Path("run"), "train", 4)
+        sized.assert_called_once_with(Path("run"), "train", "raw weights", 16)
+        self.assertEqual(named, [("network", sum, ("p", "s"), 1)])
+        hashed.assert_called_once_with("traced", (16, 16, 3), each=1)
+        own = {"program": "p", "gradient": "g", "images": "of the images"}
+        self.assertEqual(found, {"computed": {"16": own}, "by": {"jax": "1"}})
 
     def test_weights_are_hashed_each_at_its_place(self):
         def read(run, phase, step):
