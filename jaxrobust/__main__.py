@@ -1,19 +1,23 @@
 """`jaxrobust COMMAND ...`, or `python -m jaxrobust COMMAND ...`: the commands by their names."""
 
+import functools
+import importlib
 import os
 import runpy
 import select
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxrobust import __version__
 from jaxrobust.runtime.commandline import arguments
+from jaxrobust.runtime.processes.launch import keep_large_buffers, use_every_core
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.spelling import meant
 
 
 class Command(NamedTuple):
-    """A module of `jaxrobust.commands`, which `python -m` runs too, its usage, and what it does."""
+    """A module of `jaxrobust.commands`, its usage, and what it does."""
 
     module: str
     usage: str
@@ -54,6 +58,20 @@ COMMANDS = {
     "plan": Command("plan", "PAPER --on v5e:8x8", "lists a paper's runs, costs and order"),
     "reproduce": Command("reproduce", "RUN --paper P", "shows papers' tables beside our records"),
 }
+# Of absl: they run as `__main__`, whose document and flags its --help shows.
+_ABSL = ("train", "evaluate", "doctor")
+_LOADING = functools.partial(patience.begin, patience.LOADING)  # a config imports the package too
+_SEARCHING = (keep_large_buffers, use_every_core)  # as AutoAttack does and, where it can, training
+_BEFORE: dict[str, tuple[Callable[[], None], ...]] = {  # a command's module is imported
+    "train": (keep_large_buffers, _LOADING),
+    "evaluate": (*_SEARCHING, _LOADING),
+    "doctor": (*_SEARCHING, _LOADING),
+    "estimate": _SEARCHING,
+    "verify": (*_SEARCHING, arguments.quiet_libraries),
+    # The accelerator is the training's.
+    "report": (functools.partial(os.environ.update, JAX_PLATFORMS="cpu"),),
+    **dict.fromkeys(("select", "analyse", "landscape"), (keep_large_buffers,)),
+}
 
 
 def module_of(name: str) -> str:
@@ -61,8 +79,19 @@ def module_of(name: str) -> str:
     return f"jaxrobust.commands.{COMMANDS[name].module}"
 
 
+def run(name: str) -> None:
+    """Run a command on the words behind its name, `sys.argv[1:]`."""
+    arguments.program = f"jaxrobust {name}"
+    for prepare in _BEFORE.get(name, ()):
+        prepare()
+    if name in _ABSL:
+        runpy.run_module(module_of(name), run_name="__main__", alter_sys=True)
+    elif code := importlib.import_module(module_of(name)).main():
+        sys.exit(code)
+
+
 def main() -> None:
-    """Run the command that is named, as `python -m` would; without one, say what there is."""
+    """Run the command that is named; without one, say what there is."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         return print(_overview())
@@ -70,11 +99,10 @@ def main() -> None:
         return print(f"jaxrobust {__version__}")
     if name not in COMMANDS:
         arguments.stop(f"{name} is no command; {meant(name, COMMANDS)}", 2)
-    arguments.program = f"jaxrobust {name}"
     sys.argv[1:] = rest
     patience.begin(patience.LOADING)  # the packages of some commands need it
     try:
-        runpy.run_module(module_of(name), run_name="__main__", alter_sys=True)
+        run(name)
         sys.stdout.flush()
     except BrokenPipeError:
         if not _nobody_reads():

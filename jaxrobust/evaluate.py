@@ -1,6 +1,6 @@
 """`python -m jaxrobust.evaluate` is `jaxrobust evaluate`, which stands in `commands.evaluate`."""
 
-import runpy
+from jaxrobust.__main__ import run
 
 if __name__ == "__main__":
-    runpy.run_module("jaxrobust.commands.evaluate", run_name="__main__", alter_sys=True)
+    run("evaluate")

@@ -1,6 +1,6 @@
 """`python -m jaxrobust.main` is `jaxrobust train`, which stands in `commands.train`."""
 
-import runpy
+from jaxrobust.__main__ import run
 
 if __name__ == "__main__":
-    runpy.run_module("jaxrobust.commands.train", run_name="__main__", alter_sys=True)
+    run("train")

@@ -47,12 +47,6 @@ class ExamplesTest(parameterized.TestCase):
 
 
 class PackageTest(absltest.TestCase):
-    def setUp(self):
-        super().setUp()
-        # Another test may have imported it, and runpy warns of what it runs a second time.
-        self.enter_context(mock.patch.dict(sys.modules))
-        sys.modules.pop("jaxrobust.commands.models", None)
-
     def test_says_what_it_has(self):
         names = dir(jaxrobust)
         self.assertContainsSubset(["attacks", "convert", "models", "__version__"], names)

@@ -21,7 +21,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 import jaxrobust
-from jaxrobust.__main__ import COMMANDS, module_of
+from jaxrobust.__main__ import COMMANDS
 from jaxrobust.config import base
 from jaxrobust.runtime.commandline.arguments import split_config
 from tests.support import sweeps
@@ -80,16 +80,16 @@ def commands(page: str) -> Iterator[list[str]]:
 
 
 def _as_module(words: list[str]) -> list[str]:
-    """`jaxrobust train` is `python -m jaxrobust.commands.train`."""
-    named = words[0] == "jaxrobust"
-    return ["python", "-m", module_of(words[1]), *words[2:]] if named else words
+    """`jaxrobust train` is `python -m jaxrobust train`."""
+    return ["python", "-m", *words] if words[0] == "jaxrobust" else words
 
 
 def tool(words: list[str]) -> tuple[str, ...]:
-    """`("-m", module)` or `(file,)` of a command, with the data set that `prepare` goes on to."""
-    if words[1:3] in (["-m", "jaxrobust.data.prepare"], ["-m", "jaxrobust.commands.prepare"]):
-        return tuple(words[1:4])
-    return tuple(words[1:3] if words[1] == "-m" else words[1:2])
+    """`("-m", "jaxrobust", name)`, `("-m", module)` or `(file,)`, and the data set of `prepare`."""
+    if words[1] != "-m":
+        return (words[1],)
+    end = 4 if words[2] == "jaxrobust" else 3
+    return tuple(words[1 : end + words[end - 1].endswith("prepare")])
 
 
 @functools.cache
@@ -189,10 +189,10 @@ class CommandsTest(parameterized.TestCase):
     def test_commands_are_seen(self):
         """Of this test itself: several lines, an environment, `&&`, a flag without a value."""
         found = [*commands("README.md")]
-        self.assertIn(("-m", "jaxrobust.commands.evaluate"), map(tool, found))
+        self.assertIn(("-m", "jaxrobust", "evaluate"), map(tool, found))
         self.assertIn("--config.data.workers=16", [word for words in found for word in words])
         self.assertIn(
-            ["python", "-m", module_of("train"), "--config", "configs/cifar10_convnext.py"], found
+            ["python", "-m", "jaxrobust", "train", "--config", "configs/cifar10_convnext.py"], found
         )
         self.assertIn("attack_steps", known_flags(("tools/bench_step.py",)))
         self.assertEqual(
@@ -265,7 +265,7 @@ class QuickstartTest(absltest.TestCase):
 
     def test_is_shown(self):
         words, rows = self.shown()
-        self.assertEqual(words[1:4], ["-m", module_of("train"), "--config"])
+        self.assertEqual(words[1:5], ["-m", "jaxrobust", "train", "--config"])
         self.assertEqual([row[0].partition(",")[0] for row in rows], ["pretrain", "train"])
 
     @pytest.mark.slow

@@ -23,11 +23,12 @@ from jaxrobust.config import base
 def get_config():
     config = base()
     config.model.update(name="convnext_n", num_classes=10, image_size=8, in_channels=1)
-    config.model.options = {"stem_strides": (1,)}
+    config.model.options = {"stem_strides": (1,), "depths": (1,), "dims": (32,)}
     config.data.update(name="digits", train_split="train", selection_split="test[:64]")
     config.data.update(test_split="test[:64]", augmentation="none")
-    config.pretrain.epochs = 0
-    config.train.update(objective="clean", epochs=1, batch_size=64, warmup_epochs=0)
+    config.pretrain.update(epochs=0)
+    config.train.update(epochs=6, batch_size=64, warmup_epochs=1, ema_decay=0.9)
+    config.attack.update(epsilon=0.1, steps=2)
     config.evaluation.update(batch_size=64, steps=1)
     config.test.update(batch_size=64, steps=1)
     return config
@@ -100,14 +101,23 @@ class WheelTest(absltest.TestCase):
         self.assertIn("train --config FILE", self.run_here("jaxrobust"))
         self.assertStartsWith(self.run_here("jaxrobust", "--version"), "jaxrobust 0.")
 
-        short = ["--config.pretrain.epochs=1", "--config.train.epochs=1", "--config.test.steps=2"]
-        short += ["--config.pretrain.warmup_epochs=0", "--config.train.warmup_epochs=0"]
-        said = self.run_here("jaxrobust", "train", "--config", "quickstart", *short)
-        self.assertIn("digits, split test", said)
+        words = ["jaxrobust", "train", "--config", "quickstart", "--config.data.name=nowhere"]
+        self.assertIn("nowhere", self.run_here(*words, code=2))
         words = ["python", "-m", "jaxrobust.main", "--config", "configs/quickstart.py"]
         self.assertIn("nowhere", self.run_here(*words, "--config.data.name=nowhere", code=2))
+        words = ["jaxrobust", "train", "--config", "xcit_s12", "--config.data.name=folder:nowhere"]
+        self.assertIn("nowhere", self.run_here(*words, code=2))  # a recipe made of another one
+        (self.empty / "own").mkdir()
+        (self.empty / "own" / "mine.py").write_text(OWN_CONFIG.replace("epochs=0", "epocs=0"))
+        said = self.run_here("jaxrobust", "train", "--config", "own/mine.py", code=2)
+        wrong = "own/mine.py, line 11: unknown config key 'epocs'; did you mean 'epochs'?"
+        self.assertEqual(said.strip().splitlines()[-1], f"jaxrobust: {wrong}")
+        (self.empty / "own" / "mine.py").write_text(OWN_CONFIG)
+        said = self.run_here("jaxrobust", "train", "--config", "own/mine.py")
+        self.assertIn("digits, split test[:64]", said)
+        self.assertIn("records: runs/mine/results.jsonl", said)
 
-        run = ["--workdir", "runs/quickstart"]
+        run = ["--workdir", "runs/mine"]
         words = ["jaxrobust", "export", *run, "--layout", "module", "--out", "ship"]
         self.run_here(*words)
         attack = ["--dataset", "digits", "--epsilon", "0.1", "--attack", "pgd-2", "--n", "32"]
@@ -119,19 +129,8 @@ class WheelTest(absltest.TestCase):
         self.comes_back_from_a_hub(attack, figures(ours))
         self.prepares_photographs()
 
-        words = ["jaxrobust", "train", "--config", "xcit_s12", "--config.data.name=folder:nowhere"]
-        self.assertIn("nowhere", self.run_here(*words, code=2))  # a recipe made of another one
-        (self.empty / "own").mkdir()
-        (self.empty / "own" / "mine.py").write_text(OWN_CONFIG)
-        said = self.run_here("jaxrobust", "train", "--config", "own/mine.py")
-        self.assertIn("records: runs/mine/results.jsonl", said)
-        (self.empty / "own" / "mine.py").write_text(OWN_CONFIG.replace("epochs = 0", "epocs = 0"))
-        said = self.run_here("jaxrobust", "train", "--config", "own/mine.py", code=2)
-        wrong = "own/mine.py, line 11: unknown config key 'epocs'; did you mean 'epochs'?"
-        self.assertEqual(said.strip().splitlines()[-1], f"jaxrobust: {wrong}")
-
     def comes_back_from_a_hub(self, attack: list[str], figures_of_the_run: list[str]):
-        words = ["--workdir", "runs/quickstart", "--layout", "hub", "--out", "repository"]
+        words = ["--workdir", "runs/mine", "--layout", "hub", "--out", "repository"]
         self.run_here("jaxrobust", "export", *words)
         server = servers.Server({})
         self.addCleanup(server.close)
@@ -161,7 +160,7 @@ class WheelTest(absltest.TestCase):
         )
 
     def options(self) -> str:
-        return "{'stem_strides': (1,), 'dims': (32, 64, 128)}"
+        return "{'stem_strides': (1,), 'depths': (1,), 'dims': (32,)}"
 
 
 if __name__ == "__main__":

@@ -33,14 +33,7 @@ from jaxrobust.attacks.geometry.balls import GEOMETRIES
 from jaxrobust.attacks.geometry.hyperplanes import project_onto_hyperplane
 from jaxrobust.attacks.geometry.l1_rules import L1_RULES
 from jaxrobust.attacks.inputs import STARTS, Noise, image_keys
-from jaxrobust.attacks.losses import (
-    LOSSES,
-    ce_loss,
-    cw_loss,
-    dlr_loss,
-    kl_loss,
-    targeted_dlr_loss,
-)
+from jaxrobust.attacks.losses import LOSSES, ce_loss, cw_loss, dlr_loss, kl_loss, targeted_dlr_loss
 from jaxrobust.attacks.machine import TALLIES, advance, run
 from jaxrobust.attacks.mim import mim as mim
 from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine

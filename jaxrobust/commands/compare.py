@@ -60,7 +60,3 @@ def _compared(flags: CompareFlags) -> dict[str, Any]:
         picture.write(flags.out, NAME, result, plain)
     print(comparison_markdown.document(result), end="\n" if flags.json else "")
     return plain
-
-
-if __name__ == "__main__":
-    main()

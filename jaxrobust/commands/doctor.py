@@ -22,7 +22,6 @@ from ml_collections import config_flags
 from jaxrobust.commands.flags.shared import SubjectFlags, shared
 from jaxrobust.runtime.commandline import arguments, fields
 from jaxrobust.runtime.commandline.fields import flag
-from jaxrobust.runtime.processes.launch import keep_large_buffers, use_every_core
 from jaxrobust.runtime.text import patience
 
 
@@ -79,8 +78,5 @@ def main(argv: list[str]) -> None:
     sys.exit(code)
 
 
-if __name__ == "__main__":
-    keep_large_buffers()
-    use_every_core()
-    patience.begin(patience.LOADING)  # a config imports the package too
+if __name__ == "__main__":  # whose document and flags absl's --help shows
     app.run(main, flags_parser=partial(arguments.parse, hint="--help lists the flags"))

@@ -33,18 +33,9 @@ def main() -> None:
         EstimateFlags,
         __doc__,
         words,
-        prog=arguments.program or "jaxrobust estimate",
         usage="%(prog)s CONFIG --on DEVICES [--config.key=value ...] [flags]",
         epilog="Any key of the config is set as for training: --config.train.epochs=20.",
     )
 
     again = "nothing is lost; the same command begins again"
     arguments.answer(lambda given: command.answer(given, changed, BEGUN), flags, again)
-
-
-if __name__ == "__main__":
-    from jaxrobust.runtime.processes.launch import keep_large_buffers, use_every_core
-
-    keep_large_buffers()
-    use_every_core()  # as AutoAttack and, where it can, training do
-    main()

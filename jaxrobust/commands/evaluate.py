@@ -25,7 +25,6 @@ from jaxrobust.commands.flags.evaluation import EvaluateFlags
 from jaxrobust.runtime.commandline import fields, functions
 from jaxrobust.runtime.commandline.arguments import parse, quiet_libraries, stop, unable
 from jaxrobust.runtime.commandline.ending import Ending, define_host_flags, hosts
-from jaxrobust.runtime.processes.launch import keep_large_buffers, use_every_core
 from jaxrobust.runtime.text import patience, terminal
 
 fields.define(EvaluateFlags)
@@ -105,9 +104,6 @@ def _describe_attacks() -> None:
     known["start"].help += f" These are {', '.join(starts)}."
 
 
-if __name__ == "__main__":
-    keep_large_buffers()
-    use_every_core()
-    patience.begin(patience.LOADING)
+if __name__ == "__main__":  # whose document and flags absl's --help shows
     _describe_attacks()
     app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

@@ -8,7 +8,8 @@ import os
 import shutil
 from dataclasses import dataclass
 
-from jaxrobust.runtime.commandline import arguments, fields
+from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline.arguments import ending
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 
@@ -26,16 +27,14 @@ class ModelsFlags:
 
 def main() -> None:
     """Print the table, or the parameters of networks."""
-    flags = fields.read(ModelsFlags, __doc__, prog=arguments.program or "jaxrobust models")
+    flags = fields.read(ModelsFlags, __doc__)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: an accelerator would only wait
     with patience.of(patience.LOADING):
         from jaxrobust import models
         from jaxrobust.models import table
 
-    try:
+    with ending("the same command starts again"):
         names = [models.known(name) for name in flags.names] or models.available()
-    except ValueError as error:
-        arguments.stop(error, 2)
     if flags.parameters:
         for name in names:
             print(f"{name}\n{table.parameters(name)}\n")
@@ -46,7 +45,3 @@ def main() -> None:
         return
     print("\n".join([table.HEAD, *(table.line(row, width) for row in rows)]))
     print(table.checkpoints(rows) if flags.names else table.NOTES)
-
-
-if __name__ == "__main__":
-    main()

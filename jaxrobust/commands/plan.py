@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxrobust.analysis.papers import tables
-from jaxrobust.runtime.commandline import arguments, fields
-from jaxrobust.runtime.commandline.arguments import number, stop
+from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline.arguments import ending, number, stop
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.spelling import meant
@@ -51,7 +51,7 @@ class PlanFlags:
 
 def main() -> None:
     """Read the command line, print the plan, write the scripts."""
-    flags = fields.read(PlanFlags, __doc__, prog=arguments.program or "jaxrobust plan")
+    flags = fields.read(PlanFlags, __doc__)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs
     if flags.paper not in tables.PAPERS:
         stop(f"{flags.paper} is no paper; {meant(flags.paper, tables.PAPERS)}", 2)
@@ -61,16 +61,8 @@ def main() -> None:
         stop(f"--budget={flags.budget:g} must be above 0 hours; leave it out for all runs", 2)
     if not 0 < flags.utilisation <= 1:
         stop(f"--utilisation={flags.utilisation:g} must be above 0 and at most 1", 2)
-    try:
+    with ending("the same command continues"):
         with patience.of(patience.LOADING):
             from jaxrobust.analysis.planning import answer
         made_by = shlex.join(["jaxrobust", "plan", *sys.argv[1:]])
         print(answer.of(flags, made_by))
-    except ValueError as error:
-        stop(error, 2)
-    except OSError as error:
-        stop(error, 3)
-
-
-if __name__ == "__main__":
-    main()

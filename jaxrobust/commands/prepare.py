@@ -29,7 +29,3 @@ def main(argv: list[str] | None = None) -> None:
     else:
         given = f"prepare knows no data set {name!r}" if name else "prepare needs a data set"
         stop(f"{given}; write one of {', '.join(COMMANDS)}, each of which has a --help", 2)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,6 @@ cannot be read or written, or the port is taken.
 """
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ def main(argv: list[str] | None = None) -> None:
         ReportFlags,
         __doc__,
         argv,
-        prog=arguments.program or "jaxrobust report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -84,8 +82,3 @@ def run(flags: ReportFlags) -> dict[str, Any] | None:
         print(f"note: {note}")
     made = {"file": str(out), "bytes": size, "runs": runs, "evaluations": own}
     return made | {"notes": records.notes}
-
-
-if __name__ == "__main__":
-    os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator is the training's
-    main()

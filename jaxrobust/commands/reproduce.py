@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jaxrobust.analysis.papers import tables
 from jaxrobust.runtime.commandline import fields
-from jaxrobust.runtime.commandline.arguments import stop
+from jaxrobust.runtime.commandline.arguments import ending
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 
@@ -41,19 +41,10 @@ class ReproduceFlags:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, print or write."""
-    flags = fields.read(ReproduceFlags, __doc__, argv)
-    given = asdict(flags)
+    given = asdict(fields.read(ReproduceFlags, __doc__, argv))
     places = given.pop("records")
-    try:
+    with ending("the same command starts again"):
         with patience.of(patience.LOADING):
             from jaxrobust.analysis.papers import documents
 
         print(documents.answer(places, **given), end="")
-    except ValueError as error:
-        stop(error, 2)
-    except OSError as error:
-        stop(error, 3)
-
-
-if __name__ == "__main__":
-    main()

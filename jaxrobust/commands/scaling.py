@@ -101,5 +101,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     answer(run, fields.read(ScalingFlags, __doc__, argv), "the same command prints it again")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # as `jaxrobust.scaling` was started
     main()

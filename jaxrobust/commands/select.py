@@ -20,7 +20,6 @@ from jaxrobust.commands.flags.shared import shared
 from jaxrobust.runtime.commandline import fields
 from jaxrobust.runtime.commandline.arguments import answer, how_many, quiet_libraries
 from jaxrobust.runtime.commandline.fields import flag
-from jaxrobust.runtime.processes.launch import keep_large_buffers
 from jaxrobust.runtime.text import patience
 
 
@@ -68,8 +67,3 @@ def _selected(flags: SelectFlags) -> dict[str, Any]:
         from jaxrobust.analysis.selection import choice
 
     return choice.select(choice.SelectionSettings(**settings))
-
-
-if __name__ == "__main__":
-    keep_large_buffers()
-    main()

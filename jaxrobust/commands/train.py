@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     patience.end()  # the first host speaks for all, and joining has its own words
     with patience.of(patience.LOADING, here=pod is None):
         # After the flags: --help needs no JAX.
-        from jaxrobust.analysis.stages import beginning, running
+        from jaxrobust.analysis.stages import running
         from jaxrobust.report import pictures
         from jaxrobust.runtime.devices import profiling
         from jaxrobust.runtime.files import folders
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
                 end.join(pod)
             else:
                 _use(launch.cores())
-            stages = beginning.stages(_THEN.value, config, workdir, estimate=_ESTIMATE.value)
+            stages = running.stages(_THEN.value, config, workdir, estimate=_ESTIMATE.value)
             training_run.run(config, workdir, profile=profile, draw=pictures.of_phase)
             running.run(stages, config, workdir, begin=lambda stage: doing.append(stage.text))
     except stopping.Stopped as error:  # all hosts together
@@ -108,7 +108,5 @@ def _use(cores: int | None) -> None:
         say(f"one CPU device for all {cores} cores, not one for each: {reason}")
 
 
-if __name__ == "__main__":
-    launch.keep_large_buffers()
-    patience.begin(patience.LOADING)  # a config imports the package too
+if __name__ == "__main__":  # whose document and flags absl's --help shows
     app.run(main, flags_parser=parse)

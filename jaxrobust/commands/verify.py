@@ -12,16 +12,14 @@ Exit codes: 0 everything is confirmed; 1 something is not; 2 a mistake, with one
 3 another reason that it names, such as a full disk; 130 interrupted.
 """
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxrobust.commands.flags.shared import shared
 from jaxrobust.runtime.commandline import fields
-from jaxrobust.runtime.commandline.arguments import answer, quiet_libraries
+from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
-from jaxrobust.runtime.processes.launch import keep_large_buffers, use_every_core
 from jaxrobust.runtime.text import patience
 
 _RECORD = "that of the record"
@@ -48,28 +46,18 @@ class VerifyFlags:
 
 def main(argv: list[str] | None = None) -> int:
     """Check a bundle and print the outcome; return the exit code."""
-    codes = {}
-
-    def run(flags: VerifyFlags) -> dict[str, Any]:
-        given = asdict(flags)
-        del given["json"], given["write_images"]
-        with patience.of(patience.LOADING):
-            from jaxrobust.evaluation.questions import verification
-
-        settings = verification.VerificationSettings(**given)
-        if flags.write_images:
-            result = verification.write_images(settings, flags.write_images)
-        else:
-            result = verification.verify(settings)
-        codes["code"] = 0 if result.get("whole", True) else 1
-        return result
-
-    answer(run, fields.read(VerifyFlags, __doc__, argv), "the same command starts again")
-    return codes["code"]
+    flags = fields.read(VerifyFlags, __doc__, argv)
+    result = answer(_verified, flags, "the same command starts again")
+    return 0 if result.get("whole", True) else 1
 
 
-if __name__ == "__main__":
-    keep_large_buffers()
-    use_every_core()
-    quiet_libraries()
-    sys.exit(main())
+def _verified(flags: VerifyFlags) -> dict[str, Any]:
+    given = asdict(flags)
+    del given["json"], given["write_images"]
+    with patience.of(patience.LOADING):
+        from jaxrobust.evaluation.questions import verification
+
+    settings = verification.VerificationSettings(**given)
+    if flags.write_images:
+        return verification.write_images(settings, flags.write_images)
+    return verification.verify(settings)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from jaxrobust.commands.flags.shared import shared
 from jaxrobust.estimate import changes
-from jaxrobust.runtime.commandline import arguments, fields
+from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline.arguments import ending
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 
@@ -37,7 +38,6 @@ def main() -> None:
         WhyFlags,
         __doc__,
         words,
-        prog=arguments.program or "jaxrobust why",
         usage="%(prog)s CONFIG [KEY] [--config.key=value ...] [flags]",
     )
     with patience.of(patience.LOADING):
@@ -45,16 +45,10 @@ def main() -> None:
 
     names = [word.partition("=")[0].lstrip("-").partition(".")[2] for word in changed]
     config = changes.configured(flags.config, changed)
-    try:
+    with ending("the same command starts again"):
         sources = key_sources.of_recipe(flags.config)
         keys = key_sources.of_config(config, sources, [name for name in names if name])
         keys = key_sources.chosen(keys, flags.key, flags.all)
-    except ValueError as error:
-        arguments.stop(error, 2)
     if flags.json:
         return print(json.dumps({key.name: key._asdict() for key in keys}))
     print(key_sources.text(keys, shutil.get_terminal_size((100, 24)).columns))
-
-
-if __name__ == "__main__":
-    main()

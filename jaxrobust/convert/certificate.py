@@ -3,15 +3,14 @@
 import contextlib
 import importlib.metadata
 import json
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    runpy.run_module(
-        "jaxrobust.commands.conversion.certificate", run_name="__main__", alter_sys=True
-    )
+    from jaxrobust.__main__ import run
+
+    run("certificate")
     sys.exit()
 
 import numpy as np

@@ -1,7 +1,6 @@
 """Weights as files for this package, for PyTorch, for the model hub and for RobustBench."""
 
 import os
-import runpy
 import shutil
 import sys
 from functools import partial
@@ -9,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    runpy.run_module(
-        "jaxrobust.commands.conversion.export_weights", run_name="__main__", alter_sys=True
-    )
+    from jaxrobust.__main__ import run
+
+    run("export")
     sys.exit()
 
 import jax

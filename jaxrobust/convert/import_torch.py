@@ -1,14 +1,13 @@
 """Weights of files, URLs, the hub, timm and RobustBench as a folder of this package."""
 
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    runpy.run_module(
-        "jaxrobust.commands.conversion.import_weights", run_name="__main__", alter_sys=True
-    )
+    from jaxrobust.__main__ import run
+
+    run("import")
     sys.exit()
 
 from jaxrobust.convert import certificate

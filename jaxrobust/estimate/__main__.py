@@ -1,6 +1,6 @@
 """`python -m jaxrobust.estimate` is `jaxrobust estimate`, which stands in `commands.estimate`."""
 
-import runpy
+from jaxrobust.__main__ import run
 
 if __name__ == "__main__":
-    runpy.run_module("jaxrobust.commands.estimate", run_name="__main__", alter_sys=True)
+    run("estimate")

@@ -1,6 +1,6 @@
 """`python -m jaxrobust.models` is `jaxrobust models`, which stands in `commands.models`."""
 
-import runpy
+from jaxrobust.__main__ import run
 
 if __name__ == "__main__":
-    runpy.run_module("jaxrobust.commands.models", run_name="__main__", alter_sys=True)
+    run("models")

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.analysis.papers import lines, lines_markdown, matching, tables
+from jaxrobust.analysis.papers import lines, matching, tables
 from jaxrobust.analysis.papers.tables_markdown import Filled
 from jaxrobust.analysis.papers.training_words import whole_config
 from jaxrobust.attacks import fixed_steps, registry
@@ -198,7 +198,7 @@ class RowsTest(parameterized.TestCase):
 
     def test_the_commands_of_a_row_leave_its_start_to_the_training(self):
         table = next(iter(tables.tables("revisiting_at", "6")))
-        text = lines_markdown.document("revisiting_at", [Filled(table, {})], measured=False)
+        text = lines.document("revisiting_at", [Filled(table, {})], measured=False)
         self.assertIn("starts from runs/larger_radius-convnext_t_cvst, and makes that run", text)
         self.assertNotIn("configs/larger_radius.py", text)
 

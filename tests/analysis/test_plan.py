@@ -8,7 +8,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jaxrobust.analysis.papers import lines, tables, training_words
-from jaxrobust.analysis.planning import claims, costs, page, progress, runs, scripts
+from jaxrobust.analysis.planning import answer, claims, costs, progress, runs, scripts
 from jaxrobust.analysis.planning.costs import RunCost
 from jaxrobust.analysis.planning.progress import APART, BEGUN, BEYOND, DONE, PLANNED, REFUSED
 from jaxrobust.estimate import devices
@@ -113,7 +113,7 @@ class BudgetTest(absltest.TestCase):
         self.assertEqual(self.states(planned, 5), states)
         self.assertEqual(self.states(planned, None), states)
         step = progress.PlannedStep(first, no, REFUSED, (0, 1))
-        text = page.text([step], "revisiting_at", devices.target("v5e:8x8"), 0.2, None)
+        text = answer.text([step], "revisiting_at", devices.target("v5e:8x8"), 0.2, None)
         self.assertIn("      -           first  refused  table_12 1", text)
         self.assertIn("\nrefused: train.batch_size=32 cannot be split over 64 devices", text)
 
@@ -241,7 +241,7 @@ class PageTest(absltest.TestCase):
             progress.PlannedStep(run("a", needs=(start.folder,)), RunCost(5, 1), PLANNED, (1, 2)),
             progress.PlannedStep(run("b", rows=2), RunCost(30, 0), BEYOND, (0, 4)),
         ]
-        text = page.text(steps, "revisiting_at", devices.target("v5e:8x8"), 0.2, 10.0)
+        text = answer.text(steps, "revisiting_at", devices.target("v5e:8x8"), 0.2, 10.0)
         self.assertIn("records fill 1 of the 6 cells", text)
         self.assertIn("1 runs to make: 6 hours, 384 chip-hours, within a budget of 10", text)
         self.assertIn("    6.0      6.0  a      planned  table_12 1 (after start)", text)

@@ -9,6 +9,7 @@ which is checked to be one; in float64 there is no such excuse.
 
 import functools
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
+from jaxrobust.attacks import apgd_radii
 from jaxrobust.attacks.geometry import balls
 from tests.support import paths, sweeps
 from tests.support.golden import assert_within, golden_nets, load, norm_in_float64
@@ -673,6 +675,76 @@ class MultiRadiusTest(parameterized.TestCase):
         # A stage begins at the best point of the one before, brought into its ball.
         start = balls.GEOMETRIES["l1"].project(seen["best"][7], images, jnp.full(len(labels), 24.0))
         assert_within(seen["points"][8], start, 1e-6)
+
+    def test_three_stages_of_two_pixels(self):
+        """The stages, their radii, starts and targets, of a linear network, from the image."""
+        weights = jnp.float32([[1.0, -2.0, 0.5, 3.0], [0.5, 1.0, -1.0, 0.2], [2.0, 0.0, 1.0, -1.0]])
+        images = jnp.float32([[0.4, 0.5, 0.6], [0.9, 0.1, 0.3]]).reshape(2, 1, 3, 1)
+        labels, aims = jnp.int32([0, 1]), jnp.int32([3, 2])
+
+        def loss(logits, labels, targets):
+            return (
+                jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
+                - jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
+            )
+
+        made = {"norm": "l1", "epsilon": 0.2, "steps": 6, "loss": loss}
+        machine = attacks.apgd_multi_radius_machine(**made)
+        begin = functools.partial(machine.init, targets=aims, start="image")
+        state = jax.jit(begin)(images, labels)
+        project = jax.jit(balls.GEOMETRIES["l1"].project)
+
+        def losses(points, state):
+            logits = points.reshape(2, 3) @ weights
+            return machine.loss(state, logits).sum(), (machine.loss(state, logits), logits)
+
+        @jax.jit
+        def step(state):
+            points = machine.query(state)
+            gradient, (loss, logits) = jax.grad(losses, has_aux=True)(points, state)
+            best = jnp.where(
+                (loss > state.run.loss_best)[:, None, None, None], points, state.run.x_best
+            )
+            facts = {"stage": state.stage, "points": points, "best": best, "run": state.run}
+            facts |= {"counts": machine.counts(state), "finished": machine.finished(state)}
+            return machine.tell(state, logits, gradient), facts
+
+        rows = []
+        for _ in range(9):
+            state, facts = step(state)
+            rows.append(jax.device_get(facts))
+        stages = [row["stage"].tolist() for row in rows]
+        sums = [np.abs(row["points"] - images).sum((1, 2, 3)) for row in rows]
+        for before, row in zip([rows[0], *rows[:-1]], rows, strict=True):
+            self.assertEqual(row["counts"].tolist(), (row["stage"] == 2).tolist())
+            self.assertFalse(row["finished"].any())
+            if row["stage"][0] != before["stage"][0]:
+                radius = np.full(2, 0.2 * (3 - row["stage"][0]), np.float32)
+                start = project(before["best"], images, radius)
+                np.testing.assert_allclose(row["points"], start, atol=1e-6)
+                np.testing.assert_allclose(row["run"].epsilon, radius, rtol=1e-6)
+                np.testing.assert_array_equal(row["run"].targets, aims)
+        # Each has its start more: steps 2, 2, 2.
+        self.assertEqual(stages, [[s, s] for s in (0, 0, 0, 1, 1, 1, 2, 2, 2)])
+        self.assertTrue(np.asarray(machine.finished(state)).all())
+        np.testing.assert_allclose(sums[0], 0)
+        for stage, radius in enumerate((0.6, 0.4, 0.2)):
+            here = np.array(sums[3 * stage : 3 * stage + 3])
+            self.assertLessEqual(here.max(), radius + 1e-5)
+            self.assertGreater(here.max(), 0.9 * radius)
+        np.testing.assert_allclose(machine.result(state), state.run.x_best, atol=1e-6)
+
+    @parameterized.parameters((5, (2, 2, 1)), (10, (3, 3, 4)), (11, (4, 4, 3)), (100, (30, 30, 40)))
+    def test_lengths_of_stages(self, steps, expected):
+        made: list[int] = []
+
+        def machine(**how):
+            made.append(how["steps"])
+            return attacks.apgd_machine(**how)
+
+        with mock.patch.object(apgd_radii, "apgd_machine", machine):
+            attacks.apgd_multi_radius_machine(norm="l1", epsilon=1.0, steps=steps)
+        self.assertEqual(tuple(made), expected)
 
     def test_too_few_steps(self):
         with self.assertRaisesRegex(ValueError, "steps=2 do not divide into three stages"):

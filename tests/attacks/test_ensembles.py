@@ -28,6 +28,124 @@ class CostTest(parameterized.TestCase):
         self.assertEqual((ensembles.forward(of_rand), ensembles.backward(of_rand, 10)), (20, 20))
 
 
+class PlanTest(parameterized.TestCase):
+    """Steps, restarts, target classes and averaged gradients of each version, as in its paper."""
+
+    @parameterized.parameters(
+        (
+            *("linf", "standard"),
+            "apgd-ce 100 1 0 1, apgd-t 100 1 9 1, fab-t 100 1 9 1, square 5000 1 0 1",
+        ),
+        (
+            *("l2", "standard"),
+            "apgd-ce 100 1 0 1, apgd-t 100 1 9 1, fab-t 100 1 9 1, square 5000 1 0 1",
+        ),
+        (
+            *("l1", "standard"),
+            "apgd-ce 100 5 0 1, apgd-t 100 1 5 1, fab-t 100 1 9 1, square 5000 1 0 1",
+        ),
+        (
+            *("linf", "plus"),
+            "apgd-ce 100 5 0 1, apgd-dlr 100 5 0 1, fab 100 5 0 1, square 5000 1 0 1, "
+            "apgd-t 100 1 9 1, fab-t 100 1 9 1",
+        ),
+        ("l2", "rand", "apgd-ce 100 1 0 20, apgd-dlr 100 1 0 20"),
+    )
+    def test_versions(self, norm, version, expected):
+        settings = ensembles.plan(norm, version, None, None)
+        rows = (f"{s.name} {s.steps} {s.restarts} {s.targets} {s.eot}" for s in settings)
+        self.assertEqual(", ".join(rows), expected)
+        self.assertEqual({s.norm for s in settings}, {norm})
+        own = {s.name: s.machine for s in settings}
+        three = {"apgd-ce", "apgd-t"} if norm == "l1" else set()
+        self.assertEqual({k for k, m in own.items() if m == "apgd-multi-radius"}, three)
+        for name, machine in own.items():
+            if name not in three:
+                self.assertEqual(machine, name.partition("-")[0])
+
+    def test_custom_and_what_is_overridden(self):
+        over = {"apgd-t": {"steps": 7, "targets": 3}, "apgd-ce": {"restarts": np.int64(2)}}
+        found = ensembles.plan("l1", "custom", ("square", "apgd-t", "apgd-ce", "fab"), over)
+        rows = [(s.name, s.machine, s.steps, s.restarts, s.targets) for s in found]
+        expected = [("square", "square", 5000, 1, 0), ("apgd-t", "apgd", 7, 1, 3)]
+        expected += [("apgd-ce", "apgd", 100, 2, 0), ("fab", "fab", 100, 5, 0)]
+        self.assertEqual(rows, expected)
+        self.assertIs(type(found[2].restarts), int)
+        one = ensembles.plan("linf", "standard", ("square",), {"square": {"steps": 1}})
+        self.assertEqual([(s.name, s.steps) for s in one], [("square", 1)])
+
+    @parameterized.parameters(
+        ("l3", "standard", None, {}, "l3"),
+        ("linf", "fast", None, {}, "version='fast' is unknown; .*standard, plus, rand, custom"),
+        ("linf", "custom", None, {}, "version='custom' needs attacks=.*choose from .*apgd-ce"),
+        ("linf", "plus", "fab", {}, r"attacks='fab' is a string; pass \('fab',\)"),
+        (
+            "linf",
+            "rand",
+            ("square",),
+            {},
+            "attack 'square' is not in version 'rand'; choose from a",
+        ),
+        (
+            "linf",
+            "plus",
+            ("fab",),
+            {"fab-t": {}},
+            r"overrides of \['fab-t'\], which do not run; .*fab",
+        ),
+        ("linf", "plus", (), {}, "are none or repeated"),
+        ("linf", "plus", ("fab", "fab"), {}, "are none or repeated"),
+        ("linf", "plus", ("fab",), {"fab": {"eot": 2}}, "fab has no 'eot' to override; it has"),
+        ("linf", "plus", ("fab",), {"fab": {"targets": 2}}, "fab has no 'targets' to override"),
+        ("linf", "plus", ("fab",), {"fab": {"steps": 0}}, "steps=0; pass an int >= 1"),
+        ("linf", "plus", ("fab",), {"fab": {"steps": True}}, "steps=True; pass an int >= 1"),
+        ("linf", "plus", ("fab",), {"fab": {"steps": 2.0}}, "steps=2.0; pass an int >= 1"),
+        ("l1", "standard", ("apgd-ce",), {"apgd-ce": {"steps": 4}}, "steps=4; pass an int >= 5"),
+    )
+    def test_refuses(self, norm, version, names, overrides, message):
+        with self.assertRaisesRegex(ValueError, message):
+            ensembles.plan(norm, version, names, overrides)
+
+    # What each setting aims at, and what is said, of ten, four, three and two classes.
+    @parameterized.parameters(
+        ("apgd-t", {10: (9, 0), 9: (8, 1), 4: (3, 1), 3: (2, 2), 2: (1, 2)}),
+        ("fab-t", {10: (9, 0), 4: (3, 1), 3: (2, 1), 2: (1, 1)}),
+        ("apgd-dlr", {10: (0, 0), 4: (0, 0), 3: (0, 0), 2: (0, 1)}),
+        ("apgd-ce", {10: (0, 0), 2: (0, 0)}),
+        ("square", {10: (0, 0), 2: (0, 0)}),
+    )
+    def test_few_classes(self, name, expected):
+        for classes, (aims, sentences) in expected.items():
+            told: list[str] = []
+            setting = ensembles.fit(ensembles.base(name, "linf"), classes, told.append)
+            self.assertEqual((setting.targets, len(told)), (aims, sentences), (name, classes, told))
+            self.assertTrue(all(line.startswith(f"{name}: ") for line in told), told)
+        if name == "apgd-t":
+            self.assertRegex(told[0], "1 target classes instead of 9, the logits have 2 classes")
+
+    def test_what_an_attack_aims_at(self):
+        likely = np.array([[3, 1, 2], [0, 2, 1]])
+        own = ensembles.base("apgd-t", "linf")._replace(targets=2)
+        self.assertEqual(ensembles.targets(own, likely).tolist(), [[3, 1], [0, 2]])
+        codes = {"apgd-ce": -1, "apgd-dlr": -2, "fab": -1, "square": -1}
+        for name, code in codes.items():
+            found = ensembles.targets(ensembles.base(name, "l2"), likely)
+            self.assertEqual((found.tolist(), found.dtype), ([[code], [code]], np.int32), name)
+
+    def test_ranks_leave_the_label_out_and_the_logits_as_they_are(self):
+        logits = np.random.default_rng(0).random((5, 6), np.float32)
+        labels = np.array([0, 5, 2, 2, 3])
+        before = logits.copy()
+        found = ensembles.ranks(logits, labels, 5)
+        for row, label, own in zip(logits, labels, found, strict=True):
+            wrong = sorted(set(range(6)) - {label}, key=lambda c, r=row: -r[c])
+            self.assertEqual(own.tolist(), wrong)
+        np.testing.assert_array_equal(logits, before)
+        self.assertEqual(found.dtype, np.uint8)
+        many = ensembles.ranks(np.zeros((1, 1000), np.float32), np.array([999]), 2)
+        self.assertEqual((many.tolist(), many.dtype), ([[998, 997]], np.uint16))
+
+
 class TargetsTest(absltest.TestCase):
     def test_of_equal_logits_the_last_class_comes_first(self):
         logits = np.float32([[0.5, 3.0, 0.5, 1.0, 0.5], [9.0, 2.0, 2.0, 2.0, 2.0]])

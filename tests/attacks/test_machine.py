@@ -166,6 +166,48 @@ class AdvanceTest(absltest.TestCase):
         np.testing.assert_array_equal(made.points, own.query(made.queried))
 
 
+class TallyTest(parameterized.TestCase):
+    """What draws of a randomised network say, against the same counted one by one."""
+
+    LOGITS = np.float32(
+        [
+            [[2.0, 1.0, 0.0], [0.0, 1.0, 1.0], [np.nan, 0.0, 5.0], [1.0, 1.0, 0.5]],
+            [[2.0, 3.0, 0.0], [0.0, 3.0, 1.0], [0.0, 0.0, 5.0], [np.inf, 1.0, 0.5]],
+            [[2.0, 1.5, 0.0], [0.0, 1.0, 4.0], [0.0, 0.0, 5.0], [3.0, 1.0, 0.5]],
+        ]
+    )  # [draws, images, classes]
+    LABELS = jnp.int32([0, 1, 2, 0])
+
+    def test_majority(self):
+        rule = machine.TALLIES["majority"]
+        votes = [np.asarray(rule.of(jnp.asarray(one), self.LABELS)) for one in self.LOGITS]
+        expected = [
+            [float(not (np.isfinite(row).all() and row.argmax() == label)) for row, label in pairs]
+            for pairs in (list(zip(one, self.LABELS, strict=True)) for one in self.LOGITS)
+        ]
+        np.testing.assert_array_equal(votes, expected)
+        share = jnp.float32([0.0, 0.5, 0.75, 1.0])
+        excess = np.asarray(rule.excess(share, self.LABELS))
+        self.assertEqual((excess >= 0).tolist(), [False, True, True, True])
+        np.testing.assert_allclose(excess, [-0.5, 0, 0.25, 0.5])
+
+    def test_mean(self):
+        rule = machine.TALLIES["mean"]
+        finite = np.nan_to_num(self.LOGITS, nan=0.0, posinf=9.0)
+        sums = sum(np.asarray(rule.of(jnp.asarray(one), self.LABELS)) for one in finite)
+        shares = np.exp(finite) / np.exp(finite).sum(2, keepdims=True)
+        np.testing.assert_allclose(sums, shares.sum(0), rtol=1e-5)
+        mean = shares.mean(0)
+        expected = [
+            max(np.delete(row, label)) - row[label]
+            for row, label in zip(mean, self.LABELS, strict=True)
+        ]
+        found = rule.excess(jnp.asarray(mean, jnp.float32), self.LABELS)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        broken = jnp.float32([[np.nan, 0.5, 0.5]])
+        self.assertEqual(float(rule.excess(broken, jnp.int32([0]))[0]), 0)
+
+
 class NewAttacksTest(parameterized.TestCase):
     """FAB and Square as attacks: in the ball, and no weaker than what they are made of."""
 

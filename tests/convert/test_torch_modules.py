@@ -5,7 +5,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from tests.support import paths, reference, sweeps
+from tests.support import paths, reference, small_networks, sweeps
 from tests.support.families import CASES
 from tests.support.torch_modules import LISTINGS, NETWORKS, built, relative, row
 
@@ -77,6 +77,26 @@ class RowsTest(parameterized.TestCase):
         with torch.device("meta"):
             net = torch_networks.module(file).model(**row(name))
         self.assertEqual(list(net.state_dict()), models.torch_keys(name))
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class SmallTest(parameterized.TestCase):
+    """Every branch of every file; the same numbers are those of the JAX networks, of which
+    tests/models/families/test_small_networks.py makes sure.
+    """
+
+    @parameterized.parameters(*small_networks.ROWS)
+    def test_computes_what_is_stored(self, label):
+        found, stored = small_networks.in_pytorch(label), small_networks.stored()[label]
+        for what in ("evaluated", "trained"):
+            np.testing.assert_allclose(found[what], stored[what], rtol=1e-7, atol=1e-8)
+        self.assertEqual(found["moved"].keys(), stored["moved"].keys())
+        for name, value in stored["moved"].items():
+            self.assertAlmostEqual(found["moved"][name], value, delta=1e-7, msg=name)
+
+    def test_every_file_has_rows(self):
+        files = {models.family(name).file for name, *_ in small_networks.ROWS.values()}
+        self.assertEqual(files, {family.file for family in models.FAMILIES})
 
 
 @pytest.mark.matrix

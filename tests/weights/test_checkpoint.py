@@ -1,10 +1,14 @@
 """Which folders are checkpoints, and which of them is the newest."""
 
+import errno
 from pathlib import Path
+from unittest import mock
 
+import jax
 import numpy as np
 from absl.testing import absltest
 
+from jaxrobust.types import Weights
 from jaxrobust.weights.store import checkpoint
 
 
@@ -44,6 +48,81 @@ class KeptTest(absltest.TestCase):
             self.assertEqual(checkpoint.steps(folder), [3, 5], how)
         self.opened(folder)
         self.assertEqual(checkpoint.steps(folder), [5])
+
+    def test_arrays_come_back_of_any_step(self):
+        folder = Path(self.create_tempdir())
+        every = self.opened(folder, keep_all=True)
+        for step in (3, 12):
+            weights = Weights(
+                {"w": np.full((2, 3), step, np.float32)}, {"m": np.ones(1, np.float32)}
+            )
+            every.save(step, weights, {"step": step})
+            every.save(step, weights, {"step": "a second time"})  # which stays as it is
+        every.wait()
+        shape = jax.ShapeDtypeStruct((2, 3), np.float32)
+        abstract = Weights({"w": shape}, {"m": jax.ShapeDtypeStruct((1,), np.float32)})
+        for asked, step in ((None, 12), (3, 3)):
+            number, arrays, meta = checkpoint.read(folder, abstract, asked)
+            self.assertEqual((number, meta), (step, {"step": step}))
+            np.testing.assert_array_equal(arrays.params["w"], np.full((2, 3), step))
+        other = abstract._replace(params={"v": shape})
+        with self.assertRaisesRegex(
+            ValueError, r"12 holds another network \(2 para(.|\n)*v: saved None"
+        ):
+            checkpoint.read(folder, other)
+        wider = abstract._replace(params={"w": jax.ShapeDtypeStruct((2, 4), np.float32)})
+        with self.assertRaisesRegex(ValueError, r"w: saved \(2, 3\), wanted \(2, 4\)"):
+            checkpoint.read(folder, wider)
+
+    def test_cleared(self):
+        folder = Path(self.create_tempdir())
+        last = self.opened(folder)
+        last.save(3, {"w": np.ones(2, np.float32)}, {})
+        last.clear()
+        self.assertEqual((checkpoint.steps(folder), last.latest_step()), ([], None))
+        self.assertEmpty(list(folder.glob("*tmp*")))
+        last.save(2, {"w": np.ones(2, np.float32)}, {})
+        last.wait()
+        self.assertEqual((checkpoint.steps(folder), last.latest_step()), ([2], 2))
+
+    def test_half_a_checkpoint_is_not_taken(self):
+        folder = Path(self.create_tempdir())
+        (folder / "7" / "arrays").mkdir(parents=True)
+        with self.assertRaisesRegex(ValueError, "/7 is no whole checkpoint: .*at the start"):
+            self.opened(folder)
+        for item in ("arrays", "meta"):
+            (folder / "4" / item).mkdir(parents=True)
+        with self.assertRaisesRegex(ValueError, "/7 is no whole checkpoint: .*continues at step 4"):
+            self.opened(folder)
+
+    def test_a_full_disk_is_one_sentence(self):
+        folder = Path(self.create_tempdir())
+        last = self.opened(folder)
+        last.save(3, {"w": np.ones(2, np.float32)}, {})
+        last.wait()
+        half = folder / "5.orbax-checkpoint-tmp"
+
+        def full(*unused, **how):
+            half.mkdir()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with (
+            mock.patch.object(last._manager, "save", full),
+            self.assertRaisesRegex(
+                OSError, "a checkpoint of .* could not.* last good one is step 3"
+            ),
+        ):
+            last.save(5, {"w": np.ones(2, np.float32)}, {})
+        self.assertFalse(half.exists())
+
+        def broken(*unused, **how):
+            raise OSError(errno.EACCES, "Permission denied")
+
+        with (
+            mock.patch.object(last._manager, "save", broken),
+            self.assertRaisesRegex(OSError, "Permission denied"),
+        ):
+            last.save(5, {"w": np.ones(2, np.float32)}, {})
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 PyTorch's is the pure-PyTorch core: all nine points by one `grid_sample`. Both compute the value and
 the gradients for value, offsets and mask. Offsets are uniform in +-`spread` pixels; where windows
 are used, those beyond two are sampled by gathers. With --points PyTorch samples one point after the
-other, as exported modules do, which hold one map at once.
+other, as exported modules do, which hold one map at once. With --topology nothing runs: formulas
+are compiled in bfloat16 for a chip of that slice, windows without their branch of gathers, and what
+the compiler counts is printed.
 
 python -m tools.bench.deformable_layers [--batch 8] [--spread 1.5] [--only planes] [--stages 0,2]
+python -m tools.bench.deformable_layers --topology v5e:2x2 --only products,gathers --batch 16
 """
 
 import functools
@@ -19,7 +22,9 @@ import numpy as np
 
 from jaxrobust.models.families.internimage import VARIANTS
 from jaxrobust.models.kernels.deformable import operator
+from jaxrobust.models.kernels.deformable.places import GridGeometry
 from jaxrobust.runtime.commandline.arguments import Arguments
+from jaxrobust.runtime.devices import topology
 from tools.bench_layers import best
 
 Operands = list[np.ndarray]
@@ -50,6 +55,31 @@ def of_jax(name: str, given: Operands, groups: int, repeats: int) -> dict[str, A
         "gradients": best(lambda: jax.block_until_ready(back(*arrays)), repeats),
         "temporary_mb": round(memory.temp_size_in_bytes / 1e6, 1),
     }
+
+
+def of_compiler(name: str, shapes: list[jax.ShapeDtypeStruct], groups: int) -> dict[str, Any]:
+    """Compile a formula, windows without gathers, for the chip of the shapes."""
+    formula = operator.IMPLEMENTATIONS[name]
+    plain = getattr(formula, "formulas", formula)
+    geometry = GridGeometry(shapes[0].shape[1:3], groups)
+
+    def run(part: str, *arrays: jax.Array) -> Any:
+        def alone(*some: jax.Array) -> Any:
+            out = getattr(plain, part)(geometry, *some)
+            return out if plain is formula else out[0]
+
+        return alone(*arrays) if plain is formula else formula.by_images(alone, *arrays)
+
+    said = {}
+    for part, arrays in (("forward", shapes[:3]), ("backward", shapes)):
+        found = topology.compiled(jax.jit(functools.partial(run, part)), *arrays)
+        said[part] = {
+            "thousand_cycles": round(found["cycles"] / 1e3),
+            "hbm_mb": round(found["hbm_bytes"] / 1e6),
+            "temporary_mb": round(found["temporary_bytes"] / 1e6, 1),
+            "compile_s": round(found["compile_s"], 1),
+        }
+    return said
 
 
 def _all_at_once(value: Any, offsets: Any, mask: Any) -> Any:
@@ -99,14 +129,20 @@ def main() -> None:
     parser.flag("spread", type=float, default=1.5, help="Largest offset; default: %(default)s px.")
     parser.flag("only", default="planes,torch", help="Formulas, with commas; default: %(default)s.")
     parser.flag("stages", default="0,1,2,3", help="Stages of the network; default: %(default)s.")
+    parser.flag("topology", help="Compile for a chip of this slice, such as v5e:2x2.")
     parser.flag("points", action="store_true", help="PyTorch samples one point after the other.")
     args = parser.parse_args()
     v = VARIANTS["internimage_t"]
+    chips = topology.devices(args.topology) if args.topology else []
     for stage in map(int, args.stages.split(",")):
         size, channels, groups = 56 >> stage, v.dims[stage], v.groups[stage]
         given = operands(args.batch, size, channels, groups, args.spread)
         for name in args.only.split(","):
-            if name == "torch":
+            if chips:
+                where = jax.sharding.SingleDeviceSharding(chips[0])
+                kind = functools.partial(jax.ShapeDtypeStruct, dtype="bfloat16", sharding=where)
+                times = of_compiler(name, [kind(array.shape) for array in given], groups)
+            elif name == "torch":
                 times = of_torch(given, groups, args.repeats, args.points)
             else:
                 times = of_jax(name, given, groups, args.repeats)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxrobust.analysis.papers import lines_markdown, matching, tables, tables_markdown
+from jaxrobust.analysis.papers import lines, matching, tables, tables_markdown
 from jaxrobust.analysis.papers.pictures import resolutions, scatter
 
 
@@ -33,7 +33,7 @@ def answer(
         shown = [tables_markdown.filled(each, records, alike=alike) for each in of_paper]
         if commands:
             only = None if row is None else tables.row(shown[0].table, row)
-            text = lines_markdown.document(name, shown, measured=bool(records), only=only)
+            text = lines.document(name, shown, measured=bool(records), only=only)
             texts += _commands(out, name, text)
             continue
         text = tables_markdown.document(name, shown, records)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jaxrobust.analysis.papers import rules_cifar, rules_imagenet, tables, training_words
 from jaxrobust.analysis.papers.rules import Row, Rule
 from jaxrobust.analysis.papers.tables import Table
+from jaxrobust.analysis.papers.tables_markdown import Filled, plain, varying
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "revisiting_at": rules_imagenet.REVISITING_AT,
@@ -30,6 +31,12 @@ _PERTURBED = {
 _PUBLISHED_ON = "imagenet2012"  # whose images all published networks of the tables are of
 _FILES = "CIFAR-10-C"  # the folder that people have, in lines
 _CORES = 64  # of the pod whose batch a core the thesis tells
+_ABOUT = (
+    "What measures each row: trained here, or downloaded where a second way stands below it. "
+    "`jaxrobust reproduce RUN ... weights/ID ...` shows the records of runs, of their `evaluation` "
+    "folders and of downloaded weights (`runs/evaluation-...`, beside `weights/ID`) in the tables. "
+    "A run that several rows have is trained once."
+)
 
 
 class Run(NamedTuple):
@@ -163,3 +170,32 @@ def _settings(what: Mapping[str, Any]) -> str:
 def of_tables(paper: str) -> tuple[tuple[Table, Row, RowLine], ...]:
     """Return all rows of a paper with their lines."""
     return tuple((t, row, of_row(t, row)) for t in tables.tables(paper) for row in t.rows)
+
+
+def document(name: str, shown: list[Filled], *, measured: bool, only: int | None = None) -> str:
+    """Return the commands of the tables of a paper; `measured`: and how many cells are filled.
+
+    `only`: the place of the one row that is shown.
+    """
+    source = tables.paper(name)["source"]
+    parts = [f"# {source['title']}: commands", _ABOUT]
+    return "\n\n".join([*parts, *(_table(each, measured, only) for each in shown)]) + "\n"
+
+
+def _table(shown: Filled, measured: bool, only: int | None) -> str:
+    table = shown.table
+    told = varying(table)
+    parts = [f"## {tables.title(table)}: {table.caption}"]
+    for index, row in enumerate(table.rows):
+        if only not in (None, index):
+            continue
+        said = [f"{key} {text}" for key in told if (text := plain(row.get(key)))]
+        printed = [key for key in table.attacked() if row.get(key) is not None]
+        if measured and printed:
+            done = sum((index, key) in shown.cells for key in printed)
+            said.append(f"{done} of {len(printed)} measured")
+        parts.append(", ".join([f"- Row {index + 1}: {tables.named(row)}", *said]))
+        line = of_row(table, row)
+        parts += ["\n".join(f"      {text}" for text in line.texts())] * bool(line.texts())
+        parts += [f"  {said}" for said in (line.start(), line.why) if said]
+    return "\n\n".join(parts)

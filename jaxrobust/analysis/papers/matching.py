@@ -48,7 +48,8 @@ def collect(places: list[Path]) -> list[Ours]:
     configs: dict[str, dict[str, Any]] = {}
     collected: list[Ours] = []
     for place in places:
-        configs |= dict(_configs(place))
+        for folder in (place, place.parent, place.parent.parent):
+            configs |= dict(_read(folder)) if (folder / "config.json").is_file() else {}
         inside = [place / "results.jsonl", place / "evaluation" / "results.jsonl"]
         files = [p for p in (inside if place.is_dir() else [place]) if p.is_file()]
         if not files and not (place / "config.json").is_file():
@@ -87,12 +88,6 @@ def _records(file: Path) -> "Iterator[AccuracyRecord]":
         if not {"clean", "attacks", "config_sha256", "dataset"}.isdisjoint(record.absent):
             raise ValueError(f"{file} holds lines that are no records of jaxrobust evaluate")
         yield record
-
-
-def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for folder in (place, place.parent, place.parent.parent):
-        if (folder / "config.json").is_file():
-            yield from _read(folder)
 
 
 def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -166,7 +161,8 @@ def other_config(ours: Ours) -> str:
         return ""
     return (
         f"{beside} is not the config that the record was made with, whose hash begins with "
-        f"{ours.record.config_sha256[:12]}: it was edited since, or is of another run"
+        f"{ours.record.config_sha256[:12]}: it was edited since, the run went on with other values "
+        "of keys that may change, or it is of another run"
     )
 
 

@@ -59,10 +59,7 @@ ROBUST_RESNETS = (
     Rule(
         {"recipe": ("AAT",)},
         "cifar_aat",
-        (
-            Argument("", "model"),
-            Argument("extra", "extra_images", 0, {500_000: "500k"}),
-        ),
+        (Argument("", "model"), Argument("extra", "extra_images", 0, {500_000: "500k"})),
     ),
     Rule(
         {},

@@ -1,7 +1,5 @@
 """What measures the rows of the papers on ImageNet: Singh, Croce, Hein 2023; Debenedetti 2022."""
 
-from typing import Any
-
 from jaxrobust.analysis.papers import training_words
 from jaxrobust.analysis.papers.rules import ANY, Argument, Row, Rule
 
@@ -66,10 +64,7 @@ REVISITING_AT = (
         why="It is a difference between two attacks on networks that the text does not name; "
         "`jaxrobust evaluate --attack apgd-t --steps 40 --targets 3` is the weaker one.",
     ),
-    Rule(
-        {"model": (None,)},
-        why="{name} is no network of `jaxrobust models`.",
-    ),
+    Rule({"model": (None,)}, why="{name} is no network of `jaxrobust models`."),
     *_THEIRS,
     Rule(
         {"objective": ("clean",)},
@@ -117,14 +112,6 @@ def _letters(row: Row) -> str:
     if row["augmentation"] is not None:
         return {"deit": "mcre", "light": "none"}[row["augmentation"]]
     return "".join(letter for letter, name in _LETTERS.items() if row[name]) or "none"
-
-
-def _from_imagenet(row: Row) -> str | None:
-    return None if row["start"] == "random" else "light_recipe:xcit_s12,epsilon=8"
-
-
-def _more_images(row: Row) -> dict[str, Any]:
-    return {"data.extra": "npz:FILE"} if row.get("synthetic_share") else {}
 
 
 _POD = "--on v4:2x4x4"  # 64 cores
@@ -189,8 +176,8 @@ XCIT_LIGHT_RECIPE = (
         {"table": ("table_7", "table_8")},
         "transfer",
         _SMALL,
-        changes=_more_images,
-        start=_from_imagenet,
+        changes=lambda row: {"data.extra": "npz:FILE"} if row.get("synthetic_share") else {},
+        start=lambda row: None if row["start"] == "random" else "light_recipe:xcit_s12,epsilon=8",
     ),
     Rule(
         _WITH_LIGHT | {"objective": ("adversarial",)},

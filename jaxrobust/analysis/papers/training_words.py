@@ -214,10 +214,7 @@ def dataset(name: Any, classes: Any) -> str | None:
 
 
 def differences(
-    table: Table,
-    row: dict[str, Any],
-    config: dict[str, Any],
-    started: dict[str, Any] | None = None,
+    table: Table, row: dict[str, Any], config: dict[str, Any], started: dict[str, Any] | None = None
 ) -> Iterator[str]:
     """Say what of a run's training is not that of a row; `started`: see `trained`."""
     ours, wanted = trained(config, started), tables.settings(table, row)
@@ -297,10 +294,7 @@ _KIND = ("objective", "train_dataset", "train_size", "train_attack", "epsilon_tr
 
 
 def other_kind(
-    table: Table,
-    row: dict[str, Any],
-    config: dict[str, Any],
-    started: dict[str, Any] | None = None,
+    table: Table, row: dict[str, Any], config: dict[str, Any], started: dict[str, Any] | None = None
 ) -> Iterator[str]:
     """Say where a run is of another objective, radius, data set or size than a row."""
     ours, wanted = trained(config, started), tables.settings(table, row)

@@ -84,10 +84,7 @@ def of_paper(paper: str, table: str | None = None, row: str | None = None) -> li
 
 
 def _add(
-    found: dict[str, PaperRun],
-    run: Run,
-    rows: tuple[RowPlace, ...] = (),
-    flags: Iterable[str] = (),
+    found: dict[str, PaperRun], run: Run, rows: tuple[RowPlace, ...] = (), flags: Iterable[str] = ()
 ) -> None:
     folder = run.workdir
     if folder not in found:

@@ -1,4 +1,7 @@
-"""Stages one after the other: what each made is noted, and what is there is not made again."""
+"""Stages before a training, read and checked, and after it, one behind the other.
+
+What each made is noted, and what is there is not made again.
+"""
 
 import contextlib
 import datetime
@@ -13,8 +16,8 @@ from typing import Any
 import jax
 
 from jaxrobust.analysis.selection import choice
-from jaxrobust.analysis.stages import checks
-from jaxrobust.analysis.stages.stage import EXPORT, SELECT, Stage
+from jaxrobust.analysis.stages import checks, costs
+from jaxrobust.analysis.stages.stage import EXPORT, SELECT, Stage, parse
 from jaxrobust.config import Config
 from jaxrobust.convert import export_torch
 from jaxrobust.convert.export_torch import ExportSettings
@@ -22,6 +25,7 @@ from jaxrobust.evaluation.questions import command
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.questions import AUTOATTACK
 from jaxrobust.evaluation.records import records
+from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.files import jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import terminal
@@ -30,6 +34,26 @@ from jaxrobust.weights.store.hashes import file_sha256
 from jaxrobust.weights.trained import kept, runs
 
 NOTES = "stages.jsonl"  # of a run: a line for each stage that is done
+
+
+def stages(then: str | None, config: Any, workdir: Path, *, estimate: bool) -> list[Stage]:
+    """Read and check the stages of `--then`; None: there are none.
+
+    Where nothing has begun and `estimate` is asked for, what all of it costs is said.
+    Raises:
+      ValueError: a stage that is none, or that cannot work after this training.
+    """
+    if then is None:
+        return []
+    named = parse(then)
+    for line in checks.prepared(config, named):
+        say(line)
+    hosts.together(lambda: checks.check(config, named, workdir))
+    if estimate and not hosts.first((workdir / "config.json").is_file()):
+        compilation.use_persistent_cache(workdir.parent)  # training finds what this compiles
+        for line in costs.lines(config, named, workdir):
+            say(line)
+    return named
 
 
 def run(

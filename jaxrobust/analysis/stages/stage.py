@@ -73,7 +73,7 @@ def _parsed(word: str) -> Stage:
         return Stage(word, SELECT)
     if name == EXPORT:
         return _export(word, rest)
-    if name != CLEAN and not _is_attack(name):
+    if name != CLEAN and not Question(name).searches and fixed_steps.parse(name) is None:
         known = (SELECT, EXPORT, AUTOATTACK, CLEAN, *attack_rows.searching(), "pgd-20", "fgsm")
         raise ValueError(
             f"--then={word}: {name!r} is neither a stage nor an attack; {meant(name, known)}"
@@ -84,10 +84,6 @@ def _parsed(word: str) -> Stage:
     if len(set(stage.balls)) < len(stage.threats):  # parsed, which refuses
         raise ValueError(f"--then={word} has a threat twice; give it once")
     return stage
-
-
-def _is_attack(name: str) -> bool:
-    return Question(name).searches or fixed_steps.parse(name) is not None
 
 
 def _export(word: str, rest: str) -> Stage:

@@ -226,9 +226,7 @@ class Proposals(NamedTuple):
 
 PROPOSALS = {"linf": Proposals(_draw_stripes, _start_linf, _propose_linf)} | {
     norm: Proposals(
-        _draw_tiles,
-        functools.partial(_start_mass, norm),
-        functools.partial(_propose_mass, norm),
+        _draw_tiles, functools.partial(_start_mass, norm), functools.partial(_propose_mass, norm)
     )
     for norm in ("l2", "l1")
 }

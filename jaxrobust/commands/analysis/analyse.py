@@ -14,7 +14,6 @@ from jaxrobust.commands.flags.shared import ImageFlags, NetworkFlags, ThreatFlag
 from jaxrobust.runtime.commandline import fields
 from jaxrobust.runtime.commandline.arguments import ending, quiet_libraries
 from jaxrobust.runtime.commandline.fields import flag
-from jaxrobust.runtime.processes.launch import keep_large_buffers
 from jaxrobust.runtime.text import patience
 
 
@@ -82,8 +81,3 @@ def main(argv: list[str] | None = None) -> None:
             from jaxrobust.analysis.networks import network_sample  # noqa: F401  # what takes long
 
         print("\n".join(map(str, analyses.written(settings))))
-
-
-if __name__ == "__main__":
-    keep_large_buffers()
-    main()

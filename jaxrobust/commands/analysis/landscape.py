@@ -14,7 +14,6 @@ from jaxrobust.commands.flags.shared import ImageFlags, NetworkFlags, shared
 from jaxrobust.runtime.commandline import fields
 from jaxrobust.runtime.commandline.arguments import ending, quiet_libraries
 from jaxrobust.runtime.commandline.fields import flag
-from jaxrobust.runtime.processes.launch import keep_large_buffers
 from jaxrobust.runtime.text import patience
 
 _PLANE = ("side", "reach", "points", "batch", "seed")
@@ -53,8 +52,3 @@ def main(argv: list[str] | None = None) -> None:
         out = named.pop("out")
         plane = landscape.Plane(**{name: named.pop(name) for name in _PLANE})
         print("\n".join(map(str, landscape.written(named, plane, out))))
-
-
-if __name__ == "__main__":
-    keep_large_buffers()
-    main()

@@ -31,7 +31,3 @@ def main(argv: list[str] | None = None) -> None:
             from jaxrobust.analysis.networks import sparsity
 
         print("\n".join(map(str, sparsity.written(named, named.pop("out")))))
-
-
-if __name__ == "__main__":
-    main()

@@ -61,7 +61,3 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(result))
     if result["agrees"] is False:
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -84,7 +84,3 @@ def _exported(flags: ExportFlags) -> dict[str, Any]:
     given = asdict(flags)
     del given["json"]
     return export_torch.export(export_torch.ExportSettings(**given))
-
-
-if __name__ == "__main__":
-    main()

@@ -77,7 +77,3 @@ def _imported(flags: ImportFlags) -> dict[str, Any]:
     del given["json"]
     request = Request(**given)
     return import_torch.import_weights(source, out, request, sha256=sha256, certified=certified)
-
-
-if __name__ == "__main__":
-    main()

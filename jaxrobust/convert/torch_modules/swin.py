@@ -31,7 +31,9 @@ def model(
     for i, (depth, count) in enumerate(zip(depths, heads, strict=True)):
         if i:
             side = (side + 1) // 2
-        size, shift = (window, window // 2) if side > window else (side, 0)
+        # Rounded down, as timm decides about windows, though a merge pads an odd map.
+        whole = max(1, image_size // (patch << i))
+        size, shift = (window, window // 2) if whole > window else (whole, 0)
         attentions = [Attention(dim << i, count, side, size, shift * (j % 2)) for j in range(depth)]
         blocks = nn.Sequential(*[block(dim << i, attention, eps) for attention in attentions])
         down = Merge(dim << (i - 1), eps) if i else nn.Identity()

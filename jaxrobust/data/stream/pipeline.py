@@ -23,13 +23,7 @@ import numpy as np
 from absl import flags
 
 from jaxrobust.data.sources.registry import DataError, Source
-from jaxrobust.data.stream.loading import (
-    DecodedImages,
-    Evaluated,
-    decoded,
-    load_in_order,
-    load_train,
-)
+from jaxrobust.data.stream import loading
 from jaxrobust.data.stream.plan import plan
 from jaxrobust.data.transforms import augmentations, preparing
 
@@ -121,8 +115,10 @@ def train_batches(
         source, batch_size=batch_size, seed=seed, views=views, extra=extra, extra_share=extra_share
     )
     load = functools.partial(
-        load_train,
-        images=tuple(DecodedImages(own, CACHE_BYTES, strict or own is extra) for own in sources),
+        loading.load_train,
+        images=tuple(
+            loading.DecodedImages(own, CACHE_BYTES, strict or own is extra) for own in sources
+        ),
         augment=chain.augment,
         first_view=first_chain.augment,
         image_size=image_size,
@@ -169,8 +165,8 @@ def evaluation_batches(
         raise DataError(f"batch_size={batch_size} and limit={limit} must be at least 1")
     preprocessing = preprocessing_id(source, image_size, preprocessing)
     taken = range(min(len(source), limit or len(source))) if places is None else places
-    read = Evaluated(source, image_size, preprocessing, strict)
-    load = functools.partial(load_in_order, read=read, places=taken)
+    read = loading.Evaluated(source, image_size, preprocessing, strict)
+    load = functools.partial(loading.load_in_order, read=read, places=taken)
     steps = -(-len(taken) // batch_size)
     return _batches(load, process_index * local, batch_size, local, steps=steps, workers=workers)
 
@@ -278,7 +274,7 @@ class Damage:
         for index in sorted(met - self.known - self.new):
             named = f"{source.where()}: the image of {source.describe(index)} is damaged"
             try:
-                decoded(source, source[index].image)
+                loading.decoded(source, source[index].image)
                 reason = "it was when it was read, and no longer is"
             except ValueError as error:
                 reason = str(error)

@@ -14,14 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxrobust.data.transforms import color, operations
-from jaxrobust.data.transforms.policies import (
-    ROBUSTART,
-    TORCHVISION,
-    PolicyChange,
-    autoaugment,
-    randaugment,
-)
+from jaxrobust.data.transforms import color, operations, policies
 from jaxrobust.data.transforms.preparing import BICUBIC, to_array, to_pil
 from jaxrobust.data.transforms.presets import PRESETS
 
@@ -139,7 +132,7 @@ def _randaugment(
     size: int, magnitude: float = 9, std: float = 0.5, ops: float = 2, fill: float = 0
 ) -> PictureOp:
     return functools.partial(
-        randaugment,
+        policies.randaugment,
         magnitude=_within(magnitude, 0, 10),
         std=_within(std, 0, 10),
         ops=_whole(ops, 0, 15),
@@ -148,10 +141,10 @@ def _randaugment(
 
 
 def _autoaugment(
-    policy: str, rows: Mapping[str, PolicyChange] = TORCHVISION, fill: int = 0
+    policy: str, rows: Mapping[str, policies.PolicyChange] = policies.TORCHVISION, fill: int = 0
 ) -> Callable[..., PictureOp]:
     return lambda size, fill=fill: functools.partial(
-        autoaugment, policy=policy, fill=_whole(fill, 0, 255), rows=rows
+        policies.autoaugment, policy=policy, fill=_whole(fill, 0, 255), rows=rows
     )
 
 
@@ -172,8 +165,8 @@ OPS: dict[str, Callable[..., PictureOp]] = {  # `make(image_size, *numbers)`
     "randaugment": _randaugment,
     "autoaugment": _autoaugment("cifar10"),
     "autoaugment-imagenet": _autoaugment("imagenet"),
-    "autoaugment-robustart": _autoaugment("cifar10", ROBUSTART, 128),
-    "autoaugment-robustart-imagenet": _autoaugment("imagenet", ROBUSTART, 128),
+    "autoaugment-robustart": _autoaugment("cifar10", policies.ROBUSTART, 128),
+    "autoaugment-robustart-imagenet": _autoaugment("imagenet", policies.ROBUSTART, 128),
 }
 _OP = re.compile(r"([\w-]+?)(?:\(([^()]*)\))?")
 

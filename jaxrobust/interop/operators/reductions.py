@@ -45,8 +45,10 @@ def _deviation(x: Array, axes: Any, *, keepdims: bool, correction: float | None 
 
 def _norm(x: Array, order: float, dims: Dims, keepdim: bool, dtype: Any = None) -> Array:
     axes, size = _axes(dims, x.ndim), jnp.abs(x)
-    if order == float("inf"):
-        return size.max(axes, keepdims=keepdim)
+    if order == 0:
+        return (size != 0).sum(axes, keepdims=keepdim).astype(size.dtype)
+    if abs(order) == float("inf"):
+        return (size.max if order > 0 else size.min)(axes, keepdims=keepdim)
     if order == 1:
         return size.sum(axes, keepdims=keepdim)
     powers = (size**order).sum(axes, keepdims=keepdim)

@@ -15,13 +15,7 @@ from jaxrobust.models.families import stems
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, TorchVariant
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    keys,
-    pointwise_oi,
-    row,
-    table,
-)
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.deformable.operator import deformable
 from jaxrobust.models.kernels.deformable.places import POINTS
@@ -60,10 +54,7 @@ class Variant(NamedTuple):
 
 
 _T = Variant((4, 4, 18, 4), (64, 128, 256, 512), (4, 8, 16, 32))
-VARIANTS = {
-    "internimage_t": _T,
-    "internimage_t_ps": _T._replace(stem_widths=(), stem_strides=(4,)),
-}
+VARIANTS = {"internimage_t": _T, "internimage_t_ps": _T._replace(stem_widths=(), stem_strides=(4,))}
 _xavier = jax.nn.initializers.xavier_uniform()
 
 

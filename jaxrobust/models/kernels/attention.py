@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
-from jaxrobust.models.kernels.primitives import per_platform, rounded, widened
+from jaxrobust.models.kernels.primitives import as_array, asked_for, per_platform, rounded, widened
 from jaxrobust.models.kernels.tpu import calls, token_attention
 
 Array = jax.Array
@@ -195,8 +194,7 @@ def _attend_product_rule(heads, scale, qkv, *bias):
 
 
 def _attend_product_forward(heads, scale, qkv, *bias):
-    # Residuals hold arrays alone, so their structure tells the backward rule: () or None.
-    perturbed = () if any(b.perturbed for b in bias) else None
+    perturbed = asked_for(bias)
     operands = [operand.value for operand in (qkv, *bias)]
     out, *kept = _attend_product_rule(heads, scale, *operands)
     return out, (operands, kept, perturbed)
@@ -204,7 +202,7 @@ def _attend_product_forward(heads, scale, qkv, *bias):
 
 def _attend_product_backward(heads, scale, residuals, g):
     (qkv, *bias), kept, perturbed = residuals
-    g = jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
+    g = as_array(g)
     how = {"heads": heads, "scale": scale, "needed": perturbed is not None}
     rules = {"tpu": _kernel_backward, "default": _plain_backward}
     rules = {name: functools.partial(rule, **how) for name, rule in rules.items()}

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from jaxrobust.models.kernels.attention import (
     join,
@@ -16,7 +15,7 @@ from jaxrobust.models.kernels.attention import (
     swap,
     wide_dtype,
 )
-from jaxrobust.models.kernels.primitives import per_platform, rounded, widened
+from jaxrobust.models.kernels.primitives import as_array, asked_for, per_platform, rounded, widened
 from jaxrobust.models.kernels.tpu import calls
 from jaxrobust.models.kernels.tpu import channel_attention as kernel
 
@@ -129,15 +128,14 @@ def _rule(qkv, temperature):
 
 
 def _cross_product_forward(qkv, temperature):
-    # Residuals hold arrays alone, so their structure tells the backward rule: () or None.
-    perturbed = () if temperature.perturbed else None
+    perturbed = asked_for(temperature)
     out, *kept = _rule(qkv.value, temperature.value)
     return out, (qkv.value, temperature.value, kept, perturbed)
 
 
 def _cross_product_backward(residuals, g):
     qkv, temperature, kept, perturbed = residuals
-    g = jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
+    g = as_array(g)
     rules = {"tpu": _kernel_backward, "default": _plain_backward}
     needed = perturbed is not None
     rules = {name: functools.partial(rule, needed=needed) for name, rule in rules.items()}

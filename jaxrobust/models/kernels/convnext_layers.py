@@ -1,4 +1,4 @@
-"""A block of ConvNeXt, and what stands between stages, which TPUs compute as one kernel each."""
+"""A block of ConvNeXt or its first half, and what is between stages: one kernel each on TPUs."""
 
 import functools
 from collections.abc import Callable
@@ -6,21 +6,99 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.convolutions import conv
 from jaxrobust.models.kernels.depthwise import depthwise_conv
-from jaxrobust.models.kernels.normed_depthwise import depthwise_norm
-from jaxrobust.models.kernels.primitives import add_bias, rounded
+from jaxrobust.models.kernels.primitives import add_bias, as_array, asked_for, rounded
 from jaxrobust.models.kernels.tpu import calls
 from jaxrobust.models.kernels.tpu import convnext_block as block_kernel
+from jaxrobust.models.kernels.tpu import depthwise_norm as norm_kernel
 from jaxrobust.models.kernels.tpu import norm_halving as halving_kernel
 from jaxrobust.models.kernels.tpu.convnext_block import BlockParameters
 from jaxrobust.models.kernels.tpu.norm_halving import HalvingParameters
 
 Array = jax.Array
 Path = Callable[[Array], Array]  # what stochastic depth makes of a branch f[B,..]
+
+
+# --------------------------------------------------------------------------------- the first half
+
+
+def _plain_norm(x: Array, *parameters: Array, eps: float) -> list[Array]:
+    taps, bias, scale, shift = parameters
+    z = depthwise_conv(x, taps, bias)
+    return [layers.layer_norm(z, scale, shift, eps=eps), z]
+
+
+def _plain_norm_gradients(x, z, g, beside, *parameters, eps: float, needed: bool) -> list[Array]:
+    """Compute the gradient for `x` and, where asked for, those of the parameters."""
+    taps, bias, scale, shift = parameters
+    norm = functools.partial(layers.layer_norm, eps=eps)
+    if not needed:
+        (to_z,) = jax.vjp(lambda z: norm(z, scale, shift), z)[1](g)
+        return [jax.vjp(lambda x: depthwise_conv(x, taps, bias), x)[1](to_z)[0] + beside]
+    to_z, *of_norm = jax.vjp(norm, z, scale, shift)[1](g)
+    to_x, *of_conv = jax.vjp(depthwise_conv, x, taps, bias)[1](to_z)
+    return [to_x + beside, *of_conv, *of_norm]
+
+
+def _norm_kernel_gradients(x, z, g, beside, *parameters, eps: float, needed: bool) -> list[Array]:
+    to_x = norm_kernel.backward(z, g, beside, parameters[0], parameters[2], eps=eps)
+    if not needed:
+        return [to_x]
+    return [to_x, *_plain_norm_gradients(x, z, g, beside, *parameters, eps=eps, needed=True)[1:]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _depthwise_norm(eps: float, x: Array, *parameters: Array) -> tuple[Array, Array]:
+    return _norm_rule(eps, x, *parameters)[0], x
+
+
+def _norm_rule(eps, x, *parameters):
+    return lax.platform_dependent(
+        x,
+        *parameters,
+        tpu=functools.partial(norm_kernel.forward, eps=eps),
+        default=functools.partial(_plain_norm, eps=eps),
+    )
+
+
+def _norm_forward(eps, x, *parameters):
+    perturbed = asked_for(parameters)
+    x, *values = (operand.value for operand in (x, *parameters))
+    out, z = _norm_rule(eps, x, *values)
+    return (out, x), (x, z, values, perturbed)
+
+
+def _norm_backward(eps, residuals, gradients):
+    x, z, values, perturbed = residuals
+    g, beside = map(as_array, gradients)
+    how = {"eps": eps, "needed": perturbed is not None}
+    to_x, *of_parameters = lax.platform_dependent(
+        *(x, z, g, beside, *values),
+        tpu=functools.partial(_norm_kernel_gradients, **how),
+        default=functools.partial(_plain_norm_gradients, **how),
+    )
+    return to_x, *(of_parameters or (None for _ in values))
+
+
+_depthwise_norm.defvjp(_norm_forward, _norm_backward, symbolic_zeros=True)
+
+
+def depthwise_norm(
+    x: Array, taps: Array, bias: Array, scale: Array, shift: Array, *, eps: float = 1e-6
+) -> tuple[Array, Array]:
+    """Convolve f[B,H,W,C] depthwise with f[k,k,1,C] and normalise over channels; also return `x`.
+
+    Whoever adds the result's branch to the returned `x` has both gradients added on the chip.
+    """
+    if calls.plain("a depthwise convolution with its norm", norm_kernel.refused(x, taps)):
+        return _plain_norm(x, taps, bias, scale, shift, eps=eps)[0], x
+    return _depthwise_norm(eps, x, taps, bias, scale, shift)
+
+
+# -------------------------------------------------------------------------------------- the block
 
 
 def _add_branch(x: Array, y: Array, p: BlockParameters, path: Path | None) -> Array:
@@ -49,8 +127,7 @@ def _block(eps: float, x: Array, share: Array | None, *parameters: Array) -> Arr
 
 
 def _block_forward(eps, x, share, *parameters):
-    # Residuals hold arrays alone, so their structure tells the backward rule what is asked for.
-    perturbed = () if any(p.perturbed for p in parameters) else None
+    perturbed = asked_for(parameters)
     share = None if share is None else share.value
     values = BlockParameters(*(p.value for p in parameters))
     out, z = block_kernel.forward(x.value, share, values, eps=eps)
@@ -59,8 +136,7 @@ def _block_forward(eps, x, share, *parameters):
 
 def _block_backward(eps, residuals, g):
     x, z, share, p = residuals
-    if isinstance(g, SymbolicZero):
-        g = jnp.zeros(g.shape, g.dtype)
+    g = as_array(g)
     to_share = None if share is None else jnp.zeros_like(share)  # a draw, which has no gradient
     if x is None:
         return block_kernel.backward(z, g, share, p, eps=eps), to_share, *(None for _ in p)
@@ -107,16 +183,14 @@ def _halving(eps: float, x: Array, *parameters: Array) -> Array:
 
 
 def _halving_forward(eps, x, *parameters):
-    # Residuals hold arrays alone, so their structure tells the backward rule what is asked for.
-    perturbed = () if any(p.perturbed for p in parameters) else None
+    perturbed = asked_for(parameters)
     p = HalvingParameters(*(p.value for p in parameters))
     return halving_kernel.forward(x.value, p, eps=eps), (x.value, p, perturbed)
 
 
 def _halving_backward(eps, residuals, g):
     x, p, perturbed = residuals
-    if isinstance(g, SymbolicZero):
-        g = jnp.zeros(g.shape, g.dtype)
+    g = as_array(g)
     if perturbed is None:
         return halving_kernel.backward(x, g, p, eps=eps), *(None for _ in p)
     to_x, sums = halving_kernel.all_gradients(x, g, p, eps=eps)

@@ -8,9 +8,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
-from jaxrobust.models.kernels.primitives import add_bias, add_each, walled, widened
+from jaxrobust.models.kernels.primitives import (
+    add_bias,
+    add_each,
+    as_array,
+    asked_for,
+    walled,
+    widened,
+)
 
 Array = jax.Array
 Sizes = tuple[int, ...]  # height and width
@@ -172,16 +178,15 @@ def _depthwise(
 
 
 def _depthwise_forward(implementation, stride, dilation, x, kernel):
-    # An attack asks for no gradient of the kernel, whose formulas take longer to trace than all
-    # others. Residuals hold arrays alone, so their structure tells the backward rule: () or None.
-    perturbed = () if kernel.perturbed else None
+    # An attack asks for no gradient of the kernel, whose formulas take longer to trace than others.
+    perturbed = asked_for(kernel)
     x, kernel = x.value, kernel.value
     return _depthwise(implementation, stride, dilation, x, kernel), (x, kernel, perturbed)
 
 
 def _depthwise_backward(implementation, stride, dilation, residuals, g):
     x, kernel, perturbed = residuals
-    g = jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
+    g = as_array(g)
     how = {"stride": stride, "dilation": dilation}
     return (
         _rule(1, implementation, g, kernel, sizes=x.shape[1:3], **how),

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from jaxrobust.models.kernels.batch_norms import (
     EPS,
@@ -21,7 +20,7 @@ from jaxrobust.models.kernels.batch_norms import (
 )
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.layers import gelu, layer_norm, scaled_residual
-from jaxrobust.models.kernels.primitives import rounded, widened
+from jaxrobust.models.kernels.primitives import as_array, asked_for, rounded, widened
 from jaxrobust.models.kernels.tpu import calls
 from jaxrobust.models.kernels.tpu import token_interaction as kernel
 
@@ -105,8 +104,7 @@ def _forward(asked, x, parameters, statistics, factors):
 
 
 def _forward_rule(asked, x, parameters, statistics, factors):
-    # Residuals hold arrays alone, so their structure tells the backward rule what is asked for.
-    perturbed = () if any(p.perturbed for p in parameters) else None
+    perturbed = asked_for(parameters)
     x, parameters, statistics, factors = jax.tree.map(
         lambda operand: operand.value, (x, parameters, statistics, factors)
     )
@@ -117,7 +115,7 @@ def _forward_rule(asked, x, parameters, statistics, factors):
 def _backward_rule(asked, residuals, gradients):
     x, p, statistics, factors, (y, norm), perturbed = residuals
     g, needed = gradients[0], perturbed is not None
-    g = jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
+    g = as_array(g)
     batch, tokens, _ = x.shape
     gamma, (batch_scale,) = _scales(p.gamma, factors), widened(p.batch_scale[None])
     factor = batch_scale * norm.inverse

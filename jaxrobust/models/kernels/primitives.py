@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.experimental.xla_metadata import set_xla_metadata
 
 Array = jax.Array
@@ -78,6 +79,19 @@ def leading(x: Array) -> tuple[int, ...]:
 def widened(*arrays: Array) -> tuple[Array, ...]:
     """Return `arrays` in float32, or float64 where they are that already."""
     return tuple(a if a.dtype == jnp.float64 else a.astype(jnp.float32) for a in arrays)
+
+
+def asked_for(operands: Any) -> tuple[()] | None:
+    """Return () where a gradient of any operand is asked for, else None; of symbolic zeros' rules.
+
+    Residuals hold arrays alone, so their structure tells the backward rule.
+    """
+    return () if any(o.perturbed for o in jax.tree.leaves(operands)) else None
+
+
+def as_array(g: Array | SymbolicZero) -> Array:
+    """Return a gradient that may be a symbolic zero as an array."""
+    return jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
 
 
 def add_each(totals: Iterable[Array], terms: Iterable[Array]) -> list[Array]:

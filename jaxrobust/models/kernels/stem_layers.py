@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from jaxrobust.models.kernels.batch_norms import (
     ImageNorm,
@@ -24,7 +23,7 @@ from jaxrobust.models.kernels.batch_norms import (
 )
 from jaxrobust.models.kernels.convolutions import conv
 from jaxrobust.models.kernels.layers import gelu, layer_norm
-from jaxrobust.models.kernels.primitives import rounded, widened
+from jaxrobust.models.kernels.primitives import as_array, asked_for, rounded, widened
 from jaxrobust.models.kernels.tpu import batch_stem, calls
 from jaxrobust.models.kernels.tpu import conv_stem as kernel
 
@@ -50,8 +49,7 @@ def _stem_kernel(eps: float, x: Array, *parameters: Array) -> Array:
 
 
 def _stem_kernel_forward(eps, x, *parameters):
-    # Residuals hold arrays alone, so their structure tells the backward rule what is asked for.
-    perturbed = () if any(p.perturbed for p in parameters) else None
+    perturbed = asked_for(parameters)
     x, *values = (operand.value for operand in (x, *parameters))
     out, kept = kernel.forward(_planes(x), *values, eps=eps)
     return out, (x, kept, values, perturbed)
@@ -59,8 +57,7 @@ def _stem_kernel_forward(eps, x, *parameters):
 
 def _stem_kernel_backward(eps, residuals, g):
     x, kept, values, perturbed = residuals
-    if isinstance(g, SymbolicZero):
-        g = jnp.zeros(g.shape, g.dtype)
+    g = as_array(g)
     to_planes = kernel.backward(_planes(x), kept, g, *values, eps=eps)
     of_parameters: tuple = (None,) * len(values)
     if perturbed is not None:
@@ -129,12 +126,9 @@ class _Asked(NamedTuple):
     train: bool
 
 
-def _factor(layer: BatchLayer, norm: ImageNorm) -> Array:
-    return widened(layer.scale[None])[0] * norm.inverse
-
-
 def _given(layer: BatchLayer, norm: ImageNorm, *more: Array) -> Array:
-    return image_rows(len(norm.mean), norm.mean, _factor(layer, norm), layer.shift, *more)
+    factor = widened(layer.scale[None])[0] * norm.inverse
+    return image_rows(len(norm.mean), norm.mean, factor, layer.shift, *more)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -156,8 +150,7 @@ def _batch_forward(asked, x, layers, statistics):
 
 
 def _batch_forward_rule(asked, x, layers, statistics):
-    # Residuals hold arrays alone, so their structure tells the backward rule what is asked for.
-    perturbed = () if any(p.perturbed for p in jax.tree.leaves(layers)) else None
+    perturbed = asked_for(layers)
     x, layers, statistics = jax.tree.map(lambda operand: operand.value, (x, layers, statistics))
     out, kept = _batch_forward(asked, x, layers, statistics)
     return out, (x, layers, statistics, kept, perturbed)
@@ -166,7 +159,7 @@ def _batch_forward_rule(asked, x, layers, statistics):
 def _batch_backward_rule(asked, residuals, gradients):
     x, (one, two), statistics, (kept, norm1, norm2), perturbed = residuals
     g, needed, planes = gradients[0], perturbed is not None, _planes(x)
-    g = jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
+    g = as_array(g)
     kernels, pixels = (one.kernel, two.kernel), x.shape[1] * x.shape[2] // 4
     nothing = jax.tree.map(jnp.zeros_like, statistics)
     sums1 = sums2 = zeros1 = zeros2 = jnp.zeros((2, 1, 1))

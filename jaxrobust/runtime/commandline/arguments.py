@@ -87,12 +87,16 @@ def unable(error: OSError | MemoryError) -> str:
     return f"the memory of this machine is too small ({wanted}); take smaller images, or fewer"
 
 
-def answer(run: Callable[[Any], Any], args: Any, interrupted: str) -> None:
-    """Run a command and print what it returns, if --json asks for it; fail as `ending` says."""
+def answer(run: Callable[[Any], Any], args: Any, interrupted: str) -> Any:
+    """Run a command, print what it returns if --json asks for it, and return it too.
+
+    It fails as `ending` says.
+    """
     with ending(interrupted):
         done = run(args)
     if args.json:
         print(json.dumps(done))
+    return done
 
 
 def number(flag: str, text: str) -> float:

@@ -8,25 +8,16 @@ import math
 import re
 from typing import NamedTuple
 
-from jaxrobust.runtime.devices.hlo import (
-    Instruction,
-    Module,
-    called,
-    elements,
-    instructions,
-    padded_size,
-    runs,
-    size,
-)
+from jaxrobust.runtime.devices import hlo
 
 
-def flops(module: Module) -> float:
+def flops(module: hlo.Module) -> float:
     """Of all convolutions and products of matrices on one chip, and of kernels, as they declare.
 
     A loop whose trip count is not in the text counts once, here and in `traffic`.
     """
-    times, total = runs(module, unknown=1), 0.0
-    for i in instructions(module.computations):
+    times, total = hlo.runs(module, unknown=1), 0.0
+    for i in hlo.instructions(module.computations):
         if i.opcode in ("convolution", "dot"):
             n = times[i.computation][0] or 0
             types = [module.computations[i.computation][name].type for name in i.operands]
@@ -40,13 +31,13 @@ def _shape(type_: str) -> list[int]:
     return [int(n) for n in re.search(r"\[([\d,]*)\]", type_)[1].split(",") if n]  # type: ignore[index]
 
 
-def _dot(i: Instruction, left: str, right: str) -> int:
+def _dot(i: hlo.Instruction, left: str, right: str) -> int:
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)
     axes = contracted[1].split(",") if contracted and contracted[1] else []
     return math.prod(_shape(i.type)) * math.prod(_shape(left)[int(axis)] for axis in axes)
 
 
-def _convolution(i: Instruction, image: str, kernel: str) -> int:
+def _convolution(i: hlo.Instruction, image: str, kernel: str) -> int:
     """Multiply-adds with what is not padding or dilation, by XLA's own rule."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
     assert labels, i
@@ -102,24 +93,24 @@ _FREE = {
 class InstructionCost(NamedTuple):
     """What one instruction costs in all its runs."""
 
-    instruction: Instruction
+    instruction: hlo.Instruction
     bytes: int  # between HBM and the chip's units, with the padding of tiles
     cycles: int  # by the compiler's estimate; of a kernel, as its file declares them
 
 
-def works(module: Module) -> list[InstructionCost]:
+def works(module: hlo.Module) -> list[InstructionCost]:
     """List the instructions that take time, with what each reads and writes in HBM.
 
     Arrays in a TPU's fast memory (`S(1)` in their layout) do not count, the padding of tiles does.
     Of an array of which an instruction takes or replaces a part, such as a loop over a network's
     blocks, the part counts. A loop whose trip count is not in the text counts once.
     """
-    times, rows = runs(module, unknown=1), []
+    times, rows = hlo.runs(module, unknown=1), []
     inner = {
         callee
-        for i in instructions(module.computations)
+        for i in hlo.instructions(module.computations)
         if i.opcode not in ("while", "conditional", "call")
-        for callee in called(i)
+        for callee in hlo.called(i)
     }
     for name, computation in module.computations.items():
         for i in () if name in inner else computation.values():
@@ -131,41 +122,41 @@ def works(module: Module) -> list[InstructionCost]:
     return rows
 
 
-def traffic(module: Module) -> float:
+def traffic(module: hlo.Module) -> float:
     """Add up the bytes between HBM and a chip's units; see `works`."""
     return sum(work.bytes for work in works(module))
 
 
-def _moved(i: Instruction, operands: list[str]) -> int:
+def _moved(i: hlo.Instruction, operands: list[str]) -> int:
     if i.opcode in ("copy-start", "slice-start"):  # (copy, ...) and ((operand), slice, ...)
-        part = elements(i.type)[i.opcode == "slice-start"]
-        return size(part) * (len(_in_hbm(part)) + len(_in_hbm(operands[0])))
+        part = hlo.elements(i.type)[i.opcode == "slice-start"]
+        return hlo.size(part) * (len(_in_hbm(part)) + len(_in_hbm(operands[0])))
     if i.opcode in ("slice", "dynamic-slice"):
         operands = [i.type]
     if i.opcode == "dynamic-update-slice":
-        return 2 * size(operands[1])
-    return sum(padded_size(array) for type_ in [i.type, *operands] for array in _in_hbm(type_))
+        return 2 * hlo.size(operands[1])
+    return sum(hlo.padded_size(array) for type_ in [i.type, *operands] for array in _in_hbm(type_))
 
 
-def _of_fusion(module: Module, i: Instruction, operands: list[str]) -> int:
+def _of_fusion(module: hlo.Module, i: hlo.Instruction, operands: list[str]) -> int:
     """Count the bytes of a fusion, whose parameters are its operands and whose root it returns."""
-    (callee, *_) = called(i)
+    (callee, *_) = hlo.called(i)
     inside, root = module.computations[callee], module.root(callee)
     several = root.opcode == "tuple"
     ends = [inside[name] for name in root.operands] if several else [root]
-    types = elements(i.type) if several else [i.type]
+    types = hlo.elements(i.type) if several else [i.type]
     met = [(whole, _placed(inside, end)) for whole, end in zip(types, ends, strict=True)]
     for own in inside.values():
         if own.opcode == "parameter":
             met.append((operands[int(own.arguments)], _taken(inside, own)))
     return sum(
-        sum(map(padded_size, arrays if parts is None else parts))
+        sum(map(hlo.padded_size, arrays if parts is None else parts))
         for arrays, parts in ((_in_hbm(whole), parts) for whole, parts in met)
         if arrays
     )
 
 
-def _taken(inside: dict[str, Instruction], of: Instruction) -> list[str] | None:
+def _taken(inside: dict[str, hlo.Instruction], of: hlo.Instruction) -> list[str] | None:
     """List the types of the parts that a fusion reads of a value in it; None: it reads all."""
     parts: list[str] = []
     for user in inside.values():
@@ -182,7 +173,7 @@ def _taken(inside: dict[str, Instruction], of: Instruction) -> list[str] | None:
     return parts
 
 
-def _returned(inside: dict[str, Instruction], of: Instruction) -> bool:
+def _returned(inside: dict[str, hlo.Instruction], of: hlo.Instruction) -> bool:
     """Tell whether a fusion only returns a value: what computes with it would read all of it."""
     users = (user for user in inside.values() if of.name in user.operands)
     return all(
@@ -190,10 +181,10 @@ def _returned(inside: dict[str, Instruction], of: Instruction) -> bool:
     )
 
 
-def _placed(inside: dict[str, Instruction], end: Instruction) -> list[str] | None:
+def _placed(inside: dict[str, hlo.Instruction], end: hlo.Instruction) -> list[str] | None:
     """Give the type of the part that a fusion replaces in an operand; None: it writes all."""
 
-    def source(of: Instruction) -> Instruction:
+    def source(of: hlo.Instruction) -> hlo.Instruction:
         return source(inside[of.operands[0]]) if of.opcode == "bitcast" else of
 
     end = source(end)
@@ -218,39 +209,39 @@ class KernelCalls(NamedTuple):
     bytes: int
 
 
-def cycles(module: Module) -> int:
+def cycles(module: hlo.Module) -> int:
     """Add up the compiler's own estimate of cycles, which most operations of a TPU program carry.
 
     It alone knows vector units, copies into another layout and the padding of tiles. A kernel of
     Pallas has none: see `kernels`.
     """
-    times = runs(module, unknown=1)
+    times = hlo.runs(module, unknown=1)
     return sum(
-        (times[i.computation][0] or 0) * _estimate(i) for i in instructions(module.computations)
+        (times[i.computation][0] or 0) * _estimate(i) for i in hlo.instructions(module.computations)
     )
 
 
-def cycles_of(i: Instruction) -> int:
+def cycles_of(i: hlo.Instruction) -> int:
     """Read what one run of an instruction takes; of a kernel, what its file declares."""
     kernel = _declared(i)
     return kernel.cycles if kernel else _estimate(i)
 
 
-def _estimate(i: Instruction) -> int:
+def _estimate(i: hlo.Instruction) -> int:
     match = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
     return int(match[1]) if match else 0
 
 
-def kernels(module: Module) -> list[KernelCalls]:
+def kernels(module: hlo.Module) -> list[KernelCalls]:
     """List the kernels that a TPU program calls, each with how often it does so."""
-    times, calls_of = runs(module, unknown=1), dict[KernelCalls, int]()
-    for i in instructions(module.computations):
+    times, calls_of = hlo.runs(module, unknown=1), dict[KernelCalls, int]()
+    for i in hlo.instructions(module.computations):
         if kernel := _declared(i):
             calls_of[kernel] = calls_of.get(kernel, 0) + (times[i.computation][0] or 0)
     return [kernel._replace(calls=calls) for kernel, calls in sorted(calls_of.items())]
 
 
-def _declared(i: Instruction) -> KernelCalls | None:
+def _declared(i: hlo.Instruction) -> KernelCalls | None:
     """Read what a kernel's call declares, in its metadata and in `pl.CostEstimate`."""
     if 'custom_call_target="tpu_custom_call"' not in i.attributes:
         return None

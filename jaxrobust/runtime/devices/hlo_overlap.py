@@ -10,15 +10,7 @@ around a computation (`async-start`), and as a chain of fusions, the first of wh
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from jaxrobust.runtime.devices.hlo import (
-    KINDS,
-    Instruction,
-    Module,
-    called,
-    chain_of,
-    collectives,
-    trip_count,
-)
+from jaxrobust.runtime.devices import hlo
 from jaxrobust.runtime.devices.hlo_costs import cycles_of
 
 _START, _END = (f'custom_call_target="AsyncCollective{end}"' for end in ("Start", "Done"))
@@ -33,14 +25,14 @@ class InFlight(NamedTuple):
     row: bool  # whether its messages stay in a part of the slice
 
 
-def in_flight(module: Module) -> list[InFlight]:
+def in_flight(module: hlo.Module) -> list[InFlight]:
     """List the collectives that begin and end in two places of the schedule."""
     beside: dict[str, float] = {}
     for name in module.computations:
         beside |= _beside(module, name)
     return [
         InFlight(c.kind, c.sent * (c.times or 1), beside[c.key] * (c.times or 1), c.row)
-        for c in collectives(module)
+        for c in hlo.collectives(module)
         if c.key in beside
     ]
 
@@ -57,7 +49,7 @@ def hidden(under_way: list[InFlight], *, clock: float, interconnect: float) -> f
     )
 
 
-def _beside(module: Module, computation: str) -> dict[str, float]:
+def _beside(module: hlo.Module, computation: str) -> dict[str, float]:
     """{key of a collective that starts and ends in a computation: cycles between the two}."""
     under_way: dict[str, float] = {}
     ended: dict[str, float] = {}
@@ -75,34 +67,34 @@ def _beside(module: Module, computation: str) -> dict[str, float]:
     return ended
 
 
-def _started(module: Module, i: Instruction) -> Iterator[str]:
-    if i.opcode.endswith("-start") and i.opcode.removesuffix("-start") in KINDS:
-        yield chain_of(i) or i.name
+def _started(module: hlo.Module, i: hlo.Instruction) -> Iterator[str]:
+    if i.opcode.endswith("-start") and i.opcode.removesuffix("-start") in hlo.KINDS:
+        yield hlo.chain_of(i) or i.name
     elif i.opcode == "async-start":
-        for callee in called(i):
+        for callee in hlo.called(i):
             for inner in module.computations[callee].values():
-                if inner.opcode in KINDS:
-                    yield chain_of(inner) or inner.name
+                if inner.opcode in hlo.KINDS:
+                    yield hlo.chain_of(inner) or inner.name
     else:
         yield from _chains(module, i, _START)
 
 
-def _chains(module: Module, i: Instruction, end: str) -> Iterator[str]:
+def _chains(module: hlo.Module, i: hlo.Instruction, end: str) -> Iterator[str]:
     """Yield the chains of which a fusion is the start, or the end."""
     if i.opcode != "fusion":
         return
-    for callee in called(i):
+    for callee in hlo.called(i):
         inside = module.computations[callee]
         for call in inside.values():
             if end in call.attributes:
                 carried = (inside[name] for name in call.operands)
-                yield from filter(None, map(chain_of, carried))
+                yield from filter(None, map(hlo.chain_of, carried))
 
 
-def _cycles(module: Module, i: Instruction) -> float:
+def _cycles(module: hlo.Module, i: hlo.Instruction) -> float:
     """Of an instruction, with what it runs."""
     if i.opcode in ("while", "conditional", "call"):
-        trips = (trip_count(module, i) or 1) if i.opcode == "while" else 1
-        bodies = (module.computations[name].values() for name in called(i))
+        trips = (hlo.trip_count(module, i) or 1) if i.opcode == "while" else 1
+        bodies = (module.computations[name].values() for name in hlo.called(i))
         return trips * sum(_cycles(module, inner) for body in bodies for inner in body)
     return cycles_of(i)

@@ -119,11 +119,13 @@ def is_finished(folder: Path, config: Config) -> bool:
 def differences(folder: Path, config: Config) -> list[str]:
     """List what of network, start and epochs a folder's run has otherwise than a config."""
     theirs, ours = _identity(runs.whole_config(folder)), _identity(plain(config))
+    start = ours["init.weights"]
+    if start and _imported(theirs["init.weights"]) == start:
+        theirs["init.weights"] = start
     return [
         f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} in the config"
         for key in sorted(theirs.keys() | ours.keys())
         if theirs.get(key) != ours.get(key)
-        and not (key == "init.weights" and _imported(theirs[key]) == ours[key])
     ]
 
 

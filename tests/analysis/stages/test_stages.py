@@ -6,7 +6,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.analysis.stages import beginning, checks, costs, running, stage
+from jaxrobust.analysis.stages import checks, costs, running, stage
 from jaxrobust.analysis.stages.stage import ATTACK, EXPORT, SELECT
 from jaxrobust.convert import layouts
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
@@ -152,7 +152,7 @@ class PreparedTest(absltest.TestCase):
         self.assertEqual(config.checkpoint.keep_every_epochs, 0)
 
     def test_without_stages_nothing_is_asked(self):
-        self.assertEqual(beginning.stages(None, None, Path("x"), estimate=True), [])
+        self.assertEqual(running.stages(None, None, Path("x"), estimate=True), [])
 
 
 class CostTest(absltest.TestCase):
@@ -201,12 +201,12 @@ class CostTest(absltest.TestCase):
     def test_it_is_said_once(self):
         with mock.patch.object(costs, "lines", return_value=["it costs"]) as asked:
             how = {"config": tiny(), "workdir": self.workdir}
-            beginning.stages("clean", **how, estimate=False)
+            running.stages("clean", **how, estimate=False)
             self.assertEqual(asked.call_count, 0)
-            beginning.stages("clean", **how, estimate=True)
+            running.stages("clean", **how, estimate=True)
             self.workdir.mkdir()
             (self.workdir / "config.json").write_text("{}")
-            beginning.stages("clean", **how, estimate=True)  # it has begun
+            running.stages("clean", **how, estimate=True)  # it has begun
             self.assertEqual(asked.call_count, 1)
 
 

@@ -4,13 +4,15 @@ They were made by running OpenGVLab/InternImage (31c962d) in float64, with N=2, 
 channels a group, and are 5e-15 from a loop over pixels, groups, points and corners.
 """
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models.kernels.deformable import operator
+from jaxrobust.models.kernels.deformable import operator, planes, products
 from jaxrobust.models.kernels.deformable.operator import deformable
 from tests.support import parity
 
@@ -25,6 +27,7 @@ CASES = {
     "far": (1.0, lambda offset: 20 * offset),
 }
 FORMULAS = sorted(operator.IMPLEMENTATIONS)
+IMPORTED = {"planes": planes, "products": products}
 
 
 def stored():
@@ -145,6 +148,20 @@ class DeformableTest(parameterized.TestCase):
         gradient = jax.grad(lambda o: deformable(value, o, mask, **how)[0, 0, 1, 0])(offsets)
         # The centre's column: 3 - 1 to its right, where to its left it were 1 - 0. Its row: 0 - 1.
         np.testing.assert_allclose(gradient[0, 0, 1, 8:10], (2, -1), atol=1e-6)
+
+    @parameterized.parameters("planes", "products")
+    def test_how_many_images_come_at_once_changes_nothing(self, formula):
+        """Of four images one alone has offsets beyond the windows, in whichever part it comes."""
+        random = np.random.default_rng(1)
+        value, mask = random.standard_normal((4, 3, 4, 2)), random.random((4, 3, 4, 9))
+        offsets = random.uniform(-1, 1, (4, 3, 4, 18))
+        offsets[2] *= 4
+        wanted, formulas = by_definition(value, offsets, mask, groups=1), IMPORTED[formula]
+        given = [jnp.asarray(a, jnp.float32) for a in (value, offsets, mask)]
+        for pixels in (1, 3 * 12 + 11):  # one image, and two, as three do not divide four
+            with mock.patch.object(formulas, "TOGETHER", pixels):
+                out = deformable(*given, groups=1, implementation=formula)
+            np.testing.assert_allclose(out, wanted, rtol=0, atol=2e-6)  # sums of 49 in float32
 
     @parameterized.parameters(*FORMULAS)
     def test_places_are_float32_in_bfloat16(self, formula):

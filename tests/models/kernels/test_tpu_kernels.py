@@ -21,7 +21,6 @@ from jaxrobust.models.kernels import (
     convolutions,
     layers,
     local_interaction,
-    normed_depthwise,
     stem_layers,
 )
 from jaxrobust.models.kernels.convnext_layers import BlockParameters, HalvingParameters
@@ -226,11 +225,11 @@ class KernelsTest(parameterized.TestCase):
         parameters = [normal(1, side, side, 1, channels) / side]
         parameters += [normal(seed, channels) for seed in (2, 3, 4)]
         parameters = [p.astype(dtype) for p in parameters]
-        expected = vjp(normed_depthwise.depthwise_norm, x, *parameters)
-        self.as_on_tpu(normed_depthwise)
-        results = vjp(normed_depthwise.depthwise_norm, x, *parameters)
-        self.compare(normed_depthwise.depthwise_norm, results, expected, x, *parameters)
-        attacked = vjp(lambda x: normed_depthwise.depthwise_norm(x, *parameters), x)
+        expected = vjp(convnext_layers.depthwise_norm, x, *parameters)
+        self.as_on_tpu(convnext_layers)
+        results = vjp(convnext_layers.depthwise_norm, x, *parameters)
+        self.compare(convnext_layers.depthwise_norm, results, expected, x, *parameters)
+        attacked = vjp(lambda x: convnext_layers.depthwise_norm(x, *parameters), x)
         self.assertLess(apart(attacked, results[:3]), ROUNDED if dtype == "bfloat16" else 1e-6)
 
     @parameterized.parameters(
@@ -593,7 +592,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrobust.models.kernels import (
     attention, channel_attention, convnext_layers, local_interaction,
-    normed_depthwise, stem_layers,
+    stem_layers,
 )
 mesh = Mesh(np.array(chips[:1]), ("x",))
 def array(*shape):
@@ -604,7 +603,7 @@ def both(function):
 def norm(x):
     channels = x.shape[3]
     taps, ones = jnp.ones((7, 7, 1, channels), x.dtype), jnp.ones(channels, x.dtype)
-    return normed_depthwise.depthwise_norm(x, taps, ones, ones, ones)
+    return convnext_layers.depthwise_norm(x, taps, ones, ones, ones)
 def ones(*shape):
     return jnp.ones(shape, sys.argv[2])
 def block(x, scale=None):

@@ -170,5 +170,123 @@ class MainTest(parameterized.TestCase):
         self.assertIn(message, self.fails(*flags))
 
 
+class CoresTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({}, 5, "5"),
+        ({"JAX_NUM_CPU_DEVICES": "2"}, None, "2"),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, None, None),
+        ({"XLA_FLAGS": "--other"}, 5, "5"),
+    )
+    def test_devices(self, environment, count, devices):
+        with (
+            mock.patch.dict(os.environ, environment, clear=True),
+            mock.patch.object(os, "sched_getaffinity", lambda process: range(5), create=True),
+        ):
+            self.assertEqual(launch.cores(), count)
+            launch.use_every_core()
+            self.assertEqual(os.environ.get("JAX_NUM_CPU_DEVICES"), devices)
+            self.assertEqual(launch.own_cores(), 5)
+
+    def test_patience(self):
+        with mock.patch.dict(os.environ, {"XLA_FLAGS": "--own=1"}, clear=True):
+            launch.patient_collectives()
+            flags = os.environ["XLA_FLAGS"].split()
+        self.assertEqual(flags[-1], "--own=1")  # what a user says comes last, and wins
+        self.assertIn("--xla_cpu_collective_call_terminate_timeout_seconds=3600", flags)
+        with mock.patch.dict(os.environ, {}, clear=True):
+            launch.patient_collectives()
+            self.assertLen(os.environ["XLA_FLAGS"].split(), 2)
+
+    @parameterized.parameters(
+        ({}, "glibc", True),
+        ({}, "", False),
+        ({"JAXROBUST_ALLOCATOR": "system"}, "glibc", False),
+        ({"JAXROBUST_ALLOCATOR": "ours"}, "glibc", True),
+        ({"MALLOC_TRIM_THRESHOLD_": "1"}, "glibc", False),
+        ({"GLIBC_TUNABLES": ""}, "glibc", False),
+    )
+    def test_the_allocator(self, environment, libc, again):
+        started = []
+        with (
+            mock.patch.dict(os.environ, environment, clear=True),
+            mock.patch.object(launch, "without_tpu", lambda: False),
+            mock.patch.object(launch.platform, "libc_ver", lambda: (libc, "2")),
+            mock.patch.object(os, "execve", lambda *given: started.append(given)),
+            mock.patch.object(sys, "orig_argv", ["python", "-m", "x", "--y"]),
+        ):
+            launch.keep_large_buffers()
+        expected = environment | launch.ALLOCATOR
+        command = (sys.executable, [sys.executable, "-m", "x", "--y"], expected)
+        self.assertEqual(started, [command] if again else [])
+
+
+class JoinTest(parameterized.TestCase):
+    """JAX's own meeting is a stand-in."""
+
+    def join(self, environment=None, initialize=None, **how):
+        calls = []
+
+        def met(*given, **rest):
+            calls.append((*given, rest))
+            if initialize:
+                initialize()
+
+        with (
+            mock.patch.dict(os.environ, environment or {}, clear=True),
+            mock.patch("jax.distributed.initialize", met),
+            mock.patch("jax.config.update") as update,
+        ):
+            launch.join_hosts(**how)
+        update.assert_called_once_with("jax_enable_preemption_service", False)
+        (call,) = calls
+        return call
+
+    def test_flags_come_before_the_environment(self):
+        own = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2"}
+        self.assertEqual(self.join(own), ("a:1", 3, 2, {"initialization_timeout": 360}))
+        given = self.join(own, coordinator="b:2", processes=5, process=4, timeout_s=9.5)
+        self.assertEqual(given, ("b:2", 5, 4, {"initialization_timeout": 69}))
+        empty = dict.fromkeys(own, "")
+        self.assertEqual(self.join(empty)[:3], (None, None, None))
+
+    def test_failures(self):
+        def fails(error):
+            def initialize():
+                raise error
+
+            return initialize
+
+        with self.assertRaisesRegex(ValueError, "no cluster was found.*--process_id I.*which one"):
+            self.join(initialize=fails(ValueError("which one")))
+        broken = fails(RuntimeError("closed\nstack"))
+        with self.assertRaisesRegex(ValueError, "^cannot join the hosts at a:1: closed$"):
+            self.join(initialize=broken, coordinator="a:1", processes=2, process=1)
+        with self.assertRaisesRegex(ValueError, "^cannot join the hosts of the cluster: closed$"):
+            self.join(initialize=broken)
+        with self.assertRaisesRegex(
+            ValueError, "of 2 processes, some were not there within 0.05 s"
+        ):
+            late = {"processes": 2, "process": 0, "timeout_s": 0.05}
+            self.join(initialize=lambda: time.sleep(0.3), **late)
+
+    @parameterized.parameters(
+        ({"coordinator": ":1"}, "is not host:port"),
+        ({"coordinator": "a:0"}, "is not host:port"),
+        ({"coordinator": "a:65536"}, "is not host:port"),
+        ({"coordinator": "a"}, "is not host:port"),
+        ({"processes": 0}, "--num_processes 0 must be at least 1"),
+        ({"process": -1}, "--process_id -1 is not one of N processes; they count from 0$"),
+        ({"process": 2, "processes": 2}, "2 is not one of 2 processes; they count from 0 to 1"),
+        ({"timeout_s": 0.0}, "--coordinator_timeout 0 must be seconds"),
+        ({"timeout_s": float("nan")}, "--coordinator_timeout nan must be seconds"),
+    )
+    def test_values(self, given, message):
+        none = dict.fromkeys(("coordinator", "processes", "process"))
+        with self.assertRaisesRegex(ValueError, message):
+            launch._check_hosts(**none | {"timeout_s": 1.0} | given)
+        launch._check_hosts("[::1]:65535", 1, 0, 999999.0)
+        launch._check_hosts(None, None, 7, 1.0)
+
+
 if __name__ == "__main__":
     absltest.main()

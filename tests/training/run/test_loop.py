@@ -49,5 +49,239 @@ class OpenedTest(absltest.TestCase):
         stream.close.assert_called_once_with()
 
 
+class StepsTest(absltest.TestCase):
+    """The order of what is done between two steps, with parts that only take notes."""
+
+    def loop(self, *, start=0, total=4, fails=(), trouble=(), sound=True, stops=(), ends=()):
+        events = []
+        fake = mock.MagicMock()
+        fake.step, fake.start, fake.saved, fake.evaluated, fake.kept = (
+            start,
+            start,
+            start,
+            start,
+            start,
+        )
+        fake.every = loop.Every(
+            log_steps=3,
+            checkpoint_epochs=1,
+            evaluation_epochs=2,
+            steps_per_epoch=2,
+            total_steps=total,
+            keep_epochs=2,
+        )
+        fake.ahead.stop = None
+        fake.ahead.drain = lambda: events.append("drain")
+
+        def note(name):
+            def call(*given):
+                events.append(f"{name} {fake.step}")
+                if name in ("evaluate", "keep"):
+                    setattr(fake, {"evaluate": "evaluated", "keep": "kept"}[name], fake.step)
+
+            return call
+
+        for name in ("log", "save", "keep", "evaluate", "heed"):
+            setattr(fake, name, note(name))
+
+        def take():
+            fake.step += 1
+            events.append(f"take {fake.step}")
+            if fake.step in ends:
+                fake.ahead.stop = (15, fake.step)
+
+        fake.take, fake.sound = take, lambda: sound
+        fake.troubled = lambda now: (fake.step, "why") if fake.step in trouble else None
+        fake.stopped = lambda why, step: RuntimeError(f"stopped by {why} after {step}")
+        fake.stops.at_once = lambda: 2 if fake.step in stops else 0
+        made = mock.Mock()
+        made.opened = lambda: contextlib.nullcontext(fake)
+        run = SimpleNamespace(latest="latest", phase=SimpleNamespace(total_steps=total))
+        with mock.patch.object(loop, "_Loop", lambda *given: made):
+            try:
+                reached = loop.steps(run, None, None)
+            except RuntimeError as error:
+                reached = str(error)
+        return reached, events, fake
+
+    def test_order(self):
+        reached, events, _ = self.loop()
+        self.assertIs(reached, True)
+        expected = ["take 1", "take 2", "drain", "save 2", "take 3", "drain", "log 3", "take 4"]
+        expected += ["drain", "log 4", "save 4", "keep 4", "evaluate 4", "heed 4"]
+        self.assertEqual(events, expected)
+
+    def test_trouble_is_seen_before_anything_is_written(self):
+        reached, events, fake = self.loop(trouble=(2,))
+        self.assertIs(reached, False)
+        self.assertEqual(events, ["take 1", "take 2", "drain"])
+        fake.trouble.roll_back.assert_called_once_with(2, "why")
+
+    def test_what_no_rollback_may_come_back_to_is_not_kept(self):
+        reached, events, fake = self.loop(sound=False)
+        self.assertEqual([e for e in events if e.split()[0] in ("save", "keep", "evaluate")], [])
+        self.assertEqual((reached, fake.saved), (True, 0))
+
+    def test_stops(self):
+        reached, events, _ = self.loop(stops=(2,))
+        self.assertEqual((reached, events[-1]), ("stopped by 2 after 2", "save 2"))
+        reached, events, _ = self.loop(ends=(1,))
+        self.assertEqual((reached, events), ("stopped by 15 after 1", ["take 1"]))
+
+
+class PartsTest(absltest.TestCase):
+    """What is logged, saved and kept of a step."""
+
+    def fake(self, **changes):
+        config = tiny(attack__warmup_epochs=2).unlock()
+        phase = SimpleNamespace(
+            schedule=lambda step: 0.5 / (step + 1), steps_per_epoch=4, total_steps=12, bn_group=16
+        )
+        fake = mock.MagicMock()
+        fake.run = SimpleNamespace(
+            config=config, name="train", phase=phase, workdir=Path("nowhere")
+        )
+        fake.run.latest, fake.run.trackers = mock.Mock(), mock.Mock()
+        fake.step, fake.dead = 7, ""
+        fake.trouble.lr_scale = 0.25
+        fake.damage = SimpleNamespace(known=[1, 2], new=[3])
+        fake._epsilon_share = lambda step: loop._Loop._epsilon_share(fake, step)
+        for key, value in changes.items():
+            setattr(fake, key, value)
+        return fake
+
+    def logged(self, row, **changes):
+        fake, said = self.fake(**changes), []
+        fake.ahead.window = lambda: dict(row)
+        fake.progress.show = lambda step, means: {"images_per_second": 3.0}
+        fake.write = lambda step, values: said.append((step, values))
+        with mock.patch.object(loop, "say", said.append):
+            loop._Loop.log(fake)
+        return said
+
+    def test_a_line(self):
+        ((step, values),) = self.logged({"loss": 1.0, "skipped": 0})
+        # Of the update before: its rate, times that of the rollbacks, and its radius.
+        expected = {"loss": 1.0, "skipped": 0, "damaged_images": 3, "lr": 0.25 * 0.5 / 7}
+        expected |= {"epsilon": 0.1 * 0.5, "images_per_second": 3.0}
+        self.assertEqual((step, values), (7, expected))
+        ((_, values),) = self.logged({"skipped": 3})
+        self.assertNotIn("images_per_second", values)
+        fake = self.fake()
+        fake.run.config.train.objective = "clean"
+        ((_, values),) = self.logged({"loss": 1.0, "skipped": 0}, run=fake.run)
+        self.assertNotIn("epsilon", values)
+        fake.run.config.train.objective, fake.run.config.attack.warmup_epochs = "adversarial", 0
+        ((_, values),) = self.logged({"loss": 1.0, "skipped": 0}, run=fake.run)
+        self.assertNotIn("epsilon", values)
+
+    def test_an_alarm(self):
+        row = {"loss": 1.0, "alarm_loss": 1.0, "alarm_loss_stronger": 3.0}
+        row |= {"alarm_gradient_agreement": 1.0, "alarm_gradient_zero": 0.0}
+        warning, _ = self.logged(row)
+        self.assertRegex(
+            warning, "train: WARNING, up to step 7: the loss under an attack of 3 steps"
+        )
+
+    def test_a_checkpoint_knows_where_it_stands(self):
+        fake, checkpoints = self.fake(state="state"), mock.Mock()
+        fake.progress.chip_hours = lambda: 1.5
+        fake.ahead.noted = lambda: {"skipped": 1}
+        loop._Loop.save(fake, checkpoints)
+        ((step, state, about), _) = checkpoints.save.call_args
+        self.assertEqual((step, state), (7, "state"))
+        expected = {"examples_consumed": 7 * 64, "phase": "train", "bn_group": 16, "skipped": 1}
+        self.assertEqual(
+            {k: about[k] for k in expected} | {"h": about["chip_hours"]}, expected | {"h": 1.5}
+        )
+        self.assertEqual(about["config"]["attack"]["warmup_epochs"], 2)
+
+    def test_a_copy_has_both_weights(self):
+        state = SimpleNamespace(params="params", stats="stats")
+        fake, order = self.fake(state=state), []
+        fake.run.latest.wait = lambda: order.append("wait")
+        with (
+            mock.patch.object(loop, "averaged", lambda state: ("mean", "mean stats")),
+            mock.patch.object(loop.kept, "keep", lambda *given, **how: order.append((given, how))),
+        ):
+            loop._Loop.keep(fake)
+        both = loop.kept.Kept("params", "stats", "mean", "mean stats")
+        kept = (Path("nowhere"), "train", 7, both), {"steps_per_epoch": 4}
+        self.assertEqual((order, fake.kept), (["wait", kept], 7))
+
+    def test_an_evaluation_is_noted_once_it_is_done(self):
+        fake, order = self.fake(state="state"), []
+        fake.select = lambda step, state: order.append((step, state)) or {"selection_robust": 0.5}
+        fake.write = lambda *row: order.append(row)
+        loop._Loop.evaluate(fake)
+        self.assertEqual(order, [(7, "state"), (7, {"selection_robust": 0.5})])
+        self.assertEqual(fake.evaluated, 7)
+        fake.progress.resume.assert_called_once_with(7)
+        fake.run.trackers.pictures.assert_called_once_with(7)
+
+    def troubled(self, *, skipped="", broken="", dead="", saves=True, before=""):
+        fake, said = self.fake(dead=before), []
+        fake.trouble.skipped = lambda ahead: skipped
+        fake.ahead.last = {"step": 6.0}
+        norms = loop.alarm.Norms(broken, dead)
+        now = loop.Due(logs=False, saves=saves, keeps=False, evaluates=False)
+        with (
+            mock.patch.object(loop.alarm, "of_norms", lambda stats: norms),
+            mock.patch.object(loop, "say", said.append),
+        ):
+            return loop._Loop.troubled(fake, now), said, fake.dead
+
+    def test_trouble(self):
+        self.assertEqual(self.troubled(), (None, [], ""))
+        self.assertEqual(self.troubled(skipped="nan")[0], (6, "nan"))
+        self.assertEqual(self.troubled(broken="it is nan")[0], (7, "at step 7 it is nan"))
+        self.assertIsNone(self.troubled(broken="it is nan", saves=False)[0])
+        trouble, said, dead = self.troubled(dead="3 channels")
+        self.assertEqual((trouble, dead), (None, "3 channels"))
+        self.assertEqual(said, ["train: WARNING, at step 7: 3 channels"])
+        self.assertEqual(self.troubled(dead="3 channels", before="3 channels")[1], [])  # said once
+
+    def test_sound(self):
+        for skipped, step, expected in ((0, 7, True), (2, 7, False), (2, 12, True)):
+            fake = self.fake(step=step)
+            fake.ahead.skipped = skipped
+            self.assertEqual(loop._Loop.sound(fake), expected)
+
+    def test_shares_of_the_radius(self):
+        fake = self.fake()
+        shares = [loop._Loop._epsilon_share(fake, step) for step in (0, 3, 4, 7, 8, 11)]
+        self.assertEqual(shares, [0, 0, 0.5, 0.5, 1, 1])
+
+    def stopped(self, *, skipped=0, broken=""):
+        fake = self.fake(state=SimpleNamespace(stats={}))
+        fake.ahead.skipped = skipped
+        fake.sound = lambda: not skipped
+        fake.run.stopped, saved = mock.Mock(), []
+        fake.save = saved.append
+        fake.stops.exception = lambda why, text: (why, text)
+        with mock.patch.object(loop.alarm, "of_norms", lambda stats: loop.alarm.Norms(broken, "")):
+            why, text = loop._Loop.stopped(fake, 15, 9)
+        self.assertEqual((why, fake.step, len(saved)), (15, 9, 1))
+        return text, saved[0] is fake.run.latest
+
+    def test_a_stop_saves_where_a_rollback_may_come_back_to_or_aside(self):
+        text, latest = self.stopped()
+        self.assertTrue(latest)
+        self.assertStartsWith(
+            text, "stopped after step 9 of 12, saved under nowhere; the same comm"
+        )
+        text, latest = self.stopped(skipped=2)
+        self.assertFalse(latest)
+        self.assertEndsWith(text, "(the last 2 in a row found no finite gradient)")
+        self.assertFalse(self.stopped(broken="nan")[1])
+
+    def test_groups_of_a_batch_norm_stay(self):
+        run = SimpleNamespace(name="train", phase=SimpleNamespace(bn_group=8))
+        loop.same_groups(run, {"bn_group": 8})
+        loop.same_groups(run, {})
+        with self.assertRaisesRegex(ValueError, "of 16 images at a time so far.* of 8 on these"):
+            loop.same_groups(run, {"bn_group": 16})
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -38,12 +38,9 @@ def curves(filled: Filled) -> list[ResolutionCurve]:
                 if (cell := filled.cells.get((index, key))) and not cell.alike:
                     ours[row["image_size"]] = cell.value
             if len(theirs) >= _LEAST:
-                found.append(ResolutionCurve(name, _words(what), theirs, ours))
+                words = f"{what['norm']} {what['epsilon']}" if "norm" in what else what["attack"]
+                found.append(ResolutionCurve(name, words, theirs, ours))
     return found
-
-
-def _words(what: dict[str, Any]) -> str:
-    return what["attack"] if "norm" not in what else f"{what['norm']} {what['epsilon']}"
 
 
 def draw(filled: Filled, folder: Path) -> list[Path]:

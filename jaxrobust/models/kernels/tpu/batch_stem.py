@@ -371,17 +371,9 @@ def _over_rows(
     )
 
 
-def first_sums(
-    x: Array,
-    kept: Array,
-    g: Array,
-    rows: tuple[Array, Array],
-    kernels: tuple[Array, Array],
-    *,
-    interpret: bool = False,
-) -> Array:
+def first_sums(*operands: Any, interpret: bool = False) -> Array:
     """Sum for the first batch norm as `second_sums`, f32[B,2,C]; operands as of `backward`."""
-    return _over_rows("first_sums", x, kept, g, rows, kernels, interpret=interpret)[0]
+    return _over_rows("first_sums", *operands, interpret=interpret)[0]
 
 
 def backward(
@@ -408,15 +400,8 @@ def backward(
     return _over_rows("gradient", x, kept, g, rows, kernels, interpret=interpret)[0]
 
 
-def parameter_gradients(
-    x: Array,
-    kept: Array,
-    g: Array,
-    rows: tuple[Array, Array],
-    kernels: tuple[Array, Array],
-    *,
-    interpret: bool = False,
-) -> tuple[Array, Array]:
+def parameter_gradients(*operands: Any, interpret: bool = False) -> tuple[Array, Array]:
     """Compute the gradients of both kernels, in float32; operands as of `backward`."""
-    sums = _over_rows("sums", x, kept, g, rows, kernels, interpret=interpret)
-    return to_kernels(sums[0].sum(0), sums[1].sum(0), kernels[0].shape)
+    to_first, to_second = _over_rows("sums", *operands, interpret=interpret)
+    kernels = operands[-1]
+    return to_kernels(to_first.sum(0), to_second.sum(0), kernels[0].shape)

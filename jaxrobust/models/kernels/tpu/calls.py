@@ -32,6 +32,11 @@ def _say_once(sentence: str) -> None:
         say(sentence)
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """Find the largest divisor up to `most`."""
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
+
+
 def fast_memory() -> int:
     """Count the bytes that a kernel may ask for on the chips that a program is traced for."""
     described = jax.sharding.get_abstract_mesh().abstract_device
@@ -159,6 +164,16 @@ def over_images(
         metadata={"cycles": str(int(total.cycles))},
     )
     return [*run(*arrays, *repeated, *parameters)]
+
+
+def clear_at_first(sums: Sequence[Any]) -> None:
+    """Clear references to sums over images, in the kernel of the first one."""
+    from jax.experimental import pallas as pl
+
+    @pl.when(pl.program_id(0) == 0)
+    def clear() -> None:
+        for ref in sums:
+            ref[...] = jnp.zeros_like(ref)
 
 
 def dot(a: Array, b: Array, axes: str) -> Array:

@@ -30,9 +30,11 @@ from jaxrobust.models.kernels.tpu.calls import (
     SUBLANES,
     Kernel,
     KernelCost,
+    clear_at_first,
     dot,
     elementwise,
     fast_memory,
+    largest_divisor,
     over_images,
     product,
     tiled,
@@ -75,12 +77,12 @@ class _Sizes(NamedTuple):
     @property
     def rows(self) -> int:
         """Rows of images whose pixels are one matrix."""
-        return _largest(self.per * self.height, max(1, _ROWS // self.wide))
+        return largest_divisor(self.per * self.height, max(1, _ROWS // self.wide))
 
     @property
     def columns(self) -> int:
         """Columns of the hidden layer that are computed at once."""
-        return LANES * _largest(self.hidden // LANES, _COLUMNS // LANES)
+        return LANES * largest_divisor(self.hidden // LANES, _COLUMNS // LANES)
 
     @property
     def padded(self) -> tuple[int, ...]:
@@ -94,16 +96,11 @@ class _Sizes(NamedTuple):
         return self.per * self.height, self.wide, self.channels
 
 
-def _largest(number: int, most: int) -> int:
-    """Find the largest divisor up to `most`."""
-    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
-
-
 def _sizes(x: Array, p: BlockParameters) -> _Sizes:
     """Find how many images to compute together: where they are small, their products are thin."""
     batch, height, width, channels = x.shape
     one = _Sizes(1, height, width, channels, p.first.shape[1], p.taps.shape[0])
-    return one._replace(per=_largest(batch, max(1, _ROWS // (height * one.wide))))
+    return one._replace(per=largest_divisor(batch, max(1, _ROWS // (height * one.wide))))
 
 
 def refused(x: Array, p: BlockParameters) -> str | None:
@@ -271,7 +268,7 @@ def _backward(z, g, *refs: Any, s, eps, summed: bool) -> None:
     share, taps, affine, first, first_bias, second, out, *sums, padded, wide = rest
     if summed:
         total = _Sums(*sums)
-        _start(total)
+        clear_at_first(total)
     dtype, exact, rim = out.dtype, out.dtype == jnp.float32, s.side // 2
     _, scale, shift, _, gamma = (affine[i : i + 1] for i in range(5))
     _clear(s, padded)
@@ -325,15 +322,6 @@ def _sum_and_add(s: _Sizes, padded: Any, taps: Any, g: Any, out: Any) -> None:
             out[image, row + n] = (total[: s.width] + beside).astype(out.dtype)
 
     _each_row(s, add, together)
-
-
-def _start(total: _Sums) -> None:
-    from jax.experimental import pallas as pl
-
-    @pl.when(pl.program_id(0) == 0)
-    def clear() -> None:
-        for ref in total:
-            ref[...] = jnp.zeros_like(ref)
 
 
 def _sum_products(s: _Sizes, x: Any, to_z: Any, out: Any) -> None:

@@ -22,9 +22,11 @@ from jaxrobust.models.kernels.tpu.calls import (
     SUBLANES,
     Kernel,
     KernelCost,
+    clear_at_first,
     dot,
     elementwise,
     fast_memory,
+    largest_divisor,
     over_images,
     product,
     tiled,
@@ -62,7 +64,7 @@ class _Sizes(NamedTuple):
     @property
     def rows(self) -> int:
         """Rows of the result that are computed at once."""
-        return self.per * _largest(self.height, max(1, _ROWS // self.wide))
+        return self.per * largest_divisor(self.height, max(1, _ROWS // self.wide))
 
     @property
     def pairs(self) -> tuple[int, ...]:
@@ -70,16 +72,11 @@ class _Sizes(NamedTuple):
         return math.ceil(self.channels / LANES), self.rows, 2, 2 * self.wide, LANES
 
 
-def _largest(number: int, most: int) -> int:
-    """Find the largest divisor up to `most`."""
-    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
-
-
 def _sizes(x: Array, p: HalvingParameters) -> _Sizes:
     """Find how many images to compute together: where they are small, their products are thin."""
     batch, height, width, channels = x.shape
     one = _Sizes(1, height // 2, width // 2, channels, p.kernel.shape[3])
-    return one._replace(per=_largest(batch, max(1, _ROWS // (one.height * one.wide))))
+    return one._replace(per=largest_divisor(batch, max(1, _ROWS // (one.height * one.wide))))
 
 
 def refused(x: Array, p: HalvingParameters, stride: int) -> str | None:
@@ -187,19 +184,13 @@ def _forward(x, affine, kernel, bias, out, pairs, *, s, eps) -> None:
 
 def _backward(x, g, affine, kernel, out, *rest, s, eps, summed: bool) -> None:
     """Compute the gradient for the image; if `summed`, those for parameters as well."""
-    from jax.experimental import pallas as pl
-
     *sums, pairs, gradients, wide = rest
     dtype = out.dtype
     scale, shift = affine[0:1][None], affine[1:2][None]
     _clear(s, pairs, wide)
     if summed:
         to_kernel, to_bias, to_affine = sums
-
-        @pl.when(pl.program_id(0) == 0)
-        def clear() -> None:
-            for ref in sums:
-                ref[...] = jnp.zeros_like(ref)
+        clear_at_first(sums)
 
     def differentiate(start: Any) -> None:
         wide[:, : s.width] = _read(g, start, s.rows)

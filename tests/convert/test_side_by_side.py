@@ -1,0 +1,166 @@
+"""What a comparison of two networks measures, of two linear maps whose numbers are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust import attacks
+from jaxrobust.convert import side_by_side
+from jaxrobust.convert.side_by_side import Side
+from tests.support import paths
+
+try:
+    import torch
+
+    from jaxrobust.convert import torch_attack
+except ImportError:
+    torch = None
+
+CLASSES = 4
+DRAW = np.random.default_rng(0)
+WEIGHTS, OTHER = DRAW.normal(size=(12, CLASSES)), 0.2 * DRAW.normal(size=(12, CLASSES))
+IMAGES = DRAW.random((6, 2, 2, 3)).astype(np.float32)
+
+
+def side(weights, rounds, shift) -> Side:
+    """Linear logits of summed-up cross-entropy; float32 is off by `rounds`, attacks move by
+    `shift`.
+    """
+
+    def logits_and_gradient(images, labels, dtype):
+        x = images.reshape(len(images), -1).astype(np.float64)
+        logits = x @ weights * (1 + rounds * (dtype == "float32"))
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        shares = powers / powers.sum(1, keepdims=True)
+        gradient = (shares - np.eye(CLASSES)[labels]) @ weights.T
+        return logits.astype(dtype), gradient.reshape(images.shape).astype(dtype)
+
+    return Side(logits_and_gradient, lambda images, labels: images + np.float32(shift))
+
+
+class MeasuredTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.ours = side(WEIGHTS + 1e-3 * OTHER, 0.0, 0.1)
+        self.theirs = side(WEIGHTS, 1e-4, 0.3)
+        self.found = side_by_side.measured(self.ours, self.theirs, IMAGES)
+        self.labels = self.theirs.logits_and_gradient(IMAGES, [0] * 6, "float32")[0].argmax(1)
+
+    def parts(self, dtype):
+        both = (self.ours, self.theirs)
+        return [one.logits_and_gradient(IMAGES, self.labels, dtype) for one in both]
+
+    def test_logits_and_gradients(self):
+        for dtype in ("float32", "float64"):
+            (ours, slope), (theirs, their_slope) = self.parts(dtype)
+            row, slopes = self.found["logits"][dtype], self.found["gradients"][dtype]
+            apart = np.abs(ours.astype(np.float64) - theirs).max()
+            self.assertAlmostEqual(row["absolute"], apart, delta=1e-6 * apart)
+            self.assertAlmostEqual(row["relative"], apart / np.abs(theirs).max(), delta=1e-8)
+            apart = np.abs(slope.astype(np.float64) - their_slope).max()
+            self.assertAlmostEqual(
+                slopes["relative"], apart / np.abs(their_slope).max(), delta=1e-8
+            )
+            flat = [g.reshape(6, -1).astype(np.float64) for g in (slope, their_slope)]
+            cosines = [
+                a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(*flat, strict=True)
+            ]
+            self.assertAlmostEqual(slopes["cosine"], min(cosines), delta=1e-12)
+            same = np.mean(np.sign(slope) == np.sign(their_slope))
+            self.assertEqual(slopes["sign_agreement"], same)
+        self.assertLess(min(cosines), sum(cosines) / 6 - 1e-12)
+
+    def test_the_references_own_rounding_is_between_its_two_types(self):
+        (_, single), (_, double) = self.parts("float32"), self.parts("float64")
+        for place, what in enumerate(("logits", "gradients")):
+            apart = np.abs(single[place].astype(np.float64) - double[place]).max()
+            own = self.found[what]["float32"]["reference_rounding"]
+            self.assertAlmostEqual(own, apart / np.abs(double[place]).max(), delta=1e-9)
+            self.assertNotIn("reference_rounding", self.found[what]["float64"])
+        self.assertAlmostEqual(
+            self.found["logits"]["float32"]["reference_rounding"], 1e-4, delta=1e-6
+        )
+
+    def test_labels_are_the_references(self):
+        other = side(-WEIGHTS, 0.0, 0.0)
+        agreement = np.mean(
+            other.logits_and_gradient(IMAGES, self.labels, "float32")[0].argmax(1) == self.labels
+        )
+        found = side_by_side.measured(other, self.theirs, IMAGES)
+        self.assertEqual(found["logits"]["top1_agreement"], agreement)
+        self.assertEqual(self.found["logits"]["top1_agreement"], 1)
+
+    def test_attacks_on_each_are_shown_to_both(self):
+        transfer = self.found["transfer"]
+        self.assertEqual(transfer["images"], 4)
+        self.assertEqual((transfer["norm"], transfer["epsilon"]), ("linf", 4 / 255))
+        self.assertEqual((transfer["ours"]["steps"], transfer["theirs"]["steps"]), (10, 9))
+        labels = self.labels[:4]
+        for whose, shift in (("ours", 0.1), ("theirs", 0.3)):
+            for on, weights in (
+                ("on_ours", WEIGHTS + 1e-3 * OTHER),
+                ("on_theirs", 1.0001 * WEIGHTS),
+            ):
+                logits = (IMAGES[:4].reshape(4, -1) + shift) @ weights
+                loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(4), labels]
+                row = transfer[whose][on]
+                self.assertEqual(row["fooled"], (logits.argmax(1) != labels).sum())
+                self.assertAlmostEqual(row["loss"], loss.mean(), delta=1e-5)
+                self.assertEqual(transfer[whose]["attack"], "apgd-ce")
+
+    def test_large_logits_have_a_finite_loss(self):
+        large = side(1e4 * WEIGHTS, 0.0, 0.0)
+        found = side_by_side._transfer(large, large, IMAGES, self.labels)
+        loss = found["ours"]["on_ours"]["loss"]
+        self.assertTrue(np.isfinite(loss))
+
+    def test_few_images_at_a_time_are_all_of_them_in_order(self):
+        seen = []
+
+        def run(images, labels, dtype):
+            seen.append(len(images))
+            return images * 2, labels[:, None].astype(dtype)
+
+        images, labels = np.arange(5.0)[:, None], np.arange(5) + 10
+        doubled, own = side_by_side._in_parts(run)(images, labels, "float32")
+        self.assertEqual(seen, [2, 2, 1])
+        np.testing.assert_array_equal(doubled, images * 2)
+        np.testing.assert_array_equal(own, labels[:, None])
+        one = side_by_side._in_parts(lambda images, labels: images + labels[:, None])
+        np.testing.assert_array_equal(one(images, labels), images + labels[:, None])
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class AttackTest(parameterized.TestCase):
+    """The attack in PyTorch makes the steps of ours, where all iterations are checkpoints."""
+
+    @parameterized.parameters(1, 2, 9)
+    def test_is_apgd(self, steps):
+        # Two layers and a sine: the loss falls here and there, so that steps are halved.
+        draw = np.random.default_rng(3)
+        first, second = 3 * draw.normal(size=(12, 9)), draw.normal(size=(9, CLASSES))
+        images, labels = draw.random((8, 2, 2, 3)), np.arange(8) % CLASSES
+        images[0] = 0.0
+        images[1] = 1.0
+        epsilon = 0.4
+
+        def net(x):
+            x = x.permute(0, 2, 3, 1).flatten(1)
+            return torch.sin(x @ torch.from_numpy(first)) @ torch.from_numpy(second)
+
+        x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        theirs = torch_attack.apgd(net, x, torch.from_numpy(labels), epsilon, steps)
+        with jax.enable_x64(True):
+            a, b = jnp.asarray(first), jnp.asarray(second)
+            attack = attacks.apgd(norm="linf", epsilon=epsilon, steps=steps)
+
+            def logits(x):
+                return jnp.sin(x.reshape(len(x), -1) @ a) @ b
+
+            ours = jax.jit(lambda x, y: attack(logits, None, x, y))(images, labels.astype(np.int32))
+        np.testing.assert_allclose(theirs.numpy().transpose(0, 2, 3, 1), ours, atol=1e-9)
+
+
+if __name__ == "__main__":
+    absltest.main()

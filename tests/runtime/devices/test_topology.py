@@ -1,0 +1,136 @@
+"""What is said of programs for chips that are not here, from figures that are written by hand."""
+
+import contextlib
+import importlib.util
+import io
+import types
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust.runtime.devices import topology
+from jaxrobust.runtime.devices.hardware import Chip
+
+CHIP = Chip(flops=1e12, memory=16 * 2**30, bandwidth=1e11, interconnect=1e10, clock=1e9)
+FIGURES = {
+    "trace_s": 1.25,
+    "compile_s": 12.5,
+    "instructions": 12345,
+    "argument_bytes": 2**30,
+    "output_bytes": 2**29,
+    "temporary_bytes": 2**31,
+    "code_bytes": 2**20,
+    "flops_executable": 3e9,
+    "hbm_bytes": 1e9,
+    "cycles": 1_000_000,
+    "kernels": [{"name": "k", "calls": 3, "cycles": 2_000_000, "bytes": 5e6, "flops": 7e9}],
+    "sent_bytes": 4e7,
+    "row_bytes": 1e7,
+    "in_flight": [
+        {"kind": "all-gather", "sent": 1e7, "cycles": 500_000.0, "row": False},
+        {"kind": "all-reduce", "sent": 2e7, "cycles": 1e9, "row": True},
+    ],
+    "collectives": [
+        {"kind": "all-gather", "in_attack_loop": False, "count": 2, "arrays": 5, "bytes": 3e6},
+        {"kind": "all-reduce", "in_attack_loop": True, "count": 1, "arrays": 1, "bytes": 1e6},
+    ],
+    "collectives_in_attack_loop": 1,
+    "parameters_gathered_more_than_once": ["a", "b", "c", "d", "e", "f"],
+}
+
+
+class RooflineTest(parameterized.TestCase):
+    def test_each_bound(self):
+        found = topology.roofline(FIGURES, CHIP, flops=2e9, images=8)
+        expected = {"flops_s": 2e-3, "hbm_s": 1e-2, "cycles_s": 7e-3, "ici_s": 5e-3}
+        for key, value in expected.items():
+            self.assertAlmostEqual(found[key], value, delta=1e-12, msg=key)
+        self.assertEqual((found["bound_by"], found["roofline_step_s"]), ("hbm", found["hbm_s"]))
+        self.assertAlmostEqual(found["roofline_images_per_s_per_chip"], 800)
+        # The first lasts for half of its bytes; the second, at half of the links, for all.
+        self.assertAlmostEqual(found["hidden_bytes"], 5e6 + 2e7)
+        self.assertAlmostEqual(found["hidden_share"], 2.5e7 / 4e7)
+
+    def test_without_a_clock_or_messages(self):
+        found = topology.roofline(FIGURES, CHIP._replace(clock=None), flops=2e10, images=8)
+        self.assertEqual(found["bound_by"], "flops")
+        self.assertNoCommonElements(found, ("cycles_s", "hidden_share", "hidden_bytes"))
+        silent = topology.roofline(FIGURES | {"sent_bytes": 0}, CHIP, flops=1, images=1)
+        self.assertNotIn("hidden_share", silent)
+
+    def test_memory(self):
+        self.assertEqual(topology.memory_of(FIGURES), 2**30 + 2**29 + 2**31 + 2**20)
+        analysis = types.SimpleNamespace(
+            argument_size_in_bytes=5,
+            output_size_in_bytes=9,
+            alias_size_in_bytes=2,
+            temp_size_in_bytes=11,
+            generated_code_size_in_bytes=13,
+        )
+        executable = mock.Mock(memory_analysis=lambda: analysis)
+        sizes = {"argument_bytes": 5, "output_bytes": 7, "temporary_bytes": 11, "code_bytes": 13}
+        self.assertEqual(topology.sizes(executable), sizes)
+
+    def shown(self, chip, figures=FIGURES):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            found = topology.show(figures, chip, flops=2e9, images=8)
+        return found, printed.getvalue()
+
+    def test_for_people(self):
+        found, text = self.shown(CHIP)
+        self.assertEqual(found["memory_bytes"], topology.memory_of(FIGURES))
+        self.assertEqual(found["chip_memory_bytes"], CHIP.memory)
+        self.assertEqual(found["bound_by"], "hbm")
+        for line in (
+            "  traced in 1.2 s, compiled in 12.5 s; 12,345 instructions\n",
+            "  memory per chip: 3.50 of 16 GiB (1.00 argument, 0.50 output, 2.00 temporary, 0.00",
+            "  2 all-gather of 5 arrays, 3.0 MB\n",
+            "  1 all-reduce of 1 arrays, 1.0 MB, IN THE ATTACK LOOP\n",
+            "  collectives in the attack loop: 1\n",
+            "  GATHERED MORE THAN ONCE: a, b, c, d, e, ...\n",
+            "  0.002 TFLOP per chip and step of the model, 1.50 of that in the executable\n",
+            "  kernel k: 3 calls of 2,000,000 cycles, 5.0 MB, 7.0 GFLOP, as its file says\n",
+            "  40.0 MB sent by a chip, 30.0 MB of that beside other work, 62% hidden behind it\n",
+            "  roofline, not measured: 10.0 ms per step, 800 images/s per chip, bound by hbm "
+            "(flops 2.0 ms, hbm 10.0 ms, cycles 7.0 ms, ici 5.0 ms)\n",
+        ):
+            self.assertIn(line, text)
+
+    def test_of_an_unknown_chip(self):
+        found, text = self.shown(None, FIGURES | {"parameters_gathered_more_than_once": ["a"]})
+        memory = topology.memory_of(FIGURES)
+        self.assertEqual(found, {"memory_bytes": memory, "chip_memory_bytes": None})
+        self.assertIn("memory per chip: 3.50 GiB (", text)
+        self.assertIn("MORE THAN ONCE: a\n", text)
+        self.assertNotIn("roofline", text)
+
+
+class RefusedTest(absltest.TestCase):
+    def test_too_large(self):
+        error = "RESOURCE_EXHAUSTED: Used 25.31G of 15.75G hbm. Exceeded by 9.56G.\n pages"
+        expected = (
+            "the program needs 25.31G of memory on each chip, which has 15.75G for it; try less"
+        )
+        self.assertEqual(topology.too_large(error, "less"), expected)
+        self.assertIn(
+            "needs more of memory on each chip, which has less", topology.too_large("", "x")
+        )
+
+    def test_names(self):
+        with (
+            mock.patch.object(importlib.util, "find_spec", lambda name: None),
+            self.assertRaisesRegex(ImportError, "--on v5e:4x4 needs the TPU compiler"),
+        ):
+            topology.devices("v5e:4x4", flag="--on")
+        with (
+            mock.patch.object(importlib.util, "find_spec", lambda name: "there"),
+            self.assertRaisesRegex(
+                ValueError, "--topology v5e:0x4: a side has no chips; write one"
+            ),
+        ):
+            topology.devices("v5e:0x4")
+
+
+if __name__ == "__main__":
+    absltest.main()
