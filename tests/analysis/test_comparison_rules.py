@@ -348,6 +348,9 @@ class RemarksTest(parameterized.TestCase):
             ],
         )
         self.assertEmpty(said(a, a | {"weights_sha256": "2"}))
+        decided = verdicts(fooled=[REPLAY, ""])  # one image is enough for another sentence
+        met = a | {"weights_sha256": None, "replayed": [{"fooled": 1}]}
+        self.assertEmpty(evaluations.remarks([evaluated(decided, **met)] * 2))
         self.assertEmpty(said(a, a | {"weights_sha256": None, "seed": 3}, attacks=[]))
         unknown = a | {"weights_sha256": None}
         self.assertEmpty(said(unknown, unknown))
@@ -418,6 +421,11 @@ class PictureTest(parameterized.TestCase):
                          ["clean", "after apgd-ce", "robust"])  # fmt: skip
         self.assertEqual(left.get_title(), "accuracy; red: told apart")
         self.assertEqual(left.get_xlabel(), "B minus A: points, with 95 % intervals")
+        bar, dot = left.lines[4:6]  # of robust accuracy, behind two lines each of the others
+        total = 100 * (60 + sum(at % 3 for at in range(classes - 2))) / (40 * classes)
+        self.assertAlmostEqual(dot.get_xdata()[0], total)
+        self.assertBetween(total, *bar.get_xdata())
+        self.assertEqual((list(bar.get_ydata()), bar.get_color()), ([2, 2], picture._APART))
         title = f"class by class; red: told apart, corrected for all {classes}"
         self.assertEqual(right.get_title(), title)
         labels = [t.get_text() for t in right.get_yticklabels()]

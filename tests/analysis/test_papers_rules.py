@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.analysis.papers import documents, matching, tables, tables_markdown, training_words
@@ -163,6 +164,37 @@ class AttackTest(parameterized.TestCase):
         given = ours(**changes)._replace(config=config)
         self.assertEqual(matching.label(given), label)
 
+    def test_sizes(self):
+        """Of the record's network, else of the config's or of an imported folder's."""
+        from jaxrobust import config, models  # noqa: F401
+        from jaxrobust.models import table as adds
+
+        own = {"name": "net", "num_classes": 10, "image_size": 8, "in_channels": 1, "options": {}}
+        init = lambda key: ({"a": np.zeros((3, 4)), "b": np.zeros(8)}, {"s": np.zeros(99)})  # noqa: E731
+        with (
+            mock.patch.object(config, "NetworkSpec") as spec,
+            mock.patch.object(adds, "multiply_adds", return_value=3e9) as counted,
+        ):
+            spec.return_value.create.return_value = net = SimpleNamespace(init=init)
+            for given in (
+                ours(model=own),
+                ours(model=None)._replace(config={"model": own}),
+                ours(model=None)._replace(config={"architecture": "net"} | own | {"name": None}),
+            ):
+                self.assertEqual(matching.sizes(given), {"params_m": 20e-6, "macs_g": 3.0})
+                self.assertEqual(spec.call_args.args, ("net", 10, 8, 1, {}))
+                self.assertIs(counted.call_args.args[0], net)
+                self.assertEqual(counted.call_args.kwargs, {"image_size": 8, "in_channels": 1})
+            matching.sizes(ours(model=own | {"in_channels": None, "options": None}))
+            self.assertEqual(spec.call_args.args, ("net", 10, 8, 3, {}))
+            for given in (
+                ours(model=own, function={"name": "f"}),
+                ours(model=own | {"num_classes": None}),
+                ours(model=own | {"image_size": None}),
+                ours(model=None),
+            ):
+                self.assertEqual(matching.sizes(given), {})
+
     def test_an_edited_config(self):
         folder = Path(self.create_tempdir().full_path)
         inner = folder / "evaluation" / "results.jsonl"
@@ -265,10 +297,32 @@ class MarkdownTest(parameterized.TestCase):
             )
             self.assertIn("; no attack; ", lines[4])
             self.assertEndsWith(lines[4], "**: no table above has such a value.")
-            cells = {(0, "aa"): Cell(50.0, 1, alike=True)}
+            cells = {(0, "aa"): Cell(50.0, 1, alike=True), (1, "aa"): Cell(50.0, 2, alike=True)}
             lines = tables_markdown._records(records, [shown._replace(cells=cells)]).splitlines()
             self.assertIn(" **In cells in italics alone**: nearest", lines[3])
             self.assertIn(" **In no cell above**: nearest", lines[2])
+
+    def test_a_document(self):
+        name, none = "robust_resnets", tables_markdown.NOT_MEASURED
+        every = [Filled(each, {}) for each in tables.tables(name)]
+        text = tables_markdown.document(name, every, [])
+        places = [text.index(words) for words in ("# ", "its numbers beside ours", f"`{none}`: ",
+                  "## Table 1:", "## Table 2:", "## Where the paper contradicts")]  # fmt: skip
+        self.assertEqual(places, sorted(places))
+        self.assertNotIn("In italics", text)
+        self.assertNotIn("## Records", text)
+        self.assertIn(f"jaxrobust reproduce --paper {name} --commands", text)
+        one = Filled(table([row()], results={"aa": AA}), {(0, "aa"): Cell(50.0, 0, alike=True)})
+        with mock.patch.object(tables_markdown, "_records", return_value="the records"):
+            text = tables_markdown.document(name, [one], ["a record"])
+        self.assertIn("*In italics*", text)
+        self.assertEndsWith(text, "| *50.00* [1] |\n\nthe records\n")
+        self.assertNotIn(none, text)
+
+    def test_contradictions(self):
+        rows = [{"where": "Table 1", "says": [1, None], "likely": [2, 3], "why": "a | b"}]
+        lines = tables_markdown._contradictions(rows).splitlines()
+        self.assertEqual(lines[-1], "| Table 1 | 1 /  | 2 3 | a \\| b |")
 
     @parameterized.parameters(
         ("corruptions", {"corruptions": {"mean": 0.5}}, True),
@@ -291,7 +345,7 @@ class DocumentsTest(parameterized.TestCase):
         self.lines = mock.Mock(side_effect=lambda name, shown, **how: f"lines of {name}")
         for place, name, own in (
             (documents.tables_markdown, "filled", self.filled),
-            (documents.lines_markdown, "document", self.lines),
+            (documents.lines, "document", self.lines),
             (documents.matching, "collect", lambda places: places),
             (documents.tables_markdown, "document", lambda name, shown, records: f"page {name}\n"),
         ):

@@ -243,7 +243,7 @@ class DocumentsTest(parameterized.TestCase):
             (documents.tables, "tables", [filled([row("a"), row("b")]).table]),
             (documents.tables_markdown, "filled", filled([row("a"), row("b")])),
             (documents.tables_markdown, "document", "# P\n\n## Table 2: A\n"),
-            (documents.lines_markdown, "document", "commands\n"),
+            (documents.lines, "document", "commands\n"),
             (documents.scatter, "plotting", None),
             (documents.scatter, "draw", [Path("s.png")]),
             (documents.resolutions, "draw", [Path("r.png")]),

@@ -24,7 +24,7 @@ class AnswerTest(parameterized.TestCase):
             (answer.costs, "of_runs", iter(["priced"])),
             (answer.matching, "collect", ["one", "two", "three"]),
             (answer.progress, "in_order", ["steps"]),
-            (answer.page, "text", "the page"),
+            (answer, "text", "the page"),
             (answer.scripts, "write", [Path("a.sh"), Path("b.sh")]),
         ):
             self.mocks[name] = self.enter_context(

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.analysis.papers import lines
 from jaxrobust.analysis.papers.tables import Table
-from jaxrobust.analysis.planning import claims, costs, page, progress, runs, scripts
+from jaxrobust.analysis.planning import answer, claims, costs, progress, runs, scripts
 from jaxrobust.analysis.planning.costs import RunCost
 from jaxrobust.analysis.planning.progress import (
     APART,
@@ -299,7 +299,7 @@ class PageTest(parameterized.TestCase):
             PlannedStep(run("e"), RunCost(0, 0, "no"), REFUSED, (0, 1)),
             PlannedStep(run("f"), RunCost(0, 0, "no"), REFUSED, (0, 1)),
         ]  # fmt: skip
-        head, *_ = text = page.text(steps, "p", TARGET, 0.25, None).splitlines()
+        head, *_ = text = answer.text(steps, "p", TARGET, 0.25, None).splitlines()
         self.assertEqual(head, "p on v5e:8x8 (64 x TPU v5e), at an assumed 25% of the peak")
         self.assertEqual(
             text[1],
@@ -319,7 +319,7 @@ class PageTest(parameterized.TestCase):
             ],
         )
         beyond = [step._replace(state=BEYOND) for step in steps[1:3]]
-        said = page.text(beyond, "p", TARGET, 0.25, 9.0).splitlines()
+        said = answer.text(beyond, "p", TARGET, 0.25, 9.0).splitlines()
         self.assertEqual(said[1][:29], "2 runs, of which 0 are done; ")
         self.assertEndsWith(said[2], ", within a budget of 9 hours; 2 runs are beyond it")
 
