@@ -275,14 +275,14 @@ class DocumentsTest(parameterized.TestCase):
 
     def test_commands(self):
         self.assertEqual(documents.answer([], paper="p", commands=True), "commands\n")
-        how = self.mocks["lines_markdown.document"].call_args.kwargs
+        how = self.mocks["lines.document"].call_args.kwargs
         self.assertEqual(how, {"measured": True, "only": None})
         self.mocks["matching.collect"].return_value = []
         out = Path(self.create_tempdir(), "new")
         text = documents.answer([], paper="p", table="2", row="b", out=out, commands=True)
         self.assertEqual(text, f"{out / 'p-commands.md'}\n")
         self.assertEqual((out / "p-commands.md").read_text(), "commands\n")
-        how = self.mocks["lines_markdown.document"].call_args.kwargs
+        how = self.mocks["lines.document"].call_args.kwargs
         self.assertEqual(how, {"measured": False, "only": 1})
         self.mocks["scatter.draw"].assert_not_called()
 
