@@ -332,5 +332,33 @@ class NormsTest(absltest.TestCase):
         self.assertRegex(found.dead, r"^2 of 3 in bn1 channels are dead: .* of at most 1e-10")
 
 
+class FallTest(parameterized.TestCase):
+    """A fall counts beyond twice the standard error of a difference, and beyond three points."""
+
+    @parameterized.parameters(
+        # Of 100 images at 50 % two standard errors of a difference are 14.1 points.
+        ([0.5, 0.37, 0.36], 100, False),
+        ([0.5, 0.35, 0.34], 100, True),
+        # Of 10,000 they are 1.4, and three points are more.
+        ([0.5, 0.471, 0.46], 10_000, False),
+        ([0.5, 0.469, 0.46], 10_000, True),
+        ([0.5, 0.4, 0.48], 10_000, False),  # one bad evaluation
+        ([0.5, 0.4], 10_000, False),
+        ([0.3, 0.5, 0.4, 0.45], 10_000, True),
+    )
+    def test_of_so_many_images(self, selection, images, alarms):
+        training = [0.1 * (1 + place) for place in range(len(selection))]
+        said = alarm.overfitting(selection, training, images=images)
+        self.assertEqual(said is not None, alarms, said)
+        if alarms:
+            best = max(range(len(selection)), key=selection.__getitem__)
+            self.assertIn(f"from {selection[best]:.1%} at evaluation {best + 1} to", said)
+            self.assertIn(f"from {training[best]:.1%} to {training[-1]:.1%}", said)
+        flat = [0.5] * len(selection)
+        self.assertIsNone(alarm.overfitting(selection, flat, images=images))
+        unknown = [*training[:-1], float("nan")]
+        self.assertIsNone(alarm.overfitting(selection, unknown, images=images))
+
+
 if __name__ == "__main__":
     absltest.main()
