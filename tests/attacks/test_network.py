@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 from flax import linen, nnx
 
 from jaxrobust import attacks
+from jaxrobust.attacks import refused_network
 from tests.support import sweeps
 
 Partial = jax.tree_util.Partial
@@ -76,6 +77,19 @@ class NetworkTest(parameterized.TestCase):
     def test_training_mode(self, name):
         with self.assertRaisesRegex(ValueError, "changes its state .*evaluation mode: model.eval"):
             self.run_it(name, NNX())
+
+    @parameterized.parameters(
+        (RuntimeError("Dropout requires a key when running in non-deterministic mode."), True),
+        (ValueError("You must pass a non-None PRNGKey to init and/or apply."), True),
+        (type("InvalidRngError", (Exception,), {})("Dropout needs PRNG for dropout"), True),
+        (type("ModifyScopeVariableError", (Exception,), {})("Cannot update mean"), True),
+        (RuntimeError("a key is missing"), False),
+    )
+    def test_each_librarys_error_of_training_mode(self, error, known):
+        """By the first line of their texts, and Flax's by the names of their types."""
+        said = refused_network.remedy(error)
+        self.assertEqual("put it into evaluation mode" in said, known, said)
+        self.assertEqual(str(error).rstrip(".") in said, known, said)
 
     def test_an_iterator(self):
         """In a process of its own: what tests check of the types would refuse it first."""

@@ -60,6 +60,16 @@ class FeedingTest(parameterized.TestCase):
         here = target("TPU v5e", 16)._replace(here=True)
         self.assertIsNone(feeding.line(phase(), here, 200_000))
 
+    def test_hosts_of_slices(self):
+        """Of ct4p, ct5lp-hightpu-4t, ct5p-hightpu-4t and ct6e-standard-4t, four chips each."""
+        found = {kind: (host.chips, host.cores) for kind, host in feeding.HOSTS.items()}
+        cores = {"TPU v4": 240, "TPU v5e": 112, "TPU v5p": 208, "TPU v6e": 180}
+        self.assertEqual(found, {kind: (4, many) for kind, many in cores.items()})
+        for kind, many in cores.items():  # 16 chips are four hosts
+            there = 4 * (many - 4)
+            line = feeding.line(phase(), target(kind, 16), 405)
+            self.assertIn(f"of {there:,} on 4 hosts", line)
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -208,6 +208,21 @@ class ExtraTest(parameterized.TestCase):
         with self.assertRaisesRegex(DataError, message):
             taken(source, 1, batch_size=16, **changes)
 
+    @parameterized.parameters(*range(6))
+    def test_draws_forget_what_those_of_the_image_before_left(self, drawn):
+        """Half of a 64-bit number, and a part of a block of four, are left by some of them."""
+        numbers = []
+        for before in (0, drawn):
+            bits = np.random.Philox(key=[3, 1])
+            rng = np.random.Generator(bits)
+            rng.integers(0, 1 << 32, size=before, dtype=np.uint32)
+            loading._restart(bits, epoch=2, index=5, view=1)
+            numbers.append(rng.integers(0, 1 << 32, size=9, dtype=np.uint32))
+        np.testing.assert_array_equal(*numbers)
+        own = np.random.Philox(key=[3, 1], counter=[0, 1, 2, 5])
+        wanted = np.random.Generator(own).integers(0, 1 << 32, size=9, dtype=np.uint32)
+        np.testing.assert_array_equal(numbers[0], wanted)
+
     def test_refuses_images_of_another_size(self):
         other = dataclasses.replace(numbered(37, side=9), name="generated")
         with self.assertRaisesRegex(DataError, "'generated'.* has 9x9 images"):
