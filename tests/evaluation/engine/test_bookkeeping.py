@@ -411,12 +411,13 @@ class ReplayTest(parameterized.TestCase):
             mock.patch.object(replay, "_try", trying),
             mock.patch.object(replay, "points", there),
             mock.patch.object(replay, "refuse_damaged") as refused,
+            mock.patch.object(replay.hosts, "total", lambda own: own + 20),  # as if of two more
         ):
             cost, shares = replay.run(of, known)
         self.assertEqual(refused.call_args.args[1:3], ("replay", 0))
         self.assertEqual(refused.call_args.args[3].tolist(), [0])
         self.assertEqual(tried, [("first.jsonl", False, [2, 3]), ("second.jsonl", True, [3])])
-        self.assertEqual((cost.fooled, cost.forward, cost.idle), (2, 3, 1))
+        self.assertEqual((cost.fooled, cost.forward, cost.idle), (2, 3, 21))
         self.assertEqual([s["ledger"] for s in shares], ["first", "second"])
         self.assertEqual([(s["tried"], s["fooled"]) for s in shares], [(2, 1), (1, 0)])
         self.assertEqual(of.outcome.standing.tolist(), [False, False, False, True, False])
