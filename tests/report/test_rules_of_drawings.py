@@ -4,6 +4,9 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -381,6 +384,63 @@ class StandaloneTest(parameterized.TestCase):
         self.assertIn("stroke-dasharray", style("path", "line", "c1", "dashed"))
         self.assertNotIn("stroke-dasharray", style("path", "line", "c1"))
         self.assertNotIn("var(", style("path", "line", "c1", "interval", "dots"))
+
+
+class OfPhaseTest(absltest.TestCase):
+    def test_its_training_and_its_last_record_alone(self):
+        here, there = Path("run"), Path("run/evaluation")
+        events = [SimpleNamespace(phase=name) for name in ("train", "pretrain", "train")]
+        metrics = _Metrics({"train": 1, "pretrain": 2}, events)
+        runs = [_Run(Path("other"), metrics), _Run(here, metrics)]
+        records = [
+            SimpleNamespace(file=folder / "results.jsonl", phase=phase, name=name)
+            for folder, phase, name in (
+                (here, "train", "first"), (here, "train", "last"), (here, "pretrain", "other"),
+                (there, "train", "evaluated"),
+            )
+        ]  # fmt: skip
+        seen = []
+
+        def part(run, name, points):
+            seen.append((run.folder, run.metrics))
+            return "training"
+
+        with (
+            mock.patch.object(
+                pictures.gathered, "gather",
+                return_value=SimpleNamespace(runs=runs, evaluations=records),
+            ),
+            mock.patch.object(pictures.training, "part", part),
+            mock.patch.object(
+                pictures.evaluation, "part", lambda one, name, of: f"record {one.name}"
+            ),
+            mock.patch.object(pictures, "standalone", lambda part, phase: [(part, phase)]),
+        ):  # fmt: skip
+            found = pictures.of_phase(here, "train")
+        self.assertEqual(found, {"training": "train", "record last": "train"})
+        ((folder, own),) = seen
+        self.assertEqual((folder, own.curves), (here, {"train": 1}))
+        self.assertEqual(own.events, [events[0], events[2]])
+
+    def test_a_legend_without_signs_takes_no_line(self):
+        self.assertEqual(pictures._legend([], 7.0), ([], 7.0))
+
+    def test_a_rule_of_two_classes_needs_both(self):
+        rules = [(".a.b", {"fill": "red"}), (".a", {"stroke": "blue"}), ("g.b", {"x": "1"})]
+        with mock.patch.object(pictures, "_rules", return_value=rules):
+            self.assertEqual(pictures._style("text", {"a"}), "stroke:blue")
+            self.assertEqual(pictures._style("text", {"a", "b"}), "fill:red;stroke:blue")
+            self.assertEqual(pictures._style("g", {"b"}), "x:1")
+
+
+class _Metrics(NamedTuple):
+    curves: dict
+    events: list
+
+
+class _Run(NamedTuple):
+    folder: Path
+    metrics: _Metrics
 
 
 if __name__ == "__main__":
