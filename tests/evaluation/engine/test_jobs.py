@@ -1,8 +1,13 @@
 """Which slot does which job: in any order, verdicts are those of one job after another."""
 
+from types import SimpleNamespace
+from unittest import mock
+
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from jaxrobust.evaluation.engine import slots
 from jaxrobust.evaluation.engine.schedule import Jobs
 
 NEVER = 10**6
@@ -109,6 +114,30 @@ class RowsTest(parameterized.TestCase):
         self.assertEqual(rows.fresh.tolist(), [False, True, False])
         self.assertEqual(rows.keep.tolist(), [True] * 3)
         self.assertEqual((rows.targets[1], rows.restarts[1]), (6, 0))
+
+    @parameterized.parameters(
+        (1, [0, 0, 0, 0]), (2, [0, 1, 1, 1]), (3, [0, 1, 2, 2]), (5, [0, 1, 2, 2])
+    )
+    def test_each_restart_begins_at_its_start_and_the_others_at_the_last(self, restarts, expected):
+        """Of an attack with three starts, whose state is which of them it began at."""
+        starts = ("image", "random", "far")
+
+        def init(images, labels, *, keys, targets, start):
+            return jnp.full_like(labels, starts.index(start))
+
+        made = SimpleNamespace(starts=starts, make=lambda *_: SimpleNamespace(init=init))
+        setting = SimpleNamespace(machine="three", restarts=restarts)
+        number = np.arange(4)
+        rows = SimpleNamespace(
+            images=jnp.zeros((4, 1, 1, 1)),
+            **dict.fromkeys(("labels", "ids", "targets", "restarts", "first"), jnp.asarray(number)),
+            fresh=jnp.ones(4, bool),
+        )
+        with mock.patch.dict(slots.attacks.MACHINES, three=made):
+            begun = slots.begin(
+                setting, jnp.float32(0.1), jnp.zeros(2, jnp.uint32), jnp.uint32(0), rows
+            )
+        self.assertEqual(begun.state.tolist(), expected)
 
     def test_slots_that_suffice(self):
         for left, each in (
