@@ -61,6 +61,22 @@ class FailureTest(TrackersCase):
         self.assertIn("OSError: the network is gone", self.said.getvalue())
         self.assertEqual((bad.closed, good.closed), ([False], [True]))
 
+    def test_what_a_tracker_has_seen_is_of_its_phase(self):
+        rows = [
+            {"phase": "pretrain", "step": 90, "loss": 1.0, "clean": 0.5},
+            {"phase": "train", "step": 20, "loss": 1.0},
+            {"phase": "train", "step": 40, "robust": 0.2},
+            {"phase": "train", "step": 30, "loss": 1.0},  # of a run that went back
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (self.workdir / "metrics.jsonl").write_text(lines)
+        tracker = mock.Mock()
+        kind = trackers.TrackerKind("json", lambda: None, lambda *_: tracker)
+        with mock.patch.dict(trackers.KINDS, {"one": kind}):
+            self.open("one").begin("train", 35, 90)
+        seen = {"phase": 40, "step": 40, "loss": 30, "robust": 40}
+        tracker.begin.assert_called_once_with("train", 35, 90, seen)
+
     def test_one_that_does_not_open_is_left_out(self):
         def opened(workdir, about):
             raise OSError("no room")
