@@ -37,10 +37,11 @@ class XcitTest(parameterized.TestCase):
     def test_all_blocks_drop_at_one_rate(self):
         """As the authors' and timm's, and unlike those of a ViT, whose rates grow."""
         tiny = TINY | {"depth": 3}
-        apply, params, stats, images = behaviour.small("xcit_s12", drop_path=0.3, **tiny)
-        with mock.patch.object(xcit, "run_blocks", wraps=xcit.run_blocks) as run:
-            train = lambda key: apply(params, stats, images, train=True, key=key)  # noqa: E731
-            jax.eval_shape(train, jax.random.key(0))
+        with jax.enable_x64(True):
+            apply, params, stats, images = behaviour.small("xcit_s12", drop_path=0.3, **tiny)
+            with mock.patch.object(xcit, "run_blocks", wraps=xcit.run_blocks) as run:
+                train = lambda key: apply(params, stats, images, train=True, key=key)  # noqa: E731
+                jax.eval_shape(train, jax.random.key(0))
         self.assertEqual([tuple(c.kwargs["rates"]) for c in run.call_args_list], [(0.3,) * 3])
 
     @pytest.mark.slow
