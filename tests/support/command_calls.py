@@ -53,14 +53,23 @@ def words(main: Callable[..., Any], *given: object) -> Ended:
 def with_config(name: str) -> Iterator[ModuleType]:
     """Yield the module of a command that takes --config, with flags that are its own meanwhile.
 
-    absl has one list of flags for all commands, and --config can stand there once.
+    absl has one list of flags for all commands, and --config can stand there once. The module is
+    imported anew: another test may have imported it, and defined or removed its flags.
     """
     held = flags.FLAGS._flags()
     before = dict(held)
-    held.pop("config", None)
     try:
-        module = importlib.import_module(f"jaxrobust.commands.{name}")
-        held.update(_OWN.setdefault(name, dict(held)))
+        if name not in _OWN:
+            for module, defined in flags.FLAGS.flags_by_module_dict().items():
+                for flag in defined if module.startswith(("jaxrobust.", "__main__")) else ():
+                    held.pop(flag.name, None)
+            held.pop("config", None)
+            sys.modules.pop(f"jaxrobust.commands.{name}", None)
+            module = importlib.import_module(f"jaxrobust.commands.{name}")
+            _OWN[name] = module, dict(held)
+        module, own = _OWN[name]
+        held.clear()
+        held.update(own)
         with flagsaver.flagsaver(), mock.patch.object(sys, "argv", [name]):
             yield module
     finally:
@@ -68,4 +77,4 @@ def with_config(name: str) -> Iterator[ModuleType]:
         held.update(before)
 
 
-_OWN: dict[str, dict[str, Any]] = {}
+_OWN: dict[str, tuple[ModuleType, dict[str, Any]]] = {}
