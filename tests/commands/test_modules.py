@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -39,6 +40,13 @@ class ModulesTest(parameterized.TestCase):
         with mock.patch.object(overview, "run") as started, contextlib.suppress(SystemExit):
             runpy.run_path(str(ROOT / "jaxrobust" / file), run_name="__main__")
         started.assert_called_once_with(command)
+
+    def test_a_module_of_a_command_is_not_started_itself(self):
+        """It would end with 0 and have done nothing."""
+        words = [sys.executable, "-m", "jaxrobust.commands.compare", "A", "B"]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("start a command as `python -m jaxrobust COMMAND`", done.stderr)
 
     def test_these_are_all_old_names(self):
         package = ROOT / "jaxrobust"

@@ -81,6 +81,11 @@ def widened(*arrays: Array) -> tuple[Array, ...]:
     return tuple(a if a.dtype == jnp.float64 else a.astype(jnp.float32) for a in arrays)
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """Find the largest divisor up to `most`."""
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
+
+
 def asked_for(operands: Any) -> tuple[()] | None:
     """Return () where a gradient of any operand is asked for, else None; of symbolic zeros' rules.
 

@@ -121,6 +121,16 @@ class OverlapTest(absltest.TestCase):
         self.assertEqual(bounds["hidden_share"], hidden / sent)
         self.assertEqual(bounds["ici_s"], (sent + 2 * SIZE * 3 / 4) / 1e9)
 
+    def test_what_a_loop_sends_counts_each_time(self):
+        before = topology.read(TEXT)
+        for groups, share in ((ALL, 15 / 16), (ROW, 3 / 4)):
+            inside = f"  %c.5 = {ARRAY} all-reduce(%c.2), channel_id=1, {groups}\n  %c.3 ="
+            found = topology.read(TEXT.replace("  %c.3 =", inside))
+            more = 3 * 2 * SIZE * share
+            self.assertEqual(found["sent_bytes"] - before["sent_bytes"], more)
+            in_rows = found["row_bytes"] - before["row_bytes"]
+            self.assertEqual(in_rows, more if groups is ROW else 0)
+
     def test_a_chain_without_its_start_waits(self):
         """As where the compiler gave up the schedule: the parts stay, and nothing is between."""
         text = TEXT.replace("AsyncCollectiveStart", "Sync")

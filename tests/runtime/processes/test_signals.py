@@ -85,6 +85,9 @@ class ListenerTest(absltest.TestCase):
         # As in a shell: a process in the background ignores Ctrl-C, and so do those that it starts.
         before = signal.signal(CTRL_C, signal.default_int_handler)
         self.addCleanup(signal.signal, CTRL_C, before)
+        # A test before may have left a use of its own for it, which a listener would not touch.
+        before = signal.signal(TERM, signal.SIG_DFL)
+        self.addCleanup(signal.signal, TERM, before or signal.SIG_DFL)
         self.enterContext(mock.patch.object(signals, "_MOMENT", 0.01))
         self.enterContext(mock.patch.object(progress, "say", lambda text, **_: self.said.put(text)))
         self.compiles = mock.patch.object(signals, "compiles", lambda frame: True)

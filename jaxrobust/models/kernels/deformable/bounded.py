@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxrobust.models.kernels.deformable import corners
 from jaxrobust.models.kernels.deformable.places import REACH, SIDE, GridGeometry
+from jaxrobust.models.kernels.primitives import largest_divisor
 
 Array = jax.Array
 WIDE = SIDE + 2 * REACH  # the side of a window
@@ -86,7 +87,7 @@ class Bounded:
     def by_images(self, formula: Callable, value: Array, *more: Array) -> Any:
         """Compute a formula of f[B,...] of a few images after others."""
         batch, most = value.shape[0], self.formulas.TOGETHER // math.prod(value.shape[1:3])
-        many = max(n for n in range(1, max(most, 1) + 1) if batch % n == 0)
+        many = largest_divisor(batch, max(most, 1))
         parts = [a.reshape(-1, many, *a.shape[1:]) for a in (value, *more)]
         outs = lax.map(lambda part: formula(*part), parts)
         return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), outs)

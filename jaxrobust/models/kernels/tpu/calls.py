@@ -32,11 +32,6 @@ def _say_once(sentence: str) -> None:
         say(sentence)
 
 
-def largest_divisor(number: int, most: int) -> int:
-    """Find the largest divisor up to `most`."""
-    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
-
-
 def fast_memory() -> int:
     """Count the bytes that a kernel may ask for on the chips that a program is traced for."""
     described = jax.sharding.get_abstract_mesh().abstract_device

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrobust.models.kernels.primitives import largest_divisor
 from jaxrobust.models.kernels.tpu import depthwise_norm
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
@@ -34,7 +35,6 @@ from jaxrobust.models.kernels.tpu.calls import (
     dot,
     elementwise,
     fast_memory,
-    largest_divisor,
     over_images,
     product,
     tiled,

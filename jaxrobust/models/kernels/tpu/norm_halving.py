@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrobust.models.kernels.primitives import largest_divisor
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     SUBLANES,
@@ -26,7 +27,6 @@ from jaxrobust.models.kernels.tpu.calls import (
     dot,
     elementwise,
     fast_memory,
-    largest_divisor,
     over_images,
     product,
     tiled,
