@@ -91,7 +91,7 @@ def of_exported(
     module = exported.module()
     exported = exporting.decomposed(exported)
     program, weights = exporting.read(exported, single=single, random=random)
-    output = _output(exported, program, output)
+    output = chosen_output(exported, program, output)
     logits_fn = jax.tree_util.Partial(_function(program, output, random), weights)
     return Converted(logits_fn, weights, program, exported, module, output, random)
 
@@ -122,7 +122,7 @@ def _function(program: Program, output: str, random: bool = False) -> Any:
     return keyed if random else logits_fn
 
 
-def _output(exported: Any, program: Program, requested: str | None) -> str:
+def chosen_output(exported: Any, program: Program, requested: str | None) -> str:
     """Find the logits among the results; `ValueError`: `requested` is none, or several could be."""
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
     shapes = {name: getattr(value, "shape", ()) for name, value in values.items()}

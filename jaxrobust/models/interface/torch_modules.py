@@ -1,0 +1,200 @@
+"""PyTorch's modules as networks that train: `torch:my_nets.py:build`, and timm's `torch:timm/NAME`.
+
+A user's function is called by keyword with the options of the config, and with those of
+`num_classes`, `image_size` and `in_channels` that its signature takes; it returns the module, whose
+weights are the start. Random ones are drawn after `torch.manual_seed(0)`: a function that takes a
+seed draws others. PyTorch writes the module down once; a run keeps that, see `interop.kept`.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxrobust.interop import kept
+from jaxrobust.interop import trainable as trained
+from jaxrobust.interop.trainable import Trainable
+from jaxrobust.models.interface.network_inputs import cast
+from jaxrobust.runtime.commandline import functions
+from jaxrobust.types import Array, Classifier, Params
+
+PREFIX, _TIMM = "torch:", "timm/"
+_HOW = "write torch:my_nets.py:build, torch:my_package.nets:build or torch:timm/NAME"
+_kept: dict[str, Path] = {}  # which network -> folder of the run that keeps it
+
+
+def is_name(name: str) -> bool:
+    """Tell whether a name is that of a module of PyTorch's."""
+    return name.startswith(PREFIX)
+
+
+def create(name: str, *, dtype: str, remat: bool = False, **given: Any) -> Classifier:
+    """Make the network of a module's name.
+
+    Args:
+      name: as above.
+      dtype: compute type; norms and softmax compute in at least float32.
+      remat: not taken.
+      **given: num_classes, image_size, in_channels, and options of the function.
+    Raises:
+      ValueError: one sentence about what is wrong with the name, the function or its module.
+    """
+    if remat:
+        raise ValueError(
+            f"model.remat=True: {name} is taken as its program is; use train.microbatches for less "
+            "memory"
+        )
+    net = trained.classifier(program(name, **given))
+
+    def apply(
+        params: Params, stats: Params, images: Array, *, train: bool = False, key: Any = None
+    ) -> tuple[Array, Params]:
+        return net.apply(cast(params, jnp.dtype(dtype)), stats, images, train=train, key=key)
+
+    return Classifier(net.init, apply)
+
+
+def program(name: str, **given: Any) -> Trainable:
+    """Return a module's two programs: those that a run keeps, else what PyTorch writes down now."""
+    identity = identified(name, given)
+    if folder := _kept.get(identity):
+        return _read(folder, (folder / kept.PROGRAMS).stat().st_mtime_ns)
+    return _written_down(identity, _source_sha256(name))
+
+
+def identified(name: str, given: Mapping[str, Any]) -> str:
+    """Return what tells one network from another, as text."""
+    try:
+        return json.dumps({"name": name} | dict(given), sort_keys=True, default=_as_dict)
+    except TypeError as error:
+        raise ValueError(f"model.name={name}: options are plain values; {error}") from error
+
+
+def remember(folder: Path) -> None:
+    """Take the network that a run keeps in `folder` whenever the same is asked for; maybe none."""
+    if kept.is_kept(folder):
+        _kept[kept.identity(folder)["network"]] = folder
+
+
+def keep(folder: Path, name: str, **given: Any) -> None:
+    """Keep a network's programs in a run's folder, from where it is taken from then on.
+
+    Raises:
+      ValueError: the folder keeps another one.
+    """
+    identity = identified(name, given)
+    if kept.is_kept(folder):
+        if kept.identity(folder)["network"] != identity:
+            raise ValueError(f"{folder} keeps another network; give a new --workdir")
+    else:
+        about = {"network": identity, "origin": origin(name)}
+        about["torch"] = importlib.metadata.version("torch")
+        kept.write(folder, program(name, **given), about)
+    remember(folder)
+
+
+def origin(name: str) -> dict[str, Any]:
+    """Describe where a module is from, for a record; nothing is run."""
+    file = _file(name)
+    of_timm = name.startswith(PREFIX + _TIMM)
+    where = {"timm": importlib.metadata.version("timm")} if of_timm and _installed("timm") else {}
+    return {"name": name, "file": file, "sha256": _source_sha256(name)} | where
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _file(name: str) -> str | None:
+    place = name.removeprefix(PREFIX).rpartition(":")[0]
+    if not place or place.endswith(".py"):
+        return place or None
+    with functions.explained("model.name", name):
+        spec = importlib.util.find_spec(place)
+    return None if spec is None else spec.origin
+
+
+def _source_sha256(name: str) -> str | None:
+    file = Path(_file(name) or "")
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+@functools.lru_cache(maxsize=4)
+def _read(folder: Path, changed: int) -> Trainable:
+    del changed
+    return kept.read(folder)
+
+
+@functools.lru_cache(maxsize=4)  # a run asks for the same one again and again
+def _written_down(identity: str, source: str | None) -> Trainable:
+    del source
+    given = json.loads(identity)
+    name = given.pop("name")
+    with functions.explained("model.name", name):
+        module = _module(name, given)
+        size, channels = given["image_size"], given["in_channels"]
+        try:
+            from jaxrobust.interop.reading import training_mode
+
+            network = training_mode.trainable(module, (size, size, channels))
+        except ValueError as error:
+            raise ValueError(f"model.name={name}: {error}") from error
+    return network
+
+
+def _module(name: str, given: dict[str, Any]) -> Any:
+    """Call the user's function, or timm's, with what it takes."""
+    if not _installed("torch"):
+        raise ValueError(
+            f"model.name={name} needs PyTorch to write the module down: pip install "
+            "'jaxrobust[torch]'; a run that began elsewhere keeps the program in its workdir"
+        )
+    import torch
+
+    own = name.removeprefix(PREFIX)
+    if own.startswith(_TIMM):
+        if not _installed("timm"):
+            raise ValueError(f"model.name={name} needs timm: pip install timm")
+        import timm
+
+        make, taken = timm.create_model, {"model_name": own.removeprefix(_TIMM)}
+        sizes = {"num_classes": given["num_classes"], "in_chans": given["in_channels"]}
+        options = _options(given)
+    elif ":" not in own:
+        raise ValueError(f"model.name={name} names no function; {_HOW}")
+    else:
+        make, taken = functions.find("model.name", own).function, {}
+        parameters = inspect.signature(make).parameters
+        sizes = {key: given[key] for key in _SIZES if key in parameters}
+        options = _options(given)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = make(**(taken | sizes | options))
+    if not isinstance(made, torch.nn.Module):
+        what = "nothing" if made is None else f"a {type(made).__module__}.{type(made).__name__}"
+        raise ValueError(f"model.name={name} returns {what}; return a torch.nn.Module")
+    return made
+
+
+_SIZES = ("num_classes", "image_size", "in_channels")
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _tuples(value) for key, value in given.items() if key not in _SIZES}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    if not hasattr(value, "items"):
+        raise TypeError(f"{value!r} is none")
+    return dict(value.items())
