@@ -40,10 +40,9 @@ def write(folder: Path, network: Trainable, identity: Mapping[str, Any]) -> None
         programs[mode] = _as_json(program)
     save_file(arrays, folder / _ARRAYS)
     head = {"version": _VERSION, "identity": dict(identity)}
-    head |= {"tied": dict(network.tied), "channels": network.channels}
-    jsonl.replace(
-        folder / PROGRAMS, json.dumps(head | programs) + "\n"
-    )  # last: it says all is there
+    head |= {"tied": dict(network.tied), "channels": network.channels, "names": network.names}
+    # Last, because it says that all is there.
+    jsonl.replace(folder / PROGRAMS, json.dumps(head | programs) + "\n")
 
 
 def is_kept(folder: Path) -> bool:
@@ -69,12 +68,13 @@ def read(folder: Path) -> Trainable:
         for key, array in arrays.items():
             group, _, name = key.partition("/")
             groups[group][name] = array
-        programs = {mode: _program(head[mode], groups.pop(mode)) for mode in _MODES}
+        made: Any = {mode: _program(head[mode], groups.pop(mode)) for mode in _MODES}
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder} is damaged ({error}); restore it, or begin a new run"
         ) from error
-    return Trainable(**programs, **groups, tied=head["tied"], channels=head["channels"])
+    own: Any = groups | {key: head[key] for key in ("tied", "channels")}
+    return Trainable(**made, **own, names=tuple(head["names"]))
 
 
 def _head(folder: Path) -> dict[str, Any]:

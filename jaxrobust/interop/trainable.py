@@ -4,7 +4,7 @@ Both are flat dicts under the names of the module's state dict, so that whatever
 with its own networks' weights it does with these. Nothing here needs PyTorch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +43,8 @@ class Trainable(NamedTuple):
     params: dict[str, np.ndarray]  # what is trained
     stats: dict[str, np.ndarray]  # buffers, and parameters that the module froze
     tied: Mapping[str, str]  # name of a tensor -> of the one whose numbers it shares
-    integers: dict[str, np.ndarray]  # of its state dict, which no pass changes
+    integers: dict[str, np.ndarray]  # of its state dict: counters, which are stats too, and others
+    names: tuple[str, ...]  # of its state dict, in its order
     channels: int = 3
 
 
@@ -70,7 +71,7 @@ def classifier(network: Trainable) -> Classifier:
         params: Params, stats: Params, images: Array, *, train: bool = False, key: Any = None
     ) -> tuple[Array, Params]:
         _check(params, stats, images, like, network.channels)
-        x = images if own else (images - stats[MEAN]) / stats[STD]
+        x = images if own else _normalised(images, stats[MEAN], stats[STD])
         program = network.training if train else network.evaluation
         values = run(program, params, stats, x, key)
         logits = programs.plain(values[_logits(program)])
@@ -113,7 +114,7 @@ def run(
     each image from its own key of `keys` [B], and the number of the step.
     """
     dtype = programs.computing(params, images)
-    single = jnp.promote_types(dtype, jnp.float32)
+    single = dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
     held = {name: a.astype(dtype) for name, a in stats.items()} | params
     wide: dict[str, Any] = {
         value: stats[key].astype(single) for value, key in program.weights.items() if key in stats
@@ -213,7 +214,17 @@ def _of_one(step: OperatorCall, axis: int, count: int, known: Mapping[str, Any])
     return step._replace(operands=tuple(map(of_one, step.operands)))
 
 
-def state_dict(network: Trainable, params: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
-    """Return arrays under all names of the module's state dict, in its types."""
-    given = {**network.stats, **network.integers, **dict(params)}
-    return given | {name: given[of] for name, of in network.tied.items()}
+def state_dict(network: Trainable, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arrays under the names of the module's state dict, in its types."""
+    whole = {**network.params, **network.stats}
+    known = {name: np.asarray(arrays[name]) for name in whole} | network.integers
+    counters = {name: a for name, a in network.integers.items() if name in whole}
+    for name, counter in counters.items():  # such as num_batches_tracked, averaged meanwhile
+        known[name] = np.rint(arrays[name]).astype(counter.dtype)
+    known |= {name: known[of] for name, of in network.tied.items()}
+    return {name: known[name] for name in network.names}
+
+
+def _normalised(images: Array, mean: Array, std: Array) -> Array:
+    mean, std = (jnp.reshape(a, (1, 1, 1, -1)).astype(images.dtype) for a in (mean, std))
+    return (images - mean) / std

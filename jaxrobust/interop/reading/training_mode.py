@@ -38,7 +38,7 @@ def check(module: Any) -> None:
     import torch
 
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(tensor):
             raise ValueError(
                 f"{name} is not initialised: the module is lazy; call it on a batch of images once "
                 "before you return it"
@@ -126,8 +126,8 @@ def _image_axis(node: Any) -> int:
     if len(axes) != 1:
         raise ValueError(
             f"{line(node)}: {node.target} draws {tuple(map(str, shape))} in training, the same for "
-            "all images of a batch; draw for each image (x.new_empty(x.shape[0], 1, 1, 1)), so that "
-            "a step is the same however its batch is divided"
+            "all images of a batch; draw for each image (x.new_empty(x.shape[0], 1, 1, 1)), so "
+            "that a step is the same however its batch is divided"
         )
     return axes[0]
 
@@ -157,5 +157,6 @@ def _of(module: Any, evaluation: Program, training: Program, channels: int) -> T
         stats={name: a for name, a in stats.items() if name not in params},
         tied=tied,
         integers={name: a for name, a in arrays.items() if name not in floats and name in state},
+        names=tuple(state),
         channels=channels,
     )

@@ -49,7 +49,8 @@ def create(name: str, **given: Any) -> Classifier:
     """
     if torch_modules.is_name(name):
         net = torch_modules.create(name, **given)
-        _check(name, net, given)
+        if given["dtype"] != "float64":  # which a certificate asks for, of what was seen before
+            _check(name, net, given)
         return net
     try:
         text = json.dumps(given, sort_keys=True, default=_as_dict)

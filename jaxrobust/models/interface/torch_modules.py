@@ -69,6 +69,19 @@ def program(name: str, **given: Any) -> Trainable:
     return _written_down(identity, _source_sha256(name))
 
 
+def build(name: str, **given: Any) -> Any:
+    """Return the PyTorch module itself, as its function makes it; errors as of `create`."""
+    with functions.explained("model.name", name):
+        return _module(name, given)
+
+
+def state_dict(
+    name: str, params: Mapping[str, Any], stats: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return arrays as the module's own `load_state_dict` takes them."""
+    return trained.state_dict(program(name, **given), {**params, **stats})
+
+
 def identified(name: str, given: Mapping[str, Any]) -> str:
     """Return what tells one network from another, as text."""
     try:
