@@ -132,6 +132,10 @@ class AnswerTest(parameterized.TestCase):
         found = self.answer(price=2.5)
         self.assertEqual((found["price"], found["training"]["money"]), (2.5, 7.5))
 
+    def test_a_chip_that_is_here_has_a_price_too(self):
+        self.calls.target.return_value = HERE._replace(name="gpu", kind="NVIDIA H100 SXM")
+        self.assertEqual(self.answer(on="gpu", price=2.0)["training"]["money"], 6.0)
+
     def test_a_batch_of_each_chip_in_all_phases(self):
         self.answer(batch=3)
         sizes = [self.config[name].batch_size for name in ("pretrain", "train")]
@@ -436,6 +440,11 @@ class LinesTest(parameterized.TestCase):
                 "  images/s at best": "1,234 a chip",
             },
         )
+
+    def test_a_chip_alone_sends_nothing_and_that_is_said(self):
+        own = {"bound_by": "flops", "roofline_step_s": 0.5, "flops_s": 0.5, "ici_s": 0.0}
+        cells = account_lines._roofline(own | {"roofline_images_per_s_per_chip": 10.0})
+        self.assertEqual(cells["  interconnect"], "0.0 ms")
 
     def sums(self, on="h100:8", robust=0.5, **more):
         one = {"seconds": 7200.0, "chip_hours": 16.0} | more

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data.sources import registry
+from jaxrobust.data.sources import registry, tfds
 from jaxrobust.data.splits import grammar, storage
 from jaxrobust.data.transforms import decoding
 from tests.support import paths
@@ -390,6 +390,14 @@ class PreparedTest(TempDirTest):
             with self.assertRaisesRegex(registry.DataError, r"it has test \(397\)"):
                 registry.open_source("mydigits", "train")  # 1.10.0 is newer than 1.9.0
             self.assertLen(registry.open_source("mydigits:1.0.0", "train"), 1400)
+
+    def test_a_place_that_is_given_comes_before_the_environment(self):
+        with mock.patch.dict(os.environ, TFDS_DATA_DIR="/there"):
+            self.assertEqual(tfds.data_directory(Path("/given")), "/given")
+            self.assertEqual(tfds.data_directory(), "/there")
+            self.assertEqual(tfds.data_directory(""), "/there")
+        with mock.patch.dict(os.environ, TFDS_DATA_DIR=""):
+            self.assertEqual(tfds.data_directory(), "~/tensorflow_datasets")
 
     def test_the_hash_is_of_version_and_shards(self):
         directory = self.copy_of_digits()

@@ -172,7 +172,10 @@ class AugmentationTest(parameterized.TestCase):
             np.testing.assert_array_equal(*outs)
 
     def test_padding_is_4_on_cifar_and_1_on_digits(self):
-        for text, size, padding in (("crop", 32, 4), ("crop", 8, 1), ("crop(2)", 32, 2)):
+        for text, size, padding in (
+            *(("crop", 32, 4), ("crop", 8, 1), ("crop(2)", 32, 2)),
+            *(("crop", 7, 1), ("crop(0)", 7, 0), ("crop", 224, 28)),
+        ):
             (op,) = augmentations.chain(text, size).augment.keywords["ops"]
             self.assertEqual(op.keywords, {"padding": padding})
 

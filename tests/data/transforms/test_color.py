@@ -75,6 +75,13 @@ class ColorTest(parameterized.TestCase):
             color.draw_jitter(np.random.default_rng(0), color.jitter_ranges(0, 0, 0, 0)), []
         )
 
+    def test_ranges_up_to_half_of_the_circle(self):
+        ranges = color.jitter_ranges(0.25, 1.5, 0, 0.5)
+        self.assertEqual(ranges, ((0.75, 1.25), (0, 2.5), (1, 1), (-0.5, 0.5)))
+        for wrong in ((0, 0, 0, 0.501), (-0.1, 0, 0, 0), (0, -0.1, 0, 0), (0, 0, -0.1, 0)):
+            with self.assertRaisesRegex(ValueError, "numbers are 0 or more, and the hue's 0.5"):
+                color.jitter_ranges(*wrong)
+
     @parameterized.parameters((0, "Desaturate"), (1, "Solarize"), (2, "GaussianBlurRand"))
     def test_one_of_three_makes_the_bytes_of_timm(self, which, name):
         torchvision(self)  # or skip
