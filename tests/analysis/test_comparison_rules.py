@@ -378,6 +378,30 @@ class RemarksTest(parameterized.TestCase):
             evaluations.without_replayed([evaluated(verdicts(fooled=[REPLAY] * 3))] * 2)
 
     @parameterized.parameters(
+        ("run#ab", ["abc"]),
+        ("run#", ["abc", "cab"]),
+        ("run#cab", ["cab"]),
+        ("run#b", []),  # which both hold, and neither begins with
+    )
+    def test_a_number_is_the_beginning_of_an_evaluations(self, place, found):
+        held = {
+            key: evaluated(verdicts(fooled=["clean"]), evaluation=key, verdicts="v").ours
+            for key in ("abc", "cab")
+        }
+        folder, _, wanted = place.partition("#")
+        with (
+            mock.patch.object(evaluations, "_held", return_value=(folder, wanted, held)),
+            mock.patch.object(evaluations, "check"),
+        ):
+            if len(found) == 1:
+                chosen = evaluations._chosen(place, None, None, [])
+                self.assertEqual(chosen.record.evaluation, found[0])
+                return
+            said = "holds 2 evaluations" if found else f"has no evaluation {wanted}; name one of"
+            with self.assertRaisesRegex(ValueError, said):
+                evaluations._chosen(place, None, None, [])
+
+    @parameterized.parameters(
         ("linf:8/255", {("linf", "0.0313725")}), ("L2:0.5", {("l2", "0.5")}), ("clean", set())
     )
     def test_threats(self, text, ball):

@@ -8,7 +8,15 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.analysis.papers import documents, matching, tables, tables_markdown, training_words
+from jaxrobust.analysis.papers import (
+    documents,
+    lines,
+    matching,
+    residual,
+    tables,
+    tables_markdown,
+    training_words,
+)
 from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.analysis.papers.tables import Table
 from jaxrobust.analysis.papers.tables_markdown import Cell, Filled
@@ -233,6 +241,8 @@ class MarkdownTest(parameterized.TestCase):
         self.assertEqual(found, {(0, "aa"): Cell(70.0, 2, True)})
         none = [ours(weights="0", robust=None)]
         self.assertEmpty(self.filled(of, none, {}, alike=True))
+        nothing = [ours(weights="0", robust=0.0)]  # which is a result
+        self.assertEqual(self.filled(of, nothing, {}), {(0, "aa"): Cell(0.0, 0, False)})
 
     def test_cells(self):
         of = table([row("a"), row("b")], decimals=0)
@@ -433,6 +443,74 @@ class TrainingWordsTest(parameterized.TestCase):
         found = training_words.clean_weights(model)
         self.assertContainsSubset(names, found)
         self.assertEqual(bool(found), bool(names))
+
+    def by_run(self, **first):
+        """The start of a network from the weights of a run that was trained so."""
+        known = {"train_dataset": "imagenet2012", "objective": "adversarial", "epochs": 50}
+        known |= {"norm_train": "linf", "epsilon_train": 4 / 255, "start": "fresh-stem"}
+        known |= {"augmentation": "heavy", "label_smoothing": 0.1} | first
+        model = SimpleNamespace(model=SimpleNamespace(name="convnext_t_cvst"))
+        with (
+            mock.patch.object(training_words, "trained", return_value=known),
+            mock.patch.object(training_words, "whole_config", return_value=model),
+        ):
+            return training_words._by_run(model, {})
+
+    def test_a_start_from_a_run(self):
+        robust = {"start": "robust-4/255", "start_epochs": 50, "start_origin": "authors"}
+        self.assertEqual(self.by_run(), robust)
+        clean = {"start": "clean+stem", "pretrain_epochs": 50}
+        self.assertEqual(self.by_run(objective="clean"), clean)
+
+    @parameterized.parameters(
+        {"norm_train": "l2"},
+        {"objective": "trades"},
+        {"train_dataset": "imagenet100"},
+        {"train_dataset": "cifar10"},
+        {"train_dataset": None},
+        {"objective": "clean", "start": "random"},
+        {"objective": "clean", "start": "clean"},
+    )
+    def test_a_start_that_no_paper_has(self, **first):
+        self.assertEqual(self.by_run(**first), {})
+
+
+class ResidualTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("WRN-28-10", "BAT", {}, "wrn_28_10", {}),
+        ("WRN-28-10", "AAT", {}, "wrn_28_10", {"activation": "silu"}),
+        ("RACL (7@104)", "BAT", {}, "racl_7_104", {}),
+        ("A", "AAT", {"extra_images": 500}, "a", {"activation": "silu"}),
+        ("A", "AAT", {"extra_images": 0}, None, None),  # which one is not said
+    )
+    def test_networks(self, name, recipe, more, model, options):
+        found = residual.network({"name": name, "recipe": recipe} | more)
+        expected = {"model": model} | ({} if options is None else {"options": options})
+        self.assertEqual(found, expected)
+
+
+class LinesTest(parameterized.TestCase):
+    def test_weights_that_a_row_names(self):
+        """Those of RobustBench, else those drawn in Table 9, else the last of the clean ones."""
+        names = ["convnext_tiny", "convnext_tiny.fb_in1k"]
+        with mock.patch.object(training_words, "clean_weights", return_value=names):
+            for more, weights in (
+                ({"timm": "convnext_tiny"}, "convnext_tiny.fb_in1k"),
+                ({"meta": "convnext_tiny_1k_224"}, "convnext_tiny.fb_in1k"),
+                ({"timm": "convnext_tiny", "robustbench": "Liu"}, "Liu"),
+                (
+                    {"model": "xcit_s12", "origin": "timm", "timm": "x"},
+                    "xcit_small_12_p16_224.fb_in1k",
+                ),
+                ({}, None),
+            ):
+                self.assertEqual(lines._more(row(**more))["weights"], weights, more)
+
+    def test_whose_it_is_and_the_batch_of_a_pod(self):
+        found = lines._more(row(batch_per_core=16))
+        self.assertEqual((found["own"], found["batch"]), (True, 1024))
+        found = lines._more(row(origin="timm"))
+        self.assertEqual((found["own"], found["batch"]), (False, 0))
 
 
 if __name__ == "__main__":

@@ -64,6 +64,9 @@ class RandomResizedCropTest(parameterized.TestCase):
         self.assertEqual(box((10, 90), ratio=(3 / 4, 4 / 3)), (0, 38, 10, 13))
         self.assertEqual(box((90, 10), ratio=(3 / 4, 4 / 3)), (38, 0, 13, 10))
         self.assertEqual(box((32, 32), ratio=(1, 1)), (0, 0, 32, 32))
+        for shape in ((40, 36), (36, 40)):  # within the ratios it is whole, if nothing fits
+            found = box(shape, scale=(4, 4), ratio=(3 / 4, 4 / 3))
+            self.assertEqual(found, (0, 0, *shape))
 
     def test_areas_and_aspects_fill_their_ranges(self):
         rng = np.random.default_rng(0)

@@ -227,6 +227,16 @@ class PlainTest(parameterized.TestCase):
         self.assertLess(abs(np.delete(moved, range(13, 20), 1)).max(), 1e-3)
         self.assertLess(abs(np.delete(moved, range(13, 20), 0)).max(), 1e-3)
 
+    def test_each_kind_and_severity_has_draws_of_its_own(self):
+        every = corruptions.chosen("all")
+        drawn = [corruptions.draws(7, each, 3).random() for each in every]
+        drawn += [
+            corruptions.draws(7, every[0], 4).random(),
+            corruptions.draws(8, every[0], 3).random(),
+        ]
+        self.assertLen(set(drawn), 15 * 5 + 2)
+        self.assertEqual(corruptions.draws(7, every[0], 3).random(), drawn[0])
+
     def test_large_images_have_been_jpegs(self):
         image = picture(224)
         found = corrupted(image, "brightness", 1, Draws(0))
