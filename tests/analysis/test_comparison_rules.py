@@ -377,6 +377,23 @@ class RemarksTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "nothing is left to compare; evaluate again with"):
             evaluations.without_replayed([evaluated(verdicts(fooled=[REPLAY] * 3))] * 2)
 
+    def test_one_evaluation_by_two_paths_is_named_twice(self):
+        one = evaluated(verdicts(fooled=["clean"]), verdicts="v.npz")
+        places = {
+            "a": "run/results.jsonl",
+            "b": "other/../run/results.jsonl",
+            "c": "run/more.jsonl",
+        }
+
+        def load(place, *_):
+            ours = one.ours._replace(file=Path(places[place]))
+            return one._replace(place=place, ours=ours)
+
+        with mock.patch.object(evaluations, "_load", load):
+            with self.assertRaisesRegex(ValueError, "b is the same evaluation as a; name two"):
+                evaluations.load(["a", "b"])
+            self.assertLen(evaluations.load(["a", "c"]), 2)
+
     @parameterized.parameters(
         ("run#ab", ["abc"]),
         ("run#", ["abc", "cab"]),

@@ -1,5 +1,6 @@
 """The papers' tables beside our records, rule by rule: made-up tables and records."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from jaxrobust.analysis.papers.tables import Table
 from jaxrobust.analysis.papers.tables_markdown import Cell, Filled
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.resolved import Values
 
 LINF = {"norm": "linf", "epsilon": 4 / 255}
 STANDARD = [
@@ -329,6 +331,27 @@ class MarkdownTest(parameterized.TestCase):
         self.assertEndsWith(text, "| *50.00* [1] |\n\nthe records\n")
         self.assertNotIn(none, text)
 
+    @parameterized.parameters(
+        (1, "a"), (3, "a; b; c"), (4, "a; b; c; and 1 more"), (5, "and 2 more")
+    )
+    def test_three_differences_are_named_of_the_nearest_row(self, count, said):
+        shown = [Filled(table([row("x"), row("y")], results={"aa": AA}), {})]
+        found = list("abcde")[:count]
+        both = mock.Mock(side_effect=[[*found, "z"], found])
+        with mock.patch.object(tables_markdown.matching, "differences", both):
+            text = tables_markdown._nearest(ours(), shown)
+        self.assertStartsWith(text, "nearest is table_2, y, but a")
+        self.assertEndsWith(text, said)
+
+    def test_of_rows_as_near_the_first_is_named(self):
+        shown = [Filled(table([row("x"), row("y", aa=None), row("z")], results={"aa": AA}), {})]
+        with mock.patch.object(
+            tables_markdown.matching, "differences", return_value=["a"]
+        ) as asked:
+            text = tables_markdown._nearest(ours(), shown)
+        self.assertEqual(text, "nearest is table_2, x, but a")
+        self.assertEqual(asked.call_count, 2)  # a row without a value is none
+
     def test_contradictions(self):
         rows = [{"where": "Table 1", "says": [1, None], "likely": [2, 3], "why": "a | b"}]
         lines = tables_markdown._contradictions(rows).splitlines()
@@ -444,6 +467,27 @@ class TrainingWordsTest(parameterized.TestCase):
         self.assertContainsSubset(names, found)
         self.assertEqual(bool(found), bool(names))
 
+    def test_a_start_from_published_robust_weights(self):
+        """As one phase of a network whose stem and head are kept or are both new."""
+        (published,) = tables.tables("revisiting_at", "table_2")
+        of = next(row for row in published.rows if row.get("robustbench"))
+
+        def started(before=(), **init):
+            init = {"weights": of["robustbench"], "stem": "keep", "head": "keep"} | init
+            last = {"start": None, "stem": "keep", "head": "keep"}
+            whole = {"init": init, "train": last, "model": {"name": "none_of_them"}}
+            return training_words._started(
+                json.loads(json.dumps(whole), object_hook=Values), list(before), "train", None
+            )
+
+        robust = {"start": "robust-4/255", "start_epochs": of["epochs"]}
+        self.assertEqual(started(), robust)
+        self.assertEqual(started(stem="fresh"), {})
+        self.assertEqual(started(before=["pretrain"]), {})
+        self.assertEqual(started(weights=None), {"start": "random"})
+        self.assertEqual(started(before=["pretrain"], weights=None), {})
+        self.assertEqual(started(weights="elsewhere"), {})
+
     def by_run(self, **first):
         """The start of a network from the weights of a run that was trained so."""
         known = {"train_dataset": "imagenet2012", "objective": "adversarial", "epochs": 50}
@@ -505,6 +549,38 @@ class LinesTest(parameterized.TestCase):
                 ({}, None),
             ):
                 self.assertEqual(lines._more(row(**more))["weights"], weights, more)
+
+    def evaluations(self, results, rule=None, **of_row):
+        rule = rule or SimpleNamespace(split="test", published=False)
+        wanted = {key: RESULTS[key] for key in results if key in RESULTS}
+        wanted |= {"apgd": APGD} if "apgd" in results else {}
+        wanted |= {key: {"attack": key} for key in results if key == "corruptions"}
+        return [*lines._evaluations(row(**of_row), wanted, rule)]
+
+    def test_evaluations_of_a_row(self):
+        standard, apgd = "--threat linf:4/255", "--attack apgd-ce --steps 20 --restarts 2"
+        self.assertEqual(self.evaluations(["clean"]), ["--attack clean"])
+        self.assertEqual(self.evaluations(["clean", "aa"]), [standard])  # which has both
+        both = self.evaluations(["clean", "aa", "apgd"])
+        self.assertEqual(both, [standard, f"{apgd} {standard}"])
+        self.assertEqual(
+            self.evaluations(["corruptions"]), ["--corruptions all --dataset cifar10-c:CIFAR-10-C"]
+        )
+        self.assertEqual(self.evaluations(["corruptions"], dataset="other"), ["--corruptions all"])
+
+    @parameterized.parameters(
+        ({"train_size": 24}, " --image_size 32"),
+        ({"train_size": 48}, " --image_size 32"),
+        ({"train_size": 32}, ""),
+        ({"split": "validation"}, " --split validation"),
+        ({"split": "validation", "train_size": 24}, " --image_size 32 --split validation"),
+    )
+    def test_images_otherwise_than_in_training(self, of_row, said):
+        self.assertEqual(self.evaluations(["clean"], **of_row), [f"--attack clean{said}"])
+
+    def test_published_networks_have_no_split_of_a_config(self):
+        rule = SimpleNamespace(split="test", published=True)
+        self.assertEqual(self.evaluations(["clean"], rule, split="x"), ["--attack clean"])
 
     def test_whose_it_is_and_the_batch_of_a_pod(self):
         found = lines._more(row(batch_per_core=16))

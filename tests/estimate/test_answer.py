@@ -578,6 +578,8 @@ class PresentTest(parameterized.TestCase):
         ("cpu", True, False),
         ("gpu", False, False),
         ("v5e:2x2", True, True),
+        ("v4:2x2x1", True, True),
+        ("v6e:2x2", True, True),
         ("h100:8", True, False),
     )
     def test_what_jax_is_told_before_it_is_imported(self, name, cpu, tpu):

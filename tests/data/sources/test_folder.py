@@ -309,6 +309,16 @@ class RefusalTest(FolderTest):
         )
         self.assertLen(self.open(num_classes=2), 2)
 
+    def test_a_list_of_images_says_itself_which_they_are(self):
+        """So that the record of a list is the same, whatever else the folder holds."""
+        write_tree(self.root, ["train/a/1.jpg", "train/b/1.jpg", "train/b/2.jpg"])
+        (self.root / "ids").write_text("b/1.jpg\na/1.jpg\n")
+        listed, whole = self.open(f"train@{self.root}/ids"), self.open("train")
+        self.assertIsNone(listed.files_sha256)
+        self.assertIsNotNone(listed.ids_sha256)
+        self.assertIsNotNone(whole.files_sha256)
+        self.assertIsNone(whole.ids_sha256)
+
     def test_splits_with_other_classes(self):
         write_tree(self.root, ["train/a/1.jpg", "train/b/1.jpg", "val/b/1.jpg"])
         train, val = self.open("train"), self.open("val")

@@ -157,7 +157,10 @@ class FolderTest(FolderCase):
         found.append(data.open_source(self.write(), "train[:11]").files_sha256)
         found.append(data.open_source(self.write(labels=[0] * 12), "train").files_sha256)
         found.append(data.open_source(self.write(images=rows(12, 1)), "train").files_sha256)
-        self.assertLen(set(found), 4)
+        longer = rows(12)
+        longer[3]["bytes"] += b"\0"  # the same name, another file
+        found.append(data.open_source(self.write(images=longer), "train").files_sha256)
+        self.assertLen(set(found), 5)
         self.assertEqual(data.open_source(self.write(), "train").files_sha256, found[0])
 
     def test_classes_and_ids(self):

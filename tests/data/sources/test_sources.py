@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -398,6 +399,42 @@ class PreparedTest(TempDirTest):
             self.assertEqual(tfds.data_directory(""), "/there")
         with mock.patch.dict(os.environ, TFDS_DATA_DIR=""):
             self.assertEqual(tfds.data_directory(), "~/tensorflow_datasets")
+
+    def reader(self, **changes):
+        """A reader of two shards, of which the first lacks two records; nothing is opened."""
+        known = {"data": None, "files": [("a", 2, 3), ("b", 0, 4)], "name_key": None}
+        known |= {"image_key": "image", "label_key": "label", "num_classes": 10}
+        return tfds._Reader(**(known | {"where": "set", "remedy": "again"} | changes))
+
+    def test_both_ends_are_read_when_it_is_opened(self):
+        """A file that is cut off opens with its full length, and fails where it is read."""
+        with mock.patch.object(tfds._Reader, "__call__", return_value=[]) as read:
+            registry.open_source("digits", "test")
+            registry.open_source("digits", "test[:1]")
+        self.assertEqual([call.args for call in read.call_args_list], [([0, 396],), ([0],)])
+
+    def test_where_a_record_is(self):
+        places = [self.reader().position(index) for index in (0, 2, 3, 6)]
+        expected = [("2", "a"), ("4", "a"), ("0", "b"), ("3", "b")]
+        self.assertEqual(places, [f"record {row} of {file}" for row, file in expected])
+
+    def test_labels_are_below_the_number_of_classes(self):
+        def of(label):
+            return {"label": SimpleNamespace(int64_list=SimpleNamespace(value=[label]))}
+
+        self.assertEqual([self.reader().label(0, of(k)) for k in (0, 9)], [0, 9])
+        for wrong in (-1, 10):
+            with self.assertRaisesRegex(
+                registry.DataError, f"has the label {wrong}, outside the classes 0 to 9; again"
+            ):
+                self.reader().label(0, of(wrong))
+
+    def test_a_record_without_a_name(self):
+        feature = {"id": SimpleNamespace(bytes_list=SimpleNamespace(value=[b"x", b"y"]))}
+        self.assertEqual(self.reader().name(feature), b"")
+        self.assertEqual(self.reader(name_key="id").name(feature), b"x")
+        feature["id"].bytes_list.value = []
+        self.assertEqual(self.reader(name_key="id").name(feature), b"")
 
     def test_the_hash_is_of_version_and_shards(self):
         directory = self.copy_of_digits()
