@@ -103,6 +103,7 @@ class ModelsTest(CallCase):
         lines = [f"{row} in 77" for row in rows]
         expected = ["head", *lines, f"checkpoints of {rows}"]
         self.assertEqual(self.printed("TWO", "five"), expected)
+        self.assertEqual(self.printed("two")[-1], f"checkpoints of {rows[:1]}")
 
     def test_json(self):
         (line,) = self.printed("--json", "two")

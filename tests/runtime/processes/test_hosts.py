@@ -95,9 +95,10 @@ class PodTest(parameterized.TestCase):
 
     def test_a_pod_that_was_not_joined(self):
         state = mock.Mock(client=None)
-        with pod(0, 2), mock.patch.object(hosts.distributed, "global_state", state):
-            with self.assertRaisesRegex(ValueError, "call jax.distributed.initialize"):
-                hosts._lengths(7)
+        alone = mock.patch.object(hosts.distributed, "global_state", state)
+        said = "call jax.distributed.initialize"
+        with pod(0, 2), alone, self.assertRaisesRegex(ValueError, said):
+            hosts._lengths(7)
 
     def test_only_short_values_go_in_short_pieces(self):
         sizes = []
