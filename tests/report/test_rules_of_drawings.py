@@ -402,7 +402,7 @@ class OfPhaseTest(absltest.TestCase):
         seen = []
 
         def part(run, name, points):
-            seen.append((run.folder, run.metrics))
+            seen.append((run.folder, run.metrics, points))
             return "training"
 
         with (
@@ -418,8 +418,9 @@ class OfPhaseTest(absltest.TestCase):
         ):  # fmt: skip
             found = pictures.of_phase(here, "train")
         self.assertEqual(found, {"training": "train", "record last": "train"})
-        ((folder, own),) = seen
+        ((folder, own, points),) = seen
         self.assertEqual((folder, own.curves), (here, {"train": 1}))
+        self.assertEqual(points, 400)
         self.assertEqual(own.events, [events[0], events[2]])
 
     def test_a_legend_without_signs_takes_no_line(self):

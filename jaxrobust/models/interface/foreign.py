@@ -191,7 +191,7 @@ FAMILY = Family(
     file="",
     title="",
     variants={},
-    create=_no_row,
+    maker=_no_row,
     names=Names(torch=(), keys=_no_row, stem=_NOTHING, head=_NOTHING),
     members={},
     decay_mask="matrices",
