@@ -377,6 +377,16 @@ class RemarksTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "nothing is left to compare; evaluate again with"):
             evaluations.without_replayed([evaluated(verdicts(fooled=[REPLAY] * 3))] * 2)
 
+    @parameterized.parameters((32, True), (224, False), (None, False))
+    def test_a_share_of_the_image_is_a_size_at_one_size(self, side, same):
+        """At 32 pixels 0.875 of 36 are cropped, at 224, which is usual, of 256."""
+        how = ("bicubic-0.875", "bicubic-36-crop-32")
+        both = [
+            evaluated(verdicts(fooled=["clean"]), preprocessing=each, model={"image_size": side})
+            for each in how
+        ]
+        self.assertEqual(evaluations.differences(*both) == "", same)
+
     def test_one_evaluation_by_two_paths_is_named_twice(self):
         one = evaluated(verdicts(fooled=["clean"]), verdicts="v.npz")
         places = {

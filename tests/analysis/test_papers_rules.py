@@ -557,6 +557,12 @@ class LinesTest(parameterized.TestCase):
         wanted |= {key: {"attack": key} for key in results if key == "corruptions"}
         return [*lines._evaluations(row(**of_row), wanted, rule)]
 
+    @parameterized.parameters((0.8, "0.8"), (2, "2"), (1.25, "1.25"), (10, "10"), (2.345, "2.35"))
+    def test_steps_are_written_in_pixels_of_255(self, size, said):
+        what = {"attack": "pgd-20", "name": "pgd", "steps": 20, "start": "uniform"}
+        found = lines._settings(what | {"step_size": size / 255})
+        self.assertEqual(found, f"--attack pgd-20 --step {said}/255 --start uniform")
+
     def test_evaluations_of_a_row(self):
         standard, apgd = "--threat linf:4/255", "--attack apgd-ce --steps 20 --restarts 2"
         self.assertEqual(self.evaluations(["clean"]), ["--attack clean"])

@@ -66,6 +66,14 @@ class ForeignClassesTest(FolderTest):
         with self.assertRaisesRegex(registry.DataError, "75% of the records .* of 3 classes"):
             self.between("train[:25%]", "val")
 
+    def test_a_half_is_told_and_more_is_refused(self):
+        self.assertIn("50% of the records", self.between("train[:50%]", "val"))
+        (self.root / "ids").write_text("a/0.jpg\nb/0.jpg\nc/0.jpg\n")
+        self.assertIn("of 1 classes", self.between("train[:50%]", f"val@{self.root}/ids"))
+        (self.root / "ids").write_text("a/0.jpg\nd/0.jpg\nc/0.jpg\n")
+        with self.assertRaisesRegex(registry.DataError, "67% of the records .* of 2 classes"):
+            self.between("train[:50%]", f"val@{self.root}/ids")
+
     def test_one_class_of_many_is_told(self):
         write_tree(self.root / "train", [f"d/{i}.jpg" for i in range(5, 15)])
         # The last class is on both sides, the others are on one.

@@ -67,6 +67,15 @@ class ReadTest(NpzCase):
         name = self.write(images=images(2), labels=np.array([1, 0]), class_names=names)
         self.assertEqual(data.open_source(name, "all").num_classes, 6)
 
+    def test_names_are_a_list_of_texts(self):
+        given = {"images": images(2), "labels": np.array([1, 0])}
+        for other in (np.array([["a", "b"]]), np.array([3, 4]), np.array("ab")):
+            source = data.open_source(self.write(**given, classes=other), "all")
+            self.assertEqual((source.classes, source.num_classes), ((), 2))
+        as_bytes = np.array([b"a", b"b"])
+        name = self.write(**given, classes=np.array([3]), label_names=as_bytes)
+        self.assertEqual(data.open_source(name, "all").classes, ("a", "b"))
+
     def test_as_many_names_as_the_largest_label_says(self):
         given = {"images": images(2), "labels": np.array([1, 0])}
         enough = np.array(["a", "b"])
