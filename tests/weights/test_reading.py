@@ -55,6 +55,18 @@ class ReadingTest(absltest.TestCase):
         self.assertEqual((facts.num_classes, facts.image_size), (10, 8))
         self.assertEqual((facts.norm, facts.epsilon, facts.settings["std"]), ("l2", 0.5, [0.25]))
 
+    def test_timms_name_is_enough_unless_its_arguments_make_another_network(self):
+        clone = self.clone()
+        own = {"architecture": "convnext_tiny", "num_classes": 10}
+        for arguments, model in (
+            ({}, "convnext_t"),
+            ({"img_size": 64, "in_chans": 1, "num_classes": 5}, "convnext_t"),
+            ({"depths": [1]}, None),
+        ):
+            settings = own | {"model_args": arguments}
+            (clone / "config.json").write_text(json.dumps(settings))
+            self.assertEqual(self.read(clone).facts.model, model)
+
     def test_an_imported_folder_has_the_facts_of_what_it_was_made_of(self):
         source = sources.parse(str(self.clone()))
         network = imports.imported(source, Request(keep_head=True))
