@@ -370,6 +370,25 @@ class SizeTest(parameterized.TestCase):
         self.assertEqual(hlo.padded_size(type_), size)
 
 
+class WindowTest(parameterized.TestCase):
+    """Which values a kernel of two meets as it moves over four, by hand."""
+
+    @parameterized.parameters(
+        ("size=2", 3, 6),
+        ("size=2 stride=2", 2, 4),
+        ("size=2 stride=2 pad=1_0", 2, 3),  # -1 and 0, 1 and 2
+        ("size=2 stride=2 pad=0_1", 2, 4),  # 0 and 1, 2 and 3
+        ("size=2 pad=1_1", 5, 8),
+        ("size=2 rhs_dilate=3", 1, 2),  # 0 and 3
+        ("size=2 lhs_dilate=2", 6, 6),  # 0, _, 1, _, 2, _, 3: each pair has one of them
+    )
+    def test_one_axis(self, window, out, met):
+        attributes = f", window={{{window}}}, dim_labels=b0f_0io->b0f"
+        i = hlo.Instruction("c", f"f32[3,{out},7]", "convolution", (), "", attributes, "main")
+        found = hlo_costs._convolution(i, "f32[3,4,5]", "f32[2,5,7]")
+        self.assertEqual(found, 3 * 5 * 7 * met)
+
+
 class CyclesTest(absltest.TestCase):
     def test_a_loop_s_cycles_count_as_often_as_it_runs(self):
         each = ', backend_config={"window_config":{"estimated_cycles":"70"}}'
