@@ -370,6 +370,49 @@ class SizeTest(parameterized.TestCase):
         self.assertEqual(hlo.padded_size(type_), size)
 
 
+LOOP = """HloModule m
+
+%fused (p: f32[]) -> f32[] {
+  %p = f32[] parameter(0)
+  ROOT %n = f32[] negate(%p)
+}
+
+%body (b: f32[]) -> f32[] {
+  %b = f32[] parameter(0)
+  ROOT %f = f32[] fusion(%b), kind=kLoop, calls=%fused
+}
+
+%cond (c: f32[]) -> pred[] {
+  %c = f32[] parameter(0)
+  ROOT %t = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  ROOT %w = f32[] while(%a), condition=%cond, body=%body, config={"known_trip_count":{"n":"4"}}
+}
+"""
+
+
+class RunsTest(absltest.TestCase):
+    def test_what_a_loop_calls_is_inside_of_it_too(self):
+        module = hlo.parse(LOOP)
+        found = hlo.runs(module)
+        inside = dict.fromkeys(("body", "fused", "cond"), (4, True))
+        self.assertEqual(found, inside | {"main": (1, False)})
+        unknown = hlo.parse(LOOP.replace("known_trip_count", "other"))
+        self.assertEqual(hlo.runs(unknown)["fused"], (None, True))
+        self.assertEqual(hlo.runs(unknown, unknown=1)["fused"], (1, True))
+
+
+class PlacesTest(absltest.TestCase):
+    def test_only_arrays_without_another_place_are_in_hbm(self):
+        type_ = "(f32[2]{0}, f32[3]{0:T(8)S(1)}, bf16[4,5]{1,0:T(8,128)}, s32[1]{0:S(5)}, pred[])"
+        self.assertEqual(
+            hlo_costs._in_hbm(type_), ["f32[2]{0}", "bf16[4,5]{1,0:T(8,128)}", "pred[]"]
+        )
+
+
 class WindowTest(parameterized.TestCase):
     """Which values a kernel of two meets as it moves over four, by hand."""
 
