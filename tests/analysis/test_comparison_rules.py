@@ -358,6 +358,14 @@ class RemarksTest(parameterized.TestCase):
         (one,) = evaluations.remarks(same)
         self.assertEqual(one, "Compared are the 2 images that all have; evaluated were A 9, B 2.")
 
+    def test_who_met_replayed_points_is_said_where_they_decided_nothing(self):
+        about = {"replayed": [{"fooled": 1}], "fingerprint": {"images": "0" * 9}}
+        without, decided = (verdicts(fooled=["", word]) for word in ("apgd-ce", REPLAY))
+        sentence = "None of these was decided by a replayed point, which A and B met."
+        for seen, said in ((without, True), (decided, False)):
+            both = [evaluated(without, **about), evaluated(seen, **about)]
+            self.assertEqual(sentence in evaluations.remarks(both), said)
+
     def test_replayed_images_are_left_out(self):
         seen = [
             verdicts(fooled=[REPLAY, "", "apgd-ce", f"l2 1: {REPLAY}", "clean"]),

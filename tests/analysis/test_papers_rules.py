@@ -21,9 +21,10 @@ from jaxrobust.analysis.papers import (
 from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.analysis.papers.tables import Table
 from jaxrobust.analysis.papers.tables_markdown import Cell, Filled
+from jaxrobust.config import base
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.resolved import Values
+from jaxrobust.resolved import Values, plain
 
 LINF = {"norm": "linf", "epsilon": 4 / 255}
 STANDARD = [
@@ -445,6 +446,16 @@ class TrainingWordsTest(parameterized.TestCase):
         found = [*training_words._unlike(key, {key: own}, {key: wanted})]
         self.assertEqual(not found, same, found)
 
+    @parameterized.parameters((1, None), (2, 2), (3, 3))
+    def test_views_of_an_image(self, views, told):
+        config = plain(base())
+        config["data"]["views"] = views
+        self.assertEqual(training_words.trained(config).get("repeated_augmentation"), told)
+
+    def test_a_batch_that_is_not_near_is_not_the_papers_however_small(self):
+        (said,) = training_words._unlike("batch_size", {"batch_size": 64}, {"batch_size": 1024})
+        self.assertEqual(said, "batch_size 64, not 1024")
+
     def test_what_is_missing_differs(self):
         (said,) = training_words._unlike("epochs", {}, {"epochs": 5})
         self.assertEqual(said, "epochs unknown, not 5")
@@ -562,6 +573,16 @@ class LinesTest(parameterized.TestCase):
         what = {"attack": "pgd-20", "name": "pgd", "steps": 20, "start": "uniform"}
         found = lines._settings(what | {"step_size": size / 255})
         self.assertEqual(found, f"--attack pgd-20 --step {said}/255 --start uniform")
+
+    def test_each_attack_of_its_own_is_an_evaluation(self):
+        pgd = {"attack": "pgd-20", "name": "pgd", "steps": 20, "start": "uniform", "norm": "linf"}
+        pgd |= {"epsilon": "8/255", "step_size": 2 / 255}
+        found = [*lines._attacks([APGD, AA, pgd, AA | {"epsilon": "8/255"}])]
+        standard = "--threat linf:4/255 --threat linf:8/255"
+        own = "--attack apgd-ce --steps 20 --restarts 2 --threat linf:4/255"
+        other = "--attack pgd-20 --step 2/255 --start uniform --threat linf:8/255"
+        self.assertEqual(found, [standard, own, other])
+        self.assertEqual([*lines._attacks([AA, {"members": []}])], ["--worst_case"])
 
     def test_evaluations_of_a_row(self):
         standard, apgd = "--threat linf:4/255", "--attack apgd-ce --steps 20 --restarts 2"

@@ -338,10 +338,11 @@ class NetworkLevelsTest(parameterized.TestCase):
         self.assertEqual(found.level, RED)
         few = network(n=9, logits=logits[:9])
         self.assertEqual(look("one-class", few).level, YELLOW)
-        sound = np.eye(10)[labels]
-        sound[labels == 4] = np.nan
-        found = look("one-class", network(logits=sound))
-        self.assertEqual((found.level, found.sentence), (GREEN, "9 of 10 classes are answered"))
+        for missing in (4, 0):  # where there is no answer, none is counted, the first class neither
+            sound = np.eye(10)[labels]
+            sound[labels == missing] = np.nan
+            found = look("one-class", network(logits=sound))
+            self.assertEqual((found.level, found.sentence), (GREEN, "9 of 10 classes are answered"))
 
 
 class ExplanationsLevelsTest(parameterized.TestCase):
@@ -445,6 +446,10 @@ class ExplanationsLevelsTest(parameterized.TestCase):
         text = explanations._described(mixed, ())
         self.assertEqual(text.count("output"), 10)
         self.assertEndsWith(text, ", ...")
+        ten = np.array([1, 2, 3, 4, 0, 6, 7, 8, 9, 5, 10, 11, 12, 13])
+        text = explanations._described(ten, ())
+        self.assertEqual(text.count("output"), 10)
+        self.assertEndsWith(text, "output 9 is class 5")  # there are no more
 
 
 class AnswerTest(parameterized.TestCase):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from jaxrobust.doctor import patient as patients
 from jaxrobust.doctor.patient import Patient
 from jaxrobust.types import Threat
 
@@ -101,6 +102,18 @@ class PatientTest(parameterized.TestCase):
         called = lambda x: jax.pure_callback(np.asarray, jax.ShapeDtypeStruct((3, 2), x.dtype), x)  # noqa: E731
         one = Patient(called, IMAGES, LABELS, batch=3)
         self.assertIn("callback", one.without_gradient.lower())
+
+    def test_why_there_is_none_is_one_line_and_short(self):
+        def fails(x):
+            raise TypeError("no\n  such   thing" + " x" * 200)
+
+        said = Patient(fails, IMAGES, LABELS, batch=3).without_gradient
+        self.assertStartsWith(said, "no such thing x x")
+        self.assertLen(said, 200)
+
+    def test_the_first_that_are_right_are_attacked(self):
+        with mock.patch.object(patients, "_ATTACKED", 4):
+            np.testing.assert_array_equal(patient().attacked, [0, 1, 2, 4])
 
 
 if __name__ == "__main__":

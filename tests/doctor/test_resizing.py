@@ -45,6 +45,14 @@ class ResizingTest(parameterized.TestCase):
         )[np.arange(3)]
         self.assertBetween(np.abs(found - prepared).mean(), 1e-3, 0.3)  # aliased
 
+    @parameterized.parameters((19, 2), (21, 2), (23, 4), (20, 2), (16, 0))
+    def test_the_centre_begins_at_half_the_rest_to_the_even(self, resized, first):
+        """Of rests of 3, 5 and 7 pixels the half is 2, 2 and 4: as torchvision crops."""
+        low, high, share = resizing._between(resized, resized, 16)
+        np.testing.assert_array_equal(low, np.arange(first, first + 16))
+        np.testing.assert_array_equal(high, np.minimum(low + 1, resized - 1))
+        np.testing.assert_array_equal(share, np.zeros(16))
+
     @parameterized.parameters(
         ("75x41", "bicubic-20-crop-16", (36, 20)),  # the long side is cut to whole pixels: 36.6
         ("41x75", "bilinear-20-crop-16", (20, 36)),

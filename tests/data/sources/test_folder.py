@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data import imagenet
@@ -316,6 +317,17 @@ class RefusalTest(FolderTest):
             num_classes=10,
         )
         self.assertLen(self.open(num_classes=2), 2)
+
+    def test_the_hash_is_of_names_classes_and_labels(self):
+        def of(folders=("a", "b"), labels=(0, 1), blob=b"123", ends=(1, 3)):
+            files = image_folder.Files(
+                "root", folders, np.array(labels, np.int32), blob, np.array(ends, np.int64)
+            )
+            return files.sha256(), [files.name(i) for i in range(2)]
+
+        self.assertEqual(of()[1], ["1", "23"])
+        others = [{"ends": (2, 3)}, {"blob": b"124"}, {"labels": (1, 1)}, {"folders": ("a", "c")}]
+        self.assertLen({of()[0], *(of(**other)[0] for other in others)}, 5)
 
     def test_a_list_of_images_says_itself_which_they_are(self):
         """So that the record of a list is the same, whatever else the folder holds."""

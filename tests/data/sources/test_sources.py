@@ -19,7 +19,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data.sources import registry, tfds
-from jaxrobust.data.splits import grammar, storage
+from jaxrobust.data.splits import grammar, storage, subsets
 from jaxrobust.data.transforms import decoding
 from tests.support import paths
 from tests.support.datasets import Bucket, image_bytes, write_tfds, write_tree
@@ -428,6 +428,26 @@ class PreparedTest(TempDirTest):
                 registry.DataError, f"has the label {wrong}, outside the classes 0 to 9; again"
             ):
                 self.reader().label(0, of(wrong))
+
+    def test_an_index_is_of_as_many_records(self):
+        """Of a split that has lost or won some it is not, whatever the first ones say."""
+
+        def features(self, rows):
+            return list(rows)
+
+        index = subsets.Index(np.arange(5), np.array([b"%d" % k for k in range(5)]))
+        with (
+            mock.patch.object(tfds._Reader, "features", features),
+            mock.patch.object(tfds._Reader, "label", lambda self, row, feature: feature),
+            mock.patch.object(tfds._Reader, "name", lambda self, feature: b"%d" % feature),
+        ):
+            fits = [tfds._fits(index, self.reader(), size) for size in (4, 5, 6)]
+            self.assertEqual(fits, [False, True, False])
+            for row in (0, 2, 4):  # its ends and its middle are looked at
+                labels = np.where(np.arange(5) == row, 9, index.labels)
+                self.assertFalse(tfds._fits(index._replace(labels=labels), self.reader(), 5))
+                names = np.where(np.arange(5) == row, b"x", index.names)
+                self.assertFalse(tfds._fits(index._replace(names=names), self.reader(), 5))
 
     def test_a_record_without_a_name(self):
         feature = {"id": SimpleNamespace(bytes_list=SimpleNamespace(value=[b"x", b"y"]))}
