@@ -169,6 +169,18 @@ class ThreeNormsTest(parameterized.TestCase):
         own = [(part.norm, part.attack) for part in three_norms.parts(skips=True)]
         self.assertEqual(own, [table[0], *table[2:], table[1]])
 
+    def test_the_study_has_radii_for_small_and_for_large_images(self):
+        rows = {
+            side: [(ball.norm, ball.epsilon) for ball in balls]
+            for side, balls in three_norms.RADII.items()
+        }
+        linf = ("linf", 8 / 255)
+        expected = {
+            32: [linf, ("l2", 1.5), ("l1", 40.0)],
+            224: [linf, ("l2", 8.0), ("l1", 1600.0)],
+        }
+        self.assertEqual(rows, expected)
+
     def test_radii_of_the_study_and_given_ones(self):
         found = three_norms.radii(224, [Threat("l2", 3.0)])
         self.assertEqual(
