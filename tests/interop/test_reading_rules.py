@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust.interop.program import Of, OperatorCall
 from jaxrobust.interop.reading import drawing, exporting, masks, refusals, scripted
 from jaxrobust.interop.reading.folding import Free
 from jaxrobust.interop.reading.silence import quietly
@@ -161,6 +162,25 @@ class CheckTest(parameterized.TestCase):
         module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).double()).eval()
         with self.assertRaisesRegex(ValueError, r"1.weight \(and 1 more\) is float64"):
             exporting.check(module)
+
+    def test_what_is_drawn_stays_whoever_reads_it(self):
+        """PyTorch draws it too, and what comes after is drawn from the same numbers."""
+        steps = [
+            OperatorCall("a", "aten.rand.default", (), {}, ""),
+            OperatorCall("b", "aten.relu.default", (Of("x"),), {}, ""),
+            OperatorCall("c", "aten.relu.default", (Of("b"),), {}, ""),
+            OperatorCall("d", "aten.relu.default", (Of("b"),), {}, ""),
+        ]
+        self.assertEqual([s.name for s in exporting._living(steps, {"d"})], ["a", "b", "d"])
+
+    def test_why_it_cannot_be_exported(self):
+        place = '\n  File "/me/net.py", line 3, in forward\n    if x.sum() > 0:'
+        said = exporting._reason(ValueError(f"Could not guard on data-dependent u0 > 0{place}"))
+        self.assertStartsWith(
+            said, "Could not guard on data-dependent u0 > 0 at /me/net.py, line 3"
+        )
+        self.assertIn("use torch.where for the branch", said)
+        self.assertEqual(exporting._reason(KeyError()), "KeyError")
 
     def test_one_weight_under_two_names_is_one_array(self):
         weight = torch.arange(6.0).reshape(2, 3)
