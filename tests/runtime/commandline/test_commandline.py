@@ -182,6 +182,7 @@ class ConfigFileTest(parameterized.TestCase):
         ("def get_config():\n  return None", "c d.py returns a NoneType; return a ConfigDict"),
         ("def get_config():\n  return {'seed': 0}", "c d.py returns a dict; return a ConfigDict"),
         ("def get_config():\n  return 1 / 0", "line 2: ZeroDivisionError: division by zero"),
+        ("def half():\n  1 / 0\ndef get_config():\n  half()", "line 2: ZeroDivisionError"),
         (
             "from jaxrobust.config import base\ndef get_config():\n  base().train.epocs = 3",
             "line 3: unknown config key 'epocs'; did you mean 'epochs'",
@@ -291,6 +292,33 @@ class WordsTest(parameterized.TestCase):
     )
     def test_the_folder_of_a_run(self, given, name):
         self.assertEqual(arguments.run_name(given), name)
+
+    @parameterized.parameters(
+        (["--a", "--config", "quickstart", "--b", "c"], ["--a", "{}", "--b", "c"]),
+        (["--config=quickstart:x", "b"], ["{}:x", "b"]),
+        (["-config", "quickstart:x,y=1"], ["-{}:x,y=1"]),
+    )
+    def test_a_config_takes_the_word_behind_it(self, words, expected):
+        found, path = arguments._with_config(words)
+        self.assertEqual(path, arguments.RECIPES / "quickstart.py")
+        expected = [word.replace("-{}", "-config={}") for word in expected]
+        expected = [f"--config={word}" if word.startswith("{") else word for word in expected]
+        self.assertEqual(found, [word.format(path) for word in expected])
+
+    def test_words_without_a_config_stay(self):
+        words = ["--configs=a", "--config.seed=3"]
+        self.assertEqual(arguments._with_config(words), (words, arguments.Path()))
+
+    def test_only_what_looks_like_a_flag_is_taken_for_a_misspelled_one(self):
+        parser = arguments.Arguments("A command.")
+        parser.flag("size")
+        for word, said in (
+            ("--sise", "--sise is no flag; did you mean --size? --help lists them"),
+            ("unsize", "unsize is no flag; --help lists them"),
+            ("-x", "-x is no flag; --help lists them"),
+        ):
+            self.assertEqual(refused(lambda word=word: parser.parse_args([word])).strip(),
+                             f"jaxrobust: {said}")  # fmt: skip
 
     def test_libraries_are_quiet_unless_the_verbosity_is_named(self):
         levels, named = {}, mock.Mock(present=0)
