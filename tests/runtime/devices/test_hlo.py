@@ -210,6 +210,33 @@ ASYNC = HEAD + (
     "%get-tuple-element.2), kind=kCustom, calls=%fused_computation.2\n"
     "}\n"
 )
+# The same, where the product is in a loop of four.
+LOOPED = ASYNC.partition("ENTRY")[0] + (
+    "%body (c.0: (s32[], bf16[1024,256])) -> (s32[], bf16[1024,256]) {\n"
+    "  %c.0 = (s32[], bf16[1024,256]{1,0}) parameter(0)\n  %one = s32[] constant(1)\n"
+    "  %c.1 = s32[] get-tuple-element(%c.0), index=0\n  %c.2 = s32[] add(%c.1, %one)\n"
+    "  %c.3 = bf16[1024,256]{1,0} get-tuple-element(%c.0), index=1\n"
+    "  %fusion.1 = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) fusion(%c.3), kind=kOutput, "
+    "calls=%async_collective_fusion.1\n"
+    "  %c.4 = bf16[1024,256]{1,0} get-tuple-element(%fusion.1), index=0\n"
+    "  ROOT %c.5 = (s32[], bf16[1024,256]{1,0}) tuple(%c.2, %c.4)\n}\n\n"
+    "%condition (d.0: (s32[], bf16[1024,256])) -> pred[] {\n"
+    "  %d.0 = (s32[], bf16[1024,256]{1,0}) parameter(0)\n  %four = s32[] constant(4)\n"
+    "  %d.1 = s32[] get-tuple-element(%d.0), index=0\n"
+    "  ROOT %less = pred[] compare(%d.1, %four), direction=LT\n}\n\n"
+    "ENTRY %main.1_spmd (param.6: f32[1024,256]) -> bf16[1024,4096] {\n"
+    f"{PARAMETER}"
+    "  %convert.1 = bf16[1024,256]{1,0:T(8,128)(2,1)S(1)} convert(%param.6)\n"
+    "  %async-collective-start = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) fusion(%convert.1), "
+    "kind=kCustom, calls=%fused_computation.1\n"
+    "  %started = bf16[1024,256]{1,0} get-tuple-element(%async-collective-start), index=0\n"
+    "  %zero = s32[] constant(0)\n"
+    "  %before = (s32[], bf16[1024,256]{1,0}) tuple(%zero, %started)\n"
+    "  %loop = (s32[], bf16[1024,256]{1,0}) while(%before), condition=%condition, body=%body\n"
+    "  %after = bf16[1024,256]{1,0} get-tuple-element(%loop), index=1\n"
+    "  ROOT %async-collective-done = bf16[1024,4096]{1,0:T(8,128)(2,1)S(1)} fusion(%after), "
+    "kind=kCustom, calls=%fused_computation.2\n}\n"
+)
 # The same gather, written as a sum of zeros into which each chip has put its part.
 SUM = HEAD + (
     "%region_1.1 (a: bf16[], b: bf16[]) -> bf16[] {\n"
@@ -277,6 +304,7 @@ LOOP = HEAD + (
 class TpuTextTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("fused", ASYNC, "all-gather", 2, 15 / 16),
+        ("beside_a_loop", LOOPED, "all-gather", 2, 15 / 16),
         ("as_a_sum", SUM, "all-reduce", 2, 2 * 15 / 16),
         ("started", START, "all-gather", 4, 15 / 16),
     )
