@@ -398,7 +398,7 @@ class SizeTest(parameterized.TestCase):
         self.assertEqual(hlo.padded_size(type_), size)
 
 
-LOOP = """HloModule m
+CALLED = """HloModule m
 
 %fused (p: f32[]) -> f32[] {
   %p = f32[] parameter(0)
@@ -424,11 +424,11 @@ ENTRY %main (a: f32[]) -> f32[] {
 
 class RunsTest(absltest.TestCase):
     def test_what_a_loop_calls_is_inside_of_it_too(self):
-        module = hlo.parse(LOOP)
+        module = hlo.parse(CALLED)
         found = hlo.runs(module)
         inside = dict.fromkeys(("body", "fused", "cond"), (4, True))
         self.assertEqual(found, inside | {"main": (1, False)})
-        unknown = hlo.parse(LOOP.replace("known_trip_count", "other"))
+        unknown = hlo.parse(CALLED.replace("known_trip_count", "other"))
         self.assertEqual(hlo.runs(unknown)["fused"], (None, True))
         self.assertEqual(hlo.runs(unknown, unknown=1)["fused"], (1, True))
 
