@@ -25,7 +25,7 @@ except ImportError:
     torch = None
 else:
     from jaxrobust.commands.conversion import certificate as command
-    from jaxrobust.commands.conversion import import_weights
+    from jaxrobust.commands.conversion import export_weights, import_weights
     from jaxrobust.convert import certificate, references, side_by_side
     from jaxrobust.convert.references import Network
 
@@ -295,6 +295,42 @@ def _numpy(path: Path):
     from safetensors.numpy import load_file
 
     return load_file(path)
+
+
+INTERN = {"depths": (1,), "dims": (8,), "groups": (2,), "stem_widths": (4, 8), "head_dim": 10}
+
+
+class ExportTest(Case):
+    """Deformable convolutions go out to `grid_sample`, and the export's own file is certified."""
+
+    def exported(self, name, size, options):
+        sizes = {"num_classes": 10, "image_size": size}
+        weights = self.folder / "ours.safetensors"
+        params, stats = drawn(name, **sizes, **options)
+        save_file(params | stats, weights)
+        given = [f"--weights={weights}", f"--model={name}", f"--image-size={size}"]
+        given.append(f"--options={ {'scan': True} | options }")
+        out = self.folder / "out"
+        with contextlib.redirect_stdout(io.StringIO()):
+            export_weights.main([*given, "--layout=module", f"--out={out}", "--nocertificate"])
+            command.main([*given, f"--against={out / name}.py"])
+        found = json.loads(certificates.beside(weights).read_text())
+        self.assertTrue(found["agrees"], found["faults"])
+        self.assertEqual(found["reference"]["network"], f"the exported {name}.py")
+        self.assertLess(found["logits"]["float32"]["relative"], 1e-5)
+        self.assertLess(found["logits"]["float64"]["relative"], 1e-9)
+        self.assertLess(found["gradients"]["float64"]["relative"], 1e-7)
+        return found
+
+    @pytest.mark.slow
+    def test_a_small_internimage(self):
+        self.exported("internimage_t", 12, INTERN)
+
+    @parameterized.parameters("internimage_t", "internimage_t_ps")
+    @pytest.mark.matrix
+    def test_internimage(self, name):
+        found = self.exported(name, 64, {})
+        self.assertEqual(found["names"]["equal"], len(models.torch_keys(name)))
 
 
 @pytest.mark.matrix

@@ -75,12 +75,17 @@ class DeformableConv(nnx.Module):
         self.groups, self.scale = groups, scale
 
     def __call__(self, x: Array) -> Array:
+        # Of the branch that makes offsets and weights nothing is kept: it is cheap to compute again
+        # (a seventh of a block's products), and would be a third of what a block keeps.
+        return self.output_proj(jax.checkpoint(self.sampled)(x, self.input_proj(x)))
+
+    def sampled(self, x: Array, value: Array) -> Array:
+        """Sum the values f[B,H,W,C] of nine places, which the input `x` moves and weighs."""
         around = layers.gelu(self.dw_norm(self.dw_conv(x)))
         (mask,) = widened(self.mask(around))
         shares = jax.nn.softmax(mask.reshape(*x.shape[:3], self.groups, POINTS))
-        value, shares = self.input_proj(x), shares.reshape(mask.shape)
         how: dict[str, Any] = {"groups": self.groups, "offset_scale": self.scale}
-        return self.output_proj(deformable(value, self.offset(around), shares, **how))
+        return deformable(value, self.offset(around), shares.reshape(mask.shape), **how)
 
 
 class Block(nnx.Module):

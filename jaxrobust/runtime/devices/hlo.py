@@ -21,6 +21,8 @@ KINDS = (
     "ragged-all-to-all",
     "collective-broadcast",
 )
+# In a fusion that is the start, or the end, of a chain.
+STARTS, ENDS = (f'custom_call_target="AsyncCollective{end}"' for end in ("Start", "Done"))
 # Names under which a short loop that the compiler has unrolled still shows.
 _LOOP = re.compile(r"(^|/)(while/body|attack)(/|$)")
 _BITS = {"pred": 8, "token": 0}  # every other type's name says it
@@ -177,7 +179,7 @@ def called(instruction: Instruction) -> list[str]:
 def collectives(module: Module) -> list[Collective]:
     """Each one once, in the order of the text."""
     times = runs(module)
-    by_key: dict[object, Collective] = {}
+    by_key: dict[object, tuple[tuple[bool, int], Collective]] = {}
     for i in instructions(module.computations):
         kind = i.opcode.removesuffix("-start")
         if kind not in KINDS:
@@ -198,16 +200,25 @@ def collectives(module: Module) -> list[Collective]:
             key=chain or i.name,
             row=chips < module.devices,
         )
-        key = (kind, chain, collective.inside) if chain else i
-        before = by_key.get(key, collective)  # a chain: only its start says where it comes from
-        by_key[key] = max(before, collective, key=lambda c: len(c.parameters))
-    return list(by_key.values())
+        # A chain has three parts, and the compiler may put the one between, beside which other work
+        # runs, into a loop of that work: where the chain starts, it is sent, once.
+        key = (kind, chain) if chain else i
+        rank = bool(chain) and _starts(module, i), len(collective.parameters)
+        if key not in by_key or rank > by_key[key][0]:
+            by_key[key] = rank, collective
+    return [collective for _, collective in by_key.values()]
 
 
 def chain_of(i: Instruction) -> str:
     """Name the chain that the parts of one asynchronous collective share; "": it has none."""
     match = re.search(r'chain_id="(\d+)"', i.attributes)
     return f"chain {match[1]}" if match else ""
+
+
+def _starts(module: Module, i: Instruction) -> bool:
+    """Whether an instruction is the first part of its chain."""
+    around = module.computations[i.computation].values()
+    return any(i.name in other.operands and STARTS in other.attributes for other in around)
 
 
 def _carried(module: Module, i: Instruction, operand: str) -> Iterator[str]:

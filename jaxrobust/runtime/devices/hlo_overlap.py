@@ -13,8 +13,6 @@ from typing import NamedTuple
 from jaxrobust.runtime.devices import hlo
 from jaxrobust.runtime.devices.hlo_costs import cycles_of
 
-_START, _END = (f'custom_call_target="AsyncCollective{end}"' for end in ("Start", "Done"))
-
 
 class InFlight(NamedTuple):
     """An asynchronous collective, in all its runs."""
@@ -56,7 +54,7 @@ def _beside(module: hlo.Module, computation: str) -> dict[str, float]:
     keys: dict[str, tuple[str, ...]] = {}  # what an instruction has started, or carries on
     for i in module.computations[computation].values():
         carried = keys.get(i.operands[0], ()) if i.operands else ()
-        ends = carried if i.opcode.endswith("-done") else tuple(_chains(module, i, _END))
+        ends = carried if i.opcode.endswith("-done") else tuple(_chains(module, i, hlo.ENDS))
         ended |= {key: under_way.pop(key) for key in ends if key in under_way}
         if under_way and not ends:
             share = _cycles(module, i) / len(under_way)
@@ -76,7 +74,7 @@ def _started(module: hlo.Module, i: hlo.Instruction) -> Iterator[str]:
                 if inner.opcode in hlo.KINDS:
                     yield hlo.chain_of(inner) or inner.name
     else:
-        yield from _chains(module, i, _START)
+        yield from _chains(module, i, hlo.STARTS)
 
 
 def _chains(module: hlo.Module, i: hlo.Instruction, end: str) -> Iterator[str]:

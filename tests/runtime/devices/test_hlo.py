@@ -210,6 +210,33 @@ ASYNC = HEAD + (
     "%get-tuple-element.2), kind=kCustom, calls=%fused_computation.2\n"
     "}\n"
 )
+# The same, where the product is in a loop of four.
+LOOPED = ASYNC.partition("ENTRY")[0] + (
+    "%body (c.0: (s32[], bf16[1024,256])) -> (s32[], bf16[1024,256]) {\n"
+    "  %c.0 = (s32[], bf16[1024,256]{1,0}) parameter(0)\n  %one = s32[] constant(1)\n"
+    "  %c.1 = s32[] get-tuple-element(%c.0), index=0\n  %c.2 = s32[] add(%c.1, %one)\n"
+    "  %c.3 = bf16[1024,256]{1,0} get-tuple-element(%c.0), index=1\n"
+    "  %fusion.1 = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) fusion(%c.3), kind=kOutput, "
+    "calls=%async_collective_fusion.1\n"
+    "  %c.4 = bf16[1024,256]{1,0} get-tuple-element(%fusion.1), index=0\n"
+    "  ROOT %c.5 = (s32[], bf16[1024,256]{1,0}) tuple(%c.2, %c.4)\n}\n\n"
+    "%condition (d.0: (s32[], bf16[1024,256])) -> pred[] {\n"
+    "  %d.0 = (s32[], bf16[1024,256]{1,0}) parameter(0)\n  %four = s32[] constant(4)\n"
+    "  %d.1 = s32[] get-tuple-element(%d.0), index=0\n"
+    "  ROOT %less = pred[] compare(%d.1, %four), direction=LT\n}\n\n"
+    "ENTRY %main.1_spmd (param.6: f32[1024,256]) -> bf16[1024,4096] {\n"
+    f"{PARAMETER}"
+    "  %convert.1 = bf16[1024,256]{1,0:T(8,128)(2,1)S(1)} convert(%param.6)\n"
+    "  %async-collective-start = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) fusion(%convert.1), "
+    "kind=kCustom, calls=%fused_computation.1\n"
+    "  %started = bf16[1024,256]{1,0} get-tuple-element(%async-collective-start), index=0\n"
+    "  %zero = s32[] constant(0)\n"
+    "  %before = (s32[], bf16[1024,256]{1,0}) tuple(%zero, %started)\n"
+    "  %loop = (s32[], bf16[1024,256]{1,0}) while(%before), condition=%condition, body=%body\n"
+    "  %after = bf16[1024,256]{1,0} get-tuple-element(%loop), index=1\n"
+    "  ROOT %async-collective-done = bf16[1024,4096]{1,0:T(8,128)(2,1)S(1)} fusion(%after), "
+    "kind=kCustom, calls=%fused_computation.2\n}\n"
+)
 # The same gather, written as a sum of zeros into which each chip has put its part.
 SUM = HEAD + (
     "%region_1.1 (a: bf16[], b: bf16[]) -> bf16[] {\n"
@@ -277,6 +304,7 @@ LOOP = HEAD + (
 class TpuTextTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("fused", ASYNC, "all-gather", 2, 15 / 16),
+        ("beside_a_loop", LOOPED, "all-gather", 2, 15 / 16),
         ("as_a_sum", SUM, "all-reduce", 2, 2 * 15 / 16),
         ("started", START, "all-gather", 4, 15 / 16),
     )
@@ -368,6 +396,68 @@ class SizeTest(parameterized.TestCase):
     )
     def test_bytes_with_the_padding_of_tiles(self, type_, size):
         self.assertEqual(hlo.padded_size(type_), size)
+
+
+CALLED = """HloModule m
+
+%fused (p: f32[]) -> f32[] {
+  %p = f32[] parameter(0)
+  ROOT %n = f32[] negate(%p)
+}
+
+%body (b: f32[]) -> f32[] {
+  %b = f32[] parameter(0)
+  ROOT %f = f32[] fusion(%b), kind=kLoop, calls=%fused
+}
+
+%cond (c: f32[]) -> pred[] {
+  %c = f32[] parameter(0)
+  ROOT %t = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  ROOT %w = f32[] while(%a), condition=%cond, body=%body, config={"known_trip_count":{"n":"4"}}
+}
+"""
+
+
+class RunsTest(absltest.TestCase):
+    def test_what_a_loop_calls_is_inside_of_it_too(self):
+        module = hlo.parse(CALLED)
+        found = hlo.runs(module)
+        inside = dict.fromkeys(("body", "fused", "cond"), (4, True))
+        self.assertEqual(found, inside | {"main": (1, False)})
+        unknown = hlo.parse(CALLED.replace("known_trip_count", "other"))
+        self.assertEqual(hlo.runs(unknown)["fused"], (None, True))
+        self.assertEqual(hlo.runs(unknown, unknown=1)["fused"], (1, True))
+
+
+class PlacesTest(absltest.TestCase):
+    def test_only_arrays_without_another_place_are_in_hbm(self):
+        type_ = "(f32[2]{0}, f32[3]{0:T(8)S(1)}, bf16[4,5]{1,0:T(8,128)}, s32[1]{0:S(5)}, pred[])"
+        self.assertEqual(
+            hlo_costs._in_hbm(type_), ["f32[2]{0}", "bf16[4,5]{1,0:T(8,128)}", "pred[]"]
+        )
+
+
+class WindowTest(parameterized.TestCase):
+    """Which values a kernel of two meets as it moves over four, by hand."""
+
+    @parameterized.parameters(
+        ("size=2", 3, 6),
+        ("size=2 stride=2", 2, 4),
+        ("size=2 stride=2 pad=1_0", 2, 3),  # -1 and 0, 1 and 2
+        ("size=2 stride=2 pad=0_1", 2, 4),  # 0 and 1, 2 and 3
+        ("size=2 pad=1_1", 5, 8),
+        ("size=2 rhs_dilate=3", 1, 2),  # 0 and 3
+        ("size=2 lhs_dilate=2", 6, 6),  # 0, _, 1, _, 2, _, 3: each pair has one of them
+    )
+    def test_one_axis(self, window, out, met):
+        attributes = f", window={{{window}}}, dim_labels=b0f_0io->b0f"
+        i = hlo.Instruction("c", f"f32[3,{out},7]", "convolution", (), "", attributes, "main")
+        found = hlo_costs._convolution(i, "f32[3,4,5]", "f32[2,5,7]")
+        self.assertEqual(found, 3 * 5 * 7 * met)
 
 
 class CyclesTest(absltest.TestCase):
