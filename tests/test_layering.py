@@ -48,7 +48,17 @@ INSIDE = {
     ),
     "weights": ("store", "naming", "fetch", "trained", "reading", "imports", "load", "start"),
     "interop": (
-        *("program", "operators", "trainable", "kept", "reading", "agreement", "torch", "named"),
+        *(
+            "program",
+            "operators",
+            "trainable",
+            "kept",
+            "modules",
+            "reading",
+            "agreement",
+            "torch",
+            "named",
+        ),
     ),
     "evaluation": ("network", "records", "engine", "bundles", "questions"),
     "training": ("update", "build", "batch_sizes", "run"),

@@ -29,8 +29,10 @@ _DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "
 _CHECKS = ("_assert", "sym_constrain", "_log_api", "_linalg_check_errors")
 
 
-def check(module: Any, *, random: bool = False) -> None:
-    """Raise `ValueError` unless a module is in eval mode (dropout: or `random`), CPU, float32."""
+def check(module: Any, *, random: bool = False, modes: bool = True) -> None:
+    """Raise `ValueError` unless a module is in eval mode (dropout: or `random`), CPU, float32;
+    without `modes`, in whichever mode.
+    """
     import torch
 
     if not isinstance(module, torch.nn.Module):
@@ -43,7 +45,7 @@ def check(module: Any, *, random: bool = False) -> None:
         for name, part in module.named_modules()
         if part.training and (not random or isinstance(part, of_a_batch))
     ]
-    if training:
+    if training and modes:
         raise ValueError(f"{_named(training)} is in training mode; call module.eval() first")
     arrays = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     away = [name for name, array in arrays.items() if array.device.type != "cpu"]
@@ -68,7 +70,8 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     """Export a module for images H, W, C; the second result says that it takes one image only."""
     import torch
 
-    refusals.check_takes(module, image)
+    if not module.training:  # where a norm of one image would have nothing to normalise
+        refusals.check_takes(module, image)
     if scripted.is_scripted(module):
         return scripted.exported(module, image)
     data_dependence.check_hooks(module)

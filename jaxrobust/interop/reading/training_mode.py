@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.interop.program import Program
-from jaxrobust.interop.reading import exporting
+from jaxrobust.interop.reading import exporting, refusals
+from jaxrobust.interop.reading.drawing import is_draw
 from jaxrobust.interop.reading.refusals import line
+from jaxrobust.interop.reading.results import chosen_output
 from jaxrobust.interop.trainable import Trainable
 
 
@@ -24,9 +26,9 @@ def trainable(module: Any, image: tuple[int, int, int], *, output: str | None = 
       ValueError: the module has what cannot be trained here; the message names its line.
     """
     check(module)
+    exporting.check(module, random=True, modes=False)
     with _as_it_was(module):
         module.eval()
-        exporting.check(module)
         evaluation = _program(module, image, output, train=False)
         module.train()
         training = _program(module, image, output, train=True)
@@ -37,6 +39,7 @@ def check(module: Any) -> None:
     """Raise `ValueError` for weights that are none yet, or of which none is trained."""
     import torch
 
+    refusals.check(module)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if torch.nn.parameter.is_lazy(tensor):
             raise ValueError(
@@ -72,8 +75,6 @@ def _as_it_was(module: Any) -> Iterator[None]:
 def _program(
     module: Any, image: tuple[int, int, int], output: str | None, *, train: bool
 ) -> Program:
-    from jaxrobust.interop import torch as conversion
-
     exported, single = exporting.exported(module, image)
     mode = "in training mode" if train else "in evaluation mode"
     if single:
@@ -81,8 +82,11 @@ def _program(
             f"{mode} its code is written for one number of images; compute with x.shape[0]"
         )
     exported = exporting.decomposed(exported)
+    _check_images_stay(exported)
+    if not train:
+        _check_draws(exported)
     program, _ = exporting.read(exported, random=train, trainable=True)
-    chosen = conversion.chosen_output(exported, program, output)
+    chosen = chosen_output(exported, program, output)
     axes = {
         node.name: _image_axis(node)
         for node in exported.graph.nodes
@@ -97,6 +101,28 @@ def _program(
         )
     results = {chosen: program.results[chosen]}
     return program._replace(results=results, image_axes=axes)
+
+
+def _check_images_stay(exported: Any) -> None:
+    import torch
+
+    kind = torch.export.graph_signature.OutputKind.USER_INPUT_MUTATION
+    for spec in exported.graph_signature.output_specs:
+        if spec.kind == kind:
+            written = [node for node in exported.graph.nodes if node.name == spec.arg.name]
+            raise ValueError(
+                f"{line(written[0])}: it changes the images that it is given, in place, which the "
+                "next step of an attack would meet; compute x * 2 instead of x.mul_(2)"
+            )
+
+
+def _check_draws(exported: Any) -> None:
+    for node in exported.graph.nodes:
+        if node.op == "call_function" and is_draw(str(node.target)):
+            raise ValueError(
+                f"{line(node)}: {node.target} draws random numbers in evaluation mode, and attacks "
+                "on what is never the same twice say little; draw only where self.training is true"
+            )
 
 
 def _norm_buffers(module: Any) -> set[str]:
@@ -150,6 +176,10 @@ def _of(module: Any, evaluation: Program, training: Program, channels: int) -> T
     moved = training.moved
     floats = {name: a for name, a in arrays.items() if np.issubdtype(a.dtype, np.floating)}
     stats = {name: a for name, a in arrays.items() if name in floats or name in moved}
+    evaluation, training = (
+        program._replace(weights={k: tied.get(name, name) for k, name in program.weights.items()})
+        for program in (evaluation, training)
+    )
     return Trainable(
         evaluation=evaluation,
         training=training,

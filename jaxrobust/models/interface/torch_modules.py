@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,15 +17,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxrobust.interop import kept
+from jaxrobust.interop import kept, modules
 from jaxrobust.interop import trainable as trained
 from jaxrobust.interop.trainable import Trainable
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Array, Classifier, Params
 
-PREFIX, _TIMM = "torch:", "timm/"
-_HOW = "write torch:my_nets.py:build, torch:my_package.nets:build or torch:timm/NAME"
+PREFIX = modules.PREFIX
 _kept: dict[str, Path] = {}  # which network -> folder of the run that keeps it
 
 
@@ -72,7 +70,7 @@ def program(name: str, **given: Any) -> Trainable:
 def build(name: str, **given: Any) -> Any:
     """Return the PyTorch module itself, as its function makes it; errors as of `create`."""
     with functions.explained("model.name", name):
-        return _module(name, given)
+        return modules.module(name, given)
 
 
 def state_dict(
@@ -83,7 +81,7 @@ def state_dict(
 
 
 def identified(name: str, given: Mapping[str, Any]) -> str:
-    """Return what tells one network from another, as text."""
+    """Write as text all that tells one network from another."""
     try:
         return json.dumps({"name": name} | dict(given), sort_keys=True, default=_as_dict)
     except TypeError as error:
@@ -116,13 +114,13 @@ def keep(folder: Path, name: str, **given: Any) -> None:
 def origin(name: str) -> dict[str, Any]:
     """Describe where a module is from, for a record; nothing is run."""
     file = _file(name)
-    of_timm = name.startswith(PREFIX + _TIMM)
-    where = {"timm": importlib.metadata.version("timm")} if of_timm and _installed("timm") else {}
+    of_timm = name.startswith(PREFIX + modules.TIMM)
+    where = (
+        {"timm": importlib.metadata.version("timm")}
+        if of_timm and modules.installed("timm")
+        else {}
+    )
     return {"name": name, "file": file, "sha256": _source_sha256(name)} | where
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def _file(name: str) -> str | None:
@@ -151,7 +149,7 @@ def _written_down(identity: str, source: str | None) -> Trainable:
     given = json.loads(identity)
     name = given.pop("name")
     with functions.explained("model.name", name):
-        module = _module(name, given)
+        module = modules.module(name, given)
         size, channels = given["image_size"], given["in_channels"]
         try:
             from jaxrobust.interop.reading import training_mode
@@ -160,51 +158,6 @@ def _written_down(identity: str, source: str | None) -> Trainable:
         except ValueError as error:
             raise ValueError(f"model.name={name}: {error}") from error
     return network
-
-
-def _module(name: str, given: dict[str, Any]) -> Any:
-    """Call the user's function, or timm's, with what it takes."""
-    if not _installed("torch"):
-        raise ValueError(
-            f"model.name={name} needs PyTorch to write the module down: pip install "
-            "'jaxrobust[torch]'; a run that began elsewhere keeps the program in its workdir"
-        )
-    import torch
-
-    own = name.removeprefix(PREFIX)
-    if own.startswith(_TIMM):
-        if not _installed("timm"):
-            raise ValueError(f"model.name={name} needs timm: pip install timm")
-        import timm
-
-        make, taken = timm.create_model, {"model_name": own.removeprefix(_TIMM)}
-        sizes = {"num_classes": given["num_classes"], "in_chans": given["in_channels"]}
-        options = _options(given)
-    elif ":" not in own:
-        raise ValueError(f"model.name={name} names no function; {_HOW}")
-    else:
-        make, taken = functions.find("model.name", own).function, {}
-        parameters = inspect.signature(make).parameters
-        sizes = {key: given[key] for key in _SIZES if key in parameters}
-        options = _options(given)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        made = make(**(taken | sizes | options))
-    if not isinstance(made, torch.nn.Module):
-        what = "nothing" if made is None else f"a {type(made).__module__}.{type(made).__name__}"
-        raise ValueError(f"model.name={name} returns {what}; return a torch.nn.Module")
-    return made
-
-
-_SIZES = ("num_classes", "image_size", "in_channels")
-
-
-def _options(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _tuples(value) for key, value in given.items() if key not in _SIZES}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
