@@ -49,12 +49,12 @@ class ParseTest(parameterized.TestCase):
         ("clean:linf:4/255", "clean images are in no ball; leave linf:4/255 out"),
         (
             "export",
-            "it does not say in which layout; one of jaxrobust, timm, hub, module, state-dict, or an",
+            "it does not say in which layout; one of jaxrobust, timm, hub, module, state",
         ),
         ("export:hubb", "'hubb' is no layout; did you mean hub?"),
         (
             "export:torch",
-            "'torch' is no layout; one of jaxrobust, timm, hub, module, state-dict, or an id of",
+            "'torch' is no layout; one of jaxrobust, timm, hub, module, state",
         ),
         ("export:Singh2023Revisiting_ViT-S-ConvStm", "did you mean Singh2023Revisiting_ViT-S-C"),
         ("export:hub,select", "select chooses the weights that export:hub takes; put it first"),
