@@ -28,6 +28,7 @@ NEEDS = {
     "autoattack_linen": (),
     "autoattack_nnx": (),
     "to_pytorch": ("torch",),
+    "train_my_torch_network": ("torch",),
 }
 # A trained network differs with the processor; seeds move these accuracies by several images.
 POINTS = 6.0
