@@ -7,8 +7,15 @@
 # %%
 from pathlib import Path
 
+import jax
 import torch
 from torch import nn
+
+from jaxrobust import data, evaluation
+from jaxrobust.config import base, network_of
+from jaxrobust.convert import export_torch
+from jaxrobust.training.run import run as training
+from jaxrobust.weights.trained import runs
 
 
 class Block(nn.Module):
@@ -24,6 +31,7 @@ class Block(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(ins, outs, 1, stride, bias=False)
 
     def forward(self, x):
+        """Map features [B,C,H,W] to features."""
         y = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
@@ -44,11 +52,8 @@ def build(num_classes=10, width=16):
 # attack included, is one JAX program, on a TPU as on this CPU. With a file for the config it is a
 # command: `jaxrobust train --config my_config.py`.
 
+
 # %%
-from jaxrobust.config import base
-from jaxrobust.training.run import run as training
-
-
 def config():
     """Return the config: 10,000 images, clean epochs and then adversarial ones."""
     config = base()
@@ -56,9 +61,9 @@ def config():
     config.data.update(name="cifar10", train_split="train[:10000]", test_split="test[:1000]")
     config.data.update(selection_split="train[-500:]", augmentation="crop-flip")
     config.attack.update(epsilon=8 / 255, steps=2)
-    config.pretrain.update(epochs=4, batch_size=64, warmup_epochs=1, ema_decay=0.99)
-    config.train.update(epochs=6, batch_size=64, warmup_epochs=1, ema_decay=0.99)
-    config.evaluation.update(every_epochs=6, batch_size=100)
+    config.pretrain.update(epochs=3, batch_size=64, warmup_epochs=1, ema_decay=0.99)
+    config.train.update(epochs=4, batch_size=64, warmup_epochs=1, ema_decay=0.99)
+    config.evaluation.update(every_epochs=4, batch_size=100)
     config.test.update(batch_size=100, images=500, steps=10)
     return config
 
@@ -73,8 +78,6 @@ if __name__ == "__main__":
 # --out mine`. It compares logits and input gradients of your module with these weights first.
 
 # %%
-from jaxrobust.convert import export_torch
-
 if __name__ == "__main__":
     export_torch.export(
         export_torch.ExportSettings(
@@ -91,14 +94,8 @@ if __name__ == "__main__":
 # attacks all images of the test split.
 
 # %%
-from jaxrobust import data, evaluation
-from jaxrobust.config import network_of
-from jaxrobust.weights.trained import runs
-
 if __name__ == "__main__":
-    import jax
-
-    images, labels, *_ = data.load("cifar10", split="test", n=100)
+    images, labels, *_ = data.load("cifar10", split="test", n=64)
     _, (params, stats) = runs.run_weights(Path("runs/my_torch_network"))
     net = network_of(config())
     logits_fn = jax.tree_util.Partial(lambda *given: net.apply(*given)[0], params, stats)
