@@ -5,6 +5,7 @@ with its own networks' weights it does with these. Nothing here needs PyTorch.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 
 from jaxrobust.interop import program as programs
 from jaxrobust.interop.operators import DRAWS, TABLE
-from jaxrobust.interop.program import OperatorCall, Program
+from jaxrobust.interop.program import OperatorCall, OperatorRule, Program
 from jaxrobust.types import Array, Classifier, Params
 
 # What PyTorch's autocast computes in float32, whatever the type of the rest.
@@ -48,10 +49,13 @@ class Trainable(NamedTuple):
     channels: int = 3
 
 
-def classifier(network: Trainable) -> Classifier:
+def classifier(
+    network: Trainable, kernels: Mapping[str, OperatorRule] = MappingProxyType({})
+) -> Classifier:
     """Return the module as two pure functions, in the type of the parameters that they are given.
 
     `apply` takes in training keys [B], one for each image; of a network that draws nothing, None.
+    `kernels` are rows of operators that are tried first, and return None for what they do not take.
     """
     like = {name: a.shape for name, a in {**network.params, **network.stats}.items()}
     own = {MEAN, STD} & like.keys()  # the module's own, which normalise there
@@ -73,7 +77,7 @@ def classifier(network: Trainable) -> Classifier:
         _check(params, stats, images, like, network.channels)
         x = images if own else _normalised(images, stats[MEAN], stats[STD])
         program = network.training if train else network.evaluation
-        values = run(program, params, stats, x, key)
+        values = run(program, params, stats, x, key, kernels)
         logits = programs.plain(values[_logits(program)])
         logits = logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
         moved = {
@@ -106,7 +110,12 @@ def _check(
 
 
 def run(
-    program: Program, params: Params, stats: Params, images: Array, keys: Array | None
+    program: Program,
+    params: Params,
+    stats: Params,
+    images: Array,
+    keys: Array | None,
+    kernels: Mapping[str, OperatorRule],
 ) -> dict[str, Any]:
     """Compute all values of a program, of images f[B,H,W,C].
 
@@ -132,7 +141,13 @@ def run(
             if step.name in places:
                 own = _keys(keys, places[step.name], images.shape[0])
                 values[step.name] = _drawn(step, program, own, values, dtype)
-            elif step.operator in SINGLE or step.name in states:
+                continue
+            if step.operator in kernels:  # which compute in float32 what has to be
+                made = programs.compute(step, kernels, values | wide, {program.dtype: dtype})
+                if made is not None:
+                    values[step.name] = made
+                    continue
+            if step.operator in SINGLE or step.name in states:
                 kinds = {program.dtype: single}
                 read = {name: _typed(values[name], single) for name in programs.read_by(step)}
                 read |= {name: wide[name] for name in read.keys() & wide.keys()}

@@ -82,7 +82,8 @@ _UNARY: Functions = {
     "neg": jnp.negative,
     **{name: lambda x, **ignored: x for name in ("clone", "alias")},
     "_to_copy": lambda x, dtype=None: x if dtype is None else jnp.asarray(x).astype(dtype),
-    "relu": lambda x: jnp.where(x > 0, x, jnp.zeros_like(x)),  # its gradient at 0 is PyTorch's: 0
+    # NaN stays NaN, and the gradient at 0 is 0, as PyTorch's.
+    "relu": lambda x: jnp.where(x <= 0, jnp.zeros_like(x), x),
     "gelu": lambda x, approximate="none": jax.nn.gelu(x, approximate=approximate == "tanh"),
     "elu": _elu,
     "silu": jax.nn.silu,

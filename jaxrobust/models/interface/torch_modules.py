@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxrobust.interop import kept, modules
 from jaxrobust.interop import trainable as trained
 from jaxrobust.interop.trainable import Trainable
+from jaxrobust.models.interface import torch_kernels
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Array, Classifier, Params
@@ -49,7 +50,7 @@ def create(name: str, *, dtype: str, remat: bool = False, **given: Any) -> Class
             f"model.remat=True: {name} is taken as its program is; use train.microbatches for less "
             "memory"
         )
-    net = trained.classifier(program(name, **given))
+    net = trained.classifier(program(name, **given), torch_kernels.KERNELS)
 
     def apply(
         params: Params, stats: Params, images: Array, *, train: bool = False, key: Any = None

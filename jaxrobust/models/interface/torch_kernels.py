@@ -1,0 +1,108 @@
+"""Which of PyTorch's operators the package's own kernels compute, where a module trains.
+
+Each row gives None where the kernel does not take what it is given; then the plain row computes it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.interop.program import ChannelsLast, Ints, OperatorRule
+from jaxrobust.models.kernels import batch_norms, convolutions, layers, pooling
+from jaxrobust.models.kernels.primitives import add_bias, matmul
+from jaxrobust.types import Array
+
+
+def _one(values: Ints, axes: int = 2) -> int | None:
+    """Find the number that is given for each axis; None: there are several."""
+    return values[0] if len(set(values)) == 1 and len(values) in (1, axes) else None
+
+
+def _convolution(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    transposed: bool,
+    output_padding: Ints,
+    groups: int,
+) -> ChannelsLast | None:
+    how = [_one(values) for values in (stride, padding, dilation)]
+    square = x.ndim == 4 and weight.shape[2] == weight.shape[3]
+    if transposed or not square or None in how or (groups > 1 and weight.shape[2] % 2 == 0):
+        return None
+    step, pad, hole = how
+    kernel = jnp.transpose(weight, (2, 3, 1, 0))
+    given = {"stride": step, "padding": pad, "groups": groups, "dilation": hole}
+    return ChannelsLast(convolutions.conv(x, kernel, bias, **given))
+
+
+def _layer_norm(x: Array, shape: Ints, weight: Any, bias: Any, eps: float) -> Any:
+    if len(shape) != 1 or weight is None or bias is None:
+        return None
+    return layers.layer_norm(x, weight, bias, eps), None, None
+
+
+def _batch_norm(
+    x: Array, weight: Any, bias: Any, mean: Array, var: Array, momentum: float, eps: float
+) -> Any:
+    if weight is None or bias is None:
+        return None
+    return ChannelsLast(batch_norms.batch_norm(x, weight, bias, mean, var, eps=eps)), None, None
+
+
+def _batch_norm_of_batch(
+    x: Array,
+    weight: Any,
+    bias: Any,
+    mean: Array,
+    var: Array,
+    train: bool,
+    momentum: float,
+    eps: float,
+) -> Any:
+    if weight is None or bias is None or x.size == x.shape[-1]:
+        return None
+    out, *seen = batch_norms.batch_norm_train(x, weight, bias, eps=eps)
+    moved = [
+        (1 - momentum) * before + momentum * jax.lax.stop_gradient(now).astype(before.dtype)
+        for before, now in zip((mean, var), seen, strict=True)
+    ]
+    return ChannelsLast(out), None, None, *moved
+
+
+def _gelu(x: Array, approximate: str = "none") -> Array:
+    return layers.gelu(x) if approximate == "none" else jax.nn.gelu(x, approximate=True)
+
+
+def _addmm(bias: Array, x: Array, y: Array, beta: Any = 1, alpha: Any = 1) -> Array | None:
+    return add_bias(matmul(x, y), bias) if beta == alpha == 1 and bias.ndim == 1 else None
+
+
+def _max_pool(
+    x: Array,
+    kernel: Ints,
+    stride: Ints = (),
+    padding: Ints = (0,),
+    dilation: Ints = (1,),
+    ceil: bool = False,
+) -> Any:
+    side, step, pad, hole = (_one(n) if n else None for n in (kernel, stride, padding, dilation))
+    if (side, step, hole) != (3, 2, 1) or pad not in (0, 1) or ceil or x.ndim != 4:
+        return None
+    return ChannelsLast(pooling.max_pool(x, pad)), None
+
+
+KERNELS = {
+    "aten.convolution.default": OperatorRule(None, _convolution),
+    "aten.native_layer_norm.default": OperatorRule(_layer_norm),
+    "aten._native_batch_norm_legit_no_training.default": OperatorRule(None, _batch_norm),
+    "aten._native_batch_norm_legit_functional.default": OperatorRule(None, _batch_norm_of_batch),
+    "aten.gelu.default": OperatorRule(_gelu, joins=True),
+    "aten.addmm.default": OperatorRule(_addmm),
+    "aten.mm.default": OperatorRule(matmul),
+    "aten.max_pool2d_with_indices.default": OperatorRule(None, _max_pool),
+}
