@@ -72,6 +72,7 @@ class RunsTest(parameterized.TestCase):
         ("", "a", False, None),
         ("a b", "c d", True, None),  # another data set names the same classes its way
         ("a b", "b c", True, "choose them with --classes"),
+        ("a b", "c d", False, r"2 of its names are missing .* 2 are new .* give a new --workdir"),
     )
     def test_other_classes(self, known, there, renamed, said):
         path = self.workdir / "classes.txt"
