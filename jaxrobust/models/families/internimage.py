@@ -77,8 +77,8 @@ class DeformableConv(nnx.Module):
         self.groups, self.scale = groups, scale
 
     def __call__(self, x: Array) -> Array:
-        # Values are kept; what makes offsets and weights would be a third of what a block keeps, and
-        # is a seventh of its products to compute again.
+        # Values are kept. What makes offsets and weights would be a third of what a block keeps; a
+        # seventh of its products compute it again.
         return self.output_proj(jax.checkpoint(self.sampled, policy=_KEEPING)(x))
 
     def sampled(self, x: Array) -> Array:
