@@ -33,6 +33,7 @@ Keys = Key[Array, " B"]
 Start = str | Array | np.ndarray  # "image", "random", or the points themselves
 Params = dict[str, Array]  # flat, dotted names that mirror timm's
 LogitsFn = Callable[[Array], Array]  # f[B,H,W,C] in [0,1] -> f[B,C]
+ModuleMaker = Callable[[Any], Any]  # `Draws` -> the module that a network is made of
 # (logits_fn, key or keys or None, images, labels) -> images_adv
 Attack = Callable[[LogitsFn, Array | None, Array, Array], Array]
 

@@ -98,9 +98,10 @@ MACHINES: dict[str, MachineFacts] = {}
 
 def add(facts: MachineFacts, *rows: NamedAttack) -> None:
     """Enter a machine and the attacks that it makes; `ValueError` where a row fits no other."""
+    names = set(ROWS)
     numbers = {row.searches.number: row.name for row in ROWS.values() if row.searches}
     for row in rows:
-        if row.name in ROWS:
+        if row.name in names:
             raise ValueError(f"there is an attack {row.name} already; choose another name")
         if row.searches and (other := numbers.get(row.searches.number)):
             raise ValueError(
@@ -109,6 +110,9 @@ def add(facts: MachineFacts, *rows: NamedAttack) -> None:
             )
         if (row.trains or row.fixed) and row.make is None:
             raise ValueError(f"attack {row.name} trains or takes steps, so it needs `make`")
+        names.add(row.name)
+        if row.searches:
+            numbers[row.searches.number] = row.name
     MACHINES[facts.machine] = facts
     ROWS.update({row.name: row for row in rows})
 

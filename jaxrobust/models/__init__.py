@@ -46,8 +46,8 @@ from jaxrobust.models.families import (
     vit,
     xcit,
 )
-from jaxrobust.models.interface import foreign
-from jaxrobust.models.interface.classifier import OfModule, loaded
+from jaxrobust.models.interface import foreign, torch_modules
+from jaxrobust.models.interface.classifier import OfModule, classifier, loaded
 from jaxrobust.models.interface.family import Family, Member
 from jaxrobust.models.interface.renaming import Naming, Renaming
 from jaxrobust.runtime.commandline import functions
@@ -108,7 +108,8 @@ def create(
     for key in _RATES & {*row._fields}:
         if not 0 <= (rate := getattr(row, key)) < 1:
             raise ValueError(f"{key}={rate} is a probability: at least 0 and below 1")
-    return family(name).create(row, num_classes=num_classes, image_size=image_size)
+    make = family(name).maker(row, num_classes=num_classes, image_size=image_size)
+    return classifier(make, dtype=row.dtype)
 
 
 def _check_dtype(dtype: Any) -> None:
@@ -161,6 +162,8 @@ def module(
 
 def origin(name: str) -> dict[str, Any] | None:
     """Describe a user's function of that name for a record; None: it is one of our names."""
+    if torch_modules.is_name(name):
+        return torch_modules.origin(name)
     return functions.find(foreign.KEY, name).record() if functions.is_name(name) else None
 
 
@@ -232,8 +235,10 @@ def check_size(image_size: int) -> None:
     """Refuse a side of images that no machine has the memory for.
 
     Raises:
-      ValueError: above 8192 pixels; one such image in colour takes 0.8 GB.
+      ValueError: below 1 pixel, or above 8192; one such image in colour takes 0.8 GB.
     """
+    if image_size < 1:
+        raise ValueError(f"image_size={image_size} must be at least 1")
     if image_size > 8192:
         raise ValueError(
             f"image_size={image_size} must be at most 8192; give the side of the images in pixels"

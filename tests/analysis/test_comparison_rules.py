@@ -358,6 +358,14 @@ class RemarksTest(parameterized.TestCase):
         (one,) = evaluations.remarks(same)
         self.assertEqual(one, "Compared are the 2 images that all have; evaluated were A 9, B 2.")
 
+    def test_who_met_replayed_points_is_said_where_they_decided_nothing(self):
+        about = {"replayed": [{"fooled": 1}], "fingerprint": {"images": "0" * 9}}
+        without, decided = (verdicts(fooled=["", word]) for word in ("apgd-ce", REPLAY))
+        sentence = "None of these was decided by a replayed point, which A and B met."
+        for seen, said in ((without, True), (decided, False)):
+            both = [evaluated(without, **about), evaluated(seen, **about)]
+            self.assertEqual(sentence in evaluations.remarks(both), said)
+
     def test_replayed_images_are_left_out(self):
         seen = [
             verdicts(fooled=[REPLAY, "", "apgd-ce", f"l2 1: {REPLAY}", "clean"]),
@@ -376,6 +384,57 @@ class RemarksTest(parameterized.TestCase):
         self.assertEqual((len(same), none), (2, ""))
         with self.assertRaisesRegex(ValueError, "nothing is left to compare; evaluate again with"):
             evaluations.without_replayed([evaluated(verdicts(fooled=[REPLAY] * 3))] * 2)
+
+    @parameterized.parameters((32, True), (224, False), (None, False))
+    def test_a_share_of_the_image_is_a_size_at_one_size(self, side, same):
+        """At 32 pixels 0.875 of 36 are cropped, at 224, which is usual, of 256."""
+        how = ("bicubic-0.875", "bicubic-36-crop-32")
+        both = [
+            evaluated(verdicts(fooled=["clean"]), preprocessing=each, model={"image_size": side})
+            for each in how
+        ]
+        self.assertEqual(evaluations.differences(*both) == "", same)
+
+    def test_one_evaluation_by_two_paths_is_named_twice(self):
+        one = evaluated(verdicts(fooled=["clean"]), verdicts="v.npz")
+        places = {
+            "a": "run/results.jsonl",
+            "b": "other/../run/results.jsonl",
+            "c": "run/more.jsonl",
+        }
+
+        def load(place, *_):
+            ours = one.ours._replace(file=Path(places[place]))
+            return one._replace(place=place, ours=ours)
+
+        with mock.patch.object(evaluations, "_load", load):
+            with self.assertRaisesRegex(ValueError, "b is the same evaluation as a; name two"):
+                evaluations.load(["a", "b"])
+            self.assertLen(evaluations.load(["a", "c"]), 2)
+
+    @parameterized.parameters(
+        ("run#ab", ["abc"]),
+        ("run#", ["abc", "cab"]),
+        ("run#cab", ["cab"]),
+        ("run#b", []),  # which both hold, and neither begins with
+    )
+    def test_a_number_is_the_beginning_of_an_evaluations(self, place, found):
+        held = {
+            key: evaluated(verdicts(fooled=["clean"]), evaluation=key, verdicts="v").ours
+            for key in ("abc", "cab")
+        }
+        folder, _, wanted = place.partition("#")
+        with (
+            mock.patch.object(evaluations, "_held", return_value=(folder, wanted, held)),
+            mock.patch.object(evaluations, "check"),
+        ):
+            if len(found) == 1:
+                chosen = evaluations._chosen(place, None, None, [])
+                self.assertEqual(chosen.record.evaluation, found[0])
+                return
+            said = "holds 2 evaluations" if found else f"has no evaluation {wanted}; name one of"
+            with self.assertRaisesRegex(ValueError, said):
+                evaluations._chosen(place, None, None, [])
 
     @parameterized.parameters(
         ("linf:8/255", {("linf", "0.0313725")}), ("L2:0.5", {("l2", "0.5")}), ("clean", set())

@@ -1,5 +1,6 @@
 """The papers' tables beside our records, rule by rule: made-up tables and records."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +9,22 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.analysis.papers import documents, matching, tables, tables_markdown, training_words
+from jaxrobust.analysis.papers import (
+    documents,
+    lines,
+    matching,
+    residual,
+    tables,
+    tables_markdown,
+    training_words,
+)
 from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.analysis.papers.tables import Table
 from jaxrobust.analysis.papers.tables_markdown import Cell, Filled
+from jaxrobust.config import base
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.resolved import Values, plain
 
 LINF = {"norm": "linf", "epsilon": 4 / 255}
 STANDARD = [
@@ -233,6 +244,8 @@ class MarkdownTest(parameterized.TestCase):
         self.assertEqual(found, {(0, "aa"): Cell(70.0, 2, True)})
         none = [ours(weights="0", robust=None)]
         self.assertEmpty(self.filled(of, none, {}, alike=True))
+        nothing = [ours(weights="0", robust=0.0)]  # which is a result
+        self.assertEqual(self.filled(of, nothing, {}), {(0, "aa"): Cell(0.0, 0, False)})
 
     def test_cells(self):
         of = table([row("a"), row("b")], decimals=0)
@@ -318,6 +331,27 @@ class MarkdownTest(parameterized.TestCase):
         self.assertIn("*In italics*", text)
         self.assertEndsWith(text, "| *50.00* [1] |\n\nthe records\n")
         self.assertNotIn(none, text)
+
+    @parameterized.parameters(
+        (1, "a"), (3, "a; b; c"), (4, "a; b; c; and 1 more"), (5, "and 2 more")
+    )
+    def test_three_differences_are_named_of_the_nearest_row(self, count, said):
+        shown = [Filled(table([row("x"), row("y")], results={"aa": AA}), {})]
+        found = list("abcde")[:count]
+        both = mock.Mock(side_effect=[[*found, "z"], found])
+        with mock.patch.object(tables_markdown.matching, "differences", both):
+            text = tables_markdown._nearest(ours(), shown)
+        self.assertStartsWith(text, "nearest is table_2, y, but a")
+        self.assertEndsWith(text, said)
+
+    def test_of_rows_as_near_the_first_is_named(self):
+        shown = [Filled(table([row("x"), row("y", aa=None), row("z")], results={"aa": AA}), {})]
+        with mock.patch.object(
+            tables_markdown.matching, "differences", return_value=["a"]
+        ) as asked:
+            text = tables_markdown._nearest(ours(), shown)
+        self.assertEqual(text, "nearest is table_2, x, but a")
+        self.assertEqual(asked.call_count, 2)  # a row without a value is none
 
     def test_contradictions(self):
         rows = [{"where": "Table 1", "says": [1, None], "likely": [2, 3], "why": "a | b"}]
@@ -412,6 +446,16 @@ class TrainingWordsTest(parameterized.TestCase):
         found = [*training_words._unlike(key, {key: own}, {key: wanted})]
         self.assertEqual(not found, same, found)
 
+    @parameterized.parameters((1, None), (2, 2), (3, 3))
+    def test_views_of_an_image(self, views, told):
+        config = plain(base())
+        config["data"]["views"] = views
+        self.assertEqual(training_words.trained(config).get("repeated_augmentation"), told)
+
+    def test_a_batch_that_is_not_near_is_not_the_papers_however_small(self):
+        (said,) = training_words._unlike("batch_size", {"batch_size": 64}, {"batch_size": 1024})
+        self.assertEqual(said, "batch_size 64, not 1024")
+
     def test_what_is_missing_differs(self):
         (said,) = training_words._unlike("epochs", {}, {"epochs": 5})
         self.assertEqual(said, "epochs unknown, not 5")
@@ -433,6 +477,143 @@ class TrainingWordsTest(parameterized.TestCase):
         found = training_words.clean_weights(model)
         self.assertContainsSubset(names, found)
         self.assertEqual(bool(found), bool(names))
+
+    def test_a_start_from_published_robust_weights(self):
+        """As one phase of a network whose stem and head are kept or are both new."""
+        (published,) = tables.tables("revisiting_at", "table_2")
+        of = next(row for row in published.rows if row.get("robustbench"))
+
+        def started(before=(), **init):
+            init = {"weights": of["robustbench"], "stem": "keep", "head": "keep"} | init
+            last = {"start": None, "stem": "keep", "head": "keep"}
+            whole = {"init": init, "train": last, "model": {"name": "none_of_them"}}
+            return training_words._started(
+                json.loads(json.dumps(whole), object_hook=Values), list(before), "train", None
+            )
+
+        robust = {"start": "robust-4/255", "start_epochs": of["epochs"]}
+        self.assertEqual(started(), robust)
+        self.assertEqual(started(stem="fresh"), {})
+        self.assertEqual(started(before=["pretrain"]), {})
+        self.assertEqual(started(weights=None), {"start": "random"})
+        self.assertEqual(started(before=["pretrain"], weights=None), {})
+        self.assertEqual(started(weights="elsewhere"), {})
+
+    def by_run(self, **first):
+        """The start of a network from the weights of a run that was trained so."""
+        known = {"train_dataset": "imagenet2012", "objective": "adversarial", "epochs": 50}
+        known |= {"norm_train": "linf", "epsilon_train": 4 / 255, "start": "fresh-stem"}
+        known |= {"augmentation": "heavy", "label_smoothing": 0.1} | first
+        model = SimpleNamespace(model=SimpleNamespace(name="convnext_t_cvst"))
+        with (
+            mock.patch.object(training_words, "trained", return_value=known),
+            mock.patch.object(training_words, "whole_config", return_value=model),
+        ):
+            return training_words._by_run(model, {})
+
+    def test_a_start_from_a_run(self):
+        robust = {"start": "robust-4/255", "start_epochs": 50, "start_origin": "authors"}
+        self.assertEqual(self.by_run(), robust)
+        clean = {"start": "clean+stem", "pretrain_epochs": 50}
+        self.assertEqual(self.by_run(objective="clean"), clean)
+
+    @parameterized.parameters(
+        {"norm_train": "l2"},
+        {"objective": "trades"},
+        {"train_dataset": "imagenet100"},
+        {"train_dataset": "cifar10"},
+        {"train_dataset": None},
+        {"objective": "clean", "start": "random"},
+        {"objective": "clean", "start": "clean"},
+    )
+    def test_a_start_that_no_paper_has(self, **first):
+        self.assertEqual(self.by_run(**first), {})
+
+
+class ResidualTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("WRN-28-10", "BAT", {}, "wrn_28_10", {}),
+        ("WRN-28-10", "AAT", {}, "wrn_28_10", {"activation": "silu"}),
+        ("RACL (7@104)", "BAT", {}, "racl_7_104", {}),
+        ("A", "AAT", {"extra_images": 500}, "a", {"activation": "silu"}),
+        ("A", "AAT", {"extra_images": 0}, None, None),  # which one is not said
+    )
+    def test_networks(self, name, recipe, more, model, options):
+        found = residual.network({"name": name, "recipe": recipe} | more)
+        expected = {"model": model} | ({} if options is None else {"options": options})
+        self.assertEqual(found, expected)
+
+
+class LinesTest(parameterized.TestCase):
+    def test_weights_that_a_row_names(self):
+        """Those of RobustBench, else those drawn in Table 9, else the last of the clean ones."""
+        names = ["convnext_tiny", "convnext_tiny.fb_in1k"]
+        with mock.patch.object(training_words, "clean_weights", return_value=names):
+            for more, weights in (
+                ({"timm": "convnext_tiny"}, "convnext_tiny.fb_in1k"),
+                ({"meta": "convnext_tiny_1k_224"}, "convnext_tiny.fb_in1k"),
+                ({"timm": "convnext_tiny", "robustbench": "Liu"}, "Liu"),
+                (
+                    {"model": "xcit_s12", "origin": "timm", "timm": "x"},
+                    "xcit_small_12_p16_224.fb_in1k",
+                ),
+                ({}, None),
+            ):
+                self.assertEqual(lines._more(row(**more))["weights"], weights, more)
+
+    def evaluations(self, results, rule=None, **of_row):
+        rule = rule or SimpleNamespace(split="test", published=False)
+        wanted = {key: RESULTS[key] for key in results if key in RESULTS}
+        wanted |= {"apgd": APGD} if "apgd" in results else {}
+        wanted |= {key: {"attack": key} for key in results if key == "corruptions"}
+        return [*lines._evaluations(row(**of_row), wanted, rule)]
+
+    @parameterized.parameters((0.8, "0.8"), (2, "2"), (1.25, "1.25"), (10, "10"), (2.345, "2.35"))
+    def test_steps_are_written_in_pixels_of_255(self, size, said):
+        what = {"attack": "pgd-20", "name": "pgd", "steps": 20, "start": "uniform"}
+        found = lines._settings(what | {"step_size": size / 255})
+        self.assertEqual(found, f"--attack pgd-20 --step {said}/255 --start uniform")
+
+    def test_each_attack_of_its_own_is_an_evaluation(self):
+        pgd = {"attack": "pgd-20", "name": "pgd", "steps": 20, "start": "uniform", "norm": "linf"}
+        pgd |= {"epsilon": "8/255", "step_size": 2 / 255}
+        found = [*lines._attacks([APGD, AA, pgd, AA | {"epsilon": "8/255"}])]
+        standard = "--threat linf:4/255 --threat linf:8/255"
+        own = "--attack apgd-ce --steps 20 --restarts 2 --threat linf:4/255"
+        other = "--attack pgd-20 --step 2/255 --start uniform --threat linf:8/255"
+        self.assertEqual(found, [standard, own, other])
+        self.assertEqual([*lines._attacks([AA, {"members": []}])], ["--worst_case"])
+
+    def test_evaluations_of_a_row(self):
+        standard, apgd = "--threat linf:4/255", "--attack apgd-ce --steps 20 --restarts 2"
+        self.assertEqual(self.evaluations(["clean"]), ["--attack clean"])
+        self.assertEqual(self.evaluations(["clean", "aa"]), [standard])  # which has both
+        both = self.evaluations(["clean", "aa", "apgd"])
+        self.assertEqual(both, [standard, f"{apgd} {standard}"])
+        self.assertEqual(
+            self.evaluations(["corruptions"]), ["--corruptions all --dataset cifar10-c:CIFAR-10-C"]
+        )
+        self.assertEqual(self.evaluations(["corruptions"], dataset="other"), ["--corruptions all"])
+
+    @parameterized.parameters(
+        ({"train_size": 24}, " --image_size 32"),
+        ({"train_size": 48}, " --image_size 32"),
+        ({"train_size": 32}, ""),
+        ({"split": "validation"}, " --split validation"),
+        ({"split": "validation", "train_size": 24}, " --image_size 32 --split validation"),
+    )
+    def test_images_otherwise_than_in_training(self, of_row, said):
+        self.assertEqual(self.evaluations(["clean"], **of_row), [f"--attack clean{said}"])
+
+    def test_published_networks_have_no_split_of_a_config(self):
+        rule = SimpleNamespace(split="test", published=True)
+        self.assertEqual(self.evaluations(["clean"], rule, split="x"), ["--attack clean"])
+
+    def test_whose_it_is_and_the_batch_of_a_pod(self):
+        found = lines._more(row(batch_per_core=16))
+        self.assertEqual((found["own"], found["batch"]), (True, 1024))
+        found = lines._more(row(origin="timm"))
+        self.assertEqual((found["own"], found["batch"]), (False, 0))
 
 
 if __name__ == "__main__":

@@ -67,6 +67,14 @@ class CountTest(parameterized.TestCase):
             whole = sum(row["density"] * (row["to"] - row["from"]) for row in own)
             self.assertAlmostEqual(whole, 1)
 
+    def test_the_largest_weight_may_be_negative(self):
+        """Of -4 a hundredth is 0.04, which 0.04 itself is not below."""
+        weights = np.array([-4, 1, 0.5, 0.04, 0.02, -0.01], np.float32)
+        (*_, last) = own = sparsity.rows(sparsity.parts({"a.kernel": weights}))
+        self.assertEqual((own[0]["from"], last["to"]), (-4, 1))
+        self.assertEqual({(r["largest"], r["weights"], r["tensors"]) for r in own}, {(4, 6, 1)})
+        self.assertAlmostEqual(last["ratio"], 2 / 6)
+
     @parameterized.parameters(
         ("vit_s", {"qkv": (384, 1152), "feed-forward": (384, 1536)}, 12),
         ("xcit_n12", {"qkv": (128, 384), "feed-forward": (128, 512)}, 12),

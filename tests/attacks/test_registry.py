@@ -259,6 +259,17 @@ class AddTest(absltest.TestCase):
         self.assertEqual(attacks.passes("mine", 4), 8)
         self.assertIn("mine", registry.searching())
 
+    def test_two_of_one_call_that_are_alike(self):
+        before = dict(registry.ROWS), dict(registry.MACHINES)
+        with self.assertRaisesRegex(ValueError, "there is an attack mine already"):
+            registry.add(self.facts, self.row, self.row._replace(searches=None))
+        with self.assertRaisesRegex(ValueError, "attack other: number 1000 is mine's.* as 1001"):
+            registry.add(self.facts, self.row, self.row._replace(name="other"))
+        self.assertEqual((registry.ROWS, registry.MACHINES), before)
+        searches = self.row.searches._replace(number=1001)
+        registry.add(self.facts, self.row, self.row._replace(name="other", searches=searches))
+        self.assertContainsSubset(["mine", "other"], registry.ROWS)
+
     def test_what_is_there_already(self):
         registry.add(self.facts, self.row)
         with self.assertRaisesRegex(ValueError, "there is an attack mine already"):

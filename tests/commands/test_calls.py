@@ -1,6 +1,7 @@
 """What commands make of their words: what they call, with what, what they print, how they end."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -102,6 +103,7 @@ class ModelsTest(CallCase):
         lines = [f"{row} in 77" for row in rows]
         expected = ["head", *lines, f"checkpoints of {rows}"]
         self.assertEqual(self.printed("TWO", "five"), expected)
+        self.assertEqual(self.printed("two")[-1], f"checkpoints of {rows[:1]}")
 
     def test_json(self):
         (line,) = self.printed("--json", "two")
@@ -112,14 +114,38 @@ class ModelsTest(CallCase):
         expected = ["one", "parameters of one", "", "two", "parameters of two", ""]
         self.assertEqual(self.printed("--parameters", "--json"), expected)
 
+    @parameterized.parameters((None, "cpu"), ("tpu", "tpu"))
+    def test_nothing_computes_unless_a_platform_is_named(self, named, platform):
+        seen = []
+        self.put("models.table.architecture", side_effect=lambda name: seen.append(on()) or name)
+        with mock.patch.dict(os.environ, {"JAX_PLATFORMS": named} if named else {}):
+            if not named:
+                os.environ.pop("JAX_PLATFORMS", None)
+            self.printed("one")
+        self.assertEqual(seen, [platform])
+
     def test_an_unknown_network(self):
         self.assertIn("there is no network 'none'", self.refused(models.main, "one", "none"))
+
+
+def on() -> str | None:
+    """Return the platform on which JAX would compute."""
+    return os.environ.get("JAX_PLATFORMS")
 
 
 class PlanTest(CallCase):
     def setUp(self):
         super().setUp()
         self.answer = self.put("analysis.planning.answer.of", return_value="the plan")
+
+    @parameterized.parameters((None, "cpu"), ("tpu", "tpu"))
+    def test_nothing_computes_unless_a_platform_is_named(self, named, platform):
+        self.answer.side_effect = lambda flags, made_by: on()
+        with mock.patch.dict(os.environ, {"JAX_PLATFORMS": named} if named else {}):
+            if not named:
+                os.environ.pop("JAX_PLATFORMS", None)
+            ended = command_calls.words(plan.main, "revisiting_at", "--on=h100:8")
+        self.assertEqual(ended.out, f"{platform}\n")
 
     def test_what_is_planned(self):
         words = ("revisiting_at", "more", "runs/2", "--on=v5e:8x8", "--budget=1/2", "--table=2")
@@ -174,7 +200,8 @@ class PrepareTest(CallCase):
             with mock.patch.dict(prepare.COMMANDS, {name: mock.Mock()}):
                 command_calls.words(prepare.main, name, "--out=there", "word")
                 prepare.COMMANDS[name].assert_called_once_with(["--out=there", "word"])
-                prepare.main([name])
+                with mock.patch("sys.argv", ["prepare", "mnist", "--out=there"]):
+                    prepare.main([name])
                 prepare.COMMANDS[name].assert_called_with([])
 
     @parameterized.parameters("cifar10", "cifar100")
@@ -188,6 +215,8 @@ class PrepareTest(CallCase):
         said = self.refused(prepare.main, "mnist")
         self.assertIn("prepare knows no data set 'mnist'; write one of imagenet, cifar10,", said)
         self.assertIn("prepare needs a data set; write one of", self.refused(prepare.main))
+        none = self.refused(lambda: prepare.main([]), "cifar10")  # those of who calls it count
+        self.assertIn("prepare needs a data set; write one of", none)
 
 
 class ReproduceTest(CallCase):
@@ -371,6 +400,18 @@ class NetworksTest(CallCase):
         self.assertEqual((ended.code, ended.out), (3, ""))
         self.assertIn("With that solved, run the same command again", ended.error)
 
+    @parameterized.parameters(
+        (analyse, "analysis.networks.analyses.written", ("effectiveness",)),
+        (landscape, "analysis.networks.landscape.written", ("--workdir=w",)),
+        (sparsity, "analysis.networks.sparsity.written", ("--workdir=w",)),
+    )
+    def test_libraries_are_quiet_while_it_computes(self, command, name, words):
+        self.put("analysis.networks.analyses.checked")
+        written = self.put(name, return_value=[])
+        with mock.patch.object(command, "quiet_libraries") as quiet:
+            written.side_effect = lambda *given: quiet.assert_called_once_with() or []
+            self.assertEqual(command_calls.words(command.main, *words), (0, "\n", ""))
+
     def test_a_landscape(self):
         written = self.put(
             "analysis.networks.landscape.written", return_value=[Path("a.png"), Path("a.csv")]
@@ -411,6 +452,8 @@ class ConversionTest(CallCase):
     def setUp(self):
         super().setUp()
         self.cache = self.enter_context(mock.patch.object(compilation, "use_persistent_cache"))
+        logs = mock.patch.object(export_weights.logging, "set_verbosity")
+        self.logs = self.enter_context(logs)
 
     @parameterized.parameters((True, 0), (None, 0), (False, 1))
     def test_a_certificate(self, agrees, code):
@@ -446,6 +489,7 @@ class ConversionTest(CallCase):
         self.assertEqual((given.record, given.evaluation, given.id), (Path("r.jsonl"), "e", "i"))
         self.assertEqual((given.confirm, given.license, given.nocertificate), (5, "mit", True))
         self.cache.assert_called_once_with()
+        self.logs.assert_called_once_with(export_weights.logging.FATAL)
 
     def test_an_import(self):
         call = self.put("convert.import_torch.import_weights", return_value={"folder": "f"})

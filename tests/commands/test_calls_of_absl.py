@@ -31,7 +31,7 @@ class FlagsCase(parameterized.TestCase):
         self.enter_context(mock.patch.object(self.module.__dict__.get("patience"), "end"))
         name = self.module.__dict__.get("arguments", self.module)
         with contextlib.suppress(AttributeError):
-            self.enter_context(mock.patch.object(name, "quiet_libraries"))
+            self.quiet = self.enter_context(mock.patch.object(name, "quiet_libraries"))
         known = SimpleNamespace(value="configs/quickstart.py")
         self.enter_context(
             mock.patch("ml_collections.config_flags.get_config_filename", return_value=known.value)
@@ -74,6 +74,7 @@ class DoctorTest(FlagsCase):
         self.assertNoCommonElements(given, ("devices", "json"))
         self.assertEqual((how["config"], how["named"], how["devices"]), (None, None, 4))
         self.assertEqual((how["coloured"], how["as_json"], how["columns"]), (False, False, None))
+        self.quiet.assert_called_once_with()
 
     def test_a_config_as_json(self):
         self.given(config="a config", json=True)
@@ -145,6 +146,7 @@ class TrainTest(FlagsCase):
         self.assertEqual(self.ended(), (0, "", ""))
         names = [name for name, _, _ in self.calls.mock_calls]
         self.assertEqual(names, ["mounted", "profile", "use", "stages", "train", "follow"])
+        self.quiet.assert_called_once_with()
         place = Path("/mounted/w")
         self.calls.profile.assert_called_once_with("2:3")
         self.calls.use.assert_called_once_with(5)
@@ -170,7 +172,9 @@ class TrainTest(FlagsCase):
     def test_a_pod_is_joined_and_keeps_its_devices(self):
         self.pod.return_value = {"coordinator": "a:1"}
         self.given(config="c")
-        self.assertEqual(self.ended().code, 0)
+        with mock.patch.object(self.module.patience, "of") as waiting:
+            self.assertEqual(self.ended().code, 0)
+        waiting.assert_called_once_with(mock.ANY, here=False)  # joining has its own words
         self.join.assert_called_once_with({"coordinator": "a:1"})
         self.calls.use.assert_not_called()
 
@@ -290,7 +294,7 @@ class EvaluateTest(parameterized.TestCase):
         )
         self.pod = self.enter_context(mock.patch.object(evaluate, "hosts", return_value=None))
         self.join = self.enter_context(mock.patch.object(evaluate.Ending, "join"))
-        self.enter_context(mock.patch.object(evaluate, "quiet_libraries"))
+        self.quiet = self.enter_context(mock.patch.object(evaluate, "quiet_libraries"))
 
     def ended(self, *words, **values) -> command_calls.Ended:
         with flagsaver.flagsaver(**values):
@@ -301,6 +305,7 @@ class EvaluateTest(parameterized.TestCase):
         values |= {"replay": ["a", "b"], "threat": ["linf:1/255", "l2:1"], "ladder": "linf:0:1:2"}
         found = self.ended(image_size=[32, 64], **values)
         self.assertEqual((found.code, found.out), (0, "a table\n"))
+        self.quiet.assert_called_once_with()
         given, *rest = self.answer.call_args.args
         self.assertEqual(rest, [(32, 64), ("linf:1/255", "l2:1"), "linf:0:1:2"])
         self.assertIsNone(given.image_size)  # of several it is none
@@ -330,7 +335,9 @@ class EvaluateTest(parameterized.TestCase):
 
     def test_a_pod_is_joined(self):
         self.pod.return_value = {"processes": 2}
-        self.ended()
+        with mock.patch.object(evaluate.patience, "of") as waiting:
+            self.ended()
+        waiting.assert_called_once_with(mock.ANY, here=False)  # joining has its own words
         self.join.assert_called_once_with({"processes": 2})
 
     @parameterized.parameters(
@@ -376,7 +383,7 @@ class HelpTest(parameterized.TestCase):
         for name in ("attack", "dataset", "relative_step", "start"):
             self.enter_context(mock.patch.object(known[name], "help", "before."))
 
-    @parameterized.parameters("--help", "-h", "--helpfull", "-?")
+    @parameterized.parameters("--help", "-help", "-h", "--h", "--helpfull", "--helpshort", "-?")
     def test_what_there_is(self, word):
         with mock.patch.object(sys, "argv", ["evaluate", word]):
             evaluate._describe_attacks()

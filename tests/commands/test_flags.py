@@ -7,7 +7,9 @@ import re
 from absl.testing import absltest, parameterized
 
 from jaxrobust import __main__ as overview
+from jaxrobust.analysis.networks import analyses
 from jaxrobust.commands import scaling
+from jaxrobust.commands.analysis import analyse
 from jaxrobust.commands.flags import evaluation, shared
 from jaxrobust.runtime.commandline import fields
 
@@ -39,6 +41,16 @@ class DefaultsTest(parameterized.TestCase):
             (own.attack, own.version, own.search_dtype), ("autoattack", "standard", "float32")
         )
         self.assertEqual((own.n, own.seed, own.threat, own.replay), ("all", 0, (), ()))
+
+    @parameterized.parameters(*sorted(analyses.OWN))
+    def test_a_flag_of_some_analyses_names_those_that_take_it(self, name):
+        (text,) = (
+            field.metadata["about"].text
+            for field in dataclasses.fields(analyse.AnalyseFlags)
+            if field.name == name
+        )
+        takers = [key for key, row in analyses.ANALYSES.items() if name in row.takes]
+        self.assertEndsWith(text, f" ({', '.join(takers)})")
 
     def test_flags_are_found(self):
         self.assertGreater(len(FLAGS), 10)

@@ -152,6 +152,20 @@ class CertificateTest(absltest.TestCase):
         with self.assertRaisesRegex(certificate.Differs, "^it and its reference differ"):
             certificate.checked(unknown | {"agrees": False}, "it")
 
+    def test_what_is_off_by_more_than_rounding(self):
+        def faults(relative, rounding=0.0):
+            names = {"reference": 3, "matched": 3, "equal": 3, "differing": []}
+            single = {"relative": relative, "reference_rounding": rounding}
+            logits = {"float32": single, "float64": {"relative": 1e-10}}
+            gradients = {"float64": {"relative": 1e-8}}
+            return certificate._faults({"names": names, "logits": logits, "gradients": gradients})
+
+        self.assertEmpty(faults(0.9e-5))
+        self.assertEmpty(faults(1.9e-5, 1e-5))  # twice the reference's own
+        for given in ((1.1e-5,), (2.1e-5, 1e-5), (float("nan"), 1e-5)):
+            (said,) = faults(*given)
+            self.assertRegex(said, "^logits .* off in float32, above")
+
     def test_the_file_beside_which_it_is_written_is_one_of_those_compared(self):
         weights = Path(self.create_tempfile("net.pt", "weights").full_path)
         own = {"name": weights.name, "sha256": file_sha256(weights)}
@@ -304,6 +318,19 @@ class EntryTest(parameterized.TestCase):
         self.assertEqual(len(lacks), bool(message), lacks)
         if message:
             self.assertIn(message, lacks[0])
+
+    def test_of_small_images_as_they_are(self):
+        attack = {"name": "apgd-ce", "norm": "linf", "epsilon": 8 / 255}
+        own = {"dataset": "cifar10", "split": "test", "image_ids": "0..9999", "attacks": [attack]}
+        for preprocessing in (None, "none"):
+            self.assertEmpty(
+                robustbench_entry.lacks(self.record(**own, preprocessing=preprocessing))
+            )
+        (said,) = robustbench_entry.lacks(self.record(**own, preprocessing="Res40"))
+        self.assertIn("its images are changed by Res40, not none", said)
+        several = [attack | {"norm": norm} for norm in ("l1", "l2")]
+        found = robustbench_entry.protocol_of(self.record(**own | {"attacks": several}))
+        self.assertEqual(found.norm, "Linf")  # a union is meant for no other leaderboard
 
     def test_the_last_one_counts(self):
         file = Path(self.create_tempfile("results.jsonl").full_path)

@@ -1,5 +1,8 @@
 """What a comparison of two networks measures, of two linear maps whose numbers are known."""
 
+from pathlib import Path
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,6 +132,52 @@ class MeasuredTest(absltest.TestCase):
         np.testing.assert_array_equal(own, labels[:, None])
         one = side_by_side._in_parts(lambda images, labels: images + labels[:, None])
         np.testing.assert_array_equal(one(images, labels), images + labels[:, None])
+
+
+class ImagesTest(parameterized.TestCase):
+    """The images on which two networks are compared."""
+
+    def read(self, *names: str, size: int = 7) -> tuple[list[str], np.ndarray]:
+        folder = Path(self.create_tempdir())
+        for name in names:
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(name.encode())
+        seen = []
+
+        def transform(content: bytes) -> np.ndarray:
+            seen.append(content.decode())
+            return np.full((size, size, 3), 51, np.uint8)
+
+        made = mock.Mock(return_value=transform)
+        with mock.patch.object(side_by_side, "evaluation_transform", made):
+            found = side_by_side.photographs(folder, size)
+        self.how = made.call_args.args[0]
+        return seen, found
+
+    def test_the_first_eight_photographs_of_any_spelling(self):
+        names = ["b.JPEG", "a.jpg", "c.png", "d.WebP", "deep/e.jpeg", "notes.txt", "z.npy"]
+        seen, found = self.read(*names)
+        self.assertEqual(seen, ["a.jpg", "b.JPEG", "c.png", "d.WebP", "deep/e.jpeg"])
+        self.assertEqual((found.shape, found.dtype), ((5, 7, 7, 3), np.float32))
+        self.assertAlmostEqual(float(found.max()), 0.2)  # 51 of 255
+        self.assertEqual(self.how, "bicubic-8-crop-7")
+        seen, _ = self.read(*(f"{n}.png" for n in range(10, 22)), size=224)
+        self.assertEqual(seen, [f"{n}.png" for n in range(10, 18)])
+        self.assertEqual(self.how, "bicubic-256-crop-224")
+
+    def test_a_folder_without_photographs(self):
+        with self.assertRaisesRegex(ValueError, "holds no .jpeg, .jpg, .png, .webp"):
+            self.read("notes.txt")
+
+    def test_smooth_images_are_the_same_each_time_and_of_whole_levels(self):
+        found = side_by_side.smooth_images(70, 2, 3)
+        self.assertEqual((found.shape, found.dtype), ((3, 70, 70, 2), np.float32))
+        np.testing.assert_array_equal(found, side_by_side.smooth_images(70, 2, 3))
+        np.testing.assert_allclose(found * 255, np.rint(found * 255), atol=1e-4)
+        self.assertBetween(float(found.min()), 0, 0.1)
+        self.assertBetween(float(found.max()), 0.9, 1)
+        self.assertLess(np.abs(np.diff(found, axis=1)).max(), 0.25)  # neighbours are alike
 
 
 @absltest.skipIf(torch is None, paths.PARITY)

@@ -102,6 +102,9 @@ class AttackChecksTest(parameterized.TestCase):
         asked = []
         look("radius", everything=0.15, after_pgd=lambda e: asked.append(e) or margins(100))
         np.testing.assert_allclose(asked, [0.05, 0.1, 0.15])
+        asked.clear()
+        look("radius", everything=0.2, after_pgd=lambda e: asked.append(e) or margins(100))
+        np.testing.assert_allclose(asked, [0.05, 0.1, 0.2])  # each once
 
     @parameterized.parameters(
         ({"threat": SimpleNamespace(epsilon=0.0)}, "the radius is 0"),

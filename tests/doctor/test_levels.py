@@ -11,6 +11,7 @@ from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
 from jaxrobust.doctor.explanations import CHANNELS, MISSING, RANGE, TWICE, Tried
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult, Finding
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
+from jaxrobust.doctor.patient import Recorded
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from tests.support.runs import tiny
 
@@ -93,6 +94,13 @@ class ConfigLevelsTest(parameterized.TestCase):
             self.assertAlmostEqual(found.value["horizon"], 1 / (1 - decay))
             lower = float(found.remedy.partition("=")[2].split()[0])
             self.assertAlmostEqual(lower, 1 - 10 / steps, delta=1e-3)
+
+    def test_the_average_of_few_steps_is_none(self):
+        """Of five steps no ten fit into the horizon, and a decay is not below 0."""
+        plan = planned(train__ema_decay=0.9, evaluation__weights="ema")
+        with mock.patch.object(PlannedRun, "steps", return_value=5):
+            found = config_checks._ema(plan, "train", plan.phases["train"])
+        self.assertEqual((found.level, found.remedy), (RED, "set train.ema_decay=0 or lower"))
 
     @parameterized.parameters(
         (4, 1, GREEN), (5, 1, YELLOW), (7, 1, YELLOW), (8, 1, RED), (1, 5, YELLOW), (1, 8, RED)
@@ -235,6 +243,16 @@ class NetworkLevelsTest(parameterized.TestCase):
             f"{here:.1%} of 100 clean images are right, {recorded:.1%} by run/", found.sentence
         )
 
+    @parameterized.parameters(
+        (0.0, 1.0, GREEN), (1.0, 1.0, GREEN), (1.0, 0.9, RED), (0.0, 0.0, GREEN)
+    )
+    def test_a_record_of_all_or_nothing(self, recorded, here, level):
+        """Its standard error is taken as of one image more or less, which is not 0."""
+        right = np.arange(100) < 100 * here
+        found = look("accuracy", network(right=right, recorded=Recorded(recorded, "a file")))
+        self.assertEqual(found.level, level, found.sentence)
+        self.assertIn(f"{recorded:.1%} by a file", found.sentence)
+
     def test_an_accuracy_alone(self):
         found = look("accuracy", network(n=31))
         self.assertEqual(found.level, SKIPPED)
@@ -303,6 +321,10 @@ class NetworkLevelsTest(parameterized.TestCase):
         self.assertEqual((found.level, found.sentence), (RED, "it differs"))
         self.assertEqual((found.remedy, found.value), ("mend it; or not", ["retraced"]))
         self.assertEqual(look("determinism", network(flags={"softmax": "x"})).level, GREEN)
+        both = {"retraced": "by traces; keep none", "randomized": "by passes; draw none"}
+        found = look("determinism", network(flags=both))  # what five passes show comes first
+        self.assertEqual((found.sentence, found.remedy), ("by passes", "draw none"))
+        self.assertEqual(found.value, ["randomized", "retraced"])
 
     def test_images_outside_of_their_range(self):
         images = np.full((40, 2, 2, 3), 255.0)
@@ -316,10 +338,11 @@ class NetworkLevelsTest(parameterized.TestCase):
         self.assertEqual(found.level, RED)
         few = network(n=9, logits=logits[:9])
         self.assertEqual(look("one-class", few).level, YELLOW)
-        sound = np.eye(10)[labels]
-        sound[labels == 4] = np.nan
-        found = look("one-class", network(logits=sound))
-        self.assertEqual((found.level, found.sentence), (GREEN, "9 of 10 classes are answered"))
+        for missing in (4, 0):  # where there is no answer, none is counted, the first class neither
+            sound = np.eye(10)[labels]
+            sound[labels == missing] = np.nan
+            found = look("one-class", network(logits=sound))
+            self.assertEqual((found.level, found.sentence), (GREEN, "9 of 10 classes are answered"))
 
 
 class ExplanationsLevelsTest(parameterized.TestCase):
@@ -423,6 +446,10 @@ class ExplanationsLevelsTest(parameterized.TestCase):
         text = explanations._described(mixed, ())
         self.assertEqual(text.count("output"), 10)
         self.assertEndsWith(text, ", ...")
+        ten = np.array([1, 2, 3, 4, 0, 6, 7, 8, 9, 5, 10, 11, 12, 13])
+        text = explanations._described(ten, ())
+        self.assertEqual(text.count("output"), 10)
+        self.assertEndsWith(text, "output 9 is class 5")  # there are no more
 
 
 class AnswerTest(parameterized.TestCase):
@@ -526,6 +553,16 @@ class FindingRulesTest(parameterized.TestCase):
         )
         healthy = found._replace(seen=found.seen._replace(level=GREEN)).plain()
         self.assertEqual((healthy["cause"], healthy["remedy"]), (None, None))
+
+    def test_of_two_causes_the_first_is_named(self):
+        def check(name, level, follows=()):
+            return Check(name, "m", "c", "r", "p", lambda patient: CheckResult(level, "s"), follows)
+
+        table = [check("a", YELLOW), check("b", RED), check("c", RED), check("d", RED, "abc")]
+        found = findings.examined(table, None)
+        self.assertEqual([each.after for each in found], [None, None, None, "b"])
+        self.assertEqual(found[3].seen.cause, "it follows from b, see there")
+        self.assertEqual((found[3].seen.remedy, found[3].seen.level), ("mend b first", YELLOW))
 
     def test_a_fault_that_follows_names_no_paper(self):
         check = Check("a", "m", "c", "r", "a paper", lambda patient: None)

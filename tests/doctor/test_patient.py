@@ -1,10 +1,13 @@
 """What is measured on a network under examination, where paper knows it: a linear one."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from jaxrobust.doctor import patient as patients
 from jaxrobust.doctor.patient import Patient
 from jaxrobust.types import Threat
 
@@ -59,6 +62,30 @@ class PatientTest(parameterized.TestCase):
             nearest = np.abs(gain[:, None] - corners).min(1)
             np.testing.assert_allclose(nearest, 0, atol=1e-5)
 
+    def test_what_is_kept_of_a_radius_and_a_loss(self):
+        """Radii of 7.9 and 8 of 255 are two, as are losses; the same is searched once."""
+        one = patient()
+        with mock.patch.object(
+            Patient, "_margins", side_effect=lambda *a: np.array([a[2]])
+        ) as made:
+            radii = (7.9 / 255, 8 / 255, 8 / 255)
+            found = [one.after_pgd(radius) for radius in radii]
+            one.after_pgd(8 / 255, "dlr")
+        self.assertEqual([each[0] for each in found], list(radii))
+        asked = [(call.args[0], call.args[2]) for call in made.call_args_list]
+        self.assertEqual(asked, [("pgd-ce", radii[0]), ("pgd-ce", radii[1]), ("pgd-dlr", radii[1])])
+
+    def test_an_image_draws_by_its_number_whichever_others_are_attacked(self):
+        one = patient()
+        self.assertLen(one.attacked, 6)
+        with mock.patch.object(Patient, "_batched") as run:
+            one.after_pgd(0.1)
+            _, images, labels, ids, radii = run.call_args.args
+        np.testing.assert_array_equal(ids, [0, 1, 2, 4, 5, 6])
+        np.testing.assert_array_equal(images, IMAGES[ids])
+        np.testing.assert_array_equal(labels, LABELS[ids])
+        np.testing.assert_array_equal(radii, np.full(6, 0.1, np.float32))
+
     def test_slopes(self):
         share = 1 / (1 + np.exp(-margins(IMAGES)))  # of the wrong class
         np.testing.assert_allclose(patient().slopes("ce"), 3 * share, rtol=1e-5)
@@ -75,6 +102,18 @@ class PatientTest(parameterized.TestCase):
         called = lambda x: jax.pure_callback(np.asarray, jax.ShapeDtypeStruct((3, 2), x.dtype), x)  # noqa: E731
         one = Patient(called, IMAGES, LABELS, batch=3)
         self.assertIn("callback", one.without_gradient.lower())
+
+    def test_why_there_is_none_is_one_line_and_short(self):
+        def fails(x):
+            raise TypeError("no\n  such   thing" + " x" * 200)
+
+        said = Patient(fails, IMAGES, LABELS, batch=3).without_gradient
+        self.assertStartsWith(said, "no such thing x x")
+        self.assertLen(said, 200)
+
+    def test_the_first_that_are_right_are_attacked(self):
+        with mock.patch.object(patients, "_ATTACKED", 4):
+            np.testing.assert_array_equal(patient().attacked, [0, 1, 2, 4])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,29 @@ class ResizingTest(parameterized.TestCase):
             source, image_size=16, preprocessing="bicubic-20-crop-16", images=3
         )[np.arange(3)]
         self.assertBetween(np.abs(found - prepared).mean(), 1e-3, 0.3)  # aliased
+
+    @parameterized.parameters((19, 2), (21, 2), (23, 4), (20, 2), (16, 0))
+    def test_the_centre_begins_at_half_the_rest_to_the_even(self, resized, first):
+        """Of rests of 3, 5 and 7 pixels the half is 2, 2 and 4: as torchvision crops."""
+        low, high, share = resizing._between(resized, resized, 16)
+        np.testing.assert_array_equal(low, np.arange(first, first + 16))
+        np.testing.assert_array_equal(high, np.minimum(low + 1, resized - 1))
+        np.testing.assert_array_equal(share, np.zeros(16))
+
+    @parameterized.parameters(
+        ("75x41", "bicubic-20-crop-16", (36, 20)),  # the long side is cut to whole pixels: 36.6
+        ("41x75", "bilinear-20-crop-16", (20, 36)),
+        ("75x41", "Res16", (16, 16)),  # both sides, whatever their ratio
+    )
+    def test_the_sides_that_photographs_are_resized_to(self, shape, how, sides):
+        source = data.open_source(f"fake:{shape}x3", "train")
+        made = np.zeros((16, 16, 3), np.float32)
+        with mock.patch.object(resizing, "bilinear", return_value=made) as asked:
+            found = resizing.resized(
+                source, np.arange(9), preprocessing=how, image_size=16, at_most=2
+            )
+        self.assertEqual([call.args[1:] for call in asked.call_args_list], [(*sides, 16)] * 2)
+        self.assertLen(found, 2)
 
 
 class PhotographsTest(parameterized.TestCase):

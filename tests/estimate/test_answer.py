@@ -132,6 +132,10 @@ class AnswerTest(parameterized.TestCase):
         found = self.answer(price=2.5)
         self.assertEqual((found["price"], found["training"]["money"]), (2.5, 7.5))
 
+    def test_a_chip_that_is_here_has_a_price_too(self):
+        self.calls.target.return_value = HERE._replace(name="gpu", kind="NVIDIA H100 SXM")
+        self.assertEqual(self.answer(on="gpu", price=2.0)["training"]["money"], 6.0)
+
     def test_a_batch_of_each_chip_in_all_phases(self):
         self.answer(batch=3)
         sizes = [self.config[name].batch_size for name in ("pretrain", "train")]
@@ -287,6 +291,14 @@ class AccountTest(parameterized.TestCase):
         self.once = self.once._replace(pass_s={"a": seconds, "b": seconds / 9})
         self.assertEqual("AutoAttack's passes are so short" in self.assumed(), said)
 
+    def test_of_random_images_speaks_who_measures_alone(self):
+        self.assertNotIn("random images", self.assumed())  # no step is measured of other chips
+        self.assertIn("random images", self.assumed(HERE))
+        self.part.train.source = "open"
+        said = self.assumed(HERE)
+        self.assertNotIn("random images", said)
+        self.assertNotIn("is not here", said)
+
     def test_memory_that_is_counted(self):
         self.assertIn("counted in the network", self.assumed())  # of one phase
         self.assertNotIn("counted in the network", self.assumed(roofline={}))
@@ -308,14 +320,14 @@ class AccountTest(parameterized.TestCase):
 
 
 class PhaseTest(parameterized.TestCase):
-    def phase(self, target, once, chips=None):
+    def phase(self, target, once, chips=None, *, at=1, one_device="a reason"):
         config = imagenet()
-        part = work.work(config)[1]
+        part = work.work(config)[at]
         with (
             mock.patch.object(account.build, "flops_per_image", return_value=2e9),
             mock.patch.object(account.elsewhere, "computed", return_value=once) as computed,
             mock.patch.object(account.here, "measured", return_value=once) as measured,
-            mock.patch.object(account.build, "one_device", return_value="a reason"),
+            mock.patch.object(account.build, "one_device", return_value=one_device),
         ):
             row = account._phase(part, target, 0.25, 2.0, chips)
         return part, row, computed, measured
@@ -339,6 +351,19 @@ class PhaseTest(parameterized.TestCase):
         part, row, _, measured = self.phase(HERE, once)
         measured.assert_called_once_with(part, jax.devices("cpu")[:1], seconds=2.0)
         self.assertEqual((row["mfu"], row["data_cores"]), (None, None))
+
+    @parameterized.parameters(("gpu", "a reason"), ("cpu", None))
+    def test_all_devices_where_training_takes_all(self, name, one_device):
+        once = work.PhaseCost(0.5, 0.1, 2.0, 3.0, 7, {})
+        with mock.patch.object(account.jax, "devices", return_value=["a", "b"]) as asked:
+            part, *_, measured = self.phase(HERE._replace(name=name), once, one_device=one_device)
+        asked.assert_called_once_with(name)
+        measured.assert_called_once_with(part, ["a", "b"], seconds=2.0)
+
+    def test_a_phase_that_attacks_nothing_has_no_steps_of_an_attack(self):
+        once = work.PhaseCost(0.5, 0.1, 2.0, 3.0, 7, {})
+        _, row, *_ = self.phase(H100, once, at=0)
+        self.assertEqual((row["objective"], row["attack_steps"]), ("clean", 0))
 
 
 class LinesTest(parameterized.TestCase):
@@ -415,6 +440,11 @@ class LinesTest(parameterized.TestCase):
                 "  images/s at best": "1,234 a chip",
             },
         )
+
+    def test_a_chip_alone_sends_nothing_and_that_is_said(self):
+        own = {"bound_by": "flops", "roofline_step_s": 0.5, "flops_s": 0.5, "ici_s": 0.0}
+        cells = account_lines._roofline(own | {"roofline_images_per_s_per_chip": 10.0})
+        self.assertEqual(cells["  interconnect"], "0.0 ms")
 
     def sums(self, on="h100:8", robust=0.5, **more):
         one = {"seconds": 7200.0, "chip_hours": 16.0} | more
@@ -548,6 +578,8 @@ class PresentTest(parameterized.TestCase):
         ("cpu", True, False),
         ("gpu", False, False),
         ("v5e:2x2", True, True),
+        ("v4:2x2x1", True, True),
+        ("v6e:2x2", True, True),
         ("h100:8", True, False),
     )
     def test_what_jax_is_told_before_it_is_imported(self, name, cpu, tpu):

@@ -18,6 +18,8 @@ class DividedTest(parameterized.TestCase):
         ("quickstart --config.seed -1 --on cpu", "quickstart --on cpu", "--config.seed -1"),
         ("q --config.data.strict --on cpu", "q --on cpu", "--config.data.strict"),
         ("q --noconfig.data.strict --on cpu", "q --on cpu", "--noconfig.data.strict"),
+        ("q --config.data.strict -on cpu", "q -on cpu", "--config.data.strict"),
+        ("q --config.train.lr .5 -fast", "q -fast", "--config.train.lr .5"),
         ("q -config.seed=1 --on cpu", "q --on cpu", "-config.seed=1"),
         ("q --configs.seed=1", "q --configs.seed=1", ""),
     )

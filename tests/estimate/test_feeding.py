@@ -29,6 +29,7 @@ class FeedingTest(parameterized.TestCase):
         ("crop|flip", "imagenet2012", 224, None),
         ("basic", "cifar10", 224, None),
         ("basic", "imagenet2012", 64, None),
+        ("basic", "imagenet2012", 288, None),  # larger ones take longer, how much is not known
     )
     def test_cores(self, augmentation, name, size, expected):
         self.assertEqual(feeding.cores(phase(augmentation, name, size), 405_000), expected)

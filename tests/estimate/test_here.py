@@ -52,6 +52,8 @@ class EvaluationTest(absltest.TestCase):
             mock.patch.object(here, "_timed", return_value=2.0),
         ):
             self.assertEqual(here._evaluation(part, "test", phase, (), None), (3 * 2.0, 7.0))
+            part.config.evaluation.update(batch_size=25, images=50)
+            self.assertEqual(here._evaluation(part, "evaluation", phase, (), None), (2 * 2.0, 7.0))
 
 
 class StepsTest(parameterized.TestCase):

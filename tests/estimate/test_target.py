@@ -16,12 +16,34 @@ class TargetTest(parameterized.TestCase):
         ("v5p:16x16x24", "TPU v5p", 6144, 459e12),
         ("v5e:1x1", "TPU v5e", 1, 197e12),
         ("h100:8", "NVIDIA H100 SXM", 8, 989e12),
+        ("a100:2", "NVIDIA A100-SXM4-80GB", 2, 312e12),  # which most clouds rent by that name
+        ("a100-80gb:2", "NVIDIA A100-SXM4-80GB", 2, 312e12),
         ("a100-40gb:1", "NVIDIA A100-SXM4-40GB", 1, 312e12),
     )
     def test_chips_by_name(self, name, kind, chips, flops):
         found = devices.target(name)
         self.assertEqual((found.kind, found.chips, found.chip.flops), (kind, chips, flops))
         self.assertFalse(found.here)
+
+    @parameterized.product(
+        kind=("v5e", "v6e"),
+        sides=((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)),
+    )
+    def test_slices_in_a_plane(self, kind, sides):
+        rows, columns = sides
+        self.assertEqual(devices.target(f"{kind}:{rows}x{columns}").chips, rows * columns)
+        if rows != columns:
+            with self.assertRaisesRegex(ValueError, "is no slice of TPU"):
+                devices.target(f"{kind}:{columns}x{rows}")
+
+    @parameterized.parameters(
+        ("v4", "2x2x1", True), ("v4", "2x2x2", True), ("v4", "2x4x4", True), ("v4", "4x4x4", True),
+        ("v4", "16x16x16", True),  # 4,096 chips are the largest
+        ("v4", "16x16x20", False), ("v4", "2x4x8", False), ("v4", "4x4", False),
+        ("v5p", "16x16x24", True), ("v5p", "16x16x28", False), ("v5p", "4x4x4x4", False),
+    )  # fmt: skip
+    def test_slices_in_space(self, kind, shape, rented):
+        self.assertEqual(devices._rented(kind, shape), rented)
 
     def test_every_name_is_listed_with_its_peaks(self):
         for name in devices._KINDS:

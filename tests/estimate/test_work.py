@@ -38,6 +38,14 @@ class WorkTest(parameterized.TestCase):
         config.model.num_classes = 1000 if name == "imagenet2012" else 10
         self.assertEqual(work.split(config, "test_split"), work.SizedSplit(images, None))
 
+    def test_some_classes_have_their_share_of_the_published_images(self):
+        """Two of CIFAR-10's ten classes, whatever the number of outputs is."""
+        config = imagenet()
+        classes = self.create_tempfile("two.txt", "airplane\ntruck\n").full_path
+        config.data.update(name="tfds:cifar10", test_split="test[:50%]", classes=classes)
+        config.model.num_classes = 2
+        self.assertEqual(work.split(config, "test_split"), work.SizedSplit(1_000, None))
+
     def test_an_epoch_is_over_with_the_first_source(self):
         """Of 128 rows a second source has 32: 96 are of the first, or 48 images in two views."""
         config = imagenet()

@@ -101,6 +101,8 @@ ROWS: list[tuple[Any, ...]] = [
     ("searchsorted.Tensor", np.sort(TABLEAU, 1), TABLEAU[:, ::2].copy()),
     ("searchsorted.Tensor", np.sort(TABLEAU, 1), TABLEAU[:, ::2].copy(), {"side": "right"}),
     ("searchsorted.Tensor", np.sort(TABLEAU, 1), TABLEAU[:, ::2].copy(), {"right": True}),
+    ("searchsorted.Tensor", np.sort(LINE), TABLEAU, {"side": "right"}),  # bounds of all rows
+    ("searchsorted.Tensor", LINE[::-1].copy(), TABLEAU, {"sorter": np.arange(8)[::-1].copy()}),
     ("gather", TABLEAU, 1, PLACES),
     ("gather", TABLEAU, -2, PLACES),
     ("scatter.src", TABLEAU, 1, PLACES[:1], TABLEAU + 10),
@@ -111,6 +113,7 @@ ROWS: list[tuple[Any, ...]] = [
         for kind in ("sum", "mean", "prod", "amax", "amin")
         for own in (True, False)
     ),
+    ("scatter_reduce.two", INTS.reshape(2, 3), 1, PLACES, INTS[:4].reshape(2, 2), "mean"),
     ("index.Tensor", MAP, [None, np.array([3, 0])]),
     ("index.Tensor", MAP, [np.array([1, 0]), None, np.array([2, -1])]),
     ("index_put", TABLEAU, [np.array([1, 1])], np.ones((2, 4)), True),
@@ -122,6 +125,7 @@ ROWS: list[tuple[Any, ...]] = [
     *(("_fft_r2c", MAP[0, 0], [0, 1], norm, half) for norm in (0, 1, 2) for half in (True, False)),
     *(("_fft_c2r", SPLIT, [0, 1], norm, last) for norm, last in ((0, 11), (1, 10), (2, 11))),
     ("_cdist_forward", TABLEAU, TABLEAU[:2] + 0.5, 1.5, None),
+    *(("_cdist_forward", TABLEAU, TABLEAU[:2] + 0.5, p, None) for p in (0.0, np.inf)),
     ("_pdist_forward", TABLEAU, 1.0),
     ("_pdist_forward", TABLEAU[:, :2].copy(), 2.0),
     ("slice.Tensor", MAP, 2, 1, 9, 2),
@@ -131,10 +135,12 @@ ROWS: list[tuple[Any, ...]] = [
     ("split_with_sizes", MAP, [2, 4, 1], -1),
     ("cat", [MAP, MAP[:, :1] * 2], 1),
     ("cat", [MAP, MAP[..., :2] * 2], -1),
+    ("cat", [LINE, np.zeros(0), LINE * 2], 0),
     ("expand", TABLEAU[:, :1].copy(), [2, -1, 4]),
     ("repeat", TABLEAU, [2, 1, 3]),
     ("flip", MAP, [1, -1]),
     ("as_strided", TABLEAU, [2, 3], [5, 1], 2),
+    ("as_strided", TABLEAU, [2, 2], [4, 2]),
     ("unfold", MAP, -1, 3, 2),
     ("diagonal", MAP, 1, 3, 2),
     ("diagonal", MAP, -2),
@@ -156,10 +162,13 @@ ROWS: list[tuple[Any, ...]] = [
         *([1, 1], [2, 1], [2, 1], True, [0, 0], 1),
     ),
     ("max_pool2d_with_indices", MAP, [3, 2], [2, 3], [1, 1], [1, 2], True),
+    ("max_pool2d_with_indices", np.round(MAP), [2, 2], [], [0, 0], [1, 1], False),  # of equal ones
+    ("max_pool2d_with_indices", MAP, [1, 1], [5, 7], [0, 0], [1, 1], True),  # none begins behind
     ("avg_pool2d", MAP, [3, 2], [2, 3], [1, 0], True, False),
     ("avg_pool2d", MAP, [2, 3], [], [1, 1], False, True, 5),
     ("avg_pool3d", VOLUME, [2, 1, 3], [1, 2, 2], [1, 0, 1], False, True),
     ("_adaptive_avg_pool2d", MAP, [2, 7]),
+    ("_adaptive_avg_pool2d", MAP, [6, 9]),  # more than there are pixels
     ("adaptive_max_pool2d", MAP, [3, 2]),
     ("upsample_nearest2d.vec", MAP, [8, 3], None),
     ("upsample_nearest2d.vec", MAP, None, [1.5, 0.7]),
@@ -334,6 +343,16 @@ class RulesTest(parameterized.TestCase):
                 np.testing.assert_allclose(value, wanted, rtol=bar, atol=bar, err_msg=key)
             if slope is not None:
                 np.testing.assert_allclose(gradient, slope, rtol=1e-8, atol=1e-8, err_msg=key)
+
+    def test_whole_numbers_are_as_long_as_asked_for(self):
+        """The rows above compare values; places of bounds come in 64 bits or, asked for, in 32."""
+        bounds, x = np.array([0.0, 1.0, 2.0]), np.array([[1.0, 5.0]])
+        with jax.enable_x64(True):
+            for row in (("bucketize.Tensor", x, bounds), ("searchsorted.Tensor", bounds, x)):
+                for narrow, kind in ((False, np.int64), (True, np.int32)):
+                    asked = (*row, {"out_int32": narrow})
+                    (found,) = ours(asked, [jnp.asarray(a) for a in leaves(asked)], False)
+                    self.assertEqual(found.dtype, kind)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@ import contextlib
 import io
 import json
 import sys
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
@@ -14,6 +16,7 @@ from jaxrobust.commands import models as command
 from jaxrobust.data import evaluation_transform
 from jaxrobust.models import table
 from jaxrobust.models.counted import COUNTED as COUNTED_BY_US
+from jaxrobust.models.interface.family import PaperFigures
 from jaxrobust.models.published import PUBLISHED
 from tests.support import parity, paths, sweeps
 from tools.generate import refresh_counts
@@ -176,6 +179,80 @@ class PublishedTest(parameterized.TestCase):
             self.assertEqual(
                 ours.address, theirs["url"] if isinstance(theirs, dict) else theirs.url
             )
+
+
+def kernels(*shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    return {f"stem.{i}.kernel": np.zeros(shape) for i, shape in enumerate(shapes)}
+
+
+class DescribedTest(parameterized.TestCase):
+    """What is read off the shapes and the names of weights, and how a row is written."""
+
+    @parameterized.parameters(
+        ([(4, 4, 3, 8)], "patch 4"),
+        ([(48, 8)], "patch 4"),  # a linear map of 4 x 4 pixels in three colours
+        ([(7, 7, 3, 8)], "conv 7"),
+        ([(5, 5, 3, 8)], "conv 5"),
+        ([(3, 3, 3, 8), (3, 3, 8, 8)], "conv x2"),
+        ([(3, 3, 3, 8), (1, 1, 8, 8), (2, 2, 8, 8)], "conv x2"),  # a window of 1 is none
+        ([], "conv 1"),
+    )
+    def test_a_stem(self, shapes, expected):
+        family = SimpleNamespace(names=SimpleNamespace(stem=r"stem\..*"))
+        params = kernels(*shapes) | {
+            "stem.0.bias": np.zeros(8),
+            "old.stem.9.kernel": np.zeros((9, 9, 3, 8)),
+        }
+        with mock.patch.object(models, "family", return_value=family):
+            self.assertEqual(table._stem("a", params), expected)
+
+    @parameterized.parameters(
+        (["a.scale"], [], "LN"),
+        (["a.scale"], ["a.mean", "a.var"], "BN"),
+        (["a.scale", "b.scale"], ["a.var"], "LN+BN"),
+        (["a.kernel"], [], ""),
+        ([], ["a.var"], "BN"),  # without a scale
+    )
+    def test_norms(self, params, stats, expected):
+        found = table._norms(dict.fromkeys(params, 1), dict.fromkeys(stats, 1))
+        self.assertEqual(found, expected)
+
+    def test_the_mixes_of_heads_are_of_each_pair_of_places(self):
+        params = {f"1.proj_{kind}.kernel": np.zeros((4, 4)) for kind in "lw"}
+        self.assertEqual(table._head_mixes(params), 0)
+        params |= {"pos_embed": np.zeros((1, 9, 16)), "1.proj.kernel": np.zeros((4, 4))}
+        self.assertEqual(table._head_mixes(params), 2 * 4 * 4 * 9**2)
+
+    def row(self, paper=None, published=()):
+        of = table.architecture("resnet18")
+        return of._replace(paper=paper, published=dict.fromkeys(published))
+
+    @parameterized.parameters(
+        ({}, "  11.5 224"),
+        ({"misprint": True}, " 11.5! 224"),
+        ({"other": True}, " 11.5? 224"),
+    )
+    def test_marks_of_what_a_paper_prints(self, how, expected):
+        line = table.line(self.row(PaperFigures("11.5", "", **how)))
+        self.assertIn(expected, line)
+
+    def test_checkpoints_stand_in_the_row_as_far_as_they_fit(self):
+        bare = table.line(self.row(published=["x"]))
+        names = ["Salman2020Do_R18", "Salman2020Do_50_2", "Standard"]
+        whole = table.line(self.row(published=names), width=len(bare) - 1 + 19)
+        self.assertEqual(whole, bare[:-1] + "Salman2020 Standard")
+        first, below = table.line(self.row(published=names), width=len(whole) - 1).splitlines()
+        self.assertEqual(first, bare[:-1].rstrip())
+        self.assertEqual(below, " " * 20 + "Salman2020 Standard")
+
+    def test_what_goes_into_a_checkpoint(self):
+        plain = PUBLISHED["Salman2020Do_R18"]
+        row = table.architecture("resnet18")
+        for normalised, word in ((True, "norm."), (False, "[0,1]")):
+            own = row._replace(published={"key": plain._replace(normalised=normalised)})
+            line = table.checkpoints([own]).splitlines()[2]
+            self.assertEqual(line.split()[:4], ["key", "52.92", "25.32", word])
+        self.assertEqual(table.checkpoints([row._replace(published={})]), "")
 
 
 class CommandTest(absltest.TestCase):

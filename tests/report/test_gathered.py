@@ -91,12 +91,15 @@ class FoldersTest(parameterized.TestCase):
 
     def test_names_are_as_short_as_they_can_be(self):
         names = ("a/x/one", "b/x/one", "c/two", "c/evaluation", "d/evaluation-2")
-        for name in names:
+        alike = ("e/1/2/3/4/deep", "f/1/2/3/4/deep")
+        for name in (*names, *alike):
             (self.folder / name).mkdir(parents=True)
         (self.folder / "d/config.json").write_text("{}")
         found = gathered._names([self.folder / name for name in names])
         expected = ["a/x/one", "b/x/one", "two", "evaluation", "d"]
         self.assertEqual([found[self.folder / name] for name in names], expected)
+        found = gathered._names([self.folder / name for name in alike])
+        self.assertEqual([found[self.folder / name] for name in alike], [*alike])
 
 
 class RunTest(parameterized.TestCase):
@@ -113,6 +116,11 @@ class RunTest(parameterized.TestCase):
     def test_classes_are_the_lines_of_their_file(self):
         self.assertEqual(self.run_of(classes_txt="a\nb\n\nc\n")[0].classes, ["a", "b", "", "c"])
         self.assertEqual(self.run_of()[0].classes, [])
+        self.assertEqual(self.run_of(classes_txt="a\u2028b\nc\n")[0].classes, ["a\u2028b", "c"])
+
+    @parameterized.parameters("[1]", '"text"', "3")
+    def test_a_config_that_is_no_object_says_nothing(self, text):
+        self.assertEqual(self.run_of(config_json=text)[0].config, {})
 
     def test_the_hash_of_a_config_is_that_of_its_records_without_the_version(self):
         run, _ = self.run_of()
@@ -136,6 +144,17 @@ class RunTest(parameterized.TestCase):
         self.assertEqual(words[0], "loss; back to step 3")
         self.assertEqual(words[1], "another process continued here, now, on a CPU")
         self.assertEmpty(notes)
+
+    def test_what_happened_stands_phase_by_phase(self):
+        metrics = "".join(
+            json.dumps({"phase": phase, "step": step, "loss": 1.0}) + "\n"
+            for phase in ("a", "b")
+            for step in (1, 9)
+        )
+        lines = {name: json.dumps({"step": step}) + "\n" for name, step in (("a", 9), ("b", 1))}
+        own = {f"{phase}__rollbacks_jsonl": text for phase, text in lines.items()}
+        run, _ = self.run_of(metrics_jsonl=metrics, **own)
+        self.assertEqual([(e.phase, e.step) for e in run.metrics.events], [("a", 9), ("b", 1)])
 
     def test_damaged_lines_are_noted_the_first_five_by_number(self):
         run, notes = self.run_of(train__rollbacks_jsonl="x\n" * 7 + '{"step": 2}\n')
@@ -230,6 +249,8 @@ class EvaluationTest(parameterized.TestCase):
         {"attacks": [{"name": "a", "norm": "linf", "epsilon": None}]},
         {"attacks": [{"name": 1, "norm": "linf", "epsilon": 0.1}]},
         {"attacks": [{"name": "a", "epsilon": 0.1}]},
+        {"attacks": [{"name": "a", "norm": "linf", "epsilon": float("nan")}]},
+        {"costs": [{"attack": "a", "seconds": float("inf")}]},
     )  # fmt: skip
     def test_records_with_wrong_parts_are_left_out(self, **changes):
         sound = reports.record(reports.found(8), "a1")

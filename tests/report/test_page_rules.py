@@ -150,6 +150,42 @@ class WatchingRulesTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, f"--port={port} is no port; give one from 1 to"):
             watching.server([], host="127.0.0.1", port=port, every=1)
 
+    def test_any_port_that_there_is(self):
+        with mock.patch.object(watching, "ThreadingHTTPServer") as listening:
+            for port in (0, 65535):
+                watching.server([], host="127.0.0.1", port=port, every=1)
+        addresses = [call.args[0] for call in listening.call_args_list]
+        self.assertEqual(addresses, [("127.0.0.1", 0), ("127.0.0.1", 65535)])
+
+    def asked(self, path: str, host: str = "localhost") -> mock.Mock:
+        """Ask for a path of a page that this machine alone reaches."""
+        kind = watching._handler(lambda: "<p>é</p>", True)
+        request = mock.Mock(path=path, headers={"Host": host})
+        kind.do_GET(request)
+        return request
+
+    @parameterized.parameters("/", "/?again=1")
+    def test_the_page_is_sent_and_kept_by_nobody(self, path):
+        request = self.asked(path)
+        request.send_response.assert_called_once_with(200)
+        headers = dict(call.args for call in request.send_header.call_args_list)
+        self.assertEqual(headers["Cache-Control"], "no-store")
+        self.assertEqual(headers["Content-Type"], "text/html; charset=utf-8")
+        self.assertEqual(headers["Content-Length"], "9")  # bytes, of which é has two
+        request.wfile.write.assert_called_once_with("<p>é</p>".encode())
+
+    @parameterized.parameters(("/x", "localhost", 404), ("/", "example.org", 403))
+    def test_nothing_else_is_sent(self, path, host, code):
+        request = self.asked(path, host)
+        self.assertEqual(request.send_error.call_args.args[0], code)
+        request.wfile.write.assert_not_called()
+
+    def test_a_page_is_renewed_every_ten_seconds_at_port_8017(self):
+        here = [Path(self.create_tempdir())]
+        with mock.patch.object(watching, "server") as server:
+            watching.serve(here)
+        server.assert_called_once_with(here, host="127.0.0.1", port=8017, every=10)
+
     def test_every_second_at_most(self):
         here = [Path(self.create_tempdir())]
         with self.assertRaisesRegex(ValueError, "--every=0.99 is too often; give 1 second or more"):

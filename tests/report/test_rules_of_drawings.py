@@ -51,6 +51,24 @@ class CurvesTest(parameterized.TestCase):
         none = self.curve(np.arange(9), [np.inf] * 9)
         self.assertGreaterEqual(len(curves.thinned(none, 4).steps), 2)
 
+    @parameterized.parameters((0.0, 1), (7.0, 7), (math.nan, 1))
+    def test_overfitting_is_looked_for_in_what_went_before(self, counted, images):
+        own = {
+            "selection_robust": self.curve([10, 20, 30], [0.5, 0.4, 0.3]),
+            "selection_images": self.curve([10, 20, 30], [3, 3, counted]),
+            "robust": self.curve([5, 10, 15, 20], [0.25, 0.75, 0.5, 1.0]),
+        }
+        with mock.patch.object(curves.alarm, "overfitting", return_value="") as asked:
+            self.assertEmpty(curves._overfitting({"train": own}))
+        self.assertLen(asked.call_args_list, 3)
+        for number, call in enumerate(asked.call_args_list, 1):
+            self.assertEqual(call.args[0], [0.5, 0.4, 0.3][:number])
+            self.assertEqual(call.kwargs, {"images": images})
+        np.testing.assert_array_equal(call.args[1], [0.5, 0.75, np.nan])
+        with mock.patch.object(curves.alarm, "overfitting", side_effect=["", "so", "so"]):
+            (event,) = curves._overfitting({"train": own})
+        self.assertEqual(event, ("train", 20, "alarm", "so"))
+
     def test_stretches_of_skipped_steps(self):
         values = np.zeros(20)
         values[[2, 3, 4, 9]] = [1, 2, 1, 5]
@@ -402,7 +420,7 @@ class OfPhaseTest(absltest.TestCase):
         seen = []
 
         def part(run, name, points):
-            seen.append((run.folder, run.metrics))
+            seen.append((run.folder, run.metrics, points))
             return "training"
 
         with (
@@ -418,8 +436,9 @@ class OfPhaseTest(absltest.TestCase):
         ):  # fmt: skip
             found = pictures.of_phase(here, "train")
         self.assertEqual(found, {"training": "train", "record last": "train"})
-        ((folder, own),) = seen
+        ((folder, own, points),) = seen
         self.assertEqual((folder, own.curves), (here, {"train": 1}))
+        self.assertEqual(points, 400)
         self.assertEqual(own.events, [events[0], events[2]])
 
     def test_a_legend_without_signs_takes_no_line(self):

@@ -1,5 +1,6 @@
 """What loaders say of the certificate beside weights, and whose weights a file says it holds."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
-from jaxrobust.weights.store import certificates, weights_folder
+from jaxrobust.weights.store import certificates, hashes, weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 
 NUMBERS = {
@@ -124,6 +125,39 @@ class CertificateTest(parameterized.TestCase):
     def test_options_that_contradict(self, given, stored):
         with self.assertRaisesRegex(ValueError, "^here holds the weights of .*not of .*resnet18"):
             certificates.options("resnet18", given, stored, "here")
+
+
+ARRAYS = {"a": np.arange(4, dtype=np.float32), "b": np.zeros(1, np.float32)}
+
+
+class HashesTest(parameterized.TestCase):
+    def test_weights_are_hashed_in_the_order_of_their_names(self):
+        a, b = ({key: array} for key, array in ARRAYS.items())
+        found = hashes.weights_sha256(a, b)
+        self.assertEqual(hashes.weights_sha256(b, a), found)
+        self.assertEqual(hashes.weights_sha256(b | a, {}), found)
+        text = b"a float32 (4,)" + ARRAYS["a"].tobytes() + b"b float32 (1,)" + bytes(4)
+        self.assertEqual(found, hashlib.sha256(text).hexdigest())
+
+    @parameterized.parameters(
+        {"a": np.arange(4, dtype=np.int32)},
+        {"a": np.arange(4, dtype=np.float32).reshape(2, 2)},
+        {"a": np.arange(1, 5, dtype=np.float32)},
+        {"c": np.zeros(1, np.float32)},
+    )
+    def test_whatever_differs_is_another_hash(self, **changes):
+        known = hashes.weights_sha256(ARRAYS, {})
+        self.assertNotEqual(hashes.weights_sha256(ARRAYS | changes, {}), known)
+
+    def test_configs_and_classes(self):
+        one, other = {"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 3, "c": 2}, "a": 1}
+        self.assertEqual(hashes.config_sha256(one), hashes.config_sha256(other))
+        text = b'{"a": 1, "b": {"c": 2, "d": 3}}'
+        self.assertEqual(hashes.config_sha256(one), hashlib.sha256(text).hexdigest())
+        digest = hashlib.sha256(b"cat\ndog\n").hexdigest()
+        self.assertEqual(hashes.classes_sha256(["cat", "dog"]), digest)
+        self.assertNotEqual(hashes.classes_sha256(["dog", "cat"]), digest)
+        self.assertIsNone(hashes.classes_sha256([]))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,11 @@ PLACES = (
         "raw of unaveraged_model_state_dict",
     ),
     (
+        "net model_state_dict unaveraged_model_state_dict",
+        *["ema of model_state_dict"] * 2,
+        "raw of unaveraged_model_state_dict",
+    ),
+    (
         "unaveraged_model_state_dict net",
         "- of net",
         "says not",
@@ -125,6 +130,10 @@ class PartsTest(absltest.TestCase):
         first = self.part(1, a=1)
         self.part(2, a=2)
         with self.assertRaisesRegex(ValueError, r"00002-of-00002.*holds \['a'\] a second time"):
+            files.read(first)
+        first = self.part(1, d=1, c=1, b=1, a=1)
+        self.part(2, d=2, c=2, b=2, a=2)
+        with self.assertRaisesRegex(ValueError, r"holds \['a', 'b', 'c'\] a second time"):
             files.read(first)
 
     def test_refusals(self):

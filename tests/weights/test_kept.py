@@ -76,6 +76,7 @@ class SelectionTest(absltest.TestCase):
         for changes, message in (
             ({"chosen": None}, "selection.json is not finished; the same command continues"),
             ({"schema": 2}, "selection.json has schema 2, and this code reads 1"),
+            ({"schema": 0}, "selection.json has schema 0, and this code reads 1"),
             ({"chosen": {"phase": "train"}}, "selection.json is damaged .*step"),
         ):
             self.write(**changes)

@@ -71,6 +71,7 @@ class SizesTest(parameterized.TestCase):
         ({"width": 10, "keep_head": True}, (10, 224, 3)),
         ({"width": 10, "num_classes": 7}, (7, 224, 3)),
         ({"facts": {"image_size": 32}, "image_size": 64}, (1000, 64, 3)),
+        ({"facts": {"num_classes": 10}, "width": 10, "num_classes": 7}, (7, 224, 3)),
         ({"channels": 1}, (1000, 224, 1)),
         ({"channels": 3, "mean": 1}, (1000, 224, 3)),  # a mean for all channels
         ({"mean": 1}, (1000, 224, 1)),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -86,6 +87,46 @@ class ParseTest(parameterized.TestCase):
         self.assertEqual(sources.settings_of(fetched.settings), {"num_classes": 3})
         with self.assertRaisesRegex(ValueError, "has sha256 .*, expected 00"):
             sources.fetch(found, sha256="00")
+
+
+class FetchTest(parameterized.TestCase):
+    @parameterized.parameters((None, "own"), ("asked", "asked"))
+    def test_a_hash_that_is_asked_for_goes_before_the_published_one(self, asked, wanted):
+        source = sources.WeightSource("Id", "remote", address="a", published="Id", sha256="own")
+        path = mock.Mock()
+        with mock.patch.object(sources.remote_weights, "fetch") as fetch:
+            fetch.return_value = path, None
+            found = sources.fetch(source, sha256=asked)
+        fetch.assert_called_once_with("a", sha256=wanted, name="Id.pt", tell=print)
+        self.assertEqual((found.file, found.settings), (path, None))
+
+    def test_a_run_has_no_one_file(self):
+        source = sources.WeightSource("r", "run", Path("r"))
+        self.assertIs(sources.fetch(source), source)
+        with self.assertRaisesRegex(ValueError, "r is a run, which has no one file; leave --sha"):
+            sources.fetch(source, sha256="00")
+
+    def test_five_files_of_a_repository_are_named(self):
+        api = mock.Mock()
+        api.list_repo_files.return_value = ["a.txt", *(f"{n}.pth" for n in range(9))]
+        found = sources.remote_weights._weights_in(api, "a/b", "refs/pr/1")
+        self.assertEqual(found, [f"hf://a/b@refs%2Fpr%2F1/{n}.pth" for n in range(5)])
+        api.list_repo_files.side_effect = OSError
+        found = sources.remote_weights._weights_in(api, "a/b", None)
+        self.assertEqual(found, ["hf://a/b/FILE"])
+
+    def test_what_timm_says_of_pretraining_goes_before_the_rest(self):
+        path = Path(self.create_tempdir(), "config.json")
+        path.write_text('{"mean": [0.1], "x": 1, "pretrained_cfg": {"mean": [0.5]}}')
+        found = sources.settings_of(path)
+        self.assertEqual((found["mean"], found["x"]), ([0.5], 1))
+        self.assertEqual(sources.settings_of(None), {})
+
+    @parameterized.parameters(
+        ("none.pt", True), ("none.safetensors", True), ("none", False), ("https://x/a.pt", False)
+    )
+    def test_a_missing_file(self, text, missing):
+        self.assertEqual(sources.is_missing_file(text), missing)
 
 
 class TablesTest(parameterized.TestCase):

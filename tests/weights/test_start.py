@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -490,6 +491,240 @@ class DrawnTest(absltest.TestCase):
         ):
             run.run(training.tiny(), Path(self.create_tempdir()) / "run")
         kept.assert_called_once()
+
+
+NETWORK = {"name": "n", "options": {}, "num_classes": 10, "in_channels": 3}
+START = {"stem": "keep", "head": "keep", "normalize": "keep"}
+
+
+def phased(**starts) -> ConfigDict:
+    """Phases by their names, each with what it starts from."""
+    usual = START | {"start": None}
+    return ConfigDict({name: usual | (changes or {}) for name, changes in starts.items()})
+
+
+class PhasesTest(parameterized.TestCase):
+    """What phases start from, before anything is trained."""
+
+    def setUp(self):
+        super().setUp()
+        self.handed = []
+        self.enter_context(mock.patch.object(start_weights, "of_phase", lambda c, name: name))
+        self.enter_context(mock.patch.object(start_weights, "_halves", lambda config: {}))
+        self.enter_context(
+            mock.patch.object(
+                start_weights, "handed_on", lambda *given: self.handed.append(given[:3])
+            )
+        )
+
+    def test_each_starts_from_the_one_before_or_a_named_one(self):
+        config = phased(a=None, b=None, c=None, d={"start": "a"})
+        start_weights.check_phases(config, "abcd")
+        self.assertEqual(self.handed, [("a", "b", "b"), ("b", "c", "c"), ("a", "d", "d")])
+
+    @parameterized.parameters("c", "d", "elsewhere")
+    def test_none_starts_from_itself_or_a_later_one(self, start):
+        config = phased(a=None, b=None, c={"start": start}, d=None)
+        said = f"^c.start='{start}': a phase starts from an earlier one that happens, a or b$"
+        with self.assertRaisesRegex(ValueError, said):
+            start_weights.check_phases(config, "abcd")
+
+    @parameterized.parameters(
+        ("start", "a", "weights"), ("stem", "fresh", "stem"), ("head", "fresh", "head"),
+        ("normalize", "half", "normalize"),
+    )  # fmt: skip
+    def test_the_first_starts_from_init(self, key, value, of_init):
+        said = f"^a.{key}='{value}': the first phase starts from init; set init.{of_init}$"
+        with self.assertRaisesRegex(ValueError, said):
+            start_weights.check_phases(phased(a={key: value}, b=None), "ab")
+        self.assertEmpty(self.handed)
+
+
+class HandedOnTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.composed = self.enter_context(mock.patch.object(start_weights, "_composed"))
+
+    def config(self, options=None, **section) -> ConfigDict:
+        model = NETWORK | {"options": options or {}}
+        return ConfigDict({"model": model, "train": START | section, "init": {"weights": "w"}})
+
+    def test_weights_of_the_same_network_stay_as_they_are(self):
+        weights = start_weights.Weights({}, {})
+        found = start_weights.handed_on(self.config(), self.config(), "train", weights)
+        self.assertIs(found, weights)
+        self.composed.assert_not_called()
+
+    @parameterized.parameters(
+        ({"options": {"depths": (1,)}}, {}),
+        ({}, {"stem": "fresh"}),
+        ({}, {"head": "fresh"}),
+        ({}, {"normalize": "half"}),
+    )
+    def test_others_are_composed_anew(self, before, section):
+        weights = start_weights.Weights({"a": np.ones(1)}, {"b": np.zeros(1)})
+        config = self.config(**section)
+        found = start_weights.handed_on(self.config(**before), config, "train", weights)
+        artifact, *rest = self.composed.call_args.args
+        self.assertEqual(rest, [config, config.train])
+        self.assertEqual((artifact.arrays.keys(), artifact.facts.model), ({"a", "b"}, "n"))
+        self.assertEqual(artifact.facts.options, before.get("options", {}))
+        self.assertEqual(found, (self.composed.return_value.params, mock.ANY))
+
+    def test_a_refusal_names_the_keys_of_the_phase(self):
+        self.composed.side_effect = ValueError("set init.head=fresh")
+        config, none = self.config(head="fresh"), start_weights.Weights({}, {})
+        said = "^train starts from another network's weights: set train.head=fresh$"
+        with self.assertRaisesRegex(ValueError, said):
+            start_weights.handed_on(config, config, "train", none)
+
+    def test_of_a_run_the_last_phase_starts_the_first(self):
+        def of_phase(config, name):
+            whose = config if isinstance(config, str) else "ours"
+            return ConfigDict({"model": NETWORK | {"name": f"{whose} {name}"}, "init": START})
+
+        with (
+            mock.patch.object(start_weights, "of_phase", of_phase),
+            mock.patch.object(start_weights, "phases", lambda config: ["first", "last"]),
+            mock.patch.object(start_weights, "_halves", lambda config: {}),
+        ):
+            start_weights.check_run("theirs", self.config())
+        artifact, ours, _ = self.composed.call_args.args
+        self.assertEqual(artifact.facts.model, "theirs last")
+        self.assertEqual(ours.model.name, "ours first")
+
+
+class BelongsTest(parameterized.TestCase):
+    """Which stored weights are refused, by what is known of them."""
+
+    def check(self, *, theirs=None, ours=None, model="n", width=None, channels=None, mean=None,
+              options=None, **init) -> None:  # fmt: skip
+        config = ConfigDict({"model": NETWORK | {"options": options or {}}})
+        facts = start_weights.WeightFacts(model=model, options={})
+        arrays = {} if mean is None else {"normalize.mean": np.zeros(mean)}
+        with (
+            mock.patch.object(start_weights, "_rows", return_value=(theirs or {}, ours or {})),
+            mock.patch.object(start_weights.models, "words", "{0} with {1}".format),
+            mock.patch.object(convert, "head_width", return_value=width),
+            mock.patch.object(convert, "in_channels", return_value=channels),
+        ):
+            stored = mock.Mock(arrays=arrays)
+            start_weights._belongs(facts, stored, config, ConfigDict(START | init))
+
+    @parameterized.parameters(
+        {},
+        {"theirs": {"dims": 1}, "ours": {"dims": 1}},
+        {"theirs": {"patch": 4}, "ours": {"patch": 2}, "stem": "fresh"},
+        {"theirs": {"small_stem": True}, "stem": "fresh"},
+        {"theirs": {"stem_strides": 4}, "ours": {"stem_strides": 2}, "model": "m"},
+        {"theirs": {"stem_strides": 4}, "options": {"stem_strides": (2,)}},
+        {"width": 10, "channels": 3, "mean": 3},
+        {"width": 5, "head": "fresh"},
+        {"width": 5, "head": "fresh-torch"},
+        {"channels": 1, "stem": "fresh"},
+    )
+    def test_what_belongs(self, **given):
+        self.check(**given)
+
+    @parameterized.parameters(
+        ({"theirs": {"dims": 1}, "model": "m"}, "^they are those of m; set model.name=m$"),
+        (
+            {"ours": {"dims": 1}},
+            "(?s)^they are those of n with {}, .*the config has n with {}.*; set model.options",
+        ),
+        ({"theirs": {"stem_strides": 4}}, "set model.options to theirs$"),
+        ({"theirs": {"dims": 1, "patch": 4}, "stem": "fresh"}, "set model.options to theirs$"),
+        ({"width": 5}, "^their head has 5 classes, and model.num_classes=10; set init.head=fresh"),
+        ({"channels": 1}, "^they take images with 1 channels, and model.in_channels=3; give data"),
+        ({"mean": 1}, "^they normalise images with 1 channels, and model.in_channels=3; give data"),
+        ({"mean": 4, "stem": "fresh"}, "^they normalise images with 4 channels"),
+    )
+    def test_what_does_not(self, given, said):
+        with self.assertRaisesRegex(ValueError, said):
+            self.check(**given)
+
+    def test_a_conv_stem_may_be_drawn_before_the_body_of_another_network(self):
+        config = ConfigDict({"model": NETWORK | {"name": "m_cvst"}})
+        rows = ({"dims": 1}, {"dims": 2})
+        said = "set model.name=m, or init.stem=fresh and model.name=m_cvst$"
+        with (
+            mock.patch.object(start_weights, "_rows", return_value=rows),
+            self.assertRaisesRegex(ValueError, said),
+        ):
+            facts = start_weights.WeightFacts(model="m", options={})
+            start_weights._belongs(facts, mock.Mock(), config, ConfigDict(START))
+
+
+class RecordOfStartTest(parameterized.TestCase):
+    """What a run notes of the weights that it starts from, and whether they have changed."""
+
+    def setUp(self):
+        super().setUp()
+        self.workdir = Path(self.create_tempdir())
+        facts = start_weights.WeightFacts(where="there", model="n", options={})
+        artifact = start_weights.Artifact({"a": np.ones(1, "f")}, facts)
+        here = mock.Mock(path=None)
+        self.local = self.put(start_weights.imports, "local", return_value=here)
+        self.read = self.put(start_weights.reading, "artifact_of", return_value=artifact)
+        self.parsed = self.put(start_weights, "_parsed", return_value=mock.Mock(path=Path("w")))
+        self.made = self.put(start_weights, "_composed").return_value
+        self.made.weights_sha256 = "made"
+        rows = ({"stem_strides": (4,)}, {"stem_strides": (2,)})
+        self.put(start_weights, "_rows", return_value=rows)
+        self.say = self.put(start_weights, "say")
+        self.sha256 = hashes.weights_sha256(artifact.arrays, {})
+
+    def put(self, *place, **how) -> mock.Mock:
+        return self.enter_context(mock.patch.object(*place, **how))
+
+    def config(self, weights="w", **init) -> ConfigDict:
+        return ConfigDict({"init": START | {"weights": weights} | init, "model": NETWORK})
+
+    @parameterized.parameters(({}, True), ({"stem": "fresh"}, False), ({"normalize": "half"}, True))
+    def test_the_record(self, init, told):
+        start, record = start_weights.of_config(self.config(**init))
+        self.assertIs(start, self.made)
+        expected = {"weights": "w", "where": "there", "stem": "keep", "head": "keep"} | init
+        expected |= {"weights_sha256": self.sha256, "start_sha256": "made"}
+        self.assertEqual(record, expected)
+        self.assertEqual(self.local.call_args.kwargs, {"fresh_stem": "stem" in init})
+        lines = [call.args[0] for call in self.say.call_args_list]
+        line = "init.weights=w: trained with stem_strides=(4,), here (2,)"
+        self.assertEqual(lines, [line] if told else [])
+
+    def test_a_refusal_names_the_source_once(self):
+        self.read.side_effect = ValueError("w: no such file")
+        with self.assertRaisesRegex(ValueError, "^init.weights=w: no such file$"):
+            start_weights.of_config(self.config())
+
+    def test_random_weights_are_made_here_only_to_be_normalised(self):
+        self.assertIsNone(start_weights.of_config(self.config(None)))
+        with mock.patch.object(start_weights, "_random") as random:
+            found = start_weights.of_config(self.config(None, normalize="half"))
+        self.assertIs(found, random.return_value)
+
+    def note(self, sha256: str) -> None:
+        text = json.dumps({"weights_sha256": sha256, "start_sha256": "made"})
+        (self.workdir / start_weights.RECORD).write_text(text)
+
+    def test_weights_that_have_changed(self):
+        self.note("f" * 64)
+        said = start_weights.changed(self.config(), self.workdir)
+        words = f"other weights now ({self.sha256[:12]}) than when this run started ({'f' * 12});"
+        self.assertIn(words, said)
+
+    def test_weights_that_have_not_or_may_be_gone(self):
+        self.assertEqual(start_weights.changed(self.config(), self.workdir), "")
+        self.note(self.sha256)
+        self.assertEqual(start_weights.changed(self.config(), self.workdir), "")
+        self.note("f" * 64)
+        self.assertEqual(start_weights.changed(self.config(None), self.workdir), "")
+        self.read.side_effect = ValueError("gone")
+        self.assertEqual(start_weights.changed(self.config(), self.workdir), "")
+        self.read.side_effect = None
+        self.parsed.return_value.path = None  # on the internet, where nobody looks
+        self.assertEqual(start_weights.changed(self.config(), self.workdir), "")
+        self.assertEqual(self.local.call_count, 2)
 
 
 if __name__ == "__main__":

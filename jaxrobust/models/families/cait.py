@@ -10,14 +10,14 @@ from flax import nnx
 
 from jaxrobust.models.families import stems, vit
 from jaxrobust.models.families.vit import PatchEmbed, grid_of, token_rows
-from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import keys, row
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -132,13 +132,13 @@ class CaiT(nnx.Module):
         return self.head(self.norm(token[:, 0]))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     stems.check_stem((), v.stem_strides)
     grid = grid_of(v, image_size)
     if v.class_depth < 1:
         raise ValueError(f"class_depth={v.class_depth}: the class token needs at least one layer")
-    return classifier(lambda rngs: CaiT(v, num_classes, grid, rngs), dtype=v.dtype)
+    return lambda rngs: CaiT(v, num_classes, grid, rngs)
 
 
 _BLOCKS = r"blocks(?:_token_only)?\.\d+"
@@ -164,4 +164,4 @@ MEMBERS = {
     "cait_xxs24": Member(TorchVariant("cait_xxs24_224")),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=vit.NAMES.stem, head=vit.NAMES.head)
-FAMILY = Family("cait", "CaiT", VARIANTS, create, NAMES, MEMBERS, "matrices-not-tokens")
+FAMILY = Family("cait", "CaiT", VARIANTS, maker, NAMES, MEMBERS, "matrices-not-tokens")

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, keys, row, table
 from jaxrobust.models.kernels.convnext_layers import (
@@ -22,7 +22,7 @@ from jaxrobust.models.kernels.convnext_layers import (
 )
 from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -143,8 +143,8 @@ class ConvNeXt(nnx.Module):
         return self.head(x.mean(axis=(1, 2)))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     architecture_checks.check_tuples(v, "depths", "dims", "downsample_strides", empty=True)
     v = v._replace(downsample_strides=v.downsample_strides or (2,) * (len(v.dims) - 1))
@@ -165,7 +165,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"image_size={image_size} is smaller than the {reduction} px that become one feature; "
             "use a larger image_size, smaller stem_strides, or convnext_n"
         )
-    return classifier(lambda rngs: ConvNeXt(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: ConvNeXt(v, num_classes, rngs)
 
 
 _PLACE = r"(stages\.\d+\.blocks\.\d+)\."
@@ -241,4 +241,4 @@ MEMBERS = {
     ),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stem\..*", head=r"head\.fc\..*", others=OTHER_NAMES)
-FAMILY = Family("convnext", "ConvNeXt", VARIANTS, create, NAMES, MEMBERS, "not-bias", any_size=True)
+FAMILY = Family("convnext", "ConvNeXt", VARIANTS, maker, NAMES, MEMBERS, "not-bias", any_size=True)

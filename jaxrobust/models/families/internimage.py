@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers
@@ -31,7 +31,7 @@ from jaxrobust.models.modules.basic import (
     Normalize,
 )
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -170,8 +170,8 @@ class InternImage(nnx.Module):
         return self.head(self.features(x, train).mean(axis=(1, 2)))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     architecture_checks.check_stages(v, "dims", "depths", "groups")
     architecture_checks.check_least(v, head_dim=1, in_channels=1, bn_group=0)
@@ -191,7 +191,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"image_size={image_size} is smaller than the {reduction} px that become one feature; "
             "use a larger image_size, smaller stem_strides, or fewer stages"
         )
-    return classifier(lambda rngs: InternImage(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: InternImage(v, num_classes, rngs)
 
 
 _BLOCK, _HERE = r"levels\.(\d)\.blocks\.(\d+)\.", r"stages.\1.blocks.\2."
@@ -265,5 +265,5 @@ def options(shapes: Any) -> dict[str, Any]:
 
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stem\..*", head=r"head\..*", options=options)
 FAMILY = Family(
-    *("internimage", "InternImage", VARIANTS, create, NAMES, MEMBERS, "not-bias"), any_size=True
+    *("internimage", "InternImage", VARIANTS, maker, NAMES, MEMBERS, "not-bias"), any_size=True
 )

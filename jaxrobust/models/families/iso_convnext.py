@@ -12,13 +12,13 @@ from flax import nnx
 
 from jaxrobust.models.families import stems
 from jaxrobust.models.families.convnext import block_parameters
-from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.kernels.convnext_layers import convnext_block
 from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -69,8 +69,8 @@ class IsotropicConvNeXt(nnx.Module):
         return self.head(self.norm(x.mean(axis=(1, 2))))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     if min(v.dim, v.depth, v.in_channels) < 1:
         raise ValueError(
@@ -82,7 +82,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"image_size={image_size} is smaller than the {reduction} px that become one feature; "
             "use a larger image_size or smaller stem_strides"
         )
-    return classifier(lambda rngs: IsotropicConvNeXt(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: IsotropicConvNeXt(v, num_classes, rngs)
 
 
 _PLACE = r"(blocks\.\d+)"
@@ -114,6 +114,6 @@ MEMBERS = {
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stem\..*", head=r"head\..*")
 FAMILY = Family(
-    *("iso_convnext", "Isotropic ConvNeXt", VARIANTS, create, NAMES, MEMBERS, "not-bias"),
+    *("iso_convnext", "Isotropic ConvNeXt", VARIANTS, maker, NAMES, MEMBERS, "not-bias"),
     any_size=True,
 )

@@ -14,13 +14,12 @@ from flax import nnx
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, drop, keys, row, table
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, fan_out, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 ACTIVATIONS = {"relu": layers.relu, "gelu": layers.gelu}
 
@@ -114,16 +113,15 @@ def _first(v: Variant) -> int:
     return (4 if v.bottleneck else 1) * v.base
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     architecture_checks.check_tuples(v, "depths")
     if v.activation not in ACTIVATIONS:
         raise ValueError(f"activation={v.activation!r} is unknown; one of {list(ACTIVATIONS)}")
     architecture_checks.check_least(v, width=1, base=1, in_channels=1, bn_group=0)
     if not v.bottleneck and v.width != v.base:
         raise ValueError(f"width={v.width}: blocks of two 3x3 convolutions have base={v.base}")
-    architecture_checks.check_image_size(image_size)
-    return classifier(lambda rngs: ResNet(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: ResNet(v, num_classes, rngs)
 
 
 _CONV = r"((?:layer\d\.\d+\.)?(?:conv\d|downsample\.0))"
@@ -210,4 +208,4 @@ MEMBERS = {
     ),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"fc\..*", others=OTHER_NAMES)
-FAMILY = Family("resnet", "ResNet", VARIANTS, create, NAMES, MEMBERS, "not-bias", any_size=True)
+FAMILY = Family("resnet", "ResNet", VARIANTS, maker, NAMES, MEMBERS, "not-bias", any_size=True)

@@ -15,14 +15,14 @@ from flax import nnx
 from jaxrobust.models.families import robust_blocks
 from jaxrobust.models.families.robust_blocks import BLOCKS, SE, Block, conv, norm_of
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, Renaming, keys, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, split, torch_uniform
 from jaxrobust.models.modules.norms import NORMS
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 STEM = 16  # channels
 
@@ -120,8 +120,8 @@ def _run(blocks: Any, x: Array, key: Array | None, rates: list[float], **how: An
     return run_blocks(blocks[1:], x, key=rest, rates=rates[1:], **how) if len(blocks) > 1 else x
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     _check_words(v)
     _check_stages(v)
     architecture_checks.check_least(
@@ -130,8 +130,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
     robust_blocks.check(v, planes_of(v))
     if not 0 < v.bn_momentum <= 1:
         raise ValueError(f"bn_momentum={v.bn_momentum} must be above 0 and at most 1")
-    architecture_checks.check_image_size(image_size)
-    return classifier(lambda rngs: RobustResNet(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: RobustResNet(v, num_classes, rngs)
 
 
 def _check_words(v: Variant) -> None:
@@ -317,5 +316,5 @@ MEMBERS = {
 _STEM, _HEAD = r"stem_conv\..*", r"fc\..*"
 NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES, options_of)
 FAMILY = Family(
-    "robust_resnet", "RobustResNet", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True
+    "robust_resnet", "RobustResNet", VARIANTS, maker, NAMES, MEMBERS, "all", any_size=True
 )

@@ -12,12 +12,12 @@ from flax import nnx
 from jaxrobust.models.families import residual
 from jaxrobust.models.families.searched_cells import CELLS, Block, Maker, Place
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.classifier import run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -79,8 +79,8 @@ class Searched(nnx.Module):
         return self.classifier(x.mean(axis=(1, 2)))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     if v.cell not in CELLS:
         raise ValueError(f"cell={v.cell!r} is unknown; one of {', '.join(CELLS)}")
     architecture_checks.check_least(v, channels=1, cells=3, in_channels=1, bn_group=0)
@@ -90,7 +90,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
         raise ValueError(
             f"image_size={image_size}: two cells halve the map, so take a multiple of 4"
         )
-    return classifier(lambda rngs: Searched(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: Searched(v, num_classes, rngs)
 
 
 _CELL = r"(cells\.\d+\.)"
@@ -165,6 +165,4 @@ MEMBERS = {
     for name, (title, paper) in _KNOWN.items()
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stem\..*", head=r"classifier\..*")
-FAMILY = Family(
-    "searched", "Searched cells", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True
-)
+FAMILY = Family("searched", "Searched cells", VARIANTS, maker, NAMES, MEMBERS, "all", any_size=True)

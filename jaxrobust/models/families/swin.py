@@ -11,14 +11,14 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, Renaming, drop, keys, linear_oi, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 Map = TypeVar("Map", Array, np.ndarray)
 
@@ -208,8 +208,8 @@ class Swin(nnx.Module):
         return self.head(self.norm(x).mean(axis=(1, 2)))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     architecture_checks.check_stages(v, "heads", "depths")
     architecture_checks.check_least(v, dim=1, patch=1, window=1, in_channels=1)
     if not v.eps > 0:
@@ -222,7 +222,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"image_size={image_size} is not a whole number of patches of {v.patch} px; use {near} "
             f"or {near + v.patch}"
         )
-    return classifier(lambda rngs: Swin(v, num_classes, image_size, rngs), dtype=v.dtype)
+    return lambda rngs: Swin(v, num_classes, image_size, rngs)
 
 
 _WINDOW = max(variant.window for variant in VARIANTS.values())
@@ -324,4 +324,4 @@ MEMBERS = {
 }
 _STEM, _HEAD = r"patch_embed\..*", r"head\.fc\..*"
 NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES)
-FAMILY = Family("swin", "Swin", VARIANTS, create, NAMES, MEMBERS, "matrices")
+FAMILY = Family("swin", "Swin", VARIANTS, maker, NAMES, MEMBERS, "matrices")

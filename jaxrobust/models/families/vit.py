@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, Renaming, keys, row, table
 from jaxrobust.models.kernels import attention, layers
@@ -20,7 +20,7 @@ from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -152,11 +152,11 @@ def grid_of(v: Any, image_size: int) -> int:
     return architecture_checks.whole_patches(v, image_size)
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     grid = grid_of(v, image_size)
-    return classifier(lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=v.dtype)
+    return lambda rngs: VisionTransformer(v, num_classes, grid, rngs)
 
 
 def token_rows(blocks: str) -> list[Renaming]:
@@ -215,4 +215,4 @@ MEMBERS = {
 }
 _STEM, _HEAD = r"patch_embed\.proj\..*", r"head\..*"
 NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES)
-FAMILY = Family("vit", "ViT", VARIANTS, create, NAMES, MEMBERS, "matrices")
+FAMILY = Family("vit", "ViT", VARIANTS, maker, NAMES, MEMBERS, "matrices")

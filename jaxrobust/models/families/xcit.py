@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
@@ -43,7 +43,7 @@ from jaxrobust.models.modules.basic import (
 )
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.models.modules.positions import fourier_features
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 Path = Callable[[Array], Array]  # of a branch: stochastic depth
 
@@ -283,8 +283,8 @@ def _gamma(v: Variant) -> nnx.Param:
     return nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     strides = v.stem_strides
     architecture_checks.check_tuples(v, "stem_strides")
     if min(v.dim, v.depth, v.heads, v.in_channels) < 1 or v.dim % v.heads:
@@ -304,7 +304,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"image_size={image_size} is smaller than a patch of {math.prod(strides)} px; use a "
             "larger image_size, smaller stem_strides, or the v with _p4"
         )
-    return classifier(lambda rngs: Xcit(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: Xcit(v, num_classes, rngs)
 
 
 _CONVS = r"patch_embed\.proj\.\d\.0|blocks\.\d+\.local_mp\.conv[12]"
@@ -384,7 +384,7 @@ def _members() -> dict[str, Member]:
 _STEM, _HEAD = r"patch_embed\..*", r"head\..*"
 NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES)
 FAMILY = Family(
-    *("xcit", "XCiT", VARIANTS, create, NAMES, _members(), "matrices-not-tokens"),
+    *("xcit", "XCiT", VARIANTS, maker, NAMES, _members(), "matrices-not-tokens"),
     any_size=True,
     compared={"positions": "in float64 with PyTorch's rounding of float32 sines on both sides"},
 )

@@ -33,12 +33,6 @@ def check_stages(v: Any, *names: str) -> None:
             raise ValueError(f"{name}={values} and {names[0]}={first} must have the same length")
 
 
-def check_image_size(image_size: int) -> None:
-    """Raise `ValueError` for images without pixels."""
-    if image_size < 1:
-        raise ValueError(f"image_size={image_size} must be at least 1")
-
-
 def whole_patches(v: Any, image_size: int) -> int:
     """Count the patches of a stem along a side.
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxrobust.models.interface.renaming import Naming, Renaming
-from jaxrobust.types import Classifier
+from jaxrobust.types import ModuleMaker
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -63,7 +63,7 @@ class Family(NamedTuple):
     file: str  # the file's name in convert/torch_modules; here too, in a package without its name
     title: str  # on leaderboards
     variants: Mapping[str, Any]  # name -> row
-    create: Callable[..., Classifier]  # (row, *, num_classes, image_size)
+    maker: Callable[..., ModuleMaker]  # (row, *, num_classes, image_size)
     names: Names
     members: Mapping[str, Member]  # name -> what else is known
     decay_mask: str  # which parameters are decayed: a key of `optim.DECAY_MASKS`

@@ -63,6 +63,14 @@ def side(padding: Padding, shape: tuple[int, ...]) -> int | None:
     return next(enough, None)
 
 
+def of_own_type(wanted: Any, x: Any) -> bool:
+    """Tell whether a result, whose type may be asked for, has that of `x`.
+
+    `wanted in (None, x.dtype)` would not do: to NumPy, float64 equals None.
+    """
+    return wanted is None or jnp.dtype(wanted) == x.dtype
+
+
 def applies(settings: dict[str, Any], x: Any, kernel: Any) -> bool:
     """Tell whether a convolution of f[B,H,W,in] with f[kh,kw,in,out] is one that this speeds up.
 
@@ -72,10 +80,10 @@ def applies(settings: dict[str, Any], x: Any, kernel: Any) -> bool:
       kernel: the same.
     """
     ones = ("window_strides", "lhs_dilation", "rhs_dilation")
-    padding = settings["padding"]
+    padding, wanted = settings["padding"], settings["preferred_element_type"]
     return (
         x.dtype in (jnp.float32, jnp.float64)
-        and settings["preferred_element_type"] in (None, x.dtype)
+        and of_own_type(wanted, x)
         and kernel.shape[:2] == (3, 3)
         and min(kernel.shape[2:]) >= CHANNELS
         and settings["feature_group_count"] == 1

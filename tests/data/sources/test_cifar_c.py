@@ -50,6 +50,10 @@ class FilesTest(parameterized.TestCase):
         last = data.open_source(name, "fog-5")[9_999]
         self.assertEqual(decoding.decode(last.image, channels=3)[0, 0, 0], 49_999 % 251)
 
+    def test_a_record_is_named_by_its_row_in_the_file(self):
+        source = data.open_source(self.write(), "fog-3")
+        self.assertEqual(source.describe(7), f"row 20007 of {self.folder}/fog.npy")
+
     def test_labels_of_the_severity_itself(self):
         given = labels()
         given[20_000:30_000] = 3

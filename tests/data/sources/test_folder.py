@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data import imagenet
@@ -65,6 +66,14 @@ class ForeignClassesTest(FolderTest):
         self.assertIn("25% of the records", self.between("train[:75%]", "val"))
         with self.assertRaisesRegex(registry.DataError, "75% of the records .* of 3 classes"):
             self.between("train[:25%]", "val")
+
+    def test_a_half_is_told_and_more_is_refused(self):
+        self.assertIn("50% of the records", self.between("train[:50%]", "val"))
+        (self.root / "ids").write_text("a/0.jpg\nb/0.jpg\nc/0.jpg\n")
+        self.assertIn("of 1 classes", self.between("train[:50%]", f"val@{self.root}/ids"))
+        (self.root / "ids").write_text("a/0.jpg\nd/0.jpg\nc/0.jpg\n")
+        with self.assertRaisesRegex(registry.DataError, "67% of the records .* of 2 classes"):
+            self.between("train[:50%]", f"val@{self.root}/ids")
 
     def test_one_class_of_many_is_told(self):
         write_tree(self.root / "train", [f"d/{i}.jpg" for i in range(5, 15)])
@@ -308,6 +317,27 @@ class RefusalTest(FolderTest):
             num_classes=10,
         )
         self.assertLen(self.open(num_classes=2), 2)
+
+    def test_the_hash_is_of_names_classes_and_labels(self):
+        def of(folders=("a", "b"), labels=(0, 1), blob=b"123", ends=(1, 3)):
+            files = image_folder.Files(
+                "root", folders, np.array(labels, np.int32), blob, np.array(ends, np.int64)
+            )
+            return files.sha256(), [files.name(i) for i in range(2)]
+
+        self.assertEqual(of()[1], ["1", "23"])
+        others = [{"ends": (2, 3)}, {"blob": b"124"}, {"labels": (1, 1)}, {"folders": ("a", "c")}]
+        self.assertLen({of()[0], *(of(**other)[0] for other in others)}, 5)
+
+    def test_a_list_of_images_says_itself_which_they_are(self):
+        """So that the record of a list is the same, whatever else the folder holds."""
+        write_tree(self.root, ["train/a/1.jpg", "train/b/1.jpg", "train/b/2.jpg"])
+        (self.root / "ids").write_text("b/1.jpg\na/1.jpg\n")
+        listed, whole = self.open(f"train@{self.root}/ids"), self.open("train")
+        self.assertIsNone(listed.files_sha256)
+        self.assertIsNotNone(listed.ids_sha256)
+        self.assertIsNotNone(whole.files_sha256)
+        self.assertIsNone(whole.ids_sha256)
 
     def test_splits_with_other_classes(self):
         write_tree(self.root, ["train/a/1.jpg", "train/b/1.jpg", "val/b/1.jpg"])

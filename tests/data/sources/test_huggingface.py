@@ -15,6 +15,7 @@ from PIL import Image
 
 from jaxrobust import data
 from jaxrobust.data import imagenet
+from jaxrobust.data.sources import huggingface
 from tests.support import paths
 from tests.support.data_hub import DataHub
 from tests.support.datasets import image_bytes
@@ -156,7 +157,10 @@ class FolderTest(FolderCase):
         found.append(data.open_source(self.write(), "train[:11]").files_sha256)
         found.append(data.open_source(self.write(labels=[0] * 12), "train").files_sha256)
         found.append(data.open_source(self.write(images=rows(12, 1)), "train").files_sha256)
-        self.assertLen(set(found), 4)
+        longer = rows(12)
+        longer[3]["bytes"] += b"\0"  # the same name, another file
+        found.append(data.open_source(self.write(images=longer), "train").files_sha256)
+        self.assertLen(set(found), 5)
         self.assertEqual(data.open_source(self.write(), "train").files_sha256, found[0])
 
     def test_classes_and_ids(self):
@@ -252,6 +256,33 @@ class ColumnTest(FolderCase):
         )
         name = self.write(images=["a", "b"], kinds={"image": datasets.Value("string")})
         self.refused(name, r"has no column of images: it has image \(string\), label \(int64\)")
+
+    def test_files_of_which_some_have_names(self):
+        """Names of ImageNet's validation images on the hub carry their class, which is cut off."""
+        import pyarrow
+
+        name = "ILSVRC2012_val_00000007_n01440764.JPEG"
+        given = [(b"abc", f"val/{name}"), (b"de", None), (None, "train/n01440764_1.JPEG")]
+        images = pyarrow.array([{"bytes": data, "path": path} for data, path in given])
+        names, sizes = huggingface._files(images)
+        self.assertEqual(names, ["ILSVRC2012_val_00000007.JPEG", "", "n01440764_1.JPEG"])
+        self.assertEqual(sizes, [3, 2, 0])
+        nameless = pyarrow.array([{"bytes": b"abc", "path": None}], images.type)
+        self.assertEqual(huggingface._files(nameless), (None, [3]))
+
+    @parameterized.parameters(
+        (["L", "1"], (6, 8), 1),
+        (["L", "RGB"], (6, 8), 3),
+        (["RGBA", "RGBA"], (6, 8), 3),
+    )
+    def test_channels_and_sides_of_what_is_looked_at(self, modes, shape, channels):
+        records = [data.Record(file(3, mode=mode), 0) for mode in modes]
+        read = lambda rows: [records[row] for row in rows]  # noqa: E731
+        self.assertEqual(huggingface._look(read, 2, "x"), (channels, (*shape, channels)))
+        records[1] = data.Record(file(3, size=(6, 8)), 0)  # on its side
+        self.assertEqual(huggingface._look(read, 2, "x")[1], None)
+        records[1] = data.Record(b"no image", 0)
+        self.assertEqual(huggingface._look(read, 2, "x")[1][:2], shape)
 
     def test_a_split_without_labels(self):
         """Labels of -1, as ImageNet's test split has them, or none."""

@@ -56,6 +56,34 @@ class ReadTest(NpzCase):
             np.testing.assert_array_equal(loaded.images, pixels / np.float32(255))
             np.testing.assert_array_equal(loaded.labels, expected)
 
+    def test_classes_are_those_of_all_splits(self):
+        """A test split may lack the highest class of training, of which a network has an output."""
+        name = self.write(
+            train_images=images(6), train_labels=np.array([0, 1, 2, 3, 4, 0]),
+            test_images=images(2), test_labels=np.array([1, 0]),
+        )  # fmt: skip
+        self.assertEqual([data.open_source(name, s).num_classes for s in ("train", "test")], [5, 5])
+        names = np.array(["a", "b", "c", "d", "e", "f"])
+        name = self.write(images=images(2), labels=np.array([1, 0]), class_names=names)
+        self.assertEqual(data.open_source(name, "all").num_classes, 6)
+
+    def test_names_are_a_list_of_texts(self):
+        given = {"images": images(2), "labels": np.array([1, 0])}
+        for other in (np.array([["a", "b"]]), np.array([3, 4]), np.array("ab")):
+            source = data.open_source(self.write(**given, classes=other), "all")
+            self.assertEqual((source.classes, source.num_classes), ((), 2))
+        as_bytes = np.array([b"a", b"b"])
+        name = self.write(**given, classes=np.array([3]), label_names=as_bytes)
+        self.assertEqual(data.open_source(name, "all").classes, ("a", "b"))
+
+    def test_as_many_names_as_the_largest_label_says(self):
+        given = {"images": images(2), "labels": np.array([1, 0])}
+        enough = np.array(["a", "b"])
+        source = data.open_source(self.write(**given, classes=enough), "all")
+        self.assertEqual(source.classes, ("a", "b"))
+        self.refused("labels go to 1, but it names 1 classes", split="all", **given,
+                     classes=enough[:1])  # fmt: skip
+
     def test_as_medmnist_publishes(self):
         """Compressed, grey, labels uint8[N,1]."""
         pixels, expected = images(20, (5, 7)), labels(20, 3)

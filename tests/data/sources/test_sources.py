@@ -11,14 +11,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data.sources import registry
-from jaxrobust.data.splits import grammar, storage
+from jaxrobust.data.sources import registry, tfds
+from jaxrobust.data.splits import grammar, storage, subsets
 from jaxrobust.data.transforms import decoding
 from tests.support import paths
 from tests.support.datasets import Bucket, image_bytes, write_tfds, write_tree
@@ -390,6 +391,70 @@ class PreparedTest(TempDirTest):
             with self.assertRaisesRegex(registry.DataError, r"it has test \(397\)"):
                 registry.open_source("mydigits", "train")  # 1.10.0 is newer than 1.9.0
             self.assertLen(registry.open_source("mydigits:1.0.0", "train"), 1400)
+
+    def test_a_place_that_is_given_comes_before_the_environment(self):
+        with mock.patch.dict(os.environ, TFDS_DATA_DIR="/there"):
+            self.assertEqual(tfds.data_directory(Path("/given")), "/given")
+            self.assertEqual(tfds.data_directory(), "/there")
+            self.assertEqual(tfds.data_directory(""), "/there")
+        with mock.patch.dict(os.environ, TFDS_DATA_DIR=""):
+            self.assertEqual(tfds.data_directory(), "~/tensorflow_datasets")
+
+    def reader(self, **changes):
+        """A reader of two shards, of which the first lacks two records; nothing is opened."""
+        known = {"data": None, "files": [("a", 2, 3), ("b", 0, 4)], "name_key": None}
+        known |= {"image_key": "image", "label_key": "label", "num_classes": 10}
+        return tfds._Reader(**(known | {"where": "set", "remedy": "again"} | changes))
+
+    def test_both_ends_are_read_when_it_is_opened(self):
+        """A file that is cut off opens with its full length, and fails where it is read."""
+        with mock.patch.object(tfds._Reader, "__call__", return_value=[]) as read:
+            registry.open_source("digits", "test")
+            registry.open_source("digits", "test[:1]")
+        self.assertEqual([call.args for call in read.call_args_list], [([0, 396],), ([0],)])
+
+    def test_where_a_record_is(self):
+        places = [self.reader().position(index) for index in (0, 2, 3, 6)]
+        expected = [("2", "a"), ("4", "a"), ("0", "b"), ("3", "b")]
+        self.assertEqual(places, [f"record {row} of {file}" for row, file in expected])
+
+    def test_labels_are_below_the_number_of_classes(self):
+        def of(label):
+            return {"label": SimpleNamespace(int64_list=SimpleNamespace(value=[label]))}
+
+        self.assertEqual([self.reader().label(0, of(k)) for k in (0, 9)], [0, 9])
+        for wrong in (-1, 10):
+            with self.assertRaisesRegex(
+                registry.DataError, f"has the label {wrong}, outside the classes 0 to 9; again"
+            ):
+                self.reader().label(0, of(wrong))
+
+    def test_an_index_is_of_as_many_records(self):
+        """Of a split that has lost or won some it is not, whatever the first ones say."""
+
+        def features(self, rows):
+            return list(rows)
+
+        index = subsets.Index(np.arange(5), np.array([b"%d" % k for k in range(5)]))
+        with (
+            mock.patch.object(tfds._Reader, "features", features),
+            mock.patch.object(tfds._Reader, "label", lambda self, row, feature: feature),
+            mock.patch.object(tfds._Reader, "name", lambda self, feature: b"%d" % feature),
+        ):
+            fits = [tfds._fits(index, self.reader(), size) for size in (4, 5, 6)]
+            self.assertEqual(fits, [False, True, False])
+            for row in (0, 2, 4):  # its ends and its middle are looked at
+                labels = np.where(np.arange(5) == row, 9, index.labels)
+                self.assertFalse(tfds._fits(index._replace(labels=labels), self.reader(), 5))
+                names = np.where(np.arange(5) == row, b"x", index.names)
+                self.assertFalse(tfds._fits(index._replace(names=names), self.reader(), 5))
+
+    def test_a_record_without_a_name(self):
+        feature = {"id": SimpleNamespace(bytes_list=SimpleNamespace(value=[b"x", b"y"]))}
+        self.assertEqual(self.reader().name(feature), b"")
+        self.assertEqual(self.reader(name_key="id").name(feature), b"x")
+        feature["id"].bytes_list.value = []
+        self.assertEqual(self.reader(name_key="id").name(feature), b"")
 
     def test_the_hash_is_of_version_and_shards(self):
         directory = self.copy_of_digits()

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 from scipy import stats
 
-from jaxrobust.data.transforms import augmentations, operations
+from jaxrobust.data.transforms import augmentations, operations, policies
 from jaxrobust.data.transforms.presets import PRESETS
 from tests.support.images import pattern, torchvision
 
@@ -64,6 +64,9 @@ class RandomResizedCropTest(parameterized.TestCase):
         self.assertEqual(box((10, 90), ratio=(3 / 4, 4 / 3)), (0, 38, 10, 13))
         self.assertEqual(box((90, 10), ratio=(3 / 4, 4 / 3)), (38, 0, 13, 10))
         self.assertEqual(box((32, 32), ratio=(1, 1)), (0, 0, 32, 32))
+        for shape in ((40, 36), (36, 40)):  # within the ratios it is whole, if nothing fits
+            found = box(shape, scale=(4, 4), ratio=(3 / 4, 4 / 3))
+            self.assertEqual(found, (0, 0, *shape))
 
     def test_areas_and_aspects_fill_their_ranges(self):
         rng = np.random.default_rng(0)
@@ -172,9 +175,47 @@ class AugmentationTest(parameterized.TestCase):
             np.testing.assert_array_equal(*outs)
 
     def test_padding_is_4_on_cifar_and_1_on_digits(self):
-        for text, size, padding in (("crop", 32, 4), ("crop", 8, 1), ("crop(2)", 32, 2)):
+        for text, size, padding in (
+            *(("crop", 32, 4), ("crop", 8, 1), ("crop(2)", 32, 2)),
+            *(("crop", 7, 1), ("crop(0)", 7, 0), ("crop", 224, 28)),
+        ):
             (op,) = augmentations.chain(text, size).augment.keywords["ops"]
             self.assertEqual(op.keywords, {"padding": padding})
+
+    @parameterized.parameters(
+        *("randaugment(0, 0, 0, 0)", "randaugment(10, 10, 15, 255)", "crop(32)", "rotate(180)"),
+        *("blur(1, 1, 1)", "resized-crop(1, 1, 1, 1)", "solarize(0, 256)", "jitter(0, 0, 0, 0.5)"),
+        *("autoaugment(255)", "autoaugment-robustart(0)", "grey(0)", "flip(1)", "crop()"),
+    )
+    def test_chains_at_the_ends_of_what_can_be(self, text):
+        chain = augmentations.chain(text, 32)
+        image = pattern(32, 32, 3)
+        out = chain.augment(image, np.random.default_rng(0))
+        self.assertEqual((out.shape, out.dtype), (image.shape, np.uint8))
+        self.assertEqual(chain.resizes, text.startswith("resized-crop"))
+
+    @parameterized.parameters(
+        ("flip", False),
+        ("resized-crop|flip", True),
+        ("flip|resized-crop", True),  # wherever it stands
+        ("", False),
+        ("none", False),
+        ("heavy", True),
+    )
+    def test_what_makes_any_image_as_large_as_wanted(self, text, resizes):
+        self.assertEqual(augmentations.chain(text, 32).resizes, resizes)
+
+    @parameterized.parameters(
+        ("autoaugment()", policies.TORCHVISION, 0, "cifar10"),
+        ("autoaugment-imagenet", policies.TORCHVISION, 0, "imagenet"),
+        ("autoaugment-robustart", policies.ROBUSTART, 128, "cifar10"),
+        ("autoaugment-robustart-imagenet", policies.ROBUSTART, 128, "imagenet"),
+        ("autoaugment(7)", policies.TORCHVISION, 7, "cifar10"),
+    )
+    def test_policies_and_what_they_leave_behind(self, text, rows, fill, policy):
+        (op,) = augmentations.chain(text, 32).augment.keywords["ops"]
+        self.assertIs(op.keywords["rows"], rows)
+        self.assertEqual((op.keywords["fill"], op.keywords["policy"]), (fill, policy))
 
     @parameterized.parameters(
         ("corp", "unknown augmentation 'corp': presets are none, basic"),

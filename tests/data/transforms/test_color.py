@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 from scipy import stats
 
-from jaxrobust.data.transforms import color, operations
+from jaxrobust.data.transforms import augmentations, color, operations
 from tests.support.images import pattern, photographs, torchvision
 
 
@@ -74,6 +74,43 @@ class ColorTest(parameterized.TestCase):
         self.assertEqual(
             color.draw_jitter(np.random.default_rng(0), color.jitter_ranges(0, 0, 0, 0)), []
         )
+
+    @parameterized.parameters((0.5, 127), (-0.5, 129), (0.25, 63), (1 / 512, 0), (0, 0))
+    def test_turns_of_the_hue_are_cut_to_255ths(self, turns, hue):
+        """Of red, whose hue is 0: -127 of 256 is 129."""
+        expected = Image.new("HSV", (1, 1), (hue, 255, 255)).convert("RGB")
+        found = operations.hue(Image.new("RGB", (1, 1), (255, 0, 0)), turns)
+        self.assertEqual(found.getpixel((0, 0)), expected.getpixel((0, 0)))
+
+    @parameterized.parameters(
+        (operations.solarize_add, 110, [110, 237, 128, 255]),
+        (operations.solarize_add, 200, [200, 255, 128, 255]),  # no value is above 255
+        (operations.solarize, 128, [0, 127, 127, 0]),
+        (operations.solarize, 256, [0, 127, 128, 255]),
+        (operations.solarize, 0, [255, 128, 127, 0]),
+        (operations.posterize, 8, [0, 127, 128, 255]),
+        (operations.posterize, 1, [0, 0, 128, 128]),
+        (operations.posterize, 0, [0, 0, 0, 0]),
+    )
+    def test_tables_of_values(self, change, number, expected):
+        grey = Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8))
+        np.testing.assert_array_equal(np.asarray(change(grey, number)), [expected])
+
+    def test_numbers_of_a_jitter_that_are_not_written_are_the_first(self):
+        for text, numbers in (
+            ("jitter(0.4)", (0.4, 0.4, 0.4, 0)),
+            ("jitter(0.4, 0.1)", (0.4, 0.1, 0.4, 0)),
+            ("jitter(0.4, 0, 0.2, 0.05)", (0.4, 0, 0.2, 0.05)),
+        ):
+            (op,) = augmentations.chain(text, 32).augment.keywords["ops"]
+            self.assertEqual(op.keywords["ranges"], color.jitter_ranges(*numbers), text)
+
+    def test_ranges_up_to_half_of_the_circle(self):
+        ranges = color.jitter_ranges(0.25, 1.5, 0, 0.5)
+        self.assertEqual(ranges, ((0.75, 1.25), (0, 2.5), (1, 1), (-0.5, 0.5)))
+        for wrong in ((0, 0, 0, 0.501), (-0.1, 0, 0, 0), (0, -0.1, 0, 0), (0, 0, -0.1, 0)):
+            with self.assertRaisesRegex(ValueError, "numbers are 0 or more, and the hue's 0.5"):
+                color.jitter_ranges(*wrong)
 
     @parameterized.parameters((0, "Desaturate"), (1, "Solarize"), (2, "GaussianBlurRand"))
     def test_one_of_three_makes_the_bytes_of_timm(self, which, name):

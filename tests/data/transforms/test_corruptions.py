@@ -197,6 +197,46 @@ class PlainTest(parameterized.TestCase):
         at = start + (np.arange(side) + (outer - side) // 2) * (inner - 1) / (outer - 1)
         np.testing.assert_allclose(found, 2 * at[:, None] + 3 * at, atol=1e-9)
 
+    def test_brightness_is_added_to_black_too(self):
+        """Value and saturation of black are 0, so that it becomes a grey; of white nothing does."""
+        pixels = np.array([[[0, 0, 0], [255, 255, 255]], [[51, 0, 0], [0, 204, 102]]], np.uint8)
+        found = distortions.brightness(pixels, None, 0.4)
+        by_hand = [[[102] * 3, [255] * 3], [[153, 0, 0], [0, 255, 127.5]]]
+        np.testing.assert_allclose(found, by_hand, atol=1e-9)
+
+    def test_an_offset_reaches_three_deviations(self):
+        """On a ramp of 8 a pixel, one displaced point moves its row by 8 alpha g(x) g(0)."""
+
+        class Impulse(Draws):
+            def uniform(self, low, high, size):
+                asked.append((low, high, size))
+                field = np.zeros(size)
+                if len(asked) == 2:  # the offsets along the rows
+                    field[16, 16] = 1
+                return field
+
+        asked = []
+        ramp = np.broadcast_to(8 * np.arange(32, dtype=np.uint8)[None, :, None], (32, 32, 3))
+        found = distortions.elastic_transform(ramp, Impulse(0), 20.0, 1.0, 2.0)
+        self.assertEqual(asked, [(-2.0, 2.0, (3, 2)), (-1, 1, (32, 32)), (-1, 1, (32, 32))])
+        g = np.exp(-(np.arange(-3, 4) ** 2) / 2)
+        g /= g.sum()
+        moved = (found - ramp)[:, :, 0]
+        np.testing.assert_allclose(moved[16, 13:20], 8 * 20 * g * g[3], rtol=1e-3)
+        np.testing.assert_allclose(moved[13:20, 16], 8 * 20 * g * g[3], rtol=1e-3)
+        self.assertLess(abs(np.delete(moved, range(13, 20), 1)).max(), 1e-3)
+        self.assertLess(abs(np.delete(moved, range(13, 20), 0)).max(), 1e-3)
+
+    def test_each_kind_and_severity_has_draws_of_its_own(self):
+        every = corruptions.chosen("all")
+        drawn = [corruptions.draws(7, each, 3).random() for each in every]
+        drawn += [
+            corruptions.draws(7, every[0], 4).random(),
+            corruptions.draws(8, every[0], 3).random(),
+        ]
+        self.assertLen(set(drawn), 15 * 5 + 2)
+        self.assertEqual(corruptions.draws(7, every[0], 3).random(), drawn[0])
+
     def test_large_images_have_been_jpegs(self):
         image = picture(224)
         found = corrupted(image, "brightness", 1, Draws(0))

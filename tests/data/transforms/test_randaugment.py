@@ -235,6 +235,23 @@ class AutoAugmentTest(parameterized.TestCase):
                 ours = row.change(image, row.number(sign, level, side), Canvas(NEAREST, fill=128))
                 np.testing.assert_array_equal(ours, expected, f"{name} {level} {sign}")
 
+    def test_a_translation_is_a_share_of_its_own_side(self):
+        """At level 9 it is 150/331 of the side: of 400 columns 181, of 100 rows 45."""
+        always = mock.Mock()
+        always.random.return_value = 0.0  # every change happens, its sign is 1
+        sizes = {"policy": "cifar10", "height": 100, "width": 400}
+        for row, expected in ((1, ("TranslateX", -181)), (3, ("TranslateY", -45))):
+            always.integers.return_value = row
+            self.assertEqual(policies.draw_autoaugment(always, **sizes)[1], expected)
+            always.integers.assert_called_with(25)
+
+    def test_a_change_without_probability_never_happens(self):
+        always = mock.Mock()
+        always.random.return_value = 0.0
+        always.integers.return_value = 14  # Solarize at 0.5 and Invert at 0
+        plan = policies.draw_autoaugment(always, policy="cifar10", height=32, width=32)
+        self.assertEqual([name for name, _ in plan], ["Solarize"])
+
     @parameterized.parameters((32, 32), (50, 31))
     def test_bytes_of_robustart(self, width, height):
         """Written out with Pillow alone, from the description of that code."""

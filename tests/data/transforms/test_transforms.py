@@ -34,6 +34,17 @@ GOLDEN_IDS = {
 
 
 class EvaluationTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (448, 224, True),  # two pixels become one
+        (300, 256, True),  # 75 become 64
+        (300, 224, False),  # 75 become 56, no power of two
+        (256, 224, False),
+        (65_535, 256, True),
+        (65_537, 256, False),  # float32 does not hold its multiples of 1 / 256
+    )
+    def test_parts_that_can_be_resized_alone(self, size, resized, exact):
+        self.assertEqual(preparing._exact(size, resized), exact)
+
     @parameterized.product(size=SIZES, option=tuple(GOLDEN_IDS))
     def test_robustbench_golden(self, size, option):
         if not GOLDEN.exists():

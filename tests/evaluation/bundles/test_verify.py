@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import data
 from jaxrobust.commands import verify
-from jaxrobust.evaluation.bundles import claims
+from jaxrobust.evaluation.bundles import claims, claims_torch
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.weights.store import files, weights_folder
 from jaxrobust.weights.trained import runs
@@ -372,6 +372,20 @@ class FunctionTest(Case):
         code, printed, _ = self.checked("--labels", self.root / "other.labels.npy")
         self.assertEqual(code, 1)
         self.assertIn("not confirmed: another label than the data set's", printed)
+
+
+@absltest.skipUnless(TORCH, paths.PARITY)
+class NetworkTest(absltest.TestCase):
+    def test_a_module_of_any_type_judges_in_float32_and_without_dropout(self):
+        text = "import torch\nlayers = torch.nn.Flatten(), torch.nn.Dropout(0.5)\n"
+        text += "NET = torch.nn.Sequential(*layers, torch.nn.Linear(6, 2)).double()\n"
+        text += "with torch.no_grad():\n    NET[2].weight.copy_(torch.arange(12.0).view(2, 6))\n"
+        text += "    NET[2].bias.zero_()\n"
+        path = self.create_tempfile("net_of_doubles.py", content=text).full_path
+        images = np.zeros((1, 1, 2, 3), np.float32)
+        images[0, 0, 1, 2] = 1  # the last channel of the last pixel
+        found = claims_torch.network(f"{path}:NET", "cpu")(images)
+        self.assertEqual((found.dtype, found.tolist()), (np.float32, [[5, 11]]))
 
 
 if __name__ == "__main__":

@@ -447,6 +447,30 @@ class CascadeTest(parameterized.TestCase):
         self.assertEqual([call.args for call in calls][1], (30 * 3, 2.0, False, 100, 50))
         self.assertEqual(attack.draw(), 42)
 
+    def test_what_a_run_costs_and_which_compilations_are_remembered(self):
+        attack, now = self.attack(), mock.Mock(return_value=100.0)
+        attack.join, attack.meter.awaited = mock.Mock(), lambda calls: calls
+        attack.flag = lambda: now.configure_mock(return_value=110.0)
+        calls = [
+            engine.Call(0, 0, 0.9, True),
+            engine.Call(40, 30, 2.0, False),
+            engine.Call(0, 0, 3.0, True),  # of fewer slots
+        ]
+        known = {"program": mock.Mock(return_value="p"), "expected": mock.Mock()}
+        remember = mock.Mock()
+        with (
+            mock.patch.multiple(cascade.compilation, **known, remember=remember),
+            mock.patch.object(cascade.ensembles, "targets"),
+            mock.patch.object(cascade.engine, "decide", return_value=iter(calls)),
+            mock.patch.object(cascade.time, "perf_counter", now),
+        ):
+            cost = attack.run(50)
+        remember.assert_called_once_with("p", 3.0, hit=False)
+        self.assertEqual((cost.attack, cost.fooled), (attack.name, 0))
+        self.assertEqual((cost.forward, cost.backward, cost.idle), (30 * 2, 30 * 5, 10 * 2))
+        self.assertAlmostEqual(cost.compile_seconds, 3.9)
+        self.assertAlmostEqual(cost.seconds, 10 - 3.9)
+
     def test_what_the_ledger_knows(self):
         once = np.array([True, True, False, False])
         of = context(4, once=once, how=randomised.verdict("mean"))

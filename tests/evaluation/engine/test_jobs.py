@@ -74,6 +74,23 @@ class VerdictsTest(parameterized.TestCase):
         self.assertLessEqual(bench.useful, needs.sum())
         self.assertLen(set(bench.begun), len(bench.begun))  # none was made twice
 
+    @parameterized.parameters(
+        ([1, 1, 1], [1, 1, 1], 0, 1), ([1, 1, 1], [0, 1, 1], 1, 2), ([9, 1, 1], [1, 1, 1], 0, 9)
+    )
+    def test_the_first_of_several_that_fool_counts(self, needs, fools, job, steps):
+        found, _ = run([needs], [fools], 3)
+        self.assertEqual((found[0].fooled, found[0].job, found[0].steps), (True, job, steps))
+        self.assertEqual(found[0].adversarial, job)  # the point of its own slot
+
+    def test_a_point_stays_what_it_was_when_it_fooled(self):
+        jobs = Jobs(2, 1, np.array([7]), np.arange(2, dtype=np.int32)[None], 1)
+        jobs.assign()
+        held, both = np.float32([[1], [2]]), np.ones(2, bool)
+        jobs.collect(~both, both, np.ones(2, int), ~both, lambda: held)
+        held[:] = 0  # the devices' next points
+        (verdict,) = jobs.verdicts()
+        self.assertEqual(verdict.adversarial.tolist(), [1])
+
     def test_jobs_go_out_target_by_target(self):
         _, bench = run(np.full((3, 2), 1), np.zeros((3, 2)), 1)
         self.assertEqual(bench.begun, [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)])

@@ -102,6 +102,84 @@ class DecisionsTest(parameterized.TestCase):
         meter.begin("fab-t", 0, 0, 0, 8)
         self.assertNotIn("compiling", self.said.getvalue())
 
+    @parameterized.parameters((4.9, False), (5.0, True))
+    def test_a_first_call_that_lasts_tells_the_pace(self, seconds, told):
+        meter = meter_of(100)
+        meter.begin("apgd-ce", 100, 0, 100, 8)
+        meter.advance(16, seconds, False, MOST, 0)
+        self.assertEqual("ETA at most 1:44:05," in self.said.getvalue(), told)  # 19,984 * 5 / 16 s
+
+    @parameterized.parameters((1.0, False), (1.1, True))
+    def test_a_compilation_of_a_second_is_not_told(self, seconds, told):
+        meter = meter_of(100)
+        meter.begin("fab-t", 100, 0, 100, 8, "took 3 s last time")
+        meter.advance(0, seconds, True, MOST, 0)
+        expected = "fab-t: compiling (took 3 s last time)\n"
+        expected += f"fab-t: compiled in {seconds} s\n" if told else ""
+        self.assertEqual(self.said.getvalue(), expected)
+
+    def test_each_attack_begins_anew(self):
+        meter = meter_of(100)
+        for name, standing in (("apgd-ce", 100), ("apgd-t", 60)):
+            meter.begin(name, standing, 0, standing, 8)
+            meter.advance(16, 0.9, False, MOST, 0)
+            self.assertNotIn(f"{name} ETA", self.said.getvalue())
+        with mock.patch.object(evaluation_progress, "_INTERVAL", -1.0):
+            meter.advance(2000, 1.0, False, MOST, 0)
+        said = "apgd-t ETA at most 0:04, 2,016 of at most 12,000 passes, 0/60 decided"
+        self.assertIn(said, self.said.getvalue())  # (12,000 - 2,016) / 2,000 s
+
+    def test_a_line_in_a_log_every_eight_seconds(self):
+        meter, now = meter_of(100), mock.Mock(return_value=100.0)
+        with mock.patch("time.perf_counter", now):
+            meter.begin("square", 100, 0, 100, 8)
+            for second, lines in ((0, 1), (8, 1), (8.1, 2), (16, 2), (17, 3)):
+                now.return_value = 100 + second
+                meter.advance(2000, 6.0, False, MOST, 0)
+                told = [row for row in self.said.getvalue().splitlines() if "ETA" in row]
+                self.assertLen(told, lines, second)
+
+    def test_an_equal_line_is_not_said_again(self):
+        meter, now = meter_of(100), mock.Mock(return_value=100.0)
+        with mock.patch("time.perf_counter", now):
+            meter.begin("square", 100, 0, 100, 8)
+            for second in (0, 20):
+                now.return_value = 100 + second
+                meter.advance(0, 6.0, False, MOST, 0)
+        self.assertEqual(self.said.getvalue().count("0 of at most 20,000 passes"), 1)
+
+
+class LeftTest(parameterized.TestCase):
+    """Attacks of at most 100 passes an image on 4 slots, and 50 passes of later ones."""
+
+    @parameterized.parameters(
+        # Nothing is fooled yet: all 10 take 100, and the 12 that stand are attacked later.
+        ({"undecided": 10}, 12, (1000, 600, True)),
+        ({"undecided": 10, "passes": 30}, 12, (970, 600, True)),
+        # A fooled image took 10. Two have been attacked as long as twice that, 40 passes in all, so
+        # half of the four others are fooled: 2 * 100 + 4 * (100 + 10) / 2 - 40 are left.
+        (
+            {"undecided": 6, "passes": 170, "fooled": 3, "of_fooled": 30}
+            | {"survived": 1, "of_survived": 100},
+            9,
+            (380, 350, False),
+        ),
+        # As many as there are slots, however long they take: 4 * 100 + 2 * 66.25 - 200.
+        (
+            {"undecided": 6, "passes": 330, "fooled": 3, "of_fooled": 30}
+            | {"survived": 1, "of_survived": 100},
+            9,
+            (332.5, 412.5, False),
+        ),
+        # A fooled image takes no more than one that is not: 2 * 100 are left.
+        ({"undecided": 2, "passes": 900, "fooled": 3, "of_fooled": 900}, 2, (200, 50 * 0, False)),
+        ({"undecided": 0, "passes": 30, "fooled": 3, "of_fooled": 30}, 0, (0, 0, False)),
+    )
+    def test_by_hand(self, counts, standing, expected):
+        made = evaluation_progress.Counts(**counts)
+        found = made.left(slots=4, most=100, later=50, standing=standing)
+        self.assertEqual(found, expected)
+
 
 if __name__ == "__main__":
     absltest.main()

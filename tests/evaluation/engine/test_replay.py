@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust.evaluation.engine import replay
 from jaxrobust.evaluation.engine.cascade import Attack
 from jaxrobust.evaluation.records import verdicts
 from tests.support.ensemble import IMAGES, LABELS, NETS, evaluate, quick
@@ -201,6 +202,61 @@ class RefusalTest(parameterized.TestCase):
         for wrong in (np.ones(3, bool), np.ones(40)):
             with self.assertRaisesRegex(ValueError, "robust_beyond: pass 40 booleans"):
                 quick(robust_beyond=wrong)
+
+
+class SourcesTest(parameterized.TestCase):
+    """What is read of ledgers, and in which order they are tried."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+
+    def ledger(self, name: str, **identity) -> Path:
+        known = {"network": "n", "norm": "linf", "epsilon": 0.1, "image": [1, 2, 1]} | identity
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        rows = [{"identity": known}, {"image": 7, "fooled": True, "stored": 1}]
+        rows += [{"image": 9, "fooled": False}, {"image": 4, "fooled": True, "stored": 0}]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    def test_those_of_a_folder_alone(self):
+        here = [self.ledger("b.jsonl"), self.ledger("a.jsonl")]
+        self.ledger("deep/c.jsonl")
+        (self.folder / "results.jsonl").write_text('{"clean": 1}\n')
+        self.assertEqual(replay.ledgers(self.folder), here[::-1])
+
+    def test_points_of_the_images_that_were_fooled(self):
+        path = self.ledger("a.jsonl")
+        held = np.float32([[1, 2], [3, 4]])
+        path.with_suffix(".images").write_bytes(held.tobytes())
+        found = replay.points(replay.source(path))
+        self.assertEqual((found.ids.tolist(), found.stored.tolist()), ([4, 7], [0, 1]))
+        self.assertEqual(found.read(np.array([7, 4])).tolist(), [[[[3], [4]]], [[[1], [2]]]])
+        path.with_suffix(".images").write_bytes(held.tobytes()[:-1])
+        self.assertEqual(found.read(np.array([4])).tolist(), [[[[1], [2]]]])
+        with self.assertRaisesRegex(ValueError, "a.images lacks adversarial images of a.jsonl"):
+            found.read(np.array([7]))
+
+    def test_the_likeliest_to_fool_goes_first(self):
+        """What has fooled this network within the ball is sure to; then what is most alike."""
+        known = {
+            "sure": {"epsilon": 0.05},
+            "sure at the radius": {},
+            "larger": {"epsilon": 0.2},
+            "much larger": {"epsilon": 0.4},
+            "another norm": {"norm": "l2", "epsilon": 0.1},
+            "another network": {"network": "m", "epsilon": 0.15},
+            "neither": {"network": "m", "norm": "l2", "epsilon": 0.1},
+        }
+        sources = [replay.source(self.ledger(f"{k}.jsonl", **v)) for k, v in known.items()]
+        asked = {"network": "n", "norm": "linf", "epsilon": 0.1}
+        verdicts_before = replay.KnownVerdicts(sources[::-1], np.zeros(1, bool))
+        found = replay.ordered(verdicts_before, asked)
+        order = ["sure at the radius", "sure", "larger", "much larger", "another norm"]
+        order += ["another network", "neither"]
+        self.assertEqual([one.path.stem for one in found.sources], order)
+        self.assertEqual(found.network, ["n", None])
 
 
 if __name__ == "__main__":

@@ -49,6 +49,15 @@ class ClippedTest(parameterized.TestCase):
         self.assertEqual(pixels["largest"], largest)
         np.testing.assert_array_equal(found, np.clip(some, 0, 1))
 
+    def test_an_image_counts_once_whatever_its_channels(self):
+        given = np.full((3, 2, 2, 3), 0.5)
+        given[0, 0, 0] = -3e-7, 1 + 5e-7, 0.5
+        given[2, 1, 1, 2] = 1 + 2e-7
+        found, overshot = images.clipped(given)
+        self.assertEqual((overshot["images"], overshot["pixels"]), (2, 3))
+        self.assertAlmostEqual(overshot["largest"], 5e-7, delta=1e-12)
+        self.assertEqual(found[0, 0, 0].tolist(), [0, 1, 0.5])
+
     def test_an_image_set_counts_each_image_once_however_often_it_is_read(self):
         some = pictures()
         some[1, 0], some[3, 1, 1], some[4, 0, 0] = -OVER, 1 + OVER, -OVER / 2

@@ -41,6 +41,35 @@ class RulesTest(parameterized.TestCase):
         self.assertEqual(found.finite.tolist(), [False, True, True, True])
         self.assertEqual(found.reached.tolist(), [-1, 2, 2, 2])
 
+    @parameterized.parameters(
+        (None, None, "majority of 20 draws", "majority"),
+        ("majority", 1, "majority of 1 draws", "majority"),
+        ("mean", 3, "mean of 3 draws", "mean"),
+        ("one-draw", None, "one draw", ""),
+        ("one-draw", 1, "one draw", ""),
+    )
+    def test_words_and_the_rule_of_the_search(self, rule, draws, words, tally):
+        how = randomised.verdict(rule, draws)
+        self.assertEqual((how.words(), how.tally), (words, tally))
+
+    @parameterized.parameters(
+        ("best", None, "rule='best' is unknown; one of majority, mean, one-draw"),
+        ("one-draw", 2, "draws=2: the rule one-draw has one; leave draws out"),
+        ("mean", 0, "draws=0: pass an int >= 1"),
+        ("mean", True, "draws=True: pass an int >= 1"),
+        (None, 2.0, "draws=2.0: pass an int >= 1"),
+    )
+    def test_what_cannot_be_meant(self, rule, draws, said):
+        with self.assertRaisesRegex(ValueError, said):
+            randomised.verdict(rule, draws)
+
+    @parameterized.parameters(1, 7, 8, 9, 20)
+    def test_which_images_stand_comes_back_from_a_record(self, n):
+        values = np.arange(n) % 3 == 0
+        text = randomised.packed(values)
+        self.assertLen(text, 2 * -(-n // 8))
+        np.testing.assert_array_equal(randomised.unpacked(text, n), values)
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -1,6 +1,7 @@
 """What a count comes to, image by image, and what may be asked, at both sides of each limit."""
 
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -52,6 +53,55 @@ class AnsweredTest(parameterized.TestCase):
         none = {key: value[:0] for key, value in REACHED.items()}
         record = measuring.answered(none, Question("pgd-3"), PLACES[:0], [], 0.0).record
         self.assertEqual((record.clean, record.robust), (None, None))
+
+
+class CountedTest(parameterized.TestCase):
+    """Which images are counted, in which batches, and what is told of them."""
+
+    def counted(self, question: Question, *, devices=4, standing=None):
+        subject = SimpleNamespace(
+            ball=Threat("l2", 0.5), norm="l2", batch_size=100, image_size=8, workers=2,
+            create=lambda dtype: f"net in {dtype}",
+        )  # fmt: skip
+        more = {"stable": np.array([1.0, 0, 0, 0]), "local_lipschitz": np.arange(4.0)}
+        self.each = mock.Mock(return_value=REACHED | more | {"clean_top5": np.ones(4)})
+        mesh = SimpleNamespace(size=devices)
+        with (
+            mock.patch.object(measuring, "attack_of", return_value=([{"name": "x"}], "attack")),
+            mock.patch.object(measuring.sharding, "make_mesh", return_value=mesh),
+            mock.patch.object(measuring.accuracy, "counter") as counter,
+            mock.patch.object(measuring.accuracy, "each", self.each),
+        ):
+            found = measuring.counted(subject, "source", "weights", question, standing=standing)
+        counter.assert_called_once_with("net in float32", "attack", mesh=mesh, top5=True, each="l2")
+        return found
+
+    @parameterized.parameters(
+        (None, 4, 1, 4), (None, 4, 4, 4), (None, 4, 3, 6), (3, 4, 1, 3), (3, 4, 4, 4), (9, 4, 1, 4)
+    )
+    def test_a_batch_is_no_larger_than_the_images_need(self, batch, images, devices, size):
+        question = Question("pgd-3", batch=batch, images=images, seed=7)
+        self.counted(question, devices=devices)
+        _, weights, given, _ = self.each.call_args.args
+        self.assertEqual((weights, given.source, given.batch_size), ("weights", "source", size))
+        self.assertEqual((given.limit, given.seed, given.workers), (images, 7, 2))
+        self.assertIsNone(given.places)
+
+    def test_only_images_that_stand_are_counted(self):
+        standing = np.isin(np.arange(8), PLACES)
+        found = self.counted(Question("pgd-3", images=8), standing=standing)
+        self.assertEqual(self.each.call_args.args[2].places, tuple(PLACES.tolist()))
+        self.assertEqual(found.verdicts.image_ids.tolist(), PLACES.tolist())
+        none = self.counted(Question("pgd-3", images=8), standing=np.zeros(8, bool))
+        self.each.assert_not_called()
+        self.assertIsNone(none.record.clean_top5)
+
+    def test_only_an_attack_moves_answers(self):
+        record = self.counted(Question("pgd-3", images=4)).record
+        self.assertEqual((record.clean_top5, record.stable, record.local_lipschitz), (1, 0.25, 1.5))
+        record = self.counted(Question("clean", images=4)).record
+        self.assertEqual((record.clean_top5, record.stable), (1, None))
+        self.assertIsNone(record.local_lipschitz)
 
 
 class LimitsTest(parameterized.TestCase):
@@ -118,6 +168,18 @@ class ThreeNormsTest(parameterized.TestCase):
         self.assertEqual(own, table)
         own = [(part.norm, part.attack) for part in three_norms.parts(skips=True)]
         self.assertEqual(own, [table[0], *table[2:], table[1]])
+
+    def test_the_study_has_radii_for_small_and_for_large_images(self):
+        rows = {
+            side: [(ball.norm, ball.epsilon) for ball in balls]
+            for side, balls in three_norms.RADII.items()
+        }
+        linf = ("linf", 8 / 255)
+        expected = {
+            32: [linf, ("l2", 1.5), ("l1", 40.0)],
+            224: [linf, ("l2", 8.0), ("l1", 1600.0)],
+        }
+        self.assertEqual(rows, expected)
 
     def test_radii_of_the_study_and_given_ones(self):
         found = three_norms.radii(224, [Threat("l2", 3.0)])

@@ -684,6 +684,52 @@ class VerificationTest(parameterized.TestCase):
         own = plain._replace(**{flag: "mine"})
         self.assertEqual(verification._source_of(own, known)[flag], "mine")
 
+    @parameterized.parameters(
+        (True, None, None, None, True),
+        (False, None, None, None, False),
+        (True, "another network", None, None, False),
+        (True, None, "another split", None, False),
+        (True, None, None, "another program", True),  # which says nothing of the claim
+    )
+    def test_what_is_confirmed(self, whole, network, split, program, expected):
+        record = {"model": {"num_classes": 3, "image_size": 8}}
+        read = mock.Mock(record=record, number="n", threat={"norm": "l2", "epsilon": 0.5})
+        findings = mock.Mock(whole=whole)
+        findings.plain.return_value = {"whole": whole, "images": 4}
+        judged = {"read": mock.Mock(return_value=read), "judge": mock.Mock(return_value=findings)}
+        judged["lines"] = mock.Mock(return_value=["the claim"])
+        placed = mock.Mock(weights=mock.Mock(return_value=(None, mock.Mock(), ({}, {}))))
+        with (
+            mock.patch.multiple(verification.claims, **judged),
+            mock.patch.object(verification, "flags", placed),
+            mock.patch.object(
+                verification.subjects, "settled", return_value=[mock.MagicMock()] * 2
+            ),
+            mock.patch.multiple(
+                verification,
+                _given=mock.Mock(),
+                _source_of=mock.Mock(return_value={}),
+                _prepared=mock.MagicMock(),
+                _other=mock.Mock(return_value=network),
+                _other_split=mock.Mock(return_value=split),
+                _other_program=mock.Mock(return_value=program),
+                say=mock.Mock(),
+            ),
+            mock.patch.object(verification.measuring, "networks_of"),
+            mock.patch.object(verification.bundles, "forward"),
+            mock.patch("builtins.print") as printed,
+        ):
+            found = verification.verify(VerificationSettings(Path("b"), function="f"))
+        self.assertEqual((found["whole"], found["bundle"], found["images"]), (expected, "n", 4))
+        self.assertEqual(found["other_network"], bool(network))
+        words = [word for word in (network, split, program) if word]
+        printed.assert_called_once_with("\n".join(["the claim", *words]))
+
+    def test_one_network_is_named(self):
+        for given in ({}, {"weights": "w", "function": "f"}):
+            with self.assertRaisesRegex(ValueError, "give --weights W, or --function"):
+                verification.verify(VerificationSettings(Path("b"), **given))
+
     def test_another_network(self):
         subject = Subject(dataclasses.replace(SPEC, options={"a": 1}))
         known = {"model": MODEL, "weights_sha256": "s" * 64}

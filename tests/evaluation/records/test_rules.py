@@ -246,6 +246,21 @@ class VerdictsTest(parameterized.TestCase):
         self.assertEqual(verdicts.read(path).reached.tolist(), [-1, -1, -1])
 
 
+class NeededTest(parameterized.TestCase):
+    """Connor's number of images for a test at 95 % with a power of 80 %."""
+
+    @parameterized.parameters(
+        # (1.959964 sqrt(0.3) + 0.841621 sqrt(0.3 - 0.1^2))^2 / 0.1^2 = 233.1
+        (100, 10, 20, 234),
+        (100, 20, 10, 234),
+        (1000, 100, 200, 234),
+        (100, 7, 7, None),
+    )
+    def test_by_hand(self, n, gained, lost, images):
+        found = pairs.Paired(n, 0, 0, gained, lost, (gained - lost) / n, 0, 0, 0)
+        self.assertEqual(pairs.images_needed(found), images)
+
+
 class TrainedTest(parameterized.TestCase):
     def facts(self, phase="b", chosen=None, split="test", **changes):
         attack = {"name": "pgd", "steps": 3, "norm": "linf", "epsilon": 0.1, "step_size": None}

@@ -199,7 +199,7 @@ MESSAGES = (
     ("cifar_coatnet", {"order": "CXTT"}, r"C \(convolutions\) or T \(attention\) for each"),
     ("cifar_coatnet", {"order": ""}, "order='' names the 4 stages"),
     ("cifar_coatnet", {"image_size": 48}, "the 5 stages halves the map, so take a multiple of 32"),
-    ("cifar_coatnet", {"image_size": 0}, "image_size=0: each of the 5 stages"),
+    ("cifar_coatnet", {"image_size": 0}, "image_size=0 must be at least 1"),
     ("cifar_coatnet", {"depths": (2, 2)}, "depths=.* and dims=.* must have the same length"),
     ("cifar_coatnet", {"dims": ()}, r"dims=\(\) must be a tuple of positive integers"),
     ("cifar_coatnet", {"dims": (3, 4, 4, 4, 4)}, "at least 4: a squeeze has a quarter of them"),

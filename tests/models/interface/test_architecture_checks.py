@@ -13,8 +13,6 @@ class ChecksTest(parameterized.TestCase):
     @parameterized.parameters(
         (checks.check_least, {"dim": 8}, None),
         (checks.check_least, {"dim": 9}, "dim=8 must be at least 9"),
-        (checks.check_image_size, 1, None),
-        (checks.check_image_size, 0, "image_size=0 must be at least 1"),
         (checks.check_tuples, "depths", None),
         (checks.check_tuples, "none", r"none=\(\) must be a tuple of positive integers"),
         (checks.check_tuples, "zero", r"zero=\(1, 0\) must be a tuple of positive integers"),

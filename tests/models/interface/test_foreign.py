@@ -275,7 +275,7 @@ class RefusalTest(OwnFolder):
 
     def test_the_family_has_no_rows(self):
         with self.assertRaisesRegex(ValueError, "has no rows"):
-            foreign.FAMILY.create(None)
+            foreign.FAMILY.maker(None)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,8 @@ class DeformableTest(parameterized.TestCase):
             beyond = ((pairs < -2) | (pairs >= 2)).any(1).sum()
             self.assertEqual(int(operator.outside(given[1])), beyond)
             self.assertEqual(int(operator.outside(given[1] / 4)), 0)
+            # A scale stretches the grid too, by one pixel at its ends: no point is left inside.
+            self.assertEqual(int(operator.outside(0 * given[1], offset_scale=4.0)), 30 * 2 * 8)
         wanted = by_definition(value, offsets, mask, groups=2)
         np.testing.assert_allclose(results[0][0], wanted, rtol=0, atol=1e-12)
         self.assertGreater(np.abs(results[0][3][0, 1, 1]).max(), 1e-3)
@@ -183,12 +185,14 @@ class DeformableTest(parameterized.TestCase):
             bad = np.isnan(run(value, offset, mask))
             self.assertTrue(bad[0, 3, 4, :16].all(), formula)
             self.assertEqual(bad.sum(), 16, formula)
-        with self.assertRaisesRegex(
-            ValueError, "^offsets hold NaN or infinity, which are no places"
-        ):
-            deformable(value, offset, mask, groups=GROUPS)
+        for bad in (jnp.nan, jnp.inf, -jnp.inf):
+            with self.assertRaisesRegex(
+                ValueError, "^offsets hold NaN or infinity, which are no places"
+            ):
+                deformable(value, offset.at[0, 3, 4, 5].set(bad), mask, groups=GROUPS)
 
     @parameterized.parameters(
+        ({"groups": 0}, "64 channels are not 0 groups of equal size"),
         ({"groups": 3}, "64 channels are not 3 groups of equal size; choose groups that divide"),
         (
             {"dilation": 5},

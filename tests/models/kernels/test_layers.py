@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models.kernels import batch_norms, convolutions, depthwise, layers, pooling
+from jaxrobust.models.kernels import (
+    batch_norms,
+    convolutions,
+    depthwise,
+    layers,
+    pooling,
+    windows,
+)
 from tests.support import sweeps
 
 try:
@@ -548,6 +555,29 @@ class LayersTest(parameterized.TestCase):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         self.assertIn("stablehlo.convolution", text)
         self.assertNotIn("inlineable", text)
+
+
+class WindowsTest(parameterized.TestCase):
+    @parameterized.parameters(((2, 3), 1, 0), ((3, 1), 1, 1), ((1, 2), 2, 0), ((2, 3), 2, 1))
+    def test_pixels_that_an_entry_of_a_window_meets(self, window, stride, padding):
+        x = np.arange(4 * 7 * 2.0).reshape(1, 4, 7, 2)
+        wide = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        found = windows.taps(jnp.asarray(x), window, stride, padding)
+        self.assertLen(found, window[0] * window[1])
+        for k, (i, j) in enumerate(np.ndindex(*window)):
+            rows = wide.shape[1] - window[0] + 1
+            columns = wide.shape[2] - window[1] + 1
+            expected = wide[:, i : i + rows, j : j + columns][:, ::stride, ::stride]
+            np.testing.assert_array_equal(found[k], expected)
+
+    def test_neighbours_in_a_kernel_lie_the_dilation_apart(self):
+        x = np.arange(5 * 6.0).reshape(1, 5, 6, 1)
+        kernel = np.array([[1.0, 10.0], [100.0, 1000.0]]).reshape(2, 2, 1, 1)
+        found = windows.column_conv(jnp.asarray(x), jnp.asarray(kernel), 1, 0, 2)
+        expected = sum(
+            kernel[a, b] * x[:, 2 * a : 2 * a + 3, 2 * b : 2 * b + 4] for a, b in np.ndindex(2, 2)
+        )
+        np.testing.assert_allclose(found, expected)
 
 
 if __name__ == "__main__":

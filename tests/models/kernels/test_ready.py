@@ -5,7 +5,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models.kernels import convolutions, winograd
@@ -25,6 +25,110 @@ def network(width):
         return jax.nn.relu(x).mean((1, 2)) @ third
 
     return logits
+
+
+SAME = ((1, 1), (1, 1))
+
+
+class RulesTest(parameterized.TestCase):
+    """Which convolutions are computed in which way, by their shapes alone."""
+
+    def applies(self, x=(8, 16, 16, 64), kernel=(3, 3, 64, 64), dtype=jnp.float32, **changes):
+        ones = ("window_strides", "lhs_dilation", "rhs_dilation")
+        settings = dict.fromkeys(ones, (1, 1)) | {"padding": SAME, "feature_group_count": 1}
+        settings |= {"preferred_element_type": None} | changes
+        shapes = jax.ShapeDtypeStruct(x, dtype), jax.ShapeDtypeStruct(kernel, dtype)
+        return winograd.applies(settings, *shapes)
+
+    @parameterized.parameters(
+        {},
+        {"dtype": np.dtype("float64")},
+        {"preferred_element_type": jnp.float32},
+        {"padding": ((0, 0), (0, 0))},
+        {"padding": ((2, 2), (0, 1))},
+        {"kernel": (3, 3, 64, 100)},
+    )
+    def test_in_tiles(self, **given):
+        with jax.enable_x64(True):
+            self.assertTrue(self.applies(**given))
+
+    @parameterized.parameters(
+        {"dtype": jnp.bfloat16},
+        {"preferred_element_type": np.dtype("float64")},
+        {"kernel": (5, 5, 64, 64)},
+        {"kernel": (3, 1, 64, 64)},
+        {"kernel": (3, 3, 63, 64)},
+        {"kernel": (3, 3, 64, 63)},
+        {"feature_group_count": 2},
+        {"window_strides": (2, 2)},
+        {"window_strides": (1, 2)},
+        {"lhs_dilation": (2, 2)},
+        {"rhs_dilation": (2, 2)},
+        {"padding": ((3, 3), (1, 1))},
+        {"padding": ((1, 1), (1, -1))},
+        {"x": (1, 4, 4, 64)},
+    )
+    def test_not_in_tiles(self, **given):
+        with jax.enable_x64(True):
+            self.assertFalse(self.applies(**given))
+
+    @parameterized.parameters(
+        ((1, 16, 16), SAME, 4),  # 16 tiles of 4 x 4 are enough
+        ((1, 12, 16), SAME, 2),
+        ((1, 13, 13), SAME, 4),  # a tile that is begun is one
+        ((1, 14, 14), ((0, 0), (0, 0)), 2),  # of 12 x 12 outputs, nine tiles of 4 x 4
+        ((4, 8, 8), SAME, 4),
+        ((1, 8, 8), SAME, 2),
+        ((1, 6, 8), SAME, None),
+    )
+    def test_the_largest_tile_of_which_there_are_enough(self, shape, padding, side):
+        self.assertEqual(winograd.side(padding, (*shape, 64)), side)
+
+    @parameterized.parameters(4, 2)
+    def test_a_tile_is_a_correlation(self, m):
+        """Along one axis, as Lavin and Gray write it: A^T ((G g) * (B^T d))."""
+        g, d = np.array([2.0, -1.0, 3.0]), np.arange(m + 2.0) ** 2 - 4
+        tile = winograd.TILES[m]
+        found = tile.outputs @ ((tile.weights @ g) * (tile.inputs @ d))
+        np.testing.assert_allclose(found, np.correlate(d, g), atol=1e-12)
+
+    def test_more_weights_are_those_of_both_directions(self):
+        self.assertEqual([winograd.growth(m) for m in (4, 2)], [8, 32 / 9])  # 36 and 16 for 9
+
+    @parameterized.parameters(
+        (3, (3, 3), True),
+        (4, (5, 5), True),
+        (4, (1, 5), True),
+        (5, (3, 3), False),
+        (4, (1, 1), False),
+        (4, (7, 7), False),
+    )
+    def test_few_channels(self, channels, window, few):
+        x = np.zeros((1, 8, 8, channels))
+        self.assertEqual(convolutions.few_channels(x, np.zeros((*window, channels, 8))), few)
+
+    @parameterized.parameters(
+        ((4, 4), 4, True),
+        ((2, 2), 4, True),
+        ((4, 4), 2, False),  # they overlap
+        ((4, 2), 4, False),
+        ((4, 4), 5, False),  # 32 pixels are no multiple
+    )
+    def test_windows_side_by_side(self, window, stride, grid):
+        x, kernel = np.zeros((1, 32, 32, 3)), np.zeros((*window, 3, 8))
+        self.assertEqual(convolutions._is_grid(x, kernel, stride), grid)
+        self.assertFalse(convolutions._is_grid(np.zeros((1, 32, 30, 3)), kernel, 4))
+
+    @parameterized.parameters((4, 20, 1), (4, 12, 2), (4, 8, 4), (6, 10, 3), (8, 8, 4), (1, 99, 1))
+    def test_groups_that_one_kernel_joins(self, groups, ins, joined):
+        self.assertEqual(convolutions._joined(groups, ins), joined)
+
+    def test_tiles_within_tiles_end_alone(self):
+        with convolutions.in_tiles() as outer:
+            with convolutions.in_tiles() as inner:
+                self.assertIs(convolutions._tiles.get(), inner)
+            self.assertIs(convolutions._tiles.get(), outer)
+        self.assertIsNone(convolutions._tiles.get())
 
 
 class ReadyTest(absltest.TestCase):

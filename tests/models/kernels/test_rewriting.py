@@ -160,6 +160,22 @@ class ConvolutionsTest(parameterized.TestCase):
         if case.rewritten and not depthwise and case.groups == 1:
             self.assertEqual([is_last(*n) for n in slopes], [True] * len(slopes))
 
+    @parameterized.parameters((3, 5, 1), (8, 8, 8), (8, 8, 1))
+    def test_a_wider_result_stays_as_wide(self, ins, outs, groups):
+        """Of few channels, depthwise and plain: float64 is what was asked for."""
+        with jax.enable_x64(True):
+            x = jnp.arange(64 * ins, dtype=jnp.float32).reshape(1, 8, 8, ins) / 9
+            kernel = jnp.ones((3, 3, ins // groups, outs), jnp.float32) / 7
+
+            def wide(x, kernel):
+                return lax.conv_general_dilated(
+                    x, kernel, (1, 1), "SAME", dimension_numbers=LAST, feature_group_count=groups,
+                    preferred_element_type=jnp.float64,
+                )  # fmt: skip
+
+            shapes = jax.eval_shape(rewriting.canonical_convolutions(wide), x, kernel)
+        self.assertEqual((shapes.shape, shapes.dtype), ((1, 8, 8, outs), jnp.float64))
+
     def test_inside_of_functions(self):
         function, x, kernel = made(CASES["channels first"])
         inner = jax.checkpoint(jax.jit(lambda x: function(x, kernel)), prevent_cse=False)

@@ -1,14 +1,16 @@
 """Flags as people write them: fractions, dicts, options, repetitions, and configs that fail."""
 
 import contextlib
+import logging
 import sys
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
 from jaxrobust.commands.conversion import certificate, export_weights, import_weights
 from jaxrobust.data.prepare import imagenet
 from jaxrobust.runtime.commandline import arguments
-from tests.support import paths
+from tests.support import command_calls, paths
 from tests.support.command_line import parsed, refused
 
 ROOT = paths.ROOT
@@ -180,6 +182,7 @@ class ConfigFileTest(parameterized.TestCase):
         ("def get_config():\n  return None", "c d.py returns a NoneType; return a ConfigDict"),
         ("def get_config():\n  return {'seed': 0}", "c d.py returns a dict; return a ConfigDict"),
         ("def get_config():\n  return 1 / 0", "line 2: ZeroDivisionError: division by zero"),
+        ("def half():\n  1 / 0\ndef get_config():\n  half()", "line 2: ZeroDivisionError"),
         (
             "from jaxrobust.config import base\ndef get_config():\n  base().train.epocs = 3",
             "line 3: unknown config key 'epocs'; did you mean 'epochs'",
@@ -194,6 +197,180 @@ class ConfigFileTest(parameterized.TestCase):
         said = refused(lambda: parsed(f"--config={file.full_path}"))
         self.assertRegex(said, message)
         self.assertEqual(said.count("\n"), 1)
+
+
+class EndingTest(parameterized.TestCase):
+    """What a command ends with, and the sentence that it says then."""
+
+    def ended(self, error: BaseException, solved: str = "", place=None) -> command_calls.Ended:
+        def call():
+            with arguments.ending("the same command goes on", solved):
+                raise error
+
+        with mock.patch.object(arguments.functions, "of_users", return_value=place):
+            return command_calls.ended(call)
+
+    @parameterized.parameters(
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
+        (ValueError("a wrong word"), 2, "a wrong word"),
+        (OSError("a full disk"), 3, "a full disk. Try again"),
+        (
+            MemoryError("Unable to allocate 9 GiB for an array with shape (3,)"),
+            3,
+            "the memory of this machine is too small (Unable to allocate 9 GiB); take smaller "
+            "images, or fewer. Try again",
+        ),
+    )
+    def test_code_and_sentence(self, error, code, said):
+        self.assertEqual(self.ended(error, ". Try again"), (code, "", f"jaxrobust: {said}\n"))
+
+    def test_memory_of_which_nobody_knows_how_much(self):
+        self.assertIn("(it is not said how much was wanted)", self.ended(MemoryError()).error)
+
+    @parameterized.parameters(BrokenPipeError, KeyError, ZeroDivisionError)
+    def test_what_no_sentence_helps_with_is_raised(self, error):
+        with self.assertRaises(error):
+            self.ended(error())
+
+    @parameterized.parameters(TypeError("x"), ValueError("x"))
+    def test_a_fault_of_the_users_code_is_a_mistake(self, error):
+        found = self.ended(error, place="net.py, line 3: x")
+        self.assertEqual((found.code, found.error), (2, "jaxrobust: net.py, line 3: x\n"))
+
+    @parameterized.parameters((False, ""), (True, '{"a": 1}\n'))
+    def test_what_a_command_returns_is_printed_if_it_is_asked_for(self, json, out):
+        def call():
+            given = mock.Mock(json=json)
+            self.assertEqual(arguments.answer(lambda args: {"a": 1}, given, ""), {"a": 1})
+
+        self.assertEqual(command_calls.ended(call), (0, out, ""))
+
+
+class WordsTest(parameterized.TestCase):
+    @parameterized.parameters(("all", 0), ("1", 1), (7, 7))
+    def test_how_many(self, text, count):
+        self.assertEqual(arguments.how_many("n", text), count)
+
+    @parameterized.parameters("0", "-1", "1.5", "some", "", 0)
+    def test_no_number_of_images(self, text):
+        said = f"^--n={text} is no number of images: 1 or more, or --n=all$"
+        with self.assertRaisesRegex(ValueError, said):
+            arguments.how_many("n", text)
+
+    @parameterized.parameters(
+        (None, None), ("{}", {}), ('{"a": true}', {"a": True}), ("{'a': (1, 2)}", {"a": (1, 2)}),
+        (" {'a': None} ", {"a": None}),
+    )  # fmt: skip
+    def test_a_dict(self, text, value):
+        self.assertEqual(arguments.mapping("options", text), value)
+
+    @parameterized.parameters("{1: 2}", "[1]", "{'a'}", "a", "{'a': 1", "3")
+    def test_no_dict(self, text):
+        with self.assertRaisesRegex(ValueError, "is no dict; write one such as"):
+            arguments.mapping("options", text)
+
+    @parameterized.parameters(("4/255", 4 / 255), ("0.5", 0.5), (" 1 / 2 ", 0.5), ("1e-3", 0.001))
+    def test_a_number(self, text, value):
+        self.assertEqual(arguments.number("epsilon", text), value)
+
+    @parameterized.parameters("x", "1/0", "1/2/3", "", "/")
+    def test_no_number(self, text):
+        said = f"^--epsilon={text} is not a number; write one, or a fraction such as 4/255$"
+        with self.assertRaisesRegex(ValueError, said):
+            arguments.number("epsilon", text)
+
+    def test_a_tree_by_its_dotted_keys(self):
+        tree = {"a": 1, "b": {"c": {"d": 2}, "e": [3]}, "f": {}}
+        self.assertEqual(arguments.flat(tree), {"a": 1, "b.c.d": 2, "b.e": [3]})
+        self.assertEqual(arguments.flat({"a": 1}, "config."), {"config.a": 1})
+
+    @parameterized.parameters(
+        ("configs/revisiting_at.py:vit_s_cvst,epochs=300", "revisiting_at-vit_s_cvst-epochs=300"),
+        ("quickstart", "quickstart"),
+        ("a/b.py:", "b"),
+        ("b.py:x-y=0.5", "b-x-y=0.5"),
+    )
+    def test_the_folder_of_a_run(self, given, name):
+        self.assertEqual(arguments.run_name(given), name)
+
+    @parameterized.parameters(
+        (["--a", "--config", "quickstart", "--b", "c"], ["--a", "{}", "--b", "c"]),
+        (["--config=quickstart:x", "b"], ["{}:x", "b"]),
+        (["-config", "quickstart:x,y=1"], ["-{}:x,y=1"]),
+    )
+    def test_a_config_takes_the_word_behind_it(self, words, expected):
+        found, path = arguments._with_config(words)
+        self.assertEqual(path, arguments.RECIPES / "quickstart.py")
+        expected = [word.replace("-{}", "-config={}") for word in expected]
+        expected = [f"--config={word}" if word.startswith("{") else word for word in expected]
+        self.assertEqual(found, [word.format(path) for word in expected])
+
+    def test_words_without_a_config_stay(self):
+        words = ["--configs=a", "--config.seed=3"]
+        self.assertEqual(arguments._with_config(words), (words, arguments.Path()))
+
+    def test_only_what_looks_like_a_flag_is_taken_for_a_misspelled_one(self):
+        parser = arguments.Arguments("A command.")
+        parser.flag("size")
+        for word, said in (
+            ("--sise", "--sise is no flag; did you mean --size? --help lists them"),
+            ("unsize", "unsize is no flag; --help lists them"),
+            ("-x", "-x is no flag; --help lists them"),
+        ):
+            self.assertEqual(refused(lambda word=word: parser.parse_args([word])).strip(),
+                             f"jaxrobust: {said}")  # fmt: skip
+
+    def test_libraries_are_quiet_unless_the_verbosity_is_named(self):
+        levels, named = {}, mock.Mock(present=0)
+
+        def logger(name="root"):
+            return mock.Mock(setLevel=lambda level: levels.update({name: level}))
+
+        with (
+            mock.patch.object(arguments.flags, "FLAGS", {"verbosity": named}),
+            mock.patch.object(arguments.logging, "getLogger", logger),
+            mock.patch.object(arguments.absl_logging, "get_absl_logger", lambda: logger("absl")),
+        ):
+            arguments.quiet_libraries()
+            quiet = {"root": logging.WARNING, "absl": logging.CRITICAL}
+            self.assertEqual(levels, quiet | {"asyncio": logging.CRITICAL})
+            levels.clear()
+            named.present = 1
+            arguments.quiet_libraries()
+        self.assertEqual(levels, {})
+
+
+class LoadedTest(parameterized.TestCase):
+    """Configs that are read without flags."""
+
+    def load(self, given: str):
+        before = list(sys.path)
+        try:
+            return arguments.load_config(given)
+        finally:
+            self.added = [place for place in sys.path if place not in before]
+            sys.path[:] = before
+
+    def test_arguments_are_what_stands_behind_the_colon(self):
+        text = "from ml_collections import ConfigDict\n"
+        text += "def get_config(what='none'):\n    return ConfigDict({'what': what}).lock()\n"
+        folder = self.create_tempdir()
+        file = folder.create_file("deep/own.py", content=text).full_path
+        self.assertEqual(self.load(file).what, "none")
+        self.assertEqual(self.load(f"{file}:").what, "none")
+        config = self.load(f"{file}:a,b=c:d")
+        self.assertEqual(config.what, "a,b=c:d")
+        config.new = 3  # it is not locked
+        self.assertEqual(self.added, [f"{folder.full_path}/deep", folder.full_path])
+
+    def test_norms_are_spelled_as_ours(self):
+        text = "from ml_collections import ConfigDict\ndef get_config():\n"
+        text += "    own = {'attack': {'norm': 'L2'}}\n"
+        text += "    phase = {'changes': own, 'epochs': 3}\n"
+        text += "    return ConfigDict(own | {'train': phase, 'seed': 1})\n"
+        config = self.load(self.create_tempfile("own.py", content=text).full_path)
+        self.assertEqual(config.attack.norm, "l2")
+        self.assertEqual(config.train.changes.attack.norm, "l2")
 
 
 if __name__ == "__main__":

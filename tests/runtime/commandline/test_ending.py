@@ -24,6 +24,33 @@ class Ended(BaseException):
     """The process would have ended."""
 
 
+class HostsTest(parameterized.TestCase):
+    def given(self, **flags):
+        none = dict.fromkeys(("coordinator_address", "num_processes", "process_id"))
+        usual = none | {"coordinator_timeout": None, "multihost": False}
+        known = mock.Mock(**(usual | flags))
+        with mock.patch.object(ending.flags, "FLAGS", known):
+            return ending.hosts()
+
+    def test_alone(self):
+        self.assertIsNone(self.given())
+
+    @parameterized.parameters(
+        {"multihost": True},
+        {"process_id": 0},
+        {"num_processes": 2},
+        {"coordinator_address": "a:1"},
+        {"coordinator_timeout": 0.0},  # refused where it is used
+    )
+    def test_any_of_them_means_a_pod(self, **flags):
+        found = self.given(**flags)
+        names = {"coordinator_address": "coordinator", "num_processes": "processes"}
+        names |= {"process_id": "process", "coordinator_timeout": "timeout_s"}
+        ((key, value),) = flags.items()
+        none = dict.fromkeys(names.values())
+        self.assertEqual(found, none if key == "multihost" else none | {names[key]: value})
+
+
 class EndingTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()

@@ -121,6 +121,34 @@ class FindTest(parameterized.TestCase):
         self.assertNotIn("\n", str(caught.exception))
         self.assertIn(f"model.name={name}", str(caught.exception))
 
+    @parameterized.parameters(
+        ("nets.py", True),
+        ("site-packages/nets.py", False),
+        ("dist-packages/deep/nets.py", False),
+        ("none.py", False),
+    )
+    def test_a_users_file_is_no_installed_one(self, name, own):
+        path = self.folder / name
+        if name != "none.py":
+            self.write(name, "")
+        self.assertEqual(functions._is_users(path), own)
+
+    def test_python_is_no_users_file(self):
+        self.assertFalse(functions._is_users(Path(dataclasses.__file__)))
+
+    def test_nothing_is_left_of_what_failed(self):
+        path, known = self.write("nets.py", "1 / 0"), set(sys.modules)
+        with self.assertRaises(ValueError):
+            self.find("nets.py:make")
+        self.assertNotIn(str(path), functions._loaded)
+        self.assertEmpty({name for name in set(sys.modules) - known if name.startswith("nets")})
+
+    def test_installed_modules_go_before_those_beside_a_file(self):
+        self.write("deep/nets.py", "import json\ndef make(): return json.dumps(1)")
+        self.write("deep/json.py", "")
+        self.assertEqual(self.find("deep/nets.py:make").function(), "1")
+        self.assertEqual(sys.path[-1], str(self.folder / "deep"))
+
     def test_what_failed_is_tried_again(self):
         path = self.write("nets.py", "1 / 0")
         with self.assertRaisesRegex(ValueError, "ZeroDivisionError"):

@@ -89,6 +89,22 @@ class LastTimeTest(absltest.TestCase):
         self.assertEqual(compilation.expected("step"), told)
         self.assertEqual(compilation.expected("other"), "minutes for a large network")
 
+    def test_the_latest_are_remembered(self):
+        with absltest.mock.patch.object(compilation, "_KEPT", 2):
+            for name in ("first", "second", "first", "third"):
+                compilation.remember(name, 41.2, hit=False)
+        self.assertEqual(list(compilation._remembered()), ["first", "third"])
+
+    def test_what_the_cache_gave_is_announced_if_it_was_long_without(self):
+        for name, cold in (("long", 41.2), ("short", 4.9)):
+            compilation.remember(name, cold, hit=False)
+            compilation.remember(name, 0.3, hit=True)
+        said = []
+        for name in ("long", "short"):
+            with compilation.waiting(name, name, said.append):
+                pass
+        self.assertEqual(said, ["long (took 0 s last time, from the cache, and 41 s without it)"])
+
     def test_a_file_that_is_damaged_or_cannot_be_written(self):
         file = self.cache / "jaxrobust" / "compile-seconds.json"
         for text in ("{", "[1]", '{"step": {"seconds": 3}}', '{"step": 3}'):

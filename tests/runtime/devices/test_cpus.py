@@ -35,6 +35,10 @@ class KindTest(parameterized.TestCase):
     def test_of_what_xla_is_allowed(self, limit, expected):
         self.assertEqual(self.kind(XEON, f"--a=1 --xla_cpu_max_isa={limit} --b=2"), expected)
 
+    def test_the_last_limit_counts(self):
+        flags = "--xla_cpu_max_isa=AVX512 --xla_cpu_max_isa=AVX2"
+        self.assertEqual(self.kind(XEON, flags), "avx2")
+
     def test_a_limit_adds_nothing(self):
         self.assertEqual(self.kind(ZEN3, "--xla_cpu_max_isa=AVX512"), "avx2")
 

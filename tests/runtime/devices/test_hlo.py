@@ -398,6 +398,68 @@ class SizeTest(parameterized.TestCase):
         self.assertEqual(hlo.padded_size(type_), size)
 
 
+CALLED = """HloModule m
+
+%fused (p: f32[]) -> f32[] {
+  %p = f32[] parameter(0)
+  ROOT %n = f32[] negate(%p)
+}
+
+%body (b: f32[]) -> f32[] {
+  %b = f32[] parameter(0)
+  ROOT %f = f32[] fusion(%b), kind=kLoop, calls=%fused
+}
+
+%cond (c: f32[]) -> pred[] {
+  %c = f32[] parameter(0)
+  ROOT %t = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  ROOT %w = f32[] while(%a), condition=%cond, body=%body, config={"known_trip_count":{"n":"4"}}
+}
+"""
+
+
+class RunsTest(absltest.TestCase):
+    def test_what_a_loop_calls_is_inside_of_it_too(self):
+        module = hlo.parse(CALLED)
+        found = hlo.runs(module)
+        inside = dict.fromkeys(("body", "fused", "cond"), (4, True))
+        self.assertEqual(found, inside | {"main": (1, False)})
+        unknown = hlo.parse(CALLED.replace("known_trip_count", "other"))
+        self.assertEqual(hlo.runs(unknown)["fused"], (None, True))
+        self.assertEqual(hlo.runs(unknown, unknown=1)["fused"], (1, True))
+
+
+class PlacesTest(absltest.TestCase):
+    def test_only_arrays_without_another_place_are_in_hbm(self):
+        type_ = "(f32[2]{0}, f32[3]{0:T(8)S(1)}, bf16[4,5]{1,0:T(8,128)}, s32[1]{0:S(5)}, pred[])"
+        self.assertEqual(
+            hlo_costs._in_hbm(type_), ["f32[2]{0}", "bf16[4,5]{1,0:T(8,128)}", "pred[]"]
+        )
+
+
+class WindowTest(parameterized.TestCase):
+    """Which values a kernel of two meets as it moves over four, by hand."""
+
+    @parameterized.parameters(
+        ("size=2", 3, 6),
+        ("size=2 stride=2", 2, 4),
+        ("size=2 stride=2 pad=1_0", 2, 3),  # -1 and 0, 1 and 2
+        ("size=2 stride=2 pad=0_1", 2, 4),  # 0 and 1, 2 and 3
+        ("size=2 pad=1_1", 5, 8),
+        ("size=2 rhs_dilate=3", 1, 2),  # 0 and 3
+        ("size=2 lhs_dilate=2", 6, 6),  # 0, _, 1, _, 2, _, 3: each pair has one of them
+    )
+    def test_one_axis(self, window, out, met):
+        attributes = f", window={{{window}}}, dim_labels=b0f_0io->b0f"
+        i = hlo.Instruction("c", f"f32[3,{out},7]", "convolution", (), "", attributes, "main")
+        found = hlo_costs._convolution(i, "f32[3,4,5]", "f32[2,5,7]")
+        self.assertEqual(found, 3 * 5 * 7 * met)
+
+
 class CyclesTest(absltest.TestCase):
     def test_a_loop_s_cycles_count_as_often_as_it_runs(self):
         each = ', backend_config={"window_config":{"estimated_cycles":"70"}}'

@@ -148,6 +148,36 @@ class PartsTest(parameterized.TestCase):
         )
 
 
+class SumsTest(absltest.TestCase):
+    """Bytes and cycles of instructions, added up and put in order."""
+
+    def put(self, *rows: tuple) -> None:
+        heavy = [hlo_parts.Heavy(*row) for row in rows]
+        self.enter_context(mock.patch.object(hlo_parts, "_all", lambda module: iter(heavy)))
+
+    def test_what_takes_the_most_cycles_is_first(self):
+        self.put(
+            ("backward", "copy", "b", 1, 100, 3),
+            ("forward", "norm", "a", 1, 10, 5),
+            ("forward", "norm", "c", 1, 1, 12),
+            ("forward", "norm", "a", 1, 20, 7),
+        )
+        shares = [("forward", "norm", 31, 24), ("backward", "copy", 100, 3)]
+        self.assertEqual(hlo_parts.shares(None), shares)
+        rows = [
+            ("forward", "norm", "a", 2, 30, 12),
+            ("forward", "norm", "c", 1, 1, 12),  # of equal cycles the most bytes first
+            ("backward", "copy", "b", 1, 100, 3),
+        ]
+        self.assertEqual(hlo_parts.heaviest(None), rows)
+        self.assertEqual(hlo_parts.heaviest(None, 2), rows[:2])
+
+    def test_twenty_are_listed(self):
+        self.put(*(("forward", "norm", str(n), 1, 1, n) for n in range(25)))
+        found = [row.line for row in hlo_parts.heaviest(None)]
+        self.assertEqual(found, [str(n) for n in range(24, 4, -1)])
+
+
 class KindsTest(parameterized.TestCase):
     @parameterized.parameters(
         (attention.self_attention, "attention"),

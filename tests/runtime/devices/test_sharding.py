@@ -83,6 +83,30 @@ class RulesTest(parameterized.TestCase):
         self.assertEqual(dict(phase.mesh.shape), {"data": 1, "fsdp": 8})
 
 
+class SpreadTest(parameterized.TestCase):
+    """Of eight devices, the number n on the n-th: the mean is 3.5."""
+
+    @parameterized.parameters(2, 8)
+    def test_gradients_of_all_devices_become_their_mean(self, fsdp):
+        mesh = sharding.make_mesh(fsdp=fsdp)
+        params = {"small": jnp.zeros(3), "large": jnp.zeros((2, sharding.SMALL))}
+        spread = sharding.spread(mesh, params)
+
+        def share(parts, rows):
+            whole = spread.gather(parts)
+            value = rows.sum().astype(jnp.bfloat16)
+            grads = {name: jnp.full(array.shape, value) for name, array in whole.items()}
+            return spread.reduce(grads), spread.mean(rows.sum())
+
+        run = jax.jit(spread.each(share, whole=0, split=1, gradients=True))
+        with standard():
+            grads, mean = run(params, jnp.arange(8, dtype=jnp.float32))
+        self.assertEqual(float(mean), 3.5)
+        for name, array in params.items():
+            self.assertEqual(grads[name].dtype, jnp.float32)  # added up in more than bfloat16
+            np.testing.assert_array_equal(grads[name], np.full(array.shape, 3.5))
+
+
 class CollectivesCase(parameterized.TestCase):
     """Of the step on 8 devices, as XLA's CPU compiler leaves them."""
 

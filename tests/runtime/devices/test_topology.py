@@ -39,6 +39,53 @@ FIGURES = {
 }
 
 
+class ReadTest(absltest.TestCase):
+    """The messages of a program, summed up."""
+
+    def collective(self, kind="all-gather", times=1, inside=False, row=False, parameters=()):
+        more = {"op_name": "", "parameters": tuple(parameters), "key": "", "row": row}
+        known = {"kind": kind, "bytes": 100, "sent": 10.0, "arrays": 2, "times": times}
+        return topology.hlo.Collective(**known, inside=inside, **more)
+
+    def read(self, *collectives) -> dict:
+        nothing = {"flops": 0, "traffic": 0, "cycles": 0, "kernels": []}
+        costs = {name: mock.Mock(return_value=value) for name, value in nothing.items()}
+        with (
+            mock.patch.object(topology.hlo, "parse", return_value=mock.Mock(computations={})),
+            mock.patch.object(topology.hlo, "collectives", return_value=list(collectives)),
+            mock.patch.multiple(topology.hlo_costs, **costs),
+            mock.patch.object(topology.hlo_parts, "figures", return_value={}),
+            mock.patch.object(topology.hlo_overlap, "in_flight", return_value=[]),
+        ):
+            return topology.read("text")
+
+    def test_a_loop_of_unknown_length_counts_once(self):
+        found = self.read(self.collective(times=3), self.collective(times=None, row=True))
+        self.assertEqual((found["sent_bytes"], found["row_bytes"]), (40, 10))
+        (row,) = found["collectives"]
+        self.assertEqual((row["count"], row["arrays"], row["bytes"]), (2, 4, 400))
+
+    def test_kinds_inside_and_outside_of_the_attack(self):
+        inside = self.collective("all-reduce", inside=True)
+        found = self.read(inside, self.collective(), self.collective("all-reduce"), inside)
+        rows = [(r["kind"], r["in_attack_loop"], r["count"]) for r in found["collectives"]]
+        expected = [("all-gather", False, 1), ("all-reduce", False, 1), ("all-reduce", True, 2)]
+        self.assertEqual(rows, expected)
+        self.assertEqual(found["collectives_in_attack_loop"], 2)
+
+    def test_parameters_that_are_gathered_again(self):
+        found = self.read(
+            self.collective(parameters=["once", "twice"]),
+            self.collective(parameters=["twice"]),
+            self.collective(parameters=["again and again"], times=None),
+            self.collective(parameters=["in a loop"], times=5),
+            self.collective(parameters=["never"], times=0),
+        )
+        more = ["again and again", "in a loop", "twice"]
+        self.assertEqual(found["parameters_gathered_more_than_once"], more)
+        self.assertEqual(found["parameters_gathered"], 5)
+
+
 class RooflineTest(parameterized.TestCase):
     def test_each_bound(self):
         found = topology.roofline(FIGURES, CHIP, flops=2e9, images=8)

@@ -7,6 +7,7 @@ import sys
 from unittest import mock
 
 import jax
+import numpy as np
 import pytest
 from absl.testing import absltest
 
@@ -49,6 +50,19 @@ class OptionsTest(absltest.TestCase):
         with mock.patch.dict(os.environ, own):
             found = tpus.step_options(mesh)
         self.assertEqual(set(tpus.OPTIONS) - set(found), {"xla_enable_async_all_reduce"})
+
+    def test_several_tpus_alone_have_options(self):
+        def options(platform: str, *processes: int):
+            chips = [mock.Mock(platform=platform, process_index=at) for at in processes]
+            self.chips = chips
+            mesh = mock.Mock(devices=np.array(chips), size=len(chips))
+            return tpus.step_options(mesh)
+
+        with mock.patch.object(tpus, "_known", return_value=tuple(tpus.OPTIONS)) as known:
+            self.assertIsNone(options("tpu", 0))
+            self.assertIsNone(options("cpu", 0, 0))
+            self.assertEqual(options("tpu", 1, 0), tpus.OPTIONS)
+            known.assert_called_once_with(self.chips[1])  # which this process can ask
 
     def test_a_program_that_needs_too_much_fast_memory_is_compiled_sparingly(self):
         lowered = mock.Mock()

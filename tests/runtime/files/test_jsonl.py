@@ -1,6 +1,7 @@
 """Files of JSON lines: which damage is a kill's, and which is not."""
 
 from pathlib import Path
+from unittest import mock
 
 from absl.testing import absltest
 
@@ -18,6 +19,13 @@ class ReadTest(absltest.TestCase):
         self.assertEqual(jsonl.read(self.path), [{"a": 1}, {"a": 2}])
         jsonl.append(self.path, {"a": 3})
         self.assertEqual(self.path.read_text(), '{"a": 1}\n{"a": 2}\n{"a": 3}\n')
+
+    def test_a_line_that_was_added_is_on_the_disk(self):
+        seen = []
+        with mock.patch.object(jsonl.os, "fsync") as synced:
+            synced.side_effect = lambda file: seen.append(self.path.read_text())
+            jsonl.append(self.path, {"a": 1})
+        self.assertEqual(seen, ['{"a": 1}\n'])
 
     def test_a_line_that_ends_is_damaged_wherever_it_stands(self):
         for damaged, number in (('{"a": 1}\n{"a": \n', 2), ('{"a": \n{"a": 1}\n', 1), ("[1]\n", 1)):

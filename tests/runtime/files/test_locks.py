@@ -191,6 +191,38 @@ class HeldTest(parameterized.TestCase):
             self.assertEqual(json.loads(self.path.read_text())["pid"], os.getpid())
 
 
+class StartedTest(parameterized.TestCase):
+    """When a process was started, by field 22 of /proc/PID/stat: a name may have brackets."""
+
+    @parameterized.parameters(("R", "22"), ("S", "22"), ("Z", None), ("X", None))
+    def test_one_that_has_ended_was_never_started(self, state, expected):
+        text = f"7 (a) R (b) {state} " + " ".join(map(str, range(4, 53)))
+        with mock.patch.object(Path, "read_text", return_value=text):
+            self.assertEqual(locks._started(7), expected)
+
+    def test_one_that_is_not_known(self):
+        for error in (FileNotFoundError, PermissionError):
+            with mock.patch.object(Path, "read_text", side_effect=error):
+                self.assertIsNone(locks._started(7))
+
+    @parameterized.parameters(
+        (None, True),
+        (ProcessLookupError, False),
+        (PermissionError, True),  # another user's
+    )
+    def test_whether_it_runs(self, error, runs):
+        me = {"pid": os.getpid() + 1, "started": "22"}
+        with (
+            mock.patch.object(os, "kill", side_effect=error) as asked,
+            mock.patch.object(locks, "_started", return_value="22"),
+        ):
+            self.assertEqual(locks._runs(me), runs)
+            self.assertFalse(locks._runs(me | {"started": "21"}))
+            asked.assert_called_with(me["pid"], 0)
+            self.assertFalse(locks._runs(me | {"pid": os.getpid()}))
+            self.assertFalse(locks._runs(None))
+
+
 class LedgerTest(absltest.TestCase):
     def test_of_another_process_is_refused(self):
         path = Path(self.create_tempdir()) / "a.jsonl"

@@ -124,6 +124,25 @@ class CommitTest(parameterized.TestCase):
             said = module.commit()
         self.assertEqual(said, f"jaxrobust not installed, sources sha256 {self.sources()}")
 
+    def test_git_is_asked_without_locks_and_not_for_ever(self):
+        module = self.package(self.folder)
+        with mock.patch.object(subprocess, "run") as asked:
+            asked.return_value.stdout = " abc\n"
+            self.assertEqual(module.commit(), "abc+changes")
+        self.assertLen(asked.call_args_list, 3)
+        for call in asked.call_args_list:
+            self.assertEqual(call.args[0][:2], ["git", "--no-optional-locks"])
+            self.assertEqual(call.kwargs["stdin"], subprocess.DEVNULL)
+            self.assertLessEqual(call.kwargs["timeout"], 60)
+            self.assertTrue(call.kwargs["check"])
+
+    def test_versions_of_all_that_a_number_may_depend_on(self):
+        found = provenance.versions()
+        of = {"jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy", "pillow", "python"}
+        self.assertEqual(found.keys(), of)
+        self.assertEqual(found["python"], sys.version.split()[0])
+        self.assertEqual(found["numpy"], importlib.metadata.version("numpy"))
+
     @parameterized.parameters("missing", "hangs", "refuses another owner")
     def test_no_answer_of_git(self, trouble):
         module, binaries = self.package(self.folder), self.folder / "bin"

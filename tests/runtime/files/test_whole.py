@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and who may read them."""
 
 import contextlib
+import errno
 import os
 import resource
 from pathlib import Path
@@ -70,6 +71,39 @@ class WholeTest(absltest.TestCase):
             other.write_text("other")
         self.assertEqual((folder / "file").read_text(), "one")
         self.assertEqual([p.name for p in folder.iterdir()], ["file"])
+
+
+class WordsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (2**20, "1.0 MiB"),
+        (2**30 - 2**20, "1023.0 MiB"),
+        (2**30, "1.0 GiB"),
+        (3 * 2**40, "3072.0 GiB"),
+    )
+    def test_bytes_for_people(self, size, words):
+        self.assertEqual(whole.amount(size), words)
+
+    def error(self, *, cause=None, context=None) -> Exception:
+        outer = ValueError("a checkpoint failed")
+        outer.__cause__, outer.__context__ = cause, context
+        return outer
+
+    @parameterized.parameters(errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    def test_a_full_disk_is_found_behind_other_errors(self, number):
+        full = OSError(number, "")
+        self.assertTrue(whole.disk_full(full))
+        self.assertTrue(whole.disk_full(self.error(cause=full)))
+        self.assertTrue(whole.disk_full(self.error(context=full)))
+        self.assertTrue(whole.disk_full(self.error(context=self.error(cause=full))))
+        self.assertTrue(whole.disk_full(ValueError(f"x: {os.strerror(number)}")))
+
+    def test_no_other_error_is_one(self):
+        for error in (None, OSError(errno.EACCES, ""), self.error(cause=OSError("gone"))):
+            self.assertFalse(whole.disk_full(error))
 
 
 WEIGHTS = {"a": np.zeros(5000, np.float32)}

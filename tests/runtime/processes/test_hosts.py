@@ -72,6 +72,47 @@ class PodTest(parameterized.TestCase):
         with pod(1, 2), gathered([ours, ours]):
             hosts.agree(ours)
 
+    def lengths(self, *answers) -> list[int]:
+        """Collect the lengths of two processes, of which the other one answers so."""
+        client = mock.Mock()
+        client.blocking_key_value_get.side_effect = ["7", *answers]
+        state = mock.Mock(client=client)
+        with pod(0, 2), mock.patch.object(hosts.distributed, "global_state", state):
+            found = hosts._lengths(7)
+        ((key, value),) = (call.args for call in client.key_value_set.call_args_list)
+        self.assertEqual((key[-2:], value), ("/0", "7"))
+        keys = [call.args[0] for call in client.blocking_key_value_get.call_args_list]
+        self.assertEqual(keys[0], key)
+        self.assertEqual(set(keys[1:]), {f"{key[:-1]}1"})
+        return found
+
+    def test_a_process_is_waited_for_as_long_as_it_lives(self):
+        late = jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: 60 s")
+        self.assertEqual(self.lengths("9"), [7, 9])
+        self.assertEqual(self.lengths(late, late, "9"), [7, 9])
+        with self.assertRaisesRegex(jax.errors.JaxRuntimeError, "UNAVAILABLE"):
+            self.lengths(late, jax.errors.JaxRuntimeError("UNAVAILABLE: it is gone"))
+
+    def test_a_pod_that_was_not_joined(self):
+        state = mock.Mock(client=None)
+        alone = mock.patch.object(hosts.distributed, "global_state", state)
+        said = "call jax.distributed.initialize"
+        with pod(0, 2), alone, self.assertRaisesRegex(ValueError, said):
+            hosts._lengths(7)
+
+    def test_only_short_values_go_in_short_pieces(self):
+        sizes = []
+        for length in (10, 2**14 + 1):
+            piece = mock.Mock(side_effect=lambda piece: sizes.append(len(piece)) or 1 / 0)
+            with (
+                pod(0, 2),
+                mock.patch.object(hosts, "_lengths", return_value=[length, 3]),
+                mock.patch.object(hosts, "process_allgather", piece),
+                self.assertRaises(ZeroDivisionError),
+            ):
+                hosts.everyone(1)
+        self.assertEqual(sizes, [2**14, 2**20])
+
     @parameterized.parameters(
         ({"a": 1}, {"a": 1}, ""),
         ({"a": 1}, {}, "a is 1 there, null here"),

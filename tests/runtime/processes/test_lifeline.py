@@ -48,6 +48,8 @@ class VerdictTest(parameterized.TestCase):
         outer = RuntimeError("cannot save")
         outer.__cause__ = ValueError(text)
         self.assertTrue(lifeline.lost(outer))
+        outer.__cause__, outer.__context__ = None, ValueError(text)
+        self.assertTrue(lifeline.lost(outer))
 
     @parameterized.parameters(
         "epsilon=4 is larger than 1", "RESOURCE_EXHAUSTED: out of memory", "Gloo all-reduce failed"
@@ -166,6 +168,54 @@ class SignsOfLifeTest(absltest.TestCase):
         for peer in [*first._peers.values(), *other._peers.values()]:
             with contextlib.suppress(OSError):
                 peer.shutdown(socket.SHUT_RDWR)
+
+
+class _Enough(Exception):
+    """The clock of a test has no more seconds."""
+
+
+class SilenceTest(absltest.TestCase):
+    """When a process that says nothing counts as one that stands still, by a clock of ours."""
+
+    def setUp(self):
+        super().setUp()
+        self.line, self.now, self.heard = lifeline.Lifeline(0, mock.Mock()), 0.0, []
+        self.line._peers = {1: mock.Mock(), 2: mock.Mock()}
+        self.enter_context(mock.patch.object(lifeline, "_send"))
+        self.enter_context(
+            mock.patch.object(self.line, "_heard", lambda m: self.heard.append((self.now, m)))
+        )
+
+    def lives(self, *seconds: float, says=()) -> None:
+        """Let so many seconds go by, one after the other; those in `says` are heard each time."""
+        left = list(seconds)
+
+        def sleep(_):
+            if not left:
+                raise _Enough
+            self.now += left.pop(0)
+            self.line._lived |= dict.fromkeys(says, self.now)
+
+        clock = mock.Mock(sleep=sleep, monotonic=lambda: self.now)
+        with mock.patch.object(lifeline, "time", clock), self.assertRaises(_Enough):
+            self.line._live()
+
+    def test_after_thirty_seconds_without_a_word(self):
+        self.lives(*[5.0] * 9, says=[2])
+        still = {"process": 1, "code": lifeline.STANDS_STILL}
+        self.assertEqual(self.heard, [(40.0, still)])  # first looked for at 5 s
+        self.assertEqual(list(self.line._peers), [2])
+
+    def test_one_that_came_to_its_end_is_not_missed(self):
+        self.line._done = {1, 2}
+        self.lives(*[5.0] * 9)
+        self.assertEqual(self.heard, [])
+
+    def test_who_stood_still_itself_blames_nobody(self):
+        self.lives(5.0, 5.0, 100.0, 5.0)
+        self.assertEqual(self.heard, [])
+        self.lives(*[5.0] * 6)
+        self.assertLen(self.heard, 2)
 
 
 class JoinedTest(absltest.TestCase):

@@ -51,10 +51,15 @@ class ReactionTest(parameterized.TestCase):
     def test_python_does_the_rest(self, number, **known):
         self.assertIsNone(signals.reaction(number, **known))
 
+    def test_a_second_sigterm_says_nothing_new(self):
+        known = {"asked_before": True, "saves": True, "compiling": True}
+        self.assertIsNone(signals.reaction(TERM, **known))
+
     def test_who_compiles(self):
         jax_file = os.path.join(os.path.dirname(jax.__file__), "_src", "compiler.py")
         self.assertTrue(signals.compiles(frames(jax_file)))
         self.assertTrue(signals.compiles(frames("profiler.py", jax_file, "main.py")))
+        self.assertTrue(signals.compiles(frames(*["profiler.py"] * 11, jax_file)))
         self.assertFalse(signals.compiles(frames("main.py", "compiler.py")))
         self.assertFalse(signals.compiles(frames(*["main.py"] * 20, jax_file)))
         self.assertFalse(signals.compiles(None))

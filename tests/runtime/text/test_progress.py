@@ -1,5 +1,10 @@
 """What is said of progress: times for people, and lines that fit a terminal."""
 
+import os
+import signal
+import sys
+from unittest import mock
+
 from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime.text import progress
@@ -43,6 +48,62 @@ class LineTest(parameterized.TestCase):
             "train", self.PARTS, len("train 100%  loss 0.5, step 3, eta 1:00") + 9
         )
         self.assertEqual(line, "train {percentage:3.0f}% loss 0.5, step 3, eta 1:00")
+
+
+class StopSignalsTest(parameterized.TestCase):
+    """SIGTERM may come twice, and Ctrl-C stops at once the second time."""
+
+    def setUp(self):
+        super().setUp()
+        self.said = self.enter_context(mock.patch.object(progress, "say"))
+
+    @parameterized.parameters(signal.SIGINT, signal.SIGTERM)
+    def test_the_first_is_noted_and_the_next_ctrl_c_raised(self, first):
+        with progress.StopSignals() as asked:
+            self.assertEqual(asked.signal, 0)
+            os.kill(os.getpid(), first)
+            self.assertEqual(asked.signal, first)
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.assertEqual(asked.signal, first)
+            self.said.assert_called_once()
+            with self.assertRaises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def test_handlers_are_those_of_before(self):
+        both = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.getsignal(number) for number in both]
+        with progress.StopSignals():
+            self.assertNoCommonElements([signal.getsignal(number) for number in both], before)
+        self.assertEqual([signal.getsignal(number) for number in both], before)
+
+
+class SayTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("WARNING: x", True, None, True),
+        ("x", True, None, False),
+        ("WARNING: x", False, None, False),
+        ("WARNING: x", True, "1", False),
+    )
+    def test_warnings_are_yellow_on_a_terminal(self, text, terminal, never, yellow):
+        with (
+            mock.patch.object(sys, "stderr") as stream,
+            mock.patch.dict(os.environ, {"NO_COLOR": never or ""}),
+            mock.patch.object(progress.tqdm, "write") as written,
+        ):
+            stream.isatty.return_value = terminal
+            stream.fileno.side_effect = OSError
+            progress.say(text)
+        (shown,) = written.call_args.args
+        self.assertEqual(shown, f"\033[33m{text}\033[0m" if yellow else text)
+
+    @parameterized.parameters((0, False, True), (1, False, False), (1, True, True))
+    def test_one_process_speaks_for_all(self, process, every, spoken):
+        with (
+            mock.patch("jax.process_index", return_value=process),
+            mock.patch.object(progress.tqdm, "write") as written,
+        ):
+            progress.say("x", every_process=every)
+        self.assertEqual(written.called, spoken)
 
 
 if __name__ == "__main__":

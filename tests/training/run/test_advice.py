@@ -162,5 +162,87 @@ class RandomWeightsTest(parameterized.TestCase):
                 quiet_run(config, workdir)
 
 
+class NumbersTest(parameterized.TestCase):
+    """Ends of the ranges of what every run has, and what makes another run of it."""
+
+    @parameterized.product(
+        key=(
+            *("evaluation.images", "test.images", "checkpoint.keep_every_epochs"),
+            *("data.max_damaged", "mesh.fsdp", "alarm.every_steps", "trouble.skips"),
+            "trouble.rollbacks",
+        ),
+        lowest=(0,),
+    )
+    def test_none_at_all(self, key, lowest):
+        self.lowest(key, lowest)
+
+    @parameterized.product(
+        key=(
+            "evaluation.every_epochs",
+            "checkpoint.every_epochs",
+            "alarm.images",
+            "log.every_steps",
+        ),
+        lowest=(1,),
+    )
+    def test_one_at_least(self, key, lowest):
+        self.lowest(key, lowest)
+
+    def lowest(self, key, lowest):
+        name = key.replace(".", "__")
+        training_run._check_numbers(tiny(**{name: lowest}))
+        with self.assertRaisesRegex(ValueError, rf"{key}={lowest - 1} must be at least {lowest}"):
+            training_run._check_numbers(tiny(**{name: lowest - 1}))
+
+    def test_seeds_rates_and_weights(self):
+        for good in (
+            *({"seed": 0}, {"seed": 2**32 - 1}, {"trouble__lr": 1.0}, {"trouble__lr": 1e-9}),
+            *({"evaluation__weights": "raw"}, {"evaluation__weights": "ema"}),
+        ):
+            training_run._check_numbers(tiny(**good))
+        for bad, said in (
+            ({"seed": 2**32}, "seed=4294967296 must be from 0"),
+            ({"trouble__lr": 0.0}, "trouble.lr=0.0 must be above 0, at most 1"),
+            ({"trouble__lr": 1.001}, "trouble.lr=1.001 must be above 0, at most 1"),
+            ({"evaluation__weights": "both"}, "evaluation.weights='both'; one of 'ema', 'raw'"),
+        ):
+            with self.assertRaisesRegex(ValueError, said):
+                training_run._check_numbers(tiny(**bad))
+
+    def test_a_relative_step_is_one_in_pixels(self):
+        values = {"attack.relative_step": 0.25, "attack.step_size": None, "attack.epsilon": 8.0}
+        found = training_run._in_pixels(values)
+        self.assertEqual((found["attack.relative_step"], found["attack.step_size"]), (None, 2.0))
+        own = values | {"attack.relative_step": None, "attack.step_size": 3.0}
+        self.assertEqual(training_run._in_pixels(own), own)
+
+    @parameterized.parameters(
+        *("name", "dir", "train_split", "selection_split", "test_split", "classes", "extra"),
+        "extra_split",
+    )
+    def test_what_makes_other_data(self, key):
+        config = tiny()
+        before = training_run._data_of(config)
+        with config.unlocked():
+            config.data[key] = "another"
+        self.assertNotEqual(training_run._data_of(config), before)
+
+    def test_what_does_not(self):
+        before = training_run._data_of(tiny())
+        for changes in ({"data__views": 2}, {"data__augmentation": "none"}, {"seed": 5}):
+            self.assertEqual(training_run._data_of(tiny(**changes)), before)
+        for changes in ({"model__num_classes": 7}, {"model__in_channels": 3}):
+            self.assertNotEqual(training_run._data_of(tiny(**changes)), before)
+
+    def test_what_is_free_to_change(self):
+        old = {"test.images": 1, "log.every_steps": 5, "train.lr": 1, "checkpoint.every_epochs": 2}
+        old |= {"checkpoint.keep_every_epochs": 0, "data.workers": 2, "data.name": "a"}
+        new = {key: f"{value} more" for key, value in old.items()}
+        found = training_run._differing(old, new, free=training_run._FREE)
+        expected = ["checkpoint.every_epochs", "data.name", "train.lr"]
+        self.assertEqual([line.partition(":")[0] for line in found], expected)
+        self.assertEqual(training_run._differing({"a": 1}, {}), ["a: 1 there, None now"])
+
+
 if __name__ == "__main__":
     absltest.main()

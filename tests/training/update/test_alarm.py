@@ -1,4 +1,5 @@
 import functools
+import math
 from functools import partial
 
 import jax
@@ -234,6 +235,13 @@ class WarningsTest(parameterized.TestCase):
         self.assertEmpty(alarm.warnings(values, loss_ratio=1.5, loss_rise=0.9))
         self.assertLen(alarm.warnings(values, agreement=0.95), 1)
         self.assertLen(alarm.warnings(values, zero=0.01), 1)
+        # At a limit itself nothing is said.
+        self.assertEmpty(alarm.warnings(values, zero=0.05, agreement=0.9))
+        loss = values["alarm_loss"]
+        twice = values | {"alarm_loss_stronger": 2 * loss}
+        self.assertEmpty(alarm.warnings(twice, loss_ratio=2.0, loss_rise=loss / 2))
+        self.assertEmpty(alarm.warnings(twice, loss_ratio=1.5, loss_rise=loss))
+        self.assertLen(alarm.warnings(twice, loss_ratio=1.5, loss_rise=loss / 2), 1)
 
 
 class OverfittingTest(parameterized.TestCase):
@@ -252,6 +260,9 @@ class OverfittingTest(parameterized.TestCase):
         ([0.5, 0.48, 0.48], [0.5, 0.6, 0.7]),  # by less than 3 points
         ([0.5, 0.4, 0.4], [0.5, 0.4, 0.4]),  # training falls too: another kind of trouble
         ([0.5, 0.52, 0.54], [0.5, 0.6, 0.7]),
+        ([0.5, 0.4, 0.4], [0.5, 0.6, 0.5]),  # training is where it was
+        ([0.5, 0.4, 0.4], [0.5, 0.6, math.nan]),  # and here it was not logged
+        ([0.5, 0.4, 0.4], [math.nan, 0.6, 0.7]),
     )
     def test_silence(self, selection, training):
         self.assertIsNone(alarm.overfitting(selection, training, images=4000))
@@ -317,6 +328,14 @@ class NormsTest(absltest.TestCase):
             self.assertEqual(alarm.of_norms(stats), alarm.Norms(broken, ""))
         many = {f"bn{i}.var": np.float32([-1]) for i in range(9)}
         self.assertRegex(alarm.of_norms(many).broken, r"bn3 is negative in .* and 5 more norms$")
+
+    def test_a_variance_of_nothing_is_dead_and_not_broken(self):
+        """As of momentum 1, which forgets at once; that of the images' normalisation is no norm."""
+        stats = {"a.var": [0, 1e-10, 1.1e-10, 1], "b.var": [1], "c.mean": [0, 0]}
+        stats |= {"normalize.var": [0], "normalize.mean": [0]}
+        found = alarm.of_norms({k: np.float32(v) for k, v in stats.items()})
+        self.assertEqual(found.broken, "")
+        self.assertStartsWith(found.dead, "2 of 4 in a channels are dead:")
 
     def test_dead_channels_are_a_warning(self):
         """Those of a batch norm whose images do not vary, after as many updates as it says."""

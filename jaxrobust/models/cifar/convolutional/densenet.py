@@ -11,14 +11,14 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -97,12 +97,12 @@ class DenseNet(nnx.Module):
         return self.linear(act(self.bn(x, train)).mean(axis=(1, 2)))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     architecture_checks.check_stages(v, "depths")
     common.check(v, growth=1, stem=1, in_channels=1, bn_group=0)
     common.check_halvings(image_size, len(v.depths) - 1 + (0 if v.small_stem else 2))
-    return classifier(lambda rngs: DenseNet(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: DenseNet(v, num_classes, rngs)
 
 
 _LAYER = r"dense\d+\.\d+\."
@@ -127,4 +127,4 @@ _NETWORKS = {
     "cifar_densenet_224": common.Study("DenseNet-121", _121),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"linear\..*")
-FAMILY = common.family("cifar_densenet", "DenseNet", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_densenet", "DenseNet", Variant, maker, NAMES, _NETWORKS)

@@ -11,14 +11,13 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 EXPANSION = 4  # a block's output channels by its inner ones
 
@@ -85,12 +84,11 @@ class PreActResNet(nnx.Module):
         return self.linear(x.mean(axis=(1, 2)))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     architecture_checks.check_stages(v, "depths")
     common.check(v, width=1, in_channels=1, bn_group=0)
-    architecture_checks.check_image_size(image_size)
-    return classifier(lambda rngs: PreActResNet(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: PreActResNet(v, num_classes, rngs)
 
 
 _BLOCK = r"layer\d+\.\d+\."
@@ -112,4 +110,4 @@ _NETWORKS = {
     "cifar_preactresnet50_224": common.Study("PreActResNet-50", _224),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"conv1\..*", head=r"linear\..*")
-FAMILY = common.family("cifar_preact_resnet", "PreActResNet", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_preact_resnet", "PreActResNet", Variant, maker, NAMES, _NETWORKS)

@@ -12,14 +12,13 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 EXPANSION = 2  # a block's output channels by its inner ones
 
@@ -61,12 +60,11 @@ class ResNeXt(nnx.Module):
         return self.linear(x.mean(axis=(1, 2)))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     architecture_checks.check_stages(v, "depths")
     common.check(v, groups=1, width=1, in_channels=1, bn_group=0)
-    architecture_checks.check_image_size(image_size)
-    return classifier(lambda rngs: ResNeXt(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: ResNeXt(v, num_classes, rngs)
 
 
 _BLOCK = r"layer\d+\.\d+\."
@@ -90,4 +88,4 @@ _NETWORKS = {
     "cifar_resnext50_224": common.Study("ResNeXt-50 (32x4d)", _50),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"linear\..*")
-FAMILY = common.family("cifar_resnext", "ResNeXt", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_resnext", "ResNeXt", Variant, maker, NAMES, _NETWORKS)

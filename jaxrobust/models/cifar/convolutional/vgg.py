@@ -11,14 +11,14 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.classifier import run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, dropouts, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each stage of a VGG-16
 
@@ -115,8 +115,8 @@ class VGG(nnx.Module):
         return self.classifier[3 * len(v.hidden)](x)
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     if not 1 <= len(v.widths) <= len(DEPTHS) or any(n < 1 for n in v.widths):
         raise ValueError(
             f"widths={v.widths!r} must be positive integers, one for each of at most "
@@ -129,7 +129,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"drop_path={v.drop_path}: a VGG has no residual branches to leave out; set it to 0"
         )
     _check_map(v, image_size)
-    return classifier(lambda rngs: VGG(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: VGG(v, num_classes, rngs)
 
 
 def _check_map(v: Variant, image_size: int) -> None:
@@ -164,4 +164,4 @@ _NETWORKS = {
 }
 _HEAD = r"classifier\.(?:6\.)?[a-z]+"
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"features\.[01]\..*", head=_HEAD)
-FAMILY = common.family("cifar_vgg", "VGG", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_vgg", "VGG", Variant, maker, NAMES, _NETWORKS)

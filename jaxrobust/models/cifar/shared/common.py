@@ -8,7 +8,7 @@ from jaxrobust.models.interface.architecture_checks import check_least
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Renaming, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.types import Classifier
+from jaxrobust.types import ModuleMaker
 
 
 def check(v: Any, **lows: int) -> None:
@@ -52,7 +52,7 @@ def family(
     file: str,
     title: str,
     variant: Callable[..., Any],
-    create: Callable[..., Classifier],
+    maker: Callable[..., ModuleMaker],
     names: Names,
     networks: Mapping[str, Study],
     any_size: bool = True,
@@ -69,4 +69,4 @@ def family(
 
     members = {name: member(study) for name, study in networks.items()}
     variants = {name: variant(**study.options, **study.more) for name, study in networks.items()}
-    return Family(file, title, variants, create, names, members, "all", any_size=any_size)
+    return Family(file, title, variants, maker, names, members, "all", any_size=any_size)

@@ -14,7 +14,6 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, row, table
 from jaxrobust.models.kernels import attention, pooling
@@ -23,7 +22,7 @@ from jaxrobust.models.kernels.primitives import spread, widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, split, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -105,8 +104,8 @@ class BoTNet(nnx.Module):
         return self.fc(dropout(x.mean(axis=(1, 2)), last if train else None, v.dropout))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     if len(v.depths) < 2 or min(v.depths) < 1:
         raise ValueError(f"depths={v.depths!r} must be two or more positive integers")
     common.check(v, width=1, heads=1, in_channels=1, bn_group=0)
@@ -117,7 +116,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
         raise ValueError(
             f"image_size={image_size} is not halved to whole maps; take a multiple of {step}"
         )
-    return classifier(lambda rngs: BoTNet(v, num_classes, image_size, rngs), dtype=v.dtype)
+    return lambda rngs: BoTNet(v, num_classes, image_size, rngs)
 
 
 _BLOCK = r"(layer\d\.\d+)"
@@ -154,4 +153,4 @@ _NETWORKS = {
     "cifar_botnet50_224": common.Study("BoTNet-50", {"small_stem": False}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"fc\..*")
-FAMILY = common.family("cifar_botnet", "BoTNet", Variant, create, NAMES, _NETWORKS, any_size=False)
+FAMILY = common.family("cifar_botnet", "BoTNet", Variant, maker, NAMES, _NETWORKS, any_size=False)

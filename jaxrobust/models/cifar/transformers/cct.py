@@ -14,8 +14,8 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, Place, check
-from jaxrobust.models.interface.architecture_checks import check_fits, check_image_size
-from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.architecture_checks import check_fits
+from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import attention, layers, pooling
@@ -23,7 +23,7 @@ from jaxrobust.models.kernels.primitives import add_bias, widened
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, normal_02
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -135,14 +135,13 @@ def grid_of(v: Variant, image_size: int) -> int:
     return side
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     check(v, "dim", "depth", "heads", "hidden", "convolutions", "kernel", "stride")
     if v.kernel % 2 == 0:
         raise ValueError(f"kernel={v.kernel} must be odd: windows have a pixel in their middle")
-    check_image_size(image_size)
     grid = grid_of(v, image_size)
-    return classifier(lambda rngs: CCT(v, num_classes, grid, rngs), dtype=v.dtype)
+    return lambda rngs: CCT(v, num_classes, grid, rngs)
 
 
 _BLOCK = r"classifier\.blocks\.(\d+)\."
@@ -175,6 +174,4 @@ _NETWORKS = {
     "cifar_cct_224": common.Study("CCT-14/7x2", _224),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"tokenizer\..*", head=r"head\..*")
-FAMILY = common.family(
-    "cifar_cct", "CCT (32 px)", Variant, create, NAMES, _NETWORKS, any_size=False
-)
+FAMILY = common.family("cifar_cct", "CCT (32 px)", Variant, maker, NAMES, _NETWORKS, any_size=False)

@@ -16,7 +16,7 @@ from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, TokenAttention
 from jaxrobust.models.families.vit import with_token
 from jaxrobust.models.interface.architecture_checks import check_fits
-from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, conv_oihw, keys, row, table
 from jaxrobust.models.kernels.pooling import max_pool
@@ -25,7 +25,7 @@ from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -117,8 +117,8 @@ class CeiT(nnx.Module):
         return self.head(self.norm(x[:, 0]))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     common.check(v, dim=1, depth=1, heads=1, patch=1, stem_width=1, in_channels=1, bn_group=0)
     side = max(0, (image_size + 1) // 2 + 1 - 3) // 2 + 1  # behind the convolution and the pooling
     if image_size < 4 or side < v.patch or side % v.patch:
@@ -127,7 +127,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"image_size={image_size}: the stem's map of {side}x{side} is not whole patches of "
             f"{v.patch}x{v.patch}; use image_size={near}, or another patch"
         )
-    return classifier(lambda rngs: CeiT(v, num_classes, side // v.patch, rngs), dtype=v.dtype)
+    return lambda rngs: CeiT(v, num_classes, side // v.patch, rngs)
 
 
 _LAYER = r"transformer\.layers\.(\d+)\."
@@ -173,4 +173,4 @@ _NETWORKS = {
     "cifar_ceit_224": common.Study("CeiT-T"),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv|bn)\..*", head=r"head\..*")
-FAMILY = common.family("cifar_ceit", "CeiT", Variant, create, NAMES, _NETWORKS, any_size=False)
+FAMILY = common.family("cifar_ceit", "CeiT", Variant, maker, NAMES, _NETWORKS, any_size=False)

@@ -22,14 +22,14 @@ from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, PreNorm, check
 from jaxrobust.models.families.swin import merged, partition, relative_index, shift_mask
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import drop, keys, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -149,8 +149,8 @@ def _check_size(v: Variant, height: int, width: int) -> None:
             )
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     check(v, "dim", "patch", "window")
     architecture_checks.check_stages(v, "depths", "heads")
     if len(v.merges) != len(v.depths) - 1 or any(n < 1 for n in v.merges):
@@ -164,9 +164,8 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
         raise ValueError(f"window={v.window}: attention needs windows of at least 2")
     if any((v.dim << i) % heads for i, heads in enumerate(v.heads)):
         raise ValueError(f"heads={v.heads} must divide dim={v.dim}, doubled at every stage")
-    architecture_checks.check_image_size(image_size)
     _check_size(v, image_size, image_size)
-    return classifier(lambda rngs: Swin(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: Swin(v, num_classes, rngs)
 
 
 def _mask(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
@@ -221,4 +220,4 @@ _NETWORKS = {
     "cifar_swin_224": common.Study("Swin-T (224 px, one bias table)", _224),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stage1\.merge\..*", head=r"head\..*")
-FAMILY = common.family("cifar_swin", "Swin", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_swin", "Swin", Variant, maker, NAMES, _NETWORKS)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxrobust.models.cifar.shared import common, transformer
 from jaxrobust.models.families.vit import PatchEmbed, with_token
-from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import layers
@@ -20,7 +20,7 @@ from jaxrobust.models.kernels.primitives import add_bias
 from jaxrobust.models.modules.basic import LayerNorm, Normalize
 from jaxrobust.models.modules.draws import Draws, split
 from jaxrobust.models.modules.positions import resized
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -63,11 +63,11 @@ class VisionTransformer(nnx.Module):
         return self.head(self.norm(x[:, 0]), lambda y: layers.dropout(y, last, v.dropout))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     transformer.check(v, "dim", "depth", "heads", "hidden")
     grid = transformer.grid_of(image_size, v.patch)
-    return classifier(lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=v.dtype)
+    return lambda rngs: VisionTransformer(v, num_classes, grid, rngs)
 
 
 TORCH_NAMES = table(
@@ -89,6 +89,4 @@ _NETWORKS = {
     "cifar_vit_224": common.Study("ViT (224 px)", _224),  # ours: these blocks at ViT-S/16's sizes
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\.fc2\..*")
-FAMILY = common.family(
-    "cifar_vit", "ViT (32 px)", Variant, create, NAMES, _NETWORKS, any_size=False
-)
+FAMILY = common.family("cifar_vit", "ViT (32 px)", Variant, maker, NAMES, _NETWORKS, any_size=False)

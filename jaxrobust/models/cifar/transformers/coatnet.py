@@ -22,7 +22,7 @@ from jaxrobust.models.families import residual
 from jaxrobust.models.families.robust_blocks import Squeeze
 from jaxrobust.models.families.swin import cut_to, relative_index, sides_of
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, drop, keys, row, table
 from jaxrobust.models.kernels import attention, pooling
@@ -30,7 +30,7 @@ from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -164,8 +164,8 @@ class CoAtNet(nnx.Module):
         return self.head(x.mean(axis=(1, 2)))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     check(v, "head_dim")
     architecture_checks.check_stages(v, "dims", "depths")
     if min(v.dims) < 4:
@@ -184,7 +184,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"image_size={image_size}: each of the {len(v.dims)} stages halves the map, so take a "
             f"multiple of {whole}"
         )
-    return classifier(lambda rngs: CoAtNet(v, num_classes, image_size, rngs), dtype=v.dtype)
+    return lambda rngs: CoAtNet(v, num_classes, image_size, rngs)
 
 
 def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -273,6 +273,4 @@ _NETWORKS = {
     "cifar_coatnet_224": common.Study("CoAtNet-0 (224 px)"),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stages\.0\..*", head=r"head\..*")
-FAMILY = common.family(
-    "cifar_coatnet", "CoAtNet", Variant, create, NAMES, _NETWORKS, any_size=False
-)
+FAMILY = common.family("cifar_coatnet", "CoAtNet", Variant, maker, NAMES, _NETWORKS, any_size=False)

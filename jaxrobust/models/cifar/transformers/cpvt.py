@@ -12,13 +12,13 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common, transformer
 from jaxrobust.models.cifar.transformers.cifar_vit import Variant
 from jaxrobust.models.families.vit import PatchEmbed, with_token
-from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, split, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class ConditionalPositions(nnx.Module):
@@ -62,11 +62,11 @@ class CPVT(nnx.Module):
         return self.head(self.norm(x[:, 0]))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     transformer.check(v, "dim", "depth", "heads", "hidden")
     grid = transformer.grid_of(image_size, v.patch)
-    return classifier(lambda rngs: CPVT(v, num_classes, grid, rngs), dtype=v.dtype)
+    return lambda rngs: CPVT(v, num_classes, grid, rngs)
 
 
 TORCH_NAMES = table(
@@ -88,4 +88,4 @@ _NETWORKS = {
     "cifar_cpvt_224": common.Study("CPVT (224 px)", _224),  # ours: these blocks at CPVT-S's sizes
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\..*")
-FAMILY = common.family("cifar_cpvt", "CPVT (32 px)", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_cpvt", "CPVT (32 px)", Variant, maker, NAMES, _NETWORKS)

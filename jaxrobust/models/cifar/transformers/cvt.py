@@ -13,7 +13,7 @@ from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, PreNorm, check
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
@@ -27,7 +27,7 @@ from jaxrobust.models.interface.renaming import (
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.modules.basic import BatchNorm, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -113,11 +113,10 @@ class CvT(nnx.Module):
         return self.head(x.mean(axis=(1, 2)))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     check(v, "head_dim")
     architecture_checks.check_stages(v, "dims", "depths", "heads")
-    architecture_checks.check_image_size(image_size)
     common.check(v, bn_group=0)
     if v.window < 1 or v.window % 2 == 0:
         raise ValueError(f"window={v.window} must be odd, such as 3 or 7")
@@ -127,7 +126,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"patch={v.patch} must divide image_size={image_size} and be at most the window of "
             f"{v.window}; one of {', '.join(map(str, fitting))}"
         )
-    return classifier(lambda rngs: CvT(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: CvT(v, num_classes, rngs)
 
 
 _STAGE = r"layers\.(\d+)\."
@@ -175,4 +174,4 @@ _NETWORKS = {
     "cifar_cvt_224": common.Study("CvT-13 (224 px)", {"window": 7, "patch": 4}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stages\.0\.(embed|norm)\..*", head=r"head\..*")
-FAMILY = common.family("cifar_cvt", "CvT", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_cvt", "CvT", Variant, maker, NAMES, _NETWORKS)

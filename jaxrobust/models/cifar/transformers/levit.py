@@ -18,7 +18,7 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.classifier import run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, drop, keys, row, table
 from jaxrobust.models.kernels import attention
@@ -26,7 +26,7 @@ from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -170,8 +170,8 @@ class LeViT(nnx.Module):
         return self.head(self.norm(x.mean(axis=1), train))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     architecture_checks.check_tuples(v, "dims", "depths", "heads", "stem_strides")
     if len({len(v.dims), len(v.depths), len(v.heads)}) > 1:
         raise ValueError(
@@ -186,7 +186,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"the last multiples of key_width={v.key_width}, for the heads between stages"
         )
     side = architecture_checks.whole_patches(v, image_size)
-    return classifier(lambda rngs: LeViT(v, num_classes, side, rngs), dtype=v.dtype)
+    return lambda rngs: LeViT(v, num_classes, side, rngs)
 
 
 def _index(ours: Mapping[str, Any], match: re.Match[str]) -> np.ndarray:
@@ -232,4 +232,4 @@ _NETWORKS = {
     "cifar_levit_224": common.Study("LeViT-128S", {"stem_strides": (2, 2, 2, 2)}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*")
-FAMILY = common.family("cifar_levit", "LeViT", Variant, create, NAMES, _NETWORKS, any_size=False)
+FAMILY = common.family("cifar_levit", "LeViT", Variant, maker, NAMES, _NETWORKS, any_size=False)

@@ -12,12 +12,12 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, Mlp, check, grid_of
 from jaxrobust.models.families.vit import PatchEmbed, with_token
-from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys, linear_oi, pointwise1_oi, row, table
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -74,11 +74,11 @@ class Mixer(nnx.Module):
         return self.head(x[:, 0] if v.class_token else x.mean(axis=1))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     check(v, "dim", "depth", "token_hidden", "hidden")
     grid = grid_of(image_size, v.patch)
-    return classifier(lambda rngs: Mixer(v, num_classes, grid, rngs), dtype=v.dtype)
+    return lambda rngs: Mixer(v, num_classes, grid, rngs)
 
 
 _LAYER = r"mixer_layers\.(\d+)\.mlp([12])\."
@@ -109,5 +109,5 @@ _NETWORKS = {
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\..*")
 FAMILY = common.family(
-    "cifar_mixer", "MLP-Mixer (32 px)", Variant, create, NAMES, _NETWORKS, any_size=False
+    "cifar_mixer", "MLP-Mixer (32 px)", Variant, maker, NAMES, _NETWORKS, any_size=False
 )

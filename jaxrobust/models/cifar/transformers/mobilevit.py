@@ -16,13 +16,13 @@ from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, TokenAttention
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 _PATCH = 2  # side of the patches; each transformer attends across them, for each of their pixels
 
@@ -142,8 +142,8 @@ class MobileViT(nnx.Module):
         return self.fc(self.conv2(x, train).mean(axis=(1, 2)))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     architecture_checks.check_tuples(v, "channels", "strides", "dims", "depths", "ratios")
     for names in (("channels", "strides"), ("dims", "depths", "ratios")):
         if len({len(getattr(v, name)) for name in names}) > 1:
@@ -153,7 +153,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
         raise ValueError(f"channels={v.channels} needs more entries than dims={v.dims}")
     common.check(v, heads=1, head_width=1, expansion=1, in_channels=1, bn_group=0)
     _check_maps(v, image_size)
-    return classifier(lambda rngs: MobileViT(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: MobileViT(v, num_classes, rngs)
 
 
 def _check_maps(v: Variant, image_size: int) -> None:
@@ -214,4 +214,4 @@ _NETWORKS = {
     "cifar_mobilevit_224": common.Study("MobileViT-S", {"strides": (2, 1, 2, 1, 1, 2, 2, 1)}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"conv1\..*", head=r"fc\..*")
-FAMILY = common.family("cifar_mobilevit", "MobileViT", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_mobilevit", "MobileViT", Variant, maker, NAMES, _NETWORKS)

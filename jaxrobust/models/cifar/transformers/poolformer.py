@@ -13,14 +13,14 @@ from flax import nnx
 from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import Mlp, check
 from jaxrobust.models.families import residual
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02
 from jaxrobust.models.modules.norms import GroupNorm
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -81,8 +81,8 @@ class PoolFormer(nnx.Module):
         return self.head(self.norm(x).mean(axis=(1, 2)))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     check(v, "patch", "stride")
     if not v.depths or len(v.depths) != len(v.dims) or min(*v.depths, *v.dims) < 1:
         raise ValueError(
@@ -98,7 +98,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             f"patch={v.patch} leaves no window in images of {image_size} px; take a smaller patch, "
             "or larger images"
         )
-    return classifier(lambda rngs: PoolFormer(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: PoolFormer(v, num_classes, rngs)
 
 
 _BLOCK = r"(network\.\d+\.\d+\."
@@ -127,4 +127,4 @@ _NETWORKS = {
     "cifar_poolformer_224": common.Study("PoolFormer-S12", {"patch": 7, "stride": 4}),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*")
-FAMILY = common.family("cifar_poolformer", "PoolFormer (32 px)", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_poolformer", "PoolFormer (32 px)", Variant, maker, NAMES, _NETWORKS)

@@ -18,14 +18,14 @@ from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.cifar.shared.transformer import EPS, PreNorm, check
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, fan_out
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 MEANS = 7  # along each side of the map, that keys and values are made of
 
@@ -126,20 +126,19 @@ class PVTv2(nnx.Module):
         return self.head(x.mean(axis=(1, 2)))
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     check(v)
     architecture_checks.check_stages(v, "dims", "depths", "heads", "ratios")
     if any(dim % heads for dim, heads in zip(v.dims, v.heads, strict=True)):
         raise ValueError(f"heads={v.heads} must divide dims={v.dims}, stage by stage")
-    architecture_checks.check_image_size(image_size)
     fitting = [patch for patch in range(1, 7) if image_size % patch == 0]
     if v.patch not in fitting:
         raise ValueError(
             f"patch={v.patch} must divide image_size={image_size} and be below the 7 pixels of "
             f"the first window; one of {', '.join(map(str, fitting))}"
         )
-    return classifier(lambda rngs: PVTv2(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: PVTv2(v, num_classes, rngs)
 
 
 _BLOCK = r"stages\.\d+\.blocks\.\d+"
@@ -168,4 +167,4 @@ _NETWORKS = {
     "cifar_pvt_v2_224": common.Study("PVTv2-B1-Li (224 px)"),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*")
-FAMILY = common.family("cifar_pvt_v2", "PVTv2", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_pvt_v2", "PVTv2", Variant, maker, NAMES, _NETWORKS)

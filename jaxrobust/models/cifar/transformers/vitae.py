@@ -18,7 +18,7 @@ from jaxrobust.models.cifar.shared import common
 from jaxrobust.models.families import residual
 from jaxrobust.models.families.vit import Attention
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import classifier, of_one_stage, run_blocks
+from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, row, table
 from jaxrobust.models.kernels import layers
@@ -26,7 +26,7 @@ from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.activations import ACTIVATIONS, silu
 from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, split, torch_default
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
@@ -187,8 +187,8 @@ def _whole(v: Variant) -> str:
     return f"three cells shrink the map, so take a square with a multiple of {math.prod(v.ratios)}"
 
 
-def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """Make the network of a row; `ValueError` where the row or the size cannot work."""
+def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
+    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     cells = ("widths", "dims", "ratios", "kernels", "dilations")
     architecture_checks.check_tuples(v, *cells)
     if len({len(getattr(v, name)) for name in cells}) > 1:
@@ -206,7 +206,7 @@ def create(v: Variant, *, num_classes: int, image_size: int) -> Classifier:
             raise ValueError(f"{name}={value} must divide the last of dims={v.dims}")
     if image_size < (step := math.prod(v.ratios)) or image_size % step:
         raise ValueError(f"image_size={image_size}: {_whole(v)}")
-    return classifier(lambda rngs: ViTAE(v, num_classes, rngs), dtype=v.dtype)
+    return lambda rngs: ViTAE(v, num_classes, rngs)
 
 
 _CELL, _NORMAL = r"layers\.(\d+)\.RC\.", r"layers\.\d+\.NC\.(\d+)\."
@@ -256,4 +256,4 @@ _NETWORKS = {
 }
 _STEM = r"reductions\.0\.(prm\.convs\.\d+|pcm\.convs\.0)\..*"  # all that reads pixels
 NAMES = Names(TORCH_NAMES, torch_keys, stem=_STEM, head=r"head\..*")
-FAMILY = common.family("cifar_vitae", "ViTAE", Variant, create, NAMES, _NETWORKS)
+FAMILY = common.family("cifar_vitae", "ViTAE", Variant, maker, NAMES, _NETWORKS)

@@ -39,7 +39,7 @@ def _value(settings: Settings, x: Array, kernel: Array) -> Array:
     """Compute a convolution by `column_conv` where that is faster."""
     how = dict(settings)
     strides, dilations = set(how["window_strides"]), {*how["lhs_dilation"], *how["rhs_dilation"]}
-    typed = how["preferred_element_type"] in (None, x.dtype) and how["precision"] is None
+    typed = winograd.of_own_type(how["preferred_element_type"], x) and how["precision"] is None
     even = len(strides) == how["feature_group_count"] == 1 and dilations == {1}
     inside = x.ndim == 4 and min(map(min, how["padding"])) >= 0
     if not (typed and even and inside and few_channels(x, kernel)):
@@ -114,7 +114,7 @@ def _fast_formula(eqn: JaxprEqn, tiles: bool) -> Callable[[Array, Array], Array]
     if 1 < groups == channels == features and x.ndim == 4:
         dilated = {*settings["lhs_dilation"], *settings["rhs_dilation"]} != {1}
         wanted, windows = settings["preferred_element_type"], _windows(eqn)
-        if not dilated and len(windows) == 2 and wanted in (None, x.dtype):
+        if not dilated and len(windows) == 2 and winograd.of_own_type(wanted, x):
             return functools.partial(_depthwise, windows)
     # XLA's blocks are slower than its plain loops for 4 channels in a group: 16x32x32x64, 3x3,
     # 15.9 and 9.6 ms; with 8, 5.1 and 12.4 ms (16x16x16x128); with 32, 6.5 and 112 (8x32x32x64).

@@ -47,8 +47,8 @@ from jaxrobust.models.kernels.tpu.stem_blocks import (
     batch_gelu,
     batch_gelu_gradient,
     columns_to_lanes,
+    each_window,
     first_matrix,
-    other_half,
     read_met,
     rows_shape,
     second_gradient_matrix,
@@ -57,7 +57,6 @@ from jaxrobust.models.kernels.tpu.stem_blocks import (
     split,
     spread_rows,
     valid,
-    window,
 )
 
 Array = jax.Array
@@ -108,10 +107,7 @@ def _first(image, selection, first, out, rows) -> None:
 
 
 def _second(image, of_first, selection, first, second, kept, out, rows, met, norm) -> None:
-    from jax.experimental import pallas as pl
-
-    dtype, blocks, size = image.dtype, kept.shape[1], met.shape[0] // 3
-    columns = image.shape[3] // 4
+    dtype, blocks, columns = image.dtype, kept.shape[1], image.shape[3] // 4
     columns_to_lanes(image, selection, rows)
     spread_rows(of_first, norm)
 
@@ -119,22 +115,11 @@ def _second(image, of_first, selection, first, second, kept, out, rows, met, nor
         z = dot(first[...], read_met(rows, block, dtype), "nn")
         return [batch_gelu(part, norm, dtype == jnp.float32) for part in split(z, 4)]
 
-    def put(block: Any) -> None:
-        y = pixels(block)
-        met[size : 2 * size], met[2 * size :] = window(*y[:2]), window(*y[2:])
-
-    met[:size] = window(*(other_half(y, 1) for y in pixels(blocks - 1)[2:]))
-    put(0)
-
-    @pl.loop(0, blocks)
-    def convolve(block: Any) -> None:
-        seen = met[...]
-        met[:size] = seen[2 * size :]
-        # The next row's first layer fills the time in which this one's operations wait.
-        put(jnp.minimum(block + 1, blocks - 1))
+    def convolve(block: Any, seen: Array) -> None:
         z = dot(second[...], seen.astype(dtype), "nn") * valid(columns)
         kept[0, block] = z.astype(dtype)
 
+    each_window(blocks, met, pixels, convolve)
     _put(out, *_moments(blocks, columns, lambda block: [kept[0, block].astype(jnp.float32)]))
 
 

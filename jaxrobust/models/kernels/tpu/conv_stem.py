@@ -51,6 +51,7 @@ from jaxrobust.models.kernels.tpu.stem_blocks import (
     TAPS,
     Gradient,
     columns_to_lanes,
+    each_window,
     first_matrix,
     gelu,
     lanes_of,
@@ -104,9 +105,7 @@ def _needed(image: tuple[int, ...], c: int, d: int) -> int:
 def _forward(
     image, selection, first, second, affine1, affine2, identity, out, kept, rows, met, *, eps
 ) -> None:
-    from jax.experimental import pallas as pl
-
-    dtype, blocks, columns, size = image.dtype, kept.shape[1], out.shape[2], met.shape[0] // 3
+    dtype, blocks, columns = image.dtype, kept.shape[1], out.shape[2]
     activate = functools.partial(norm_gelu, eps=eps, exact=dtype == jnp.float32)
     columns_to_lanes(image, selection, rows)
 
@@ -114,25 +113,15 @@ def _forward(
         z = dot(first[...], read_met(rows, block, dtype), "nn")
         return [activate(part, affine1) for part in split(z, 4)]
 
-    def put(block: Any) -> None:
-        y = pixels(block)
-        met[size : 2 * size], met[2 * size :] = window(*y[:2]), window(*y[2:])
-
-    met[:size] = window(*(other_half(y, 1) for y in pixels(blocks - 1)[2:]))
-    put(0)
-
-    @pl.loop(0, blocks)
-    def convolve(block: Any) -> None:
-        seen = met[...]
-        met[:size] = seen[2 * size :]
-        # The next row's first layer fills the time in which this one's operations wait.
-        put(jnp.minimum(block + 1, blocks - 1))
+    def convolve(block: Any, seen: Array) -> None:
         z = (dot(second[...], seen.astype(dtype), "nn") + affine2[2]).astype(dtype)
         kept[0, block] = z
         y = activate(z.astype(jnp.float32), affine2).astype(dtype)
         across = dot(identity[...], y, "nt").astype(dtype)
         out[0, block] = across[:columns]
         out[0, block + blocks] = across[HALF : HALF + columns]
+
+    each_window(blocks, met, pixels, convolve)
 
 
 class Row(NamedTuple):

@@ -1,6 +1,7 @@
 """What the kernels of a ConvStem are made of: matrices, norms over rows, moving of pixels."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -247,3 +248,30 @@ def read_met(rows: Any, block: Any, dtype: Any) -> Array:
 def window(left: Array, right: Array) -> Array:
     """Join what a pixel of the second layer meets of a row of the first, f32[3*C,128]."""
     return jnp.concatenate([shifted(right, 1), left, right])
+
+
+def each_window(
+    blocks: int, met: Any, pixels: Callable[[Any], list[Array]], use: Callable[..., None]
+) -> None:
+    """Call `use(block, window)` with what the second convolution meets at each row of blocks.
+
+    `met` holds it; `pixels` makes a row of blocks of the first layer, four pixels f32[C,128] each.
+    """
+    from jax.experimental import pallas as pl
+
+    size = met.shape[0] // 3
+
+    def put(block: Any) -> None:
+        y = pixels(block)
+        met[size : 2 * size], met[2 * size :] = window(*y[:2]), window(*y[2:])
+
+    met[:size] = window(*(other_half(y, 1) for y in pixels(blocks - 1)[2:]))
+    put(0)
+
+    @pl.loop(0, blocks)
+    def convolve(block: Any) -> None:
+        seen = met[...]
+        met[:size] = seen[2 * size :]
+        # The next row's first layer fills the time in which this one's operations wait.
+        put(jnp.minimum(block + 1, blocks - 1))
+        use(block, seen)
