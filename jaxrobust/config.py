@@ -358,10 +358,13 @@ class NetworkSpec:
         sizes = (model.num_classes, model.image_size, model.in_channels)
         return cls(model.name, *sizes, options=dict(model.options.items()))
 
+    def sizes(self) -> dict[str, Any]:
+        """Collect what its images and classes are."""
+        return {key: getattr(self, key) for key in ("num_classes", "image_size", "in_channels")}
+
     def create(self, *, dtype: str, remat: bool = False) -> Classifier:
         """Make the network's functions, which compute in `dtype`."""
-        sizes = {key: getattr(self, key) for key in ("num_classes", "image_size", "in_channels")}
-        own = sizes | {"dtype": dtype, "remat": remat}
+        own = self.sizes() | {"dtype": dtype, "remat": remat}
         if twice := sorted(own.keys() & self.options.keys()):
             raise ValueError(f"model.options.{twice[0]} is no option; set model.{twice[0]}")
         return models.create(self.name, **own, **self.options)

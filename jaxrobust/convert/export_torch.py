@@ -29,6 +29,7 @@ from jaxrobust.convert import (
 from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text import patience
@@ -45,7 +46,7 @@ from jaxrobust.weights.trained import kept, runs
 class ExportSettings(NamedTuple):
     """What is exported, and as what."""
 
-    layout: str  # jaxrobust, timm, hub, module, or a RobustBench id
+    layout: str  # jaxrobust, timm, hub, module, state-dict, or a RobustBench id
     out: Path
     workdir: Path | None = None
     phase: str | None = None
@@ -169,7 +170,8 @@ def of_run(
 ) -> tuple[Network, str]:
     """Read the network of a run with its best weights, or those chosen, and their name."""
     config = runs.run_config(workdir, chosen.phase if chosen else phase)
-    models.known(config.model.name)  # of a user's function nobody knows the PyTorch side
+    if not torch_modules.is_name(config.model.name):
+        models.known(config.model.name)  # of a user's function nobody knows the PyTorch side
     if chosen:
         name, (params, stats) = kept.selected_weights(workdir, chosen)
     elif which in (None, config.evaluation.weights):

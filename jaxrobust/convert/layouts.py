@@ -12,6 +12,7 @@ from jaxrobust import models
 from jaxrobust.convert import hub, references, self_contained
 from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
+from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import whole
 from jaxrobust.weights.naming import convert
@@ -19,7 +20,8 @@ from jaxrobust.weights.store import files, weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 
 NEEDS_TORCH = "writing .pt files needs PyTorch: pip install 'jaxrobust[torch]'"
-LAYOUTS = ("jaxrobust", "timm", "hub", "module")  # beside the ids of RobustBench
+LAYOUTS = ("jaxrobust", "timm", "hub", "module", "state-dict")  # beside the ids of RobustBench
+STATE_DICT = "state_dict.pt"
 _MODULE = "export the self-contained module (--layout module)"
 
 
@@ -37,6 +39,12 @@ def known(layout: str, out: Path) -> str:
 
 def check(network: Network, layout: str) -> None:
     """Refuse a network that a layout cannot name, whatever its weights are."""
+    if torch_modules.is_name(network.name) != (layout == "state-dict"):
+        own = "state-dict, or jaxrobust," if layout != "state-dict" else "timm, hub or module"
+        raise ValueError(
+            f"--layout {layout} does not go with {network.name}: choose --layout {own}"
+            + (" which names weights as its own module does" if layout != "state-dict" else "")
+        )
     if layout == "timm":
         _same_function(network, network.name, "timm's network")
     if layout in PUBLISHED:
@@ -48,6 +56,9 @@ def check(network: Network, layout: str) -> None:
 
 def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
     """Build the state dict of a layout; `ValueError` if it cannot express the network."""
+    if layout == "state-dict" or torch_modules.is_name(network.name):
+        check(network, layout)
+        return torch_modules.state_dict(network.name, network.params, network.stats, network.sizes)
     if layout == "hub" and hub.timm_name(network):
         return references.named(network, wrapped=False)  # timm's transforms normalise
     if layout in ("hub", "module"):
@@ -106,6 +117,9 @@ def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
         file = folder / f"{network.name}.safetensors"
         files.write(file, state, {"format": "pt"})
         return file
+    if layout == "state-dict":
+        save_pt(folder / STATE_DICT, state)
+        return folder / STATE_DICT
     if layout == "module":
         file = folder / f"{network.name}.pt"
         save_pt(file, state)
@@ -156,6 +170,12 @@ def usage(network: Network, layout: str, out: Path) -> str:
             f"--config.init.weights={out} trains from it, --weights {out} evaluates it, "
             f"jaxrobust.load('{out}') loads it"
         )
+    if layout == "state-dict":
+        how = f"build().load_state_dict(torch.load('{out / STATE_DICT}'), strict=True)"
+        if not network.normalised:
+            return how
+        mean, std = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
+        return f"{how}; it takes (images - {mean}) / {std}"
     if layout == "module":
         return f"in {out}: `from {network.name} import load; net = load()`"
     if layout == "hub":

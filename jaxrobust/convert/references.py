@@ -16,6 +16,7 @@ from unittest import mock
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from jaxrobust import models
+from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files
@@ -49,6 +50,10 @@ def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
 def named(network: Network, *, wrapped: bool) -> Arrays:
     """Name weights as the reference does, in its order; `wrapped`: `normalize.*` and `model.*`."""
     ours = network.params | network.stats
+    if torch_modules.is_name(network.name):
+        state = torch_modules.state_dict(network.name, *network[1:3], network.sizes)
+        first = {key: ours[key].reshape(1, -1, 1, 1) for key in ("normalize.mean", "normalize.std")}
+        return first | {f"model.{key}": a for key, a in state.items()} if wrapped else state
     return convert.reference_names(network.name, ours, wrapped=wrapped, **network.options)
 
 
@@ -133,6 +138,12 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
     """Return timm's network if it has this row, else ours, with the arrays of a file."""
     import torch
 
+    if torch_modules.is_name(network.name):
+        net = torch_modules.build(network.name, **network.sizes)
+        net.load_state_dict(torch.load(path, weights_only=True), strict=True)
+        how = "by load_state_dict(strict=True)"
+        net = _normalising(net, network.stats) if network.normalised else net.eval()
+        return Reference(net, network.name, True, how)
     net, origin, independent = _built(network)
     try:
         source = convert.unwrapped(files.read(path, which=which))
@@ -148,11 +159,14 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
         how = "ours, under its names, for those of the file are others"
     net.load_state_dict({k: torch.tensor(v) for k, v in plain.items()})
     if network.normalised:
-        from jaxrobust.convert.torch_modules.layers import normalized
-
-        both = network.stats | source  # ours, where the file has none
-        net = normalized(net, *(both[f"normalize.{k}"].tolist() for k in ("mean", "std")))
+        net = _normalising(net, network.stats | source)  # ours, where the file has none
     return Reference(net.eval(), origin, independent, how)
+
+
+def _normalising(net: Any, stats: Arrays) -> Any:
+    from jaxrobust.convert.torch_modules.layers import normalized
+
+    return normalized(net, *(stats[f"normalize.{k}"].tolist() for k in ("mean", "std"))).eval()
 
 
 def _built(network: Network) -> tuple[Any, str, bool]:

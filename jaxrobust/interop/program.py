@@ -8,6 +8,7 @@ PyTorch has them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +55,9 @@ class Program(NamedTuple):
     dtype: str = "float32"  # of its floating weights; `run` computes in that of those it is given
     single: bool = False  # it takes one image at a time
     draws: tuple[str, ...] = ()  # the steps that draw random numbers
+    # What training changes: key among the weights -> name of the value that it becomes.
+    moved: Mapping[str, str] = MappingProxyType({})
+    image_axes: Mapping[str, int] = MappingProxyType({})  # of what each step draws in training
 
 
 class Converted(NamedTuple):

@@ -20,6 +20,7 @@ from jaxrobust.interop import program as programs
 from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.program import Converted, Program
 from jaxrobust.interop.reading import exporting
+from jaxrobust.interop.reading.results import chosen_output
 from jaxrobust.types import Array
 
 INSTALL = "pip install 'jaxrobust[torch]'"
@@ -91,7 +92,7 @@ def of_exported(
     module = exported.module()
     exported = exporting.decomposed(exported)
     program, weights = exporting.read(exported, single=single, random=random)
-    output = _output(exported, program, output)
+    output = chosen_output(exported, program, output)
     logits_fn = jax.tree_util.Partial(_function(program, output, random), weights)
     return Converted(logits_fn, weights, program, exported, module, output, random)
 
@@ -120,28 +121,6 @@ def _function(program: Program, output: str, random: bool = False) -> Any:
         return computed(weights, images, keys) if program.draws else computed(weights, images)
 
     return keyed if random else logits_fn
-
-
-def _output(exported: Any, program: Program, requested: str | None) -> str:
-    """Find the logits among the results; `ValueError`: `requested` is none, or several could be."""
-    values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
-    shapes = {name: getattr(value, "shape", ()) for name, value in values.items()}
-    results = {path: shapes.get(name or "", ()) for path, name in program.results.items()}
-    could = [path for path, shape in results.items() if len(shape) == 2]
-    listing = ", ".join(f"{path or 'a tensor'} {_shape(shape)}" for path, shape in results.items())
-    if requested is not None and requested not in could:
-        raise ValueError(f"it returns no logits {requested!r} [B,K]; there are {listing}")
-    if requested is None and len(could) != 1:
-        raise ValueError(
-            f"it returns {listing}; say which are the logits [B,K] with --torch_output NAME"
-            if could
-            else f"it returns {listing}, and no logits [B,K]; make it return them"
-        )
-    return could[0] if requested is None else requested
-
-
-def _shape(shape: Any) -> str:
-    return "[" + ", ".join(str(n) if isinstance(n, int) else "B" for n in shape) + "]"
 
 
 def _some(images: Any, count: int) -> np.ndarray:

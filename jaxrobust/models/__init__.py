@@ -46,7 +46,7 @@ from jaxrobust.models.families import (
     vit,
     xcit,
 )
-from jaxrobust.models.interface import foreign
+from jaxrobust.models.interface import foreign, torch_modules
 from jaxrobust.models.interface.classifier import OfModule, classifier, loaded
 from jaxrobust.models.interface.family import Family, Member
 from jaxrobust.models.interface.renaming import Naming, Renaming
@@ -162,6 +162,8 @@ def module(
 
 def origin(name: str) -> dict[str, Any] | None:
     """Describe a user's function of that name for a record; None: it is one of our names."""
+    if torch_modules.is_name(name):
+        return torch_modules.origin(name)
     return functions.find(foreign.KEY, name).record() if functions.is_name(name) else None
 
 

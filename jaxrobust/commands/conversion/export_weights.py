@@ -8,6 +8,7 @@
           model card; of networks that timm does not have, the module beside them;
   module  DIR/<model>.py and .pt: the network for PyTorch alone, with any options, normalisation
           and number of classes; `from <model> import load`;
+  state-dict  DIR/state_dict.pt, of a network torch:...: what build().load_state_dict takes;
   an id of RobustBench: its file at the place where `load_model(id, model_dir=DIR)` looks; it
           normalises images or takes them raw (of Singh2023's, ViT-S alone normalises), and the
           weights have to do the same.
@@ -49,7 +50,9 @@ class ExportFlags:
     selected: bool = flag(
         "The weights that jaxrobust select chose, instead of the run's best.", False
     )
-    layout: str = flag("Layout: jaxrobust, timm, hub, module, or a RobustBench id.", required=True)
+    layout: str = flag(
+        "Layout: jaxrobust, timm, hub, module, state-dict, or a RobustBench id.", required=True
+    )
     out: Path = flag("Folder that is written.", required=True)
     record: Path | None = flag(
         "Records of evaluations, results.jsonl, for the model card, the docstring or config.json, "

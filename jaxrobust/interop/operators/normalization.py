@@ -1,4 +1,4 @@
-"""Batch, layer, group and instance norm in eval mode."""
+"""Batch, layer, group and instance norm; batch norm in training moves its statistics too."""
 
 from typing import Any
 
@@ -37,6 +37,32 @@ def _batch_norm_of_images(
     return _batch_norm(x, weight, bias, mean, var, momentum, eps)
 
 
+def _batch_norm_of_batch(
+    x: Array,
+    weight: Weight,
+    bias: Weight,
+    running_mean: Array,
+    running_var: Array,
+    train: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Any, Array, Array, Array, Array]:
+    """Normalise [B,sides...,C] by its own statistics, and move the running ones towards them.
+
+    These take the variance with n - 1, as PyTorch's, and no gradient reaches them.
+    """
+    axes = tuple(range(x.ndim - 1))
+    mean, var = jnp.mean(x, axes), jnp.var(x, axes)
+    count = x.size // x.shape[-1]
+    seen = lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
+    moved = [
+        (1 - momentum) * before + momentum * now
+        for before, now in zip((running_mean, running_var), seen, strict=True)
+    ]
+    normalised, _, _ = _batch_norm(x, weight, bias, mean, var, momentum, eps)
+    return normalised, mean, lax.rsqrt(var + eps), *moved
+
+
 def _layer_norm(
     x: Array, shape: Ints, weight: Weight, bias: Weight, eps: float
 ) -> tuple[Array, None, None]:
@@ -62,6 +88,7 @@ TABLE = {
     "aten._native_batch_norm_legit_no_training.default": OperatorRule(
         _batch_norm_plain, _batch_norm
     ),
+    "aten._native_batch_norm_legit_functional.default": OperatorRule(None, _batch_norm_of_batch),
     "aten._native_batch_norm_legit.no_stats": OperatorRule(None, _batch_norm_of_images),
     "aten.native_layer_norm.default": OperatorRule(_layer_norm),
     "aten.native_group_norm.default": OperatorRule(None, _group_norm),

@@ -29,8 +29,10 @@ _DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "
 _CHECKS = ("_assert", "sym_constrain", "_log_api", "_linalg_check_errors")
 
 
-def check(module: Any, *, random: bool = False) -> None:
-    """Raise `ValueError` unless a module is in eval mode (dropout: or `random`), CPU, float32."""
+def check(module: Any, *, random: bool = False, modes: bool = True) -> None:
+    """Raise `ValueError` unless a module is in eval mode (dropout: or `random`), CPU, float32;
+    without `modes`, in whichever mode.
+    """
     import torch
 
     if not isinstance(module, torch.nn.Module):
@@ -43,7 +45,7 @@ def check(module: Any, *, random: bool = False) -> None:
         for name, part in module.named_modules()
         if part.training and (not random or isinstance(part, of_a_batch))
     ]
-    if training:
+    if training and modes:
         raise ValueError(f"{_named(training)} is in training mode; call module.eval() first")
     arrays = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     away = [name for name, array in arrays.items() if array.device.type != "cpu"]
@@ -68,7 +70,8 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     """Export a module for images H, W, C; the second result says that it takes one image only."""
     import torch
 
-    refusals.check_takes(module, image)
+    if not module.training:  # where a norm of one image would have nothing to normalise
+        refusals.check_takes(module, image)
     if scripted.is_scripted(module):
         return scripted.exported(module, image)
     data_dependence.check_hooks(module)
@@ -141,16 +144,23 @@ def decomposed(program: Any) -> Any:
 
 
 def read(
-    program: Any, *, single: bool = False, random: bool = False, double: bool = False
+    program: Any,
+    *,
+    single: bool = False,
+    random: bool = False,
+    double: bool = False,
+    trainable: bool = False,
 ) -> tuple[Program, dict[str, Array]]:
     """Read a decomposed program as data, and its weights by their names in the module.
 
-    `single`: it takes one image at a time; `random`: it may draw; `double`: weights in float64.
+    `single`: it takes one image at a time; `random`: it may draw; `double`: weights in float64;
+    `trainable`: weights change, so nothing is computed of them beforehand.
     """
     import torch
 
     kinds = torch.export.graph_signature.InputKind
     images, names, known, arrays = "", {}, {}, {}
+    moved = _moved(program)
     for spec in program.graph_signature.input_specs:
         if spec.kind == kinds.USER_INPUT:
             images = spec.arg.name
@@ -158,14 +168,19 @@ def read(
             known[spec.arg.name] = program.constants[spec.target]
         elif spec.kind in (kinds.PARAMETER, kinds.BUFFER):
             held = program.state_dict.get(spec.target)
+            held = program.constants[spec.target] if held is None else held
+            if trainable and not held.is_floating_point() and spec.target not in moved:
+                known[spec.arg.name] = held  # such as places in a table: nothing that trains
+                continue
             names[spec.arg.name] = spec.target
-            arrays[spec.target] = program.constants[spec.target] if held is None else held
-    free = Free({name: arrays[key] for name, key in names.items()}, known, _dtype(arrays), double)
+            arrays[spec.target] = held
+    fixed = {} if trainable else {name: arrays[key] for name, key in names.items()}
+    free = Free(fixed, known, _dtype(arrays), double)
     output = torch.export.graph_signature.OutputKind.USER_OUTPUT
     results = [s.arg for s in program.graph_signature.output_specs if s.kind == output]
     graph = masks.resolved(program, [*_steps(program.graph, free, random)], free.values)
     values = [getattr(result, "name", None) for result in results]
-    read = set(filter(None, values))
+    read = {*filter(None, values), *moved.values()}
     steps = _living(graph, read)
     read = read.union(*map(read_by, steps))
     constants = {name: _array(free.values[name]) for name in sorted(read & free.constants)}
@@ -175,7 +190,8 @@ def read(
         for name in sorted(read & free.values.keys() - free.constants - names.keys())
         if name not in {step.name for step in steps}
     }
-    names, weights = _shared(own, {key: free.values[name] for name, key in own.items()})
+    held = {key: arrays[key] if trainable else free.values[name] for name, key in own.items()}
+    names, weights = _shared(own, held)
     return Program(
         images=images,
         weights=names,
@@ -185,7 +201,17 @@ def read(
         dtype=_dtype(arrays),
         single=single,
         draws=tuple(step.name for step in steps if is_draw(step.operator)),
+        moved=moved,
     ), weights
+
+
+def _moved(program: Any) -> dict[str, str]:
+    """Say which buffers a pass changes: their names in the module -> names of their new values."""
+    import torch
+
+    kind = torch.export.graph_signature.OutputKind.BUFFER_MUTATION
+    specs = program.graph_signature.output_specs
+    return {spec.target: spec.arg.name for spec in specs if spec.kind == kind}
 
 
 def _dtype(tensors: dict[str, Any]) -> str:

@@ -1,5 +1,5 @@
 """Networks that are not the package's: a function of the user makes one, under the name
-`my_package.nets:make` or `my_nets.py:make`.
+`my_package.nets:make` or `my_nets.py:make`; see `torch_modules` for PyTorch's.
 
 It is called by keyword with `num_classes`, `image_size` (pixels), `in_channels`, `dtype` (the
 compute type, "float32" or "bfloat16") and `remat`, with those of them that its signature takes, and
@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.interface.classifier import of_foreign
 from jaxrobust.models.interface.family import Family, Names
 from jaxrobust.models.interface.network_inputs import cast
@@ -46,6 +47,11 @@ def create(name: str, **given: Any) -> Classifier:
     Raises:
       ValueError: one sentence about what is wrong with the name, the function or its network.
     """
+    if torch_modules.is_name(name):
+        net = torch_modules.create(name, **given)
+        if given["dtype"] != "float64":  # which a certificate asks for, of what was seen before
+            _check(name, net, given)
+        return net
     try:
         text = json.dumps(given, sort_keys=True, default=_as_dict)
     except TypeError as error:

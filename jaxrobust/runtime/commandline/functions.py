@@ -129,7 +129,7 @@ def explained(what: str, name: str) -> Iterator[None]:
             raise
         if isinstance(error, SyntaxError) and error.filename:
             lines.append((Path(error.filename), error.lineno))
-        where = _where(lines, name.rpartition(":")[0])
+        where = _where(lines, name.removeprefix("torch:").rpartition(":")[0])
         raise ValueError(f"{what}={name}: {where}{type(error).__name__}: {_text(error)}") from error
 
 

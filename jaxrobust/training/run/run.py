@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrobust import models
-from jaxrobust.config import VERSION, Config
+from jaxrobust.config import VERSION, Config, NetworkSpec
 from jaxrobust.data.sources import registry
+from jaxrobust.interop import kept
+from jaxrobust.models.interface import torch_modules
 from jaxrobust.resolved import completed, of_phase, phases, plain
 from jaxrobust.runtime.commandline.arguments import flat
 from jaxrobust.runtime.devices import compilation, hardware, sharding
@@ -96,6 +98,9 @@ def _run(
     hosts.agree(own, what="has another config", remedy="Start the same command on every host")
     compilation.use_persistent_cache(workdir.parent)  # before a new stem is drawn
     first_host = jax.process_index() == 0
+    torch_modules.remember(workdir / kept.FOLDER)
+    if jax.process_count() > 1:  # the others have perhaps no PyTorch
+        _keep_program(config, workdir)
     with patience.of("checking the config, its networks and its data", here=first_host):
         parts, data = hosts.together(lambda: check(config, workdir))
     hosts.agree(data, what="has other data", remedy="Give every host the same data set")
@@ -118,6 +123,7 @@ def _run(
     hosts.agree({"init.weights": sha256}, what="has other weights", remedy=same)
     with _alone(workdir, otherwise):
         hosts.together(lambda: claim(workdir, given, data))
+        _keep_program(config, workdir)
         say(f"{config.model.name} on {config.data.name}, {hardware.devices()}, workdir {workdir}")
         if idle := hardware.left_idle():
             say(f"WARNING: {idle}")
@@ -179,6 +185,19 @@ def _phases(
         steps_before += phase.total_steps
     if jax.process_index() == 0:
         terminal.show(accuracies.table(workdir))
+
+
+def _keep_program(config: Config, workdir: Path) -> None:
+    """Keep the program of a PyTorch module on the first host, and let the others read it."""
+    spec, folder = NetworkSpec.of_config(config), workdir / kept.FOLDER
+
+    def keep() -> None:
+        if jax.process_index() == 0:
+            torch_modules.keep(folder, spec.name, **spec.sizes(), **spec.options)
+
+    if torch_modules.is_name(spec.name):
+        hosts.together(keep)
+        hosts.together(lambda: torch_modules.remember(folder))
 
 
 def _data_of(config: Config) -> str:

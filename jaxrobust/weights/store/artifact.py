@@ -73,9 +73,13 @@ class Network(NamedTuple):
 
     def create(self, **overrides: Any) -> Classifier:
         """Create the network's functions, with more fields of its row, such as its type."""
-        sizes = {"num_classes": self.num_classes, "image_size": self.image_size}
-        own = {"in_channels": self.in_channels} | self.options | overrides
-        return models.create(self.name, **sizes, **own)
+        return models.create(self.name, **self.sizes | overrides)
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Collect what its images and classes are, and the options."""
+        own = {key: getattr(self, key) for key in ("num_classes", "image_size", "in_channels")}
+        return own | self.options
 
     @property
     def normalised(self) -> bool:

@@ -9,6 +9,8 @@ import jax
 
 from jaxrobust.config import VERSION, Config, NetworkSpec, network_of
 from jaxrobust.data.sources import registry
+from jaxrobust.interop import kept
+from jaxrobust.models.interface import torch_modules
 from jaxrobust.resolved import Values, completed, of_phase
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
@@ -49,6 +51,7 @@ def _config(workdir: Path) -> Any:
         raise ValueError(f"{path} is damaged ({error}); give another --workdir") from error
     if missing:
         raise ValueError(f"{path} lacks {sorted(missing)}: it is not a run's config")
+    torch_modules.remember(workdir / kept.FOLDER)
     own = completed(of_this_version(config, path))
     return json.loads(json.dumps(own), object_hook=Values)
 
@@ -84,6 +87,9 @@ def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
     noted = json.loads(path.read_text())["sha256"]
     if noted == function["sha256"]:
         return ""
+    if torch_modules.is_name(function["name"]):
+        what = f"{function['file'] or function['name']} is no longer what the run in {workdir}"
+        return f"{what} began with; the run goes on with the program that it keeps since then"
     return (
         f"WARNING: {function['file']} has changed since the run in {workdir} began (sha256 "
         f"{str(noted)[:12]} then, {str(function['sha256'])[:12]} now), and its weights are now in "

@@ -47,9 +47,15 @@ class ParseTest(parameterized.TestCase):
         ("autoattack:linf:4/255+", "the norm '' is unknown"),
         ("autoattack:linf:4/255+linf:4/255", "has a threat twice; give it once"),
         ("clean:linf:4/255", "clean images are in no ball; leave linf:4/255 out"),
-        ("export", "it does not say in which layout; one of jaxrobust, timm, hub, module, or an"),
+        (
+            "export",
+            "it does not say in which layout; one of jaxrobust, timm, hub, module, state",
+        ),
         ("export:hubb", "'hubb' is no layout; did you mean hub?"),
-        ("export:torch", "'torch' is no layout; one of jaxrobust, timm, hub, module, or an id of"),
+        (
+            "export:torch",
+            "'torch' is no layout; one of jaxrobust, timm, hub, module, state",
+        ),
         ("export:Singh2023Revisiting_ViT-S-ConvStm", "did you mean Singh2023Revisiting_ViT-S-C"),
         ("export:hub,select", "select chooses the weights that export:hub takes; put it first"),
         ("clean,select", "select chooses the weights that clean takes; put it first"),

@@ -1,0 +1,64 @@
+"""PyTorch's modules by name, for training: a user's function makes one, or timm does."""
+
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from jaxrobust.runtime.commandline import functions
+
+PREFIX, TIMM = "torch:", "timm/"
+_SIZES = ("num_classes", "image_size", "in_channels")
+_HOW = "write torch:my_nets.py:build, torch:my_package.nets:build or torch:timm/NAME"
+
+
+def installed(package: str) -> bool:
+    """Tell whether a package could be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def module(name: str, given: Mapping[str, Any]) -> Any:
+    """Make the module of a name `torch:...`.
+
+    Args:
+      name: as in `model.name`.
+      given: num_classes, image_size and in_channels, which a function gets where its signature
+        takes them, and its options.
+    Raises:
+      ValueError: PyTorch or timm is not installed, or there is no such function or module.
+    """
+    if not installed("torch"):
+        raise ValueError(
+            f"model.name={name} needs PyTorch to write the module down: pip install "
+            "'jaxrobust[torch]'; a run that began elsewhere keeps the program in its workdir"
+        )
+    import torch
+
+    own = name.removeprefix(PREFIX)
+    sizes: dict[str, Any]
+    if own.startswith(TIMM):
+        if not installed("timm"):
+            raise ValueError(f"model.name={name} needs timm: pip install timm")
+        import timm
+
+        make = timm.create_model
+        sizes = {"model_name": own.removeprefix(TIMM)}
+        sizes |= {"num_classes": given["num_classes"], "in_chans": given["in_channels"]}
+    elif ":" not in own:
+        raise ValueError(f"model.name={name} names no function; {_HOW}")
+    else:
+        make = functions.find("model.name", own).function
+        taken = inspect.signature(make).parameters
+        sizes = {key: given[key] for key in _SIZES if key in taken}
+    options = {key: _tuples(value) for key, value in given.items() if key not in _SIZES}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = make(**(sizes | options))
+    if not isinstance(made, torch.nn.Module):
+        what = "nothing" if made is None else f"a {type(made).__module__}.{type(made).__name__}"
+        raise ValueError(f"model.name={name} returns {what}; return a torch.nn.Module")
+    return made
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

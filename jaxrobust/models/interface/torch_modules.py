@@ -1,0 +1,166 @@
+"""PyTorch's modules as networks that train: `torch:my_nets.py:build`, and timm's `torch:timm/NAME`.
+
+A user's function is called by keyword with the options of the config, and with those of
+`num_classes`, `image_size` and `in_channels` that its signature takes; it returns the module, whose
+weights are the start. Random ones are drawn after `torch.manual_seed(0)`: a function that takes a
+seed draws others. PyTorch writes the module down once; a run keeps that, see `interop.kept`.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxrobust.interop import kept, modules
+from jaxrobust.interop import trainable as trained
+from jaxrobust.interop.trainable import Trainable
+from jaxrobust.models.interface.network_inputs import cast
+from jaxrobust.runtime.commandline import functions
+from jaxrobust.types import Array, Classifier, Params
+
+PREFIX = modules.PREFIX
+_kept: dict[str, Path] = {}  # which network -> folder of the run that keeps it
+
+
+def is_name(name: str) -> bool:
+    """Tell whether a name is that of a module of PyTorch's."""
+    return name.startswith(PREFIX)
+
+
+def create(name: str, *, dtype: str, remat: bool = False, **given: Any) -> Classifier:
+    """Make the network of a module's name.
+
+    Args:
+      name: as above.
+      dtype: compute type; norms and softmax compute in at least float32.
+      remat: not taken.
+      **given: num_classes, image_size, in_channels, and options of the function.
+    Raises:
+      ValueError: one sentence about what is wrong with the name, the function or its module.
+    """
+    if remat:
+        raise ValueError(
+            f"model.remat=True: {name} is taken as its program is; use train.microbatches for less "
+            "memory"
+        )
+    net = trained.classifier(program(name, **given))
+
+    def apply(
+        params: Params, stats: Params, images: Array, *, train: bool = False, key: Any = None
+    ) -> tuple[Array, Params]:
+        return net.apply(cast(params, jnp.dtype(dtype)), stats, images, train=train, key=key)
+
+    return Classifier(net.init, apply)
+
+
+def program(name: str, **given: Any) -> Trainable:
+    """Return a module's two programs: those that a run keeps, else what PyTorch writes down now."""
+    identity = identified(name, given)
+    if folder := _kept.get(identity):
+        return _read(folder, (folder / kept.PROGRAMS).stat().st_mtime_ns)
+    return _written_down(identity, _source_sha256(name))
+
+
+def build(name: str, **given: Any) -> Any:
+    """Return the PyTorch module itself, as its function makes it; errors as of `create`."""
+    with functions.explained("model.name", name):
+        return modules.module(name, given)
+
+
+def state_dict(
+    name: str, params: Mapping[str, Any], stats: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return arrays as the module's own `load_state_dict` takes them."""
+    return trained.state_dict(program(name, **given), {**params, **stats})
+
+
+def identified(name: str, given: Mapping[str, Any]) -> str:
+    """Write as text all that tells one network from another."""
+    try:
+        return json.dumps({"name": name} | dict(given), sort_keys=True, default=_as_dict)
+    except TypeError as error:
+        raise ValueError(f"model.name={name}: options are plain values; {error}") from error
+
+
+def remember(folder: Path) -> None:
+    """Take the network that a run keeps in `folder` whenever the same is asked for; maybe none."""
+    if kept.is_kept(folder):
+        _kept[kept.identity(folder)["network"]] = folder
+
+
+def keep(folder: Path, name: str, **given: Any) -> None:
+    """Keep a network's programs in a run's folder, from where it is taken from then on.
+
+    Raises:
+      ValueError: the folder keeps another one.
+    """
+    identity = identified(name, given)
+    if kept.is_kept(folder):
+        if kept.identity(folder)["network"] != identity:
+            raise ValueError(f"{folder} keeps another network; give a new --workdir")
+    else:
+        about = {"network": identity, "origin": origin(name)}
+        about["torch"] = importlib.metadata.version("torch")
+        kept.write(folder, program(name, **given), about)
+    remember(folder)
+
+
+def origin(name: str) -> dict[str, Any]:
+    """Describe where a module is from, for a record; nothing is run."""
+    file = _file(name)
+    of_timm = name.startswith(PREFIX + modules.TIMM)
+    where = (
+        {"timm": importlib.metadata.version("timm")}
+        if of_timm and modules.installed("timm")
+        else {}
+    )
+    return {"name": name, "file": file, "sha256": _source_sha256(name)} | where
+
+
+def _file(name: str) -> str | None:
+    place = name.removeprefix(PREFIX).rpartition(":")[0]
+    if not place or place.endswith(".py"):
+        return place or None
+    with functions.explained("model.name", name):
+        spec = importlib.util.find_spec(place)
+    return None if spec is None else spec.origin
+
+
+def _source_sha256(name: str) -> str | None:
+    file = Path(_file(name) or "")
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+@functools.lru_cache(maxsize=4)
+def _read(folder: Path, changed: int) -> Trainable:
+    del changed
+    return kept.read(folder)
+
+
+@functools.lru_cache(maxsize=4)  # a run asks for the same one again and again
+def _written_down(identity: str, source: str | None) -> Trainable:
+    del source
+    given = json.loads(identity)
+    name = given.pop("name")
+    with functions.explained("model.name", name):
+        module = modules.module(name, given)
+        size, channels = given["image_size"], given["in_channels"]
+        try:
+            from jaxrobust.interop.reading import training_mode
+
+            network = training_mode.trainable(module, (size, size, channels))
+        except ValueError as error:
+            raise ValueError(f"model.name={name}: {error}") from error
+    return network
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    if not hasattr(value, "items"):
+        raise TypeError(f"{value!r} is none")
+    return dict(value.items())

@@ -1,0 +1,167 @@
+"""`torch:FILE.py:build` and `torch:timm/NAME`: whose module it is, and what is said of mistakes."""
+
+import contextlib
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import models
+from jaxrobust.convert import torch_networks
+from jaxrobust.interop import kept, modules
+from jaxrobust.models.interface import torch_modules
+from tests.support import paths
+
+pytest.importorskip("torch", reason=paths.PARITY)
+
+SIZES = {"num_classes": 4, "image_size": 8, "in_channels": 1}
+NETS = """
+from torch import nn
+
+
+def build(num_classes, in_channels=3, width=8, drop=0.0):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, stride=4),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(drop),
+        nn.Linear(4 * width, num_classes),
+    )
+
+
+def fixed():
+    return build(10)
+
+
+def nothing(num_classes):
+    pass
+
+
+def broken(num_classes):
+    return nn.Linear("many", num_classes)
+"""
+
+
+class NamesTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+        Path("nets.py").write_text(NETS)
+        self.enter_context(mock.patch.dict(torch_modules._kept, clear=True))
+
+    def refused(self, name, **given):
+        with self.assertRaises(ValueError) as caught:
+            models.create(name, **SIZES | given)
+        self.assertNotIn("\n", str(caught.exception))
+        return str(caught.exception)
+
+    def test_is_called_with_sizes_and_options(self):
+        net = models.create("torch:nets.py:build", **SIZES, width=6)
+        params, stats = net.init(jax.random.key(0))
+        self.assertEqual(params["0.weight"].shape, (6, 1, 3, 3))
+        self.assertEqual(params["5.weight"].shape, (4, 24))
+        self.assertSameElements(
+            stats,
+            [
+                *(f"1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")),
+                *("normalize.mean", "normalize.std"),
+            ],
+        )
+
+    def test_weights_do_not_depend_on_what_was_drawn_before(self):
+        import torch
+
+        torch.manual_seed(7)
+        first = torch_modules.build("torch:nets.py:build", **SIZES)
+        torch.rand(3)
+        state = torch.get_rng_state()
+        second = torch_modules.build("torch:nets.py:build", **SIZES)
+        self.assertTrue(torch.equal(first[0].weight, second[0].weight))
+        self.assertTrue(torch.equal(state, torch.get_rng_state()))
+
+    def test_computes_in_the_type_that_is_asked_for(self):
+        params, stats = models.create("torch:nets.py:build", **SIZES).init(jax.random.key(0))
+        x = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
+        low = models.create("torch:nets.py:build", **SIZES, dtype="bfloat16")
+        exact = models.create("torch:nets.py:build", **SIZES)
+        text = jax.jit(low.apply).lower(params, stats, x).as_text()
+        self.assertRegex(text, r"convolution.*bf16")
+        got, want = low.apply(params, stats, x)[0], exact.apply(params, stats, x)[0]
+        self.assertEqual(got.dtype, jnp.float32)
+        np.testing.assert_allclose(got, want, atol=0.05)
+        self.assertGreater(np.abs(got - want).max(), 0)
+
+    def test_what_is_wrong_with_a_name(self):
+        for name, message in {
+            "torch:nets.py": "names no function; write torch:my_nets.py:build",
+            "torch:nets.py:bild": "nets.py has no 'bild'; it has build, fixed, nothing, broken",
+            "torch:net.py:build": "cannot read net.py",
+            "torch:nets.py:nothing": "returns nothing; return a torch.nn.Module",
+            "torch:nets.py:broken": r"nets.py, line \d+: TypeError",
+            "torch:nets.py:fixed": r"logits of 2 images are float32\[2,10\].*num_classes=4",
+        }.items():
+            with self.subTest(name):
+                given = {"in_channels": 3} if name.endswith("fixed") else {}
+                self.assertRegex(self.refused(name, **given), message)
+
+    def test_options(self):
+        said = self.refused("torch:nets.py:build", depth=3)
+        self.assertRegex(said, "TypeError.*unexpected keyword argument 'depth'")
+        self.assertIn("use train.microbatches", self.refused("torch:nets.py:build", remat=True))
+
+    def test_without_pytorch(self):
+        with mock.patch.object(modules, "installed", return_value=False):
+            torch_modules._written_down.cache_clear()
+            said = self.refused("torch:nets.py:build")
+        self.assertRegex(said, "needs PyTorch to write the module down: pip install .*workdir")
+
+    def test_a_kept_network_needs_neither_pytorch_nor_the_file(self):
+        folder = Path("run") / kept.FOLDER
+        torch_modules.keep(folder, "torch:nets.py:build", **SIZES)
+        want = models.create("torch:nets.py:build", **SIZES).init(jax.random.key(0))
+        Path("nets.py").unlink()
+        torch_modules._written_down.cache_clear()
+        torch_modules._kept.clear()
+        torch_modules.remember(folder)
+        with mock.patch.object(modules, "installed", return_value=False):
+            got = models.create("torch:nets.py:build", **SIZES).init(jax.random.key(0))
+            jax.tree.map(np.testing.assert_array_equal, got, want)
+            with self.subTest("another one is another"):
+                with self.assertRaisesRegex(ValueError, "keeps another network; give a new --work"):
+                    torch_modules.keep(folder, "torch:nets.py:build", **SIZES, width=2)
+                self.assertIn("needs PyTorch", self.refused("torch:nets.py:build", width=2))
+
+    def test_a_folder_that_keeps_nothing(self):
+        torch_modules.remember(Path("run"))
+        self.assertEmpty(torch_modules._kept)
+
+    def test_where_it_is_from(self):
+        record = models.origin("torch:nets.py:build")
+        self.assertEqual(record["name"], "torch:nets.py:build")
+        self.assertEqual(record["file"], "nets.py")
+        self.assertLen(record["sha256"], 64)
+        Path("nets.py").write_text(NETS + "\n# more\n")
+        self.assertNotEqual(models.origin("torch:nets.py:build")["sha256"], record["sha256"])
+        Path("nets.py").unlink()
+        self.assertIsNone(models.origin("torch:nets.py:build")["sha256"])
+
+    def test_of_timm(self):
+        try:
+            timm = torch_networks.import_timm()
+        except ImportError as error:
+            raise absltest.SkipTest(paths.PARITY) from error
+        tiny = {"embed_dim": 8, "depth": 1, "num_heads": 1, "patch_size": 4, "img_size": 8}
+        net = models.create("torch:timm/vit_tiny_patch16_224", **SIZES, **tiny)
+        params, _ = net.init(jax.random.key(0))
+        self.assertEqual(params["head.weight"].shape, (4, 8))
+        self.assertEqual(params["patch_embed.proj.weight"].shape, (8, 1, 4, 4))
+        self.assertEqual(models.origin("torch:timm/x")["timm"], timm.__version__)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,147 @@
+"""A run of a PyTorch module, from its first step to the state dict that goes back."""
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import absltest
+from ml_collections import ConfigDict
+
+from jaxrobust.commands.conversion import export_weights
+from jaxrobust.interop import kept, modules
+from jaxrobust.models.interface import torch_modules
+from jaxrobust.training.run import run as training_run
+from jaxrobust.weights.trained import runs
+from tests.support import paths, result_lines
+from tests.support import runs as training
+from tests.support.evaluations import call
+
+torch = pytest.importorskip("torch", reason=paths.PARITY)
+
+NETS = """
+from torch import nn
+
+
+def build(num_classes, in_channels, width=8):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, stride=2, padding=1),
+        nn.BatchNorm2d(width),
+        nn.GELU(),
+        nn.Dropout(0.1),
+        nn.Flatten(),
+        nn.Linear(16 * width, num_classes),
+    )
+"""
+NAME = "torch:nets.py:build"
+
+
+def config(**changes):
+    found = training.tiny(
+        **{"pretrain__epochs": 1, "pretrain__warmup_epochs": 0, "train__epochs": 2} | changes
+    )
+    with found.unlocked():
+        found.model.name, found.model.options = NAME, ConfigDict({"width": 4})
+    return found
+
+
+def forget():
+    """Be another process, which has not seen the module."""
+    torch_modules._kept.clear()
+    torch_modules._written_down.cache_clear()
+
+
+@pytest.mark.slow
+class RunTest(absltest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.enterClassContext(contextlib.chdir(folder))
+        Path("nets.py").write_text(NETS)
+        forget()
+        cls.said = training.quiet_run(config(), Path("run"))
+
+    def setUp(self):
+        super().setUp()
+        forget()
+
+    def test_both_phases_are_recorded_with_the_module(self):
+        self.assertIn(f"{NAME} on digits", self.said)
+        for record in result_lines.read(Path("run")):
+            self.assertEqual(record["function"]["file"], "nets.py")
+            self.assertLen(record["function"]["sha256"], 64)
+        self.assertTrue(kept.is_kept(Path("run") / kept.FOLDER))
+
+    def test_statistics_move_and_are_averaged(self):
+        state, _ = training.final_state(Path("run"), config())
+        layers = [f"{layer}.{kind}" for layer in (0, 1, 5) for kind in ("weight", "bias")]
+        self.assertSameElements(state.params, layers)
+        self.assertGreater(np.abs(state.stats["1.running_mean"]).max(), 1e-3)
+        self.assertContainsSubset(["1.running_mean", "1.running_var"], state.ema)
+        steps = int(state.step)
+        self.assertGreater(state.stats["1.num_batches_tracked"], steps - 1)
+
+    def test_an_interrupted_run_ends_in_the_same_bits_without_pytorch(self):
+        training.stop_after(7, lambda: training.quiet_run(config(), Path("stopped")))
+        forget()
+        with mock.patch.object(modules, "installed", return_value=False):
+            training.quiet_run(config(), Path("stopped"))
+        ours, theirs = (training.final_state(Path(p), config())[0] for p in ("stopped", "run"))
+        jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+        jax.tree.map(np.testing.assert_array_equal, ours.stats, theirs.stats)
+
+    def test_is_evaluated_where_its_file_is_gone(self):
+        trained = result_lines.read(Path("run"))[-1]
+        text = Path("nets.py").read_text()
+        Path("nets.py").unlink()
+        self.addCleanup(Path("nets.py").write_text, text)
+        with mock.patch.object(modules, "installed", return_value=False):
+            code, _, said = call(workdir="run", attack="clean", out="out")
+        self.assertEqual(code, 0, said)
+        (record,) = result_lines.read(Path("out"))
+        for key in ("weights", "weights_sha256", "clean"):
+            self.assertEqual(record[key], trained[key], key)
+
+    def test_a_file_that_changed_is_said_and_changes_nothing(self):
+        text = Path("nets.py").read_text()
+        self.addCleanup(Path("nets.py").write_text, text)
+        Path("nets.py").write_text(text.replace("GELU", "ReLU"))
+        said = training.quiet_run(config(), Path("run"))
+        self.assertRegex(said, "nets.py is no longer what the run in run began with; the run goes")
+
+    def test_goes_back_as_a_state_dict(self):
+        export_weights.main(["--workdir", "run", "--layout", "state-dict", "--out", "ship"])
+        module = torch_modules.build(NAME, num_classes=10, in_channels=1, image_size=8, width=4)
+        module.load_state_dict(torch.load("ship/state_dict.pt", weights_only=True), strict=True)
+        _, (params, stats) = runs.run_weights(Path("run"))
+        np.testing.assert_array_equal(module[5].weight.detach(), params["5.weight"])
+        np.testing.assert_array_equal(module[1].running_var, stats["1.running_var"])
+        certificate = json.loads(Path("ship/state_dict.certificate.json").read_text())
+        self.assertTrue(certificate["agrees"])
+        self.assertTrue(certificate["reference"]["independent"])
+        # The certificate's own bars, which are those of an export of ours.
+        self.assertLess(certificate["logits"]["float64"]["relative"], 1e-9)
+
+    def test_other_layouts_are_refused(self):
+        for layout in ("timm", "hub", "module"):
+            with self.assertRaises(SystemExit), mock.patch("sys.stderr") as said:
+                export_weights.main(["--workdir", "run", "--layout", layout, "--out", "no"])
+            printed = "".join(str(c.args[0]) for c in said.write.call_args_list)
+            self.assertIn("choose --layout state-dict", printed)
+
+    def test_mistakes_leave_nothing(self):
+        asked = config()
+        with asked.unlocked():
+            asked.model.name = "torch:nets.py:bild"
+        with self.assertRaisesRegex(ValueError, "nets.py has no 'bild'"):
+            training_run.run(asked, Path("none"))
+        self.assertFalse(Path("none").exists())
+
+
+if __name__ == "__main__":
+    absltest.main()
