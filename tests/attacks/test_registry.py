@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
 from jaxrobust.attacks import registry
+from jaxrobust.attacks.mim import mim_machine
 from jaxrobust.doctor import config_checks
 from jaxrobust.doctor.findings import RED
 from jaxrobust.estimate import work
@@ -87,6 +88,17 @@ class MimTest(parameterized.TestCase):
         self.assertGreater(np.abs(some - none).max(), EPSILON / 8)
         once = attacks.mim(epsilon=EPSILON, steps=1)(*given)
         np.testing.assert_allclose(once, attacks.fgsm(epsilon=EPSILON)(*given), atol=1e-7)
+
+    def test_a_gradient_that_is_not_finite_is_none(self):
+        """The step is along the momentum so far, which goes on without it."""
+        machine = mim_machine(norm="linf", epsilon=EPSILON, steps=3)
+        state = machine.init(jnp.full((1, 2, 2, 1), 0.5), jnp.zeros(1, jnp.int32))
+        usable = jnp.float32([1, -1, 1, -1]).reshape(1, 2, 2, 1)
+        moved = []
+        for gradient in (usable, usable.at[0, 0, 0, 0].set(jnp.nan), usable):
+            state = machine.tell(state, None, gradient)
+            moved.append(np.ravel((machine.query(state) - 0.5) / usable * 3 / EPSILON))
+        np.testing.assert_allclose(moved, [[1] * 4, [2] * 4, [3] * 4], atol=1e-5)
 
     @parameterized.parameters(-1.0, float("nan"), "1", None)
     def test_no_decay(self, decay):

@@ -133,6 +133,15 @@ class RefusalsTest(parameterized.TestCase):
 
         refusals.check_takes(One(), (8, 8, 3))
 
+    def test_a_gradient_in_one_image_is_enough(self):
+        def bright(x):
+            return torch.relu(x.mean((2, 3)) - 0.5)
+
+        images = np.stack([np.full((2, 2, 3), value, np.float32) for value in (0.2, 0.8)])
+        self.assertEqual(refusals.without_gradient(bright, images, ["apgd-ce"]), "")
+        with self.assertRaisesRegex(ValueError, "so apgd-ce would find nothing"):
+            refusals.without_gradient(bright, images[:1], ["apgd-ce"])
+
     def test_autocast_that_is_off_is_nothing(self):
         class Cast(torch.nn.Module):
             def __init__(self, enabled):

@@ -328,6 +328,15 @@ class FileTest(PageCase):
         self.assertEqual(made["file"], str(run / "report.html"))
         self.assertEqual((run / "report.html").stat().st_size, made["bytes"])
         self.assertEqual((made["runs"], made["evaluations"]), (1, 0))
+        self.assertNotIn("note: ", out)
+
+    def test_the_command_says_what_the_page_lacks(self):
+        run = reports.run(self.folder / "run", lines=8)
+        with (run / "metrics.jsonl").open("a") as lines:
+            lines.write('{"phase": "train", "step": 9, "lo')
+        code, out, _ = self.call(run)
+        self.assertEqual(code, 0)
+        self.assertRegex(out, r"\nnote: The last line of .*metrics.jsonl was cut off; the 18")
 
     @pytest.mark.slow
     def test_a_folder_of_many_runs_is_small(self):

@@ -268,6 +268,17 @@ class ComparisonTest(parameterized.TestCase):
         )
         self.assertIn("apgd-ce, L∞ 8/255; the first is a train", text)
 
+    def test_what_is_told_apart_alone_need_not_be_among_several(self):
+        """Six images of forty are gained: p is 2 / 2^6, and twice that by Holm's correction."""
+        seen = [verdicts(["x"] * 6 + [""] * 34), verdicts([""] * 40), verdicts([""] * 40)]
+        group = [one(own, name=name) for own, name in zip(seen, "abc", strict=True)]
+        for some, p, strong in ((group[:2], "0.0312", [True]), (group, "0.0625", [False] * 2)):
+            with mock.patch.object(figures, "rows", return_value=Html("drawn")) as rows:
+                text = comparison._group(some, "k")
+            self.assertIn(f">{p}<", text)
+            robust = rows.call_args_list[0].args[2]
+            self.assertEqual([bar.strong for bar in robust], strong)
+
     def test_clean_evaluations_have_one_figure(self):
         group = [
             one(verdicts(own), name=n, attacks=[]) for n, own in (("a", [""]), ("b", ["clean"]))

@@ -72,6 +72,7 @@ class RunsTest(parameterized.TestCase):
         ("", "a", False, None),
         ("a b", "c d", True, None),  # another data set names the same classes its way
         ("a b", "b c", True, "choose them with --classes"),
+        ("a b", "c d", False, r"2 of its names are missing .* 2 are new .* give a new --workdir"),
     )
     def test_other_classes(self, known, there, renamed, said):
         path = self.workdir / "classes.txt"
@@ -83,11 +84,13 @@ class RunsTest(parameterized.TestCase):
             runs.check_classes(path, source, renamed=renamed)
 
     def test_a_file_that_has_changed_since(self):
-        now = {"file": "own.py", "sha256": "b" * 64}
+        now = {"name": "own.py:make", "file": "own.py", "sha256": "b" * 64}
         self.assertEqual(runs.rewritten(self.workdir, now), "")
         (self.workdir / runs.FUNCTION).write_text(json.dumps(now | {"sha256": "a" * 64}))
         said = runs.rewritten(self.workdir, now)
         self.assertIn(f"sha256 {'a' * 12} then, {'b' * 12} now", said)
+        module = now | {"name": "torch:own.py:make"}  # whose program the run keeps
+        self.assertStartsWith(runs.rewritten(self.workdir, module), "own.py is no longer what the")
         self.assertEqual(runs.rewritten(self.workdir, now | {"sha256": "a" * 64}), "")
         self.assertEqual(runs.rewritten(self.workdir, None), "")
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface import architecture_checks
@@ -55,6 +56,7 @@ class Variant(NamedTuple):
 
 _T = Variant((4, 4, 18, 4), (64, 128, 256, 512), (4, 8, 16, 32))
 VARIANTS = {"internimage_t": _T, "internimage_t_ps": _T._replace(stem_widths=(), stem_strides=(4,))}
+_KEEPING = jax.checkpoint_policies.save_only_these_names("value")
 _xavier = jax.nn.initializers.xavier_uniform()
 
 
@@ -75,12 +77,13 @@ class DeformableConv(nnx.Module):
         self.groups, self.scale = groups, scale
 
     def __call__(self, x: Array) -> Array:
-        # Of the branch that makes offsets and weights nothing is kept: it is cheap to compute again
-        # (a seventh of a block's products), and would be a third of what a block keeps.
-        return self.output_proj(jax.checkpoint(self.sampled)(x, self.input_proj(x)))
+        # Values are kept. What makes offsets and weights would be a third of what a block keeps; a
+        # seventh of its products compute it again.
+        return self.output_proj(jax.checkpoint(self.sampled, policy=_KEEPING)(x))
 
-    def sampled(self, x: Array, value: Array) -> Array:
-        """Sum the values f[B,H,W,C] of nine places, which the input `x` moves and weighs."""
+    def sampled(self, x: Array) -> Array:
+        """Sum values at nine places, which the input f[B,H,W,C] of all of them moves and weighs."""
+        value = checkpoint_name(self.input_proj(x), "value")
         around = layers.gelu(self.dw_norm(self.dw_conv(x)))
         (mask,) = widened(self.mask(around))
         shares = jax.nn.softmax(mask.reshape(*x.shape[:3], self.groups, POINTS))

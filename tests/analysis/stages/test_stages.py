@@ -180,6 +180,7 @@ class CostTest(absltest.TestCase):
         text = "select,autoattack:linf:.1+l2:1+l1:9,pgd-3,clean,export:hub"
         with mock.patch.object(costs.account, "account", return_value=found) as estimated:
             first, second = costs.lines(config, stage.parse(text), self.workdir)
+            self.assertEqual(estimated.call_args.args, (config, costs.devices()))
             self.assertIsNone(estimated.call_args.kwargs["images"])
             costs.lines(config, stage.parse("clean"), self.workdir)
             self.assertEqual(estimated.call_args.kwargs["images"], 0)

@@ -21,8 +21,9 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust import data
-from jaxrobust.data.prepare import imagenet, shards
+from jaxrobust.data.prepare import directory, imagenet, shards
 from jaxrobust.data.prepare.known import known
+from jaxrobust.data.prepare.raw_source import Content, RawSplit
 from tests.support import paths
 from tests.support.paths import NO_SHARED, SHARED
 
@@ -461,6 +462,34 @@ class CheckTest(PrepareTest):
         with tempfile.TemporaryDirectory() as empty:
             _, complained = self.run_tool("--check", out=empty, code=2)
         self.assertIn("holds none of the data sets", complained)
+
+
+class BegunTest(parameterized.TestCase):
+    """What is begun goes on from the same source alone."""
+
+    def plan(self, names=(b"a", b"b"), labels=(0, 1), sizes=(7, 9), classes=("x", "y")):
+        columns = [("name", "S1"), ("label", np.int32), ("size", np.int64)]
+        rows = np.array(list(zip(names, labels, sizes, strict=True)), columns)
+        content = Content("own", classes, {"train": RawSplit(Path("from"), rows)}, [])
+        about = directory.About("1.0.0", "", "", "as it comes", {}, {})
+        return directory.DatasetPlan(self.folder / "set", content, {"train": []}, about)
+
+    @parameterized.parameters(
+        {"names": (b"a", b"c")},
+        {"labels": (1, 0)},
+        {"sizes": (9, 7)},
+        {"classes": ("x", "z")},
+    )
+    def test_another_source(self, **changes):
+        self.folder = Path(self.create_tempdir())
+        for _ in range(2):  # begun, and gone on with
+            with directory.claimed(self.plan()):
+                pass
+        with (
+            self.assertRaisesRegex(ValueError, r"begun from another source \(from; images: tr"),
+            directory.claimed(self.plan(**changes)),
+        ):
+            pass
 
 
 class RefusedTest(PrepareTest):

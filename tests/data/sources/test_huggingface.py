@@ -217,6 +217,9 @@ class ColumnTest(FolderCase):
         self.assertEqual((source.num_classes, source.classes), (3, ()))
         self.assertEqual(tuple(source[4]), (file(4), 1))
         self.assertEqual(source.describe(4), "record 4")
+        self.write("test", [file(0)], [5], kinds=plain)  # a class that no other split has
+        self.assertEqual(data.open_source(name, "train").num_classes, 6)
+        (self.folder / "test-00000-of-00001.parquet").unlink()
         structs = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
         name = self.write(images=rows(3), kinds={"image": structs})
         self.assertEqual(data.open_source(name, "train").describe(2), "image_2.png (record 2)")

@@ -161,6 +161,13 @@ class AugmentationTest(parameterized.TestCase):
                 augmentations.rotate(image, rng, degrees=2)
         self.assertGreater(stats.kstest(drawn, stats.uniform(-2, 4).cdf).pvalue, 1e-3)
 
+    def test_presets_that_change_batches(self):
+        """All others leave images unmixed and whole, and labels as sharp as they are."""
+        off = {"mixup": 0, "cutmix": 0, "erase": 0, "label_smoothing": 0}
+        own = {name: preset._asdict() for name, preset in PRESETS.items()}
+        changing = {n for n, preset in own.items() if {k: preset[k] for k in off} != off}
+        self.assertEqual(changing, {"3-augment", "heavy", "light-cifar-thesis"})
+
     @parameterized.parameters(*PRESETS)
     def test_presets_keep_type_and_input_and_repeat(self, name):
         chain = pickle.loads(pickle.dumps(augmentations.chain(name, 32)))  # as workers get it

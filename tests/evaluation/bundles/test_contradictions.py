@@ -103,6 +103,11 @@ class FaultTest(parameterized.TestCase):
         ("about/record/costs/1/fooled", 2, "says that b fooled 2 images, and has 1"),
         ("about/record/costs/2/attack", "b", "says that b fooled 2 images, and has 1"),
         ("about/record/costs/2/attack", "c", "says that full fooled None images, and has 1"),
+        (
+            "about/record/costs",
+            [*RECORD["costs"], {"attack": "c", "fooled": 1}],
+            "says that c fooled 1 images, and has 0",
+        ),
     )
     def test_what_is_wrong(self, place, value, said):
         self.assertRegex(fault(place, value) or "nothing", said)

@@ -1,5 +1,6 @@
 """Counting right answers: which images count, what an attack may see, and what is told of each."""
 
+import contextlib
 from types import SimpleNamespace
 from unittest import mock
 
@@ -89,7 +90,7 @@ class CountTest(parameterized.TestCase):
 class BatchesTest(parameterized.TestCase):
     """What is read, and what a counter is called with."""
 
-    def judgements(self, **how):
+    def judgements(self, bar="", **how):
         self.batches = [
             SimpleNamespace(images=f"x{at}", labels=f"y{at}", mask=f"m{at}", ids=f"i{at}",
                             damaged=[f"d{at}"])
@@ -110,7 +111,7 @@ class BatchesTest(parameterized.TestCase):
             mock.patch.object(accuracy.pipeline, "evaluation_batches", batches),
             mock.patch.object(accuracy.sharding, "global_arrays", lambda mesh, arrays: arrays),
         ):
-            found = accuracy._judgements(self.counter, ("w", "s"), images, "mesh", "")
+            found = accuracy._judgements(self.counter, ("w", "s"), images, "mesh", bar)
             yield from found
         self.images = images
 
@@ -127,6 +128,16 @@ class BatchesTest(parameterized.TestCase):
         known = {"batch_size": 4, "image_size": 8, "process_index": 0, "process_count": 1}
         self.assertEqual({key: asked[key] for key in known | expected}, known | expected)
         self.assertTrue(self.closed)
+
+    @parameterized.parameters(("", True), ("testing", None))  # None: on a terminal only
+    def test_no_bar_without_a_name_for_it(self, bar, disable):
+        with (
+            mock.patch.object(accuracy, "tqdm", wraps=accuracy.tqdm) as shown,
+            mock.patch.object(accuracy, "_compiling", return_value=contextlib.nullcontext()),
+        ):
+            self.assertLen(list(self.judgements(bar)), 2)
+        asked = shown.call_args.kwargs
+        self.assertEqual((asked["desc"], asked["disable"]), (bar, disable))
 
     def test_each_batch_has_the_same_key_of_the_seed(self):
         met = mock.Mock()

@@ -219,6 +219,7 @@ class NaNTest(parameterized.TestCase):
         with mock.patch(f"{__name__}.LABELS", np.full(12, place)):
             result = evaluate(nan)
         self.assertFalse(result.clean[dark].any())
+        np.testing.assert_array_equal(result.answers == -1, dark)  # of no class
         self.assertIn(f"{dark.sum()} of 12 images", result.flags["nan-logits"])
 
     def test_nan_behind_a_step(self):

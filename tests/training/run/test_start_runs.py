@@ -1,6 +1,7 @@
 """Runs that start from the run of another config, beside their own workdir."""
 
 import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -163,6 +164,13 @@ class StateTest(Case):
             run = start_run.StartRun(named, Path("runs/x"), training.tiny())
             said = start_runs._said(run, start_run.ABSENT)
             self.assertEndsWith(said, f"jaxrobust train --config {file} --workdir runs/x")
+
+    def test_what_a_start_starts_from_is_trained_before_it(self):
+        self.start("far")
+        self.start(init__weights="run:far.py")
+        with contextlib.redirect_stderr(io.StringIO()):
+            listed = start_runs.before(self.robust(), Path("runs/robust"))
+        self.assertEqual([run.folder for run in listed], [Path("runs/far"), Path("runs/clean")])
 
     def test_the_machine_and_the_images_are_those_of_the_run_that_starts(self):
         self.start("far", data__name="imagenet2012", data__train_split="train")
