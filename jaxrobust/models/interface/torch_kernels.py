@@ -34,9 +34,9 @@ def _convolution(
     square = x.ndim == 4 and weight.shape[2] == weight.shape[3]
     if transposed or not square or None in how or (groups > 1 and weight.shape[2] % 2 == 0):
         return None
-    step, pad, hole = how
     kernel = jnp.transpose(weight, (2, 3, 1, 0))
-    given = {"stride": step, "padding": pad, "groups": groups, "dilation": hole}
+    given: Any = dict(zip(("stride", "padding", "dilation"), how, strict=True))
+    given["groups"] = groups
     return ChannelsLast(convolutions.conv(x, kernel, bias, **given))
 
 

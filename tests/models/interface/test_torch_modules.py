@@ -90,7 +90,7 @@ class NamesTest(parameterized.TestCase):
         low = models.create("torch:nets.py:build", **SIZES, dtype="bfloat16")
         exact = models.create("torch:nets.py:build", **SIZES)
         text = jax.jit(low.apply).lower(params, stats, x).as_text()
-        self.assertRegex(text, r"convolution.*bf16")
+        self.assertRegex(text, r"dot_general.*bf16")
         got, want = low.apply(params, stats, x)[0], exact.apply(params, stats, x)[0]
         self.assertEqual(got.dtype, jnp.float32)
         np.testing.assert_allclose(got, want, atol=0.05)
