@@ -17,6 +17,7 @@ from jaxrobust.interop.program import Converted
 from jaxrobust.interop.reading import exporting, refusals, scripted
 from jaxrobust.interop.reading.drawing import injected
 from jaxrobust.interop.reading.folding import COMPUTED
+from jaxrobust.interop.reading.results import chosen
 
 # Of the largest logit, and of the length of the gradient. In float32, rounding in another order of
 # the sums may be larger for some weights: then twice PyTorch's own error against its float64, and
@@ -258,11 +259,11 @@ def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
             logits = []
             for row, drawn in zip(x, drawing(images, dtype), strict=True):
                 with injected(drawn):
-                    logits.append(_chosen(net(row[None]), network.output))
+                    logits.append(chosen(net(row[None]), network.output))
             return torch.cat(logits)
         if network.program.single and not at_once:
-            return torch.cat([_chosen(net(row[None]), network.output) for row in x])
-        return _chosen(net(x), network.output)
+            return torch.cat([chosen(net(row[None]), network.output) for row in x])
+        return chosen(net(x), network.output)
 
     def one(images: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
         nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -275,18 +276,6 @@ def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
         return logits.detach().numpy(), gradient.numpy().transpose(0, 2, 3, 1)
 
     return one
-
-
-def _chosen(result: Any, output: str) -> Any:
-    """Return the logits among what a module returns, by the path that `exporting` gives them."""
-    for key in output.split(".") if output else ():
-        if isinstance(result, dict):
-            result = result[key]
-        elif isinstance(result, list | tuple) and key.isdigit():
-            result = result[int(key)]
-        else:
-            result = getattr(result, key)
-    return result
 
 
 def first_difference(network: Converted, images: np.ndarray) -> str | None:

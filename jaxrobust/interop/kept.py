@@ -40,7 +40,7 @@ def write(folder: Path, network: Trainable, identity: Mapping[str, Any]) -> None
         programs[mode] = _as_json(program)
     save_file(arrays, folder / _ARRAYS)
     head = {"version": _VERSION, "identity": dict(identity)}
-    head |= {"tied": dict(network.tied), "channels": network.channels, "names": network.names}
+    head |= {"tied": dict(network.tied), "image": network.image, "names": network.names}
     # Last, because it says that all is there.
     jsonl.replace(folder / PROGRAMS, json.dumps(head | programs) + "\n")
 
@@ -73,8 +73,9 @@ def read(folder: Path) -> Trainable:
         raise ValueError(
             f"{folder} is damaged ({error}); restore it, or begin a new run"
         ) from error
-    own: Any = groups | {key: head[key] for key in ("tied", "channels")}
-    return Trainable(**made, **own, names=tuple(head["names"]))
+    own: Any = groups | {"tied": head["tied"]}
+    own |= {key: tuple(head[key]) for key in ("names", "image")}
+    return Trainable(**made, **own)
 
 
 def _head(folder: Path) -> dict[str, Any]:

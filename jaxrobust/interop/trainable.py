@@ -46,7 +46,7 @@ class Trainable(NamedTuple):
     tied: Mapping[str, str]  # name of a tensor -> of the one whose numbers it shares
     integers: dict[str, np.ndarray]  # of its state dict: counters, which are stats too, and others
     names: tuple[str, ...]  # of its state dict, in its order
-    channels: int = 3
+    image: tuple[int, int, int]  # height, width, channels of those that it was written down for
 
 
 def classifier(
@@ -67,14 +67,14 @@ def classifier(
             for arrays in (network.params, network.stats)
         )
         if not own:
-            stats[MEAN] = jnp.zeros(network.channels, jnp.float32)
-            stats[STD] = jnp.ones(network.channels, jnp.float32)
+            stats[MEAN] = jnp.zeros(network.image[2], jnp.float32)
+            stats[STD] = jnp.ones(network.image[2], jnp.float32)
         return params, stats
 
     def apply(
         params: Params, stats: Params, images: Array, *, train: bool = False, key: Any = None
     ) -> tuple[Array, Params]:
-        _check(params, stats, images, like, network.channels)
+        _check(params, stats, images, like, network.image[2])
         x = images if own else _normalised(images, stats[MEAN], stats[STD])
         program = network.training if train else network.evaluation
         values = run(program, params, stats, x, key, kernels)

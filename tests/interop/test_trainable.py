@@ -14,6 +14,7 @@ from jaxrobust.interop import trainable as trained
 from tests.support import paths
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
+from jaxrobust.interop.reading import training_mode  # noqa: E402
 from jaxrobust.interop.reading.training_mode import trainable  # noqa: E402
 from tests.support import torch_faults  # noqa: E402
 from tests.support import trainable_modules as modules  # noqa: E402
@@ -203,6 +204,26 @@ class RefusedTest(parameterized.TestCase):
         self.assertFalse(any(part.training for part in module.modules()))
         for name, tensor in module.state_dict().items():
             self.assertTrue(torch.equal(tensor, before[name]), name)
+
+
+class AgreementTest(absltest.TestCase):
+    def test_both_modes_are_compared(self):
+        module = mixed()
+        network = written(module)
+        net = trained.classifier(network)
+        training_mode.check_agreement(mixed(), network, net)
+        for mode in ("evaluation", "training"):
+
+            def other(*given, train=False, mode=mode):
+                logits, stats = net.apply(*given, train=train)
+                return logits + 0.1 * (train == (mode == "training")), stats
+
+            with self.assertRaisesRegex(ValueError, f"other logits than PyTorch in {mode} mode"):
+                training_mode.check_agreement(mixed(), network, net._replace(apply=other))
+
+    def test_a_module_that_draws_is_compared_in_evaluation_mode_alone(self):
+        network = written(mixed(dropout=0.5))
+        training_mode.check_agreement(mixed(dropout=0.5), network, trained.classifier(network))
 
 
 class WeightsTest(absltest.TestCase):

@@ -25,3 +25,15 @@ def chosen_output(exported: Any, program: Program, requested: str | None) -> str
 
 def _shape(shape: Any) -> str:
     return "[" + ", ".join(str(n) if isinstance(n, int) else "B" for n in shape) + "]"
+
+
+def chosen(result: Any, output: str) -> Any:
+    """Return the logits among what a module returns, by the path that `exporting` gives them."""
+    for key in output.split(".") if output else ():
+        if isinstance(result, dict):
+            result = result[key]
+        elif isinstance(result, list | tuple) and key.isdigit():
+            result = result[int(key)]
+        else:
+            result = getattr(result, key)
+    return result

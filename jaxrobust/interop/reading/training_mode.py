@@ -1,17 +1,20 @@
 """A PyTorch module as a `Trainable`: the programs of its two modes, and its state dict."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxrobust.interop.program import Program
 from jaxrobust.interop.reading import exporting, refusals
 from jaxrobust.interop.reading.drawing import is_draw
 from jaxrobust.interop.reading.refusals import line
-from jaxrobust.interop.reading.results import chosen_output
-from jaxrobust.interop.trainable import Trainable
+from jaxrobust.interop.reading.results import chosen, chosen_output
+from jaxrobust.interop.trainable import Trainable, state_dict
+from jaxrobust.types import Classifier
 
 
 def trainable(module: Any, image: tuple[int, int, int], *, output: str | None = None) -> Trainable:
@@ -32,7 +35,41 @@ def trainable(module: Any, image: tuple[int, int, int], *, output: str | None = 
         evaluation = _program(module, image, output, train=False)
         module.train()
         training = _program(module, image, output, train=True)
-    return _of(module, evaluation, training, image[2])
+    return _of(module, evaluation, training, image)
+
+
+# Of float32 logits, relative to the largest: rounding of a deep network; a wrong rule gives 1e-1.
+_ROUNDING = 1e-3
+
+
+def check_agreement(module: Any, network: Trainable, net: Classifier) -> None:
+    """Compare a module that holds a network's weights with it, in both modes where nothing draws.
+
+    Args:
+      module: made anew, for it gets the network's state dict and is put into training mode.
+      net: the network's functions, which are compiled.
+    Raises:
+      ValueError: they give other logits.
+    """
+    import torch
+
+    params, stats = net.init(jax.random.key(0))
+    state = state_dict(network, {**params, **stats})
+    module.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in state.items()})
+    x = np.random.default_rng(0).random((2, *network.image), np.float32)
+    for train in (False, True)[: 1 if network.training.draws else 2]:
+        module.train(train)
+        with torch.no_grad():
+            made = module(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+        theirs = chosen(made, next(iter(network.training.results))).numpy()
+        ours = np.asarray(jax.jit(functools.partial(net.apply, train=train))(params, stats, x)[0])
+        apart = float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-6))
+        if not apart <= _ROUNDING:
+            mode = "training" if train else "evaluation"
+            raise ValueError(
+                f"its program gives other logits than PyTorch in {mode} mode: {apart:.1e} of the "
+                f"largest apart, where rounding explains {_ROUNDING}; report it with the module"
+            )
 
 
 def check(module: Any) -> None:
@@ -158,7 +195,9 @@ def _image_axis(node: Any) -> int:
     return axes[0]
 
 
-def _of(module: Any, evaluation: Program, training: Program, channels: int) -> Trainable:
+def _of(
+    module: Any, evaluation: Program, training: Program, image: tuple[int, int, int]
+) -> Trainable:
     params = {name: p for name, p in module.named_parameters() if p.requires_grad}
     state = module.state_dict(keep_vars=True)
     first: dict[int, str] = {}
@@ -188,5 +227,5 @@ def _of(module: Any, evaluation: Program, training: Program, channels: int) -> T
         tied=tied,
         integers={name: a for name, a in arrays.items() if name not in floats and name in state},
         names=tuple(state),
-        channels=channels,
+        image=image,
     )

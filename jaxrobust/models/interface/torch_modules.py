@@ -108,8 +108,22 @@ def keep(folder: Path, name: str, **given: Any) -> None:
     else:
         about = {"network": identity, "origin": origin(name)}
         about["torch"] = importlib.metadata.version("torch")
-        kept.write(folder, program(name, **given), about)
+        network = program(name, **given)
+        _check_agreement(name, given, network)
+        kept.write(folder, network, about)
     remember(folder)
+
+
+def _check_agreement(name: str, given: Mapping[str, Any], network: Trainable) -> None:
+    from jaxrobust.interop.reading import training_mode
+
+    net = trained.classifier(network, torch_kernels.KERNELS)
+    with functions.explained("model.name", name):
+        module = modules.module(name, given)
+    try:
+        training_mode.check_agreement(module, network, net)
+    except ValueError as error:
+        raise ValueError(f"model.name={name}: {error}") from error
 
 
 def origin(name: str) -> dict[str, Any]:
