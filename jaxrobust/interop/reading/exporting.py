@@ -202,6 +202,7 @@ def read(
         single=single,
         draws=tuple(step.name for step in steps if is_draw(step.operator)),
         moved=moved,
+        image_axes={},  # of training, see `training_mode`; a plain dict, which can be pickled
     ), weights
 
 
