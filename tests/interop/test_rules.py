@@ -344,6 +344,10 @@ class RulesTest(parameterized.TestCase):
             if slope is not None:
                 np.testing.assert_allclose(gradient, slope, rtol=1e-8, atol=1e-8, err_msg=key)
 
+    def test_a_relu_hides_no_nan(self):
+        got = TABLE["aten.relu.default"].plain(jnp.asarray([np.nan, -1.0, 0.0, 2.0]))
+        np.testing.assert_array_equal(got, [np.nan, 0, 0, 2])
+
     def test_whole_numbers_are_as_long_as_asked_for(self):
         """The rows above compare values; places of bounds come in 64 bits or, asked for, in 32."""
         bounds, x = np.array([0.0, 1.0, 2.0]), np.array([[1.0, 5.0]])
