@@ -8,6 +8,7 @@ from typing import Any
 from jaxrobust.runtime.commandline import functions
 
 PREFIX, TIMM = "torch:", "timm/"
+OUTPUT = "torch_output"  # the option that says which of several results are the logits
 _SIZES = ("num_classes", "image_size", "in_channels")
 _HOW = "write torch:my_nets.py:build, torch:my_package.nets:build or torch:timm/NAME"
 
@@ -50,7 +51,8 @@ def module(name: str, given: Mapping[str, Any]) -> Any:
         make = functions.find("model.name", own).function
         taken = inspect.signature(make).parameters
         sizes = {key: given[key] for key in _SIZES if key in taken}
-    options = {key: _tuples(value) for key, value in given.items() if key not in _SIZES}
+    own_keys = (*_SIZES, OUTPUT)
+    options = {key: _tuples(value) for key, value in given.items() if key not in own_keys}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = make(**(sizes | options))

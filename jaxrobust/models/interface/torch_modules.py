@@ -169,9 +169,11 @@ def _written_down(identity: str, source: str | None) -> Trainable:
         try:
             from jaxrobust.interop.reading import training_mode
 
-            network = training_mode.trainable(module, (size, size, channels))
+            output = given.get(modules.OUTPUT)
+            network = training_mode.trainable(module, (size, size, channels), output=output)
         except ValueError as error:
-            raise ValueError(f"model.name={name}: {error}") from error
+            said = str(error).replace("--torch_output NAME", f"model.options.{modules.OUTPUT}=NAME")
+            raise ValueError(f"model.name={name}: {said}") from error
     return network
 
 

@@ -38,6 +38,20 @@ def fixed():
     return build(10)
 
 
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = build(4, 1)
+
+    def forward(self, x):
+        logits = self.net(x)
+        return {"features": logits + 1, "logits": logits}
+
+
+def two():
+    return Two()
+
+
 def nothing(num_classes):
     pass
 
@@ -99,7 +113,7 @@ class NamesTest(parameterized.TestCase):
     def test_what_is_wrong_with_a_name(self):
         for name, message in {
             "torch:nets.py": "names no function; write torch:my_nets.py:build",
-            "torch:nets.py:bild": "nets.py has no 'bild'; it has build, fixed, nothing, broken",
+            "torch:nets.py:bild": "nets.py has no 'bild'; it has build, fixed, Two, two, nothing",
             "torch:net.py:build": "cannot read net.py",
             "torch:nets.py:nothing": "returns nothing; return a torch.nn.Module",
             "torch:nets.py:broken": r"nets.py, line \d+: TypeError",
@@ -113,6 +127,17 @@ class NamesTest(parameterized.TestCase):
         said = self.refused("torch:nets.py:build", depth=3)
         self.assertRegex(said, "TypeError.*unexpected keyword argument 'depth'")
         self.assertIn("use train.microbatches", self.refused("torch:nets.py:build", remat=True))
+
+    def test_one_of_several_results(self):
+        said = self.refused("torch:nets.py:two")
+        self.assertRegex(said, "features .B, 4., logits .*with model.options.torch_output=NAME")
+        name, x = "torch:nets.py:two", np.ones((1, 8, 8, 1), np.float32)
+        first, second = (
+            models.create(name, **SIZES, torch_output=key) for key in ("features", "logits")
+        )
+        weights = first.init(jax.random.key(0))
+        ours, theirs = first.apply(*weights, x)[0], second.apply(*weights, x)[0]
+        np.testing.assert_allclose(ours, theirs + 1, rtol=1e-6)
 
     def test_without_pytorch(self):
         with mock.patch.object(modules, "installed", return_value=False):
