@@ -106,7 +106,7 @@ if __name__ == "__main__":
     print(f"after AutoAttack {result.robust.mean():.1%}")
 
 # %% [markdown]
-# In 0 minutes on two CPU cores it prints
+# It takes 8 processor minutes, compilation included, and prints
 #
-#     clean here 0.0% there 0.0%
-#     after AutoAttack 0.0%
+#     clean here 37.5% there 37.5%
+#     after AutoAttack 20.3%

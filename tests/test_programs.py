@@ -17,9 +17,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from tests.support.paths import ROOT
+from tests.support.paths import NO_SHARED, ROOT, SHARED
 
 EXAMPLES = ROOT / "examples"
+CIFAR = SHARED / "data" / "tensorflow_datasets" / "cifar10"
 # What each needs beside the package.
 NEEDS = {
     "adversarial_finetuning": (),
@@ -59,6 +60,7 @@ def run(test: absltest.TestCase, *words: str | Path, cwd: str | Path) -> list[st
     """The lines that a program of Python's prints, started as a user does."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # of 8 devices
     environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment["TFDS_DATA_DIR"] = str(CIFAR.parent)
     done = subprocess.run(
         [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True
     )
@@ -112,6 +114,8 @@ class ProgramsTest(parameterized.TestCase):
         for module in NEEDS[name]:
             if not find_spec(module):
                 self.skipTest(f"needs {module}")
+        if "cifar10" in cells(name)[1] and not CIFAR.is_dir():
+            self.skipTest(NO_SHARED)
         self.folder.mkdir(exist_ok=True)
         printed = run(self, EXAMPLES / f"{name}.py", cwd=self.folder)
         self.assertNotEmpty(said(name))
