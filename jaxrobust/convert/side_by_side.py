@@ -56,7 +56,10 @@ def jax_side(network: Network) -> Side:
     """Return a network of ours."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in network.options.items()}
     sizes = {"num_classes": network.num_classes, "image_size": network.image_size}
-    fields = tuple((sizes | {"in_channels": network.in_channels} | options).items())
+    own = network.name in models.available() and "scan" in models.variant(network.name)._fields
+    # Equal blocks are compiled once: eight blocks of InternImage-T take minutes and gigabytes else.
+    compiled = {"scan": True} if own else {}
+    fields = tuple((sizes | {"in_channels": network.in_channels} | options | compiled).items())
 
     @functools.cache
     def weights(dtype: str):

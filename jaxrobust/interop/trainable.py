@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.interop import program as programs
-from jaxrobust.interop.operators import DRAWS, TABLE
+from jaxrobust.interop.operators import DRAWS, TABLE, TRAINING
 from jaxrobust.interop.program import OperatorCall, OperatorRule, Program
 from jaxrobust.types import Array, Classifier, Params
 
@@ -33,6 +33,7 @@ SINGLE = {
     "aten.pow.Tensor_Scalar",
     "aten.rsqrt.default",
 }
+_ROWS = TABLE | TRAINING
 MEAN, STD = "normalize.mean", "normalize.std"  # of `init.normalize`, before the module
 
 
@@ -151,10 +152,10 @@ def run(
                 kinds = {program.dtype: single}
                 read = {name: _typed(values[name], single) for name in programs.read_by(step)}
                 read |= {name: wide[name] for name in read.keys() & wide.keys()}
-                made = programs.compute(step, TABLE, read, kinds)
+                made = programs.compute(step, _ROWS, read, kinds)
                 values[step.name] = made if step.name in states else _narrow(made, single, dtype)
             else:
-                values[step.name] = programs.compute(step, TABLE, values, {program.dtype: dtype})
+                values[step.name] = programs.compute(step, _ROWS, values, {program.dtype: dtype})
     return values
 
 

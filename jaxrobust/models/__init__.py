@@ -47,7 +47,8 @@ from jaxrobust.models.families import (
     xcit,
 )
 from jaxrobust.models.interface import foreign, torch_modules
-from jaxrobust.models.interface.classifier import OfModule, classifier, loaded
+from jaxrobust.models.interface.classifier import OfModule, loaded
+from jaxrobust.models.interface.classifier import classifier as as_functions
 from jaxrobust.models.interface.family import Family, Member
 from jaxrobust.models.interface.renaming import Naming, Renaming
 from jaxrobust.runtime.commandline import functions
@@ -109,7 +110,7 @@ def create(
         if not 0 <= (rate := getattr(row, key)) < 1:
             raise ValueError(f"{key}={rate} is a probability: at least 0 and below 1")
     make = family(name).maker(row, num_classes=num_classes, image_size=image_size)
-    return classifier(make, dtype=row.dtype)
+    return as_functions(make, dtype=row.dtype)
 
 
 def _check_dtype(dtype: Any) -> None:

@@ -34,3 +34,4 @@ TABLE: dict[str, OperatorRule] = {
     **matrices.TABLE,
 }
 DRAWS: dict[str, OperatorRule] = random_numbers.TABLE  # which take a key before PyTorch's operands
+TRAINING: dict[str, OperatorRule] = normalization.TRAINING  # which look at all images of a batch

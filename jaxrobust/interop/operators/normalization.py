@@ -88,8 +88,10 @@ TABLE = {
     "aten._native_batch_norm_legit_no_training.default": OperatorRule(
         _batch_norm_plain, _batch_norm
     ),
-    "aten._native_batch_norm_legit_functional.default": OperatorRule(None, _batch_norm_of_batch),
     "aten._native_batch_norm_legit.no_stats": OperatorRule(None, _batch_norm_of_images),
     "aten.native_layer_norm.default": OperatorRule(_layer_norm),
     "aten.native_group_norm.default": OperatorRule(None, _group_norm),
+}
+TRAINING = {
+    "aten._native_batch_norm_legit_functional.default": OperatorRule(None, _batch_norm_of_batch),
 }

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.interop.operators import DRAWS, TABLE
+from jaxrobust.interop.operators import DRAWS, TABLE, TRAINING
 from jaxrobust.interop.program import OWN, NumberType, Of, OperatorCall, Program, names_in, read_by
 from jaxrobust.interop.reading import custom_gradients, data_dependence, masks, refusals, scripted
 from jaxrobust.interop.reading.drawing import draws, drops, is_draw, refusal
@@ -178,7 +178,8 @@ def read(
     free = Free(fixed, known, _dtype(arrays), double)
     output = torch.export.graph_signature.OutputKind.USER_OUTPUT
     results = [s.arg for s in program.graph_signature.output_specs if s.kind == output]
-    graph = masks.resolved(program, [*_steps(program.graph, free, random)], free.values)
+    rows = {*TABLE, *(TRAINING if trainable else ())}
+    graph = masks.resolved(program, [*_steps(program.graph, free, random, rows)], free.values)
     values = [getattr(result, "name", None) for result in results]
     read = {*filter(None, values), *moved.values()}
     steps = _living(graph, read)
@@ -246,7 +247,7 @@ def _paths(program: Any) -> list[str]:
     return [".".join(re.findall(r"\w+", pytree.keystr(path))) for path in paths]
 
 
-def _steps(graph: Any, free: Free, random: bool) -> Iterator[OperatorCall]:
+def _steps(graph: Any, free: Free, random: bool, rows: set[str]) -> Iterator[OperatorCall]:
     """Yield what is left to compute of images; what no image changes joins what is free."""
     backward: dict[
         str, OperatorCall
@@ -264,12 +265,12 @@ def _steps(graph: Any, free: Free, random: bool) -> Iterator[OperatorCall]:
         if drawn := draws(node, name):
             if not random:
                 raise ValueError(refusal(line(node), name))
-        elif free.takes(node, name, TABLE):
+        elif free.takes(node, name, rows):
             continue
         if name == custom_gradients.HOLE:
             backward[node.name] = OperatorCall(node.name, name, (), {}, line(node))
             continue
-        if name not in (DRAWS if drawn else TABLE) and name not in ("getitem", OWN):
+        if name not in (DRAWS if drawn else rows) and name not in ("getitem", OWN):
             raise ValueError(refusals.no_row(line(node), name))
         step = _step(node, name, free)
         if name == OWN:
