@@ -3,6 +3,7 @@
 Who resumes, evaluates or joins a run reads it, and needs neither PyTorch nor the module's source.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +54,19 @@ def is_kept(folder: Path) -> bool:
 def identity(folder: Path) -> dict[str, Any]:
     """Read which network a folder holds; raises as `read`."""
     return _head(folder)["identity"]
+
+
+def program_sha256(folder: Path) -> str:
+    """Hash what a kept network computes, without the weights that it starts with."""
+    head, network = _head(folder), read(folder)
+    digest = hashlib.sha256(json.dumps([head[mode] for mode in _MODES]).encode())
+    fixed = {"integers": network.integers}
+    fixed |= {mode: dict(getattr(network, mode).constants) for mode in _MODES}
+    for arrays in fixed.values():
+        for name in sorted(arrays):
+            array = np.ascontiguousarray(arrays[name])
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def read(folder: Path) -> Trainable:

@@ -52,7 +52,7 @@ def module(name: str, given: Mapping[str, Any]) -> Any:
         taken = inspect.signature(make).parameters
         sizes = {key: given[key] for key in _SIZES if key in taken}
     own_keys = (*_SIZES, OUTPUT)
-    options = {key: _tuples(value) for key, value in given.items() if key not in own_keys}
+    options = {key: tuples(value) for key, value in given.items() if key not in own_keys}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = make(**(sizes | options))
@@ -62,5 +62,6 @@ def module(name: str, given: Mapping[str, Any]) -> Any:
     return made
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def tuples(value: Any) -> Any:
+    """Make tuples of lists, at every depth."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value

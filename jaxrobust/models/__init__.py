@@ -161,10 +161,13 @@ def module(
     return made if weights is None else loaded(made, *weights)
 
 
-def origin(name: str) -> dict[str, Any] | None:
-    """Describe a user's function of that name for a record; None: it is one of our names."""
+def origin(name: str, **given: Any) -> dict[str, Any] | None:
+    """Describe a user's function of that name for a record; None: it is one of our names.
+
+    `given`, sizes and options, tells which network it makes, where a run keeps that.
+    """
     if torch_modules.is_name(name):
-        return torch_modules.origin(name)
+        return torch_modules.origin(name, **given)
     return functions.find(foreign.KEY, name).record() if functions.is_name(name) else None
 
 

@@ -107,13 +107,13 @@ class RefusalsTest(parameterized.TestCase):
 
     def test_the_innermost_line_of_ones_own(self):
         frames = [
-            ("/home/me/main.py", 9, "net(x)"),
-            ("/home/me/net.py", 5, "y = F.relu(x)"),
+            ("/made/up/main.py", 9, "net(x)"),
+            ("/made/up/net.py", 5, "y = F.relu(x)"),
             (f"{Path(torch.__file__).parent}/nn/functional.py", 1, "return"),
             ("<eval_with_key>.3", 2, "relu"),
         ]
         text = "\n".join(f'  File "{f}", line {n}, in f\n    {code}' for f, n, code in frames)
-        self.assertEqual(refusals.own_line(text), "/home/me/net.py, line 5 (y = F.relu(x))")
+        self.assertEqual(refusals.own_line(text), "/made/up/net.py, line 5 (y = F.relu(x))")
         self.assertEqual(refusals.own_line('File "/me/a.py", line 4'), "/me/a.py, line 4")
         self.assertEqual(refusals.own_line("nothing of it"), "")
 

@@ -92,7 +92,8 @@ class Subject:
     def origin(self) -> dict[str, Any] | None:
         """Describe the user's function that is or makes the network; None: the network is ours."""
         if self.function is None:
-            return models.origin(self.network.name)
+            spec = self.network
+            return models.origin(spec.name, **spec.sizes(), **spec.options)
         beside = {} if self.built is None else dict(self.built.record)
         return self.function.record() | {"arrays_sha256": self.arrays_sha256} | beside
 

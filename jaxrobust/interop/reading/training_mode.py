@@ -123,7 +123,7 @@ def _program(
     if not train:
         _check_draws(exported)
     program, _ = exporting.read(exported, random=train, trainable=True)
-    chosen = chosen_output(exported, program, output)
+    logits = chosen_output(exported, program, output)
     axes = {
         node.name: _image_axis(node)
         for node in exported.graph.nodes
@@ -136,7 +136,7 @@ def _program(
             f"the buffer {name} changes {mode}, and it is no batch norm's; training here keeps "
             "only those: compute what it holds from the images, or make it a parameter"
         )
-    results = {chosen: program.results[chosen]}
+    results = {logits: program.results[logits]}
     return program._replace(results=results, image_axes=axes)
 
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxrobust.interop.modules import tuples
 from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.interface.classifier import of_foreign
 from jaxrobust.models.interface.family import Family, Names
@@ -53,7 +54,7 @@ def create(name: str, **given: Any) -> Classifier:
             _check(name, net, given)
         return net
     try:
-        text = json.dumps(given, sort_keys=True, default=_as_dict)
+        text = json.dumps(given, sort_keys=True, default=torch_modules.as_dict)
     except TypeError as error:
         raise ValueError(f"{KEY}={name}: options are plain values; {error}") from error
     return _created(functions.find(KEY, name), text)
@@ -61,21 +62,11 @@ def create(name: str, **given: Any) -> Classifier:
 
 @functools.lru_cache(maxsize=8)  # a run asks for the same one again and again
 def _created(named: Named, text: str) -> Classifier:
-    given = {key: _tuples(value) for key, value in json.loads(text).items()}
+    given = {key: tuples(value) for key, value in json.loads(text).items()}
     with functions.explained(KEY, named.name):
         net = _made(named, _taken(named, given), given["in_channels"])
     _check(named.name, net, given)
     return net
-
-
-def _as_dict(value: Any) -> dict[str, Any]:
-    if not hasattr(value, "items"):
-        raise TypeError(f"{value!r} is none")
-    return dict(value.items())
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _taken(named: Named, given: dict[str, Any]) -> dict[str, Any]:

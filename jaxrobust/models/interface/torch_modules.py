@@ -84,15 +84,28 @@ def state_dict(
 def identified(name: str, given: Mapping[str, Any]) -> str:
     """Write as text all that tells one network from another."""
     try:
-        return json.dumps({"name": name} | dict(given), sort_keys=True, default=_as_dict)
+        return json.dumps({"name": name} | dict(given), sort_keys=True, default=as_dict)
     except TypeError as error:
         raise ValueError(f"model.name={name}: options are plain values; {error}") from error
 
 
 def remember(folder: Path) -> None:
-    """Take the network that a run keeps in `folder` whenever the same is asked for; maybe none."""
-    if kept.is_kept(folder):
-        _kept[kept.identity(folder)["network"]] = folder
+    """Take the network that a run keeps in `folder` whenever the same is asked for; maybe none.
+
+    Raises:
+      ValueError: another run keeps one of this name that computes something else.
+    """
+    if not kept.is_kept(folder):
+        return
+    identity = kept.identity(folder)["network"]
+    other = _kept.setdefault(identity, folder)
+    if other != folder and kept.program_sha256(other) != kept.program_sha256(folder):
+        name = json.loads(identity)["name"]
+        raise ValueError(
+            f"{other} and {folder} keep different networks of the name {name}, whose file changed "
+            "between the two runs; name them in separate commands, or export the weights of one "
+            "with --layout jaxrobust"
+        )
 
 
 def keep(folder: Path, name: str, **given: Any) -> None:
@@ -108,10 +121,11 @@ def keep(folder: Path, name: str, **given: Any) -> None:
     else:
         about = {"network": identity, "origin": origin(name)}
         about["torch"] = importlib.metadata.version("torch")
-        network = program(name, **given)
+        network = _written_down(identity, _source_sha256(name))  # not another run's
         _check_agreement(name, given, network)
         kept.write(folder, network, about)
     remember(folder)
+    _kept[identity] = folder  # with the weights that this run starts with
 
 
 def _check_agreement(name: str, given: Mapping[str, Any], network: Trainable) -> None:
@@ -126,8 +140,14 @@ def _check_agreement(name: str, given: Mapping[str, Any], network: Trainable) ->
         raise ValueError(f"model.name={name}: {error}") from error
 
 
-def origin(name: str) -> dict[str, Any]:
-    """Describe where a module is from, for a record; nothing is run."""
+def origin(name: str, **given: Any) -> dict[str, Any]:
+    """Describe where a module is from, for a record; nothing is run.
+
+    Of a network that a run keeps, as `given` says, that is its file when the run began, and the
+    hash of what it computes.
+    """
+    if given and (folder := _kept.get(identified(name, given))):
+        return kept.identity(folder)["origin"] | {"program_sha256": kept.program_sha256(folder)}
     file = _file(name)
     of_timm = name.startswith(PREFIX + modules.TIMM)
     where = (
@@ -177,7 +197,8 @@ def _written_down(identity: str, source: str | None) -> Trainable:
     return network
 
 
-def _as_dict(value: Any) -> dict[str, Any]:
+def as_dict(value: Any) -> dict[str, Any]:
+    """Make a plain dict of a section of a config, for JSON; `TypeError`: it is none."""
     if not hasattr(value, "items"):
         raise TypeError(f"{value!r} is none")
     return dict(value.items())

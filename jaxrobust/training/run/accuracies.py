@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from jaxrobust import models
+from jaxrobust.config import NetworkSpec
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.records import parts, records, trained
@@ -47,7 +48,8 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
     how: dict[str, Any] = {"steps": config.test.steps, "dtype": "float32", "top5": True}
     evaluate = build.evaluation(config, mesh, **how)
     scores = accuracy.count(evaluate, best, images, mesh, bar="testing")
-    function: Any = models.origin(config.model.name)
+    spec = NetworkSpec.of_config(config)
+    function: Any = models.origin(spec.name, **spec.sizes(), **spec.options)
     damaged = sorted(damage.met) if damage is not None else []
     one = scores.get("collapse")
     data, wanted = config.data, config.data.preprocessing

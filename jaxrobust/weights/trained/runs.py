@@ -87,7 +87,7 @@ def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
     noted = json.loads(path.read_text())["sha256"]
     if noted == function["sha256"]:
         return ""
-    if torch_modules.is_name(function["name"]):
+    if torch_modules.is_name(function["name"]) and kept.is_kept(workdir / kept.FOLDER):
         what = f"{function['file'] or function['name']} is no longer what the run in {workdir}"
         return f"{what} began with; the run goes on with the program that it keeps since then"
     return (

@@ -165,6 +165,39 @@ class NamesTest(parameterized.TestCase):
         torch_modules.remember(Path("run"))
         self.assertEmpty(torch_modules._kept)
 
+    def test_two_runs_whose_file_changed_between_them(self):
+        """The second would be evaluated, or start, as the network of the first."""
+        name, first, second = (
+            "torch:nets.py:build",
+            Path("a") / kept.FOLDER,
+            Path("b") / kept.FOLDER,
+        )
+        torch_modules.keep(first, name, **SIZES)
+        began = models.origin(name, **SIZES)
+        Path("nets.py").write_text(NETS.replace("ReLU", "GELU"))
+        self.assertEqual(models.origin(name, **SIZES), began)  # what the run computes
+        self.assertNotEqual(models.origin(name)["sha256"], began["sha256"])
+        with self.assertRaisesRegex(
+            ValueError, "a/.* and b/.* keep different networks of the name"
+        ):
+            torch_modules.keep(second, name, **SIZES)
+        torch_modules._kept.clear()
+        torch_modules.remember(second)
+        self.assertNotEqual(models.origin(name, **SIZES)["program_sha256"], began["program_sha256"])
+        with self.assertRaisesRegex(ValueError, "name them in separate commands, or export"):
+            torch_modules.remember(first)
+
+    def test_two_runs_of_one_file(self):
+        name, first, second = (
+            "torch:nets.py:build",
+            Path("a") / kept.FOLDER,
+            Path("b") / kept.FOLDER,
+        )
+        torch_modules.keep(first, name, **SIZES)
+        torch_modules.keep(second, name, **SIZES)
+        torch_modules.remember(first)
+        self.assertEqual(kept.program_sha256(first), kept.program_sha256(second))
+
     def test_where_it_is_from(self):
         record = models.origin("torch:nets.py:build")
         self.assertEqual(record["name"], "torch:nets.py:build")

@@ -11,13 +11,13 @@ from jaxrobust.runtime.files import folders
 
 class CacheTest(absltest.TestCase):
     def test_is_where_the_system_keeps_its_own(self):
-        with mock.patch.dict(os.environ, XDG_CACHE_HOME="/kept", HOME="/home/me"):
+        with mock.patch.dict(os.environ, XDG_CACHE_HOME="/kept", HOME="/made/up"):
             self.assertEqual(folders.cache("weights"), Path("/kept/jaxrobust/weights"))
             for nothing in ({"XDG_CACHE_HOME": ""}, None):
                 os.environ.update(nothing or {})
                 if nothing is None:
                     del os.environ["XDG_CACHE_HOME"]
-                self.assertEqual(folders.cache("data"), Path("/home/me/.cache/jaxrobust/data"))
+                self.assertEqual(folders.cache("data"), Path("/made/up/.cache/jaxrobust/data"))
 
 
 class MountedTest(parameterized.TestCase):
