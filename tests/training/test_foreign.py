@@ -93,8 +93,12 @@ class RunTest(parameterized.TestCase):
         self.assertIn("done before", call(**given)[2])
         text = self.source.read_text()
         self.addCleanup(self.source.write_text, text)
-        self.source.write_text(f"{text}\n# another activation, say\n")
         changed = "WARNING: my_nets.py has changed since the run in run began .*then"
+        self.source.write_text(f"{text}\n# A comment computes nothing.\n")
+        said = call(**given)[2]
+        self.assertIn("done before", said)
+        self.assertRegex(said, changed)
+        self.source.write_text(text.replace("nnx.gelu", "nnx.relu"))
         said = call(**given)[2]
         self.assertNotIn("done before", said)
         self.assertRegex(said, changed)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from absl.testing import absltest, parameterized
 
 from jaxrobust.config import VERSION
+from jaxrobust.interop import kept
 from jaxrobust.weights.trained import runs
 from tests.support.runs import tiny
 
@@ -89,7 +90,11 @@ class RunsTest(parameterized.TestCase):
         (self.workdir / runs.FUNCTION).write_text(json.dumps(now | {"sha256": "a" * 64}))
         said = runs.rewritten(self.workdir, now)
         self.assertIn(f"sha256 {'a' * 12} then, {'b' * 12} now", said)
-        module = now | {"name": "torch:own.py:make"}  # whose program the run keeps
+        module = now | {"name": "torch:own.py:make"}
+        self.assertStartsWith(runs.rewritten(self.workdir, module), "WARNING: own.py has changed")
+        program = self.workdir / kept.FOLDER / kept.PROGRAMS  # which the run keeps
+        program.parent.mkdir()
+        program.touch()
         self.assertStartsWith(runs.rewritten(self.workdir, module), "own.py is no longer what the")
         self.assertEqual(runs.rewritten(self.workdir, now | {"sha256": "a" * 64}), "")
         self.assertEqual(runs.rewritten(self.workdir, None), "")
