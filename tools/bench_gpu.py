@@ -2,7 +2,8 @@
 
 Both sides compute in bfloat16. Before any speed, their logits of the same weights are compared. The
 batch of each is the largest that fits: estimated from a small one, halved while memory does not
-suffice. Then both run in turns, at their own largest batch and at the largest that fits both. What
+suffice. Then both run in turns, at their own largest batch and at the largest that fits both;
+`--batch` names one for both instead, which saves minutes of compiling. What
 follows is our step with cuDNN's attention and with other flags of XLA, and AutoAttack. Each figure
 comes from a separate process (`tools/gpu`), which has the GPU's memory for itself.
 
@@ -50,6 +51,7 @@ def parse() -> argparse.Namespace:
         help=f"Configs whose steps run; default: {', '.join(CONFIGS)}.",
     )
     parser.flag("largest", type=int, help=f"Largest batch size to try; default: {LARGEST}.")
+    parser.flag("batch", type=int, help="Batch size of both sides; default: the largest that fit.")
     parser.flag("image_size", type=int, help="Side of the images in pixels; default: the config's.")
     parser.flag("attack_steps", type=int, help="Number of attack steps; default: the config's.")
     parser.flag("rounds", type=int, default=2, help="Number of turns of each side.")
@@ -66,7 +68,7 @@ def parse() -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what would fail, or take days, only later."""
-    for key in ("largest", "rounds", "steps", "images"):
+    for key in ("largest", "batch", "rounds", "steps", "images"):
         value = getattr(args, key)
         if value is not None and value < 1:
             raise ValueError(f"--{key}={value} must be at least 1")
@@ -99,7 +101,8 @@ def jobs(args: argparse.Namespace, networks: list[Network]) -> Iterator[Job]:
     stages = args.stages.split(",")
     for network in networks:
         if "steps" in stages:
-            run = functools.partial(measuring.steps, network, args.largest, args.rounds)
+            given = (args.largest, args.rounds, args.batch)
+            run = functools.partial(measuring.steps, network, *given)
             yield network.name, run
         if args.profile:
             run = functools.partial(measuring.profiled, network, args.profile)

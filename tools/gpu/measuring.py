@@ -279,7 +279,7 @@ def turn(network: Network, side: str, batch: int, number: int) -> dict[str, Any]
     def run() -> dict[str, Any] | None:
         figure = attempt(network, side, batch)
         if figure is None and number:
-            raise RuntimeError(f"{side}: batch {batch} fitted before; is the GPU shared?")
+            raise RuntimeError(f"{side}: batch {batch} does not fit; is the GPU shared?")
         return figure
 
     known = [(row["of"]["side"], row["of"]["batch"]) for row in network.rows("step")]
@@ -287,9 +287,14 @@ def turn(network: Network, side: str, batch: int, number: int) -> dict[str, Any]
     return network.of("step", kind, run, side=side, batch=batch, turn=number)
 
 
-def steps(network: Network, limit: int, rounds: int) -> None:
-    """Compare logits, then speeds."""
+def steps(network: Network, limit: int, rounds: int, batch: int | None = None) -> None:
+    """Compare logits, then speeds: at a batch, or at the largest that fit."""
     agree(network)
+    if batch:
+        for number in range(1, rounds + 1):
+            for side in SIDES:
+                turn(network, side, batch, number)
+        return
     memories = {side: memory_of(network, side) for side in SIDES}
     compare(functools.partial(turn, network), memories, limit=limit, rounds=rounds)
 

@@ -10,7 +10,8 @@ Label = tuple[str, tuple[str, ...]]  # a network and its options
 
 def largest(rows: list[Row]) -> dict[str, int]:
     """Return the largest batch that fits each side, of the steps of one network."""
-    searched = [row["of"] for row in rows if row["figure"] and row["of"]["turn"] == 0]
+    fitted = [row["of"] for row in rows if row["figure"]]
+    searched = [of for of in fitted if of["turn"] == 0] or fitted  # none where one was named
     fitting = {side: [of["batch"] for of in searched if of["side"] == side] for side in SIDES}
     return {side: max(batches) for side, batches in fitting.items() if batches}
 
