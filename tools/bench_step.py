@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
         choices=(*PROGRAMS, PAIR),
         help="Program, or pair, that runs alone; default: all.",
     )
-    parser.flag("attention", choices=["cudnn", "xla"], help="JAX's own attention instead of ours.")
+    parser.flag("attention", choices=["plain"], help="Attention without cuDNN's kernels.")
     parser.flag("trace", type=Path, help="Folder for an XProf trace of --program.")
     parser.flag("rounds", type=int, default=4, help="Number of turns of each program.")
     parser.flag("steps", type=int, default=3, help="Number of steps that count in a turn.")
@@ -262,9 +262,9 @@ def prepare(args: argparse.Namespace, names: Sequence[str]) -> None:
     if all(name.startswith("torch") for name in names):
         jax.config.update("jax_platforms", "cpu")  # leaves the GPU to PyTorch
     if args.attention:
-        from tools.gpu.programs import attention_by
+        from tools.gpu.programs import plain_attention
 
-        attention_by(args.attention)
+        plain_attention()
 
 
 def main() -> None:

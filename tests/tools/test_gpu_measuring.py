@@ -208,7 +208,7 @@ class NetworkTest(absltest.TestCase):
         errors = {"jaxrobust": 0.9, "PyTorch": 0.01, "between": 0.9}
         with mock.patch.object(measuring, "program", return_value=errors) as program:
             measuring.varied(network, variant)
-        self.assertEqual(program.call_args.args[1:], ("logits", "--attention=cudnn"))
+        self.assertEqual(program.call_args.args[1:], ("logits", "--attention=plain"))
         (row,) = network.rows("variant")
         self.assertRegex(row["figure"]["refused"], "that is no rounding")
 

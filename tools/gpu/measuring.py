@@ -40,7 +40,7 @@ class Variant(NamedTuple):
 
 
 VARIANTS = (
-    Variant("cuDNN attention", of="vit", options=("--attention=cudnn",)),
+    Variant("plain attention", of="vit", options=("--attention=plain",)),
     Variant("no Triton products", flags="--xla_gpu_enable_triton_gemm=false"),
     Variant("latency hiding", flags="--xla_gpu_enable_latency_hiding_scheduler=true"),
     Variant("cuDNN layer norm", flags="--xla_gpu_enable_cudnn_layer_norm=true"),

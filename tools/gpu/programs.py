@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
     parser.flag("batch", type=int, default=8, help="Number of images; default: %(default)s.")
     parser.flag("image_size", type=int, help="Side of the images in pixels; default: the config's.")
     parser.flag("attack_steps", type=int, help="Number of attack steps; default: the config's.")
-    parser.flag("attention", choices=["cudnn", "xla"], help="JAX's own attention instead of ours.")
+    parser.flag("attention", choices=["plain"], help="Attention without cuDNN's kernels.")
     parser.flag("length", choices=["short", "standard"], default="short", help="Of AutoAttack.")
     parser.flag("search_dtype", default="float32", help="Type that our AutoAttack searches in.")
     args = parser.parse_args()
@@ -49,29 +49,11 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def attention_by(implementation: str) -> None:
-    """Let networks of this process use JAX's attention: it replaces `self_attention`.
+def plain_attention() -> None:
+    """Let networks of this process compute attention without cuDNN's kernels."""
+    from jaxrobust.models.kernels.cuda import fused_attention
 
-    For measurements alone: a path that is faster becomes one of `models/kernels/attention.py`.
-    """
-    import jax
-
-    from jaxrobust.models.kernels import attention
-
-    def replaced(
-        qkv: jax.Array,
-        heads: int,
-        *,
-        bias: jax.Array | None = None,
-        scale: float | None = None,
-    ) -> jax.Array:
-        parts = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
-        q, k, v = (parts[:, :, i] for i in range(3))
-        named: Any = implementation
-        out = jax.nn.dot_product_attention(q, k, v, bias, scale=scale, implementation=named)
-        return out.reshape(*qkv.shape[:2], -1)
-
-    attention.self_attention = replaced
+    fused_attention.applies = lambda qkv, heads: False
 
 
 # --- Logits ---
@@ -110,7 +92,7 @@ def logits(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
         theirs = net(x).float().cpu().numpy()
     truth = ours("float32")
     if args.attention:
-        attention_by(args.attention)
+        plain_attention()
     rounded = ours("bfloat16")
 
     def apart(a: "np.ndarray", b: "np.ndarray") -> float:

@@ -7,12 +7,14 @@ and value with gradients, in ms for ViT-S (8x197x6x64, two cores): 4 and 10; as 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrobust.models.kernels.cuda import fused_attention
 from jaxrobust.models.kernels.primitives import as_array, asked_for, per_platform, rounded, widened
 from jaxrobust.models.kernels.tpu import calls, token_attention
 
@@ -163,12 +165,19 @@ def _whole(bias: tuple[Array, ...], qkv: Array, heads: int) -> Array | None:
     return jnp.broadcast_to(bias[0], (len(bias[0]), heads, tokens, tokens)) if bias else None
 
 
-def _kernel_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[Array]:
-    out = token_attention.forward(qkv, heads, scale=scale, bias=_whole(bias, qkv, heads))
-    # Rules of all platforms keep arrays of one shape; XLA drops these, which no kernel reads.
+def _kept_by_none(out: Array, qkv: Array, *bias: Array, heads: int, scale: float) -> list[Array]:
+    """Return the value of a kernel that keeps nothing, and arrays as the plain rule keeps them.
+
+    Rules of all platforms keep arrays of one shape; XLA drops these, which no kernel reads.
+    """
     plain = functools.partial(_plain_forward, heads=heads, scale=scale)
     kept = jax.eval_shape(plain, qkv, *bias)[1:]
     return [out, *(jnp.zeros(a.shape, a.dtype) for a in kept)]
+
+
+def _kernel_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[Array]:
+    out = token_attention.forward(qkv, heads, scale=scale, bias=_whole(bias, qkv, heads))
+    return _kept_by_none(out, qkv, *bias, heads=heads, scale=scale)
 
 
 def _kernel_backward(qkv, g, kept, *bias, heads: int, scale: float, needed: bool) -> list[Array]:
@@ -181,15 +190,33 @@ def _kernel_backward(qkv, g, kept, *bias, heads: int, scale: float, needed: bool
     return [to_qkv, _plain_backward(qkv, g, kept, *bias, heads=heads, scale=scale, needed=True)[1]]
 
 
+def _fused_forward(qkv: Array, *, heads: int, scale: float) -> list[Array]:
+    out = fused_attention.forward(qkv, heads, scale=scale)
+    return _kept_by_none(out, qkv, heads=heads, scale=scale)
+
+
+def _fused_backward(qkv, g, kept, *, heads: int, scale: float, needed: bool) -> list[Array]:
+    del kept, needed
+    return [fused_attention.backward(qkv, g, heads, scale=scale)]
+
+
+def _taking(
+    rules: dict[str, Callable], qkv: Array, *bias: Array, heads: int, **how: Any
+) -> dict[str, Callable]:
+    """Leave out cuDNN's rule where it does not apply: it could not even be traced."""
+    fused = not bias and fused_attention.applies(qkv, heads)
+    taken = {name: rule for name, rule in rules.items() if fused or name != "cuda"}
+    return {name: functools.partial(rule, heads=heads, **how) for name, rule in taken.items()}
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend_product(heads: int, scale: float, qkv: Array, *bias: Array) -> Array:
     return _attend_product_rule(heads, scale, qkv, *bias)[0]
 
 
 def _attend_product_rule(heads, scale, qkv, *bias):
-    how = {"heads": heads, "scale": scale}
-    rules = {"tpu": _kernel_forward, "default": _plain_forward}
-    rules = {name: functools.partial(rule, **how) for name, rule in rules.items()}
+    rules = {"tpu": _kernel_forward, "cuda": _fused_forward, "default": _plain_forward}
+    rules = _taking(rules, qkv, *bias, heads=heads, scale=scale)
     return lax.platform_dependent(qkv, *bias, **rules)
 
 
@@ -204,8 +231,8 @@ def _attend_product_backward(heads, scale, residuals, g):
     (qkv, *bias), kept, perturbed = residuals
     g = as_array(g)
     how = {"heads": heads, "scale": scale, "needed": perturbed is not None}
-    rules = {"tpu": _kernel_backward, "default": _plain_backward}
-    rules = {name: functools.partial(rule, **how) for name, rule in rules.items()}
+    rules = {"tpu": _kernel_backward, "cuda": _fused_backward, "default": _plain_backward}
+    rules = _taking(rules, qkv, *bias, **how)
     gradients = lax.platform_dependent(qkv, g, kept, *bias, **rules)
     return (*gradients, *(None for _ in bias[: 1 + len(bias) - len(gradients)]))
 
@@ -218,7 +245,8 @@ def self_attention(
 ) -> Array:
     """Compute the attention of all tokens to all, of their product f[B,N,3*h*d], as f[B,N,h*d].
 
-    `bias` and `scale` are those of `attention`. On TPUs scores stay on the chip.
+    `bias` and `scale` are those of `attention`. On TPUs, and on NVIDIA's GPUs in bfloat16 without
+    a bias, scores stay on the chip.
     Parity: tests/models/kernels/test_attention.py against torch's scaled_dot_product_attention.
     """
     dim = qkv.shape[2] // 3

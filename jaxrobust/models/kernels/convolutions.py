@@ -13,7 +13,7 @@ from jax import lax
 from jaxrobust.models.kernels import winograd
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.primitives import add_bias, matmul, rows, walled
-from jaxrobust.models.kernels.windows import column_conv, group_conv, taps
+from jaxrobust.models.kernels.windows import column_conv, depth_conv, group_conv, taps
 
 Array = jax.Array
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -213,14 +213,36 @@ def _on_tpu(which: int, stride: int, padding: int, groups: int, dilation: int) -
     """
 
     def formula(x: Array, kernel: Array, *g: Array) -> Array:
-        apart = (kernel.shape[0], padding, groups, dilation) == (stride, 0, 1, 1)
-        if apart and stride > 1 and _is_grid(x, kernel, stride):
+        form = functools.partial(_xla_conv, groups=groups, dilation=dilation)
+        if groups == dilation == 1 and _apart(x, kernel, stride, padding):
             form = functools.partial(_patch_conv, patches=_patches)
-        else:
-            form = functools.partial(_xla_conv, groups=groups, dilation=dilation)
         return _three(form)[which](x, kernel, *g, stride, padding)
 
     return formula
+
+
+def _on_cuda(which: int, stride: int, padding: int, groups: int, dilation: int) -> Callable:
+    """Return one of the formulas for any convolution on NVIDIA's GPUs.
+
+    cuDNN's kernels for their matrix units read eight channels at a time, of which images have
+    three. Value and image gradient of 128 images of 224 px in bfloat16 on an H200, in ms: 16x16
+    patches to 384 features 6.15 by cuDNN and 0.11 as a product, 4x4 patches to 96 0.44 and 0.13,
+    3x3/2 to 48 0.98 and 0.39 in depth; windows of 2x2 pixels of 96 channels 0.12 and 0.18.
+    """
+
+    def formula(x: Array, kernel: Array, *g: Array) -> Array:
+        form: Callable = functools.partial(_xla_conv, groups=groups, dilation=dilation)
+        if x.shape[3] < 8 and groups == dilation == 1 < stride:
+            patches = functools.partial(_patch_conv, patches=_patches)
+            form = patches if _apart(x, kernel, stride, padding) else depth_conv
+        return _three(form)[which](x, kernel, *g, stride, padding)
+
+    return formula
+
+
+def _apart(x: Array, kernel: Array, stride: int, padding: int) -> bool:
+    """Tell windows side by side, of more than a pixel, that fill the image."""
+    return kernel.shape[0] == stride > 1 and padding == 0 and _is_grid(x, kernel, stride)
 
 
 def _three(formula: Callable) -> tuple[Callable, ...]:
@@ -241,9 +263,9 @@ def _rule(which: int, how: tuple[int, ...], x: Array, kernel: Array, *g: Array) 
         form = functools.partial(_xla_conv, groups=groups, dilation=dilation)
         return _three(form)[which](*operands, stride, padding)
 
-    return lax.platform_dependent(
-        x, kernel, *g, cpu=_on_cpu(which, *how), tpu=_on_tpu(which, *how), default=plain
-    )
+    rules = {"cpu": _on_cpu, "tpu": _on_tpu, "cuda": _on_cuda}
+    chosen = {platform: formulas(which, *how) for platform, formulas in rules.items()}
+    return lax.platform_dependent(x, kernel, *g, **chosen, default=plain)
 
 
 def _conv_backward(stride, padding, groups, dilation, residuals, g):

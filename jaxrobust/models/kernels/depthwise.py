@@ -134,14 +134,6 @@ def _shifted_kernel_gradient(
     return jnp.stack(sums).sum(1).reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _summed_kernel_gradient(
-    x: Array, kernel: Array, g: Array, *, stride: int, dilation: int
-) -> Array:
-    taps, (g,) = _taps(x, kernel.shape[:2], stride, dilation), widened(g)
-    sums = [(tap * g).sum((0, 1, 2)) for tap in taps]
-    return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
-
-
 class _Implementation(NamedTuple):
     """The three formulas of one."""
 
@@ -153,9 +145,10 @@ class _Implementation(NamedTuple):
 IMPLEMENTATIONS = {
     "shifted": _Implementation(_shifted, _shifted_input_gradient, _shifted_kernel_gradient),
     "xla": _Implementation(_xla, _xla_input_gradient, _xla_kernel_gradient),
-    "mixed": _Implementation(_xla, _xla_input_gradient, _summed_kernel_gradient),
 }
-_ON = {"cpu": "shifted", "cuda": "mixed", "rocm": "mixed", "default": "xla"}
+# On an H200, 128x56x56x96 in bfloat16: 0.29 ms by cuDNN and 16.6 shifted, a fusion of shifted reads
+# without walls 1.29; the kernel's gradient 0.21 and 11.0, a sum for each entry 2.39.
+_ON = {"cpu": "shifted", "default": "xla"}
 
 
 def _rule(part: int, implementation: str | None, *operands: Array, **how) -> Array:

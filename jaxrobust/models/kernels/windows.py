@@ -73,3 +73,36 @@ def group_conv(
     parts = columns.reshape(groups, -1, columns.shape[3])
     out = lax.dot_general(parts, kernels, (((2,), (1,)), ((0,), (0,))))
     return out.transpose(1, 0, 2).reshape(x.shape[0], *columns.shape[1:3], outs)
+
+
+def _in_depth(x: Array, side: int) -> Array:
+    """Return blocks of `side` x `side` pixels as one each: f[B,H,W,C] to f[B,H/s,W/s,s*s*C]."""
+    batch, height, width, _ = x.shape
+    x = x.reshape(batch, height // side, side, width // side, side, -1).swapaxes(2, 3)
+    return x.reshape(*x.shape[:3], -1)
+
+
+def depth_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """Convolve with a stride as without one, on blocks of as many pixels in depth.
+
+    Channels are filled up to a multiple of eight.
+    """
+    ahead = [*zip(x.shape[1:3], kernel.shape[:2], strict=True)]
+    blocks = [-(-window // stride) for _, window in ahead]  # that a window meets
+    spare = [(0, stride * n - window) for n, (_, window) in zip(blocks, ahead, strict=True)]
+    sides = [
+        stride * ((size + 2 * padding - window) // stride + n)
+        for n, (size, window) in zip(blocks, ahead, strict=True)
+    ]
+    # A negative end drops pixels that no window meets.
+    ends = [side - padding - size for side, (size, _) in zip(sides, ahead, strict=True)]
+    pads = [(0, 0, 0), *((padding, end, 0) for end in ends), (0, 0, 0)]
+    x = _in_depth(lax.pad(x, jnp.zeros((), x.dtype), pads), stride)
+    features = kernel.shape[3]
+    kernel = jnp.pad(kernel, [*spare, (0, 0), (0, 0)])
+    kernel = _in_depth(kernel.reshape(1, *kernel.shape[:2], -1), stride)
+    kernel = kernel.reshape(*blocks, -1, features)
+    fill = (0, -x.shape[3] % 8)
+    x, kernel = jnp.pad(x, [(0, 0)] * 3 + [fill]), jnp.pad(kernel, [(0, 0)] * 2 + [fill, (0, 0)])
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=numbers)

@@ -1,0 +1,1 @@
+"""Kernels of NVIDIA's libraries, for GPUs."""

@@ -1,0 +1,54 @@
+"""Attention of tokens to tokens by cuDNN, straight on the product that makes queries, keys, values.
+
+Scores stay on the chip, and the backward pass computes them again. 128 images of 197 tokens in
+bfloat16 on an H200, ViT-S and ViT-B: the value takes 0.14 and 0.20 ms, by XLA's operations 0.23 and
+0.43; value and gradient 0.39 and 0.75, by XLA's 0.55 and 1.07, in PyTorch 0.53 and 0.81. Both ways
+are 0.3 % of the standard deviation apart, which is bfloat16's rounding. cuDNN may add the parts of
+a gradient up in another order in each run; `XLA_FLAGS=--xla_gpu_deterministic_ops=true` forbids it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+WIDTH = 128  # of a head at most
+
+
+def applies(qkv: Array, heads: int) -> bool:
+    """Tell whether cuDNN is there and takes such an attention."""
+    width = qkv.shape[2] // 3 // heads
+    short = qkv.dtype in (jnp.bfloat16, jnp.float16)
+    return short and width % 8 == 0 and width <= WIDTH and _on_nvidia()
+
+
+@functools.cache
+def _on_nvidia() -> bool:
+    """Tell whether JAX runs on such a GPU: without one it cannot trace what cuDNN computes."""
+    if jax.default_backend() != "gpu":
+        return False
+    return "cuda" in jax.local_devices()[0].client.platform_version.lower()
+
+
+def forward(qkv: Array, heads: int, *, scale: float, by: str = "cudnn") -> Array:
+    """Compute the attention of f[B,N,3*h*d] as f[B,N,h*d]; `by` is JAX's name of a library."""
+    images, tokens, _ = qkv.shape
+    # cuDNN's gradients are of even numbers of tokens alone; one that is none has no weight.
+    odd = tokens % 2
+    padded = jnp.pad(qkv, ((0, 0), (0, odd), (0, 0))).reshape(images, tokens + odd, 3, heads, -1)
+    lengths = jnp.full(images, tokens, jnp.int32) if odd else None
+    out = jax.nn.dot_product_attention(
+        *(padded[:, :, i] for i in range(3)),
+        scale=scale,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation=by,  # type: ignore[call-overload]
+    )
+    return out.reshape(images, tokens + odd, -1)[:, :tokens]
+
+
+def backward(qkv: Array, g: Array, heads: int, *, scale: float, by: str = "cudnn") -> Array:
+    """Compute the gradient of `forward` for f[B,N,3*h*d] from that of its value."""
+    value = functools.partial(forward, heads=heads, scale=scale, by=by)
+    return jax.vjp(value, qkv)[1](g)[0]
