@@ -1,0 +1,52 @@
+"""Programs that compile at once, without a GPU and without compiling."""
+
+import multiprocessing
+import threading
+from unittest import mock
+
+from absl.testing import absltest
+
+from tools.gpu import side_by_side
+
+
+class SideBySideTest(absltest.TestCase):
+    def test_the_first_network_compiles_first_and_one_at_a_time(self):
+        lock, first, done, inside = threading.Lock(), threading.Event(), [], []
+
+        def compile_(name):
+            inside.append(name)
+            self.assertLen(inside, 1)
+            done.append(inside.pop())
+            return name.upper()
+
+        def order(is_first):
+            return side_by_side.in_order(compile_, side_by_side.Order(lock, first, is_first))
+
+        second = threading.Thread(target=order(False), args=("second",))
+        second.start()
+        second.join(0.05)
+        self.assertEmpty(done)
+        self.assertEqual(order(True)("first"), "FIRST")
+        second.join(5)
+        self.assertEqual(done, ["first", "second"])
+
+    def test_leaves_out_what_is_late_or_ended(self):
+        processes, ends = {}, {}
+        for name in ("ready", "late", "ended"):
+            here, ends[name] = multiprocessing.Pipe()
+            processes[name, "PyTorch"] = (mock.Mock(), here)
+        ends["ready"].send("compiled")
+        ends["ended"].close()
+        before = dict(processes)
+        with mock.patch.object(side_by_side.sys, "stderr") as stderr:
+            side_by_side.compiled(processes, 0.05)
+        self.assertEqual([*processes], [("ready", "PyTorch")])
+        said = "".join(call.args[0] for call in stderr.write.call_args_list)
+        self.assertIn("PyTorch of late is not compiled after 0.05 s", said)
+        self.assertIn("PyTorch of ended ended with an error, see above", said)
+        for (name, _), (process, _) in before.items():
+            self.assertEqual(process.kill.called, name != "ready", name)
+
+
+if __name__ == "__main__":
+    absltest.main()
