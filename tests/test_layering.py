@@ -48,7 +48,7 @@ INSIDE = {
     ),
     "weights": ("store", "naming", "fetch", "trained", "reading", "imports", "load", "start"),
     "interop": (
-        *("program", "operators", "trainable", "kept", "modules", "reading", "agreement"),
+        *("program", "blocks", "operators", "trainable", "kept", "modules", "reading", "agreement"),
         *("torch", "named"),
     ),
     "evaluation": ("network", "records", "engine", "bundles", "questions"),

@@ -112,7 +112,9 @@ def _as_json(program: Program) -> dict[str, Any]:
     own = program._asdict()
     own["steps"] = [_call(step) for step in program.steps]
     own["constants"] = sorted(program.constants)
-    return own | {key: dict(own[key]) for key in ("weights", "results", "moved", "image_axes")}
+    return own | {
+        key: dict(own[key]) for key in ("weights", "results", "moved", "image_axes", "blocks")
+    }
 
 
 def _program(own: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Program:

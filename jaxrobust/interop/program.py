@@ -58,6 +58,9 @@ class Program(NamedTuple):
     # What training changes: key among the weights -> name of the value that it becomes.
     moved: Mapping[str, str] = MappingProxyType({})
     image_axes: Mapping[str, int] = MappingProxyType({})  # of what each step draws in training
+    blocks: Mapping[str, str] = MappingProxyType(
+        {}
+    )  # name of a step -> of its block, if it has one
 
 
 class Converted(NamedTuple):

@@ -4,7 +4,7 @@ Both are flat dicts under the names of the module's state dict, so that whatever
 with its own networks' weights it does with these. Nothing here needs PyTorch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.interop import blocks
 from jaxrobust.interop import program as programs
 from jaxrobust.interop.operators import DRAWS, TABLE, TRAINING
 from jaxrobust.interop.program import OperatorCall, OperatorRule, Program
@@ -51,12 +52,16 @@ class Trainable(NamedTuple):
 
 
 def classifier(
-    network: Trainable, kernels: Mapping[str, OperatorRule] = MappingProxyType({})
+    network: Trainable,
+    kernels: Mapping[str, OperatorRule] = MappingProxyType({}),
+    *,
+    remat: bool = False,
 ) -> Classifier:
     """Return the module as two pure functions, in the type of the parameters that they are given.
 
     `apply` takes in training keys [B], one for each image; of a network that draws nothing, None.
     `kernels` are rows of operators that are tried first, and return None for what they do not take.
+    `remat` computes the values of a block again in its backward pass instead of keeping them.
     """
     like = {name: a.shape for name, a in {**network.params, **network.stats}.items()}
     own = {MEAN, STD} & like.keys()  # the module's own, which normalise there
@@ -78,7 +83,7 @@ def classifier(
         _check(params, stats, images, like, network.image[2])
         x = images if own else _normalised(images, stats[MEAN], stats[STD])
         program = network.training if train else network.evaluation
-        values = run(program, params, stats, x, key, kernels)
+        values = run(program, params, stats, x, key, kernels, remat=remat)
         logits = programs.plain(values[_logits(program)])
         logits = logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
         moved = {
@@ -117,8 +122,11 @@ def run(
     images: Array,
     keys: Array | None,
     kernels: Mapping[str, OperatorRule],
+    *,
+    remat: bool = False,
 ) -> dict[str, Any]:
-    """Compute all values of a program, of images f[B,H,W,C].
+    """Compute the values of a program, of images f[B,H,W,C]: all, or with `remat` those between
+    blocks.
 
     Norms, softmax and statistics are computed in at least float32. A step that draws does so for
     each image from its own key of `keys` [B], and the number of the step.
@@ -137,25 +145,37 @@ def run(
     values[program.images] = programs.ChannelsLast(images.astype(dtype))
     places = {name: place for place, name in enumerate(program.draws)}
     states = set(program.moved.values())
+
+    def one(step: OperatorCall, values: Mapping[str, Any]) -> Any:
+        if step.name in places:
+            own = _keys(keys, places[step.name], images.shape[0])
+            return _drawn(step, program, own, values, dtype)
+        if step.operator in kernels:  # which compute in float32 what has to be
+            read = {**values, **wide}
+            made = programs.compute(step, kernels, read, {program.dtype: dtype})
+            if made is not None:
+                return made
+        if step.operator not in SINGLE and step.name not in states:
+            return programs.compute(step, _ROWS, values, {program.dtype: dtype})
+        read = {name: _typed(values[name], single) for name in programs.read_by(step)}
+        read |= {name: wide[name] for name in read.keys() & wide.keys()}
+        made = programs.compute(step, _ROWS, read, {program.dtype: single})
+        return made if step.name in states else _narrow(made, single, dtype)
+
+    def several(steps: Sequence[OperatorCall], known: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(known)
+        for step in steps:
+            found[step.name] = one(step, found)
+        return found
+
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for step in program.steps:
-            if step.name in places:
-                own = _keys(keys, places[step.name], images.shape[0])
-                values[step.name] = _drawn(step, program, own, values, dtype)
-                continue
-            if step.operator in kernels:  # which compute in float32 what has to be
-                made = programs.compute(step, kernels, values | wide, {program.dtype: dtype})
-                if made is not None:
-                    values[step.name] = made
-                    continue
-            if step.operator in SINGLE or step.name in states:
-                kinds = {program.dtype: single}
-                read = {name: _typed(values[name], single) for name in programs.read_by(step)}
-                read |= {name: wide[name] for name in read.keys() & wide.keys()}
-                made = programs.compute(step, _ROWS, read, kinds)
-                values[step.name] = made if step.name in states else _narrow(made, single, dtype)
+        if not remat:
+            return several(program.steps, values)
+        for is_block, steps, kept in blocks.parted(program):
+            if is_block:
+                values |= blocks.computed_again(several, steps, kept, values)
             else:
-                values[step.name] = programs.compute(step, _ROWS, values, {program.dtype: dtype})
+                values = several(steps, values)
     return values
 
 

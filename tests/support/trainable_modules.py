@@ -111,3 +111,41 @@ def refused(fault: str) -> nn.Module:
     if fault == "hook":
         module.head.register_full_backward_hook(lambda part, given, made: None)
     return module
+
+
+class Block(nn.Module):
+    """A residual block with two kinds of norm, a reshape by sizes of its images, and dropout."""
+
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width, momentum=0.3)
+        self.tokens = nn.LayerNorm(width)
+        self.mix = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        images, channels, height, width = x.shape
+        y = torch.relu(self.norm(self.conv(x)))
+        y = y.reshape(images, channels, height * width).transpose(1, 2)
+        y = self.dropout(self.mix(self.tokens(y)))
+        return x + y.transpose(1, 2).reshape(images, channels, height, width)
+
+
+class Blocks(nn.Module):
+    """Two stages of blocks between a stem and a head."""
+
+    def __init__(self, dropout: float = 0.0, depth: int = 2, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(CHANNELS, width, 1), nn.BatchNorm2d(width))
+        self.stage1 = nn.Sequential(*(Block(width, dropout) for _ in range(depth)))
+        self.stage2 = nn.ModuleList(Block(width, dropout) for _ in range(depth))
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.stage1(self.stem(images))
+        for block in self.stage2:
+            x = block(x)
+        return self.head(x.mean((2, 3)))

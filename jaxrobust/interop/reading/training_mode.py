@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxrobust.interop.program import Program
-from jaxrobust.interop.reading import exporting, refusals
+from jaxrobust.interop.reading import exporting, hierarchy, refusals
 from jaxrobust.interop.reading.drawing import is_draw
 from jaxrobust.interop.reading.refusals import line
 from jaxrobust.interop.reading.results import chosen, chosen_output
@@ -137,7 +137,8 @@ def _program(
             "only those: compute what it holds from the images, or make it a parameter"
         )
     results = {logits: program.results[logits]}
-    return program._replace(results=results, image_axes=axes)
+    blocks = hierarchy.blocks(module, exported)
+    return program._replace(results=results, image_axes=axes, blocks=blocks)
 
 
 def _check_images_stay(exported: Any) -> None:

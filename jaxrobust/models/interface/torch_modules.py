@@ -40,17 +40,12 @@ def create(name: str, *, dtype: str, remat: bool = False, **given: Any) -> Class
     Args:
       name: as above.
       dtype: compute type; norms and softmax compute in at least float32.
-      remat: not taken.
+      remat: recompute each block of the module in the backward pass instead of storing it.
       **given: num_classes, image_size, in_channels, and options of the function.
     Raises:
       ValueError: one sentence about what is wrong with the name, the function or its module.
     """
-    if remat:
-        raise ValueError(
-            f"model.remat=True: {name} is taken as its program is; use train.microbatches for less "
-            "memory"
-        )
-    net = trained.classifier(program(name, **given), torch_kernels.KERNELS)
+    net = trained.classifier(program(name, **given), torch_kernels.KERNELS, remat=remat)
 
     def apply(
         params: Params, stats: Params, images: Array, *, train: bool = False, key: Any = None

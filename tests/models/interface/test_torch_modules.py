@@ -126,7 +126,6 @@ class NamesTest(parameterized.TestCase):
     def test_options(self):
         said = self.refused("torch:nets.py:build", depth=3)
         self.assertRegex(said, "TypeError.*unexpected keyword argument 'depth'")
-        self.assertIn("use train.microbatches", self.refused("torch:nets.py:build", remat=True))
 
     def test_one_of_several_results(self):
         said = self.refused("torch:nets.py:two")

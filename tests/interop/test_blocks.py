@@ -1,0 +1,126 @@
+"""Blocks of PyTorch's modules, whose backward passes compute their values again."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.interop import blocks, kept
+from jaxrobust.interop import trainable as trained
+from tests.support import paths
+
+torch = pytest.importorskip("torch", reason=paths.PARITY)
+from jaxrobust.interop.reading import hierarchy  # noqa: E402
+from jaxrobust.interop.reading.training_mode import trainable  # noqa: E402
+from tests.support import trainable_modules as modules  # noqa: E402
+
+IMAGE = (modules.SIDE, modules.SIDE, modules.CHANNELS)
+NAMES = ["stage1.0", "stage1.1", "stage2.0", "stage2.1"]
+
+
+@functools.cache
+def written(**given):
+    torch.manual_seed(0)
+    return trainable(modules.Blocks(**given), IMAGE)
+
+
+def in_order(program):
+    return [
+        name for name in dict.fromkeys(map(program.blocks.get, (s.name for s in program.steps)))
+    ]
+
+
+class BlocksTest(parameterized.TestCase):
+    @parameterized.parameters(0.0, 0.4)
+    def test_values_and_gradients_are_the_same(self, dropout):
+        network, keys = written(dropout=dropout, depth=1), jax.random.split(jax.random.key(1), 3)
+        x = np.random.default_rng(0).random((3, *IMAGE))
+        found = []
+        with jax.enable_x64(True):
+            for remat in (False, True):
+                net = trained.classifier(network, remat=remat)
+                params, stats = net.init(jax.random.key(0))
+                params, stats = (
+                    {name: jnp.asarray(a, jnp.float64) for name, a in group.items()}
+                    for group in (params, stats)
+                )
+
+                def loss(params, x, net=net, stats=stats):
+                    logits, after = net.apply(params, stats, x, train=True, key=keys)
+                    return jnp.square(logits).sum(), (logits, after)
+
+                run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+                found.append(run(params, jnp.asarray(x)))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), found[0], found[1]
+        )
+        moved = jax.device_get(found[1][1][1])
+        self.assertEqual(moved["stage2.0.norm.num_batches_tracked"], 1)
+        self.assertGreater(np.abs(moved["stage2.0.norm.running_mean"]).max(), 1e-3)
+
+    def test_which_steps_are_of_a_block(self):
+        network = written()
+        for program in (network.training, network.evaluation):
+            self.assertEqual(in_order(program), [None, *NAMES])
+            ends = [
+                (is_block, steps[0].name in program.blocks)
+                for is_block, steps, _ in blocks.parted(program)
+            ]
+            self.assertTrue(all(is_block == inside for is_block, inside in ends))
+
+    def test_what_is_kept_of_a_block(self):
+        """Its result, in training the statistics that it moves, and sizes; no other value."""
+        network = written()
+        for program, count in ((network.training, 4), (network.evaluation, 1)):
+            sizes = {s.name for s in program.steps if s.operator in ("mul", "aten.sym_size.int")}
+            kept_ = [names - sizes for is_block, _, names in blocks.parted(program) if is_block]
+            self.assertLen(kept_, len(NAMES))
+            for names in kept_:
+                self.assertLen(names, count, names)
+                self.assertLen(names - {*program.moved.values()}, 1)
+
+    def test_each_is_one_checkpoint(self):
+        net = trained.classifier(written(), remat=True)
+        given = net.init(jax.random.key(0))
+        text = str(
+            jax.make_jaxpr(lambda x: net.apply(*given, x)[0])(np.ones((2, *IMAGE), np.float32))
+        )
+        self.assertEqual(text.count("remat2["), len(NAMES))
+
+    def test_less_is_kept_for_the_backward_pass(self):
+        network, needed = written(depth=4, width=32), []
+        for remat in (False, True):
+            net = trained.classifier(network, remat=remat)
+            params, stats = net.init(jax.random.key(0))
+
+            def backward(x, net=net, params=params, stats=stats):
+                return jax.vjp(lambda x: net.apply(params, stats, x, train=True)[0], x)[1]
+
+            x = jax.ShapeDtypeStruct((64, *IMAGE), jnp.float32)
+            kept_ = jax.tree.leaves(jax.eval_shape(backward, x))
+            needed.append(sum(a.size * a.dtype.itemsize for a in kept_))
+        self.assertLess(needed[1], 0.2 * needed[0])  # one array of a block's more than ten
+
+    def test_parts_that_are_no_blocks(self):
+        """A numbered convolution with its norm, and whole stages, whose blocks are taken."""
+        module = torch.nn.Sequential(
+            torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)),
+            torch.nn.Sequential(modules.Block(4), modules.Block(4)),
+        )
+        exported = torch.export.export(module, (torch.zeros(2, 3, 8, 8),))
+        self.assertSameElements(hierarchy.blocks(module, exported).values(), ["1.0", "1.1"])
+
+    def test_a_run_keeps_them(self):
+        network, folder = written(), self.create_tempdir().full_path
+        kept.write(Path(folder), network, {})
+        again = kept.read(Path(folder))
+        self.assertEqual(dict(again.training.blocks), dict(network.training.blocks))
+        self.assertNotEmpty(again.evaluation.blocks)
+
+
+if __name__ == "__main__":
+    absltest.main()
