@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.interop.program import ChannelsLast, Ints, OperatorRule
-from jaxrobust.models.kernels import batch_norms, convolutions, layers, pooling
+from jaxrobust.models.kernels import attention, batch_norms, convolutions, layers, pooling
 from jaxrobust.models.kernels.primitives import add_bias, matmul
 from jaxrobust.types import Array
 
@@ -96,6 +96,32 @@ def _max_pool(
     return ChannelsLast(pooling.max_pool(x, pad)), None
 
 
+def _attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Array | None:
+    """Compute the attention of f[B,h,N,d]; in bfloat16 the softmax is in float32."""
+    if query.ndim != 4 or dropout_p or is_causal or enable_gqa:
+        return None
+    if mask is not None and not jnp.issubdtype(mask.dtype, jnp.floating):
+        return None
+    tokens = [attention.swap(each) for each in (query, key, value)]
+    shape = tokens[0].shape
+    how = {"bias": mask, "scale": scale}
+    if query.shape == key.shape == value.shape:
+        product = jnp.stack(tokens, 2).reshape(*shape[:2], -1)
+        out = attention.self_attention(product, shape[2], **how)
+    else:
+        out = attention.attention(*tokens, **how)
+    return attention.swap(out.reshape(*shape[:3], -1))
+
+
 KERNELS = {
     "aten.convolution.default": OperatorRule(None, _convolution),
     "aten.native_layer_norm.default": OperatorRule(_layer_norm),
@@ -104,5 +130,6 @@ KERNELS = {
     "aten.gelu.default": OperatorRule(_gelu, joins=True),
     "aten.addmm.default": OperatorRule(_addmm),
     "aten.mm.default": OperatorRule(matmul),
+    "aten.scaled_dot_product_attention.default": OperatorRule(_attention),
     "aten.max_pool2d_with_indices.default": OperatorRule(None, _max_pool),
 }
