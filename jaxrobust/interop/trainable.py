@@ -4,6 +4,7 @@ Both are flat dicts under the names of the module's state dict, so that whatever
 with its own networks' weights it does with these. Nothing here needs PyTorch.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -56,12 +57,14 @@ def classifier(
     kernels: Mapping[str, OperatorRule] = MappingProxyType({}),
     *,
     remat: bool = False,
+    scan: bool = False,
 ) -> Classifier:
     """Return the module as two pure functions, in the type of the parameters that they are given.
 
     `apply` takes in training keys [B], one for each image; of a network that draws nothing, None.
     `kernels` are rows of operators that are tried first, and return None for what they do not take.
-    `remat` computes the values of a block again in its backward pass instead of keeping them.
+    `remat` computes the values of a block again in its backward pass instead of keeping them, and
+    `scan` compiles one block for all that follow each other and compute the same.
     """
     like = {name: a.shape for name, a in {**network.params, **network.stats}.items()}
     own = {MEAN, STD} & like.keys()  # the module's own, which normalise there
@@ -83,7 +86,7 @@ def classifier(
         _check(params, stats, images, like, network.image[2])
         x = images if own else _normalised(images, stats[MEAN], stats[STD])
         program = network.training if train else network.evaluation
-        values = run(program, params, stats, x, key, kernels, remat=remat)
+        values = run(program, params, stats, x, key, kernels, remat=remat, scan=scan)
         logits = programs.plain(values[_logits(program)])
         logits = logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
         moved = {
@@ -115,6 +118,17 @@ def _check(
             raise ValueError(f"{name} has shape {given[name].shape}, expected {shape}")
 
 
+class _Computing(NamedTuple):
+    """What the steps of one pass share."""
+
+    program: Program
+    kernels: Mapping[str, OperatorRule]
+    keys: Array | None  # [B]
+    count: int  # of images
+    dtype: Any
+    single: Any  # of norms, softmax and statistics
+
+
 def run(
     program: Program,
     params: Params,
@@ -124,9 +138,10 @@ def run(
     kernels: Mapping[str, OperatorRule],
     *,
     remat: bool = False,
+    scan: bool = False,
 ) -> dict[str, Any]:
-    """Compute the values of a program, of images f[B,H,W,C]: all, or with `remat` those between
-    blocks.
+    """Compute the values of a program, of images f[B,H,W,C]: all, or with `remat` or `scan` those
+    between blocks.
 
     Norms, softmax and statistics are computed in at least float32. A step that draws does so for
     each image from its own key of `keys` [B], and the number of the step.
@@ -144,44 +159,54 @@ def run(
     values |= {name: held[key] for name, key in program.weights.items()}
     values[program.images] = programs.ChannelsLast(images.astype(dtype))
     places = {name: place for place, name in enumerate(program.draws)}
-    states = set(program.moved.values())
-
-    def one(step: OperatorCall, values: Mapping[str, Any]) -> Any:
-        if step.name in places:
-            own = _keys(keys, places[step.name], images.shape[0])
-            return _drawn(step, program, own, values, dtype)
-        if step.operator in kernels:  # which compute in float32 what has to be
-            read = {**values, **wide}
-            made = programs.compute(step, kernels, read, {program.dtype: dtype})
-            if made is not None:
-                return made
-        if step.operator not in SINGLE and step.name not in states:
-            return programs.compute(step, _ROWS, values, {program.dtype: dtype})
-        read = {name: _typed(values[name], single) for name in programs.read_by(step)}
-        read |= {name: wide[name] for name in read.keys() & wide.keys()}
-        made = programs.compute(step, _ROWS, read, {program.dtype: single})
-        return made if step.name in states else _narrow(made, single, dtype)
-
-    def several(steps: Sequence[OperatorCall], known: Mapping[str, Any]) -> dict[str, Any]:
-        found = dict(known)
-        for step in steps:
-            found[step.name] = one(step, found)
-        return found
-
+    computing = _Computing(program, kernels, keys, images.shape[0], dtype, single)
+    steps = functools.partial(_steps, computing)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        if not remat:
-            return several(program.steps, values)
-        for is_block, steps, kept in blocks.parted(program):
-            if is_block:
-                values |= blocks.computed_again(several, steps, kept, values)
-            else:
-                values = several(steps, values)
+        if remat or scan:
+            return blocks.computed(program, steps, values, wide, places, remat=remat, scan=scan)
+        return steps(program.steps, values, wide, places)
+
+
+def _steps(
+    how: _Computing,
+    steps: Sequence[OperatorCall],
+    known: Mapping[str, Any],
+    wide: Mapping[str, Any],
+    places: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Compute some steps of values that are known.
+
+    `wide` has those weights in float32 that norms read so, `places` the number of each draw.
+    """
+    values = dict(known)
+    for step in steps:
+        if step.name in places:
+            if how.keys is None:
+                raise ValueError("the network draws random numbers in training; give keys [B]")
+            keys = _keys(how.keys, places[step.name], how.count)
+            values[step.name] = _drawn(step, how.program, keys, values, how.dtype)
+        else:
+            values[step.name] = _value(how, step, values, wide)
     return values
 
 
-def _keys(keys: Array | None, place: int, count: int) -> Array:
-    if keys is None:
-        raise ValueError("the network draws random numbers in training; give keys [B]")
+def _value(
+    how: _Computing, step: OperatorCall, values: Mapping[str, Any], wide: Mapping[str, Any]
+) -> Any:
+    kinds, states = {how.program.dtype: how.dtype}, how.program.moved.values()
+    if step.operator in how.kernels:  # which compute in float32 what has to be
+        made = programs.compute(step, how.kernels, {**values, **wide}, kinds)
+        if made is not None:
+            return made
+    if step.operator not in SINGLE and step.name not in states:
+        return programs.compute(step, _ROWS, values, kinds)
+    read = {name: _typed(values[name], how.single) for name in programs.read_by(step)}
+    read |= {name: wide[name] for name in read.keys() & wide.keys()}
+    made = programs.compute(step, _ROWS, read, {how.program.dtype: how.single})
+    return made if step.name in states else _narrow(made, how.single, how.dtype)
+
+
+def _keys(keys: Array, place: Any, count: int) -> Array:
     keys = jnp.broadcast_to(keys, (count,)) if keys.ndim == 0 else keys
     return jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
 

@@ -34,15 +34,41 @@ def in_order(program):
     ]
 
 
+class Odd(torch.nn.Module):
+    """A block that may enlarge its map, or add the mean of its channels."""
+
+    def __init__(self, width, padding=1, mean=False):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(width, width, 3, padding=padding)
+        self.norm = torch.nn.GroupNorm(1, width)
+        self.out = torch.nn.Conv2d(width, width, 1)
+        self.mean = mean
+
+    def forward(self, x):
+        y = self.out(torch.relu(self.norm(self.conv(x))))
+        return y + y.mean(1, keepdim=True) if self.mean else y
+
+
+class Pooled(torch.nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x):
+        return self.head(x.mean((2, 3)))
+
+
 class BlocksTest(parameterized.TestCase):
-    @parameterized.parameters(0.0, 0.4)
-    def test_values_and_gradients_are_the_same(self, dropout):
-        network, keys = written(dropout=dropout, depth=1), jax.random.split(jax.random.key(1), 3)
+    @parameterized.product(
+        dropout=(0.0, 0.4), how=({"remat": True}, {"scan": True}, {"remat": True, "scan": True})
+    )
+    def test_values_and_gradients_are_the_same(self, dropout, how):
+        network, keys = written(dropout=dropout, width=4), jax.random.split(jax.random.key(1), 3)
         x = np.random.default_rng(0).random((3, *IMAGE))
         found = []
         with jax.enable_x64(True):
-            for remat in (False, True):
-                net = trained.classifier(network, remat=remat)
+            for given in ({}, how):
+                net = trained.classifier(network, **given)
                 params, stats = net.init(jax.random.key(0))
                 params, stats = (
                     {name: jnp.asarray(a, jnp.float64) for name, a in group.items()}
@@ -59,25 +85,24 @@ class BlocksTest(parameterized.TestCase):
             lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), found[0], found[1]
         )
         moved = jax.device_get(found[1][1][1])
-        self.assertEqual(moved["stage2.0.norm.num_batches_tracked"], 1)
-        self.assertGreater(np.abs(moved["stage2.0.norm.running_mean"]).max(), 1e-3)
+        self.assertEqual(moved["stage2.1.norm.num_batches_tracked"], 1)
+        self.assertGreater(np.abs(moved["stage2.1.norm.running_mean"]).max(), 1e-3)
 
     def test_which_steps_are_of_a_block(self):
         network = written()
         for program in (network.training, network.evaluation):
             self.assertEqual(in_order(program), [None, *NAMES])
-            ends = [
-                (is_block, steps[0].name in program.blocks)
-                for is_block, steps, _ in blocks.parted(program)
-            ]
-            self.assertTrue(all(is_block == inside for is_block, inside in ends))
+            parts = blocks.parted(program)
+            self.assertEqual([part.block for part in parts], [None, *NAMES, None])
+            steps = [step for part in parts for step in part.steps]
+            self.assertEqual(steps, [*program.steps])
 
     def test_what_is_kept_of_a_block(self):
         """Its result, in training the statistics that it moves, and sizes; no other value."""
         network = written()
         for program, count in ((network.training, 4), (network.evaluation, 1)):
             sizes = {s.name for s in program.steps if s.operator in ("mul", "aten.sym_size.int")}
-            kept_ = [names - sizes for is_block, _, names in blocks.parted(program) if is_block]
+            kept_ = [part.kept - sizes for part in blocks.parted(program) if part.block]
             self.assertLen(kept_, len(NAMES))
             for names in kept_:
                 self.assertLen(names, count, names)
@@ -104,6 +129,42 @@ class BlocksTest(parameterized.TestCase):
             kept_ = jax.tree.leaves(jax.eval_shape(backward, x))
             needed.append(sum(a.size * a.dtype.itemsize for a in kept_))
         self.assertLess(needed[1], 0.2 * needed[0])  # one array of a block's more than ten
+
+    def test_equal_blocks_are_compiled_once(self):
+        network = written(depth=4)
+        groups = [[part.block for part in parts] for parts in blocks.alike(network.training)]
+        # The first computes a size that the others read.
+        names = [f"stage{stage}.{at}" for stage in (1, 2) for at in range(4)]
+        self.assertEqual(groups, [[None], names[:1], names[1:], [None]])
+        texts = []
+        for scan in (False, True):
+            net = trained.classifier(network, scan=scan)
+            given = net.init(jax.random.key(0))
+            x = np.ones((2, *IMAGE), np.float32)
+            texts.append(
+                str(jax.make_jaxpr(lambda x, net=net, given=given: net.apply(*given, x))(x))
+            )
+        self.assertEqual([text.count("conv_general_dilated[") for text in texts], [9, 4])
+        self.assertIn("length=6", texts[1])
+
+    @parameterized.parameters(
+        ("Block(4), Block(4), Block(4)", 3),
+        ("Block(4), Block(4, padding=2), Block(4)", 1),  # maps of another size afterwards
+        ("Block(4), Block(4, mean=True), Block(4)", 1),  # another computation
+    )
+    def test_what_is_alike(self, made, longest):
+        torch.manual_seed(0)
+        stem, head = torch.nn.Conv2d(3, 4, 1), torch.nn.Linear(4, 5)
+        module = torch.nn.Sequential(stem, *eval(f"({made},)", {"Block": Odd}), Pooled(head))
+        network = trainable(module, IMAGE)
+        sizes = [len(parts) for parts in blocks.alike(network.training) if parts[0].block]
+        self.assertEqual(max(sizes), longest)
+        x = np.random.default_rng(0).random((2, *IMAGE), np.float32)
+        found = []
+        for scan in (False, True):
+            net = trained.classifier(network, scan=scan)
+            found.append(net.apply(*net.init(jax.random.key(0)), x)[0])
+        np.testing.assert_allclose(found[1], found[0], atol=1e-6)
 
     def test_parts_that_are_no_blocks(self):
         """A numbered convolution with its norm, and whole stages, whose blocks are taken."""

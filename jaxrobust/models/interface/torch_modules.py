@@ -34,18 +34,22 @@ def is_name(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-def create(name: str, *, dtype: str, remat: bool = False, **given: Any) -> Classifier:
+def create(
+    name: str, *, dtype: str, remat: bool = False, scan: bool = False, **given: Any
+) -> Classifier:
     """Make the network of a module's name.
 
     Args:
       name: as above.
       dtype: compute type; norms and softmax compute in at least float32.
       remat: recompute each block of the module in the backward pass instead of storing it.
+      scan: compile one block for all that follow each other and compute the same.
       **given: num_classes, image_size, in_channels, and options of the function.
     Raises:
       ValueError: one sentence about what is wrong with the name, the function or its module.
     """
-    net = trained.classifier(program(name, **given), torch_kernels.KERNELS, remat=remat)
+    how = {"remat": remat, "scan": scan}
+    net = trained.classifier(program(name, **given), torch_kernels.KERNELS, **how)
 
     def apply(
         params: Params, stats: Params, images: Array, *, train: bool = False, key: Any = None
