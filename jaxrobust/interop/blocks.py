@@ -207,7 +207,7 @@ def _scanned(
     stacks: list[dict[str, Any]] = [{}, {}]
     for stack, source in zip(stacks, (values, wide), strict=True):
         for at in own:
-            arrays = [source.get(each.read[at]) for each in forms]
+            arrays: list[Any] = [source.get(each.read[at]) for each in forms]
             if len({getattr(a, "shape", None) for a in arrays}) > 1:
                 return None
             if arrays[0] is not None:

@@ -124,7 +124,7 @@ class _Computing(NamedTuple):
     program: Program
     kernels: Mapping[str, OperatorRule]
     keys: Array | None  # [B]
-    count: int  # of images
+    images: int  # how many
     dtype: Any
     single: Any  # of norms, softmax and statistics
 
@@ -183,7 +183,7 @@ def _steps(
         if step.name in places:
             if how.keys is None:
                 raise ValueError("the network draws random numbers in training; give keys [B]")
-            keys = _keys(how.keys, places[step.name], how.count)
+            keys = _keys(how.keys, places[step.name], how.images)
             values[step.name] = _drawn(step, how.program, keys, values, how.dtype)
         else:
             values[step.name] = _value(how, step, values, wide)

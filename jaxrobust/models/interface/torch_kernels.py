@@ -113,7 +113,7 @@ def _attention(
         return None
     tokens = [attention.swap(each) for each in (query, key, value)]
     shape = tokens[0].shape
-    how = {"bias": mask, "scale": scale}
+    how: Any = {"bias": mask, "scale": scale}
     if query.shape == key.shape == value.shape:
         product = jnp.stack(tokens, 2).reshape(*shape[:2], -1)
         out = attention.self_attention(product, shape[2], **how)

@@ -70,7 +70,7 @@ def program(name: str, **given: Any) -> Trainable:
 def build(name: str, **given: Any) -> Any:
     """Return the PyTorch module itself, as its function makes it; errors as of `create`."""
     with functions.explained("model.name", name):
-        return modules.module(name, given)
+        return modules.module(name, _of_module(given))
 
 
 def state_dict(
@@ -83,9 +83,14 @@ def state_dict(
 def identified(name: str, given: Mapping[str, Any]) -> str:
     """Write as text all that tells one network from another."""
     try:
-        return json.dumps({"name": name} | dict(given), sort_keys=True, default=as_dict)
+        return json.dumps({"name": name} | _of_module(given), sort_keys=True, default=as_dict)
     except TypeError as error:
         raise ValueError(f"model.name={name}: options are plain values; {error}") from error
+
+
+def _of_module(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out how the module is computed, which its function does not hear of."""
+    return {key: value for key, value in given.items() if key != "scan"}
 
 
 def remember(folder: Path) -> None:
@@ -131,8 +136,7 @@ def _check_agreement(name: str, given: Mapping[str, Any], network: Trainable) ->
     from jaxrobust.interop.reading import training_mode
 
     net = trained.classifier(network, torch_kernels.KERNELS)
-    with functions.explained("model.name", name):
-        module = modules.module(name, given)
+    module = build(name, **given)
     try:
         training_mode.check_agreement(module, network, net)
     except ValueError as error:

@@ -110,6 +110,15 @@ class NamesTest(parameterized.TestCase):
         np.testing.assert_allclose(got, want, atol=0.05)
         self.assertGreater(np.abs(got - want).max(), 0)
 
+    def test_how_it_is_computed_is_not_for_its_function(self):
+        name, given = "torch:nets.py:build", {**SIZES, "scan": True}
+        plain = torch_modules.identified(name, SIZES)
+        self.assertEqual(torch_modules.identified(name, given), plain)
+        torch_modules.build(name, **given)
+        with mock.patch.object(torch_modules.trained, "classifier") as classifier:
+            torch_modules.create(name, dtype="float32", remat=True, **given)
+        self.assertEqual(classifier.call_args.kwargs, {"remat": True, "scan": True})
+
     def test_what_is_wrong_with_a_name(self):
         for name, message in {
             "torch:nets.py": "names no function; write torch:my_nets.py:build",
