@@ -16,6 +16,7 @@ from jaxrobust.commands.conversion import export_weights
 from jaxrobust.interop import kept, modules
 from jaxrobust.models.interface import torch_modules
 from jaxrobust.training.run import run as training_run
+from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.trained import runs
 from tests.support import paths, result_lines
 from tests.support import runs as training
@@ -126,6 +127,41 @@ class RunTest(absltest.TestCase):
         self.assertTrue(certificate["reference"]["independent"])
         # The certificate's own bars, which are those of an export of ours.
         self.assertLess(certificate["logits"]["float64"]["relative"], 1e-9)
+
+    def test_another_run_starts_from_it(self):
+        _, (params, stats) = runs.run_weights(Path("run"))
+        start, record = start_weights.of_config(config(init__weights="run"))
+        jax.tree.map(np.testing.assert_array_equal, start.params | start.stats, params | stats)
+        self.assertIn("run (train, step 8, ema)", record["where"])
+
+    def test_another_run_starts_from_it_with_other_classes(self):
+        _, (params, stats) = runs.run_weights(Path("run"))
+        asked = config(init__weights="run")
+        with asked.unlocked():
+            asked.model.num_classes = 4
+        with self.assertRaisesRegex(
+            ValueError, r"^init.weights=run: .*5.bias .10,. there and .4,. here.; .*head=fresh:5$"
+        ):
+            start_weights.of_config(asked)
+        with asked.unlocked():
+            asked.init.head = "fresh:5"
+        start, _ = start_weights.of_config(asked)
+        np.testing.assert_array_equal(start.params["0.weight"], params["0.weight"])
+        np.testing.assert_array_equal(start.stats["1.running_var"], stats["1.running_var"])
+        own = torch_modules.build(NAME, num_classes=4, in_channels=1, image_size=8, width=4)
+        np.testing.assert_array_equal(start.params["5.weight"], own[5].weight.detach().numpy())
+
+    def test_an_exported_folder_and_state_dict_are_starts(self):
+        _, (params, stats) = runs.run_weights(Path("run"))
+        for layout, place in (("jaxrobust", "folder"), ("state-dict", "folder/state_dict.pt")):
+            out = Path(f"start_{layout}")
+            export_weights.main(["--workdir", "run", "--layout", layout, "--out", str(out)])
+            weights = str(Path(out, *Path(place).parts[1:]))
+            start, _ = start_weights.of_config(config(init__weights=weights))
+            for name, array in params.items():
+                np.testing.assert_array_equal(start.params[name], array)
+            for name, array in stats.items():  # a state dict counts in whole numbers
+                np.testing.assert_allclose(start.stats[name], array, atol=0.5 * ("num_" in name))
 
     def test_other_layouts_are_refused(self):
         for layout in ("timm", "hub", "module"):

@@ -81,6 +81,11 @@ def state_dict(
     return trained.state_dict(program(name, **given), {**params, **stats})
 
 
+def normalises(name: str, given: Mapping[str, Any]) -> bool:
+    """Tell whether a module has weights under the names of our first layer."""
+    return trained.normalises_itself(program(name, **given))
+
+
 def identified(name: str, given: Mapping[str, Any]) -> str:
     """Write as text all that tells one network from another."""
     try:
