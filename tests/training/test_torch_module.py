@@ -163,12 +163,34 @@ class RunTest(absltest.TestCase):
             for name, array in stats.items():  # a state dict counts in whole numbers
                 np.testing.assert_allclose(start.stats[name], array, atol=0.5 * ("num_" in name))
 
+    def test_goes_to_robustbench_as_its_file_with_these_weights(self):
+        export_weights.main(["--workdir", "run", "--layout", "robustbench", "--out", "rb"])
+        self.assertEqual(Path("rb/nets.py").read_text(), NETS)
+        state = torch.load("rb/robust_nets.pt", weights_only=True)
+        _, (params, _) = runs.run_weights(Path("run"))
+        np.testing.assert_array_equal(state["5.weight"], params["5.weight"])
+        text = Path("rb/robust_nets.py").read_text()
+        self.assertIn("adversarial training on digits", text)
+        self.assertIn("% clean", text)  # of the run's records
+        certificate = json.loads(Path("rb/robust_nets.certificate.json").read_text())
+        self.assertTrue(certificate["agrees"])
+
+    def test_a_file_that_changed_does_not_go_to_robustbench(self):
+        self.addCleanup(Path("nets.py").write_text, NETS)
+        Path("nets.py").write_text(NETS.replace("GELU", "ReLU"))
+        forget()
+        with self.assertRaises(SystemExit), mock.patch("sys.stderr") as said:
+            export_weights.main(["--workdir", "run", "--layout", "robustbench", "--out", "no"])
+        printed = "".join(str(c.args[0]) for c in said.write.call_args_list)
+        self.assertRegex(printed, "nets.py is another file than the run began with .*bring back")
+        self.assertFalse(Path("no").exists())
+
     def test_other_layouts_are_refused(self):
         for layout in ("timm", "hub", "module"):
             with self.assertRaises(SystemExit), mock.patch("sys.stderr") as said:
                 export_weights.main(["--workdir", "run", "--layout", layout, "--out", "no"])
             printed = "".join(str(c.args[0]) for c in said.write.call_args_list)
-            self.assertIn("choose --layout state-dict", printed)
+            self.assertIn("choose --layout state-dict or robustbench", printed)
 
     def test_mistakes_leave_nothing(self):
         asked = config()

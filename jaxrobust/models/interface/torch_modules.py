@@ -167,6 +167,7 @@ def _file(name: str) -> str | None:
     place = name.removeprefix(PREFIX).rpartition(":")[0]
     if not place or place.endswith(".py"):
         return place or None
+    functions.look_in(Path.cwd())
     with functions.explained("model.name", name):
         spec = importlib.util.find_spec(place)
     return None if spec is None else spec.origin
