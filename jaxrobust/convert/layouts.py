@@ -41,7 +41,7 @@ def known(layout: str, out: Path) -> str:
 def check(network: Network, layout: str) -> None:
     """Refuse a network that a layout cannot name, whatever its weights are."""
     of_torch = torch_modules.is_name(network.name)
-    if of_torch != (layout in _OF_TORCH):
+    if layout != "jaxrobust" and of_torch != (layout in _OF_TORCH):
         own = "state-dict or robustbench, or jaxrobust," if of_torch else "timm, hub or module"
         raise ValueError(
             f"--layout {layout} does not go with {network.name}: choose --layout {own}"
