@@ -37,6 +37,15 @@ def build(num_classes, in_channels, width=8):
         nn.Flatten(),
         nn.Linear(16 * width, num_classes),
     )
+
+
+def pooled(num_classes, in_channels):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 4, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, num_classes),
+    )
 """
 NAME = "torch:nets.py:build"
 
@@ -191,6 +200,22 @@ class RunTest(absltest.TestCase):
                 export_weights.main(["--workdir", "run", "--layout", layout, "--out", "no"])
             printed = "".join(str(c.args[0]) for c in said.write.call_args_list)
             self.assertIn("choose --layout state-dict or robustbench", printed)
+
+    def test_a_phase_of_another_size_keeps_its_own_program(self):
+        asked = config(train__epochs=1, train__warmup_epochs=0)
+        with asked.unlocked():
+            asked.model.name, asked.model.options = "torch:nets.py:pooled", ConfigDict()
+            asked.data.augmentation = "basic"
+            asked.train.changes = ConfigDict({"model": {"image_size": 12}})
+        training.quiet_run(asked, Path("sizes"))
+        self.assertTrue(kept.is_kept(Path("sizes/train") / kept.FOLDER))
+        self.assertFalse(kept.is_kept(Path("sizes/pretrain") / kept.FOLDER))
+        forget()
+        with mock.patch.object(modules, "installed", return_value=False):
+            training.quiet_run(asked, Path("sizes"))
+            forget()
+            code, _, said = call(workdir="sizes", attack="clean", out="out_sizes")
+        self.assertEqual(code, 0, said)
 
     def test_mistakes_leave_nothing(self):
         asked = config()
