@@ -172,6 +172,25 @@ class RunTest(absltest.TestCase):
             for name, array in stats.items():  # a state dict counts in whole numbers
                 np.testing.assert_allclose(start.stats[name], array, atol=0.5 * ("num_" in name))
 
+    def test_what_was_exported_is_evaluated(self):
+        trained = result_lines.read(Path("run"))[-1]
+        for layout, file in (("jaxrobust", ""), ("state-dict", "state_dict.pt")):
+            out = Path(f"evaluated_{layout}")
+            export_weights.main(["--workdir", "run", "--layout", layout, "--out", str(out)])
+            given = {"weights": str(out / file), "dataset": "digits", "split": "test[:80]"}
+            own = {"model": NAME, "options": "{'width': 4}"} if file else {}
+            code, _, said = call(**given, **own, attack="clean", out=f"{out}_records")
+            self.assertEqual(code, 0, said)
+            (record,) = result_lines.read(Path(f"{out}_records"))
+            self.assertEqual(record["clean"], trained["clean"])
+
+    def test_a_file_of_another_module_is_not_evaluated(self):
+        torch.save({"fc.weight": torch.zeros(10, 4)}, "other.pt")
+        given = {"model": NAME, "weights": "other.pt", "dataset": "digits", "split": "test[:80]"}
+        code, _, said = call(**given, attack="clean", out="no_records")
+        self.assertEqual(code, 2)
+        self.assertRegex(said, r"other.pt: .* weights 8 are missing .*, 1 is unexpected .fc.weight")
+
     def test_goes_to_robustbench_as_its_file_with_these_weights(self):
         export_weights.main(["--workdir", "run", "--layout", "robustbench", "--out", "rb"])
         self.assertEqual(Path("rb/nets.py").read_text(), NETS)

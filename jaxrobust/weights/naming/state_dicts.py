@@ -5,6 +5,7 @@ Its names are those of the module's own state dict. What wrappers put before the
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.interface.renaming import row
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.naming.convert import StoredNames
+from jaxrobust.weights.store import files
 
 Arrays = dict[str, np.ndarray]
 FRESH = "fresh"
@@ -58,6 +60,24 @@ def stored(spec: NetworkSpec, arrays: Mapping[str, np.ndarray], head: str) -> St
     matched = tuple((key, rest, [key]) for key in ours)
     return StoredNames(
         spec.name, [rest], ours, (0.0, 1.0), r"(?!)", anew.pattern, matched, ours=True
+    )
+
+
+def load(spec: NetworkSpec, path: Path) -> tuple[Arrays, Arrays]:
+    """Read a module's params and stats from a file of PyTorch's or safetensors.
+
+    Raises:
+      ValueError: the file cannot be read, or does not fit; as of `stored`.
+    """
+    arrays = files.read(path)
+    try:
+        ours = stored(spec, arrays, "keep").arrays
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    params = torch_modules.program(spec.name, **spec.sizes(), **spec.options).params
+    return (
+        {name: ours[name] for name in params},
+        {name: array for name, array in ours.items() if name not in params},
     )
 
 
