@@ -16,6 +16,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.convert import export_torch, layouts, robustbench_entry, torch_networks, users_module
 from jaxrobust.convert.export_torch import ExportSettings
 from jaxrobust.convert.references import Network
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.interop import kept
 from jaxrobust.models.interface import torch_modules
 from jaxrobust.weights.store import weights_folder
@@ -209,6 +210,33 @@ class ExportTest(parameterized.TestCase):
         ours = Network("convnext_n", {}, {}, 10, 32, {})
         with self.assertRaisesRegex(ValueError, "robustbench does not go with convnext_n: .* timm"):
             layouts.check(ours, "robustbench")
+
+    def test_an_entry_beside_the_files(self):
+        network, ball = self.network(), {"norm": "linf", "epsilon": 8 / 255}
+        record = AccuracyRecord(
+            config_sha256="0" * 64,
+            weights="train, step 7, ema",
+            weights_sha256=network.weights_sha256,
+            dataset="cifar10",
+            split="test",
+            image_ids="0..9999",
+            dtype="float32",
+            attacks=[ball | {"name": name} for name in ("apgd-ce", "apgd-t", "fab-t", "square")],
+            clean=0.8,
+            robust=0.5,
+            seed=3,
+            evaluation="abc123",
+            model={"name": NAME, "num_classes": 4, "image_size": 8, "options": {}},
+            method="autoattack standard",
+        )
+        Path("results.jsonl").write_text(json.dumps(record.stamped().to_json()) + "\n")
+        done = self.exported(network, record=Path("results.jsonl"), id="Me2026Small")
+        entry = json.loads(Path("out/model_info/cifar10/Linf/Me2026Small.json").read_text())
+        self.assertEqual(entry["autoattack_acc"], "50.00")
+        self.assertIn("architecture", done["by_hand"])
+        issue = Path("out/new_model_issue.md").read_text()
+        self.assertIn("robust_nets.pt", issue)
+        self.assertIn(done["files"]["robust_nets.pt"], issue)
 
     def test_its_name_on_a_leaderboard(self):
         architecture = robustbench_entry.architecture
