@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -157,6 +158,16 @@ class StartTest(parameterized.TestCase):
         start, _ = start_weights.of_config(config("own.safetensors"))
         self.assert_starts_as(module, start)
 
+    def test_with_the_normalisation_that_an_export_for_robustbench_holds(self):
+        module = self.module()
+        state = {f"model.{key}": value for key, value in module.state_dict().items()}
+        for key, value in (("mean", 0.5), ("std", 0.25)):
+            state[f"normalize.{key}"] = torch.full((1, 1, 1, 1), value)
+        torch.save(state, "robust.pt")
+        start, _ = start_weights.of_config(config("robust.pt"))
+        self.assert_starts_as(module, start)
+        np.testing.assert_array_equal(start.stats["normalize.std"], [0.25])
+
     def test_a_counter_that_an_old_file_lacks(self):
         state = self.module().state_dict()
         del state["bn.num_batches_tracked"]
@@ -239,6 +250,12 @@ class StartTest(parameterized.TestCase):
             with self.subTest(head):
                 self.assertRegex(self.refused("own.pt", head=head), message)
         self.assertRegex(self.refused("own.pt", stem="fresh"), "weights of torch:nets.py:build are")
+
+    def test_a_file_of_pytorch_on_a_host_without_it(self):
+        torch.save(self.module().state_dict(), "own.pt")
+        with mock.patch.dict(sys.modules, {"torch": None}):
+            said = self.refused("own.pt")
+        self.assertRegex(said, "needs PyTorch to be read: .* as .safetensors where PyTorch is$")
 
     def test_parts_are_for_modules_of_pytorch(self):
         asked = training.tiny(init__head="fresh:fc", init__weights="own.pt")
