@@ -60,7 +60,9 @@ class InitSection(Section, Protocol):
     # that config beside this one's workdir, which is trained first if need be; None: random.
     weights: str | None = None
     stem: str = "keep"  # keep | fresh, such as a ConvStem on the body of a PatchStem's weights
-    head: str = "keep"  # keep | fresh, for other classes | fresh-torch, nn.Linear's default
+    # keep | fresh, for other classes | fresh-torch, nn.Linear's default | fresh:PART, of a PyTorch
+    # module, which part of it by name.
+    head: str = "keep"
     # Mean and std inside the network: keep (those of the weights) | none | half | imagenet
     # | cifar10 | cifar10-robustart | cifar100.
     normalize: str = "keep"

@@ -119,7 +119,7 @@ def _versions() -> dict[str, str]:
 
 def _names(network: Network, reference: Reference) -> dict[str, Any]:
     theirs = {k: v.numpy() for k, v in reference.net.state_dict().items()}
-    wrapped = any(key.startswith("normalize.") for key in theirs)
+    wrapped = any(key.startswith("normalize.") for key in theirs) and not network.normalises_itself
     ours = references.named(network, wrapped=wrapped)
     matched = [key for key in theirs if key in ours]
     other = [key for key in matched if not np.array_equal(theirs[key], ours[key])]

@@ -46,7 +46,7 @@ from jaxrobust.weights.trained import kept, runs
 class ExportSettings(NamedTuple):
     """What is exported, and as what."""
 
-    layout: str  # jaxrobust, timm, hub, module, state-dict, or a RobustBench id
+    layout: str  # one of `layouts.LAYOUTS`, or a RobustBench id
     out: Path
     workdir: Path | None = None
     phase: str | None = None
@@ -93,7 +93,10 @@ def _check_entry(given: ExportSettings) -> None:
             raise ValueError(f"--{extra[0]} belongs to --record FILE")
         return
     if not _entry_id(given):
-        if given.layout not in ("jaxrobust", "hub", "module") or given.confirm is not None:
+        if (
+            given.layout not in ("jaxrobust", "hub", "module", "robustbench")
+            or given.confirm is not None
+        ):
             raise ValueError(
                 "--record needs --id, the new network's name, as Singh2023Revisiting_ViT-S-ConvStem"
             )
@@ -108,7 +111,7 @@ def _check_entry(given: ExportSettings) -> None:
         return
     if given.confirm < 1:
         raise ValueError(f"--confirm={given.confirm} must be at least 1")
-    if given.layout != "module" and given.layout not in PUBLISHED:
+    if given.layout not in ("module", "robustbench", *PUBLISHED):
         raise ValueError("--confirm attacks a network in PyTorch; choose --layout module")
 
 

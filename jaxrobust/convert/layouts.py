@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.convert import hub, references, self_contained
+from jaxrobust.convert import hub, references, self_contained, users_module
 from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.models.interface import torch_modules
@@ -20,7 +20,8 @@ from jaxrobust.weights.store import files, weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 
 NEEDS_TORCH = "writing .pt files needs PyTorch: pip install 'jaxrobust[torch]'"
-LAYOUTS = ("jaxrobust", "timm", "hub", "module", "state-dict")  # beside the ids of RobustBench
+_OF_TORCH = ("state-dict", "robustbench")  # of modules of PyTorch alone
+LAYOUTS = ("jaxrobust", "timm", "hub", "module", *_OF_TORCH)  # beside the ids of RobustBench
 STATE_DICT = "state_dict.pt"
 _MODULE = "export the self-contained module (--layout module)"
 
@@ -39,12 +40,15 @@ def known(layout: str, out: Path) -> str:
 
 def check(network: Network, layout: str) -> None:
     """Refuse a network that a layout cannot name, whatever its weights are."""
-    if torch_modules.is_name(network.name) != (layout == "state-dict"):
-        own = "state-dict, or jaxrobust," if layout != "state-dict" else "timm, hub or module"
+    of_torch = torch_modules.is_name(network.name)
+    if layout != "jaxrobust" and of_torch != (layout in _OF_TORCH):
+        own = "state-dict or robustbench, or jaxrobust," if of_torch else "timm, hub or module"
         raise ValueError(
             f"--layout {layout} does not go with {network.name}: choose --layout {own}"
-            + (" which names weights as its own module does" if layout != "state-dict" else "")
+            + " which names weights as its own module does" * of_torch
         )
+    if layout == "robustbench":
+        users_module.check(network)
     if layout == "timm":
         _same_function(network, network.name, "timm's network")
     if layout in PUBLISHED:
@@ -56,8 +60,11 @@ def check(network: Network, layout: str) -> None:
 
 def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
     """Build the state dict of a layout; `ValueError` if it cannot express the network."""
-    if layout == "state-dict" or torch_modules.is_name(network.name):
+    if layout in _OF_TORCH or torch_modules.is_name(network.name):
         check(network, layout)
+        if layout == "robustbench":
+            users_module.check_source(network)
+            return references.named(network, wrapped=network.normalised)
         return torch_modules.state_dict(network.name, network.params, network.stats, network.sizes)
     if layout == "hub" and hub.timm_name(network):
         return references.named(network, wrapped=False)  # timm's transforms normalise
@@ -120,6 +127,12 @@ def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
     if layout == "state-dict":
         save_pt(folder / STATE_DICT, state)
         return folder / STATE_DICT
+    if layout == "robustbench":
+        file = folder / f"{users_module.label(network.name)}.pt"
+        save_pt(file, state)
+        if own := users_module.copied(network):
+            (folder / own.name).write_bytes(own.read_bytes())
+        return _write_module(file.with_suffix(".py"), network, known, file)
     if layout == "module":
         file = folder / f"{network.name}.pt"
         save_pt(file, state)
@@ -176,6 +189,8 @@ def usage(network: Network, layout: str, out: Path) -> str:
             return how
         mean, std = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
         return f"{how}; it takes (images - {mean}) / {std}"
+    if layout == "robustbench":
+        return f"in {out}: `from {users_module.label(network.name)} import load; net = load()`"
     if layout == "module":
         return f"in {out}: `from {network.name} import load; net = load()`"
     if layout == "hub":

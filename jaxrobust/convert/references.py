@@ -16,8 +16,10 @@ from unittest import mock
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from jaxrobust import models
+from jaxrobust.interop import modules
 from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.runtime.commandline import functions
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files
 from jaxrobust.weights.store.artifact import Network
@@ -25,6 +27,7 @@ from jaxrobust.weights.store.artifact import Network
 Arrays = dict[str, Any]  # np.ndarray
 
 MODULES = Path(__file__).parent / "torch_modules"
+_NOTHING = contextlib.nullcontext()
 INSTALL = "pip install 'jaxrobust[parity]'"
 
 
@@ -92,8 +95,11 @@ def reference(
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return Reference(module.load(), f"the exported {path.name}", False, "by its load()")
+        of_others = torch_modules.is_name(network.name)
+        with functions.explained("model.name", network.name) if of_others else _NOTHING:
+            spec.loader.exec_module(module)
+            net = module.load()
+        return Reference(net, f"the exported {path.name}", of_others, "by its load()")
     if layout in PUBLISHED and PUBLISHED[layout].file:
         with contextlib.suppress(ImportError):
             return _robustbench(path, layout)
@@ -139,7 +145,7 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
     import torch
 
     if torch_modules.is_name(network.name):
-        net = torch_modules.build(network.name, **network.sizes)
+        net = _giving_logits(torch_modules.build(network.name, **network.sizes), network)
         net.load_state_dict(torch.load(path, weights_only=True), strict=True)
         how = "by load_state_dict(strict=True)"
         net = _normalising(net, network.stats) if network.normalised else net.eval()
@@ -161,6 +167,16 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
     if network.normalised:
         net = _normalising(net, network.stats | source)  # ours, where the file has none
     return Reference(net.eval(), origin, independent, how)
+
+
+def _giving_logits(net: Any, network: Network) -> Any:
+    """Let a module of several results give the one that the network's option names."""
+    from jaxrobust.interop.reading import results
+
+    if output := network.options.get(modules.OUTPUT):
+        forward = net.forward
+        net.forward = lambda images: results.chosen(forward(images), output)
+    return net
 
 
 def _normalising(net: Any, stats: Arrays) -> Any:

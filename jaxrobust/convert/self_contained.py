@@ -4,16 +4,17 @@ import ast
 import textwrap
 from pathlib import Path
 
-from jaxrobust.convert import network_account, references
+from jaxrobust.convert import network_account, references, users_module
 from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
+from jaxrobust.models.interface import torch_modules
 
 _LAYERS = "jaxrobust.convert.torch_modules.layers"
 _HEAD = '''"""{title}
 
-The network {name} of jaxrobust with {classes} classes, for images of {size} x {size} px.
+The network {name}{of} with {classes} classes, for images of {size} x {size} px.
 
-    from {name} import load
+    from {label} import load
 
     net = load()  # the weights in {file} beside this file; in evaluation mode
     logits = net(images)  # f32[B,{channels},{size},{size}] in [0, 1] -> f32[B,{classes}]
@@ -53,21 +54,34 @@ _SAFETENSORS = "from safetensors.torch import load_file"
 
 
 def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
-    """Write the file: that of torch_modules, the layers it imports, its row and `load()`."""
-    file = references.module_file(network.name)
-    title, _, rest = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")
+    """Write the file: that of torch_modules, or what makes a user's module; the layers that it
+    imports, its row and `load()`.
+    """
+    if torch_modules.is_name(network.name):
+        code, fields, sources = users_module.written(network)
+        title, of = (
+            "A network of PyTorch, trained adversarially in JAX.",
+            ", trained with jaxrobust,",
+        )
+        label = users_module.label(network.name)
+    else:
+        code = references.module_file(network.name).read_text()
+        title, _, rest = (ast.get_docstring(ast.parse(code)) or "").partition("\n")
+        sources = rest[rest.index("Source") :].partition("Parity")[0].strip()
+        fields, of, label = references.module_row(network), " of jaxrobust", network.name
     head = _HEAD.format(
         title=title,
         name=network.name,
+        of=of,
+        label=label,
         file=weights.name,
         classes=network.num_classes,
         channels=network.in_channels,
         size=network.image_size,
         facts="\n".join(facts(network, known)),
-        sources=rest[rest.index("Source") :].partition("Parity")[0].strip(),
+        sources=sources,
     )
-    fields = references.module_row(network).items()
-    row = "".join(f'    "{key}": {value!r},\n' for key, value in fields)
+    row = "".join(f'    "{key}": {value!r},\n' for key, value in fields.items())
     classes = ""
     if known.classes and not known.imagenet:
         names = "".join(f"    {name!r},\n" for name in known.classes)
@@ -83,7 +97,7 @@ def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
         classes=classes,
         read=_READ[weights.suffix],
     )
-    code = _code(file)
+    code = _code(code)
     if weights.suffix == ".safetensors":
         code = code.replace("\n\nimport torch", f"\n\n{_SAFETENSORS}\n\nimport torch", 1)
     return head + code + tail
@@ -92,9 +106,11 @@ def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
 def facts(network: Network, known: Account) -> list[str]:
     """Write the inputs that a network expects and its accuracies as lines of a docstring."""
     inside = network_account.normalisation(network)
+    of_torch = torch_modules.is_name(network.name)
+    otherwise = ", as the module takes them" if of_torch else ": no layer does that either"
     expects = {
         "Range": f"float32 in [0, 1] ({network_account.channels(network)}), not normalised"
-        + (f": the first layer does that, {inside}" if inside else ": no layer does that either"),
+        + (f": the first layer does that, {inside}" if inside else otherwise),
         "Images": network_account.prepared(network, known),
         "Classes": network_account.classes(network, known)
         + (" (CLASSES)" if known.classes and not known.imagenet else ""),
@@ -122,9 +138,9 @@ def _listed(items: list[str]) -> list[str]:
     ]
 
 
-def _code(file: Path) -> str:
-    """Write out the file's code behind the layers that it derives from, before those it calls."""
-    code, layers = file.read_text(), references.MODULES.joinpath("layers.py").read_text()
+def _code(code: str) -> str:
+    """Write out a file's code behind the layers that it derives from, before those it calls."""
+    layers = references.MODULES.joinpath("layers.py").read_text()
     tree, shared = ast.parse(code), ast.parse(layers)
     taken = _taken(tree, shared)
     last = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)][-1]

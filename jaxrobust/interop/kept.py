@@ -42,6 +42,7 @@ def write(folder: Path, network: Trainable, identity: Mapping[str, Any]) -> None
     save_file(arrays, folder / _ARRAYS)
     head = {"version": _VERSION, "identity": dict(identity)}
     head |= {"tied": dict(network.tied), "image": network.image, "names": network.names}
+    head |= {"head": network.head}
     # Last, because it says that all is there.
     jsonl.replace(folder / PROGRAMS, json.dumps(head | programs) + "\n")
 
@@ -89,6 +90,7 @@ def read(folder: Path) -> Trainable:
         ) from error
     own: Any = groups | {"tied": head["tied"]}
     own |= {key: tuple(head[key]) for key in ("names", "image")}
+    own["head"] = tuple(head.get("head", ()))  # folders that are older lack it
     return Trainable(**made, **own)
 
 

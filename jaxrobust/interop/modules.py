@@ -2,7 +2,7 @@
 
 import importlib.util
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxrobust.runtime.commandline import functions
@@ -35,31 +35,41 @@ def module(name: str, given: Mapping[str, Any]) -> Any:
         )
     import torch
 
+    make, keywords = _function(name), arguments(name, given)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = make(**keywords)
+    if not isinstance(made, torch.nn.Module):
+        what = "nothing" if made is None else f"a {type(made).__module__}.{type(made).__name__}"
+        raise ValueError(f"model.name={name} returns {what}; return a torch.nn.Module")
+    return made
+
+
+def arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the keywords that the function of a name is called with; errors as of `module`."""
     own = name.removeprefix(PREFIX)
     sizes: dict[str, Any]
+    if own.startswith(TIMM):
+        sizes = {"model_name": own.removeprefix(TIMM)}
+        sizes |= {"num_classes": given["num_classes"], "in_chans": given["in_channels"]}
+    else:
+        taken = inspect.signature(_function(name)).parameters
+        sizes = {key: given[key] for key in _SIZES if key in taken}
+    own_keys = (*_SIZES, OUTPUT)
+    return sizes | {key: tuples(value) for key, value in given.items() if key not in own_keys}
+
+
+def _function(name: str) -> Callable[..., Any]:
+    own = name.removeprefix(PREFIX)
     if own.startswith(TIMM):
         if not installed("timm"):
             raise ValueError(f"model.name={name} needs timm: pip install timm")
         import timm
 
-        make = timm.create_model
-        sizes = {"model_name": own.removeprefix(TIMM)}
-        sizes |= {"num_classes": given["num_classes"], "in_chans": given["in_channels"]}
-    elif ":" not in own:
+        return timm.create_model
+    if ":" not in own:
         raise ValueError(f"model.name={name} names no function; {_HOW}")
-    else:
-        make = functions.find("model.name", own).function
-        taken = inspect.signature(make).parameters
-        sizes = {key: given[key] for key in _SIZES if key in taken}
-    own_keys = (*_SIZES, OUTPUT)
-    options = {key: tuples(value) for key, value in given.items() if key not in own_keys}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        made = make(**(sizes | options))
-    if not isinstance(made, torch.nn.Module):
-        what = "nothing" if made is None else f"a {type(made).__module__}.{type(made).__name__}"
-        raise ValueError(f"model.name={name} returns {what}; return a torch.nn.Module")
-    return made
+    return functions.find("model.name", own).function
 
 
 def tuples(value: Any) -> Any:

@@ -50,6 +50,7 @@ class Trainable(NamedTuple):
     integers: dict[str, np.ndarray]  # of its state dict: counters, which are stats too, and others
     names: tuple[str, ...]  # of its state dict, in its order
     image: tuple[int, int, int]  # height, width, channels of those that it was written down for
+    head: tuple[str, ...] = ()  # the parts that the module says are its head, as timm's do
 
 
 def classifier(
@@ -67,7 +68,7 @@ def classifier(
     `scan` compiles one block for all that follow each other and compute the same.
     """
     like = {name: a.shape for name, a in {**network.params, **network.stats}.items()}
-    own = {MEAN, STD} & like.keys()  # the module's own, which normalise there
+    own = normalises_itself(network)
 
     def init(key: Array) -> tuple[Params, Params]:
         del key  # the module's own weights are the start
@@ -96,6 +97,11 @@ def classifier(
         return logits, stats | jax.lax.stop_gradient(moved)
 
     return Classifier(init, apply)
+
+
+def normalises_itself(network: Trainable) -> bool:
+    """Tell whether mean and std are the module's own, which it uses where it likes."""
+    return bool({MEAN, STD} & (network.params.keys() | network.stats.keys()))
 
 
 def _logits(program: Program) -> str:

@@ -29,15 +29,19 @@ def local(
     model: str | None = None,
     which: str | None = None,
     fresh_stem: bool = False,
+    as_it_is: bool = False,
     tell: Tell = say,
 ) -> WeightSource:
     """Bring a source here: the file, imported folder or run that it stands for.
 
     What says whose weights it holds (a name, a repository of the hub) is imported into a folder of
-    the cache; the file of a bare address is the file itself.
+    the cache; the file of a bare address is the file itself, and with `as_it_is` any other too.
     """
     if source.kind in ("folder", "run"):
         return source
+    if as_it_is:
+        here = sources.fetch(source, tell=tell)
+        return WeightSource(source.text, "file", here.file, file=here.file)
     if source.kind == "file" and not _named(model, source.path):
         return source
     here = sources.fetch(source, tell=tell)

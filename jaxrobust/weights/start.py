@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.config import Config, ModelSection, NetworkSpec, StartSection, network_of
+from jaxrobust.models.interface import torch_modules
 from jaxrobust.resolved import of_phase, phases, plain
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say
@@ -17,7 +18,7 @@ from jaxrobust.types import Weights
 from jaxrobust.weights import imports, reading
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.naming import convert
-from jaxrobust.weights.naming.compose import CHOICES, compose, normalized
+from jaxrobust.weights.naming.compose import check_choices, compose, normalized
 from jaxrobust.weights.naming.convert import StoredNames
 from jaxrobust.weights.store import certificates, hashes
 from jaxrobust.weights.store.artifact import Artifact, Network, WeightFacts
@@ -34,14 +35,14 @@ def of_config(config: Config, workdir: Path = Path()) -> tuple[Network, dict[str
     `workdir`: beside which the run is that `run:CONFIG` names.
     """
     init = config.init
-    for key in ("stem", "head"):
-        if init[key] not in CHOICES[key]:
-            raise ValueError(f"init.{key}={init[key]!r}; one of {', '.join(CHOICES[key])}")
+    check_choices(config.model.name, init.stem, init.head)
     if not init.weights:
         return None if init.normalize == "keep" else _random(config)
     source = str(init.weights)
     try:
-        here = imports.local(_parsed(source, workdir), fresh_stem=init.stem == "fresh")
+        named = _parsed(source, workdir)
+        of_torch = torch_modules.is_name(config.model.name)
+        here = imports.local(named, fresh_stem=init.stem == "fresh", as_it_is=of_torch)
         artifact = reading.artifact_of(here)
         start = _composed(artifact, config, init)
     except ValueError as error:
@@ -137,10 +138,12 @@ def _random(config: Config) -> tuple[Network, dict[str, Any]]:
     program = compilation.program(f"{model.name}: random weights", shapes)
     with compilation.waiting("compiling the draw of the weights", program, say):
         params, stats = jax.device_get(jax.jit(init)(key))
-    drawn = Network(model.name, params, stats, *sizes, fresh=(*params,), seed=config.seed)
+    of_torch = torch_modules.is_name(model.name)  # which has drawn or loaded its own
+    fresh = () if of_torch else (*params,)
+    drawn = Network(model.name, params, stats, *sizes, fresh=fresh, seed=config.seed)
     start = normalized(drawn, how)
     sha256 = hashes.weights_sha256(start.params, start.stats)
-    where = f"random weights of seed {config.seed}"
+    where = "the module's own weights" if of_torch else f"random weights of seed {config.seed}"
     record = {"weights": None, "where": where, "normalize": how}
     return start, record | {"weights_sha256": sha256, "start_sha256": sha256}
 
@@ -208,7 +211,8 @@ def changed(config: Config, workdir: Path) -> str:
         named = _parsed(config.init.weights, workdir)
         if named.path is None:  # on the internet, which a run that has begun does not need
             return ""
-        now = hashes.weights_sha256(reading.artifact_of(imports.local(named)).arrays, {})
+        here = imports.local(named, as_it_is=torch_modules.is_name(config.model.name))
+        now = hashes.weights_sha256(reading.artifact_of(here).arrays, {})
     except ValueError:  # gone: it does not need them either
         return ""
     if now == before["weights_sha256"]:

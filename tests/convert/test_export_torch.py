@@ -304,7 +304,8 @@ class RefusalTest(FileCase):
     @parameterized.parameters(
         (
             ["--layout=tim"],
-            "unknown layout 'tim'; jaxrobust, timm, hub, module, state-dict, or one of Chen2024",
+            "unknown layout 'tim'; jaxrobust, timm, hub, module, state-dict, robustbench, or one "
+            "of Chen2024",
         ),
         (["--layout=Standard_R50"], "RobustBench reads no file for Standard_R50"),
         ([f"--layout={SINGH_T}"], r".* dims=\(64, 128, 256\) instead of \(96, 192, .*module"),

@@ -687,7 +687,8 @@ class RecordOfStartTest(parameterized.TestCase):
         expected = {"weights": "w", "where": "there", "stem": "keep", "head": "keep"} | init
         expected |= {"weights_sha256": self.sha256, "start_sha256": "made"}
         self.assertEqual(record, expected)
-        self.assertEqual(self.local.call_args.kwargs, {"fresh_stem": "stem" in init})
+        expected = {"fresh_stem": "stem" in init, "as_it_is": False}
+        self.assertEqual(self.local.call_args.kwargs, expected)
         lines = [call.args[0] for call in self.say.call_args_list]
         line = "init.weights=w: trained with stem_strides=(4,), here (2,)"
         self.assertEqual(lines, [line] if told else [])

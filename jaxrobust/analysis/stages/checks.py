@@ -18,6 +18,7 @@ from jaxrobust.evaluation.questions.questions import AUTOATTACK, Question
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.models.interface import torch_modules
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.training.run import splits
 from jaxrobust.types import Threat
@@ -92,7 +93,8 @@ def _attack(seen: Config, stage: Stage, workdir: Path) -> None:
 
 def _export(seen: Config, stage: Stage, workdir: Path) -> None:
     model = seen.model
-    models.known(model.name)  # of a user's function nobody knows the PyTorch side
+    if not torch_modules.is_name(model.name):
+        models.known(model.name)  # of a user's function nobody knows the PyTorch side
     layouts.known(stage.layout, place(workdir, stage))
     sizes = (model.num_classes, model.image_size, dict(model.options))
     layouts.check(Network(model.name, {}, {}, *sizes), stage.layout)

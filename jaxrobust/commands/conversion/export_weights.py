@@ -9,6 +9,8 @@
   module  DIR/<model>.py and .pt: the network for PyTorch alone, with any options, normalisation
           and number of classes; `from <model> import load`;
   state-dict  DIR/state_dict.pt, of a network torch:...: what build().load_state_dict takes;
+  robustbench  DIR/robust_<file>.py and .pt, of a network torch:...: the module from its file, which
+          is copied, with these weights; `from robust_<file> import load`;
   an id of RobustBench: its file at the place where `load_model(id, model_dir=DIR)` looks; it
           normalises images or takes them raw (of Singh2023's, ViT-S alone normalises), and the
           weights have to do the same.
@@ -51,7 +53,8 @@ class ExportFlags:
         "The weights that jaxrobust select chose, instead of the run's best.", False
     )
     layout: str = flag(
-        "Layout: jaxrobust, timm, hub, module, state-dict, or a RobustBench id.", required=True
+        "Layout: jaxrobust, timm, hub, module, state-dict, robustbench, or a RobustBench id.",
+        required=True,
     )
     out: Path = flag("Folder that is written.", required=True)
     record: Path | None = flag(

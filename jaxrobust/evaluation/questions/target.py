@@ -17,6 +17,7 @@ from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.interop import named
+from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.models.kernels.cpu.rewriting import canonical_convolutions
 from jaxrobust.resolved import decoders
@@ -24,7 +25,7 @@ from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Classifier, Threat, Weights
-from jaxrobust.weights.naming import convert
+from jaxrobust.weights.naming import convert, state_dicts
 from jaxrobust.weights.store import certificates, weights_folder
 from jaxrobust.weights.trained import runs
 
@@ -120,7 +121,7 @@ def of_run(workdir: Path, phase: str | None = None) -> Subject:
 def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subject:
     """Describe a network `name` by its file of weights; `given` are its options."""
     options = given or {}
-    if not functions.is_name(name):  # whose weights have no description
+    if torch_modules.is_name(name) or not functions.is_name(name):  # others have no description
         options = certificates.options(name, given, certificates.stated(path), path)
     return Subject(NetworkSpec(name, options=options), config={"model": name, "options": options})
 
@@ -243,7 +244,10 @@ def file_weights(network: NetworkSpec, path: Path) -> tuple[str, NetworkSpec, We
     sizes: dict[str, Any] = {"num_classes": network.num_classes, "image_size": network.image_size}
     if functions.is_name(network.name):
         sizes["in_channels"] = network.in_channels
-    params, stats = convert.load(network.name, path, **sizes, **network.options)
+    if torch_modules.is_name(network.name):
+        params, stats = state_dicts.load(network, path)
+    else:
+        params, stats = convert.load(network.name, path, **sizes, **network.options)
     if not functions.is_name(network.name):
         network = replace(network, in_channels=len(stats["normalize.mean"]))
     everywhere = sharding.replicated(sharding.make_mesh())

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -229,4 +229,14 @@ def _of(
         integers={name: a for name, a in arrays.items() if name not in floats and name in state},
         names=tuple(state),
         image=image,
+        head=_head(module, params),
     )
+
+
+def _head(module: Any, params: Mapping[str, Any]) -> tuple[str, ...]:
+    """Find what a module says of itself as timm's do: the names of its classifying parts."""
+    said = getattr(module, "default_cfg", None)
+    named = said.get("classifier") if isinstance(said, Mapping) else None
+    parts = (named,) if isinstance(named, str) else tuple(named or ())
+    there = [any(name.startswith(f"{part}.") for name in params) for part in parts]
+    return parts if all(there) else ()

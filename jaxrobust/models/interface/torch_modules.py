@@ -80,6 +80,11 @@ def state_dict(
     return trained.state_dict(program(name, **given), {**params, **stats})
 
 
+def normalises(name: str, given: Mapping[str, Any]) -> bool:
+    """Tell whether a module has weights under the names of our first layer."""
+    return trained.normalises_itself(program(name, **given))
+
+
 def identified(name: str, given: Mapping[str, Any]) -> str:
     """Write as text all that tells one network from another."""
     try:
@@ -165,6 +170,7 @@ def _file(name: str) -> str | None:
     place = name.removeprefix(PREFIX).rpartition(":")[0]
     if not place or place.endswith(".py"):
         return place or None
+    functions.look_in(Path.cwd())
     with functions.explained("model.name", name):
         spec = importlib.util.find_spec(place)
     return None if spec is None else spec.origin

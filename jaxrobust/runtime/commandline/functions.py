@@ -76,7 +76,7 @@ def _sha256(module: ModuleType) -> str | None:
 
 
 def _imported(what: str, name: str, place: str) -> ModuleType:
-    _look_in(Path.cwd())
+    look_in(Path.cwd())
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -99,7 +99,7 @@ def _of_file(what: str, name: str, path: Path) -> ModuleType:
     path, sha256 = path.resolve(), hashlib.sha256(source).hexdigest()
     if (known := _loaded.get(path)) and known[0] == sha256:
         return known[1]
-    _look_in(path.parent)
+    look_in(path.parent)
     module = ModuleType(f"{path.stem}_{sha256[:8]}")  # no name that an import could mean
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where dataclasses look for theirs
@@ -112,7 +112,8 @@ def _of_file(what: str, name: str, path: Path) -> ModuleType:
     return module
 
 
-def _look_in(folder: Path) -> None:
+def look_in(folder: Path) -> None:
+    """Let Python find modules in a folder, behind all others."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
         importlib.invalidate_caches()

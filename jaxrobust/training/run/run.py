@@ -98,9 +98,9 @@ def _run(
     hosts.agree(own, what="has another config", remedy="Start the same command on every host")
     compilation.use_persistent_cache(workdir.parent)  # before a new stem is drawn
     first_host = jax.process_index() == 0
-    torch_modules.remember(workdir / kept.FOLDER)
+    hosts.together(lambda: runs.remember_programs(workdir, config.phases))
     if jax.process_count() > 1:  # the others have perhaps no PyTorch
-        _keep_program(config, workdir)
+        _keep_programs(config, workdir)
     with patience.of("checking the config, its networks and its data", here=first_host):
         parts, data = hosts.together(lambda: check(config, workdir))
     hosts.agree(data, what="has other data", remedy="Give every host the same data set")
@@ -123,7 +123,7 @@ def _run(
     hosts.agree({"init.weights": sha256}, what="has other weights", remedy=same)
     with _alone(workdir, otherwise):
         hosts.together(lambda: claim(workdir, given, data))
-        _keep_program(config, workdir)
+        _keep_programs(config, workdir)
         say(f"{config.model.name} on {config.data.name}, {hardware.devices()}, workdir {workdir}")
         if idle := hardware.left_idle():
             say(f"WARNING: {idle}")
@@ -187,17 +187,22 @@ def _phases(
         terminal.show(accuracies.table(workdir))
 
 
-def _keep_program(config: Config, workdir: Path) -> None:
-    """Keep the program of a PyTorch module on the first host, and let the others read it."""
-    spec, folder = NetworkSpec.of_config(config), workdir / kept.FOLDER
+def _keep_programs(config: Config, workdir: Path) -> None:
+    """Keep the programs of PyTorch modules on the first host, and let the others read them."""
+    own = NetworkSpec.of_config(config)
+    specs = {workdir: own}
+    for name in phases(config):  # one of other classes or another size has its own
+        if (spec := NetworkSpec.of_config(of_phase(config, name))) != own:
+            specs[workdir / name] = spec
 
     def keep() -> None:
-        if jax.process_index() == 0:
-            torch_modules.keep(folder, spec.name, **spec.sizes(), **spec.options)
+        for folder, spec in specs.items():
+            if jax.process_index() == 0 and torch_modules.is_name(spec.name):
+                torch_modules.keep(folder / kept.FOLDER, spec.name, **spec.sizes(), **spec.options)
 
-    if torch_modules.is_name(spec.name):
+    if any(torch_modules.is_name(spec.name) for spec in specs.values()):
         hosts.together(keep)
-        hosts.together(lambda: torch_modules.remember(folder))
+        hosts.together(lambda: runs.remember_programs(workdir, config.phases))
 
 
 def _data_of(config: Config) -> str:

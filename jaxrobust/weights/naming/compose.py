@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.config import NetworkSpec
+from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Classifier
-from jaxrobust.weights.naming import convert
+from jaxrobust.weights.naming import convert, state_dicts
 from jaxrobust.weights.naming.convert import StoredNames
 from jaxrobust.weights.naming.rename import Shapes
 from jaxrobust.weights.store.artifact import Arrays, Network
@@ -46,18 +47,15 @@ def compose(
     Args:
       stored: the arrays, float32, and how their names become those of this architecture.
       stem, head: "keep" or "fresh", which is the network's own initialisation (of a ConvStem:
-        PyTorch's default); of a head also "fresh-torch", PyTorch's default for `nn.Linear`. What is
-        stored under their names is then left out, if there is any.
+        PyTorch's default); of a head also "fresh-torch", PyTorch's default for `nn.Linear`, and of
+        a module of PyTorch's "fresh:PART". What is stored under their names is then left out, if
+        there is any.
       normalize: mean and std of the first layer, for weights that do not hold theirs.
     """
-    for key, value in (("stem", stem), ("head", head)):
-        if value not in CHOICES[key]:
-            raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES[key])}")
-        if value != "keep" and functions.is_name(spec.name):
-            raise ValueError(
-                f"init.{key}={value}: which weights of {spec.name} are its {key} is not known; let "
-                f"that function load the weights that it keeps, or set init.{key}=keep"
-            )
+    check_choices(spec.name, stem, head)
+    if torch_modules.is_name(spec.name):
+        stored = state_dicts.stored(spec, stored.arrays, head)
+        head = head.partition(":")[0]
     _check_types(stored.arrays)
     assert spec.num_classes is not None and spec.image_size is not None
     net = spec.create(dtype="float32")
@@ -107,6 +105,25 @@ def compose(
         dropped=dropped,
         resized=resized,
     )
+
+
+def check_choices(name: str, stem: str, head: str) -> None:
+    """Refuse an `init.stem` or `init.head` that is none, or is not for the network."""
+    named = head.startswith(f"{state_dicts.FRESH}:")
+    of_torch = torch_modules.is_name(name)
+    for key, value in (("stem", stem), ("head", head)):
+        if value not in CHOICES[key] and not (key == "head" and named):
+            raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES[key])}")
+        if value != "keep" and functions.is_name(name) and not (of_torch and key == "head"):
+            raise ValueError(
+                f"init.{key}={value}: which weights of {name} are its {key} is not known; let "
+                f"that function load the weights that it keeps, or set init.{key}=keep"
+            )
+    if named and not of_torch:
+        raise ValueError(
+            f"init.head={head}: parts are named of PyTorch's modules alone, and {name} knows its "
+            "head; set init.head=fresh"
+        )
 
 
 def _check_types(arrays: Arrays) -> None:
@@ -178,6 +195,11 @@ def normalized(network: Network, name: str) -> Network:
     if name not in NORMALIZATIONS:
         raise ValueError(f"init.normalize={name!r}; one of keep, {', '.join(NORMALIZATIONS)}")
     mean = network.stats.get("normalize.mean")
+    if network.normalises_itself:
+        raise ValueError(
+            f"init.normalize={name}: {network.name} has its own layer normalize; change its "
+            "mean and std in your function, and set init.normalize=keep"
+        )
     if mean is None:
         raise ValueError(
             f"init.normalize={name}: the network has no layer of ours that normalises; normalise "

@@ -30,7 +30,7 @@ Arrays = dict[str, np.ndarray]
 
 # What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
 PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
-_COUNT = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the network as `module`
+COUNT = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the network as `module`
 _MODULE = "export the self-contained module (export_torch --layout module)"
 # What mean and std are called in networks that hold them without a layer.
 _BUFFERS = {"mu": "normalize.mean", "sigma": "normalize.std"}
@@ -40,8 +40,8 @@ _NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
     """Take off the prefixes that wrappers put before all names; `normalize.*` may stand outside."""
     names = dict(state_dict)
-    if _COUNT in names and all(key.startswith(("module.", _COUNT)) for key in names):
-        del names[_COUNT]
+    if COUNT in names and all(key.startswith(("module.", COUNT)) for key in names):
+        del names[COUNT]
     while shared := [
         prefix
         for prefix in PREFIXES

@@ -43,7 +43,7 @@ def rename(
             continue
         for target, part in zip(filling, parts, strict=True):
             shapes[target] = part.shape
-            filled[target] = np.ascontiguousarray(part)
+            filled[target] = np.array(part, order="C")  # whose numbers without axes stay so
             if fault := _fault(target, part, expected, tried, dtype):
                 problems.append(f"{key}: {fault}")
             tried.add(target)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust import models
+from jaxrobust.models.interface import torch_modules
 from jaxrobust.types import Classifier
 from jaxrobust.weights.store import hashes
 
@@ -64,7 +65,7 @@ class Network(NamedTuple):
     @property
     def in_channels(self) -> int:
         """Count the channels of the images."""
-        return len(self.stats["normalize.mean"])
+        return self.stats["normalize.mean"].size
 
     @property
     def weights_sha256(self) -> str:
@@ -82,7 +83,14 @@ class Network(NamedTuple):
         return own | self.options
 
     @property
+    def normalises_itself(self) -> bool:
+        """Tell whether mean and std are those of a PyTorch module's own layer `normalize`."""
+        return torch_modules.is_name(self.name) and torch_modules.normalises(self.name, self.sizes)
+
+    @property
     def normalised(self) -> bool:
-        """Tell whether the network's first layer changes the images."""
+        """Tell whether our first layer changes the images."""
+        if self.normalises_itself:
+            return False
         mean, std = self.stats["normalize.mean"], self.stats["normalize.std"]
         return bool((mean != 0).any() or (std != 1).any())

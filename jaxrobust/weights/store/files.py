@@ -146,7 +146,8 @@ def _read_torch(path: Path, which: str | None, cast: bool) -> Artifact:
         import torch
     except ImportError as error:
         raise ValueError(
-            f"{path} needs PyTorch to be read: pip install 'jaxrobust[torch]'"
+            f"{path} needs PyTorch to be read: pip install 'jaxrobust[torch]', or save it as "
+            ".safetensors where PyTorch is"
         ) from error
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)

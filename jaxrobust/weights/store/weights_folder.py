@@ -94,7 +94,7 @@ def write(
 ) -> dict[str, Any]:
     """Write both files, whole or nothing of them, and return the config with its hashes."""
     check_free(folder)
-    arrays = {k: np.ascontiguousarray(jax.device_get(v)) for k, v in (params | stats).items()}
+    arrays = {k: np.array(jax.device_get(v), order="C") for k, v in (params | stats).items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     part.mkdir()

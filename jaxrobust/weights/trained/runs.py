@@ -1,6 +1,7 @@
 """What the workdir of a run holds for others: its config, its classes, its best weights."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,15 @@ def _config(workdir: Path) -> Any:
         raise ValueError(f"{path} is damaged ({error}); give another --workdir") from error
     if missing:
         raise ValueError(f"{path} lacks {sorted(missing)}: it is not a run's config")
-    torch_modules.remember(workdir / kept.FOLDER)
+    remember_programs(workdir, config.get("phases", ()))
     own = completed(of_this_version(config, path))
     return json.loads(json.dumps(own), object_hook=Values)
+
+
+def remember_programs(workdir: Path, phases: Sequence[str]) -> None:
+    """Take the programs of PyTorch's modules that a run keeps, for itself and for its phases."""
+    for folder in (workdir, *(workdir / name for name in phases)):
+        torch_modules.remember(folder / kept.FOLDER)
 
 
 def whole_config(workdir: Path) -> dict[str, Any]:

@@ -111,6 +111,15 @@ class CheckTest(parameterized.TestCase):
             self.refused("export:module", layouts.NEEDS_TORCH)
             checks.check(tiny(), stage.parse("export:jaxrobust"), Path("runs/x"))
 
+    def test_layouts_of_pytorchs_modules(self):
+        name = "torch:examples/train_my_torch_network.py:build"
+        own = {"model__name": name, "model__options": {}}
+        for layout in ("jaxrobust", "state-dict", "robustbench"):
+            checks.check(tiny(**own), stage.parse(f"export:{layout}"), Path("runs/x"))
+        self.refused("export:hub", f"does not go with {name}: choose --layout state-dict", **own)
+        own["model__name"] = "torch:examples/none.py:build"
+        self.refused("export:robustbench", "examples/none.py is not there; run the", **own)
+
     def test_an_entry_of_robustbench_is_of_its_images_and_radius(self):
         text = "autoattack:linf:8/255,export:module:Me2026Robust"
         self.refused(text, "no record before it would be one that RobustBench takes: its data, dig")

@@ -227,6 +227,9 @@ class NamesTest(parameterized.TestCase):
         self.assertEqual(params["head.weight"].shape, (4, 8))
         self.assertEqual(params["patch_embed.proj.weight"].shape, (8, 1, 4, 4))
         self.assertEqual(models.origin("torch:timm/x")["timm"], timm.__version__)
+        with self.subTest("it says which part is its head"):
+            written = torch_modules.program("torch:timm/vit_tiny_patch16_224", **SIZES, **tiny)
+            self.assertEqual(written.head, ("head",))
 
 
 if __name__ == "__main__":
