@@ -28,7 +28,8 @@ class TrainingFamiliesTest(parameterized.TestCase):
 
     @parameterized.parameters(*sorted(FAMILIES.keys() - torch_training.REFUSED.keys()))
     def test_trains(self, name):
-        found = torch_training.differences(*torch_training.network(name))
+        made, side = torch_training.network(name)
+        found = torch_training.differences(made, side, wide=name in torch_training.WIDE)
         self.assertTrue(np.isfinite(found.losses).all(), found)
         self.assertLess(found.gradients, GRADIENTS)
         self.assertLess(found.statistics, STATISTICS)
