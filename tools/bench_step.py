@@ -114,16 +114,21 @@ def load(args: argparse.Namespace, devices: int = 1) -> "ConfigDict":
         config.data.augmentation = "basic"
         config.mixup.update(mixup=None, cutmix=None)
         config.erase.probability = None
-        options = dict(config.model.options)
-        config.model.options = {k: options.pop(k) for k in ("scan", "remat") if k in options}
-        if unknown := {k: options[k] for k in options if k not in ("drop_path", "bn_group")}:
-            raise ValueError(
-                f"--against torch has no counterpart of model.options {unknown}; leave it out, or "
-                "take a config without them"
-            )
+        if not config.model.name.startswith("torch:"):  # a module has its function's options
+            _drop_random(config)
     if min(args.rounds, args.steps) < 1:
         raise ValueError(f"--rounds={args.rounds} and --steps={args.steps} must be at least 1")
     return config
+
+
+def _drop_random(config: "ConfigDict") -> None:
+    options = dict(config.model.options)
+    config.model.options = {k: options.pop(k) for k in ("scan", "remat") if k in options}
+    if unknown := {k: options[k] for k in options if k not in ("drop_path", "bn_group")}:
+        raise ValueError(
+            f"--against torch has no counterpart of model.options {unknown}; leave it out, or "
+            "take a config without them"
+        )
 
 
 class Program(NamedTuple):
@@ -173,7 +178,6 @@ def theirs(
     import torch
 
     from jaxrobust import models
-    from jaxrobust.convert import torch_networks
     from jaxrobust.training import build
     from jaxrobust.training.update import inner
     from tools.bench import torch_reference
@@ -191,11 +195,7 @@ def theirs(
     attack = config.attack
     step_size = inner.step_of(attack) or 2.5 * attack.epsilon / attack.steps
     trainer = torch_reference.Trainer(
-        torch_networks.network(
-            config.model.name,
-            num_classes=config.model.num_classes,
-            img_size=config.model.image_size,
-        ),
+        torch_module(config),
         lr=config.train.lr,
         decay_mask=models.decay_mask(config.model.name),
         weight_decay=config.train.weight_decay,
@@ -213,6 +213,18 @@ def theirs(
     y = y.to(trainer.device)
     _, seconds, _ = timed(lambda: trainer.step(x, y))
     return Program(lambda: trainer.step(x, y), seconds, build.flops_per_image(config, "train"))
+
+
+def torch_module(config: "ConfigDict") -> Any:
+    """Make the network in PyTorch: the module of a `torch:` name itself, else ours written there."""
+    from jaxrobust.convert import torch_networks
+    from jaxrobust.models.interface import torch_modules
+
+    name, model = config.model.name, config.model
+    if torch_modules.is_name(name):
+        sizes = ("num_classes", "image_size", "in_channels")
+        return torch_modules.build(name, **{key: model[key] for key in sizes}, **model.options)
+    return torch_networks.network(name, num_classes=model.num_classes, img_size=model.image_size)
 
 
 def device_of(program: str) -> tuple[str, int, int | None]:

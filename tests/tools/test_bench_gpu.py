@@ -213,6 +213,24 @@ class MessagesTest(parameterized.TestCase):
         self.assertEqual(message, "bench_step: out of memory; take a smaller batch\n")
 
 
+MODULE = """
+from torch import nn
+
+
+def build(num_classes, image_size, in_channels, more):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes + more))
+"""
+CONFIG = """
+from jaxrobust.config import base
+
+
+def get_config():
+    config = base().unlock()
+    config.model.update(name="{name}", num_classes=5, image_size=8, options={{"more": 2}})
+    return config.lock()
+"""
+
+
 class AttentionTest(absltest.TestCase):
     def test_without_cudnn(self):
         with mock.patch.object(fused_attention, "applies", lambda qkv, heads: True):
@@ -230,6 +248,18 @@ class LoadTest(absltest.TestCase):
         self.assertEmpty(dict(config.model.options))  # no drop path, one batch norm
         self.assertIsNone(config.label_smoothing)
         self.assertEqual(config.data.augmentation, "basic")
+
+    @absltest.skipIf(torch is None, paths.PARITY)
+    def test_a_module_of_pytorch(self):
+        """Which keeps the options of its function."""
+        folder = Path(self.create_tempdir().full_path)
+        (folder / "nets.py").write_text(MODULE)
+        file = folder / "config.py"
+        file.write_text(CONFIG.format(name=f"torch:{folder / 'nets.py'}:build"))
+        with mock.patch.object(sys, "argv", ["bench_step.py", str(file), "--against=torch"]):
+            config = bench_step.load(bench_step.parse())
+        module = bench_step.torch_module(config)
+        self.assertEqual([tuple(p.shape) for p in module.parameters()], [(7, 3 * 8 * 8), (7,)])
 
 
 @pytest.mark.matrix
