@@ -216,7 +216,7 @@ def theirs(
 
 
 def torch_module(config: "ConfigDict") -> Any:
-    """Make the network in PyTorch: the module of a `torch:` name itself, else ours written there."""
+    """Make the network in PyTorch: the module of a `torch:` name, else ours written there."""
     from jaxrobust.convert import torch_networks
     from jaxrobust.models.interface import torch_modules
 
