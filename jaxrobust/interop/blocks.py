@@ -4,7 +4,7 @@ A block is a run of steps that follow each other and belong to one part of the m
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +13,6 @@ from jax import lax
 
 from jaxrobust.interop.program import OWN, NumberType, Of, OperatorCall, Program, read_by
 
-# (steps, values, weights that norms read in float32, numbers of draws) -> all values.
-Compute = Callable[[Sequence[OperatorCall], Mapping, Mapping, Mapping], dict[str, Any]]
 _SAME, _WEIGHT = "the same value", "a weight"
 
 
@@ -24,6 +22,14 @@ class Part(NamedTuple):
     block: str | None  # name of the part of the module; None: they are of no block
     steps: Sequence[OperatorCall]
     kept: frozenset[str]  # which of their values are read later
+
+
+# (part, values, weights that norms read in float32, numbers of draws) -> the values `kept`.
+Compute = Callable[[Part, Mapping, Mapping, Mapping], dict[str, Any]]
+# Names of values of a block -> those values, of whatever steps they need.
+Subset = Callable[[Iterable[str]], dict[str, Any]]
+# (part, values, subset) -> the values `kept`; None: another block.
+Pattern = Callable[[Part, Mapping, Subset], dict[str, Any] | None]
 
 
 def parted(program: Program) -> list[Part]:
@@ -53,8 +59,9 @@ def computed(
     """Compute a program block by block, and return the values between blocks."""
 
     def one(part: Part, values: Mapping) -> Mapping[str, Any]:
-        how = _computed_again if remat and part.block else _computed
-        return how(compute, part, values, wide, places)
+        if remat and part.block:
+            return _computed_again(compute, part, values, wide, places)
+        return compute(part, values, wide, places)
 
     values = dict(values)
     for parts in alike(program) if scan else [parted(program)]:
@@ -70,9 +77,14 @@ def computed(
     return values
 
 
-def _computed(compute: Compute, part: Part, *given: Mapping) -> dict[str, Any]:
-    found = compute(part.steps, *given)
-    return {name: found[name] for name in part.kept}
+def needed(steps: Sequence[OperatorCall], names: Iterable[str]) -> list[OperatorCall]:
+    """Choose the steps that some of their values need."""
+    wanted, chosen = {*names}, []
+    for step in reversed(steps):
+        if step.name in wanted:
+            wanted |= read_by(step)
+            chosen.append(step)
+    return chosen[::-1]
 
 
 def _computed_again(
@@ -88,8 +100,8 @@ def _computed_again(
 
     def block(arrays: list[Any]) -> list[Any]:
         known = jax.tree.unflatten(tree, _joined(leaves, arrays))
-        found = compute(part.steps, known, *rest)
-        made["leaves"], made["tree"] = jax.tree.flatten({name: found[name] for name in part.kept})
+        found = compute(part, known, *rest)
+        made["leaves"], made["tree"] = jax.tree.flatten(found)
         return _arrays(made["leaves"])
 
     arrays = jax.checkpoint(block)(_arrays(leaves))
@@ -222,7 +234,7 @@ def _scanned(
         weights, wider, places = given
         names = (forms[0].read[at] for at in handed)
         known = {**values, **weights, **dict(zip(names, carry, strict=True))}
-        found = compute(model.steps, known, {**wide, **wider}, {**draws, **places})
+        found = compute(model, known, {**wide, **wider}, {**draws, **places})
         outs = [found[model.steps[at].name] for at in kept]
         return [found[model.steps[link[at]].name] for at in handed], outs
 

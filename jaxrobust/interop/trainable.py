@@ -5,7 +5,7 @@ with its own networks' weights it does with these. Nothing here needs PyTorch.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxrobust.interop import blocks
 from jaxrobust.interop import program as programs
+from jaxrobust.interop.blocks import Part, Pattern
 from jaxrobust.interop.operators import DRAWS, TABLE, TRAINING
 from jaxrobust.interop.program import OperatorCall, OperatorRule, Program
 from jaxrobust.types import Array, Classifier, Params
@@ -56,6 +57,7 @@ class Trainable(NamedTuple):
 def classifier(
     network: Trainable,
     kernels: Mapping[str, OperatorRule] = MappingProxyType({}),
+    patterns: Sequence[Pattern] = (),
     *,
     remat: bool = False,
     scan: bool = False,
@@ -63,9 +65,10 @@ def classifier(
     """Return the module as two pure functions, in the type of the parameters that they are given.
 
     `apply` takes in training keys [B], one for each image; of a network that draws nothing, None.
-    `kernels` are rows of operators that are tried first, and return None for what they do not take.
-    `remat` computes the values of a block again in its backward pass instead of keeping them, and
-    `scan` compiles one block for all that follow each other and compute the same.
+    `kernels` are rows of operators that are tried first, and `patterns` functions of whole blocks;
+    both return None for what they do not take. `remat` computes the values of a block again in its
+    backward pass instead of keeping them, and `scan` compiles one block for all that follow each
+    other and compute the same.
     """
     like = {name: a.shape for name, a in {**network.params, **network.stats}.items()}
     own = normalises_itself(network)
@@ -87,7 +90,7 @@ def classifier(
         _check(params, stats, images, like, network.image[2])
         x = images if own else _normalised(images, stats[MEAN], stats[STD])
         program = network.training if train else network.evaluation
-        values = run(program, params, stats, x, key, kernels, remat=remat, scan=scan)
+        values = run(program, params, stats, x, key, kernels, patterns, remat=remat, scan=scan)
         logits = programs.plain(values[_logits(program)])
         logits = logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
         moved = {
@@ -129,6 +132,7 @@ class _Computing(NamedTuple):
 
     program: Program
     kernels: Mapping[str, OperatorRule]
+    patterns: Sequence[Pattern]
     keys: Array | None  # [B]
     images: int  # how many
     dtype: Any
@@ -142,12 +146,12 @@ def run(
     images: Array,
     keys: Array | None,
     kernels: Mapping[str, OperatorRule],
+    patterns: Sequence[Pattern] = (),
     *,
     remat: bool = False,
     scan: bool = False,
 ) -> dict[str, Any]:
-    """Compute the values of a program, of images f[B,H,W,C]: all, or with `remat` or `scan` those
-    between blocks.
+    """Compute the values of a program, of images f[B,H,W,C], that are read between its blocks.
 
     Norms, softmax and statistics are computed in at least float32. A step that draws does so for
     each image from its own key of `keys` [B], and the number of the step.
@@ -165,12 +169,23 @@ def run(
     values |= {name: held[key] for name, key in program.weights.items()}
     values[program.images] = programs.ChannelsLast(images.astype(dtype))
     places = {name: place for place, name in enumerate(program.draws)}
-    computing = _Computing(program, kernels, keys, images.shape[0], dtype, single)
-    steps = functools.partial(_steps, computing)
+    how = _Computing(program, kernels, patterns, keys, images.shape[0], dtype, single)
+    compute = functools.partial(_part, how)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        if remat or scan:
-            return blocks.computed(program, steps, values, wide, places, remat=remat, scan=scan)
-        return steps(program.steps, values, wide, places)
+        return blocks.computed(program, compute, values, wide, places, remat=remat, scan=scan)
+
+
+def _part(how: _Computing, part: Part, known: Mapping, *rest: Mapping) -> dict[str, Any]:
+    """Compute the values of a part that are read later."""
+
+    def subset(names: Iterable[str]) -> dict[str, Any]:
+        return _steps(how, blocks.needed(part.steps, names), known, *rest)
+
+    for pattern in how.patterns if part.block else ():
+        if (made := pattern(part, known, subset)) is not None:
+            return made
+    found = _steps(how, part.steps, known, *rest)
+    return {name: found[name] for name in part.kept}
 
 
 def _steps(

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxrobust.interop import kept, modules
 from jaxrobust.interop import trainable as trained
 from jaxrobust.interop.trainable import Trainable
-from jaxrobust.models.interface import torch_kernels
+from jaxrobust.models.interface import torch_blocks, torch_kernels
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Array, Classifier, Params
@@ -48,8 +48,8 @@ def create(
     Raises:
       ValueError: one sentence about what is wrong with the name, the function or its module.
     """
-    how = {"remat": remat, "scan": scan}
-    net = trained.classifier(program(name, **given), torch_kernels.KERNELS, **how)
+    known = (torch_kernels.KERNELS, torch_blocks.PATTERNS)
+    net = trained.classifier(program(name, **given), *known, remat=remat, scan=scan)
 
     def apply(
         params: Params, stats: Params, images: Array, *, train: bool = False, key: Any = None
@@ -140,7 +140,7 @@ def keep(folder: Path, name: str, **given: Any) -> None:
 def _check_agreement(name: str, given: Mapping[str, Any], network: Trainable) -> None:
     from jaxrobust.interop.reading import training_mode
 
-    net = trained.classifier(network, torch_kernels.KERNELS)
+    net = trained.classifier(network, torch_kernels.KERNELS, torch_blocks.PATTERNS)
     module = build(name, **given)
     try:
         training_mode.check_agreement(module, network, net)
