@@ -1,6 +1,6 @@
 """`python tools/gpu/side_by_side.py CONFIG ...`: steps of both sides, when minutes are few.
 
-All programs compile at once, each in a process of its own, ours one after another, as XLA tries
+All programs compile at once, each in another process, ours one after another, as XLA tries
 kernels out on the GPU meanwhile; then they take turns, each with the GPU alone. What is not
 compiled by `--deadline` is left out. Two networks took 270 s and 20 s on an H200 with 16 cores,
 one after another in `bench_gpu.py` about 600. The price: XLA chooses kernels while PyTorch

@@ -203,7 +203,8 @@ def read(
         single=single,
         draws=tuple(step.name for step in steps if is_draw(step.operator)),
         moved=moved,
-        image_axes={},  # of training, see `training_mode`; a plain dict, which can be pickled
+        image_axes={},  # of training, as `blocks`, see `training_mode`; plain dicts can be pickled
+        blocks={},
     ), weights
 
 

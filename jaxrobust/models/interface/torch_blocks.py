@@ -55,7 +55,7 @@ class _Reader:
         return step
 
     def linear(self, operand: Any) -> tuple[Any, str, str]:
-        """Return what a linear layer is applied to, and the names of its weight and bias."""
+        """Return the operand of a linear layer, and the names of its weight and bias."""
         step = self.step(operand, "aten.addmm.default")
         bias, x, weight = step.operands[:3]
         turned = self.step(weight, "aten.permute.default", (1, 0))
