@@ -175,7 +175,7 @@ def _link(
 ) -> tuple[Any, ...] | None:
     """Say for each value that the second block reads where it is from; None: they are not alike.
 
-    That is the place of a step of the first block, or it is a weight of each block, or the same value.
+    That is the place of a step of the first block, or it is a weight of each, or the same value.
     """
     if first is None or second is None or first[:2] != second[:2]:
         return None

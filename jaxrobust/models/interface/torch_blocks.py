@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from jaxrobust.interop.blocks import Part, Pattern, Subset
 from jaxrobust.interop.program import ChannelsLast, Of, OperatorCall
-from jaxrobust.models.kernels.convnext_layers import convnext_block
+from jaxrobust.models.kernels.convnext_layers import convnext_block, norm_halving
 from jaxrobust.models.kernels.tpu.convnext_block import BlockParameters
+from jaxrobust.models.kernels.tpu.norm_halving import HalvingParameters
 from jaxrobust.types import Array
 
 _SHAPES = ("aten.view.default", "aten.clone.default")  # steps that change no value
@@ -139,4 +140,36 @@ def _convnext_block(part: Part, values: Mapping[str, Any], subset: Subset) -> di
     return {part.steps[-1].name: ChannelsLast(out), **{name: made[name] for name in beside}}
 
 
-PATTERNS: tuple[Pattern, ...] = (_convnext_block,)
+def _norm_halving(part: Part, values: Mapping[str, Any], subset: Subset) -> dict[str, Any] | None:
+    """Compute the norm and the convolution between two stages in one; None: another part."""
+    del subset
+    read, last = _Reader(part), part.steps[-1]
+    if last.operator != "aten.convolution.default" or part.kept != {last.name}:
+        return None
+    made, kernel, bias, stride, padding, dilation, transposed, _, groups = last.operands
+    try:
+        turned = read.step(made, "aten.permute.default", (0, 3, 1, 2))
+        item = read.step(turned.operands[0], "getitem", 0)
+        norm = read.step(item.operands[0], "aten.native_layer_norm.default")
+        x, shape, scale, shift, eps = norm.operands
+        x = read.before(read.step(x, "aten.permute.default", (0, 2, 3, 1)).operands[0])
+        names = [read.before(operand) for operand in (scale, shift, kernel, bias)]
+    except _OtherBlock:
+        return None
+    found, *weights = (values[name] for name in (x, *names))
+    window = (stride[0], stride[0])
+    plain = (padding, dilation, transposed, groups) == ((0, 0), (1, 1), False, 1)
+    if (
+        not plain
+        or read.views
+        or stride != window
+        or weights[2].shape != (*weights[2].shape[:1], *shape, *window)
+    ):
+        return None
+    weights[2] = jnp.transpose(weights[2], (2, 3, 1, 0))
+    array = found.array if isinstance(found, ChannelsLast) else jnp.moveaxis(found, 1, -1)
+    out = norm_halving(array, HalvingParameters(*weights), stride=stride[0], eps=eps)
+    return {last.name: ChannelsLast(out)}
+
+
+PATTERNS: tuple[Pattern, ...] = (_convnext_block, _norm_halving)

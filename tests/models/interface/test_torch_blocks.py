@@ -55,6 +55,20 @@ class Block(nn.Module):
         return x + y if self.otherwise == "turned" else y + x
 
 
+class Stage(nn.Module):
+    """What halves maps, before a block."""
+
+    def __init__(self, **how) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.conv = nn.Conv2d(WIDTH, WIDTH, 2, **how)
+        self.block = nn.Sequential(Block())
+
+    def forward(self, x):
+        x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.block(self.conv(x))
+
+
 class Net(nn.Module):
     def __init__(self, *blocks):
         super().__init__()
@@ -91,6 +105,13 @@ def results(network, patterns, keys=None, dtype=jnp.float64, **how):
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
 
 
+def traced(network):
+    net = trained.classifier(network, {}, torch_blocks.PATTERNS)
+    given = net.init(jax.random.key(0))
+    x = jax.ShapeDtypeStruct((2, SIDE, SIDE, 3), jnp.float32)
+    jax.eval_shape(lambda x: net.apply(*given, x, train=True), x)
+
+
 class ConvNeXtTest(parameterized.TestCase):
     @parameterized.parameters(
         (("", ""), 0.0, {}),
@@ -116,12 +137,35 @@ class ConvNeXtTest(parameterized.TestCase):
         *("tanh", "relu", "full", "bias", "gamma", "residual", "twice", "pixels")
     )
     def test_another_block_is_computed_by_its_steps(self, otherwise):
-        network = written(otherwise)
-        with jax.enable_x64(True), self.counted() as block:
+        with self.counted() as block:
+            traced(written(otherwise))
+        self.assertEmpty(block.call_args_list)
+
+    @parameterized.parameters(
+        ({"stride": 2}, True),
+        ({"stride": 1}, False),
+        ({"stride": 2, "padding": 1}, False),
+        ({"stride": 2, "groups": 2}, False),
+        ({"stride": 2, "dilation": 2}, False),
+        ({"stride": 2, "bias": False}, False),
+    )
+    def test_between_stages(self, how, taken):
+        torch.manual_seed(0)
+        network = trainable(Net(Stage(**how)), (SIDE, SIDE, 3))
+        halving = mock.patch.object(
+            torch_blocks, "norm_halving", side_effect=torch_blocks.norm_halving
+        )
+        with halving as called:
+            traced(network)
+        self.assertEqual(bool(called.call_args_list), taken)
+        if not taken:
+            return
+        with jax.enable_x64(True):
             found = results(network, torch_blocks.PATTERNS)
             expected = results(network, ())
-        self.assertEmpty(block.call_args_list)
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), found, expected
+        )
 
     def test_timm_s_own(self):
         from jaxrobust.convert import torch_networks
@@ -132,10 +176,14 @@ class ConvNeXtTest(parameterized.TestCase):
         network = trainable(module, (64, 64, 3))
         params = {**network.params, **network.stats}
         x = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
-        with self.counted() as block:
+        halving = mock.patch.object(
+            torch_blocks, "norm_halving", side_effect=torch_blocks.norm_halving
+        )
+        with self.counted() as block, halving as between:
             net = trained.classifier(network, {}, torch_blocks.PATTERNS)
             logits = net.apply(*net.init(jax.random.key(0)), x)[0]
         self.assertLen(block.call_args_list, 4)
+        self.assertLen(between.call_args_list, 3)
         self.assertIn("stages.0.blocks.0.gamma", params)
         with torch.no_grad():
             want = module.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
