@@ -213,7 +213,7 @@ class MessagesTest(parameterized.TestCase):
         self.assertEqual(message, "bench_step: out of memory; take a smaller batch\n")
 
 
-MODULE = """
+NETS = """
 from torch import nn
 
 
@@ -253,7 +253,7 @@ class LoadTest(absltest.TestCase):
     def test_a_module_of_pytorch(self):
         """Which keeps the options of its function."""
         folder = Path(self.create_tempdir().full_path)
-        (folder / "nets.py").write_text(MODULE)
+        (folder / "nets.py").write_text(NETS)
         file = folder / "config.py"
         file.write_text(CONFIG.format(name=f"torch:{folder / 'nets.py'}:build"))
         with mock.patch.object(sys, "argv", ["bench_step.py", str(file), "--against=torch"]):
