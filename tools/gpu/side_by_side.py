@@ -1,10 +1,10 @@
 """`python tools/gpu/side_by_side.py CONFIG ...`: steps of both sides, when minutes are few.
 
-All programs compile at once, each in another process, ours one after another, as XLA tries
-kernels out on the GPU meanwhile; then they take turns, each with the GPU alone. What is not
-compiled by `--deadline` is left out. Two networks took 270 s and 20 s on an H200 with 16 cores,
-one after another in `bench_gpu.py` about 600. The price: XLA chooses kernels while PyTorch
-compiles too, and may choose worse ones than in peace; PyTorch's are not chosen by trial.
+All programs compile at once, each in another process, ours one after another, as XLA tries kernels
+out on the GPU meanwhile; then they take turns, each with the GPU alone. What is not compiled by
+`--deadline` is left out. Two networks took 290 s on an H200 with 16 cores; one side of one of them
+takes 254 s in `bench_gpu.py`. The price: both sides try kernels out while the GPU has other work,
+and may choose worse ones than in peace.
 """
 
 import argparse
