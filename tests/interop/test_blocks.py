@@ -1,6 +1,7 @@
 """Blocks of PyTorch's modules, whose backward passes compute their values again."""
 
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -184,6 +185,14 @@ class BlocksTest(parameterized.TestCase):
         again = kept.read(Path(folder))
         self.assertEqual(dict(again.training.blocks), dict(network.training.blocks))
         self.assertNotEmpty(again.evaluation.blocks)
+        with self.subTest("and the hash of what is computed does not depend on them"):
+            parted = kept.program_sha256(Path(folder))
+            file = Path(folder) / kept.PROGRAMS
+            head = json.loads(file.read_text())
+            for mode in ("training", "evaluation"):
+                del head[mode]["blocks"]
+            file.write_text(json.dumps(head))
+            self.assertEqual(kept.program_sha256(Path(folder)), parted)
 
 
 if __name__ == "__main__":

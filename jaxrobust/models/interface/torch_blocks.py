@@ -84,6 +84,10 @@ def _convnext(part: Part) -> _ConvNeXt:
     scaled, share = read.step(branch, "aten.mul.Tensor"), None
     drawn = read.steps.get(scaled.operands[1].name)
     if drawn is not None and drawn.operator == "aten.div.Tensor":
+        # A draw alone: the kernel gives what is kept of an image no gradient.
+        read.step(drawn.operands[0], "aten.bernoulli.p")
+        if not isinstance(drawn.operands[1], float):
+            raise _OtherBlock
         share = drawn.name
         scaled = read.step(scaled.operands[0], "aten.mul.Tensor")
     gamma = read.steps.get(getattr(scaled.operands[1], "name", ""))
@@ -131,6 +135,8 @@ def _convnext_block(part: Part, values: Mapping[str, Any], subset: Subset) -> di
     weights |= {name: weights[name].T for name in ("first", "second")}
     made, path = subset([*beside, *filter(None, [block.share])]), None
     if block.share is not None:
+        if made[block.share].shape != (len(x), 1, 1, 1):
+            return None
         share = made[block.share].reshape(-1)
 
         def path(y: Array) -> Array:

@@ -48,6 +48,10 @@ class Block(nn.Module):
         if self.training and self.rate:
             keep = 1 - self.rate
             y = y * (x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep) / keep)
+        if self.otherwise == "gate":  # which has a gradient
+            y = y * (torch.sigmoid(y.mean((1, 2, 3), keepdim=True)) / 0.5)
+        if self.otherwise == "channels" and self.training:
+            y = y * (x.new_empty(x.shape[0], WIDTH, 1, 1).bernoulli_(0.5) / 0.5)
         if self.otherwise == "residual":
             return torch.relu(x) + y
         if self.otherwise == "twice":
@@ -109,7 +113,8 @@ def traced(network):
     net = trained.classifier(network, {}, torch_blocks.PATTERNS)
     given = net.init(jax.random.key(0))
     x = jax.ShapeDtypeStruct((2, SIDE, SIDE, 3), jnp.float32)
-    jax.eval_shape(lambda x: net.apply(*given, x, train=True), x)
+    key = jax.random.key(1)
+    jax.eval_shape(lambda x: net.apply(*given, x, train=True, key=key), x)
 
 
 class ConvNeXtTest(parameterized.TestCase):
@@ -134,7 +139,8 @@ class ConvNeXtTest(parameterized.TestCase):
         )
 
     @parameterized.parameters(
-        *("tanh", "relu", "full", "bias", "gamma", "residual", "twice", "pixels")
+        *("tanh", "relu", "full", "bias", "gamma", "residual", "twice", "pixels"),
+        *("gate", "channels"),
     )
     def test_another_block_is_computed_by_its_steps(self, otherwise):
         with self.counted() as block:
