@@ -71,30 +71,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # The longest tests whose like another test of their folder makes too: rows of one table, mostly.
-THOROUGH = Path(__file__).with_name("thorough.txt")
+SLOW = Path(__file__).with_name("slow.txt")
 
 
-def _quick(config: pytest.Config) -> bool:
-    """Whether folders were asked for, none of them the whole suite, and no tests by a marker."""
-    paths = [Path(argument).resolve() for argument in config.args]
-    own = config.getoption("markexpr") == "not slow and not matrix"
-    return own and all(path.is_dir() and path not in THOROUGH.parents for path in paths)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests of `thorough.txt` out where someone asks what a change of a folder broke."""
-    if _quick(config):
-        thorough = {f"tests/{line}" for line in THOROUGH.read_text().split()}
-        items[:] = [item for item in items if item.nodeid not in thorough]
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say what was left out."""
-    if _quick(config):
-        terminalreporter.write_line(
-            f"The longest tests ({THOROUGH.name}) were left out; pytest alone, or with their files "
-            "in place of folders, runs them too."
-        )
+@pytest.hookimpl(tryfirst=True)  # before pytest looks which tests have which marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `slow.txt` lists; rows of a table cannot be marked where they stand."""
+    slow = {f"tests/{line}" for line in SLOW.read_text().split()}
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:
