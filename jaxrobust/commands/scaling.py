@@ -69,7 +69,6 @@ def run(flags: ScalingFlags) -> dict[str, Any]:
 
 
 def _config(name: str, options: dict[str, Any]) -> str:
-    """Write the config that trains a network of a study."""
     words = [name]
     for key, value in options.items():
         if key == "first_conv":  # which its block brings along

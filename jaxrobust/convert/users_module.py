@@ -148,7 +148,6 @@ def _is_file(name: str) -> bool:
 
 
 def _neighbours(file: Path) -> list[str]:
-    """List the modules that a file imports from its own folder."""
     found: dict[str, None] = {}
     try:
         tree = ast.parse(file.read_text())

@@ -147,7 +147,6 @@ def _one_step(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
 
 
 def _constants(plan: PlannedRun) -> list[str]:
-    """List the known normalisations whose mean stands in the program of the network."""
     size, channels = plan.config.model.image_size, plan.config.model.in_channels
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     params, stats = jax.eval_shape(plan.net.init, jax.random.key(0))

@@ -39,8 +39,6 @@ def _range(patient: Patient) -> CheckResult:
 
 
 def _explained(name: str, healthy: str) -> Look:
-    """Look whether the explanation that raises the accuracy most is of this kind."""
-
     def look(patient: Patient) -> CheckResult:
         if len(patient.labels) < _ENOUGH:
             return CheckResult(SKIPPED, f"{len(patient.labels)} images say little about accuracy")

@@ -123,7 +123,6 @@ def _once(logits_fn: Any, images: np.ndarray, labels: np.ndarray, config: Config
 def _tried(
     runner: engine.Engine, setting: Setting, images: np.ndarray, labels: np.ndarray, seconds: float
 ) -> tuple[float, float]:
-    """Time the compilation of an attack, and one pass in one slot."""
     number, classes = len(images), runner.traces[0].classes
     ranks = ensembles.ranks(engine.forward(runner, images), labels, max(setting.targets, 1))
     calls = engine.decide(

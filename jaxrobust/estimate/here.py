@@ -86,7 +86,6 @@ def _measured(work: PhaseWork, devices: list[Any], seconds: float) -> PhaseCost:
 def _evaluation(
     work: PhaseWork, key: str, phase: Any, weights: Any, run: Any
 ) -> tuple[float, float]:
-    """Time one evaluation, from a batch of it, and its compilation."""
     size = work.config[key].batch_size
     build.divides(size, phase.mesh.size, f"{key}.batch_size")
     images, labels = _random(work, size)
@@ -151,7 +150,6 @@ def _saved(state: Any) -> float:
 
 
 def _timed(run: Callable[[], Any]) -> float:
-    """Time a second run."""
     jax.block_until_ready(run())
     start = time.perf_counter()
     jax.block_until_ready(run())

@@ -117,7 +117,6 @@ def _arrays(leaves: list[Any]) -> list[Any]:
 
 
 def _joined(leaves: list[Any], arrays: Sequence[Any]) -> list[Any]:
-    """Return leaves with other arrays in place of those among them."""
     each = iter(arrays)
     return [next(each) if _is_array(leaf) else leaf for leaf in leaves]
 

@@ -176,8 +176,6 @@ def run(
 
 
 def _part(how: _Computing, part: Part, known: Mapping, *rest: Mapping) -> dict[str, Any]:
-    """Compute the values of a part that are read later."""
-
     def subset(names: Iterable[str]) -> dict[str, Any]:
         return _steps(how, blocks.needed(part.steps, names), known, *rest)
 
@@ -233,7 +231,6 @@ def _keys(keys: Array, place: Any, count: int) -> Array:
 
 
 def _typed(value: Any, dtype: Any) -> Any:
-    """Widen floating arrays, wherever they are."""
     floating = getattr(value, "dtype", None) is not None and jnp.issubdtype(
         value.dtype, jnp.floating
     )

@@ -199,7 +199,6 @@ _WORDS: dict[Any, str] = {
 
 
 def _is(value: Any, wanted: Any) -> bool:
-    """Tell whether a value can stand in a field of a row."""
     if wanted == _INTEGERS:
         return isinstance(value, tuple | list) and all(_is(v, int) for v in value)
     if isinstance(value, bool) or wanted is bool:

@@ -111,7 +111,6 @@ def _by_first(function: Callable[[], Any]) -> Any:
 
 
 def _weights(workdir: Path, selected: bool) -> str:
-    """Return the hash of the weights that a stage takes."""
     if selected:
         return kept.selected(workdir).weights_sha256
     last = runs.phase_of(workdir)

@@ -214,7 +214,6 @@ def check(shard: Shard) -> Iterator[WorkDone]:
 
 
 def _parsed(shard: Shard) -> Iterator[tuple[int, int]]:
-    """Yield (records, bytes of images) of one chunk after the other."""
     from array_record.python.array_record_module import ArrayRecordReader
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2

@@ -263,7 +263,6 @@ def program() -> str:
 
 
 def _parted(text: str) -> tuple[str, str]:
-    """Split a module into docstring and rest, without what it imports of this package."""
     tree, rows = ast.parse(text), text.splitlines(keepends=True)
     for node in reversed(tree.body):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxrobust"):

@@ -242,7 +242,6 @@ def judge(
 
 
 def _judged(bundle: Bundle, rows: Rows, clean: np.ndarray, logits: Logits) -> dict[int, str]:
-    """Give the reason for each image that is not confirmed, by id."""
     reasons, points = {}, np.array(clean)
     for place, row in enumerate(rows):
         if image_sha256(clean[place]) != row["sha256"]:

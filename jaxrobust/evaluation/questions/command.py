@@ -164,7 +164,6 @@ def _asking(
 
 
 def _of_several(written: Sequence[AccuracyRecord], out: Path) -> str:
-    """Write the records of several questions for people, a row each; `out` keeps them."""
     rows = [("attack", "px", "clean", "robust", "95 % interval")]
     for record in written:
         ends = record.interval or {"clean": None, "robust": None}

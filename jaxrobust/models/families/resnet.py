@@ -109,7 +109,6 @@ class ResNet(nnx.Module):
 
 
 def _first(v: Variant) -> int:
-    """Return the channels behind the first stage."""
     return (4 if v.bottleneck else 1) * v.base
 
 

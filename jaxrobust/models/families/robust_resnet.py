@@ -156,7 +156,6 @@ _NORM = rf"(norm1|{_LAYER}(?:bn\d(?:\.\d+)?|se_bn))"
 
 
 def _rows(convs: dict[str, str], norms: dict[str, str]) -> list[Renaming]:
-    """List the rows of a naming: patterns of convolutions and norms with their targets."""
     squeezes = {rf"{_LAYER}se\.fc\.{2 * i}": rf"\1se.fc{i + 1}" for i in range(2)}
     return table(BATCH_NORM_COUNT, convs=convs, norms=norms, linears=squeezes | {"fc": "fc"})
 
@@ -191,7 +190,6 @@ def torch_keys(v: Variant) -> list[str]:
 
 
 def _modules(v: Variant) -> list[str]:
-    """List the modules of a block but for its shortcut."""
     middle = BLOCKS[v.block].middle
     modules, convs = [_norm("bn1", v)] if v.preact else [], 3 if middle else 2
     for i in range(1, convs + 1):
@@ -303,7 +301,6 @@ _KNOWN: dict[str, tuple[str, PaperFigures | None]] = {
 
 
 def _reference(name: str) -> TorchVariant:
-    """Name our file in PyTorch with what a row says beyond the defaults."""
     plain = Variant(())._asdict()
     fields = VARIANTS[name]._asdict().items()
     return TorchVariant("robust_resnet.py", {k: v for k, v in fields if v != plain[k]})

@@ -156,7 +156,6 @@ _KNOWN = {
 
 
 def _reference(name: str) -> TorchVariant:
-    """Name our file in PyTorch with the fields that a row must give."""
     return TorchVariant("searched.py", dict(zip(Variant._fields, VARIANTS[name][:3], strict=False)))
 
 

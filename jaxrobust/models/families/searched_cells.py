@@ -39,7 +39,6 @@ class Cell(NamedTuple):
 
 
 def _dense(*codes: str) -> Steps:
-    """List steps that read every state before them."""
     return tuple(tuple((op, i) for i, op in enumerate(code.split())) for code in codes)
 
 

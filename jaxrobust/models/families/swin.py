@@ -284,7 +284,6 @@ _SHARED = table(
 
 
 def _rows(merges: dict[str, str], head: str) -> list[Renaming]:
-    """List all rows: of merges, their pattern -> our name, and the head."""
     return table(
         *_SHARED,
         *(

@@ -149,7 +149,6 @@ def _plain_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[A
 
 
 def _plain_backward(qkv, g, kept, *bias, heads: int, scale: float, needed: bool) -> list[Array]:
-    """Compute the gradient of the product, and of the bias where it is asked for."""
     del qkv
     q, k, v, probabilities = kept
     g = swap(g.reshape(*g.shape[:2], heads, -1))
@@ -160,7 +159,6 @@ def _plain_backward(qkv, g, kept, *bias, heads: int, scale: float, needed: bool)
 
 
 def _whole(bias: tuple[Array, ...], qkv: Array, heads: int) -> Array | None:
-    """Spread a bias over heads, queries and keys, as the kernel reads it."""
     tokens = qkv.shape[1]
     return jnp.broadcast_to(bias[0], (len(bias[0]), heads, tokens, tokens)) if bias else None
 

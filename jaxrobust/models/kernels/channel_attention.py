@@ -30,7 +30,6 @@ def _inverse_norm(x: Array) -> Array:
 
 
 def _columns(x: Array) -> Array:
-    """Turn rows into columns: f[B,h,1,d] to f[B,h,d,1]."""
     return x.reshape(*x.shape[:2], -1, 1)
 
 
@@ -95,7 +94,6 @@ def _plain_forward(qkv: Array, temperature: Array) -> list[Array]:
 
 
 def _plain_backward(qkv, g, kept, temperature, *, needed: bool) -> list[Array]:
-    """Compute the gradient of the product, and of the temperature where it is asked for."""
     del qkv
     q, k, v, *rest = kept
     g = swap(g.reshape(*g.shape[:2], len(temperature), -1))

@@ -32,7 +32,6 @@ def _plain_norm(x: Array, *parameters: Array, eps: float) -> list[Array]:
 
 
 def _plain_norm_gradients(x, z, g, beside, *parameters, eps: float, needed: bool) -> list[Array]:
-    """Compute the gradient for `x` and, where asked for, those of the parameters."""
     taps, bias, scale, shift = parameters
     norm = functools.partial(layers.layer_norm, eps=eps)
     if not needed:
@@ -102,7 +101,6 @@ def depthwise_norm(
 
 
 def _add_branch(x: Array, y: Array, p: BlockParameters, path: Path | None) -> Array:
-    """Compute `x + gamma * MLP(y)`."""
     hidden = layers.gelu(layers.linear(y, p.first), p.first_bias)
     y = layers.linear(hidden, p.second)
     if p.gamma is None:

@@ -103,7 +103,6 @@ def _interleaved_input_gradient(x, kernel, g, stride, padding):
 
 
 def _tap_kernel_gradient(x, kernel, g, stride, padding):
-    """Compute the kernel's gradient: one product of matrices for each entry of the window."""
     g, narrow = rows(g), kernel.shape[2] <= kernel.shape[3]
     met = map(rows, taps(x, kernel.shape[:2], stride, padding))
     products = [tap.T @ g if narrow else (g.T @ tap).T for tap in met]
@@ -184,8 +183,6 @@ def _blocks(kernel: Array, groups: int) -> Array:
 
 
 def _on_cpu(which: int, stride: int, padding: int, groups: int, dilation: int) -> Callable:
-    """Return one of the formulas of `_cpu_conv` for any number of groups and any dilation."""
-
     def formula(*operands: Array) -> Array:
         joined, outs = _joined(groups, operands[1].shape[2]), []
         if groups // joined > _MANY or dilation > 1:
@@ -246,7 +243,6 @@ def _apart(x: Array, kernel: Array, stride: int, padding: int) -> bool:
 
 
 def _three(formula: Callable) -> tuple[Callable, ...]:
-    """Return the formulas for the value, the input gradient and the kernel gradient."""
     return formula, _input_gradient(formula), _kernel_gradient(formula)
 
 

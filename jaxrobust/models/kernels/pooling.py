@@ -148,7 +148,6 @@ def avg_pool_2x2(x: Array) -> Array:
 
 @per_platform
 def _sums(x: Array, *, stride: int) -> Array:
-    """Return the sums of all 3x3 windows, padding 1."""
     height, width = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     for axis, size in ((1, height), (2, width)):
@@ -158,7 +157,6 @@ def _sums(x: Array, *, stride: int) -> Array:
 
 
 def _inside(size: int, stride: int) -> list[int]:
-    """Count the pixels among the three entries of each window along an axis."""
     return [min(i + 2, size) - max(i - 1, 0) for i in range(0, size, stride)]
 
 

@@ -134,7 +134,6 @@ _of_transformed.defvjp(_forward, _backward)
 
 
 def _sizes(padding: Padding, shape: tuple[int, ...]) -> list[int]:
-    """Return the height and width of the outputs for maps [B,H,W,C]."""
     return [n + sum(pair) - 2 for n, pair in zip(shape[1:3], padding, strict=True)]
 
 

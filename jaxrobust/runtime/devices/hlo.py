@@ -216,7 +216,6 @@ def chain_of(i: Instruction) -> str:
 
 
 def _starts(module: Module, i: Instruction) -> bool:
-    """Whether an instruction is the first part of its chain."""
     around = module.computations[i.computation].values()
     return any(i.name in other.operands and STARTS in other.attributes for other in around)
 
@@ -402,7 +401,6 @@ def _leaves(
 
 
 def _union(groups: Iterable[frozenset[Instruction] | None]) -> frozenset[Instruction] | None:
-    """All of them; None if one is."""
     total: frozenset[Instruction] = frozenset()
     for group in groups:
         if group is None:

@@ -113,7 +113,6 @@ def lines(costs: dict[str, Any]) -> Iterator[str]:
 
 
 def _all(module: Module) -> Iterator[Heavy]:
-    """Yield each instruction as a row."""
     users: dict[tuple[str, str], Instruction] = {}
     for computation in module.computations.values():
         for i in computation.values():

@@ -82,7 +82,6 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
 
 
 def _mesh_of(arguments: Any) -> Any:
-    """Set the mesh of the first argument that has one."""
     import jax
 
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments))

@@ -51,7 +51,6 @@ def fitting(config: Config, workdir: Path) -> list[StartRun]:
 
 
 def _states(config: Config, workdir: Path) -> list[tuple[StartRun, str]]:
-    """Look how far each start is; refuse what does not fit."""
     found = fitting(config, workdir)
     states = hosts.everyone([start_run.state(each) for each in found])[0]
     return list(zip(found, states, strict=True))

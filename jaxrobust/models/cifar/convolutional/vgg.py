@@ -133,7 +133,6 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
 
 
 def _check_map(v: Variant, image_size: int) -> None:
-    """Refuse an image whose last map is not what the linear maps read."""
     halvings = len(v.widths)
     common.check_halvings(image_size, halvings)
     if (v.pool > 1 or v.hidden) and image_size >> halvings != v.pool:

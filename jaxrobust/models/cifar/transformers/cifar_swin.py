@@ -131,7 +131,6 @@ class Swin(nnx.Module):
 
 
 def _check_size(v: Variant, height: int, width: int) -> None:
-    """Raise `ValueError` if a stage has no whole windows in images of that size."""
     if height != width:
         raise ValueError(f"images of {height} x {width} pixels: give square ones, for the windows")
     whole, remedy = 1, f"choose another patch, other merges or a window other than {v.window}"

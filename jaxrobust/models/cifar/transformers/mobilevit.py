@@ -157,7 +157,6 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
 
 
 def _check_maps(v: Variant, image_size: int) -> None:
-    """Refuse images whose maps the patches do not fill."""
     side, plain = image_size, len(v.strides) - len(v.dims)
     step = _PATCH
     for stride in v.strides:

@@ -37,7 +37,6 @@ def narrow_products(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_wide(eqn: JaxprEqn) -> bool:
-    """Tell a product of float32 arrays whose precision is the device's."""
     given = eqn.params.get("precision")
     default = given is None or given == (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
     avals: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
@@ -51,7 +50,6 @@ def _narrow(eqn: JaxprEqn, x: Array, y: Array) -> Array:
 
 
 def _inside(value: Any) -> Any:
-    """Return a parameter of an operation, with narrow products if it is a program."""
     if isinstance(value, ClosedJaxpr):
         return _rewritten(value.jaxpr, value.consts)
     if isinstance(value, Jaxpr):
@@ -72,7 +70,6 @@ def _changes(eqn: JaxprEqn) -> bool:
 
 
 def _programs(values: Any) -> list[Any]:
-    """List the programs among the parameters of an operation."""
     found = []
     for value in values:
         if isinstance(value, ClosedJaxpr | Jaxpr):
@@ -83,7 +80,6 @@ def _programs(values: Any) -> list[Any]:
 
 
 def _evaluate(jaxpr: Any, consts: Any, *operands: Any) -> list[Any]:
-    """Evaluate `jaxpr` with narrow products."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *operands], strict=True))
 
     def read(atom: Any) -> Any:

@@ -36,7 +36,6 @@ def _plain(settings: Settings, x: Array, kernel: Array) -> Array:
 
 
 def _value(settings: Settings, x: Array, kernel: Array) -> Array:
-    """Compute a convolution by `column_conv` where that is faster."""
     how = dict(settings)
     strides, dilations = set(how["window_strides"]), {*how["lhs_dilation"], *how["rhs_dilation"]}
     typed = winograd.of_own_type(how["preferred_element_type"], x) and how["precision"] is None
@@ -162,7 +161,6 @@ def _replacement(eqn: JaxprEqn, tiles: bool) -> Callable[..., list[Any]] | None:
 
 
 def _evaluate(jaxpr: Any, consts: Any, *operands: Any, tiles: bool) -> list[Any]:
-    """Evaluate `jaxpr`, a list of operations, with those that have a replacement replaced."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *operands], strict=True))
 
     def read(atom):

@@ -212,7 +212,6 @@ def _of_rows(height: int, row: KernelCost) -> KernelCost:
 
 
 def _padded(rows: Array) -> Array:
-    """Add rows until f32[B,n,C] fills registers."""
     return jnp.pad(rows, ((0, 0), (0, PADDED - rows.shape[1]), (0, 0)))
 
 

@@ -56,12 +56,10 @@ def _together(dim: int, heads: int) -> int:
 
 
 def _beside(tokens: int, count: int) -> int:
-    """Count the bytes of values, in float32."""
     return 5 * tiled((count, count), 4) + 3 * tiled((tokens, count), 4)
 
 
 def _column(row: Array) -> Array:
-    """Turn f32[1,C] into f32[C,1]."""
     return jnp.broadcast_to(row, (SUBLANES, row.shape[1])).T[:, :1]
 
 

@@ -91,7 +91,6 @@ def refused(x: Array, *parameters: Array) -> str | None:
 
 
 def _needed(image: tuple[int, ...], c: int, d: int) -> int:
-    """Count the bytes that the gradient's kernel takes."""
     height, width, channels = image
     planes = tiled((channels, height, width), 2)
     maps = tiled((height // 4, width // 4, d), 2) + tiled((height // 8, d, LANES), 2)
@@ -289,7 +288,6 @@ def forward(x: Array, *parameters: Array, eps: float, interpret: bool = False) -
 
 
 def _operands(x: Array, kernel1, bias1, scale1, shift1, kernel2, _, scale2, shift2) -> list[Array]:
-    """Make what both kernels of gradients read beside images."""
     return [
         selection_matrix(x.shape[3], x.dtype),
         first_matrix(kernel1, bias1),

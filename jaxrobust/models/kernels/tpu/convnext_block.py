@@ -119,7 +119,6 @@ def refused(x: Array, p: BlockParameters) -> str | None:
 
 
 def _needed(s: _Sizes, sums: bool) -> int:
-    """Count the bytes that the gradient's kernel takes."""
     images = s.per * tiled((s.height, s.wide, s.channels), 2)
     weights = 2 * s.channels * s.hidden * 2
     scratch = tiled(s.padded, 4) * (1 + sums) + tiled((s.rows, s.wide, s.channels), 4)
@@ -127,7 +126,6 @@ def _needed(s: _Sizes, sums: bool) -> int:
 
 
 def _values(s: _Sizes) -> int:
-    """Count the bytes of a chunk's values."""
     return 4 * s.rows * s.wide * (3 * s.columns + 4 * s.channels)
 
 
@@ -165,19 +163,16 @@ def _put_images(s: _Sizes, x: Any, padded: Any) -> None:
 
 
 def _chunks(s: _Sizes, call: Callable[[Any], None]) -> None:
-    """Call with the first row of each chunk."""
     from jax.experimental import pallas as pl
 
     pl.loop(0, s.per * s.height, step=s.rows)(call)
 
 
 def _place(s: _Sizes, row: Any) -> tuple[Any, Any]:
-    """Find the image of a row of all, and its row there."""
     return (0, row) if s.per == 1 else (jax.lax.div(row, s.height), jax.lax.rem(row, s.height))
 
 
 def _pixels(s: _Sizes, rows: Array) -> Array:
-    """Make a matrix f32[rows*wide,C]."""
     return rows.astype(jnp.float32).reshape(-1, s.channels)
 
 
@@ -259,7 +254,6 @@ class _Sums(NamedTuple):
 
 
 def _backward(z, g, *refs: Any, s, eps, summed: bool) -> None:
-    """Compute the gradient for the image; if `summed`, those for parameters as well."""
     from jax.experimental import pallas as pl
 
     rest = [*refs]

@@ -134,7 +134,6 @@ def _get(s: _Sizes, pairs: Any) -> Array:
 
 
 def _window(s: _Sizes, group: int, p: int, q: int) -> tuple[Any, ...]:
-    """Index a pixel of each window."""
     from jax.experimental import pallas as pl
 
     whole = slice(None)
@@ -183,7 +182,6 @@ def _forward(x, affine, kernel, bias, out, pairs, *, s, eps) -> None:
 
 
 def _backward(x, g, affine, kernel, out, *rest, s, eps, summed: bool) -> None:
-    """Compute the gradient for the image; if `summed`, those for parameters as well."""
     *sums, pairs, gradients, wide = rest
     dtype = out.dtype
     scale, shift = affine[0:1][None], affine[1:2][None]
@@ -213,7 +211,6 @@ def _backward(x, g, affine, kernel, out, *rest, s, eps, summed: bool) -> None:
 
 
 def _cost(s: _Sizes, operations: int, products: int) -> KernelCost:
-    """Count an image."""
     one = product(s.height * s.wide, s.channels, s.outs)
     return one * (4 * products) + elementwise(4 * s.height * s.width, s.channels, operations)
 

@@ -85,7 +85,6 @@ _SERIES = (1.18125479e-06, -3.20649087e-05, -1.13682734e-04, 3.64382789e-02, 7.9
 
 
 def _error_function(x: Array, exact: bool) -> Array:
-    """Compute erf(x / sqrt(2))."""
     if exact:
         return lax.erf(x * 0.5**0.5)
     square, (first, *rest) = x * x, _SERIES

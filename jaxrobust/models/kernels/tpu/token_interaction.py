@@ -121,7 +121,6 @@ def _groups(channels: int) -> list[slice]:
 
 
 def _statistics(x: Any, eps: float) -> tuple[Array, Array]:
-    """Compute mean and inverse deviation f32[N,1] of tokens."""
     wide = x[0].astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
     centred = wide - mean
@@ -245,7 +244,6 @@ def _window(x: Array, taps: Array, width: int) -> Window:
 
 
 def _operations(window: Window) -> int:
-    """Count those of a convolution, with its copies."""
     return 2 * window.side**2 + 2 * window.side
 
 
