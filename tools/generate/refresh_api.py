@@ -1,6 +1,6 @@
-"""Writes what each room defines to `tests/golden_api/`: defaults and tables; review the difference.
+"""Writes signatures, defaults and tables of each folder to `tests/golden_api/`, to be reviewed.
 
-python tools/generate/refresh_api.py [ROOM ...]
+python tools/generate/refresh_api.py [FOLDER ...]
 """
 
 import sys
