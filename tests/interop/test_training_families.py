@@ -34,6 +34,15 @@ class TrainingFamiliesTest(parameterized.TestCase):
         self.assertLess(found.gradients, GRADIENTS)
         self.assertLess(found.statistics, torch_training.STATISTICS.get(name, STATISTICS))
 
+    @parameterized.parameters(*sorted(torch_families.TORCHVISION))
+    def test_torchvisions_train(self, name):
+        side, options = torch_families.TORCHVISION[name]
+        made = torch_families.of_torchvision(name, num_classes=torch_training.CLASSES, **options)
+        found = torch_training.differences(made, side)
+        self.assertTrue(np.isfinite(found.losses).all(), found)
+        self.assertLess(found.gradients, GRADIENTS)
+        self.assertLess(found.statistics, STATISTICS)
+
     @parameterized.parameters(*torch_training.REFUSED.items())
     def test_is_refused(self, name, sentence):
         with self.assertRaisesRegex(ValueError, sentence):

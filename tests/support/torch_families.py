@@ -109,6 +109,26 @@ FAMILIES = {
     "xception41p": 299,
     "xcit_nano_12_p8_224": 224,
 }
+# torchvision's smallest of each file -> side of its images, and its options.
+TORCHVISION = {
+    "alexnet": (64, {}),
+    "convnext_tiny": (64, {}),
+    "densenet121": (64, {}),
+    "efficientnet_b0": (64, {}),
+    "googlenet": (64, {"aux_logits": False, "init_weights": False}),
+    "inception_v3": (160, {"aux_logits": False, "init_weights": False}),
+    "maxvit_t": (224, {}),
+    "mnasnet0_5": (64, {}),
+    "mobilenet_v2": (64, {}),
+    "mobilenet_v3_small": (64, {}),
+    "regnet_y_400mf": (64, {}),
+    "resnet18": (64, {}),
+    "shufflenet_v2_x0_5": (64, {}),
+    "squeezenet1_1": (64, {}),
+    "swin_t": (64, {}),
+    "vgg11_bn": (64, {}),
+    "vit_b_32": (64, {"image_size": 64}),
+}
 SINGLE = {"convit_tiny": 224}  # PyTorch cannot multiply its float32 positions with float64 weights
 SMALL = {  # at a size that fast tests can afford
     "resnet10t": {},
@@ -135,6 +155,14 @@ def network(name: str, **options) -> torch.nn.Module:
     """Return timm's network in eval mode and float64."""
     torch.manual_seed(0)
     return randomised(torch_networks.import_timm().create_model(name, **options))
+
+
+def of_torchvision(name: str, **options) -> torch.nn.Module:
+    """Return torchvision's network in eval mode and float64."""
+    import torchvision
+
+    torch.manual_seed(0)
+    return randomised(torchvision.models.get_model(name, weights=None, **options))
 
 
 def randomised(net: torch.nn.Module) -> torch.nn.Module:

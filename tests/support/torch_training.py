@@ -112,12 +112,17 @@ def _silenced(module: torch.nn.Module) -> bool:
     rates = [
         (part, name)
         for part in module.modules()
-        for name in (*_RATES, *(["p"] if isinstance(part, _DROPOUTS) else []))
+        for name in (*_RATES, *(["p"] if _drops(part) else []))
         if isinstance(getattr(part, name, None), float) and getattr(part, name) > 0
     ]
     for part, name in rates:
         setattr(part, name, 0.0)
     return bool(rates)
+
+
+def _drops(part: torch.nn.Module) -> bool:
+    """Whether `p` is the rate of a dropout, or of torchvision's drop path."""
+    return isinstance(part, _DROPOUTS) or type(part).__name__ == "StochasticDepth"
 
 
 def _widened(module: torch.nn.Module) -> torch.nn.Module:
