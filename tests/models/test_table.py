@@ -129,6 +129,34 @@ class ShippedTest(parameterized.TestCase):
         self.assertEqual(written, (paths.ROOT / "jaxrobust/models/counted.json").read_text())
 
 
+class PaperFiguresTest(absltest.TestCase):
+    """What papers print, beside the figures that are shipped."""
+
+    def test_are_those_of_our_networks(self):
+        rows = [row for row in map(table.architecture, models.available()) if row.paper]
+        self.assertGreater(len(rows), 50)
+        for row in rows:
+            paper = row.paper
+            if paper.multiply_adds:  # of which some counters count norms too
+                share = float(paper.multiply_adds) / (row.multiply_adds / 1e9)
+                self.assertBetween(share, 0.99, 1.01, row.name)
+            if paper.parameters:
+                unit = 10.0 ** -len(paper.parameters.partition(".")[2])  # rounded, or cut
+                near = abs(row.parameters / 1e6 - float(paper.parameters)) <= unit
+                self.assertEqual(near, not (paper.misprint or paper.other), row.name)
+            self.assertTrue(paper.parameters or paper.multiply_adds, row.name)
+        self.assertEqual(
+            [row.name for row in rows if row.paper.misprint], ["convnext_s", "convnext_s_cvst"]
+        )
+        other = [row.name for row in rows if row.paper.other]
+        self.assertEqual(other, ["cifar_levit", "cifar_vitae"])
+
+    def test_of_the_thesis_are_as_it_quotes_them(self):
+        for name, quoted in QUOTED.items():
+            paper = models.member(name).paper
+            self.assertEqual((paper.parameters, paper.multiply_adds), (None, f"{quoted:.2f}"))
+
+
 @pytest.mark.slow
 class EveryMultiplyAddsTest(parameterized.TestCase):
     @parameterized.parameters(*sorted((COUNTED.keys() | QUOTED.keys()) - set(FAST)))

@@ -245,6 +245,36 @@ class LayersTest(parameterized.TestCase):
             narrow = [jnp.asarray(a, dtype) for a in operands]
             self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
 
+    @parameterized.parameters((4, 5, 4), (4, 8, 4), (4, 9, 2), (4, 16, 2), (4, 17, 1), (6, 11, 2))
+    def test_as_many_groups_are_joined_as_have_32_channels(self, groups, ins, joined):
+        self.assertEqual(convolutions._joined(groups, ins), joined)
+
+    # On CPUs: shapes, stride, padding, groups, dilation; then how many convolutions of XLA and
+    # how many products of matrices compute it.
+    @parameterized.parameters(
+        ((1, 8, 8, 16), (3, 3, 16, 8), 1, 1, 1, 1, (1, 0)),
+        ((1, 8, 8, 16), (3, 3, 16, 8), 1, 2, 1, 2, (0, 1)),  # XLA's with dilation are plain loops
+        ((1, 8, 8, 16), (2, 2, 16, 8), 2, 0, 1, 1, (0, 1)),  # patches
+        ((1, 8, 8, 16), (2, 2, 16, 8), 2, 1, 1, 1, (1, 0)),
+        ((1, 9, 8, 16), (2, 2, 16, 8), 2, 0, 1, 1, (1, 0)),  # that leave a row over
+        ((1, 8, 8, 4), (3, 3, 4, 8), 1, 1, 1, 1, (0, 1)),  # few channels
+        ((1, 8, 8, 5), (3, 3, 5, 8), 1, 1, 1, 1, (1, 0)),
+        ((1, 8, 8, 4), (7, 7, 4, 8), 1, 3, 1, 1, (1, 0)),
+        ((1, 3, 6, 8), (3, 3, 8, 8), 1, 1, 1, 1, (1, 0)),  # a kernel four times as large as images
+        ((1, 3, 5, 8), (3, 3, 8, 8), 1, 1, 1, 1, (0, 1)),
+        ((1, 12, 12, 64), (3, 3, 32, 8), 1, 1, 2, 1, (2, 0)),  # groups beside each other
+        ((1, 12, 12, 32), (3, 3, 16, 8), 1, 1, 2, 1, (1, 0)),  # joined
+        ((1, 12, 12, 32), (3, 3, 16, 8), 1, 2, 2, 2, (0, 1)),
+        ((1, 12, 12, 8 * 32), (3, 3, 32, 8), 1, 1, 8, 1, (8, 0)),
+        ((1, 12, 12, 9 * 32), (3, 3, 32, 9), 1, 1, 9, 1, (0, 1)),  # many: one call for all
+    )
+    def test_the_formula_that_is_fast(self, image, kernel, stride, padding, groups, dilation, of):
+        value = convolutions._on_cpu(0, stride, padding, groups, dilation)
+        operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (image, kernel)]
+        text = str(jax.make_jaxpr(value)(*operands))
+        kinds = "conv_general_dilated[", "dot_general["
+        self.assertEqual(tuple(map(text.count, kinds)), of)
+
     @sweeps.fast(4, 8, 16)
     @parameterized.product(
         implementation=[*sorted(depthwise.IMPLEMENTATIONS), None],

@@ -292,6 +292,24 @@ class KernelsTest(parameterized.TestCase):
         attacked = vjp(lambda x: function(x, *parameters), x)
         self.assertLess(apart(attacked, results[:4]), 1e-6 if dtype == "float32" else ROUNDED)
 
+    def test_groups_that_do_not_divide_a_batch_are_refused_by_every_path(self):
+        """A kernel would fail with a sentence about shapes."""
+        layers = (stem_layers.BatchLayer(None, None, None),) * 2
+        parameters = local_interaction.Interaction(*[None] * 9)
+        shape = jax.ShapeDtypeStruct((6, 4, 4, 3), jnp.float32)
+        self.as_on_tpu(local_interaction, stem_layers)
+        for group in (4, 12, -1):
+            for run in (
+                lambda x, n=group: local_interaction.local_interaction(
+                    x, parameters, None, width=2, group=n
+                ),
+                lambda x, n=group: stem_layers.batch_stem_layers(x, layers, None, group=n),
+            ):
+                with self.assertRaisesRegex(
+                    ValueError, f"^group={group} does not divide the batch of 6; give a divisor"
+                ):
+                    jax.eval_shape(run, shape)
+
     def block(self, dtype, batch, height, width, channels, side):
         hidden, c = 4 * channels, (channels,)
         shapes = (side, side, 1, *c), c, c, c, (*c, hidden), (hidden,), (hidden, *c), c, c
