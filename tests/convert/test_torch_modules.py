@@ -5,6 +5,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
+from jaxrobust.models import table
 from tests.support import paths, reference, small_networks, sweeps
 from tests.support.families import CASES
 from tests.support.torch_modules import LISTINGS, NETWORKS, built, relative, row
@@ -13,6 +14,14 @@ try:
     import torch
 except ImportError:
     torch = None
+
+
+# Networks of the study -> their listings as they are, if there are any.
+STUDY = {
+    name: [of for of, (called, options) in NETWORKS.items() if called == name and not options]
+    for name in models.available()
+    if models.family(name).file.startswith("cifar_")
+}
 
 
 def logits_and_gradient(listing, weights, images, dtype):
@@ -34,6 +43,25 @@ class NamesTest(parameterized.TestCase):
             state = built(listing).state_dict()
         ours = [(k, tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in state.items()]
         self.assertEqual(ours, reference.entries(LISTINGS / f"{listing}.tsv"))
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class DefaultsTest(parameterized.TestCase):
+    """What a file builds where only what a network's row changes is named."""
+
+    @parameterized.parameters(*STUDY)
+    def test_are_the_networks_of_the_study(self, name):
+        from jaxrobust.convert import torch_networks  # which needs PyTorch
+
+        counted = table.architecture(name)
+        with torch.device("meta"):
+            net = torch_networks.network(name, img_size=counted.image_size)
+        trained = [p.numel() for p in net.parameters() if p.requires_grad]
+        self.assertEqual(sum(trained), counted.parameters)
+        state = net.state_dict().items()
+        found = [(k, tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in state]
+        for listing in STUDY[name]:
+            self.assertEqual(found, reference.entries(LISTINGS / f"{listing}.tsv"))
 
 
 def check_seeded(test, listing):

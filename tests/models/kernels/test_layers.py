@@ -275,6 +275,20 @@ class LayersTest(parameterized.TestCase):
         kinds = "conv_general_dilated[", "dot_general["
         self.assertEqual(tuple(map(text.count, kinds)), of)
 
+    @parameterized.parameters(
+        ((3, 3, 16), 1, "canonical", True),
+        ((3, 3, 15), 1, "canonical", False),  # of few channels, by windows in one matrix
+        ((3, 3, 63), 2, "interleaved", True),
+        ((3, 3, 64), 2, "canonical", True),
+        ((3, 2, 16), 2, "canonical", True),
+    )
+    def test_the_gradients_that_are_fast(self, window, stride, of_input, by_taps):
+        x = jax.ShapeDtypeStruct((2, 20, 20, window[2]), jnp.float32)
+        kernel = jax.ShapeDtypeStruct((*window, 8), jnp.float32)
+        _, to_x, to_kernel = convolutions._cpu_conv(x, kernel, stride, 1)
+        self.assertIs(to_x, getattr(convolutions, f"_{of_input}_input_gradient"))
+        self.assertEqual(to_kernel is convolutions._tap_kernel_gradient, by_taps)
+
     @sweeps.fast(4, 8, 16)
     @parameterized.product(
         implementation=[*sorted(depthwise.IMPLEMENTATIONS), None],
