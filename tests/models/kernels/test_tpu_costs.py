@@ -43,9 +43,8 @@ def declared(function, *operands, **how):
         raise Reached
 
     module = {m.__name__: m for m in MODULES}[function.__module__]
-    with mock.patch.object(module, "over_images", over_images):
-        with contextlib.suppress(Reached):
-            jax.eval_shape(lambda *given: function(*given, **how), *operands)
+    with mock.patch.object(module, "over_images", over_images), contextlib.suppress(Reached):
+        jax.eval_shape(lambda *given: function(*given, **how), *operands)
     (kernel,) = found
     return kernel
 
