@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrobust.commands.conversion import import_weights
 from jaxrobust.config import VERSION
+from jaxrobust.convert import import_torch
 from jaxrobust.runtime.files import download
 from jaxrobust.types import Weights
 from jaxrobust.weights import imports
@@ -314,6 +315,21 @@ class KnownTest(parameterized.TestCase):
     )
     def test_preprocessing(self, settings, size, expected):
         self.assertEqual(imports.preprocessing(settings, size), expected)
+
+    @parameterized.parameters(
+        *(({name: value}, f"--{name}={value} must be at least 1")
+          for name in ("num_classes", "image_size") for value in (0, -1)),
+        ({"seed": -1}, "--seed=-1 must be from 0 to 2"),
+        ({"seed": 2**32}, "--seed=4294967296 must be from 0 to 2"),
+        *(({name: 1}, "") for name in ("num_classes", "image_size")),
+        *(({"seed": seed}, "") for seed in (0, 2**32 - 1)),
+    )  # fmt: skip
+    def test_numbers(self, given, said):
+        request = networks.Request(**given)
+        if not said:
+            return import_torch._check_numbers(request)
+        with self.assertRaisesRegex(ValueError, f"^{said}"):
+            import_torch._check_numbers(request)
 
     def test_normalisation(self):
         hub = {"mean": [0.5] * 3, "std": [0.25] * 3}

@@ -383,6 +383,45 @@ class VerdictsTest(absltest.TestCase):
         self.assertEqual(how, expected)
         self.assertEqual(calls[1], ((3, 2, 4, 5), torch.float32, [3, 1, 5], 250))
 
+    def verdicts(self, different):
+        """The sentence about 1,200 images, of which some are judged otherwise."""
+        ours = np.arange(1200) % 2 == 0
+        theirs = ours.copy()
+        theirs[different] ^= True
+        threat = robustbench_entry.Threat("linf", 4 / 255)
+        record, said, asked = SimpleNamespace(threats=[threat, None]), [], []
+
+        def of(name, result):
+            return lambda *given: asked.append((name, *given)) or result
+
+        with (
+            mock.patch.dict("sys.modules", pyautoattack=SimpleNamespace()),
+            mock.patch.object(confirm.importlib.metadata, "version", lambda name: f"{name} 7"),
+            mock.patch.object(confirm, "_images", of("images", ("x" * 1200, "y"))),
+            mock.patch.object(confirm, "_ours", of("ours", ours)),
+            mock.patch.object(confirm, "_theirs", of("theirs", theirs)),
+            mock.patch.object(confirm, "say", said.append),
+        ):
+            text = confirm.verdicts("net", record, Path("ledger"), 1500, data_dir="data")
+        self.assertEqual(said, [f"pyautoattack on 1200 images in PyTorch, {threat}"])
+        images, own, other = asked
+        self.assertEqual(images, ("images", record, 1500, "data"))
+        self.assertEqual(own, ("ours", Path("ledger"), record, 1200))
+        self.assertEqual(other[2:], ("net", "x" * 1200, "y", threat))
+        head = "pyautoattack pyautoattack 7 on the exported network in PyTorch, the first 1,200 "
+        self.assertStartsWith(text, head + "images: ")
+        return text.removeprefix(head + "images: ")
+
+    def test_equal_verdicts_are_counted_and_others_named(self):
+        self.assertEqual(self.verdicts([]), "1,200 of 1,200 verdicts equal")
+        self.assertEqual(
+            self.verdicts([3, 10]),
+            "1,198 of 1,200 verdicts equal, not those of image 3 (fooled here), 10 (robust here)",
+        )
+        eight = ", ".join(f"{i} (robust here)" for i in range(0, 16, 2))
+        self.assertEndsWith(self.verdicts([*range(0, 16, 2)]), f"of image {eight}")
+        self.assertEndsWith(self.verdicts([*range(0, 18, 2)]), f"of image {eight}, ...")
+
     def test_a_ledger_of_more_images_than_are_asked_for(self):
         file = Path(self.create_tempfile("ledger.jsonl").full_path)
         rows = [{"image": i, "attack": "square", "fooled": i % 2 == 1} for i in range(6)]
