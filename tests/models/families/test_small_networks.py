@@ -126,7 +126,9 @@ KNOWN = {draws.torch_default: "torch", draws.normal_02: "0.02", draws.fan_out: "
 
 
 class KernelsDrawnTest(parameterized.TestCase):
-    """What `init` every kernel of a family is given; the formulas have tests of their own."""
+    """What `init` every kernel of a family is given, and of which images its norms are; the
+    formulas have tests of their own.
+    """
 
     def rule(self, init):
         if init in KNOWN:
@@ -145,7 +147,9 @@ class KernelsDrawnTest(parameterized.TestCase):
     def test_as_the_references_do(self, family, label):
         name, side, own = small_networks.ROWS[label]
         sizes = {"num_classes": small_networks.CLASSES, "image_size": side}
-        make = models.family(name).maker(models.variant(name)._replace(**own), **sizes)
+        row = models.variant(name)._replace(**own)
+        row = row._replace(bn_group=3) if "bn_group" in row._fields else row
+        make = models.family(name).maker(row, **sizes)
         with mock.patch.object(basic, "_affine", self.affine):
             module = nnx.eval_shape(lambda: make(draws.Draws(jax.random.key(0))))
         found: dict[str, set[str]] = {}
@@ -162,6 +166,13 @@ class KernelsDrawnTest(parameterized.TestCase):
             fits = [rule for rule, pattern in others.items() if re.fullmatch(pattern, name)]
             self.assertEmpty(fits, name)
         self.assertGreater(len(every), 3)
+        norms = [part for _, part in nnx.iter_modules(module) if isinstance(part, basic.BatchNorm)]
+        self.assertEqual({norm.group for norm in norms}, {3} if norms else set())
+        if family != "cifar_wide_resnet":  # whose last norm moves fast
+            self.assertEqual({norm.momentum for norm in norms}, {0.1} if norms else set())
+        else:
+            self.assertEqual([n.momentum for n in norms].count(0.9), 1)
+            self.assertEqual(module.bn1.momentum, 0.9)
 
 
 TOKENS, MAPS = (2, 10, 12), (2, 9, 9)

@@ -593,6 +593,20 @@ class KernelsTest(parameterized.TestCase):
             "attention takes XLA's path: heads of width 40 are no multiple of 32"
         )
 
+    def test_images_of_a_step_have_512_tokens_and_divide_the_batch_and_the_windows(self):
+        for batch, tokens, period, expected in (
+            (8, 49, 1, 8),  # ten would do
+            (64, 49, 1, 8),
+            (64, 49, 16, 8),
+            (64, 49, 4, 4),
+            (7, 128, 1, 1),
+            (8, 256, 1, 2),
+            (8, 257, 1, 1),
+            (8, 4000, 1, 1),
+        ):
+            found = token_attention._images(batch, tokens, period)
+            self.assertEqual(found, expected, (batch, tokens, period))
+
     def test_cycles_by_hand(self):
         # 197 rows through two tiles of keys, four units: 98.5 cycles.
         self.assertEqual(calls.product(197, 64, 197), (2 * 197 * 64 * 197, 0, 98.5))
