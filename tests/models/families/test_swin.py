@@ -170,17 +170,6 @@ class ConversionTest(parameterized.TestCase):
         same = "layers.2.blocks.1.attn.relative_position_bias_table"
         np.testing.assert_array_equal(ours[same], self.weights[same])
 
-    def test_tables_are_cut_around_the_middle_up_to_the_known_window(self):
-        table = np.arange(169 * 2, dtype=np.float32).reshape(169, 2)
-        cut = swin.cropped(table, (25, 2)).reshape(5, 5, 2)
-        np.testing.assert_array_equal(cut, table.reshape(13, 13, 2)[4:9, 4:9])
-        np.testing.assert_array_equal(swin.cropped(table, (169, 2)), table)
-        for after in (7, 8, 9):
-            with self.assertRaisesRegex(ValueError, "a window of 8: create the network with win"):
-                swin.cropped(np.zeros((225, 2)), ((2 * after - 1) ** 2, 2))
-        with self.assertRaisesRegex(ValueError, "window of 7 do not reach all of one of 8; keep"):
-            swin.cropped(table, (225, 2))
-
     def test_larger_window_is_refused(self):
         with self.assertRaisesRegex(ValueError, "window of 6 do not reach all of one of 7"):
             swin.cropped(np.zeros((121, 4)), (169, 4))
@@ -216,6 +205,19 @@ class ConversionTest(parameterized.TestCase):
         message = r"shape \(32, 13, 13\) for .*relative_position_bias_table \(121, 32\)"
         with self.assertRaisesRegex(ValueError, message):
             convert.from_torch("swin_b", weights, image_size=192)
+
+
+class CroppedTest(absltest.TestCase):
+    def test_tables_are_cut_around_the_middle_up_to_the_known_window(self):
+        table = np.arange(169 * 2, dtype=np.float32).reshape(169, 2)
+        cut = swin.cropped(table, (25, 2)).reshape(5, 5, 2)
+        np.testing.assert_array_equal(cut, table.reshape(13, 13, 2)[4:9, 4:9])
+        np.testing.assert_array_equal(swin.cropped(table, (169, 2)), table)
+        for after in (7, 8, 9):
+            with self.assertRaisesRegex(ValueError, "a window of 8: create the network with win"):
+                swin.cropped(np.zeros((225, 2)), ((2 * after - 1) ** 2, 2))
+        with self.assertRaisesRegex(ValueError, "window of 7 do not reach all of one of 8; keep"):
+            swin.cropped(table, (225, 2))
 
 
 class ReferenceTest(parameterized.TestCase):
