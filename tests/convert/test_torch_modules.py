@@ -1,4 +1,5 @@
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -62,6 +63,47 @@ class DefaultsTest(parameterized.TestCase):
         found = [(k, tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in state]
         for listing in STUDY[name]:
             self.assertEqual(found, reference.entries(LISTINGS / f"{listing}.tsv"))
+
+
+# Family -> how what is no layer's own is drawn: names, and the deviation of a normal draw.
+TOKENS = {
+    "vit": {"pos_embed": 0.02, "cls_token": 0.0},
+    "cait": {"pos_embed": 0.02, "cls_token": 0.02},
+    "xcit": {"cls_token": 0.02},
+    "swin": {"relative_position_bias_table": 0.02},
+    "cifar_vit": {"pos_embedding": 1.0, "cls_token": 1.0},
+    "cifar_ceit": {"pos_embedding": 1.0, "cls_token": 1.0},
+    "cifar_cct": {"positional_emb": 0.2},
+    "cifar_cpvt": {"cls_token": 1.0},
+    "cifar_mixer": {"cls_token": 1.0},
+    "cifar_swin": {"pos_embedding": 1.0},
+    "cifar_botnet": {"rel_h": 1.0, "rel_w": 1.0},
+    "cifar_levit": {"attention_biases": 0.0},
+    "cifar_coatnet": {"relative_bias_table": 0.0},
+}
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class TokensTest(parameterized.TestCase):
+    @parameterized.parameters(*TOKENS)
+    def test_are_drawn_as_the_references_do(self, family):
+        rows = small_networks.ROWS.items()
+        label = next(key for key, (name, *_) in rows if models.family(name).file == family)
+        with (
+            torch.random.fork_rng(),
+            mock.patch.object(small_networks, "weights", lambda state: state),
+            mock.patch.object(torch, "from_numpy", lambda value: value),
+        ):
+            torch.manual_seed(0)
+            net = small_networks.made(label)
+        for ending, deviation in TOKENS[family].items():
+            values = [p.flatten() for key, p in net.named_parameters() if key.endswith(ending)]
+            (drawn,) = (torch.cat(values).detach().numpy(),)
+            if deviation:
+                self.assertBetween(np.sqrt((drawn**2).mean()) / deviation, 0.5, 1.6, ending)
+                self.assertLess(np.abs(drawn).max(), 5 * deviation)
+            else:
+                np.testing.assert_array_equal(drawn, 0)
 
 
 def check_seeded(test, listing):
