@@ -17,11 +17,11 @@ except ImportError:
     torch = None
 
 
-# Networks of the study -> their listings as they are, if there are any.
-STUDY = {
+# Networks whose reference is a file of ours -> their listings as they are, if there are any.
+OURS = {
     name: [of for of, (called, options) in NETWORKS.items() if called == name and not options]
     for name in models.available()
-    if models.family(name).file.startswith("cifar_")
+    if models.member(name).reference.base.endswith(".py")
 }
 
 
@@ -50,18 +50,19 @@ class NamesTest(parameterized.TestCase):
 class DefaultsTest(parameterized.TestCase):
     """What a file builds where only what a network's row changes is named."""
 
-    @parameterized.parameters(*STUDY)
-    def test_are_the_networks_of_the_study(self, name):
+    @parameterized.parameters(*OURS)
+    def test_are_the_networks_as_they_are_counted_and_listed(self, name):
         from jaxrobust.convert import torch_networks  # which needs PyTorch
 
         counted = table.architecture(name)
         with torch.device("meta"):
-            net = torch_networks.network(name, img_size=counted.image_size)
+            more = {"num_classes": 10} if name == "cifar_resnet50" else {}  # of ResNet's file
+            net = torch_networks.network(name, img_size=counted.image_size, **more)
         trained = [p.numel() for p in net.parameters() if p.requires_grad]
         self.assertEqual(sum(trained), counted.parameters)
         state = net.state_dict().items()
         found = [(k, tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in state]
-        for listing in STUDY[name]:
+        for listing in OURS[name]:
             self.assertEqual(found, reference.entries(LISTINGS / f"{listing}.tsv"))
 
 
