@@ -1,6 +1,8 @@
 """Parts of exports and certificates by themselves: which weights, which files, which verdicts."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
@@ -14,10 +16,12 @@ from jaxrobust import models
 from jaxrobust.convert import confirm, robustbench_entry
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.models.published import PUBLISHED
 from jaxrobust.types import Weights
 from jaxrobust.weights.store import weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 from tests.support import paths
+from tests.support.modules import hidden
 from tests.support.runs import tiny
 
 try:
@@ -288,6 +292,43 @@ class ReferenceTest(parameterized.TestCase):
         self.assertEqual((origin, independent), ("torch_modules/resnet.py", False))
         self.assertEqual(tuple(net.conv1.weight.shape[1:]), (1, 3, 3))
 
+    def test_of_robustbenchs_loader_where_it_is(self):
+        key, own = "Salman2020Do_R18", Path(self.create_tempfile("net.pt", "own").full_path)
+        seen = []
+
+        def load_model(name, *, model_dir, **where):
+            link = Path(model_dir) / PUBLISHED[key].file
+            seen.append((name, where, os.environ["TORCH_HOME"] == model_dir, link.read_text()))
+            print("Downloading")
+            return "net"
+
+        there = SimpleNamespace(load_model=load_model)
+        network = SimpleNamespace(name="resnet18")
+        before = dict(os.environ)
+        with (
+            mock.patch.dict("sys.modules", {"robustbench": there, "robustbench.utils": there}),
+            mock.patch.object(torch_networks, "import_robustbench") as imported,
+            mock.patch.object(references.importlib.metadata, "version", lambda name: f"{name} 7"),
+            mock.patch.object(references, "_rebuilt", lambda *given: given),
+            contextlib.redirect_stdout(io.StringIO()) as said,
+        ):
+            found = references.reference(network, own, key)
+            self.assertEqual(
+                found, ("net", "robustbench robustbench 7", True, "by its load_model()")
+            )
+            where = {"dataset": "imagenet", "threat_model": "Linf"}
+            self.assertEqual(seen, [(key, where, True, "own")])
+            self.assertEqual(said.getvalue(), "")
+            for layout in ("timm", "Standard_R50"):  # no file, no loader
+                expected = (network, own, "raw")
+                self.assertEqual(references.reference(network, own, layout, "raw"), expected)
+            self.assertEqual(imported.call_count, 1)
+            imported.side_effect = ImportError("not there")
+            self.assertEqual(references.reference(network, own, key), (network, own, None))
+        self.assertEqual(dict(os.environ), before)
+        with hidden("torch"):
+            self.assertIsNone(references.reference(network, own, key))
+
     def test_deviations(self):
         network = SimpleNamespace(name="resnet18", options={"small_stem": True, "drop_path": 0.3})
         found = references.deviations(network, "resnet18")
@@ -421,6 +462,26 @@ class VerdictsTest(absltest.TestCase):
         eight = ", ".join(f"{i} (robust here)" for i in range(0, 16, 2))
         self.assertEndsWith(self.verdicts([*range(0, 16, 2)]), f"of image {eight}")
         self.assertEndsWith(self.verdicts([*range(0, 18, 2)]), f"of image {eight}, ...")
+
+    def test_the_exported_network_is_attacked(self):
+        given = SimpleNamespace(layout="module", record=Path("r.jsonl"), confirm=8, data_dir="d")
+        subject, asked = SimpleNamespace(network="network"), []
+
+        def reference(*given):
+            asked.append(given)
+            return SimpleNamespace(net="net") if len(asked) == 1 else None
+
+        with (
+            mock.patch.object(references, "reference", reference),
+            mock.patch.object(robustbench_entry, "ledger_of", lambda *given: ("ledger", *given)),
+            mock.patch.object(confirm, "verdicts", lambda *given, **how: (given, how)),
+        ):
+            found = export_torch._confirmed(given, subject, "record", Path("net.pt"))
+            with self.assertRaisesRegex(ValueError, "^--confirm needs PyTorch: pip install"):
+                export_torch._confirmed(given, subject, "record", Path("net.pt"))
+        ledger = ("ledger", Path("r.jsonl"), "record")
+        self.assertEqual(found, (("net", "record", ledger, 8), {"data_dir": "d"}))
+        self.assertEqual(asked[0], ("network", Path("net.pt"), "module"))
 
     def test_a_ledger_of_more_images_than_are_asked_for(self):
         file = Path(self.create_tempfile("ledger.jsonl").full_path)

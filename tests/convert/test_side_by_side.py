@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import attacks
 from jaxrobust.convert import side_by_side
 from jaxrobust.convert.side_by_side import Side
+from jaxrobust.models.modules import positions
 from tests.support import paths
 
 try:
@@ -40,6 +41,22 @@ def side(weights, rounds, shift) -> Side:
         return logits.astype(dtype), gradient.reshape(images.shape).astype(dtype)
 
     return Side(logits_and_gradient, lambda images, labels: images + np.float32(shift))
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class PositionsTest(absltest.TestCase):
+    def test_are_rounded_as_pytorchs_sines_are(self):
+        ours = positions.waves
+        with side_by_side._positions_of_pytorch():
+            found = positions.waves(7)
+            self.assertIsNot(positions.waves, ours)
+        self.assertIs(positions.waves, ours)
+        self.assertEqual((found.shape, found.dtype), ((7, 32), np.float32))
+        at = np.arange(1, 8) / (7 + 1e-6) * 2 * np.pi
+        angles = at[:, None] / 10000 ** (np.arange(0, 32, 2) / 32)
+        expected = np.stack([np.sin(angles), np.cos(angles)], -1).reshape(7, 32)
+        np.testing.assert_allclose(found, expected, atol=1e-6)  # float32
+        np.testing.assert_allclose(found, ours(7), atol=3e-7)
 
 
 class MeasuredTest(absltest.TestCase):

@@ -7,6 +7,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models import table
+from jaxrobust.weights.naming import convert
 from tests.support import paths, reference, small_networks, sweeps
 from tests.support.families import CASES
 from tests.support.torch_modules import LISTINGS, NETWORKS, built, relative, row
@@ -64,6 +65,23 @@ class DefaultsTest(parameterized.TestCase):
         found = [(k, tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in state]
         for listing in OURS[name]:
             self.assertEqual(found, reference.entries(LISTINGS / f"{listing}.tsv"))
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class BuffersTest(parameterized.TestCase):
+    @parameterized.parameters("cifar_swin", "cifar_levit", "cifar_coatnet")
+    def test_what_follows_from_sizes_comes_back_as_pytorch_has_it(self, label):
+        name, options = small_networks.ROWS[label][0], small_networks.options(label)
+        state = small_networks.made(label).state_dict()
+        arrays = {k: v.numpy() for k, v in state.items()}
+        ours = convert.from_torch(name, arrays, **options)
+        own = {k: v for k, v in options.items() if k not in ("num_classes", "image_size")}
+        back = convert.to_torch(name, *ours, **own)
+        self.assertEqual([*back], [*arrays])
+        made = [key for key in back if key.endswith(("mask", "index", "idxs"))]
+        self.assertNotEmpty(made)
+        for key, array in back.items():
+            np.testing.assert_array_equal(array, arrays[key], key)
 
 
 # Family -> how what is no layer's own is drawn: names, and the deviation of a normal draw.
