@@ -261,6 +261,32 @@ class WeightsTest(absltest.TestCase):
         np.testing.assert_array_equal(module.head.bias.detach(), params["head.bias"])
 
 
+class ImagesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({"dtype": np.uint8}, "images are uint8; divide by 255 for floats in .0, 1.$"),
+        ({"shape": (2, 8, 8)}, r"images have shape \(2, 8, 8\), expected \[B, H, W, 3\]$"),
+        ({"shape": (2, 8, 8, 1)}, r"images have shape \(2, 8, 8, 1\), expected \[B, H, W, 3\]$"),
+        ({"params": {}}, r"these weights do not belong to this network: \['w'\]$"),
+        ({"params": {"w": np.zeros(3)}}, r"^w has shape \(3,\), expected \(2,\)$"),
+    )
+    def test_what_a_network_does_not_take(self, change, said):
+        images = np.zeros(change.get("shape", (2, 8, 8, 3)), change.get("dtype", np.float32))
+        params, like = change.get("params", {"w": np.zeros(2)}), {"w": (2,), "s": (1,)}
+        with self.assertRaisesRegex(ValueError, said):
+            trained._check(params, {"s": np.zeros(1)}, images, like, 3)
+        right = np.zeros((2, 8, 8, 3), np.float32)
+        trained._check({"w": np.zeros(2)}, {"s": np.zeros(1)}, right, like, 3)
+
+    def test_sizes_of_all_images_are_those_of_one(self):
+        n, of = 6, program.Of("n")
+        operands = ((of, 4), of, (2, 12, 5), (of,), (0.5, 6), 6)
+        step = program.OperatorCall("a", "rand", operands, {}, "line 1")
+        first = trained._of_one(step, 0, n, {"n": n}).operands
+        self.assertEqual(first, ((1, 4), of, (0, 12, 5), (1,), (0.5, 6), 6))
+        second = trained._of_one(step, 1, n, {"n": n}).operands
+        self.assertEqual(second, ((6, 0), of, (2, 2, 5), (of,), (0.5, 6), 6))
+
+
 class KeptTest(absltest.TestCase):
     @classmethod
     def setUpClass(cls):

@@ -245,6 +245,19 @@ class LayersTest(parameterized.TestCase):
             narrow = [jnp.asarray(a, dtype) for a in operands]
             self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
 
+    @parameterized.parameters((1, 1, 1), (2, 1, 1), (1, 2, 2))
+    def test_many_groups_by_one_call(self, stride, padding, dilation):
+        x, kernel = np.float32(_normal(0, 2, 5, 6, 6)), np.float32(_normal(1, 3, 2, 2, 9))
+        how = {"groups": 3, "dilation": dilation}
+
+        def both(x, kernel):
+            plain = convolutions._xla_conv(x, kernel, stride, padding, 3, dilation)
+            return windows.group_conv(x, kernel, stride, padding, **how), plain
+
+        found, expected = jax.jit(both)(x, kernel)
+        self.assertEqual(found.shape, expected.shape)
+        np.testing.assert_allclose(found, expected, atol=1e-5)  # float32
+
     @parameterized.parameters((4, 5, 4), (4, 8, 4), (4, 9, 2), (4, 16, 2), (4, 17, 1), (6, 11, 2))
     def test_as_many_groups_are_joined_as_have_32_channels(self, groups, ins, joined):
         self.assertEqual(convolutions._joined(groups, ins), joined)
