@@ -1,7 +1,9 @@
 import contextlib
 import io
 import json
+import re
 import sys
+import unicodedata
 from types import SimpleNamespace
 from unittest import mock
 
@@ -14,7 +16,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.commands import models as command
 from jaxrobust.data import evaluation_transform
-from jaxrobust.models import table
+from jaxrobust.models import published, table
 from jaxrobust.models.counted import COUNTED as COUNTED_BY_US
 from jaxrobust.models.interface.family import PaperFigures
 from jaxrobust.models.published import PUBLISHED
@@ -294,6 +296,63 @@ class DescribedTest(parameterized.TestCase):
             line = table.checkpoints([own]).splitlines()[2]
             self.assertEqual(line.split()[:4], ["key", "52.92", "25.32", word])
         self.assertEqual(table.checkpoints([row._replace(published={})]), "")
+
+
+class OptionsTest(absltest.TestCase):
+    """Which options make another network, and how it is called then."""
+
+    def test_what_decides_what_weights_compute(self):
+        found = models.computed("convnext_n", {"drop_path": 0.5, "dtype": "bfloat16"})
+        self.assertEqual(found, models.computed("convnext_n", {}))
+        row = models.variant("convnext_n")._asdict()
+        free = {"dtype", "remat", "scan", "drop_path", "in_channels"} & row.keys()
+        self.assertEqual(found.keys(), row.keys() - free)
+        self.assertEqual(found["dims"], row["dims"])
+        for gamma, there in ((None, False), (0.5, True), (1e-6, True)):
+            found = models.computed("vit_s", {"gamma_init": gamma})
+            self.assertIs(found["gamma_init"], there)
+
+    def test_words_name_the_options_that_make_another_network(self):
+        row = models.variant("convnext_n")
+        same = {"depths": row.depths, "remat": True, "drop_path": 0.5, "gamma_init": 0.5}
+        self.assertEqual(models.essential("convnext_n", same), {})
+        self.assertEqual(models.words("convnext_n", same), "convnext_n without options")
+        other = same | {"dims": (8, 9, 10), "depths": (1, 2, 1)}
+        expected = {"depths": [1, 2, 1], "dims": [8, 9, 10]}
+        self.assertEqual(models.essential("convnext_n", other), expected)
+        said = "convnext_n with depths=[1, 2, 1], dims=[8, 9, 10]"
+        self.assertEqual(models.words("convnext_n", other), said)
+
+    def test_sizes(self):
+        for size in (1, 8192):
+            models.check_size(size)
+        for size, said in ((0, "at least 1$"), (-1, "at least 1$"), (8193, "at most 8192; give")):
+            with self.assertRaisesRegex(ValueError, f"^image_size={size} must be {said}"):
+                models.check_size(size)
+
+    def test_papers_of_published_networks(self):
+        of = {key: published.paper(key) for key in PUBLISHED}
+        self.assertIs(of["Salman2020Do_R18"], published.paper("Salman2020Do_R18"))
+        self.assertEqual(of["Salman2020Do_R18"], of["Salman2020Do_R50"])
+        title = "Do Adversarially Robust ImageNet Models Transfer Better?"
+        self.assertEqual(of["Salman2020Do_R50"].title, title)
+        for key, paper in of.items():
+            if key != "Standard_R50":
+                author = re.match(r"[A-Z][a-z]+(?=\d|[A-Z])", key)[0]
+                plain = unicodedata.normalize("NFD", paper.authors).encode("ascii", "ignore")
+                self.assertIn(author, plain.decode(), key)
+                self.assertStartsWith(paper.link, "https://")
+            self.assertTrue(paper.venue, key)
+        board = PUBLISHED["Huang2021Exploring"].board
+        self.assertEqual((board.num_classes, board.image_size, board.epsilon), (10, 32, 8 / 255))
+
+    def test_a_networks_parameters_are_listed_and_summed(self):
+        lines = table.parameters("convnext_n").splitlines()
+        (total,) = [line for line in lines if line.startswith("Total")]
+        self.assertIn(f"{table.architecture('convnext_n').parameters:,}", total)
+        (head,) = [line for line in lines if "head.fc.kernel" in line]
+        self.assertIn("(256, 1000)", head)
+        self.assertIn("256,000", head)
 
 
 class CommandTest(absltest.TestCase):

@@ -359,6 +359,37 @@ class KernelsTest(parameterized.TestCase):
         alone = jax.jit(lambda x: function(x, *parameters))(x)
         self.assertLess(apart([alone], results[:1]), 1e-6 if dtype == "float32" else ROUNDED)
 
+    def test_a_block_without_a_layer_scale_is_one_of_ones(self):
+        x, *parameters = self.block("float32", 1, 3, 4, 8, 3)
+        p = BlockParameters(*parameters)
+        ones, none = p._replace(gamma=jnp.ones(8)), p._replace(gamma=None)
+        blocks = [lambda x, p=p: convnext_layers.convnext_block(x, p) for p in (ones, none)]
+        by_steps = jax.jit(lambda x: [block(x) for block in blocks])(x)
+
+        class Default(_Lax):
+            def platform_dependent(self, *operands, **rules):
+                return rules["default"](*operands)
+
+        with (
+            mock.patch.object(block_kernel, "refused", lambda *_: None),
+            mock.patch.object(convnext_layers, "lax", Default(convnext_layers.lax)),
+        ):
+            at_once = jax.jit(lambda x: [block(x) for block in blocks])(x)
+        for found in (*by_steps[1:], *at_once):
+            np.testing.assert_allclose(found, by_steps[0], rtol=1e-6, atol=1e-6)
+
+    def test_the_image_gradient_of_depthwise_norm_is_the_same_alone(self):
+        x, z, g, beside = (normal(i, 1, 3, 4, 8) for i in range(4))
+        parameters = normal(4, 3, 3, 1, 8), *(normal(i, 8) for i in (5, 6, 7))
+
+        def gradients(needed):
+            rest = {"eps": 1e-6, "needed": needed}
+            return convnext_layers._plain_norm_gradients(x, z, g, beside, *parameters, **rest)
+
+        (alone,), (first, *others) = jax.jit(lambda: (gradients(False), gradients(True)))()
+        np.testing.assert_allclose(alone, first, rtol=1e-6, atol=1e-6)
+        self.assertEqual([o.shape for o in others], [p.shape for p in parameters])
+
     @parameterized.parameters("float32", "bfloat16")
     def test_a_convnext_block_elsewhere_is_its_layers(self, dtype):
         x, *parameters = self.block(dtype, 2, 7, 7, 32, 7)
