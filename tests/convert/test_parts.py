@@ -170,6 +170,41 @@ class CertificateTest(absltest.TestCase):
             (said,) = faults(*given)
             self.assertRegex(said, "^logits .* off in float32, above")
 
+    def test_names_and_arrays_that_are_not_the_references(self):
+        def said(**names):
+            names = {"reference": 5, "matched": 5, "equal": 5, "differing": []} | names
+            fine = {"float32": {"relative": 0.0}, "float64": {"relative": 0.0}}
+            return certificate._faults({"names": names, "logits": fine, "gradients": fine})
+
+        self.assertEmpty(said())
+        self.assertEqual(
+            said(matched=3, equal=1, differing=["a", "b", "c", "d"]),
+            ["2 names of the reference are not ours", "2 arrays differ (a, b, c)"],
+        )
+        self.assertEqual(said(equal=4, differing=["a"]), ["1 arrays differ (a)"])
+
+    def test_an_import_is_certified_by_timms_names_where_the_loader_fails(self):
+        asked, certified = [], {"agrees": True}
+
+        def reference(network, source, layout, which):
+            asked.append((layout, which))
+            if layout != "timm":
+                raise RuntimeError("Missing key(s)")
+            return "reference"
+
+        with (
+            mock.patch.object(references, "reference", reference),
+            mock.patch.object(certificate, "certify", return_value=certified) as certify,
+            mock.patch.object(certificate, "checked", lambda *given: given),
+        ):
+            found = certificate.of_import("network", Path("w.pt"), "Wong2020Fast", "ema")
+        self.assertEqual(asked, [("Wong2020Fast", "ema"), ("timm", "ema")])
+        self.assertEqual(found, (certified, "w.pt"))
+        compared = {"theirs": Path("w.pt")}
+        certify.assert_called_once_with("network", "reference", compared=compared)
+        with self.assertRaisesRegex(ValueError, "^--against nowhere.pt: no such file$"):
+            certificate.compare(Path("w.safetensors"), Path("nowhere.pt"))
+
     def test_the_file_beside_which_it_is_written_is_one_of_those_compared(self):
         weights = Path(self.create_tempfile("net.pt", "weights").full_path)
         own = {"name": weights.name, "sha256": file_sha256(weights)}
