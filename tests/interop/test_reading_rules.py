@@ -192,6 +192,50 @@ class CheckTest(parameterized.TestCase):
         self.assertIn("use torch.where for the branch", said)
         self.assertEqual(exporting._reason(KeyError()), "KeyError")
 
+    def test_programs_of_any_number_of_images_and_of_one(self):
+        def loaded(*shapes):
+            nodes = [node(op="placeholder") for _ in shapes] + [node()]
+            for each, shape in zip(nodes, shapes, strict=False):
+                each.meta = {"val": SimpleNamespace(shape=shape)}
+            program = SimpleNamespace(graph=SimpleNamespace(nodes=nodes))
+            with mock.patch.object(torch.export, "load", lambda path: program):
+                found, single = exporting.loaded(Path("a.pt2"))
+            self.assertIs(found, program)
+            return single
+
+        self.assertFalse(loaded((5,), ("batch", 3, 4, 4)))
+        self.assertTrue(loaded((1, 3, 4, 4)))
+        for shapes, said in (
+            (
+                [("batch", 3, 4, 4), ("batch", 48)],
+                r"^it takes \('batch', 48\), no images \[B,C,H,W",
+            ),
+            ([], r"^it takes \(\), no images"),
+            ([(2, 3, 4, 4)], "^it takes 2 images at a time and no other number; export it with"),
+            ([(0, 3, 4, 4)], "^it takes 0 images"),
+        ):
+            with self.assertRaisesRegex(ValueError, said):
+                loaded(*shapes)
+
+    def test_the_type_of_weights_is_one(self):
+        float32, float64 = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+        whole = torch.zeros(1, dtype=torch.int64)
+        self.assertEqual(exporting._dtype({"a": float64, "n": whole}), "float64")
+        self.assertEqual(exporting._dtype({"n": whole}), "float32")
+        with self.assertRaisesRegex(ValueError, "several types .torch.float32, torch.float64.$"):
+            exporting._dtype({"a": float64, "b": float32})
+
+    def test_steps_that_nothing_reads_are_left_out_but_for_draws(self):
+        steps = [
+            OperatorCall("a", "aten.relu.default", (Of("x"),), {}, ""),
+            OperatorCall("b", "aten.relu.default", (Of("a"),), {}, ""),
+            OperatorCall("c", "aten.neg.default", (Of("a"),), {}, ""),
+            OperatorCall("d", "aten.rand_like.default", (Of("x"),), {}, ""),
+        ]
+        living = exporting._living(steps, {"c"})
+        self.assertEqual([step.name for step in living], ["a", "c", "d"])
+        self.assertEqual([s.name for s in exporting._living(steps, {"b", "c"})], [*"abcd"])
+
     def test_one_weight_under_two_names_is_one_array(self):
         weight = torch.arange(6.0).reshape(2, 3)
         same = {"a": "x", "b": "y", "c": "z"}
