@@ -1,6 +1,7 @@
 """Imports of weights from files and from servers on this machine."""
 
 import contextlib
+import inspect
 import io
 import json
 from pathlib import Path
@@ -330,6 +331,12 @@ class KnownTest(parameterized.TestCase):
             return import_torch._check_numbers(request)
         with self.assertRaisesRegex(ValueError, f"^{said}"):
             import_torch._check_numbers(request)
+
+    def test_what_is_imported_is_certified_unless_it_is_told_otherwise(self):
+        parameters = inspect.signature(import_torch.import_weights).parameters
+        self.assertIs(parameters["certified"].default, True)
+        self.assertEqual(parameters["request"].default, networks.Request())
+        self.assertIsNone(parameters["sha256"].default)
 
     def test_normalisation(self):
         hub = {"mean": [0.5] * 3, "std": [0.25] * 3}

@@ -1,3 +1,4 @@
+import inspect
 import json
 from unittest import mock
 
@@ -65,6 +66,37 @@ class DefaultsTest(parameterized.TestCase):
         found = [(k, tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in state]
         for listing in OURS[name]:
             self.assertEqual(found, reference.entries(LISTINGS / f"{listing}.tsv"))
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class SignaturesTest(parameterized.TestCase):
+    @parameterized.parameters(*(family.file for family in models.FAMILIES))
+    def test_what_may_be_left_out_is_as_in_the_rows(self, file):
+        from jaxrobust.convert import torch_networks  # which needs PyTorch
+
+        given = inspect.signature(torch_networks.module(file).model).parameters.items()
+        found = {key: p.default for key, p in given if p.default is not inspect.Parameter.empty}
+        (variants,) = [family.variants for family in models.FAMILIES if family.file == file]
+        defaults = type(next(iter(variants.values())))._field_defaults
+        self.assertEqual(found.get("in_channels"), 3)
+        for key in found.keys() & defaults.keys():
+            if found[key] is not None:  # as an empty tuple there
+                self.assertEqual(found[key], defaults[key], key)
+
+    def test_convolutions_of_wide_residual_networks_are_xaviers(self):
+        from jaxrobust.convert import torch_networks
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = torch_networks.module("cifar_wide_resnet").model((1, 1), 1)
+        convs = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+        self.assertLen(convs, 6)  # and one shortcut's
+        for conv in convs:
+            np.testing.assert_array_equal(conv.bias.detach(), 0)
+            pixels = conv.kernel_size[0] ** 2
+            bound = (2 * 6 / (pixels * (conv.in_channels + conv.out_channels))) ** 0.5
+            largest = float(conv.weight.detach().abs().max())
+            self.assertBetween(largest, 0.97 * bound, bound)
 
 
 @absltest.skipIf(torch is None, paths.PARITY)

@@ -208,6 +208,8 @@ ROWS: list[tuple[Any, ...]] = [
     ),
     ("linalg_cholesky_ex", MATRIX @ MATRIX.mT, {"upper": True}),
     ("cholesky", MATRIX @ MATRIX.mT, False),
+    ("scaled_dot_product_attention", MAP, MAP + 0.5, MAP[..., :3].copy(), {"scale": 0.3}),
+    ("scaled_dot_product_attention", MAP, MAP + 0.5, MAP[..., :3].copy()),
 ]
 # PyTorch has no gradient of these, or another one on purpose.
 VALUES = {"_cdist_forward", "_pdist_forward", "cholesky", "linalg_cholesky_ex", "index.Tensor"}

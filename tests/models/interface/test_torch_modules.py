@@ -167,6 +167,26 @@ class NamesTest(parameterized.TestCase):
         made.assert_called_once_with("network", kernels, patterns)
         self.assertFalse(kept.is_kept(Path("run") / kept.FOLDER))
 
+    def test_a_pass_is_given_its_key_and_weights_of_its_type(self):
+        calls = []
+
+        def apply(params, stats, images, **how):
+            calls.append((params["w"].dtype, stats, images, how))
+            return "logits", stats
+
+        made = mock.Mock(apply=apply, init="init")
+        with (
+            mock.patch.object(torch_modules, "program"),
+            mock.patch.object(torch_modules.trained, "classifier", return_value=made),
+        ):
+            net = torch_modules.create("torch:a.py:b", dtype="bfloat16", **SIZES)
+        weights = {"w": jnp.ones(2)}
+        net.apply(weights, "stats", "images", train=True, key="key")
+        net.apply(weights, "stats", "images")
+        type_ = jnp.dtype("bfloat16")
+        self.assertEqual(calls[0], (type_, "stats", "images", {"train": True, "key": "key"}))
+        self.assertEqual(calls[1], (type_, "stats", "images", {"train": False, "key": None}))
+
     def test_files_of_names(self):
         for name, file in (
             ("torch:nets.py:build", "nets.py"),
