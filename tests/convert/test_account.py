@@ -3,6 +3,7 @@
 import json
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -287,6 +288,42 @@ class LayoutTest(parameterized.TestCase):
     def test_usage(self, layout, name, sizes, expected):
         network = blank(name, **sizes) if name in ("convnext_n", "resnet18") else mock.Mock()
         self.assertRegex(layouts.usage(network, layout, Path("out")), expected)
+
+    @absltest.skipIf(hub is None, paths.PARITY)
+    def test_usage_of_a_users_module(self):
+        stats = {"normalize.mean": np.float32([0.5, 0.25]), "normalize.std": np.float32([0.5, 1])}
+        network = SimpleNamespace(name="torch:nets.py:build", normalised=False, stats=stats)
+        how = "build().load_state_dict(torch.load('out/state_dict.pt'), strict=True)"
+        self.assertEqual(layouts.usage(network, "state-dict", Path("out")), how)
+        network.normalised = True
+        said = layouts.usage(network, "state-dict", Path("out"))
+        self.assertEqual(said, f"{how}; it takes (images - [0.5, 0.25]) / [0.5, 1.0]")
+        said = layouts.usage(network, "robustbench", Path("out"))
+        label = layouts.users_module.label(network.name)
+        self.assertEqual(said, f"in out: `from {label} import load; net = load()`")
+
+    @absltest.skipIf(hub is None, paths.PARITY)
+    def test_the_file_of_a_published_network_is_where_its_loader_looks(self):
+        folder, key, calls = Path(self.create_tempdir()), "Debenedetti2022Light_XCiT-S12", []
+
+        def to_torch(*given, **how):
+            calls.append((given, how))
+            return {"w": np.float32([1, 2])}
+
+        network = SimpleNamespace(name="xcit_s12", params="p", stats="s", options={"a": 1})
+        with (
+            mock.patch.object(layouts, "check"),
+            mock.patch.object(layouts.convert, "to_torch", to_torch),
+        ):
+            file = layouts.stage(folder, network, Account("w.pt"), key)
+            self.assertEqual(layouts.arrays(network, "timm").keys(), {"w"})
+        self.assertEqual(file, layouts.references.place(folder, key))
+        import torch
+
+        found = torch.load(file, weights_only=True)
+        self.assertEqual({k: v.tolist() for k, v in found.items()}, {"w": [1, 2]})
+        names = ("xcit_s12", "p", "s")
+        self.assertEqual(calls, [(names, {"layout": key, "a": 1}), (names, {})])
 
     def test_the_file_with_the_weights(self):
         folder = Path(self.create_tempdir())

@@ -123,6 +123,13 @@ class LayoutTest(FileCase):
     def test_timm(self):
         done, _ = self.export("--layout=timm")
         self.assertEqual(list(done["files"]), ["convnext_n.safetensors"])
+        written = self.out / "convnext_n.safetensors"
+        self.assertEqual(done["files"], {written.name: hashes.file_sha256(written)})
+        expected = {"model": "convnext_n", "weights": "ours.safetensors", "layout": "timm"}
+        expected |= {"weights_sha256": hashes.weights_sha256(self.params, self.stats)}
+        expected |= {"out": str(self.out), "certificate": None, "confirmed": None, "by_hand": []}
+        self.assertEqual(expected, {key: done[key] for key in expected})
+        self.assertEqual(done.keys(), expected.keys() | {"files", "usage"})
         arrays = load_file(self.out / "convnext_n.safetensors")
         expected = convert.to_torch("convnext_n", self.params, self.stats)
         self.assertEqual(arrays.keys(), expected.keys())

@@ -1,6 +1,7 @@
 """Imports of weights from files and from servers on this machine."""
 
 import contextlib
+import inspect
 import io
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrobust.commands.conversion import import_weights
 from jaxrobust.config import VERSION
+from jaxrobust.convert import import_torch
 from jaxrobust.runtime.files import download
 from jaxrobust.types import Weights
 from jaxrobust.weights import imports
@@ -314,6 +316,27 @@ class KnownTest(parameterized.TestCase):
     )
     def test_preprocessing(self, settings, size, expected):
         self.assertEqual(imports.preprocessing(settings, size), expected)
+
+    @parameterized.parameters(
+        *(({name: value}, f"--{name}={value} must be at least 1")
+          for name in ("num_classes", "image_size") for value in (0, -1)),
+        ({"seed": -1}, "--seed=-1 must be from 0 to 2"),
+        ({"seed": 2**32}, "--seed=4294967296 must be from 0 to 2"),
+        *(({name: 1}, "") for name in ("num_classes", "image_size")),
+        *(({"seed": seed}, "") for seed in (0, 2**32 - 1)),
+    )  # fmt: skip
+    def test_numbers(self, given, said):
+        request = networks.Request(**given)
+        if not said:
+            return import_torch._check_numbers(request)
+        with self.assertRaisesRegex(ValueError, f"^{said}"):
+            import_torch._check_numbers(request)
+
+    def test_what_is_imported_is_certified_unless_it_is_told_otherwise(self):
+        parameters = inspect.signature(import_torch.import_weights).parameters
+        self.assertIs(parameters["certified"].default, True)
+        self.assertEqual(parameters["request"].default, networks.Request())
+        self.assertIsNone(parameters["sha256"].default)
 
     def test_normalisation(self):
         hub = {"mean": [0.5] * 3, "std": [0.25] * 3}

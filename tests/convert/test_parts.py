@@ -1,6 +1,8 @@
 """Parts of exports and certificates by themselves: which weights, which files, which verdicts."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
@@ -14,10 +16,12 @@ from jaxrobust import models
 from jaxrobust.convert import confirm, robustbench_entry
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.models.published import PUBLISHED
 from jaxrobust.types import Weights
 from jaxrobust.weights.store import weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 from tests.support import paths
+from tests.support.modules import hidden
 from tests.support.runs import tiny
 
 try:
@@ -166,6 +170,41 @@ class CertificateTest(absltest.TestCase):
             (said,) = faults(*given)
             self.assertRegex(said, "^logits .* off in float32, above")
 
+    def test_names_and_arrays_that_are_not_the_references(self):
+        def said(**names):
+            names = {"reference": 5, "matched": 5, "equal": 5, "differing": []} | names
+            fine = {"float32": {"relative": 0.0}, "float64": {"relative": 0.0}}
+            return certificate._faults({"names": names, "logits": fine, "gradients": fine})
+
+        self.assertEmpty(said())
+        self.assertEqual(
+            said(matched=3, equal=1, differing=["a", "b", "c", "d"]),
+            ["2 names of the reference are not ours", "2 arrays differ (a, b, c)"],
+        )
+        self.assertEqual(said(equal=4, differing=["a"]), ["1 arrays differ (a)"])
+
+    def test_an_import_is_certified_by_timms_names_where_the_loader_fails(self):
+        asked, certified = [], {"agrees": True}
+
+        def reference(network, source, layout, which):
+            asked.append((layout, which))
+            if layout != "timm":
+                raise RuntimeError("Missing key(s)")
+            return "reference"
+
+        with (
+            mock.patch.object(references, "reference", reference),
+            mock.patch.object(certificate, "certify", return_value=certified) as certify,
+            mock.patch.object(certificate, "checked", lambda *given: given),
+        ):
+            found = certificate.of_import("network", Path("w.pt"), "Wong2020Fast", "ema")
+        self.assertEqual(asked, [("Wong2020Fast", "ema"), ("timm", "ema")])
+        self.assertEqual(found, (certified, "w.pt"))
+        compared = {"theirs": Path("w.pt")}
+        certify.assert_called_once_with("network", "reference", compared=compared)
+        with self.assertRaisesRegex(ValueError, "^--against nowhere.pt: no such file$"):
+            certificate.compare(Path("w.safetensors"), Path("nowhere.pt"))
+
     def test_the_file_beside_which_it_is_written_is_one_of_those_compared(self):
         weights = Path(self.create_tempfile("net.pt", "weights").full_path)
         own = {"name": weights.name, "sha256": file_sha256(weights)}
@@ -288,6 +327,43 @@ class ReferenceTest(parameterized.TestCase):
         self.assertEqual((origin, independent), ("torch_modules/resnet.py", False))
         self.assertEqual(tuple(net.conv1.weight.shape[1:]), (1, 3, 3))
 
+    def test_of_robustbenchs_loader_where_it_is(self):
+        key, own = "Salman2020Do_R18", Path(self.create_tempfile("net.pt", "own").full_path)
+        seen = []
+
+        def load_model(name, *, model_dir, **where):
+            link = Path(model_dir) / PUBLISHED[key].file
+            seen.append((name, where, os.environ["TORCH_HOME"] == model_dir, link.read_text()))
+            print("Downloading")
+            return "net"
+
+        there = SimpleNamespace(load_model=load_model)
+        network = SimpleNamespace(name="resnet18")
+        before = dict(os.environ)
+        with (
+            mock.patch.dict("sys.modules", {"robustbench": there, "robustbench.utils": there}),
+            mock.patch.object(torch_networks, "import_robustbench") as imported,
+            mock.patch.object(references.importlib.metadata, "version", lambda name: f"{name} 7"),
+            mock.patch.object(references, "_rebuilt", lambda *given: given),
+            contextlib.redirect_stdout(io.StringIO()) as said,
+        ):
+            found = references.reference(network, own, key)
+            self.assertEqual(
+                found, ("net", "robustbench robustbench 7", True, "by its load_model()")
+            )
+            where = {"dataset": "imagenet", "threat_model": "Linf"}
+            self.assertEqual(seen, [(key, where, True, "own")])
+            self.assertEqual(said.getvalue(), "")
+            for layout in ("timm", "Standard_R50"):  # no file, no loader
+                expected = (network, own, "raw")
+                self.assertEqual(references.reference(network, own, layout, "raw"), expected)
+            self.assertEqual(imported.call_count, 1)
+            imported.side_effect = ImportError("not there")
+            self.assertEqual(references.reference(network, own, key), (network, own, None))
+        self.assertEqual(dict(os.environ), before)
+        with hidden("torch"):
+            self.assertIsNone(references.reference(network, own, key))
+
     def test_deviations(self):
         network = SimpleNamespace(name="resnet18", options={"small_stem": True, "drop_path": 0.3})
         found = references.deviations(network, "resnet18")
@@ -382,6 +458,65 @@ class VerdictsTest(absltest.TestCase):
         expected = {"norm": "L2", "eps": 0.5, "version": "standard", "seed": 0, "device": device}
         self.assertEqual(how, expected)
         self.assertEqual(calls[1], ((3, 2, 4, 5), torch.float32, [3, 1, 5], 250))
+
+    def verdicts(self, different):
+        """The sentence about 1,200 images, of which some are judged otherwise."""
+        ours = np.arange(1200) % 2 == 0
+        theirs = ours.copy()
+        theirs[different] ^= True
+        threat = robustbench_entry.Threat("linf", 4 / 255)
+        record, said, asked = SimpleNamespace(threats=[threat, None]), [], []
+
+        def of(name, result):
+            return lambda *given: asked.append((name, *given)) or result
+
+        with (
+            mock.patch.dict("sys.modules", pyautoattack=SimpleNamespace()),
+            mock.patch.object(confirm.importlib.metadata, "version", lambda name: f"{name} 7"),
+            mock.patch.object(confirm, "_images", of("images", ("x" * 1200, "y"))),
+            mock.patch.object(confirm, "_ours", of("ours", ours)),
+            mock.patch.object(confirm, "_theirs", of("theirs", theirs)),
+            mock.patch.object(confirm, "say", said.append),
+        ):
+            text = confirm.verdicts("net", record, Path("ledger"), 1500, data_dir="data")
+        self.assertEqual(said, [f"pyautoattack on 1200 images in PyTorch, {threat}"])
+        images, own, other = asked
+        self.assertEqual(images, ("images", record, 1500, "data"))
+        self.assertEqual(own, ("ours", Path("ledger"), record, 1200))
+        self.assertEqual(other[2:], ("net", "x" * 1200, "y", threat))
+        head = "pyautoattack pyautoattack 7 on the exported network in PyTorch, the first 1,200 "
+        self.assertStartsWith(text, head + "images: ")
+        return text.removeprefix(head + "images: ")
+
+    def test_equal_verdicts_are_counted_and_others_named(self):
+        self.assertEqual(self.verdicts([]), "1,200 of 1,200 verdicts equal")
+        self.assertEqual(
+            self.verdicts([3, 10]),
+            "1,198 of 1,200 verdicts equal, not those of image 3 (fooled here), 10 (robust here)",
+        )
+        eight = ", ".join(f"{i} (robust here)" for i in range(0, 16, 2))
+        self.assertEndsWith(self.verdicts([*range(0, 16, 2)]), f"of image {eight}")
+        self.assertEndsWith(self.verdicts([*range(0, 18, 2)]), f"of image {eight}, ...")
+
+    def test_the_exported_network_is_attacked(self):
+        given = SimpleNamespace(layout="module", record=Path("r.jsonl"), confirm=8, data_dir="d")
+        subject, asked = SimpleNamespace(network="network"), []
+
+        def reference(*given):
+            asked.append(given)
+            return SimpleNamespace(net="net") if len(asked) == 1 else None
+
+        with (
+            mock.patch.object(references, "reference", reference),
+            mock.patch.object(robustbench_entry, "ledger_of", lambda *given: ("ledger", *given)),
+            mock.patch.object(confirm, "verdicts", lambda *given, **how: (given, how)),
+        ):
+            found = export_torch._confirmed(given, subject, "record", Path("net.pt"))
+            with self.assertRaisesRegex(ValueError, "^--confirm needs PyTorch: pip install"):
+                export_torch._confirmed(given, subject, "record", Path("net.pt"))
+        ledger = ("ledger", Path("r.jsonl"), "record")
+        self.assertEqual(found, (("net", "record", ledger, 8), {"data_dir": "d"}))
+        self.assertEqual(asked[0], ("network", Path("net.pt"), "module"))
 
     def test_a_ledger_of_more_images_than_are_asked_for(self):
         file = Path(self.create_tempfile("ledger.jsonl").full_path)

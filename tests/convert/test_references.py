@@ -4,7 +4,9 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
+from jaxrobust import convert
 from jaxrobust.convert import references
+from jaxrobust.weights.naming import convert as converting
 
 
 class PlaceTest(parameterized.TestCase):
@@ -20,6 +22,15 @@ class PlaceTest(parameterized.TestCase):
     )
     def test_place(self, key, expected):
         self.assertEqual(references.place(Path("folder"), key), Path("folder") / expected)
+
+
+class ConvertedTest(absltest.TestCase):
+    def test_functions_are_imported_when_they_are_asked_for(self):
+        for name in ("from_torch", "to_torch"):
+            self.assertIs(getattr(convert, name), getattr(converting, name))
+        with self.assertRaisesRegex(AttributeError, "'jaxrobust.convert' has no attribute 'other'"):
+            _ = convert.other
+        self.assertFalse(hasattr(convert, "StoredNames"))  # which stands beside them there
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import attacks
 from jaxrobust.convert import side_by_side
 from jaxrobust.convert.side_by_side import Side
+from jaxrobust.models.modules import positions
 from tests.support import paths
 
 try:
@@ -40,6 +41,22 @@ def side(weights, rounds, shift) -> Side:
         return logits.astype(dtype), gradient.reshape(images.shape).astype(dtype)
 
     return Side(logits_and_gradient, lambda images, labels: images + np.float32(shift))
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class PositionsTest(absltest.TestCase):
+    def test_are_rounded_as_pytorchs_sines_are(self):
+        ours = positions.waves
+        with side_by_side._positions_of_pytorch():
+            found = positions.waves(7)
+            self.assertIsNot(positions.waves, ours)
+        self.assertIs(positions.waves, ours)
+        self.assertEqual((found.shape, found.dtype), ((7, 32), np.float32))
+        at = np.arange(1, 8) / (7 + 1e-6) * 2 * np.pi
+        angles = at[:, None] / 10000 ** (np.arange(0, 32, 2) / 32)
+        expected = np.stack([np.sin(angles), np.cos(angles)], -1).reshape(7, 32)
+        np.testing.assert_allclose(found, expected, atol=1e-6)  # float32
+        np.testing.assert_allclose(found, ours(7), atol=3e-7)
 
 
 class MeasuredTest(absltest.TestCase):
@@ -209,6 +226,32 @@ class AttackTest(parameterized.TestCase):
 
             ours = jax.jit(lambda x, y: attack(logits, None, x, y))(images, labels.astype(np.int32))
         np.testing.assert_allclose(theirs.numpy().transpose(0, 2, 3, 1), ours, atol=1e-9)
+
+    def test_of_equal_losses_the_first_image_is_kept(self):
+        images = torch.from_numpy(DRAW.random((2, 3, 2, 2)))
+        images[0, 0, 0, 0] = 1.25
+        weights, passes = torch.from_numpy(WEIGHTS), []
+
+        def net(x):
+            passes.append(x.requires_grad)
+            logits = x.flatten(1) @ weights
+            return logits - logits.detach()  # always 0, with gradients that move the image
+
+        found = torch_attack.apgd(net, images, torch.tensor([0, 1]), 0.1, 3)
+        np.testing.assert_array_equal(found, images.clamp(0, 1))
+        self.assertEqual(passes, [True, True, True, False])
+        for steps in (0, 10):
+            with self.assertRaises(AssertionError):
+                torch_attack.apgd(net, images, torch.tensor([0, 1]), 0.1, steps)
+
+    def test_one_step_goes_to_the_corner_of_the_ball(self):
+        images, labels = torch.from_numpy(DRAW.random((4, 3, 2, 2))), torch.arange(4)
+        net = lambda x: x.flatten(1) @ torch.from_numpy(WEIGHTS)  # noqa: E731
+        x = images.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(torch.nn.functional.cross_entropy(net(x), labels), x)
+        corner = (images + 0.1 * slope.sign()).clamp(0, 1)
+        found = torch_attack.apgd(net, images, labels, 0.1, 1)
+        np.testing.assert_allclose(found, corner, atol=1e-12)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
+import inspect
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
+from jaxrobust.models import table
+from jaxrobust.weights.naming import convert
 from tests.support import paths, reference, small_networks, sweeps
 from tests.support.families import CASES
 from tests.support.torch_modules import LISTINGS, NETWORKS, built, relative, row
@@ -13,6 +17,14 @@ try:
     import torch
 except ImportError:
     torch = None
+
+
+# Networks whose reference is a file of ours -> their listings as they are, if there are any.
+OURS = {
+    name: [of for of, (called, options) in NETWORKS.items() if called == name and not options]
+    for name in models.available()
+    if models.member(name).reference.base.endswith(".py")
+}
 
 
 def logits_and_gradient(listing, weights, images, dtype):
@@ -34,6 +46,115 @@ class NamesTest(parameterized.TestCase):
             state = built(listing).state_dict()
         ours = [(k, tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in state.items()]
         self.assertEqual(ours, reference.entries(LISTINGS / f"{listing}.tsv"))
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class DefaultsTest(parameterized.TestCase):
+    """What a file builds where only what a network's row changes is named."""
+
+    @parameterized.parameters(*OURS)
+    def test_are_the_networks_as_they_are_counted_and_listed(self, name):
+        from jaxrobust.convert import torch_networks  # which needs PyTorch
+
+        counted = table.architecture(name)
+        with torch.device("meta"):
+            more = {"num_classes": 10} if name == "cifar_resnet50" else {}  # of ResNet's file
+            net = torch_networks.network(name, img_size=counted.image_size, **more)
+        trained = [p.numel() for p in net.parameters() if p.requires_grad]
+        self.assertEqual(sum(trained), counted.parameters)
+        state = net.state_dict().items()
+        found = [(k, tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in state]
+        for listing in OURS[name]:
+            self.assertEqual(found, reference.entries(LISTINGS / f"{listing}.tsv"))
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class SignaturesTest(parameterized.TestCase):
+    @parameterized.parameters(*(family.file for family in models.FAMILIES))
+    def test_what_may_be_left_out_is_as_in_the_rows(self, file):
+        from jaxrobust.convert import torch_networks  # which needs PyTorch
+
+        given = inspect.signature(torch_networks.module(file).model).parameters.items()
+        found = {key: p.default for key, p in given if p.default is not inspect.Parameter.empty}
+        (variants,) = [family.variants for family in models.FAMILIES if family.file == file]
+        defaults = type(next(iter(variants.values())))._field_defaults
+        self.assertEqual(found.get("in_channels"), 3)
+        for key in found.keys() & defaults.keys():
+            if found[key] is not None:  # as an empty tuple there
+                self.assertEqual(found[key], defaults[key], key)
+
+    def test_convolutions_of_wide_residual_networks_are_xaviers(self):
+        from jaxrobust.convert import torch_networks
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = torch_networks.module("cifar_wide_resnet").model((1, 1), 1)
+        convs = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+        self.assertLen(convs, 6)  # and one shortcut's
+        for conv in convs:
+            np.testing.assert_array_equal(conv.bias.detach(), 0)
+            pixels = conv.kernel_size[0] ** 2
+            bound = (2 * 6 / (pixels * (conv.in_channels + conv.out_channels))) ** 0.5
+            largest = float(conv.weight.detach().abs().max())
+            self.assertBetween(largest, 0.97 * bound, bound)
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class BuffersTest(parameterized.TestCase):
+    @parameterized.parameters("cifar_swin", "cifar_levit", "cifar_coatnet")
+    def test_what_follows_from_sizes_comes_back_as_pytorch_has_it(self, label):
+        name, options = small_networks.ROWS[label][0], small_networks.options(label)
+        state = small_networks.made(label).state_dict()
+        arrays = {k: v.numpy() for k, v in state.items()}
+        ours = convert.from_torch(name, arrays, **options)
+        own = {k: v for k, v in options.items() if k not in ("num_classes", "image_size")}
+        back = convert.to_torch(name, *ours, **own)
+        self.assertEqual([*back], [*arrays])
+        made = [key for key in back if key.endswith(("mask", "index", "idxs"))]
+        self.assertNotEmpty(made)
+        for key, array in back.items():
+            np.testing.assert_array_equal(array, arrays[key], key)
+
+
+# Family -> how what is no layer's own is drawn: names, and the deviation of a normal draw.
+TOKENS = {
+    "vit": {"pos_embed": 0.02, "cls_token": 0.0},
+    "cait": {"pos_embed": 0.02, "cls_token": 0.02},
+    "xcit": {"cls_token": 0.02},
+    "swin": {"relative_position_bias_table": 0.02},
+    "cifar_vit": {"pos_embedding": 1.0, "cls_token": 1.0},
+    "cifar_ceit": {"pos_embedding": 1.0, "cls_token": 1.0},
+    "cifar_cct": {"positional_emb": 0.2},
+    "cifar_cpvt": {"cls_token": 1.0},
+    "cifar_mixer": {"cls_token": 1.0},
+    "cifar_swin": {"pos_embedding": 1.0},
+    "cifar_botnet": {"rel_h": 1.0, "rel_w": 1.0},
+    "cifar_levit": {"attention_biases": 0.0},
+    "cifar_coatnet": {"relative_bias_table": 0.0},
+}
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class TokensTest(parameterized.TestCase):
+    @parameterized.parameters(*TOKENS)
+    def test_are_drawn_as_the_references_do(self, family):
+        rows = small_networks.ROWS.items()
+        label = next(key for key, (name, *_) in rows if models.family(name).file == family)
+        with (
+            torch.random.fork_rng(),
+            mock.patch.object(small_networks, "weights", lambda state: state),
+            mock.patch.object(torch, "from_numpy", lambda value: value),
+        ):
+            torch.manual_seed(0)
+            net = small_networks.made(label)
+        for ending, deviation in TOKENS[family].items():
+            values = [p.flatten() for key, p in net.named_parameters() if key.endswith(ending)]
+            (drawn,) = (torch.cat(values).detach().numpy(),)
+            if deviation:
+                self.assertBetween(np.sqrt((drawn**2).mean()) / deviation, 0.5, 1.6, ending)
+                self.assertLess(np.abs(drawn).max(), 5 * deviation)
+            else:
+                np.testing.assert_array_equal(drawn, 0)
 
 
 def check_seeded(test, listing):

@@ -1,4 +1,5 @@
 import re
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -257,6 +258,33 @@ class RobustbenchTest(absltest.TestCase):
         message = "needs robustbench .*: bash tools/setup_reference_env.sh"
         with hidden("robustbench"), self.assertRaisesRegex(ImportError, message):
             torch_networks.import_robustbench()
+        with hidden("robustbench"), self.assertRaisesRegex(ImportError, message):
+            torch_networks.published("Salman2020Do_R18")
+
+    def test_a_published_network_is_its_builders(self):
+        """Of XCiT's timm's, without weights; and those that would fetch some take another's."""
+        built = {name: mock.MagicMock() for name in ("Salman2020Do_R50", "Wong2020Fast")}
+        rows = {name: {"model": made} for name, made in built.items()}
+        keys = SimpleNamespace(
+            BenchmarkDataset=lambda name: name, ThreatModel=SimpleNamespace(Linf="linf")
+        )
+        zoo = SimpleNamespace(model_dicts={"imagenet": {"linf": rows}})
+        timm = mock.Mock(
+            is_model=lambda name: name == "debenedetti2022light_xcit_s12_imagenet_linf"
+        )
+        modules = {"robustbench.model_zoo": zoo, "robustbench.model_zoo.enums": keys}
+        with (
+            mock.patch.object(torch_networks, "import_robustbench") as imported,
+            mock.patch.dict("sys.modules", modules | {"timm": timm, "robustbench": mock.Mock()}),
+        ):
+            for name, made in (("Standard_R50", "Salman2020Do_R50"), ("Wong2020Fast", None)):
+                found = torch_networks.published(name)
+                self.assertIs(found, built[made or name].return_value.eval.return_value)
+            found = torch_networks.published("Debenedetti2022Light_XCiT-S12")
+        self.assertIs(found, timm.create_model.return_value.eval.return_value)
+        name = "debenedetti2022light_xcit_s12_imagenet_linf"
+        timm.create_model.assert_called_once_with(name, pretrained=False)
+        self.assertEqual(imported.call_count, 3)
 
 
 @pytest.mark.matrix

@@ -3,6 +3,7 @@
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.interop import blocks, kept
+from jaxrobust.interop import program as programs
 from jaxrobust.interop import trainable as trained
 from tests.support import paths
 
@@ -57,6 +59,70 @@ class Pooled(torch.nn.Module):
 
     def forward(self, x):
         return self.head(x.mean((2, 3)))
+
+
+def step(name, operator, *operands, **named):
+    return programs.OperatorCall(name, operator, operands, named, "line 1")
+
+
+class PartsTest(parameterized.TestCase):
+    """Steps, written by hand: a sum of two maps, of which each is scaled."""
+
+    def part(self, names="abc", read=("x", "y"), factor=2.0, kept=("c",)):
+        a, b, c = names
+        of = programs.Of
+        steps = (
+            step(a, "mul", of(read[0]), factor, dtype=programs.NumberType("float32")),
+            step(b, "mul", of(read[1]), of(read[0])),
+            step(c, "cat", (of(a), of(b)), 1, alpha=of(read[1])),
+        )
+        return blocks.Part(steps=steps, kept=frozenset(kept), block="block")
+
+    def test_what_is_needed(self):
+        steps = self.part().steps
+        for wanted, expected in (("c", "abc"), ("b", "b"), ("a", "a"), ("", ""), ("ab", "ab")):
+            found = blocks.needed(steps, wanted)
+            self.assertEqual("".join(each.name for each in found), expected)
+
+    def test_a_form_has_no_names(self):
+        first = blocks.form(self.part())
+        self.assertEqual((first.kept, first.read), ({2}, ("x", "y")))
+        (mul, operands, named), (_, second, _), (_, third, alpha) = first.operations
+        self.assertEqual(mul, "mul")
+        self.assertEqual(operands, (("read", 0), ("float", 2.0)))
+        self.assertEqual(named, ((("str", "dtype"), ("float32", "type")),))
+        self.assertEqual(second, (("read", 1), ("read", 0)))
+        self.assertEqual(third, ((("step", 0), ("step", 1)), ("int", 1)))
+        self.assertEqual(alpha, ((("str", "alpha"), ("read", 1)),))
+        same = blocks.form(self.part("def", ("c", "w"), kept=("f",)))
+        self.assertEqual(same[:2], first[:2])
+        self.assertEqual(same.read, ("c", "w"))
+        for other in (
+            self.part(factor=2),  # an int
+            self.part(factor=3.0),
+            self.part(kept=("b", "c")),
+            self.part(read=("x", "x")),
+        ):
+            self.assertNotEqual(blocks.form(other)[:2], first[:2])
+
+    def test_how_one_block_follows_another(self):
+        before = self.part(read=("x", "w"))
+        first, program = blocks.form(before), SimpleNamespace(weights={"w": "", "v": ""})
+
+        def link(*read, **how):
+            second = blocks.form(self.part("def", read, kept=("f",), **how))
+            return blocks._link(program, before, first, second)
+
+        self.assertEqual(link("c", "v"), (2, blocks._WEIGHT))
+        self.assertEqual(link("x", "w"), (blocks._SAME, blocks._SAME))
+        self.assertEqual(link("a", "w"), (0, blocks._SAME))
+        for read in (("z", "v"), ("c", "z"), ("v", "w")):  # from elsewhere, a weight for a map
+            self.assertIsNone(link(*read))
+        self.assertIsNone(link("c", "v", factor=3.0))
+        self.assertIsNone(blocks._link(program, before, None, first))
+        self.assertIsNone(blocks._link(program, before, first, None))
+        own = first._replace(operations=((programs.OWN, ()),))
+        self.assertIsNone(blocks._link(program, before, own, own))
 
 
 class BlocksTest(parameterized.TestCase):

@@ -1,6 +1,7 @@
 """Gradients that a module's author defines, and values that no image changes, against PyTorch."""
 
 import pickle
+from unittest import mock
 
 import jax
 import numpy as np
@@ -79,6 +80,33 @@ class OwnGradientsTest(parameterized.TestCase):
         copy = network._replace(logits_fn=jax.tree_util.Partial(function, network.weights))
         self.assertLess(max(map(np.max, differences(copy, images()))), 1e-12)
         self.assertIsNone(agreement.first_difference(copy, images()))
+
+    def exports(self, net):
+        """(images, strict) of each try of an export that always fails."""
+        tries = []
+
+        def export(module, examples, *, dynamic_shapes, strict):
+            (example,) = examples
+            self.assertEqual(dynamic_shapes is None, len(example) == 1)
+            tries.append((len(example), strict))
+            raise RuntimeError(f"try {len(tries)}\nmore")
+
+        with (
+            mock.patch.object(torch.export, "export", export),
+            self.assertRaisesRegex(
+                ValueError, "^torch.export: try 1 at .*test_gradients.py, line "
+            ),
+        ):
+            exporting.exported(net.eval(), IMAGE)
+        return tries
+
+    def test_an_own_gradient_is_in_no_strict_export(self):
+        """Which reads the source of the forward pass alone."""
+        plain = torch_defences.network()
+        self.assertEqual(self.exports(plain), [(2, False), (2, True), (1, False), (1, True)])
+        layer = torch_defences.Layer(torch_defences.OWN_GRADIENTS["clipped backward"])
+        own = torch_defences.network(layer)
+        self.assertEqual(self.exports(own), [(2, False), (1, False)])
 
     def test_leaves_pytorch_as_it_was(self):
         apply, data = vars(torch.autograd.Function)["apply"], torch.Tensor.data

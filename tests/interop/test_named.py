@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.interop import agreement, named
+from jaxrobust.interop import agreement, modules, named
 from jaxrobust.interop import torch as conversion
 from jaxrobust.interop.agreement import Agreement
 from jaxrobust.interop.named import Built
@@ -28,6 +28,67 @@ def make(width, depth=1, **more):
 
 net = torch.nn.Identity()
 """
+
+
+class ArgumentsTest(absltest.TestCase):
+    """What the function behind `torch:NAME` is called with."""
+
+    def setUp(self):
+        super().setUp()
+        self.file = Path(self.create_tempdir()) / "my_nets.py"
+        self.file.write_text(
+            "import torch\n"
+            "def sized(num_classes, in_channels, width=1, dims=()):\n"
+            "    net = torch.nn.Linear(in_channels, num_classes)\n"
+            "    net.given = width, dims\n"
+            "    return net\n"
+            "def plain(width=1):\n"
+            "    return width\n"
+            "def nothing(): pass\n"
+        )
+        self.sizes = {"num_classes": 7, "image_size": 32, "in_channels": 4}
+        self.options = {"width": 3, "dims": [1, [2, 3]], modules.OUTPUT: "1"}
+
+    def test_are_the_sizes_that_it_takes_and_the_options(self):
+        given, own = self.sizes | self.options, {"width": 3, "dims": (1, (2, 3))}
+        found = modules.arguments(f"torch:{self.file}:sized", given)
+        self.assertEqual(found, {"num_classes": 7, "in_channels": 4} | own)
+        self.assertEqual(modules.arguments(f"torch:{self.file}:plain", given), own)
+        found = modules.arguments("torch:timm/resnet18", given)
+        self.assertEqual(found, {"model_name": "resnet18", "num_classes": 7, "in_chans": 4} | own)
+
+    def test_make_the_module_alike_each_time_and_leave_the_generator(self):
+        name, given = f"torch:{self.file}:sized", self.sizes | self.options
+        torch.manual_seed(5)
+        before = torch.random.get_rng_state()
+        first, second = (modules.module(name, given) for _ in range(2))
+        self.assertTrue(torch.equal(torch.random.get_rng_state(), before))
+        self.assertTrue(torch.equal(first.weight, second.weight))
+        self.assertEqual((tuple(first.weight.shape), first.given), ((7, 4), (3, (1, (2, 3)))))
+        torch.manual_seed(0)
+        self.assertTrue(torch.equal(first.weight, torch.nn.Linear(4, 7).weight))
+
+    def test_refusals(self):
+        for function, given, said in (
+            ("nothing", {}, "nothing returns nothing; return a torch.nn.Module"),
+            ("plain", {"width": 2}, "plain returns a builtins.int; return"),
+        ):
+            with self.assertRaisesRegex(ValueError, f"model.name=torch:.*:{said}"):
+                modules.module(f"torch:{self.file}:{function}", given)
+        with self.assertRaisesRegex(
+            ValueError, "torch:my_nets names no function; write torch:my_n"
+        ):
+            modules.arguments("torch:my_nets", {})
+        for missing, name, said in (
+            ("torch", "torch:a.py:b", "needs PyTorch .*keeps the program in its workdir"),
+            ("timm", "torch:timm/resnet18", "needs timm: pip install timm"),
+        ):
+            there = modules.installed
+            with (
+                mock.patch.object(modules, "installed", lambda p, m=missing: p != m and there(p)),  # noqa: B023
+                self.assertRaisesRegex(ValueError, f"model.name={name} {said}"),
+            ):
+                modules.module(name, self.sizes)
 
 
 class BuiltTest(parameterized.TestCase):

@@ -5,13 +5,14 @@ import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.interop.program import Of, OperatorCall
-from jaxrobust.interop.reading import drawing, exporting, masks, refusals, scripted
+from jaxrobust.interop.reading import drawing, exporting, masks, refusals, results, scripted
 from jaxrobust.interop.reading.folding import Free
 from jaxrobust.interop.reading.silence import quietly
 from tests.support import paths
@@ -191,6 +192,50 @@ class CheckTest(parameterized.TestCase):
         self.assertIn("use torch.where for the branch", said)
         self.assertEqual(exporting._reason(KeyError()), "KeyError")
 
+    def test_programs_of_any_number_of_images_and_of_one(self):
+        def loaded(*shapes):
+            nodes = [node(op="placeholder") for _ in shapes] + [node()]
+            for each, shape in zip(nodes, shapes, strict=False):
+                each.meta = {"val": SimpleNamespace(shape=shape)}
+            program = SimpleNamespace(graph=SimpleNamespace(nodes=nodes))
+            with mock.patch.object(torch.export, "load", lambda path: program):
+                found, single = exporting.loaded(Path("a.pt2"))
+            self.assertIs(found, program)
+            return single
+
+        self.assertFalse(loaded((5,), ("batch", 3, 4, 4)))
+        self.assertTrue(loaded((1, 3, 4, 4)))
+        for shapes, said in (
+            (
+                [("batch", 3, 4, 4), ("batch", 48)],
+                r"^it takes \('batch', 48\), no images \[B,C,H,W",
+            ),
+            ([], r"^it takes \(\), no images"),
+            ([(2, 3, 4, 4)], "^it takes 2 images at a time and no other number; export it with"),
+            ([(0, 3, 4, 4)], "^it takes 0 images"),
+        ):
+            with self.assertRaisesRegex(ValueError, said):
+                loaded(*shapes)
+
+    def test_the_type_of_weights_is_one(self):
+        float32, float64 = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+        whole = torch.zeros(1, dtype=torch.int64)
+        self.assertEqual(exporting._dtype({"a": float64, "n": whole}), "float64")
+        self.assertEqual(exporting._dtype({"n": whole}), "float32")
+        with self.assertRaisesRegex(ValueError, "several types .torch.float32, torch.float64.$"):
+            exporting._dtype({"a": float64, "b": float32})
+
+    def test_steps_that_nothing_reads_are_left_out_but_for_draws(self):
+        steps = [
+            OperatorCall("a", "aten.relu.default", (Of("x"),), {}, ""),
+            OperatorCall("b", "aten.relu.default", (Of("a"),), {}, ""),
+            OperatorCall("c", "aten.neg.default", (Of("a"),), {}, ""),
+            OperatorCall("d", "aten.rand_like.default", (Of("x"),), {}, ""),
+        ]
+        living = exporting._living(steps, {"c"})
+        self.assertEqual([step.name for step in living], ["a", "c", "d"])
+        self.assertEqual([s.name for s in exporting._living(steps, {"b", "c"})], [*"abcd"])
+
     def test_one_weight_under_two_names_is_one_array(self):
         weight = torch.arange(6.0).reshape(2, 3)
         same = {"a": "x", "b": "y", "c": "z"}
@@ -237,6 +282,55 @@ class ScriptedTest(absltest.TestCase):
         module = torch.nn.Linear(2, 2)
         self.assertEqual(scripted.in_float64(module).weight.dtype, torch.float64)
         self.assertEqual(module.weight.dtype, torch.float32)
+
+    def export(self, *outcomes):
+        """What is made of a module of which PyTorch writes so many images, or raises."""
+        left, given = list(outcomes), []
+
+        class Converter:
+            def __init__(self, module, examples):
+                (example,) = examples
+                given.append(tuple(example.shape))
+
+            def convert(self):
+                outcome = left.pop(0)
+                if isinstance(outcome, Exception):
+                    raise outcome
+                nodes = [
+                    SimpleNamespace(name=name, meta={"val": torch.zeros(1)})
+                    for name in ("w", "out")
+                ]
+                shape = SimpleNamespace(shape=(outcome, 3, 4, 5))
+                nodes.insert(1, SimpleNamespace(name="x", meta={"val": shape}))
+                signature = SimpleNamespace(user_inputs=("x",))
+                graph = SimpleNamespace(nodes=nodes)
+                return SimpleNamespace(graph_signature=signature, graph=graph, of=outcome)
+
+        there = SimpleNamespace(TS2EPConverter=Converter)
+        with mock.patch.dict("sys.modules", {"torch._export.converter": there}):
+            program, single = scripted.exported(torch.nn.Identity(), (4, 5, 3))
+        return program.of, single, given
+
+    def test_a_module_is_written_down_for_any_number_of_images_or_for_one(self):
+        two, one = (2, 3, 4, 5), (1, 3, 4, 5)
+        self.assertEqual(self.export("any"), ("any", False, [two]))
+        self.assertEqual(self.export(2, 1), (1, True, [two, one]))
+        self.assertEqual(self.export(RuntimeError("no"), 1), (1, True, [two, one]))
+        first, second = RuntimeError("first\nand more"), RuntimeError("second")
+        said = r"^it is a module of TorchScript \(Identity\) that .* made from \(first\)$"
+        with self.assertRaisesRegex(ValueError, said):
+            self.export(first, second)
+        with self.assertRaisesRegex(ValueError, r"made from \(second\)$"):
+            self.export(2, second)
+        none = mock.patch.dict("sys.modules", {"torch._export.converter": None})
+        with none, self.assertRaisesRegex(ValueError, "^it is a module of .* it was made from$"):
+            scripted.exported(torch.nn.Identity(), (4, 5, 3))
+
+    def test_the_logits_among_results(self):
+        result = {"a": [1, (2, SimpleNamespace(logits=3))], "0": 4}
+        for path, expected in (("", result), ("a.0", 1), ("a.1.0", 2), ("a.1.1.logits", 3)):
+            self.assertEqual(results.chosen(result, path), expected)
+        self.assertEqual(results.chosen(result, "0"), 4)
 
 
 class SilenceTest(absltest.TestCase):

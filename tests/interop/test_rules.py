@@ -51,6 +51,8 @@ ROWS: list[tuple[Any, ...]] = [
     ("pow.Scalar", 2.0, LINE),
     ("add.Tensor", LINE, LINE[::-1].copy(), {"alpha": -3}),
     ("sub.Scalar", LINE, 2.0, 3),
+    *((f"{name}.Tensor", LINE, LINE[::-1].copy(), {"alpha": 2}) for name in ("add", "sub")),
+    *((f"{name}.Tensor", LINE, LINE[::-1].copy()) for name in ("add", "sub")),
     ("atan2", LINE, LINE[::-1].copy() + 0.1),
     *(("linalg_vector_norm", HOLES[2:] + 1, p, [1]) for p in (0.0, 0.5, 1.0, 2.0, 3.0)),
     *(("linalg_vector_norm", MAP, p, [1, 3], True) for p in (np.inf, -np.inf, -1.0)),
@@ -118,6 +120,9 @@ ROWS: list[tuple[Any, ...]] = [
     ("index.Tensor", MAP, [np.array([1, 0]), None, np.array([2, -1])]),
     ("index_put", TABLEAU, [np.array([1, 1])], np.ones((2, 4)), True),
     ("index_put", TABLEAU, [None, np.array([3, 0])], TABLEAU[:, :2].copy() * 2, False),
+    *(("index_put", TABLEAU, [TABLEAU > 2], np.array(7.0), add) for add in (True, False)),
+    ("index_put", TABLEAU, [None, np.array([True, False, False, True])], np.array(7.0), False),
+    ("index_put", TABLEAU, [np.array([True, False, True])], np.array(7.0), True),
     ("put", TABLEAU, np.array([3, 3, -1]), np.array([1.0, 2.0, 4.0]), True),
     ("index_select", MAP, -1, np.array([6, 0, 0])),
     ("embedding", TABLEAU, PLACES),
@@ -203,6 +208,8 @@ ROWS: list[tuple[Any, ...]] = [
     ),
     ("linalg_cholesky_ex", MATRIX @ MATRIX.mT, {"upper": True}),
     ("cholesky", MATRIX @ MATRIX.mT, False),
+    ("scaled_dot_product_attention", MAP, MAP + 0.5, MAP[..., :3].copy(), {"scale": 0.3}),
+    ("scaled_dot_product_attention", MAP, MAP + 0.5, MAP[..., :3].copy()),
 ]
 # PyTorch has no gradient of these, or another one on purpose.
 VALUES = {"_cdist_forward", "_pdist_forward", "cholesky", "linalg_cholesky_ex", "index.Tensor"}
@@ -347,6 +354,38 @@ class RulesTest(parameterized.TestCase):
     def test_a_relu_hides_no_nan(self):
         got = TABLE["aten.relu.default"].plain(jnp.asarray([np.nan, -1.0, 0.0, 2.0]))
         np.testing.assert_array_equal(got, [np.nan, 0, 0, 2])
+
+    def test_numbers_keep_their_type_where_only_whole_ones_become_floats(self):
+        with jax.enable_x64(True):
+            for kind in (jnp.bfloat16, jnp.float32, jnp.float64, jnp.complex64):
+                x = jnp.asarray([0.25, 4.0], kind)
+                for name in ("sqrt", "exp"):
+                    self.assertEqual(TABLE[f"aten.{name}.default"].plain(x).dtype, kind)
+                self.assertEqual(TABLE["aten.div.Tensor"].plain(x, x).dtype, kind)
+            turned = TABLE["aten.sqrt.default"].plain(jnp.asarray([-4 + 0j]))
+            np.testing.assert_allclose(turned, [2j], atol=1e-12)
+        for whole in (jnp.asarray([1, 4]), jnp.asarray([True, True])):
+            found = TABLE["aten.sqrt.default"].plain(whole)
+            self.assertEqual(found.dtype, jnp.float32)
+            np.testing.assert_array_equal(found, np.sqrt(np.asarray(whole, np.float32)))
+
+    @parameterized.parameters((4, 2, True), (2, 4, True), (3, 3, True), (4, 2, False))
+    def test_singular_vectors_make_the_matrix_and_a_basis(self, height, width, full):
+        matrix = DRAW.normal(size=(2, height, width))
+        svd, few = TABLE["aten._linalg_svd.default"].plain, min(height, width)
+        with jax.enable_x64(True):
+            left, values, right = map(np.asarray, svd(jnp.asarray(matrix), full))
+            alone = svd(jnp.asarray(matrix), full, False)
+        sides = (height, width) if full else (few, few)
+        self.assertEqual((left.shape, right.shape), ((2, height, sides[0]), (2, sides[1], width)))
+        made = left[..., :few] * values[:, None] @ right[:, :few]
+        np.testing.assert_allclose(made, matrix, atol=1e-12)
+        for basis in (left.mT @ left, right @ right.mT):
+            np.testing.assert_allclose(basis, np.broadcast_to(np.eye(len(basis[0])), basis.shape),
+                                       atol=1e-12)  # fmt: skip
+        np.testing.assert_allclose(values, np.linalg.svd(matrix)[1], atol=1e-12)
+        np.testing.assert_allclose(alone[1], values, atol=1e-12)
+        self.assertEqual([each.shape for each in (alone[0], alone[2])], [(0,), (0,)])
 
     def test_whole_numbers_are_as_long_as_asked_for(self):
         """The rows above compare values; places of bounds come in 64 bits or, asked for, in 32."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.interop import kept
+from jaxrobust.interop import kept, program
 from jaxrobust.interop import trainable as trained
 from tests.support import paths
 
@@ -261,11 +261,41 @@ class WeightsTest(absltest.TestCase):
         np.testing.assert_array_equal(module.head.bias.detach(), params["head.bias"])
 
 
+class ImagesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({"dtype": np.uint8}, "images are uint8; divide by 255 for floats in .0, 1.$"),
+        ({"shape": (2, 8, 8)}, r"images have shape \(2, 8, 8\), expected \[B, H, W, 3\]$"),
+        ({"shape": (2, 8, 8, 1)}, r"images have shape \(2, 8, 8, 1\), expected \[B, H, W, 3\]$"),
+        ({"params": {}}, r"these weights do not belong to this network: \['w'\]$"),
+        ({"params": {"w": np.zeros(3)}}, r"^w has shape \(3,\), expected \(2,\)$"),
+    )
+    def test_what_a_network_does_not_take(self, change, said):
+        images = np.zeros(change.get("shape", (2, 8, 8, 3)), change.get("dtype", np.float32))
+        params, like = change.get("params", {"w": np.zeros(2)}), {"w": (2,), "s": (1,)}
+        with self.assertRaisesRegex(ValueError, said):
+            trained._check(params, {"s": np.zeros(1)}, images, like, 3)
+        right = np.zeros((2, 8, 8, 3), np.float32)
+        trained._check({"w": np.zeros(2)}, {"s": np.zeros(1)}, right, like, 3)
+
+    def test_sizes_of_all_images_are_those_of_one(self):
+        n, of = 6, program.Of("n")
+        operands = ((of, 4), of, (2, 12, 5), (of,), (0.5, 6), 6)
+        step = program.OperatorCall("a", "rand", operands, {}, "line 1")
+        first = trained._of_one(step, 0, n, {"n": n}).operands
+        self.assertEqual(first, ((1, 4), of, (0, 12, 5), (1,), (0.5, 6), 6))
+        second = trained._of_one(step, 1, n, {"n": n}).operands
+        self.assertEqual(second, ((6, 0), of, (2, 2, 5), (of,), (0.5, 6), 6))
+
+
 class KeptTest(absltest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.network = written(mixed(dropout=0.2, drop_path=0.1))
+
     def setUp(self):
         super().setUp()
-        self.folder = Path(self.create_tempdir().full_path) / "kept"
-        self.network = written(mixed(dropout=0.2, drop_path=0.1))
+        self.folder = Path(self.create_tempdir().full_path) / "run" / "kept"  # neither is there
         kept.write(self.folder, self.network, {"network": "mixed"})
 
     def test_what_is_read_is_what_was_written(self):
@@ -278,8 +308,48 @@ class KeptTest(absltest.TestCase):
         for group in ("params", "stats", "integers"):
             first, second = getattr(self.network, group), getattr(again, group)
             jax.tree.map(np.testing.assert_array_equal, first, second)
-        self.assertEqual(again.names, self.network.names)
+        for field in ("names", "image", "head", "tied"):
+            self.assertEqual(getattr(again, field), getattr(self.network, field), field)
         self.assertEqual(kept.identity(self.folder), {"network": "mixed"})
+        kept.write(self.folder, again, {"network": "again"})  # over the other one
+        self.assertEqual(kept.identity(self.folder), {"network": "again"})
+
+    def test_operands_of_every_kind_are_read_as_they_were(self):
+        call = program.OperatorCall(
+            *("a", "aten.add.Tensor"),
+            (program.Of("x"), None, True, 3, 0.5, "same", (1, (program.Of("y"), 2.0)), 1 + 2j),
+            {"dtype": program.NumberType("float32"), "dims": (0, -1)},
+            "net.py, line 3",
+            (program.OperatorCall("b", "aten.neg.default", (program.Of("a"),), {}, "line 4"),),
+        )
+        again = kept._called(json.loads(json.dumps(kept._call(call))))
+        self.assertEqual(again, call)
+        self.assertEqual([type(v) for v in again.operands], [type(v) for v in call.operands])
+        with self.assertRaisesRegex(ValueError, "takes <object .*cannot be written down"):
+            kept._call(call._replace(operands=(object(),)))
+
+    def test_the_hash_is_that_of_what_is_computed(self):
+        first = kept.program_sha256(self.folder)
+
+        def of(network):
+            kept.write(self.folder, network, {"network": "another"})
+            return kept.program_sha256(self.folder)
+
+        network = self.network
+        bias = {name: array + 1 for name, array in network.params.items()}
+        self.assertEqual(of(network._replace(params=bias)), first)
+        changed = [
+            network._replace(integers={"places": np.arange(3)}),
+            network._replace(integers={"places": np.arange(3, dtype=np.int32)}),
+            network._replace(integers={"places": np.arange(1, 4)}),
+            network._replace(training=network.evaluation),
+            network._replace(evaluation=network.evaluation._replace(dtype="float64")),
+        ]
+        constants = {"c": np.ones(2, np.float32)}
+        for mode in ("evaluation", "training"):
+            own = getattr(network, mode)._replace(constants=constants)
+            changed.append(network._replace(**{mode: own}))
+        self.assertLen({first, *map(of, changed)}, 1 + len(changed))
 
     def test_damage_and_versions(self):
         head = self.folder / "programs.json"

@@ -1,7 +1,9 @@
 import contextlib
 import io
 import json
+import re
 import sys
+import unicodedata
 from types import SimpleNamespace
 from unittest import mock
 
@@ -14,11 +16,11 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.commands import models as command
 from jaxrobust.data import evaluation_transform
-from jaxrobust.models import table
+from jaxrobust.models import published, table
 from jaxrobust.models.counted import COUNTED as COUNTED_BY_US
 from jaxrobust.models.interface.family import PaperFigures
 from jaxrobust.models.published import PUBLISHED
-from tests.support import parity, paths, sweeps
+from tests.support import network_tables, parity, paths, sweeps
 from tools.generate import refresh_counts
 
 # 1e9 multiply-adds of convolutions, linear maps and attention's products, counted on the references
@@ -127,6 +129,47 @@ class ShippedTest(parameterized.TestCase):
     def test_the_file_is_what_the_tool_writes(self):
         written = refresh_counts.text(map(table.architecture, models.available()))
         self.assertEqual(written, (paths.ROOT / "jaxrobust/models/counted.json").read_text())
+
+
+class PaperFiguresTest(absltest.TestCase):
+    """What papers print, beside the figures that are shipped."""
+
+    def test_are_those_of_our_networks(self):
+        rows = [row for row in map(table.architecture, models.available()) if row.paper]
+        self.assertGreater(len(rows), 50)
+        for row in rows:
+            paper = row.paper
+            if paper.multiply_adds:  # of which some counters count norms too
+                share = float(paper.multiply_adds) / (row.multiply_adds / 1e9)
+                self.assertBetween(share, 0.99, 1.01, row.name)
+            if paper.parameters:
+                unit = 10.0 ** -len(paper.parameters.partition(".")[2])  # rounded, or cut
+                near = abs(row.parameters / 1e6 - float(paper.parameters)) <= unit
+                self.assertEqual(near, not (paper.misprint or paper.other), row.name)
+            self.assertTrue(paper.parameters or paper.multiply_adds, row.name)
+        self.assertEqual(
+            [row.name for row in rows if row.paper.misprint], ["convnext_s", "convnext_s_cvst"]
+        )
+        other = [row.name for row in rows if row.paper.other]
+        self.assertEqual(other, ["cifar_levit", "cifar_vitae"])
+
+    def test_of_the_thesis_are_as_it_quotes_them(self):
+        for name, quoted in QUOTED.items():
+            paper = models.member(name).paper
+            self.assertEqual((paper.parameters, paper.multiply_adds), (None, f"{quoted:.2f}"))
+
+
+class ReviewedTest(parameterized.TestCase):
+    """Of rows, figures and addresses many cannot be computed from others. What changes is stored
+    anew by `python -m tests.support.network_tables`, and reviewed beside its source.
+    """
+
+    @parameterized.parameters("families", "rows", "members", "published", "leaderboards")
+    def test_tables_are_the_reviewed_ones(self, name):
+        found, stored = (of[name] for of in (network_tables.tables(), network_tables.stored()))
+        self.assertEqual([*found], [*stored])
+        for key, entry in stored.items():
+            self.assertEqual(found[key], entry, key)
 
 
 @pytest.mark.slow
@@ -253,6 +296,63 @@ class DescribedTest(parameterized.TestCase):
             line = table.checkpoints([own]).splitlines()[2]
             self.assertEqual(line.split()[:4], ["key", "52.92", "25.32", word])
         self.assertEqual(table.checkpoints([row._replace(published={})]), "")
+
+
+class OptionsTest(absltest.TestCase):
+    """Which options make another network, and how it is called then."""
+
+    def test_what_decides_what_weights_compute(self):
+        found = models.computed("convnext_n", {"drop_path": 0.5, "dtype": "bfloat16"})
+        self.assertEqual(found, models.computed("convnext_n", {}))
+        row = models.variant("convnext_n")._asdict()
+        free = {"dtype", "remat", "scan", "drop_path", "in_channels"} & row.keys()
+        self.assertEqual(found.keys(), row.keys() - free)
+        self.assertEqual(found["dims"], row["dims"])
+        for gamma, there in ((None, False), (0.5, True), (1e-6, True)):
+            found = models.computed("vit_s", {"gamma_init": gamma})
+            self.assertIs(found["gamma_init"], there)
+
+    def test_words_name_the_options_that_make_another_network(self):
+        row = models.variant("convnext_n")
+        same = {"depths": row.depths, "remat": True, "drop_path": 0.5, "gamma_init": 0.5}
+        self.assertEqual(models.essential("convnext_n", same), {})
+        self.assertEqual(models.words("convnext_n", same), "convnext_n without options")
+        other = same | {"dims": (8, 9, 10), "depths": (1, 2, 1)}
+        expected = {"depths": [1, 2, 1], "dims": [8, 9, 10]}
+        self.assertEqual(models.essential("convnext_n", other), expected)
+        said = "convnext_n with depths=[1, 2, 1], dims=[8, 9, 10]"
+        self.assertEqual(models.words("convnext_n", other), said)
+
+    def test_sizes(self):
+        for size in (1, 8192):
+            models.check_size(size)
+        for size, said in ((0, "at least 1$"), (-1, "at least 1$"), (8193, "at most 8192; give")):
+            with self.assertRaisesRegex(ValueError, f"^image_size={size} must be {said}"):
+                models.check_size(size)
+
+    def test_papers_of_published_networks(self):
+        of = {key: published.paper(key) for key in PUBLISHED}
+        self.assertIs(of["Salman2020Do_R18"], published.paper("Salman2020Do_R18"))
+        self.assertEqual(of["Salman2020Do_R18"], of["Salman2020Do_R50"])
+        title = "Do Adversarially Robust ImageNet Models Transfer Better?"
+        self.assertEqual(of["Salman2020Do_R50"].title, title)
+        for key, paper in of.items():
+            if key != "Standard_R50":
+                author = re.match(r"[A-Z][a-z]+(?=\d|[A-Z])", key)[0]
+                plain = unicodedata.normalize("NFD", paper.authors).encode("ascii", "ignore")
+                self.assertIn(author, plain.decode(), key)
+                self.assertStartsWith(paper.link, "https://")
+            self.assertTrue(paper.venue, key)
+        board = PUBLISHED["Huang2021Exploring"].board
+        self.assertEqual((board.num_classes, board.image_size, board.epsilon), (10, 32, 8 / 255))
+
+    def test_a_networks_parameters_are_listed_and_summed(self):
+        lines = table.parameters("convnext_n").splitlines()
+        (total,) = [line for line in lines if line.startswith("Total")]
+        self.assertIn(f"{table.architecture('convnext_n').parameters:,}", total)
+        (head,) = [line for line in lines if "head.fc.kernel" in line]
+        self.assertIn("(256, 1000)", head)
+        self.assertIn("256,000", head)
 
 
 class CommandTest(absltest.TestCase):

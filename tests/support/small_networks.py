@@ -140,6 +140,14 @@ ROWS: dict[str, tuple[str, int, dict[str, Any]]] = {
     ),
     "cifar_densenet": ("cifar_densenet", 9, {"depths": (2, 1), "growth": 4, "stem": 6}),
     "cifar_preact_resnet": ("cifar_preactresnet50", 9, {"depths": (2, 1), "width": 4}),
+    "cifar_densenet, 224 px": (
+        *("cifar_densenet_224", 17),
+        {"depths": (1, 2), "growth": 4, "stem": 6, "activation": "gelu"},
+    ),
+    "cifar_preact_resnet, 224 px": (
+        *("cifar_preactresnet50_224", 17),
+        {"depths": (1, 1, 1), "width": 2, "activation": "silu"},
+    ),
     "cifar_resnext": ("cifar_resnext29", 9, {"depths": (2, 1), "width": 4}),
     "cifar_vit": (
         *("cifar_vit", 8),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -76,6 +77,24 @@ class CertificateTest(parameterized.TestCase):
         self.write(folder / weights_folder.WEIGHTS)
         self.assertStartsWith(certificates.line(folder), "weights.certificate.json: agrees with")
         self.assertEqual(certificates.stated(folder), ("vit_s", {"depth": 2}))
+
+    def test_a_folders_own_options_come_first(self):
+        folder = Path(self.create_tempdir())
+        for about, expected in (
+            ({"architecture": "vit_s", "options": {"depth": 2}}, ("vit_s", {"depth": 2})),
+            ({"architecture": "vit_s", "options": {}}, ("vit_s", {})),
+            ({"architecture": "vit_s", "options": None}, "the file's"),
+            (None, "the file's"),
+        ):
+            with (
+                mock.patch.object(certificates.weights_folder, "about", return_value=about),
+                mock.patch.object(
+                    certificates.weights_folder, "stated", return_value="the file's"
+                ) as stated,
+            ):
+                self.assertEqual(certificates.stated(folder), expected)
+            if expected == "the file's":
+                stated.assert_called_once_with(folder / certificates.WEIGHTS)
 
     def test_what_the_file_says_itself_comes_first(self):
         file = self.folder / "net.safetensors"

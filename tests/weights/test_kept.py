@@ -70,6 +70,12 @@ class SelectionTest(absltest.TestCase):
         on = {"dataset": "digits", "split": None, "attack": None}
         self.assertEqual(kept.chosen_on(self.workdir), on)
 
+    def test_what_is_no_run_is_no_place_to_choose_in(self):
+        self.write()
+        (self.workdir / "config.json").unlink()
+        with self.assertRaisesRegex(ValueError, "no run is there, config.json is missing"):
+            kept.selected(self.workdir)
+
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "nothing has been chosen in .*jaxrobust select"):
             kept.selected(self.workdir)

@@ -40,6 +40,23 @@ class ReadingTest(absltest.TestCase):
         (clone / "config.json").write_text(json.dumps(settings))
         return clone
 
+    def test_a_source_is_read_as_it_is_unless_asked(self):
+        own, calls = reading.Artifact({"w": 1}, reading.WeightFacts(num_classes=7)), []
+
+        def read(source, *how):
+            calls.append((source, *how))
+            return own
+
+        source = sources.WeightSource("w.pt", "file")
+        known = source._replace(published="Huang2022Revisiting_WRN-A4")
+        with mock.patch.dict(reading.READERS, {"file": read}):
+            self.assertIs(reading.artifact_of(source), own)
+            arrays, facts = reading.artifact_of(known, which="ema", cast=True)
+        self.assertEqual(calls, [(source, None, False), (known, "ema", True)])
+        # Of CIFAR-10; what the file says comes first.
+        self.assertEqual((facts.num_classes, facts.image_size), (7, 32))
+        self.assertEqual((arrays, facts.published), (own.arrays, known.published))
+
     def test_a_file_with_metadata(self):
         file = self.folder / "w.safetensors"
         save_file(self.arrays, file, metadata=weights_folder.metadata("convnext_n", OPTIONS))

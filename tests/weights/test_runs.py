@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
@@ -50,6 +51,13 @@ class RunsTest(parameterized.TestCase):
         (self.workdir / "config.json").unlink()
         with self.assertRaisesRegex(ValueError, "no run is there, config.json is missing"):
             runs.run_config(self.workdir)
+
+    def test_the_programs_of_a_run_and_of_its_phases_are_remembered(self):
+        with mock.patch.object(runs.torch_modules, "remember") as remember:
+            runs.whole_config(self.workdir)
+        own, phases = self.workdir / kept.FOLDER, ("pretrain", "train")
+        expected = [own, *(self.workdir / phase / kept.FOLDER for phase in phases)]
+        self.assertEqual([call.args for call in remember.call_args_list], [(p,) for p in expected])
 
     def test_another_version_of_the_keys(self):
         path = self.workdir / "config.json"

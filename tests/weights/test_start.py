@@ -183,6 +183,9 @@ class NormalizeTest(parameterized.TestCase):
         for path in (None, folder / "start.safetensors"):
             with self.assertRaisesRegex(ValueError, message):
                 training.quiet_run(tiny(path, init__normalize=name), folder / "run")
+        compiled = mock.patch.object(compilation, "program", side_effect=AssertionError("compiled"))
+        with compiled, self.assertRaisesRegex(ValueError, message):
+            start_weights.of_config(tiny(None, init__normalize=name))
         self.assertFalse((folder / "run").exists())
 
 
@@ -585,11 +588,15 @@ class HandedOnTest(parameterized.TestCase):
 
         with (
             mock.patch.object(start_weights, "of_phase", of_phase),
-            mock.patch.object(start_weights, "phases", lambda config: ["first", "last"]),
+            mock.patch.object(
+                start_weights, "phases", lambda config: ["first", "between", "then", "last"]
+            ),
             mock.patch.object(start_weights, "_halves", lambda config: {}),
         ):
             start_weights.check_run("theirs", self.config())
-        artifact, ours, _ = self.composed.call_args.args
+        artifact, ours, init = self.composed.call_args.args
+        self.assertEqual(init, self.config().init)
+        self.assertEqual(artifact.facts.options, dict(NETWORK["options"]))
         self.assertEqual(artifact.facts.model, "theirs last")
         self.assertEqual(ours.model.name, "ours first")
 

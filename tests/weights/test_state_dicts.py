@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from unittest import mock
@@ -12,10 +13,11 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
+from jaxrobust.config import NetworkSpec
 from jaxrobust.interop import kept
 from jaxrobust.models.interface import torch_modules
 from jaxrobust.weights import start as start_weights
-from jaxrobust.weights.naming import compose
+from jaxrobust.weights.naming import compose, state_dicts
 from tests.support import paths
 from tests.support import runs as training
 
@@ -140,6 +142,24 @@ class StartTest(parameterized.TestCase):
         self.assert_starts_as(module, start)
         self.assertEqual(record["weights"], "own.pt")
         np.testing.assert_array_equal(start.stats["scale"], [2])
+
+    def test_stored_names_are_the_modules_own(self):
+        module = self.module()
+        arrays = {key: value.numpy() for key, value in module.state_dict().items()}
+        spec = NetworkSpec.of_config(config())
+        kept_head = state_dicts.stored(spec, arrays, "keep")
+        fresh = state_dicts.stored(spec, arrays, "fresh:fc")
+        for found in (kept_head, fresh):
+            self.assertTrue(found.ours)
+            self.assertEqual((found.model, found.normalize), (NAME, (0.0, 1.0)))
+            self.assertEqual([key for key, *_ in found.matched], [*found.arrays])
+            for key, row, targets in found.matched:
+                self.assertEqual([row.pattern.sub(row.target, key)], targets)
+                self.assertEqual(targets, [key])
+                self.assertIsNone(re.fullmatch(found.stem, key))
+        heads = [[key for key in f.arrays if re.fullmatch(f.head, key)] for f in (kept_head, fresh)]
+        self.assertEqual(heads[0], [])
+        self.assertSameElements(fresh.arrays.keys() & {"fc.weight", "fc.bias"}, heads[1])
 
     def test_the_module_computes_the_same(self):
         module = self.module().eval()

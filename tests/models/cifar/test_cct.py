@@ -53,13 +53,19 @@ class CCTTest(parameterized.TestCase):
         message, tiny = "20x20 px give 100 tokens, this network has pos", SMALL | {"image_size": 16}
         cifar_study.check_images_message(self, "cifar_cct", (20, 20), message, **tiny)
 
-    @pytest.mark.slow
     def test_attention_in_training_is_that_of_evaluation(self):
         """But for what is left out: written out twice, once with the draws."""
-        x = jax.random.normal(jax.random.key(1), (2, 5, 16))
+        x = np.random.default_rng(1).standard_normal((2, 5, 16)).astype(np.float32)
         module = Attention(16, 2, Draws(jax.random.key(0)))
-        both = module(x, None), module(x, lambda weights: weights)
+        both = jax.jit(lambda x: (module(x, None), module(x, lambda weights: weights)))(x)
         np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-6)
+        qkv = (x @ np.asarray(module.qkv.kernel[...])).reshape(2, 5, 3, 2, 8)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        powers = np.exp(q @ k.swapaxes(-1, -2) / 8**0.5)
+        mixed = powers / powers.sum(-1, keepdims=True) @ v
+        proj = [np.asarray(part[...]) for part in (module.proj.kernel, module.proj.bias)]
+        expected = mixed.swapaxes(1, 2).reshape(2, 5, 16) @ proj[0] + proj[1]
+        np.testing.assert_allclose(both[0], expected, rtol=1e-5, atol=1e-6)
 
     @parameterized.parameters(
         ({"kernel": 4}, "kernel=4 must be odd"),

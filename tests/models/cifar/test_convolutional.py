@@ -167,6 +167,11 @@ class MessageTest(parameterized.TestCase):
         ("cifar_vgg16_224", {"image_size": 32}, "read 7x7 pixels of a map .*, so take 224"),
         ("cifar_vgg16_224", {"dropout": 1.0}, "dropout=1.0 is a probability"),
         ("cifar_wrn_40_10", {"depths": ()}, "depths=.* must be a tuple of positive integers"),
+        *(
+            (name, {"depths": depths}, "depths=.* must be a tuple of positive integers")
+            for name in ("cifar_resnext29", "cifar_preactresnet50", "cifar_densenet")
+            for depths in ((), (2, 0))
+        ),
         ("cifar_wrn_40_10", {"activation": "rely"}, "activation='rely' is unknown; one of relu"),
         ("cifar_wrn_40_10", {"image_size": 0}, "image_size=0 must be at least 1"),
         ("cifar_densenet", {"image_size": 4}, "image_size=4: the map is halved 3 times, .* 8"),

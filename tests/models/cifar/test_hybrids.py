@@ -4,6 +4,8 @@ And options of small ones. What every family must do (names, counts, the row of 
 PyTorch) is in tests/models/families/test_families.py.
 """
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -212,6 +214,10 @@ MESSAGES = (
     ("cifar_mobilevit", {"image_size": 20}, "transformer 2 of 3 has a map of 5x5"),
     ("cifar_mobilevit_224", {"strides": (2, 1, 2, 1, 1, 2, 2, 2)}, "3 has a map of 1x1, .* of 64"),
     ("cifar_mobilevit", {"strides": (1, 2)}, "channels=.*, strides=.* must have the same length"),
+    (
+        *("cifar_mobilevit", {"channels": (8, 8, 8), "strides": (1, 1, 2)}),
+        r"channels=\(8, 8, 8\) needs more entries than dims=",
+    ),
     ("cifar_mobilevit", {"dims": (8, 0, 8)}, "dims=.* must be a tuple of positive integers"),
     ("cifar_vitae", {"image_size": 40}, "image_size=40: .* take a square with a multiple of 16"),
     ("cifar_vitae", {"ratios": (3, 2, 2)}, "a cell shrinks the map by 2, 4 or 8"),
@@ -295,6 +301,19 @@ class QuirksTest(absltest.TestCase):
         shares = np.exp(logits - logits.max(1, keepdims=True))
         expected = shares / shares.sum(1, keepdims=True) @ value
         np.testing.assert_allclose(module(x).reshape(4, 8), expected, rtol=1e-4, atol=1e-5)
+        for height, width in ((1, 2), (2, 1), (4, 4)):
+            said = f"^a map of {height}x{width}, and this network has positions for 2x2: create it"
+            with self.assertRaisesRegex(ValueError, said):
+                module(np.zeros((1, height, width, 8), np.float32))
+
+    def test_vitaes_images_are_squares_of_whole_maps(self):
+        from jaxrobust.models.cifar.transformers.vitae import ViTAE
+
+        net = SimpleNamespace(variant=models.variant("cifar_vitae")._replace(ratios=(4, 2, 2)))
+        for height, width in ((16, 32), (24, 24), (32, 16)):
+            said = rf"^images have shape \(1, {height}, {width}, 3\); three .* a multiple of 16$"
+            with self.assertRaisesRegex(ValueError, said):
+                ViTAE.__call__(net, np.zeros((1, height, width, 3)))
 
     def test_vitaes_features_are_not_trained(self):
         from jaxrobust.models.cifar.transformers.vitae import Performer

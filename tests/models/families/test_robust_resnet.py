@@ -1,4 +1,5 @@
 import functools
+from unittest import mock
 
 import jax
 import numpy as np
@@ -327,6 +328,39 @@ class OptionsTest(parameterized.TestCase):
             largest = float(np.abs(params[name]).max())
             self.assertLess(largest, bound)
             self.assertGreater(largest, 0.9 * bound)
+
+    def test_blocks_of_a_stage_run_in_order_with_their_own_draws(self):
+        def block(number, seen):
+            def run(x, drop, train):
+                seen.append((drop and (drop.rate, *jax.random.key_data(drop.key).tolist()), train))
+                return (*x, number)
+
+            return run
+
+        for count in (1, 3):
+            rates, seen = [0.1, 0.2, 0.3][:count], []
+            blocks = [block(number, seen) for number in range(count)]
+            how = {"train": True, "key": jax.random.key(0), "rates": rates}
+            self.assertEqual(robust_resnet._run(blocks, (), **how), tuple(range(count)))
+            self.assertEqual([drop[0] for drop, _ in seen], rates)
+            self.assertLen({drop[1:] for drop, _ in seen}, count)
+            self.assertEqual([train for _, train in seen], [True] * count)
+            seen.clear()
+            robust_resnet._run(blocks, (), train=False, key=None, rates=rates)
+            self.assertEqual(seen, [(None, False)] * count)
+
+    def test_the_first_block_of_a_stage_is_in_no_scan(self):
+        calls = []
+
+        def run_blocks(blocks, x, **how):
+            calls.append((blocks, how))
+            return x
+
+        with mock.patch.object(robust_resnet, "run_blocks", run_blocks):
+            how = {"rates": [0.0, 0.5], "scan": True, "remat": True, "train": True, "key": None}
+            robust_resnet._run(["a", "b"], 1, **how)
+        first, rest = (how | {"rates": [0.0], "scan": False}), how | {"rates": [0.5]}
+        self.assertEqual(calls, [(["a"], first), (["b"], rest)])
 
     @pytest.mark.slow
     def test_an_unread_norm_is_kept_and_moves(self):

@@ -207,6 +207,19 @@ class ConversionTest(parameterized.TestCase):
             convert.from_torch("swin_b", weights, image_size=192)
 
 
+class CroppedTest(absltest.TestCase):
+    def test_tables_are_cut_around_the_middle_up_to_the_known_window(self):
+        table = np.arange(169 * 2, dtype=np.float32).reshape(169, 2)
+        cut = swin.cropped(table, (25, 2)).reshape(5, 5, 2)
+        np.testing.assert_array_equal(cut, table.reshape(13, 13, 2)[4:9, 4:9])
+        np.testing.assert_array_equal(swin.cropped(table, (169, 2)), table)
+        for after in (7, 8, 9):
+            with self.assertRaisesRegex(ValueError, "a window of 8: create the network with win"):
+                swin.cropped(np.zeros((225, 2)), ((2 * after - 1) ** 2, 2))
+        with self.assertRaisesRegex(ValueError, "window of 7 do not reach all of one of 8; keep"):
+            swin.cropped(table, (225, 2))
+
+
 class ReferenceTest(parameterized.TestCase):
     # Sides that halve to odd ones: windows go by the quotient rounded down, maps are padded up.
     @sweeps.fast(2)

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.models.interface import architecture_checks as checks
@@ -33,6 +34,16 @@ class ChecksTest(parameterized.TestCase):
         checks.check_tuples(ROW, "none", empty=True)
         with self.assertRaisesRegex(ValueError, "zero"):
             checks.check_tuples(ROW, "zero", empty=True)
+
+    def test_positions_belong_to_one_size_of_images(self):
+        images = SimpleNamespace(shape=(2, 8, 12, 3))
+        checks.check_fits(True, images, "6 tokens", "positions for 4")
+        said = "^images of 8x12 px give 6 tokens, this network has positions for 4: create it, and"
+        with self.assertRaisesRegex(ValueError, said):
+            checks.check_fits(False, images, "6 tokens", "positions for 4")
+        said = r"^positions of shape \(2, 3\), and this network has \(4, 3\); give the image_size"
+        with self.assertRaisesRegex(ValueError, said):
+            checks.refusing("positions")(np.zeros((2, 3)), (4, 3))
 
     @parameterized.parameters((6, 1), (24, 4))
     def test_whole_patches(self, size, patches):

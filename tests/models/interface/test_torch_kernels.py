@@ -35,18 +35,19 @@ TAKEN = {
     "dilated": conv((4, 6, 3, 3), 1, 2, 2),
     "groups": conv((4, 3, 3, 3), groups=2),
     "depthwise": conv((6, 1, 3, 3), groups=6),
-    "layer norm": ("aten.native_layer_norm.default", [HEADS, (4,), (4,)], [1e-6]),
-    "batch norm": (f"{NORM}_no_training.default", [MAP, *[VECTOR] * 4], [0.1, 1e-5]),
+    "layer norm": ("aten.native_layer_norm.default", [HEADS, (4,), (4,)], [1e-2]),
+    "batch norm": (f"{NORM}_no_training.default", [MAP, *[VECTOR] * 4], [0.1, 1e-2]),
     "batch norm of a batch": (
         f"{NORM}_functional.default",
         [MAP, *[VECTOR] * 4],
-        [True, 0.1, 1e-5],
+        [True, 0.3, 1e-2],
     ),
     "gelu": ("aten.gelu.default", [MAP], []),
     "gelu by tanh": ("aten.gelu.default", [MAP], ["tanh"]),
     "product": ("aten.mm.default", [(7, 4), (4, 3)], []),
     "product and bias": ("aten.addmm.default", [(3,), (7, 4), (4, 3)], []),
     "pooling": (POOL, [MAP], [*map(square, (3, 2, 1, 1)), False]),
+    "pooling of whole windows": (POOL, [MAP], [*map(square, (3, 2, 0, 1)), False]),
     "attention": (ATTENTION, [HEADS] * 3, [None, 0.0, False]),
     "attention, another scale": (ATTENTION, [HEADS] * 3, [None, 0.0, False, 0.3]),
     "attention with a bias": (ATTENTION, [HEADS] * 3 + [(1, 3, 5, 5)], [0.0, False]),
@@ -61,8 +62,15 @@ LEFT = {
     "even depthwise": conv((6, 1, 2, 2), groups=6),
     "norm of two axes": ("aten.native_layer_norm.default", [HEADS, (5, 4), (5, 4)], [1e-6]),
     "scaled product": ("aten.addmm.default", [(3,), (7, 4), (4, 3)], [0.5, 1]),
+    "product scaled otherwise": ("aten.addmm.default", [(3,), (7, 4), (4, 3)], [1, 0.5]),
+    "both scaled": ("aten.addmm.default", [(3,), (7, 4), (4, 3)], [2, 2]),
     "bias of a matrix": ("aten.addmm.default", [(7, 3), (7, 4), (4, 3)], []),
     "pooling of two": (POOL, [MAP], [*map(square, (2, 2, 0, 1)), False]),
+    "pooling step by step": (POOL, [MAP], [*map(square, (3, 1, 1, 1)), False]),
+    "pooling with holes": (POOL, [MAP], [*map(square, (3, 2, 1, 2)), False]),
+    "pooling of windows on their own": (POOL, [MAP], [[3, 3]]),
+    "pooling beyond the end": (POOL, [MAP], [*map(square, (3, 2, 1, 1)), True]),
+    "pooling of one image": (POOL, [(6, 8, 8)], [*map(square, (3, 2, 1, 1)), False]),
     "causal": (ATTENTION, [HEADS] * 3, [None, 0.0, True]),
     "dropout": (ATTENTION, [HEADS] * 3, [None, 0.1, False]),
     "three axes": (ATTENTION, [(2, 5, 4)] * 3, [None, 0.0, False]),
@@ -131,6 +139,21 @@ class KernelRowsTest(parameterized.TestCase):
         arrays, whole = operands(operator, shapes, rest)
         last = KERNELS[operator].last is not None
         self.assertIsNone(value(KERNELS, operator, whole(arrays), last))
+
+    def test_norms_without_weights_or_of_single_values_are_left(self):
+        operator, shapes, rest = TAKEN["batch norm of a batch"]
+        for change in ({1: None}, {2: None}, {0: jnp.ones((1, 6, 1, 1))}):
+            for name, more in ((operator, rest), (TAKEN["batch norm"][0], rest[1:])):
+                arrays, _ = operands(name, shapes, more)
+                given = [change.get(i, array) for i, array in enumerate(arrays)]
+                # The statistics of one value for each channel are nothing; given ones are some.
+                left = 0 not in change or name == operator
+                self.assertEqual(value(KERNELS, name, [*given, *more], True) is None, left)
+        operator, shapes, rest = TAKEN["layer norm"]
+        (x, *weights), _ = operands(operator, shapes, rest)
+        for absent in (0, 1):
+            given = [None if i == absent else array for i, array in enumerate(weights)]
+            self.assertIsNone(value(KERNELS, operator, [x, (4,), *given, *rest], False))
 
     def test_a_mask_of_booleans_is_left(self):
         arrays, _ = operands(ATTENTION, [HEADS] * 3, [])

@@ -1,6 +1,7 @@
 """`torch:FILE.py:build` and `torch:timm/NAME`: whose module it is, and what is said of mistakes."""
 
 import contextlib
+import json
 from pathlib import Path
 from unittest import mock
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
 
 from jaxrobust import models
 from jaxrobust.convert import torch_networks
@@ -131,6 +133,68 @@ class NamesTest(parameterized.TestCase):
             with self.subTest(name):
                 given = {"in_channels": 3} if name.endswith("fixed") else {}
                 self.assertRegex(self.refused(name, **given), message)
+
+    def test_a_network_is_told_from_others_by_plain_values(self):
+        name, given = "torch:nets.py:build", SIZES | {"width": 3, "more": ConfigDict({"a": [1]})}
+        found = torch_modules.identified(name, given)
+        expected = {"name": name, **SIZES, "width": 3, "more": {"a": [1]}}
+        self.assertEqual(json.loads(found), expected)
+        turned = dict(reversed(given.items()))
+        self.assertEqual(torch_modules.identified(name, turned), found)
+        self.assertNotEqual(torch_modules.identified(name, given | {"width": 4}), found)
+        with self.assertRaisesRegex(
+            ValueError, f"model.name={name}: options are plain values; .*o"
+        ):
+            torch_modules.identified(name, {"of": object()})
+        with self.assertRaisesRegex(TypeError, "^3 is none$"):
+            torch_modules.as_dict(3)
+
+    def test_what_is_kept_is_compared_with_the_module_first(self):
+        name = "torch:nets.py:build"
+        check = "jaxrobust.interop.reading.training_mode.check_agreement"
+        written = mock.patch.object(torch_modules, "_written_down", return_value="network")
+        with (
+            written,
+            mock.patch.object(torch_modules.trained, "classifier") as made,
+            mock.patch(check, side_effect=ValueError("they differ")) as compared,
+            self.assertRaisesRegex(ValueError, f"^model.name={name}: they differ$"),
+        ):
+            torch_modules.keep(Path("run") / kept.FOLDER, name, **SIZES)
+        module, network, net = compared.call_args.args
+        self.assertEqual((type(module).__name__, network), ("Sequential", "network"))
+        self.assertIs(net, made.return_value)
+        kernels, patterns = torch_modules.torch_kernels.KERNELS, torch_modules.torch_blocks.PATTERNS
+        made.assert_called_once_with("network", kernels, patterns)
+        self.assertFalse(kept.is_kept(Path("run") / kept.FOLDER))
+
+    def test_a_pass_is_given_its_key_and_weights_of_its_type(self):
+        calls = []
+
+        def apply(params, stats, images, **how):
+            calls.append((params["w"].dtype, stats, images, how))
+            return "logits", stats
+
+        made = mock.Mock(apply=apply, init="init")
+        with (
+            mock.patch.object(torch_modules, "program"),
+            mock.patch.object(torch_modules.trained, "classifier", return_value=made),
+        ):
+            net = torch_modules.create("torch:a.py:b", dtype="bfloat16", **SIZES)
+        weights = {"w": jnp.ones(2)}
+        net.apply(weights, "stats", "images", train=True, key="key")
+        net.apply(weights, "stats", "images")
+        type_ = jnp.dtype("bfloat16")
+        self.assertEqual(calls[0], (type_, "stats", "images", {"train": True, "key": "key"}))
+        self.assertEqual(calls[1], (type_, "stats", "images", {"train": False, "key": None}))
+
+    def test_files_of_names(self):
+        for name, file in (
+            ("torch:nets.py:build", "nets.py"),
+            ("torch:json.decoder:JSONDecoder", json.decoder.__file__),
+            ("torch:no_such_package_here:x", None),
+            ("torch:timm/x", None),
+        ):
+            self.assertEqual(torch_modules._file(name), file)
 
     def test_options(self):
         said = self.refused("torch:nets.py:build", depth=3)

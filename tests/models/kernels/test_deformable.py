@@ -4,6 +4,7 @@ They were made by running OpenGVLab/InternImage (31c962d) in float64, with N=2, 
 channels a group, and are 5e-15 from a loop over pixels, groups, points and corners.
 """
 
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -13,7 +14,9 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.models.kernels.deformable import operator, planes, products
+from jaxrobust.models.kernels.deformable.bounded import Bounded
 from jaxrobust.models.kernels.deformable.operator import deformable
+from jaxrobust.models.kernels.deformable.places import GridGeometry
 from tests.support import parity
 
 GROUPS = 4
@@ -164,6 +167,45 @@ class DeformableTest(parameterized.TestCase):
             with mock.patch.object(formulas, "TOGETHER", pixels):
                 out = deformable(*given, groups=1, implementation=formula)
             np.testing.assert_allclose(out, wanted, rtol=0, atol=2e-6)  # sums of 49 in float32
+
+    def test_as_many_images_at_once_as_have_so_many_pixels_and_divide_the_batch(self):
+        given = [jnp.arange(6.0 * n).reshape(6, 3, 4, n // 12) for n in (12, 24)]
+        for pixels, at_once in (
+            (1, 1),
+            (12, 1),
+            (24, 2),
+            (35, 2),
+            (36, 3),
+            (71, 3),
+            (72, 6),
+            (999, 6),
+        ):
+            seen = []
+
+            def formula(value, more, seen=seen):
+                seen.append((value.shape, more.shape))
+                return value + 1, 2 * more
+
+            form = Bounded(SimpleNamespace(TOGETHER=pixels))
+            found = form.by_images(formula, *given)
+            self.assertEqual(seen, [((at_once, 3, 4, 1), (at_once, 3, 4, 2))])
+            for result, expected in zip(found, (given[0] + 1, 2 * given[1]), strict=True):
+                np.testing.assert_array_equal(result, expected)
+
+    def test_a_grid_is_that_of_the_network_unless_told_otherwise(self):
+        plain = GridGeometry((7, 9), 4)
+        self.assertEqual(plain, ((7, 9), 4, 1.0, 1, 1, 1))
+        self.assertTrue(plain.is_plain)
+        self.assertEqual(plain.out, (7, 9))
+        for change, out in (
+            ({"stride": 2}, (4, 5)),
+            ({"padding": 0}, (5, 7)),
+            ({"dilation": 2}, (5, 7)),
+            ({"dilation": 2, "padding": 2}, (7, 9)),
+        ):
+            other = plain._replace(**change)
+            self.assertEqual((other.out, other.is_plain), (out, False))
+        self.assertTrue(plain._replace(scale=2.0).is_plain)
 
     @parameterized.parameters(*FORMULAS)
     def test_places_are_float32_in_bfloat16(self, formula):

@@ -245,6 +245,63 @@ class LayersTest(parameterized.TestCase):
             narrow = [jnp.asarray(a, dtype) for a in operands]
             self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
 
+    @parameterized.parameters((1, 1, 1), (2, 1, 1), (1, 2, 2))
+    def test_many_groups_by_one_call(self, stride, padding, dilation):
+        x, kernel = np.float32(_normal(0, 2, 5, 6, 6)), np.float32(_normal(1, 3, 2, 2, 9))
+        how = {"groups": 3, "dilation": dilation}
+
+        def both(x, kernel):
+            plain = convolutions._xla_conv(x, kernel, stride, padding, 3, dilation)
+            return windows.group_conv(x, kernel, stride, padding, **how), plain
+
+        found, expected = jax.jit(both)(x, kernel)
+        self.assertEqual(found.shape, expected.shape)
+        np.testing.assert_allclose(found, expected, atol=1e-5)  # float32
+
+    @parameterized.parameters((4, 5, 4), (4, 8, 4), (4, 9, 2), (4, 16, 2), (4, 17, 1), (6, 11, 2))
+    def test_as_many_groups_are_joined_as_have_32_channels(self, groups, ins, joined):
+        self.assertEqual(convolutions._joined(groups, ins), joined)
+
+    # On CPUs: shapes, stride, padding, groups, dilation; then how many convolutions of XLA and
+    # how many products of matrices compute it.
+    @parameterized.parameters(
+        ((1, 8, 8, 16), (3, 3, 16, 8), 1, 1, 1, 1, (1, 0)),
+        ((1, 8, 8, 16), (3, 3, 16, 8), 1, 2, 1, 2, (0, 1)),  # XLA's with dilation are plain loops
+        ((1, 8, 8, 16), (2, 2, 16, 8), 2, 0, 1, 1, (0, 1)),  # patches
+        ((1, 8, 8, 16), (2, 2, 16, 8), 2, 1, 1, 1, (1, 0)),
+        ((1, 9, 8, 16), (2, 2, 16, 8), 2, 0, 1, 1, (1, 0)),  # that leave a row over
+        ((1, 8, 8, 4), (3, 3, 4, 8), 1, 1, 1, 1, (0, 1)),  # few channels
+        ((1, 8, 8, 5), (3, 3, 5, 8), 1, 1, 1, 1, (1, 0)),
+        ((1, 8, 8, 4), (7, 7, 4, 8), 1, 3, 1, 1, (1, 0)),
+        ((1, 3, 6, 8), (3, 3, 8, 8), 1, 1, 1, 1, (1, 0)),  # a kernel four times as large as images
+        ((1, 3, 5, 8), (3, 3, 8, 8), 1, 1, 1, 1, (0, 1)),
+        ((1, 12, 12, 64), (3, 3, 32, 8), 1, 1, 2, 1, (2, 0)),  # groups beside each other
+        ((1, 12, 12, 32), (3, 3, 16, 8), 1, 1, 2, 1, (1, 0)),  # joined
+        ((1, 12, 12, 32), (3, 3, 16, 8), 1, 2, 2, 2, (0, 1)),
+        ((1, 12, 12, 8 * 32), (3, 3, 32, 8), 1, 1, 8, 1, (8, 0)),
+        ((1, 12, 12, 9 * 32), (3, 3, 32, 9), 1, 1, 9, 1, (0, 1)),  # many: one call for all
+    )
+    def test_the_formula_that_is_fast(self, image, kernel, stride, padding, groups, dilation, of):
+        value = convolutions._on_cpu(0, stride, padding, groups, dilation)
+        operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (image, kernel)]
+        text = str(jax.make_jaxpr(value)(*operands))
+        kinds = "conv_general_dilated[", "dot_general["
+        self.assertEqual(tuple(map(text.count, kinds)), of)
+
+    @parameterized.parameters(
+        ((3, 3, 16), 1, "canonical", True),
+        ((3, 3, 15), 1, "canonical", False),  # of few channels, by windows in one matrix
+        ((3, 3, 63), 2, "interleaved", True),
+        ((3, 3, 64), 2, "canonical", True),
+        ((3, 2, 16), 2, "canonical", True),
+    )
+    def test_the_gradients_that_are_fast(self, window, stride, of_input, by_taps):
+        x = jax.ShapeDtypeStruct((2, 20, 20, window[2]), jnp.float32)
+        kernel = jax.ShapeDtypeStruct((*window, 8), jnp.float32)
+        _, to_x, to_kernel = convolutions._cpu_conv(x, kernel, stride, 1)
+        self.assertIs(to_x, getattr(convolutions, f"_{of_input}_input_gradient"))
+        self.assertEqual(to_kernel is convolutions._tap_kernel_gradient, by_taps)
+
     @sweeps.fast(4, 8, 16)
     @parameterized.product(
         implementation=[*sorted(depthwise.IMPLEMENTATIONS), None],

@@ -292,6 +292,24 @@ class KernelsTest(parameterized.TestCase):
         attacked = vjp(lambda x: function(x, *parameters), x)
         self.assertLess(apart(attacked, results[:4]), 1e-6 if dtype == "float32" else ROUNDED)
 
+    def test_groups_that_do_not_divide_a_batch_are_refused_by_every_path(self):
+        """A kernel would fail with a sentence about shapes."""
+        layers = (stem_layers.BatchLayer(None, None, None),) * 2
+        parameters = local_interaction.Interaction(*[None] * 9)
+        shape = jax.ShapeDtypeStruct((6, 4, 4, 3), jnp.float32)
+        self.as_on_tpu(local_interaction, stem_layers)
+        for group in (4, 12, -1):
+            for run in (
+                lambda x, n=group: local_interaction.local_interaction(
+                    x, parameters, None, width=2, group=n
+                ),
+                lambda x, n=group: stem_layers.batch_stem_layers(x, layers, None, group=n),
+            ):
+                with self.assertRaisesRegex(
+                    ValueError, f"^group={group} does not divide the batch of 6; give a divisor"
+                ):
+                    jax.eval_shape(run, shape)
+
     def block(self, dtype, batch, height, width, channels, side):
         hidden, c = 4 * channels, (channels,)
         shapes = (side, side, 1, *c), c, c, c, (*c, hidden), (hidden,), (hidden, *c), c, c
@@ -340,6 +358,37 @@ class KernelsTest(parameterized.TestCase):
         self.assertLess(apart(attacked, results[:2]), 1e-6 if dtype == "float32" else ROUNDED)
         alone = jax.jit(lambda x: function(x, *parameters))(x)
         self.assertLess(apart([alone], results[:1]), 1e-6 if dtype == "float32" else ROUNDED)
+
+    def test_a_block_without_a_layer_scale_is_one_of_ones(self):
+        x, *parameters = self.block("float32", 1, 3, 4, 8, 3)
+        p = BlockParameters(*parameters)
+        ones, none = p._replace(gamma=jnp.ones(8)), p._replace(gamma=None)
+        blocks = [lambda x, p=p: convnext_layers.convnext_block(x, p) for p in (ones, none)]
+        by_steps = jax.jit(lambda x: [block(x) for block in blocks])(x)
+
+        class Default(_Lax):
+            def platform_dependent(self, *operands, **rules):
+                return rules["default"](*operands)
+
+        with (
+            mock.patch.object(block_kernel, "refused", lambda *_: None),
+            mock.patch.object(convnext_layers, "lax", Default(convnext_layers.lax)),
+        ):
+            at_once = jax.jit(lambda x: [block(x) for block in blocks])(x)
+        for found in (*by_steps[1:], *at_once):
+            np.testing.assert_allclose(found, by_steps[0], rtol=1e-6, atol=1e-6)
+
+    def test_the_image_gradient_of_depthwise_norm_is_the_same_alone(self):
+        x, z, g, beside = (normal(i, 1, 3, 4, 8) for i in range(4))
+        parameters = normal(4, 3, 3, 1, 8), *(normal(i, 8) for i in (5, 6, 7))
+
+        def gradients(needed):
+            rest = {"eps": 1e-6, "needed": needed}
+            return convnext_layers._plain_norm_gradients(x, z, g, beside, *parameters, **rest)
+
+        (alone,), (first, *others) = jax.jit(lambda: (gradients(False), gradients(True)))()
+        np.testing.assert_allclose(alone, first, rtol=1e-6, atol=1e-6)
+        self.assertEqual([o.shape for o in others], [p.shape for p in parameters])
 
     @parameterized.parameters("float32", "bfloat16")
     def test_a_convnext_block_elsewhere_is_its_layers(self, dtype):
@@ -574,6 +623,20 @@ class KernelsTest(parameterized.TestCase):
         say.assert_called_once_with(
             "attention takes XLA's path: heads of width 40 are no multiple of 32"
         )
+
+    def test_images_of_a_step_have_512_tokens_and_divide_the_batch_and_the_windows(self):
+        for batch, tokens, period, expected in (
+            (8, 49, 1, 8),  # ten would do
+            (64, 49, 1, 8),
+            (64, 49, 16, 8),
+            (64, 49, 4, 4),
+            (7, 128, 1, 1),
+            (8, 256, 1, 2),
+            (8, 257, 1, 1),
+            (8, 4000, 1, 1),
+        ):
+            found = token_attention._images(batch, tokens, period)
+            self.assertEqual(found, expected, (batch, tokens, period))
 
     def test_cycles_by_hand(self):
         # 197 rows through two tiles of keys, four units: 98.5 cycles.

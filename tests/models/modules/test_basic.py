@@ -44,6 +44,18 @@ class InitTest(parameterized.TestCase):
 
 
 class BatchNormTest(parameterized.TestCase):
+    def test_begins_as_the_identity_of_normal_maps(self):
+        for made in (basic.BatchNorm(2), basic.BatchNorm(2, affine=False)):
+            np.testing.assert_array_equal(made.mean[...], [0, 0])
+            np.testing.assert_array_equal(made.var[...], [1, 1])
+            self.assertEqual((made.group, made.momentum), (0, 0.1))
+            np.testing.assert_allclose(made(jnp.asarray(X), False), X, rtol=1e-4)
+        self.assertIsNone(made.scale or made.bias)
+        for made in (basic.BatchNorm(2, group=3, momentum=0.5), basic.LayerNorm(2, eps=0.5)):
+            np.testing.assert_array_equal(made.scale[...], [1, 1])
+            np.testing.assert_array_equal(made.bias[...], [0, 0])
+        self.assertEqual((made.eps, basic.LayerNorm(2).eps), (0.5, 1e-6))
+
     @parameterized.parameters(0.1, 0.25, 1.0)
     def test_running_statistics_move_by_the_momentum(self, momentum):
         norm = basic.BatchNorm(2, momentum=momentum)
@@ -98,6 +110,15 @@ class FunctionsTest(parameterized.TestCase):
         with np.errstate(over="ignore"):
             by_hand = (formula(x + 1e-5) - formula(x - 1e-5)) / 2e-5
         np.testing.assert_allclose(slopes, by_hand, rtol=1e-3, atol=1e-4)
+
+    def test_slopes_at_kinks_are_pytorchs(self):
+        for name, at, expected in (
+            ("relu", [0.0], [0.0]),
+            ("hard_swish", [-3.0, 0.0, 3.0], [0.0, 0.5, 1.0]),
+            ("softplus", [20.0], [1 / (1 + np.exp(-20))]),
+        ):
+            slopes = jax.grad(lambda x, f=ACTIVATIONS[name]: f(x).sum())(jnp.float32(at))
+            np.testing.assert_allclose(slopes, expected, rtol=1e-6, err_msg=name)
 
     def test_an_mlp_is_four_times_as_wide(self):
         made = basic.Mlp(2, draws())

@@ -43,6 +43,7 @@ from jaxrobust.models.kernels.tpu.conv_stem import (
 from jaxrobust.models.kernels.tpu.conv_stem import refused as refused  # the same images
 from jaxrobust.models.kernels.tpu.stem_blocks import (
     HALF,
+    TAPS,
     Gradient,
     batch_gelu,
     batch_gelu_gradient,
@@ -319,7 +320,7 @@ def _over_rows(
     wide = [(BACK, c, LANES), (BACK, d, LANES)]
     row = product(4 * c, LANES, LANES) + product(4 * c, 4 * d, LANES) + product(d, d, LANES)
     row += elementwise(4 * c + d, LANES, 36, 2)
-    back = product(channels * height, image[2], width)
+    back = product(channels * height, TAPS * LANES, width)
     f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     kinds: dict[str, Any] = {
         "first_sums": (_first_sums, KernelCost(), [_rows_of(c)], [(2, c, LANES)]),

@@ -1,0 +1,191 @@
+"""What kernels for TPUs say that they cost, beside what their modules' docstrings count by hand.
+
+A v5e has four matrix units, which take a row of a 128 x 128 tile in a cycle, and as many vector
+operations on registers of 8 x 128 values. What a sum in a docstring leaves out stands beside it.
+"""
+
+import contextlib
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from absl.testing import absltest, parameterized
+
+from jaxrobust.models.kernels.convnext_layers import BlockParameters, HalvingParameters
+from jaxrobust.models.kernels.tpu import (
+    batch_stem,
+    channel_attention,
+    conv_stem,
+    convnext_block,
+    depthwise_norm,
+    norm_halving,
+    token_attention,
+    token_interaction,
+)
+
+EPS = {"eps": 1e-6}
+
+
+def shape(*sides):
+    return jax.ShapeDtypeStruct(sides, jnp.bfloat16)
+
+
+class Reached(Exception):
+    """The kernel is known."""
+
+
+def declared(function, *operands, **how):
+    """(name, operations, powers, cycles) of the kernel that a function runs."""
+    found = []
+
+    def over_images(kernel, *rest, **more):
+        found.append((kernel.name, *kernel.cost))
+        raise Reached
+
+    module = {m.__name__: m for m in MODULES}[function.__module__]
+    with mock.patch.object(module, "over_images", over_images), contextlib.suppress(Reached):
+        jax.eval_shape(lambda *given: function(*given, **how), *operands)
+    (kernel,) = found
+    return kernel
+
+
+MODULES = (
+    *(batch_stem, channel_attention, conv_stem, convnext_block, depthwise_norm, norm_halving),
+    *(token_attention, token_interaction),
+)
+# XCiT's and ConvNeXt's stems: of images, 28 rows of blocks of 4 x 4 pixels in each half.
+PLANES, KEPT, OUT = shape(1, 3, 224, 224), shape(1, 28, 96, 128), shape(1, 56, 56, 96)
+KERNELS = shape(3, 3, 3, 48), shape(3, 3, 48, 96)
+NORMS = [shape(48)] * 3, [shape(96)] * 3
+STEM = KERNELS[0], *NORMS[0], KERNELS[1], *NORMS[1]
+ROWS = shape(1, 5, 48), shape(1, 5, 96)
+COLUMNS, BACK = 720 * 10 / 4, 672 * 10 / 4
+# XCiT-S: 25 x 3 registers; one convolution takes 18 vector operations.
+TOKENS, TAPS, VECTOR = shape(1, 196, 384), shape(3, 3, 1, 384), shape(384)
+REGISTERS = 25 * 3
+# ConvNeXt-T's first blocks: 392 registers of channels, 1,176 of the hidden layer, and a product of
+# 3,136 rows with three tiles on either side of it.
+MAP, HALF = shape(1, 56, 56, 96), shape(1, 28, 28, 192)
+BLOCK = BlockParameters(
+    *(shape(7, 7, 1, 96), *[shape(96)] * 3, shape(96, 384), shape(384), shape(384, 96)),
+    *[shape(96)] * 2,
+)
+HALVING = HalvingParameters(shape(96), shape(96), shape(2, 2, 96, 192), shape(192))
+PRODUCT = 3136 * 3 / 4
+
+
+class KernelCostsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (conv_stem.forward, [PLANES, *STEM], EPS, COLUMNS + 28 * (48 + 96 + 32 + 297)),
+        (
+            *(conv_stem.backward, [PLANES, KEPT, OUT, *STEM], EPS),
+            COLUMNS + BACK + 28 * (48 + 144 + 24 + 64 + 477),
+        ),
+        (
+            *(conv_stem.parameter_gradients, [PLANES, KEPT, OUT, *STEM], EPS),
+            # Products with the pixels, and three for the columns; additions in 36 registers.
+            COLUMNS + 28 * (48 + 144 + 24 + 477 + 48 + 3 * 48 + 36 * 5 / 4),
+        ),
+        (batch_stem.first, [PLANES, KERNELS[0]], {}, COLUMNS + 28 * (96 + 24 * 6 / 4)),
+        (
+            *(batch_stem.second, [PLANES, shape(1, 3, 48), *KERNELS], {}),
+            COLUMNS + 28 * (144 + 150 + 12 * 8 / 4),  # and the sums
+        ),
+        (batch_stem.third, [KEPT, shape(1, 3, 96)], {"columns": 56}, 28 * (32 + 75)),
+        (batch_stem.second_sums, [KEPT, OUT, ROWS[1]], {}, 28 * (24 + 12 * (37 / 4 + 2))),
+    )
+    def test_of_stems(self, function, operands, how, cycles):
+        name, _, _, found = declared(function, *operands, **how)
+        self.assertEqual(found, cycles, name)
+
+    @parameterized.parameters(
+        ("first_sums", 0), ("backward", BACK + 28 * 64), ("parameter_gradients", 28 * (48 + 144))
+    )
+    def test_of_the_batch_stems_ways_back(self, name, more):
+        """208 for products, and 36 x (36 / 4 + 2) = 396, in each; then what the others add."""
+        rows = (shape(1, 5, 48), shape(1, 5, 96))
+        operands = PLANES, KEPT, OUT, rows, KERNELS
+        *_, cycles = declared(getattr(batch_stem, name), *operands)
+        self.assertEqual(cycles, COLUMNS + 28 * (48 + 144 + 24 + 396) + more)
+
+    @parameterized.parameters(
+        # Six heads of 197 tokens, each product 197 x 2 tiles / 4 units, and a softmax of 150.
+        (token_attention.forward, [shape(1, 197, 1152)], 2, 0),
+        (token_attention.backward, [shape(1, 197, 1152), shape(1, 197, 384)], 5, 25 * 2 * 6 / 4),
+    )
+    def test_of_attention(self, function, operands, products, more):
+        *_, powers, cycles = declared(function, *operands, heads=6, scale=0.1)
+        self.assertEqual(powers, 6 * 197 * 197)
+        self.assertEqual(cycles, 6 * (products * 197 * 2 / 4 + 25 * 2 * (8 / 4 + 1) + more))
+
+    def test_of_channel_attention(self):
+        """Eight heads of 48 channels as one; norms take 4 operations, and each further map 6."""
+        qkv, temperature = shape(1, 196, 1152), shape(8, 1, 1)
+        *_, forward = declared(channel_attention.forward, qkv, temperature)
+        self.assertEqual(forward, 576 + 441 + 468 + REGISTERS * 4 / 4)
+        operands = qkv, TOKENS, temperature
+        *_, backward = declared(channel_attention.backward, *operands, needed=False)
+        softmax, rest = 144 * (18 / 4 + 1), REGISTERS * (4 + 12) / 4
+        self.assertEqual(backward, 2 * 576 + 3 * 441 + softmax + rest)
+
+    def test_of_depthwise_norm(self):
+        """56 rows of 7 registers, with 49 taps of two operations each."""
+        vectors = [shape(96)] * 3
+        *_, cycles = declared(depthwise_norm.forward, MAP, shape(7, 7, 1, 96), *vectors, **EPS)
+        self.assertEqual(cycles, 56 * 7 * (2 * 49 / 4 + 20 / 4))
+        beside = jax.ShapeDtypeStruct((1, 2, 56, 56), jnp.float32)
+        operands = MAP, MAP, beside, shape(7, 7, 1, 96), vectors[0]
+        *_, cycles = declared(depthwise_norm.backward, *operands, **EPS)
+        self.assertEqual(cycles, 56 * 7 * (2 * 49 / 4 + 30 / 4))
+
+    def test_of_a_convnext_block(self):
+        def check(function, images, products, channels, hidden, powers):
+            *_, found, cycles = declared(lambda_of(function), *[MAP] * images, BLOCK)
+            vectors = 392 * channels / 4 + 1176 * hidden / 4
+            self.assertEqual((found, cycles), (3136 * 384 * powers, products * PRODUCT + vectors))
+
+        check(convnext_block.forward, 1, 2, 98 + 28, 16, 1)
+        check(convnext_block.backward, 2, 3, 143, 19, 2)
+        check(convnext_block.all_gradients, 3, 5, 5 * 49 + 60, 24, 2)
+
+    @parameterized.parameters(
+        (norm_halving.forward, [MAP], 1, 25),
+        (norm_halving.backward, [MAP, HALF], 1, 45),
+        (norm_halving.all_gradients, [MAP, HALF], 2, 52),
+    )
+    def test_of_norm_halving(self, function, operands, products, operations):
+        *_, cycles = declared(function, *operands, HALVING, **EPS)
+        self.assertEqual(cycles, products * 1792 + 392 * operations / 4)
+
+    def test_of_the_exchange_between_neighbours(self):
+        """Convolutions with 6 operations for the copies of a map."""
+        how, pairs = {"width": 14}, (VECTOR, VECTOR)
+        for function, operands, more, operations, powers in (
+            (token_interaction.first, [TOKENS, *pairs, TAPS, VECTOR], EPS, 9 + 29 + 5 + 24, 1),
+            (token_interaction.second, [TOKENS, TOKENS, shape(1, 5, 384), TAPS], {}, 9 + 24, 0),
+        ):
+            *_, cycles = declared(function, *operands, **how, **more)
+            self.assertEqual(cycles, REGISTERS * (operations / 4 + powers))
+        operands = TOKENS, TOKENS, shape(1, 1, 384), TAPS
+        *_, cycles = declared(token_interaction.sums, *operands, **how, needed=False)
+        self.assertEqual(cycles, REGISTERS * (24 + 2 * 9 + 3) / 4)  # two sums for each entry
+        operands = TOKENS, TOKENS, shape(1, 5, 384), (TAPS, TAPS), (VECTOR,) * 3
+        for needed, more in ((False, 0), (True, 2 * 9 + 5)):
+            gradient = token_interaction.gradient
+            *_, cycles = declared(gradient, *operands, **how, **EPS, needed=needed)
+            self.assertEqual(cycles, REGISTERS * ((3 * 24 + 90 + more) / 4 + 2))
+
+
+def lambda_of(function):
+    """With what no image is left out; in the module of the function, as `declared` wants it."""
+
+    def run(*operands):
+        *images, p = operands
+        return function(*images, None, p, **EPS)
+
+    run.__module__ = function.__module__
+    return run
+
+
+if __name__ == "__main__":
+    absltest.main()
