@@ -1,6 +1,8 @@
 """The network and the images that an analysis looks at."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -37,6 +39,47 @@ class SeenTest(parameterized.TestCase):
     def test_a_name_of_19_letters_is_cut_to_18(self):
         sample = self.seen(n=1)._replace(classes=("a" * 18, "b" * 19))
         self.assertEqual([sample.called(k) for k in range(3)], ["a" * 18, "b" * 17 + "…", "2"])
+
+
+class EpochsTest(absltest.TestCase):
+    """The weights that a run kept, by step."""
+
+    def test_kept_ones_or_the_best_of_each_phase_with_the_same_network(self):
+        folder, opened = Path("run"), []
+        there = {
+            folder / "pretrain" / "best": [4],
+            folder / "train" / "epochs": [2, 5],
+            folder / "train" / "best": [5],
+            folder / "first" / "best": [9],
+        }
+        changes = {"first": {"model": "another"}, "pretrain": {}, "none": {}, "train": {}}
+        config = mock.MagicMock(phases=[*changes])
+        config.__getitem__.side_effect = lambda name: SimpleNamespace(changes=changes[name])
+        net = SimpleNamespace(init=lambda key: ({"w": key}, {}), apply=None)
+        subject = SimpleNamespace(create=mock.Mock(return_value=net), config=config)
+
+        def files(place, **how):
+            opened.append((place, how))
+            return mock.Mock(restore=lambda step, abstract: ({"w": f"{place} {step}"}, abstract))
+
+        with mock.patch.multiple(
+            network_sample,
+            Checkpoints=files,
+            steps=lambda place: there.get(place, []),
+            abstract_state=lambda shapes, place: shapes.params["w"].shape,
+        ):
+            found = network_sample.epochs(folder, subject, None)
+            only = network_sample.epochs(folder, subject, "train")
+            self.assertEqual(network_sample.epochs(folder, subject, "none"), [])
+        names = [(4, "pretrain 4"), (6, "train 2"), (9, "train 5")]  # steps of all phases
+        self.assertEqual([each[:2] for each in found], names)
+        places = ["run/pretrain/best 4", "run/train/epochs 2", "run/train/epochs 5"]
+        self.assertEqual([each[2].args for each in found], [({"w": p}, ()) for p in places])
+        self.assertEqual([each[:2] for each in only], [(2, "train 2"), (5, "train 5")])
+        read = {"read_only": True}  # a run may still be writing there
+        both = [(folder / "pretrain" / "best", read), (folder / "train" / "epochs", read)]
+        self.assertEqual(opened, [*both, both[1]])
+        self.assertEqual({call.args for call in subject.create.call_args_list}, {("float32",)})
 
 
 if __name__ == "__main__":

@@ -73,6 +73,16 @@ class AttackTest(parameterized.TestCase):
             own = jax.random.fold_in(jax.random.key(3), int(number))
             np.testing.assert_array_equal(drawn[i], jax.random.key_data(own))
 
+    def test_pgd_is_that_of_the_package_with_these_settings(self):
+        moved = lambda logits_fn, drawn, images, labels: images + drawn + labels  # noqa: E731
+        with mock.patch.object(attack.attacks, "pgd", return_value=moved) as pgd:
+            points, values = attack._ended.__wrapped__(
+                lambda x: 3 * x, 0.5, 1.0, 7.0, steps=4, threat=Threat("l2", 0.8), step_size=0.25
+            )
+        self.assertEqual((points, values), (8.5, 25.5))
+        how = {"norm": "l2", "epsilon": 0.8, "steps": 4, "step_size": 0.25, "random_start": True}
+        pgd.assert_called_once_with(**how)
+
     def test_logits_in_batches(self):
         seen = sample(5)._replace(logits_fn=jax.tree_util.Partial(lambda x: 2 * x.sum((2, 3))))
         found = attack.logits(seen, seen.images, 2)
