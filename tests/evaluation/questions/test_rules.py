@@ -83,6 +83,11 @@ class BallsTest(parameterized.TestCase):
         self.assertEqual(asking[2][1].ball, L2)
         with self.assertRaisesRegex(ValueError, "holds every image"):
             command._asking(GivenFlags(worst_case=True), question, small, [Threat("l2", 60.0)])
+        for channels, checked in ((1, 1), (None, 3)):
+            own = dataclasses.replace(SPEC, image_size=32, in_channels=channels)
+            with mock.patch.object(command.questions, "check_threat") as check:
+                command._asking(GivenFlags(worst_case=True), question, Subject(own), [L2])
+            check.assert_called_once_with(L2, 32, checked)
 
 
 class EvaluatedTest(parameterized.TestCase):
