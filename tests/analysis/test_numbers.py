@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust.analysis.networks import (
+    analyses,
     attack,
     augmentations,
     effectiveness,
@@ -421,6 +422,50 @@ class OtherTest(parameterized.TestCase):
         self.classes = 7
         with self.assertRaisesRegex(ValueError, r"has 7 classes, and net \(x\) 6; name a net"):
             network_sample.other("published", self.like)
+
+
+class CheckedTest(parameterized.TestCase):
+    """The settings of an analysis: its defaults, and what it does not take."""
+
+    def checked(self, name, named=None, **given) -> AnalysisSettings:
+        return analyses.checked({"analysis": name} | given, named or {"workdir": "w"})
+
+    @parameterized.parameters(
+        ("perturbations", {}, {"n": 16, "steps": (100,), "sign": "attack", "seeds": 3}),
+        ("semantic-score", {"judges": ("a",)}, {"n": 256, "steps": (100,), "sign": "code"}),
+        ("semantic-score", {"judges": ("a",), "sign": "attack"}, {"sign": "attack"}),
+        ("effectiveness", {}, {"n": 256, "steps": (1, 2, 5, 10, 200), "seeds": 3}),
+        ("convergence", {}, {"n": 32, "seeds": 20}),
+        ("convergence", {"seeds": 2, "n": None, "steps": ()}, {"n": 32, "seeds": 2}),
+        ("effectiveness", {"steps": (1,)}, {"steps": (1,)}),
+        ("effectiveness", {"steps": (5, 1, 5)}, {"steps": (1, 5)}),  # each once, in order
+        ("convergence", {"steps": (1, 0)}, {"steps": (0, 1)}),
+        ("perturbations", {"steps": (1,)}, {"steps": (1,)}),
+        ("synthesis", {"step_size": 1e-9, "targets": (1,)}, {"step_size": 1e-9, "targets": (1,)}),
+    )
+    def test_settings(self, name, given, expected):
+        found = self.checked(name, **given)
+        self.assertEqual((found.analysis, found.named), (name, {"workdir": "w"}))
+        self.assertEqual({key: getattr(found, key) for key in expected}, expected)
+
+    @parameterized.parameters(
+        ("effectiveness", {"steps": (0, 5)}, "--steps of effectiveness must be at least 1"),
+        ("convergence", {"steps": (-1, 5)}, "--steps of convergence must be at least 0"),
+        ("convergence", {"steps": (0,)}, "--steps must name an attack of at least 1 step"),
+        ("perturbations", {"steps": (1, 2)}, "perturbations takes one number of --steps"),
+        ("synthesis", {"step_size": 0.0}, "--step_size=0.0 must be above 0"),
+        ("semantic-score", {}, "semantic-score needs --judges"),
+        ("perturbations", {"seeds": 2}, "--seeds has no effect on perturbations; leave it out"),
+        ("augmentations", {"steps": (3,)}, "--steps has no effect on augmentations"),
+        ("augmentations", {}, "--workdir has no effect on augmentations"),
+    )
+    def test_mistakes(self, name, given, words):
+        with self.assertRaisesRegex(ValueError, words):
+            self.checked(name, **given)
+
+    def test_pictures_need_no_network(self):
+        found = self.checked("augmentations", {"workdir": None, "image_size": 32}, views=2)
+        self.assertEqual((found.n, found.steps, found.views, found.chain), (6, (), 2, "heavy"))
 
 
 if __name__ == "__main__":

@@ -478,5 +478,32 @@ class CyclesTest(absltest.TestCase):
         self.assertEmpty(hlo_costs.kernels(hlo.parse(LOOP)))
 
 
+class TakenTest(absltest.TestCase):
+    """What a fusion reads of a value: the parts that it slices, or (None) all of it."""
+
+    def taken(self, *rows):
+        make = lambda name, opcode, operands: hlo.Instruction(  # noqa: E731
+            name, f"type of {name}", opcode, operands, "", "", "main"
+        )
+        inside = {row[0]: make(*row) for row in rows}
+        return [hlo_costs._taken(inside, make(name, "parameter", ())) for name in "abcd"]
+
+    def test_where_a_value_is_sliced_or_an_index(self):
+        found = self.taken(("s", "dynamic-slice", ("a", "b", "c")))
+        self.assertEqual(found, [["type of s"], None, None, []])
+
+    def test_what_is_placed_is_read_whole(self):
+        rows = ("u", "dynamic-update-slice", ("a", "b", "c")), ("t", "tuple", ("u",))
+        self.assertEqual(self.taken(*rows), [[], None, None, []])
+        computed = rows[0], ("t", "negate", ("u",))
+        self.assertEqual(self.taken(*computed), [None, None, None, []])
+
+    def test_parts_are_added_up_through_bitcasts(self):
+        rows = [("v", "bitcast", ("a",)), ("s", "dynamic-slice", ("v", "b")),
+                ("r", "dynamic-slice", ("a", "b"))]  # fmt: skip
+        self.assertEqual(self.taken(*rows)[0], ["type of s", "type of r"])
+        self.assertIsNone(self.taken(*rows, ("n", "negate", ("v",)))[0])
+
+
 if __name__ == "__main__":
     absltest.main()

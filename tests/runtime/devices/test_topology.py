@@ -178,6 +178,27 @@ class RefusedTest(absltest.TestCase):
         ):
             topology.devices("v5e:0x4")
 
+    def test_which_chips_are_asked_for(self):
+        import jax
+        from jax.experimental import topologies
+        from jax.experimental.compilation_cache import compilation_cache
+
+        for name, more in (("v5e:4x4", {}), ("v4:2x2x4", {"chip_config_name": "megacore"})):
+            with (
+                mock.patch.object(importlib.util, "find_spec", lambda name: "there"),
+                mock.patch.dict(topology.os.environ),
+                mock.patch.object(jax.config, "update") as update,
+                mock.patch.object(compilation_cache, "reset_cache") as reset,
+                mock.patch.object(topologies, "get_topology_desc") as asked,
+            ):
+                asked.return_value.devices = ["a chip"]
+                self.assertEqual(topology.devices(name), ["a chip"])
+                set_for = {key: topology.os.environ[key] for key in topology.ENVIRONMENT}
+            self.assertEqual(set_for, topology.ENVIRONMENT)
+            asked.assert_called_once_with(platform="tpu", topology_name=name, **more)
+            update.assert_called_once_with("jax_enable_compilation_cache", False)
+            reset.assert_called_once_with()
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
@@ -164,6 +165,30 @@ class StateTest(Case):
             run = start_run.StartRun(named, Path("runs/x"), training.tiny())
             said = start_runs._said(run, start_run.ABSENT)
             self.assertEndsWith(said, f"jaxrobust train --config {file} --workdir runs/x")
+
+    def test_a_run_that_has_begun_or_names_no_run_waits_for_none(self):
+        place = Path("runs/robust")
+        with mock.patch.object(start_runs, "_states", side_effect=AssertionError("looked")):
+            for config, begun in ((self.robust(), True), (training.tiny(), False)):
+                with mock.patch.object(start_runs, "steps", return_value=[3] * begun) as steps:
+                    self.assertEqual(start_runs.before(config, place), [])
+                self.assertEqual(steps.mock_calls, [mock.call(place / "train" / "latest")] * begun)
+
+    def test_starts_from_the_first_that_is_not_finished_on(self):
+        runs = [start_run.StartRun(n, Path(f"runs/{n}"), training.tiny()) for n in ("b", "a")]
+        for states, expected in (
+            ((start_run.FINISHED, start_run.ABSENT), []),
+            ((start_run.BEGUN, start_run.FINISHED), ["b"]),
+            ((start_run.ABSENT, start_run.BEGUN), ["a", "b"]),
+        ):
+            found = list(zip(runs, states, strict=True))
+            with (
+                mock.patch.object(start_runs, "_states", return_value=found),
+                mock.patch.object(start_runs, "say") as say,
+            ):
+                listed = start_runs.before(self.robust(), Path("runs/robust"))
+            self.assertEqual([run.folder.name for run in listed], expected)
+            self.assertLen(say.call_args_list, 1 if not expected else 2)
 
     def test_what_a_start_starts_from_is_trained_before_it(self):
         self.start("far")
