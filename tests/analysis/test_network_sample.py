@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import data
 from jaxrobust.analysis.networks import network_sample
 from jaxrobust.analysis.networks.network_sample import NetworkSample
+from jaxrobust.config import NetworkSpec
 
 
 class SeenTest(parameterized.TestCase):
@@ -80,6 +81,41 @@ class EpochsTest(absltest.TestCase):
         both = [(folder / "pretrain" / "best", read), (folder / "train" / "epochs", read)]
         self.assertEqual(opened, [*both, both[1]])
         self.assertEqual({call.args for call in subject.create.call_args_list}, {("float32",)})
+
+
+class WeightsTest(parameterized.TestCase):
+    """Weights alone, of a file: how many classes and which size it does not say."""
+
+    @parameterized.parameters(
+        (None, None, 7, None, (7, 224)),
+        (10, 32, None, None, (10, 32)),
+        (10, 32, 7, 64, (10, 64)),  # the head is that of the weights
+        (None, 96, 3, None, (3, 96)),
+    )
+    def test_of_a_file(self, classes, size, given_classes, given_size, expected):
+        spec = NetworkSpec("resnet18", num_classes=classes, image_size=size)
+        seen = []
+
+        def file_weights(network, path):
+            seen.append((network, path))
+            return "ema", network, "weights"
+
+        with (
+            mock.patch.object(network_sample.flags, "check"),
+            mock.patch.object(network_sample.flags, "placed", lambda given: given),
+            mock.patch.object(network_sample.flags, "origin") as origin,
+            mock.patch.object(network_sample.subjects, "file_weights", file_weights),
+        ):
+            origin.return_value.network = spec
+            named = {"weights": "w.pt", "num_classes": given_classes, "image_size": given_size}
+            found = network_sample.weights_of(named)
+            self.assertEqual(found, ("resnet18 (ema)", "weights"))
+            ((network, path),) = seen
+            self.assertEqual((network.num_classes, network.image_size), expected)
+            self.assertEqual(str(path), "w.pt")
+            if classes is None:
+                with self.assertRaisesRegex(ValueError, "give --num_classes, which these weights"):
+                    network_sample.weights_of(named | {"num_classes": None})
 
 
 if __name__ == "__main__":

@@ -279,6 +279,17 @@ class PreparedTest(SubsetTest):
         np.testing.assert_array_equal(again.labels, right.labels)
         np.testing.assert_array_equal(again.names, right.names)
 
+    def test_an_index_of_other_arrays_is_none(self):
+        place = Path(self.create_tempdir())
+        labels, names = np.arange(3, dtype=np.int32), np.array([b"a", b"b", b"c"])
+        wrong = [(labels, names[:2]), (labels, np.array(["a", "b", "c"])), (labels[:, None],) * 2]
+        wrong += [(labels[:, None], names[:, None]), (labels, labels)]
+        for own_labels, own_names in [(labels, names), *wrong]:
+            np.savez(place / subsets.index_name("val"), labels=own_labels, names=own_names)
+            found = subsets.read_index(place, "val")
+            self.assertEqual(found is not None, own_names is names, own_names)
+        self.assertIsNone(subsets.read_index(place, "train"))
+
     def test_directory_that_cannot_be_written(self):
         self.write_prepared()
         write = subsets.write_index

@@ -130,6 +130,10 @@ class FlowTest(parameterized.TestCase):
         self.assertEqual(table[1], f"{'linf 0.03137 pgd-20':28}   57.14% of 7")
         self.assertEqual(table[2], f"{'l2 1.5 pgd-20':28}   42.86% left of 7")
 
+    def test_one_image_at_a_time(self):
+        self.run_with(batch_size=1)
+        self.assertEqual(self.attacked.batch_size, 1)
+
     def test_radii_that_are_given(self):
         result = self.run_with(radii={"l2": 2.0})
         self.assertEqual([part["epsilon"] for part in result.parts], [8 / 255, 8 / 255, 2.0, 40.0])
