@@ -279,6 +279,15 @@ class PreparedTest(SubsetTest):
         np.testing.assert_array_equal(again.labels, right.labels)
         np.testing.assert_array_equal(again.names, right.names)
 
+    def test_images_for_a_selection_are_those_of_the_least_hash_that_test_nothing(self):
+        chosen, tested = imagenet.selection(), imagenet.robustbench()
+        self.assertLen(set(chosen), 4000)
+        tested = {line.rpartition("/")[2] for line in tested}
+        self.assertNoCommonElements(chosen, tested)
+        hashed = lambda name: hashlib.sha256(f"jaxrobust selection 0 {name}".encode()).hexdigest()  # noqa: E731
+        every = {f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001)}
+        self.assertEqual([*chosen], sorted(every - tested, key=hashed)[:4000])
+
     def test_an_index_of_other_arrays_is_none(self):
         place = Path(self.create_tempdir())
         labels, names = np.arange(3, dtype=np.int32), np.array([b"a", b"b", b"c"])

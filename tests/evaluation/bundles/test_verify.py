@@ -271,7 +271,13 @@ class FunctionTest(Case):
         own = ["--images", self.root / images, "--module", f"{self.root}/{module}", *words]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
             code = self.program.main([str(word) for word in own])
-        return code, out.getvalue(), said.getvalue()
+        found = code, out.getvalue(), said.getvalue()
+        again, own_said = io.StringIO(), io.StringIO()  # and the file that it was made of
+        with contextlib.redirect_stdout(again), contextlib.redirect_stderr(own_said):
+            words = ["--bundle", self.bundle, "--device", "cpu", "--batch", "7", *own]
+            code = claims_torch.main([str(word) for word in words])
+        self.assertEqual((code, again.getvalue(), own_said.getvalue()), found)
+        return found
 
     def test_our_function(self):
         code, printed, said = ran(self.bundle, "--function", f"{self.root}/nets.py:logits_fn")
@@ -369,6 +375,11 @@ class FunctionTest(Case):
         code, _, said = self.checked("--labels", self.root / "few.labels.npy")
         self.assertEqual(code, 2)
         self.assertIn("--labels has shape (4,), and there are 32 images", said)
+        for kind, expected in ((np.uint8, 0), (np.int64, 0), (np.float32, 2)):
+            np.save(self.root / "kind.labels.npy", labels.astype(kind))
+            code, _, said = self.checked("--labels", self.root / "kind.labels.npy")
+            self.assertEqual(code, expected)
+            self.assertEqual("labels are whole numbers" in said, bool(expected))
         np.save(self.root / "other.labels.npy", (labels + 1) % 10)
         code, printed, _ = self.checked("--labels", self.root / "other.labels.npy")
         self.assertEqual(code, 1)

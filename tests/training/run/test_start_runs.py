@@ -246,5 +246,39 @@ class StateTest(Case):
         self.assertFalse(start_run.is_finished(folder, config))  # whose weights are gone
 
 
+class ExplainedTest(parameterized.TestCase):
+    def test_a_start_s_mistake_names_the_start(self):
+        run = start_run.StartRun("clean.py", Path("runs/clean"), training.tiny())
+        words = "the run in runs/clean, from which this one starts: "
+        for kind in (ValueError, *stopping.Stopped.__subclasses__()):
+            with self.assertRaises(kind) as caught, start_runs.explained(run):
+                raise kind("it diverges")
+            self.assertEqual(str(caught.exception), f"{words}it diverges")
+            self.assertIs(type(caught.exception), kind)
+        with self.assertRaises(OSError) as caught, start_runs.explained(run):
+            raise OSError("a full disk")
+        self.assertEqual(str(caught.exception), "a full disk")
+
+    @parameterized.parameters(
+        ([], "of runs/robust"),
+        ([("robust", "stopped")], "of runs/robust"),
+        ([("robust", "latest"), ("clean", "latest")], "of runs/robust"),
+        ([("clean", "stopped")], "of runs/clean in runs/clean"),
+        ([("clean", "latest"), ("far", "latest")], "of runs/clean in runs/clean"),
+        ([("far", "latest")], "of runs/far in runs/far"),
+    )
+    def test_what_the_same_command_does_is_of_the_run_that_has_begun(self, begun, said):
+        starts = [
+            start_run.StartRun(n, Path(f"runs/{n}"), training.tiny()) for n in ("clean", "far")
+        ]
+        there = [Path("runs") / name / "train" / kind for name, kind in begun]
+        with (
+            mock.patch.object(start_runs.start_run, "chain", return_value=starts),
+            mock.patch.object(start_runs, "steps", lambda place: [1] if place in there else []),
+            mock.patch.object(start_runs.stopping, "again", lambda folder, phases: f"of {folder}"),
+        ):
+            self.assertEqual(start_runs.again(training.tiny(), Path("runs/robust")), said)
+
+
 if __name__ == "__main__":
     absltest.main()
