@@ -14,6 +14,7 @@ from jaxrobust.analysis.networks import (
     analyses,
     attack,
     augmentations,
+    convergence,
     effectiveness,
     network_sample,
     perturbations,
@@ -106,6 +107,55 @@ class AttackTest(parameterized.TestCase):
             )
         self.assertEqual(end.tolist(), [3, 8])
         self.assertEqual(values.tolist(), [[0, 55], [11, 66], [22, 77], [33, 88]])
+
+
+class ConvergenceTest(absltest.TestCase):
+    def test_steps_are_those_of_ten_however_many_there_are(self):
+        machine = mock.Mock()
+        with (
+            mock.patch.object(attack.attacks, "pgd_machine", return_value=machine) as made,
+            mock.patch.object(attack, "climb", return_value=("the end", "values")) as climb,
+        ):
+            how = {"steps": 7, "threat": Threat("l2", 0.8)}
+            found = convergence.trajectory.__wrapped__("net", "keys", "images", "labels", **how)
+        self.assertEqual(found, "values")
+        (call,) = made.call_args_list
+        self.assertAlmostEqual(call.kwargs.pop("step_size"), 0.12)  # 1.5 x 0.8 / 10
+        self.assertEqual(call.kwargs, {"norm": "l2", "epsilon": 0.8, "steps": 7})
+        machine.init.assert_called_once_with("images", "labels", keys="keys", start="random")
+        climb.assert_called_once_with(machine, "net", machine.init.return_value, 7, machine.loss)
+
+    def test_rows_of_images_that_are_right(self):
+        seen, calls = sample(3), []
+        before = np.eye(CLASSES, dtype=np.float32)[[0, 3, 2]]  # the second of three is wrong
+
+        def trajectory(logits_fn, drawn, images, labels, *, steps, threat):
+            self.assertEqual((steps, threat), (4, Threat("linf", 0.2)))
+            calls.append((jax.random.key_data(drawn), images))
+            start = 10 * len(calls) + labels  # 10 and 12 from the first start, 20 and 22 from ...
+            return np.arange(5)[:, None] + start[None]
+
+        with (
+            mock.patch.object(attack, "logits", return_value=before),
+            mock.patch.object(convergence, "trajectory", trajectory),
+        ):
+            rows, losses = convergence.analyse(seen, settings("convergence", (0, 4), seeds=2))
+        np.testing.assert_array_equal(calls[0][1], seen.images[[0, 2]])
+        for seed, (keys, _) in enumerate(calls):
+            for i, number in enumerate((10, 12)):
+                own = jax.random.fold_in(jax.random.key(seed), number)
+                np.testing.assert_array_equal(keys[i], jax.random.key_data(own))
+        self.assertEqual(losses.shape, (2, 5, 2))
+        names = ("image", "label", "steps", "ce_least", "ce_mean", "ce_largest", "seeds")
+        found = [tuple(row[name] for name in names) for row in rows]
+        expected = [(10, 0, 0, 10, 15, 20, 2), (10, 0, 4, 14, 19, 24, 2)]
+        expected += [(12, 2, 0, 12, 17, 22, 2), (12, 2, 4, 16, 21, 26, 2)]
+        self.assertEqual(found, expected)
+        with (
+            mock.patch.object(attack, "logits", return_value=before[[1, 0, 0]]),
+            self.assertRaisesRegex(ValueError, r"gets none of the 3 images right; give a larger"),
+        ):
+            convergence.analyse(seen, settings("convergence"))
 
 
 class PerturbationsTest(parameterized.TestCase):

@@ -299,6 +299,8 @@ class DocumentsTest(parameterized.TestCase):
         links = "![A caption](s.png)\n\n![A caption](r.png)\n\n"
         self.assertEqual((out / "p.md").read_text(), f"# P\n\n{links}## Table 2: A\n")
         self.assertEqual(self.mocks["scatter.draw"].call_args.args[1:], (["record"], out))
+        again = documents.answer([], paper="p", out=out)  # into a folder that is there
+        self.assertEqual(again, text)
 
     def test_commands(self):
         self.assertEqual(documents.answer([], paper="p", commands=True), "commands\n")
@@ -309,6 +311,10 @@ class DocumentsTest(parameterized.TestCase):
         text = documents.answer([], paper="p", table="2", row="b", out=out, commands=True)
         self.assertEqual(text, f"{out / 'p-commands.md'}\n")
         self.assertEqual((out / "p-commands.md").read_text(), "commands\n")
+        self.mocks["lines.document"].return_value = "others\n"
+        documents.answer([], paper="p", out=out, commands=True)  # into a folder that is there
+        self.assertEqual((out / "p-commands.md").read_text(), "others\n")
+        documents.answer([], paper="p", table="2", row="b", out=out, commands=True)
         how = self.mocks["lines.document"].call_args.kwargs
         self.assertEqual(how, {"measured": False, "only": 1})
         self.mocks["scatter.draw"].assert_not_called()
