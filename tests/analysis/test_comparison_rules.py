@@ -107,6 +107,13 @@ class SentenceTest(parameterized.TestCase):
         self.assertIn("cannot be told apart", said)
         self.assertEqual("leaves 0 out by a hair" in said, hair, said)
 
+    @parameterized.parameters((-0.01, 0.02, False), (0.0, 0.02, False), (1e-6, 0.02, True),
+                              (-0.02, 0.0, False), (-0.02, -1e-6, True))  # fmt: skip
+    def test_an_interval_that_ends_at_0_leaves_nothing_out(self, low, high, hair):
+        said = self.said(pair(counted(5, 3, 500)._replace(low=low, high=high)))
+        self.assertIn("cannot be told apart", said)
+        self.assertEqual("leaves 0 out by a hair" in said, hair)
+
     def test_images_needed_have_two_digits(self):
         one = counted(16, 10, 1000)
         needed = pairs.images_needed(one)

@@ -73,7 +73,7 @@ class GridsTest(DrawingCase):
         for panel in panels.ravel():
             panel.axis.assert_called_once_with("off")
 
-    @parameterized.parameters((3, 1, 3), (3, 3, 4), (5, 1, 6))
+    @parameterized.parameters((3, 1, 3), (3, 3, 4), (4, 1, 3), (5, 1, 6), (17, 3, 8))
     def test_perturbations(self, count, channels, across):
         seen = sample(count, channels)
         rows = [
@@ -85,7 +85,7 @@ class GridsTest(DrawingCase):
             perturbations, seen, rows, (adversarial, change), settings("perturbations")
         )
         kinds = 3 if channels == 1 else 4
-        self.assertEqual((len(cells), wide), (count * kinds, across))
+        self.assertEqual((len(cells), wide), (min(count, 16) * kinds, across))
         first, second, third, *fourth = cells[kinds : 2 * kinds]
         np.testing.assert_array_equal(first[0], seen.images[1])
         np.testing.assert_array_equal(second[0], adversarial[1])
@@ -166,6 +166,9 @@ class CurvesTest(DrawingCase):
 
     def test_effectiveness_over_few_checkpoints(self):
         left, right = self.drawn({"a": 0, "b": 7}, seeds=1)
+        self.figure.return_value.subplots.assert_called_once_with(1, 2)
+        for panel in (left, right):
+            panel.set_ylim.assert_called_once_with(bottom=0)
         first, second = left.plot.call_args_list
         self.assertEqual((first.args[:2], second.args[:2]), (([0, 7], [1, 8]), ([0, 7], [5, 12])))
         self.assertEqual((first.kwargs["color"], second.kwargs["label"]), (0, "5"))
@@ -176,7 +179,11 @@ class CurvesTest(DrawingCase):
 
     def test_phases_of_many_checkpoints_are_told_apart(self):
         names = ["pretrain 1", "pretrain 2", "train 1", "train 2", "train 3"]
+        left, _ = self.drawn({name: 10 * i for i, name in enumerate(names[:4])}, seeds=3)
+        left.set_xticks.assert_called_once_with([0, 10, 20, 30], names[:4], fontsize=8)
+        left.set_xlabel.assert_not_called()
         left, right = self.drawn({name: 10 * i for i, name in enumerate(names)}, seeds=3)
+        left.set_xticks.assert_not_called()
         for panel in (left, right):
             panel.set_xlabel.assert_called_once_with("steps of training")
             panel.axvline.assert_called_once_with(10, color="#888888", linestyle=":")
@@ -207,7 +214,16 @@ class BarsTest(DrawingCase):
         self.assertIn("chance is 50.0 %", self.about)
         titles = [cell.set_title.call_args.args[0] for cell in cells[:3]]
         self.assertEqual(titles, ["a", "b", "c"])
-        self.assertFalse(cells[3].imshow.called)
+        shown = [cell.imshow.called for cell in cells]
+        self.assertEqual(shown, [True] * 3 + [False] * 5)
+        below.subplots.assert_called_once_with(1, 8)
+        for cell in cells:  # those that are empty too
+            cell.axis.assert_called_once_with("off")
+        panel.set_xlim.assert_called_once_with(0, 112)  # with room for the numbers
+        labels = [call.kwargs["label"] for call in (first, second)]
+        self.assertEqual(labels, ["on perturbations", "on images"])
+        self.assertIn("Top-5 accuracy on the perturbations alone (PGD-3, linf", self.about)
+        self.assertIn("3 images)\nof net (x)", self.about)
 
     def test_histograms_mark_what_counts_as_zero(self):
         weights = np.float32([-2.0, 0.001, 0.01, 1.0])

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.analysis.papers import lines, matching, tables
+from jaxrobust.analysis.papers import lines, matching, rules_imagenet, tables
 from jaxrobust.analysis.papers.tables_markdown import Filled
 from jaxrobust.analysis.papers.training_words import whole_config
 from jaxrobust.attacks import fixed_steps, registry
@@ -221,6 +221,21 @@ class RowsTest(parameterized.TestCase):
             config = json.loads(json.dumps(config_of(run)), object_hook=Values)
             levels = {f.seen.level for f in examined(CONFIG_CHECKS, PlannedRun(config, 8))}
             self.assertNotIn(RED, levels)
+
+
+class StartWordTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("vit_s", "clean", None),
+        ("vit_s", "clean+stem", "stem"),
+        ("vit_s_cvst", "clean+stem", None),
+        ("convnext_t_ps", "clean+stem", None),
+        ("vit_s_cvst", "clean", "clean"),
+        ("vit_s_cvst", "fresh-stem", "clean"),
+        ("vit_s", "clean-21k", "21k"),
+        ("vit_s", "random", "random"),
+    )
+    def test_a_start_is_written_unless_it_is_the_network_s_own(self, model, start, word):
+        self.assertEqual(rules_imagenet._start({"model": model, "start": start}), word)
 
 
 class StartTest(parameterized.TestCase):

@@ -11,8 +11,10 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust.analysis.networks import (
+    analyses,
     attack,
     augmentations,
+    convergence,
     effectiveness,
     network_sample,
     perturbations,
@@ -73,6 +75,16 @@ class AttackTest(parameterized.TestCase):
             own = jax.random.fold_in(jax.random.key(3), int(number))
             np.testing.assert_array_equal(drawn[i], jax.random.key_data(own))
 
+    def test_pgd_is_that_of_the_package_with_these_settings(self):
+        moved = lambda logits_fn, drawn, images, labels: images + drawn + labels  # noqa: E731
+        with mock.patch.object(attack.attacks, "pgd", return_value=moved) as pgd:
+            points, values = attack._ended.__wrapped__(
+                lambda x: 3 * x, 0.5, 1.0, 7.0, steps=4, threat=Threat("l2", 0.8), step_size=0.25
+            )
+        self.assertEqual((points, values), (8.5, 25.5))
+        how = {"norm": "l2", "epsilon": 0.8, "steps": 4, "step_size": 0.25, "random_start": True}
+        pgd.assert_called_once_with(**how)
+
     def test_logits_in_batches(self):
         seen = sample(5)._replace(logits_fn=jax.tree_util.Partial(lambda x: 2 * x.sum((2, 3))))
         found = attack.logits(seen, seen.images, 2)
@@ -95,6 +107,55 @@ class AttackTest(parameterized.TestCase):
             )
         self.assertEqual(end.tolist(), [3, 8])
         self.assertEqual(values.tolist(), [[0, 55], [11, 66], [22, 77], [33, 88]])
+
+
+class ConvergenceTest(absltest.TestCase):
+    def test_steps_are_those_of_ten_however_many_there_are(self):
+        machine = mock.Mock()
+        with (
+            mock.patch.object(attack.attacks, "pgd_machine", return_value=machine) as made,
+            mock.patch.object(attack, "climb", return_value=("the end", "values")) as climb,
+        ):
+            how = {"steps": 7, "threat": Threat("l2", 0.8)}
+            found = convergence.trajectory.__wrapped__("net", "keys", "images", "labels", **how)
+        self.assertEqual(found, "values")
+        (call,) = made.call_args_list
+        self.assertAlmostEqual(call.kwargs.pop("step_size"), 0.12)  # 1.5 x 0.8 / 10
+        self.assertEqual(call.kwargs, {"norm": "l2", "epsilon": 0.8, "steps": 7})
+        machine.init.assert_called_once_with("images", "labels", keys="keys", start="random")
+        climb.assert_called_once_with(machine, "net", machine.init.return_value, 7, machine.loss)
+
+    def test_rows_of_images_that_are_right(self):
+        seen, calls = sample(3), []
+        before = np.eye(CLASSES, dtype=np.float32)[[0, 3, 2]]  # the second of three is wrong
+
+        def trajectory(logits_fn, drawn, images, labels, *, steps, threat):
+            self.assertEqual((steps, threat), (4, Threat("linf", 0.2)))
+            calls.append((jax.random.key_data(drawn), images))
+            start = 10 * len(calls) + labels  # 10 and 12 from the first start, 20 and 22 from ...
+            return np.arange(5)[:, None] + start[None]
+
+        with (
+            mock.patch.object(attack, "logits", return_value=before),
+            mock.patch.object(convergence, "trajectory", trajectory),
+        ):
+            rows, losses = convergence.analyse(seen, settings("convergence", (0, 4), seeds=2))
+        np.testing.assert_array_equal(calls[0][1], seen.images[[0, 2]])
+        for seed, (keys, _) in enumerate(calls):
+            for i, number in enumerate((10, 12)):
+                own = jax.random.fold_in(jax.random.key(seed), number)
+                np.testing.assert_array_equal(keys[i], jax.random.key_data(own))
+        self.assertEqual(losses.shape, (2, 5, 2))
+        names = ("image", "label", "steps", "ce_least", "ce_mean", "ce_largest", "seeds")
+        found = [tuple(row[name] for name in names) for row in rows]
+        expected = [(10, 0, 0, 10, 15, 20, 2), (10, 0, 4, 14, 19, 24, 2)]
+        expected += [(12, 2, 0, 12, 17, 22, 2), (12, 2, 4, 16, 21, 26, 2)]
+        self.assertEqual(found, expected)
+        with (
+            mock.patch.object(attack, "logits", return_value=before[[1, 0, 0]]),
+            self.assertRaisesRegex(ValueError, r"gets none of the 3 images right; give a larger"),
+        ):
+            convergence.analyse(seen, settings("convergence"))
 
 
 class PerturbationsTest(parameterized.TestCase):
@@ -411,6 +472,50 @@ class OtherTest(parameterized.TestCase):
         self.classes = 7
         with self.assertRaisesRegex(ValueError, r"has 7 classes, and net \(x\) 6; name a net"):
             network_sample.other("published", self.like)
+
+
+class CheckedTest(parameterized.TestCase):
+    """The settings of an analysis: its defaults, and what it does not take."""
+
+    def checked(self, name, named=None, **given) -> AnalysisSettings:
+        return analyses.checked({"analysis": name} | given, named or {"workdir": "w"})
+
+    @parameterized.parameters(
+        ("perturbations", {}, {"n": 16, "steps": (100,), "sign": "attack", "seeds": 3}),
+        ("semantic-score", {"judges": ("a",)}, {"n": 256, "steps": (100,), "sign": "code"}),
+        ("semantic-score", {"judges": ("a",), "sign": "attack"}, {"sign": "attack"}),
+        ("effectiveness", {}, {"n": 256, "steps": (1, 2, 5, 10, 200), "seeds": 3}),
+        ("convergence", {}, {"n": 32, "seeds": 20}),
+        ("convergence", {"seeds": 2, "n": None, "steps": ()}, {"n": 32, "seeds": 2}),
+        ("effectiveness", {"steps": (1,)}, {"steps": (1,)}),
+        ("effectiveness", {"steps": (5, 1, 5)}, {"steps": (1, 5)}),  # each once, in order
+        ("convergence", {"steps": (1, 0)}, {"steps": (0, 1)}),
+        ("perturbations", {"steps": (1,)}, {"steps": (1,)}),
+        ("synthesis", {"step_size": 1e-9, "targets": (1,)}, {"step_size": 1e-9, "targets": (1,)}),
+    )
+    def test_settings(self, name, given, expected):
+        found = self.checked(name, **given)
+        self.assertEqual((found.analysis, found.named), (name, {"workdir": "w"}))
+        self.assertEqual({key: getattr(found, key) for key in expected}, expected)
+
+    @parameterized.parameters(
+        ("effectiveness", {"steps": (0, 5)}, "--steps of effectiveness must be at least 1"),
+        ("convergence", {"steps": (-1, 5)}, "--steps of convergence must be at least 0"),
+        ("convergence", {"steps": (0,)}, "--steps must name an attack of at least 1 step"),
+        ("perturbations", {"steps": (1, 2)}, "perturbations takes one number of --steps"),
+        ("synthesis", {"step_size": 0.0}, "--step_size=0.0 must be above 0"),
+        ("semantic-score", {}, "semantic-score needs --judges"),
+        ("perturbations", {"seeds": 2}, "--seeds has no effect on perturbations; leave it out"),
+        ("augmentations", {"steps": (3,)}, "--steps has no effect on augmentations"),
+        ("augmentations", {}, "--workdir has no effect on augmentations"),
+    )
+    def test_mistakes(self, name, given, words):
+        with self.assertRaisesRegex(ValueError, words):
+            self.checked(name, **given)
+
+    def test_pictures_need_no_network(self):
+        found = self.checked("augmentations", {"workdir": None, "image_size": 32}, views=2)
+        self.assertEqual((found.n, found.steps, found.views, found.chain), (6, (), 2, "heavy"))
 
 
 if __name__ == "__main__":

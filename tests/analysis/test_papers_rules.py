@@ -616,5 +616,40 @@ class LinesTest(parameterized.TestCase):
         self.assertEqual((found["own"], found["batch"]), (False, 0))
 
 
+class FoundTest(absltest.TestCase):
+    """Configs and records of a folder."""
+
+    def test_a_config_is_found_under_each_of_its_hashes(self):
+        folder = Path(self.create_tempdir())
+        whole = plain(base())
+        (folder / "config.json").write_text(json.dumps({"version": 1} | whole))
+        found = list(matching._read(folder))
+        hashed = [sha256 for sha256, _ in found]
+        self.assertEqual(hashed[0], matching.hashes.config_sha256(json.loads(json.dumps(whole))))
+        self.assertLen(found, 4)  # as it is, completed, and as each of two phases sees it
+        self.assertTrue(all(config["model"] == whole["model"] for _, config in found))
+        about = {"architecture": "convnext_t", "image_size": 224}
+        (folder / "config.json").write_text(json.dumps({"version": 3} | about))
+        self.assertEqual(
+            list(matching._read(folder)), [(matching.hashes.config_sha256(about), about)]
+        )
+        for text in ("{", "[1]"):
+            (folder / "config.json").write_text(text)
+            with self.assertRaisesRegex(ValueError, "config.json is damaged .*; get it again"):
+                list(matching._read(folder))
+
+    def test_lines_that_are_no_records_are_refused(self):
+        file = Path(self.create_tempdir()) / "results.jsonl"
+        whole = {"clean": 0.5, "attacks": [], "config_sha256": "ab", "dataset": "digits"}
+        file.write_text(json.dumps(whole) + "\n")
+        (found,) = matching._records(file)
+        self.assertEqual((found.clean, found.dataset), (0.5, "digits"))
+        for key in whole:
+            line = {name: value for name, value in whole.items() if name != key}
+            file.write_text(json.dumps(whole) + "\n" + json.dumps(line) + "\n")
+            with self.assertRaisesRegex(ValueError, "holds lines that are no records of jaxrobust"):
+                list(matching._records(file))
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -135,6 +135,13 @@ class DrawnTest(parameterized.TestCase):
             self.assertEqual([call.args[1] for call in label.call_args_list], axes)
             self.assertEqual(panel.call_args.args[3], "AutoAttack, linf 4/255, %")
             self.assertIn("nothing of it measured by us yet", figure.suptitle.call_args.args[0])
+            (legend,) = figure.legend.call_args_list
+            handles = panel.call_args_list[0].args[0].get_legend_handles_labels.return_value
+            self.assertEqual(legend.args, tuple(handles))
+            self.assertEqual(legend.kwargs["loc"], "outside lower center")  # over no point
+            figure.get_layout_engine.return_value.execute.assert_called_once_with(figure)
+            figure.savefig.assert_called_once_with(Path("x.png"), dpi=120)
+            plotting.return_value.close.assert_called_once_with(figure)
 
     def test_values_of_ours_are_counted(self):
         with (
@@ -165,6 +172,17 @@ class DrawnTest(parameterized.TestCase):
         scatter._panel(panel, "clean", shown, "y")
         self.assertEqual(panel.scatter.call_args.args, ([70.0], [51.0]))
         panel.set_xscale.assert_not_called()
+
+    @parameterized.parameters((20.0, True), (20.5, False))
+    def test_few_ticks_where_sizes_are_more_than_20_fold(self, largest, fine):
+        values = [{"macs_g": size, "robust": 50.0} for size in (1.0, largest, 5.0)]
+        panel = mock.MagicMock()
+        scatter._panel(panel, "macs_g", [Point("1", "", own, "others") for own in values], "y")
+        ticks = panel.xaxis.set_major_locator.call_args.args[0].tick_values(1, 10)
+        self.assertContainsSubset({1, 2, 5}, set(ticks))
+        self.assertEqual({3, 4, 7} <= set(ticks), fine)
+        panel.xaxis.set_major_formatter.assert_called_once_with("{x:g}")
+        panel.set.assert_called_once_with(xlabel="multiply-adds, 1e9", ylabel="y")
 
     def test_a_label_is_beside_its_point_and_off_the_others(self):
         shown = [Point(str(i), "", {"clean": float(i), "robust": 0.0}, "ours") for i in range(2)]
@@ -217,6 +235,15 @@ class ResolutionsTest(parameterized.TestCase):
         for call, name in zip(draw.call_args_list[1:], ("a", "d"), strict=True):
             self.assertEqual(call.args[1], name)
             self.assertEqual({curve.network for curve in call.args[2]}, {name})
+
+    def test_shades_are_from_dark_to_pale(self):
+        for count, expected in ((1, [0.95]), (2, [0.95, 0.35]), (4, [0.95, 0.75, 0.55, 0.35])):
+            curve = resolutions.ResolutionCurve("a", "clean", {160: 1.0, 224: 2.0}, {})
+            with mock.patch.object(resolutions, "plotting") as plotting:
+                plotting.return_value.subplots.return_value = mock.MagicMock(), mock.MagicMock()
+                resolutions._draw(self.table(), "a", [curve] * count, Path("out.png"))
+            shades = plotting.return_value.get_cmap.return_value.call_args_list
+            np.testing.assert_allclose([call.args[0] for call in shades], expected)
 
     def test_curves_are_in_the_order_of_sizes(self):
         cells = {(0, "aa"): Cell(39.0, 0), (1, "aa"): Cell(38.0, 1)}
@@ -272,6 +299,8 @@ class DocumentsTest(parameterized.TestCase):
         links = "![A caption](s.png)\n\n![A caption](r.png)\n\n"
         self.assertEqual((out / "p.md").read_text(), f"# P\n\n{links}## Table 2: A\n")
         self.assertEqual(self.mocks["scatter.draw"].call_args.args[1:], (["record"], out))
+        again = documents.answer([], paper="p", out=out)  # into a folder that is there
+        self.assertEqual(again, text)
 
     def test_commands(self):
         self.assertEqual(documents.answer([], paper="p", commands=True), "commands\n")
@@ -282,6 +311,10 @@ class DocumentsTest(parameterized.TestCase):
         text = documents.answer([], paper="p", table="2", row="b", out=out, commands=True)
         self.assertEqual(text, f"{out / 'p-commands.md'}\n")
         self.assertEqual((out / "p-commands.md").read_text(), "commands\n")
+        self.mocks["lines.document"].return_value = "others\n"
+        documents.answer([], paper="p", out=out, commands=True)  # into a folder that is there
+        self.assertEqual((out / "p-commands.md").read_text(), "others\n")
+        documents.answer([], paper="p", table="2", row="b", out=out, commands=True)
         how = self.mocks["lines.document"].call_args.kwargs
         self.assertEqual(how, {"measured": False, "only": 1})
         self.mocks["scatter.draw"].assert_not_called()

@@ -196,5 +196,22 @@ class PgdTest(parameterized.TestCase):
             attacks.pgd(epsilon=0.1, steps=1, step_size=step_size)
 
 
+class StartsTest(absltest.TestCase):
+    def test_what_they_are_called(self):
+        """As `--start` and `attack.start` take them; `boxed` ones are projected first."""
+        found = dict(attacks.STARTS)
+        self.assertEqual((found.pop("image"), found.pop("random")), (False, True))
+        rows = {name: (noise.normal, noise.projected, noise.std) for name, noise in found.items()}
+        self.assertEqual(
+            rows,
+            {
+                "uniform": (False, False, 0),
+                "uniform-boxed": (False, True, 0),
+                "gauss": (True, False, 0),
+                "gauss-boxed": (True, True, 0),
+            },
+        )
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -1,5 +1,6 @@
 """The registry of attacks, and momentum FGSM: one file and one import that are known everywhere."""
 
+import importlib
 import re
 from pathlib import Path
 from unittest import mock
@@ -99,6 +100,30 @@ class MimTest(parameterized.TestCase):
             state = machine.tell(state, None, gradient)
             moved.append(np.ravel((machine.query(state) - 0.5) / usable * 3 / EPSILON))
         np.testing.assert_allclose(moved, [[1] * 4, [2] * 4, [3] * 4], atol=1e-5)
+
+    @parameterized.parameters((None, [2, 4, 6, 6]), (0.03, [3, 6, 6, 6]), (0.01, [1, 2, 3, 4]))
+    def test_the_length_of_a_step(self, step_size, hundredths):
+        """A third of the radius unless it is given; the ball ends it."""
+        machine = mim_machine(norm="linf", epsilon=0.06, steps=3, step_size=step_size)
+        state = machine.init(jnp.full((1, 2, 2, 1), 0.5), jnp.zeros(1, jnp.int32))
+        self.assertAlmostEqual(state.run.step.item(), hundredths[0] / 100, places=6)
+        moved = []
+        for _ in hundredths:
+            state = machine.tell(state, None, jnp.full((1, 2, 2, 1), -1.0))
+            moved.append(100 * (0.5 - np.asarray(machine.query(state))[0, 1, 1, 0]))
+        np.testing.assert_allclose(moved, hundredths, atol=1e-4)
+
+    def test_what_is_given_reaches_the_machine(self):
+        how = {"norm": "l2", "epsilon": 0.5, "steps": 4, "step_size": 0.3, "decay": 0.25}
+        how |= {"loss": "dlr", "kept_fraction": 0.1, "l1_rule": "exact"}
+        module = importlib.import_module("jaxrobust.attacks.mim")  # not the function
+        with (
+            mock.patch.object(module, "mim_machine", return_value="machine") as made,
+            mock.patch.object(module, "as_attack", return_value="attack") as whole,
+        ):
+            self.assertEqual(attacks.mim(**how, random_start=True), "attack")
+        made.assert_called_once_with(**how)
+        whole.assert_called_once_with("machine", random_start=True, gradient_steps=4)
 
     @parameterized.parameters(-1.0, float("nan"), "1", None)
     def test_no_decay(self, decay):

@@ -370,6 +370,10 @@ class WhyTest(CallCase):
         self.chosen.assert_called_once_with("keys", None, True)
         self.text.assert_not_called()
 
+    def test_its_help_says_what_stands_where(self):
+        out = command_calls.words(why.main, "--help").out
+        self.assertIn("CONFIG [KEY] [--config.key=value ...] [flags]", " ".join(out.split()))
+
     def test_an_unknown_key(self):
         self.chosen.side_effect = ValueError("no key 'lr'")
         self.assertIn("no key 'lr'", self.refused(why.main, "quickstart", "lr"))

@@ -282,6 +282,9 @@ class EstimateTest(parameterized.TestCase):
         self.assertEqual((given.batch, given.fsdp, given.seconds), (9, 2, 5.0))
         self.assertEqual((given.robust, given.images, given.fast), (0.25, 7, True))
         self.assertEqual(given.utilisation, 0.4)
+        text = " ".join(command_calls.words(estimate.main, "--help").out.split())
+        self.assertIn("CONFIG --on DEVICES [--config.key=value ...] [flags]", text)
+        self.assertEndsWith(text, "set as for training: --config.train.epochs=20.")
 
 
 class EvaluateTest(parameterized.TestCase):

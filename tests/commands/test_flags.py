@@ -12,6 +12,7 @@ from jaxrobust.commands import scaling
 from jaxrobust.commands.analysis import analyse
 from jaxrobust.commands.flags import evaluation, shared
 from jaxrobust.runtime.commandline import fields
+from tests.support.command_line import refused
 
 # Those of absl define `--config`, which one process can do once.
 NAMES = [name for name in overview.COMMANDS if name not in ("train", "doctor", "estimate")]
@@ -51,6 +52,18 @@ class DefaultsTest(parameterized.TestCase):
         )
         takers = [key for key, row in analyses.ANALYSES.items() if name in row.takes]
         self.assertEndsWith(text, f" ({', '.join(takers)})")
+
+    @parameterized.parameters("n", "batch", "top", "seeds", "views", "image_size", "num_classes")
+    def test_numbers_of_an_analysis_begin_at_1(self, name):
+        words = ["semantic-score", f"--{name}"]
+        read = fields.read(analyse.AnalyseFlags, "", [*words, "1"])
+        self.assertEqual(getattr(read, name), 1)
+        if name not in ("image_size", "num_classes"):  # which the network's own rules check
+            for number in ("0", "-1"):
+                said = refused(
+                    lambda text=number: fields.read(analyse.AnalyseFlags, "", [*words, text])
+                )
+                self.assertIn(f"--{name}={number} must be at least 1", said)
 
     def test_flags_are_found(self):
         self.assertGreater(len(FLAGS), 10)

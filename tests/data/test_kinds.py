@@ -30,6 +30,18 @@ def open_stripes(name, split, choice):
     return sources.Source(name, split, 6, 2, 1, (8, 8, 1), read)
 
 
+class RowsTest(absltest.TestCase):
+    def test_which_are_paths_and_which_their_contents_tell_apart(self):
+        """Paths are of whoever names them; a folder and a set of the hub say their files."""
+        paths = {name for name, kind in sources.KINDS.items() if kind.is_path}
+        self.assertEqual(paths, {"folder", "npz", "cifar10-c"})
+        contents = {name for name, kind in sources.KINDS.items() if kind.contents}
+        self.assertEqual(contents, {"npz", "cifar10-c"})
+        for name in paths:
+            same = grammar.same_data(f"{name}:/a/b/../c", f"{name}:/a/c")
+            self.assertTrue(same, name)
+
+
 class KindsTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()

@@ -54,7 +54,10 @@ class AttackChecksTest(parameterized.TestCase):
     def test_a_network_without_a_derivative(self):
         found = look("zero-gradients", without_gradient="Pure callbacks")
         self.assertEqual(found.level, RED)
-        self.assertIn("cannot be differentiated: Pure callbacks", found.sentence)
+        self.assertEqual(found.sentence, "the network cannot be differentiated: Pure callbacks")
+        self.assertEqual(found.cause, "a callback, or an operation without a derivative")
+        self.assertStartsWith(found.remedy, "write that operation in JAX, or give it a derivative")
+        self.assertIsNone(found.value)
 
     # Of 12 images that one loss alone fools, all are 3.46 times what chance moves; of 13, 3.6.
     @parameterized.parameters(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -216,9 +217,149 @@ class ReadTest(parameterized.TestCase):
         self.assertLess(100, max(places))
         self.assertEqual(places, sorted(set(places)))
 
+    def test_what_the_checks_compare_with(self):
+        """What the run recorded, the images as arrays, the same network in another type."""
+        known, arrays = Recorded(0.75, "run/results.jsonl"), np.zeros((4, 8, 8, 1), np.float32)
+        settled, weights = command.flags.settled, command.flags.weights
+
+        def with_classes(given):
+            origin, subject, source = settled(given)
+            return origin, subject, replace(source, classes=("a", "b"))
+
+        def of_a_name(*given):
+            _, subject, arrays = weights(*given)
+            return "train, step 8", replace(subject, net=self.net), arrays
+
+        self.enter_context(mock.patch.object(command.flags, "settled", with_classes))
+        self.enter_context(mock.patch.object(command.flags, "weights", of_a_name))
+        recorded = self.enter_context(mock.patch.object(command, "_recorded", return_value=known))
+        resized = self.enter_context(
+            mock.patch.object(command.resizing, "resized", return_value=arrays)
+        )
+        named = self.enter_context(mock.patch.object(command.measuring, "networks_of"))
+        named.return_value = lambda dtype: f"in {dtype}"
+        for self.net, others in ((None, {"bfloat16": "in bfloat16"}), (object(), {})):
+            of, patient = self.read(images=4, split="test[:9]")
+            self.assertRegex(of, r"own\.py:f \(train, step 8\) on 4 images of .*test\[:9\]")
+            self.assertEqual((patient.logits_fn, patient.others), ("in float32", others))
+            self.assertIs(patient.recorded, known)
+            self.assertIs(patient.arrays, arrays)
+            self.assertEqual((patient.classes, patient.seed), (("a", "b"), 3))
+            run, which, subject, source = recorded.call_args.args
+            self.assertEqual((run, which, subject.net), (None, "train, step 8", self.net))
+            self.assertEqual((source.split, len(source)), ("test[:9]", 9))
+            self.assertIs(resized.call_args.args[0], source)
+            self.assertEqual(resized.call_args.kwargs, {"preprocessing": "none", "image_size": 8})
+            labels = load("digits", split="test[:9]")[1]
+            np.testing.assert_array_equal(labels[resized.call_args.args[1]], patient.labels)
+
     def test_of_a_small_split_all_are_looked_at(self):
         _, patient = self.read(images=60, split="test[:9]")
         np.testing.assert_array_equal(patient.images, load("digits", split="test[:9]")[0])
+
+
+class GivenTest(parameterized.TestCase):
+    """What one word without a flag names."""
+
+    @parameterized.parameters(
+        (("config.json", "metrics.jsonl"), "", "workdir"),
+        (("config.json",), "", "weights"),
+        (("metrics.jsonl",), "", "weights"),
+        ((), "/net.py:f", "function"),
+        (("net.py:f",), "/net.py:f", "weights"),  # a file that has such a name
+        ((), "/net.safetensors", "weights"),
+    )
+    def test_a_place(self, files, name, flag):
+        place = Path(self.create_tempdir())
+        for file in files:
+            (place / file).write_text("")
+        given = command.given_of(f"{place}{name}", norm="L2", epsilon=0.5, dataset="digits")
+        named = {flag: f"{place}{name}", "norm": "l2", "epsilon": 0.5, "dataset": "digits"}
+        named |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "seed": 0}
+        found = {key: value for key, value in given._asdict().items() if value is not None}
+        self.assertEqual({key: found[key] for key in named}, named)
+        self.assertNoCommonElements({"workdir", "weights", "function"} - {flag}, found)
+        with self.assertRaisesRegex(ValueError, f"and --{flag}=x name the same; give one"):
+            command.given_of(f"{place}{name}", norm=None, **{flag: "x"})
+
+    def test_without_a_place(self):
+        given = command.given_of(None, norm=None, workdir="run", seed=7)
+        self.assertEqual((given.workdir, given.weights, given.seed), ("run", None, 7))
+        self.assertIsNone(given.norm)
+        with self.assertRaisesRegex(ValueError, "--norm=l3 is unknown; choose one of linf, l2, l1"):
+            command.given_of(None, norm="l3")
+
+
+class AnswerTest(parameterized.TestCase):
+    """What is examined, in which order, and what of it is shown."""
+
+    def setUp(self):
+        super().setUp()
+        self.asked, self.shown = [], []
+        check = Check("a", "measures", "cause", "remedy", "paper", lambda patient: None)
+        finding = Finding(check, CheckResult(GREEN, "said"))
+
+        def examined(name):
+            def of(*args, tell, **how):
+                self.asked.append((name, *args, how))
+                tell(name)
+                tell(finding)
+                return command.Examination(name, [finding])
+
+            return of
+
+        for name in ("of_config", "of_network"):
+            self.enter_context(mock.patch.object(command, name, examined(name)))
+
+    def answer(self, place=None, config=None, devices=3, as_json=False, **given):
+        self.asked.clear()
+        self.shown.clear()
+        how = {"named": "own.py", "devices": devices, "coloured": False, "as_json": as_json}
+        given = {"n": 40, "seed": 5, "norm": None} | given
+        return command.answer(given, place, config=config, show=self.shown.append, **how)
+
+    def test_a_config_and_a_network(self):
+        self.assertEqual(self.answer("net.py:f", config="config", dataset="digits"), (None, 0))
+        first, second = self.asked
+        self.assertEqual(first, ("of_config", "config", {"devices": 3, "name": "own.py"}))
+        self.assertEqual((second[0], second[2]), ("of_network", {"images": 40}))
+        self.assertEqual((second[1].function, second[1].seed), ("net.py:f", 5))
+        names = [line for line in self.shown if line.startswith("of_")]
+        self.assertEqual(names, ["of_config", "of_network"])
+        self.assertLen(self.shown, 7)  # a name, a finding, a sum; and a line between the two
+        self.assertEqual(self.shown[3], "")
+        self.assertEqual(self.shown[1], self.shown[5])
+
+    def test_as_json_nothing_is_shown(self):
+        told, code = self.answer(config="config", as_json=True)
+        self.assertEqual((told["red"], code, self.shown), (False, 0, []))
+        (only,) = told["examined"]
+        self.assertEqual((only["of"], len(only["findings"])), ("of_config", 1))
+        self.assertEqual(only["findings"][0]["check"], "a")
+
+    def test_a_run_is_its_config_and_its_network(self):
+        run = Path(self.create_tempdir())
+        for file in ("config.json", "metrics.jsonl"):
+            (run / file).write_text("{}")
+        with mock.patch.object(command.runs, "run_config", return_value="its") as of_run:
+            self.answer(str(run), devices=None)
+            of_run.assert_called_once_with(run)
+            how = {"devices": 1, "name": f"{run}/config.json"}  # a CPU is one device
+            self.assertEqual(self.asked[0], ("of_config", "its", how))
+            self.assertEqual([name for name, *_ in self.asked], ["of_config", "of_network"])
+            self.answer(str(run), config="config")  # which counts instead
+            self.assertEqual([each[1] for each in self.asked[:1]], ["config"])
+            self.assertLen(self.asked, 2)
+
+    def test_devices(self):
+        with mock.patch.object(command.jax, "default_backend", return_value="tpu"):
+            self.answer(config="config", devices=None)
+        self.assertEqual(self.asked[0][2]["devices"], command.jax.device_count())
+        self.answer(config="config", devices=1)
+        self.assertEqual(self.asked[0][2]["devices"], 1)
+        for devices in (0, -1):
+            with self.assertRaisesRegex(ValueError, f"--devices={devices} must be at least 1"):
+                self.answer(config="config", devices=devices)
 
 
 class CommandTest(parameterized.TestCase):

@@ -261,26 +261,36 @@ class NetworkLevelsTest(parameterized.TestCase):
         self.assertEqual((found.level, found.value), (RED, {"here": 1.0}))
 
     @parameterized.parameters(
-        (5, 0, GREEN),
-        (6, 0, GREEN),
-        (12, 0, GREEN),
-        (13, 0, RED),
-        (18, 2, RED),
-        (16, 3, GREEN),
-        (0, 13, GREEN),
+        (100, 5, 0, GREEN),
+        (100, 6, 0, GREEN),
+        (100, 12, 0, GREEN),
+        (100, 13, 0, RED),
+        (100, 18, 2, RED),
+        (100, 16, 3, GREEN),
+        (100, 0, 13, GREEN),
+        (100, 15, 1, GREEN),  # just 3.5 deviations
+        (100, 16, 1, RED),
+        (400, 20, 0, GREEN),  # 4.5 deviations, and just 5 points
+        (400, 21, 0, RED),
+        (400, 24, 4, GREEN),
+        (400, 25, 4, RED),
     )
-    def test_resizing(self, won, lost, level):
-        own, right = np.ones(100, bool), np.ones(100, bool)
-        own[:won], right[-lost or 100 :] = False, False
-        labels = np.arange(100) % 10
+    def test_resizing(self, n, won, lost, level):
+        own, right = np.ones(n, bool), np.ones(n, bool)
+        own[:won], right[-lost or n :] = False, False
+        labels = np.arange(n) % 10
         made = np.where(right[:, None], np.eye(10)[labels], np.eye(10)[(labels + 1) % 10])
-        images = np.full((120, 1, 1, 1), 0.5)
-        arrays = np.full((100, 1, 1, 1), 0.5 + 2 / 255)
+        images = np.full((n + 20, 1, 1, 1), 0.5)
+        arrays = np.full((n, 1, 1, 1), 0.5 + 2 / 255)
         patient = network(right=np.r_[own, np.ones(20, bool)], images=images, arrays=arrays)
         patient.labels, patient.forward = np.r_[labels, labels[:20]], lambda images: made
         found = look("resizing", patient)
         self.assertEqual(found.level, level, str(found))
-        self.assertIn("2 of 255 apart", found.sentence)
+        self.assertEqual(
+            found.sentence,
+            f"{1 - won / n:.1%} right as PIL resizes, {1 - lost / n:.1%} as arrays are without "
+            "antialiasing, 2 of 255 apart",
+        )
         self.assertEqual(found.value, {"pil": own.mean(), "arrays": right.mean()})
         self.assertEqual(look("resizing", network()).level, SKIPPED)
 

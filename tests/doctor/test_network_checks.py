@@ -1,5 +1,6 @@
 """Each fault in a network that has it, blamed on nothing else; and nothing where there is none."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.doctor import explanations
+from jaxrobust.doctor import explanations, network_checks
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, examined
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
 from jaxrobust.doctor.patient import Patient, Recorded
@@ -53,6 +54,15 @@ class OneCheckTest(parameterized.TestCase):
         seen = self.look("input-range", faults.healthy, images=255 * images)
         self.assertEqual(seen.level, RED)
         self.assertIn("divide by 255", seen.remedy)
+        self.assertEqual(seen.cause, "the data is not what an attack takes")
+
+    def test_the_range_of_pixels_is_said(self):
+        images = np.linspace(0.125, 0.75, 16, dtype=np.float32).reshape(4, 2, 2, 1)
+        one = SimpleNamespace(images=images, labels=np.zeros(4, np.int32), logits=np.zeros((4, 3)))
+        with mock.patch.object(network_checks, "_explained") as explained:
+            explained.return_value = lambda patient: "what follows"
+            self.assertEqual(network_checks._range(one), "what follows")
+        explained.assert_called_once_with(explanations.RANGE, "images span [0.125, 0.75]")
 
     @parameterized.parameters(
         ("label-order", "label-order", "classes shifted by -1"),

@@ -33,6 +33,14 @@ def settings(**given) -> EstimateSettings:
 
 
 class CheckTest(parameterized.TestCase):
+    def test_numbers_are_checked_before_anything_else(self):
+        with (
+            mock.patch.object(command.targets, "prepare") as prepare,
+            self.assertRaisesRegex(ValueError, "--images=-1 must be at least 0"),
+        ):
+            command.answer(settings(images=-1), [], 0.0)
+        prepare.assert_not_called()
+
     @parameterized.parameters(
         {"price": 1e-9},
         {"utilisation": 1.0},

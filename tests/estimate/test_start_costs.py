@@ -25,6 +25,9 @@ class StartCostTest(absltest.TestCase):
             with mock.patch.object(start_costs.account, "account", return_value=found) as asked:
                 how = {"utilisation": 0.2}
                 rows = start_costs.of_config(config, Path("runs/larger"), target, **how)
+                for call in asked.call_args_list:  # AutoAttack is that of the run that starts
+                    self.assertEqual(call.kwargs, how | {"seconds": 3.0, "images": 0})
+                    self.assertEqual(call.args[1], target)
                 return asked.call_count, [start_costs.sentence(row) for row in rows]
 
         count, said = estimated()

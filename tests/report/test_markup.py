@@ -23,6 +23,12 @@ class MarkupTest(absltest.TestCase):
         self.assertNotRegex(inside, "[<>&\u2028]")
         self.assertEqual(json.loads(inside), {"name": value["name"], "few": None})
 
+    def test_a_text_to_copy_has_a_button(self):
+        made = markup.copied("The <title>", "a & b")
+        button = '<button type="button" class="copy">Copy</button>'
+        inside = f'<summary>The &lt;title&gt;</summary>{button}<pre tabindex="0">a &amp; b</pre>'
+        self.assertEqual(made, f'<details class="copyonly">{inside}</details>')
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -330,6 +330,17 @@ class FileTest(PageCase):
         self.assertEqual((made["runs"], made["evaluations"]), (1, 0))
         self.assertNotIn("note: ", out)
 
+    def test_the_page_of_a_file_of_records_lies_beside_it(self):
+        reports.evaluation(self.folder / "evaluation", n=8)
+        code, out, said = self.call(self.folder / "evaluation" / "results.jsonl")
+        self.assertEqual((code, said), (0, ""))
+        page_file = self.folder / "evaluation" / "report.html"
+        self.assertRegex(out, f"^{page_file}: 0 runs, 1 evaluation, 0.[0-9]+ MB\n")
+        self.assertTrue(page_file.is_file())
+        elsewhere = self.folder / "own.html"
+        code, out, _ = self.call(self.folder / "evaluation", "--out", elsewhere)
+        self.assertEqual((code, elsewhere.read_text()), (0, page_file.read_text()))
+
     def test_the_command_says_what_the_page_lacks(self):
         run = reports.run(self.folder / "run", lines=8)
         with (run / "metrics.jsonl").open("a") as lines:

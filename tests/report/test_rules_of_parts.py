@@ -1,6 +1,7 @@
 """The rules of the page's parts: commands, differences, confusions, classes, radii, examples."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import pairs
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
-from jaxrobust.report.drawing import figures
+from jaxrobust.report.drawing import figures, markup
 from jaxrobust.report.drawing.curves import Curve, CurveEvent, Metrics
 from jaxrobust.report.drawing.markup import Html
 from jaxrobust.report.gathered import Gathered, ReportedEvaluation, ReportedRun
@@ -69,6 +70,14 @@ class CommandsTest(parameterized.TestCase):
     def test_weights_of_a_model(self):
         said = words(model={"name": "vit"}, function={"arrays_sha256": "a", "name": None})
         self.assertEqual((after(said, "--model"), after(said, "--weights")), ("vit", "WEIGHTS"))
+
+    def test_it_is_folded_beside_the_record(self):
+        text = commands.part(one(robust=0.5, seed=7))
+        self.assertStartsWith(text, '<details class="copyonly"><summary>To copy: command, record, ')
+        folded = re.findall(r"<summary>(.*?)</summary>", text)
+        self.assertEqual(folded[1:3], ["The command", "The record"])
+        self.assertIn("&quot;seed&quot;: 7", text)
+        self.assertIn(markup.join([commands.evaluate(one(robust=0.5, seed=7), None)]), text)
 
     @parameterized.parameters(
         ("0..59", "60"), ("5..59", None), (None, None), ("0", None), ("0..9, 20..29", None)
@@ -339,6 +348,11 @@ class ConfusionTest(parameterized.TestCase):
         self.assertEndsWith(caption, ": the 20 most frequent of 31 pairs")
         self.assertLen(rows, 20)
         self.assertEqual(rows[0], ("class 0", "class 1", "1", "3 %"))  # of 30, shown or not
+        self.assertEqual(table.call_args.kwargs, {"words": 2, "of": ": net, r.jsonl"})
+        with mock.patch.object(confusion, "table", return_value=Html("t")) as table:
+            confusion._table(of, confusion.pairs(of)[:20])
+        self.assertNotIn("frequent", table.call_args.args[0])
+        self.assertLen(table.call_args.args[2], 20)
 
 
 class EvaluationPartTest(parameterized.TestCase):
@@ -361,6 +375,10 @@ class EvaluationPartTest(parameterized.TestCase):
         worst = [("clean", 0.9), ("under l2", 0.3), ("under all", 0.1)]
         self.assertEqual(self.after(**of_union, worst_case=parts), worst)
         self.assertEqual(self.after(**of_union, worst_case=[{"robust": None}]), union)
+        of_union["accuracy_after"] = {"linf": 0.4, "l2": 0.2}  # of what stood before it
+        parts = [{"robust": 0.4}, {"robust": None}]
+        union = [("clean", 0.9), ("after linf", 0.4), ("after l2", 0.2), ("under all", 0.1)]
+        self.assertEqual(self.after(**of_union, worst_case=parts), union)
         fog = {"mean": 0.7}
         self.assertEqual(self.after(corruptions=fog), [("under corruptions", 0.7)])
 
@@ -383,6 +401,12 @@ class EvaluationPartTest(parameterized.TestCase):
         self.assertEqual(call.args[1], "What each threat leaves")
         call = self.bars(evaluation._left, one(clean=0.9, robust=0.5), "k")
         self.assertEqual((call.args[1], call.kwargs["note"]), ("What each attack leaves", ""))
+        for each, head in ((0.3, "Accuracy under each attack and under all"),
+                           (None, "What each threat leaves")):  # fmt: skip
+            parts = [{"robust": 0.4}, {"robust": each}]
+            after = {"linf": 0.4, "l2": 0.2}
+            of = one(clean=0.9, robust=0.1, method="union", accuracy_after=after, worst_case=parts)
+            self.assertEqual(self.bars(evaluation._left, of, "k").args[1], head)
 
     def test_costs_are_added_up(self):
         costs = [
@@ -478,6 +502,27 @@ class ExamplesTest(parameterized.TestCase):
         self.assertEqual(self.ids([self.point(0)]), ([0], []))
         self.assertEqual(self.ids([self.point(0), self.point(1)]), ([0], [1]))
         self.assertEqual(self.ids([self.point(i) for i in range(3)]), ([0, 1], [2]))
+
+    def test_pictures_of_the_easiest_and_the_hardest(self):
+        points = [self.point(i, iterations=i + 1) for i in range(8)]
+        search = SimpleNamespace(prefix="", ledger=Path("l"), attacks=["a"])
+        of = one(verdicts(["a"] * 8, labels=range(8)), classes="abcdefgh")
+        with (
+            mock.patch.object(examples, "searched", return_value=[search]),
+            mock.patch.object(examples, "fooled", return_value=((2, 2, 1), points)),
+            mock.patch.object(examples, "_images", return_value="clean"),
+            mock.patch.object(examples, "_pictures") as pictures,
+        ):
+            pictures.side_effect = lambda f, clean, shape, name: Html(f"<i>{f.image}{name}</i>")
+            text = examples._part(of)
+        made = [re.findall(r"<i>(..)</i>", part) for part in text.split('<div class="images">')]
+        self.assertEqual(made, [[], ["0a", "1b", "2c", "3d"], ["7h", "6g", "5f", "4e"]])
+        self.assertLess(text.index("The easiest images"), text.index("The hardest images"))
+        self.assertNotIn("reduced", text)
+        self.assertNotIn("threat", text)
+        self.assertEqual(
+            {call.args[1:3] for call in pictures.call_args_list}, {("clean", (2, 2, 1))}
+        )
 
     def test_a_full_album(self):
         with mock.patch.object(examples, "_part", return_value="x" * 10) as part:

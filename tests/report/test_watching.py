@@ -149,6 +149,23 @@ class WatchingTest(absltest.TestCase):
                 self.assertEqual(ended.exception.code, code)
                 self.assertIn(wanted, said.getvalue())
 
+    def test_which_addresses_are_of_this_machine_alone(self):
+        found = {"127.0.0.1": "127.0.0.1", "box": "127.9.0.1", "lan": "10.0.0.4", "all": "0.0.0.0"}
+        with mock.patch.object(watching.socket, "gethostbyname", side_effect=found.__getitem__):
+            local = [name for name in ("localhost", *found) if watching._is_loopback(name)]
+        self.assertEqual(local, ["localhost", "127.0.0.1", "box"])
+        for error in (OSError("unknown"), ValueError("too long")):
+            with mock.patch.object(watching.socket, "gethostbyname", side_effect=error):
+                self.assertFalse(watching._is_loopback("nobody"))
+
+    def test_which_names_a_browser_may_ask_for(self):
+        for name, local in (
+            ("localhost", True), ("localhost:8017", True), ("", True), ("127.0.0.1:1", True),
+            ("[::1]:8017", True), ("10.0.0.4", False), ("evil.org", False), ("evil.org:80", False),
+            ("localhost.evil.org", False), ("[::1", False),
+        ):  # fmt: skip
+            self.assertEqual(watching._is_local_name(name), local, name)
+
     def test_another_address_gets_a_warning(self):
         reports.run(self.folder, lines=8)
         for host, warned in (("0.0.0.0", True), ("127.0.0.1", False)):

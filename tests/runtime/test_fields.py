@@ -72,8 +72,8 @@ class Absl:
 
 
 class AbslTest(absltest.TestCase):
-    def given(self, *words: str) -> Absl:
-        known = absl_flags.FlagValues()
+    def given(self, *words: str, known: absl_flags.FlagValues | None = None) -> Absl:
+        known = known or absl_flags.FlagValues()
         defined = {
             key: functools.partial(make, flag_values=known)
             for key, make in flag_fields._ABSL.items()
@@ -94,6 +94,13 @@ class AbslTest(absltest.TestCase):
     def test_refused(self):
         with self.assertRaisesRegex(ValueError, "--n=0 must be at least 1"):
             self.given("--n=0")
+
+    def test_flags_of_another_command_are_defined_again(self):
+        known = absl_flags.FlagValues()
+        absl_flags.DEFINE_integer("n", 99, "Of another.", flag_values=known)
+        absl_flags.DEFINE_string("of_it_alone", "kept", "Of another.", flag_values=known)
+        self.assertEqual(self.given("--norm=l1", known=known), Absl(norm="l1"))
+        self.assertEqual((known["n"].help, known["of_it_alone"].value), ("Images.", "kept"))
 
 
 class SharedTest(parameterized.TestCase):

@@ -36,6 +36,19 @@ class NearestTest(parameterized.TestCase):
         _, train, said = sizes(devices, train__batch_size=batch, pretrain__epochs=0, **changes)
         self.assertEqual((train, said), (expected, int(batch != expected)))
 
+    @parameterized.parameters(
+        ({}, 1),
+        ({"train__microbatches": 3}, 3),
+        ({"mixup__group": 4}, 1),  # nothing is mixed
+        ({"mixup__group": 4, "erase__probability": 0.3}, 1),  # nor by erasing
+        ({"mixup__group": 4, "mixup__mixup": 0.8}, 4),
+        ({"mixup__group": 4, "mixup__cutmix": 0.8, "train__microbatches": 6}, 12),
+        ({"model__options": {"bn_group": 5}, "train__microbatches": 2}, 10),
+    )
+    def test_images_that_go_together(self, changes, count):
+        config = tiny(**{"data__augmentation": "none", "train__microbatches": 1} | changes)
+        self.assertEqual(batch_sizes._at_a_time(config, "train"), count)
+
     def test_each_phase_has_its_own(self):
         found = sizes(3, pretrain__batch_size=65, train__batch_size=63)
         self.assertEqual(found, (66, 63, 1))

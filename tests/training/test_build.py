@@ -242,5 +242,16 @@ class OneDeviceTest(parameterized.TestCase):
                 self.assertIsNone(launch.cores())
 
 
+class MeshTest(parameterized.TestCase):
+    @parameterized.parameters((0, 8, 1, 8), (1, 8, 8, 1), (2, 8, 4, 2), (0, 4, 1, 4), (4, 4, 1, 4))
+    def test_as_many_share_a_copy_as_asked_for_or_all(self, fsdp, devices, copies, shares):
+        mesh = build.mesh_of(small_config(mesh__fsdp=fsdp), jax.devices()[:devices])
+        self.assertEqual(mesh.devices.shape, (copies, shares))
+        self.assertEqual([*mesh.devices.ravel()], jax.devices()[:devices])
+
+    def test_of_all_devices(self):
+        self.assertEqual(build.mesh_of(small_config(mesh__fsdp=2)).size, jax.device_count())
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -7,7 +7,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jaxrobust.analysis.stages import checks, costs, running, stage
-from jaxrobust.analysis.stages.stage import ATTACK, EXPORT, SELECT
+from jaxrobust.analysis.stages.stage import ATTACK, EXPORT, SELECT, Stage
 from jaxrobust.convert import layouts
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.estimate.devices import Target
@@ -21,6 +21,17 @@ WHOLE = "select,autoattack:linf:4/255+l2:2+l1:75,export:hub,export:module:Me2026
 class ParseTest(parameterized.TestCase):
     def test_stages(self):
         first, second, third, fourth = stage.parse(WHOLE)
+        words = WHOLE.split(",")
+        threats = ("linf:4/255", "l2:2", "l1:75")
+        self.assertEqual(
+            [first, second, third, fourth],
+            [
+                Stage(words[0], "select"),
+                Stage(words[1], "attack", "autoattack", threats),
+                Stage(words[2], "export", layout="hub"),
+                Stage(words[3], "export", layout="module", id="Me2026Robust_Net"),
+            ],
+        )
         self.assertEqual((first.kind, second.kind, third.kind), (SELECT, ATTACK, EXPORT))
         wanted = [Threat("linf", 4 / 255), Threat("l2", 2.0), Threat("l1", 75.0)]
         self.assertEqual(second.balls, wanted)
@@ -28,6 +39,8 @@ class ParseTest(parameterized.TestCase):
         self.assertEqual((fourth.layout, fourth.id), ("module", "Me2026Robust_Net"))
         (alone,) = stage.parse(" pgd-20 : Linf : 8/255 ")
         self.assertEqual((alone.attack, alone.balls), ("pgd-20", [Threat("linf", 8 / 255)]))
+        self.assertEqual(alone.text, "pgd-20 : Linf : 8/255")
+        self.assertEqual(stage.parse("clean"), [Stage("clean", "attack", "clean")])
         (published,) = stage.parse("export:Singh2023Revisiting_ViT-S-ConvStem")
         self.assertEqual(published.layout, "Singh2023Revisiting_ViT-S-ConvStem")
 

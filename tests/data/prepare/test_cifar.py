@@ -19,7 +19,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import data
 from jaxrobust.commands import prepare
 from jaxrobust.data import imagenet
-from jaxrobust.data.prepare import archives, cifar
+from jaxrobust.data.prepare import archives, cifar, command
 from jaxrobust.data.transforms import decoding
 from jaxrobust.runtime.files import folders
 from tests.support import cifar as made
@@ -375,6 +375,55 @@ def copy_of(split):
     reader = source.read
     names = [reader.name(f).decode() for f in reader.features(range(len(source)))]
     return dict(zip(names, source.read(range(len(source))), strict=True))
+
+
+class DoneTest(absltest.TestCase):
+    def test_a_finished_directory_is_summed_up(self):
+        """As it says itself; nothing was written now."""
+        folder = Path(self.create_tempdir())
+        parts = [("train", ["30", "25"], "700"), ("test", ["9"], "80")]
+        splits = [{"name": n, "shardLengths": s, "numBytes": b} for n, s, b in parts]
+        info = {"name": "mine", "version": "1.0.0", "splits": splits}
+        (folder / command.directory.INFO).write_text(json.dumps(info))
+        (folder / "label.labels.txt").write_text("cat\ndog\nowl\n")
+        train = {"images": 55, "of": None, "bytes": 700, "shards": 2}
+        test = {"images": 9, "of": None, "bytes": 80, "shards": 1}
+        about = {"directory": str(folder), "name": "mine", "version": "1.0.0", "classes": 3}
+        about |= {"splits": {"train": train, "test": test}, "notes": []}
+        self.assertEqual(command.done(folder), about | {"written_images": 0, "written_bytes": 0})
+
+    def test_a_line_every_ten_seconds_in_a_pipe(self):
+        """How far it is over all shards, those of before among them, and how fast."""
+        every = [mock.Mock(first=0, last=60), mock.Mock(first=60, last=100)]
+        events = [command.shards.WorkDone(10, 2_000_000) for _ in range(4)]
+        clock, closed = iter([100.0, 104.0, 110.0, 110.5, 120.6]), []
+
+        def work(job, todo, workers):
+            self.assertEqual((job, todo, workers), ("job", every[1:], 3))
+            try:
+                yield from events
+            finally:
+                closed.append(True)
+
+        with (
+            mock.patch.object(command.shards, "work", work),
+            mock.patch.object(command.time, "perf_counter", lambda: next(clock)),
+            mock.patch.object(command, "say") as say,
+            contextlib.redirect_stderr(io.StringIO()) as written,
+        ):
+            found = list(command.working("job", "writing", every, every[1:], 3))
+        self.assertEqual((found, closed), (events, [True]))
+        said = [call.args[0] for call in say.call_args_list]
+        self.assertLen(said, 2)  # at 10.5 s and at 20.6, and not at just 10
+        self.assertRegex(said[0], r"^writing  90% .* 90/100 \[.*1 MB/s")
+        self.assertRegex(said[1], r"^writing 100% .* 100/100 \[.*0 MB/s")
+        self.assertEqual(written.getvalue(), "")
+
+    def test_effort(self):
+        with mock.patch.object(command.time, "perf_counter", return_value=112.0):
+            found = command.effort(7, 5_000_000, start=99.25, listed=102.0)
+        expected = {"written_images": 7, "written_bytes": 5_000_000, "listing_seconds": 2.75}
+        self.assertEqual(found, expected | {"writing_seconds": 10.0, "mb_per_second": 0.5})
 
 
 if __name__ == "__main__":

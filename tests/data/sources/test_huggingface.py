@@ -1,5 +1,6 @@
 """Data sets of Hugging Face are read: from folders, from a hub, with their splits and columns."""
 
+import contextlib
 import io
 import json
 import os
@@ -343,6 +344,58 @@ def said(name, split="train"):
 
 print(json.dumps({name: said(f"hf:{name}") for name in sys.argv[1:]}))
 """
+
+
+@absltest.skipUnless(datasets, NEEDED)
+class RevisionTest(parameterized.TestCase):
+    """Which commit is asked for, on a hub that is made up."""
+
+    COMMIT, OTHER = "ab12" * 10, "cd34" * 10
+
+    def ask(self, revision, *, there=COMMIT, fails=None, cached=COMMIT):
+        """The revision that is loaded; `there`: the commit that a name means."""
+        from huggingface_hub import HfApi
+
+        files = [{"filename": f"/cache/me/{cached}/x.arrow"}] if cached else []
+        made = {"train": mock.Mock(cache_files=files)}
+        known = mock.Mock(sha=there)
+        out = io.StringIO()
+        with (
+            mock.patch.object(datasets, "load_dataset", return_value=made) as load,
+            mock.patch.object(HfApi, "dataset_info", side_effect=fails, return_value=known) as info,
+            contextlib.redirect_stderr(out),
+        ):
+            address = huggingface._Address("me/x", "small", revision, None, None)
+            self.assertIs(huggingface._from_hub(address), made)
+        self.assertEqual(load.call_args.args, ("me/x", "small"))
+        self.assertIn("hf:me/x: asking the hub", out.getvalue())
+        self.assertEqual(info.call_args_list, [mock.call("me/x", revision=revision)] * info.called)
+        return load.call_args.kwargs["revision"], info.called
+
+    def test_a_name_is_looked_up_and_a_commit_is_not(self):
+        self.assertEqual(self.ask(None), (None, False))
+        self.assertEqual(self.ask("main"), (self.COMMIT, True))
+        self.assertEqual(self.ask(self.COMMIT), (self.COMMIT, False))
+        self.assertEqual(self.ask(self.COMMIT[1:]), (self.COMMIT, True))  # no whole commit
+
+    def test_files_of_another_commit_are_refused(self):
+        for revision in ("main", self.COMMIT):
+            with self.assertRaisesRegex(data.DataError, f"^hf:me/x has no revision {revision}$"):
+                self.ask(revision, cached=self.OTHER)
+            self.assertEqual(self.ask(revision, cached=None)[0], self.COMMIT)  # kept in memory
+        self.assertEqual(self.ask(None, cached=self.OTHER), (None, False))
+
+    def test_what_the_hub_does_not_say(self):
+        from huggingface_hub import errors
+
+        missing = mock.Mock(headers={}, request=mock.Mock())
+        none = errors.RevisionNotFoundError("no such", response=missing)
+        with self.assertRaisesRegex(data.DataError, "^hf:me/x has no revision v9$"):
+            self.ask("v9", fails=none)
+        with self.assertRaisesRegex(ConnectionError, "^which commit v9 is, is not known .*: down$"):
+            self.ask("v9", fails=OSError("down.\nmore"))
+        nobody = errors.RepositoryNotFoundError("no set", response=missing)
+        self.assertEqual(self.ask("v9", fails=nobody, cached="v9"), ("v9", True))
 
 
 @absltest.skipUnless(datasets, NEEDED)

@@ -609,6 +609,30 @@ class RefusalTest(TempDirTest):
             "record 0 .* is not an example with 'image' and 'label'", "tfds build", split="test"
         )
 
+    def test_example_without_an_image_or_a_label(self):
+        """The one before it has both, which must not count for it."""
+        from array_record.python.array_record_module import ArrayRecordWriter
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        path = str(next(self.copy_of_digits().glob("*test*")))
+        for lacks in ("image", "label"):
+            writer = ArrayRecordWriter(path, "group_size:1")
+            for number in range(397):
+                example = tf_example_pb2.Example()
+                features = example.features.feature
+                if number != 5 or lacks != "image":
+                    features["image"].bytes_list.value.append(image_bytes(1))
+                if number != 5 or lacks != "label":
+                    features["label"].int64_list.value.append(3)
+                writer.write(example.SerializeToString())
+            writer.close()
+            source = registry.open_source("mydigits", "test", data_dir=self.root)
+            self.assertEqual([record.label for record in source.read([3, 4])], [3, 3])
+            with self.assertRaisesRegex(
+                registry.DataError, "record 5 .* is not an example with 'image' and 'label'"
+            ):
+                source.read([4, 5])
+
     def test_label_outside_the_classes(self):
         labels = np.arange(500) % 10
         tool = make_digits()

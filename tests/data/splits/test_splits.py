@@ -1,10 +1,13 @@
 """Whether two splits share images, as far as their names say."""
 
+import importlib
 from pathlib import Path
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data.splits import grammar, subsets
+from jaxrobust.data.splits import grammar, storage, subsets
+from tests.support.modules import needs
 
 
 class OverlapTest(parameterized.TestCase):
@@ -58,6 +61,47 @@ class OverlapTest(parameterized.TestCase):
     def test_names_of_one_data_set(self, one, other, expected):
         self.assertEqual(grammar.same_images((one, "test"), (other, "test")), expected)
         self.assertFalse(grammar.same_images((one, "test"), (other, "train")))
+
+
+@needs("fsspec", "pip install fsspec")
+class BucketTest(absltest.TestCase):
+    """Files of a bucket, in a made-up one that is held in memory."""
+
+    def setUp(self):
+        super().setUp()
+        fsspec = importlib.import_module("fsspec")
+        self.files = fsspec.filesystem("memory")
+        self.files.store.clear()
+        self.addCleanup(self.files.store.clear)
+        for name in ("set/b/2.jpg", "set/b/10.jpg", "set/a/x/1.jpg", "set/.hidden", "set/z.txt"):
+            self.files.pipe(f"/bucket/{name}", name.encode())
+        patched = mock.patch.object(
+            storage, "file_system", lambda path: (self.files, str(path).replace("gs:/", ""))
+        )
+        self.enter_context(patched)
+
+    def test_entries_are_sorted_and_hidden_ones_left_out(self):
+        found = storage.entries("gs://bucket/set")
+        self.assertEqual([list(names) for names in found], [["a", "b"], ["z.txt"]])
+        self.assertIsNone(storage.entries("gs://bucket/none"))
+
+    def test_files_below_folder_by_folder(self):
+        found = storage.files_below("gs://bucket/set")
+        self.assertEqual(found, ["z.txt", "a/x/1.jpg", "b/10.jpg", "b/2.jpg"])
+
+    def test_files_are_read_at_once_and_one_that_is_missing_is_named(self):
+        with mock.patch.object(self.files, "cat_ranges", create=True) as asked:
+            asked.return_value = [b"one", b"two"]
+            self.assertEqual(storage.read_files(["gs://b/1", "gs://b/2"], "so"), [b"one", b"two"])
+            asked.assert_called_once_with(["gs://b/1", "gs://b/2"], None, None, on_error="return")
+            for error, words in ((FileNotFoundError("no\n object"), "no object"),
+                                 (TimeoutError(), "TimeoutError")):  # fmt: skip
+                asked.return_value = [b"one", error]
+                with self.assertRaisesRegex(
+                    storage.DataError, rf"^gs://b/2 cannot be read \({words}\); copy it again$"
+                ):
+                    storage.read_files(["gs://b/1", "gs://b/2"], "copy it again")
+        self.assertEqual(storage.read_files([], "so"), [])
 
 
 if __name__ == "__main__":

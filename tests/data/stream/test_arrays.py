@@ -1,6 +1,8 @@
 """A split comes as arrays: those of the batches that evaluation makes."""
 
 import inspect
+import io
+import types
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust import data
-from jaxrobust.data.stream import loading
+from jaxrobust.data.stream import arrays, loading
 from tests.support.datasets import write_tree
 
 
@@ -90,6 +92,39 @@ class LoadTest(parameterized.TestCase):
         described = inspect.getdoc(data.load)
         for name in inspect.signature(data.load).parameters:
             self.assertRegex(described, rf"\n  {name}: ")
+
+
+class DecodedTest(parameterized.TestCase):
+    """A record becomes an image with the channels of its data set."""
+
+    @parameterized.parameters(("L", 3), ("L", 1), ("RGB", 1), ("RGB", 3), ("P", 3), ("RGBA", 3))
+    def test_channels(self, mode, channels):
+        image = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3)).convert(mode)
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        source = types.SimpleNamespace(channels=channels, image_shape=None)
+        expected = np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(4, 5, -1)
+        found = loading.decoded(source, file.getvalue())
+        self.assertEqual(found.shape, (4, 5, channels))
+        np.testing.assert_array_equal(found, expected)
+        source.image_shape = (4, 5, channels)
+        self.assertEqual(loading.decoded(source, file.getvalue()).shape, source.image_shape)
+        source.image_shape = (5, 4, channels)
+        with self.assertRaisesRegex(ValueError, rf"its shape is \(4, 5, {channels}\), not \(5, 4"):
+            loading.decoded(source, file.getvalue())
+
+    @parameterized.parameters(
+        (None, None, 224),
+        ((7, 7, 1), None, 7),
+        ((8, 5, 3), None, 8),
+        ((40, 40, 3), "bicubic-24-crop-16", 16),
+        (None, "bicubic-24-crop-16", 16),
+        ((20, 20, 3), "bilinear-0.5", 20),
+        ((20, 20, 3), "none", 20),
+    )
+    def test_the_side_of_the_images(self, shape, preprocessing, side):
+        source = types.SimpleNamespace(channels=3, image_shape=shape)
+        self.assertEqual(arrays._size(source, preprocessing), side)
 
 
 if __name__ == "__main__":

@@ -148,6 +148,36 @@ class PartsTest(parameterized.TestCase):
         self.assertLessEqual(max(sizes), 64)
         self.assertLessEqual(max(sizes) - min(sizes), 1)
 
+    @parameterized.parameters((0, 16, 4), (0, 2, 2), (0, None, 1), (1, 16, 1), (3, 16, 1))
+    def test_workers_or_threads_make_the_parts(self, workers, cores, threads):
+        import grain
+
+        patched = absltest.mock.patch.object
+        with (
+            patched(pipeline.os, "cpu_count", return_value=cores),
+            patched(grain.MapDataset, "range") as made,
+            patched(grain.experimental, "ThreadPrefetchIterDataset") as ahead,
+            patched(grain, "ReadOptions") as reads,
+            patched(grain, "MultiprocessingOptions") as processes,
+        ):
+            ahead.return_value = ["the batches"]
+            found = pipeline._batches(len, 0, 8, 130, steps=7, workers=workers)
+        self.assertEqual(list(found), ["the batches"])
+        made.assert_called_once_with(21)  # 7 batches of 3 parts
+        reads.assert_called_once_with(num_threads=threads, prefetch_buffer_size=2 * threads)
+        read = made.return_value.map.return_value.to_iter_dataset
+        read.assert_called_once_with(reads.return_value)
+        parts = read.return_value
+        if workers:
+            processes.assert_called_once_with(num_workers=workers, per_worker_buffer_size=2)
+            how = {"worker_init_fn": pipeline._obey_the_main_process}
+            parts.mp_prefetch.assert_called_once_with(processes.return_value, **how)
+            parts = parts.mp_prefetch.return_value
+        else:
+            parts.mp_prefetch.assert_not_called()
+        parts.batch.assert_called_once_with(3, batch_fn=pipeline._joined)
+        ahead.assert_called_once_with(parts.batch.return_value, prefetch_buffer_size=1)
+
     def test_the_same_sequence(self):
         source = numbered(151)
         whole = order(source, 2, batch_size=151, start=3)

@@ -167,6 +167,11 @@ class AugmentationTest(parameterized.TestCase):
         own = {name: preset._asdict() for name, preset in PRESETS.items()}
         changing = {n for n, preset in own.items() if {k: preset[k] for k in off} != off}
         self.assertEqual(changing, {"3-augment", "heavy", "light-cifar-thesis"})
+        mixed = {"mixup": 0.8, "cutmix": 1.0}  # of DeiT, and so of DeiT III
+        heavy = mixed | {"erase": 0.25, "label_smoothing": 0.1}
+        for name, values in (("3-augment", mixed), ("heavy", heavy),
+                             ("light-cifar-thesis", {"erase": 0.2})):  # fmt: skip
+            self.assertEqual({k: own[name][k] for k in off}, off | values, name)
 
     @parameterized.parameters(*PRESETS)
     def test_presets_keep_type_and_input_and_repeat(self, name):

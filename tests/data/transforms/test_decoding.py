@@ -150,6 +150,16 @@ class SimplejpegTest(absltest.TestCase):
         for name in ("JPEG 4:2:0", "progressive JPEG", "grey JPEG", "MPO", "JPEG turned by EXIF"):
             self.assertEqual(decoding.decode(ODD[name], channels=3).base.shape[2:], (4,), name)
 
+    def test_its_exact_ways_are_asked_for(self):
+        """Whatever they are where nothing is said."""
+        with mock.patch.object(
+            self.simplejpeg, "decode_jpeg", wraps=self.simplejpeg.decode_jpeg
+        ) as asked:
+            decoding.decode(ODD["JPEG 4:2:0"], channels=3)
+        how = [call.kwargs for call in asked.call_args_list]
+        self.assertEqual(how, [{"fastdct": False, "fastupsample": False}] * len(how))
+        self.assertNotEmpty(how)
+
     def test_one_that_gives_other_pixels_is_not_used(self):
         right = self.simplejpeg.decode_jpeg
 

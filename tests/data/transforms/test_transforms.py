@@ -349,5 +349,22 @@ class EveryPhotographTest(Reference):
         self.check(preprocessing, size, self.files(200))
 
 
+class NamesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("Res256Crop224", "bilinear-256-crop-224", 224, True),
+        ("BicubicRes256Crop224", "bicubic-256-crop-224", 224, True),
+        ("BicubicRes256Crop224", "bicubic-0.875", 224, True),
+        ("BicubicRes256Crop224", "bicubic-0.875", 288, False),
+        ("Res256Crop224", "BicubicRes256Crop224", 224, False),
+        ("Res256Crop224", "bilinear-0.875", 224, True),
+        ("bicubic-0.9", "bicubic-0.90", 64, True),
+        ("bicubic-0.9", "bilinear-0.9", 64, False),
+        ("none", "none", 32, True),
+    )
+    def test_two_names_of_one_preprocessing(self, first, second, size, same):
+        self.assertEqual(preparing.same_preprocessing(first, second, size), same)
+        self.assertEqual(preparing.same_preprocessing(second, first, size), same)
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -271,12 +271,19 @@ class FunctionTest(Case):
         own = ["--images", self.root / images, "--module", f"{self.root}/{module}", *words]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
             code = self.program.main([str(word) for word in own])
-        return code, out.getvalue(), said.getvalue()
+        found = code, out.getvalue(), said.getvalue()
+        again, own_said = io.StringIO(), io.StringIO()  # and the file that it was made of
+        with contextlib.redirect_stdout(again), contextlib.redirect_stderr(own_said):
+            words = ["--bundle", self.bundle, "--device", "cpu", "--batch", "7", *own]
+            code = claims_torch.main([str(word) for word in words])
+        self.assertEqual((code, again.getvalue(), own_said.getvalue()), found)
+        return found
 
     def test_our_function(self):
         code, printed, said = ran(self.bundle, "--function", f"{self.root}/nets.py:logits_fn")
         self.assertEqual(code, 0, said)
         self.assertIn("l2 0.3, on digits test", printed)
+        self.assertRegex(said, r"nets.py:logits_fn on data set 'digits', split 'test'")
         code, printed, said = ran(self.bundle, "--function", f"{self.root}/nets.py:another")
         self.assertEqual(code, 1, said)
         self.assertIn("This is another network than the record's", printed)
@@ -368,6 +375,11 @@ class FunctionTest(Case):
         code, _, said = self.checked("--labels", self.root / "few.labels.npy")
         self.assertEqual(code, 2)
         self.assertIn("--labels has shape (4,), and there are 32 images", said)
+        for kind, expected in ((np.uint8, 0), (np.int64, 0), (np.float32, 2)):
+            np.save(self.root / "kind.labels.npy", labels.astype(kind))
+            code, _, said = self.checked("--labels", self.root / "kind.labels.npy")
+            self.assertEqual(code, expected)
+            self.assertEqual("labels are whole numbers" in said, bool(expected))
         np.save(self.root / "other.labels.npy", (labels + 1) % 10)
         code, printed, _ = self.checked("--labels", self.root / "other.labels.npy")
         self.assertEqual(code, 1)
@@ -386,6 +398,25 @@ class NetworkTest(absltest.TestCase):
         images[0, 0, 1, 2] = 1  # the last channel of the last pixel
         found = claims_torch.network(f"{path}:NET", "cpu")(images)
         self.assertEqual((found.dtype, found.tolist()), (np.float32, [[5, 11]]))
+
+    def test_a_module_or_what_returns_one(self):
+        text = "import torch\nclass Sum(torch.nn.Module):\n    def forward(self, x):\n"
+        text += "        return x.sum((2, 3)) + self.training\n"
+        text += "def load():\n    return Sum()\ndef three():\n    return 3\nTWO = 2\n"
+        path = self.create_tempfile("net_of_sums.py", content=text).full_path
+        images = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
+        for name in ("load", "Sum"):
+            logits = claims_torch.network(f"{path}:{name}", "cpu")
+            self.assertEqual(logits(images).tolist(), [[18, 22, 26]])  # of each channel
+        for name in ("three", "TWO", "nothing"):
+            with self.assertRaisesRegex(ValueError, f":{name} gives no torch.nn.Module; name one"):
+                claims_torch.network(f"{path}:{name}", "cpu")
+        for name in (path, "net:", ":load", ""):
+            with self.assertRaisesRegex(ValueError, f"^--module {name} is no FILE.py:NAME, such"):
+                claims_torch.network(name, "cpu")
+        for file in ("nowhere.py", "no_such.package"):
+            with self.assertRaisesRegex(ValueError, f"^--module {file}: .*No "):
+                claims_torch.network(f"{file}:load", "cpu")
 
 
 if __name__ == "__main__":

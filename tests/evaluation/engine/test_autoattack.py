@@ -212,6 +212,18 @@ class RandomnessTest(parameterized.TestCase):
         ]
         self.assertLen({p.tobytes() for p in points}, 4)
 
+    def test_one_program_for_all_names_targets_and_restarts(self):
+        """FAB's knows whether it aims, and its first restart begins elsewhere: four programs."""
+        fab, apgd = autoattack_setting("fab-t", steps=7, eot=3), autoattack_setting("apgd-t")
+        for targets, restarts, expected in ((0, 1, (0, 1)), (0, 2, (0, 2)), (1, 5, (1, 2)),
+                                            (2, 2, (1, 2)), (9, 1, (1, 1))):  # fmt: skip
+            given = {"targets": targets, "restarts": restarts}
+            found = slots.program_of(fab._replace(**given))
+            own = dict(zip(given, expected, strict=True))
+            self.assertEqual(found, fab._replace(name="", steps=7, eot=3, **own))
+            found = slots.program_of(apgd._replace(**given))
+            self.assertEqual(found, apgd._replace(name="", targets=0, restarts=1))
+
     def test_a_restart_has_the_start_of_its_row(self):
         setting = slots.program_of(autoattack_setting("fab-t", restarts=5))
         first, second, third = (
@@ -842,7 +854,11 @@ class LedgerTest(parameterized.TestCase):
             del row["reached"]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         again = quick(ledger=path)
-        self.assertGreater((first.verdicts.reached >= 0).sum(), 1)
+        fooled = first.clean & ~first.robust
+        self.assertGreater(fooled.sum(), 1)
+        np.testing.assert_array_equal(first.verdicts.reached >= 0, fooled)
+        self.assertEqual({*first.verdicts.reached[~fooled]}, {-1})
+        np.testing.assert_array_equal(first.verdicts.norms > 0, fooled)
         np.testing.assert_array_equal(again.verdicts.reached, first.verdicts.reached)
 
     def test_a_finished_one_computes_nothing(self):

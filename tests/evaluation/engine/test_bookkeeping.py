@@ -803,6 +803,60 @@ class EngineTest(parameterized.TestCase):
         self.assertEqual(engine._fooled(slots).tolist(), [True, False, False])
         self.assertEqual(engine._points(slots).shape, shape)
 
+    def decided(self, takes, search=None, seconds=100.0, idle=5):
+        """The moves to fewer slots in an attack of three calls, and the limits of those."""
+        off = np.zeros(8, bool)
+        about = {"live": ~off, "fooled": off, "flat": off, "steps": np.full(8, 10)}
+        slots = SimpleNamespace(**about, excess=None, adversarial=0, keys=0)
+        limits, clock = [], iter(np.arange(99) * seconds)
+
+        def proceed(network, searched, epsilon, slots, limit, floor, prepared):
+            limits.append(int(limit))
+            return slots, np.array([2])
+
+        programs = {engine.devices.programs: (lambda *given: slots, proceed)}
+        runner = SimpleNamespace(
+            compiled=lambda program, *of: programs.get(program, lambda *given: []),
+            **{"mesh": mock.Mock(size=1), "keyed": False, "tally": False, "slots": 8},
+            **{"logits_fn": "net", "search_fn": search},
+        )
+        jobs = mock.Mock(**{"assign.side_effect": [True] * 3 + [False], "floor.return_value": 0})
+        jobs.needed.return_value, jobs.narrow.return_value = 8 - idle, np.arange(8 - idle)
+        jobs.verdicts.return_value, jobs.rows.return_value = [], "rows"
+        asked = lambda network, image, each, keyed: network in takes  # noqa: E731
+        with (
+            mock.patch.object(engine, "Jobs", return_value=jobs),
+            mock.patch.object(engine, "NamedSharding"),
+            mock.patch.object(engine.jax, "device_put", lambda array, sharding: array),
+            mock.patch.object(engine.jax, "eval_shape", return_value=()),
+            mock.patch.object(engine.tracing, "takes", asked),
+            mock.patch.object(engine, "_moved", side_effect=lambda slots, *to: slots) as moved,
+            mock.patch.object(engine.time, "perf_counter", lambda: next(clock)),
+        ):
+            setting = engine.ensembles.base("apgd-ce", "linf")
+            data = np.zeros((8, *SHAPE)), np.zeros(8, int), np.arange(8), np.arange(8)
+            how = {"epsilon": 0.1, "seed": 1, "confirm": lambda found, all_of: []}
+            calls = list(engine.decide(runner, setting, *data, np.zeros((8, 1), int), **how))
+        self.assertEqual([call[3] for call in calls], [limit == 0 for limit in limits])
+        return [len(call.args[1]) for call in moved.call_args_list], limits
+
+    @parameterized.parameters(
+        (("net",), None, [3]),
+        ((), None, []),
+        (("net", "search"), "search", [3]),
+        (("net",), "search", []),  # both must take so few images
+        (("search",), "search", []),
+    )
+    def test_fewer_slots_where_all_networks_take_fewer_images(self, takes, search, moves):
+        # The first call compiles; what compiles anew makes no step either.
+        limits = [0, 8, 0] if moves else [0, 8, 4]
+        self.assertEqual(self.decided(takes, search), (moves, limits))
+
+    @parameterized.parameters((100.0, 0, []), (0.3, 5, []), (0.8, 5, [3]))
+    def test_fewer_slots_where_that_saves_twenty_seconds(self, seconds, idle, moves):
+        """Of some 90 steps of half of so many seconds, as much as the share that is idle."""
+        self.assertEqual(self.decided(("net",), None, seconds, idle)[0], moves)
+
     def test_rows_of_zeros_behind(self):
         found = engine.padded(np.ones((2, 3), np.int32), 4)
         self.assertEqual((found.dtype, found.tolist()), (np.int32, [[1] * 3] * 2 + [[0] * 3] * 2))

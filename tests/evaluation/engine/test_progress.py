@@ -84,6 +84,37 @@ class DecisionsTest(parameterized.TestCase):
         self.assertBetween(max(map(len, lines)), 60, 79)
         self.assertRegex(lines[-1], r"^apgd-ce ETA \d+:\d\d:\d\d, .*\d+/1000 decided")
 
+    def test_a_terminal_has_one_bar_and_no_lines(self):
+        bar = mock.Mock(n=0, total=1)
+        with (
+            mock.patch.object(evaluation_progress, "watched", return_value=True),
+            mock.patch.object(evaluation_progress, "columns", return_value=160),
+            mock.patch.object(evaluation_progress, "tqdm", return_value=bar) as made,
+            meter_of(100) as meter,
+        ):
+            self.assertFalse(made.call_args.kwargs["disable"])
+            meter.begin("apgd-ce", 100, 0, 100, 8)
+            self.assertRegex(
+                bar.bar_format, r"^apgd-ce .* compiling \(minutes for a large network\)$"
+            )
+            self.assertEqual((bar.total, bar.refresh.call_count), (1, 1))
+            bar.update.assert_called_once_with(0)
+            meter._lasts("compiling, 9 s so far")
+            self.assertRegex(bar.bar_format, "compiling, 9 s so far$")  # nothing is known yet
+            meter.advance(2000, 5.0, False, MOST, 0)
+            bar.update.assert_called_with(2000)
+            self.assertEqual(bar.total, 20_000)
+            figures = "ETA at most 0:45, 2,000 of at most 20,000 passes, 0/100 decided, robust"
+            self.assertIn(figures, bar.bar_format)
+            bar.n = 2000
+            meter._lasts("attacking, 4 s so far")
+            self.assertIn(f" attacking, 4 s so far {figures}", bar.bar_format)
+            bar.update.assert_called_with(0)
+            self.assertEqual((bar.total, bar.refresh.call_count), (20_000, 3))
+            bar.close.assert_not_called()
+        bar.close.assert_called_once_with()
+        self.assertEqual(self.said.getvalue(), "")
+
     def test_a_first_short_call_tells_no_pace(self):
         meter = meter_of(100)
         meter.begin("apgd-ce", 100, 0, 100, 8)

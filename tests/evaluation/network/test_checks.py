@@ -137,6 +137,13 @@ class NetworkTest(parameterized.TestCase):
             flags, "randomized", "5 passes over the same 64 images", "use version='rand'"
         )
 
+    def test_a_difference_of_what_is_no_number(self):
+        inf, nan = np.inf, np.nan
+        a = np.array([1.5, nan, nan, inf, inf, -inf, 1.0, inf, -inf])
+        b = np.array([1.0, nan, 1.0, inf, -inf, inf, inf, 1.0, 1.0])
+        found = reliability._difference(a, b)
+        self.assertEqual(found.tolist(), [0.5, 0, inf, 0, inf, -inf, -inf, inf, -inf])
+
     def test_noise_of_rounding_is_not_random(self):
         rng = np.random.default_rng(0)
         forward = compiled(healthy)

@@ -266,6 +266,19 @@ class Model:
         return self.logits(x)
 
 
+class ForgottenTest(absltest.TestCase):
+    def test_a_function_that_is_gone_takes_all_its_programs_along(self):
+        """Those of two networks too, of which it is one."""
+        one, other = mock.Mock(function="one"), mock.Mock(function="other")
+        kept = {((one,), "s"): 1, ((other,), "s"): 2, ((one, other), "s"): 3}
+        kept |= {((other, one), "s"): 4, ((other, other), "s"): 5, ((), "s"): 6}
+        with mock.patch.object(tracing, "_kept", dict(kept)) as left:
+            tracing._forget("one")
+            self.assertEqual(sorted(left.values()), [2, 5, 6])
+        with mock.patch.object(tracing, "_kept", None):
+            tracing._forget("one")  # where Python ends
+
+
 class MemoryTest(parameterized.TestCase):
     def live(self):
         gc.collect()

@@ -83,6 +83,11 @@ class BallsTest(parameterized.TestCase):
         self.assertEqual(asking[2][1].ball, L2)
         with self.assertRaisesRegex(ValueError, "holds every image"):
             command._asking(GivenFlags(worst_case=True), question, small, [Threat("l2", 60.0)])
+        for channels, checked in ((1, 1), (None, 3)):
+            own = dataclasses.replace(SPEC, image_size=32, in_channels=channels)
+            with mock.patch.object(command.questions, "check_threat") as check:
+                command._asking(GivenFlags(worst_case=True), question, Subject(own), [L2])
+            check.assert_called_once_with(L2, 32, checked)
 
 
 class EvaluatedTest(parameterized.TestCase):
@@ -862,6 +867,56 @@ class BundleTest(parameterized.TestCase):
             place = (Path("place"), made, evaluation.out, evaluation.images, "logits")
             write.assert_called_once_with(*place, split_images=100)
             forward.assert_called_once_with(evaluation.logits_of.return_value, (8, 8, 3), 5)
+
+
+class PlacedWeightsTest(parameterized.TestCase):
+    """What `--weights` names: a run, an imported folder, a file."""
+
+    def placed(self, kind, **given):
+        here = SimpleNamespace(kind=kind, path=Path("there"))
+        with (
+            mock.patch.object(flags.imports, "local", return_value=here) as local,
+            mock.patch.object(flags.weights_sources, "parse", lambda text: f"parsed {text}"),
+            mock.patch.object(flags.weights_sources, "is_missing_file", lambda text: text == "no"),
+        ):
+            found = flags._with_weights(GivenFlags(**{"weights": "w"} | given))
+        if local.called:
+            local.assert_called_once_with("parsed w", model=given.get("model"))
+        return found.workdir, found.weights, found.model
+
+    @parameterized.parameters(
+        ("run", {}, ("there", None, None)),
+        ("folder", {}, (None, "there", None)),
+        ("folder", {"model": "Salman2020Do_R18"}, (None, "there", None)),  # an id of RobustBench
+        ("folder", {"model": "vit_s"}, (None, "there", "vit_s")),
+        ("file", {"model": "vit_s"}, (None, "there", "vit_s")),
+        ("file", {"model": "Salman2020Do_R18"}, (None, "there", "Salman2020Do_R18")),
+        ("run", {"workdir": "own"}, ("own", "w", None)),  # which `check` refuses
+        ("run", {"function": "f"}, (None, "w", None)),
+        ("run", {"torch": "t"}, (None, "w", None)),
+        ("run", {"weights": None}, (None, None, None)),
+        ("run", {"weights": "no", "model": "vit_s"}, (None, "no", "vit_s")),
+    )
+    def test_where_they_are(self, kind, given, expected):
+        self.assertEqual(self.placed(kind, **given), expected)
+
+    def test_a_run_says_its_model(self):
+        with self.assertRaisesRegex(ValueError, "--weights there is a run, .*; leave --model out"):
+            self.placed("run", model="vit_s")
+
+    @parameterized.parameters((10, 10, True), (None, 7, True), (10, None, True), (10, 7, False))
+    def test_a_folder_says_its_classes(self, own, given, fits):
+        place = Subject(dataclasses.replace(SPEC, num_classes=own))
+        asked = GivenFlags(weights="w", num_classes=given)
+        with (
+            mock.patch.object(flags, "_folder", return_value=Path("w")),
+            mock.patch.object(flags.subjects, "of_folder", return_value=place),
+        ):
+            if fits:
+                self.assertIs(flags.origin(asked), place)
+            else:
+                with self.assertRaisesRegex(ValueError, "--num_classes=7, but w holds 10; leave"):
+                    flags.origin(asked)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ class FlowTest(parameterized.TestCase):
             mock.patch.object(worst_case, "_answering", return_value=known),
             mock.patch.object(worst_case, "_number", return_value="number"),
         ):
-            return worst_case.worst_case(None, IMAGES, LABELS, verbose=False, **how)
+            how = {"verbose": False} | how
+            return worst_case.worst_case(None, IMAGES, LABELS, **how)
 
     def test_each_sees_all_images(self):
         result = self.run_with(seed=5, batch_size=3, ledger="there")
@@ -101,6 +102,15 @@ class FlowTest(parameterized.TestCase):
         low, high = checks.binomial_interval(2, 7)
         words = f"{'worst case':28}   28.57%, 95 % interval {low:.1%} to {high:.1%}"
         self.assertEqual(table[5], words)
+        self.assertFalse(self.attacked.how["verbose"])
+
+    def test_its_table_is_printed_where_it_is_asked_for(self):
+        for verbose in (True, False):
+            with mock.patch.object(worst_case, "say") as say:
+                result = self.run_with(verbose=verbose)
+            said = [call.args for call in say.call_args_list]
+            self.assertEqual(said, [(result.table(),)] if verbose else [])
+            self.assertEqual(self.attacked.how["verbose"], verbose)
 
     def test_each_sees_what_stands_before_it(self):
         result = self.run_with(union_only=True)
@@ -119,6 +129,10 @@ class FlowTest(parameterized.TestCase):
         table = result.table().splitlines()
         self.assertEqual(table[1], f"{'linf 0.03137 pgd-20':28}   57.14% of 7")
         self.assertEqual(table[2], f"{'l2 1.5 pgd-20':28}   42.86% left of 7")
+
+    def test_one_image_at_a_time(self):
+        self.run_with(batch_size=1)
+        self.assertEqual(self.attacked.batch_size, 1)
 
     def test_radii_that_are_given(self):
         result = self.run_with(radii={"l2": 2.0})

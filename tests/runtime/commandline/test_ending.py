@@ -1,5 +1,6 @@
 """How commands end that are asked to, and those whose pod loses a process."""
 
+import functools
 import os
 import queue
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from absl import flags
 from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime.commandline import ending
@@ -49,6 +51,26 @@ class HostsTest(parameterized.TestCase):
         ((key, value),) = flags.items()
         none = dict.fromkeys(names.values())
         self.assertEqual(found, none if key == "multihost" else none | {names[key]: value})
+
+
+class DefinedTest(absltest.TestCase):
+    def test_flags_of_a_pod_are_not_given(self):
+        known = flags.FlagValues()
+        kinds = ("DEFINE_bool", "DEFINE_string", "DEFINE_integer", "DEFINE_float")
+        own = {kind: functools.partial(getattr(flags, kind), flag_values=known) for kind in kinds}
+        with mock.patch.multiple(ending.flags, **own):
+            for _ in range(2):  # as several commands do
+                ending.define_host_flags()
+        known(["command"])
+        found = {name: known[name].value for name in known}
+        names = ("coordinator_address", "num_processes", "process_id", "coordinator_timeout")
+        self.assertEqual(found, dict.fromkeys(names) | {"multihost": False})
+        words = ("--multihost", "--coordinator_address=h:1", "--num_processes=2", "--process_id=0",
+                 "--coordinator_timeout=2.5")  # fmt: skip
+        known(["command", *words])
+        values = {"coordinator": "h:1", "processes": 2, "process": 0, "timeout_s": 2.5}
+        with mock.patch.object(ending.flags, "FLAGS", known):
+            self.assertEqual(ending.hosts(), values)
 
 
 class EndingTest(parameterized.TestCase):

@@ -478,5 +478,55 @@ class CyclesTest(absltest.TestCase):
         self.assertEmpty(hlo_costs.kernels(hlo.parse(LOOP)))
 
 
+class MovedTest(parameterized.TestCase):
+    """Bytes between HBM and a chip's units, by hand: f32[8,128] are 4,096."""
+
+    HERE, FAST = "f32[8,128]{1,0:T(8,128)}", "f32[8,128]{1,0:T(8,128)S(1)}"
+    WHOLE = "f32[64,128]{1,0:T(8,128)}"
+
+    @parameterized.parameters(
+        ("copy-start", f"({FAST}, {HERE}, u32[])", (HERE,), 4096),  # read, to fast memory
+        ("copy-start", f"({HERE}, {FAST}, u32[])", (FAST,), 4096),
+        ("copy-start", f"({HERE}, {HERE}, u32[])", (HERE,), 2 * 4096),
+        ("slice-start", f"(({WHOLE}), {FAST}, u32[])", (WHOLE,), 4096),  # of the part alone
+        ("slice-start", f"(({WHOLE}), {HERE}, u32[])", (WHOLE,), 2 * 4096),
+        ("slice", HERE, (WHOLE,), 2 * 4096),
+        ("dynamic-slice", HERE, (WHOLE, "s32[]", "s32[]"), 2 * 4096),
+        ("dynamic-update-slice", WHOLE, (WHOLE, HERE, "s32[]"), 2 * 4096),
+        ("add", HERE, (HERE, HERE), 3 * 4096),
+        ("add", HERE, (HERE, FAST), 2 * 4096),
+    )
+    def test_of_an_instruction(self, opcode, type_, operands, moved):
+        i = hlo.Instruction("i", type_, opcode, (), "", "", "main")
+        self.assertEqual(hlo_costs._moved(i, list(operands)), moved)
+
+
+class TakenTest(absltest.TestCase):
+    """What a fusion reads of a value: the parts that it slices, or (None) all of it."""
+
+    def taken(self, *rows):
+        make = lambda name, opcode, operands: hlo.Instruction(  # noqa: E731
+            name, f"type of {name}", opcode, operands, "", "", "main"
+        )
+        inside = {row[0]: make(*row) for row in rows}
+        return [hlo_costs._taken(inside, make(name, "parameter", ())) for name in "abcd"]
+
+    def test_where_a_value_is_sliced_or_an_index(self):
+        found = self.taken(("s", "dynamic-slice", ("a", "b", "c")))
+        self.assertEqual(found, [["type of s"], None, None, []])
+
+    def test_what_is_placed_is_read_whole(self):
+        rows = ("u", "dynamic-update-slice", ("a", "b", "c")), ("t", "tuple", ("u",))
+        self.assertEqual(self.taken(*rows), [[], None, None, []])
+        computed = rows[0], ("t", "negate", ("u",))
+        self.assertEqual(self.taken(*computed), [None, None, None, []])
+
+    def test_parts_are_added_up_through_bitcasts(self):
+        rows = [("v", "bitcast", ("a",)), ("s", "dynamic-slice", ("v", "b")),
+                ("r", "dynamic-slice", ("a", "b"))]  # fmt: skip
+        self.assertEqual(self.taken(*rows)[0], ["type of s", "type of r"])
+        self.assertIsNone(self.taken(*rows, ("n", "negate", ("v",)))[0])
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -1,5 +1,8 @@
 """What runs beside collectives, counted by hand in texts as the TPU compiler writes them."""
 
+from types import SimpleNamespace
+from unittest import mock
+
 from absl.testing import absltest
 
 from jaxrobust.runtime.devices import hlo, hlo_overlap, topology
@@ -107,6 +110,24 @@ class OverlapTest(absltest.TestCase):
             ("all-gather", SIZE * 15 / 16, 60, False),  # E
         ]
         self.assertEqual(found, expected)
+
+    def test_a_loop_that_is_not_known_counts_once(self):
+        def collective(key, times, row=False):
+            about = {"bytes": 9, "sent": 10.0, "arrays": 1, "inside": True, "op_name": ""}
+            return hlo.Collective(
+                kind=f"kind {key}", times=times, key=key, row=row, parameters=(), **about
+            )
+
+        found = [collective("a", None), collective("b", 3, True), collective("c", 2)]
+        found.append(collective("a", 1))
+        beside = {"one": {"a": 50.0}, "two": {"b": 7.0}}
+        with (
+            mock.patch.object(hlo, "collectives", return_value=found),
+            mock.patch.object(hlo_overlap, "_beside", lambda module, name: beside[name]),
+        ):
+            made = hlo_overlap.in_flight(SimpleNamespace(computations=beside))
+        a, b = ("kind a", 10.0, 50.0, False), ("kind b", 30.0, 21.0, True)
+        self.assertEqual(made, [a, b, a])
 
     def test_bytes_are_hidden_as_long_as_the_work_lasts(self):
         """At 1,000 bytes a cycle, and half of that in a row of the slice."""

@@ -52,6 +52,22 @@ class TraceTest(parameterized.TestCase):
                             steps.append(dict(event.stats)["step_num"])
         return sorted(set(steps)), calls, " ".join(said), touched
 
+    def test_every_host_s_trace_has_the_name_of_its_first_step(self):
+        trace = profiling.PhaseTrace(profiling.Profile(2, 3), profiling.Path("there"), 40)
+        patched = absltest.mock.patch.object
+        with (
+            patched(jax.profiler, "start_trace") as start,
+            patched(jax.profiler, "stop_trace") as stop,
+            patched(profiling, "say") as say,
+        ):
+            touched = [step for step in range(41, 47) if trace.dispatched(step, None)]
+        self.assertEqual(touched, [42, 45])
+        (call,) = start.call_args_list
+        self.assertEqual(call.args, (profiling.Path("there").absolute(),))
+        self.assertEqual(call.kwargs["profiler_options"].session_id, "step-42")
+        stop.assert_called_once_with()
+        self.assertStartsWith(say.call_args.args[0], "there: steps 43 to 45 are traced; look at")
+
     @sweeps.fast(1)
     @parameterized.parameters((0, 3, 0), (2, 3, 0), (2, 3, 1000))
     def test_the_steps_asked_for(self, first, count, start):

@@ -178,6 +178,61 @@ class RefusedTest(absltest.TestCase):
         ):
             topology.devices("v5e:0x4")
 
+    def test_which_chips_are_asked_for(self):
+        import jax
+        from jax.experimental import topologies
+        from jax.experimental.compilation_cache import compilation_cache
+
+        for name, more in (("v5e:4x4", {}), ("v4:2x2x4", {"chip_config_name": "megacore"})):
+            with (
+                mock.patch.object(importlib.util, "find_spec", lambda name: "there"),
+                mock.patch.dict(topology.os.environ),
+                mock.patch.object(jax.config, "update") as update,
+                mock.patch.object(compilation_cache, "reset_cache") as reset,
+                mock.patch.object(topologies, "get_topology_desc") as asked,
+            ):
+                asked.return_value.devices = ["a chip"]
+                self.assertEqual(topology.devices(name), ["a chip"])
+                set_for = {key: topology.os.environ[key] for key in topology.ENVIRONMENT}
+            self.assertEqual(set_for, topology.ENVIRONMENT)
+            asked.assert_called_once_with(platform="tpu", topology_name=name, **more)
+            update.assert_called_once_with("jax_enable_compilation_cache", False)
+            reset.assert_called_once_with()
+
+
+class CompiledTest(absltest.TestCase):
+    """Figures of a program; the compiler is made up."""
+
+    def compiled(self, **how):
+        function, clock = mock.Mock(), iter([10.0, 12.5, 20.0])
+        self.executable = mock.Mock(**{"as_text.return_value": "the text"})
+        self.executable.cost_analysis.return_value = {"flops": 7.0}
+        how = {"return_value": self.executable} | how
+        with (
+            mock.patch("jaxrobust.runtime.devices.tpus.compiled", **how) as compiled,
+            mock.patch.object(topology.time, "perf_counter", lambda: next(clock)),
+            mock.patch.object(topology, "sizes", return_value={"argument_bytes": 3}) as sizes,
+            mock.patch.object(topology, "read", lambda text: {"read": text}),
+        ):
+            found = topology.compiled(function, 1, "x", remedy="less")
+            function.lower.assert_called_once_with(1, "x")
+            compiled.assert_called_once_with(function.lower.return_value)
+            sizes.assert_called_once_with(self.executable)
+        return found
+
+    def test_figures(self):
+        expected = {"trace_s": 2.5, "compile_s": 7.5, "argument_bytes": 3, "flops_loops_once": 7.0}
+        self.assertEqual(self.compiled(), expected | {"read": "the text"})
+
+    def test_what_does_not_fit_is_a_sentence_and_other_errors_stay(self):
+        from jax.errors import JaxRuntimeError
+
+        used = "RESOURCE_EXHAUSTED: Used 25.31G of 15.75G hbm. Exceeded by 9.56G."
+        with self.assertRaisesRegex(ValueError, "25.31G of memory on each chip, .*; try less$"):
+            self.compiled(side_effect=JaxRuntimeError(used))
+        with self.assertRaisesRegex(JaxRuntimeError, "INTERNAL"):
+            self.compiled(side_effect=JaxRuntimeError("INTERNAL: x"))
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -3,6 +3,7 @@
 import email.message
 import hashlib
 import io
+import logging
 import socket
 import urllib.error
 from pathlib import Path
@@ -39,6 +40,19 @@ class ResumeTest(ServedCase):
         with self.assertRaisesRegex(ValueError, "expected 00.*the same command gets it again"):
             self.fetch(sha256="00")
         self.assertEmpty(self.left())
+
+
+class HubTest(absltest.TestCase):
+    def test_its_client_is_quiet_inside_alone(self):
+        client = logging.getLogger("huggingface_hub.utils._http")
+        before = client.level
+        self.addCleanup(client.setLevel, before)
+        client.setLevel(logging.INFO)
+        with self.assertRaises(ZeroDivisionError), download.quiet_hub():
+            self.assertFalse(client.isEnabledFor(logging.WARNING))
+            self.assertTrue(client.isEnabledFor(logging.ERROR))
+            raise ZeroDivisionError
+        self.assertEqual(client.level, logging.INFO)
 
 
 class Answer(io.BytesIO):

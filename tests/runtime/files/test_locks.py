@@ -107,6 +107,27 @@ class HeldTest(parameterized.TestCase):
                 self.assertIsNotNone(process.wait())
         self.assertRegex(said.getvalue(), r"^it is in use by process \d+ on .*: waiting\n$")
 
+    def test_one_that_waits_holds_one_open_file(self):
+        opened, free = [], iter([False] * 5 + [True])
+        open_file = os.open
+
+        def opens(*given):
+            opened.append(open_file(*given))
+            return opened[-1]
+
+        with (
+            mock.patch.object(locks.os, "open", opens),
+            mock.patch.object(locks, "_lock", lambda file: next(free)),
+            mock.patch.object(locks.os, "close", wraps=os.close) as close,
+            mock.patch.object(locks.time, "sleep") as sleep,
+        ):
+            file = locks._taken(self.path, "it", "leave", wait=True)
+            closed = [call.args[0] for call in close.call_args_list]
+        self.assertEqual(closed, opened[:5])  # each before the next is opened
+        self.assertEqual((file, len(opened)), (opened[5], 6))
+        self.assertEqual(sleep.mock_calls, [mock.call(0.2)] * 5)
+        os.close(file)
+
     def test_a_child_does_not_keep_it(self):
         """A worker that outlives its killed parent."""
         code = HOLD.replace("print(", "import os; os.fork() or time.sleep(60); print(")

@@ -220,6 +220,31 @@ class CoresTest(parameterized.TestCase):
         self.assertEqual(started, [command] if again else [])
 
 
+class MissingTest(absltest.TestCase):
+    """Why the processes of a pod did not meet."""
+
+    def test_a_port_that_is_taken(self):
+        with launch.listening(0) as taken:
+            port = taken.getsockname()[1]
+            with self.assertRaisesRegex(
+                ValueError, f"^--coordinator_address h:{port}: process 0 cannot listen .*; choose"
+            ):
+                launch._check_port(f"h:{port}")
+        launch._check_port(f"h:{port}")  # free again
+
+    def test_who_does_not_answer(self):
+        with launch.listening(0) as there:
+            address = f"localhost:{there.getsockname()[1]}"
+            said = launch._missing(address, 4, 2, 1.5)
+        self.assertStartsWith(said, "of 4 processes, some were not there within 1.5 s; start the")
+        said = launch._missing(address, 4, 2, 1.5)
+        self.assertStartsWith(said, f"no process answers at --coordinator_address {address} within")
+        self.assertIn("that is process 0: start the same command on every host, or wait", said)
+        for process in (0, None):  # process 0 listens itself
+            said = launch._missing(address, None, process, 300)
+            self.assertStartsWith(said, "of the processes, some were not there within 300 s; start")
+
+
 class JoinTest(parameterized.TestCase):
     """JAX's own meeting is a stand-in."""
 

@@ -1,6 +1,7 @@
 """How processes hear that another one has ended, and what they end with then."""
 
 import contextlib
+import json
 import queue
 import socket
 import threading
@@ -223,6 +224,68 @@ class JoinedTest(absltest.TestCase):
         state = mock.Mock(client=None)
         with mock.patch("jax._src.distributed.global_state", state):
             self.assertIsNone(lifeline.joined(None, None))
+
+    def joined(self, process, **line):
+        line = {"serve.return_value": 4321} | line
+        state = mock.Mock(process_id=process, num_processes=2)
+        state.coordinator_address = "[fe80::1]:77"
+        address = {"port": 88, "token": "secret"}
+        state.client.blocking_key_value_get.return_value = json.dumps(address)
+        with (
+            mock.patch("jax._src.distributed.global_state", state),
+            mock.patch.object(lifeline, "Lifeline", return_value=mock.Mock(**line)) as made,
+            mock.patch.object(lifeline.atexit, "register") as at_end,
+            mock.patch("jaxrobust.runtime.text.progress.say") as say,
+        ):
+            found = lifeline.joined(self.ended.append, lambda: "begins anew")
+        self.assertEqual(made.call_args.args[0], process)
+        self.assertEqual(at_end.call_args_list, [mock.call(found.done)] if found else [])
+        return found, state.client, made.call_args.args[1], say.call_args_list
+
+    def setUp(self):
+        super().setUp()
+        self.ended = []
+
+    def test_the_first_process_says_where_it_listens(self):
+        line, client, _, said = self.joined(0)
+        ((token,), _) = line.serve.call_args
+        self.assertRegex(token, "^[0-9a-f]{32}$")
+        key, value = client.key_value_set.call_args.args
+        self.assertEqual((key, json.loads(value)), (lifeline._KEY, {"port": 4321, "token": token}))
+        line.connect.assert_not_called()
+        self.assertEqual(said, [])
+
+    def test_the_others_find_it_there(self):
+        line, client, _, _ = self.joined(1)
+        client.blocking_key_value_get.assert_called_once_with(lifeline._KEY, 60_000)
+        line.connect.assert_called_once_with("fe80::1", 88, "secret")
+        line.serve.assert_not_called()
+        client.key_value_set.assert_not_called()
+
+    def test_without_a_connection_it_is_said(self):
+        line, _, _, said = self.joined(
+            1, **{"connect.side_effect": ConnectionRefusedError(111, "x")}
+        )
+        self.assertIsNone(line)
+        (call,) = said
+        self.assertStartsWith(
+            call.args[0], "WARNING: process 1 has no direct connection to process"
+        )
+        self.assertIn("(Connection refused); if one of them dies", call.args[0])
+        self.assertEqual(call.kwargs, {"every_process": True})
+
+    def test_an_end_leaves_time_for_own_words(self):
+        _, _, ended, _ = self.joined(0)
+        for code, waits in ((3, [mock.call(lifeline._GRACE)]), (None, [])):
+            notice = mock.Mock(code=code)
+            with (
+                mock.patch.object(lifeline.time, "sleep") as sleep,
+                mock.patch.object(lifeline, "verdict", return_value=("words",)) as verdict,
+            ):
+                ended(notice)
+            verdict.assert_called_once_with(notice, "begins anew")
+            self.assertEqual(sleep.mock_calls, waits)
+        self.assertEqual(self.ended, ["words"] * 2)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,31 @@ class ListenerTest(absltest.TestCase):
             self.assertEqual(self.ended.get(timeout=5), ("stopped (SIGTERM); begins anew", 143))
         self.assertEqual(signal.getsignal(TERM), before)
 
+    def test_what_was_there_before_comes_back(self):
+        def own(number, frame):
+            pass
+
+        for term, ctrl_c in ((signal.SIG_DFL, signal.default_int_handler), (own, own)):
+            signal.signal(TERM, term)
+            signal.signal(CTRL_C, ctrl_c)
+            hook = signals.sys.unraisablehook
+            with self.listener() as listener:
+                within = signal.getsignal(TERM), signal.getsignal(CTRL_C)
+                if term is own:  # which has a use for it, and keeps it
+                    self.assertEqual(within, (own, own))
+                else:
+                    self.assertEqual(within, (listener._noted, listener._interrupt))
+                self.assertEqual(signals.sys.unraisablehook, listener._dropped)
+            self.assertEqual((signal.getsignal(TERM), signal.getsignal(CTRL_C)), (term, ctrl_c))
+            self.assertEqual(signals.sys.unraisablehook, hook)
+            self.assertEqual(signal.set_wakeup_fd(-1), -1)
+            self.assertNotIn(listener, signals._entered)
+            listener.__exit__()  # a second time does nothing
+        with self.listener():  # one that somebody sets meanwhile is his
+            signal.signal(TERM, own)
+            signal.signal(CTRL_C, own)
+        self.assertEqual((signal.getsignal(TERM), signal.getsignal(CTRL_C)), (own, own))
+
     def test_a_loop_saves_and_is_told_that_the_compiler_holds_it_up(self):
         with self.listener(), StopSignals() as stop, self.compiles:
             os.kill(os.getpid(), TERM)

@@ -133,6 +133,17 @@ class PatienceTest(absltest.TestCase):
             clock.seconds = 12
             patience.look()
 
+    def test_nothing_is_written_while_python_ends_or_in_a_child(self):
+        for ends in (patience._forget, patience._in_a_child):
+            with Clock().running() as clock, patience.lasting("compiling"):
+                self.assertEqual(clock.wait(10), "compiling, 10 s so far\n")
+                patience.begin("loading")
+                ends()
+                self.assertEqual(patience._waits, [])
+                self.assertEqual(clock.wait(30), "")
+                self.assertEqual(len(patience._begun), ends is patience._forget)
+                patience.end()  # of what is forgotten, without an error
+
     def test_the_thread_writes_whole_lines_and_ends_with_the_wait(self):
         out, stop = io.StringIO(), threading.Event()
 

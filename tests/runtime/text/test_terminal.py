@@ -27,6 +27,17 @@ class TerminalTest(absltest.TestCase):
         self.assertEqual(" ".join("\n".join(broken).split()), " ".join("\n".join(rows).split()))
         self.assertLessEqual(max(len(line) for line in broken if path not in line), 80)
 
+    def test_no_line_is_narrower_than_20_columns(self):
+        text = "a bc def " * 20
+        for columns, width in ((21, 21), (20, 20), (19, 20), (1, 20)):
+            lines = terminal.fitted(text, columns).split("\n")
+            self.assertEqual({len(line) <= width for line in lines}, {True})
+            self.assertGreater(max(map(len, lines)), width - 5)
+        exact = "0123456789 012345678"  # 20 columns
+        for columns in (20, 19):
+            self.assertEqual(terminal.fitted(exact, columns), exact)
+        self.assertEqual(terminal.fitted(f"{exact}9", 20), "0123456789\n  0123456789")
+
     def test_a_pipe_keeps_its_lines(self):
         self.assertIsNone(terminal.width(io.StringIO()))
         with Path(os.devnull).open() as null:

@@ -45,6 +45,28 @@ class StepTest(parameterized.TestCase):
             self.assertRegex(lines[0], "holds images of data.test_split=test.* the record says so")
         self.assertEmpty(warnings.of_step(config, "train"))
 
+    @parameterized.parameters(
+        ({}, []),
+        ({"train": "all"}, ["train_split=all of test_split=test", "train_split=all of selection"]),
+        ({"selection": "train[50:]"}, ["train_split=train[:90] of selection_split=train[50:]"]),
+        ({"extra": ("digits", "train[:9]")}, []),
+        ({"extra": ("digits", "train[95:]")}, ["extra_split=train[95:] of selection_split=train["]),
+        ({"extra": ("digits", "test[:9]")}, ["extra_split=test[:9] of test_split=test"]),
+        ({"extra": ("cifar10", "test[:9]")}, []),
+        ({"extra": ("", "test[:9]")}, []),
+    )
+    def test_splits_that_share_images(self, changes, told):
+        """Also those beside the data set, which are trained on too."""
+        splits = {"train": "train[:90]", "selection": "train[90:]", "test": "test"} | changes
+        extra, extra_split = splits.pop("extra", ("", "train"))
+        config = small_config(**{f"data__{key}_split": split for key, split in splits.items()})
+        config.unlock().data.update(name="digits", extra=extra, extra_split=extra_split)
+        lines = warnings.lines({"pretrain": config, "train": config})  # each once
+        said = [line.replace(" holds images", "").replace("data.", "") for line in lines]
+        self.assertLen(said, len(told), said)
+        for line, start in zip(said, told, strict=True):
+            self.assertStartsWith(line, start)
+
     @parameterized.parameters((4 / 255, 6 / 255), (8 / 255, 12 / 255))
     def test_xcit_takes_one_and_a_half_radii(self, epsilon, step):
         config = published("xcit_s12", attack__epsilon=epsilon)

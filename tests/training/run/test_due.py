@@ -1,7 +1,12 @@
 """What is due at a step, from two epochs of four steps and an evaluation every second epoch."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
 from absl.testing import absltest, parameterized
 
+from jaxrobust.training.run import phase
 from jaxrobust.training.run.loop import Due, Every, due
 
 EVERY = Every(
@@ -11,6 +16,40 @@ EVERY = Every(
     steps_per_epoch=4,
     total_steps=14,
 )
+
+
+class LastTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (None, None, "latest", None),
+        (0, None, "latest", 0),
+        (8, None, "latest", 8),
+        (8, 8, "latest", 8),
+        (8, 9, "stopped", 9),
+        (9, 8, "latest", 9),
+        (None, 3, "stopped", 3),
+    )
+    def test_a_run_goes_on_from_the_later_checkpoint(self, latest, stopped, name, step):
+        places = {"latest": latest, "stopped": stopped}
+        run = SimpleNamespace(
+            **{key: mock.Mock(latest_step=lambda at=at: at) for key, at in places.items()}
+        )
+        self.assertEqual(phase.last(run), (getattr(run, name), step))
+
+    def test_who_goes_on_is_noted_by_one_host(self):
+        run = SimpleNamespace(file=Path("there").joinpath)
+        for process, written in ((0, True), (1, False)):
+            with (
+                mock.patch.object(phase.jax, "process_index", return_value=process),
+                mock.patch.object(phase.hardware, "devices", return_value="2 x chip"),
+                mock.patch.object(phase.jsonl, "append") as append,
+            ):
+                phase.note_resumption(run, 9)
+            self.assertEqual(append.called, written)
+            if written:
+                path, note = append.call_args.args
+                self.assertEqual(path, Path("there/resumptions.jsonl"))
+                self.assertRegex(note.pop("time"), r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$")
+                self.assertEqual(note, {"step": 9, "devices": "2 x chip"})
 
 
 class DueTest(parameterized.TestCase):

@@ -282,6 +282,85 @@ class PartsTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, "of 16 images at a time so far.* of 8 on these"):
             loop.same_groups(run, {"bn_group": 16})
 
+    def test_a_stop_is_heeded_where_no_step_follows(self):
+        fake = self.fake()
+        fake.stopped = lambda why, step: RuntimeError(f"stopped by {why} after {step}")
+        fake.stops.now.return_value = 0
+        loop._Loop.heed(fake)
+        fake.stops.now.return_value = 15
+        with self.assertRaisesRegex(RuntimeError, "stopped by 15 after 7"):
+            loop._Loop.heed(fake)
+
+    def test_an_evaluation_is_written_at_its_step(self):
+        fake = self.fake(state="state", evaluated=0)
+        fake.select = lambda step, state: {"selection_clean": 0.5, "of": (step, state)}
+        loop._Loop.evaluate(fake)
+        fake.write.assert_called_once_with(7, {"selection_clean": 0.5, "of": (7, "state")})
+        fake.run.trackers.pictures.assert_called_once_with(7)
+        fake.progress.resume.assert_called_once_with(7)
+        self.assertEqual(fake.evaluated, 7)
+
+    def taken(self, **changes):
+        """Take a step of a program that doubles the state."""
+        fake = self.fake(state=5, batch=None, probe=None, **changes)
+        fake.run.config.alarm.every_steps = 4
+        fake.compiled = lambda state, images, control: (2 * state, {"loss": (images, control)})
+        fake.control = lambda *told: told
+        fake.stream = iter([SimpleNamespace(damaged="one")])
+        fake.stops.failure, fake.stops.to_tell.return_value = None, 3
+        fake.trace.dispatched.return_value = False
+        fake._epsilon_share = lambda step: step / 8
+        fake.run.phase.mesh = "mesh"
+        return fake
+
+    def test_a_step(self):
+        fake = self.taken()
+        with mock.patch.object(loop.splits, "device_batch", lambda mesh, batch: (mesh, batch)):
+            for probe, looked in ((None, False), (lambda *given: {"alarm": given}, True)):
+                fake.probe, fake.step = probe, 7
+                fake.stream = iter([batch := SimpleNamespace(damaged="one")])
+                before, fake.damage = fake.state, mock.Mock()
+                fake.trace.dispatched.return_value = looked
+                fake.progress.reset_mock()
+                loop._Loop.take(fake)
+                self.assertEqual((fake.step, fake.state, fake.batch), (8, 2 * before, batch))
+                fake.damage.add.assert_called_once_with("one")
+                values = {"loss": (("mesh", batch), (3, 7 / 8))}  # the share of the step before
+                fake.progress.dispatched.assert_called_once_with(8, mock.ANY)
+                if looked:  # at a multiple of four; of the state after it
+                    values["alarm"] = (fake.state, ("mesh", batch), (3, 7 / 8))
+                fake.ahead.add.assert_called_with(8, values)
+                resumed = fake.progress.resume.call_args_list
+                self.assertEqual(resumed, [mock.call(8)] if looked else [])
+            fake.stream, fake.step, fake.ahead = iter([batch]), 8, mock.Mock()
+            loop._Loop.take(fake)  # to the ninth, at which the alarm does not look
+            self.assertNotIn("alarm", fake.ahead.add.call_args.args[1])
+
+    def test_a_host_whose_images_fail_takes_steps_until_all_stop(self):
+        error = loop.registry.DataError("damaged")
+
+        def stream():
+            raise error
+            yield
+
+        fake = self.taken()
+        fake.stream, fake.stops.failed.return_value = stream(), None
+        with (
+            mock.patch.object(loop.splits, "device_batch", lambda mesh, batch: batch),
+            mock.patch.object(loop.splits, "blank", return_value="blank") as blank,
+        ):
+            loop._Loop.take(fake)
+            blank.assert_called_once_with(fake.run)
+            self.assertEqual((fake.batch, fake.step), ("blank", 8))
+            fake.stops.failed.assert_called_once_with(error)
+            fake.stops.failed.return_value = 4
+            fake.stopped = lambda why, step: RuntimeError(f"stopped by {why} after {step}")
+            fake.batch, fake.stream = "the last one", stream()
+            with self.assertRaisesRegex(RuntimeError, "stopped by 4 after 8") as caught:
+                loop._Loop.take(fake)
+            self.assertIs(caught.exception.__cause__, error)
+            self.assertEqual((fake.batch, fake.step), ("the last one", 8))
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -1,6 +1,8 @@
 """The streams of images that the phases of a run train on."""
 
 import contextlib
+import types
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
@@ -26,6 +28,21 @@ class StreamTest(absltest.TestCase):
     def test_a_seed_moves_both(self):
         for name in ("pretrain", "train"):
             self.assertTrue((self.images(name) != self.images(name, seed=7)).any())
+
+
+class BlankTest(absltest.TestCase):
+    def test_images_that_no_host_takes_are_whole_and_hold_nothing(self):
+        config = runs.tiny(train__batch_size=24)
+        run = types.SimpleNamespace(config=config, name="train")
+        for processes in (1, 3):
+            with mock.patch.object(splits.jax, "process_count", return_value=processes):
+                blank = splits.blank(run)
+            rows, side = 24 // processes, config.model.image_size
+            shape = (rows, side, side, config.model.in_channels)
+            self.assertEqual((blank.images.shape, blank.images.dtype), (shape, np.uint8))
+            self.assertEqual((blank.labels.shape, blank.labels.dtype), ((rows,), np.int32))
+            self.assertEqual((blank.images.any(), blank.labels.any()), (False, False))
+            self.assertEqual(blank.damaged.tolist(), [-1] * rows)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
@@ -165,6 +166,30 @@ class StateTest(Case):
             said = start_runs._said(run, start_run.ABSENT)
             self.assertEndsWith(said, f"jaxrobust train --config {file} --workdir runs/x")
 
+    def test_a_run_that_has_begun_or_names_no_run_waits_for_none(self):
+        place = Path("runs/robust")
+        with mock.patch.object(start_runs, "_states", side_effect=AssertionError("looked")):
+            for config, begun in ((self.robust(), True), (training.tiny(), False)):
+                with mock.patch.object(start_runs, "steps", return_value=[3] * begun) as steps:
+                    self.assertEqual(start_runs.before(config, place), [])
+                self.assertEqual(steps.mock_calls, [mock.call(place / "train" / "latest")] * begun)
+
+    def test_starts_from_the_first_that_is_not_finished_on(self):
+        runs = [start_run.StartRun(n, Path(f"runs/{n}"), training.tiny()) for n in ("b", "a")]
+        for states, expected in (
+            ((start_run.FINISHED, start_run.ABSENT), []),
+            ((start_run.BEGUN, start_run.FINISHED), ["b"]),
+            ((start_run.ABSENT, start_run.BEGUN), ["a", "b"]),
+        ):
+            found = list(zip(runs, states, strict=True))
+            with (
+                mock.patch.object(start_runs, "_states", return_value=found),
+                mock.patch.object(start_runs, "say") as say,
+            ):
+                listed = start_runs.before(self.robust(), Path("runs/robust"))
+            self.assertEqual([run.folder.name for run in listed], expected)
+            self.assertLen(say.call_args_list, 1 if not expected else 2)
+
     def test_what_a_start_starts_from_is_trained_before_it(self):
         self.start("far")
         self.start(init__weights="run:far.py")
@@ -219,6 +244,40 @@ class StateTest(Case):
         line = {"weights": "train, step 12, ema"}
         (folder / "results.jsonl").write_text(json.dumps(line) + "\n")
         self.assertFalse(start_run.is_finished(folder, config))  # whose weights are gone
+
+
+class ExplainedTest(parameterized.TestCase):
+    def test_a_start_s_mistake_names_the_start(self):
+        run = start_run.StartRun("clean.py", Path("runs/clean"), training.tiny())
+        words = "the run in runs/clean, from which this one starts: "
+        for kind in (ValueError, *stopping.Stopped.__subclasses__()):
+            with self.assertRaises(kind) as caught, start_runs.explained(run):
+                raise kind("it diverges")
+            self.assertEqual(str(caught.exception), f"{words}it diverges")
+            self.assertIs(type(caught.exception), kind)
+        with self.assertRaises(OSError) as caught, start_runs.explained(run):
+            raise OSError("a full disk")
+        self.assertEqual(str(caught.exception), "a full disk")
+
+    @parameterized.parameters(
+        ([], "of runs/robust"),
+        ([("robust", "stopped")], "of runs/robust"),
+        ([("robust", "latest"), ("clean", "latest")], "of runs/robust"),
+        ([("clean", "stopped")], "of runs/clean in runs/clean"),
+        ([("clean", "latest"), ("far", "latest")], "of runs/clean in runs/clean"),
+        ([("far", "latest")], "of runs/far in runs/far"),
+    )
+    def test_what_the_same_command_does_is_of_the_run_that_has_begun(self, begun, said):
+        starts = [
+            start_run.StartRun(n, Path(f"runs/{n}"), training.tiny()) for n in ("clean", "far")
+        ]
+        there = [Path("runs") / name / "train" / kind for name, kind in begun]
+        with (
+            mock.patch.object(start_runs.start_run, "chain", return_value=starts),
+            mock.patch.object(start_runs, "steps", lambda place: [1] if place in there else []),
+            mock.patch.object(start_runs.stopping, "again", lambda folder, phases: f"of {folder}"),
+        ):
+            self.assertEqual(start_runs.again(training.tiny(), Path("runs/robust")), said)
 
 
 if __name__ == "__main__":

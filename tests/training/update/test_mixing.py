@@ -69,6 +69,35 @@ class SymmetricBetaTest(DistributionTest):
         self.assertTrue(bool(jnp.all((lam >= 0) & (lam <= 1))))
 
 
+class DrawTest(parameterized.TestCase):
+    """What one group draws, of six numbers that are given."""
+
+    def drawn(self, *u, switch=0.5, probability=0.75):
+        draw = partial(mixing._draw_mixing, switch=switch, probability=probability)
+        with mock.patch.object(jax.random, "uniform", return_value=jnp.float32(u)) as uniform:
+            boxes, lam, y, x = draw("key", (*SHAPE, 3), (0.5, 2.0))
+        uniform.assert_called_once_with("key", (6,))
+        return bool(boxes), float(lam), float(y), float(x)
+
+    @parameterized.parameters((0.0, True), (0.49, True), (0.5, False), (0.99, False))
+    def test_boxes_as_often_as_the_switch_says(self, u, boxes):
+        own = mixing.symmetric_beta(jnp.float32(2.0 if boxes else 0.5), 0.3, 0.1)
+        found = self.drawn(u, 0.3, 0.1, 0, 0, 0)
+        self.assertEqual(found[0], boxes)
+        self.assertAlmostEqual(found[1], float(own), places=6)
+        self.assertEqual(self.drawn(u, 0.3, 0.1, 0, 0, 0, switch=1.0)[0], True)
+        self.assertEqual(self.drawn(u, 0.3, 0.1, 0, 0, 0, switch=0.0)[0], False)
+
+    @parameterized.parameters((0.74, True), (0.75, False), (0.76, False))
+    def test_no_more_often_than_the_probability(self, u, mixed):
+        self.assertEqual(self.drawn(0, 0.3, 0.1, u, 0, 0)[1] != 1, mixed)
+
+    @parameterized.parameters((0.0, 0, 0), (0.5, 20, 28), (0.51, 20, 28), (0.999, 39, 55))
+    def test_the_centre_of_a_box_is_a_pixel_of_the_image(self, u, y, x):
+        self.assertEqual(self.drawn(0, 0, 0, 0, u, 0)[2:], (y, 0))
+        self.assertEqual(self.drawn(0, 0, 0, 0, 0, u)[2:], (0, x))
+
+
 class BlendTest(parameterized.TestCase):
     """timm's Mixup with its draws given, against ours with the same."""
 

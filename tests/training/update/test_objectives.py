@@ -148,5 +148,36 @@ class ObjectivesTest(absltest.TestCase):
         np.testing.assert_allclose(norm, 90_000 * float(params["kernel"][0, 0]), rtol=1e-5)
 
 
+class SparseTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        kernel, other = np.float32([[1.5, -2.0], [0.0, 0.25]]), np.float32([-3.0])
+        rest = {"a.bias": np.float32([9.0]), "token": np.float32([7.0])}
+        arrays = {"a.kernel": kernel, "b.kernel": other} | rest
+        self.params = {name: jnp.asarray(array) for name, array in arrays.items()}
+
+    def test_the_norm_of_kernels_and_its_gradient(self):
+        value, slopes = jax.value_and_grad(objectives.l1_norm)(self.params)
+        self.assertEqual(value, 1.5 + 2 + 0.25 + 3)
+        self.assertEqual(slopes["a.kernel"].tolist(), [[1, -1], [0, 1]])  # none at 0
+        self.assertEqual((slopes["b.kernel"].tolist(), slopes["a.bias"].tolist()), ([-1], [0]))
+
+    def test_it_is_added_to_another_objective_and_told(self):
+        seen = []
+
+        def loss(*given):
+            seen.append(given)
+            return jnp.float32(10), ("after", {"accuracy": 0.5})
+
+        other = objectives.Objective(loss=loss, attack_targets="targets", draws=True)
+        made = objectives.sparse(other, 0.5)
+        given = ("net", self.params, "stats", "batch", "adv", "key")
+        value, (after, metrics) = made.loss(*given)
+        self.assertEqual((float(value), after), (10 + 0.5 * 6.75, "after"))
+        self.assertEqual((metrics["accuracy"], float(metrics["l1"])), (0.5, 6.75))
+        self.assertEqual(seen, [given])
+        self.assertEqual((made.attack_targets, made.draws), ("targets", True))
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -366,8 +366,10 @@ class ShareTest(parameterized.TestCase):
         batch = Batch(jnp.asarray(images), jnp.arange(16, dtype=jnp.float32))
         params = {"split": jnp.zeros((8, 8)), "whole": jnp.zeros(3)}
 
-        def gradients(params, stats, batch, *keys):
-            mean = batch.images.mean()
+        def gradients(params, stats, batch, attack_keys, net_keys):
+            self.assertEqual(batch.images.shape, (16 // devices // microbatches, 2, 2, 8))
+            bright = batch.images.mean((1, 2, 3)) * batch.labels  # each image by its own label
+            mean = (bright + attack_keys * batch.labels - net_keys).mean()
             grads = jax.tree.map(lambda p: jnp.full_like(p, mean), params)
             return grads, {"mean": mean}, {"loss": batch.labels.mean()}
 
@@ -377,11 +379,15 @@ class ShareTest(parameterized.TestCase):
         given = {"gradients": gradients, "dtype": jnp.float32, "microbatches": microbatches}
         of_device = partial(step.of_device, spread=spread, **given)
         of_all = jax.jit(spread.each(of_device, whole=1, split=3, gradients=True))
-        keys = jax.random.split(jax.random.key(0), 16)
-        grads, (stats, metrics) = of_all(params, {}, batch, keys, keys)
+        numbers = np.arange(16, dtype=np.float32)
+        keys = jnp.asarray(numbers), jnp.asarray(numbers**2)  # what is made of keys, plainly
+        grads, (stats, metrics) = of_all(params, {"kept": jnp.float32(3)}, batch, *keys)
+        mean = (images.mean((1, 2, 3)) * numbers).mean()  # the squares cancel
+        self.assertEqual({name: value.shape for name, value in grads.items()},
+                         {"split": (8, 8), "whole": (3,)})  # fmt: skip
         for value in (*grads.values(), stats["mean"]):
-            np.testing.assert_allclose(value, images.mean(), rtol=1e-6)
-        self.assertEqual(metrics["loss"], 7.5)
+            np.testing.assert_allclose(value, np.full(value.shape, mean), rtol=1e-5)
+        self.assertEqual((metrics["loss"], stats["kept"]), (7.5, 3))
 
 
 class BatchNormTest(parameterized.TestCase):
