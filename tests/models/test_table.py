@@ -20,7 +20,7 @@ from jaxrobust.models import published, table
 from jaxrobust.models.counted import COUNTED as COUNTED_BY_US
 from jaxrobust.models.interface.family import PaperFigures
 from jaxrobust.models.published import PUBLISHED
-from tests.support import network_tables, parity, paths, sweeps
+from tests.support import parity, paths, sweeps
 from tools.generate import refresh_counts
 
 # 1e9 multiply-adds of convolutions, linear maps and attention's products, counted on the references
@@ -157,19 +157,6 @@ class PaperFiguresTest(absltest.TestCase):
         for name, quoted in QUOTED.items():
             paper = models.member(name).paper
             self.assertEqual((paper.parameters, paper.multiply_adds), (None, f"{quoted:.2f}"))
-
-
-class ReviewedTest(parameterized.TestCase):
-    """Of rows, figures and addresses many cannot be computed from others. What changes is stored
-    anew by `python -m tests.support.network_tables`, and reviewed beside its source.
-    """
-
-    @parameterized.parameters("families", "rows", "members", "published", "leaderboards")
-    def test_tables_are_the_reviewed_ones(self, name):
-        found, stored = (of[name] for of in (network_tables.tables(), network_tables.stored()))
-        self.assertEqual([*found], [*stored])
-        for key, entry in stored.items():
-            self.assertEqual(found[key], entry, key)
 
 
 @pytest.mark.slow
