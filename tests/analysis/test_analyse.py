@@ -293,6 +293,14 @@ class NumbersTest(parameterized.TestCase):
         again = [self.analysed("augmentations", *given) for _ in range(2)]
         self.assertEqual(*again)
 
+    def test_a_chain_that_keeps_the_size_begins_with_what_evaluation_sees(self):
+        folder = Path(self.create_tempdir())
+        pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "a.png")
+        given = ("--images", folder / "a.png", "--image_size", 16, "--views", 2)
+        same = self.analysed("augmentations", *given, "--chain", "flip(0)")
+        self.assertEqual(list(column(same, "from_plain")), [0.0, 0.0])
+
     @sweeps.fast(*range(11), *range(12, 21))  # row 11: 38 s
     @parameterized.parameters(
         (["perturbations"], "give --workdir RUN"),

@@ -57,6 +57,20 @@ class Mixed(torch.autograd.Function):
         return of_x, (gradient * x).sum(0) if ctx.needs_input_grad[1] else None
 
 
+class Marked(torch.autograd.Function):
+    """Two outputs of floats, of which the second has no gradient, says the author."""
+
+    @staticmethod
+    def forward(ctx, x):
+        marked = 3 * x
+        ctx.mark_non_differentiable(marked)
+        return 2 * x, marked
+
+    @staticmethod
+    def backward(ctx, gradient, of_marked):
+        return 2 * gradient + 3 * of_marked
+
+
 class Dirty(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -115,6 +129,7 @@ OWN_GRADIENTS = {
     "BPDA by detach": lambda x: x + (torch.round(x * 4) / 4 - x).detach(),
     "clipped backward": lambda x: Clipped.apply(x - 0.5, 0.3),
     "two inputs": _of_weight,
+    "an output without gradient": lambda x: sum(Marked.apply(x)),
     "detach of a branch": lambda x: x * x.sigmoid().detach() + x.data,
     "statistics without gradients": _normalised,
     "gradients on again": _grad_on_again,

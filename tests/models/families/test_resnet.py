@@ -1,5 +1,6 @@
 import copy
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.models.families import resnet
+from jaxrobust.models.families import residual, resnet
+from jaxrobust.models.modules.draws import Draws
 from jaxrobust.weights.naming import convert
 from tests.support import parity, paths, reference, sweeps
 from tests.support.families import CASES
@@ -38,6 +40,17 @@ def ours_of(name, net, **overrides):
     filled = arrays | {"normalize.mean": np.zeros(3), "normalize.std": np.ones(3)}
     filled = jax.tree.map(jnp.asarray, filled)
     return ours, {k: filled[k] for k in params}, {k: filled[k] for k in stats}
+
+
+class ShortcutTest(parameterized.TestCase):
+    @parameterized.parameters((1, 8, 8, 0), (2, 8, 8, 2), (1, 8, 16, 2), (2, 8, 16, 2))
+    def test_projects_where_the_shape_changes(self, stride, ins, outs, layers):
+        row, rngs = SimpleNamespace(bn_group=0), Draws(jax.random.key(0))
+        shortcut = residual.shortcut(ins, outs, stride, row, rngs)
+        self.assertLen(shortcut, layers)
+        x = jnp.ones((1, 4, 4, ins))
+        side = 4 // stride
+        self.assertEqual(residual.through(shortcut, x, False).shape, (1, side, side, outs))
 
 
 class NamesTest(parameterized.TestCase):
