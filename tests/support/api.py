@@ -33,12 +33,11 @@ def modules(room: str) -> Iterator[ModuleType]:
 
     And but for commands that define absl's flag `config`: a process can import one of them.
     """
-    for path in sorted((paths.ROOT / "jaxrobust" / room).rglob("*.py")):
-        parts = path.relative_to(paths.ROOT).with_suffix("").parts
-        if "DEFINE_config_file" in path.read_text():
+    for file in _files(room):
+        if "DEFINE_config_file" in file.read_text():
             continue
         try:
-            yield importlib.import_module(".".join(parts).removesuffix(".__init__"))
+            yield importlib.import_module(_name(file))
         except ImportError:
             continue
 
@@ -178,18 +177,27 @@ _WRITERS: dict[Any, Callable[[Any], str]] = {
 
 
 def differences(room: str) -> list[str]:
-    """Compare a room with its reviewed text, as lines that begin with "+" or "-"."""
+    """Compare a room with its reviewed text, as lines that begin with "+" or "-".
+
+    Lines of a module that cannot be imported here are not compared.
+    """
     here = {module.__name__: lines(module) for module in modules(room)}
     known = golden(room).read_text().splitlines()
     own = [line for found in here.values() for line in found]
-    imported = tuple(f"{name}." for name in here)
-    gone = [
-        line
-        for line in known
-        if line not in own and any(line.startswith(n) and _of(line, n) for n in imported)
-    ]
-    return [f"- {line}" for line in gone] + [f"+ {line}" for line in own if line not in known]
+    names = sorted(map(_name, _files(room)), key=len)
+    gone = [line for line in sorted({*known} - {*own}) if _module(line, names) in here]
+    return [f"- {line}" for line in gone] + [f"+ {line}" for line in sorted({*own} - {*known})]
 
 
-def _of(line: str, module: str) -> bool:
-    return re.match(r"\w+(?!\w*\.)", line[len(module) :]) is not None
+def _module(line: str, names: list[str]) -> str:
+    """Find the module of a line; of a file that is gone the folder's."""
+    return [name for name in names if line.startswith(f"{name}.")][-1]
+
+
+def _files(room: str) -> list[Path]:
+    return sorted((paths.ROOT / "jaxrobust" / room).rglob("*.py"))
+
+
+def _name(file: Path) -> str:
+    parts = file.relative_to(paths.ROOT).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")

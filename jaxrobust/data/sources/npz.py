@@ -151,6 +151,7 @@ def _array(path: str, key: str, crc: int) -> np.ndarray:
 
 
 def _splits_of(file: _File) -> dict[str, tuple[str, str]]:
+    """Return split -> the keys of its images and labels."""
     splits: dict[str, tuple[str, str]] = {}
     wanted = [(s, (i.format(s), y.format(s))) for s in _SPLITS for i, y in _KEYS]
     unlabelled = ""

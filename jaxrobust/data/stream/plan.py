@@ -48,6 +48,7 @@ class BatchPlan(NamedTuple):
         return self.steps * self.batch_size
 
     def _images(self) -> Iterator[tuple[int, int]]:
+        """Yield of each source its records, and how many of them a batch has."""
         for size, rows, views in zip(self.sizes, self.rows, self.views, strict=True):
             yield size, rows // views
 

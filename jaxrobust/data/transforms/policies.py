@@ -238,6 +238,7 @@ Equalize 8 0, Equalize 6 0
 
 
 def _policy(text: str) -> tuple[tuple[tuple[str, float, int], ...], ...]:
+    """Read pairs of (name, probability, level)."""
     lines = ([words.split() for words in line.split(",")] for line in text.strip().splitlines())
     return tuple(tuple((n, int(tenths) / 10, int(k)) for n, tenths, k in line) for line in lines)
 

@@ -30,6 +30,7 @@ def _inverse_norm(x: Array) -> Array:
 
 
 def _columns(x: Array) -> Array:
+    """Turn rows into columns: f[B,h,1,d] to f[B,h,d,1]."""
     return x.reshape(*x.shape[:2], -1, 1)
 
 

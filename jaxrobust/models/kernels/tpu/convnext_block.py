@@ -254,6 +254,7 @@ class _Sums(NamedTuple):
 
 
 def _backward(z, g, *refs: Any, s, eps, summed: bool) -> None:
+    """Compute the gradient for the image; if `summed`, those for parameters as well."""
     from jax.experimental import pallas as pl
 
     rest = [*refs]

@@ -182,6 +182,7 @@ def _forward(x, affine, kernel, bias, out, pairs, *, s, eps) -> None:
 
 
 def _backward(x, g, affine, kernel, out, *rest, s, eps, summed: bool) -> None:
+    """Compute the gradient for the image; if `summed`, those for parameters as well."""
     *sums, pairs, gradients, wide = rest
     dtype = out.dtype
     scale, shift = affine[0:1][None], affine[1:2][None]
