@@ -133,7 +133,7 @@ class BlocksTest(parameterized.TestCase):
         (0.0, {"remat": True, "scan": True}),
     )
     def test_values_and_gradients_are_the_same(self, dropout, how):
-        network, keys = written(dropout=dropout, width=4), jax.random.split(jax.random.key(1), 3)
+        network, keys = written(dropout=dropout), jax.random.split(jax.random.key(1), 3)
         x = np.random.default_rng(0).random((3, *IMAGE))
         found = []
         with jax.enable_x64(True):
@@ -201,10 +201,10 @@ class BlocksTest(parameterized.TestCase):
         self.assertLess(needed[1], 0.2 * needed[0])  # one array of a block's more than ten
 
     def test_equal_blocks_are_compiled_once(self):
-        network = written(depth=4)
+        network = written(depth=3)
         groups = [[part.block for part in parts] for parts in blocks.alike(network.training)]
         # The first computes a size that the others read.
-        names = [f"stage{stage}.{at}" for stage in (1, 2) for at in range(4)]
+        names = [f"stage{stage}.{at}" for stage in (1, 2) for at in range(3)]
         self.assertEqual(groups, [[None], names[:1], names[1:], [None]])
         texts = []
         for scan in (False, True):
@@ -214,8 +214,8 @@ class BlocksTest(parameterized.TestCase):
             texts.append(
                 str(jax.make_jaxpr(lambda x, net=net, given=given: net.apply(*given, x))(x))
             )
-        self.assertEqual([text.count("conv_general_dilated[") for text in texts], [9, 4])
-        self.assertIn("length=6", texts[1])
+        self.assertEqual([text.count("conv_general_dilated[") for text in texts], [7, 4])
+        self.assertIn("length=4", texts[1])
 
     @parameterized.parameters(
         ("Block(4), Block(4), Block(4)", 3),

@@ -1,5 +1,6 @@
 """PyTorch's modules that train: gradients, statistics, draws and weights beside PyTorch's own."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.support import torch_faults  # noqa: E402
 from tests.support import trainable_modules as modules  # noqa: E402
 
 IMAGE = (modules.SIDE, modules.SIDE, modules.CHANNELS)
+DRAWING = {"dropout": 0.2, "drop_path": 0.1}
 
 
 def written(module):
@@ -29,6 +31,12 @@ def written(module):
 def mixed(**rates):
     torch.manual_seed(0)
     return modules.Mixed(**rates)
+
+
+@functools.cache
+def network_of_mixed(**rates):
+    """The module is written down once for all tests that change nothing of it."""
+    return written(mixed(**rates))
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
@@ -50,7 +58,7 @@ class ParityTest(absltest.TestCase):
 
     def test_three_updates(self):
         module, rate, x, labels = mixed(), 0.5, images(6), np.arange(6) % modules.CLASSES
-        network = written(module)
+        network = network_of_mixed()
         theirs = module.double().train()
         optimiser = torch.optim.SGD([p for p in theirs.parameters() if p.requires_grad], lr=rate)
         with jax.enable_x64(True):
@@ -111,7 +119,7 @@ class ParityTest(absltest.TestCase):
         np.testing.assert_allclose(got, module.first.weight.grad.numpy(), rtol=1e-12)
 
     def test_bfloat16_keeps_norms_and_counters_in_float32(self):
-        network = written(mixed())
+        network = network_of_mixed()
         net = trained.classifier(network)
         params, stats = net.init(jax.random.key(0))
         stats["norm.num_batches_tracked"] = jnp.float32(1000)  # 1001 is none of bfloat16's
@@ -198,7 +206,9 @@ class RefusedTest(parameterized.TestCase):
         self.assertEqual(list(network.training.results), ["1"])
 
     def test_a_module_stays_as_it_was(self):
-        module = mixed(dropout=0.5).eval()
+        stem, norm, head = torch.nn.Conv2d(3, 4, 8), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 5)
+        parts = stem, norm, torch.nn.Flatten(), torch.nn.Dropout(), head
+        module = torch.nn.Sequential(*parts).eval()
         before = {name: t.clone() for name, t in module.state_dict().items()}
         written(module)
         self.assertFalse(any(part.training for part in module.modules()))
@@ -208,8 +218,7 @@ class RefusedTest(parameterized.TestCase):
 
 class AgreementTest(absltest.TestCase):
     def test_both_modes_are_compared(self):
-        module = mixed()
-        network = written(module)
+        network = network_of_mixed()
         net = trained.classifier(network)
         training_mode.check_agreement(mixed(), network, net)
         for mode in ("evaluation", "training"):
@@ -222,8 +231,8 @@ class AgreementTest(absltest.TestCase):
                 training_mode.check_agreement(mixed(), network, net._replace(apply=other))
 
     def test_a_module_that_draws_is_compared_in_evaluation_mode_alone(self):
-        network = written(mixed(dropout=0.5))
-        training_mode.check_agreement(mixed(dropout=0.5), network, trained.classifier(network))
+        network = network_of_mixed(**DRAWING)
+        training_mode.check_agreement(mixed(**DRAWING), network, trained.classifier(network))
 
 
 class WeightsTest(absltest.TestCase):
@@ -248,8 +257,7 @@ class WeightsTest(absltest.TestCase):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
     def test_state_dict_is_strictly_the_modules(self):
-        module = mixed()
-        network = written(module)
+        module, network = mixed(), network_of_mixed()
         params, stats = trained.classifier(network).init(jax.random.key(0))
         params = {name: a + 1 for name, a in params.items()}
         stats["norm.num_batches_tracked"] = jnp.float32(6.7)  # an average of counters
@@ -291,7 +299,7 @@ class KeptTest(absltest.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.network = written(mixed(dropout=0.2, drop_path=0.1))
+        cls.network = network_of_mixed(**DRAWING)
 
     def setUp(self):
         super().setUp()

@@ -19,6 +19,15 @@ from torch import nn  # noqa: E402
 from jaxrobust.interop.reading.training_mode import trainable  # noqa: E402
 
 SIDE, WIDTH = 8, 6
+OTHERWISE = ("tanh", "relu", "full", "bias", "gamma", "residual", "twice", "pixels", "gate")
+OTHERWISE = *OTHERWISE, "channels"
+OTHER_HALVINGS = (
+    {"stride": 1},
+    {"stride": 2, "dilation": 2},
+    {"stride": 2, "padding": 1},
+    {"stride": 2, "groups": 2},
+    {"stride": 2, "bias": False},
+)
 
 
 class Block(nn.Module):
@@ -109,10 +118,10 @@ def results(network, patterns, keys=None, dtype=jnp.float64, **how):
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
 
 
-def traced(network):
+def traced(network, side=SIDE):
     net = trained.classifier(network, {}, torch_blocks.PATTERNS)
     given = net.init(jax.random.key(0))
-    x = jax.ShapeDtypeStruct((2, SIDE, SIDE, 3), jnp.float32)
+    x = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
     key = jax.random.key(1)
     jax.eval_shape(lambda x: net.apply(*given, x, train=True, key=key), x)
 
@@ -138,40 +147,49 @@ class ConvNeXtTest(parameterized.TestCase):
             torch_blocks, "convnext_block", side_effect=torch_blocks.convnext_block
         )
 
-    @parameterized.parameters(
-        *("tanh", "relu", "full", "bias", "gamma", "residual", "twice", "pixels"),
-        *("gate", "channels"),
-    )
+    def between(self):
+        return mock.patch.object(
+            torch_blocks, "norm_halving", side_effect=torch_blocks.norm_halving
+        )
+
+    def test_other_blocks_are_computed_by_their_steps(self):
+        with self.counted() as block:
+            traced(written(*OTHERWISE))
+        self.assertEmpty(block.call_args_list)
+
+    @parameterized.parameters(*OTHERWISE)
+    @pytest.mark.slow
     def test_another_block_is_computed_by_its_steps(self, otherwise):
+        """Each in a network alone, which says whose a failure of them all together is."""
         with self.counted() as block:
             traced(written(otherwise))
         self.assertEmpty(block.call_args_list)
 
-    @parameterized.parameters(
-        ({"stride": 2}, True),
-        ({"stride": 1}, False),
-        ({"stride": 2, "padding": 1}, False),
-        ({"stride": 2, "groups": 2}, False),
-        ({"stride": 2, "dilation": 2}, False),
-        ({"stride": 2, "bias": False}, False),
-    )
-    def test_between_stages(self, how, taken):
+    def test_between_stages(self):
         torch.manual_seed(0)
-        network = trainable(Net(Stage(**how)), (SIDE, SIDE, 3))
-        halving = mock.patch.object(
-            torch_blocks, "norm_halving", side_effect=torch_blocks.norm_halving
-        )
-        with halving as called:
+        network = trainable(Net(Stage(stride=2)), (SIDE, SIDE, 3))
+        with self.between() as called:
             traced(network)
-        self.assertEqual(bool(called.call_args_list), taken)
-        if not taken:
-            return
+        self.assertNotEmpty(called.call_args_list)
         with jax.enable_x64(True):
             found = results(network, torch_blocks.PATTERNS)
             expected = results(network, ())
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), found, expected
         )
+
+    def test_what_else_stands_between_stages(self):
+        network = trainable(Net(*(Stage(**how) for how in OTHER_HALVINGS)), (2 * SIDE, 2 * SIDE, 3))
+        with self.between() as called:
+            traced(network, 2 * SIDE)
+        self.assertEmpty(called.call_args_list)
+
+    @parameterized.parameters(*OTHER_HALVINGS)
+    @pytest.mark.slow
+    def test_what_else_stands_between_two_stages(self, **how):
+        with self.between() as called:
+            traced(trainable(Net(Stage(**how)), (SIDE, SIDE, 3)))
+        self.assertEmpty(called.call_args_list)
 
     def test_timm_s_own(self):
         from jaxrobust.convert import torch_networks
@@ -182,10 +200,7 @@ class ConvNeXtTest(parameterized.TestCase):
         network = trainable(module, (64, 64, 3))
         params = {**network.params, **network.stats}
         x = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
-        halving = mock.patch.object(
-            torch_blocks, "norm_halving", side_effect=torch_blocks.norm_halving
-        )
-        with self.counted() as block, halving as between:
+        with self.counted() as block, self.between() as between:
             net = trained.classifier(network, {}, torch_blocks.PATTERNS)
             logits = net.apply(*net.init(jax.random.key(0)), x)[0]
         self.assertLen(block.call_args_list, 4)

@@ -171,10 +171,14 @@ class CudaTest(parameterized.TestCase):
         attention.self_attention(qkv, 2, bias=bias)
         self.assertEqual(taken, ["default"])
 
-    @parameterized.parameters("vit_s_cvst", "convnext_t", "xcit_n12")
-    def test_an_attack_s_gradient_lowers(self, name):
+    @parameterized.parameters(
+        ("vit_s_cvst", {"depth": 2}),
+        ("convnext_t", {"depths": (1,) * 4}),
+        ("xcit_n12", {"depth": 1}),
+    )
+    def test_an_attack_s_gradient_lowers(self, name, blocks):
         """As far as JAX goes without a GPU: each layer has a rule for it."""
-        net = models.create(name, num_classes=5, image_size=64, dtype="bfloat16")
+        net = models.create(name, num_classes=5, image_size=64, dtype="bfloat16", **blocks)
         params, stats = jax.eval_shape(net.init, jax.random.key(0))
         images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
 
