@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxrobust.models.kernels import winograd
 from jaxrobust.models.kernels.depthwise import depthwise_conv
-from jaxrobust.models.kernels.primitives import add_bias, matmul, rows, walled
+from jaxrobust.models.kernels.primitives import add_bias, matmul, rows, traced_once, walled
 from jaxrobust.models.kernels.windows import column_conv, depth_conv, group_conv, taps
 
 Array = jax.Array
@@ -252,16 +252,21 @@ def _conv(x: Array, kernel: Array, stride: int, padding: int, groups: int, dilat
     return _rule(0, how, x, kernel)
 
 
-def _rule(which: int, how: tuple[int, ...], x: Array, kernel: Array, *g: Array) -> Array:
-    stride, padding, groups, dilation = how
+def _by_xla(which: int, stride: int, padding: int, groups: int, dilation: int) -> Callable:
+    form = functools.partial(_xla_conv, groups=groups, dilation=dilation)
+    return lambda *operands: _three(form)[which](*operands, stride, padding)
 
-    def plain(*operands: Array) -> Array:
-        form = functools.partial(_xla_conv, groups=groups, dilation=dilation)
-        return _three(form)[which](*operands, stride, padding)
 
-    rules = {"cpu": _on_cpu, "tpu": _on_tpu, "cuda": _on_cuda}
-    chosen = {platform: formulas(which, *how) for platform, formulas in rules.items()}
-    return lax.platform_dependent(x, kernel, *g, **chosen, default=plain)
+_ON = {"cpu": _on_cpu, "tpu": _on_tpu, "cuda": _on_cuda, "default": _by_xla}
+
+
+@functools.cache
+def _formulas(which: int, *how: int) -> dict[str, Callable]:
+    return {platform: traced_once(formula(which, *how)) for platform, formula in _ON.items()}
+
+
+def _rule(which: int, how: tuple[int, ...], *operands: Array) -> Array:
+    return lax.platform_dependent(*operands, **_formulas(which, *how))
 
 
 def _conv_backward(stride, padding, groups, dilation, residuals, g):

@@ -16,6 +16,15 @@ Array = jax.Array
 Out = TypeVar("Out")  # an array, or a list or tuple of them
 
 
+def traced_once(function: Callable[..., Out]) -> Callable[..., Out]:
+    """Trace `function` once for all operands of the same shapes and types, of all layers.
+
+    A program has its operations, as without. Keyword-only parameters are static.
+    """
+    static = inspect.getfullargspec(inspect.unwrap(function)).kwonlyargs
+    return jax.jit(function, static_argnames=static, inline=True)
+
+
 def walled(function: Callable[..., Out]) -> Callable[..., Out]:
     """Compile `function` as a separate computation: nothing fuses across its boundary.
 
@@ -36,6 +45,7 @@ def per_platform(function: Callable[..., Out]) -> Callable[..., Out]:
     """Return `function`, behind a wall on CPU."""
     on_cpu = walled(function)
 
+    @traced_once
     @functools.wraps(function)
     def call(*operands: Array, **settings: Any) -> Out:
         rules = {"cpu": on_cpu, "default": function}
@@ -59,6 +69,7 @@ def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
         out = on_cpu(*(rows(o) if o.ndim > 2 else o for o in operands))
         return out.reshape(*leading, -1) if out.ndim == 2 else out
 
+    @traced_once
     @functools.wraps(function)
     def call(*operands: Array) -> Array:
         return lax.platform_dependent(*operands, cpu=flat, default=function)

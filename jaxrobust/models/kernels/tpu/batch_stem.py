@@ -224,6 +224,7 @@ def _rows_of(channels: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((2, channels), jnp.float32)
 
 
+@functools.partial(jax.jit, static_argnames="interpret")
 def first(x: Array, kernel: Array, *, interpret: bool = False) -> Array:
     """Compute f32[B,2,C] of what the first convolution makes of planes f[B,3,H,W]: the mean of each
     image, and the sum of squares around that.
@@ -243,6 +244,7 @@ def first(x: Array, kernel: Array, *, interpret: bool = False) -> Array:
     return sums
 
 
+@functools.partial(jax.jit, static_argnames="interpret")
 def second(
     x: Array, rows: Array, kernel1: Array, kernel2: Array, *, interpret: bool = False
 ) -> list[Array]:
@@ -268,6 +270,7 @@ def second(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("columns", "interpret"))
 def third(kept: Array, rows: Array, columns: int, *, interpret: bool = False) -> Array:
     """Compute the second layer f[B,H/4,W/4,D] of rows of `columns` from what `second` made.
 
@@ -285,6 +288,7 @@ def third(kept: Array, rows: Array, columns: int, *, interpret: bool = False) ->
     return out
 
 
+@functools.partial(jax.jit, static_argnames="interpret")
 def second_sums(kept: Array, g: Array, rows: Array, *, interpret: bool = False) -> Array:
     """Sum the gradient of the second batch norm's result over each image, f32[B,2,D]: alone, and
     times the centred input; from that of the second layer, `g`. `rows` as `backward` takes them.
@@ -356,11 +360,13 @@ def _over_rows(
     )
 
 
+@functools.partial(jax.jit, static_argnames="interpret")
 def first_sums(*operands: Any, interpret: bool = False) -> Array:
     """Sum for the first batch norm as `second_sums`, f32[B,2,C]; operands as of `backward`."""
     return _over_rows("first_sums", *operands, interpret=interpret)[0]
 
 
+@functools.partial(jax.jit, static_argnames="interpret")
 def backward(
     x: Array,
     kept: Array,
@@ -385,6 +391,7 @@ def backward(
     return _over_rows("gradient", x, kept, g, rows, kernels, interpret=interpret)[0]
 
 
+@functools.partial(jax.jit, static_argnames="interpret")
 def parameter_gradients(*operands: Any, interpret: bool = False) -> tuple[Array, Array]:
     """Compute the gradients of both kernels, in float32; operands as of `backward`."""
     to_first, to_second = _over_rows("sums", *operands, interpret=interpret)

@@ -14,6 +14,7 @@ By hand, for 196 tokens and 384 channels on a v5e: cosines take 384 rows x 2 x 3
 468. So an attack step of 88 images needs 88 x (1,600 + 3,700) = 0.47 M cycles = 0.31 ms.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -142,6 +143,7 @@ def _parameters(temperature: Array, dim: int) -> list[Array]:
     return [spread.astype(jnp.float32), strangers.astype(jnp.float32)]
 
 
+@functools.partial(jax.jit, static_argnames="interpret")
 def forward(qkv: Array, temperature: Array, *, interpret: bool = False) -> Array:
     """Compute the attention of f[B,N,3*D] as f[B,N,D]; `temperature` has a value for each head."""
     tokens, dim = qkv.shape[1], qkv.shape[2] // 3
@@ -157,6 +159,7 @@ def forward(qkv: Array, temperature: Array, *, interpret: bool = False) -> Array
     return out
 
 
+@functools.partial(jax.jit, static_argnames=("needed", "interpret"))
 def backward(
     qkv: Array, g: Array, temperature: Array, *, needed: bool, interpret: bool = False
 ) -> list[Array]:

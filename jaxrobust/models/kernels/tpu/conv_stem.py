@@ -258,6 +258,7 @@ def gradient_cost(c: int, d: int) -> KernelCost:
     return products + elementwise(4 * c + d, LANES, 45, 2)
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def forward(x: Array, *parameters: Array, eps: float, interpret: bool = False) -> list[Array]:
     """Compute both layers of planes f[B,3,H,W] as f[B,H/4,W/4,D], and f[B,H/8,D,128].
 
@@ -298,6 +299,7 @@ def _operands(x: Array, kernel1, bias1, scale1, shift1, kernel2, _, scale2, shif
     ]
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def backward(
     x: Array, kept: Array, g: Array, *parameters: Array, eps: float, interpret: bool = False
 ) -> Array:
@@ -328,6 +330,7 @@ def to_kernels(to_first: Array, to_second: Array, shape: tuple[int, ...]) -> tup
     return transposed(to_first)[0], to_second.reshape(3, d, 3, c).transpose(0, 2, 3, 1)
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def parameter_gradients(
     x: Array, kept: Array, g: Array, *parameters: Array, eps: float, interpret: bool = False
 ) -> list[Array]:

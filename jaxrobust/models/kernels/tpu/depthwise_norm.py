@@ -159,6 +159,7 @@ def _cost(x: Array, side: int, operations: int) -> KernelCost:
     return elementwise(width, channels, 2 * side * side + operations) * height
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def forward(
     x: Array,
     kernel: Array,
@@ -184,6 +185,7 @@ def forward(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def backward(
     z: Array,
     g: Array,

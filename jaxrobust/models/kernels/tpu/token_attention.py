@@ -135,6 +135,7 @@ def _softmax_cost(tokens: int) -> KernelCost:
     return elementwise(tokens, tokens, 8, powers=1)
 
 
+@functools.partial(jax.jit, static_argnames=("heads", "scale", "interpret"))
 def forward(
     qkv: Array, heads: int, *, scale: float, bias: Array | None = None, interpret: bool = False
 ) -> Array:
@@ -146,6 +147,7 @@ def forward(
     return _run(_forward, "token_attention", [qkv], dim, cost, **how)
 
 
+@functools.partial(jax.jit, static_argnames=("heads", "scale", "interpret"))
 def backward(
     qkv: Array,
     g: Array,

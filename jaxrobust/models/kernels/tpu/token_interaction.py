@@ -247,6 +247,7 @@ def _operations(window: Window) -> int:
     return 2 * window.side**2 + 2 * window.side
 
 
+@functools.partial(jax.jit, static_argnames=("width", "eps", "interpret"))
 def first(
     x: Array,
     scale: Array,
@@ -278,6 +279,7 @@ def first(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("width", "interpret"))
 def second(
     x: Array, y: Array, rows: Array, taps: Array, *, width: int, interpret: bool = False
 ) -> Array:
@@ -301,6 +303,7 @@ def second(
     return out
 
 
+@functools.partial(jax.jit, static_argnames=("width", "needed", "interpret"))
 def sums(
     g: Array,
     y: Array,
@@ -331,6 +334,7 @@ def sums(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("width", "eps", "needed", "interpret"))
 def gradient(
     x: Array,
     g: Array,
