@@ -190,7 +190,11 @@ def usage(network: Network, layout: str, out: Path) -> str:
         mean, std = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
         return f"{how}; it takes (images - {mean}) / {std}"
     if layout == "robustbench":
-        return f"in {out}: `from {users_module.label(network.name)} import load; net = load()`"
+        label = users_module.label(network.name)
+        return (
+            f"in {out}: `from {label} import load; net = load()`; a row of RobustBench's zoo has "
+            f'{{"model": {label}.network, "gdrive_id": that of {label}.pt}}'
+        )
     if layout == "module":
         return f"in {out}: `from {network.name} import load; net = load()`"
     if layout == "hub":

@@ -44,6 +44,11 @@ def load(path: str | Path | None = None) -> nn.Module:
     net = normalized(model(**ROW), MEAN, STD)
     net.load_state_dict({read})
     return net.eval()
+
+
+def network() -> ZooNetwork:
+    """The network without its weights, for RobustBench's zoo: {{"model": network, ...}}."""
+    return ZooNetwork(normalized(model(**ROW), MEAN, STD))
 '''
 # The suffix of a file -> how `load` reads it.
 _READ = {
@@ -164,7 +169,7 @@ def _taken(tree: ast.Module, shared: ast.Module) -> list[ast.stmt]:
         if isinstance(node, ast.ImportFrom) and node.module == _LAYERS
         for alias in node.names
     }
-    wanted.add("normalized")  # for load()
+    wanted |= {"normalized", "ZooNetwork"}  # for load() and network()
     taken: list[ast.stmt] = []
     for node in reversed(shared.body):  # what a definition needs stands above it
         if _name(node) in wanted:

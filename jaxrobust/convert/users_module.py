@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxrobust.convert import references
 from jaxrobust.interop import modules
 from jaxrobust.models.interface import torch_modules
 from jaxrobust.weights.store.artifact import Network
@@ -75,6 +76,7 @@ def check(network: Network) -> None:
             f"--layout robustbench: {name} has several results, and RobustBench takes logits "
             "alone; choose --layout state-dict, and return the logits in your own loader"
         )
+    _check_names(network)
     now = torch_modules.origin(name)
     if _of_timm(name):
         if not modules.installed("timm"):
@@ -92,6 +94,19 @@ def check(network: Network) -> None:
             "one file is handed on; put all into that file, or install a package and name it "
             "torch:my_package.nets:build"
         )
+
+
+def _check_names(network: Network) -> None:
+    from jaxrobust.convert.torch_modules.layers import renamed
+
+    first: dict[str, str] = {}
+    for key in references.named(network, wrapped=network.normalised):
+        if (other := first.setdefault(renamed(key), key)) != key:
+            raise ValueError(
+                f"--layout robustbench: RobustBench's loader cuts the names {other} and {key} to "
+                f"the same {renamed(key)}, and one of both weights is lost; call the part of the "
+                "module otherwise, without 'model.' and 'module.', or choose --layout state-dict"
+            )
 
 
 def check_source(network: Network) -> None:

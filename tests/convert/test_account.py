@@ -300,7 +300,8 @@ class LayoutTest(parameterized.TestCase):
         self.assertEqual(said, f"{how}; it takes (images - [0.5, 0.25]) / [0.5, 1.0]")
         said = layouts.usage(network, "robustbench", Path("out"))
         label = layouts.users_module.label(network.name)
-        self.assertEqual(said, f"in out: `from {label} import load; net = load()`")
+        self.assertStartsWith(said, f"in out: `from {label} import load; net = load()`; a row ")
+        self.assertIn(f'{{"model": {label}.network, "gdrive_id": that of {label}.pt}}', said)
 
     @absltest.skipIf(hub is None, paths.PARITY)
     def test_the_file_of_a_published_network_is_where_its_loader_looks(self):

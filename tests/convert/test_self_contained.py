@@ -45,7 +45,7 @@ def written(folder, name, device="meta", mean=(0.0,) * 3, std=(1.0,) * 3):
 def unread(code):
     """Names that a file defines or imports and does not read."""
     tree = ast.parse(code)
-    defined, read = set(), {"ROW", "model", "load"}
+    defined, read = set(), {"ROW", "model", "load", "network"}
     for node in tree.body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             defined |= {alias.name for alias in node.names}

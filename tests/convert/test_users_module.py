@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,17 @@ class Normalized(nn.Module):
 
     def forward(self, x):
         return self.fc(self.normalize(x).flatten(1))
+
+
+class Named(nn.Module):  # names that the loader of RobustBench cuts
+    def __init__(self, num_classes, in_channels, other="submodel"):
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(in_channels, 4, 8), nn.Flatten())
+        self.add_module(other, nn.Sequential(nn.Linear(4, num_classes)))
+        self.last = other
+
+    def forward(self, x):
+        return getattr(self, self.last)(self.model(x))
 
 
 class Two(Normalized):
@@ -175,6 +187,66 @@ class ExportTest(parameterized.TestCase):
         text = Path("out/robust_vit_tiny_patch16_224.py").read_text()
         self.assertIn('import_module("timm").create_model', text)
         self.assertIn('"pretrained": False', text)
+
+    @parameterized.parameters(
+        ("build", {}),
+        ("build", {"mean": 0.5, "std": 0.25}),
+        ("Normalized", {}),
+        ("Named", {}),
+        ("Named", {"mean": 0.5, "std": 0.25}),
+    )
+    def test_in_robustbenchs_zoo(self, name, moments):
+        """Its loader cuts names, and for ImageNet puts others before them."""
+        network = self.network(f"torch:nets.py:{name}", moments=moments)
+        self.exported(network)
+        module = runpy.run_path("out/robust_nets.py")
+        x = torch.rand(2, 3, 8, 8)
+        want = module["load"]()(x)
+        for imagenet in (False, True):
+            state = torch.load("out/robust_nets.pt", weights_only=True)
+            for word in ("module.", "model."):
+                state = {k[len(word) :] if word in k else k: a for k, a in state.items()}
+            if imagenet:
+                state = {f"model.{k}": a for k, a in state.items()}
+            net = module["network"]()
+            net.load_state_dict(state, strict=True)
+            torch.testing.assert_close(net.eval()(x), want, rtol=0, atol=0)
+            with self.assertRaisesRegex(RuntimeError, "Missing key"):
+                net.load_state_dict(dict(list(state.items())[1:]))
+
+    @parameterized.product(
+        name=("build", "Named"),
+        moments=({}, {"mean": 0.5, "std": 0.25}),
+        dataset=("cifar10", "imagenet"),
+    )
+    @pytest.mark.matrix
+    def test_robustbenchs_own_loader(self, name, moments, dataset):
+        try:
+            torch_networks.import_robustbench()
+        except ImportError as error:
+            self.skipTest(str(error))
+        from robustbench import utils
+        from robustbench.model_zoo import enums
+
+        self.exported(self.network(f"torch:nets.py:{name}", moments=moments))
+        module = runpy.run_path("out/robust_nets.py")
+        threats = utils.all_models[enums.BenchmarkDataset(dataset)]
+        row = {"model": module["network"], "gdrive_id": "none is asked for it"}
+        zoo = threats[enums.ThreatModel.Linf]
+        self.enter_context(mock.patch.dict(zoo, {"Me2026Small": row}))
+        folder = Path("models", dataset, "Linf")
+        folder.mkdir(parents=True)
+        shutil.copy("out/robust_nets.pt", folder / "Me2026Small.pt")
+        net = utils.load_model("Me2026Small", "models", dataset, "Linf")
+        x = torch.rand(2, 3, 8, 8)
+        torch.testing.assert_close(net(x), module["load"]()(x), rtol=0, atol=0)
+
+    def test_names_that_robustbenchs_loader_would_not_tell_apart(self):
+        said = self.refused(self.network("torch:nets.py:Named", other="module"))
+        self.assertRegex(
+            said,
+            "cuts the names model.0.weight and module.0.weight to the same 0.weight, .* call the",
+        )
 
     def test_several_results(self):
         network = self.network("torch:nets.py:Two", torch_output="logits")

@@ -369,3 +369,37 @@ def normalized(
     if mean is None or std is None:
         return net
     return named(normalize=Normalize(mean, std), model=net)
+
+
+def renamed(name: str) -> str:
+    """Name a weight as RobustBench's loader does before it hands it to a network.
+
+    It cuts as many letters as these words have from each name that holds one, wherever it stands.
+    Source: `load_model` and `rm_substr_from_state_dict` of robustbench/utils.py, 1.1.1.
+    """
+    for word in ("module.", "model."):
+        name = name[len(word) :] if word in name else name
+    return name
+
+
+class ZooNetwork(nn.Module):
+    """A network that takes its weights by these names too, with "model." before them or without,
+    as the loader puts it for ImageNet.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits f32[B,K] of images f32[B,C,H,W] in [0, 1]."""
+        return self.net(images)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights of the network, as `torch.nn.Module` does."""
+        own = {renamed(name): name for name in self.net.state_dict()}
+        found = {k: own.get(k, own.get(k.removeprefix("model."), k)) for k in state_dict}
+        named = {found[k]: array for k, array in state_dict.items()}
+        return self.net.load_state_dict(named, strict, assign)
