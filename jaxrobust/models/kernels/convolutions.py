@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,11 +13,24 @@ from jax import lax
 
 from jaxrobust.models.kernels import winograd
 from jaxrobust.models.kernels.depthwise import depthwise_conv
-from jaxrobust.models.kernels.primitives import add_bias, matmul, rows, traced_once, walled
+from jaxrobust.models.kernels.primitives import (
+    add_bias,
+    largest_divisor,
+    matmul,
+    rounded,
+    rows,
+    traced_once,
+    walled,
+    widened,
+)
 from jaxrobust.models.kernels.windows import column_conv, depth_conv, group_conv, taps
 
 Array = jax.Array
 _NHWC = ("NHWC", "HWIO", "NHWC")
+_CACHE = (
+    2 << 20
+)  # bytes of copies of images that one product reads; a core's own cache has one or two
+_NARROW_INPUT = 16  # channels, below which a kernel's gradient is one product of whole windows
 
 
 # XLA's CPU back end computes f[B,H,W,in] with f[kh,kw,in,out] by blocked products of matrices, and
@@ -102,11 +116,41 @@ def _interleaved_input_gradient(x, kernel, g, stride, padding):
     return out[:, padding : padding + height, padding : padding + width]
 
 
-def _tap_kernel_gradient(x, kernel, g, stride, padding):
+def _by_images(gradient: Callable, *, most: int, axes: slice) -> Callable:
+    """Add up a kernel's gradient over as many images at a time as have copies of at most so many
+    bytes, which stay in a cache; `axes` of the kernel are what is copied for each pixel.
+
+    Milliseconds in a loop, batch 8, one core of a Zen 4, of all images at once in parentheses,
+    PyTorch's behind them: 3x3, 56x56x64, 33 (65), 18; 3x3/2, 112x112x48 to 96, 28 (66), 33; 3x3/2,
+    56x56x128, 25 (45), 23; 7x7/2, 224x224x3 to 64, 58 (105), 22.
+    """
+
+    def by_images(x: Array, kernel: Array, g: Array, stride: int, padding: int) -> Array:
+        copied = math.prod((*g.shape[1:3], *kernel.shape[axes])) * x.dtype.itemsize
+        count = largest_divisor(len(x), max(1, most // copied))
+        if count == len(x):
+            return gradient(x, kernel, g, stride, padding)
+
+        def add(total: Array, part: Any) -> tuple[Array, None]:
+            images, of_result = part
+            return total + gradient(images, kernel, of_result, stride, padding), None
+
+        parts = [a.reshape(-1, count, *a.shape[1:]) for a in (x, g)]
+        zeros = jnp.zeros(kernel.shape, widened(kernel)[0].dtype)
+        return rounded(lax.scan(add, zeros, parts)[0], kernel.dtype)
+
+    return by_images
+
+
+def _tap_products(x, kernel, g, stride, padding):
     g, narrow = rows(g), kernel.shape[2] <= kernel.shape[3]
     met = map(rows, taps(x, kernel.shape[:2], stride, padding))
     products = [tap.T @ g if narrow else (g.T @ tap).T for tap in met]
     return jnp.stack(products).reshape(kernel.shape)
+
+
+_tap_kernel_gradient = _by_images(_tap_products, most=2 << 20, axes=slice(2, 3))
+_column_kernel_gradient = _by_images(_kernel_gradient(column_conv), most=12 << 20, axes=slice(3))
 
 
 def few_channels(x: Any, kernel: Any) -> bool:
@@ -144,7 +188,7 @@ def _cpu_conv(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Calla
     return (
         column_conv if few_channels(x, kernel) else _xla_conv,
         _interleaved_input_gradient if interleaved else _canonical_input_gradient,
-        by_columns[2] if channels < 16 else _tap_kernel_gradient,
+        _column_kernel_gradient if channels < 16 else _tap_kernel_gradient,
     )
 
 
