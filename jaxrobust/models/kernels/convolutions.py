@@ -120,9 +120,10 @@ def _by_images(gradient: Callable, *, most: int, axes: slice) -> Callable:
     """Add up a kernel's gradient over as many images at a time as have copies of at most so many
     bytes, which stay in a cache; `axes` of the kernel are what is copied for each pixel.
 
-    Milliseconds in a loop, batch 8, one core of a Zen 4, of all images at once in parentheses,
-    PyTorch's behind them: 3x3, 56x56x64, 33 (65), 18; 3x3/2, 112x112x48 to 96, 28 (66), 33; 3x3/2,
-    56x56x128, 25 (45), 23; 7x7/2, 224x224x3 to 64, 58 (105), 22.
+    Milliseconds with large buffers kept, as `launch` keeps them, batch 8, one core of a Zen 4, of all
+    images at once in parentheses, PyTorch's behind them: 3x3, 56x56x64, 36 (44), 18; 3x3/2,
+    112x112x48 to 96, 31 (39), 33; 7x7/2, 224x224x3 to 64, 39 (70), 22; where buffers are given back
+    to the system, 33 (65), 28 (66) and 58 (105).
     """
 
     def by_images(x: Array, kernel: Array, g: Array, stride: int, padding: int) -> Array:
