@@ -120,7 +120,7 @@ def _by_images(gradient: Callable, *, most: int, axes: slice) -> Callable:
     """Add up a kernel's gradient over as many images at a time as have copies of at most so many
     bytes, which stay in a cache; `axes` of the kernel are what is copied for each pixel.
 
-    Milliseconds with large buffers kept, as `launch` keeps them, batch 8, one core of a Zen 4, of all
+    Milliseconds with large buffers kept, as `launch` does, batch 8, one core of a Zen 4, of all
     images at once in parentheses, PyTorch's behind them: 3x3, 56x56x64, 36 (44), 18; 3x3/2,
     112x112x48 to 96, 31 (39), 33; 7x7/2, 224x224x3 to 64, 39 (70), 22; where buffers are given back
     to the system, 33 (65), 28 (66) and 58 (105).
@@ -184,6 +184,10 @@ def _cpu_conv(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Calla
         return _three(_patch_conv)
     by_columns = _three(column_conv)
     if kernel.size * stride**2 > 4 * x.shape[0] * height * width * kernel.shape[3]:
+        return by_columns
+    if (
+        height * width <= 4 and channels >= 64
+    ):  # XLA's plain loops: 2x2x256, batch 256, 650 ms for 25
         return by_columns
     interleaved = stride > 1 and channels < 64 and window == kernel.shape[1]
     return (

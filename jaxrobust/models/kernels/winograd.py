@@ -57,9 +57,9 @@ def growth(m: int) -> float:
 
 
 def side(padding: Padding, shape: tuple[int, ...]) -> int | None:
-    """Return the side of tiles that takes the fewest products for maps [B,H,W,C]; None: no side has
-    enough tiles. Of as many products the smaller: a map of 2x2 is one tile of 2x2, and in one of 4x4
-    it would take more than without tiles.
+    """Return the side of tiles that takes the fewest products for maps [B,H,W,C], of as many the
+    smaller; None: no side has enough tiles. A map of 2x2 is one tile of 2x2, and in one of 4x4 it
+    would take more than without tiles.
     """
     tiles = {m: math.prod(-(-size // m) for size in _sizes(padding, shape)) for m in TILES}
     enough = [m for m, count in tiles.items() if shape[0] * count >= ROWS]
