@@ -134,7 +134,8 @@ def _by_images(gradient: Callable, *, most: int, axes: slice) -> Callable:
 
         def add(total: Array, part: Any) -> tuple[Array, None]:
             images, of_result = part
-            return total + gradient(images, kernel, of_result, stride, padding), None
+            some = gradient(images, kernel, of_result, stride, padding)
+            return total + some.astype(total.dtype), None
 
         parts = [a.reshape(-1, count, *a.shape[1:]) for a in (x, g)]
         zeros = jnp.zeros(kernel.shape, widened(kernel)[0].dtype)

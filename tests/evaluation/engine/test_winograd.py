@@ -47,6 +47,26 @@ class ConvolveTest(parameterized.TestCase):
                 np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
     @parameterized.parameters(
+        (16, 2, 2),
+        (15, 2, None),  # too few tiles
+        (16, 3, 4),
+        (16, 4, 4),
+        (4, 4, 2),  # one tile of 4x4 each would be too few
+        (16, 5, 2),  # nine tiles of 2x2 or four of 4x4, with 144 products both
+        (16, 7, 4),
+    )
+    def test_tiles_take_the_fewest_products(self, batch, size, expected):
+        self.assertEqual(winograd.side(SAME, (batch, size, size, 64)), expected)
+
+    @parameterized.parameters(2, 4)
+    def test_weights_by_the_papers_formula(self, m):
+        with jax.enable_x64(True):
+            kernel, g = drawn(3, 3, 5, 6), winograd.TILES[m].weights
+            found = winograd.transformed(m, jnp.asarray(kernel))
+        wanted = np.einsum("ai,ijco,bj->baco", g, kernel, g).reshape(-1, 5, 6)
+        np.testing.assert_allclose(found, wanted, atol=1e-13)
+
+    @parameterized.parameters(
         ({}, True),
         ({"window_strides": (2, 2)}, False),
         ({"rhs_dilation": (2, 2)}, False),

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,15 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.models.kernels import (
     batch_norms,
+    convnext_layers,
     convolutions,
     depthwise,
     layers,
     pooling,
+    primitives,
     windows,
 )
+from jaxrobust.models.kernels.tpu import depthwise_norm
 from tests.support import sweeps
 
 try:
@@ -612,6 +616,76 @@ class LayersTest(parameterized.TestCase):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         self.assertIn("stablehlo.convolution", text)
         self.assertNotIn("inlineable", text)
+
+
+class ByImagesTest(parameterized.TestCase):
+    """The gradient of a kernel on CPUs, of some images at a time."""
+
+    @parameterized.parameters((0.5, 1), (1.5, 1), (2.5, 2), (5.9, 3), (6, 6), (99, 6))
+    def test_as_many_as_have_so_many_bytes_and_divide_the_batch(self, images, expected):
+        sizes = []
+
+        def products(x, *given):
+            sizes.append(len(x))
+            return convolutions._tap_products(x, *given)
+
+        with jax.enable_x64(True):
+            x, g, kernel = _normal(0, 6, 5, 7, 3), _normal(1, 6, 3, 4, 2), _normal(2, 3, 3, 3, 2)
+            x, g, kernel = map(jnp.asarray, (x, g, kernel))
+            copied = 3 * 4 * 3 * 8  # pixels of the result, channels that a window meets, bytes
+            how = {"most": int(images * copied), "axes": slice(2, 3)}
+            found = convolutions._by_images(products, **how)(x, kernel, g, 2, 1)
+            _, wanted = jax.vjp(lambda k: convolutions._xla_conv(x, k, 2, 1), kernel)
+            np.testing.assert_allclose(found, wanted(g)[0], atol=1e-12)
+        self.assertEqual(sizes, [expected])
+
+    def test_of_whole_windows_three_by_three_are_nine_times_as_many_bytes(self):
+        gradient = mock.Mock(side_effect=lambda x, kernel, *_: len(x) * jnp.ones_like(kernel))
+        x, kernel, g = jnp.ones((4, 5, 5, 2)), jnp.ones((3, 3, 2, 1)), jnp.ones((4, 5, 5, 1))
+        run = convolutions._by_images(gradient, most=2 * 25 * 18 * 4, axes=slice(3))
+        np.testing.assert_array_equal(run(x, kernel, g, 1, 1), 4 * jnp.ones_like(kernel))
+        self.assertLen(gradient.call_args.args[0], 2)
+
+    def test_adds_up_in_float32(self):
+        """In bfloat16 a sum of ones would stop at 256."""
+        x, kernel = jnp.ones((300, 1, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 1, 1), jnp.bfloat16)
+        run = convolutions._by_images(convolutions._tap_products, most=1, axes=slice(2, 3))
+        found = run(x, kernel, x, 1, 0)
+        self.assertEqual((found.dtype, found.item()), (jnp.bfloat16, 300))
+
+
+class TracedOnceTest(absltest.TestCase):
+    def test_layers_of_one_size(self):
+        calls = []
+
+        @primitives.traced_once
+        def layer(x, *, power):
+            calls.append((x.shape, power))
+            return x**power
+
+        def network(x):
+            first = layer(layer(x, power=2), power=2)
+            return first, layer(x[:2], power=2), layer(x, power=3)
+
+        text = str(jax.make_jaxpr(network)(jnp.ones(3)))
+        self.assertEqual(calls, [((3,), 2), ((2,), 2), ((3,), 3)])
+        self.assertNotIn("jit", text)  # the operations stand in the program themselves
+        self.assertEqual(text.count("integer_pow"), 4)
+        np.testing.assert_array_equal(network(jnp.full(3, 2.0))[0], 16)
+
+    def test_a_kernel_for_tpus(self):
+        x, parameters = jnp.ones((1, 5, 6, 24)), [jnp.ones((3, 3, 1, 24)), *[jnp.ones(24)] * 3]
+        traced = mock.patch.object(
+            depthwise_norm, "over_images", side_effect=depthwise_norm.over_images
+        )
+        with traced as called:
+            text = str(
+                jax.make_jaxpr(
+                    lambda x: [convnext_layers.depthwise_norm(x, *parameters)[0] for _ in "ab"]
+                )(x)
+            )
+        called.assert_called_once()
+        self.assertIn("name=depthwise_norm", text)
 
 
 class WindowsTest(parameterized.TestCase):
