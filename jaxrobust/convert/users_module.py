@@ -76,7 +76,8 @@ def check(network: Network) -> None:
             f"--layout robustbench: {name} has several results, and RobustBench takes logits "
             "alone; choose --layout state-dict, and return the logits in your own loader"
         )
-    _check_names(network)
+    if network.params:  # before a training there are none
+        _check_names(network)
     now = torch_modules.origin(name)
     if _of_timm(name):
         if not modules.installed("timm"):

@@ -1,5 +1,8 @@
 """timm's families through `interop.trainable`: three updates beside PyTorch's, in float64."""
 
+import gc
+
+import jax
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
@@ -25,6 +28,11 @@ class TrainingFamiliesTest(parameterized.TestCase):
             cls.timm = torch_networks.import_timm()
         except ImportError as error:
             raise absltest.SkipTest(paths.PARITY) from error
+
+    def tearDown(self):
+        super().tearDown()
+        jax.clear_caches()  # seventy networks' programs are 17 GB
+        gc.collect()
 
     @parameterized.parameters(*sorted(FAMILIES.keys() - torch_training.REFUSED.keys()))
     def test_trains(self, name):
