@@ -194,7 +194,7 @@ class PublishedTest(parameterized.TestCase):
         known = {key for key in imagenet if not key.startswith(others)}
         known |= {key for key in cifar10 if key.startswith(("Huang2021", "Huang2022"))}
         self.assertEqual(known, set(PUBLISHED))
-        linf = dict(imagenet) | dict(cifar10)
+        linf = dict(cifar10) | dict(imagenet)  # of an id of both, that of ImageNet
         for key, net in PUBLISHED.items():
             if "XCiT" not in key:  # whose preprocessing comes from timm
                 named = linf[key].get("preprocessing", "none")  # images of 32 px as they are
