@@ -98,14 +98,15 @@ def check(network: Network) -> None:
 
 
 def _check_names(network: Network) -> None:
-    from jaxrobust.convert.torch_modules.layers import renamed
+    from jaxrobust.convert.torch_modules.layers import name_in_zoo
 
     first: dict[str, str] = {}
     for key in references.named(network, wrapped=network.normalised):
-        if (other := first.setdefault(renamed(key), key)) != key:
+        cut = name_in_zoo(key)
+        if (other := first.setdefault(cut, key)) != key:
             raise ValueError(
                 f"--layout robustbench: RobustBench's loader cuts the names {other} and {key} to "
-                f"the same {renamed(key)}, and one of both weights is lost; call the part of the "
+                f"the same {cut}, and one of both weights is lost; call the part of the "
                 "module otherwise, without 'model.' and 'module.', or choose --layout state-dict"
             )
 

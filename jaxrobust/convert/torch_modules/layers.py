@@ -371,7 +371,7 @@ def normalized(
     return named(normalize=Normalize(mean, std), model=net)
 
 
-def renamed(name: str) -> str:
+def name_in_zoo(name: str) -> str:
     """Name a weight as RobustBench's loader does before it hands it to a network.
 
     It cuts as many letters as these words have from each name that holds one, wherever it stands.
@@ -399,7 +399,7 @@ class ZooNetwork(nn.Module):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load weights of the network, as `torch.nn.Module` does."""
-        own = {renamed(name): name for name in self.net.state_dict()}
+        own = {name_in_zoo(name): name for name in self.net.state_dict()}
         found = {k: own.get(k, own.get(k.removeprefix("model."), k)) for k in state_dict}
         named = {found[k]: array for k, array in state_dict.items()}
         return self.net.load_state_dict(named, strict, assign)

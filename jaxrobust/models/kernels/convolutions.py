@@ -3,7 +3,6 @@
 import contextlib
 import contextvars
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,13 +14,10 @@ from jaxrobust.models.kernels import winograd
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.primitives import (
     add_bias,
-    largest_divisor,
     matmul,
-    rounded,
     rows,
     traced_once,
     walled,
-    widened,
 )
 from jaxrobust.models.kernels.windows import column_conv, depth_conv, group_conv, taps
 
@@ -116,43 +112,11 @@ def _interleaved_input_gradient(x, kernel, g, stride, padding):
     return out[:, padding : padding + height, padding : padding + width]
 
 
-def _by_images(gradient: Callable, *, most: int, axes: slice) -> Callable:
-    """Add up a kernel's gradient over as many images at a time as have copies of at most so many
-    bytes, which stay in a cache; `axes` of the kernel are what is copied for each pixel.
-
-    Milliseconds with large buffers kept, as `launch` does, batch 8, one core of a Zen 4, of all
-    images at once in parentheses, PyTorch's behind them: 3x3, 56x56x64, 36 (44), 18; 3x3/2,
-    112x112x48 to 96, 31 (39), 33; 7x7/2, 224x224x3 to 64, 39 (70), 22; where buffers are given back
-    to the system, 33 (65), 28 (66) and 58 (105).
-    """
-
-    def by_images(x: Array, kernel: Array, g: Array, stride: int, padding: int) -> Array:
-        copied = math.prod((*g.shape[1:3], *kernel.shape[axes])) * x.dtype.itemsize
-        count = largest_divisor(len(x), max(1, most // copied))
-        if count == len(x):
-            return gradient(x, kernel, g, stride, padding)
-
-        def add(total: Array, part: Any) -> tuple[Array, None]:
-            images, of_result = part
-            some = gradient(images, kernel, of_result, stride, padding)
-            return total + some.astype(total.dtype), None
-
-        parts = [a.reshape(-1, count, *a.shape[1:]) for a in (x, g)]
-        zeros = jnp.zeros(kernel.shape, widened(kernel)[0].dtype)
-        return rounded(lax.scan(add, zeros, parts)[0], kernel.dtype)
-
-    return by_images
-
-
-def _tap_products(x, kernel, g, stride, padding):
+def _tap_kernel_gradient(x, kernel, g, stride, padding):
     g, narrow = rows(g), kernel.shape[2] <= kernel.shape[3]
     met = map(rows, taps(x, kernel.shape[:2], stride, padding))
     products = [tap.T @ g if narrow else (g.T @ tap).T for tap in met]
     return jnp.stack(products).reshape(kernel.shape)
-
-
-_tap_kernel_gradient = _by_images(_tap_products, most=2 << 20, axes=slice(2, 3))
-_column_kernel_gradient = _by_images(_kernel_gradient(column_conv), most=12 << 20, axes=slice(3))
 
 
 def few_channels(x: Any, kernel: Any) -> bool:
@@ -194,7 +158,7 @@ def _cpu_conv(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Calla
     return (
         column_conv if few_channels(x, kernel) else _xla_conv,
         _interleaved_input_gradient if interleaved else _canonical_input_gradient,
-        _column_kernel_gradient if channels < 16 else _tap_kernel_gradient,
+        by_columns[2] if channels < 16 else _tap_kernel_gradient,
     )
 
 

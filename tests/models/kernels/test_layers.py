@@ -618,40 +618,32 @@ class LayersTest(parameterized.TestCase):
         self.assertNotIn("inlineable", text)
 
 
-class ByImagesTest(parameterized.TestCase):
-    """The gradient of a kernel on CPUs, of some images at a time."""
+class SeveralDevicesTest(absltest.TestCase):
+    def test_a_kernels_gradient_gathers_no_images(self):
+        """Each device sums over its own; a loop over images would send all of them to all."""
+        devices = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+        along = functools.partial(jax.sharding.NamedSharding, devices)
+        x = jax.ShapeDtypeStruct(
+            (8, 56, 56, 64), jnp.float32, sharding=along(jax.sharding.PartitionSpec("data"))
+        )
+        kernel = jax.ShapeDtypeStruct(
+            (3, 3, 64, 64), jnp.float32, sharding=along(jax.sharding.PartitionSpec())
+        )
 
-    @parameterized.parameters((0.5, 1), (1.5, 1), (2.5, 2), (5.9, 3), (6, 6), (99, 6))
-    def test_as_many_as_have_so_many_bytes_and_divide_the_batch(self, images, expected):
-        sizes = []
+        def gradient(x, kernel):
+            return jax.grad(lambda k: convolutions.conv(x, k, padding=1).sum())(kernel)
 
-        def products(x, *given):
-            sizes.append(len(x))
-            return convolutions._tap_products(x, *given)
+        text = jax.jit(gradient).lower(x, kernel).compile().as_text()
+        self.assertIn("all-reduce(", text)
+        self.assertNotIn("all-gather(", text)
 
-        with jax.enable_x64(True):
-            x, g, kernel = _normal(0, 6, 5, 7, 3), _normal(1, 6, 3, 4, 2), _normal(2, 3, 3, 3, 2)
-            x, g, kernel = map(jnp.asarray, (x, g, kernel))
-            copied = 3 * 4 * 3 * 8  # pixels of the result, channels that a window meets, bytes
-            how = {"most": int(images * copied), "axes": slice(2, 3)}
-            found = convolutions._by_images(products, **how)(x, kernel, g, 2, 1)
-            _, wanted = jax.vjp(lambda k: convolutions._xla_conv(x, k, 2, 1), kernel)
-            np.testing.assert_allclose(found, wanted(g)[0], atol=1e-12)
-        self.assertEqual(sizes, [expected])
 
-    def test_of_whole_windows_three_by_three_are_nine_times_as_many_bytes(self):
-        gradient = mock.Mock(side_effect=lambda x, kernel, *_: len(x) * jnp.ones_like(kernel))
-        x, kernel, g = jnp.ones((4, 5, 5, 2)), jnp.ones((3, 3, 2, 1)), jnp.ones((4, 5, 5, 1))
-        run = convolutions._by_images(gradient, most=2 * 25 * 18 * 4, axes=slice(3))
-        np.testing.assert_array_equal(run(x, kernel, g, 1, 1), 4 * jnp.ones_like(kernel))
-        self.assertLen(gradient.call_args.args[0], 2)
-
-    def test_adds_up_in_float32(self):
-        """In bfloat16 a sum of ones would stop at 256."""
-        x, kernel = jnp.ones((300, 1, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 1, 1), jnp.bfloat16)
-        run = convolutions._by_images(convolutions._tap_products, most=1, axes=slice(2, 3))
-        found = run(x, kernel, x, 1, 0)
-        self.assertEqual((found.dtype, found.item()), (jnp.bfloat16, 300))
+class SmallMapsTest(parameterized.TestCase):
+    @parameterized.parameters((2, 64, True), (3, 64, False), (2, 63, False))
+    def test_maps_of_2x2_go_by_columns(self, size, channels, expected):
+        x, kernel = jnp.ones((256, size, size, channels)), jnp.ones((3, 3, channels, 64))
+        forward = convolutions._cpu_conv(x, kernel, 1, 1)[0]
+        self.assertEqual(forward is windows.column_conv, expected)
 
 
 class TracedOnceTest(absltest.TestCase):
