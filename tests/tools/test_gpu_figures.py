@@ -197,12 +197,14 @@ class TablesTest(absltest.TestCase):
         faster = {"images_per_s": 231.0}
         refused = {"refused": "Unknown flag | --b"}
         attack = {"wall_s": 4.0, "compile_s": None, "forward": 300, "backward": 100, "robust": 8}
+        ours = attack | {"attacks_s": 2.5, "compile_s": 9.0}
         more = [
             ({"what": "logits", "variant": ""}, errors),
             ({"what": "variant", "variant": "latency hiding", "batch": 16}, faster),
             ({"what": "variant", "variant": "other flag", "batch": 16}, refused),
             ({"what": "variant", "variant": "large", "batch": 16}, None),
             ({"what": "autoattack", "variant": "short", "side": "PyTorch", "batch": 8}, attack),
+            ({"what": "autoattack", "variant": "short", "side": "jaxrobust", "batch": 8}, ours),
         ]
         rows = [{"of": about | of, "kind": "", "figure": figure} for of, figure in more]
         text = tables.report(HERE, [*STEPS, *rows])
@@ -214,7 +216,8 @@ class TablesTest(absltest.TestCase):
             "| vit_b_cvst | latency hiding | 16 | 231.0 | 1.100 |",
             "| vit_b_cvst | other flag | 16 |  | Unknown flag / --b |",
             "| vit_b_cvst | large | 16 |  | out of memory |",
-            "| vit_b_cvst | short | PyTorch | 8 | 4.0 |  | 100 |",
+            "| vit_b_cvst | short | PyTorch | 8 | 4.0 |  |  | 100 |",
+            "| vit_b_cvst | short | jaxrobust | 8 | 4.0 | 2.5 | 9.0 | 100 |",
         ):
             self.assertIn(line, text.splitlines())
 

@@ -130,8 +130,8 @@ def _autoattack(rows: list[Row], network: Label) -> list[list[str]]:
             continue
         passes = (figure["forward"] + figure["backward"]) / figure["wall_s"]
         line = [_label(network), of["variant"], of["side"], str(of["batch"])]
-        line += [f"{figure['wall_s']:.1f}", _shown(figure["compile_s"], ".1f"), f"{passes:.0f}"]
-        lines.append(line)
+        line += [f"{figure['wall_s']:.1f}", _shown(figure.get("attacks_s"), ".1f")]
+        lines.append([*line, _shown(figure["compile_s"], ".1f"), f"{passes:.0f}"])
     return lines
 
 
@@ -140,5 +140,5 @@ TABLES = {
     "step of | side | batch | images/s | MFU | memory, GB | compiled in, s": _steps,
     "jaxrobust / PyTorch | at the largest batches | at the same batch": _ratios,
     "step of | variant | batch | images/s | of the speed without it": _variants,
-    "AutoAttack on | how | side | images | seconds | compiled in, s | passes/s": _autoattack,
+    "AutoAttack on | how | side | images | s | of attacks | compiled, s | passes/s": _autoattack,
 }
