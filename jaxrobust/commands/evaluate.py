@@ -73,7 +73,8 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None) -> tuple[str, bool]:
     given = asdict(fields.given(EvaluateFlags))
     sizes, threats, ladder = (given.pop(name) for name in ("image_size", "threat", "ladder"))
     given["image_size"] = sizes[0] if len(sizes) == 1 else None
-    if given["corruptions"] is not None and flags.FLAGS["attack"].using_default_value:
+    without_attack = given["corruptions"] is not None or given["certify"] is not None
+    if without_attack and flags.FLAGS["attack"].using_default_value:
         given["attack"] = "clean"
     with patience.of(patience.LOADING, here=pod is None):
         from jaxrobust.evaluation.questions import command  # after the flags: --help needs no JAX

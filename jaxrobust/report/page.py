@@ -6,7 +6,7 @@ from collections.abc import Callable
 from jaxrobust.report.drawing.appearance import SCRIPT, STYLE
 from jaxrobust.report.drawing.markup import Child, Html, doubts, join, remark, tag
 from jaxrobust.report.gathered import Gathered, ReportedEvaluation
-from jaxrobust.report.parts import comparison, evaluation, sentences, training
+from jaxrobust.report.parts import certified, comparison, evaluation, sentences, training
 
 _POINTS = 4000  # of one quantity, of all runs together: a page stays small
 _HEADLINES = 3
@@ -73,6 +73,7 @@ def _parts(gathered: Gathered, pictures: Pictures | None) -> list[tuple[str, str
     made: list[tuple[str, str, Child]] = [
         ("differences", "Differences", comparison.part(own)),
         ("radii", "Radii", evaluation.radii(evaluation.ladders(own), "radii")),
+        ("certified", "Certified", certified.curves(own, evaluation.ladders(own), "certified")),
         ("evaluations", "Evaluations", _evaluations(gathered, pictures) if own else None),
         ("overlays", "Runs compared", comparison.overlays(runs) if len(runs) > 1 else None),
         ("training", "Training", _training(gathered) if runs else None),

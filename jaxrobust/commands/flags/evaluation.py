@@ -28,7 +28,8 @@ class EvaluateFlags(SubjectFlags):
         "its number stands beside that of the others."
     )
     draws: int | None = flag(
-        "Number of draws of an image that --version=rand judges by; default: 20."
+        "Number of draws of an image that --version=rand judges by, or --certify; default: 20, or "
+        "100,000."
     )
     threat: tuple[str, ...] = flag(
         "Norm and radius, such as linf:4/255; give several for a record each and one of all.", ()
@@ -78,6 +79,14 @@ class EvaluateFlags(SubjectFlags):
         "fog,snow, or with a severity fog-3."
     )
     frost: str | None = flag("Folder of the photographs of frost, frost1.png to frost5.jpg.")
+    certify: float | None = flag(
+        "Standard deviation of the noise of randomised smoothing, such as 0.25: certifies an l2 "
+        "radius for each image in place of an attack.",
+        reads=number,
+    )
+    alpha: float | None = flag(
+        "Probability that the certificate of an image is wrong; default: 0.001.", reads=number
+    )
     n: int = flag("Number of images, the first ones of the split, or all.", "all", reads=how_many)
     batch: int | None = flag(
         "Number of images at a time, for AutoAttack in each process; no verdict depends on it."

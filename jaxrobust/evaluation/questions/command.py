@@ -14,7 +14,14 @@ import jax
 
 from jaxrobust.attacks.fixed_steps import is_cascade
 from jaxrobust.evaluation.bundles import bundle
-from jaxrobust.evaluation.questions import corrupted, flags, questions, several, three_norms
+from jaxrobust.evaluation.questions import (
+    certified,
+    corrupted,
+    flags,
+    questions,
+    several,
+    three_norms,
+)
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.questions import Question
@@ -51,7 +58,10 @@ def evaluated(
     flags.check(given)
     if given.worst_case:
         three_norms.check(given, ladder)
-    given = corrupted.settled(given)
+    given = certified.settled(corrupted.settled(given))
+    if given.certify is not None and (threats or ladder):
+        flag = "ladder" if ladder else "threat"
+        raise ValueError(f"--certify finds the radius of each image itself; leave --{flag} out")
     if given.worst_case:
         balls = three_norms.balls(threats)
     else:
@@ -120,6 +130,8 @@ def _of_size(
         which, subject, weights = flags.weights(given, subject, source)
     shared = {key: getattr(given, key) for key in Question._fields if key in GivenFlags._fields}
     shared["preprocessing"] = subjects.preprocessing(origin, size, source, given.preprocessing)
+    if given.certify is not None:
+        shared["draws"] = None  # of the noise
     question = Question(**shared, images=given.n)
     name = re.sub(r"[^\w.-]+", "-", subject.network.name)
     place = out or (run / "evaluation" if run else Path("runs") / f"evaluation-{name}")
@@ -133,6 +145,8 @@ def _of_size(
         return place, several.ladder(evaluation, [each for _, each in asking])
     if given.corruptions:
         return place, [corrupted.record(evaluation, given)]
+    if given.certify is not None:
+        return place, [certified.record(evaluation, given)]
     if given.bundle:
         return place, [bundle.recorded(evaluation, asking[0][1], Path(given.bundle))]
     if len(asking) == 1:
@@ -198,6 +212,7 @@ def _of_one(record: AccuracyRecord, out: Path) -> str:
         f"attack: {attack_line(record)}",
         *(f"{name:{width}} {value:7.1%}" for name, value in rows.items()),
         *(corrupted.table(record.corruptions) if record.corruptions else ()),
+        *(certified.table(record.certified) if record.certified else ()),
         *notes_of(record),
         *(f"flag {name}: {text}" for name, text in record.flags.items()),
         f"record {record.evaluation} in {out / 'results.jsonl'}",

@@ -68,6 +68,8 @@ class GivenFlags(NamedTuple):
     bundle: str | None = None
     corruptions: str | None = None
     frost: str | None = None
+    certify: float | None = None
+    alpha: float | None = None
 
 
 def placed(given: GivenFlags) -> GivenFlags:

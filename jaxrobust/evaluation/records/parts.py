@@ -152,6 +152,19 @@ class CorruptionAccuracies(TypedDict, total=False):
     seconds: float
 
 
+class CertifiedAccuracies(TypedDict, total=False):
+    """The accuracies that randomised smoothing certifies in L2."""
+
+    sigma: float  # of the noise
+    draws: int
+    selection: int  # draws before these, that choose the class
+    alpha: float  # probability that the certificate of an image is wrong
+    accuracy: dict[str, float]  # radius -> share of images that are right and certified in it
+    abstained: float  # share of images without an answer
+    average_radius: float  # of all images, 0 where the answer is wrong or there is none
+    images: str  # the file beside the record that has them image by image
+
+
 class NetworkFingerprint(TypedDict, total=False):
     """What a network computes, and on which images, as `network.fingerprint` finds it."""
 

@@ -84,6 +84,7 @@ class AccuracyRecord:
     local_lipschitz: float | None = None
     ladder: parts.LadderSettings | None = None
     corruptions: parts.CorruptionAccuracies | None = None
+    certified: parts.CertifiedAccuracies | None = None
     worst_case: list[parts.WorstCasePart] | None = None
     union: dict[str, bool] | None = None  # "each_on_all_images": how its threats were attacked
     replayed: list[parts.ReplayedLedger] | None = None

@@ -72,6 +72,10 @@ def _corruptions(measured: parts.CorruptionAccuracies) -> list[str]:
 def _attack(record: AccuracyRecord) -> list[str]:
     if record.corruptions:
         return _corruptions(record.corruptions)
+    if record.certified:
+        how = record.certified
+        noise = ["--certify", f"{how['sigma']:g}", "--draws", str(how["draws"])]
+        return [*noise, "--alpha", f"{how['alpha']:g}"]
     attacks = record.attacks
     if not attacks:
         return ["--attack", "clean"]

@@ -22,7 +22,7 @@ _COSTS = (
     *("compiling", "how it steps"),
 )
 _COUNTS, _SECONDS = ("fooled", "forward", "backward", "idle"), ("seconds", "compile_seconds")
-_CORRUPTED = "under corruptions"
+_CORRUPTED, _CERTIFIED = "under corruptions", "certified at radius 0"
 _ACCURACY = Axis("accuracy", percent=True, low=0.0, high=1.0)
 
 
@@ -63,6 +63,8 @@ def _after(one: ReportedEvaluation) -> list[tuple[str, float]]:
     accuracies: list[tuple[str, float | None]] = [("clean", record.clean)]
     if record.corruptions:
         accuracies.append((_CORRUPTED, record.corruptions["mean"]))
+    if record.certified:
+        accuracies.append((_CERTIFIED, next(iter(record.certified["accuracy"].values()))))
     union = record.method == sentences.UNION
     after = record.accuracy_after or {}
     if record.worst_case and _each(record):

@@ -68,6 +68,8 @@ def headline(one: ReportedEvaluation) -> str:
     record, clean = one.record, percent(one.record.clean)
     count = f"{one.images:,} images" if one.images else "the images"
     where = f"{count} of {record.dataset} (split {record.split})"
+    if record.certified:
+        return f"{one.name}: {network(one)}, {_certified(record.certified, where)}"
     text = f"{one.name}: {network(one)} classifies {clean} of {where} correctly"
     if ends := interval(one, "clean"):
         text += f" (95 % interval {between(ends)})"
@@ -81,6 +83,16 @@ def headline(one: ReportedEvaluation) -> str:
     by += " of the worst case" if record.worst_case else ""
     robust = percent(record.robust)
     return f"{text}, and {robust}{kept} also when {by} may change them within {within}."
+
+
+def _certified(found: parts.CertifiedAccuracies, where: str) -> str:
+    sigma, known = found["sigma"], [(float(r), value) for r, value in found["accuracy"].items()]
+    within, certain = max((pair for pair in known if pair[0] <= sigma), default=known[0])
+    return (
+        f"smoothed by noise of {sigma:g}, is certified to classify {percent(known[0][1])} of "
+        f"{where} correctly, and {percent(certain)} whatever changes them by at most {within:.4g} "
+        "in l2."
+    )
 
 
 def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:

@@ -1,0 +1,159 @@
+"""Certified accuracy by randomised smoothing: one record of all radii, image by image resumable.
+
+What is certified is the smoothed network, which answers what most noisy copies of an image are
+called, not the network itself. No attack in L2 can take more from it than the accuracy shown, but
+with the probability alpha for each image.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust.evaluation.engine import engine, smoothing
+from jaxrobust.evaluation.engine.smoothing import Certificate, Smoothing
+from jaxrobust.evaluation.questions.flags import GivenFlags
+from jaxrobust.evaluation.questions.recording import Evaluation
+from jaxrobust.evaluation.records import parts
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text.progress import say
+
+METHOD = "smoothing"
+_STEPS = 8  # radii in each sigma at which the record has the accuracy
+
+Certificates = dict[int, Certificate]  # by the place of the image
+
+
+def settled(given: GivenFlags) -> GivenFlags:
+    """Refuse flags that contradict `--certify`."""
+    if given.certify is None:
+        if given.alpha is not None:
+            raise ValueError(f"--alpha={given.alpha:g} has no effect without --certify")
+        return given
+    try:
+        smoothing.check(settings(given))
+    except ValueError as error:
+        raise ValueError(f"--certify={given.certify:g}: {error}") from error
+    if given.norm not in (None, "l2"):
+        raise ValueError(
+            f"--certify gives radii in l2, for which its noise is made; leave --norm={given.norm} "
+            "out"
+        )
+    if given.epsilon is not None:
+        raise ValueError("--certify finds the radius of each image itself; leave --epsilon out")
+    if given.attack != "clean":
+        raise ValueError(f"--certify attacks nothing; leave --attack={given.attack} out")
+    others = ("corruptions", "bundle", "worst_case", "union_only", "replay", "noreplay", "rule")
+    for flag in others:
+        if getattr(given, flag):
+            raise ValueError(f"--{flag} has no effect on --certify; leave it out")
+    if given.version != "standard":
+        raise ValueError(f"--certify is of networks without draws; leave --version={given.version}")
+    return given
+
+
+def settings(given: GivenFlags) -> Smoothing:
+    """Read how images are certified."""
+    more: dict[str, Any] = {"draws": given.draws, "alpha": given.alpha}
+    known = {key: value for key, value in more.items() if value is not None}
+    return Smoothing(sigma=float(given.certify or 0), **known)
+
+
+def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
+    """Record the certified accuracies, computed unless they are there; processes share the images.
+
+    Each process writes its images into a file beside the record, and the same command goes on
+    behind them, on any number of processes.
+    """
+    how, question = settings(given), evaluation.question
+    number = evaluation.number(evaluation.subject, smoothing=[*how, question.seed])
+    if there := evaluation.recorded(number):
+        return there
+    words = f"{how.draws:,} draws of noise {how.sigma:g}, {question.images} images"
+    say(f"{evaluation.subject.network.name} on {evaluation.source.where()}: {words}")
+    start, labels = time.perf_counter(), evaluation.images.labels()
+    known = _certified(evaluation, number, how)
+    answers = np.array([known[i].answer for i in range(question.images)])
+    radii = np.array([known[i].radius for i in range(question.images)])
+    right = answers == labels[: question.images]
+    steps = int(how.largest_radius / how.sigma * _STEPS) + 1
+    grid = [step * how.sigma / _STEPS for step in range(steps)]
+    flags: dict[str, str] = {}
+    if broken := sum(each.unanswered > 0 for each in known.values()):
+        flags["nan-under-noise"] = (
+            f"{broken} images have NaN or infinite logits under some noise: such draws count for "
+            "no class"
+        )
+    facts: parts.CertifiedAccuracies = {
+        "sigma": how.sigma,
+        "draws": how.draws,
+        "selection": how.selection,
+        "alpha": how.alpha,
+        "accuracy": {f"{r:.6g}": float((right & (radii >= r)).mean()) for r in grid},
+        "abstained": float((answers == smoothing.ABSTAINS).mean()),
+        "average_radius": float(np.where(right, radii, 0).mean()),
+        "images": _file(number),
+    }
+    cost: parts.AttackCost = {
+        "attack": METHOD,
+        "fooled": 0,
+        "forward": question.images * (how.selection + how.draws),
+        "backward": 0,
+        "idle": 0,
+        "seconds": time.perf_counter() - start,  # with what compiles
+        "compile_seconds": 0.0,
+    }
+    measured = AccuracyRecord(accuracy_after={}, costs=[cost], flags=flags, certified=facts)
+    return evaluation.write(number, f"{METHOD} {how.sigma:g}", measured, None)
+
+
+def _certified(evaluation: Evaluation, number: str, how: Smoothing) -> Certificates:
+    """Certify the images that no file of this evaluation has; all processes get all."""
+    question, labels = evaluation.question, evaluation.images.labels()
+    known = hosts.everyone(_known(evaluation.out, number))[0]
+    left = np.array([i for i in range(question.images) if i not in known], int)
+    shape = evaluation.images.shape[1:]
+    runner = engine.make(
+        evaluation.logits_of("float32"), slots=question.batch, image_size=max(shape[:2])
+    )
+    ledger = evaluation.out / _file(number, jax.process_index())
+    found: Certificates = {}
+    with jax.set_mesh(runner.mesh):
+        runner = engine.trace(runner, shape)
+        for place in hosts.share(left).tolist():
+            (image,) = evaluation.images[np.array([place])]
+            found[place] = smoothing.certify(runner, image, place, how, seed=question.seed)
+            row = {"image": place, "label": int(labels[place]), **found[place]._asdict()}
+            jsonl.append(ledger, row)
+    for theirs in hosts.everyone(found):
+        known |= theirs
+    return known
+
+
+def _file(number: str, process: int = 0) -> str:
+    return f"smoothing-{number}{f'.{process}' if process else ''}.jsonl"
+
+
+def _known(out: Path, number: str) -> Certificates:
+    """Read what the processes of earlier commands have certified."""
+    files = [out / _file(number), *sorted(out.glob(f"smoothing-{number}.*.jsonl"))]
+    rows = [row for file in files for row in jsonl.read(file)]
+    return {row["image"]: Certificate(*(row[key] for key in Certificate._fields)) for row in rows}
+
+
+def table(found: parts.CertifiedAccuracies) -> list[str]:
+    """Write the lines that show the certified accuracies, at every fourth of sigma."""
+    known = list(found["accuracy"].items())[:: _STEPS // 4]
+    last = next((i for i, (_, accuracy) in enumerate(known) if not accuracy), len(known) - 1)
+    rows = [
+        f"certified in l2 {float(r):<10.4g}{accuracy:7.1%}" for r, accuracy in known[: last + 1]
+    ]
+    return [
+        *rows,
+        f"abstained on {found['abstained']:.1%}, average radius {found['average_radius']:.4g}; "
+        f"sigma {found['sigma']:g}, {found['draws']:,} draws, alpha {found['alpha']:g}",
+    ]
