@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust.evaluation.engine.engine import Engine
+from jaxrobust.models.kernels.cpu.rewriting import canonical_convolutions
 from jaxrobust.types import VERDICT_PRECISION, Array
 
 ABSTAINS = -1  # the answer where no class is sure to win
@@ -137,14 +138,16 @@ def _count_program(mesh: Mesh, classes: int) -> Any:
         key = jax.random.wrap_key_data(root, impl="threefry2x32")
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(draws)
         noise = jax.vmap(lambda key: jax.random.normal(key, image.shape, jnp.float32))(keys)
+        network = canonical_convolutions(logits_fn, tiles=True) if on_cpu else logits_fn
         with jax.default_matmul_precision(VERDICT_PRECISION):
-            logits = logits_fn(image[None] + sigma * noise)
+            logits = network(image[None] + sigma * noise)
         there = jnp.isfinite(logits).all(axis=1)
         answers = jnp.where(there, jnp.argmax(logits, axis=1), classes)
         counted = jnp.where(draws < end, answers, classes + 1)  # the rest of the last call: none
         votes = jax.nn.one_hot(counted, classes + 1, dtype=jnp.int32)
         return total + jnp.sum(votes, axis=0, keepdims=True, dtype=jnp.int32)
 
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     specs = (*([_SHARED] * 5), _SPLIT, _SPLIT)
     each = jax.shard_map(count, mesh=mesh, in_specs=specs, out_specs=_SPLIT, check_vma=False)
     return jax.jit(each, donate_argnums=5)
