@@ -33,6 +33,7 @@ COMMANDS = {
     "report": Command("report", "RUN", "shows runs and evaluations as one HTML file"),
     "select": Command("select", "RUN", "chooses a run's weights on held-out images"),
     "compare": Command("compare", "A B", "tells whether two evaluations really differ"),
+    "figure": Command("results.figure", "A B --out F.pdf", "draws records as papers show them"),
     "verify": Command("verify", "BUNDLE --weights W", "checks a claimed robust accuracy"),
     "models": Command("models", "", "lists architectures and checkpoints that load"),
     "scaling": Command("scaling", "5e9", "says how deep and wide a network should be"),

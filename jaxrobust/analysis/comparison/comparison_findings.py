@@ -1,5 +1,6 @@
 """What evaluations say of each other: every one against the first, on the images of all."""
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -122,6 +123,15 @@ def _differences(verdicts: list[np.ndarray]) -> list[Difference]:
     compared = [pairs.compare(verdicts[0], other) for other in verdicts[1:]]
     corrected = pairs.holm(np.array([one.p for one in compared]))
     return [Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True)]
+
+
+def compare_all(verdicts: Sequence[np.ndarray]) -> dict[tuple[int, int], Difference]:
+    """Compare every pair of verdicts bool[N] on the same images, corrected for all of them."""
+    places = list(itertools.combinations(range(len(verdicts)), 2))
+    compared = [pairs.compare(verdicts[one], verdicts[other]) for one, other in places]
+    corrected = pairs.holm(np.array([one.p for one in compared]))
+    each = (Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True))
+    return dict(zip(places, each, strict=True))
 
 
 def plain(findings: ComparisonFindings) -> dict[str, Any]:
