@@ -127,8 +127,8 @@ class SentenceTest(parameterized.TestCase):
         (0.0, "< 0.0001"),
     )  # fmt: skip
     def test_p(self, value, text):
-        self.assertEqual(comparison_markdown._p(value), text)
-        said = comparison_markdown._said_p(value)
+        self.assertEqual(comparison_markdown.p_value(value), text)
+        said = comparison_markdown.said_p(value)
         self.assertEqual(said, f"p {text}" if text[0] == "<" else f"p = {text}")
 
 
@@ -187,8 +187,8 @@ class ClassesTest(parameterized.TestCase):
         for row, at in zip(rows, order, strict=False):
             self.assertEqual(row[1], "40")
             self.assertEqual(row[4:6], [str(at // 2 * (at % 2)), str(at // 2 * (1 - at % 2))])
-            self.assertEqual(row[-2], comparison_markdown._p(0.5 ** (at // 2 - 1)))
-            self.assertEqual(row[-1], comparison_markdown._p(corrected[at]))
+            self.assertEqual(row[-2], comparison_markdown.p_value(0.5 ** (at // 2 - 1)))
+            self.assertEqual(row[-1], comparison_markdown.p_value(corrected[at]))
 
 
 class FoundTest(parameterized.TestCase):

@@ -140,17 +140,20 @@ def plain(findings: ComparisonFindings) -> dict[str, Any]:
         "schema": 1,
         "level": LEVEL,
         "images": findings.images,
-        "evaluations": [_plain_evaluation(at, one) for at, one in enumerate(findings.evaluations)],
+        "evaluations": [
+            plain_evaluation(letter(at), one) for at, one in enumerate(findings.evaluations)
+        ],
         "pairs": [_plain_pair(pair) for pair in findings.pairs],
         "left_out": findings.left_out,
         "remarks": findings.remarks,
     }
 
 
-def _plain_evaluation(at: int, one: ComparedEvaluation) -> dict[str, Any]:
+def plain_evaluation(name: str, one: ComparedEvaluation) -> dict[str, Any]:
+    """Return an evaluation of a comparison as JSON has it, under its short name."""
     record, seen = one.record, one.verdicts
     return {
-        "name": letter(at),
+        "name": name,
         "network": one.label,
         "file": str(one.ours.file),
         **{key: getattr(record, key) for key in _OF_RECORD},

@@ -240,8 +240,13 @@ def _other_images(first: Verdicts, other: Verdicts) -> str:
     )
 
 
-def without_replayed(evaluations: list[ComparedEvaluation]) -> tuple[list[ComparedEvaluation], str]:
-    """Leave out the images that replayed points decided; a sentence says so, "" where none is."""
+def without_replayed(
+    evaluations: list[ComparedEvaluation], names: Sequence[str] = ()
+) -> tuple[list[ComparedEvaluation], str]:
+    """Leave out the images that replayed points decided; a sentence says so, "" where none is.
+
+    The sentence calls evaluations by `names`, or A, B and so on.
+    """
     seen = [one.verdicts for one in evaluations]
     left = comparable.left_out([one.record for one in evaluations], seen)
     if not left.any():
@@ -252,25 +257,31 @@ def without_replayed(evaluations: list[ComparedEvaluation]) -> tuple[list[Compar
             "evaluate again with --noreplay"
         )
     decided = [comparable.replayed(one) for one in seen]
-    counts = [f"{int(of.sum()):,}" for of in decided]
+    counts = _each([f"{int(of.sum()):,}" for of in decided], names)
     both = [(v.robust, v.robust | of) for v, of in zip(seen, decided, strict=True)]
-    ends = [f"{100 * low.mean():.2f} to {100 * high.mean():.2f} %" for low, high in both]
+    each = [f"{100 * low.mean():.2f} to {100 * high.mean():.2f} %" for low, high in both]
+    ends = _each(each, names)
     sentence = (
         f"**{left.sum():,} of {len(left):,} images are left out, which replayed points decided "
-        f"({_each(counts)}): the attacks alone might have left them standing.** On all images the "
-        f"robust accuracy under the attacks alone lies within: {_each(ends)}; --noreplay computes "
+        f"({counts}): the attacks alone might have left them standing.** On all images the "
+        f"robust accuracy under the attacks alone lies within: {ends}; --noreplay computes "
         "it."
     )
     kept = [Verdicts(*(column[~left] for column in one)) for one in seen]
     return [one._replace(verdicts=v) for one, v in zip(evaluations, kept, strict=True)], sentence
 
 
-def remarks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
-    """List differences that stand beside a comparison without forbidding it; A is the first."""
-    sentences, named = [], [(letter(at), one.record) for at, one in enumerate(evaluations)]
+def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()) -> list[str]:
+    """List differences that stand beside a comparison without forbidding it.
+
+    Evaluations are called by `names`, or A, B and so on.
+    """
+    names = names or [letter(at) for at in range(len(evaluations))]
+    sentences = []
+    named = [(name, one.record) for name, one in zip(names, evaluations, strict=True)]
     images = len(evaluations[0].verdicts.labels)
     if {one.images for one in evaluations} != {images}:
-        each = _each([f"{one.images:,}" for one in evaluations])
+        each = _each([f"{one.images:,}" for one in evaluations], names)
         common = f"the {images:,} images that all have"
         sentences.append(f"Compared are {common}; evaluated were {each}.")
     tried = [name for name, record in named if record.replayed]
@@ -283,15 +294,15 @@ def remarks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
         )
     seeds = [one.record.seed for one in evaluations]
     if evaluations[0].record.attacks and len(set(seeds)) > 1:
-        sentences.append(f"The attacks' draws have different seeds: {_each(seeds)}.")
+        sentences.append(f"The attacks' draws have different seeds: {_each(seeds, names)}.")
     hashes = [one.record.weights_sha256 for one in evaluations]
     for at, value in enumerate(hashes):
         if value is not None and value in hashes[:at]:
-            both = f"{letter(hashes.index(value))} and {letter(at)}"
+            both = f"{names[hashes.index(value)]} and {names[at]}"
             sentences.append(f"{both} have the same weights.")
     for at, one in enumerate(evaluations):
         if words := matching.other_config(one.ours):
-            sentences.append(f"In doubt of {letter(at)}: {words}.")
+            sentences.append(f"In doubt of {names[at]}: {words}.")
     for of, record in named:
         sentences += [f"In doubt of {of}, {name}: {text}." for name, text in record.flags.items()]
     return sentences
@@ -301,8 +312,9 @@ def _and(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _each(values: Sequence[Any]) -> str:
-    return ", ".join(f"{letter(at)} {value}" for at, value in enumerate(values))
+def _each(values: Sequence[Any], names: Sequence[str] = ()) -> str:
+    names = names or [letter(at) for at in range(len(values))]
+    return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
 
 
 def letter(index: int) -> str:
