@@ -124,6 +124,20 @@ class FigureTest(Folders):
         alone, _ = self.made("attacks", place)  # of what is no ladder there is one
         self.assertLen(alone["series"], 1)
 
+    def test_radii_that_are_no_levels(self):
+        radii = [0.0, 0.04, 0.2]  # the last one is 51/255
+        shared = {"radii": radii, "robust_beyond": 5, "of_these_attacked_by": ["apgd-ce"]}
+        replays = [{"ledger": "l", "norm": "linf", "epsilon": 0.2, "tried": 9, "fooled": 7}]
+        place = self.ladder("a", 1, radii, ladder=shared, replayed=replays)
+        made, table = self.made("radius", place)
+        self.assertEqual(made["ticks"], ["0", "0.04", "0.2"])
+        self.assertEqual((made["places"], made["notes"]), (radii, []))
+        self.assertIn("radii 0 to $0.2$ of pixels", table)
+        foreign = [replays[0] | {"epsilon": 0.3}]
+        made, _ = self.made("radius", self.ladder("b", 1, radii, ladder=shared, replayed=foreign))
+        self.assertLen(made["notes"], 1)
+        self.assertIn("Of b, 7 images decided by replayed points, which", made["notes"][0])
+
     def test_ladders_of_two_norms_share_radius_0(self):
         place = self.ladder("a", 1)
         for at, radius in enumerate(RADII[1:]):
@@ -425,10 +439,18 @@ class LatexTest(parameterized.TestCase):
         self.assertEqual(latex.attack_name(name), written)
         self.assertEqual(latex.escaped_name(name), written.replace("BY_H", r"BY\_H"))
 
-    def test_words_of_a_record(self):
-        custom = AccuracyRecord(method="apgd-ce + my_way", attacks=attacks())
-        self.assertEqual(latex.attack_words(custom), r"APGD-CE and MY\_WAY")
-        self.assertEqual(latex.number(12345), "12{,}345")
+    @parameterized.parameters(
+        ("autoattack standard", "AutoAttack (standard version)"),
+        ("autoattack plus, ladder", "AutoAttack (plus version)"),
+        ("autoattack rand, most of 5 draws", "AutoAttack (rand version, most of 5 draws)"),
+        ("apgd-ce + my_way", r"APGD-CE and MY\_WAY"),
+        ("apgd-ce + apgd-t, custom, steps 40, ladder", "APGD-CE and APGD-T (custom, steps 40)"),
+    )
+    def test_words_of_a_method(self, method, words):
+        self.assertEqual(latex.attack_words(AccuracyRecord(method=method)), words)
+
+    def test_numbers(self):
+        self.assertEqual([latex.number(n) for n in (600, 12345)], ["600", "12{,}345"])
 
     def test_braces_are_even_and_rows_have_all_cells(self):
         rows = [["a", "b"], ["1", "2"], ["3", "4"]]

@@ -103,20 +103,21 @@ def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> F
     norm = largest.record.threats[0].norm
     radii = sorted({radius for own in points for radius in own})
     of_255 = norm == "linf" and all("/255" in fraction(r) for r in radii if r)
+    words = [fraction(r) if of_255 else f"{r:.4g}" for r in radii]
     series = [Series(name, *_along(own, radii)) for name, own in zip(names, points, strict=True)]
     rows = [[rf"${latex.NORMS[norm]}$ radius", *map(latex.escaped, names)]]
-    for at, value in enumerate(radii):
+    for at in range(len(radii)):
         cells = [
             rf"{latex.percent(one.values[at])} {{\footnotesize {latex.between(one.ends[at])}}}"
             if one.values[at] == one.values[at]  # a ladder without this radius has none
             else "--"
             for one in series
         ]
-        rows.append([f"${fraction(value)}$", *cells])
+        rows.append([f"${words[at]}$", *cells])
     caption = (
-        rf"Accuracy in \% within balls of rising ${latex.NORMS[norm]}$ radius, whose adversarial "
-        f"images are shared; attack: {latex.attack_words(largest.record)}, radii 0 to "
-        f"${fraction(radii[-1])}$ of pixels in $[0, 1]$; "
+        rf"Accuracy in \% within balls of rising ${latex.NORMS[norm]}$ radius; attack: "
+        f"{latex.attack_words(largest.record)}, whose points count at every radius that contains "
+        f"them; radii 0 to ${words[-1]}$ of pixels in $[0, 1]$; "
         f"{latex.images_words(largest.record, largest.images)}. Radius 0 is clean accuracy. "
         f"Brackets and bands: {_EXACT}."
     )
@@ -124,7 +125,7 @@ def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> F
     axis = rf"${latex.NORMS[norm]}$ radius" + (" (in 1/255)" if of_255 else "")
     every = [[one.record for one in rungs] for rungs in shown]
     return FigureContent(
-        *("radius", [fraction(r) for r in radii], [scale * r for r in radii], axis, series, []),
+        *("radius", words, [scale * r for r in radii], axis, series, []),
         *(caption, rows, list(_sources(names, [rungs[-1] for rungs in shown]))),
         notes=_notes(names, every),
     )

@@ -149,7 +149,8 @@ _DRAW = {"attacks": _attacks, "radius": _radius, "compare": _compare}
 def _accuracy(panel: Any, series: Sequence[Series]) -> None:
     """Draw the axis of accuracies, from 0 to the least multiple of 10 above all of them."""
     highest = max(100 * end for one in series for _, end in one.ends if math.isfinite(end))
-    panel.set_ylim(0, min(100, 10 * math.ceil(highest / 10 + 0.05)))
+    top = min(100, 10 * math.ceil(highest / 10 + 0.05))
+    panel.set_ylim(0, 1.02 * top)  # a marker at the top is drawn whole
     panel.set_ylabel("accuracy (%)")
     panel.grid(axis="y", color="0.85", linewidth=0.5)
     panel.set_axisbelow(True)

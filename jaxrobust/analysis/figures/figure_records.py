@@ -211,6 +211,7 @@ def doubts(name: str, record: AccuracyRecord) -> Iterator[str]:
     """Yield what a reader of the figure has to know of a record beside its numbers."""
     for flag, text in record.flags.items():
         yield f"In doubt of {name}, {flag}: {text}."
-    if line := comparable.replayed_line(record):
+    shared = record.ladder is not None and comparable.own_radii([record])  # as a ladder is made
+    if (line := comparable.replayed_line(record)) and not shared:
         yield f"Of {name}, {line}, which the attacks alone might have left standing."
     yield from (f"Of {name}: {line}." for line in records.notes_of(record))

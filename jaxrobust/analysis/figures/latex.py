@@ -79,11 +79,13 @@ def attack_words(record: AccuracyRecord) -> str:
     if record.is_union:
         of = [escaped_name(name) for name in record.accuracy_after or ()]
         return f"the worst case of {', '.join(of)}"
-    method = (record.method or "").removesuffix(", ladder")
-    head, _, version = method.partition(" ")
-    if head == "autoattack":
-        return f"AutoAttack ({escaped(version)} version)"
-    return " and ".join(escaped_name(name) for name in method.split(" + ")) or "its attacks"
+    names, *settings = (record.method or "attacks").split(", ")
+    settings = [escaped(word) for word in settings if word != "ladder"]  # which the radii say
+    name, _, version = names.partition(" ")
+    if name == "autoattack":
+        return f"AutoAttack ({', '.join([f'{escaped(version)} version', *settings])})"
+    listed = " and ".join(escaped_name(name) for name in names.split(" + "))
+    return f"{listed} ({', '.join(settings)})" if settings else listed
 
 
 def escaped_name(name: str) -> str:
