@@ -49,10 +49,10 @@ class OverImagesTest(parameterized.TestCase):
         own = b.mean(0) - a.mean(0)
         over = group_tests.over_images(a, b)
         drawn = stats.permutation_test(
-            (own,), np.mean, permutation_type="samples", n_resamples=20_000, random_state=0
+            (own,), np.mean, permutation_type="samples", n_resamples=4_000, random_state=0
         )
         self.assertBetween(over.p, 0.02, 0.98)
-        self.assertAlmostEqual(over.p, drawn.pvalue, delta=0.015)
+        self.assertAlmostEqual(over.p, drawn.pvalue, delta=0.03)
         ends = stats.t.interval(0.95, N - 1, own.mean(), stats.sem(own))
         np.testing.assert_allclose((over.low, over.high), ends, rtol=1e-9)
 
