@@ -33,6 +33,8 @@ COMMANDS = {
     "report": Command("report", "RUN", "shows runs and evaluations as one HTML file"),
     "select": Command("select", "RUN", "chooses a run's weights on held-out images"),
     "compare": Command("compare", "A B", "tells whether two evaluations really differ"),
+    "figure": Command("results.figure", "A B --out F.pdf", "draws records as papers show them"),
+    "runs": Command("results.runs", "[FOLDER]", "lists trainings and evaluations, newest first"),
     "verify": Command("verify", "BUNDLE --weights W", "checks a claimed robust accuracy"),
     "models": Command("models", "", "lists architectures and checkpoints that load"),
     "scaling": Command("scaling", "5e9", "says how deep and wide a network should be"),
@@ -69,7 +71,9 @@ _BEFORE: dict[str, tuple[Callable[[], None], ...]] = {  # a command's module is 
     "estimate": _SEARCHING,
     "verify": (*_SEARCHING, arguments.quiet_libraries),
     # The accelerator is the training's.
-    "report": (functools.partial(os.environ.update, JAX_PLATFORMS="cpu"),),
+    **dict.fromkeys(
+        ("report", "figure", "runs"), (functools.partial(os.environ.update, JAX_PLATFORMS="cpu"),)
+    ),
     **dict.fromkeys(("select", "analyse", "landscape"), (keep_large_buffers,)),
 }
 

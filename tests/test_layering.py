@@ -57,9 +57,9 @@ INSIDE = {
     "report": ("drawing", "gathered", "parts", "page", "pictures", "watching"),
     "analysis": (
         *("plotting", "key_sources", "papers", "networks", "comparison", "planning"),
-        *("selection", "stages"),
+        *("selection", "stages", "figures", "listing"),
     ),
-    "commands": ("flags", ".", "analysis", "conversion"),
+    "commands": ("flags", ".", "analysis", "conversion", "results"),
 }
 MOST_FILES = 15  # of a folder: more is a drawer
 MOST_LINES = 120  # of a command

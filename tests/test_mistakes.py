@@ -13,6 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.commands import compare, select, verify
+from jaxrobust.commands.results import figure, runs
 from jaxrobust.runtime.text import terminal
 from tests.support import runs as training
 from tests.support.commands import commands
@@ -271,6 +272,17 @@ compare page.pt run | page.pt
 compare run run --threat=l3:1
 compare run run --threat=linf
 compare run run --tehat=linf | --tehat
+compare page.pt against
+compare run against run against run | 2 times
+figure run --kind=attacks --out=f.jpg | f.jpg
+figure nowhere run --kind=compare --out=f.pdf | nowhere
+figure run --kind=radius --out=f.svg | run
+figure page.pt --kind=attacks --out=f.png | page.pt
+figure run --kind=certified --out=f.pdf | certified
+figure run --kind=radius | --out
+runs nowhere
+runs empty
+runs page.pt
 select | RUN
 select nowhere
 select run --n=0
@@ -287,6 +299,7 @@ verify run --batch=x
 verify run --wieghts=w | --wieghts
 """.strip().splitlines()
 TOOLS = {"compare": compare.main, "select": select.main, "verify": verify.main}
+TOOLS |= {"figure": figure.main, "runs": runs.main}
 
 FILES = {
     "broken.py": "x = (",

@@ -7,6 +7,9 @@ McNemar's exact test and 95 % intervals, attack by attack and class by class. Ev
 images, preprocessing, radius or attacks, and a ladder, a union or another version of AutoAttack
 beside what is none, are refused, with all that differs. Images that a replayed point decided are
 left out, which the first sentence says.
+
+`jaxrobust compare A1 A2 against B1 B2 B3` compares two groups, such as seeds of two recipes: mean
+and spread of each, and the difference of the means over the images and over the seeds.
 """
 
 from dataclasses import dataclass
@@ -28,7 +31,7 @@ class CompareFlags:
 
     evaluations: tuple[str, ...] = flag(
         "Two or more: folders of evaluations, runs, or results.jsonl files; FOLDER#NUMBER names "
-        "one of several evaluations that a folder holds.",
+        "one of several evaluations that a folder holds; the word against parts two groups.",
         word=True,
         required=True,
     )
@@ -48,13 +51,25 @@ def _compared(flags: CompareFlags) -> dict[str, Any]:
             comparison_findings,
             comparison_markdown,
             evaluations,
+            groups,
+            groups_markdown,
+            groups_picture,
             picture,
         )
         from jaxrobust.analysis.plotting import plotting
 
     if flags.out:
         plotting()  # refuses before anything is computed
-    result = comparison_findings.find(evaluations.load(list(flags.evaluations), flags.threat))
+    sides = groups.parted(flags.evaluations)
+    if len(sides) == 2 and max(map(len, sides)) > 1:
+        first, second = sides
+        grouped = groups.find(first, second, flags.threat)
+        if flags.out:
+            groups_picture.write(flags.out, NAME, grouped)
+        print(groups_markdown.document(grouped), end="\n" if flags.json else "")
+        return groups.plain(grouped)
+    named = [word for side in sides for word in side]
+    result = comparison_findings.find(evaluations.load(named, flags.threat))
     plain = comparison_findings.plain(result)
     if flags.out:
         picture.write(flags.out, NAME, result, plain)

@@ -165,7 +165,8 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
     return {folder: end_of(path) for folder, path in own.items()}
 
 
-def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+def json_of(path: Path, notes: list[str]) -> dict[str, Any]:
+    """Read a file of one JSON object; of what cannot be read a note is left, and nothing else."""
     if not path.is_file():
         return {}
     try:
@@ -181,8 +182,8 @@ def _run(
 ) -> ReportedRun:
     metrics = metrics_of(folder / "metrics.jsonl")
     notes += metrics.notes
-    config = _json(folder / "config.json", notes)
-    held = _json(folder / "data.json", notes)
+    config = json_of(folder / "config.json", notes)
+    held = json_of(folder / "data.json", notes)
     events = [*metrics.events, *_noted(folder, list(metrics.curves), notes)]
     metrics = metrics._replace(events=sorted(events, key=lambda e: (e.phase, e.step)))
     if not metrics.curves:
@@ -201,7 +202,7 @@ def _classes(folder: Path) -> list[str]:
 def _noted(folder: Path, phases: list[str], notes: list[str]) -> Iterator[CurveEvent]:
     for phase in phases:
         for kind, text in _NOTED.items():
-            rows, damaged = _rows(folder / phase / f"{kind}s.jsonl")
+            rows, damaged = rows_of(folder / phase / f"{kind}s.jsonl")
             notes += damaged
             for row in rows:
                 if isinstance(row.get("step"), int):
@@ -236,7 +237,8 @@ def _at_work(folder: Path) -> str | None:
         return None
 
 
-def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def rows_of(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read a file of JSON lines; damaged lines are left out, which a note says."""
     with contextlib.suppress(ValueError, OSError):
         return (jsonl.read(path) if path.is_file() else []), []
     rows, damaged = [], []
@@ -250,24 +252,30 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[ReportedEvaluation]:
-    rows, damaged = _rows(file)
+    rows, damaged = rows_of(file)
     notes += damaged
     folders = file.parent, file.parent.parent
     run = next((p for p in folders if (p / "config.json").is_file()), None)
     classes = _classes(run) if run else []
-    config = _json(run / "config.json", notes) if run else {}
+    config = json_of(run / "config.json", notes) if run else {}
     for row in rows:
         try:
-            if not {"clean", "attacks", "dataset"} <= row.keys():
-                raise ValueError(f"{file} holds a line that is no record of jaxrobust evaluate")
-            record = AccuracyRecord.from_json(row)
-            check(record, str(file))
-            _check_parts(record, file)
+            record = record_of(row, file)
         except ValueError as error:
             notes.append(f"{error}; it is left out.")
         else:
             own = _verdicts(file, record, notes)
             yield ReportedEvaluation(name, file, record, own, classes, run, config)
+
+
+def record_of(row: dict[str, Any], file: Path) -> AccuracyRecord:
+    """Make the record of a line; `ValueError`: it is none, or a part of it has a wrong type."""
+    if not {"clean", "attacks", "dataset"} <= row.keys():
+        raise ValueError(f"{file} holds a line that is no record of jaxrobust evaluate")
+    record = AccuracyRecord.from_json(row)
+    check(record, str(file))
+    _check_parts(record, file)
+    return record
 
 
 def _check_parts(record: AccuracyRecord, file: Path) -> None:

@@ -127,8 +127,8 @@ class SentenceTest(parameterized.TestCase):
         (0.0, "< 0.0001"),
     )  # fmt: skip
     def test_p(self, value, text):
-        self.assertEqual(comparison_markdown._p(value), text)
-        said = comparison_markdown._said_p(value)
+        self.assertEqual(comparison_markdown.p_value(value), text)
+        said = comparison_markdown.said_p(value)
         self.assertEqual(said, f"p {text}" if text[0] == "<" else f"p = {text}")
 
 
@@ -187,8 +187,8 @@ class ClassesTest(parameterized.TestCase):
         for row, at in zip(rows, order, strict=False):
             self.assertEqual(row[1], "40")
             self.assertEqual(row[4:6], [str(at // 2 * (at % 2)), str(at // 2 * (1 - at % 2))])
-            self.assertEqual(row[-2], comparison_markdown._p(0.5 ** (at // 2 - 1)))
-            self.assertEqual(row[-1], comparison_markdown._p(corrected[at]))
+            self.assertEqual(row[-2], comparison_markdown.p_value(0.5 ** (at // 2 - 1)))
+            self.assertEqual(row[-1], comparison_markdown.p_value(corrected[at]))
 
 
 class FoundTest(parameterized.TestCase):
@@ -320,8 +320,8 @@ class RemarksTest(parameterized.TestCase):
         self.assertEqual(letters, ["A", "B", "Z", "N27", "N28"])
         said = [evaluations._and(list("ABC")[:n]) for n in (1, 2, 3)]
         self.assertEqual(said, ["A", "A and B", "A, B and C"])
-        self.assertEqual(evaluations._few(list("abcdef")), "a, b, c, d, e, f")
-        self.assertEqual(evaluations._few(list("abcdefgh")), "a, b, c, d, e, f, and 2 more")
+        self.assertEqual(evaluations.few(list("abcdef")), "a, b, c, d, e, f")
+        self.assertEqual(evaluations.few(list("abcdefgh")), "a, b, c, d, e, f, and 2 more")
 
     def test_labels(self):
         seen = verdicts(fooled=[""])
@@ -432,7 +432,7 @@ class RemarksTest(parameterized.TestCase):
         }
         folder, _, wanted = place.partition("#")
         with (
-            mock.patch.object(evaluations, "_held", return_value=(folder, wanted, held)),
+            mock.patch.object(evaluations, "held_at", return_value=(folder, wanted, held)),
             mock.patch.object(evaluations, "check"),
         ):
             if len(found) == 1:
@@ -447,7 +447,7 @@ class RemarksTest(parameterized.TestCase):
         ("linf:8/255", {("linf", "0.0313725")}), ("L2:0.5", {("l2", "0.5")}), ("clean", set())
     )
     def test_threats(self, text, ball):
-        self.assertEqual(evaluations._ball(text), ball)
+        self.assertEqual(evaluations.ball_of(text), ball)
 
 
 class PictureTest(parameterized.TestCase):

@@ -1,5 +1,6 @@
 """What evaluations say of each other: every one against the first, on the images of all."""
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -124,23 +125,35 @@ def _differences(verdicts: list[np.ndarray]) -> list[Difference]:
     return [Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True)]
 
 
+def compare_all(verdicts: Sequence[np.ndarray]) -> dict[tuple[int, int], Difference]:
+    """Compare every pair of verdicts bool[N] on the same images, corrected for all of them."""
+    places = list(itertools.combinations(range(len(verdicts)), 2))
+    compared = [pairs.compare(verdicts[one], verdicts[other]) for one, other in places]
+    corrected = pairs.holm(np.array([one.p for one in compared]))
+    each = (Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True))
+    return dict(zip(places, each, strict=True))
+
+
 def plain(findings: ComparisonFindings) -> dict[str, Any]:
     """Return findings as JSON has them; accuracies and their differences are fractions."""
     return {
         "schema": 1,
         "level": LEVEL,
         "images": findings.images,
-        "evaluations": [_plain_evaluation(at, one) for at, one in enumerate(findings.evaluations)],
+        "evaluations": [
+            plain_evaluation(letter(at), one) for at, one in enumerate(findings.evaluations)
+        ],
         "pairs": [_plain_pair(pair) for pair in findings.pairs],
         "left_out": findings.left_out,
         "remarks": findings.remarks,
     }
 
 
-def _plain_evaluation(at: int, one: ComparedEvaluation) -> dict[str, Any]:
+def plain_evaluation(name: str, one: ComparedEvaluation) -> dict[str, Any]:
+    """Return an evaluation of a comparison as JSON has it, under its short name."""
     record, seen = one.record, one.verdicts
     return {
-        "name": letter(at),
+        "name": name,
         "network": one.label,
         "file": str(one.ours.file),
         **{key: getattr(record, key) for key in _OF_RECORD},

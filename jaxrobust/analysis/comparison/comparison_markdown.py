@@ -75,10 +75,10 @@ def _verdict(pair: Pair, one: Difference, what: str, count: int) -> str:
             f" Their difference on all such images lies within {_interval(both)} points."
         )
     winner, loser = (b, a) if both.gained > both.lost else (a, b)
-    corrected = f", {_said_p(one.p)} corrected for {count} pairs" if count > 1 else ""
+    corrected = f", {said_p(one.p)} corrected for {count} pairs" if count > 1 else ""
     figures = (
         f"{a} has {first} %, {b} {second} % of the same {both.n:,} images: {_points(both)} points"
-        f", {INTERVAL} {_interval(both)}, exact McNemar test {_said_p(both.p)}{corrected}. "
+        f", {INTERVAL} {_interval(both)}, exact McNemar test {said_p(both.p)}{corrected}. "
         f"{a} alone is right on {both.lost:,} images, {b} alone on {both.gained:,}."
     )
     if one.apart:
@@ -144,7 +144,7 @@ def _differences(compared: Sequence[Pair]) -> list[list[str]]:
         names = f"{pair.first}, {pair.other}"
         for what, one in (("clean", pair.clean), ("robust", pair.robust)):
             if one:
-                rows.append([names, what, *_numbers(one.paired), _p(one.p)])
+                rows.append([names, what, *_numbers(one.paired), p_value(one.p)])
     return rows
 
 
@@ -155,14 +155,14 @@ def _head(a: str, b: str) -> list[str]:
 
 def _numbers(one: Paired) -> list[str]:
     counts = [f"{one.lost:,}", f"{one.gained:,}"]
-    return [*_share(one), *counts, _points(one), _interval(one), _p(one.p)]
+    return [*_share(one), *counts, _points(one), _interval(one), p_value(one.p)]
 
 
 def _classes(pair: Pair) -> list[list[str]]:
     rows = [["class", "images", *_head(pair.first, pair.other), "p, corrected"]]
     order = np.lexsort((-np.abs(pair.by_class.difference), pair.by_class.p))
     for at in order[:CLASSES]:
-        one, last = row(pair, at), _p(pair.p_by_class[at])
+        one, last = row(pair, at), p_value(pair.p_by_class[at])
         rows.append([str(pair.classes[at]), str(one.n), *_numbers(one), last])
     return rows
 
@@ -195,9 +195,11 @@ def _interval(one: Paired) -> str:
     return f"{100 * one.low:+.2f} to {100 * one.high:+.2f}"
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """Write a p-value with two digits."""
     return f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
 
 
-def _said_p(value: float) -> str:
-    return f"p = {_p(value)}".replace("= <", "<")
+def said_p(value: float) -> str:
+    """Write a p-value as a sentence has it."""
+    return f"p = {p_value(value)}".replace("= <", "<")

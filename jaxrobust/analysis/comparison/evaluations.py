@@ -1,6 +1,6 @@
 """Evaluations with a verdict for each image: where they lie, and whether they may be compared."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvalu
     """Read `PLACE[#NUMBER]`s on their common images; `ValueError`: they cannot be compared."""
     if len(places) < 2:
         raise ValueError("one evaluation has nothing to compare with; name two or more")
-    ball = None if threat is None else _ball(threat)
+    ball = None if threat is None else ball_of(threat)
     beside = [[*places[:at], *places[at + 1 :]] for at in range(len(places))]
     evaluations = [_load(p, threat, ball, others) for p, others in zip(places, beside, strict=True)]
     named: dict[tuple[Path, str], str] = {}
@@ -58,11 +58,11 @@ def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvalu
         named[key] = one.place
     first, *others = evaluations
     if wrong := [f"{o.place} (here): {text}" for o in others if (text := differences(first, o))]:
-        held = {folder: rows for folder, _, rows in (_held(o.place) for o in others)}
+        held = {folder: rows for folder, _, rows in (held_at(o.place) for o in others)}
         fit = [n for folder, rows in held.items() for n in _fitting(folder, [first.record], rows)]
         raise ValueError(
             f"these cannot be compared with {first.place} (there): {'; '.join(wrong)}; "
-            + (f"{_few(fit)} can be; else " if fit else "")
+            + (f"{few(fit)} can be; else " if fit else "")
             + "evaluate all of them on the same images, with the same preprocessing, radius and "
             "attack"
         )
@@ -72,7 +72,8 @@ def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvalu
     return [one._replace(verdicts=v) for one, v in zip(evaluations, cut, strict=True)]
 
 
-def _ball(threat: str) -> set[tuple[str, str]]:
+def ball_of(threat: str) -> set[tuple[str, str]]:
+    """Read --threat as `balls` writes those of a record: none for "clean"."""
     written, colon, radius = threat.partition(":")
     norm = spelled(written)
     if threat == "clean":
@@ -85,7 +86,8 @@ def _ball(threat: str) -> set[tuple[str, str]]:
     return {(norm, f"{number('threat', radius):.6g}")}
 
 
-def _balls(record: AccuracyRecord) -> list[tuple[str, str]]:
+def balls(record: AccuracyRecord) -> list[tuple[str, str]]:
+    """List norm and radius of each attack as texts that can be compared."""
     return [(threat.norm, f"{threat.epsilon:.6g}") for threat in record.threats]
 
 
@@ -105,7 +107,8 @@ def _load(
     return ComparedEvaluation(place, ours, own, len(own.labels))
 
 
-def _held(place: str) -> tuple[str, str, dict[str, Ours]]:
+def held_at(place: str) -> tuple[str, str, dict[str, Ours]]:
+    """Read `PLACE[#NUMBER]`: its folder, that number or "", and all records by their numbers."""
     folder, _, wanted = (place, "", "") if Path(place).exists() else place.partition("#")
     held = {str(o.record.evaluation): o for o in matching.collect([Path(folder)])}
     return folder, wanted, held
@@ -115,14 +118,16 @@ def _fitting(folder: str, beside: Sequence[AccuracyRecord], held: dict[str, Ours
     questions = [dict(_question(record)) for record in beside]
     having = {key: o for key, o in held.items() if o.record.verdicts}
     fit = {key: o for key, o in having.items() if dict(_question(o.record)) in questions}
-    return _named(folder, fit)
+    return addresses(folder, fit)
 
 
-def _named(folder: str, held: dict[str, Ours]) -> list[str]:
+def addresses(folder: str, held: dict[str, Ours]) -> list[str]:
+    """List records as `PLACE#NUMBER`, each with its attack."""
     return [f"{folder}#{key} ({records.attack_line(o.record)})" for key, o in held.items()]
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """List the first names for a message, and count the others."""
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
@@ -130,27 +135,27 @@ def _few(names: Sequence[str]) -> str:
 def _chosen(
     place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
 ) -> Ours:
-    folder, wanted, held = _held(place)
+    folder, wanted, held = held_at(place)
     if not held:
         raise ValueError(f"{folder} has no records; name a folder that holds results.jsonl")
     named = {key: ours for key, ours in held.items() if key.startswith(wanted)}
     if not named:
         raise ValueError(f"{folder} has no evaluation {wanted}; {_listed(folder, held)}")
     if ball is not None:
-        named = {key: o for key, o in named.items() if set(_balls(o.record)) == ball}
+        named = {key: o for key, o in named.items() if set(balls(o.record)) == ball}
     if not named:
         raise ValueError(f"{place} has no evaluation under {threat}; {_listed(folder, held)}")
     decided = {key: o for key, o in named.items() if o.record.verdicts}
     if len(decided) > 1:
         also = ", or give --threat NORM:RADIUS" if ball is None else ""
         others = []
-        for _, number, rows in map(_held, beside):
+        for _, number, rows in map(held_at, beside):
             others += [o.record for key, o in rows.items() if key.startswith(number)]
         others = [record for record in others if record.verdicts]
         holds = f"{place} holds {len(decided)} evaluations"
         if fit := _fitting(folder, others, decided):
             raise ValueError(
-                f"{holds}, of which these can be compared with {', '.join(beside)}: {_few(fit)}; "
+                f"{holds}, of which these can be compared with {', '.join(beside)}: {few(fit)}; "
                 f"name one of them{also}"
             )
         raise ValueError(f"{holds}; {_listed(folder, decided)}{also}")
@@ -165,25 +170,34 @@ def _chosen(
 
 
 def _listed(folder: str, held: dict[str, Ours]) -> str:
-    return f"name one of them: {_few(_named(folder, held))}"
+    return f"name one of them: {few(addresses(folder, held))}"
 
 
 def differences(first: ComparedEvaluation, other: ComparedEvaluation) -> str:
     """Say how the questions of two evaluations differ; "" if they do not."""
-    questions = [dict(_question(one.record)) for one in (first, other)]
+    texts = [record_differences(first.record, other.record)]
+    texts.append(_other_images(first.verdicts, other.verdicts))
+    if comparable.other_pictures(first.record, other.record):
+        texts.append("the images or labels of the same names are others")
+    return "; ".join(part for part in texts if part)
+
+
+def record_differences(
+    first: AccuracyRecord, other: AccuracyRecord, but: Collection[str] = ()
+) -> str:
+    """Say how the questions of two records differ, without the keys in `but`; "": they do not."""
+    records_of = (first, other)
+    questions = [{k: v for k, v in _question(one) if k not in but} for one in records_of]
     for key in _OPTIONAL:
-        if any(one[key] is None for one in questions):
+        if any(one.get(key) is None for one in questions):
             questions = [one | {key: None} for one in questions]
     here, there = (one["preprocessing"] for one in questions)
     if here and there and same_preprocessing(here, there, questions[0]["image size"] or 224):
         questions[1]["preprocessing"] = here  # RobustBench names some of ours
-    attacked = [{attack["name"] for attack in one.record.attacks} for one in (first, other)]
+    attacked = [{attack["name"] for attack in one.attacks} for one in records_of]
     lone = tuple(f"{name}: " for name in attacked[0] ^ attacked[1])  # "attacks" says it
     questions = [{k: v for k, v in one.items() if not k.startswith(lone)} for one in questions]
-    texts = [hosts.differences(*questions), _other_images(first.verdicts, other.verdicts)]
-    if comparable.other_pictures(first.record, other.record):
-        texts.append("the images or labels of the same names are others")
-    return "; ".join(part for part in texts if part)
+    return hosts.differences(*questions)
 
 
 # Keys that only some records have; the labels tell other lists and classes apart as well.
@@ -201,12 +215,12 @@ _FIELDS |= {"preprocessing": "preprocessing", "type of the search": "search_dtyp
 def _question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
     yield from ((name, getattr(record, field)) for name, field in _FIELDS.items())
     yield from comparable.procedure(record).items()
-    attacks, balls = record.attacks, _balls(record)
+    attacks, own = record.attacks, balls(record)
     for at, kind in enumerate(("norm", "radius")):
-        yield kind, ", ".join(dict.fromkeys(ball[at] for ball in balls))
+        yield kind, ", ".join(dict.fromkeys(ball[at] for ball in own))
     yield "attacks", ", ".join(attack["name"] for attack in attacks)
-    for attack, ball in zip(attacks, balls, strict=True):
-        of = f" ({' '.join(ball)})" if len(set(balls)) > 1 else ""
+    for attack, ball in zip(attacks, own, strict=True):
+        of = f" ({' '.join(ball)})" if len(set(own)) > 1 else ""
         settings = {key: value for key, value in attack.items() if key not in _NO_SETTING}
         yield from ((f"{attack['name']}: {key}{of}", value) for key, value in settings.items())
 
@@ -226,8 +240,13 @@ def _other_images(first: Verdicts, other: Verdicts) -> str:
     )
 
 
-def without_replayed(evaluations: list[ComparedEvaluation]) -> tuple[list[ComparedEvaluation], str]:
-    """Leave out the images that replayed points decided; a sentence says so, "" where none is."""
+def without_replayed(
+    evaluations: list[ComparedEvaluation], names: Sequence[str] = ()
+) -> tuple[list[ComparedEvaluation], str]:
+    """Leave out the images that replayed points decided; a sentence says so, "" where none is.
+
+    The sentence calls evaluations by `names`, or A, B and so on.
+    """
     seen = [one.verdicts for one in evaluations]
     left = comparable.left_out([one.record for one in evaluations], seen)
     if not left.any():
@@ -238,25 +257,31 @@ def without_replayed(evaluations: list[ComparedEvaluation]) -> tuple[list[Compar
             "evaluate again with --noreplay"
         )
     decided = [comparable.replayed(one) for one in seen]
-    counts = [f"{int(of.sum()):,}" for of in decided]
+    counts = _each([f"{int(of.sum()):,}" for of in decided], names)
     both = [(v.robust, v.robust | of) for v, of in zip(seen, decided, strict=True)]
-    ends = [f"{100 * low.mean():.2f} to {100 * high.mean():.2f} %" for low, high in both]
+    each = [f"{100 * low.mean():.2f} to {100 * high.mean():.2f} %" for low, high in both]
+    ends = _each(each, names)
     sentence = (
         f"**{left.sum():,} of {len(left):,} images are left out, which replayed points decided "
-        f"({_each(counts)}): the attacks alone might have left them standing.** On all images the "
-        f"robust accuracy under the attacks alone lies within: {_each(ends)}; --noreplay computes "
+        f"({counts}): the attacks alone might have left them standing.** On all images the "
+        f"robust accuracy under the attacks alone lies within: {ends}; --noreplay computes "
         "it."
     )
     kept = [Verdicts(*(column[~left] for column in one)) for one in seen]
     return [one._replace(verdicts=v) for one, v in zip(evaluations, kept, strict=True)], sentence
 
 
-def remarks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
-    """List differences that stand beside a comparison without forbidding it; A is the first."""
-    sentences, named = [], [(letter(at), one.record) for at, one in enumerate(evaluations)]
+def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()) -> list[str]:
+    """List differences that stand beside a comparison without forbidding it.
+
+    Evaluations are called by `names`, or A, B and so on.
+    """
+    names = names or [letter(at) for at in range(len(evaluations))]
+    sentences = []
+    named = [(name, one.record) for name, one in zip(names, evaluations, strict=True)]
     images = len(evaluations[0].verdicts.labels)
     if {one.images for one in evaluations} != {images}:
-        each = _each([f"{one.images:,}" for one in evaluations])
+        each = _each([f"{one.images:,}" for one in evaluations], names)
         common = f"the {images:,} images that all have"
         sentences.append(f"Compared are {common}; evaluated were {each}.")
     tried = [name for name, record in named if record.replayed]
@@ -269,15 +294,15 @@ def remarks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
         )
     seeds = [one.record.seed for one in evaluations]
     if evaluations[0].record.attacks and len(set(seeds)) > 1:
-        sentences.append(f"The attacks' draws have different seeds: {_each(seeds)}.")
+        sentences.append(f"The attacks' draws have different seeds: {_each(seeds, names)}.")
     hashes = [one.record.weights_sha256 for one in evaluations]
     for at, value in enumerate(hashes):
         if value is not None and value in hashes[:at]:
-            both = f"{letter(hashes.index(value))} and {letter(at)}"
+            both = f"{names[hashes.index(value)]} and {names[at]}"
             sentences.append(f"{both} have the same weights.")
     for at, one in enumerate(evaluations):
         if words := matching.other_config(one.ours):
-            sentences.append(f"In doubt of {letter(at)}: {words}.")
+            sentences.append(f"In doubt of {names[at]}: {words}.")
     for of, record in named:
         sentences += [f"In doubt of {of}, {name}: {text}." for name, text in record.flags.items()]
     return sentences
@@ -287,8 +312,9 @@ def _and(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _each(values: Sequence[Any]) -> str:
-    return ", ".join(f"{letter(at)} {value}" for at, value in enumerate(values))
+def _each(values: Sequence[Any], names: Sequence[str] = ()) -> str:
+    names = names or [letter(at) for at in range(len(values))]
+    return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
 
 
 def letter(index: int) -> str:

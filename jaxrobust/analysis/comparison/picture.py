@@ -3,6 +3,7 @@
 import io
 import json
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,26 +115,35 @@ def _classes(panel: Any, pair: Pair) -> None:
 
 def write(out: Path, name: str, comparison: ComparisonFindings, plain: dict[str, Any]) -> None:
     """Write the three files, each of them whole."""
+    document = comparison_markdown.document(comparison, f"{name}.png")
+    save(out, name, plain, lambda: draw(comparison), document)
+
+
+def save(
+    out: Path, name: str, plain: dict[str, Any], drawn_by: Callable[[], Any], document: str
+) -> None:
+    """Write a text, numbers and a picture; refuse a folder with those of other evaluations."""
     text, table, drawn = (out / f"{name}.{kind}" for kind in ("md", "json", "png"))
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder")
     if table.exists() and _compares(table) != _files(plain):
         raise ValueError(f"{table} compares other evaluations; name another folder with --out")
     image = io.BytesIO()
-    draw(comparison).savefig(image, dpi=130, format="png")
+    drawn_by().savefig(image, dpi=130, format="png")
     out.mkdir(parents=True, exist_ok=True)
     with whole.writing(drawn) as part:
         part.write_bytes(image.getvalue())
     jsonl.replace(table, json.dumps(plain, indent=1) + "\n")
-    jsonl.replace(text, comparison_markdown.document(comparison, drawn.name))
+    jsonl.replace(text, document)
 
 
-def _compares(table: Path) -> list[tuple[str, str]] | None:
+def _compares(table: Path) -> list[tuple[str, ...]] | None:
     try:
         return _files(json.loads(table.read_text()))
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _files(plain: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(one["file"], one["evaluation"]) for one in plain["evaluations"]]
+def _files(plain: dict[str, Any]) -> list[tuple[str, ...]]:
+    keys = ("file", "evaluation", "group")  # a group only where there are groups
+    return [tuple(one[key] for key in keys if key in one) for one in plain["evaluations"]]

@@ -66,12 +66,13 @@ def left_out(records: Sequence[AccuracyRecord], several: Sequence[Verdicts]) -> 
     """
     decided = np.any([replayed(one) for one in several], axis=0)
     ladders = [(record.ladder or {}).get("radii") for record in records]
-    if ladders[0] and all(own == ladders[0] for own in ladders) and _own_radii(records):
+    if ladders[0] and all(own == ladders[0] for own in ladders) and own_radii(records):
         return np.zeros_like(decided)
     return decided
 
 
-def _own_radii(records: Sequence[AccuracyRecord]) -> bool:
+def own_radii(records: Sequence[AccuracyRecord]) -> bool:
+    """Tell whether all points that rungs of ladders met are of radii of their own ladder."""
     return all(
         any(np.isclose(source["epsilon"], radius) for radius in (record.ladder or {})["radii"])
         for record in records

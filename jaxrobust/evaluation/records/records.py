@@ -113,6 +113,20 @@ def ranges(ids: Sequence[int]) -> str:
     return ", ".join("..".join(map(str, run)) for run in runs)
 
 
+def images_of(record: AccuracyRecord) -> int | None:
+    """Count the images of a record by their places, as `ranges` names them; None: it is unknown.
+
+    Images that a test could not read are among the places, and do not count.
+    """
+    count = 0
+    for run in str(record.image_ids or "").split(", "):
+        first, dots, last = run.partition("..")
+        if not first.isdigit() or not (last.isdigit() if dots else not last):
+            return None
+        count += int(last or first) - int(first) + 1
+    return count - len(record.damaged or ())
+
+
 def attack_line(record: AccuracyRecord) -> str:
     """Name the attack of a record, with its threat and what replayed points decided."""
     if not record.attacks:

@@ -1,0 +1,1 @@
+"""Figures and tables of records, as a paper shows them."""

@@ -1,0 +1,233 @@
+"""What a figure shows, whoever draws it: series with intervals, and the table beside it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jaxrobust.analysis.comparison import evaluations
+from jaxrobust.analysis.comparison.comparison_findings import LEVEL, compare_all
+from jaxrobust.analysis.figures import figure_records, latex, letters
+from jaxrobust.analysis.figures.figure_records import FigureRecord
+from jaxrobust.evaluation.network import checks
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.types import fraction
+
+MOST_LINES = 7  # of one figure: the palette has no more that can be told apart
+MOST_ROWS = 30  # networks of a comparison: more are no figure of a column
+_EXACT = (
+    rf"exact (Clopper--Pearson) {100 * LEVEL:.0f}\,\% intervals, each for itself"  # of the images
+)
+
+
+class Series(NamedTuple):
+    """The accuracies of one network, as fractions, with the ends of their intervals."""
+
+    name: str
+    values: list[float]
+    ends: list[tuple[float, float]]
+
+
+class FigureContent(NamedTuple):
+    """A figure and its table, before anything is drawn or written."""
+
+    kind: str
+    ticks: list[str]  # of the axis that is no accuracy: attacks; of radii their numbers
+    places: list[float]  # where the values of a series are on it
+    axis: str
+    series: list[Series]
+    letters: list[str]  # of each series: those that share one cannot be told apart
+    caption: str
+    rows: list[list[str]]  # of the table, the head first
+    sources: list[str]
+    notes: list[str]  # for people: what puts a number in doubt, what was left out
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON has it; accuracies are fractions."""
+        series = [one._asdict() for one in self.series]
+        own = {key: getattr(self, key) for key in ("kind", "ticks", "places", "letters")}
+        return own | {"series": series, "caption": self.caption, "notes": self.notes}
+
+
+def attacks(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+    """Show the accuracy of each network as it is and after each attack of a cascade."""
+    _few_enough(places)
+    shown = figure_records.cascades(places, threat)
+    names = figure_records.names(shown, given)
+    steps = list(dict.fromkeys(key for one in shown for key in one.record.accuracy_after or ()))
+    first = shown[0]
+    series = []
+    for name, one in zip(names, shown, strict=True):
+        after = one.record.accuracy_after or {}
+        values = [_known(one, one.record.clean)]
+        for step in steps:  # what a record does not list, as a replay, removed nothing
+            value = after.get(step)
+            values.append(values[-1] if value is None else value)
+        series.append(_series(name, values, one.images))
+    words = [latex.escaped_name(step) for step in steps]
+    rows = [["network", "clean", *words, rf"{100 * LEVEL:.0f}\,\% interval"]]
+    for each in series:
+        cells = [latex.percent(value) for value in each.values]
+        rows.append([latex.escaped(each.name), *cells, latex.between(each.ends[-1])])
+    union = first.record.is_union
+    order = "after each threat in turn" if union else "after each attack in turn"
+    caption = (
+        rf"Accuracy in \% on images as they are (clean) and {order}: "
+        f"{latex.attack_words(first.record)}, {latex.threat_words(first.record)}; "
+        f"{latex.images_words(first.record, first.images)}. Intervals of the last column and bars: "
+        f"{_EXACT}."
+    )
+    ticks = ["clean", *map(latex.attack_name, steps)]
+    return FigureContent(
+        *("attacks", ticks, [float(at) for at in range(len(ticks))], "", series, [], caption),
+        *(rows, list(_sources(names, shown)), _notes(names, [[one.record] for one in shown])),
+    )
+
+
+def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+    """Show the accuracy of each network within rising radii, which a ladder has evaluated."""
+    _few_enough(places)
+    if threat:
+        raise ValueError(
+            "a ladder has all radii of its norm; leave --threat out, and name one of several "
+            "ladders as FOLDER#NUMBER"
+        )
+    shown = figure_records.ladders(places)
+    names = figure_records.names([rungs[-1] for rungs in shown], given)
+    points: list[dict[float, tuple[float, int]]] = []
+    for rungs in shown:
+        own = {0.0: (_known(rungs[0], rungs[0].record.clean), rungs[0].images)}
+        for one in rungs:
+            if one.record.attacks:
+                own[one.record.threats[0].epsilon] = (_known(one, one.record.robust), one.images)
+        points.append(own)
+    largest = shown[0][-1]
+    norm = largest.record.threats[0].norm
+    radii = sorted({radius for own in points for radius in own})
+    of_255 = norm == "linf" and all("/255" in fraction(r) for r in radii if r)
+    words = [fraction(r) if of_255 else f"{r:.4g}" for r in radii]
+    series = [Series(name, *_along(own, radii)) for name, own in zip(names, points, strict=True)]
+    rows = [[rf"${latex.NORMS[norm]}$ radius", *map(latex.escaped, names)]]
+    for at in range(len(radii)):
+        cells = [
+            rf"{latex.percent(one.values[at])} {{\footnotesize {latex.between(one.ends[at])}}}"
+            if one.values[at] == one.values[at]  # a ladder without this radius has none
+            else "--"
+            for one in series
+        ]
+        rows.append([f"${words[at]}$", *cells])
+    caption = (
+        rf"Accuracy in \% within balls of rising ${latex.NORMS[norm]}$ radius; attack: "
+        f"{latex.attack_words(largest.record)}, whose points count at every radius that contains "
+        f"them; radii 0 to ${words[-1]}$ of pixels in $[0, 1]$; "
+        f"{latex.images_words(largest.record, largest.images)}. Radius 0 is clean accuracy. "
+        f"Brackets and bands: {_EXACT}."
+    )
+    scale = 255 if of_255 else 1
+    axis = rf"${latex.NORMS[norm]}$ radius" + (" (in 1/255)" if of_255 else "")
+    every = [[one.record for one in rungs] for rungs in shown]
+    return FigureContent(
+        *("radius", words, [scale * r for r in radii], axis, series, []),
+        *(caption, rows, list(_sources(names, [rungs[-1] for rungs in shown]))),
+        notes=_notes(names, every),
+    )
+
+
+def _along(
+    own: dict[float, tuple[float, int]], radii: Sequence[float]
+) -> tuple[list[float], list[tuple[float, float]]]:
+    none = float("nan")
+    values = [own[r][0] if r in own else none for r in radii]
+    ends = [checks.binomial_interval(*_of(own[r])) if r in own else (none, none) for r in radii]
+    return values, ends
+
+
+def compare(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+    """Show the robust accuracy of several networks, and which pairs a test tells apart."""
+    if len(places) > MOST_ROWS:
+        raise ValueError(f"a figure shows at most {MOST_ROWS} networks; name fewer places")
+    loaded = evaluations.load(places, threat)
+    held = [FigureRecord(one.place, one.ours) for one in loaded]
+    figure_records.check_together(held)
+    names = figure_records.names(held, given)
+    if not loaded[0].record.attacks:
+        raise ValueError(
+            "these are evaluations without an attack, which have no robust accuracy; name others, "
+            "or another --threat"
+        )
+    loaded, left_out = evaluations.without_replayed(loaded)
+    robust = [one.verdicts.robust for one in loaded]
+    n = len(robust[0])
+    order = sorted(range(len(loaded)), key=lambda at: (-int(robust[at].sum()), at))
+    pairs_of = compare_all([robust[at] for at in order])
+    apart = [places_of for places_of, difference in pairs_of.items() if difference.apart]
+    series = [_series(names[at], [float(robust[at].mean())], n) for at in order]
+    given_letters = letters.of_pairs(len(order), apart)
+    clean = [float(loaded[at].verdicts.clean.mean()) for at in order]
+    interval = rf"{100 * LEVEL:.0f}\,\% interval"
+    rows = [["network", "clean", "robust", interval, "not apart"]]
+    for each, own, letter in zip(series, clean, given_letters, strict=True):
+        cells = [latex.percent(own), latex.percent(each.values[0]), latex.between(each.ends[0])]
+        rows.append([latex.escaped(each.name), *cells, letter])
+    record = loaded[0].record
+    tests = len(pairs_of)
+    which = f"exact McNemar {'tests' if tests > 1 else 'test'} on the same images"
+    corrected = f", Holm's correction for all {tests} pairs" if tests > 1 else ""
+    caption = (
+        rf"Clean and robust accuracy in \%: {latex.attack_words(record)}, "
+        f"{latex.threat_words(record)}; {latex.images_words(record, n)}. Intervals of robust "
+        f"accuracy: {_EXACT}. Networks that share a letter cannot be told apart at the level of "
+        rf"{100 * (1 - LEVEL):.0f}\,\% ({which}{corrected})."
+    )
+    said = [left_out.replace("*", "")] if left_out else []
+    return FigureContent(
+        *("compare", [], [], "robust accuracy (%)", series, given_letters, caption, rows),
+        list(_sources([names[at] for at in order], [held[at] for at in order])),
+        said + _notes(names, [[one.record] for one in loaded]),
+    )
+
+
+KINDS = {"attacks": attacks, "radius": radius, "compare": compare}
+
+
+def _few_enough(places: Sequence[str]) -> None:
+    if len(places) > MOST_LINES:
+        raise ValueError(
+            f"a figure of lines shows at most {MOST_LINES} networks, whose colours can be told "
+            f"apart; name fewer than these {len(places)}, or take --kind compare"
+        )
+
+
+def _known(one: FigureRecord, value: float | None) -> float:
+    if value is None:
+        raise ValueError(
+            f"{one.place} has a record without a clean or a robust accuracy, which the figure "
+            "needs; name another evaluation"
+        )
+    return value
+
+
+def _of(point: tuple[float, int]) -> tuple[int, int]:
+    return round(point[0] * point[1]), point[1]
+
+
+def _series(name: str, values: list[float], n: int) -> Series:
+    return Series(name, values, [checks.binomial_interval(*_of((value, n))) for value in values])
+
+
+def _sources(names: Sequence[str], shown: Sequence[FigureRecord]) -> Iterator[str]:
+    for name, one in zip(names, shown, strict=True):
+        record = one.record
+        sha = str(record.weights_sha256 or "not known")[:12]
+        yield (
+            f"{name}: {one.ours.file}, evaluation {record.evaluation}, weights {record.weights}, "
+            f"sha256 {sha}, commit {record.commit}, {record.time}"
+        )
+
+
+def _notes(names: Sequence[str], of: Sequence[Sequence[AccuracyRecord]]) -> list[str]:
+    every = (
+        note
+        for name, own in zip(names, of, strict=True)
+        for record in own
+        for note in figure_records.doubts(name, record)
+    )
+    return list(dict.fromkeys(every))

@@ -1,0 +1,217 @@
+"""Records of a figure: which of the named places belong together, and what people call them."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from jaxrobust.analysis.comparison import evaluations
+from jaxrobust.analysis.papers.matching import Ours
+from jaxrobust.evaluation.records import comparable, records
+from jaxrobust.evaluation.records.record import AccuracyRecord, check
+
+_RADII = ("radius", "ladder", "images met by the first attack alone")  # that rungs differ in
+_LONGEST = 40  # letters of a name that is taken from a record or a folder
+
+
+class FigureRecord(NamedTuple):
+    """A record of a figure, and the place that named it."""
+
+    place: str
+    ours: Ours
+
+    @property
+    def record(self) -> AccuracyRecord:
+        """Return the record."""
+        return self.ours.record
+
+    @property
+    def images(self) -> int:
+        """Count the images; `ValueError`: the record does not say."""
+        count = records.images_of(self.record)
+        if not count:
+            raise ValueError(
+                f"{self.ours.file} has a record of images {self.record.image_ids}, whose number is "
+                "not known, so that they have no intervals; evaluate again"
+            )
+        return count
+
+
+def cascades(places: Sequence[str], threat: str | None) -> list[FigureRecord]:
+    """Read the evaluation of each place whose attacks followed each other; they belong together."""
+    ball = None if threat is None else evaluations.ball_of(threat)
+    found = [FigureRecord(place, _cascade(place, threat, ball)) for place in places]
+    _check_each_once([(one.place, one.ours) for one in found])
+    check_together(found)
+    return found
+
+
+def _cascade(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -> Ours:
+    folder, wanted, held = _checked(place)
+    having = {key: o for key, o in held.items() if o.record.accuracy_after}
+    having = {key: o for key, o in having.items() if ball in (None, {*evaluations.balls(o.record)})}
+    if not wanted and any(not o.record.ladder for o in having.values()):
+        having = {key: o for key, o in having.items() if not o.record.ladder}
+    if not having:
+        under = f" under {threat}" if threat else ""
+        raise ValueError(
+            f"{place} has no evaluation by several attacks{under}, so that no figure of attacks "
+            "can be made of it; evaluate with --attack=autoattack, or name another place"
+        )
+    if len(having) > 1:
+        listed = evaluations.few(evaluations.addresses(folder, having))
+        raise ValueError(
+            f"{place} holds {len(having)} such evaluations; name one of them: {listed}, or give "
+            "--threat NORM:RADIUS"
+        )
+    return next(iter(having.values()))
+
+
+def ladders(places: Sequence[str]) -> list[list[FigureRecord]]:
+    """Read the ladder of each place, smallest radius first; all of them belong together."""
+    found = [_ladder(place) for place in places]
+    _check_each_once([(one.place, one.ours) for rungs in found for one in rungs])
+    attacked = [next(one for one in rungs if one.record.attacks) for rungs in found]
+    check_together(attacked, _RADII)
+    return found
+
+
+def _ladder(place: str) -> list[FigureRecord]:
+    folder, wanted, held = _checked(place, all_of_the_folder=True)
+    rungs_of = {key: ours for key, ours in held.items() if ours.record.ladder}
+    groups: dict[tuple[str, str], dict[str, Ours]] = {}
+    for key, ours in rungs_of.items():
+        if ours.record.attacks:
+            groups.setdefault((_ladder_of(ours), _attack_of(ours)), {})[key] = ours
+    for key, ours in rungs_of.items():
+        if not ours.record.attacks:  # radius 0 is that of each norm
+            same = [own for (ladder, _), own in groups.items() if ladder == _ladder_of(ours)]
+            for own in same or [groups.setdefault((_ladder_of(ours), ""), {})]:
+                own[key] = ours
+    if wanted:
+        groups = {k: own for k, own in groups.items() if any(n.startswith(wanted) for n in own)}
+    if not groups:
+        raise ValueError(
+            f"{place} has no ladder of radii, so that no figure of radii can be made of it; "
+            "evaluate with --ladder NORM:FROM:TO:COUNT, or name another place"
+        )
+    if len(groups) > 1:
+        firsts = dict(next(iter(own.items())) for own in groups.values())
+        listed = evaluations.few(evaluations.addresses(folder, firsts))
+        raise ValueError(f"{place} holds {len(groups)} ladders; name one radius of one: {listed}")
+    (own,) = groups.values()
+    rungs = {_radius(ours.record): FigureRecord(place, ours) for ours in own.values()}
+    there = {f"{radius:.6g}" for radius in rungs}
+    radii = _radii(next(iter(own.values())).record)
+    if missing := [radius for radius in radii if f"{radius:.6g}" not in there]:
+        raise ValueError(
+            f"the ladder of {place} lacks {', '.join(f'{r:.4g}' for r in missing)} of its radii; "
+            "the command that evaluated it finishes it"
+        )
+    if not any(rungs):
+        raise ValueError(f"the ladder of {place} has radius 0 alone; evaluate it with larger ones")
+    return [rungs[radius] for radius in sorted(rungs)]
+
+
+def _radius(record: AccuracyRecord) -> float:
+    return max((threat.epsilon for threat in record.threats), default=0.0)
+
+
+def _radii(record: AccuracyRecord) -> list[float]:
+    return record.ladder["radii"] if record.ladder else []
+
+
+def _ladder_of(ours: Ours) -> str:
+    """Write as a text what all rungs of a ladder share, also the clean one without a norm."""
+    record = ours.record
+    images = (record.dataset, record.split, record.image_ids)
+    return str((str(ours.file), record.weights_sha256 or record.weights, _radii(record), *images))
+
+
+def _attack_of(ours: Ours) -> str:
+    record = ours.record
+    return str((record.threats[0].norm, record.method, record.search_dtype, record.seed))
+
+
+def _checked(place: str, *, all_of_the_folder: bool = False) -> tuple[str, str, dict[str, Ours]]:
+    folder, wanted, held = evaluations.held_at(place)
+    if not held:
+        raise ValueError(f"{folder} has no records; name a folder that holds results.jsonl")
+    chosen = {key: ours for key, ours in held.items() if key.startswith(wanted)}
+    if not chosen:
+        listed = evaluations.few(evaluations.addresses(folder, held))
+        raise ValueError(f"{folder} has no evaluation {wanted}; name one of them: {listed}")
+    for ours in chosen.values():
+        check(ours.record, str(ours.file))
+    return folder, wanted, held if all_of_the_folder else chosen
+
+
+def _check_each_once(named: Sequence[tuple[str, Ours]]) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for place, ours in named:
+        key = str(ours.file.resolve()), str(ours.record.evaluation)
+        if key in seen:
+            raise ValueError(f"{place} is the same evaluation as {seen[key]}; name each once")
+        seen[key] = place
+
+
+def check_together(shown: Sequence[FigureRecord], but: Collection[str] = ()) -> None:
+    """Refuse records of other images, threats or attacks than the first, with all that differs."""
+    first, *others = shown
+    wrong = []
+    for other in others:
+        texts = [evaluations.record_differences(first.record, other.record, but)]
+        if first.record.image_ids != other.record.image_ids:
+            here, there = other.record.image_ids, first.record.image_ids
+            texts.append(f"images are {there} there, {here} here")
+        elif comparable.other_pictures(first.record, other.record):
+            texts.append("the images or labels of the same names are others")
+        if text := "; ".join(filter(None, texts)):
+            wrong.append(f"{other.place} (here): {text}")
+    if wrong:
+        raise ValueError(
+            f"these do not belong into one figure with {first.place} (there): {'; '.join(wrong)}; "
+            "evaluate all of them on the same images, with the same preprocessing and attack, or "
+            "make a figure of each"
+        )
+
+
+def names(shown: Sequence[FigureRecord], given: Sequence[str]) -> list[str]:
+    """Choose what people call the networks: as given, else by what tells all of them apart."""
+    if given:
+        if len(given) != len(shown):
+            raise ValueError(
+                f"--names has {len(given)} names, and the figure shows {len(shown)} networks; give "
+                "one for each, in their order"
+            )
+        if len({*given}) < len(given):
+            raise ValueError("--names has a name twice; give each network another one")
+        return list(given)
+    ways: list[Callable[[FigureRecord], Iterator[str]]] = [_folder, _network, _weights]
+    for way in ways:
+        own = [next(way(one), "") for one in shown]
+        if all(own) and len({*own}) == len(own) and max(map(len, own)) <= _LONGEST:
+            return own
+    return [f"network {at}" for at in range(1, len(shown) + 1)]
+
+
+def _folder(one: FigureRecord) -> Iterator[str]:
+    """Name the run: of a folder of evaluations that is the one above it."""
+    folder = one.ours.file.resolve().parent
+    yield (folder.parent if folder.name.startswith("evaluation") else folder).name
+
+
+def _network(one: FigureRecord) -> Iterator[str]:
+    yield str((one.record.model or {}).get("name") or "")
+
+
+def _weights(one: FigureRecord) -> Iterator[str]:
+    yield str(one.record.weights or "")
+
+
+def doubts(name: str, record: AccuracyRecord) -> Iterator[str]:
+    """Yield what a reader of the figure has to know of a record beside its numbers."""
+    for flag, text in record.flags.items():
+        yield f"In doubt of {name}, {flag}: {text}."
+    shared = record.ladder is not None and comparable.own_radii([record])  # as a ladder is made
+    if (line := comparable.replayed_line(record)) and not shared:
+        yield f"Of {name}, {line}, which the attacks alone might have left standing."
+    yield from (f"Of {name}: {line}." for line in records.notes_of(record))

@@ -1,0 +1,47 @@
+"""List the trainings and evaluations below a folder with their numbers, newest first.
+
+`jaxrobust runs [FOLDER]`. A training is one line, with the numbers of its last phase, each
+evaluation another: date, accuracies, number of images, threats, attack, weights, and the pictures
+and reports beside it. Figures of `jaxrobust figure` in folders without records stand below. What
+cannot be read is noted, and the rest is listed.
+
+Exit codes: 0 done; 2 a mistake in the command, or nothing to list, with one sentence on stderr; 3 a
+file cannot be read.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxrobust.commands.flags.shared import shared
+from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline.arguments import answer
+from jaxrobust.runtime.commandline.fields import flag
+from jaxrobust.runtime.text import patience
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsFlags:
+    """Which folder is listed."""
+
+    folder: Path = flag(
+        "Folder of runs and evaluations, at any depth; default: runs.",
+        Path("runs"),
+        word=True,
+        nargs="?",
+    )
+    json: bool = shared("json", False)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and print the table."""
+    answer(_listed, fields.read(RunsFlags, __doc__, argv), "the same command starts again")
+
+
+def _listed(flags: RunsFlags) -> dict[str, Any]:
+    with patience.of(patience.LOADING):
+        from jaxrobust.analysis import listing
+
+    found = listing.find(flags.folder)
+    print(listing.text(found))
+    return found.plain()
