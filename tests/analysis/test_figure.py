@@ -49,6 +49,18 @@ class Folders(parameterized.TestCase):
             self.write(name, seed, f"{number}{at}", share=0.7 - 10 * radius, **(own | changes))
         return self.folder / name
 
+    def certified(self, name, sigma, accuracy, **changes):
+        facts = {"sigma": sigma, "draws": 1000, "selection": 100, "alpha": 0.01}
+        facts |= {
+            "accuracy": accuracy,
+            "abstained": 0.0,
+            "average_radius": 0.1,
+            "images": "s.jsonl",
+        }
+        own = {"attacks": [], "method": f"smoothing {sigma:g}", "certified": facts}
+        own |= {"clean": None, "robust": None, "accuracy_after": {}, "weights_sha256": "1" * 64}
+        return self.write(name, 1, f"c{100 * sigma:.0f}", **(own | changes))
+
     def made(self, kind: str, *places: object, suffix: str = "svg", **how):
         """Make a figure and return its numbers and its table."""
         out = self.folder / f"figure_{kind}.{suffix}"
@@ -223,6 +235,9 @@ class FigureTest(Folders):
         """With names as long as they come: texts lie inside, and do not touch each other."""
         if kind == "radius":
             places = [self.ladder(f"a longer name {at}", at) for at in range(1, 8)]
+        elif kind == "certified":
+            known = {"0": 0.5, "0.5": 0.25}
+            places = [self.certified(f"a longer name {at}", 0.25, known) for at in range(1, 8)]
         else:
             places = [self.write(f"a longer name {at}", at) for at in range(1, 8)]
         content = contents.KINDS[kind]([*map(str, places)], (), None)
@@ -286,7 +301,7 @@ class RefusedTest(Folders):
         self.assertIn(said, self.refused("attacks", self.write("a", 1), out="there.pdf"))
 
     def test_an_unknown_kind(self):
-        self.assertIn("invalid choice: 'certified'", self.refused("certified", self.write("a", 1)))
+        self.assertIn("invalid choice: 'pie'", self.refused("pie", self.write("a", 1)))
 
     @parameterized.product(
         case=(
@@ -385,6 +400,57 @@ class RefusedTest(Folders):
         for ids in (None, "some", "0..a"):
             place = self.write(f"of {ids}", 1, image_ids=ids)
             self.assertIn(f"images {ids}, whose number is not", self.refused("attacks", place))
+
+
+@absltest.skipUnless(PLOT, "needs matplotlib: pip install -e '.[plot]'")
+class CertifiedTest(Folders):
+    """Curves of noise 0.25 and 0.5, whose radii differ, beside a ladder in L2."""
+
+    def both(self, name="a"):
+        self.certified(name, 0.5, {"0": 0.6, "0.2": 0.5, "0.4": 0.3, "0.6": 0.1})
+        self.certified(name, 0.25, {"0": 0.8, "0.1": 0.7, "0.2": 0.4})
+        return self.folder / name
+
+    def test_a_curve_of_each_noise(self):
+        made, table = self.made("certified", self.both())
+        self.assertEqual([one["name"] for one in made["series"]], ["noise 0.25", "noise 0.5"])
+        self.assertEqual(made["places"], [0, 0.1, 0.2, 0.4, 0.6])
+        small, large = (one["values"] for one in made["series"])
+        self.assertEqual(small, [0.8, 0.7, 0.4, 0, 0])  # beyond its last radius nothing
+        self.assertEqual(large, [0.6, 0.5, 0.5, 0.3, 0.1])  # between, what the next one certifies
+        ends = [checks.binomial_interval(round(N * value), N) for value in large]
+        self.assertEqual([tuple(each) for each in made["series"][1]["ends"]], ends)
+        self.assertIn("1{,}000 draws", table)
+        self.assertIn("fails with probability 0.01", table)
+        self.assertIn(r"$0.4$ & 0.0 & 30.0 \\", table)
+        self.assertNotIn("no noise", table)
+
+    def test_a_ladder_in_l2_stands_beside_it(self):
+        l2 = lambda radius: attacks(epsilon=radius, norm="l2")  # noqa: E731
+        place = self.both()
+        for at, radius in enumerate(RADII):
+            own = {"attacks": l2(radius), "robust": 0.5 - radius, "method": "apgd-ce, ladder"}
+            if not radius:
+                own = {"attacks": [], "robust": None, "method": "clean", "accuracy_after": {}}
+            own |= {"ladder": {"radii": RADII}, "weights_sha256": "1" * 64, "clean": 0.8}
+            self.write("a", 1, f"r{at}", **own)
+        made, table = self.made("certified", place)
+        last = made["series"][-1]
+        self.assertEqual(last["name"], "attacked, no noise")
+        known = [value for value in last["values"] if value == value]
+        self.assertEqual(known, [0.8, 0.5 - RADII[1], 0.5 - RADII[2]])
+        self.assertIn("APGD-CE leaves of the network without noise", table)
+
+    def test_refuses(self):
+        self.assertIn(
+            "has nothing that is certified", self.refused("certified", self.write("b", 1))
+        )
+        words = ("--threat", "l2:0.5")
+        said = self.refused("certified", self.both(), words=words)
+        self.assertIn("holds at every radius in l2; leave --threat out", said)
+        other = self.certified("c", 0.25, {"0": 0.5}, dataset="others")
+        said = self.refused("certified", self.folder / "a", other)
+        self.assertIn("do not belong into one figure", said)
 
 
 class LettersTest(absltest.TestCase):
@@ -491,7 +557,7 @@ class HelpTest(absltest.TestCase):
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             command.main(["--help"])
-        self.assertIn("attacks, radius or compare", " ".join(out.getvalue().split()))
+        self.assertIn("attacks, radius, compare or certified", " ".join(out.getvalue().split()))
 
 
 if __name__ == "__main__":

@@ -131,6 +131,77 @@ def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> F
     )
 
 
+def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+    """Show what smoothing certifies at rising L2 radii, and what a ladder in L2 leaves beside it.
+
+    Curves of other noise have other radii: between its radii a curve has the value at the next,
+    which is certified there too.
+    """
+    if threat:
+        raise ValueError("what is certified holds at every radius in l2; leave --threat out")
+    shown = [one for place in places for one in figure_records.certified(place)]
+    _few_enough([one.place for one in shown])
+    figure_records.check_together(shown)
+    facts: list[Any] = [one.record.certified for one in shown]
+    folder = (lambda one: f"{one.place.partition('#')[0]}, ") if len(places) > 1 else lambda one: ""
+    own = [f"{folder(one)}noise {fact['sigma']:g}" for one, fact in zip(shown, facts, strict=True)]
+    names = figure_records.names(shown, given) if given else own
+    curves = [
+        {float(radius): (value, one.images) for radius, value in fact["accuracy"].items()}
+        for one, fact in zip(shown, facts, strict=True)
+    ]
+    ladder = figure_records.ladder_in_l2(places[0], shown[0]) if len(places) == 1 else []
+    attacked = {
+        max((threat.epsilon for threat in one.record.threats), default=0.0): (
+            _known(one, one.record.robust if one.record.attacks else one.record.clean),
+            one.images,
+        )
+        for one in ladder
+    }
+    radii = sorted({*attacked, *(radius for curve in curves for radius in curve)})
+    series = [
+        Series(name, *_along(_stepped(curve, radii), radii))
+        for name, curve in zip(names, curves, strict=True)
+    ]
+    if attacked:
+        series.append(Series("attacked, no noise", *_along(attacked, radii)))
+    steps = [radius for radius in curves[-1] if radius in attacked or not attacked]
+    rows = [[rf"${latex.NORMS['l2']}$ radius", *(latex.escaped(one.name) for one in series)]]
+    for radius in steps:
+        at = radii.index(radius)
+        cells = [latex.percent(one.values[at]) for one in series]
+        rows.append([f"${radius:.4g}$", *cells])
+    first = facts[0]
+    beside = (
+        f" Beside it, what {latex.attack_words(ladder[-1].record)} leaves of the network without "
+        "noise, which is another classifier."
+        if attacked
+        else ""
+    )
+    caption = (
+        rf"Accuracy in \% that randomised smoothing certifies within ${latex.NORMS['l2']}$ balls: "
+        f"{latex.number(first['draws'])} draws, an image's certificate fails with probability "
+        f"{first['alpha']:g}; {latex.images_words(shown[0].record, shown[0].images)}.{beside} "
+        f"Bands: {_EXACT}."
+    )
+    return FigureContent(
+        *("certified", [f"{r:.4g}" for r in radii], radii, rf"${latex.NORMS['l2']}$ radius"),
+        *(series, [], caption, rows, list(_sources(names, shown))),
+        notes=_notes(names, [[one.record] for one in shown]),
+    )
+
+
+def _stepped(
+    curve: dict[float, tuple[float, int]], radii: Sequence[float]
+) -> dict[float, tuple[float, int]]:
+    """Fill in radii that a certified curve lacks by its next one; beyond its last nothing is."""
+    nothing = (0.0, next(iter(curve.values()))[1])
+    return {
+        radius: next((curve[known] for known in sorted(curve) if known >= radius), nothing)
+        for radius in radii
+    }
+
+
 def _along(
     own: dict[float, tuple[float, int]], radii: Sequence[float]
 ) -> tuple[list[float], list[tuple[float, float]]]:
@@ -185,7 +256,7 @@ def compare(places: Sequence[str], given: Sequence[str], threat: str | None) -> 
     )
 
 
-KINDS = {"attacks": attacks, "radius": radius, "compare": compare}
+KINDS = {"attacks": attacks, "radius": radius, "compare": compare, "certified": certified}
 
 
 def _few_enough(places: Sequence[str]) -> None:

@@ -119,6 +119,24 @@ def _radius(content: FigureContent) -> Any:
     return figure
 
 
+def _certified(content: FigureContent) -> Any:
+    figure, panel = _figure(2.0 + _legend_height(content.series))
+    for at, one in enumerate(content.series):
+        there = [i for i, value in enumerate(one.values) if math.isfinite(value)]
+        xs = [content.places[i] for i in there]
+        low, high = ([100 * one.ends[i][side] for i in there] for side in (0, 1))
+        panel.fill_between(xs, low, high, color=_COLOURS[at], alpha=0.12, linewidth=0, step="pre")
+        values = [100 * one.values[i] for i in there]
+        style = {"color": _COLOURS[at], "marker": _MARKERS[at], "linestyle": _DASHES[at]}
+        # What holds at a radius holds at every smaller one.
+        panel.plot(xs, values, drawstyle="steps-pre", markevery=max(len(xs) // 6, 1), **style)
+    panel.set_xlabel(content.axis)
+    panel.set_xlim(0, content.places[-1])
+    _accuracy(panel, content.series)
+    _legend(figure, content.series)
+    return figure
+
+
 def _compare(content: FigureContent) -> Any:
     count = len(content.series)
     names = ["\n".join(_wrapped(one.name)) for one in content.series]
@@ -143,7 +161,7 @@ def _compare(content: FigureContent) -> Any:
     return figure
 
 
-_DRAW = {"attacks": _attacks, "radius": _radius, "compare": _compare}
+_DRAW = {"attacks": _attacks, "radius": _radius, "compare": _compare, "certified": _certified}
 
 
 def _accuracy(panel: Any, series: Sequence[Series]) -> None:

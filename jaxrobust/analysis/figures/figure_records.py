@@ -74,6 +74,34 @@ def ladders(places: Sequence[str]) -> list[list[FigureRecord]]:
     return found
 
 
+def certified(place: str) -> list[FigureRecord]:
+    """Read what randomised smoothing has certified at a place, smallest noise first."""
+    _, _, held = _checked(place)
+    found = [FigureRecord(place, ours) for ours in held.values() if ours.record.certified]
+    if not found:
+        raise ValueError(
+            f"{place} has nothing that is certified, so that no figure of it can be made; evaluate "
+            "with --certify 0.25, or name another place"
+        )
+    return sorted(found, key=lambda one: (one.record.certified or {})["sigma"])
+
+
+def ladder_in_l2(place: str, beside: FigureRecord) -> list[FigureRecord]:
+    """Read the ladder in L2 of a place on the images of `beside`; empty: there is not one."""
+    try:
+        rungs = _ladder(place.partition("#")[0])
+    except ValueError:  # none, or several: the figure is of what is certified
+        return []
+    l2 = rungs[-1].record.threats[0].norm == "l2"
+    return rungs if l2 and _images_of(rungs[-1]) == _images_of(beside) else []
+
+
+def _images_of(one: FigureRecord) -> tuple[str | None, ...]:
+    record = one.record
+    weights = record.weights_sha256 or record.weights
+    return record.dataset, record.split, record.image_ids, record.preprocessing, weights
+
+
 def _ladder(place: str) -> list[FigureRecord]:
     folder, wanted, held = _checked(place, all_of_the_folder=True)
     rungs_of = {key: ours for key, ours in held.items() if ours.record.ladder}

@@ -1,10 +1,12 @@
 """Draw records as a figure of a paper, with the LaTeX table beside it.
 
-`jaxrobust figure RECORDS --kind attacks|radius|compare --out FIG.pdf`. RECORDS are folders of
-evaluations, runs, or results.jsonl files, with `#NUMBER` behind them where they hold several.
-FIG.pdf, FIG.svg or FIG.png is one column of a paper wide, and FIG.tex is the table. `attacks` shows
-the accuracy after each attack of a cascade, `radius` that of a ladder within rising radii,
-`compare` robust accuracies and which of them McNemar's test tells apart. All have 95 % intervals.
+`jaxrobust figure RECORDS --kind attacks|radius|compare|certified --out FIG.pdf`. RECORDS are
+folders of evaluations, runs, or results.jsonl files, with `#NUMBER` behind them where they hold
+several. FIG.pdf, FIG.svg or FIG.png is one column of a paper wide, and FIG.tex is the table.
+`attacks` shows the accuracy after each attack of a cascade, `radius` that of a ladder within rising
+radii, `compare` robust accuracies and which of them McNemar's test tells apart, `certified` what
+smoothing certifies within rising radii, beside a ladder in l2 of the same folder. All have 95 %
+intervals.
 Records of other images, threats or attacks are refused, with all that differs.
 
 Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 a file
@@ -21,7 +23,7 @@ from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 
-KINDS = ("attacks", "radius", "compare")
+KINDS = ("attacks", "radius", "compare", "certified")
 
 
 @dataclass(frozen=True, kw_only=True)
