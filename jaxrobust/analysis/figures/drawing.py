@@ -113,7 +113,7 @@ def _radius(content: FigureContent) -> Any:
             linestyle=_DASHES[at],
         )
     panel.set_xlabel(content.axis)
-    panel.set_xlim(0, 1.02 * content.places[-1])
+    panel.set_xlim(-0.02 * content.places[-1], 1.02 * content.places[-1])
     _accuracy(panel, content.series)
     _legend(figure, content.series)
     return figure
