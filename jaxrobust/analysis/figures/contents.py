@@ -92,13 +92,7 @@ def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> F
         )
     shown = figure_records.ladders(places)
     names = figure_records.names([rungs[-1] for rungs in shown], given)
-    points: list[dict[float, tuple[float, int]]] = []
-    for rungs in shown:
-        own = {0.0: (_known(rungs[0], rungs[0].record.clean), rungs[0].images)}
-        for one in rungs:
-            if one.record.attacks:
-                own[one.record.threats[0].epsilon] = (_known(one, one.record.robust), one.images)
-        points.append(own)
+    points = [_points(rungs) for rungs in shown]
     largest = shown[0][-1]
     norm = largest.record.threats[0].norm
     radii = sorted({radius for own in points for radius in own})
@@ -131,6 +125,15 @@ def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> F
     )
 
 
+def _points(rungs: Sequence[FigureRecord]) -> dict[float, tuple[float, int]]:
+    """List the accuracy and the number of images at each radius of a ladder; at 0 it is clean."""
+    own = {0.0: (_known(rungs[0], rungs[0].record.clean), rungs[0].images)}
+    for one in rungs:
+        if one.record.attacks:
+            own[one.record.threats[0].epsilon] = (_known(one, one.record.robust), one.images)
+    return own
+
+
 def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
     """Show what smoothing certifies at rising L2 radii, and what a ladder in L2 leaves beside it.
 
@@ -143,21 +146,16 @@ def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -
     _few_enough([one.place for one in shown])
     figure_records.check_together(shown)
     facts: list[Any] = [one.record.certified for one in shown]
-    folder = (lambda one: f"{one.place.partition('#')[0]}, ") if len(places) > 1 else lambda one: ""
-    own = [f"{folder(one)}noise {fact['sigma']:g}" for one, fact in zip(shown, facts, strict=True)]
+    own = [f"noise {fact['sigma']:g}" for fact in facts]
+    if len(places) > 1:
+        own = [f"{one.place}, {noise}" for one, noise in zip(shown, own, strict=True)]
     names = figure_records.names(shown, given) if given else own
     curves = [
         {float(radius): (value, one.images) for radius, value in fact["accuracy"].items()}
         for one, fact in zip(shown, facts, strict=True)
     ]
     ladder = figure_records.ladder_in_l2(places[0], shown[0]) if len(places) == 1 else []
-    attacked = {
-        max((threat.epsilon for threat in one.record.threats), default=0.0): (
-            _known(one, one.record.robust if one.record.attacks else one.record.clean),
-            one.images,
-        )
-        for one in ladder
-    }
+    attacked = _points(ladder) if ladder else {}
     radii = sorted({*attacked, *(radius for curve in curves for radius in curve)})
     series = [
         Series(name, *_along(_stepped(curve, radii), radii))
@@ -185,8 +183,15 @@ def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -
         f"Bands: {_EXACT}."
     )
     return FigureContent(
-        *("certified", [f"{r:.4g}" for r in radii], radii, rf"${latex.NORMS['l2']}$ radius"),
-        *(series, [], caption, rows, list(_sources(names, shown))),
+        kind="certified",
+        ticks=[f"{radius:.4g}" for radius in radii],
+        places=radii,
+        axis=rf"${latex.NORMS['l2']}$ radius",
+        series=series,
+        letters=[],
+        caption=caption,
+        rows=rows,
+        sources=list(_sources(names, shown)),
         notes=_notes(names, [[one.record] for one in shown]),
     )
 
