@@ -49,16 +49,31 @@ def tied(differences: np.ndarray, tie: float) -> np.ndarray:
 
 
 def missed(right: int, times: int, width: float | None, seed: int = 0) -> float:
-    """The share of orders in which the interval of an accuracy ever lacks the true one."""
-    values = np.arange(IMAGES) < right
-    misses = 0
-    for part in range(0, times, 100):
-        rng = np.random.default_rng([seed, part])
-        count = rng.permuted(np.tile(values, (100, 1)), axis=1).cumsum(axis=1)
-        seen = np.arange(1, IMAGES + 1)[None]
-        against = sequential.accuracy_evidence(count, seen, right, IMAGES, ALPHA, width)
-        misses += int((against >= ENOUGH).any(axis=1).sum())
-    return misses / times
+    """The share of orders in which the interval of an accuracy lacks the true one at some look."""
+    values, looks = np.arange(IMAGES) < right, np.array(sequential.lots(IMAGES))
+    orders = np.random.default_rng(seed).permuted(np.tile(values, (times, 1)), axis=1)
+    count = orders.cumsum(axis=1)[:, looks - 1]
+    against = sequential.accuracy_evidence(count, looks[None], right, IMAGES, ALPHA, width)
+    return float((against >= ENOUGH).any(axis=1).mean())
+
+
+def chance_to_miss(right: int, of: int, width: float | None) -> float:
+    """The same after every image, computed from all orders: how likely each count is, step by step.
+
+    `counts[k]` is the probability of k right images so far in an order that has missed nothing.
+    """
+    counts, chance = np.eye(1, right + 1)[0], 0.0
+    known = np.arange(right + 1.0)
+    for seen in range(1, of + 1):
+        next_right = (right - known) / (of - seen + 1)
+        counts, grown = counts * (1 - next_right), counts * next_right
+        counts[1:] += grown[:-1]
+        there = (known <= seen) & (seen - known <= of - right)
+        about = (known[there], np.array(float(seen)), right, of, ALPHA, width)
+        out = np.flatnonzero(there)[sequential.accuracy_evidence(*about) >= ENOUGH]
+        chance += counts[out].sum()
+        counts[out] = 0
+    return chance
 
 
 class OrderTest(parameterized.TestCase):
@@ -164,9 +179,13 @@ class AccuracyTest(parameterized.TestCase):
 
         self.assertLess(reached(0.03), reached(None))
 
-    def test_coverage(self):
-        self.assertLessEqual(missed(2000, 200, None), ALPHA)
-        self.assertLessEqual(missed(2000, 200, 0.02), ALPHA)
+    @parameterized.product(share=(0.01, 0.3, 0.5), width=(None, 0.1))
+    def test_coverage_over_all_orders(self, share, width):
+        chance = chance_to_miss(round(400 * share), 400, width)
+        self.assertBetween(chance, 0.005, ALPHA)
+
+    def test_coverage_at_looks(self):
+        self.assertLessEqual(missed(2000, 500, None), ALPHA)
 
 
 class DifferenceTest(parameterized.TestCase):
@@ -240,9 +259,31 @@ class SimulationTest(parameterized.TestCase):
 
     @parameterized.product(share=(0.01, 0.2, 0.5, 0.9), width=(None, 0.02, 0.04))
     def test_coverage(self, share, width):
-        misses = missed(round(IMAGES * share), 2000, width, seed=5)
-        print(f"accuracy {share:.0%}, width {width}: missed {misses:.2%}")
+        right = round(IMAGES * share)
+        misses, chance = missed(right, 2000, width, seed=5), chance_to_miss(right, IMAGES, width)
+        print(f"accuracy {share:.0%}, width {width}: missed {misses:.2%}, at most {chance:.2%}")
         self.assertLessEqual(misses, ALPHA)
+        self.assertLessEqual(chance, ALPHA)
+
+    @parameterized.parameters(0.05, 0.2, 0.5, 0.7)
+    def test_when_two_points_are_reached(self, share):
+        """An interval of one accuracy, two points wide, at the looks of an evaluation."""
+        rng, after, fixed = np.random.default_rng(7), [], []
+        for _ in range(20):
+            right = rng.permutation(np.arange(IMAGES) < round(IMAGES * share)).cumsum()
+            for seen in sequential.lots(IMAGES):
+                low, high = sequential.accuracy_bounds(
+                    int(right[seen - 1]), seen, IMAGES, ALPHA, 0.02
+                )
+                if high - low < 0.02:
+                    break
+            after.append(seen)
+            fixed.append(np.subtract(*checks.binomial_interval(int(right[-1]), IMAGES)[::-1]))
+        print(
+            f"accuracy {share:.0%}: two points after {np.median(after):g} images; the fixed-sample "
+            f"interval of all of them is {100 * np.median(fixed):.2f} points wide"
+        )
+        self.assertLess(np.median(after), IMAGES)
 
     @parameterized.parameters(0.05, 0.2, 0.5, 0.7)
     def test_median_width_at_a_thousand_images(self, share):
