@@ -1,6 +1,6 @@
 """Evaluations with a verdict for each image: where they lie, and whether they may be compared."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,17 +8,14 @@ import numpy as np
 
 from jaxrobust.analysis.papers import matching
 from jaxrobust.analysis.papers.matching import Ours
-from jaxrobust.data.transforms.preparing import same_preprocessing
 from jaxrobust.evaluation.records import comparable, records, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.commandline.arguments import number
-from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.spelling import norm as spelled
 from jaxrobust.types import NORMS
 
 _SHOWN = 6  # evaluations that a message lists
-_NO_SETTING = ("name", "norm", "epsilon")
 
 
 class ComparedEvaluation(NamedTuple):
@@ -85,10 +82,6 @@ def _ball(threat: str) -> set[tuple[str, str]]:
     return {(norm, f"{number('threat', radius):.6g}")}
 
 
-def _balls(record: AccuracyRecord) -> list[tuple[str, str]]:
-    return [(threat.norm, f"{threat.epsilon:.6g}") for threat in record.threats]
-
-
 def _load(
     place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
 ) -> ComparedEvaluation:
@@ -112,9 +105,9 @@ def _held(place: str) -> tuple[str, str, dict[str, Ours]]:
 
 
 def _fitting(folder: str, beside: Sequence[AccuracyRecord], held: dict[str, Ours]) -> list[str]:
-    questions = [dict(_question(record)) for record in beside]
+    questions = [dict(comparable.question(record)) for record in beside]
     having = {key: o for key, o in held.items() if o.record.verdicts}
-    fit = {key: o for key, o in having.items() if dict(_question(o.record)) in questions}
+    fit = {key: o for key, o in having.items() if dict(comparable.question(o.record)) in questions}
     return _named(folder, fit)
 
 
@@ -137,7 +130,7 @@ def _chosen(
     if not named:
         raise ValueError(f"{folder} has no evaluation {wanted}; {_listed(folder, held)}")
     if ball is not None:
-        named = {key: o for key, o in named.items() if set(_balls(o.record)) == ball}
+        named = {key: o for key, o in named.items() if set(comparable.balls(o.record)) == ball}
     if not named:
         raise ValueError(f"{place} has no evaluation under {threat}; {_listed(folder, held)}")
     decided = {key: o for key, o in named.items() if o.record.verdicts}
@@ -170,45 +163,11 @@ def _listed(folder: str, held: dict[str, Ours]) -> str:
 
 def differences(first: ComparedEvaluation, other: ComparedEvaluation) -> str:
     """Say how the questions of two evaluations differ; "" if they do not."""
-    questions = [dict(_question(one.record)) for one in (first, other)]
-    for key in _OPTIONAL:
-        if any(one[key] is None for one in questions):
-            questions = [one | {key: None} for one in questions]
-    here, there = (one["preprocessing"] for one in questions)
-    if here and there and same_preprocessing(here, there, questions[0]["image size"] or 224):
-        questions[1]["preprocessing"] = here  # RobustBench names some of ours
-    attacked = [{attack["name"] for attack in one.record.attacks} for one in (first, other)]
-    lone = tuple(f"{name}: " for name in attacked[0] ^ attacked[1])  # "attacks" says it
-    questions = [{k: v for k, v in one.items() if not k.startswith(lone)} for one in questions]
-    texts = [hosts.differences(*questions), _other_images(first.verdicts, other.verdicts)]
+    texts = [comparable.question_differences(first.record, other.record)]
+    texts.append(_other_images(first.verdicts, other.verdicts))
     if comparable.other_pictures(first.record, other.record):
-        texts.append("the images or labels of the same names are others")
+        texts.append(comparable.OTHER_PICTURES)
     return "; ".join(part for part in texts if part)
-
-
-# Keys that only some records have; the labels tell other lists and classes apart as well.
-_OPTIONAL = (
-    *("list of images", "list of classes", "image size", "type of the search"),
-    *("version", "each attack of a union"),
-)
-
-
-_FIELDS = {"data set": "dataset", "split": "split", "list of images": "ids_sha256"}
-_FIELDS |= {"list of classes": "classes_sha256", "image size": "image_size"}
-_FIELDS |= {"preprocessing": "preprocessing", "type of the search": "search_dtype"}
-
-
-def _question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
-    yield from ((name, getattr(record, field)) for name, field in _FIELDS.items())
-    yield from comparable.procedure(record).items()
-    attacks, balls = record.attacks, _balls(record)
-    for at, kind in enumerate(("norm", "radius")):
-        yield kind, ", ".join(dict.fromkeys(ball[at] for ball in balls))
-    yield "attacks", ", ".join(attack["name"] for attack in attacks)
-    for attack, ball in zip(attacks, balls, strict=True):
-        of = f" ({' '.join(ball)})" if len(set(balls)) > 1 else ""
-        settings = {key: value for key, value in attack.items() if key not in _NO_SETTING}
-        yield from ((f"{attack['name']}: {key}{of}", value) for key, value in settings.items())
 
 
 def _other_images(first: Verdicts, other: Verdicts) -> str:

@@ -78,6 +78,22 @@ class EvaluateFlags(SubjectFlags):
         "fog,snow, or with a severity fog-3."
     )
     frost: str | None = flag("Folder of the photographs of frost, frost1.png to frost5.jpg.")
+    against: str | None = flag(
+        "Record to compare with, as jaxrobust compare takes it: FOLDER or FOLDER#NUMBER. Images go "
+        "through all attacks in a random order, and it stops once one network is ahead."
+    )
+    tie: float | None = flag(
+        "Points, such as 1.0: with --against, stop also once both differ by less.", reads=number
+    )
+    until_width: float | None = flag(
+        "Points, such as 2.0: stop once the interval of the robust accuracy is narrower.",
+        reads=number,
+    )
+    alpha: float | None = flag(
+        "Probability of an error, over all looks together, of --against and --until_width; "
+        "default: 0.05.",
+        reads=number,
+    )
     n: int = flag("Number of images, the first ones of the split, or all.", "all", reads=how_many)
     batch: int | None = flag(
         "Number of images at a time, for AutoAttack in each process; no verdict depends on it."

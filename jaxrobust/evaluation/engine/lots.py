@@ -62,7 +62,7 @@ def run(
     for setting in settings:
         _flag(evaluation, setting, meter, attacked[setting.name])
     seen["order_seed"] = sample.seed
-    seen["images"] = records.ranges(np.sort(sample.ids[order]).tolist())
+    seen["images"] = records.ranges(np.sort(sample.ids).tolist())
     after = {name: count / len(met) for name, count in left.items()}
     return DecidedLots(np.sort(met), list(costs.values()), after, seen)
 

@@ -143,7 +143,7 @@ class AutoAttackResult(NamedTuple):
         method = names if self.about["chosen"] else f"autoattack {self.about['version']}"
         if draws := self.about.get("draws"):
             method += f", {randomised.VerdictRule(draws['rule'], draws['draws']).words()}"
-        return method
+        return f"{method}, stopped" if "stopped" in self.about else method
 
     def record(self, **known: Unpack[CallerFacts]) -> dict[str, Any]:
         """Make the record of the accuracies: versions, device, attacks, ball, seed, hashes.

@@ -14,7 +14,7 @@ import jax
 
 from jaxrobust.attacks.fixed_steps import is_cascade
 from jaxrobust.evaluation.bundles import bundle
-from jaxrobust.evaluation.questions import corrupted, flags, questions, several, three_norms
+from jaxrobust.evaluation.questions import corrupted, flags, questions, several, stops, three_norms
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.questions import Question
@@ -49,6 +49,8 @@ def evaluated(
     """Make the records that the command asks for, and name the folder that keeps them."""
     given = flags.placed(given)
     flags.check(given)
+    many = {"--image_size": len(sizes) > 1, "--threat": len(threats) > 1, "--ladder": bool(ladder)}
+    stops.check_flags(given, [name for name, there in many.items() if there])
     if given.worst_case:
         three_norms.check(given, ladder)
     given = corrupted.settled(given)
@@ -127,6 +129,7 @@ def _of_size(
     for own, each in asking:
         if each.ball.epsilon or not climbs:
             questions.check(own, each, source)
+    stops.check_images(question, len(source))
     with _of("looking at what tells this network and these images from others"):
         evaluation = Evaluation(subject, source, which, weights, question, place)
     if climbs:

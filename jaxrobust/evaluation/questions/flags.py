@@ -68,6 +68,10 @@ class GivenFlags(NamedTuple):
     bundle: str | None = None
     corruptions: str | None = None
     frost: str | None = None
+    against: str | None = None
+    alpha: float | None = None
+    tie: float | None = None  # points
+    until_width: float | None = None  # points
 
 
 def placed(given: GivenFlags) -> GivenFlags:

@@ -1,13 +1,17 @@
 """Whether the verdicts of several records may be compared: what was done, beside the settings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxrobust.attacks.ensembles import CUSTOM, VERSIONS
+from jaxrobust.data.transforms.preparing import same_preprocessing
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
+from jaxrobust.runtime.processes import hosts
+
+OTHER_PICTURES = "the images or labels of the same names are others"
 
 
 def procedure(record: AccuracyRecord) -> dict[str, Any]:
@@ -42,7 +46,8 @@ def pictures(record: AccuracyRecord) -> tuple[Any, ...] | None:
     The command hashes what the data set has, and a program the arrays: these are never equal.
     """
     own = (record.fingerprint or {}).get("images")
-    how = (record.image_ids, record.preprocessing, record.images_sha256 is not None)
+    whole = (record.stopped or {}).get("images") or record.image_ids  # which the hash is of
+    how = (whole, record.preprocessing, record.images_sha256 is not None)
     return (*how, own) if own else None
 
 
@@ -50,6 +55,53 @@ def other_pictures(one: AccuracyRecord, other: AccuracyRecord) -> bool:
     """Tell whether two records are surely of other images or labels, whatever their names."""
     a, b = pictures(one), pictures(other)
     return bool(a and b and a[:-1] == b[:-1] and a != b)
+
+
+# Keys that only some records have; the labels tell other lists and classes apart as well.
+_OPTIONAL = (
+    *("list of images", "list of classes", "image size", "type of the search"),
+    *("version", "each attack of a union"),
+)
+
+
+_NO_SETTING = ("name", "norm", "epsilon")
+_FIELDS = {"data set": "dataset", "split": "split", "list of images": "ids_sha256"}
+_FIELDS |= {"list of classes": "classes_sha256", "image size": "image_size"}
+_FIELDS |= {"preprocessing": "preprocessing", "type of the search": "search_dtype"}
+
+
+def balls(record: AccuracyRecord) -> list[tuple[str, str]]:
+    """List norm and radius of each attack, as messages have them."""
+    return [(threat.norm, f"{threat.epsilon:.6g}") for threat in record.threats]
+
+
+def question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
+    """Yield what two records must share for their verdicts to be compared, by names for people."""
+    yield from ((name, getattr(record, field)) for name, field in _FIELDS.items())
+    yield from procedure(record).items()
+    attacks, own = record.attacks, balls(record)
+    for at, kind in enumerate(("norm", "radius")):
+        yield kind, ", ".join(dict.fromkeys(ball[at] for ball in own))
+    yield "attacks", ", ".join(attack["name"] for attack in attacks)
+    for attack, ball in zip(attacks, own, strict=True):
+        of = f" ({' '.join(ball)})" if len(set(own)) > 1 else ""
+        settings = {key: value for key, value in attack.items() if key not in _NO_SETTING}
+        yield from ((f"{attack['name']}: {key}{of}", value) for key, value in settings.items())
+
+
+def question_differences(there: AccuracyRecord, here: AccuracyRecord) -> str:
+    """Say how the questions of two records differ; "" if they do not."""
+    questions = [dict(question(record)) for record in (there, here)]
+    for key in _OPTIONAL:
+        if any(one[key] is None for one in questions):
+            questions = [one | {key: None} for one in questions]
+    how = [one["preprocessing"] for one in questions]
+    if all(how) and same_preprocessing(how[1], how[0], questions[0]["image size"] or 224):
+        questions[1]["preprocessing"] = how[0]  # RobustBench names some of ours
+    attacked = [{attack["name"] for attack in record.attacks} for record in (there, here)]
+    lone = tuple(f"{name}: " for name in attacked[0] ^ attacked[1])  # "attacks" says it
+    questions = [{k: v for k, v in one.items() if not k.startswith(lone)} for one in questions]
+    return hosts.differences(*questions)
 
 
 def replayed(own: Verdicts) -> np.ndarray:

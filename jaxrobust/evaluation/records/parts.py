@@ -181,7 +181,7 @@ class StoppedSequence(TypedDict, total=False):
 
     stopped_after: int  # images that were decided, the first ones of the order
     of: int  # images that could be met
-    images: str  # their ids
+    images: str  # ids of all images of the evaluation
     rule: str  # what stopped it: "ahead", "tie", "width", or "images", which ended
     alpha: float  # probability of an error, of each claim, over all looks together
     order_seed: int  # of the order of the images

@@ -40,7 +40,7 @@ class StopRule(NamedTuple):
         if not len(ids):
             raise ValueError("there are no images to decide anything on; pass some")
         if self.width is not None:
-            _check_width(self.width, len(ids))
+            check_width(self.width, len(ids))
         if self.against is None:
             return
         there, theirs, own = np.intersect1d(self.against.image_ids, ids, return_indices=True)
@@ -133,7 +133,8 @@ class StopRule(NamedTuple):
         return min(float(below.max()), float(above.max())) >= math.log(2 / self.alpha)
 
 
-def _check_width(width: float, images: int) -> None:
+def check_width(width: float, images: int) -> None:
+    """Raise `ValueError` for a width that an accuracy of so many images cannot have."""
     if not 0 < width < 1:
         raise ValueError(f"a width of {100 * width:g} points is none; give one of 0 to 100")
     if width * images <= 1:
