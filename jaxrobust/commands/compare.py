@@ -6,7 +6,9 @@ verdicts on the images that all have are compared, every network with the first:
 McNemar's exact test and 95 % intervals, attack by attack and class by class. Evaluations of other
 images, preprocessing, radius or attacks, and a ladder, a union or another version of AutoAttack
 beside what is none, are refused, with all that differs. Images that a replayed point decided are
-left out, which the first sentence says.
+left out, which the first sentence says. Where an evaluation stopped when its numbers said so
+(`--against`, `--until_width`), p-values and intervals are those of sequences, which hold at all
+looks.
 """
 
 from dataclasses import dataclass

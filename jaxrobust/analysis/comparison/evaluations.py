@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxrobust.analysis.papers import matching
 from jaxrobust.analysis.papers.matching import Ours
-from jaxrobust.evaluation.records import comparable, records, verdicts
+from jaxrobust.evaluation.records import comparable, records, stopping, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.commandline.arguments import number
@@ -218,6 +218,11 @@ def remarks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
         each = _each([f"{one.images:,}" for one in evaluations])
         common = f"the {images:,} images that all have"
         sentences.append(f"Compared are {common}; evaluated were {each}.")
+    for name, record in named:
+        if record.stopped:
+            n, all_images = record.stopped["stopped_after"], record.stopped["of"]
+            why = stopping.why(record.stopped)
+            sentences.append(f"{name} stopped after {n:,} of its {all_images:,} images: {why}.")
     tried = [name for name, record in named if record.replayed]
     if tried and not any(comparable.replayed(one.verdicts).any() for one in evaluations):
         sentences.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")

@@ -3,8 +3,9 @@
 Every lot goes through all attacks, so what has been seen so far is the standard evaluation of these
 images. Where lots end depends on the number of images before them alone, neither on slots nor on
 hosts: whoever continues a ledger looks where the others looked, and all processes look after
-`Attack.join`, at the same verdicts. A lot has 50 images, later a sixteenth of those before it: what
-is seen too late is at most that, and the slots that stand idle at the end of each lot are few.
+`Attack.join`, at the same verdicts. A lot has 60 images, later a sixteenth of those before it: what
+is seen too late is at most that. Slots stand idle at the end of each lot, fewest where they are 64
+or a small part of that.
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,6 +7,8 @@ import numpy as np
 
 from jaxrobust.attacks.ensembles import CUSTOM, VERSIONS
 from jaxrobust.data.transforms.preparing import same_preprocessing
+from jaxrobust.evaluation.records import pairs, sequential
+from jaxrobust.evaluation.records.pairs import Paired
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
 from jaxrobust.runtime.processes import hosts
@@ -57,10 +59,11 @@ def other_pictures(one: AccuracyRecord, other: AccuracyRecord) -> bool:
     return bool(a and b and a[:-1] == b[:-1] and a != b)
 
 
+_ORDER = "order of images, by its seed"
 # Keys that only some records have; the labels tell other lists and classes apart as well.
 _OPTIONAL = (
     *("list of images", "list of classes", "image size", "type of the search"),
-    *("version", "each attack of a union"),
+    *("version", "each attack of a union", _ORDER),
 )
 
 
@@ -79,6 +82,7 @@ def question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
     """Yield what two records must share for their verdicts to be compared, by names for people."""
     yield from ((name, getattr(record, field)) for name, field in _FIELDS.items())
     yield from procedure(record).items()
+    yield _ORDER, stop_order([record])
     attacks, own = record.attacks, balls(record)
     for at, kind in enumerate(("norm", "radius")):
         yield kind, ", ".join(dict.fromkeys(ball[at] for ball in own))
@@ -102,6 +106,27 @@ def question_differences(there: AccuracyRecord, here: AccuracyRecord) -> str:
     lone = tuple(f"{name}: " for name in attacked[0] ^ attacked[1])  # "attacks" says it
     questions = [{k: v for k, v in one.items() if not k.startswith(lone)} for one in questions]
     return hosts.differences(*questions)
+
+
+def stop_order(records: Sequence[AccuracyRecord]) -> int | None:
+    """Find the seed of the order in which one of several evaluations stopped; None: none did."""
+    seeds = [record.stopped["order_seed"] for record in records if record.stopped]
+    return seeds[0] if seeds else None
+
+
+def paired(
+    records: Sequence[AccuracyRecord], ids: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> Paired:
+    """Compare two lists of verdicts on images with these ids, of records among `records`.
+
+    Where one of the records stopped when its numbers said so, intervals and p-values of a fixed
+    number of images do not hold: then they are those of sequences, in its order of images.
+    """
+    seed = stop_order(records)
+    if seed is None or not len(ids):
+        return pairs.compare(first, second)
+    order = sequential.order(seed, ids.tolist())
+    return sequential.compare(first[order], second[order])
 
 
 def replayed(own: Verdicts) -> np.ndarray:

@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Shaped
 
+from jaxrobust.evaluation.records import pairs
+from jaxrobust.evaluation.records.pairs import Paired
+
 _Counts = Shaped[np.ndarray, "..."]  # whole numbers, of many looks at once
 _Values = Float64[np.ndarray, "..."]
 
@@ -28,7 +31,8 @@ _TUNED = 1000  # images for which a sequence is narrowest, unless it has an aim
 # their weights: a sequence of the middle one alone is 3 % narrower there, and far wider elsewhere.
 _SCALES = ((0.25, 0.1), (1.0, 0.8), (4.0, 0.1))
 _LARGEST_BET = 0.45  # below 1/2 no image can take all that was won: values lie 2 apart at most
-_STEP = 50  # images of the first lots
+_MANY = 10**7  # images, of which those that were met are no part worth counting
+_STEP = 60  # images of the first lots: nearly a power of two, as slots are
 _SHARE = 16  # a later lot is at most this part of the images before it
 
 
@@ -43,7 +47,7 @@ def order(seed: int, ids: Sequence[int]) -> Shaped[np.ndarray, " N"]:
 
 
 def lots(of: int) -> list[int]:
-    """List after how many of all images one looks: every 50, later every sixteenth more."""
+    """List after how many of all images one looks: every 60, later every sixteenth more."""
     ends, seen = [], 0
     while seen < of:
         seen += max(_STEP, seen // _SHARE // _STEP * _STEP)
@@ -189,19 +193,35 @@ def difference_bounds(
 ) -> tuple[float, float]:
     """Bound the difference of two accuracies on all `of` images; arguments as above.
 
-    At all looks together it holds with probability 1 - alpha at least: alpha / 2 for each end.
+    At all looks together it holds with probability 1 - alpha at least: alpha / 2 for each end. What
+    was excluded after any of the images stays so.
     """
     if not len(differences):
         return -1.0, 1.0
     enough = math.log(2 / alpha)
 
     def stands(total: int, side: int) -> bool:
-        return bool(difference_evidence(differences, total, of, alpha, tie)[side][-1] < enough)
+        return bool(difference_evidence(differences, total, of, alpha, tie)[side].max() < enough)
 
     middle = round(float(np.mean(differences)) * of)
     low = _edge(lambda total: stands(total, 0), inside=middle, outside=-of - 1)
     high = _edge(lambda total: stands(total, 1), inside=middle, outside=of + 1)
     return low / of, high / of
+
+
+def compare(
+    first: Shaped[np.ndarray, " n"], second: Shaped[np.ndarray, " n"], alpha: float = 0.05
+) -> Paired:
+    """Compare two lists of verdicts bool[n], n > 0, in a random order, whenever it was cut off.
+
+    The interval is that of `difference_bounds`, of images like these, without end; p is the inverse
+    of the largest e-value, which is below alpha in at most that share of cases at any look.
+    """
+    differences = second.astype(np.int8) - first.astype(np.int8)
+    grown = evidence(*(np.cumsum(differences == sign) for sign in (1, -1)))
+    low, high = difference_bounds(differences, _MANY, alpha)
+    p = min(1.0, math.exp(-float(grown.max())))
+    return pairs.compare(first, second)._replace(low=low, high=high, p=p)
 
 
 def _edge(stands: Any, *, inside: int, outside: int) -> int:

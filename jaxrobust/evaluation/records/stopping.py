@@ -11,6 +11,7 @@ from jaxrobust.evaluation.records import parts, sequential
 from jaxrobust.evaluation.records.verdicts import Verdicts
 
 AHEAD, TIE, WIDTH, ENDED = "ahead", "tie", "width", "images"  # which rule stopped an evaluation
+RULES = (AHEAD, TIE, WIDTH, ENDED)
 _LARGEST = 300.0  # digits of an e-value
 
 
@@ -144,17 +145,18 @@ def check_width(width: float, images: int) -> None:
         )
 
 
+def bounds_of(stopped: parts.StoppedSequence, accuracy: float) -> parts.Interval:
+    """Bound another accuracy of the images of a stopped evaluation, as after one of its attacks."""
+    n, width = stopped["stopped_after"], stopped.get("until_width")
+    how = (stopped["of"], stopped["alpha"], width)
+    return list(sequential.accuracy_bounds(round(accuracy * n), n, *how))
+
+
 def line(stopped: parts.StoppedSequence) -> str:
     """Write for people when and why an evaluation stopped, and its sequence's bounds."""
     n, of, level = stopped["stopped_after"], stopped["of"], 100 * (1 - stopped["alpha"])
-    why = {
-        AHEAD: f"{'this' if stopped.get('leads') == 'this' else 'the other'} network is ahead",
-        TIE: f"they differ by less than {100 * (stopped.get('tie') or 0):g} points",
-        WIDTH: f"the interval is below {100 * (stopped.get('until_width') or 0):g} points",
-        ENDED: "there are no more images, and nothing was decided",
-        None: "not decided yet",
-    }[stopped.get("rule")]
-    text = f"stopped after {n:,} of {of:,} images: {why}; robust on all {of:,} within "
+    head = "stopped after" if "rule" in stopped else "looked at"
+    text = f"{head} {n:,} of {of:,} images: {why(stopped)}; robust on all {of:,} within "
     text += f"{between(stopped['robust'])} at all looks together ({level:g} % sequence)"
     if "difference" not in stopped:
         return text
@@ -164,6 +166,17 @@ def line(stopped: parts.StoppedSequence) -> str:
         f"{text}; the difference{named} within {between(stopped['difference'])}, "
         f"{stopped['gained']} gained, {stopped['lost']} lost, e-value {stopped['e_value']:.3g}"
     )
+
+
+def why(stopped: parts.StoppedSequence) -> str:
+    """Say which rule stopped an evaluation, and what it found."""
+    return {
+        AHEAD: f"{'this' if stopped.get('leads') == 'this' else 'the other'} network is ahead",
+        TIE: f"they differ by less than {100 * (stopped.get('tie') or 0):g} points",
+        WIDTH: f"the interval is below {100 * (stopped.get('until_width') or 0):g} points",
+        ENDED: "there are no more images, and nothing was decided",
+        None: "not decided yet",
+    }[stopped.get("rule")]
 
 
 def between(ends: Sequence[float]) -> str:

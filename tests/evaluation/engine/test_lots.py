@@ -19,6 +19,7 @@ from jaxrobust.evaluation.network.images import Subset
 from jaxrobust.evaluation.records import sequential
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.stopping import StopRule
+from tests.support.processes import start, wait
 
 N = 260
 IDS = np.arange(1000, 1000 + N)
@@ -167,8 +168,8 @@ class LotsTest(parameterized.TestCase):
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
             result = evaluated(verbose=True, stop=StopRule(width=0.2))
-        self.assertEqual(said.getvalue().count("not decided yet"), 1)
-        self.assertIn("stopped after 100 of 260 images: the interval is below 20", said.getvalue())
+        self.assertEqual(said.getvalue().count("looked at 60 of 260 images: not decided yet"), 1)
+        self.assertIn("stopped after 120 of 260 images: the interval is below 20", said.getvalue())
         self.assertEqual(said.getvalue().count("apgd-ce: compiling"), 1)
         table = result.table()
         self.assertNotIn("95 % interval", table)
@@ -189,6 +190,46 @@ class LotsTest(parameterized.TestCase):
         self.assertLen(numbers, 4)
         again = evaluated(ledger=self.folder / "own.jsonl", stop=StopRule(width=0.2))
         self.assertEqual(again.record()["evaluation"], record["evaluation"])
+
+
+CHILD = """
+import os, sys
+from jaxrobust.runtime.processes.launch import join_hosts
+join_hosts()
+import jax
+import numpy as np
+from jaxrobust.evaluation.records.stopping import StopRule
+from tests.evaluation.engine import test_lots as of
+
+path, out = sys.argv[1:]
+result = of.evaluated(ledger=path, stop=StopRule(width=0.2))
+about = sorted((k, str(v)) for k, v in result.about["stopped"].items())
+np.savez(f"{out}-{jax.process_index()}.npz", about=about, robust=result.robust,
+         fooled_by=result.fooled_by, flags=sorted(result.flags.items()))
+"""
+
+
+@pytest.mark.slow
+class HostsTest(absltest.TestCase):
+    def test_all_look_at_agreed_times(self):
+        """Two processes stop where one does; one goes on with their ledger."""
+        folder = Path(self.create_tempdir())
+        path = folder / "ledger.jsonl"
+        codes, said = wait(start(2, 1, ["-c", CHILD, str(path), str(folder / "out")]))
+        self.assertEqual(codes, [0, 0], said)
+        alone = evaluated(stop=StopRule(width=0.2))
+        for process in range(2):
+            found = np.load(folder / f"out-{process}.npz")
+            about = sorted((k, str(v)) for k, v in alone.about["stopped"].items())
+            self.assertEqual(found["about"].tolist(), [list(pair) for pair in about])
+            np.testing.assert_array_equal(found["robust"], alone.robust)
+            np.testing.assert_array_equal(found["fooled_by"], alone.fooled_by)
+            flags = [list(pair) for pair in sorted(alone.flags.items())]
+            self.assertEqual(found["flags"].tolist(), flags)
+        whole = evaluated(ledger=path)
+        np.testing.assert_array_equal(whole.fooled_by, evaluated().fooled_by)
+        rows = [line for file in folder.glob("*.jsonl") for line in lines(file)]
+        self.assertEqual(len(rows), len({(r["image"], r["attack"]) for r in map(json.loads, rows)}))
 
 
 class RefusedTest(parameterized.TestCase):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,11 +10,15 @@ from pathlib import Path
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from jaxrobust.analysis.comparison import comparison_findings, comparison_markdown, evaluations
 from jaxrobust.evaluation.questions import command, stops
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.questions import Question
-from jaxrobust.evaluation.records import records, sequential, verdicts
+from jaxrobust.evaluation.records import pairs, records, sequential, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.report.gathered import gather
+from jaxrobust.report.page import page
+from jaxrobust.report.parts import sentences
 from tests.support.evaluations import call
 
 N = 200
@@ -122,6 +127,61 @@ class CommandTest(parameterized.TestCase):
             self.assertEqual(
                 written("short")[0]["stopped"]["of"], record["stopped"]["stopped_after"]
             )
+
+    def test_compared(self):
+        call(**given(out="compared", until_width="20"))
+        (record,) = written("compared")
+        found = comparison_findings.find(evaluations.load(["weak", "compared"]))
+        self.assertEqual(found.images, record["stopped"]["stopped_after"])
+        text = comparison_markdown.document(found)
+        self.assertRegex(
+            text, r"B stopped after \d+ of its 200 images: the interval is below 20 po"
+        )
+        self.assertIn("An evaluation stopped when its numbers said so", text)
+        self.assertIn("95 % sequence", text)
+        for of_a_fixed_number in ("95 % interval", "McNemar", "Tango"):
+            self.assertNotIn(of_a_fixed_number, text)
+        pair = found.pairs[0]
+        self.assertTrue(comparison_findings.plain(found)["sequence"])
+        order = sequential.order(0, found.evaluations[0].verdicts.image_ids.tolist())
+        right = [one.verdicts.robust[order].astype(int) for one in found.evaluations]
+        grown = sequential.evidence(*(np.cumsum(right[1] - right[0] == s) for s in (1, -1)))
+        self.assertAlmostEqual(pair.robust.paired.p, np.exp(-grown.max()))
+        plain = comparison_findings.find(evaluations.load(["weak", "strong"]))
+        self.assertIn("McNemar", comparison_markdown.document(plain))
+        self.assertNotIn("sequence", comparison_findings.plain(plain))
+        fixed = pairs.compare(*(r.astype(bool) for r in right))
+        self.assertEqual(pair.robust.paired.gained, fixed.gained)
+        self.assertLess(pair.robust.paired.low, fixed.low)
+        self.assertGreater(pair.robust.paired.high, fixed.high)
+
+    def test_orders_that_differ_are_not_compared(self):
+        for seed in (0, 7):
+            call(
+                **given(
+                    ("strong", "weak")[seed > 0], out=f"seed{seed}", until_width="20", seed=seed
+                )
+            )
+        with self.assertRaisesRegex(ValueError, "order of images, by its seed is 0 there, 7 here"):
+            evaluations.load(["seed0", "seed7"])
+
+    def test_report(self):
+        """The page shows the sequence's bounds, and no interval of a fixed number of images."""
+        call(**given(out="page/own", until_width="20"))
+        call(**given("weak", out="page/other", against="strong"))
+        (record,), (other,) = written("page/own"), written("page/other")
+        text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page(gather([Path("page")]))))
+        self.assertIn("95 % sequence for all 200 images", text)
+        self.assertNotIn("95 % interval is", text)
+        low, high = (f"{100 * end:.1f}" for end in record["stopped"]["robust"])
+        self.assertIn(f"{low} to {high} % (sequence)", text)
+        self.assertIn(f"stopped after {record['stopped']['stopped_after']} of 200 images", text)
+        self.assertIn("--until_width 20", text)
+        against = other["stopped"]["against"]["evaluation"]
+        self.assertRegex(text, f"--against \\S*FOLDER#{against}")
+        self.assertNotIn("exact 95 % intervals", text)
+        whole = gather([Path("weak")]).evaluations[0]
+        self.assertEqual(sentences.interval_name(whole), "95 % interval")
 
     @parameterized.parameters(
         ("nothing", "--against=nothing has no evaluation; name the folder of one"),

@@ -63,6 +63,12 @@ class LookTest(parameterized.TestCase):
         self.assertEqual(seen["rule"], stopping.TIE)
         self.assertNotIn("leads", seen)
         self.assertBetween(max(np.abs(seen["difference"])), 0, 0.05)
+        met = rule.places(0, IDS)[:180]
+        uneven = own.copy()
+        uneven[met[170:]] ^= ~own[met[170:]]  # late, when the tie was established already
+        seen = looked(rule, uneven, 180)
+        self.assertEqual(seen["rule"], stopping.TIE)
+        self.assertLess(max(np.abs(seen["difference"])), 0.05)
         plain = StopRule(against=verdicts(own))
         self.assertNotIn("rule", looked(plain, own, 180))
         self.assertEqual(looked(plain, own, 200)["rule"], stopping.ENDED)
@@ -71,7 +77,8 @@ class LookTest(parameterized.TestCase):
         rule = StopRule(against=verdicts(np.zeros(200)), tie=0.02)
         own = np.zeros(200, bool)
         own[rule.places(0, IDS)[:4]] = True  # by exactly as much as would be no tie
-        self.assertNotEqual(looked(rule, own, 199).get("rule"), stopping.TIE)
+        for n in (199, 200):
+            self.assertNotEqual(looked(rule, own, n).get("rule"), stopping.TIE)
         own[rule.places(0, IDS)[3]] = False
         self.assertEqual(looked(rule, own, 200)["rule"], stopping.TIE)
 
