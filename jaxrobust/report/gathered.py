@@ -5,11 +5,11 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.evaluation.records import verdicts
+from jaxrobust.evaluation.records import stopping, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import curves
@@ -78,6 +78,8 @@ class ReportedEvaluation(NamedTuple):
         """Count the images that were evaluated; 0: it is unknown."""
         if self.verdicts is not None:
             return len(self.verdicts.labels)
+        if self.record.stopped:
+            return int(self.record.stopped["stopped_after"])
         first, dots, last = str(self.record.image_ids or "").partition("..")
         whole = dots and first.isdigit() and last.isdigit()
         return int(last) - int(first) + 1 if whole else 0
@@ -293,8 +295,23 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
         and all(isinstance(a.get(key), str) for a in attacks for key in ("name", "norm"))
         and all(_is_number(a.get("epsilon")) for a in attacks)
         and len(record.threats) == len(attacks)  # each of which is checked
+        and (record.stopped is None or _is_sequence(record.stopped))
     ):
         raise ValueError(f"{file} has a record with parts of a wrong type; get the file again")
+
+
+def _is_sequence(stopped: Mapping[str, Any]) -> bool:
+    """Tell whether a record's account of its stop has what is drawn of it."""
+    numbers: tuple[str, ...] = ("stopped_after", "of", "alpha", "order_seed")
+    pairs = [stopped.get(key) for key in ("clean", "robust")]
+    pairs += [stopped["difference"]] if "difference" in stopped else []
+    if "difference" in stopped:
+        numbers = (*numbers, "gained", "lost", "e_value")
+    return (
+        all(_is_number(stopped.get(key)) for key in numbers)
+        and all(isinstance(e, list) and len(e) == 2 and all(map(_is_number, e)) for e in pairs)
+        and stopped.get("rule") in stopping.RULES
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -2,7 +2,8 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,14 @@ from jaxrobust.analysis.comparison.evaluations import (
     remarks,
     without_replayed,
 )
-from jaxrobust.evaluation.records import pairs
+from jaxrobust.evaluation.records import comparable, pairs
 from jaxrobust.evaluation.records.pairs import Paired
-from jaxrobust.evaluation.records.verdicts import REPLAY
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
 
 LEVEL = 0.95  # of intervals; what has p below 1 - LEVEL can be told apart
 INTERVAL = f"{100 * LEVEL:.0f} % interval"
+SEQUENCE = f"{100 * LEVEL:.0f} % sequence"  # where an evaluation stopped when its numbers said so
 _OF_RECORD = (
     *("evaluation", "weights", "weights_sha256", "dataset", "split", "preprocessing"),
     *("attacks", "seed", "commit", "flags"),
@@ -48,6 +51,7 @@ class Pair(NamedTuple):
     classes: np.ndarray  # labels [G]
     by_class: Paired  # [G], robust accuracy where there was an attack, else clean
     p_by_class: np.ndarray  # f64[G], corrected for the number of classes
+    sequence: bool = False  # intervals and p-values hold at all looks: an evaluation has stopped
 
     @property
     def steps(self) -> dict[str, Paired]:
@@ -67,6 +71,11 @@ class ComparisonFindings(NamedTuple):
     left_out: str = ""  # which images are not compared, and why; to be said first
 
     @property
+    def interval(self) -> str:
+        """Name what stands beside differences: intervals, or sequences that hold at all looks."""
+        return SEQUENCE if any(pair.sequence for pair in self.pairs) else INTERVAL
+
+    @property
     def images(self) -> int:
         """Return the number of images that are compared."""
         return len(self.evaluations[0].verdicts.labels)
@@ -78,21 +87,27 @@ def find(evaluations: list[ComparedEvaluation]) -> ComparisonFindings:
     evaluations, left_out = without_replayed(evaluations)
     order = _attacks(evaluations)
     seen = [one.verdicts for one in evaluations]
-    clean = _differences([v.clean for v in seen])
+    records = [one.record for one in evaluations]
+    both = partial(comparable.paired, records, seen[0].image_ids)
+    clean = _differences(both, [v.clean for v in seen])
     attacked = bool(evaluations[0].record.attacks)
-    robust = _differences([v.robust for v in seen]) if attacked else [None] * len(clean)
+    robust = _differences(both, [v.robust for v in seen]) if attacked else [None] * len(clean)
+    stopped = comparable.stop_order(records) is not None
     compared = []
     for at, other in enumerate(seen[1:]):
-        both = (seen[0], other)
+        two = (seen[0], other)
         after = {
-            name: pairs.compare(*(v.clean & ~np.isin(v.fooled_by, order[:end]) for v in both))
+            name: both(*(v.clean & ~np.isin(v.fooled_by, order[:end]) for v in two))
             for end, name in enumerate(order, 1)
         }
-        first, last = (v.robust if attacked else v.clean for v in both)
+        first, last = (v.robust if attacked else v.clean for v in two)
         classes, each = pairs.compare_groups(first, last, seen[0].labels)
+        if stopped:
+            each = _of_classes(records, seen[0], first, last)
         corrected = pairs.holm(each.p)
         names = letter(0), letter(at + 1)
-        compared.append(Pair(*names, clean[at], robust[at], after, classes, each, corrected))
+        own: Any = (clean[at], robust[at], after, classes, each, corrected, stopped)
+        compared.append(Pair(*names, *own))
     removed = {name: [int((v.fooled_by == name).sum()) for v in seen] for name in order}
     return ComparisonFindings(evaluations, compared, removed, notes, left_out)
 
@@ -119,8 +134,19 @@ def _attacks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
     return [*before, *listed, *again]
 
 
-def _differences(verdicts: list[np.ndarray]) -> list[Difference]:
-    compared = [pairs.compare(verdicts[0], other) for other in verdicts[1:]]
+def _of_classes(
+    records: Sequence[AccuracyRecord], seen: Verdicts, first: np.ndarray, last: np.ndarray
+) -> Paired:
+    """Compare class by class as `pairs.compare_groups` does, where an evaluation has stopped."""
+    rows = []
+    for label in np.unique(seen.labels):
+        own = seen.labels == label
+        rows.append(comparable.paired(records, seen.image_ids[own], first[own], last[own]))
+    return Paired(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+def _differences(both: Callable[..., Paired], verdicts: Sequence[np.ndarray]) -> list[Difference]:
+    compared = [both(verdicts[0], other) for other in verdicts[1:]]
     corrected = pairs.holm(np.array([one.p for one in compared]))
     return [Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True)]
 
@@ -139,6 +165,7 @@ def plain(findings: ComparisonFindings) -> dict[str, Any]:
     return {
         "schema": 1,
         "level": LEVEL,
+        **({"sequence": True} if findings.interval == SEQUENCE else {}),
         "images": findings.images,
         "evaluations": [
             plain_evaluation(letter(at), one) for at, one in enumerate(findings.evaluations)

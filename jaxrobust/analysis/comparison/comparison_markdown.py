@@ -7,6 +7,7 @@ import numpy as np
 from jaxrobust.analysis.comparison.comparison_findings import (
     INTERVAL,
     LEVEL,
+    SEQUENCE,
     ComparisonFindings,
     Difference,
     Pair,
@@ -45,7 +46,8 @@ def document(findings: ComparisonFindings, picture: str | None = None) -> str:
         parts += ["## Images that each attack removed", grid(rows)]
     if len(findings.pairs) == 1:
         parts += ["## Classes that differ most", grid(_classes(findings.pairs[0]))]
-    parts += ["## How this was computed", _how(len(findings.pairs))]
+    how = _how(len(findings.pairs), any(pair.sequence for pair in findings.pairs))
+    parts += ["## How this was computed", how]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -78,12 +80,14 @@ def _verdict(pair: Pair, one: Difference, what: str, count: int) -> str:
     corrected = f", {said_p(one.p)} corrected for {count} pairs" if count > 1 else ""
     figures = (
         f"{a} has {first} %, {b} {second} % of the same {both.n:,} images: {_points(both)} points"
-        f", {INTERVAL} {_interval(both)}, exact McNemar test {said_p(both.p)}{corrected}. "
+        f", {_said_interval(pair)} {_interval(both)}, {_test(pair)} {said_p(both.p)}{corrected}. "
         f"{a} alone is right on {both.lost:,} images, {b} alone on {both.gained:,}."
     )
     if one.apart:
         return f"**The {what} of {winner} is higher than that of {loser}.** {figures}"
     sentence = f"**{a} and {b} cannot be told apart in {what}.** {figures}"
+    if pair.sequence:
+        return sentence
     if both.low > 0 or both.high < 0:
         sentence += (
             " The interval leaves 0 out by a hair; the exact test is the stricter judge here."
@@ -95,6 +99,14 @@ def _verdict(pair: Pair, one: Difference, what: str, count: int) -> str:
             "(in 80 % of cases)."
         )
     return sentence
+
+
+def _said_interval(pair: Pair) -> str:
+    return SEQUENCE if pair.sequence else INTERVAL
+
+
+def _test(pair: Pair) -> str:
+    return "at any look" if pair.sequence else "exact McNemar test"
 
 
 def _of_classes(pair: Pair) -> str:
@@ -138,8 +150,10 @@ def _differences(compared: Sequence[Pair]) -> list[list[str]]:
     if len(compared) == 1:
         a, b = compared[0].first, compared[0].other
         steps = compared[0].steps.items()
-        return [["accuracy", *_head(a, b)], *([what, *_numbers(one)] for what, one in steps)]
-    rows = [["pair", "accuracy", *_head("first", "second"), "p, corrected"]]
+        head = _head(a, b, _said_interval(compared[0]))
+        return [["accuracy", *head], *([what, *_numbers(one)] for what, one in steps)]
+    head = _head("first", "second", _said_interval(compared[0]))
+    rows = [["pair", "accuracy", *head, "p, corrected"]]
     for pair in compared:
         names = f"{pair.first}, {pair.other}"
         for what, one in (("clean", pair.clean), ("robust", pair.robust)):
@@ -148,9 +162,9 @@ def _differences(compared: Sequence[Pair]) -> list[list[str]]:
     return rows
 
 
-def _head(a: str, b: str) -> list[str]:
+def _head(a: str, b: str, interval: str) -> list[str]:
     counts = [f"only {a} right", f"only {b} right"]
-    return [f"{a}, %", f"{b}, %", *counts, f"{b} - {a}, points", INTERVAL, "p"]
+    return [f"{a}, %", f"{b}, %", *counts, f"{b} - {a}, points", interval, "p"]
 
 
 def _numbers(one: Paired) -> list[str]:
@@ -159,7 +173,8 @@ def _numbers(one: Paired) -> list[str]:
 
 
 def _classes(pair: Pair) -> list[list[str]]:
-    rows = [["class", "images", *_head(pair.first, pair.other), "p, corrected"]]
+    head = _head(pair.first, pair.other, _said_interval(pair))
+    rows = [["class", "images", *head, "p, corrected"]]
     order = np.lexsort((-np.abs(pair.by_class.difference), pair.by_class.p))
     for at in order[:CLASSES]:
         one, last = row(pair, at), p_value(pair.p_by_class[at])
@@ -167,7 +182,19 @@ def _classes(pair: Pair) -> list[list[str]]:
     return rows
 
 
-def _how(count: int) -> str:
+_FIXED = (
+    "p: McNemar's exact test, two-sided. Intervals: Tango's score interval of paired proportions "
+    "(1998)."
+)
+_LOOKED = (
+    "An evaluation stopped when its numbers said so, where p-values and intervals of a fixed "
+    "number of images do not hold. p here is the inverse of the largest e-value of a Beta mixture "
+    "(Lindon and Malek 2022), sequences are by betting (Waudby-Smith and Ramdas 2023): both hold "
+    "whenever one looks, and are wider for that."
+)
+
+
+def _how(count: int, sequence: bool) -> str:
     correction = (
         f"Holm's correction (1979) holds for the {count} pairs of one accuracy, and for the classes"
         " of one pair; intervals are each for itself."
@@ -176,10 +203,10 @@ def _how(count: int) -> str:
         "each attack leaves, are each a question for itself, as are all intervals."
     )
     return (
-        "Both networks saw the same images, so what counts is on which of them they disagree. p: "
-        "McNemar's exact test, two-sided. Intervals: Tango's score interval of paired proportions "
-        f"(1998). {correction} All of it is about these weights on images like these: how much two "
-        "trainings of one recipe differ by their seeds, no test of two networks knows."
+        "Both networks saw the same images, so what counts is on which of them they disagree. "
+        f"{_LOOKED if sequence else _FIXED} {correction} All of it is about these weights on "
+        "images like these: how much two trainings of one recipe differ by their seeds, no test of "
+        "two networks knows."
     )
 
 

@@ -1,6 +1,6 @@
 """Evaluations with a verdict for each image: where they lie, and whether they may be compared."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,17 +8,14 @@ import numpy as np
 
 from jaxrobust.analysis.papers import matching
 from jaxrobust.analysis.papers.matching import Ours
-from jaxrobust.data.transforms.preparing import same_preprocessing
-from jaxrobust.evaluation.records import comparable, records, verdicts
+from jaxrobust.evaluation.records import comparable, records, stopping, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.commandline.arguments import number
-from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.spelling import norm as spelled
 from jaxrobust.types import NORMS
 
 _SHOWN = 6  # evaluations that a message lists
-_NO_SETTING = ("name", "norm", "epsilon")
 
 
 class ComparedEvaluation(NamedTuple):
@@ -86,11 +83,6 @@ def ball_of(threat: str) -> set[tuple[str, str]]:
     return {(norm, f"{number('threat', radius):.6g}")}
 
 
-def balls(record: AccuracyRecord) -> list[tuple[str, str]]:
-    """List norm and radius of each attack as texts that can be compared."""
-    return [(threat.norm, f"{threat.epsilon:.6g}") for threat in record.threats]
-
-
 def _load(
     place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
 ) -> ComparedEvaluation:
@@ -115,9 +107,9 @@ def held_at(place: str) -> tuple[str, str, dict[str, Ours]]:
 
 
 def _fitting(folder: str, beside: Sequence[AccuracyRecord], held: dict[str, Ours]) -> list[str]:
-    questions = [dict(_question(record)) for record in beside]
+    questions = [dict(comparable.question(record)) for record in beside]
     having = {key: o for key, o in held.items() if o.record.verdicts}
-    fit = {key: o for key, o in having.items() if dict(_question(o.record)) in questions}
+    fit = {key: o for key, o in having.items() if dict(comparable.question(o.record)) in questions}
     return addresses(folder, fit)
 
 
@@ -142,7 +134,7 @@ def _chosen(
     if not named:
         raise ValueError(f"{folder} has no evaluation {wanted}; {_listed(folder, held)}")
     if ball is not None:
-        named = {key: o for key, o in named.items() if set(balls(o.record)) == ball}
+        named = {key: o for key, o in named.items() if set(comparable.balls(o.record)) == ball}
     if not named:
         raise ValueError(f"{place} has no evaluation under {threat}; {_listed(folder, held)}")
     decided = {key: o for key, o in named.items() if o.record.verdicts}
@@ -175,54 +167,11 @@ def _listed(folder: str, held: dict[str, Ours]) -> str:
 
 def differences(first: ComparedEvaluation, other: ComparedEvaluation) -> str:
     """Say how the questions of two evaluations differ; "" if they do not."""
-    texts = [record_differences(first.record, other.record)]
+    texts = [comparable.question_differences(first.record, other.record)]
     texts.append(_other_images(first.verdicts, other.verdicts))
     if comparable.other_pictures(first.record, other.record):
-        texts.append("the images or labels of the same names are others")
+        texts.append(comparable.OTHER_PICTURES)
     return "; ".join(part for part in texts if part)
-
-
-def record_differences(
-    first: AccuracyRecord, other: AccuracyRecord, but: Collection[str] = ()
-) -> str:
-    """Say how the questions of two records differ, without the keys in `but`; "": they do not."""
-    records_of = (first, other)
-    questions = [{k: v for k, v in _question(one) if k not in but} for one in records_of]
-    for key in _OPTIONAL:
-        if any(one.get(key) is None for one in questions):
-            questions = [one | {key: None} for one in questions]
-    here, there = (one["preprocessing"] for one in questions)
-    if here and there and same_preprocessing(here, there, questions[0]["image size"] or 224):
-        questions[1]["preprocessing"] = here  # RobustBench names some of ours
-    attacked = [{attack["name"] for attack in one.attacks} for one in records_of]
-    lone = tuple(f"{name}: " for name in attacked[0] ^ attacked[1])  # "attacks" says it
-    questions = [{k: v for k, v in one.items() if not k.startswith(lone)} for one in questions]
-    return hosts.differences(*questions)
-
-
-# Keys that only some records have; the labels tell other lists and classes apart as well.
-_OPTIONAL = (
-    *("list of images", "list of classes", "image size", "type of the search"),
-    *("version", "each attack of a union"),
-)
-
-
-_FIELDS = {"data set": "dataset", "split": "split", "list of images": "ids_sha256"}
-_FIELDS |= {"list of classes": "classes_sha256", "image size": "image_size"}
-_FIELDS |= {"preprocessing": "preprocessing", "type of the search": "search_dtype"}
-
-
-def _question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
-    yield from ((name, getattr(record, field)) for name, field in _FIELDS.items())
-    yield from comparable.procedure(record).items()
-    attacks, own = record.attacks, balls(record)
-    for at, kind in enumerate(("norm", "radius")):
-        yield kind, ", ".join(dict.fromkeys(ball[at] for ball in own))
-    yield "attacks", ", ".join(attack["name"] for attack in attacks)
-    for attack, ball in zip(attacks, own, strict=True):
-        of = f" ({' '.join(ball)})" if len(set(own)) > 1 else ""
-        settings = {key: value for key, value in attack.items() if key not in _NO_SETTING}
-        yield from ((f"{attack['name']}: {key}{of}", value) for key, value in settings.items())
 
 
 def _other_images(first: Verdicts, other: Verdicts) -> str:
@@ -284,6 +233,11 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
         each = _each([f"{one.images:,}" for one in evaluations], names)
         common = f"the {images:,} images that all have"
         sentences.append(f"Compared are {common}; evaluated were {each}.")
+    for name, record in named:
+        if record.stopped:
+            n, all_images = record.stopped["stopped_after"], record.stopped["of"]
+            why = stopping.why(record.stopped)
+            sentences.append(f"{name} stopped after {n:,} of its {all_images:,} images: {why}.")
     tried = [name for name, record in named if record.replayed]
     if tried and not any(comparable.replayed(one.verdicts).any() for one in evaluations):
         sentences.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")

@@ -81,6 +81,13 @@ def find(first: Sequence[str], second: Sequence[str], threat: str | None = None)
     """Read two groups of `PLACE[#NUMBER]`s and compare them; `ValueError`: they cannot be."""
     loaded = evaluations.load([*first, *second], threat)
     _check_each_once(loaded)
+    for one in loaded:
+        if one.record.stopped:
+            raise ValueError(
+                f"{one.place} stopped after {one.record.stopped['stopped_after']:,} images, and "
+                "bounds of groups are of a fixed number; the same command without --against and "
+                "--until_width finishes it"
+            )
     sizes = len(first), len(second)
     names = [f"{side}{at + 1}" for side, size in zip(_SIDES, sizes, strict=True)
              for at in range(size)]  # fmt: skip

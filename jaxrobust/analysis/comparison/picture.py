@@ -11,7 +11,6 @@ import numpy as np
 
 from jaxrobust.analysis.comparison import comparison_markdown
 from jaxrobust.analysis.comparison.comparison_findings import (
-    INTERVAL,
     LEVEL,
     ComparisonFindings,
     Pair,
@@ -39,9 +38,10 @@ def draw(findings: ComparisonFindings) -> Any:
     height = max(1.6 + max(0.34 * len(lines), 0.18 * classes), 3.2)
     figure = picture_parts.figure(title(findings), 11.5 if wide else 7, height)
     panels = figure.subplots(1, 1 + wide, squeeze=False)[0]
-    _forest(panels[0], "accuracy", lines, "B minus A")
+    axis = f"B minus A: points, with {findings.interval}s"
+    _forest(panels[0], "accuracy", lines, axis)
     if wide:
-        _classes(panels[1], pair)
+        _classes(panels[1], pair, axis)
     return figure
 
 
@@ -55,18 +55,19 @@ def _several(findings: ComparisonFindings) -> Any:
     for panel, kind in zip(panels, kinds, strict=True):
         differences = [getattr(pair, kind) for pair in findings.pairs]
         lines = [(name, d.paired, d.apart) for name, d in zip(shown, differences, strict=True)]
-        _forest(panel, f"{kind} accuracy", lines, "minus A")
+        axis = f"minus A: points, with {findings.interval}s"
+        _forest(panel, f"{kind} accuracy", lines, axis)
     return figure
 
 
-def _forest(panel: Any, what: str, lines: list[tuple[str, Paired, bool]], minus: str) -> None:
+def _forest(panel: Any, what: str, lines: list[tuple[str, Paired, bool]], axis: str) -> None:
     for at, (_, one, apart) in enumerate(lines):
         _bar(panel, at, one, apart, 5, 2)
     panel.set_yticks(range(len(lines)), [name for name, _, _ in lines], fontsize=7.5)
     panel.set_ylim(len(lines) - 0.4, -0.6)
     legend = "red: told apart" if any(apart for _, _, apart in lines) else "none is told apart"
     panel.set_title(f"{what}; {legend}", fontsize=8)
-    _axis(panel, f"{minus}: points, with {INTERVAL}s")
+    _axis(panel, axis)
 
 
 def _bar(panel: Any, at: int, one: Paired, apart: bool, size: float, width: float) -> None:
@@ -85,7 +86,7 @@ def _axis(panel: Any, label: str) -> None:
     panel.margins(x=0.06)
 
 
-def _classes(panel: Any, pair: Pair) -> None:
+def _classes(panel: Any, pair: Pair, axis: str) -> None:
     each = pair.by_class
     order = np.argsort(-each.difference, kind="stable")
     apart = pair.p_by_class < 1 - LEVEL
@@ -110,7 +111,7 @@ def _classes(panel: Any, pair: Pair) -> None:
     tested = f"red: told apart, corrected for all {len(order):,}"
     verdict = tested if apart.any() else "none is told apart"
     panel.set_title(f"class by class; {verdict}", fontsize=8)
-    _axis(panel, f"B minus A: points{f', with {INTERVAL}s' if named else ''}")
+    _axis(panel, axis if named else axis.partition(",")[0])
 
 
 def write(out: Path, name: str, comparison: ComparisonFindings, plain: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def cascades(places: Sequence[str], threat: str | None) -> list[FigureRecord]:
 def _cascade(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -> Ours:
     folder, wanted, held = _checked(place)
     having = {key: o for key, o in held.items() if o.record.accuracy_after}
-    having = {key: o for key, o in having.items() if ball in (None, {*evaluations.balls(o.record)})}
+    having = {key: o for key, o in having.items() if ball in (None, {*comparable.balls(o.record)})}
     if not wanted and any(not o.record.ladder for o in having.values()):
         having = {key: o for key, o in having.items() if not o.record.ladder}
     if not having:
@@ -184,9 +184,16 @@ def _check_each_once(named: Sequence[tuple[str, Ours]]) -> None:
 def check_together(shown: Sequence[FigureRecord], but: Collection[str] = ()) -> None:
     """Refuse records of other images, threats or attacks than the first, with all that differs."""
     first, *others = shown
+    for one in shown:
+        if one.record.stopped:
+            raise ValueError(
+                f"{one.place} stopped after {one.record.stopped['stopped_after']:,} images, and "
+                "its bounds are of a sequence, which a figure does not show; the same command "
+                "without --against and --until_width finishes it"
+            )
     wrong = []
     for other in others:
-        texts = [evaluations.record_differences(first.record, other.record, but)]
+        texts = [comparable.question_differences(first.record, other.record, but)]
         if first.record.image_ids != other.record.image_ids:
             here, there = other.record.image_ids, first.record.image_ids
             texts.append(f"images are {there} there, {here} here")

@@ -80,12 +80,24 @@ class EvaluateFlags(SubjectFlags):
     )
     frost: str | None = flag("Folder of the photographs of frost, frost1.png to frost5.jpg.")
     certify: float | None = flag(
-        "Standard deviation of the noise of randomised smoothing, such as 0.25: certifies an l2 "
-        "radius for each image in place of an attack.",
+        "Standard deviation of the noise of randomised smoothing, such as 0.25, which certifies an "
+        "l2 radius for each image and attacks nothing.", reads=number
+    )  # fmt: skip
+    against: str | None = flag(
+        "Record to compare with, as jaxrobust compare takes it: FOLDER or FOLDER#NUMBER. Images go "
+        "through all attacks in a random order, and it stops once one network is ahead."
+    )
+    tie: float | None = flag(
+        "Points, such as 1.0: with --against, stop also once both differ by less.", reads=number
+    )
+    until_width: float | None = flag(
+        "Points, such as 2.0: stop once the interval of the robust accuracy is narrower.",
         reads=number,
     )
     alpha: float | None = flag(
-        "Probability that the certificate of an image is wrong; default: 0.001.", reads=number
+        "Probability of an error, over all looks together, of --against and --until_width; "
+        "default: 0.05; or that the certificate of an image by --certify is wrong; default: 0.001.",
+        reads=number,
     )
     n: int = flag("Number of images, the first ones of the split, or all.", "all", reads=how_many)
     batch: int | None = flag(

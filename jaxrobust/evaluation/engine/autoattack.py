@@ -16,11 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.attacks import Setting, ensembles
+from jaxrobust.attacks import ensembles
 from jaxrobust.attacks.inputs import check_array
-from jaxrobust.evaluation.engine import engine
+from jaxrobust.evaluation.engine import engine, ensemble, lots
 from jaxrobust.evaluation.engine import replay as replays
-from jaxrobust.evaluation.engine.cascade import Attack, search_again
 from jaxrobust.evaluation.engine.evaluation_progress import Decisions
 from jaxrobust.evaluation.engine.ledger import open_ledger
 from jaxrobust.evaluation.engine.outcome import (
@@ -32,9 +31,9 @@ from jaxrobust.evaluation.engine.outcome import (
 )
 from jaxrobust.evaluation.engine.result import AutoAttackResult, ResultFacts
 from jaxrobust.evaluation.network import checks, collapse, fingerprint, randomised, reliability
-from jaxrobust.evaluation.network.images import Adversarial, ImageSet, InRange, clipped, hashed
+from jaxrobust.evaluation.network.images import ImageSet, InRange, clipped, hashed
 from jaxrobust.evaluation.records import records
-from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
@@ -61,6 +60,7 @@ def autoattack(
     robust_beyond: np.ndarray | None = None,
     rule: str | None = None,
     draws: int | None = None,
+    stop: StopRule | None = None,
     verbose: bool = True,
 ) -> AutoAttackResult:
     """Return the robust accuracy of a network under AutoAttack.
@@ -103,6 +103,11 @@ def autoattack(
         probabilities) or "one-draw" (if the only draw is, as auto-attack judges). The number of
         "one-draw" stands beside that of the others.
       draws: answers to an image that a rule judges by, 20 by default.
+      stop: a rule that ends the evaluation once it is decided (`records.stopping.StopRule`): the
+        images go through all attacks lot by lot, in an order fixed by the seed and their ids, and
+        the result is of those that were met; `about["stopped"]` says what it knows of all. The same
+        call without it continues the ledger to the standard result. Not with `replay`,
+        `robust_beyond`, `search_fn` or version "rand", whose verdicts may still change at the end.
       verbose: progress and a table on stderr.
     Returns:
       `AutoAttackResult`.
@@ -149,6 +154,10 @@ def autoattack(
             "draws anew what fools; leave replay" if len(replay) else "has no search_fn; leave it"
         )
         raise ValueError(f"version='rand' {what} out")
+    if stop is not None and (given := _unfit(runner, replay, beyond)):
+        raise ValueError(
+            f"{given} may change verdicts after a look at them; leave it out, or leave stop out"
+        )
     known = replays.KnownVerdicts([replays.source(Path(path)) for path in replay], beyond)
     with jax.set_mesh(runner.mesh):  # also where the caller has set another one
         with first("tracing the network"):
@@ -174,6 +183,9 @@ def autoattack(
             "image": list(held.shape[1:]),
         } | ({"verdict": how._asdict()} if how else {})
         known = replays.ordered(known, evaluation)
+        if stop is not None:
+            stop.check(ids, labels)
+            hosts.agree({"stop": stop.settings()})
         with open_ledger(ledger, evaluation, ids) as book:
             most = max(1, *(setting.targets for setting in settings))
             with first(f"classifying {len(held)} images"):
@@ -184,11 +196,16 @@ def autoattack(
             plain = not runner.keyed and len(held) > 0
             with first("checking whether the attacks can take this network"):
                 flags = _check_network(runner, held, labels) if plain else {}
-            meter = Decisions(len(held), interval=checks.binomial_interval, enabled=verbose)
+            interval: Any = checks.binomial_interval
+            if stop is not None:
+                interval = partial(stop.bounds, of=len(held))
+            meter = Decisions(len(held), interval=interval, enabled=verbose)
             outcome = Outcome.of(clean, settings, flags, once if how else None)
             with meter:
                 under_way = AttackContext(runner, seen, outcome, book, how)
-                result = _cascade(under_way, settings, meter, known)
+                stopping = stop and partial(lots.run, rule=stop, verbose=verbose)
+                result, met = ensemble.run(under_way, settings, meter, known, stopping)
+    ids, labels, clean, likely, finite = (a[met] for a in (ids, labels, clean, likely, finite))
     flags |= reliability.check_answers(finite, result.fooled_by, result.verdicts.reached)
     answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class of all
     result = result._replace(answers=np.where(finite, answers, -1))
@@ -217,58 +234,11 @@ def autoattack(
     return result
 
 
-def _cascade(
-    evaluation: AttackContext,
-    settings: Sequence[Setting],
-    meter: Decisions,
-    known: replays.KnownVerdicts,
-) -> AutoAttackResult:
-    """Run what is replayed, then the attacks, each on what the ones before left standing."""
-    runner, sample, outcome, book, how = evaluation
-    n, clean, flags = len(sample.images), sample.clean, outcome.flags
-    costs, accuracy_after = [], {}
-    about: ResultFacts = {}
-    once = None if outcome.once is None else outcome.once.copy()
-    if known.sources:
-        cost, replayed = replays.run(evaluation, known)
-        costs, accuracy_after = [cost], {cost.attack: _mean(outcome.standing)}
-        about = {"replayed": replayed}
-    for number, setting in enumerate(settings):
-        later = sum(ensembles.most_passes(s, sample.classes) for s in settings[number + 1 :])
-        aside = known.robust_beyond & (number > 0)
-        attacked = outcome.without(aside)
-        costs.append(Attack(evaluation._replace(outcome=attacked), setting, meter).run(later))
-        outcome.take(attacked, aside)
-        accuracy_after[setting.name] = _mean(outcome.standing)
-    flags |= reliability.check_cascade({"clean": _mean(clean), **accuracy_after})
-    if runner.search_fn is not None:
-        cost, again = search_again(evaluation, settings)
-        costs.append(cost)
-        about["search_sample"] = again
-        accuracy_after[costs[-1].attack] = _mean(outcome.standing)
-    if how is not None and once is not None and outcome.once is not None:
-        one = records.one_draw(_mean(once), outcome.once)
-        about["draws"] = {"rule": how.rule, "draws": how.draws, "one_draw": one}
-    present, places = np.unique(outcome.fooled_by, return_inverse=True)
-    fooled_by = np.array([outcome.names[code] for code in present], str)[places]
-    norms, reached = np.zeros(n), np.full(n, -1, np.int32)
-    for name in (outcome.names[code] for code in present if code > 1):
-        which = fooled_by == name
-        norms[which] = book.rows(name)["norm"][which]
-        reached[which] = book.rows(name)["reached"][which]
-    adversarial = Adversarial(sample.images, book, fooled_by)
-    return AutoAttackResult(
-        clean=clean,
-        robust=outcome.standing,
-        fooled_by=fooled_by,
-        images_adv=adversarial[:] if isinstance(sample.images, np.ndarray) else adversarial,
-        verdicts=Verdicts(sample.ids, sample.labels, clean, fooled_by, norms, reached),
-        flags=flags,
-        accuracy_after=accuracy_after,
-        attacks=[setting._asdict() for setting in settings],
-        costs=costs,
-        about=about,
-    )
+def _unfit(runner: engine.Engine, replay: Sequence[Any], beyond: np.ndarray) -> str:
+    """Name what a stop does not go with; "" if there is none of it."""
+    given = {"version='rand'": runner.keyed, "search_fn": runner.search_fn is not None}
+    given |= {"replay": len(replay) > 0, "robust_beyond": bool(beyond.any())}
+    return next((name for name, there in given.items() if there), "")
 
 
 def _check_network(runner: engine.Engine, images: ImageSet, labels: np.ndarray) -> dict[str, str]:
@@ -349,7 +319,3 @@ def _held(images: Any) -> Any:
         return images
     check_array("images", images)
     return np.asarray(images)
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else 0.0

@@ -70,9 +70,15 @@ class Decisions:
         self._images = images
         self._shown, self._text = 0.0, ""
         self._parts: list[LinePart] = []  # of the last line
+        self._begun: set[str] = set()  # attacks, of which one begins with each lot of images
+        self._aside = 0  # images that stand and are not attacked any more
         self._bar = tqdm(
             total=1, disable=not self._seen, dynamic_ncols=True, leave=False, miniters=1
         )
+
+    def widen(self, images: int, aside: int) -> None:
+        """Go on with a lot more: `images` in all, of which `aside` withstood all attacks before."""
+        self._images, self._aside = images, aside
 
     def begin(
         self,
@@ -90,9 +96,11 @@ class Decisions:
         self._counts = Counts(images - known)
         self._passes, self._seconds, self._calls = 0, 0.0, 0
         self._compiling, self._parts = compiling, []
-        if known:
+        again = attack in self._begun
+        self._begun.add(attack)
+        if known and not again:
             self._say(f"{attack}: {known} of {images} images are in the ledger")
-        if known == images:
+        if known == images or again:
             return  # nothing compiles
         if self._seen:
             self._show([LinePart(f"compiling ({compiling})")], 0, 1)
@@ -138,7 +146,8 @@ class Decisions:
         self._passes, self._seconds = self._passes + passes, self._seconds + seconds
         if self._calls == 1 and seconds < _SHORT:
             return
-        left = self._counts.left(slots=self._slots, most=most, later=later, standing=self._standing)
+        standing = self._standing - self._aside
+        left = self._counts.left(slots=self._slots, most=most, later=later, standing=standing)
         made, total = self._counts.passes, self._counts.passes + math.ceil(left.attack)
         time_left = (left.attack + left.later) * self._seconds / max(self._passes, 1)
         bound = "at most " if left.bound else ""

@@ -45,10 +45,11 @@ class ResultFacts(TypedDict, total=False):
     draws: parts.DrawsJudged
     search_sample: parts.SampledSearch
     clipped: parts.ClippedPixels
+    stopped: parts.StoppedSequence
 
 
 class AutoAttackResult(NamedTuple):
-    """The verdicts on N images."""
+    """The verdicts on N images: those that were met, where a rule stopped the evaluation."""
 
     clean: np.ndarray  # bool[N], classified correctly
     robust: np.ndarray  # bool[N], no attack found anything
@@ -77,7 +78,8 @@ class AutoAttackResult(NamedTuple):
             )
         robust = int(self.robust.sum())
         low, high = checks.binomial_interval(robust, n)
-        lines.append(f"robust {robust} of {n}, 95 % interval {low:.1%} to {high:.1%}")
+        within = f", 95 % interval {low:.1%} to {high:.1%}" if "stopped" not in self.about else ""
+        lines.append(f"robust {robust} of {n}{within}")
         lines += records.notes_of(self.measured().record)
         lines += [f"flag {name}: {text}" for name, text in self.flags.items()]
         return "\n".join(lines)
@@ -88,8 +90,10 @@ class AutoAttackResult(NamedTuple):
         ball = {"norm": about["norm"], "epsilon": about["epsilon"]}
         attacks: list[Any] = [ball | settings for settings in self.attacks]
         costs: list[Any] = [cost._asdict() for cost in self.costs]
-        names = ("replayed", "robust_beyond", "draws", "search_sample", "clipped")
+        names = ("replayed", "robust_beyond", "draws", "search_sample", "clipped", "stopped")
         noted: dict[str, Any] = {name: about.get(name) for name in names}
+        if "stopped" in about:
+            noted["image_ids"] = about["image_ids"]
         record = AccuracyRecord(
             attacks=attacks,
             clean=float(self.clean.mean()) if n else None,
@@ -119,7 +123,7 @@ class AutoAttackResult(NamedTuple):
             own,
             **stated,
             **evaluated,
-            interval=records.intervals(own.clean, own.robust, n),
+            interval=None if own.stopped else records.intervals(own.clean, own.robust, n),
             costs=records.with_step_rules(own.costs or ()),
             evaluation=records.number_of(identity),
             model={
@@ -139,7 +143,7 @@ class AutoAttackResult(NamedTuple):
         method = names if self.about["chosen"] else f"autoattack {self.about['version']}"
         if draws := self.about.get("draws"):
             method += f", {randomised.VerdictRule(draws['rule'], draws['draws']).words()}"
-        return method
+        return f"{method}, stopped" if "stopped" in self.about else method
 
     def record(self, **known: Unpack[CallerFacts]) -> dict[str, Any]:
         """Make the record of the accuracies: versions, device, attacks, ball, seed, hashes.

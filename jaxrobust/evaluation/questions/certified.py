@@ -31,8 +31,6 @@ Certificates = dict[int, Certificate]  # by the place of the image
 def settled(given: GivenFlags) -> GivenFlags:
     """Refuse flags that contradict `--certify`."""
     if given.certify is None:
-        if given.alpha is not None:
-            raise ValueError(f"--alpha={given.alpha:g} has no effect without --certify")
         return given
     try:
         smoothing.check(settings(given))

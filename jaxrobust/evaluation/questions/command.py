@@ -20,6 +20,7 @@ from jaxrobust.evaluation.questions import (
     flags,
     questions,
     several,
+    stops,
     three_norms,
 )
 from jaxrobust.evaluation.questions import target as subjects
@@ -56,6 +57,8 @@ def evaluated(
     """Make the records that the command asks for, and name the folder that keeps them."""
     given = flags.placed(given)
     flags.check(given)
+    many = {"--image_size": len(sizes) > 1, "--threat": len(threats) > 1, "--ladder": bool(ladder)}
+    stops.check_flags(given, [name for name, there in many.items() if there])
     if given.worst_case:
         three_norms.check(given, ladder)
     given = certified.settled(corrupted.settled(given))
@@ -131,7 +134,7 @@ def _of_size(
     shared = {key: getattr(given, key) for key in Question._fields if key in GivenFlags._fields}
     shared["preprocessing"] = subjects.preprocessing(origin, size, source, given.preprocessing)
     if given.certify is not None:
-        shared["draws"] = None  # of the noise
+        shared |= {"draws": None, "alpha": None}  # which are of the noise
     question = Question(**shared, images=given.n)
     name = re.sub(r"[^\w.-]+", "-", subject.network.name)
     place = out or (run / "evaluation" if run else Path("runs") / f"evaluation-{name}")
@@ -139,6 +142,7 @@ def _of_size(
     for own, each in asking:
         if each.ball.epsilon or not climbs:
             questions.check(own, each, source)
+    stops.check_images(question, len(source))
     with _of("looking at what tells this network and these images from others"):
         evaluation = Evaluation(subject, source, which, weights, question, place)
     if climbs:

@@ -69,7 +69,10 @@ class GivenFlags(NamedTuple):
     corruptions: str | None = None
     frost: str | None = None
     certify: float | None = None
+    against: str | None = None
     alpha: float | None = None
+    tie: float | None = None  # points
+    until_width: float | None = None  # points
 
 
 def placed(given: GivenFlags) -> GivenFlags:

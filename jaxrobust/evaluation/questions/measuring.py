@@ -21,6 +21,7 @@ from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import parts
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
+from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.devices import sharding
@@ -59,6 +60,7 @@ def searched(
     standing: np.ndarray | None = None,
     beyond: np.ndarray | None = None,
     replay: Sequence[Path] = (),
+    stop: StopRule | None = None,
 ) -> Measured:
     """Measure accuracy before and after AutoAttack, or attacks of it; print how it goes."""
     labels, places = prepared.labels(), np.arange(len(prepared))
@@ -85,6 +87,7 @@ def searched(
         robust_beyond=None if beyond is None else beyond[places],
         rule=question.rule,
         draws=question.draws,
+        stop=stop,
     )
     return result.measured()
 

@@ -45,6 +45,10 @@ class Question(NamedTuple):
     again: bool = False  # compute anew, beside a record that is there
     rule: str | None = None  # of verdicts of version rand, see `randomised.verdict`
     draws: int | None = None  # that it judges by
+    against: str | None = None  # stop once this record is behind or ahead: see `stops`
+    alpha: float | None = None  # of a stop; None: 0.05
+    tie: float | None = None  # points; also stop once both differ by less
+    until_width: float | None = None  # points; or stop once the interval is narrower
 
     @property
     def names(self) -> tuple[str, ...] | None:

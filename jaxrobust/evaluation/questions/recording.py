@@ -16,11 +16,12 @@ from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import fingerprint, reliability, tracing
-from jaxrobust.evaluation.questions import earlier, measuring
+from jaxrobust.evaluation.questions import earlier, measuring, stops
 from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import parts, records, trained, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
+from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.runtime.devices import hardware
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
@@ -80,6 +81,8 @@ class Evaluation:
 
     def record(self, subject: Subject) -> AccuracyRecord:
         """Record one ball, computed unless it is there; the first of all processes writes it."""
+        if stops.flag(self.question):
+            return self._stopped(subject)
         number = self.number(subject)
         if there := self.recorded(number) or self._without_replay(subject):
             return there
@@ -91,6 +94,19 @@ class Evaluation:
         ledgers = self.ledgers_to_replay(subject, number)
         measured = self.measure(subject, number, ledgers=ledgers)
         return self.write(number, self.question.method, *measured)
+
+    def _stopped(self, subject: Subject) -> AccuracyRecord:
+        """Record an evaluation that stops, whose ledger is that of the plain one, which goes on."""
+        images = self.images.content_sha256()
+        rule, about = stops.rule(self.question, subject, self.source, images)
+        plain = self.number(subject)
+        number = self.number(subject, stop=rule.settings())
+        if there := self.recorded(number):
+            return there
+        self.announce(subject)
+        measured = self.measure(subject, plain, stop=rule)
+        measured = measured.noting(stopped=(measured.record.stopped or {}) | about)
+        return self.write(number, f"{self.question.method}, stopped", *measured)
 
     def number(self, subject: Subject, **more: Any) -> str:
         """Choose the number of an evaluation, the same in all processes."""
@@ -196,6 +212,7 @@ class Evaluation:
         standing: np.ndarray | None = None,
         beyond: np.ndarray | None = None,
         ledgers: Sequence[Path] = (),
+        stop: StopRule | None = None,
     ) -> Measured:
         """Measure what one ball's record needs."""
         if not self.question.searches:
@@ -218,6 +235,7 @@ class Evaluation:
             standing=standing,
             beyond=beyond,
             replay=[*ledgers, *self.given],
+            stop=stop,
         )
         clean = measured.record.clean
         if subject.flag and standing is None and clean is not None and clean < _LOW:
@@ -267,13 +285,17 @@ class Evaluation:
             weights_sha256=hashes.weights_sha256(named.params, named.stats) if named else None,
             dataset=source.name,
             split=source.split,
-            image_ids=records.ids_of(question.images),
+            image_ids=record.image_ids or records.ids_of(question.images),
             preprocessing=question.preprocessing or "",
             dtype="float32" if named else None,
             seed=question.seed,
             flags=record.flags | trained.flags(training),
             verdicts=None if own is None else verdicts.file_of(number),
-            interval=records.intervals(record.clean, record.robust, question.images),
+            interval=(
+                None
+                if record.stopped
+                else records.intervals(record.clean, record.robust, question.images)
+            ),
             costs=records.with_step_rules(record.costs or ()),
             size=self.size,
             training=training,

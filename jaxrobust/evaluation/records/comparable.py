@@ -1,13 +1,19 @@
 """Whether the verdicts of several records may be compared: what was done, beside the settings."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxrobust.attacks.ensembles import CUSTOM, VERSIONS
+from jaxrobust.data.transforms.preparing import same_preprocessing
+from jaxrobust.evaluation.records import pairs, sequential
+from jaxrobust.evaluation.records.pairs import Paired
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
+from jaxrobust.runtime.processes import hosts
+
+OTHER_PICTURES = "the images or labels of the same names are others"
 
 
 def procedure(record: AccuracyRecord) -> dict[str, Any]:
@@ -42,7 +48,8 @@ def pictures(record: AccuracyRecord) -> tuple[Any, ...] | None:
     The command hashes what the data set has, and a program the arrays: these are never equal.
     """
     own = (record.fingerprint or {}).get("images")
-    how = (record.image_ids, record.preprocessing, record.images_sha256 is not None)
+    whole = (record.stopped or {}).get("images") or record.image_ids  # which the hash is of
+    how = (whole, record.preprocessing, record.images_sha256 is not None)
     return (*how, own) if own else None
 
 
@@ -50,6 +57,81 @@ def other_pictures(one: AccuracyRecord, other: AccuracyRecord) -> bool:
     """Tell whether two records are surely of other images or labels, whatever their names."""
     a, b = pictures(one), pictures(other)
     return bool(a and b and a[:-1] == b[:-1] and a != b)
+
+
+_ORDER = "order of images, by its seed"
+# Keys that only some records have; the labels tell other lists and classes apart as well.
+_OPTIONAL = (
+    *("list of images", "list of classes", "image size", "type of the search"),
+    *("version", "each attack of a union", _ORDER),
+)
+
+
+_NO_SETTING = ("name", "norm", "epsilon")
+_FIELDS = {"data set": "dataset", "split": "split", "list of images": "ids_sha256"}
+_FIELDS |= {"list of classes": "classes_sha256", "image size": "image_size"}
+_FIELDS |= {"preprocessing": "preprocessing", "type of the search": "search_dtype"}
+
+
+def balls(record: AccuracyRecord) -> list[tuple[str, str]]:
+    """List norm and radius of each attack, as messages have them."""
+    return [(threat.norm, f"{threat.epsilon:.6g}") for threat in record.threats]
+
+
+def question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
+    """Yield what two records must share for their verdicts to be compared, by names for people."""
+    yield from ((name, getattr(record, field)) for name, field in _FIELDS.items())
+    yield from procedure(record).items()
+    yield _ORDER, stop_order([record])
+    attacks, own = record.attacks, balls(record)
+    for at, kind in enumerate(("norm", "radius")):
+        yield kind, ", ".join(dict.fromkeys(ball[at] for ball in own))
+    yield "attacks", ", ".join(attack["name"] for attack in attacks)
+    for attack, ball in zip(attacks, own, strict=True):
+        of = f" ({' '.join(ball)})" if len(set(own)) > 1 else ""
+        settings = {key: value for key, value in attack.items() if key not in _NO_SETTING}
+        yield from ((f"{attack['name']}: {key}{of}", value) for key, value in settings.items())
+
+
+def question_differences(
+    there: AccuracyRecord, here: AccuracyRecord, but: Collection[str] = ()
+) -> str:
+    """Say how the questions of two records differ, without the keys in `but`; "": they do not."""
+    questions = [
+        {key: value for key, value in question(record) if key not in but}
+        for record in (there, here)
+    ]
+    for key in _OPTIONAL:
+        if any(one.get(key) is None for one in questions):
+            questions = [one | {key: None} for one in questions]
+    how = [one["preprocessing"] for one in questions]
+    if all(how) and same_preprocessing(how[1], how[0], questions[0]["image size"] or 224):
+        questions[1]["preprocessing"] = how[0]  # RobustBench names some of ours
+    attacked = [{attack["name"] for attack in record.attacks} for record in (there, here)]
+    lone = tuple(f"{name}: " for name in attacked[0] ^ attacked[1])  # "attacks" says it
+    questions = [{k: v for k, v in one.items() if not k.startswith(lone)} for one in questions]
+    return hosts.differences(*questions)
+
+
+def stop_order(records: Sequence[AccuracyRecord]) -> int | None:
+    """Find the seed of the order in which one of several evaluations stopped; None: none did."""
+    seeds = [record.stopped["order_seed"] for record in records if record.stopped]
+    return seeds[0] if seeds else None
+
+
+def paired(
+    records: Sequence[AccuracyRecord], ids: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> Paired:
+    """Compare two lists of verdicts on images with these ids, of records among `records`.
+
+    Where one of the records stopped when its numbers said so, intervals and p-values of a fixed
+    number of images do not hold: then they are those of sequences, in its order of images.
+    """
+    seed = stop_order(records)
+    if seed is None or not len(ids):
+        return pairs.compare(first, second)
+    order = sequential.order(seed, ids.tolist())
+    return sequential.compare(first[order], second[order])
 
 
 def replayed(own: Verdicts) -> np.ndarray:

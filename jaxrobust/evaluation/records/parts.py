@@ -187,3 +187,25 @@ class SampledSearch(TypedDict):
     at_most: float  # share of all survivors that would be, with 95 % confidence
     fooled_of_all: int | None  # once all of them were searched again; None: they were not
     robust_at_least: float  # accuracy that such a search of all would have left, so far as known
+
+
+class StoppedSequence(TypedDict, total=False):
+    """When and why an evaluation stopped before its images ended, and what it knows of all."""
+
+    stopped_after: int  # images that were decided, the first ones of the order
+    of: int  # images that could be met
+    images: str  # ids of all images of the evaluation
+    rule: str  # what stopped it: "ahead", "tie", "width", or "images", which ended
+    alpha: float  # probability of an error, of each claim, over all looks together
+    order_seed: int  # of the order of the images
+    clean: Interval  # the sequence's bounds of the accuracies on all those images
+    robust: Interval
+    until_width: float  # that was asked for, a share
+    tie: float  # the same
+    leads: str  # "this" or "other"
+    difference: Interval  # of the robust accuracies, this minus the other
+    gained: int  # images that this network alone withstands
+    lost: int
+    e_value: float  # the largest, that their shares are not equal
+    against_sha256: str  # of the ids and verdicts that it was compared with
+    against: dict[str, Any]  # the record that has these: its evaluation, model and weights

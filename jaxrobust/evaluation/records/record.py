@@ -92,6 +92,7 @@ class AccuracyRecord:
     draws: parts.DrawsJudged | None = None  # of a randomised network
     search_sample: parts.SampledSearch | None = None
     clipped: parts.ClippedPixels | None = None
+    stopped: parts.StoppedSequence | None = None  # it ended once it was decided: `interval` is None
     function: parts.UserFunction | None = None
     damaged: list[str] | None = None  # images that a test could not read
     published_by: str | None = None  # who measured it, where that was not this package

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrobust.attacks import registry
 from jaxrobust.evaluation.network import checks, randomised
-from jaxrobust.evaluation.records import comparable, parts, verdicts
+from jaxrobust.evaluation.records import comparable, parts, stopping, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime.files import jsonl
@@ -21,6 +21,9 @@ _CLIPPED = (
     "{pixels} pixels of {images} images lay up to {largest:.2g} outside [0, 1], as a resize leaves "
     "them, and were clipped"
 )
+
+# What is a stopped evaluation's rule, not its finding.
+_RULE = ("alpha", "order_seed", "until_width", "tie", "against_sha256", "against")
 
 
 def with_step_rules(costs: Iterable[parts.AttackCost]) -> list[parts.AttackCost]:
@@ -80,6 +83,9 @@ def identity(result: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what tells an evaluation from others, which neither its findings nor its versions do."""
     exact = {key: value for key, value in result["fingerprint"].items() if isinstance(value, str)}
     own = {key: value for key, value in result.items() if key not in ("search_sample", "clipped")}
+    if stopped := own.get("stopped"):
+        own["stopped"] = {key: stopped[key] for key in _RULE if key in stopped}
+        own["image_ids"] = stopped["images"]
     if draws := own.get("draws"):
         own["draws"] = {key: draws[key] for key in ("rule", "draws")}
     return own | {"fingerprint": exact}
@@ -143,7 +149,8 @@ def attack_line(record: AccuracyRecord) -> str:
 
 def notes_of(record: AccuracyRecord) -> list[str]:
     """Write the lines for people on what only some evaluations have to say."""
-    lines = [_CLIPPED.format(**record.clipped)] if record.clipped else []
+    lines = [stopping.line(record.stopped)] if record.stopped else []
+    lines += [_CLIPPED.format(**record.clipped)] if record.clipped else []
     return [*lines, draws_line(record.draws)] if record.draws else lines
 
 

@@ -35,12 +35,29 @@ def evaluate(one: ReportedEvaluation, workdir: str | None) -> str:
     split = None if of_files else record.split
     images = {"dataset": record.dataset, "split": split, "preprocessing": record.preprocessing}
     words += [word for flag, value in images.items() if value for word in (f"--{flag}", value)]
-    if one.images and str(record.image_ids).startswith("0.."):
-        words += ["--n", str(one.images)]
-    words += [*_attack(record), *_judged(record), "--seed", str(record.seed or 0)]
+    ids, count = str(record.image_ids), one.images
+    if record.stopped:
+        ids = str(record.stopped.get("images"))
+        count = int(ids.partition("..")[2] or -1) + 1 if re.fullmatch(r"0\.\.\d+", ids) else 0
+    if count and ids.startswith("0.."):
+        words += ["--n", str(count)]
+    words += [*_attack(record), *_judged(record), *_stop(record), "--seed", str(record.seed or 0)]
     if record.search_dtype == "bfloat16":
         words += ["--search_dtype", "bfloat16"]
     return shlex.join(words)
+
+
+def _stop(record: AccuracyRecord) -> list[str]:
+    stopped = record.stopped
+    if not stopped:
+        return []
+    points = {"tie": stopped.get("tie"), "until_width": stopped.get("until_width")}
+    words = [
+        w for name, share in points.items() if share for w in (f"--{name}", f"{100 * share:g}")
+    ]
+    if against := stopped.get("against"):
+        words = ["--against", f"FOLDER#{against.get('evaluation')}", *words]
+    return words if stopped["alpha"] == 0.05 else [*words, "--alpha", f"{stopped['alpha']:g}"]
 
 
 def _judged(record: AccuracyRecord) -> list[str]:

@@ -53,8 +53,8 @@ def overlays(runs: Sequence[ReportedRun]) -> Html | None:
 def groups(evaluations: Sequence[ReportedEvaluation]) -> list[list[ReportedEvaluation]]:
     """Return evaluations of different networks that answer the same question, with verdicts."""
     same: dict[str, dict[str, ReportedEvaluation]] = {}
-    for one in evaluations:
-        if one.verdicts is not None:
+    for one in sorted(evaluations, key=lambda one: one.record.stopped is not None):
+        if one.verdicts is not None:  # a whole evaluation of a network before one that stopped
             same.setdefault(sentences.question(one), {}).setdefault(sentences.identity(one), one)
     return [list(own.values()) for own in same.values() if len(own) > 1]
 
@@ -64,7 +64,8 @@ def difference(first: ReportedEvaluation, other: ReportedEvaluation, key: str) -
     (a, b), left_out = _of_both(first, other)
     if left_out.all() or (a.labels != b.labels).any():
         return None
-    return pairs.compare(getattr(a, key)[~left_out], getattr(b, key)[~left_out])
+    both = (getattr(a, key)[~left_out], getattr(b, key)[~left_out])
+    return comparable.paired([first.record, other.record], a.image_ids[~left_out], *both)
 
 
 def _of_both(
@@ -86,7 +87,9 @@ def part(evaluations: Sequence[ReportedEvaluation]) -> Html | None:
     lead = (
         "Networks that were attacked in the same way are compared on the same images. The interval "
         "is Tango's for paired proportions; p is McNemar's exact test, corrected by Holm for the "
-        "number of comparisons. What can be told apart (p below 0.05) is drawn in orange."
+        "number of comparisons. Where an evaluation stopped when its numbers said so, both are "
+        "those of a sequence, which hold whenever one looks. What can be told apart (p below 0.05) "
+        "is drawn in orange."
     )
     return tag("section", tag("h2", "Differences, image by image"), tag("p", lead), shown)
 
@@ -103,11 +106,13 @@ def _group(own: Sequence[ReportedEvaluation], key: str) -> Html | None:
         bars = []
         for (other, d), p in zip(known, corrected, strict=True):
             label, apart, needed = _label(other), bool(p < _LEVEL), pairs.images_needed(d)
+            stopped = comparable.stop_order([first.record, other.record]) is not None
             bars.append(Bar(label, d.difference, d.low, d.high, strong=apart))
             points, low, high = (f"{100 * v:+.1f}" for v in (d.difference, d.low, d.high))
-            enough = "-" if apart or needed is None else f"{needed:,}"
+            enough = "-" if apart or needed is None or stopped else f"{needed:,}"
+            within = f"{low} to {high}{' (sequence)' if stopped else ''}"
             counts = (f"{d.n:,}", f"{d.gained:,}", f"{d.lost:,}")
-            rows.append((label, what, points, f"{low} to {high}", f"{p:.3g}", *counts, enough))
+            rows.append((label, what, points, within, f"{p:.3g}", *counts, enough))
         title = f"{what.capitalize()} accuracy minus that of {_label(first)}"
         axis = Axis("difference", percent=True)
         drawn.append(figures.rows(f"{key}-{what}", title, bars, axis, names=("difference", "")))

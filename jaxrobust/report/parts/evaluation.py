@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import records, stopping
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import figures
@@ -14,7 +14,7 @@ from jaxrobust.report.drawing.figures import Axis, Bar, Line
 from jaxrobust.report.drawing.markup import Child, Html, doubts, remark, table, tag
 from jaxrobust.report.gathered import ReportedEvaluation, ReportedRun
 from jaxrobust.report.parts import commands, confusion, sentences
-from jaxrobust.report.parts.sentences import between, interval, percent
+from jaxrobust.report.parts.sentences import between, interval, interval_name, percent
 
 _CLASSES = 40  # that a figure names; of more the lowest 30 and the highest 10
 _COSTS = (
@@ -94,7 +94,9 @@ def _left(one: ReportedEvaluation, key: str) -> Html:
     for name, value in _after(one):
         known = _INTERVALS.get(name)
         ends = interval(one, known) if known else None
-        if ends is None and one.images and name != _CORRUPTED:
+        if one.record.stopped:
+            ends = stopping.bounds_of(one.record.stopped, value)
+        elif ends is None and one.images and name != _CORRUPTED:
             ends = checks.binomial_interval(round(value * one.images), one.images)
         rows.append(Bar(name, value, *(ends or (None, None))))
     union = one.record.method == sentences.UNION
@@ -102,6 +104,8 @@ def _left(one: ReportedEvaluation, key: str) -> Html:
     if _each(one.record):
         head = "Accuracy under each attack and under all"
     note = "Bars: exact 95 % intervals." if one.images else ""
+    if one.record.stopped:
+        note = f"Bars: {interval_name(one)}."
     return figures.rows(key, head, rows, _ACCURACY, names=("right", ""), note=note)
 
 
@@ -135,10 +139,14 @@ def _classes(one: ReportedEvaluation, key: str) -> Html | None:
         return None
     rows = []
     for label, (n, clean, robust) in by_class(one.verdicts).items():
-        ends = checks.binomial_interval(robust, n)
+        ends: tuple[Any, Any] = checks.binomial_interval(robust, n)
+        if one.record.stopped:
+            ends = None, None
         rows.append(Bar(one.class_name(label), robust / n, *ends, clean / n))
     order = sorted(rows, key=lambda row: row.value or 0.0)
     note = "Sorted; bars: exact 95 % intervals of robust accuracy."
+    if one.record.stopped:
+        note = "Sorted, of the images that were met; classes have no sequences."
     if len(order) > _CLASSES:
         note = f"The 30 lowest and the 10 highest of {len(order):,} classes. {note}"
         order = order[:30] + order[-10:]
@@ -192,7 +200,8 @@ def overview(evaluations: Sequence[ReportedEvaluation]) -> Html:
             one.name,
             percent(one.record.clean),
             percent(one.record.robust),
-            between(interval(one, "clean" if one.record.robust is None else "robust")),
+            between(interval(one, "clean" if one.record.robust is None else "robust"))
+            + (" (sequence)" if one.record.stopped else ""),
             ", ".join(sentences.balls(one.record)) or "-",
             sentences.method(one.record),
             f"{one.images:,}" if one.images else "-",

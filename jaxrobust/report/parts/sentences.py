@@ -28,12 +28,25 @@ def between(ends: Sequence[float] | None) -> str:
 
 
 def interval(one: ReportedEvaluation, key: Literal["clean", "robust"]) -> Sequence[float] | None:
-    """Return the exact 95 % interval of `clean` or `robust`, of the record or of its images."""
+    """Return the exact 95 % interval of `clean` or `robust`, of the record or of its images.
+
+    Of an evaluation that stopped when its numbers said so, these are its sequence's bounds, which
+    `interval_name` calls so.
+    """
+    if stopped := one.record.stopped:
+        return stopped.get(key)
     own = one.record.interval and one.record.interval.get(key)
     if own or not one.images:
         return own
     accuracy = {"clean": one.record.clean, "robust": one.record.robust}[key]
     return records.interval(accuracy, one.images)
+
+
+def interval_name(one: ReportedEvaluation) -> str:
+    """Name what `interval` returns, for people."""
+    if stopped := one.record.stopped:
+        return f"{100 * (1 - stopped['alpha']):g} % sequence for all {stopped['of']:,} images"
+    return "95 % interval"
 
 
 def ball(attack: parts.AttackSettings) -> str:
@@ -72,7 +85,7 @@ def headline(one: ReportedEvaluation) -> str:
         return f"{one.name}: {network(one)}, {_certified(record.certified, where)}"
     text = f"{one.name}: {network(one)} classifies {clean} of {where} correctly"
     if ends := interval(one, "clean"):
-        text += f" (95 % interval {between(ends)})"
+        text += f" ({interval_name(one)} {between(ends)})"
     if record.robust is None:
         return f"{text}; it was not attacked."
     ends = interval(one, "robust")
@@ -105,7 +118,7 @@ def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
             "attack can only find more, so the robust accuracy is at most this."
         )
     ends = interval(one, "clean" if record.robust is None else "robust")
-    if n and n < _FEW and ends:
+    if n and n < _FEW and ends and not record.stopped:
         reasons.append(
             f"Only {n:,} images were evaluated, so the 95 % interval is "
             f"{100 * (ends[1] - ends[0]):.1f} points wide."
@@ -131,7 +144,8 @@ def _is_standard(record: AccuracyRecord) -> bool:
         return False
     names = [attack.get("name") for attack in record.attacks]
     whole = {"apgd-ce", "apgd-t", "fab-t", "square"} <= set(names)
-    return record.method == STANDARD or (record.method == UNION and whole)
+    method = str(record.method).removesuffix(", stopped")
+    return method == STANDARD or (record.method == UNION and whole)
 
 
 def chosen(gathered: Gathered) -> list[ReportedEvaluation]:
@@ -150,7 +164,7 @@ def chosen(gathered: Gathered) -> list[ReportedEvaluation]:
         trained = radii.get(one.run) if one.run else None
         same = any(a.get("epsilon") == trained for a in attacks)
         more = one.images, len(attacks), str(record.time or "")
-        return min(one.images, _TRIAL), *attacked, same, *more
+        return min(one.images, _TRIAL), not record.stopped, *attacked, same, *more
 
     for one in gathered.evaluations:
         key = str(one.run.resolve() if one.run else identity(one))

@@ -104,10 +104,11 @@ class RefusedTest(CommandCase):
         ({"threat": ["l2:0.5"]}, "--certify finds the radius of each .*; leave --threat out"),
         ({"ladder": "l2:0:1:3"}, "--certify finds the radius of each .*; leave --ladder out"),
         ({"attack": "pgd-3"}, "--certify attacks nothing; leave --attack=pgd-3 out"),
+        ({"until_width": "2"}, "--until_width stops attacks, and --certify has none; leave one"),
         ({"rule": "mean"}, "--rule has no effect on --certify; leave it out"),
         ({"noreplay": True}, "--noreplay has no effect on --certify; leave it out"),
         ({"version": "rand"}, "--certify is of networks without draws; leave --version=rand"),
-        ({"certify": None, "alpha": "0.1"}, "--alpha=0.1 has no effect without --certify"),
+        ({"certify": None, "alpha": "0.1"}, "--alpha=0.1 belongs to .* or --certify; give that"),
     )
     def test_with_one_sentence(self, given, sentence):
         code, _, said = self.evaluate(**given)

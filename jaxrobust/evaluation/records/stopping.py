@@ -1,0 +1,184 @@
+"""When an evaluation has seen enough: its rule, and what it says of the images so far."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.evaluation.records import parts, sequential
+from jaxrobust.evaluation.records.verdicts import Verdicts
+
+AHEAD, TIE, WIDTH, ENDED = "ahead", "tie", "width", "images"  # which rule stopped an evaluation
+RULES = (AHEAD, TIE, WIDTH, ENDED)
+_LARGEST = 300.0  # digits of an e-value
+
+
+class StopRule(NamedTuple):
+    """Says when an evaluation is decided, by evidence that may be looked at at any time.
+
+    Either `width` or `against` is given. Shares are fractions: two points are 0.02.
+    """
+
+    width: float | None = None  # stop when the robust accuracy's interval is narrower
+    against: Verdicts | None = None  # stop when one of two networks is ahead on these images
+    tie: float | None = None  # or when their accuracies differ by less than this
+    alpha: float = 0.05  # probability of an error, of each claim, over all looks
+
+    def check(self, ids: np.ndarray, labels: np.ndarray) -> None:
+        """Raise `ValueError` for a rule that cannot be meant on images with ids and labels."""
+        if not 0 < self.alpha < 1:
+            raise ValueError(
+                f"alpha={self.alpha:g} is the probability of a false alarm; give one between 0 and "
+                "1, such as 0.05"
+            )
+        if (self.width is None) == (self.against is None):
+            raise ValueError("a rule stops at a width or against other verdicts; give one of them")
+        if self.tie is not None and (self.against is None or not 0 < self.tie < 1):
+            what = "needs verdicts to compare with" if self.against is None else "is no share"
+            raise ValueError(f"tie={self.tie:g} {what}; give a share such as 0.01, with `against`")
+        if not len(ids):
+            raise ValueError("there are no images to decide anything on; pass some")
+        if self.width is not None:
+            check_width(self.width, len(ids))
+        if self.against is None:
+            return
+        there, theirs, own = np.intersect1d(self.against.image_ids, ids, return_indices=True)
+        if not len(there):
+            raise ValueError("the verdicts to compare with are of none of these images")
+        wrong = int((self.against.labels[theirs] != labels[own]).sum())
+        if wrong:
+            raise ValueError(
+                f"the verdicts to compare with have other labels on {wrong} of {len(there)} images"
+            )
+
+    def places(self, seed: int, ids: np.ndarray) -> np.ndarray:
+        """Order the places of the images that can be met, i[M]: of `against`, those it has."""
+        places = sequential.order(seed, ids.tolist())
+        if self.against is None:
+            return places
+        return places[np.isin(ids[places], self.against.image_ids)]
+
+    def settings(self) -> dict[str, Any]:
+        """List what tells this rule from others, as plain values."""
+        own = {"alpha": self.alpha, "until_width": self.width, "tie": self.tie}
+        if self.against is None:
+            return own
+        columns = (self.against.image_ids, self.against.robust)
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(c).tobytes() for c in columns))
+        return own | {"against_sha256": digest.hexdigest()}
+
+    def bounds(self, right: int, seen: int, of: int) -> parts.Interval:
+        """Bound an accuracy on all images that can be met, after some of them."""
+        return list(sequential.accuracy_bounds(right, seen, of, self.alpha, self.width))
+
+    def look(
+        self, ids: np.ndarray, clean: np.ndarray, robust: np.ndarray, of: int
+    ) -> parts.StoppedSequence:
+        """Say what is known after n images; `rule` is there if it is enough, or if they end.
+
+        Args:
+          ids: u32[n], of the images so far, in the random order.
+          clean, robust: bool[n], their verdicts.
+          of: images that can be met in all.
+        """
+        n = len(ids)
+        seen: parts.StoppedSequence = {"stopped_after": n, "of": of, "alpha": self.alpha}
+        if self.against is not None:
+            seen["against_sha256"] = self.settings()["against_sha256"]
+        seen["clean"] = self.bounds(int(clean.sum()), n, of)
+        seen["robust"] = self.bounds(int(robust.sum()), n, of)
+        if self.width is not None:
+            low, high = seen["robust"]
+            seen["until_width"] = self.width
+            rule = WIDTH if high - low < self.width else None
+        else:
+            rule = self._compared(seen, ids, robust, of)
+        if rule is None and n == of:
+            rule = ENDED
+        if rule is not None:
+            seen["rule"] = rule
+        return seen
+
+    def _compared(
+        self, seen: parts.StoppedSequence, ids: np.ndarray, robust: np.ndarray, of: int
+    ) -> str | None:
+        """Add what the pairs of verdicts say; return the rule that decides, None: none does."""
+        assert self.against is not None
+        order = np.argsort(self.against.image_ids)
+        at = order[np.searchsorted(self.against.image_ids, ids, sorter=order)]
+        differences = robust.astype(np.int8) - self.against.robust[at]
+        gained, lost = (np.cumsum(differences == sign) for sign in (1, -1))
+        grown = sequential.evidence(gained, lost)
+        best = int(grown.argmax())
+        seen["gained"], seen["lost"] = int(gained[-1]), int(lost[-1])
+        seen["e_value"] = 10 ** min(float(grown[best]) / math.log(10), _LARGEST)
+        ends = sequential.difference_bounds(differences, of, self.alpha, self.tie)
+        seen["difference"] = list(ends)
+        if self.tie is not None:
+            seen["tie"] = self.tie
+        hits = np.flatnonzero(grown >= -math.log(self.alpha))
+        if len(hits):
+            seen["leads"] = "this" if gained[hits[0]] > lost[hits[0]] else "other"
+            return AHEAD
+        return TIE if self.tie is not None and self._tied(differences, of) else None
+
+    def _tied(self, differences: np.ndarray, of: int) -> bool:
+        """Tell whether differences of `tie` and more are excluded, above and below."""
+        assert self.tie is not None
+        total = math.ceil(self.tie * of - 1e-9)  # 1 % of 5,000 is 50, whatever the rounding
+        how = (of, self.alpha, self.tie)
+        below = sequential.difference_evidence(differences, total, *how)[1]
+        above = sequential.difference_evidence(differences, -total, *how)[0]
+        return min(float(below.max()), float(above.max())) >= math.log(2 / self.alpha)
+
+
+def check_width(width: float, images: int) -> None:
+    """Raise `ValueError` for a width that an accuracy of so many images cannot have."""
+    if not 0 < width < 1:
+        raise ValueError(f"a width of {100 * width:g} points is none; give one of 0 to 100")
+    if width * images <= 1:
+        raise ValueError(
+            f"a width of {100 * width:g} points is below what {images} images can give, whose "
+            f"accuracies are {100 / images:.3g} points apart; evaluate more images, or give more"
+        )
+
+
+def bounds_of(stopped: parts.StoppedSequence, accuracy: float) -> parts.Interval:
+    """Bound another accuracy of the images of a stopped evaluation, as after one of its attacks."""
+    n, width = stopped["stopped_after"], stopped.get("until_width")
+    how = (stopped["of"], stopped["alpha"], width)
+    return list(sequential.accuracy_bounds(round(accuracy * n), n, *how))
+
+
+def line(stopped: parts.StoppedSequence) -> str:
+    """Write for people when and why an evaluation stopped, and its sequence's bounds."""
+    n, of, level = stopped["stopped_after"], stopped["of"], 100 * (1 - stopped["alpha"])
+    head = "stopped after" if "rule" in stopped else "looked at"
+    text = f"{head} {n:,} of {of:,} images: {why(stopped)}; robust on all {of:,} within "
+    text += f"{between(stopped['robust'])} at all looks together ({level:g} % sequence)"
+    if "difference" not in stopped:
+        return text
+    against = stopped.get("against") or {}
+    named = f" from evaluation {against['evaluation']}" if against.get("evaluation") else ""
+    return (
+        f"{text}; the difference{named} within {between(stopped['difference'])}, "
+        f"{stopped['gained']} gained, {stopped['lost']} lost, e-value {stopped['e_value']:.3g}"
+    )
+
+
+def why(stopped: parts.StoppedSequence) -> str:
+    """Say which rule stopped an evaluation, and what it found."""
+    return {
+        AHEAD: f"{'this' if stopped.get('leads') == 'this' else 'the other'} network is ahead",
+        TIE: f"they differ by less than {100 * (stopped.get('tie') or 0):g} points",
+        WIDTH: f"the interval is below {100 * (stopped.get('until_width') or 0):g} points",
+        ENDED: "there are no more images, and nothing was decided",
+        None: "not decided yet",
+    }[stopped.get("rule")]
+
+
+def between(ends: Sequence[float]) -> str:
+    """Write an interval for people, in per cent."""
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
