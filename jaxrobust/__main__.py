@@ -34,6 +34,9 @@ COMMANDS = {
     "select": Command("select", "RUN", "chooses a run's weights on held-out images"),
     "compare": Command("compare", "A B", "tells whether two evaluations really differ"),
     "verify": Command("verify", "BUNDLE --weights W", "checks a claimed robust accuracy"),
+    "board": Command(
+        "analysis.board", "BUNDLES --out SITE", "makes a page of bundles that verified"
+    ),
     "models": Command("models", "", "lists architectures and checkpoints that load"),
     "scaling": Command("scaling", "5e9", "says how deep and wide a network should be"),
     "import": Command(
@@ -68,6 +71,7 @@ _BEFORE: dict[str, tuple[Callable[[], None], ...]] = {  # a command's module is 
     "doctor": (*_SEARCHING, _LOADING),
     "estimate": _SEARCHING,
     "verify": (*_SEARCHING, arguments.quiet_libraries),
+    "board": (*_SEARCHING, arguments.quiet_libraries),
     # The accelerator is the training's.
     "report": (functools.partial(os.environ.update, JAX_PLATFORMS="cpu"),),
     **dict.fromkeys(("select", "analyse", "landscape"), (keep_large_buffers,)),
