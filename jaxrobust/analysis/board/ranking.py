@@ -92,7 +92,8 @@ def ranked(rows: Sequence[BoardEntry]) -> list[Standing]:
     """
     order = sorted(rows, key=lambda one: (-one.robust, -one.clean, one.name, one.numbers))
     asked = list(itertools.combinations(range(len(order)), 2))
-    shared = [_discordant(order[a], order[b]) for a, b in asked]
+    decided = [comparable.replayed(one.verdicts) for one in order]
+    shared = [_discordant(order[a], order[b], decided[a], decided[b]) for a, b in asked]
     counts = np.array(shared, int).reshape(-1, 3)
     corrected = pairs.holm(pairs.mcnemar(counts[:, 1], counts[:, 2]))
     p = dict(zip(asked, corrected.tolist(), strict=True))
@@ -108,20 +109,18 @@ def ranked(rows: Sequence[BoardEntry]) -> list[Standing]:
     return standings
 
 
-def _discordant(one: BoardEntry, other: BoardEntry) -> tuple[int, int, int]:
+def _discordant(one: BoardEntry, other: BoardEntry, *decided: np.ndarray) -> tuple[int, int, int]:
     """Count the images that both have, and those that only the second, or only the first, keeps.
 
     Images are the same by their place in the same split, else by the hash of what the network
-    sees. Those that a replayed point decided in either are left out, as `jaxrobust compare` does.
+    sees. Those that a replayed point `decided`, bool[N] of each of the two, are left out, as
+    `jaxrobust compare` does.
     """
     places = one.images == other.images
     keys = [e.verdicts.image_ids if places else e.sha256 for e in (one, other)]
-    _, *at = np.intersect1d(keys[0], keys[1], return_indices=True)
-    seen = [e.verdicts for e in (one, other)]
-    decided = np.any(
-        [comparable.replayed(v)[where] for v, where in zip(seen, at, strict=True)], axis=0
-    )
-    labels = [v.labels[where] for v, where in zip(seen, at, strict=True)]
-    counted = ~decided & (labels[0] == labels[1])
-    first, second = (v.robust[where][counted] for v, where in zip(seen, at, strict=True))
-    return len(first), int((second & ~first).sum()), int((first & ~second).sum())
+    _, first, second = np.intersect1d(keys[0], keys[1], return_indices=True)
+    seen, beside = one.verdicts, other.verdicts
+    counted = ~(decided[0][first] | decided[1][second])
+    counted &= seen.labels[first] == beside.labels[second]
+    ours, theirs = seen.robust[first][counted], beside.robust[second][counted]
+    return len(ours), int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
