@@ -36,6 +36,9 @@ COMMANDS = {
     "figure": Command("results.figure", "A B --out F.pdf", "draws records as papers show them"),
     "runs": Command("results.runs", "[FOLDER]", "lists trainings and evaluations, newest first"),
     "verify": Command("verify", "BUNDLE --weights W", "checks a claimed robust accuracy"),
+    "board": Command(
+        "analysis.board", "BUNDLES --out SITE", "makes a page of bundles that verified"
+    ),
     "models": Command("models", "", "lists architectures and checkpoints that load"),
     "scaling": Command("scaling", "5e9", "says how deep and wide a network should be"),
     "import": Command(
@@ -70,6 +73,7 @@ _BEFORE: dict[str, tuple[Callable[[], None], ...]] = {  # a command's module is 
     "doctor": (*_SEARCHING, _LOADING),
     "estimate": _SEARCHING,
     "verify": (*_SEARCHING, arguments.quiet_libraries),
+    "board": (*_SEARCHING, arguments.quiet_libraries),
     # The accelerator is the training's.
     **dict.fromkeys(
         ("report", "figure", "runs"), (functools.partial(os.environ.update, JAX_PLATFORMS="cpu"),)

@@ -57,7 +57,7 @@ INSIDE = {
     "report": ("drawing", "gathered", "parts", "page", "pictures", "watching"),
     "analysis": (
         *("plotting", "key_sources", "papers", "networks", "comparison", "planning"),
-        *("selection", "stages", "figures", "listing"),
+        *("selection", "stages", "figures", "listing", "board"),
     ),
     "commands": ("flags", ".", "analysis", "conversion", "results"),
 }

@@ -20,6 +20,8 @@ from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.weights.store import hashes
 
+_OTHER = "This is another network"
+
 
 class VerificationSettings(NamedTuple):
     """A bundle, the network that is to confirm it, and where its images are."""
@@ -34,8 +36,32 @@ class VerificationSettings(NamedTuple):
     batch: int | None = None
 
 
+class Verification(NamedTuple):
+    """What the forward passes confirm of a bundle, and what is said beside it."""
+
+    bundle: claims.Bundle
+    findings: claims.ClaimFindings
+    denied: list[str]  # why this does not confirm the claim, whatever the passes say
+    remark: str | None  # on the program in the bundle
+
+    @property
+    def confirmed(self) -> bool:
+        """Tell whether all of the claim is confirmed, for the record's network and images."""
+        return self.findings.whole and not self.denied
+
+
 def verify(settings: VerificationSettings) -> dict[str, Any]:
     """Print what the forward passes confirm, and return it for JSON."""
+    done = check(settings)
+    beside = [*done.denied, *filter(None, [done.remark])]
+    print("\n".join([*claims.lines(done.bundle, done.findings), *beside]))
+    other = any(line.startswith(_OTHER) for line in done.denied)
+    named = {"bundle": done.bundle.number, "other_network": other}
+    return done.findings.plain() | {"whole": done.confirmed} | named
+
+
+def check(settings: VerificationSettings) -> Verification:
+    """Try what a bundle says is misclassified on its network; `ValueError` where that cannot be."""
     if bool(settings.weights) == bool(settings.function):
         raise ValueError("give --weights W, or --function my_net.py:logits_fn, the network")
     bundle = claims.read(settings.bundle)
@@ -51,11 +77,7 @@ def verify(settings: VerificationSettings) -> dict[str, Any]:
     which, subject, weights = flags.weights(given, subject, source)
     sha256 = subject.arrays_sha256 or hashes.weights_sha256(*weights)
     prepared = _prepared(source, bundle)
-    words = [
-        _other(bundle.record, subject, sha256),
-        _other_split(bundle.about, source),
-        _other_program(bundle.folder),
-    ]
+    denied = [_other(bundle.record, subject, sha256), _other_split(bundle.about, source)]
     say(f"{subject.network.name}{f' ({which})' if which else ''} on {source.where()}")
     batch = settings.batch or 64
     network = measuring.networks_of(subject, weights)("float32")
@@ -70,10 +92,8 @@ def verify(settings: VerificationSettings) -> dict[str, Any]:
         batch=batch,
         tell=say,
     )
-    print("\n".join([*claims.lines(bundle, findings), *filter(None, words)]))
-    confirmed = findings.whole and not any(words[:2])
-    named = {"bundle": bundle.number, "other_network": bool(words[0])}
-    return findings.plain() | {"whole": confirmed} | named
+    said = [line for line in denied if line]
+    return Verification(bundle, findings, said, _other_program(bundle.folder))
 
 
 def _given(settings: VerificationSettings, record: dict[str, Any]) -> Any:
@@ -136,7 +156,7 @@ def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
     if plain(*here) == plain(*there):
         return None
     return (
-        f"This is another network than the record's, or has other weights ({network.name}, "
+        f"{_OTHER} than the record's, or has other weights ({network.name}, "
         f"sha256 {sha256[:12]}...; there {model['name']}, {str(recorded)[:12]}...): what is "
         "confirmed holds for it, and the claim itself is not confirmed"
     )

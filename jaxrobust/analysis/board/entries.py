@@ -1,0 +1,239 @@
+"""What a board knows of a network, of bundles that verified and of nothing else."""
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust import models
+from jaxrobust.analysis.board.listing import NETWORKS, ListedBundle
+from jaxrobust.evaluation.bundles import claims
+from jaxrobust.evaluation.questions import verification
+from jaxrobust.evaluation.questions.verification import Verification, VerificationSettings
+from jaxrobust.evaluation.records import comparable
+from jaxrobust.evaluation.records import record as records
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.report.parts import sentences
+from jaxrobust.runtime.commandline import functions
+
+
+class BoardEntry(NamedTuple):
+    """A network under one threat, or under several at once."""
+
+    name: str
+    weights: str  # which ones: "train, step 440, ema"
+    network: str  # that no other network shares
+    data: str  # data set and split
+    images: str  # of which places mean the same images: split and list of ids
+    threats: tuple[tuple[str, float], ...]  # norm, radius
+    attack: str
+    settings: str  # of its attacks; what is compared has the same
+    verdicts: Verdicts
+    sha256: np.ndarray  # str[N], of the clean images as they were prepared
+    split_images: int | None
+    flags: dict[str, str]
+    passes: float | None  # forward and backward, of all images; None: the bundle does not say
+    seconds: float | None
+    device: str
+    numbers: tuple[str, ...]  # of the bundles
+    commands: tuple[str, ...]  # that check them
+
+    @property
+    def n(self) -> int:
+        """Count the images."""
+        return len(self.verdicts.labels)
+
+    @property
+    def clean(self) -> float:
+        """Compute the share of images that are classified correctly as they are."""
+        return float(self.verdicts.clean.mean())
+
+    @property
+    def robust(self) -> float:
+        """Compute the share of images that nothing in the bundles fools."""
+        return float(self.verdicts.robust.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Compute the exact 95 % interval of `robust`."""
+        return claims.interval(int(self.verdicts.robust.sum()), self.n)
+
+
+def verified(listed: ListedBundle, batch: int | None = None) -> BoardEntry | str:
+    """Verify a bundle as `jaxrobust verify` does; say why where it does not verify.
+
+    A bundle comes from somebody else: whatever is wrong with it is a reason, and stops no board.
+    """
+    if not listed.flags:
+        return f"no network is named for it; give [{listed.folder.name}] of {NETWORKS} its weights"
+    try:
+        given: dict[str, Any] = {**listed.flags, "batch": batch}
+        done = verification.check(VerificationSettings(listed.folder, **given))
+        return _why(done) or entry(listed, done)
+    except (ValueError, OSError) as error:
+        return functions.of_users(error) or str(error)
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        if said := functions.of_users(error):
+            return said
+        return f"its record cannot be read ({type(error).__name__}: {error})"
+    except Exception as error:  # of a network that its maker wrote
+        if said := functions.of_users(error):
+            return said
+        raise
+
+
+def _why(done: Verification) -> str | None:
+    """Say why a bundle does not verify; None: it does."""
+    if done.confirmed:
+        return None
+    missing = [
+        f"{len(ids):,} images are not confirmed: {claims.WHY[why]}"
+        for why, ids in done.findings.unconfirmed.items()
+    ]
+    return "; ".join([*done.denied, *missing])
+
+
+def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
+    """Make the entry of a bundle that verified; `ValueError` where its record is none."""
+    about, rows = done.bundle.about, done.bundle.rows
+    record = AccuracyRecord.from_json(done.bundle.record)
+    records.check(record, str(listed.folder))
+    verdicts = Verdicts(
+        np.array([row["image"] for row in rows], np.int64),
+        np.array([row["label"] for row in rows]),
+        np.array([row["verdict"] != "clean" for row in rows]),
+        np.array([row["verdict"] for row in rows]),
+        np.zeros(len(rows)),
+        np.full(len(rows), -1),
+    )
+    model = record.model or {}
+    name = str(model.get("name"))
+    words = ["jaxrobust", "verify", listed.folder.resolve().name]
+    words += [word for key, value in listed.flags.items() for word in (f"--{key}", value)]
+    split = str(record.split).partition("[")[0]
+    images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
+    return BoardEntry(
+        name=listed.given.get("name") or name.rpartition(":")[2],
+        weights=str(record.weights or ""),
+        network=_network(record),
+        data=f"{listed.given.get('data') or record.dataset}, {split}",
+        images=json.dumps(images),
+        threats=tuple(sorted({(t.norm, float(t.epsilon)) for t in record.threats})),
+        attack=_attack(record),
+        settings=_settings(record),
+        verdicts=verdicts,
+        sha256=np.array([row["sha256"] for row in rows]),
+        split_images=about.get("split_images"),
+        flags=_flags(record),
+        passes=_sum(record, "forward", "backward"),
+        seconds=_sum(record, "seconds"),
+        device=str(record.device or ""),
+        numbers=(done.bundle.number,),
+        commands=(shlex.join(words),),
+    )
+
+
+def _network(record: AccuracyRecord) -> str:
+    """Identify a network by all that tells it from others, and how its images are prepared."""
+    model, function = record.model or {}, record.function or {}
+    name = str(model.get("name"))
+    own = [function.get("sha256"), function.get("arrays_sha256") or record.weights_sha256]
+    options = models.essential(name, model.get("options") or {})
+    return json.dumps([name.rpartition(":")[2], options, *own, record.preprocessing])
+
+
+def _attack(record: AccuracyRecord) -> str:
+    """Name an attack, and what else keeps its verdicts from being compared with others."""
+    parts = [str(record.method)]
+    if record.search_dtype not in (None, "float32"):
+        parts.append(f"searched in {record.search_dtype}")
+    if record.ladder:
+        parts.append(f"a ladder of {len(record.ladder['radii'])} radii")
+    return ", ".join(parts)
+
+
+def _settings(record: AccuracyRecord) -> str:
+    ball = ("norm", "epsilon", "step_size")  # a step is a share of the radius
+    own = [{k: v for k, v in attack.items() if k not in ball} for attack in record.attacks]
+    how = comparable.procedure(record) | {"images met by the first attack alone": None}
+    return json.dumps([own, how, record.search_dtype], sort_keys=True)
+
+
+def _flags(record: AccuracyRecord) -> dict[str, str]:
+    flags = {str(name): str(text) for name, text in record.flags.items()}
+    if tried := comparable.replayed_line(record):
+        flags["replayed"] = f"{tried}, which the attacks alone might have left standing."
+    if str(record.split).startswith("train"):
+        flags["training split"] = "The network may have been trained on these images."
+    if "+changes" in str(record.commit):
+        flags["changed code"] = "The code differed from its commit when this was measured."
+    return flags
+
+
+def _sum(record: AccuracyRecord, *keys: str) -> float | None:
+    """Add a record's costs; None where one is not said, or is no number."""
+    costs: list[Any] = list(record.costs or ())
+    values = [cost.get(key) for cost in costs for key in keys]
+    known = [v for v in values if type(v) in (int, float) and math.isfinite(v) and v >= 0]
+    return float(sum(known)) if values and len(known) == len(values) else None
+
+
+def ball(norm: str, epsilon: float) -> str:
+    """Write a threat for people: L∞ 8/255."""
+    return sentences.ball({"norm": norm, "epsilon": epsilon})
+
+
+def union(several: Sequence[BoardEntry]) -> BoardEntry | None:
+    """Put one network's entries under several threats together; None: they share no image.
+
+    An image stands where it stands in each. As every verdict is confirmed, so is the union.
+    """
+    first, place = several[0], several[0].verdicts.image_ids
+    for one in several[1:]:
+        place = np.intersect1d(place, one.verdicts.image_ids)
+    at = [np.intersect1d(place, e.verdicts.image_ids, return_indices=True)[2] for e in several]
+    pictures = np.array([one.sha256[own] for one, own in zip(several, at, strict=True)])
+    same = (pictures == pictures[0]).all(axis=0)
+    if not same.any():
+        return None
+    at = [own[same] for own in at]
+    fooled_by = np.full(int(same.sum()), "", object)
+    for one, own in zip(several, at, strict=True):
+        found, where = one.verdicts.fooled_by[own], ball(*one.threats[0])
+        named = np.array([f"{where}: {name}" if name else "" for name in found], object)
+        fooled_by = np.where(fooled_by == "", named, fooled_by)
+    clean = np.all([e.verdicts.clean[own] for e, own in zip(several, at, strict=True)], axis=0)
+    verdicts = Verdicts(*(column[at[0]] for column in first.verdicts))
+    verdicts = verdicts._replace(
+        clean=clean, fooled_by=np.where(clean, fooled_by, "clean").astype(str)
+    )
+    costs = [[getattr(one, key) for one in several] for key in ("passes", "seconds")]
+    passes, seconds = (None if None in own else sum(own) for own in costs)
+    devices = {one.device for one in several}
+    return first._replace(
+        threats=tuple(sorted(threat for one in several for threat in one.threats)),
+        attack=f"{first.attack}, each threat alone",
+        settings=json.dumps([one.settings for one in several]),
+        verdicts=verdicts,
+        sha256=first.sha256[at[0]],
+        flags=_flags_of_all(several),
+        passes=passes,
+        seconds=seconds,
+        device=", ".join(sorted(devices)),
+        numbers=tuple(number for one in several for number in one.numbers),
+        commands=tuple(command for one in several for command in one.commands),
+    )
+
+
+def _flags_of_all(several: Sequence[BoardEntry]) -> dict[str, str]:
+    """Put flags of entries together, with the threat behind the name where not all have them."""
+    flags = {}
+    for one in several:
+        for name, text in one.flags.items():
+            everywhere = all(other.flags.get(name) == text for other in several)
+            flags[name if everywhere else f"{name} ({ball(*one.threats[0])})"] = text
+    return flags
