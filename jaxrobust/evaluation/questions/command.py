@@ -212,7 +212,7 @@ def _of_one(record: AccuracyRecord, out: Path) -> str:
     weights = f" ({record.weights}), {record.dtype}" if record.weights else ""
     lines = [
         f"\n{_network(record)}{weights}",
-        f"{record.dataset}, split {record.split}, images {record.image_ids}",
+        f"{record.dataset}, split {record.split}, {_images(record)}",
         f"attack: {attack_line(record)}",
         *(f"{name:{width}} {value:7.1%}" for name, value in rows.items()),
         *(corrupted.table(record.corruptions) if record.corruptions else ()),
@@ -222,6 +222,13 @@ def _of_one(record: AccuracyRecord, out: Path) -> str:
         f"record {record.evaluation} in {out / 'results.jsonl'}",
     ]
     return "\n".join(lines)
+
+
+def _images(record: AccuracyRecord) -> str:
+    """Name the images; of those that a rule stopped at the record has the list, which is long."""
+    if record.stopped:
+        return f"{record.stopped['stopped_after']:,} images in a random order"
+    return f"images {record.image_ids}"
 
 
 def _network(record: AccuracyRecord) -> str:

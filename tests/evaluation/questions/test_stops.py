@@ -76,6 +76,7 @@ class CommandTest(parameterized.TestCase):
         self.assertIsNone(record["interval"])
         self.assertEqual(record["method"], "apgd-ce, steps 2, stopped")
         self.assertIn(f"stopped after {stopped['stopped_after']} of 200 images: this net", told)
+        self.assertIn(f"{stopped['stopped_after']} images in a random order\n", told)
         own = verdicts.read(Path("ahead", record["verdicts"]))
         order = sequential.order(0, range(N))
         self.assertEqual(own.image_ids.tolist(), sorted(order[: stopped["stopped_after"]]))
