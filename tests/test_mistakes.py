@@ -278,7 +278,7 @@ figure run --kind=attacks --out=f.jpg | f.jpg
 figure nowhere run --kind=compare --out=f.pdf | nowhere
 figure run --kind=radius --out=f.svg | run
 figure page.pt --kind=attacks --out=f.png | page.pt
-figure run --kind=certified --out=f.pdf | certified
+figure run --kind=pie --out=f.pdf | pie
 figure run --kind=radius | --out
 runs nowhere
 runs empty

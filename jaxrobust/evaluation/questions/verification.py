@@ -20,8 +20,6 @@ from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.weights.store import hashes
 
-_OTHER = "This is another network"
-
 
 class VerificationSettings(NamedTuple):
     """A bundle, the network that is to confirm it, and where its images are."""
@@ -41,8 +39,14 @@ class Verification(NamedTuple):
 
     bundle: claims.Bundle
     findings: claims.ClaimFindings
-    denied: list[str]  # why this does not confirm the claim, whatever the passes say
+    other_network: str | None  # a sentence, where it is not the record's
+    other_split: str | None  # likewise of the images
     remark: str | None  # on the program in the bundle
+
+    @property
+    def denied(self) -> list[str]:
+        """List why this does not confirm the claim, whatever the passes say."""
+        return [text for text in (self.other_network, self.other_split) if text]
 
     @property
     def confirmed(self) -> bool:
@@ -55,8 +59,7 @@ def verify(settings: VerificationSettings) -> dict[str, Any]:
     done = check(settings)
     beside = [*done.denied, *filter(None, [done.remark])]
     print("\n".join([*claims.lines(done.bundle, done.findings), *beside]))
-    other = any(line.startswith(_OTHER) for line in done.denied)
-    named = {"bundle": done.bundle.number, "other_network": other}
+    named = {"bundle": done.bundle.number, "other_network": bool(done.other_network)}
     return done.findings.plain() | {"whole": done.confirmed} | named
 
 
@@ -77,7 +80,7 @@ def check(settings: VerificationSettings) -> Verification:
     which, subject, weights = flags.weights(given, subject, source)
     sha256 = subject.arrays_sha256 or hashes.weights_sha256(*weights)
     prepared = _prepared(source, bundle)
-    denied = [_other(bundle.record, subject, sha256), _other_split(bundle.about, source)]
+    others = (_other(bundle.record, subject, sha256), _other_split(bundle.about, source))
     say(f"{subject.network.name}{f' ({which})' if which else ''} on {source.where()}")
     batch = settings.batch or 64
     network = measuring.networks_of(subject, weights)("float32")
@@ -92,8 +95,7 @@ def check(settings: VerificationSettings) -> Verification:
         batch=batch,
         tell=say,
     )
-    said = [line for line in denied if line]
-    return Verification(bundle, findings, said, _other_program(bundle.folder))
+    return Verification(bundle, findings, *others, _other_program(bundle.folder))
 
 
 def _given(settings: VerificationSettings, record: dict[str, Any]) -> Any:
@@ -156,7 +158,7 @@ def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
     if plain(*here) == plain(*there):
         return None
     return (
-        f"{_OTHER} than the record's, or has other weights ({network.name}, "
+        f"This is another network than the record's, or has other weights ({network.name}, "
         f"sha256 {sha256[:12]}...; there {model['name']}, {str(recorded)[:12]}...): what is "
         "confirmed holds for it, and the claim itself is not confirmed"
     )
