@@ -301,7 +301,7 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
 
 
 def _is_sequence(stopped: Mapping[str, Any]) -> bool:
-    """Tell whether a record's account of its stop has what is drawn of it."""
+    """Tell whether `stopped` of a record has the keys and types that the page draws."""
     numbers: tuple[str, ...] = ("stopped_after", "of", "alpha", "order_seed")
     pairs = [stopped.get(key) for key in ("clean", "robust")]
     pairs += [stopped["difference"]] if "difference" in stopped else []

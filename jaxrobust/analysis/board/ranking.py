@@ -34,7 +34,7 @@ class AttackTable(NamedTuple):
 
     @property
     def standard(self) -> bool:
-        """Tell whether this is AutoAttack's standard version, under each of the threats."""
+        """Tell whether the bundles of this table were made by standard AutoAttack."""
         return self.attack.partition(",")[0] == sentences.STANDARD
 
 

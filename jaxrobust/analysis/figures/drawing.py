@@ -8,7 +8,8 @@ import contextlib
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from jaxrobust.analysis.figures.contents import FigureContent, Series
@@ -99,39 +100,26 @@ def _attacks(content: FigureContent) -> Any:
     return figure
 
 
-def _radius(content: FigureContent) -> Any:
+def _radius(content: FigureContent, steps: bool = False) -> Any:
+    """Draw a curve of each series; with `steps` a value of all radii holds at smaller ones too."""
     figure, panel = _figure(2.0 + _legend_height(content.series))
     for at, one in enumerate(content.series):
         there = [i for i, value in enumerate(one.values) if math.isfinite(value)]
         xs = [content.places[i] for i in there]
         low, high = ([100 * one.ends[i][side] for i in there] for side in (0, 1))
-        panel.fill_between(xs, low, high, color=_COLOURS[at], alpha=0.18, linewidth=0)
+        stepped = steps and len(there) == len(one.values)  # a ladder beside it has few radii
+        band: dict[str, Any] = {"step": "pre"} if stepped else {}
+        panel.fill_between(xs, low, high, color=_COLOURS[at], alpha=0.18, linewidth=0, **band)
         panel.plot(
             *(xs, [100 * one.values[i] for i in there]),
             color=_COLOURS[at],
             marker=_MARKERS[at],
             linestyle=_DASHES[at],
+            drawstyle="steps-pre" if stepped else "default",
+            markevery=max(len(xs) // 6, 1) if stepped else 1,
         )
     panel.set_xlabel(content.axis)
     panel.set_xlim(-0.02 * content.places[-1], 1.02 * content.places[-1])
-    _accuracy(panel, content.series)
-    _legend(figure, content.series)
-    return figure
-
-
-def _certified(content: FigureContent) -> Any:
-    figure, panel = _figure(2.0 + _legend_height(content.series))
-    for at, one in enumerate(content.series):
-        there = [i for i, value in enumerate(one.values) if math.isfinite(value)]
-        xs = [content.places[i] for i in there]
-        low, high = ([100 * one.ends[i][side] for i in there] for side in (0, 1))
-        panel.fill_between(xs, low, high, color=_COLOURS[at], alpha=0.12, linewidth=0, step="pre")
-        values = [100 * one.values[i] for i in there]
-        style = {"color": _COLOURS[at], "marker": _MARKERS[at], "linestyle": _DASHES[at]}
-        # What holds at a radius holds at every smaller one.
-        panel.plot(xs, values, drawstyle="steps-pre", markevery=max(len(xs) // 6, 1), **style)
-    panel.set_xlabel(content.axis)
-    panel.set_xlim(0, content.places[-1])
     _accuracy(panel, content.series)
     _legend(figure, content.series)
     return figure
@@ -161,7 +149,12 @@ def _compare(content: FigureContent) -> Any:
     return figure
 
 
-_DRAW = {"attacks": _attacks, "radius": _radius, "compare": _compare, "certified": _certified}
+_DRAW: dict[str, Callable[[FigureContent], Any]] = {
+    "attacks": _attacks,
+    "radius": _radius,
+    "compare": _compare,
+    "certified": partial(_radius, steps=True),
+}
 
 
 def _accuracy(panel: Any, series: Sequence[Series]) -> None:

@@ -112,7 +112,7 @@ def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
 def _certified(evaluation: Evaluation, number: str, how: Smoothing) -> Certificates:
     """Certify the images that no file of this evaluation has; all processes get all."""
     question, labels = evaluation.question, evaluation.images.labels()
-    known = hosts.everyone(_known(evaluation.out, number))[0]
+    known = hosts.everyone(_known(evaluation.out, number, how))[0]
     left = np.array([i for i in range(question.images) if i not in known], int)
     shape = evaluation.images.shape[1:]
     runner = engine.make(
@@ -136,11 +136,25 @@ def _file(number: str, process: int = 0) -> str:
     return f"smoothing-{number}{f'.{process}' if process else ''}.jsonl"
 
 
-def _known(out: Path, number: str) -> Certificates:
-    """Read what the processes of earlier commands have certified."""
+def _known(out: Path, number: str, how: Smoothing) -> Certificates:
+    """Read what the processes of earlier commands have certified.
+
+    Radii follow from the votes, so that a file whose radii were changed is refused.
+    """
     files = [out / _file(number), *sorted(out.glob(f"smoothing-{number}.*.jsonl"))]
-    rows = [row for file in files for row in jsonl.read(file)]
-    return {row["image"]: Certificate(*(row[key] for key in Certificate._fields)) for row in rows}
+    known: Certificates = {}
+    for file, row in ((place, row) for place in files for row in jsonl.read(place)):
+        found = Certificate(*(row[key] for key in Certificate._fields))
+        abstains = smoothing.lower_bound(found.votes, how) < 0.5
+        if found.radius != smoothing.radius(found.votes, how) or abstains != (
+            found.answer == smoothing.ABSTAINS
+        ):
+            raise ValueError(
+                f"{file} certifies for image {row['image']} what its {found.votes:,} votes do not; "
+                "remove that line, and the image is certified again"
+            )
+        known[row["image"]] = found
+    return known
 
 
 def table(found: parts.CertifiedAccuracies) -> list[str]:

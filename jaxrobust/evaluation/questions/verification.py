@@ -50,7 +50,7 @@ class Verification(NamedTuple):
 
     @property
     def confirmed(self) -> bool:
-        """Tell whether all of the claim is confirmed, for the record's network and images."""
+        """Tell whether the bundle's whole claim holds for the network and images of its record."""
         return self.findings.whole and not self.denied
 
 

@@ -154,7 +154,7 @@ def left_out(records: Sequence[AccuracyRecord], several: Sequence[Verdicts]) -> 
 
 
 def own_radii(records: Sequence[AccuracyRecord]) -> bool:
-    """Tell whether all points that rungs of ladders met are of radii of their own ladder."""
+    """Tell whether rungs of ladders replayed points of no radius but their own ladder's."""
     return all(
         any(np.isclose(source["epsilon"], radius) for radius in (record.ladder or {})["radii"])
         for record in records

@@ -125,7 +125,7 @@ class StopRule(NamedTuple):
         return TIE if self.tie is not None and self._tied(differences, of) else None
 
     def _tied(self, differences: np.ndarray, of: int) -> bool:
-        """Tell whether differences of `tie` and more are excluded, above and below."""
+        """Tell whether a tie is established: the difference is surely below `tie` points."""
         assert self.tie is not None
         total = math.ceil(self.tie * of - 1e-9)  # 1 % of 5,000 is 50, whatever the rounding
         how = (of, self.alpha, self.tie)

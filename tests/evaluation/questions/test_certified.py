@@ -78,12 +78,25 @@ class RecordTest(CommandCase):
             self.evaluate("again", draws=100)
         (ledger,) = (self.folder / "again").glob("smoothing-*.jsonl")
         first, second = self.rows("again")
-        first["radius"] = 0.0123  # shows that it is not computed again
+        first["unanswered"] = 7  # shows that it is not computed again
         ledger.write_text("".join(f"{json.dumps(row)}\n" for row in (first, second)))
         found = self.record(out="again", draws=100)["certified"]
-        self.assertEqual(self.rows("again")[0]["radius"], 0.0123)
+        self.assertEqual(self.rows("again")[0]["unanswered"], 7)
         self.assertEqual(self.rows("again")[1:], self.rows()[1:])
         self.assertEqual(found["abstained"], whole["certified"]["abstained"])
+
+    @parameterized.parameters({"radius": 0.9}, {"votes": 40}, {"answer": -1})
+    def test_a_line_that_its_votes_do_not_bear_out_is_refused(self, **changed):
+        self.record(draws=100)
+        (ledger,) = (self.folder / "out").glob("smoothing-*.jsonl")
+        rows = self.rows()
+        at = next(i for i, row in enumerate(rows) if row["radius"] > 0)
+        rows[at] |= changed
+        ledger.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        (self.folder / "out" / "results.jsonl").unlink()
+        code, _, said = self.evaluate(draws=100)
+        self.assertEqual(code, 2, said)
+        self.assertRegex(said, rf"certifies for image {at} what its \d+ votes do not; remove that")
 
     def test_other_settings_are_other_evaluations(self):
         self.record(draws=100)
