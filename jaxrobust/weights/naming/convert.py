@@ -233,9 +233,10 @@ def to_torch(
     wrapped = _holds_normalisation(name, ours, layout, overrides)
     net = PUBLISHED.get(layout)
     buffers = (net and net.buffers) or ()
+    wrapped = wrapped and (net is None or net.buffers is None)
     size = {"image_size": image_size or models.member(name).counted_at}
     try:
-        theirs = reference_names(name, ours, wrapped=wrapped and not buffers, **overrides)
+        theirs = reference_names(name, ours, wrapped=wrapped, **overrides)
     except ValueError as error:
         if cause := _cause(name, ours, size | overrides):
             raise ValueError(f"{error}: {cause}") from error
@@ -244,6 +245,10 @@ def to_torch(
     for old, new in net.renamed if net else ():
         theirs = {key.replace(old, new): array for key, array in theirs.items()}
     inside = {key: _out(ours[_BUFFERS[key]], channels, float_type(ours))[0] for key in buffers}
+    names = models.family(name).names
+    if net and net.made and names.made:
+        row = models.variant(name, **overrides)
+        theirs |= names.made(row, net.board.image_size)
     return inside | theirs
 
 

@@ -31,7 +31,7 @@ ROUNDED = 1e-7
 LATER = (
     *("internimage", "internimage, patches", "advrush", "resnet, bottlenecks", "resnet, wide"),
     *("convnext", "convnext, cvst", "convnext, strides", "iso_convnext", "iso_convnext, cvst"),
-    *("vit", "vit, cvst", "vit, scaled", "xcit", "swin, one window"),
+    *("vit", "vit, cvst", "vit, scaled", "xcit", "swin, one window", "dm_wide_resnet"),
 )
 FAST = [label for label in small_networks.ROWS if label not in LATER]
 TRAINED = ("resnet, small stem", "cifar_densenet", "xcit", "vit, scaled", "convnext")
