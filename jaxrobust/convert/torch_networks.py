@@ -23,18 +23,19 @@ SETUP = "bash tools/setup_reference_env.sh"
 
 
 @contextlib.contextmanager
-def _imports_of_old_code():
-    """Let pass what today's torch, timm and setuptools say about the imports of the references."""
+def _of_old_code():
+    """Let pass what today's torch, timm and setuptools say about the code of the references."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
         warnings.filterwarnings("ignore", r"Importing from timm\.", DeprecationWarning)
         warnings.filterwarnings("ignore", r"pkg_resources is deprecated", UserWarning)
+        warnings.filterwarnings("ignore", r"torch\.meshgrid", UserWarning)
         yield
 
 
 def import_timm() -> ModuleType:
     """Import timm; a CPU build of torch needs torchvision's two operators declared first."""
-    with _imports_of_old_code():
+    with _of_old_code():
         try:
             import torchvision  # noqa: F401
         except RuntimeError:
@@ -54,7 +55,7 @@ def import_robustbench() -> ModuleType:
     """Import robustbench; raise an `ImportError` that names the command if it is not there."""
     import_timm()
     try:
-        with _imports_of_old_code():
+        with _of_old_code():
             import pyautoattack
             import pyautoattack.state
 
@@ -126,7 +127,8 @@ def published(robustbench_id: str) -> torch.nn.Module:
     hub = f"{name.lower().replace('-', '_')}_{board.dataset}_{board.threat.lower()}"
     if timm.is_model(hub):
         return timm.create_model(hub, pretrained=False).eval()
-    return zoo["Salman2020Do_R50" if name == "Standard_R50" else name]["model"]().eval()
+    with _of_old_code():
+        return zoo["Salman2020Do_R50" if name == "Standard_R50" else name]["model"]().eval()
 
 
 def state_arrays(net: torch.nn.Module) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from jaxrobust.models.cifar.convolutional import (
     dm_preact_resnet,
     dm_wide_resnet,
     preact_resnet,
+    ra_resnet,
     resnext,
     vgg,
     wide_resnet,
@@ -67,6 +68,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 _FILES = (
     *(convnext, internimage, resnet, iso_convnext, vit, cait, xcit, swin, robust_resnet, searched),
     *(vgg, wide_resnet, densenet, preact_resnet, resnext, dm_wide_resnet, dm_preact_resnet),
+    *(ra_resnet,),
     *(cifar_vit, mixer, poolformer, cpvt, cct, botnet, ceit, levit, mobilevit, vitae, coatnet),
     *(pvt_v2, cifar_swin, cvt),
 )

@@ -2,7 +2,8 @@
 (Linf 8/255 and L2 0.5) and CIFAR-100 (Linf 8/255).
 
 Networks of different tables share ids. An id alone is that of CIFAR-10 or ImageNet under Linf; one
-of another table has that in front, as in `cifar10/L2/Wang2023Better_WRN-28-10`.
+of another table has that in front, as in `cifar10/L2/Wang2023Better_WRN-28-10`, and so has the one
+id that both of these have, `imagenet/Linf/Peng2023Robust`.
 
 Source: RobustBench 1.1.1, robustbench/model_zoo/{imagenet,cifar10,cifar100}.py (builders,
 preprocessing, files on Google Drive), architectures/xcit.py (files on GitHub), model_info/*/*.json
@@ -220,22 +221,32 @@ _MICROSOFT = (
 _FILES: dict[str, dict[str, Any]] = {
     "dm": _DEEPMIND,
     "ra": _DEEPMIND,
+    "ra_wrn_101_2": {
+        **{"normalised": True, "buffers": ("normalization.mean", "normalization.std")},
+        "preprocessing": _BILINEAR,
+    },
     "wrn": {"renamed": _TRADES},
     "resnet18": {"renamed": ((".downsample.", ".shortcut."), ("fc.", "linear."))},
     "swin": {"renamed": _MICROSOFT, "made": True, "preprocessing": _BICUBIC},
 }
 
 
+def _key(board: str, robustbench_id: str) -> str:
+    """Put the table in front of an id, where it would not be told apart alone."""
+    alone = board in _PLAIN and (board, robustbench_id) != ("imagenet", "Peng2023Robust")
+    return robustbench_id if alone else f"{LEADERBOARDS[board].folder}/{robustbench_id}"
+
+
 def _listed() -> dict[str, Published]:
     """Read the rows of `published_rows.json`: id, our name, clean, AutoAttack, Drive's key."""
     rows = json.loads(Path(__file__).with_name("published_rows.json").read_text())
     return {
-        robustbench_id if board in _PLAIN else f"{LEADERBOARDS[board].folder}/{robustbench_id}": (
+        _key(board, robustbench_id): (
             Published(
                 **{"model": model, "normalised": False, "preprocessing": "none"}
                 | {"clean": clean, "autoattack": autoattack, "dataset": board}
                 | {"file": "{}.pt", "address": _drive(drive)}
-                | _FILES[model.partition("_")[0]]
+                | (_FILES.get(model) or _FILES[model.partition("_")[0]])
             )
         )
         for board, networks in rows.items()
@@ -270,8 +281,7 @@ def _finished(key: str, net: Published) -> Published:
 
 
 # RobustBench id -> network. Of ImageNet not there, for they are other architectures:
-# Peng2023Robust (RaWRN-101-2), Amini2024MeanSparse_* (MeanSparse layers inside Liu's networks),
-# Bai2024MixedNUTS (an ensemble).
+# Amini2024MeanSparse_* (MeanSparse layers inside Liu's networks), Bai2024MixedNUTS (an ensemble).
 PUBLISHED = {key: _finished(key, net) for key, net in (_ROWS | _listed()).items()}
 
 

@@ -452,6 +452,14 @@ CASES = {
             },
         },
     ),
+    "ra_resnet": Case(
+        listings={},
+        counts={"ra_wrn_101_2": 104_065_776},
+        golden32={},
+        golden64={},
+        references={},
+        digits={"ra_wrn_101_2": {"depths": (2, 1), "channels": (16, 24), "stem": 8, "bn_group": 4}},
+    ),
     "dm_preact_resnet": Case(
         listings={},
         counts={"dm_preactresnet18": 12_548_426},

@@ -157,6 +157,7 @@ ROWS: dict[str, tuple[str, int, dict[str, Any]]] = {
             "bn_momentum": 0.1,
         },
     ),
+    "ra_resnet": ("ra_wrn_101_2", 17, {"depths": (2, 1), "channels": (16, 24), "stem": 8}),
     "dm_preact_resnet": ("dm_preactresnet18", 9, {"depths": (2, 1), "width": 6}),
     "cifar_vit": (
         *("cifar_vit", 8),

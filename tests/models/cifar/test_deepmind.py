@@ -30,6 +30,10 @@ GOLDEN = {
         *("wrn_34_10", {"depths": (2, 2, 2), "widths": (2, 2, 2)}),
         *(None, "cifar100/Linf/Sehwag2021Proxy"),
     ),
+    "ra_resnet": (
+        *("ra_wrn_101_2", {"depths": (2, 1), "channels": (16, 24), "stem": 8}),
+        *("imagenet", "imagenet/Linf/Peng2023Robust"),
+    ),
     "mimir": (
         *("swin_l_mimir", {"dim": 8, "depths": (2, 2, 1), "heads": (1, 2, 4), "patch": 2}),
         *(None, "Xu2024MIMIR_Swin-L"),
@@ -40,9 +44,11 @@ OWN = {"mimir": {"window": 4}}  # a map of 16, of 8, and of 4: one window
 CLASSES = {
     (net.model, net.board.num_classes): key
     for key, net in reversed(PUBLISHED.items())
-    if models.family(net.model).file in ("dm_wide_resnet", "dm_preact_resnet")
+    if models.family(net.model).file in ("dm_wide_resnet", "dm_preact_resnet", "ra_resnet")
     or net.model in ("wrn_34_10", "resnet18_32px", "swin_b_mimir", "swin_l_mimir")
 }
+# What classes hold beside weights.
+MADE = ("relative_position_index", "attn_mask", "normalization.mean", "normalization.std")
 # Parameters of RobustBench's classes with 10 classes, ImageNet's with 1000.
 COUNTED = {
     "dm_preactresnet18": 12_548_426,
@@ -54,6 +60,7 @@ COUNTED = {
     "dm_wrn_94_16": 365_915_610,
     "dm_wrn_106_16": 415_475_162,
     "ra_wrn_70_16": 267_240_802,
+    "ra_wrn_101_2": 104_065_776,
     "wrn_34_10": 46_160_474,
     "resnet18_32px": 11_173_962,
     "swin_b_mimir": 87_768_224,
@@ -90,12 +97,13 @@ class GoldenTest(parameterized.TestCase):
     def test_logits(self, label):
         name, options, board, key = GOLDEN[label]
         row = stored()[label]
-        own = OWN.get(label, {}) | {"num_classes": row["shapes"][-1][0]}
         drawn = {
             k: golden32.drawn(k, tuple(shape))
             for k, shape in zip(row["names"], row["shapes"], strict=True)
-            if not k.endswith(("relative_position_index", "attn_mask"))
+            if not k.endswith(MADE)
         }
+        (classes,) = [*drawn.values()][-1].shape
+        own = OWN.get(label, {}) | {"num_classes": classes}
         self.assertEqual(sorted(drawn), sorted(theirs_of(key, name, **options)))
         x = np.random.default_rng(5).random((2, 3, 32, 32)).transpose(0, 2, 3, 1)
         expected = np.array(row["logits"])
@@ -165,15 +173,16 @@ class RobustbenchTest(parameterized.TestCase):
         printed: dict[tuple, str] = {}
         counted: dict[tuple, int] = {}
         for key, net in PUBLISHED.items():
-            if net.dataset == "imagenet" or (net.model, net.board.num_classes) not in CLASSES:
+            kind = (net.model, net.board.num_classes)
+            if kind not in CLASSES or net.model.startswith("swin"):
                 continue  # Swin measures its maps while it is made
             with torch.device("meta"):
                 theirs = torch_networks.published(key)
-            self.assertEqual(list(theirs.state_dict()), theirs_of(key, net.model), key)
+            names = [*theirs_of(key, net.model), *(net.buffers or ())]
+            self.assertEqual(list(theirs.state_dict()), names, key)
             parameters = sum(p.numel() for p in theirs.parameters())
-            kind = (net.model, net.board.num_classes)
             if kind not in counted:
-                sizes = {"num_classes": kind[1], "image_size": 32}
+                sizes = {"num_classes": kind[1], "image_size": net.board.image_size}
                 counted[kind] = parity.parameters(net.model, **sizes)
             self.assertEqual(parameters, counted[kind], key)
             # Swish and SiLU are printed differently, and are one function.
@@ -189,17 +198,16 @@ class RobustbenchTest(parameterized.TestCase):
         name, classes = kind
         torch.manual_seed(0)
         theirs = torch_networks.published(key).eval()
-        made = ("relative_position_index", "attn_mask")
         state = {
-            k: v if k.endswith(made) else torch.from_numpy(golden32.drawn(k, tuple(v.shape)))
+            k: v if k.endswith(MADE) else torch.from_numpy(golden32.drawn(k, tuple(v.shape)))
             for k, v in theirs.state_dict().items()
         }
         theirs.load_state_dict(state)
         arrays = {k: v.numpy() for k, v in state.items()}
-        side = PUBLISHED[key].board.image_size
+        net, side = PUBLISHED[key], PUBLISHED[key].board.image_size
         x = np.random.default_rng(0).random((1, 3, side, side), np.float32)
-        if PUBLISHED[key].normalised:
-            arrays = normalised(arrays, PUBLISHED[key].dataset, np.float32)
+        if net.buffers == ():
+            arrays = normalised(arrays, net.dataset, np.float32)
             theirs.mean, theirs.std = theirs.mean.double(), theirs.std.double()
         with torch.no_grad():
             expected = theirs.double()(torch.from_numpy(x).double()).numpy()

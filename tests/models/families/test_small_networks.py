@@ -111,6 +111,7 @@ DRAWN = {
     "robust_resnet": {"He": r"(?!fc).*", f"{32**-0.5:.3g}": "fc"},
     "searched": {"0.333": r".*\.dw\d", "0.2": r".*\.dw\d"},  # of windows of 3 and 5 pixels
     "cifar_wide_resnet": {"own": r"(?!linear).*"},
+    "ra_resnet": {"He": r"(?!fc|.*\.se).*"},
     "cifar_poolformer": {"0.02": r"head|.*mlp\..*"},
     "cifar_cct": {"0.02": r"(?!tokenizer).*", "own": "tokenizer.*"},
     "cifar_levit": {"0.02": "head"},
