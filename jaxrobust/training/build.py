@@ -158,6 +158,7 @@ def phase(
         attack=training_attack(config, p.objective),
         objective=_objective(p, config.attack),
         attack_train=config.attack.statistics == "batch",
+        mean=spread.mean,
         ready=rewriting.ready if mesh.devices.flat[0].platform == "cpu" else step.as_it_is,
     )
     of_device = partial(
