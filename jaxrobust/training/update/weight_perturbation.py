@@ -39,8 +39,8 @@ def perturbed(params: Params, ascent: Params, gamma: float) -> Params:
 def awp(gamma: float = GAMMA) -> Callable[[Params, Params], Params]:
     """Let an objective be minimised at perturbed weights (Wu et al. 2020, arXiv 2004.05884).
 
-    As in their equations 7 to 10, with weights w, attacked images x' of the network itself and L the loss of the objective, whose
-    `displaced` this is,
+    As in their equations 7 to 10, with weights w, attacked images x' of the network itself and L
+    the loss of the objective, whose `displaced` this is,
 
         min over w of L(w + v, x'),  v_l = gamma ||w_l|| g_l / ||g_l||,  g = gradient of L(w, x'),
 

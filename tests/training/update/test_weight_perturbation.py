@@ -238,6 +238,17 @@ class DevicesTest(absltest.TestCase):
         self.assertIs(call.kwargs["mean"].func, lax.pmean)
         self.assertIsNotNone(call.kwargs["objective"].displaced)
 
+    def test_what_a_phase_refuses(self):
+        for changes, message in (
+            ({"model__dtype": "bfloat16"}, "moves weights by less than bfloat16 tells apart; set"),
+            ({"attack__start": "image"}, "start"),  # as TRADES does, whose gradient is 0 there
+        ):
+            config = small_config(
+                **{"train__objective": "trades-awp", "attack__start": "random"} | changes
+            )
+            with self.assertRaisesRegex(ValueError, message):
+                build.phase(config, "train", 64)
+
     @pytest.mark.slow
     def test_weights_move_along_the_gradient_of_all_devices(self):
         """Else the update of eight devices would be another one than that of one."""
