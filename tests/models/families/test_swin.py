@@ -198,7 +198,7 @@ class ConversionTest(parameterized.TestCase):
 
     def test_message_on_what_is_no_table(self):
         weights = self.with_tables(lambda heads: (heads, 13, 13))
-        message = r"shape \(32, 13, 13\) for .*relative_position_bias_table \(121, 32\)"
+        message = r"shape \(4, 13, 13\) for .*relative_position_bias_table \(169, 4\)"
         with self.assertRaisesRegex(ValueError, message):
             convert.from_torch("swin_b", weights, image_size=192)
 
