@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from jaxrobust import models
 from jaxrobust.interop import modules
 from jaxrobust.models.interface import torch_modules
-from jaxrobust.models.published import PUBLISHED
+from jaxrobust.models.published import PUBLISHED, own_id
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files
@@ -149,8 +149,9 @@ def load_model(folder: Path, robustbench_id: str) -> Any:
 
     home = mock.patch.dict(os.environ, {"TORCH_HOME": str(folder)})
     with home, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        where = {"dataset": PUBLISHED[robustbench_id].dataset, "threat_model": "Linf"}
-        return load_model(robustbench_id, model_dir=str(folder), **where)
+        board = PUBLISHED[robustbench_id].board
+        where = {"dataset": board.dataset, "threat_model": board.threat}
+        return load_model(own_id(robustbench_id), model_dir=str(folder), **where)
 
 
 def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
