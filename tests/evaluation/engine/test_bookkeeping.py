@@ -23,7 +23,7 @@ from jaxrobust.evaluation.engine.evaluation_progress import Counts, Decisions
 from jaxrobust.evaluation.engine.ledger import Ledger, open_ledger
 from jaxrobust.evaluation.engine.outcome import AttackContext, Cost, Outcome, Sample
 from jaxrobust.evaluation.engine.replay import KnownVerdicts, LedgerSource, Points
-from jaxrobust.evaluation.engine.schedule import ImageVerdict
+from jaxrobust.evaluation.engine.schedule import Aims, ImageVerdict
 from jaxrobust.evaluation.network import fingerprint, randomised
 from jaxrobust.types import Threat
 
@@ -834,9 +834,10 @@ class EngineTest(parameterized.TestCase):
             mock.patch.object(engine.time, "perf_counter", lambda: next(clock)),
         ):
             setting = engine.ensembles.base("apgd-ce", "linf")
+            aims = Aims(np.zeros((8, 1), int))
             data = np.zeros((8, *SHAPE)), np.zeros(8, int), np.arange(8), np.arange(8)
             how = {"epsilon": 0.1, "seed": 1, "confirm": lambda found, all_of: []}
-            calls = list(engine.decide(runner, setting, *data, np.zeros((8, 1), int), **how))
+            calls = list(engine.decide(runner, setting, *data, aims, **how))
         self.assertEqual([call[3] for call in calls], [limit == 0 for limit in limits])
         return [len(call.args[1]) for call in moved.call_args_list], limits
 
