@@ -33,6 +33,7 @@ class Attack:
         self.waiting: list[engine.ImageVerdict] = []  # for a last word, since `confirmed`
         self.confirmed = time.perf_counter()
         self.doubtful: set[int] = set()  # images with an adversarial example that did not hold
+        self.doubted = 0  # of those that the ledger knows
         self.compile_seconds = 0.0
         self.flat: list[bool] = []
 
@@ -104,6 +105,7 @@ class Attack:
         rows = self.book.rows(self.name)
         met = np.flatnonzero(self.outcome.of_interest() & rows["known"])
         self.flat = rows["flat"][met].tolist()
+        self.doubted = int(rows["doubtful"][met].sum())
         fallen = met[rows["fooled"][met]]
         self.outcome.strike(self.name, fallen)
         if self.outcome.once is not None:
@@ -203,8 +205,10 @@ class Attack:
             by_one = {"once": bool(known.once)}
             adversarial, norm, other = known.point, known.norm, known.reached
             self.outcome.once[verdict.image] &= not known.once
-        # The first job may be one that a part of this attack has made.
-        flat = verdict.flat or self.book.rows(self.name + PART)["flat"][verdict.image]
+        part = self.book.rows(self.name + PART)[verdict.image]  # which may have the first job
+        flat = verdict.flat or part["flat"]
+        if part["doubtful"]:
+            self.doubtful.add(verdict.image)
         record = {
             **self.named(verdict.image, adversarial is not None),
             "fooled": adversarial is not None,
@@ -217,6 +221,8 @@ class Attack:
             "seed": self.sample.seed,
             "flat": bool(flat),
         }
+        if adversarial is None and verdict.image in self.doubtful:
+            record["doubtful"] = True
         self.book.add(verdict.image, record, adversarial)
         self.flat.append(bool(flat))
         if adversarial is not None:
@@ -244,6 +250,7 @@ class Attack:
         self.flat[known:] = [flat for part in parts for flat in part[2]]
         sums = np.sum([part[3] for part in parts], axis=0)
         self.steps, self.idle, self.unconfirmed = sums.tolist()
+        self.unconfirmed += self.doubted
 
     def flag(self) -> None:
         """Flag what this attack makes doubtful."""

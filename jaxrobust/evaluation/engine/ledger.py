@@ -23,6 +23,7 @@ ROW = np.dtype(
         ("fooled", "?"),
         ("once", "?"),  # fooled by one draw; of a network that is not randomised, as `fooled`
         ("flat", "?"),
+        ("doubtful", "?"),  # something was found that a last pass did not confirm
         ("file", "u2"),  # of its adversarial image, by number
         ("stored", "i4"),  # its place there
         ("norm", "f8"),  # of the perturbation
@@ -106,7 +107,8 @@ class Ledger:
 
     def _keep(self, place: int, file: Path | None, record: dict[str, Any]) -> None:
         once = record.get("once", record["fooled"])
-        row = (True, record["fooled"], once, record["flat"], self._number(file))
+        row = (True, record["fooled"], once, record["flat"], record.get("doubtful", False))
+        row = (*row, self._number(file))
         about = (record.get("stored", 0), record.get("norm", 0.0), record.get("reached", -1))
         self.rows(record["attack"])[place] = (*row, *about, record.get("iterations", 0))
         if tried := record.get("tried"):

@@ -279,9 +279,10 @@ def nearness_program(mesh: Mesh, norm: str) -> Callable[..., Array]:
 
     def run(logits_fn: Any, images: Array, labels: Array, targets: Array) -> Array:
         keys = jnp.zeros((len(labels), 2), jnp.uint32)  # of no use to a network without draws
-        network = functools.partial(_network(logits_fn, False, _platform(mesh)), keys=keys)
+        network = _network(logits_fn, False, _platform(mesh))
+        asks = lambda points: network(points, keys)  # noqa: E731
         with jax.named_scope("attack"):
-            return malt.first_order_distances(network, images, labels, targets, norm=norm)
+            return malt.first_order_distances(asks, images, labels, targets, norm=norm)
 
     return jax.jit(_mapped(mesh, run, (_SHARED, _SPLIT, _SPLIT, _SPLIT)))
 

@@ -59,6 +59,8 @@ class PartialAttack(Attack):
             survived[image] = self.suffices(image)
         met = np.flatnonzero(self.outcome.standing & (rows["known"] | survived))
         self.flat = (rows["flat"] | part["flat"])[met].tolist()
+        doubtful = np.where(survived, part["doubtful"], rows["doubtful"])
+        self.doubted = int(doubtful[met].sum())
         fallen = met[rows["fooled"][met] & ~survived[met]]
         self.outcome.strike(self.name, fallen)
         refuse_damaged(self.evaluation, self.name, self.draw(), fallen)
