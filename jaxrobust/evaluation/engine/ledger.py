@@ -107,8 +107,8 @@ class Ledger:
 
     def _keep(self, place: int, file: Path | None, record: dict[str, Any]) -> None:
         once = record.get("once", record["fooled"])
-        row = (True, record["fooled"], once, record["flat"], record.get("doubtful", False))
-        row = (*row, self._number(file))
+        doubtful = record.get("doubtful", False)
+        row = (True, record["fooled"], once, record["flat"], doubtful, self._number(file))
         about = (record.get("stored", 0), record.get("norm", 0.0), record.get("reached", -1))
         self.rows(record["attack"])[place] = (*row, *about, record.get("iterations", 0))
         if tried := record.get("tried"):

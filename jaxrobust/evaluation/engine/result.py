@@ -91,8 +91,8 @@ class AutoAttackResult(NamedTuple):
         ball = {"norm": about["norm"], "epsilon": about["epsilon"]}
         attacks: list[Any] = [ball | settings for settings in self.attacks]
         costs: list[Any] = [cost._asdict() for cost in self.costs]
-        names = ("replayed", "robust_beyond", "draws", "search_sample", "clipped")
-        names += ("stopped", "fast")
+        names = ["replayed", "robust_beyond", "draws", "search_sample"]
+        names += ["clipped", "stopped", "fast"]
         noted: dict[str, Any] = {name: about.get(name) for name in names}
         if "stopped" in about:
             noted["image_ids"] = about["image_ids"]

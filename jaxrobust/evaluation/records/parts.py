@@ -198,6 +198,7 @@ class FastSample(TypedDict):
     survivors: int  # of the attacks that all images met
     sampled: int  # of them, at random, met all that the standard version has left
     fooled: int  # of these
+    fallen: list[int]  # ids of those, which stood under what all images met
     at_most: int  # of the other survivors that would be, too, with probability `level`
     level: float
     robust_at_least: float  # accuracy that the standard version would leave, with that probability

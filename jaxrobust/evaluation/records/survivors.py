@@ -1,13 +1,14 @@
 """What a sample says of the images that the fast version left standing."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Shaped
 
 from jaxrobust.evaluation.records import parts, sequential
+from jaxrobust.evaluation.records.verdicts import Verdicts
 
 METHOD = "fast version"  # of records, in place of AutoAttack's name
 LEVEL = 0.95  # of the bound, which is one-sided
@@ -63,21 +64,32 @@ def _at_most(fooled: int, marked: int, sampled: int, of: int) -> float:
     return math.fsum(map(math.exp, terms))
 
 
-def found(standing: int, images: int, survivors: int, sampled: int, fooled: int) -> Any:
-    """Gather what a record says: of `images`, `standing` are left, the sample's fallen taken off.
+def found(images: int, survivors: int, sampled: int, fallen: Sequence[int]) -> parts.FastSample:
+    """Gather what a record says of its images, of which those with ids `fallen` fell in the sample.
 
     The bound is of the survivors that were not drawn.
     """
-    at_most = most_fooled(fooled, sampled, survivors) - fooled
-    seen: parts.FastSample = {
+    fooled = len(fallen)
+    most = most_fooled(fooled, sampled, survivors)
+    return {
         "survivors": survivors,
         "sampled": sampled,
         "fooled": fooled,
-        "at_most": at_most,
+        "fallen": list(fallen),
+        "at_most": most - fooled,
         "level": LEVEL,
-        "robust_at_least": (standing - at_most) / max(images, 1),
+        "robust_at_least": (survivors - most) / max(images, 1),
     }
-    return seen
+
+
+def met_by_all(fast: parts.FastSample, own: Verdicts) -> Verdicts:
+    """Give the verdicts of the attacks that all images met: the sample's fallen stand there."""
+    stood = np.isin(own.image_ids, fast["fallen"])
+    return own._replace(
+        fooled_by=np.where(stood, "", own.fooled_by),
+        norms=np.where(stood, 0.0, own.norms),
+        reached=np.where(stood, -1, own.reached),
+    )
 
 
 def line(fast: parts.FastSample) -> str:
@@ -100,12 +112,17 @@ def least(fast: parts.FastSample) -> str:
 
 def is_sound(fast: Mapping[str, Any]) -> bool:
     """Tell whether a record's part has the keys and types of `FastSample`, and can be meant."""
-    counts = [fast.get(key) for key in ("survivors", "sampled", "fooled", "at_most")]
-    shares = [fast.get(key) for key in ("level", "robust_at_least")]
+    counts: list[Any] = [fast.get(key) for key in ("survivors", "sampled", "fooled", "at_most")]
+    shares: list[Any] = [fast.get(key) for key in ("level", "robust_at_least")]
     if not (
         all(type(count) is int and count >= 0 for count in counts)
         and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
     ):
         return False
     survivors, sampled, fooled, at_most = counts
-    return fooled <= sampled <= survivors and at_most <= survivors - sampled
+    fallen = fast.get("fallen")
+    if not (isinstance(fallen, list) and all(type(number) is int for number in fallen)):
+        return False
+    return (
+        fooled == len(fallen) and fooled <= sampled <= survivors and at_most <= survivors - sampled
+    )

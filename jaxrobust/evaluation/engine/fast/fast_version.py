@@ -156,8 +156,8 @@ def run(
     rest = [full for full in whole if full.name not in complete]
     for cost in _of_sample(evaluation, rest, meter, chosen):
         costs[cost.attack] = costs[cost.attack].plus(cost) if cost.attack in costs else cost
-    left = int(outcome.standing.sum())
-    found = survivors.found(left, n, int(stood.sum()), count, int(stood.sum()) - left)
+    fallen = sample.ids[stood & ~outcome.standing].tolist()
+    found = survivors.found(n, int(stood.sum()), count, fallen)
     outcome.flags["fast"] = survivors.line(found)
     if count:
         outcome.flags.update(_masked(outcome, chosen, stood))
