@@ -125,8 +125,9 @@ def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
     reasons = [f"Flag {name}: {text}" for name, text in record.flags.items()]
     if record.robust is not None and not _is_standard(record):
         reasons.append(
-            f"The attack was {method(record)}, not the standard version of AutoAttack: a stronger "
-            "attack can only find more, so the robust accuracy is at most this."
+            f"The attack was {'the ' * bool(record.fast)}{method(record)}, not the standard "
+            "version of AutoAttack: a stronger attack can only find more, so the robust accuracy "
+            "is at most this."
         )
     ends = interval(one, "clean" if record.robust is None else "robust")
     if n and n < _FEW and ends and not record.stopped:
