@@ -12,6 +12,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.analysis.comparison import evaluations
+from jaxrobust.analysis.figures import figure_records, latex
 from jaxrobust.attacks import ensembles
 from jaxrobust.convert import robustbench_entry
 from jaxrobust.evaluation.bundles import bundle
@@ -186,6 +187,13 @@ class CommandTest(parameterized.TestCase):
         Path("broken", "results.jsonl").write_text(json.dumps(row) + "\n")
         with self.assertRaisesRegex(ValueError, "parts of a wrong type; get the file again"):
             gather([Path("broken")])
+
+    def test_captions_say_it(self):
+        record = AccuracyRecord.from_json(self.fast)
+        self.assertEqual(latex.attack_words(record), "the fast version")
+        self.assertEqual(
+            [*figure_records.doubts("A", record)][-1].partition(":")[0], "In doubt of A, fast"
+        )
 
     def test_no_entry_of_robustbench(self):
         record = AccuracyRecord.from_json(self.fast)
