@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.attacks import malt
+from jaxrobust.attacks.geometry import malt
 
 WEIGHTS = np.random.default_rng(0).standard_normal((12, 6)).astype(np.float32)
 IMAGES = np.random.default_rng(1).random((5, 2, 2, 3), np.float32)

@@ -18,7 +18,8 @@ import numpy as np
 from jax import local_devices
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxrobust.attacks import MACHINES, ensembles, malt
+from jaxrobust.attacks import MACHINES, ensembles
+from jaxrobust.attacks.geometry import malt
 from jaxrobust.attacks.registry import Setting
 from jaxrobust.evaluation.engine import slots as devices
 from jaxrobust.evaluation.engine.schedule import Aims, ImageVerdict, Jobs

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxrobust import attacks
-from jaxrobust.attacks import malt
+from jaxrobust.attacks.geometry import malt
 from jaxrobust.attacks.geometry.balls import where
 from jaxrobust.attacks.machine import MachineStep, advance
 from jaxrobust.attacks.registry import Setting
