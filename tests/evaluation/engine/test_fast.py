@@ -283,14 +283,14 @@ class HostsTest(absltest.TestCase):
 class BudgetTest(parameterized.TestCase):
     # CIFAR-10 in linf: 9,721 passes of the standard version, 1,222 of the part, 8,509 of the rest.
     @parameterized.parameters(
-        (1000, 0, 73), (1000, 400_000, 35), (20, 5_000, 1), (1, 0, 1), (0, 10**6, 0)
+        (1000, 0, 62), (1000, 400_000, 23), (20, 5_000, 1), (1, 0, 1), (0, 10**6, 0)
     )
     def test_spends_what_is_left_of_the_share(self, standing, fallen, count):
         budget = Budget(whole=9721, first=1222, rest=8509)
         self.assertEqual(budget.sampled(standing, fallen), count)
         if count > 1:
             spent = fallen + standing * 1222 + count * 8509
-            self.assertLessEqual(spent, 0.19 * (fallen + standing * 9721))
+            self.assertLessEqual(spent, 0.18 * (fallen + standing * 9721))
 
     def test_a_part_that_is_all(self):
         self.assertEqual(Budget(whole=100, first=100, rest=0).sampled(7, 0), 1)
