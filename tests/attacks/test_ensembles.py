@@ -91,7 +91,7 @@ class PlanTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ("l3", "standard", None, {}, "l3"),
-        ("linf", "quick", None, {}, "version='quick' is unknown; .*standard, plus, rand, fast, custom"),
+        ("linf", "quick", None, {}, "version='quick' is unknown; .*plus, rand, fast, custom"),
         ("linf", "fast", ("square",), {}, "version='fast' says .*, and how; leave attacks out"),
         ("linf", "fast", None, {"apgd-ce": {}}, "version='fast' says .*; leave overrides out"),
         ("linf", "custom", None, {}, "version='custom' needs attacks=.*choose from .*apgd-ce"),
