@@ -409,7 +409,7 @@ class RunTest(OfRun):
         ({"image_size": [8, 8]}, "--image_size=8, 8 has one of them twice"),
         ({"attack": "pgd-0"}, "--attack=pgd-0 is unknown"),
         ({"attack": "pgd-x"}, "--attack=pgd-x is unknown"),
-        ({"version": "fast"}, "--version=fast is unknown; one of standard, plus"),
+        ({"version": "quick"}, "--version=quick is unknown; one of standard, plus"),
         ({"version": "plus", "attack": "pgd-3"}, "no effect on --attack=pgd-3"),
         ({"search_dtype": "half"}, "--search_dtype=half is unknown; one of float32, bfloat16"),
         ({"search_dtype": "bfloat16", "attack": "pgd-2"}, "no effect on --attack=pgd-2"),
