@@ -37,7 +37,14 @@ CLEAN = (
     "resolved.py",
     "types.py",
 )
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "docs",
+    "examples/README.md",
+)
 
 # A docstring's first line is imperative and true without the code; these say nothing without it.
 EMPTY = re.compile(r"\bReturns? (what|how|where|which)\b")

@@ -42,7 +42,8 @@ PACKAGES = (
     "jaxrobust/interop/README.md",
     "jaxrobust/runtime/README.md",
 )
-DOCS = ("docs/architecture.md", "docs/glossary.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCS = ("docs/architecture.md", "docs/glossary.md", "docs/versions.md")
+DOCS += ("CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = ("README.md", *PACKAGES)
 LINES = 220  # of README.md, at most
 
