@@ -43,7 +43,7 @@ save_file(convert.to_torch("convnext_n", params, stats), "somebodys.safetensors"
 # ## Import
 #
 # The same as a command: `jaxrobust import somebodys.safetensors --model
-# convnext_n --num-classes 10 --image-size 8 --out imported`. Every name must match and every
+# convnext_n --num_classes 10 --image_size 8 --out imported`. Every name must match and every
 # parameter must be filled, or nothing is written.
 
 # %%
