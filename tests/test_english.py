@@ -83,7 +83,7 @@ def pages() -> list[Path]:
     found = [*PACKAGE.rglob("*.md")]
     for name in PAGES:
         path = ROOT / name
-        found += [*path.glob("*.md")] if path.is_dir() else [path] * path.is_file()
+        found += [*path.rglob("*.md")] if path.is_dir() else [path] * path.is_file()
     return sorted(found)
 
 

@@ -7,6 +7,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -165,13 +166,12 @@ class FilesTest(parameterized.TestCase):
 
 @pytest.mark.slow
 class StepsTest(absltest.TestCase):
-    def test_up_to_the_upload(self):
-        try:
-            import build  # noqa: F401
-            import cyclonedx_py  # noqa: F401
-            import twine  # noqa: F401
-        except ImportError:
+    def setUp(self):
+        super().setUp()
+        if find_spec("twine") is None or find_spec("cyclonedx_py") is None:
             self.skipTest(MISSING)
+
+    def test_up_to_the_upload(self):
         out = Path(self.create_tempdir())
         words = ["check", "packages", "inspect", "try", "conda", f"--out={out}"]
         self.assertEqual(release.main(words), 0)
@@ -199,17 +199,16 @@ class StepsTest(absltest.TestCase):
 
     def test_the_bill_of_materials(self):
         """Of what is installed here; the step makes an environment of the wheel alone."""
-        try:
-            import cyclonedx_py  # noqa: F401
-        except ImportError:
-            self.skipTest(MISSING)
         out = Path(self.create_tempdir())
         (out / "jaxrobust-0.2.0-py3-none-any.whl").write_bytes(b"")
         with mock.patch.object(release, "_environment", lambda *_: sys.executable):
             release.sbom(release.Release(out))
         bill = json.loads((out / f"jaxrobust-{jaxrobust.__version__}.cdx.json").read_text())
         self.assertEqual(bill["bomFormat"], "CycloneDX")
-        self.assertEqual(bill["metadata"]["component"]["name"], "jaxrobust")
+        component = bill["metadata"]["component"]
+        self.assertEqual(
+            (component["name"], component["version"]), ("jaxrobust", jaxrobust.__version__)
+        )
 
 
 if __name__ == "__main__":

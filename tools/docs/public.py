@@ -10,7 +10,7 @@ MODULES = ("attacks", "convert", "data", "evaluation", "models")
 BESIDE = {
     "Configs and training": (
         *("config.base", "config.phase", "config.network_of", "training.run.run.run"),
-        "weights.trained.runs.run_weights",
+        *("weights.trained.runs.run_config", "weights.trained.runs.run_weights"),
     ),
     "Types": ("types.Batch", "types.Classifier", "types.Threat", "types.Weights"),
     "Import, export, PyTorch": (

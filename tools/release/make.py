@@ -170,6 +170,8 @@ def sbom(release: Release) -> None:
         command = (sys.executable, "-m", "cyclonedx_py", "environment", *words)
         _run(*command, "--output-format", "JSON", "--output-file", str(out), python)
     bill = json.loads(out.read_text())
+    bill["metadata"]["component"]["version"] = version()  # which pyproject.toml does not say itself
+    out.write_text(json.dumps(bill, indent=1) + "\n")
     there = {_plain(one["name"]) for one in bill["components"]}
     needed = {_plain(re.split(r"[^\w.-]", line)[0]) for line in project()["dependencies"]}
     if missing := needed - there:
