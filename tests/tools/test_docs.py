@@ -273,7 +273,8 @@ SMALL = {
     "--config.train.epochs=3 --config.pretrain.warmup_epochs=1 --config.train.warmup_epochs=1",
     "--n 100": "--n 20",
     "--n 50": "--n 10",
-    "epochs=8": "epochs=3",
+    "linf:0:0.4:5 --n 20": "linf:0:0.4:3 --n 8",
+    "epochs=4": "epochs=2",
 }
 
 
