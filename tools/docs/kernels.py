@@ -7,9 +7,24 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# IPython's own %%bash hands out what a command prints in pieces of 100 characters, after each of
+# which MyST-NB begins a new line.
 _STARTUP = """\
 import os
+import subprocess
+import sys
+
 os.chdir({folder!r})
+
+
+def bash(line, cell):
+    done = subprocess.run(["bash", "-c", cell], capture_output=True, text=True)
+    print(done.stderr, end="", file=sys.stderr)
+    print(done.stdout, end="")
+    done.check_returncode()
+
+
+get_ipython().register_magic_function(bash, "cell")
 """
 _COMMAND = """\
 #!/bin/sh
