@@ -18,7 +18,7 @@ os.chdir({folder!r})
 
 
 def bash(line, cell):
-    done = subprocess.run(["bash", "-c", cell], capture_output=True, text=True)
+    done = subprocess.run(["bash", "-ec", cell], capture_output=True, text=True)
     print(done.stderr, end="", file=sys.stderr)
     print(done.stdout, end="")
     done.check_returncode()
