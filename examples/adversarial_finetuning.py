@@ -15,7 +15,7 @@ from jaxrobust import convert
 from jaxrobust.config import base
 from jaxrobust.convert import import_torch
 from jaxrobust.training.run import run as training
-from jaxrobust.weights.imports import Asked
+from jaxrobust.weights.naming.networks import Request
 from jaxrobust.weights.trained import runs
 
 
@@ -43,11 +43,11 @@ save_file(convert.to_torch("convnext_n", params, stats), "somebodys.safetensors"
 # ## Import
 #
 # The same as a command: `jaxrobust import somebodys.safetensors --model
-# convnext_n --num-classes 10 --image-size 8 --out imported`. Every name must match and every
+# convnext_n --num_classes 10 --image_size 8 --out imported`. Every name must match and every
 # parameter must be filled, or nothing is written.
 
 # %%
-settings = Asked(model="convnext_n", num_classes=10, image_size=8)
+settings = Request(model="convnext_n", num_classes=10, image_size=8)
 import_torch.import_weights("somebodys.safetensors", Path("imported"), settings)
 
 # %% [markdown]

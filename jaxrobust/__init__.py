@@ -13,7 +13,7 @@ from typing import Any
 from jaxrobust.runtime import moved
 from jaxrobust.runtime.text import patience
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _MODULES = ("attacks", "convert", "data", "evaluation", "models")
 _FUNCTIONS = {"load": "weights.load"}
 __all__ = [*_MODULES, *_FUNCTIONS, "__version__"]

@@ -32,11 +32,11 @@ class Section(Protocol):
 
 class ModelSection(Section, Protocol):
     name: str = "convnext_t_cvst"  # or a function of yours, such as my_nets.py:make
-    num_classes: int = 1000
-    image_size: int = 224
-    in_channels: int = 3
+    num_classes: int = 1000  # width of the logits
+    image_size: int = 224  # side of the images, pixels
+    in_channels: int = 3  # 1: grey
     dtype: str = "float32"  # compute type; parameters and update stay float32
-    remat: bool = False
+    remat: bool = False  # computes blocks again in the backward pass, where memory is short
     options: Mapping[str, Any] = {}  # further fields of the family's row, or of the function
 
 
@@ -69,9 +69,9 @@ class InitSection(Section, Protocol):
 
 
 class DataSection(Section, Protocol):
-    name: str = "imagenet2012"
+    name: str = "imagenet2012"  # digits, cifar10, folder:PATH, npz:PATH, hf:NAME, a TFDS name
     dir: str | None = None  # default: $TFDS_DATA_DIR
-    train_split: str = "train"
+    train_split: str = "train"  # or a part of one, such as train[:90%]
     # validation@selection: 4,000 images that are not among the 5,000 of RobustBench.
     selection_split: str = "validation@selection"  # chooses the best checkpoint
     test_split: str = "validation@robustbench"  # the reported numbers
@@ -88,8 +88,8 @@ class DataSection(Section, Protocol):
     first_view: str | None = None  # augmentation of the first; default: same
     # A second source, such as npz:PATH of generated images, and its share of each batch.
     extra: str | None = None
-    extra_split: str = "all"
-    extra_share: float = 0.5
+    extra_split: str = "all"  # of the second source
+    extra_share: float = 0.5  # of each batch, where there is a second source
     # Rows of an epoch with a second source; default: as many as either source lasts.
     epoch_images: int | None = None
 
@@ -113,8 +113,8 @@ class PhaseSection(Section, Protocol):
     """One run of the optimiser: the paper's AdamW and learning-rate curve."""
 
     objective: str = "adversarial"  # clean | adversarial | trades | trades-awp | mart
-    trades_beta: float = 6.0
-    mart_beta: float = 6.0
+    trades_beta: float = 6.0  # weight of the robust part of TRADES
+    mart_beta: float = 6.0  # the same of MART
     l1: float = 0.0  # times the sum of |w| of all convolutions and linear maps is added to the loss
     epochs: int = 50  # 0: this phase does not happen
     batch_size: int = 1024  # global
@@ -123,19 +123,19 @@ class PhaseSection(Section, Protocol):
     schedule: str = "chord-cosine"  # a row of jaxrobust/training/update/schedules.py
     warmup_epochs: int = 10  # linear, to lr
     warmup_lr: float | None = None  # where it starts; default: 1e-4 lr
-    final_lr: float = 5e-6
+    final_lr: float = 5e-6  # where the schedule ends
     cooldown_epochs: int = 0  # the last of the epochs, at final_lr
     lr_steps: Sequence[float] = ()  # of schedule=step: epochs, or below 1 fractions of them all
     lr_factor: float = 0.1  # times which lr is at each
     optimizer: str = "adamw"  # adamw | sgd, with the decay in the gradient, as PyTorch's
-    weight_decay: float = 0.05
+    weight_decay: float = 0.05  # times lr, of what decay_mask says
     decay_mask: str | None = None  # of what; default: as the network's reference
     b2: float = 0.95  # of AdamW's second moment; b1 is 0.9
     momentum: float = 0.9  # of SGD
-    nesterov: bool = False
+    nesterov: bool = False  # of SGD, as PyTorch has it
     cycle_momentum: bool = False  # with one-cycle from 0.95 to 0.85 and back, as PyTorch's does
     clip_norm: float | None = None  # of all gradients together; default: none
-    ema_decay: float = 0.9999
+    ema_decay: float = 0.9999  # of the average of the weights, which is evaluated
     # For so many epochs the average is a copy, then its decay grows to ema_decay.
     ema_warmup_epochs: int | None = None
     ema_statistics: str = "averaged"  # averaged | copied: those of batch norms in the average
@@ -151,8 +151,8 @@ class PhaseSection(Section, Protocol):
     # the one before. The first phase starts from `init`. Positions are resized.
     start: str | None = None
     stem: str = "keep"  # as in init
-    head: str = "keep"
-    normalize: str = "keep"
+    head: str = "keep"  # as in init
+    normalize: str = "keep"  # as in init
     # What is another one than the config's in this phase, such as {"attack": {"epsilon": 8 /
     # 255}, "model": {"image_size": 160}}: any keys of CHANGES.
     changes: Mapping[str, Any] = {}
@@ -160,14 +160,14 @@ class PhaseSection(Section, Protocol):
 
 class AttackSection(Section, Protocol):
     name: str = "apgd"  # what trains in attacks.registry: apgd, pgd, fgsm, ...
-    norm: str = "linf"
+    norm: str = "linf"  # linf | l2 | l1
     epsilon: float = 4 / 255  # in units of the [0, 1] pixel range
-    steps: int = 2
+    steps: int = 2  # of each attack in a training step
     # The radius grows by epsilon / warmup_epochs after each epoch, from 0 in the first.
     warmup_epochs: int = 0
     # Length of a step: a multiple of epsilon, or pixels; default: the attack's own.
     relative_step: float | None = None
-    step_size: float | None = None
+    step_size: float | None = None  # in pixels
     # image | random, as AutoAttack's; but for apgd also uniform (in the cube) and gauss,
     # or uniform-boxed and gauss-boxed, brought into [0, 1] before the first gradient.
     start: str = "image"
@@ -190,15 +190,15 @@ class AlarmSection(Section, Protocol):
     """
 
     every_steps: int = 1000  # 0: never
-    images: int = 64
+    images: int = 64  # of the batch that are looked at
 
 
 class TestSection(Section, Protocol):
     """At the end: each phase's best weights on the test split."""
 
     images: int = 0  # 0: all of them
-    batch_size: int = 256
-    steps: int = 40
+    batch_size: int = 256  # no number depends on it
+    steps: int = 40  # of APGD-CE
 
 
 class EvaluationSection(Section, Protocol):
@@ -206,21 +206,21 @@ class EvaluationSection(Section, Protocol):
     or under an attack of fixed steps: pgd-20, cw-40, ... as jaxrobust evaluate names them.
     """
 
-    every_epochs: int = 1
-    images: int = 0
-    batch_size: int = 256
-    attack: str = "apgd-ce"
+    every_epochs: int = 1  # and at the end of a phase
+    images: int = 0  # 0: all of the split
+    batch_size: int = 256  # no number depends on it
+    attack: str = "apgd-ce"  # or of fixed steps
     steps: int = 10  # of apgd-ce
     # Of attacks of fixed steps, as there; default: 2.5 epsilon / K, at random.
     step_size: float | None = None
-    start: str | None = None
-    weights: str = "ema"
+    start: str | None = None  # of the attack
+    weights: str = "ema"  # which are evaluated: ema | raw
     # What chooses the epoch: clean | robust; default: robust, after clean training clean.
     metric: str | None = None
 
 
 class CheckpointSection(Section, Protocol):
-    every_epochs: int = 1
+    every_epochs: int = 1  # a state to go on from
     # The weights of every evaluation stay, under PHASE/epochs, for `jaxrobust analyse`.
     keep_epochs: bool = False
     # The raw and the averaged weights of every so many epochs of each phase, and of its last, stay
@@ -230,7 +230,7 @@ class CheckpointSection(Section, Protocol):
 
 
 class LogSection(Section, Protocol):
-    every_steps: int = 50
+    every_steps: int = 50  # a line in the log and in metrics.jsonl
     # Where metrics and figures go beside metrics.jsonl: names of trackers with commas between
     # them, such as tensorboard,wandb.
     to: str = ""
@@ -239,7 +239,7 @@ class LogSection(Section, Protocol):
 class Config(Protocol):
     """A whole config; the section of a phase is an item under its name."""
 
-    seed: int = 0
+    seed: int = 0  # of the first weights, the order of images, and all draws
     model: ModelSection
     mesh: MeshSection
     init: InitSection

@@ -37,7 +37,14 @@ CLEAN = (
     "resolved.py",
     "types.py",
 )
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "docs",
+    "examples/README.md",
+)
 
 # A docstring's first line is imperative and true without the code; these say nothing without it.
 EMPTY = re.compile(r"\bReturns? (what|how|where|which)\b")
@@ -76,7 +83,7 @@ def pages() -> list[Path]:
     found = [*PACKAGE.rglob("*.md")]
     for name in PAGES:
         path = ROOT / name
-        found += [*path.glob("*.md")] if path.is_dir() else [path] * path.is_file()
+        found += [*path.rglob("*.md")] if path.is_dir() else [path] * path.is_file()
     return sorted(found)
 
 

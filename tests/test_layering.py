@@ -250,8 +250,9 @@ class LayeringTest(absltest.TestCase):
         if done.returncode:
             self.skipTest("this is no git checkout")
         found = {line.strip('"').split("/")[0] for line in done.stdout.splitlines()}
-        folders = {".ci", "configs", "docs", "examples", "jaxrobust", "tests", "tools"}
-        pages = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"}
+        folders = {".ci", ".github", "configs", "docs", "examples", "jaxrobust", "tests", "tools"}
+        pages = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md"}
+        pages.add("SECURITY.md")
         self.assertEqual(found, folders | pages | {".gitignore", "pyproject.toml"})
 
     def test_third_parties_stay_where_they_belong(self):

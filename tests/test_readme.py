@@ -42,8 +42,10 @@ PACKAGES = (
     "jaxrobust/interop/README.md",
     "jaxrobust/runtime/README.md",
 )
-DOCS = ("docs/architecture.md", "docs/glossary.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCS = ("docs/architecture.md", "docs/glossary.md", "docs/versions.md")
+DOCS += ("CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = ("README.md", *PACKAGES)
+RUN = (*PAGES, "docs/architecture.md", "docs/versions.md")  # CONTRIBUTING's have their own test
 LINES = 220  # of README.md, at most
 
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -137,7 +139,7 @@ def anchors(page: Path) -> set[str]:
 
 
 class ProgramsTest(parameterized.TestCase):
-    @parameterized.parameters(*(page for page in PAGES if programs(page)))
+    @parameterized.parameters(*(page for page in RUN if programs(page)))
     @pytest.mark.slow
     def test_run(self, page):
         for text in programs(page):

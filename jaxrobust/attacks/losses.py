@@ -82,6 +82,7 @@ def targeted_dlr_loss(logits: Logits, labels: Labels | SoftLabels, targets: Labe
     return _ratio(-margin, top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
+# What an attack ascends, by the name that it takes as `loss`.
 LOSSES: dict[str, Callable[..., Array]] = {
     "ce": ce_loss,
     "dlr": dlr_loss,

@@ -45,6 +45,7 @@ class Tally(NamedTuple):
     excess: Callable[[t.Array, t.Labels], t.PerImage]  # of the mean over draws; 0 or more is wrong
 
 
+# By the name of a rule, how the draws of a randomised network are judged together.
 TALLIES = {
     "majority": Tally(_wrong, lambda share, labels: share - 0.5),
     "mean": Tally(lambda logits, labels: jax.nn.softmax(logits, axis=1), _lead),

@@ -92,8 +92,8 @@ class NamedAttack(NamedTuple):
         return self.name if self.single else f"{self.name}-K"
 
 
-ROWS: dict[str, NamedAttack] = {}
-MACHINES: dict[str, MachineFacts] = {}
+ROWS: dict[str, NamedAttack] = {}  # attacks by the names that `--attack` and configs take
+MACHINES: dict[str, MachineFacts] = {}  # what searches are made of, by its name in records
 
 
 def add(facts: MachineFacts, *rows: NamedAttack) -> None:

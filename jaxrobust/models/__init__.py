@@ -63,6 +63,8 @@ from jaxrobust.models.interface.renaming import Naming, Renaming
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Classifier, Params
 
+__all__ = ["available", "create", "module"]
+
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Each of them ends with its `FAMILY`.
 _FILES = (

@@ -85,7 +85,7 @@ def imported(source: WeightSource, request: Request) -> Network:
         changes = {k for k, v in request._asdict().items() if v != Request._field_defaults[k]}
         if extra := sorted(changes - {"image_size", "keep_head", "model"}):
             raise ValueError(
-                f"--{extra[0].replace('_', '-')} is for weights of others; a run's are taken as "
+                f"--{extra[0]} is for weights of others; a run's are taken as "
                 "they are (init.stem and init.head of a config draw anew)"
             )
     own = source._replace(published=_id(source, request.model))

@@ -119,7 +119,7 @@ class ImportTest(ServedCase):
         self.refused("holds other files; name a new folder")
 
     def test_a_new_convstem_as_pytorch_draws_it(self):
-        self.refused(r"only the stem is another one.*--init-stem", model="convnext_n_cvst")
+        self.refused(r"only the stem is another one.*--init_stem", model="convnext_n_cvst")
         done, printed = self.call("--init-stem", model="convnext_n_cvst")
         arrays = load_file(self.out / "weights.safetensors")
         stem = {key for key in weights("convnext_n_cvst") if key.startswith("stem.")}
@@ -147,7 +147,7 @@ class ImportTest(ServedCase):
         self.assertBetween(arrays["head.fc.kernel"].std(), 0.018, 0.022)  # timm's 0.02
         np.testing.assert_array_equal(arrays["head.fc.bias"], 0)
         self.out = self.folder / "out1000"
-        self.refused("head has 10 classes, not 1000; --num-classes 10 keeps it", classes=None)
+        self.refused("head has 10 classes, not 1000; --num_classes 10 keeps it", classes=None)
 
     def test_halves_are_cast_only_where_asked_for(self):
         save_file({k: a.astype(np.float16) for k, a in as_timm(weights()).items()}, self.file)

@@ -81,7 +81,7 @@ class SizesTest(parameterized.TestCase):
         self.assertEqual(self.sizes(**given), expected)
 
     def test_another_head_is_refused(self):
-        with self.assertRaisesRegex(ValueError, "its head has 10 classes, not 1000; --num-classes"):
+        with self.assertRaisesRegex(ValueError, "its head has 10 classes, not 1000; --num_classes"):
             self.sizes(width=10)
 
 

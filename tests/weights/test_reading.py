@@ -195,7 +195,7 @@ class ImportedTest(parameterized.TestCase):
         self.assertLen(digest, 12)
 
     @parameterized.parameters(
-        ({"init_stem": True}, "--init-stem"), ({"seed": 3}, "--seed"), ({"which": "raw"}, "--which")
+        ({"init_stem": True}, "--init_stem"), ({"seed": 3}, "--seed"), ({"which": "raw"}, "--which")
     )
     def test_weights_of_a_run_are_taken_as_they_are(self, asked, flag):
         run = sources.WeightSource("runs/1", "run", Path("runs/1"))

@@ -188,6 +188,7 @@ def _sample(place: Callable[..., Array], distribution: Callable[..., Array]) -> 
 
 
 _uniform, _normal = jax.random.uniform, jax.random.normal
+# By the norm, the ball of a radius around an image: how to draw in it, project on it, ascend in it.
 GEOMETRIES: dict[str, Geometry] = {
     "linf": Geometry(
         _sample(place_linf, _uniform), _project_linf, _ascend_linf, _settle, _fill_linf

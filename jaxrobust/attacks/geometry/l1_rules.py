@@ -45,6 +45,7 @@ def _settle(points: Points, images: Points) -> Points:
     return jnp.clip(points, 0, 1)  # from which rounding may lead
 
 
+# How attacks of fixed steps move on l1, by the names that `--l1_rule` takes.
 L1_RULES: dict[str, Geometry] = {
     "sparse": GEOMETRIES["l1"],
     "art": Geometry(_sample, _project, _ascend, _settle),

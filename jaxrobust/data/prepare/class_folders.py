@@ -67,7 +67,7 @@ def identify(
         raise ValueError(
             f"{root} has no folder for {len(gone)} of ImageNet's {len(synsets):,} classes "
             f"({', '.join(gone[:5])}{', ...' * (len(gone) > 5)}), so that labels would shift; "
-            f"--allow-partial keeps ImageNet's labels, {own}"
+            f"--allow_partial keeps ImageNet's labels, {own}"
         )
     return IMAGENET, known().synsets
 

@@ -10,7 +10,7 @@ from jaxrobust.data.splits.known_sizes import IMAGES
 
 IMAGENET = "imagenet2012"
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-PARTIAL = "--allow-partial takes what is there"
+PARTIAL = "--allow_partial takes what is there"
 _TRAIN_NAME = re.compile(r"(n\d{8})_\d+\.\w+")
 
 

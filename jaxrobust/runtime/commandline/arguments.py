@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import copy
 import difflib
 import json
 import logging
@@ -143,11 +144,22 @@ def check_once(
             stop(f"--{name} is given more than once; give it once", 2)
 
 
+class _OneSpelling(argparse.HelpFormatter):
+    """Help that shows one of the spellings of a flag, that of absl: `--image_size`."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        both = {spelling.replace("-", "_"): spelling for spelling in reversed(shown.option_strings)}
+        shown.option_strings = [*both.values()][::-1]
+        return super()._format_action_invocation(shown)
+
+
 class Arguments(argparse.ArgumentParser):
     """argparse with both spellings of a flag, each of them once, and mistakes as one sentence."""
 
     def __init__(self, doc: str, **how: Any) -> None:
-        about = {"prog": program, "description": doc.split("\n")[0], "allow_abbrev": False}
+        about: dict[str, Any] = {"prog": program, "description": doc.split("\n")[0]}
+        about |= {"allow_abbrev": False, "formatter_class": _OneSpelling}
         super().__init__(**(about | how))
 
     def flag(self, name: str, **how: Any) -> None:

@@ -85,7 +85,7 @@ def compose(
     except ValueError as error:
         if stem == "keep" and _fits_but_for_stem(stored, kept | added, expected):
             raise ValueError(
-                "only the stem is another one: for a new one set init.stem=fresh (--init-stem of "
+                "only the stem is another one: for a new one set init.stem=fresh (--init_stem of "
                 f"jaxrobust import). {error}"
             ) from error
         raise

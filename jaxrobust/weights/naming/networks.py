@@ -102,7 +102,7 @@ def _sizes(
             )
         if not request.keep_head:
             raise ValueError(
-                f"its head has {width} classes, not {classes}; --num-classes {width} keeps it, "
+                f"its head has {width} classes, not {classes}; --num_classes {width} keeps it, "
                 "another number draws a new one"
             )
         classes = int(width or 0)

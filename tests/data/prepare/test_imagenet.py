@@ -496,10 +496,10 @@ class RefusedTest(PrepareTest):
     def test_an_incomplete_imagenet(self):
         source = self.tars(train_images(999, 1))
         self.refused(
-            r"no image of 1 of ImageNet's 1,000 classes \(n15075141\); --allow-partial", source
+            r"no image of 1 of ImageNet's 1,000 classes \(n15075141\); --allow_partial", source
         )
         source = self.tars(train_images(1000, 1))
-        self.refused("train has 1,000 images, ImageNet's has 1,281,167; --allow-partial", source)
+        self.refused("train has 1,000 images, ImageNet's has 1,281,167; --allow_partial", source)
 
     def test_too_few_validation_images(self):
         first = {synset: i + 1 for i, synset in reversed(list(enumerate(known().validation)))}
@@ -561,7 +561,7 @@ class RefusedTest(PrepareTest):
             "partial",
             {"train": {"n01440764": {"1.jpg": b"x"}}},
             (),
-            "no folder for 999 .*n01443537.*--allow-partial keeps ImageNet's labels, --name NAME",
+            "no folder for 999 .*n01443537.*--allow_partial keeps ImageNet's labels, --name NAME",
         ),
         (
             "mixed",

@@ -41,6 +41,16 @@ class ValuesTest(parameterized.TestCase):
         said = refused(lambda: parser.parse_args(["--imgae-size=3"]))
         self.assertIn("--imgae-size is no flag; did you mean --image-size?", said)
 
+    def test_both_spellings_of_a_flag_work_and_one_is_shown(self):
+        for word in ("--image-size=3", "--image_size=3"):
+            parser = arguments.Arguments("Tests.")
+            parser.flag("image_size", type=int, help="Pixels.")
+            self.assertEqual(parser.parse_args([word]).image_size, 3)
+        shown = parser.format_help()
+        self.assertIn("  --image_size IMAGE_SIZE", shown)
+        self.assertIn("  -h, --help", shown)
+        self.assertNotIn("--image-size", shown)
+
     def test_the_norm_of_an_attack_in_any_spelling(self):
         words = ["--config.attack.norm=L2", "--config.train.changes.attack.norm=Linf"]
         config = parsed(QUICKSTART, *words).config

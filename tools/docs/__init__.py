@@ -1,0 +1,1 @@
+"""Builds the documentation: what `docs/conf.py` asks for, and the command `build.py`."""

@@ -1,0 +1,63 @@
+"""Builds the documentation, offline and without a warning: `python tools/docs/build.py`.
+
+python tools/docs/build.py [--out build/docs/html] [--fresh] [--nocells]
+
+Cells of pages are run, and what they printed is kept until the package changes; --fresh runs them
+all again, --nocells none of them. Then every link of the site to itself is followed. Needs the
+extras `docs` and `torch`. Exit codes: 0 done, 1 Sphinx warns or a cell fails, 2 a mistake or a link
+that leads nowhere.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tools.docs import links
+
+NEEDED = {
+    "sphinx": "docs",
+    "myst_nb": "docs",
+    "furo": "docs",
+    "ipykernel": "docs",
+    "torch": "torch",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build the site and follow its links."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs" / "html")
+    parser.add_argument("--fresh", action="store_true", help="Run all cells, and write all pages.")
+    parser.add_argument("--nocells", action="store_true", help="Run no cell.")
+    given = parser.parse_args(arguments)
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        extras = ",".join(sorted({NEEDED[name] for name in missing}))
+        print(f"build: {missing[0]} is missing; pip install -e '.[{extras}]'", file=sys.stderr)
+        return 2
+    out = given.out.resolve()
+    if given.fresh:
+        for name in ("cells", "run", "doctrees", out.name):
+            shutil.rmtree(out.parent / name, ignore_errors=True)
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    command += ["-d", str(out.parent / "doctrees"), str(ROOT / "docs"), str(out)]
+    cells = {"JAXROBUST_DOCS_CELLS": "off"} if given.nocells else {}
+    if code := subprocess.run(command, env=os.environ | cells).returncode:
+        return 1 if code else 0
+    if broken := links.broken(out):
+        print("\n".join(f"build: {line}" for line in broken), file=sys.stderr)
+        return 2
+    print(f"{out / 'index.html'}: {len([*out.rglob('*.html')])} pages")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

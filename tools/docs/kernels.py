@@ -1,0 +1,74 @@
+"""Where the cells of the documentation run: in one empty folder, with this checkout's package."""
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# IPython's own %%bash hands out what a command prints in pieces of 100 characters, after each of
+# which MyST-NB begins a new line.
+_STARTUP = """\
+import os
+import subprocess
+import sys
+
+os.chdir({folder!r})
+
+
+def bash(line, cell):
+    done = subprocess.run(["bash", "-ec", cell], capture_output=True, text=True)
+    print(done.stderr, end="", file=sys.stderr)
+    print(done.stdout, end="")
+    done.check_returncode()
+
+
+get_ipython().register_magic_function(bash, "cell")
+"""
+_COMMAND = """\
+#!/bin/sh
+exec {python} -m jaxrobust "$@"
+"""
+
+
+def digest(*more: str) -> str:
+    """Hash the code that pages show and run, with further folders of the checkout."""
+    places = [ROOT / name for name in ("jaxrobust", "configs", *more)]
+    files = sorted(file for place in places for file in place.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def cache(work: Path) -> Path:
+    """Name the folder that keeps what cells printed, as long as the package stays the same."""
+    return work / "cells" / digest()
+
+
+def prepare(work: Path) -> None:
+    """Let kernels start in `work/run`, with the command `jaxrobust` and a quiet terminal.
+
+    A page finds there what another one has trained: the same command again goes on, or says what it
+    said. So each page runs alone too, and all of them train once.
+    """
+    run, bin_, profile = (
+        work / "run",
+        work / "bin",
+        work / "ipython" / "profile_default" / "startup",
+    )
+    for folder in (bin_, profile):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not cache(work).exists():
+        shutil.rmtree(run, ignore_errors=True)  # of another state of the package
+    run.mkdir(exist_ok=True)
+    (profile / "00.py").write_text(_STARTUP.format(folder=str(run)))
+    command = bin_ / "jaxrobust"
+    command.write_text(_COMMAND.format(python=sys.executable))
+    command.chmod(0o755)
+    os.environ |= {
+        "IPYTHONDIR": str(work / "ipython"),
+        "PATH": f"{bin_}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "JAX_PLATFORMS": "cpu",
+        "COLUMNS": "90",
+    }

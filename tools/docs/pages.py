@@ -1,0 +1,90 @@
+"""Pages that stand elsewhere in the repository, and pages that are written from the code.
+
+A page of `docs/` says what comes into it by a block of one line, which a viewer of the repository
+sees as such:
+
+    ```{include} ../../jaxrobust/attacks/README.md
+    ```
+
+    ```{generated} config
+    ```
+
+An included page is not copied: its text is read when the site is built, and its links are turned
+to where the files are in the site. A link to a file that is no page becomes the file's name.
+"""
+
+import posixpath
+import re
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+_BLOCK = re.compile(r"^```\{(include|generated)\} (\S+)\n```$", re.MULTILINE)
+_LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+_IMG = re.compile(r'<img src="([^"]+)"[^>]*?alt="([^"]*)"[^>]*>', re.DOTALL)
+_FENCED = re.compile(r"^(```|:::).*?^\1$", re.MULTILINE | re.DOTALL)
+
+
+@cache
+def places() -> dict[str, str]:
+    """Map the files that pages include, from the top of the repository, to their pages in docs/."""
+    found = {}
+    for page in sorted(DOCS.rglob("*.md")):
+        for kind, name in _BLOCK.findall(page.read_text()):
+            if kind == "include":
+                file = (page.parent / name).resolve()
+                found[file.relative_to(ROOT).as_posix()] = page.relative_to(DOCS).as_posix()
+    return found
+
+
+def included() -> list[Path]:
+    """List the files that pages include."""
+    return [ROOT / name for name in places()]
+
+
+def expanded(text: str, page: str) -> str:
+    """Fill the blocks of a page, whose name is that in `docs/`, with what they stand for."""
+
+    def filled(match: re.Match[str]) -> str:
+        kind, name = match.groups()
+        if kind == "generated":
+            from tools.docs import reference  # which imports the package
+
+            return reference.PAGES[name]()
+        file = (DOCS / page).parent / name
+        return turned(file.read_text(), file.resolve().relative_to(ROOT).as_posix(), page)
+
+    own = turned(text, f"docs/{page}", page)
+    return _BLOCK.sub(filled, own)
+
+
+def turned(text: str, file: str, page: str) -> str:
+    """Turn the links of a file of the repository to where they lead in the site, from a page."""
+    parts, last = [], 0
+    for match in _FENCED.finditer(text):
+        parts += [_links(text[last : match.start()], file, page), match[0]]
+        last = match.end()
+    return "".join([*parts, _links(text[last:], file, page)])
+
+
+def _links(text: str, file: str, page: str) -> str:
+    def link(match: re.Match[str]) -> str:
+        mark, words, target = match.groups()
+        name, hash_, anchor = target.partition("#")
+        if "://" in target or not name:
+            return match[0]
+        there = posixpath.normpath(posixpath.join(posixpath.dirname(file), name))
+        if there.startswith("docs/"):
+            where = there.removeprefix("docs/")
+        elif there in places():
+            where = places()[there]
+        elif mark:  # a picture, which Sphinx copies
+            where = posixpath.join("..", there)
+        else:
+            return f"{words} (`{there}`)" if there not in words else words
+        return (
+            f"{mark}[{words}]({posixpath.relpath(where, posixpath.dirname(page))}{hash_}{anchor})"
+        )
+
+    return _LINK.sub(link, _IMG.sub(r"![\2](\1)", text))
