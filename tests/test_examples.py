@@ -88,7 +88,7 @@ class PackageTest(absltest.TestCase):
         for words, code, said in (
             (["--version"], None, f"jaxrobust {jaxrobust.__version__}"),
             (["evalute"], 2, "jaxrobust: evalute is no command; did you mean evaluate?"),
-            (["fly"], 2, "jaxrobust: fly is no command; one of train, evaluate, "),
+            (["fly"], 2, "jaxrobust: fly is no command; one of new, check, train, evaluate, "),
             (["models", "--nme=x"], 2, "jaxrobust: --nme is no flag; --help lists them"),
         ):
             out = io.StringIO()

@@ -312,7 +312,7 @@ class RefusalTest(FileCase):
         (
             ["--layout=tim"],
             "unknown layout 'tim'; jaxrobust, timm, hub, module, state-dict, robustbench, or one "
-            "of Chen2024",
+            "of Bartoldson2024",
         ),
         (["--layout=Standard_R50"], "RobustBench reads no file for Standard_R50"),
         ([f"--layout={SINGH_T}"], r".* dims=\(64, 128, 256\) instead of \(96, 192, .*module"),

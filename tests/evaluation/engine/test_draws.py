@@ -22,6 +22,10 @@ class Book:
     def add(self, place, record, adversarial):
         self.records[place] = record, adversarial
 
+    def rows(self, name):
+        """Of a part of an attack, of which nothing is known."""
+        return np.zeros(N, [("flat", bool), ("doubtful", bool)])
+
 
 class UndecidedTest(parameterized.TestCase):
     """A point is the number of one draw's verdict: above 0 wrong; the rule wants above 1."""

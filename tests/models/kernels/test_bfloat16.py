@@ -59,6 +59,9 @@ SMALL = {
         **{"dilations": (2, 2), "depth": 1, "heads": 2, "groups": 4},
     },
     "swin_b": {"dim": 8, "depths": (2,), "heads": (2,), "patch": 2, "window": 4},
+    "dm_wrn_28_10": {"depths": (1, 1), "channels": (8, 16), "stem": 8},
+    "dm_preactresnet18": {"depths": (1, 1), "width": 8},
+    "ra_wrn_101_2": {"depths": (1, 1), "channels": (8, 16), "stem": 8},
     "cifar_vit": {"dim": 16, "depth": 1, "heads": 2, "hidden": 16},
     "cifar_mixer": {"dim": 16, "depth": 1, "token_hidden": 16, "hidden": 16},
     "cifar_poolformer": {"depths": (1, 1), "dims": (8, 16), "gamma_init": 0.5},
@@ -71,7 +74,7 @@ SMALL = {
 }
 BATCH, SIZE = 64, 32
 # Those with a ReLU that no option changes, such as that of a squeeze's one hidden unit.
-WITH_RELU = {"robustresnet_a1", "racl_7_104", "cifar_pvt_v2"}
+WITH_RELU = {"robustresnet_a1", "racl_7_104", "cifar_pvt_v2", "ra_wrn_101_2"}
 # The softmax does not see what is added to all its logits, so these gradients are exactly 0.
 ZERO = ("attn.k.bias", "attn.proj_l.bias", "conv2.key.bias")
 # Nor does a batch norm see what is added to a whole channel before it.

@@ -212,16 +212,16 @@ class NumbersTest(parameterized.TestCase):
 
     def lowest(self, key, lowest):
         name = key.replace(".", "__")
-        training_run._check_numbers(tiny(**{name: lowest}))
+        training_run.check_numbers(tiny(**{name: lowest}))
         with self.assertRaisesRegex(ValueError, rf"{key}={lowest - 1} must be at least {lowest}"):
-            training_run._check_numbers(tiny(**{name: lowest - 1}))
+            training_run.check_numbers(tiny(**{name: lowest - 1}))
 
     def test_seeds_rates_and_weights(self):
         for good in (
             *({"seed": 0}, {"seed": 2**32 - 1}, {"trouble__lr": 1.0}, {"trouble__lr": 1e-9}),
             *({"evaluation__weights": "raw"}, {"evaluation__weights": "ema"}),
         ):
-            training_run._check_numbers(tiny(**good))
+            training_run.check_numbers(tiny(**good))
         for bad, said in (
             ({"seed": 2**32}, "seed=4294967296 must be from 0"),
             ({"trouble__lr": 0.0}, "trouble.lr=0.0 must be above 0, at most 1"),
@@ -229,7 +229,7 @@ class NumbersTest(parameterized.TestCase):
             ({"evaluation__weights": "both"}, "evaluation.weights='both'; one of 'ema', 'raw'"),
         ):
             with self.assertRaisesRegex(ValueError, said):
-                training_run._check_numbers(tiny(**bad))
+                training_run.check_numbers(tiny(**bad))
 
     def test_a_relative_step_is_one_in_pixels(self):
         values = {"attack.relative_step": 0.25, "attack.step_size": None, "attack.epsilon": 8.0}
