@@ -25,6 +25,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "new": Command("configure.new", "birds.py --data DIR", "writes a config for your images"),
+    "check": Command("configure.check", "CONFIG", "says all that is wrong with a config"),
     "train": Command("train", "--config FILE", "trains a network, or continues to"),
     "evaluate": Command("evaluate", "--workdir RUN", "attacks a network, keeps the record"),
     "doctor": Command("doctor", "RUN", "looks for usual faults of a network or config"),

@@ -112,7 +112,7 @@ class EraseSection(Section, Protocol):
 class PhaseSection(Section, Protocol):
     """One run of the optimiser: the paper's AdamW and learning-rate curve."""
 
-    objective: str = "adversarial"  # clean | adversarial | trades | mart
+    objective: str = "adversarial"  # clean | adversarial | trades | trades-awp | mart
     trades_beta: float = 6.0  # weight of the robust part of TRADES
     mart_beta: float = 6.0  # the same of MART
     l1: float = 0.0  # times the sum of |w| of all convolutions and linear maps is added to the loss

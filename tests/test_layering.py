@@ -57,9 +57,9 @@ INSIDE = {
     "report": ("drawing", "gathered", "parts", "page", "pictures", "watching"),
     "analysis": (
         *("plotting", "key_sources", "papers", "networks", "comparison", "planning"),
-        *("selection", "stages", "figures", "listing", "board"),
+        *("selection", "stages", "figures", "listing", "board", "configs"),
     ),
-    "commands": ("flags", ".", "analysis", "conversion", "results"),
+    "commands": ("flags", ".", "analysis", "configure", "conversion", "results"),
 }
 MOST_FILES = 15  # of a folder: more is a drawer
 MOST_LINES = 120  # of a command

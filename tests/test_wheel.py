@@ -13,7 +13,7 @@ import pytest
 from absl.testing import absltest
 from PIL import Image
 
-from tests.support import paths, servers
+from tests.support import compiling, paths, servers
 
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "jaxrobust", "configs")
 OWN_CONFIG = """
@@ -27,7 +27,7 @@ def get_config():
     config.data.update(name="digits", train_split="train", selection_split="test[:64]")
     config.data.update(test_split="test[:64]", augmentation="none")
     config.pretrain.update(epochs=0)
-    config.train.update(epochs=6, batch_size=64, warmup_epochs=1, ema_decay=0.9)
+    config.train.update(epochs=3, batch_size=64, warmup_epochs=1, ema_decay=0.9)
     config.attack.update(epsilon=0.1, steps=2)
     config.evaluation.update(batch_size=64, steps=1)
     config.test.update(batch_size=64, steps=1)
@@ -83,7 +83,9 @@ class WheelTest(absltest.TestCase):
         own = ("PYTHONPATH", "JAX_", "XLA_", "HF_", "TFDS_")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(own)}
         kept |= {"PATH": f"{self.programs}:{kept['PATH']}", "JAX_PLATFORMS": "cpu"}
-        kept |= {"XDG_CACHE_HOME": str(self.empty.parent / "cache")} | environment
+        # Not what XLA makes of programs is looked at here.
+        kept |= {"XLA_FLAGS": compiling.FLAGS} | environment
+        kept |= {"XDG_CACHE_HOME": str(self.empty.parent / "cache")}
         done = subprocess.run(
             words, cwd=self.empty, env=kept, capture_output=True, text=True, timeout=300
         )

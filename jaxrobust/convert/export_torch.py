@@ -30,7 +30,7 @@ from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.interface import torch_modules
-from jaxrobust.models.published import PUBLISHED
+from jaxrobust.models.published import PUBLISHED, own_id
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text import patience
 from jaxrobust.training.update import optim
@@ -116,7 +116,7 @@ def _check_entry(given: ExportSettings) -> None:
 
 
 def _entry_id(given: ExportSettings) -> str:
-    own = given.layout if given.layout in PUBLISHED else ""
+    own = own_id(given.layout) if given.layout in PUBLISHED else ""
     return (given.id or own) if given.record else ""
 
 
@@ -165,7 +165,9 @@ def _known(given: ExportSettings, known: Account, sha256: str) -> Account:
             f"--record {given.record} has no record of these weights (weights_sha256 "
             f"{sha256[:12]}...); name the results.jsonl of an evaluation of exactly them"
         )
-    return network_account.with_records(known, given.record, sha256)._replace(license=given.license)
+    return network_account.with_records(known, given.record, sha256)._replace(
+        license=given.license or known.license
+    )
 
 
 def of_run(

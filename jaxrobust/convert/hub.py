@@ -109,7 +109,7 @@ def config(network: Network, known: Account, sha256: str) -> dict[str, Any]:
         **({"mean": mean, "std": std} if built else plain),  # the module normalises inside
         "num_classes": network.num_classes,
         **_ends(network),
-        **({"license": known.license} if known.license else {}),
+        **({"license": known.license.lower()} if known.license else {}),
     }
     ours = {
         "architecture": network.name,
@@ -183,7 +183,7 @@ def card(network: Network, known: Account) -> str:
         "Weights": known.which
         + (f", from {known.source}" if known.source else "")
         + (f" (sha256 {known.source_sha256})" if known.source_sha256 else ""),
-        "Licence": known.license or f"({BY_HAND}: the licence of the weights)",
+        "Licence": network_account.licence(known) or f"({BY_HAND}: the licence of the weights)",
     }
     lines = [
         *_head(built is not None, known),
@@ -213,7 +213,7 @@ def _head(timm: bool, known: Account) -> list[str]:
         "---",
         "pipeline_tag: image-classification",
         f"library_name: {'timm' if timm else 'pytorch'}",
-        f"license: {known.license or 'unknown'}",
+        f"license: {(known.license or 'unknown').lower()}",
         "tags:",
         *(f"- {tag}" for tag in tags),
         *(["datasets:"] if datasets else []),

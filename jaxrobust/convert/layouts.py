@@ -13,7 +13,7 @@ from jaxrobust.convert import hub, references, self_contained, users_module
 from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.models.interface import torch_modules
-from jaxrobust.models.published import PUBLISHED
+from jaxrobust.models.published import PUBLISHED, own_id
 from jaxrobust.runtime.files import whole
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files, weights_folder
@@ -211,7 +211,8 @@ def usage(network: Network, layout: str, out: Path) -> str:
             return f"timm.create_model({base!r}{keywords}, checkpoint_path='{file}')"
         return "timm's names, but not a network of timm's; --layout module writes one that runs"
     home = "" if "/" in PUBLISHED[layout].file else f"with TORCH_HOME={out}: "
+    board = PUBLISHED[layout].board
     return (
-        f"{home}robustbench.utils.load_model({layout!r}, model_dir='{out}', "
-        f"dataset={PUBLISHED[layout].dataset!r}, threat_model='Linf')"
+        f"{home}robustbench.utils.load_model({own_id(layout)!r}, model_dir='{out}', "
+        f"dataset={board.dataset!r}, threat_model={board.threat!r})"
     )

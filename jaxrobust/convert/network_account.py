@@ -76,6 +76,7 @@ def of_weights(network: Network, which: str) -> Account:
         published=key,
         source=about.get("source"),
         source_sha256=about.get("source_sha256"),
+        license=(PUBLISHED[key].license or None) if key in PUBLISHED else None,
     )
 
 
@@ -134,6 +135,11 @@ def prepared(network: Network, known: Account) -> str:
         f"`{known.preprocessing}` to {size} x {size} px (an id of "
         "`jaxrobust.data.evaluation_transform`, RobustBench's names among them)"
     )
+
+
+def licence(known: Account) -> str:
+    """Name the licence of the weights; empty: whoever hands them on has to say it."""
+    return known.license or ("not stated where they were published" if known.published else "")
 
 
 def threat(known: Account) -> str:

@@ -7,7 +7,9 @@ import contextlib
 import importlib.metadata
 import inspect
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -18,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from jaxrobust import models
 from jaxrobust.interop import modules
 from jaxrobust.models.interface import torch_modules
-from jaxrobust.models.published import PUBLISHED
+from jaxrobust.models.published import PUBLISHED, own_id
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files
@@ -96,7 +98,8 @@ def reference(
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         of_others = torch_modules.is_name(network.name)
-        with functions.explained("model.name", network.name) if of_others else _NOTHING:
+        explained = functions.explained("model.name", network.name) if of_others else _NOTHING
+        with explained, _no_byte_code():
             spec.loader.exec_module(module)
             net = module.load()
         return Reference(net, f"the exported {path.name}", of_others, "by its load()")
@@ -104,6 +107,16 @@ def reference(
         with contextlib.suppress(ImportError):
             return _robustbench(path, layout)
     return _rebuilt(network, path, which)
+
+
+@contextlib.contextmanager
+def _no_byte_code() -> Iterator[None]:
+    """Leave no `__pycache__` beside what is imported: that folder is handed on as it is."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _robustbench(path: Path, robustbench_id: str) -> Reference:
@@ -136,8 +149,9 @@ def load_model(folder: Path, robustbench_id: str) -> Any:
 
     home = mock.patch.dict(os.environ, {"TORCH_HOME": str(folder)})
     with home, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        where = {"dataset": PUBLISHED[robustbench_id].dataset, "threat_model": "Linf"}
-        return load_model(robustbench_id, model_dir=str(folder), **where)
+        board = PUBLISHED[robustbench_id].board
+        where = {"dataset": board.dataset, "threat_model": board.threat}
+        return load_model(own_id(robustbench_id), model_dir=str(folder), **where)
 
 
 def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:

@@ -122,6 +122,8 @@ def facts(network: Network, known: Account) -> list[str]:
         "Weights": known.which + (f"; {known.trained}" if known.trained else ""),
         "Threat model": network_account.threat(known),
     }
+    if licence := network_account.licence(known):
+        expects["Licence of the weights"] = licence
     lines = ["Expects", *_listed([f"{key}: {value}" for key, value in expects.items()])]
     rows = [network_account.row(record) for record in known.records]
     reached = [

@@ -17,24 +17,25 @@ import torch
 
 from jaxrobust import models
 from jaxrobust.convert.torch_modules.layers import conv_stem
-from jaxrobust.models.published import PUBLISHED
+from jaxrobust.models.published import PUBLISHED, own_id
 
 SETUP = "bash tools/setup_reference_env.sh"
 
 
 @contextlib.contextmanager
-def _imports_of_old_code():
-    """Let pass what today's torch, timm and setuptools say about the imports of the references."""
+def _of_old_code():
+    """Let pass what today's torch, timm and setuptools say about the code of the references."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
         warnings.filterwarnings("ignore", r"Importing from timm\.", DeprecationWarning)
         warnings.filterwarnings("ignore", r"pkg_resources is deprecated", UserWarning)
+        warnings.filterwarnings("ignore", r"torch\.meshgrid", UserWarning)
         yield
 
 
 def import_timm() -> ModuleType:
     """Import timm; a CPU build of torch needs torchvision's two operators declared first."""
-    with _imports_of_old_code():
+    with _of_old_code():
         try:
             import torchvision  # noqa: F401
         except RuntimeError:
@@ -54,7 +55,7 @@ def import_robustbench() -> ModuleType:
     """Import robustbench; raise an `ImportError` that names the command if it is not there."""
     import_timm()
     try:
-        with _imports_of_old_code():
+        with _of_old_code():
             import pyautoattack
             import pyautoattack.state
 
@@ -113,20 +114,21 @@ def module(file: str) -> ModuleType:
 
 
 def published(robustbench_id: str) -> torch.nn.Module:
-    """Return robustbench's network of a Linf id, with random weights and in eval mode."""
+    """Return robustbench's network of an id, with random weights and in eval mode."""
     import_robustbench()
     import timm
     from robustbench.model_zoo import model_dicts
     from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
 
-    linf = model_dicts[BenchmarkDataset(PUBLISHED[robustbench_id].dataset)][ThreatModel.Linf]
+    board, name = PUBLISHED[robustbench_id].board, own_id(robustbench_id)
+    zoo = model_dicts[BenchmarkDataset(board.dataset)][getattr(ThreatModel, board.threat)]
 
     # These two builders ask for weights of the network that they build.
-    hub = f"{robustbench_id.lower().replace('-', '_')}_imagenet_linf"
+    hub = f"{name.lower().replace('-', '_')}_{board.dataset}_{board.threat.lower()}"
     if timm.is_model(hub):
         return timm.create_model(hub, pretrained=False).eval()
-    plain = "Salman2020Do_R50" if robustbench_id == "Standard_R50" else robustbench_id
-    return linf[plain]["model"]().eval()
+    with _of_old_code():
+        return zoo["Salman2020Do_R50" if name == "Standard_R50" else name]["model"]().eval()
 
 
 def state_arrays(net: torch.nn.Module) -> dict[str, np.ndarray]:

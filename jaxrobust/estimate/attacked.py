@@ -20,6 +20,7 @@ from jaxrobust.config import Config, network_of
 from jaxrobust.estimate.devices import Target
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.engine import engine
+from jaxrobust.evaluation.engine.schedule import Aims
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
@@ -132,7 +133,7 @@ def _tried(
         labels.astype(np.int32),
         np.arange(number, dtype=np.uint32),
         np.arange(number),
-        ensembles.targets(setting, ranks),
+        Aims(ensembles.targets(setting, ranks)),
         epsilon=_TINY,
         seed=0,
         confirm=lambda verdicts, last: [],

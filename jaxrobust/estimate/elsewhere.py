@@ -49,7 +49,7 @@ def computed(
         figures = {"executed_flops_per_image": executed}
         figures["roofline"] = {key: roofline[key] for key in keys if key in roofline}
     else:
-        state = _state(work, target)
+        state = state_bytes(work, work.config.mesh.fsdp or target.chips)
         if state > target.chip.memory:
             raise ValueError(
                 f"{name}: parameters, their average and the optimiser's state alone take "
@@ -110,7 +110,11 @@ def check(work: PhaseWork, chips: int) -> None:
     build.phase(share, name, work.rows, devices=jax.devices()[:1])
 
 
-def _state(work: PhaseWork, target: Target) -> int:
+def state_bytes(work: PhaseWork, shares: int) -> int:
+    """Count the bytes of parameters, their average and the optimiser's state on a device.
+
+    `shares`: how many devices share them.
+    """
     config, mask = work.config, models.decay_mask(work.config.model.name)
     per_epoch = work.rows // work.batch_size
     section = config[work.name]
@@ -119,4 +123,4 @@ def _state(work: PhaseWork, target: Target) -> int:
     leaves = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
     arrays = (leaf for leaf in leaves if leaf.dtype in (jnp.float32, jnp.int32))
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
-    return total // (config.mesh.fsdp or target.chips)
+    return total // shares

@@ -4,7 +4,7 @@
     modules/    NNX modules that hold the parameters of these functions
     interface/  what makes a network of an architecture, and names its weights
     families/   one architecture each
-    cifar/      the twenty of a study, for 32 px
+    cifar/      the twenty of a study, and DeepMind's networks, for 32 px
 
 An architecture's file ends with its `family.Family`: variants, names on the PyTorch side, stem,
 head, weight-decay mask and the papers' counts. A new one is one file and one entry of `FAMILIES`.
@@ -17,7 +17,16 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
-from jaxrobust.models.cifar.convolutional import densenet, preact_resnet, resnext, vgg, wide_resnet
+from jaxrobust.models.cifar.convolutional import (
+    densenet,
+    dm_preact_resnet,
+    dm_wide_resnet,
+    preact_resnet,
+    ra_resnet,
+    resnext,
+    vgg,
+    wide_resnet,
+)
 from jaxrobust.models.cifar.transformers import (
     botnet,
     cct,
@@ -60,7 +69,8 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Each of them ends with its `FAMILY`.
 _FILES = (
     *(convnext, internimage, resnet, iso_convnext, vit, cait, xcit, swin, robust_resnet, searched),
-    *(vgg, wide_resnet, densenet, preact_resnet, resnext),
+    *(vgg, wide_resnet, densenet, preact_resnet, resnext, dm_wide_resnet, dm_preact_resnet),
+    *(ra_resnet,),
     *(cifar_vit, mixer, poolformer, cpvt, cct, botnet, ceit, levit, mobilevit, vitae, coatnet),
     *(pvt_v2, cifar_swin, cvt),
 )
@@ -214,6 +224,7 @@ def _is(value: Any, wanted: Any) -> bool:
 _RATES = {"drop_path", "dropout", "attention_dropout"}  # of what is left out in training
 # Fields that change training, speed or what is read elsewhere, not what weights compute.
 _FREE = {"dtype", "remat", "scan", "bn_group", "bn_momentum", "in_channels", "scale_init"} | _RATES
+_FREE |= {"padded"}  # which only refuses sizes
 
 
 def computed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

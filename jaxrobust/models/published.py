@@ -1,9 +1,16 @@
-"""RobustBench's Linf networks that have one of our architectures: ImageNet (4/255), CIFAR-10
-(8/255).
+"""RobustBench's networks that have one of our architectures: of ImageNet (Linf 4/255), CIFAR-10
+(Linf 8/255 and L2 0.5) and CIFAR-100 (Linf 8/255).
 
-Source: RobustBench 1.1.1, robustbench/model_zoo/imagenet.py and cifar10.py (builders,
-preprocessing, files on Google Drive), architectures/xcit.py (files on GitHub) and
-model_info/{imagenet,cifar10}/Linf/*.json (accuracies, papers); parity: tests/models/test_table.py.
+Networks of different tables share ids. An id alone is that of CIFAR-10 or ImageNet under Linf; one
+of another table has that in front, as in `cifar10/L2/Wang2023Better_WRN-28-10`, and so has the one
+id that both of these have, `imagenet/Linf/Peng2023Robust`.
+
+Source: RobustBench 1.1.1, robustbench/model_zoo/{imagenet,cifar10,cifar100}.py (builders,
+preprocessing, files on Google Drive), architectures/xcit.py (files on GitHub), model_info/*/*.json
+(authors; of the older rows accuracies too), README.md (accuracies and papers of
+`published_rows.json`; its robust accuracy is the lowest that is known, for Gowal2021Improving after
+another attack beside AutoAttack) and LICENSE (licences of weights); parity:
+tests/models/test_table.py.
 """
 
 import functools
@@ -20,9 +27,10 @@ class Leaderboard(NamedTuple):
     """What all networks of one of RobustBench's tables share."""
 
     dataset: str  # as RobustBench calls it
+    norm: str  # of the ball, as we call it
     num_classes: int
     image_size: int  # side in pixels
-    epsilon: float  # of the Linf ball
+    epsilon: float  # of the ball
     images: int  # that are attacked
     mean: tuple[float, ...]  # of networks that normalise
     std: tuple[float, ...]
@@ -30,17 +38,36 @@ class Leaderboard(NamedTuple):
     split: str
     normalisation: str  # whose mean and std, for people
 
+    @property
+    def threat(self) -> str:
+        """Return the norm as RobustBench calls it."""
+        return {"linf": "Linf", "l2": "L2"}[self.norm]
 
+    @property
+    def folder(self) -> str:
+        """Return the folder in which RobustBench keeps its files, below its `model_dir`."""
+        return f"{self.dataset}/{self.threat}"
+
+
+_CIFAR10 = Leaderboard(
+    *("cifar10", "linf", 10, 32, 8 / 255, 10_000),
+    *((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    *("cifar10", "test", "CIFAR-10's"),
+)
 LEADERBOARDS = {
     "imagenet": Leaderboard(
-        *("imagenet", 1000, 224, 4 / 255, 5_000, IMAGENET_MEAN, IMAGENET_STD),
+        *("imagenet", "linf", 1000, 224, 4 / 255, 5_000, IMAGENET_MEAN, IMAGENET_STD),
         *("imagenet2012", "validation@robustbench", "ImageNet's"),
     ),
-    "cifar10": Leaderboard(
-        *("cifar10", 10, 32, 8 / 255, 10_000, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
-        *("cifar10", "test", "CIFAR-10's"),
+    "cifar10": _CIFAR10,
+    "cifar10-L2": _CIFAR10._replace(norm="l2", epsilon=0.5),
+    "cifar100": Leaderboard(
+        *("cifar100", "linf", 100, 32, 8 / 255, 10_000),
+        *((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+        *("cifar100", "test", "CIFAR-100's"),
     ),
 }
+_PLAIN = ("imagenet", "cifar10")  # whose ids stand alone
 
 
 class Published(NamedTuple):
@@ -55,8 +82,11 @@ class Published(NamedTuple):
     address: str  # of the file that RobustBench fetches
     sha256: str = ""  # of that file, or how it begins; empty: it is not published
     dataset: str = "imagenet"  # a key of `LEADERBOARDS`
-    buffers: tuple[str, str] | None = None  # what mean and std are called where no layer holds them
+    # What mean and std are called where no layer holds them; (): files are without.
+    buffers: tuple[str, ...] | None = None
     renamed: tuple[tuple[str, str], ...] = ()  # parts of the reference's names -> those of the file
+    made: bool = False  # files hold what follows from the sizes too: `Names.made`
+    license: str = ""  # of the weights, SPDX; empty: it is not stated
 
     @property
     def board(self) -> Leaderboard:
@@ -82,7 +112,7 @@ def _linf(ids: str, preprocessing: str, *rows: tuple[str, str, float, float, str
     return {
         ids.format(part): Published(
             *(model, normalised, preprocessing, clean, autoattack),
-            *("imagenet/Linf/{}.pt", _drive(drive)),
+            *("{}.pt", _drive(drive)),
         )
         for part, model, clean, autoattack, drive in rows
     }
@@ -92,7 +122,7 @@ _bare = partial(_linf, normalised=False)
 
 
 def _cifar10(model, clean, autoattack, drive, **more):
-    row = ("buffers" in more, "none", clean, autoattack, "cifar10/Linf/{}.pt", _drive(drive))
+    row = ("buffers" in more, "none", clean, autoattack, "{}.pt", _drive(drive))
     return Published(model, *row, dataset="cifar10", **more)
 
 
@@ -177,14 +207,86 @@ _ROWS: dict[str, Any] = {
     },
 }
 
+
+# How files differ from the reference's names of a network, and what they hold beside them.
+_DEEPMIND = {"normalised": True, "buffers": ()}  # mean and std are constants of the class
+_TRADES = (
+    *(("stem_conv.", "conv1."), *((f"blocks.{i}.", f"block{i + 1}.") for i in range(3))),
+    *((".shortcut.0.", ".convShortcut."), ("norm1.", "bn1.")),
+)
+_MICROSOFT = (
+    *((f"layers.{i + 1}.downsample.", f"layers.{i}.downsample.") for i in range(3)),
+    ("head.fc.", "head."),
+)
+_FILES: dict[str, dict[str, Any]] = {
+    "dm": _DEEPMIND,
+    "ra": _DEEPMIND,
+    "ra_wrn_101_2": {
+        **{"normalised": True, "buffers": ("normalization.mean", "normalization.std")},
+        "preprocessing": _BILINEAR,
+    },
+    "wrn": {"renamed": _TRADES},
+    "resnet18": {"renamed": ((".downsample.", ".shortcut."), ("fc.", "linear."))},
+    "swin": {"renamed": _MICROSOFT, "made": True, "preprocessing": _BICUBIC},
+}
+
+
+def _key(board: str, robustbench_id: str) -> str:
+    """Put the table in front of an id, where it would not be told apart alone."""
+    alone = board in _PLAIN and (board, robustbench_id) != ("imagenet", "Peng2023Robust")
+    return robustbench_id if alone else f"{LEADERBOARDS[board].folder}/{robustbench_id}"
+
+
+def _listed() -> dict[str, Published]:
+    """Read the rows of `published_rows.json`: id, our name, clean, AutoAttack, Drive's key."""
+    rows = json.loads(Path(__file__).with_name("published_rows.json").read_text())
+    return {
+        _key(board, robustbench_id): (
+            Published(
+                **{"model": model, "normalised": False, "preprocessing": "none"}
+                | {"clean": clean, "autoattack": autoattack, "dataset": board}
+                | {"file": "{}.pt", "address": _drive(drive)}
+                | (_FILES.get(model) or _FILES[model.partition("_")[0]])
+            )
+        )
+        for board, networks in rows.items()
+        for robustbench_id, model, clean, autoattack, drive in networks
+    }
+
+
+# Where ids begin so, the weights are not under the zoo's MIT licence; torchvision states none of
+# the weights of `Standard_R50`.
+_LICENSES = {
+    **dict.fromkeys(
+        ("Gowal2020Uncovering", "Rebuffi2021Fixing", "Gowal2021Improving"), "Apache-2.0"
+    ),
+    "Standard_R50": "",
+}
+
+
+def own_id(key: str) -> str:
+    """Return an id of `PUBLISHED` as RobustBench has it, without the table in front."""
+    return key.rpartition("/")[2]
+
+
+def _finished(key: str, net: Published) -> Published:
+    name = own_id(key)
+    licences = [value for start, value in _LICENSES.items() if name.startswith(start)]
+    file = net.file.format(name)
+    return net._replace(
+        # In timm's cache, or below `model_dir`.
+        file=f"{net.board.folder}/{file}" if file == f"{name}.pt" else file,
+        license=licences[0] if licences else "MIT",
+    )
+
+
 # RobustBench id -> network. Of ImageNet not there, for they are other architectures:
-# Peng2023Robust (RaWRN), Amini2024MeanSparse_* (MeanSparse layers inside Liu's networks),
-# Bai2024MixedNUTS (an ensemble), Xu2024MIMIR_* (another Swin, with window 14 for L).
-PUBLISHED = {name: net._replace(file=net.file.format(name)) for name, net in _ROWS.items()}
+# Amini2024MeanSparse_* (MeanSparse layers inside Liu's networks), Bai2024MixedNUTS (an ensemble).
+PUBLISHED = {key: _finished(key, net) for key, net in (_ROWS | _listed()).items()}
 
 
 @functools.cache
 def paper(robustbench_id: str) -> Paper:
     """Look up the paper that RobustBench names of a network of `PUBLISHED`."""
     papers = json.loads(Path(__file__).with_name("published_papers.json").read_text())
-    return Paper(**papers[robustbench_id.partition("_")[0]])  # how ids begin -> what is printed
+    return Paper(**papers[own_id(robustbench_id).partition("_")[0]])  # how ids begin

@@ -13,7 +13,7 @@ from clu import parameter_overview as overview
 from jaxrobust import models
 from jaxrobust.models.counted import COUNTED
 from jaxrobust.models.interface.family import PaperFigures
-from jaxrobust.models.published import PUBLISHED, Published
+from jaxrobust.models.published import PUBLISHED, Published, own_id
 from jaxrobust.types import Classifier, Params
 
 
@@ -151,9 +151,11 @@ classes (23.19 here), LeViT's is not defined. stem: side of the patch, or how
 many 3x3 convolutions, or the window of one. weights: checkpoints of
 RobustBench, Linf; `jaxrobust models NAME` lists them."""
 CHECKPOINT_NOTES = """\
-clean, AA: % of RobustBench's images, before and after AutoAttack (Linf, as
-published): 5,000 of ImageNet and 4/255; where no preprocessing is named 10,000
-of CIFAR-10 and 8/255. input: norm. has the data set's mean and std inside.
+clean, AA: % of RobustBench's images, before and after AutoAttack, as published:
+5,000 of ImageNet under Linf 4/255; where no preprocessing is named 10,000 of
+CIFAR-10 under Linf 8/255, of cifar10/L2 under 0.5, of cifar100/Linf CIFAR-100's
+under 8/255. input: norm. has the data set's mean and std inside. licence: that
+of the weights, as RobustBench's LICENSE states it.
 `--weights CHECKPOINT` fetches one; --json prints its address and its sha256,
 where one is published."""
 
@@ -169,7 +171,7 @@ def line(row: ArchitectureRow, width: int = 100) -> str:
         f"{row.stem:8} {row.norms:5} "
     )
     # Author and year, as Salman2020; a name without a year as it is.
-    short = [re.match(r"[A-Za-z]+\d{4}|.+", key)[0] for key in row.published]  # type: ignore[index]
+    short = [re.match(r"[A-Za-z]+\d{4}|.+", own_id(key))[0] for key in row.published]  # type: ignore[index]
     text = " ".join(dict.fromkeys(short))
     if len(cells) + len(text) <= width:
         return (cells + text).rstrip()
@@ -180,10 +182,15 @@ def line(row: ArchitectureRow, width: int = 100) -> str:
 def checkpoints(rows: Sequence[ArchitectureRow]) -> str:
     """Return the published checkpoints of some rows in full; empty if there are none."""
     networks = [(key, net) for row in rows for key, net in row.published.items()]
-    lines = [f"\n{'checkpoint':39} {'clean':>5} {'AA':>5} {'input':5} preprocessing"]
+    width = max(map(len, ["checkpoint", *(key for key, _ in networks)]))
+    lines = [
+        f"\n{'checkpoint':{width}} {'clean':>5} {'AA':>5} {'input':5} {'licence':10} preprocessing"
+    ]
     for key, net in networks:
         figures = f"{net.clean:5.2f} {net.autoattack:5.2f} {'norm.' if net.normalised else '[0,1]'}"
-        lines.append(f"{key:39} {figures} {net.preprocessing}")
+        lines.append(
+            f"{key:{width}} {figures} {net.license or 'not stated':10} {net.preprocessing}"
+        )
     return "\n".join([*lines, CHECKPOINT_NOTES]) if networks else ""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.evaluation.records import stopping, verdicts
+from jaxrobust.evaluation.records import stopping, survivors, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import curves
@@ -296,6 +296,7 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
         and all(_is_number(a.get("epsilon")) for a in attacks)
         and len(record.threats) == len(attacks)  # each of which is checked
         and (record.stopped is None or _is_sequence(record.stopped))
+        and (record.fast is None or survivors.is_sound(record.fast))
     ):
         raise ValueError(f"{file} has a record with parts of a wrong type; get the file again")
 

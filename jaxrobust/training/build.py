@@ -147,6 +147,11 @@ def phase(
             "model.dtype='float16' cannot train: gradients below 6e-8 become 0 and nothing here "
             "scales the loss; set model.dtype='bfloat16', or 'float32'"
         )
+    if objectives.named(p.objective).displaces and config.model.dtype == "bfloat16":
+        raise ValueError(
+            f"{name}.objective={p.objective!r} moves weights by less than bfloat16 tells apart; "
+            "set model.dtype='float32'"
+        )
     init = partial(step.init_state, net, tx)
     shapes = jax.eval_shape(init, jax.random.key(0))
     if p.l1 and not objectives.kernels(shapes.params):
@@ -158,6 +163,7 @@ def phase(
         attack=training_attack(config, p.objective),
         objective=_objective(p, config.attack),
         attack_train=config.attack.statistics == "batch",
+        mean=spread.mean,
         ready=rewriting.ready if mesh.devices.flat[0].platform == "cpu" else step.as_it_is,
     )
     of_device = partial(

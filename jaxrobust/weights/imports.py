@@ -9,7 +9,7 @@ from typing import Any
 
 import jaxrobust
 from jaxrobust import models
-from jaxrobust.models.published import PUBLISHED
+from jaxrobust.models.published import PUBLISHED, own_id
 from jaxrobust.runtime.files import folders, locks
 from jaxrobust.runtime.files.download import Tell
 from jaxrobust.runtime.text.progress import say
@@ -103,13 +103,29 @@ def check_model(model: str | None) -> None:
 
 
 def published(model: str | None, path: Path) -> str | None:
-    """Find the RobustBench id of a file: given as the model, or by the name of the file."""
+    """Find the RobustBench id of a file: given as the model, or by the name of the file.
+
+    Raises:
+      ValueError: several networks have files of that name, and its folders do not say which it is.
+    """
     if model in PUBLISHED:
         return model
-    for key, net in PUBLISHED.items():
-        if path.name in (f"{key}.pt", Path(net.file).name) and model in (None, net.model):
-            return key
-    return None
+    found = {
+        key: net
+        for key, net in PUBLISHED.items()
+        if path.name in (f"{own_id(key)}.pt", Path(net.file).name) and model in (None, net.model)
+    }
+    if len(found) > 1:
+        here = path.absolute().as_posix()
+        of_folder = [key for key, net in found.items() if here.endswith(f"/{net.file}")]
+        if len(of_folder) != 1:
+            raise ValueError(
+                f"{path.name} is what RobustBench calls the files of {', '.join(found)}; say which "
+                "it is with --model ID, or keep it in RobustBench's folders, as in "
+                f"{next(iter(found.values())).file}"
+            )
+        return of_folder[0]
+    return next(iter(found), None)
 
 
 def _id(source: WeightSource, model: str | None) -> str | None:
@@ -131,7 +147,7 @@ def described(network: Network) -> dict[str, Any]:
     expected: dict[str, Any] = {"preprocessing": own or preprocessing(facts.settings, size)}
     expected |= {"norm": facts.norm, "epsilon": facts.epsilon, "accuracies": facts.accuracies}
     if key is not None:
-        ball = {"norm": "linf", "epsilon": PUBLISHED[key].board.epsilon}
+        ball = {"norm": PUBLISHED[key].board.norm, "epsilon": PUBLISHED[key].board.epsilon}
         expected = {"preprocessing": PUBLISHED[key].preprocessing} | ball
         expected["accuracies"] = [_published_accuracy(key, ball)]
     elif facts.workdir is not None:

@@ -104,6 +104,7 @@ class AttackTest(parameterized.TestCase):
     @parameterized.parameters(
         (AA, {}, []),
         (AA, {"attacks": STANDARD[:3]}, ["another attack than standard AutoAttack"]),
+        (AA, {"fast": {"sampled": 3}}, ["the fast version, whose verdicts are not AutoAttack's"]),
         (AA, {"attacks": []}, ["clean accuracy only"]),
         (AA, {"robust": None}, ["clean accuracy only"]),
         (AA | {"epsilon": "8/255"}, {}, ["linf 0.01569, not 8/255"]),

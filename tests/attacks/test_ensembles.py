@@ -63,6 +63,21 @@ class PlanTest(parameterized.TestCase):
             if name not in three:
                 self.assertEqual(machine, name.partition("-")[0])
 
+    @parameterized.parameters("linf", "l2", "l1")
+    def test_the_fast_version_is_a_part_of_the_standard_one(self, norm):
+        fast, whole = (ensembles.plan(norm, name, None, None) for name in ("fast", "standard"))
+        for part, full in zip(fast, whole, strict=True):
+            self.assertEqual(
+                part._replace(restarts=0, targets=0), full._replace(restarts=0, targets=0)
+            )
+            self.assertLessEqual(part.restarts, full.restarts)
+            self.assertLessEqual(part.targets, full.targets)
+        passes = [
+            sum(ensembles.most_passes(s, 10) for s in those)
+            for those in ([s for s in fast if s.name in ensembles.ON_ALL], whole)
+        ]
+        self.assertLess(passes[0], 0.15 * passes[1])  # what is left of a fifth is for the sample
+
     def test_custom_and_what_is_overridden(self):
         over = {"apgd-t": {"steps": 7, "targets": 3}, "apgd-ce": {"restarts": np.int64(2)}}
         found = ensembles.plan("l1", "custom", ("square", "apgd-t", "apgd-ce", "fab"), over)
@@ -76,7 +91,9 @@ class PlanTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ("l3", "standard", None, {}, "l3"),
-        ("linf", "fast", None, {}, "version='fast' is unknown; .*standard, plus, rand, custom"),
+        ("linf", "quick", None, {}, "version='quick' is unknown; .*plus, rand, fast, custom"),
+        ("linf", "fast", ("square",), {}, "version='fast' says .*, and how; leave attacks out"),
+        ("linf", "fast", None, {"apgd-ce": {}}, "version='fast' says .*; leave overrides out"),
         ("linf", "custom", None, {}, "version='custom' needs attacks=.*choose from .*apgd-ce"),
         ("linf", "plus", "fab", {}, r"attacks='fab' is a string; pass \('fab',\)"),
         (

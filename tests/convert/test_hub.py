@@ -304,7 +304,7 @@ class CardTest(parameterized.TestCase):
         )
         for part in (
             "license: unknown",
-            "(TO BE FILLED IN BY HAND: the licence of the weights)",
+            "- **Licence**: not stated where they were published\n",
             "datasets:\n- imagenet-1k",
             "ImageNet's 1,000, in the order of their WordNet ids (n01440764 is 0)",
             f"from Salman2020Do_R18 (sha256 {'f' * 64})",

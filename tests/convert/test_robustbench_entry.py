@@ -129,6 +129,7 @@ class CifarTest(parameterized.TestCase):
         ({"image_ids": "0..999"}, "its images are 0..999, not 0..9999", "linf", "8/255"),
         ({"split": "train"}, "cifar10, split train, are not the test split", "linf", "8/255"),
         ({"method": "apgd-ce"}, "its attack is apgd-ce, not autoattack st", "linf", "8/255"),
+        ({"method": "fast version"}, "its attack is fast version, not autoatt", "linf", "8/255"),
         ({"preprocessing": "bicubic-36-crop-32"}, "changed by bicubic-36-crop-32", "linf", "8/255"),
     )
     def test_what_does_not_count(self, changes, message, norm, eps):

@@ -58,7 +58,7 @@ class DefaultsTest(parameterized.TestCase):
 
         counted = table.architecture(name)
         with torch.device("meta"):
-            more = {"num_classes": 10} if name == "cifar_resnet50" else {}  # of ResNet's file
+            more = {"num_classes": 10} if name in ("cifar_resnet50", "resnet18_32px") else {}
             net = torch_networks.network(name, img_size=counted.image_size, **more)
         trained = [p.numel() for p in net.parameters() if p.requires_grad]
         self.assertEqual(sum(trained), counted.parameters)

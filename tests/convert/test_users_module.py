@@ -141,9 +141,11 @@ class ExportTest(parameterized.TestCase):
     @parameterized.parameters(({},), ({"mean": 0.5, "std": 0.25},))
     def test_a_module_of_a_file(self, moments):
         network = self.network(moments=moments, width=3, widths=[1, 2])
-        done = self.exported(network)
+        with mock.patch.object(sys, "dont_write_bytecode", False):
+            done = self.exported(network)
         files = ["nets.py", "robust_nets.certificate.json", "robust_nets.pt", "robust_nets.py"]
         self.assertSameElements(done["files"], files)
+        self.assertSameElements([path.name for path in Path("out").iterdir()], files)
         self.assertEqual(Path("out/nets.py").read_text(), NETS)
         certificate = json.loads(Path("out/robust_nets.certificate.json").read_text())
         self.assertTrue(certificate["agrees"])

@@ -22,13 +22,13 @@ from jaxrobust.interop.reading.training_mode import trainable  # noqa: E402
 from tests.support import trainable_modules as modules  # noqa: E402
 
 IMAGE = (modules.SIDE, modules.SIDE, modules.CHANNELS)
-NAMES = ["stage1.0", "stage1.1", "stage2.0", "stage2.1"]
+NAMES = [f"stage{stage}.{at}" for stage in (1, 2) for at in range(3)]
 
 
 @functools.cache
-def written(**given):
+def written(depth=3, **given):
     torch.manual_seed(0)
-    return trainable(modules.Blocks(**given), IMAGE)
+    return trainable(modules.Blocks(depth=depth, **given), IMAGE)
 
 
 def in_order(program):
@@ -133,7 +133,7 @@ class BlocksTest(parameterized.TestCase):
         (0.0, {"remat": True, "scan": True}),
     )
     def test_values_and_gradients_are_the_same(self, dropout, how):
-        network, keys = written(dropout=dropout), jax.random.split(jax.random.key(1), 3)
+        network, keys = written(2, dropout=dropout), jax.random.split(jax.random.key(1), 3)
         x = np.random.default_rng(0).random((3, *IMAGE))
         found = []
         with jax.enable_x64(True):
@@ -201,11 +201,10 @@ class BlocksTest(parameterized.TestCase):
         self.assertLess(needed[1], 0.2 * needed[0])  # one array of a block's more than ten
 
     def test_equal_blocks_are_compiled_once(self):
-        network = written(depth=3)
+        network = written()
         groups = [[part.block for part in parts] for parts in blocks.alike(network.training)]
         # The first computes a size that the others read.
-        names = [f"stage{stage}.{at}" for stage in (1, 2) for at in range(3)]
-        self.assertEqual(groups, [[None], names[:1], names[1:], [None]])
+        self.assertEqual(groups, [[None], NAMES[:1], NAMES[1:], [None]])
         texts = []
         for scan in (False, True):
             net = trained.classifier(network, scan=scan)

@@ -3,9 +3,10 @@
 import gc
 import gzip
 import re
-import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -332,11 +333,15 @@ class AgreementTest(parameterized.TestCase):
 
     @parameterized.parameters((lambda count: 1, 16), (lambda count: count / 8, 8))
     def test_more_at_once_where_each_is_cheaper(self, cost, expected):
+        now = [0.0]
+
         def one(images, dtype):
             del dtype
-            time.sleep(0.02 * cost(len(images)))
+            now[0] += 0.02 * cost(len(images))
 
-        found = agreement._at_once(one, images(8), agreement._seconds(one, images(8)))
+        clock = SimpleNamespace(perf_counter=lambda: now[0])
+        with mock.patch.object(agreement, "time", clock):
+            found = agreement._at_once(one, images(8), agreement._seconds(one, images(8)))
         self.assertEqual(found, expected)
 
     @pytest.mark.slow

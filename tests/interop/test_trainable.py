@@ -21,7 +21,6 @@ from tests.support import torch_faults  # noqa: E402
 from tests.support import trainable_modules as modules  # noqa: E402
 
 IMAGE = (modules.SIDE, modules.SIDE, modules.CHANNELS)
-DRAWING = {"dropout": 0.2, "drop_path": 0.1}
 
 
 def written(module):
@@ -34,9 +33,14 @@ def mixed(**rates):
 
 
 @functools.cache
-def network_of_mixed(**rates):
+def network_of_mixed():
     """The module is written down once for all tests that change nothing of it."""
-    return written(mixed(**rates))
+    return written(mixed())
+
+
+@functools.cache
+def network_of_draws():
+    return written(modules.Draws(0.25, 0.4))
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
@@ -135,15 +139,29 @@ class ParityTest(absltest.TestCase):
             after["norm.running_mean"], after32["norm.running_mean"], atol=2e-3
         )
 
+    def test_state_dict_is_strictly_the_modules(self):
+        module, network = mixed(), network_of_mixed()
+        params, stats = trained.classifier(network).init(jax.random.key(0))
+        params = {name: a + 1 for name, a in params.items()}
+        stats["norm.num_batches_tracked"] = jnp.float32(6.7)  # an average of counters
+        state = trained.state_dict(network, params | stats)
+        module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
+        self.assertEqual(list(state), list(module.state_dict()))
+        self.assertEqual(module.norm.num_batches_tracked, 7)
+        self.assertEqual(module.places.dtype, torch.int64)
+        np.testing.assert_array_equal(module.head.bias.detach(), params["head.bias"])
+
 
 class DrawsTest(absltest.TestCase):
     def test_distribution_and_images_of_their_own(self):
-        net = trained.classifier(written(modules.Draws(0.25, 0.4)))
+        net = trained.classifier(network_of_draws())
         params, stats = net.init(jax.random.key(0))
         count = 10_000
         x = np.zeros((count, *IMAGE), np.float32)
         keys = jax.random.split(jax.random.key(3), count)
-        logits, _ = jax.jit(lambda k: net.apply(params, stats, x, train=True, key=k))(keys)
+        apply = jax.jit(lambda x, k: net.apply(params, stats, x, train=True, key=k)[0])
+        logits = apply(x, keys)
+        np.testing.assert_array_equal(apply(x[:2], keys[7:9]), logits[7:9])
         path = np.asarray(logits).min(1) >= 10
         # Five standard errors of a share of 10,000 images.
         self.assertAlmostEqual(path.mean(), 0.6, delta=5 * (0.24 / count) ** 0.5)
@@ -169,7 +187,7 @@ class DrawsTest(absltest.TestCase):
         self.assertGreater(np.abs(whole - apply(x, keys[::-1])).max(), 1e-3)
 
     def test_keys_are_asked_for(self):
-        net = trained.classifier(written(modules.Draws(0.5, 0.5)))
+        net = trained.classifier(network_of_draws())
         params, stats = net.init(jax.random.key(0))
         x = np.zeros((2, *IMAGE), np.float32)
         with self.assertRaisesRegex(ValueError, r"draws random numbers in training; give keys"):
@@ -218,9 +236,12 @@ class RefusedTest(parameterized.TestCase):
 
 class AgreementTest(absltest.TestCase):
     def test_both_modes_are_compared(self):
-        network = network_of_mixed()
+        torch.manual_seed(0)
+        parts = torch.nn.Conv2d(3, 4, 8), torch.nn.BatchNorm2d(4), torch.nn.Flatten()
+        module = torch.nn.Sequential(*parts, torch.nn.Linear(4, 5))
+        network = written(module)
         net = trained.classifier(network)
-        training_mode.check_agreement(mixed(), network, net)
+        training_mode.check_agreement(module, network, net)
         for mode in ("evaluation", "training"):
 
             def other(*given, train=False, mode=mode):
@@ -228,11 +249,11 @@ class AgreementTest(absltest.TestCase):
                 return logits + 0.1 * (train == (mode == "training")), stats
 
             with self.assertRaisesRegex(ValueError, f"other logits than PyTorch in {mode} mode"):
-                training_mode.check_agreement(mixed(), network, net._replace(apply=other))
+                training_mode.check_agreement(module, network, net._replace(apply=other))
 
     def test_a_module_that_draws_is_compared_in_evaluation_mode_alone(self):
-        network = network_of_mixed(**DRAWING)
-        training_mode.check_agreement(mixed(**DRAWING), network, trained.classifier(network))
+        network, module = network_of_draws(), modules.Draws(0.25, 0.4)
+        training_mode.check_agreement(module, network, trained.classifier(network))
 
 
 class WeightsTest(absltest.TestCase):
@@ -255,18 +276,6 @@ class WeightsTest(absltest.TestCase):
         got, _ = net.apply(params, stats | ready, x)
         want, _ = net.apply(params, stats, (x - mean) / std)
         np.testing.assert_allclose(got, want, rtol=1e-6)
-
-    def test_state_dict_is_strictly_the_modules(self):
-        module, network = mixed(), network_of_mixed()
-        params, stats = trained.classifier(network).init(jax.random.key(0))
-        params = {name: a + 1 for name, a in params.items()}
-        stats["norm.num_batches_tracked"] = jnp.float32(6.7)  # an average of counters
-        state = trained.state_dict(network, params | stats)
-        module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
-        self.assertEqual(list(state), list(module.state_dict()))
-        self.assertEqual(module.norm.num_batches_tracked, 7)
-        self.assertEqual(module.places.dtype, torch.int64)
-        np.testing.assert_array_equal(module.head.bias.detach(), params["head.bias"])
 
 
 class ImagesTest(parameterized.TestCase):
@@ -299,7 +308,8 @@ class KeptTest(absltest.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.network = network_of_mixed(**DRAWING)
+        torch.manual_seed(0)
+        cls.network = written(modules.Various())
 
     def setUp(self):
         super().setUp()

@@ -1,9 +1,11 @@
 """Stand-ins for the programs of a cloud, which note how they are called."""
 
+import functools
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from absl.testing import parameterized
@@ -137,28 +139,40 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.launch = folder, folder / "tools" / "launch"
-        self.launch.mkdir(parents=True)
-        for script in SCRIPTS.iterdir():
-            shutil.copy(script, self.launch)
-        self.git("init", "-q")
-        self.commit("code")
+        shutil.copytree(_first().name, folder)
 
     def git(self, *arguments: str) -> str:
-        identity = {
-            f"GIT_{who}_{what}": "a@b"
-            for who in ("AUTHOR", "COMMITTER")
-            for what in ("NAME", "EMAIL")
-        }
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | identity
-        command = ["git", "-C", str(self.folder), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        return git(self.folder, *arguments)
 
     def commit(self, text: str, *flags: str) -> str:
         (self.folder / "code.txt").write_text(text)
         self.git("add", "-A")
         self.git("commit", "-q", "-m", text, *flags)
         return self.git("rev-parse", "HEAD")
+
+
+@functools.cache
+def _first() -> tempfile.TemporaryDirectory:
+    """Make the folder that every checkout begins as a copy of, with one commit."""
+    folder = tempfile.TemporaryDirectory()
+    launch = Path(folder.name) / "tools" / "launch"
+    launch.mkdir(parents=True)
+    for script in SCRIPTS.iterdir():
+        shutil.copy(script, launch)
+    (Path(folder.name) / "code.txt").write_text("code")
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "code"]):
+        git(Path(folder.name), *words)
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = {
+        f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    }
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | identity
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 class ScriptsTest(parameterized.TestCase):

@@ -4,11 +4,13 @@ import os
 
 import jax
 
-# Few of LLVM's optimisations, and XLA's older way to write loops: half the time. Each with its
-# value for users and the first JAX that is not known to have it: XLA aborts at unknown flags.
+# Few of LLVM's optimisations, and XLA's older way to write loops: half the time. A program in one
+# part, not in up to 32 that are compiled by as many threads: another quarter. Each with its value
+# for users and the first JAX that is not known to have it: XLA aborts at unknown flags.
 _QUICK = {
     "xla_backend_optimization_level": (1, 3, (0, 13)),
     "xla_cpu_use_fusion_emitters": (False, True, (0, 11)),
+    "xla_cpu_parallel_codegen_split_count": (1, 32, (0, 11)),
 }
 _HERE = {k: values for k, (*values, until) in _QUICK.items() if jax.__version_info__ < until}
 _AS_USERS = {name: value for name, (_, value) in _HERE.items()}

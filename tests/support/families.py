@@ -437,6 +437,37 @@ CASES = {
         references={"cifar_resnext50_224": 224},
         digits={"cifar_resnext29": {"depths": (1, 1), "width": 4, "bn_group": 4, "drop_path": 0.1}},
     ),
+    # Golden logits and RobustBench's own: tests/models/cifar/test_deepmind.py.
+    "dm_wide_resnet": Case(
+        listings={},
+        counts={"dm_wrn_28_10": 36_479_194, "ra_wrn_70_16": 267_240_802},
+        golden32={},
+        golden64={},
+        references={},
+        digits={
+            "dm_wrn_28_10": {"depths": (2, 1), "channels": (8, 16), "stem": 8, "bn_group": 4},
+            "ra_wrn_70_16": {
+                **{"depths": (1, 2), "channels": (8, 16), "stem": 8, "bn_group": 4},
+                **{"drop_path": 0.1, "scan": True},
+            },
+        },
+    ),
+    "ra_resnet": Case(
+        listings={},
+        counts={"ra_wrn_101_2": 104_065_776},
+        golden32={},
+        golden64={},
+        references={},
+        digits={"ra_wrn_101_2": {"depths": (2, 1), "channels": (16, 24), "stem": 8, "bn_group": 4}},
+    ),
+    "dm_preact_resnet": Case(
+        listings={},
+        counts={"dm_preactresnet18": 12_548_426},
+        golden32={},
+        golden64={},
+        references={},
+        digits={"dm_preactresnet18": {"depths": (1, 2), "width": 8, "bn_group": 4}},
+    ),
     # Golden logits and references of the study's networks: tests/models/cifar.
     "cifar_vit": _study(
         *("cifar_vit", "vit_p4_d512_L6_mlphead"),

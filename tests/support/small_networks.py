@@ -149,6 +149,16 @@ ROWS: dict[str, tuple[str, int, dict[str, Any]]] = {
         {"depths": (1, 1, 1), "width": 2, "activation": "silu"},
     ),
     "cifar_resnext": ("cifar_resnext29", 9, {"depths": (2, 1), "width": 4}),
+    "dm_wide_resnet": ("dm_wrn_28_10", 8, {"depths": (2, 1), "channels": (6, 10), "stem": 4}),
+    "dm_wide_resnet, robust": (
+        *("ra_wrn_70_16", 8),
+        {
+            **{"depths": (2, 1), "channels": (8, 12), "stem": 4, "se_ratio": 0.5},
+            "bn_momentum": 0.1,
+        },
+    ),
+    "ra_resnet": ("ra_wrn_101_2", 17, {"depths": (2, 1), "channels": (16, 24), "stem": 8}),
+    "dm_preact_resnet": ("dm_preactresnet18", 9, {"depths": (2, 1), "width": 6}),
     "cifar_vit": (
         *("cifar_vit", 8),
         {"dim": 12, "depth": 2, "heads": 3, "hidden": 8, "dropout": 0.0},

@@ -10,7 +10,7 @@ LISTINGS = paths.GOLDEN / "models"
 NETWORKS = networks()
 # Of a row, what concerns training or JAX.
 NOT_THE_NETWORK = {"dtype", "remat", "scan", "drop_path", "bn_group", "bn_momentum"}
-NOT_THE_NETWORK |= {"dropout", "attention_dropout", "scale_init"}
+NOT_THE_NETWORK |= {"dropout", "attention_dropout", "scale_init", "padded"}
 
 
 def row(name: str, **options) -> dict:

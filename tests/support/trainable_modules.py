@@ -73,6 +73,22 @@ class Draws(nn.Module):
         return self.weight * x
 
 
+class Various(nn.Module):
+    """One of each that a program keeps: statistics, draws, a table of places and tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(CHANNELS, CLASSES, SIDE), nn.BatchNorm2d(CLASSES)
+        self.register_buffer("places", torch.randperm(CLASSES))
+        self.dropout = nn.Dropout(0.2)
+        self.inner, self.head = nn.Linear(CLASSES, CLASSES), nn.Linear(CLASSES, CLASSES)
+        self.inner.weight = self.head.weight
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.stem(images)).flatten(1)[:, self.places]
+        return self.head(self.dropout(self.inner(x)))
+
+
 class Refused(nn.Module):
     """A linear classifier whose pass does one thing more, named by `fault`."""
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save, save_file
 import jaxrobust
 from jaxrobust import models
 from jaxrobust.config import VERSION
-from jaxrobust.models.published import PUBLISHED, Published
+from jaxrobust.models.published import LEADERBOARDS, PUBLISHED, Published
 from jaxrobust.types import Weights
 from jaxrobust.weights import imports
 from jaxrobust.weights import load as loading
@@ -257,6 +257,8 @@ class PublishedTest(Case):
             f"{self.server.address}/uc?id=abc",
         )  # fmt: skip
         self.enter_context(mock.patch.dict(PUBLISHED, {KEY: self.net}))
+        ten = LEADERBOARDS["imagenet"]._replace(num_classes=10)
+        self.enter_context(mock.patch.dict(LEADERBOARDS, imagenet=ten))
 
     def test_load(self):
         found = self.load(KEY)

@@ -13,7 +13,7 @@ from jaxrobust.analysis.board.listing import NETWORKS, ListedBundle
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.questions import verification
 from jaxrobust.evaluation.questions.verification import Verification, VerificationSettings
-from jaxrobust.evaluation.records import comparable
+from jaxrobust.evaluation.records import comparable, survivors
 from jaxrobust.evaluation.records import record as records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
@@ -102,6 +102,11 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
     about, rows = done.bundle.about, done.bundle.rows
     record = AccuracyRecord.from_json(done.bundle.record)
     records.check(record, str(listed.folder))
+    if record.fast or record.method == survivors.METHOD:
+        raise ValueError(
+            "its record is of the fast version, which is no number of AutoAttack; make the "
+            "standard evaluation of it by --finish, and a bundle of that"
+        )
     verdicts = Verdicts(
         np.array([row["image"] for row in rows], np.int64),
         np.array([row["label"] for row in rows]),

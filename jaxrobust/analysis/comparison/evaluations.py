@@ -1,6 +1,6 @@
 """Evaluations with a verdict for each image: where they lie, and whether they may be compared."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxrobust.analysis.papers import matching
 from jaxrobust.analysis.papers.matching import Ours
-from jaxrobust.evaluation.records import comparable, records, stopping, verdicts
+from jaxrobust.evaluation.records import comparable, records, stopping, survivors, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.commandline.arguments import number
@@ -63,10 +63,16 @@ def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvalu
             + "evaluate all of them on the same images, with the same preprocessing, radius and "
             "attack"
         )
-    cut = verdicts.aligned([one.verdicts for one in evaluations])
+    cut = verdicts.aligned([_met_by_all(one) for one in evaluations])
     if not len(cut[0].labels):
         raise ValueError("no image is common to all of these evaluations; compare two at a time")
     return [one._replace(verdicts=v) for one, v in zip(evaluations, cut, strict=True)]
+
+
+def _met_by_all(one: ComparedEvaluation) -> Verdicts:
+    """Leave out what only a sample of images met: the others might have fallen to it too."""
+    fast = one.record.fast
+    return survivors.met_by_all(fast, one.verdicts) if fast else one.verdicts
 
 
 def ball_of(threat: str) -> set[tuple[str, str]]:
@@ -234,10 +240,7 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
         common = f"the {images:,} images that all have"
         sentences.append(f"Compared are {common}; evaluated were {each}.")
     for name, record in named:
-        if record.stopped:
-            n, all_images = record.stopped["stopped_after"], record.stopped["of"]
-            why = stopping.why(record.stopped)
-            sentences.append(f"{name} stopped after {n:,} of its {all_images:,} images: {why}.")
+        sentences += [f"{name} {text}" for text in _met_less(record)]
     tried = [name for name, record in named if record.replayed]
     if tried and not any(comparable.replayed(one.verdicts).any() for one in evaluations):
         sentences.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")
@@ -260,6 +263,18 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
     for of, record in named:
         sentences += [f"In doubt of {of}, {name}: {text}." for name, text in record.flags.items()]
     return sentences
+
+
+def _met_less(record: AccuracyRecord) -> Iterator[str]:
+    """Say of what images and attacks a record is, where it is not of all."""
+    if record.stopped:
+        n, all_images = record.stopped["stopped_after"], record.stopped["of"]
+        yield f"stopped after {n:,} of its {all_images:,} images: {stopping.why(record.stopped)}."
+    if record.fast and (fallen := record.fast["fooled"]):
+        yield (
+            f"is of the fast version: {fallen:,} images that only the attacks of its sample fooled "
+            "count as standing here, because the others did not meet these."
+        )
 
 
 def _and(names: list[str]) -> str:

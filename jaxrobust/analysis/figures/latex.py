@@ -79,6 +79,8 @@ def attack_words(record: AccuracyRecord) -> str:
     if record.is_union:
         of = [escaped_name(name) for name in record.accuracy_after or ()]
         return f"the worst case of {', '.join(of)}"
+    if record.fast:
+        return f"the {record.method}"
     names, *settings = (record.method or "attacks").split(", ")
     settings = [escaped(word) for word in settings if word != "ladder"]  # which the radii say
     name, _, version = names.partition(" ")

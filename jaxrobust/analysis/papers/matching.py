@@ -262,7 +262,9 @@ def _other_attack(what: dict[str, Any], record: "AccuracyRecord") -> Iterator[st
             continue
         break
     settings = {(a["name"], a["steps"], a.get("restarts", 1), a.get("targets", 0)) for a in attacks}
-    if kind == "autoattack":
+    if kind == "autoattack" and record.fast:
+        yield "the fast version, whose verdicts are not AutoAttack's"
+    elif kind == "autoattack":
         if settings != _STANDARD:
             yield "another attack than standard AutoAttack"
     elif kind == "apgd-ce" and "restarts" in what:

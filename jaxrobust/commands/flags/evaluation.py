@@ -20,8 +20,11 @@ class EvaluateFlags(SubjectFlags):
         "autoattack",
     )
     version: str = flag(
-        "Version of AutoAttack: standard, plus, rand, or custom for named attacks.", "standard"
+        "Version of AutoAttack: standard, plus, rand, or custom for named attacks; or fast, whose "
+        "number is not AutoAttack's.",
+        "standard",
     )
+    finish: bool = flag("Whether to make the standard evaluation of one by --version=fast.", False)
     rule: str | None = flag(
         "How --version=rand judges the draws of an image: majority (more than half are right; "
         "the default), mean (of their softmax probabilities), or one-draw, as auto-attack judges; "
@@ -54,9 +57,7 @@ class EvaluateFlags(SubjectFlags):
     )
     restarts: int | None = flag("Number of restarts of a named attack; default: its own.")
     relative_step: float | None = flag(
-        "Length of a step of an attack of K steps, as a multiple of epsilon / K; default: the "
-        "attack's own.",
-        reads=number,
+        "Length of a step of an attack of K steps, in epsilon / K; default: its own.", reads=number
     )
     step: float | None = flag(
         "Length of a step of these instead, such as 0.8/255, in the units of the radius.",
@@ -91,8 +92,7 @@ class EvaluateFlags(SubjectFlags):
         "Points, such as 1.0: with --against, stop also once both differ by less.", reads=number
     )
     until_width: float | None = flag(
-        "Points, such as 2.0: stop once the interval of the robust accuracy is narrower.",
-        reads=number,
+        "Points, such as 2.0: stop once the robust accuracy's interval is narrower.", reads=number
     )
     alpha: float | None = flag(
         "Probability of an error, over all looks together, of --against and --until_width; "

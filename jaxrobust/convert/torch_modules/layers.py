@@ -47,6 +47,16 @@ def conv(
     return nn.Conv2d(ins, outs, kernel, stride, padding, dilation, groups, bias)
 
 
+class SameConv(nn.Conv2d):
+    """A 3x3 convolution padded as in TensorFlow: where it has a stride, below and right alone."""
+
+    def __init__(self, ins: int, outs: int, stride: int = 1) -> None:
+        super().__init__(ins, outs, 3, stride, int(stride == 1), bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.padding[0] else nn.functional.pad(x, (0, 1, 0, 1)))
+
+
 class Residual(nn.Module):
     """x + what layers make of x one after another; of several `branches`, so with each in turn.
 
@@ -124,6 +134,17 @@ class Squeeze(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.fc(x.mean((2, 3)))[:, :, None, None]
+
+
+class ConvSqueeze(nn.Module):
+    """The same of two 1x1 convolutions with biases, under torchvision's names."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
 
 
 class Mean(nn.Module):

@@ -105,7 +105,7 @@ def _share(one: str, other: str, data_set: str) -> bool:
     a, b = parse(one), parse(other)
     if one == other or not a or not b:
         return one == other
-    if "all" in (a.name, b.name):  # of a folder without splits, and of TFDS
+    if a.name != b.name and "all" in (a.name, b.name):  # TFDS' joins all splits
         return True
     if a.name not in (b.name, SAME.get(b.name)):
         return False

@@ -95,12 +95,17 @@ def read_ids(name: str, data_set: str = "") -> Ids:
 
 
 def common(one: str, other: str, data_set: str = "") -> bool:
-    """Compare the files of two lists; a list that cannot be read may name any file."""
+    """Compare the files of two lists; a list that cannot be read may name any file.
+
+    Files of two class folders may have one name; where a list leaves the folders out, the names
+    have to tell.
+    """
     try:
         lists = [read_ids(name, data_set).lines for name in (one, other)]
     except DataError:
         return True
-    names = [{line.rpartition("/")[2] for line in lines} for lines in lists]
+    whole = all("/" in line for lines in lists for line in lines)
+    names = [{line if whole else line.rpartition("/")[2] for line in lines} for lines in lists]
     return not names[0].isdisjoint(names[1])
 
 

@@ -91,6 +91,11 @@ def of_record(
     if check_place(place, str(record.evaluation)):
         say(f"the bundle {place} is there already; nothing is written")
         return
+    if record.fast:
+        raise ValueError(
+            f"the record {record.evaluation} is of the fast version, whose verdicts are not "
+            "AutoAttack's; make the standard evaluation of it by --finish, and a bundle of that"
+        )
     if not record.verdicts:
         raise ValueError(
             f"the record {record.evaluation} has no verdicts image by image, as those of an "

@@ -21,6 +21,7 @@ from jaxrobust.attacks.inputs import check_array
 from jaxrobust.evaluation.engine import engine, ensemble, lots
 from jaxrobust.evaluation.engine import replay as replays
 from jaxrobust.evaluation.engine.evaluation_progress import Decisions
+from jaxrobust.evaluation.engine.fast import fast_version
 from jaxrobust.evaluation.engine.ledger import open_ledger
 from jaxrobust.evaluation.engine.outcome import (
     AttackContext,
@@ -81,7 +82,9 @@ def autoattack(
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1] (8/255).
       version: "standard"; "plus" (more restarts, untargeted FAB); "rand" (randomised defences,
-        averaged gradients); "custom" (`attacks`, 5 restarts).
+        averaged gradients); "custom" (`attacks`, 5 restarts); "fast" (a part of the jobs of
+        "standard" on all images, the others on a sample of what stands; `about["fast"]` bounds what
+        they would still fool, and the same call with "standard" continues its ledger).
       attacks: names to run, those of the version by default.
       overrides: changes of an attack's `steps`, `restarts`, `targets` or `eot`, by name.
       seed: of all random draws.
@@ -128,6 +131,9 @@ def autoattack(
     labels = np.asarray(labels)
     held: Any = _held(images)
     settings = ensembles.plan(norm, version, attacks, overrides)
+    fast = version == ensembles.FAST
+    kept = "standard" if fast else version  # whose ledger it is
+    whole = ensembles.plan(norm, kept, attacks, overrides)
     how = _verdict(version, rule, draws)
     within = Threat(norm, check_number("epsilon", epsilon))
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
@@ -154,6 +160,8 @@ def autoattack(
             "draws anew what fools; leave replay" if len(replay) else "has no search_fn; leave it"
         )
         raise ValueError(f"version='rand' {what} out")
+    if fast and (given := _unfit(runner, (), beyond) or "stop" * (stop is not None)):
+        raise ValueError(f"version='fast' does not go with {given}; leave one of them out")
     if stop is not None and (given := _unfit(runner, replay, beyond)):
         raise ValueError(
             f"{given} may change verdicts after a look at them; leave it out, or leave stop out"
@@ -164,7 +172,8 @@ def autoattack(
             runner = engine.trace(runner, held.shape[1:])
         classes = runner.traces[0].classes
         checks.check_images(held, labels, classes=classes)
-        settings = [ensembles.fit(setting, classes, tell) for setting in settings]
+        whole = [ensembles.fit(setting, classes, tell) for setting in whole]
+        settings = [ensembles.fit(setting, classes, lambda text: None) for setting in settings]
         labels = labels.astype(np.int32)
         if isinstance(held, np.ndarray):
             held = np.ascontiguousarray(held, np.float32)
@@ -176,9 +185,9 @@ def autoattack(
             "network": known_as,
             "fingerprint": own,
             **within.settings(),
-            "attacks": [setting._asdict() for setting in settings],
+            "attacks": [setting._asdict() for setting in whole],
             "seed": seed,
-            "version": version,
+            "version": kept,
             "search": search,
             "image": list(held.shape[1:]),
         } | ({"verdict": how._asdict()} if how else {})
@@ -187,7 +196,7 @@ def autoattack(
             stop.check(ids, labels)
             hosts.agree({"stop": stop.settings()})
         with open_ledger(ledger, evaluation, ids) as book:
-            most = max(1, *(setting.targets for setting in settings))
+            most = max(1, *(setting.targets for setting in whole))
             with first(f"classifying {len(held)} images"):
                 classified = _classified(runner, held, labels, ids, seed, most, how)
             clean, once, finite, likely = classified
@@ -203,8 +212,10 @@ def autoattack(
             outcome = Outcome.of(clean, settings, flags, once if how else None)
             with meter:
                 under_way = AttackContext(runner, seen, outcome, book, how)
-                stopping = stop and partial(lots.run, rule=stop, verbose=verbose)
-                result, met = ensemble.run(under_way, settings, meter, known, stopping)
+                otherwise: Any = stop and partial(lots.run, rule=stop, verbose=verbose)
+                if fast:
+                    otherwise = partial(fast_version.run, whole=whole, verbose=verbose)
+                result, met = ensemble.run(under_way, settings, meter, known, otherwise)
     ids, labels, clean, likely, finite = (a[met] for a in (ids, labels, clean, likely, finite))
     flags |= reliability.check_answers(finite, result.fooled_by, result.verdicts.reached)
     answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class of all

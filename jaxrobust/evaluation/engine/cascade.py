@@ -10,7 +10,9 @@ import numpy as np
 from jaxrobust.attacks import MACHINES, Setting, ensembles
 from jaxrobust.evaluation.engine import engine, outcome
 from jaxrobust.evaluation.engine.evaluation_progress import Decisions
+from jaxrobust.evaluation.engine.ledger import PART
 from jaxrobust.evaluation.engine.outcome import AttackContext, Cost
+from jaxrobust.evaluation.engine.schedule import Aims
 from jaxrobust.evaluation.network import checks, randomised, reliability
 from jaxrobust.evaluation.records import parts
 from jaxrobust.runtime.devices import compilation
@@ -31,6 +33,7 @@ class Attack:
         self.waiting: list[engine.ImageVerdict] = []  # for a last word, since `confirmed`
         self.confirmed = time.perf_counter()
         self.doubtful: set[int] = set()  # images with an adversarial example that did not hold
+        self.doubted = 0  # of those that the ledger knows
         self.compile_seconds = 0.0
         self.flat: list[bool] = []
 
@@ -47,7 +50,7 @@ class Attack:
             self.runner,
             self.setting,
             *(self.sample.images, self.sample.labels, self.sample.ids, mine),
-            ensembles.targets(self.setting, self.sample.ranks[mine]),
+            self.aims(mine),
             epsilon=self.sample.threat.epsilon,
             seed=self.sample.seed,
             confirm=self.confirm,
@@ -69,6 +72,25 @@ class Attack:
             compile_seconds=self.compile_seconds,
         )
 
+    def aims(self, which: np.ndarray) -> Aims:
+        """Select what to aim at on some images; jobs that a part of this attack has made stay out.
+
+        Their draws are those of their target and restart, so nothing is lost by that.
+        """
+        targets = ensembles.targets(self.setting, self.sample.ranks[which])
+        return Aims(targets, self.made(which, targets))
+
+    def made(self, which: np.ndarray, targets: np.ndarray) -> np.ndarray | None:
+        """Mark the jobs that the ledger has of parts, bool[n, T, restarts]; None: there is none."""
+        begun = np.flatnonzero(self.book.rows(self.name + PART)["known"][which])
+        if not len(begun):
+            return None
+        made = np.zeros((*targets.shape, self.setting.restarts), bool)
+        for row in begun.tolist():
+            tried = self.book.tried(int(which[row]), self.name)
+            made[row, np.isin(targets[row], tried.targets), : tried.restarts] = True
+        return made
+
     def count(self, call: engine.Call, later: int) -> None:
         """Take note of what a call took."""
         self.steps += call.useful_steps
@@ -83,6 +105,7 @@ class Attack:
         rows = self.book.rows(self.name)
         met = np.flatnonzero(self.outcome.of_interest() & rows["known"])
         self.flat = rows["flat"][met].tolist()
+        self.doubted = int(rows["doubtful"][met].sum())
         fallen = met[rows["fooled"][met]]
         self.outcome.strike(self.name, fallen)
         if self.outcome.once is not None:
@@ -182,8 +205,12 @@ class Attack:
             by_one = {"once": bool(known.once)}
             adversarial, norm, other = known.point, known.norm, known.reached
             self.outcome.once[verdict.image] &= not known.once
+        part = self.book.rows(self.name + PART)[verdict.image]  # which may have the first job
+        flat = verdict.flat or part["flat"]
+        if part["doubtful"]:
+            self.doubtful.add(verdict.image)
         record = {
-            "attack": self.name,
+            **self.named(verdict.image, adversarial is not None),
             "fooled": adversarial is not None,
             **by_one,
             "target": verdict.target,
@@ -192,14 +219,20 @@ class Attack:
             "norm": norm,
             "reached": other,
             "seed": self.sample.seed,
-            "flat": verdict.flat,
+            "flat": bool(flat),
         }
+        if adversarial is None and verdict.image in self.doubtful:
+            record["doubtful"] = True
         self.book.add(verdict.image, record, adversarial)
-        self.flat.append(verdict.flat)
+        self.flat.append(bool(flat))
         if adversarial is not None:
             self.outcome.strike(self.name, verdict.image)
         each = ensembles.passes(self.setting, self.classes)
         self.meter.decided(self.standing(), verdict.steps * each, fooled=adversarial is not None)
+
+    def named(self, image: int, fooled: bool) -> dict[str, Any]:
+        """Name the attack in the record of an image."""
+        return {"attack": self.name}
 
     def join(self, mine: np.ndarray, known: int) -> None:
         """Take over what the other processes found, and add up what all of them took."""
@@ -217,6 +250,7 @@ class Attack:
         self.flat[known:] = [flat for part in parts for flat in part[2]]
         sums = np.sum([part[3] for part in parts], axis=0)
         self.steps, self.idle, self.unconfirmed = sums.tolist()
+        self.unconfirmed += self.doubted
 
     def flag(self) -> None:
         """Flag what this attack makes doubtful."""

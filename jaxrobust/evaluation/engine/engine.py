@@ -19,9 +19,10 @@ from jax import local_devices
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust.attacks import MACHINES, ensembles
+from jaxrobust.attacks.geometry import malt
 from jaxrobust.attacks.registry import Setting
 from jaxrobust.evaluation.engine import slots as devices
-from jaxrobust.evaluation.engine.schedule import ImageVerdict, Jobs
+from jaxrobust.evaluation.engine.schedule import Aims, ImageVerdict, Jobs
 from jaxrobust.evaluation.engine.slots import Slots, begin
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.evaluation.network.images import ImageSet
@@ -140,6 +141,21 @@ def forward(
     return np.concatenate(logits)[: len(images)]
 
 
+def nearest_first(
+    engine: Engine, norm: str, images: np.ndarray, labels: np.ndarray, targets: np.ndarray
+) -> np.ndarray:
+    """Reorder the targets i32[n, T] of n images by how near their boundary seems to be."""
+    program = engine.compiled(devices.nearness_program, engine.mesh, norm)
+    sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
+    distances = [np.zeros((0, targets.shape[1]), np.float32)]
+    for start in range(0, len(images), engine.slots):
+        part = slice(start, start + engine.slots)
+        rows = tuple(padded(array[part], engine.slots) for array in (images, labels, targets))
+        found = program(engine.logits_fn, *jax.device_put(rows, sharding))
+        distances.append(np.asarray(found)[: len(images[part])])
+    return malt.nearest_first(np.concatenate(distances), targets)
+
+
 def _root(seed: int) -> np.ndarray:
     return np.asarray(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")))
 
@@ -163,7 +179,7 @@ def decide(
     labels: np.ndarray,
     ids: np.ndarray,
     which: np.ndarray,
-    targets: np.ndarray,
+    aims: Aims,
     *,
     epsilon: float,
     seed: int,
@@ -174,7 +190,7 @@ def decide(
     Args:
       images, labels, ids: f32[N,H,W,C], i32[N], u32[N]; all randomness of an image is of its id.
       which: i[n], the images to attack; all of them are classified correctly.
-      targets: i32[n, T], the classes to aim at in turn, or the code of a loss (T = 1).
+      aims: of these images, the classes to aim at in turn; the jobs that are left out.
       confirm: is told the verdicts as they become known, and whether all are; returns those, of
         them or of earlier ones, that do not hold. Such an image is attacked further.
     """
@@ -185,7 +201,11 @@ def decide(
     sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
     settings = (np.float32(epsilon), _root(seed), np.uint32(ensembles.named(setting.name).number))
     repeats = not engine.keyed  # whose draws are the same again
-    jobs = Jobs(engine.slots, engine.mesh.size, which, targets, setting.restarts, repeats)
+    jobs = Jobs(
+        *(engine.slots, engine.mesh.size, which, aims.targets, setting.restarts),
+        repeats,
+        aims.made,
+    )
     width = engine.slots // engine.mesh.size
     both = (engine.logits_fn, engine.search_fn)
     slots: Any = None

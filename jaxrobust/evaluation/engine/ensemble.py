@@ -23,11 +23,12 @@ def run(
     settings: Sequence[Setting],
     meter: Decisions,
     known: replays.KnownVerdicts,
-    stopping: Callable[..., lots.DecidedLots] | None,
+    otherwise: Callable[..., lots.DecidedLots] | None,
 ) -> tuple[AutoAttackResult, Any]:
     """Run what is replayed, then the attacks, each on what the ones before left standing.
 
-    Return the places of the images that were met, too: all, unless a rule stopped before.
+    `otherwise` runs the attacks in another way: lot by lot, or as the fast version. Return the
+    places of the images that were met, too: all, unless a rule stopped before.
     """
     runner, sample, outcome, book, how = evaluation
     n, flags = len(sample.images), outcome.flags
@@ -39,9 +40,10 @@ def run(
         cost, replayed = replays.run(evaluation, known)
         costs, accuracy_after = [cost], {cost.attack: _mean(outcome.standing)}
         about = {"replayed": replayed}
-    if stopping is not None:
-        met, costs, accuracy_after, about["stopped"] = stopping(evaluation, settings, meter)
-    for number, setting in enumerate(settings if stopping is None else ()):
+    if otherwise is not None:
+        met, own, after, more = otherwise(evaluation, settings, meter)
+        costs, accuracy_after, about = costs + own, accuracy_after | after, {**about, **more}
+    for number, setting in enumerate(settings if otherwise is None else ()):
         later = sum(ensembles.most_passes(s, sample.classes) for s in settings[number + 1 :])
         aside = known.robust_beyond & (number > 0)
         attacked = outcome.without(aside)
@@ -66,7 +68,7 @@ def run(
         norms[which] = book.rows(name)["norm"][which]
         reached[which] = book.rows(name)["reached"][which]
     adversarial: Any = Adversarial(sample.images, book, fooled_by)
-    if stopping is not None:
+    if "stopped" in about:
         adversarial = Subset(adversarial, met)
     columns = (sample.ids, sample.labels, sample.clean, fooled_by, norms, reached)
     result = AutoAttackResult(

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,12 +23,24 @@ ROW = np.dtype(
         ("fooled", "?"),
         ("once", "?"),  # fooled by one draw; of a network that is not randomised, as `fooled`
         ("flat", "?"),
+        ("doubtful", "?"),  # something was found that a last pass did not confirm
         ("file", "u2"),  # of its adversarial image, by number
         ("stored", "i4"),  # its place there
         ("norm", "f8"),  # of the perturbation
         ("reached", "i4"),  # class that the network gives then; -1: none, or an older version's
+        ("steps", "i4"),  # of all its jobs up to the one that fooled; 0: an older version's
     ]
 )
+
+
+PART = " (part)"  # behind an attack's name: the verdict is of some of its jobs, which found nothing
+
+
+class TriedJobs(NamedTuple):
+    """The jobs of a part of an attack: these targets, each with the first restarts."""
+
+    targets: list[int]
+    restarts: int
 
 
 Results = tuple[np.ndarray, list[np.ndarray]]  # ROW[n], and points that are in no file
@@ -47,6 +59,7 @@ class Ledger:
         """Open or begin a ledger of images with these ids, u32[N]; a place is one of 0 to N - 1."""
         self._ids = ids
         self._rows: dict[str, np.ndarray] = {}  # attack -> ROW[N]
+        self._tried: dict[tuple[int, str], TriedJobs] = {}  # of verdicts of parts
         self._files: list[Path] = []  # of adversarial images
         self._points: dict[tuple[int, str], np.ndarray] = {}  # those without a file
         self._path: Path | None = None
@@ -94,9 +107,12 @@ class Ledger:
 
     def _keep(self, place: int, file: Path | None, record: dict[str, Any]) -> None:
         once = record.get("once", record["fooled"])
-        row = (True, record["fooled"], once, record["flat"], self._number(file))
+        doubtful = record.get("doubtful", False)
+        row = (True, record["fooled"], once, record["flat"], doubtful, self._number(file))
         about = (record.get("stored", 0), record.get("norm", 0.0), record.get("reached", -1))
-        self.rows(record["attack"])[place] = (*row, *about)
+        self.rows(record["attack"])[place] = (*row, *about, record.get("iterations", 0))
+        if tried := record.get("tried"):
+            self._tried[place, record["attack"]] = TriedJobs(tried["targets"], tried["restarts"])
 
     def _number(self, file: Path | None) -> int:
         if file is None:
@@ -126,6 +142,10 @@ class Ledger:
     def rows(self, attack: str) -> np.ndarray:
         """Look up the verdicts of an attack on each image, ROW[N]."""
         return self._rows.setdefault(attack, np.zeros(len(self._ids), ROW))
+
+    def tried(self, place: int, attack: str) -> TriedJobs:
+        """Look up which jobs of an attack a verdict of a part of it is of."""
+        return self._tried[place, attack + PART]
 
     def adversarial(self, place: int, attack: str, shape: tuple[int, ...]) -> np.ndarray:
         """Read the adversarial image f32[H,W,C] of an image that the attack fooled."""
@@ -175,6 +195,20 @@ class Ledger:
             self._points |= {(p, attack): q for p, q in zip(places.tolist(), points, strict=True)}
         else:
             own["file"][places] = self._number(_of_process(self._first, process))
+
+    def parts(self, places: np.ndarray, attack: str) -> list[tuple[int, bool, TriedJobs]]:
+        """Gather the verdicts of a part of an attack on some images, for `take_over_parts`."""
+        rows = self.rows(attack)
+        known = places[rows["known"][places]].tolist()
+        return [(p, bool(rows["flat"][p]), self._tried[p, attack]) for p in known]
+
+    def take_over_parts(
+        self, process: int, attack: str, found: list[tuple[int, bool, TriedJobs]]
+    ) -> None:
+        """Learn which jobs another process has made in vain."""
+        for place, flat, tried in found if process != jax.process_index() else ():
+            own = {"targets": tried[0], "restarts": tried[1]}
+            self._keep(place, None, {"attack": attack, "fooled": False, "flat": flat, "tried": own})
 
     def close(self) -> None:
         """Let another process append; what is in memory stays."""
@@ -254,12 +288,20 @@ def _begun_by(
 
 def _is_verdict(record: dict[str, Any]) -> bool:
     kinds = {"image": int, "attack": str, "fooled": bool, "flat": bool}
-    stored = record.get("stored")
+    stored, tried = record.get("stored"), record.get("tried")
+    if str(record.get("attack")).endswith(PART) and not _is_list_of_jobs(tried):
+        return False
     return (
         all(isinstance(record.get(key), kind) for key, kind in kinds.items())
         and isinstance(record.get("reached", -1), int)
         and (not record["fooled"] or (isinstance(stored, int) and stored >= 0))
     )
+
+
+def _is_list_of_jobs(tried: Any) -> bool:
+    if not (isinstance(tried, dict) and isinstance(tried.get("targets"), list)):
+        return False
+    return all(isinstance(one, int) for one in (*tried["targets"], tried.get("restarts")))
 
 
 def _of_process(path: Path, process: int) -> Path:

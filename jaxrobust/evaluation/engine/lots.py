@@ -17,6 +17,7 @@ from jaxrobust.attacks import Setting, ensembles
 from jaxrobust.evaluation.engine.cascade import Attack
 from jaxrobust.evaluation.engine.evaluation_progress import Decisions
 from jaxrobust.evaluation.engine.outcome import AttackContext, Cost
+from jaxrobust.evaluation.engine.result import ResultFacts
 from jaxrobust.evaluation.records import parts, records, sequential, stopping
 from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.runtime.text.progress import say
@@ -25,10 +26,10 @@ from jaxrobust.runtime.text.progress import say
 class DecidedLots(NamedTuple):
     """What the attacks have come to on the images that were met."""
 
-    met: np.ndarray  # i[n], their places, ascending
+    met: Any  # i[n], their places, ascending; or a slice of all
     costs: list[Cost]
     accuracy_after: dict[str, float]  # of those images
-    stopped: parts.StoppedSequence
+    about: ResultFacts
 
 
 def run(
@@ -51,7 +52,7 @@ def run(
         for attack, cost in _attacks(evaluation, settings, meter, lot, order[:start]):
             name = attack.name
             attacked[name].append(attack)
-            costs[name] = _sum(costs[name], cost) if name in costs else cost
+            costs[name] = costs[name].plus(cost) if name in costs else cost
             left[name] += int(outcome.standing[lot].sum())
         start = end
         about = (sample.ids[met], sample.clean[met], outcome.standing[met])
@@ -65,7 +66,7 @@ def run(
     seen["order_seed"] = sample.seed
     seen["images"] = records.ranges(np.sort(sample.ids).tolist())
     after = {name: count / len(met) for name, count in left.items()}
-    return DecidedLots(np.sort(met), list(costs.values()), after, seen)
+    return DecidedLots(np.sort(met), list(costs.values()), after, {"stopped": seen})
 
 
 def _attacks(
@@ -88,11 +89,6 @@ def _attacks(
         cost = attack.run(later)
         outcome.take(own, aside)
         yield attack, cost
-
-
-def _sum(first: Cost, second: Cost) -> Cost:
-    counts: Any = (a + b for a, b in zip(first[1:], second[1:], strict=True))
-    return Cost(first.attack, *counts)
 
 
 def _flag(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxrobust.evaluation.engine.outcome import Cost
 from jaxrobust.evaluation.network import checks, randomised
 from jaxrobust.evaluation.network.images import ImageSet
-from jaxrobust.evaluation.records import parts, records
+from jaxrobust.evaluation.records import parts, records, survivors
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 from jaxrobust.evaluation.records.verdicts import Verdicts
 
@@ -46,6 +46,7 @@ class ResultFacts(TypedDict, total=False):
     search_sample: parts.SampledSearch
     clipped: parts.ClippedPixels
     stopped: parts.StoppedSequence
+    fast: parts.FastSample
 
 
 class AutoAttackResult(NamedTuple):
@@ -90,7 +91,8 @@ class AutoAttackResult(NamedTuple):
         ball = {"norm": about["norm"], "epsilon": about["epsilon"]}
         attacks: list[Any] = [ball | settings for settings in self.attacks]
         costs: list[Any] = [cost._asdict() for cost in self.costs]
-        names = ("replayed", "robust_beyond", "draws", "search_sample", "clipped", "stopped")
+        names = ["replayed", "robust_beyond", "draws", "search_sample"]
+        names += ["clipped", "stopped", "fast"]
         noted: dict[str, Any] = {name: about.get(name) for name in names}
         if "stopped" in about:
             noted["image_ids"] = about["image_ids"]
@@ -139,6 +141,8 @@ class AutoAttackResult(NamedTuple):
         ).stamped()
 
     def _method(self) -> str:
+        if "fast" in self.about:
+            return survivors.METHOD
         names = " + ".join(attack["name"] for attack in self.attacks)
         method = names if self.about["chosen"] else f"autoattack {self.about['version']}"
         if draws := self.about.get("draws"):

@@ -22,6 +22,13 @@ class SlotRows(NamedTuple):
     first: np.ndarray  # i32[S], the first step whose point may fool the network
 
 
+class Aims(NamedTuple):
+    """What the jobs of n images aim at, and which of them another evaluation has made already."""
+
+    targets: np.ndarray  # i32[n, T], classes, or the code of a loss (T = 1)
+    made: np.ndarray | None = None  # bool[n, T, restarts], without success; None: no job
+
+
 class ImageVerdict(NamedTuple):
     """What an attack made of one image."""
 
@@ -57,10 +64,12 @@ class Jobs:
         targets: np.ndarray,
         restarts: int,
         repeats: bool = True,
+        made: np.ndarray | None = None,
     ) -> None:
         """Take jobs for the images `which` i[n] with targets i32[n, T]; both count from 0.
 
-        `repeats` is whether a job whose point is refuted is made again.
+        `repeats` is whether a job whose point is refuted is made again; those in `made`, of `Aims`,
+        are left out.
         """
         images, kinds = targets.shape
         self._which, self._repeats = which, repeats  # the former ascending
@@ -74,6 +83,8 @@ class Jobs:
         self._fresh: list[int] = []
         self._dropped = False
         self._ended = np.zeros((images, len(self._jobs)), bool)
+        if made is not None:
+            self._ended |= made.reshape(self._ended.shape)
         self._steps = np.zeros((images, len(self._jobs)), np.int32)
         self._flat = np.zeros(images, bool)
         # The first job known to succeed.
@@ -101,7 +112,7 @@ class Jobs:
         while self._next_new < self._ended.size:
             job, image = divmod(self._next_new, len(self._ended))
             self._next_new += 1
-            if job < self._won[image]:
+            if job < self._won[image] and not self._ended[image, job]:
                 return image, job
         return None
 

@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxrobust import attacks
+from jaxrobust.attacks.geometry import malt
 from jaxrobust.attacks.geometry.balls import where
 from jaxrobust.attacks.machine import MachineStep, advance
 from jaxrobust.attacks.registry import Setting
@@ -271,6 +272,19 @@ def forward_program(mesh: Mesh, keyed: bool) -> Callable[..., Array]:
 
     specs = (_SHARED, _SHARED, _SHARED, _SPLIT, _SPLIT)
     return jax.jit(_mapped(mesh, run, specs))
+
+
+def nearness_program(mesh: Mesh, norm: str) -> Callable[..., Array]:
+    """Make the program of `malt.first_order_distances`: (network, images, labels, targets)."""
+
+    def run(logits_fn: Any, images: Array, labels: Array, targets: Array) -> Array:
+        keys = jnp.zeros((len(labels), 2), jnp.uint32)  # of no use to a network without draws
+        network = _network(logits_fn, False, _platform(mesh))
+        asks = lambda points: network(points, keys)  # noqa: E731
+        with jax.named_scope("attack"):
+            return malt.first_order_distances(asks, images, labels, targets, norm=norm)
+
+    return jax.jit(_mapped(mesh, run, (_SHARED, _SPLIT, _SPLIT, _SPLIT)))
 
 
 def _platform(mesh: Mesh) -> str:

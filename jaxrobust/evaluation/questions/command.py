@@ -58,7 +58,11 @@ def evaluated(
     given = flags.placed(given)
     flags.check(given)
     many = {"--image_size": len(sizes) > 1, "--threat": len(threats) > 1, "--ladder": bool(ladder)}
-    stops.check_flags(given, [name for name, there in many.items() if there])
+    several_of = [name for name, there in many.items() if there]
+    flags.check_fast(given, several_of)
+    stops.check_flags(given, several_of)
+    if given.finish:
+        given = given._replace(version="standard")
     if given.worst_case:
         three_norms.check(given, ladder)
     given = certified.settled(corrupted.settled(given))

@@ -1,11 +1,13 @@
 """From the flags of the command to what they name: a network, its weights, and what these say."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrobust.attacks.ensembles import FAST
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
@@ -73,6 +75,7 @@ class GivenFlags(NamedTuple):
     alpha: float | None = None
     tie: float | None = None  # points
     until_width: float | None = None  # points
+    finish: bool = False
 
 
 def placed(given: GivenFlags) -> GivenFlags:
@@ -159,6 +162,44 @@ def _check_function(given: GivenFlags, extra: list[str]) -> None:
         raise ValueError(
             "--search_dtype=bfloat16 needs a network whose compute type can be set; leave it out, "
             "or pass evaluation.autoattack a search_fn"
+        )
+
+
+def check_fast(given: GivenFlags, several: Sequence[str]) -> None:
+    """Refuse flags that contradict --version=fast or --finish; `several` name many evaluations."""
+    if given.version != FAST and not given.finish:
+        return
+    own = "--finish" if given.finish else f"--version={FAST}"
+    if given.finish and given.version not in ("standard", FAST):
+        raise ValueError(
+            f"--finish makes an evaluation of the standard version; leave --version={given.version}"
+            " out"
+        )
+    without_attack = {
+        "--corruptions": given.corruptions is not None,
+        "--certify": given.certify is not None,
+    }
+    named = given.attack != questions.AUTOATTACK and not any(without_attack.values())
+    beside = without_attack | {
+        f"--attack={given.attack}": named,
+        "--against": given.against is not None,
+        "--until_width": given.until_width is not None,
+        "--search_dtype=bfloat16": given.search_dtype == "bfloat16",
+        "--worst_case": given.worst_case,
+        "--union_only": given.union_only,
+        "--again": given.again and given.finish,
+    }
+    found = [*(name for name, there in beside.items() if there), *several]
+    if found:
+        what = "goes on with" if given.finish else "is"
+        raise ValueError(
+            f"{own} {what} one evaluation, whose attacks are all of AutoAttack's standard version "
+            f"or a part of them; leave {' and '.join(found)} out, or leave {own} out"
+        )
+    if given.bundle and not given.finish:
+        raise ValueError(
+            f"--bundle is of numbers that others check as AutoAttack's, not of --version={FAST}; "
+            "leave it out, and give it with --finish"
         )
 
 

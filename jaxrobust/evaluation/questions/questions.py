@@ -12,6 +12,7 @@ from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import randomised
 from jaxrobust.evaluation.questions.target import Subject
+from jaxrobust.evaluation.records import survivors
 from jaxrobust.runtime.text.spelling import near
 from jaxrobust.types import Threat
 
@@ -26,7 +27,7 @@ class Question(NamedTuple):
 
     # Or clean, one of `fixed_steps`, or names of `registry.searching`, with commas.
     attack: str = AUTOATTACK
-    version: str = "standard"  # of AutoAttack; or plus, rand, custom
+    version: str = "standard"  # of AutoAttack; or plus, rand, custom, or fast, which is none of it
     images: int = 0  # the first ones of the split; 0: all
     batch: int | None = None  # images at a time, rounded up to the devices; AutoAttack: per process
     seed: int = 0  # of the attacks' draws
@@ -49,6 +50,7 @@ class Question(NamedTuple):
     alpha: float | None = None  # of a stop; None: 0.05
     tie: float | None = None  # points; also stop once both differ by less
     until_width: float | None = None  # points; or stop once the interval is narrower
+    finish: bool = False  # make the standard evaluation of one of the fast version
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -81,6 +83,8 @@ class Question(NamedTuple):
     def method(self) -> str:
         """Name the attack with its settings, for the record."""
         judged = [randomised.verdict(self.rule, self.draws).words()] * (self.version == "rand")
+        if self.version == ensembles.FAST:
+            return survivors.METHOD
         if self.attack == AUTOATTACK:
             return ", ".join([f"{AUTOATTACK} {self.version}", *judged])
         version = [self.version] if self.version != "standard" else []

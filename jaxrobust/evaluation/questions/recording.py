@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxrobust.attacks import ensembles
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
@@ -83,6 +84,10 @@ class Evaluation:
         """Record one ball, computed unless it is there; the first of all processes writes it."""
         if stops.flag(self.question):
             return self._stopped(subject)
+        if self.question.version == ensembles.FAST:
+            return self._fast(subject)
+        if self.question.finish:
+            self._check_begun(subject)
         number = self.number(subject)
         if there := self.recorded(number) or self._without_replay(subject):
             return there
@@ -107,6 +112,31 @@ class Evaluation:
         measured = self.measure(subject, plain, stop=rule)
         measured = measured.noting(stopped=(measured.record.stopped or {}) | about)
         return self.write(number, f"{self.question.method}, stopped", *measured)
+
+    def _fast(self, subject: Subject) -> AccuracyRecord:
+        """Record the fast version, whose ledger is that of the standard one, which goes on."""
+        number = self.number(subject)
+        if there := self.recorded(number):
+            return there
+        plain = self._of_version("standard").number(subject)
+        self.announce(subject)
+        ledgers = self.ledgers_to_replay(subject, plain)
+        measured = self.measure(subject, plain, ledgers=ledgers)
+        return self.write(number, self.question.method, *measured)
+
+    def _of_version(self, version: str) -> "Evaluation":
+        return self.with_question(self.question._replace(version=version, finish=False))
+
+    def _check_begun(self, subject: Subject) -> None:
+        """Refuse to finish an evaluation of the fast version that is not there."""
+        number = self._of_version(ensembles.FAST).number(subject)
+        there = [one for one in records.read(self.out) if one.evaluation == number and one.fast]
+        if not hosts.first(bool(there)):
+            raise ValueError(
+                f"--finish makes the standard evaluation of one by --version=fast, and {self.out} "
+                "has none of this network with these images, norm, radius and seed; run "
+                "--version=fast first, or leave --finish out"
+            )
 
     def number(self, subject: Subject, **more: Any) -> str:
         """Choose the number of an evaluation, the same in all processes."""

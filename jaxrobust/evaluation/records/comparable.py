@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.attacks.ensembles import CUSTOM, VERSIONS
+from jaxrobust.attacks.ensembles import CUSTOM, FAST, VERSIONS
 from jaxrobust.data.transforms.preparing import same_preprocessing
 from jaxrobust.evaluation.records import pairs, sequential
 from jaxrobust.evaluation.records.pairs import Paired
@@ -36,6 +36,8 @@ _ORDERS = {True: "on all images", False: "on what stands before it"}
 
 def _version(record: AccuracyRecord) -> str | None:
     """Find the version of AutoAttack, also where only some of its attacks ran."""
+    if record.fast:
+        return FAST
     if record.version:
         return record.version
     words = (record.method or "").replace(" ", ", ", 1).split(", ")

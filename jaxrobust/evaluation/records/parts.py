@@ -189,6 +189,21 @@ class SampledSearch(TypedDict):
     robust_at_least: float  # accuracy that such a search of all would have left, so far as known
 
 
+class FastSample(TypedDict):
+    """What the standard version's other attacks found of a sample of the fast version's survivors.
+
+    Source of the bound: the hypergeometric distribution, see `survivors.most_fooled`.
+    """
+
+    survivors: int  # of the attacks that all images met
+    sampled: int  # of them, at random, met all that the standard version has left
+    fooled: int  # of these
+    fallen: list[int]  # ids of those, which stood under what all images met
+    at_most: int  # of the other survivors that would be, too, with probability `level`
+    level: float
+    robust_at_least: float  # accuracy that the standard version would leave, with that probability
+
+
 class StoppedSequence(TypedDict, total=False):
     """When and why an evaluation stopped before its images ended, and what it knows of all."""
 

@@ -92,6 +92,7 @@ class AccuracyRecord:
     draws: parts.DrawsJudged | None = None  # of a randomised network
     search_sample: parts.SampledSearch | None = None
     clipped: parts.ClippedPixels | None = None
+    fast: parts.FastSample | None = None  # it is of the fast version: no number of AutoAttack
     stopped: parts.StoppedSequence | None = None  # it ended once it was decided: `interval` is None
     function: parts.UserFunction | None = None
     damaged: list[str] | None = None  # images that a test could not read

@@ -22,6 +22,8 @@ _CLIPPED = (
     "them, and were clipped"
 )
 
+# What an evaluation finds beside its verdicts.
+_FOUND = ("search_sample", "clipped", "fast")
 # What is a stopped evaluation's rule, not its finding.
 _RULE = ("alpha", "order_seed", "until_width", "tie", "against_sha256", "against")
 
@@ -82,7 +84,7 @@ def one_draw(clean: float, robust: np.ndarray) -> parts.OneDraw:
 def identity(result: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what tells an evaluation from others, which neither its findings nor its versions do."""
     exact = {key: value for key, value in result["fingerprint"].items() if isinstance(value, str)}
-    own = {key: value for key, value in result.items() if key not in ("search_sample", "clipped")}
+    own = {key: value for key, value in result.items() if key not in _FOUND}
     if stopped := own.get("stopped"):
         own["stopped"] = {key: stopped[key] for key in _RULE if key in stopped}
         own["image_ids"] = stopped["images"]

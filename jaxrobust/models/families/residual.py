@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import BatchNorm, Conv
-from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
+from jaxrobust.models.modules.draws import Draws, Drop, branches, split, torch_default
 from jaxrobust.types import Array
 
 STEM = 64  # channels before the first stage
@@ -21,6 +22,22 @@ def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, **how: 
     """
     default: dict[str, Any] = {"padding": kernel // 2, "bias": False, "init": torch_default}
     return Conv(ins, outs, kernel, stride=stride, rngs=rngs, **default | how)
+
+
+class SameConv(Conv):
+    """3x3 convolution without a bias, padded as in TensorFlow: of a stride below and right alone.
+
+    So DeepMind's networks are padded; a stride in PyTorch's has a row of zeros on every side.
+    """
+
+    def __init__(self, ins: int, outs: int, rngs: Draws, stride: int = 1) -> None:
+        how: dict[str, Any] = {"bias": False, "init": torch_default, "rngs": rngs}
+        super().__init__(ins, outs, 3, stride=stride, padding=int(stride == 1), **how)
+
+    def __call__(self, x: Array) -> Array:
+        if self.stride > 1:
+            x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+        return super().__call__(x)
 
 
 def shortcut(ins: int, outs: int, stride: int, v: Any, rngs: Draws, **how: Any) -> nnx.List:
@@ -114,6 +131,13 @@ def run_stages(net: Any, x: Array, train: bool, key: Array | None, draws: bool =
     for i, how in enumerate(of_stages(net.variant, train, key), 1):
         x = run_blocks(getattr(net, f"layer{i}"), x, draws=draws, **how)
     return x
+
+
+def run_stage(blocks: Any, x: Array, key: Array | None, rates: list[float], **how: Any) -> Array:
+    """Run the blocks of a stage; the first one has other arrays, and is never part of a scan."""
+    first, rest = (None, None) if key is None else split(key, 2)
+    x = run_blocks(blocks[:1], x, key=first, rates=rates[:1], **how | {"scan": False})
+    return run_blocks(blocks[1:], x, key=rest, rates=rates[1:], **how) if len(blocks) > 1 else x
 
 
 def block_names(depths: Sequence[int], stem: int, first: int) -> Iterator[tuple[str, bool]]:

@@ -47,6 +47,7 @@ VARIANTS = {
     "resnet50_gelu": Variant(_50, activation="gelu"),
     "wide_resnet50_2": Variant(_50, width=128),
     "cifar_resnet50": Variant(_50, small_stem=True),
+    "resnet18_32px": Variant((2, 2, 2, 2), bottleneck=False, small_stem=True),
 }
 
 _conv = functools.partial(residual.conv, init=fan_out)
@@ -203,6 +204,15 @@ MEMBERS = {
         counted_at=32,
         num_classes=10,
         title="ResNet-50 at 32 px",
+        decay_mask="all",
+    ),
+    "resnet18_32px": Member(
+        TorchVariant(
+            "resnet.py", {"depths": (2, 2, 2, 2), "bottleneck": False, "small_stem": True}
+        ),
+        counted_at=32,
+        num_classes=10,
+        title="ResNet-18 at 32 px",
         decay_mask="all",
     ),
 }

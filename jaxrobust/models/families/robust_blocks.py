@@ -51,8 +51,10 @@ conv = functools.partial(residual.conv, init=fan_out)
 class Squeeze(nnx.Module):
     """Scale each channel by a sigmoid of two linear maps of all channels' means."""
 
-    def __init__(self, channels: int, hidden: int, rngs: Draws, activation: str = "relu") -> None:
-        maps: dict[str, Any] = {"bias": False, "init": torch_default, "rngs": rngs}
+    def __init__(
+        self, channels: int, hidden: int, rngs: Draws, activation: str = "relu", bias: bool = False
+    ) -> None:
+        maps: dict[str, Any] = {"bias": bias, "init": torch_default, "rngs": rngs}
         self.fc1, self.fc2 = Linear(channels, hidden, **maps), Linear(hidden, channels, **maps)
         self.act = ACTIVATIONS[activation]
 

@@ -12,15 +12,22 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.families import robust_blocks
+from jaxrobust.models.families import residual, robust_blocks
 from jaxrobust.models.families.robust_blocks import BLOCKS, SE, Block, conv, norm_of
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.classifier import of_stages, run_blocks
+from jaxrobust.models.interface.classifier import of_stages
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
-from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, Renaming, keys, table
+from jaxrobust.models.interface.renaming import (
+    BATCH_NORM_COUNT,
+    Naming,
+    Renaming,
+    drop,
+    keys,
+    table,
+)
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.basic import Linear, Normalize
-from jaxrobust.models.modules.draws import Draws, split, torch_uniform
+from jaxrobust.models.modules.draws import Draws, torch_uniform
 from jaxrobust.models.modules.norms import NORMS
 from jaxrobust.types import Array, ModuleMaker
 
@@ -64,6 +71,7 @@ _A |= {4: ((27, 28, 13), (10, 14, 6))}
 _ROBUST: dict[str, Any] = {"block": "hierarchical", "se": "residual", "first_conv": "raw"}
 VARIANTS = {
     "wrn_28_10": Variant((4, 4, 4), (10, 10, 10)),
+    "wrn_34_10": Variant((5, 5, 5), (10, 10, 10)),
     "wrn_34_12": Variant((5, 5, 5), (12, 12, 12)),
     "wrn_46_14": Variant((7, 7, 7), (14, 14, 14)),
     "wrn_70_16": Variant((11, 11, 11), (16, 16, 16)),
@@ -108,16 +116,9 @@ class RobustResNet(nnx.Module):
         x = self.stem_conv(self.normalize(images).astype(jnp.dtype(v.dtype)))
         x = x if v.preact else act(self.norm1(x, train))
         for stage, how in zip(self.blocks, of_stages(v, train, key), strict=True):
-            x = _run(stage.layer, x, **how)
+            x = residual.run_stage(stage.layer, x, **how)
         x = act(self.norm1(x, train)) if v.preact else x
         return self.fc(x.mean(axis=(1, 2)))
-
-
-def _run(blocks: Any, x: Array, key: Array | None, rates: list[float], **how: Any) -> Array:
-    """Run the blocks of a stage; the first one has other arrays, and is never part of a scan."""
-    first, rest = (None, None) if key is None else split(key, 2)
-    x = run_blocks(blocks[:1], x, key=first, rates=rates[:1], **how | {"scan": False})
-    return run_blocks(blocks[1:], x, key=rest, rates=rates[1:], **how) if len(blocks) > 1 else x
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
@@ -163,16 +164,35 @@ def _rows(convs: dict[str, str], norms: dict[str, str]) -> list[Renaming]:
 TORCH_NAMES = _rows({_CONV: r"\1"}, {_NORM: r"\1"})
 
 
+def _of_trades() -> list[Renaming]:
+    """List the rows of files that count stages from 1; a second first stage in them is unused."""
+    convs, norms = {"conv1": "stem_conv"}, {"bn1": "norm1"}
+    for i in range(3):
+        theirs, ours = rf"block{i + 1}\.layer\.(\d+)\.", rf"blocks.{i}.layer.\1."
+        convs |= {
+            rf"{theirs}(conv\d)": rf"{ours}\2",
+            rf"{theirs}convShortcut": f"{ours}shortcut.0",
+        }
+        norms[rf"{theirs}(bn\d)"] = rf"{ours}\2"
+    unused = drop(r"sub_block1\..+", "the reference never runs its second first stage")
+    return [*_rows(convs, norms), unused]
+
+
 # RobustBench builds WRN-34-R of the blocks of another project.
 OTHER_NAMES = [
     Naming(
         "RobustBench's Huang2021Exploring",
-        r".*\.convShortcut\.weight",
+        r"blocks\..*\.convShortcut\.weight",
         _rows(
             {rf"(stem_conv|{_LAYER}conv\d)": r"\1", rf"{_LAYER}convShortcut": r"\1shortcut.0"},
             {rf"{_LAYER}(bn\d)": r"\1\2", "bn1": "norm1"},
         ),
-    )
+    ),
+    Naming(
+        "yaodongyu/TRADES and many after it",
+        r"block1\.layer\.0\.convShortcut\.weight",
+        _of_trades(),
+    ),
 ]
 
 
@@ -287,6 +307,7 @@ def _squeeze_options(own: Mapping[str, tuple[int, ...]], inner: int, outs: int) 
 # Title on leaderboards, and millions of parameters and 1e9 multiply-adds as Table 2 prints them.
 _KNOWN: dict[str, tuple[str, PaperFigures | None]] = {
     "wrn_28_10": ("WideResNet-28-10", PaperFigures("36.5", "5.20")),
+    "wrn_34_10": ("WideResNet-34-10", None),
     "wrn_34_12": ("WideResNet-34-12", PaperFigures("66.5", "9.60")),
     "wrn_46_14": ("WideResNet-46-14", PaperFigures("128", "18.6")),
     "wrn_70_16": ("WideResNet-70-16", PaperFigures("267", "38.8")),

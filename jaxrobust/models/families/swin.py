@@ -16,6 +16,7 @@ from jaxrobust.models.interface.family import Family, Member, Names, TorchVarian
 from jaxrobust.models.interface.renaming import Naming, Renaming, drop, keys, linear_oi, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
+from jaxrobust.models.modules import positions
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.types import Array, ModuleMaker
@@ -31,6 +32,9 @@ class Variant(NamedTuple):
     heads: tuple[int, ...]
     patch: int = 4
     window: int = 7
+    # A map that is no whole number of windows gets zeros below and right, as timm has it; else its
+    # size is refused, as in Microsoft's code. A smaller map is one window.
+    padded: bool = True
     eps: float = 1e-5  # of the layer norms
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
@@ -41,6 +45,11 @@ class Variant(NamedTuple):
 VARIANTS = {
     "swin_b": Variant(128, (2, 2, 18, 2), (4, 8, 16, 32)),
     "swin_l": Variant(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+    # Of MIMIR (Xu et al. 2023, arXiv 2312.04960): Microsoft's code with other norms.
+    "swin_b_mimir": Variant(128, (2, 2, 18, 2), (4, 8, 16, 32), padded=False, eps=1e-6),
+    "swin_l_mimir": Variant(
+        *(192, (2, 2, 18, 2), (6, 12, 24, 48)), window=14, padded=False, eps=1e-6
+    ),
 }
 
 
@@ -188,9 +197,9 @@ class Swin(nnx.Module):
     def __init__(self, v: Variant, num_classes: int, image_size: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         self.patch_embed = PatchEmbed(v, rngs)
-        # Rounded down, as the reference decides about windows, though a merge pads an odd map.
-        sides = [max(1, image_size // (v.patch << i)) for i in range(len(v.depths))]
-        self.layers = nnx.List([Stage(v, i, side, rngs) for i, side in enumerate(sides)])
+        self.layers = nnx.List(
+            [Stage(v, i, side, rngs) for i, side in enumerate(_sides(v, image_size))]
+        )
         self.norm = LayerNorm(v.dim << (len(v.depths) - 1), eps=v.eps)
         self.head = Head(v.dim << (len(v.depths) - 1), num_classes, rngs)
         self.variant, self.image_size = v, image_size
@@ -208,6 +217,28 @@ class Swin(nnx.Module):
         return self.head(self.norm(x).mean(axis=(1, 2)))
 
 
+def _sides(v: Variant, image_size: int) -> list[int]:
+    """List the sides of the stages' maps by which windows are decided about.
+
+    They are rounded down, as in the reference, though a merge pads an odd map.
+    """
+    return [max(1, image_size // (v.patch << i)) for i in range(len(v.depths))]
+
+
+def _check_windows(v: Variant, image_size: int) -> None:
+    """Raise `ValueError` for a map that is no whole number of windows, where it is not padded."""
+    sides = _sides(v, image_size)
+    for i, side in enumerate(sides):
+        if side > v.window and side % v.window:
+            fits = [w for w in range(2, sides[0] + 1) if not any(s > w and s % w for s in sides)]
+            near = min(fits, key=lambda w: (abs(w - v.window), w))
+            raise ValueError(
+                f"window={v.window} does not divide the map of stage {i + 1}, whose side is {side} "
+                f"at image_size={image_size}: take window={near}, or padded=True, which adds "
+                "zeros to whole windows"
+            )
+
+
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     architecture_checks.check_stages(v, "heads", "depths")
@@ -222,10 +253,12 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
             f"image_size={image_size} is not a whole number of patches of {v.patch} px; use {near} "
             f"or {near + v.patch}"
         )
+    if not v.padded:
+        _check_windows(v, image_size)
     return lambda rngs: Swin(v, num_classes, image_size, rngs)
 
 
-_WINDOW = max(variant.window for variant in VARIANTS.values())
+_WINDOW = Variant._field_defaults["window"]
 
 
 def sides_of(table: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -245,36 +278,43 @@ def cut_to(table: np.ndarray, before: int, after: int) -> np.ndarray:
     return table.reshape(old, old, -1)[middle, middle].reshape((2 * after - 1) ** 2, -1)
 
 
-def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a table of position biases for the window of a small map.
+def fitted(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a table of position biases for the window of another map.
 
-    What is no such table, or has other heads, comes back as it is.
+    Of a smaller map every offset keeps its bias; for a larger one the table is interpolated, as in
+    the code of Swin's authors and of timm (bicubic). What is no such table, or has other heads,
+    comes back as it is.
 
     Raises:
-      ValueError: the new window is larger, so that there are offsets without a bias; or the old
-        one is larger than the table of variants knows, so that every block's differs.
+      ValueError: the old window is larger than that of the standard networks, so that every block's
+        differs.
+    Source: `load_pretrained` in utils.py of microsoft/Swin-Transformer; parity:
+      tests/models/families/test_swin.py against torch's interpolate.
     """
     if (sides := sides_of(table, shape)) is None:
         return table
     before, after = sides
+    if before == after:
+        return table
     if before > _WINDOW:
         raise ValueError(
             f"relative position biases of a window of {before}: create the network with "
             f"window={before}, and for images whose maps are not smaller"
         )
-    if after > before:
-        raise ValueError(
-            f"relative position biases for a window of {before} do not reach all of one of "
-            f"{after}; keep the window that the weights were trained with"
-        )
-    return cut_to(table, before, after)
+    if after < before:
+        return cut_to(table, before, after)
+    old, new = 2 * before - 1, 2 * after - 1
+    matrix = positions.interpolation(old, new)
+    grid = table.reshape(old, old, -1).astype(np.float64)
+    larger = np.einsum("ir,jc,rch->ijh", matrix, matrix, grid)
+    return larger.reshape(new**2, -1).astype(table.dtype)
 
 
 _BLOCK = r"layers\.\d\.blocks\.\d+"
 _LINEARS = rf"{_BLOCK}\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])"
 _NORMS = rf"{_BLOCK}\.norm[12]|patch_embed\.norm|norm"
 _SHARED = table(
-    row(rf"({_BLOCK}\.attn\.relative_position_bias_table)", r"\1", resize=cropped),
+    row(rf"({_BLOCK}\.attn\.relative_position_bias_table)", r"\1", resize=fitted),
     drop(r".+\.relative_position_index", "follows from the window"),
     drop(r".+\.attn_mask", "follows from the image size and the window"),
     convs={r"patch_embed\.proj": "patch_embed.proj"},
@@ -317,10 +357,32 @@ def torch_keys(v: Variant) -> list[str]:
     return names + keys("", "norm head.fc")
 
 
+def made(v: Variant, image_size: int) -> dict[str, np.ndarray]:
+    """Make the buffers of Microsoft's network: indices of biases, and masks of shifted windows."""
+    buffers: dict[str, np.ndarray] = {}
+    for i, side in enumerate(_sides(v, image_size)):
+        window, shift = (v.window, v.window // 2) if side > v.window else (side, 0)
+        for j in range(v.depths[i]):
+            name = f"layers.{i}.blocks.{j}"
+            if shift and j % 2:
+                mask = shift_mask(side, window, shift)
+                buffers[f"{name}.attn_mask"] = mask.astype(np.float32)
+            buffers[f"{name}.attn.relative_position_index"] = relative_index(window)
+    return buffers
+
+
+def _mimir(name: str, title: str) -> Member:
+    fields, plain = VARIANTS[name]._asdict(), Variant(0, (), ())._asdict()
+    options = {k: v for k, v in fields.items() if v != plain[k] and k != "padded"}
+    return Member(TorchVariant("swin.py", options), title=title)
+
+
 MEMBERS = {
     "swin_b": Member(TorchVariant("swin_base_patch4_window7_224")),
     "swin_l": Member(TorchVariant("swin_large_patch4_window7_224")),
+    "swin_b_mimir": _mimir("swin_b_mimir", "Swin-B"),
+    "swin_l_mimir": _mimir("swin_l_mimir", "Swin-L"),
 }
 _STEM, _HEAD = r"patch_embed\..*", r"head\.fc\..*"
-NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES)
+NAMES = Names(TORCH_NAMES, torch_keys, _STEM, _HEAD, OTHER_NAMES, made=made)
 FAMILY = Family("swin", "Swin", VARIANTS, maker, NAMES, MEMBERS, "matrices")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxrobust.models.interface.renaming import Naming, Renaming
 from jaxrobust.types import ModuleMaker
 
@@ -55,6 +57,8 @@ class Names(NamedTuple):
     others: Sequence[Naming] = ()  # such as those of the first authors
     # The options read from the shapes of arrays under our names, for messages.
     options: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]] | None = None
+    # What some files hold beside weights, of a row and a size of images: it follows from them.
+    made: Callable[[Any, int], dict[str, np.ndarray]] | None = None
 
 
 class Family(NamedTuple):

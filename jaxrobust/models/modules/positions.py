@@ -13,9 +13,13 @@ def _weights(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
     return np.where(d <= 1, near, np.where(d < 2, far, 0))
 
 
-def _interpolation(old: int, new: int) -> np.ndarray:
-    """Return f64[new,old]: each new row as a combination of the four nearest old ones."""
-    scale = (new + 0.1) / old  # the 0.1 is the reference's: it shifts all but the first samples
+def interpolation(old: int, new: int, *, added: float = 0.0) -> np.ndarray:
+    """Return f64[new,old]: each new row as a combination of the four nearest old ones.
+
+    It is torch's bicubic interpolation of one axis, neither antialiased nor with aligned corners,
+    to the size `new`, or to the scale `(new + added) / old`.
+    """
+    scale = (new + added) / old
     at = (np.arange(new) + 0.5) / scale - 0.5
     taps = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
     matrix = np.zeros((new, old))
@@ -41,7 +45,8 @@ def resized(embedding: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if not (classes == shape[1] - new**2 and classes in (0, 1)):
         return embedding
     grid = embedding[0, classes:].reshape(old, old, -1).astype(np.float64)
-    matrix = _interpolation(old, new)
+    # The 0.1 is the reference's: it shifts all but the first samples.
+    matrix = interpolation(old, new, added=0.1)
     patches = np.einsum("ir,jc,rcd->ijd", matrix, matrix, grid).reshape(1, new * new, -1)
     return np.concatenate([embedding[:, :classes], patches.astype(embedding.dtype)], axis=1)
 

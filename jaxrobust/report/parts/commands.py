@@ -105,6 +105,8 @@ def _attack(record: AccuracyRecord) -> list[str]:
         words = several
     else:
         words = ["--norm", threats[0].norm, "--epsilon", fraction(threats[0].epsilon)]
+    if record.fast:
+        return [*words, "--attack", "autoattack", "--version", "fast"]
     name, *settings = (record.method or "").split(", ")
     names = list(dict.fromkeys(str(a["name"]) for a in attacks))
     if name.startswith("autoattack "):

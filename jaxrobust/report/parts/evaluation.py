@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.records import records, stopping
+from jaxrobust.evaluation.records import records, stopping, survivors
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import figures
@@ -106,6 +106,11 @@ def _left(one: ReportedEvaluation, key: str) -> Html:
     note = "Bars: exact 95 % intervals." if one.images else ""
     if one.record.stopped:
         note = f"Bars: {interval_name(one)}."
+    if fast := one.record.fast:
+        note += (
+            f" Of {fast['survivors']:,} images that stood, {fast['sampled']:,} at random met all "
+            f"attacks; {sentences.at_least(fast)}."
+        )
     return figures.rows(key, head, rows, _ACCURACY, names=("right", ""), note=note)
 
 
@@ -192,6 +197,10 @@ def radii(groups: Sequence[Sequence[ReportedEvaluation]], key: str) -> Html | No
     return tag("section", *parts) if drawn else None
 
 
+def _bound(record: AccuracyRecord) -> str:
+    return f" (fast; standard at least {survivors.least(record.fast)})" if record.fast else ""
+
+
 def overview(evaluations: Sequence[ReportedEvaluation]) -> Html:
     """Return all evaluations as a table."""
     head = ("network", "clean", "robust", "95 % interval", "threat", "attack", "images", "data")
@@ -199,7 +208,7 @@ def overview(evaluations: Sequence[ReportedEvaluation]) -> Html:
         (
             one.name,
             percent(one.record.clean),
-            percent(one.record.robust),
+            percent(one.record.robust) + _bound(one.record),
             between(interval(one, "clean" if one.record.robust is None else "robust"))
             + (" (sequence)" if one.record.stopped else ""),
             ", ".join(sentences.balls(one.record)) or "-",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from jaxrobust.evaluation.records import comparable, parts, records
+from jaxrobust.evaluation.records import comparable, parts, records, survivors
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.drawing.figures import spelled
 from jaxrobust.report.gathered import Gathered, ReportedEvaluation, ReportedRun, section
@@ -92,10 +92,21 @@ def headline(one: ReportedEvaluation) -> str:
     kept = f" ({between(ends)})" if ends else ""
     threats = balls(record)
     within = threats[0] if len(threats) == 1 else f"all of {', '.join(threats)}"
+    if record.fast:
+        robust = f"{percent(record.robust)}{kept} also when the fast version may change them"
+        return f"{text}, and {robust} within {within}: {at_least(record.fast)}."
     by = "the attacks" if record.method == UNION else method(record)
     by += " of the worst case" if record.worst_case else ""
     robust = percent(record.robust)
     return f"{text}, and {robust}{kept} also when {by} may change them within {within}."
+
+
+def at_least(fast: parts.FastSample) -> str:
+    """Say what the standard version would leave of a number of the fast version."""
+    return (
+        f"AutoAttack's standard version would leave at least {survivors.least(fast)}, with "
+        f"{100 * fast['level']:g} % confidence"
+    )
 
 
 def _certified(found: parts.CertifiedAccuracies, where: str) -> str:
@@ -114,8 +125,9 @@ def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
     reasons = [f"Flag {name}: {text}" for name, text in record.flags.items()]
     if record.robust is not None and not _is_standard(record):
         reasons.append(
-            f"The attack was {method(record)}, not the standard version of AutoAttack: a stronger "
-            "attack can only find more, so the robust accuracy is at most this."
+            f"The attack was {'the ' * bool(record.fast)}{method(record)}, not the standard "
+            "version of AutoAttack: a stronger attack can only find more, so the robust accuracy "
+            "is at most this."
         )
     ends = interval(one, "clean" if record.robust is None else "robust")
     if n and n < _FEW and ends and not record.stopped:

@@ -32,6 +32,7 @@ class _About(NamedTuple):
     least: float | None
     reads: Callable[[str, Any], Any] | None
     how: dict[str, Any]  # of argparse
+    named: str  # the flag, where Python has that word; empty: as the field
 
 
 def flag(
@@ -42,6 +43,7 @@ def flag(
     word: bool = False,
     least: float | None = None,
     reads: Callable[[str, Any], Any] | None = None,
+    named: str = "",
     **how: Any,
 ) -> Any:
     """Return a field of a dataclass that is a flag of a command.
@@ -53,11 +55,12 @@ def flag(
       word: people write the value alone, without `--name`.
       least: the smallest number that is accepted, of each where there are several.
       reads: turns (name, text) into the value, or raises a `ValueError` that says how to write it.
+      named: the flag's name, where Python has that word: `from`.
       how: further arguments of argparse, such as `choices`.
     """
     if required and not word:
         how["required"] = True
-    about = {"about": _About(text, word, least, reads, how)}
+    about = {"about": _About(text, word, least, reads, how, named)}
     kept = {} if required else {"default": default}
     return dataclasses.field(metadata=about, **kept)  # type: ignore[call-overload]
 
@@ -75,7 +78,8 @@ def read(
         own |= {"action": "store_true"} if plain is bool else {"type": plain}
         if field.default is not dataclasses.MISSING:
             own["default"] = field.default
-        (parser.add_argument if about.word else parser.flag)(field.name, **(own | about.how))
+        name = about.named or field.name
+        (parser.add_argument if about.word else parser.flag)(name, **(own | about.how))
     try:
         return _made(kind, vars(parser.parse_args(argv)))
     except ValueError as error:
@@ -111,7 +115,7 @@ def _made(kind: type[Flags], values: dict[str, Any]) -> Flags:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         name, about = field.name, field.metadata["about"]
-        value = values[name]
+        value = values.pop(about.named or name)
         if _plain(hints[name], about)[1]:
             one = isinstance(value, (str, int))
             value = (value,) if one else () if value is None else tuple(value)

@@ -229,14 +229,14 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, PlannedPhase], dict[
         )
     names = phases(config)
     start_weights.check_phases(config, names)
-    _check_numbers(config)
+    check_numbers(config)
     trackers.check(config.log.to, first=jax.process_index() == 0)
     parts: dict[str, PlannedPhase] = {}
     opened: dict[str, dict[str, registry.Source]] = {}
     described: dict[str, Any] = {}
     for name in names:
         seen = of_phase(config, name)
-        _check_numbers(seen)
+        check_numbers(seen)
         data = _data_of(seen)
         if data not in opened:
             opened[data] = _opened(seen)
@@ -269,7 +269,8 @@ def _opened(config: Config) -> dict[str, registry.Source]:
     return opened
 
 
-def _check_numbers(config: Config) -> None:
+def check_numbers(config: Config) -> None:
+    """Refuse numbers of a config that are out of their range."""
     lowest = {
         0: "evaluation.images test.images checkpoint.keep_every_epochs data.max_damaged mesh.fsdp "
         "alarm.every_steps trouble.skips trouble.rollbacks",

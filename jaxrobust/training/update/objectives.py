@@ -12,6 +12,7 @@ from jaxtyping import Float32
 from jaxrobust import attacks
 from jaxrobust.config import AttackSection
 from jaxrobust.models.kernels.primitives import widened
+from jaxrobust.training.update import weight_perturbation
 from jaxrobust.types import (
     Array,
     Batch,
@@ -34,12 +35,15 @@ class Objective(NamedTuple):
     `loss(net, params, stats, batch, images_adv, key) -> (f32[], (stats, metrics))`, the mean over
     the global batch; metrics are means too;
     `draws(key)` -> the keys with which it passes the images, and those attacked, through the
-    network; they are as `key`: None, one, or keys [B].
+    network; they are as `key`: None, one, or keys [B];
+    `displaced(params, gradient)` -> where the loss is differentiated, instead of at the parameters
+    themselves, of its gradient there over the images that pass at once on all devices.
     """
 
     attack_targets: Callable[[LogitsFn, Batch], Array]
     loss: Callable[..., Value]
     draws: Callable[[Array | None], tuple[Array | None, Array | None]]
+    displaced: Callable[[Params, Params], Params] | None = None
 
 
 def cross_entropy(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
@@ -224,6 +228,7 @@ class ObjectiveRow(NamedTuple):
     of_probabilities: bool = False  # the attack aims at the clean ones, which cost a pass
     both: bool = False  # images and those attacked pass the network, each in a pass of its own
     weights: tuple[str, ...] = ()  # keys of a phase, at least 0
+    displaces: bool = False  # the loss is differentiated twice: `Objective.displaced`
 
     @property
     def attacks(self) -> bool:
@@ -246,7 +251,7 @@ def passes(name: str, attack: AttackSection) -> int:
     row = named(name)
     passes = attacks.passes(attack.name, attack.steps) if row.attacks else 0
     update = 6 if row.both else 3  # forward and backward, of each image
-    return int(row.of_probabilities) + passes + update
+    return int(row.of_probabilities) + passes + update * (2 if row.displaces else 1)
 
 
 def named(name: str) -> ObjectiveRow:
@@ -266,6 +271,15 @@ add(
         of_probabilities=True,
         both=True,
         weights=("trades_beta",),
+    ),
+)
+add(
+    "trades-awp",
+    ROWS["trades"]._replace(
+        make=lambda phase, attack: (
+            ROWS["trades"].make(phase, attack)._replace(displaced=weight_perturbation.awp())
+        ),
+        displaces=True,
     ),
 )
 add(

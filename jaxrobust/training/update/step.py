@@ -33,6 +33,7 @@ def gradients(
     objective: objectives.Objective,
     attack_train: bool,
     ready: Callable[[LogitsFn, Array], LogitsFn] = as_it_is,
+    mean: Callable[[Params], Params] = lambda grads: grads,
 ) -> tuple[Params, Params, dict[str, Array]]:
     """Maximise over the images, then differentiate the loss that the parameters minimise there.
 
@@ -42,6 +43,7 @@ def gradients(
       attack_train: whether the attack sees the network as it trains (statistics of these images,
         stochastic depth with the update's draws), instead of as it evaluates; what it aims at, as
         the update sees the images themselves.
+      mean: of all devices, of an objective that looks at gradients before the update does.
       ready: makes a network of images of this shape ready for the many passes of an attack.
     Returns: gradients of the parameters, the statistics after, and metrics.
     Source: Madry et al. 2018 (arXiv 1706.06083), eq. 2.1; with APGD of 2 steps that of Singh,
@@ -61,6 +63,10 @@ def gradients(
     def loss(params: Params) -> objectives.Value:
         return objective.loss(net, params, stats, batch, images_adv, net_keys)
 
+    if objective.displaced is not None:
+        with jax.named_scope("displacement"):
+            slopes = jax.grad(lambda params: loss(params)[0])(params)
+            params = objective.displaced(params, mean(slopes))
     (value, (after, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return grads, after, metrics | {"loss": value}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxrobust import models
-from jaxrobust.models.published import PUBLISHED
+from jaxrobust.models.published import PUBLISHED, own_id
 from jaxrobust.weights.fetch import KINDS, remote_weights
 from jaxrobust.weights.fetch.remote_weights import SETTINGS, Tell
 from jaxrobust.weights.store import files, weights_folder
@@ -46,8 +46,8 @@ def parse(text: str) -> WeightSource:
         return WeightSource(text, "file", path, file=path)
     if text in PUBLISHED:
         net = PUBLISHED[text]
-        named = {"model": net.model, "published": text, "sha256": net.sha256 or None}
-        return WeightSource(text, "remote", address=net.address, **named)
+        known = WeightSource(text, "remote", address=net.address, model=net.model)
+        return known._replace(published=text, sha256=net.sha256 or None)
     timm = _TIMM.fullmatch(text) if path.suffix not in files.SUFFIXES else None
     if timm and timm[1] in timm_names():
         own = timm_names()[timm[1]]
@@ -104,6 +104,10 @@ def _unknown(text: str, timm: re.Match | None) -> str:
             "that is an architecture, which is without weights; "
             f"`jaxrobust models {text}` lists the published ones"
         )
+    if others := [key for key in PUBLISHED if own_id(key) == text]:
+        return f"nothing is there, and RobustBench's networks of that id are {' and '.join(others)}"
+    if (own := own_id(text)) in PUBLISHED and PUBLISHED[own].file == f"{text}.pt":
+        return f"nothing is there; RobustBench's network of that table is {own} alone"
     if near := difflib.get_close_matches(text, PUBLISHED, n=3, cutoff=0.7):
         return f"nothing is there, and no id of RobustBench; did you mean {', '.join(near)}?"
     near = difflib.get_close_matches(timm[1], timm_names(), n=2, cutoff=0.7) if timm else []
@@ -118,7 +122,7 @@ def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print
     """Bring the file of a source here, and the settings beside it; a run is here already."""
     wanted = sha256 or source.sha256
     if source.kind == "remote":
-        name = f"{source.published}.pt" if source.published else None
+        name = f"{own_id(source.published)}.pt" if source.published else None
         file, beside = remote_weights.fetch(source.address, sha256=wanted, name=name, tell=tell)
         return source._replace(file=file, settings=beside)
     if source.file is not None and wanted:

@@ -20,6 +20,7 @@ from jaxrobust.models.interface.renaming import (
     channels,
     conv_oihw,
     row,
+    same,
 )
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.commandline.functions import is_name
@@ -33,7 +34,13 @@ PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
 COUNT = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the network as `module`
 _MODULE = "export the self-contained module (export_torch --layout module)"
 # What mean and std are called in networks that hold them without a layer.
-_BUFFERS = {"mu": "normalize.mean", "sigma": "normalize.std"}
+_BUFFERS = {
+    "mu": ("normalize.mean", channels),
+    "sigma": ("normalize.std", channels),
+    "normalization.mean": ("normalize.mean", same),
+    "normalization.std": ("normalize.std", same),
+}
+_NORMALIZATION = ("normalize.mean", "normalize.std")
 _NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 
 
@@ -86,8 +93,10 @@ def _torch_names(
     name: str, stored: Mapping[str, np.ndarray], overrides: Mapping[str, Any]
 ) -> StoredNames:
     arrays = unwrapped(stored)
-    if _BUFFERS.keys() <= arrays.keys():
-        arrays = {_BUFFERS.get(key, key): array for key, array in arrays.items()}
+    for pair in (("mu", "sigma"), ("normalization.mean", "normalization.std")):
+        if arrays.keys() >= {*pair}:
+            ours = dict(zip(pair, _NORMALIZATION, strict=True))
+            arrays = {ours.get(key, key): array for key, array in arrays.items()}
     for other in models.other_names(name):
         if any(re.fullmatch(other.marker, key) for key in arrays):
             if not other.fits(models.variant(name, **overrides)):
@@ -233,9 +242,10 @@ def to_torch(
     wrapped = _holds_normalisation(name, ours, layout, overrides)
     net = PUBLISHED.get(layout)
     buffers = (net and net.buffers) or ()
+    wrapped = wrapped and (net is None or net.buffers is None)
     size = {"image_size": image_size or models.member(name).counted_at}
     try:
-        theirs = reference_names(name, ours, wrapped=wrapped and not buffers, **overrides)
+        theirs = reference_names(name, ours, wrapped=wrapped, **overrides)
     except ValueError as error:
         if cause := _cause(name, ours, size | overrides):
             raise ValueError(f"{error}: {cause}") from error
@@ -243,14 +253,24 @@ def to_torch(
     _check_shapes(name, ours, layout, size | overrides)
     for old, new in net.renamed if net else ():
         theirs = {key.replace(old, new): array for key, array in theirs.items()}
-    inside = {key: _out(ours[_BUFFERS[key]], channels, float_type(ours))[0] for key in buffers}
+    inside = {key: _buffer(ours, key) for key in buffers}
+    names = models.family(name).names
+    if net and net.made and names.made:
+        row = models.variant(name, **overrides)
+        theirs |= names.made(row, net.board.image_size)
     return inside | theirs
+
+
+def _buffer(ours: Mapping, key: str) -> np.ndarray:
+    name, transform = _BUFFERS[key]
+    array = _out(ours[name], transform, float_type(ours))
+    return array[0] if transform is channels else array
 
 
 def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
     """Put our arrays under the reference's names and in its order, of a row with any options."""
-    rows, used, dtype = models.torch_names(name), {*_BUFFERS.values()}, float_type(ours)
-    inside = _BUFFERS.values() if wrapped else ()
+    rows, used, dtype = models.torch_names(name), {*_NORMALIZATION}, float_type(ours)
+    inside = _NORMALIZATION if wrapped else ()
     theirs = {key: _out(ours[key], channels, dtype) for key in inside}
     for key in models.torch_keys(name, **overrides):
         ((renaming, match),) = matches(rows, key)

@@ -95,6 +95,11 @@ def _sizes(
 ) -> tuple[int, int, int]:
     classes = request.num_classes or facts.num_classes or 1000
     if request.num_classes is None and width not in (None, classes):
+        if facts.published:
+            raise ValueError(
+                f"its head has {width} classes, and RobustBench's {facts.published} has {classes}: "
+                "these are weights of another table or another network, whose id belongs here"
+            )
         if not request.keep_head:
             raise ValueError(
                 f"its head has {width} classes, not {classes}; --num_classes {width} keeps it, "

@@ -219,6 +219,18 @@ class BoardTest(parameterized.TestCase):
         self.assertNotIn("<b>&#x27;", page)
         self.assertLen(plain["boards"], 1)
 
+    def test_the_fast_version_is_on_no_board(self):
+        """Nor is a record that no longer has its sample: its method still says so."""
+        folder = self.copies("good_l2", "good_linf", "bad_l2")
+        bundles.changed(folder / "good_linf", record={"fast": {"sampled": 3}})
+        bundles.changed(folder / "bad_l2", record={"method": "fast version"})
+        plain, _, page = self.made(folder)
+        reasons = {Path(name).name: reason for name, reason in plain["left_out"].items()}
+        self.assertEqual(set(reasons), {"good_linf", "bad_l2"})
+        for reason in reasons.values():
+            self.assertIn("of the fast version, which is no number of AutoAttack; make", reason)
+            self.assertIn(reason.partition(";")[0], page)
+
     def test_the_network_of_a_maker_raises(self):
         folder = self.copies("bad_l2")
         (folder / "raising.py").write_text("def logits_fn(images):\n    raise RuntimeError('no')")

@@ -32,6 +32,8 @@ class OverlapTest(parameterized.TestCase):
         ("train + test[10:]", "test[:10]", False),
         ("train+validation[:10]", "val@robustbench", True),
         ("all", "test", True),
+        ("all[:80%]", "all[80%:]", False),
+        ("all[:81%]", "all[80%:]", True),
         ("validation@nowhere.txt", "validation@robustbench", True),  # it may
     )
     def test_by_their_names(self, one, other, expected):
@@ -46,6 +48,13 @@ class OverlapTest(parameterized.TestCase):
         test = "validation@robustbench"
         self.assertTrue(grammar.overlap(f"val@{folder}/one[:1]", test))
         self.assertFalse(grammar.overlap(f"val@{folder}/two", test))
+
+    def test_files_of_one_name_in_two_class_folders_are_two(self):
+        folder = Path(self.create_tempdir())
+        for name, line in (("one", "owl/0.png"), ("two", "wren/0.png"), ("three", "0.png")):
+            (folder / name).write_text(line + "\n")
+        self.assertFalse(grammar.overlap(f"all@{folder}/one", f"all@{folder}/two"))
+        self.assertTrue(grammar.overlap(f"all@{folder}/one", f"all@{folder}/three"))
 
     @parameterized.parameters(
         ("cifar10", "tfds:cifar10", True),

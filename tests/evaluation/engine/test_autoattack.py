@@ -63,7 +63,7 @@ class GoldenTest(Promises):
     @sweeps.fast("linf")
     @parameterized.parameters(*EPSILON)
     def test_gradient_attacks(self, norm):
-        n, names = 40, VERSIONS["standard"][:3]
+        n, names = 24, VERSIONS["standard"][:3]
         result = evaluate(
             NETS["conv"], IMAGES[:n], LABELS[:n], norm=norm, epsilon=EPSILON[norm], attacks=names
         )

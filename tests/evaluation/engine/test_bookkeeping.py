@@ -20,10 +20,10 @@ from jaxrobust.evaluation.engine import (
     replay,
 )
 from jaxrobust.evaluation.engine.evaluation_progress import Counts, Decisions
-from jaxrobust.evaluation.engine.ledger import Ledger, open_ledger
+from jaxrobust.evaluation.engine.ledger import ROW, Ledger, open_ledger
 from jaxrobust.evaluation.engine.outcome import AttackContext, Cost, Outcome, Sample
 from jaxrobust.evaluation.engine.replay import KnownVerdicts, LedgerSource, Points
-from jaxrobust.evaluation.engine.schedule import ImageVerdict
+from jaxrobust.evaluation.engine.schedule import Aims, ImageVerdict
 from jaxrobust.evaluation.network import fingerprint, randomised
 from jaxrobust.types import Threat
 
@@ -61,6 +61,23 @@ class LedgerTest(parameterized.TestCase):
         book.add(2, STANDS, None)
         book.add(1, FOOLED | {"once": True, "norm": 0.25}, IMAGES[1].astype(np.float64))
         book.close()
+
+    def test_parts_know_their_jobs(self):
+        tried = {"targets": [3, 1], "restarts": 2}
+        own = {"attack": "a (part)", "fooled": False, "flat": True, "tried": tried}
+        book = self.opened()
+        book.add(3, own, None)
+        book.close()
+        again = self.opened()
+        self.assertEqual(again.tried(3, "a"), ([3, 1], 2))
+        found = again.parts(np.arange(4), "a (part)")
+        self.assertEqual(found, [(3, True, ([3, 1], 2))])
+        other = Ledger(None, identity(), IDS)
+        other.take_over_parts(0, "a (part)", found)  # of this very process
+        self.assertFalse(other.rows("a (part)")["known"].any())
+        other.take_over_parts(1, "a (part)", found)
+        self.assertEqual(other.tried(3, "a"), ([3, 1], 2))
+        self.assertEqual(other.rows("a (part)")["flat"].tolist(), [False] * 3 + [True])
 
     def test_lines_are_of_ids_and_rows_of_places(self):
         self.written()
@@ -525,8 +542,9 @@ class CascadeTest(parameterized.TestCase):
         self.assertEqual(attack.meter.decided.call_args_list[0].args, (3, 9 * 3))
 
     def test_a_line_of_the_ledger(self):
-        attack = self.attack()
+        attack, part = self.attack(), np.zeros(4, ROW)
         attack.book = mock.Mock()
+        attack.book.rows.return_value = part
         attack.write(self.verdict(1), IMAGES[1], 0.5, 2)
         place, record, point = attack.book.add.call_args.args
         self.assertEqual(place, 1)
@@ -536,6 +554,28 @@ class CascadeTest(parameterized.TestCase):
             | {"reached": 2, "seed": 7, "flat": False},
         )
         np.testing.assert_array_equal(point, IMAGES[1])
+        attack.book.rows.assert_called_with("a (part)")
+        with self.subTest("what a part has found is in it"):
+            part["flat"][2] = part["doubtful"][2] = True
+            attack.write(self.verdict(2))
+            record = attack.book.add.call_args.args[1]
+            self.assertTrue(record["flat"] and record["doubtful"] and not record["fooled"])
+            self.assertEqual(attack.doubtful, {2})
+            attack.write(self.verdict(2), IMAGES[1])
+            self.assertNotIn("doubtful", attack.book.add.call_args.args[1])
+
+    def test_jobs_of_a_part_are_made(self):
+        attack = self.attack()
+        attack.setting = SimpleNamespace(restarts=2)
+        attack.book = Ledger(None, identity(), IDS)
+        tried = {"targets": [7, 5], "restarts": 1}
+        own = {"attack": "a (part)", "fooled": False, "flat": False, "tried": tried}
+        attack.book.add(2, own, None)
+        which, targets = np.array([1, 2]), np.array([[5, 6, 7], [5, 6, 7]])
+        made = attack.made(which, targets)
+        self.assertEqual(made[0].tolist(), [[False, False]] * 3)
+        self.assertEqual(made[1].tolist(), [[True, False], [False, False], [True, False]])
+        self.assertIsNone(attack.made(which[:1], targets[:1]))
 
     def test_flags(self):
         for how, flagged in (({}, True), ({"targets": 9}, False), ({"suffix": " (full)"}, False)):
@@ -834,9 +874,10 @@ class EngineTest(parameterized.TestCase):
             mock.patch.object(engine.time, "perf_counter", lambda: next(clock)),
         ):
             setting = engine.ensembles.base("apgd-ce", "linf")
+            aims = Aims(np.zeros((8, 1), int))
             data = np.zeros((8, *SHAPE)), np.zeros(8, int), np.arange(8), np.arange(8)
             how = {"epsilon": 0.1, "seed": 1, "confirm": lambda found, all_of: []}
-            calls = list(engine.decide(runner, setting, *data, np.zeros((8, 1), int), **how))
+            calls = list(engine.decide(runner, setting, *data, aims, **how))
         self.assertEqual([call[3] for call in calls], [limit == 0 for limit in limits])
         return [len(call.args[1]) for call in moved.call_args_list], limits
 

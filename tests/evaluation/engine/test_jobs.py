@@ -91,6 +91,27 @@ class VerdictsTest(parameterized.TestCase):
         (verdict,) = jobs.verdicts()
         self.assertEqual(verdict.adversarial.tolist(), [1])
 
+    @parameterized.parameters(1, 3, 12)
+    def test_jobs_that_are_made_stay_out(self, slots):
+        """Verdicts are as if they had been made in vain, also where a later one is refuted."""
+        needs = np.array([[2, 3, 4, 5], [6, 7, 8, 9]])
+        fools = np.array([[0, 0, 1, 1], [0, 0, 0, 0]], bool)
+        made = np.array([[1, 0, 0, 0], [1, 0, 1, 0]], bool).reshape(2, 2, 2)
+        targets = np.array([[5, 6], [7, 8]], np.int32)
+        jobs = Jobs(slots, 1, np.array([10, 20]), targets, 2, made=made)
+        bench, found, refuted = Bench(jobs, slots, needs, fools), {}, False
+        while jobs.assign():
+            for verdict in bench.call(3):
+                if verdict.image == 10 and not refuted:
+                    refuted, fools[0, 2] = True, False
+                    jobs.refute([verdict])
+                else:
+                    found[verdict.image] = verdict
+        self.assertNoCommonElements(bench.begun, [(0, 0), (1, 0), (1, 2)])
+        self.assertEqual((found[10].fooled, found[10].job, found[10].target), (True, 3, 6))
+        self.assertEqual(found[10].steps, 3 + 4 + 5)
+        self.assertEqual((found[20].fooled, found[20].steps), (False, 7 + 9))
+
     def test_jobs_go_out_target_by_target(self):
         _, bench = run(np.full((3, 2), 1), np.zeros((3, 2)), 1)
         self.assertEqual(bench.begun, [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)])

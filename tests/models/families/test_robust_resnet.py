@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models import table
-from jaxrobust.models.families import robust_resnet
+from jaxrobust.models.families import residual, robust_resnet
 from jaxrobust.models.families.robust_resnet import VARIANTS
 from jaxrobust.weights.naming import convert
 from tests.support import cifar_study, golden32, parity, paths, sweeps
@@ -57,7 +57,7 @@ def millions(**options) -> float:
 
 class CountsTest(parameterized.TestCase):
     def test_every_row_is_counted(self):
-        self.assertEqual(golden32.COUNTED.keys() | {"wrn_a4_silu"}, VARIANTS.keys())
+        self.assertEqual(golden32.COUNTED.keys() | {"wrn_a4_silu", "wrn_34_10"}, VARIANTS.keys())
 
     @parameterized.parameters(*[(name,) for name in FAST])
     def test_is_the_sheets(self, name):
@@ -341,12 +341,12 @@ class OptionsTest(parameterized.TestCase):
             rates, seen = [0.1, 0.2, 0.3][:count], []
             blocks = [block(number, seen) for number in range(count)]
             how = {"train": True, "key": jax.random.key(0), "rates": rates}
-            self.assertEqual(robust_resnet._run(blocks, (), **how), tuple(range(count)))
+            self.assertEqual(residual.run_stage(blocks, (), **how), tuple(range(count)))
             self.assertEqual([drop[0] for drop, _ in seen], rates)
             self.assertLen({drop[1:] for drop, _ in seen}, count)
             self.assertEqual([train for _, train in seen], [True] * count)
             seen.clear()
-            robust_resnet._run(blocks, (), train=False, key=None, rates=rates)
+            residual.run_stage(blocks, (), train=False, key=None, rates=rates)
             self.assertEqual(seen, [(None, False)] * count)
 
     def test_the_first_block_of_a_stage_is_in_no_scan(self):
@@ -356,9 +356,9 @@ class OptionsTest(parameterized.TestCase):
             calls.append((blocks, how))
             return x
 
-        with mock.patch.object(robust_resnet, "run_blocks", run_blocks):
+        with mock.patch.object(residual, "run_blocks", run_blocks):
             how = {"rates": [0.0, 0.5], "scan": True, "remat": True, "train": True, "key": None}
-            robust_resnet._run(["a", "b"], 1, **how)
+            residual.run_stage(["a", "b"], 1, **how)
         first, rest = (how | {"rates": [0.0], "scan": False}), how | {"rates": [0.5]}
         self.assertEqual(calls, [(["a"], first), (["b"], rest)])
 

@@ -31,7 +31,8 @@ ROUNDED = 1e-7
 LATER = (
     *("internimage", "internimage, patches", "advrush", "resnet, bottlenecks", "resnet, wide"),
     *("convnext", "convnext, cvst", "convnext, strides", "iso_convnext", "iso_convnext, cvst"),
-    *("vit", "vit, cvst", "vit, scaled", "xcit", "swin, one window"),
+    *("vit", "vit, cvst", "vit, scaled", "xcit", "swin, one window", "robnet", "dm_wide_resnet"),
+    *("cifar_densenet, 224 px", "cifar_preact_resnet, 224 px", "xcit, plain class token"),
 )
 FAST = [label for label in small_networks.ROWS if label not in LATER]
 TRAINED = ("resnet, small stem", "cifar_densenet", "xcit", "vit, scaled", "convnext")
@@ -111,6 +112,7 @@ DRAWN = {
     "robust_resnet": {"He": r"(?!fc).*", f"{32**-0.5:.3g}": "fc"},
     "searched": {"0.333": r".*\.dw\d", "0.2": r".*\.dw\d"},  # of windows of 3 and 5 pixels
     "cifar_wide_resnet": {"own": r"(?!linear).*"},
+    "ra_resnet": {"He": r"(?!fc|.*\.se).*"},
     "cifar_poolformer": {"0.02": r"head|.*mlp\..*"},
     "cifar_cct": {"0.02": r"(?!tokenizer).*", "own": "tokenizer.*"},
     "cifar_levit": {"0.02": "head"},

@@ -170,10 +170,6 @@ class ConversionTest(parameterized.TestCase):
         same = "layers.2.blocks.1.attn.relative_position_bias_table"
         np.testing.assert_array_equal(ours[same], self.weights[same])
 
-    def test_larger_window_is_refused(self):
-        with self.assertRaisesRegex(ValueError, "window of 6 do not reach all of one of 7"):
-            swin.cropped(np.zeros((121, 4)), (169, 4))
-
     def with_tables(self, shape):
         """The weights with tables of another shape, after the number of heads is filled in."""
         return {
@@ -198,26 +194,74 @@ class ConversionTest(parameterized.TestCase):
     @parameterized.parameters(((),), ((169,),), ((168, 4),), ((144, 4),), ((169, 5),))
     def test_no_table_is_left_for_the_engine_to_report(self, shape):
         array = np.zeros(shape, np.float32)
-        self.assertIs(swin.cropped(array, (121, 4)), array)
+        self.assertIs(swin.fitted(array, (121, 4)), array)
 
     def test_message_on_what_is_no_table(self):
         weights = self.with_tables(lambda heads: (heads, 13, 13))
-        message = r"shape \(32, 13, 13\) for .*relative_position_bias_table \(121, 32\)"
+        message = r"shape \(4, 13, 13\) for .*relative_position_bias_table \(169, 4\)"
         with self.assertRaisesRegex(ValueError, message):
             convert.from_torch("swin_b", weights, image_size=192)
 
 
-class CroppedTest(absltest.TestCase):
+class FittedTest(absltest.TestCase):
     def test_tables_are_cut_around_the_middle_up_to_the_known_window(self):
         table = np.arange(169 * 2, dtype=np.float32).reshape(169, 2)
-        cut = swin.cropped(table, (25, 2)).reshape(5, 5, 2)
+        cut = swin.fitted(table, (25, 2)).reshape(5, 5, 2)
         np.testing.assert_array_equal(cut, table.reshape(13, 13, 2)[4:9, 4:9])
-        np.testing.assert_array_equal(swin.cropped(table, (169, 2)), table)
-        for after in (7, 8, 9):
+        np.testing.assert_array_equal(swin.fitted(table, (169, 2)), table)
+        for after in (7, 9):
             with self.assertRaisesRegex(ValueError, "a window of 8: create the network with win"):
-                swin.cropped(np.zeros((225, 2)), ((2 * after - 1) ** 2, 2))
-        with self.assertRaisesRegex(ValueError, "window of 7 do not reach all of one of 8; keep"):
-            swin.cropped(table, (225, 2))
+                swin.fitted(np.zeros((225, 2)), ((2 * after - 1) ** 2, 2))
+
+    def test_of_a_larger_window_they_are_interpolated_as_pytorch_does(self):
+        torch = parity.torch_or_skip(self)
+        table = np.random.default_rng(0).standard_normal((13**2, 3))
+        theirs = torch.from_numpy(table).T.reshape(1, 3, 13, 13)
+        theirs = torch.nn.functional.interpolate(theirs, size=(27, 27), mode="bicubic")
+        found = swin.fitted(table.astype(np.float32), (27**2, 3))
+        self.assertEqual(found.dtype, np.float32)
+        expected = theirs.reshape(3, -1).T.numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-6)  # of numbers to 3, in float32
+        np.testing.assert_allclose(swin.fitted(table, (27**2, 3)), expected, rtol=0, atol=1e-12)
+
+    def test_another_window_of_a_whole_network(self):
+        """Weights of one window start a network of a larger one; offsets 0 keep their bias best."""
+        sizes = {"num_classes": 3, "image_size": 16, "depths": (1,), "heads": (2,), "dim": 4}
+        small = models.create("swin_b", window=4, patch=2, **sizes)
+        arrays = {
+            k: np.asarray(a) for part in small.init(jax.random.key(0)) for k, a in part.items()
+        }
+        params, stats = (arrays, {})
+        theirs = convert.reference_names("swin_b", params | stats, wrapped=False, depths=(1,))
+        ours, _ = convert.from_torch("swin_b", theirs, window=8, patch=2, **sizes)
+        place = "layers.0.blocks.0.attn.relative_position_bias_table"
+        self.assertEqual(ours[place].shape, (15**2, 2))
+        np.testing.assert_array_equal(ours[place], swin.fitted(arrays[place], ours[place].shape))
+
+
+class WindowTest(parameterized.TestCase):
+    """Networks that are not padded, as Microsoft's and MIMIR's are."""
+
+    @parameterized.parameters(
+        (
+            "swin_l_mimir",
+            {"image_size": 256},
+            "window=14 .*stage 1, whose side is 64 at image_size="
+            "256: take window=16, or padded=True, which adds zeros",
+        ),
+        ("swin_b_mimir", {"image_size": 192}, "window=7 does not divide the map of stage 1, .* 48"),
+        ("swin_b", {"padded": False, "window": 9}, "stage 1, whose side is 56 .*take window=7,"),
+        ("swin_b", {"padded": False, "image_size": 364}, "stage 2, whose side is 45 .*window=91"),
+    )
+    def test_one_that_does_not_divide_the_map_is_refused(self, name, changes, message):
+        with self.assertRaisesRegex(ValueError, message):
+            models.create(name, **changes)
+
+    def test_sizes_that_it_divides(self):
+        models.create("swin_l_mimir", image_size=224)
+        models.create("swin_l_mimir", image_size=256, padded=True)
+        models.create("swin_b_mimir", image_size=448)
+        self.assertEqual(models.essential("swin_b", {"padded": False}), {})
 
 
 class ReferenceTest(parameterized.TestCase):

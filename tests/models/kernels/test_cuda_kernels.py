@@ -172,8 +172,8 @@ class CudaTest(parameterized.TestCase):
         self.assertEqual(taken, ["default"])
 
     @parameterized.parameters(
-        ("vit_s_cvst", {"depth": 2}),
-        ("convnext_t", {"depths": (1,) * 4}),
+        ("vit_s_cvst", {"depth": 1}),
+        ("convnext_t", {"depths": (1, 1), "dims": (32, 64)}),
         ("xcit_n12", {"depth": 1}),
     )
     def test_an_attack_s_gradient_lowers(self, name, blocks):

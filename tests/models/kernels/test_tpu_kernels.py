@@ -319,13 +319,19 @@ class KernelsTest(parameterized.TestCase):
         x = normal(9, batch, height, width, channels)
         return [a.astype(dtype) for a in (x, *parameters)]
 
-    @sweeps.fast(3, 6, 12)
+    def test_convnext_block_of_few_pixels(self):
+        self.check_convnext_block("bfloat16", (2, 4, 8, 32, 3), drops=False)
+
     @parameterized.product(
         dtype=("float32", "bfloat16"),
         case=((4, 7, 7, 32, 7), (2, 14, 14, 96, 7), (1, 8, 24, 160, 5), (1, 16, 32, 32, 3)),
         drops=(False, True),
     )
+    @pytest.mark.slow
     def test_convnext_block(self, dtype, case, drops):
+        self.check_convnext_block(dtype, case, drops)
+
+    def check_convnext_block(self, dtype, case, drops):
         """In bfloat16 the plain formula rounds seven arrays on the way there, the kernel four: its
         value and image gradient must be as close to float64, and its sums over few pixels, in which
         the kept convolution is rounded in both, within a quarter.
@@ -477,11 +483,17 @@ class KernelsTest(parameterized.TestCase):
         x = normal(9, 2, height, width, 3)
         return [a.astype(dtype) for a in (x, *parameters)]
 
-    @sweeps.fast(0, 5)
+    def test_conv_stem_of_few_pixels(self):
+        self.check_conv_stem("float32", (32, 8, 16, 16))
+
     @parameterized.product(
         dtype=("float32", "bfloat16"), case=((32, 48, 16, 32), (64, 256, 16, 16), (32, 32, 48, 96))
     )
+    @pytest.mark.slow
     def test_conv_stem(self, dtype, case):
+        self.check_conv_stem(dtype, case)
+
+    def check_conv_stem(self, dtype, case):
         """In bfloat16 the plain formula rounds six arrays on the way there and six on the way
         back, the kernel two of each: it must be as close to float64, in sums over few pixels too.
         """
@@ -508,12 +520,18 @@ class KernelsTest(parameterized.TestCase):
         attacked = vjp(lambda x: function(x, *parameters), x)
         self.assertLess(apart(attacked, results[:2]), 1e-6 if dtype == "float32" else ROUNDED)
 
-    @sweeps.fast(0, 5)
+    def test_batch_stem_of_few_pixels(self):
+        self.check_batch_stem("bfloat16", (32, 8, 16, 16, -1))
+
     @parameterized.product(
         dtype=("float32", "bfloat16"),
         case=((32, 48, 16, 32, 2), (64, 256, 16, 16, 0), (32, 32, 48, 96, -1)),
     )
+    @pytest.mark.slow
     def test_batch_stem(self, dtype, case):
+        self.check_batch_stem(dtype, case)
+
+    def check_batch_stem(self, dtype, case):
         """In bfloat16 the plain formula rounds six arrays on the way there and six on the way
         back, the kernels two of each: they must be as close to float64.
         """

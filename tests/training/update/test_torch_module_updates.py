@@ -21,9 +21,15 @@ from tests.support.trainable_modules import CLASSES, SIDE, Mixed  # noqa: E402
 BATCH, EPSILON, STEP, COUNT = 6, 8 / 255, 5 / 255, 10
 
 
-def mixed():
+def normed():
+    """The smallest module with statistics; `interop` has fast tests of every norm."""
+    flat = torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten()
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8), *flat, torch.nn.Linear(4, CLASSES))
+
+
+def seeded(make):
     torch.manual_seed(0)
-    return Mixed()
+    return make()
 
 
 def batches():
@@ -69,9 +75,18 @@ def optimiser_of(module, name: str, decay: float):
 
 class UpdatesTest(parameterized.TestCase):
     @parameterized.parameters("sgd", "adamw")
+    @pytest.mark.slow
     def test_ten(self, optimizer):
-        config, theirs = config_of(optimizer), mixed().double().train()
-        self.enter_context(mock.patch.object(modules, "module", lambda name, given: mixed()))
+        state = self.check_ten(optimizer, Mixed)
+        self.assertEqual(np.asarray(state.stats["norm.num_batches_tracked"]), COUNT)
+
+    def test_ten_of_a_small_module(self):
+        state = self.check_ten("sgd", normed)
+        self.assertEqual(np.asarray(state.stats["1.num_batches_tracked"]), COUNT)
+
+    def check_ten(self, optimizer, make):
+        config, theirs = config_of(optimizer), seeded(make).double().train()
+        self.enter_context(mock.patch.object(modules, "module", lambda name, given: seeded(make)))
         source = {"_source_sha256": lambda name: optimizer, "origin": lambda name: {"name": name}}
         self.enter_context(mock.patch.multiple(torch_modules, **source))
         optimiser = optimiser_of(theirs, optimizer, 0.01)
@@ -105,7 +120,7 @@ class UpdatesTest(parameterized.TestCase):
                             np.testing.assert_allclose(
                                 own[name], tensor.numpy(), **close, err_msg=f"{i} {name}"
                             )
-        self.assertEqual(np.asarray(state.stats["norm.num_batches_tracked"]), COUNT)
+        return state
 
 
 if __name__ == "__main__":

@@ -1,0 +1,198 @@
+"""What a config has to know of a data set: sizes, classes, and three splits that share no image."""
+
+import hashlib
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrobust.data import DataError
+from jaxrobust.data.source import Source, first_few, kind_of
+from jaxrobust.data.sources import image_folder, registry
+from jaxrobust.data.splits import storage
+from jaxrobust.data.stream.loading import DecodedImages
+
+SELECTION, TEST = 0.1, 0.2  # shares of a split that has to be divided
+_LOOKED_AT = 32  # images whose sizes are read
+_HELD_OUT = ("test", "validation")  # a data set's own, the first for the reported numbers
+
+
+class DataFacts(NamedTuple):
+    """A data set as a config names it."""
+
+    name: str  # as `data.name`
+    images: int  # of the training split
+    classes: tuple[str, ...]  # their names; numbers where they have none
+    channels: int
+    sides: tuple[int, int, int]  # pixels of the shorter side: smallest, usual, largest
+    same_size: bool  # whether all images have one shape
+    splits: dict[str, str]  # "train", "selection", "test" -> the split
+    divided: str  # how they came about, a clause
+    lists: Mapping[str, list[str]]  # name of a file -> the images that it is to list
+
+
+def look(place: str, *, beside: Path) -> DataFacts:
+    """Look at a folder of images, an `.npz` file or a named data set.
+
+    `beside`: the config to be written, whose name begins the names of lists of images.
+
+    Raises:
+      DataError: there are no images, one class, images that cannot be read, folders in folders, or
+        too few images to divide; says what to do.
+    """
+    name = named(place)
+    if name.startswith(image_folder.PREFIX):
+        _check_depth(name)
+    there = _splits(name)
+    train = there["train"] if "train" in there else there["all"]
+    names = train.classes or tuple(map(str, range(train.num_classes)))
+    if len(names) < 2:
+        raise DataError(
+            f"{train.where()} has one class, {first_few(names)}; a network tells at least two apart"
+        )
+    splits, divided, lists = _divided(there, beside)
+    every = dict(zip(("train", "selection", "test"), splits, strict=True))
+    kept = lists.get(every["train"].partition("@")[2])
+    return DataFacts(
+        name=name,
+        images=len(kept) if kept else _length(name, every["train"], there),
+        classes=names,
+        channels=train.channels,
+        sides=_sides(train),
+        same_size=train.image_shape is not None,
+        splits=every,
+        divided=divided,
+        lists=lists,
+    )
+
+
+def named(place: str) -> str:
+    """Write what people type as the name of a data set: a folder, an `.npz` file, or a name.
+
+    >>> named("digits"), named("npz:mine.npz")
+    ('digits', 'npz:mine.npz')
+    """
+    path = Path(place)
+    if kind_of(place):
+        return place
+    if path.is_file():
+        if path.suffix != ".npz":
+            raise DataError(
+                f"{place} is no .npz file; give a folder of class folders, an .npz file with "
+                "images and labels, or the name of a data set"
+            )
+        return f"npz:{place}"
+    return f"folder:{place}" if path.is_dir() or "/" in place else place
+
+
+def _splits(name: str) -> dict[str, Source]:
+    """Open those of the usual splits that a data set has; `all` where it has no other."""
+    found, refused = {}, []
+    for split in ("train", *_HELD_OUT):
+        try:
+            found[split] = registry.open_source(name, split)
+        except DataError as error:
+            refused.append(error)
+    if "train" in found:
+        return found
+    try:
+        return {"all": registry.open_source(name, "all")}
+    except DataError as error:
+        raise (refused[0] if "no split" in str(error) else error) from error
+
+
+def _check_depth(name: str) -> None:
+    """Refuse a folder whose class folders hold folders only: which of them are the classes?"""
+    top = storage.place(name.removeprefix(image_folder.PREFIX))
+    entries = storage.entries(top)
+    if entries is None or image_folder.splits_there(top):
+        return
+    deeper = [f for f in entries.folders if (inside := storage.entries(top / f)) and inside.folders]
+    if deeper and len(deeper) == len(entries.folders):
+        raise DataError(
+            f"{top / deeper[0]} holds folders in place of images; name the folder whose folders "
+            f"are the classes, such as {top / deeper[0]}"
+        )
+
+
+def _sides(source: Source) -> tuple[int, int, int]:
+    """Measure the shorter sides of some images; a damaged one is an error that names its file."""
+    if source.image_shape:
+        side = min(source.image_shape[:2])
+        return side, side, side
+    places = np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source)))
+    images = DecodedImages(source, 0, strict=True)(sorted(set(places.astype(int).tolist())))
+    sides = [min(image.shape[:2]) for image, _ in images if image is not None]
+    return min(sides), int(np.median(sides)), max(sides)
+
+
+def _divided(
+    there: Mapping[str, Source], beside: Path
+) -> tuple[list[str], str, dict[str, list[str]]]:
+    """Name splits for training, choosing weights and testing, and the lists that these need."""
+    whole = "train" if "train" in there else "all"
+    held = [split for split in _HELD_OUT if split in there]
+    if len(held) == 2:
+        return ["train", "validation", "test"], "the data set has all three", {}
+    shares = (SELECTION,) if held else (SELECTION, TEST)
+    source, said = there[whole], " and ".join(f"{share:.0%}" for share in shares)
+    words = f"{said} of {whole} {'is' if held else 'are'} held back"
+    if _is_mixed(source, shares):
+        bounds = np.cumsum([0, *(round(100 * s) for s in (1 - sum(shares), *shares))])
+        parts = [f"{whole}[{a}%:{b}%]" for a, b in itertools.pairwise(bounds)]
+        return [*parts, *held], words, {}
+    if source.name.startswith("npz:"):
+        raise DataError(
+            f"{source.where()} is sorted by label, so that no part of it holds all classes; "
+            "shuffle the arrays in the file, or add x_test and y_test"
+        )
+    lists = dict(
+        zip(
+            (f"{beside.with_suffix('')}.{key}.txt" for key in ("train", "selection", "test")),
+            _lists(source, shares),
+            strict=False,
+        )
+    )
+    return [*(f"{whole}@{file}" for file in lists), *held], f"{words}, of each class alike", lists
+
+
+def _is_mixed(source: Source, shares: tuple[float, ...]) -> bool:
+    """Tell whether a part at the end holds all classes; TFDS mixes what it writes."""
+    if source.labels is None:
+        return True
+    count = len(source.labels)
+    last = source.labels[count - round(shares[-1] * count) :]
+    return len(np.unique(last)) == len(np.unique(source.labels))
+
+
+def _lists(source: Source, shares: tuple[float, ...]) -> list[list[str]]:
+    """Divide the files of a folder, of each class alike: for training first, then each share.
+
+    Which files are held back follows from their names alone, so that a copy of the folder is
+    divided in the same way.
+    """
+    assert source.labels is not None
+    lists: list[list[str]] = [[] for _ in range(1 + len(shares))]
+    root = str(storage.place(source.name.removeprefix(image_folder.PREFIX)))
+    root += "/" if source.split == "all" else f"/{source.split}/"
+    for label, name in enumerate(source.classes):
+        places = np.flatnonzero(source.labels == label)
+        files = [source.describe(int(place)).removeprefix(root) for place in places]
+        files.sort(key=lambda file: hashlib.sha256(f"jaxrobust new {file}".encode()).digest())
+        if len(files) < 2 * len(lists):
+            raise DataError(
+                f"class {name} of {source.where()} has {len(files)} images, which is too few to "
+                f"train on, choose by and test on; give each class at least {2 * len(lists)}"
+            )
+        for part, share in zip(lists[1:], shares, strict=True):
+            size = max(round(share * len(places)), 1)
+            part += sorted(files[:size])
+            files = files[size:]
+        lists[0] += sorted(files)
+    return lists
+
+
+def _length(name: str, split: str, there: Mapping[str, Source]) -> int:
+    return len(there[split]) if split in there else len(registry.open_source(name, split))

@@ -1,0 +1,154 @@
+"""All that training would refuse or warn of in a config, at once; nothing is compiled."""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxrobust.config import Config, network_of
+from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
+from jaxrobust.doctor.findings import RED, YELLOW, examined
+from jaxrobust.estimate import elsewhere
+from jaxrobust.estimate.work import work
+from jaxrobust.models.interface import torch_modules
+from jaxrobust.resolved import of_phase, phases
+from jaxrobust.training import batch_sizes, build
+from jaxrobust.training.run import run, splits, start_runs, warnings
+from jaxrobust.training.update import inner, objectives, optim
+from jaxrobust.types import Threat
+from jaxrobust.weights import start as start_weights
+from jaxrobust.weights.fetch import sources
+from jaxrobust.weights.trained import start_run
+
+_SPLITS = ("train_split", "selection_split", "test_split")
+
+
+class Review(NamedTuple):
+    """What was found in a config."""
+
+    refused: list[str]  # sentences with which training would end
+    warned: list[str]  # of those that it, or the doctor, would say
+    memory: list[str]  # a line for each phase
+
+    def plain(self) -> dict[str, list[str]]:
+        """List it as values that JSON has."""
+        return self._asdict()
+
+
+def review(config: Config, devices: int) -> Review:
+    """Find all that is wrong with a config for so many devices.
+
+    Training ends with the first mistake that it meets; here each part is looked at by itself, and
+    what several parts say alike is listed once.
+    """
+    config, fitted = batch_sizes.fitted(config, devices)
+    refused = list(
+        dict.fromkeys(sentence for look in _looks(config) for sentence in _refusal(look))
+    )
+    if refused:
+        return Review(refused, _warnings(config, devices, fitted), [])
+    try:
+        run.check(config, Path("runs/check"))  # what only parts together show
+        memory = _memory(config, devices)
+    except (ValueError, OSError) as error:
+        return Review([str(error)], _warnings(config, devices, fitted), [])
+    return Review([], _warnings(config, devices, fitted), memory)
+
+
+def _refusal(look: Callable[[], Any]) -> list[str]:
+    try:
+        look()
+    except (ValueError, OSError) as error:  # DataError too
+        return [str(error)]
+    return []
+
+
+def _looks(config: Config) -> Iterator[Callable[[], Any]]:
+    try:
+        names = phases(config)
+    except ValueError as error:
+        yield partial(_raise, error)
+        return
+    yield partial(start_weights.check_phases, config, names)
+    yield partial(run.check_numbers, config)
+    yield partial(start_runs.fitting, config, Path("runs/check"))
+    if (weights := config.init.weights) and not start_run.named(weights):
+        yield partial(sources.parse, weights)
+    first = of_phase(config, names[0])
+    yield partial(warnings.check_start, first, names[0])
+    for name in names:
+        seen = of_phase(config, name)
+        yield partial(run.check_numbers, seen)
+        yield partial(network_of, seen)
+        for key in _SPLITS:
+            yield partial(_split, seen, key)
+        yield from _phase(seen, name)
+
+
+def _phase(seen: Config, name: str) -> Iterator[Callable[[], Any]]:
+    p = seen[name]
+    if p.objective in objectives.ROWS and objectives.named(p.objective).attacks:
+        yield partial(Threat.of, seen.attack)
+        yield partial(inner.check, seen.attack, epochs=p.epochs, phase=name)
+    yield partial(optim.of_phase, p, name, decay_mask="all", steps_per_epoch=1000)
+    yield partial(build.mesh_of, seen)
+    yield partial(build.batch_augmentation, seen, name, devices=1)
+    yield partial(build.phase, seen, name, 10**9)  # of more images than any batch
+    for key in ("evaluation", "test"):
+        yield partial(build.divides, seen[key].batch_size, jax.device_count(), f"{key}.batch_size")
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _split(seen: Config, key: str) -> None:
+    source = splits.opened(seen, key)
+    if key != "train_split":
+        splits.check_preprocessing(seen, source)
+
+
+def _warnings(config: Config, devices: int, fitted: list[str]) -> list[str]:
+    try:
+        seen = {name: of_phase(config, name) for name in phases(config)}
+        sentences = [*fitted, *warnings.lines(seen)]
+        found = examined(CONFIG_CHECKS, PlannedRun(config, devices))
+    except (ValueError, OSError):  # which is among the refusals
+        return fitted
+    for finding in found:
+        if finding.seen.level in (RED, YELLOW):
+            sentences.append(
+                f"{finding.check.name}: {finding.seen.sentence}; {finding.seen.remedy}"
+            )
+    return list(dict.fromkeys(sentences))
+
+
+def _memory(config: Config, devices: int) -> list[str]:
+    """Estimate what a step of each phase takes of a device's memory, beside what it has."""
+    lines = []
+    for part in work(config):
+        state = elsewhere.state_bytes(part, part.config.mesh.fsdp or devices)
+        images = part.batch_size // devices
+        torch = torch_modules.is_name(part.config.model.name)
+        kept = elsewhere.kept(part.config, part.name, images=images)
+        has = _capacity() // (devices if jax.default_backend() == "cpu" else 1)
+        total = f"about {_gigabytes(state + kept)} GB of {_gigabytes(has)}"
+        line = f"{part.name}: {total} for {images} images a device at a time"
+        if state + kept > has:
+            line += f"; lower {part.name}.batch_size, or set {part.name}.microbatches=2 or more"
+            line += "" if torch else ", or model.remat=True"
+        lines.append(line)
+    return lines
+
+
+def _capacity() -> int:
+    """Return the bytes of memory of a device, or of this machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2g}" if count < 1e10 else f"{count / 1e9:.0f}"

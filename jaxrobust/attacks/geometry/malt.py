@@ -1,0 +1,56 @@
+"""Which class is nearest by first order: the order in which MALT aims at wrong classes.
+
+Source: Melamed, Yehudai & Shamir 2024 (arXiv 2407.02240), Section 3: the gap of two logits over the
+norm of the difference of their gradients. Here that is the dual norm of the ball's, so that the
+ratio is the distance, in the ball's norm, to where the two logits of a linear network are equal.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.types import Array, LogitsFn, check_norm
+
+_DUAL = {"linf": 1, "l2": 2, "l1": jnp.inf}  # order of the norm that bounds a linear function
+
+
+def first_order_distances(
+    logits_fn: LogitsFn, images: Array, labels: Array, targets: Array, *, norm: str
+) -> Array:
+    """Estimate how far away the boundary to each target is, by one Jacobian at the image.
+
+    One forward pass, and a backward pass for each target, one target after the other: memory is
+    that of one gradient.
+
+    Args:
+      logits_fn: f32[B,H,W,C] -> f32[B,K].
+      images: f32[B,H,W,C].
+      labels: i32[B].
+      targets: i32[B,T], wrong classes.
+      norm: of the ball.
+    Returns:
+      f32[B,T]: gap over norm; infinite where the gradients of both logits are equal.
+    """
+    check_norm(norm)
+
+    def gaps_of(points: Array) -> Array:
+        logits = logits_fn(points)
+        own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+        return own - jnp.take_along_axis(logits, targets, axis=1)
+
+    gaps, pull = jax.vjp(gaps_of, images)
+
+    def slope(chosen: Array) -> Array:
+        (gradient,) = pull(jnp.broadcast_to(chosen, gaps.shape))
+        return jnp.linalg.norm(gradient.reshape(len(gradient), -1), _DUAL[norm], axis=1)
+
+    slopes = jax.lax.map(slope, jnp.eye(targets.shape[1], dtype=gaps.dtype)).T
+    flat = slopes == 0
+    return jnp.where(flat, jnp.inf, gaps / jnp.where(flat, 1, slopes))
+
+
+def nearest_first(distances: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Reorder targets i[n,T] by distances f[n,T]; of equal ones, or none, as they were."""
+    known = np.where(np.isnan(distances), np.inf, distances)
+    order = np.argsort(known, axis=1, kind="stable")
+    return np.take_along_axis(targets, order, axis=1)

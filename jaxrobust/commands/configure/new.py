@@ -1,0 +1,101 @@
+"""Write a config for your own images: `jaxrobust new birds.py --data /data/birds`.
+
+It looks at a folder of class folders, an `.npz` file or a named data set, and fills in classes,
+sizes, splits that share no image, steps, batch and radius, each line with its reason. `--torch`
+names a network of yours in PyTorch, `--from` weights to start from. What is missing is asked for in
+a terminal. Files that are there are not replaced.
+
+Exit codes: 0 written; 2 a mistake in the command or the data, with one sentence on stderr; 3 it
+stopped for another reason that it names.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxrobust.commands.flags.shared import shared
+from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline.arguments import answer, number
+from jaxrobust.runtime.commandline.fields import flag
+from jaxrobust.runtime.text import patience
+from jaxrobust.weights.fetch import KINDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewFlags:
+    """What the config is for."""
+
+    out: Path = flag("Config to write, such as birds.py.", word=True, type=Path)
+    data: str | None = flag(
+        "Images: a folder of class folders, an .npz file, or the name of a data set; default: "
+        "asked for in a terminal."
+    )
+    torch: str | None = shared("torch")
+    torch_args: dict[str, Any] | None = shared("torch_args")
+    start: str | None = flag(
+        f"Weights to start from: {KINDS}; default: public ones for images above 64 px, else "
+        "random ones.",
+        named="from",
+    )
+    model: str | None = shared("model")
+    norm: str = flag("Norm of the attack.", "linf", choices=("linf", "l2", "l1"))
+    epsilon: str | None = flag(
+        "Radius, such as 4/255, in units of [0, 1] pixels; default: the usual one of the norm."
+    )
+    json: bool = shared("json", False)
+    image_size: int | None = flag(
+        "Side of the network's images in pixels; default: that of the images, at most 224.", least=1
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line, look at the images and write the config."""
+    answer(_written, fields.read(NewFlags, __doc__, argv), "the same command starts again")
+
+
+def _written(flags: NewFlags) -> dict[str, Any]:
+    place = flags.data
+    if place is None and sys.stdin.isatty():
+        place = input("Images (a folder, an .npz file or the name of a data set): ").strip()
+    if not place:
+        raise ValueError("name the images with --data: a folder, an .npz file, or a data set")
+    if flags.out.suffix != ".py":
+        raise ValueError(f"{flags.out} is no name of a config; give one that ends in .py")
+    if flags.epsilon is not None and number("epsilon", flags.epsilon) <= 0:
+        raise ValueError(f"--epsilon={flags.epsilon} must be above 0; leave it out for the usual")
+    with patience.of(patience.LOADING):
+        from jaxrobust.analysis.configs import (
+            chosen_values,
+            config_text,
+            data_facts,
+            network_facts,
+        )
+
+    with patience.of("looking at the images and the network"):
+        data = data_facts.look(place, beside=flags.out)
+        choice = network_facts.look(
+            data,
+            torch=flags.torch,
+            torch_args=flags.torch_args,
+            weights=flags.start,
+            model=flags.model,
+            norm=flags.norm,
+            epsilon=flags.epsilon,
+            image_size=flags.image_size,
+        )
+        lines = chosen_values.lines(data, choice)
+        content = config_text.text(data, lines, str(flags.out))
+    config_text.write(flags.out, content, dict(data.lists))
+    print(
+        f"{flags.out}: {data.images:,} images to train on, {len(data.classes)} classes, "
+        f"{data.sides[1]} px; {data.divided}"
+    )
+    for name, images in data.lists.items():
+        print(f"{name}: {len(images):,} images")
+    print(f"next: jaxrobust check {flags.out}; jaxrobust train --config {flags.out}")
+    return {
+        "config": str(flags.out),
+        "lists": list(data.lists),
+        "values": {line.key: str(line.value) for line in lines},
+    }

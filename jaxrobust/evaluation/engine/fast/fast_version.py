@@ -1,0 +1,225 @@
+"""The fast version: a part of the standard version's jobs, and the rest of them on a sample.
+
+All images meet APGD-CE and APGD-T, the latter at few targets, those first that MALT calls nearest.
+Of what stands, as many images as the passes allow, drawn at random, meet all that the standard
+version has left for them: its other targets and restarts, FAB-T and Square. So a sampled image has
+the standard version's verdict, and the sample bounds how many verdicts of the others differ.
+
+Every job is one that the standard version would make too, with the same draws, and is written into
+its ledger: what fools here fools there, and the standard call goes on with the jobs that are left.
+
+Source: Melamed et al. 2024 (arXiv 2407.02240) for the targets. They take the nearest 9 of the 100
+likeliest classes, we take 5 of the 9 that the standard version aims at.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.attacks import Setting, ensembles
+from jaxrobust.evaluation.engine import engine
+from jaxrobust.evaluation.engine.cascade import Attack
+from jaxrobust.evaluation.engine.evaluation_progress import Decisions
+from jaxrobust.evaluation.engine.ledger import PART
+from jaxrobust.evaluation.engine.lots import DecidedLots
+from jaxrobust.evaluation.engine.outcome import AttackContext, Cost, Outcome, refuse_damaged
+from jaxrobust.evaluation.engine.schedule import Aims
+from jaxrobust.evaluation.network import reliability
+from jaxrobust.evaluation.records import survivors
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text.progress import say
+
+# Of the standard version's passes. The rest of a fifth is for jobs that are begun in vain, and for
+# survivors that the standard version would soon be done with, as where gradients are masked.
+SHARE = 0.18
+
+
+class PartialAttack(Attack):
+    """The first jobs of an attack, at the nearest of its targets.
+
+    An image that they fool has the attack's verdict; of one that they do not fool the ledger notes
+    which jobs were made.
+    """
+
+    def __init__(
+        self, evaluation: AttackContext, setting: Setting, meter: Decisions, whole: Setting
+    ) -> None:
+        super().__init__(evaluation, setting, meter)
+        self.whole = whole
+        self.measured = 0  # images whose targets were put in order, of all processes after `join`
+        self.chosen: dict[int, list[int]] = {}
+
+    def recall(self) -> np.ndarray:
+        """Take over what the ledger knows; return the other images.
+
+        One that only later jobs of the attack have fooled has survived these.
+        """
+        rows, part = self.book.rows(self.name), self.book.rows(self.name + PART)
+        survived = np.zeros(len(rows), bool)
+        for image in np.flatnonzero(part["known"]).tolist():
+            survived[image] = self.suffices(image)
+        met = np.flatnonzero(self.outcome.standing & (rows["known"] | survived))
+        self.flat = (rows["flat"] | part["flat"])[met].tolist()
+        doubtful = np.where(survived, part["doubtful"], rows["doubtful"])
+        self.doubted = int(doubtful[met].sum())
+        fallen = met[rows["fooled"][met] & ~survived[met]]
+        self.outcome.strike(self.name, fallen)
+        refuse_damaged(self.evaluation, self.name, self.draw(), fallen)
+        return np.flatnonzero(self.outcome.standing & ~(rows["known"] | survived))
+
+    def suffices(self, image: int) -> bool:
+        """Tell whether the jobs that were made on an image are as many as these."""
+        tried = self.book.tried(image, self.name)
+        enough = len(tried.targets) >= max(self.setting.targets, 1)
+        return enough and tried.restarts >= self.setting.restarts
+
+    def aims(self, which: np.ndarray) -> Aims:
+        """Select the nearest of the targets that the whole attack has for some images."""
+        targets = ensembles.targets(self.whole, self.sample.ranks[which])
+        count = max(self.setting.targets, 1)
+        if count < targets.shape[1]:
+            images, labels, _ = self.sample.rows(which)
+            norm = self.setting.norm
+            targets = engine.nearest_first(
+                self.runner, norm, images, labels, targets.astype(np.int32)
+            )[:, :count]
+            self.measured = len(which)
+        self.chosen = dict(zip(which.tolist(), targets.tolist(), strict=True))
+        return Aims(targets, self.made(which, targets))
+
+    def named(self, image: int, fooled: bool) -> dict[str, Any]:
+        """Name the attack, or the part of it that found nothing, with its jobs."""
+        if fooled or self.setting == self.whole:
+            return {"attack": self.name}
+        tried = {"targets": self.chosen[image], "restarts": self.setting.restarts}
+        return {"attack": self.name + PART, "tried": tried}
+
+    def join(self, mine: np.ndarray, known: int) -> None:
+        """Take over what the other processes found, and which jobs they made in vain."""
+        super().join(mine, known)
+        own = self.book.parts(mine, self.name + PART)
+        for process, theirs in enumerate(hosts.everyone(own)):
+            self.book.take_over_parts(process, self.name + PART, theirs)
+        self.measured = hosts.total(self.measured)
+
+    def ordering(self) -> tuple[int, int]:
+        """Count the forward and backward passes of an image whose targets are put in order."""
+        each = self.whole.targets if self.setting.targets < self.whole.targets else 0
+        return min(each, 1), each
+
+
+class Budget(NamedTuple):
+    """The passes of an image that nothing fools."""
+
+    whole: int  # of the standard version
+    first: int  # of what all images meet, the order of the targets included
+    rest: int  # of all that is left then
+
+    def sampled(self, survivors: int, fallen: int) -> int:
+        """Choose how many survivors are drawn, after `fallen` passes on images that were fooled.
+
+        The standard version needs about as many of these.
+        """
+        most = SHARE * (fallen + survivors * self.whole)
+        spare = most - fallen - survivors * self.first
+        return min(survivors, max(int(spare // max(self.rest, 1)), 1))
+
+
+def run(
+    evaluation: AttackContext,
+    settings: Sequence[Setting],
+    meter: Decisions,
+    whole: Sequence[Setting],
+    *,
+    verbose: bool,
+) -> DecidedLots:
+    """Attack all images with a part of the jobs of `whole`, and a sample with all others."""
+    sample, outcome = evaluation.sample, evaluation.outcome
+    n, order = len(sample.ids), [setting.name for setting in settings]
+    both = zip(settings, whole, strict=True)
+    attacks = [
+        PartialAttack(evaluation, setting, meter, full)
+        for setting, full in both
+        if setting.name in ensembles.ON_ALL
+    ]
+    most = [ensembles.most_passes(attack.setting, sample.classes) for attack in attacks]
+    costs: dict[str, Cost] = {}
+    for number, attack in enumerate(attacks):
+        cost = attack.run(sum(most[number + 1 :]))
+        forward, backward = (attack.measured * each for each in attack.ordering())
+        costs[attack.name] = cost.plus(Cost(cost.attack, 0, forward, backward, 0, 0.0, 0.0))
+    stood = outcome.standing.copy()
+    count = _budget(attacks, whole, sample.classes).sampled(int(stood.sum()), _fallen(attacks))
+    chosen = survivors.sample(sample.seed, sample.ids, stood, count)
+    if verbose:
+        say(f"{stood.sum():,} images stand; {count:,} of them, at random, meet all that is left")
+    complete = {attack.name for attack in attacks if attack.setting == attack.whole}
+    rest = [full for full in whole if full.name not in complete]
+    for cost in _of_sample(evaluation, rest, meter, chosen):
+        costs[cost.attack] = costs[cost.attack].plus(cost) if cost.attack in costs else cost
+    fallen = sample.ids[stood & ~outcome.standing].tolist()
+    found = survivors.found(n, int(stood.sum()), count, fallen)
+    outcome.flags["fast"] = survivors.line(found)
+    if count:
+        outcome.flags.update(_masked(outcome, chosen, stood))
+    after = {name: _left(outcome, order[at + 1 :]) for at, name in enumerate(order)}
+    return DecidedLots(slice(None), [costs[name] for name in order], after, {"fast": found})
+
+
+def _budget(attacks: Sequence[PartialAttack], whole: Sequence[Setting], classes: int) -> Budget:
+    every = sum(ensembles.most_passes(setting, classes) for setting in whole)
+    first = sum(ensembles.most_passes(attack.setting, classes) for attack in attacks)
+    return Budget(every, first + sum(sum(each.ordering()) for each in attacks), every - first)
+
+
+def _fallen(attacks: Sequence[PartialAttack]) -> int:
+    """Count the passes on images that one of the attacks has fooled, as the ledger knows them."""
+    passes, before = 0, 0
+    for attack in attacks:
+        own = attack.outcome.fooled_by == attack.outcome.names.index(attack.name)
+        before += sum(attack.ordering())
+        each = ensembles.passes(attack.setting, attack.classes)
+        passes += int(own.sum()) * before + each * int(
+            attack.book.rows(attack.name)["steps"][own].sum()
+        )
+        before += ensembles.most_passes(attack.setting, attack.classes)
+    return passes
+
+
+def _of_sample(
+    evaluation: AttackContext, rest: Sequence[Setting], meter: Decisions, chosen: np.ndarray
+) -> Iterator[Cost]:
+    """Attack the sample with all that is left; yield what each attack took."""
+    outcome, classes = evaluation.outcome, evaluation.sample.classes
+    aside = ~chosen
+    others = int((outcome.standing & aside).sum())
+    meter.widen(len(chosen), others)
+    for number, setting in enumerate(rest):
+        later = sum(ensembles.most_passes(each, classes) for each in rest[number + 1 :])
+        own = outcome.without(aside)._replace(flags={})
+        yield Attack(evaluation._replace(outcome=own), setting, meter).run(later)
+        outcome.take(own, aside)
+        for name, text in own.flags.items():  # of all images before of some
+            outcome.flags.setdefault(name, text)
+
+
+def _masked(outcome: Outcome, chosen: np.ndarray, stood: np.ndarray) -> dict[str, str]:
+    """Flag what Square finds, as if it found as much on all that stood as on the sample."""
+    after = float(_share(outcome, [])[chosen].mean())
+    before = float(_share(outcome, ["square"])[chosen].mean())
+    scale = float(stood.mean())
+    flags = reliability.check_cascade(
+        {"others": before * scale, "clean": 1.0, "square": after * scale}
+    )
+    return {name: f"extrapolated from a sample: {text}" for name, text in flags.items()}
+
+
+def _share(outcome: Outcome, later: Sequence[str]) -> np.ndarray:
+    """Mark the images that stand before the attacks `later`, bool[N]."""
+    codes = [0, *(outcome.names.index(name) for name in later)]
+    return np.isin(outcome.fooled_by, codes)
+
+
+def _left(outcome: Outcome, later: Sequence[str]) -> float:
+    return float(_share(outcome, later).mean()) if len(outcome.fooled_by) else 0.0

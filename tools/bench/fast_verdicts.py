@@ -1,0 +1,180 @@
+"""`python -m tools.bench.fast_verdicts golden RUN ...`: what `--version fast` misses, and takes.
+
+Each network is attacked by the standard version of AutoAttack and by the fast one, in ledgers of
+two folders, so that neither knows what the other has found. A row of JSON for each network and
+norm: the share of the passes, the images that only the standard version fools, the sample's bound
+of these, and how often that bound would have held had the sample been drawn by other seeds. The
+same command again leaves out the rows that are there.
+
+A network is `golden` (the small one of the golden values, trained on CIFAR-10), the folder of a
+run, whose data set says which images, or FILE.py:FUNCTION of PyTorch, for images of CIFAR-10.
+"""
+
+import argparse
+import functools
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from jaxrobust.runtime.commandline.arguments import Arguments
+from tools import guarded, timed
+
+RADII = "linf:8/255,l2:0.5,l1:6"
+
+
+def parse() -> argparse.Namespace:
+    parser = Arguments(__doc__)
+    parser.add_argument("networks", nargs="+", help="golden, RUN folders, or FILE.py:FUNCTION.")
+    parser.flag("threats", default=RADII, help="Norms and radii; default: %(default)s.")
+    parser.flag("images", type=int, default=200, help="Number of images; default: %(default)s.")
+    parser.flag("seed", type=int, default=0, help="Seed of all draws; default: %(default)s.")
+    parser.flag("draws", type=int, default=200, help="Number of other samples; default: 200.")
+    parser.flag("data_dir", help="Folder of CIFAR-10, as evaluate takes it.")
+    parser.flag("batch", type=int, help="Number of slots.")
+    parser.flag("out", default="runs/fast", help="Folder of rows.jsonl and ledgers; runs/fast.")
+    return parser.parse_args()
+
+
+def network_of(name: str, count: int, data_dir: str | None) -> tuple[Any, Any, Any]:
+    """Return (logits_fn, images f32[n,H,W,C], labels i32[n])."""
+    import numpy as np
+
+    from jaxrobust.data import Prepared, open_source
+    from jaxrobust.data.stream import pipeline
+    from jaxrobust.evaluation.questions import flags, measuring
+    from jaxrobust.evaluation.questions.flags import GivenFlags
+    from tools.bench.attacked_networks import our_network
+
+    if Path(name).is_dir():
+        given = GivenFlags(workdir=name, data_dir=data_dir, norm="linf", epsilon=0.1)
+        _, subject, source = flags.settled(given)
+        _, subject, weights = flags.weights(given, subject, source)
+        logits_fn, size = measuring.networks_of(subject, weights)("float32"), subject.image_size
+    else:
+        logits_fn, size = our_network(name, converted=":" in name), 32
+        source = open_source("cifar10", "test", data_dir=data_dir, num_classes=10)
+    how = pipeline.preprocessing_id(source, size, None)
+    count = min(count, len(source))
+    prepared = Prepared(source, image_size=size, preprocessing=how, images=count)
+    return logits_fn, np.asarray(prepared[np.arange(count)], np.float32), prepared.labels()
+
+
+def passes_of(result: Any) -> int:
+    """Count forward and backward passes, those of the clean images among them."""
+    return len(result.robust) + sum(cost.forward + cost.backward for cost in result.costs)
+
+
+def stood(result: Any, ledger: Path) -> Any:
+    """Mark the images that withstood what all images meet, bool[N], from the fast ledger."""
+    import numpy as np
+
+    from jaxrobust.attacks import ensembles
+    from jaxrobust.evaluation.engine.ledger import PART
+
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()[1:]]
+    in_part = {(row["image"], row["attack"].removesuffix(PART)) for row in rows if "tried" in row}
+    by = result.fooled_by.tolist()
+    only_sample = [
+        name not in ("", "clean") and (name not in ensembles.ON_ALL or (image, name) in in_part)
+        for image, name in enumerate(by)
+    ]
+    return result.robust | np.array(only_sample)
+
+
+def coverage(standing: Any, missed: Any, sampled: int, draws: int) -> dict[str, float]:
+    """Draw the sample by other seeds, and say how often its bound would have held."""
+    import numpy as np
+
+    from jaxrobust.evaluation.records import survivors
+
+    if not standing.any():
+        return {}
+    held, bounds = 0, []
+    for seed in range(draws):
+        chosen = survivors.sample(seed, np.arange(len(standing)), standing, sampled)
+        found = int((chosen & missed).sum())
+        bound = survivors.most_fooled(found, sampled, int(standing.sum())) - found
+        held += bound >= int((missed & ~chosen).sum())
+        bounds.append(bound)
+    return {"covered": held / draws, "mean_at_most": float(np.mean(bounds))}
+
+
+def row_of(name: str, threat: Any, data: tuple[Any, Any, Any], args: argparse.Namespace) -> Any:
+    """Attack a network by both versions, and compare them."""
+    from jaxrobust.evaluation import autoattack
+
+    logits_fn, images, labels = data
+    place = Path(args.out) / f"{Path(name).name.replace(':', '-')}-{threat.norm}"
+    how: dict[str, Any] = {**threat.settings(), "seed": args.seed, "batch_size": args.batch}
+    shutil.rmtree(place, ignore_errors=True)  # of one that was interrupted, whose costs are lost
+    results, seconds = {}, {}
+    for version in ("standard", "fast"):
+        ledger = place / version / "ledger.jsonl"
+        own: dict[str, Any] = {**how, "version": version, "ledger": ledger}
+        call = functools.partial(autoattack, logits_fn, images, labels, **own)
+        results[version], seconds[version], _ = timed(call)
+    return compared(name, threat, results, place / "fast" / "ledger.jsonl", args.draws) | {
+        "seconds": {key: round(value, 1) for key, value in seconds.items()}
+    }
+
+
+def compared(
+    name: str, threat: Any, results: Mapping[str, Any], ledger: Path, draws: int
+) -> dict[str, Any]:
+    """Say what the fast version takes and misses of what the standard one finds."""
+    whole, fast = results["standard"], results["fast"]
+    missed = fast.robust & ~whole.robust
+    about = fast.about["fast"]
+    standing = stood(fast, ledger)
+    assert int(standing.sum()) == about["survivors"], "the ledger is of another evaluation"
+    passes = {key: passes_of(result) for key, result in results.items()}
+    of_standard = int((whole.clean & ~whole.robust).sum())
+    return {
+        "network": name,
+        "threat": threat.written(),
+        "images": len(whole.robust),
+        "clean": float(whole.clean.mean()),
+        "standard": float(whole.robust.mean()),
+        "fast": float(fast.robust.mean()),
+        "passes": passes,
+        "share": passes["fast"] / passes["standard"],
+        "fooled_by_standard": of_standard,
+        "missed": int(missed.sum()),
+        "only_fast": int((whole.robust & ~fast.robust).sum()),
+        "by": {n: int((whole.fooled_by[missed] == n).sum()) for n in set(whole.fooled_by[missed])},
+        **about,
+        "bound_held": int(missed.sum()) <= about["at_most"],
+        "missed_by_what_all_meet": int((standing & ~whole.robust).sum()),
+        "draws": draws,
+        **coverage(standing, standing & ~whole.robust, about["sampled"], draws),
+    }
+
+
+def main() -> None:
+    args = parse()
+    from jaxrobust.runtime.commandline import threats as threat_flags
+    from jaxrobust.runtime.files import jsonl
+
+    rows = Path(args.out) / "rows.jsonl"
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    threats = [threat_flags.parse(text) for text in args.threats.split(",")]
+    keys = ("network", "threat", "images", "seed")
+    done = {tuple(row[key] for key in keys) for row in jsonl.read(rows)}
+    for name in args.networks:
+        data = None
+        for threat in threats:
+            if (name, threat.written(), args.images, args.seed) in done:
+                continue
+            data = data or network_of(name, args.images, args.data_dir)
+            row = row_of(name, threat, data, args) | {"images": args.images, "seed": args.seed}
+            jsonl.append(rows, row)
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    guarded("fast_verdicts", main)
