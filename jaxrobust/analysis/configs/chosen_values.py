@@ -11,7 +11,7 @@ _SIDES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 224)  # of networks, in pixels
 _SMALL = 64  # pixels up to which networks for small images are chosen
 _CLEAN_UPDATES, _ATTACKED_UPDATES = 600, 1500  # of a first run
 _MOST_EPOCHS = 40
-# norm -> radius of small images, and of larger ones: those that papers report.
+# norm -> radius of small images, and of larger ones: usual for CIFAR-10 and for ImageNet.
 RADII = {"linf": ("8/255", "4/255"), "l2": ("0.5", "2"), "l1": ("12", "75")}
 _PUBLIC = "convnext_tiny.fb_in1k"  # of timm's; the paper's clean start of ConvNeXt-T
 
@@ -142,7 +142,7 @@ def _training(data: DataFacts, size: int, starts: bool) -> list[ConfigLine]:
     found = []
     for phase, updates, why in (
         ("pretrain", _CLEAN_UPDATES, f"clean ones {clean}"),
-        ("train", _ATTACKED_UPDATES, "a first run; papers train ten times as long"),
+        ("train", _ATTACKED_UPDATES, "a first run; papers train far longer"),
     ):
         epochs = min(max(round(updates / per_epoch), 3), _MOST_EPOCHS)
         steps = epochs * per_epoch

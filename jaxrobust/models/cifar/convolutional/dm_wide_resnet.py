@@ -31,9 +31,8 @@ class Variant(NamedTuple):
     channels: tuple[int, ...]  # of each stage
     stem: int = 16  # channels
     activation: str = "silu"
-    se_ratio: float = (
-        0.0  # hidden units of squeeze and excitation by the channels; 0: there is none
-    )
+    # Hidden units of squeeze and excitation by the channels; 0: there is none.
+    se_ratio: float = 0.0
     bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
     bn_momentum: float = 0.1  # of the running statistics, torch's
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
