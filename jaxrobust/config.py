@@ -5,7 +5,8 @@ Plain values only. A config file starts from `base()` and changes what differs.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict, config_dict
 
@@ -160,8 +161,12 @@ class PhaseSection(Section, Protocol):
 
 class AttackSection(Section, Protocol):
     name: str = "apgd"  # what trains in attacks.registry: apgd, pgd, fgsm, ...
-    norm: str = "linf"  # linf | l2 | l1
-    epsilon: float = 4 / 255  # in units of the [0, 1] pixel range
+    # linf | l2 | l1, or several of them, such as ("linf", "l2", "l1"), with a radius each.
+    norm: str | Sequence[str] = "linf"
+    epsilon: float | Sequence[float] = 4 / 255  # in units of the [0, 1] pixel range
+    # Of several norms: worst | average | alternate | extreme, the rows of
+    # jaxrobust/training/update/several.py; None: there is one norm.
+    mix: str | None = None
     steps: int = 2  # of each attack in a training step
     # The radius grows by epsilon / warmup_epochs after each epoch, from 0 in the first.
     warmup_epochs: int = 0
@@ -263,6 +268,21 @@ class Config(Protocol):
     def __contains__(self, phase: object, /) -> bool: ...
 
 
+class _OneOrSeveral(config_dict.FieldReference):
+    """A value of the type of its default, or a list or tuple of such."""
+
+    def set(self, value: Any, type_safe: bool = True) -> None:
+        """Put one value, or a tuple of several, in place of the one before."""
+        if not isinstance(value, list | tuple):
+            super().set(value, type_safe)
+            return
+        own = self.get_type()
+        parts = tuple(own(v) if own is float and isinstance(v, int) else v for v in value)
+        if type_safe and not all(isinstance(part, own) for part in parts):
+            raise TypeError(f"of {value!r} each part must be of type {own.__name__}")
+        super().set(parts, False)
+
+
 def _values(kind: Any) -> dict[str, Any]:
     """Collect the defaults of a section; a key that is None keeps the type that it may have."""
     values: dict[str, Any] = {}
@@ -271,6 +291,8 @@ def _values(kind: Any) -> dict[str, Any]:
             values[key] = _values(hint)
         elif (value := getattr(kind, key)) is None:
             values[key] = config_dict.placeholder(get_args(hint)[0])
+        elif get_origin(hint) is UnionType:
+            values[key] = _OneOrSeveral(value)
         else:
             values[key] = value
     return values

@@ -95,8 +95,20 @@ class Threat:
 
     @classmethod
     def of(cls, settings: Any) -> "Threat":
-        """Read the ball of an attack's settings, of a record or of a config."""
-        return cls(settings["norm"], settings["epsilon"])
+        """Read the ball of an attack's settings, of a record or of a config; refuse several."""
+        own, *others = threats(settings)
+        if others:
+            raise ValueError(
+                f"several norms, {', '.join(map(str, (own, *others)))}, are trained, selected and "
+                "tested together, but this takes one; name it"
+            )
+        return own
+
+    @classmethod
+    def only(cls, settings: Any) -> "Threat | None":
+        """Read the ball as `of` does; None: there are several."""
+        own, *others = threats(settings)
+        return None if others else own
 
     def written(self) -> str:
         """Write the threat as papers do: "linf 8/255", "l2 0.5"."""
@@ -105,6 +117,29 @@ class Threat:
     def settings(self) -> dict[str, Any]:
         """Write the ball as records have it and functions take it."""
         return {"norm": self.norm, "epsilon": self.epsilon}
+
+
+def threats(settings: Any) -> tuple[Threat, ...]:
+    """Read one ball or several of an attack's settings: `norm` and `epsilon` are one, or lists.
+
+    >>> [str(ball) for ball in threats({"norm": ("linf", "l2"), "epsilon": (0.03125, 0.5)})]
+    ['linf 0.03125', 'l2 0.5']
+
+    Raises:
+      ValueError: no radius for each norm, a norm twice, or what is no ball.
+    """
+    norms, radii = settings["norm"], settings["epsilon"]
+    norms = (norms,) if isinstance(norms, str) else tuple(norms)
+    radii = tuple(radii) if isinstance(radii, list | tuple) else (radii,)
+    if len(norms) != len(radii) or not norms:
+        raise ValueError(
+            f"norm={','.join(map(str, norms))} and epsilon={','.join(map(str, radii))}: give a "
+            "radius for each norm, in their order"
+        )
+    for norm in norms:
+        if norms.count(norm) > 1:
+            raise ValueError(f"norm={','.join(map(str, norms))} names {norm} twice; name it once")
+    return tuple(map(Threat, norms, radii))
 
 
 def fraction(epsilon: float) -> str:

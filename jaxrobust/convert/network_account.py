@@ -9,7 +9,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.training.update import objectives
-from jaxrobust.types import Threat
+from jaxrobust.types import Threat, threats
 from jaxrobust.weights import load
 from jaxrobust.weights.store.artifact import Network
 from jaxrobust.weights.trained import runs
@@ -45,14 +45,14 @@ def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = N
         tested = None if resolve(tested, image_size or 0) == tested else tested
     names = runs.classes_file(workdir, phase)
     classes = tuple(names.read_text().splitlines()) if names.exists() else ()
-    ball = Threat.of(attack) if objectives.named(objective).attacks else None
+    balls = threats(attack) if objectives.named(objective).attacks else ()
     how = f"{objective} training on {config.data.name}, split {config.data.train_split}"
-    if ball:
-        how += f", {attack.name}, {attack.steps} steps, {ball.written()}"
+    if balls:
+        how += f", {attack.name}, {attack.steps} steps, {', '.join(b.written() for b in balls)}"
     return Account(
         which,
         trained=how,
-        threat=ball,
+        threat=balls[0] if len(balls) == 1 else None,
         preprocessing=tested,
         dataset=config.data.name,
         classes=classes,

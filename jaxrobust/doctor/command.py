@@ -28,7 +28,7 @@ from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.runtime.text.spelling import norm as spelled
 from jaxrobust.training.run import start_runs
-from jaxrobust.types import Threat
+from jaxrobust.types import Threat, threats
 from jaxrobust.weights.trained import runs
 
 _RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}  # the defaults: CIFAR-10's
@@ -118,7 +118,7 @@ def _recorded(
 def of_config(config: Config, *, devices: int, name: str, tell: Tell) -> Examination:
     """Examine a config for training on so many devices; nothing is compiled."""
     for phase in phases(config):
-        Threat.of(of_phase(config, phase).attack)  # refuses a mistake
+        threats(of_phase(config, phase).attack)  # refuses a mistake
     start_runs.fitting(config, Path("runs/doctor"))  # likewise
     of = f"{name} on {counted(devices, 'device')}"
     tell(of)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks import registry as attack_rows
-from jaxrobust.config import Config, network_of
+from jaxrobust.config import AttackSection, Config, network_of
 from jaxrobust.data import DataError
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits.known_sizes import known_images
@@ -22,7 +22,7 @@ from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.training import batch_sizes, build
 from jaxrobust.training.run import splits, warnings
-from jaxrobust.training.update import inner, objectives
+from jaxrobust.training.update import inner, objectives, several
 from jaxrobust.types import Classifier
 from jaxrobust.weights.naming.compose import NORMALIZATIONS
 
@@ -119,17 +119,29 @@ def _heavy(plan: PlannedRun) -> CheckResult:
     return CheckResult(GREEN, sentence, how)
 
 
-def _step(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
-    a = seen.attack
+def _worst_norm(
+    look: Callable[[str, Config, AttackSection], CheckResult],
+) -> Callable[[PlannedRun, str, Config], CheckResult]:
+    """Look at each norm's attack by itself, and take the worst that is seen."""
+
+    def looks(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
+        found = [look(name, seen, own) for own in several.alone(seen.attack)]
+        return min(found, key=lambda each: (RED, YELLOW, SKIPPED, GREEN).index(each.level))
+
+    return looks
+
+
+def _step(name: str, seen: Config, a: AttackSection) -> CheckResult:
     doubts = warnings.of_step(seen, name)
     size = inner.step_of(a)
     row = attack_rows.trained(a.name)
-    if row.length is None or size is None or not a.epsilon:
+    epsilon = several.radius(a)
+    if row.length is None or size is None or not epsilon:
         sentence = f"{name}: {a.name} chooses its steps itself"
         return CheckResult(YELLOW, doubts[0]) if doubts else CheckResult(GREEN, sentence)
     steps = row.steps(a.steps)
-    share = size / a.epsilon
-    sentence = f"{name}: {counted(steps, 'step')} of {share:.3g} of attack.epsilon={a.epsilon:.4g}"
+    share = size / epsilon
+    sentence = f"{name}: {counted(steps, 'step')} of {share:.3g} of attack.epsilon={epsilon:.4g}"
     if share * steps < 1 - 1e-6:
         return CheckResult(RED, f"{sentence}: the radius is never reached", share)
     if share > 2 + 1e-6:
@@ -137,11 +149,11 @@ def _step(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
     return CheckResult(YELLOW, doubts[0], share) if doubts else CheckResult(GREEN, sentence, share)
 
 
-def _one_step(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
-    a = seen.attack
+def _one_step(name: str, seen: Config, a: AttackSection) -> CheckResult:
+    epsilon = several.radius(a)
     steps = attack_rows.trained(a.name).steps(a.steps)
-    sentence = f"{name}: {counted(steps, 'step')} of {a.name} at {a.norm} {a.epsilon:.4g}"
-    wide = a.norm == "linf" and a.epsilon >= _ONE_STEP - 1e-6
+    sentence = f"{name}: {counted(steps, 'step')} of {a.name} at {a.norm} {epsilon:.4g}"
+    wide = a.norm == "linf" and epsilon >= _ONE_STEP - 1e-6
     level = GREEN if steps > 1 or not wide else YELLOW if a.start == "random" else RED
     return CheckResult(level, f"{sentence}, start={a.start}", steps)
 
@@ -254,7 +266,7 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
         "the step was written for another radius",
         "leave attack.step_size out and set attack.relative_step",
         "Madry et al. 2018, arXiv 1706.06083, section 4",
-        _of_phases(_step, attacked=True),
+        _of_phases(_worst_norm(_step), attacked=True),
     ),
     Check(
         "one-step",
@@ -263,7 +275,7 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
         "one step leaks the label, and training overfits to it (catastrophic overfitting)",
         "set attack.steps=2 or more, or attack.start=random and watch the alarms",
         "Kurakin et al. 2017, arXiv 1611.01236; Wong et al. 2020, arXiv 2001.03994",
-        _of_phases(_one_step, attacked=True),
+        _of_phases(_worst_norm(_one_step), attacked=True),
     ),
     Check(
         "normalised-twice",

@@ -25,6 +25,7 @@ from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
+from jaxrobust.types import threats
 
 _TINY = 1e-7  # a radius in which nothing is fooled
 _SMALL = 64  # pixels; `engine.make` has more slots for such images
@@ -111,7 +112,7 @@ def _once(logits_fn: Any, images: np.ndarray, labels: np.ndarray, config: Config
         logits_fn,
         images,
         labels,
-        norm=config.attack.norm,
+        norm=threats(config.attack)[0].norm,
         epsilon=_TINY,
         attacks=("apgd-ce",),
         overrides={"apgd-ce": {"steps": 1, "restarts": 1}},
@@ -150,7 +151,7 @@ def _tried(
 
 
 def _settings(config: Config) -> list[Setting]:
-    settings = ensembles.plan(config.attack.norm, "standard", None, None)
+    settings = ensembles.plan(threats(config.attack)[0].norm, "standard", None, None)
     return [ensembles.fit(s, config.model.num_classes, lambda message: None) for s in settings]
 
 

@@ -11,6 +11,7 @@ from jaxrobust.resolved import of_phase, phases
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.training.update import objectives
+from jaxrobust.types import threats
 
 
 class SizedSplit(NamedTuple):
@@ -121,5 +122,7 @@ def evaluation_flops(work: PhaseWork, key: str) -> float:
     """Count the operations of one evaluation, of the model."""
     named = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
     apgd = 2 * work.evaluation(key).steps + 1
-    passes = 2 + (named.forward + named.backward if named else apgd)  # 2: answers before and after
+    each = named.forward + named.backward if named else apgd
+    norms = len(threats(work.config.attack))
+    passes = 2 + norms * each + norms - 1  # 2: answers before and after; others between norms
     return passes * build.forward_flops(work.config) * work.evaluated(key)

@@ -20,14 +20,26 @@ from jaxrobust.models.table import multiply_adds
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import cpus, sharding, tpus
-from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
+from jaxrobust.training.update import (
+    alarm,
+    averages,
+    inner,
+    mixing,
+    objectives,
+    optim,
+    several,
+    step,
+)
 from jaxrobust.training.update.inner import training_attack
+from jaxrobust.training.update.memory import NO_MEMORY, remembering
 from jaxrobust.training.update.value_checks import must_be, one_of
-from jaxrobust.types import Batch, Classifier, Params, Threat
+from jaxrobust.types import Batch, Classifier, Params, threats
 
 
 def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
     made = objectives.named(p.objective).make(p, attack)
+    if (count := several.updates(attack)) > 1:
+        made = objectives.averaged(made, count)
     return objectives.sparse(made, p.l1) if p.l1 else made
 
 
@@ -142,6 +154,9 @@ def phase(
         )
     decay_mask = models.decay_mask(config.model.name)
     schedule, tx = optim.of_phase(p, name, decay_mask=decay_mask, steps_per_epoch=steps_per_epoch)
+    memory = (several.memory(config.attack) if attacked else None) or NO_MEMORY
+    if memory.first:
+        tx = remembering(tx, memory.first)
     if config.model.dtype == "float16":
         raise ValueError(
             "model.dtype='float16' cannot train: gradients below 6e-8 become 0 and nothing here "
@@ -181,6 +196,7 @@ def phase(
         average=averages.averaging(p, name, steps_per_epoch=steps_per_epoch),
         statistics=averages.running_statistics(p, name),
         given=inner.given(config, p.objective),
+        memory=memory,
     )
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
     placed = sharding.of_state(mesh, shapes)
@@ -234,7 +250,9 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
     look = partial(
         alarm.probe,
         networks=(phase.net, network_of(config, dtype="float32")),
-        searches=tuple(training_attack(config, p.objective, more=n) for n in (0, alarm.STRONGER)),
+        searches=tuple(
+            training_attack(config, p.objective, more=n, mix=alarm.MIX) for n in (0, alarm.STRONGER)
+        ),
         objective=_objective(p, config.attack),
         dtype=jnp.dtype(config.model.dtype),
         mean=spread.mean,
@@ -341,8 +359,11 @@ def evaluation(
     dtype: str | None = None,
     top5: bool = False,
 ) -> accuracy.Counter:
-    """Build `(params, stats, images, labels, mask, ids, key) -> counts` under APGD-CE."""
-    attack = accuracy.apgd_ce(Threat.of(config.attack), steps=steps)
+    """Build `(params, stats, images, labels, mask, ids, key) -> counts` under APGD-CE; of several
+    norms an image counts as robust when it withstands all.
+    """
+    searches = [accuracy.apgd_ce(ball, steps=steps) for ball in threats(config.attack)]
+    attack = accuracy.of_union(searches)
     net = network_of(config, dtype=dtype)
     dtype = dtype or config.model.dtype
     return accuracy.counter(net, attack, mesh=mesh, dtype=dtype, top5=top5)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.types import Threat
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.fetch.sources import WeightSource
 from jaxrobust.weights.store import certificates, files, weights_folder
@@ -103,6 +104,7 @@ def _run(source: WeightSource, which: str | None, cast: bool) -> Artifact:
             "--layout jaxrobust --out FOLDER`"
         )
     words, (params, stats) = runs.run_weights(workdir)
+    ball = Threat.only(config.attack)
     facts = WeightFacts(
         where=f"{workdir} ({words})",
         source=f"{workdir.name} ({words})",
@@ -112,8 +114,8 @@ def _run(source: WeightSource, which: str | None, cast: bool) -> Artifact:
         num_classes=config.model.num_classes,
         image_size=config.model.image_size,
         preprocessing=config.data.get("preprocessing"),
-        norm=config.attack.norm,
-        epsilon=config.attack.epsilon,
+        norm=ball.norm if ball else None,
+        epsilon=ball.epsilon if ball else None,
         which=held,
     )
     arrays: dict[str, Any] = {k: np.asarray(a) for k, a in (params | stats).items()}

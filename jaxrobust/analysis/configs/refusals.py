@@ -18,7 +18,7 @@ from jaxrobust.resolved import of_phase, phases
 from jaxrobust.training import batch_sizes, build
 from jaxrobust.training.run import run, splits, start_runs, warnings
 from jaxrobust.training.update import inner, objectives, optim
-from jaxrobust.types import Threat
+from jaxrobust.types import threats
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.trained import start_run
@@ -91,7 +91,7 @@ def _looks(config: Config) -> Iterator[Callable[[], Any]]:
 def _phase(seen: Config, name: str) -> Iterator[Callable[[], Any]]:
     p = seen[name]
     if p.objective in objectives.ROWS and objectives.named(p.objective).attacks:
-        yield partial(Threat.of, seen.attack)
+        yield partial(threats, seen.attack)
         yield partial(inner.check, seen.attack, epochs=p.epochs, phase=name)
     yield partial(optim.of_phase, p, name, decay_mask="all", steps_per_epoch=1000)
     yield partial(build.mesh_of, seen)

@@ -21,7 +21,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.interface import torch_modules
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.training.run import splits
-from jaxrobust.types import Threat
+from jaxrobust.types import Threat, threats
 
 _MOMENTS = 10  # that a choice has at least, where the config does not say which are kept
 
@@ -75,8 +75,8 @@ def _subject(seen: Config) -> Subject:
         network=NetworkSpec.of_config(seen),
         dataset=data.name,
         split=data.test_split,
-        threat=Threat.of(attack),
-        norm=attack.norm,
+        threat=Threat.only(attack),
+        norm=threats(attack)[0].norm,
         tested=data.preprocessing,
     )
 
@@ -121,9 +121,9 @@ def _entry(seen: Config, stage: Stage, before: Sequence[Stage]) -> None:
     source = splits.opened(seen, "test_split")
     how = pipeline.preprocessing_id(source, seen.model.image_size, seen.data.preprocessing)
     count = min(images(seen) or len(source), len(source))
-    own = Threat.of(seen.attack)
+    own = threats(seen.attack)
     lacking: list[list[str]] = []
-    for ball in [each for one in before for each in (one.balls or [own])]:
+    for ball in [each for one in before for each in (one.balls or own)]:
         record = AccuracyRecord(
             dataset=seen.data.name,
             split=seen.data.test_split,

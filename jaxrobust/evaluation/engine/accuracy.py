@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -148,6 +148,30 @@ def apgd_ce(threat: t.Threat, *, steps: int) -> t.Attack:
         run = partial(attacks.apgd_run, norm=threat.norm, epsilon=threat.epsilon, steps=steps)
         points = run(logits_fn, images, labels, key=keys, start="random").x_best_adv
         return attacks.GEOMETRIES[threat.norm].settle(points, images)
+
+    return attack
+
+
+def of_union(searches: Sequence[t.Attack]) -> t.Attack:
+    """Make one attack of several: of each image the first point that fools, else the last point.
+
+    It costs their sum, and a forward pass for each but the last.
+    """
+    first, *others = searches
+    if not others:
+        return first
+
+    def attack(
+        logits_fn: t.LogitsFn, keys: t.Array | None, images: t.Images, labels: t.Labels
+    ) -> t.Images:
+        points = first(logits_fn, keys, images, labels)
+        for search in others:
+            with jax.default_matmul_precision(t.VERDICT_PRECISION):
+                logits = logits_fn(points)
+            right = (logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1)
+            found = search(logits_fn, keys, images, labels)
+            points = jnp.where(right[:, None, None, None], found, points)
+        return points
 
     return attack
 

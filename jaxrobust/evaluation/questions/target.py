@@ -24,7 +24,7 @@ from jaxrobust.resolved import decoders
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.types import Classifier, Threat, Weights
+from jaxrobust.types import Classifier, Threat, Weights, threats
 from jaxrobust.weights.naming import convert, state_dicts
 from jaxrobust.weights.store import certificates, weights_folder
 from jaxrobust.weights.trained import runs
@@ -110,8 +110,8 @@ def of_run(workdir: Path, phase: str | None = None) -> Subject:
         data_dir=data.dir,
         classes=data.get("classes"),
         workers=decoders(data),
-        threat=Threat.of(attack),
-        norm=attack.norm,
+        threat=Threat.only(attack),
+        norm=threats(attack)[0].norm,
         batch_size=config.test.batch_size,
         tested=data.get("preprocessing"),
         config=config,

@@ -325,6 +325,7 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
 
 _FLAG = re.compile(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", re.DOTALL)
 # Sections that take keys which are not there yet.
+_SEVERAL = ("config.attack.norm", "config.attack.epsilon")  # one value, or one of each norm
 _OPEN = re.compile(r"config\.(model\.options|\w+\.changes)\.")
 
 
@@ -354,11 +355,21 @@ def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
             left.append(word)
         elif value.lstrip().startswith("{"):
             changes += flat(mapping(name, value) or {}, f"{name}.").items()
-        elif _OPEN.match(name):
-            changes.append((name, _literal(_as_number(value))))
+        elif _OPEN.match(name) or (name in _SEVERAL and "," in value):
+            changes.append((name, _listed(value) if name in _SEVERAL else _value(value)))
         else:
             left.append(f"--{name}={_as_number(value)}")
     return left, changes
+
+
+def _listed(text: str) -> tuple[Any, ...]:
+    """Read several values with commas between them, with or without parentheses and quotes."""
+    parts = text.strip().removeprefix("(").removesuffix(")").split(",")
+    return tuple(_value(part.strip()) for part in parts if part.strip())
+
+
+def _value(text: str) -> Any:
+    return _literal(_as_number(text))
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -391,8 +402,13 @@ def _spell(config: Any) -> None:
     """Write the norms of a config as we do: of its attack, and of phases with one of their own."""
     for section in (config, *(value.get("changes") for value in config.values() if _is(value))):
         attack = section.get("attack") if _is(section) else None
-        if _is(attack) and isinstance(attack.get("norm"), str):
-            attack.norm = norm(attack.norm)
+        if not _is(attack):
+            continue
+        given = attack.get("norm")
+        if isinstance(given, str):
+            attack.norm = norm(given)
+        elif isinstance(given, list | tuple):
+            attack.norm = tuple(map(norm, given))
 
 
 def _is(value: Any) -> TypeGuard[ConfigDict]:

@@ -21,12 +21,15 @@ from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.training.update import alarm, objectives
 from jaxrobust.training.update.step import TrainState, averaged
 from jaxrobust.training.update.value_checks import must_be, one_of
-from jaxrobust.types import Threat, Weights
+from jaxrobust.types import Weights, threats
 from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 
 
 def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
-    """Build the evaluation on the selection split under the attack that the config names."""
+    """Build the evaluation on the selection split under the attack that the config names.
+
+    Of several norms an image counts as robust when it withstands all.
+    """
     e = config.evaluation
     if e.metric is not None:
         one_of("evaluation.metric", e.metric, ("clean", "robust"))
@@ -46,11 +49,19 @@ def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
         one_of("evaluation.start", e.start, fixed_steps.STARTS)
     inside = e.step_size is None or 0 < e.step_size < math.inf
     must_be("evaluation.step_size", e.step_size, inside, "above 0")
-    threat = Threat.of(config.attack)
-    length = named.length(threat.epsilon, step=e.step_size)
-    attack = fixed_steps.attack_of(named.settings(threat, length=length, start=e.start))
-    dtype = config.model.dtype
-    return accuracy.counter(network_of(config), attack, mesh=mesh, dtype=dtype)
+    balls = threats(config.attack)
+    if e.step_size is not None and len(balls) > 1:
+        raise ValueError(
+            f"evaluation.step_size={e.step_size:.4g} pixels would be of several norms, whose radii "
+            "differ; leave it out, or set evaluation.attack='apgd-ce'"
+        )
+    lengths = [named.length(ball.epsilon, step=e.step_size) for ball in balls]
+    searches = [
+        fixed_steps.attack_of(named.settings(ball, length=length, start=e.start))
+        for ball, length in zip(balls, lengths, strict=True)
+    ]
+    net, attack = network_of(config), accuracy.of_union(searches)
+    return accuracy.counter(net, attack, mesh=mesh, dtype=config.model.dtype)
 
 
 def selection(

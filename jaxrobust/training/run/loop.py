@@ -20,7 +20,7 @@ from jaxrobust.training.run.best_weights import selection
 from jaxrobust.training.run.phase import PhaseRun, last, scored
 from jaxrobust.training.run.phase_progress import Progress
 from jaxrobust.training.run.stopping import Stops, Trouble
-from jaxrobust.training.update import alarm, inner, objectives
+from jaxrobust.training.update import alarm, inner, objectives, several
 from jaxrobust.training.update.step import TrainState, averaged
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from jaxrobust.weights.trained import kept
@@ -193,7 +193,7 @@ class _Loop:
         attack = self.run.config.attack
         own = objectives.named(self.run.config[name].objective)
         if attack.warmup_epochs and own.attacks:
-            row["epsilon"] = attack.epsilon * self._epsilon_share(self.step - 1)
+            row["epsilon"] = several.radius(attack) * self._epsilon_share(self.step - 1)
         for sentence in alarm.warnings(row) if "alarm_loss" in row else ():
             say(f"{name}: WARNING, up to step {self.step}: {sentence}")
         shown = self.progress.show(self.step, row) if "loss" in row else {}

@@ -340,7 +340,8 @@ def claim(workdir: Path, given: dict, data: dict[str, Any]) -> None:
 
 
 def _in_pixels(values: dict[str, Any]) -> dict[str, Any]:
-    if (relative := values["attack.relative_step"]) is None:
+    relative = values["attack.relative_step"]
+    if relative is None or isinstance(values["attack.epsilon"], list):
         return values
     size = relative * values["attack.epsilon"]
     return values | {"attack.relative_step": None, "attack.step_size": size}

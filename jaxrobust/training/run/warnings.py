@@ -7,7 +7,7 @@ from jaxrobust.config import Config
 from jaxrobust.data.splits import grammar
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.training import build
-from jaxrobust.training.update import objectives
+from jaxrobust.training.update import objectives, several
 
 
 def lines(configs: Mapping[str, Config]) -> list[str]:
@@ -41,7 +41,7 @@ def _splits(config: Config) -> list[str]:
 
 def of_step(config: Config, name: str) -> list[str]:
     """Warn of a step in pixels: it stays where it is when somebody changes the radius."""
-    a = config.attack
+    a = several.alone(config.attack)[0]  # a step in pixels is of one norm only
     key = "step_size" if a.step_size is not None else "relative_step"
     if not objectives.named(config[name].objective).attacks or a[key] is None:
         return []
@@ -49,9 +49,10 @@ def of_step(config: Config, name: str) -> list[str]:
         return [f"attack.{key}={a[key]:.4g} is not read: {a.name.upper()} chooses its steps itself"]
     if a.step_size is None or not a.epsilon:
         return []
-    share = f"{a.step_size / a.epsilon:.3g}"
+    epsilon = several.radius(a)
+    share = f"{a.step_size / epsilon:.3g}"
     return [
-        f"attack.step_size={a.step_size:.4g} is {share} of attack.epsilon={a.epsilon:.4g}; written "
+        f"attack.step_size={a.step_size:.4g} is {share} of attack.epsilon={epsilon:.4g}; written "
         f"as attack.relative_step={share} it stays so whatever the radius"
     ]
 

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import attacks
 from jaxrobust.config import Config
 from jaxrobust.models.interface.network_inputs import cast, unit_range
-from jaxrobust.training.update import objectives
+from jaxrobust.training.update import objectives, several
 from jaxrobust.training.update.objectives import Objective, cross_entropy
 from jaxrobust.types import Array, Attack, Batch, Classifier, LogitsFn, Params
 
+MIX = "worst"  # how it searches in several norms
 STRONGER = 3  # steps that the stronger attack has more
 _ROUNDING = 2**-22  # of a probability, relative; a 1 of XLA's softmax may miss 1 by 2**-24
 
@@ -183,9 +183,10 @@ def check_cost(config: Config, name: str, *, images: int, share: float = 0.01) -
     """
     p, a, every = config[name], config.attack, config.alarm.every_steps
     before = int(objectives.named(p.objective).of_probabilities)
-    passes = attacks.passes(a.name, a.steps)
+    passes = several.passes(a, mix=MIX)
     gradients = 2 + 2 * (1 if config.model.dtype == "float32" else _FLOAT32)
-    of_probe = before + passes + 1 + (passes + 2 * STRONGER) + 1 + gradients
+    more = 2 * STRONGER * len(several.trained(a))
+    of_probe = before + passes + 1 + (passes + more) + 1 + gradients
     # Of a single step.
     cost = of_probe * images / (objectives.passes(p.objective, a) * p.batch_size)
     if cost > share * every:

@@ -15,17 +15,31 @@ import jax.numpy as jnp
 from jaxrobust import attacks
 from jaxrobust.attacks import registry
 from jaxrobust.config import AttackSection, Config
-from jaxrobust.training.update import objectives
+from jaxrobust.training.update import objectives, several
 from jaxrobust.training.update.step import keys_alone
 from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Attack, Keys, PerImage
 
 
-def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
-    """Build the inner maximisation, or one of `more` steps; for the clean objective, nothing."""
+def training_attack(
+    config: Config, objective: str, *, more: int = 0, mix: str | None = None
+) -> Attack:
+    """Build the inner maximisation, or one of `more` steps; for the clean objective, nothing.
+
+    Of several norms it is mixed by the config, or by `mix`, a row of `several.MIXES`.
+    """
     own, a = objectives.named(objective), config.attack
     if not own.attacks:
         return lambda logits_fn, key, images, labels: images
+    several.check(a)
+    if own_mix := a.get("mix"):
+        searches = [_of_norm(each, objective, more) for each in several.trained(a)]
+        return several.mixed(searches, mix or own_mix, own.attack_loss or "ce")
+    return _of_norm(several.alone(a)[0], objective, more)
+
+
+def _of_norm(a: AttackSection, objective: str, more: int) -> Attack:
+    own = objectives.named(objective)
     one_of("attack.labels", a.labels, objectives.ATTACK_LABELS)
     if own.of_probabilities and a.labels != "soft":
         raise ValueError(
@@ -37,7 +51,7 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
             f"objective={objective!r} with attack.start={a.start!r}: the gradient of its KL term "
             "is zero at the image; set attack.start='random', 'gauss' or 'uniform'"
         )
-    row, size = registry.trained(a.name), step_of(a)
+    row, size, epsilon = registry.trained(a.name), step_of(a), several.radius(a)
     steps = row.steps(a.steps) + more
     if row.single and more:  # one step more is an attack of several
         row, size = registry.trained(row.stronger), None
@@ -48,15 +62,15 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
     def made(epsilon: Any, *, whole: float | None) -> Attack:
         if row.length is None:
             return make(epsilon=epsilon)
-        usual = row.length / steps * whole if whole else row.length * a.epsilon / steps or None
+        usual = row.length / steps * whole if whole else row.length * epsilon / steps or None
         return make(epsilon=epsilon, step_size=usual if size is None else size)
 
-    attack = made(a.epsilon, whole=None)
+    attack = made(epsilon, whole=None)
     if not a.warmup_epochs:
         return attack
 
     def of_radii(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
-        return made(given.radii, whole=a.epsilon)(logits_fn, given.keys, images, labels)
+        return made(given.radii, whole=epsilon)(logits_fn, given.keys, images, labels)
 
     return of_radii
 
@@ -94,14 +108,15 @@ def step_of(attack: AttackSection) -> float | None:
     size, relative = attack.step_size, attack.relative_step
     if relative is None:
         return size
+    epsilon = several.radius(attack)
     if size is not None:
         raise ValueError(
             f"attack.step_size={size:.4g} and attack.relative_step={relative:.4g} are both set; "
-            f"give one, such as attack.relative_step={size / (attack.epsilon or 1):.4g}"
+            f"give one, such as attack.relative_step={size / (epsilon or 1):.4g}"
         )
     wanted = "above 0: the step as a multiple of epsilon"
     must_be("attack.relative_step", relative, 0 < relative < math.inf, wanted)
-    return relative * attack.epsilon or None  # a radius of 0 allows no step
+    return relative * epsilon or None  # a radius of 0 allows no step
 
 
 class GrowingRadii(NamedTuple):
@@ -119,6 +134,7 @@ def share(step: int, steps_per_epoch: int, warmup_epochs: int) -> float:
 
 def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
     """Refuse a length or a step that cannot work."""
+    several.check(attack)
     size, warmup = attack.step_size, attack.warmup_epochs
     inside = size is None or 0 < size < math.inf
     must_be("attack.step_size", size, inside, "above 0, in pixels, such as 2/255")
@@ -133,9 +149,9 @@ def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
 
 def given(config: Config, objective: str) -> Callable[[Keys, Any], Any]:
     """Build (keys [B], share of the radius by now f32[]) -> what `training_attack` reads."""
-    epsilon = config.attack.epsilon
     if not (objectives.named(objective).attacks and config.attack.warmup_epochs):
         return keys_alone
+    epsilon = several.radius(config.attack)
     return lambda keys, share: GrowingRadii(
         keys, jnp.full(keys.shape, epsilon, jnp.float32) * share
     )

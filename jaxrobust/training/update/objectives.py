@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float32
 
-from jaxrobust import attacks
 from jaxrobust.config import AttackSection
 from jaxrobust.models.kernels.primitives import widened
-from jaxrobust.training.update import weight_perturbation
+from jaxrobust.training.update import several, weight_perturbation
 from jaxrobust.types import (
     Array,
     Batch,
@@ -220,6 +219,29 @@ def sparse(objective: Objective, weight: float) -> Objective:
     return objective._replace(loss=loss)
 
 
+def averaged(objective: Objective, count: int) -> Objective:
+    """Average a loss over the points of `count` attacks, f32[B, count, H, W, C].
+
+    AVG of Tramèr & Boneh 2019 (arXiv 1904.13000), section 3. The points of one attack pass after
+    those of the other, each with the same draws; running statistics of batch norms move each time.
+    """
+
+    def loss(
+        net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
+    ) -> Value:
+        values, found = [], []
+        for i in range(count):
+            value, (stats, metrics) = objective.loss(
+                net, params, stats, batch, images_adv[:, i], key
+            )
+            values.append(value)
+            found.append(metrics)
+        mean = jax.tree.map(lambda *parts: sum(parts) / count, *found)
+        return functools.reduce(jnp.add, values) / count, (stats, mean)
+
+    return objective._replace(loss=loss)
+
+
 class ObjectiveRow(NamedTuple):
     """What others need to know of an objective: the attack, the checks, the counts of passes."""
 
@@ -249,8 +271,9 @@ def add(name: str, row: ObjectiveRow) -> None:
 def passes(name: str, attack: AttackSection) -> int:
     """Count the forward passes that an update of one image costs, attack included."""
     row = named(name)
-    passes = attacks.passes(attack.name, attack.steps) if row.attacks else 0
+    passes = several.passes(attack) if row.attacks else 0
     update = 6 if row.both else 3  # forward and backward, of each image
+    update *= several.updates(attack) if row.attacks else 1
     return int(row.of_probabilities) + passes + update * (2 if row.displaces else 1)
 
 

@@ -11,6 +11,7 @@ from jaxrobust.attacks import image_keys
 from jaxrobust.models.interface.network_inputs import cast, unit_range
 from jaxrobust.runtime.devices.sharding import Spread
 from jaxrobust.training.update import averages, objectives
+from jaxrobust.training.update.memory import NO_MEMORY, Memory
 from jaxrobust.training.update.mixing import BatchAugmentation
 from jaxrobust.types import Array, Attack, Batch, Classifier, Keys, LogitsFn, Params
 
@@ -107,6 +108,7 @@ def train_step(
     average: averages.Averaging,
     statistics: averages.Statistics = averages.as_moved,
     given: Callable[[Keys, Any], Any] = keys_alone,
+    memory: Memory = NO_MEMORY,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Do one update; return the state after it, and metrics (means over the global batch).
 
@@ -119,12 +121,13 @@ def train_step(
     with jax.named_scope("augmentation"):
         batch = augment(augment_key, Batch(unit_range(batch.images), batch.labels))
     keys, net_keys = (image_keys(key, batch.images.shape[0]) for key in (attack_key, net_key))
-    keys = given(keys, control.epsilon_share)
+    batch, keys = memory.recall(state, batch, given(keys, control.epsilon_share))
     grads, (stats, metrics) = gradients(state.params, state.stats, batch, keys, net_keys)
     stats = statistics(state.stats, stats, state.step)
 
     with jax.named_scope("optimiser"):
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        opt_state, metrics = memory.learn(state, opt_state, metrics)
         updates = jax.tree.map(lambda update: control.lr_scale * update, updates)
         params = optax.apply_updates(state.params, updates)
         mean = average(state.ema, params, _moving(stats), state.step)

@@ -1,0 +1,190 @@
+"""Several norms at once: which attack of a step's norms it trains on, and what that costs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import attacks
+from jaxrobust.config import AttackSection
+from jaxrobust.resolved import Values
+from jaxrobust.training.update.memory import Memory
+from jaxrobust.training.update.value_checks import one_of
+from jaxrobust.types import Array, Attack, Keys, Threat, threats
+
+EXTREME = ("linf", "l1")  # E-AT's norms, whose balls' hull holds much of those between them
+_OF_TURNS = 2  # of the draws of a step that are not split from its key; the alarm's are 1
+
+
+class MixRow(NamedTuple):
+    """One way to train against several norms."""
+
+    each: bool  # whether every norm attacks in each step; else one of them does
+    looks: bool = False  # whether the points found are compared, which takes a pass each
+    updates: bool = False  # whether the update passes those of every norm
+    extreme: bool = False  # whether only `EXTREME` are trained, by their errors so far
+
+
+MIXES = {
+    # MAX and AVG of Tramèr & Boneh 2019 (arXiv 1904.13000), section 3.
+    "worst": MixRow(each=True, looks=True),
+    "average": MixRow(each=True, updates=True),
+    "alternate": MixRow(each=False),  # one norm a step, in their order
+    # E-AT of Croce & Hein 2022 (arXiv 2105.12508).
+    "extreme": MixRow(each=False, extreme=True),
+}
+
+
+class TurnKeys(NamedTuple):
+    """What an attack that takes turns is given in place of keys."""
+
+    keys: Keys  # [B]
+    turn: Array  # i32[B], the same everywhere: which of the trained norms attacks
+
+
+def alone(attack: AttackSection) -> list[AttackSection]:
+    """List the section as it would be of each norm by itself; of one norm, as it is."""
+    if isinstance(attack["norm"], str):
+        return [attack]
+    own = {key: attack[key] for key in attack}  # type: ignore[attr-defined]
+    return [Values(own | ball.settings()) for ball in threats(attack)]  # type: ignore[misc]
+
+
+def radius(attack: AttackSection) -> float:
+    """Read the radius of a section of one norm."""
+    return Threat.of(attack).epsilon
+
+
+def trained(attack: AttackSection) -> list[AttackSection]:
+    """List the sections of the norms that attack in training."""
+    own = alone(attack)
+    mix = attack.get("mix")
+    extreme = mix in MIXES and MIXES[mix].extreme
+    return [each for each in own if each.norm in EXTREME] if extreme else own
+
+
+def check(attack: AttackSection) -> None:
+    """Refuse norms that cannot be trained together, in a sentence."""
+    balls, mix = threats(attack), attack.get("mix")
+    norms = ",".join(ball.norm for ball in balls)
+    if mix is None and len(balls) == 1:
+        return
+    if mix is None:
+        raise ValueError(
+            f"attack.norm={norms} are several norms; say with attack.mix which of them a step "
+            f"trains on, one of {', '.join(map(repr, MIXES))}"
+        )
+    one_of("attack.mix", mix, MIXES)
+    if MIXES[mix].extreme and not {ball.norm for ball in balls}.issuperset(EXTREME):
+        raise ValueError(
+            f"attack.mix={mix!r} chooses between {' and '.join(EXTREME)}, and attack.norm={norms} "
+            "lacks one of them; name both, or take attack.mix='worst'"
+        )
+    if len(balls) == 1:
+        raise ValueError(
+            f"attack.mix={mix!r} mixes several norms, and attack.norm={norms} is one; name more, "
+            "such as attack.norm=linf,l2,l1, or leave attack.mix out"
+        )
+    for key in ("step_size", "start_std"):
+        if attack[key] is not None:
+            raise ValueError(
+                f"attack.{key}={attack[key]:.4g} pixels would be of all norms {norms}, whose radii "
+                "differ; leave it out, or set attack.relative_step"
+            )
+    if attack.warmup_epochs:
+        raise ValueError(
+            f"attack.warmup_epochs={attack.warmup_epochs} lets one radius grow, and attack.norm="
+            f"{norms} are several; set attack.warmup_epochs=0"
+        )
+
+
+def passes(attack: AttackSection, mix: str | None = None) -> int:
+    """Count the passes per image that a step's attacks cost: their sum, or, where one norm attacks
+    in a step, their mean, which is that of any: all take the same steps.
+
+    Where the points found are compared, a forward pass more for each. `mix`: another one than the
+    section's.
+    """
+    each = attacks.passes(attack.name, attack.steps)
+    row, norms = MIXES.get(mix or attack.get("mix") or ""), len(trained(attack))
+    if row is None or not row.each:
+        return each
+    return norms * (each + row.looks)
+
+
+def updates(attack: AttackSection) -> int:
+    """Count the norms whose points an update passes: all of them, or one."""
+    row = MIXES.get(attack.get("mix") or "")
+    return len(trained(attack)) if row and row.updates else 1
+
+
+def mixed(searches: Sequence[Attack], mix: str, loss: str) -> Attack:
+    """Make one attack of those of each norm, by a row of `MIXES`.
+
+    "worst" keeps of each image the point of the highest `loss` (a key of `attacks.LOSSES`), as MAX
+    of Tramèr & Boneh; "average" returns all points, f32[B, norms, H, W, C], for `averaged` of
+    the objectives; the others are given `TurnKeys`, and run the attack whose turn it is.
+    """
+    row, loss_of = MIXES[mix], attacks.LOSSES[loss]
+
+    def every(logits_fn: Any, keys: Any, images: Any, labels: Any) -> Any:
+        found = [search(logits_fn, keys, images, labels) for search in searches]
+        points = jnp.stack(found, axis=1)
+        if not row.looks:
+            return points
+        values = jnp.stack(
+            [loss_of(logits_fn(own).astype(images.dtype), labels) for own in found], axis=1
+        )
+        best = values.argmax(1).reshape(-1, *[1] * (points.ndim - 1))
+        return jnp.take_along_axis(points, best, axis=1)[:, 0]
+
+    def in_turn(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
+        def branch(search: Attack) -> Callable[[Any], Any]:
+            return lambda keys: search(logits_fn, keys, images, labels)
+
+        return jax.lax.switch(given.turn[0], [*map(branch, searches)], given.keys)
+
+    return every if row.each else in_turn
+
+
+def memory(attack: AttackSection) -> Memory | None:
+    """Make what a step remembers of the turns before it; None: it takes none.
+
+    "alternate" counts the updates. "extreme" draws linf or l1 with probabilities that are as their
+    robust errors so far, each the mean over all its steps since the phase began; until both have
+    had one, they are equally likely. That is the rule of Croce & Hein 2022, section 4, and of the
+    authors' code. Ours: the error of a step is that of its images under the attack as the update
+    passes them, which costs nothing, where theirs is that of the attack's last look.
+    """
+    mix = attack.get("mix")
+    if mix is None or MIXES[mix].each:
+        return None
+    norms = [each.norm for each in trained(attack)]
+    extreme = MIXES[mix].extreme
+
+    def turn(state: Any) -> Array:
+        if not extreme:
+            return state.step % len(norms)
+        told = state.opt_state.memory
+        known = (told["turns"] > 0).all() & (told["errors"].sum() > 0)
+        shares = jnp.where(known, told["errors"], 1.0)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _OF_TURNS)
+        return jax.random.categorical(key, jnp.log(shares)).astype(jnp.int32)
+
+    def recall(state: Any, batch: Any, keys: Any) -> tuple[Any, Any]:
+        return batch, TurnKeys(keys, jnp.broadcast_to(turn(state), keys.shape))
+
+    def learn(state: Any, opt_state: Any, metrics: dict[str, Array]) -> tuple[Any, Any]:
+        now = jnp.arange(len(norms)) == turn(state)
+        shown = {f"trained_{norm}": now[i].astype(jnp.float32) for i, norm in enumerate(norms)}
+        if extreme:
+            told = opt_state.memory
+            turns = told["turns"] + now
+            step = (1 - metrics["robust"] - told["errors"]) / jnp.maximum(turns, 1)
+            errors = told["errors"] + jnp.where(now, step, 0).astype(jnp.float32)
+            opt_state = opt_state._replace(memory={"turns": turns, "errors": errors})
+        return opt_state, metrics | shown
+
+    first = {"turns": jnp.zeros(2, jnp.int32), "errors": jnp.zeros(2)} if extreme else {}
+    return Memory(recall, learn, first)

@@ -1,0 +1,271 @@
+"""Training against several norms at once: points, turns, costs, refusals, the union."""
+
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import attacks
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.training import build
+from jaxrobust.training.update import inner, objectives, several, step
+from jaxrobust.training.update.memory import Remembering
+from jaxrobust.types import Threat
+from tests.support import rows
+from tests.support.steps import batch_of, small_config, standard
+
+NORMS = {"attack__norm": ("linf", "l2", "l1"), "attack__epsilon": (8 / 255, 0.5, 3.0)}
+OF = {"linf": 8 / 255, "l2": 0.5, "l1": 3.0}
+IMAGES = jnp.asarray(np.random.default_rng(0).random((6, 4, 4, 3)), jnp.float32)
+LABELS = jnp.asarray([0, 1, 2, 0, 1, 2], jnp.int32)
+KEYS = attacks.image_keys(jax.random.key(1), 6)
+
+
+def network(images):
+    """Logits of some sums of pixels, bent, so that norms differ in what they find."""
+    weights = jnp.sin(jnp.arange(images[0].size * 3.0) ** 1.3).reshape(-1, 3)
+    return 3 * jnp.tanh(images.reshape(len(images), -1) @ weights)
+
+
+def shift(seed):
+    """An attack that adds noise, whatever the network and its keys."""
+    noise = jnp.asarray(np.random.default_rng(seed).normal(size=IMAGES.shape), jnp.float32)
+    return lambda logits_fn, keys, images, labels: (images + noise).clip(0, 1)
+
+
+SHIFTS = (1, 2, 3)
+
+
+class PointsTest(parameterized.TestCase):
+    def test_worst_has_of_each_image_the_highest_loss(self):
+        found = jnp.stack([shift(by)(None, None, IMAGES, None) for by in SHIFTS])
+        losses = jnp.stack([attacks.ce_loss(network(own), LABELS) for own in found])
+        best = losses.argmax(0)
+        self.assertLen(set(np.asarray(best).tolist()), 3)  # else it shows less
+        attack = several.mixed([*map(shift, SHIFTS)], "worst", "ce")
+        expected = found[best, jnp.arange(6)]
+        np.testing.assert_array_equal(attack(network, KEYS, IMAGES, LABELS), expected)
+
+    def test_average_has_them_all(self):
+        attack = several.mixed([*map(shift, SHIFTS)], "average", "ce")
+        found = jnp.stack([shift(by)(None, None, IMAGES, None) for by in SHIFTS], axis=1)
+        np.testing.assert_array_equal(attack(network, KEYS, IMAGES, LABELS), found)
+
+    @parameterized.parameters("alternate", "extreme")
+    def test_a_turn_is_the_attack_of_one_norm(self, mix):
+        attack = several.mixed([*map(shift, SHIFTS)], mix, "ce")
+        for i, by in enumerate(SHIFTS):
+            given = several.TurnKeys(KEYS, jnp.full(6, i, jnp.int32))
+            found = attack(network, given, IMAGES, LABELS)
+            np.testing.assert_array_equal(found, shift(by)(None, None, IMAGES, None))
+
+    def test_the_norms_of_a_config_are_its_attacks(self):
+        """Of extreme only linf and l1; the alarm, which takes no turns, is told the worst."""
+        for mix, norms in (("worst", tuple(OF)), ("extreme", ("linf", "l1"))):
+            config = small_config(**NORMS, attack__mix=mix)
+            with mock.patch.object(several, "mixed") as mixed, rows.making("apgd") as made:
+                inner.training_attack(config, "adversarial", more=2, mix="worst")
+            made_of = [(call.kwargs["norm"], call.kwargs["epsilon"]) for call in made.mock_calls]
+            self.assertEqual(made_of, [(norm, OF[norm]) for norm in norms])
+            self.assertEqual({call.kwargs["steps"] for call in made.mock_calls}, {5})
+            self.assertEqual(mixed.call_args.args[1:], ("worst", "ce"))
+
+    def test_average_of_a_loss(self):
+        one = objectives.adversarial()
+
+        class Net:
+            @staticmethod
+            def apply(params, stats, images, *, train, key):
+                return network(images), {"n": stats["n"] + 1}
+
+        batch = step.Batch(IMAGES, LABELS)
+        other = shift(1)(None, None, IMAGES, None)
+        stacked = jnp.stack([IMAGES, other], axis=1)
+        value, (stats, metrics) = objectives.averaged(one, 2).loss(
+            Net, {}, {"n": 0}, batch, stacked, None
+        )
+        each = [one.loss(Net, {}, {"n": 0}, batch, x, None) for x in (IMAGES, other)]
+        np.testing.assert_allclose(value, np.mean([each[0][0], each[1][0]]), rtol=1e-6)
+        mean = np.mean([part[1][1]["robust"] for part in each])
+        np.testing.assert_allclose(metrics["robust"], mean, rtol=1e-6)
+        self.assertEqual(stats["n"], 2)
+
+
+def phase_of(count=1, **changes):
+    devices = jax.devices()[:count]
+    return build.phase(small_config(**changes), "train", 64, devices=devices, donate=False)
+
+
+class StepTest(absltest.TestCase):
+    def test_one_norm_written_as_several_is_the_step_of_today(self):
+        """The same program, so the same bits."""
+        texts = []
+        for norm, epsilon in (("l2", 0.5), (("l2",), (0.5,))):
+            config = small_config(attack__norm=norm, attack__epsilon=epsilon)
+            with standard():
+                phase = build.phase(config, "train", 64)
+                arguments = build.abstract_arguments(config, "train", phase)
+                texts.append(phase.step.lower(*arguments).as_text())
+        self.assertEqual(*texts)
+
+    def test_extreme_remembers_and_chooses_by_errors(self):
+        with standard():
+            phase = phase_of(**NORMS, attack__mix="extreme")
+            state, told = phase.init(jax.random.key(0)), []
+            batch, control = batch_of(), build.control(phase.mesh)
+            for _ in range(6):
+                state, metrics = phase.step(state, batch, control)
+                told.append({k: float(v) for k, v in metrics.items()})
+        memory = state.opt_state.memory
+        for i, norm in enumerate(("linf", "l1")):
+            own = [1 - each["robust"] for each in told if each[f"trained_{norm}"]]
+            self.assertEqual(int(memory["turns"][i]), len(own))
+            np.testing.assert_allclose(memory["errors"][i], np.mean(own or [0.0]), rtol=1e-5)
+        self.assertEqual([each["trained_linf"] + each["trained_l1"] for each in told], [1.0] * 6)
+
+    @pytest.mark.slow
+    def test_alternate_is_the_step_of_each_norm_in_turn(self):
+        """From the same state, each update is that of a config of that norm alone."""
+        with standard():
+            both = {"attack__norm": ("linf", "l2"), "attack__epsilon": (8 / 255, 0.5)}
+            phase = phase_of(**both, attack__mix="alternate")
+            state = phase.init(jax.random.key(0))
+            batch, control = batch_of(), build.control(phase.mesh)
+            for norm in ("linf", "l2", "linf"):
+                single = phase_of(attack__norm=norm, attack__epsilon=OF[norm])
+                expected = single.step(state, batch, control)
+                state, metrics = phase.step(state, batch, control)
+                self.assertEqual(metrics[f"trained_{norm}"], 1)
+                jax.tree.map(
+                    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+                    state.params,
+                    expected[0].params,
+                )
+
+
+class TurnTest(absltest.TestCase):
+    def test_probabilities_are_as_errors(self):
+        config = small_config(**NORMS, attack__mix="extreme")
+        memory = several.memory(config.attack)
+        assert memory is not None
+        told = {"turns": jnp.array([3, 5]), "errors": jnp.array([0.6, 0.2])}
+
+        def turns(**changes):
+            held = several_state({**told, **changes})
+            recall = jax.vmap(lambda i: memory.recall(held(i), None, KEYS)[1].turn[0])
+            return float(recall(jnp.arange(4000)).mean())
+
+        self.assertAlmostEqual(turns(), 0.25, delta=0.03)
+        self.assertAlmostEqual(turns(turns=jnp.array([3, 0])), 0.5, delta=0.03)
+        self.assertAlmostEqual(turns(errors=jnp.zeros(2)), 0.5, delta=0.03)
+        self.assertEqual(turns(errors=jnp.array([0.3, 0.0])), 0)
+
+
+def several_state(told):
+    return lambda i: step.TrainState(i, {}, {}, {}, Remembering((), told), jax.random.key(0))
+
+
+class CostTest(parameterized.TestCase):
+    def test_passes(self):
+        """APGD of 3 steps takes 7 passes, and an update 3."""
+        plain = small_config().attack
+        self.assertEqual(objectives.passes("adversarial", plain), 7 + 3)
+        expected = {
+            "worst": 3 * 7 + 3 + 3,  # and a look at each of the three points
+            "average": 3 * 7 + 3 * 3,
+            "alternate": 7 + 3,
+            "extreme": 7 + 3,
+        }
+        for mix, count in expected.items():
+            own = small_config(**NORMS, attack__mix=mix).attack
+            self.assertEqual(objectives.passes("adversarial", own), count, mix)
+            self.assertEqual(objectives.passes("clean", own), 3)
+
+    @parameterized.parameters("worst", "average", "alternate")
+    def test_passes_are_those_that_are_made(self, mix):
+        made = []
+
+        def counted(images):
+            made.append(1)
+            return network(images)
+
+        how = {**NORMS, "attack__mix": mix, "attack__name": "pgd", "attack__steps": 1}
+        attack = inner.training_attack(small_config(**how), "adversarial")
+        keys = several.TurnKeys(KEYS, jnp.zeros(6, jnp.int32)) if mix == "alternate" else KEYS
+        attack(counted, keys, IMAGES, LABELS)
+        looks = 3 if mix == "worst" else 0
+        self.assertLen(made, 3 + looks)  # each norm's gradient is traced once
+        passes = several.passes(small_config(**how).attack)
+        self.assertEqual(passes, 2 * (1 if mix == "alternate" else 3) + looks)
+
+
+class RefusalTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({"attack__epsilon": 8 / 255}, "norm=linf,l2,l1 and epsilon=.*: give a radius for each"),
+        ({"attack__epsilon": (0.1, 0.5)}, "give a radius for each norm, in their order"),
+        ({"attack__norm": ("linf", "l2", "linf")}, "names linf twice; name it once"),
+        ({"attack__mix": None}, "are several norms; say with attack.mix which of them a step"),
+        ({"attack__mix": "max"}, "attack.mix='max'; one of 'worst', 'average', 'alternate', 'ext"),
+        ({"attack__step_size": 0.1}, "attack.step_size=0.1 pixels would be of all norms"),
+        ({"attack__start_std": 0.1}, "attack.start_std=0.1 pixels would be of all norms"),
+        ({"attack__warmup_epochs": 1}, "attack.warmup_epochs=1 lets one radius grow, and"),
+        (
+            {"attack__norm": "linf", "attack__epsilon": 0.1},
+            "attack.mix='worst' mixes several norms, and attack.norm=linf is one; name more",
+        ),
+        (
+            {"attack__norm": "linf", "attack__epsilon": 0.1, "attack__mix": "extreme"},
+            "attack.mix='extreme' chooses between linf and l1, and attack.norm=linf lacks one",
+        ),
+        (
+            {
+                **{"attack__norm": ("linf", "l2"), "attack__epsilon": (0.1, 0.5)},
+                "attack__mix": "extreme",
+            },
+            "chooses between linf and l1, and attack.norm=linf,l2 lacks one of them",
+        ),
+    )
+    def test_what_a_phase_refuses(self, changes, message):
+        config = small_config(**{**NORMS, "attack__mix": "worst"} | changes)
+        with self.assertRaisesRegex(ValueError, message):
+            build.phase(config, "train", 64)
+
+    def test_where_one_is_meant(self):
+        with self.assertRaisesRegex(ValueError, "linf 0.1, l2 0.5, are trained, .* name it"):
+            Threat.of({"norm": ("linf", "l2"), "epsilon": (0.1, 0.5)})
+        self.assertIsNone(Threat.only({"norm": ("linf", "l2"), "epsilon": (0.1, 0.5)}))
+        self.assertEqual(Threat.only({"norm": ["l2"], "epsilon": [0.5]}), Threat("l2", 0.5))
+
+    def test_types_of_a_config(self):
+        config = small_config()
+        for value, message in ((("a", 0.5), "each part must be of type float"), ("a", "float")):
+            with self.assertRaisesRegex(TypeError, message):
+                config.attack.epsilon = value
+        config.attack.epsilon = [1, 0.5]
+        self.assertEqual(config.attack.epsilon, (1.0, 0.5))
+        self.assertIsInstance(config.attack.epsilon[0], float)
+
+
+class UnionTest(absltest.TestCase):
+    def test_an_image_counts_when_it_withstands_all(self):
+        labels = network(IMAGES).argmax(-1)
+        searches = [shift(by) for by in (1, 2, 3)]
+        stands = []
+        for own in searches:
+            found = own(network, KEYS, IMAGES, labels)
+            stands.append(np.asarray(network(found).argmax(-1) == labels))
+        union = accuracy.of_union(searches)(network, KEYS, IMAGES, labels)
+        both = np.asarray(network(union).argmax(-1) == labels)
+        np.testing.assert_array_equal(both, np.logical_and.reduce(stands))
+        self.assertLess(both.sum(), min(one.sum() for one in stands))
+
+    def test_of_one_norm_nothing_changes(self):
+        search = mock.Mock()
+        self.assertIs(accuracy.of_union([search]), search)
+
+
+if __name__ == "__main__":
+    absltest.main()
