@@ -170,6 +170,8 @@ class AttackSection(Section, Protocol):
     steps: int = 2  # of each attack in a training step
     # The radius grows by epsilon / warmup_epochs after each epoch, from 0 in the first.
     warmup_epochs: int = 0
+    # Before that it is 0 for so many epochs, in which a start that is not robust learns the images.
+    delay_epochs: int = 0
     # Length of a step: a multiple of epsilon, or pixels; default: the attack's own.
     relative_step: float | None = None
     step_size: float | None = None  # in pixels

@@ -216,8 +216,11 @@ def _warmup(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
     rates = {f"{name}.warmup_epochs": seen[name].warmup_epochs}
     if name in plan.attacked:
         rates["attack.warmup_epochs"] = seen.attack.warmup_epochs
+        if delay := seen.attack.delay_epochs:
+            rates["attack.delay_epochs"] = delay
     sentence = f"{name}: {', '.join(f'{k}={v}' for k, v in rates.items())} of {epochs} epochs"
-    longest = max(rates.values())
+    late = sum(count for key, count in rates.items() if key.startswith("attack."))
+    longest = max(seen[name].warmup_epochs, late)
     level = RED if longest >= epochs else YELLOW if longest > epochs / 2 else GREEN
     return CheckResult(level, sentence, longest / epochs)
 

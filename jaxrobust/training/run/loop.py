@@ -143,8 +143,8 @@ class _Loop:
         return build.control(self.run.phase.mesh, stop=stop, **scales)
 
     def _epsilon_share(self, step: int) -> float:
-        warmup_epochs = self.run.config.attack.warmup_epochs
-        return inner.share(step, self.run.phase.steps_per_epoch, warmup_epochs)
+        attack, steps = self.run.config.attack, self.run.phase.steps_per_epoch
+        return inner.share(step, steps, attack.warmup_epochs, attack.delay_epochs)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["_Loop"]:
@@ -192,7 +192,7 @@ class _Loop:
         row["lr"] = float(self.run.phase.schedule(self.step - 1)) * self.trouble.lr_scale
         attack = self.run.config.attack
         own = objectives.named(self.run.config[name].objective)
-        if attack.warmup_epochs and own.attacks:
+        if inner.grows(attack) and own.attacks:
             row["epsilon"] = several.radius(attack) * self._epsilon_share(self.step - 1)
         for sentence in alarm.warnings(row) if "alarm_loss" in row else ():
             say(f"{name}: WARNING, up to step {self.step}: {sentence}")

@@ -1,6 +1,7 @@
 """The inner maximisation: which attack a config trains against, and its radius while that grows.
 
-The radius grows over the first epochs where `attack.warmup_epochs` says so. The host says with
+The radius grows over the first epochs where `attack.warmup_epochs` says so, or after
+`attack.delay_epochs` of radius 0. The host says with
 every step which share of the radius the attack has by then, so that one program serves every epoch
 and every length.
 """
@@ -66,7 +67,7 @@ def _of_norm(a: AttackSection, objective: str, more: int) -> Attack:
         return make(epsilon=epsilon, step_size=usual if size is None else size)
 
     attack = made(epsilon, whole=None)
-    if not a.warmup_epochs:
+    if not grows(a):
         return attack
 
     def of_radii(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
@@ -126,9 +127,21 @@ class GrowingRadii(NamedTuple):
     radii: PerImage
 
 
-def share(step: int, steps_per_epoch: int, warmup_epochs: int) -> float:
-    """Compute the share of the radius in the update after `step` others: constant in an epoch."""
-    epoch = step // steps_per_epoch
+def grows(attack: AttackSection) -> bool:
+    """Tell whether the radius is another one at first."""
+    return bool(attack.warmup_epochs or attack.get("delay_epochs"))
+
+
+def share(step: int, steps_per_epoch: int, warmup_epochs: int, delay_epochs: int = 0) -> float:
+    """Compute the share of the radius in the update after `step` others: constant in an epoch.
+
+    It is 0 for `delay_epochs`, then grows along a line for `warmup_epochs`, then 1. With a delay
+    that is the hinge of Ngnawé et al. 2025 (arXiv 2509.23325, Epsilon-Scheduling) for starts that
+    are not robust: the network learns the task first. Ours: it is looked up at whole epochs.
+    """
+    epoch = step // steps_per_epoch - delay_epochs
+    if epoch < 0:
+        return 0.0
     return epoch / warmup_epochs if epoch < warmup_epochs else 1.0
 
 
@@ -140,16 +153,23 @@ def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
     must_be("attack.step_size", size, inside, "above 0, in pixels, such as 2/255")
     wanted = f"at least 0 and below {phase}.epochs={epochs}, so that the radius reaches "
     must_be("attack.warmup_epochs", warmup, 0 <= warmup < epochs, wanted + "attack.epsilon")
-    if warmup and not attack.epsilon:
+    delay = attack.get("delay_epochs") or 0
+    wanted = (
+        f"at least 0, and with attack.warmup_epochs={warmup} below {phase}.epochs={epochs}, so "
+    )
+    inside = 0 <= delay < epochs - warmup
+    must_be("attack.delay_epochs", delay, inside, wanted + "that the radius reaches attack.epsilon")
+    if grows(attack) and not attack.epsilon:
+        key, count = ("warmup", warmup) if warmup else ("delay", delay)
         raise ValueError(
-            f"attack.warmup_epochs={warmup} with attack.epsilon=0: there is no radius to grow to; "
-            "set attack.warmup_epochs=0"
+            f"attack.{key}_epochs={count} with attack.epsilon=0: there is no radius to grow to; "
+            f"set attack.{key}_epochs=0"
         )
 
 
 def given(config: Config, objective: str) -> Callable[[Keys, Any], Any]:
     """Build (keys [B], share of the radius by now f32[]) -> what `training_attack` reads."""
-    if not (objectives.named(objective).attacks and config.attack.warmup_epochs):
+    if not (objectives.named(objective).attacks and grows(config.attack)):
         return keys_alone
     epsilon = several.radius(config.attack)
     return lambda keys, share: GrowingRadii(

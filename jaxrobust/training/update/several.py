@@ -92,11 +92,12 @@ def check(attack: AttackSection) -> None:
                 f"attack.{key}={attack[key]:.4g} pixels would be of all norms {norms}, whose radii "
                 "differ; leave it out, or set attack.relative_step"
             )
-    if attack.warmup_epochs:
-        raise ValueError(
-            f"attack.warmup_epochs={attack.warmup_epochs} lets one radius grow, and attack.norm="
-            f"{norms} are several; set attack.warmup_epochs=0"
-        )
+    for key in ("warmup_epochs", "delay_epochs"):
+        if attack.get(key):
+            raise ValueError(
+                f"attack.{key}={attack[key]} lets one radius grow, and attack.norm={norms} are "
+                f"several; set attack.{key}=0"
+            )
 
 
 def passes(attack: AttackSection, mix: str | None = None) -> int:

@@ -34,6 +34,15 @@ class RadiusTest(parameterized.TestCase):
         np.testing.assert_array_equal(shares, expected)
         self.assertEqual(inner.share(0, 4, 0), 1)
 
+    def test_grows_after_a_delay(self):
+        shares = [inner.share(step, 4, 3, 2) for step in range(24)]
+        expected = np.repeat([0, 0, 0, 1 / 3, 2 / 3, 1], 4)
+        np.testing.assert_array_equal(shares, expected)
+        self.assertEqual([inner.share(step, 1, 0, 2) for step in range(4)], [0, 0, 1, 1])
+        config = small_config(attack__delay_epochs=1)
+        given = inner.given(config, "adversarial")(attacks.image_keys(jax.random.key(1), 2), 0.5)
+        np.testing.assert_allclose(given.radii, 4 / 255, rtol=1e-6)
+
     @sweeps.fast(1, 19, 25)
     @parameterized.product(
         name=("pgd", "apgd", "fgsm"),
@@ -127,6 +136,15 @@ class RadiusTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"attack__warmup_epochs": -1}, "attack.warmup_epochs=-1 must be at least 0 and below"),
         ({"attack__warmup_epochs": 3}, "below train.epochs=3, so that the radius reaches"),
+        ({"attack__delay_epochs": -1}, "attack.delay_epochs=-1 must be at least 0, and with"),
+        (
+            {"attack__delay_epochs": 2, "attack__warmup_epochs": 1},
+            "attack.delay_epochs=2 must be at least 0, and with attack.warmup_epochs=1 below train",
+        ),
+        (
+            {"attack__delay_epochs": 2, "attack__epsilon": 0.0},
+            "attack.delay_epochs=2 with attack.epsilon=0: there is no radius to grow to",
+        ),
         (
             {"attack__warmup_epochs": 2, "attack__epsilon": 0.0},
             "no radius to grow to; set attack.warmup_epochs=0",

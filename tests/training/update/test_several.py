@@ -212,6 +212,7 @@ class RefusalTest(parameterized.TestCase):
         ({"attack__step_size": 0.1}, "attack.step_size=0.1 pixels would be of all norms"),
         ({"attack__start_std": 0.1}, "attack.start_std=0.1 pixels would be of all norms"),
         ({"attack__warmup_epochs": 1}, "attack.warmup_epochs=1 lets one radius grow, and"),
+        ({"attack__delay_epochs": 1}, "attack.delay_epochs=1 lets one radius grow, and"),
         (
             {"attack__norm": "linf", "attack__epsilon": 0.1},
             "attack.mix='worst' mixes several norms, and attack.norm=linf is one; name more",
