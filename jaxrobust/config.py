@@ -11,6 +11,7 @@ from typing import Any, Protocol, get_args, get_origin, get_type_hints
 from ml_collections import ConfigDict, config_dict
 
 from jaxrobust import models
+from jaxrobust.runtime.commandline.config_values import OneOrSeveral
 from jaxrobust.runtime.text.spelling import meant
 from jaxrobust.types import Classifier
 
@@ -113,9 +114,14 @@ class EraseSection(Section, Protocol):
 class PhaseSection(Section, Protocol):
     """One run of the optimiser: the paper's AdamW and learning-rate curve."""
 
-    objective: str = "adversarial"  # clean | adversarial | trades | trades-awp | mart
+    # clean | adversarial | trades | trades-awp | dkl | hat | mart
+    objective: str = "adversarial"
     trades_beta: float = 6.0  # weight of the robust part of TRADES
     mart_beta: float = 6.0  # the same of MART
+    dkl_alpha: float = 4.0  # of DKL, weight of the cross-entropy with the clean probabilities
+    dkl_beta: float = 20.0  # of DKL, weight of the distance of logits
+    hat_beta: float = 2.5  # weight of the robust part of HAT
+    hat_gamma: float = 0.5  # weight of HAT's helper examples
     l1: float = 0.0  # times the sum of |w| of all convolutions and linear maps is added to the loss
     epochs: int = 50  # 0: this phase does not happen
     batch_size: int = 1024  # global
@@ -270,21 +276,6 @@ class Config(Protocol):
     def __contains__(self, phase: object, /) -> bool: ...
 
 
-class _OneOrSeveral(config_dict.FieldReference):
-    """A value of the type of its default, or a list or tuple of such."""
-
-    def set(self, value: Any, type_safe: bool = True) -> None:
-        """Put one value, or a tuple of several, in place of the one before."""
-        if not isinstance(value, list | tuple):
-            super().set(value, type_safe)
-            return
-        own = self.get_type()
-        parts = tuple(own(v) if own is float and isinstance(v, int) else v for v in value)
-        if type_safe and not all(isinstance(part, own) for part in parts):
-            raise TypeError(f"of {value!r} each part must be of type {own.__name__}")
-        super().set(parts, False)
-
-
 def _values(kind: Any) -> dict[str, Any]:
     """Collect the defaults of a section; a key that is None keeps the type that it may have."""
     values: dict[str, Any] = {}
@@ -294,7 +285,7 @@ def _values(kind: Any) -> dict[str, Any]:
         elif (value := getattr(kind, key)) is None:
             values[key] = config_dict.placeholder(get_args(hint)[0])
         elif get_origin(hint) is UnionType:
-            values[key] = _OneOrSeveral(value)
+            values[key] = OneOrSeveral(value)
         else:
             values[key] = value
     return values

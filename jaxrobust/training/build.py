@@ -23,6 +23,7 @@ from jaxrobust.runtime.devices import cpus, sharding, tpus
 from jaxrobust.training.update import (
     alarm,
     averages,
+    helper_examples,
     inner,
     mixing,
     objectives,
@@ -31,7 +32,7 @@ from jaxrobust.training.update import (
     step,
 )
 from jaxrobust.training.update.inner import training_attack
-from jaxrobust.training.update.memory import NO_MEMORY, remembering
+from jaxrobust.training.update.memory import Memory, joined, remembering
 from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Batch, Classifier, Params, threats
 
@@ -41,6 +42,14 @@ def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
     if (count := several.updates(attack)) > 1:
         made = objectives.averaged(made, count)
     return objectives.sparse(made, p.l1) if p.l1 else made
+
+
+def _memory(config: Config, p: PhaseSection, steps_per_epoch: int) -> Memory:
+    """Make what a step remembers: of the turns of norms, and what its objective does."""
+    own = objectives.named(p.objective)
+    turns = several.memory(config.attack) if own.attacks else None
+    told = own.remembers and own.remembers(config.model.num_classes, steps_per_epoch)
+    return joined([each for each in (turns, told) if each])
 
 
 class Phase(NamedTuple):
@@ -154,9 +163,7 @@ def phase(
         )
     decay_mask = models.decay_mask(config.model.name)
     schedule, tx = optim.of_phase(p, name, decay_mask=decay_mask, steps_per_epoch=steps_per_epoch)
-    memory = (several.memory(config.attack) if attacked else None) or NO_MEMORY
-    if memory.first:
-        tx = remembering(tx, memory.first)
+    memory = _memory(config, p, steps_per_epoch)
     if config.model.dtype == "float16":
         raise ValueError(
             "model.dtype='float16' cannot train: gradients below 6e-8 become 0 and nothing here "
@@ -167,7 +174,8 @@ def phase(
             f"{name}.objective={p.objective!r} moves weights by less than bfloat16 tells apart; "
             "set model.dtype='float32'"
         )
-    init = partial(step.init_state, net, tx)
+    setup = remembering(tx, memory)
+    init = partial(step.init_state, net, setup)
     shapes = jax.eval_shape(init, jax.random.key(0))
     if p.l1 and not objectives.kernels(shapes.params):
         raise ValueError(f"{name}.l1={p.l1}: the network has no weights called kernel; set it to 0")
@@ -192,7 +200,7 @@ def phase(
         step.train_step,
         augment=batch_augmentation(config, name, devices=mesh.size),
         gradients=spread.each(of_device, whole=1, split=3, gradients=True),
-        tx=tx,
+        tx=setup,
         average=averages.averaging(p, name, steps_per_epoch=steps_per_epoch),
         statistics=averages.running_statistics(p, name),
         given=inner.given(config, p.objective),
@@ -218,7 +226,7 @@ def phase(
             placed,
         ),
         init=jax.jit(init, out_shardings=placed),
-        state_of=jax.jit(partial(step.state_of, tx), out_shardings=placed),
+        state_of=jax.jit(partial(step.state_of, setup), out_shardings=placed),
         total_steps=p.epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         schedule=schedule,
@@ -227,7 +235,11 @@ def phase(
 
 
 def _shown(net: Classifier, p: PhaseSection, name: str) -> Classifier:
-    """Choose the network that shows its images' statistics, where the phase moves running ones."""
+    """Choose the network that shows its images' statistics, where the phase moves running ones, and
+    that leaves out what stands beside them, where its objective has a helper network.
+    """
+    if objectives.named(p.objective).helped:
+        net = helper_examples.without_helper(net)
     if not p.bn_momentum:
         return net
     if (shown := classifier.showing_batches(net)) is None:

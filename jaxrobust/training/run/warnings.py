@@ -59,8 +59,15 @@ def of_step(config: Config, name: str) -> list[str]:
 
 def check_start(config: Config, first: str) -> None:
     """Refuse to attack random weights under heavy augmentation (Singh, Croce, Hein 2023), unless
-    `from_random` says that it is meant; `config`: as the phase `first` sees it.
+    `from_random` says that it is meant, and a helper network of random weights; `config`: as the
+    phase `first` sees it.
     """
+    if objectives.named(config[first].objective).helped and not config.init.weights:
+        raise ValueError(
+            f"{first}.objective={config[first].objective!r} takes labels of the weights that it "
+            "starts from, which would be random; give clean weights (init.weights), or epochs of a "
+            "clean phase before it (pretrain.epochs)"
+        )
     named = config.data.augmentation
     chain = PRESETS[named].chain if named in PRESETS else named
     mixup, cutmix, *_ = build.mixes_and_erases(config)

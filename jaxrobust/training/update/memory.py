@@ -1,32 +1,55 @@
 """What a training step remembers of those before it: in the optimiser's state, saved with it."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
-import jax.numpy as jnp
 import optax
 
-from jaxrobust.types import Array
+from jaxrobust.types import Array, Params
 
 
 class Memory(NamedTuple):
     """What a step knows of those before it, beside the optimiser's own state.
 
-    `recall(state, batch, keys) -> (batch, keys)`, which the objective and the attack are given;
+    `recall(state, batch, keys) -> (stats, batch, keys)`, which gradients are given, the attack's
+    among them;
     `learn(state, opt_state, metrics) -> (opt_state, metrics)`, of this step's metrics;
-    `first`: arrays that are kept beside the optimiser's state, as a phase begins.
+    `first(params, stats)`: arrays that are kept beside the optimiser's state, as a phase begins.
     """
 
-    recall: Callable[[Any, Any, Any], tuple[Any, Any]]
+    recall: Callable[[Any, Any, Any], tuple[Any, Any, Any]]
     learn: Callable[[Any, Any, Any], tuple[Any, Any]]
-    first: dict[str, Array]
+    first: Callable[[Params, Params], dict[str, Array]]
 
 
 NO_MEMORY = Memory(
-    lambda state, batch, keys: (batch, keys),
+    lambda state, batch, keys: (state.stats, batch, keys),
     lambda state, opt_state, metrics: (opt_state, metrics),
-    {},
+    lambda params, stats: {},
 )
+
+
+def joined(memories: Sequence[Memory]) -> Memory:
+    """Join memories whose arrays have different names."""
+    if not memories:
+        return NO_MEMORY
+
+    def recall(state: Any, batch: Any, keys: Any) -> tuple[Any, Any, Any]:
+        stats = state.stats
+        for one in memories:
+            own, batch, keys = one.recall(state, batch, keys)
+            stats = stats | own
+        return stats, batch, keys
+
+    def learn(state: Any, opt_state: Any, metrics: Any) -> tuple[Any, Any]:
+        for one in memories:
+            opt_state, metrics = one.learn(state, opt_state, metrics)
+        return opt_state, metrics
+
+    def first(params: Params, stats: Params) -> dict[str, Array]:
+        return {k: a for one in memories for k, a in one.first(params, stats).items()}
+
+    return Memory(recall, learn, first)
 
 
 class Remembering(NamedTuple):
@@ -36,16 +59,31 @@ class Remembering(NamedTuple):
     memory: dict[str, Array]
 
 
-def remembering(
-    tx: optax.GradientTransformation, first: dict[str, Any]
-) -> optax.GradientTransformation:
-    """Keep arrays in the optimiser's state, which begin as `first`; a step changes them itself."""
+class MemorySetup(NamedTuple):
+    """An optimiser whose state holds what a memory keeps; as optax's, but that `begin` makes it."""
+
+    begin: Callable[[Params, Params], Remembering]
+    update: Callable[..., tuple[Any, Remembering]]
+
+
+Optimiser: TypeAlias = optax.GradientTransformation | MemorySetup
+
+
+def remembering(tx: optax.GradientTransformation, memory: Memory) -> Optimiser:
+    """Keep a memory's arrays in the optimiser's state, if there are any; a step changes them."""
+    if memory is NO_MEMORY:
+        return tx
+
+    def begin(params: Params, stats: Params) -> Remembering:
+        return Remembering(tx.init(params), memory.first(params, stats))
 
     def update(grads: Any, state: Remembering, params: Any = None) -> tuple[Any, Remembering]:
         updates, own = tx.update(grads, state.own, params)
         return updates, Remembering(own, state.memory)
 
-    def init(params: Any) -> Remembering:
-        return Remembering(tx.init(params), {key: jnp.copy(a) for key, a in first.items()})
+    return MemorySetup(begin, update)
 
-    return optax.GradientTransformation(init, update)
+
+def begun(tx: Optimiser, params: Params, stats: Params) -> optax.OptState:
+    """Make the optimiser's first state."""
+    return tx.begin(params, stats) if isinstance(tx, MemorySetup) else tx.init(params)

@@ -1,7 +1,8 @@
-"""What a training step minimises: clean or adversarial cross-entropy, TRADES, MART, sparsity."""
+"""What a training step minimises: cross-entropy, TRADES and its kin, MART, sparsity."""
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,8 @@ from jaxtyping import Float32
 
 from jaxrobust.config import AttackSection
 from jaxrobust.models.kernels.primitives import widened
-from jaxrobust.training.update import several, weight_perturbation
+from jaxrobust.training.update import helper_examples, improved_kl, several, weight_perturbation
+from jaxrobust.training.update.memory import Memory
 from jaxrobust.types import (
     Array,
     Batch,
@@ -103,21 +105,37 @@ def adversarial(attack_labels: str = "soft") -> Objective:
 STATISTICS = ("both", "adversarial")
 
 
-def _two_draws(key: Array | None) -> tuple[Array | None, Array | None]:
-    if key is None:
-        return None, None
-    split = jax.random.split if key.ndim == 0 else jax.vmap(jax.random.split, out_axes=1)
-    first, second = split(key)
-    return first, second
+def _draws(count: int) -> Callable[[Array | None], tuple[Any, ...]]:
+    """Split a key, or keys [B], for so many passes; None, so many of it."""
+
+    def draws(key: Array | None) -> tuple[Any, ...]:
+        if key is None:
+            return (None,) * count
+        split = partial(jax.random.split, num=count)
+        return tuple(split(key) if key.ndim == 0 else jax.vmap(split, out_axes=1)(key))
+
+    return draws
+
+
+_two_draws = _draws(2)
+
+
+def divergence(clean: Logits, robust: Logits) -> Array:
+    """Compute the mean of KL(softmax(clean) || softmax(robust)) over images, f[]."""
+    log_p, log_q = jax.nn.log_softmax(clean), jax.nn.log_softmax(robust)
+    return (jax.nn.softmax(clean) * (log_p - log_q)).sum(-1).mean()
+
+
+def _clean_probabilities(logits_fn: LogitsFn, batch: Batch) -> Array:
+    return jax.nn.softmax(logits_fn(batch.images.clip(0, 1)))
 
 
 def _of_two_passes(
     attack_targets: Callable[[LogitsFn, Batch], Array],
-    terms: Callable[[Labels | SoftLabels, Logits, Logits], tuple[Array, Array]],
+    terms: Callable[[Any, Logits, Logits], tuple[Array, dict[str, Array]]],
     statistics: str,
 ) -> Objective:
-    """Build an objective of `terms(labels, clean logits, robust logits)`: the loss, and of it the
-    divergence.
+    """Build an objective of `terms(batch, clean logits, robust logits)`: the loss, and metrics.
 
     The images and those attacked pass one after the other, as the authors of TRADES have it: batch
     norms normalise them apart, and their running statistics move twice, or with the attacked images
@@ -133,10 +151,10 @@ def _of_two_passes(
         clean, moved = net.apply(params, stats, batch.images.clip(0, 1), train=True, key=first)
         before = moved if statistics == "both" else stats
         robust, after = net.apply(params, before, images_adv, train=True, key=second)
-        value, divergence = terms(batch.labels, clean, robust)
+        value, shown = terms(batch, clean, robust)
         named = {"clean": clean, "robust": robust}
         metrics = {name: accuracy(logits, batch.labels) for name, logits in named.items()}
-        return value, (after, metrics | {"kl": divergence})
+        return value, (after, metrics | shown)
 
     return Objective(attack_targets, loss, _two_draws)
 
@@ -150,15 +168,50 @@ def trades(beta: float, statistics: str = "both") -> Objective:
     zhichao-lu/robust-residual-network: "both" is its baseline, "adversarial" its advanced recipe.
     """
 
-    def attack_targets(logits_fn: LogitsFn, batch: Batch) -> Array:
-        return jax.nn.softmax(logits_fn(batch.images.clip(0, 1)))
+    def terms(batch: Batch, clean: Array, robust: Array) -> tuple[Array, dict[str, Array]]:
+        kl = divergence(clean, robust)
+        return cross_entropy(clean, batch.labels).mean() + beta * kl, {"kl": kl}
 
-    def terms(labels: Array, clean: Array, robust: Array) -> tuple[Array, Array]:
-        log_p, log_q = jax.nn.log_softmax(clean), jax.nn.log_softmax(robust)
-        divergence = (jax.nn.softmax(clean) * (log_p - log_q)).sum(-1).mean()
-        return cross_entropy(clean, labels).mean() + beta * divergence, divergence
+    return _of_two_passes(_clean_probabilities, terms, statistics)
 
-    return _of_two_passes(attack_targets, terms, statistics)
+
+def dkl(alpha: float, beta: float, statistics: str = "both") -> Objective:
+    """Build clean cross-entropy + the improved KL divergence of p(x) and p(x_adv) (Cui et al. 2023,
+    "Decoupled Kullback-Leibler Divergence Loss", arXiv 2305.13948).
+
+    KL splits into a distance of logits and a cross-entropy with soft labels. With clean and robust
+    logits c and r, [.] held fixed, and w the mean probabilities of the image's class, the mean of
+
+        CE(c, y) + alpha CE(r, [softmax(c)]) + beta/4 sum_jk w_j w_k ((c_j - c_k) - (r_j - r_k))^2.
+
+    Theirs: both logits move in the distance, and w is of the class (`improved_kl.memory`), where KL
+    has the image's own probabilities. The attack is TRADES', as in their code. Ours: images pass
+    before attacked ones. Parity: tests/training/update/test_own_objectives.py, 20 updates.
+    """
+
+    def terms(batch: Any, clean: Array, robust: Array) -> tuple[Array, dict[str, Array]]:
+        soft = improved_kl.soft_cross_entropy(clean, robust).mean()
+        distance = improved_kl.weighed_distance(clean, robust, batch.weights).mean()
+        value = cross_entropy(clean, batch.labels).mean() + alpha * soft + beta * distance
+        sums = improved_kl.class_sums(clean, likeliest(batch.labels))
+        return value, {"distance": distance, "class_sums": sums}
+
+    return _of_two_passes(_clean_probabilities, terms, statistics)
+
+
+def hat(beta: float, gamma: float, statistics: str = "both") -> Objective:
+    """Build TRADES + gamma CE(f(x_help), y_help) on helper examples (Rade & Moosavi-Dezfooli 2022,
+    "Reducing Excessive Margin to Achieve a Better Accuracy vs. Robustness Trade-off", ICLR).
+
+    With x' the attacked image, x_help = x + 2 (x' - x), not cut to [0, 1], and y_help the class
+    that a network of standard training sees in x'. They pass after images and attacked images.
+    Ours: that network has the weights that the phase starts from (`helper_examples.memory`), so
+    that the robust one starts there too; theirs starts at random, and may have another
+    architecture. Parity: tests/training/update/test_own_objectives.py, 20 updates.
+    """
+    how = {"cross_entropy": cross_entropy, "divergence": divergence, "accuracy": accuracy}
+    loss = helper_examples.loss_of(beta, gamma, draws=_draws(3), both=statistics == "both", **how)
+    return Objective(_clean_probabilities, loss, lambda key: _draws(3)(key)[:2])
 
 
 def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> Objective:
@@ -175,7 +228,8 @@ def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> 
     `ATTACK_LABELS`. Parity: tests/training/update/test_golden_updates.py, against PyTorch.
     """
 
-    def terms(labels: Array, clean: Array, robust: Array) -> tuple[Array, Array]:
+    def terms(batch: Batch, clean: Array, robust: Array) -> tuple[Array, dict[str, Array]]:
+        labels = batch.labels
         p, q = jax.nn.softmax(clean), jax.nn.softmax(robust)
         is_label = jnp.arange(p.shape[1])[None] == likeliest(labels)[:, None]
         # Through an index, so that tied runners-up do not share the gradient.
@@ -184,8 +238,8 @@ def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> 
         margin = -jnp.log(1.0001 - strongest + 1e-12)
         unsure = 1.0000001 - jnp.where(is_label, p, 0).sum(-1)
         each = jax.scipy.special.xlogy(p, p) - p * jnp.log(q + 1e-12)
-        divergence = (each.sum(-1) * unsure).mean()
-        return (cross_entropy(robust, labels) + margin).mean() + beta * divergence, divergence
+        kl = (each.sum(-1) * unsure).mean()
+        return (cross_entropy(robust, labels) + margin).mean() + beta * kl, {"kl": kl}
 
     return _of_two_passes(_at_labels(attack_labels), terms, statistics)
 
@@ -251,6 +305,10 @@ class ObjectiveRow(NamedTuple):
     both: bool = False  # images and those attacked pass the network, each in a pass of its own
     weights: tuple[str, ...] = ()  # keys of a phase, at least 0
     displaces: bool = False  # the loss is differentiated twice: `Objective.displaced`
+    also: int = 0  # further passes of an update
+    # (classes, steps of an epoch) -> what a step remembers of those before it.
+    remembers: Callable[[int, int], Memory] | None = None
+    helped: bool = False  # by the weights that the phase starts from, which cannot be random
 
     @property
     def attacks(self) -> bool:
@@ -272,7 +330,7 @@ def passes(name: str, attack: AttackSection) -> int:
     """Count the forward passes that an update of one image costs, attack included."""
     row = named(name)
     passes = several.passes(attack) if row.attacks else 0
-    update = 6 if row.both else 3  # forward and backward, of each image
+    update = row.also + (6 if row.both else 3)  # forward and backward, of each image
     update *= several.updates(attack) if row.attacks else 1
     return int(row.of_probabilities) + passes + update * (2 if row.displaces else 1)
 
@@ -303,6 +361,24 @@ add(
             ROWS["trades"].make(phase, attack)._replace(displaced=weight_perturbation.awp())
         ),
         displaces=True,
+    ),
+)
+add(
+    "dkl",
+    ROWS["trades"]._replace(
+        make=lambda phase, attack: dkl(phase.dkl_alpha, phase.dkl_beta, phase.bn_statistics),
+        weights=("dkl_alpha", "dkl_beta"),
+        remembers=improved_kl.memory,
+    ),
+)
+add(
+    "hat",
+    ROWS["trades"]._replace(
+        make=lambda phase, attack: hat(phase.hat_beta, phase.hat_gamma, phase.bn_statistics),
+        weights=("hat_beta", "hat_gamma"),
+        also=4,  # the helper examples, and what the helper network sees
+        remembers=lambda classes, steps_per_epoch: helper_examples.memory(),
+        helped=True,
     ),
 )
 add(

@@ -173,8 +173,8 @@ def memory(attack: AttackSection) -> Memory | None:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _OF_TURNS)
         return jax.random.categorical(key, jnp.log(shares)).astype(jnp.int32)
 
-    def recall(state: Any, batch: Any, keys: Any) -> tuple[Any, Any]:
-        return batch, TurnKeys(keys, jnp.broadcast_to(turn(state), keys.shape))
+    def recall(state: Any, batch: Any, keys: Any) -> tuple[Any, Any, Any]:
+        return state.stats, batch, TurnKeys(keys, jnp.broadcast_to(turn(state), keys.shape))
 
     def learn(state: Any, opt_state: Any, metrics: dict[str, Array]) -> tuple[Any, Any]:
         now = jnp.arange(len(norms)) == turn(state)
@@ -184,8 +184,12 @@ def memory(attack: AttackSection) -> Memory | None:
             turns = told["turns"] + now
             step = (1 - metrics["robust"] - told["errors"]) / jnp.maximum(turns, 1)
             errors = told["errors"] + jnp.where(now, step, 0).astype(jnp.float32)
-            opt_state = opt_state._replace(memory={"turns": turns, "errors": errors})
+            opt_state = opt_state._replace(memory=told | {"turns": turns, "errors": errors})
         return opt_state, metrics | shown
 
-    first = {"turns": jnp.zeros(2, jnp.int32), "errors": jnp.zeros(2)} if extreme else {}
+    def first(params: Any, stats: Any) -> dict[str, Array]:
+        if not extreme:
+            return {}
+        return {"turns": jnp.zeros(2, jnp.int32), "errors": jnp.zeros(2, jnp.float32)}
+
     return Memory(recall, learn, first)

@@ -11,7 +11,7 @@ from jaxrobust.attacks import image_keys
 from jaxrobust.models.interface.network_inputs import cast, unit_range
 from jaxrobust.runtime.devices.sharding import Spread
 from jaxrobust.training.update import averages, objectives
-from jaxrobust.training.update.memory import NO_MEMORY, Memory
+from jaxrobust.training.update.memory import NO_MEMORY, Memory, Optimiser, begun
 from jaxrobust.training.update.mixing import BatchAugmentation
 from jaxrobust.types import Array, Attack, Batch, Classifier, Keys, LogitsFn, Params
 
@@ -104,7 +104,7 @@ def train_step(
     *,
     augment: BatchAugmentation,
     gradients: Callable[..., tuple[Params, tuple[Params, dict[str, Array]]]],
-    tx: optax.GradientTransformation,
+    tx: Optimiser,
     average: averages.Averaging,
     statistics: averages.Statistics = averages.as_moved,
     given: Callable[[Keys, Any], Any] = keys_alone,
@@ -121,9 +121,9 @@ def train_step(
     with jax.named_scope("augmentation"):
         batch = augment(augment_key, Batch(unit_range(batch.images), batch.labels))
     keys, net_keys = (image_keys(key, batch.images.shape[0]) for key in (attack_key, net_key))
-    batch, keys = memory.recall(state, batch, given(keys, control.epsilon_share))
-    grads, (stats, metrics) = gradients(state.params, state.stats, batch, keys, net_keys)
-    stats = statistics(state.stats, stats, state.step)
+    known, batch, keys = memory.recall(state, batch, given(keys, control.epsilon_share))
+    grads, (stats, metrics) = gradients(state.params, known, batch, keys, net_keys)
+    stats = statistics(state.stats, {name: stats[name] for name in state.stats}, state.step)
 
     with jax.named_scope("optimiser"):
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -187,19 +187,18 @@ def of_device(
     return spread.reduce(grads), (stats | spread.mean(moved), spread.mean(metrics))
 
 
-def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) -> TrainState:
+def init_state(net: Classifier, tx: Optimiser, key: Array) -> TrainState:
     """Draw a fresh state; the average starts from the initial weights."""
     init_key, _ = jax.random.split(key)
     return state_of(tx, key, *net.init(init_key))
 
 
-def state_of(
-    tx: optax.GradientTransformation, key: Array, params: Params, stats: Params
-) -> TrainState:
+def state_of(tx: Optimiser, key: Array, params: Params, stats: Params) -> TrainState:
     """Begin with known weights, and the keys that `init_state` would have."""
     _, root = jax.random.split(key)
     ema = started_average(params, stats)
-    return TrainState(jnp.zeros((), jnp.int32), params, stats, ema, tx.init(params), root)
+    opt_state = begun(tx, params, stats)
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, ema, opt_state, root)
 
 
 def started_average(params: Params, stats: Params) -> Params:

@@ -1,0 +1,80 @@
+"""Helper examples: images beyond the attacked ones, labelled by a network that is not robust."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from jaxrobust.training.update.memory import Memory
+from jaxrobust.types import Array, Classifier, Params
+
+REACH = 2.0  # a helper example lies so often as far from its image as the attacked one
+HELPER = "helper."  # begins the names of the helper network's arrays, beside the statistics
+
+
+def memory() -> Memory:
+    """Remember the weights that the phase starts from: the helper network, which stays as it is."""
+
+    def recall(state: Any, batch: Any, keys: Any) -> tuple[Any, Any, Any]:
+        own = {k: v for k, v in state.opt_state.memory.items() if k.startswith(HELPER)}
+        return state.stats | own, batch, keys
+
+    def learn(state: Any, opt_state: Any, metrics: dict[str, Array]) -> tuple[Any, Any]:
+        return opt_state, metrics
+
+    def first(params: Params, stats: Params) -> dict[str, Array]:
+        return {f"{HELPER}{name}": jnp.copy(a) for name, a in (params | stats).items()}
+
+    return Memory(recall, learn, first)
+
+
+def without_helper(net: Classifier) -> Classifier:
+    """Let a network be given statistics with a helper's arrays beside them, which it leaves out."""
+
+    def apply(params: Params, stats: Params, images: Array, **how: Any) -> tuple[Array, Params]:
+        own = {name: a for name, a in stats.items() if not name.startswith(HELPER)}
+        return net.apply(params, own, images, **how)
+
+    return Classifier(net.init, apply)
+
+
+def helper_classes(net: Classifier, params: Params, stats: Params, images: Array) -> Array:
+    """Name the classes i32[B] that the helper network sees, which computes as `params` do."""
+    helper = {k.removeprefix(HELPER): a for k, a in stats.items() if k.startswith(HELPER)}
+    own = {name: helper[name].astype(params[name].dtype) for name in params}
+    rest = {name: a for name, a in helper.items() if name not in params}
+    return net.apply(own, rest, images)[0].argmax(-1)
+
+
+def loss_of(
+    beta: float,
+    gamma: float,
+    *,
+    cross_entropy: Callable[[Array, Array], Array],
+    divergence: Callable[[Array, Array], Array],
+    accuracy: Callable[[Array, Array], Array],
+    draws: Callable[[Array | None], tuple[Array | None, ...]],
+    both: bool,
+) -> Callable[..., Any]:
+    """Build the loss of `objectives.hat`; all parts of logits are those of the other objectives."""
+
+    def loss(
+        net: Classifier, params: Params, stats: Params, batch: Any, images_adv: Array, key: Any
+    ) -> tuple[Array, tuple[Params, dict[str, Array]]]:
+        images, (first, second, third) = batch.images.clip(0, 1), draws(key)
+        classes = helper_classes(net, params, stats, images_adv)
+        beyond = images + REACH * (images_adv - images)
+        clean, moved = net.apply(params, stats, images, train=True, key=first)
+        before = moved if both else stats
+        robust, moved = net.apply(params, before, images_adv, train=True, key=second)
+        before = moved if both else stats
+        helped, after = net.apply(params, before, beyond, train=True, key=third)
+        after = after if both else moved
+        kl = divergence(clean, robust)
+        help_loss = optax.softmax_cross_entropy_with_integer_labels(helped, classes).mean()
+        value = cross_entropy(clean, batch.labels).mean() + beta * kl + gamma * help_loss
+        metrics = {"clean": accuracy(clean, batch.labels), "robust": accuracy(robust, batch.labels)}
+        return value, (after, metrics | {"kl": kl, "helper": accuracy(helped, classes)})
+
+    return loss

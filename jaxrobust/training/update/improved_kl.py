@@ -1,0 +1,75 @@
+"""The improved Kullback-Leibler divergence: distances of logits, weighed by means of classes."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.training.update.memory import Memory
+from jaxrobust.types import Array, Labels, Logits, PerImage, SoftLabels
+
+TEMPERATURE = 4.0  # of the probabilities that class means are of: the authors' choice
+
+
+class WeighedBatch(NamedTuple):
+    """A training batch, and the mean probabilities of each image's class so far."""
+
+    images: Array
+    labels: Array
+    weights: SoftLabels
+
+
+def weighed_distance(clean: Logits, robust: Logits, weights: SoftLabels) -> PerImage:
+    """Compute 1/4 sum_jk w_j w_k ((c_j - c_k) - (r_j - r_k))^2 of logits c and r.
+
+    With d = c - r and weights that sum to W that is 1/2 W sum_j w_j (d_j - m)^2, where m is the
+    mean of d by these weights; so it takes C numbers of an image, and not the C^2 of the authors'
+    code.
+    """
+    apart, whole = clean - robust, weights.sum(-1, keepdims=True)
+    mean = (weights * apart).sum(-1, keepdims=True) / whole
+    return (whole * weights * (apart - mean) ** 2).sum(-1) / 2
+
+
+def soft_cross_entropy(clean: Logits, robust: Logits) -> PerImage:
+    """Compute the cross-entropy of the robust logits with the clean probabilities, held fixed."""
+    return -(jax.lax.stop_gradient(jax.nn.softmax(clean)) * jax.nn.log_softmax(robust)).sum(-1)
+
+
+def class_sums(clean: Logits, classes: Labels) -> Array:
+    """Sum softmax(clean / TEMPERATURE) over the images of each class: f[C, C], a row a class."""
+    told = jax.lax.stop_gradient(jax.nn.softmax(clean / TEMPERATURE))
+    return jax.nn.one_hot(classes, clean.shape[1], dtype=clean.dtype).T @ told
+
+
+def memory(num_classes: int, steps_per_epoch: int) -> Memory:
+    """Remember the mean probabilities of each class, [C, C], as those of the epoch before.
+
+    In the first epoch all are 1/C. A class that had no image in an epoch keeps its row: ours, the
+    authors' would be NaN.
+    """
+
+    def recall(state: Any, batch: Any, keys: Any) -> tuple[Any, Any, Any]:
+        labels = batch.labels
+        classes = labels if labels.ndim == 1 else labels.argmax(-1)
+        weights = state.opt_state.memory["class_means"][classes]
+        return state.stats, WeighedBatch(batch.images, labels, weights), keys
+
+    def learn(state: Any, opt_state: Any, metrics: dict[str, Array]) -> tuple[Any, Any]:
+        told = opt_state.memory
+        sums = told["class_sums"] + metrics["class_sums"].astype(told["class_sums"].dtype)
+        whole = sums.sum(1, keepdims=True)
+        means = jnp.where(whole > 0, sums / jnp.where(whole > 0, whole, 1), told["class_means"])
+        ends = (state.step + 1) % steps_per_epoch == 0
+        new = {
+            "class_means": jnp.where(ends, means, told["class_means"]),
+            "class_sums": jnp.where(ends, 0, sums),
+        }
+        shown = {key: value for key, value in metrics.items() if key != "class_sums"}
+        return opt_state._replace(memory=told | new), shown
+
+    def first(params: Any, stats: Any) -> dict[str, Array]:
+        shape = (num_classes, num_classes)
+        return {"class_means": jnp.full(shape, 1 / num_classes), "class_sums": jnp.zeros(shape)}
+
+    return Memory(recall, learn, first)
