@@ -23,7 +23,7 @@ from jaxrobust.runtime.devices import cpus, sharding, tpus
 from jaxrobust.training.update import (
     alarm,
     averages,
-    helper_examples,
+    hat_examples,
     inner,
     mixing,
     objectives,
@@ -239,7 +239,7 @@ def _shown(net: Classifier, p: PhaseSection, name: str) -> Classifier:
     that leaves out what stands beside them, where its objective has a helper network.
     """
     if objectives.named(p.objective).helped:
-        net = helper_examples.without_helper(net)
+        net = hat_examples.without_helper(net)
     if not p.bn_momentum:
         return net
     if (shown := classifier.showing_batches(net)) is None:

@@ -18,7 +18,8 @@ from jaxrobust.runtime.files import jsonl
 _SECTIONS = ("seed", "init", "label_smoothing", "mixup", "erase", "log", "trouble")
 _KEYS = (
     *("lr", "final_lr", "warmup_lr", "warmup_epochs", "weight_decay", "b2", "ema_decay"),
-    *("from_random", "trades_beta", "mart_beta", "l1", "head", "stem", "normalize"),
+    *("from_random", "trades_beta", "mart_beta", "dkl_alpha", "dkl_beta", "hat_beta", "hat_gamma"),
+    *("l1", "head", "stem", "normalize"),
 )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from jaxrobust.config import AttackSection
 from jaxrobust.models.kernels.primitives import widened
-from jaxrobust.training.update import helper_examples, improved_kl, several, weight_perturbation
+from jaxrobust.training.update import hat_examples, improved_kl, several, weight_perturbation
 from jaxrobust.training.update.memory import Memory
 from jaxrobust.types import (
     Array,
@@ -205,12 +205,12 @@ def hat(beta: float, gamma: float, statistics: str = "both") -> Objective:
 
     With x' the attacked image, x_help = x + 2 (x' - x), not cut to [0, 1], and y_help the class
     that a network of standard training sees in x'. They pass after images and attacked images.
-    Ours: that network has the weights that the phase starts from (`helper_examples.memory`), so
+    Ours: that network has the weights that the phase starts from (`hat_examples.memory`), so
     that the robust one starts there too; theirs starts at random, and may have another
     architecture. Parity: tests/training/update/test_own_objectives.py, 20 updates.
     """
     how = {"cross_entropy": cross_entropy, "divergence": divergence, "accuracy": accuracy}
-    loss = helper_examples.loss_of(beta, gamma, draws=_draws(3), both=statistics == "both", **how)
+    loss = hat_examples.loss_of(beta, gamma, draws=_draws(3), both=statistics == "both", **how)
     return Objective(_clean_probabilities, loss, lambda key: _draws(3)(key)[:2])
 
 
@@ -377,7 +377,7 @@ add(
         make=lambda phase, attack: hat(phase.hat_beta, phase.hat_gamma, phase.bn_statistics),
         weights=("hat_beta", "hat_gamma"),
         also=4,  # the helper examples, and what the helper network sees
-        remembers=lambda classes, steps_per_epoch: helper_examples.memory(),
+        remembers=lambda classes, steps_per_epoch: hat_examples.memory(),
         helped=True,
     ),
 )

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.config import base
 from jaxrobust.training import build
 from jaxrobust.training.run import warnings
-from jaxrobust.training.update import helper_examples, improved_kl, memory, objectives, step
+from jaxrobust.training.update import hat_examples, improved_kl, memory, objectives, step
 from tests.support import parity
 from tests.support import small_updates as small
 from tests.support.steps import batch_of, small_config, standard
@@ -179,10 +179,10 @@ class RowTest(parameterized.TestCase):
         told = after.opt_state.memory
         if objective == "hat":
             self.assertEqual(
-                set(told), {helper_examples.HELPER + key for key in state.params | state.stats}
+                set(told), {hat_examples.HELPER + key for key in state.params | state.stats}
             )
             for key, array in state.params.items():
-                np.testing.assert_array_equal(told[helper_examples.HELPER + key], array)
+                np.testing.assert_array_equal(told[hat_examples.HELPER + key], array)
         else:
             self.assertGreater(float(told["class_sums"].sum()), 0)
 
