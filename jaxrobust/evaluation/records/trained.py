@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxrobust.attacks import registry
+from jaxrobust.attacks import mixes, registry
 from jaxrobust.data.splits import grammar
 from jaxrobust.evaluation.records import parts
 from jaxrobust.resolved import of_phase
@@ -18,7 +18,8 @@ def training(
 ) -> parts.TrainingFacts:
     """Read from a run's config how it trained up to a phase; a pass is one over an image.
 
-    An attack of K steps costs K passes forward and backward before that of the update. `selection`
+    An attack of K steps costs K passes forward and backward before that of the update, and those of
+    several norms at once so many times as much. `selection`
     says on which images the weights were chosen, and whether these are among those of the record
     (null: it is not known); `on_evaluated_images` says whether some of those were trained on. Both
     as far as the names of splits tell, see `grammar.overlap`.
@@ -33,10 +34,11 @@ def training(
         steps = 0 if clean else registry.steps(attack.name, attack.steps)
         made.append({"phase": name, "objective": section.objective, "epochs": section.epochs})
         made[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
+        made[-1]["at_once"] = mixes.at_once(attack) if steps else 1
         if steps:
-            keys = ("norm", "epsilon", "relative_step", "step_size", "start", "start_std")
+            keys = ("norm", "epsilon", "mix", "relative_step", "step_size", "start", "start_std")
             made[-1] |= {key: attack[key] for key in keys if attack.get(key) is not None}
-    passes = sum(m["epochs"] * (1 + m["attack_steps"]) for m in made)
+    passes = sum(m["epochs"] * (1 + m["attack_steps"] * m.pop("at_once")) for m in made)
     seen = of_phase(config, phase)
     ours: parts.SelectionImages = {"split": seen.data.selection_split}
     ours["attack"] = seen.evaluation.get("attack")

@@ -7,33 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import attacks
+from jaxrobust.attacks.mixes import EXTREME, MIXES, at_once, norms_of
 from jaxrobust.config import AttackSection
 from jaxrobust.resolved import Values
 from jaxrobust.training.update.memory import Memory
 from jaxrobust.training.update.value_checks import one_of
 from jaxrobust.types import Array, Attack, Keys, Threat, threats
 
-EXTREME = ("linf", "l1")  # E-AT's norms, whose balls' hull holds much of those between them
 _OF_TURNS = 2  # of the draws of a step that are not split from its key; the alarm's are 1
-
-
-class MixRow(NamedTuple):
-    """One way to train against several norms."""
-
-    each: bool  # whether every norm attacks in each step; else one of them does
-    looks: bool = False  # whether the points found are compared, which takes a pass each
-    updates: bool = False  # whether the update passes those of every norm
-    extreme: bool = False  # whether only `EXTREME` are trained, by their errors so far
-
-
-MIXES = {
-    # MAX and AVG of Tramèr & Boneh 2019 (arXiv 1904.13000), section 3.
-    "worst": MixRow(each=True, looks=True),
-    "average": MixRow(each=True, updates=True),
-    "alternate": MixRow(each=False),  # one norm a step, in their order
-    # E-AT of Croce & Hein 2022 (arXiv 2105.12508).
-    "extreme": MixRow(each=False, extreme=True),
-}
 
 
 class TurnKeys(NamedTuple):
@@ -48,7 +29,7 @@ def alone(attack: AttackSection) -> list[AttackSection]:
     if isinstance(attack["norm"], str):
         return [attack]
     own = {key: attack[key] for key in attack}  # type: ignore[attr-defined]
-    return [Values(own | ball.settings()) for ball in threats(attack)]  # type: ignore[misc]
+    return [Values(own | ball.settings() | {"mix": None}) for ball in threats(attack)]  # type: ignore[misc]
 
 
 def radius(attack: AttackSection) -> float:
@@ -58,10 +39,8 @@ def radius(attack: AttackSection) -> float:
 
 def trained(attack: AttackSection) -> list[AttackSection]:
     """List the sections of the norms that attack in training."""
-    own = alone(attack)
-    mix = attack.get("mix")
-    extreme = mix in MIXES and MIXES[mix].extreme
-    return [each for each in own if each.norm in EXTREME] if extreme else own
+    norms = norms_of(attack)
+    return [each for each in alone(attack) if each.norm in norms]
 
 
 def check(attack: AttackSection) -> None:
@@ -107,17 +86,15 @@ def passes(attack: AttackSection, mix: str | None = None) -> int:
     Where the points found are compared, a forward pass more for each. `mix`: another one than the
     section's.
     """
-    each = attacks.passes(attack.name, attack.steps)
-    row, norms = MIXES.get(mix or attack.get("mix") or ""), len(trained(attack))
-    if row is None or not row.each:
-        return each
-    return norms * (each + row.looks)
+    row = MIXES.get(mix or attack.get("mix") or "")
+    looks = bool(row and row.looks)
+    return at_once(attack, mix) * (attacks.passes(attack.name, attack.steps) + looks)
 
 
 def updates(attack: AttackSection) -> int:
     """Count the norms whose points an update passes: all of them, or one."""
     row = MIXES.get(attack.get("mix") or "")
-    return len(trained(attack)) if row and row.updates else 1
+    return at_once(attack) if row and row.updates else 1
 
 
 def mixed(searches: Sequence[Attack], mix: str, loss: str) -> Attack:

@@ -51,6 +51,16 @@ class ValuesTest(parameterized.TestCase):
         self.assertIn("  -h, --help", shown)
         self.assertNotIn("--image-size", shown)
 
+    @parameterized.parameters("8/255,0.5,12", "(8/255, 0.5, 12)")
+    def test_several_norms_and_a_radius_each(self, radii):
+        words = ["--config.attack.norm=Linf,l2,'L1'", f"--config.attack.epsilon={radii}"]
+        attack = parsed(QUICKSTART, *words, "--config.attack.mix=worst").config.attack
+        self.assertEqual(attack.norm, ("linf", "l2", "l1"))
+        self.assertEqual((attack.epsilon, attack.mix), ((8 / 255, 0.5, 12.0), "worst"))
+        changed = ["--config.train.changes.attack={'norm': ['L2', 'l1'], 'epsilon': [0.5, 12]}"]
+        changes = parsed(QUICKSTART, *changed).config.train.changes.attack
+        self.assertEqual(tuple(changes.norm), ("l2", "l1"))
+
     def test_the_norm_of_an_attack_in_any_spelling(self):
         words = ["--config.attack.norm=L2", "--config.train.changes.attack.norm=Linf"]
         config = parsed(QUICKSTART, *words).config

@@ -1,5 +1,6 @@
 """Training against several norms at once: points, turns, costs, refusals, the union."""
 
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -9,12 +10,15 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
+from jaxrobust.doctor import config_checks
 from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.evaluation.records import records, trained
 from jaxrobust.training import build
 from jaxrobust.training.update import inner, objectives, several, step
 from jaxrobust.training.update.memory import Remembering
 from jaxrobust.types import Threat
 from tests.support import rows
+from tests.support.runs import final_state, one_phase, quiet_run, stop_after
 from tests.support.steps import batch_of, small_config, standard
 
 NORMS = {"attack__norm": ("linf", "l2", "l1"), "attack__epsilon": (8 / 255, 0.5, 3.0)}
@@ -155,7 +159,7 @@ class TurnTest(absltest.TestCase):
 
         def turns(**changes):
             held = several_state({**told, **changes})
-            recall = jax.vmap(lambda i: memory.recall(held(i), None, KEYS)[1].turn[0])
+            recall = jax.vmap(lambda i: memory.recall(held(i), None, KEYS)[2].turn[0])
             return float(recall(jnp.arange(4000)).mean())
 
         self.assertAlmostEqual(turns(), 0.25, delta=0.03)
@@ -201,6 +205,56 @@ class CostTest(parameterized.TestCase):
         self.assertLen(made, 2 + looks)  # each norm's gradient is traced once
         passes = several.passes(small_config(**how).attack)
         self.assertEqual(passes, 2 * (1 if mix == "alternate" else 2) + looks)
+
+    def test_a_record_counts_them_too(self):
+        for mix, passes in (("worst", 3 * (1 + 3 * 3)), ("extreme", 3 * (1 + 3))):
+            config = small_config(**NORMS, attack__mix=mix)
+            facts = trained.training(config, "train", dataset="d", split="test")
+            self.assertEqual(facts["passes"], passes, mix)
+            self.assertEqual(facts["phases"][-1]["mix"], mix)
+            self.assertNotIn("at_once", facts["phases"][-1])
+
+    def test_the_doctor_says_them(self):
+        plan = config_checks.PlannedRun(small_config(**NORMS, attack__mix="worst"))
+        look = next(own.look for own in config_checks.CONFIG_CHECKS if own.name == "one-step")
+        expected = "; worst of linf, l2, l1 attacks with 24 passes a step, where one norm takes 7"
+        self.assertEndsWith(look(plan).sentence, expected)
+
+
+class RunTest(absltest.TestCase):
+    @pytest.mark.slow
+    def test_a_run_that_was_stopped_goes_on_in_its_turns(self):
+        """The errors that extreme chooses by stand in the checkpoint, so the bits are the same."""
+        self.enter_context(
+            mock.patch.object(
+                accuracy, "count", return_value={"clean": 0.5, "robust": 0.25, "images": 64}
+            )
+        )
+        each = [np.array(bits, bool) for bits in ([1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 0])]
+        clean, answers = np.array([True, True, True, False]), np.array([0, 1, 2, 3])
+        told = {"clean": clean, "answers": answers, "labels": answers}
+        judged = [told | {"robust": robust & clean} for robust in each]
+        self.enter_context(mock.patch.object(accuracy, "each", side_effect=judged * 2))
+        folder = Path(self.create_tempdir())
+        config = one_phase(
+            **NORMS, train__epochs=3, attack__mix="extreme", attack__name="pgd", attack__steps=1,
+            test__steps=1,
+        )  # fmt: skip
+        quiet_run(config, folder / "whole")
+        stop_after(6, lambda: quiet_run(config, folder / "stopped"))
+        quiet_run(config, folder / "stopped")
+        whole, stopped = (final_state(folder / name, config)[0] for name in ("whole", "stopped"))
+        self.assertEqual(int(whole.opt_state.memory["turns"].sum()), 12)
+        for a, b in zip(*map(jax.tree.leaves, (whole, stopped)), strict=True):
+            if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+                a, b = map(jax.random.key_data, (a, b))
+            np.testing.assert_array_equal(a, b)
+        (record,) = records.read(folder / "whole")
+        self.assertEqual([attack["norm"] for attack in record.attacks], list(OF))
+        self.assertTrue(record.is_union)
+        self.assertEqual((record.clean, record.robust), (0.75, 0.25))
+        after = {"linf 0.03137": 0.5, "l2 0.5": 0.25, "l1 3": 0.25}
+        self.assertEqual(record.accuracy_after, after)
 
 
 class RefusalTest(parameterized.TestCase):

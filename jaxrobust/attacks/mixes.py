@@ -1,0 +1,39 @@
+"""The ways to train against several norms, and how many of them attack in a step."""
+
+from typing import Any, NamedTuple
+
+from jaxrobust.types import threats
+
+EXTREME = ("linf", "l1")  # E-AT's norms, whose balls' hull holds much of those between them
+
+
+class MixRow(NamedTuple):
+    """One way to train against several norms."""
+
+    each: bool  # whether every norm attacks in each step; else one of them does
+    looks: bool = False  # whether the points found are compared, which takes a pass each
+    updates: bool = False  # whether the update passes those of every norm
+    extreme: bool = False  # whether only `EXTREME` are trained, by their errors so far
+
+
+MIXES = {
+    # MAX and AVG of Tramèr & Boneh 2019 (arXiv 1904.13000), section 3.
+    "worst": MixRow(each=True, looks=True),
+    "average": MixRow(each=True, updates=True),
+    "alternate": MixRow(each=False),  # one norm a step, in their order
+    # E-AT of Croce & Hein 2022 (arXiv 2105.12508).
+    "extreme": MixRow(each=False, extreme=True),
+}
+
+
+def norms_of(attack: Any) -> list[str]:
+    """List the norms that attack in training, of the settings of a config or of a run."""
+    own, mix = [ball.norm for ball in threats(attack)], attack.get("mix")
+    extreme = mix in MIXES and MIXES[mix].extreme
+    return [norm for norm in own if norm in EXTREME or not extreme]
+
+
+def at_once(attack: Any, mix: str | None = None) -> int:
+    """Count the norms that attack in each step; `mix`: another one than the settings'."""
+    row = MIXES.get(mix or attack.get("mix") or "")
+    return len(norms_of(attack)) if row and row.each else 1
