@@ -14,18 +14,18 @@ class Memory(NamedTuple):
     `recall(state, batch, keys) -> (stats, batch, keys)`, which gradients are given, the attack's
     among them;
     `learn(state, opt_state, metrics) -> (opt_state, metrics)`, of this step's metrics;
-    `first(params, stats)`: arrays that are kept beside the optimiser's state, as a phase begins.
+    `first(params, stats)`: arrays that are kept beside the optimiser's state, as a phase begins;
+    None: it keeps none.
     """
 
     recall: Callable[[Any, Any, Any], tuple[Any, Any, Any]]
     learn: Callable[[Any, Any, Any], tuple[Any, Any]]
-    first: Callable[[Params, Params], dict[str, Array]]
+    first: Callable[[Params, Params], dict[str, Array]] | None = None
 
 
 NO_MEMORY = Memory(
     lambda state, batch, keys: (state.stats, batch, keys),
     lambda state, opt_state, metrics: (opt_state, metrics),
-    lambda params, stats: {},
 )
 
 
@@ -46,10 +46,12 @@ def joined(memories: Sequence[Memory]) -> Memory:
             opt_state, metrics = one.learn(state, opt_state, metrics)
         return opt_state, metrics
 
-    def first(params: Params, stats: Params) -> dict[str, Array]:
-        return {k: a for one in memories for k, a in one.first(params, stats).items()}
+    kept = [one.first for one in memories if one.first is not None]
 
-    return Memory(recall, learn, first)
+    def first(params: Params, stats: Params) -> dict[str, Array]:
+        return {k: a for own in kept for k, a in own(params, stats).items()}
+
+    return Memory(recall, learn, first if kept else None)
 
 
 class Remembering(NamedTuple):
@@ -71,11 +73,12 @@ Optimiser: TypeAlias = optax.GradientTransformation | MemorySetup
 
 def remembering(tx: optax.GradientTransformation, memory: Memory) -> Optimiser:
     """Keep a memory's arrays in the optimiser's state, if there are any; a step changes them."""
-    if memory is NO_MEMORY:
+    first = memory.first
+    if first is None:
         return tx
 
     def begin(params: Params, stats: Params) -> Remembering:
-        return Remembering(tx.init(params), memory.first(params, stats))
+        return Remembering(tx.init(params), first(params, stats))
 
     def update(grads: Any, state: Remembering, params: Any = None) -> tuple[Any, Remembering]:
         updates, own = tx.update(grads, state.own, params)

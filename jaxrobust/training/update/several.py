@@ -165,8 +165,6 @@ def memory(attack: AttackSection) -> Memory | None:
         return opt_state, metrics | shown
 
     def first(params: Any, stats: Any) -> dict[str, Array]:
-        if not extreme:
-            return {}
         return {"turns": jnp.zeros(2, jnp.int32), "errors": jnp.zeros(2, jnp.float32)}
 
-    return Memory(recall, learn, first)
+    return Memory(recall, learn, first if extreme else None)
