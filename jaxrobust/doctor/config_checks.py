@@ -23,7 +23,7 @@ from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.training import batch_sizes, build
 from jaxrobust.training.run import splits, warnings
 from jaxrobust.training.update import inner, objectives, several
-from jaxrobust.types import Classifier, threats
+from jaxrobust.types import Classifier
 from jaxrobust.weights.naming.compose import NORMALIZATIONS
 
 _ONE_STEP = 8 / 255  # of L-inf: from here on one step is known to overfit to itself
@@ -130,9 +130,8 @@ def _worst_norm(
         worst = min(found, key=lambda each: (RED, YELLOW, SKIPPED, GREEN).index(each.level))
         if len(norms) == 1:
             return worst
-        passes = f"{a.mix} of {', '.join(ball.norm for ball in threats(a))}"
-        passes += f" attacks with {several.passes(a)} passes a step, where one norm takes "
-        passes += f"{several.passes(norms[0])}"
+        passes = f"{several.described(a)} attacks with {several.passes(a)} passes a step, where "
+        passes += f"one norm takes {several.passes(norms[0])}"
         return worst._replace(sentence=f"{worst.sentence}; {passes}")
 
     return looks

@@ -12,7 +12,7 @@ from jaxrobust.estimate.work import PhaseWork, work
 from jaxrobust.resolved import decoders
 from jaxrobust.runtime.text import patience
 from jaxrobust.training import batch_sizes, build
-from jaxrobust.training.update import objectives
+from jaxrobust.training.update import objectives, several
 
 
 def account(
@@ -108,6 +108,8 @@ def _phase(
     part: PhaseWork, target: Target, utilisation: float, seconds: float, chips: list[Any] | None
 ) -> dict[str, Any]:
     config, p = part.config, part.config[part.name]
+    attacks = objectives.named(p.objective).attacks
+    norms = several.described(config.attack) if attacks else ""
     with patience.of(f"{part.name}: counting its operations"):
         flops = build.flops_per_image(config, part.name)
     if target.here:
@@ -133,7 +135,8 @@ def _phase(
     return {
         "phase": part.name,
         "objective": p.objective,
-        "attack_steps": config.attack.steps if objectives.named(p.objective).attacks else 0,
+        "attack_steps": config.attack.steps if attacks else 0,
+        **({"attack_norms": norms} if norms else {}),
         "epochs": p.epochs,
         "image_size": config.model.image_size,
         "batch_size": part.batch_size,

@@ -30,6 +30,7 @@ def _wrapped(line: str, width: int) -> list[str]:
 
 def _column(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
     steps = f", {row['attack_steps']}-step attack" if row["attack_steps"] else ""
+    steps += f", {row['attack_norms']}" if row.get("attack_norms") else ""
     several = result["chips"] > 1
     per_chip = f" ({row['images_per_s_per_chip']:,.0f} a chip)" if several else ""
     memory = f" of {result['chip_memory'] / 2**30:.0f} GiB" if result["chip_memory"] else ""

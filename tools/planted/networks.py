@@ -17,7 +17,7 @@ from jaxrobust.config import network_of
 from jaxrobust.data import Prepared
 from jaxrobust.data.stream import pipeline
 from jaxrobust.training.run import splits
-from jaxrobust.types import Array
+from jaxrobust.types import Array, Threat
 from jaxrobust.weights.naming.compose import NORMALIZATIONS
 from jaxrobust.weights.trained import runs
 
@@ -160,7 +160,7 @@ def _detected(x: Array) -> Array:
 def _(primals, tangents):  # type: ignore[no-untyped-def]
     (x,), (dx,) = primals, tangents
     apart = jax.lax.map(lambda one: jnp.abs(x - one[None]).max(axis=(1, 2, 3)), jnp.asarray(KNOWN))
-    far = apart.min(axis=0) > 1.2 * CONFIG.attack.epsilon
+    far = apart.min(axis=0) > 1.2 * Threat.of(CONFIG.attack).epsilon
     return x, jnp.where(far[:, None, None, None], -dx, dx)
 
 

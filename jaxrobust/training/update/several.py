@@ -32,6 +32,12 @@ def alone(attack: AttackSection) -> list[AttackSection]:
     return [Values(own | ball.settings() | {"mix": None}) for ball in threats(attack)]  # type: ignore[misc]
 
 
+def described(attack: AttackSection) -> str:
+    """Name several norms with their mix, for a line of text; "" of one."""
+    norms = [ball.norm for ball in threats(attack)]
+    return f"{attack.get('mix')} of {', '.join(norms)}" if len(norms) > 1 else ""
+
+
 def radius(attack: AttackSection) -> float:
     """Read the radius of a section of one norm."""
     return Threat.of(attack).epsilon
