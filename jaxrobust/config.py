@@ -171,7 +171,7 @@ class AttackSection(Section, Protocol):
     norm: str | Sequence[str] = "linf"
     epsilon: float | Sequence[float] = 4 / 255  # in units of the [0, 1] pixel range
     # Of several norms: worst | average | alternate | extreme, the rows of
-    # jaxrobust/training/update/several.py; None: there is one norm.
+    # jaxrobust/attacks/mixes.py; None: there is one norm.
     mix: str | None = None
     steps: int = 2  # of each attack in a training step
     # The radius grows by epsilon / warmup_epochs after each epoch, from 0 in the first.

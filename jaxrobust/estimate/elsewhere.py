@@ -17,6 +17,7 @@ from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
 from jaxrobust.training.update import objectives, optim
 from jaxrobust.training.update import step as training_step
+from jaxrobust.training.update.memory import remembering
 
 # Seconds that a step takes at least: its launch, and its batch on the way to the chips. Assumed.
 SHORTEST = 5e-3
@@ -111,7 +112,8 @@ def check(work: PhaseWork, chips: int) -> None:
 
 
 def state_bytes(work: PhaseWork, shares: int) -> int:
-    """Count the bytes of parameters, their average and the optimiser's state on a device.
+    """Count the bytes of parameters, their average and the optimiser's state on a device, with what
+    steps remember.
 
     `shares`: how many devices share them.
     """
@@ -119,7 +121,8 @@ def state_bytes(work: PhaseWork, shares: int) -> int:
     per_epoch = work.rows // work.batch_size
     section = config[work.name]
     _, tx = optim.of_phase(section, work.name, decay_mask=mask, steps_per_epoch=per_epoch)
-    init = partial(training_step.init_state, network_of(config), tx)
+    setup = remembering(tx, build.memory_of(config, section, per_epoch))
+    init = partial(training_step.init_state, network_of(config), setup)
     leaves = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
     arrays = (leaf for leaf in leaves if leaf.dtype in (jnp.float32, jnp.int32))
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)

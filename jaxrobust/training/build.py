@@ -44,7 +44,7 @@ def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
     return objectives.sparse(made, p.l1) if p.l1 else made
 
 
-def _memory(config: Config, p: PhaseSection, steps_per_epoch: int) -> Memory:
+def memory_of(config: Config, p: PhaseSection, steps_per_epoch: int) -> Memory:
     """Make what a step remembers: of the turns of norms, and what its objective does."""
     own = objectives.named(p.objective)
     turns = several.memory(config.attack) if own.attacks else None
@@ -163,7 +163,7 @@ def phase(
         )
     decay_mask = models.decay_mask(config.model.name)
     schedule, tx = optim.of_phase(p, name, decay_mask=decay_mask, steps_per_epoch=steps_per_epoch)
-    memory = _memory(config, p, steps_per_epoch)
+    memory = memory_of(config, p, steps_per_epoch)
     if config.model.dtype == "float16":
         raise ValueError(
             "model.dtype='float16' cannot train: gradients below 6e-8 become 0 and nothing here "

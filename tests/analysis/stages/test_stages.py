@@ -115,6 +115,13 @@ class CheckTest(parameterized.TestCase):
             checks.check(tiny(), stage.parse(text), Path("runs/x"))
         self.assertIn(words, str(caught.exception))
 
+    def test_several_norms_are_named(self):
+        own = {"attack__norm": ("linf", "l2"), "attack__epsilon": (8 / 255, 0.5)}
+        words = (
+            "the training has several norms; name those to attack, such as autoattack:linf:8/255"
+        )
+        self.refused("autoattack", f"{words}+l2:0.5", **own, attack__mix="worst")
+
     def test_layouts(self):
         self.refused("export:timm", "this convnext_n has depths=")
         self.refused("export:Singh2023Revisiting_ViT-S-ConvStem", "is a vit_s_cvst, not a convnext")
