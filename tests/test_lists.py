@@ -1,6 +1,7 @@
 """The lists of tests that `pytest` leaves to `tools/check.py`: of a landing, and slow ones."""
 
 import ast
+import functools
 from pathlib import Path
 
 from absl.testing import absltest
@@ -21,12 +22,16 @@ class ListsTest(absltest.TestCase):
 
 def _is_there(folder: Path, line: str) -> bool:
     file, of, *name = line.split("::")  # a whole class without a name
-    tree = ast.parse((folder / file).read_text())
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    classes = _classes(folder / file)
     functions = (f for c in classes for f in c.body if isinstance(f, ast.FunctionDef))  # inherited
     tests = [f.name for f in functions if "test" in f.name]
     known = not name or any(name[0].startswith(test) for test in tests)
     return known and of in (c.name for c in classes)
+
+
+@functools.cache
+def _classes(file: Path) -> list[ast.ClassDef]:
+    return [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
 
 
 if __name__ == "__main__":
