@@ -73,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Lists of tests with a marker, as rows of a table cannot be marked where they stand: the longest
-# ones whose like another test of their folder makes too, and those for which a change need not wait.
+# ones whose like another test of their folder makes too, and those that a change need not wait for.
 LISTS = {name: Path(__file__).with_name(f"{name}.txt") for name in ("slow", "landing")}
 
 
