@@ -17,7 +17,7 @@ class MixRow(NamedTuple):
 
 
 MIXES = {
-    # MAX and AVG of Tramèr & Boneh 2019 (arXiv 1904.13000), section 3.
+    # MAX and AVG of Tramèr & Boneh 2019 (arXiv 1904.13000).
     "worst": MixRow(each=True, looks=True),
     "average": MixRow(each=True, updates=True),
     "alternate": MixRow(each=False),  # one norm a step, in their order

@@ -9,7 +9,8 @@ import optax
 from jaxrobust.training.update.memory import Memory
 from jaxrobust.types import Array, Classifier, Params
 
-REACH = 2.0  # a helper example lies so often as far from its image as the attacked one
+# A helper example lies so often as far from its image as the attacked one: the authors' default.
+REACH = 2.0
 HELPER = "helper."  # begins the names of the helper network's arrays, beside the statistics
 
 

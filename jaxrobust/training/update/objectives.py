@@ -276,7 +276,7 @@ def sparse(objective: Objective, weight: float) -> Objective:
 def averaged(objective: Objective, count: int) -> Objective:
     """Average a loss over the points of `count` attacks, f32[B, count, H, W, C].
 
-    AVG of Tramèr & Boneh 2019 (arXiv 1904.13000), section 3. The points of one attack pass after
+    AVG of Tramèr & Boneh 2019 (arXiv 1904.13000). The points of one attack pass after
     those of the other, each with the same draws; running statistics of batch norms move each time.
     """
 

@@ -137,9 +137,9 @@ def memory(attack: AttackSection) -> Memory | None:
 
     "alternate" counts the updates. "extreme" draws linf or l1 with probabilities that are as their
     robust errors so far, each the mean over all its steps since the phase began; until both have
-    had one, they are equally likely. That is the rule of Croce & Hein 2022, section 4, and of the
-    authors' code. Ours: the error of a step is that of its images under the attack as the update
-    passes them, which costs nothing, where theirs is that of the attack's last look.
+    had one, they are equally likely. That is the rule of Croce & Hein 2022 (arXiv 2105.12508) as
+    the authors' code has it. Ours: the error of a step is that of its images under the attack as
+    the update passes them, which costs nothing, where theirs is that of the attack's last look.
     """
     mix = attack.get("mix")
     if mix is None or MIXES[mix].each:
