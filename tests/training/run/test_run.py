@@ -280,7 +280,7 @@ class TroubleTest(parameterized.TestCase):
         ({"attack__steps": -1}, "steps=-1"),
         ({"attack__name": "cw"}, "unknown attack 'cw'; one of"),
         ({"attack__start": "corner"}, "one of 'image', 'random'"),
-        ({"train__objective": "hat"}, "unknown objective 'hat'; one of"),
+        ({"train__objective": "alp"}, "unknown objective 'alp'; one of"),
         ({"train__objective": "trades"}, "set attack.start='random'"),
         ({"train__epochs": 0, "pretrain__epochs": 0}, "nothing to train"),
         ({"train__warmup_epochs": 9}, "warmup_epochs=9"),
