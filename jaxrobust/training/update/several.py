@@ -89,10 +89,11 @@ def passes(attack: AttackSection, mix: str | None = None) -> int:
     """Count the passes per image that a step's attacks cost: their sum, or, where one norm attacks
     in a step, their mean, which is that of any: all take the same steps.
 
-    Where the points found are compared, a forward pass more for each. `mix`: another one than the
-    section's.
+    Where the points found are compared, a forward pass more for each. `mix`: of several norms,
+    another one than the section's.
     """
-    row = MIXES.get(mix or attack.get("mix") or "")
+    own = attack.get("mix")
+    row = MIXES.get((mix or own) if own else "")
     looks = bool(row and row.looks)
     return at_once(attack, mix) * (attacks.passes(attack.name, attack.steps) + looks)
 

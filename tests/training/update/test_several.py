@@ -177,6 +177,7 @@ class CostTest(parameterized.TestCase):
         """APGD of 3 steps takes 7 passes, and an update 3."""
         plain = small_config().attack
         self.assertEqual(objectives.passes("adversarial", plain), 7 + 3)
+        self.assertEqual(several.passes(plain, mix="worst"), 7)  # the alarm of one norm
         expected = {
             "worst": 3 * 7 + 3 + 3,  # and a look at each of the three points
             "average": 3 * 7 + 3 * 3,
