@@ -77,6 +77,7 @@ ALLOWED = {
     "tensorboardX": ("training.run.trackers",),
     "wandb": ("training.run.trackers",),
     "resvg_py": ("runtime.text.raster",),
+    "rich": ("runtime.text.panel",),
     "ml_collections": ("commands", "estimate.changes", "config", "runtime.commandline"),
     "torch": ("interop", "weights.store.files", "convert", "evaluation.bundles.claims_torch"),
     "huggingface_hub": ("weights.fetch.remote_weights", "data.sources.huggingface"),

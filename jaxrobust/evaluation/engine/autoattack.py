@@ -208,7 +208,8 @@ def autoattack(
             interval: Any = checks.binomial_interval
             if stop is not None:
                 interval = partial(stop.bounds, of=len(held))
-            meter = Decisions(len(held), interval=interval, enabled=verbose)
+            planned = [setting.name for setting in settings]
+            meter = Decisions(len(held), interval=interval, enabled=verbose, attacks=planned)
             outcome = Outcome.of(clean, settings, flags, once if how else None)
             with meter:
                 under_way = AttackContext(runner, seen, outcome, book, how)
