@@ -80,7 +80,7 @@ ALLOWED = {
     "rich": ("runtime.text.panel",),
     "ml_collections": ("commands", "estimate.changes", "config", "runtime.commandline"),
     "torch": ("interop", "weights.store.files", "convert", "evaluation.bundles.claims_torch"),
-    "huggingface_hub": ("weights.fetch.remote_weights", "data.sources.huggingface"),
+    "huggingface_hub": (*("weights.fetch.remote_weights", "data.sources.huggingface", "convert"),),
     "datasets": ("data.sources.huggingface",),
     "pyarrow": ("data.sources.huggingface",),
     "timm": ("convert.torch_networks", "interop.modules"),

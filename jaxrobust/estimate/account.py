@@ -184,6 +184,11 @@ def _assumed(
     parts: list[PhaseWork], target: Target, result: dict[str, Any], robust: float
 ) -> list[str]:
     lines, aa = [], result.get("autoattack")
+    if target.whole < target.chips:
+        lines.append(
+            f"JAX counts {target.chips // target.whole} devices in each of the {target.whole} "
+            'chips: "a chip" above is such a device, but chip-hours are those of whole chips.'
+        )
     if not target.here:
         lines.append(
             f"The chips reach {result['utilisation']:.0%} of their bfloat16 peak (--utilisation). "
