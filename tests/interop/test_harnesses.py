@@ -81,6 +81,21 @@ class HarnessesTest(parameterized.TestCase):
         self.attacked(name, net=net, steps=steps, epsilon=0.001)  # fools no image
         self.assertEqual((net.forward, net.backward), (forward, backward))
 
+    def test_the_first_point_that_fools_is_the_answer(self):
+        asked = []
+
+        def net(images):
+            asked.append((images.detach().clone(), Linear()(images)))
+            return asked[-1][1]
+
+        found = self.attacked("pgd", net=net, steps=6, epsilon=0.1)
+        later = 0
+        for image, label in enumerate(self.labels):
+            fooling = [x[image] for x, logits in asked if logits[image].argmax() != label]
+            torch.testing.assert_close(found[image], fooling[0])
+            later += not torch.equal(fooling[0], fooling[-1])
+        self.assertGreater(later, 2)  # of which the last one is another
+
     @parameterized.parameters("pgd", "apgd", "apgd-dlr", "square")
     def test_points_stay_in_the_ball(self, name):
         found = self.attacked(name, steps=60 if name == "square" else 10, epsilon=0.3)
