@@ -1,9 +1,9 @@
 """Adversarially robust image classifiers in JAX.
 
-`models` makes networks, `load` brings one with its weights, `attacks` attacks them,
-`evaluation.autoattack` says what they withstand, `convert` takes weights from PyTorch and gives
-them back, and `data` reads images; `python -m jaxrobust` lists the commands. Images are
-f32[B, H, W, C] in [0, 1], radii are in the same units.
+`models` makes networks, `load` (or `from_pretrained`) brings one with its weights, `attacks`
+attacks them, `evaluation.autoattack` says what they withstand, `convert` takes weights from PyTorch
+and gives them back, `push_to_hub` publishes them, and `data` reads images; `python -m jaxrobust`
+lists the commands. Images are f32[B, H, W, C] in [0, 1], radii are in the same units.
 """
 
 import importlib
@@ -15,7 +15,11 @@ from jaxrobust.runtime.text import patience
 
 __version__ = "0.2.0"
 _MODULES = ("attacks", "convert", "data", "evaluation", "models")
-_FUNCTIONS = {"load": "weights.load"}
+_FUNCTIONS = {
+    "load": "weights.load",
+    "from_pretrained": "weights.load",  # the same, by the hub's words
+    "push_to_hub": "convert",
+}
 __all__ = [*_MODULES, *_FUNCTIONS, "__version__"]
 
 moved.follow()

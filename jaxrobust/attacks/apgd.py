@@ -21,6 +21,7 @@ from jaxrobust.attacks.geometry.balls import GEOMETRIES, all_finite, l0_norm, pe
 from jaxrobust.attacks.losses import DLR, LOSSES, by_target
 from jaxrobust.attacks.machine import as_attack, run
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
+from jaxrobust.runtime.text import spelling
 
 
 class ApgdState(NamedTuple):
@@ -192,6 +193,7 @@ def apgd_machine(
     """
     own: dict[str, Any] = {"steps": steps, "kept_fraction": kept_fraction}
     name = loss if isinstance(loss, str) else "ce"
+    norm = spelling.norm(norm)
     inputs.check_settings(norm=norm, epsilon=epsilon, loss=name, **own)
     ball = GEOMETRIES[norm]
     loss_fn: Callable[..., t.Array] = LOSSES[loss] if isinstance(loss, str) else loss

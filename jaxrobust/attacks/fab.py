@@ -23,6 +23,7 @@ from jaxrobust.attacks.geometry.balls import per_image, where
 from jaxrobust.attacks.geometry.hyperplanes import displacement
 from jaxrobust.attacks.machine import as_attack, run
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
+from jaxrobust.runtime.text import spelling
 
 _SIZE = {
     "linf": lambda rows: jnp.max(jnp.abs(rows), axis=1),
@@ -102,6 +103,7 @@ def fab_machine(
     Arguments as in `fab_run`. Targeted, `loss` is f[B]; otherwise f[B, C], the boundary with each
     class. A driver must not `tell` a finished image: nothing here stops it.
     """
+    norm = spelling.norm(norm)
     inputs.check_settings(norm=norm, epsilon=epsilon, loss="ce", steps=steps)
     _check_ranges(alpha_max=alpha_max, eta=eta, beta=beta)
     ball = balls.GEOMETRIES[norm]._replace(sample=partial(_sample, norm=norm))

@@ -10,6 +10,7 @@ from jaxrobust.attacks.geometry.l1_rules import geometry_of
 from jaxrobust.attacks.losses import LOSSES
 from jaxrobust.attacks.machine import as_attack
 from jaxrobust.attacks.registry import Fixed, MachineFacts, NamedAttack, add
+from jaxrobust.runtime.text import spelling
 from jaxrobust.types import Array, Attack, Counts, Machine, PerImage, Points, Start
 
 
@@ -108,6 +109,7 @@ def pgd_machine(
 ) -> Machine:
     """Make PGD a `types.Machine` of `steps` evaluations; arguments as in `pgd`."""
     own: dict[str, Any] = {"step_size": step_size, "kept_fraction": kept_fraction}
+    norm = spelling.norm(norm)
     inputs.check_settings(norm=norm, epsilon=epsilon, loss=loss, steps=steps, **own)
     inputs.check_no_targets(loss)
     ball, loss_fn = geometry_of(norm, l1_rule), LOSSES[loss]

@@ -25,6 +25,7 @@ from jaxrobust.attacks.inputs import check_inputs, check_settings, image_keys
 from jaxrobust.attacks.losses import cw_loss
 from jaxrobust.attacks.machine import advance, as_attack, checked
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
+from jaxrobust.runtime.text import spelling
 
 
 class SquareState(NamedTuple):
@@ -103,6 +104,7 @@ def square_machine(
     whose network may be a less exact one than the one that decides. `tell` leaves a finished image
     as it is. The draws of evaluation n, the start being 0, come from `fold_in(key, n)`.
     """
+    norm = spelling.norm(norm)
     check_settings(norm=norm, epsilon=epsilon, loss="cw")
     check_schedule(queries, p_init)
     levels = window_levels(queries, rescale)

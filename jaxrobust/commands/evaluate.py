@@ -2,7 +2,8 @@
 
 An imported folder (jaxrobust import), a RobustBench id and a timm id say themselves what they are:
 --weights FOLDER without --model; what is on the internet is kept in a cache. --function FILE:NAME
-evaluates a network of any library, --torch FILE:NAME one in PyTorch, on --dataset NAME.
+evaluates a network of any library, --torch FILE:NAME one in PyTorch, on --dataset NAME. The word
+quickstart names the trained network that the package ships: its first figure takes seconds.
 
 Attacks a network, prints what it withstands and writes the record of it. The same command again
 continues an evaluation that was interrupted, and prints one that is done. On a pod, start it with
@@ -26,6 +27,7 @@ from jaxrobust.runtime.commandline import fields, functions
 from jaxrobust.runtime.commandline.arguments import parse, quiet_libraries, stop, unable
 from jaxrobust.runtime.commandline.ending import Ending, define_host_flags, hosts
 from jaxrobust.runtime.text import patience, terminal
+from jaxrobust.weights.fetch import shipped
 
 fields.define(EvaluateFlags)
 define_host_flags()
@@ -33,15 +35,16 @@ define_host_flags()
 
 def main(argv: list[str]) -> None:
     """Read the flags and evaluate."""
-    if len(argv) > 1:
-        stop(f"{argv[1]!r} is no flag; every value goes to one, see --help", 2)
+    if len(argv) > 1 and (len(argv) > 2 or argv[1] not in shipped.RUNS):
+        also = f", or {' or '.join(shipped.RUNS)} names the network"
+        stop(f"{argv[1]!r} is no flag; every value goes to one{also}, see --help", 2)
     quiet_libraries()
     pod = hosts()
     patience.end()  # the first host speaks for all, and joining has its own words
     end = Ending(_again)
     try:
         with end:
-            answer, first = _evaluated(end, pod)
+            answer, first = _evaluated(end, pod, *argv[1:])
         if first:
             terminal.show(answer)
     except KeyboardInterrupt:
@@ -67,7 +70,7 @@ def _again() -> str:
     return "the same command continues with the verdicts so far"
 
 
-def _evaluated(end: Ending, pod: dict[str, Any] | None) -> tuple[str, bool]:
+def _evaluated(end: Ending, pod: dict[str, Any] | None, word: str = "") -> tuple[str, bool]:
     if pod is not None:
         end.join(pod)
     given = asdict(fields.given(EvaluateFlags))
@@ -76,10 +79,12 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None) -> tuple[str, bool]:
     without_attack = given["corruptions"] is not None or given["certify"] is not None
     if without_attack and flags.FLAGS["attack"].using_default_value:
         given["attack"] = "clean"
+    elif word and flags.FLAGS["attack"].using_default_value:
+        given["attack"] = "apgd-ce"  # one program to compile, where AutoAttack has four
     with patience.of(patience.LOADING, here=pod is None):
         from jaxrobust.evaluation.questions import command  # after the flags: --help needs no JAX
 
-    return command.answer(command.GivenFlags(**given), sizes, threats, ladder)
+    return command.answer(command.GivenFlags(**given, shipped=word or None), sizes, threats, ladder)
 
 
 def _describe_attacks() -> None:
@@ -106,5 +111,7 @@ def _describe_attacks() -> None:
 
 
 if __name__ == "__main__":  # whose document and flags absl's --help shows
+    if sys.argv[1:2] and sys.argv[1] in shipped.RUNS:  # absl takes words behind the flags alone
+        sys.argv.append(sys.argv.pop(1))
     _describe_attacks()
     app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

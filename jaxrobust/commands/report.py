@@ -1,8 +1,9 @@
 """`jaxrobust report PATH... [--out FILE]`: runs and evaluations as one HTML file.
 
 A path is a run, a folder of records (RUN/evaluation), a file of records, or a folder of many of
-them. The file opens from disk and loads nothing. With --watch a server shows the page instead, and
-shows it anew while the run goes on.
+them; quickstart, where no such path is, is the run that the package ships. The file opens from disk
+and loads nothing. With --watch a server shows the page instead, and shows it anew while the run
+goes on.
 
 Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 a file
 cannot be read or written, or the port is taken.
@@ -18,6 +19,7 @@ from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.spelling import counted
+from jaxrobust.weights.fetch import shipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class ReportFlags:
     paths: tuple[Path, ...] = flag(
         "Run, records, folder.", word=True, required=True, metavar="PATH"
     )
-    out: Path | None = flag("File; default: report.html in the first PATH.")
+    out: Path | None = flag("File; default: report.html in the first PATH, of quickstart here.")
     watch: bool = flag("Serve the page and keep it fresh.", False)
     host: str = flag("Address of --watch; default: only this machine reaches it.", "127.0.0.1")
     port: int = flag("Port of --watch; default: 8017.", 8017)
@@ -48,6 +50,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments.answer(run, flags, "the same command makes the page again")
 
 
+def _kept(path: Path) -> Path:
+    """Find the run in the package that a path names, where nothing else has that name."""
+    return path if path.exists() else shipped.kept(str(path)) or path
+
+
 def run(flags: ReportFlags) -> dict[str, Any] | None:
     """Write the page, or serve it until Ctrl-C; return what was made."""
     with patience.of("loading the package"):
@@ -57,14 +64,17 @@ def run(flags: ReportFlags) -> dict[str, Any] | None:
     if flags.watch:
         if flags.out or flags.json:
             raise ValueError("--watch serves the page and writes no file; leave --out, --json out")
-        watching.serve(flags.paths, host=flags.host, port=flags.port, every=flags.every)
+        watching.serve(
+            tuple(map(_kept, flags.paths)), host=flags.host, port=flags.port, every=flags.every
+        )
         return None
-    first = flags.paths[0]
-    out = flags.out or (first if first.is_dir() else first.parent) / "report.html"
+    first, paths = flags.paths[0], tuple(map(_kept, flags.paths))
+    place = first if first.is_dir() else first.parent  # of the package's own run, where we are
+    out = flags.out or place / "report.html"
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'report.html'}")
     with patience.of(f"reading {', '.join(map(str, flags.paths))}"):
-        records = gathered.gather(flags.paths)
+        records = gathered.gather(paths)
     if not out.parent.is_dir():
         raise ValueError(f"--out={out}: the folder {out.parent} is not there; make it first")
     text = page.page(records, pictures=examples.Album().part)

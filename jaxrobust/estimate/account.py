@@ -60,7 +60,7 @@ def account(
         "utilisation": None if target.here else utilisation,
         "start_s": start,
         "phases": rows,
-        "training": costs(run, target.chips),
+        "training": costs(run, target.whole),
     }
     if images:
         with patience.of("AutoAttack: looking at what it takes"):
@@ -68,7 +68,7 @@ def account(
                 once = attacked.measured(end.config, seconds=seconds)
             else:
                 once = attacked.computed(end.config, target, utilisation=utilisation)
-        result["autoattack"] = _autoattack(once, target.chips, images, robust, start)
+        result["autoattack"] = _autoattack(once, target.whole, images, robust, start)
     assumed = _assumed(parts, target, result, robust)
     fed = (
         feeding.line(part, target, row["images_per_s"])
@@ -151,7 +151,7 @@ def _phase(
         "parts_s": spent,
         "data_cores": None if target.here else feeding.cores(part, speed),
         **once.figures,
-        **costs(sum(spent.values()), target.chips),
+        **costs(sum(spent.values()), target.whole),
     }
 
 
@@ -187,6 +187,11 @@ def _assumed(
     parts: list[PhaseWork], target: Target, result: dict[str, Any], robust: float
 ) -> list[str]:
     lines, aa = [], result.get("autoattack")
+    if target.whole < target.chips:
+        lines.append(
+            f"JAX counts {target.chips // target.whole} devices in each of the {target.whole} "
+            'chips: "a chip" above is such a device, but chip-hours are those of whole chips.'
+        )
     if not target.here:
         lines.append(
             f"The chips reach {result['utilisation']:.0%} of their bfloat16 peak (--utilisation). "

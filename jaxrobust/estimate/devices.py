@@ -13,13 +13,14 @@ if TYPE_CHECKING:  # it imports JAX, which reads the environment that `prepare` 
     from jaxrobust.runtime.devices.hardware import Chip
 
 HERE = ("cpu", "gpu", "tpu")
-# As people write them, and as JAX calls them. TPU v2, v3 and 7x are not here: JAX counts half of
-# such a chip as a device.
+# As people write them, and as JAX calls them. TPU v2 and v3 are not here: JAX counts half of such a
+# chip as a device, as it does of TPU7x (Ironwood).
 _KINDS = {
     "v4": "TPU v4",
     "v5e": "TPU v5e",
     "v5p": "TPU v5p",
     "v6e": "TPU v6e",
+    "v7x": "TPU7x",
     "a10": "NVIDIA A10",
     "a10g": "NVIDIA A10G",
     "a100": "NVIDIA A100-SXM4-80GB",
@@ -38,7 +39,8 @@ _KINDS = {
 # are multiples of 4, up to so many chips (cloud.google.com/tpu/docs, the page of each version).
 _PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SPACE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-_LARGEST = {"v4": 4096, "v5p": 6144}
+_LARGEST = {"v4": 4096, "v5p": 6144, "v7x": 9216}
+_HALVED = {"TPU7x": 2}  # devices of a chip
 _WRITTEN = "write cpu, gpu or tpu for the devices that are here, or chips such as v5e:8x8 or h100:8"
 
 
@@ -47,10 +49,15 @@ class Target(NamedTuple):
 
     name: str  # as it was written
     kind: str  # as JAX calls one of them
-    chips: int  # how many: what JAX calls devices
+    chips: int  # how many: what JAX calls devices, which of TPU7x are halves of chips
     chip: "Chip | None"  # its peaks; None of a CPU, and of a device that is not listed
     here: bool
     compiles: bool  # whether a compiler for it is installed, though it is not here
+
+    @property
+    def whole(self) -> int:
+        """Count the chips that are rented, by whose hours they are paid."""
+        return self.chips // _HALVED.get(self.kind, 1)
 
     @property
     def float32(self) -> float:
@@ -83,11 +90,12 @@ def target(name: str) -> Target:
         example = f"{kind}:4x4" if tpu else f"{kind}:8"
         raise ValueError(f"--on {name} does not say how many chips; write one such as {example}")
     if tpu and not _rented(kind, shape):
-        some = "v4:2x2x4 or v5p:4x4x8" if kind in _LARGEST else f"{kind}:4x4 or {kind}:8x8"
+        some = f"{kind}:2x2x4 or {kind}:4x4x8" if kind in _LARGEST else f"{kind}:4x4 or {kind}:8x8"
         raise ValueError(f"--on {name} is no slice of TPU {kind}; write one such as {some}")
     from jaxrobust.runtime.devices import hardware
 
-    chips, chip = math.prod(map(int, shape.split("x"))), hardware.chip(_KINDS[kind])
+    chip = hardware.chip(_KINDS[kind])
+    chips = math.prod(map(int, shape.split("x"))) * _HALVED.get(_KINDS[kind], 1)
     # It knows no slices smaller than a host of four chips.
     compiles = tpu and chips > 1 and importlib.util.find_spec("libtpu") is not None
     return Target(name, _KINDS[kind], chips, chip, False, compiles)

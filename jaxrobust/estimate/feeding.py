@@ -16,19 +16,20 @@ _PHOTOGRAPHS = 224  # px; of smaller images no rate is known
 
 
 class Host(NamedTuple):
-    """The machine that so many chips are in."""
+    """The machine that so many chips, as JAX counts them, are in."""
 
     chips: int
     cores: int  # vCPUs
 
 
-# vCPUs of a host of each machine type for slices, as Google Cloud lists them: that of v5e was
-# looked up, the others are from memory. The hosts of GPUs are whatever people rent.
+# vCPUs of a host of each machine type for slices, as Google Cloud lists them: those of v5e and of
+# TPU7x were looked up, the others are from memory. The hosts of GPUs are whatever people rent.
 HOSTS = {
     "TPU v4": Host(4, 240),
     "TPU v5e": Host(4, 112),
     "TPU v5p": Host(4, 208),
     "TPU v6e": Host(4, 180),
+    "TPU7x": Host(8, 224),  # four chips, which JAX counts twice
 }
 
 

@@ -61,6 +61,7 @@ from jaxrobust.models.interface.classifier import classifier as as_functions
 from jaxrobust.models.interface.family import Family, Member
 from jaxrobust.models.interface.renaming import Naming, Renaming
 from jaxrobust.runtime.commandline import functions
+from jaxrobust.runtime.text import spelling
 from jaxrobust.types import Classifier, Params
 
 __all__ = ["available", "create", "module"]
@@ -93,7 +94,8 @@ def create(
     """Make the network `name` as a pair of pure functions.
 
     Args:
-      name: one of `available()`, or a function of yours, such as "my_nets.py:make" (`foreign`).
+      name: one of `available()`, timm's name of one (`convnext_tiny`), or a function of yours, such
+        as "my_nets.py:make" (`foreign`).
       num_classes: width of the logits.
       image_size: side of the square input, pixels.
       **overrides: fields of the family's row, e.g. `in_channels=1`, `dtype="bfloat16"`,
@@ -116,6 +118,7 @@ def create(
         own |= {"num_classes": num_classes, "image_size": image_size} | overrides
         _check_dtype(own["dtype"])
         return foreign.create(name, **own)
+    name = known(name)
     row = variant(name, **overrides)
     _check_dtype(row.dtype)
     for key in _RATES & {*row._fields}:
@@ -185,7 +188,7 @@ def origin(name: str, **given: Any) -> dict[str, Any] | None:
 
 def variant(name: str, **overrides: Any) -> Any:
     """Return the family's row of `name` with fields replaced; `ValueError` for unknown ones."""
-    row = family(name).variants[name]
+    row = family(name).variants[name if functions.is_name(name) else known(name)]
     unknown = overrides.keys() - set(row._fields)
     if unknown:
         raise ValueError(
@@ -277,12 +280,12 @@ def family(name: str) -> Family:
 
 def member(name: str) -> Member:
     """Look up the facts about a variant that are not in its row."""
-    return family(name).members[name]
+    return family(name).members[name if functions.is_name(name) else known(name)]
 
 
 def decay_mask(name: str) -> str:
     """Tell which parameters the references decay: a key of `optim.DECAY_MASKS`."""
-    own = family(name).members.get(name)
+    own = family(name).members.get(spelling.network(name))
     return (own and own.decay_mask) or family(name).decay_mask
 
 
@@ -302,7 +305,8 @@ def torch_keys(name: str, **overrides: Any) -> list[str]:
 
 
 def known(name: str) -> str:
-    """Return the name itself, or `ValueError` with the nearest names."""
+    """Return our name of a network, of timm's too, or `ValueError` with the nearest names."""
+    name = spelling.network(name)
     if functions.is_name(name):
         raise ValueError(
             f"{name} is a function of yours, and this needs one of the package's networks; "

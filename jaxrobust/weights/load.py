@@ -1,5 +1,6 @@
 """Load networks: a source is brought here, read, and made into a network with its weights."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.runtime.text import spelling
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Classifier, Params
 from jaxrobust.weights import imports, reading
@@ -15,6 +17,7 @@ from jaxrobust.weights.naming import networks
 from jaxrobust.weights.naming.networks import Request
 from jaxrobust.weights.store.artifact import Artifact, Network
 
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?", re.ASCII)
 _OWN = ("architecture", "options", "num_classes", "image_size", "in_channels")  # of the network
 
 
@@ -76,12 +79,23 @@ def load(
     >>> logits.shape, about["architecture"], about["num_classes"]
     ((2, 10), 'convnext_n', 10)
     """
+    model = model and spelling.network(model)
     here = imports.local(sources.parse(str(source)), model=model, which=which, tell=tell)
     artifact = reading.artifact_of(here, which=which)
     own_name = None if model in PUBLISHED else model
     network = fitted(artifact, own_name, image_size=image_size, options=overrides or None)
     params, stats = jax.device_put((network.params, network.stats))
     return LoadedNetwork(network.create(**overrides), params, stats, about(network))
+
+
+def from_pretrained(source: str | Path, **how: Any) -> LoadedNetwork:
+    """Load a network by the word that libraries around the hub have for it; arguments of `load`.
+
+    `ORG/REPO` that is no path here is a repository of the hub, `hf://ORG/REPO`.
+    """
+    text = str(source)
+    on_hub = _REPOSITORY.fullmatch(text) and text not in PUBLISHED and not Path(text).exists()
+    return load(f"hf://{text}" if on_hub else source, **how)
 
 
 def fitted(

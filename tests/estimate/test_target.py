@@ -15,6 +15,7 @@ class TargetTest(parameterized.TestCase):
         ("v4:2x2x2", "TPU v4", 8, 275e12),
         ("v5p:16x16x24", "TPU v5p", 6144, 459e12),
         ("v5e:1x1", "TPU v5e", 1, 197e12),
+        ("v7x:4x4x4", "TPU7x", 128, 1153.5e12),  # Ironwood: JAX counts halves of chips
         ("h100:8", "NVIDIA H100 SXM", 8, 989e12),
         ("a100:2", "NVIDIA A100-SXM4-80GB", 2, 312e12),  # which most clouds rent by that name
         ("a100-80gb:2", "NVIDIA A100-SXM4-80GB", 2, 312e12),
@@ -40,6 +41,7 @@ class TargetTest(parameterized.TestCase):
         ("v4", "2x2x1", True), ("v4", "2x2x2", True), ("v4", "2x4x4", True), ("v4", "4x4x4", True),
         ("v4", "16x16x16", True),  # 4,096 chips are the largest
         ("v4", "16x16x20", False), ("v4", "2x4x8", False), ("v4", "4x4", False),
+        ("v7x", "2x2x1", True), ("v7x", "16x24x24", True), ("v7x", "16x24x28", False),
         ("v5p", "16x16x24", True), ("v5p", "16x16x28", False), ("v5p", "4x4x4x4", False),
     )  # fmt: skip
     def test_slices_in_space(self, kind, shape, rented):
@@ -47,7 +49,7 @@ class TargetTest(parameterized.TestCase):
 
     def test_every_name_is_listed_with_its_peaks(self):
         for name in devices._KINDS:
-            shape = "2x2x1" if name in ("v4", "v5p") else "2x2" if name.startswith("v") else "4"
+            shape = "2x2x1" if name in devices._LARGEST else "2x2" if name.startswith("v") else "4"
             self.assertIsNotNone(devices.target(f"{name}:{shape}").chip, name)
 
     @parameterized.parameters(
@@ -60,12 +62,18 @@ class TargetTest(parameterized.TestCase):
         ("v5e:16", "is no slice of TPU v5e"),
         ("v6e:2x2x2", "is no slice of TPU v6e; write one such as v6e:4x4"),
         ("v4:8x8", "is no slice of TPU v4; write one such as v4:2x2x4"),
-        ("v5p:2x2x3", "is no slice of TPU v5p; write one such as v4:2x2x4 or v5p:4x4x8"),
+        ("v5p:2x2x3", "is no slice of TPU v5p; write one such as v5p:2x2x4 or v5p:4x4x8"),
+        ("v7x:4x4", "is no slice of TPU v7x; write one such as v7x:2x2x4"),
         ("v5p:64x64x64", "is no slice of TPU v5p"),
     )
     def test_what_is_no_device(self, name, sentence):
         with self.assertRaisesRegex(ValueError, sentence):
             devices.target(name)
+
+    @parameterized.parameters(("v7x:2x2x1", 8, 4), ("v5p:2x2x1", 4, 4), ("h100:8", 8, 8))
+    def test_hours_are_of_whole_chips(self, name, counted, rented):
+        found = devices.target(name)
+        self.assertEqual((found.chips, found.whole), (counted, rented))
 
     def test_a_device_that_is_not_here(self):
         with (

@@ -30,7 +30,7 @@ def free_job() -> str:
 
 
 class SyntaxTest(absltest.TestCase):
-    SCRIPTS = ("tpu_pod.sh", "xpk.sh", "slurm.sbatch")
+    SCRIPTS = ("tpu_pod.sh", "xpk.sh", "gcluster.sh", "slurm.sbatch")
 
     def test_bash_reads_them(self):
         for name in self.SCRIPTS:
@@ -117,6 +117,68 @@ class XpkTest(clouds.ScriptsTest):
         self.assertEqual(call[-1], f"{wheels}/jaxrobust-0.2.0-py3-none-any.whl[tpu,gcs]")
 
 
+class ClusterToolkitTest(clouds.ScriptsTest):
+    GIVEN = CLUSTER | {"BUCKET": "b"}
+
+    def submitted(self, *arguments, **variables):
+        """The flags of gcluster, and the words of the command that the containers run."""
+        self.cloud.program("gcluster")
+        script = clouds.SCRIPTS / "gcluster.sh"
+        code, said = self.cloud.run(script, *arguments, **self.GIVEN | variables)
+        self.assertEqual(code, 0, said)
+        (call,) = self.cloud.calls()
+        self.assertEqual(call[:3], ["gcluster", "job", "submit"])
+        given = dict(zip(call[3::2], call[4::2], strict=True))
+        return given, shlex.split(given.pop("--command"))
+
+    def test_submits_the_command(self):
+        given, command = self.submitted("robust", *FLAGS)
+        self.assertEqual(command[:5], ["exec", "python", "-m", "jaxrobust.main", "--multihost"])
+        self.assertEqual(command[5:], [*FLAGS])
+        mount = "gs://b;/bucket;rw;options=implicit-dirs,metadata-cache:ttl-secs:0"
+        self.assertEqual(
+            given,
+            {
+                "--cluster": "c",
+                "--location": "z",
+                "--name": "robust",
+                "--compute-type": "v5litepod-64",
+                "--num-slices": "1",
+                "--image": "i",
+                "--mount": mount,
+                "--restarts": "1000",
+                "--restart-on-exit-codes": "75,143",
+                "--grace-period": "120s",
+            },
+        )
+
+    def test_evaluates_on_ironwood(self):
+        given, command = self.submitted(
+            "a", "--workdir", "/bucket/run", RUN="evaluate", TYPE="tpu7x", TOPOLOGY="4x4x4"
+        )
+        self.assertEqual((given["--compute-type"], given["--topology"]), ("tpu7x", "4x4x4"))
+        self.assertEqual(
+            command[2:], ["-m", "jaxrobust.evaluate", "--multihost", "--workdir", "/bucket/run"]
+        )
+
+    @parameterized.parameters(*GIVEN)
+    def test_a_variable_is_missing(self, name):
+        given = {key: value for key, value in self.GIVEN.items() if key != name}
+        self.refused("gcluster.sh", f"set {name}, ", "robust", *FLAGS, **given)
+
+    def test_arguments(self):
+        name = "give the job's name first, such as robust, then flags of jaxrobust.main"
+        self.refused("gcluster.sh", name, *FLAGS, **self.GIVEN)
+        self.refused("gcluster.sh", "give the flags of jaxrobust.main, such", "a", **self.GIVEN)
+        sizeless = self.GIVEN | {"TYPE": "tpu7x"}
+        self.refused(
+            "gcluster.sh", "TYPE=tpu7x says no size; set TOPOLOGY", "a", *FLAGS, **sizeless
+        )
+        self.refused("gcluster.sh", "RUN=test is neither", "a", *FLAGS, RUN="test", **self.GIVEN)
+        if not shutil.which("gcluster"):
+            self.refused("gcluster.sh", "gcluster is missing; install", "a", *FLAGS, **self.GIVEN)
+
+
 class SlurmTest(clouds.ScriptsTest):
     def job(self, code, *arguments, **variables):
         """The calls of a job whose processes end with `code`, and how the job ends."""
@@ -180,12 +242,13 @@ class AsPrintedTest(clouds.ScriptsTest):
         self.cloud.slices()
         self.cloud.queue("codes", *[0] * 9)
         self.cloud.program("xpk", 'bash -c "${*: -1}"')
+        self.cloud.program("gcluster", 'bash -c "${*: -1}"')
         self.cloud.program("sbatch", 'while [[ $1 == --* ]]; do shift 2; done; bash "$@"')
         self.cloud.program("srun", '"$@"')
         self.cloud.program("python", '[ "$1" == -c ] || run "$@"')
         self.cloud.program("run")
         commands = self.printed()
-        self.assertLen(commands, 6)
+        self.assertLen(commands, 8)
         for command in commands:
             done = subprocess.run(
                 ["bash", "-c", command],
@@ -196,7 +259,7 @@ class AsPrintedTest(clouds.ScriptsTest):
             )
             self.assertEqual(done.returncode, 0, done.stderr)
         runs = [call[2:] for call in self.cloud.calls("run")]
-        self.assertEqual([run[0] for run in runs], ["jaxrobust.main", "jaxrobust.evaluate"] * 3)
+        self.assertEqual([run[0] for run in runs], ["jaxrobust.main", "jaxrobust.evaluate"] * 4)
         parsing = [
             subprocess.Popen(
                 [sys.executable, "-c", PARSE.format(module), *flags],
@@ -209,7 +272,7 @@ class AsPrintedTest(clouds.ScriptsTest):
             for module, *flags in runs
         ]
         codes, said = processes.wait(parsing)
-        self.assertEqual(codes, [0] * 6, said)
+        self.assertEqual(codes, [0] * 8, said)
 
 
 PARSE = """

@@ -144,8 +144,9 @@ class MessagesTest(parameterized.TestCase):
 @absltest.skipUnless(there, NEEDS)
 class DevicesTest(parameterized.TestCase):
     @parameterized.parameters(
-        ("v5e:4x4", 16, "TPU v5 lite"), ("v4:2x2x4", 16, "TPU v4"), ("v6e:2x2", 4, "TPU v6 lite")
-    )
+        ("v5e:4x4", 16, "TPU v5 lite"), ("v4:2x2x4", 16, "TPU v4"), ("v6e:2x2", 4, "TPU v6 lite"),
+        ("v7x:2x2x1", 8, "TPU7x"),  # two of each chip
+    )  # fmt: skip
     def test_one_device_for_each_chip(self, name, count, kind):
         devices = tpu.chips(self, name)
         self.assertLen(devices, count)

@@ -56,7 +56,7 @@ class ParseTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ("nowhere.pth", "no such file; give one of .safetensors, .* or an imported folder, .*"
-         "Salman2020Do_R18, or a timm id such as convnext_tiny.fb_in1k$"),
+         "timm id such as convnext_tiny.fb_in1k, or quickstart, which ships with the package$"),
         ("weights/mine", "no such file"),
         ("convnext_t", "that is an architecture, .*`jaxrobust models convnext_t` lists"),
         ("Salman2020Do_R19", "no id of RobustBench; did you mean .*Salman2020Do_R18"),

@@ -27,7 +27,7 @@ BESIDE = {
 
 def sections() -> dict[str, list[str]]:
     """List the public names by title, without `jaxrobust.`, in the order of the reference."""
-    found = {"jaxrobust": ["load"]}
+    found = {"jaxrobust": ["load", "from_pretrained"]}
     for module in MODULES:
         found[f"jaxrobust.{module}"] = [f"{module}.{n}" for n in getattr(jaxrobust, module).__all__]
     return found | {title: list(names) for title, names in BESIDE.items()}

@@ -52,7 +52,7 @@ def text(
         f"{paper} on {target.name} ({chips}), at an assumed {utilisation:.0%} of the peak",
         f"{len(steps)} runs, of which {sum(s.state == DONE for s in steps)} are done; records fill "
         f"{filled} of the {cells} cells of their rows",
-        f"{len(left)} runs to make: {hours:,.0f} hours, {hours * target.chips:,.0f} chip-hours",
+        f"{len(left)} runs to make: {hours:,.0f} hours, {hours * target.whole:,.0f} chip-hours",
     ]
     if decided := sum(step.state == APART for step in steps):
         lines[1] += (

@@ -18,7 +18,7 @@ from jaxrobust.commands.flags.shared import shared
 from jaxrobust.runtime.commandline import fields
 from jaxrobust.runtime.commandline.arguments import answer, number
 from jaxrobust.runtime.commandline.fields import flag
-from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text import patience, spelling
 from jaxrobust.weights.fetch import KINDS
 
 
@@ -39,7 +39,9 @@ class NewFlags:
         named="from",
     )
     model: str | None = shared("model")
-    norm: str = flag("Norm of the attack.", "linf", choices=("linf", "l2", "l1"))
+    norm: str = flag(
+        "Norm of the attack.", "linf", choices=("linf", "l2", "l1"), type=spelling.norm
+    )
     epsilon: str | None = flag(
         "Radius, such as 4/255, in units of [0, 1] pixels; default: the usual one of the norm."
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxrobust.runtime.commandline.arguments import mapping, number
 from jaxrobust.runtime.commandline.fields import flag
+from jaxrobust.runtime.text import spelling
 from jaxrobust.weights.fetch import KINDS
 
 # A flag -> its help, and the default that the help names where a command names no other.
@@ -31,10 +32,7 @@ TEXTS: dict[str, tuple[str, str | None]] = {
         None,
     ),
     "torch_args": ('Arguments of that function, as JSON: {"depth": 28}.', None),
-    "torch_output": (
-        "Which of several results of the module are the logits: a key or a place.",
-        None,
-    ),
+    "torch_output": ("Which of several results are the logits: a key or a place.", None),
     "dataset": (
         "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME, or cifar10-c:DIR",
         "that of the run",
@@ -56,7 +54,9 @@ TEXTS: dict[str, tuple[str, str | None]] = {
     "json": ("Print one JSON object on the last line.", None),
     "out": ("Folder of both files", "RUN/analyses, or analyses"),
 }
-_READS = {"options": mapping, "torch_args": mapping, "epsilon": number}
+READS: dict[str, Any] = {"options": mapping, "torch_args": mapping, "epsilon": number}
+_NAMES = {"model": spelling.network, "dataset": spelling.dataset, "norm": spelling.norm}
+READS |= {name: lambda _, text, own=own: own(text) for name, own in _NAMES.items()}
 
 
 def shared(name: str, value: Any = None, *, default: str | None = None, **how: Any) -> Any:
@@ -68,8 +68,8 @@ def shared(name: str, value: Any = None, *, default: str | None = None, **how: A
     text, usual = TEXTS[name]
     words = default or usual
     help_text = f"{text.removesuffix('.')}; default: {words}." if words else text
-    if name in _READS:
-        how["reads"] = _READS[name]
+    if name in READS:
+        how["reads"] = READS[name]
     return flag(help_text, value, **how)
 
 

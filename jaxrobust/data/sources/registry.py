@@ -23,6 +23,7 @@ from jaxrobust.data.source import (
 )
 from jaxrobust.data.sources import cifar_c, fake, huggingface, image_folder, npz, tfds  # noqa: F401  # kinds
 from jaxrobust.data.splits import grammar, storage, subsets
+from jaxrobust.runtime.text import spelling
 
 __all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]
 
@@ -64,7 +65,7 @@ def open_source(
         damaged or does not fit the data; another number of classes; an extra that is missing.
       ConnectionError: Hugging Face's hub does not answer.
     """
-    parsed = grammar.parse(split)
+    name, parsed = spelling.dataset(name), grammar.parse(split)
     ids = subsets.read_ids(parsed.ids, name) if parsed and parsed.ids else None
     chosen = subsets.read_classes(classes) if classes else None
     source = _open(name, split, data_dir, subsets.SubsetChoice(chosen, ids, num_classes))

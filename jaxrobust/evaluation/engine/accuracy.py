@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Key, UInt8
-from tqdm.auto import tqdm
 
 from jaxrobust import attacks
 from jaxrobust import types as t
@@ -20,8 +19,9 @@ from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import checks, collapse
 from jaxrobust.models.interface.network_inputs import cast, unit_range
 from jaxrobust.runtime.devices import compilation, sharding
-from jaxrobust.runtime.text import patience
-from jaxrobust.runtime.text.progress import say
+from jaxrobust.runtime.text import panel, patience
+from jaxrobust.runtime.text.panel import PanelRow
+from jaxrobust.runtime.text.progress import LinePart, say, watched
 
 Counter = Callable[..., dict[str, t.Array]]
 _COMPILED: weakref.WeakSet[Counter] = weakref.WeakSet()  # those that have met a batch
@@ -108,25 +108,24 @@ def _judgements(
     )
     key = jax.random.key(images.seed)
     steps = -(-len(images) // images.batch_size)
-    hidden = None if bar else True  # None: on a terminal only
-    shown = tqdm(batches, desc=bar, total=steps, disable=hidden, leave=False, unit="batch")
-    progress = lambda: f"{bar}: {shown.n} of {steps} batches"  # noqa: E731
-    beside = lambda words: shown.set_postfix_str(words.removeprefix(f"{bar}: "))  # noqa: E731
+    made = 0
+    progress = lambda: f"{bar}: {made} of {steps} batches"  # noqa: E731
     first_host = bool(bar) and jax.process_index() == 0
     with (
         contextlib.closing(batches),
-        patience.shown_by(beside, seen=not shown.disable),
+        panel.opened(bar, here=first_host) as meter,
         patience.lasting(progress, here=first_host) as wait,
     ):
-        for b in shown:
-            if not shown.disable:  # which says by itself how far it is
-                shown.set_postfix_str("", refresh=False)
+        for b in batches:
+            meter.show([PanelRow("batches", [LinePart(f"{made} of {steps}")])], made, steps)
+            if watched():  # which shows by itself how far it is
                 wait.again()
             if images.meets is not None:
                 images.meets.add(b.damaged)
             arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
             with _compiling(counter, bar, (weights, arrays)):
                 judgement = jax.device_get(counter(*weights, *arrays, key))
+            made += 1
             yield judgement
 
 

@@ -36,7 +36,7 @@ from jaxrobust.evaluation.network.images import ImageSet, InRange, clipped, hash
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.runtime.processes import hosts
-from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text import patience, spelling
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Array, Threat, check_number
 
@@ -130,6 +130,7 @@ def autoattack(
     check_array("labels", labels)
     labels = np.asarray(labels)
     held: Any = _held(images)
+    norm = spelling.norm(norm)
     settings = ensembles.plan(norm, version, attacks, overrides)
     fast = version == ensembles.FAST
     kept = "standard" if fast else version  # whose ledger it is
@@ -208,7 +209,8 @@ def autoattack(
             interval: Any = checks.binomial_interval
             if stop is not None:
                 interval = partial(stop.bounds, of=len(held))
-            meter = Decisions(len(held), interval=interval, enabled=verbose)
+            planned = [setting.name for setting in settings]
+            meter = Decisions(len(held), interval=interval, enabled=verbose, attacks=planned)
             outcome = Outcome.of(clean, settings, flags, once if how else None)
             with meter:
                 under_way = AttackContext(runner, seen, outcome, book, how)

@@ -4,14 +4,14 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
-from tqdm.auto import tqdm
 
-from jaxrobust.runtime.text import patience, terminal
-from jaxrobust.runtime.text.progress import LinePart, clock, columns, fitted, joined, say, watched
+from jaxrobust.runtime.text import panel, patience, terminal
+from jaxrobust.runtime.text.panel import PanelRow
+from jaxrobust.runtime.text.progress import LinePart, clock, columns, joined, say, watched
 
 T = TypeVar("T")
 
@@ -62,19 +62,24 @@ class Decisions:
     """Images decided, an upper bound of the robust accuracy, and time left of an evaluation."""
 
     def __init__(
-        self, images: int, *, interval: Callable[[int, int], tuple[float, float]], enabled: bool
+        self,
+        images: int,
+        *,
+        interval: Callable[[int, int], tuple[float, float]],
+        enabled: bool,
+        attacks: Sequence[str] = (),
     ) -> None:
+        """Show nothing yet; `attacks` are those that are planned, in their order."""
+        self._attacks = attacks
         self._interval = interval  # of a share, from how many of how many
         self._enabled = enabled and jax.process_index() == 0
         self._seen = self._enabled and watched()
         self._images = images
         self._shown, self._text = 0.0, ""
-        self._parts: list[LinePart] = []  # of the last line
         self._begun: set[str] = set()  # attacks, of which one begins with each lot of images
         self._aside = 0  # images that stand and are not attacked any more
-        self._bar = tqdm(
-            total=1, disable=not self._seen, dynamic_ncols=True, leave=False, miniters=1
-        )
+        self._meter: panel.Meter = panel.NoMeter()
+        self._shows = contextlib.ExitStack()
 
     def widen(self, images: int, aside: int) -> None:
         """Go on with a lot more: `images` in all, of which `aside` withstood all attacks before."""
@@ -95,7 +100,7 @@ class Decisions:
         self._attack, self._of, self._standing, self._slots = attack, images, standing, slots
         self._counts = Counts(images - known)
         self._passes, self._seconds, self._calls = 0, 0.0, 0
-        self._compiling, self._parts = compiling, []
+        self._compiling = compiling
         again = attack in self._begun
         self._begun.add(attack)
         if known and not again:
@@ -103,8 +108,8 @@ class Decisions:
         if known == images or again:
             return  # nothing compiles
         if self._seen:
-            self._show([LinePart(f"compiling ({compiling})")], 0, 1)
-            self._bar.refresh()
+            self._show([self._robust()], 0, 1)
+            self._meter.waits(f"compiling ({compiling})")
         else:
             self._say(f"{attack}: compiling ({compiling})")
 
@@ -119,10 +124,6 @@ class Decisions:
             if call is None:
                 return
             yield call
-
-    def _lasts(self, text: str) -> None:
-        self._show([LinePart(text), *self._parts], self._bar.n, self._bar.total)
-        self._bar.refresh()
 
     def decided(self, standing: int, passes: int, *, fooled: bool) -> None:
         """Count one image more as decided, by `passes`; `standing` are not fooled yet."""
@@ -151,38 +152,48 @@ class Decisions:
         made, total = self._counts.passes, self._counts.passes + math.ceil(left.attack)
         time_left = (left.attack + left.later) * self._seconds / max(self._passes, 1)
         bound = "at most " if left.bound else ""
-        low, high = self._interval(self._standing, self._images)
-        parts = [
-            LinePart(f"ETA {bound}{clock(time_left)},"),
-            LinePart(f"{made:,} of {bound}{total:,} passes,", 2),
-            LinePart(f"{self._of - self._counts.undecided}/{self._of} decided,", 1),
-            LinePart(f"robust at most {self._standing / max(self._images, 1):.1%}", 3),
-            LinePart(f"({low:.1%} to {high:.1%})", 4),
-        ]
-        self._parts = parts
+        decided, robust = self._of - self._counts.undecided, self._robust()
         if self._seen:
-            self._show(parts, made, total)
+            rows = [
+                PanelRow("passes", [LinePart(f"{made:,} of {bound}{total:,}")]),
+                PanelRow("decided", [LinePart(f"{decided:,} of {self._of:,} images")]),
+                robust,
+                PanelRow("left", [LinePart(f"{bound}{clock(time_left)}")]),
+            ]
+            self._show(rows, made, total)
         elif self._enabled and time.perf_counter() - self._shown > _INTERVAL:
+            parts = [
+                LinePart(f"ETA {bound}{clock(time_left)},"),
+                LinePart(f"{made:,} of {bound}{total:,} passes,", 2),
+                LinePart(f"{decided}/{self._of} decided,", 1),
+                LinePart(f"robust {robust.parts[0].text}", 3),
+                robust.parts[1]._replace(rank=4),
+            ]
             text = joined(self._attack, parts, columns())
             if text != self._text:
                 self._shown, self._text = time.perf_counter(), text
                 with terminal.turn():
                     print(text, file=sys.stderr, flush=True)
 
-    def _show(self, parts: list[LinePart], made: int, total: int) -> None:
-        self._bar.total = max(total, 1)
-        self._bar.bar_format = fitted(self._attack, parts, columns())
-        self._bar.update(made - self._bar.n)
+    def _robust(self) -> PanelRow:
+        """Bound the robust accuracy by what stands, with the interval of that share."""
+        low, high = self._interval(self._standing, self._images)
+        share = self._standing / max(self._images, 1)
+        return PanelRow(
+            "robust", [LinePart(f"at most {share:.1%}"), LinePart(f"({low:.1%} to {high:.1%})", 1)]
+        )
+
+    def _show(self, rows: list[PanelRow], made: int, total: int) -> None:
+        planned = PanelRow("attacks", panel.stages(self._attacks, self._attack))
+        self._meter.show([planned, *rows], made, total)
 
     def _say(self, message: str) -> None:
         if self._enabled:
             say(message)
 
     def __enter__(self) -> "Decisions":
-        self._shows = contextlib.ExitStack()
-        self._shows.enter_context(patience.shown_by(self._lasts, seen=self._seen))
+        self._meter = self._shows.enter_context(panel.opened("AutoAttack", here=self._seen))
         return self
 
     def __exit__(self, *unused: object) -> None:
         self._shows.close()
-        self._bar.close()

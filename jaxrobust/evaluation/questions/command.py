@@ -9,11 +9,16 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from jaxrobust.attacks.fixed_steps import is_cascade
+from jaxrobust.data import Prepared
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.bundles import bundle
+from jaxrobust.evaluation.network import first_figure
 from jaxrobust.evaluation.questions import (
     certified,
     corrupted,
@@ -34,7 +39,8 @@ from jaxrobust.evaluation.records.records import attack_line, notes_of
 from jaxrobust.runtime.commandline import threats as threat_flags
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience
-from jaxrobust.types import Threat
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.types import Threat, Weights
 
 
 def answer(
@@ -55,7 +61,7 @@ def evaluated(
     ladder: str | None = None,
 ) -> tuple[list[AccuracyRecord], Path]:
     """Make the records that the command asks for, and name the folder that keeps them."""
-    given = flags.placed(given)
+    given = flags.placed(flags.of_shipped(given))
     flags.check(given)
     many = {"--image_size": len(sizes) > 1, "--threat": len(threats) > 1, "--ladder": bool(ladder)}
     several_of = [name for name, there in many.items() if there]
@@ -135,6 +141,8 @@ def _of_size(
         origin, subject, source = flags.settled(given)
         size = subject.image_size
         which, subject, weights = flags.weights(given, subject, source)
+    if given.shipped:
+        _first_figure(given, subject, source, weights)
     shared = {key: getattr(given, key) for key in Question._fields if key in GivenFlags._fields}
     shared["preprocessing"] = subjects.preprocessing(origin, size, source, given.preprocessing)
     if given.certify is not None:
@@ -163,6 +171,25 @@ def _of_size(
     written = [] if given.union_only else [own.record(each) for own, each in members]
     last = several.union(evaluation, members, written, worst_case=given.worst_case)
     return place, [*written, last]
+
+
+def _first_figure(
+    given: GivenFlags, subject: Subject, source: registry.Source, weights: Weights
+) -> None:
+    """Say the clean accuracy before anything else compiles, and what may follow it."""
+    how = pipeline.preprocessing_id(source, subject.image_size, given.preprocessing)
+    number = min(given.n or len(source), len(source))
+    sizes: Any = {"image_size": subject.image_size, "preprocessing": how, "images": number}
+    share = first_figure.clean(subject.create("float32"), weights, Prepared(source, **sizes))
+    name = given.shipped
+    say(f"{name}: {share:.1%} of {number} images of {subject.dataset} are right without an attack")
+    if given.attack != questions.AUTOATTACK:
+        ball = subject.ball
+        say(
+            f"{name}: {given.attack} follows, {ball.norm} {ball.epsilon:.4g}; the whole AutoAttack "
+            f"is the full command, jaxrobust evaluate --weights {name} --dataset "
+            f"{subject.dataset} --norm {ball.norm} --epsilon {ball.epsilon:.4g}"
+        )
 
 
 def _of(what: str) -> contextlib.AbstractContextManager:

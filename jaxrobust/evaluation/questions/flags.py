@@ -20,6 +20,7 @@ from jaxrobust.runtime.text.progress import say
 from jaxrobust.runtime.text.spelling import norm
 from jaxrobust.types import NORMS, Weights
 from jaxrobust.weights import imports
+from jaxrobust.weights.fetch import shipped
 from jaxrobust.weights.fetch import sources as weights_sources
 from jaxrobust.weights.trained import kept, runs
 
@@ -76,6 +77,33 @@ class GivenFlags(NamedTuple):
     tie: float | None = None  # points
     until_width: float | None = None  # points
     finish: bool = False
+    shipped: str | None = None  # the word for a run of the package, which `of_shipped` spells out
+
+
+def of_shipped(given: GivenFlags) -> GivenFlags:
+    """Spell out the flags that the name of a run of the package stands for; those given stay.
+
+    Raises:
+      ValueError: another network is named beside it, or a phase that the run has not.
+    """
+    if given.shipped is None:
+        return given
+    others = ("workdir", "model", "weights", "function", "torch")
+    if named := [f"--{name}" for name in others if getattr(given, name)]:
+        raise ValueError(
+            f"{given.shipped} names a network, and so does {' and '.join(named)}; leave one out"
+        )
+    weights = f"{given.shipped}:{given.phase}" if given.phase else given.shipped
+    known = shipped.RUNS[given.shipped]
+    shipped.weights(weights)  # refuses
+    if Path(weights).exists():
+        raise ValueError(
+            f"{weights} names the network of the package and a path here; give that one with "
+            f"--workdir {weights} or --weights {weights}, or evaluate the package's elsewhere"
+        )
+    out = given.out or f"runs/evaluation-{weights.replace(':', '-')}"
+    own: dict[str, Any] = {"weights": weights, "shipped": weights, "phase": None, "out": out}
+    return given._replace(**own, dataset=given.dataset or known.dataset)
 
 
 def placed(given: GivenFlags) -> GivenFlags:

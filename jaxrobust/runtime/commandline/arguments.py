@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text import patience, terminal
-from jaxrobust.runtime.text.spelling import MOVED, meant, norm
+from jaxrobust.runtime.text.spelling import MOVED, dataset, meant, network, norm
 
 # In a wheel the recipes are inside of the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -399,16 +399,16 @@ def _change(config: Any, keys: list[str], value: Any) -> None:
 
 
 def _spell(config: Any) -> None:
-    """Write the norms of a config as we do: of its attack, and of phases with one of their own."""
+    """Write names in a config as we do: its own, and those of phases with some of their own."""
+    names = (("attack", "norm", norm), ("model", "name", network), ("data", "name", dataset))
     for section in (config, *(value.get("changes") for value in config.values() if _is(value))):
-        attack = section.get("attack") if _is(section) else None
-        if not _is(attack):
-            continue
-        given = attack.get("norm")
-        if isinstance(given, str):
-            attack.norm = norm(given)
-        elif isinstance(given, list | tuple):
-            attack.norm = tuple(map(norm, given))
+        for part, key, spelled in names:
+            own = section.get(part) if _is(section) else None
+            given = own.get(key) if _is(own) else None
+            if isinstance(given, str):
+                own[key] = spelled(given)
+            elif isinstance(given, list | tuple):  # several norms
+                own[key] = tuple(map(spelled, given))
 
 
 def _is(value: Any) -> TypeGuard[ConfigDict]:

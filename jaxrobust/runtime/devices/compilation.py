@@ -17,6 +17,7 @@ from jaxrobust.runtime.text import patience
 
 _HITS = "/jax/compilation_cache/cache_hits"
 _SHORT_S = 5.0  # a wait that nobody has to be told of
+_UNKNOWN = "minutes for a large network"
 _KEPT = 300  # programs whose times are remembered
 
 
@@ -75,11 +76,11 @@ def program(what: str, *arguments: Any) -> str:
     return f"{what}, {len(leaves)} arrays, {numbers} numbers, {devices}"
 
 
-def expected(name: str) -> str:
-    """Say how long compiling a `program` took last time on this machine."""
+def expected(name: str, unknown: str = _UNKNOWN) -> str:
+    """Say how long compiling a `program` took last time on this machine; `unknown`: the first."""
     known = _remembered().get(name)
     if known is None:
-        return "minutes for a large network"
+        return unknown
     took = f"took {known['seconds']:.0f} s last time"
     if known["hit"] and known["cold"] is not None:
         return f"{took}, from the cache, and {known['cold']:.0f} s without it"
@@ -100,10 +101,15 @@ def remember(name: str, seconds: float, *, hit: bool) -> None:
 
 @contextlib.contextmanager
 def waiting(
-    what: str, name: str, say: Callable[[str], None], *, always: bool = False
+    what: str,
+    name: str,
+    say: Callable[[str], None],
+    *,
+    always: bool = False,
+    unknown: str = _UNKNOWN,
 ) -> Iterator[None]:
     """Announce a compilation, unless it was short last time, and keep its seconds for `name`."""
-    known, took = _remembered().get(name), expected(name)
+    known, took = _remembered().get(name), expected(name, unknown)
     if always or known is None or max(known["seconds"], known["cold"] or 0.0) >= _SHORT_S:
         say(f"{what} ({took})")
     start = time.perf_counter()

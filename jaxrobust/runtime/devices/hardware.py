@@ -25,7 +25,8 @@ class Chip(NamedTuple):
 
 
 # TPUs: cloud.google.com/tpu/docs, the "System architecture" page of each version (links in Gbit/s
-# there; v2 and v3 per chip, halved here). Clocks: arXiv 2304.01433, table 4; of v5e, v5p and v6e
+# there; v2, v3 and 7x per chip, halved here; 7x makes twice as many FLOP/s of fp8, in which nothing
+# here computes). Clocks: arXiv 2304.01433, table 4; of v5e, v5p and v6e
 # peak FLOP/s by the multiply-adds of their matrix units in a cycle. GPUs: NVIDIA's data sheets of
 # each product, whose figures "with sparsity" are halved here.
 _CHIPS = {

@@ -26,7 +26,7 @@ ENVIRONMENT = {
 # What an executable's arithmetic, memory, cycles and messages take, each as if it were alone.
 SECONDS = ("flops_s", "hbm_s", "cycles_s", "ici_s")
 _PARTS = ("argument", "output", "temporary", "code")
-EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4"
+EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4, v7x:2x2x1"
 
 
 def devices(name: str, *, flag: str = "--topology") -> list[Any]:
@@ -47,9 +47,10 @@ def devices(name: str, *, flag: str = "--topology") -> list[Any]:
     # A compiler without chips writes to the cache on disk what it then fails to read.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # JAX may have looked at the setting already
+    own = f"tpu{name.removeprefix('v')}" if name.startswith("v7x:") else name  # as libtpu has it
     options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}  # as on Cloud TPU
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=own, **options).devices
     except JaxRuntimeError as error:
         reason = str(error).removeprefix("INVALID_ARGUMENT: ").split("\n")[0]
         raise ValueError(f"{flag} {name}: {reason}; write one such as {EXAMPLES}") from error

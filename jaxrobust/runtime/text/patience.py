@@ -44,7 +44,7 @@ class Wait:
 
     def look(self) -> None:
         """Write what is due by now, by whoever has the `terminal.TURN`."""
-        passed, columns = _now() - self._since, terminal.width(sys.stderr)
+        passed, columns = _now() - self._since, _columns()
         if passed < AFTER_S:
             return
         seconds = round(passed)  # a line of 10 s comes before there was silence for longer
@@ -74,6 +74,11 @@ class Wait:
             return whole
         room = columns - 1 - len(counted)
         return (what if len(what) <= room else f"{what[: max(room - 3, 0)]}...") + counted
+
+
+def _columns() -> int | None:
+    """Measure the terminal, where a line can be written again; None: where it cannot."""
+    return None if terminal.is_dumb() else terminal.width(sys.stderr)
 
 
 def _mark(seconds: int) -> int:

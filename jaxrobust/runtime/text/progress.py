@@ -26,8 +26,8 @@ def say(message: str, *, every_process: bool = False) -> None:
 
 
 def watched() -> bool:
-    """Tell whether a bar is of use: on a terminal, or in a notebook."""
-    return NOTEBOOK or sys.stderr.isatty()
+    """Tell whether a bar is of use: on a terminal that is not dumb, or in a notebook."""
+    return NOTEBOOK or (sys.stderr.isatty() and not terminal.is_dumb())
 
 
 def columns() -> int:

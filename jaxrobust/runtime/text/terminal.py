@@ -22,6 +22,11 @@ def width(stream: TextIO) -> int | None:
         return None
 
 
+def is_dumb() -> bool:
+    """Tell whether the terminal says of itself that it cannot write over what it shows."""
+    return os.environ.get("TERM") in ("dumb", "unknown")
+
+
 def fitted(text: str, columns: int | None) -> str:
     """Break longer lines between words; in a pipe (None) they stay, for `grep`."""
     if columns is None:

@@ -160,6 +160,7 @@ class _Loop:
                 decoders(config.data),
                 flops_per_image=build.flops_per_image(config, name) if chip else None,
                 chip_hours=self.meta.get("chip_hours", 0.0),
+                phases=config.phases,
             )
             self.progress = stack.enter_context(progress)
             batches = splits.batches(config, name, run.source, self.meta["examples_consumed"])

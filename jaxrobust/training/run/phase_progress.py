@@ -3,16 +3,16 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
-from tqdm.auto import tqdm
 
 from jaxrobust.runtime.devices import hardware
-from jaxrobust.runtime.text import patience, terminal
-from jaxrobust.runtime.text.progress import LinePart, clock, columns, fitted, say, watched
+from jaxrobust.runtime.text import panel, patience, terminal
+from jaxrobust.runtime.text.panel import PanelRow
+from jaxrobust.runtime.text.progress import LinePart, clock, say, watched
 
 DATA_WAIT = 0.05  # the share of time without a batch that is worth a word
 
@@ -21,7 +21,8 @@ class Progress:
     """Loss, accuracy, images/s, time left of one phase, how long it waited for data, and its cost.
 
     `flops_per_image` are those of the model for one image of training, of which model FLOP
-    utilisation is a share of the chip's peak; `chip_hours` were used by the phase before.
+    utilisation is a share of the chip's peak; `chip_hours` were used by the phase before; `phases`
+    are those of the run, in their order.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Progress:
         *,
         flops_per_image: float | None = None,
         chip_hours: float = 0.0,
+        phases: Sequence[str] = (),
     ) -> None:
         self._chips = hardware.count()
         self._chip = hardware.chip(jax.devices()[0].device_kind)
@@ -45,14 +47,8 @@ class Progress:
         self._figures: list[LinePart] = []  # of the last line, but the time left
         self._first: tuple[int, float] | None = None  # step and time at which one had ended
         self._done = step  # that have ended
-        self._bar = tqdm(
-            total=total,
-            initial=step,
-            disable=not self._seen,
-            dynamic_ncols=True,
-            miniters=1,  # the time since the last refresh decides alone
-            bar_format=fitted(phase, [LinePart(f"{step}/{total}")], columns()),
-        )
+        self._phases = panel.stages(phases, phase)
+        self._meter: panel.Meter = panel.NoMeter()
         self._shows = contextlib.ExitStack()
         self._workers, self._speed, self._starved = workers, 0.0, False
         self._watched, self._watched_wait = 0.0, 0.0
@@ -75,13 +71,18 @@ class Progress:
         return now
 
     def _move(self, step: int, now: float) -> None:
-        """Move the bar; the time left is at the speed since the first step, or since a line."""
+        """Move the panel; the time left is at the speed since the first step, or since a line."""
         since, start = self._first or (step, now)
         speed = self._speed or (step - since) * self._batch / max(now - start, 1e-9)
-        eta = LinePart(f"ETA {self._left(step, speed)}")
-        parts = [LinePart(f"{step}/{self._total}"), *self._figures, eta]
-        self._bar.bar_format = fitted(self._phase, parts, columns())
-        self._bar.update(step - self._bar.n)
+        *learnt, costs, mfu, starved = self._figures or [LinePart("")] * 6
+        rows = (
+            PanelRow("phases", self._phases),
+            PanelRow("step", [LinePart(f"{step:,} of {self._total:,}")]),
+            PanelRow("learns", learnt),
+            PanelRow("speed", [costs, mfu, starved]),
+            PanelRow("left", [LinePart(self._left(step, speed))]),
+        )
+        self._meter.show(rows, step, self._total)
 
     def _left(self, step: int, speed: float) -> str:
         return clock((self._total - step) * self._batch / speed) if speed else "unknown"
@@ -180,13 +181,11 @@ class Progress:
         """Leave the time since the last `show` (an evaluation, a save) out of the speed."""
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
-    def _lasts(self, text: str) -> None:
-        parts = [LinePart(f"{self._bar.n}/{self._total}"), LinePart(text), *self._figures]
-        self._bar.bar_format = fitted(self._phase, parts, columns())
-        self._bar.refresh()
-
     def __enter__(self) -> "Progress":
-        self._shows.enter_context(patience.shown_by(self._lasts, seen=self._seen))
+        shown = panel.opened("training", here=self._seen, keep=True)
+        self._meter = self._shows.enter_context(shown)
+        if self._seen:
+            self._move(self._done, time.perf_counter())
         state = lambda: "at work" if self._seen else f"{self._phase}: {self._done} steps taken"  # noqa: E731
         since = "since the last one" if self._seen else "since the last line"
         here = patience.lasting(state, since=since, here=self._main)
@@ -195,7 +194,6 @@ class Progress:
 
     def __exit__(self, *unused: object) -> None:
         self._shows.close()
-        self._bar.close()
         self._watcher.shutdown(wait=False)
         if jax.default_backend() != "cpu":
             self._say_costs(self._costs())

@@ -2,6 +2,6 @@
 
 KINDS = (  # of sources, as help and messages say them
     "a file, an imported folder, the workdir of a run, https://..., "
-    "hf://ORG/REPO[@REVISION][/FILE], a RobustBench id such as Salman2020Do_R18, or a timm id such "
-    "as convnext_tiny.fb_in1k"
+    "hf://ORG/REPO[@REVISION][/FILE], a RobustBench id such as Salman2020Do_R18, a timm id such as "
+    "convnext_tiny.fb_in1k, or quickstart, which ships with the package"
 )

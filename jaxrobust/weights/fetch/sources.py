@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED, own_id
-from jaxrobust.weights.fetch import KINDS, remote_weights
+from jaxrobust.weights.fetch import KINDS, remote_weights, shipped
 from jaxrobust.weights.fetch.remote_weights import SETTINGS, Tell
 from jaxrobust.weights.store import files, weights_folder
 
@@ -44,6 +44,8 @@ def parse(text: str) -> WeightSource:
         return folder(text, path)
     if path.is_file():
         return WeightSource(text, "file", path, file=path)
+    if own_run := shipped.weights(text):
+        return folder(text, own_run)
     if text in PUBLISHED:
         net = PUBLISHED[text]
         known = WeightSource(text, "remote", address=net.address, model=net.model)

@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.engine.accuracy import EvaluatedImages
+from jaxrobust.runtime.text import panel
 from jaxrobust.types import Classifier
 
 
@@ -129,15 +130,27 @@ class BatchesTest(parameterized.TestCase):
         self.assertEqual({key: asked[key] for key in known | expected}, known | expected)
         self.assertTrue(self.closed)
 
-    @parameterized.parameters(("", True), ("testing", None))  # None: on a terminal only
-    def test_no_bar_without_a_name_for_it(self, bar, disable):
+    @parameterized.parameters("", "testing")
+    def test_a_panel_counts_batches_where_there_is_a_name_for_it(self, bar):
+        shown = mock.create_autospec(panel.LivePanel, instance=True)
         with (
-            mock.patch.object(accuracy, "tqdm", wraps=accuracy.tqdm) as shown,
             mock.patch.object(accuracy, "_compiling", return_value=contextlib.nullcontext()),
+            mock.patch.object(accuracy, "watched", return_value=True),
+            mock.patch.object(panel, "watched", return_value=True),
+            mock.patch.object(panel, "LivePanel", return_value=shown) as made,
         ):
             self.assertLen(list(self.judgements(bar)), 2)
-        asked = shown.call_args.kwargs
-        self.assertEqual((asked["desc"], asked["disable"]), (bar, disable))
+        self.assertEqual(made.call_args_list, [mock.call("testing", keep=False)] * bool(bar))
+        counted = [call.args[1:] for call in shown.show.call_args_list]
+        self.assertEqual(counted, [(0, 5), (1, 5)] * bool(bar))
+
+    def test_a_pipe_hears_of_batches_that_are_done(self):
+        with (
+            mock.patch.object(accuracy, "_compiling", return_value=contextlib.nullcontext()),
+            mock.patch.object(accuracy.patience, "lasting") as lasting,
+        ):
+            words = [lasting.call_args.args[0]() for _ in self.judgements("testing")]
+        self.assertEqual(words, ["testing: 1 of 5 batches", "testing: 2 of 5 batches"])
 
     def test_each_batch_has_the_same_key_of_the_seed(self):
         met = mock.Mock()

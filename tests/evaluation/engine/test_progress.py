@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation.engine import evaluation_progress
 from jaxrobust.evaluation.network import checks
+from jaxrobust.runtime.text import panel
 
 MOST, STEP = 200, 2  # passes of an image that is never fooled, and of one step
 
@@ -37,6 +38,16 @@ class Attacked:
                     standing -= self.fooled[image]
                     meter.decided(standing, self.needs[image], fooled=self.fooled[image])
             yield passes
+
+
+PLANNED = {"attacks": "apgd-ce now, fab-t, square,"}
+BOUND = {"robust": "at most 100.0% (96.4% to 100.0%)"}
+
+
+def rows_of(shown: mock.Mock) -> tuple[dict[str, str], float, float]:
+    """What a panel was told last: its rows by their labels, what is done and of how much."""
+    rows, done, total = shown.show.call_args.args
+    return {row.label: " ".join(part.text for part in row.parts) for row in rows}, done, total
 
 
 def meter_of(images: int) -> evaluation_progress.Decisions:
@@ -84,35 +95,36 @@ class DecisionsTest(parameterized.TestCase):
         self.assertBetween(max(map(len, lines)), 60, 79)
         self.assertRegex(lines[-1], r"^apgd-ce ETA \d+:\d\d:\d\d, .*\d+/1000 decided")
 
-    def test_a_terminal_has_one_bar_and_no_lines(self):
-        bar = mock.Mock(n=0, total=1)
+    def test_a_terminal_has_one_panel_and_no_lines(self):
+        shown = mock.create_autospec(panel.LivePanel, instance=True)
         with (
             mock.patch.object(evaluation_progress, "watched", return_value=True),
-            mock.patch.object(evaluation_progress, "columns", return_value=160),
-            mock.patch.object(evaluation_progress, "tqdm", return_value=bar) as made,
-            meter_of(100) as meter,
+            mock.patch.object(panel, "watched", return_value=True),
+            mock.patch.object(panel, "LivePanel", return_value=shown) as made,
+            evaluation_progress.Decisions(
+                100,
+                interval=checks.binomial_interval,
+                enabled=True,
+                attacks=("apgd-ce", "fab-t", "square"),
+            ) as meter,
         ):
-            self.assertFalse(made.call_args.kwargs["disable"])
+            made.assert_called_once_with("AutoAttack", keep=False)
             meter.begin("apgd-ce", 100, 0, 100, 8)
-            self.assertRegex(
-                bar.bar_format, r"^apgd-ce .* compiling \(minutes for a large network\)$"
-            )
-            self.assertEqual((bar.total, bar.refresh.call_count), (1, 1))
-            bar.update.assert_called_once_with(0)
-            meter._lasts("compiling, 9 s so far")
-            self.assertRegex(bar.bar_format, "compiling, 9 s so far$")  # nothing is known yet
+            self.assertEqual(rows_of(shown), (PLANNED | BOUND, 0, 1))
+            shown.waits.assert_called_once_with("compiling (minutes for a large network)")
+            meter.decided(99, 40, fooled=True)
             meter.advance(2000, 5.0, False, MOST, 0)
-            bar.update.assert_called_with(2000)
-            self.assertEqual(bar.total, 20_000)
-            figures = "ETA at most 0:45, 2,000 of at most 20,000 passes, 0/100 decided, robust"
-            self.assertIn(figures, bar.bar_format)
-            bar.n = 2000
-            meter._lasts("attacking, 4 s so far")
-            self.assertIn(f" attacking, 4 s so far {figures}", bar.bar_format)
-            bar.update.assert_called_with(0)
-            self.assertEqual((bar.total, bar.refresh.call_count), (20_000, 3))
-            bar.close.assert_not_called()
-        bar.close.assert_called_once_with()
+            rows, done, total = rows_of(shown)
+            self.assertEqual((done, rows["decided"]), (2000, "1 of 100 images"))
+            self.assertEqual(rows["robust"], "at most 99.0% (94.6% to 100.0%)")
+            self.assertEqual(rows["passes"], f"2,000 of {total:,}")
+            meter.begin("fab-t", 99, 0, 99, 8)
+            self.assertEqual(rows_of(shown)[0]["attacks"], "apgd-ce done, fab-t now, square,")
+            meter.advance(2000, 5.0, False, MOST, 0)
+            self.assertEqual(rows_of(shown)[0]["left"], "at most 0:44")  # 17,800 * 5 / 2,000 s
+            self.assertEqual(rows_of(shown)[0]["passes"], "2,000 of at most 19,800")
+            shown.close.assert_not_called()
+        shown.close.assert_called_once_with()
         self.assertEqual(self.said.getvalue(), "")
 
     def test_a_first_short_call_tells_no_pace(self):

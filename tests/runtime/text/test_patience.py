@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import threading
 import time
 
@@ -26,6 +27,7 @@ class Clock:
             stack.enter_context(contextlib.redirect_stderr(self.out))
             width = absltest.mock.patch.object(terminal, "width", lambda stream: self._columns)
             stack.enter_context(width)
+            stack.enter_context(absltest.mock.patch.dict(os.environ, TERM="xterm"))
             stack.enter_context(absltest.mock.patch.object(patience, "_watching", [None]))
             # A thread that an earlier test started would sleep for `_LOOKS_S`.
             stack.enter_context(absltest.mock.patch.object(patience, "_came", threading.Event()))

@@ -1,0 +1,142 @@
+"""Attacks of this package for harnesses in PyTorch: AttackBench's and secml-torch's.
+
+    attack = attackbench("apgd", norm="linf", epsilon=8 / 255, steps=100)
+    adv_inputs = attack(model, inputs, labels, targets=None, targeted=False)
+
+    attack = secml_attack("apgd", norm="linf", epsilon=8 / 255, steps=100)
+    adversarial_loader = attack(model, data_loader)
+
+The network stays in PyTorch, with whatever the harness counts in it: an attack here is a machine,
+which asks for points and is told their logits and gradients. Needs PyTorch, and for `secml_attack`
+secml-torch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from jaxrobust import attacks
+from jaxrobust.types import Machine
+
+# By name: from norm, radius and steps to the machine.
+MACHINES: dict[str, Callable[..., Machine]] = {
+    "pgd": attacks.pgd_machine,
+    "apgd": attacks.apgd_machine,
+    "apgd-dlr": lambda **how: attacks.apgd_machine(loss="dlr", **how),
+    "apgd-targeted": lambda **how: attacks.apgd_machine(loss="dlr-targeted", **how),
+    "square": lambda steps, **how: attacks.square_machine(queries=steps, **how),
+}
+
+
+def attackbench(
+    name: str, *, norm: str, epsilon: float, steps: int = 100, seed: int = 0
+) -> Callable[..., torch.Tensor]:
+    """Make an attack as AttackBench calls it; `name` is a key of `MACHINES`.
+
+    It returns images [B,C,H,W] in [0, 1]: of each the first point that fools, else the machine's
+    result. Targeted, which only `apgd-targeted` is, a point fools that is classified as the target.
+    """
+    if name not in MACHINES:
+        raise ValueError(f"{name!r} is no attack here; one of {', '.join(MACHINES)}")
+    machine = MACHINES[name](norm=norm, epsilon=epsilon, steps=steps)
+
+    def attack(
+        model: Callable[[torch.Tensor], torch.Tensor],
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        targeted: bool = False,
+    ) -> torch.Tensor:
+        if targeted != (name == "apgd-targeted"):
+            other = "apgd-targeted" if targeted else "another attack"
+            raise ValueError(f"targeted={targeted} is not what {name} does; take {other}")
+        if targeted and targets is None:
+            raise ValueError("a targeted attack needs targets; pass i64[B]")
+        return run(machine, model, inputs, labels, targets if targeted else None, seed=seed)
+
+    return attack
+
+
+def run(
+    machine: Machine,
+    model: Callable[[torch.Tensor], torch.Tensor],
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    targets: torch.Tensor | None = None,
+    *,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Attack a network in PyTorch with a machine; the draws of an image derive from its place."""
+    images, classes = _to_jax(inputs), jnp.asarray(labels.cpu().numpy(), jnp.int32)
+    aims = None if targets is None else jnp.asarray(targets.cpu().numpy(), jnp.int32)
+    keys = attacks.image_keys(jax.random.key(seed, impl="threefry2x32"), len(images))
+    start = "random" if machine.loss is None else "image"
+    state = machine.init(images, classes, keys=keys, targets=aims, start=start)
+    tell = jax.jit(machine.tell)
+    slope_of = jax.jit(jax.grad(lambda logits, state: _summed(machine, state, logits)))
+    best, fooled = inputs.clone(), torch.zeros(len(inputs), dtype=torch.bool)
+
+    def judge(points: torch.Tensor, logits: torch.Tensor) -> None:
+        said = logits.detach().argmax(1).cpu()
+        wrong = said != labels.cpu() if targets is None else said == targets.cpu()
+        first = wrong & ~fooled
+        best[first.to(best.device)] = points.detach()[first.to(points.device)]
+        fooled.logical_or_(wrong)
+
+    while not bool(machine.finished(state).all() or fooled.all()):
+        points = _to_torch(machine.query(state), inputs).requires_grad_(machine.loss is not None)
+        with torch.set_grad_enabled(machine.loss is not None):
+            logits = model(points)
+        judge(points, logits)
+        scores, slope = jnp.asarray(logits.detach().cpu().numpy()), None
+        if machine.loss is not None:
+            pull = torch.from_numpy(np.array(slope_of(scores, state))).to(logits)
+            (gradient,) = torch.autograd.grad(logits, points, pull)
+            slope = _to_jax(gradient)
+        state = tell(state, scores, slope)
+    result = _to_torch(machine.result(state), inputs)
+    with torch.no_grad():
+        judge(result, model(result))
+    return torch.where(fooled.to(best.device)[:, None, None, None], best, result)
+
+
+def secml_attack(name: str, **settings: Any) -> Any:
+    """Make an attack as secml-torch calls it, on its models and data loaders; see `attackbench`."""
+    from secmlt.adv.evasion.base_evasion_attack import BaseEvasionAttack
+
+    attack = attackbench(name, **settings)
+
+    class OfMachine(BaseEvasionAttack):
+        """An attack whose points a machine of jaxrobust chooses."""
+
+        @classmethod
+        def _trackers_allowed(cls) -> bool:
+            return False
+
+        @staticmethod
+        def get_perturbation_models() -> set[str]:
+            """Return the norms, in secml-torch's spelling."""
+            return {"l1", "l2", "linf"}
+
+        def _run(self, model: Any, samples: Any, labels: Any) -> tuple[Any, Any]:
+            found = attack(model.decision_function, samples, labels)
+            return found, found - samples
+
+    return OfMachine()
+
+
+def _summed(machine: Machine, state: Any, logits: Any) -> Any:
+    assert machine.loss is not None
+    return machine.loss(state, logits).sum()  # of the sum: no image knows the batch size
+
+
+def _to_jax(images: torch.Tensor) -> jax.Array:
+    return jnp.asarray(images.detach().cpu().numpy().transpose(0, 2, 3, 1))
+
+
+def _to_torch(images: jax.Array, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C")).to(like)

@@ -1,0 +1,193 @@
+"""A panel that is alive on a terminal: rows of figures, a bar, and what is waited for.
+
+It is rich's `Live`, drawn only when something has changed, by whoever has the `terminal.TURN`: no
+thread of rich's ever writes. A notebook has a bar of tqdm's instead, on one line; a pipe nothing.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from tqdm.auto import tqdm
+
+from jaxrobust.runtime.text import patience, terminal
+from jaxrobust.runtime.text.progress import NOTEBOOK, LinePart, columns, fitted, joined, watched
+
+_EVERY_S = 0.1  # between two drawings, of what is not urgent
+_FRAMED = 60  # columns, below which a frame costs more than it shows
+_FRAME = 4  # columns that a frame takes
+_WIDEST = 100  # columns of a panel
+_live: list["Meter"] = []  # those that show something; the last one has what is waited for
+
+
+class PanelRow(NamedTuple):
+    """A row: what it is of, and its parts, of which the highest ranks go first on few columns."""
+
+    label: str
+    parts: Sequence[LinePart]
+
+
+def stages(names: Sequence[str], now: str) -> list[LinePart]:
+    """Write what is done, what goes on now and what follows; the last and the first go first."""
+    if now not in names:
+        return [LinePart(now)]
+    at = list(names).index(now)
+    done = [LinePart(f"{name} done,", len(names) + at - i) for i, name in enumerate(names[:at])]
+    after = [LinePart(f"{name},", 1 + i) for i, name in enumerate(names[at + 1 :])]
+    return [*done, LinePart(f"{now} now,"), *after]
+
+
+class Meter(Protocol):
+    """What shows how something goes on: a panel, a bar of a notebook, or nothing in a pipe."""
+
+    def show(self, rows: Sequence[PanelRow], done: float, total: float) -> None:
+        """Show rows and how much is done of what there is; empty rows are left out."""
+
+    def waits(self, text: str) -> None:
+        """Show what is waited for, until `show` is called next; it is drawn at once."""
+
+    def close(self) -> None:
+        """Draw for the last time."""
+
+
+class NoMeter:
+    """Shows nothing: in a pipe lines are printed, by whoever has something to say."""
+
+    def show(self, rows: Sequence[PanelRow], done: float, total: float) -> None:
+        """Show nothing."""
+
+    def waits(self, text: str) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Leave nothing to close."""
+
+
+class NotebookBar:
+    """One line of a notebook."""
+
+    def __init__(self, title: str, *, keep: bool) -> None:
+        self._title = title
+        self._rows: tuple[PanelRow, ...] = ()
+        self._bar = tqdm(total=1, dynamic_ncols=True, leave=keep, miniters=1)
+
+    def show(self, rows: Sequence[PanelRow], done: float, total: float) -> None:
+        """Move the bar; the rows stand behind it."""
+        self._rows, self._bar.total = tuple(rows), max(total, 1)
+        self._format("")
+        self._bar.update(done - self._bar.n)
+
+    def waits(self, text: str) -> None:
+        """Write it before the rows."""
+        self._format(text)
+        self._bar.refresh()
+
+    def _format(self, text: str) -> None:
+        parts = [LinePart(text), *(part for row in self._rows for part in row.parts)]
+        self._bar.bar_format = fitted(self._title, parts, columns())
+
+    def close(self) -> None:
+        """Close tqdm's."""
+        self._bar.close()
+
+
+class LivePanel:
+    """Some lines of a terminal that are drawn anew; what others print goes above them."""
+
+    def __init__(self, title: str, *, keep: bool) -> None:
+        self._title, self._waits = title, ""
+        self._rows: tuple[PanelRow, ...] = ()
+        self._done, self._total, self._drawn = 0.0, 1.0, 0.0
+        how: Any = {"force_terminal": True, "force_interactive": True, "highlight": False}
+        self._console = Console(file=sys.stderr, width=columns() - 1, **how)
+        self._live = Live(console=self._console, auto_refresh=False, transient=not keep)
+        with terminal.turn():
+            self._live.start()
+            self._console.show_cursor(True)  # a killed process cannot bring it back
+            _live.append(self)
+
+    def show(self, rows: Sequence[PanelRow], done: float, total: float) -> None:
+        """Take what there is to show; it is drawn at most ten times a second."""
+        self._rows, self._done, self._total, self._waits = tuple(rows), done, total, ""
+        if time.monotonic() - self._drawn >= _EVERY_S:
+            self._draw()
+
+    def waits(self, text: str) -> None:
+        """Draw a row of what is waited for."""
+        self._waits = text
+        self._draw()
+
+    def close(self) -> None:
+        """Draw the last state, or, if it is not kept, remove the lines."""
+        if self not in _live:
+            return
+        self._waits = ""
+        self._draw()
+        with terminal.turn():
+            _live.remove(self)
+            self._live.stop()
+
+    def _draw(self) -> None:
+        with terminal.turn():
+            self._drawn = time.monotonic()
+            self._console.width = columns() - 1  # a full last column may break the line
+            self._live.update(self._made(self._console.width), refresh=True)
+
+    def _made(self, wide: int) -> RenderableType:
+        framed = wide >= _FRAMED
+        inside = wide - _FRAME * framed
+        rows = [*self._rows, PanelRow("now", [LinePart(self._waits)])]
+        rows = [row for row in rows if any(part.text for part in row.parts)]
+        left = max((len(row.label) for row in rows), default=0)
+        table = Table.grid(padding=(0, 1, 0, 0))
+        table.add_column(style="cyan", no_wrap=True, width=left)
+        table.add_column(no_wrap=True)
+        for row in rows:
+            text = Text(joined("", row.parts, inside - left - 1).removesuffix(","))
+            text.truncate(max(inside - left - 1, 1), overflow="ellipsis")
+            table.add_row(row.label, text)
+        share = min(self._done / max(self._total, 1e-9), 1.0)
+        bar = Table.grid(padding=(0, 1, 0, 0))
+        bar.add_row(Text(f"{share:4.0%}"), ProgressBar(1.0, share, width=min(inside - 6, 60)))
+        if not framed:
+            return Group(
+                Text(self._title, style="bold", no_wrap=True, overflow="ellipsis"), bar, table
+            )
+        return Panel(
+            Group(bar, table),
+            box.ROUNDED,
+            title=Text(self._title, style="bold"),
+            title_align="left",
+            width=min(wide, _WIDEST),
+        )
+
+
+@contextlib.contextmanager
+def opened(title: str, *, here: bool = True, keep: bool = False) -> Iterator[Meter]:
+    """Open a panel on a terminal, if `here`; where one is open already, that one goes on.
+
+    `keep`: its last state stays on the terminal. Inside, what is waited for stands in the panel.
+    """
+    if not (here and watched()) or _live:
+        yield NoMeter()
+        return
+    meter = NotebookBar(title, keep=keep) if NOTEBOOK else LivePanel(title, keep=keep)
+    try:
+        with patience.shown_by(meter.waits):
+            yield meter
+    finally:
+        meter.close()
+
+
+def is_live() -> bool:
+    """Tell whether a panel has the terminal, so that nothing else may draw a bar."""
+    return bool(_live)

@@ -1,0 +1,104 @@
+"""The trained network that the package ships: its names, and that it is what its record says."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.commands import report
+from jaxrobust.data import Prepared
+from jaxrobust.data.sources import registry
+from jaxrobust.evaluation.network import first_figure
+from jaxrobust.evaluation.questions import flags
+from jaxrobust.evaluation.questions.flags import GivenFlags
+from jaxrobust.runtime.devices import compilation
+from jaxrobust.types import Weights
+from jaxrobust.weights import load
+from jaxrobust.weights.fetch import shipped, sources
+from jaxrobust.weights.store import hashes, weights_folder
+
+
+def records() -> dict[str, dict]:
+    """The lines of the kept run, by phase."""
+    text = (shipped.RUNS["quickstart"].folder / "results.jsonl").read_text()
+    rows = map(json.loads, text.splitlines())
+    return {row["weights"].partition(",")[0]: row for row in rows}
+
+
+class ShippedTest(parameterized.TestCase):
+    def test_every_phase_has_the_weights_of_its_record(self):
+        rows = records()
+        self.assertSameElements(rows, shipped.RUNS["quickstart"].phases)
+        for phase, row in rows.items():
+            folder = shipped.weights(f"quickstart:{phase}")
+            about = weights_folder.about(folder)  # which compares the file's own hash
+            self.assertEqual(about["weights_sha256"], row["weights_sha256"])
+            loaded = load.load(f"quickstart:{phase}", tell=self.fail)
+            self.assertEqual(
+                hashes.weights_sha256(loaded.params, loaded.stats), row["weights_sha256"]
+            )
+            self.assertNotIn("+", row["commit"])  # of a checkout without changes
+        self.assertGreater(rows["train"]["robust"], rows["pretrain"]["robust"] + 0.5)
+
+    def test_names(self):
+        self.assertEqual(shipped.weights("quickstart"), shipped.weights("quickstart:train"))
+        self.assertEqual(sources.parse("quickstart:pretrain").kind, "folder")
+        self.assertIsNone(shipped.weights("quickstarts"))
+        self.assertIsNone(shipped.kept("runs/quickstart"))
+        with self.assertRaisesRegex(ValueError, "has no phase 'robust'; one of pretrain, train"):
+            shipped.weights("quickstart:robust")
+
+    def test_the_first_figure_is_that_of_the_record(self):
+        """Of all images, and of weights that are wrong everywhere, none is right."""
+        self.enter_context(absltest.mock.patch.object(compilation, "remember"))
+        source = registry.open_source("digits", "test")
+        sizes = {"image_size": 8, "preprocessing": "none", "images": len(source)}
+        net, params, stats, _ = load.load("quickstart")
+        given = Weights(params, stats), Prepared(source, **sizes)
+        self.assertAlmostEqual(first_figure.clean(net, *given), records()["train"]["clean"])
+        broken = params | {"head.fc.bias": np.full(10, np.nan, np.float32)}
+        self.assertEqual(first_figure.clean(net, Weights(broken, stats), given[1]), 0)
+
+
+class FlagsTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(os.chdir, Path.cwd())
+        os.chdir(self.create_tempdir())
+
+    @parameterized.parameters((None, "quickstart"), ("pretrain", "quickstart:pretrain"))
+    def test_the_word_stands_for_flags(self, phase, weights):
+        found = flags.of_shipped(GivenFlags(shipped="quickstart", phase=phase, n=8))
+        out = f"runs/evaluation-{weights.replace(':', '-')}"
+        expected = GivenFlags(shipped=weights, weights=weights, dataset="digits", out=out, n=8)
+        self.assertEqual(found, expected)
+        plain = GivenFlags(weights="a.pt")
+        self.assertEqual(flags.of_shipped(plain), plain)
+
+    def test_what_is_given_stays(self):
+        found = flags.of_shipped(GivenFlags(shipped="quickstart", dataset="npz:a", out="b"))
+        self.assertEqual((found.dataset, found.out), ("npz:a", "b"))
+
+    def test_another_network_beside_it(self):
+        given = GivenFlags(shipped="quickstart", workdir="runs/1", function="a.py:f")
+        with self.assertRaisesRegex(ValueError, "so does --workdir and --function; leave one out"):
+            flags.of_shipped(given)
+
+    def test_a_path_of_that_name(self):
+        Path("quickstart").mkdir()
+        with self.assertRaisesRegex(ValueError, "and a path here; give that one with --workdir"):
+            flags.of_shipped(GivenFlags(shipped="quickstart"))
+
+    def test_a_report_of_the_kept_run_goes_where_we_are(self):
+        made = report.run(report.ReportFlags(paths=(Path("quickstart"),)))
+        self.assertEqual((made["file"], made["runs"], made["evaluations"]), ("report.html", 1, 2))
+        self.assertEmpty(made["notes"])
+        page = Path("report.html").read_text()
+        for row in records().values():
+            self.assertIn(row["weights_sha256"][:12], page)
+
+
+if __name__ == "__main__":
+    absltest.main()
