@@ -16,10 +16,15 @@ class DataError(ValueError):
 
 
 class Record(NamedTuple):
-    """One example: `image`, the encoded bytes (JPEG, PNG, ...), and `label` in [0, num_classes)."""
+    """One example: `image`, the encoded bytes (JPEG, PNG, ...), and `label` in [0, num_classes).
+
+    `soft` f32[C] are the probabilities of the classes, where the source has them; the largest is
+    that of `label`.
+    """
 
     image: bytes
     label: int
+    soft: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Source:
       labels: int32[size] of the records, where they are known without reading these.
       files_sha256: of what says which records these are, but their content: of the files' names, or
         of a prepared data set's description; None where the name or `ids_sha256` says it.
+      held: whether decoded images may stay in memory; not those of a source that has too many.
+      soft: whether its records have `soft` labels.
     """
 
     name: str
@@ -55,6 +62,8 @@ class Source:
     ids_sha256: str | None = None
     files_sha256: str | None = None
     labels: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    held: bool = dataclasses.field(default=True, repr=False)
+    soft: bool = dataclasses.field(default=False, repr=False)
 
     def __len__(self) -> int:
         return self.size
