@@ -55,7 +55,7 @@ SETS = {
 }
 REAL = 50_000
 SOURCES = {
-    "model.name": "the authors' code: WRN-28-10 and WRN-70-16 with Swish",
+    "model.name": "authors' code: WRN-28-10 and WRN-70-16 with Swish",
     "model.num_classes": "ours: as the data set has them",
     "model.image_size": "the paper: CIFAR",
     "data.name": "the paper: CIFAR",
