@@ -83,15 +83,17 @@ def _phase(config: Config, name: str) -> PhaseWork:
 
 def _rows(config: Config, name: str, train: SizedSplit) -> int:
     """Count the rows of an epoch, also where its sources are not here and it is known."""
-    data = config.data
-    try:
-        if train.source is not None:
-            return splits.examples(config, name, train.source)
-    except DataError:
-        if data.extra is None or data.epoch_images is None:
-            raise
-    if data.extra is not None and data.epoch_images is not None:
-        return data.epoch_images
+    data, here = config.data, train.source is not None
+    counted = data.extra is not None and data.epoch_images is not None
+    if here and counted:
+        try:
+            splits.extra(config)
+        except DataError:
+            here = False
+    if here:
+        return splits.examples(config, name, train.source)  # type: ignore[arg-type]
+    if counted:
+        return data.epoch_images  # type: ignore[return-value]
     fresh = 1 - data.extra_share if data.extra else 1
     return round(train.images * data.views / fresh)
 
