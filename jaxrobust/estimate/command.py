@@ -44,8 +44,8 @@ class EstimateSettings:
     images: int | None = flag("Number of images of AutoAttack; 0: leave it out.")
     fast: bool = flag("Do not compile for TPUs that are not here.", False)
     target: float | None = flag(
-        "AutoAttack accuracy in percent, in place of a config: what reaches it, by a law of others' "
-        "published runs.",
+        "AutoAttack accuracy in percent, in place of a config: what reaches it, by a law of "
+        "others' published runs.",
         reads=number,
     )
     dataset: str | None = flag("Data set of --target; the law is of cifar10 alone.")
