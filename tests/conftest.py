@@ -72,17 +72,20 @@ def pytest_configure(config: pytest.Config) -> None:
         compiling.quickly()
 
 
-# The longest tests whose like another test of their folder makes too: rows of one table, mostly.
-SLOW = Path(__file__).with_name("slow.txt")
+# Lists of tests with a marker, as rows of a table cannot be marked where they stand: the longest
+# ones whose like another test of their folder makes too, and those that a change need not wait for.
+LISTS = {name: Path(__file__).with_name(f"{name}.txt") for name in ("slow", "landing")}
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks which tests have which marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `slow.txt` lists; rows of a table cannot be marked where they stand."""
-    slow = {f"tests/{line}" for line in SLOW.read_text().split()}
+    """Give the tests that `slow.txt` and `landing.txt` list their markers."""
+    lists = {name: set(path.read_text().split()) for name, path in LISTS.items()}
     for item in items:
-        if item.nodeid in slow:
-            item.add_marker(pytest.mark.slow)
+        file, of, *_ = item.nodeid.removeprefix("tests/").split("::")
+        for name in lists:
+            if not {f"{file}::{of}", item.nodeid.removeprefix("tests/")}.isdisjoint(lists[name]):
+                item.add_marker(name)
 
 
 def pytest_collection_finish() -> None:

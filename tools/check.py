@@ -15,7 +15,10 @@ STATIC = {
     "lint": [PYTHON, "-m", "ruff", "check", "."],
     "types": [PYTHON, "-m", "mypy"],
 }
-FAST = {"tests": [PYTHON, "-m", "pytest"]}
+FAST = {
+    "tests": [PYTHON, "-m", "pytest"],
+    "landing's tests": [PYTHON, "-m", "pytest", "-m", "landing", "--dist", "worksteal"],
+}
 # The networks once more with the tree mode that Flax announces as NNX's default.
 _TREE = [f"families/test_{name}" for name in ("families", "convnext", "xcit", "resnet")]
 _TREE += ["families/test_robust_resnet", "interface/test_foreign", "modules/test_module"]

@@ -52,13 +52,17 @@ def append(path: Path, record: AccuracyRecord) -> None:
 def save(
     path: Path, own: verdicts.Verdicts, record_of: Callable[[], AccuracyRecord]
 ) -> dict[str, Any]:
-    """Add what `record_of` makes to a file of records, its verdicts beside it; return its JSON."""
+    """Add what `record_of` makes to a file of records, its verdicts beside it; return its JSON.
+
+    A folder that is missing is made: the evaluation took hours.
+    """
     if path.suffix != ".jsonl":
         raise ValueError(f"{path} gets a line of JSON; give a file such as results.jsonl")
     record = record_of()
     number = str(record.evaluation)
     record = dataclasses.replace(record, verdicts=verdicts.file_of(number))
     if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
         verdicts.write(path.with_name(verdicts.file_of(number)), number, own)
         append(path, record)
     return record.to_json()

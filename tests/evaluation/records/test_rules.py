@@ -182,9 +182,9 @@ class NumbersTest(parameterized.TestCase):
         with mock.patch.object(records.jax, "process_index", return_value=1):
             records.save(folder / "x.jsonl", own, make)
         self.assertEmpty([*folder.iterdir()])
-        line = records.save(folder / "x.jsonl", own, make)
-        self.assertEqual(json.loads((folder / "x.jsonl").read_text()), line)
-        read = verdicts.read(folder / line["verdicts"])
+        line = records.save(folder / "new" / "x.jsonl", own, make)
+        self.assertEqual(json.loads((folder / "new" / "x.jsonl").read_text()), line)
+        read = verdicts.read(folder / "new" / line["verdicts"])
         self.assertEqual(read.fooled_by.tolist(), ["", "clean"])
         with self.assertRaisesRegex(ValueError, "gets a line of JSON; give a file such as"):
             records.save(folder / "x.json", own, make)
