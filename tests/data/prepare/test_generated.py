@@ -77,7 +77,7 @@ class GeneratedCommandTest(parameterized.TestCase):
         out = self.folder / "shards"
         self.assertEmpty([p for p in out.iterdir() if shards.PARTIAL in p.name])
         with self.assertRaisesRegex(data.DataError, "let that command go on"):
-            data.open_source(str(out), "all")
+            data.open_source(f"generated:{out}", "all")
         printed = self.run_on(*files, words=["--json"])
         about = json.loads(printed.strip().splitlines()[-1])
         self.assertEqual(about["written_images"], 130 - 50 * stopped)
