@@ -127,7 +127,10 @@ def described_all(files: Sequence[Path], *, classes: int, soft: bool) -> list[Ar
 
 
 def blocks(pair: ArrayPair, *, classes: int) -> Iterator[np.ndarray]:
-    """Yield the records of a file, uint8[rows,length], a few thousand at a time."""
+    """Yield the records of a file, uint8[rows,length], a few thousand at a time.
+
+    With the last byte of an array zipfile compares its checksum.
+    """
     with (
         npz.parsing(os.fspath(pair.path), ".npz", npz.REMEDY),
         zipfile.ZipFile(pair.path) as members,
@@ -143,8 +146,6 @@ def blocks(pair: ArrayPair, *, classes: int) -> Iterator[np.ndarray]:
             width = kind.itemsize * (pair.classes or 1)
             raw = _exactly(cast(BinaryIO, labels), count * width).view(kind)
             yield np.hstack([rows, _checked(pair, raw.reshape(count, -1), first, classes)])
-        for member in (images, labels):
-            member.read(1)  # the end, where the checksum is compared
 
 
 def _header(file: BinaryIO) -> np.dtype:

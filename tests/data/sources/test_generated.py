@@ -34,9 +34,13 @@ def prepared(folder, images, labels, *words):
 
 
 class PlacesTest(parameterized.TestCase):
-    @parameterized.parameters((196, 1000), (3076, 100), (3112, 60), (20_000, 12), (140_000, 3))
+    @parameterized.parameters(
+        (20, 66_000), (196, 1000), (3076, 100), (3112, 60), (20_000, 12), (140_000, 3)
+    )
     def test_records_stand_where_array_record_writes_them(self, length, count):
-        """Some begin before a block's header and end behind it, or behind several."""
+        """Some begin before a block's header and end behind it, or behind several; of those of 20
+        bytes, any number of bytes is behind one.
+        """
         rows = np.random.default_rng(length).integers(0, 256, (count, length), np.uint8)
         path = f"{self.create_tempdir().full_path}/shard"
         shard = ArrayRecordWriter(path, "group_size:1,uncompressed")
@@ -203,6 +207,7 @@ class TrainingTest(parameterized.TestCase):
             met |= {row.tobytes() for row in batch.labels}
             self.assertEqual((batch.labels.max(axis=1) == 1).sum(), 8)
         self.assertContainsSubset(met, known)
+        self.assertContainsSubset({row.tobytes() for row in np.eye(10, dtype="f4")}, met)
         found = data.load(extra.name, split="all", preprocessing="none")
         np.testing.assert_array_equal(found.labels, soft.argmax(1))
         config = base()
