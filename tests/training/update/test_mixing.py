@@ -354,6 +354,7 @@ class BatchAugmentationTest(parameterized.TestCase):
         self.assertIs(out.labels, given.labels)
         out = mixing.batch_augmentation(num_classes=10, smoothing=0.1)(jax.random.key(0), given)
         np.testing.assert_allclose(out.labels, 0.9 * soft + 0.01, rtol=1e-6)
+        batch = batch._replace(images=batch.images.astype(jnp.float32) / 255)
         hard = batch._replace(labels=jnp.eye(10)[batch.labels])
         for mixes in ({"smoothing": 0.1}, {"mixup": 0.8, "smoothing": 0.1}):
             augment = mixing.batch_augmentation(num_classes=10, **mixes)
