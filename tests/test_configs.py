@@ -274,7 +274,7 @@ class ArgumentsTest(parameterized.TestCase):
         ("cifar_aat:wrn_a1,data=cifar100,extra=500k", "extra=500k has the classes of cifar10"),
         ("cifar_aat:resnet18", "resnet18 has no silu; add activation=relu"),
         ("generated_data:wrn_28_10,images=2m", "images=2m is not among its values; did you mean"),
-        ("generated_data:wrn_28_10,epochs=300", "epochs=300 is not among its values; one of 100, "),
+        ("generated_data:wrn_28_10,epochs=300", "epochs=300 is not among its values; did you"),
         ("cifar_aligned:cifar_vgg16,l1=-1e-5", "l1=-1e-05 must be a number of at least 0"),
         ("cifar_aligned:cifar_vgg16,l1=much", "l1=much is no number"),
         ("cifar_aligned:cifar_vgg17", "model=cifar_vgg17 is not among .*; did you mean cifar_vgg1"),

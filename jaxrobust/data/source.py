@@ -18,13 +18,24 @@ class DataError(ValueError):
 class Record(NamedTuple):
     """One example: `image`, the encoded bytes (JPEG, PNG, ...), and `label` in [0, num_classes).
 
-    `soft` f32[C] are the probabilities of the classes, where the source has them; the largest is
-    that of `label`.
+    The label is a `SoftLabel` where the source has the classes' probabilities.
     """
 
     image: bytes
     label: int
-    soft: np.ndarray | None = None
+
+
+class SoftLabel(int):
+    """A label, the likeliest class, that knows the `probabilities` f32[C] of all."""
+
+    probabilities: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray) -> "SoftLabel":
+        """Make the label of probabilities f32[C]."""
+        label = cls(probabilities.argmax())
+        label.probabilities = probabilities
+        return label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Source:
       files_sha256: of what says which records these are, but their content: of the files' names, or
         of a prepared data set's description; None where the name or `ids_sha256` says it.
       held: whether decoded images may stay in memory; not those of a source that has too many.
-      soft: whether its records have `soft` labels.
+      soft: whether its labels are `SoftLabel`s.
     """
 
     name: str

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Record, Source, SourceKind, add
+from jaxrobust.data.source import DataError, Record, SoftLabel, Source, SourceKind, add
 from jaxrobust.data.splits import grammar, storage, subsets
 from jaxrobust.data.transforms import decoding
 
@@ -168,7 +168,7 @@ class ShardedRecords:
         soft = np.frombuffer(label, "<f4").astype(np.float32)
         if why := not_probabilities(soft[None]):
             raise DataError(f"{self.describe(index)} has labels that {why}; {REMEDY}")
-        return Record(image, int(soft.argmax()), soft)
+        return Record(image, SoftLabel.of(soft))
 
     def describe(self, index: int) -> str:
         """Name the shard and the place of a record, for messages."""

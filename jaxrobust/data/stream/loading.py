@@ -71,7 +71,8 @@ class DecodedImages:
                 yield self._kept[index]
                 continue
             record = records[index]
-            label = record.soft if self.soft else record.label
+            label: Any = record.label
+            label = label.probabilities if self.soft else label
             example = self._decode(index, record.image), label
             if self._keep:
                 self._kept[index] = example
