@@ -50,8 +50,8 @@ class PublishedRun(NamedTuple):
 
 
 # Three of the notebook's table; two by the epochs of configs/README.md there; AutoAttack as in
-# RobustBench's rows. The last two are of Wang et al. 2023 (arXiv 2302.04638): 100 million images, as
-# the notebook counts them, and 2,400 epochs, the longest of that paper, of 20 million images that
+# RobustBench's rows. The last two are of Wang et al. 2023 (arXiv 2302.04638): 100 million images,
+# as the notebook counts them, and 2,400 epochs, the longest of that paper, of 20 million images that
 # were therefore seen about five times. Their FID is taken as that of the law.
 PUBLISHED_RUNS = (
     PublishedRun(58, 12, 179.2, 1.4, 70.85),
@@ -265,8 +265,8 @@ def page(estimate: dict[str, Any]) -> str:
     told = [
         "This is a law of others' runs (Bartoldson et al. 2024, arXiv 2404.09349), not of ours: "
         "nothing was trained or measured here. Its runs are TRADES with ten steps on generated "
-        f"images of FID {FID:g}, each seen once; in the published ones below an eighth to a fifth of "
-        "the images are real, and generated ones were seen up to about five times.",
+        f"images of FID {FID:g}, each seen once; in the published ones below an eighth to a fifth "
+        "of the images are real, and generated ones were seen up to about five times.",
         f"At least and at most are {estimate['interval_points']:g} points to either side, the 95 % "
         f"interval of one more run after {len(robust)} published ones between {min(robust):g} and "
         f"{max(robust):g} %; no run passes {estimate['limit']:g} %.",
