@@ -51,8 +51,8 @@ class PublishedRun(NamedTuple):
 
 # Three of the notebook's table; two by the epochs of configs/README.md there; AutoAttack as in
 # RobustBench's rows. The last two are of Wang et al. 2023 (arXiv 2302.04638): 100 million images,
-# as the notebook counts them, and 2,400 epochs, the longest of that paper, of 20 million images that
-# were therefore seen about five times. Their FID is taken as that of the law.
+# as the notebook counts them, and 2,400 epochs, the longest of that paper, of 20 million images
+# that were therefore seen about five times. Their FID is taken as that of the law.
 PUBLISHED_RUNS = (
     PublishedRun(58, 12, 179.2, 1.4, 70.85),
     PublishedRun(82, 12, 149.8, 1.4, 71.41),
