@@ -17,14 +17,8 @@ from jaxrobust.types import Weights
 from tools.generate import refresh_configs
 
 FAMILIES = ("revisiting_at", "convstem_pretraining", "larger_radius", "light_recipe")
-FAMILIES += (
-    "light_ablation",
-    "transfer",
-    "cifar_bat",
-    "cifar_aat",
-    "cifar_aligned",
-    "several_norms",
-)
+FAMILIES += ("light_ablation", "transfer", "cifar_bat", "cifar_aat", "cifar_aligned")
+FAMILIES += ("several_norms", "generated_data")
 ROWS = [name for name in refresh_configs.names() if ":" in name]
 FAST = [  # those that compile soonest, of every kind
     "cifar_aligned:cifar_vgg16",

@@ -11,6 +11,8 @@ from configs import light_recipe, revisiting_at, transfer
 from jaxrobust import resolved
 from jaxrobust.analysis.papers import tables
 from jaxrobust.config import base, network_of
+from jaxrobust.data.source import Source
+from jaxrobust.data.stream.plan import plan
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.resolved import of_phase, phases
@@ -22,6 +24,11 @@ from jaxrobust.weights.store.artifact import Network
 from tests.support import paths, sweeps
 from tests.support.command_line import parsed, refused
 from tools.generate import refresh_configs
+
+
+def sized(size, name):
+    """A source of 10 classes of which only its size is asked."""
+    return Source(name, "all", size, 10, 3, (32, 32, 3), read=lambda indices: [])
 
 
 class ConfigsTest(parameterized.TestCase):
@@ -187,6 +194,43 @@ class AlignedTest(absltest.TestCase):
         self.assertEqual(config.data.selection_split, "train[49000:]")
 
 
+class GeneratedTest(parameterized.TestCase):
+    """Facts of wzekai99/DM-Improves-AT, as its config has them."""
+
+    @parameterized.parameters(
+        ("wrn_28_10,images=1m", 512, 400, 98, (154, 358)),
+        ("wrn_28_10,images=20m", 2048, 2400, 25, (410, 1638)),
+        ("wrn_70_16,images=50m,epochs=100,batch=1024", 1024, 100, 49, (205, 819)),
+    )
+    def test_an_epoch_is_50_000_rows_and_a_batch_has_its_share(
+        self, given, batch, epochs, steps, rows
+    ):
+        """Their sampler's int(batch * fraction) and ceil(50000 / batch)."""
+        config = refresh_configs.load(f"generated_data:{given}")
+        p, own = config.train, config.data
+        self.assertEqual((p.batch_size, p.epochs), (batch, epochs))
+        self.assertEqual(own.epoch_images // batch, steps)
+        sources = [sized(size, name) for size, name in ((48_976, "real"), (10**6, "generated"))]
+        made = plan(sources[0], batch_size=batch, extra=sources[1], extra_share=own.extra_share)
+        self.assertEqual(made.rows, rows)
+        self.assertEqual((p.warmup_epochs, p.ema_warmup_epochs), (round(epochs / 40),) * 2)
+
+    def test_learning_rate_is_pytorchs(self):
+        """OneCycleLR by epochs, whose first rate, peak and last one are these."""
+        p = refresh_configs.load("generated_data:wrn_28_10,images=1m").train
+        schedule, _ = optim.of_phase(p, "train", decay_mask="all", steps_per_epoch=98)
+        rates = [float(schedule(98 * epoch)) for epoch in (0, 9, 399)]
+        np.testing.assert_allclose(rates, [0.2 / 25, 0.2, 0.2 / 25 / 1e4], rtol=1e-5)
+
+    def test_batch_norms_alone_do_not_decay(self):
+        config = refresh_configs.load("generated_data:wrn_28_10,images=1m")
+        params, _ = jax.eval_shape(network_of(config).init, jax.random.key(0))
+        kept = {name for name in params if not optim.DECAY_MASKS[config.train.decay_mask](name, 0)}
+        self.assertEqual(kept, {name for name in params if "batchnorm" in name})
+        self.assertLen(kept, 2 * 25)
+        self.assertEqual(sum(x.size for x in params.values()), 36_479_194)
+
+
 class ArgumentsTest(parameterized.TestCase):
     """`FILE.py:ARGUMENTS`."""
 
@@ -229,6 +273,8 @@ class ArgumentsTest(parameterized.TestCase):
         ("cifar_bat:resnet18,data=tiny,selection=held-out", "holds whole classes; leave it out"),
         ("cifar_aat:wrn_a1,data=cifar100,extra=500k", "extra=500k has the classes of cifar10"),
         ("cifar_aat:resnet18", "resnet18 has no silu; add activation=relu"),
+        ("generated_data:wrn_28_10,images=2m", "images=2m is not among its values; did you mean"),
+        ("generated_data:wrn_28_10,epochs=300", "epochs=300 is not among its values; did you"),
         ("cifar_aligned:cifar_vgg16,l1=-1e-5", "l1=-1e-05 must be a number of at least 0"),
         ("cifar_aligned:cifar_vgg16,l1=much", "l1=much is no number"),
         ("cifar_aligned:cifar_vgg17", "model=cifar_vgg17 is not among .*; did you mean cifar_vgg1"),

@@ -5,6 +5,9 @@ money where `--price` says what an hour of a chip costs. On devices that are her
 compiled and run for a moment; for others the operations of the model are divided by the chips' peak
 and an assumed utilisation, and for TPUs the step is compiled too, where libtpu is installed.
 
+`jaxrobust estimate --target 65 --dataset cifar10` asks the other way round: which network, how many
+images, epochs and chip-hours reach so much under AutoAttack, by a law of others' published runs.
+
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that is named.
 """
 
@@ -13,7 +16,7 @@ import time
 from dataclasses import dataclass
 
 from jaxrobust.commands.flags.shared import shared
-from jaxrobust.estimate import changes, command
+from jaxrobust.estimate import changes, command, law
 from jaxrobust.runtime.commandline import arguments, fields
 
 BEGUN = time.perf_counter()
@@ -26,9 +29,21 @@ class EstimateFlags(command.EstimateSettings):
     json: bool = shared("json", False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TargetFlags(law.TargetSettings):
+    """Which accuracy is asked for, and how it is told."""
+
+    json: bool = shared("json", False)
+
+
 def main() -> None:
     """Read the command line and print what the run will cost."""
     words, changed = changes.divided(sys.argv[1:])
+    again = "nothing is lost; the same command begins again"
+    if any(word.partition("=")[0].lstrip("-") == "target" for word in words):
+        asked = fields.read(TargetFlags, __doc__, words, usage="%(prog)s --target 65 [flags]")
+        arguments.answer(law.answer, asked, again)
+        return
     flags = fields.read(
         EstimateFlags,
         __doc__,
@@ -36,6 +51,4 @@ def main() -> None:
         usage="%(prog)s CONFIG --on DEVICES [--config.key=value ...] [flags]",
         epilog="Any key of the config is set as for training: --config.train.epochs=20.",
     )
-
-    again = "nothing is lost; the same command begins again"
     arguments.answer(lambda given: command.answer(given, changed, BEGUN), flags, again)

@@ -1,20 +1,22 @@
 """`jaxrobust prepare NAME ...`: data sets become ArrayRecord, without TensorFlow.
 
 NAME is imagenet (from its tar files, or any folder of images), cifar10 or cifar100 (which are
-downloaded); pseudo-labelled makes .npz of a pickle. `NAME --help` says more.
+downloaded); generated makes shards of .npz, by the tens of millions of images; pseudo-labelled
+makes .npz of a pickle. `NAME --help` says more.
 """
 
 import functools
 import sys
 from collections.abc import Callable
 
-from jaxrobust.data.prepare import cifar, imagenet, pseudo_labelled
+from jaxrobust.data.prepare import cifar, generated, imagenet, pseudo_labelled
 from jaxrobust.runtime.commandline.arguments import stop
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "imagenet": imagenet.main,
     "cifar10": functools.partial(cifar.main, "cifar10"),
     "cifar100": functools.partial(cifar.main, "cifar100"),
+    generated.NAME: generated.main,
     pseudo_labelled.NAME: pseudo_labelled.main,
 }
 

@@ -16,10 +16,26 @@ class DataError(ValueError):
 
 
 class Record(NamedTuple):
-    """One example: `image`, the encoded bytes (JPEG, PNG, ...), and `label` in [0, num_classes)."""
+    """One example: `image`, the encoded bytes (JPEG, PNG, ...), and `label` in [0, num_classes).
+
+    The label is a `SoftLabel` where the source has the classes' probabilities.
+    """
 
     image: bytes
     label: int
+
+
+class SoftLabel(int):
+    """A label, the likeliest class, that knows the `probabilities` f32[C] of all."""
+
+    probabilities: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray) -> "SoftLabel":
+        """Make the label of probabilities f32[C]."""
+        label = cls(probabilities.argmax())
+        label.probabilities = probabilities
+        return label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +56,8 @@ class Source:
       labels: int32[size] of the records, where they are known without reading these.
       files_sha256: of what says which records these are, but their content: of the files' names, or
         of a prepared data set's description; None where the name or `ids_sha256` says it.
+      held: whether decoded images may stay in memory; not those of a source that has too many.
+      soft: whether its labels are `SoftLabel`s.
     """
 
     name: str
@@ -55,6 +73,8 @@ class Source:
     ids_sha256: str | None = None
     files_sha256: str | None = None
     labels: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    held: bool = dataclasses.field(default=True, repr=False)
+    soft: bool = dataclasses.field(default=False, repr=False)
 
     def __len__(self) -> int:
         return self.size

@@ -43,11 +43,19 @@ class EstimateSettings:
     robust: float = flag("Share of images that is assumed to be robust.", "0.5", reads=number)
     images: int | None = flag("Number of images of AutoAttack; 0: leave it out.")
     fast: bool = flag("Do not compile for TPUs that are not here.", False)
+    target: float | None = flag(
+        "AutoAttack accuracy in percent, in place of a config: what reaches it, by a law of "
+        "others' published runs.",
+        reads=number,
+    )
+    dataset: str | None = flag("Data set of --target; the law is of cifar10 alone.")
 
 
 def check(given: EstimateSettings) -> None:
     """Refuse numbers out of range."""
     price, used, batch, images = given.price, given.utilisation, given.batch, given.images
+    if given.dataset is not None:
+        raise ValueError("--dataset is of --target; a config names its data set, so leave it out")
     must_be("--price", price, price is None or 0 < price < float("inf"), "above 0")
     inside = used is None or 0 < used <= 1
     must_be("--utilisation", used, inside, "above 0 and at most 1, such as 0.4")

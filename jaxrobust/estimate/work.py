@@ -69,11 +69,7 @@ def work(config: Config) -> list[PhaseWork]:
 
 def _phase(config: Config, name: str) -> PhaseWork:
     p, train = config[name], split(config, "train_split")
-    if train.source is not None:
-        rows = splits.examples(config, name, train.source)
-    else:
-        fresh = 1 - config.data.extra_share if config.data.extra else 1
-        rows = round(train.images * config.data.views / fresh)
+    rows = _rows(config, name, train)
     if p.batch_size < 1 or p.batch_size > rows:
         raise ValueError(
             f"{name}.batch_size={p.batch_size} must be at least 1, at most the split's {rows}"
@@ -84,6 +80,23 @@ def _phase(config: Config, name: str) -> PhaseWork:
     selections = math.ceil(p.epochs / config.evaluation.every_epochs)
     selection, test = split(config, "selection_split"), split(config, "test_split")
     return PhaseWork(name, config, train, rows, steps, probes, selections, selection, test)
+
+
+def _rows(config: Config, name: str, train: SizedSplit) -> int:
+    """Count the rows of an epoch, also where its sources are not here and it is known."""
+    data, here = config.data, train.source is not None
+    counted = data.extra is not None and data.epoch_images is not None
+    if here and counted:
+        try:
+            splits.extra(config)
+        except DataError:
+            here = False
+    if here:
+        return splits.examples(config, name, train.source)  # type: ignore[arg-type]
+    if counted:
+        return data.epoch_images  # type: ignore[return-value]
+    fresh = 1 - data.extra_share if data.extra else 1
+    return round(train.images * data.views / fresh)
 
 
 def split(config: Config, key: str) -> SizedSplit:

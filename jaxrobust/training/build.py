@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrobust import attacks, models
 from jaxrobust.config import AttackSection, Config, PhaseSection, network_of
+from jaxrobust.data.sources import generated
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.models.counted import COUNTED
@@ -360,7 +361,10 @@ def abstract_batch(config: Config, name: str) -> Any:
     """Describe shapes and types of a phase's global batch, as a `Batch`."""
     size, side = config[name].batch_size, config.model.image_size
     images = jax.ShapeDtypeStruct((size, side, side, config.model.in_channels), jnp.uint8)
-    return Batch(images, jax.ShapeDtypeStruct((size,), jnp.int32))  # type: ignore[arg-type]
+    labels = jax.ShapeDtypeStruct((size,), jnp.int32)
+    if generated.soft_labels(config.data.get("extra")):
+        labels = jax.ShapeDtypeStruct((size, config.model.num_classes), jnp.float32)
+    return Batch(images, labels)  # type: ignore[arg-type]
 
 
 def evaluation(

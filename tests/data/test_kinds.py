@@ -34,7 +34,7 @@ class RowsTest(absltest.TestCase):
     def test_which_are_paths_and_which_their_contents_tell_apart(self):
         """Paths are of whoever names them; a folder and a set of the hub say their files."""
         paths = {name for name, kind in sources.KINDS.items() if kind.is_path}
-        self.assertEqual(paths, {"folder", "npz", "cifar10-c"})
+        self.assertEqual(paths, {"folder", "npz", "cifar10-c", "generated"})
         contents = {name for name, kind in sources.KINDS.items() if kind.contents}
         self.assertEqual(contents, {"npz", "cifar10-c"})
         for name in paths:
@@ -96,6 +96,7 @@ class KindsTest(parameterized.TestCase):
         ("fake:8x8x1:3", "fake"),
         ("fake:8", None),
         ("npz:", None),
+        ("generated:a", "generated"),
         ("cifar10", None),
         ("tfds:cifar10:3.0.2", None),
         (None, None),

@@ -55,6 +55,21 @@ class WorkTest(parameterized.TestCase):
         self.assertEqual(first.rows, round(1_281_167 * 2 / 0.75))
         self.assertEqual(first.steps, 50 * (1_281_167 // 48))
 
+    def test_an_epoch_that_the_config_counts(self):
+        """Neither source has to be here; what does not fit is refused where both are."""
+        config = imagenet()
+        config.data.update(extra="generated:/nowhere", extra_share=0.7, epoch_images=98 * 512)
+        config.train.batch_size = 512
+        self.assertEqual(work.work(config)[-1].rows, 98 * 512)
+        config.data.update(name="digits", train_split="train", selection_split="train[:64]")
+        config.data.update(test_split="test", extra_share=0.5)
+        config.model.update(num_classes=10, in_channels=1)
+        self.assertEqual(work.work(config)[-1].rows, 98 * 512)
+        config.data.extra, config.data.extra_split = "digits", "train"
+        with self.assertRaisesRegex(ValueError, "extra_share=1.0 leaves no image of"):
+            config.data.extra_share = 1.0
+            work.work(config)
+
     def test_data_that_is_here_is_counted(self):
         config = imagenet()
         config.data.update(name="digits", train_split="train[:50%]")

@@ -15,7 +15,13 @@ from tools.generate import refresh_configs
 
 # Families whose runs are all that their arguments allow.
 WHOLE = ("cifar_bat", "cifar_aat", "cifar_aligned", "light_recipe", "transfer")
-WHOLE += ("aligned_study", "residual_study", "cifar_study", "convstem_pretraining")
+WHOLE += (
+    "generated_data",
+    "aligned_study",
+    "residual_study",
+    "cifar_study",
+    "convstem_pretraining",
+)
 # Arguments that change a network: with all values of them, lines would be ten thousands.
 OF_NETWORKS = ("block", "se", "se_reduction", "preact", "residual", "order", "patch")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
+from jaxrobust.data.prepare import generated as shards
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.training.run import splits
@@ -55,6 +56,27 @@ class ExtraTest(parameterized.TestCase):
             self.write("generated.npz", seed=1)
             with self.assertRaisesRegex(ValueError, "data.extra.files_sha256"):
                 quiet_run(config, self.folder / "stopped")
+
+    @sweeps.fast()
+    @parameterized.parameters(False, True)
+    def test_goes_on_with_shards_in_the_same_bits(self, soft):
+        """Stopped in the middle of an epoch; labels are classes, or their probabilities."""
+        images = np.random.default_rng(5).integers(0, 256, (160, 8, 8, 1), np.uint8)
+        label = np.random.default_rng(6).dirichlet(np.ones(10), 160).astype(np.float32)
+        label = label if soft else label.argmax(1)
+        np.savez(self.folder / "files.npz", image=images, label=label)
+        words = [str(self.folder / "files.npz"), "--out", str(self.folder / "shards")]
+        shards.prepare(shards.parse([*words, "--rows", "50", *["--soft"] * soft]))
+        config = one_phase(data__extra=f"generated:{self.folder / 'shards'}", train__epochs=2)
+        quiet_run(config, self.folder / "whole")
+        stop_after(3, lambda: quiet_run(config, self.folder / "stopped"))
+        quiet_run(config, self.folder / "stopped")
+        whole, stopped = (
+            final_state(self.folder / name, config)[0] for name in ("whole", "stopped")
+        )
+        self.assertEqual(whole.step, 10)
+        for name, array in whole.params.items():
+            np.testing.assert_array_equal(array, stopped.params[name], name)
 
     def test_length_of_an_epoch(self):
         """256 digits and 160 generated images, 32 of each in a batch: 5 steps, or as one says."""

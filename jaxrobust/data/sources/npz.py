@@ -24,20 +24,20 @@ PREFIX = "npz:"
 _SPLITS = ("train", "val", "validation", "test")
 # The keys of images and labels: MedMNIST's, Keras' and its users', of a file with one split.
 _KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "y_{}"))
-_WHOLE = (("images", "labels"), ("x", "y"), ("X", "y"), ("image", "label"))
+WHOLE = (("images", "labels"), ("x", "y"), ("X", "y"), ("image", "label"))
 _CLASSES = ("classes", "class_names", "label_names")
 _WRITTEN = (
     "write one with np.savez(PATH, train_images=..., train_labels=..., test_images=..., "
     "test_labels=...)"
 )
-_REMEDY = "copy the file again"
-_HEADERS = {  # version of the format -> what reads (shape, Fortran's order, dtype)
+REMEDY = "copy the file again"
+HEADERS = {  # version of the format -> what reads (shape, Fortran's order, dtype)
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 
 
-class _File(NamedTuple):
+class ArrayFile(NamedTuple):
     """A file's arrays: name -> (shape, dtype), and name -> the CRC of its bytes."""
 
     path: str
@@ -73,7 +73,7 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     labels, or image and label, are the one split `all`. Names of classes are in `classes`,
     `class_names` or `label_names`; else there are as many as the largest label says.
     """
-    file = _opened(name)
+    file = opened(name)
     parsed = grammar.parse(split)
     there = _splits_of(file)
     part = parsed and grammar.present(parsed.name, there)
@@ -81,7 +81,7 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         sizes = ", ".join(f"{key} ({file.arrays[i][0][0]})" for key, (i, _) in there.items())
         raise grammar.no_split(name, split, sizes)
     images, labels = there[part]
-    shape = _shape(file, images)
+    shape = image_shape(file, images)
     names = _class_names(file)
     every = {key: _labels(file, i, key) for i, key in set(there.values())}
     largest = max(int(values.max()) for values in every.values())
@@ -100,7 +100,7 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         channels=shape[2],
         image_shape=shape,
         read=reader,
-        remedy=_REMEDY,
+        remedy=REMEDY,
         classes=names,
         describe=reader.describe,
         files_sha256=hashlib.sha256(repr((sums, shape, names)).encode()).hexdigest(),
@@ -128,34 +128,35 @@ def _content(path: str) -> Any:
     return io.BytesIO(storage.place(path).read_bytes()) if storage.is_remote(path) else path
 
 
-def _opened(name: str) -> _File:
+def opened(name: str) -> ArrayFile:
+    """Read the names, shapes and types of a file's arrays; a `DataError` where it is cut off."""
     path = os.fspath(storage.place(name.removeprefix(PREFIX)))
     arrays, sums = {}, {}
     with storage.reading(path):
         if not storage.place(path).exists():
             raise DataError(f"data set {name!r}: there is no file {path}; check the path")
-        with parsing(path, ".npz", _REMEDY), zipfile.ZipFile(_content(path)) as members:
+        with parsing(path, ".npz", REMEDY), zipfile.ZipFile(_content(path)) as members:
             for member in members.infolist():
                 key = member.filename.removesuffix(".npy")
                 with members.open(member) as file:
                     version = np.lib.format.read_magic(file)
-                    shape, _, dtype = _HEADERS[version](file)
+                    shape, _, dtype = HEADERS[version](file)
                 arrays[key], sums[key] = (shape, dtype), member.CRC
-    return _File(path, arrays, sums)
+    return ArrayFile(path, arrays, sums)
 
 
 @functools.lru_cache(maxsize=3)  # train, selection and test
 def _array(path: str, key: str, crc: int) -> np.ndarray:
-    with parsing(path, ".npz", _REMEDY), np.load(_content(path), allow_pickle=False) as arrays:
+    with parsing(path, ".npz", REMEDY), np.load(_content(path), allow_pickle=False) as arrays:
         return arrays[key]
 
 
-def _splits_of(file: _File) -> dict[str, tuple[str, str]]:
+def _splits_of(file: ArrayFile) -> dict[str, tuple[str, str]]:
     """Return split -> the keys of its images and labels."""
     splits: dict[str, tuple[str, str]] = {}
     wanted = [(s, (i.format(s), y.format(s))) for s in _SPLITS for i, y in _KEYS]
     unlabelled = ""
-    for split, (images, labels) in [*wanted, *(("all", keys) for keys in _WHOLE)]:
+    for split, (images, labels) in [*wanted, *(("all", keys) for keys in WHOLE)]:
         if images in file.arrays and labels in file.arrays:
             splits.setdefault(split, (images, labels))
         elif images in file.arrays:
@@ -168,7 +169,8 @@ def _splits_of(file: _File) -> dict[str, tuple[str, str]]:
     return splits
 
 
-def _shape(file: _File, key: str) -> tuple[int, int, int]:
+def image_shape(file: ArrayFile, key: str) -> tuple[int, int, int]:
+    """Return H, W and channels of the images in an array; a `DataError` where they are none."""
     shape, dtype = file.arrays[key]
     problem = f"{file.path}: {key} is {dtype}{list(shape)}, not uint8[N,H,W] or uint8[N,H,W,1 or 3]"
     if dtype != np.uint8:
@@ -182,7 +184,7 @@ def _shape(file: _File, key: str) -> tuple[int, int, int]:
     return shape[1], shape[2], shape[3] if len(shape) == 4 else 1
 
 
-def _labels(file: _File, images: str, key: str) -> np.ndarray:
+def _labels(file: ArrayFile, images: str, key: str) -> np.ndarray:
     shape, dtype = file.arrays[key]
     count = file.arrays[images][0][0]
     if shape not in ((count,), (count, 1)) or dtype.kind not in "iu" or not count:
@@ -196,7 +198,7 @@ def _labels(file: _File, images: str, key: str) -> np.ndarray:
     return values.astype(np.int32)
 
 
-def _class_names(file: _File) -> tuple[str, ...]:
+def _class_names(file: ArrayFile) -> tuple[str, ...]:
     for key in _CLASSES:
         shape, dtype = file.arrays.get(key, ((), np.dtype("V")))
         if len(shape) == 1 and dtype.kind in "US":

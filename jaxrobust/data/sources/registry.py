@@ -21,7 +21,15 @@ from jaxrobust.data.source import (
     first_few,
     kind_of,
 )
-from jaxrobust.data.sources import cifar_c, fake, huggingface, image_folder, npz, tfds  # noqa: F401  # kinds
+from jaxrobust.data.sources import (
+    cifar_c,  # noqa: F401  # kinds
+    fake,  # noqa: F401
+    generated,
+    huggingface,  # noqa: F401
+    image_folder,  # noqa: F401
+    npz,  # noqa: F401
+    tfds,
+)
 from jaxrobust.data.splits import grammar, storage, subsets
 from jaxrobust.runtime.text import spelling
 
@@ -44,7 +52,8 @@ def open_source(
     Args:
       name: `digits` (ships), `fake[:HxWxC[:CLASSES]]` (synthetic; 32x32x3 and 10 classes unless
         said), `folder:PATH` (an ImageFolder, local or `gs://`), `npz:PATH` (arrays, see
-        `npz.open_npz`), `cifar10-c:DIR` (corrupted, see `cifar_c.open_cifar_c`),
+        `npz.open_npz`), `generated:DIR` (shards, see `generated.open_generated`),
+        `cifar10-c:DIR` (corrupted, see `cifar_c.open_cifar_c`),
         `hf:NAME[:CONFIG][@REVISION][#LABEL]` or `hf:FOLDER` (Hugging Face's, see
         `huggingface.open_hf`), or `[tfds:]NAME[/CONFIG][:VERSION]`, a TFDS data set prepared as
         ArrayRecord; the only CONFIG and the newest VERSION unless said.
@@ -81,6 +90,8 @@ def open_source(
 def _open(
     name: str, split: str, data_dir: str | os.PathLike | None, choice: subsets.SubsetChoice
 ) -> Source:
+    if kind_of(name) is None and generated.is_folder(name):
+        name = f"{generated.PREFIX}{name}"
     if kind := kind_of(name):
         source = kind.open(name, split, choice)
         if kind.contents and not (source.files_sha256 or source.ids_sha256):

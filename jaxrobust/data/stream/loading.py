@@ -17,7 +17,8 @@ from jaxrobust.data.transforms import augmentations, decoding, preparing
 
 
 class TrainBatch(NamedTuple):
-    """`images` uint8[B,H,W,C] and `labels` int32[B], of one process.
+    """`images` uint8[B,H,W,C] and `labels` int32[B], of one process; or f32[B,classes], of all
+    rows, where one of the sources has probabilities.
 
     `damaged` int32[B] is the record that row should have held but that is damaged, else -1.
     """
@@ -45,20 +46,23 @@ class DecodedImages:
     """Decoded records of a source; those of a small data set are decoded once and kept.
 
     `images(indices)` yields (uint8[H,W,C], label), read-only; a damaged image is None, or with
-    `strict` a DataError. The cache fills as records are read and stays in its process.
+    `strict` a DataError. With `soft` a label is f32[classes] where the source has probabilities.
+    The cache fills as records are read and stays in its process.
     """
 
-    def __init__(self, source: Source, cache_bytes: int, strict: bool) -> None:
+    def __init__(self, source: Source, cache_bytes: int, strict: bool, soft: bool = False) -> None:
         self.source, self.strict = source, strict
+        self.soft = soft and source.soft
         self._cache_bytes = cache_bytes
         shape = source.image_shape
-        self._keep = shape is not None and len(source) * math.prod(shape) <= cache_bytes
-        self._kept: dict[int, tuple[np.ndarray | None, int]] = {}
+        fits = shape is not None and len(source) * math.prod(shape) <= cache_bytes
+        self._keep = source.held and fits
+        self._kept: dict[int, tuple[np.ndarray | None, Any]] = {}
 
-    def __reduce__(self) -> tuple[type["DecodedImages"], tuple[Source, int, bool]]:
-        return DecodedImages, (self.source, self._cache_bytes, self.strict)
+    def __reduce__(self) -> tuple[type["DecodedImages"], tuple[Source, int, bool, bool]]:
+        return DecodedImages, (self.source, self._cache_bytes, self.strict, self.soft)
 
-    def __call__(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, int]]:
+    def __call__(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, Any]]:
         """Yield the images and labels of these records: read together, decoded one by one."""
         missing = [index for index in indices if index not in self._kept]
         records = dict(zip(missing, self.source.read(missing), strict=True)) if missing else {}
@@ -66,7 +70,10 @@ class DecodedImages:
             if index not in records:
                 yield self._kept[index]
                 continue
-            example = self._decode(index, records[index].image), records[index].label
+            record = records[index]
+            label: Any = record.label
+            label = label.probabilities if self.soft else label
+            example = self._decode(index, record.image), label
             if self._keep:
                 self._kept[index] = example
             yield example
@@ -107,9 +114,12 @@ def load_train(
 ) -> TrainBatch:
     """Make the `rows` examples that `plan` places; first views are by `first_view`."""
     placed = plan.place(position, rows)
+    first, soft = images[0].source, any(own.soft for own in images)
     batch = TrainBatch(
-        images=np.empty((rows, image_size, image_size, images[0].source.channels), np.uint8),
-        labels=np.empty(rows, np.int32),
+        images=np.empty((rows, image_size, image_size, first.channels), np.uint8),
+        labels=np.zeros((rows, first.num_classes), np.float32)
+        if soft
+        else np.empty(rows, np.int32),
         damaged=np.full(rows, -1, np.int32),
     )
     for number, own in enumerate(images):
@@ -125,11 +135,15 @@ def load_train(
                 image, label = _next_whole(own, index)
             _restart(bits, epoch, index, view)
             change = augment if view else first_view
-            batch.images[row], batch.labels[row] = change(image, rng), label
+            batch.images[row] = change(image, rng)
+            if soft and not own.soft:
+                batch.labels[row, label] = 1
+            else:
+                batch.labels[row] = label
     return batch
 
 
-def _next_whole(images: DecodedImages, index: int) -> tuple[np.ndarray, int]:
+def _next_whole(images: DecodedImages, index: int) -> tuple[np.ndarray, Any]:
     """Return the first record behind a damaged one that is whole; whoever asks, it is the same."""
     size = len(images.source)
     for other in range(index + 1, index + min(size, 1000)):

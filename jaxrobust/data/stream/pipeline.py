@@ -117,7 +117,8 @@ def train_batches(
     load = functools.partial(
         loading.load_train,
         images=tuple(
-            loading.DecodedImages(own, CACHE_BYTES, strict or own is extra) for own in sources
+            loading.DecodedImages(own, CACHE_BYTES, strict or own is extra, soft=True)
+            for own in sources
         ),
         augment=chain.augment,
         first_view=first_chain.augment,

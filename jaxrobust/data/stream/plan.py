@@ -5,6 +5,7 @@ the first. Of the first, R / V different images are there, each in V views: rows
 their first views, the next R / V their second ones. With a second source all rows are then put into
 an order that is a function of (seed, step of the whole run).
 An epoch has as many steps as both sources last, each of which begins a new permutation with it.
+That of a source with more than `HELD` records is computed place by place, and never held.
 """
 
 import functools
@@ -17,6 +18,8 @@ import numpy as np
 from jaxrobust.data.source import DataError, Source
 
 _ORDER, _ROWS = 0, 4  # what the second key of Philox says; 1 and 3 are augmentations
+HELD = 1 << 22  # records: the permutation of more would take more than 32 MB for each epoch
+_ROUNDS, _BLOCK = 8, 4096
 
 
 class Placed(NamedTuple):
@@ -76,7 +79,11 @@ class BatchPlan(NamedTuple):
         drawn = np.zeros(len(within), np.int64)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            drawn[here] = _permutation((self.seed, _ORDER + 2 * number), epoch, size)[within[here]]
+            key = (self.seed, _ORDER + 2 * number)
+            if size <= HELD:
+                drawn[here] = _permutation(key, epoch, size)[within[here]]
+            else:
+                drawn[here] = permuted(key, epoch, size, within[here])
         return drawn
 
 
@@ -84,6 +91,62 @@ class BatchPlan(NamedTuple):
 def _permutation(key: tuple[int, int], number: int, size: int) -> np.ndarray:
     generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, number]))
     return generator.permutation(size)
+
+
+def permuted(key: tuple[int, int], number: int, size: int, places: np.ndarray) -> np.ndarray:
+    """Compute the elements at some places of a permutation of `size` numbers, in constant memory.
+
+    A Feistel network permutes the numbers of as many bits as `size - 1` has; what leads out of
+    [0, size) is led on until it is inside, which permutes the numbers there.
+
+    Args:
+      key, number: which permutation, as of `_permutation`.
+      places: i64[N] in [0, size).
+    Returns:
+      i64[N] in [0, size).
+    Source: Black and Rogaway 2002 (Ciphers with Arbitrary Finite Domains), the cycle-walking
+    cipher; its rounds mix as SplitMix64 does (Steele et al. 2014).
+    """
+    found = np.empty(len(places), np.int64)
+    blocks, inside = np.divmod(places, _BLOCK)
+    for block in np.unique(blocks).tolist():
+        here = blocks == block
+        found[here] = _permuted_block(key, number, size, block)[inside[here]]
+    return found
+
+
+@functools.lru_cache(maxsize=32)
+def _permuted_block(key: tuple[int, int], number: int, size: int, block: int) -> np.ndarray:
+    """Compute what stands in the places [block * _BLOCK, (block + 1) * _BLOCK); many at a time,
+    since NumPy takes as long for a few.
+    """
+    bits = max(2, (size - 1).bit_length())
+    low, rounds = bits // 2, _round_keys(key, number)
+    places = np.arange(block * _BLOCK, min((block + 1) * _BLOCK, size), dtype=np.uint64)
+    found = _ciphered(places, rounds, low, bits - low)
+    while (outside := np.flatnonzero(found >= size)).size:
+        found[outside] = _ciphered(found[outside], rounds, low, bits - low)
+    return found.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=8)
+def _round_keys(key: tuple[int, int], number: int) -> tuple[np.uint64, ...]:
+    # The second word of the counter tells these draws from those of `_permutation`.
+    return tuple(np.random.Philox(key=key, counter=[0, 1, 0, number]).random_raw(_ROUNDS))
+
+
+def _ciphered(values: np.ndarray, rounds: tuple[np.uint64, ...], low: int, high: int) -> np.ndarray:
+    """Permute u64[N] below 2^(low + high): each round changes one half by the other one."""
+    masks = np.uint64((1 << high) - 1), np.uint64((1 << low) - 1)
+    halves = [values >> np.uint64(low), values & masks[1]]
+    for number, key in enumerate(rounds):
+        changed = number % 2
+        mixed = (halves[1 - changed] + key) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed ^= mixed >> np.uint64(31)
+        mixed *= np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(29)
+        halves[changed] = halves[changed] ^ (mixed & masks[changed])
+    return (halves[0] << np.uint64(low)) | halves[1]
 
 
 def plan(
@@ -107,6 +170,11 @@ def plan(
     # Rounded down as on paper: in binary 0.29 times 100 is 28.999999999999996.
     second = 0 if extra is None else math.floor(round(extra_share * batch_size, 6))
     rows = batch_size - second
+    if extra is not None and rows < 1:
+        raise DataError(
+            f"data.extra_share={extra_share} leaves no image of {source.where()} in a batch of "
+            f"{batch_size}; use at most {1 - 1 / batch_size:g}, or name the other one in data.name"
+        )
     if views < 1 or rows % views:
         near = [n for n in range(1, rows + 1) if rows % n == 0]
         of = f"the {rows} rows of data.name in a batch"

@@ -8,6 +8,8 @@ bytes as Pillow on this machine.
 import functools
 import io
 import logging
+import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 _MODES = {1: "L", 3: "RGB"}
+_ENCODED = re.compile(rb"P([56]) ([1-9]\d*) ([1-9]\d*) 255\n")
 # (mode of a JPEG, mode wanted) that need no conversion by Pillow -> what simplejpeg shall write.
 # RGBX is how Pillow keeps RGB: `transforms.to_pil` then copies rows, and spreads no pixels.
 _FAST = {("RGB", "RGB"): "RGBX", ("L", "RGB"): "RGBX", ("L", "L"): "GRAY"}
@@ -33,6 +36,8 @@ def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None)
     """
     if not len(data):
         raise ValueError("not a whole image file: it is empty")
+    if (array := _as_encoded(data, channels)) is not None:
+        return array
     try:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only
             mode = _MODES[channels or (1 if image.mode == "L" else 3)]
@@ -47,6 +52,22 @@ def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None)
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... on bad files
         raise ValueError(f"not a whole image file: {error}") from error
     return array if array.ndim == 3 else array[:, :, None]
+
+
+def _as_encoded(data: Any, channels: int | None) -> np.ndarray | None:
+    """Return the pixels of what `encode` wrote; None of any other file, which Pillow reads.
+
+    An array of small images takes a third less time so.
+    """
+    header = _ENCODED.match(data)
+    if header is None:
+        return None
+    shape = int(header[3]), int(header[2]), 3 if header[1] == b"6" else 1
+    if len(data) - header.end() != math.prod(shape) or channels not in (None, shape[2]):
+        return None
+    array = np.frombuffer(data, np.uint8, offset=header.end()).reshape(shape)
+    array.flags.writeable = False
+    return array
 
 
 def encode(image: np.ndarray) -> bytes:

@@ -113,7 +113,7 @@ def _erased_box(
 def mix(
     key: Key[Array, ""],
     images: Images,
-    labels: Labels,
+    labels: Labels | SoftLabels,
     *,
     num_classes: int,
     mixup: float,
@@ -199,11 +199,13 @@ def _weighted(weight: Array, a: Array, b: Array) -> Array:
     return jnp.maximum(weight * a, lowest) + jnp.maximum((1 - weight) * b, lowest)
 
 
-def smoothed(labels: Labels, num_classes: int, smoothing: float) -> SoftLabels:
+def smoothed(labels: Labels | SoftLabels, num_classes: int, smoothing: float) -> SoftLabels:
     """Compute one-hot labels f32[B,C], or f64 where JAX computes so, of which `smoothing` is
-    spread over all classes, theirs included.
+    spread over all classes, theirs included; the same of labels that are soft already.
     """
     off, kind = smoothing / num_classes, jnp.result_type(float)
+    if labels.ndim == 2:
+        return labels.astype(kind) * jnp.asarray(1 - smoothing, kind) + jnp.asarray(off, kind)
     is_label = labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None]
     return jnp.where(is_label, jnp.asarray(1 - smoothing + off, kind), jnp.asarray(off, kind))
 

@@ -346,6 +346,21 @@ class BatchAugmentationTest(parameterized.TestCase):
         expected[np.arange(4), batch.labels] = 0.91
         np.testing.assert_allclose(out.labels, expected, rtol=1e-6)  # one rounding each
 
+    def test_smoothing_of_labels_that_are_soft(self):
+        batch, rng = pictures(4), np.random.default_rng(0)
+        soft = rng.dirichlet(np.ones(10), 4).astype(np.float32)
+        given = batch._replace(labels=jnp.asarray(soft))
+        out = mixing.batch_augmentation(num_classes=10)(jax.random.key(0), given)
+        self.assertIs(out.labels, given.labels)
+        out = mixing.batch_augmentation(num_classes=10, smoothing=0.1)(jax.random.key(0), given)
+        np.testing.assert_allclose(out.labels, 0.9 * soft + 0.01, rtol=1e-6)
+        batch = batch._replace(images=batch.images.astype(jnp.float32) / 255)
+        hard = batch._replace(labels=jnp.eye(10)[batch.labels])
+        for mixes in ({"smoothing": 0.1}, {"mixup": 0.8, "smoothing": 0.1}):
+            augment = mixing.batch_augmentation(num_classes=10, **mixes)
+            one, other = (augment(jax.random.key(1), b).labels for b in (batch, hard))
+            np.testing.assert_allclose(one, other, rtol=1e-6)
+
 
 if __name__ == "__main__":
     absltest.main()

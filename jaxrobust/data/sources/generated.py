@@ -1,0 +1,287 @@
+"""Generated images by the tens of millions: `generated:DIR`, which `jaxrobust prepare generated`
+wrote, read at random and never held.
+
+DIR holds shards in ArrayRecord of which every record is as long as the others: the pixels of one
+image, row by row, and behind them its label, int32, or the probabilities of its classes, float32
+each, little-endian. Where a record stands is then arithmetic: neither an index nor an image stays
+in memory, and one image is one read of a file. ArrayRecord's own reader, which any other program
+can use, takes a millisecond for a call that asks for few records of many shards.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.data.source import DataError, Record, SoftLabel, Source, SourceKind, add
+from jaxrobust.data.splits import grammar, storage, subsets
+from jaxrobust.data.transforms import decoding
+
+PREFIX = "generated:"
+INFO = "generated.json"
+FORMAT = 1  # of the records and of what INFO says
+REMEDY = "prepare it again, jaxrobust prepare generated FILE.npz... --out DIR"
+# Of Riegeli, in which ArrayRecord writes: a file is blocks that begin with a header, and what the
+# blocks hold is chunks that begin with one. The first chunk is the signature alone.
+_BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = 1 << 16, 24, 40
+_DATA = _BLOCK - _BLOCK_HEADER
+
+
+class ShardLayout(NamedTuple):
+    """What all shards of a folder have in common, as INFO says it."""
+
+    shape: tuple[int, int, int]  # H, W, channels
+    classes: int
+    soft: bool  # whether labels are probabilities of the classes
+    per_shard: int  # records of every shard but the last
+    sizes: tuple[int, ...]  # bytes of each shard
+    size: int  # records
+
+    @property
+    def pixels(self) -> int:
+        """Bytes of an image."""
+        height, width, channels = self.shape
+        return height * width * channels
+
+    @property
+    def length(self) -> int:
+        """Bytes of a record."""
+        return self.pixels + 4 * (self.classes if self.soft else 1)
+
+
+def file_name(i: int, count: int) -> str:
+    """Return the name of shard `i` of `count`."""
+    return f"generated-all.array_record-{i:05}-of-{count:05}"
+
+
+class RecordPlaces(NamedTuple):
+    """Where the records of a shard stand, which are of one length: arithmetic.
+
+    Source: Riegeli's format, a simple chunk without compression for each record
+    (github.com/google/riegeli, doc/riegeli_records_file_format.md); parity:
+    tests/data/sources/test_generated.py against ArrayRecord's own writer and reader.
+    """
+
+    length: int
+    start: int  # of record 0, among the bytes that are in no block's header
+    stride: int
+
+    @classmethod
+    def of(cls, length: int) -> "RecordPlaces":
+        """Compute the places of records of `length` bytes."""
+        # Of a chunk's data: how it is compressed, the length of the sizes, the size, the record.
+        before = 1 + _varint(_varint(length)) + _varint(length)
+        return cls(length, 2 * _CHUNK_HEADER + before, _CHUNK_HEADER + before + length)
+
+    def read(self, descriptor: int, row: int) -> bytes:
+        """Read a record of an open shard; it is shorter where the file ends before it."""
+        block, inside = divmod(self.start + row * self.stride, _DATA)
+        begin, left = block * _BLOCK + _BLOCK_HEADER + inside, _DATA - inside
+        if self.length <= left:
+            return os.pread(descriptor, self.length, begin)
+        headers = -(-(self.length - left) // _DATA)
+        raw = os.pread(descriptor, self.length + headers * _BLOCK_HEADER, begin)
+        parts = [raw[:left]]
+        for number in range(headers):
+            first = left + number * _BLOCK + _BLOCK_HEADER
+            parts.append(raw[first : first + _DATA])
+        return b"".join(parts)
+
+
+def _varint(number: int) -> int:
+    """Count the bytes of a number in base 128."""
+    return max(1, -(-number.bit_length() // 7))
+
+
+class _OpenShards(dict[int, int]):
+    """The descriptors of a folder's shards, for `os.pread`; they are closed with it."""
+
+    def __init__(self, folder: str, count: int) -> None:
+        super().__init__()
+        self._folder, self._count = folder, count
+
+    def __missing__(self, shard: int) -> int:
+        path = f"{self._folder}/{file_name(shard, self._count)}"
+        descriptor = os.open(path, os.O_RDONLY)
+        if (kept := self.setdefault(shard, descriptor)) != descriptor:
+            os.close(descriptor)  # another thread came first
+        return kept
+
+    def __del__(self) -> None:
+        for descriptor in self.values():
+            os.close(descriptor)
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(folder: str, count: int, version: str, process: int) -> _OpenShards:
+    """Keep the shards open once in a process; `version` changes where they are written anew."""
+    del version, process
+    return _OpenShards(folder, count)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardedRecords:
+    """Reads records of a folder of shards; picklable, files open at first use."""
+
+    folder: str
+    layout: ShardLayout
+    version: str  # sha256 of what INFO says
+    first: int = 0  # record of the shards that is record 0 here
+
+    def __call__(self, indices: Sequence[int]) -> list[Record]:
+        """Read the records at some places, in any order."""
+        layout, first = self.layout, self.first
+        header, places = _fixed(layout)
+        opened = _opened(self.folder, len(layout.sizes), self.version, os.getpid())
+        pixels, per_shard, soft = layout.pixels, layout.per_shard, layout.soft
+        records = []
+        for index in indices:
+            shard, row = divmod(first + index, per_shard)
+            try:
+                raw = places.read(opened[shard], row)
+            except OSError as error:
+                where = self.describe(index)
+                raise DataError(f"{where} cannot be read ({error.strerror}); {REMEDY}") from error
+            if len(raw) != places.length:
+                raise DataError(f"{self.describe(index)} is cut off; {REMEDY}")
+            label = int.from_bytes(raw[pixels:], "little", signed=True)
+            if soft or not 0 <= label < layout.classes:
+                records.append(self._soft(index, header + raw[:pixels], raw[pixels:]))
+            else:
+                records.append(Record(header + raw[:pixels], label))
+        return records
+
+    def _soft(self, index: int, image: bytes, label: bytes) -> Record:
+        """Make a record with probabilities, or refuse a label outside the classes."""
+        if not self.layout.soft:
+            hard = int.from_bytes(label, "little", signed=True)
+            raise DataError(
+                f"{self.describe(index)} has the label {hard}, outside the classes 0 to "
+                f"{self.layout.classes - 1}; {REMEDY}"
+            )
+        soft = np.frombuffer(label, "<f4").astype(np.float32)
+        if why := not_probabilities(soft[None]):
+            raise DataError(f"{self.describe(index)} has labels that {why}; {REMEDY}")
+        return Record(image, SoftLabel.of(soft))
+
+    def describe(self, index: int) -> str:
+        """Name the shard and the place of a record, for messages."""
+        shard, row = divmod(self.first + index, self.layout.per_shard)
+        return f"record {row} of {self.folder}/{file_name(shard, len(self.layout.sizes))}"
+
+
+def not_probabilities(labels: np.ndarray) -> str:
+    """Say why labels f[N,C] are no probabilities of the classes; "" where they are."""
+    if not np.isfinite(labels).all() or labels.min() < 0:
+        return "are negative or not finite"
+    sums = labels.sum(axis=1, dtype=np.float64)
+    far = float(sums[np.abs(sums - 1).argmax()])
+    return f"sum to {far:.4g} instead of 1" if abs(far - 1) > 1e-3 else ""
+
+
+@functools.lru_cache(maxsize=8)
+def _fixed(layout: ShardLayout) -> tuple[bytes, RecordPlaces]:
+    """Compute the header of a PGM or PPM file of such an image, and where records stand."""
+    image = np.zeros(layout.shape, np.uint8)
+    return decoding.encode(image)[: -image.size], RecordPlaces.of(layout.length)
+
+
+def read_layout(folder: Path, name: str) -> tuple[ShardLayout, str]:
+    """Read what INFO says of a folder, and the sha256 of that; check the sizes of all shards."""
+    path = folder / INFO
+    if not folder.is_dir():
+        raise DataError(f"data set {name!r}: there is no folder {folder}; check the path")
+    if not path.exists():
+        raise DataError(
+            f"data set {name!r}: {folder} has no {INFO}, with which jaxrobust prepare generated "
+            "ends; let that command go on, or check the path"
+        )
+    text = path.read_text()
+    try:
+        known = json.loads(text)
+        if known["format"] != FORMAT:
+            raise DataError(f"{path} is of another version of jaxrobust; {REMEDY}")
+        numbers = {key: known[key] for key in ("classes", "soft", "per_shard", "size")}
+        shape, sizes = tuple(known["shape"]), tuple(known["sizes"])
+        layout = ShardLayout(shape=shape, sizes=sizes, **numbers)
+        whole = len(shape) == 3 and len(sizes) == -(-layout.size // layout.per_shard)
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is damaged ({error}); {REMEDY}") from error
+    if not whole:
+        raise DataError(f"{path} is damaged (shards of another number); {REMEDY}")
+    for i, wanted in enumerate(layout.sizes):
+        shard = folder / file_name(i, len(layout.sizes))
+        found = shard.stat().st_size if shard.exists() else None
+        if found != wanted:
+            has = "is missing" if found is None else f"has {found:,} bytes, not {wanted:,}"
+            raise DataError(f"data set {name!r}: {shard} {has}; {REMEDY}")
+    return layout, hashlib.sha256(text.encode()).hexdigest()
+
+
+def soft_labels(name: Any) -> bool:
+    """Tell whether a data set of that name is shards with probabilities as labels; not if it is
+    not here.
+    """
+    if not isinstance(name, str) or not (name.startswith(PREFIX) or is_folder(name)):
+        return False
+    path = Path(name.removeprefix(PREFIX)).expanduser() / INFO
+    try:
+        return bool(json.loads(path.read_text())["soft"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def is_folder(name: str) -> bool:
+    """Tell whether a name is a folder of shards, which then needs no `generated:`."""
+    return bool(name) and (Path(name).expanduser() / INFO).is_file()
+
+
+def open_generated(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
+    """Open `generated:DIR`, whose one split is `all`; DIR alone is the same where it is there.
+
+    A part such as `all[:1000000]` is one; `choice` of classes or ids is refused, since labels stand
+    behind the images alone.
+    """
+    given = name.removeprefix(PREFIX)
+    if storage.is_remote(given):
+        raise DataError(f"{name}: shards are read at random from a local disk; copy them there")
+    folder = Path(os.fspath(storage.place(given)))
+    layout, version = read_layout(folder, name)
+    parsed = grammar.parse(split)
+    if not parsed or parsed.name != "all":
+        raise grammar.no_split(name, split, f"all ({layout.size})")
+    if choice.classes is not None or choice.ids is not None:
+        raise DataError(
+            f"data set {name!r}: generated images cannot be chosen by classes or ids; prepare the "
+            "wanted ones alone, and leave data.classes and the list out"
+        )
+    rows = grammar.rows(parsed.part, layout.size, f"data set {name!r}, split {split!r}")
+    reader = ShardedRecords(os.fspath(folder), layout, version, rows.start)
+    source = Source(
+        name=name,
+        split=split,
+        size=len(rows),
+        num_classes=layout.classes,
+        channels=layout.shape[2],
+        image_shape=layout.shape,
+        read=reader,
+        remedy=REMEDY,
+        describe=reader.describe,
+        files_sha256=hashlib.sha256(f"{version} {rows}".encode()).hexdigest(),
+        held=False,
+        soft=layout.soft,
+    )
+    source.read(sorted({0, len(source) - 1}))  # a file of other records shows itself now
+    return source
+
+
+_ABOUT = ("generated", "generated:DIR", "shards of generated images")
+add(SourceKind(*_ABOUT, open_generated, is_path=True))

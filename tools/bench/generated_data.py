@@ -1,0 +1,160 @@
+"""`python tools/bench/generated_data.py FOLDER`: shards of images beside an array in memory.
+
+In FOLDER, which is emptied in the end, noise of --side pixels is written as .npz, --parts of
+--rows images, and by `jaxrobust prepare generated` as shards. Then the same batches are made of
+both, turn by turn in one process, on one thread: images/s are those of the processor. Memory is
+what a process of the stream alone takes more after --batches of them than before it opened the
+source, and the most that the writing process took.
+"""
+
+import argparse
+import functools
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import loading
+from jaxrobust.data.stream.plan import plan
+from jaxrobust.data.transforms import augmentations
+from jaxrobust.runtime.commandline.arguments import Arguments
+from tools import guarded
+
+BATCH = 512
+
+
+def parse() -> argparse.Namespace:
+    parser = Arguments(__doc__)
+    parser.add_argument("folder", type=Path, help="An empty folder, or none yet.")
+    parser.flag("rows", type=int, default=1_000_000, help="Images of a file; default: 1,000,000.")
+    parser.flag("parts", type=int, default=1, help="Number of files; default: 1.")
+    parser.flag("side", type=int, default=32, help="Pixels; default: %(default)s.")
+    parser.flag("array", type=int, default=200_000, help="Images of the array in memory.")
+    parser.flag("rounds", type=int, default=7, help="Turns of each.")
+    parser.flag("batches", type=int, default=16, help="Batches of 512 in a turn.")
+    parser.flag("memory", default=None, help="(Of the tool itself: a folder to read.)")
+    parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
+    return parser.parse_args()
+
+
+def write_noise(path: Path, rows: int, side: int, seed: int) -> None:
+    """Write a .npz of noise that is not in memory as a whole."""
+    import zipfile
+
+    rng = np.random.default_rng(seed)
+    described = {
+        "image": ((rows, side, side, 3), "|u1", side * side * 3),
+        "label": ((rows,), "<i8", 8),
+    }
+    with zipfile.ZipFile(path, "w", allowZip64=True) as file:
+        for key, (shape, kind, width) in described.items():
+            about = {"descr": kind, "fortran_order": False, "shape": shape}
+            with file.open(f"{key}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, about)
+                for first in range(0, rows, 8192):
+                    count = min(8192, rows - first)
+                    if key == "image":
+                        member.write(rng.bytes(count * width))
+                    else:
+                        member.write(rng.integers(0, 10, count).astype(kind).tobytes())
+
+
+def resident() -> float:
+    """Megabytes of this process' memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def stream(source: registry.Source, side: int) -> Any:
+    """Return a function from a position to a batch whose rows are of one source."""
+    chain = augmentations.chain("crop|flip", side)
+    return functools.partial(
+        loading.load_train,
+        images=(loading.DecodedImages(source, 0, True, soft=True),),
+        augment=chain.augment,
+        first_view=chain.augment,
+        image_size=side,
+        plan=plan(source, batch_size=BATCH, seed=0),
+        rows=64,
+    )
+
+
+def memory_of(folder: str, side: int, batches: int) -> dict[str, Any]:
+    """Measure what a stream takes of memory in this process, which has done nothing else."""
+    before = resident()
+    load = stream(registry.open_source(f"generated:{folder}", "all"), side)
+    for position in range(0, batches * BATCH, 64):
+        load(position)
+    return {"before_mb": before, "more_mb": resident() - before, "images": batches * BATCH}
+
+
+def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Images/s of shards and of an array in memory, turn by turn."""
+    path = folder / "array.npz"
+    write_noise(path, args.array, args.side, seed=99)
+    named = {"shards": f"generated:{folder / 'shards'}", "array": f"npz:{path}"}
+    loads = {key: stream(registry.open_source(n, "all"), args.side) for key, n in named.items()}
+    times: dict[str, list[float]] = {key: [] for key in loads}
+    images = args.batches * BATCH
+    for turn in range(args.rounds + 1):
+        for key, load in loads.items():
+            start = time.process_time()
+            for position in range(turn * images, (turn + 1) * images, 64):
+                load(position)
+            if turn:  # the first one warms up
+                times[key].append(time.process_time() - start)
+    pairs = zip(times["array"], times["shards"], strict=True)
+    speeds = {key: images / statistics.median(column) for key, column in times.items()}
+    return {"images_per_s": speeds, "ratio": statistics.median(a / b for a, b in pairs)}
+
+
+def main() -> None:
+    args = parse()
+    if args.memory:
+        print(json.dumps(memory_of(args.memory, args.side, args.batches)))
+        return
+    if args.folder.exists() and any(args.folder.iterdir()):
+        raise ValueError(f"{args.folder} is not empty; give another folder")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        files = [args.folder / f"part{part}.npz" for part in range(args.parts)]
+        for part, path in enumerate(files):
+            write_noise(path, args.rows, args.side, part)
+        words = [sys.executable, "-m", "jaxrobust", "prepare", "generated", *map(str, files)]
+        shards = args.folder / "shards"
+        start = time.perf_counter()
+        subprocess.run([*words, "--out", str(shards)], check=True)
+        seconds = time.perf_counter() - start
+        most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+        for path in files:
+            path.unlink()
+        flags = ["--memory", str(shards), "--side", str(args.side), "--batches", "200"]
+        own = [sys.executable, __file__, str(args.folder), *flags]
+        told = subprocess.run(own, check=True, capture_output=True, text=True).stdout
+        result = {"rows": args.rows * args.parts, "write_s": seconds, "write_most_mb": most}
+        result |= {"memory": json.loads(told.splitlines()[-1])} | compare(args.folder, args)
+    finally:
+        shutil.rmtree(args.folder)
+    speeds, memory = result["images_per_s"], result["memory"]
+    print(
+        f"{result['rows']:,} images of {args.side} px: written in {seconds:,.0f} s with at most "
+        f"{most:,.0f} MB; the stream takes {memory['more_mb']:,.0f} MB more than the "
+        f"{memory['before_mb']:,.0f} of the process\n  shards {speeds['shards']:,.0f}, array "
+        f"{speeds['array']:,.0f} images/s of one core: {result['ratio']:.3f} of the array's"
+    )
+    if args.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    guarded("generated_data", main)
