@@ -404,7 +404,9 @@ def _spell(config: Any) -> None:
     for section in (config, *(value.get("changes") for value in config.values() if _is(value))):
         for part, key, spelled in names:
             own = section.get(part) if _is(section) else None
-            given = own.get(key) if _is(own) else None
+            if not _is(own):
+                continue
+            given = own.get(key)
             if isinstance(given, str):
                 own[key] = spelled(given)
             elif isinstance(given, list | tuple):  # several norms
