@@ -85,6 +85,7 @@ class WheelTest(absltest.TestCase):
         kept |= {"PATH": f"{self.programs}:{kept['PATH']}", "JAX_PLATFORMS": "cpu"}
         # Not what XLA makes of programs is looked at here.
         kept |= {"XLA_FLAGS": compiling.FLAGS} | environment
+        kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # the next process has all
         kept |= {"XDG_CACHE_HOME": str(self.empty.parent / "cache")}
         done = subprocess.run(
             words, cwd=self.empty, env=kept, capture_output=True, text=True, timeout=300
