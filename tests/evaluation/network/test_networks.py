@@ -334,8 +334,9 @@ class MemoryTest(parameterized.TestCase):
         self.assertEqual(evaluate(logits_fn).clean.mean(), 0)
 
     def test_another_checkpoint_compiles_nothing(self):
-        for weights in (FIRST, -FIRST):  # right and wrong images do not take the same programs
-            evaluate(partial(weights))
+        # Neither right and wrong images nor arrays of NumPy and of JAX take the same programs.
+        for function in (partial(FIRST), partial(-FIRST), Partial(linear, jnp.asarray(FIRST))):
+            evaluate(function)
         with Counter() as compiled:
             self.assertLess(evaluate(partial(-2 * FIRST)).clean.mean(), 1)
             evaluate(Partial(linear, jnp.asarray(SECOND)))
