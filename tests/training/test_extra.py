@@ -33,16 +33,18 @@ class ExtraTest(parameterized.TestCase):
         np.savez(self.folder / name, image=images, label=np.arange(number) % classes)
         return self.folder / name
 
+    def whole_and_stopped(self, config):
+        """The last states of a run in one go and of one that was stopped after three updates."""
+        quiet_run(config, self.folder / "whole")
+        stop_after(3, lambda: quiet_run(config, self.folder / "stopped"))
+        quiet_run(config, self.folder / "stopped")
+        return (final_state(self.folder / name, config)[0] for name in ("whole", "stopped"))
+
     @pytest.mark.slow
     def test_goes_on_in_the_middle_of_an_epoch(self):
         """256 digits and 160 generated images, 32 of each in a batch: 5 steps an epoch."""
         config = one_phase(data__extra=self.generated, data__views=2, train__epochs=2)
-        quiet_run(config, self.folder / "whole")
-        stop_after(3, lambda: quiet_run(config, self.folder / "stopped"))
-        quiet_run(config, self.folder / "stopped")
-        whole, stopped = (
-            final_state(self.folder / name, config)[0] for name in ("whole", "stopped")
-        )
+        whole, stopped = self.whole_and_stopped(config)
         self.assertEqual(whole.step, 10)
         for a, b in zip(*map(jax.tree.leaves, (whole, stopped)), strict=True):
             if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
@@ -68,12 +70,7 @@ class ExtraTest(parameterized.TestCase):
         words = [str(self.folder / "files.npz"), "--out", str(self.folder / "shards")]
         shards.prepare(shards.parse([*words, "--rows", "50", *["--soft"] * soft]))
         config = one_phase(data__extra=f"generated:{self.folder / 'shards'}", train__epochs=2)
-        quiet_run(config, self.folder / "whole")
-        stop_after(3, lambda: quiet_run(config, self.folder / "stopped"))
-        quiet_run(config, self.folder / "stopped")
-        whole, stopped = (
-            final_state(self.folder / name, config)[0] for name in ("whole", "stopped")
-        )
+        whole, stopped = self.whole_and_stopped(config)
         self.assertEqual(whole.step, 10)
         for name, array in whole.params.items():
             np.testing.assert_array_equal(array, stopped.params[name], name)

@@ -83,7 +83,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     content = Content(args.name, archive.classes["label"], splits, [])
     plan = DatasetPlan(folder, content, parts, _about(args.name, archive))
     listed = time.perf_counter()
-    with directory.claimed(plan):
+    with directory.claimed_for(plan):
         written = _write(plan, functools.partial(_write_shard, archive=archive, orders=orders))
         directory.finish(plan)
     size = written * archive.images["test"][0].nbytes

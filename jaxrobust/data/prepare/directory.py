@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,35 +58,54 @@ def settings(plan: DatasetPlan) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def claimed(plan: DatasetPlan) -> Iterator[None]:
-    """Claim the directory for this process alone, with nothing in it but this data set."""
-    directory, path = plan.directory, plan.directory / SETTINGS
-    for folder in (directory, *directory.parents):
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder; give another --out")
-    if directory.exists() and not path.exists() and any(directory.iterdir()):
-        raise ValueError(f"{directory} was not written by this tool; give another --out")
-    directory.mkdir(parents=True, exist_ok=True)
+def claimed(folder: Path, settings: str, difference: Callable[[str], str]) -> Iterator[None]:
+    """Claim a folder for this process alone, with nothing in it but one data set.
+
+    `settings` is the text that a new folder is begun with; `difference` of the text of another
+    beginning says what to call that one, "" where it is the same.
+
+    Raises:
+      ValueError: a file stands in the way, the folder has other contents or was begun otherwise, or
+        another process has it.
+    """
+    path = folder / SETTINGS
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place} is not a folder; give another --out")
+    if folder.exists() and not path.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} was not written by this tool; give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another process is writing {directory}; wait for it") from error
+            raise ValueError(f"another process is writing {folder}; wait for it") from error
         except OSError:
             pass  # a file system without locks
         file.seek(0)
         text = file.read()
         if not text:
-            origins = {split: str(part.origin) for split, part in plan.content.splits.items()}
-            file.write(json.dumps({"origins": origins} | settings(plan), indent=2) + "\n")
+            file.write(settings)
             file.flush()
-        elif other := _other(path, text, settings(plan)):
-            raise ValueError(f"{directory} was begun {other}; give another --out, or remove it")
-        _remove_unfinished(directory)
+        elif other := difference(text):
+            raise ValueError(f"{folder} was begun {other}")
+        _remove_unfinished(folder)
         try:
             yield
         finally:
-            _remove_unfinished(directory)
+            _remove_unfinished(folder)
+
+
+def claimed_for(plan: DatasetPlan) -> contextlib.AbstractContextManager[None]:
+    """Claim the directory of a data set, as `claimed` does."""
+    origins = {split: str(part.origin) for split, part in plan.content.splits.items()}
+    text = json.dumps({"origins": origins} | settings(plan), indent=2) + "\n"
+
+    def difference(before: str) -> str:
+        other = _other(plan.directory / SETTINGS, before, settings(plan))
+        return other and f"{other}; give another --out, or remove it"
+
+    return claimed(plan.directory, text, difference)
 
 
 def _other(path: Path, text: str, new: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ for another reason that it names (full disk); 130 interrupted.
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -182,39 +181,6 @@ def _checked(pair: ArrayPair, labels: np.ndarray, first: int, classes: int) -> n
     return labels.astype("<i4").view(np.uint8)
 
 
-@contextlib.contextmanager
-def claimed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Claim a folder for this process alone, with nothing in it but these images."""
-    path = folder / directory.SETTINGS
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give another --out")
-    if folder.exists() and not path.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} was not written by this tool; give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another process is writing {folder}; wait for it") from error
-        except OSError:
-            pass  # a file system without locks
-        file.seek(0)
-        text, wanted = file.read(), json.dumps(settings, indent=2) + "\n"
-        if not text:
-            file.write(wanted)
-            file.flush()
-        elif text != wanted:
-            raise ValueError(
-                f"{folder} was begun with other files, --classes, --soft or --rows; give the same "
-                "as then, or another --out"
-            )
-        try:
-            yield
-        finally:
-            for part in folder.glob(f"*{shards.PARTIAL}"):
-                part.unlink(missing_ok=True)
-
-
 def write(pairs: Sequence[ArrayPair], args: argparse.Namespace) -> int:
     """Write the shards that are not there yet, and what describes them; return how many images.
 
@@ -319,7 +285,10 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         return {"directory": str(args.out), "images": images, "written_images": 0}
     pairs = described_all(args.files, classes=args.classes, soft=args.soft)
     settings = {"files": [pair.key() for pair in pairs], "classes": args.classes}
-    with claimed(args.out, settings | {"rows": args.rows, "format": generated.FORMAT}):
+    settings |= {"rows": args.rows, "format": generated.FORMAT}
+    text = json.dumps(settings, indent=2) + "\n"
+    other = "with other files, --classes, --soft or --rows; give the same as then, or another --out"
+    with directory.claimed(args.out, text, lambda before: "" if before == text else other):
         written = write(pairs, args)
     seconds = time.perf_counter() - start
     images = sum(pair.rows for pair in pairs)

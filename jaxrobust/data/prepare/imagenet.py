@@ -78,7 +78,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     folder = Path(args.out) / content.name / about.version
     plan = DatasetPlan(folder, content, _shards(folder, content, args.shards), about)
     listed = time.perf_counter()
-    with directory.claimed(plan):
+    with directory.claimed_for(plan):
         images, size = _write(plan, args.workers)
         directory.finish(plan)
     done = command.done(folder) | {"notes": content.notes}

@@ -128,7 +128,7 @@ class GrowingRadii(NamedTuple):
 
 
 def grows(attack: AttackSection) -> bool:
-    """Tell whether the radius is another one at first."""
+    """Tell whether the attack of the first steps has less than the whole radius."""
     return bool(attack.warmup_epochs or attack.get("delay_epochs"))
 
 

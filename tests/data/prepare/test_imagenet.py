@@ -28,6 +28,7 @@ from tests.support import paths
 from tests.support.paths import NO_SHARED, SHARED
 
 ROOT = paths.ROOT
+COMMAND = ("-m", "jaxrobust", "prepare", "imagenet")
 PHOTOGRAPHS = SHARED / "data" / "imagenet_samples"
 SHARD = "*.array_record-*-of-*"
 
@@ -87,7 +88,7 @@ class PrepareTest(parameterized.TestCase):
 
     def start(self, *arguments, **how):
         """The tool as a process of its own."""
-        command = [sys.executable, ROOT / "tools" / "prepare_imagenet.py", *map(str, arguments)]
+        command = [sys.executable, *COMMAND, *map(str, arguments)]
         how = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True} | how
         return subprocess.Popen(command, **how)
 
@@ -352,9 +353,17 @@ class InterruptedTest(PrepareTest):
         source = self.tars(train_images(2, 40))
         flags = [str(source), "--allow-partial", "--shards", "2", "1"]
         arguments = [*flags, "--out", str(self.out), "--workers", "2"]
-        tool = str(ROOT / "tools" / "prepare_imagenet.py")
         done = subprocess.run(
-            ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", sys.executable, "-B", tool, *arguments],
+            [
+                "bash",
+                "-c",
+                'ulimit -f 8; exec "$@"',
+                "-",
+                sys.executable,
+                "-B",
+                *COMMAND,
+                *arguments,
+            ],
             capture_output=True,
             text=True,
         )
@@ -483,11 +492,11 @@ class BegunTest(parameterized.TestCase):
     def test_another_source(self, **changes):
         self.folder = Path(self.create_tempdir())
         for _ in range(2):  # begun, and gone on with
-            with directory.claimed(self.plan()):
+            with directory.claimed_for(self.plan()):
                 pass
         with (
             self.assertRaisesRegex(ValueError, r"begun from another source \(from; images: tr"),
-            directory.claimed(self.plan(**changes)),
+            directory.claimed_for(self.plan(**changes)),
         ):
             pass
 
