@@ -256,6 +256,19 @@ class OutputsTest(absltest.TestCase):
         self.info.parent.mkdir(parents=True)
         self.info.write_text("{}")
 
+    def test_all_that_pages_need_is_kept(self):
+        cells = [
+            cell
+            for text in every().values()
+            for cell in re.findall(r"^%%bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+            if "cifar10" in cell
+        ]
+        self.assertNotEmpty(cells)
+        self.assertSameElements(outputs.kept(), cells)
+        for cell, row in outputs.kept().items():
+            self.assertNotIn("+", row.commit, cell)  # of a checkout without changes
+            self.assertEqual(outputs.of_cell(cell).split("\n", 1)[1], row.text)
+
     def test_a_cell_runs_or_is_repeated(self):
         cell = "echo cifar10 of $((3 + 4))"
         with mock.patch.object(outputs, "KEPT", self.file):
