@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import importlib
 import re
 import sys
@@ -19,13 +20,14 @@ from tests.support.command_line import refused
 
 HYPHENS = re.compile(r"--\w+(?:-\w+)+")
 # The words that make a command read its flags, where it has several sets of them; else none.
-WORDS = {"prepare": [[name] for name in prepare.COMMANDS], "estimate": [[], ["--target=65"]]}
+WORDS = {"prepare": [(name,) for name in prepare.COMMANDS], "estimate": [(), ("--target=65",)]}
 ABSL = ("train", "evaluate", "doctor")
-ROWS = [(name, words) for name in overview.COMMANDS for words in WORDS.get(name, [[]])]
+ROWS = [(name, words) for name in overview.COMMANDS for words in WORDS.get(name, [()])]
 ROWS = [row for row in ROWS if row[0] not in ABSL]
 
 
-def parser_of(name: str, words: list[str]) -> arguments.Arguments:
+@functools.cache
+def parser_of(name: str, words: tuple[str, ...]) -> arguments.Arguments:
     """The parser of a command, which takes any words, and none that have to be there."""
 
     kept = []
