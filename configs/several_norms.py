@@ -10,9 +10,11 @@ The arguments are a network and then, with their defaults first,
                         workdir, trained first where it is not finished; at 224 px the published
                         network, by its RobustBench id. scratch: random weights at 32 px, at 224 px
                         those of `convstem_pretraining.py:MODEL`, as `revisiting_at.py` starts
-    mix=extreme|worst|average|alternate
+    mix=extreme|worst|average|alternate|msd|ramp
                         E-AT of the paper; MAX and AVG of Tramèr & Boneh 2019, which cost three
-                        attacks a step (AVG three updates too); one norm a step in turn
+                        attacks a step (AVG three updates too); one norm a step in turn; multi
+                        steepest descent of Maini, Wong, Kolter 2020, by PGD; linf and l1 paired by
+                        the loss of Jiang & Singh 2024, without their gradient projection
     epochs=...          1, 3, 10, 30, 50, 80 or 100; default: 3 of fine-tuning (the paper has one on
                         ImageNet), of scratch 80 on CIFAR-10 and 50 on ImageNet, which are ours
     selection=held-out|test
@@ -24,7 +26,7 @@ and convnext_b_cvst on ImageNet (4/255, 2 and 255, which are the paper's). APGD,
 two at 224 px. The epoch is chosen by the union: an image counts when it withstands all three norms;
 so does the test, whose record has the accuracy after each norm.
 
-`jaxrobust evaluate --workdir RUN --threat linf:8/255+l2:0.5+l1:12` attacks each norm by AutoAttack.
+`jaxrobust evaluate --workdir RUN` attacks each norm by AutoAttack, and counts the union.
 The paper reports that three epochs turn any network robust to one norm into one robust to all, and
 more than 51 % of CIFAR-10's test images in the union. Hardware, wall time, accuracies of ours: not
 yet measured.
@@ -45,6 +47,8 @@ ROWS = (
     "resnet18,start=scratch,mix=worst,selection=test",
     "convnext_t_cvst",
     "vit_s_cvst,start=scratch,mix=alternate",
+    "wrn_28_10,mix=ramp",
+    "resnet18,mix=msd,selection=test",
 )
 # Where the value of each key comes from that is not a default: `jaxrobust why` prints it.
 SOURCES = {
@@ -72,7 +76,11 @@ SOURCES = {
     "train.ema_decay": "authors' code: no average",
     "attack.norm": "the paper: linf and l1 are trained; l2 lies between, and counts in the union",
     "attack.epsilon": "authors' code: 8/255, 0.5 and 12 of CIFAR-10; 4/255, 2 and 255 of ImageNet",
-    "attack.mix": "the paper: E-AT; ours: the others, worst and average as Tramèr & Boneh 2019",
+    "attack.mix": "the paper: E-AT; ours: the others, worst and average as Tramèr & Boneh 2019, "
+    "msd as Maini et al. 2020, pair as Jiang & Singh 2024",
+    "train.objective": "ours: with mix=ramp that of Jiang & Singh 2024",
+    "train.ramp_lambda": "RAMP's code: 5 of scratch on CIFAR-10, 1.5 of fine-tuning",
+    "attack.name": "ours: apgd; of msd pgd, whose steps the norms choose between",
     "attack.steps": "ours: ten steps of APGD at 32 px",
     "evaluation.weights": "authors' code: no average",
     "evaluation.steps": "ours: as revisiting_at.py",
@@ -86,7 +94,7 @@ def get_config(arguments: str = ""):
         arguments,
         model=MODELS,
         start=("linf", "scratch"),
-        mix=("extreme", "worst", "average", "alternate"),
+        mix=("extreme", "worst", "average", "alternate", "msd", "ramp"),
         epochs=(None, 1, 3, 10, 30, 50, 80, 100),
         selection=(None, "held-out", "test"),
     )
@@ -98,6 +106,12 @@ def get_config(arguments: str = ""):
     if config.train.warmup_epochs >= config.train.epochs:
         config.train.warmup_epochs = config.train.epochs - 1
     config.attack.update(norm=NORMS, epsilon=RADII[side], mix=a["mix"])
+    if a["mix"] == "ramp":
+        config.attack.mix, config.train.objective = "pair", "ramp"
+        if side == 32 and a["start"] == "scratch":
+            config.train.ramp_lambda = 5.0
+    if a["mix"] == "msd":
+        config.attack.update(name="pgd", start="image")
     return config
 
 

@@ -114,7 +114,7 @@ class EraseSection(Section, Protocol):
 class PhaseSection(Section, Protocol):
     """One run of the optimiser: the paper's AdamW and learning-rate curve."""
 
-    # clean | adversarial | trades | trades-awp | dkl | hat | mart
+    # clean | adversarial | trades | trades-awp | dkl | hat | mart | ramp
     objective: str = "adversarial"
     trades_beta: float = 6.0  # weight of the robust part of TRADES
     mart_beta: float = 6.0  # the same of MART
@@ -122,6 +122,7 @@ class PhaseSection(Section, Protocol):
     dkl_beta: float = 20.0  # of DKL, weight of the distance of logits
     hat_beta: float = 2.5  # weight of the robust part of HAT
     hat_gamma: float = 0.5  # weight of HAT's helper examples
+    ramp_lambda: float = 1.5  # of RAMP, weight of the divergence between the points of two norms
     l1: float = 0.0  # times the sum of |w| of all convolutions and linear maps is added to the loss
     epochs: int = 50  # 0: this phase does not happen
     batch_size: int = 1024  # global
@@ -170,7 +171,7 @@ class AttackSection(Section, Protocol):
     # linf | l2 | l1, or several of them, such as ("linf", "l2", "l1"), with a radius each.
     norm: str | Sequence[str] = "linf"
     epsilon: float | Sequence[float] = 4 / 255  # in units of the [0, 1] pixel range
-    # Of several norms: worst | average | alternate | extreme, the rows of
+    # Of several norms: worst | average | alternate | extreme | msd | pair, the rows of
     # jaxrobust/attacks/mixes.py; None: there is one norm.
     mix: str | None = None
     steps: int = 2  # of each attack in a training step
@@ -180,7 +181,7 @@ class AttackSection(Section, Protocol):
     delay_epochs: int = 0
     # Length of a step: a multiple of epsilon, or pixels; default: the attack's own.
     relative_step: float | None = None
-    step_size: float | None = None  # in pixels
+    step_size: float | Sequence[float] | None = None  # in pixels, of each norm
     # image | random, as AutoAttack's; but for apgd also uniform (in the cube) and gauss,
     # or uniform-boxed and gauss-boxed, brought into [0, 1] before the first gradient.
     start: str = "image"
@@ -283,7 +284,9 @@ def _values(kind: Any) -> dict[str, Any]:
         if Section in getattr(hint, "__mro__", ()):
             values[key] = _values(hint)
         elif (value := getattr(kind, key)) is None:
-            values[key] = config_dict.placeholder(get_args(hint)[0])
+            one, *others = get_args(hint)
+            kind_of = config_dict.placeholder if len(others) == 1 else OneOrSeveral.unset
+            values[key] = kind_of(one)
         elif get_origin(hint) is UnionType:
             values[key] = OneOrSeveral(value)
         else:

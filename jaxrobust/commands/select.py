@@ -2,11 +2,11 @@
 
 Candidates are the weights that the run kept (`checkpoint.keep_every_epochs`), raw and averaged, at
 each --image_size. RUN/selection.json gets what each reaches, and the choice with its reason;
-RUN/selection.png the curves. With --attack autoattack, adversarial images of earlier candidates are
-tried first, and only a candidate that may be the best after APGD-CE meets the other attacks: what
-the rest reaches is an upper bound. The test split is not looked at: afterwards `jaxrobust evaluate
---workdir RUN --selected` tests the choice, once. The same command again computes only what is
-missing.
+RUN/selection.png the curves. Of a run of several norms an image is robust that withstands all. With
+--attack autoattack, adversarial images of earlier candidates are tried first, and only a candidate
+that may be the best after APGD-CE meets the other attacks: what the rest reaches is an upper bound.
+The test split is not looked at: afterwards `jaxrobust evaluate --workdir RUN --selected` tests the
+choice, once. The same command again computes only what is missing.
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that it names, such
 as a full disk; 130 interrupted.

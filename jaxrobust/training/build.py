@@ -39,8 +39,9 @@ from jaxrobust.types import Batch, Classifier, Params, threats
 
 
 def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
-    made = objectives.named(p.objective).make(p, attack)
-    if (count := several.updates(attack)) > 1:
+    row = objectives.named(p.objective)
+    made = row.make(p, attack)
+    if row.attacks and not row.pairs and (count := several.updates(attack)) > 1:
         made = objectives.averaged(made, count)
     return objectives.sparse(made, p.l1) if p.l1 else made
 

@@ -19,6 +19,7 @@ from jaxrobust.config import VERSION, network_of
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.training import build
+from jaxrobust.types import Threat
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import kept
 from tests.support import runs as training
@@ -114,6 +115,36 @@ class ReplayedTest(absltest.TestCase):
         self.assertEqual(replayed, [names[max(0, n - 4) : n] for n in range(7)])
         there = sorted(path.stem for path in folder.glob("*.images"))
         self.assertEqual(there, [Path(name).stem for name in names[-4:]])
+
+    def test_an_image_withstands_all_norms(self):
+        """Each has ledgers for itself, and the passes are those of all."""
+        own = {"attack__norm": ("linf", "l1"), "attack__epsilon": (0.1, 12.0)}
+        config, asked = training.tiny(**own, attack__mix="worst"), []
+        stands = {"linf": [1, 1, 0, 0], "l1": [1, 0, 1, 0]}
+
+        def autoattack(*given, norm, epsilon, ledger, replay, **how):
+            asked.append((norm, epsilon, ledger.name, [path.name for path in replay]))
+            cost = types.SimpleNamespace(forward=3, backward=2)
+            how = {"clean": np.ones(4, bool), "robust": np.array(stands[norm], bool)}
+            verdicts = types.SimpleNamespace(labels=np.arange(4))
+            return types.SimpleNamespace(
+                answers=np.arange(4), verdicts=verdicts, costs=[cost], **how
+            )
+
+        shown = mock.MagicMock(__len__=lambda own: 4)
+        with mock.patch.object(at_one_size.evaluation, "autoattack", autoattack):
+            folder = Path(self.create_tempdir())
+            measure = at_one_size._autoattack(config, lambda *a: None, shown, folder)
+            first, _ = measure((), False), measure((), True)
+        self.assertEqual((first["clean"], first["robust"], first["passes"]), (1.0, 0.25, 14))
+        self.assertEqual(asked[0], ("linf", 0.1, "ledger-8-0-linf.jsonl", []))
+        self.assertEqual(asked[3], ("l1", 12.0, "ledger-8-1-l1.jsonl", ["ledger-8-0-l1.jsonl"]))
+
+    def test_the_question_of_several_norms(self):
+        balls = [Threat("linf", 0.1), Threat("l1", 12.0)]
+        self.assertEqual(choice._settings(balls[:1]), {"norm": "linf", "epsilon": 0.1})
+        expected = {"norm": ["linf", "l1"], "epsilon": [0.1, 12.0]}
+        self.assertEqual(choice._settings(balls), expected)
 
 
 class Case(parameterized.TestCase):

@@ -79,12 +79,12 @@ def attack(logits_fn, start, images, targets):
     return x
 
 
-def updates(recipe: dict, count: int, steps_per_epoch: int = 1):
+def updates(recipe: dict, count: int, steps_per_epoch: int = 1, attack=attack, section=None):
     """Yield state and metrics of updates of the train step itself, of a phase of a recipe."""
     p = phase(**recipe)
     _, tx = optim.of_phase(p, "train", decay_mask="not-bias", steps_per_epoch=1)
     row = objectives.named(p.objective)
-    objective, net = row.make(p, None), network()
+    objective, net = row.make(p, section), network()
     told = memory.NO_MEMORY
     if row.remembers:
         told = memory.joined([row.remembers(10, steps_per_epoch)])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxrobust import evaluation
 from jaxrobust.config import network_of
@@ -18,7 +19,7 @@ from jaxrobust.resolved import Values, plain
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
-from jaxrobust.types import Threat
+from jaxrobust.types import Threat, threats
 
 # (weights, in full) -> clean, robust, images; not in full: `robust` may be an upper bound.
 Measure = Callable[[Any, bool], dict[str, Any]]
@@ -73,31 +74,41 @@ def at_size(
 
 
 def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
-    """Measure by AutoAttack or its first attack; the last candidates' ledgers are replayed."""
-    size = config.model.image_size
-    ledgers: list[Path] = []
+    """Measure by AutoAttack or its first attack; the last candidates' ledgers are replayed.
 
-    def measure(weights: Any, full: bool) -> dict[str, Any]:
-        ledger = folder / f"ledger-{size}-{len(ledgers)}.jsonl"
+    Of several norms an image is robust when it withstands all, and each has ledgers for itself.
+    """
+    balls = threats(config.attack)
+    ledgers: dict[Threat, list[Path]] = {ball: [] for ball in balls}
+
+    def under(ball: Threat, weights: Any, full: bool) -> Any:
+        own = ledgers[ball]
+        name = f"{config.model.image_size}-{len(own)}" + f"-{ball.norm}" * (len(balls) > 1)
+        ledger = folder / f"ledger-{name}.jsonl"
         result = evaluation.autoattack(
             jax.tree_util.Partial(forward, *weights),
             shown,
             shown.labels(),
-            **Threat.of(config.attack).settings(),
+            **ball.settings(),
             attacks=None if full else ("apgd-ce",),
             seed=config.seed,
             batch_size=config.evaluation.batch_size,
             ledger=ledger,
-            replay=ledgers[-_REPLAYED:],
+            replay=own[-_REPLAYED:],
         )
-        ledgers.append(ledger)
-        for old in ledgers[-_REPLAYED - 1 : -_REPLAYED]:
+        own.append(ledger)
+        for old in own[-_REPLAYED - 1 : -_REPLAYED]:
             old.with_suffix(".images").unlink(missing_ok=True)
-        passes = sum(cost.forward + 2 * cost.backward for cost in result.costs)
+        return result
+
+    def measure(weights: Any, full: bool) -> dict[str, Any]:
+        results = [under(ball, weights, full) for ball in balls]
+        costs = [cost for result in results for cost in result.costs]
+        passes = sum(cost.forward + 2 * cost.backward for cost in costs)
         reached: dict[str, Any] = {"images": len(shown), "passes": passes}
-        if one := collapse.of(result.answers, result.verdicts.labels):
+        if one := collapse.of(results[0].answers, results[0].verdicts.labels):
             reached["collapse"] = one._asdict()
-        clean, robust = (float(right.mean()) for right in (result.clean, result.robust))
-        return {"clean": clean, "robust": robust} | reached
+        robust = np.logical_and.reduce([result.robust for result in results])
+        return {"clean": float(results[0].clean.mean()), "robust": float(robust.mean())} | reached
 
     return measure

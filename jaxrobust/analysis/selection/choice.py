@@ -3,7 +3,7 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from jaxrobust.runtime.files import jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training.update import objectives
-from jaxrobust.types import Threat
+from jaxrobust.types import Threat, threats
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import kept, runs
 
@@ -135,8 +135,14 @@ def _question(given: SelectionSettings, phase: str, config: Any) -> dict[str, An
         "first_images": given.n or None,  # null: all
         "seed": config.seed,
         "dtype": "float32" if given.attack == "autoattack" else config.model.dtype,
-        "attack": attack | Threat.of(config.attack).settings(),
+        "attack": attack | _settings(threats(config.attack)),
     }
+
+
+def _settings(balls: Sequence[Threat]) -> dict[str, Any]:
+    """Write the ball of an attack, or several, in all of which an image has to be right."""
+    each = [ball.settings() for ball in balls]
+    return each[0] if len(each) == 1 else {key: [own[key] for own in each] for key in each[0]}
 
 
 def _measured(

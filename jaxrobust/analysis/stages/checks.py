@@ -21,7 +21,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.interface import torch_modules
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.training.run import splits
-from jaxrobust.types import Threat, fraction, threats
+from jaxrobust.types import Threat, threats
 
 _MOMENTS = 10  # that a choice has at least, where the config does not say which are kept
 
@@ -85,12 +85,7 @@ def _attack(seen: Config, stage: Stage, workdir: Path) -> None:
     del workdir
     source, subject = splits.opened(seen, "test_split"), _subject(seen)
     question = Question(stage.attack, preprocessing=seen.data.preprocessing)
-    if stage.attack != CLEAN and not stage.threats and subject.threat is None:
-        own = "+".join(f"{ball.norm}:{fraction(ball.epsilon)}" for ball in threats(seen.attack))
-        raise ValueError(
-            f"the training has several norms; name those to attack, such as {stage.attack}:{own}"
-        )
-    for ball in [*stage.balls, *([subject.ball] if not stage.threats else [])]:
+    for ball in stage.balls or threats(seen.attack):
         if stage.attack != CLEAN and not ball.epsilon:
             raise ValueError("a radius of 0 is no attack; write clean")
         questions.check(question, subject.within(ball), source)

@@ -15,6 +15,7 @@ from jaxrobust.estimate.command import UTILISATION
 from jaxrobust.estimate.devices import Target, target
 from jaxrobust.evaluation.questions.questions import AUTOATTACK
 from jaxrobust.runtime.devices import hardware
+from jaxrobust.types import threats
 
 _SECONDS = 0.5  # for which each step and each attack is measured
 _STEPS = 10  # of the APGD that chooses
@@ -75,17 +76,18 @@ def _seconds(stage: Stage, config: Config, result: dict[str, Any]) -> float | No
     if stage.kind == EXPORT:
         return None
     last = result["phases"][-1]
-    threats = max(len(stage.threats), 1)
+    trained = len(threats(config.attack))  # whose test is of all of them
+    count = len(stage.threats) or trained
     if stage.kind == SELECT:
         times = -(-last["epochs"] // config.evaluation.every_epochs)
         once = last["parts_s"]["selection"] / times
         share = _passes(_STEPS) / _passes(config.evaluation.steps)
         return 2 * checks.epochs_kept(config) * once * share  # raw and averaged weights
     if stage.attack == AUTOATTACK:
-        return threats * result["autoattack"]["expected"]["seconds"]
-    fixed, once = fixed_steps.parse(stage.attack), last["parts_s"]["test"]
+        return count * result["autoattack"]["expected"]["seconds"]
+    fixed, once = fixed_steps.parse(stage.attack), last["parts_s"]["test"] / trained
     if fixed:
-        return threats * once * _passes(fixed.steps) / _passes(config.test.steps)
+        return count * once * _passes(fixed.steps) / _passes(config.test.steps)
     return once / _passes(config.test.steps) if stage.attack == CLEAN else None
 
 

@@ -21,7 +21,7 @@ class Stage(NamedTuple):
     text: str  # as it was written
     kind: str  # SELECT, ATTACK or EXPORT
     attack: str = ""
-    threats: tuple[str, ...] = ()  # none: the one that the run trained against
+    threats: tuple[str, ...] = ()  # none: those that the run trained against
     layout: str = ""  # of an export
     id: str | None = None  # of an entry of RobustBench for a new network
 

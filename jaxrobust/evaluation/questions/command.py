@@ -1,7 +1,8 @@
 """The accuracy of a network as the command line asks for it: checked, computed, recorded, told.
 
 Several threats and image sizes are several records, and one more of all threats together: an image
-counts there if it survives every one.
+counts there if it survives every one. The threats of a run that trained with several norms are
+those, where no flag names others.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ from jaxrobust.runtime.commandline import threats as threat_flags
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.types import Threat, Weights
+from jaxrobust.types import Threat, Weights, fraction
 
 
 def answer(
@@ -87,6 +88,8 @@ def evaluated(
     if given.bundle and given.version == "rand":
         raise ValueError("--bundle is of networks whose answers are fixed, not of --version=rand")
     bundle.check(given, max(len(sizes), 1) * max(len(balls), 1))
+    if len(balls) > 1 and not (threats or ladder or given.worst_case):
+        _check_own(given, balls)
     run, out = (Path(place) if place else None for place in (given.workdir, given.out))
     compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)
     written: list[AccuracyRecord] = []
@@ -103,7 +106,7 @@ def told(written: Sequence[AccuracyRecord], place: Path) -> str:
 
 
 def _balls(given: GivenFlags, threats: Sequence[str]) -> list[Threat]:
-    balls = [threat_flags.parse(text) for text in threats]
+    balls = [threat_flags.parse(text) for text in threats] or flags.own_balls(given)
     if balls and (given.norm or given.epsilon is not None):
         raise ValueError("--threat says norm and radius; leave --norm and --epsilon out")
     if len(set(balls)) < len(balls):
@@ -113,6 +116,17 @@ def _balls(given: GivenFlags, threats: Sequence[str]) -> list[Threat]:
     if given.union_only and (len(balls) < 2):
         raise ValueError("--union_only needs more than one --threat")
     return balls
+
+
+def _check_own(given: GivenFlags, balls: Sequence[Threat]) -> None:
+    """Refuse flags of one evaluation for all norms that a run trained in."""
+    fast = "--finish" if given.finish else "--version=fast" * (given.version == "fast")
+    if one := fast or stops.flag(given):
+        written = [f"{ball.norm}:{fraction(ball.epsilon)}" for ball in balls]
+        raise ValueError(
+            f"{one} is of one evaluation, and {given.workdir} trained in {len(balls)} norms; name "
+            f"one of them: --threat={' or --threat='.join(written)}"
+        )
 
 
 def _rungs(given: GivenFlags, threats: Sequence[str], ladder: str) -> list[Threat]:

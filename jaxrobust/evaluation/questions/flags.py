@@ -18,7 +18,7 @@ from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import folders
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.runtime.text.spelling import norm
-from jaxrobust.types import NORMS, Weights
+from jaxrobust.types import NORMS, Threat, Weights, threats
 from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import shipped
 from jaxrobust.weights.fetch import sources as weights_sources
@@ -259,9 +259,30 @@ def origin(given: GivenFlags) -> Subject:
     return place
 
 
+def trained(given: GivenFlags) -> list[Threat]:
+    """List the balls that a run trained in where they are several, else none."""
+    if not given.workdir:
+        return []
+    own = threats(runs.run_config(Path(given.workdir), given.phase).attack)
+    return list(own) if len(own) > 1 else []
+
+
+def own_balls(given: GivenFlags) -> list[Threat]:
+    """List the several balls of a run where flags ask of an attack and name no norm, else none."""
+    named = given.norm or given.epsilon is not None or given.attack == "clean"
+    other = named or given.worst_case or given.corruptions or given.certify is not None
+    return [] if other else trained(given)
+
+
 def settled(given: GivenFlags) -> tuple[Subject, Subject, registry.Source]:
-    """Describe the network of checked flags, settle the evaluated subject, and open its images."""
+    """Describe the network of checked flags, settle the evaluated subject, and open its images.
+
+    Of a run of several norms --norm alone means the radius that it trained with in that norm.
+    """
     known = origin(given)
+    for ball in trained(given) if given.norm and given.epsilon is None else []:
+        if ball.norm == given.norm:
+            given = given._replace(epsilon=ball.epsilon)
     sizes = {"num_classes": given.num_classes, "image_size": given.image_size}
     keys = ("dataset", "split", "classes", "data_dir", "norm", "epsilon")
     about = {key: getattr(given, key) for key in keys}

@@ -1,5 +1,6 @@
 """How weights came about, for a record: their training, and on which images they were chosen."""
 
+import math
 from typing import Any
 
 from jaxrobust.attacks import mixes, registry
@@ -19,7 +20,7 @@ def training(
     """Read from a run's config how it trained up to a phase; a pass is one over an image.
 
     An attack of K steps costs K passes forward and backward before that of the update, and those of
-    several norms at once so many times as much. `selection`
+    several norms at once so many times as much, see `mixes.cost`; rounded up. `selection`
     says on which images the weights were chosen, and whether these are among those of the record
     (null: it is not known); `on_evaluated_images` says whether some of those were trained on. Both
     as far as the names of splits tell, see `grammar.overlap`.
@@ -34,11 +35,11 @@ def training(
         steps = 0 if clean else registry.steps(attack.name, attack.steps)
         made.append({"phase": name, "objective": section.objective, "epochs": section.epochs})
         made[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
-        made[-1]["at_once"] = mixes.at_once(attack) if steps else 1
+        made[-1]["at_once"] = mixes.cost(attack) if steps else 1
         if steps:
             keys = ("norm", "epsilon", "mix", "relative_step", "step_size", "start", "start_std")
             made[-1] |= {key: attack[key] for key in keys if attack.get(key) is not None}
-    passes = sum(m["epochs"] * (1 + m["attack_steps"] * m.pop("at_once")) for m in made)
+    passes = math.ceil(sum(m["epochs"] * (1 + m["attack_steps"] * m.pop("at_once")) for m in made))
     seen = of_phase(config, phase)
     ours: parts.SelectionImages = {"split": seen.data.selection_split}
     ours["attack"] = seen.evaluation.get("attack")

@@ -18,3 +18,8 @@ class OneOrSeveral(config_dict.FieldReference):
         if type_safe and not all(isinstance(part, own) for part in parts):
             raise TypeError(f"of {value!r} each part must be of type {own.__name__}")
         super().set(parts, False)
+
+    @classmethod
+    def unset(cls, kind: type) -> "OneOrSeveral":
+        """Make one that is None, and of this type where it is set."""
+        return cls(None, field_type=kind)

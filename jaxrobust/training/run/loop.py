@@ -20,8 +20,9 @@ from jaxrobust.training.run.best_weights import selection
 from jaxrobust.training.run.phase import PhaseRun, last, scored
 from jaxrobust.training.run.phase_progress import Progress, compiling
 from jaxrobust.training.run.stopping import Stops, Trouble
-from jaxrobust.training.update import alarm, inner, objectives, several
+from jaxrobust.training.update import alarm, inner, objectives
 from jaxrobust.training.update.step import TrainState, averaged
+from jaxrobust.types import threats
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from jaxrobust.weights.trained import kept
 
@@ -194,7 +195,10 @@ class _Loop:
         attack = self.run.config.attack
         own = objectives.named(self.run.config[name].objective)
         if inner.grows(attack) and own.attacks:
-            row["epsilon"] = several.radius(attack) * self._epsilon_share(self.step - 1)
+            share, balls = self._epsilon_share(self.step - 1), threats(attack)
+            names = [f"_{ball.norm}" for ball in balls] if len(balls) > 1 else [""]
+            grown = zip(names, balls, strict=True)
+            row |= {f"epsilon{name}": ball.epsilon * share for name, ball in grown}
         for sentence in alarm.warnings(row) if "alarm_loss" in row else ():
             say(f"{name}: WARNING, up to step {self.step}: {sentence}")
         shown = self.progress.show(self.step, row) if "loss" in row else {}

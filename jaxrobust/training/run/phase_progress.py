@@ -160,7 +160,7 @@ class Progress:
         return [
             LinePart(f"loss {means['loss']:.4f}", 1),
             LinePart(f"batch {' '.join(known)}" if known else "", 2),
-            LinePart(f"epsilon {255 * means['epsilon']:.3g}/255" if "epsilon" in means else "", 2),
+            LinePart(_radii(means), 2),
             LinePart(f"{costs['images_per_second_per_chip']:,.0f} images/s{a_chip}", 3),
             LinePart(f"MFU {costs['mfu']:.1%}" if "mfu" in costs else "", 4),
             LinePart(f"{data_wait:.0%} waiting for data" if self._starved else "", 5),
@@ -227,3 +227,11 @@ class Progress:
 def peak_memory() -> int:
     """Return the most bytes in use so far on a device of this host; 0: the backend tells none."""
     return max((d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices())
+
+
+def _radii(means: dict[str, float]) -> str:
+    """Write the radius while it grows, of several norms each; "" where none does."""
+    if "epsilon" in means:
+        return f"epsilon {255 * means['epsilon']:.3g}/255"
+    each = {k: v for k, v in means.items() if k.startswith("epsilon_")}
+    return " ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in each.items())

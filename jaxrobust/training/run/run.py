@@ -342,9 +342,10 @@ def claim(workdir: Path, given: dict, data: dict[str, Any]) -> None:
 
 def _in_pixels(values: dict[str, Any]) -> dict[str, Any]:
     relative = values["attack.relative_step"]
-    if relative is None or isinstance(values["attack.epsilon"], list):
+    if relative is None:
         return values
-    size = relative * values["attack.epsilon"]
+    radii = values["attack.epsilon"]
+    size = [relative * r for r in radii] if isinstance(radii, list) else relative * radii
     return values | {"attack.relative_step": None, "attack.step_size": size}
 
 

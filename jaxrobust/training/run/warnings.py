@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from jaxrobust.attacks import registry
-from jaxrobust.config import Config
+from jaxrobust.config import AttackSection, Config
 from jaxrobust.data.splits import grammar
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.training import build
@@ -41,18 +41,25 @@ def _splits(config: Config) -> list[str]:
 
 def of_step(config: Config, name: str) -> list[str]:
     """Warn of a step in pixels: it stays where it is when somebody changes the radius."""
-    a = several.alone(config.attack)[0]  # a step in pixels is of one norm only
+    if not objectives.named(config[name].objective).attacks:
+        return []
+    each = [_of_step(own) for own in several.alone(config.attack)]
+    return list(dict.fromkeys(sentence for own in each for sentence in own))
+
+
+def _of_step(a: AttackSection) -> list[str]:
     key = "step_size" if a.step_size is not None else "relative_step"
-    if not objectives.named(config[name].objective).attacks or a[key] is None:
+    if a[key] is None:
         return []
     if registry.trained(a.name).length is None:
         return [f"attack.{key}={a[key]:.4g} is not read: {a.name.upper()} chooses its steps itself"]
-    if a.step_size is None or not a.epsilon:
+    (size,) = several.step_sizes(a)
+    if size is None or not a.epsilon:
         return []
     epsilon = several.radius(a)
-    share = f"{a.step_size / epsilon:.3g}"
+    share = f"{size / epsilon:.3g}"
     return [
-        f"attack.step_size={a.step_size:.4g} is {share} of attack.epsilon={epsilon:.4g}; written "
+        f"attack.step_size={size:.4g} is {share} of attack.epsilon={epsilon:.4g}; written "
         f"as attack.relative_step={share} it stays so whatever the radius"
     ]
 

@@ -14,6 +14,7 @@ from jaxrobust.config import AttackSection
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.training.update import hat_examples, improved_kl, several, weight_perturbation
 from jaxrobust.training.update.memory import Memory
+from jaxrobust.training.update.norms import pairing
 from jaxrobust.types import (
     Array,
     Batch,
@@ -214,6 +215,24 @@ def hat(beta: float, gamma: float, statistics: str = "both") -> Objective:
     return Objective(_clean_probabilities, loss, lambda key: _draws(3)(key)[:2])
 
 
+def ramp(weight: float, attack_labels: str = "soft") -> Objective:
+    """Build RAMP's loss on the points of two norms (Jiang & Singh 2024, "RAMP: Boosting Adversarial
+    Robustness Against Multiple l_p Perturbations for Universal Robustness", arXiv 2402.06827).
+
+    With q and r the logits at an image's two points, and n_c the images that are right at the
+    first, the mean over images of max(CE(q, y), CE(r, y)), plus weight / n_c times the sum over
+    those n_c of KL(softmax(q) || softmax(r)). Points f32[B, 2, H, W, C] are those of `several`'s
+    "pair", the first norm's first: linf and l1, which the paper finds to be the pair that trade off
+    at the usual radii. Both pass with the same draws, and move the statistics of batch norms.
+    Ours: the maximum is of these two passes, where the authors' code passes the worst points a
+    third time; n_c is of the images that pass at once on a device. Their gradient projection, which
+    mixes in a network of natural training, is not here. Parity:
+    tests/training/update/norms/test_pairing.py, 20 updates.
+    """
+    loss = pairing.loss_of(weight, cross_entropy=cross_entropy, likeliest=likeliest)
+    return Objective(_at_labels(attack_labels), loss, lambda key: (key, key))
+
+
 def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> Objective:
     """Build adversarial cross-entropy, a margin, and KL(p(x) || p(x_adv)) where p(x) is unsure
     (Wang et al. 2020, "Improving Adversarial Robustness Requires Revisiting Misclassified
@@ -308,6 +327,7 @@ class ObjectiveRow(NamedTuple):
     also: int = 0  # further passes of an update
     # (classes, steps of an epoch) -> what a step remembers of those before it.
     remembers: Callable[[int, int], Memory] | None = None
+    pairs: bool = False  # its loss compares the points of two norms
     helped: bool = False  # by the weights that the phase starts from, which cannot be random
 
     @property
@@ -387,5 +407,13 @@ add(
         lambda phase, attack: mart(phase.mart_beta, phase.bn_statistics, attack.labels),
         both=True,
         weights=("mart_beta",),
+    ),
+)
+add(
+    "ramp",
+    ObjectiveRow(
+        lambda phase, attack: ramp(phase.ramp_lambda, attack.labels),
+        weights=("ramp_lambda",),
+        pairs=True,
     ),
 )

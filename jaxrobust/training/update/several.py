@@ -12,24 +12,50 @@ from jaxrobust.config import AttackSection
 from jaxrobust.resolved import Values
 from jaxrobust.training.update.memory import Memory
 from jaxrobust.training.update.value_checks import one_of
-from jaxrobust.types import Array, Attack, Keys, Threat, threats
+from jaxrobust.types import Array, Attack, Threat, threats
 
+STEEPEST = "pgd"  # the attack whose steps norms can choose between
 _OF_TURNS = 2  # of the draws of a step that are not split from its key; the alarm's are 1
 
 
 class TurnKeys(NamedTuple):
     """What an attack that takes turns is given in place of keys."""
 
-    keys: Keys  # [B]
+    keys: Any  # Keys [B], or what an attack whose radius grows is given in their place
     turn: Array  # i32[B], the same everywhere: which of the trained norms attacks
 
 
 def alone(attack: AttackSection) -> list[AttackSection]:
     """List the section as it would be of each norm by itself; of one norm, as it is."""
-    if isinstance(attack["norm"], str):
+    if isinstance(attack["norm"], str) and not isinstance(attack["step_size"], list | tuple):
         return [attack]
-    own = {key: attack[key] for key in attack}  # type: ignore[attr-defined]
-    return [Values(own | ball.settings() | {"mix": None}) for ball in threats(attack)]  # type: ignore[misc]
+    own = {key: attack[key] for key in attack} | {"mix": None}  # type: ignore[attr-defined]
+    return [
+        Values(own | ball.settings() | {"step_size": size})  # type: ignore[misc]
+        for ball, size in zip(threats(attack), step_sizes(attack), strict=True)
+    ]
+
+
+def step_sizes(attack: AttackSection) -> tuple[float | None, ...]:
+    """List the step in pixels of each norm, None where it is not set; refuse one of several."""
+    given, balls = attack["step_size"], threats(attack)
+    if given is None:
+        return (None,) * len(balls)
+    norms, sizes = ",".join(b.norm for b in balls), given
+    if not isinstance(given, list | tuple):
+        if len(balls) > 1:
+            raise ValueError(
+                f"attack.step_size={given:.4g} pixels would be of all norms {norms}, whose radii "
+                "differ; give one for each, in their order, or set attack.relative_step"
+            )
+        sizes = (given,)
+    if len(sizes) != len(balls):
+        listed = ",".join(f"{size:.4g}" for size in sizes)
+        raise ValueError(
+            f"attack.step_size={listed} and attack.norm={norms}: give a step for each norm, in "
+            "their order, or set attack.relative_step"
+        )
+    return tuple(sizes)
 
 
 def described(attack: AttackSection) -> str:
@@ -71,31 +97,54 @@ def check(attack: AttackSection) -> None:
             f"attack.mix={mix!r} mixes several norms, and attack.norm={norms} is one; name more, "
             "such as attack.norm=linf,l2,l1, or leave attack.mix out"
         )
-    for key in ("step_size", "start_std"):
-        if attack[key] is not None:
-            raise ValueError(
-                f"attack.{key}={attack[key]:.4g} pixels would be of all norms {norms}, whose radii "
-                "differ; leave it out, or set attack.relative_step"
-            )
-    for key in ("warmup_epochs", "delay_epochs"):
-        if attack.get(key):
-            raise ValueError(
-                f"attack.{key}={attack[key]} lets one radius grow, and attack.norm={norms} are "
-                f"several; set attack.{key}=0"
-            )
+    if attack.start_std is not None:
+        raise ValueError(
+            f"attack.start_std={attack.start_std:.4g} pixels would be of all norms {norms}, whose "
+            "radii differ; leave it out, or set attack.relative_step"
+        )
+    if MIXES[mix].steepest and attack.name != STEEPEST:
+        raise ValueError(
+            f"attack.mix={mix!r} takes every norm's step of attack.name={STEEPEST!r} from the same "
+            f"point, and attack.name={attack.name!r} steps otherwise; set it to {STEEPEST!r}"
+        )
+
+
+def check_pairs(attack: AttackSection, objective: str, *, pairs: bool) -> None:
+    """Refuse an objective of two norms' points without them, and these with another objective."""
+    mix, norms = attack.get("mix"), [ball.norm for ball in threats(attack)]
+    given = bool(mix) and MIXES[str(mix)].pairs
+    if pairs and len(norms) < 2:
+        raise ValueError(
+            f"objective={objective!r} pairs what two norms find in the same images, and "
+            f"attack.norm={norms[0]} is one; name more, such as attack.norm=linf,l2,l1, with a "
+            "radius each, and set attack.mix='pair'"
+        )
+    if pairs and not given:
+        raise ValueError(
+            f"objective={objective!r} pairs what two norms find in the same images, which "
+            f"attack.mix={mix!r} does not keep; set attack.mix='pair'"
+        )
+    if given and not pairs:
+        raise ValueError(
+            f"attack.mix={mix!r} is of objective='ramp', which compares the points of two norms; "
+            f"with objective={objective!r} take attack.mix='worst' or 'average'"
+        )
 
 
 def passes(attack: AttackSection, mix: str | None = None) -> int:
     """Count the passes per image that a step's attacks cost: their sum, or, where one norm attacks
     in a step, their mean, which is that of any: all take the same steps.
 
-    Where the points found are compared, a forward pass more for each. `mix`: of several norms,
-    another one than the section's.
+    Where the points found are compared, a forward pass more for each; of steps that norms choose
+    together, those of one attack and in each step so many forward passes as there are norms.
+    `mix`: of several norms, another one than the section's.
     """
     own = attack.get("mix")
-    row = MIXES.get((mix or own) if own else "")
+    row, alone = MIXES.get((mix or own) if own else ""), attacks.passes(attack.name, attack.steps)
+    if row and row.steepest:
+        return alone + attack.steps * at_once(attack, mix)
     looks = bool(row and row.looks)
-    return at_once(attack, mix) * (attacks.passes(attack.name, attack.steps) + looks)
+    return at_once(attack, mix) * (alone + looks)
 
 
 def updates(attack: AttackSection) -> int:
@@ -108,8 +157,9 @@ def mixed(searches: Sequence[Attack], mix: str, loss: str) -> Attack:
     """Make one attack of those of each norm, by a row of `MIXES`.
 
     "worst" keeps of each image the point of the highest `loss` (a key of `attacks.LOSSES`), as MAX
-    of Tramèr & Boneh; "average" returns all points, f32[B, norms, H, W, C], for `averaged` of
-    the objectives; the others are given `TurnKeys`, and run the attack whose turn it is.
+    of Tramèr & Boneh; "average" and "pair" return all points, f32[B, norms, H, W, C], for
+    `averaged` and `ramp` of the objectives; "alternate" and "extreme" are given `TurnKeys`, and run
+    the attack whose turn it is.
     """
     row, loss_of = MIXES[mix], attacks.LOSSES[loss]
 
@@ -158,7 +208,8 @@ def memory(attack: AttackSection) -> Memory | None:
         return jax.random.categorical(key, jnp.log(shares)).astype(jnp.int32)
 
     def recall(state: Any, batch: Any, keys: Any) -> tuple[Any, Any, Any]:
-        return state.stats, batch, TurnKeys(keys, jnp.broadcast_to(turn(state), keys.shape))
+        images = len(jax.tree.leaves(keys)[0])  # there may be radii beside the keys
+        return state.stats, batch, TurnKeys(keys, jnp.broadcast_to(turn(state), (images,)))
 
     def learn(state: Any, opt_state: Any, metrics: dict[str, Array]) -> tuple[Any, Any]:
         now = jnp.arange(len(norms)) == turn(state)

@@ -115,12 +115,12 @@ class CheckTest(parameterized.TestCase):
             checks.check(tiny(), stage.parse(text), Path("runs/x"))
         self.assertIn(words, str(caught.exception))
 
-    def test_several_norms_are_named(self):
-        own = {"attack__norm": ("linf", "l2"), "attack__epsilon": (8 / 255, 0.5)}
-        words = (
-            "the training has several norms; name those to attack, such as autoattack:linf:8/255"
-        )
-        self.refused("autoattack", f"{words}+l2:0.5", **own, attack__mix="worst")
+    def test_several_norms_are_those_of_the_training(self):
+        own = {"attack__norm": ("linf", "l2"), "attack__mix": "worst"}
+        config = tiny(**own, attack__epsilon=(8 / 255, 0.5))
+        checks.check(config, stage.parse("autoattack"), Path("runs/x"))
+        words = "holds every image of 8x8 pixels"
+        self.refused("autoattack", words, **own, attack__epsilon=(8 / 255, 50.0))
 
     def test_layouts(self):
         self.refused("export:timm", "this convnext_n has depths=")

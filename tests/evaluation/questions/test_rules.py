@@ -97,11 +97,12 @@ class EvaluatedTest(parameterized.TestCase):
         super().setUp()
         self.subject = Subject(SPEC, threat=LINF)
         settled = lambda given: (self.given.append(given) or "origin", self.subject, "source")  # noqa: E731
-        self.given, self.checked = [], []
+        self.given, self.checked, self.trained = [], [], []
         for place, name, value in (
             (command.flags, "settled", mock.Mock(side_effect=settled)),
             (command.flags, "placed", mock.Mock(side_effect=lambda given: given)),
             (command.flags, "check", mock.Mock()),
+            (command.flags, "trained", mock.Mock(side_effect=lambda given: self.trained)),
             (command.flags, "weights", mock.Mock(return_value=("which", self.subject, "weights"))),
             (command.subjects, "preprocessing", mock.Mock(return_value="prepared")),
             (
@@ -163,6 +164,35 @@ class EvaluatedTest(parameterized.TestCase):
         self.assertEqual(command.several.union.call_args.args[2], [])
         self.assertEqual(self.ask(threats=("l2:0.5",))[0], [f"record of {L2}"])
 
+    def test_a_run_of_several_norms_is_attacked_in_all(self):
+        """Unless a flag names another ball, or the question has none."""
+        self.trained = [LINF, L2]
+        every = [f"record of {LINF}", f"record of {L2}", "union"]
+        self.assertEqual(self.ask(workdir="runs/1")[0], every)
+        self.assertEqual(self.ask(workdir="runs/1", union_only=True)[0], ["union"])
+        self.assertEqual(self.ask(workdir="runs/1", attack="pgd-20")[0], every)
+        named = {"threats": ("l1:12",)}, {"norm": "l2"}, {"epsilon": 0.1}, {"attack": "clean"}
+        for how in named:
+            self.assertLen(self.ask(workdir="runs/1", **how)[0], 1, how)
+        self.assertEqual(self.ask(workdir="runs/1", ladder="linf:0:0.1:3")[0], ["a", "b"])
+
+    @parameterized.parameters(
+        ({"version": "fast"}, "--version=fast is of one evaluation, and runs/1 trained in 2 norms"),
+        (
+            {"finish": True},
+            "--finish is of one evaluation, .*; name one of them: --threat=linf:0.1",
+        ),
+        (
+            {"until_width": 1.0},
+            "--until_width is of one evaluation, .*=linf:0.1 or --threat=l2:0.5",
+        ),
+        ({"bundle": "new"}, "--bundle is of one threat at one image size"),
+    )
+    def test_what_takes_one_norm(self, changes, words):
+        self.trained = [LINF, L2]
+        with self.assertRaisesRegex(ValueError, words):
+            self.ask(workdir="runs/1", **changes)
+
     def test_a_ladder_is_checked_above_zero(self):
         written, _ = self.ask(ladder="linf:0:0.1:3")
         self.assertEqual(written, ["a", "b"])
@@ -205,6 +235,26 @@ def record(**changes) -> AccuracyRecord:
     known = {"model": {"name": "net", "image_size": 8}, "dataset": "digits", "split": "test"}
     known |= {"image_ids": "0..9", "attacks": [attack], "method": "apgd-ce", "evaluation": "7"}
     return AccuracyRecord(**(known | changes))
+
+
+class RadiusTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({"norm": "l2"}, 0.5), ({"norm": "l1"}, None), ({"norm": "l2", "epsilon": 0.25}, 0.25)
+    )
+    def test_a_norm_alone_has_the_radius_of_the_training(self, changes, epsilon):
+        config = SimpleNamespace(attack={"norm": ("linf", "l2"), "epsilon": (0.1, 0.5)})
+        given = GivenFlags(workdir="runs/1", **changes)
+        with (
+            mock.patch.object(flags.runs, "run_config", return_value=config),
+            mock.patch.object(flags, "origin", return_value=Subject(SPEC)),
+            mock.patch.object(flags.subjects, "settled", return_value=(None, None)) as settled,
+        ):
+            flags.settled(given)
+            self.assertEqual(settled.call_args.kwargs["epsilon"], epsilon)
+            self.assertEqual(flags.own_balls(given), [])
+            self.assertEqual(flags.own_balls(GivenFlags(workdir="runs/1")), [LINF, L2])
+            config.attack = {"norm": "l2", "epsilon": 0.5}
+            self.assertEqual(flags.own_balls(GivenFlags(workdir="runs/1")), [])
 
 
 class ToldTest(parameterized.TestCase):

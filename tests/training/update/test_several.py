@@ -1,5 +1,6 @@
 """Training against several norms at once: points, turns, costs, refusals, the union."""
 
+import math
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +15,7 @@ from jaxrobust.doctor import config_checks
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.records import records, trained
 from jaxrobust.training import build
+from jaxrobust.training.run import warnings
 from jaxrobust.training.update import inner, objectives, several, step
 from jaxrobust.training.update.memory import Remembering
 from jaxrobust.types import Threat
@@ -183,6 +185,7 @@ class CostTest(parameterized.TestCase):
             "average": 3 * 7 + 3 * 3,
             "alternate": 7 + 3,
             "extreme": 7 + 3,
+            "pair": 2 * 7 + 2 * 3,  # of linf and l1
         }
         for mix, count in expected.items():
             own = small_config(**NORMS, attack__mix=mix).attack
@@ -208,7 +211,9 @@ class CostTest(parameterized.TestCase):
         self.assertEqual(passes, 2 * (1 if mix == "alternate" else 2) + looks)
 
     def test_a_record_counts_them_too(self):
-        for mix, passes in (("worst", 3 * (1 + 3 * 3)), ("extreme", 3 * (1 + 3))):
+        steps = {"worst": 3 * 3, "extreme": 3, "msd": 3 + 3 * 3 / 2, "pair": 2 * 3}
+        for mix, count in steps.items():
+            passes = math.ceil(3 * (1 + count))
             config = small_config(**NORMS, attack__mix=mix)
             facts = trained.training(config, "train", dataset="d", split="test")
             self.assertEqual(facts["passes"], passes, mix)
@@ -216,10 +221,86 @@ class CostTest(parameterized.TestCase):
             self.assertNotIn("at_once", facts["phases"][-1])
 
     def test_the_doctor_says_them(self):
-        plan = config_checks.PlannedRun(small_config(**NORMS, attack__mix="worst"))
         look = next(own.look for own in config_checks.CONFIG_CHECKS if own.name == "one-step")
-        expected = "; worst of linf, l2, l1 attacks with 24 passes a step, where one norm takes 7"
-        self.assertEndsWith(look(plan).sentence, expected)
+        for mix, name, words in (
+            ("worst", "apgd", "24 passes a step, where one norm takes 7"),
+            ("msd", "pgd", "15 passes a step, where one norm takes 6"),
+            ("pair", "apgd", "14 passes a step, where one norm takes 7"),
+        ):
+            config = small_config(**NORMS, attack__mix=mix, attack__name=name)
+            config.train.objective = "ramp" if mix == "pair" else "adversarial"
+            expected = f"; {mix} of linf, l2, l1 attacks with {words}"
+            self.assertEndsWith(look(config_checks.PlannedRun(config)).sentence, expected)
+
+
+class GrowingTest(parameterized.TestCase):
+    @parameterized.parameters("worst", "average", "alternate", "extreme")
+    def test_radii_grow_alike_and_steps_stay(self, mix):
+        """At half of the way each norm's attack has half its radius, and the whole one's step."""
+        config = small_config(
+            **NORMS, attack__mix=mix, attack__name="pgd", attack__start="random",
+            attack__warmup_epochs=2,
+        )  # fmt: skip
+        norms = ("linf", "l1") if mix == "extreme" else tuple(OF)
+        halves = [
+            attacks.pgd(norm=n, epsilon=OF[n] / 2, steps=3, step_size=2.5 * OF[n] / 3)
+            for n in norms
+        ]
+        given, last = inner.given(config, "adversarial")(KEYS, jnp.float32(0.5)), KEYS
+        if mix in ("alternate", "extreme"):  # the last norm's turn
+            turn = jnp.full(6, len(norms) - 1, jnp.int32)
+            given, last = several.TurnKeys(given, turn), several.TurnKeys(KEYS, turn)
+        found = inner.training_attack(config, "adversarial")(network, given, IMAGES, LABELS)
+        expected = several.mixed(halves, mix, "ce")(network, last, IMAGES, LABELS)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+    @parameterized.parameters(("fgsm", "worst"), ("pgd", "msd"))
+    def test_a_radius_of_0_stays_while_others_grow(self, name, mix):
+        config = small_config(
+            attack__norm=("linf", "l2"), attack__epsilon=(0.0, 0.5), attack__mix=mix,
+            attack__name=name, attack__steps=1, attack__warmup_epochs=2,
+        )  # fmt: skip
+        given = inner.given(config, "adversarial")(KEYS, jnp.float32(0.5))
+        found = inner.training_attack(config, "adversarial")(network, given, IMAGES, LABELS)
+        far = jnp.sqrt(((found - IMAGES) ** 2).sum((1, 2, 3)))
+        self.assertBetween(float(far.max()), 0.1, 0.25 + 1e-6)
+
+    def test_a_turn_is_told_beside_the_radii(self):
+        config = small_config(**NORMS, attack__mix="alternate", attack__delay_epochs=1)
+        memory = several.memory(config.attack)
+        assert memory is not None
+        radii = inner.given(config, "adversarial")(KEYS, jnp.float32(0.25))
+        state = several_state({})(jnp.int32(4))
+        keys = memory.recall(state, None, radii)[2]
+        np.testing.assert_array_equal(keys.turn, np.full(6, 1))
+        expected = np.tile([0.25 * radius for radius in OF.values()], (6, 1))
+        np.testing.assert_allclose(keys.keys.radii, expected, rtol=1e-6)
+
+    def test_a_step_for_each_norm(self):
+        config = small_config(
+            **NORMS, attack__mix="worst", attack__name="pgd", attack__step_size=(0.01, 0.2, 1)
+        )
+        with mock.patch.object(several, "mixed"), rows.making("pgd") as made:
+            inner.training_attack(config, "adversarial")
+        sizes = [call.kwargs["step_size"] for call in made.mock_calls]
+        self.assertEqual(sizes, [0.01, 0.2, 1.0])
+        said = warnings.of_step(config, "train")
+        self.assertLen(said, 3)
+        self.assertStartsWith(said[1], "attack.step_size=0.2 is 0.4 of attack.epsilon=0.5; written")
+
+    @pytest.mark.slow
+    def test_one_program(self):
+        config = small_config(**NORMS, attack__mix="extreme", attack__warmup_epochs=1)
+        with standard():
+            phase = build.phase(config, "train", 64, devices=jax.devices()[:1], donate=False)
+            state, batch = phase.init(jax.random.key(0)), batch_of()
+            told = [
+                phase.step(state, batch, build.control(phase.mesh, epsilon_share=share))[1]
+                for share in (0.0, 0.5, 1.0)
+            ]
+        self.assertEqual(phase.step._cache_size(), 1)
+        losses = [float(each["loss"]) for each in told]
+        self.assertEqual(losses, sorted(set(losses)))
 
 
 class RunTest(absltest.TestCase):
@@ -265,10 +346,36 @@ class RefusalTest(parameterized.TestCase):
         ({"attack__norm": ("linf", "l2", "linf")}, "names linf twice; name it once"),
         ({"attack__mix": None}, "are several norms; say with attack.mix which of them a step"),
         ({"attack__mix": "max"}, "attack.mix='max'; one of 'worst', 'average', 'alternate', 'ext"),
-        ({"attack__step_size": 0.1}, "attack.step_size=0.1 pixels would be of all norms"),
+        (
+            {"attack__step_size": 0.1},
+            "step_size=0.1 pixels would be of all norms linf,l2,l1, .*; give one for each",
+        ),
+        (
+            {"attack__step_size": (0.1, 0.2)},
+            "attack.step_size=0.1,0.2 and attack.norm=linf,l2,l1: give a step for each norm",
+        ),
+        ({"attack__step_size": (0.1, 0.2, 0.0)}, "attack.step_size=0.0 must be above 0"),
         ({"attack__start_std": 0.1}, "attack.start_std=0.1 pixels would be of all norms"),
-        ({"attack__warmup_epochs": 1}, "attack.warmup_epochs=1 lets one radius grow, and"),
-        ({"attack__delay_epochs": 1}, "attack.delay_epochs=1 lets one radius grow, and"),
+        (
+            {"attack__warmup_epochs": 1, "attack__epsilon": (0.0, 0.0, 0.0)},
+            "attack.warmup_epochs=1 with attack.epsilon=0: there is no radius to grow to",
+        ),
+        (
+            {"attack__mix": "msd"},
+            "takes every norm's step of attack.name='pgd' from .*, and attack.name='apgd' steps",
+        ),
+        (
+            {"attack__mix": "msd", "attack__norm": "linf", "attack__epsilon": 0.1},
+            "attack.mix='msd' mixes several norms, and attack.norm=linf is one; name more",
+        ),
+        (
+            {"attack__mix": "msd", "attack__norm": ("l2", "l2", "l1")},
+            "names l2 twice; name it once",
+        ),
+        (
+            {"attack__mix": "msd", "attack__epsilon": (0.1, 0.5)},
+            "give a radius for each norm, in their order",
+        ),
         (
             {"attack__norm": "linf", "attack__epsilon": 0.1},
             "attack.mix='worst' mixes several norms, and attack.norm=linf is one; name more",
