@@ -373,7 +373,7 @@ class SiteTest(parameterized.TestCase):
 SMALL = {
     "train --config quickstart": "train --config quickstart --config.pretrain.epochs=2 "
     "--config.train.epochs=3 --config.pretrain.warmup_epochs=1 --config.train.warmup_epochs=1",
-    "--n 100": "--n 20",
+    "--n 100": "--n 32",  # the least that the doctor takes
     "--n 50": "--n 10",
     "linf:0:0.4:5 --n 20": "linf:0:0.4:3 --n 8",
     "epochs=8,": "epochs=3,",
@@ -419,6 +419,20 @@ class NotebooksTest(parameterized.TestCase):
 
 
 class WordsTest(absltest.TestCase):
+    def test_after_a_failure_all_pages_are_read_again(self):
+        """Else the next build passes, with what failed on the page."""
+        folder = Path(self.create_tempdir())
+        for code, left in ((1, False), (0, True)):
+            (folder / "doctrees").mkdir(exist_ok=True)
+            done = mock.Mock(returncode=code)
+            with (
+                mock.patch.object(build, "find_spec", lambda name: 1),
+                mock.patch.object(build.subprocess, "run", return_value=done),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
+                self.assertEqual(build.main([f"--out={folder / 'html'}"]), code)
+            self.assertEqual((folder / "doctrees").is_dir(), left)
+
     def test_what_is_missing_is_named(self):
         told = io.StringIO()
         there = mock.patch.object(build, "find_spec", lambda name: None if name == "furo" else 1)

@@ -57,8 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     command += ["-d", str(out.parent / "doctrees"), str(ROOT / "docs"), str(out)]
     cells = {"JAXROBUST_DOCS_CELLS": "off"} if given.nocells else {}
     cells |= {"JAXROBUST_DOCS_KEEP": "on"} if given.keep else {}
-    if code := subprocess.run(command, env=os.environ | cells).returncode:
-        return 1 if code else 0
+    if subprocess.run(command, env=os.environ | cells).returncode:
+        # The next build reads all pages again: Sphinx takes one with a failed cell for made.
+        shutil.rmtree(out.parent / "doctrees", ignore_errors=True)
+        return 1
     if broken := links.broken(out):
         print("\n".join(f"build: {line}" for line in broken), file=sys.stderr)
         return 2
