@@ -4,7 +4,7 @@ Shape letters, project-wide: `B` batch, `H W` pixels, `C` classes (or image chan
 Images are float in [0, 1] with radii in the same units; `uint8` only between host and device.
 
 `Images` to `Keys` are arrays of a shape. To a type checker and to a program they are plain arrays;
-the tests have each call compared with them (tests/conftest.py), where a letter stands for one size
+the tests have each call compared with them (tests/support/starting.py), where a letter is one size
 within a call. So they stand only where nothing else is ever valid, and where no `ValueError` of
 ours says more.
 """

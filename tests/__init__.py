@@ -4,6 +4,7 @@ Here and not in conftest.py, so that `python -m unittest discover -t . tests` ha
 """
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,10 +16,16 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8"
 )
 
-import jax
-from absl import flags
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+def start_jax() -> None:
+    """Import JAX, and let it refuse mixed types and ranks."""
+    import jax
+    from absl import flags
 
-flags.FLAGS.mark_as_parsed()  # absltest's temporary folders are flags; pytest parses none
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    flags.FLAGS.mark_as_parsed()  # absltest's temporary folders are flags; pytest parses none
+
+
+if "pytest" not in sys.modules:  # which calls it only in the processes that run tests
+    start_jax()

@@ -99,21 +99,21 @@ class ThreatTest(parameterized.TestCase):
 
 
 class ShapesTest(parameterized.TestCase):
-    """With the hook of `conftest.py`, which `python -m unittest` does not have."""
+    """With the hook that pytest alone sets before it collects tests."""
 
     def setUp(self):
         super().setUp()
-        if "tests.conftest" not in sys.modules:
-            self.skipTest("needs pytest, which reads conftest.py")
+        if "tests.support.starting" not in sys.modules:
+            self.skipTest("needs pytest, which starts so")
         self.images, self.labels = jnp.full((2, 4, 4, 3), 0.5), jnp.zeros(2, jnp.int32)
 
     def refused(self):
         return self.assertRaisesRegex(jaxtyping.TypeCheckError, "Type-check error")
 
     def test_every_function_is_looked_at(self):
-        from tests import conftest
+        from tests.support import starting
 
-        for name in conftest.SHAPED:
+        for name in starting.SHAPED:
             module = importlib.import_module(name)
             own = [f for f in vars(module).values() if inspect.isfunction(f)]
             own = [f for f in own if f.__module__.startswith(name) and f.__name__ != "<lambda>"]

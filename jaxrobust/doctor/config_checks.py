@@ -253,7 +253,19 @@ def _batch(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
 def _size(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
     if isinstance(plan.source, str):
         return CheckResult(SKIPPED, f"the images cannot be read: {plan.source}")
-    side, size = plan.side, seen.model.image_size
+    channels, model = plan.source.channels, seen.model
+    if channels != model.in_channels:
+        wrong = (
+            f"images of {plan.config.data.name} have {counted(channels, 'channel')}, the network "
+        )
+        return CheckResult(
+            RED,
+            f"{wrong}{model.in_channels}",
+            channels,
+            "training refuses images of other channels",
+            f"set model.in_channels={channels}",
+        )
+    side, size = plan.side, model.image_size
     sentence = f"{name}: images of {plan.config.data.name} have {side} px, the network {size}"
     level = GREEN if side >= size else RED if side < 0.8 * size else YELLOW
     return CheckResult(level, sentence, {"images": side, "network": size})
@@ -334,7 +346,8 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
     ),
     Check(
         "image-size",
-        "Shorter side of the images beside model.image_size; red below 80 % of it, yellow below.",
+        "Shorter side of the images beside model.image_size; red below 80 % of it and for other "
+        "channels, yellow below it.",
         "images are blown up: they cost more and show nothing more",
         "set model.image_size to the images' side, or take another data set",
         "Touvron et al. 2019, arXiv 1906.06423",

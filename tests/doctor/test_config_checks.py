@@ -211,6 +211,11 @@ class ConfigTest(parameterized.TestCase):
         found = self.check_only("image-size", RED, tiny(model__image_size=16))
         self.assertIn("images of digits have 8 px, the network 16", found.seen.sentence)
 
+    def test_channels(self):
+        found = self.check_only("image-size", RED, tiny(model__in_channels=3))
+        self.assertEqual(found.seen.sentence, "images of digits have 1 channel, the network 3")
+        self.assertEqual(found.seen.remedy, "set model.in_channels=1")
+
     def test_data_that_is_not_here(self):
         config = tiny(data__name="folder:/nowhere", data__train_split="train")
         found = examined(CONFIG_CHECKS, PlannedRun(config))

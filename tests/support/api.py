@@ -18,7 +18,7 @@ from tests.support import paths
 
 LINE = 400  # characters; a longer table has a line for each entry
 MEASURED = {"jaxrobust.commands.estimate.BEGUN"}  # when the process began
-MEASURED |= {"jaxrobust.runtime.text.patience.AFTER_S"}  # conftest.py sets it
+MEASURED |= {"jaxrobust.runtime.text.patience.AFTER_S"}  # starting.py sets it
 GIVEN = {"__subclasshook__"}  # by a protocol, in some versions of Python
 TEXT = 60  # characters of a text that are kept: a sentence may be written better without review
 
