@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from jaxrobust.data.prepare import cifar, generated, imagenet, pseudo_labelled
 from jaxrobust.runtime.commandline.arguments import stop
+from jaxrobust.runtime.text import spelling
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "imagenet": imagenet.main,
@@ -19,6 +20,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     generated.NAME: generated.main,
     pseudo_labelled.NAME: pseudo_labelled.main,
 }
+_SPELLED = {spelling.dataset(name): name for name in COMMANDS}  # in others' spelling too
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,8 +28,8 @@ def main(argv: list[str] | None = None) -> None:
     name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if name in ("-h", "--help"):
         print(__doc__)
-    elif name in COMMANDS:
-        COMMANDS[name](rest)
+    elif known := _SPELLED.get(spelling.dataset(name)):
+        COMMANDS[known](rest)
     else:
         given = f"prepare knows no data set {name!r}" if name else "prepare needs a data set"
         stop(f"{given}; write one of {', '.join(COMMANDS)}, each of which has a --help", 2)

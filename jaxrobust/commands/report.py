@@ -9,7 +9,6 @@ Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on
 cannot be read or written, or the port is taken.
 """
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         __doc__,
         argv,
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=arguments.WholeDocument,
     )
     patience.end()
     arguments.answer(run, flags, "the same command makes the page again")

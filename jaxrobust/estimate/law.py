@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from jaxrobust.estimate import devices as targets
 from jaxrobust.runtime.commandline.arguments import number
 from jaxrobust.runtime.commandline.fields import flag
-from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text import patience, spelling
 from jaxrobust.training.update.value_checks import must_be
 
 DATASET, REAL = "cifar10", 50_000
@@ -83,7 +83,11 @@ class TargetSettings:
     """Which accuracy is asked for, and what it is told for."""
 
     target: float = flag("AutoAttack accuracy, in percent.", required=True, reads=number)
-    dataset: str = flag(f"Data set; the law is of {DATASET} alone.", DATASET)
+    dataset: str = flag(
+        f"Data set; the law is of {DATASET} alone.",
+        DATASET,
+        reads=lambda _, text: spelling.dataset(text),
+    )
     on: str = flag(f"Chips by name; default: {DEVICES}.", DEVICES, metavar="DEVICES")
     utilisation: float = flag(
         f"Assumed share of the chips' bfloat16 peak; default: {UTILISATION}.",

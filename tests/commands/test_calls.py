@@ -204,6 +204,17 @@ class PrepareTest(CallCase):
                     prepare.main([name])
                 prepare.COMMANDS[name].assert_called_with([])
 
+    @parameterized.parameters(
+        ("CIFAR-10", "cifar10"),
+        ("torch/cifar100", "cifar100"),
+        ("ImageNet-1k", "imagenet"),
+        ("imagenet2012", "imagenet"),
+    )
+    def test_others_names_of_data_sets(self, word, name):
+        with mock.patch.dict(prepare.COMMANDS, {name: mock.Mock()}):
+            command_calls.words(prepare.main, word, "--out=there")
+            prepare.COMMANDS[name].assert_called_once_with(["--out=there"])
+
     @parameterized.parameters("cifar10", "cifar100")
     def test_both_cifars_are_told_apart(self, name):
         self.assertEqual(prepare.COMMANDS[name].args, (name,))

@@ -85,7 +85,7 @@ class CommandTest(parameterized.TestCase):
         return printed.getvalue() if not code else said.getvalue()
 
     def test_says_what_it_is(self):
-        words = "--target 65 --dataset cifar10 --on h100:8 --utilisation 0.4 --price 2 --json"
+        words = "--target 65 --dataset CIFAR-10 --on h100:8 --utilisation 0.4 --price 2 --json"
         printed = self.run_on(*words.split())
         about = json.loads(printed.splitlines()[-1])
         told = " ".join(printed.split())

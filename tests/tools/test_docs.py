@@ -1,5 +1,6 @@
 """The documentation: nothing public is missing, no page lacks an example, and the site is whole."""
 
+import ast
 import contextlib
 import html
 import io
@@ -15,6 +16,7 @@ from unittest import mock
 import pytest
 from absl.testing import absltest, parameterized
 
+import jaxrobust
 from tests.support.paths import ROOT
 from tools.docs import (
     build,
@@ -23,6 +25,7 @@ from tools.docs import (
     kernels,
     links,
     notebooks,
+    outputs,
     pages,
     public,
     reference,
@@ -62,6 +65,35 @@ def every() -> dict[str, str]:
             text += (path.parent / file).read_text()
         found[path.relative_to(DOCS).as_posix()] = text
     return found
+
+
+def python_cells(text: str) -> list[ast.Module]:
+    """The cells and blocks of a page that are Python and nothing else."""
+    found = re.findall(
+        r"^```(?:\{code-cell\} ipython3|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    )
+    plain = ["".join(re.findall(r"^(?!:).*\n", cell, re.MULTILINE)) for cell in found]
+    return [ast.parse(cell) for cell in plain if not cell.startswith(("%%", "\n%%"))]
+
+
+def names_of(cell: ast.Module) -> set[str]:
+    """The names of the package that a cell imports or reads, without `jaxrobust.`; no modules."""
+    modules, names = {}, set()
+    for node in ast.walk(cell):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name: "" for alias in node.names if alias.name == "jaxrobust"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxrobust"):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                place = ROOT / name.replace(".", "/")
+                if place.is_dir() or place.with_suffix(".py").is_file():
+                    modules[alias.asname or alias.name] = f"{name}.".partition(".")[2]
+                else:
+                    names.add(name.partition(".")[2])
+    for node in ast.walk(cell):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in modules:
+            names.add(f"{modules[node.value.id]}{node.attr}")
+    return names - {*public.MODULES}
 
 
 class PagesTest(parameterized.TestCase):
@@ -119,6 +151,18 @@ class ReferenceTest(parameterized.TestCase):
             said = block.split("\n", 1)[1].rpartition("\n")[0].strip()
             self.assertGreater(len(said), 20, block[:90])
             self.assertFalse(said.startswith("."), block[:90])
+
+    def test_what_the_package_and_its_pages_use_is_public(self):
+        """No page for users calls what the reference does not show."""
+        # Of the numbers of schemas, of parts that are added, and of commands that are written.
+        inner = ("versions.md", "guide/contributing.md", "guide/runtime.md")
+        known, used = set(public.names()), {}
+        self.assertContainsSubset({*jaxrobust.__all__} - {*public.MODULES, "__version__"}, known)
+        for page, text in (every() | {"README": (ROOT / "README.md").read_text()}).items():
+            for cell in () if page in inner else python_cells(text):
+                used |= dict.fromkeys(names_of(cell), page)
+        self.assertGreater(len(used), 15)
+        self.assertEmpty({name: page for name, page in used.items() if name not in known})
 
     def test_no_key_of_a_config_is_missing(self):
         made = reference.keys()
@@ -194,6 +238,64 @@ class WritingTest(parameterized.TestCase):
                 "a.html links to b.html#gone, and there is no such place",
                 "a.html links to c.html, which is not there",
             ],
+        )
+
+
+class OutputsTest(absltest.TestCase):
+    """Cells on CIFAR-10 run where it is, and elsewhere say what they printed once."""
+
+    def setUp(self):
+        super().setUp()
+        folder = Path(self.create_tempdir())
+        self.enter_context(mock.patch.dict(os.environ, TFDS_DATA_DIR=str(folder)))
+        os.environ.pop("JAXROBUST_DOCS_KEEP", None)
+        self.file = folder / "kept" / "cifar10.json"
+        self.info = folder / "cifar10" / "3.0.2" / "dataset_info.json"
+
+    def put(self) -> None:
+        self.info.parent.mkdir(parents=True)
+        self.info.write_text("{}")
+
+    def test_all_that_pages_need_is_kept(self):
+        cells = [
+            cell
+            for text in every().values()
+            for cell in re.findall(r"^%%bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+            if "cifar10" in cell
+        ]
+        self.assertNotEmpty(cells)
+        self.assertSameElements(outputs.kept(), cells)
+        for cell, row in outputs.kept().items():
+            self.assertNotIn("+", row.commit, cell)  # of a checkout without changes
+            self.assertEqual(outputs.of_cell(cell).split("\n", 1)[1], row.text)
+
+    def test_a_cell_runs_or_is_repeated(self):
+        cell = "echo cifar10 of $((3 + 4))"
+        with mock.patch.object(outputs, "KEPT", self.file):
+            self.assertEqual(outputs.of_cell("echo $((3 + 4))"), "7\n")  # which needs no data
+            with self.assertRaisesRegex(LookupError, "run `jaxrobust prepare cifar10`, then"):
+                outputs.of_cell(cell)
+            self.put()
+            self.assertEqual(outputs.of_cell(cell), "cifar10 of 7\n")
+            self.assertEqual(outputs.kept(), {})
+            os.environ["JAXROBUST_DOCS_KEEP"] = "on"
+            outputs.of_cell(cell)
+            self.info.unlink()
+            first, rest = outputs.of_cell(cell).split("\n", 1)
+        self.assertEqual(rest, "cifar10 of 7\n")
+        self.assertRegex(first, r"^\[CIFAR-10 is not on the .* made this page; printed on \d{4}-")
+
+    def test_a_command_that_fails_fails_the_cell(self):
+        failing = self.assertRaises(subprocess.CalledProcessError)
+        with contextlib.redirect_stderr(io.StringIO()) as said, failing:
+            outputs.of_cell("echo why >&2; false; echo more")
+        self.assertEqual(said.getvalue(), "why\n")
+
+    def test_nothing_is_kept_without_the_data(self):
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            self.assertEqual(build.main(["--keep"]), 2)
+        self.assertEqual(
+            said.getvalue(), "build: --keep needs CIFAR-10; `jaxrobust prepare cifar10`\n"
         )
 
 

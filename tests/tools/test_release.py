@@ -180,6 +180,7 @@ class StepsTest(absltest.TestCase):
         with zipfile.ZipFile(wheel) as file:
             (name,) = (n for n in file.namelist() if n.endswith("METADATA"))
             about = file.read(name).decode()
+        self.assertIn(f"\nVersion: {jaxrobust.__version__}\n", about)
         self.assertIn("License-Expression: Apache-2.0", about)
         self.assertIn("Project-URL: Repository, ", about)
         self.assertIn("Classifier: Typing :: Typed", about)

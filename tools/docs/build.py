@@ -1,10 +1,12 @@
 """Builds the documentation, offline and without a warning: `python tools/docs/build.py`.
 
 python tools/docs/build.py [--out build/docs/html] [--fresh] [--nocells]
+                            [--keep]
 
 Cells of pages are run, and what they printed is kept until the package changes; --fresh runs them
-all again, --nocells none of them. Then every link of the site to itself is followed. Needs the
-extras `docs` and `torch`. Exit codes: 0 done, 1 Sphinx warns or a cell fails, 2 a mistake or a link
+all again, --nocells none of them. Cells that need CIFAR-10 print what they printed once where it is
+missing; --keep keeps that anew. Then every link of the site to itself is followed. Needs the extras
+`docs` and `torch`. Exit codes: 0 done, 1 Sphinx warns or a cell fails, 2 a mistake or a link
 that leads nowhere.
 """
 
@@ -19,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tools.docs import links
+from tools.docs import links, outputs
 
 NEEDED = {
     "sphinx": "docs",
@@ -38,7 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs" / "html")
     parser.add_argument("--fresh", action="store_true", help="Run all cells, and write all pages.")
     parser.add_argument("--nocells", action="store_true", help="Run no cell.")
+    parser.add_argument("--keep", action="store_true", help="Keep what cells on CIFAR-10 print.")
     given = parser.parse_args(arguments)
+    if given.keep and not outputs.is_here():
+        print("build: --keep needs CIFAR-10; `jaxrobust prepare cifar10`", file=sys.stderr)
+        return 2
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         extras = ",".join(sorted({NEEDED[name] for name in missing}))
         print(f"build: {missing[0]} is missing; pip install -e '.[{extras}]'", file=sys.stderr)
@@ -50,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     command += ["-d", str(out.parent / "doctrees"), str(ROOT / "docs"), str(out)]
     cells = {"JAXROBUST_DOCS_CELLS": "off"} if given.nocells else {}
+    cells |= {"JAXROBUST_DOCS_KEEP": "on"} if given.keep else {}
     if code := subprocess.run(command, env=os.environ | cells).returncode:
         return 1 if code else 0
     if broken := links.broken(out):

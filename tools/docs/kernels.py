@@ -11,17 +11,14 @@ ROOT = Path(__file__).resolve().parents[2]
 # which MyST-NB begins a new line.
 _STARTUP = """\
 import os
-import subprocess
-import sys
+
+from tools.docs import outputs
 
 os.chdir({folder!r})
 
 
 def bash(line, cell):
-    done = subprocess.run(["bash", "-ec", cell], capture_output=True, text=True)
-    print(done.stderr, end="", file=sys.stderr)
-    print(done.stdout, end="")
-    done.check_returncode()
+    print(outputs.of_cell(cell), end="")
 
 
 get_ipython().register_magic_function(bash, "cell")

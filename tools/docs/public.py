@@ -27,7 +27,8 @@ BESIDE = {
 
 def sections() -> dict[str, list[str]]:
     """List the public names by title, without `jaxrobust.`, in the order of the reference."""
-    found = {"jaxrobust": ["load", "from_pretrained"]}
+    own = [name for name in jaxrobust.__all__ if name not in (*MODULES, "__version__")]
+    found = {"jaxrobust": own}
     for module in MODULES:
         found[f"jaxrobust.{module}"] = [f"{module}.{n}" for n in getattr(jaxrobust, module).__all__]
     return found | {title: list(names) for title, names in BESIDE.items()}

@@ -13,6 +13,7 @@ from jaxrobust.data.source import Source, first_few, kind_of
 from jaxrobust.data.sources import image_folder, registry
 from jaxrobust.data.splits import storage
 from jaxrobust.data.stream.loading import DecodedImages
+from jaxrobust.runtime.text import spelling
 
 SELECTION, TEST = 0.1, 0.2  # shares of a split that has to be divided
 _LOOKED_AT = 32  # images whose sizes are read
@@ -71,8 +72,10 @@ def look(place: str, *, beside: Path) -> DataFacts:
 def named(place: str) -> str:
     """Write what people type as the name of a data set: a folder, an `.npz` file, or a name.
 
-    >>> named("digits"), named("npz:mine.npz")
-    ('digits', 'npz:mine.npz')
+    A folder that is there goes before a data set of that name.
+
+    >>> named("digits"), named("npz:mine.npz"), named("ImageNet-1k"), named("birds/all")
+    ('digits', 'npz:mine.npz', 'imagenet2012', 'folder:birds/all')
     """
     path = Path(place)
     if kind_of(place):
@@ -84,7 +87,8 @@ def named(place: str) -> str:
                 "images and labels, or the name of a data set"
             )
         return f"npz:{place}"
-    return f"folder:{place}" if path.is_dir() or "/" in place else place
+    name = spelling.dataset(place)
+    return f"folder:{place}" if path.is_dir() or (name == place and "/" in place) else name
 
 
 def _splits(name: str) -> dict[str, Source]:

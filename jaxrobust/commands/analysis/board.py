@@ -17,14 +17,13 @@ Exit codes: 0 every bundle is on the page; 1 one is left out; 2 a mistake, with 
 stderr; 3 another reason that it names, such as a full disk; 130 interrupted.
 """
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxrobust.commands.flags.shared import shared
 from jaxrobust.runtime.commandline import fields
-from jaxrobust.runtime.commandline.arguments import answer
+from jaxrobust.runtime.commandline.arguments import WholeDocument, answer
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 
@@ -44,8 +43,8 @@ class BoardFlags:
 
 def main(argv: list[str] | None = None) -> int:
     """Verify the bundles and write the page; return the exit code."""
-    how = argparse.RawDescriptionHelpFormatter
-    flags = fields.read(BoardFlags, __doc__, argv, description=__doc__, formatter_class=how)
+    how: dict[str, Any] = {"description": __doc__, "formatter_class": WholeDocument}
+    flags = fields.read(BoardFlags, __doc__, argv, **how)
     return 0 if answer(_made, flags, "the same command starts again")["whole"] else 1
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.commands.flags.shared import shared
+from jaxrobust.commands.flags.shared import READS, shared
 from jaxrobust.runtime.commandline import fields
 from jaxrobust.runtime.commandline.arguments import stop
 from jaxrobust.runtime.commandline.fields import flag
@@ -27,7 +27,8 @@ class CertificateFlags:
 
     model: str | None = flag(
         "Network: a name of models.available(), or a RobustBench id; an imported folder says it "
-        "itself."
+        "itself.",
+        reads=READS["model"],
     )
     weights: Path = flag(
         "Our weights: a file or an imported folder, beside which the certificate goes.",

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.commands.flags.shared import shared
+from jaxrobust.commands.flags.shared import READS, shared
 from jaxrobust.runtime.commandline import fields
 from jaxrobust.runtime.commandline.arguments import answer, mapping
 from jaxrobust.runtime.commandline.fields import flag
@@ -28,7 +28,9 @@ class ImportFlags:
 
     source: str = flag(f"Source of the weights: {KINDS}.", word=True, required=True)
     model: str | None = flag(
-        "Network: a name of models.available(), or a RobustBench id; default: what the source says."
+        "Network: a name of models.available(), or a RobustBench id; default: what the source "
+        "says.",
+        reads=READS["model"],
     )
     out: Path = flag("Folder that is written.", required=True)
     image_size: int | None = flag(

@@ -16,15 +16,15 @@ from tqdm import tqdm
 from jaxrobust.data.prepare import directory, shards
 from jaxrobust.data.prepare.shards import Job, Shard, WorkDone
 from jaxrobust.data.splits.subsets import index_name
-from jaxrobust.runtime.commandline.arguments import Arguments, stop
+from jaxrobust.runtime.commandline.arguments import Arguments, WholeDocument, stop
 from jaxrobust.runtime.files.download import Unreachable
 
 
 def parser(doc: str, name: str) -> Arguments:
     """Return a parser with the flags of every data set; `doc` is its --help."""
     more = doc.split("\n", 2)[2]
-    raw = argparse.RawDescriptionHelpFormatter
-    return Arguments(doc, epilog=more, formatter_class=raw, prog=f"jaxrobust prepare {name}")
+    how: dict[str, Any] = {"epilog": more, "formatter_class": WholeDocument}
+    return Arguments(doc, prog=f"jaxrobust prepare {name}", **how)
 
 
 def common_flags(flags: Arguments) -> None:

@@ -154,6 +154,10 @@ class _OneSpelling(argparse.HelpFormatter):
         return super()._format_action_invocation(shown)
 
 
+class WholeDocument(_OneSpelling, argparse.RawDescriptionHelpFormatter):
+    """The same, with the lines of the description and the epilog as they are written."""
+
+
 class Arguments(argparse.ArgumentParser):
     """argparse with both spellings of a flag, each of them once, and mistakes as one sentence."""
 

@@ -8,7 +8,9 @@ import platform
 import subprocess
 from pathlib import Path
 
-_PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
+import jaxrobust
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 _OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
 _PATIENCE_S = 30
 _FILE = Path(__file__)
@@ -71,11 +73,14 @@ def _sources_sha256() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Look up the versions of Python and of the packages that a number may depend on."""
-    installed = {}
+    """Look up the versions of Python and of the packages that a number may depend on.
+
+    This package says its own: what an installer noted of a checkout is of the day of installing.
+    """
+    installed = {"jaxrobust": jaxrobust.__version__}
     for name in _PACKAGES:
         try:
             installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
+        except importlib.metadata.PackageNotFoundError:  # its folder on PYTHONPATH
             installed[name] = "not installed"
     return installed | {"python": platform.python_version()}

@@ -27,6 +27,7 @@ _FRAMED = 60  # columns, below which a frame costs more than it shows
 _FRAME = 4  # columns that a frame takes
 _WIDEST = 100  # columns of a panel
 _live: list["Meter"] = []  # those that show something; the last one has what is waited for
+_opened: dict[str, "Meter"] = {}  # by their titles
 
 
 class PanelRow(NamedTuple):
@@ -175,17 +176,29 @@ class LivePanel:
 def opened(title: str, *, here: bool = True, keep: bool = False) -> Iterator[Meter]:
     """Open a panel on a terminal, if `here`; where one is open already, that one goes on.
 
-    `keep`: its last state stays on the terminal. Inside, what is waited for stands in the panel.
+    One of the same title is yielded again, and closed by who opened it first; of another title
+    nothing is shown. `keep`: its last state stays on the terminal. Inside, what is waited for
+    stands in the panel.
     """
-    if not (here and watched()) or _live:
+    if not (here and watched()) or (_live and title not in _opened):
         yield NoMeter()
         return
+    if title in _opened:
+        yield _opened[title]
+        return
     meter = NotebookBar(title, keep=keep) if NOTEBOOK else LivePanel(title, keep=keep)
+    _opened[title] = meter
     try:
         with patience.shown_by(meter.waits):
             yield meter
     finally:
+        del _opened[title]
         meter.close()
+
+
+def waits(text: str) -> None:
+    """Show in the panel that has the terminal what is waited for."""
+    _live[-1].waits(text)
 
 
 def is_live() -> bool:

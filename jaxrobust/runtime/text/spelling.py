@@ -78,10 +78,11 @@ def norm(text: str) -> str:
 def dataset(text: str) -> str:
     """Spell a data set as we do, if it is one in RobustBench's or timm's spelling; others stay.
 
-    >>> dataset("CIFAR-10"), dataset("imagenet"), dataset("folder:CIFAR10")
-    ('cifar10', 'imagenet2012', 'folder:CIFAR10')
+    >>> dataset("CIFAR-10"), dataset("imagenet"), dataset("torch/cifar10"), dataset("dir:CIFAR10")
+    ('cifar10', 'imagenet2012', 'cifar10', 'dir:CIFAR10')
     """
-    return DATASETS.get(re.sub(r"[-_ ]", "", text.lower()), text)
+    # timm says before a name from which library it reads it.
+    return DATASETS.get(re.sub(r"^(torch|tfds)/|[-_ ]", "", text.strip().lower()), text)
 
 
 def network(text: str) -> str:

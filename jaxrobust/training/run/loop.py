@@ -18,7 +18,7 @@ from jaxrobust.training import build
 from jaxrobust.training.run import metrics, splits
 from jaxrobust.training.run.best_weights import selection
 from jaxrobust.training.run.phase import PhaseRun, last, scored
-from jaxrobust.training.run.phase_progress import Progress
+from jaxrobust.training.run.phase_progress import Progress, compiling
 from jaxrobust.training.run.stopping import Stops, Trouble
 from jaxrobust.training.update import alarm, inner, objectives
 from jaxrobust.training.update.step import TrainState, averaged
@@ -277,13 +277,13 @@ def _compiled(run: PhaseRun, start: int) -> tuple[Any, Any]:
     config, name, phase = run.config, run.name, run.phase
     arguments = build.abstract_arguments(config, name, phase)
     program = compilation.program(f"{config.model.name}: step of {name}", *arguments)
-    with compilation.waiting(f"{name}: compiling the step", program, say, always=True):
+    with compiling(name, "the step", program, always=True):
         step, seconds, hit = compilation.compiled(phase.step, *arguments)
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
     probe, every = build.probe(config, name, phase), config.alarm.every_steps
     if probe and start // every < phase.total_steps // every:
         program = compilation.program(f"{config.model.name}: alarm of {name}", *arguments)
-        with compilation.waiting(f"{name}: compiling the alarm", program, say):
+        with compiling(name, "the alarm", program):
             probe, seconds, _ = compilation.compiled(probe, *arguments)
         say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {every} steps")
     return step, probe

@@ -9,12 +9,38 @@ from typing import Any
 
 import jax
 
-from jaxrobust.runtime.devices import hardware
+from jaxrobust.runtime.devices import compilation, hardware
 from jaxrobust.runtime.text import panel, patience, terminal
 from jaxrobust.runtime.text.panel import PanelRow
 from jaxrobust.runtime.text.progress import LinePart, clock, say, watched
 
 DATA_WAIT = 0.05  # the share of time without a batch that is worth a word
+_TITLE = "training"
+
+
+@contextlib.contextmanager
+def begun(phase: str, step: int, total: int, *, phases: Sequence[str]) -> Iterator[None]:
+    """Show the panel of a phase before a step is compiled; `Progress` inside goes on with it."""
+    with panel.opened(_TITLE, here=jax.process_index() == 0, keep=True) as meter:
+        meter.show(_rows(panel.stages(phases, phase), step, total), step, total)
+        yield
+
+
+def compiling(
+    phase: str, what: str, program: str, *, always: bool = False
+) -> contextlib.AbstractContextManager[None]:
+    """Announce what is compiled inside, in the panel where there is one; else in a line.
+
+    `program`: its name for `compilation.remember`; `always`: a line even if it is short.
+    """
+    if panel.is_live():  # which has the name of the phase
+        how: dict[str, Any] = {"say": panel.waits, "always": True}
+        return compilation.waiting(f"compiling {what}", program, **how)
+    return compilation.waiting(f"{phase}: compiling {what}", program, say, always=always)
+
+
+def _rows(phases: Sequence[LinePart], step: int, total: int) -> list[PanelRow]:
+    return [PanelRow("phases", phases), PanelRow("step", [LinePart(f"{step:,} of {total:,}")])]
 
 
 class Progress:
@@ -76,8 +102,7 @@ class Progress:
         speed = self._speed or (step - since) * self._batch / max(now - start, 1e-9)
         *learnt, costs, mfu, starved = self._figures or [LinePart("")] * 6
         rows = (
-            PanelRow("phases", self._phases),
-            PanelRow("step", [LinePart(f"{step:,} of {self._total:,}")]),
+            *_rows(self._phases, step, self._total),
             PanelRow("learns", learnt),
             PanelRow("speed", [costs, mfu, starved]),
             PanelRow("left", [LinePart(self._left(step, speed))]),
@@ -182,7 +207,7 @@ class Progress:
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
     def __enter__(self) -> "Progress":
-        shown = panel.opened("training", here=self._seen, keep=True)
+        shown = panel.opened(_TITLE, here=self._seen, keep=True)
         self._meter = self._shows.enter_context(shown)
         if self._seen:
             self._move(self._done, time.perf_counter())

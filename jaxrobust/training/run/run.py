@@ -29,6 +29,7 @@ from jaxrobust.training.run import (
     best_weights,
     loop,
     metrics,
+    phase_progress,
     splits,
     start_runs,
     trackers,
@@ -383,6 +384,10 @@ def _run_phase(run: PhaseRun, start: Weights | None) -> tuple[int, Weights]:
             note_resumption(run, done)
         if not ended:
             run.trackers.open()
+            seen = phase_progress.begun(
+                run.name, done or 0, run.phase.total_steps, phases=run.config.phases
+            )
+            stack.enter_context(seen)
         while not ended:
             state, total = _state(run, start), run.phase.total_steps
             say(f"{run.name}: step {state.step} of {total}, {run.config[run.name].objective}")
@@ -403,5 +408,5 @@ def _state(run: PhaseRun, start: Weights | None) -> TrainState:
     if start is not None:  # stored, or of the phase before; the average starts there too
         return run.phase.state_of(key, *start)
     program = compilation.program(f"{run.config.model.name}: first state", run.phase.abstract_state)
-    with compilation.waiting(f"{run.name}: compiling the draw of the weights", program, say):
+    with phase_progress.compiling(run.name, "the draw of the weights", program):
         return jax.block_until_ready(run.phase.init(key))

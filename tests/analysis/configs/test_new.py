@@ -70,6 +70,23 @@ class WrittenTest(FolderCase):
         said = self.refused("mine/birds.py", "--data", "birds")
         self.assertIn("mine/birds.py is there already", said)
 
+    @parameterized.parameters(
+        ("CIFAR-10", "cifar10"),
+        ("ImageNet-1k", "imagenet2012"),
+        ("torch/cifar10", "cifar10"),
+        ("digits", "digits"),
+        ("birds/wild", "folder:birds/wild"),
+    )
+    def test_the_name_of_a_data_set(self, place, name):
+        self.assertEqual(data_facts.named(place), name)
+        Path(place).mkdir(parents=True)  # which is there, so it is meant
+        self.assertEqual(data_facts.named(place), f"folder:{place}")
+
+    def test_a_data_set_by_its_name_elsewhere(self):
+        """What is missing is named as ours, with what brings it."""
+        self.enter_context(mock.patch.dict(os.environ, TFDS_DATA_DIR=str(self.folder)))
+        self.assertRegex(self.refused("a.py", "--data=CIFAR-10"), "cifar10.*jaxrobust prepare")
+
     def test_splits_that_are_there(self):
         photographs(Path("birds/train"))
         photographs(Path("birds/val"), each=2)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +17,7 @@ import jaxrobust
 from jaxrobust.runtime.files import provenance
 
 PACKAGE = Path(jaxrobust.__file__).parent
+SAID = f"jaxrobust {jaxrobust.__version__}"
 OF_PACKAGE = Path(provenance.__file__).relative_to(PACKAGE).as_posix()
 
 
@@ -102,27 +104,36 @@ class CommitTest(parameterized.TestCase):
         module = self.installed(noted)
         said = module.commit()
         self.assertNotIn(self.others, said)
-        self.assertEqual(said, expected or f"jaxrobust 7.7, sources sha256 {self.sources()}")
+        self.assertEqual(said, expected or f"{SAID}, sources sha256 {self.sources()}")
 
     def test_a_checkout_beside_an_installation(self):
         self.installed({"url": "x", "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}})
         module = self.package(self.folder / "unpacked")
         self.assertNotIn("c0ffee", module.commit())
 
-    def test_a_checkout_that_is_not_installed(self):
+    @parameterized.parameters(("jaxrobust", "0.1.0"), ("jaxrobust", None), ("optax", None))
+    def test_what_the_installer_noted_of_a_checkout_may_be_old_or_missing(self, package, noted):
         real = importlib.metadata.version
 
         def version(name):
-            if name == "jaxrobust":
+            if name == package and noted is None:
                 raise importlib.metadata.PackageNotFoundError(name)
-            return real(name)
+            return noted if name == package else real(name)
 
         module = self.package(self.folder)
         with mock.patch.object(importlib.metadata, "version", version):
-            self.assertEqual(module.versions()["jaxrobust"], "not installed")
-            self.assertEqual(module.versions()["jax"], real("jax"))
-            said = module.commit()
-        self.assertEqual(said, f"jaxrobust not installed, sources sha256 {self.sources()}")
+            found, said = module.versions(), module.commit()
+        self.assertEqual(found["jaxrobust"], jaxrobust.__version__)
+        self.assertEqual(found["jax"], real("jax"))
+        self.assertEqual(found["optax"], "not installed" if package == "optax" else real("optax"))
+        self.assertEqual(said, f"{SAID}, sources sha256 {self.sources()}")
+
+    def test_what_is_built_has_the_version_that_the_package_says(self):
+        built = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+        self.assertNotIn("version", built["project"])
+        self.assertEqual(
+            built["tool"]["setuptools"]["dynamic"]["version"], {"attr": "jaxrobust.__version__"}
+        )
 
     def test_git_is_asked_without_locks_and_not_for_ever(self):
         module = self.package(self.folder)

@@ -125,6 +125,22 @@ class PanelTest(parameterized.TestCase):
             self.assertTrue(panel._live)
         self.assertFalse(panel._live)
 
+    def test_one_of_the_same_title_goes_on(self):
+        with screen() as written, panel.opened("training", keep=True) as outer:
+            outer.show(ROWS[:1], 0, 4)
+            panel.waits("compiling the step (took 12 s last time)")
+            frame = screens.last_frame(written.getvalue())
+            self.assertIn("│ now     compiling the step (took 12 s last time)", frame[-2])
+            with panel.opened("training") as inner:
+                self.assertIs(inner, outer)
+                inner.show(ROWS, 1, 4)
+            self.assertTrue(panel.is_live())  # who opened it closes it
+            self.assertIn("left    at most 9:01", screens.last_frame(written.getvalue())[-2])
+            text = screens.plain(written.getvalue())
+        self.assertNotIn("now", screens.last_frame(written.getvalue())[-2])
+        self.assertNotIn("╯\n╭", text.replace("\r", ""))
+        self.assertFalse(panel._live or panel._opened)
+
     @parameterized.parameters((True, True), (False, False))
     def test_the_last_state_stays_where_it_is_to(self, keep, stays):
         with screen() as written, panel.opened("training", keep=keep) as meter:

@@ -28,6 +28,20 @@ class SpellingTest(parameterized.TestCase):
     def test_norms(self, given, spelled):
         self.assertEqual(spelling.norm(given), spelled)
 
+    @parameterized.parameters(
+        ("CIFAR-10", "cifar10"),
+        ("cifar_100", "cifar100"),
+        (" ImageNet-1k", "imagenet2012"),
+        ("imagenet", "imagenet2012"),
+        ("torch/cifar10", "cifar10"),
+        ("tfds/imagenet2012", "imagenet2012"),
+        ("torch/mnist", "torch/mnist"),
+        ("folder:cifar-10", "folder:cifar-10"),
+        ("runs/cifar10", "runs/cifar10"),
+    )
+    def test_data_sets(self, given, spelled):
+        self.assertEqual(spelling.dataset(given), spelled)
+
     @parameterized.parameters((0, "0 steps"), (1, "1 step"), (2, "2 steps"))
     def test_numbers_of_things(self, number, words):
         self.assertEqual(spelling.counted(number, "step"), words)

@@ -10,7 +10,7 @@ import time
 import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime.devices import hardware
+from jaxrobust.runtime.devices import compilation, hardware
 from jaxrobust.runtime.text import panel
 from jaxrobust.runtime.text import progress as runtime_progress
 from jaxrobust.runtime.text.progress import LinePart, StopSignals
@@ -208,6 +208,44 @@ class CostTest(parameterized.TestCase):
         text = screens.plain(screen.getvalue())
         for step, left in ((0, "unknown"), (1, "unknown"), (2, "3:16"), (3, "3:14")):
             self.assertRegex(text, rf"step +{step} of 100 [ │]*\n[│ ]*left +{left} ")
+
+    @parameterized.parameters(
+        (100, "compiling the step (took 41 s last time)"), (40, "compiling the step (took 41 s")
+    )
+    def test_the_panel_is_there_before_the_first_step_and_says_what_compiles(self, columns, now):
+        cache = self.create_tempdir().full_path
+        self.enter_context(absltest.mock.patch.dict(os.environ, XDG_CACHE_HOME=cache))
+        compilation.remember("step of train", 41.2, hit=False)
+        phases = ("pretrain", "train")
+        with (
+            terminal(columns) as (screen, _),
+            phase_progress.begun("train", 0, 100, phases=phases),
+        ):
+            self.assertIn("pretrain done, train now", screen.getvalue())
+            with phase_progress.compiling("train", "the step", "step of train", always=True):
+                lines = screens.last_frame(screen.getvalue())
+            self.assertLess(max(map(len, lines)), columns)
+            rows = dict(line.strip("│ ").split(maxsplit=1) for line in lines if "now  " in line)
+            self.assertStartsWith(rows["now"], now)
+            self.assertNotIn("train:", screens.plain(screen.getvalue()))
+            with phase_progress.Progress("train", 0, 100, 8, 2, phases=phases):
+                lines = screens.last_frame(screen.getvalue())  # of the same panel
+            self.assertIn("step   0 of 100", " ".join(lines))
+            self.assertNotIn("compiling", " ".join(lines))
+            self.assertTrue(panel.is_live())
+
+    def test_a_pipe_gets_a_line_of_what_compiles(self):
+        with (
+            pod(chips=1, kind="cpu", peak=None) as (_, said),
+            absltest.mock.patch.object(compilation, "expected", return_value="took 41 s last time"),
+            absltest.mock.patch.object(compilation, "remember"),
+            absltest.mock.patch.object(sys, "stderr", io.StringIO()) as lines,
+            phase_progress.begun("train", 0, 100, phases=("train",)),
+            phase_progress.compiling("train", "the step", "step of train", always=True),
+        ):
+            pass
+        self.assertEqual(said, ["train: compiling the step (took 41 s last time)"])
+        self.assertEqual(lines.getvalue(), "")
 
 
 @contextlib.contextmanager

@@ -161,6 +161,29 @@ class LoopTest(parameterized.TestCase):
             (self.workdir / "kept.json").rename(self.workdir / "config.json")
 
 
+class PanelTest(parameterized.TestCase):
+    @parameterized.parameters((None, 0), (4, 4), (9, None))
+    def test_is_there_before_anything_compiles(self, done, begins):
+        """And not where the phase has ended already."""
+        calls, run = mock.MagicMock(), mock.MagicMock(before=0)
+        run.name, run.phase.total_steps, run.config.phases = "train", 9, ("pretrain", "train")
+        calls.loop.return_value = True
+        parts = {"last": mock.Mock(return_value=(run.latest, done)), "_state": calls.state}
+        parts |= {"scored": lambda run: done, "note_resumption": mock.Mock(), "say": mock.Mock()}
+        parts |= {"abstract_state": mock.Mock(), "sharding": mock.Mock()}
+        with (
+            mock.patch.multiple(training_run, **parts),
+            mock.patch.object(training_run.phase_progress, "begun", calls.begun),
+            mock.patch.object(training_run.loop, "steps", calls.loop),
+        ):
+            training_run._run_phase(run, None)
+        names = [name for name, *_ in calls.mock_calls if "step" not in name]
+        shown = ["begun", "begun().__enter__", "state", "loop", "begun().__exit__"]
+        self.assertEqual(names, [] if begins is None else shown)
+        if begins is not None:
+            calls.begun.assert_called_once_with("train", begins, 9, phases=("pretrain", "train"))
+
+
 class TroubleTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_nan_names_the_step_and_the_last_checkpoint(self):
