@@ -79,7 +79,7 @@ SOURCES = {
     "attack.mix": "the paper: E-AT; ours: the others, worst and average as Tramèr & Boneh 2019, "
     "msd as Maini et al. 2020, pair as Jiang & Singh 2024",
     "train.objective": "ours: with mix=ramp that of Jiang & Singh 2024",
-    "train.ramp_lambda": "RAMP's code: 5 of scratch on CIFAR-10, 1.5 of fine-tuning",
+    "train.ramp_lambda": "authors' code of RAMP: 5 of scratch on CIFAR-10, 1.5 of fine-tuning",
     "attack.name": "ours: apgd; of msd pgd, whose steps the norms choose between",
     "attack.steps": "ours: ten steps of APGD at 32 px",
     "evaluation.weights": "authors' code: no average",

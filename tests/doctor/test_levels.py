@@ -117,8 +117,8 @@ class ConfigLevelsTest(parameterized.TestCase):
         plan = SimpleNamespace(
             source="opened", side=side, config=SimpleNamespace(data=SimpleNamespace(name="d"))
         )
-        plan.source = object()
-        seen = SimpleNamespace(model=SimpleNamespace(image_size=100))
+        plan.source = SimpleNamespace(channels=3)
+        seen = SimpleNamespace(model=SimpleNamespace(image_size=100, in_channels=3))
         found = config_checks._size(plan, "train", seen)
         self.assertEqual((found.level, found.value), (level, {"images": side, "network": 100}))
         plan.source = "it is not there"
