@@ -255,12 +255,10 @@ def _size(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
         return CheckResult(SKIPPED, f"the images cannot be read: {plan.source}")
     channels, model = plan.source.channels, seen.model
     if channels != model.in_channels:
-        wrong = (
-            f"images of {plan.config.data.name} have {counted(channels, 'channel')}, the network "
-        )
+        have = counted(channels, "channel")
         return CheckResult(
             RED,
-            f"{wrong}{model.in_channels}",
+            f"images of {plan.config.data.name} have {have}, the network {model.in_channels}",
             channels,
             "training refuses images of other channels",
             f"set model.in_channels={channels}",

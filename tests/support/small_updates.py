@@ -66,6 +66,17 @@ def network(norm: bool = True) -> Classifier:
     return Classifier(lambda key: ({}, {}), apply)
 
 
+def torch_step(torch, sgd, loss, learned, number):
+    """Make PyTorch's update of that number, as `updates` does, at ten times less from the 13th and
+    again from the 17th; return the norm of its gradient before it is clipped."""
+    loss.backward()
+    for group in sgd.param_groups:
+        group["lr"] = 0.05 * 0.1 ** ((number >= 12) + (number >= 16))
+    norm = torch.nn.utils.clip_grad_norm_(learned.values(), 5.0)
+    sgd.step()
+    return norm.item()
+
+
 def attack(logits_fn, start, images, targets):
     """Two steps of sign ascent on TRADES' divergence."""
 

@@ -44,7 +44,7 @@ def of_cell(cell: str) -> str:
 
 
 def is_here() -> bool:
-    """Tell whether the data set is prepared on this machine."""
+    """Look for CIFAR-10 among the data sets that are prepared on this machine."""
     folder = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return any(Path(folder).expanduser().glob(f"{_WORD}/*/dataset_info.json"))
 

@@ -155,7 +155,7 @@ class _OneSpelling(argparse.HelpFormatter):
 
 
 class WholeDocument(_OneSpelling, argparse.RawDescriptionHelpFormatter):
-    """The same, with the lines of the description and the epilog as they are written."""
+    """Help with one spelling of each flag; description and epilog keep their lines."""
 
 
 class Arguments(argparse.ArgumentParser):
@@ -328,8 +328,9 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
 
 
 _FLAG = re.compile(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", re.DOTALL)
+# One value, or one of each norm.
+_SEVERAL = ("config.attack.norm", "config.attack.epsilon", "config.attack.step_size")
 # Sections that take keys which are not there yet.
-_SEVERAL = ("config.attack.norm", "config.attack.epsilon")  # one value, or one of each norm
 _OPEN = re.compile(r"config\.(model\.options|\w+\.changes)\.")
 
 

@@ -54,7 +54,9 @@ class ValuesTest(parameterized.TestCase):
     @parameterized.parameters("8/255,0.5,12", "(8/255, 0.5, 12)")
     def test_several_norms_and_a_radius_each(self, radii):
         words = ["--config.attack.norm=Linf,l2,'L1'", f"--config.attack.epsilon={radii}"]
-        attack = parsed(QUICKSTART, *words, "--config.attack.mix=worst").config.attack
+        words += [f"--config.attack.step_size={radii}", "--config.attack.mix=worst"]
+        attack = parsed(QUICKSTART, *words).config.attack
+        self.assertEqual(attack.step_size, attack.epsilon)
         self.assertEqual(attack.norm, ("linf", "l2", "l1"))
         self.assertEqual((attack.epsilon, attack.mix), ((8 / 255, 0.5, 12.0), "worst"))
         changed = ["--config.train.changes.attack={'norm': ['L2', 'l1'], 'epsilon': [0.5, 12]}"]

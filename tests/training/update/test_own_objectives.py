@@ -92,14 +92,10 @@ def beside_pytorch(test, objective, count):
         point = small.torch_point(torch, lambda z: forward(learned, z, False), x, point)
         sgd.zero_grad()
         loss = loss_of(forward, learned, x, point, y)
-        loss.backward()
-        for group in sgd.param_groups:
-            group["lr"] = 0.05 * 0.1 ** ((i >= 12) + (i >= 16))
-        norm = torch.nn.utils.clip_grad_norm_(learned.values(), 5.0)
-        sgd.step()
+        norm = small.torch_step(torch, sgd, loss, learned, i)
         final = state.params | state.stats
         np.testing.assert_allclose(metrics["loss"], loss.item(), rtol=1e-9, err_msg=str(i))
-        np.testing.assert_allclose(metrics["gradient_norm"], norm.item(), rtol=1e-9)
+        np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-9)
     test.assertEqual(set(final), set(arrays))
     for key, array in final.items():
         expected = small.ours(arrays[key].detach().numpy())

@@ -73,14 +73,10 @@ def beside_pytorch(test, count):
         q, r = (forward(learned, point, True) for point in found)
         loss, right = torch_loss(torch, q, r, y, 1.5)
         counts.add(right)
-        loss.backward()
-        for group in sgd.param_groups:
-            group["lr"] = 0.05 * 0.1 ** ((i >= 12) + (i >= 16))
-        norm = torch.nn.utils.clip_grad_norm_(learned.values(), 5.0)
-        sgd.step()
+        norm = small.torch_step(torch, sgd, loss, learned, i)
         final = state.params | state.stats
         np.testing.assert_allclose(metrics["loss"], loss.item(), rtol=1e-9, err_msg=str(i))
-        np.testing.assert_allclose(metrics["gradient_norm"], norm.item(), rtol=1e-9)
+        np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-9)
         both = ((q.argmax(1) == y) & (r.argmax(1) == y)).double().mean()
         test.assertAlmostEqual(float(metrics["robust"]), both.item(), places=6)
     for key, array in final.items():
