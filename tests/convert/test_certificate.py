@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from jaxrobust import config, models
 from jaxrobust.evaluation.questions import target
 from jaxrobust.weights.store import certificates, weights_folder
-from tests.support import paths, sweeps
+from tests.support import paths, stored, sweeps
 from tests.support.modules import hidden
 from tests.support.random_weights import drawn
 
@@ -169,6 +169,30 @@ class ImagesTest(Case):
         images = side_by_side.photographs(self.folder, 32)
         self.assertEqual(images.shape, (8, 32, 32, 3))
         np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(8, dtype=np.float32) / 255)
+
+
+class NamesTest(Case):
+    """Other names of networks; the reference network is left out, which is compared elsewhere."""
+
+    @parameterized.parameters(
+        ("convnext_tiny", "convnext_t", (), "timm"),  # timm's name
+        ("Singh2023Revisiting_ConvNeXt-T-ConvStem", "convnext_t_cvst", (4, 8), None),
+        ("convnext_t", "convnext_t", (), "timm"),
+    )
+    def test_other_names_of_networks(self, given, ours, stem, layout):
+        options = {"depths": (1,), "dims": (8,)} | ({"stem_widths": stem} if stem else {})
+        weights, theirs = self.folder / "ours.safetensors", self.folder / "theirs.pt"
+        save_file(stored.weights(ours, **options), weights)
+        theirs.write_bytes(b"")
+        found = self.enter_context(
+            mock.patch.object(references, "reference", mock.Mock(return_value=None))
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            of_both = [f"--weights={weights}", f"--against={theirs}", f"--options={options}"]
+            command.main([f"--model={given}", "--image-size=16", *of_both])
+        network, against, read_as = found.call_args.args
+        self.assertEqual((network.name, against, read_as), (ours, theirs, layout or given))
+        self.assertEqual(json.loads(certificates.beside(weights).read_text())["model"], ours)
 
 
 class FileTest(Case):

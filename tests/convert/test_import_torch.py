@@ -87,6 +87,23 @@ class ImportTest(ServedCase):
         self.refused("--options={ is no dict", "--options={")
         self.refused(r"--seed=4294967296 must be from 0 to 2\^32 - 1", f"--seed={2**32}")
 
+    @parameterized.parameters(
+        ("convnext_tiny", "convnext_t", {}),  # timm's name
+        ("Singh2023Revisiting_ConvNeXt-T-ConvStem", "convnext_t_cvst", {"stem_widths": (4, 8)}),
+    )
+    def test_other_names_of_networks(self, theirs, ours, stem):
+        """Each of them means the same network as our own name, and so imports the same."""
+        small = {"depths": (1,), "dims": (8,)} | stem
+        save_file(as_timm(weights(ours, **small)), self.file)
+        done = {}
+        for name in (theirs, ours):
+            self.out = self.folder / name
+            done[name], _ = self.call(f"--options={small}", model=name)
+        self.assertEqual(done[theirs]["architecture"], ours)
+        for key in ("options", "weights_sha256", "num_classes", "image_size", "drawn"):
+            self.assertEqual(done[theirs][key], done[ours][key], key)
+        self.assertEqual(weights_folder.about(self.folder / theirs)["architecture"], ours)
+
     def test_what_is_damaged(self):
         folder = Path(self.call()[0]["out"])
         config = json.loads((folder / "config.json").read_text())
