@@ -154,6 +154,15 @@ class FolderTest(absltest.TestCase):
         self.assertEqual(found, expected | {"weights_sha256": choice.weights_sha256})
         self.assertIsNone(about["accuracies"])
 
+    def test_a_record_that_other_weights_share(self):
+        file = self.folder / "shared.jsonl"
+        rows = ({"weights_sha256": "0" * 64, "clean": 1.0}, self.own | {"robust": 0.125})
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.export("--record", file)
+        about = json.loads((self.out / "config.json").read_text())
+        self.assertIn(0.125, [row["robust"] for row in about["accuracies"]])
+        self.assertNotIn(1.0, [row["clean"] for row in about["accuracies"]])
+
     def test_mistakes(self):
         other = self.folder / "results.jsonl"
         other.write_text(json.dumps({"weights_sha256": "0" * 64, "clean": 1.0}) + "\n")

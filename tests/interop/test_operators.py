@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.interop.operators import TABLE
 from jaxrobust.interop.program import OperatorRule
-from tests.support import paths, sweeps
+from tests.support import paths
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 from tests.support import operator_cases, torch_operators  # noqa: E402
@@ -17,7 +17,8 @@ NAMES = (*torch_operators.COMPUTED, *torch_operators.MODULES)
 EACH = 36  # at a time: one export and one compilation
 _APART = (list(torch_operators.COMPOSED), list(torch_operators.OF_SIZES))
 _FIXED = [name for name in NAMES if not any(name in names for names in _APART)]
-GROUPS = [*(_FIXED[i : i + EACH] for i in range(0, len(_FIXED), EACH)), *_APART]
+_QUICK, _OTHERS = _FIXED[::3], [name for place, name in enumerate(_FIXED) if place % 3]
+GROUPS = [_QUICK, *(_OTHERS[i : i + EACH] for i in range(0, len(_OTHERS), EACH)), *_APART]
 # PyTorch's own gradient of hardsigmoid has 1/6 in float32, also in float64, and that of digamma is
 # 5e-10 off what mpmath says, ours 3e-16.
 GRADIENTS = {"activation Hardsigmoid": 1e-7, "errors back": 1e-9}
@@ -43,10 +44,24 @@ class OperatorsTest(parameterized.TestCase):
         self.assertLess(found.values, 1e-12, name)
         self.assertLess(found.gradients, GRADIENTS.get(name, 1e-10), name)
 
-    @sweeps.fast(*(place for place, n in enumerate(NAMES) if n not in torch_operators.COMPOSED))
-    @parameterized.parameters(*NAMES)
+    @parameterized.parameters(*_QUICK)
+    def test_every_third_is_pytorchs(self, name):
+        self.check(name, dynamic=False)
+
+    @parameterized.parameters(*_OTHERS)
+    @pytest.mark.landing
     def test_is_pytorchs(self, name):
-        self.check(name, dynamic=name in torch_operators.OF_SIZES)
+        self.check(name, dynamic=False)
+
+    @parameterized.parameters(*torch_operators.OF_SIZES)
+    @pytest.mark.landing
+    def test_of_sizes_is_pytorchs(self, name):
+        self.check(name, dynamic=True)
+
+    @parameterized.parameters(*torch_operators.COMPOSED)
+    @pytest.mark.slow
+    def test_composed_is_pytorchs(self, name):
+        self.check(name, dynamic=False)
 
     @parameterized.parameters(*(name for name in NAMES if name not in torch_operators.ALONE))
     @pytest.mark.slow

@@ -10,6 +10,7 @@ from jaxrobust.config import base
 from jaxrobust.training import build
 from jaxrobust.training.run import warnings
 from jaxrobust.training.update import hat_examples, improved_kl, memory, objectives, step
+from jaxrobust.types import Batch, Classifier
 from tests.support import parity
 from tests.support import small_updates as small
 from tests.support.steps import batch_of, small_config, standard
@@ -140,6 +141,26 @@ class RowTest(parameterized.TestCase):
         trades = objectives.passes("trades", attacked)
         self.assertEqual(objectives.passes("dkl", attacked), trades)
         self.assertEqual(objectives.passes("hat", attacked), trades + 3 + 1)
+
+    @parameterized.parameters(("both", 3.0), ("adversarial", 2.0))
+    def test_statistics_of_hat_move_at_each_pass_or_at_the_attacked_images(self, which, expected):
+        """Images and helper examples add 0.5 to the statistics here, the attacked images 2."""
+
+        def apply(params, stats, x, *, train=False, key=None):
+            moved = stats["moved"] + jnp.where(x.mean() == 0.5, 2.0, 0.5)
+            return jnp.zeros((len(x), 3)), {"moved": moved}
+
+        memory = {f"{hat_examples.HELPER}moved": jnp.zeros(())}
+        batch = Batch(jnp.zeros((4, 2, 2, 3)), jnp.zeros(4, jnp.int32))
+        _, (stats, _) = objectives.hat(1.0, 0.5, which).loss(
+            Classifier(lambda key: ({}, {}), apply),
+            {},
+            {"moved": jnp.zeros(())} | memory,
+            batch,
+            jnp.full((4, 2, 2, 3), 0.5),
+            None,
+        )
+        self.assertEqual(float(stats["moved"]), expected)
 
     def test_hat_needs_weights_to_start_from(self):
         config = small_config(train__objective="hat", attack__start="random")
