@@ -652,5 +652,15 @@ class FoundTest(absltest.TestCase):
                 list(matching._records(file))
 
 
+class CleanTest(absltest.TestCase):
+    def test_a_record_of_corruptions_alone_has_no_clean_accuracy(self):
+        record = replace(AccuracyRecord(), corruptions={"mean": 0.25, "images": 100})
+        self.assertEqual(tables_markdown._clean(record), "25.00% under corruptions (100)")
+        record = replace(record, clean=0.5)
+        self.assertEqual(
+            tables_markdown._clean(record), "50.00% clean, 25.00% under corruptions (100)"
+        )
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -232,5 +232,15 @@ class TrainingTest(parameterized.TestCase):
             self.stream(data.open_source(str(other), "all"), 1)
 
 
+class ProbabilitiesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (0.5, ""), (np.nan, "negative or not finite"), (-0.5, "negative"), (0.75, "sum to 1.25")
+    )
+    def test_one_number_of_many(self, number, why):
+        labels = np.full((3, 2), 0.5, np.float32)
+        labels[1, 0] = number
+        self.assertRegex(generated.not_probabilities(labels), why or "^$")
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -307,5 +307,13 @@ class FlagsTest(parameterized.TestCase):
         self.assertNotEqual(record.method, "autoattack standard")
 
 
+class DifferencesTest(absltest.TestCase):
+    def test_a_record_without_verdicts_cannot_be_stopped_against(self):
+        record = AccuracyRecord(verdicts="verdicts-1.json")
+        self.assertEqual(stops.differences(record, record), "")
+        bare = AccuracyRecord()
+        self.assertEqual(stops.differences(bare, record), "it has no verdicts image by image")
+
+
 if __name__ == "__main__":
     absltest.main()

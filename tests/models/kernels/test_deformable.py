@@ -94,6 +94,18 @@ class DeformableTest(parameterized.TestCase):
                 wanted = golden[f"dcn_{case}_d{name}"]
                 np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-10, err_msg=name)
 
+    @parameterized.parameters("gathers", "products")
+    def test_two_pixels_by_definition(self, formula):
+        """What they make of weights that are not one, and of points beyond the map."""
+        random = np.random.default_rng(3)
+        value, mask = random.standard_normal((1, 2, 3, 1)), random.random((1, 2, 3, 9))
+        offsets = random.uniform(-2, 2, (1, 2, 3, 18))
+        with jax.enable_x64(True):
+            given = [jnp.asarray(a) for a in (value, offsets, mask)]
+            got = jax.jit(lambda *a: deformable(*a, groups=1, implementation=formula))(*given)
+        wanted = by_definition(value, offsets, mask, groups=1)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+
     def test_windows_and_what_they_leave_out(self):
         """Offsets on both sides of two pixels: all formulas agree, and the counter tells them."""
         random = np.random.default_rng(0)
