@@ -278,8 +278,9 @@ class OutputsTest(absltest.TestCase):
             self.put()
             self.assertEqual(outputs.of_cell(cell), "cifar10 of 7\n")
             self.assertEqual(outputs.kept(), {})
-            os.environ["JAXROBUST_DOCS_KEEP"] = "on"
+            os.environ["JAXROBUST_DOCS_KEEP"] = "0123abcd"
             outputs.of_cell(cell)
+            self.assertEqual(outputs.kept()[cell].commit, "0123abcd")
             self.info.unlink()
             first, rest = outputs.of_cell(cell).split("\n", 1)
         self.assertEqual(rest, "cifar10 of 7\n")

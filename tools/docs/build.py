@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from jaxrobust.runtime.files import provenance
 from tools.docs import links, outputs
 
 NEEDED = {
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     command += ["-d", str(out.parent / "doctrees"), str(ROOT / "docs"), str(out)]
     cells = {"JAXROBUST_DOCS_CELLS": "off"} if given.nocells else {}
-    cells |= {"JAXROBUST_DOCS_KEEP": "on"} if given.keep else {}
+    cells |= {"JAXROBUST_DOCS_KEEP": provenance.commit()} if given.keep else {}
     if subprocess.run(command, env=os.environ | cells).returncode:
         # The next build reads all pages again: Sphinx takes one with a failed cell for made.
         shutil.rmtree(out.parent / "doctrees", ignore_errors=True)

@@ -38,8 +38,8 @@ def of_cell(cell: str) -> str:
     done = subprocess.run(["bash", "-ec", cell], capture_output=True, text=True)
     print(done.stderr, end="", file=sys.stderr)
     done.check_returncode()
-    if _WORD in cell and os.environ.get("JAXROBUST_DOCS_KEEP"):
-        keep(cell, done.stdout)
+    if _WORD in cell and (commit := os.environ.get("JAXROBUST_DOCS_KEEP")):
+        keep(cell, done.stdout, commit)
     return done.stdout
 
 
@@ -56,12 +56,13 @@ def kept() -> dict[str, KeptOutput]:
     return {row.pop("cell"): KeptOutput(**row) for row in json.loads(KEPT.read_text())}
 
 
-def keep(cell: str, text: str) -> None:
-    """Keep what a cell printed just now, in the place of what it or another state printed."""
-    from jaxrobust.runtime.files import provenance
+def keep(cell: str, text: str, commit: str) -> None:
+    """Keep what a cell printed just now, in the place of what it or another state printed.
 
+    The commit is that of the build's beginning: what is kept changes the checkout.
+    """
     now = datetime.datetime.now(datetime.UTC).date().isoformat()
-    rows = kept() | {cell: KeptOutput(text, provenance.commit(), now)}
+    rows = kept() | {cell: KeptOutput(text, commit, now)}
     KEPT.parent.mkdir(exist_ok=True)
     made = [{"cell": name, **row._asdict()} for name, row in rows.items()]
     KEPT.write_text(json.dumps(made, indent=1) + "\n")
