@@ -6,6 +6,8 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -305,6 +307,21 @@ class FlagsTest(parameterized.TestCase):
         """Its method says so, which is what flags, entries and tables of papers read."""
         record = AccuracyRecord(method="autoattack standard, stopped", stopped={"of": 9})
         self.assertNotEqual(record.method, "autoattack standard")
+
+
+class RuleTest(absltest.TestCase):
+    def test_is_that_of_the_flags(self):
+        record = AccuracyRecord(verdicts="verdicts-1.json", evaluation="e1")
+        other = SimpleNamespace(file=Path("there/results.jsonl"), record=record)
+        left = mock.patch.multiple(
+            stops, found=lambda place, ours: other, _ours=lambda *given: None
+        )
+        read = mock.patch.object(verdicts, "read")
+        fooled = mock.patch.object(stops.comparable, "replayed", lambda own: np.zeros(3, bool))
+        with left, read, fooled:
+            rule, about = stops.rule(Question(against="there", tie=1.0, alpha=0.1), None, None, "")
+        self.assertEqual((rule.tie, rule.alpha), (0.01, 0.1))
+        self.assertEqual(about["against"]["evaluation"], "e1")
 
 
 class DifferencesTest(absltest.TestCase):

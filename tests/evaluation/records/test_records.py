@@ -74,6 +74,10 @@ class ResultTest(parameterized.TestCase):
         self.assertLen(function.pop("arrays_sha256"), 64)
         self.assertEqual(function, {"name": None, "file": None, "sha256": None})
 
+    def test_an_attack_that_leaves_nothing(self):
+        left = self.result._replace(accuracy_after={"square": 0.0})
+        self.assertEqual(left.record()["accuracy_after"], {"square": 0.0})
+
     def test_what_is_known(self):
         known = {"model": "mine", "dataset": "digits", "split": "test", "weights": "epoch 3"}
         record = self.result.record(**known, dtype="bfloat16")

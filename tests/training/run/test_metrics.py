@@ -124,5 +124,11 @@ class MetricsTest(absltest.TestCase):
         self.assertEqual(self.path.read_text(), "newer")
 
 
+class AheadTest(absltest.TestCase):
+    def test_a_run_begins_with_no_step_skipped_or_goes_on_with_those_before(self):
+        self.assertEqual(metrics.Ahead().skipped, 0)
+        self.assertEqual(metrics.Ahead({"skipped": 3}).skipped, 3)
+
+
 if __name__ == "__main__":
     absltest.main()
