@@ -6,6 +6,7 @@ import json
 import weakref
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -606,6 +607,18 @@ class ImagesTest(parameterized.TestCase):
 
 
 EVALUATION = {"use_running_average": True, "deterministic": True}
+
+
+class KeptTest(absltest.TestCase):
+    def test_what_one_of_two_networks_cannot_keep_is_made_each_time(self):
+        made = []
+        function = mock.Mock(lasts=True), mock.Mock(lasts=False)  # which can be hashed
+        two = [SimpleNamespace(func=each, args=([],)) for each in function]
+        for networks, times in ((two[:1], 1), (two[::-1], 2), (two, 2)):
+            made.clear()
+            for _ in range(2):
+                tracing.keep(networks, self.id(), "programs", lambda: made.append(1))
+            self.assertLen(made, times)
 
 
 if __name__ == "__main__":

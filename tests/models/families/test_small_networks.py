@@ -9,6 +9,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from flax import nnx
 
@@ -196,6 +197,32 @@ DROPPED = {
     "cifar_vitae": [(2, 4, 4), (2, 2, 2, 4), (2,), (2,), (2,)],
 }
 RATES = {"drop_path": 0.6, "dropout": 0.25, "attention_dropout": 0.25}
+
+
+class TracedTest(parameterized.TestCase):
+    """The shapes of one network of each family: less than its numbers, and sooner."""
+
+    @parameterized.parameters(*[*FIRST.values()][::3])
+    def test_every_third_in_training(self, label):
+        self.check(label)
+
+    @parameterized.parameters(*(label for i, label in enumerate(FIRST.values()) if i % 3))
+    @pytest.mark.landing
+    def test_in_training(self, label):
+        self.check(label)
+
+    def check(self, label):
+        name, side, own = small_networks.ROWS[label]
+        net = models.create(name, num_classes=small_networks.CLASSES, image_size=side, **own)
+        x = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+
+        def run(key, x):
+            params, stats = net.init(key)
+            logits, moved = net.apply(params, stats, x, train=True, key=key)
+            return logits, jax.tree.map(jnp.subtract, moved, stats)
+
+        logits, _ = jax.eval_shape(run, jax.random.key(0), x)
+        self.assertEqual(logits.shape, (2, small_networks.CLASSES))
 
 
 class DroppedTest(parameterized.TestCase):

@@ -68,6 +68,21 @@ class TraceTest(parameterized.TestCase):
         stop.assert_called_once_with()
         self.assertStartsWith(say.call_args.args[0], "there: steps 43 to 45 are traced; look at")
 
+    def test_a_phase_that_ends_in_the_middle_stops_the_trace_once(self):
+        trace = profiling.PhaseTrace(profiling.Profile(2, 3), profiling.Path("there"), 40)
+        patched = absltest.mock.patch.object
+        with (
+            patched(jax.profiler, "start_trace"),
+            patched(jax.profiler, "stop_trace") as stop,
+            patched(profiling, "say") as say,
+        ):
+            with trace:
+                for step in (41, 42, 43):
+                    trace.dispatched(step, None)
+                stop.assert_not_called()
+            stop.assert_called_once_with()
+        self.assertStartsWith(say.call_args.args[0], "there: steps 43 to 43 are traced")
+
     @sweeps.fast(1)
     @parameterized.parameters((0, 3, 0), (2, 3, 0), (2, 3, 1000))
     def test_the_steps_asked_for(self, first, count, start):
