@@ -9,6 +9,9 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from jaxrobust.analysis.comparison import groups_picture, picture
+from jaxrobust.analysis.comparison.group_tests import Over
+from jaxrobust.analysis.comparison.groups import GroupDifference
 from jaxrobust.analysis.networks import (
     augmentations,
     convergence,
@@ -290,6 +293,23 @@ class CheckpointsTest(parameterized.TestCase):
             augmentations._files([folder / "none.png"], 9)
         with self.assertRaisesRegex(ValueError, "names no picture"):
             augmentations._files([Path(self.create_tempdir())], 9)
+
+
+class ComparisonTest(absltest.TestCase):
+    def test_gaps_of_groups_are_intervals_in_points(self):
+        panel, over = mock.Mock(), Over(0.02, -0.01, 0.05, 0.2)
+        shown = {"clean": GroupDifference(np.ones(1), np.ones(1), over, None)}
+        groups_picture._gaps(panel, shown)
+        drawn = [call.args[:2] for call in panel.plot.call_args_list]
+        self.assertEqual(drawn, [([-1.0, 5.0], [0, 0]), ([2.0], [0])])
+
+    def test_every_line_of_differences_is_inside_the_first_above(self):
+        panel, one = mock.Mock(), mock.Mock(low=0.0, difference=0.1, high=0.2)
+        picture._forest(panel, "accuracy", [("a", one, False), ("b", one, True)], "minus A")
+        low, high = panel.set_ylim.call_args.args
+        self.assertGreater(low, 1)
+        self.assertLess(high, 0)
+        self.assertIn("red: told apart", panel.set_title.call_args.args[0])
 
 
 if __name__ == "__main__":

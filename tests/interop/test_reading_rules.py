@@ -362,6 +362,20 @@ class MasksTest(parameterized.TestCase):
         self.assertFalse(self.puts(of=False))
         self.assertFalse(self.puts(operator="aten.index.Tensor"))
 
+    def test_a_mask_of_images_is_refused_where_more_is_put(self):
+        values = {"m": torch.zeros(2, dtype=torch.bool), "v": torch.zeros(())}
+        for shape in ((), (2,)):
+            values["v"] = torch.zeros(shape)
+            nodes = [SimpleNamespace(name=k, meta={"val": v}) for k, v in values.items()]
+            exported = SimpleNamespace(graph=SimpleNamespace(nodes=nodes))
+            operands = Of("x"), (Of("m"),), Of("v")
+            step = OperatorCall("out", "aten.index_put.default", operands, {}, "net.py:3")
+            if shape:
+                with self.assertRaisesRegex(ValueError, "^net.py:3: a mask .*use torch.where"):
+                    masks.resolved(exported, [step], {})
+            else:
+                self.assertEqual(masks.resolved(exported, [step], {}), (step,))
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -28,14 +28,14 @@ except ImportError:
 
 # XCiT's positions are sines in float32, which no two libraries round alike.
 ROUNDED = 1e-7
-# Others of these rows, or of these files' own tests, make the same layers.
-LATER = (
-    *("internimage", "internimage, patches", "advrush", "resnet, bottlenecks", "resnet, wide"),
-    *("convnext", "convnext, cvst", "convnext, strides", "iso_convnext", "iso_convnext, cvst"),
-    *("vit", "vit, cvst", "vit, scaled", "xcit", "swin, one window", "robnet", "dm_wide_resnet"),
-    *("cifar_densenet, 224 px", "cifar_preact_resnet, 224 px", "xcit, plain class token"),
-)
-FAST = [label for label in small_networks.ROWS if label not in LATER]
+# One of each family is evaluated after every change, the one that takes the least time.
+FIRST = {models.family(row[0]).file: label for label, row in reversed(small_networks.ROWS.items())}
+QUICK = {
+    **dict(convnext="convnext, cvst", internimage="internimage, patches", resnet="resnet, wide"),
+    **dict(vit="vit, scaled", robust_resnet="robust_resnet, plain", searched="racl"),
+    **dict(iso_convnext="iso_convnext, cvst", xcit="xcit, plain class token"),
+}
+FAST = (FIRST | QUICK).values()
 TRAINED = ("resnet, small stem", "cifar_densenet", "xcit", "vit, scaled", "convnext")
 
 
@@ -124,7 +124,6 @@ DRAWN = {
         "own": r".*\.dwconv",
     },
 }
-FIRST = {models.family(row[0]).file: label for label, row in reversed(small_networks.ROWS.items())}
 KNOWN = {draws.torch_default: "torch", draws.normal_02: "0.02", draws.fan_out: "He"}
 
 
@@ -202,16 +201,9 @@ RATES = {"drop_path": 0.6, "dropout": 0.25, "attention_dropout": 0.25}
 class TracedTest(parameterized.TestCase):
     """The shapes of one network of each family: less than its numbers, and sooner."""
 
-    @parameterized.parameters(*[*FIRST.values()][::3])
-    def test_every_third_in_training(self, label):
-        self.check(label)
-
-    @parameterized.parameters(*(label for i, label in enumerate(FIRST.values()) if i % 3))
+    @parameterized.parameters(*FIRST.values())
     @pytest.mark.landing
     def test_in_training(self, label):
-        self.check(label)
-
-    def check(self, label):
         name, side, own = small_networks.ROWS[label]
         net = models.create(name, num_classes=small_networks.CLASSES, image_size=side, **own)
         x = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)

@@ -71,6 +71,10 @@ class PanelTest(parameterized.TestCase):
         self.assertEqual(lines[4], "left    at most 9:01")
         self.assertEqual(lines[5], f"now     {'x' * 30}…")
 
+    def test_a_frame_begins_at_60_columns(self):
+        for columns, first in ((61, "╭─ AutoAttack ─"), (60, "AutoAttack")):
+            self.assertStartsWith(self.shown(columns=columns)[0][0], first)
+
     @parameterized.parameters((0, 79), (12, 11))
     def test_a_terminal_of_no_width_or_hardly_any(self, columns, widest):
         lines, _ = self.shown(columns=columns)
