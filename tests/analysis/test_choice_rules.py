@@ -432,6 +432,33 @@ class OneSizeTest(parameterized.TestCase):
         found.data["name"] = "else"
         self.assertEqual(config.data.name, "digits")
 
+    def test_a_few_steps_are_those_of_an_evaluation_of_training(self):
+        config, asked = tiny(), []
+        images = mock.MagicMock(source="source", batch_size=16, __len__=lambda _: 32)
+        for place, name, own in (
+            (at_one_size.splits, "opened", lambda config, key: "source"),
+            (at_one_size.splits, "evaluated", lambda *given: images),
+            (at_one_size.subjects, "of_run", lambda run, phase: "subject"),
+            (at_one_size.subjects, "preprocessing", lambda *given: "crop"),
+            (
+                at_one_size.pipeline,
+                "preprocessing_id",
+                lambda source, side, how: f"bilinear-9-{how}-{side}",
+            ),
+            (at_one_size, "network_of", lambda config, dtype: SimpleNamespace(apply=None)),
+            (at_one_size, "Prepared", lambda source, *, images, **how: SimpleNamespace(**how)),
+            (at_one_size.sharding, "make_mesh", lambda: SimpleNamespace(size=8)),
+            (at_one_size.build, "evaluation", lambda *given, steps: asked.append((given, steps))),
+            (at_one_size.accuracy, "count", lambda *given, bar: {"given": given[1:3], "bar": bar}),
+        ):
+            self.enter_context(mock.patch.object(place, name, own))
+        made = at_one_size.at_size(Path("run"), "train", config, 8, steps=3, folder=Path("at"))
+        [((changed, mesh), steps)] = asked
+        self.assertEqual((changed.model.image_size, mesh.size, steps), (8, 8, 3))
+        self.assertEqual((made.preprocessing, made.images.image_size), ("bilinear-9-crop-8", 8))
+        measured = made.measure("weights", False)
+        self.assertEqual(measured, {"given": ("weights", images), "bar": "images"})
+
     @parameterized.parameters((False, ("apgd-ce",)), (True, None))
     def test_what_autoattack_is_asked(self, full, attacks):
         config = tiny(seed=5, evaluation__batch_size=16, attack__norm="l2")

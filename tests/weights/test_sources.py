@@ -37,6 +37,9 @@ class ParseTest(parameterized.TestCase):
             self.file(file, content)
         found = sources.parse(str(self.folder / name))
         self.assertEqual((found.kind, found.path), (kind, self.folder / name))
+        beside = {f"{name}/config.json"} & files.keys() if kind != "run" else set()
+        settings = None if found.settings is None else {str(found.settings)}
+        self.assertEqual(settings or set(), {str(self.folder / file) for file in beside})
 
     def test_names(self):
         found = sources.parse("Salman2020Do_R18")
