@@ -128,6 +128,7 @@ ROWS: list[tuple[Any, ...]] = [
     ("embedding", TABLEAU, PLACES),
     *(("_fft_c2c", SPLIT, [1], norm, forward) for norm in (0, 1, 2) for forward in (True, False)),
     *(("_fft_r2c", MAP[0, 0], [0, 1], norm, half) for norm in (0, 1, 2) for half in (True, False)),
+    *(("_fft_r2c", MAP[0], [dim], 0, half) for dim, half in ((0, True), (1, False))),
     *(("_fft_c2r", SPLIT, [0, 1], norm, last) for norm, last in ((0, 11), (1, 10), (2, 11))),
     ("_cdist_forward", TABLEAU, TABLEAU[:2] + 0.5, 1.5, None),
     *(("_cdist_forward", TABLEAU, TABLEAU[:2] + 0.5, p, None) for p in (0.0, np.inf)),

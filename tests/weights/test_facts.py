@@ -26,7 +26,7 @@ class KeptTest(absltest.TestCase):
 class NormalisedTest(parameterized.TestCase):
     @parameterized.parameters((0, 1, False), (0.5, 1, True), (0, 0.5, True))
     def test_tells_whether_the_first_layer_changes_images(self, mean, std, expected):
-        stats = {"normalize.mean": np.full(3, mean), "normalize.std": np.full(3, std)}
+        stats = {"normalize.mean": np.array([0, 0, mean]), "normalize.std": np.array([1, std, 1])}
         network = Network("resnet18", {}, stats, num_classes=10, image_size=32, options={})
         self.assertEqual(network.normalised, expected)
 
