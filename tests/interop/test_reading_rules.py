@@ -127,6 +127,11 @@ class RefusalsTest(parameterized.TestCase):
             refusals.check_takes(module, (32, 32, given[0]))
         self.assertEndsWith(str(caught.exception), said)
 
+    def test_which_side_a_module_takes(self):
+        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
+        with self.assertRaisesRegex(ValueError, r"takes \[B,3,32,32\]; give image_size=32$"):
+            refusals.check_takes(module, (224, 224, 3))
+
     def test_a_module_of_one_image_at_a_time_is_taken(self):
         class One(torch.nn.Module):
             def forward(self, x):

@@ -171,7 +171,8 @@ def _taken(module: Any, images: Any) -> str | None:
         for side in (images.shape[2], *SIDES):
             with contextlib.suppress(Exception), torch.no_grad():
                 module(torch.zeros(1, channels, side, side, dtype=images.dtype))
-                return f"[B,{channels},{side},{side}]"
+                same = channels == images.shape[1]
+                return f"[B,{channels},{side},{side}]" + f"; give image_size={side}" * same
     return None
 
 

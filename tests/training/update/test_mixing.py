@@ -1,7 +1,9 @@
 """Augmentations on the device, against timm's on the host."""
 
+import importlib.util
 import random
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -23,15 +25,17 @@ HEAVY = {"num_classes": 10, "erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "smooth
 
 
 def timm_data(test):
-    """timm's modules (mixup, random_erasing), or a skipped test."""
-    try:
-        from jaxrobust.convert import torch_networks
-
-        torch_networks.import_timm()
-        from timm.data import mixup, random_erasing
-    except ImportError:
+    """timm's modules (mixup, random_erasing), or a skipped test; all of timm would take seconds."""
+    found = importlib.util.find_spec("timm")
+    if found is None:
         test.skipTest(paths.PARITY)
-    return mixup, random_erasing
+    modules = []
+    for name in ("mixup", "random_erasing"):
+        file = Path(found.origin).with_name("data") / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"{name}_of_timm", file)
+        modules.append(importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(modules[-1])
+    return modules
 
 
 def pictures(batch, side=16, seed=0) -> Batch:
