@@ -734,6 +734,22 @@ class MultiRadiusTest(parameterized.TestCase):
             self.assertGreater(here.max(), 0.9 * radius)
         np.testing.assert_allclose(machine.result(state), state.run.x_best, atol=1e-6)
 
+    def test_a_stage_begins_at_the_best_point_of_the_one_before(self):
+        machine = attacks.apgd_multi_radius_machine(
+            norm="l1", epsilon=0.5, steps=6, loss=lambda logits, labels, targets: logits[:, 0]
+        )
+        images = jnp.full((1, 2, 2, 1), 0.5)
+        aims = {"targets": jnp.array([1]), "start": "image"}
+        state, met = machine.init(images, jnp.array([0]), **aims), []
+        for loss in (1.0, 9.0, 2.0):  # the image and two steps
+            met.append(machine.query(state))
+            gradient = jnp.float32([4, 3, 2, 1]).reshape(1, 2, 2, 1) * (-1) ** len(met)
+            state = machine.tell(state, jnp.float32([[loss, 0.0]]), gradient)
+        self.assertEqual(int(state.stage[0]), 1)
+        self.assertGreater(np.abs(met[2] - met[1]).max(), 0.1)
+        expected = balls.GEOMETRIES["l1"].project(met[1], images, jnp.float32([1.0]))
+        np.testing.assert_allclose(machine.query(state), expected, atol=1e-6)
+
     @parameterized.parameters((5, (2, 2, 1)), (10, (3, 3, 4)), (11, (4, 4, 3)), (100, (30, 30, 40)))
     def test_lengths_of_stages(self, steps, expected):
         made: list[int] = []

@@ -479,6 +479,14 @@ class PropertyTest(parameterized.TestCase):
             state = machine.check(state._replace(points=jnp.full_like(images, point)), wrong)
         np.testing.assert_array_equal(state.adv, np.full_like(images, 0.75))
 
+    @parameterized.parameters(("linf", 9.0), ("l2", 29**0.5), ("l1", 4.0))
+    def test_the_distance_to_a_boundary_is_by_the_dual_norm(self, norm, steepness):
+        machine = fab.fab_machine(norm=norm, epsilon=0.5, steps=3, targeted=False)
+        state = machine.init(jnp.full((2, 2, 2, 1), 0.5), jnp.array([0, 1]))
+        gradient = jnp.tile(jnp.float32([3, -4, 2, 0]).reshape(1, 2, 2, 1), (2, 1, 1, 1))
+        found = machine.distance(state, jnp.float32([-6, 6]), gradient, jnp.int32(1))
+        np.testing.assert_allclose(found, [6 / steepness, np.inf], rtol=1e-6)  # none to its own
+
     @parameterized.parameters(*PAIRS)
     def test_finds_near_points_inside_the_box(self, norm, targeted):
         images = jnp.clip(self.images * 1.5 - 0.25, 0, 1)  # many saturated pixels

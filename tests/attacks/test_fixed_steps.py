@@ -1,5 +1,7 @@
 """Attacks of a fixed number of steps: how long a step is, what it costs, what a record says."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,15 @@ class FixedStepsTest(parameterized.TestCase):
         points = fixed_steps.attack_of(settings)(VOTES, None, IMAGES, np.int32([0]))
         moved = min(length * named.steps, 0.2) * np.array([-1, 1, -1, 1])
         np.testing.assert_allclose(points.ravel(), 0.5 + moved, atol=1e-6)
+
+    def test_the_rule_of_l1_is_the_one_of_the_settings(self):
+        named, given = fixed_steps.parse("pgd-1"), {"start": "image", "l1_rule": "art"}
+        settings = named.settings(Threat("l1", 0.2), length=0.2, **given)
+        row = registry.ROWS["pgd"]
+        made = mock.Mock()
+        with mock.patch.dict(registry.ROWS, pgd=row._replace(make=made)):
+            fixed_steps.attack_of(settings)
+        self.assertEqual(made.call_args.kwargs["l1_rule"], "art")
 
     def test_a_floor_of_the_margin_stops_where_the_image_is_fooled(self):
         settings = fixed_steps.parse("cw-2").settings(Threat("linf", 0.2), length=0.1)

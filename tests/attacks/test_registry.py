@@ -3,6 +3,7 @@
 import importlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import jax.numpy as jnp
@@ -89,6 +90,15 @@ class MimTest(parameterized.TestCase):
         self.assertGreater(np.abs(some - none).max(), EPSILON / 8)
         once = attacks.mim(epsilon=EPSILON, steps=1)(*given)
         np.testing.assert_allclose(once, attacks.fgsm(epsilon=EPSILON)(*given), atol=1e-7)
+
+    def test_the_last_point_of_a_search_is_evaluated(self):
+        setting = SimpleNamespace(norm="linf", steps=2)
+        machine = importlib.import_module("jaxrobust.attacks.mim")._searching(setting, EPSILON)
+        state, done = machine.init(jnp.full((1, 2, 2, 1), 0.5), jnp.zeros(1, jnp.int32)), []
+        for _ in range(3):  # the image and the two points
+            done.append(bool(machine.finished(state)[0]))
+            state = machine.tell(state, None, jnp.ones((1, 2, 2, 1)))
+        self.assertEqual((done, bool(machine.finished(state)[0])), ([False] * 3, True))
 
     def test_a_gradient_that_is_not_finite_is_none(self):
         """The step is along the momentum so far, which goes on without it."""

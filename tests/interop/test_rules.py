@@ -171,6 +171,7 @@ ROWS: list[tuple[Any, ...]] = [
     ("max_pool2d_with_indices", np.round(MAP), [2, 2], [], [0, 0], [1, 1], False),  # of equal ones
     ("max_pool2d_with_indices", MAP, [1, 1], [5, 7], [0, 0], [1, 1], True),  # none begins behind
     ("avg_pool2d", MAP, [3, 2], [2, 3], [1, 0], True, False),
+    ("avg_pool2d", MAP, [3, 3], [1, 1], [1, 1], False, False),
     ("avg_pool2d", MAP, [2, 3], [], [1, 1], False, True, 5),
     ("avg_pool3d", VOLUME, [2, 1, 3], [1, 2, 2], [1, 0, 1], False, True),
     ("_adaptive_avg_pool2d", MAP, [2, 7]),

@@ -1,5 +1,7 @@
 """The rules that stop an evaluation: what they say of verdicts, and what they refuse."""
 
+from unittest import mock
+
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -81,6 +83,14 @@ class LookTest(parameterized.TestCase):
             self.assertNotEqual(looked(rule, own, n).get("rule"), stopping.TIE)
         own[rule.places(0, IDS)[3]] = False
         self.assertEqual(looked(rule, own, 200)["rule"], stopping.TIE)
+
+    @parameterized.parameters((3.6, False), (3.7, True))
+    def test_each_side_of_a_tie_has_half_of_alpha(self, evidence, tied):
+        """exp(3.69) is 2 / 0.05."""
+        rule = StopRule(against=verdicts(np.zeros(200)), tie=0.05)
+        grown = np.array([0.0, evidence, 1.0])
+        with mock.patch.object(sequential, "difference_evidence", lambda *_: (grown, grown)):
+            self.assertEqual(rule._tied(np.zeros(3), 200), tied)
 
     def test_width(self):
         own = np.arange(200) % 2 == 0

@@ -217,6 +217,29 @@ class TracedTest(parameterized.TestCase):
         self.assertEqual(logits.shape, (2, small_networks.CLASSES))
 
 
+class NormsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        label
+        for label in FIRST.values()
+        if {"bn_group", "bn_momentum"} & {*models.variant(small_networks.ROWS[label][0])._fields}
+    )
+    def test_all_have_the_group_and_the_momentum_of_the_options(self, label):
+        name, side, own = small_networks.ROWS[label]
+        given = {"bn_group": 3, "bn_momentum": 0.375}
+        given = {k: v for k, v in given.items() if k in models.variant(name)._fields}
+        made, init = [], basic.BatchNorm.__init__
+
+        def noted(norm, *sizes, **how):
+            init(norm, *sizes, **how)
+            made.append(dict(bn_group=norm.group, bn_momentum=norm.momentum))
+
+        with mock.patch.object(basic.BatchNorm, "__init__", noted):
+            models.create(name, image_size=side, **own | given)
+        self.assertNotEmpty(made)
+        for norm in made:
+            self.assertEqual({key: norm[key] for key in given}, given)
+
+
 class DroppedTest(parameterized.TestCase):
     """What training leaves out, where, and with which keys."""
 
