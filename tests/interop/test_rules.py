@@ -9,7 +9,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.interop import program as programs
-from jaxrobust.interop.operators import TABLE
+from jaxrobust.interop.operators import TABLE, reductions, resampling
 from jaxrobust.interop.program import ChannelsLast, Of, OperatorCall
 from tests.support import paths
 
@@ -320,6 +320,19 @@ def takes_last(row: tuple[Any, ...]) -> bool:
 
 class RulesTest(parameterized.TestCase):
     """All rows in a few programs."""
+
+    @parameterized.parameters((False, [2, 3, 3, 2]), (True, [3, 3, 3, 3]))
+    def test_how_many_numbers_an_average_is_of(self, with_padding, expected):
+        axis = resampling._Axis(1, side=4, size=3, stride=1, padding=1, dilation=1, windows=4)
+        np.testing.assert_array_equal(axis.counted(with_padding), expected)
+
+    def test_a_spectrum_is_along_its_axes_alone(self):
+        x = np.random.default_rng(0).normal(size=(2, 3, 4))
+        with jax.enable_x64(True):
+            for dim, half in ((1, True), (2, False)):
+                found = reductions._fourier_of_reals(jnp.asarray(x), [dim], 0, half)
+                expected = (np.fft.rfft if half else np.fft.fft)(x, axis=dim)
+                np.testing.assert_allclose(found, expected, atol=1e-12)
 
     @parameterized.parameters(*range(4))
     def test_values_and_gradients(self, part):

@@ -165,7 +165,8 @@ class FromModuleTest(parameterized.TestCase):
         ),
         (
             lambda: torch_faults.of_larger_images().eval(),
-            r"images are \[B,3,8,8\], and its 2, Linear\(.* fails .*module takes \[B,3,32,32\]; give image_size=32$",
+            r"images are \[B,3,8,8\], and its 2, Linear\(.* fails .*"
+            r"module takes \[B,3,32,32\]; give image_size=32$",
         ),
         (
             lambda: torch_faults.of_grey_images().eval(),
