@@ -120,12 +120,11 @@ def _calls_noted(names: list[str]) -> Iterator[None]:
     import torch
 
     base = torch.autograd.Function
-    there = vars(base)["apply"]
-    apply = there.__func__
+    there = vars(base)["apply"]  # a class method of Python's, from PyTorch 2.14 on one of C
 
     def noted(cls: Any, *operands: Any, **named: Any) -> Any:
         names.append(cls.__qualname__)
-        return apply(cls, *operands, **named)
+        return there.__get__(None, cls)(*operands, **named)
 
     base.apply = classmethod(noted)  # type: ignore[assignment, method-assign]
     try:

@@ -22,7 +22,14 @@ from jaxrobust.types import Array
 
 # Whose formula here is shorter than PyTorch's, or whose gradient it has by hand, and what is
 # drawn at once.
-_KEPT = ("scaled_dot_product_attention", "silu", "_euclidean_dist", "bernoulli")
+# Without the last, PyTorch 2.14 writes the root of a sum, whose gradient at 0 is not a number.
+_KEPT = (
+    "scaled_dot_product_attention",
+    "silu",
+    "_euclidean_dist",
+    "bernoulli",
+    "linalg_vector_norm",
+)
 _MORE = ("grid_sampler_2d",)  # which PyTorch can write with others
 _DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
 # Of sizes, types and matrices that have no inverse; they compute nothing.
