@@ -1,5 +1,6 @@
 """Rows of the table of operators at their edges, called as a program calls them, beside PyTorch."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.interop import program as programs
-from jaxrobust.interop.operators import TABLE, reductions, resampling
+from jaxrobust.interop.operators import TABLE, ordering, reductions, resampling
 from jaxrobust.interop.program import ChannelsLast, Of, OperatorCall
 from tests.support import paths
 
@@ -325,6 +326,14 @@ class RulesTest(parameterized.TestCase):
     def test_how_many_numbers_an_average_is_of(self, with_padding, expected):
         axis = resampling._Axis(1, side=4, size=3, stride=1, padding=1, dilation=1, windows=4)
         np.testing.assert_array_equal(axis.counted(with_padding), expected)
+
+    @parameterized.parameters(*itertools.product((1, 2), (False, True)))
+    def test_equal_bounds_are_to_the_left_or_right(self, axes, right):
+        bounds = np.array([[1, 2, 2, 3], [0, 2, 5, 7]])[slice(None) if axes == 2 else 0]
+        numbers = np.array([[2, 9], [2, 5]])
+        expected = torch.searchsorted(torch.tensor(bounds), torch.tensor(numbers), right=right)
+        found = ordering._searchsorted(jnp.asarray(bounds), numbers, right=right)
+        np.testing.assert_array_equal(found, expected)
 
     def test_a_spectrum_is_along_its_axes_alone(self):
         x = np.random.default_rng(0).normal(size=(2, 3, 4))

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
+from jaxrobust.models.families import cait
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.weights.naming import convert
 from tests.support import behaviour, parity, reference
@@ -29,6 +32,15 @@ class CaiTTest(parameterized.TestCase):
         self.assertFalse(any(p.weak_type for p in params.values()))
 
     @pytest.mark.slow
+    def test_all_blocks_drop_at_one_rate(self):
+        apply, params, stats, images = behaviour.small(
+            "cait_s12", dtype="float32", drop_path=0.3, **TINY | {"depth": 3}
+        )
+        with mock.patch.object(cait, "run_blocks", wraps=cait.run_blocks) as run:
+            train = lambda key: apply(params, stats, images, train=True, key=key)  # noqa: E731
+            jax.eval_shape(train, jax.random.key(0))
+        self.assertEqual([tuple(c.kwargs["rates"]) for c in run.call_args_list], [(0.3,) * 3])
+
     def test_positions_of_another_size(self):
         weights = reference.seeded_weights(parity.MODELS / "cait_xxs24_224.tsv")
         params, _ = convert.from_torch("cait_xxs24", weights, image_size=384)

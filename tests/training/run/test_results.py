@@ -52,6 +52,25 @@ class RecordedTest(parameterized.TestCase):
 
 
 class CollapsedTest(parameterized.TestCase):
+    def test_of_several_norms_an_image_withstands_all(self):
+        config = tiny()
+        config.attack.update(norm=("linf", "l2"), epsilon=(0.1, 0.5))
+        run = types.SimpleNamespace(
+            config=of_phase(config, "train"), phase=types.SimpleNamespace(mesh=None)
+        )
+        reached = [np.array([True, True, False, False]), np.array([True, False, True, False])]
+        same = {"clean": np.ones(4), "answers": np.arange(4), "labels": np.arange(4)}
+        with (
+            mock.patch.object(accuracies, "network_of"),
+            mock.patch.object(accuracy, "counter"),
+            mock.patch.object(
+                accuracy, "each", side_effect=[{"robust": r} | same for r in reached]
+            ),
+        ):
+            found = accuracies._scores(run, None, None)
+        self.assertEqual(list(found["after"].values()), [0.5, 0.25])
+        self.assertEqual((found["robust"], found["clean"]), (0.25, 1.0))
+
     @parameterized.parameters(True, False)
     def test_the_record_and_the_table_say_so(self, collapsed):
         workdir, config = Path(self.create_tempdir()), tiny()
