@@ -332,8 +332,9 @@ class RulesTest(parameterized.TestCase):
         bounds = np.array([[1, 2, 2, 3], [0, 2, 5, 7]])[slice(None) if axes == 2 else 0]
         numbers = np.array([[2, 9], [2, 5]])
         expected = torch.searchsorted(torch.tensor(bounds), torch.tensor(numbers), right=right)
-        found = ordering._searchsorted(jnp.asarray(bounds), numbers, right=right)
-        np.testing.assert_array_equal(found, expected)
+        for how in ({"right": right}, {"side": "right" if right else "left"}):
+            found = ordering._searchsorted(jnp.asarray(bounds), numbers, **how)
+            np.testing.assert_array_equal(found, expected)
 
     def test_a_spectrum_is_along_its_axes_alone(self):
         x = np.random.default_rng(0).normal(size=(2, 3, 4))

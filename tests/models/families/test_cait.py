@@ -31,7 +31,6 @@ class CaiTTest(parameterized.TestCase):
         self.assertEqual(models.variant("cait_s12").gamma_init, 1.0)
         self.assertFalse(any(p.weak_type for p in params.values()))
 
-    @pytest.mark.slow
     def test_all_blocks_drop_at_one_rate(self):
         apply, params, stats, images = behaviour.small(
             "cait_s12", dtype="float32", drop_path=0.3, **TINY | {"depth": 3}
@@ -41,6 +40,7 @@ class CaiTTest(parameterized.TestCase):
             jax.eval_shape(train, jax.random.key(0))
         self.assertEqual([tuple(c.kwargs["rates"]) for c in run.call_args_list], [(0.3,) * 3])
 
+    @pytest.mark.slow
     def test_positions_of_another_size(self):
         weights = reference.seeded_weights(parity.MODELS / "cait_xxs24_224.tsv")
         params, _ = convert.from_torch("cait_xxs24", weights, image_size=384)
