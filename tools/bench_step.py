@@ -6,8 +6,9 @@ so a third of that times the clean step's time is what nothing but fewer operati
 `--against torch` the same step in PyTorch on timm's network runs in turn with ours in the same
 process; on a GPU with `torch.compile` and channels-last, and in bfloat16 under autocast. Both then
 attack with PGD from the image if the config says PGD, else with APGD, and minimise the
-cross-entropy. `--program` runs one program alone, which then has the device's memory for itself;
-`tools/bench_gpu.py` puts such runs together. What does not fit ends with exit code 4.
+cross-entropy; of TRADES, both attack with PGD from noise and minimise its loss. `--program` runs
+one program alone, which then has the device's memory for itself; `tools/bench_gpu.py` puts such
+runs together. What does not fit ends with exit code 4.
 
 `--topology v5e:8x8` compiles the same step for TPUs that are not here instead: what it sends
 between chips and where, whether it fits, and the step time that the chips' peaks allow. `--traffic`
@@ -101,9 +102,12 @@ def load(args: argparse.Namespace, devices: int = 1) -> "ConfigDict":
     if args.scan:
         config.model.options = {**config.model.options, "scan": True}
     if args.against:  # what the reference's step does: nothing random, one batch norm
-        config.train.objective, config.label_smoothing = "adversarial", None
-        attack = "pgd" if config.attack.name == "pgd" else "apgd"
-        ball = {"norm": "linf", "start": "image", "start_std": None}
+        is_trades = config.train.objective == "trades"
+        config.train.objective = "trades" if is_trades else "adversarial"
+        config.label_smoothing = None
+        attack = "pgd" if is_trades or config.attack.name == "pgd" else "apgd"
+        start = ("gauss", 0.001) if is_trades else ("image", None)
+        ball = {"norm": "linf", "start": start[0], "start_std": start[1]}
         config.attack.update(ball, name=attack, statistics="running")
         attacked = "torch" in (args.program or "torch").split(",")
         if attacked and attack == "apgd" and config.attack.steps > 9:
@@ -121,10 +125,13 @@ def load(args: argparse.Namespace, devices: int = 1) -> "ConfigDict":
     return config
 
 
+_UNTIMED = ("drop_path", "bn_group", "bn_momentum")  # options that change no time, or are dropped
+
+
 def _drop_random(config: "ConfigDict") -> None:
     options = dict(config.model.options)
     config.model.options = {k: options.pop(k) for k in ("scan", "remat") if k in options}
-    if unknown := {k: options[k] for k in options if k not in ("drop_path", "bn_group")}:
+    if unknown := {k: options[k] for k in options if k not in _UNTIMED}:
         raise ValueError(
             f"--against torch has no counterpart of model.options {unknown}; leave it out, or "
             "take a config without them"
@@ -201,8 +208,9 @@ def theirs(
         weight_decay=config.train.weight_decay,
         ema_decay=config.train.ema_decay,
         epsilon=attack.epsilon,
-        attack_steps=attack.steps if config.train.objective == "adversarial" else 0,
+        attack_steps=0 if config.train.objective == "clean" else attack.steps,
         step_size=step_size if attack.name == "pgd" else None,
+        trades_beta=config.train.trades_beta if config.train.objective == "trades" else None,
         device="cuda" if gpu else "cpu",
         dtype=types[config.model.dtype],
         channels_last=gpu,

@@ -7,7 +7,8 @@ A study is a file of configs/ whose arguments are a run of its `RUNS` and a seed
 `PAPER` says what the paper finds of them, `IMAGES` how many images are attacked, `ATTACK` with
 which flags of `jaxrobust.evaluate`, `THREATS` in which norms, `METHOD` what the record calls
 that, and `ASKED` what the table does. `AGAINST` pairs runs; without it each is paired with the
-first.
+first. `STARTS` names the run whose weights another one goes on from; with `UNION` the images count
+that withstand all of `THREATS`, too.
 
 The same command goes on with what is not done; after --minutes no run or attack is begun any more.
 Two such commands, one a seed, may run beside each other.
@@ -40,7 +41,9 @@ from jaxrobust.runtime.commandline.arguments import Arguments, stop
 from jaxrobust.runtime.files import jsonl
 
 STUDIES = ("cifar_study", "augmentation_study", "stem_study", "residual_study", "aligned_study")
+STUDIES += ("norms_study", "objectives_study", "extra_data_study")
 _SEEDS = range(5)
+UNION = "union"  # the column, and what its record calls its method
 
 
 def main() -> None:
@@ -76,6 +79,8 @@ def _made(args: Any, name: str, seed: int, end: float) -> bool:
     config = f"{ROOT / 'configs' / args.study}.py:{name},seed={seed}"
     train = ["jaxrobust.main", f"--config={config}", f"--workdir={workdir}", *data]
     module = study(args.study)
+    if start := getattr(module, "STARTS", {}).get(name):
+        train.append(f"--config.init.weights={args.out / f'{start}-{seed}'}")
     attack = ["jaxrobust.evaluate", f"--workdir={workdir}", f"--n={module.IMAGES}"]
     attack += [*(f"--threat={threat}" for threat in _threats(module)), *module.ATTACK]
     done = trained(workdir), None not in attacked(workdir, module)
@@ -102,22 +107,30 @@ def _threats(module: Any) -> tuple[str, ...]:
     return getattr(module, "THREATS", ())
 
 
+def _columns(module: Any) -> tuple[str, ...]:
+    """Name what the records of a run are of: threats, their union, or the one attack."""
+    union = (UNION,) if getattr(module, "UNION", False) else ()
+    return (*_threats(module), *union) or ("robust",)
+
+
 def attacked(workdir: Path, module: Any) -> list[AccuracyRecord | None]:
-    """Return the records of the study's attacks on a run, one for each norm; None: not yet."""
-    rows = [r for r in records.read(workdir / "evaluation") if r.method == module.METHOD]
+    """Return the records of the study's attacks on a run, one for each column; None: not yet."""
+    found = records.read(workdir / "evaluation")
+    rows = [r for r in found if r.method == module.METHOD]
     if not _threats(module):
         return [rows[0] if rows else None]
-    by_norm = {r.attacks[0]["norm"]: r for r in rows if r.attacks}
-    return [by_norm.get(threat.split(":")[0]) for threat in _threats(module)]
+    by_column = {r.attacks[0]["norm"]: r for r in rows if r.attacks}
+    by_column[UNION] = next((r for r in found if r.method == UNION), None)
+    return [by_column.get(column.split(":")[0]) for column in _columns(module)]
 
 
 def table(out: Path, module: Any) -> str:
     """Return clean and robust accuracy of each run, their means, and the paper's finding."""
-    names = _threats(module) or ("robust",)
+    names = _columns(module)
     own = ", seeds 0 and 1" if len(module.SEEDS) == 2 else f" of {len(module.SEEDS)} seeds"
     heads = ["run", f"clean{own}", *(f"{name}{own}" for name in names), "the paper"]
     if len(module.SEEDS) == 2:
-        heads.insert(-1, "mean")
+        heads.insert(-1, "mean" if len(names) == 1 else f"mean of the {names[-1]}")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     means: dict[str, list[float | None]] = {}  # None: not all seeds are done
     for run in module.RUNS:
@@ -127,7 +140,7 @@ def table(out: Path, module: Any) -> str:
         means[run] = [_mean(values) for values in robust]
         row = [run, *map(_cell, (clean, *robust)), module.PAPER.get(run, "")]
         if len(module.SEEDS) == 2:
-            row.insert(-1, _beside(means[run][0], means[against(module, run)][0], run, module))
+            row.insert(-1, _beside(means[run][-1], means[against(module, run)][-1], run, module))
         lines.append(f"| {' | '.join(row)} |")
     half = 196 * math.sqrt(0.25 * 0.75 / module.IMAGES)
     lines.append(
@@ -176,7 +189,7 @@ def write_pairs(out: Path, module: Any) -> None:
             continue
         folders = [out / f"{name}-{seed}" for name in (other, run)]
         both = [attacked(folder, module) for folder in folders]
-        for threat, *two in zip(_threats(module) or ("robust",), *both, strict=True):
+        for threat, *two in zip(_columns(module), *both, strict=True):
             if None in two:
                 continue
             first, second = verdicts.aligned(

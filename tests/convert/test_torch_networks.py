@@ -189,9 +189,8 @@ class TrainerTest(parameterized.TestCase):
         """Of a few updates of one small network with batch norm."""
         torch.manual_seed(0)
         net = torch_networks.network("resnet18", num_classes=5)
-        trainer = torch_reference.Trainer(
-            net, lr=1e-3, weight_decay=0.1, ema_decay=0.9, epsilon=0.1, attack_steps=3, **options
-        )
+        options = {"epsilon": 0.1, "attack_steps": 3, **options}
+        trainer = torch_reference.Trainer(net, lr=1e-3, weight_decay=0.1, ema_decay=0.9, **options)
         generator = torch.Generator().manual_seed(1)
         images = torch.rand(5, 3, 32, 32, generator=generator)
         return trainer, [trainer.step(images, torch.arange(5)) for _ in range(steps)]
@@ -226,6 +225,23 @@ class TrainerTest(parameterized.TestCase):
         self.assertNotEqual(found[0], expected[0])
         # 8 bits of mantissa, in 20 layers with batch norms over 5 images.
         np.testing.assert_allclose(found[0], expected[0], rtol=0.05)
+
+    def test_trades_adds_the_divergence_of_what_pgd_finds_from_noise(self):
+        (clean,) = self.losses(steps=1, attack_steps=0)[1]
+        about = {"steps": 1, "step_size": 0.03}
+        (weightless,) = self.losses(trades_beta=0.0, **about)[1]
+        self.assertAlmostEqual(weightless, clean, places=5)
+        (near,) = self.losses(trades_beta=2.0, epsilon=1e-4, **about)[1]
+        (far,) = self.losses(trades_beta=2.0, **about)[1]
+        (twice,) = self.losses(trades_beta=4.0, **about)[1]
+        self.assertGreater(far - clean, 10 * abs(near - clean))
+        self.assertAlmostEqual(twice - clean, 2 * (far - clean), delta=1e-3 * far)
+
+    def test_divergence_is_kullback_leiblers(self):
+        logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+        p, q = logits.softmax(-1)
+        expected = (p * (p / q).log()).sum(-1)
+        torch.testing.assert_close(torch_reference.divergence(logits[1], p), expected)
 
     def test_the_attack_needs_no_gradients_of_weights(self):
         trainer, _ = self.losses(steps=0)

@@ -18,6 +18,9 @@ WHOLE = ("cifar_bat", "cifar_aat", "cifar_aligned", "light_recipe", "transfer")
 WHOLE += (
     "generated_data",
     "aligned_study",
+    "norms_study",
+    "objectives_study",
+    "extra_data_study",
     "residual_study",
     "cifar_study",
     "convstem_pretraining",

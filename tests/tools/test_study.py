@@ -9,10 +9,18 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from configs import aligned_study, augmentation_study, cifar_study, stem_study
+from configs import (
+    aligned_study,
+    augmentation_study,
+    cifar_study,
+    norms_study,
+    objectives_study,
+    stem_study,
+)
 from jaxrobust.analysis.papers import tables
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.resolved import of_phase, phases
+from jaxrobust.training.update import objectives
 from tools import study
 
 
@@ -54,6 +62,12 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual(cifar_study.get_config("heavy").mixup.cutmix, 1.0)
         self.assertEqual(phases(cifar_study.get_config("low-first")), ["pretrain", "low", "train"])
         self.assertEqual(cifar_study.get_config("base,seed=1").seed, 1)
+
+    @parameterized.parameters(*objectives_study.RUNS)
+    def test_objectives_cost_as_many_passes(self, run):
+        config = objectives_study.get_config(run)
+        one = objectives.passes(config.train.objective, config.attack)
+        self.assertEqual(config.train.epochs * one, 6 * 12)
 
 
 class StudyTest(parameterized.TestCase):
@@ -118,7 +132,7 @@ class StudyTest(parameterized.TestCase):
         self.assertEqual(commands[0], ("jaxrobust.main", "base-1"))
 
     def test_the_paper_is_quoted_for_every_run(self):
-        for name in ("cifar_study", "stem_study", "residual_study", "aligned_study"):
+        for name in (n for n in study.STUDIES if n != "augmentation_study"):
             found = study.study(name)
             self.assertCountEqual(found.PAPER, found.RUNS[1:])
         self.assertContainsSubset(augmentation_study.PAPER, augmentation_study.RUNS)
@@ -179,6 +193,34 @@ class StudyTest(parameterized.TestCase):
         self.assertIn(f"| patchstem | convstem | l1:12 | {alike}", said)
         lost = "-12.5, -12.5, -12.5, -12.5, -12.5 | -12.5 (-12.5 to -12.5) | 1, 1, 1, 1, 1 |"
         self.assertIn(f"| pgd | convstem | linf:8/255 | {lost}", said)
+
+    def test_union_and_start(self):
+        out, commands = Path(self.create_tempdir()), []
+        with mock.patch.object(
+            study.subprocess,
+            "run",
+            lambda c, **unused: commands.append(c) or mock.Mock(returncode=0),
+        ):
+            for run in norms_study.RUNS:
+                folder = out / f"{run}-0" / "evaluation"
+                folder.mkdir(parents=True)
+                args = mock.Mock(study="norms_study", out=out, data_dir=None)
+                self.assertTrue(study._made(args, run, 0, float("inf")))
+                path = folder / "results.jsonl"
+                write_records(path, ("linf", "l2", "l1"), method=norms_study.METHOD)
+                three = path.read_text()
+                write_records(path, ["union"], fooled=[0] * (run == "linf"), method="union")
+                path.write_text(three + path.read_text())
+        starts = [word for c in commands for word in c if "init.weights" in word]
+        self.assertEqual(starts, [f"--config.init.weights={out / 'linf-0'}"])
+        threats = [word for word in commands[-1] if "threat" in word]
+        self.assertEqual(threats, [f"--threat={threat}" for threat in norms_study.THREATS])
+        self.assertEqual(
+            [r.method for r in study.attacked(out / "e-at-0", norms_study)][-1], "union"
+        )
+        study.write_pairs(out, norms_study)
+        self.assertIn("| e-at | linf | union | +12.5 |", study.paired_table(out, norms_study))
+        self.assertIn("| mean of the union | the paper |", study.table(out, norms_study))
 
     def test_interval_is_students(self):
         self.assertEqual(study.interval([1.0, 2.0, 3.0]), "+2.0 (-0.5 to +4.5)")  # 4.303 / 3^0.5

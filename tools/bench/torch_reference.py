@@ -42,19 +42,30 @@ DECAYED = {
 }
 
 
+def divergence(logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """KL(p(x) || p(x_adv)) f32[B] of clean probabilities and attacked logits."""
+    log = torch.nn.functional.log_softmax(logits, -1)
+    return torch.nn.functional.kl_div(log, probabilities, reduction="none").sum(-1)
+
+
 def pgd(
     net: Callable[[torch.Tensor], torch.Tensor],
     images: torch.Tensor,
-    labels: torch.Tensor,
+    targets: torch.Tensor,
     epsilon: float,
     steps: int,
     step_size: float,
 ) -> torch.Tensor:
-    """Linf PGD from the images, to its last iterate."""
-    x = images
+    """Linf PGD to its last iterate: from the images on the cross-entropy with labels i64[B], from
+    noise of 0.001 around them on the divergence from probabilities f32[B,C], as TRADES has it."""
+    of_labels = targets.ndim == 1
+    x = images if of_labels else images + 0.001 * torch.randn_like(images)
     for _ in range(steps):
         x = x.detach().requires_grad_()
-        loss = torch.nn.functional.cross_entropy(net(x), labels, reduction="sum")
+        if of_labels:
+            loss = torch.nn.functional.cross_entropy(net(x), targets, reduction="sum")
+        else:
+            loss = divergence(net(x), targets).sum()
         (gradient,) = torch.autograd.grad(loss, x)
         moved = x.detach() + step_size * gradient.sign()
         x = torch.min(torch.max(moved, images - epsilon), images + epsilon).clamp(0, 1)
@@ -74,6 +85,7 @@ class Trainer:
         epsilon: float,
         attack_steps: int,
         step_size: float | None = None,  # of PGD, in pixels; None: APGD, of at most 9 steps
+        trades_beta: float | None = None,  # of TRADES, attacked by PGD; None: the cross-entropy
         decay_mask: str = "not-bias",
         device: str = "cpu",  # of all of it; on a GPU the update is PyTorch's fused AdamW
         dtype: torch.dtype = torch.float32,  # of `torch.autocast`; float32: none
@@ -99,6 +111,7 @@ class Trainer:
         )
         self.ema_decay, self.epsilon = ema_decay, epsilon
         self.attack_steps, self.step_size = attack_steps, step_size
+        self.trades_beta = trades_beta
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """f32[B,C]: the losses and their gradients in the logits are float32 whatever computes."""
@@ -106,16 +119,28 @@ class Trainer:
         with torch.autocast(self.device.type, self.dtype, enabled=wanted):
             return self.forward(images).float()
 
+    def attacked(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Attack with input gradients only and running statistics."""
+        self.net.eval().requires_grad_(False)
+        targets = labels
+        if self.trades_beta is not None:
+            targets = self.logits(images).softmax(-1)
+        given = (self.logits, images, targets, self.epsilon, self.attack_steps)
+        images = apgd(*given) if self.step_size is None else pgd(*given, self.step_size)
+        self.net.train().requires_grad_(True)
+        return images
+
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         """One update; `attack_steps=0` is the clean step. Returns when the device has finished."""
         images = images.to(self.device, memory_format=self.layout)
         labels = labels.to(self.device)
-        if self.attack_steps:
-            self.net.eval().requires_grad_(False)  # input gradients only, running statistics
-            given = (self.logits, images, labels, self.epsilon, self.attack_steps)
-            images = apgd(*given) if self.step_size is None else pgd(*given, self.step_size)
-            self.net.train().requires_grad_(True)
-        loss = torch.nn.functional.cross_entropy(self.logits(images), labels)
+        attacked = self.attacked(images, labels) if self.attack_steps else images
+        if self.trades_beta is None:
+            loss = torch.nn.functional.cross_entropy(self.logits(attacked), labels)
+        else:
+            clean = self.logits(images)
+            apart = divergence(self.logits(attacked), clean.softmax(-1)).mean()
+            loss = torch.nn.functional.cross_entropy(clean, labels) + self.trades_beta * apart
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
