@@ -3,7 +3,7 @@
     jaxrobust train --config configs/objectives_study.py:dkl,seed=0
 
 The first argument is the objective of the adversarial phase of a small ConvNeXt (`base` of
-`cifar_study` on 10,000 images of CIFAR-10, Linf 8/255, two steps of APGD, after 6 clean epochs):
+`cifar_study` on 8,000 images of CIFAR-10, Linf 8/255, two steps of APGD, after 6 clean epochs):
 
     trades  TRADES with beta 6 (Zhang et al. 2019), 6 epochs of four passes: two of the attack, the
             clean and the attacked images
@@ -28,7 +28,7 @@ ASKED = "APGD-CE and APGD-T as in AutoAttack, Linf 8/255"
 PAPER = {"dkl": "57.09 instead of 53.08", "awp": "56.17 instead of 53.08"}
 ROWS = ("trades", "dkl", "awp,seed=1")
 SOURCES = cifar_study.SHARED_SOURCES | {
-    "data.*": "ours: 10,000 images of CIFAR-10 train, 500 choose, 500 are reported",
+    "data.*": "ours: 8,000 images of CIFAR-10 train, 500 choose, 500 are reported",
     "attack.start": "ours: as AutoAttack's APGD starts; at the image TRADES has no gradient",
     "train.objective": "ours: the question of the study",
 }
@@ -39,7 +39,7 @@ def get_config(arguments: str = ""):
     a = read_arguments(arguments, run=RUNS, seed=SEEDS)
     config = cifar_study.get_config("base")
     config.seed = a["seed"]
-    config.data.train_split = "train[:10000]"
+    config.data.train_split = "train[:8000]"
     config.train.objective, config.train.epochs = _OBJECTIVES[a["run"]]
     config.attack.start = "random"
     config.test.images = IMAGES
