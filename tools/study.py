@@ -40,8 +40,16 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.commandline.arguments import Arguments, stop
 from jaxrobust.runtime.files import jsonl
 
-STUDIES = ("cifar_study", "augmentation_study", "stem_study", "residual_study", "aligned_study")
-STUDIES += ("norms_study", "objectives_study", "extra_data_study")
+STUDIES = (
+    "cifar_study",
+    "augmentation_study",
+    "stem_study",
+    "residual_study",
+    "aligned_study",
+    "norms_study",
+    "objectives_study",
+    "extra_data_study",
+)
 _SEEDS = range(5)
 UNION = "union"  # the column, and what its record calls its method
 
@@ -120,7 +128,7 @@ def attacked(workdir: Path, module: Any) -> list[AccuracyRecord | None]:
     if not _threats(module):
         return [rows[0] if rows else None]
     by_column = {r.attacks[0]["norm"]: r for r in rows if r.attacks}
-    by_column[UNION] = next((r for r in found if r.method == UNION), None)
+    by_column.update((UNION, r) for r in found if r.method == UNION)
     return [by_column.get(column.split(":")[0]) for column in _columns(module)]
 
 
