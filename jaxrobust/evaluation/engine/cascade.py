@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks import MACHINES, Setting, ensembles
-from jaxrobust.evaluation.engine import engine, outcome
+from jaxrobust.evaluation.engine import engine, outcome, slots
 from jaxrobust.evaluation.engine.evaluation_progress import Decisions
 from jaxrobust.evaluation.engine.ledger import PART
 from jaxrobust.evaluation.engine.outcome import AttackContext, Cost
@@ -262,9 +262,20 @@ class Attack:
             flags[f"unconfirmed by {self.name}"] = (
                 f"{self.unconfirmed} images were fooled in the search but not in a last forward "
                 "pass, or left the ball, nor was anything else found in the steps after; they "
-                "count as robust. Numerics that depend on the batch do this: look for batch "
-                "statistics, or compare with batch_size=1"
+                f"count as robust. {_why_unconfirmed(slots.narrower_products(jax.default_backend()))}"
             )
+
+
+def _why_unconfirmed(narrower: str | None) -> str:
+    if narrower is not None:
+        return (
+            f"The search multiplies in {narrower} on this device, which does this near the "
+            "decision boundary: JAX_DEFAULT_MATMUL_PRECISION=highest searches in float32"
+        )
+    return (
+        "Numerics that depend on the batch do this: look for batch statistics, or compare with "
+        "batch_size=1"
+    )
 
 
 class Judged(NamedTuple):

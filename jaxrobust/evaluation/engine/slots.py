@@ -174,6 +174,18 @@ def _ask_and_tell(build: Build, machine: Any, asks: Any, state: Any, tally: Any)
     return (narrow_products(told) if narrow else told)(state)
 
 
+def narrower_products(platform: str) -> str | None:
+    """Name the type in which a search multiplies float32 on `platform`; None: float32 itself.
+
+    JAX's default precision of products decides; verdicts always multiply in float32.
+    """
+    if jax.config.values["jax_default_matmul_precision"] not in (None, "default"):
+        return None
+    if platform == "cpu":
+        return "bfloat16" if cpus.kind().narrow else None
+    return {"tpu": "bfloat16", "gpu": "TF32"}.get(platform)
+
+
 def _strongest(tally: str, draws: int, done: Any, slots: Slots) -> tuple[Any, Any]:
     """Find the point that most draws of a step call wrong, the latest of equals, and its excess.
 

@@ -593,6 +593,20 @@ class CascadeTest(parameterized.TestCase):
             "3 images were fooled in the search", attack.outcome.flags["unconfirmed by a"]
         )
 
+    @parameterized.parameters(
+        (None, "look for batch statistics, or compare with batch_size=1"),
+        ("bfloat16", "multiplies in bfloat16 .*: JAX_DEFAULT_MATMUL_PRECISION=highest searches in"),
+    )
+    def test_a_narrower_search_is_named_where_images_are_not_confirmed(self, narrower, said):
+        attack = self.attack()
+        attack.flat, attack.unconfirmed = [True], 1
+        with (
+            mock.patch.object(cascade.slots, "narrower_products", lambda platform: narrower),
+            mock.patch.object(cascade, "MACHINES", {"apgd": SimpleNamespace(flat=False)}),
+        ):
+            attack.flag()
+        self.assertRegex(attack.outcome.flags["unconfirmed by a"], f"count as robust.*{said}")
+
     def test_images_that_stand_aside_are_robust_so_far(self):
         of = context(4)
         aside = of._replace(outcome=of.outcome.without(np.array([True, False, False, True])))

@@ -50,6 +50,21 @@ def mesh():
     return jax.sharding.Mesh(np.array(jax.devices()[:1]), ("slots",))
 
 
+class NarrowerProductsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("cpu", True, "bfloat16"),
+        ("cpu", False, None),
+        ("tpu", False, "bfloat16"),
+        ("gpu", 0, "TF32"),
+    )
+    def test_of_a_search(self, platform, narrow, said):
+        kind = cpus.KINDS[0]._replace(narrow=bool(narrow))
+        with mock.patch.object(cpus, "kind", lambda: kind):
+            self.assertEqual(slots.narrower_products(platform), said)
+            with jax.default_matmul_precision("highest"):
+                self.assertIsNone(slots.narrower_products(platform))
+
+
 @pytest.mark.computes
 class AutoAttackTest(parameterized.TestCase):
     def test_the_last_forward_pass(self):
