@@ -259,10 +259,11 @@ class Attack:
         if untargeted and MACHINES[self.setting.machine].flat:
             flags.update(reliability.check_gradients(np.array(self.flat, bool)))
         if self.unconfirmed:
+            why = _why_unconfirmed(slots.narrower_products(jax.default_backend()))
             flags[f"unconfirmed by {self.name}"] = (
                 f"{self.unconfirmed} images were fooled in the search but not in a last forward "
                 "pass, or left the ball, nor was anything else found in the steps after; they "
-                f"count as robust. {_why_unconfirmed(slots.narrower_products(jax.default_backend()))}"
+                f"count as robust. {why}"
             )
 
 
