@@ -30,8 +30,9 @@ PAPER = {"e-at": "more than 51 in the union"}
 ROWS = ("linf", "e-at,seed=1")
 SOURCES = cifar_study.SHARED_SOURCES | {
     key: several_norms.SOURCES[key]
-    for key in ("init.weights", "attack.norm", "attack.epsilon", "attack.mix")
+    for key in ("init.weights", "train.epochs", "attack.norm", "attack.epsilon", "attack.mix")
 }
+SOURCES["attack.steps"] = "ours: five, of E-AT; two of the network that it starts from"
 
 
 def get_config(arguments: str = ""):

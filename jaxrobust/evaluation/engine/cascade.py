@@ -268,14 +268,16 @@ class Attack:
 
 
 def _why_unconfirmed(narrower: str | None) -> str:
-    if narrower is not None:
-        return (
-            f"The search multiplies in {narrower} on this device, which does this near the "
-            "decision boundary: JAX_DEFAULT_MATMUL_PRECISION=highest searches in float32"
-        )
-    return (
+    of_batch = (
         "Numerics that depend on the batch do this: look for batch statistics, or compare with "
         "batch_size=1"
+    )
+    if narrower is None:
+        return of_batch
+    return (
+        f"The search may multiply in {narrower} on this device, which does this near the decision "
+        "boundary: JAX_DEFAULT_MATMUL_PRECISION=highest searches in float32. Should some be left "
+        f"then: {of_batch}"
     )
 
 

@@ -175,7 +175,7 @@ def _ask_and_tell(build: Build, machine: Any, asks: Any, state: Any, tally: Any)
 
 
 def narrower_products(platform: str) -> str | None:
-    """Name the type in which a search multiplies float32 on `platform`; None: float32 itself.
+    """Name the type in which a search may multiply float32 on `platform`; None: float32 itself.
 
     JAX's default precision of products decides; verdicts always multiply in float32.
     """
