@@ -595,7 +595,10 @@ class CascadeTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (None, "look for batch statistics, or compare with batch_size=1"),
-        ("bfloat16", "may multiply in bfloat16 .*: JAX_DEFAULT_MATMUL_PRECISION=highest searches in .*size=1"),
+        (
+            "bfloat16",
+            "may multiply in bfloat16 .*: JAX_DEFAULT_MATMUL_PRECISION=highest .*batch_size=1",
+        ),
     )
     def test_a_narrower_search_is_named_where_images_are_not_confirmed(self, narrower, said):
         attack = self.attack()
