@@ -14,7 +14,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from jaxrobust.analysis.figures import contents, drawing, figure, latex, letters
+from jaxrobust.analysis.figures import drawing, figure, latex, letters
 from jaxrobust.commands.results import figure as command
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import pairs, records
@@ -47,6 +47,18 @@ class Folders(parameterized.TestCase):
             shared = {"radii": RADII, "robust_beyond": 5, "of_these_attacked_by": ["apgd-ce"]}
             own |= {"ladder": shared, "weights_sha256": str(seed) * 64, "clean": 0.8}
             self.write(name, seed, f"{number}{at}", share=0.7 - 10 * radius, **(own | changes))
+        return self.folder / name
+
+    def resolutions(self, name: str, seed: int, balls, number: str = "s", **changes) -> Path:
+        """Write evaluations of a network at image sizes: (size, norm, radius, share robust)."""
+        for at, (size, norm, radius, share) in enumerate(balls):
+            own = {
+                "attacks": attacks(norm=norm, epsilon=radius),
+                "model": {"name": "vit_s", "image_size": size, "num_classes": 10},
+                "preprocessing": f"bicubic-{size}",
+                "weights_sha256": str(seed) * 64,
+            }
+            self.write(name, seed, f"{number}{at}", share=share, **(own | changes))
         return self.folder / name
 
     def certified(self, name, sigma, accuracy, **changes):
@@ -101,6 +113,49 @@ class FigureTest(Folders):
             "evaluation 2d9d41c51586",
         ):
             self.assertIn(said, table)
+
+    def test_resolutions_of_one_network(self):
+        """Each radius is a curve where sizes share it; sizes that have none are gaps."""
+        linf = [(192, 4, 0.3), (256, 4, 0.45), (224, 4, 0.4), (224, 8, 0.2), (256, 8, 0.25)]
+        place = self.resolutions("a", 1, [(s, "linf", e / 255, share) for s, e, share in linf])
+        made, table = self.made("resolution", place)
+        self.assertEqual(made["ticks"], ["192", "224", "256"])
+        self.assertEqual(made["places"], [192.0, 224.0, 256.0])
+        names = [one["name"] for one in made["series"]]
+        self.assertEqual(names, ["clean", "linf 4/255", "linf 8/255"])
+        by_size = {(s, e): float(found(1, share=share).robust.mean()) for s, e, share in linf}
+        four, eight = (one["values"] for one in made["series"][1:])
+        self.assertEqual(four, [by_size[size, 4] for size in (192, 224, 256)])
+        self.assertEqual(eight[1:], [by_size[size, 8] for size in (224, 256)])
+        self.assertNotEqual(eight[0], eight[0])  # NaN
+        clean = [float(found(1, share=share).clean.mean()) for share in (0.3, 0.2, 0.25)]
+        self.assertEqual(made["series"][0]["values"], clean)  # the last record of a size
+        self.assertIn(rf"192 & {100 * clean[0]:.1f} {{\footnotesize [", table)
+        self.assertIn(r" & -- \\", table)
+        self.assertIn("networks that were not trained anew", table)
+        self.assertIn("$n=600$ images of cifar10", table)
+
+    def test_radii_that_grow_with_the_resolution_are_one_curve(self):
+        balls = [(224, "l2", 2.0, 0.4), (288, "l2", 2.5, 0.45), (224, "linf", 4 / 255, 0.5)]
+        balls += [(288, "linf", 4 / 255, 0.55)]
+        made, table = self.made("resolution", self.resolutions("a", 1, balls))
+        names = [one["name"] for one in made["series"]]
+        self.assertEqual(names, ["clean", "l2, own radius", "linf 4/255"])
+        self.assertIn(r"$\ell_2$ radii 2 at 224, 2.5 at 288", table)
+
+    def test_resolutions_of_two_networks_carry_their_names(self):
+        sizes = [(192, "linf", 4 / 255, 0.3), (224, "linf", 4 / 255, 0.4)]
+        places = [self.resolutions(name, seed, sizes) for seed, name in ((1, "a"), (2, "b"))]
+        made, _ = self.made("resolution", *places, names=("ViT", "ConvNeXt"), suffix="png")
+        names = ["ViT, clean", "ViT, linf 4/255", "ConvNeXt, clean", "ConvNeXt, linf 4/255"]
+        self.assertEqual([one["name"] for one in made["series"]], names)
+
+    def test_clean_accuracy_alone_at_several_resolutions(self):
+        sizes = [(192, "linf", 0.0, 0.3), (224, "linf", 0.0, 0.4)]
+        own = {"attacks": [], "robust": None, "method": "clean", "accuracy_after": {}}
+        made, table = self.made("resolution", self.resolutions("a", 1, sizes, **own))
+        self.assertEqual([one["name"] for one in made["series"]], ["clean"])
+        self.assertIn("no attack", table)
 
     def test_a_union_names_its_threats(self):
         place = KEPT / "aligned_study" / "pvt_v2-0"
@@ -230,7 +285,7 @@ class FigureTest(Folders):
         self.assertIn("/FontFile2", text)  # TrueType, embedded
         self.assertNotIn("/Type3", text)
 
-    @parameterized.parameters(*contents.KINDS)
+    @parameterized.parameters(*figure.KINDS)
     def test_nothing_overlaps_or_is_cut(self, kind):
         """With names as long as they come: texts lie inside, and do not touch each other."""
         if kind == "radius":
@@ -238,9 +293,13 @@ class FigureTest(Folders):
         elif kind == "certified":
             known = {"0": 0.5, "0.5": 0.25}
             places = [self.certified(f"a longer name {at}", 0.25, known) for at in range(1, 8)]
+        elif kind == "resolution":
+            norms = [("linf", 4 / 255), ("linf", 8 / 255), ("l2", 2.0)]
+            balls = [(s, *b, 0.3) for s in range(192, 385, 32) for b in norms]
+            places = [self.resolutions("one", 1, balls)]
         else:
             places = [self.write(f"a longer name {at}", at) for at in range(1, 8)]
-        content = contents.KINDS[kind]([*map(str, places)], (), None)
+        content = figure.KINDS[kind]([*map(str, places)], (), None)
         with drawing._style():
             drawn = drawing._DRAW[kind](content)
             drawn.canvas.draw()
@@ -347,6 +406,32 @@ class RefusedTest(Folders):
             write(place, seen, image_ids="0..599", **clean)
         self.assertIn("without an attack", self.refused("compare", *places))
 
+    def test_evaluations_at_one_resolution(self):
+        place = self.resolutions("a", 1, [(224, "linf", 4 / 255, 0.3), (224, "linf", 0.1, 0.2)])
+        error = self.refused("resolution", place)
+        self.assertIn(f"{place} has no evaluations of the same attack at several image", error)
+        self.assertIn("evaluate with --image_size=192 --image_size=224", error)
+
+    def test_two_attacks_at_several_resolutions(self):
+        sizes = [(192, "linf", 4 / 255, 0.3), (224, "linf", 4 / 255, 0.4)]
+        place = self.resolutions("a", 1, sizes)
+        self.resolutions("a", 1, sizes, "q", method="apgd-t")
+        error = self.refused("resolution", place)
+        self.assertIn(f"{place} holds 2 attacks at several image sizes; name one", error)
+        self.assertIn(f"{place}#q0", error)
+        made, _ = self.made("resolution", f"{place}#q0")
+        self.assertEqual(len(made["series"]), 2)
+
+    def test_resolutions_of_other_images_or_attacks(self):
+        sizes = [(192, "linf", 4 / 255, 0.3), (224, "linf", 4 / 255, 0.4)]
+        a = self.resolutions("a", 1, sizes)
+        other = self.resolutions("b", 2, sizes, dataset="cifar100")
+        self.assertIn('data set is "cifar10" there, "cifar1', self.refused("resolution", a, other))
+        l2 = [(192, "l2", 0.5, 0.3), (224, "l2", 0.5, 0.4)]
+        other = self.resolutions("c", 2, l2, dataset="cifar100")
+        said = f"{other} and {a} were evaluated on different images"
+        self.assertIn(said, self.refused("resolution", a, other))
+
     def test_a_ladder_that_is_not_finished(self):
         place = self.ladder("a", 1, RADII[:1] + RADII[2:])
         self.assertIn("lacks 0.007843 of its radii; the command", self.refused("radius", place))
@@ -362,7 +447,7 @@ class RefusedTest(Folders):
 
     def test_a_folder_without_records(self):
         (self.folder / "empty").mkdir()
-        for kind in contents.KINDS:
+        for kind in figure.KINDS:
             error = self.refused(kind, self.folder / "empty", self.write(kind, 1))
             self.assertIn("has no records; name a run", error)
             error = self.refused(kind, "nowhere", self.folder / kind)
@@ -552,12 +637,14 @@ class ImagesOfTest(parameterized.TestCase):
 
 class HelpTest(absltest.TestCase):
     def test_the_kinds_of_the_help_are_those_that_exist(self):
-        self.assertEqual([*command.KINDS], [*contents.KINDS])
-        self.assertEqual([*contents.KINDS], [*drawing._DRAW])
+        self.assertEqual([*command.KINDS], [*figure.KINDS])
+        self.assertEqual([*figure.KINDS], [*drawing._DRAW])
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             command.main(["--help"])
-        self.assertIn("attacks, radius, compare or certified", " ".join(out.getvalue().split()))
+        self.assertIn(
+            "attacks, radius, compare, certified or resolution", " ".join(out.getvalue().split())
+        )
 
 
 if __name__ == "__main__":

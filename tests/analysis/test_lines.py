@@ -160,9 +160,11 @@ class RowsTest(parameterized.TestCase):
 
     def test_flags_are_those_of_evaluate(self):
         known = {field.name for field in dataclasses.fields(EvaluateFlags)}
-        texts = {
-            text for p in tables.PAPERS for *_, line in lines.of_tables(p) for text in line.flags
-        }
+        every = [line for p in tables.PAPERS for *_, line in lines.of_tables(p)]
+        texts = {text for line in every for text in line.flags}
+        for _, attack, sizes in lines._CURVES.values():
+            (evaluate, _) = next(line for line in every if line.run).curve(attack, sizes)
+            texts.add(evaluate.partition(" --workdir ")[2].partition(" ")[2])
         self.assertGreater(len(texts), 15)
         for text in texts:
             words = [word.removeprefix("--") for word in text.split() if word.startswith("--")]
@@ -377,6 +379,17 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(len(re.findall(r"^- Row \d+: ", out, re.MULTILINE)), 457)
         train = "      jaxrobust train --config configs/cifar_bat.py:advrush_7_96,selection=test\n"
         self.assertIn(train, out)
+
+    def test_resolutions_that_a_figure_chose(self):
+        """Each row of Table 3 has the attack of Figure 3 at its sizes, and the picture of it."""
+        out = self.call("--commands", "--paper", "revisiting_at", "--table", "3")
+        self.assertEqual(out.count("How its size was chosen (Figure 3)"), 8)
+        run = "runs/revisiting_at-vit_s-epochs=300"
+        sizes = " ".join(f"--image_size {size}" for size in (192, 224, 256, 288, 320, 352, 384))
+        how = "--attack apgd-t --steps 40 --targets 3"
+        self.assertIn(f"      jaxrobust evaluate --workdir {run} {how} {sizes}\n", out)
+        picture = f"--kind resolution --out {run}/resolution.pdf"
+        self.assertIn(f"      jaxrobust figure {run}/evaluation {picture}\n", out)
 
     def test_of_one_table_into_a_folder(self):
         place = Path(self.create_tempdir()) / "new"

@@ -13,7 +13,7 @@ from jaxrobust.types import fraction
 
 MOST_LINES = 7  # of one figure: the palette has no more that can be told apart
 MOST_ROWS = 30  # networks of a comparison: more are no figure of a column
-_EXACT = (
+EXACT = (
     rf"exact (Clopper--Pearson) {100 * LEVEL:.0f}\,\% intervals, each for itself"  # of the images
 )
 
@@ -49,7 +49,7 @@ class FigureContent(NamedTuple):
 
 def attacks(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
     """Show the accuracy of each network as it is and after each attack of a cascade."""
-    _few_enough(places)
+    few_enough(places)
     shown = figure_records.cascades(places, threat)
     names = figure_records.names(shown, given)
     steps = list(dict.fromkeys(key for one in shown for key in one.record.accuracy_after or ()))
@@ -57,7 +57,7 @@ def attacks(places: Sequence[str], given: Sequence[str], threat: str | None) -> 
     series = []
     for name, one in zip(names, shown, strict=True):
         after = one.record.accuracy_after or {}
-        values = [_known(one, one.record.clean)]
+        values = [known(one, one.record.clean)]
         for step in steps:  # what a record does not list, as a replay, removed nothing
             value = after.get(step)
             values.append(values[-1] if value is None else value)
@@ -73,18 +73,18 @@ def attacks(places: Sequence[str], given: Sequence[str], threat: str | None) -> 
         rf"Accuracy in \% on images as they are (clean) and {order}: "
         f"{latex.attack_words(first.record)}, {latex.threat_words(first.record)}; "
         f"{latex.images_words(first.record, first.images)}. Intervals of the last column and bars: "
-        f"{_EXACT}."
+        f"{EXACT}."
     )
     ticks = ["clean", *map(latex.attack_name, steps)]
     return FigureContent(
         *("attacks", ticks, [float(at) for at in range(len(ticks))], "", series, [], caption),
-        *(rows, list(_sources(names, shown)), _notes(names, [[one.record] for one in shown])),
+        *(rows, list(sources(names, shown)), notes(names, [[one.record] for one in shown])),
     )
 
 
 def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
     """Show the accuracy of each network within rising radii, which a ladder has evaluated."""
-    _few_enough(places)
+    few_enough(places)
     if threat:
         raise ValueError(
             "a ladder has all radii of its norm; leave --threat out, and name one of several "
@@ -98,7 +98,7 @@ def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> F
     radii = sorted({radius for own in points for radius in own})
     of_255 = norm == "linf" and all("/255" in fraction(r) for r in radii if r)
     words = [fraction(r) if of_255 else f"{r:.4g}" for r in radii]
-    series = [Series(name, *_along(own, radii)) for name, own in zip(names, points, strict=True)]
+    series = [Series(name, *along(own, radii)) for name, own in zip(names, points, strict=True)]
     rows = [[rf"${latex.NORMS[norm]}$ radius", *map(latex.escaped, names)]]
     for at in range(len(radii)):
         cells = [
@@ -113,24 +113,24 @@ def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> F
         f"{latex.attack_words(largest.record)}, whose points count at every radius that contains "
         f"them; radii 0 to ${words[-1]}$ of pixels in $[0, 1]$; "
         f"{latex.images_words(largest.record, largest.images)}. Radius 0 is clean accuracy. "
-        f"Brackets and bands: {_EXACT}."
+        f"Brackets and bands: {EXACT}."
     )
     scale = 255 if of_255 else 1
     axis = rf"${latex.NORMS[norm]}$ radius" + (" (in 1/255)" if of_255 else "")
     every = [[one.record for one in rungs] for rungs in shown]
     return FigureContent(
         *("radius", words, [scale * r for r in radii], axis, series, []),
-        *(caption, rows, list(_sources(names, [rungs[-1] for rungs in shown]))),
-        notes=_notes(names, every),
+        *(caption, rows, list(sources(names, [rungs[-1] for rungs in shown]))),
+        notes=notes(names, every),
     )
 
 
 def _points(rungs: Sequence[FigureRecord]) -> dict[float, tuple[float, int]]:
     """List the accuracy and the number of images at each radius of a ladder; at 0 it is clean."""
-    own = {0.0: (_known(rungs[0], rungs[0].record.clean), rungs[0].images)}
+    own = {0.0: (known(rungs[0], rungs[0].record.clean), rungs[0].images)}
     for one in rungs:
         if one.record.attacks:
-            own[one.record.threats[0].epsilon] = (_known(one, one.record.robust), one.images)
+            own[one.record.threats[0].epsilon] = (known(one, one.record.robust), one.images)
     return own
 
 
@@ -143,7 +143,7 @@ def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -
     if threat:
         raise ValueError("what is certified holds at every radius in l2; leave --threat out")
     shown = [one for place in places for one in figure_records.certified(place)]
-    _few_enough([one.place for one in shown])
+    few_enough([one.place for one in shown])
     figure_records.check_together(shown)
     facts: list[Any] = [one.record.certified for one in shown]
     own = [f"noise {fact['sigma']:g}" for fact in facts]
@@ -158,11 +158,11 @@ def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -
     attacked = _points(ladder) if ladder else {}
     radii = sorted({*attacked, *(radius for curve in curves for radius in curve)})
     series = [
-        Series(name, *_along(_stepped(curve, radii), radii))
+        Series(name, *along(_stepped(curve, radii), radii))
         for name, curve in zip(names, curves, strict=True)
     ]
     if attacked:
-        series.append(Series("attacked, no noise", *_along(attacked, radii)))
+        series.append(Series("attacked, no noise", *along(attacked, radii)))
     steps = [radius for radius in curves[-1] if radius in attacked or not attacked]
     rows = [[rf"${latex.NORMS['l2']}$ radius", *(latex.escaped(one.name) for one in series)]]
     for radius in steps:
@@ -180,7 +180,7 @@ def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -
         rf"Accuracy in \% that randomised smoothing certifies within ${latex.NORMS['l2']}$ balls: "
         f"{latex.number(first['draws'])} draws, an image's certificate fails with probability "
         f"{first['alpha']:g}; {latex.images_words(shown[0].record, shown[0].images)}.{beside} "
-        f"Bands: {_EXACT}."
+        f"Bands: {EXACT}."
     )
     return FigureContent(
         kind="certified",
@@ -191,8 +191,8 @@ def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -
         letters=[],
         caption=caption,
         rows=rows,
-        sources=list(_sources(names, shown)),
-        notes=_notes(names, [[one.record] for one in shown]),
+        sources=list(sources(names, shown)),
+        notes=notes(names, [[one.record] for one in shown]),
     )
 
 
@@ -207,9 +207,10 @@ def _stepped(
     }
 
 
-def _along(
+def along(
     own: dict[float, tuple[float, int]], radii: Sequence[float]
 ) -> tuple[list[float], list[tuple[float, float]]]:
+    """Return accuracies and their intervals at all places of an axis; NaN where there is none."""
     none = float("nan")
     values = [own[r][0] if r in own else none for r in radii]
     ends = [checks.binomial_interval(*_of(own[r])) if r in own else (none, none) for r in radii]
@@ -250,21 +251,19 @@ def compare(places: Sequence[str], given: Sequence[str], threat: str | None) -> 
     caption = (
         rf"Clean and robust accuracy in \%: {latex.attack_words(record)}, "
         f"{latex.threat_words(record)}; {latex.images_words(record, n)}. Intervals of robust "
-        f"accuracy: {_EXACT}. Networks that share a letter cannot be told apart at the level of "
+        f"accuracy: {EXACT}. Networks that share a letter cannot be told apart at the level of "
         rf"{100 * (1 - LEVEL):.0f}\,\% ({which}{corrected})."
     )
     said = [left_out.replace("*", "")] if left_out else []
     return FigureContent(
         *("compare", [], [], "robust accuracy (%)", series, given_letters, caption, rows),
-        list(_sources([names[at] for at in order], [held[at] for at in order])),
-        said + _notes(names, [[one.record] for one in loaded]),
+        list(sources([names[at] for at in order], [held[at] for at in order])),
+        said + notes(names, [[one.record] for one in loaded]),
     )
 
 
-KINDS = {"attacks": attacks, "radius": radius, "compare": compare, "certified": certified}
-
-
-def _few_enough(places: Sequence[str]) -> None:
+def few_enough(places: Sequence[str]) -> None:
+    """Refuse more lines than the palette has colours."""
     if len(places) > MOST_LINES:
         raise ValueError(
             f"a figure of lines shows at most {MOST_LINES} networks, whose colours can be told "
@@ -272,7 +271,8 @@ def _few_enough(places: Sequence[str]) -> None:
         )
 
 
-def _known(one: FigureRecord, value: float | None) -> float:
+def known(one: FigureRecord, value: float | None) -> float:
+    """Return an accuracy of a record; refuse one that it lacks."""
     if value is None:
         raise ValueError(
             f"{one.place} has a record without a clean or a robust accuracy, which the figure "
@@ -289,7 +289,8 @@ def _series(name: str, values: list[float], n: int) -> Series:
     return Series(name, values, [checks.binomial_interval(*_of((value, n))) for value in values])
 
 
-def _sources(names: Sequence[str], shown: Sequence[FigureRecord]) -> Iterator[str]:
+def sources(names: Sequence[str], shown: Sequence[FigureRecord]) -> Iterator[str]:
+    """Yield a line for each record: its file, its evaluation, its weights."""
     for name, one in zip(names, shown, strict=True):
         record = one.record
         sha = str(record.weights_sha256 or "not known")[:12]
@@ -299,7 +300,8 @@ def _sources(names: Sequence[str], shown: Sequence[FigureRecord]) -> Iterator[st
         )
 
 
-def _notes(names: Sequence[str], of: Sequence[Sequence[AccuracyRecord]]) -> list[str]:
+def notes(names: Sequence[str], of: Sequence[Sequence[AccuracyRecord]]) -> list[str]:
+    """List what puts the records of each network in doubt."""
     every = (
         note
         for name, own in zip(names, of, strict=True)

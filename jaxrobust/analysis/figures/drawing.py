@@ -119,9 +119,17 @@ def _radius(content: FigureContent, steps: bool = False) -> Any:
             markevery=max(len(xs) // 6, 1) if stepped else 1,
         )
     panel.set_xlabel(content.axis)
-    panel.set_xlim(-0.02 * content.places[-1], 1.02 * content.places[-1])
+    first, last = content.places[0], content.places[-1]
+    panel.set_xlim(first - 0.02 * (last - first), last + 0.02 * (last - first))
     _accuracy(panel, content.series)
     _legend(figure, content.series)
+    return figure
+
+
+def _resolution(content: FigureContent) -> Any:
+    """Draw the curves of `_radius` above the sizes that were tested."""
+    figure = _radius(content)
+    figure.axes[0].set_xticks(content.places, content.ticks)
     return figure
 
 
@@ -154,6 +162,7 @@ _DRAW: dict[str, Callable[[FigureContent], Any]] = {
     "radius": _radius,
     "compare": _compare,
     "certified": partial(_radius, steps=True),
+    "resolution": _resolution,
 }
 
 

@@ -4,9 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.analysis.figures import contents, drawing, latex
+from jaxrobust.analysis.figures import contents, drawing, latex, resolution_contents
 from jaxrobust.analysis.plotting import plotting
 from jaxrobust.runtime.files import jsonl, whole
+
+KINDS = {
+    "attacks": contents.attacks,
+    "radius": contents.radius,
+    "compare": contents.compare,
+    "certified": contents.certified,
+    "resolution": resolution_contents.resolution,
+}
 
 
 def make(
@@ -16,7 +24,7 @@ def make(
 
     Args:
       places: folders of evaluations, runs, or files of records, as `PLACE[#NUMBER]`.
-      kind: a key of `contents.KINDS`.
+      kind: a key of `KINDS`.
       out: the picture; its suffix says what it is, and the table beside it ends with `.tex`.
       names: what the networks are called, in the order of `places`; empty: what tells them apart.
       threat: only evaluations under it, `NORM:RADIUS`.
@@ -26,7 +34,7 @@ def make(
     """
     table = _table_of(out)
     plotting()  # refuses before anything is read
-    content = contents.KINDS[kind](places, names, threat)
+    content = KINDS[kind](places, names, threat)
     picture = drawing.rendered(content, out.suffix[1:])
     comments = [f"{out.name}, kind {kind}", *content.sources, *content.notes]
     text = latex.table(out.stem, content.caption, content.rows, comments)

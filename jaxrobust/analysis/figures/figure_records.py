@@ -9,6 +9,7 @@ from jaxrobust.evaluation.records import comparable, records
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 
 _RADII = ("radius", "ladder", "images met by the first attack alone")  # that rungs differ in
+_RESOLUTIONS = ("image size", "preprocessing", "norm", "radius")  # that resolutions differ in
 _LONGEST = 40  # letters of a name that is taken from a record or a folder
 
 
@@ -94,6 +95,81 @@ def ladder_in_l2(place: str, beside: FigureRecord) -> list[FigureRecord]:
         return []
     l2 = rungs[-1].record.threats[0].norm == "l2"
     return rungs if l2 and _images_of(rungs[-1]) == _images_of(beside) else []
+
+
+def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
+    """Read the evaluations of a network at several image sizes by one attack, smallest size first.
+
+    A size may have several, of other norms or radii.
+    """
+    folder, wanted, held = _checked(place, all_of_the_folder=True)
+    ball = None if threat is None else evaluations.ball_of(threat)
+    groups: dict[str, dict[str, Ours]] = {}
+    for key, ours in held.items():
+        record = ours.record
+        alone = len({*comparable.balls(record)}) < 2 and not (record.ladder or record.is_union)
+        if (
+            record.image_size
+            and alone
+            and not record.certified
+            and ball in (None, {*comparable.balls(record)})
+        ):
+            groups.setdefault(_attacked_alike(ours), {})[key] = ours
+    groups = {
+        text: own
+        for text, own in groups.items()
+        if len({ours.record.image_size for ours in own.values()}) > 1
+    }
+    attacked = {k: own for k, own in groups.items() if next(iter(own.values())).record.attacks}
+    if wanted:
+        groups = {k: own for k, own in groups.items() if any(n.startswith(wanted) for n in own)}
+    elif attacked:
+        groups = attacked
+    if not groups:
+        raise ValueError(
+            f"{place} has no evaluations of the same attack at several image sizes, so that no "
+            "figure of resolutions can be made of it; evaluate with --image_size=192 "
+            "--image_size=224, or name another place"
+        )
+    if len(groups) > 1:
+        firsts = dict(next(iter(own.items())) for own in groups.values())
+        listed = evaluations.few(evaluations.addresses(folder, firsts))
+        raise ValueError(
+            f"{place} holds {len(groups)} attacks at several image sizes; name one evaluation of "
+            f"one of them: {listed}"
+        )
+    (own,) = groups.values()
+    latest = {(o.record.image_size, *comparable.balls(o.record)): o for o in own.values()}
+    return [
+        FigureRecord(place, latest[key])
+        for key in sorted(latest, key=lambda key: (key[0] or 0, *key[1:]))
+    ]
+
+
+def _attacked_alike(ours: Ours) -> str:
+    """Write as a text what the evaluations of a curve share, whatever their size and ball."""
+    record = ours.record
+    images = (record.dataset, record.split, record.image_ids)
+    attack = (record.method, record.search_dtype, record.seed)
+    return str((record.weights_sha256 or record.weights, *images, *attack))
+
+
+def check_resolutions(shown: Sequence[Sequence[FigureRecord]]) -> None:
+    """Refuse networks that other images or attacks than the first one's have tested."""
+    every = [one for of in shown for one in of]
+    _check_each_once([(one.place, one.ours) for one in every])
+    of_norm: dict[str, list[FigureRecord]] = {}
+    for one in every:
+        norm = one.record.threats[0].norm if one.record.attacks else ""
+        of_norm.setdefault(norm, []).append(one)
+    for same in of_norm.values():  # settings of an attack differ between norms
+        check_together(same, _RESOLUTIONS)
+    for one in every:
+        if _images_of(one)[:3] != _images_of(every[0])[:3]:
+            raise ValueError(
+                f"{one.place} and {every[0].place} were evaluated on different images; evaluate "
+                "both on the same ones, or make a figure of each"
+            )
 
 
 def _images_of(one: FigureRecord) -> tuple[str | None, ...]:

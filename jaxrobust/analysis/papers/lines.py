@@ -8,7 +8,7 @@ each of them.
 import functools
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxrobust.analysis.papers import rules_cifar, rules_imagenet, tables, training_words
@@ -30,6 +30,10 @@ _PERTURBED = {
 }
 _PUBLISHED_ON = "imagenet2012"  # whose images all published networks of the tables are of
 _FILES = "CIFAR-10-C"  # the folder that people have, in lines
+# Tables whose test resolutions were chosen by a figure: its attack and its sizes.
+_CURVES = {
+    ("revisiting_at", "table_3"): ("Figure 3", "apgd-t --steps 40 --targets 3", range(192, 385, 32))
+}
 _CORES = 64  # of the pod whose batch a core the thesis tells
 _ABOUT = (
     "What measures each row: trained here, or downloaded where a second way stands below it. "
@@ -83,6 +87,17 @@ class RowLine(NamedTuple):
             how = f"--weights {folder} --dataset {_PUBLISHED_ON}"
             texts += [f"jaxrobust evaluate {how} {flags}" for flags in self.flags]
         return [*texts, *self.commands]
+
+    def curve(self, attack: str, sizes: Iterable[int]) -> list[str]:
+        """Write what attacks its run at several image sizes, and draws accuracy over them."""
+        if not self.run:
+            return []
+        where = " ".join(f"--image_size {size}" for size in sizes)
+        picture = f"{self.run.workdir}/resolution.pdf"
+        return [
+            f"jaxrobust evaluate --workdir {self.run.workdir} --attack {attack} {where}",
+            f"jaxrobust figure {self.run.workdir}/evaluation --kind resolution --out {picture}",
+        ]
 
     def start(self) -> str:
         """Say from which run the training starts; "" where from none."""
@@ -185,6 +200,7 @@ def document(name: str, shown: list[Filled], *, measured: bool, only: int | None
 def _table(shown: Filled, measured: bool, only: int | None) -> str:
     table = shown.table
     told = varying(table)
+    figure, attack, sizes = _CURVES.get((table.paper, table.id), ("", "", ()))
     parts = [f"## {tables.title(table)}: {table.caption}"]
     for index, row in enumerate(table.rows):
         if only not in (None, index):
@@ -198,4 +214,7 @@ def _table(shown: Filled, measured: bool, only: int | None) -> str:
         line = of_row(table, row)
         parts += ["\n".join(f"      {text}" for text in line.texts())] * bool(line.texts())
         parts += [f"  {said}" for said in (line.start(), line.why) if said]
+        if figure and (texts := line.curve(attack, sizes)):
+            about = f"How its size was chosen ({figure}), and a picture of that:"
+            parts += [f"  {about}", "\n".join(f"      {text}" for text in texts)]
     return "\n\n".join(parts)

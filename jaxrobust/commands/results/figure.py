@@ -1,11 +1,12 @@
 """Draw records as a figure of a paper, with the LaTeX table beside it.
 
-`jaxrobust figure RECORDS --kind attacks|radius|compare|certified --out FIG.pdf`. RECORDS are
-folders of evaluations, runs, or results.jsonl files, with `#NUMBER` behind them where they hold
+`jaxrobust figure RECORDS --kind attacks|radius|compare|certified|resolution --out FIG.pdf`. RECORDS
+are folders of evaluations, runs, or results.jsonl files, with `#NUMBER` behind them where they hold
 several. FIG.pdf, FIG.svg or FIG.png is one column of a paper wide, and FIG.tex is the table.
 `attacks` shows the accuracy after each attack of a cascade, `radius` that of a ladder within rising
 radii, `compare` robust accuracies and which of them McNemar's test tells apart, `certified` what
-smoothing certifies within rising radii, beside a ladder in l2 of the same folder. All have 95 %
+smoothing certifies within rising radii, beside a ladder in l2 of the same folder, `resolution`
+clean and robust accuracy at several test resolutions (`evaluate --image_size`). All have 95 %
 intervals.
 Records of other images, threats or attacks are refused, with all that differs.
 
@@ -23,7 +24,7 @@ from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 
-KINDS = ("attacks", "radius", "compare", "certified")
+KINDS = ("attacks", "radius", "compare", "certified", "resolution")
 
 
 @dataclass(frozen=True, kw_only=True)
