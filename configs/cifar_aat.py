@@ -16,7 +16,8 @@ Keys that are no defaults, by `jaxrobust why configs/cifar_aat.py:robustresnet_a
     model.name                "robustresnet_a1": Table 2
     model.num_classes         10: ours: as the data set has them
     model.image_size          32: Table 2; authors' code for Tiny-ImageNet
-    model.options.activation  "silu": authors' code: SiLU
+    model.options.activation  "silu": authors' code: SiLU; ours: ResNets of other data take the stem
+          of 32 px
     init.normalize            "cifar10": authors' code: the data set's mean and std
     data.name                 "cifar10": Table 2; authors' code for Tiny-ImageNet
     data.train_split          "train[1024:]": authors' code: 1,024 training images choose the epoch;
@@ -84,8 +85,7 @@ from jaxrobust.config import ArgumentError, base, read_arguments
 
 ROWS = ("resnet18,data=cifar100,activation=relu", "resnet18,extra=500k,activation=relu")
 SOURCES = cifar_bat.SOURCES | {
-    "model.options": "ours: ResNets of other data take the stem of 32 px",
-    "model.options.activation": "authors' code: SiLU",
+    "model.options": "authors' code: SiLU; ours: ResNets of other data take the stem of 32 px",
     "init.normalize": "authors' code: the data set's mean and std",
     "data.*_split": "authors' code: 1,024 training images choose the epoch; ours: which",
     "data.extra": "the paper: 500,000 images with pseudo-labels of Carmon et al. 2019",

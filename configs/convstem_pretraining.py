@@ -27,9 +27,9 @@ Keys that are no defaults, by `jaxrobust why configs/convstem_pretraining.py:con
     test.batch_size        512: ours: what fits, which changes no result
     test.steps             1: ours: clean networks withstand no step
 
-Published clean accuracies, in %:
-convnext_t_cvst 80.9, iso_convnext_s_cvst 79.2, vit_s_cvst 79.3, all after 100 epochs; vit_m_cvst
-81.8, convnext_s_cvst 81.6, vit_b_cvst 81.6, convnext_b_cvst 82.6, internimage_t_ps 82.8, after 50.
+Published clean accuracies, in %: convnext_t_cvst 80.9, iso_convnext_s_cvst 79.2, vit_s_cvst 79.3,
+all after 100 epochs; vit_m_cvst 81.8, convnext_s_cvst 81.6, vit_b_cvst 81.6, convnext_b_cvst 82.6,
+internimage_t_ps 82.8, after 50.
 
 `revisiting_at.py:MODEL` starts from the run of this config beside its own, and makes it first where
 it is not finished. Without a network, begin it with timm's weights from a folder that `jaxrobust

@@ -114,8 +114,8 @@ SOURCES = {
     "train.epochs": "authors' code: 400 for 1m; ours: the others, of which their page has none",
     "train.batch_size": "authors' code: 512 for 1m; ours: the others, of which their page has none",
     "train.lr": "authors' code: 0.2",
-    "train.schedule": "authors' code: PyTorch's OneCycleLR, by epochs: to the peak in 2.5 % of them "
-    "and along a cosine down",
+    "train.schedule": "authors' code: PyTorch's OneCycleLR, by epochs: to the peak in 2.5 % of "
+    "them and along a cosine down",
     "train.warmup_epochs": "authors' code: 2.5 % of the epochs",
     "train.warmup_lr": "authors' code: a 25th of the peak",
     "train.final_lr": "authors' code: the first rate over 1e4",

@@ -73,8 +73,7 @@ Published, in % (clean and APGD-CE with 5 restarts at 4/255):
     Clean    xcit_s12, xcit_m12, xcit_l12, each with data=imagenet,augmentation=mcre,objective=clean
              for 100 epochs: 80.36, 81.71, 82.65 (section 4.1.9)
 
-Two runs with the same settings differ by about 0.4 and 0.1. With three views the learning rate grows
-with the batch.
+Two runs with the same settings differ by about 0.4 and 0.1.
 Hardware, wall time, accuracies of ours: not yet measured.
 """
 

@@ -105,8 +105,8 @@ Keys that are no defaults, by `jaxrobust why configs/revisiting_at.py:vit_s_cvst
 Where paper and code differ we follow the paper for the clean weights, and the code for label
 smoothing, which belongs to mixing and so is off with basic and light augmentation, and for the
 moving average of 0.9999, the default. Of InternImage (appendix C.3) neither the batch is told nor
-what is decayed nor how the best epoch is chosen: here these are ConvNeXt-T's. Its head has the only batch norm of these networks, whose
-running statistics the attack reads.
+what is decayed nor how the best epoch is chosen: here these are ConvNeXt-T's. Its head has the only
+batch norm of these networks, whose running statistics the attack reads.
 
 Cost at best: an epoch against the attack takes 0.13 hours of one v5e chip for convnext_t_cvst, 0.46
 for convnext_b_cvst and 0.14 for vit_s_cvst by peak FLOPs, 0.50, 1.21 and 0.47 by the cycles that
@@ -206,8 +206,8 @@ SOURCES = {
     "train.warmup_epochs": "appendix A.2: the peak is at epoch 10, of 250 and 300 at 20",
     "train.weight_decay": "Table 17",
     "train.from_random": "Table 1: an attack on random weights is meant",
-    "attack.name": "Table 12, which does not say PGD's step and start: the attack's own and the image "
-    "are ours",
+    "attack.name": "Table 12, which does not tell PGD's step and start; ours: the attack's own "
+    "step, from the image",
     "attack.steps": "Tables 2, 11 and 12",
     "evaluation.steps": "appendix A.3: one step chooses the epoch of small networks, ten of others",
 }

@@ -161,19 +161,19 @@ SOURCES = light_recipe.SOURCES | {
     "data.name": "Table 6 and thesis, Table 7",
     "data.*_split": "ours: images that choose the epoch are none of the reported ones",
     "data.augmentation": "appendix D.6: RandAugment; thesis, section 4.2.1: on CIFAR no colour "
-    "jitter, where later runs of the repository have it (0.25), crops and rotations; else the light "
-    "recipe's, of clean runs DeiT's",
+    "jitter, where later runs of the repository have it (0.25), crops and rotations; else the "
+    "light recipe's, of clean runs DeiT's",
     "train.objective": "thesis, section 4.2: TRADES on CIFAR; its clean runs",
-    "train.epochs": "appendix D.6 and thesis, section 4.2: 20; authors' code of XCiT: and 2 (CIFAR) "
-    "or 10 more",
+    "train.epochs": "appendix D.6 and thesis, section 4.2: 20; authors' code of XCiT: and 2 "
+    "(CIFAR) or 10 more",
     "train.lr": "appendix D.6; authors' code of XCiT, with 2.83e-4 on CIFAR later",
     "train.batch_size": "appendix D.6, where ours is 32 in place of 30 (flowers); thesis, section "
     "4.2, where later runs of the repository have 1,024 on CIFAR",
     "train.weight_decay": "appendix D.6; authors' code; thesis, Table 4",
     "train.warmup_epochs": "appendix D.6: 2; authors' code: 5",
     "train.final_lr": "authors' code: 5e-6",
-    "train.ema_decay": "ours: 0.99 of the ConvNeXts, because of so few steps an average of 0.9999 is "
-    "the start; authors' code of XCiT: no average",
+    "train.ema_decay": "ours: 0.99 of the ConvNeXts, because of so few steps an average of 0.9999 "
+    "is the start; authors' code of XCiT: no average",
     "train.from_random": "thesis, Table 8",
     "attack.name": "authors' code; thesis, section 4.2: FGSM, on CIFAR ten steps of PGD",
     "attack.steps": "appendix D.6 and thesis, section 4.2: ten on CIFAR, else two of APGD or one",
