@@ -57,7 +57,7 @@ Keys that are no defaults, by `jaxrobust why configs/several_norms.py:wrn_28_10`
     attack.norm           ["linf", "l2", "l1"]: the paper: linf and l1 are trained; l2 lies between,
           and counts in the union
     attack.epsilon        [0.03137254901960784, 0.5, 12.0]: authors' code: 8/255, 0.5 and 12 of
-          CIFAR-10; 4/255, 2 and 255 of ImageNet
+          CIFAR-10; the paper: 4/255, 2 and 255 of ImageNet
     attack.mix            "extreme": the paper: E-AT; ours: the others, worst and average as Tramèr
           & Boneh 2019, msd as Maini et al. 2020, pair as Jiang & Singh 2024
     attack.steps          10: ours: ten steps of APGD at 32 px, two at 224 px
@@ -112,7 +112,8 @@ SOURCES = {
     "train.decay_mask": "authors' code: of all parameters where it fine-tunes",
     "train.ema_decay": "authors' code: no average",
     "attack.norm": "the paper: linf and l1 are trained; l2 lies between, and counts in the union",
-    "attack.epsilon": "authors' code: 8/255, 0.5 and 12 of CIFAR-10; 4/255, 2 and 255 of ImageNet",
+    "attack.epsilon": "authors' code: 8/255, 0.5 and 12 of CIFAR-10; the paper: 4/255, 2 and 255 "
+    "of ImageNet",
     "attack.mix": "the paper: E-AT; ours: the others, worst and average as Tramèr & Boneh 2019, "
     "msd as Maini et al. 2020, pair as Jiang & Singh 2024",
     "train.objective": "ours: with mix=ramp that of Jiang & Singh 2024",
