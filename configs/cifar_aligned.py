@@ -21,11 +21,45 @@ resnet50 or wide_resnet50_2 is trained on ImageNette, class folders under imagen
 (--config.data.name=folder:PATH). What else a network has is an option, such as
 --config.model.options.depths=(1,1,1,1).
 
-100 epochs of 128 images with AdamW, weight decay 0.05 of everything; the rate is 0 in the first
-epoch, 2.5e-4 from the ninth on, and falls along a cosine from the eleventh to 1.1e-5 in the last,
-as DIG-Beihang/RobustART's schedulers have it. Its AutoAugment comes before crop and flip. The
-attack is PGD-15 at 8/255 with steps of 0.8/255 from uniform noise, and sees running statistics. The
-epoch is chosen by clean accuracy.
+Keys that are no defaults, by `jaxrobust why configs/cifar_aligned.py:cifar_vit`:
+
+    seed                  34257: authors' code
+    model.name            "cifar_vit": Table 1
+    model.num_classes     10: Table 1: CIFAR-10; ImageNette has as many
+    model.image_size      32: Table 1: 32; Table 4: 224
+    init.normalize        "cifar10-robustart": authors' code: their mean and std of CIFAR-10,
+          ImageNet's for ImageNette
+    data.name             "cifar10": Tables 1 and 4
+    data.train_split      "train[:49000]": ours: the last 1,000 training images choose the epoch;
+          authors' code, with selection=test: the reported ones
+    data.selection_split  "train[49000:]": ours: the last 1,000 training images choose the epoch;
+          authors' code, with selection=test: the reported ones
+    data.test_split       "test": ours: the last 1,000 training images choose the epoch; authors'
+          code, with selection=test: the reported ones
+    data.augmentation     "robustart": authors' code: AutoAugment before crop and flip
+    train.epochs          100: authors' code: 100
+    train.batch_size      128: authors' code: 128
+    train.lr              0.00025: authors' code: 2.5e-4, released for ViT
+    train.schedule        "late-cosine": authors' code: RobustART's schedulers: the peak from the
+          ninth epoch on, a cosine from the eleventh to 1.1e-5 in the last
+    train.warmup_epochs   8: authors' code: 8
+    train.warmup_lr       0.0: authors' code: the first epoch has a rate of 0
+    train.decay_mask      "all": authors' code: of all parameters
+    train.b2              0.999: authors' code: AdamW's default
+    train.ema_decay       0.0: authors' code: no average
+    attack.name           "pgd": authors' code: PGD
+    attack.epsilon        0.03137254901960784: Table 1: 8/255
+    attack.steps          15: authors' code: 15; the paper says 10
+    attack.relative_step  0.1: authors' code: 0.8/255
+    attack.start          "uniform-boxed": authors' code: uniform, cut to the box
+    evaluation.attack     "pgd-20": authors' code: PGD-20
+    evaluation.step_size  0.002352941176470588: authors' code
+    evaluation.start      "uniform-boxed": authors' code: uniform, cut to the box
+    evaluation.weights    "raw": authors' code: no average
+    evaluation.metric     "clean": authors' code: clean accuracy chooses the epoch
+
+AdamW with a weight decay of 0.05 is the default, as are the running statistics that the attack
+sees. The authors' code is DIG-Beihang/RobustART.
 
 Published, in % (parameters in millions; accuracy of mode=clean; then of mode=adversarial clean,
 PGD-20 at Linf 8/255, AutoAttack, PGD-20 at L2 1.5 and at L1 40, and all of these at once):
@@ -92,7 +126,8 @@ SOURCES = {
     "train.epochs": "authors' code: 100",
     "train.batch_size": "authors' code: 128",
     "train.lr": "authors' code: 2.5e-4, released for ViT",
-    "train.schedule": "authors' code: RobustART's warm-up and cosine",
+    "train.schedule": "authors' code: RobustART's schedulers: the peak from the ninth epoch on, a "
+    "cosine from the eleventh to 1.1e-5 in the last",
     "train.warmup_epochs": "authors' code: 8",
     "train.warmup_lr": "authors' code: the first epoch has a rate of 0",
     "train.decay_mask": "authors' code: of all parameters",

@@ -22,13 +22,45 @@ The arguments are a network and then, with their defaults first,
 
 A network is robustresnet_a1 to _a4, wrn_a1 to _a4, wrn_28_10, wrn_34_12, wrn_46_14, wrn_70_16 or
 wrn_34_r, one of the searched ones (robnet_large_v2, advrush_7_96, racl_7_104), resnet18 or
-resnet50. It takes pixels as they are.
+resnet50. The attack sees running statistics. A record says whether the epoch was chosen on the
+images reported.
 
-100 epochs of 128 images, SGD with 0.1 that falls tenfold at epochs 75 and 90, momentum 0.9, weight
-decay 2e-4 of everything, gradients clipped to a norm of 5; crops and flips, of CIFAR-100 rotations
-too. The attack is PGD-10 at 8/255 with steps of 2/255 from noise on the image (0.001 for TRADES, a
-step for the others), and sees running statistics. The epoch is chosen by PGD-20 of 0.8/255 after
-each (theirs: from the 50th on), and a record says whether it was chosen on the images reported.
+Keys that are no defaults, by `jaxrobust why configs/cifar_bat.py:robustresnet_a1`:
+
+    model.name            "robustresnet_a1": Table 2
+    model.num_classes     10: ours: as the data set has them
+    model.image_size      32: Table 2; authors' code for Tiny-ImageNet
+    init.normalize        "none": authors' code: pixels as they are
+    data.name             "cifar10": Table 2; authors' code for Tiny-ImageNet
+    data.train_split      "train[:49000]": ours: the last 1,000 training images choose the epoch;
+          authors' code, with selection=test: the reported ones
+    data.selection_split  "train[49000:]": ours: the last 1,000 training images choose the epoch;
+          authors' code, with selection=test: the reported ones
+    data.test_split       "test": ours: the last 1,000 training images choose the epoch; authors'
+          code, with selection=test: the reported ones
+    data.augmentation     "crop|flip": authors' code: crops and flips, of CIFAR-100 rotations too
+    train.objective       "trades": Table 2: TRADES; authors' code: the others
+    train.epochs          100: authors' code: 100
+    train.batch_size      128: authors' code: 128
+    train.lr              0.1: authors' code: 0.1
+    train.schedule        "step": authors' code: a tenth at two epochs
+    train.warmup_epochs   0: authors' code: none
+    train.lr_steps        [75, 90]: authors' code: 75 and 90
+    train.optimizer       "sgd": authors' code: SGD with momentum 0.9
+    train.weight_decay    0.0002: authors' code: 2e-4
+    train.decay_mask      "all": authors' code: of all parameters
+    train.clip_norm       5.0: authors' code: 5
+    train.ema_decay       0.0: authors' code: no average
+    attack.name           "pgd": authors' code: PGD
+    attack.epsilon        0.03137254901960784: authors' code: 8/255
+    attack.steps          10: authors' code: 10
+    attack.relative_step  0.25: authors' code: 2/255
+    attack.start          "gauss": authors' code: normal noise on the image
+    attack.start_std      0.001: authors' code: 0.001 for TRADES, a step for the others
+    evaluation.attack     "pgd-20": authors' code: PGD-20 chooses the epoch; theirs from the 50th on
+    evaluation.step_size  0.0031372549019607846: authors' code: 0.8/255
+    evaluation.start      "uniform": authors' code: uniform noise
+    evaluation.weights    "raw": authors' code: no average
 
 Published with TRADES and selection=test, in % (clean, PGD-20, CW-40, AutoAttack; three runs):
 
@@ -120,7 +152,7 @@ SOURCES = {
     "attack.relative_step": "authors' code: 2/255",
     "attack.start": "authors' code: normal noise on the image",
     "attack.start_std": "authors' code: 0.001 for TRADES, a step for the others",
-    "evaluation.attack": "authors' code: PGD-20 chooses the epoch",
+    "evaluation.attack": "authors' code: PGD-20 chooses the epoch; theirs from the 50th on",
     "evaluation.step_size": "authors' code: 0.8/255",
     "evaluation.start": "authors' code: uniform noise",
     "evaluation.weights": "authors' code: no average",

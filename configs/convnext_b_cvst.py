@@ -2,17 +2,38 @@
 
     jaxrobust train --config configs/convnext_b_cvst.py
 
-The paper's recipe with heavy augmentation: timm's clean convnext_base.fb_in1k gets a new ConvStem
-and is trained clean for 50 epochs, then against the attack. The paper's batch of 756 (8 x A100)
-becomes 768, which 8 to 128 devices divide. Without a network, fetch the weights elsewhere (the
-message says how) and give their folder as `--config.init.weights`. Hardware, wall time, accuracies:
-not yet measured.
+The paper's recipe: timm's clean weights with a new ConvStem are trained clean, then against the
+attack. Without a network, fetch the weights elsewhere (the message says how) and give their folder
+as `--config.init.weights`. Hardware, wall time, accuracies: not yet measured.
+
+Keys that are no defaults, by `jaxrobust why configs/convnext_b_cvst.py`:
+
+    model.name             "convnext_b_cvst": Tables 2 and 13
+    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
+          autocast
+    init.weights           "convnext_base.fb_in1k": Table 18, of timm
+    init.stem              "fresh": appendix A.1: a random stem on a body with clean weights
+    data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
+          A.2
+    pretrain.epochs        50: appendix A.1: 100 clean epochs for small networks, 50 for others;
+          C.3: 50 for InternImage with a PatchStem
+    pretrain.batch_size    768: appendix A.2: 756, on 8 x A100; ours: 768, which 8 to 128 devices
+          divide
+    train.epochs           250: Tables 1 and 2: 50, 250 and 300
+    train.batch_size       768: appendix A.2: 756, on 8 x A100; ours: 768, which 8 to 128 devices
+          divide
+    train.warmup_epochs    20: appendix A.2: the peak is at epoch 10, of 250 and 300 at 20
+    evaluation.batch_size  512: ours: what fits, which changes no result
+    test.batch_size        512: ours: what fits, which changes no result
 """
 
 from configs import revisiting_at
 from jaxrobust.config import base
 
-SOURCES = revisiting_at.SOURCES
+SOURCES = revisiting_at.SOURCES | {
+    "init.weights": "Table 18, of timm",
+    "*.batch_size": "appendix A.2: 756, on 8 x A100; ours: 768, which 8 to 128 devices divide",
+}
 
 
 def get_config():

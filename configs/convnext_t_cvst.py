@@ -2,16 +2,35 @@
 
     jaxrobust train --config configs/convnext_t_cvst.py
 
-The paper's recipe with heavy augmentation: timm's clean convnext_tiny.fb_in1k gets a new ConvStem
-and is trained clean for 100 epochs, then against the attack. Without a network, fetch the weights
-elsewhere (the message says how) and give their folder as `--config.init.weights`. Hardware, wall
-time, accuracies: not yet measured.
+The paper's recipe: timm's clean weights with a new ConvStem are trained clean, then against the
+attack. Without a network, fetch the weights elsewhere (the message says how) and give their folder
+as `--config.init.weights`. Hardware, wall time, accuracies: not yet measured.
+
+Keys that are no defaults, by `jaxrobust why configs/convnext_t_cvst.py`:
+
+    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
+          autocast
+    init.weights           "convnext_tiny.fb_in1k": Table 18, of timm
+    init.stem              "fresh": appendix A.1: a random stem on a body with clean weights
+    data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
+          A.2
+    pretrain.epochs        100: appendix A.1: 100 clean epochs for small networks, 50 for others;
+          C.3: 50 for InternImage with a PatchStem
+    pretrain.batch_size    1408: appendix A.2: 1392; ours: 1408, which 64 devices divide
+    train.batch_size       1408: appendix A.2: 1392; ours: 1408, which 64 devices divide
+    evaluation.batch_size  512: ours: what fits, which changes no result
+    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten of
+          others
+    test.batch_size        512: ours: what fits, which changes no result
 """
 
 from configs import revisiting_at
 from jaxrobust.config import base
 
-SOURCES = revisiting_at.SOURCES
+SOURCES = revisiting_at.SOURCES | {
+    "init.weights": "Table 18, of timm",
+    "*.batch_size": "appendix A.2: 1392; ours: 1408, which 64 devices divide",
+}
 
 
 def get_config():

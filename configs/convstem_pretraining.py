@@ -2,12 +2,34 @@
 
     jaxrobust train --config configs/convstem_pretraining.py:convnext_t_cvst
 
-The arguments are a network and, as in `revisiting_at.py`, batch=4096. timm's clean weights get a
-new ConvStem, InternImage's authors' a PatchStem, and all weights are trained clean with heavy
-augmentation; vit_s_cvst normalises
-images as in `revisiting_at.py`, the others take them raw. Published clean accuracies, in %:
-convnext_t_cvst 80.9, iso_convnext_s_cvst 79.2, vit_s_cvst 79.3, all after 100 epochs; vit_m_cvst
-81.8, convnext_s_cvst 81.6, vit_b_cvst 81.6, convnext_b_cvst 82.6, internimage_t_ps 82.8, after 50.
+The arguments are a network and, as in `revisiting_at.py`, batch=4096. All weights are trained, not
+those of the new ConvStem (of internimage_t_ps: PatchStem) alone.
+
+Keys that are no defaults, by `jaxrobust why configs/convstem_pretraining.py:convnext_t_cvst`:
+
+    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
+          autocast
+    init.weights           "convnext_tiny.fb_in1k": Table 18, also where the authors' code has
+          others (ViT-S, ViT-B); of InternImage appendix C.3: its authors' weights of ImageNet-1k
+    init.stem              "fresh": appendix A.1: a random stem on a body with clean weights
+    data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
+          A.2
+    phases                 ["pretrain"]: Table 10: clean training alone
+    pretrain.epochs        100: appendix A.1: 100 clean epochs for small networks, 50 for others;
+          C.3: 50 for InternImage with a PatchStem
+    pretrain.batch_size    1408: appendix A.2: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
+          devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
+    train.batch_size       1408: appendix A.2: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
+          devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
+    evaluation.batch_size  512: ours: what fits, which changes no result
+    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten of
+          others
+    test.batch_size        512: ours: what fits, which changes no result
+    test.steps             1: ours: clean networks withstand no step
+
+Published clean accuracies, in %: convnext_t_cvst 80.9, iso_convnext_s_cvst 79.2, vit_s_cvst 79.3,
+all after 100 epochs; vit_m_cvst 81.8, convnext_s_cvst 81.6, vit_b_cvst 81.6, convnext_b_cvst 82.6,
+internimage_t_ps 82.8, after 50.
 
 `revisiting_at.py:MODEL` starts from the run of this config beside its own, and makes it first where
 it is not finished. Without a network, begin it with timm's weights from a folder that `jaxrobust

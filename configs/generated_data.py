@@ -13,13 +13,55 @@ defaults first,
     epochs=100|200|400|800|1600|2400   default: 400, 800, 2400 and 1600, as images grow
     batch=512|1024|2048      default: 512, 1024, 2048 and 2048
 
-An epoch is 50,000 rows, as many as there are real images: 98 steps of 512. Of each batch 70 % are
-generated with 1m, and 80 % with more. SGD with Nesterov's momentum and weight decay 5e-4, not of
-batch norms; the rate rises to 0.2 in 2.5 % of the epochs and falls along a cosine. TRADES with beta
-5 and label smoothing 0.1, PGD-10 at 8/255 of 2/255 from uniform noise; crops and flips of all
-images. The average's decay is 0.995 after as many epochs of copies; its batch norms are those of
-the network. The epoch is chosen by the CW margin, 40 steps of 2/255, on 1,024 training images that
-are left out.
+Keys that are no defaults, by `jaxrobust why configs/generated_data.py:wrn_28_10,images=1m`:
+
+    model.name                 "dm_wrn_28_10": authors' code: WRN-28-10 and WRN-70-16 with Swish
+    model.num_classes          10: ours: as the data set has them
+    model.image_size           32: the paper: CIFAR
+    model.options.bn_momentum  0.01: authors' code: 1 %, after all of it in the first update
+    data.name                  "cifar10": the paper: CIFAR
+    data.train_split           "train[1024:]": authors' code: 1,024 training images choose the
+          epoch; ours: which
+    data.selection_split       "train[:1024]": authors' code: 1,024 training images choose the
+          epoch; ours: which
+    data.test_split            "test": authors' code: 1,024 training images choose the epoch; ours:
+          which
+    data.augmentation          "crop|flip": authors' code: crops and flips, of generated images too
+    data.extra                 "generated:edm_cifar10_1m": the paper: images of a diffusion model
+          (EDM); ours: in shards
+    data.extra_share           0.7: authors' code: 0.7 for 1m; code of Bartoldson et al. 2024: 0.8
+          for more
+    data.epoch_images          50176: authors' code: an epoch is 50,000 rows, as many as real
+          images, in whole batches
+    label_smoothing            0.1: authors' code: 0.1
+    train.objective            "trades": the paper: TRADES
+    train.trades_beta          5.0: authors' code: 5
+    train.epochs               400: authors' code: 400 for 1m; ours: the others, of which their page
+          has none
+    train.batch_size           512: authors' code: 512 for 1m; ours: the others, of which their page
+          has none
+    train.lr                   0.2: authors' code: 0.2
+    train.schedule             "one-cycle": authors' code: PyTorch's OneCycleLR, by epochs: to the
+          peak in 2.5 % of them and along a cosine down
+    train.warmup_lr            0.008: authors' code: a 25th of the peak
+    train.final_lr             8e-07: authors' code: the first rate over 1e4
+    train.optimizer            "sgd": authors' code: SGD with momentum 0.9
+    train.weight_decay         0.0005: authors' code: 5e-4
+    train.decay_mask           "not-bn-named": authors' code: not of batch norms
+    train.nesterov             true: authors' code
+    train.cycle_momentum       true: authors' code: OneCycleLR's default
+    train.ema_decay            0.995: authors' code: 0.995
+    train.ema_warmup_epochs    10: authors' code: 2.5 % of the epochs are copies
+    train.ema_statistics       "copied": authors' code: those of the network
+    attack.name                "pgd": authors' code: PGD
+    attack.epsilon             0.03137254901960784: the paper: 8/255
+    attack.steps               10: authors' code: 10
+    attack.relative_step       0.25: authors' code: 2/255
+    attack.start               "uniform-boxed": authors' code: uniform in the ball and the box
+    attack.statistics          "batch": authors' code: the attack sees the batch's
+    evaluation.attack          "cw-40": authors' code: the CW margin, 40 steps
+    evaluation.step_size       0.00784313725490196: authors' code: 2/255
+    evaluation.start           "uniform-boxed": authors' code: uniform in the ball and the box
 
 Published on cifar10, in % (clean, AutoAttack):
 
@@ -30,9 +72,6 @@ and on cifar100 with images=50m
 
     wrn_28_10                72.58, 38.83
     wrn_70_16                75.22, 42.67
-
-The authors' page gives the command of wrn_28_10 with 1m alone; of the others it does not say the
-epochs and the batch.
 
 What it costs by `jaxrobust estimate --on h100:8`, computed at an assumed 20 % of the chips' peak
 and never compared with a run: wrn_28_10 takes 8.6, 17.1, 52.3 and 34.9 chip-hours with 1m, 5m, 20m
@@ -64,17 +103,19 @@ SOURCES = {
     "model.image_size": "the paper: CIFAR",
     "data.name": "the paper: CIFAR",
     "data.*_split": "authors' code: 1,024 training images choose the epoch; ours: which",
-    "data.augmentation": "authors' code: crops and flips",
+    "data.augmentation": "authors' code: crops and flips, of generated images too",
     "data.extra": "the paper: images of a diffusion model (EDM); ours: in shards",
     "data.extra_share": "authors' code: 0.7 for 1m; code of Bartoldson et al. 2024: 0.8 for more",
-    "data.epoch_images": "authors' code: an epoch is 50,000 rows, rounded up to whole batches",
+    "data.epoch_images": "authors' code: an epoch is 50,000 rows, as many as real images, in "
+    "whole batches",
     "label_smoothing": "authors' code: 0.1",
     "train.objective": "the paper: TRADES",
     "train.trades_beta": "authors' code: 5",
-    "train.epochs": "authors' code: 400 for 1m; ours: the others",
-    "train.batch_size": "authors' code: 512 for 1m; ours: the others",
+    "train.epochs": "authors' code: 400 for 1m; ours: the others, of which their page has none",
+    "train.batch_size": "authors' code: 512 for 1m; ours: the others, of which their page has none",
     "train.lr": "authors' code: 0.2",
-    "train.schedule": "authors' code: PyTorch's OneCycleLR, by epochs",
+    "train.schedule": "authors' code: PyTorch's OneCycleLR, by epochs: to the peak in 2.5 % of "
+    "them and along a cosine down",
     "train.warmup_epochs": "authors' code: 2.5 % of the epochs",
     "train.warmup_lr": "authors' code: a 25th of the peak",
     "train.final_lr": "authors' code: the first rate over 1e4",

@@ -11,7 +11,49 @@ The arguments, with their defaults first, are
     warmup=20|0|5|10|30                    epochs in which the radius grows to 4/255
     views=1|3                              how often an image stands in its batch; 3: the first time
                                            without RandAugment, in batches of 576
-    objective=adversarial|clean            with one FGSM step of 1.5 epsilon from a random start
+    objective=adversarial|clean
+
+Keys that are no defaults, by `jaxrobust why configs/light_ablation.py:xcit_n12`:
+
+    model.name              "xcit_n12": thesis, Tables 1 to 6
+    model.num_classes       100: ours: one for each class of ImageNet-100; the authors' heads had
+          1,000
+    model.dtype             "bfloat16": ours: bfloat16 as TPUs multiply by default; theirs had
+          float32 in name
+    model.options.bn_group  64: authors' code: batch norms see the 64 images of a core
+    data.classes            "imagenet100": thesis, Table 1; authors' code: which 100 classes, with
+          the labels 0 to 99
+    data.augmentation       "resized-crop|flip|jitter(0.4)": thesis, Table 3; of the ResNets
+          authors' code
+    data.preprocessing      "bicubic-1.0": authors' code: timm's settings of XCiT
+    mixup.mixup             0.0: thesis, Table 3: DeiT's strengths
+    mixup.cutmix            0.0: thesis, Table 3: DeiT's strengths
+    erase.probability       0.0: thesis, Table 3: DeiT's
+    erase.noise             "truncated": authors' code: normal noise, cut to [0, 1]
+    label_smoothing         0.1: authors' code: 0.1, which stays on without mixing
+    train.epochs            110: thesis, section 4.1.9; authors' code
+    train.batch_size        512: thesis: 512, which cuts through an image's three views; ours: 576
+          with three views, which they divide
+    train.lr                0.0005: thesis: 5e-4 for each 512 images; of the ResNets authors' code
+    train.schedule          "epoch-cosine": authors' code: a cosine that is constant within an epoch
+    train.warmup_lr         1e-06: authors' code: 1e-6; the thesis has 5e-6
+    train.final_lr          1e-05: authors' code: 1e-5; the thesis has 5e-5
+    train.cooldown_epochs   10: authors' code: they stay at the last rate
+    train.b2                0.999: authors' code: AdamW's default
+    train.ema_decay         0.0: authors' code: no average
+    train.from_random       true: authors' code: all of these runs begin with random weights
+    attack.name             "fgsm": authors' code: one step from a random start is FGSM, two are PGD
+    attack.steps            1: thesis: one at 4/255; its section 4.2: two at 8/255
+    attack.warmup_epochs    20: thesis, Table 2
+    attack.relative_step    1.5: authors' code: 1.5 epsilon over the steps; the thesis' runs were
+          probably made with 1.1
+    attack.start            "random": authors' code: uniform in the ball
+    attack.labels           "hard": authors' code: the class, without smoothing
+    attack.statistics       "batch": authors' code: on TPUs batch norms are in training mode under
+          attack
+    evaluation.batch_size   512: ours: what fits, which changes no result
+    evaluation.weights      "raw": authors' code: no average
+    test.batch_size         512: ours: what fits, which changes no result
 
 Published, in % (clean and APGD-CE with 5 restarts at 4/255):
 
@@ -31,10 +73,7 @@ Published, in % (clean and APGD-CE with 5 restarts at 4/255):
     Clean    xcit_s12, xcit_m12, xcit_l12, each with data=imagenet,augmentation=mcre,objective=clean
              for 100 epochs: 80.36, 81.71, 82.65 (section 4.1.9)
 
-Two runs with the same settings differ by about 0.4 and 0.1. As the code did, images of ImageNet-100
-get the labels 0 to 99; its networks had a head of 1,000 classes all the same, ours have 100. With
-three views the code's batches of 512 cut through an image's three, ours of 576 do not, and the
-learning rate grows with them.
+Two runs with the same settings differ by about 0.4 and 0.1.
 Hardware, wall time, accuracies of ours: not yet measured.
 """
 
@@ -68,13 +107,15 @@ ROWS = (
 SOURCES = light_recipe.SOURCES | {
     "model.name": "thesis, Tables 1 to 6",
     "model.num_classes": "ours: one for each class of ImageNet-100; the authors' heads had 1,000",
-    "data.classes": "thesis, Table 1; authors' code: which 100 classes",
+    "data.classes": "thesis, Table 1; authors' code: which 100 classes, with the labels 0 to 99",
     "data.augmentation": "thesis, Table 3; of the ResNets authors' code",
     "mixup.*": "thesis, Table 3: DeiT's strengths",
     "erase.probability": "thesis, Table 3: DeiT's",
     "data.views": "thesis, section 4.1.1: an image stands three times in a batch",
     "data.first_view": "authors' code: the first view without RandAugment",
-    "train.batch_size": "thesis: 512; ours: 576 with three views, which they divide",
+    "train.batch_size": "thesis: 512, which cuts through an image's three views; ours: 576 with "
+    "three views, which they divide",
+    "train.warmup_epochs": "authors' code: the ResNets have none",
     "train.lr": "thesis: 5e-4 for each 512 images; of the ResNets authors' code",
     "train.objective": "thesis, section 4.1.9: the clean networks",
     "train.epochs": "thesis, section 4.1.9; authors' code",

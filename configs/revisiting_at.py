@@ -79,16 +79,34 @@ C2 64.8, 41.1, 45.3, 28.3; C3 64.5, 40.3, 46.2, 32.3; C4 64.7, 40.4, 46.4, 32.6;
 45.8, 33.2. Table 17 has robust accuracies only: weight_decay=0.5 37.2 for ViT-S + ConvStem and 27.5
 for ConvNeXt-T + ConvStem, 0.005 44.0 and 47.2; label_smoothing=0.0 44.0, 47.4, and 0.2 44.2, 47.3.
 
-Where paper and code differ we follow the paper for the clean weights (Table 18: the code's ViT-S
-and ViT-B start from ImageNet-21k) and the code for label smoothing, which belongs to mixing and so
-is off with basic and light augmentation, and for the moving average of 0.9999. The batches of 1392
-and 756 become 1408 and 768, which 64 devices divide. Of all networks vit_s_cvst alone normalises
-images by ImageNet's mean and std, as its published weights do and the published script does not;
-whether the runs of other rows did is not known. Not told: PGD's step and start in Table 12
-(here the attack's own step, from the image), and which weights of ImageNet-21k ConvNeXt-T has. Of
-InternImage (appendix C.3) neither the batch is told nor what is decayed nor how the best epoch is
-chosen: here these are ConvNeXt-T's. Its head has the only batch norm of these networks, whose
-running statistics the attack reads.
+Keys that are no defaults, by `jaxrobust why configs/revisiting_at.py:vit_s_cvst`:
+
+    model.name             "vit_s_cvst": Tables 2 and 13
+    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
+          autocast
+    init.weights           "run:convstem_pretraining:vit_s_cvst": appendix A.1: a run with the new
+          stem's clean epochs; without these Table 18, also where the authors' code has
+          ImageNet-21k's (ViT-S, ViT-B); of ImageNet-21k Table 15, which does not say which weights
+          ConvNeXt-T had: timm's are ours; of InternImage appendix C.3: its authors' weights of
+          ImageNet-1k
+    init.normalize         "imagenet": RobustBench: its ViT-S + ConvStem alone normalises; the
+          authors' code does not, and of the runs of other rows it is not known
+    data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
+          A.2
+    pretrain.batch_size    1408: appendix A.2: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
+          devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
+    train.batch_size       1408: appendix A.2: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
+          devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
+    evaluation.batch_size  512: ours: what fits, which changes no result
+    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten of
+          others
+    test.batch_size        512: ours: what fits, which changes no result
+
+Where paper and code differ we follow the paper for the clean weights, and the code for label
+smoothing, which belongs to mixing and so is off with basic and light augmentation, and for the
+moving average of 0.9999, the default. Of InternImage (appendix C.3) neither the batch is told nor
+what is decayed nor how the best epoch is chosen: here these are ConvNeXt-T's. Its head has the only
+batch norm of these networks, whose running statistics the attack reads.
 
 Cost at best: an epoch against the attack takes 0.13 hours of one v5e chip for convnext_t_cvst, 0.46
 for convnext_b_cvst and 0.14 for vit_s_cvst by peak FLOPs, 0.50, 1.21 and 0.47 by the cycles that
@@ -169,11 +187,12 @@ SOURCES = {
     "model.dtype": "ours: what TPUs multiply; the authors' code has float16 by autocast",
     "model.options": "Tables 7 to 9; widths and kernels that they leave out are ours",
     "init.weights": "appendix A.1: a run with the new stem's clean epochs; without these Table 18, "
-    "also where the authors' code has others (ViT-S, ViT-B); of "
+    "also where the authors' code has ImageNet-21k's (ViT-S, ViT-B); of "
     "ImageNet-21k Table 15, which does not say which weights ConvNeXt-T had: timm's are ours; of "
     "InternImage appendix C.3: its authors' weights of ImageNet-1k",
     "init.stem": "appendix A.1: a random stem on a body with clean weights",
-    "init.normalize": "RobustBench: its ViT-S + ConvStem normalises; the authors' code does not",
+    "init.normalize": "RobustBench: its ViT-S + ConvStem alone normalises; the authors' code does "
+    "not, and of the runs of other rows it is not known",
     "data.augmentation": "Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix A.2",
     "label_smoothing": "Table 17; authors' code: it belongs to mixing",
     "pretrain.epochs": "appendix A.1: 100 clean epochs for small networks, 50 for others; C.3: 50 "
@@ -187,7 +206,8 @@ SOURCES = {
     "train.warmup_epochs": "appendix A.2: the peak is at epoch 10, of 250 and 300 at 20",
     "train.weight_decay": "Table 17",
     "train.from_random": "Table 1: an attack on random weights is meant",
-    "attack.name": "Table 12",
+    "attack.name": "Table 12, which does not tell PGD's step and start; ours: the attack's own "
+    "step, from the image",
     "attack.steps": "Tables 2, 11 and 12",
     "evaluation.steps": "appendix A.3: one step chooses the epoch of small networks, ten of others",
 }

@@ -21,10 +21,47 @@ The arguments are a network and then, with their defaults first,
                         at 32 px: which images choose the epoch, the last 1,000 of training, or
                         those that are reported
 
-Networks: wrn_28_10 and resnet18 on CIFAR-10 (radii 8/255, 0.5 and 12), convnext_t_cvst, vit_s_cvst
-and convnext_b_cvst on ImageNet (4/255, 2 and 255, which are the paper's). APGD, ten steps at 32 px,
-two at 224 px. The epoch is chosen by the union: an image counts when it withstands all three norms;
-so does the test, whose record has the accuracy after each norm.
+Networks: wrn_28_10 and resnet18 on CIFAR-10, convnext_t_cvst, vit_s_cvst and convnext_b_cvst on
+ImageNet. The epoch is chosen by the union: an image counts when it withstands all three norms; so
+does the test, whose record has the accuracy after each norm.
+
+Keys that are no defaults, by `jaxrobust why configs/several_norms.py:wrn_28_10`:
+
+    model.name            "wrn_28_10": the paper: WRN-28-10; ours: the others
+    model.num_classes     10: ours: as the data set has them
+    model.image_size      32: ours: as the data set has them
+    init.weights          "run:cifar_bat:wrn_28_10,objective=adversarial": the paper: a network that
+          is robust to one norm; which, is ours
+    init.normalize        "none": ours: as the network that is fine-tuned, or as revisiting_at.py
+    data.name             "cifar10": the paper: CIFAR-10 and ImageNet
+    data.train_split      "train[:49000]": ours: the last 1,000 training images choose the epoch;
+          with selection=test the reported ones
+    data.selection_split  "train[49000:]": ours: the last 1,000 training images choose the epoch;
+          with selection=test the reported ones
+    data.test_split       "test": ours: the last 1,000 training images choose the epoch; with
+          selection=test the reported ones
+    data.augmentation     "crop|flip": ours: crops and flips; of ImageNet heavy, as its networks had
+          it
+    train.epochs          3: the paper: three of fine-tuning on CIFAR-10; ours: the others
+    train.batch_size      128: authors' code: 128; ours: of ImageNet as revisiting_at.py
+    train.lr              0.01: authors' code: 0.01 of fine-tuning; ours: 0.05 of scratch, 1e-4 on
+          ImageNet
+    train.schedule        "step": authors' code: a tenth at two epochs
+    train.warmup_epochs   0: authors' code: none; ours: one on ImageNet
+    train.lr_steps        [0.3333333333333333, 0.6666666666666666]: authors' code: a third and two
+          thirds of fine-tuning, else a half and 3/4
+    train.optimizer       "sgd": authors' code: SGD with momentum 0.9
+    train.weight_decay    0.0005: authors' code: 5e-4
+    train.decay_mask      "all": authors' code: of all parameters where it fine-tunes
+    train.ema_decay       0.0: authors' code: no average
+    attack.norm           ["linf", "l2", "l1"]: the paper: linf and l1 are trained; l2 lies between,
+          and counts in the union
+    attack.epsilon        [0.03137254901960784, 0.5, 12.0]: authors' code: 8/255, 0.5 and 12 of
+          CIFAR-10; the paper: 4/255, 2 and 255 of ImageNet
+    attack.mix            "extreme": the paper: E-AT; ours: the others, worst and average as Tramèr
+          & Boneh 2019, msd as Maini et al. 2020, pair as Jiang & Singh 2024
+    attack.steps          10: ours: ten steps of APGD at 32 px, two at 224 px
+    evaluation.weights    "raw": authors' code: no average
 
 `jaxrobust evaluate --workdir RUN` attacks each norm by AutoAttack, and counts the union.
 The paper reports that three epochs turn any network robust to one norm into one robust to all, and
@@ -75,13 +112,14 @@ SOURCES = {
     "train.decay_mask": "authors' code: of all parameters where it fine-tunes",
     "train.ema_decay": "authors' code: no average",
     "attack.norm": "the paper: linf and l1 are trained; l2 lies between, and counts in the union",
-    "attack.epsilon": "authors' code: 8/255, 0.5 and 12 of CIFAR-10; 4/255, 2 and 255 of ImageNet",
+    "attack.epsilon": "authors' code: 8/255, 0.5 and 12 of CIFAR-10; the paper: 4/255, 2 and 255 "
+    "of ImageNet",
     "attack.mix": "the paper: E-AT; ours: the others, worst and average as Tramèr & Boneh 2019, "
     "msd as Maini et al. 2020, pair as Jiang & Singh 2024",
     "train.objective": "ours: with mix=ramp that of Jiang & Singh 2024",
     "train.ramp_lambda": "authors' code of RAMP: 5 of scratch on CIFAR-10, 1.5 of fine-tuning",
     "attack.name": "ours: apgd; of msd pgd, whose steps the norms choose between",
-    "attack.steps": "ours: ten steps of APGD at 32 px",
+    "attack.steps": "ours: ten steps of APGD at 32 px, two at 224 px",
     "evaluation.weights": "authors' code: no average",
     "evaluation.steps": "ours: as revisiting_at.py",
     "evaluation.batch_size": "ours: what fits, which changes no result",

@@ -37,17 +37,96 @@ Published, in % (clean, AutoAttack at 8/255):
     xcit_s12           82.84, 39.49 (half synthetic: 80.01, 47.88)
 
 Figures with + are of the authors' repository (the later paper's runs), the other ones of XCiT and
-ResNet-50 of the thesis. Its 20 epochs are followed by 2 (CIFAR) and 10 (else) of cool-down at the
-last rate, as in the code: 22 and 30 in all.
+ResNet-50 of the thesis.
 
-On CIFAR the ConvNeXts take strides of 1 in the stem and in the first downsampling, XCiTs in the
-first two of the stem, and these normalise as the data set does. The ConvNeXts are trained with APGD
-and RandAugment. XCiTs on CIFAR are trained with TRADES (10 steps), without colour jitter, which the
-thesis (4.2.1) takes out; the later runs of the repository have it (0.25), crops and rotations
-(augmentation=code), batches of 1,024 and a rate of 2.83e-4. Else XCiTs are
-trained with FGSM and the light recipe's augmentation, clean with DeiT's. The flowers' batch of 30
-becomes 32. The number of synthetic images of a run was not told (15 million are public). Hardware,
-wall time, accuracies of ours: not yet measured.
+Keys that are no defaults, by `jaxrobust why configs/transfer.py:convnext_t_cvst,cifar10`:
+
+    model.num_classes                 10: ours: as TFDS has the data sets
+    model.image_size                  32: Table 6 and thesis, Table 8
+    model.dtype                       "bfloat16": ours: bfloat16 as TPUs multiply by default; theirs
+          had float32 in name
+    model.options.stem_strides        [1, 1]: appendix D.6 (a ConvNeXt's); authors' code (XCiT's)
+    model.options.downsample_strides  [1, 2, 2]: appendix D.6
+    init.weights                      "run:larger_radius:convnext_t_cvst": Table 6: networks that
+          are robust at 8/255, from runs of ours
+    init.head                         "fresh-torch": authors' code: a new linear layer, as PyTorch
+          makes it
+    data.name                         "cifar10": Table 6 and thesis, Table 7
+    data.train_split                  "train[:98%]": ours: images that choose the epoch are none of
+          the reported ones
+    data.selection_split              "train[98%:]": ours: images that choose the epoch are none of
+          the reported ones
+    data.test_split                   "test": ours: images that choose the epoch are none of the
+          reported ones
+    data.augmentation                 "crop|flip|randaugment": appendix D.6: RandAugment; thesis,
+          section 4.2.1: on CIFAR no colour jitter, where later runs of the repository have it
+          (0.25), crops and rotations; else the light recipe's, of clean runs DeiT's
+    train.epochs                      20: appendix D.6 and thesis, section 4.2: 20; authors' code of
+          XCiT: and 2 (CIFAR) or 10 more
+    train.lr                          0.0002: appendix D.6; authors' code of XCiT, with 2.83e-4 on
+          CIFAR later
+    train.warmup_epochs               2: appendix D.6: 2; authors' code: 5
+    train.weight_decay                0.0: appendix D.6; authors' code; thesis, Table 4
+    train.ema_decay                   0.99: ours: 0.99 of the ConvNeXts, because of so few steps an
+          average of 0.9999 is the start; authors' code of XCiT: no average
+    attack.epsilon                    0.03137254901960784: Table 6 and thesis, section 4.2
+    attack.steps                      10: appendix D.6 and thesis, section 4.2: ten on CIFAR, else
+          two of APGD or one
+
+Keys that are no defaults, by `jaxrobust why configs/transfer.py:xcit_s12,cifar10`:
+
+    model.name                  "xcit_s12": Table 6 and thesis, Tables 7 and 8
+    model.num_classes           10: ours: as TFDS has the data sets
+    model.image_size            32: Table 6 and thesis, Table 8
+    model.dtype                 "bfloat16": ours: bfloat16 as TPUs multiply by default; theirs had
+          float32 in name
+    model.options.stem_strides  [1, 1, 2, 2]: appendix D.6 (a ConvNeXt's); authors' code (XCiT's)
+    model.options.bn_group      64: authors' code: batch norms see the 64 images of a core
+    model.options.drop_path     0.05: authors' code: constant in depth
+    init.weights                "run:light_recipe:xcit_s12,epsilon=8": Table 6: networks that are
+          robust at 8/255, from runs of ours
+    init.head                   "fresh-torch": authors' code: a new linear layer, as PyTorch makes
+          it
+    init.normalize              "cifar10": authors' code: of CIFAR its mean and std, else 0.5
+    data.name                   "cifar10": Table 6 and thesis, Table 7
+    data.train_split            "train[:98%]": ours: images that choose the epoch are none of the
+          reported ones
+    data.selection_split        "train[98%:]": ours: images that choose the epoch are none of the
+          reported ones
+    data.test_split             "test": ours: images that choose the epoch are none of the reported
+          ones
+    data.augmentation           "light-cifar-thesis": appendix D.6: RandAugment; thesis, section
+          4.2.1: on CIFAR no colour jitter, where later runs of the repository have it (0.25), crops
+          and rotations; else the light recipe's, of clean runs DeiT's
+    train.objective             "trades": thesis, section 4.2: TRADES on CIFAR; its clean runs
+    train.epochs                22: appendix D.6 and thesis, section 4.2: 20; authors' code of XCiT:
+          and 2 (CIFAR) or 10 more
+    train.batch_size            512: appendix D.6, where ours is 32 in place of 30 (flowers);
+          thesis, section 4.2, where later runs of the repository have 1,024 on CIFAR
+    train.lr                    0.0002: appendix D.6; authors' code of XCiT, with 2.83e-4 on CIFAR
+          later
+    train.schedule              "epoch-cosine": authors' code: a cosine that is constant within an
+          epoch
+    train.warmup_epochs         5: appendix D.6: 2; authors' code: 5
+    train.warmup_lr             1e-06: authors' code: 1e-6; the thesis has 5e-6
+    train.cooldown_epochs       2: authors' code: they stay at the last rate
+    train.weight_decay          0.5: appendix D.6; authors' code; thesis, Table 4
+    train.b2                    0.999: authors' code: AdamW's default
+    train.ema_decay             0.0: ours: 0.99 of the ConvNeXts, because of so few steps an average
+          of 0.9999 is the start; authors' code of XCiT: no average
+    attack.name                 "pgd": authors' code; thesis, section 4.2: FGSM, on CIFAR ten steps
+          of PGD
+    attack.epsilon              0.03137254901960784: Table 6 and thesis, section 4.2
+    attack.steps                10: appendix D.6 and thesis, section 4.2: ten on CIFAR, else two of
+          APGD or one
+    attack.relative_step        0.15: authors' code: 1.5 over the steps
+    attack.start                "random": authors' code: uniform in the ball
+    attack.statistics           "batch": authors' code: on TPUs batch norms are in training mode
+          under attack
+    evaluation.weights          "raw": authors' code: no average
+
+The ConvNeXts are trained with APGD, the default. The number of synthetic images of a run was not
+told (15 million are public). Hardware, wall time, accuracies of ours: not yet measured.
 """
 
 from configs import light_recipe
@@ -74,22 +153,27 @@ SOURCES = light_recipe.SOURCES | {
     "model.name": "Table 6 and thesis, Tables 7 and 8",
     "model.num_classes": "ours: as TFDS has the data sets",
     "model.image_size": "Table 6 and thesis, Table 8",
-    "model.options": "appendix D.6 (a ConvNeXt's strides); authors' code (XCiT's, drop path)",
+    "model.options.stem_strides": "appendix D.6 (a ConvNeXt's); authors' code (XCiT's)",
+    "model.options.downsample_strides": "appendix D.6",
     "init.weights": "Table 6: networks that are robust at 8/255, from runs of ours",
     "init.head": "authors' code: a new linear layer, as PyTorch makes it",
     "init.normalize": "authors' code: of CIFAR its mean and std, else 0.5",
     "data.name": "Table 6 and thesis, Table 7",
     "data.*_split": "ours: images that choose the epoch are none of the reported ones",
-    "data.augmentation": "appendix D.6 (RandAugment); thesis, section 4.2.1",
+    "data.augmentation": "appendix D.6: RandAugment; thesis, section 4.2.1: on CIFAR no colour "
+    "jitter, where later runs of the repository have it (0.25), crops and rotations; else the "
+    "light recipe's, of clean runs DeiT's",
     "train.objective": "thesis, section 4.2: TRADES on CIFAR; its clean runs",
-    "train.epochs": "appendix D.6 and thesis, section 4.2: 20; authors' code: and 2 or 10 more",
-    "train.lr": "appendix D.6; authors' code",
-    "train.batch_size": "appendix D.6, where ours is 32 in place of 30; thesis, section 4.2",
+    "train.epochs": "appendix D.6 and thesis, section 4.2: 20; authors' code of XCiT: and 2 "
+    "(CIFAR) or 10 more",
+    "train.lr": "appendix D.6; authors' code of XCiT, with 2.83e-4 on CIFAR later",
+    "train.batch_size": "appendix D.6, where ours is 32 in place of 30 (flowers); thesis, section "
+    "4.2, where later runs of the repository have 1,024 on CIFAR",
     "train.weight_decay": "appendix D.6; authors' code; thesis, Table 4",
     "train.warmup_epochs": "appendix D.6: 2; authors' code: 5",
     "train.final_lr": "authors' code: 5e-6",
-    "train.ema_decay": "ours: 0.99, because of so few steps an average of 0.9999 is the start; "
-    "authors' code of XCiT: no average",
+    "train.ema_decay": "ours: 0.99 of the ConvNeXts, because of so few steps an average of 0.9999 "
+    "is the start; authors' code of XCiT: no average",
     "train.from_random": "thesis, Table 8",
     "attack.name": "authors' code; thesis, section 4.2: FGSM, on CIFAR ten steps of PGD",
     "attack.steps": "appendix D.6 and thesis, section 4.2: ten on CIFAR, else two of APGD or one",

@@ -2,18 +2,42 @@
 
     jaxrobust train --config configs/vit_s_cvst.py
 
-The paper's recipe with heavy augmentation: timm's clean deit_small_patch16_224.fb_in1k gets a new
-ConvStem and is trained clean for 100 epochs, then against the attack. Images are normalised by
-ImageNet's mean and std inside the network, as in the published weights, so that an import of these
-and an export under their RobustBench id are this network. Without a network, fetch the weights
-elsewhere (the message says how) and give their folder as `--config.init.weights`. Hardware, wall
-time, accuracies: not yet measured.
+The paper's recipe: timm's clean weights with a new ConvStem are trained clean, then against the
+attack. Without a network, fetch the weights elsewhere (the message says how) and give their folder
+as `--config.init.weights`. Hardware, wall time, accuracies: not yet measured.
+
+Keys that are no defaults, by `jaxrobust why configs/vit_s_cvst.py`:
+
+    model.name             "vit_s_cvst": Tables 2 and 13
+    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
+          autocast
+    init.weights           "deit_small_patch16_224.fb_in1k": Table 18, of timm; the authors' code
+          has those of ImageNet-21k
+    init.stem              "fresh": appendix A.1: a random stem on a body with clean weights
+    init.normalize         "imagenet": RobustBench: its weights normalise inside the network, so
+          that an import of these and an export under their id are this network; the authors' code
+          does not
+    data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
+          A.2
+    pretrain.epochs        100: appendix A.1: 100 clean epochs for small networks, 50 for others;
+          C.3: 50 for InternImage with a PatchStem
+    pretrain.batch_size    1408: appendix A.2: 1392; ours: 1408, which 64 devices divide
+    train.batch_size       1408: appendix A.2: 1392; ours: 1408, which 64 devices divide
+    evaluation.batch_size  512: ours: what fits, which changes no result
+    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten of
+          others
+    test.batch_size        512: ours: what fits, which changes no result
 """
 
 from configs import revisiting_at
 from jaxrobust.config import base
 
-SOURCES = revisiting_at.SOURCES
+SOURCES = revisiting_at.SOURCES | {
+    "init.weights": "Table 18, of timm; the authors' code has those of ImageNet-21k",
+    "init.normalize": "RobustBench: its weights normalise inside the network, so that an import of "
+    "these and an export under their id are this network; the authors' code does not",
+    "*.batch_size": "appendix A.2: 1392; ours: 1408, which 64 devices divide",
+}
 
 
 def get_config():

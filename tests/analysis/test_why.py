@@ -13,6 +13,13 @@ from tools.generate import refresh_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted({name.partition(":")[0] for name in refresh_configs.names()})
+# Recipes of papers, whose docstrings have the keys of a line. Studies say what they change.
+DOCUMENTED = (
+    *("cifar_aat", "cifar_aligned", "cifar_bat", "convnext_b_cvst", "convnext_t_cvst"),
+    *("convstem_pretraining", "generated_data", "larger_radius", "light_ablation", "light_recipe"),
+    *("revisiting_at", "several_norms", "transfer", "vit_b_cvst", "vit_s_cvst"),
+)
+REFRESH = "run `python tools/generate/refresh_configs.py` and review the difference"
 
 
 def keys_of(name):
@@ -62,6 +69,44 @@ class SourcesTest(parameterized.TestCase):
         self.assertEqual(keys["train.b2"], ("train.b2", 0.95, "authors' code: 0.95", True))
 
 
+def docstring(recipe):
+    return importlib.import_module(f"configs.{recipe}").__doc__
+
+
+class DocstringsTest(parameterized.TestCase):
+    def test_which_have_keys(self):
+        found = {name for name in RECIPES if refresh_configs.ASKED.search(docstring(name))}
+        self.assertEqual(found, set(DOCUMENTED))
+
+    @parameterized.parameters(*DOCUMENTED)
+    def test_keys_are_those_of_the_config(self, recipe):
+        said = docstring(recipe)
+        asked = refresh_configs.ASKED.findall(said)
+        self.assertNotEmpty(asked)
+        for given in asked:
+            self.assertEqual(given.partition(":")[0], f"configs/{recipe}.py")
+            self.assertIn(f"`jaxrobust why {given}`:\n\n    ", said, REFRESH)
+        self.assertEqual(said, refresh_configs.explained(said), REFRESH)
+
+    def test_keys_are_written_where_they_are_asked_for(self):
+        asked = "Keys that are no defaults, by `jaxrobust why quickstart`:\n"
+        for below in ("", "\n    seed  3: Table 1\n          and more\n"):
+            made = refresh_configs.explained(f"What.\n\n{asked}{below}\nThe rest.\n\n    a table\n")
+            start, _, rest = made.partition(asked)
+            self.assertEqual(start, "What.\n\n")
+            self.assertRegex(rest, r'^\n    model\.name +"convnext_n": ours: a first result')
+            self.assertEndsWith(rest, "half\n\nThe rest.\n\n    a table\n")
+            self.assertNotIn("seed", rest)
+            self.assertLessEqual(max(map(len, made.splitlines())), refresh_configs.COLUMNS)
+            self.assertEqual(refresh_configs.explained(made), made)
+
+    def test_a_line_that_there_is_not(self):
+        asked = "Keys that are no defaults, by `jaxrobust why light_recipe:xcit_s13`:\n"
+        with self.assertRaisesRegex(ValueError, "model=xcit_s13 is not among its values"):
+            refresh_configs.explained(asked)
+        self.assertEqual(refresh_configs.explained("No keys.\n"), "No keys.\n")
+
+
 class CommandTest(absltest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -79,6 +124,10 @@ class CommandTest(absltest.TestCase):
         )
         self.assertIn("train.lr               0.0001: appendix A.5\n", out)
         self.assertNotIn("train.final_lr", out)
+
+    def test_a_docstring_has_what_it_prints(self):
+        _, out, _ = self.answer("configs/light_recipe.py:xcit_s12")
+        self.assertIn(" ".join(out.split()), " ".join(docstring("light_recipe").split()))
 
     def test_a_key_a_section_and_all(self):
         recipe = "configs/cifar_bat.py:wrn_28_10"
