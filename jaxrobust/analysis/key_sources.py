@@ -104,6 +104,8 @@ def chosen(keys: Sequence[ConfigKey], name: str | None, everything: bool) -> lis
 
 def text(keys: Sequence[ConfigKey], width: int) -> str:
     """Write keys with their sources below each other, in lines of at most `width`."""
+    if not keys:
+        return "every key has its default; name one to see its value and source"
     first = max(len(key.name) for key in keys)
     lines = []
     for key in keys:

@@ -157,6 +157,10 @@ class CommandTest(absltest.TestCase):
         (folder / "own.py").write_text(text + "    config.seed = 3\n    return config\n")
         _, out, _ = self.answer(str(folder / "own.py"))
         self.assertEqual(out, "seed  3: nothing says where it comes from\n")
+        (folder / "plain.py").write_text(text + "    return config\n")
+        code, out, _ = self.answer(str(folder / "plain.py"))
+        self.assertEqual(code, 0)
+        self.assertEqual(out, "every key has its default; name one to see its value and source\n")
 
 
 if __name__ == "__main__":
