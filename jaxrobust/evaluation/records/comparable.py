@@ -106,7 +106,7 @@ def question_differences(
     for key in _OPTIONAL:
         if any(one.get(key) is None for one in questions):
             questions = [one | {key: None} for one in questions]
-    how = [one.get("preprocessing") for one in questions]
+    how: list[Any] = [one.get("preprocessing") for one in questions]
     if all(how) and same_preprocessing(how[1], how[0], questions[0].get("image size") or 224):
         questions[1]["preprocessing"] = how[0]  # RobustBench names some of ours
     attacked = [{attack["name"] for attack in record.attacks} for record in (there, here)]
