@@ -28,7 +28,11 @@ ATTACK = ("--attack=apgd-ce,apgd-t",)
 METHOD = "apgd-ce + apgd-t"  # of its record
 ASKED = "APGD-CE and APGD-T as in AutoAttack, Linf 8/255"
 # RobustBench, AutoAttack: Wang et al. 2023.
-PAPER = {"extra": "67.31, a WRN-28-10 with 20 million generated images"}
+PAPER = {
+    "extra": "67.31, a WRN-28-10 with 20 million generated images",
+    "real-few": "no such run",
+    "extra-few": "no such run",
+}
 ROWS = ("real", "extra,seed=1", "extra-few")
 SOURCES = cifar_study.SHARED_SOURCES | {
     "data.*": "ours: 4,000 or 1,000 images of CIFAR-10 train, 500 choose, 500 are reported",
