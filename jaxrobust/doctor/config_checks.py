@@ -68,7 +68,7 @@ class PlannedRun:
         seen, data = self.phases[name], self.phases[name].data
         if isinstance(self.source, str):
             whole = data.get("classes") is None and data.extra is None
-            images = known_images(data.name, data.train_split) if whole else None
+            images = known_images(data.name, data.train_split) if whole else data.epoch_images
         else:
             images = splits.examples(seen, name, self.source)
         return None if images is None else seen[name].epochs * (images // seen[name].batch_size)
