@@ -133,6 +133,8 @@ class FigureTest(Folders):
         self.assertIn(rf"192 & {100 * clean[0]:.1f} {{\footnotesize [", table)
         self.assertIn(r" & -- \\", table)
         self.assertIn("networks that were not trained anew", table)
+        how = ", ".join(f"bicubic-{size} at {size} px" for size in (192, 224, 256))
+        self.assertIn(f"% Preprocessing: {how}.\n", table)
         self.assertIn("$n=600$ images of cifar10", table)
 
     def test_radii_that_grow_with_the_resolution_are_one_curve(self):
@@ -427,6 +429,9 @@ class RefusedTest(Folders):
         a = self.resolutions("a", 1, sizes)
         other = self.resolutions("b", 2, sizes, dataset="cifar100")
         self.assertIn('data set is "cifar10" there, "cifar1', self.refused("resolution", a, other))
+        other = self.resolutions("d", 2, sizes, preprocessing="bilinear-256")
+        said = "at 192 px these have other preprocessings: bicubic-192, bilinear-256; evaluate all"
+        self.assertIn(said, self.refused("resolution", a, other))
         l2 = [(192, "l2", 0.5, 0.3), (224, "l2", 0.5, 0.4)]
         other = self.resolutions("c", 2, l2, dataset="cifar100")
         said = f"{other} and {a} were evaluated on different images"

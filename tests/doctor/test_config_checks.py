@@ -193,6 +193,9 @@ class ConfigTest(parameterized.TestCase):
         found = examined(CONFIG_CHECKS, PlannedRun(config))
         (ema,) = [f for f in found if f.check.name == "ema-horizon"]
         self.assertIn("of 21", ema.seen.sentence)  # 3 epochs of 500 images, 64 at a time
+        for images, steps in ((None, None), (1280, 60)):  # 20 batches of 64, 3 epochs
+            config.data.update(extra="cifar10", extra_share=0.5, epoch_images=images)
+            self.assertEqual(PlannedRun(config).steps("train"), steps)
 
     @parameterized.parameters((3, RED), (2, YELLOW))
     def test_warm_up(self, epochs, level):

@@ -101,13 +101,7 @@ def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> F
     series = [Series(name, *along(own, radii)) for name, own in zip(names, points, strict=True)]
     rows = [[rf"${latex.NORMS[norm]}$ radius", *map(latex.escaped, names)]]
     for at in range(len(radii)):
-        cells = [
-            rf"{latex.percent(one.values[at])} {{\footnotesize {latex.between(one.ends[at])}}}"
-            if one.values[at] == one.values[at]  # a ladder without this radius has none
-            else "--"
-            for one in series
-        ]
-        rows.append([f"${words[at]}$", *cells])
+        rows.append([f"${words[at]}$", *cells(series, at)])
     caption = (
         rf"Accuracy in \% within balls of rising ${latex.NORMS[norm]}$ radius; attack: "
         f"{latex.attack_words(largest.record)}, whose points count at every radius that contains "
@@ -260,6 +254,16 @@ def compare(places: Sequence[str], given: Sequence[str], threat: str | None) -> 
         list(sources([names[at] for at in order], [held[at] for at in order])),
         said + notes(names, [[one.record] for one in loaded]),
     )
+
+
+def cells(series: Sequence[Series], at: int) -> list[str]:
+    """Write the accuracies of a table's row with their intervals; -- where a series has none."""
+    return [
+        rf"{latex.percent(one.values[at])} {{\footnotesize {latex.between(one.ends[at])}}}"
+        if one.values[at] == one.values[at]
+        else "--"
+        for one in series
+    ]
 
 
 def few_enough(places: Sequence[str]) -> None:

@@ -159,11 +159,20 @@ def check_resolutions(shown: Sequence[Sequence[FigureRecord]]) -> None:
     every = [one for of in shown for one in of]
     _check_each_once([(one.place, one.ours) for one in every])
     of_norm: dict[str, list[FigureRecord]] = {}
+    of_size: dict[int | None, list[FigureRecord]] = {}
     for one in every:
         norm = one.record.threats[0].norm if one.record.attacks else ""
         of_norm.setdefault(norm, []).append(one)
+        of_size.setdefault(one.record.image_size, []).append(one)
     for same in of_norm.values():  # settings of an attack differ between norms
         check_together(same, _RESOLUTIONS)
+    for same in of_size.values():
+        if len(how := {str(one.record.preprocessing) for one in same}) > 1:
+            raise ValueError(
+                f"at {same[0].record.image_size} px these have other preprocessings: "
+                f"{', '.join(sorted(how))}; evaluate all networks with the same one, or make a "
+                "figure of each"
+            )
     for one in every:
         if _images_of(one)[:3] != _images_of(every[0])[:3]:
             raise ValueError(

@@ -32,14 +32,7 @@ def resolution(places: Sequence[str], given: Sequence[str], threat: str | None) 
         }
         series.append(Series(", ".join(filter(None, (name, what))), *contents.along(points, sizes)))
     rows = [["resolution", *(latex.escaped(one.name) for one in series)]]
-    for at, size in enumerate(sizes):
-        cells = [
-            rf"{latex.percent(one.values[at])} {{\footnotesize {latex.between(one.ends[at])}}}"
-            if one.values[at] == one.values[at]  # a network that was not tested at this size
-            else "--"
-            for one in series
-        ]
-        rows.append([str(size), *cells])
+    rows += [[str(size), *contents.cells(series, at)] for at, size in enumerate(sizes)]
     last = shown[0][-1]
     attack = latex.attack_words(last.record) if last.record.attacks else "no attack"
     caption = (
@@ -61,7 +54,7 @@ def resolution(places: Sequence[str], given: Sequence[str], threat: str | None) 
         caption=caption,
         rows=rows,
         sources=list(contents.sources(called, records)),
-        notes=contents.notes(called, [[one.record] for one in records]),
+        notes=[_preprocessing(records), *contents.notes(called, [[one.record] for one in records])],
     )
 
 
@@ -82,6 +75,12 @@ def _curves(
         for radius in sorted(radii):
             at = {_size(one): one for one in own if _radius(one) == radius}
             yield f"{norm} {fraction(radius)}", name, at
+
+
+def _preprocessing(records: Sequence[FigureRecord]) -> str:
+    """Say how images got their sizes, which is another preprocessing for each."""
+    how = {_size(one): one.record.preprocessing or "not known" for one in records}
+    return f"Preprocessing: {', '.join(f'{how[size]} at {size} px' for size in sorted(how))}."
 
 
 def _radii_words(curves: Sequence[tuple[str, str, dict[int, FigureRecord]]]) -> str:
