@@ -17,7 +17,8 @@ and, after a hyphen, what is different in the whole run:
     radius       radius of 4/255
     rate         a third of the learning rate
     warmup       a radius that grows to 8/255 in the first 5 of the 8 adversarial epochs
-    few          2,000 images, of which there are ten times as many epochs, at a third of the rate
+    few          2,000 images, of which there are ten times as many epochs, at a third of the rate;
+                 the radius grows as in warmup, since heavy fails without
 
 `tools/study.py --study augmentation_study` makes them and attacks them with AutoAttack;
 tools/README.md has what was measured.
@@ -65,8 +66,8 @@ def get_config(arguments: str = ""):
     _augment(config, LADDER.index(step))
     if other == "radius":
         config.attack.epsilon = 4 / 255
-    if other == "warmup":
-        config.attack.warmup_epochs = 5
+    if other in ("warmup", "few"):
+        config.attack.warmup_epochs = 50 if other == "few" else 5
     for phase in (config.pretrain, config.train):
         if other in ("rate", "few"):
             phase.lr = 1e-3 / 3
