@@ -135,9 +135,10 @@ def attacked(workdir: Path, module: Any) -> list[AccuracyRecord | None]:
 def table(out: Path, module: Any) -> str:
     """Return clean and robust accuracy of each run, their means, and the paper's finding."""
     names = _columns(module)
-    own = ", seeds 0 and 1" if len(module.SEEDS) == 2 else f" of {len(module.SEEDS)} seeds"
+    count = len(module.SEEDS)
+    own = {1: ", seed 0", 2: ", seeds 0 and 1"}.get(count, f" of {count} seeds")
     heads = ["run", f"clean{own}", *(f"{name}{own}" for name in names), "the paper"]
-    if len(module.SEEDS) == 2:
+    if count == 2:
         heads.insert(-1, "mean" if len(names) == 1 else f"mean of the {names[-1]}")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     means: dict[str, list[float | None]] = {}  # None: not all seeds are done
@@ -147,7 +148,7 @@ def table(out: Path, module: Any) -> str:
         robust = [[getattr(r, "robust", None) for r in of] for of in zip(*made, strict=True)]
         means[run] = [_mean(values) for values in robust]
         row = [run, *map(_cell, (clean, *robust)), module.PAPER.get(run, "")]
-        if len(module.SEEDS) == 2:
+        if count == 2:
             row.insert(-1, _beside(means[run][-1], means[against(module, run)][-1], run, module))
         lines.append(f"| {' | '.join(row)} |")
     half = 196 * math.sqrt(0.25 * 0.75 / module.IMAGES)
@@ -170,9 +171,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _cell(values: list[float | None]) -> str:
-    """Return two values as they are; of more, the mean and the range."""
+    """Return one value or two as they are; of more, the mean and the range."""
     there = [value for value in values if value is not None]
-    if len(values) == 2:
+    if len(values) <= 2:
         return ", ".join(map(_percent, values))
     if len(there) < len(values):
         return _percent(None)
