@@ -91,9 +91,16 @@ def plan(
     return settings
 
 
+def adjustable(name: str) -> tuple[str, ...]:
+    """List the settings of an attack that `overrides` may change."""
+    row, own = searching()[name]
+    least = attacks.MACHINES[row.machine].least
+    return tuple(key for key in least if key != "targets" or own.targets)
+
+
 def _check_change(setting: Setting, change: dict[str, Any]) -> None:
     least = attacks.MACHINES[setting.machine].least
-    editable = {k: v for k, v in least.items() if k != "targets" or setting.targets}
+    editable = {key: least[key] for key in adjustable(setting.name)}
     for key, value in change.items():
         if key not in editable:
             raise ValueError(f"{setting.name} has no {key!r} to override; it has {[*editable]}")

@@ -92,8 +92,14 @@ class Question(NamedTuple):
         return ", ".join([self.attack.replace(",", " + "), *version, *words, *judged])
 
     def overrides(self) -> dict[str, dict[str, Any]] | None:
-        """List the changes of each attack, as `autoattack` takes them."""
-        return {name: dict(self.changes) for name in self.names or ()} if self.changes else None
+        """List the changes of each attack, as `autoattack` takes them: of settings that it has."""
+        own = {
+            name: {
+                key: self.changes[key] for key in ensembles.adjustable(name) if key in self.changes
+            }
+            for name in self.names or ()
+        }
+        return {name: changes for name, changes in own.items() if changes} or None
 
 
 def following(attack: str, version: str) -> tuple[str, ...]:
@@ -184,14 +190,11 @@ def _check_choices(question: Question, subject: Subject) -> None:
         raise ValueError("--noreplay contradicts --replay; give one of them")
     if question.version == ensembles.CUSTOM and attack == AUTOATTACK:
         raise ValueError("--version=custom needs its attacks: --attack apgd-ce,apgd-t")
+    names = question.names if question.searches else None
     for flag, value in question.changes.items():
-        takes = (
-            question.searches and bool(question.names)
-            if flag in _SETTINGS
-            else bool(question.fixed)
-        )
-        if not takes:
-            name = "name an attack of it, such as apgd-ce"
+        takes = any(flag in ensembles.adjustable(name) for name in names or ())
+        if not (takes if flag in _SETTINGS else question.fixed):
+            name = "name an attack of it, such as apgd-t"
             remedy = name if attack == AUTOATTACK else "leave it out"
             typed = f"--{flag}={_as_flag(flag, value)}"
             raise ValueError(f"{typed} has no effect on --attack={attack}; {remedy}")

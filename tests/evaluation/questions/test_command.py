@@ -346,7 +346,7 @@ class RunTest(OfRun):
         ({"attack": "apgd-ce,cw"}, "--attack=apgd-ce,cw is unknown"),
         ({"attack": "fab"}, "attack 'fab' is not in version 'standard'; choose from apgd-ce"),
         ({"attack": "apgd-ce,apgd-ce"}, "are none or repeated"),
-        ({"attack": "apgd-ce", "targets": 3}, "apgd-ce has no 'targets' to override"),
+        ({"attack": "apgd-ce,square", "targets": 3}, "--targets=3 has no effect on --attack=apgd"),
         ({"attack": "apgd-ce", "steps": 0}, "--steps=0 must be at least 1"),
         (
             {"attack": "apgd-ce", "relative_step": "2"},

@@ -128,6 +128,8 @@ class LimitsTest(parameterized.TestCase):
         ({"seed": -1}, "--seed=-1 must be at least 0"),
         ({"seed": 2**32}, "must be below 2.32"),
         ({"attack": "apgd-ce", "steps": 1, "restarts": 1}, None),
+        ({"attack": "apgd-ce,apgd-t", "targets": 3}, None),
+        ({"attack": "apgd-ce", "targets": 3}, "--targets=3 has no effect on --attack=apgd-ce"),
         ({"attack": "apgd-ce", "steps": 0}, "--steps=0 must be at least 1"),
         ({"attack": "apgd-ce", "restarts": 0}, "--restarts=0 must be at least 1"),
         ({"steps": 3}, "--steps=3 has no effect on --attack=autoattack; name an attack of it"),

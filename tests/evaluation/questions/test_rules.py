@@ -318,9 +318,11 @@ class QuestionTest(parameterized.TestCase):
             self.assertEqual(question.method, method)
 
     def test_what_a_question_does(self):
-        named = Question(attack="apgd-ce,square", steps=3, targets=2)
+        named = Question(attack="apgd-ce,apgd-t,square", steps=3, targets=2)
+        steps = {name: {"steps": 3} for name in named.names}
+        self.assertEqual(named.overrides(), steps | {"apgd-t": {"steps": 3, "targets": 2}})
         self.assertEqual(
-            named.overrides(), {name: {"steps": 3, "targets": 2} for name in named.names}
+            Question(attack="apgd-ce,apgd-t", targets=2).overrides(), {"apgd-t": {"targets": 2}}
         )
         self.assertIsNone(Question(attack="apgd-ce").overrides())
         self.assertEqual((Question().names, Question(attack="a,b").names), (None, ("a", "b")))
