@@ -41,6 +41,11 @@ class VerifyFlags:
         "File .npy for the images as they are prepared, uint8[N,H,W,C], which verify.py of the "
         "bundle takes; a file .labels.npy beside it gets their labels. Needs no weights."
     )
+    write_adversarial: Path | None = flag(
+        "File .pt for the images as the attack leaves them, a tensor f32[N,C,H,W] in [0, 1] of "
+        "PyTorch; where they are those of a leaderboard of RobustBench, a file .issue.md beside it "
+        'gets the text of its issue "New external evaluation". Needs no weights.'
+    )
     json: bool = shared("json", False)
 
 
@@ -53,11 +58,42 @@ def main(argv: list[str] | None = None) -> int:
 
 def _verified(flags: VerifyFlags) -> dict[str, Any]:
     given = asdict(flags)
-    del given["json"], given["write_images"]
+    del given["json"], given["write_images"], given["write_adversarial"]
     with patience.of(patience.LOADING):
         from jaxrobust.evaluation.questions import verification
 
     settings = verification.VerificationSettings(**given)
     if flags.write_images:
         return verification.write_images(settings, flags.write_images)
+    if flags.write_adversarial:
+        return _write_adversarial(settings, flags.write_adversarial)
     return verification.verify(settings)
+
+
+def _write_adversarial(settings: Any, file: Path) -> dict[str, Any]:
+    """Write a bundle's adversarial images, and RobustBench's issue that links them."""
+    from jaxrobust.convert import layouts, robustbench_entry
+    from jaxrobust.evaluation.questions import verification
+    from jaxrobust.runtime.files import whole
+    from jaxrobust.weights.store import hashes
+
+    if file.suffix != ".pt":
+        raise ValueError(f"--write_adversarial {file}: name a file that ends in .pt")
+    record, points = verification.adversarial_images(settings)
+    with whole.writing(file, points.nbytes) as part:
+        layouts.save_pt(part, points.transpose(0, 3, 1, 2))
+    print(f"{len(points)} images in {file}")
+    sha256 = hashes.file_sha256(file)
+    made = {"images": len(points), "sha256": sha256}
+    try:
+        issue = robustbench_entry.external_evaluation(record, file.name, sha256)
+    except ValueError as error:
+        print(f"No issue is written: {error}")
+        return made
+    text = file.with_suffix(".issue.md")
+    text.write_text(issue)
+    print(
+        f"{text} is the issue for RobustBench; {issue.count(robustbench_entry.BY_HAND)} places "
+        "are to be filled in by hand"
+    )
+    return made | {"issue": str(text)}

@@ -88,18 +88,19 @@ def _same_function(network: Network, other: str, layout: str) -> None:
         )
 
 
-def save_pt(path: Path, state: dict[str, np.ndarray]) -> None:
-    """Write a plain OrderedDict of contiguous tensors: what `weights_only=True` reads."""
+def save_pt(path: Path, state: dict[str, np.ndarray] | np.ndarray) -> None:
+    """Write a tensor, or a plain OrderedDict of contiguous ones: what `weights_only=True` reads."""
     try:
         import torch
     except ImportError as error:
         raise ValueError(NEEDS_TORCH) from error
-    tensors = OrderedDict((k, torch.from_numpy(np.array(v, order="C"))) for k, v in state.items())
+    arrays = state if isinstance(state, dict) else {"": state}
+    tensors = OrderedDict((k, torch.from_numpy(np.array(v, order="C"))) for k, v in arrays.items())
     try:
-        torch.save(tensors, path)
+        torch.save(tensors if isinstance(state, dict) else tensors[""], path)
     except RuntimeError as error:  # no OSError where the system refuses to write
         reason = str(error).splitlines()[0]
-        takes = whole.amount(sum(array.nbytes for array in state.values()))
+        takes = whole.amount(sum(array.nbytes for array in arrays.values()))
         raise OSError(
             f"cannot write {path}, which takes {takes}; the disk may be full ({reason}): free some "
             "space, or write elsewhere"

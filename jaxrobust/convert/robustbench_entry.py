@@ -1,7 +1,8 @@
-"""RobustBench's JSON entry and the text of its "New Model" issue, from a result record.
+"""RobustBench's JSON entry and the texts of two of its issues, from a result record.
 
 Source: the keys and formats of RobustBench's model_info/{imagenet,cifar10,cifar100}/*/*.json, its
-.github/ISSUE_TEMPLATE/new-model.md, and its threat models (model_zoo/enums.py).
+.github/ISSUE_TEMPLATE/new-model.md and new-external-evaluation-s-.md, and its threat models
+(model_zoo/enums.py).
 """
 
 import json
@@ -132,23 +133,31 @@ def ledger_of(records: Path, record: AccuracyRecord) -> Path:
 
 def lacks(record: AccuracyRecord) -> list[str]:
     """List the differences of a record from the protocol of its leaderboard."""
-    p, ids, radii, method = protocol_of(record), record.image_ids, record.threats, record.method
+    method = record.method
+    wanted = {
+        f"its attack is {method or 'not AutoAttack'}, not autoattack standard": (
+            method == "autoattack standard"
+        ),
+        "adversarial images of other evaluations were replayed; evaluate with --noreplay": (
+            not record.replayed
+        ),
+        f"its network computes in {record.dtype}, not float32": record.dtype == "float32",
+    }
+    return [*other_question(record), *(text for text, holds in wanted.items() if not holds)]
+
+
+def other_question(record: AccuracyRecord) -> list[str]:
+    """List the differences of images and threat from those of the record's leaderboard."""
+    p, ids, radii = protocol_of(record), record.image_ids, record.threats
     same = [
         ball.norm == p.threat.norm and math.isclose(ball.epsilon, p.threat.epsilon, rel_tol=1e-6)
         for ball in radii
     ]
     wanted = {
-        f"its attack is {method or 'not AutoAttack'}, not autoattack standard": (
-            method == "autoattack standard"
-        ),
         f"its balls are {', '.join(dict.fromkeys(map(str, radii)))}, not {p.threat.written()}": (
             bool(radii) and all(same)
         ),
-        "adversarial images of other evaluations were replayed; evaluate with --noreplay": (
-            not record.replayed
-        ),
         f"its images are {ids}, not 0..{p.images - 1}": ids == f"0..{p.images - 1}",
-        f"its network computes in {record.dtype}, not float32": record.dtype == "float32",
     }
     return [*_other_data(record, p), *(text for text, holds in wanted.items() if not holds)]
 
@@ -251,6 +260,34 @@ def issue(
         "- [ ] The architecture is not among those of robustbench/model_zoo/architectures",
         "- [ ] I release the models under the MIT license, or",
         "- [ ] under a custom license: (URL)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def external_evaluation(record: AccuracyRecord, file: str, sha256: str) -> str:
+    """Write the issue of an evaluation of a network of the zoo; `file` has its adversarial images.
+
+    `ValueError` where images or threat are not those of a leaderboard.
+    """
+    p = protocol_of(record)
+    unlisted = [] if p.listed else [f"it has none of {p.dataset}, {p.norm}"]
+    if differs := [*other_question(record), *unlisted]:
+        raise ValueError(f"RobustBench has no leaderboard of this record: {'; '.join(differs)}")
+    made = entry(record)
+    lines = [
+        "Title: [New evaluation] <identifier>",
+        "",
+        "## Target model",
+        f"+ **Model identifier(s):** ({BY_HAND}; the record's is {made['architecture']}, weights "
+        f"{record.weights}, sha256 {record.weights_sha256})",
+        f"+ **Leaderboard(s):** {p.dataset}, {p.norm}, eps {made['eps']}",
+        "",
+        "## New evaluation",
+        f"+ **Link to adversarial images:** ({BY_HAND}: URL of {file}; sha256 {sha256})",
+        f"+ **Robust accuracy:** {made['autoattack_acc']} %",
+        f"+ **Author(s):** ({BY_HAND})",
+        f"+ **Description of the method used:** {record.method}, {record.dtype}, seed "
+        f"{record.seed}, with jaxrobust's implementation (commit {record.commit})",
     ]
     return "\n".join(lines) + "\n"
 

@@ -145,6 +145,24 @@ class CifarTest(parameterized.TestCase):
         text = robustbench_entry.issue("Me2026Small", typed(record()), "net.pt", "0" * 64, said)
         self.assertIn(f"with jaxrobust's implementation; {said}\n", text)
 
+    def test_an_evaluation_of_a_network_of_the_zoo(self):
+        own = record(method="apgd-ce + apgd-t", replayed=[{"ledger": "ledger-1"}])
+        text = robustbench_entry.external_evaluation(typed(own), "points.pt", "0" * 64)
+        for line in (
+            "+ **Leaderboard(s):** cifar10, Linf, eps 8/255\n",
+            f"URL of points.pt; sha256 {'0' * 64})\n",
+            "+ **Robust accuracy:** 45.67 %\n",
+            "the method used:** apgd-ce + apgd-t, float32, seed 3, with jaxrobust's",
+        ):
+            self.assertIn(line, text)
+        for changes, said in (
+            ({"image_ids": "0..999"}, "its images are 0..999, not 0..9999"),
+            ({"epsilon": 4 / 255}, "its balls are .*, not linf 8/255"),
+            ({"dataset": "cifar100", "norm": "l2", "epsilon": 0.5}, "has none of cifar100, L2"),
+        ):
+            with self.subTest(said), self.assertRaisesRegex(ValueError, f"no leaderboard.*{said}"):
+                robustbench_entry.external_evaluation(typed(record(**changes)), "x.pt", "0")
+
 
 class ConfirmTest(parameterized.TestCase):
     """Digits in place of CIFAR: the verdicts are read and compared in the same way."""

@@ -16,6 +16,7 @@ from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.questions import flags, measuring
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.weights.store import hashes
@@ -128,7 +129,7 @@ def _source_of(settings: VerificationSettings, record: dict[str, Any]) -> dict[s
     return named | {key: named[key] or record[key] for key in ("dataset", "split")}
 
 
-def _prepared(source: Any, bundle: Any) -> Any:
+def _prepared(source: Any, bundle: Any) -> Prepared:
     size, _, channels = bundle.about["image"]
     if source.channels != channels:
         raise ValueError(
@@ -188,11 +189,7 @@ def write_images(settings: VerificationSettings, file: Path) -> dict[str, Any]:
     """Write images and labels as the bundle's verify.py takes them."""
     if file.suffix != ".npy":
         raise ValueError(f"--write_images {file}: name a file that ends in .npy")
-    bundle = claims.read(settings.bundle)
-    named = _source_of(settings, bundle.record)
-    where, classes = (named.pop("dataset"), named.pop("split")), bundle.record["model"]
-    source = registry.open_source(*where, num_classes=classes["num_classes"], **named)
-    prepared = _prepared(source, bundle)
+    _, prepared = _opened(settings)
     with whole.writing(file) as part, part.open("wb") as opened:
         np.lib.format.write_array_header_1_0(
             opened, {"descr": "|u1", "fortran_order": False, "shape": prepared.shape}
@@ -204,3 +201,31 @@ def write_images(settings: VerificationSettings, file: Path) -> dict[str, Any]:
     np.save(labels, prepared.labels())
     print(f"{len(prepared)} images in {file}, their labels in {labels}")
     return {"images": len(prepared)}
+
+
+def adversarial_images(settings: VerificationSettings) -> tuple[AccuracyRecord, np.ndarray]:
+    """Return a bundle's record, and its images as the attack leaves them, f32[N,H,W,C] in [0, 1].
+
+    An image that nothing fools is as it was. `ValueError` where the data set's are others.
+    """
+    bundle, prepared = _opened(settings)
+    points = np.empty((len(bundle.rows), *prepared.shape[1:]), np.float32)
+    for place, row in enumerate(bundle.rows):
+        image = prepared[np.array([row["image"]])][0]
+        if claims.image_sha256(image) != row["sha256"]:
+            raise ValueError(
+                f"image {row['image']} is not the one that was evaluated; give the --dataset and "
+                "--split of the record, and the same version of the data set"
+            )
+        fooled = claims.kind(row) == "fooled"
+        points[place] = claims.adversarial(bundle, row, image) if fooled else image
+    return AccuracyRecord.from_json(bundle.record), points
+
+
+def _opened(settings: VerificationSettings) -> tuple[claims.Bundle, Prepared]:
+    """Open a bundle, and its images as they were prepared."""
+    bundle = claims.read(settings.bundle)
+    named = _source_of(settings, bundle.record)
+    where, classes = (named.pop("dataset"), named.pop("split")), bundle.record["model"]
+    source = registry.open_source(*where, num_classes=classes["num_classes"], **named)
+    return bundle, _prepared(source, bundle)

@@ -366,6 +366,37 @@ class FunctionTest(Case):
         self.assertEqual((code, printed, error.count("\n")), (2, "", 1), error)
         self.assertRegex(error, said)
 
+    def test_the_images_as_the_attack_leaves_them(self):
+        if not TORCH:
+            self.skipTest(paths.PARITY)
+        import torch
+
+        path = Path(self.create_tempdir()) / "adversarial.pt"
+        code, printed, said = ran(self.bundle, "--write_adversarial", path)
+        self.assertEqual(code, 0, said)
+        self.assertIn(f"{N} images in {path}", printed)
+        self.assertIn("No issue is written: RobustBench has no leaderboard of", printed)
+        self.assertFalse(path.with_suffix(".issue.md").exists())
+        points = torch.load(path, weights_only=True).numpy()
+        self.assertEqual((points.shape, points.dtype), ((N, 1, 8, 8), np.float32))
+        source = data.open_source("digits", "test")
+        clean = data.Prepared(source, image_size=8, preprocessing="none", images=N)[:]
+        moved = (points.transpose(0, 2, 3, 1) - clean).reshape(N, -1)
+        (record,) = result_lines.read(self.root / "out")
+        found = verdicts.read(self.root / "out" / record["verdicts"])
+        fooled = found.clean & ~found.robust
+        self.assertTrue(fooled.any())
+        np.testing.assert_array_equal((moved != 0).any(1), fooled)
+        self.assertLessEqual(np.linalg.norm(moved, axis=1).max(), 0.3 + 1e-5)
+        logits = points.reshape(N, -1) @ np.load(self.root / "weights.npy")
+        np.testing.assert_array_equal(logits.argmax(1) == found.labels, found.robust)
+
+    def test_adversarial_images_of_other_images(self):
+        words = (self.bundle, "--write_adversarial", self.root / "x.pt", "--split=train")
+        self.assertIn("is not the one that was evaluated; give the --data", self.refused(*words))
+        said = self.refused(self.bundle, "--write_adversarial", self.root / "x.npy")
+        self.assertIn("name a file that ends in .pt", said)
+
     def test_a_changed_byte_and_other_labels(self):
         code, _, said = self.checked("--bundle", self.changed(self.bundle))
         self.assertEqual(code, 2)
