@@ -2,7 +2,9 @@
 
 In FOLDER, which is emptied in the end, noise of --side pixels is written as .npz, --parts of
 --rows images, and by `jaxrobust prepare generated` as shards. Then the same batches are made of
-both, turn by turn in one process, on one thread: images/s are those of the processor. Memory is
+both, turn by turn in one process, on one thread: images/s are those of the processor, and by the
+clock, where shards that are larger than the memory wait for the disk. With --names a file is read
+so often, under as many names, where the disk does not hold all of them and the shards. Memory is
 what a process of the stream alone takes more after --batches of them than before it opened the
 source, and the most that the writing process took.
 """
@@ -38,6 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="An empty folder, or none yet.")
     parser.flag("rows", type=int, default=1_000_000, help="Images of a file; default: 1,000,000.")
     parser.flag("parts", type=int, default=1, help="Number of files; default: 1.")
+    parser.flag("names", type=int, default=1, help="Number of names of each file; default: 1.")
     parser.flag("side", type=int, default=32, help="Pixels; default: %(default)s.")
     parser.flag("array", type=int, default=200_000, help="Images of the array in memory.")
     parser.flag("rounds", type=int, default=7, help="Turns of each.")
@@ -105,17 +108,26 @@ def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     named = {"shards": f"generated:{folder / 'shards'}", "array": f"npz:{path}"}
     loads = {key: stream(registry.open_source(n, "all"), args.side) for key, n in named.items()}
     times: dict[str, list[float]] = {key: [] for key in loads}
+    waited: dict[str, list[float]] = {key: [] for key in loads}
     images = args.batches * BATCH
     for turn in range(args.rounds + 1):
         for key, load in loads.items():
-            start = time.process_time()
+            start, began = time.process_time(), time.perf_counter()
             for position in range(turn * images, (turn + 1) * images, 64):
                 load(position)
             if turn:  # the first one warms up
                 times[key].append(time.process_time() - start)
+                waited[key].append(time.perf_counter() - began)
     pairs = zip(times["array"], times["shards"], strict=True)
-    speeds = {key: images / statistics.median(column) for key, column in times.items()}
-    return {"images_per_s": speeds, "ratio": statistics.median(a / b for a, b in pairs)}
+    speeds, clock = (
+        {key: images / statistics.median(column) for key, column in each.items()}
+        for each in (times, waited)
+    )
+    return {
+        "images_per_s": speeds,
+        "by_the_clock": clock,
+        "ratio": statistics.median(a / b for a, b in pairs),
+    }
 
 
 def main() -> None:
@@ -130,6 +142,10 @@ def main() -> None:
         files = [args.folder / f"part{part}.npz" for part in range(args.parts)]
         for part, path in enumerate(files):
             write_noise(path, args.rows, args.side, part)
+        links = [f.with_stem(f"{f.stem}-{i}") for i in range(1, args.names) for f in files]
+        for number, link in enumerate(links):
+            link.hardlink_to(files[number % args.parts])
+        files += links
         words = [sys.executable, "-m", "jaxrobust", "prepare", "generated", *map(str, files)]
         shards = args.folder / "shards"
         start = time.perf_counter()
@@ -141,16 +157,18 @@ def main() -> None:
         flags = ["--memory", str(shards), "--side", str(args.side), "--batches", "200"]
         own = [sys.executable, __file__, str(args.folder), *flags]
         told = subprocess.run(own, check=True, capture_output=True, text=True).stdout
-        result = {"rows": args.rows * args.parts, "write_s": seconds, "write_most_mb": most}
+        result = {"rows": args.rows * len(files), "write_s": seconds, "write_most_mb": most}
         result |= {"memory": json.loads(told.splitlines()[-1])} | compare(args.folder, args)
     finally:
         shutil.rmtree(args.folder)
-    speeds, memory = result["images_per_s"], result["memory"]
+    speeds, clock, memory = (result[k] for k in ("images_per_s", "by_the_clock", "memory"))
     print(
         f"{result['rows']:,} images of {args.side} px: written in {seconds:,.0f} s with at most "
         f"{most:,.0f} MB; the stream takes {memory['more_mb']:,.0f} MB more than the "
         f"{memory['before_mb']:,.0f} of the process\n  shards {speeds['shards']:,.0f}, array "
-        f"{speeds['array']:,.0f} images/s of one core: {result['ratio']:.3f} of the array's"
+        f"{speeds['array']:,.0f} images/s of one core: {result['ratio']:.3f} of the array's\n"
+        "  by the clock "
+        f"{clock['shards']:,.0f} and {clock['array']:,.0f} images/s"
     )
     if args.json:
         print(json.dumps(result))
