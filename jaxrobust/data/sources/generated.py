@@ -8,6 +8,7 @@ in memory, and one image is one read of a file. ArrayRecord's own reader, which 
 can use, takes a millisecond for a call that asks for few records of many shards.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -31,6 +32,7 @@ REMEDY = "prepare it again, jaxrobust prepare generated FILE.npz... --out DIR"
 # blocks hold is chunks that begin with one. The first chunk is the signature alone.
 _BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = 1 << 16, 24, 40
 _DATA = _BLOCK - _BLOCK_HEADER
+_ANNOUNCES = hasattr(os, "posix_fadvise")  # not on macOS
 
 
 class ShardLayout(NamedTuple):
@@ -79,10 +81,18 @@ class RecordPlaces(NamedTuple):
         before = 1 + _varint(_varint(length)) + _varint(length)
         return cls(length, 2 * _CHUNK_HEADER + before, _CHUNK_HEADER + before + length)
 
+    def place(self, row: int) -> tuple[int, int]:
+        """Compute where a record begins in its file, and how much of the block is left there."""
+        block, inside = divmod(self.start + row * self.stride, _DATA)
+        return block * _BLOCK + _BLOCK_HEADER + inside, _DATA - inside
+
+    def announce(self, descriptor: int, row: int) -> None:
+        """Ask the system to fetch a record of an open shard, without waiting for it."""
+        os.posix_fadvise(descriptor, self.place(row)[0], self.length, os.POSIX_FADV_WILLNEED)
+
     def read(self, descriptor: int, row: int) -> bytes:
         """Read a record of an open shard; it is shorter where the file ends before it."""
-        block, inside = divmod(self.start + row * self.stride, _DATA)
-        begin, left = block * _BLOCK + _BLOCK_HEADER + inside, _DATA - inside
+        begin, left = self.place(row)
         if self.length <= left:
             return os.pread(descriptor, self.length, begin)
         headers = -(-(self.length - left) // _DATA)
@@ -140,6 +150,11 @@ class ShardedRecords:
         header, places = _fixed(layout)
         opened = _opened(self.folder, len(layout.sizes), self.version, os.getpid())
         pixels, per_shard, soft = layout.pixels, layout.per_shard, layout.soft
+        if _ANNOUNCES and len(indices) > 1:  # the disk works on all of them at once
+            with contextlib.suppress(OSError):  # which is said where that record is read
+                for index in indices:
+                    shard, row = divmod(first + index, per_shard)
+                    places.announce(opened[shard], row)
         records = []
         for index in indices:
             shard, row = divmod(first + index, per_shard)

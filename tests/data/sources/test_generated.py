@@ -1,8 +1,10 @@
 """Shards of generated images: read at random where arithmetic says, and refused in a sentence."""
 
 import json
+import os
 import pickle
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -73,6 +75,32 @@ class GeneratedTest(parameterized.TestCase):
         self.assertEqual(again.read([129]), source.read([129]))
         self.assertEndsWith(source.describe(129), "generated-all.array_record-00002-of-00003")
         self.assertIn("record 29 of", source.describe(129))
+
+    @absltest.skipUnless(hasattr(os, "posix_fadvise"), "the system takes no announcements")
+    def test_several_records_are_announced_before_the_first_is_read(self):
+        source, calls = data.open_source(self.name, "all"), []
+        announce, pread = os.posix_fadvise, os.pread
+        with (
+            mock.patch.object(
+                os, "posix_fadvise", lambda *args: (calls.append("announced"), announce(*args))
+            ),
+            mock.patch.object(os, "pread", lambda *args: (calls.append("read"), pread(*args))[1]),
+        ):
+            found = source.read([129, 3, 57])
+            self.assertEqual(calls, ["announced"] * 3 + ["read"] * 3)
+            calls.clear()
+            source.read([5])
+            self.assertEqual(calls, ["read"])
+        with mock.patch.object(generated, "_ANNOUNCES", False):
+            self.assertEqual(source.read([129, 3, 57]), found)
+        with mock.patch.object(os, "posix_fadvise", side_effect=OSError):
+            self.assertEqual(source.read([129, 3, 57]), found)
+
+    def test_a_shard_that_is_gone_before_it_is_read(self):
+        source = data.open_source(self.name, "all")
+        (self.out / generated.file_name(1, 3)).unlink()
+        with self.assertRaisesRegex(DataError, "record 7 of .*00001-of-00003 cannot be read .No"):
+            source.read([3, 57])
 
     def test_any_other_program_reads_the_shards(self):
         reader = ArrayRecordReader(str(self.out / generated.file_name(1, 3)))
