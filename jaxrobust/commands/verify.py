@@ -63,11 +63,12 @@ def _verified(flags: VerifyFlags) -> dict[str, Any]:
         from jaxrobust.evaluation.questions import verification
 
     settings = verification.VerificationSettings(**given)
+    written: dict[str, Any] = {}
     if flags.write_images:
-        return verification.write_images(settings, flags.write_images)
+        written |= verification.write_images(settings, flags.write_images)
     if flags.write_adversarial:
-        return _write_adversarial(settings, flags.write_adversarial)
-    return verification.verify(settings)
+        written |= _write_adversarial(settings, flags.write_adversarial)
+    return written or verification.verify(settings)
 
 
 def _write_adversarial(settings: Any, file: Path) -> dict[str, Any]:

@@ -372,9 +372,12 @@ class FunctionTest(Case):
         import torch
 
         path = Path(self.create_tempdir()) / "adversarial.pt"
-        code, printed, said = ran(self.bundle, "--write_adversarial", path)
+        clean_path = path.with_name("images.npy")
+        words = ("--write_adversarial", path, "--write_images", clean_path)
+        code, printed, said = ran(self.bundle, *words)
         self.assertEqual(code, 0, said)
         self.assertIn(f"{N} images in {path}", printed)
+        self.assertTrue(clean_path.is_file())
         self.assertIn("No issue is written: RobustBench has no leaderboard of", printed)
         self.assertFalse(path.with_suffix(".issue.md").exists())
         points = torch.load(path, weights_only=True).numpy()
