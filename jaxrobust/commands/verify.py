@@ -43,8 +43,9 @@ class VerifyFlags:
     )
     write_adversarial: Path | None = flag(
         "File .pt for the images as the attack leaves them, a tensor f32[N,C,H,W] in [0, 1] of "
-        "PyTorch; where they are those of a leaderboard of RobustBench, a file .issue.md beside it "
-        'gets the text of its issue "New external evaluation". Needs no weights.'
+        "PyTorch. Needs no weights; with them, and where all is confirmed and of a leaderboard of "
+        'RobustBench, a file .issue.md beside it gets the text of its issue "New external '
+        'evaluation".'
     )
     json: bool = shared("json", False)
 
@@ -63,16 +64,19 @@ def _verified(flags: VerifyFlags) -> dict[str, Any]:
         from jaxrobust.evaluation.questions import verification
 
     settings = verification.VerificationSettings(**given)
-    written: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if flags.write_images:
-        written |= verification.write_images(settings, flags.write_images)
+        result |= verification.write_images(settings, flags.write_images)
+    if flags.weights or flags.function or not (flags.write_images or flags.write_adversarial):
+        result |= verification.verify(settings)
     if flags.write_adversarial:
-        written |= _write_adversarial(settings, flags.write_adversarial)
-    return written or verification.verify(settings)
+        confirmed = result.get("whole", False)
+        result |= _write_adversarial(settings, flags.write_adversarial, confirmed=confirmed)
+    return result
 
 
-def _write_adversarial(settings: Any, file: Path) -> dict[str, Any]:
-    """Write a bundle's adversarial images, and RobustBench's issue that links them."""
+def _write_adversarial(settings: Any, file: Path, *, confirmed: bool) -> dict[str, Any]:
+    """Write a bundle's adversarial images, and of a confirmed one RobustBench's issue."""
     from jaxrobust.convert import layouts, robustbench_entry
     from jaxrobust.evaluation.questions import verification
     from jaxrobust.runtime.files import whole
@@ -85,7 +89,10 @@ def _write_adversarial(settings: Any, file: Path) -> dict[str, Any]:
         layouts.save_pt(part, points.transpose(0, 3, 1, 2))
     print(f"{len(points)} images in {file}")
     sha256 = hashes.file_sha256(file)
-    made = {"images": len(points), "sha256": sha256}
+    made = {"adversarial_images": len(points), "sha256": sha256}
+    if not confirmed:
+        print("No issue is written: no network has confirmed the bundle; give its --weights")
+        return made
     try:
         issue = robustbench_entry.external_evaluation(record, file.name, sha256)
     except ValueError as error:

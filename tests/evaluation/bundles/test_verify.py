@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -378,7 +379,7 @@ class FunctionTest(Case):
         self.assertEqual(code, 0, said)
         self.assertIn(f"{N} images in {path}", printed)
         self.assertTrue(clean_path.is_file())
-        self.assertIn("No issue is written: RobustBench has no leaderboard of", printed)
+        self.assertIn("No issue is written: no network has confirmed the bundle", printed)
         self.assertFalse(path.with_suffix(".issue.md").exists())
         points = torch.load(path, weights_only=True).numpy()
         self.assertEqual((points.shape, points.dtype), ((N, 1, 8, 8), np.float32))
@@ -393,6 +394,25 @@ class FunctionTest(Case):
         self.assertLessEqual(np.linalg.norm(moved, axis=1).max(), 0.3 + 1e-5)
         logits = points.reshape(N, -1) @ np.load(self.root / "weights.npy")
         np.testing.assert_array_equal(logits.argmax(1) == found.labels, found.robust)
+
+    def test_an_issue_is_of_a_network_that_confirms(self):
+        if not TORCH:
+            self.skipTest(paths.PARITY)
+        path = Path(self.create_tempdir()) / "adversarial.pt"
+        entry = "jaxrobust.convert.robustbench_entry.external_evaluation"
+        for function, expected in (("logits_fn", 0), ("another", 1)):
+            network = ("--function", f"{self.root}/nets.py:{function}")
+            with mock.patch(entry, return_value="the issue") as issue:
+                words = (*network, "--write_adversarial", path)
+                code, printed, said = ran(self.bundle, *words)
+            self.assertEqual(code, expected, said)
+            self.assertEqual(issue.call_count, 1 - expected)
+            self.assertEqual("No issue is written: no network has" in printed, bool(expected))
+            self.assertTrue(path.is_file())
+        self.assertEqual(path.with_suffix(".issue.md").read_text(), "the issue")
+        words = ("--function", f"{self.root}/nets.py:logits_fn", "--write_adversarial", path)
+        _, printed, _ = ran(self.bundle, *words)
+        self.assertIn("No issue is written: RobustBench has no leaderboard of", printed)
 
     def test_adversarial_images_of_other_images(self):
         words = (self.bundle, "--write_adversarial", self.root / "x.pt", "--split=train")
