@@ -19,6 +19,7 @@ and, after a hyphen, what is different in the whole run:
     warmup       a radius that grows to 8/255 in the first 5 of the 8 adversarial epochs
     few          2,000 images, of which there are ten times as many epochs, at a third of the rate;
                  the radius grows as in warmup, since heavy fails without
+    hundreds     as few, with 512 images and 39 times as many epochs
 
 `tools/study.py --study augmentation_study` makes them and attacks them with AutoAttack;
 tools/README.md has what was measured.
@@ -29,11 +30,12 @@ from jaxrobust.config import read_arguments
 
 LADDER = ("base", "randaugment", "mixup", "cutmix", "erasing", "heavy")
 ENDS = ("base", "heavy")
+FEWER = {"few": 2000, "hundreds": 512}  # images, of 20,000; as many updates
 RUNS = (
     *LADDER,
     *(
         f"{step}-{other}"
-        for other in ("rate", "radius", "warmup", "few", "random")
+        for other in ("rate", "radius", "warmup", "few", "hundreds", "random")
         for step in ENDS
     ),
 )
@@ -66,16 +68,18 @@ def get_config(arguments: str = ""):
     _augment(config, LADDER.index(step))
     if other == "radius":
         config.attack.epsilon = 4 / 255
-    if other in ("warmup", "few"):
-        config.attack.warmup_epochs = 50 if other == "few" else 5
-    for phase in (config.pretrain, config.train):
-        if other in ("rate", "few"):
-            phase.lr = 1e-3 / 3
-        if other == "few":
-            phase.epochs *= 10
-            phase.warmup_epochs *= 10
-    if other == "few":
-        config.data.train_split = "train[:2000]"
+    if other == "warmup" or other in FEWER:
+        config.attack.warmup_epochs = 5
+    if other == "rate" or other in FEWER:
+        config.pretrain.lr = config.train.lr = 1e-3 / 3
+    if other in FEWER:
+        images = FEWER[other]
+        longer = 20000 // images
+        config.data.train_split = f"train[:{images}]"
+        config.attack.warmup_epochs *= longer
+        for phase in (config.pretrain, config.train):
+            phase.epochs *= longer
+            phase.warmup_epochs *= longer
     return config
 
 
