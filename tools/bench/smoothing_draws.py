@@ -20,7 +20,7 @@ SIZES = (16, 64, 256)  # batches that are tried
 
 def parse() -> argparse.Namespace:
     parser = Arguments(__doc__)
-    parser.flag("draws", type=int, default=64, help="Number of draws in a turn.")
+    parser.flag("draws", type=int, default=512, help="Number of draws in a turn.")
     parser.flag("rounds", type=int, default=3, help="Number of turns of each side.")
     parser.flag("network", default="wrn_28_10", help="Network; default: %(default)s.")
     return parser.parse_args()

@@ -18,6 +18,7 @@ from jaxrobust.attacks.geometry import malt
 from jaxrobust.attacks.geometry.balls import where
 from jaxrobust.attacks.machine import MachineStep, advance
 from jaxrobust.attacks.registry import Setting
+from jaxrobust.models.kernels import winograd
 from jaxrobust.models.kernels.cpu.narrowing import narrow_products
 from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, canonical_convolutions
 from jaxrobust.runtime.devices import cpus
@@ -100,7 +101,7 @@ def _seeker(
     On CPU the steps of all calls share what is made: as many programs would else make it again for
     every half second.
     """
-    network = _network(search_fn or logits_fn, keyed, platform, tiles=True)
+    network = _network(search_fn or logits_fn, keyed, platform, tiles=winograd.convolve)
     if platform == "cpu":
         return before_a_loop(network, points, keys)
     return list, lambda made, *operands: network(*operands)
@@ -199,7 +200,7 @@ def _strongest(tally: str, draws: int, done: Any, slots: Slots) -> tuple[Any, An
 
 
 def _network(
-    logits_fn: Any, keyed: bool, platform: str, precision: str | None = None, tiles: bool = False
+    logits_fn: Any, keyed: bool, platform: str, precision: str | None = None, tiles: Any = None
 ) -> Callable[[Array, Array], Array]:
     """Wrap `logits_fn` as one of points and u32[B, 2], in float32, and fast inside loops on CPU.
 

@@ -291,27 +291,34 @@ def _conv_backward(stride, padding, groups, dilation, residuals, g):
 _conv.defvjp(lambda x, kernel, *rest: (_conv(x, kernel, *rest), (x, kernel)), _conv_backward)
 
 
-_tiles: contextvars.ContextVar[list[Array] | None] = contextvars.ContextVar("tiles", default=None)
+_tiles: contextvars.ContextVar[tuple[winograd.Formula, list[Array]] | None] = (
+    contextvars.ContextVar("tiles", default=None)
+)
+_traced_in = jax.make_user_context(default_value=None)  # so that no `jit` takes another's trace
 
 
 @contextlib.contextmanager
-def in_tiles() -> Iterator[list[Array]]:
+def in_tiles(form: winograd.Formula = winograd.convolve) -> Iterator[list[Array]]:
     """Compute 3x3 convolutions that are traced here as `winograd` does, where that is faster.
 
     Gives a list that grows with the kernel of each. Their weights have to be transformed before a
     loop, see `rewriting.ready`.
+
+    Args:
+      form: `winograd.convolve`, or `winograd.values` where nothing is differentiated.
     """
     kernels: list[Array] = []
-    token = _tiles.set(kernels)
+    token = _tiles.set((form, kernels))
     try:
-        yield kernels
+        with _traced_in(form):
+            yield kernels
     finally:
         _tiles.reset(token)
 
 
 def _tiled(x: Array, kernel: Array, *, stride: int, padding: int, groups: int, dilation: int):
     """Return the convolution by `winograd`; None: not asked for, or it is none of its kind."""
-    kernels, pads = _tiles.get(), ((padding, padding),) * 2
+    pads = ((padding, padding),) * 2
     settings = {
         "window_strides": (stride, stride),
         "padding": pads,
@@ -320,10 +327,12 @@ def _tiled(x: Array, kernel: Array, *, stride: int, padding: int, groups: int, d
         "feature_group_count": groups,
         "preferred_element_type": None,
     }
-    if kernels is None or not winograd.applies(settings, x, kernel):
+    asked = _tiles.get()
+    if asked is None or not winograd.applies(settings, x, kernel):
         return None
+    form, kernels = asked
     kernels.append(kernel)
-    return winograd.convolve(pads, x, kernel)
+    return form(pads, x, kernel)
 
 
 def conv(

@@ -11,6 +11,7 @@ points (a product of patches: 3e-7).
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +23,14 @@ from jaxrobust.models.kernels.primitives import walled
 from jaxrobust.types import Array
 
 Padding = tuple[tuple[int, int], ...]
-CHANNELS = 64  # in and out; with fewer, the transforms of maps cost more than the products save
+Formula = Callable[[Padding, Array, Array], Array]  # `convolve` or `values`
+CHANNELS = 48  # in and out; with fewer, the transforms of maps cost more than the products save
 ROWS = 16  # tiles of a batch, below which transformed weights, which are more, take longer to read
+# What is transformed of as many images as fit here stays in the cache until it is added up. 64
+# images of 32x32x64 take 0.19 ms each instead of 0.69, of 16x16x320 0.97 instead of 1.47 (one of
+# two busy cores of an EPYC Zen 4; between 4 and 16 MiB nothing changes by more than a tenth).
+CACHE = 8 * 2**20  # bytes
+ROWS_AT_ONCE = 32  # tiles, with fewer of which transformed weights are read too often
 
 
 class Tile(NamedTuple):
@@ -104,6 +111,11 @@ def convolve(padding: Padding, x: Array, kernel: Array) -> Array:
     return _of_transformed(padding, x, kernel, transformed(m, kernel), transformed(m, back))
 
 
+def values(padding: Padding, x: Array, kernel: Array) -> Array:
+    """Return `convolve` without its gradients, for which the weights are transformed once more."""
+    return _tiled(padding, x, transformed(side(padding, x.shape) or 2, kernel))
+
+
 def transformed(m: int, kernel: Array) -> Array:
     """Return the weights f[(m+2)^2,in,out] of f[3,3,in,out] for tiles of m x m outputs."""
     g = TILES[m].weights
@@ -145,6 +157,27 @@ def _sizes(padding: Padding, shape: tuple[int, ...]) -> list[int]:
 
 def _tiled(padding: Padding, x: Array, weights: Array) -> Array:
     """Return the convolution of f[B,H,W,in] with transformed weights f[(m+2)^2,in,out]."""
+    size = _images_at_once(padding, x, weights)
+    if size == len(x):
+        return _of_tiles(padding, x, weights)
+    filled = jnp.pad(x, ((0, -len(x) % size), *[(0, 0)] * 3))
+    parts = filled.reshape(-1, size, *x.shape[1:])
+    y = lax.map(lambda images: _of_tiles(padding, images, weights), parts)
+    return y.reshape(-1, *y.shape[2:])[: len(x)]
+
+
+def _images_at_once(padding: Padding, x: Array, weights: Array) -> int:
+    """Count the images whose points and products stay in the cache while they are worked on."""
+    m = math.isqrt(len(weights)) - 2
+    tiles = math.prod(-(-size // m) for size in _sizes(padding, x.shape))
+    bytes_of_image = len(weights) * tiles * sum(weights.shape[1:]) * x.dtype.itemsize
+    most = max(CACHE // bytes_of_image, -(-ROWS_AT_ONCE // tiles), 1)
+    if most >= len(x):
+        return len(x)
+    return min(range(most, most // 2, -1), key=lambda size: -len(x) % size)  # the fewest in vain
+
+
+def _of_tiles(padding: Padding, x: Array, weights: Array) -> Array:
     m = math.isqrt(len(weights)) - 2
     sizes = _sizes(padding, x.shape)
     filled = [(low, high + -size % m) for (low, high), size in zip(padding, sizes, strict=True)]

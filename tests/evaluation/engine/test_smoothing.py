@@ -8,6 +8,7 @@ from scipy import stats
 
 from jaxrobust.evaluation.engine import engine, smoothing
 from jaxrobust.evaluation.engine.smoothing import ABSTAINS, Smoothing
+from jaxrobust.models.kernels import convolutions, winograd
 
 SEED, SHAPE = 5, (4, 4, 3)
 RNG = np.random.default_rng(0)
@@ -114,6 +115,29 @@ class DrawsTest(parameterized.TestCase):
         self.assertEqual(found.unanswered, bright)
         self.assertLessEqual(found.votes, 200 - bright)
         self.assertGreater(found.votes, 0)
+        del held
+
+
+class TilesTest(absltest.TestCase):
+    def test_weights_are_transformed_before_the_draws(self):
+        kernel = RNG.normal(size=(3, 3, 64, 64)).astype(np.float32)
+        spread = RNG.normal(size=(3, 64)).astype(np.float32)
+
+        def network(kernel, images):
+            return convolutions.conv(images @ spread, kernel, padding=1).mean((1, 2))
+
+        made, held = runner(network, kernel, slots=8 * 16)
+        mesh = made.mesh
+        (weights,) = smoothing._prepare_program(mesh, (16, *SHAPE))(made.logits_fn)
+        np.testing.assert_array_equal(weights, winograd.transformed(4, jnp.asarray(kernel)))
+        found = smoothing.counts(made, IMAGES[0], 0, 0, 128, sigma=0.5, seed=SEED)
+        noisy = IMAGES[0] + 0.5 * noise(0, range(128))
+        logits = np.sort(np.asarray(network(kernel, jnp.asarray(noisy))), axis=1)
+        self.assertGreater((logits[:, -1] - logits[:, -2]).min(), 1e-4)  # far above rounding
+        answers = np.asarray(network(kernel, jnp.asarray(noisy))).argmax(1)
+        np.testing.assert_array_equal(
+            np.asarray(found).sum(0), np.append(np.bincount(answers, minlength=64), 0)
+        )
         del held
 
 

@@ -1,6 +1,7 @@
 """Winograd's convolutions are XLA's, values and gradients, and weights are transformed once."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax import lax
 
-from jaxrobust.models.kernels import winograd
+from jaxrobust.evaluation.engine import slots
+from jaxrobust.models.kernels import convolutions, winograd
 from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, canonical_convolutions
+from jaxrobust.types import VERDICT_PRECISION
 from tests.support import sweeps
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -58,6 +61,32 @@ class ConvolveTest(parameterized.TestCase):
     def test_tiles_take_the_fewest_products(self, batch, size, expected):
         self.assertEqual(winograd.side(SAME, (batch, size, size, 64)), expected)
 
+    @parameterized.parameters((7, 3, 2), (7, 1, 1), (12, 5, 4), (7, 50, 7))
+    def test_a_few_images_at_a_time(self, batch, fit, at_once):
+        """Those that fill the last of equal parts change nothing."""
+        with jax.enable_x64(True):
+            x, kernel = jnp.asarray(drawn(batch, 8, 8, 5)), jnp.asarray(drawn(3, 3, 5, 6))
+            weights = winograd.transformed(4, kernel)
+            image = 36 * 4 * (5 + 6) * 8  # bytes of 36 points and products of four tiles
+            for changed in (
+                {"CACHE": fit * image, "ROWS_AT_ONCE": 1},
+                {"CACHE": 0, "ROWS_AT_ONCE": 4 * fit},
+            ):
+                with mock.patch.multiple(winograd, **changed):
+                    self.assertEqual(winograd._images_at_once(SAME, x, weights), at_once)
+                    own = lambda *given: winograd.values(SAME, *given)  # noqa: E731
+                    parts = str(jax.make_jaxpr(own)(x, kernel))
+                    ours = own(x, kernel)
+                self.assertEqual("scan" in parts, at_once < batch)
+                np.testing.assert_allclose(ours, plain(SAME, x, kernel), atol=1e-12)
+
+    def test_values_alone_transform_the_weights_once(self):
+        x, kernel = drawn(8, 8, 8, 64), drawn(3, 3, 64, 64)
+        count = lambda form: str(jax.make_jaxpr(form, static_argnums=0)(SAME, x, kernel)).count(  # noqa: E731
+            "f32[36,64,64] = reshape"
+        )
+        self.assertEqual((count(winograd.values), count(winograd.convolve)), (1, 2))
+
     @parameterized.parameters(2, 4)
     def test_weights_by_the_papers_formula(self, m):
         with jax.enable_x64(True):
@@ -101,8 +130,27 @@ class LayoutTest(parameterized.TestCase):
             return lax.conv_general_dilated(x, kernel, (1, 1), SAME, dimension_numbers=numbers)
 
         x, kernel = jnp.ones((8, 64, side, side)), jnp.ones((64, 64, 3, 3))
-        jaxpr = str(jax.make_jaxpr(canonical_convolutions(network, tiles=True))(x, kernel))
+        jaxpr = str(
+            jax.make_jaxpr(canonical_convolutions(network, tiles=winograd.convolve))(x, kernel)
+        )
         self.assertEqual("dot_general" in jaxpr, expected)
+
+
+class AttackTest(absltest.TestCase):
+    def test_our_networks_are_in_tiles_where_they_guide_and_not_where_they_decide(self):
+        kernel = jnp.asarray(drawn(3, 3, 64, 64).astype("f4"))
+
+        def logits_fn(x):
+            return convolutions.conv(x, kernel, padding=1).mean((1, 2))
+
+        points, keys = jnp.ones((8, 8, 8, 64)), jnp.zeros((8, 2), jnp.uint32)
+        make, rest = slots._seeker(False, "cpu", logits_fn, None, points, keys)
+        self.assertEqual({w.shape for w in make()}, {(36, 64, 64)})
+        decider = slots._network(logits_fn, False, "cpu", VERDICT_PRECISION)
+        for network, tiles in ((functools.partial(rest, make()), True), (decider, False)):
+            traced = str(jax.make_jaxpr(network)(points, keys))
+            self.assertEqual("_inputs" in traced, tiles)
+        np.testing.assert_allclose(rest(make(), points, keys), decider(points, keys), atol=1e-4)
 
 
 class LoopTest(absltest.TestCase):
@@ -114,7 +162,9 @@ class LoopTest(absltest.TestCase):
             return (plain(SAME, x, kernel) + bias[None, None, None]).mean((1, 2))
 
         def looped(x, kernel, bias):
-            one = canonical_convolutions(lambda x: network(x, kernel, bias), tiles=True)
+            one = canonical_convolutions(
+                lambda x: network(x, kernel, bias), tiles=winograd.convolve
+            )
             make, rest = before_a_loop(one, x)
             one = functools.partial(rest, make())
 

@@ -46,7 +46,7 @@ class RulesTest(parameterized.TestCase):
         {"preferred_element_type": jnp.float32},
         {"padding": ((0, 0), (0, 0))},
         {"padding": ((2, 2), (0, 1))},
-        {"kernel": (3, 3, 64, 100)},
+        {"kernel": (3, 3, 48, 100)},
     )
     def test_in_tiles(self, **given):
         with jax.enable_x64(True):
@@ -57,8 +57,8 @@ class RulesTest(parameterized.TestCase):
         {"preferred_element_type": np.dtype("float64")},
         {"kernel": (5, 5, 64, 64)},
         {"kernel": (3, 1, 64, 64)},
-        {"kernel": (3, 3, 63, 64)},
-        {"kernel": (3, 3, 64, 63)},
+        {"kernel": (3, 3, 47, 64)},
+        {"kernel": (3, 3, 64, 47)},
         {"feature_group_count": 2},
         {"window_strides": (2, 2)},
         {"window_strides": (1, 2)},
@@ -125,9 +125,13 @@ class RulesTest(parameterized.TestCase):
 
     def test_tiles_within_tiles_end_alone(self):
         with convolutions.in_tiles() as outer:
-            with convolutions.in_tiles() as inner:
-                self.assertIs(convolutions._tiles.get(), inner)
-            self.assertIs(convolutions._tiles.get(), outer)
+            with convolutions.in_tiles(winograd.values) as inner:
+                form, kernels = convolutions._tiles.get()
+                self.assertIs(kernels, inner)
+                self.assertIs(form, winograd.values)
+            form, kernels = convolutions._tiles.get()
+            self.assertIs(kernels, outer)
+            self.assertIs(form, winograd.convolve)
         self.assertIsNone(convolutions._tiles.get())
 
 
@@ -176,8 +180,16 @@ class ReadyTest(absltest.TestCase):
 
     def test_weights_that_would_be_too_many(self):
         logits = network(winograd.CHANNELS)
-        with mock.patch.object(rewriting, "TRANSFORMED", 8 * 9 * winograd.CHANNELS**2 * 4 - 1):
-            self.assertIs(rewriting.ready(logits, self.images), logits)
+        bytes_of_weights = 8 * 9 * winograd.CHANNELS**2 * 4 * jax.local_device_count()
+        for memory, fits in ((8 * bytes_of_weights, True), (8 * bytes_of_weights - 8, False)):
+            with mock.patch.object(
+                rewriting.os, "sysconf", lambda of, m=memory: m if "PHYS" in of else 1
+            ):
+                ready = rewriting.ready(logits, self.images)
+                canonical = rewriting.canonical_convolutions(logits, tiles=winograd.convolve)
+                traced = str(jax.make_jaxpr(canonical)(self.images))
+            self.assertEqual(ready is not logits, fits)
+            self.assertEqual("_inputs" in traced, fits)
 
     def test_images_of_another_number(self):
         logits = network(winograd.CHANNELS)

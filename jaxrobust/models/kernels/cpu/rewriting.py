@@ -9,9 +9,11 @@ CIFAR images 186 and 48 (NCHW 555 and 51); a residual block of 64 channels at 32
 (NCHW 187500 and 1496); a separable one 2009 and 314.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -97,7 +99,9 @@ def _depthwise(windows: list[tuple[int, int, int]], x: Array, kernel: Array) -> 
     return depthwise_conv(x, kernel)[:, rows, columns]
 
 
-def _fast_formula(eqn: JaxprEqn, tiles: bool) -> Callable[[Array, Array], Array] | None:
+def _fast_formula(
+    eqn: JaxprEqn, tiles: winograd.Formula | None
+) -> Callable[[Array, Array], Array] | None:
     """Return a fast formula of `eqn`, of f[B,H,W,in] and f[kh,kw,in,out]; None: leave it alone."""
     settings = {k: v for k, v in eqn.params.items() if k != "dimension_numbers"}
     x, kernel = _types(eqn)
@@ -120,7 +124,7 @@ def _fast_formula(eqn: JaxprEqn, tiles: bool) -> Callable[[Array, Array], Array]
     if groups > 1 and min(channels, features) < 8 * groups:
         return None
     if tiles and x.ndim == 4 and winograd.applies(settings, *_in_place(eqn)):
-        return functools.partial(winograd.convolve, tuple(settings["padding"]))
+        return functools.partial(tiles, tuple(settings["padding"]))
     return functools.partial(_convolve, tuple(settings.items()))
 
 
@@ -141,7 +145,7 @@ def _in_layout(formula: Callable, numbers: Any, x: Array, kernel: Array) -> list
     return [jnp.transpose(formula(x, kernel), [axes.index(i) for i in range(x.ndim)])]
 
 
-def _replacement(eqn: JaxprEqn, tiles: bool) -> Callable[..., list[Any]] | None:
+def _replacement(eqn: JaxprEqn, tiles: winograd.Formula | None) -> Callable[..., list[Any]] | None:
     """Rewrite `eqn` with faster convolutions; None if there is no convolution to improve in it."""
     if eqn.primitive is conv_general_dilated_p:
         formula = _fast_formula(eqn, tiles)
@@ -160,7 +164,7 @@ def _replacement(eqn: JaxprEqn, tiles: bool) -> Callable[..., list[Any]] | None:
     return None
 
 
-def _evaluate(jaxpr: Any, consts: Any, *operands: Any, tiles: bool) -> list[Any]:
+def _evaluate(jaxpr: Any, consts: Any, *operands: Any, tiles: winograd.Formula | None) -> list[Any]:
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *operands], strict=True))
 
     def read(atom):
@@ -181,7 +185,7 @@ def _bound(eqn: JaxprEqn, arguments: Iterable[Any]) -> list[Any]:
 
 
 def canonical_convolutions(
-    function: Callable[..., Any], *, tiles: bool = False
+    function: Callable[..., Any], *, tiles: winograd.Formula | None = None
 ) -> Callable[..., Any]:
     """Return `function` with convolutions, and gradients of them, that are fast in a loop on CPU.
 
@@ -194,14 +198,23 @@ def canonical_convolutions(
 
     Args:
       function: takes and returns pytrees of arrays, e.g. a `LogitsFn`; may close over tracers.
-      tiles: compute 3x3 convolutions as `winograd` does, whose transformed weights are worth what
-        they cost only if many steps use them, see `before_a_loop`.
+      tiles: formula of 3x3 convolutions, ours too, whose transformed weights are worth what they
+        cost only if many steps use them, see `before_a_loop`, and are not used if they are
+        `too_large`; None: none has another.
     """
+
+    def traced(tiles: winograd.Formula | None, operands: Any) -> Any:
+        new = lambda *given: function(*given)  # noqa: E731  # JAX remembers traces of a function
+        with in_tiles(tiles) if tiles else contextlib.nullcontext([]) as kernels:
+            return kernels, *jax.make_jaxpr(new, return_shape=True)(*operands)
 
     @functools.wraps(function)
     def canonical(*operands):
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*operands)
-        if closed.effects or not any(_replacement(eqn, tiles) for eqn in closed.jaxpr.eqns):
+        kernels, closed, shapes = traced(tiles, operands)
+        if too_large(kernels):
+            kernels, closed, shapes = traced(None, operands)
+        changes = kernels or any(_replacement(eqn, tiles) for eqn in closed.jaxpr.eqns)
+        if closed.effects or not changes:
             return function(*operands)
         leaves = jax.tree.leaves(operands)
         results = _evaluate(closed.jaxpr, closed.consts, *leaves, tiles=tiles)
@@ -255,12 +268,20 @@ def before_a_loop(
 
     def body(made: list[Array], *operands: Any) -> Array:
         leaves = jax.tree.leaves(operands)
-        return _evaluate(rest, [*known.values(), *made], *leaves, tiles=False)[0]
+        return _evaluate(rest, [*known.values(), *made], *leaves, tiles=None)[0]
 
     return make, body
 
 
-TRANSFORMED = 2 * 2**30  # bytes of weights for tiles, above which an attack does without them
+SHARE = 8  # of the machine's memory, that transformed weights may take
+
+
+def too_large(kernels: Sequence[Array]) -> bool:
+    """Tell whether the weights of these, transformed on each of the process' devices, take more
+    than an eighth of the machine's memory."""
+    times = max(winograd.growth(m) for m in winograd.TILES) * jax.local_device_count()
+    transformed = times * sum(k.size * k.dtype.itemsize for k in kernels)
+    return transformed > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / SHARE
 
 
 def ready(function: Callable[[Array], Array], images: Array) -> Callable[[Array], Array]:
@@ -269,10 +290,10 @@ def ready(function: Callable[[Array], Array], images: Array) -> Callable[[Array]
     The weights of its 3x3 convolutions are transformed here, once, if any are worth it; values and
     gradients change by rounding only, 2e-6 of the largest. On other platforms do not use it.
     """
+    new = lambda x: function(x)  # noqa: E731  # JAX remembers traces of a function
     with in_tiles() as kernels:
-        make, body = before_a_loop(function, jax.ShapeDtypeStruct(images.shape, images.dtype))
-    larger = max(winograd.growth(m) for m in winograd.TILES)
-    if not kernels or larger * sum(k.size * k.dtype.itemsize for k in kernels) > TRANSFORMED:
+        make, body = before_a_loop(new, jax.ShapeDtypeStruct(images.shape, images.dtype))
+    if not kernels or too_large(kernels):
         return function
     made, usual = make(), (images.shape, images.dtype)
     return lambda x: body(made, x) if (x.shape, x.dtype) == usual else function(x)
