@@ -11,7 +11,7 @@ from jaxrobust.commands import report
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.network import first_figure
-from jaxrobust.evaluation.questions import flags
+from jaxrobust.evaluation.questions import command, flags
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.types import Weights
@@ -80,6 +80,12 @@ class FlagsTest(parameterized.TestCase):
     def test_what_is_given_stays(self):
         found = flags.of_shipped(GivenFlags(shipped="quickstart", dataset="npz:a", out="b"))
         self.assertEqual((found.dataset, found.out), ("npz:a", "b"))
+
+    def test_a_wrong_flag_is_refused_before_the_first_figure(self):
+        with self.assertRaisesRegex(ValueError, "--targets=3 has no effect on --attack=apgd-ce"):
+            with absltest.mock.patch.object(command, "_first_figure") as figure:
+                command.evaluated(GivenFlags(shipped="quickstart", attack="apgd-ce", targets=3, n=8))
+        figure.assert_not_called()
 
     def test_another_network_beside_it(self):
         given = GivenFlags(shipped="quickstart", workdir="runs/1", function="a.py:f")

@@ -155,8 +155,6 @@ def _of_size(
         origin, subject, source = flags.settled(given)
         size = subject.image_size
         which, subject, weights = flags.weights(given, subject, source)
-    if given.shipped:
-        _first_figure(given, subject, source, weights)
     shared = {key: getattr(given, key) for key in Question._fields if key in GivenFlags._fields}
     shared["preprocessing"] = subjects.preprocessing(origin, size, source, given.preprocessing)
     if given.certify is not None:
@@ -169,6 +167,8 @@ def _of_size(
         if each.ball.epsilon or not climbs:
             questions.check(own, each, source)
     stops.check_images(question, len(source))
+    if given.shipped:
+        _first_figure(given, subject, source, weights)
     with _of("looking at what tells this network and these images from others"):
         evaluation = Evaluation(subject, source, which, weights, question, place)
     if climbs:
