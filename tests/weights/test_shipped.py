@@ -82,9 +82,10 @@ class FlagsTest(parameterized.TestCase):
         self.assertEqual((found.dataset, found.out), ("npz:a", "b"))
 
     def test_a_wrong_flag_is_refused_before_the_first_figure(self):
+        figure = self.enter_context(absltest.mock.patch.object(command, "_first_figure"))
+        given = GivenFlags(shipped="quickstart", attack="apgd-ce", targets=3, n=8)
         with self.assertRaisesRegex(ValueError, "--targets=3 has no effect on --attack=apgd-ce"):
-            with absltest.mock.patch.object(command, "_first_figure") as figure:
-                command.evaluated(GivenFlags(shipped="quickstart", attack="apgd-ce", targets=3, n=8))
+            command.evaluated(given)
         figure.assert_not_called()
 
     def test_another_network_beside_it(self):

@@ -145,6 +145,14 @@ def nearest_first(
     engine: Engine, norm: str, images: np.ndarray, labels: np.ndarray, targets: np.ndarray
 ) -> np.ndarray:
     """Reorder the targets i32[n, T] of n images by how near their boundary seems to be."""
+    distances = nearness(engine, norm, images, labels, targets)
+    return malt.nearest_first(distances, targets)
+
+
+def nearness(
+    engine: Engine, norm: str, images: np.ndarray, labels: np.ndarray, targets: np.ndarray
+) -> np.ndarray:
+    """Estimate how far away the boundaries to the targets i32[n, T] of n images are, f32[n, T]."""
     program = engine.compiled(devices.nearness_program, engine.mesh, norm)
     sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
     distances = [np.zeros((0, targets.shape[1]), np.float32)]
@@ -153,7 +161,7 @@ def nearest_first(
         rows = tuple(padded(array[part], engine.slots) for array in (images, labels, targets))
         found = program(engine.logits_fn, *jax.device_put(rows, sharding))
         distances.append(np.asarray(found)[: len(images[part])])
-    return malt.nearest_first(np.concatenate(distances), targets)
+    return np.concatenate(distances)
 
 
 def _root(seed: int) -> np.ndarray:

@@ -1,9 +1,11 @@
 """The fast version: a part of the standard version's jobs, and the rest of them on a sample.
 
 All images meet APGD-CE and APGD-T, the latter at few targets, those first that MALT calls nearest.
-Of what stands, as many images as the passes allow, drawn at random, meet all that the standard
-version has left for them: its other targets and restarts, FAB-T and Square. So a sampled image has
-the standard version's verdict, and the sample bounds how many verdicts of the others differ.
+Of what stands, the eighth whose boundary seems nearest meets the other targets and restarts of
+these two. Of what stands then, as many images as the passes allow, drawn at random, meet all that
+the standard version has left for them: its other targets and restarts, FAB-T and Square. So a
+sampled image has the standard version's verdict, and the sample bounds how many verdicts of the
+others differ.
 
 Every job is one that the standard version would make too, with the same draws, and is written into
 its ledger: what fools here fools there, and the standard call goes on with the jobs that are left.
@@ -33,6 +35,8 @@ from jaxrobust.runtime.text.progress import say
 # Of the standard version's passes. The rest of a fifth is for jobs that are begun in vain, and for
 # survivors that the standard version would soon be done with, as where gradients are masked.
 SHARE = 0.18
+# Of what stands after the first targets and restarts; what the others would still fool lies here.
+NEAR = 1 / 8
 
 
 class PartialAttack(Attack):
@@ -114,15 +118,16 @@ class Budget(NamedTuple):
 
     whole: int  # of the standard version
     first: int  # of what all images meet, the order of the targets included
-    rest: int  # of all that is left then
+    near: int  # of the other targets and restarts
+    rest: int  # of all that is left after the first
 
-    def sampled(self, survivors: int, fallen: int) -> int:
+    def sampled(self, survivors: int, near: int, fallen: int) -> int:
         """Choose how many survivors are drawn, after `fallen` passes on images that were fooled.
 
-        The standard version needs about as many of these.
+        The standard version needs about as many of these. Of the survivors, `near` ones meet more.
         """
         most = SHARE * (fallen + survivors * self.whole)
-        spare = most - fallen - survivors * self.first
+        spare = most - fallen - survivors * self.first - near * self.near
         return min(survivors, max(int(spare // max(self.rest, 1)), 1))
 
 
@@ -149,17 +154,26 @@ def run(
         cost = attack.run(sum(most[number + 1 :]))
         forward, backward = (attack.measured * each for each in attack.ordering())
         costs[attack.name] = cost.plus(Cost(cost.attack, 0, forward, backward, 0, 0.0, 0.0))
+    survived, fallen = int(outcome.standing.sum()), _fallen(attacks)
+    partial = [attack for attack in attacks if attack.setting != attack.whole]
+    near = _nearest(evaluation, whole) if partial else np.zeros(n, bool)
+    if verbose:
+        say(f"{survived:,} images stand; {near.sum():,} of them, the nearest, meet all of this")
+    for cost in _of_some(evaluation, [attack.whole for attack in partial], meter, near):
+        costs[cost.attack] = costs[cost.attack].plus(cost)
+    budget = _budget(attacks, whole, sample.classes)
     stood = outcome.standing.copy()
-    count = _budget(attacks, whole, sample.classes).sampled(int(stood.sum()), _fallen(attacks))
+    count = min(budget.sampled(survived, int(near.sum()), fallen), int(stood.sum()))
     chosen = survivors.sample(sample.seed, sample.ids, stood, count)
     if verbose:
         say(f"{stood.sum():,} images stand; {count:,} of them, at random, meet all that is left")
     complete = {attack.name for attack in attacks if attack.setting == attack.whole}
     rest = [full for full in whole if full.name not in complete]
-    for cost in _of_sample(evaluation, rest, meter, chosen):
+    for cost in _of_some(evaluation, rest, meter, chosen):
         costs[cost.attack] = costs[cost.attack].plus(cost) if cost.attack in costs else cost
-    fallen = sample.ids[stood & ~outcome.standing].tolist()
-    found = survivors.found(n, int(stood.sum()), count, fallen)
+    found = survivors.found(
+        n, int(stood.sum()), count, sample.ids[stood & ~outcome.standing].tolist()
+    )
     outcome.flags["fast"] = survivors.line(found)
     if count:
         outcome.flags.update(_masked(outcome, chosen, stood))
@@ -170,7 +184,31 @@ def run(
 def _budget(attacks: Sequence[PartialAttack], whole: Sequence[Setting], classes: int) -> Budget:
     every = sum(ensembles.most_passes(setting, classes) for setting in whole)
     first = sum(ensembles.most_passes(attack.setting, classes) for attack in attacks)
-    return Budget(every, first + sum(sum(each.ordering()) for each in attacks), every - first)
+    both = sum(ensembles.most_passes(attack.whole, classes) for attack in attacks)
+    measuring = sum(sum(attack.ordering()) for attack in attacks) + sum(_measuring(whole))
+    return Budget(every, first + measuring, both - first, every - first)
+
+
+def _measuring(whole: Sequence[Setting]) -> tuple[int, int]:
+    """Count the forward and backward passes that tell how near an image's boundary is."""
+    return 1, max(setting.targets for setting in whole if setting.name in ensembles.ON_ALL)
+
+
+def _nearest(evaluation: AttackContext, whole: Sequence[Setting]) -> np.ndarray:
+    """Mark the survivors whose boundary to one of APGD-T's targets seems nearest, bool[N]."""
+    runner, sample, outcome = evaluation.runner, evaluation.sample, evaluation.outcome
+    stands = np.flatnonzero(outcome.standing)
+    mine = hosts.share(stands)
+    images, labels, _ = sample.rows(mine)
+    targets = sample.ranks[mine, : _measuring(whole)[1]].astype(np.int32)
+    found = engine.nearness(runner, sample.threat.norm, images, labels, targets)
+    nearest = np.where(np.isnan(found), np.inf, found).min(axis=1)
+    both = [np.concatenate(part) for part in zip(*hosts.everyone((mine, nearest)), strict=True)]
+    places, distances = both
+    order = places[np.lexsort((places, distances))]
+    marked = np.zeros(len(outcome.standing), bool)
+    marked[order[: round(NEAR * len(stands))]] = True
+    return marked
 
 
 def _fallen(attacks: Sequence[PartialAttack]) -> int:
@@ -187,10 +225,10 @@ def _fallen(attacks: Sequence[PartialAttack]) -> int:
     return passes
 
 
-def _of_sample(
+def _of_some(
     evaluation: AttackContext, rest: Sequence[Setting], meter: Decisions, chosen: np.ndarray
 ) -> Iterator[Cost]:
-    """Attack the sample with all that is left; yield what each attack took."""
+    """Attack the chosen images with what is left of `rest`; yield what each attack took."""
     outcome, classes = evaluation.outcome, evaluation.sample.classes
     aside = ~chosen
     others = int((outcome.standing & aside).sum())
