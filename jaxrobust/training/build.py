@@ -181,7 +181,7 @@ def phase(
     shapes = jax.eval_shape(init, jax.random.key(0))
     if p.l1 and not objectives.kernels(shapes.params):
         raise ValueError(f"{name}.l1={p.l1}: the network has no weights called kernel; set it to 0")
-    spread = sharding.spread(mesh, shapes.params)
+    spread, on_cpu = sharding.spread(mesh, shapes.params), mesh.devices.flat[0].platform == "cpu"
     gradients = partial(
         step.gradients,
         net=_shown(net, p, name),
@@ -189,7 +189,7 @@ def phase(
         objective=_objective(p, config.attack),
         attack_train=config.attack.statistics == "batch",
         mean=spread.mean,
-        ready=rewriting.ready if mesh.devices.flat[0].platform == "cpu" else step.as_it_is,
+        ready=rewriting.ready if on_cpu else step.as_it_is,
     )
     of_device = partial(
         step.of_device,
@@ -207,6 +207,7 @@ def phase(
         statistics=averages.running_statistics(p, name),
         given=inner.given(config, p.objective),
         memory=memory,
+        seen=step.in_rows if on_cpu else step.as_given,
     )
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
     placed = sharding.of_state(mesh, shapes)

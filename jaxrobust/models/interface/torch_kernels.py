@@ -7,16 +7,55 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxrobust.interop.program import ChannelsLast, Ints, OperatorRule
 from jaxrobust.models.kernels import attention, batch_norms, convolutions, layers, pooling
-from jaxrobust.models.kernels.primitives import add_bias, matmul
+from jaxrobust.models.kernels.primitives import add_bias, matmul, walled
 from jaxrobust.types import Array
 
 
 def _one(values: Ints, axes: int = 2) -> int | None:
     """Find the number that is given for each axis; None: there are several."""
     return values[0] if len(set(values)) == 1 and len(values) in (1, axes) else None
+
+
+@jax.custom_vjp
+def _taps_first(weight: Array) -> Array:
+    """Transpose PyTorch's weights f[out,in,kh,kw] to f[kh,kw,in,out].
+
+    In two steps on CPU, of which XLA's loops are fast, and between which walls keep it from joining
+    them: 2.2 ms for f[512,512,3,3] instead of 4.2, back 2.7 instead of 7.3.
+    """
+    return lax.platform_dependent(
+        weight, cpu=_in_two_steps, default=lambda weight: jnp.transpose(weight, (2, 3, 1, 0))
+    )
+
+
+def _taps_last(kernel: Array) -> Array:
+    return lax.platform_dependent(
+        kernel, cpu=_back_in_two_steps, default=lambda kernel: jnp.transpose(kernel, (3, 2, 0, 1))
+    )
+
+
+def _in_two_steps(weight: Array) -> Array:
+    outs, ins, *sides = weight.shape
+    columns = _transposed(weight.reshape(outs, -1), axes=(1, 0))
+    return _transposed(columns.reshape(ins, -1, outs), axes=(1, 0, 2)).reshape(*sides, ins, outs)
+
+
+def _back_in_two_steps(kernel: Array) -> Array:
+    *sides, ins, outs = kernel.shape
+    rows = _transposed(kernel.reshape(-1, outs), axes=(1, 0))
+    return _transposed(rows.reshape(outs, -1, ins), axes=(0, 2, 1)).reshape(outs, ins, *sides)
+
+
+@walled
+def _transposed(x: Array, *, axes: tuple[int, ...]) -> Array:
+    return jnp.transpose(x, axes)
+
+
+_taps_first.defvjp(lambda weight: (_taps_first(weight), None), lambda _, g: (_taps_last(g),))
 
 
 def _convolution(
@@ -34,7 +73,7 @@ def _convolution(
     square = x.ndim == 4 and weight.shape[2] == weight.shape[3]
     if transposed or not square or None in how or (groups > 1 and weight.shape[2] % 2 == 0):
         return None
-    kernel = jnp.transpose(weight, (2, 3, 1, 0))
+    kernel = _taps_first(weight)
     given: Any = dict(zip(("stride", "padding", "dilation"), how, strict=True))
     given["groups"] = groups
     return ChannelsLast(convolutions.conv(x, kernel, bias, **given))

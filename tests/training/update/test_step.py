@@ -42,6 +42,33 @@ def trained(config, devices, steps=3, size=8):
     return jax.device_get(state), history
 
 
+class RowsTest(absltest.TestCase):
+    def test_short_last_axes_are_joined_and_nothing_else_changes(self):
+        shapes = {"a": (6, 5, 3, 3), "b": (3, 3, 5, 64), "c": (6,), "d": (6, 5), "e": (6, 5, 3, 16)}
+        params = {
+            name: jnp.arange(np.prod(of), dtype=float).reshape(of) for name, of in shapes.items()
+        }
+        given = {
+            "params": params,
+            "mean": params | {"var": jnp.ones((4, 2, 2, 2))},
+            "count": jnp.int32(3),
+        }
+        found = step.in_rows(given, params)
+        self.assertEqual(
+            found["params"]["a"].shape, (1, 1, 6, 45)
+        )  # a matrix is decayed, as it was
+        np.testing.assert_array_equal(found["mean"]["a"].ravel(), params["a"].ravel())
+        changed = {
+            jax.tree_util.keystr(path)
+            for (path, new), old in zip(
+                jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(given), strict=True
+            )
+            if new.shape != old.shape
+        }
+        self.assertEqual(changed, {"['params']['a']", "['mean']['a']"})
+        self.assertIs(step.as_given(given, params), given)
+
+
 class UnitRangeTest(absltest.TestCase):
     pixels = np.arange(256, dtype=np.uint8)
     quotients = np.arange(256, dtype=np.float32) / np.float32(255)  # as ToTensor divides
