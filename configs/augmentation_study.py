@@ -1,8 +1,9 @@
-"""Where heavy augmentation fails in small: a ladder from `base` to `heavy` of `cifar_study`.
+"""Where heavy augmentation fails in small, and where it helps: from `base` to `heavy`, step by step.
 
     jaxrobust train --config configs/augmentation_study.py:heavy-few,seed=0
 
-The first argument is a step of the ladder, each of which has the augmentation of those before it
+The first argument is a step of a ladder between these two runs of `cifar_study`, each of which has
+the augmentation of those before it
 
     base         crop and flip, 6 clean epochs before 8 adversarial ones, Linf 8/255
     randaugment  RandAugment too
@@ -21,8 +22,9 @@ and, after a hyphen, what is different in the whole run:
                  the radius grows as in warmup, since heavy fails without
     hundreds     as few, with 512 images and 39 times as many epochs
 
-`tools/study.py --study augmentation_study` makes them and attacks them with AutoAttack;
-tools/README.md has what was measured.
+`tools/study.py --study augmentation_study` makes them and attacks them with AutoAttack. Measured,
+of 1,000 test images: on 20,000 images augmentation costs 8 to 9 points of robust accuracy where it
+does not collapse, on 512 it gains 4.9 and 4.2 (two seeds); tools/README.md has all that was.
 """
 
 from configs import cifar_study
@@ -50,6 +52,7 @@ ASKED = "AutoAttack at the radius of the training, Linf 8/255 or 4/255"
 PAPER = {
     "heavy": "47.5 instead of 42.2",
     "heavy-radius": "47.5 instead of 42.2",
+    "heavy-hundreds": "47.5 instead of 42.2",
 }
 ROWS = ("cutmix,seed=1", "heavy-few", "heavy-radius", "base-random", "heavy-warmup")
 SOURCES = cifar_study.SHARED_SOURCES | {
