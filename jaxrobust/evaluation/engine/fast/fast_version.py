@@ -157,8 +157,9 @@ def run(
     survived, fallen = int(outcome.standing.sum()), _fallen(attacks)
     partial = [attack for attack in attacks if attack.setting != attack.whole]
     near = _nearest(evaluation, whole) if partial else np.zeros(n, bool)
-    if verbose:
-        say(f"{survived:,} images stand; {near.sum():,} of them, the nearest, meet all of this")
+    if verbose and partial:
+        names = " and ".join(attack.name for attack in partial)
+        say(f"{survived:,} images stand; the {near.sum():,} nearest meet the rest of {names}")
     for cost in _of_some(evaluation, [attack.whole for attack in partial], meter, near):
         costs[cost.attack] = costs[cost.attack].plus(cost)
     budget = _budget(attacks, whole, sample.classes)
