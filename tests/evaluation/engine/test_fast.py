@@ -278,7 +278,8 @@ class LinfTest(_OfANorm, parameterized.TestCase):
         about = self.fast.about["fast"]
         words = f"{about['survivors']} images stand; {about['sampled']} of them, at random, meet"
         self.assertIn(words, said.getvalue())
-        self.assertRegex(said.getvalue(), r"images stand; the \d+ nearest meet the rest of apgd-t\n")
+        nearest = r"images stand; the \d+ nearest meet the rest of apgd-t\n"
+        self.assertRegex(said.getvalue(), nearest)
 
 
 CHILD = """
