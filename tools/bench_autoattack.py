@@ -149,6 +149,7 @@ def network_seconds(
     import jax
     import jax.numpy as jnp
 
+    from jaxrobust.models.kernels import winograd
     from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, canonical_convolutions
 
     devices = len(jax.local_devices())
@@ -168,7 +169,9 @@ def network_seconds(
 
     def seconds_of(function: Callable[..., Any]) -> float:
         def loop(network, x):
-            make, body_of = before_a_loop(canonical_convolutions(network, tiles=True), x)
+            make, body_of = before_a_loop(
+                canonical_convolutions(network, tiles=winograd.convolve), x
+            )
             logits_of = functools.partial(body_of, make())
 
             def body(i, x):

@@ -205,7 +205,8 @@ def canonical_convolutions(
 
     def traced(tiles: winograd.Formula | None, operands: Any) -> Any:
         new = lambda *given: function(*given)  # noqa: E731  # JAX remembers traces of a function
-        with in_tiles(tiles) if tiles else contextlib.nullcontext([]) as kernels:
+        asked: Any = in_tiles(tiles) if tiles else contextlib.nullcontext([])
+        with asked as kernels:
             return kernels, *jax.make_jaxpr(new, return_shape=True)(*operands)
 
     @functools.wraps(function)
