@@ -1,4 +1,4 @@
-"""Where heavy augmentation fails in small, and where it helps: from `base` to `heavy`, step by step.
+"""Where heavy augmentation fails in small, and where it helps: from `base` to `heavy`, by steps.
 
     jaxrobust train --config configs/augmentation_study.py:heavy-few,seed=0
 
