@@ -12,13 +12,11 @@ from pathlib import Path
 from jaxrobust.runtime.text import patience
 
 # glibc returns buffers above 128 KiB to the system after every use, so each step pays their page
-# faults again: a quarter of a ConvNeXt step on CPU. These keep them, on huge pages. What XLA's
-# threads ask for does not fit their own arenas, which are of 64 MB, and would be returned after
-# every use all the same: with one arena a step of a ResNet-18 takes a tenth less.
+# faults again: a quarter of a ConvNeXt step on CPU. These keep them, on huge pages.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "2000000000",
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
 JOIN_TIMEOUT_S = 300.0  # for a pod whose hosts start one after the other
