@@ -28,7 +28,7 @@ CHANNELS = 48  # in and out; with fewer, the transforms of maps cost more than t
 ROWS = 16  # tiles of a batch, below which transformed weights, which are more, take longer to read
 # What is transformed of as many images as fit here stays in the cache until it is added up. 64
 # images of 32x32x64 take 0.19 ms each instead of 0.69, of 16x16x320 0.97 instead of 1.47 (one of
-# two busy cores of an EPYC Zen 4; between 4 and 16 MiB nothing changes by more than a tenth).
+# two busy cores of an EPYC Zen 5; between 4 and 16 MiB nothing changes by more than a tenth).
 CACHE = 8 * 2**20  # bytes
 ROWS_AT_ONCE = 32  # tiles, with fewer of which transformed weights are read too often
 
