@@ -178,6 +178,7 @@ def _images_at_once(padding: Padding, x: Array, weights: Array) -> int:
 
 
 def _of_tiles(padding: Padding, x: Array, weights: Array) -> Array:
+    """Return `_tiled` of all images at once."""
     m = math.isqrt(len(weights)) - 2
     sizes = _sizes(padding, x.shape)
     filled = [(low, high + -size % m) for (low, high), size in zip(padding, sizes, strict=True)]

@@ -97,6 +97,9 @@ def keys_alone(keys: Keys, epsilon_share: Any) -> Any:
     return keys
 
 
+_SHORT = 16  # numbers in a vector of AVX-512
+
+
 def as_given(arrays: Any, params: Params) -> Any:
     """Return arrays as they are."""
     del params
@@ -117,9 +120,6 @@ def in_rows(arrays: Any, params: Params) -> Any:
         return array.reshape(*[1] * (len(shape) - 2), shape[0], -1)  # decayed if it was
 
     return jax.tree.map(of, arrays)
-
-
-_SHORT = 16  # numbers in a vector of AVX-512
 
 
 def train_step(

@@ -35,7 +35,7 @@ from jaxrobust.runtime.text.progress import say
 # Of the standard version's passes. The rest of a fifth is for jobs that are begun in vain, and for
 # survivors that the standard version would soon be done with, as where gradients are masked.
 SHARE = 0.18
-# Of what stands after the first targets and restarts; what the others would still fool lies here.
+# Of what stands after the first targets and restarts: a choice, whose worth was measured on few.
 NEAR = 1 / 8
 
 

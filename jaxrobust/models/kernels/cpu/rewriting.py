@@ -278,8 +278,10 @@ SHARE = 8  # of the machine's memory, that transformed weights may take
 
 
 def too_large(kernels: Sequence[Array]) -> bool:
-    """Tell whether the weights of these, transformed on each of the process' devices, take more
-    than an eighth of the machine's memory."""
+    """Tell whether transformed kernels take more than an eighth of the machine's memory.
+
+    Each device of the process has its own.
+    """
     times = max(winograd.growth(m) for m in winograd.TILES) * jax.local_device_count()
     transformed = times * sum(k.size * k.dtype.itemsize for k in kernels)
     return transformed > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / SHARE
