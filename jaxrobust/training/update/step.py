@@ -163,7 +163,10 @@ def train_step(
         params = optax.apply_updates(params, updates)
         mean = average(mean, params, _moving(stats), state.step)
 
-    norm, stop = optax.tree.norm(grads), control.stop.max()
+    norm = optax.tree.norm(grads)
+    # `norm < 0` is never true: it makes the devices' first meeting wait for the gradients. One that
+    # is ready at once holds one of the few threads of XLA's CPU, and they would work in turn.
+    stop = (control.stop + (norm < 0).astype(jnp.int32)).max()
     goes = stop == 0
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & goes
     params, stats, mean, opt_state = jax.tree.map(

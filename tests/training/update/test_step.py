@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxrobust import attacks, models
 from jaxrobust.config import base, network_of
 from jaxrobust.models.interface import network_inputs
-from jaxrobust.runtime.devices import sharding
+from jaxrobust.runtime.devices import hlo, sharding
 from jaxrobust.training import build
 from jaxrobust.training.run import run
 from jaxrobust.training.update import averages, objectives, optim, step
@@ -314,6 +314,41 @@ class AugmentedStepTest(parameterized.TestCase):
         self.assertIn("erf", " ".join(re.findall(r'op_name="[^"]*"', heavy)))
         # No device draws, or holds, more than its sixth part of the images or their groups.
         self.assertEmpty(re.findall(r"\w+\[(?:48|24)[,\]][^ ]*", heavy))
+
+
+    @parameterized.named_parameters(
+        ("adversarial", {}),
+        ("clean", {"train__objective": "clean"}),
+        ("mart", {"train__objective": "mart"}),
+        ("heavy", {"data__augmentation": "heavy", "mixup__group": 2}),
+        ("fsdp", {"mesh__fsdp": 0}),
+    )
+    def test_no_reduction_is_ready_before_the_gradients(self, changes):
+        # A device that waits for the others holds one of the few threads of XLA's CPU: where the
+        # largest of `stop` alone was ready at once, two devices on two cores took turns.
+        config = small_config(train__batch_size=48, **changes)
+        phase = build.phase(config, "train", 480, devices=jax.devices())
+        with jax.set_mesh(phase.mesh), standard():
+            lowered = phase.step.lower(*build.abstract_arguments(config, "train", phase))
+        module = hlo.parse(lowered.compile().as_text())
+        entry = module.computations[module.entry]
+        reductions = [i for i in entry.values() if i.opcode.startswith("all-reduce")]
+        self.assertGreaterEqual(len(reductions), 2)  # of the gradients, and of `stop`
+        for reduction in reductions:
+            self.assertTrue(
+                any("transpose(jvp" in hlo.op_name(i) for i in before(entry, reduction)), reduction
+            )
+
+
+def before(entry, last):
+    """All instructions of a computation whose results one of them needs."""
+    found, waiting = {}, list(last.operands)
+    while waiting:
+        name = waiting.pop()
+        if name in entry and name not in found:
+            found[name] = entry[name]
+            waiting += entry[name].operands
+    return found.values()
 
 
 COLLECTIVE = re.compile(
