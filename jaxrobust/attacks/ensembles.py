@@ -44,10 +44,11 @@ _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "apgd-t": {"targets": 5, "machine": "apgd-multi-radius"},
     },
     # A part of the jobs of "standard": fewer restarts, fewer targets, the same machines.
-    FAST: {"apgd-t": {"targets": 5}},
+    FAST: {"apgd-t": {"targets": 4}, "fab-t": {"targets": 4}},
     "fast, l1": {
         "apgd-ce": {"machine": "apgd-multi-radius"},
-        "apgd-t": {"targets": 5, "machine": "apgd-multi-radius"},
+        "apgd-t": {"targets": 4, "machine": "apgd-multi-radius"},
+        "fab-t": {"targets": 4},
     },
 }
 

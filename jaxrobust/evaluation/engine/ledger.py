@@ -196,18 +196,20 @@ class Ledger:
         else:
             own["file"][places] = self._number(_of_process(self._first, process))
 
-    def parts(self, places: np.ndarray, attack: str) -> list[tuple[int, bool, TriedJobs]]:
-        """Gather the verdicts of a part of an attack on some images, for `take_over_parts`."""
+    def survived(
+        self, places: np.ndarray, attack: str
+    ) -> list[tuple[int, bool, TriedJobs | None]]:
+        """Gather what an attack, or a part of it, did not fool, for `take_over_survived`."""
         rows = self.rows(attack)
-        known = places[rows["known"][places]].tolist()
-        return [(p, bool(rows["flat"][p]), self._tried[p, attack]) for p in known]
+        known = places[(rows["known"] & ~rows["fooled"])[places]].tolist()
+        return [(p, bool(rows["flat"][p]), self._tried.get((p, attack))) for p in known]
 
-    def take_over_parts(
-        self, process: int, attack: str, found: list[tuple[int, bool, TriedJobs]]
+    def take_over_survived(
+        self, process: int, attack: str, found: list[tuple[int, bool, TriedJobs | None]]
     ) -> None:
         """Learn which jobs another process has made in vain."""
         for place, flat, tried in found if process != jax.process_index() else ():
-            own = {"targets": tried[0], "restarts": tried[1]}
+            own = tried and {"targets": tried[0], "restarts": tried[1]}
             self._keep(place, None, {"attack": attack, "fooled": False, "flat": flat, "tried": own})
 
     def close(self) -> None:

@@ -70,12 +70,12 @@ class LedgerTest(parameterized.TestCase):
         book.close()
         again = self.opened()
         self.assertEqual(again.tried(3, "a"), ([3, 1], 2))
-        found = again.parts(np.arange(4), "a (part)")
+        found = again.survived(np.arange(4), "a (part)")
         self.assertEqual(found, [(3, True, ([3, 1], 2))])
         other = Ledger(None, identity(), IDS)
-        other.take_over_parts(0, "a (part)", found)  # of this very process
+        other.take_over_survived(0, "a (part)", found)  # of this very process
         self.assertFalse(other.rows("a (part)")["known"].any())
-        other.take_over_parts(1, "a (part)", found)
+        other.take_over_survived(1, "a (part)", found)
         self.assertEqual(other.tried(3, "a"), ([3, 1], 2))
         self.assertEqual(other.rows("a (part)")["flat"].tolist(), [False] * 3 + [True])
 

@@ -2,7 +2,7 @@
 
 All images meet APGD-CE and APGD-T, the latter at few targets, those first that MALT calls nearest.
 Of what stands, the eighth whose boundary seems nearest meets the other targets and restarts of
-these two. Of what stands then, as many images as the passes allow, drawn at random, meet all that
+these two, and FAB-T at as few. Of what stands then, as many images as the passes allow, drawn at random, meet all that
 the standard version has left for them: its other targets and restarts, FAB-T and Square. So a
 sampled image has the standard version's verdict, and the sample bounds how many verdicts of the
 others differ.
@@ -11,7 +11,7 @@ Every job is one that the standard version would make too, with the same draws, 
 its ledger: what fools here fools there, and the standard call goes on with the jobs that are left.
 
 Source: Melamed et al. 2024 (arXiv 2407.02240) for the targets. They take the nearest 9 of the 100
-likeliest classes, we take 5 of the 9 that the standard version aims at.
+likeliest classes, we take 4 of the 9 that the standard version aims at.
 """
 
 from collections.abc import Iterator, Sequence
@@ -102,15 +102,25 @@ class PartialAttack(Attack):
     def join(self, mine: np.ndarray, known: int) -> None:
         """Take over what the other processes found, and which jobs they made in vain."""
         super().join(mine, known)
-        own = self.book.parts(mine, self.name + PART)
-        for process, theirs in enumerate(hosts.everyone(own)):
-            self.book.take_over_parts(process, self.name + PART, theirs)
+        for name in (self.name + PART, self.name):  # a later share of images is another one
+            for process, theirs in enumerate(hosts.everyone(self.book.survived(mine, name))):
+                self.book.take_over_survived(process, name, theirs)
         self.measured = hosts.total(self.measured)
 
-    def ordering(self) -> tuple[int, int]:
-        """Count the forward and backward passes of an image whose targets are put in order."""
-        each = self.whole.targets if self.setting.targets < self.whole.targets else 0
-        return min(each, 1), each
+    def measured_run(self, later: int) -> Cost:
+        """Run, and count the order of targets too."""
+        cost = self.run(later)
+        forward, backward = (self.measured * each for each in ordering(self.setting, self.whole))
+        return cost.plus(Cost(cost.attack, 0, forward, backward, 0, 0.0, 0.0))
+
+
+Pair = tuple[Setting, Setting]  # a part of an attack's jobs, or all, and all
+
+
+def ordering(setting: Setting, whole: Setting) -> tuple[int, int]:
+    """Count the forward and backward passes of an image whose targets are put in order."""
+    each = whole.targets if setting.targets < whole.targets else 0
+    return min(each, 1), each
 
 
 class Budget(NamedTuple):
@@ -118,7 +128,7 @@ class Budget(NamedTuple):
 
     whole: int  # of the standard version
     first: int  # of what all images meet, the order of the targets included
-    near: int  # of the other targets and restarts
+    near: int  # of what only the nearest images meet
     rest: int  # of all that is left after the first
 
     def sampled(self, survivors: int, near: int, fallen: int) -> int:
@@ -142,7 +152,7 @@ def run(
     """Attack all images with a part of the jobs of `whole`, and a sample with all others."""
     sample, outcome = evaluation.sample, evaluation.outcome
     n, order = len(sample.ids), [setting.name for setting in settings]
-    both = zip(settings, whole, strict=True)
+    both = [*zip(settings, whole, strict=True)]
     attacks = [
         PartialAttack(evaluation, setting, meter, full)
         for setting, full in both
@@ -151,18 +161,16 @@ def run(
     most = [ensembles.most_passes(attack.setting, sample.classes) for attack in attacks]
     costs: dict[str, Cost] = {}
     for number, attack in enumerate(attacks):
-        cost = attack.run(sum(most[number + 1 :]))
-        forward, backward = (attack.measured * each for each in attack.ordering())
-        costs[attack.name] = cost.plus(Cost(cost.attack, 0, forward, backward, 0, 0.0, 0.0))
+        costs[attack.name] = attack.measured_run(sum(most[number + 1 :]))
     survived, fallen = int(outcome.standing.sum()), _fallen(attacks)
-    partial = [attack for attack in attacks if attack.setting != attack.whole]
-    near = _nearest(evaluation, whole) if partial else np.zeros(n, bool)
-    if verbose and partial:
-        names = " and ".join(attack.name for attack in partial)
-        say(f"{survived:,} images stand; the {near.sum():,} nearest meet the rest of {names}")
-    for cost in _of_some(evaluation, [attack.whole for attack in partial], meter, near):
-        costs[cost.attack] = costs[cost.attack].plus(cost)
-    budget = _budget(attacks, whole, sample.classes)
+    more = _of_the_nearest(both)
+    near = _nearest(evaluation, whole) if more else np.zeros(n, bool)
+    if verbose and more:
+        names = " and ".join(setting.name for setting, _ in more)
+        say(f"{survived:,} images stand; the {near.sum():,} nearest meet more of {names}")
+    for cost in _of_some(evaluation, more, meter, near):
+        costs[cost.attack] = costs[cost.attack].plus(cost) if cost.attack in costs else cost
+    budget = _budget(attacks, more, whole, sample.classes)
     stood = outcome.standing.copy()
     count = min(budget.sampled(survived, int(near.sum()), fallen), int(stood.sum()))
     chosen = survivors.sample(sample.seed, sample.ids, stood, count)
@@ -170,7 +178,7 @@ def run(
         say(f"{stood.sum():,} images stand; {count:,} of them, at random, meet all that is left")
     complete = {attack.name for attack in attacks if attack.setting == attack.whole}
     rest = [full for full in whole if full.name not in complete]
-    for cost in _of_some(evaluation, rest, meter, chosen):
+    for cost in _of_some(evaluation, [(full, full) for full in rest], meter, chosen):
         costs[cost.attack] = costs[cost.attack].plus(cost) if cost.attack in costs else cost
     found = survivors.found(
         n, int(stood.sum()), count, sample.ids[stood & ~outcome.standing].tolist()
@@ -182,12 +190,23 @@ def run(
     return DecidedLots(slice(None), [costs[name] for name in order], after, {"fast": found})
 
 
-def _budget(attacks: Sequence[PartialAttack], whole: Sequence[Setting], classes: int) -> Budget:
-    every = sum(ensembles.most_passes(setting, classes) for setting in whole)
-    first = sum(ensembles.most_passes(attack.setting, classes) for attack in attacks)
-    both = sum(ensembles.most_passes(attack.whole, classes) for attack in attacks)
-    measuring = sum(sum(attack.ordering()) for attack in attacks) + sum(_measuring(whole))
-    return Budget(every, first + measuring, both - first, every - first)
+def _of_the_nearest(both: Sequence[Pair]) -> list[Pair]:
+    """List what only the nearest images meet: the whole of a part, or a part of what is left."""
+    parts = [(setting, full) for setting, full in both if setting != full]
+    return [(full if full.name in ensembles.ON_ALL else setting, full) for setting, full in parts]
+
+
+def _budget(
+    attacks: Sequence[PartialAttack], more: Sequence[Pair], whole: Sequence[Setting], classes: int
+) -> Budget:
+    def most(setting: Setting) -> int:
+        return ensembles.most_passes(setting, classes)
+
+    made = {attack.name: most(attack.setting) for attack in attacks}
+    every, first = sum(map(most, whole)), sum(made.values())
+    near = sum(most(own) - made.get(own.name, 0) + sum(ordering(own, full)) for own, full in more)
+    measuring = sum(sum(ordering(a.setting, a.whole)) for a in attacks) + sum(_measuring(whole))
+    return Budget(every, first + measuring, near, every - first)
 
 
 def _measuring(whole: Sequence[Setting]) -> tuple[int, int]:
@@ -217,7 +236,7 @@ def _fallen(attacks: Sequence[PartialAttack]) -> int:
     passes, before = 0, 0
     for attack in attacks:
         own = attack.outcome.fooled_by == attack.outcome.names.index(attack.name)
-        before += sum(attack.ordering())
+        before += sum(ordering(attack.setting, attack.whole))
         each = ensembles.passes(attack.setting, attack.classes)
         passes += int(own.sum()) * before + each * int(
             attack.book.rows(attack.name)["steps"][own].sum()
@@ -227,17 +246,18 @@ def _fallen(attacks: Sequence[PartialAttack]) -> int:
 
 
 def _of_some(
-    evaluation: AttackContext, rest: Sequence[Setting], meter: Decisions, chosen: np.ndarray
+    evaluation: AttackContext, rest: Sequence[Pair], meter: Decisions, chosen: np.ndarray
 ) -> Iterator[Cost]:
     """Attack the chosen images with what is left of `rest`; yield what each attack took."""
     outcome, classes = evaluation.outcome, evaluation.sample.classes
     aside = ~chosen
     others = int((outcome.standing & aside).sum())
     meter.widen(len(chosen), others)
-    for number, setting in enumerate(rest):
-        later = sum(ensembles.most_passes(each, classes) for each in rest[number + 1 :])
+    for number, (setting, whole) in enumerate(rest):
+        later = sum(ensembles.most_passes(each, classes) for each, _ in rest[number + 1 :])
         own = outcome.without(aside)._replace(flags={})
-        yield Attack(evaluation._replace(outcome=own), setting, meter).run(later)
+        attack = PartialAttack(evaluation._replace(outcome=own), setting, meter, whole)
+        yield attack.measured_run(later)
         outcome.take(own, aside)
         for name, text in own.flags.items():  # of all images before of some
             outcome.flags.setdefault(name, text)

@@ -274,11 +274,11 @@ def before_a_loop(
     return make, body
 
 
-SHARE = 8  # of the machine's memory, that transformed weights may take
+SHARE = 4  # of the machine's memory, that transformed weights may take
 
 
 def too_large(kernels: Sequence[Array]) -> bool:
-    """Tell whether transformed kernels take more than an eighth of the machine's memory.
+    """Tell whether transformed kernels take more than a quarter of the machine's memory.
 
     Each device of the process has its own.
     """
