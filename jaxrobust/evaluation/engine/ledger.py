@@ -196,9 +196,7 @@ class Ledger:
         else:
             own["file"][places] = self._number(_of_process(self._first, process))
 
-    def survived(
-        self, places: np.ndarray, attack: str
-    ) -> list[tuple[int, bool, TriedJobs | None]]:
+    def survived(self, places: np.ndarray, attack: str) -> list[tuple[int, bool, TriedJobs | None]]:
         """Gather what an attack, or a part of it, did not fool, for `take_over_survived`."""
         rows = self.rows(attack)
         known = places[(rows["known"] & ~rows["fooled"])[places]].tolist()

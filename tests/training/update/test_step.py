@@ -315,7 +315,6 @@ class AugmentedStepTest(parameterized.TestCase):
         # No device draws, or holds, more than its sixth part of the images or their groups.
         self.assertEmpty(re.findall(r"\w+\[(?:48|24)[,\]][^ ]*", heavy))
 
-
     @parameterized.named_parameters(
         ("adversarial", {}),
         ("clean", {"train__objective": "clean"}),

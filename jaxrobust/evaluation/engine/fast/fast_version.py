@@ -2,10 +2,10 @@
 
 All images meet APGD-CE and APGD-T, the latter at few targets, those first that MALT calls nearest.
 Of what stands, the eighth whose boundary seems nearest meets the other targets and restarts of
-these two, and FAB-T at as few. Of what stands then, as many images as the passes allow, drawn at random, meet all that
-the standard version has left for them: its other targets and restarts, FAB-T and Square. So a
-sampled image has the standard version's verdict, and the sample bounds how many verdicts of the
-others differ.
+these two, and FAB-T at as few. Of what stands then, as many images as the passes allow, drawn at
+random, meet all that the standard version has left for them: its other targets and restarts, FAB-T
+and Square. So a sampled image has the standard version's verdict, and the sample bounds how many
+verdicts of the others differ.
 
 Every job is one that the standard version would make too, with the same draws, and is written into
 its ledger: what fools here fools there, and the standard call goes on with the jobs that are left.
