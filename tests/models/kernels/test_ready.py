@@ -181,7 +181,7 @@ class ReadyTest(absltest.TestCase):
     def test_weights_that_would_be_too_many(self):
         logits = network(winograd.CHANNELS)
         bytes_of_weights = 8 * 9 * winograd.CHANNELS**2 * 4 * jax.local_device_count()
-        for memory, fits in ((8 * bytes_of_weights, True), (8 * bytes_of_weights - 8, False)):
+        for memory, fits in ((4 * bytes_of_weights, True), (4 * bytes_of_weights - 4, False)):
             with mock.patch.object(
                 rewriting.os, "sysconf", lambda of, m=memory: m if "PHYS" in of else 1
             ):
