@@ -19,6 +19,7 @@ VERSIONS = {
     FAST: _STANDARD,
 }
 ON_ALL = ("apgd-ce", "apgd-t")  # of "fast", the attacks that all images meet
+ON_NEAREST = ("fab-t",)  # and those that the nearest survivors meet besides
 CUSTOM = "custom"  # any attacks
 
 

@@ -4,7 +4,7 @@ import contextlib
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,19 +196,25 @@ class Ledger:
         else:
             own["file"][places] = self._number(_of_process(self._first, process))
 
-    def survived(self, places: np.ndarray, attack: str) -> list[tuple[int, bool, TriedJobs | None]]:
-        """Gather what an attack, or a part of it, did not fool, for `take_over_survived`."""
-        rows = self.rows(attack)
-        known = places[(rows["known"] & ~rows["fooled"])[places]].tolist()
-        return [(p, bool(rows["flat"][p]), self._tried.get((p, attack))) for p in known]
+    def survived(
+        self, places: np.ndarray, attacks: Sequence[str]
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """Gather what some attacks, or parts of them, did not fool, for `take_over_survived`."""
+        found = []
+        for attack in attacks:
+            rows = self.rows(attack)
+            for place in places[(rows["known"] & ~rows["fooled"])[places]].tolist():
+                record: dict[str, Any] = {"attack": attack}
+                record |= {key: bool(rows[key][place]) for key in ("fooled", "flat", "doubtful")}
+                if tried := self._tried.get((place, attack)):
+                    record["tried"] = tried._asdict()
+                found.append((place, record))
+        return found
 
-    def take_over_survived(
-        self, process: int, attack: str, found: list[tuple[int, bool, TriedJobs | None]]
-    ) -> None:
-        """Learn which jobs another process has made in vain."""
-        for place, flat, tried in found if process != jax.process_index() else ():
-            own = tried and {"targets": tried[0], "restarts": tried[1]}
-            self._keep(place, None, {"attack": attack, "fooled": False, "flat": flat, "tried": own})
+    def take_over_survived(self, process: int, found: list[tuple[int, dict[str, Any]]]) -> None:
+        """Learn what another process has attacked in vain."""
+        for place, record in found if process != jax.process_index() else ():
+            self._keep(place, None, record)
 
     def close(self) -> None:
         """Let another process append; what is in memory stays."""

@@ -67,17 +67,22 @@ class LedgerTest(parameterized.TestCase):
         own = {"attack": "a (part)", "fooled": False, "flat": True, "tried": tried}
         book = self.opened()
         book.add(3, own, None)
+        book.add(2, STANDS | {"doubtful": True}, None)
+        book.add(1, FOOLED, IMAGES[1])
         book.close()
-        again = self.opened()
+        again, name = self.opened(), STANDS["attack"]
         self.assertEqual(again.tried(3, "a"), ([3, 1], 2))
-        found = again.survived(np.arange(4), "a (part)")
-        self.assertEqual(found, [(3, True, ([3, 1], 2))])
+        found = again.survived(np.arange(4), ("a (part)", name))
+        self.assertEqual(found[0], (3, own | {"doubtful": False}))
+        self.assertEqual([place for place, _ in found], [3, 2])
         other = Ledger(None, identity(), IDS)
-        other.take_over_survived(0, "a (part)", found)  # of this very process
+        other.take_over_survived(0, found)  # of this very process
         self.assertFalse(other.rows("a (part)")["known"].any())
-        other.take_over_survived(1, "a (part)", found)
+        other.take_over_survived(1, found)
         self.assertEqual(other.tried(3, "a"), ([3, 1], 2))
         self.assertEqual(other.rows("a (part)")["flat"].tolist(), [False] * 3 + [True])
+        for key in ("known", "doubtful"):
+            self.assertEqual(other.rows(name)[key].tolist(), [False, False, True, False])
 
     def test_lines_are_of_ids_and_rows_of_places(self):
         self.written()

@@ -342,6 +342,19 @@ class BudgetTest(parameterized.TestCase):
         self.assertEqual(Budget(whole=100, first=100, near=0, rest=0).sampled(7, 0, 0), 1)
 
 
+class NearestTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("linf", 10, [("apgd-t", 9), ("fab-t", 4)]),
+        ("l1", 10, [("apgd-ce", 0), ("apgd-t", 5), ("fab-t", 4)]),
+        ("linf", 4, [("fab-t", 3)]),  # where four targets are all
+    )
+    def test_what_the_nearest_images_meet_besides(self, norm, classes, expected):
+        plans = (ensembles.plan(norm, version, None, None) for version in ("fast", "standard"))
+        fitted = [[ensembles.fit(s, classes, lambda text: None) for s in plan] for plan in plans]
+        more = fast_version._of_the_nearest([*zip(*fitted, strict=True)])
+        self.assertEqual([(setting.name, setting.targets) for setting, _ in more], expected)
+
+
 class RefusedTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"attacks": ("apgd-ce",)}, "says which attacks run, and how; leave attacks out"),

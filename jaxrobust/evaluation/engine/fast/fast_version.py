@@ -102,14 +102,14 @@ class PartialAttack(Attack):
     def join(self, mine: np.ndarray, known: int) -> None:
         """Take over what the other processes found, and which jobs they made in vain."""
         super().join(mine, known)
-        for name in (self.name + PART, self.name):  # a later share of images is another one
-            for process, theirs in enumerate(hosts.everyone(self.book.survived(mine, name))):
-                self.book.take_over_survived(process, name, theirs)
+        own = self.book.survived(mine, (self.name + PART, self.name))  # others may go on with them
+        for process, theirs in enumerate(hosts.everyone(own)):
+            self.book.take_over_survived(process, theirs)
         self.measured = hosts.total(self.measured)
 
-    def measured_run(self, later: int) -> Cost:
-        """Run, and count the order of targets too."""
-        cost = self.run(later)
+    def run(self, later: int) -> Cost:
+        """Decide every image, as the whole attack; count what the order of targets takes too."""
+        cost = super().run(later)
         forward, backward = (self.measured * each for each in ordering(self.setting, self.whole))
         return cost.plus(Cost(cost.attack, 0, forward, backward, 0, 0.0, 0.0))
 
@@ -160,8 +160,12 @@ def run(
     ]
     most = [ensembles.most_passes(attack.setting, sample.classes) for attack in attacks]
     costs: dict[str, Cost] = {}
+
+    def add(cost: Cost) -> None:
+        costs[cost.attack] = costs[cost.attack].plus(cost) if cost.attack in costs else cost
+
     for number, attack in enumerate(attacks):
-        costs[attack.name] = attack.measured_run(sum(most[number + 1 :]))
+        add(attack.run(sum(most[number + 1 :])))
     survived, fallen = int(outcome.standing.sum()), _fallen(attacks)
     more = _of_the_nearest(both)
     near = _nearest(evaluation, whole) if more else np.zeros(n, bool)
@@ -169,7 +173,7 @@ def run(
         names = " and ".join(setting.name for setting, _ in more)
         say(f"{survived:,} images stand; the {near.sum():,} nearest meet more of {names}")
     for cost in _of_some(evaluation, more, meter, near):
-        costs[cost.attack] = costs[cost.attack].plus(cost) if cost.attack in costs else cost
+        add(cost)
     budget = _budget(attacks, more, whole, sample.classes)
     stood = outcome.standing.copy()
     count = min(budget.sampled(survived, int(near.sum()), fallen), int(stood.sum()))
@@ -179,7 +183,7 @@ def run(
     complete = {attack.name for attack in attacks if attack.setting == attack.whole}
     rest = [full for full in whole if full.name not in complete]
     for cost in _of_some(evaluation, [(full, full) for full in rest], meter, chosen):
-        costs[cost.attack] = costs[cost.attack].plus(cost) if cost.attack in costs else cost
+        add(cost)
     found = survivors.found(
         n, int(stood.sum()), count, sample.ids[stood & ~outcome.standing].tolist()
     )
@@ -191,9 +195,10 @@ def run(
 
 
 def _of_the_nearest(both: Sequence[Pair]) -> list[Pair]:
-    """List what only the nearest images meet: the whole of a part, or a part of what is left."""
-    parts = [(setting, full) for setting, full in both if setting != full]
-    return [(full if full.name in ensembles.ON_ALL else setting, full) for setting, full in parts]
+    """List what only the nearest images meet: all of a part, and a part of another attack."""
+    begun = [full for setting, full in both if full.name in ensembles.ON_ALL and setting != full]
+    others = [pair for pair in both if pair[1].name in ensembles.ON_NEAREST]
+    return [*((full, full) for full in begun), *others]
 
 
 def _budget(
@@ -257,7 +262,7 @@ def _of_some(
         later = sum(ensembles.most_passes(each, classes) for each, _ in rest[number + 1 :])
         own = outcome.without(aside)._replace(flags={})
         attack = PartialAttack(evaluation._replace(outcome=own), setting, meter, whole)
-        yield attack.measured_run(later)
+        yield attack.run(later)
         outcome.take(own, aside)
         for name, text in own.flags.items():  # of all images before of some
             outcome.flags.setdefault(name, text)

@@ -278,7 +278,7 @@ SHARE = 4  # of the machine's memory, that transformed weights may take
 
 
 def too_large(kernels: Sequence[Array]) -> bool:
-    """Tell whether transformed kernels take more than a quarter of the machine's memory.
+    """Return whether the kernels, transformed, take more than a quarter of the machine's memory.
 
     Each device of the process has its own.
     """
