@@ -205,12 +205,20 @@ class CompiledTest(parameterized.TestCase):
         self.assertContainsSubset({"all-gather"}, kinds)
         self.assertNotEmpty({"reduce-scatter", "all-reduce"} & kinds)
         self.assertLess(result["memory_bytes"], result["chip_memory_bytes"])
-        # Counted in the executable's text and from the model: this network recomputes nothing.
-        self.assertBetween(result["flops_executable"] / result["flops"], 0.8, 1.2)
+        # Counted in the executable's text and from the model. Three calls of gradients compute the
+        # block's depthwise convolution and first product again, of 16 images of 8 x 8 pixels.
+        calls = {
+            name: sum(k["calls"] for k in result["kernels"] if k["name"] == name)
+            for name in ("convnext_block", "convnext_block_gradient", "convnext_block_sums")
+        }
+        self.assertEqual(list(calls.values()), [4, 2, 1])
+        again = (2 + 1) * 2 * 16 * 8 * 8 * 64 * (7 * 7 + 4 * 64)
+        self.assertBetween((result["flops_executable"] - again) / result["flops"], 1, 1.1)
         self.assertEqual(result["roofline_step_s"], max(result[key] for key in topology.SECONDS))
         self.assertContainsSubset({"attack forward", "attack backward"}, result["by_part"])
         cycles = sum(s["cycles"] for kinds in result["by_part"].values() for s in kinds.values())
-        self.assertEqual(cycles, result["cycles"])  # this network has no kernels
+        declared = sum(kernel["calls"] * kernel["cycles"] for kernel in result["kernels"])
+        self.assertEqual(cycles, result["cycles"] + declared)
 
         longer = self.figures("--attack-steps", "10")
         self.assertEqual(longer["collectives"], result["collectives"])
