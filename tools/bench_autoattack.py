@@ -150,7 +150,7 @@ def network_seconds(
     import jax.numpy as jnp
 
     from jaxrobust.models.kernels import winograd
-    from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, canonical_convolutions
+    from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, fast_formulas
 
     devices = len(jax.local_devices())
     width = max((batch or 8 * devices) // devices, 1)
@@ -169,9 +169,7 @@ def network_seconds(
 
     def seconds_of(function: Callable[..., Any]) -> float:
         def loop(network, x):
-            make, body_of = before_a_loop(
-                canonical_convolutions(network, tiles=winograd.convolve), x
-            )
+            make, body_of = before_a_loop(fast_formulas(network, tiles=winograd.convolve), x)
             logits_of = functools.partial(body_of, make())
 
             def body(i, x):

@@ -10,7 +10,7 @@ import torch
 
 from jaxrobust.interop.reading import exporting
 from jaxrobust.interop.torch import Converted, of_exported
-from jaxrobust.models.kernels.cpu.rewriting import canonical_convolutions
+from jaxrobust.models.kernels.cpu.rewriting import fast_formulas
 from jaxrobust.runtime.devices import cpus
 
 EXACT = (1e-12, 1e-10)  # logits and gradients in float64, of the largest
@@ -66,7 +66,7 @@ def ours(network: jax.tree_util.Partial, images: np.ndarray, at_once: int | None
 
     @as_evaluated
     def both(network: Any, images: Any) -> Any:
-        logits, back = jax.vjp(canonical_convolutions(network), images)
+        logits, back = jax.vjp(fast_formulas(network), images)
         return logits, back(jnp.asarray(cotangent(logits), logits.dtype))[0]
 
     with jax.enable_x64(images.dtype == np.float64):
@@ -152,7 +152,7 @@ def _their_logits(net: torch.nn.Module, images: np.ndarray, at_once: int) -> np.
 def _our_logits(network: Any, images: np.ndarray) -> np.ndarray:
     @as_evaluated
     def logits(network: Any, images: Any) -> Any:
-        return canonical_convolutions(network)(images)
+        return fast_formulas(network)(images)
 
     return jax.device_get(logits(_cast(network, images.dtype), images))
 

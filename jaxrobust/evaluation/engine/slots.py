@@ -20,7 +20,7 @@ from jaxrobust.attacks.machine import MachineStep, advance
 from jaxrobust.attacks.registry import Setting
 from jaxrobust.models.kernels import winograd
 from jaxrobust.models.kernels.cpu.narrowing import narrow_products
-from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, canonical_convolutions
+from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, fast_formulas
 from jaxrobust.runtime.devices import cpus
 from jaxrobust.types import VERDICT_PRECISION, Array
 
@@ -212,7 +212,7 @@ def _network(
             logits = logits_fn(points, _wrap(keys)) if keyed else logits_fn(points)
         return logits.astype(jnp.float32)
 
-    return canonical_convolutions(call, tiles=tiles) if platform == "cpu" else call
+    return fast_formulas(call, tiles=tiles) if platform == "cpu" else call
 
 
 def _fold(keys: Array, steps: Array, draw: Any) -> Array:

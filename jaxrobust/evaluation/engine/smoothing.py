@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust.evaluation.engine.engine import Engine
 from jaxrobust.models.kernels import winograd
-from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, canonical_convolutions
+from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, fast_formulas
 from jaxrobust.types import VERDICT_PRECISION, Array
 
 ABSTAINS = -1  # the answer where no class is sure to win
@@ -138,7 +138,7 @@ def _network(mesh: Mesh, logits_fn: Any, images: Any) -> tuple[Callable[[], Any]
     """Split the network into what its weights determine, on CPU, and the rest of it."""
     if mesh.devices.flat[0].platform != "cpu":
         return list, lambda made, noisy: logits_fn(noisy)
-    return before_a_loop(canonical_convolutions(logits_fn, tiles=winograd.values), images)
+    return before_a_loop(fast_formulas(logits_fn, tiles=winograd.values), images)
 
 
 def _prepare_program(mesh: Mesh, each: tuple[int, ...]) -> Any:

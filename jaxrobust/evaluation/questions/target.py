@@ -19,7 +19,7 @@ from jaxrobust.evaluation.network import tracing
 from jaxrobust.interop import named
 from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.interface.network_inputs import cast
-from jaxrobust.models.kernels.cpu.rewriting import canonical_convolutions
+from jaxrobust.models.kernels.cpu.rewriting import fast_formulas
 from jaxrobust.resolved import decoders
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding
@@ -257,7 +257,7 @@ def file_weights(network: NetworkSpec, path: Path) -> tuple[str, NetworkSpec, We
 def in_jax(subject: Subject, images: np.ndarray, following: Sequence[str] = ()) -> Subject:
     """Make the network in PyTorch of a settled subject a function of ours."""
     assert subject.built is not None and subject.function is not None
-    fast = canonical_convolutions if jax.default_backend() == "cpu" else lambda function: function
+    fast = fast_formulas if jax.default_backend() == "cpu" else lambda function: function
     function, at_once = named.in_jax(TORCH, subject.built, images, fast, following)
     built = subject.built._replace(network=None)  # whose memory is free again
     slots = at_once * jax.local_device_count() if jax.default_backend() == "cpu" else None

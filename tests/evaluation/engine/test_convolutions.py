@@ -13,7 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jaxrobust import attacks
 from jaxrobust.models.kernels import primitives
-from jaxrobust.models.kernels.cpu.rewriting import canonical_convolutions
+from jaxrobust.models.kernels.cpu.rewriting import fast_formulas
 from tests.support import sweeps
 
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
@@ -135,7 +135,7 @@ class ConvolutionsTest(parameterized.TestCase):
                 x, kernel, strides, padding, dimension_numbers=numbers, **options
             )
 
-        canonical = canonical_convolutions(conv)
+        canonical = fast_formulas(conv)
 
         @jax.jit
         def run(*operands):
@@ -181,7 +181,7 @@ class ConvolutionsTest(parameterized.TestCase):
         def function(x):
             return lax.map(conv, x[None]) if loop else conv(x)
 
-        canonical = canonical_convolutions(function)
+        canonical = fast_formulas(function)
         # Without the addresses of callbacks.
         texts = [
             re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(f)(x))) for f in (canonical, function)
@@ -191,7 +191,7 @@ class ConvolutionsTest(parameterized.TestCase):
     @parameterized.parameters((3, 3, 0), (5, 3, 0), (7, 3, 1), (3, 5, 1), (1, 3, 1))
     def test_windows_of_few_channels_are_copied_into_a_matrix(self, window, channels, left):
         x, kernel = jnp.zeros((2, 9, 9, channels)), jnp.zeros((window, window, channels, 4))
-        canonical = canonical_convolutions(lambda x: _conv(x, kernel, NHWC))
+        canonical = fast_formulas(lambda x: _conv(x, kernel, NHWC))
         text = str(jax.make_jaxpr(canonical)(x))
         self.assertEqual(text.count("conv_general_dilated["), left)
 
@@ -205,7 +205,7 @@ class ConvolutionsTest(parameterized.TestCase):
 
         expected, results = (
             jax.jit(functools.partial(_value_and_gradients, f))(x, kernel)
-            for f in (conv, canonical_convolutions(conv))
+            for f in (conv, fast_formulas(conv))
         )
         self.assertEqual([r.dtype for r in results], [jnp.float32, jnp.bfloat16, jnp.bfloat16])
         self.assert_close(results, expected, 1e-5)
@@ -221,7 +221,7 @@ class ConvolutionsTest(parameterized.TestCase):
         images = jnp.abs(_normal(9, 2, 12, 10, 3)).astype(jnp.float32)
         plain, canonical = (
             jax.value_and_grad(functools.partial(loss, wrap), (0, 1), has_aux=True)
-            for wrap in (lambda f: f, canonical_convolutions)
+            for wrap in (lambda f: f, fast_formulas)
         )
         expected = jax.jit(plain)(_parameters(), images)
         run = jax.jit(canonical) if compiled else canonical
@@ -240,8 +240,7 @@ class ConvolutionsTest(parameterized.TestCase):
             return jax.vmap(pull)(g), jax.vmap(lambda k: conv(x, k))(kernels)
 
         expected, results = (
-            jax.jit(functools.partial(run, f))(x, kernel, g)
-            for f in (_conv, canonical_convolutions(_conv))
+            jax.jit(functools.partial(run, f))(x, kernel, g) for f in (_conv, fast_formulas(_conv))
         )
         self.assert_close(results, expected, 1e-5)
 
@@ -282,7 +281,7 @@ class ConvolutionsTest(parameterized.TestCase):
                 self.assertIn("Primitive polynomial requires varying manual axes", str(error))
                 self.assertTrue(erf)
                 self.skipTest(f"JAX {jax.__version__} itself has no gradient of erf there")
-            lowered = spread(canonical_convolutions).lower(_parameters(), images)
+            lowered = spread(fast_formulas).lower(_parameters(), images)
             self.assertEqual(set(_labels(lowered.as_text("hlo"))), {"b01f_01io->b01f"})
             result = lowered.compile()(_parameters(), images)
         self.assert_close(result, expected, 1e-5)
@@ -304,7 +303,7 @@ class ConvolutionsTest(parameterized.TestCase):
         expected = jax.jit(functools.partial(run, lambda f: f))(*operands)
         split = PartitionSpec("data")
         spread = jax.shard_map(
-            functools.partial(run, canonical_convolutions),
+            functools.partial(run, fast_formulas),
             mesh=mesh,
             in_specs=(PartitionSpec(), split, split, split),
             out_specs=split,
@@ -319,7 +318,7 @@ class ConvolutionsTest(parameterized.TestCase):
         def text(function):
             return jax.jit(function).lower(*_operands(NCHW, (3, 3), {})).as_text()
 
-        walled = canonical_convolutions(lambda x, kernel: wall(_conv(x, kernel)))
+        walled = fast_formulas(lambda x, kernel: wall(_conv(x, kernel)))
         self.assertIn("inlineable", text(walled))
         self.assertNotIn("inlineable", text(_conv))
 
@@ -341,7 +340,7 @@ class ConvolutionsTest(parameterized.TestCase):
             self.skipTest("the layouts of the CPU back end")
         # If this fails, XLA has learned to do without this file.
         self.assertNotEmpty(labels(lambda f: f) - CANONICAL)
-        self.assertEqual(labels(canonical_convolutions), {"b01f_01io->b01f"})
+        self.assertEqual(labels(fast_formulas), {"b01f_01io->b01f"})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxrobust.evaluation.engine import slots
 from jaxrobust.models.kernels import convolutions, winograd
-from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, canonical_convolutions
+from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, fast_formulas
 from jaxrobust.types import VERDICT_PRECISION
 from tests.support import sweeps
 
@@ -130,9 +130,7 @@ class LayoutTest(parameterized.TestCase):
             return lax.conv_general_dilated(x, kernel, (1, 1), SAME, dimension_numbers=numbers)
 
         x, kernel = jnp.ones((8, 64, side, side)), jnp.ones((64, 64, 3, 3))
-        jaxpr = str(
-            jax.make_jaxpr(canonical_convolutions(network, tiles=winograd.convolve))(x, kernel)
-        )
+        jaxpr = str(jax.make_jaxpr(fast_formulas(network, tiles=winograd.convolve))(x, kernel))
         self.assertEqual("dot_general" in jaxpr, expected)
 
 
@@ -162,9 +160,7 @@ class LoopTest(absltest.TestCase):
             return (plain(SAME, x, kernel) + bias[None, None, None]).mean((1, 2))
 
         def looped(x, kernel, bias):
-            one = canonical_convolutions(
-                lambda x: network(x, kernel, bias), tiles=winograd.convolve
-            )
+            one = fast_formulas(lambda x: network(x, kernel, bias), tiles=winograd.convolve)
             make, rest = before_a_loop(one, x)
             one = functools.partial(rest, make())
 

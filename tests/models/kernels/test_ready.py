@@ -186,7 +186,7 @@ class ReadyTest(absltest.TestCase):
                 rewriting.os, "sysconf", lambda of, m=memory: m if "PHYS" in of else 1
             ):
                 ready = rewriting.ready(logits, self.images)
-                canonical = rewriting.canonical_convolutions(logits, tiles=winograd.convolve)
+                canonical = rewriting.fast_formulas(logits, tiles=winograd.convolve)
                 traced = str(jax.make_jaxpr(canonical)(self.images))
             self.assertEqual(ready is not logits, fits)
             self.assertEqual("_inputs" in traced, fits)

@@ -1,4 +1,4 @@
-"""Convolutions that are rewritten for loops on CPU: values, gradients and layouts."""
+"""Convolutions and GELUs rewritten for loops on CPU: values, gradients, layouts, formulas."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -127,7 +127,7 @@ class ConvolutionsTest(parameterized.TestCase):
             return {
                 name: (
                     both(function, *operands[name]),
-                    both(rewriting.canonical_convolutions(function), *operands[name]),
+                    both(rewriting.fast_formulas(function), *operands[name]),
                 )
                 for name, (function, *_) in cases.items()
             }
@@ -140,7 +140,7 @@ class ConvolutionsTest(parameterized.TestCase):
     @parameterized.parameters(*CASES)
     def test_layouts(self, name):
         case, (function, *operands) = CASES[name], made(CASES[name])
-        ours = rewriting.canonical_convolutions(function)
+        ours = rewriting.fast_formulas(function)
         numbers = convolutions(ours, *operands)
         depthwise = 1 < case.groups == case.channels[0]
         if not case.rewritten:
@@ -173,13 +173,13 @@ class ConvolutionsTest(parameterized.TestCase):
                     preferred_element_type=jnp.float64,
                 )  # fmt: skip
 
-            shapes = jax.eval_shape(rewriting.canonical_convolutions(wide), x, kernel)
+            shapes = jax.eval_shape(rewriting.fast_formulas(wide), x, kernel)
         self.assertEqual((shapes.shape, shapes.dtype), ((1, 8, 8, outs), jnp.float64))
 
     def test_inside_of_functions(self):
         function, x, kernel = made(CASES["channels first"])
         inner = jax.checkpoint(jax.jit(lambda x: function(x, kernel)), prevent_cse=False)
-        ours = rewriting.canonical_convolutions(lambda pair: {"a": inner(pair[0]) + pair[1]})
+        ours = rewriting.fast_formulas(lambda pair: {"a": inner(pair[0]) + pair[1]})
         self.assertTrue(all(is_last(*n) for n in convolutions(ours, (x, 1.0))))
         np.testing.assert_allclose(
             ours((x, 1.0))["a"], function(x, kernel) + 1, rtol=1e-4, atol=1e-4
@@ -196,11 +196,67 @@ class ConvolutionsTest(parameterized.TestCase):
             return function(x, kernel)
 
         for other, given in ((tells, x), (lambda x: jnp.sin(x), x), (lambda x: x, jnp.int32([1]))):
-            ours = rewriting.canonical_convolutions(other)
+            ours = rewriting.fast_formulas(other)
             self.assertEqual(str(jax.make_jaxpr(ours)(given)), str(jax.make_jaxpr(other)(given)))
         whole = (jnp.ones(x.shape, jnp.int32), jnp.ones(kernel.shape, jnp.int32))
-        ours = rewriting.canonical_convolutions(function)
+        ours = rewriting.fast_formulas(function)
         self.assertFalse(any(is_last(*n) for n in convolutions(ours, *whole)))
+
+
+def gelu(x):
+    return jax.nn.gelu(x, approximate=False)
+
+
+def by_hand(x):
+    return lax.erfc(np.float32(0.5**0.5) * -x) * (x * 0.5)
+
+
+def has_erfc(function, x):
+    return '/erfc"' in jax.jit(function).lower(x).compile().as_text()
+
+
+class GeluTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("jax", gelu),
+        ("by_hand", by_hand),
+        ("jit", jax.jit(gelu)),
+        ("checkpoint", jax.checkpoint(gelu)),
+        ("twice", lambda x: gelu(gelu(x).reshape(-1)).reshape(x.shape)),
+    )
+    def test_values_and_gradients(self, function):
+        ours, x = rewriting.fast_formulas(function), jnp.linspace(-9, 9, 1801).reshape(-1, 1)
+        self.assertTrue(has_erfc(function, x))
+        self.assertFalse(has_erfc(ours, x))
+        # erf and erfc have errors of two roundings, of numbers up to 1, and x is up to 9.
+        np.testing.assert_allclose(ours(x), function(x), rtol=3e-7, atol=9 * 1.2e-7)
+        slopes = [jax.grad(lambda x, f=f: f(x).sum())(x) for f in (ours, function)]
+        np.testing.assert_allclose(*slopes, rtol=1e-6, atol=1e-6)
+
+    @parameterized.named_parameters(
+        ("approximation", lambda x: jax.nn.gelu(x, approximate=True)),
+        ("logarithm", lambda x: jnp.log(lax.erfc(x))),
+        ("other_sign", lambda x: (0.5 * x) * lax.erfc(x * np.float32(0.5**0.5))),
+        ("other_factor", lambda x: (0.5 * x) * lax.erfc(-x * 0.7)),
+        ("other_half", lambda x: (0.25 * x) * lax.erfc(-x * np.float32(0.5**0.5))),
+        ("of_another", lambda x: (0.5 * x[::-1]) * lax.erfc(-x * np.float32(0.5**0.5))),
+        ("halves", lambda x: gelu(x.astype(jnp.bfloat16))),
+    )
+    def test_what_is_left_alone(self, function):
+        x = jnp.linspace(-2, 2, 8)
+        ours = rewriting.fast_formulas(function)
+        self.assertEqual(str(jax.make_jaxpr(ours)(x)), str(jax.make_jaxpr(function)(x)))
+
+    def test_float64(self):
+        with jax.enable_x64(True):
+            x = jnp.linspace(-2, 2, 8)
+            ours = rewriting.fast_formulas(gelu)
+            self.assertEqual(str(jax.make_jaxpr(ours)(x)), str(jax.make_jaxpr(gelu)(x)))
+
+    def test_beside_convolutions(self):
+        function, x, kernel = made(CASES["channels first"])
+        ours = rewriting.fast_formulas(lambda x: gelu(function(x, kernel)))
+        self.assertFalse(has_erfc(ours, x))
+        np.testing.assert_allclose(ours(x), gelu(function(x, kernel)), rtol=1e-4, atol=1e-4)
 
 
 class LoopTest(absltest.TestCase):
