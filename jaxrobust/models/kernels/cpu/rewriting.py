@@ -10,9 +10,8 @@ CIFAR images 186 and 48 (NCHW 555 and 51); a residual block of 64 channels at 32
 
 `jax.nn.gelu` is a product with `erfc`, which computes an exponential, two quotients and three
 polynomials of every number; PyTorch's formula is one with `erf`, a quotient of two polynomials.
-Where a GELU is followed by a reshape, XLA computes it number by number, so that a formula's length
-counts. The same three convolutions with GELUs, microseconds per image before and after: value 36
-and 24, value and gradient 62 and 50.
+Such three convolutions with GELUs, microseconds per image before and after: value 36 and 24, value
+and gradient 62 and 50.
 """
 
 import contextlib
