@@ -163,7 +163,7 @@ def _gelu(x: Array) -> Array:
 
 
 def _gelus(jaxpr: Any) -> dict[Any, Any]:
-    """Find what `jax.nn.gelu` returns in float32, (0.5 * x) * erfc(-x * 0.5**0.5): {result: x}."""
+    """Map each result of `jax.nn.gelu` in float32, (0.5 * x) * erfc(-x * 0.5**0.5), to its x."""
     made = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
 
     def operands(primitive: Any, atom: Any) -> Any:
@@ -174,7 +174,8 @@ def _gelus(jaxpr: Any) -> dict[Any, Any]:
         pair = operands(mul_p, atom)
         return [pair, pair[::-1]] if pair else []
 
-    def divided(atom: Any, by: float) -> Any:
+    def scaled(atom: Any, by: float) -> Any:
+        """Return x where `atom` is x * by."""
         for x, y in factors(atom):
             if isinstance(y, Literal) and y.val == np.float32(by):
                 return x
@@ -183,10 +184,9 @@ def _gelus(jaxpr: Any) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for result in made:
         for half, tail in factors(result):
-            x = divided(half, 0.5)
-            scaled = [divided(inner, 0.5**0.5) for inner in operands(erfc_p, tail)]
-            minus = [negated for inner in scaled for negated in operands(neg_p, inner)]
-            if minus and minus[0] is x and x.aval.dtype == np.float32:
+            x, minus = scaled(half, 0.5), [scaled(z, 0.5**0.5) for z in operands(erfc_p, tail)]
+            of = [z for negative in minus for z in operands(neg_p, negative)]
+            if of and of[0] is x and x.aval.dtype == np.float32:
                 found[result] = x
     return found
 
@@ -244,11 +244,10 @@ def fast_formulas(
 
     One- and two-dimensional convolutions change their layout, depthwise ones become
     `models.convolutions.depthwise_conv`, `jax.nn.gelu` in float32 is computed as PyTorch computes
-    it; values and gradients change by rounding only. Inside of
-    `jit` and `jax.checkpoint` too; not in `scan`, `while_loop`, `cond`, `shard_map` and functions
-    with a gradient of their own, and nothing changes if `function` has effects. A replaced
-    convolution has no forward-mode derivative. On other platforms XLA chooses layouts well: do not
-    use it.
+    it; values and gradients change by rounding only. Inside of `jit` and `jax.checkpoint` too; not
+    in `scan`, `while_loop`, `cond`, `shard_map` and functions with a gradient of their own, and
+    nothing changes if `function` has effects. A replaced convolution has no forward-mode
+    derivative. On other platforms XLA chooses layouts well: do not use it.
 
     Args:
       function: takes and returns pytrees of arrays, e.g. a `LogitsFn`; may close over tracers.
@@ -264,7 +263,7 @@ def fast_formulas(
             return kernels, *jax.make_jaxpr(new, return_shape=True)(*operands)
 
     @functools.wraps(function)
-    def canonical(*operands):
+    def fast(*operands):
         kernels, closed, shapes = traced(tiles, operands)
         if too_large(kernels):
             kernels, closed, shapes = traced(None, operands)
@@ -274,7 +273,7 @@ def fast_formulas(
         results = _evaluate(closed.jaxpr, closed.consts, *leaves, tiles=tiles)
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
-    return canonical
+    return fast
 
 
 _LARGER = 4  # times what a result is made from, above which it is left in the loop
@@ -331,7 +330,7 @@ SHARE = 4  # of the machine's memory, that transformed weights may take
 
 
 def too_large(kernels: Sequence[Array]) -> bool:
-    """Return whether the kernels, transformed, take more than a quarter of the machine's memory.
+    """Compare transformed kernels with a quarter of the machine's memory: True if they take more.
 
     Each device of the process has its own.
     """
