@@ -36,10 +36,14 @@ class VerifyFlags:
     split: str | None = shared("split", default=_RECORD)
     classes: str | None = shared("classes", default="all")
     data_dir: str | None = shared("data_dir", default="$TFDS_DATA_DIR")
+    frost: str | None = flag(
+        "Folder of the photographs that frost is made with, for a bundle of common corruptions."
+    )
     batch: int | None = flag("Images at a time.", least=1)
     write_images: Path | None = flag(
         "File .npy for the images as they are prepared, uint8[N,H,W,C], which verify.py of the "
-        "bundle takes; a file .labels.npy beside it gets their labels. Needs no weights."
+        "bundle takes; a file .labels.npy beside it gets their labels. Of common corruptions a "
+        "folder, in the layout of CIFAR-10-C. Needs no weights."
     )
     write_adversarial: Path | None = flag(
         "File .pt for the images as the attack leaves them, a tensor f32[N,C,H,W] in [0, 1] of "

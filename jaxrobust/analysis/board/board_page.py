@@ -35,15 +35,18 @@ td[data-head] .cell{text-align:right;min-width:0}tr.check td{padding:4px 0}}
 _LEAD = (
     "Every number here is of a bundle that was verified before this page was made: each image that "
     "it says is misclassified was restored, measured and tried on the network itself. So clean and "
-    "robust accuracy are at most what is shown, and whoever has the bundle and the network can "
-    "check it with the command in its row. Which attack searched, what it cost, and its flags are "
-    "what the bundle says."
+    "robust accuracy are at most what is shown. Under common corruptions each image was tried with "
+    "each of them, and the accuracies are what is shown. Whoever has the bundle and the network "
+    "can check it with the command in its row. Which attack searched, what it cost, and its flags "
+    "are what the bundle says."
 )
 _RANKS = (
     "Sorted by robust accuracy. Networks share a rank with the first of it where McNemar's exact "
     f"test, on the images that both have, cannot tell the two apart (p at least {ALPHA}, corrected "
     "by Holm's method for all pairs of a table). Intervals are exact (Clopper-Pearson), of robust "
-    "accuracy. A pass is one of an image through the network, forward or backward."
+    "accuracy. Under common corruptions the mean over all of them is what is sorted, the paired t "
+    "test over images tells two networks apart, and intervals are by the standard error over "
+    "images. A pass is one of an image through the network, forward or backward."
 )
 
 
@@ -88,9 +91,10 @@ def _board(board: Board, key: str) -> Html:
 
 def _table(table: AttackTable, of: str) -> list[Child]:
     weaker = "A stronger attack than this can only find more: robust accuracies are at most these."
-    head = tag("tr", [tag("th", name, scope="col") for name in _HEAD])
+    names = _names(table.corrupted)
+    head = tag("tr", [tag("th", name, scope="col") for name in names])
     bodies = [_network(row, table.rows) for row in table.rows]
-    caption = f"Attacked by {table.attack}"
+    caption = f"{'Images: ' if table.corrupted else 'Attacked by '}{table.attack}"
     whole = tag("table", tag("caption", caption), tag("thead", head), bodies)
     label = f"{caption}: {of}"
     return [
@@ -108,7 +112,7 @@ def _network(row: Standing, rows: Sequence[Standing]) -> Html:
         [tag("b", one.name), tag("br"), tag("span", one.weights, class_="note")]
         if one.weights
         else tag("b", one.name),
-        percent(one.clean),
+        "not said" if one.clean is None else percent(one.clean),
         tag("b", percent(one.robust)),
         f"{100 * one.interval[0]:.2f} to {percent(one.interval[1])}",
         f"{one.n:,} of {split:,}" if split else f"{one.n:,}",
@@ -118,10 +122,15 @@ def _network(row: Standing, rows: Sequence[Standing]) -> Html:
     ]
     tds = [
         tag("td", tag("div", cell, class_="cell"), class_=_class(name), data_head=name)
-        for name, cell in zip(_HEAD, cells, strict=True)
+        for name, cell in zip(_names(bool(one.corruptions)), cells, strict=True)
     ]
     check = tag("td", _check(row), colspan=len(_HEAD))
     return tag("tbody", tag("tr", tds), tag("tr", check, class_="check"))
+
+
+def _names(corrupted: bool) -> tuple[str, ...]:
+    """Name the columns of a table."""
+    return tuple("mean" if corrupted and name == "robust" else name for name in _HEAD)
 
 
 def _class(name: str) -> str | None:

@@ -10,7 +10,11 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.analysis.board.listing import NETWORKS, ListedBundle
-from jaxrobust.evaluation.bundles import claims
+from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES
+from jaxrobust.evaluation.bundles import claims, claims_corrupted
+from jaxrobust.evaluation.bundles.claims_corrupted import CorruptionFindings
+from jaxrobust.evaluation.bundles.contradictions import Rows
+from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN, rights
 from jaxrobust.evaluation.questions import verification
 from jaxrobust.evaluation.questions.verification import Verification, VerificationSettings
 from jaxrobust.evaluation.records import comparable, survivors
@@ -22,7 +26,7 @@ from jaxrobust.runtime.commandline import functions
 
 
 class BoardEntry(NamedTuple):
-    """A network under one threat, or under several at once."""
+    """A network under one threat, or under several at once, or under common corruptions."""
 
     name: str
     weights: str  # which ones: "train, step 440, ema"
@@ -41,6 +45,8 @@ class BoardEntry(NamedTuple):
     device: str
     numbers: tuple[str, ...]  # of the bundles
     commands: tuple[str, ...]  # that check them
+    corruptions: tuple[str, ...] = ()  # fog-1 and so on; empty: it was attacked
+    withstood: np.ndarray | None = None  # share of the corruptions under which each image is right
 
     @property
     def n(self) -> int:
@@ -48,18 +54,21 @@ class BoardEntry(NamedTuple):
         return len(self.verdicts.labels)
 
     @property
-    def clean(self) -> float:
-        """Compute the share of images that are classified correctly as they are."""
-        return float(self.verdicts.clean.mean())
+    def clean(self) -> float | None:
+        """Compute the share of images that are right as they are; None: it was not measured."""
+        return float(self.verdicts.clean.mean()) if len(self.verdicts.clean) else None
 
     @property
     def robust(self) -> float:
-        """Compute the share of images that nothing in the bundles fools."""
-        return float(self.verdicts.robust.mean())
+        """Compute the share of images that nothing in the bundles fools; else 1 - mean error."""
+        shares = self.verdicts.robust if self.withstood is None else self.withstood
+        return float(shares.mean())
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Compute the exact 95 % interval of `robust`."""
+        """Compute the 95 % interval of `robust`, which is exact but under corruptions."""
+        if self.withstood is not None:
+            return claims_corrupted.mean_interval(self.withstood)
         return claims.interval(int(self.verdicts.robust.sum()), self.n)
 
 
@@ -90,16 +99,12 @@ def _why(done: Verification) -> str | None:
     """Say why a bundle does not verify; None: it does."""
     if done.confirmed:
         return None
-    missing = [
-        f"{len(ids):,} images are not confirmed: {claims.WHY[why]}"
-        for why, ids in done.findings.unconfirmed.items()
-    ]
-    return "; ".join([*done.denied, *missing])
+    return "; ".join(verification.why_not(done))
 
 
 def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
     """Make the entry of a bundle that verified; `ValueError` where its record is none."""
-    about, rows = done.bundle.about, done.bundle.rows
+    about = done.bundle.about
     record = AccuracyRecord.from_json(done.bundle.record)
     records.check(record, str(listed.folder))
     if record.fast or record.method == survivors.METHOD:
@@ -107,7 +112,40 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
             "its record is of the fast version, which is no number of AutoAttack; make the "
             "standard evaluation of it by --finish, and a bundle of that"
         )
-    verdicts = Verdicts(
+    model = record.model or {}
+    name = str(model.get("name"))
+    words = ["jaxrobust", "verify", listed.folder.resolve().name]
+    words += [word for key, value in listed.flags.items() for word in (f"--{key}", value)]
+    split = str(record.split).partition("[")[0]
+    images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
+    own = _corrupted(done, record, listed) if done.bundle.corrupted else {}
+    known: dict[str, Any] = {"data": f"{listed.given.get('data') or record.dataset}, {split}"}
+    known |= {
+        "attack": _attack(record),
+        "settings": _settings(record),
+        "flags": _flags(record),
+    } | own
+    if not own:
+        known["verdicts"] = _verdicts(done.bundle.rows)
+        known["passes"] = _sum(record, "forward", "backward")
+        known["seconds"] = _sum(record, "seconds")
+    return BoardEntry(
+        name=listed.given.get("name") or name.rpartition(":")[2],
+        weights=str(record.weights or ""),
+        network=_network(record),
+        images=json.dumps(images),
+        threats=tuple(sorted({(t.norm, float(t.epsilon)) for t in record.threats})),
+        sha256=np.array([row["sha256"] for row in done.bundle.rows]),
+        split_images=about.get("split_images"),
+        device=str(record.device or ""),
+        numbers=(done.bundle.number,),
+        commands=(shlex.join(words),),
+        **known,
+    )
+
+
+def _verdicts(rows: Rows) -> Verdicts:
+    return Verdicts(
         np.array([row["image"] for row in rows], np.int64),
         np.array([row["label"] for row in rows]),
         np.array([row["verdict"] != "clean" for row in rows]),
@@ -115,31 +153,35 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
         np.zeros(len(rows)),
         np.full(len(rows), -1),
     )
-    model = record.model or {}
-    name = str(model.get("name"))
-    words = ["jaxrobust", "verify", listed.folder.resolve().name]
-    words += [word for key, value in listed.flags.items() for word in (f"--{key}", value)]
-    split = str(record.split).partition("[")[0]
-    images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
-    return BoardEntry(
-        name=listed.given.get("name") or name.rpartition(":")[2],
-        weights=str(record.weights or ""),
-        network=_network(record),
-        data=f"{listed.given.get('data') or record.dataset}, {split}",
-        images=json.dumps(images),
-        threats=tuple(sorted({(t.norm, float(t.epsilon)) for t in record.threats})),
-        attack=_attack(record),
-        settings=_settings(record),
-        verdicts=verdicts,
-        sha256=np.array([row["sha256"] for row in rows]),
-        split_images=about.get("split_images"),
-        flags=_flags(record),
-        passes=_sum(record, "forward", "backward"),
-        seconds=_sum(record, "seconds"),
-        device=str(record.device or ""),
-        numbers=(done.bundle.number,),
-        commands=(shlex.join(words),),
-    )
+
+
+def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle) -> dict[str, Any]:
+    """Make what an entry under common corruptions has of its own."""
+    assert isinstance(done.findings, CorruptionFindings)
+    rows, names = done.bundle.rows, done.bundle.about["corruptions"]
+    right, measured = rights(rows), record.corruptions or {}
+    clean = right[:, names.index(CLEAN)] if CLEAN in names else np.zeros(0, bool)
+    published = measured.get("images") == "files"
+    drawn = f"computed with seed {record.seed}"
+    if frost := measured.get("frost_sha256"):
+        drawn += f", frost of photographs {frost[:12]}"
+    where = {"data": listed.given.get("data") or str(record.dataset).partition(":")[0]}
+    seconds: Any = measured.get("seconds")
+    flags = _flags(record)
+    if (found := done.findings).undecided:
+        of = f"{found.undecided:,} of {found.answers:,} answers"
+        flags["rounding"] = f"Float32 rounding decides {of}, which are others here."
+    return {
+        **(where if published else {}),
+        "flags": flags,
+        "attack": "the published files" if published else drawn,
+        "settings": json.dumps([names, published, frost, record.seed]),
+        "verdicts": _verdicts([{**row, "verdict": ""} for row in rows])._replace(clean=clean),
+        "corruptions": tuple(name for name in names if name != CLEAN),
+        "withstood": claims_corrupted.withstood(done.bundle),
+        "passes": float(right.size),
+        "seconds": float(seconds) if type(seconds) in (int, float) else None,
+    }
 
 
 def _network(record: AccuracyRecord) -> str:
@@ -185,6 +227,22 @@ def _sum(record: AccuracyRecord, *keys: str) -> float | None:
     values = [cost.get(key) for cost in costs for key in keys]
     known = [v for v in values if type(v) in (int, float) and math.isfinite(v) and v >= 0]
     return float(sum(known)) if values and len(known) == len(values) else None
+
+
+def corruptions_of(one: BoardEntry) -> str:
+    """Write the corruptions of an entry for people, a kind in all its severities as the kind."""
+    kinds: dict[str, list[str]] = {}
+    for name in one.corruptions:
+        kinds.setdefault(name.rpartition("-")[0], []).append(name)
+    whole = [kind for kind, own in kinds.items() if len(own) == len(SEVERITIES)]
+    if len(whole) == len(kinds) and whole in (
+        list(KINDS),
+        [kind for kind in KINDS if kind != "frost"],
+    ):
+        without = "" if len(whole) == len(KINDS) else ", without frost"
+        return f"{len(whole)} common corruptions in {len(SEVERITIES)} severities{without}"
+    named = [name for kind, own in kinds.items() for name in ([kind] if kind in whole else own)]
+    return f"common corruptions: {', '.join(named)}"
 
 
 def ball(norm: str, epsilon: float) -> str:

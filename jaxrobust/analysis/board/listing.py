@@ -14,7 +14,7 @@ from jaxrobust.runtime.text.spelling import meant
 
 NETWORKS = "networks.toml"
 # What is said of a bundle: the first ones are flags of `jaxrobust verify`.
-FLAGS = ("weights", "function", "dataset", "split", "classes", "data_dir")
+FLAGS = ("weights", "function", "dataset", "split", "classes", "data_dir", "frost")
 WORDS = ("name", "data")  # of the network and of the data set, as the board is to write them
 _FILES = (claims.ABOUT, claims.ROWS, claims.SUMS)  # of which a damaged bundle may lack two
 

@@ -33,13 +33,18 @@ class AttackTable(NamedTuple):
     rows: list[Standing]
 
     @property
+    def corrupted(self) -> bool:
+        """Tell whether these are accuracies under common corruptions."""
+        return bool(self.rows[0].entry.corruptions)
+
+    @property
     def standard(self) -> bool:
-        """Tell whether the bundles of this table were made by standard AutoAttack."""
-        return self.attack.partition(",")[0] == sentences.STANDARD
+        """Tell whether standard AutoAttack made these bundles, or no attack was needed."""
+        return self.corrupted or self.attack.partition(",")[0] == sentences.STANDARD
 
 
 class Board(NamedTuple):
-    """A data set under a threat."""
+    """A data set under a threat, or under common corruptions."""
 
     data: str
     threat: str
@@ -50,16 +55,23 @@ def boards(found: Sequence[BoardEntry]) -> list[Board]:
     """Sort entries into boards, with those of the union of three norms where a network has them."""
     known = [*found, *_unions(found)]
     made = []
-    for own in _grouped(known, lambda one: (one.data, len(one.threats), one.threats)):
+    key = lambda one: (one.data, bool(one.corruptions), len(one.threats), one.threats, _which(one))  # noqa: E731
+    for own in _grouped(known, key):
         tables = [
             AttackTable(rows[0].attack, ranked(rows))
             for rows in _grouped(own, lambda one: (one.attack, one.settings))
         ]
-        balls = ", ".join(entries.ball(*each) for each in own[0].threats)
-        threat = f"union of {balls}" if len(own[0].threats) > 1 else balls
         tables.sort(key=lambda table: (not table.standard, table.attack))
-        made.append(Board(own[0].data, threat, tables))
+        made.append(Board(own[0].data, _which(own[0]), tables))
     return made
+
+
+def _which(one: BoardEntry) -> str:
+    """Write the threats of an entry, or its corruptions, for people."""
+    if one.corruptions:
+        return entries.corruptions_of(one)
+    balls = ", ".join(entries.ball(*each) for each in one.threats)
+    return f"union of {balls}" if len(one.threats) > 1 else balls
 
 
 def _grouped(
@@ -86,18 +98,17 @@ def _unions(found: Sequence[BoardEntry]) -> list[BoardEntry]:
 def ranked(rows: Sequence[BoardEntry]) -> list[Standing]:
     """Order networks by robust accuracy, and give each a rank.
 
-    A group is the best network that is left and those behind it which McNemar's exact test cannot
-    tell from it, up to the first which it can. p-values are Holm's of all pairs, as any of them
-    may come to be asked.
+    A group is the best network that is left and those behind it which the paired test cannot tell
+    from it, up to the first which it can: McNemar's exact test on the images that stand, the
+    paired t test on the shares of corruptions. p-values are Holm's of all pairs, as any of them may
+    come to be asked.
     """
-    order = sorted(rows, key=lambda one: (-one.robust, -one.clean, one.name, one.numbers))
+    order = sorted(rows, key=lambda one: (-one.robust, -(one.clean or 0), one.name, one.numbers))
     asked = list(itertools.combinations(range(len(order)), 2))
-    decided = [comparable.replayed(one.verdicts) for one in order]
-    shared = [_discordant(order[a], order[b], decided[a], decided[b]) for a, b in asked]
-    counts = np.array(shared, int).reshape(-1, 3)
-    corrected = pairs.holm(pairs.mcnemar(counts[:, 1], counts[:, 2]))
-    p = dict(zip(asked, corrected.tolist(), strict=True))
-    common = dict(zip(asked, counts[:, 0].tolist(), strict=True))
+    tested = _shares_apart if order[0].corruptions else _verdicts_apart
+    numbers, plain = tested([(order[a], order[b]) for a, b in asked])
+    p = dict(zip(asked, pairs.holm(plain).tolist(), strict=True))
+    common = dict(zip(asked, numbers, strict=True))
     standings: list[Standing] = []
     leader = 0
     for at, one in enumerate(order):
@@ -107,6 +118,33 @@ def ranked(rows: Sequence[BoardEntry]) -> list[Standing]:
         compared = (one.n, 1.0) if first else (common[leader, at], p[leader, at])
         standings.append(Standing(one, leader + 1, *compared))
     return standings
+
+
+_Pairs = Sequence[tuple[BoardEntry, BoardEntry]]
+
+
+def _verdicts_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
+    """Count the common images of each pair, and test their verdicts."""
+    shared = [
+        _discordant(*both, *(comparable.replayed(one.verdicts) for one in both)) for both in asked
+    ]
+    counts = np.array(shared, int).reshape(-1, 3)
+    return counts[:, 0].tolist(), pairs.mcnemar(counts[:, 1], counts[:, 2])
+
+
+def _shares_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
+    """Count the common images of each pair, and test the shares of corruptions they withstand.
+
+    Images are the same if their hashes are, which are of all corrupted versions of one.
+    """
+    numbers, plain = [], []
+    for one, other in asked:
+        assert one.withstood is not None and other.withstood is not None
+        _, first, second = np.intersect1d(one.sha256, other.sha256, return_indices=True)
+        same = one.verdicts.labels[first] == other.verdicts.labels[second]
+        numbers.append(int(same.sum()))
+        plain.append(pairs.paired_t(one.withstood[first[same]] - other.withstood[second[same]]))
+    return numbers, np.array(plain)
 
 
 def _discordant(one: BoardEntry, other: BoardEntry, *decided: np.ndarray) -> tuple[int, int, int]:

@@ -2,16 +2,17 @@
 
 `jaxrobust board BUNDLES --out SITE`: every bundle, which `jaxrobust evaluate --bundle` wrote, is
 checked as `jaxrobust verify` does; SITE/index.html then has a board for each data set and threat,
-and one for the union of three norms where a network has a bundle for each. A file networks.toml
+one for the union of three norms where a network has a bundle for each, and one for common
+corruptions. A file networks.toml
 beside the bundles says which network each is of; what stands there is what verify is given:
 
     [resnet18_linf]
     weights = "Salman2020Do_R18"
     name = "Salman et al. 2020, ResNet-18"
 
-Its keys are weights or function, dataset, split, classes and data_dir, and, as the board is to
-write them, name (of the network) and data (of the data set). Paths start where the command does. A
-bundle that does not verify is named with its reason, on stderr and on the page, and left out.
+Its keys are weights or function, dataset, split, classes, data_dir and frost, and, as the board is
+to write them, name (of the network) and data (of the data set). Paths start where the command does.
+A bundle that does not verify is named with its reason, on stderr and on the page, and left out.
 
 Exit codes: 0 every bundle is on the page; 1 one is left out; 2 a mistake, with one sentence on
 stderr; 3 another reason that it names, such as a full disk; 130 interrupted.

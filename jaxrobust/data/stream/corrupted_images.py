@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxrobust.data.source import DataError, Record, Source
+from jaxrobust.data.sources import cifar_c, registry
 from jaxrobust.data.splits import storage
 from jaxrobust.data.stream import loading
 from jaxrobust.data.transforms import decoding
@@ -74,6 +75,29 @@ class _Reader:
             changed = corrupt(image, self.corruption, rng, photographs=self.photographs)
             records.append(Record(decoding.encode(changed), label))
         return records
+
+
+def each(
+    source: Source,
+    wished: Sequence[Corruption],
+    *,
+    image_size: int,
+    preprocessing: str,
+    seed: int,
+    frost: Photographs | None = None,
+    num_classes: int | None = None,
+    classes: str | None = None,
+) -> dict[str, Source]:
+    """Open the images of a source under each corruption, by its name.
+
+    Those of published files are read from them, where `num_classes` and `classes` choose as for any
+    source; others are computed, with the draws of a seed.
+    """
+    if source.name.startswith(cifar_c.PREFIX):
+        how: dict[str, Any] = {"classes": classes, "num_classes": num_classes}
+        return {str(own): registry.open_source(source.name, str(own), **how) for own in wished}
+    how = {"image_size": image_size, "preprocessing": preprocessing, "seed": seed, "frost": frost}
+    return {str(own): corrupted(source, own, **how) for own in wished}
 
 
 def corrupted(

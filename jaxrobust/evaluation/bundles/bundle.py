@@ -6,16 +6,25 @@ misclassifies what comes out; `claims` restores and checks just that.
 """
 
 import ast
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
 from jaxrobust.attacks.fixed_steps import is_cascade
-from jaxrobust.evaluation.bundles import claims, claims_torch, contradictions
+from jaxrobust.evaluation.bundles import (
+    claims,
+    claims_corrupted,
+    claims_torch,
+    contradictions,
+    contradictions_corrupted,
+)
 from jaxrobust.evaluation.bundles.claims import Logits
 from jaxrobust.evaluation.bundles.contradictions import BundleFacts, ImageRow
 from jaxrobust.evaluation.bundles.differences import LEVELS, Coded, encoded
@@ -49,7 +58,7 @@ def check(given: Any, count: int) -> None:
         raise ValueError(
             "--bundle is of one threat at one image size; make one for each, from the same --out"
         )
-    if not is_cascade(given.attack):
+    if not is_cascade(given.attack) and given.corruptions is None:
         raise ValueError(
             f"--bundle needs adversarial images, which --attack={given.attack} does not keep; "
             "take --attack=apgd-ce or autoattack"
@@ -103,25 +112,36 @@ def of_record(
         )
     own = verdicts.read(out / record.verdicts)
     points = _Points(out / f"ledger-{record.evaluation}.jsonl", own, tuple(images.shape[1:]))
+    whole_split = split_images or len(images)
+    about: BundleFacts = {"record": record.to_json(), "split_images": whole_split}
+    with written(place) as part:
+        levels, unsure = _write(part, about, own, images, points, logits, batch)
+    size = sum(file.stat().st_size for file in place.iterdir())
+    fooled = sum(levels.values())
+    exact = f", {levels[0]} of them exact" if levels.get(0) else ""
+    near = f"; {unsure} are misclassified by little more than rounding" if unsure else ""
+    say(f"bundle {place}: {fooled} adversarial images{exact}, {size / 2**20:.1f} MiB{near}")
+
+
+@contextlib.contextmanager
+def written(place: Path) -> Iterator[Path]:
+    """Give a folder for the files of a bundle, which becomes `place` with program and hashes."""
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of one that was killed
     part.mkdir(parents=True)
     try:
-        whole_split = split_images or len(images)
-        about: BundleFacts = {"record": record.to_json(), "split_images": whole_split}
         with whole.explained(place):
-            levels, unsure = _write(part, about, own, images, points, logits, batch)
-        size = sum(file.stat().st_size for file in part.iterdir())
+            yield part
+            (part / PROGRAM).write_text(program())
+            names = sorted(file.name for file in part.iterdir())
+            sums = [f"{claims.file_sha256(part / name)}  {name}\n" for name in names]
+            (part / claims.SUMS).write_text("".join(sums))
         if place.exists():
             place.rmdir()  # an empty folder
         part.rename(place)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    fooled = sum(levels.values())
-    exact = f", {levels[0]} of them exact" if levels.get(0) else ""
-    near = f"; {unsure} are misclassified by little more than rounding" if unsure else ""
-    say(f"bundle {place}: {fooled} adversarial images{exact}, {size / 2**20:.1f} MiB{near}")
 
 
 def check_place(place: Path, evaluation: str) -> bool:
@@ -197,10 +217,6 @@ def _write(
         **about,
     }
     (folder / claims.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-    (folder / PROGRAM).write_text(program())
-    names = sorted(file.name for file in folder.iterdir())
-    sums = [f"{claims.file_sha256(folder / name)}  {name}\n" for name in names]
-    (folder / claims.SUMS).write_text("".join(sums))
     return {count: number for count, number in levels.items() if number}, unsure
 
 
@@ -260,14 +276,20 @@ class _Points:
 
 def program() -> str:
     """Make the program in every bundle: the text of `claims_torch`, with what that needs."""
-    modules = (claims_torch, contradictions, claims)
-    texts = [Path(module.__file__ or "").read_text() for module in modules]
-    docs, (last, first, then) = zip(*map(_parted, texts), strict=True)
-    parts = (first.strip(), "\n\n# --- Claims ---", then.strip())
-    return "\n".join([docs[0], *parts, "\n\n# --- With PyTorch ---", last])
+    needed = {
+        "Contradictions": contradictions,
+        "Contradictions of common corruptions": contradictions_corrupted,
+        "Claims": claims,
+        "Claims of common corruptions": claims_corrupted,
+    }
+    doc, last = _parted(claims_torch)
+    parts = [f"# --- {head} ---\n\n{_parted(own)[1].strip()}\n" for head, own in needed.items()]
+    return "\n\n".join([doc, *parts, f"# --- With PyTorch ---\n{last}"])
 
 
-def _parted(text: str) -> tuple[str, str]:
+def _parted(module: ModuleType) -> tuple[str, str]:
+    """Split a module's text into its docstring and the rest, without what it imports of ours."""
+    text = Path(module.__file__ or "").read_text()
     tree, rows = ast.parse(text), text.splitlines(keepends=True)
     for node in reversed(tree.body):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxrobust"):

@@ -27,13 +27,15 @@ from jaxrobust.evaluation.bundles.contradictions import (
     kind,
     lacking,
 )
+from jaxrobust.evaluation.bundles.contradictions_corrupted import corrupted_fault
 
 SCHEMA = 2
+CORRUPTED_SCHEMA = 3  # of a bundle of common corruptions, which older programs do not know
 ABOUT, ROWS, SUMS = "bundle.json", "images.jsonl", "SHA256SUMS"
 BOUNDARY = 1e-4  # of the spread of the logits: what float32 sums in another order can move
 MARGIN = 10 * BOUNDARY  # with which whoever writes a bundle wants its images to be misclassified
 _FILES = re.compile(r"bundle\.json|images\.jsonl|verify\.py|differences-\d+\.bin")
-_SHOWN = 8  # images that a line names
+SHOWN = 8  # images that a line names
 # Why an image is not confirmed, for people; the keys are those of `Findings.unconfirmed`.
 WHY = {
     "missing": "not among the images that were given",
@@ -62,6 +64,11 @@ class Bundle(NamedTuple):
     def record(self) -> RecordJson:
         """Take the record of the evaluation, as JSON has it."""
         return self.about["record"]
+
+    @property
+    def corrupted(self) -> bool:
+        """Tell whether this is a bundle of common corruptions, which has no adversarial images."""
+        return self.about["schema"] == CORRUPTED_SCHEMA
 
     @property
     def threat(self) -> dict[str, Any]:
@@ -121,15 +128,17 @@ def read(folder: Path) -> Bundle:
     schema = about.get("schema") if isinstance(about, dict) else None
     if type(schema) is not int or schema < 1:
         raise ValueError(f"{folder / ABOUT} has no schema; get the bundle again")
-    if schema > SCHEMA:
+    if schema > CORRUPTED_SCHEMA:
         raise ValueError(
-            f"{folder} has schema {schema}, and this program knows up to {SCHEMA}; use "
+            f"{folder} has schema {schema}, and this program knows up to {CORRUPTED_SCHEMA}; use "
             "the verify.py in it, or a newer jaxrobust"
         )
     listed_rows = (folder / ROWS).read_text().splitlines()
     rows = [_parsed(folder / ROWS, line) for line in listed_rows]
     try:
-        problem = fault(about, rows, {name: (folder / name).stat().st_size for name in sums})
+        known = {name: (folder / name).stat().st_size for name in sums}
+        own = corrupted_fault if schema == CORRUPTED_SCHEMA else fault
+        problem = own(about, rows, known)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         problem = f"lacks {error}"
     if problem:
@@ -325,7 +334,7 @@ def lines(bundle: Bundle, findings: ClaimFindings) -> list[str]:
         confirmed, claimed = findings.confirmed[what], findings.claimed[what]
         rows.append(f"  {confirmed:,} of {claimed:,} {words}: confirmed")
     for why, ids in findings.unconfirmed.items():
-        shown = ", ".join(map(str, ids[:_SHOWN])) + ", ..." * (len(ids) > _SHOWN)
+        shown = ", ".join(map(str, ids[:SHOWN])) + ", ..." * (len(ids) > SHOWN)
         rows.append(f"  {len(ids):,} not confirmed: {WHY[why]} (image {shown})")
     if missing := lacking(bundle.about):
         rows.append(f"  it does not say {', nor '.join(missing)}, as bundles of an older version")
@@ -342,3 +351,11 @@ def lines(bundle: Bundle, findings: ClaimFindings) -> list[str]:
         f"{findings.images:,}; 95 % interval of this share {low:.2%} to {high:.2%})"
     )
     return rows
+
+
+def why_not(findings: ClaimFindings) -> list[str]:
+    """List why a claim is not confirmed, a reason each."""
+    return [
+        f"{len(ids):,} images are not confirmed: {WHY[why]}"
+        for why, ids in findings.unconfirmed.items()
+    ]

@@ -5,6 +5,10 @@ of others. With the images and the network, one forward pass for each of those c
 robust accuracy on the N images is at most what the record in bundle.json says. It cannot confirm
 that nothing else fools the network: the true robust accuracy may be lower.
 
+A bundle of common corruptions says of N images under which corruptions the network classifies them
+correctly. There --images is a folder in the layout of CIFAR-10-C, with its labels.npy, and all
+answers are tried: the accuracies are confirmed, not only a bound.
+
 This program lies in every bundle, and needs nothing but NumPy and PyTorch, and Python 3.10.
 The bundle has no images: pass your own, as they were prepared for the evaluation (bundle.json says
 how); their hashes are compared. SHA256SUMS has the hashes of all files (`sha256sum -c`), and its
@@ -27,9 +31,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.evaluation.bundles.claims import Images, Logits, judge, lines, read
+from jaxrobust.evaluation.bundles.claims import Bundle, Images, Logits, judge, lines, read
+from jaxrobust.evaluation.bundles.claims_corrupted import (
+    CorruptedImages,
+    corrupted_lines,
+    judge_corrupted,
+)
+from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN
 
 BATCH = 50
+SEVERITIES = 5  # of each kind of corruption, one behind the other in its file
 
 
 def network(name: str, device: str) -> Logits:
@@ -98,6 +109,47 @@ def stored_images(path: Path, shape: Sequence[int]) -> tuple[Images, int]:
     return images, len(stored)
 
 
+def stored_corruptions(
+    folder: Path, names: Sequence[str], shape: Sequence[int]
+) -> tuple[CorruptedImages, int, np.ndarray]:
+    """Open a folder of corrupted images: they come back by corruption and id, with N and labels.
+
+    It holds KIND.npy, uint8[5*N,H,W,3], of which the first N images are of severity 1, clean.npy,
+    uint8[N,H,W,3], where the bundle has clean images, and labels.npy, as CIFAR-10-C has them.
+    """
+    if not folder.is_dir():
+        raise ValueError(
+            f"--images {folder} is no folder; a bundle of common corruptions needs one with "
+            "KIND.npy for each corruption and labels.npy, as CIFAR-10-C has"
+        )
+    stored, count = {}, 0
+    for name in names:
+        kind, _, severity = name.partition("-")
+        own, levels = folder / f"{kind}.npy", 1 if name == CLEAN else SEVERITIES
+        images = _array(own, "images")
+        if images.shape[1:] != tuple(shape) or images.dtype != np.uint8 or len(images) % levels:
+            raise ValueError(
+                f"--images: {own} is {images.dtype}{images.shape}; the bundle needs uint8 "
+                f"[{levels} times N, {', '.join(map(str, shape))}], channels last"
+            )
+        number = len(images) // levels
+        if count and number != count:
+            raise ValueError(f"--images: {own} has {number} images of each severity, not {count}")
+        count = number
+        stored[name] = images[(int(severity or 1) - 1) * count :][:count]
+    labels = _array(folder / "labels.npy", "images")
+    if labels.shape not in ((count,), (count * SEVERITIES,)) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"--images: {folder / 'labels.npy'} is {labels.dtype}{labels.shape}, and there are "
+            f"{count} images of each severity"
+        )
+
+    def images_of(name: str, ids: Sequence[int]) -> np.ndarray:
+        return np.divide(stored[name][list(ids)], np.float32(255), dtype=np.float32)
+
+    return images_of, count, labels[:count]
+
+
 def _array(path: Path, what: str) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -111,7 +163,12 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flag = parser.add_argument
-    flag("--images", type=Path, required=True, help="The clean images, .npy: uint8[N,H,W,C].")
+    flag(
+        "--images",
+        type=Path,
+        required=True,
+        help="The clean images, .npy: uint8[N,H,W,C]; of common corruptions their folder.",
+    )
     flag("--module", required=True, help="The network: FILE.py:NAME or package.module:NAME.")
     flag("--labels", type=Path, help="Labels of the data set, .npy: int[N].")
     flag("--trust-labels", action="store_true", help="Take the labels of the bundle unchecked.")
@@ -121,29 +178,56 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         bundle = read(args.bundle)
-        images, count = stored_images(args.images, bundle.about["image"])
-        labels = None if args.labels is None else _array(args.labels, "labels")
-        if labels is not None and labels.shape != (count,):
-            raise ValueError(f"--labels has shape {labels.shape}, and there are {count} images")
-        if labels is not None and labels.dtype.kind not in "iu":
-            raise ValueError(f"--labels has {labels.dtype}, and labels are whole numbers")
-        import torch
-
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        logits = network(args.module, device)
-        how: dict[str, Any] = {"count": count, "labels": labels, "batch": max(args.batch, 1)}
-        how["trust_labels"] = args.trust_labels
-        findings = judge(
-            bundle, images, logits, **how, tell=lambda line: print(line, file=sys.stderr)
-        )
+        checked = _corrupted if bundle.corrupted else _adversarial
+        whole, labels, shown = checked(bundle, args)
     except ValueError as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
-    print("\n".join(lines(bundle, findings)))
+    print("\n".join(shown))
     print("Whether these are the weights of the record, this program cannot know: compare files.")
-    if findings.labels == "unchecked":
+    if labels == "unchecked":
         print("Pass --labels to compare them with the data set's, or --trust-labels to take them.")
-    return 0 if findings.whole else 1
+    return 0 if whole else 1
+
+
+def _adversarial(bundle: Bundle, args: argparse.Namespace) -> tuple[bool, str, list[str]]:
+    """Judge adversarial images: whether all is confirmed, what labels were, lines for people."""
+    images, count = stored_images(args.images, bundle.about["image"])
+    labels = None if args.labels is None else _array(args.labels, "labels")
+    if labels is not None and labels.shape != (count,):
+        raise ValueError(f"--labels has shape {labels.shape}, and there are {count} images")
+    if labels is not None and labels.dtype.kind not in "iu":
+        raise ValueError(f"--labels has {labels.dtype}, and labels are whole numbers")
+    findings = judge(
+        *(bundle, images, _network(args)), count=count, labels=labels, **_how(args), tell=_tell
+    )
+    return findings.whole, findings.labels, lines(bundle, findings)
+
+
+def _corrupted(bundle: Bundle, args: argparse.Namespace) -> tuple[bool, str, list[str]]:
+    """Judge common corruptions, as `_adversarial` does adversarial images."""
+    if args.labels is not None:
+        raise ValueError("--labels has no effect on common corruptions, whose folder has labels")
+    names, shape = bundle.about["corruptions"], bundle.about["image"]
+    images, count, labels = stored_corruptions(args.images, names, shape)
+    findings = judge_corrupted(
+        *(bundle, images, _network(args)), count=count, labels=labels, **_how(args), tell=_tell
+    )
+    return findings.whole, findings.labels, corrupted_lines(bundle, findings)
+
+
+def _network(args: argparse.Namespace) -> Logits:
+    import torch
+
+    return network(args.module, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    return {"batch": max(args.batch, 1), "trust_labels": args.trust_labels}
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

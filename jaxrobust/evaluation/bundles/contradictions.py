@@ -28,6 +28,7 @@ class ImageRow(TypedDict, total=False):
     file: str
     offset: int
     bytes: int
+    right: str  # of common corruptions alone, which have no verdict: a 0 or 1 for each
 
 
 class BundleFacts(TypedDict, total=False):
@@ -40,13 +41,14 @@ class BundleFacts(TypedDict, total=False):
     near_the_boundary: int  # images
     record: RecordJson
     split_images: int
+    corruptions: list[str]  # of a bundle of common corruptions alone: "clean", "fog-1", ...
 
 
 Rows = list[ImageRow]
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 LEVELS = 127  # of a difference, at most
 _REPLAY, _FULL = "replay", "full"  # what was tried before the attacks, and once more after them
-_OFF = 1e-6  # of shares and their intervals, whatever computed them
+OFF = 1e-6  # of shares and their intervals, whatever computed them
 _KINDS = {"image": int, "label": int, "verdict": str, "sha256": str}
 _STORED = {"file": str, "offset": int, "bytes": int, "levels": int, "step": float}
 # What older bundles lack, for people; where a record has nothing there is nothing to compare.
@@ -61,7 +63,7 @@ _LACKING = {
 
 def fault(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     """Say in what a bundle contradicts itself, as "has ..." or "says ..."; None: in nothing."""
-    checks = (_types, _ids, _threat, _verdicts, _differences, _shares, _intervals, _after, _costs)
+    checks = (_types, ids, _threat, _verdicts, _differences, _shares, _intervals, _after, _costs)
     return next((problem for check in checks if (problem := check(about, rows, sizes))), None)
 
 
@@ -76,7 +78,7 @@ def kind(row: ImageRow) -> str:
     return {"": "standing", "clean": "misclassified"}.get(row["verdict"], "fooled")
 
 
-def _is(value: Any, wanted: type) -> bool:
+def is_a(value: Any, wanted: type) -> bool:
     """Tell whether a value of JSON has a type; true and false are no numbers, NaN is none."""
     if wanted is float:
         return type(value) in (int, float) and math.isfinite(value)
@@ -91,28 +93,29 @@ def _types(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
             return f"has {row!r:.40} for the image of line {number}, which is none"
         stored = {} if row.get("verdict") in ("", "clean") else _STORED
         for key, wanted in (_KINDS | stored).items():
-            if not _is(row.get(key), wanted):
+            if not is_a(row.get(key), wanted):
                 return f"has {row.get(key)!r:.40} for the {key} of line {number}, which is none"
     return None
 
 
-def _ids(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
-    ids = [row["image"] for row in rows]
-    if min(ids) < 0:
-        return f"has the image {min(ids)}, and images are numbered from 0"
-    if repeated := sorted(image for image, count in Counter(ids).items() if count > 1):
+def ids(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
+    """Say how the rows are not of the images of the record, each once."""
+    own = [row["image"] for row in rows]
+    if min(own) < 0:
+        return f"has the image {min(own)}, and images are numbered from 0"
+    if repeated := sorted(image for image, count in Counter(own).items() if count > 1):
         return f"has an image twice: {repeated[0]}"
     listed = about["record"]["image_ids"]
     first = re.fullmatch(r"0(?:\.\.(\d{1,12}))?", listed) if isinstance(listed, str) else None
     if not first:
         return f"is of the images {listed!r:.40}, which are not the first ones of a split"
     count = int(first[1] or 0) + 1
-    if max(ids) >= count:
-        return f"has the image {max(ids)}, and its record is of {count:,}, {listed}"
-    if count > len(ids):
-        there = set(ids)
+    if max(own) >= count:
+        return f"has the image {max(own)}, and its record is of {count:,}, {listed}"
+    if count > len(own):
+        there = set(own)
         missing = next(image for image in range(count) if image not in there)
-        left_out = count - len(ids)
+        left_out = count - len(own)
         return f"leaves out {left_out:,} of the {count:,} images of its record, as {missing}"
     split = about.get("split_images")
     if split is None and about["schema"] < 2:
@@ -130,11 +133,11 @@ def _threat(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None
     norm, epsilon = balls[0]
     if not isinstance(norm, str) or norm not in ORDER:
         return f"has another norm than {', '.join(ORDER)}: {norm!r:.20}"
-    if not _is(epsilon, float) or epsilon <= 0:
+    if not is_a(epsilon, float) or epsilon <= 0:
         return f"has the radius {epsilon!r:.20}, which is none"
     if any(ball != balls[0] for ball in balls):
         return "has attacks of several norms or radii, of which one ball shows nothing"
-    if len(shape) != 3 or not all(_is(side, int) and side > 0 for side in shape):
+    if len(shape) != 3 or not all(is_a(side, int) and side > 0 for side in shape):
         return f"has images of the shape {shape!r:.40}, which is none"
     side = record["model"].get("image_size")
     if side is not None and list(shape[:2]) != [side, side]:
@@ -184,8 +187,8 @@ def _shares(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None
         number = sum(row["verdict"] == verdict for row in rows)
         number = number if key == "robust" else len(rows) - number
         value = about["record"][key]
-        if not _is(value, float) or abs(value - number / len(rows)) > _OFF:
-            written = f"{value:.2%}" if _is(value, float) else repr(value)
+        if not is_a(value, float) or abs(value - number / len(rows)) > OFF:
+            written = f"{value:.2%}" if is_a(value, float) else repr(value)
             return f"has {number} {words} images of {len(rows)}, and its record says {written}"
     return None
 
@@ -198,8 +201,8 @@ def _intervals(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | N
         ends = interval(round(about["record"][key] * n), n)
         ours = ", ".join(f"{end:.2%}" for end in ends)
         pair = isinstance(value, Sequence) and len(value) == 2
-        sound = pair and all(_is(v, float) for v in value)
-        if not sound or max(abs(a - b) for a, b in zip(value, ends, strict=True)) > _OFF:
+        sound = pair and all(is_a(v, float) for v in value)
+        if not sound or max(abs(a - b) for a, b in zip(value, ends, strict=True)) > OFF:
             return f"says {value!r:.60} for the 95 % interval of {key}, and its rows give {ours}"
     return None
 
@@ -227,7 +230,7 @@ def _after(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     left = sum(row["verdict"] != "clean" for row in rows)
     for name, fooled in _fooled(record, rows).items():
         left -= fooled
-        if not _is(stated[name], float) or abs(stated[name] - left / len(rows)) > _OFF:
+        if not is_a(stated[name], float) or abs(stated[name] - left / len(rows)) > OFF:
             return (
                 f"says {stated[name]!r:.20} after {name}, and its rows give {left / len(rows):.6g}"
             )

@@ -8,22 +8,26 @@ corruption that is done.
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxrobust.data import Source, open_source
+from jaxrobust.data import Prepared, Source
 from jaxrobust.data.sources import cifar_c
-from jaxrobust.data.stream import corrupted_images
+from jaxrobust.data.stream import corrupted_images, pipeline
 from jaxrobust.data.stream.corrupted_images import Photographs
 from jaxrobust.data.transforms import corruptions
 from jaxrobust.data.transforms.corruptions import Corruption as Asked
+from jaxrobust.evaluation.bundles import bundle, bundle_corrupted
+from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse, reliability
+from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.questions import measuring
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.recording import Evaluation
-from jaxrobust.evaluation.records import parts
+from jaxrobust.evaluation.records import parts, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
@@ -64,87 +68,117 @@ def wanted(given: GivenFlags) -> list[Asked]:
         raise ValueError(f"--corruptions={given.corruptions}: {error}") from error
 
 
+class _Opened(NamedTuple):
+    """The corrupted images of an evaluation, and the number that they give it."""
+
+    number: str
+    sources: dict[str, Source]  # by the names of the corruptions
+    frost: Photographs | None
+    published: bool
+
+
+def _open(evaluation: Evaluation, given: GivenFlags) -> _Opened:
+    subject, question, own = evaluation.subject, evaluation.question, evaluation.source
+    frost = None
+    if given.frost is not None:
+        frost = corrupted_images.photographs(given.frost, subject.image_size)
+    sources = corrupted_images.each(
+        own,
+        wanted(given),
+        image_size=subject.image_size,
+        preprocessing=str(question.preprocessing),
+        seed=question.seed,
+        frost=frost,
+        classes=subject.classes,
+        num_classes=subject.network.num_classes,
+    )
+    published = own.name.startswith(cifar_c.PREFIX)
+    drawn = None if published else [given.seed, frost.sha256 if frost else None]
+    files = [[name, source.files_sha256] for name, source in sources.items()]
+    number = evaluation.number(subject, corruptions=files, drawn=drawn)
+    return _Opened(number, sources, frost, published)
+
+
 def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
     """Record the accuracies, computed unless they are there; the first process of a pod writes."""
-    wished, own = wanted(given), evaluation.source
-    published = own.name.startswith(cifar_c.PREFIX)
-    size = evaluation.subject.image_size
-    frost = None if given.frost is None else corrupted_images.photographs(given.frost, size)
-    sources = {each: _source(evaluation, each, frost, published) for each in wished}
-    drawn = None if published else [given.seed, frost.sha256 if frost else None]
-    files = [[str(each), source.files_sha256] for each, source in sources.items()]
-    number = evaluation.number(evaluation.subject, corruptions=files, drawn=drawn)
-    if there := evaluation.recorded(number):
-        return there
-    words = f"{len(wished)} corruptions, {'files' if published else 'computed'}"
+    opened = _open(evaluation, given)
+    if given.bundle:
+        place = Path(given.bundle)
+        hosts.together(lambda: jax.process_index() or bundle.check_place(place, opened.number))
+    measured = evaluation.recorded(opened.number) or _measured(evaluation, given, opened)
+    if given.bundle:
+
+        def write() -> None:
+            if jax.process_index() == 0:
+                _write_bundle(evaluation, measured, opened, place)
+
+        hosts.together(write)
+    return measured
+
+
+def _measured(evaluation: Evaluation, given: GivenFlags, opened: _Opened) -> AccuracyRecord:
+    wished, own, number = wanted(given), evaluation.source, opened.number
+    words = f"{len(wished)} corruptions, {'files' if opened.published else 'computed'}"
     name, count = evaluation.subject.network.name, evaluation.question.images
     say(f"{name} on {own.where()}: {words}, {count}")
     start = time.perf_counter()
     judge = _judge(evaluation)
-    clean = None if published else _answered(judge(own, "clean"))
-    verdicts = None if clean is None else measuring.verdicts_of(clean, "clean")
-    ledger = evaluation.out / f"corruptions-{number}.jsonl"
-    reached, unanswered = hosts.everyone(_done(ledger))[0]
-    for each, source in sources.items():
-        if each in reached:
+    clean = None if opened.published else _answered(judge(own, CLEAN))
+    kept = None if clean is None else measuring.verdicts_of(clean, CLEAN)
+    ledger = _ledger(evaluation, number)
+    reached = hosts.everyone(_done(ledger))[0]
+    for each in wished:
+        if (name := str(each)) in reached:
             continue
-        judged = judge(source, str(each))
+        judged = judge(opened.sources[name], name)
         if not evaluation.fingerprint.has_answers:
             _answered(judged)
-        reached[each] = float(judged["clean"].mean())
-        unanswered[each] = int((~judged["finite"]).sum())
+        reached[name] = {
+            "kind": each.kind,
+            "severity": each.severity,
+            "accuracy": float(judged["clean"].mean()),
+            "not_finite": int((~judged["finite"]).sum()),
+            "right": np.packbits(judged["clean"]).tobytes().hex(),
+        }
         if jax.process_index() == 0:
-            row = {"kind": each.kind, "severity": each.severity, "accuracy": reached[each]}
-            jsonl.append(ledger, row | {"not_finite": unanswered[each]})
+            jsonl.append(ledger, reached[name])
     flags: dict[str, str] = {}
     if clean is not None:
         flags |= reliability.check_answers(clean["finite"])
         flags |= collapse.flags(clean["answers"], clean["labels"])
-    if broken := {str(each): unanswered.get(each, 0) for each in wished if unanswered.get(each)}:
+    lost = {name: row.get("not_finite", 0) for name, row in reached.items()}
+    if broken := {str(each): lost[str(each)] for each in wished if lost[str(each)]}:
         words = ", ".join(f"{name}: {count}" for name, count in broken.items())
         flags["nan-under-corruption"] = (
             f"images have NaN or infinite logits under corruptions ({words} of "
             f"{evaluation.question.images} each): they count as wrong"
         )
     measured = AccuracyRecord(
-        clean=None if verdicts is None else float(verdicts.clean.mean()),
+        clean=None if kept is None else float(kept.clean.mean()),
         accuracy_after={},
         costs=[],
         flags=flags,
         corruptions={
-            "images": "files" if published else "computed",
+            "images": "files" if opened.published else "computed",
             "accuracy": {
-                kind: {str(each.severity): reached[each] for each in wished if each.kind == kind}
+                kind: {
+                    str(each.severity): reached[str(each)]["accuracy"]
+                    for each in wished
+                    if each.kind == kind
+                }
                 for kind in dict.fromkeys(each.kind for each in wished)
             },
-            "mean": float(np.mean([reached[each] for each in wished])),
-            "frost_sha256": frost.sha256 if frost else None,
+            "mean": float(np.mean([reached[str(each)]["accuracy"] for each in wished])),
+            "frost_sha256": opened.frost.sha256 if opened.frost else None,
             "seconds": time.perf_counter() - start,
         },
     )
-    return evaluation.write(number, METHOD, measured, verdicts)
+    return evaluation.write(number, METHOD, measured, kept)
 
 
 def _answered(judged: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     reliability.check_answers(judged["finite"])
     return judged
-
-
-def _source(
-    evaluation: Evaluation, wished: Asked, frost: Photographs | None, published: bool
-) -> Source:
-    subject, own = evaluation.subject, evaluation.source
-    if published:
-        classes, count = subject.classes, subject.network.num_classes
-        return open_source(own.name, str(wished), classes=classes, num_classes=count)
-    return corrupted_images.corrupted(
-        own,
-        wished,
-        image_size=subject.image_size,
-        preprocessing=str(evaluation.question.preprocessing),
-        seed=evaluation.question.seed,
-        frost=frost,
-    )
 
 
 def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarray]]:
@@ -154,14 +188,13 @@ def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarr
     counter = accuracy.counter(net, no_attack, mesh=mesh, each="linf")
 
     def judge(source: Source, bar: str) -> dict[str, np.ndarray]:
-        there = source.image_shape is not None and source.image_shape[:2] == (size, size)
         images = accuracy.EvaluatedImages(
             source,
             image_size=size,
             batch_size=-(-batch // mesh.size) * mesh.size,
             limit=question.images,
             # Computed images are prepared before they are corrupted.
-            preprocessing=None if there else question.preprocessing,
+            preprocessing=None if _fits(source, size) else question.preprocessing,
             workers=subject.workers,
         )
         return accuracy.each(counter, evaluation.weights, images, mesh, bar=bar)
@@ -169,10 +202,46 @@ def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarr
     return judge
 
 
-def _done(ledger: Path) -> tuple[dict[Asked, float], dict[Asked, int]]:
-    rows = {Asked(row["kind"], row["severity"]): row for row in jsonl.read(ledger)}
-    broken = {each: row["not_finite"] for each, row in rows.items() if "not_finite" in row}
-    return {each: row["accuracy"] for each, row in rows.items()}, broken
+def _done(ledger: Path) -> dict[str, dict[str, Any]]:
+    return {str(Asked(row["kind"], row["severity"])): row for row in jsonl.read(ledger)}
+
+
+def _ledger(evaluation: Evaluation, number: str) -> Path:
+    return evaluation.out / f"corruptions-{number}.jsonl"
+
+
+def _write_bundle(
+    evaluation: Evaluation, measured: AccuracyRecord, opened: _Opened, place: Path
+) -> None:
+    ledger, count = _ledger(evaluation, opened.number), evaluation.question.images
+    rows, right = _done(ledger), {}
+    images: dict[str, ImageSet] = {}
+    if measured.verdicts:
+        images[CLEAN] = evaluation.images
+        right[CLEAN] = verdicts.read(evaluation.out / measured.verdicts).clean
+    for name, source in opened.sources.items():
+        packed = rows.get(name, {}).get("right")
+        if packed is None:
+            raise ValueError(
+                f"{ledger} lacks the answers image by image, as those of an older version do; "
+                "--bundle needs them: evaluate again with --again, or with another --out DIR"
+            )
+        bits = np.frombuffer(bytes.fromhex(packed), np.uint8)
+        right[name] = np.unpackbits(bits)[:count].astype(bool)
+        size, how = evaluation.subject.image_size, str(evaluation.question.preprocessing)
+        images[name] = prepared(source, size, how, count)
+    labels, split = evaluation.images.labels(), len(evaluation.source)
+    bundle_corrupted.of_record(place, measured, images, labels, right, split_images=split)
+
+
+def prepared(source: Source, size: int, preprocessing: str, images: int) -> Prepared:
+    """Prepare the first images of a corrupted source; computed ones were, before corruption."""
+    how = pipeline.preprocessing_id(source, size) if _fits(source, size) else preprocessing
+    return Prepared(source, image_size=size, preprocessing=how, images=images)
+
+
+def _fits(source: Source, size: int) -> bool:
+    return source.image_shape is not None and source.image_shape[:2] == (size, size)
 
 
 def table(measured: parts.CorruptionAccuracies) -> list[str]:

@@ -1,19 +1,29 @@
-"""A claimed robust accuracy, checked with our network: one forward pass for each fooled image."""
+"""A claimed accuracy, checked with our network: robust, or under common corruptions.
+
+Of a robust accuracy there is one forward pass for each fooled image, of corruptions one for each
+image under each.
+"""
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.data import Prepared
+from jaxrobust.data import Prepared, Source
 from jaxrobust.data.source import KINDS
 from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import corrupted_images
+from jaxrobust.data.transforms import corruptions
+from jaxrobust.data.transforms.corruptions import SEVERITIES
 from jaxrobust.evaluation.bundles import bundle as bundles
-from jaxrobust.evaluation.bundles import claims
-from jaxrobust.evaluation.questions import flags, measuring
+from jaxrobust.evaluation.bundles import claims, claims_corrupted
+from jaxrobust.evaluation.bundles.claims_corrupted import CorruptionFindings
+from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN
+from jaxrobust.evaluation.questions import corrupted, flags, measuring
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -33,13 +43,14 @@ class VerificationSettings(NamedTuple):
     classes: str | None = None
     data_dir: str | None = None
     batch: int | None = None
+    frost: str | None = None  # folder of photographs, where corruptions are computed
 
 
 class Verification(NamedTuple):
     """What the forward passes confirm of a bundle, and what is said beside it."""
 
     bundle: claims.Bundle
-    findings: claims.ClaimFindings
+    findings: claims.ClaimFindings | CorruptionFindings
     other_network: str | None  # a sentence, where it is not the record's
     other_split: str | None  # likewise of the images
     remark: str | None  # on the program in the bundle
@@ -59,9 +70,23 @@ def verify(settings: VerificationSettings) -> dict[str, Any]:
     """Print what the forward passes confirm, and return it for JSON."""
     done = check(settings)
     beside = [*done.denied, *filter(None, [done.remark])]
-    print("\n".join([*claims.lines(done.bundle, done.findings), *beside]))
+    print("\n".join([*lines(done), *beside]))
     named = {"bundle": done.bundle.number, "other_network": bool(done.other_network)}
     return done.findings.plain() | {"whole": done.confirmed} | named
+
+
+def lines(done: Verification) -> list[str]:
+    """Write the claim of a bundle and what was found, for people."""
+    if isinstance(done.findings, CorruptionFindings):
+        return claims_corrupted.corrupted_lines(done.bundle, done.findings)
+    return claims.lines(done.bundle, done.findings)
+
+
+def why_not(done: Verification) -> list[str]:
+    """List why a bundle's claim is not confirmed, a reason each."""
+    if isinstance(done.findings, CorruptionFindings):
+        return [*done.denied, *claims_corrupted.why_not_corrupted(done.findings)]
+    return [*done.denied, *claims.why_not(done.findings)]
 
 
 def check(settings: VerificationSettings) -> Verification:
@@ -76,7 +101,7 @@ def check(settings: VerificationSettings) -> Verification:
         flags.origin(given),
         network={"num_classes": model["num_classes"], "image_size": model["image_size"]},
         **_source_of(settings, bundle.record),
-        **bundle.threat,
+        **({} if bundle.corrupted else bundle.threat),
     )
     which, subject, weights = flags.weights(given, subject, source)
     sha256 = subject.arrays_sha256 or hashes.weights_sha256(*weights)
@@ -86,16 +111,15 @@ def check(settings: VerificationSettings) -> Verification:
     batch = settings.batch or 64
     network = measuring.networks_of(subject, weights)("float32")
     logits = bundles.forward(network, prepared.shape[1:], batch)
-    findings = claims.judge(
-        bundle,
-        lambda ids: prepared[np.asarray(ids)],
-        logits,
-        count=len(prepared),
-        split_images=len(source),
-        labels=prepared.labels(),
-        batch=batch,
-        tell=say,
-    )
+    how: Any = {"count": len(prepared), "split_images": len(source), "batch": batch, "tell": say}
+    how["labels"] = prepared.labels()
+    findings: claims.ClaimFindings | CorruptionFindings
+    if bundle.corrupted:
+        shown = _corrupted(settings, bundle, source, prepared)
+        each = lambda name, ids: shown[name][np.asarray(ids)]  # noqa: E731
+        findings = claims_corrupted.judge_corrupted(bundle, each, logits, **how)
+    else:
+        findings = claims.judge(bundle, lambda ids: prepared[np.asarray(ids)], logits, **how)
     return Verification(bundle, findings, *others, _other_program(bundle.folder))
 
 
@@ -139,6 +163,40 @@ def _prepared(source: Any, bundle: Any) -> Prepared:
     last = max(row["image"] for row in bundle.rows) + 1
     how, count = bundle.record["preprocessing"], min(len(source), last)
     return Prepared(source, image_size=size, preprocessing=how, images=count)
+
+
+def _corrupted(
+    settings: VerificationSettings, bundle: claims.Bundle, source: Source, clean: Prepared
+) -> dict[str, Prepared]:
+    """Prepare the images of a bundle of corruptions, by their names."""
+    record, names = bundle.record, bundle.about["corruptions"]
+    size, how, frost = bundle.about["image"][0], record["preprocessing"], None
+    photographs = record["corruptions"].get("frost_sha256")
+    if photographs and settings.frost is None:
+        raise ValueError(
+            "the bundle has images under frost, which are made with photographs; give "
+            "--frost FOLDER, with the same ones"
+        )
+    if settings.frost is not None:
+        frost = corrupted_images.photographs(settings.frost, size)
+        if frost.sha256 != photographs:
+            raise ValueError(
+                f"--frost {settings.frost} is of other photographs than the bundle's; give the "
+                "same five files"
+            )
+    asked = corruptions.chosen(",".join(name for name in names if name != CLEAN))
+    opened = corrupted_images.each(
+        source,
+        asked,
+        image_size=size,
+        preprocessing=how,
+        seed=record["seed"],
+        frost=frost,
+        classes=settings.classes,
+        num_classes=record["model"]["num_classes"],
+    )
+    made = {name: corrupted.prepared(own, size, how, len(clean)) for name, own in opened.items()}
+    return ({CLEAN: clean} if CLEAN in names else {}) | made
 
 
 def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
@@ -185,22 +243,59 @@ def _other_program(folder: Path) -> str | None:
     )
 
 
-def write_images(settings: VerificationSettings, file: Path) -> dict[str, Any]:
+def write_images(settings: VerificationSettings, path: Path) -> dict[str, Any]:
     """Write images and labels as the bundle's verify.py takes them."""
-    if file.suffix != ".npy":
-        raise ValueError(f"--write_images {file}: name a file that ends in .npy")
-    _, prepared = _opened(settings)
-    with whole.writing(file) as part, part.open("wb") as opened:
+    bundle, source, prepared = _opened(settings)
+    if bundle.corrupted:
+        return _write_corrupted(settings, path, bundle, source, prepared)
+    if path.suffix != ".npy":
+        raise ValueError(f"--write_images {path}: name a file that ends in .npy")
+    with whole.writing(path) as part, part.open("wb") as opened:
         np.lib.format.write_array_header_1_0(
             opened, {"descr": "|u1", "fortran_order": False, "shape": prepared.shape}
         )
-        for start in range(0, len(prepared), 64):
-            images = prepared[np.arange(start, min(start + 64, len(prepared)))]
-            opened.write(np.rint(images * np.float32(255)).astype(np.uint8).tobytes())
-    labels = file.with_suffix(".labels.npy")
+        for _, images in _pixels(prepared):
+            opened.write(images.tobytes())
+    labels = path.with_suffix(".labels.npy")
     np.save(labels, prepared.labels())
-    print(f"{len(prepared)} images in {file}, their labels in {labels}")
+    print(f"{len(prepared)} images in {path}, their labels in {labels}")
     return {"images": len(prepared)}
+
+
+def _write_corrupted(
+    settings: VerificationSettings,
+    folder: Path,
+    bundle: claims.Bundle,
+    source: Source,
+    prepared: Prepared,
+) -> dict[str, Any]:
+    """Write corrupted images in the layout of CIFAR-10-C; what the bundle has not is left empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--write_images {folder} is there; name a new folder")
+    images, count = _corrupted(settings, bundle, source, prepared), len(prepared)
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole.explained(folder):
+        for name, own in images.items():
+            kind, _, severity = name.partition("-")
+            file, levels = folder / f"{kind}.npy", 1 if name == CLEAN else len(SEVERITIES)
+            mode: Any = "r+" if file.exists() else "w+"
+            shape = (levels * count, *own.shape[1:])
+            stored = np.lib.format.open_memmap(file, mode, np.uint8, shape)
+            first = (int(severity or 1) - 1) * count
+            for start, pixels in _pixels(own):
+                stored[first + start :][: len(pixels)] = pixels
+            stored.flush()
+            say(f"{name} is in {file}")
+        np.save(folder / "labels.npy", prepared.labels())
+    print(f"{count} images under {len(images)} corruptions in {folder}, with their labels")
+    return {"images": count}
+
+
+def _pixels(images: Prepared) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield images as uint8[n,H,W,C], with the place of the first."""
+    for start in range(0, len(images), 64):
+        part = images[np.arange(start, min(start + 64, len(images)))]
+        yield start, np.rint(part * np.float32(255)).astype(np.uint8)
 
 
 def adversarial_images(settings: VerificationSettings) -> tuple[AccuracyRecord, np.ndarray]:
@@ -208,7 +303,12 @@ def adversarial_images(settings: VerificationSettings) -> tuple[AccuracyRecord, 
 
     An image that nothing fools is as it was. `ValueError` where the data set's are others.
     """
-    bundle, prepared = _opened(settings)
+    bundle, _, prepared = _opened(settings)
+    if bundle.corrupted:
+        raise ValueError(
+            f"{settings.bundle} is of common corruptions, and has no adversarial images; its "
+            "images are written by --write_images"
+        )
     points = np.empty((len(bundle.rows), *prepared.shape[1:]), np.float32)
     for place, row in enumerate(bundle.rows):
         image = prepared[np.array([row["image"]])][0]
@@ -222,10 +322,10 @@ def adversarial_images(settings: VerificationSettings) -> tuple[AccuracyRecord, 
     return AccuracyRecord.from_json(bundle.record), points
 
 
-def _opened(settings: VerificationSettings) -> tuple[claims.Bundle, Prepared]:
+def _opened(settings: VerificationSettings) -> tuple[claims.Bundle, Source, Prepared]:
     """Open a bundle, and its images as they were prepared."""
     bundle = claims.read(settings.bundle)
     named = _source_of(settings, bundle.record)
     where, classes = (named.pop("dataset"), named.pop("split")), bundle.record["model"]
     source = registry.open_source(*where, num_classes=classes["num_classes"], **named)
-    return bundle, _prepared(source, bundle)
+    return bundle, source, _prepared(source, bundle)

@@ -39,6 +39,22 @@ def mcnemar(gained: _Counts, lost: _Counts) -> _Values:
     return np.minimum(2 * bdtr(smaller.astype(float), both, 0.5), 1.0)
 
 
+def paired_t(differences: Float64[np.ndarray, " N"]) -> float:
+    """Compute the two-sided p-value of the paired t test: is the mean of differences 0?
+
+    `differences`: of two networks' shares on the same image, each; 1.0 where all are 0.
+    Source: Student 1908, doi:10.2307/2331554; parity:
+      tests/evaluation/records/test_pairs.py against SciPy's ttest_rel.
+    """
+    from scipy.special import stdtr
+
+    n = len(differences)
+    if n < 2 or not differences.any():
+        return 1.0
+    error = float(differences.std(ddof=1)) / n**0.5
+    return 0.0 if error == 0 else float(2 * stdtr(n - 1, -abs(float(differences.mean())) / error))
+
+
 def difference_interval(
     gained: _Counts, lost: _Counts, n: _Counts, level: float = 0.95
 ) -> tuple[_Values, _Values]:

@@ -1,20 +1,31 @@
 """Accuracy under corruptions: the record of the command, and every refusal."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from unittest import mock
 
+import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust import data
+from jaxrobust.commands import verify
+from jaxrobust.commands.analysis import board
 from jaxrobust.data.stream import corrupted_images
 from jaxrobust.data.transforms import corruptions, decoding
 from jaxrobust.data.transforms.corruptions import Corruption
+from jaxrobust.evaluation.bundles import (
+    claims,
+    claims_corrupted,
+    claims_torch,
+    contradictions_corrupted,
+)
 from jaxrobust.evaluation.questions import corrupted
 from jaxrobust.evaluation.records import verdicts
-from tests.support import result_lines
+from tests.support import bundles, result_lines
 from tests.support.evaluations import call
 
 NET = """
@@ -23,6 +34,21 @@ def logits_fn(images):  # tells 5 classes apart by how bright they are
     return -jnp.abs(images.mean((1, 2, 3))[:, None] - jnp.linspace(0.3, 0.6, 5)[None])
 """
 FAKE = "fake:32x32x3:5"
+
+
+def called(command, *words) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    out, said = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(said),
+        jax.numpy_dtype_promotion("standard"),
+    ):
+        try:
+            code = command.main([str(word) for word in words])
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+    return code, out.getvalue(), said.getvalue()
 
 
 def answers(images) -> np.ndarray:
@@ -159,6 +185,177 @@ class ComputedTest(CommandCase):
         self.assertIn(said, error)
         self.assertLen(error.splitlines(), 1)
         self.assertFalse((self.folder / "out" / "results.jsonl").exists())
+
+
+class BundleTest(CommandCase):
+    """The bundle of an evaluation, checked by the command and put on a board."""
+
+    def setUp(self):
+        super().setUp()
+        self.given = {"corruptions": "contrast,fog-2", "seed": 3, "split": "test"}
+        self.bundle = self.folder / "bundles" / "bright"
+        self.bundle.parent.mkdir()
+
+    def check(self, *words, function="net.py") -> tuple[int, str, str]:
+        given = ("--function", f"{self.folder / function}:logits_fn") if function else ()
+        return called(verify, self.bundle, *given, *words)
+
+    def test_it_is_confirmed(self):
+        found = self.record(**self.given, bundle=str(self.bundle))
+        code, printed, said = self.check("--json")
+        self.assertEqual(code, 0, said)
+        self.assertIn("168 of 168 answers: confirmed", printed)
+        mean = found["corruptions"]["mean"]
+        self.assertIn(
+            f"Confirmed: the accuracy on these images under these corruptions is {mean:.2%}",
+            printed,
+        )
+        plain = json.loads(printed.splitlines()[-1])
+        self.assertEqual((plain["whole"], plain["answers"], plain["mean"]), (True, 168, mean))
+        kept = claims.read(self.bundle)
+        rows = contradictions_corrupted.rights(kept.rows)
+        np.testing.assert_allclose(rows[:, 0].mean(), found["clean"])
+        np.testing.assert_allclose(rows[:, 1:].mean(), mean)
+
+    def test_another_network_and_another_seed_are_not(self):
+        self.record(**self.given, bundle=str(self.bundle))
+        (self.folder / "other.py").write_text(NET.replace("0.6", "0.7"))
+        code, printed, _ = self.check(function="other.py")
+        self.assertEqual(code, 1)
+        self.assertIn("another answer here", printed)
+        self.assertIn("This is another network than the record's", printed)
+        bundles.changed(self.bundle, record={"seed": 4})
+        code, printed, _ = self.check()
+        self.assertEqual(code, 1)
+        self.assertIn("24 images not confirmed: not the images that were evaluated", printed)
+
+    def test_it_is_written_of_a_record_that_is_there(self):
+        first = self.record(**self.given)
+        self.assertEqual(self.record(**self.given, bundle=str(self.bundle)), first)
+        self.assertEqual(self.check()[0], 0)
+        number = claims.read(self.bundle).number
+        self.record(**self.given, bundle=str(self.bundle))
+        self.assertEqual(claims.read(self.bundle).number, number)
+        code, _, said = self.evaluate(**self.given | {"seed": 5}, bundle=str(self.bundle))
+        self.assertEqual(code, 2)
+        self.assertIn("holds the bundle of evaluation", said)
+
+    def test_a_ledger_of_an_older_version_has_no_answers(self):
+        self.record(**self.given)
+        (ledger,) = (self.folder / "out").glob("corruptions-*.jsonl")
+        rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+        for row in rows:
+            del row["right"]
+        ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        code, _, said = self.evaluate(**self.given, bundle=str(self.bundle))
+        self.assertEqual(code, 2)
+        self.assertFalse(self.bundle.exists())
+        self.assertIn("lacks the answers image by image, as those of an older version do", said)
+        self.assertEqual(self.record(**self.given, again=True, bundle=str(self.bundle))["seed"], 3)
+
+    def test_images_for_pytorch(self):
+        self.record(**self.given, bundle=str(self.bundle))
+        place = self.folder / "images"
+        code, printed, said = self.check("--write_images", place, function=None)
+        self.assertEqual(code, 0, said)
+        self.assertIn("24 images under 7 corruptions", printed)
+        fog, labels = np.load(place / "fog.npy"), np.load(place / "labels.npy")
+        self.assertEqual((fog.shape, fog.dtype), ((120, 32, 32, 3), np.uint8))
+        self.assertEqual(np.flatnonzero(fog.any(axis=(1, 2, 3))).tolist(), list(range(24, 48)))
+        names = claims.read(self.bundle).about["corruptions"]
+        shown, count, own = claims_torch.stored_corruptions(place, names, (32, 32, 3))
+        np.testing.assert_array_equal(own, labels)
+
+        def net(images):
+            return -np.abs(images.mean((1, 2, 3))[:, None] - np.linspace(0.3, 0.6, 5)[None])
+
+        findings = claims_corrupted.judge_corrupted(
+            claims.read(self.bundle), shown, net, count=count, labels=own
+        )
+        self.assertTrue(findings.whole, findings)
+        code, _, said = self.check("--write_images", place, function=None)
+        self.assertEqual((code, said.count("\n")), (2, 1))
+        self.assertIn("images is there; name a new folder", said)
+        code, _, said = self.check("--write_adversarial", self.folder / "x.pt", function=None)
+        self.assertEqual((code, said.count("\n")), (2, 1))
+        self.assertIn("is of common corruptions, and has no adversarial images", said)
+
+    def test_frost(self):
+        place = self.folder / "frost"
+        place.mkdir()
+        for number, light in enumerate((200, 40), 1):
+            image = Image.new("RGB", (200, 220), (light, light, 255))
+            image.save(place / f"frost{number}.png")
+        given = {"corruptions": "frost-1", "frost": str(place), "bundle": str(self.bundle)}
+        self.record(**given)
+        self.assertEqual(self.check("--frost", place)[0], 0)
+        code, _, said = self.check()
+        self.assertEqual(code, 2)
+        self.assertIn("the bundle has images under frost, which are made with photographs", said)
+        (place / "frost2.png").unlink()
+        code, _, said = self.check("--frost", place)
+        self.assertEqual(code, 2)
+        self.assertIn("is of other photographs than the bundle's; give the same five files", said)
+
+    def test_a_board(self):
+        """Two networks on the same images, and one that does not verify."""
+        (self.folder / "dark.py").write_text(NET.replace("0.6", "0.7"))
+        sections = []
+        for name, file in (("bright", "net.py"), ("dark", "dark.py"), ("wrong", "net.py")):
+            function = f"{self.folder / file}:logits_fn"
+            given = {"dataset": FAKE, "n": 24, "out": str(self.folder / "out")} | self.given
+            code, _, said = call(function=function, bundle=str(self.bundle.parent / name), **given)
+            self.assertEqual(code, 0, said)
+            named = function if name != "wrong" else f"{self.folder / 'dark.py'}:logits_fn"
+            sections.append(f'[{name}]\nfunction = "{named}"\nname = "{name} one"\n')
+        (self.bundle.parent / "networks.toml").write_text("\n".join(sections))
+        site = self.folder / "site"
+        code, printed, said = called(board, self.bundle.parent, "--out", site, "--json")
+        self.assertEqual(code, 1)
+        plain = json.loads(printed.splitlines()[-1])
+        self.assertEqual([key.rpartition("/")[2] for key in plain["left_out"]], ["wrong"])
+        (own,) = plain["boards"]
+        self.assertEqual(own["threat"], "common corruptions: fog-2, contrast")
+        (table,) = own["tables"]
+        self.assertEqual(table["attack"], "computed with seed 3")
+        self.assertLen(table["rows"], 2)
+        means = [row["robust"] for row in table["rows"]]
+        self.assertEqual(means, sorted(means, reverse=True))
+        self.assertEqual([row["passes"] for row in table["rows"]], [168.0, 168.0])
+        page = (site / "index.html").read_text()
+        self.assertIn("Images: computed with seed 3", page)
+        self.assertIn('data-head="mean"', page)
+        self.assertNotIn("A stronger attack than this", page)
+
+    def test_published_files(self):
+        (self.folder / "net.py").write_text(NET.replace("5)", "10)"))
+        files = self.folder / "files"
+        files.mkdir()
+        draw = np.random.default_rng(0)
+        images = np.lib.format.open_memmap(files / "fog.npy", "w+", np.uint8, (50_000, 32, 32, 3))
+        for severity in range(5):
+            images[10_000 * severity :][:12] = draw.integers(0, 256, (12, 1, 1, 3), np.uint8)
+        images.flush()
+        np.save(files / "labels.npy", np.tile(np.arange(10, dtype=np.uint8), 5000))
+        name = f"cifar10-c:{files}"
+        self.record(dataset=name, split=None, corruptions="fog", n=12, bundle=str(self.bundle))
+        code, _, said = self.check()
+        self.assertEqual(code, 2)
+        self.assertIn("which may be of whoever made the bundle; name your own: --dataset", said)
+        code, printed, said = self.check("--dataset", name)
+        self.assertEqual(code, 0, said)
+        self.assertIn("60 of 60 answers: confirmed", printed)
+        names = claims.read(self.bundle).about["corruptions"]
+        shown, count, _ = claims_torch.stored_corruptions(files, names, (32, 32, 3))
+        self.assertEqual((count, shown("fog-5", [3]).shape), (10_000, (1, 32, 32, 3)))
+        toml = f'[bright]\nfunction = "{self.folder}/net.py:logits_fn"\ndataset = "{name}"\n'
+        (self.bundle.parent / "networks.toml").write_text(toml)
+        code, printed, said = called(board, self.bundle, "--out", self.folder / "site", "--json")
+        self.assertEqual(code, 0, said)
+        (own,) = json.loads(printed.splitlines()[-1])["boards"]
+        self.assertEqual((own["data"], own["threat"]), ("cifar10-c", "common corruptions: fog"))
+        self.assertEqual(own["tables"][0]["attack"], "the published files")
+        self.assertIsNone(own["tables"][0]["rows"][0]["clean"])
 
 
 class FilesTest(CommandCase):

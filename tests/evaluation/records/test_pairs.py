@@ -34,6 +34,22 @@ class TestOfTwo(parameterized.TestCase):
         found = pairs.mcnemar(np.array([6, 480]), np.array([16, 515]))
         np.testing.assert_allclose(found, [0.052479, 0.28108420568839], atol=5e-7)
 
+    @parameterized.parameters((3, 0), (40, 1), (1000, 2))
+    def test_paired_t(self, n, seed):
+        one, other = np.random.default_rng(seed).integers(0, 71, (2, n)) / 70
+        expected = stats.ttest_rel(one, other).pvalue
+        self.assertAlmostEqual(pairs.paired_t(one - other), expected, delta=1e-12)
+        self.assertAlmostEqual(
+            pairs.paired_t(one - other + 0.2),
+            stats.ttest_1samp(one - other + 0.2, 0).pvalue,
+            delta=1e-12,
+        )
+
+    def test_paired_t_of_equal_networks_and_of_one_that_is_better_everywhere(self):
+        self.assertEqual(pairs.paired_t(np.zeros(9)), 1.0)
+        self.assertEqual(pairs.paired_t(np.ones(1)), 1.0)
+        self.assertEqual(pairs.paired_t(np.full(9, 0.25)), 0.0)
+
     def test_holm(self):
         # statsmodels 0.15, multipletests(p, method="holm")
         given = np.array([0.01, 0.04, 0.03, 0.005, 0.2, 1.0])

@@ -1,0 +1,279 @@
+"""Bundles of common corruptions: what is confirmed, what is found out, and the program in them."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.evaluation.bundles import bundle, claims, claims_corrupted
+from jaxrobust.evaluation.network import checks
+from tests.support import bundles, corrupted_bundles
+from tests.support.corrupted_bundles import NAMES, SPLIT
+
+N, TORCH = bundles.N, importlib.util.find_spec("torch") is not None
+NETWORK = """
+from pathlib import Path
+import numpy as np
+import torch
+def load():
+    class Linear(torch.nn.Module):
+        def forward(self, images):
+            own = torch.from_numpy(np.load(Path(__file__).with_suffix(".npy")))
+            return images.permute(0, 2, 3, 1).flatten(1) @ own
+    return Linear()
+"""
+
+
+class Case(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.root = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.honest = corrupted_bundles.corrupted(cls.root)
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir()) / "bundle"
+        shutil.copytree(self.honest.folder, self.folder)
+
+    def judged(self, net=bundles.logits, *, shown=None, **how):
+        found = claims.read(self.folder)
+        how = {"count": SPLIT, "labels": np.resize(self.honest.labels, SPLIT), "batch": 9} | how
+        findings = claims_corrupted.judge_corrupted(found, shown or self.honest.shown, net, **how)
+        return findings, "\n".join(claims_corrupted.corrupted_lines(found, findings))
+
+    def read(self) -> str:
+        """Return why the folder is no bundle."""
+        with self.assertRaises(ValueError) as caught:
+            claims.read(self.folder)
+        return str(caught.exception)
+
+
+class JudgedTest(Case):
+    def test_everything_is_confirmed(self):
+        findings, said = self.judged()
+        right = np.stack([self.honest.right[name] for name in NAMES[1:]], axis=1)
+        mean = right.mean(axis=1)
+        self.assertTrue(findings.whole)
+        self.assertEqual((findings.answers, findings.confirmed), (4 * N, 4 * N))
+        self.assertEqual((findings.undecided, findings.unconfirmed), (0, {}))
+        self.assertAlmostEqual(findings.mean, right.mean(), places=12)
+        half = 1.959963984540054 * mean.std(ddof=1) / N**0.5
+        np.testing.assert_allclose(findings.interval, [mean.mean() - half, mean.mean() + half])
+        self.assertGreater(np.ptp(right.mean(axis=0)), 0)  # corruptions differ
+        self.assertIn(f"claim: 1 - mean error {right.mean():.2%}, clean accuracy", said)
+        self.assertIn(f"{4 * N} of {4 * N} answers: confirmed", said)
+        self.assertIn("Confirmed: the accuracy on these images under these corruptions is", said)
+
+    def test_a_record_without_clean_images(self):
+        with tempfile.TemporaryDirectory() as directory:
+            self.honest = corrupted_bundles.corrupted(Path(directory), clean=False)
+            self.folder = self.honest.folder
+            findings, said = self.judged()
+        self.assertTrue(findings.whole)
+        self.assertEqual(findings.answers, 3 * N)
+        self.assertNotIn("clean accuracy", said)
+
+    @parameterized.parameters("fog-1", "snow-2", "clean")
+    def test_another_network_is_found_out_both_ways(self, name):
+        """One that is better on a single image, and one that is worse."""
+        for better in (True, False):
+            wanted = self.honest.right[name] != better
+            place = int(np.flatnonzero(wanted)[0])
+            image = self.honest.images[name][place]
+
+            def net(images, image=image, place=place, better=better):
+                scores = bundles.logits(images)
+                same = (images == image).all(axis=(1, 2, 3))
+                scores[same, self.honest.labels[place]] = 99 if better else -99
+                return scores
+
+            findings, said = self.judged(net)
+            self.assertFalse(findings.whole)
+            self.assertEqual(findings.unconfirmed, {"other answer": [place]})
+            self.assertIn(f"1 images not confirmed: another answer here (image {place})", said)
+            self.assertIn("Not confirmed: the accuracy on these images", said)
+
+    def test_an_answer_that_rounding_turns(self):
+        image, place = self.honest.images["fog-4"][5], 5
+        right = bool(self.honest.right["fog-4"][5])
+
+        def net(images):
+            scores = bundles.logits(images)
+            same = (images == image).all(axis=(1, 2, 3))
+            label = self.honest.labels[place]
+            others = np.delete(scores[same], label, axis=1).max(axis=1)
+            scores[same, label] = others + (-1e-4 if right else 1e-4)
+            return scores
+
+        findings, said = self.judged(net)
+        self.assertTrue(findings.whole)
+        self.assertEqual((findings.undecided, findings.confirmed), (1, 4 * N - 1))
+        self.assertIn("1 answers are others here by float32 rounding alone", said)
+
+    def test_other_images_and_labels(self):
+        def shown(name, ids):
+            images = self.honest.shown(name, ids).copy()
+            if name == "snow-2":
+                images[np.asarray(ids) == 3] = 0
+            return images
+
+        self.assertEqual(self.judged(shown=shown)[0].unconfirmed, {"other image": [3]})
+        labels = np.resize(self.honest.labels, SPLIT)
+        labels[[2, 8]] += 1
+        findings, said = self.judged(labels=labels)
+        self.assertEqual(findings.unconfirmed, {"other label": [2, 8]})
+        self.assertIn(
+            "2 images not confirmed: another label than the data set's (image 2, 8)", said
+        )
+        self.assertEqual(self.judged(count=N - 2)[0].unconfirmed, {"missing": [N - 2, N - 1]})
+        findings, said = self.judged(labels=None)
+        self.assertFalse(findings.whole)
+        self.assertIn("Confirmed but for the labels", said)
+        self.assertTrue(self.judged(labels=None, trust_labels=True)[0].whole)
+
+    def test_a_network_of_fewer_classes(self):
+        with self.assertRaisesRegex(
+            ValueError, r"the network gives an array \(9, 4\) for 9 images"
+        ):
+            self.judged(lambda images: bundles.logits(images)[:, :4])
+
+
+class ForgedTest(Case):
+    def test_answers_that_a_careful_forger_changed(self):
+        rows = bundles.rows_of(self.folder)
+        place = next(i for i, row in enumerate(rows) if row["right"][2] == "0")
+        marks = list(rows[place]["right"])
+        marks[2] = "1"
+        rows[place]["right"] = "".join(marks)
+        corrupted_bundles.rows_changed(self.folder, rows)
+        findings, _ = self.judged()
+        self.assertEqual(findings.unconfirmed, {"other answer": [place]})
+        self.assertFalse(findings.whole)
+
+    @parameterized.parameters(
+        ({"clean": 0.99}, "says the accuracy 0.99 for clean, and its rows give"),
+        ({"robust": 0.5}, "says 0.5 for robust accuracy, which it does not measure"),
+        ({"image_ids": "0..50"}, "leaves out 11 of the 51 images of its record, as 40"),
+        ({"image_ids": "0..9"}, "has the image 39, and its record is of 10, 0..9"),
+        ({"interval": {"clean": [0.1, 0.2]}}, "says [0.1, 0.2] for the 95 % interval of clean"),
+    )
+    def test_numbers_of_the_record(self, record, said):
+        bundles.changed(self.folder, record=record)
+        self.assertIn(said, self.read())
+
+    @parameterized.parameters(
+        (("mean",), 0.9, "says the accuracy 0.9 for mean, and its rows give"),
+        (("accuracy", "fog", "4"), 0.9, "says the accuracy 0.9 for fog-4, and its rows give"),
+        (("accuracy", "fog"), {"1": 0.9}, "is of ['clean', 'fog-1', 'fog-4', 'snow-2'], and its"),
+    )
+    def test_numbers_of_corruptions(self, path, value, said):
+        own = json.loads((self.folder / claims.ABOUT).read_text())["record"]["corruptions"]
+        place = own
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        bundles.changed(self.folder, record={"corruptions": own})
+        self.assertIn(said, self.read())
+
+    @parameterized.parameters(
+        ({"right": "01"}, "has '01' for image 3, and needs 4 of 0 and 1"),
+        ({"right": 11}, "has 11 for the right of line 4, which is none"),
+        ({"label": 10}, "has the label 10 for image 3, which is no class"),
+        ({"image": 4}, "has an image twice: 4"),
+        ({"sha256": "x"}, "has 'x' for the sha256 of image 3"),
+    )
+    def test_lines(self, changes, said):
+        bundles.row_changed(self.folder, 3, **changes)
+        self.assertIn(said, self.read())
+
+    def test_lines_in_another_order(self):
+        rows = bundles.rows_of(self.folder)
+        corrupted_bundles.rows_changed(self.folder, rows[::-1])
+        self.assertIn(f"has image {N - 1} in line 1, and its images are in order", self.read())
+
+    @parameterized.parameters(
+        ({"split_images": 7}, "is of 40 images of a split that has 7"),
+        ({"corruptions": ["fog-1"]}, "is of ['fog-1'], and its record of clean, fog-1, fog-4"),
+        ({"image": [8, 9, 3]}, "has images of the shape [8, 9, 3], and its record is of 8 pixels"),
+        ({"schema": 2}, "it has None for the verdict of line 1, which is none"),
+    )
+    def test_facts(self, changes, said):
+        bundles.changed(self.folder, **changes)
+        self.assertIn(said, self.read())
+
+    def test_another_evaluation_at_the_same_place(self):
+        self.assertTrue(bundle.check_place(self.folder, "c1"))
+        with self.assertRaisesRegex(ValueError, "holds the bundle of evaluation c1, not of c2"):
+            bundle.check_place(self.folder, "c2")
+
+
+class IntervalTest(parameterized.TestCase):
+    def test_of_one_corruption_it_is_that_of_a_share(self):
+        """By the standard error, as Wald's; the exact one is near for many images."""
+        right = np.arange(2000) < 1400
+        low, high = claims_corrupted.mean_interval(right.astype(float))
+        exact = checks.binomial_interval(1400, 2000)
+        np.testing.assert_allclose([low, high], exact, atol=1e-3)
+
+    def test_one_image_says_nothing(self):
+        self.assertEqual(claims_corrupted.mean_interval(np.array([0.5])), (0.0, 1.0))
+
+
+@pytest.mark.slow
+@absltest.skipUnless(TORCH, "the program needs PyTorch")
+class ProgramTest(Case):
+    def setUp(self):
+        super().setUp()
+        self.place = Path(self.create_tempdir())
+        (self.place / "net.py").write_text(NETWORK)
+        np.save(self.place / "net.npy", bundles._WEIGHTS)
+        self.images = corrupted_bundles.stored(
+            self.place / "images", self.honest.images, self.honest.labels
+        )
+
+    def ran(self, *words) -> tuple[int, str]:
+        given = ("--images", self.images, "--module", f"{self.place}/net.py:load", *words)
+        command = [sys.executable, self.folder / "verify.py", *map(str, given)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.place)
+        return done.returncode, done.stdout + done.stderr
+
+    def test_it_confirms_with_numpy_and_torch_alone(self):
+        code, said = self.ran()
+        self.assertEqual(code, 0, said)
+        self.assertIn(f"{4 * N} of {4 * N} answers: confirmed", said)
+        self.assertNotIn("jaxrobust", (self.folder / "verify.py").read_text().split('"""')[2])
+
+    def test_it_finds_out_another_network(self):
+        np.save(self.place / "net.npy", bundles._WEIGHTS[:, ::-1].copy())
+        code, said = self.ran()
+        self.assertEqual(code, 1, said)
+        self.assertIn("another answer here", said)
+
+    def test_wrong_inputs(self):
+        self.assertEqual(
+            self.ran("--labels", self.images / "labels.npy"),
+            (2, "verify: --labels has no effect on common corruptions, whose folder has labels\n"),
+        )
+        np.save(self.images / "snow.npy", np.zeros((35, 8, 8, 3), np.uint8))
+        self.assertIn("snow.npy has 7 images of each severity, not 40", self.ran()[1])
+        np.save(self.images / "fog.npy", np.zeros((36, 8, 8, 3), np.uint8))
+        self.assertIn("fog.npy is uint8(36, 8, 8, 3); the bundle needs uint8 [5", self.ran()[1])
+        (self.images / "fog.npy").unlink()
+        code, said = self.ran()
+        self.assertEqual((code, said.count("\n")), (2, 1), said)
+        self.assertIn("fog.npy is no .npy file that can be read", said)
+        shutil.rmtree(self.images)
+        self.images.touch()
+        self.assertIn("is no folder; a bundle of common corruptions needs one", self.ran()[1])
+
+
+if __name__ == "__main__":
+    absltest.main()
