@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import yaml
 from absl.testing import absltest
 
-from tests.support import bundles, paths
+from tests.support import bundles, corrupted_bundles, paths
 
 FILE = paths.ROOT / "tools" / "launch" / "verify_bundles.yml"
 NETWORK = """
@@ -124,6 +125,22 @@ class WorkflowTest(absltest.TestCase):
         self.assertEqual(code, 1, said)
         self.assertIn("::error::bundles/noise/linear: exit code 1", said)
         self.assertNotIn("noise/other", said)
+
+    @absltest.skipUnless(importlib.util.find_spec("torch"), paths.PARITY)
+    def test_bundles_of_common_corruptions(self):
+        own = corrupted_bundles.corrupted(self.root)
+        images = corrupted_bundles.stored(self.root / "stored", own.images, own.labels)
+        with tarfile.open(self.served / "noisy.tar", "w") as packed:
+            packed.add(images, ".")
+        for name, weights in (("right", bundles._WEIGHTS), ("wrong", bundles._WEIGHTS[::-1])):
+            folder = self.add(f"noisy/{name}", weights=weights.copy())
+            shutil.rmtree(folder)
+            shutil.copytree(own.folder, folder)
+        code, said = self.ran()
+        self.assertEqual(code, 1, said)
+        self.assertRegex(said, r"160 of 160 answers: confirmed")
+        self.assertEqual(said.count("::error::"), 1, said)
+        self.assertIn("::error::bundles/noisy/wrong: exit code 1", said)
 
     def test_a_program_that_is_not_known_does_not_run(self):
         folder = self.add()

@@ -193,15 +193,25 @@ class LotsTest(parameterized.TestCase):
 
 
 CHILD = """
-import os, sys
+import os, signal, sys
 from jaxrobust.runtime.processes.launch import join_hosts
 join_hosts()
 import jax
 import numpy as np
+from jaxrobust.evaluation.engine.ledger import Ledger
 from jaxrobust.evaluation.records.stopping import StopRule
 from tests.evaluation.engine import test_lots as of
 
-path, out = sys.argv[1:]
+path, out, dies = sys.argv[1:]
+add, added = Ledger.add, []
+
+def counted(*arguments):
+    add(*arguments)
+    added.append(arguments)
+    if len(added) == int(dies) and jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Ledger.add = counted
 result = of.evaluated(ledger=path, stop=StopRule(width=0.2))
 about = sorted((k, str(v)) for k, v in result.about["stopped"].items())
 np.savez(f"{out}-{jax.process_index()}.npz", about=about, robust=result.robust,
@@ -215,10 +225,31 @@ class HostsTest(absltest.TestCase):
         """Two processes stop where one does; one goes on with their ledger."""
         folder = Path(self.create_tempdir())
         path = folder / "ledger.jsonl"
-        codes, said = wait(start(2, 1, ["-c", CHILD, str(path), str(folder / "out")]))
+        codes, said = wait(start(2, 1, ["-c", CHILD, str(path), str(folder / "out"), "0"]))
         self.assertEqual(codes, [0, 0], said)
+        self.check_same(folder, 2)
+        whole = evaluated(ledger=path)
+        np.testing.assert_array_equal(whole.fooled_by, evaluated().fooled_by)
+        self.check_nothing_twice(folder)
+
+    def test_a_pod_that_is_killed_between_two_looks(self):
+        """Three processes, of which one dies behind the first lot; two go on."""
+        folder = Path(self.create_tempdir())
+        command = ["-c", CHILD, str(folder / "ledger.jsonl"), str(folder / "out")]
+        codes, said = wait(start(3, 1, [*command, "45"]))
+        self.assertEqual(codes[1], -9, said)
+        self.assertNotIn(0, codes, said)
+        self.assertEmpty(list(folder.glob("*.npz")))
+        begun = [line for file in folder.glob("*.jsonl") for line in lines(file)]
+        self.assertGreater(len({json.loads(line)["image"] for line in begun}), 60)  # of a lot
+        codes, said = wait(start(2, 1, [*command, "0"]))
+        self.assertEqual(codes, [0, 0], said)
+        self.check_same(folder, 2)
+        self.check_nothing_twice(folder)
+
+    def check_same(self, folder, processes):
         alone = evaluated(stop=StopRule(width=0.2))
-        for process in range(2):
+        for process in range(processes):
             found = np.load(folder / f"out-{process}.npz")
             about = sorted((k, str(v)) for k, v in alone.about["stopped"].items())
             self.assertEqual(found["about"].tolist(), [list(pair) for pair in about])
@@ -226,8 +257,8 @@ class HostsTest(absltest.TestCase):
             np.testing.assert_array_equal(found["fooled_by"], alone.fooled_by)
             flags = [list(pair) for pair in sorted(alone.flags.items())]
             self.assertEqual(found["flags"].tolist(), flags)
-        whole = evaluated(ledger=path)
-        np.testing.assert_array_equal(whole.fooled_by, evaluated().fooled_by)
+
+    def check_nothing_twice(self, folder):
         rows = [line for file in folder.glob("*.jsonl") for line in lines(file)]
         self.assertEqual(len(rows), len({(r["image"], r["attack"]) for r in map(json.loads, rows)}))
 
