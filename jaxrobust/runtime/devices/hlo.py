@@ -9,7 +9,7 @@ For programs of the CPU and the TPU compiler. What is not obvious in such a text
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 KINDS = (
@@ -361,52 +361,63 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
 
 # --- Where a value comes from ---
 
+_DEEPEST = 16  # tuples in each other; more are a way round through calls that were mixed up
+
+
+_Place = tuple[str, str, tuple[int, ...]]  # computation, name in it, way to an element of a tuple
+
 
 def _leaves(
-    module: Module, computation: str, name: str, path: tuple[int, ...] = (), *, start: bool = False
+    module: Module, computation: str, name: str, *, start: bool = False
 ) -> frozenset[Instruction] | None:
     """Return the constants and parameters that a value is made of; None: it was computed.
 
-    `path` leads to an element of a tuple. What a loop changes was computed, or with `start` is what
-    it was before the loop.
+    What a loop changes was computed, or with `start` is what it was before the loop. A computation
+    that several instructions call leads from each of them to all, so every place is met once.
     """
+    leaves: set[Instruction] = set()
+    todo: list[_Place] = [(computation, name, ())]
+    met = set(todo)
+    while todo:
+        place = todo.pop()
+        sources = _sources(module, *place, start=start)
+        if sources is None or len(place[2]) > _DEEPEST:
+            return None
+        leaf = module.computations[place[0]][place[1]]
+        if not sources and leaf.opcode in ("parameter", "constant"):
+            leaves.add(leaf)
+        todo += (fresh := set(sources) - met)
+        met |= fresh
+    return frozenset(leaves)
+
+
+def _sources(
+    module: Module, computation: str, name: str, path: tuple[int, ...], *, start: bool
+) -> list[_Place] | None:
+    """List where a value was before it came to a place; none: it begins here; None: computed."""
     i = module.computations[computation][name]
-
-    def follow(names, path=path, at=computation):
-        return _union(_leaves(module, at, name, path, start=start) for name in names)
-
     if i.opcode == "parameter":
-        if computation == module.entry:
-            return frozenset([i])
-        return _union(
-            None
-            if call.opcode == "while" and not (start or _kept(module, call, path))
-            else follow([_argument(call, computation, int(i.arguments))], at=call.computation)
-            for call in module.callers[computation]
-        )
+        calls = [] if computation == module.entry else module.callers[computation]
+        if any(c.opcode == "while" and not (start or _kept(module, c, path)) for c in calls):
+            return None
+        known = ((c.computation, _argument(c, computation, int(i.arguments))) for c in calls)
+        return [(*place, path) for place in known]
     if i.opcode == "constant":
-        return frozenset([i])
+        return []
     if i.opcode == "get-tuple-element":
-        return follow(i.operands, (int(_attribute(i, "index")), *path))
+        return [(computation, i.operands[0], (int(_attribute(i, "index")), *path))]
     if i.opcode == "tuple" and path:
-        return follow([i.operands[path[0]]], path[1:])
+        return [(computation, i.operands[path[0]], path[1:])]
     if i.opcode == "opt-barrier" or (i.opcode == "while" and _kept(module, i, path)):
-        return follow(i.operands)
+        return [(computation, operand, path) for operand in i.operands]
     if i.opcode in ("fusion", "call"):
         (callee,) = called(i)
-        return follow([module.roots[callee]], at=callee)
+        return [(callee, module.roots[callee], path)]
     if 'custom_call_target="ConcatBitcast"' in i.attributes:
-        return follow(i.operands)
-    return follow(i.operands[_MOVES[i.opcode]], ()) if i.opcode in _MOVES else None
-
-
-def _union(groups: Iterable[frozenset[Instruction] | None]) -> frozenset[Instruction] | None:
-    total: frozenset[Instruction] = frozenset()
-    for group in groups:
-        if group is None:
-            return None
-        total |= group
-    return total
+        return [(computation, operand, path) for operand in i.operands]
+    if i.opcode not in _MOVES:
+        return None
+    return [(computation, operand, ()) for operand in i.operands[_MOVES[i.opcode]]]
 
 
 def _argument(call: Instruction, computation: str, number: int) -> str:

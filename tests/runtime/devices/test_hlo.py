@@ -315,6 +315,26 @@ class TpuTextTest(parameterized.TestCase):
         self.assertEqual((gather.inside, gather.times, gather.arrays), (False, 1, 1))
         self.assertEqual(gather.parameters, ("p['0.a']",))
 
+    def test_a_computation_that_hundreds_of_instructions_call_one_after_another(self):
+        """Who asks where one's value was meets each of them once."""
+        calls, count = "", 700
+        for number in range(1, count + 1):
+            before = f"get-tuple-element.{number - 1}" if number > 1 else "p"
+            calls += f"  %fusion.{number} = (f32[8]) fusion(%{before}), kind=kLoop, calls=%shared\n"
+            calls += f"  %get-tuple-element.{number} = f32[8] get-tuple-element(%fusion.{number}), "
+            calls += "index=0\n"
+        text = (
+            "HloModule jit_f, is_scheduled=true, num_partitions=4\n\n"
+            "%shared (q: f32[8]) -> (f32[8]) {\n  %q = f32[8] parameter(0)\n"
+            "  %moved = f32[8] copy(%q)\n  ROOT %out = (f32[8]) tuple(%moved)\n}\n\n"
+            "ENTRY %main (p: f32[8]) -> f32[32] {\n  %p = f32[8] parameter(0)\n"
+            f"{calls}"
+            f"  ROOT %all-gather.1 = f32[32] all-gather(%get-tuple-element.{count}), dimensions={{0}}\n"
+            "}\n"
+        )
+        (gather,) = found(text).values()
+        self.assertEqual(gather.parameters, ("p",))
+
     def test_a_loop_s_length_is_in_its_condition(self):
         (total,) = hlo.collectives(hlo.parse(LOOP))
         self.assertEqual((total.inside, total.times, total.bytes), (True, 10, 256))
