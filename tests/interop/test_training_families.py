@@ -39,7 +39,8 @@ class TrainingFamiliesTest(parameterized.TestCase):
     @parameterized.parameters(*sorted(FAMILIES.keys() - torch_training.REFUSED.keys()))
     def test_trains(self, name):
         made, side = torch_training.network(name)
-        found = torch_training.differences(made, side, wide=name in torch_training.WIDE)
+        how = {"wide": name in torch_training.WIDE, "precise": name in torch_training.PRECISE}
+        found = torch_training.differences(made, side, **how)
         self.assertTrue(np.isfinite(found.losses).all(), found)
         self.assertLess(found.gradients, GRADIENTS)
         self.assertLess(found.statistics, torch_training.STATISTICS.get(name, STATISTICS))

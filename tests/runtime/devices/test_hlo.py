@@ -329,8 +329,8 @@ class TpuTextTest(parameterized.TestCase):
             "  %moved = f32[8] copy(%q)\n  ROOT %out = (f32[8]) tuple(%moved)\n}\n\n"
             "ENTRY %main (p: f32[8]) -> f32[32] {\n  %p = f32[8] parameter(0)\n"
             f"{calls}"
-            f"  ROOT %all-gather.1 = f32[32] all-gather(%get-tuple-element.{count}), dimensions={{0}}\n"
-            "}\n"
+            f"  ROOT %all-gather.1 = f32[32] all-gather(%get-tuple-element.{count}), "
+            "dimensions={0}\n}\n"
         )
         (gather,) = found(text).values()
         self.assertEqual(gather.parameters, ("p",))
