@@ -156,7 +156,7 @@ def _verdicts(rows: Rows) -> Verdicts:
 
 
 def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle) -> dict[str, Any]:
-    """Make what an entry under common corruptions has of its own."""
+    """Make the fields of an entry that common corruptions give it."""
     assert isinstance(done.findings, CorruptionFindings)
     rows, names = done.bundle.rows, done.bundle.about["corruptions"]
     right, measured = rights(rows), record.corruptions or {}

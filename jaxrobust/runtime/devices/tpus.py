@@ -17,8 +17,8 @@ OPTIONS: dict[str, str | bool] = {
     # Sums run beside the product of matrices that makes the next gradient, each by itself.
     "xla_enable_async_all_reduce": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
-    # And beside element-wise work, such as the optimiser's: gradients that our own kernels make have
-    # no product of the compiler's beside them.
+    # And beside element-wise work: gradients that our own kernels make have no product of the
+    # compiler's beside them.
     "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
     "xla_enable_async_reduce_scatter_fusion": "true",  # of a sum of which a chip keeps its part
     "xla_jf_crs_combiner_threshold_count": "1",
