@@ -118,17 +118,8 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
     words += [word for key, value in listed.flags.items() for word in (f"--{key}", value)]
     split = str(record.split).partition("[")[0]
     images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
-    own = _corrupted(done, record, listed) if done.bundle.corrupted else {}
-    known: dict[str, Any] = {"data": f"{listed.given.get('data') or record.dataset}, {split}"}
-    known |= {
-        "attack": _attack(record),
-        "settings": _settings(record),
-        "flags": _flags(record),
-    } | own
-    if not own:
-        known["verdicts"] = _verdicts(done.bundle.rows)
-        known["passes"] = _sum(record, "forward", "backward")
-        known["seconds"] = _sum(record, "seconds")
+    fields = _corrupted if done.bundle.corrupted else _attacked
+    data = f"{listed.given.get('data') or record.dataset}, {split}"
     return BoardEntry(
         name=listed.given.get("name") or name.rpartition(":")[2],
         weights=str(record.weights or ""),
@@ -140,8 +131,21 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
         device=str(record.device or ""),
         numbers=(done.bundle.number,),
         commands=(shlex.join(words),),
-        **known,
+        **{"data": data, **fields(done, record, listed)},
     )
+
+
+def _attacked(done: Verification, record: AccuracyRecord, listed: ListedBundle) -> dict[str, Any]:
+    """Make the fields of an entry that an attack gives it."""
+    del listed
+    return {
+        "attack": _attack(record),
+        "settings": _settings(record),
+        "flags": _flags(record),
+        "verdicts": _verdicts(done.bundle.rows),
+        "passes": _sum(record, "forward", "backward"),
+        "seconds": _sum(record, "seconds"),
+    }
 
 
 def _verdicts(rows: Rows) -> Verdicts:
@@ -166,7 +170,6 @@ def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle)
     if frost := measured.get("frost_sha256"):
         drawn += f", frost of photographs {frost[:12]}"
     where = {"data": listed.given.get("data") or str(record.dataset).partition(":")[0]}
-    seconds: Any = measured.get("seconds")
     flags = _flags(record)
     if (found := done.findings).undecided:
         of = f"{found.undecided:,} of {found.answers:,} answers"
@@ -180,7 +183,7 @@ def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle)
         "corruptions": tuple(name for name in names if name != CLEAN),
         "withstood": claims_corrupted.withstood(done.bundle),
         "passes": float(right.size),
-        "seconds": float(seconds) if type(seconds) in (int, float) else None,
+        "seconds": _duration(measured.get("seconds")),
     }
 
 
@@ -225,8 +228,14 @@ def _sum(record: AccuracyRecord, *keys: str) -> float | None:
     """Add a record's costs; None where one is not said, or is no number."""
     costs: list[Any] = list(record.costs or ())
     values = [cost.get(key) for cost in costs for key in keys]
-    known = [v for v in values if type(v) in (int, float) and math.isfinite(v) and v >= 0]
-    return float(sum(known)) if values and len(known) == len(values) else None
+    known = [own for own in map(_duration, values) if own is not None]
+    return sum(known) if values and len(known) == len(values) else None
+
+
+def _duration(value: Any) -> float | None:
+    """Read what is no less than nothing: seconds, or passes; None: it is no such number."""
+    sound = type(value) in (int, float) and math.isfinite(value) and value >= 0
+    return float(value) if sound else None
 
 
 def corruptions_of(one: BoardEntry) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxrobust import models
 from jaxrobust.data import Prepared, Source
 from jaxrobust.data.source import KINDS
-from jaxrobust.data.sources import registry
+from jaxrobust.data.sources import cifar_c, registry
 from jaxrobust.data.stream import corrupted_images
 from jaxrobust.data.transforms import corruptions
 from jaxrobust.data.transforms.corruptions import SEVERITIES
@@ -184,6 +184,14 @@ def _corrupted(
                 f"--frost {settings.frost} is of other photographs than the bundle's; give the "
                 "same five files"
             )
+    files = source.name.startswith(cifar_c.PREFIX)
+    if (record["corruptions"].get("images") == "files") != files:
+        kinds = ("published files", "computed images")
+        theirs, here = reversed(kinds) if files else kinds
+        raise ValueError(
+            f"the bundle is of {theirs}, and {source.where()} has {here}; give the --dataset of "
+            "its record"
+        )
     asked = corruptions.chosen(",".join(name for name in names if name != CLEAN))
     opened = corrupted_images.each(
         source,

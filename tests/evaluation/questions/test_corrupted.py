@@ -229,6 +229,14 @@ class BundleTest(CommandCase):
         self.assertEqual(code, 1)
         self.assertIn("24 images not confirmed: not the images that were evaluated", printed)
 
+    def test_computed_images_are_no_published_files(self):
+        found = self.record(**self.given, bundle=str(self.bundle))
+        own = found["corruptions"] | {"images": "files"}
+        bundles.changed(self.bundle, record={"corruptions": own})
+        code, _, said = self.check()
+        self.assertEqual(code, 2)
+        self.assertIn("the bundle is of published files, and data set", said)
+
     def test_it_is_written_of_a_record_that_is_there(self):
         first = self.record(**self.given)
         self.assertEqual(self.record(**self.given, bundle=str(self.bundle)), first)
