@@ -78,7 +78,7 @@ train --confg quickstart | --confg
 {TRAIN} --config.attack.loss=entropy | loss
 {TRAIN} --config.attack.start=gauss
 {TRAIN} --config.attack.step_size=-1
-{TRAIN} --config.model.name=convnext_tiny
+{TRAIN} --config.model.name=convnext_tinny
 {TRAIN} --config.model.name=xyzzy
 {TRAIN} --config.model.name=none.py:make
 {TRAIN} --config.model.num_classes=1
@@ -142,7 +142,7 @@ evaluate --workdir empty
 {EVALUATE} --epsilon=nan
 {EVALUATE} --norm=l1 --epsilon=8/255 | l1
 {EVALUATE} --norm=l2 --epsilon=500
-{EVALUATE} --version=fast
+{EVALUATE} --version=quick
 {EVALUATE} --version=plus --attack=pgd-3
 {EVALUATE} --rule=median
 {EVALUATE} --version=rand --draws=0
@@ -226,7 +226,7 @@ report run --port=x
 report run --port=99999999 --watch | 99999999
 report run --every=0 --watch | --every=0
 report run --wacth | --wacth
-models convnext_tiny
+models convnext_tinny
 models xyzzy
 models --jsn | --jsn
 scaling many

@@ -62,7 +62,7 @@ WRONG = {
     f"{TRAIN} --config.checkpoint.keep_every_epochs=x": "keep_every_epochs=x is no whole number",
     f"{TRAIN} --config.mesh.fsdp=3": "fsdp",
     # The network.
-    f"{TRAIN} --config.model.name=convnext_tiny": "convnext_t",
+    f"{TRAIN} --config.model.name=convnext_tinny": "convnext_t",
     f"{TRAIN} --config.model.dtype=bf16": "bfloat16",
     f"{TRAIN} --config.model.num_classes=5": "num_classes",
     f"{TRAIN} --config.model.in_channels=3": "model.in_channels=1",
@@ -89,7 +89,7 @@ WRONG = {
     f"{TRAIN} --config.data.name=npz:none.npz": "none.npz",
     f"{TRAIN} --config.data.name=npz:w.pt": "w.pt",
     f"{TRAIN} --config.data.name=hf:../nowhere": "there is no directory ../nowhere",
-    "prepare": "needs a data set; write one of imagenet, cifar10, cifar100, pseudo-labelled",
+    "prepare": "needs a data set; write one of imagenet, cifar10, cifar100, generated",
     "prepare cifar11": "no data set 'cifar11'",
     "prepare cifar10 --from none.tar.gz --out new": "none.tar.gz",
     "prepare cifar10 --from page.pt --out new": "page.pt",
@@ -135,7 +135,7 @@ WRONG = {
     f"{EVALUATE} --norm=l3": "linf",
     f"{EVALUATE} --attack=pgd": "pgd-K",
     f"{EVALUATE} --attack=autoatack": "autoattack",
-    f"{EVALUATE} --version=fast": "standard",
+    f"{EVALUATE} --version=quick": "standard",
     f"{EVALUATE} --version=custom": "apgd-ce,apgd-t",
     f"{EVALUATE} --attack=apgd-ce,cw": "apgd-ce",
     f"{EVALUATE} --steps=3": "name an attack",
@@ -191,7 +191,7 @@ WRONG = {
     "export --workdir runs/quickstart --layout tensorflow --out new": "timm",
     "export --workdir runs/quickstart --layout jaxrobust --selected --out new": "choose first",
     "export --workdir runs/quickstart --layout jaxrobust --record page.pt --out new": "page.pt",
-    "models convnext_tiny": "convnext_t",
+    "models convnext_tinny": "convnext_t",
 }
 FILES = {
     "open.py": "x = (",
