@@ -330,13 +330,13 @@ class VerifyTest(CallCase):
     def test_the_exit_code_says_whether_all_is_confirmed(self, whole, code):
         check = self.put("evaluation.questions.verification.verify", return_value={"whole": whole})
         words = ("there", "--weights=w", "--dataset=d", "--split=s", "--classes=c")
-        words = (*words, "--data_dir=f", "--batch=3", "--json")
+        words = (*words, "--data_dir=f", "--batch=3", "--frost=g", "--json")
         found = []
         ended = command_calls.words(lambda: found.append(verify.main()), *words)
         self.assertEqual((found, ended.out), ([code], json.dumps({"whole": whole}) + "\n"))
         (given,) = check.call_args.args
         own = {"bundle": Path("there"), "weights": "w", "function": None, "dataset": "d"}
-        own |= {"split": "s", "classes": "c", "data_dir": "f", "batch": 3}
+        own |= {"split": "s", "classes": "c", "data_dir": "f", "batch": 3, "frost": "g"}
         self.assertEqual(given._asdict(), own)
 
     def test_images_are_written_without_weights(self):

@@ -614,10 +614,11 @@ class CorruptedTest(parameterized.TestCase):
             '{"kind": "fog", "severity": 2, "accuracy": 0.4}\n'
             '{"kind": "fog", "severity": 1, "accuracy": 0.6, "not_finite": 0}\n'
         )
-        reached, broken = corrupted._done(file)
-        one, two = corrupted.Asked("fog", 1), corrupted.Asked("fog", 2)
-        self.assertEqual((reached, broken), ({one: 0.6, two: 0.4}, {one: 0}))
-        self.assertEqual(corrupted._done(Path("nowhere")), ({}, {}))
+        reached = corrupted._done(file)
+        self.assertEqual({name: row["accuracy"] for name, row in reached.items()},
+                         {"fog-1": 0.6, "fog-2": 0.4})  # fmt: skip
+        self.assertEqual(reached["fog-1"]["not_finite"], 0)
+        self.assertEqual(corrupted._done(Path("nowhere")), {})
 
 
 class ComparableTest(parameterized.TestCase):
@@ -751,6 +752,7 @@ class VerificationTest(parameterized.TestCase):
     def test_what_is_confirmed(self, whole, network, split, program, expected):
         record = {"model": {"num_classes": 3, "image_size": 8}}
         read = mock.Mock(record=record, number="n", threat={"norm": "l2", "epsilon": 0.5})
+        read.corrupted = False
         findings = mock.Mock(whole=whole)
         findings.plain.return_value = {"whole": whole, "images": 4}
         judged = {"read": mock.Mock(return_value=read), "judge": mock.Mock(return_value=findings)}
@@ -859,19 +861,20 @@ class VerificationTest(parameterized.TestCase):
         with (
             mock.patch.object(verification.claims, "read") as read,
             mock.patch.object(
-                verification, "_source_of", return_value={"dataset": "d", "split": "s"}
+                verification, "_source_of", side_effect=lambda *_: {"dataset": "d", "split": "s"}
             ),
             mock.patch.object(verification.registry, "open_source") as opened,
             mock.patch.object(verification, "_prepared", return_value=prepared),
         ):
             read.return_value.record = {"model": {"num_classes": 7}}
+            read.return_value.corrupted = False
             found = verification.write_images(VerificationSettings(Path("b")), file)
-        opened.assert_called_once_with("d", "s", num_classes=7)
+            opened.assert_called_once_with("d", "s", num_classes=7)
+            with self.assertRaisesRegex(ValueError, "name a file that ends in .npy"):
+                verification.write_images(VerificationSettings(Path("b")), Path("x.npz"))
         self.assertEqual(found, {"images": 130})
         np.testing.assert_array_equal(np.load(file), np.rint(images * 255).astype(np.uint8))
         np.testing.assert_array_equal(np.load(file.with_suffix(".labels.npy")), np.arange(130))
-        with self.assertRaisesRegex(ValueError, "name a file that ends in .npy"):
-            verification.write_images(VerificationSettings(Path("b")), Path("x.npz"))
 
 
 class BundleTest(parameterized.TestCase):
@@ -879,7 +882,9 @@ class BundleTest(parameterized.TestCase):
         folder = self.create_tempdir()
 
         def given(**changes):
-            return SimpleNamespace(**({"bundle": None, "attack": "apgd-ce"} | changes))
+            return SimpleNamespace(
+                **({"bundle": None, "attack": "apgd-ce", "corruptions": None} | changes)
+            )
 
         bundle.check(given(attack="pgd-20"), 9)  # without a bundle all is well
         bundle.check(given(bundle=folder.full_path), 1)  # an empty folder
@@ -887,6 +892,7 @@ class BundleTest(parameterized.TestCase):
             bundle.check(given(bundle=folder.full_path), 2)
         with self.assertRaisesRegex(ValueError, "which --attack=pgd-20 does not keep"):
             bundle.check(given(bundle=folder.full_path, attack="pgd-20"), 1)
+        bundle.check(given(bundle=folder.full_path, attack="clean", corruptions="fog"), 1)
         file = folder.create_file("mine.txt")
         for place in (folder.full_path, file.full_path):
             with self.assertRaisesRegex(ValueError, "is there and is no bundle; name a new folder"):
