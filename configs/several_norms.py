@@ -174,5 +174,5 @@ def _at_224(a: dict[str, Any]) -> Any:
     if a["start"] == "scratch":
         return revisiting_at.get_config(a["model"])
     config = larger_radius.get_config(f"{a['model']},start=published")
-    config.train.warmup_epochs = 1
+    config.train.update(warmup_epochs=1, ema_decay=0.0)
     return config

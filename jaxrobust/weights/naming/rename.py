@@ -47,13 +47,15 @@ def rename(
             if fault := _fault(target, part, expected, tried, dtype):
                 problems.append(f"{key}: {fault}")
             tried.add(target)
-    problems += [f"{key}: not filled by any source name" for key in expected.keys() - tried]
-    if problems:
+    missing = sorted(f"{key}: not filled by any source name" for key in expected.keys() - tried)
+    if problems or missing:
         cause = compared(name, shapes, expected)
         cause = cause or "check the model name, num_classes and image_size"
-        lines = [f"{len(problems)} weights do not fit; {cause}{_alike(source, but=name)}:"]
-        lines += sorted(problems)[:_SHOWN]
-        lines += [f"and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
+        count = len(problems) + len(missing)
+        lines = [f"{count} weights do not fit; {cause}{_alike(source, but=name)}:"]
+        kept = sorted(problems)[: max(_SHOWN - len(missing), _SHOWN // 2 + 1)]  # of both kinds
+        lines += sorted([*kept, *missing[: _SHOWN - len(kept)]])
+        lines += [f"and {count - _SHOWN} more"] * (count > _SHOWN)
         raise ValueError("\n  ".join(lines))
     return filled
 

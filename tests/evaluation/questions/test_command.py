@@ -229,7 +229,7 @@ class RunTest(OfRun):
         )
         self.assertEqual(code, 0)
         self.assertIn("has 80 images, not 999: taking all", said)
-        self.assertEqual(self.evaluated(attack="clean", n=0)["image_ids"], "0..79")
+        self.assertEqual(self.evaluated(attack="clean", n="all")["image_ids"], "0..79")
         self.assertEqual(self.evaluated(attack="clean", n=1)["image_ids"], "0..0")
 
     @parameterized.parameters(

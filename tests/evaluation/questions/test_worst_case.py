@@ -170,7 +170,7 @@ class CommandTest(parameterized.TestCase):
 
     def read(self, out, whole, printed):
         """The report, what is handed on, and the command that it names."""
-        found = {e.record["evaluation"]: e for e in gathered.gather([out]).evaluations}
+        found = {e.record.evaluation: e for e in gathered.gather([out]).evaluations}
         one = found[whole["evaluation"]]
         names = [name for name, _ in evaluation_part._after(one)]
         self.assertEqual(names, ["clean", *(f"under {name}" for name in NAMES), "under all"])
@@ -184,7 +184,8 @@ class CommandTest(parameterized.TestCase):
             "--worst_case --threat linf:0.012 --threat l2:0.06 --threat l1:1.2 --seed 0",
             commands.evaluate(one, None),
         )
-        self.assertEqual(network_account.row(whole)[1], f"worst case of {', '.join(NAMES)}")
+        row = network_account.row(AccuracyRecord.from_json(whole))
+        self.assertEqual(row[1], f"worst case of {', '.join(NAMES)}")
 
     @parameterized.parameters(
         ({}, r"no radii for images of 8 px \(32 px: linf 0.03137, l2 1.5, l1 40; 224 px: linf .*"
@@ -210,7 +211,7 @@ class CommandTest(parameterized.TestCase):
         ({"corruptions": "fog"}, "--worst_case contradicts --corruptions; give one of them"),
         ({"bundle": "there"}, "--bundle is of one attack under one threat, not of --worst_case"),
         ({"replay": ["a"], "noreplay": True, "threat": THREATS}, "--noreplay contradicts --replay"),
-        ({"n": -1, "threat": THREATS}, "--n=-1 must be at least 0"),
+        ({"n": -1, "threat": THREATS}, "--n=-1 is no number of images: 1 or more, or --n=all"),
     )  # fmt: skip
     def test_refuses(self, more, message):
         self.refused(message, **more)

@@ -67,11 +67,12 @@ class SmallTest(parameterized.TestCase):
     @sweeps.fast(*numbers(*TRAINED))
     @parameterized.parameters(*small_networks.ROWS)
     def test_trains(self, label):
-        """With blocks that are computed again, and one program for several where there is."""
+        """With blocks that are computed again, one program for several where there is, no draws."""
         name, stored = small_networks.ROWS[label][0], small_networks.stored()[label]
         options = small_networks.options(label)
         fields = models.variant(name)._fields
         how = {key: True for key in ("remat", "scan") if key in fields}
+        how |= {key: 0.0 for key in RATES if key in fields}  # whose draws are others
         with jax.enable_x64(True):
             params, stats = self.weights(label)
             net = models.create(name, dtype="float64", **options, **how)
