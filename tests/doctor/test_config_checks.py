@@ -32,8 +32,8 @@ def make(num_classes, image_size, in_channels):
     return Classifier(net.init, apply)
 """
 
-# What is to be said of the rows of `configs/`: papers trained so, but for the average and for what a
-# study asks.
+# What is to be said of the rows of `configs/`: papers trained so, but for the average and for what
+# a study asks.
 REMARKS = {
     "augmentation_study:heavy-few": {"warm-up": YELLOW},
     "augmentation_study:heavy-warmup": {"warm-up": YELLOW},
