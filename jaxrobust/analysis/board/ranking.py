@@ -34,12 +34,12 @@ class AttackTable(NamedTuple):
 
     @property
     def corrupted(self) -> bool:
-        """Tell whether these are accuracies under common corruptions."""
+        """The kind of table: True of accuracies under common corruptions."""
         return bool(self.rows[0].entry.corruptions)
 
     @property
     def standard(self) -> bool:
-        """Tell whether standard AutoAttack made these bundles, or no attack was needed."""
+        """True of bundles that standard AutoAttack made, or that needed no attack."""
         return self.corrupted or self.attack.partition(",")[0] == sentences.STANDARD
 
 

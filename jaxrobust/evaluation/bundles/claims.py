@@ -67,7 +67,7 @@ class Bundle(NamedTuple):
 
     @property
     def corrupted(self) -> bool:
-        """Tell whether this is a bundle of common corruptions, which has no adversarial images."""
+        """True of a bundle of common corruptions, which has no adversarial images."""
         return self.about["schema"] == CORRUPTED_SCHEMA
 
     @property

@@ -31,6 +31,7 @@ _WHY_CORRUPTED = WHY | {
     "other image": "not the images that were evaluated",
     OTHER: "another answer here",
 }
+_TURNED = 1e-4  # share of answers that float32 sums in another order may turn; more are others
 _Z = 1.959963984540054  # of 95 %, two-sided
 
 
@@ -49,7 +50,7 @@ class CorruptionFindings(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Tell whether everything is confirmed, labels included, or these are trusted."""
+        """Full confirmation: of all answers, and of labels, or these are trusted."""
         every = self.confirmed + self.undecided == self.answers and not self.unconfirmed
         return every and self.labels != "unchecked"
 
@@ -77,7 +78,8 @@ def judge_corrupted(
         other = [r["image"] for r in here if int(labels[r["image"]]) != r["label"]]
         reasons |= dict.fromkeys(other, "other label")
     todo = [row for row in bundle.rows if row["image"] not in reasons]
-    names, confirmed, undecided = bundle.about["corruptions"], 0, 0
+    names, confirmed = bundle.about["corruptions"], 0
+    turned: dict[int, int] = {}  # image -> answers that are others here, all of them near
     announced = time.monotonic()
     for start in range(0, len(todo), batch):
         part = todo[start : start + batch]
@@ -95,15 +97,20 @@ def judge_corrupted(
                 reasons[row["image"]] = OTHER
             else:
                 confirmed += int(same.sum())
-                undecided += int((~same).sum())
+                turned |= {row["image"]: int((~same).sum())} if not same.all() else {}
         if time.monotonic() - announced > 10:
             announced = time.monotonic()
             tell(f"{start + len(part)} of {len(todo)} images under {len(names)} corruptions")
+    answers, undecided = len(bundle.rows) * len(names), sum(turned.values())
+    if undecided > max(1, answers * _TURNED):  # a network can make all its margins small
+        reasons |= dict.fromkeys(turned, OTHER)
+        confirmed -= len(turned) * len(names) - undecided
+        undecided = 0
     unconfirmed = {why: sorted(i for i in reasons if reasons[i] == why) for why in _WHY_CORRUPTED}
     named = {why: ids for why, ids in unconfirmed.items() if ids}
     seen = "compared" if labels is not None else "trusted" if trust_labels else "unchecked"
     split = count if split_images is None else split_images
-    counts = (len(bundle.rows), len(bundle.rows) * len(names), confirmed, undecided)
+    counts = (len(bundle.rows), answers, confirmed, undecided)
     shares = withstood(bundle)
     return CorruptionFindings(
         *counts, named, split, seen, float(shares.mean()), mean_interval(shares)
@@ -122,7 +129,8 @@ def _compared(
             f"{labels.max()}; pass one that gives the logits of the evaluation's classes"
         )
     claimed = np.array([row["right"][column] == "1" for row in rows])
-    return is_right(answers, labels) == claimed, np.abs(margin(answers, labels)) <= BOUNDARY
+    near = np.isfinite(answers).all(axis=1) & (np.abs(margin(answers, labels)) <= BOUNDARY)
+    return is_right(answers, labels) == claimed, near
 
 
 def pixels(image: np.ndarray) -> bytes:

@@ -193,6 +193,8 @@ def _corrupted(
             "its record"
         )
     asked = corruptions.chosen(",".join(name for name in names if name != CLEAN))
+    if unknown := {name for name in names if name != CLEAN} ^ set(map(str, asked)):
+        raise ValueError(f"the bundle is of {min(unknown)}, which is no corruption of this version")
     opened = corrupted_images.each(
         source,
         asked,

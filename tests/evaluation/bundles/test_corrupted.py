@@ -118,6 +118,28 @@ class JudgedTest(Case):
         self.assertEqual((findings.undecided, findings.confirmed), (1, 4 * N - 1))
         self.assertIn("1 answers are others here by float32 rounding alone", said)
 
+    @parameterized.parameters(-1e9, -np.inf)
+    def test_a_network_that_makes_all_its_margins_small(self, lowest):
+        """One class that is far below all others: then every answer is near the boundary."""
+
+        def net(images):
+            return np.column_stack([bundles.logits(images), np.full(len(images), lowest)])
+
+        forged = bundles.rows_of(self.folder)
+        for row in forged:
+            row["right"] = "1" * len(NAMES)
+        corrupted_bundles.rows_changed(self.folder, forged)
+        findings, said = self.judged(net)
+        self.assertFalse(findings.whole)
+        wrong = ~np.stack([self.honest.right[name] for name in NAMES]).all(axis=0)
+        if np.isfinite(lowest):
+            places = np.flatnonzero(wrong).tolist()
+            self.assertEqual(findings.unconfirmed, {"other answer": places})
+            self.assertEqual((findings.undecided, findings.confirmed), (0, 4 * int((~wrong).sum())))
+        else:  # logits that are not finite count as wrong
+            self.assertLen(findings.unconfirmed["other answer"], N)
+        self.assertIn("Not confirmed: the accuracy on these images", said)
+
     def test_other_images_and_labels(self):
         def shown(name, ids):
             images = self.honest.shown(name, ids).copy()

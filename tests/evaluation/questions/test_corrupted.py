@@ -229,6 +229,14 @@ class BundleTest(CommandCase):
         self.assertEqual(code, 1)
         self.assertIn("24 images not confirmed: not the images that were evaluated", printed)
 
+    def test_a_corruption_that_there_is_not(self):
+        found = self.record(corruptions="fog-2", split="test", bundle=str(self.bundle))
+        own = found["corruptions"] | {"accuracy": {"all": {"2": found["corruptions"]["mean"]}}}
+        bundles.changed(self.bundle, record={"corruptions": own}, corruptions=["clean", "all-2"])
+        code, _, said = self.check()
+        self.assertEqual(code, 2)
+        self.assertIn("which is no corruption of this version", said)
+
     def test_computed_images_are_no_published_files(self):
         found = self.record(**self.given, bundle=str(self.bundle))
         own = found["corruptions"] | {"images": "files"}
