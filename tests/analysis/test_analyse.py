@@ -25,7 +25,7 @@ from jaxrobust.attacks.geometry.balls import GEOMETRIES
 from jaxrobust.commands.analysis import analyse
 from jaxrobust.config import network_of
 from jaxrobust.types import Threat
-from jaxrobust.weights.store.checkpoint import steps
+from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 from jaxrobust.weights.trained import runs
 from tests.support import evaluations, parity, sweeps
 from tests.support import runs as training
@@ -354,7 +354,7 @@ class KeptTest(absltest.TestCase):
         with contextlib.ExitStack() as stack:
             arrays = []
             for place in bests:
-                kept = runs.Checkpoints(place.parent, read_only=True)
+                kept = Checkpoints(place.parent, read_only=True)
                 stack.enter_context(contextlib.closing(kept))
                 self.assertEqual(
                     kept.meta(found).keys() - {"collapse"}, {"clean", "robust", "images"}

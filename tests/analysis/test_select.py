@@ -381,11 +381,11 @@ class RunTest(Case):
         source = data.open_source("digits", "train[256:320]")
         (batch,) = data.evaluation_batches(source, batch_size=64, image_size=8)
         with jax.numpy_dtype_promotion("standard"):
-            choice = kept.selected(self.workdir)
-            _, weights = kept.selected_weights(self.workdir, choice, image_size=8)
+            chosen = kept.selected(self.workdir)
+            _, weights = kept.selected_weights(self.workdir, chosen, image_size=8)
             logits, _ = jax.jit(network_of(config).apply)(*weights, batch.images / np.float32(255))
         clean = float((np.argmax(logits, -1) == batch.labels).mean())
-        key = (choice.step, choice.weights, 8)
+        key = (chosen.step, chosen.weights, 8)
         (own,) = (r for r in said["candidates"] if choice.key_of(r) == key)
         self.assertEqual(own["clean"], clean)
 

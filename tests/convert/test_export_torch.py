@@ -565,7 +565,7 @@ class EntryTest(FileCase):
         ({"method": "pgd-20"}, "its attack is pgd-20, not autoattack standard"),
         ({"method": "autoattack plus"}, "its attack is autoattack plus"),
         ({"attacks": [{"norm": "linf", "epsilon": 8 / 255}]}, r"balls are .*0.031.*not linf 4/255"),
-        ({"attacks": [{"norm": "l2", "epsilon": 4 / 255}]}, "balls are .*'l2'"),
+        ({"attacks": [{"norm": "l2", "epsilon": 4 / 255}]}, "balls are l2 0.01569, not linf 4/255"),
         ({"image_ids": "0..999"}, "its images are 0..999, not 0..4999"),
         ({"ids_sha256": "0" * 64}, "are not the 5,000 of RobustBench's list"),
         ({"ids_sha256": None, "split": "validation"}, "its data, imagenet2012, split validation, "),

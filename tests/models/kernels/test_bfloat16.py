@@ -73,30 +73,35 @@ SMALL = {
     "cifar_cvt": {"dims": (8, 16), "depths": (1, 1), "heads": (1, 2), "head_dim": 8},
 }
 BATCH, SIZE = 64, 32
-# Those with a ReLU that no option changes, such as that of a squeeze's one hidden unit.
-WITH_RELU = {"robustresnet_a1", "racl_7_104", "cifar_pvt_v2", "ra_wrn_101_2"}
-# The softmax does not see what is added to all its logits, so these gradients are exactly 0.
-ZERO = ("attn.k.bias", "attn.proj_l.bias", "conv2.key.bias")
-# Nor does a batch norm see what is added to a whole channel before it.
-BEFORE_NORM = {
-    "cifar_botnet50": ("shortcut.0.bias",),
-    "cifar_ceit": ("conv.bias", "leff.fc1.bias", "leff.fc2.bias"),
-    "cifar_vitae": ("pcm.convs.1.bias", "blocks.0.convs.0.bias", "blocks.0.convs.1.bias"),
-}
+# Those with a ReLU that no option changes, such as that of a squeeze's one hidden unit, and one
+# with a hard swish: its gradients move by 13 % in the median when each weight moves by a rounding.
+WITH_KINKS = {"robustresnet_a1", "racl_7_104", "cifar_pvt_v2", "ra_wrn_101_2", "cifar_levit"}
+# Images of four labels differ in brightness. With one label for all, a batch norm would take away
+# nearly all of what comes back to it, and what it left would be rounding; with as many images of
+# each, so would the biases of a head.
+LABELS = np.minimum(np.arange(BATCH) % 8, 3)
 
 
-def gradient(name: str, dtype: str, **options):
-    """A function of a key: the gradient of the parameters as the train step takes it."""
+def gradient(name: str, dtype: str, moved: float = 0.0, **options):
+    """A function of a key: the gradient of the parameters as the train step takes it.
+
+    Each weight is moved by a random share of itself first, of at most `moved`.
+    """
     net = models.create(name, num_classes=4, image_size=SIZE, dtype=dtype, **SMALL[name], **options)
     images = np.random.default_rng(1).random((BATCH, SIZE, SIZE, 3), np.float32)
+    images *= ((1 + LABELS) / 4).astype(np.float32)[:, None, None, None]
+    rng = np.random.default_rng(5)
 
     def run(key):
         params, stats = net.init(key)
+        params = {
+            k: v * (1 + moved * rng.uniform(-1, 1, v.shape).astype(np.float32))
+            for k, v in params.items()
+        }
 
         def loss(params):
             logits, _ = net.apply(params, stats, images, train=True, key=key)
-            # One label for all: what rounding is compared with does not cancel over images.
-            return -jax.nn.log_softmax(logits)[:, 0].mean()
+            return -jax.nn.log_softmax(logits)[np.arange(BATCH), LABELS].mean()
 
         return jax.grad(loss)(cast(params, jnp.dtype(dtype)))
 
@@ -148,16 +153,28 @@ class SumsTest(parameterized.TestCase):
 
 
 def check_near_float32(test, name: str) -> None:
-    """The gradient of every parameter is within 3 % of the array's largest entry in float32."""
-    narrow, wide = (
-        jax.device_get(jax.jit(gradient(name, dtype))(jax.random.key(0)))
-        for dtype in ("bfloat16", "float32")
+    """The gradient of every parameter is within 3 % of the array's largest entry in float32.
+
+    Some networks turn the rounding of their weights alone into more than that. There it is within
+    ten times of what gradients in float32 differ by when each weight moves by one rounding.
+    """
+    narrow, wide, moved = (
+        jax.device_get(jax.jit(gradient(name, dtype, share))(jax.random.key(0)))
+        for dtype, share in (("bfloat16", 0), ("float32", 0), ("float32", 2**-8))
     )
-    errors = {k: relative(narrow[k].astype(np.float32), wide[k]) for k in wide}
+    narrow = {k: v.astype(np.float32) for k, v in narrow.items()}
+    largest = max(np.abs(v).max() for v in wide.values())
+    # What is added to all logits of a softmax, or to a channel before its batch norm, is not seen.
+    unseen = {k for k, v in wide.items() if np.abs(v).max() < 3e-5 * largest}
+    test.assertLess(len(unseen), len(wide) / 2)
+    test.assertEmpty({k for k in unseen if np.abs(narrow[k]).max() > 1e-3 * largest})
     # bfloat16 keeps 8 bits, so a product is off by 0.4 % at most, and a chain of them by more;
     # sums that round after each of 16,384 pixels are off by 20 to 97 %.
-    zero = ZERO + BEFORE_NORM.get(name, ())
-    test.assertEmpty({k: e for k, e in errors.items() if e > 0.03 and not k.endswith(zero)})
+    errors = {
+        k: (relative(narrow[k], wide[k]), max(0.03, 10 * relative(moved[k], wide[k])))
+        for k in wide.keys() - unseen
+    }
+    test.assertEmpty({k: both for k, both in errors.items() if both[0] > both[1]})
 
 
 class NearFloat32Test(absltest.TestCase):
@@ -167,7 +184,7 @@ class NearFloat32Test(absltest.TestCase):
 
 @pytest.mark.slow
 class AllNearFloat32Test(parameterized.TestCase):
-    @parameterized.parameters(*(name for name in SMALL if name not in WITH_RELU))
+    @parameterized.parameters(*(name for name in SMALL if name not in WITH_KINKS))
     def test_gradient(self, name):
         check_near_float32(self, name)
 
